@@ -1,0 +1,93 @@
+"""What can go wrong, and the exit status of each.
+
+::
+
+    GatdistError                   1   anything else
+    ├── UserError                  2   the user can mend it
+    │   ├── ConfigError                a key of the configuration
+    │   ├── DataError                  shards, indexes, samples
+    │   ├── StorageError               a URL: missing, not permitted, not writable
+    │   ├── CheckpointError            a run directory or a checkpoint in it
+    │   ├── ClusterError               Ray, workers, hosts
+    │   └── PluginError                a user's own module or network
+    ├── TryAgainError              75  trying again may help
+    │   ├── StorageUnavailableError    storage down or throttling past the retry budget
+    │   ├── InterruptedRunError        Ctrl-C, SIGTERM or a preemption notice
+    │   └── WorkerLostError            a worker or host died
+    └── TrainingError              1   the run itself went wrong (non-finite past the budget, stale attempt)
+
+A :class:`UserError` is told in one line: subject (field or file), value, rule, mend.
+"""
+
+from __future__ import annotations
+
+_ABSENT = object()
+
+
+class GatdistError(Exception):
+    """Root of all errors that gatdist raises on purpose."""
+
+    exit_status = 1
+
+
+class UserError(GatdistError):
+    """Something the user can mend, told in one message.
+
+    Args:
+        subject: the field, file or URL at fault, for example ``run.global_batch``.
+        rule: what must hold, for example ``must be divisible by the 3 workers``.
+        value: the offending value; left out of the message when not given.
+        mend: what to do about it, as an imperative sentence without a full stop.
+    """
+
+    exit_status = 2
+
+    def __init__(self, subject: str, rule: str, *, value: object = _ABSENT, mend: str = "") -> None:
+        shown = "" if value is _ABSENT else f" = {value!r}"
+        super().__init__(f"{subject}{shown}: {rule}" + (f". {mend}." if mend else ""))
+
+
+class ConfigError(UserError):
+    """A key of the configuration is unknown, of the wrong type, out of range or at odds with another."""
+
+
+class DataError(UserError):
+    """A data set, shard, index or sample is missing, damaged or of the wrong kind."""
+
+
+class StorageError(UserError):
+    """A URL can't be used: missing, not permitted, not writable, unknown protocol."""
+
+
+class CheckpointError(UserError):
+    """A run directory or checkpoint can't be used."""
+
+
+class ClusterError(UserError):
+    """The cluster can't run what was asked."""
+
+
+class PluginError(UserError):
+    """A user's own module does not import, or what it registers does not fit."""
+
+
+class TryAgainError(GatdistError):
+    """Trying the same command again may help."""
+
+    exit_status = 75
+
+
+class StorageUnavailableError(TryAgainError):
+    """Storage did not answer, or kept failing, past the retry budget."""
+
+
+class InterruptedRunError(TryAgainError):
+    """The run was asked to stop; its state is safe and the same command resumes it."""
+
+
+class WorkerLostError(TryAgainError):
+    """A worker or its host died; the same command resumes from the last checkpoint."""
+
+
+class TrainingError(GatdistError):
+    """Training itself went wrong."""

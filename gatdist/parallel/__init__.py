@@ -1,0 +1,1 @@
+"""Communication as an argument, and random numbers that know nothing of ranks."""

@@ -1,0 +1,188 @@
+"""Communication as an argument: one interface for a single process, a torch process group, and tests.
+
+No mathematics asks whether ``torch.distributed`` is initialized; it calls the communicator it was given.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.futures import Future
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import GradBucket
+
+
+class Communicator(ABC):
+    """The workers of one run, seen from one of them.
+
+    Attributes:
+        rank: 0 to ``world_size`` − 1.
+        world_size: number of workers.
+        device: where this worker computes.
+    """
+
+    def __init__(self, rank: int, world_size: int, device: torch.device) -> None:
+        self.rank = rank
+        self.world_size = world_size
+        self.device = device
+
+    @property
+    def is_main(self) -> bool:
+        """True on the one worker that writes."""
+        return self.rank == 0
+
+    @abstractmethod
+    def all_reduce_(self, tensor: Tensor) -> Tensor:
+        """Sum ``tensor`` over all workers, in place; the same bits on every worker."""
+
+    @abstractmethod
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """Stack every worker's ``tensor`` (equal shapes) by rank: [world_size, ...]."""
+
+    @abstractmethod
+    def broadcast_(self, tensor: Tensor) -> Tensor:
+        """Overwrite ``tensor`` with worker 0's."""
+
+    @abstractmethod
+    def broadcast_object(self, value: Any) -> Any:
+        """Worker 0's ``value``, which must consist of JSON values; the others' is ignored."""
+
+    @abstractmethod
+    def replicate(self, module: nn.Module) -> nn.Module:
+        """``module`` with worker 0's parameters, its gradients averaged over the workers after each backward."""
+
+    def take_communication_s(self) -> float:
+        """Seconds from the first to the last byte of each gradient bucket since the last call, added up.
+
+        They overlap with the backward that produces the next bucket. Measured on the CPU only; 0 elsewhere.
+        """
+        return 0.0
+
+    def any(self, flag: bool) -> bool:
+        """True on every worker if ``flag`` is true on at least one."""
+        return bool(self.all_reduce_(torch.tensor([float(flag)], device=self.device)).item())
+
+
+class LocalCommunicator(Communicator):
+    """One process that talks to nobody."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(0, 1, device)
+
+    def all_reduce_(self, tensor: Tensor) -> Tensor:
+        """The tensor as it is."""
+        return tensor
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """[1, ...]."""
+        return tensor[None]
+
+    def broadcast_(self, tensor: Tensor) -> Tensor:
+        """The tensor as it is."""
+        return tensor
+
+    def broadcast_object(self, value: Any) -> Any:
+        """The value as it is."""
+        return value
+
+    def replicate(self, module: nn.Module) -> nn.Module:
+        """The module as it is."""
+        return module
+
+
+class FakeCommunicator(LocalCommunicator):
+    """Pretends to be worker ``rank`` of ``world_size`` whose peers all hold the same tensors. For tests."""
+
+    def __init__(self, rank: int, world_size: int, device: torch.device | None = None) -> None:
+        super().__init__(device or torch.device("cpu"))
+        self.rank, self.world_size = rank, world_size
+
+    def all_reduce_(self, tensor: Tensor) -> Tensor:
+        """``world_size`` times the tensor."""
+        return tensor.mul_(self.world_size)
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """``world_size`` copies."""
+        return tensor[None].expand(self.world_size, *tensor.shape).clone()
+
+
+class TorchCommunicator(Communicator):
+    """The default ``torch.distributed`` process group, which the launcher has initialized."""
+
+    def __init__(self, device: torch.device) -> None:
+        import torch.distributed as dist
+
+        self._dist = dist
+        self._communication_s = 0.0
+        super().__init__(dist.get_rank(), dist.get_world_size(), device)
+
+    def all_reduce_(self, tensor: Tensor) -> Tensor:
+        """Sum over the group, in place."""
+        self._dist.all_reduce(tensor)
+        return tensor
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """[world_size, ...] by rank."""
+        rows = [torch.empty_like(tensor) for _ in range(self.world_size)]
+        self._dist.all_gather(rows, tensor.contiguous())
+        return torch.stack(rows)
+
+    def broadcast_(self, tensor: Tensor) -> Tensor:
+        """Worker 0's values, in place."""
+        self._dist.broadcast(tensor, src=0)
+        return tensor
+
+    def broadcast_object(self, value: Any) -> Any:
+        """Worker 0's value, sent as JSON: nothing is unpickled."""
+        text = json.dumps(value).encode() if self.is_main else b""
+        size = self.broadcast_(torch.tensor([len(text)], device=self.device))
+        buffer = torch.empty(int(size), dtype=torch.uint8, device=self.device)
+        if self.is_main:
+            buffer.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
+        return json.loads(self.broadcast_(buffer).cpu().numpy().tobytes())
+
+    def replicate(self, module: nn.Module) -> nn.Module:
+        """``module`` in a DistributedDataParallel of its own: one around both networks can't tell phases apart."""
+        from torch.nn.parallel import DistributedDataParallel
+
+        replicated = DistributedDataParallel(
+            module,
+            device_ids=[self.device.index] if self.device.type == "cuda" else None,
+            forward_sync_buffers=False,
+            gradient_as_bucket_view=True,
+        )
+        if self.device.type == "cpu":
+            replicated.register_comm_hook(None, self._timed_mean)
+        return replicated
+
+    def take_communication_s(self) -> float:
+        """See :meth:`Communicator.take_communication_s`."""
+        taken, self._communication_s = self._communication_s, 0.0
+        return taken
+
+    def _timed_mean(self, state: None, bucket: GradBucket) -> Future[Tensor]:
+        """The mean of a bucket over the workers, as DistributedDataParallel would take it, with its time noted."""
+        began = time.perf_counter()
+
+        def note(reduced: Future[list[Tensor]]) -> Tensor:
+            self._communication_s += time.perf_counter() - began
+            return reduced.value()[0]
+
+        buffer = bucket.buffer().div_(self.world_size)
+        future: Future[Tensor] = self._dist.all_reduce(buffer, async_op=True).get_future().then(note)
+        return future
+
+
+def bare(module: nn.Module) -> nn.Module:
+    """The network inside :meth:`Communicator.replicate`'s wrapper, for work that must not start a reduction."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    inner = module.module if isinstance(module, DistributedDataParallel) else module
+    assert isinstance(inner, nn.Module)
+    return inner

@@ -1,0 +1,97 @@
+"""Random numbers as a pure function of (seed, stream, position): never of rank, batch shape or what was drawn before.
+
+Every draw is keyed by the sample's position in the run's one stream of samples, so that N workers draw what one
+would, and resuming needs no generator state. The generator is Philox4x32-10 (Salmon et al. 2011, "Parallel random
+numbers: as easy as 1, 2, 3"), computed with torch on the device.
+
+Legend: n samples, k numbers for each.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_LOW = 0xFFFFFFFF
+
+
+def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
+    """Philox4x32-10.
+
+    Args:
+        counter: int64 [4, ...], each entry in [0, 2³²).
+        key: two 32-bit words.
+
+    Returns:
+        int64 of the same shape, entries uniform in [0, 2³²).
+    """
+    even, odd = counter[0::2].clone(), counter[1::2].clone()  # words 0, 2 and words 1, 3
+    multipliers = torch.tensor(_MULTIPLIERS, device=counter.device).view(2, *[1] * (counter.dim() - 1))
+    keys = torch.tensor(
+        [[(k + i * w) & _LOW for k, w in zip(key, _WEYL, strict=True)] for i in range(10)],
+        device=counter.device,
+    )
+    for i in range(10):
+        # The 64-bit product wraps into int64's sign bit; masks after the shift recover both unsigned halves.
+        product = even * multipliers
+        high = (product >> 32) & _LOW
+        round_key = keys[i].view(2, *[1] * (counter.dim() - 1))
+        even, odd = high.flip(0) ^ odd ^ round_key, (product & _LOW).flip(0)
+    return torch.stack([even[0], odd[0], even[1], odd[1]])
+
+
+def bits(seed: int, stream: str, positions: Tensor, count: int) -> Tensor:
+    """Raw 32-bit words.
+
+    Args:
+        seed: of the run, in [0, 2⁶³).
+        stream: names what is drawn, so that latents and labels of one sample are independent.
+        positions: int64 [n], each sample's position in the run (≥ 0).
+        count: k, words for each sample.
+
+    Returns:
+        int64 [n, k], entries in [0, 2³²).
+    """
+    blocks = -(-count // 4)
+    block = torch.arange(blocks, device=positions.device).expand(len(positions), blocks)
+    counter = torch.stack(
+        [
+            block,
+            torch.full_like(block, zlib.crc32(stream.encode())),
+            (positions & _LOW)[:, None].expand_as(block),
+            (positions >> 32)[:, None].expand_as(block),
+        ]
+    )
+    words = philox(counter, (seed & _LOW, seed >> 32))  # [4, n, blocks]
+    return words.permute(1, 2, 0).reshape(len(positions), blocks * 4)[:, :count]
+
+
+def uniform(
+    seed: int, stream: str, positions: Tensor, shape: Sequence[int] = (), dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """[n, *shape] uniform in (0, 1), on the device of ``positions``. 32 random bits each."""
+    words = bits(seed, stream, positions, math.prod(shape))
+    return ((words.double() + 0.5) / 2**32).to(dtype).view(len(positions), *shape)
+
+
+def normal(
+    seed: int, stream: str, positions: Tensor, shape: Sequence[int] = (), dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """[n, *shape] standard normal, on the device of ``positions`` (Box & Muller 1958, in float64)."""
+    count = math.prod(shape)
+    pairs = -(-count // 2)
+    u = uniform(seed, stream, positions, (2, pairs), torch.float64)
+    radius, angle = (-2.0 * u[:, 0].log()).sqrt(), 2.0 * math.pi * u[:, 1]
+    both = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)
+    return both[:, :count].to(dtype).view(len(positions), *shape)
+
+
+def integers(seed: int, stream: str, positions: Tensor, high: int) -> Tensor:
+    """int64 [n] uniform in [0, high); the bias is below high / 2³²."""
+    return (bits(seed, stream, positions, 1)[:, 0] * high) >> 32

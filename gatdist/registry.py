@@ -1,0 +1,76 @@
+"""Names that a configuration can use, and what they stand for; open to the user's own by plugins."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, TypeVar
+
+from pydantic import ConfigDict, ValidationError, validate_call
+
+from gatdist.config import nearest
+from gatdist.errors import ConfigError, PluginError
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Entries by name.
+
+    Args:
+        field: the configuration key that holds such a name, for messages.
+    """
+
+    def __init__(self, field: str) -> None:
+        self.field = field
+        self._entries: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorator that adds an entry. Raises PluginError if another one has the name."""
+
+        def add(entry: T) -> T:
+            if self._entries.setdefault(name, entry) is not entry:
+                raise PluginError(
+                    self.field, "that name is registered already", value=name, mend="Choose another"
+                )
+            return entry
+
+        return add
+
+    def __getitem__(self, name: str) -> T:
+        """The entry. Raises ConfigError, with the nearest name, if there is none."""
+        if name not in self._entries:
+            raise ConfigError(self.field, f"not known. {nearest(name, self._entries)}", value=name)
+        return self._entries[name]
+
+    def names(self) -> list[str]:
+        """All names, sorted."""
+        return sorted(self._entries)
+
+
+def call_with_options(function: Callable[..., T], options: Mapping[str, Any], field: str, **given: Any) -> T:
+    """Call ``function(**given, **options)`` after checking the options' names and types against its signature.
+
+    Args:
+        function: takes keyword arguments with type annotations.
+        options: from the user's configuration.
+        field: the configuration key that holds the options, for messages.
+        given: what the system passes; the user may not.
+
+    Raises:
+        ConfigError: an option that ``function`` does not take, lacks, or of the wrong type.
+    """
+    allowed = [name for name in inspect.signature(function).parameters if name not in given]
+    for name in options:
+        if name not in allowed:
+            raise ConfigError(f"{field}.{name}", f"unknown key. {nearest(name, [*allowed, 'name'])}")
+    checked = validate_call(config=ConfigDict(strict=True, arbitrary_types_allowed=True))(function)
+    try:
+        return checked(**given, **options)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "missing_keyword_only_argument":
+            raise ConfigError(f"{field}.{key}", "is required by this network") from None
+        rule = problem["msg"]
+        raise ConfigError(f"{field}.{key}", rule[0].lower() + rule[1:], value=problem["input"]) from None
