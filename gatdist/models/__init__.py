@@ -1,0 +1,79 @@
+"""Generators and discriminators, by name.
+
+A generator's builder takes ``latent_size``, ``sample_shape`` ((C, H, W) for pictures, (n,) for points) and
+``num_classes`` (0: unconditional) as keywords, then options of its own with defaults. It returns a module with
+``forward(latents [n, latent_size], labels int64 [n] | None) -> samples [n, *sample_shape]``, in about [−1, 1].
+A discriminator's builder takes ``sample_shape`` and ``num_classes``; its module has
+``forward(samples [n, *sample_shape], labels) -> logits [n]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from gatdist.config import Config
+from gatdist.errors import ConfigError
+from gatdist.models.registry import discriminators, generators
+from gatdist.registry import call_with_options
+
+# Importing these modules registers what they define.
+from . import mlp, residual  # noqa: F401  isort:skip
+
+__all__ = ["build_networks", "register_discriminator", "register_generator"]
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+Builder = Callable[..., nn.Module]
+
+
+def register_generator(name: str) -> Callable[[Builder], Builder]:
+    """Decorator: makes a builder (see :mod:`gatdist.models`) available as ``model.generator.name``."""
+    return generators.register(name)
+
+
+def register_discriminator(name: str) -> Callable[[Builder], Builder]:
+    """Decorator: makes a builder (see :mod:`gatdist.models`) available as ``model.discriminator.name``."""
+    return discriminators.register(name)
+
+
+def build_networks(
+    config: Config, sample_shape: tuple[int, ...], num_classes: int
+) -> tuple[nn.Module, nn.Module]:
+    """The generator and the discriminator that ``config`` names, on the CPU, in its dtype.
+
+    Args:
+        config: of the run; ``run.seed`` gives the weights, and torch's own random state is left alone.
+        sample_shape: of one sample, (C, H, W) or (n,).
+        num_classes: of the data; 0 if unlabelled.
+
+    Raises:
+        ConfigError: an unknown name or option, a shape that a network can't do, or labels that are missing.
+    """
+    model = config.model
+    if model.conditional and not num_classes:
+        raise ConfigError(
+            "model.conditional",
+            "the data has no labels",
+            value=True,
+            mend="Pack it with labels, or set false",
+        )
+    common = {"sample_shape": sample_shape, "num_classes": num_classes if model.conditional else 0}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.run.seed)
+        generator = call_with_options(
+            generators[model.generator.name],
+            model.generator.options,
+            "model.generator",
+            latent_size=model.latent_size,
+            **common,
+        )
+        discriminator = call_with_options(
+            discriminators[model.discriminator.name],
+            model.discriminator.options,
+            "model.discriminator",
+            **common,
+        )
+    dtype = DTYPES[config.precision.dtype]
+    return generator.to(dtype), discriminator.to(dtype)

@@ -1,0 +1,71 @@
+"""Multilayer perceptrons for points: the networks of the toy problems in the literature (Metz et al. 2017)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from gatdist.models.registry import discriminators, generators, require_rank
+
+
+def _perceptron(inputs: int, outputs: int, width: int, depth: int) -> nn.Sequential:
+    sizes = [inputs, *[width] * depth]
+    layers: list[nn.Module] = []
+    for before, after in zip(sizes, sizes[1:], strict=False):
+        layers += [nn.Linear(before, after), nn.LeakyReLU(0.2)]
+    return nn.Sequential(*layers, nn.Linear(sizes[-1], outputs))
+
+
+def _with_labels(inputs: Tensor, labels: Tensor | None, num_classes: int) -> Tensor:
+    if not num_classes:
+        return inputs
+    assert labels is not None
+    return torch.cat([inputs, nn.functional.one_hot(labels, num_classes).to(inputs.dtype)], dim=1)
+
+
+class PointGenerator(nn.Module):
+    """Latents [n, latent_size] → points [n, d]."""
+
+    def __init__(
+        self, latent_size: int, num_dimensions: int, num_classes: int, width: int, depth: int
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.layers = _perceptron(latent_size + num_classes, num_dimensions, width, depth)
+
+    def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Latents [n, latent_size] → points [n, d]."""
+        points: Tensor = self.layers(_with_labels(latents, labels, self.num_classes))
+        return points
+
+
+class PointDiscriminator(nn.Module):
+    """Points [n, d] → logits [n]."""
+
+    def __init__(self, num_dimensions: int, num_classes: int, width: int, depth: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.layers = _perceptron(num_dimensions + num_classes, 1, width, depth)
+
+    def forward(self, samples: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Points [n, d] → logits [n]."""
+        logits: Tensor = self.layers(_with_labels(samples, labels, self.num_classes))
+        return logits[:, 0]
+
+
+@generators.register("mlp")
+def mlp_generator(
+    *, latent_size: int, sample_shape: tuple[int, ...], num_classes: int, width: int = 128, depth: int = 3
+) -> nn.Module:
+    """``depth`` hidden layers of ``width`` units with leaky ReLU."""
+    require_rank(sample_shape, 1, "mlp")
+    return PointGenerator(latent_size, sample_shape[0], num_classes, width, depth)
+
+
+@discriminators.register("mlp")
+def mlp_discriminator(
+    *, sample_shape: tuple[int, ...], num_classes: int, width: int = 128, depth: int = 3
+) -> nn.Module:
+    """``depth`` hidden layers of ``width`` units with leaky ReLU."""
+    require_rank(sample_shape, 1, "mlp")
+    return PointDiscriminator(sample_shape[0], num_classes, width, depth)

@@ -1,0 +1,24 @@
+"""The two registries, apart from the networks that fill them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from gatdist.errors import ConfigError
+from gatdist.registry import Registry
+
+generators: Registry[Callable[..., nn.Module]] = Registry("model.generator.name")
+discriminators: Registry[Callable[..., nn.Module]] = Registry("model.discriminator.name")
+
+
+def require_rank(sample_shape: tuple[int, ...], rank: int, name: str) -> None:
+    """Raise ConfigError unless samples have ``rank`` axes: 3 for pictures (C, H, W), 1 for points."""
+    if len(sample_shape) != rank:
+        kind = {1: "points", 3: "pictures"}[rank]
+        raise ConfigError(
+            "model",
+            f"{name!r} makes {kind}, but the data's samples have shape {sample_shape}",
+            mend="Choose another model.generator.name and model.discriminator.name",
+        )

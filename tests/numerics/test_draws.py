@@ -1,0 +1,75 @@
+"""Draws are a pure function of (seed, stream, position), and have the distribution they claim."""
+
+import math
+
+import pytest
+import torch
+
+from gatdist.parallel import draws
+
+# Known answers that Random123 publishes with philox4x32-10: counter, key, result.
+KNOWN = [
+    ([0] * 4, (0, 0), [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
+    ([0xFFFFFFFF] * 4, (0xFFFFFFFF, 0xFFFFFFFF), [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
+    (
+        [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
+        (0xA4093822, 0x299F31D0),
+        [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1],
+    ),
+]
+
+
+@pytest.mark.parametrize(("counter", "key", "expected"), KNOWN)
+def test_philox_gives_the_published_answers(counter, key, expected):
+    assert draws.philox(torch.tensor(counter)[:, None], key)[:, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("draw", [draws.normal, draws.uniform])
+@pytest.mark.parametrize("size", [1, 3, 8, 65])
+def test_a_sample_draws_the_same_bits_in_any_company(draw, size):
+    positions = torch.arange(37) + 2**33
+    together = draw(3, "latents", positions, (size,))
+    assert torch.equal(together, torch.cat([draw(3, "latents", p[None], (size,)) for p in positions]))
+    strided = torch.cat([draw(3, "latents", positions[rank::3], (size,)) for rank in range(3)])
+    assert torch.equal(together[torch.cat([torch.arange(37)[r::3] for r in range(3)])], strided)
+
+
+def test_seed_stream_and_position_each_change_every_number():
+    base = draws.normal(1, "latents", torch.arange(64), (16,))
+    for other in (
+        draws.normal(2, "latents", torch.arange(64), (16,)),
+        draws.normal(1 + 2**40, "latents", torch.arange(64), (16,)),
+        draws.normal(1, "labels", torch.arange(64), (16,)),
+        draws.normal(1, "latents", torch.arange(64) + 64, (16,)),
+        draws.normal(1, "latents", torch.arange(64) + 2**32, (16,)),
+    ):
+        assert (base == other).float().mean() < 0.01
+
+
+def test_normal_has_the_moments_of_the_standard_normal():
+    x = draws.normal(0, "latents", torch.arange(20_000), (25,), torch.float64).flatten()
+    n = len(x)
+    # Standard errors of the first, second and fourth moment are 1, √2 and √96, over √n.
+    assert abs(x.mean()) < 5 / math.sqrt(n)
+    assert abs((x**2).mean() - 1) < 5 * math.sqrt(2 / n)
+    assert abs((x**4).mean() - 3) < 5 * math.sqrt(96 / n)
+
+
+def test_numbers_of_one_sample_are_uncorrelated():
+    x = draws.normal(0, "latents", torch.arange(20_000), (8,), torch.float64)
+    off_diagonal = torch.corrcoef(x.T) - torch.eye(8)
+    assert off_diagonal.abs().max() < 5 / math.sqrt(20_000)
+
+
+def test_uniform_stays_inside_the_open_interval_and_fills_it():
+    x = draws.uniform(0, "u", torch.arange(100_000), (), torch.float64)
+    assert 0 < x.min() < 1e-3
+    assert 1 - 1e-3 < x.max() < 1
+    assert abs(x.mean() - 0.5) < 5 / math.sqrt(12 * 100_000)
+
+
+def test_integers_are_uniform():
+    counts = torch.bincount(draws.integers(0, "labels", torch.arange(100_000), 10), minlength=10)
+    chi_squared = ((counts - 10_000) ** 2 / 10_000).sum()
+    assert len(counts) == 10
+    assert chi_squared < 33.7  # 9 degrees of freedom, p = 1e-4

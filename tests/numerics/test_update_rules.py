@@ -1,0 +1,197 @@
+"""Update rules against published trajectories, against each other, and against two plain backwards."""
+
+import pytest
+import torch
+from games import batch_of, descend, dirac_game, play_dirac, rule_of
+from torch import nn
+
+from gatdist.errors import ConfigError
+from gatdist.game import Game, Loss
+from gatdist.game.losses import losses
+from gatdist.game.penalties import ScheduledPenalty, penalties
+from gatdist.models import mlp, residual
+
+
+# Mescheder et al. 2018, h = 0.2, 500 steps from (1, −1) in our signs.
+@pytest.mark.parametrize(
+    ("loss", "rule", "r1", "radius"),
+    [
+        ("minimax", "simultaneous", 0.0, 3.09695),
+        ("minimax", "one_stage", 0.0, 3.09695),
+        ("minimax", "alternating", 0.0, 1.42102),
+        ("minimax", "simultaneous", 0.3, 2.643e-6),
+        ("minimax", "one_stage", 0.3, 2.643e-6),
+        ("minimax", "alternating", 0.3, 2.301e-7),
+        ("nonsaturating", "simultaneous", 0.3, 2.212e-6),
+    ],
+)
+def test_dirac_gan_ends_at_the_published_radius(loss, rule, r1, radius):
+    orders = ["discriminator_first", "generator_first"] if rule == "alternating" else ["discriminator_first"]
+    found = [play_dirac(loss, rule, r1=r1, order=order) for order in orders]
+    assert any(value == pytest.approx(radius, rel=1e-3) for value in found), found
+
+
+def test_one_discriminator_step_raises_its_accuracy():
+    """Pins the sign: read literally, the article would teach the discriminator to be wrong."""
+    torch.manual_seed(0)
+    discriminator = mlp.mlp_discriminator(sample_shape=(2,), num_classes=0, width=16).double()
+    generator = mlp.mlp_generator(latent_size=4, sample_shape=(2,), num_classes=0, width=16).double()
+    game = Game(generator, discriminator, losses["minimax"], 0, 4)
+    batch = batch_of(torch.randn(256, 2, dtype=torch.float64) + 2)
+
+    def value():
+        with torch.no_grad():
+            real, fake = discriminator(batch.real), discriminator(generator(game.latents(batch)))
+            return (torch.sigmoid(real).log() + (1 - torch.sigmoid(fake)).log()).mean()
+
+    rule = rule_of(game, "alternating")
+    before = value()
+    phase = next(iter(rule.phases(batch)))
+    assert phase.players == ("discriminator",)
+    phase.backward()
+    with torch.no_grad():
+        for p in discriminator.parameters():
+            p -= 0.01 * p.grad
+    assert value() > before
+
+
+def picture_game(loss, r1=0.0, r2=0.0, num_classes=0, every=1):
+    torch.manual_seed(1)
+    generator = residual.residual_generator(
+        latent_size=6, sample_shape=(1, 6, 9), num_classes=num_classes, width=4
+    )
+    discriminator = residual.residual_discriminator(sample_shape=(1, 6, 9), num_classes=num_classes, width=4)
+    for network in (generator, discriminator):
+        for p in network.parameters():
+            nn.init.normal_(p, std=0.3)  # no zeros, so that every path carries gradient
+    scheduled = [ScheduledPenalty(n, penalties[n], s, every) for n, s in (("r1", r1), ("r2", r2)) if s]
+    return Game(generator.double(), discriminator.double(), losses[loss], 3, 6, tuple(scheduled))
+
+
+def reference_gradients(game, batch):
+    """Both gradients at one point by two plain, separate backwards."""
+    fakes = game.generator(game.latents(batch), batch.labels)
+    real_x = batch.real.clone().requires_grad_()
+    fake_x = fakes.detach().requires_grad_()
+    real, fake = game.discriminator(real_x, batch.labels), game.discriminator(fake_x, batch.labels)
+    loss = game.loss.discriminator(real, fake).mean()
+    for scheduled in game.penalties:
+        x, logits = (real_x, real) if scheduled.name == "r1" else (fake_x, fake)
+        (g,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
+        loss = loss + scheduled.strength * scheduled.every_steps * g.square().sum() / 2 / len(x)
+    d = torch.autograd.grad(loss, list(game.discriminator.parameters()))
+    g_loss = game.loss.generator(real.detach(), game.discriminator(fakes, batch.labels)).mean()
+    g = torch.autograd.grad(g_loss, list(game.generator.parameters()))
+    return g, d
+
+
+@pytest.mark.parametrize("num_classes", [0, 3])
+@pytest.mark.parametrize(("r1", "r2"), [(0.0, 0.0), (0.7, 0.0), (0.7, 0.4)])
+@pytest.mark.parametrize("loss", losses.names())
+@pytest.mark.parametrize("rule", ["simultaneous", "one_stage"])
+def test_one_backward_gives_both_gradients(rule, loss, r1, r2, num_classes):
+    game = picture_game(loss, r1, r2, num_classes, every=2)
+    labels = torch.arange(8) % num_classes if num_classes else None
+    batch = batch_of(torch.randn(8, 1, 6, 9, dtype=torch.float64), labels=labels)
+    expected = reference_gradients(game, batch)
+    (phase,) = rule_of(game, rule).phases(batch)
+    phase.backward()
+    for network, gradients in zip((game.generator, game.discriminator), expected, strict=True):
+        for p, g in zip(network.parameters(), gradients, strict=True):
+            torch.testing.assert_close(p.grad, g, rtol=1e-10, atol=1e-13)
+
+
+def test_lazy_penalties_are_evaluated_on_their_steps_only():
+    game = picture_game("relativistic", r1=1.0, r2=1.0, every=3)
+    rule = rule_of(game, "alternating")
+    real = torch.randn(4, 1, 6, 9, dtype=torch.float64)
+    shown = []
+    for step in range(6):
+        observations = next(iter(rule.phases(batch_of(real, step)))).backward()
+        shown.append({"penalty/r1", "penalty/r2"} <= observations.keys())
+    assert shown == [True, False, False, True, False, False]
+
+
+def test_a_linear_discriminators_r1_is_half_its_squared_weight():
+    game = dirac_game("minimax", r1=0.6)
+    observations = next(
+        iter(rule_of(game, "alternating").phases(batch_of(torch.ones(5, 1).double())))
+    ).backward()
+    torch.testing.assert_close(observations["penalty/r1"], torch.full((5,), 0.6 / 2).double())
+
+
+@pytest.mark.parametrize("order", ["discriminator_first", "generator_first"])
+def test_alternating_moves_the_second_player_at_the_point_the_first_has_reached(order):
+    game = dirac_game("nonsaturating")
+    rule = rule_of(game, "alternating", order=order)
+    descend(game, rule, batch_of(torch.zeros(1, 1).double()), 0.5)
+    sigma = torch.sigmoid(torch.tensor(-1.0).double())  # of the fakes' logit ψθ
+    theta, psi = torch.tensor(1.0).double(), torch.tensor(-1.0).double()
+    if order == "discriminator_first":
+        psi = psi - 0.5 * sigma * theta
+        theta = theta + 0.5 * psi * torch.sigmoid(-psi * theta)
+    else:
+        theta = theta + 0.5 * psi * (1 - sigma)
+        psi = psi - 0.5 * theta * torch.sigmoid(psi * theta)
+    torch.testing.assert_close(game.generator.theta[0].detach(), theta)
+    torch.testing.assert_close(game.discriminator.psi[0].detach(), psi)
+
+
+def test_alternating_leaves_the_discriminator_without_gradient_in_the_generators_phase():
+    game = picture_game("relativistic")
+    batch = batch_of(torch.randn(4, 1, 6, 9).double())
+    phases = list(rule_of(game, "alternating").phases(batch))
+    phases[1].backward()
+    assert all(p.grad is None for p in game.discriminator.parameters())
+    assert all(p.requires_grad for p in game.discriminator.parameters())
+    assert all(p.grad is not None for p in game.generator.parameters())
+
+
+def test_fresh_latents_differ_between_the_phases_and_shared_do_not():
+    seen = []
+
+    class Spy(nn.Module):
+        def forward(self, latents, labels=None):
+            seen.append(latents.detach().clone())
+            return latents
+
+    for mode in ("fresh", "shared"):
+        game = Game(
+            Spy(),
+            mlp.mlp_discriminator(sample_shape=(2,), num_classes=0, width=4).double(),
+            losses["minimax"],
+            0,
+            2,
+        )
+        for phase in rule_of(game, "alternating", latents=mode).phases(batch_of(torch.randn(4, 2).double())):
+            if phase.name == "discriminator":
+                phase.backward()
+            else:
+                with pytest.raises(RuntimeError, match="does not require grad"):
+                    phase.backward()  # the spy has nothing to learn
+    assert not torch.equal(seen[0], seen[1])
+    assert torch.equal(seen[2], seen[3])
+
+
+def test_one_stage_refuses_a_loss_without_a_ratio_by_name():
+    game = Game(nn.Identity(), nn.Identity(), Loss(lambda r, f: f, lambda r, f: -f), 0, 1)
+    with pytest.raises(ConfigError, match=r"game\.loss.*one_stage.*simultaneous"):
+        rule_of(game, "one_stage", loss="mine")
+
+
+def test_one_stage_refuses_a_discriminator_with_batch_normalization_by_name():
+    discriminator = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    game = Game(nn.Identity(), discriminator, losses["minimax"], 0, 2)
+    with pytest.raises(ConfigError, match=r"'1' \(BatchNorm1d\).*simultaneous"):
+        rule_of(game, "one_stage")
+
+
+def test_a_discriminator_with_several_logits_a_sample_is_refused():
+    class Patches(nn.Linear):
+        def forward(self, samples, labels=None):
+            return super().forward(samples)
+
+    generator = mlp.mlp_generator(latent_size=2, sample_shape=(2,), num_classes=0).double()
+    game = Game(generator, Patches(2, 3).double(), losses["minimax"], 0, 2)
+    with pytest.raises(ConfigError, match="one logit a sample"):
+        next(iter(rule_of(game, "alternating").phases(batch_of(torch.zeros(4, 2).double())))).backward()
