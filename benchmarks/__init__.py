@@ -1,0 +1,1 @@
+"""Measurements. Each case runs by itself; what it finds goes to ``results/``."""

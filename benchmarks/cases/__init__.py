@@ -1,0 +1,1 @@
+"""One module a case; ``python -m benchmarks.cases.NAME --help``."""

@@ -1,0 +1,51 @@
+"""gatdist: generative adversarial networks, trained by gradient descent on both players, on one machine or many."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from gatdist.api import evaluate, sample, train
+    from gatdist.config import Config, load_config
+    from gatdist.errors import GatdistError
+    from gatdist.evaluate import register_feature_extractor
+    from gatdist.game import register_loss, register_update_rule
+    from gatdist.models import register_discriminator, register_generator
+
+# Imported on first use: `import gatdist` and `gatdist --help` must not wait for torch.
+_HOMES = {
+    "Config": "gatdist.config",
+    "GatdistError": "gatdist.errors",
+    "evaluate": "gatdist.api",
+    "load_config": "gatdist.config",
+    "register_discriminator": "gatdist.models",
+    "register_feature_extractor": "gatdist.evaluate",
+    "register_generator": "gatdist.models",
+    "register_loss": "gatdist.game",
+    "register_update_rule": "gatdist.game",
+    "sample": "gatdist.api",
+    "train": "gatdist.api",
+}
+
+__all__ = [
+    "Config",
+    "GatdistError",
+    "evaluate",
+    "load_config",
+    "register_discriminator",
+    "register_feature_extractor",
+    "register_generator",
+    "register_loss",
+    "register_update_rule",
+    "sample",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'gatdist' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,186 @@
+"""The commands. Each parses its arguments, calls one function and prints what it returned."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from gatdist.errors import ConfigError, GatdistError, UserError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line. Returns the exit status: 0 done, 2 mend it, 75 try again, 1 anything else."""
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.command(arguments)
+    except GatdistError as error:
+        print(f"gatdist: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("gatdist: interrupted", file=sys.stderr)
+        return 75
+    except BrokenPipeError:
+        # The reader of our output has gone (`gatdist … | head`); Python must not fail again while flushing.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from gatdist.api import absolute, train
+    from gatdist.config import load_config
+    from gatdist.monitor.console import Console
+
+    overrides = list(arguments.set)
+    if arguments.workers is not None:
+        overrides.append(f"cluster.workers={_workers(arguments.workers)}")
+    if arguments.address is not None:
+        overrides.append(f"cluster.address={json.dumps(arguments.address)}")
+    config = load_config(arguments.preset, overrides)
+    run_dir = arguments.run_dir or f"runs/{os.path.basename(arguments.preset).removesuffix('.toml')}"
+    if arguments.dry_run:
+        from gatdist.training.plan import describe, plan
+
+        found = plan(config, absolute(run_dir))
+        print(json.dumps(found) if arguments.json else describe(found))
+        return
+    outcome = train(config, run_dir, local=arguments.local, console=Console(sys.stderr))
+    if arguments.json:
+        print(json.dumps(outcome))
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    from gatdist.api import absolute
+    from gatdist.inspection import describe, digest, inspect
+
+    if arguments.digest:
+        value = digest(absolute(arguments.url))
+        print(json.dumps({"digest": value}) if arguments.json else value)
+        return
+    found = inspect(absolute(arguments.url))
+    print(json.dumps(found) if arguments.json else describe(found))
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from gatdist.api import evaluate
+
+    found = evaluate(arguments.run, arguments.metric or None, arguments.num)
+    if arguments.json:
+        print(json.dumps(found))
+        return
+    for name, value in found["metrics"].items():
+        print(f"{name:<20} {value:.5g}")
+    print(f"{found['num_samples']:,} fakes of the generator at {found['samples_seen']:,} samples")
+    print("protocol: " + ", ".join(f"{key} {_brief(value)}" for key, value in found["protocol"].items()))
+
+
+def _brief(value: Any) -> str:
+    return " ".join(map(_brief, value)) if isinstance(value, list) else str(value)
+
+
+def _sample(arguments: argparse.Namespace) -> None:
+    from gatdist.api import sample
+
+    written = sample(
+        arguments.run, arguments.num, seed=arguments.seed, out=arguments.out, grid=arguments.grid
+    )
+    if arguments.json:
+        print(json.dumps({"files": written}))
+    else:
+        print(written[0] if len(written) == 1 else f"{len(written)} files, {written[0]} to {written[-1]}")
+
+
+def _doctor(arguments: argparse.Namespace) -> None:
+    from gatdist.cluster.doctor import examine
+
+    findings = examine()
+    if arguments.json:
+        print(
+            json.dumps(
+                {"ok": all(f.ok is not False for f in findings), "findings": [f._asdict() for f in findings]}
+            )
+        )
+    else:
+        for finding in findings:
+            mark = {True: "ok", False: "BAD", None: "--"}[finding.ok]
+            print(
+                f"{mark:>4}  {finding.name:<14} {finding.value}"
+                + (f"\n      → {finding.mend}" if finding.mend else "")
+            )
+    if bad := [f for f in findings if f.ok is False]:
+        raise UserError(
+            "doctor", f"{len(bad)} of {len(findings)} checks failed: {', '.join(f.name for f in bad)}"
+        )
+
+
+def _workers(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise ConfigError("--workers", "must be a whole number above 0", value=text)
+    return int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="gatdist",
+        description="Train generative adversarial networks on one machine or many.",
+        epilog="Exit status: 0 done; 2 you can mend it; 75 trying again may help; 1 anything else.",
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(name: str, function: Any, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        sub.set_defaults(command=function)
+        sub.add_argument(
+            "--json", action="store_true", help="print exactly one JSON document on standard output"
+        )
+        return sub
+
+    sub = command("train", _train, "train a preset or a TOML file; again resumes the same run")
+    sub.add_argument(
+        "preset", metavar="PRESET_OR_FILE", help="a preset's name (such as digits) or a .toml file"
+    )
+    sub.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="override a key; the value is TOML, a bare word is a string; may be given often",
+    )
+    sub.add_argument("--run-dir", metavar="URL", help="where the run is kept (default: runs/PRESET)")
+    sub.add_argument("--workers", metavar="N", help="how many workers (default: cluster.workers, 1)")
+    sub.add_argument("--local", action="store_true", help="train in this process, without Ray")
+    sub.add_argument(
+        "--address", metavar="RAY", help="a Ray cluster that runs already, such as auto or HOST:PORT"
+    )
+    sub.add_argument(
+        "--dry-run", action="store_true", help="say what would be done and what it needs, and stop"
+    )
+
+    sub = command("inspect", _inspect, "tell what a run, checkpoint or data set is")
+    sub.add_argument("url", metavar="URL")
+    sub.add_argument("--digest", action="store_true", help="print one SHA-256 over all trained state")
+
+    sub = command("evaluate", _evaluate, "measure a run's generator against its data")
+    sub.add_argument("run", metavar="RUN")
+    sub.add_argument(
+        "--metric", action="append", default=[], metavar="NAME", help="such as fid; may be given often"
+    )
+    sub.add_argument("--num", type=int, metavar="N", help="how many fakes")
+
+    sub = command("sample", _sample, "write samples of a run's generator")
+    sub.add_argument("run", metavar="RUN")
+    sub.add_argument("--num", type=int, required=True, metavar="N", help="how many")
+    sub.add_argument("--seed", type=int, default=0, metavar="S", help="of the noise (default: 0)")
+    sub.add_argument("--out", required=True, metavar="URL", help="a folder; with --grid a picture")
+    sub.add_argument("--grid", action="store_true", help="one picture of all")
+
+    command("doctor", _doctor, "check this machine before training on it")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""The folder of one run: whose it is, which attempt works on it, and what it has reached."""
+
+from __future__ import annotations
+
+import json
+import platform
+import socket
+import time
+from typing import Any
+
+import torch
+
+from gatdist.config import Config, parse_config, require_unchanged
+from gatdist.errors import CheckpointError, TrainingError
+from gatdist.storage import Store
+
+
+class RunDirectory:
+    """A run directory at any URL, with the contract's files (see the README's map).
+
+    Args:
+        store: the folder.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.attempt = 0
+
+    def claim(self, config: Config) -> None:
+        """Write ``config.json``, or check that the one there has the same mathematics.
+
+        Raises:
+            ConfigError: the run there was made with another configuration; names the key and both values.
+            StorageError: the folder can't be written.
+        """
+        old = read_config(self.store)
+        if old is not None:
+            require_unchanged(old, config, self.store.url)
+        self.store.publish("config.json", json.dumps(config.public(), indent=1).encode())
+
+    def start_attempt(self, world_size: int, resumed_from: int | None, reason: str) -> int:
+        """Append this start to ``attempts.jsonl`` under the next number, which fences all earlier attempts."""
+        earlier = self.attempts()
+        self.attempt = 1 + max((entry["attempt"] for entry in earlier), default=0)
+        entry = {
+            "attempt": self.attempt,
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "world_size": world_size,
+            "host": socket.gethostname(),
+            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+            "resumed_from": resumed_from,
+            "reason": reason,
+        }
+        lines = [json.dumps(each) + "\n" for each in (*earlier, entry)]
+        self.store.publish("attempts.jsonl", "".join(lines).encode())
+        return self.attempt
+
+    def require_current(self) -> None:
+        """Raise TrainingError if a later attempt has taken over this run."""
+        latest = max((entry["attempt"] for entry in self.attempts()), default=0)
+        if latest > self.attempt:
+            raise TrainingError(
+                f"attempt {self.attempt} on {self.store.url} is stale: attempt {latest} has taken the run over. "
+                "This one stops and writes nothing more."
+            )
+
+    def attempts(self) -> list[dict[str, Any]]:
+        """All starts, oldest first."""
+        return read_lines(self.store, "attempts.jsonl")
+
+
+def read_config(store: Store) -> Config | None:
+    """The configuration of the run in ``store``; None where there is no ``config.json``.
+
+    Raises:
+        CheckpointError: the file is not JSON.
+        ConfigError: it is no configuration.
+    """
+    if not store.exists("config.json"):
+        return None
+    try:
+        return parse_config(json.loads(store.read("config.json")))
+    except ValueError as error:
+        raise CheckpointError(
+            f"{store.url}/config.json",
+            f"is not JSON ({error})",
+            mend="Restore it, or choose another --run-dir",
+        ) from None
+
+
+def read_lines(store: Store, name: str) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file; [] where it does not exist. A torn line, as a kill leaves it, is left out."""
+    if not store.exists(name):
+        return []
+    entries = []
+    for line in store.read(name).decode(errors="replace").splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict):
+            entries.append(entry)
+    return entries

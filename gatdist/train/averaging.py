@@ -1,0 +1,30 @@
+"""Exponential moving average of the generator's weights."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+
+class MovingAverage:
+    """θ̄ ← β θ̄ + (1 − β) θ with β = ½^(batch / half-life), both in samples, so that it does not depend on the
+    batch size (Karras et al. 2018).
+
+    Args:
+        network: the generator; its present weights start the average.
+        half_life_samples: samples after which a weight's share has halved (> 0).
+    """
+
+    def __init__(self, network: nn.Module, half_life_samples: float) -> None:
+        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        self.half_life_samples = half_life_samples
+
+    @torch.no_grad()
+    def update(self, network: nn.Module, num_samples: int) -> None:
+        """Move towards ``network``'s weights after a step over ``num_samples``; buffers are copied."""
+        weight = 1 - 0.5 ** (num_samples / self.half_life_samples)
+        torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), weight)
+        for mine, theirs in zip(self.network.buffers(), network.buffers(), strict=True):
+            mine.copy_(theirs)

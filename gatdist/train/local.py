@@ -1,0 +1,39 @@
+"""Trains in this process, without Ray."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from gatdist.config import Config
+from gatdist.monitor.console import Console
+from gatdist.parallel.communicator import LocalCommunicator
+from gatdist.storage import Store
+from gatdist.train.interrupts import Interrupts
+from gatdist.train.loop import run
+
+
+def run_here(config: Config, run_dir: str, console: Console | None) -> dict[str, Any]:
+    """Train with the local communicator on the first CUDA device, else the CPU.
+
+    Ctrl-C or SIGTERM lets the loop write a checkpoint and end; a second one leaves at once.
+
+    Args:
+        config: of the run.
+        run_dir: its folder, a URL or absolute path.
+        console: shows progress; None shows nothing.
+
+    Returns:
+        See :func:`gatdist.train.loop.run`.
+    """
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    emit = console.event if console else lambda kind, fields: None
+    with Interrupts(emit) as interrupts:
+        return run(
+            config,
+            LocalCommunicator(device),
+            Store(run_dir, config.run.storage_options),
+            should_stop=interrupts.requested,
+            emit=emit,
+        )

@@ -1,0 +1,261 @@
+"""The training loop: decides *when* to log, evaluate, commit and stop. What a step does is the step's business."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any
+
+import torch
+
+from gatdist.config import Config, import_plugins
+from gatdist.data import Batch as LoadedBatch
+from gatdist.data import Loader, SampleOrder, open_dataset, to_network
+from gatdist.errors import CheckpointError, TrainingError
+from gatdist.evaluate import Evaluator
+from gatdist.game import Batch, update_rules
+from gatdist.models import DTYPES
+from gatdist.monitor.statistics import Statistics
+from gatdist.monitor.timing import PhaseTimer
+from gatdist.parallel.communicator import Communicator
+from gatdist.runs import Checkpoints, RunDirectory, Sampler
+from gatdist.storage import Store
+from gatdist.train.health import Convergence, nonfinite_verdict
+from gatdist.train.player import learning_rate_factor
+from gatdist.train.recorder import Emit, Recorder
+from gatdist.train.state import TrainState
+from gatdist.train.step import train_step
+
+# How often workers ask one another whether any of them was asked to stop.
+_POLL_S = 0.5
+
+
+def run(
+    config: Config,
+    comm: Communicator,
+    run_dir: Store,
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
+    emit: Emit = lambda kind, fields: None,
+) -> dict[str, Any]:
+    """Train until ``run.total_samples``, convergence, or a request to stop; resume what is there.
+
+    Args:
+        config: of the run.
+        comm: the workers; every one of them calls this function alike.
+        run_dir: the run directory.
+        should_stop: asked on every worker every few steps; true on any one stops all after a checkpoint.
+        emit: called on worker 0 with what people should see: a kind and JSON values.
+
+    Returns:
+        The outcome, alike on all workers: ``status`` ("finished", "converged" or "interrupted"), ``reason`` for
+        people, ``samples_seen``, and ``metrics`` of the last evaluation.
+
+    Raises:
+        UserError: something the user can mend.
+        TrainingError: too many non-finite steps, or another attempt has taken the run over.
+    """
+    loop = _Loop(config, comm, run_dir, should_stop, emit)
+    return loop.outcome if loop.is_over() else loop.run()
+
+
+class _Loop:
+    def __init__(
+        self, config: Config, comm: Communicator, run_dir: Store, should_stop: Callable[[], bool], emit: Emit
+    ) -> None:
+        self.config, self.comm, self.should_stop, self.emit = config, comm, should_stop, emit
+        config.check_workers(comm.world_size)
+        import_plugins(config.plugins)
+        self.directory = RunDirectory(run_dir)
+        if comm.is_main:
+            self.directory.claim(config)
+        self.dataset = open_dataset(config.data)
+        self.order = SampleOrder.from_config(config, self.dataset)
+        self.state = TrainState(config, comm, self.dataset.sample_shape, self.dataset.num_classes)
+        self.rule = update_rules[config.game.update_rule](self.state.game(config), config.game)
+        self.convergence = Convergence(config.run.convergence)
+        self.statistics = Statistics(comm.device)
+        self.timer = PhaseTimer(comm.device)
+        self.evaluator: Evaluator | None = None
+        self.outcome: dict[str, Any] = {"status": "new", "reason": "", "samples_seen": 0, "metrics": {}}
+        self.wall_time_s = 0.0
+        self.steps_between_polls = 1
+        self.checkpoints = Checkpoints(
+            run_dir.child("checkpoints"),
+            config.run.keep_checkpoints,
+            may_commit=self.directory.require_current,
+            on_damaged=lambda message: emit(
+                "warning", {"message": f"{message}; falling back to the one before"}
+            ),
+        )
+        self._resume()
+
+    def is_over(self) -> bool:
+        """Whether the checkpoint that was found already holds the run's result."""
+        if self.outcome["status"] == "converged" and self.config.run.convergence:
+            return True
+        return (
+            self.outcome["status"] == "finished" and self.state.samples_seen >= self.config.run.total_samples
+        )
+
+    def run(self) -> dict[str, Any]:
+        """The loop."""
+        config, state = self.config, self.state
+        self.recorder = Recorder(config, self.comm, self.directory, self.dataset, state, self.emit)
+        loader = Loader.for_worker(self.dataset, self.order, config, self.comm, position=state.samples_seen)
+        with closing(self.recorder), closing(self.checkpoints), loader as batches:
+            self._start_tick()
+            over = False
+            while not over:
+                with self.timer("data"):
+                    batch = self._to_device(next(batches))
+                train_step(state, self.rule, batch, config, self.statistics, self.timer)
+                self.steps += 1
+                over = self._after_step()
+        self.recorder.finish(self.outcome)
+        return self.outcome
+
+    def _after_step(self) -> bool:
+        """Log, evaluate and commit where it is time to. True when the run is over, its outcome set."""
+        run, samples_seen = self.config.run, self.state.samples_seen
+        finished = samples_seen >= run.total_samples
+        over = finished or self._interrupted()
+        evaluates = finished or self._due(self.config.evaluate.every_samples)
+        status, reason = ("interrupted", "asked to stop") if over else ("running", "")
+        if finished:
+            status, reason = "finished", f"run.total_samples = {run.total_samples:,} reached"
+        if over or evaluates or self._due(run.tick_samples):
+            values = self._tick_values()
+            metrics = self._evaluate() if evaluates else {}
+            self.recorder.tick(values | {f"metric/{name}": value for name, value in metrics.items()})
+            converged = self.convergence.update(samples_seen, metrics)
+            if converged and not finished:
+                over, status, reason = True, "converged", converged
+            self._start_tick()
+        self.outcome |= {"status": status, "reason": reason, "samples_seen": samples_seen}
+        if over or self._due(run.checkpoint_samples):
+            self._commit()
+        return over
+
+    def _due(self, interval: int) -> bool:
+        """Whether the last step reached or crossed a multiple of ``interval`` samples (0: never)."""
+        seen = self.state.samples_seen
+        return bool(interval) and seen // interval > (seen - self.config.run.global_batch) // interval
+
+    def _to_device(self, loaded: LoadedBatch) -> Batch:
+        device = self.comm.device
+        return Batch(
+            real=to_network(loaded.samples.to(device, non_blocking=True)).to(
+                DTYPES[self.config.precision.dtype]
+            ),
+            labels=None if loaded.labels is None else loaded.labels.to(device, non_blocking=True),
+            positions=loaded.positions.to(device, non_blocking=True),
+            step=self.state.samples_seen // self.config.run.global_batch,
+        )
+
+    def _interrupted(self) -> bool:
+        """Whether any worker was asked to stop: all learn it after the same step."""
+        step = self.state.samples_seen // self.config.run.global_batch
+        return step % self.steps_between_polls == 0 and self.comm.any(self.should_stop())
+
+    def _start_tick(self) -> None:
+        self.steps = 0
+        self.tick_began = time.perf_counter()
+
+    def _tick_values(self) -> dict[str, float]:
+        """The means since the last tick, alike on all workers, by tag.
+
+        Raises:
+            TrainingError: too many steps were not finite.
+        """
+        elapsed_s = time.perf_counter() - self.tick_began
+        self.wall_time_s += elapsed_s
+        # The clock of each worker enters the mean, so that what follows from it is the same everywhere.
+        seconds = self.timer.collect(self.steps) | {
+            "time/step_s": elapsed_s / self.steps,
+            "time/communication_s": self.comm.take_communication_s() / self.steps,
+        }
+        for tag, value in seconds.items():
+            self.statistics.add(tag, torch.tensor(value, dtype=torch.float64, device=self.comm.device))
+        values = self.statistics.reduce(self.comm)
+        step_s = values["time/step_s"]
+        self.steps_between_polls = max(1, min(64, int(_POLL_S / step_s)))
+        values["throughput/samples_per_s"] = self.config.run.global_batch / step_s
+        skipped = int(self.state.skipped)
+        values["health/skipped_steps"] = float(skipped)
+        factor = learning_rate_factor(
+            self.config.optim, self.state.samples_seen, self.config.run.total_samples
+        )
+        for name, player in self.state.players.items():
+            values[f"learning_rate/{name}"] = player.config.learning_rate * factor
+        values |= {
+            "samples_seen": self.state.samples_seen,
+            "world_size": self.comm.world_size,
+            "wall_time_s": self.wall_time_s,
+        }
+        if verdict := nonfinite_verdict(self.config.health, skipped):
+            raise TrainingError(verdict)
+        return values
+
+    def _evaluate(self) -> dict[str, float]:
+        """The metrics of the averaged generator, computed by all workers."""
+        if not self.config.evaluate.metrics:
+            return {}
+        if self.evaluator is None:
+            self.emit("note", {"message": "preparing the metrics' features of the real data"})
+            self.evaluator = Evaluator(self.config.evaluate, self.dataset, self.comm, self.comm.device)
+        evaluation = self.evaluator(self.average_sampler("evaluation"))
+        self.outcome["metrics"] = evaluation.metrics
+        self.recorder.evaluation(evaluation.metrics, evaluation.protocol)
+        return evaluation.metrics
+
+    def average_sampler(self, stream: str) -> Sampler:
+        """Fakes of the averaged generator."""
+        model, seed = self.config.model, self.config.run.seed
+        classes = self.dataset.num_classes if model.conditional else 0
+        return Sampler(self.state.average.network, model.latent_size, classes, seed, stream)
+
+    def _commit(self) -> None:
+        """Hand the state to the background writer (worker 0)."""
+        if not self.comm.is_main:
+            return
+        state = self.outcome | {
+            "version": 1,
+            "config_digest": self.config.digest(),
+            "sample_shape": list(self.dataset.sample_shape),
+            "num_classes": self.dataset.num_classes,
+            "order": self.order.state(),
+            "wall_time_s": self.wall_time_s,
+            "convergence": self.convergence.state(),
+        }
+        self.checkpoints.save(self.state.samples_seen, self.state.tensors(), state)
+        self.emit("checkpoint", {"samples_seen": self.state.samples_seen})
+
+    def _resume(self) -> None:
+        """Take over the newest whole checkpoint, the same on all workers, and number this attempt."""
+        mine = self.checkpoints.newest() if self.comm.is_main else None
+        name = self.comm.broadcast_object(mine.name if mine else None)
+        if name is not None:
+            checkpoint = mine or self.checkpoints.read(name)
+            saved = checkpoint.state
+            _require_same_order(saved["order"], self.order.state(), self.directory.store.url)
+            self.state.load(saved["samples_seen"], checkpoint.tensors)
+            self.outcome = {key: saved[key] for key in self.outcome}
+            self.convergence.load(saved["convergence"])
+            self.wall_time_s = saved["wall_time_s"]
+        if self.comm.is_main and not self.is_over():
+            resumed_from = self.state.samples_seen if name is not None else None
+            self.directory.start_attempt(self.comm.world_size, resumed_from, self.outcome["status"])
+
+
+def _require_same_order(saved: dict[str, Any], now: dict[str, Any], url: str) -> None:
+    for key in saved.keys() | now.keys():
+        if saved.get(key) != now.get(key):
+            what = "another data set" if key == "fingerprint" else "another order of samples"
+            raise CheckpointError(
+                f"{url}: {key}",
+                f"the checkpoint was made with {what} ({saved.get(key)!r})",
+                value=now.get(key),
+                mend="Restore the data or the setting, or choose another --run-dir to start afresh",
+            )

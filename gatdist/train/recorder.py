@@ -1,0 +1,159 @@
+"""What a run shows of itself: metrics, pictures and alarms, written by worker 0 alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gatdist.config import Config
+from gatdist.data import Dataset, to_network, to_pixels
+from gatdist.models import DTYPES
+from gatdist.monitor import Monitor
+from gatdist.monitor.grid import encode_png, make_grid, make_scatter
+from gatdist.parallel.communicator import Communicator
+from gatdist.runs import RunDirectory, Sampler
+from gatdist.train.health import alarms
+from gatdist.train.state import TrainState
+
+Emit = Callable[[str, dict[str, Any]], None]
+
+
+class Recorder:
+    """Ticks, pictures, evaluations and alarms of one attempt. On workers other than 0 it does nothing.
+
+    Args:
+        config: of the run.
+        comm: the workers.
+        directory: of the run, its attempt started.
+        dataset: the real samples, some of which are shown beside the fakes.
+        state: resumed; its averaged generator makes the pictures.
+        emit: tells people.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        comm: Communicator,
+        directory: RunDirectory,
+        dataset: Dataset,
+        state: TrainState,
+        emit: Emit,
+    ) -> None:
+        self.active = comm.is_main
+        if not self.active:
+            return
+        self.config, self.device, self.dataset, self.state, self.emit = (
+            config,
+            comm.device,
+            dataset,
+            state,
+            emit,
+        )
+        self.store = directory.store
+        self.monitor = Monitor(
+            self.store, tensorboard=config.monitor.tensorboard, resume_samples=state.samples_seen
+        )
+        self.grid_path = ""
+        self._real = self._real_samples()
+        self.monitor.text("configuration", config_table(config))
+        self.monitor.hparams(config)
+        self._show("reals", self._real, name="reals")
+        emit(
+            "start",
+            {
+                "run_dir": self.store.url,
+                "attempt": directory.attempt,
+                "samples_seen": state.samples_seen,
+                "total_samples": config.run.total_samples,
+                "workers": comm.world_size,
+                "device": comm.device.type,
+                "data": config.data.url,
+                "num_samples": dataset.num_samples,
+                "num_shards": dataset.num_shards,
+                "parameters": {
+                    name: sum(p.numel() for p in player.bare.parameters())
+                    for name, player in state.players.items()
+                },
+            },
+        )
+
+    def tick(self, values: dict[str, float]) -> None:
+        """Write one line of numbers and one picture of the fixed latents, and raise the alarms they call for."""
+        if not self.active:
+            return
+        fakes = self._fakes()
+        values = values | {"diversity/ratio": _diversity(fakes) / max(_diversity(self._real), 1e-12)}
+        raised = alarms(self.config.health, values)
+        values |= {f"health/{alarm.name}": 1.0 for alarm in raised}
+        samples_seen = int(values["samples_seen"])
+        self.grid_path = self._show("fakes", fakes, name=f"fakes-{samples_seen:09d}")
+        self.monitor.tick(samples_seen, values)
+        self.emit("tick", values | {"total_samples": self.config.run.total_samples})
+        for alarm in raised:
+            self.emit("alarm", {"name": alarm.name, "message": alarm.message, "samples_seen": samples_seen})
+
+    def evaluation(self, metrics: dict[str, float]) -> None:
+        """Tell people of an evaluation."""
+        if self.active:
+            self.emit("evaluation", {"samples_seen": self.state.samples_seen, "metrics": metrics})
+
+    def finish(self, outcome: dict[str, Any]) -> None:
+        """Tell how the run ended."""
+        if self.active:
+            self.emit("done", outcome | {"grid": self.grid_path, "run_dir": self.store.url})
+
+    def close(self) -> None:
+        """Write out what is buffered."""
+        if self.active:
+            self.monitor.close()
+
+    def _fakes(self) -> Tensor:
+        """Samples of the same latents at every tick, in the networks' space, on the CPU."""
+        model = self.config.model
+        classes = self.dataset.num_classes if model.conditional else 0
+        sampler = Sampler(
+            self.state.average.network, model.latent_size, classes, self.config.run.seed, "grid"
+        )
+        positions = torch.arange(self._num_shown, device=self.device)
+        return sampler(positions, positions % classes if classes else None).cpu()
+
+    def _real_samples(self) -> Tensor:
+        count = min(self._num_shown, self.dataset.num_samples)
+        indices = np.linspace(0, self.dataset.num_samples - 1, count).astype(np.int64)
+        samples, _ = self.dataset.read(indices)
+        return to_network(torch.from_numpy(samples)).to(DTYPES[self.config.precision.dtype])
+
+    @property
+    def _num_shown(self) -> int:
+        # A cloud of points says little below a few thousand.
+        return self.config.monitor.grid_samples if self.dataset.is_image else 4096
+
+    def _show(self, tag: str, samples: Tensor, name: str) -> str:
+        """Publish a picture under ``samples/`` and in TensorBoard. Returns its path in the run directory."""
+        if self.dataset.is_image:
+            columns = int(np.ceil(np.sqrt(len(samples))))
+            picture = make_grid(to_pixels(samples).numpy(), columns)
+        else:
+            picture = make_scatter(samples.double().numpy(), extent=float(self._real.abs().max()) * 1.5)
+        path = f"samples/{name}.png"
+        self.store.publish(path, encode_png(picture))
+        self.monitor.image(self.state.samples_seen, f"samples/{tag}", picture)
+        return path
+
+
+def _diversity(samples: Tensor) -> float:
+    """How far samples differ: the deviation over the batch, averaged over pixels or coordinates."""
+    return float(samples.double().std(dim=0).mean())
+
+
+def config_table(config: Config) -> str:
+    """The configuration as a Markdown table a section."""
+    from gatdist.config import flatten
+
+    rows = [f"| `{key}` | `{json.dumps(value)}` |" for key, value in flatten(config.public()).items()]
+    return "\n".join(["| key | value |", "| --- | --- |", *rows])

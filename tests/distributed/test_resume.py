@@ -1,0 +1,153 @@
+"""Killed at random moments and run again, a run ends in the very state of one that was left alone."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SETTINGS = [
+    "run.total_samples=12800",
+    "run.tick_samples=1280",
+    "run.checkpoint_samples=1600",
+    'model.generator={name="residual", width=8}',
+    'model.discriminator={name="residual", width=8}',
+    "evaluate.every_samples=0",
+    "evaluate.metrics=[]",
+]
+
+
+def command(run_dir, *more):
+    sets = [word for setting in SETTINGS for word in ("--set", setting)]
+    return [
+        sys.executable,
+        "-m",
+        "gatdist.cli",
+        "train",
+        "digits",
+        "--local",
+        "--run-dir",
+        str(run_dir),
+        *sets,
+        *more,
+    ]
+
+
+def digest_of(run_gatdist, run_dir):
+    finished = run_gatdist("inspect", run_dir, "--digest")
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout.strip()
+
+
+def clock_of(run_dir: Path) -> int:
+    """Samples seen by the newest committed checkpoint."""
+    committed = [p.parent.name for p in run_dir.glob("checkpoints/*/MANIFEST.json")]
+    return max(map(int, committed), default=0)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("undisturbed")
+    subprocess.run(command(run_dir), check=True, timeout=110, capture_output=True)
+    return run_dir
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("seed", [0, 1, 2, 3])
+def test_five_kills_change_nothing(seed, undisturbed, tmp_path, run_gatdist):
+    """Each kill falls at a random moment after start-up, so some hit a commit, a tick or the very first steps."""
+    chance = random.Random(seed)
+    kills = 0
+    while kills < 5:
+        process = subprocess.Popen(command(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        attempts = tmp_path / "attempts.jsonl"
+        began = len(attempts.read_text().splitlines()) if attempts.exists() else 0
+        deadline = time.monotonic() + 60
+        while not attempts.exists() or len(attempts.read_text().splitlines()) == began:
+            assert process.poll() is None, "it ended before its attempt began"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        try:
+            # A run that is left alone takes about 12 s from here.
+            process.wait(chance.uniform(0, 4))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+        if process.wait(10) == 0:
+            break  # it was nearly done when it started, and finished before the blow
+        assert process.returncode == -signal.SIGKILL
+        kills += 1
+    assert kills >= 3
+    subprocess.run(command(tmp_path), check=True, timeout=110, capture_output=True)
+    assert digest_of(run_gatdist, tmp_path) == digest_of(run_gatdist, undisturbed)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    seen = [line["samples_seen"] for line in lines]
+    assert seen == sorted(set(seen))
+    assert seen[-1] == 12800
+    assert not [p for p in tmp_path.rglob("*") if ".tmp" in p.name], (
+        "a kill left temporary files that nobody swept"
+    )
+
+
+@pytest.mark.timeout(120)
+def test_ctrl_c_checkpoints_and_the_same_command_goes_on(undisturbed, tmp_path, run_gatdist):
+    process = subprocess.Popen(command(tmp_path), stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not metrics.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=30)
+    assert process.returncode == 75
+    assert "stopping after a checkpoint" in told
+    assert "the same command" in told
+    assert "Traceback" not in told
+    stopped_at = clock_of(tmp_path)
+    assert 1280 <= stopped_at < 12800
+    subprocess.run(command(tmp_path), check=True, timeout=110, capture_output=True)
+    resumed = [
+        json.loads(line)["resumed_from"] for line in (tmp_path / "attempts.jsonl").read_text().splitlines()
+    ]
+    assert resumed == [None, stopped_at]
+    assert digest_of(run_gatdist, tmp_path) == digest_of(run_gatdist, undisturbed)
+
+
+@pytest.mark.timeout(120)
+def test_a_second_ctrl_c_leaves_at_once(tmp_path):
+    # A step so long that the loop can't answer the first one before the second comes.
+    slow = ["--set", "run.global_batch=1024", "--set", 'model.generator={name="residual", width=256}']
+    process = subprocess.Popen(command(tmp_path, *slow), stderr=subprocess.PIPE, text=True)
+    attempts = tmp_path / "attempts.jsonl"
+    deadline = time.monotonic() + 60
+    while not attempts.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(1)  # into the first step
+    process.send_signal(signal.SIGINT)
+    for line in process.stderr:
+        if "stopping after a checkpoint" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=10)
+    assert process.returncode == 75
+    assert clock_of(tmp_path) == 0
+
+
+def test_a_finished_run_run_again_says_so_and_changes_nothing(undisturbed, run_gatdist):
+    before = (undisturbed / "attempts.jsonl").read_text(), digest_of(run_gatdist, undisturbed)
+    finished = subprocess.run(command(undisturbed, "--json"), capture_output=True, text=True, timeout=60)
+    assert finished.returncode == 0
+    outcome = json.loads(finished.stdout)
+    assert outcome["status"] == "finished"
+    assert ((undisturbed / "attempts.jsonl").read_text(), digest_of(run_gatdist, undisturbed)) == before
+
+
+def test_a_run_directory_of_another_configuration_is_refused_with_both_values(undisturbed):
+    finished = subprocess.run(
+        command(undisturbed, "--set", "run.seed=5"), capture_output=True, text=True, timeout=60
+    )
+    assert finished.returncode == 2
+    assert "run.seed = 5" in finished.stderr
+    assert "made with 0" in finished.stderr

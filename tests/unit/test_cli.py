@@ -1,0 +1,259 @@
+"""The commands, called as a user would: what they print, what they refuse, and with which exit status."""
+
+import json
+import os
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gatdist.cli import main
+from gatdist.storage import Store
+
+TINY = [
+    "run.total_samples=96",
+    "run.global_batch=8",
+    "run.tick_samples=32",
+    "run.checkpoint_samples=32",
+    "run.keep_checkpoints=2",
+    'model.generator={name="residual", width=4}',
+    'model.discriminator={name="residual", width=4}',
+    "monitor.tensorboard=false",
+    "evaluate.metrics=[]",
+    "evaluate.every_samples=0",
+]
+
+
+def train(run_dir, *more, settings=(), preset="digits"):
+    """Status of ``gatdist train --local``."""
+    sets = [word for setting in (*TINY, *settings) for word in ("--set", setting)]
+    return main(["train", preset, "--local", "--run-dir", str(run_dir), *sets, *more])
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    """A finished tiny run. Tests read it only."""
+    folder = tmp_path_factory.mktemp("run")
+    assert train(folder) == 0
+    return folder
+
+
+def test_a_run_leaves_the_files_of_the_contract(run_dir):
+    assert {"config.json", "attempts.jsonl", "metrics.jsonl", "samples", "checkpoints"} <= set(os.listdir(run_dir))
+    assert sorted(os.listdir(run_dir / "checkpoints")) == ["000000064", "000000096"]
+    assert (run_dir / "samples" / "fakes-000000096.png").exists()
+    assert json.loads((run_dir / "config.json").read_text())["run"]["total_samples"] == 96
+    (attempt,) = [json.loads(line) for line in (run_dir / "attempts.jsonl").read_text().splitlines()]
+    assert attempt["attempt"] == 1
+    assert attempt["world_size"] == 1
+    assert attempt["resumed_from"] is None
+
+
+def test_metrics_have_the_contracts_keys(run_dir):
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["samples_seen"] for line in lines] == [32, 64, 96]
+    for line in lines:
+        assert line["world_size"] == 1
+        assert line["wall_time_s"] > 0
+        for tag in (
+            "loss/generator",
+            "loss/discriminator",
+            "logits/real",
+            "logits/fake",
+            "gradient_norm/generator",
+            "gradient_norm/discriminator",
+            "learning_rate/generator",
+            "throughput/samples_per_s",
+            "time/data_s",
+            "time/generator_s",
+            "time/discriminator_s",
+            "time/optimizer_s",
+            "time/communication_s",
+            "health/skipped_steps",
+        ):
+            assert isinstance(line[tag], float), tag
+    assert "penalty/r1" in lines[0]
+
+
+def test_inspect_tells_what_a_run_a_checkpoint_and_a_data_set_are(run_dir, capsys):
+    for url, kind in ((run_dir, "run"), (run_dir / "checkpoints" / "000000096", "checkpoint")):
+        assert main(["inspect", str(url), "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["kind"] == kind
+        assert main(["inspect", str(url)]) == 0
+        assert kind in capsys.readouterr().out
+        assert main(["inspect", str(url), "--digest"]) == 0
+        digest = capsys.readouterr().out.strip()
+        assert len(digest) == 64
+        assert digest == (found.get("checkpoint") or found)["digest"]
+
+
+def test_sample_writes_the_same_file_for_the_same_number_and_seed(run_dir, tmp_path, capsys):
+    for out, num, seed in (("a", 3, 0), ("b", 2, 0), ("c", 2, 1)):
+        assert main(["sample", str(run_dir), "--num", str(num), "--seed", str(seed), "--out", str(tmp_path / out)]) == 0
+    assert sorted(os.listdir(tmp_path / "a")) == ["000000.png", "000001.png", "000002.png"]
+    contents = {out: [(tmp_path / out / f"00000{i}.png").read_bytes() for i in (0, 1)] for out in "abc"}
+    assert contents["a"] == contents["b"]
+    assert contents["a"] != contents["c"]
+    assert Image.open(tmp_path / "a" / "000000.png").size == (8, 8)
+    assert main(["sample", str(run_dir), "--num", "9", "--out", str(tmp_path / "g.png"), "--grid"]) == 0
+    assert np.asarray(Image.open(tmp_path / "g.png")).shape[0] > 3 * 8
+
+
+def test_json_prints_exactly_one_document(run_dir, tmp_path, capsys):
+    for arguments in (
+        ["inspect", str(run_dir), "--json"],
+        ["sample", str(run_dir), "--num", "1", "--out", str(tmp_path / "s"), "--json"],
+        ["doctor", "--json"],
+    ):
+        main(arguments)
+        json.loads(capsys.readouterr().out)
+    assert train(run_dir, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["status"] == "finished"
+
+
+def test_dry_run_tells_what_would_be_done_and_writes_nothing(tmp_path, run_dir, capsys):
+    assert train(tmp_path / "new", "--dry-run", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["steps_to_go"] == 12
+    assert found["num_samples"] == 1797
+    assert found["num_shards"] >= 1
+    assert found["config"]["run"]["global_batch"] == 8
+    assert not (tmp_path / "new").exists()
+    held = sum(p.stat().st_size for p in (run_dir / "checkpoints" / "000000096").glob("*.safetensors"))
+    assert found["checkpoint_bytes"] == pytest.approx(held, rel=0.15)
+    assert train(run_dir, "--dry-run") == 0
+    told = capsys.readouterr().out
+    assert "0 steps, from sample 96" in told
+    assert "run.global_batch = 8" in told
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["run.totl_samples=5"], "run.totl_samples: unknown key. Did you mean 'total_samples'"),
+        (["game.loss=nonsaturatin"], "game.loss = 'nonsaturatin': not known. Did you mean 'nonsaturating'"),
+        (["game.update_rule=alternate"], "Did you mean 'alternating'"),
+        (["run.global_batch=many"], "run.global_batch = 'many'"),
+        (["run.global_batch=0"], "run.global_batch = 0"),
+        (["data.resolution=16"], "data.resolution"),
+        (["data.url=/nowhere/at/all"], "/nowhere/at/all"),
+        (["plugins=[\"no_such_module\"]"], "plugins = 'no_such_module'"),
+        (["evaluate.metrics=[\"fud\"]", "evaluate.every_samples=32"], "fud"),
+        (["evaluate.features=classifyer", "evaluate.metrics=[\"fid\"]"], "classifyer"),
+        (["model.discriminator={name=\"mlp\"}"], "'mlp' makes points"),
+    ],
+)
+def test_bad_settings_are_told_in_one_message_with_status_2(settings, told, tmp_path, capsys):
+    assert train(tmp_path / "run", settings=settings) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert "Traceback" not in error
+
+
+def test_a_batch_that_the_workers_do_not_divide_is_refused_before_ray_starts(tmp_path, capsys):
+    assert main(["train", "digits", "--workers", "3", "--run-dir", str(tmp_path)]) == 2
+    assert "run.global_batch = 64: must be divisible by the 3 workers. Use 63 or 66" in capsys.readouterr().err
+
+
+def test_workers_beside_local_are_refused(tmp_path, capsys):
+    assert train(tmp_path, "--workers", "2") == 2
+    assert "--local" in capsys.readouterr().err
+
+
+def test_an_unwritable_run_directory_is_told(tmp_path, capsys):
+    (tmp_path / "file").write_text("not a folder")
+    assert train(tmp_path / "file") == 2
+    assert str(tmp_path / "file") in capsys.readouterr().err
+
+
+def test_another_configuration_is_refused_and_paths_may_change(run_dir, capsys):
+    before = (run_dir / "config.json").read_text()
+    assert train(run_dir, settings=["game.loss=minimax"]) == 2
+    error = capsys.readouterr().err
+    assert "game.loss = 'minimax'" in error
+    assert "'relativistic'" in error
+    assert (run_dir / "config.json").read_text() == before
+    assert train(run_dir, settings=["run.tick_samples=8"]) == 0
+
+
+def test_a_damaged_newest_checkpoint_falls_back_loudly_and_ends_the_same(run_dir, tmp_path, capsys):
+    assert train(tmp_path, settings=["run.total_samples=96"]) == 0
+    main(["inspect", str(run_dir), "--digest"])
+    store = Store(str(tmp_path))
+    name = "checkpoints/000000096/discriminator.safetensors"
+    content = bytearray(store.read(name))
+    content[len(content) // 2] ^= 1
+    store.publish(name, bytes(content))
+    capsys.readouterr()
+    assert train(tmp_path) == 0
+    assert "discriminator.safetensors: is damaged" in capsys.readouterr().err
+    attempts = [json.loads(line) for line in (tmp_path / "attempts.jsonl").read_text().splitlines()]
+    assert attempts[-1]["resumed_from"] == 64
+    digests = []
+    for folder in (tmp_path, run_dir):
+        main(["inspect", str(folder), "--digest"])
+        digests.append(capsys.readouterr().out)
+    assert digests[0] == digests[1]
+
+
+def test_commands_on_what_is_no_run_say_so(tmp_path, capsys):
+    for arguments in (
+        ["inspect", str(tmp_path)],
+        ["inspect", str(tmp_path), "--digest"],
+        ["sample", str(tmp_path), "--num", "1", "--out", str(tmp_path / "o")],
+        ["evaluate", str(tmp_path)],
+    ):
+        assert main(arguments) == 2, arguments
+        assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_a_run_that_is_never_finite_stops_with_status_1_and_keeps_its_checkpoint(tmp_path, capsys):
+    assert train(tmp_path, settings=["run.total_samples=64"]) == 0
+    (tmp_path / "bad_loss.py").write_text(
+        "from gatdist import register_loss\n"
+        "from gatdist.game import Loss\n"
+        "register_loss('nan', Loss(lambda r, f: f * float('nan'), lambda r, f: -f))\n"
+    )
+    here = os.getcwd()
+    os.chdir(tmp_path)
+    try:
+        settings = ["game.loss=nan", 'plugins=["bad_loss"]', "health.nonfinite_budget=2"]
+        assert train(tmp_path / "nan", settings=settings) == 1
+    finally:
+        os.chdir(here)
+        sys.path.remove(str(tmp_path))
+    told = capsys.readouterr().err
+    assert "gradients that are not finite" in told
+    assert "health.nonfinite = 'skip' allows 2" in told
+
+
+def test_converged_runs_stop_early_and_say_why(tmp_path, capsys):
+    settings = [
+        "run.total_samples=9600",
+        'evaluate.metrics=["fid"]',
+        "evaluate.num_samples=64",
+        "evaluate.every_samples=32",
+        "run.convergence={metric=\"fid\", patience_samples=64, min_improvement=0.9}",
+    ]
+    assert train(tmp_path, "--json", settings=settings) == 0
+    outcome = json.loads(capsys.readouterr().out)
+    assert outcome["status"] == "converged"
+    assert "fid has not improved" in outcome["reason"]
+    assert outcome["samples_seen"] < 9600
+    assert train(tmp_path, "--json", settings=settings) == 0
+    assert json.loads(capsys.readouterr().out) == outcome
+
+
+def test_no_ray_is_needed_to_train_locally(tmp_path, run_gatdist):
+    """Ray, made unimportable: a module of that name that refuses."""
+    (tmp_path / "ray.py").write_text("raise ImportError('no Ray here')\n")
+    sets = [word for setting in TINY for word in ("--set", setting)]
+    finished = run_gatdist(
+        "train", "digits", "--local", "--run-dir", tmp_path / "run", *sets, env={"PYTHONPATH": str(tmp_path)}
+    )
+    assert finished.returncode == 0, finished.stderr
+    finished = run_gatdist("train", "digits", "--run-dir", tmp_path / "other", *sets, env={"PYTHONPATH": str(tmp_path)})
+    assert finished.returncode == 2
+    assert "--local" in finished.stderr
