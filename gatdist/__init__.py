@@ -1,4 +1,7 @@
-"""gatdist: generative adversarial networks, trained by gradient descent on both players, on one machine or many."""
+"""gatdist: generative adversarial networks.
+
+Trained by gradient descent on both players, on one machine or many.
+"""
 
 from __future__ import annotations
 

@@ -24,7 +24,8 @@ def train(
         console: shows progress; None shows nothing.
 
     Returns:
-        ``status`` ("finished" or "converged"), ``reason``, ``samples_seen``, ``metrics`` of the last evaluation.
+        ``status`` ("finished" or "converged"), ``reason``, ``samples_seen``, ``metrics`` of the
+        last evaluation.
 
     Raises:
         InterruptedRunError: asked to stop; a checkpoint was written and the same call resumes.
@@ -46,7 +47,7 @@ def train(
         outcome = fit(config, run_dir, console)
     if outcome["status"] == "interrupted":
         raise InterruptedRunError(
-            f"interrupted at {outcome['samples_seen']:,} samples; everything is saved in {run_dir}, "
+            f"interrupted at {outcome['samples_seen']:,} samples; everything is saved in {run_dir} "
             "and the same command goes on from there"
         )
     return outcome
@@ -85,14 +86,15 @@ def evaluate(run: str, metrics: list[str] | None = None, num: int | None = None)
         num: fakes to generate; None takes the run's ``evaluate.num_samples``.
 
     Returns:
-        ``metrics``, ``num_samples``, ``samples_seen`` and the ``protocol`` that the numbers were made by.
+        ``metrics``, ``num_samples``, ``samples_seen`` and the ``protocol`` that the numbers were
+        made by.
 
     Raises:
         CheckpointError: ``run`` is no run, has no whole checkpoint, or its data has changed.
         ConfigError: a metric that is not known.
     """
     from gatdist.data import open_dataset
-    from gatdist.evaluation import Evaluator
+    from gatdist.evaluate import Evaluator
     from gatdist.parallel.communicator import LocalCommunicator
     from gatdist.runs import load_generator
     from gatdist.storage import Store
@@ -109,7 +111,9 @@ def evaluate(run: str, metrics: list[str] | None = None, num: int | None = None)
             mend="Restore the data at data.url",
         )
     asked = {k: v for k, v in {"metrics": metrics, "num_samples": num}.items() if v is not None}
-    evaluator = Evaluator(generator.config.evaluate.model_copy(update=asked), dataset, comm, comm.device)
+    evaluator = Evaluator(
+        generator.config.evaluate.model_copy(update=asked), dataset, comm, comm.device
+    )
     seed = generator.config.run.seed
     evaluation = evaluator(generator.sampler(seed, "evaluation"))
     return {

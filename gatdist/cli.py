@@ -13,7 +13,10 @@ from gatdist.errors import ConfigError, GatdistError, UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line. Returns the exit status: 0 done, 2 mend it, 75 try again, 1 anything else."""
+    """Run a command line. Returns the exit status.
+
+    0 done, 2 mend it, 75 try again, 1 anything else.
+    """
     arguments = _parser().parse_args(argv)
     try:
         arguments.command(arguments)
@@ -24,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("gatdist: interrupted", file=sys.stderr)
         return 75
     except BrokenPipeError:
-        # The reader of our output has gone (`gatdist … | head`); Python must not fail again while flushing.
+        # The reader of our output has gone (`gatdist … | head`); Python must not fail again while
+        # flushing.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0
@@ -41,7 +45,9 @@ def _train(arguments: argparse.Namespace) -> None:
     if arguments.address is not None:
         overrides.append(f"cluster.address={json.dumps(arguments.address)}")
     config = load_config(arguments.preset, overrides)
-    run_dir = arguments.run_dir or f"runs/{os.path.basename(arguments.preset).removesuffix('.toml')}"
+    run_dir = (
+        arguments.run_dir or f"runs/{os.path.basename(arguments.preset).removesuffix('.toml')}"
+    )
     if arguments.dry_run:
         from gatdist.training.plan import describe, plan
 
@@ -75,7 +81,10 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     for name, value in found["metrics"].items():
         print(f"{name:<20} {value:.5g}")
     print(f"{found['num_samples']:,} fakes of the generator at {found['samples_seen']:,} samples")
-    print("protocol: " + ", ".join(f"{key} {_brief(value)}" for key, value in found["protocol"].items()))
+    print(
+        "protocol: "
+        + ", ".join(f"{key} {_brief(value)}" for key, value in found["protocol"].items())
+    )
 
 
 def _brief(value: Any) -> str:
@@ -91,7 +100,11 @@ def _sample(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps({"files": written}))
     else:
-        print(written[0] if len(written) == 1 else f"{len(written)} files, {written[0]} to {written[-1]}")
+        print(
+            written[0]
+            if len(written) == 1
+            else f"{len(written)} files, {written[0]} to {written[-1]}"
+        )
 
 
 def _doctor(arguments: argparse.Namespace) -> None:
@@ -101,7 +114,10 @@ def _doctor(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(
             json.dumps(
-                {"ok": all(f.ok is not False for f in findings), "findings": [f._asdict() for f in findings]}
+                {
+                    "ok": all(f.ok is not False for f in findings),
+                    "findings": [f._asdict() for f in findings],
+                }
             )
         )
     else:
@@ -113,7 +129,8 @@ def _doctor(arguments: argparse.Namespace) -> None:
             )
     if bad := [f for f in findings if f.ok is False]:
         raise UserError(
-            "doctor", f"{len(bad)} of {len(findings)} checks failed: {', '.join(f.name for f in bad)}"
+            "doctor",
+            f"{len(bad)} of {len(findings)} checks failed: {', '.join(f.name for f in bad)}",
         )
 
 
@@ -150,11 +167,17 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECTION.KEY=VALUE",
         help="override a key; the value is TOML, a bare word is a string; may be given often",
     )
-    sub.add_argument("--run-dir", metavar="URL", help="where the run is kept (default: runs/PRESET)")
-    sub.add_argument("--workers", metavar="N", help="how many workers (default: cluster.workers, 1)")
+    sub.add_argument(
+        "--run-dir", metavar="URL", help="where the run is kept (default: runs/PRESET)"
+    )
+    sub.add_argument(
+        "--workers", metavar="N", help="how many workers (default: cluster.workers, 1)"
+    )
     sub.add_argument("--local", action="store_true", help="train in this process, without Ray")
     sub.add_argument(
-        "--address", metavar="RAY", help="a Ray cluster that runs already, such as auto or HOST:PORT"
+        "--address",
+        metavar="RAY",
+        help="a Ray cluster that runs already, such as auto or HOST:PORT",
     )
     sub.add_argument(
         "--dry-run", action="store_true", help="say what would be done and what it needs, and stop"
@@ -162,12 +185,18 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("inspect", _inspect, "tell what a run, checkpoint or data set is")
     sub.add_argument("url", metavar="URL")
-    sub.add_argument("--digest", action="store_true", help="print one SHA-256 over all trained state")
+    sub.add_argument(
+        "--digest", action="store_true", help="print one SHA-256 over all trained state"
+    )
 
     sub = command("evaluate", _evaluate, "measure a run's generator against its data")
     sub.add_argument("run", metavar="RUN")
     sub.add_argument(
-        "--metric", action="append", default=[], metavar="NAME", help="such as fid; may be given often"
+        "--metric",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="such as fid; may be given often",
     )
     sub.add_argument("--num", type=int, metavar="N", help="how many fakes")
 

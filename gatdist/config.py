@@ -1,8 +1,8 @@
 """The configuration: frozen models, TOML files, ``--set`` overrides, and the checks across fields.
 
-A configuration is read once, by the driver, and travels as JSON to the workers, into ``config.json`` and
-into every checkpoint. ``${env:NAME}`` in URLs and storage options stays a reference until the moment of use
-(:func:`expand_env`), so that a secret never enters a file.
+A configuration is read once, by the driver, and travels as JSON to the workers, into
+``config.json`` and into every checkpoint. ``${env:NAME}`` in URLs and storage options stays a
+reference until the moment of use (:func:`expand_env`), so that a secret never enters a file.
 """
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ class Section(BaseModel):
 
 
 class ConvergenceConfig(Section):
-    """Stop when ``metric`` has not improved by ``min_improvement`` (a share of the best) for so many samples."""
+    """When to stop: ``metric`` has not improved for ``patience_samples``.
+
+    An improvement is a value below the best so far by ``min_improvement``, a share of it.
+    """
 
     metric: str = "fid"
     patience_samples: PositiveInt
@@ -59,10 +62,15 @@ class RunConfig(Section):
 
 
 class DataConfig(Section):
-    """Where the samples are and how they are read. ``builtin:digits`` and ``builtin:ring`` need no files."""
+    """Where the samples are and how they are read.
+
+    ``builtin:digits`` and ``builtin:ring`` need no files.
+    """
 
     url: str
-    resolution: PositiveInt | Annotated[list[PositiveInt], Field(min_length=2, max_length=2)] | None = None
+    resolution: (
+        PositiveInt | Annotated[list[PositiveInt], Field(min_length=2, max_length=2)] | None
+    ) = None
     lanes: PositiveInt | None = None
     window_samples: PositiveInt = 4096
     block_bytes: PositiveInt = 4 * 2**20
@@ -94,7 +102,7 @@ class ModelConfig(Section):
 
 
 class PenaltyConfig(Section):
-    """A penalty on the discriminator, evaluated every so many steps with its strength multiplied by as many."""
+    """A penalty on the discriminator, every so many steps and as many times as strong."""
 
     strength: PositiveFloat
     every_steps: PositiveInt = 1
@@ -112,11 +120,16 @@ class GameConfig(Section):
 
 
 class PlayerOptimConfig(Section):
-    """One player's optimizer. ``clip_norm`` bounds the 2-norm of its whole gradient; 0 leaves it alone."""
+    """One player's optimizer.
+
+    ``clip_norm`` bounds the 2-norm of its whole gradient; 0 leaves it alone.
+    """
 
     name: Literal["adam", "sgd"] = "adam"
     learning_rate: PositiveFloat = 2e-4
-    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [
+    betas: Annotated[
+        list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)
+    ] = [
         0.0,
         0.99,
     ]
@@ -127,8 +140,10 @@ class PlayerOptimConfig(Section):
 
 
 class OptimConfig(Section):
-    """Both optimizers and the schedule they share: linear warm-up, a plateau, then a decay that ends at
-    ``run.total_samples`` with ``final_fraction`` of the rate.
+    """Both optimizers and the schedule they share.
+
+    Linear warm-up, a plateau, then a decay that ends at ``run.total_samples`` with
+    ``final_fraction`` of the rate.
     """
 
     generator: PlayerOptimConfig = PlayerOptimConfig()
@@ -155,11 +170,12 @@ class MonitorConfig(Section):
 class HealthConfig(Section):
     """What to do about non-finite steps, and when to raise which alarm.
 
-    A step whose reduced gradients are not finite never moves a parameter. Under ``skip`` the run goes on until
-    more than ``nonfinite_budget`` steps in all were skipped; under ``stop`` the first one ends it. Alarms are
-    judged on each tick's means: gradient norms below ``vanishing_norm`` or above ``exploding_norm``; fakes whose
-    deviation over the batch is less than ``collapse_ratio`` of the real samples'; a discriminator that ranks more
-    than ``won_accuracy`` of the (real, fake) pairs rightly.
+    A step whose reduced gradients are not finite never moves a parameter. Under ``skip`` the run
+    goes on until more than ``nonfinite_budget`` steps in all were skipped; under ``stop`` the first
+    one ends it. Alarms are judged on each tick's means: gradient norms below ``vanishing_norm`` or
+    above ``exploding_norm``; fakes whose deviation over the batch is less than ``collapse_ratio``
+    of the real samples'; a discriminator that ranks more than ``won_accuracy`` of the (real, fake)
+    pairs rightly.
     """
 
     nonfinite: Literal["skip", "stop"] = "skip"
@@ -195,7 +211,8 @@ class Config(Section):
     """The whole configuration of a run. See :func:`load_config`.
 
     Raises:
-        ConfigError: from :func:`load_config` and :func:`parse_config`, for the first key that is wrong.
+        ConfigError: from :func:`load_config` and :func:`parse_config`, for the first key that is
+            wrong.
     """
 
     run: RunConfig
@@ -244,7 +261,10 @@ class Config(Section):
 
     @property
     def lanes(self) -> int:
-        """Number of lanes of the sample order: ``data.lanes``, else the largest divisor of the batch up to 64."""
+        """Number of lanes of the sample order.
+
+        ``data.lanes``, else the largest divisor of the batch up to 64.
+        """
         batch = self.run.global_batch
         return self.data.lanes or next(n for n in range(min(64, batch), 0, -1) if batch % n == 0)
 
@@ -262,7 +282,7 @@ class Config(Section):
             )
 
     def public(self) -> dict[str, Any]:
-        """The configuration as JSON values, with secrets in storage options masked (references are kept)."""
+        """The configuration as JSON values; secrets in storage options masked, references kept."""
         values = self.model_dump(mode="json")
         for section in ("run", "data"):
             values[section]["storage_options"] = _masked(values[section]["storage_options"])
@@ -271,8 +291,8 @@ class Config(Section):
     def mathematics(self) -> dict[str, Any]:
         """The dotted keys whose change would change the result, and their values.
 
-        Paths, workers, logging and evaluation are not among them. ``run.total_samples`` is, only where the
-        learning rate decays towards it.
+        Paths, workers, logging and evaluation are not among them. ``run.total_samples`` is, only
+        where the learning rate decays towards it.
         """
         flat = flatten(self.model_dump(mode="json"))
         exact = {key: value for key, value in flat.items() if key.startswith(_MATHEMATICS)}
@@ -298,7 +318,7 @@ _MATHEMATICS = (
     "optim.",
     "precision.",
 )
-_SECRET = re.compile(r"key|secret|token|password|credential|sas|connection_string", re.IGNORECASE)
+_SECRET = re.compile(r"key|secret|token|passw|credential|auth|sas|connection_string", re.IGNORECASE)
 _REFERENCE = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
 _BARE_WORD = re.compile(r"[^\s\"'\[\]{}=,#]+")
 
@@ -320,33 +340,50 @@ def load_config(source: str, overrides: Iterable[str] = ()) -> Config:
 
 
 def parse_config(values: Mapping[str, Any]) -> Config:
-    """Check a nested mapping, such as a parsed ``config.json``. Raises ConfigError for the first wrong key."""
+    """Check a nested mapping, such as a parsed ``config.json``.
+
+    Raises:
+        ConfigError: a key is unknown, missing or wrong.
+    """
+    # A section that is missing is told by the key that is missing in it.
+    values = {"run": {}, "data": {}, **values}
     try:
-        return Config.model_validate(dict(values))
+        return Config.model_validate(values)
     except ValidationError as error:
         raise _first_error(error, values) from None
 
 
 def preset_names() -> list[str]:
     """Names of the presets that come with the package, sorted."""
-    return sorted(p.name.removesuffix(".toml") for p in _presets().iterdir() if p.name.endswith(".toml"))
+    return sorted(
+        p.name.removesuffix(".toml") for p in _presets().iterdir() if p.name.endswith(".toml")
+    )
 
 
 def require_unchanged(old: Config, new: Config, where: str) -> None:
-    """Raise ConfigError if ``new`` would change the mathematics of a run made with ``old``, naming key and values."""
+    """Refuse to go on with a run made with ``old`` when ``new`` would change its mathematics.
+
+    Raises:
+        ConfigError: names the key and both values.
+    """
     before, after = old.mathematics(), new.mathematics()
-    for key in sorted(before.keys() | after.keys()):
+    # The lanes may follow from another key, which tells more.
+    for key in sorted(before.keys() | after.keys(), key=lambda k: (k == "data.lanes", k)):
         if before.get(key) != after.get(key):
             raise ConfigError(
                 key,
-                f"the run in {where} was made with {before.get(key)!r}; resuming would mix two runs",
+                f"the run in {where} was made with {before.get(key)!r}; two runs would mix",
                 value=after.get(key),
                 mend="Give the old value to resume, or another --run-dir to start afresh",
             )
 
 
 def expand_env(text: str) -> str:
-    """Replace each ``${env:NAME}`` by that environment variable. Raises ConfigError where it is not set."""
+    """Replace each ``${env:NAME}`` by that environment variable.
+
+    Raises:
+        ConfigError: it is not set.
+    """
 
     def value(match: re.Match[str]) -> str:
         name = match.group(1)
@@ -365,7 +402,10 @@ def env_references(config: Config) -> list[str]:
 
 
 def cache_folder() -> Path:
-    """Where embedded data sets and feature extractors are kept: ``$GATDIST_CACHE``, else the user's cache folder."""
+    """Where embedded data sets and feature extractors are kept.
+
+    ``$GATDIST_CACHE``, else the user's cache folder.
+    """
     if own := os.environ.get("GATDIST_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gatdist"
@@ -390,7 +430,7 @@ def import_plugins(names: Iterable[str]) -> None:
                 "plugins",
                 f"the module does not import ({kind}: {error})",
                 value=name,
-                mend="Run the command from the folder that holds it, install it, or mend what it raises",
+                mend="Run the command from the folder that holds it, install it, or mend it",
             ) from error
 
 
@@ -398,7 +438,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """A hint such as ``Did you mean 'fid'?`` or ``Known: fid, kid`` for an unknown name."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"Did you mean {close[0]!r}? Known: {', '.join(known)}" if close else f"Known: {', '.join(known)}"
+    return (
+        f"Did you mean {close[0]!r}? Known: {', '.join(known)}"
+        if close
+        else f"Known: {', '.join(known)}"
+    )
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -419,16 +463,22 @@ def _presets() -> Any:
 def _read_toml(source: str) -> dict[str, Any]:
     if source.endswith(".toml"):
         try:
-            text = Path(source).read_text()
+            text = Path(source).read_text(encoding="utf-8")
         except OSError as error:
             raise ConfigError(
                 source, f"can't read the file ({error.strerror})", mend="Check the path"
+            ) from None
+        except UnicodeDecodeError as error:
+            raise ConfigError(
+                source, f"not valid TOML ({error})", mend="Save it as UTF-8"
             ) from None
     elif source in preset_names():
         text = (_presets() / f"{source}.toml").read_text()
     else:
         raise ConfigError(
-            "preset", f"not known. {nearest(source, preset_names())}; or give a .toml file", value=source
+            "preset",
+            f"not known. {nearest(source, preset_names())}; or give a .toml file",
+            value=source,
         )
     try:
         return tomllib.loads(text)
@@ -461,41 +511,56 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 
 def _first_error(error: ValidationError, values: Mapping[str, Any]) -> ConfigError:
-    """The first problem pydantic found, as one of our messages. Unknown keys go first: they explain the others."""
-    problems = sorted(error.errors(), key=lambda p: p["type"] != "extra_forbidden")
-    problem = problems[0]
-    inner = problem.get("ctx", {}).get("error")
-    if isinstance(inner, ConfigError):
-        return inner
-    # Names of union branches ("int", "list[...]") stand in the location; they are no keys of the user's.
-    location: list[str] = []
-    level: Any = values
-    for part in problem["loc"]:
-        if isinstance(level, Mapping) and part not in level and problem["type"] != "missing":
-            break
-        if not isinstance(level, Mapping | list):
-            if problem["type"] != "missing":
-                break
-        location.append(str(part))
-        if isinstance(level, Mapping):
-            level = level.get(part)
-        elif isinstance(level, list) and isinstance(part, int) and part < len(level):
-            level = level[part]
-    key = ".".join(location) or "configuration"
+    """The most telling of the problems that pydantic found, as one of our messages.
+
+    Unknown keys go first: they explain the others. Of a union's branches, the one that came
+    furthest does.
+    """
+    problem = min(
+        error.errors(),
+        key=lambda p: (p["type"] != "extra_forbidden", p["type"].endswith("_type"), -len(p["loc"])),
+    )
+    keys = _keys(problem["loc"], values, is_missing=problem["type"] == "missing")
+    key = ".".join(keys)
     if problem["type"] == "extra_forbidden":
-        return ConfigError(key, f"unknown key. {nearest(location[-1], _fields_at(location[:-1]))}")
+        return ConfigError(key, f"unknown key. {nearest(keys[-1], _fields_at(keys[:-1]))}")
     if problem["type"] == "missing":
-        return ConfigError(key, "is required", mend=f"Add it to the file or say --set {key}=…")
-    rule = problem["msg"].removeprefix("Value error, ")
+        return ConfigError(key, "is required", mend=f"Add it to the file or say --set {key}=VALUE")
+    rule = (
+        "must be a table of keys"
+        if problem["type"] in ("dict_type", "model_type")
+        else problem["msg"]
+    )
     return ConfigError(key, rule[0].lower() + rule[1:], value=problem["input"])
+
+
+def _keys(
+    location: tuple[int | str, ...], values: Mapping[str, Any], *, is_missing: bool
+) -> list[str]:
+    """A problem's location without the names of union branches, which no user wrote."""
+    keys: list[str] = []
+    level: Any = values
+    for part in location:
+        is_key = isinstance(level, Mapping) and part in level
+        is_index = isinstance(level, list) and isinstance(part, int)
+        if is_key or is_index:
+            level = level[part]
+        elif not is_missing:
+            continue
+        keys.append(str(part))
+    return keys
 
 
 def _fields_at(location: list[str]) -> list[str]:
     model: type[BaseModel] = Config
     for part in location:
-        annotation = model.model_fields[part].annotation if part in model.model_fields else PenaltyConfig
+        annotation = (
+            model.model_fields[part].annotation if part in model.model_fields else PenaltyConfig
+        )
         models = [
-            t for t in (annotation, *get_args(annotation)) if isinstance(t, type) and issubclass(t, BaseModel)
+            t
+            for t in (annotation, *get_args(annotation))
+            if isinstance(t, type) and issubclass(t, BaseModel)
         ]
         model = models[0] if models else PenaltyConfig
     return list(model.model_fields)
@@ -514,4 +579,6 @@ def _masked(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _nearest_divisor(number: int, wanted: int) -> int:
-    return min((n for n in range(1, number + 1) if number % n == 0), key=lambda n: (abs(n - wanted), n))
+    return min(
+        (n for n in range(1, number + 1) if number % n == 0), key=lambda n: (abs(n - wanted), n)
+    )

@@ -14,7 +14,8 @@
     │   ├── StorageUnavailableError    storage down or throttling past the retry budget
     │   ├── InterruptedRunError        Ctrl-C, SIGTERM or a preemption notice
     │   └── WorkerLostError            a worker or host died
-    └── TrainingError              1   the run itself went wrong (non-finite past the budget, stale attempt)
+    └── TrainingError              1   the run itself went wrong (non-finite past the budget, stale
+    attempt)
 
 A :class:`UserError` is told in one line: subject (field or file), value, rule, mend.
 """
@@ -48,7 +49,10 @@ class UserError(GatdistError):
 
 
 class ConfigError(UserError):
-    """A key of the configuration is unknown, of the wrong type, out of range or at odds with another."""
+    """A key of the configuration is unknown.
+
+    Of the wrong type, out of range or at odds with another.
+    """
 
 
 class DataError(UserError):

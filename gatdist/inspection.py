@@ -6,7 +6,14 @@ import json
 from typing import Any
 
 from gatdist.errors import StorageError
-from gatdist.runs import Checkpoint, Checkpoints, RunDirectory, read_checkpoint, read_config, read_lines
+from gatdist.runs import (
+    Checkpoint,
+    Checkpoints,
+    RunDirectory,
+    read_checkpoint,
+    read_config,
+    read_lines,
+)
 from gatdist.runs.checkpoint import MANIFEST
 from gatdist.storage import Store
 
@@ -40,7 +47,9 @@ def digest(url: str) -> str:
     store = Store(url)
     if store.exists(MANIFEST):
         return read_checkpoint(store).digest()
-    newest = Checkpoints(store.child("checkpoints")).newest() if store.exists("config.json") else None
+    newest = (
+        Checkpoints(store.child("checkpoints")).newest() if store.exists("config.json") else None
+    )
     if newest is None:
         raise StorageError(
             url, "holds no checkpoint", mend="Check the URL, or let the run reach its first one"
@@ -52,7 +61,9 @@ def describe(found: dict[str, Any]) -> str:
     """An inspection for people."""
     width = max(len(key) for key in found) + 2
     return "\n".join(
-        f"{key:<{width}}{_text(value)}" for key, value in found.items() if value not in (None, {}, [])
+        f"{key:<{width}}{_text(value)}"
+        for key, value in found.items()
+        if value not in (None, {}, [])
     )
 
 

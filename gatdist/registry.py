@@ -1,4 +1,7 @@
-"""Names that a configuration can use, and what they stand for; open to the user's own by plugins."""
+"""Names that a configuration can use, and what they stand for.
+
+Open to the user's own by plugins.
+"""
 
 from __future__ import annotations
 
@@ -48,8 +51,10 @@ class Registry(Generic[T]):
         return sorted(self._entries)
 
 
-def call_with_options(function: Callable[..., T], options: Mapping[str, Any], field: str, **given: Any) -> T:
-    """Call ``function(**given, **options)`` after checking the options' names and types against its signature.
+def call_with_options(
+    function: Callable[..., T], options: Mapping[str, Any], field: str, **given: Any
+) -> T:
+    """Call ``function(**given, **options)`` if the options fit its signature.
 
     Args:
         function: takes keyword arguments with type annotations.
@@ -63,7 +68,9 @@ def call_with_options(function: Callable[..., T], options: Mapping[str, Any], fi
     allowed = [name for name in inspect.signature(function).parameters if name not in given]
     for name in options:
         if name not in allowed:
-            raise ConfigError(f"{field}.{name}", f"unknown key. {nearest(name, [*allowed, 'name'])}")
+            raise ConfigError(
+                f"{field}.{name}", f"unknown key. {nearest(name, [*allowed, 'name'])}"
+            )
     checked = validate_call(config=ConfigDict(strict=True, arbitrary_types_allowed=True))(function)
     try:
         return checked(**given, **options)
@@ -73,4 +80,6 @@ def call_with_options(function: Callable[..., T], options: Mapping[str, Any], fi
         if problem["type"] == "missing_keyword_only_argument":
             raise ConfigError(f"{field}.{key}", "is required by this network") from None
         rule = problem["msg"]
-        raise ConfigError(f"{field}.{key}", rule[0].lower() + rule[1:], value=problem["input"]) from None
+        raise ConfigError(
+            f"{field}.{key}", rule[0].lower() + rule[1:], value=problem["input"]
+        ) from None

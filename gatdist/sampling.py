@@ -19,8 +19,12 @@ from gatdist.storage import Store
 _CHUNK = 256
 
 
-def write_samples(generator: TrainedGenerator, num: int, *, seed: int, out: str, grid: bool) -> list[str]:
-    """Write ``num`` samples as ``000000.png`` … (``.npy`` for points) into the folder ``out``, or as one picture.
+def write_samples(
+    generator: TrainedGenerator, num: int, *, seed: int, out: str, grid: bool
+) -> list[str]:
+    """Write ``num`` samples as ``000000.png`` … (``.npy`` for points) into the folder ``out``.
+
+    Or as one picture.
 
     Args:
         generator: trained.
@@ -58,7 +62,8 @@ def _samples(generator: TrainedGenerator, num: int, seed: int) -> Iterator[tuple
     device = next(generator.network.parameters()).device
     for start in range(0, num, _CHUNK):
         positions = torch.arange(start, min(start + _CHUNK, num), device=device)
-        # Numbers past the end fill the last chunk: convolutions may round differently in a smaller batch.
+        # Numbers past the end fill the last chunk: convolutions may round differently in a smaller
+        # batch.
         filled = torch.arange(start, start + _CHUNK, device=device)
         yield start, sampler(filled)[: len(positions)].cpu()
 

@@ -67,17 +67,25 @@ def draw(lines: list[dict[str, Any]], path: Path) -> None:
     for axis, family in zip(axes, ("loss", "gradient_norm"), strict=False):
         for player in ("generator", "discriminator"):
             axis.plot(
-                [x["samples_seen"] for x in lines], [x[f"{family}/{player}"] for x in lines], label=player
+                [x["samples_seen"] for x in lines],
+                [x[f"{family}/{player}"] for x in lines],
+                label=player,
             )
         axis.set(title=family.replace("_", " "), xlabel="samples seen")
         axis.legend(frameon=False)
     axes[1].set_yscale("log")
     scored = [x for x in lines if "metric/fid" in x]
     axes[2].plot(
-        [x["samples_seen"] for x in scored], [x["metric/fid"] for x in scored], "o-", label="generated"
+        [x["samples_seen"] for x in scored],
+        [x["metric/fid"] for x in scored],
+        "o-",
+        label="generated",
     )
     axes[2].axhline(
-        scored[-1]["metric/fid_halves"], color="grey", linestyle="--", label="two halves of the real data"
+        scored[-1]["metric/fid_halves"],
+        color="grey",
+        linestyle="--",
+        label="two halves of the real data",
     )
     axes[2].set(title="FID (digit features)", xlabel="samples seen", yscale="log")
     axes[2].legend(frameon=False)

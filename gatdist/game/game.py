@@ -1,4 +1,6 @@
-"""The game: who plays, for what, with which penalties and from which noise. Update rules decide how.
+"""The game: who plays, for what, with which penalties and from which noise.
+
+Update rules decide how.
 
 Shapes: n local samples; samples [n, C, H, W] or [n, d]; latents [n, latent_size]; logits [n].
 """
@@ -84,7 +86,9 @@ class Game:
 
     def latents(self, batch: Batch, stream: str = "latents") -> Tensor:
         """Standard normal [n, latent_size], a function of (seed, stream, position)."""
-        return draws.normal(self.seed, stream, batch.positions, (self.latent_size,), batch.real.dtype)
+        return draws.normal(
+            self.seed, stream, batch.positions, (self.latent_size,), batch.real.dtype
+        )
 
     def fakes(self, batch: Batch, stream: str = "latents") -> Tensor:
         """Fakes without a graph, for a phase in which the generator stands still."""
@@ -98,7 +102,7 @@ class Game:
         if logits.shape != (len(samples),):
             raise ConfigError(
                 "model.discriminator.name",
-                f"must give one logit a sample, but {len(samples)} samples gave shape {tuple(logits.shape)}",
+                f"must give one logit a sample; {len(samples)} samples gave {tuple(logits.shape)}",
             )
         return Judged(samples, logits)
 
@@ -119,7 +123,8 @@ class Game:
             batch: this step's.
             real: the real side.
             fake: the fake side.
-            penalized: the fake side as the penalties at fakes are to see it: a leaf of its own graph.
+            penalized: the fake side as the penalties at fakes are to see it: a leaf of its own
+                graph.
         """
         total = self.loss.discriminator(real.logits, fake.logits)
         observations = {
@@ -138,7 +143,10 @@ class Game:
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[nn.Module]:
-    """The bare network with parameters that collect no gradient: backward goes through it to its inputs only."""
+    """The bare network with parameters that collect no gradient.
+
+    Backward goes through it to its inputs only.
+    """
     network = bare(module)
     trainable = [p for p in network.parameters() if p.requires_grad]
     for parameter in trainable:

@@ -1,7 +1,8 @@
 """Losses of both players as functions of logits, per sample.
 
-Everything works on logits r = D(x) of real and ℓ = D(G(z)) of fake samples, with log σ(ℓ) = −softplus(−ℓ) and
-log(1 − σ(ℓ)) = −softplus(ℓ), which stay finite for any logit that a dtype can hold.
+Everything works on logits r = D(x) of real and ℓ = D(G(z)) of fake samples, with log σ(ℓ) =
+−softplus(−ℓ) and log(1 − σ(ℓ)) = −softplus(ℓ), which stay finite for any logit that a dtype can
+hold.
 
 | name | discriminator | generator |
 | --- | --- | --- |
@@ -25,14 +26,17 @@ LogitsFunction = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Loss:
-    """A pair of losses. Each function maps (real logits [n], fake logits [n]) to a loss [n] for each sample.
+    """A pair of losses.
+
+    Each function maps (real logits [n], fake logits [n]) to a loss for each sample, [n].
 
     Attributes:
         discriminator: what the discriminator descends.
         generator: what the generator descends.
-        ratio: γ = (∂generator/∂ℓ) / (∂discriminator/∂ℓ), in closed form, for the one-stage step; None where that
-            step must not be used (the denominator can be 0).
-        generator_reads_real: whether ``generator`` uses the real logits, which then have to be computed for it.
+        ratio: γ = (∂generator/∂ℓ) / (∂discriminator/∂ℓ), in closed form, for the one-stage step;
+            None where that step must not be used (the denominator can be 0).
+        generator_reads_real: whether ``generator`` uses the real logits, which then have to be
+            computed for it.
     """
 
     discriminator: LogitsFunction
@@ -50,7 +54,10 @@ def register_loss(name: str, loss: Loss) -> Loss:
 
 
 def softplus(x: Tensor) -> Tensor:
-    """log(1 + eˣ) with full precision for any x; torch's own becomes linear at 20, which costs 2e-9."""
+    """log(1 + eˣ) with full precision for any x.
+
+    Torch's own becomes linear at 20, which costs 2e-9.
+    """
     return -logsigmoid(-x)
 
 
@@ -61,9 +68,10 @@ def _minimax_discriminator(real: Tensor, fake: Tensor) -> Tensor:
 def _minimax_generator(real: Tensor, fake: Tensor) -> Tensor:
     """L_G = −log D(x) + log(1 − D(G(z))).
 
-    The article prints L_D = E[log D(x)] + E[log(1 − D(G(z)))] and lets the discriminator *descend* it; but that is
-    the value V(G, D) which the discriminator must maximize (Goodfellow et al. 2014), so it descends −V here. The
-    first term of L_G does not depend on the generator: it is in the reported value and has no gradient.
+    The article prints L_D = E[log D(x)] + E[log(1 − D(G(z)))] and lets the discriminator *descend*
+    it; but that is the value V(G, D) which the discriminator must maximize (Goodfellow et al.
+    2014), so it descends −V here. The first term of L_G does not depend on the generator: it is in
+    the reported value and has no gradient.
     """
     return softplus(-real) - softplus(fake)
 

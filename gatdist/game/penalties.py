@@ -33,8 +33,9 @@ class Penalty:
 
 @dataclass(frozen=True)
 class ScheduledPenalty:
-    """A penalty evaluated every ``every_steps`` steps with its strength multiplied by as many (lazy regularization,
-    Karras et al. 2020): the average over steps is that of the plain penalty.
+    """A penalty evaluated every ``every_steps`` steps with its strength multiplied by as many.
+
+    Its average over steps is that of the plain penalty (Karras et al. 2020, "lazy regularization").
     """
 
     name: str
@@ -51,10 +52,12 @@ penalties: Registry[Penalty] = Registry("game.penalties")
 
 
 def half_squared_gradient(samples: Tensor, logits: Tensor) -> Tensor:
-    """½ ‖∂logits_i/∂samples_i‖² for each sample, [n]; differentiable in the discriminator's parameters.
+    """½ ‖∂logits_i/∂samples_i‖² for each sample, [n].
 
-    One ``grad`` of the sum serves all samples, since no layer couples them. It does not touch parameters' ``.grad``,
-    so the data-parallel reduction sees only the plain backward that follows.
+    Differentiable in the discriminator's parameters.
+
+    One ``grad`` of the sum serves all samples, since no layer couples them. It does not touch
+    parameters' ``.grad``, so the data-parallel reduction sees only the plain backward that follows.
     """
     (gradient,) = torch.autograd.grad(logits.sum(), samples, create_graph=True)
     return 0.5 * gradient.square().flatten(1).sum(1)

@@ -1,10 +1,10 @@
 """Generators and discriminators, by name.
 
-A generator's builder takes ``latent_size``, ``sample_shape`` ((C, H, W) for pictures, (n,) for points) and
-``num_classes`` (0: unconditional) as keywords, then options of its own with defaults. It returns a module with
-``forward(latents [n, latent_size], labels int64 [n] | None) -> samples [n, *sample_shape]``, in about [−1, 1].
-A discriminator's builder takes ``sample_shape`` and ``num_classes``; its module has
-``forward(samples [n, *sample_shape], labels) -> logits [n]``.
+A generator's builder takes ``latent_size``, ``sample_shape`` ((C, H, W) for pictures, (n,) for
+points) and ``num_classes`` (0: unconditional) as keywords, then options of its own with defaults.
+It returns a module with ``forward(latents [n, latent_size], labels int64 [n] | None) -> samples [n,
+*sample_shape]``, in about [−1, 1]. A discriminator's builder takes ``sample_shape`` and
+``num_classes``; its module has ``forward(samples [n, *sample_shape], labels) -> logits [n]``.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ Builder = Callable[..., nn.Module]
 
 
 def register_generator(name: str) -> Callable[[Builder], Builder]:
-    """Decorator: makes a builder (see :mod:`gatdist.models`) available as ``model.generator.name``."""
+    """Decorator: makes a builder (see the module) available as ``model.generator.name``."""
     return generators.register(name)
 
 
 def register_discriminator(name: str) -> Callable[[Builder], Builder]:
-    """Decorator: makes a builder (see :mod:`gatdist.models`) available as ``model.discriminator.name``."""
+    """Decorator: makes a builder (see the module) available as ``model.discriminator.name``."""
     return discriminators.register(name)
 
 
@@ -44,12 +44,14 @@ def build_networks(
     """The generator and the discriminator that ``config`` names, on the CPU, in its dtype.
 
     Args:
-        config: of the run; ``run.seed`` gives the weights, and torch's own random state is left alone.
+        config: of the run; ``run.seed`` gives the weights, and torch's own random state is left
+            alone.
         sample_shape: of one sample, (C, H, W) or (n,).
         num_classes: of the data; 0 if unlabelled.
 
     Raises:
-        ConfigError: an unknown name or option, a shape that a network can't do, or labels that are missing.
+        ConfigError: an unknown name or option, a shape that a network can't do, or labels that are
+            missing.
     """
     model = config.model
     if model.conditional and not num_classes:

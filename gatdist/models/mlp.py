@@ -1,6 +1,11 @@
-"""Multilayer perceptrons for points: the networks of the toy problems in the literature (Metz et al. 2017)."""
+"""Multilayer perceptrons for points.
+
+The networks of the toy problems in the literature (Metz et al. 2017).
+"""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +16,7 @@ from gatdist.models.registry import discriminators, generators, require_rank
 def _perceptron(inputs: int, outputs: int, width: int, depth: int) -> nn.Sequential:
     sizes = [inputs, *[width] * depth]
     layers: list[nn.Module] = []
-    for before, after in zip(sizes, sizes[1:], strict=False):
+    for before, after in pairwise(sizes):
         layers += [nn.Linear(before, after), nn.LeakyReLU(0.2)]
     return nn.Sequential(*layers, nn.Linear(sizes[-1], outputs))
 
@@ -55,7 +60,12 @@ class PointDiscriminator(nn.Module):
 
 @generators.register("mlp")
 def mlp_generator(
-    *, latent_size: int, sample_shape: tuple[int, ...], num_classes: int, width: int = 128, depth: int = 3
+    *,
+    latent_size: int,
+    sample_shape: tuple[int, ...],
+    num_classes: int,
+    width: int = 128,
+    depth: int = 3,
 ) -> nn.Module:
     """``depth`` hidden layers of ``width`` units with leaky ReLU."""
     require_rank(sample_shape, 1, "mlp")

@@ -1,9 +1,10 @@
 """A small residual pair without normalization layers, for any height × width.
 
-Pre-activation residual blocks (He et al. 2016) whose last convolution starts at zero, so that the network starts as
-its skip path and needs no normalization (Zhang et al. 2019, "Fixup"). No layer couples the samples of a batch, so
-the pair may be split over workers as one likes and serves the one-stage step. Resolutions halve, rounded up, until
-the shorter side is at most 4; both networks interpolate to exactly those sizes, so any height × width works.
+Pre-activation residual blocks (He et al. 2016) whose last convolution starts at zero, so that the
+network starts as its skip path and needs no normalization (Zhang et al. 2019, "Fixup"). No layer
+couples the samples of a batch, so the pair may be split over workers as one likes and serves the
+one-stage step. Resolutions halve, rounded up, until the shorter side is at most 4; both networks
+interpolate to exactly those sizes, so any height × width works.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ _SLOPE = 0.2
 
 
 def resolutions(height: int, width: int) -> list[tuple[int, int]]:
-    """Sizes from the picture's own down to one whose shorter side is at most 4, each half of the one before."""
+    """Sizes from the picture's own down to one whose shorter side is at most 4.
+
+    Each half of the one before.
+    """
     sizes = [(height, width)]
     while min(sizes[-1]) > 4:
         sizes.append((-(-sizes[-1][0] // 2), -(-sizes[-1][1] // 2)))
@@ -43,7 +47,9 @@ def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
 class _Convolution(nn.Conv2d):
     """A convolution that keeps the size, with variance-preserving weights times ``gain``."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, gain: float = 1.0, bias: bool = True) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, gain: float = 1.0, bias: bool = True
+    ) -> None:
         super().__init__(inputs, outputs, kernel, padding=kernel // 2, bias=bias)
         nn.init.normal_(self.weight, std=gain / math.sqrt(inputs * kernel**2))
         if self.bias is not None:
@@ -51,13 +57,18 @@ class _Convolution(nn.Conv2d):
 
 
 class _Block(nn.Module):
-    """x + conv(act(conv(act(x)))), with a 1×1 convolution on the skip path where the width changes."""
+    """x + conv(act(conv(act(x)))).
+
+    With a 1×1 convolution on the skip path where the width changes.
+    """
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.first = _Convolution(inputs, outputs, 3)
         self.second = _Convolution(outputs, outputs, 3, gain=0.0)
-        self.skip = _Convolution(inputs, outputs, 1, bias=False) if inputs != outputs else nn.Identity()
+        self.skip = (
+            _Convolution(inputs, outputs, 1, bias=False) if inputs != outputs else nn.Identity()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut: Tensor = self.skip(x)
@@ -93,7 +104,10 @@ class ResidualGenerator(nn.Module):
         self.finish = _Convolution(widths[-1], channels, 3)
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Latents [n, latent_size], labels int64 [n] if conditional → pictures [n, C, H, W] in [−1, 1]."""
+        """Latents [n, latent_size].
+
+        Labels int64 [n] if conditional → pictures [n, C, H, W] in [−1, 1].
+        """
         if self.embedding is not None:
             assert labels is not None
             latents = (latents + self.embedding(labels)) / math.sqrt(2)
@@ -104,10 +118,18 @@ class ResidualGenerator(nn.Module):
 
 
 class ResidualDiscriminator(nn.Module):
-    """Pictures [n, C, H, W] → logits [n]; class-conditional by projection (Miyato & Koyama 2018)."""
+    """Pictures [n, C, H, W] → logits [n].
+
+    Class-conditional by projection (Miyato & Koyama 2018).
+    """
 
     def __init__(
-        self, sample_shape: tuple[int, ...], num_classes: int, width: int, max_width: int, blocks: int
+        self,
+        sample_shape: tuple[int, ...],
+        num_classes: int,
+        width: int,
+        max_width: int,
+        blocks: int,
     ) -> None:
         super().__init__()
         channels, height, picture_width = sample_shape
@@ -133,7 +155,9 @@ class ResidualDiscriminator(nn.Module):
         logits: Tensor = self.finish(features)[:, 0]
         if self.embedding is not None:
             assert labels is not None
-            logits = logits + (self.embedding(labels) * features).sum(1) / math.sqrt(features.shape[1])
+            logits = logits + (self.embedding(labels) * features).sum(1) / math.sqrt(
+                features.shape[1]
+            )
         return logits
 
 
@@ -147,15 +171,26 @@ def residual_generator(
     max_width: int = 512,
     blocks: int = 1,
 ) -> nn.Module:
-    """``blocks`` residual blocks a resolution; ``width`` channels at the finest, doubling up to ``max_width``."""
+    """``blocks`` residual blocks a resolution.
+
+    ``width`` channels at the finest, doubling up to ``max_width``.
+    """
     require_rank(sample_shape, 3, "residual")
     return ResidualGenerator(latent_size, sample_shape, num_classes, width, max_width, blocks)
 
 
 @discriminators.register("residual")
 def residual_discriminator(
-    *, sample_shape: tuple[int, ...], num_classes: int, width: int = 64, max_width: int = 512, blocks: int = 1
+    *,
+    sample_shape: tuple[int, ...],
+    num_classes: int,
+    width: int = 64,
+    max_width: int = 512,
+    blocks: int = 1,
 ) -> nn.Module:
-    """``blocks`` residual blocks a resolution; ``width`` channels at the finest, doubling up to ``max_width``."""
+    """``blocks`` residual blocks a resolution.
+
+    ``width`` channels at the finest, doubling up to ``max_width``.
+    """
     require_rank(sample_shape, 3, "residual")
     return ResidualDiscriminator(sample_shape, num_classes, width, max_width, blocks)

@@ -1,6 +1,9 @@
-"""Communication as an argument: one interface for a single process, a torch process group, and tests.
+"""Communication as an argument.
 
-No mathematics asks whether ``torch.distributed`` is initialized; it calls the communicator it was given.
+One interface for a single process, a torch process group, and tests.
+
+No mathematics asks whether ``torch.distributed`` is initialized; it calls the communicator it was
+given.
 """
 
 from __future__ import annotations
@@ -55,12 +58,18 @@ class Communicator(ABC):
 
     @abstractmethod
     def replicate(self, module: nn.Module) -> nn.Module:
-        """``module`` with worker 0's parameters, its gradients averaged over the workers after each backward."""
+        """``module`` with worker 0's parameters.
+
+        Its gradients averaged over the workers after each backward.
+        """
 
     def take_communication_s(self) -> float:
-        """Seconds from the first to the last byte of each gradient bucket since the last call, added up.
+        """Seconds from the first to the last byte of each gradient bucket since the last call.
 
-        They overlap with the backward that produces the next bucket. Measured on the CPU only; 0 elsewhere.
+        Added up.
+
+        They overlap with the backward that produces the next bucket. Measured on the CPU only; 0
+        elsewhere.
         """
         return 0.0
 
@@ -97,7 +106,10 @@ class LocalCommunicator(Communicator):
 
 
 class FakeCommunicator(LocalCommunicator):
-    """Pretends to be worker ``rank`` of ``world_size`` whose peers all hold the same tensors. For tests."""
+    """Pretends to be worker ``rank`` of ``world_size`` whose peers all hold the same tensors.
+
+    For tests.
+    """
 
     def __init__(self, rank: int, world_size: int, device: torch.device | None = None) -> None:
         super().__init__(device or torch.device("cpu"))
@@ -148,7 +160,10 @@ class TorchCommunicator(Communicator):
         return json.loads(self.broadcast_(buffer).cpu().numpy().tobytes())
 
     def replicate(self, module: nn.Module) -> nn.Module:
-        """``module`` in a DistributedDataParallel of its own: one around both networks can't tell phases apart."""
+        """``module`` in a DistributedDataParallel of its own.
+
+        One around both networks can't tell phases apart.
+        """
         from torch.nn.parallel import DistributedDataParallel
 
         replicated = DistributedDataParallel(
@@ -158,7 +173,8 @@ class TorchCommunicator(Communicator):
             gradient_as_bucket_view=True,
         )
         if self.device.type == "cpu":
-            replicated.register_comm_hook(None, self._timed_mean)
+            # A lambda, since torch refuses a hook whose annotations are strings.
+            replicated.register_comm_hook(None, lambda _, bucket: self._timed_mean(bucket))
         return replicated
 
     def take_communication_s(self) -> float:
@@ -166,8 +182,11 @@ class TorchCommunicator(Communicator):
         taken, self._communication_s = self._communication_s, 0.0
         return taken
 
-    def _timed_mean(self, state: None, bucket: GradBucket) -> Future[Tensor]:
-        """The mean of a bucket over the workers, as DistributedDataParallel would take it, with its time noted."""
+    def _timed_mean(self, bucket: GradBucket) -> Future[Tensor]:
+        """The mean of a bucket over the workers.
+
+        As DistributedDataParallel would take it, with its time noted.
+        """
         began = time.perf_counter()
 
         def note(reduced: Future[list[Tensor]]) -> Tensor:
@@ -175,12 +194,17 @@ class TorchCommunicator(Communicator):
             return reduced.value()[0]
 
         buffer = bucket.buffer().div_(self.world_size)
-        future: Future[Tensor] = self._dist.all_reduce(buffer, async_op=True).get_future().then(note)
+        future: Future[Tensor] = (
+            self._dist.all_reduce(buffer, async_op=True).get_future().then(note)
+        )
         return future
 
 
 def bare(module: nn.Module) -> nn.Module:
-    """The network inside :meth:`Communicator.replicate`'s wrapper, for work that must not start a reduction."""
+    """The network inside :meth:`Communicator.replicate`'s wrapper.
+
+    For work that must not start a reduction.
+    """
     from torch.nn.parallel import DistributedDataParallel
 
     inner = module.module if isinstance(module, DistributedDataParallel) else module

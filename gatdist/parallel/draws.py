@@ -1,7 +1,10 @@
-"""Random numbers as a pure function of (seed, stream, position): never of rank, batch shape or what was drawn before.
+"""Random numbers as a pure function of (seed, stream, position).
 
-Every draw is keyed by the sample's position in the run's one stream of samples, so that N workers draw what one
-would, and resuming needs no generator state. The generator is Philox4x32-10 (Salmon et al. 2011, "Parallel random
+Never of rank, batch shape or what was drawn before.
+
+Every draw is keyed by the sample's position in the run's one stream of samples, so that N workers
+draw what one would, and resuming needs no generator state. The generator is Philox4x32-10 (Salmon
+et al. 2011, "Parallel random
 numbers: as easy as 1, 2, 3"), computed with torch on the device.
 
 Legend: n samples, k numbers for each.
@@ -32,13 +35,16 @@ def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
         int64 of the same shape, entries uniform in [0, 2³²).
     """
     even, odd = counter[0::2].clone(), counter[1::2].clone()  # words 0, 2 and words 1, 3
-    multipliers = torch.tensor(_MULTIPLIERS, device=counter.device).view(2, *[1] * (counter.dim() - 1))
+    multipliers = torch.tensor(_MULTIPLIERS, device=counter.device).view(
+        2, *[1] * (counter.dim() - 1)
+    )
     keys = torch.tensor(
         [[(k + i * w) & _LOW for k, w in zip(key, _WEYL, strict=True)] for i in range(10)],
         device=counter.device,
     )
     for i in range(10):
-        # The 64-bit product wraps into int64's sign bit; masks after the shift recover both unsigned halves.
+        # The 64-bit product wraps into int64's sign bit; masks after the shift recover both
+        # unsigned halves.
         product = even * multipliers
         high = (product >> 32) & _LOW
         round_key = keys[i].view(2, *[1] * (counter.dim() - 1))
@@ -73,7 +79,11 @@ def bits(seed: int, stream: str, positions: Tensor, count: int) -> Tensor:
 
 
 def uniform(
-    seed: int, stream: str, positions: Tensor, shape: Sequence[int] = (), dtype: torch.dtype = torch.float32
+    seed: int,
+    stream: str,
+    positions: Tensor,
+    shape: Sequence[int] = (),
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """[n, *shape] uniform in (0, 1), on the device of ``positions``. 32 random bits each."""
     words = bits(seed, stream, positions, math.prod(shape))
@@ -81,9 +91,13 @@ def uniform(
 
 
 def normal(
-    seed: int, stream: str, positions: Tensor, shape: Sequence[int] = (), dtype: torch.dtype = torch.float32
+    seed: int,
+    stream: str,
+    positions: Tensor,
+    shape: Sequence[int] = (),
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """[n, *shape] standard normal, on the device of ``positions`` (Box & Muller 1958, in float64)."""
+    """[n, *shape] standard normal, on the device of ``positions`` (Box & Muller 1958)."""
     count = math.prod(shape)
     pairs = -(-count // 2)
     u = uniform(seed, stream, positions, (2, pairs), torch.float64)

@@ -1,8 +1,8 @@
 """Checkpoints: committed whole or not at all, checked by digest, written in the background.
 
-A checkpoint is a folder named by its clock: safetensors files, ``state.json``, and ``MANIFEST.json`` with each
-file's size and SHA-256, written last. A folder without a valid manifest does not exist. Nothing in it depends on the
-number of workers, and loading never unpickles.
+A checkpoint is a folder named by its clock: safetensors files, ``state.json``, and
+``MANIFEST.json`` with each file's size and SHA-256, written last. A folder without a valid manifest
+does not exist. Nothing in it depends on the number of workers, and loading never unpickles.
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ def read_checkpoint(store: Store) -> Checkpoint:
     name = store.url.rstrip("/").rsplit("/", 1)[-1]
     try:
         manifest = json.loads(store.read(MANIFEST))
-        listed = {file: (entry["size"], entry["sha256"]) for file, entry in manifest["files"].items()}
+        listed = {
+            file: (entry["size"], entry["sha256"]) for file, entry in manifest["files"].items()
+        }
     except StorageError as error:
         raise CheckpointError(store.url, f"has no readable {MANIFEST} ({error})") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -74,7 +76,8 @@ def read_checkpoint(store: Store) -> Checkpoint:
         if len(contents[file]) != size or found != sha256:
             raise CheckpointError(
                 f"{store.url}/{file}",
-                f"is damaged: {len(contents[file])} bytes with SHA-256 {found}, expected {size} with {sha256}",
+                f"is damaged: expected {size} bytes with SHA-256 {sha256}, "
+                f"found {len(contents[file])} with {found}",
             )
     tensors = {
         f"{file.removesuffix('.safetensors')}/{key}": tensor
@@ -91,7 +94,8 @@ class Checkpoints:
     Args:
         store: the folder ``checkpoints`` of the run directory.
         keep: how many of the newest to keep.
-        may_commit: called just before each commit; raises if another attempt has taken the run over.
+        may_commit: called just before each commit; raises if another attempt has taken the run
+            over.
         on_damaged: called with a message for each damaged checkpoint that is passed over.
     """
 
@@ -119,10 +123,13 @@ class Checkpoints:
         return read_checkpoint(self.store.child(name))
 
     def newest(self) -> Checkpoint | None:
-        """The newest checkpoint that verifies; damaged ones are passed over, each told. None if there is none.
+        """The newest checkpoint that verifies; damaged ones are passed over, each told.
+
+        None if there is none.
 
         Raises:
-            CheckpointError: there are checkpoints, and all are damaged: starting afresh would bury them.
+            CheckpointError: there are checkpoints, and all are damaged: starting afresh would bury
+                them.
         """
         names = self.committed()
         for name in reversed(names):
@@ -139,14 +146,17 @@ class Checkpoints:
         return None
 
     def save(self, samples_seen: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Snapshot the tensors now and commit them in the background, after the last commit has ended.
+        """Snapshot the tensors now and commit them in the background.
+
+        After the last commit has ended.
 
         Raises:
             GatdistError: what went wrong in the background since the last call.
         """
         self.wait()
         snapshot = {
-            name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()
+            name: tensor.detach().to("cpu", copy=True).contiguous()
+            for name, tensor in tensors.items()
         }
         self._writer = self._writer or ThreadPoolExecutor(1, "checkpoint")
         self._pending = self._writer.submit(self._commit, f"{samples_seen:09d}", snapshot, state)
@@ -194,6 +204,7 @@ def _files(tensors: dict[str, Tensor], state: dict[str, Any]) -> list[tuple[str,
         group, _, key = name.partition("/")
         groups.setdefault(group, {})[key] = tensor
     files = [
-        (f"{group}.safetensors", safetensors.torch.save(content)) for group, content in sorted(groups.items())
+        (f"{group}.safetensors", safetensors.torch.save(content))
+        for group, content in sorted(groups.items())
     ]
     return [*files, ("state.json", json.dumps(state, indent=1).encode())]

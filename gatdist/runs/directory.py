@@ -30,7 +30,8 @@ class RunDirectory:
         """Write ``config.json``, or check that the one there has the same mathematics.
 
         Raises:
-            ConfigError: the run there was made with another configuration; names the key and both values.
+            ConfigError: the run there was made with another configuration; names the key and both
+                values.
             StorageError: the folder can't be written.
         """
         old = read_config(self.store)
@@ -39,7 +40,10 @@ class RunDirectory:
         self.store.publish("config.json", json.dumps(config.public(), indent=1).encode())
 
     def start_attempt(self, world_size: int, resumed_from: int | None, reason: str) -> int:
-        """Append this start to ``attempts.jsonl`` under the next number, which fences all earlier attempts."""
+        """Append this start to ``attempts.jsonl`` under the next number.
+
+        Which fences all earlier attempts.
+        """
         earlier = self.attempts()
         self.attempt = 1 + max((entry["attempt"] for entry in earlier), default=0)
         entry = {
@@ -60,8 +64,8 @@ class RunDirectory:
         latest = max((entry["attempt"] for entry in self.attempts()), default=0)
         if latest > self.attempt:
             raise TrainingError(
-                f"attempt {self.attempt} on {self.store.url} is stale: attempt {latest} has taken the run over. "
-                "This one stops and writes nothing more."
+                f"attempt {self.attempt} on {self.store.url} is stale: attempt {latest} "
+                "has taken the run over. This one stops and writes nothing more."
             )
 
     def attempts(self) -> list[dict[str, Any]]:
@@ -89,7 +93,10 @@ def read_config(store: Store) -> Config | None:
 
 
 def read_lines(store: Store, name: str) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file; [] where it does not exist. A torn line, as a kill leaves it, is left out."""
+    """The objects of a JSON-lines file; [] where it does not exist.
+
+    A torn line, as a kill leaves it, is left out.
+    """
     if not store.exists(name):
         return []
     entries = []

@@ -38,7 +38,10 @@ class Sampler:
 
     @torch.no_grad()
     def __call__(self, positions: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Samples [n, *sample_shape] for the int64 numbers [n]; labels are drawn uniformly unless given."""
+        """Samples [n, *sample_shape] for the int64 numbers [n].
+
+        Labels are drawn uniformly unless given.
+        """
         dtype = next(self.network.parameters()).dtype
         latents = draws.normal(self.seed, self.stream, positions, (self.latent_size,), dtype)
         if not self.num_classes:
@@ -81,7 +84,9 @@ def load_generator(run: Store, device: torch.device) -> TrainedGenerator:
     """
     config = read_config(run)
     if config is None:
-        raise CheckpointError(run.url, "is no run directory (it has no config.json)", mend="Check the path")
+        raise CheckpointError(
+            run.url, "is no run directory (it has no config.json)", mend="Check the path"
+        )
     checkpoint = Checkpoints(run.child("checkpoints")).newest()
     if checkpoint is None:
         raise CheckpointError(
@@ -92,7 +97,9 @@ def load_generator(run: Store, device: torch.device) -> TrainedGenerator:
     num_classes = checkpoint.state["num_classes"]
     network, _ = build_networks(config, sample_shape, num_classes)
     weights = {
-        k.removeprefix("average/"): v for k, v in checkpoint.tensors.items() if k.startswith("average/")
+        k.removeprefix("average/"): v
+        for k, v in checkpoint.tensors.items()
+        if k.startswith("average/")
     }
     try:
         network.load_state_dict(weights)

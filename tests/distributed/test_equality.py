@@ -1,14 +1,17 @@
-"""The result does not depend on how many workers computed it: real process groups, the real loop."""
+"""The result does not depend on how many workers computed it.
+
+Real process groups, the real loop.
+"""
 
 import pytest
 import torch
-from gatdist.storage import Store
-from support import spawn
 
 from gatdist.config import load_config
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.runs import Checkpoints
-from gatdist.train.loop import run
+from gatdist.storage import Store
+from gatdist.training.loop import run
+from support import spawn
 
 SMALL = [
     "run.total_samples=600",
@@ -52,7 +55,9 @@ def test_two_and_three_workers_train_what_one_trains(rule, tmp_path):
                 found[name], tensor, rtol=0, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}"
             )
     # The comparison must be able to fail: another seed ends elsewhere.
-    train(LocalCommunicator(torch.device("cpu")), [*overrides, "run.seed=1"], str(tmp_path / "seed"))
+    train(
+        LocalCommunicator(torch.device("cpu")), [*overrides, "run.seed=1"], str(tmp_path / "seed")
+    )
     untrained = trained(tmp_path / "seed")
     assert max((untrained[n] - t).abs().max() for n, t in expected.items()) > 1e-3
 
@@ -119,7 +124,8 @@ def test_a_request_to_one_worker_stops_all_after_the_same_step_with_a_checkpoint
     assert first == second
     assert first["status"] == "interrupted"
     assert (
-        Checkpoints(Store(f"{tmp_path}/checkpoints")).newest().state["samples_seen"] == first["samples_seen"]
+        Checkpoints(Store(f"{tmp_path}/checkpoints")).newest().state["samples_seen"]
+        == first["samples_seen"]
     )
 
 

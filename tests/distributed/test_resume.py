@@ -1,4 +1,7 @@
-"""Killed at random moments and run again, a run ends in the very state of one that was left alone."""
+"""Killed at random moments and run again.
+
+A run ends in the very state of one that was left alone.
+"""
 
 import json
 import random
@@ -59,11 +62,16 @@ def undisturbed(tmp_path_factory):
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("seed", [0, 1, 2, 3])
 def test_five_kills_change_nothing(seed, undisturbed, tmp_path, run_gatdist):
-    """Each kill falls at a random moment after start-up, so some hit a commit, a tick or the very first steps."""
+    """Each kill falls at a random moment after start-up.
+
+    So some hit a commit, a tick or the very first steps.
+    """
     chance = random.Random(seed)
     kills = 0
     while kills < 5:
-        process = subprocess.Popen(command(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         attempts = tmp_path / "attempts.jsonl"
         began = len(attempts.read_text().splitlines()) if attempts.exists() else 0
         deadline = time.monotonic() + 60
@@ -109,7 +117,8 @@ def test_ctrl_c_checkpoints_and_the_same_command_goes_on(undisturbed, tmp_path, 
     assert 1280 <= stopped_at < 12800
     subprocess.run(command(tmp_path), check=True, timeout=110, capture_output=True)
     resumed = [
-        json.loads(line)["resumed_from"] for line in (tmp_path / "attempts.jsonl").read_text().splitlines()
+        json.loads(line)["resumed_from"]
+        for line in (tmp_path / "attempts.jsonl").read_text().splitlines()
     ]
     assert resumed == [None, stopped_at]
     assert digest_of(run_gatdist, tmp_path) == digest_of(run_gatdist, undisturbed)
@@ -118,7 +127,12 @@ def test_ctrl_c_checkpoints_and_the_same_command_goes_on(undisturbed, tmp_path, 
 @pytest.mark.timeout(120)
 def test_a_second_ctrl_c_leaves_at_once(tmp_path):
     # A step so long that the loop can't answer the first one before the second comes.
-    slow = ["--set", "run.global_batch=1024", "--set", 'model.generator={name="residual", width=256}']
+    slow = [
+        "--set",
+        "run.global_batch=1024",
+        "--set",
+        'model.generator={name="residual", width=256}',
+    ]
     process = subprocess.Popen(command(tmp_path, *slow), stderr=subprocess.PIPE, text=True)
     attempts = tmp_path / "attempts.jsonl"
     deadline = time.monotonic() + 60
@@ -137,11 +151,16 @@ def test_a_second_ctrl_c_leaves_at_once(tmp_path):
 
 def test_a_finished_run_run_again_says_so_and_changes_nothing(undisturbed, run_gatdist):
     before = (undisturbed / "attempts.jsonl").read_text(), digest_of(run_gatdist, undisturbed)
-    finished = subprocess.run(command(undisturbed, "--json"), capture_output=True, text=True, timeout=60)
+    finished = subprocess.run(
+        command(undisturbed, "--json"), capture_output=True, text=True, timeout=60
+    )
     assert finished.returncode == 0
     outcome = json.loads(finished.stdout)
     assert outcome["status"] == "finished"
-    assert ((undisturbed / "attempts.jsonl").read_text(), digest_of(run_gatdist, undisturbed)) == before
+    assert (
+        (undisturbed / "attempts.jsonl").read_text(),
+        digest_of(run_gatdist, undisturbed),
+    ) == before
 
 
 def test_a_run_directory_of_another_configuration_is_refused_with_both_values(undisturbed):

@@ -29,7 +29,9 @@ def test_philox_gives_the_published_answers(counter, key, expected):
 def test_a_sample_draws_the_same_bits_in_any_company(draw, size):
     positions = torch.arange(37) + 2**33
     together = draw(3, "latents", positions, (size,))
-    assert torch.equal(together, torch.cat([draw(3, "latents", p[None], (size,)) for p in positions]))
+    assert torch.equal(
+        together, torch.cat([draw(3, "latents", p[None], (size,)) for p in positions])
+    )
     strided = torch.cat([draw(3, "latents", positions[rank::3], (size,)) for rank in range(3)])
     assert torch.equal(together[torch.cat([torch.arange(37)[r::3] for r in range(3)])], strided)
 

@@ -1,10 +1,13 @@
-"""Update rules against published trajectories, against each other, and against two plain backwards."""
+"""Update rules against published trajectories.
+
+Against each other, and against two plain backwards.
+"""
 
 import pytest
 import torch
-from games import batch_of, descend, dirac_game, play_dirac, rule_of
 from torch import nn
 
+from games import batch_of, descend, dirac_game, play_dirac, rule_of
 from gatdist.errors import ConfigError
 from gatdist.game import Game, Loss
 from gatdist.game.losses import losses
@@ -26,7 +29,11 @@ from gatdist.models import mlp, residual
     ],
 )
 def test_dirac_gan_ends_at_the_published_radius(loss, rule, r1, radius):
-    orders = ["discriminator_first", "generator_first"] if rule == "alternating" else ["discriminator_first"]
+    orders = (
+        ["discriminator_first", "generator_first"]
+        if rule == "alternating"
+        else ["discriminator_first"]
+    )
     found = [play_dirac(loss, rule, r1=r1, order=order) for order in orders]
     assert any(value == pytest.approx(radius, rel=1e-3) for value in found), found
 
@@ -35,7 +42,9 @@ def test_one_discriminator_step_raises_its_accuracy():
     """Pins the sign: read literally, the article would teach the discriminator to be wrong."""
     torch.manual_seed(0)
     discriminator = mlp.mlp_discriminator(sample_shape=(2,), num_classes=0, width=16).double()
-    generator = mlp.mlp_generator(latent_size=4, sample_shape=(2,), num_classes=0, width=16).double()
+    generator = mlp.mlp_generator(
+        latent_size=4, sample_shape=(2,), num_classes=0, width=16
+    ).double()
     game = Game(generator, discriminator, losses["minimax"], 0, 4)
     batch = batch_of(torch.randn(256, 2, dtype=torch.float64) + 2)
 
@@ -60,11 +69,15 @@ def picture_game(loss, r1=0.0, r2=0.0, num_classes=0, every=1):
     generator = residual.residual_generator(
         latent_size=6, sample_shape=(1, 6, 9), num_classes=num_classes, width=4
     )
-    discriminator = residual.residual_discriminator(sample_shape=(1, 6, 9), num_classes=num_classes, width=4)
+    discriminator = residual.residual_discriminator(
+        sample_shape=(1, 6, 9), num_classes=num_classes, width=4
+    )
     for network in (generator, discriminator):
         for p in network.parameters():
             nn.init.normal_(p, std=0.3)  # no zeros, so that every path carries gradient
-    scheduled = [ScheduledPenalty(n, penalties[n], s, every) for n, s in (("r1", r1), ("r2", r2)) if s]
+    scheduled = [
+        ScheduledPenalty(n, penalties[n], s, every) for n, s in (("r1", r1), ("r2", r2)) if s
+    ]
     return Game(generator.double(), discriminator.double(), losses[loss], 3, 6, tuple(scheduled))
 
 
@@ -163,7 +176,9 @@ def test_fresh_latents_differ_between_the_phases_and_shared_do_not():
             0,
             2,
         )
-        for phase in rule_of(game, "alternating", latents=mode).phases(batch_of(torch.randn(4, 2).double())):
+        for phase in rule_of(game, "alternating", latents=mode).phases(
+            batch_of(torch.randn(4, 2).double())
+        ):
             if phase.name == "discriminator":
                 phase.backward()
             else:
@@ -194,4 +209,6 @@ def test_a_discriminator_with_several_logits_a_sample_is_refused():
     generator = mlp.mlp_generator(latent_size=2, sample_shape=(2,), num_classes=0).double()
     game = Game(generator, Patches(2, 3).double(), losses["minimax"], 0, 2)
     with pytest.raises(ConfigError, match="one logit a sample"):
-        next(iter(rule_of(game, "alternating").phases(batch_of(torch.zeros(4, 2).double())))).backward()
+        next(
+            iter(rule_of(game, "alternating").phases(batch_of(torch.zeros(4, 2).double())))
+        ).backward()

@@ -5,10 +5,10 @@ import threading
 
 import pytest
 import torch
-from gatdist.storage import Store
 
 from gatdist.errors import CheckpointError, TrainingError
 from gatdist.runs import Checkpoints, RunDirectory, read_checkpoint
+from gatdist.storage import Store
 
 
 def tensors_of(value):
@@ -112,7 +112,9 @@ def test_the_digest_sees_names_dtypes_shapes_and_bytes(store, three):
         lambda t: t | {"generator/weight": t["generator/weight"] + 1},
         lambda t: t | {"generator/weight": t["generator/weight"].reshape(2, 3)},
         lambda t: t | {"generator/weight": t["generator/weight"].view(torch.int32)},
-        lambda t: {("discriminator/weight" if k == "generator/weight" else k): v for k, v in t.items()},
+        lambda t: {
+            ("discriminator/weight" if k == "generator/weight" else k): v for k, v in t.items()
+        },
     ):
         digests.add(type(base)(base.name, base.state, change(base.tensors)).digest())
     assert len(digests) == 5
@@ -125,7 +127,7 @@ def test_a_stale_attempt_is_fenced(store):
     stale.require_current()
     assert current.start_attempt(1, None, "new") == 2
     current.require_current()
-    with pytest.raises(TrainingError, match="attempt 1 on .* is stale: attempt 2"):
+    with pytest.raises(TrainingError, match=r"attempt 1 on .* is stale: attempt 2"):
         stale.require_current()
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from gatdist.config import ConvergenceConfig, HealthConfig
-from gatdist.train.health import Convergence, alarms, nonfinite_verdict
+from gatdist.training.health import Convergence, alarms, nonfinite_verdict
 
 WELL = {
     "gradient_norm/generator": 0.5,
@@ -37,7 +37,9 @@ def test_skip_allows_its_budget_and_stop_allows_none():
 
 
 def test_convergence_waits_for_its_patience_and_names_the_rule():
-    convergence = Convergence(ConvergenceConfig(metric="fid", patience_samples=300, min_improvement=0.1))
+    convergence = Convergence(
+        ConvergenceConfig(metric="fid", patience_samples=300, min_improvement=0.1)
+    )
     assert convergence.update(100, {"fid": 10.0}) is None
     assert convergence.update(200, {"fid": 9.5}) is None  # better, but by less than a tenth
     assert convergence.update(300, {"kid": 0.0}) is None  # another metric

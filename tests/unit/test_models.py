@@ -11,11 +11,15 @@ from gatdist.models import build_networks
 
 
 def config_with(**model):
-    return parse_config({"run": {"total_samples": 64}, "data": {"url": "builtin:digits"}, "model": model})
+    return parse_config(
+        {"run": {"total_samples": 64}, "data": {"url": "builtin:digits"}, "model": model}
+    )
 
 
 @pytest.mark.parametrize("num_classes", [0, 5])
-@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (3, 17, 40), (1, 5, 3), (2, 1, 9), (1, 28, 28)])
+@pytest.mark.parametrize(
+    "shape", [(1, 8, 8), (3, 32, 32), (3, 17, 40), (1, 5, 3), (2, 1, 9), (1, 28, 28)]
+)
 def test_residual_pair_does_any_height_and_width(shape, num_classes):
     config = config_with(
         conditional=bool(num_classes),
@@ -64,8 +68,16 @@ def test_the_seed_gives_the_weights_and_torchs_own_state_is_left_alone():
 @pytest.mark.parametrize(
     ("model", "shape", "message"),
     [
-        ({"generator": {"name": "residul"}}, (1, 8, 8), r"model\.generator\.name = 'residul'.*'residual'"),
-        ({"generator": {"name": "residual", "widht": 8}}, (1, 8, 8), r"model\.generator\.widht.*'width'"),
+        (
+            {"generator": {"name": "residul"}},
+            (1, 8, 8),
+            r"model\.generator\.name = 'residul'.*'residual'",
+        ),
+        (
+            {"generator": {"name": "residual", "widht": 8}},
+            (1, 8, 8),
+            r"model\.generator\.widht.*'width'",
+        ),
         (
             {"generator": {"name": "residual", "width": "wide"}},
             (1, 8, 8),
@@ -73,7 +85,11 @@ def test_the_seed_gives_the_weights_and_torchs_own_state_is_left_alone():
         ),
         ({"discriminator": {"name": "mlp"}}, (1, 8, 8), r"'mlp' makes points.*\(1, 8, 8\)"),
         ({"conditional": True}, (1, 8, 8), r"model\.conditional = True: the data has no labels"),
-        ({"generator": {"name": "residual", "latent_size": 8}}, (1, 8, 8), r"model\.generator\.latent_size"),
+        (
+            {"generator": {"name": "residual", "latent_size": 8}},
+            (1, 8, 8),
+            r"model\.generator\.latent_size",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(model, shape, message):

@@ -1,7 +1,7 @@
 """Alternating descent: one player moves, then the other at the point that the first has reached.
 
-``order = "discriminator_first"`` is Goodfellow et al. 2014, algorithm 1 with k = 1; ``generator_first`` is the
-article's procedure in words.
+``order = "discriminator_first"`` is Goodfellow et al. 2014, algorithm 1 with k = 1;
+``generator_first`` is the article's procedure in words.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from gatdist.game.updates.rule import Phase, UpdateRule, register_update_rule
 class Alternating(UpdateRule):
     """ψ ← ψ − η ∇_ψ L_D(θ, ψ), then θ ← θ − η ∇_θ L_G(θ, ψ) at the new ψ; or the other way round.
 
-    ``latents = "fresh"`` draws new latents for the generator's phase; ``shared`` uses the discriminator's again.
+    ``latents = "fresh"`` draws new latents for the generator's phase; ``shared`` uses the
+    discriminator's again.
     """
 
     def phases(self, batch: Batch) -> Iterator[Phase]:

@@ -1,9 +1,11 @@
-"""The one-stage step: the simultaneous gradients from one forward and one backward (Shen et al. 2021, "OSGAN").
+"""The one-stage step: the simultaneous gradients from one forward and one backward.
 
-With one logit ℓ a sample and no coupling between samples, the generator's gradient with respect to a fake is the
-discriminator's times γ = g′(ℓ)/d′(ℓ). So the discriminator's loss is backpropagated once, and each sample's gradient
-is multiplied by its γ where it enters the generator. It stays *one* backward through both networks, so that the
-discriminator's gradients travel while the generator's are computed.
+Shen et al. 2021, "Training Generative Adversarial Networks in One Stage".
+With one logit ℓ a sample and no coupling between samples, the generator's gradient with respect to
+a fake is the discriminator's times γ = g′(ℓ)/d′(ℓ). So the discriminator's loss is backpropagated
+once, and each sample's gradient is multiplied by its γ where it enters the generator. It stays
+*one* backward through both networks, so that the discriminator's gradients travel while the
+generator's are computed.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ class OneStage(UpdateRule):
             known = [name for name in losses.names() if losses[name].ratio]
             raise ConfigError(
                 "game.loss",
-                "can't be used with game.update_rule = 'one_stage': its discriminator's derivative can be 0",
+                "can't be used with game.update_rule = 'one_stage': its derivative can be 0",
                 value=config.loss,
                 mend=f"Use the rule 'simultaneous', or one of the losses {', '.join(known)}",
             )
@@ -43,9 +45,9 @@ class OneStage(UpdateRule):
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 raise ConfigError(
                     "game.update_rule",
-                    f"not exact here: the discriminator's layer {name!r} ({type(module).__name__}) couples samples",
+                    f"not exact: layer {name!r} ({type(module).__name__}) couples samples",
                     value="one_stage",
-                    mend="Use the rule 'simultaneous', or a discriminator without batch normalization",
+                    mend="Use 'simultaneous', or a discriminator without batch normalization",
                 )
 
     def phases(self, batch: Batch) -> Iterator[Phase]:
@@ -61,13 +63,22 @@ class OneStage(UpdateRule):
         ratio = game.loss.ratio(real.logits.detach(), fake.logits.detach())  # γ: [n]
         ratio = ratio.view(-1, *[1] * (fakes.dim() - 1))  # one factor a sample, for all its pixels
         fakes.register_hook(lambda gradient: gradient * ratio)
-        loss, observations = game.discriminator_loss(batch, real, fake, penalized=self._apart(batch, fakes))
+        loss, observations = game.discriminator_loss(
+            batch, real, fake, penalized=self._apart(batch, fakes)
+        )
         torch.autograd.backward(loss)
         with torch.no_grad():
             observations["loss/generator"] = game.loss.generator(real.logits, fake.logits)
         return observations
 
     def _apart(self, batch: Batch, fakes: Tensor) -> Judged:
-        """The fakes cut off from the generator, where a penalty at fakes is due: it must not reach the hook."""
+        """The fakes cut off from the generator, where a penalty at fakes is due.
+
+        It must not reach the hook.
+        """
         leaf = self.game.differentiable(fakes, batch.step, "fake")
-        return self.game.judge(leaf, batch.labels) if leaf.requires_grad else Judged(leaf, leaf.new_empty(0))
+        return (
+            self.game.judge(leaf, batch.labels)
+            if leaf.requires_grad
+            else Judged(leaf, leaf.new_empty(0))
+        )

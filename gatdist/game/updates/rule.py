@@ -16,11 +16,14 @@ PlayerName = Literal["generator", "discriminator"]
 
 @dataclass(frozen=True)
 class Phase:
-    """Zero gradients, run ``backward``, reduce, judge finiteness, clip, move: for these players, together.
+    """Zero gradients, run ``backward``, reduce, judge finiteness, clip, move.
+
+    For these players, together.
 
     Attributes:
         name: for timing.
-        players: whose gradients ``backward`` leaves in ``.grad``, reduced over the workers, and who then move.
+        players: whose gradients ``backward`` leaves in ``.grad``, reduced over the workers, and who
+            then move.
         backward: computes those gradients; returns what to report, by tag, one value a sample.
     """
 
@@ -32,8 +35,8 @@ class Phase:
 class UpdateRule(ABC):
     """Decides which gradients are taken, at which point, in which order.
 
-    The step runs the phases one by one: a phase's gradients are computed after the one before it has moved its
-    players, so a rule reads like the algorithm in its paper.
+    The step runs the phases one by one: a phase's gradients are computed after the one before it
+    has moved its players, so a rule reads like the algorithm in its paper.
 
     Args:
         game: what is played.

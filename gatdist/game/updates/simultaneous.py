@@ -1,4 +1,7 @@
-"""Simultaneous descent, the article's equation: both gradients at the parameters of step t, then both move."""
+"""Simultaneous descent, the article's equation.
+
+Both gradients at the parameters of step t, then both move.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,8 @@ from gatdist.game.updates.rule import Phase, UpdateRule, register_update_rule
 class Simultaneous(UpdateRule):
     """(θ, ψ) ← (θ − η ∇_θ L_G(θ, ψ), ψ − η ∇_ψ L_D(θ, ψ)), both gradients at the same point.
 
-    One forward of the fakes serves both players: the generator's gradient with respect to the fakes is taken first
-    and enters its network in the same backward that gives the discriminator's.
+    One forward of the fakes serves both players: the generator's gradient with respect to the fakes
+    is taken first and enters its network in the same backward that gives the discriminator's.
     """
 
     def phases(self, batch: Batch) -> Iterator[Phase]:

@@ -53,5 +53,7 @@ class Interrupts:
             self._before_leaving()
             os._exit(InterruptedRunError.exit_status)
         self._event.set()
-        self._emit("note", {"message": "stopping after a checkpoint; press Ctrl-C again to leave at once"})
+        self._emit(
+            "note", {"message": "stopping after a checkpoint; press Ctrl-C again to leave at once"}
+        )
         self._on_request()

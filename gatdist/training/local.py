@@ -10,8 +10,8 @@ from gatdist.config import Config
 from gatdist.monitor.console import Console
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.storage import Store
-from gatdist.train.interrupts import Interrupts
-from gatdist.train.loop import run
+from gatdist.training.interrupts import Interrupts
+from gatdist.training.loop import run
 
 
 def run_here(config: Config, run_dir: str, console: Console | None) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def run_here(config: Config, run_dir: str, console: Console | None) -> dict[str,
         console: shows progress; None shows nothing.
 
     Returns:
-        See :func:`gatdist.train.loop.run`.
+        See :func:`gatdist.training.loop.run`.
     """
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     emit = console.event if console else lambda kind, fields: None

@@ -8,8 +8,8 @@ from gatdist.config import Config
 from gatdist.game import Batch, UpdateRule
 from gatdist.monitor.statistics import Statistics
 from gatdist.monitor.timing import PhaseTimer
-from gatdist.train.player import learning_rate_factor
-from gatdist.train.state import TrainState
+from gatdist.training.player import learning_rate_factor
+from gatdist.training.state import TrainState
 
 
 def train_step(
@@ -22,9 +22,9 @@ def train_step(
 ) -> None:
     """One step of the game.
 
-    Each phase computes its players' gradients, which the workers average; whether they are finite is decided after
-    that, from numbers that are the same everywhere, so all workers move or none does. A phase moves all of its
-    players or none of them.
+    Each phase computes its players' gradients, which the workers average; whether they are finite
+    is decided after that, from numbers that are the same everywhere, so all workers move or none
+    does. A phase moves all of its players or none of them.
 
     Args:
         state: is changed in place; its clock advances by the global batch.

@@ -14,14 +14,19 @@ from gatdist.parallel.communicator import Communicator, bare
 
 
 def learning_rate_factor(config: OptimConfig, samples_seen: int, total_samples: int) -> float:
-    """The schedule's factor in [0, 1] at ``samples_seen``: linear warm-up, plateau, then decay to the end."""
+    """The schedule's factor in [0, 1] at ``samples_seen``.
+
+    Linear warm-up, plateau, then decay to the end.
+    """
     factor = 1.0
     if samples_seen < config.warmup_samples:
         factor = (samples_seen + 1) / config.warmup_samples
     start = config.decay_start_samples
     if config.decay != "none" and samples_seen > start:
         progress = min(1.0, (samples_seen - start) / max(1, total_samples - start))
-        falling = 1 - progress if config.decay == "linear" else (1 + math.cos(math.pi * progress)) / 2
+        falling = (
+            1 - progress if config.decay == "linear" else (1 + math.cos(math.pi * progress)) / 2
+        )
         factor *= config.final_fraction + (1 - config.final_fraction) * falling
     return min(factor, 1.0)
 
@@ -51,13 +56,18 @@ class Player:
         self.optimizer.zero_grad(set_to_none=True)
 
     def gradient_norm(self) -> Tensor:
-        """2-norm of the whole (reduced) gradient, a scalar on the device; non-finite if any entry is."""
+        """2-norm of the whole (reduced) gradient, a scalar on the device.
+
+        Non-finite if any entry is.
+        """
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
 
     @torch.no_grad()
     def move(self, finite: Tensor, norm: Tensor, rate_factor: float) -> None:
-        """Clip, then step; nothing moves, and no optimizer state changes, where ``finite`` (a scalar) is 0.
+        """Clip, then step; nothing moves.
+
+        And no optimizer state changes, where ``finite`` (a scalar) is 0.
 
         The fused optimizers read the flag on the device, so the host never waits for it.
         """
@@ -70,7 +80,10 @@ class Player:
         self.optimizer.step()
 
     def tensors(self, name: str) -> Iterator[tuple[str, Tensor]]:
-        """Weights, buffers and optimizer state by name: ``NAME/…`` and ``optimizer_NAME/PARAMETER/…``."""
+        """Weights, buffers and optimizer state by name.
+
+        ``NAME/…`` and ``optimizer_NAME/PARAMETER/…``.
+        """
         for key, tensor in self.bare.state_dict().items():
             yield f"{name}/{key}", tensor
         for parameter_name, parameter in self.parameters.items():
@@ -81,17 +94,27 @@ class Player:
     def load(self, name: str, tensors: dict[str, Tensor]) -> None:
         """Take over what :meth:`tensors` gave."""
         device = next(self.bare.parameters()).device
-        weights = {k.removeprefix(f"{name}/"): v for k, v in tensors.items() if k.startswith(f"{name}/")}
+        weights = {
+            k.removeprefix(f"{name}/"): v for k, v in tensors.items() if k.startswith(f"{name}/")
+        }
         self.bare.load_state_dict(weights)
         for parameter_name, parameter in self.parameters.items():
             prefix = f"optimizer_{name}/{parameter_name}/"
-            state = {k.removeprefix(prefix): v.to(device) for k, v in tensors.items() if k.startswith(prefix)}
+            state = {
+                k.removeprefix(prefix): v.to(device)
+                for k, v in tensors.items()
+                if k.startswith(prefix)
+            }
             if state:
                 self.optimizer.state[parameter] = state
 
 
 def _optimizer(parameters: list[nn.Parameter], config: PlayerOptimConfig) -> torch.optim.Optimizer:
-    common: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay, "fused": True}
+    common: dict[str, Any] = {
+        "lr": config.learning_rate,
+        "weight_decay": config.weight_decay,
+        "fused": True,
+    }
     if config.name == "adam":
         kind = torch.optim.AdamW if config.weight_decay else torch.optim.Adam
         return kind(parameters, betas=(config.betas[0], config.betas[1]), eps=config.eps, **common)

@@ -1,4 +1,7 @@
-"""The training loop: decides *when* to log, evaluate, commit and stop. What a step does is the step's business."""
+"""The training loop: decides *when* to log, evaluate, commit and stop.
+
+What a step does is the step's business.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +24,11 @@ from gatdist.monitor.timing import PhaseTimer
 from gatdist.parallel.communicator import Communicator
 from gatdist.runs import Checkpoints, RunDirectory, Sampler
 from gatdist.storage import Store
-from gatdist.train.health import Convergence, nonfinite_verdict
-from gatdist.train.player import learning_rate_factor
-from gatdist.train.recorder import Emit, Recorder
-from gatdist.train.state import TrainState
-from gatdist.train.step import train_step
+from gatdist.training.health import Convergence, nonfinite_verdict
+from gatdist.training.player import learning_rate_factor
+from gatdist.training.recorder import Emit, Recorder
+from gatdist.training.state import TrainState
+from gatdist.training.step import train_step
 
 # How often workers ask one another whether any of them was asked to stop.
 _POLL_S = 0.5
@@ -45,12 +48,13 @@ def run(
         config: of the run.
         comm: the workers; every one of them calls this function alike.
         run_dir: the run directory.
-        should_stop: asked on every worker every few steps; true on any one stops all after a checkpoint.
+        should_stop: asked on every worker every few steps; true on any one stops all after a
+            checkpoint.
         emit: called on worker 0 with what people should see: a kind and JSON values.
 
     Returns:
-        The outcome, alike on all workers: ``status`` ("finished", "converged" or "interrupted"), ``reason`` for
-        people, ``samples_seen``, and ``metrics`` of the last evaluation.
+        The outcome, alike on all workers: ``status`` ("finished", "converged" or "interrupted"),
+        ``reason`` for people, ``samples_seen``, and ``metrics`` of the last evaluation.
 
     Raises:
         UserError: something the user can mend.
@@ -62,7 +66,12 @@ def run(
 
 class _Loop:
     def __init__(
-        self, config: Config, comm: Communicator, run_dir: Store, should_stop: Callable[[], bool], emit: Emit
+        self,
+        config: Config,
+        comm: Communicator,
+        run_dir: Store,
+        should_stop: Callable[[], bool],
+        emit: Emit,
     ) -> None:
         self.config, self.comm, self.should_stop, self.emit = config, comm, should_stop, emit
         config.check_workers(comm.world_size)
@@ -77,8 +86,13 @@ class _Loop:
         self.convergence = Convergence(config.run.convergence)
         self.statistics = Statistics(comm.device)
         self.timer = PhaseTimer(comm.device)
-        self.evaluator: Evaluator | None = None
-        self.outcome: dict[str, Any] = {"status": "new", "reason": "", "samples_seen": 0, "metrics": {}}
+        self.evaluator = Evaluator(config.evaluate, self.dataset, comm, comm.device)
+        self.outcome: dict[str, Any] = {
+            "status": "new",
+            "reason": "",
+            "samples_seen": 0,
+            "metrics": {},
+        }
         self.wall_time_s = 0.0
         self.steps_between_polls = 1
         self.checkpoints = Checkpoints(
@@ -96,14 +110,17 @@ class _Loop:
         if self.outcome["status"] == "converged" and self.config.run.convergence:
             return True
         return (
-            self.outcome["status"] == "finished" and self.state.samples_seen >= self.config.run.total_samples
+            self.outcome["status"] == "finished"
+            and self.state.samples_seen >= self.config.run.total_samples
         )
 
     def run(self) -> dict[str, Any]:
         """The loop."""
         config, state = self.config, self.state
         self.recorder = Recorder(config, self.comm, self.directory, self.dataset, state, self.emit)
-        loader = Loader.for_worker(self.dataset, self.order, config, self.comm, position=state.samples_seen)
+        loader = Loader.for_worker(
+            self.dataset, self.order, config, self.comm, position=state.samples_seen
+        )
         with closing(self.recorder), closing(self.checkpoints), loader as batches:
             self._start_tick()
             over = False
@@ -117,7 +134,10 @@ class _Loop:
         return self.outcome
 
     def _after_step(self) -> bool:
-        """Log, evaluate and commit where it is time to. True when the run is over, its outcome set."""
+        """Log, evaluate and commit where it is time to.
+
+        True when the run is over, its outcome set.
+        """
         run, samples_seen = self.config.run, self.state.samples_seen
         finished = samples_seen >= run.total_samples
         over = finished or self._interrupted()
@@ -127,8 +147,8 @@ class _Loop:
             status, reason = "finished", f"run.total_samples = {run.total_samples:,} reached"
         if over or evaluates or self._due(run.tick_samples):
             values = self._tick_values()
-            metrics = self._evaluate() if evaluates else {}
-            self.recorder.tick(values | {f"metric/{name}": value for name, value in metrics.items()})
+            metrics = self._evaluate(values) if evaluates else {}
+            self.recorder.tick(values)
             converged = self.convergence.update(samples_seen, metrics)
             if converged and not finished:
                 over, status, reason = True, "converged", converged
@@ -139,9 +159,11 @@ class _Loop:
         return over
 
     def _due(self, interval: int) -> bool:
-        """Whether the last step reached or crossed a multiple of ``interval`` samples (0: never)."""
+        """Whether the last step reached or crossed a multiple of ``interval`` samples (0: no)."""
         seen = self.state.samples_seen
-        return bool(interval) and seen // interval > (seen - self.config.run.global_batch) // interval
+        return (
+            bool(interval) and seen // interval > (seen - self.config.run.global_batch) // interval
+        )
 
     def _to_device(self, loaded: LoadedBatch) -> Batch:
         device = self.comm.device
@@ -163,7 +185,7 @@ class _Loop:
         self.steps = 0
         self.tick_began = time.perf_counter()
 
-    def _tick_values(self) -> dict[str, float]:
+    def _tick_values(self) -> dict[str, Any]:
         """The means since the last tick, alike on all workers, by tag.
 
         Raises:
@@ -171,13 +193,16 @@ class _Loop:
         """
         elapsed_s = time.perf_counter() - self.tick_began
         self.wall_time_s += elapsed_s
-        # The clock of each worker enters the mean, so that what follows from it is the same everywhere.
+        # The clock of each worker enters the mean, so that what follows from it is the same
+        # everywhere.
         seconds = self.timer.collect(self.steps) | {
             "time/step_s": elapsed_s / self.steps,
             "time/communication_s": self.comm.take_communication_s() / self.steps,
         }
         for tag, value in seconds.items():
-            self.statistics.add(tag, torch.tensor(value, dtype=torch.float64, device=self.comm.device))
+            self.statistics.add(
+                tag, torch.tensor(value, dtype=torch.float64, device=self.comm.device)
+            )
         values = self.statistics.reduce(self.comm)
         step_s = values["time/step_s"]
         self.steps_between_polls = max(1, min(64, int(_POLL_S / step_s)))
@@ -198,16 +223,15 @@ class _Loop:
             raise TrainingError(verdict)
         return values
 
-    def _evaluate(self) -> dict[str, float]:
-        """The metrics of the averaged generator, computed by all workers."""
+    def _evaluate(self, values: dict[str, Any]) -> dict[str, float]:
+        """The metrics of the averaged generator, computed by all workers; added to ``values``."""
         if not self.config.evaluate.metrics:
             return {}
-        if self.evaluator is None:
-            self.emit("note", {"message": "preparing the metrics' features of the real data"})
-            self.evaluator = Evaluator(self.config.evaluate, self.dataset, self.comm, self.comm.device)
         evaluation = self.evaluator(self.average_sampler("evaluation"))
         self.outcome["metrics"] = evaluation.metrics
-        self.recorder.evaluation(evaluation.metrics, evaluation.protocol)
+        values |= {f"metric/{name}": value for name, value in evaluation.metrics.items()}
+        values["protocol"] = evaluation.protocol
+        self.recorder.evaluation(evaluation.metrics)
         return evaluation.metrics
 
     def average_sampler(self, stream: str) -> Sampler:
@@ -233,7 +257,10 @@ class _Loop:
         self.emit("checkpoint", {"samples_seen": self.state.samples_seen})
 
     def _resume(self) -> None:
-        """Take over the newest whole checkpoint, the same on all workers, and number this attempt."""
+        """Take over the newest whole checkpoint.
+
+        The same on all workers, and number this attempt.
+        """
         mine = self.checkpoints.newest() if self.comm.is_main else None
         name = self.comm.broadcast_object(mine.name if mine else None)
         if name is not None:

@@ -22,7 +22,10 @@ class Alarm:
 
 
 def alarms(config: HealthConfig, values: dict[str, float]) -> list[Alarm]:
-    """The alarms that a tick's means raise. ``values`` are keyed by tag; tags that are absent raise nothing."""
+    """The alarms that a tick's means raise.
+
+    ``values`` are keyed by tag; tags that are absent raise nothing.
+    """
     raised = []
     for player in ("generator", "discriminator"):
         norm = values.get(f"gradient_norm/{player}")
@@ -30,16 +33,16 @@ def alarms(config: HealthConfig, values: dict[str, float]) -> list[Alarm]:
             remedy = "try game.loss = 'nonsaturating' or 'relativistic', or a slower discriminator"
             raised.append(
                 Alarm(
-                    f"vanishing_gradient_{player}", f"the {player}'s gradient vanishes ({norm:.1e}): {remedy}"
+                    f"vanishing_gradient_{player}",
+                    f"the {player}'s gradient vanishes ({norm:.1e}): {remedy}",
                 )
             )
         if norm is not None and norm > config.exploding_norm:
-            remedy = (
-                f"try a lower optim.{player}.learning_rate, optim.{player}.clip_norm, or stronger r1 and r2"
-            )
+            remedy = f"try optim.{player}.clip_norm, a lower learning rate, or stronger r1 and r2"
             raised.append(
                 Alarm(
-                    f"exploding_gradient_{player}", f"the {player}'s gradient explodes ({norm:.1e}): {remedy}"
+                    f"exploding_gradient_{player}",
+                    f"the {player}'s gradient explodes ({norm:.1e}): {remedy}",
                 )
             )
     ratio = values.get("diversity/ratio")
@@ -69,8 +72,9 @@ def nonfinite_verdict(config: HealthConfig, skipped: int) -> str | None:
     if skipped <= budget:
         return None
     return (
-        f"{skipped} steps had gradients that are not finite, and health.nonfinite = {config.nonfinite!r} allows "
-        f"{budget}. No parameter moved in them. Try lower learning rates, optim.*.clip_norm, or stronger penalties"
+        f"{skipped} steps had gradients that are not finite, and health.nonfinite = "
+        f"{config.nonfinite!r} allows {budget}. No parameter moved in them. "
+        "Try lower learning rates, optim.*.clip_norm, or stronger penalties"
     )
 
 
@@ -78,8 +82,8 @@ def nonfinite_verdict(config: HealthConfig, skipped: int) -> str | None:
 class Convergence:
     """Says when a metric has stopped to improve.
 
-    The rule: stop when ``metric`` (lower is better) has not fallen below its best by ``min_improvement`` (a share of
-    the best) for ``patience_samples``.
+    The rule: stop when ``metric`` (lower is better) has not fallen below its best by
+    ``min_improvement`` (a share of the best) for ``patience_samples``.
     """
 
     config: ConvergenceConfig | None
@@ -97,13 +101,16 @@ class Convergence:
         if waited < self.config.patience_samples:
             return None
         return (
-            f"converged: {self.config.metric} has not improved on {self.best:.4g} for {waited:,} samples "
+            f"{self.config.metric} has not improved on {self.best:.4g} for {waited:,} samples "
             f"(run.convergence.patience_samples = {self.config.patience_samples:,})"
         )
 
     def state(self) -> dict[str, Any]:
         """JSON values for the checkpoint."""
-        return {"best": None if self.best == float("inf") else self.best, "best_samples": self.best_samples}
+        return {
+            "best": None if self.best == float("inf") else self.best,
+            "best_samples": self.best_samples,
+        }
 
     def load(self, state: dict[str, Any]) -> None:
         """Take over what :meth:`state` gave."""

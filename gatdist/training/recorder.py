@@ -17,14 +17,16 @@ from gatdist.monitor import Monitor
 from gatdist.monitor.grid import encode_png, make_grid, make_scatter
 from gatdist.parallel.communicator import Communicator
 from gatdist.runs import RunDirectory, Sampler
-from gatdist.train.health import alarms
-from gatdist.train.state import TrainState
+from gatdist.training.health import alarms
+from gatdist.training.state import TrainState
 
 Emit = Callable[[str, dict[str, Any]], None]
 
 
 class Recorder:
-    """Ticks, pictures, evaluations and alarms of one attempt. On workers other than 0 it does nothing.
+    """Ticks, pictures, evaluations and alarms of one attempt.
+
+    On workers other than 0 it does nothing.
 
     Args:
         config: of the run.
@@ -82,12 +84,17 @@ class Recorder:
             },
         )
 
-    def tick(self, values: dict[str, float]) -> None:
-        """Write one line of numbers and one picture of the fixed latents, and raise the alarms they call for."""
+    def tick(self, values: dict[str, Any]) -> None:
+        """Write one line of numbers and one picture of the fixed latents.
+
+        And raise the alarms they call for.
+        """
         if not self.active:
             return
         fakes = self._fakes()
-        values = values | {"diversity/ratio": _diversity(fakes) / max(_diversity(self._real), 1e-12)}
+        values = values | {
+            "diversity/ratio": _diversity(fakes) / max(_diversity(self._real), 1e-12)
+        }
         raised = alarms(self.config.health, values)
         values |= {f"health/{alarm.name}": 1.0 for alarm in raised}
         samples_seen = int(values["samples_seen"])
@@ -95,7 +102,10 @@ class Recorder:
         self.monitor.tick(samples_seen, values)
         self.emit("tick", values | {"total_samples": self.config.run.total_samples})
         for alarm in raised:
-            self.emit("alarm", {"name": alarm.name, "message": alarm.message, "samples_seen": samples_seen})
+            self.emit(
+                "alarm",
+                {"name": alarm.name, "message": alarm.message, "samples_seen": samples_seen},
+            )
 
     def evaluation(self, metrics: dict[str, float]) -> None:
         """Tell people of an evaluation."""
@@ -134,12 +144,17 @@ class Recorder:
         return self.config.monitor.grid_samples if self.dataset.is_image else 4096
 
     def _show(self, tag: str, samples: Tensor, name: str) -> str:
-        """Publish a picture under ``samples/`` and in TensorBoard. Returns its path in the run directory."""
+        """Publish a picture under ``samples/`` and in TensorBoard.
+
+        Returns its path in the run directory.
+        """
         if self.dataset.is_image:
             columns = int(np.ceil(np.sqrt(len(samples))))
             picture = make_grid(to_pixels(samples).numpy(), columns)
         else:
-            picture = make_scatter(samples.double().numpy(), extent=float(self._real.abs().max()) * 1.5)
+            picture = make_scatter(
+                samples.double().numpy(), extent=float(self._real.abs().max()) * 1.5
+            )
         path = f"samples/{name}.png"
         self.store.publish(path, encode_png(picture))
         self.monitor.image(self.state.samples_seen, f"samples/{tag}", picture)
@@ -155,5 +170,7 @@ def config_table(config: Config) -> str:
     """The configuration as a Markdown table a section."""
     from gatdist.config import flatten
 
-    rows = [f"| `{key}` | `{json.dumps(value)}` |" for key, value in flatten(config.public()).items()]
+    rows = [
+        f"| `{key}` | `{json.dumps(value)}` |" for key, value in flatten(config.public()).items()
+    ]
     return "\n".join(["| key | value |", "| --- | --- |", *rows])

@@ -26,9 +26,10 @@ def plan(config: Config, run_dir: str) -> dict[str, Any]:
         run_dir: its folder; nothing is written there.
 
     Returns:
-        JSON values: ``config``, ``parameters`` by player, ``state_bytes``, ``activation_bytes`` a worker (what one
-        step of its share of the batch saves for backward), ``checkpoint_bytes``, ``num_shards``, ``num_samples``,
-        ``samples_seen`` (where the run would go on), ``steps_to_go``.
+        JSON values: ``config``, ``parameters`` by player, ``state_bytes``, ``activation_bytes`` a
+        worker (what one step of its share of the batch saves for backward), ``checkpoint_bytes``,
+        ``num_shards``, ``num_samples``, ``samples_seen`` (where the run would go on),
+        ``steps_to_go``.
 
     Raises:
         UserError: what training would raise.
@@ -56,7 +57,9 @@ def plan(config: Config, run_dir: str) -> dict[str, Any]:
         "num_shards": dataset.num_shards,
         "num_samples": dataset.num_samples,
         "samples_seen": samples_seen,
-        "steps_to_go": -(-max(0, config.run.total_samples - samples_seen) // config.run.global_batch),
+        "steps_to_go": -(
+            -max(0, config.run.total_samples - samples_seen) // config.run.global_batch
+        ),
     }
 
 
@@ -70,8 +73,8 @@ def describe(found: dict[str, Any]) -> str:
         "",
         f"data         {found['num_samples']:,} samples in {found['num_shards']} shards",
         f"parameters   {parameters}",
-        f"memory       {_size(found['state_bytes'])} of state and about {_size(found['activation_bytes'])} of "
-        "activations in each worker",
+        f"memory       {_size(found['state_bytes'])} of state and about "
+        f"{_size(found['activation_bytes'])} of activations in each worker",
         f"checkpoint   {_size(found['checkpoint_bytes'])}",
         f"to go        {found['steps_to_go']:,} steps, from sample {found['samples_seen']:,}",
         f"run folder   {found['run_dir']}",
@@ -106,7 +109,10 @@ def _activation_bytes(
     sample_shape: tuple[int, ...],
     num_classes: int,
 ) -> int:
-    """Bytes that the largest phase of a step saves for backward: measured with two samples, then scaled."""
+    """Bytes that the largest phase of a step saves for backward.
+
+    Measured with two samples, then scaled.
+    """
     n = 2
     batch = Batch(
         real=torch.zeros(n, *sample_shape, dtype=DTYPES[config.precision.dtype]),
@@ -114,7 +120,9 @@ def _activation_bytes(
         positions=torch.arange(n),
         step=0,  # every lazy penalty is due at step 0
     )
-    parameters = {p.data_ptr() for network in (generator, discriminator) for p in network.parameters()}
+    parameters = {
+        p.data_ptr() for network in (generator, discriminator) for p in network.parameters()
+    }
     largest = 0
     for phase in update_rules[config.game.update_rule](
         Game.from_config(config, generator, discriminator), config.game
@@ -134,10 +142,8 @@ def _activation_bytes(
 
 def _size(count: int) -> str:
     value = float(count)
-    for unit in ("bytes", "KB", "MB", "GB"):
-        if value < 1000:
-            break
+    units = ["bytes", "KB", "MB", "GB", "TB"]
+    while value >= 1000 and len(units) > 1:
         value /= 1000
-    else:
-        unit = "TB"
-    return f"{value:.3g} {unit}"
+        units.pop(0)
+    return f"{value:.3g} {units[0]}"

@@ -11,8 +11,8 @@ from gatdist.game import Game
 from gatdist.game.updates.rule import PlayerName
 from gatdist.models import build_networks
 from gatdist.parallel.communicator import Communicator
-from gatdist.train.averaging import MovingAverage
-from gatdist.train.player import Player
+from gatdist.training.averaging import MovingAverage
+from gatdist.training.player import Player
 
 
 class TrainState:
@@ -34,10 +34,14 @@ class TrainState:
     ) -> None:
         self.samples_seen = 0
         generator, discriminator = build_networks(config, sample_shape, num_classes)
-        self.average = MovingAverage(generator.to(comm.device), config.game.averaging_half_life_samples)
+        self.average = MovingAverage(
+            generator.to(comm.device), config.game.averaging_half_life_samples
+        )
         self.players: dict[PlayerName, Player] = {
             "generator": Player(generator, config.optim.generator, comm),
-            "discriminator": Player(discriminator.to(comm.device), config.optim.discriminator, comm),
+            "discriminator": Player(
+                discriminator.to(comm.device), config.optim.discriminator, comm
+            ),
         }
         self.skipped = torch.zeros((), dtype=torch.int64, device=comm.device)
 
@@ -48,8 +52,13 @@ class TrainState:
         )
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every trained tensor by name; the part before the first ``/`` names the file that it is kept in."""
-        tensors = {name: t for player, owner in self.players.items() for name, t in owner.tensors(player)}
+        """Every trained tensor by name.
+
+        The part before the first ``/`` names the file that it is kept in.
+        """
+        tensors = {
+            name: t for player, owner in self.players.items() for name, t in owner.tensors(player)
+        }
         tensors |= {f"average/{name}": t for name, t in self.average.network.state_dict().items()}
         return tensors | {"counters/skipped": self.skipped}
 
@@ -62,7 +71,9 @@ class TrainState:
         _require_fit(self.tensors(), tensors)
         for name, player in self.players.items():
             player.load(name, tensors)
-        average = {k.removeprefix("average/"): v for k, v in tensors.items() if k.startswith("average/")}
+        average = {
+            k.removeprefix("average/"): v for k, v in tensors.items() if k.startswith("average/")
+        }
         self.average.network.load_state_dict(average)
         self.skipped.copy_(tensors["counters/skipped"])
         self.samples_seen = samples_seen
@@ -73,9 +84,11 @@ def _require_fit(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
         mine
     ):  # optimizer state is absent before the first step, so only one direction is checked
         if name not in theirs:
-            raise CheckpointError(f"tensor {name}", "is missing in the checkpoint: it is of other networks")
-        if mine[name].shape != theirs[name].shape:
-            shapes = (
-                f"{tuple(theirs[name].shape)} in the checkpoint, {tuple(mine[name].shape)} in the network"
+            raise CheckpointError(
+                f"tensor {name}", "is missing in the checkpoint: it is of other networks"
             )
-            raise CheckpointError(f"tensor {name}", f"has shape {shapes}")
+        if mine[name].shape != theirs[name].shape:
+            there, here = tuple(theirs[name].shape), tuple(mine[name].shape)
+            raise CheckpointError(
+                f"tensor {name}", f"has shape {there} in the checkpoint, {here} in the network"
+            )

@@ -1,0 +1,77 @@
+# Every target does its own set-up on a machine that has only Python 3.11 (or newer) and make.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+ARGS ?=
+
+# Only errors are told. Compiling every module beforehand takes half as long again as the rest of the
+# installation; Python compiles those that are used, when they are.
+INSTALL := $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check --progress-bar off
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-system train test check format bench lock clean
+
+help:  ## show this
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
+		printf '  make %-14s %s\n' "$$name" "$$text"; done
+
+setup: $(READY)  ## install gatdist and its tools into .venv, exactly as requirements.lock says
+
+# Remade when the lock or the project's own metadata changes; the code itself is linked, not copied.
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "setup: gatdist needs Python 3.11 or newer; say which: make setup PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "setup: installing into $(VENV) (a minute)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(INSTALL) -r requirements.lock
+	@$(INSTALL) --no-deps --no-build-isolation -e .
+	@touch $@
+
+setup-system:  ## install what the browser tests need (Debian's Chromium); needs root
+	@if command -v chromium >/dev/null && command -v chromedriver >/dev/null; then :; \
+	elif [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+		echo "setup-system: no Chromium, and only root on Debian can install it: browser tests will be skipped"; \
+	else \
+		echo "setup-system: installing Chromium"; \
+		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+			apt-get install -qq -y --no-install-recommends chromium chromium-driver; \
+		} >/dev/null || echo "setup-system: apt-get failed: browser tests can't run"; \
+	fi
+
+train: setup  ## train the digits preset on two workers; ARGS="--set run.seed=1" goes to gatdist train
+	$(BIN)/gatdist train digits --workers 2 $(ARGS)
+
+test: setup setup-system check  ## check, then run all tests but gpu and slow; ARGS="-k name" goes to pytest
+	$(BIN)/python -m pytest $(ARGS)
+
+check: setup  ## format, lint, types and import layers; changes nothing
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+format: setup  ## rewrite the code in the house's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup  ## run the benchmarks; ARGS goes to them
+	@test -f benchmarks/__main__.py || { echo "bench: benchmarks/ has no cases yet"; exit 1; }
+	$(BIN)/python -m benchmarks $(ARGS)
+
+# torch stays at the version in the present lock: its newest release may be a build for CUDA.
+lock:  ## rewrite requirements.lock with the newest versions that pyproject.toml allows
+	$(PYTHON) -m venv --clear .venv-lock
+	.venv-lock/bin/python -m pip install -qq "$$(grep '^torch==' requirements.lock)" setuptools
+	.venv-lock/bin/python -m pip install -qq --no-build-isolation -e ".[dev]"
+	{ sed '/^torch==/q' requirements.lock; \
+		.venv-lock/bin/python -m pip freeze --all --exclude pip --exclude-editable \
+		| grep -v -E '^(torch|triton|nvidia-[a-z0-9-]+|cuda-[a-z-]+)( @|==)'; } > requirements.lock.new
+	mv requirements.lock.new requirements.lock
+	rm -rf .venv-lock
+
+clean:  ## remove the environment, caches and test artifacts; runs/ stays
+	rm -rf $(VENV) .venv-lock build *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf tests/artifacts
+	find gatdist tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,119 @@
+"""Data sets that come with the package, written as shards into the cache folder when first used.
+
+``builtin:digits``  scikit-learn's 1,797 handwritten digits, 8 × 8, gray, 10 classes
+``builtin:ring``    20,000 points of 8 Gaussians on a circle; the class is the Gaussian
+"""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from gatdist.config import cache_folder, nearest
+from gatdist.data.codecs import encode_png, encode_point
+from gatdist.data.format import MANIFEST, Components, write_dataset
+from gatdist.errors import DataError, StorageError
+from gatdist.storage import Store
+
+PREFIX = "builtin:"
+
+_NUM_SHARDS = 4
+_RING_SAMPLES, _RING_MODES, _RING_RADIUS, _RING_DEVIATION = 20_000, 8, 1.0, 0.01
+
+
+def prepare(url: str) -> str:
+    """The folder of a built-in data set, written if it is not there yet.
+
+    Processes that do so at once all end with the same folder, and a killed one leaves none.
+
+    Args:
+        url: ``builtin:`` and a name.
+
+    Raises:
+        DataError: no such data set, or a package it needs is not installed.
+        StorageError: the cache folder can't be written.
+    """
+    name = url.removeprefix(PREFIX)
+    if name not in _WRITERS:
+        raise DataError(
+            "data.url", f"no such built-in data set. {nearest(name, _WRITERS)}", value=url
+        )
+    folder = cache_folder() / "datasets" / f"{name}-v1"
+    if not (folder / MANIFEST).exists():
+        _write_aside(folder, _WRITERS[name])
+    return str(folder)
+
+
+def write_digits(store: Store) -> None:
+    """Write the digits. Values 0 to 16 become gray levels 0 to 255."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise DataError(
+            "builtin:digits", f"needs scikit-learn ({error})", mend="pip install scikit-learn"
+        ) from error
+    digits = load_digits()
+    pictures = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]  # [1797, 8, 8, 1]
+    files = (
+        {"png": encode_png(p), "cls": b"%d" % t}
+        for p, t in zip(pictures, digits.target, strict=True)
+    )
+    shards = _keyed(files, len(pictures))
+    write_dataset(store, shards, modality="image", sample_shape=(1, 8, 8), num_classes=10)
+
+
+def write_ring(store: Store) -> None:
+    """Write the ring. A sample's class is its number modulo 8, its mean at class · 45°."""
+    # Of NumPy's generators only the raw bits are promised to stay the same over versions.
+    words = np.random.Philox(key=0).random_raw((2, _RING_SAMPLES))
+    uniform = ((words >> np.uint64(11)).astype(np.float64) + 0.5) / 2**53  # in (0, 1)
+    distance, direction = (
+        np.sqrt(-2 * np.log(uniform[0])),
+        2 * np.pi * uniform[1],
+    )  # Box & Muller 1958
+    modes = np.arange(_RING_SAMPLES) % _RING_MODES
+    angles = modes * (2 * np.pi / _RING_MODES)
+    x = _RING_RADIUS * np.cos(angles) + _RING_DEVIATION * distance * np.cos(direction)
+    y = _RING_RADIUS * np.sin(angles) + _RING_DEVIATION * distance * np.sin(direction)
+    points = np.stack([x, y], axis=1).astype(np.float32)  # [20000, 2]
+    files = ({"npy": encode_point(p), "cls": b"%d" % m} for p, m in zip(points, modes, strict=True))
+    shards = _keyed(files, len(points))
+    write_dataset(store, shards, modality="points", sample_shape=(2,), num_classes=_RING_MODES)
+
+
+_WRITERS: dict[str, Callable[[Store], None]] = {"digits": write_digits, "ring": write_ring}
+
+
+def _keyed(files: Iterator[Components], count: int) -> Iterator[Iterator[tuple[str, Components]]]:
+    """Deal ``count`` samples, keyed 000000, 000001 and so on, to shards of nearly equal length."""
+    for numbers in np.array_split(np.arange(count), _NUM_SHARDS):
+        yield ((f"{i:06d}", next(files)) for i in numbers)
+
+
+def _write_aside(folder: Path, write: Callable[[Store], None]) -> None:
+    """Write a data set aside and rename it to ``folder``, unless another process was first."""
+    aside = folder.with_name(f".{folder.name}-{secrets.token_hex(8)}")
+    try:
+        aside.mkdir(parents=True)
+        write(Store(str(aside)))
+        try:
+            aside.rename(folder)
+        except OSError as error:
+            if not (folder / MANIFEST).exists():
+                raise StorageError(
+                    str(folder),
+                    f"should hold a built-in data set ({error})",
+                    mend="Remove what stands there",
+                ) from error
+    except OSError as error:
+        raise StorageError(
+            str(folder),
+            f"can't be written ({error})",
+            mend="Set GATDIST_CACHE to a folder that you may write to",
+        ) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

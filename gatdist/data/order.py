@@ -1,0 +1,251 @@
+"""The order of samples: a pure function of (seed, position).
+
+Position counts the samples shown by the run so far, on all workers together.
+
+::
+
+    epoch, q  = divmod(position, N)
+    row, lane = divmod(q, L)
+    u         = start(lane) + permute_window(seed, epoch, lane, row)
+    sample    = lookup(permute_blocks(seed, epoch), u)
+
+The samples stand in blocks: neighbours in one shard, so that one read fetches them together. Each
+epoch lays the blocks out in a new order and cuts the row of samples into L lanes of (nearly) equal
+length. Every L positions the run takes one step forward in each lane, and within a lane samples are
+shuffled in windows. Hence each epoch shows every sample once, a batch mixes L distant places, and
+only a few blocks are in use at a time. Nothing depends on the number of workers or threads, and
+there is no state beyond the position.
+
+The hash and the permutation are our own, so that the order never changes with a library; what they
+compute is fixed by ``ORDER_VERSION``.
+
+Legend: N samples, L lanes, k positions, b blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from gatdist.config import Config
+
+if TYPE_CHECKING:
+    from gatdist.data.dataset import Dataset
+
+Indices = NDArray[np.int64]
+_Words = NDArray[np.uint64]
+
+ORDER_VERSION = 1
+
+# A lane should pass through many blocks an epoch: lanes / blocks stays below this many per cent.
+_LANES_PERCENT_OF_BLOCKS = 6
+_ROUNDS = 3
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_WINDOWS, _BLOCKS = 1, 2  # what a hash is used for
+
+
+class SampleOrder:
+    """Which sample stands at which position of the run.
+
+    Args:
+        block_sizes: samples in each block, in the order of the data set, [b], each ≥ 1; see
+            :func:`cut_blocks`.
+        seed: of the run, in [0, 2⁶³).
+        lanes: L ≥ 1; may exceed N.
+        window: samples of one lane that are shuffled together, ≥ 1.
+        block_bytes: what the blocks were cut by; only for :meth:`state`, as is
+        fingerprint: of the data set.
+    """
+
+    def __init__(
+        self,
+        block_sizes: ArrayLike,
+        *,
+        seed: int,
+        lanes: int,
+        window: int,
+        block_bytes: int = 0,
+        fingerprint: str = "",
+    ) -> None:
+        self._sizes = np.asarray(block_sizes, dtype=np.int64)
+        self._starts = np.cumsum(self._sizes) - self._sizes
+        self.num_samples = int(self._sizes.sum())
+        self.seed, self.lanes, self.window = seed, lanes, window
+        self._block_bytes, self._fingerprint = block_bytes, fingerprint
+        # A batch lies in one epoch or two.
+        self._laid_out = lru_cache(maxsize=4)(self._lay_out_blocks)
+
+    @classmethod
+    def from_config(cls, config: Config, dataset: Dataset) -> SampleOrder:
+        """The order of a run. A small data set is cut into smaller blocks than configured."""
+        block_bytes = fitting_block_bytes(
+            dataset.shard_sizes, config.data.block_bytes, config.lanes
+        )
+        return cls(
+            cut_blocks(dataset.shard_sizes, block_bytes),
+            seed=config.run.seed,
+            lanes=config.lanes,
+            window=config.data.window_samples,
+            block_bytes=block_bytes,
+            fingerprint=dataset.fingerprint,
+        )
+
+    def indices(self, positions: ArrayLike) -> Indices:
+        """The sample at each position.
+
+        Args:
+            positions: int64 [k], each ≥ 0, in any order.
+
+        Returns:
+            int64 [k], indices into the data set.
+        """
+        epochs, q = np.divmod(np.asarray(positions, dtype=np.int64), self.num_samples)
+        rows, lanes = np.divmod(q, self.lanes)
+        # The first `longer` lanes have one sample more than the others.
+        length, longer = divmod(self.num_samples, self.lanes)
+        # `places` count along the laid-out blocks, lane after lane.
+        places = lanes * length + np.minimum(lanes, longer)
+        places += self._shuffled_rows(epochs, lanes, rows, length + (lanes < longer))
+        samples = np.empty_like(places)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            samples[here] = self._lookup(int(epoch), places[here])
+        return samples
+
+    def state(self) -> dict[str, Any]:
+        """What fixes the order, as JSON values. A run may only be resumed with an equal state."""
+        return {
+            "order_version": ORDER_VERSION,
+            "seed": self.seed,
+            "lanes": self.lanes,
+            "window": self.window,
+            "block_bytes": self._block_bytes,
+            "fingerprint": self._fingerprint,
+        }
+
+    def _shuffled_rows(
+        self, epochs: Indices, lanes: Indices, rows: Indices, lengths: Indices
+    ) -> Indices:
+        """Each row of each lane, shuffled in its window; a lane's last window may be shorter."""
+        windows, inside = np.divmod(rows, self.window)
+        first = windows * self.window
+        keys = hash_words(self.seed, _WINDOWS, epochs, lanes, windows)
+        return first + permute(inside, np.minimum(self.window, lengths - first), keys)
+
+    def _lookup(self, epoch: int, places: Indices) -> Indices:
+        ends, to_sample = self._laid_out(epoch)
+        return places + to_sample[np.searchsorted(ends, places, side="right")]
+
+    def _lay_out_blocks(self, epoch: int) -> tuple[Indices, Indices]:
+        """Of each block as laid out: the place where it ends, and how far its samples are off."""
+        keys = hash_words(self.seed, _BLOCKS, epoch, np.arange(len(self._sizes)))
+        layout = np.argsort(keys, kind="stable")
+        ends = np.cumsum(self._sizes[layout])
+        return ends, self._starts[layout] - (ends - self._sizes[layout])
+
+
+def local_positions(position: int, global_batch: int, rank: int, world_size: int) -> Indices:
+    """One worker's share of the global batch at ``position``, int64 [global_batch / world_size]."""
+    assert global_batch % world_size == 0, f"{global_batch} samples, {world_size} workers"
+    return position + np.arange(rank, global_batch, world_size, dtype=np.int64)
+
+
+def fitting_block_bytes(shards: Sequence[tuple[int, int]], block_bytes: int, lanes: int) -> int:
+    """``block_bytes``, halved until lanes / blocks is below 6 % or every block is one sample.
+
+    Args:
+        shards: (samples, bytes) of each.
+        block_bytes: wanted.
+        lanes: L.
+    """
+    num_samples = sum(samples for samples, _ in shards)
+    while block_bytes > 1:
+        blocks = sum(_blocks_of(*shard, block_bytes) for shard in shards)
+        if 100 * lanes < _LANES_PERCENT_OF_BLOCKS * blocks or blocks == num_samples:
+            break
+        block_bytes //= 2
+    return block_bytes
+
+
+def cut_blocks(shards: Sequence[tuple[int, int]], block_bytes: int) -> Indices:
+    """Cut each shard into blocks of nearly equal numbers of samples.
+
+    On average, a block has at most ``block_bytes``. Only the manifest is needed for this, not the
+    shards' indexes.
+
+    Args:
+        shards: (samples, bytes) of each; every shard has at least one sample.
+        block_bytes: > 0. A block has at least one sample, however large that is.
+
+    Returns:
+        Samples in each block, int64 [b].
+    """
+    sizes = []
+    for samples, num_bytes in shards:
+        blocks = _blocks_of(samples, num_bytes, block_bytes)
+        sizes.append(samples // blocks + (np.arange(blocks) < samples % blocks))
+    return np.concatenate(sizes).astype(np.int64)
+
+
+def _blocks_of(samples: int, num_bytes: int, block_bytes: int) -> int:
+    return max(1, min(samples, -(-num_bytes // block_bytes)))
+
+
+def permute(values: Indices, sizes: Indices, keys: _Words) -> Indices:
+    """A pseudorandom permutation of {0, …, size − 1}, evaluated at single points.
+
+    A Feistel network over two digits, ``left`` below ``width`` and ``right`` below ``height``,
+    where width · height ≥ size; a result that is not below size is permuted again until it is (the
+    generalized Feistel cipher with cycle-walking of Black & Rogaway 2002, "Ciphers with arbitrary
+    finite domains").
+
+    Args:
+        values: int64 [k], 0 ≤ value < size.
+        sizes: int64 [k], each ≥ 1.
+        keys: uint64 [k]; equal key and size mean the same permutation.
+
+    Returns:
+        int64 [k], 0 ≤ result < size.
+    """
+    size = sizes.astype(np.uint64)
+    width = np.ceil(np.sqrt(sizes)).astype(np.uint64)
+    height = (size + width - np.uint64(1)) // width
+    result = values.astype(np.uint64)
+    todo = np.arange(len(result))
+    while todo.size:
+        result[todo] = _feistel(result[todo], width[todo], height[todo], keys[todo])
+        todo = todo[result[todo] >= size[todo]]
+    return result.astype(np.int64)
+
+
+def _feistel(values: _Words, width: _Words, height: _Words, keys: _Words) -> _Words:
+    left, right = np.divmod(values, height)
+    for i in range(_ROUNDS):
+        left = (left + _round(keys, 2 * i, right) % width) % width
+        right = (right + _round(keys, 2 * i + 1, left) % height) % height
+    return left * height + right
+
+
+def _round(keys: _Words, number: int, digit: _Words) -> _Words:
+    return _mix(keys + (digit * np.uint64(2 * _ROUNDS) + np.uint64(number + 1)) * _GOLDEN)
+
+
+def hash_words(*words: ArrayLike) -> _Words:
+    """A 64-bit hash of integers, elementwise with broadcasting; uint64, at least one dimension."""
+    state = np.zeros(1, dtype=np.uint64)
+    for word in words:
+        # One dimension at least: NumPy warns of overflow in scalars, and here overflow is meant.
+        term = np.atleast_1d(np.asarray(word)).astype(np.uint64) + np.uint64(1)
+        state = _mix(state + term * _GOLDEN)
+    return state
+
+
+def _mix(x: _Words) -> _Words:
+    """The finalizer of SplitMix64 (Steele, Lea & Flood 2014), a bijection of 64 bits."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

@@ -1,0 +1,310 @@
+"""What a person sees while a run goes on: one progress line on a terminal, plain lines elsewhere.
+
+The training loop tells events as a kind and fields of JSON values, so that they can travel from a
+worker to the driver, which shows them. Fields that are absent are not shown.
+
+============== ================================================================================
+kind           fields
+============== ================================================================================
+``start``      ``data, run_dir, total_samples, samples_seen, workers, device, num_samples,
+               num_shards, parameters`` (by player)
+``tick``       the line of ``metrics.jsonl``: ``samples_seen``, ``throughput/samples_per_s``,
+               ``loss/generator``, ``loss/discriminator``, ``metric/…``
+``note``       ``message``
+``warning``    ``message``
+``alarm``      ``name, message, samples_seen``
+``evaluation`` ``metrics, samples_seen``
+``checkpoint`` ``samples_seen``
+``done``       ``status, reason, samples_seen, metrics, run_dir, grid`` (a name in ``run_dir``)
+============== ================================================================================
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import textwrap
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Self, TextIO
+
+from gatdist.monitor.numbers import count, duration, number, percent
+
+Fields = Mapping[str, Any]
+
+_FALLBACK_COLUMNS = 80
+_BAR_COLUMNS = 24
+_MIN_BAR_COLUMNS = 6
+_RATE_MEMORY = 0.7  # weight of the past in the rate that predicts the time left
+
+
+class Console:
+    """Shows the events of a run.
+
+    Args:
+        stream: usually standard error.
+        is_terminal: whether a line may be rewritten in place, and in colours; None asks the stream.
+    """
+
+    def __init__(self, stream: TextIO, is_terminal: bool | None = None) -> None:
+        self._stream = stream
+        self._is_terminal = stream.isatty() if is_terminal is None else is_terminal
+        signs = "unicode" if "utf" in (stream.encoding or "").lower() else "ascii"
+        self._style = _STYLES[signs if self._is_terminal else "plain"]
+        self._progress = _Progress()
+        self._line_is_open = False  # the cursor stands behind a progress line
+        self._alarms: Counter[str] = Counter()
+        self._began = time.monotonic()
+        self._waiting: deque[tuple[str, Fields]] = deque()
+        self._is_busy = False
+        self._show: dict[str, Callable[[Fields], None]] = {
+            "start": self._start,
+            "tick": self._tick,
+            "note": self._note,
+            "warning": self._warning,
+            "alarm": self._alarm,
+            "evaluation": self._evaluation,
+            "checkpoint": self._checkpoint,
+            "done": self._done,
+        }
+
+    def event(self, kind: str, fields: Fields) -> None:
+        """Show one event; see the module's table."""
+        self._waiting.append((kind, fields))
+        if self._is_busy:  # called by a signal handler while another event is being written
+            return
+        self._is_busy = True
+        try:
+            while self._waiting:
+                kind, fields = self._waiting.popleft()
+                self._show[kind](fields)
+        finally:
+            self._is_busy = False
+
+    def close(self) -> None:
+        """Leave the cursor on a fresh line; the last progress stays to be read."""
+        if self._line_is_open:
+            self._write("\n")
+            self._line_is_open = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _start(self, fields: Fields) -> None:
+        self.close()
+        self._began = time.monotonic()
+        data, total, seen = (fields.get(key) for key in ("data", "total_samples", "samples_seen"))
+        self._progress = _Progress(total or 0, seen or 0)
+        if seen and total:
+            head = f"resuming on {data} at {count(seen)} of {count(total)} samples"
+        else:
+            head = f"training on {data}"
+        size = _plural(fields.get("num_samples"), "sample")
+        size += _plural(fields.get("num_shards"), "shard", " in ")
+        workers = _plural(fields.get("workers"), "worker")
+        device = f" on {fields['device']}" if "device" in fields else ""
+        run_dir = fields.get("run_dir")
+        where = f" {self._style.arrow} {shown_path(run_dir)}" if run_dir else ""
+        self._say(f"{head}: {', '.join(fact for fact in (size, workers + device) if fact)}{where}")
+        if parameters := fields.get("parameters"):
+            sizes = ", ".join(f"{player} {count(size)}" for player, size in parameters.items())
+            self._say(f"parameters: {sizes}")
+        if self._is_terminal:
+            self._draw()
+
+    def _tick(self, fields: Fields) -> None:
+        self._progress.advance(fields)
+        if self._is_terminal:
+            self._draw()
+        else:
+            self._say("  ".join(self._progress.parts().values()).rstrip())
+
+    def _note(self, fields: Fields) -> None:
+        self._say(fields["message"])
+
+    def _warning(self, fields: Fields) -> None:
+        self._say(f"{self._style.alarm}warning:{self._style.end} {fields['message']}")
+
+    def _alarm(self, fields: Fields) -> None:
+        self._alarms[fields["name"]] += 1
+        if self._alarms[fields["name"]] > 1:  # said once; the curves and the summary tell how often
+            return
+        message = textwrap.fill(
+            f"! {fields['message']} (at {count(fields['samples_seen'])} samples)",
+            self._columns(),
+            subsequent_indent="  ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        self._say(f"{self._style.alarm}{message}{self._style.end}")
+
+    def _evaluation(self, fields: Fields) -> None:
+        self._progress.metrics = fields["metrics"]
+        found = metrics_text(fields["metrics"])
+        self._say(f"evaluated at {count(fields['samples_seen'])} samples: {found}")
+
+    def _checkpoint(self, fields: Fields) -> None:
+        if not self._is_terminal:
+            self._say(f"checkpoint at {count(fields['samples_seen'])} samples")
+
+    def _done(self, fields: Fields) -> None:
+        self.close()
+        metrics, run_dir = fields.get("metrics") or {}, fields.get("run_dir", "")
+        stopped = fields.get("status") == "interrupted"
+        word = f"{self._style.alarm}stopped" if stopped else f"{self._style.good}done"
+        head = f"{word}{self._style.end} after {duration(time.monotonic() - self._began)}"
+        head += f" at {count(fields['samples_seen'])} samples"
+        head += f": {fields['reason']}" if fields.get("reason") else ""
+        alarms = [f"{name} ({_plural(times, 'tick')})" for name, times in self._alarms.items()]
+        rows = {
+            "metrics": metrics_text(metrics),
+            "alarms": ", ".join(alarms),
+            "pictures": shown_path(f"{run_dir}/{fields['grid']}") if fields.get("grid") else "",
+            "curves": f"tensorboard --logdir {shlex.quote(shown_path(run_dir))}" if run_dir else "",
+        }
+        lines = [f"  {label:<10}{text}" for label, text in rows.items() if text]
+        self._say("\n".join([head, *lines]))
+
+    def _say(self, text: str) -> None:
+        """Text on lines of its own, above the progress line."""
+        self._write(f"{self._style.clear if self._line_is_open else ''}{text}\n")
+        if self._line_is_open:
+            self._draw()
+
+    def _draw(self) -> None:
+        self._write(self._style.clear + self._progress.line(self._columns() - 1, self._style))
+        self._line_is_open = True
+
+    def _write(self, text: str) -> None:
+        self._stream.write(text)
+        self._stream.flush()
+
+    def _columns(self) -> int:
+        if not self._is_terminal:
+            return 10_000
+        try:
+            columns = os.get_terminal_size(self._stream.fileno()).columns
+        except (OSError, ValueError):  # a stream without a descriptor
+            columns = 0
+        return columns or _FALLBACK_COLUMNS
+
+
+@dataclass(frozen=True)
+class _Style:
+    """Control sequences and signs."""
+
+    clear: str = ""
+    full: str = ""
+    empty: str = ""
+    dim: str = ""
+    good: str = ""
+    alarm: str = ""
+    end: str = ""
+    arrow: str = "->"
+
+
+_COLOURS = {
+    "dim": "\x1b[2m",
+    "good": "\x1b[32m",
+    "alarm": "\x1b[1;33m",
+    "end": "\x1b[0m",
+    "clear": "\r\x1b[K",
+}
+_STYLES = {
+    "plain": _Style(),
+    "ascii": _Style(**_COLOURS, full="#", empty="."),
+    "unicode": _Style(**_COLOURS, full="━", empty="─", arrow="→"),
+}
+
+
+@dataclass
+class _Progress:
+    """How far the run is, and how it does."""
+
+    total: int = 0
+    seen: int = 0
+    rate: float = 0.0
+    smooth_rate: float = 0.0
+    generator_loss: float | None = None
+    discriminator_loss: float | None = None
+    metrics: Mapping[str, float] | None = None
+
+    def advance(self, values: Fields) -> None:
+        """Take in the values of one tick."""
+        self.seen = values["samples_seen"]
+        self.rate = values.get("throughput/samples_per_s") or 0.0
+        news = 1 - _RATE_MEMORY if self.smooth_rate else 1
+        self.smooth_rate += news * (self.rate - self.smooth_rate)
+        self.generator_loss = values.get("loss/generator")
+        self.discriminator_loss = values.get("loss/discriminator")
+        metrics = {tag: value for tag, value in values.items() if tag.startswith("metric/")}
+        if metrics:
+            self.metrics = {tag.removeprefix("metric/"): value for tag, value in metrics.items()}
+
+    def parts(self) -> dict[str, str]:
+        """Each part's text, of about constant width from tick to tick."""
+        total = count(self.total)
+        parts = {
+            "percent": f"{self._share():4.0%}",
+            "samples": f"{count(self.seen):>{len(total)}}/{total}",
+        }
+        if not self.rate:
+            return parts | {"rate": "waiting for the first tick"}
+        left = max(self.total - self.seen, 0) / self.smooth_rate
+        parts["rate"] = f"{count(self.rate):>6}/s"
+        parts["left"] = f"{duration(left):>7} left"
+        generator, discriminator = number(self.generator_loss), number(self.discriminator_loss)
+        parts["losses"] = f"loss G {generator:<6} D {discriminator:<6}"
+        for name, value in list((self.metrics or {}).items())[:1]:
+            parts["metric"] = f"{name} {number(value)}"
+        return parts
+
+    def line(self, columns: int, style: _Style) -> str:
+        """One line of at most ``columns``; what does not fit goes, the least needed first."""
+        parts = self.parts()
+        for name in ("samples", "rate", "left", "losses", "metric"):
+            if len("  ".join(parts.values())) + 2 + _MIN_BAR_COLUMNS <= columns:
+                break
+            parts.pop(name, None)
+        texts = list(parts.values())
+        bar = min(_BAR_COLUMNS, columns - len("  ".join(texts)) - 2)
+        if bar >= _MIN_BAR_COLUMNS:
+            full = round(bar * self._share())
+            done, to_go = style.full * full, style.empty * (bar - full)
+            texts.insert(1, f"{style.good}{done}{style.end}{style.dim}{to_go}{style.end}")
+        return "  ".join(texts)
+
+    def _share(self) -> float:
+        return min(self.seen / self.total, 1.0) if self.total else 0.0
+
+
+def metrics_text(metrics: Mapping[str, float]) -> str:
+    """Metrics in words: ``fid 3.21 (1.4 x that of two real halves), kid 0.002, …``."""
+    parts = []
+    for name, value in metrics.items():
+        if name in ("fid_halves", "fid_over_halves"):
+            continue
+        if name == "class_share_min":
+            parts.append(f"rarest class {percent(value)}")
+        elif name == "fid" and "fid_over_halves" in metrics:
+            ratio = number(metrics["fid_over_halves"])
+            parts.append(f"fid {number(value)} ({ratio} x that of two real halves)")
+        else:
+            parts.append(f"{name} {number(value)}")
+    return ", ".join(parts)
+
+
+def shown_path(url: str) -> str:
+    """A local path below the current folder relative to it; any other path or URL as it is."""
+    inside = os.path.relpath(url) if "://" not in url else url
+    return url if inside.startswith("..") else inside
+
+
+def _plural(value: int | None, noun: str, before: str = "") -> str:
+    """``2 workers``, ``1 worker``, or nothing for None."""
+    return "" if value is None else f"{before}{count(value)} {noun}{'' if value == 1 else 's'}"

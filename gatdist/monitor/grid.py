@@ -1,0 +1,82 @@
+"""Samples as one picture that a person can read."""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Pixels = NDArray[np.uint8]
+
+_READABLE_PIXELS = 48  # of a picture's shorter side, at least
+_GAP_PIXELS = 4
+_BACKGROUND = 255
+
+
+def make_grid(samples: Pixels, columns: int | None = None) -> Pixels:
+    """Pictures side by side on white; small ones are enlarged by a whole number, to be read by eye.
+
+    Args:
+        samples: uint8 [n, H, W, C], n ≥ 1. Of 2 channels the first is shown, of more than 4 the
+            first three.
+        columns: pictures in a row; by default as many as make the grid about square.
+
+    Returns:
+        uint8 [height, width, C], filled row by row, the cells behind the last picture white.
+    """
+    n, height, width, channels = samples.shape
+    if channels not in (1, 3, 4):
+        samples = samples[..., : 3 if channels > 4 else 1]
+    columns = min(columns or math.ceil(math.sqrt(n)), n)
+    rows = -(-n // columns)
+    scale = max(1, -(-_READABLE_PIXELS // min(height, width)))
+    # A pixel becomes scale × scale, a picture carries the gap at bottom and right: [n, h, w, C].
+    cells = samples.repeat(scale, axis=1).repeat(scale, axis=2)
+    gap = (0, _GAP_PIXELS)
+    cells = _pad(cells, (0, rows * columns - n), gap, gap, (0, 0))
+    _, h, w, c = cells.shape
+    # [rows, columns, h, w, C] → [rows, h, columns, w, C]: a row of pixels runs through all columns.
+    grid = cells.reshape(rows, columns, h, w, c).transpose(0, 2, 1, 3, 4)
+    return _pad(grid.reshape(rows * h, columns * w, c), gap[::-1], gap[::-1], (0, 0))
+
+
+def make_scatter(points: NDArray[np.floating[Any]], extent: float = 1.5, size: int = 384) -> Pixels:
+    """Points in the plane as black dots on white.
+
+    Args:
+        points: float [n, d], d ≥ 2; the first two coordinates are drawn.
+        extent: the square [−extent, extent]² is shown (> 0); points outside are left out.
+        size: its side in pixels.
+
+    Returns:
+        uint8 [size, size, 1], the second coordinate growing upwards.
+    """
+    picture = np.full((size, size, 1), _BACKGROUND, dtype=np.uint8)
+    xy = points[:, :2]
+    inside = xy[(np.abs(xy) < extent).all(axis=1)]  # NaN compares false
+    # A dot is 2 × 2 pixels; a point that rounds to the edge keeps its dot inside.
+    scaled = (inside + extent) / (2 * extent) * (size - 1)
+    column, row = np.minimum(scaled.astype(np.int64), size - 2).T
+    for right in (0, 1):
+        for down in (0, 1):
+            picture[size - 2 - row + down, column + right] = 0
+    return picture
+
+
+def encode_png(picture: Pixels) -> bytes:
+    """Encode uint8 [height, width, C], C of 1, 3 or 4, as PNG."""
+    from PIL import Image
+
+    encoded = io.BytesIO()
+    Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else picture).save(
+        encoded, "PNG", optimize=False
+    )
+    return encoded.getvalue()
+
+
+def _pad(pixels: Pixels, *widths: tuple[int, int]) -> Pixels:
+    """Background before and after each axis."""
+    return np.pad(pixels, widths, constant_values=_BACKGROUND)

@@ -1,0 +1,40 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+
+def count(value: float) -> str:
+    """A whole number with commas: ``192,000``."""
+    return f"{round(value):,}"
+
+
+def number(value: Any) -> str:
+    """Three digits or so: ``0.693``, ``12.3``, ``1,234``, ``2.1e-07``; ``n/a`` if not finite."""
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return "n/a"
+    size = abs(value)
+    if size >= 1e6 or 0 < size < 1e-3:
+        return f"{value:.2g}"
+    if size >= 100:
+        return count(value)
+    digits = 2 - math.floor(math.log10(size)) if size else 2
+    return f"{value:.{min(digits, 4)}f}"
+
+
+def percent(share: float) -> str:
+    """A share as ``7.2%``; two digits below ten percent are enough."""
+    return f"{share:.1%}" if share < 0.0995 or share > 0.985 else f"{share:.0%}"
+
+
+def duration(seconds: float) -> str:
+    """``4.2 s``, ``2:31`` (minutes) or ``3:05:09`` (hours)."""
+    if not math.isfinite(seconds):
+        return "?"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

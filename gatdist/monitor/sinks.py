@@ -1,0 +1,241 @@
+"""Where the numbers and pictures of a run go: ``metrics.jsonl`` and TensorBoard.
+
+Only worker 0 has a :class:`Monitor`. ``metrics.jsonl`` is written before a call returns, so that a
+checkpoint committed after a tick never knows of more than the file does. TensorBoard's files are
+written in the background: nothing resumes from them, and the first step need not wait until its
+library is imported.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import tempfile
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gatdist.config import Config, flatten
+from gatdist.monitor.grid import Pixels
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+    from gatdist.storage import Store
+
+METRICS_FILE = "metrics.jsonl"
+TENSORBOARD_FOLDER = "tensorboard"
+
+_MAX_PENDING = 32
+
+
+class Monitor:
+    """The numbers, pictures and texts of a run.
+
+    On resume, what earlier attempts wrote past the checkpoint is taken back: lines are cut from
+    ``metrics.jsonl``, and TensorBoard is told to forget the steps.
+
+    Args:
+        run_dir: the run directory.
+        tensorboard: whether TensorBoard's files are written too.
+        resume_samples: the clock at which training goes on; 0 for a fresh run.
+    """
+
+    def __init__(
+        self, run_dir: Store, *, tensorboard: bool = True, resume_samples: int = 0
+    ) -> None:
+        self._resume_samples = resume_samples
+        self._lines = JsonLines(run_dir, METRICS_FILE, resume_samples)
+        self._board = TensorBoard(run_dir, purge_step=resume_samples + 1) if tensorboard else None
+
+    def tick(self, samples_seen: int, values: Mapping[str, float]) -> None:
+        """Write one tick's values. A second call at the same ``samples_seen`` adds to its line.
+
+        Args:
+            samples_seen: the clock; never less than in the call before.
+            values: by TensorBoard tag; a name without a slash, such as ``world_size``, is no tag.
+        """
+        self._lines.write(samples_seen, values)
+        if self._board:
+            scalars = {tag: value for tag, value in values.items() if "/" in tag}
+            self._board.scalars(samples_seen, scalars)
+
+    def image(self, samples_seen: int, tag: str, picture: Pixels) -> None:
+        """Show a picture, uint8 [height, width, C], in TensorBoard."""
+        if self._board:
+            self._board.image(samples_seen, tag, picture)
+
+    def text(self, tag: str, markdown: str) -> None:
+        """Show a text in TensorBoard, at the clock where this attempt began."""
+        if self._board:
+            self._board.text(self._resume_samples, tag, markdown)
+
+    def hparams(self, config: Config) -> None:
+        """Give the run a row in TensorBoard's table of runs: its configuration and metrics."""
+        if self._board:
+            values = _hparam_values(flatten(config.public()))
+            self._board.hparams(values, [f"metric/{name}" for name in config.evaluate.metrics])
+
+    def close(self) -> None:
+        """Wait until all is written."""
+        if self._board:
+            self._board.close()
+
+
+class JsonLines:
+    """A file of one JSON object a line, ``samples_seen`` strictly increasing.
+
+    Args:
+        store: folder of the file.
+        name: of the file.
+        resume_samples: lines with more samples are cut off, and so is a last line torn by a kill.
+    """
+
+    def __init__(self, store: Store, name: str, resume_samples: int) -> None:
+        self._store = store
+        self._name = name
+        self._last: dict[str, Any] = {"samples_seen": -1}
+        if not store.exists(name):
+            return
+        old = store.read(name)
+        kept = ""
+        for line in old.decode(errors="replace").splitlines():
+            record = _parsed(line)
+            if record and self._last["samples_seen"] < record["samples_seen"] <= resume_samples:
+                kept += line + "\n"
+                self._last = record
+        if kept.encode() != old:
+            store.publish(name, kept.encode())
+
+    def write(self, samples_seen: int, values: Mapping[str, Any]) -> None:
+        """Append JSON values, or add them to the last line if it has the same ``samples_seen``."""
+        last = self._last["samples_seen"]
+        assert samples_seen >= last, f"the clock went back from {last} to {samples_seen}"
+        new = {key: _json_value(value) for key, value in values.items()}
+        new = {"samples_seen": samples_seen} | new
+        if samples_seen > last:
+            self._last = new
+            self._store.append(self._name, json.dumps(new) + "\n")
+            return
+        self._last |= new
+        lines = self._store.read(self._name).splitlines()
+        lines[-1] = json.dumps(self._last).encode()
+        self._store.publish(self._name, b"\n".join(lines) + b"\n")
+
+
+class TensorBoard:
+    """One event file, written by a thread of its own in the order of the calls.
+
+    What fails in the background is raised by a later call, at the latest by :meth:`close`. In a run
+    directory that is not local, the file is published at each tick from a local spool folder.
+
+    Args:
+        run_dir: the run directory.
+        purge_step: what earlier event files hold at this step and above is not shown.
+    """
+
+    def __init__(self, run_dir: Store, purge_step: int) -> None:
+        self._run_dir = run_dir
+        self._purge_step = purge_step
+        self._spool: Path | None = None
+        self._writer: SummaryWriter  # touched by the thread alone
+        self._pending: deque[Future[None]] = deque()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="tensorboard")
+        self._submit(self._open)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """One scalar a tag; also makes everything so far visible to readers."""
+
+        def work() -> None:
+            for tag, value in values.items():
+                self._writer.add_scalar(tag, value, step)
+            self._publish()
+
+        self._submit(work)
+
+    def image(self, step: int, tag: str, picture: Pixels) -> None:
+        """A picture, uint8 [height, width, C]."""
+        self._submit(lambda: self._writer.add_image(tag, picture, step, dataformats="HWC"))
+
+    def text(self, step: int, tag: str, markdown: str) -> None:
+        """A text in Markdown."""
+        self._submit(lambda: self._writer.add_text(tag, markdown, step))
+
+    def hparams(self, values: Mapping[str, str | float], metrics: list[str]) -> None:
+        """The row in the table of runs: hyperparameters, and tags of the scalars to compare."""
+
+        def work() -> None:
+            # SummaryWriter.add_hparams would open a run of its own beside this one.
+            from torch.utils.tensorboard.summary import hparams
+
+            tags = dict.fromkeys(metrics, 0)
+            experiment, start, _ = hparams(dict(values), tags)
+            assert self._writer.file_writer is not None
+            self._writer.file_writer.add_summary(experiment)
+            self._writer.file_writer.add_summary(start)
+
+        self._submit(work)
+
+    def close(self) -> None:
+        """Write all that is pending."""
+        self._pending.append(self._thread.submit(self._finish))
+        try:
+            while self._pending:
+                self._pending.popleft().result()
+        finally:
+            self._thread.shutdown()
+
+    def _open(self) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        if not self._run_dir.is_local:
+            self._spool = Path(tempfile.mkdtemp(prefix="gatdist-tensorboard-"))
+        folder = self._spool or self._run_dir.local_path(TENSORBOARD_FOLDER)
+        self._writer = SummaryWriter(str(folder), purge_step=self._purge_step)
+
+    def _publish(self) -> None:
+        self._writer.flush()
+        if self._spool:
+            for path in self._spool.iterdir():
+                self._run_dir.publish_file(f"{TENSORBOARD_FOLDER}/{path.name}", path)
+
+    def _finish(self) -> None:
+        try:
+            self._publish()
+        finally:
+            self._writer.close()
+            if self._spool:
+                shutil.rmtree(self._spool, ignore_errors=True)
+
+    def _submit(self, work: Callable[[], None]) -> None:
+        while self._pending and (self._pending[0].done() or len(self._pending) >= _MAX_PENDING):
+            self._pending.popleft().result()
+        self._pending.append(self._thread.submit(work))
+
+
+def _hparam_values(values: Mapping[str, Any]) -> dict[str, str | float]:
+    """Dotted keys and values as the table of runs takes them: numbers, and text for the rest."""
+    return {
+        key: value
+        if isinstance(value, int | float | str) and not isinstance(value, bool)
+        else json.dumps(value)
+        for key, value in values.items()
+        if value is not None
+    }
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    whole = isinstance(record, dict) and isinstance(record.get("samples_seen"), int)
+    return record if whole else None
+
+
+def _json_value(value: Any) -> Any:
+    """JSON knows no NaN and no infinity: null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

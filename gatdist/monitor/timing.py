@@ -1,0 +1,90 @@
+"""How long each phase of a step takes, without making the host wait for the device."""
+
+from __future__ import annotations
+
+import time
+from typing import Self
+
+import torch
+
+
+class PhaseTimer:
+    """Seconds that each phase of a step takes: ``with timer("discriminator"): ...``.
+
+    On the CPU a phase is wall time. On CUDA it is the time between two events on the current
+    stream, read only in :meth:`collect`; around a wait of the host (for data, say) that is how long
+    the device stood idle for it, and next to nothing while earlier work still kept it busy. Phases
+    of different names may nest.
+
+    Args:
+        device: where the phases compute.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._phase_type = _CudaPhase if device.type == "cuda" else _Phase
+        self._phases: dict[str, _Phase] = {}
+
+    def __call__(self, name: str) -> _Phase:
+        """The context in which phase ``name`` is timed; a step may enter it several times."""
+        if name not in self._phases:
+            self._phases[name] = self._phase_type()
+        return self._phases[name]
+
+    def collect(self, num_steps: int = 1) -> dict[str, float]:
+        """Mean seconds a step since the last call, by ``time/<phase>_s``. Waits for the device.
+
+        Args:
+            num_steps: how many steps were made since then (≥ 1).
+        """
+        phases = sorted(self._phases.items())
+        return {f"time/{name}_s": phase.take() / num_steps for name, phase in phases}
+
+
+class _Phase:
+    """One name's wall time."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._start = 0.0
+
+    def __enter__(self) -> Self:
+        self._start = time.perf_counter()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._seconds += time.perf_counter() - self._start
+
+    def take(self) -> float:
+        """Seconds in all; starts afresh."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
+
+class _CudaPhase(_Phase):
+    """One name's pairs of events. Events that were read are used again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pairs: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._free: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    def __enter__(self) -> Self:
+        self._pairs.append(self._free.pop() if self._free else (_event(), _event()))
+        self._pairs[-1][0].record()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._pairs[-1][1].record()
+
+    def take(self) -> float:
+        """Seconds in all; starts afresh."""
+        if self._pairs:
+            self._pairs[-1][1].synchronize()
+        milliseconds: float = sum(start.elapsed_time(end) for start, end in self._pairs)
+        self._free += self._pairs
+        self._pairs = []
+        return milliseconds / 1e3
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)

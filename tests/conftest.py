@@ -1,0 +1,125 @@
+"""Guards: a test leaves no thread, environment variable, process group or file behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from support import end_group, start_gatdist
+
+# Before torch is imported, here and in every process that a test starts: two cores, many processes.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+# Threads that a library keeps for the life of the process, by the beginning of their names.
+LASTING_THREADS = ("fsspecIO", "asyncio_", "pytest_timeout", "ray_", "tqdm")
+# Variables that pytest, or a library when it is imported, sets for the process.
+LASTING_VARIABLES = ("PYTEST_", "KMP_", "TORCH", "TRITON", "RAY_", "GRPC_")
+# Where tools keep their caches. Sources are ignored too: a person may be editing them meanwhile.
+IGNORED_FOLDERS = {"__pycache__", "artifacts", "build"}
+SOURCES = {".py", ".md", ".toml"}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Embedded data sets and the like are made once a session, and not in the user's cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GATDIST_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def no_leaked_thread() -> Iterator[None]:
+    """A test ends the threads it started; those that are just ending get two seconds."""
+    before = set(threading.enumerate())
+    yield
+    deadline = time.monotonic() + 2
+    for thread in set(threading.enumerate()) - before:
+        if not thread.name.startswith(LASTING_THREADS):
+            thread.join(max(0.0, deadline - time.monotonic()))
+            assert not thread.is_alive(), f"the test left a thread running: {thread}"
+
+
+@pytest.fixture(autouse=True)
+def no_leaked_environment() -> Iterator[None]:
+    """A test puts environment variables back (``monkeypatch.setenv`` does)."""
+    before = dict(os.environ)
+    yield
+    after = dict(os.environ)
+    changed = {
+        name: after.get(name)
+        for name in before.keys() | after.keys()
+        if before.get(name) != after.get(name) and not name.startswith(LASTING_VARIABLES)
+    }
+    for name in changed:
+        if name in before:
+            os.environ[name] = before[name]
+        else:
+            del os.environ[name]
+    assert not changed, f"the test left environment variables changed: {changed}"
+
+
+@pytest.fixture(autouse=True)
+def no_leaked_process_group() -> Iterator[None]:
+    """A test destroys the torch process group it made."""
+    yield
+    distributed = sys.modules.get("torch.distributed")
+    if distributed and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+        pytest.fail("the test left a torch process group initialized")
+
+
+@pytest.fixture(autouse=True)
+def no_files_in_repository() -> Iterator[None]:
+    """A test writes to ``tmp_path``, or to ``tests/artifacts`` what people look at afterwards."""
+    before = _files()
+    yield
+    left = sorted(_files() - before)
+    assert not left, f"the test left files in the repository: {left}"
+
+
+def _files() -> set[str]:
+    found = set()
+    for folder, folders, names in os.walk(REPOSITORY):
+        folders[:] = [n for n in folders if not n.startswith(".") and n not in IGNORED_FOLDERS]
+        found |= {os.path.join(folder, n) for n in names if os.path.splitext(n)[1] not in SOURCES}
+    return found
+
+
+@pytest.fixture(scope="session")
+def run_gatdist(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """``run_gatdist(*args, timeout=60, env={}, cwd=None)``: a gatdist command, run to its end.
+
+    ``env`` is added to the environment (None removes a variable). Past ``timeout`` seconds the
+    command's process group is killed and the test fails with what it had written.
+    """
+
+    def run(
+        *args: object,
+        timeout: float = 60.0,
+        env: Mapping[str, str | None] | None = None,
+        cwd: Path | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        process = start_gatdist(*args, cwd=cwd or tmp_path_factory.mktemp("cwd"), env=env)
+        try:
+            output, errors = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            end_group(process)
+            output, errors = process.communicate()
+            pytest.fail(f"{process.args} took more than {timeout:g} s\n{output}\n{errors}")
+        finally:
+            end_group(process)
+        return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+    return run

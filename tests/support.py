@@ -1,0 +1,176 @@
+"""What several tests share: process groups, gatdist's commands, waiting without hoping."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import timedelta
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def spawn(
+    world_size: int, function: Callable[..., Any], *args: Any, timeout_s: float = 100.0
+) -> list[Any]:
+    """Run ``function(comm, *args)`` in a real gloo process group; its results by rank.
+
+    Args:
+        world_size: number of processes.
+        function: defined at the top of a module, since each process imports it.
+        args: picklable; the results must be so too.
+        timeout_s: past it, all processes are killed and the test fails.
+    """
+    context = get_context("spawn")
+    deadline = time.monotonic() + timeout_s
+    with tempfile.TemporaryDirectory() as folder:
+        ranks: dict[Connection, int] = {}
+        processes = []
+        try:
+            for rank in range(world_size):
+                ours, theirs = context.Pipe(duplex=False)
+                process = context.Process(
+                    target=_member,
+                    args=(
+                        rank,
+                        world_size,
+                        f"{folder}/rendezvous",
+                        timeout_s,
+                        theirs,
+                        function,
+                        args,
+                    ),
+                )
+                process.start()
+                theirs.close()  # so that the death of a process is the end of its pipe
+                processes.append(process)
+                ranks[ours] = rank
+            results = _results(ranks, deadline)
+            for process in processes:
+                process.join(10)
+            return [results[rank] for rank in range(world_size)]
+        finally:
+            for process in processes:
+                process.kill()
+                process.join()
+                process.close()
+            for connection in ranks:
+                connection.close()
+
+
+def _results(ranks: Mapping[Connection, int], deadline: float) -> dict[int, Any]:
+    """Each rank's result, or the first failure at once: the others may wait for it for ever."""
+    results: dict[int, Any] = {}
+    while len(results) < len(ranks):
+        waiting = [connection for connection, rank in ranks.items() if rank not in results]
+        ready = wait(waiting, max(0.0, deadline - time.monotonic()))
+        if not ready:
+            pytest.fail(
+                f"no answer in time from ranks {[ranks[connection] for connection in waiting]}"
+            )
+        for connection in ready:
+            rank = ranks[connection]
+            try:
+                succeeded, value = pickle.loads(connection.recv_bytes())
+            except EOFError:
+                pytest.fail(f"rank {rank} died without an answer")
+            if not succeeded:
+                pytest.fail(f"rank {rank} raised:\n{value}")
+            results[rank] = value
+    return results
+
+
+def _member(
+    rank: int,
+    world_size: int,
+    rendezvous: str,
+    timeout_s: float,
+    connection: Connection,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+) -> None:
+    import torch
+    import torch.distributed as dist
+
+    from gatdist.parallel.communicator import TorchCommunicator
+
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{rendezvous}",
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=timeout_s),
+    )
+    try:
+        outcome = True, function(TorchCommunicator(torch.device("cpu")), *args)
+    except BaseException:
+        outcome = False, traceback.format_exc()
+    # Pickled here: a tensor sent as an object is a file descriptor, which dies with this process.
+    connection.send_bytes(pickle.dumps(outcome))
+    dist.destroy_process_group()
+
+
+def start_gatdist(
+    *args: object, cwd: Path, env: Mapping[str, str | None] | None = None
+) -> subprocess.Popen[str]:
+    """Start ``gatdist ARGS`` in a process group of its own, output piped. See :func:`end_group`."""
+    wanted = os.environ | dict(env or {})
+    return subprocess.Popen(
+        [sys.executable, "-m", "gatdist.cli", *map(str, args)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=cwd,
+        env={name: value for name, value in wanted.items() if value is not None},
+        start_new_session=True,
+    )
+
+
+def end_group(process: subprocess.Popen[Any]) -> None:
+    """Kill whatever is left of the process group that ``process`` leads, and reap it."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def wait_until(condition: Callable[[], Any], what: str, *, timeout_s: float = 30.0) -> Any:
+    """Poll until ``condition()`` is true, and return its value; past the time, fail."""
+    deadline = time.monotonic() + timeout_s
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            pytest.fail(f"waited {timeout_s:g} s in vain for {what}")
+        time.sleep(0.02)
+    return value
+
+
+def free_port() -> int:
+    """A TCP port on loopback that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def need(*programs: str) -> None:
+    """Skip the test unless the programs are installed; in CI, where set-up installs them, fail."""
+    missing = [program for program in programs if shutil.which(program) is None]
+    if not missing:
+        return
+    reason = f"not installed: {', '.join(missing)} (make setup-system)"
+    if os.environ.get("CI") == "true" and os.geteuid() == 0:
+        pytest.fail(reason)
+    pytest.skip(reason)

@@ -1,0 +1,291 @@
+"""What people see, on a terminal and elsewhere."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import os
+import pty
+import re
+import struct
+import termios
+from pathlib import Path
+
+import pytest
+
+from gatdist.monitor.console import Console, shown_path
+from gatdist.monitor.numbers import count, duration, number, percent
+
+START = {
+    "data": "builtin:digits",
+    "run_dir": "s3://bucket/digits",
+    "total_samples": 192_000,
+    "samples_seen": 0,
+    "workers": 2,
+    "device": "cpu",
+    "num_samples": 1797,
+    "num_shards": 12,
+    "parameters": {"generator": 412_345, "discriminator": 398_765},
+}
+METRICS = {
+    "fid": 2.1,
+    "fid_halves": 1.9,
+    "fid_over_halves": 1.1,
+    "kid": 8e-4,
+    "class_share_min": 0.07,
+}
+ALARM = {
+    "name": "discriminator_won",
+    "message": "the discriminator has won; try r1",
+    "samples_seen": 4096,
+}
+DONE = {
+    "status": "finished",
+    "reason": "run.total_samples = 192,000 reached",
+    "samples_seen": 192_000,
+    "metrics": METRICS,
+    "run_dir": "s3://bucket/digits",
+    "grid": "samples/fakes-000192000.png",
+}
+
+
+def tick(samples_seen, **values):
+    return {
+        "samples_seen": samples_seen,
+        "throughput/samples_per_s": 1310.0,
+        "loss/generator": 0.412,
+        "loss/discriminator": 0.693,
+        **values,
+    }
+
+
+def plain(*events):
+    """The lines of these events, elsewhere than on a terminal."""
+    stream = io.StringIO()
+    with Console(stream) as console:
+        for kind, fields in events:
+            console.event(kind, fields)
+    return stream.getvalue().splitlines()
+
+
+class Terminal:
+    """A real pseudo-terminal, and what a person sees on it."""
+
+    def __init__(self, columns):
+        self.ours, self.theirs = pty.openpty()
+        fcntl.ioctl(self.theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        self.stream = os.fdopen(self.theirs, "w", encoding="utf-8")
+        self.columns = columns
+
+    def show(self, *events):
+        """Everything that was ever visible: lists of lines, one list after each event."""
+        console, raw, frames = Console(self.stream), "", []
+        for kind, fields in events:
+            console.event(kind, fields)
+            raw += self._written()
+            frames.append(self.screen(raw))
+        console.close()
+        self.stream.close()
+        os.close(self.ours)
+        return frames
+
+    def _written(self):
+        self.stream.write("\0")  # a mark to read up to, since a terminal may take its time
+        self.stream.flush()
+        written = b""
+        while not written.endswith(b"\0"):
+            written += os.read(self.ours, 1 << 16)
+        return written[:-1].decode()
+
+    @staticmethod
+    def screen(raw):
+        lines = []
+        for line in raw.replace("\r\n", "\n").split("\n"):
+            visible = line.split("\r\x1b[K")[-1]  # each rewriting clears what was before
+            lines.append(re.sub(r"\x1b\[[0-9;]*m", "", visible))
+        return lines
+
+
+def test_plain_lines_have_one_line_a_tick_and_no_control_characters():
+    lines = plain(("start", START), *[("tick", tick(4096 * i)) for i in (1, 2, 3)])
+    assert lines[0] == (
+        "training on builtin:digits: 1,797 samples in 12 shards, 2 workers on cpu -> s3://bucket/digits"
+    )
+    assert lines[1] == "parameters: generator 412,345, discriminator 398,765"
+    assert len(lines) == 5
+    # 187,904 are left, at 1,310 a second.
+    shown = " ".join(lines[2].split())
+    assert shown == "2% 4,096/192,000 1,310/s 2:23 left loss G 0.412 D 0.693"
+    assert all(line.isascii() and line.isprintable() and line == line.rstrip() for line in lines)
+
+
+def test_resuming_says_from_where():
+    [first, _] = plain(("start", START | {"samples_seen": 16_384}))
+    assert first.startswith("resuming on builtin:digits at 16,384 of 192,000 samples: ")
+
+
+def test_metrics_stay_in_the_line_of_progress():
+    evaluation = {"samples_seen": 8192, "metrics": METRICS}
+    lines = plain(
+        ("start", START),
+        ("tick", tick(4096)),
+        ("evaluation", evaluation),
+        ("tick", tick(8192)),
+        ("tick", tick(12_288, **{"metric/kid": 0.5})),
+    )
+    assert lines[3] == (
+        "evaluated at 8,192 samples: fid 2.10 (1.10 x that of two real halves), kid 0.0008, "
+        "rarest class 7.0%"
+    )
+    assert "fid" not in lines[2]
+    assert lines[4].endswith("fid 2.10")
+    assert lines[5].endswith("kid 0.500")
+
+
+def test_an_alarm_is_told_once_and_counted():
+    lines = plain(("start", START), *[("alarm", ALARM)] * 3, ("done", DONE))
+    assert lines[2] == "! the discriminator has won; try r1 (at 4,096 samples)"
+    assert sum("has won" in line for line in lines) == 1
+    assert "  alarms    discriminator_won (3 ticks)" in lines
+
+
+def test_the_end_says_what_was_reached_and_where_to_look():
+    lines = plain(("start", START), ("done", DONE))
+    assert re.fullmatch(
+        r"done after \d\.\d s at 192,000 samples: run.total_samples = 192,000 reached", lines[2]
+    )
+    assert [line.split(maxsplit=1) for line in lines[3:]] == [
+        ["metrics", "fid 2.10 (1.10 x that of two real halves), kid 0.0008, rarest class 7.0%"],
+        ["pictures", "s3://bucket/digits/samples/fakes-000192000.png"],
+        ["curves", "tensorboard --logdir s3://bucket/digits"],
+    ]
+    [line] = plain(("done", {"status": "interrupted", "samples_seen": 5}))
+    assert line.startswith("stopped after")
+
+
+def test_notes_warnings_and_checkpoints_are_lines_of_their_own():
+    events = [
+        ("note", {"message": "a"}),
+        ("warning", {"message": "b"}),
+        ("checkpoint", {"samples_seen": 9}),
+    ]
+    assert plain(*events) == ["a", "warning: b", "checkpoint at 9 samples"]
+
+
+def test_values_that_are_no_numbers_do_not_stop_the_show():
+    bad = {"loss/generator": None, "loss/discriminator": float("nan"), "metric/fid": float("inf")}
+    [line] = plain(("tick", tick(4096, **bad)))
+    assert "loss G n/a" in line
+    assert "D n/a" in line
+    assert line.endswith("fid n/a")
+    [line] = plain(("tick", {"samples_seen": 4096}))
+    assert line.endswith("waiting for the first tick")
+
+
+@pytest.mark.parametrize("columns", [12, 30, 60, 80, 120, 250])
+def test_a_terminal_shows_one_line_that_is_rewritten_and_always_fits(columns):
+    ticks = [("tick", tick(48_000 * i, **{"metric/fid": 12.3})) for i in (1, 2, 3, 4)]
+    frames = Terminal(columns).show(("start", START), *ticks)
+    for frame in frames:
+        assert len(frame) == len(frames[0])  # no line was added
+        assert len(frame[-1]) < columns
+        assert frame[:-1] == frames[0][:-1]
+    assert [frame[-1].split()[0] for frame in frames] == ["0%", "25%", "50%", "75%", "100%"]
+    if columns >= 30:
+        bars = [frame[-1].count("━") for frame in frames[1:]]
+        assert bars == sorted(set(bars))  # it grows
+    if columns >= 120:
+        assert "192,000/192,000" in frames[-1][-1]
+        assert frames[-1][-1].endswith("fid 12.3")
+
+
+def test_what_is_said_stands_above_the_line_of_progress():
+    frames = Terminal(100).show(
+        ("start", START),
+        ("tick", tick(48_000)),
+        ("alarm", ALARM),
+        ("checkpoint", {"samples_seen": 48_000}),
+        ("tick", tick(96_000)),
+        ("done", DONE),
+    )
+    assert frames[2][-2:] == [
+        "! the discriminator has won; try r1 (at 4,096 samples)",
+        frames[1][-1],
+    ]
+    assert frames[3] == frames[2]  # a checkpoint is quiet
+    assert frames[4][:-1] == frames[2][:-1]
+    assert frames[5][: len(frames[4])] == frames[4]  # the last progress stays
+    assert frames[5][len(frames[4])].startswith("done after")
+    assert frames[5][-1] == ""  # the cursor is on a fresh line
+
+
+def test_a_long_alarm_is_broken_between_words():
+    message = (
+        "the discriminator has won; try a smaller optim.discriminator.learning_rate or stronger r1"
+    )
+    frames = Terminal(50).show(("alarm", ALARM | {"message": message}))
+    lines = frames[-1][:-1]
+    assert len(lines) > 1
+    assert all(len(line) <= 50 for line in lines)
+    assert " ".join(" ".join(lines).split()) == f"! {message} (at 4,096 samples)"
+
+
+def test_a_signal_handler_may_tell_something_while_a_line_is_being_written():
+    class Interrupted(io.StringIO):
+        def write(self, text):
+            if text.startswith("first"):
+                console.event("note", {"message": "stopping after a checkpoint"})
+            return super().write(text)
+
+    stream = Interrupted()
+    console = Console(stream)
+    console.event("note", {"message": "first"})
+    assert stream.getvalue() == "first\nstopping after a checkpoint\n"
+
+
+def test_a_terminal_without_unicode_gets_none():
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")  # would raise
+    console = Console(stream, is_terminal=True)
+    console.event("start", START)
+    console.event("tick", tick(96_000))
+    console.close()
+    stream.seek(0)
+    assert "####" in stream.read()
+
+
+def test_paths_below_the_current_folder_are_short(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert shown_path(str(tmp_path / "runs" / "digits")) == "runs/digits"
+    outside = str(Path(tmp_path.anchor) / "elsewhere")
+    assert shown_path(outside) == outside
+    assert shown_path("s3://bucket/run") == "s3://bucket/run"
+    [line] = plain(("done", {"samples_seen": 1, "run_dir": str(tmp_path / "my runs")}))[1:]
+    assert line.endswith("tensorboard --logdir 'my runs'")
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (number(0), "0.00"),
+        (number(0.69314), "0.693"),
+        (number(12.345), "12.3"),
+        (number(-3.14159), "-3.14"),
+        (number(99.96), "100.0"),
+        (number(1234.5), "1,234"),
+        (number(2.13e-7), "2.1e-07"),
+        (number(4.2e9), "4.2e+09"),
+        (number(float("nan")), "n/a"),
+        (number(None), "n/a"),
+        (count(192_000.4), "192,000"),
+        (percent(0.0712), "7.1%"),
+        (percent(0.994), "99.4%"),
+        (percent(0.5), "50%"),
+        (duration(4.24), "4.2 s"),
+        (duration(59.7), "1:00"),
+        (duration(151), "2:31"),
+        (duration(11_109), "3:05:09"),
+        (duration(float("inf")), "?"),
+    ],
+)
+def test_numbers_as_people_read_them(shown, expected):
+    assert shown == expected

@@ -1,0 +1,70 @@
+"""Pictures of samples: nothing lost, nothing twice, everything at its place."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gatdist.monitor.grid import encode_png, make_grid, make_scatter
+
+GAP = 4
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize(("n", "columns"), [(1, None), (1, 5), (7, 3), (12, 4), (10, None), (3, 9)])
+@pytest.mark.parametrize(
+    ("height", "width", "scale"), [(8, 8, 6), (5, 9, 10), (64, 48, 1), (1, 1, 48)]
+)
+def test_every_pixel_is_at_its_place(n, columns, height, width, channels, scale):
+    rng = np.random.default_rng(0)
+    samples = rng.integers(0, 255, (n, height, width, channels), dtype=np.uint8)
+    grid = make_grid(samples, columns)
+    across = min(columns or int(np.ceil(np.sqrt(n))), n)
+    down = -(-n // across)
+    cell = height * scale + GAP, width * scale + GAP
+    assert grid.shape == (GAP + down * cell[0], GAP + across * cell[1], channels)
+    rest = grid.astype(np.int64)
+    for i, sample in enumerate(samples):
+        top, left = GAP + i // across * cell[0], GAP + i % across * cell[1]
+        place = np.s_[top : top + height * scale, left : left + width * scale]
+        assert (grid[place] == np.kron(sample, np.ones((scale, scale, 1), np.uint8))).all()
+        rest[place] = 255
+    assert (rest == 255).all()  # white everywhere else
+
+
+@pytest.mark.parametrize(("channels", "shown"), [(2, 1), (5, 3), (6, 3)])
+def test_channels_that_no_picture_has_are_left_out(channels, shown):
+    samples = np.arange(2 * 50 * 50 * channels, dtype=np.uint8).reshape(2, 50, 50, channels)
+    assert (make_grid(samples) == make_grid(np.ascontiguousarray(samples[..., :shown]))).all()
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_png_holds_the_same_pixels(channels):
+    picture = np.random.default_rng(1).integers(0, 256, (20, 30, channels), dtype=np.uint8)
+    with Image.open(io.BytesIO(encode_png(picture))) as image:
+        assert image.format == "PNG"
+        assert (np.asarray(image).reshape(picture.shape) == picture).all()
+
+
+def test_scatter_draws_points_where_they_are():
+    points = np.array([[-0.9, 0.9], [0.9, -0.9]])
+    picture = make_scatter(points, extent=1.0, size=100)[..., 0]
+    rows, columns = np.nonzero(picture == 0)
+    assert len(rows) == 8  # two dots of 2 × 2 pixels
+    # The first is at the upper left, the second at the lower right.
+    assert sorted({(r < 50, c < 50) for r, c in zip(rows, columns, strict=True)}) == [
+        (False, False),
+        (True, True),
+    ]
+    assert min(rows) == pytest.approx(5, abs=1.5)
+    assert max(columns) == pytest.approx(95, abs=1.5)
+
+
+def test_scatter_leaves_out_what_is_outside_or_no_number():
+    points = np.array([[2.0, 0.0], [0.0, -2.0], [np.nan, 0.0], [np.inf, 0.0], [1.0, 1.0]])
+    assert (make_scatter(points, extent=1.0, size=50) == 255).all()
+    corner = np.nextafter(1.0, 0.0) * np.array([[1, 1], [-1, -1], [1, -1], [-1, 1.0]])
+    assert (make_scatter(corner, extent=1.0, size=50) == 0).sum() == 16

@@ -1,0 +1,183 @@
+"""The order of samples: a permutation each epoch, whoever asks, in whatever portions."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gatdist.data.order import (
+    SampleOrder,
+    cut_blocks,
+    fitting_block_bytes,
+    hash_words,
+    local_positions,
+    permute,
+)
+
+block_lists = st.lists(st.integers(1, 9), min_size=1, max_size=30)
+seeds = st.integers(0, 2**63 - 1)
+many = settings(max_examples=60, deadline=None)
+
+
+@many
+@given(block_lists, seeds, st.integers(1, 100), st.integers(1, 50), st.integers(0, 2**40))
+def test_every_epoch_shows_every_sample_once(
+    blocks: list[int], seed: int, lanes: int, window: int, epoch: int
+) -> None:
+    order = SampleOrder(blocks, seed=seed, lanes=lanes, window=window)
+    n = order.num_samples
+    found = order.indices(np.arange(epoch * n, (epoch + 1) * n))
+    assert sorted(found.tolist()) == list(range(n))
+
+
+@many
+@given(block_lists, seeds, st.integers(1, 20), st.randoms(use_true_random=False))
+def test_each_position_has_its_sample_however_it_is_asked(
+    blocks: list[int], seed: int, lanes: int, random: object
+) -> None:
+    order = SampleOrder(blocks, seed=seed, lanes=lanes, window=7)
+    positions = np.arange(3 * order.num_samples)
+    together = order.indices(positions)
+    random.shuffle(positions)  # type: ignore[attr-defined]
+    assert (order.indices(positions) == together[positions]).all()
+    one_by_one = [int(order.indices([position])[0]) for position in positions[:20]]
+    assert one_by_one == together[positions[:20]].tolist()
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 6, 12])
+def test_all_ranks_together_show_the_prefix(world_size: int) -> None:
+    order = SampleOrder([5] * 20, seed=3, lanes=4, window=8)
+    batch, steps = 12, 10
+    shown = np.concatenate(
+        [
+            order.indices(local_positions(step * batch, batch, rank, world_size))
+            for step in range(steps)
+            for rank in range(world_size)
+        ]
+    )
+    assert sorted(shown.tolist()) == sorted(order.indices(np.arange(steps * batch)).tolist())
+
+
+def test_a_rank_is_the_place_in_the_batch_modulo_the_ranks() -> None:
+    positions = local_positions(240, global_batch=12, rank=1, world_size=3)
+    assert positions.tolist() == [241, 244, 247, 250]
+    assert ((positions % 12) % 3 == 1).all()
+
+
+def test_epochs_and_seeds_differ() -> None:
+    order = SampleOrder([4] * 50, seed=0, lanes=8, window=16)
+    other = SampleOrder([4] * 50, seed=1, lanes=8, window=16)
+    first, second = order.indices(np.arange(200)), order.indices(np.arange(200, 400))
+    assert np.mean(first == second) < 0.05
+    assert np.mean(first == other.indices(np.arange(200))) < 0.05
+
+
+def test_few_blocks_are_in_use_at_a_time() -> None:
+    # 64 lanes over 1,280 blocks of 16 samples, windows of 32: each lane has two or three blocks open.
+    blocks, lanes = 1280, 64
+    order = SampleOrder([16] * blocks, seed=5, lanes=lanes, window=32)
+    block_of = order.indices(np.arange(order.num_samples)) // 16  # [positions]
+    by_lane = block_of.reshape(-1, lanes).T  # [lanes, rows]
+    for lane in by_lane:
+        for window in lane.reshape(-1, 32):
+            assert len(set(window.tolist())) <= 3
+    # A memory of three blocks a lane loads nearly every block once only.
+    loads = sum(
+        len(set(lane[i : i + 32].tolist()) - set(lane[max(0, i - 32) : i].tolist()))
+        for lane in by_lane
+        for i in range(0, len(lane), 32)
+    )
+    assert loads <= 1.06 * blocks
+
+
+def test_a_batch_mixes_distant_places() -> None:
+    order = SampleOrder([16] * 1280, seed=5, lanes=64, window=32)
+    batch = order.indices(np.arange(64))
+    assert len(set((batch // 16).tolist())) >= 60
+    # Neighbours in time are no neighbours in the data set.
+    shown = order.indices(np.arange(4096))
+    assert np.mean(np.abs(np.diff(shown)) < 16) < 0.02
+
+
+@many
+@given(st.integers(1, 300), seeds)
+def test_permute_is_a_permutation(size: int, key: int) -> None:
+    sizes = np.full(size, size)
+    found = permute(np.arange(size), sizes, np.full(size, key, dtype=np.uint64))
+    assert sorted(found.tolist()) == list(range(size))
+
+
+def test_permute_takes_many_sizes_and_keys_at_once() -> None:
+    sizes = np.array([1, 2, 7, 4096, 10**12])
+    values = sizes - 1
+    keys = hash_words(np.arange(5))
+    together = permute(values, sizes, keys)
+    alone = [int(permute(values[i : i + 1], sizes[i : i + 1], keys[i : i + 1])[0]) for i in range(5)]
+    assert together.tolist() == alone
+
+
+def test_permutations_are_even_handed() -> None:
+    # Over 20,000 keys, each of 10 values should go to each of 10 places 2,000 times; a deviation
+    # of 6 standard deviations (42 each) has a probability of 1e-9 a cell.
+    keys = hash_words(np.arange(20_000))
+    sizes = np.full(20_000, 10)
+    for value in range(10):
+        found = permute(np.full(20_000, value), sizes, keys)
+        assert np.abs(np.bincount(found, minlength=10) - 2000).max() < 6 * 42.4
+
+
+@many
+@given(
+    st.lists(st.tuples(st.integers(1, 500), st.integers(1, 10**7)), min_size=1, max_size=5),
+    st.integers(1, 10**7),
+    st.integers(1, 64),
+)
+def test_blocks_hold_all_samples_and_are_small_enough(
+    shards: list[tuple[int, int]], wanted: int, lanes: int
+) -> None:
+    block_bytes = fitting_block_bytes(shards, wanted, lanes)
+    blocks = cut_blocks(shards, block_bytes)
+    num_samples = sum(samples for samples, _ in shards)
+    assert blocks.min() >= 1
+    assert blocks.sum() == num_samples
+    # No block spans two shards.
+    assert set(np.cumsum([samples for samples, _ in shards])) <= set(np.cumsum(blocks).tolist())
+    assert 1 <= block_bytes <= wanted
+    assert lanes / len(blocks) < 0.06 or len(blocks) == num_samples or block_bytes == 1
+
+
+def test_state_is_small_and_names_all_that_fixes_the_order() -> None:
+    order = SampleOrder(
+        [2] * 9, seed=4, lanes=3, window=5, block_bytes=1024, fingerprint="f" * 64
+    )
+    before = order.state()
+    order.indices(np.arange(1000))
+    assert order.state() == before == {
+        "order_version": 1,
+        "seed": 4,
+        "lanes": 3,
+        "window": 5,
+        "block_bytes": 1024,
+        "fingerprint": "f" * 64,
+    }
+
+
+def test_the_order_of_version_1_never_changes() -> None:
+    # Golden values. Runs that others have saved rely on them: a change needs a new ORDER_VERSION.
+    assert hash_words([0, 1, 2**63 - 1], 7).tolist() == [
+        4890566965504419038,
+        4694278504405454232,
+        9483795012377406068,
+    ]
+    small = SampleOrder([3, 1, 4, 1, 5], seed=9, lanes=3, window=4)
+    assert small.indices(np.arange(28)).tolist() == [
+        *(1, 4, 11, 0, 5, 12, 3, 6, 10, 2, 7, 13, 8, 9),
+        *(8, 12, 6, 2, 10, 7, 1, 11, 4, 0, 13, 5, 9, 3),
+    ]
+    large = SampleOrder([100, 80] * 300, seed=2**62 + 1, lanes=64, window=256)
+    digest = hashlib.sha256(large.indices(np.arange(10**9, 10**9 + 54_000)).astype("<i8").tobytes())
+    assert digest.hexdigest() == "a5b5e7a7850eaef13400db2b310b421f2e87bdfa16c7542e7420cbaaf5865014"

@@ -1,0 +1,97 @@
+"""The project as others meet it: names, commands, presets, and what an import costs."""
+
+import json
+import pkgutil
+import subprocess
+import sys
+from importlib.metadata import entry_points, version
+from pathlib import Path
+
+import pytest
+
+import gatdist
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+# Another name here is a promise to other people; one that goes breaks their code.
+PUBLIC = [
+    "Config",
+    "GatdistError",
+    "evaluate",
+    "load_config",
+    "register_discriminator",
+    "register_feature_extractor",
+    "register_generator",
+    "register_loss",
+    "register_update_rule",
+    "sample",
+    "train",
+]
+
+
+def test_the_public_names_are_these():
+    assert gatdist.__all__ == PUBLIC
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_name_is_there_and_told(name):
+    assert callable(getattr(gatdist, name))
+    assert getattr(gatdist, name).__doc__
+
+
+def test_a_name_that_is_not_there():
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        gatdist.trian  # noqa: B018
+
+
+def test_public_names_stay_functions_when_the_modules_behind_them_are_imported():
+    """A submodule called like a public name would take its place as soon as it is imported."""
+    assert not {module.name for module in pkgutil.iter_modules(gatdist.__path__)} & set(PUBLIC)
+
+
+def modules_after(code):
+    """Top-level modules that a fresh interpreter has imported after running ``code``."""
+    report = (
+        "import json, sys; print(json.dumps(sorted({n.partition('.')[0] for n in sys.modules})))"
+    )
+    script = f"try:\n    {code}\nexcept SystemExit:\n    pass\n{report}"
+    finished = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+    )
+    return set(json.loads(finished.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import gatdist",
+        "from gatdist.cli import main; main(['--help'])",
+        "from gatdist.cli import main; main(['train', '--help'])",
+    ],
+)
+def test_neither_import_nor_help_waits_for_a_heavy_library(code):
+    assert not modules_after(code) & {"torch", "ray", "pydantic", "numpy", "fsspec", "tensorboard"}
+
+
+def test_a_configuration_is_read_without_torch():
+    loaded = modules_after("import gatdist; gatdist.load_config('digits')")
+    assert "pydantic" in loaded
+    assert not loaded & {"torch", "ray", "numpy", "fsspec"}
+
+
+def test_the_command_is_installed():
+    (command,) = entry_points(group="console_scripts", name="gatdist")
+    assert command.value == "gatdist.cli:main"
+    assert version("gatdist") == gatdist.__version__
+
+
+def test_the_lock_pins_everything_exactly_and_names_no_index():
+    lines = (REPOSITORY / "requirements.lock").read_text().splitlines()
+    pins = [line for line in lines if not line.startswith("#")]
+    assert pins[0].startswith("torch==")
+    for pin in pins:
+        name, equals, pinned = pin.partition("==")
+        assert equals, pin
+        assert name.replace("-", "").replace("_", "").replace(".", "").isalnum(), pin
+        assert pinned.replace(".", "").isalnum(), f"{pin}: a local build tag or a marker"
+    assert len(pins) == len({pin.partition("==")[0].lower() for pin in pins})
