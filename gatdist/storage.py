@@ -229,7 +229,7 @@ class Store:
             return b""
 
         def fetch() -> bytes:
-            content: bytes = self._fs.cat_file(self._path(name), start, stop)
+            content: bytes = self._fs.cat_file(self._path(name), start=start, end=stop)
             if len(content) == stop - start:
                 return content
             size = self.size(name)
@@ -294,16 +294,19 @@ class Store:
             return "not permitted", mend
         if isinstance(error, NotImplementedError):
             return "can't be written", "Choose another kind of storage"
-        if "BotoCoreError" in _class_names(error):  # "Unable to locate credentials" among them
-            return "can't be used", "Set AWS_ACCESS_KEY_ID and the like, or storage_options"
-        if isinstance(error, OSError) or _status(error):
+        if {"BotoCoreError", "ClientError"} & _class_names(error):
+            mend = (
+                "Check the URL, the credentials (AWS_ACCESS_KEY_ID and so on) and storage_options"
+            )
+            return "can't be used", mend
+        if isinstance(error, OSError):
             return "can't be used", "Check the URL"
         return "", ""
 
     def _told(self, error: Exception) -> str:
         if isinstance(error, OSError) and error.strerror and error.filename:
             return error.strerror  # the path is told already
-        message = str(error) or type(error).__name__
+        message = " ".join(str(error).split()) or type(error).__name__  # in one line
         # The resolved URL may hold a secret, for which the given one has ${env:NAME}.
         return message.replace(self._root, self.url) if "${env:" in self.url else message
 
@@ -345,8 +348,9 @@ def _is_transient(error: Exception) -> bool:
         return status >= 500 or status in (408, 429)
     if isinstance(error, OSError):  # time-outs and lost connections among them
         return error.errno not in _PERMANENT and not isinstance(error, (*_ABSENT, PermissionError))
-    # Lost connections of botocore and aiohttp. Neither package need be installed.
-    return bool({"HTTPClientError", "ClientError"} & _class_names(error))
+    # Lost connections as botocore and aiohttp name them. Neither package need be installed.
+    lost = {"HTTPClientError", "ConnectionError", "ClientConnectionError", "ClientPayloadError"}
+    return bool(lost & _class_names(error))
 
 
 def _status(error: Exception) -> int:

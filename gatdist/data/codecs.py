@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import struct
-import warnings
 import zlib
 from typing import Any
 
@@ -141,10 +140,7 @@ def _decode_with_pillow(content: bytes, shape: tuple[int, int, int]) -> NDArray[
     from PIL import Image
 
     try:
-        with warnings.catch_warnings():
-            # Size is judged below, and more strictly than by Pillow's warning of a bomb.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image: Any = Image.open(io.BytesIO(content), formats=_PILLOW_FORMATS)
+        image: Any = Image.open(io.BytesIO(content), formats=_PILLOW_FORMATS)  # reads the header
         channels = {mode: n for n, mode in _MODES.items()}.get(image.mode, 0)
         _require(shape, channels, image.height, image.width, image.mode)
         pixels = np.asarray(image, dtype=np.uint8)

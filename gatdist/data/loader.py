@@ -153,7 +153,14 @@ class Loader:
 
 
 def to_network(samples: Tensor) -> Tensor:
-    """Pixels, uint8 [n, H, W, C], as networks take them: float32 [n, C, H, W] in [−1, 1]; or points."""
+    """Samples as networks take them.
+
+    Args:
+        samples: pixels, uint8 [n, H, W, C], or points, float [n, d].
+
+    Returns:
+        float32 [n, C, H, W] in [−1, 1]; points as they are.
+    """
     if samples.dtype != torch.uint8:
         return samples
     return samples.permute(0, 3, 1, 2).to(torch.float32).div_(127.5).sub_(1.0).contiguous()

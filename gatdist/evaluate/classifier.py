@@ -13,7 +13,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
@@ -84,8 +84,7 @@ class Classifier(Extractor):
     def prepare(self) -> None:
         """Load the network from the cache or train it (worker 0), and hand it to all workers."""
         device = self._comm.device
-        with torch.device("meta"):  # a network without values draws none from the global generator
-            network = ClassifierNetwork(self._dataset.sample_shape, self._dataset.num_classes)
+        network = ClassifierNetwork.empty(self._dataset.sample_shape, self._dataset.num_classes)
         if self._comm.is_main:
             _load_or_train(network, self._dataset, device)
         else:
@@ -126,6 +125,12 @@ class ClassifierNetwork(nn.Module):
         self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), features)
         self.head = nn.Sequential(nn.ReLU(), nn.Linear(_NUM_FEATURES, num_classes))
         self.register_buffer("held_out_accuracy", torch.zeros(()))
+
+    @classmethod
+    def empty(cls, sample_shape: tuple[int, ...], num_classes: int) -> Self:
+        """On the meta device: a network without values draws none from the global generator."""
+        with torch.device("meta"):
+            return cls(sample_shape, num_classes)
 
     def forward(self, samples: Tensor) -> Tensor:
         """Pictures [n, C, H, W] in [−1, 1] → logits [n, num_classes]."""

@@ -114,12 +114,12 @@ class Evaluator:
         self._metrics = {name: metrics[name] for name in config.metrics}
         self._dataset, self._comm, self._device = dataset, comm, device
         self._num_samples = config.num_samples or dataset.num_samples
-        # The default suits labelled pictures; points are features as they are.
-        is_default = config.features == EvaluateConfig().features
-        self._features = "points" if is_default and not dataset.is_image else config.features
+        # The default suits labelled pictures. Points are features as they are.
+        fits = dataset.is_image or config.features != EvaluateConfig().features
+        self._features = config.features if fits and self._metrics else "points"
+        self._extractor: Extractor = extractors[self._features](dataset, comm)
         if self._metrics:
             self._require_samples()
-            assert self._extractor  # built here, so that it can refuse the data early
 
     def __call__(self, generate: Generate) -> Evaluation:
         """Measure a generator.
@@ -151,15 +151,11 @@ class Evaluator:
         return Evaluation(values, protocol)
 
     def _require_samples(self) -> None:
-        if self._num_samples < 2:
-            raise ConfigError("evaluate.num_samples", "must be at least 2", value=self._num_samples)
         if self._dataset.num_samples < 2:
             rule = "holds fewer than 2 samples, too few to compare with"
             raise DataError("data.url", rule, mend="Set evaluate.metrics = []")
-
-    @cached_property
-    def _extractor(self) -> Extractor:
-        return extractors[self._features](self._dataset, self._comm)
+        if self._num_samples < 2:
+            raise ConfigError("evaluate.num_samples", "must be at least 2", value=self._num_samples)
 
     @cached_property
     def _real(self) -> FeatureSet:

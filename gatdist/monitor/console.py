@@ -49,7 +49,7 @@ class Console:
     """
 
     def __init__(self, stream: TextIO, is_terminal: bool | None = None) -> None:
-        self._stream = stream
+        self.stream = stream
         self._is_terminal = stream.isatty() if is_terminal is None else is_terminal
         signs = "unicode" if "utf" in (stream.encoding or "").lower() else "ascii"
         self._style = _STYLES[signs if self._is_terminal else "plain"]
@@ -181,14 +181,14 @@ class Console:
         self._line_is_open = True
 
     def _write(self, text: str) -> None:
-        self._stream.write(text)
-        self._stream.flush()
+        self.stream.write(text)
+        self.stream.flush()
 
     def _columns(self) -> int:
         if not self._is_terminal:
             return 10_000
         try:
-            columns = os.get_terminal_size(self._stream.fileno()).columns
+            columns = os.get_terminal_size(self.stream.fileno()).columns
         except (OSError, ValueError):  # a stream without a descriptor
             columns = 0
         return columns or _FALLBACK_COLUMNS

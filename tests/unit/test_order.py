@@ -77,7 +77,7 @@ def test_epochs_and_seeds_differ() -> None:
 
 
 def test_few_blocks_are_in_use_at_a_time() -> None:
-    # 64 lanes over 1,280 blocks of 16 samples, windows of 32: each lane has two or three blocks open.
+    # 64 lanes over blocks of 16 samples, windows of 32: each lane has two or three blocks open.
     blocks, lanes = 1280, 64
     order = SampleOrder([16] * blocks, seed=5, lanes=lanes, window=32)
     block_of = order.indices(np.arange(order.num_samples)) // 16  # [positions]
@@ -116,7 +116,9 @@ def test_permute_takes_many_sizes_and_keys_at_once() -> None:
     values = sizes - 1
     keys = hash_words(np.arange(5))
     together = permute(values, sizes, keys)
-    alone = [int(permute(values[i : i + 1], sizes[i : i + 1], keys[i : i + 1])[0]) for i in range(5)]
+    alone = [
+        int(permute(values[i : i + 1], sizes[i : i + 1], keys[i : i + 1])[0]) for i in range(5)
+    ]
     assert together.tolist() == alone
 
 
@@ -151,19 +153,21 @@ def test_blocks_hold_all_samples_and_are_small_enough(
 
 
 def test_state_is_small_and_names_all_that_fixes_the_order() -> None:
-    order = SampleOrder(
-        [2] * 9, seed=4, lanes=3, window=5, block_bytes=1024, fingerprint="f" * 64
-    )
+    order = SampleOrder([2] * 9, seed=4, lanes=3, window=5, block_bytes=1024, fingerprint="f" * 64)
     before = order.state()
     order.indices(np.arange(1000))
-    assert order.state() == before == {
-        "order_version": 1,
-        "seed": 4,
-        "lanes": 3,
-        "window": 5,
-        "block_bytes": 1024,
-        "fingerprint": "f" * 64,
-    }
+    assert (
+        order.state()
+        == before
+        == {
+            "order_version": 1,
+            "seed": 4,
+            "lanes": 3,
+            "window": 5,
+            "block_bytes": 1024,
+            "fingerprint": "f" * 64,
+        }
+    )
 
 
 def test_the_order_of_version_1_never_changes() -> None:

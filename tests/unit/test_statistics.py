@@ -39,11 +39,14 @@ def test_moments_are_those_of_all_values_together(shapes, dtype):
     assert moments.deviation == pytest.approx(together.std(), rel=1e-9, abs=1e-9)
 
 
-def test_a_million_small_additions_keep_their_digits():
+def test_sums_keep_the_digits_that_float32_would_lose():
     statistics = Statistics(CPU)
-    statistics.add("x", torch.full((1_000_000,), 0.1))
-    mean = statistics.reduce(LocalCommunicator(CPU))["x"]
-    assert mean == pytest.approx(float(torch.tensor(0.1)), rel=1e-12)  # float32 sums give 0.1009
+    statistics.add("many", torch.full((1_000_000,), 0.1))
+    far = 1e5 + torch.randn(1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    statistics.add("far", far)
+    moments = statistics.moments(LocalCommunicator(CPU))
+    assert moments["many"].mean == pytest.approx(float(torch.tensor(0.1)), rel=1e-12)
+    assert moments["far"].deviation == pytest.approx(float(far.std(correction=0)), rel=1e-4)
 
 
 def test_all_names_travel_in_one_collective_and_nothing_is_left_behind():

@@ -1,4 +1,4 @@
-"""Storage: what holds on every kind of it, atomic publishing, retries, and how failures are told."""
+"""Storage: what holds on every kind of it, atomic publishing, retries, how failures are told."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_what_is_missing_is_named(store: Store, act: str) -> None:
 
 def test_a_file_where_a_folder_is_needed(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="file/run/config.json"):
+    with pytest.raises(StorageError, match=r"file/run/config\.json"):
         Store(str(tmp_path / "file" / "run")).publish("config.json", b"{}")
 
 

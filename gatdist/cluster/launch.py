@@ -1,0 +1,292 @@
+"""Launches the workers of a run through Ray Train."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+# Before Ray is imported, which reads some of these then.
+os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+try:
+    import ray
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch.config import _TorchBackend
+except ImportError as error:
+    from gatdist.errors import ClusterError
+
+    raise ClusterError(
+        "ray",
+        f"can't be imported ({error})",
+        mend="pip install 'ray[default,train]', or train in this process with --local",
+    ) from error
+
+from gatdist.cluster.bridge import Bridge, rebuilt
+from gatdist.cluster.network import choose_interface
+from gatdist.cluster.quiet import output_to_file
+from gatdist.config import Config, env_references, parse_config
+from gatdist.errors import ClusterError, GatdistError, TrainingError, WorkerLostError
+from gatdist.storage import Store
+from gatdist.training.interrupts import Interrupts
+
+if TYPE_CHECKING:
+    from gatdist.monitor.console import Console
+
+_CONNECT_S = 5.0
+_DRAIN_S = 0.2
+# Ours sends and stores little through Ray; its default takes a third of the machine's memory.
+_OBJECT_STORE_BYTES = 100 * 2**20
+
+
+def fit(config: Config, run_dir: str, console: Console | None) -> dict[str, Any]:
+    """Train with ``cluster.workers`` workers, on this machine or on the cluster at ``cluster.address``.
+
+    Args:
+        config: of the run.
+        run_dir: its folder: a URL, or an absolute path that all workers reach.
+        console: shows progress; None shows nothing.
+
+    Returns:
+        See :func:`gatdist.training.loop.run`.
+
+    Raises:
+        ClusterError: nobody answers at the address, or the cluster is too small.
+        WorkerLostError: a worker or its host died.
+        GatdistError: what the training loop raised, of the same class.
+    """
+    log = _log_file(run_dir)
+    with output_to_file(log) as terminal, _shown_on(console, terminal), _cluster(config, log):
+        bridge = Bridge()
+        fitting = _Fitting(_trainer(config, run_dir, bridge))
+        emit = console.event if console else lambda kind, fields: None
+
+        def show() -> None:
+            for kind, fields in bridge.call("take"):
+                emit(kind, fields)
+
+        # Ray Train takes over SIGINT if it runs in the main thread; there, it is ours.
+        with Interrupts(emit, on_request=lambda: bridge.call("request_stop")):
+            fitting.start()
+            while fitting.is_alive():
+                fitting.join(_DRAIN_S)
+                show()
+        outcome: dict[str, Any] | None = bridge.call("outcome")
+        if outcome is not None and fitting.error is None:
+            return outcome
+        raise _explained(bridge.call("failure"), fitting.error, log)
+
+
+class _Fitting(threading.Thread):
+    """Ray Train at work."""
+
+    def __init__(self, trainer: TorchTrainer) -> None:
+        super().__init__(name="ray-train", daemon=True)
+        self._trainer = trainer
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        """Fit, and keep what it raises."""
+        try:
+            self._trainer.fit()
+        except BaseException as error:
+            self.error = error
+
+
+def _trainer(config: Config, run_dir: str, bridge: Bridge) -> TorchTrainer:
+    cluster = config.cluster
+    gpus = _gpus_per_worker(config)
+    resources = {"CPU": float(cluster.cpus_per_worker)} | ({"GPU": float(gpus)} if gpus else {})
+    backend = {"auto": "nccl" if gpus else "gloo"}.get(cluster.backend, cluster.backend)
+    return TorchTrainer(
+        _work,
+        train_loop_config={
+            "config": config.model_dump_json(),
+            "run_dir": run_dir,
+            "mailbox": bridge.actor,
+        },
+        torch_config=_TorchConfig(backend=backend, timeout_s=int(cluster.timeout_s)),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=cluster.workers, use_gpu=bool(gpus), resources_per_worker=resources
+        ),
+        run_config=ray.train.RunConfig(
+            name="gatdist",
+            # Ray's own records; nothing of ours depends on them.
+            storage_path=tempfile.mkdtemp(prefix="gatdist-ray-"),
+            failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
+        ),
+    )
+
+
+def _work(given: dict[str, Any]) -> None:
+    """One worker: the training loop with the process group that Ray Train has made."""
+    import torch
+
+    from gatdist.parallel.communicator import TorchCommunicator
+    from gatdist.training.loop import run
+
+    bridge = Bridge(given["mailbox"])
+    config = parse_config(json.loads(given["config"]))
+    comm = TorchCommunicator(ray.train.torch.get_device())
+    torch.set_num_threads(config.cluster.cpus_per_worker)
+    try:
+        with bridge.stop_flag() as stop:
+            outcome = run(
+                config,
+                comm,
+                Store(given["run_dir"], config.run.storage_options),
+                should_stop=stop.is_set,
+                emit=bridge.emit if comm.is_main else lambda kind, fields: None,
+            )
+    except GatdistError as error:
+        bridge.call("fail", type(error).__name__, str(error))
+        raise
+    if comm.is_main:
+        bridge.call("finish", outcome)
+
+
+class _InterfaceFirst(_TorchBackend):
+    """Ray Train's torch backend, after each worker has chosen its network interface."""
+
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        """Called by Ray Train before the process group is made."""
+        worker_group.execute(_choose_own_interface)
+        super().on_start(worker_group, backend_config)
+
+
+class _TorchConfig(TorchConfig):
+    @property
+    def backend_cls(self) -> type[_TorchBackend]:
+        return _InterfaceFirst
+
+
+def _choose_own_interface() -> None:
+    choose_interface(ray.util.get_node_ip_address())
+
+
+@contextmanager
+def _cluster(config: Config, log: Path) -> Iterator[None]:
+    """Connected to a Ray that is large enough: one of our own, or the one at ``cluster.address``."""
+    address = config.cluster.address
+    if ":" in address:
+        _require_answer(address)
+    own = {
+        "include_dashboard": False,
+        "object_store_memory": _OBJECT_STORE_BYTES,
+    }
+    if not address:
+        # Nobody but this process connects to a Ray that lives and dies with it.
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    try:
+        ray.init(
+            address=address or "local",
+            log_to_driver=False,
+            runtime_env={"env_vars": _environment(config)},
+            **({} if address else own),
+        )
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        what = f"no Ray cluster answers ({error})" if address else f"Ray did not start ({error})"
+        raise ClusterError("cluster.address", what, value=address, mend=f"See {log}") from error
+    try:
+        _require_room(config)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _require_answer(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), _CONNECT_S).close()
+    except (OSError, ValueError) as error:
+        raise ClusterError(
+            "cluster.address",
+            f"nobody answers there ({error})",
+            value=address,
+            mend="Start Ray there (ray start --head), mend the address, or leave it out to use this machine",
+        ) from None
+
+
+def _require_room(config: Config) -> None:
+    """Raise ClusterError if the cluster can never hold the workers: Ray would wait for ever."""
+    has, workers = ray.cluster_resources(), config.cluster.workers
+    needs = {"CPU": config.cluster.cpus_per_worker, "GPU": _gpus_per_worker(config)}
+    for name, each in needs.items():
+        if each and has.get(name, 0) < workers * each:
+            room = int(has.get(name, 0) // each)
+            raise ClusterError(
+                "--workers",
+                f"needs {workers * each} {name}s, and the cluster has {has.get(name, 0):g}",
+                value=workers,
+                mend=f"Use --workers {room}" if room else f"Add a host with a {name}",
+            )
+
+
+def _gpus_per_worker(config: Config) -> int:
+    if config.cluster.gpus_per_worker is not None:
+        return config.cluster.gpus_per_worker
+    import torch
+
+    return int(torch.cuda.is_available())
+
+
+def _environment(config: Config) -> dict[str, str]:
+    """What workers need of the driver's environment: where modules are, and what the config refers to."""
+    folders = [os.getcwd(), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    package = str(Path(sys.modules["gatdist"].__path__[0]).parent)
+    wanted = [*env_references(config), "GATDIST_CACHE", "OMP_NUM_THREADS"]
+    return {name: os.environ[name] for name in wanted if name in os.environ} | {
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys([*folders, package]))
+    }
+
+
+def _explained(
+    failure: tuple[str, str] | None, error: BaseException | None, log: Path
+) -> GatdistError:
+    """What went wrong, for people: a worker's own error if it told one, else what Ray saw."""
+    if failure is not None:
+        return rebuilt(*failure)
+    failures = getattr(error, "worker_failures", None) or {}
+    for rank, cause in sorted(failures.items()):
+        told = str(cause).strip().splitlines() or [type(cause).__name__]
+        if isinstance(cause, ray.exceptions.RayActorError):
+            return WorkerLostError(
+                f"worker {rank} died ({told[0]}); the same command goes on from the last checkpoint. "
+                f"Ray's log: {log}"
+            )
+        return TrainingError(f"worker {rank} failed: {told[-1]}. The whole story: {log}")
+    return TrainingError(f"Ray Train failed: {error}. The whole story: {log}")
+
+
+@contextmanager
+def _shown_on(console: Console | None, stream: Any) -> Iterator[None]:
+    """Let the console write to ``stream`` for a while."""
+    if console is None:
+        yield
+        return
+    usual, console.stream = console.stream, stream
+    try:
+        yield
+    finally:
+        console.close()
+        console.stream = usual
+
+
+def _log_file(run_dir: str) -> Path:
+    """Where Ray's output goes: in the run's folder where that is local."""
+    store = Store(run_dir)
+    if store.is_local:
+        return store.local_path("logs") / "ray.log"
+    return Path(tempfile.mkdtemp(prefix="gatdist-logs-")) / "ray.log"
+

@@ -1,0 +1,585 @@
+"""Data sets: writing, reading back, and every way in which data can be bad."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import simplejpeg
+import webdataset
+from PIL import Image
+
+from gatdist.config import DataConfig
+from gatdist.data import Dataset, SampleOrder, open_dataset, write_dataset, write_shard
+from gatdist.data.caches import BlockCache
+from gatdist.data.codecs import encode_png, encode_point
+from gatdist.data.format import read_index, read_manifest
+from gatdist.errors import DataError, StorageError, UserError
+from gatdist.storage import Store
+
+SHARD_SIZES = (7, 4, 9)
+SHAPE = (3, 5, 6)
+PIXELS = np.random.default_rng(0).integers(0, 256, (20, 5, 6, 3)).astype(np.uint8)
+LABELS = np.arange(20) % 4
+
+
+def write(
+    folder: Path,
+    *,
+    picture: Callable[[int], bytes] = lambda i: encode_png(PIXELS[i]),
+    label: Callable[[int], bytes | None] = lambda i: b"%d" % LABELS[i],
+    component: str = "png",
+    modality: Literal["image", "points"] = "image",
+    shape: tuple[int, ...] = SHAPE,
+    num_classes: int = 4,
+) -> Path:
+    """Write the 20 samples, as told, in three shards."""
+    numbers = iter(range(20))
+
+    def sample(i: int) -> tuple[str, dict[str, bytes]]:
+        found = label(i)
+        return f"{i:06d}", {component: picture(i)} | ({} if found is None else {"cls": found})
+
+    shards = ([sample(next(numbers)) for _ in range(size)] for size in SHARD_SIZES)
+    write_dataset(
+        Store(str(folder)), shards, modality=modality, sample_shape=shape, num_classes=num_classes
+    )
+    return folder
+
+
+def opened(folder: Path, **config: Any) -> Dataset:
+    return open_dataset(DataConfig(url=str(folder), **config))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write(tmp_path / "data")
+
+
+# Reading what was written
+
+
+def test_what_a_data_set_says_of_itself(folder: Path) -> None:
+    dataset = opened(folder)
+    assert (dataset.num_samples, dataset.num_shards, dataset.num_classes) == (20, 3, 4)
+    assert dataset.is_image
+    assert dataset.sample_shape == SHAPE
+    assert dataset.num_bytes == sum(path.stat().st_size for path in folder.glob("*.tar"))
+    assert len(dataset.fingerprint) == 64
+
+
+@pytest.mark.parametrize("block_bytes", [1, 3000, 2**22])
+@pytest.mark.parametrize("cache_bytes", [0, 4000, 2**30])
+@pytest.mark.parametrize("decoded_bytes", [0, 2**20])
+def test_samples_come_as_asked_however_they_are_kept(
+    folder: Path, block_bytes: int, cache_bytes: int, decoded_bytes: int
+) -> None:
+    config = DataConfig(url=str(folder), block_bytes=block_bytes, lanes=1, window_samples=2)
+    dataset = Dataset(
+        Store(str(folder)), config, block_cache_bytes=cache_bytes, decoded_bytes=decoded_bytes
+    )
+    for indices in ([19, 0, 7, 7, 11], list(range(20)), [3]):
+        samples, labels = dataset.read(np.array(indices))
+        assert samples.dtype == np.uint8
+        assert (samples == PIXELS[indices]).all()
+        assert labels is not None
+        assert labels.tolist() == LABELS[indices].tolist()
+
+
+def test_the_caller_owns_what_it_gets(folder: Path) -> None:
+    dataset = opened(folder)
+    dataset.read(np.arange(20))[0][:] = 0
+    assert (dataset.read(np.arange(20))[0] == PIXELS).all()
+
+
+def test_threads_decode_the_same(folder: Path) -> None:
+    config = DataConfig(url=str(folder))
+    dataset = Dataset(Store(str(folder)), config, decoded_bytes=0)
+    with ThreadPoolExecutor(3) as executor:
+        samples, labels = dataset.read(np.arange(20), executor)
+    assert (samples == PIXELS).all()
+    assert labels is not None
+    assert (labels == LABELS).all()
+
+
+def test_a_small_data_set_is_read_once(folder: Path) -> None:
+    dataset = opened(folder)
+    before, _ = dataset.read(np.arange(20))
+    for path in folder.iterdir():
+        path.unlink()
+    assert (dataset.read(np.arange(20))[0] == before).all()
+
+
+def test_the_memory_for_blocks_is_bounded() -> None:
+    cache = BlockCache(10)
+    for block in range(3):
+        cache.put(block, bytes(4))
+    assert [block in cache for block in range(3)] == [False, True, True]
+    cache.get(1)
+    cache.put(3, bytes(4))  # in place of 2, which was not used for longest
+    assert [block in cache for block in range(4)] == [False, True, False, True]
+    cache.put(4, bytes(11))
+    assert not any(block in cache for block in range(5))
+
+
+def test_points_without_labels(tmp_path: Path) -> None:
+    points = np.random.default_rng(1).normal(size=(20, 2)).astype(np.float32)
+    write(
+        tmp_path,
+        picture=lambda i: encode_point(points[i]),
+        label=lambda i: None,
+        component="npy",
+        modality="points",
+        shape=(2,),
+        num_classes=0,
+    )
+    dataset = opened(tmp_path)
+    assert not dataset.is_image
+    samples, labels = dataset.read(np.arange(20))
+    assert samples.dtype == np.float32
+    assert (samples == points).all()
+    assert labels is None
+
+
+def test_pictures_of_many_formats(tmp_path: Path) -> None:
+    smooth = (np.add.outer(np.arange(16), np.arange(24))[..., None] * [2, 3, 5]).astype(np.uint8)
+
+    def with_pillow(kind: str, mode: str = "RGB") -> bytes:
+        file = io.BytesIO()
+        options = {"lossless": True} if kind == "WEBP" else {}
+        Image.fromarray(smooth).convert(mode).save(file, kind, **options)
+        return file.getvalue()
+
+    for kind, component in [("PNG", "png"), ("WEBP", "webp"), ("BMP", "bmp"), ("PPM", "ppm")]:
+        content = with_pillow(kind)
+        folder = write(
+            tmp_path / kind,
+            picture=lambda i, content=content: content,
+            component=component,
+            shape=(3, 16, 24),
+        )
+        assert (opened(folder).read(np.array([13]))[0][0] == smooth).all()
+    jpeg = simplejpeg.encode_jpeg(smooth, quality=95)
+    folder = write(tmp_path / "JPEG", picture=lambda i: jpeg, component="jpg", shape=(3, 16, 24))
+    error = opened(folder).read(np.array([0]))[0][0].astype(int) - smooth
+    assert np.abs(error).mean() < 4
+    gray = simplejpeg.encode_jpeg(smooth[..., :1].copy(), colorspace="GRAY", quality=95)
+    folder = write(tmp_path / "gray", picture=lambda i: gray, component="jpeg", shape=(1, 16, 24))
+    error = opened(folder).read(np.array([0]))[0][0].astype(int) - smooth[..., :1]
+    assert np.abs(error).mean() < 4
+
+
+def test_our_png_is_read_by_pillow() -> None:
+    for channels in (1, 3):
+        pixels = PIXELS[0, :, :, :channels]
+        image = Image.open(io.BytesIO(encode_png(pixels)))
+        assert (np.asarray(image).reshape(pixels.shape) == pixels).all()
+
+
+# The files
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # which webdataset leaves
+def test_webdataset_reads_the_shards(folder: Path) -> None:
+    url = str(folder / "shard-{000000..000002}.tar")
+    samples = list(webdataset.WebDataset(url, shardshuffle=False).decode("rgb8"))
+    assert [sample["__key__"] for sample in samples] == [f"{i:06d}" for i in range(20)]
+    assert (np.stack([sample["png"] for sample in samples]) == PIXELS).all()
+    assert [sample["cls"] for sample in samples] == LABELS.tolist()
+
+
+def test_shards_are_plain_tars_and_the_index_finds_each_file(folder: Path) -> None:
+    store = Store(str(folder))
+    for shard in read_manifest(store).shards:
+        content = store.read(shard.name)
+        rows = read_index(store, shard)
+        with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+            members = tar.getmembers()
+            assert all(member.mtime == 0 for member in members)
+            # Header and content, each in blocks of 512 bytes, and the two that end the tar.
+            blocks = sum(1 + -(-member.size // 512) for member in members)
+            assert len(content) == 512 * (blocks + 2)
+            names = [f"{r['key'].decode()}.{r['component'].decode()}" for r in rows]
+            assert names == [member.name for member in members]
+            assert [m.offset_data for m in members] == rows["offset"].tolist()
+            assert [m.size for m in members] == rows["size"].tolist()
+
+
+def test_the_same_samples_have_the_same_fingerprint(tmp_path: Path) -> None:
+    first = opened(write(tmp_path / "a")).fingerprint
+    assert opened(write(tmp_path / "b")).fingerprint == first
+    other = write(tmp_path / "c", label=lambda i: b"3")
+    assert opened(other).fingerprint != first
+
+
+@pytest.mark.parametrize(
+    ("samples", "told"),
+    [
+        ([("a", {"png": b""}), ("a", {"png": b""})], "twice"),
+        ([("a.b", {"png": b""})], "dot"),
+        ([("a", {"PNG": b""})], "lower case"),
+        ([("k" * 300, {"png": b""})], "USTAR"),
+        ([], "at least one sample"),
+    ],
+)
+def test_what_no_shard_may_hold(tmp_path: Path, samples: Any, told: str) -> None:
+    with pytest.raises(DataError, match=told):
+        write_shard(Store(str(tmp_path)), "shard-000000", samples)
+    assert list(tmp_path.iterdir()) == []
+
+
+# Bad data: told in one message that names it
+
+
+def edit_manifest(folder: Path, **changes: Any) -> None:
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_a_folder_without_a_data_set(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere: does not exist or is empty\. Check data\.url"):
+        opened(tmp_path / "nowhere")
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(DataError, match="no shards and no manifest"):
+        opened(tmp_path)
+    (folder / "manifest.json").unlink()
+    with pytest.raises(DataError, match=r"holds 3 tars such as shard-000000\.tar but no manifest"):
+        opened(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"version": 7}, r"= \(7, 1\): this gatdist reads version 1"),
+        ({"order_version": 2}, "order version 1"),
+        ({"num_classes": 5}, "was changed after it was written"),
+        ({"num_samples": 21}, "was changed after it was written"),
+        ({"modality": "sound"}, "modality"),
+        ({"sample_shape": [4, 5, 6]}, "1 or 3, height, width"),
+        ({"shards": []}, "the data set is empty"),
+        ({"shards": [{"name": "../../etc/passwd"}]}, r"shards\.0\.name"),
+    ],
+)
+def test_a_manifest_that_does_not_fit(folder: Path, changes: dict[str, Any], told: str) -> None:
+    edit_manifest(folder, **changes)
+    with pytest.raises(DataError, match=told):
+        opened(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"version": 1', b"\xff"])
+def test_a_manifest_that_is_none(folder: Path, content: bytes) -> None:
+    (folder / "manifest.json").write_bytes(content)
+    with pytest.raises(DataError, match="is no manifest"):
+        opened(folder)
+
+
+@pytest.mark.parametrize("resolution", [5, [6, 5], [5, 7]])
+def test_pictures_of_another_resolution(folder: Path, resolution: int | list[int]) -> None:
+    with pytest.raises(
+        DataError, match=r"data\.resolution = .* are 5 × 6 .*Pack again with --size"
+    ):
+        opened(folder, resolution=resolution)
+    assert opened(folder, resolution=[5, 6]).num_samples == 20
+
+
+def test_points_have_no_resolution(tmp_path: Path) -> None:
+    write(tmp_path, modality="points", shape=(2,))
+    with pytest.raises(DataError, match=r"data\.resolution = 8.*holds points"):
+        opened(tmp_path, resolution=8)
+
+
+def test_a_shard_of_another_size(folder: Path) -> None:
+    path = folder / "shard-000001.tar"
+    size = path.stat().st_size
+    with path.open("ab") as file:
+        file.truncate(size - 512)
+    dataset = opened(folder)
+    dataset.read(np.array([0]))  # other shards can still be read
+    told = rf"shard-000001\.tar: has {size - 512} bytes, the manifest says {size}"
+    with pytest.raises(DataError, match=told):
+        dataset.read(np.array([8]))
+
+
+def test_a_shard_or_an_index_that_is_missing(folder: Path) -> None:
+    (folder / "shard-000000.tar").unlink()
+    with pytest.raises(StorageError, match=r"shard-000000\.tar: no such file"):
+        opened(folder).read(np.array([0]))
+    (folder / "shard-000002.index.npy").unlink()
+    with pytest.raises(DataError, match=r"shard-000002\.index\.npy: the manifest names it"):
+        opened(folder).read(np.array([19]))
+
+
+def test_a_damaged_index(folder: Path) -> None:
+    path = folder / "shard-000000.index.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"index\.npy: has SHA-256 .*, the manifest says"):
+        opened(folder).read(np.array([0]))
+
+
+def flip_a_bit(folder: Path, key: str) -> int:
+    """Damage one picture of the first shard; its offset."""
+    path = folder / "shard-000000.tar"
+    with tarfile.open(path) as tar:
+        offset = tar.getmember(key).offset_data
+    content = bytearray(path.read_bytes())
+    content[offset + 60] ^= 4
+    path.write_bytes(content)
+    return offset
+
+
+def test_a_flipped_bit(folder: Path) -> None:
+    offset = flip_a_bit(folder, "000003.png")
+    told = (
+        rf"shard-000000\.tar: sample 000003\.png at byte {offset} has CRC-32 [0-9a-f]{{8}}, "
+        r"expected [0-9a-f]{8}; fetched twice"
+    )
+    with pytest.raises(DataError, match=told):
+        opened(folder).read(np.array([1, 3]))
+
+
+def test_a_bit_that_flipped_on_the_way_is_fetched_again(folder: Path) -> None:
+    config = DataConfig(url=str(folder))
+    dataset = Dataset(Store(str(folder)), config, decoded_bytes=0)
+    whole = (folder / "shard-000000.tar").read_bytes()
+    flip_a_bit(folder, "000003.png")
+    dataset.read(np.array([1]))  # the damaged block is in memory now
+    (folder / "shard-000000.tar").write_bytes(whole)
+    assert (dataset.read(np.array([3]))[0][0] == PIXELS[3]).all()
+
+
+def saved(image: Image.Image, kind: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind)
+    return file.getvalue()
+
+
+RGB = Image.fromarray(PIXELS[0])
+BAD_PICTURES = {
+    "no picture": (b"GIF89a nonsense", "is no readable picture"),
+    "empty": (b"", "is no readable picture"),
+    "cut short": (encode_png(PIXELS[0])[:80], "is no readable picture"),
+    "cut jpeg": (simplejpeg.encode_jpeg(np.zeros((5, 6, 3), np.uint8))[:-200], "no readable JPEG"),
+    "size": (encode_png(PIXELS[0][:4]), r"is a picture of 4 × 6 RGB, expected 5 × 6 RGB"),
+    "jpeg size": (simplejpeg.encode_jpeg(np.zeros((5, 5, 3), np.uint8)), "5 × 5 YCbCr, expected"),
+    "gray": (encode_png(PIXELS[0][..., :1]), "of 5 × 6 L, expected .* RGB"),
+    "palette": (saved(RGB.convert("P")), "of 5 × 6 P, expected .* RGB"),
+    "alpha": (saved(RGB.convert("RGBA")), "of 5 × 6 RGBA, expected .* RGB"),
+    "cmyk": (saved(RGB.convert("CMYK"), "JPEG"), "of 5 × 6 CMYK, expected .* RGB"),
+    "bomb": (saved(Image.new("1", (20_000, 20_000))), "is no readable picture .*Bomb"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_PICTURES)
+def test_a_picture_that_is_bad(tmp_path: Path, name: str) -> None:
+    content, told = BAD_PICTURES[name]
+    write(tmp_path, picture=lambda i: content if i == 4 else encode_png(PIXELS[i]))
+    dataset = opened(tmp_path)
+    dataset.read(np.array([0, 19]))
+    with pytest.raises(DataError, match=rf"shard-000000\.tar: sample 000004\.png at byte .*{told}"):
+        dataset.read(np.array([4]))
+
+
+def test_a_wrong_size_tells_how_to_mend_it(tmp_path: Path) -> None:
+    write(tmp_path, shape=(3, 8, 9))
+    with pytest.raises(DataError, match=r"Pack again with --size 8x9\."):
+        opened(tmp_path).read(np.array([0]))
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"not an array", "is no readable .npy file"),
+        (encode_point(np.zeros(3, np.float32)), r"float32 of shape \(3,\), expected .*\(2,\)"),
+        (encode_point(np.array([0, np.nan], np.float32)), "not finite"),
+        (encode_point(np.array(["a", "b"])), r"<U1 of shape \(2,\), expected numbers"),
+    ],
+)
+def test_a_point_that_is_bad(tmp_path: Path, content: bytes, told: str) -> None:
+    write(tmp_path, picture=lambda i: content, component="npy", modality="points", shape=(2,))
+    with pytest.raises(DataError, match=rf"sample 000000\.npy at byte .*{told}"):
+        opened(tmp_path).read(np.array([0]))
+
+
+def test_a_point_is_never_unpickled(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    np.save(file, np.array([{"a": 1}, None], dtype=object), allow_pickle=True)
+    content = file.getvalue()
+    write(tmp_path, picture=lambda i: content, component="npy", modality="points", shape=(2,))
+    with pytest.raises(DataError, match=r"is no readable \.npy file .*allow_pickle=False"):
+        opened(tmp_path).read(np.array([0]))
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"4", r"000004\.cls at byte \d+ is class 4, expected 0 to 3"),
+        (b"-1", "is class -1"),
+        (b"cat", "is b'cat', expected a whole number"),
+        (None, r"sample 000004 has 0 files \.cls, expected 1"),
+    ],
+)
+def test_a_label_that_is_bad(tmp_path: Path, content: bytes | None, told: str) -> None:
+    write(tmp_path, label=lambda i: content if i == 4 else b"0")
+    with pytest.raises(DataError, match=told):
+        opened(tmp_path).read(np.array([4]))
+
+
+def test_a_sample_without_a_picture(tmp_path: Path) -> None:
+    write(tmp_path, component="wav")
+    with pytest.raises(DataError, match=r"sample 000000 has 0 files \.png or .*, expected 1"):
+        opened(tmp_path).read(np.array([0]))
+
+
+# Built-in data sets
+
+
+def test_the_digits_are_scikit_learns() -> None:
+    from sklearn.datasets import load_digits
+
+    dataset = open_dataset(DataConfig(url="builtin:digits", resolution=8))
+    assert (dataset.num_samples, dataset.num_shards, dataset.num_classes) == (1797, 4, 10)
+    assert dataset.sample_shape == (1, 8, 8)
+    pixels, labels = dataset.read(np.arange(1797))
+    digits = load_digits()
+    assert labels is not None
+    assert (labels == digits.target).all()
+    assert (pixels[..., 0] == np.round(digits.images * 255 / 16)).all()
+
+
+def test_the_built_in_data_sets_never_change() -> None:
+    # Saved runs are tied to these fingerprints: a change needs the folders' next version.
+    digits = open_dataset(DataConfig(url="builtin:digits"))
+    assert digits.fingerprint.startswith("943c6a513ef7")
+    ring = open_dataset(DataConfig(url="builtin:ring"))
+    assert ring.fingerprint.startswith("243e888d3db5")
+
+
+def test_the_ring_has_eight_narrow_modes() -> None:
+    ring = open_dataset(DataConfig(url="builtin:ring"))
+    assert (ring.num_samples, ring.sample_shape, ring.num_classes) == (20_000, (2,), 8)
+    points, labels = ring.read(np.arange(4000))
+    assert labels is not None
+    for mode in range(8):
+        cloud = points[labels == mode].astype(float)
+        mean = [np.cos(mode * np.pi / 4), np.sin(mode * np.pi / 4)]
+        assert len(cloud) == 500
+        assert np.allclose(cloud.mean(axis=0), mean, atol=5 * 0.01 / np.sqrt(500))
+        assert np.allclose(cloud.std(axis=0), 0.01, rtol=0.2)
+
+
+def test_an_order_over_the_digits_shows_each_once() -> None:
+    from gatdist.config import load_config
+
+    config = load_config("digits")
+    dataset = open_dataset(config.data)
+    order = SampleOrder.from_config(config, dataset)
+    assert sorted(order.indices(np.arange(1797)).tolist()) == list(range(1797))
+    state = order.state()
+    assert state["fingerprint"] == dataset.fingerprint
+    # 64 lanes ask for over 1,067 blocks, which 1,797 samples only give one by one.
+    assert (state["lanes"], state["block_bytes"]) == (64, 2048)
+
+
+def test_an_unknown_built_in_data_set() -> None:
+    with pytest.raises(DataError, match=r"builtin:digit'.*Did you mean 'digits'"):
+        open_dataset(DataConfig(url="builtin:digit"))
+
+
+def test_a_cache_folder_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("GATDIST_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match="Set GATDIST_CACHE to a folder that you may write to"):
+        open_dataset(DataConfig(url="builtin:digits"))
+
+
+# Waits for a line on its standard input, so that several can be let go at once.
+PREPARE = """
+import os, signal, sys
+from gatdist.data import builtin, format
+if "--killed" in sys.argv:
+    format.write_manifest = lambda *args, **options: os.kill(os.getpid(), signal.SIGKILL)
+print("ready", flush=True)
+sys.stdin.readline()
+print(builtin.prepare("builtin:digits"))
+"""
+
+
+@pytest.fixture
+def preparing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts processes that write the digits to an empty cache folder when told."""
+    monkeypatch.setenv("GATDIST_CACHE", str(tmp_path))
+    processes: list[subprocess.Popen[str]] = []
+
+    def start(*options: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", PREPARE, *options],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def test_processes_that_write_at_once_end_with_one_data_set(
+    preparing: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    processes = [preparing() for _ in range(2)]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    folder = tmp_path / "datasets" / "digits-v1"
+    assert [process.communicate(timeout=60)[0] for process in processes] == [f"{folder}\n"] * 2
+    assert [process.returncode for process in processes] == [0, 0]
+    assert [path.name for path in folder.parent.iterdir()] == ["digits-v1"]
+    assert len(opened(folder).read(np.arange(1797))[0]) == 1797
+
+
+def test_what_a_killed_process_left_is_no_data_set(
+    preparing: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    process = preparing("--killed")
+    process.communicate("go\n", timeout=60)
+    assert process.returncode == -9
+    left = list((tmp_path / "datasets").iterdir())
+    assert len(list(left[0].glob("shard-*.tar"))) == 4
+    assert not (tmp_path / "datasets" / "digits-v1").exists()
+    assert open_dataset(DataConfig(url="builtin:digits")).num_samples == 1797
+
+
+def test_opening_again_is_quick_and_needs_no_scikit_learn() -> None:
+    open_dataset(DataConfig(url="builtin:digits"))
+    program = """
+import sys, time
+from gatdist.config import DataConfig
+from gatdist.data import open_dataset
+began = time.perf_counter()
+open_dataset(DataConfig(url="builtin:digits")).read(range(64))
+assert time.perf_counter() - began < 1.0, "slow"
+assert "sklearn" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

@@ -1,0 +1,230 @@
+"""The sinks on real folders: what is written, what a resumed run takes back, and what fails."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import tempfile
+import uuid
+
+import numpy as np
+import pytest
+
+from gatdist.config import parse_config
+from gatdist.errors import StorageError
+from gatdist.monitor import Monitor
+from gatdist.monitor.sinks import JsonLines
+from gatdist.storage import Store
+
+CONFIG = parse_config(
+    {
+        "run": {"total_samples": 1000, "storage_options": {"secret": "hunter2"}},
+        "data": {"url": "builtin:digits"},
+        "evaluate": {"metrics": ["fid"]},
+    }
+)
+
+
+@pytest.fixture(params=["local", "memory"])
+def run_dir(request, tmp_path):
+    """A run directory on this machine's disk, and one that is not."""
+    if request.param == "local":
+        yield Store(str(tmp_path / "run"))
+        return
+    store = Store(f"memory://{uuid.uuid4().hex}/run")
+    yield store
+    store.delete("")
+
+
+@pytest.fixture(autouse=True)
+def spool(tmp_path, monkeypatch):
+    """Where temporary folders go; empty again after each test."""
+    folder = tmp_path / "spool"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    yield folder
+    assert list(folder.iterdir()) == []
+
+
+def lines(run_dir, name="metrics.jsonl"):
+    return [json.loads(line) for line in run_dir.read(name).decode().splitlines()]
+
+
+def record(monitor, *ticks):
+    for samples_seen in ticks:
+        monitor.tick(samples_seen, {"loss/generator": samples_seen / 10, "world_size": 2})
+
+
+def events(run_dir, folder):
+    """What TensorBoard's own reader finds in the run's event files."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder.mkdir()
+    for name in run_dir.list("tensorboard"):
+        (folder / name).write_bytes(run_dir.read(f"tensorboard/{name}"))
+    return EventAccumulator(str(folder)).Reload()
+
+
+def test_each_tick_is_a_line_at_once(run_dir):
+    monitor = Monitor(run_dir, tensorboard=False)
+    record(monitor, 64)
+    assert lines(run_dir) == [{"samples_seen": 64, "loss/generator": 6.4, "world_size": 2}]
+    record(monitor, 128)
+    assert [line["samples_seen"] for line in lines(run_dir)] == [64, 128]
+    monitor.close()
+    assert run_dir.list() == ["metrics.jsonl"]
+
+
+def test_a_second_call_at_the_same_clock_adds_to_the_line(run_dir):
+    monitor = Monitor(run_dir, tensorboard=False)
+    record(monitor, 64, 128)
+    monitor.tick(128, {"metric/fid": 3.5})
+    assert lines(run_dir) == [
+        {"samples_seen": 64, "loss/generator": 6.4, "world_size": 2},
+        {"samples_seen": 128, "loss/generator": 12.8, "world_size": 2, "metric/fid": 3.5},
+    ]
+    monitor.tick(192, {"metric/fid": 3.0})
+    assert len(lines(run_dir)) == 3
+    with pytest.raises(AssertionError, match="went back"):
+        monitor.tick(191, {})
+
+
+def test_numbers_that_json_does_not_know_are_null(run_dir):
+    monitor = Monitor(run_dir, tensorboard=False)
+    monitor.tick(64, {"a/nan": math.nan, "a/inf": -math.inf, "a/int": 3, "protocol": {"data": "x"}})
+    text = run_dir.read("metrics.jsonl").decode()
+
+    def refuse(constant):
+        raise ValueError(constant)
+
+    assert json.loads(text, parse_constant=refuse) == {
+        "samples_seen": 64,
+        "a/nan": None,
+        "a/inf": None,
+        "a/int": 3,
+        "protocol": {"data": "x"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("resume", "kept"), [(0, []), (63, []), (64, [64]), (150, [64, 128]), (9999, [64, 128, 192])]
+)
+def test_resuming_takes_back_what_came_after_the_checkpoint(run_dir, resume, kept):
+    monitor = Monitor(run_dir, tensorboard=False)
+    record(monitor, 64, 128, 192)
+    run_dir.append("metrics.jsonl", '{"samples_seen": 256, "loss/gen')  # torn by a kill
+    resumed = Monitor(run_dir, tensorboard=False, resume_samples=resume)
+    assert [line["samples_seen"] for line in lines(run_dir)] == kept
+    record(resumed, 10_000, 10_064)
+    assert [line["samples_seen"] for line in lines(run_dir)] == [*kept, 10_000, 10_064]
+
+
+def test_a_whole_file_is_not_written_again_and_a_rewritten_one_is_published_whole(tmp_path):
+    store = Store(str(tmp_path))
+    record(Monitor(store, tensorboard=False), 64, 128)
+    before = (tmp_path / "metrics.jsonl").stat()
+    JsonLines(store, "metrics.jsonl", 128)
+    assert (tmp_path / "metrics.jsonl").stat().st_ino == before.st_ino
+    with (
+        tmp_path / "metrics.jsonl"
+    ).open() as reader:  # opened before, it still sees all of the old
+        JsonLines(store, "metrics.jsonl", 64)
+        assert len(reader.readlines()) == 2
+    assert len(lines(store)) == 1
+
+
+@pytest.mark.parametrize(
+    "damage", [b"\xff\xfe\x00", b"[1, 2]\n", b'{"samples_seen": "64"}\n', b"\n"]
+)
+def test_lines_that_are_none_of_ours_are_cut(run_dir, damage):
+    good = b'{"samples_seen": 64}\n'
+    run_dir.publish("metrics.jsonl", good + damage)
+    JsonLines(run_dir, "metrics.jsonl", 100)
+    assert run_dir.read("metrics.jsonl") == good
+
+
+def test_tensorboard_shows_the_resumed_run_as_one_curve(run_dir, tmp_path):
+    first = Monitor(run_dir)
+    record(first, 64, 128, 192, 256)
+    first.close()
+    second = Monitor(run_dir, resume_samples=128)
+    record(second, 193, 257)
+    second.close()
+    assert len(run_dir.list("tensorboard")) == 2
+    found = events(run_dir, tmp_path / "read")
+    assert found.Tags()["scalars"] == ["loss/generator"]  # the world size is no tag
+    curve = [(event.step, event.value) for event in found.Scalars("loss/generator")]
+    assert [step for step, _ in curve] == [64, 128, 193, 257]
+    assert [value for _, value in curve] == pytest.approx([6.4, 12.8, 19.3, 25.7])
+
+
+def test_tensorboard_has_pictures_texts_and_hyperparameters_in_the_same_run(run_dir, tmp_path):
+    monitor = Monitor(run_dir)
+    monitor.text("configuration", "| key | value |")
+    monitor.hparams(CONFIG)
+    picture = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    monitor.image(64, "samples/fakes", picture)
+    monitor.image(128, "samples/gray", picture[..., :1])
+    monitor.tick(128, {"metric/fid": 3.0})
+    monitor.close()
+    found = events(run_dir, tmp_path / "read")
+    assert found.Tags()["images"] == ["samples/fakes", "samples/gray"]
+    [image] = found.Images("samples/fakes")
+    assert (image.step, image.width, image.height) == (64, 30, 20)
+    [text] = found.Tensors("configuration/text_summary")
+    assert text.tensor_proto.string_val == [b"| key | value |"]
+    assert len(run_dir.list("tensorboard")) == 1
+
+    from tensorboard.plugins.hparams import plugin_data_pb2
+
+    described = found.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    start = plugin_data_pb2.HParamsPluginData.FromString(described).session_start_info
+    assert start.hparams["run.global_batch"].number_value == 64
+    assert start.hparams["game.loss"].string_value == "nonsaturating"
+    assert start.hparams["model.conditional"].string_value == "false"
+    assert "hunter2" not in str(start)
+    described = found.SummaryMetadata("_hparams_/experiment").plugin_data.content
+    experiment = plugin_data_pb2.HParamsPluginData.FromString(described).experiment
+    assert [metric.name.tag for metric in experiment.metric_infos] == ["metric/fid"]
+
+
+def test_ticks_are_visible_while_the_run_goes_on(run_dir, tmp_path):
+    monitor = Monitor(run_dir)
+    record(monitor, 64)
+    monitor._board._pending[-1].result()
+    assert len(events(run_dir, tmp_path / "read").Scalars("loss/generator")) == 1
+    monitor.close()
+
+
+def test_what_fails_in_the_background_is_raised(tmp_path):
+    (tmp_path / "tensorboard").write_text("a file where the folder should be")
+    monitor = Monitor(Store(str(tmp_path)))
+    with pytest.raises(OSError, match="tensorboard"):
+        monitor.close()
+
+
+def test_what_cannot_be_published_is_raised_and_leaves_no_spool(monkeypatch):
+    store = Store(f"memory://{uuid.uuid4().hex}/run")
+
+    def refuse(name, path):
+        raise StorageError(name, "not permitted")
+
+    monkeypatch.setattr(store, "publish_file", refuse)
+    monitor = Monitor(store)
+    record(monitor, 64)
+    with pytest.raises(StorageError, match="not permitted"):
+        monitor.close()
+    store.delete("")
+
+
+def test_tensorboard_is_not_imported_before_it_is_needed():
+    code = (
+        "import sys, gatdist.monitor, gatdist.monitor.console\n"
+        "print([name for name in ('tensorboard', 'torch', 'fsspec') if name in sys.modules])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"
