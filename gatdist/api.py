@@ -41,9 +41,10 @@ def train(
 
         outcome = run_here(config, run_dir, console)
     else:
-        config.check_workers(config.cluster.workers)
-        from gatdist.cluster import fit
+        from gatdist.cluster.launch import fit
+        from gatdist.training.plan import check
 
+        check(config, run_dir)  # here, since Ray takes a while to start
         outcome = fit(config, run_dir, console)
     if outcome["status"] == "interrupted":
         raise InterruptedRunError(

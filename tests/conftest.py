@@ -10,12 +10,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from support import end_group, start_gatdist
 
 # Before torch is imported, here and in every process that a test starts: two cores, many processes.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# pytest's time limit is enough; one example may be slow on a busy machine.
+hypothesis.settings.register_profile("house", deadline=None)
+hypothesis.settings.load_profile("house")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -1,5 +1,4 @@
-"""The only user of Ray: launching workers, and checking a machine before it trains."""
+"""The only user of Ray.
 
-from gatdist.cluster.launch import fit
-
-__all__ = ["fit"]
+Launching workers (:mod:`.launch`), and checking a machine (:mod:`.doctor`).
+"""

@@ -1,11 +1,14 @@
-"""What driver and workers tell each other: events and outcomes one way, a request to stop the other."""
+"""What driver and workers tell each other.
+
+Events and outcomes one way, a request to stop the other.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import ray
 
@@ -67,7 +70,7 @@ class Bridge:
     """
 
     def __init__(self, actor: Any = None) -> None:
-        self.actor = actor or ray.remote(num_cpus=0)(Mailbox).remote()
+        self.actor: Any = actor or ray.remote(num_cpus=0)(cast(Any, Mailbox)).remote()
 
     def emit(self, kind: str, fields: dict[str, Any]) -> None:
         """Send an event, without waiting for its arrival."""
@@ -79,7 +82,10 @@ class Bridge:
 
     @contextmanager
     def stop_flag(self) -> Iterator[threading.Event]:
-        """An event that is set soon after the driver has asked to stop; cheap to ask at each step."""
+        """An event that is set soon after the driver has asked to stop.
+
+        Cheap to ask at each step.
+        """
         requested, ended = threading.Event(), threading.Event()
 
         def poll() -> None:

@@ -8,7 +8,7 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,7 +51,9 @@ _OBJECT_STORE_BYTES = 100 * 2**20
 
 
 def fit(config: Config, run_dir: str, console: Console | None) -> dict[str, Any]:
-    """Train with ``cluster.workers`` workers, on this machine or on the cluster at ``cluster.address``.
+    """Train with ``cluster.workers`` workers.
+
+    On this machine or on the cluster at ``cluster.address``.
 
     Args:
         config: of the run.
@@ -159,7 +161,7 @@ def _work(given: dict[str, Any]) -> None:
 class _InterfaceFirst(_TorchBackend):
     """Ray Train's torch backend, after each worker has chosen its network interface."""
 
-    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
         """Called by Ray Train before the process group is made."""
         worker_group.execute(_choose_own_interface)
         super().on_start(worker_group, backend_config)
@@ -172,34 +174,35 @@ class _TorchConfig(TorchConfig):
 
 
 def _choose_own_interface() -> None:
-    choose_interface(ray.util.get_node_ip_address())
+    choose_interface(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
 
 
 @contextmanager
 def _cluster(config: Config, log: Path) -> Iterator[None]:
-    """Connected to a Ray that is large enough: one of our own, or the one at ``cluster.address``."""
+    """Connected to a Ray that is large enough: one of our own, or that at ``cluster.address``."""
     address = config.cluster.address
+    settings: dict[str, Any] = {"address": address}
     if ":" in address:
         _require_answer(address)
-    own = {
-        "include_dashboard": False,
-        "object_store_memory": _OBJECT_STORE_BYTES,
-    }
     if not address:
+        cores = os.cpu_count() or 1
+        _require_room(config, {"CPU": cores, "GPU": _num_gpus()}, "this machine")
         # Nobody but this process connects to a Ray that lives and dies with it.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        settings = {
+            "address": "local",
+            "num_cpus": cores,
+            "include_dashboard": False,
+            "object_store_memory": _OBJECT_STORE_BYTES,
+        }
     try:
-        ray.init(
-            address=address or "local",
-            log_to_driver=False,
-            runtime_env={"env_vars": _environment(config)},
-            **({} if address else own),
-        )
+        ray.init(log_to_driver=False, runtime_env={"env_vars": _environment(config)}, **settings)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         what = f"no Ray cluster answers ({error})" if address else f"Ray did not start ({error})"
         raise ClusterError("cluster.address", what, value=address, mend=f"See {log}") from error
     try:
-        _require_room(config)
+        if address:
+            _require_room(config, ray.cluster_resources(), "the cluster")  # type: ignore[no-untyped-call]
         yield
     finally:
         ray.shutdown()
@@ -214,35 +217,41 @@ def _require_answer(address: str) -> None:
             "cluster.address",
             f"nobody answers there ({error})",
             value=address,
-            mend="Start Ray there (ray start --head), mend the address, or leave it out to use this machine",
+            mend="Start Ray there (ray start --head), or leave it out to use this machine",
         ) from None
 
 
-def _require_room(config: Config) -> None:
-    """Raise ClusterError if the cluster can never hold the workers: Ray would wait for ever."""
-    has, workers = ray.cluster_resources(), config.cluster.workers
+def _require_room(config: Config, has: Mapping[str, float], where: str) -> None:
+    """Raise ClusterError if the workers can never be placed: Ray would wait for ever."""
+    workers = config.cluster.workers
     needs = {"CPU": config.cluster.cpus_per_worker, "GPU": _gpus_per_worker(config)}
     for name, each in needs.items():
-        if each and has.get(name, 0) < workers * each:
+        if has.get(name, 0) < workers * each:
             room = int(has.get(name, 0) // each)
             raise ClusterError(
                 "--workers",
-                f"needs {workers * each} {name}s, and the cluster has {has.get(name, 0):g}",
+                f"need {workers * each} {name}s, and {where} has {has.get(name, 0):g}",
                 value=workers,
                 mend=f"Use --workers {room}" if room else f"Add a host with a {name}",
             )
 
 
 def _gpus_per_worker(config: Config) -> int:
-    if config.cluster.gpus_per_worker is not None:
-        return config.cluster.gpus_per_worker
+    asked = config.cluster.gpus_per_worker
+    return min(1, _num_gpus()) if asked is None else asked
+
+
+def _num_gpus() -> int:
     import torch
 
-    return int(torch.cuda.is_available())
+    return torch.cuda.device_count()
 
 
 def _environment(config: Config) -> dict[str, str]:
-    """What workers need of the driver's environment: where modules are, and what the config refers to."""
+    """What workers need of the driver's environment.
+
+    Where modules are, and what the config refers to.
+    """
     folders = [os.getcwd(), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     package = str(Path(sys.modules["gatdist"].__path__[0]).parent)
     wanted = [*env_references(config), "GATDIST_CACHE", "OMP_NUM_THREADS"]
@@ -262,8 +271,8 @@ def _explained(
         told = str(cause).strip().splitlines() or [type(cause).__name__]
         if isinstance(cause, ray.exceptions.RayActorError):
             return WorkerLostError(
-                f"worker {rank} died ({told[0]}); the same command goes on from the last checkpoint. "
-                f"Ray's log: {log}"
+                f"worker {rank} died ({told[0]}); the same command goes on from the last "
+                f"checkpoint. Ray's log: {log}"
             )
         return TrainingError(f"worker {rank} failed: {told[-1]}. The whole story: {log}")
     return TrainingError(f"Ray Train failed: {error}. The whole story: {log}")
@@ -289,4 +298,3 @@ def _log_file(run_dir: str) -> Path:
     if store.is_local:
         return store.local_path("logs") / "ray.log"
     return Path(tempfile.mkdtemp(prefix="gatdist-logs-")) / "ray.log"
-

@@ -63,6 +63,15 @@ class Communicator(ABC):
         Its gradients averaged over the workers after each backward.
         """
 
+    def all_gather_object(self, value: Any) -> list[Any]:
+        """Every worker's ``value``, which must consist of JSON values, by rank."""
+        text = json.dumps(value).encode()
+        size = self.all_gather(torch.tensor(len(text), device=self.device))
+        buffer = torch.zeros(int(size.max()), dtype=torch.uint8, device=self.device)
+        buffer[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+        rows = self.all_gather(buffer).cpu().numpy()
+        return [json.loads(row[:n].tobytes()) for row, n in zip(rows, size.tolist(), strict=True)]
+
     def take_communication_s(self) -> float:
         """Seconds from the first to the last byte of each gradient bucket since the last call.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import socket
 import time
 from typing import Any
 
@@ -39,18 +38,15 @@ class RunDirectory:
             require_unchanged(old, config, self.store.url)
         self.store.publish("config.json", json.dumps(config.public(), indent=1).encode())
 
-    def start_attempt(self, world_size: int, resumed_from: int | None, reason: str) -> int:
-        """Append this start to ``attempts.jsonl`` under the next number.
-
-        Which fences all earlier attempts.
-        """
+    def start_attempt(self, hosts: list[str], resumed_from: int | None, reason: str) -> int:
+        """Append this start to ``attempts.jsonl``; its number fences all earlier attempts."""
         earlier = self.attempts()
         self.attempt = 1 + max((entry["attempt"] for entry in earlier), default=0)
         entry = {
             "attempt": self.attempt,
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "world_size": world_size,
-            "host": socket.gethostname(),
+            "world_size": len(hosts),
+            "hosts": hosts,
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
             "resumed_from": resumed_from,
             "reason": reason,

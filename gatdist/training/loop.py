@@ -5,6 +5,7 @@ What a step does is the step's business.
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -271,9 +272,12 @@ class _Loop:
             self.outcome = {key: saved[key] for key in self.outcome}
             self.convergence.load(saved["convergence"])
             self.wall_time_s = saved["wall_time_s"]
-        if self.comm.is_main and not self.is_over():
+        if self.is_over():
+            return
+        hosts = self.comm.all_gather_object(socket.gethostname())
+        if self.comm.is_main:
             resumed_from = self.state.samples_seen if name is not None else None
-            self.directory.start_attempt(self.comm.world_size, resumed_from, self.outcome["status"])
+            self.directory.start_attempt(hosts, resumed_from, self.outcome["status"])
 
 
 def _require_same_order(saved: dict[str, Any], now: dict[str, Any], url: str) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gatdist.config import Config, import_plugins
-from gatdist.data import open_dataset
-from gatdist.game import Batch, Game, update_rules
+from gatdist.config import Config, flatten, import_plugins, require_unchanged
+from gatdist.data import Dataset, open_dataset
+from gatdist.evaluate import Evaluator
+from gatdist.game import Batch, Game, UpdateRule, update_rules
 from gatdist.models import DTYPES, build_networks
+from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.runs import Checkpoints, read_config
 from gatdist.storage import Store
 
@@ -18,44 +21,79 @@ from gatdist.storage import Store
 _COPIES_A_PLAYER = 4
 
 
-def plan(config: Config, run_dir: str) -> dict[str, Any]:
-    """Check everything that can be checked before training, and estimate what it needs.
+@dataclass(frozen=True)
+class Checked:
+    """What :func:`check` has built on the way.
+
+    Attributes:
+        dataset: opened.
+        generator: on the CPU, untrained.
+        discriminator: likewise.
+        rule: the update rule between them.
+    """
+
+    dataset: Dataset
+    generator: nn.Module
+    discriminator: nn.Module
+    rule: UpdateRule
+
+
+def check(config: Config, run_dir: str) -> Checked:
+    """Find what is wrong with a run before any worker starts.
 
     Args:
         config: of the run.
         run_dir: its folder; nothing is written there.
-
-    Returns:
-        JSON values: ``config``, ``parameters`` by player, ``state_bytes``, ``activation_bytes`` a
-        worker (what one step of its share of the batch saves for backward), ``checkpoint_bytes``,
-        ``num_shards``, ``num_samples``, ``samples_seen`` (where the run would go on),
-        ``steps_to_go``.
 
     Raises:
         UserError: what training would raise.
     """
     config.check_workers(config.cluster.workers)
     import_plugins(config.plugins)
+    old = read_config(Store(run_dir, config.run.storage_options))
+    if old is not None:
+        require_unchanged(old, config, run_dir)
     dataset = open_dataset(config.data)
     generator, discriminator = build_networks(config, dataset.sample_shape, dataset.num_classes)
-    bytes_of = {"generator": _num_bytes(generator), "discriminator": _num_bytes(discriminator)}
+    game = Game.from_config(config, generator, discriminator)
+    rule = update_rules[config.game.update_rule](game, config.game)
+    device = torch.device("cpu")
+    Evaluator(config.evaluate, dataset, LocalCommunicator(device), device)
+    return Checked(dataset, generator, discriminator, rule)
+
+
+def plan(config: Config, run_dir: str) -> dict[str, Any]:
+    """Check a run, and estimate what it needs.
+
+    Args:
+        config: of the run.
+        run_dir: its folder; nothing is written there.
+
+    Returns:
+        JSON values: ``config``, ``run_dir``, ``parameters`` by player, ``state_bytes`` and
+        ``activation_bytes`` (what one step of its share of the batch saves for backward) in each
+        worker, ``checkpoint_bytes``, ``num_shards``, ``num_samples``, ``samples_seen`` (where the
+        run would go on), ``steps_to_go``.
+
+    Raises:
+        UserError: see :func:`check`.
+    """
+    checked = check(config, run_dir)
+    networks = {"generator": checked.generator, "discriminator": checked.discriminator}
+    bytes_of = {name: _num_bytes(network) for name, network in networks.items()}
     state_bytes = _COPIES_A_PLAYER * sum(bytes_of.values()) + bytes_of["generator"]
-    gradients = sum(bytes_of.values())
-    samples_seen = _samples_seen(config, run_dir)
+    checkpoints = Checkpoints(Store(run_dir, config.run.storage_options).child("checkpoints"))
+    newest = checkpoints.newest()
+    samples_seen = newest.state["samples_seen"] if newest else 0
     return {
         "config": config.public(),
         "run_dir": run_dir,
-        "parameters": {
-            name: _num_parameters(n)
-            for name, n in (("generator", generator), ("discriminator", discriminator))
-        },
+        "parameters": {name: _num_parameters(network) for name, network in networks.items()},
         "state_bytes": state_bytes,
-        "activation_bytes": _activation_bytes(
-            config, generator, discriminator, dataset.sample_shape, dataset.num_classes
-        ),
-        "checkpoint_bytes": state_bytes - gradients,
-        "num_shards": dataset.num_shards,
-        "num_samples": dataset.num_samples,
+        "activation_bytes": _activation_bytes(config, checked),
+        "checkpoint_bytes": state_bytes - sum(bytes_of.values()),
+        "num_shards": checked.dataset.num_shards,
+        "num_samples": checked.dataset.num_samples,
         "samples_seen": samples_seen,
         "steps_to_go": -(
             -max(0, config.run.total_samples - samples_seen) // config.run.global_batch
@@ -65,8 +103,6 @@ def plan(config: Config, run_dir: str) -> dict[str, Any]:
 
 def describe(found: dict[str, Any]) -> str:
     """A plan for people."""
-    from gatdist.config import flatten
-
     parameters = ", ".join(f"{name} {count:,}" for name, count in found["parameters"].items())
     lines = [f"{key} = {value!r}" for key, value in flatten(found["config"]).items()]
     lines += [
@@ -82,18 +118,6 @@ def describe(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _samples_seen(config: Config, run_dir: str) -> int:
-    store = Store(run_dir, config.run.storage_options)
-    old = read_config(store)
-    if old is None:
-        return 0
-    from gatdist.config import require_unchanged
-
-    require_unchanged(old, config, run_dir)
-    newest = Checkpoints(store.child("checkpoints")).newest()
-    return newest.state["samples_seen"] if newest else 0
-
-
 def _num_bytes(network: nn.Module) -> int:
     return sum(t.numel() * t.element_size() for t in network.state_dict().values())
 
@@ -102,31 +126,23 @@ def _num_parameters(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
 
 
-def _activation_bytes(
-    config: Config,
-    generator: nn.Module,
-    discriminator: nn.Module,
-    sample_shape: tuple[int, ...],
-    num_classes: int,
-) -> int:
-    """Bytes that the largest phase of a step saves for backward.
+def _activation_bytes(config: Config, checked: Checked) -> int:
+    """Bytes that a step's largest phase saves for backward.
 
     Measured with two samples, then scaled.
     """
     n = 2
+    dataset = checked.dataset
     batch = Batch(
-        real=torch.zeros(n, *sample_shape, dtype=DTYPES[config.precision.dtype]),
-        labels=torch.zeros(n, dtype=torch.int64) if num_classes else None,
+        real=torch.zeros(n, *dataset.sample_shape, dtype=DTYPES[config.precision.dtype]),
+        labels=torch.zeros(n, dtype=torch.int64) if dataset.num_classes else None,
         positions=torch.arange(n),
         step=0,  # every lazy penalty is due at step 0
     )
-    parameters = {
-        p.data_ptr() for network in (generator, discriminator) for p in network.parameters()
-    }
+    networks = (checked.generator, checked.discriminator)
+    parameters = {p.data_ptr() for network in networks for p in network.parameters()}
     largest = 0
-    for phase in update_rules[config.game.update_rule](
-        Game.from_config(config, generator, discriminator), config.game
-    ).phases(batch):
+    for phase in checked.rule.phases(batch):
         saved: dict[int, int] = {}
 
         def keep(tensor: Tensor, saved: dict[int, int] = saved) -> Tensor:

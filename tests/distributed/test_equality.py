@@ -137,6 +137,7 @@ def all_operations(comm):
         "first": comm.broadcast_(tensor.clone()).tolist(),
         "object": comm.broadcast_object({"from": comm.rank, "text": "ψ" * 1000}),
         "any": (comm.any(comm.rank == 1), comm.any(False)),
+        "objects": comm.all_gather_object(["é" * comm.rank, comm.rank]),
     }
 
 
@@ -148,3 +149,4 @@ def test_the_torch_communicator_does_what_it_says():
     assert first["first"] == [0.0, 1.0, 2.0]
     assert first["object"] == {"from": 0, "text": "ψ" * 1000}
     assert first["any"] == (True, False)
+    assert first["objects"] == [["", 0], ["é", 1]]

@@ -1,4 +1,4 @@
-"""A player moves as its optimizer says, or not at all; the schedule and the average follow the clock."""
+"""A player moves as its optimizer says, or not at all; schedule and average follow the clock."""
 
 import copy
 

@@ -123,17 +123,17 @@ def test_the_digest_sees_names_dtypes_shapes_and_bytes(store, three):
 
 def test_a_stale_attempt_is_fenced(store):
     stale, current = RunDirectory(store), RunDirectory(store)
-    stale.start_attempt(1, None, "new")
+    stale.start_attempt(["a"], None, "new")
     stale.require_current()
-    assert current.start_attempt(1, None, "new") == 2
+    assert current.start_attempt(["a"], None, "new") == 2
     current.require_current()
     with pytest.raises(TrainingError, match=r"attempt 1 on .* is stale: attempt 2"):
         stale.require_current()
 
 
 def test_a_torn_line_of_attempts_is_passed_over(store):
-    RunDirectory(store).start_attempt(1, None, "new")
+    RunDirectory(store).start_attempt(["a"], None, "new")
     store.append("attempts.jsonl", '{"attempt": 7, "ti')
-    assert RunDirectory(store).start_attempt(2, 64, "running") == 2
+    assert RunDirectory(store).start_attempt(["a", "b"], 64, "running") == 2
     lines = store.read("attempts.jsonl").decode().splitlines()
     assert json.loads(lines[-1])["attempt"] == 2

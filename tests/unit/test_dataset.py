@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
-import sys
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -19,11 +17,11 @@ import webdataset
 from PIL import Image
 
 from gatdist.config import DataConfig
-from gatdist.data import Dataset, SampleOrder, open_dataset, write_dataset, write_shard
+from gatdist.data import Dataset, open_dataset, write_dataset, write_shard
 from gatdist.data.caches import BlockCache
 from gatdist.data.codecs import encode_png, encode_point
 from gatdist.data.format import read_index, read_manifest
-from gatdist.errors import DataError, StorageError, UserError
+from gatdist.errors import DataError, StorageError
 from gatdist.storage import Store
 
 SHARD_SIZES = (7, 4, 9)
@@ -439,147 +437,3 @@ def test_a_sample_without_a_picture(tmp_path: Path) -> None:
     write(tmp_path, component="wav")
     with pytest.raises(DataError, match=r"sample 000000 has 0 files \.png or .*, expected 1"):
         opened(tmp_path).read(np.array([0]))
-
-
-# Built-in data sets
-
-
-def test_the_digits_are_scikit_learns() -> None:
-    from sklearn.datasets import load_digits
-
-    dataset = open_dataset(DataConfig(url="builtin:digits", resolution=8))
-    assert (dataset.num_samples, dataset.num_shards, dataset.num_classes) == (1797, 4, 10)
-    assert dataset.sample_shape == (1, 8, 8)
-    pixels, labels = dataset.read(np.arange(1797))
-    digits = load_digits()
-    assert labels is not None
-    assert (labels == digits.target).all()
-    assert (pixels[..., 0] == np.round(digits.images * 255 / 16)).all()
-
-
-def test_the_built_in_data_sets_never_change() -> None:
-    # Saved runs are tied to these fingerprints: a change needs the folders' next version.
-    digits = open_dataset(DataConfig(url="builtin:digits"))
-    assert digits.fingerprint.startswith("943c6a513ef7")
-    ring = open_dataset(DataConfig(url="builtin:ring"))
-    assert ring.fingerprint.startswith("243e888d3db5")
-
-
-def test_the_ring_has_eight_narrow_modes() -> None:
-    ring = open_dataset(DataConfig(url="builtin:ring"))
-    assert (ring.num_samples, ring.sample_shape, ring.num_classes) == (20_000, (2,), 8)
-    points, labels = ring.read(np.arange(4000))
-    assert labels is not None
-    for mode in range(8):
-        cloud = points[labels == mode].astype(float)
-        mean = [np.cos(mode * np.pi / 4), np.sin(mode * np.pi / 4)]
-        assert len(cloud) == 500
-        assert np.allclose(cloud.mean(axis=0), mean, atol=5 * 0.01 / np.sqrt(500))
-        assert np.allclose(cloud.std(axis=0), 0.01, rtol=0.2)
-
-
-def test_an_order_over_the_digits_shows_each_once() -> None:
-    from gatdist.config import load_config
-
-    config = load_config("digits")
-    dataset = open_dataset(config.data)
-    order = SampleOrder.from_config(config, dataset)
-    assert sorted(order.indices(np.arange(1797)).tolist()) == list(range(1797))
-    state = order.state()
-    assert state["fingerprint"] == dataset.fingerprint
-    # 64 lanes ask for over 1,067 blocks, which 1,797 samples only give one by one.
-    assert (state["lanes"], state["block_bytes"]) == (64, 2048)
-
-
-def test_an_unknown_built_in_data_set() -> None:
-    with pytest.raises(DataError, match=r"builtin:digit'.*Did you mean 'digits'"):
-        open_dataset(DataConfig(url="builtin:digit"))
-
-
-def test_a_cache_folder_that_cannot_be_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("GATDIST_CACHE", str(tmp_path / "file"))
-    with pytest.raises(UserError, match="Set GATDIST_CACHE to a folder that you may write to"):
-        open_dataset(DataConfig(url="builtin:digits"))
-
-
-# Waits for a line on its standard input, so that several can be let go at once.
-PREPARE = """
-import os, signal, sys
-from gatdist.data import builtin, format
-if "--killed" in sys.argv:
-    format.write_manifest = lambda *args, **options: os.kill(os.getpid(), signal.SIGKILL)
-print("ready", flush=True)
-sys.stdin.readline()
-print(builtin.prepare("builtin:digits"))
-"""
-
-
-@pytest.fixture
-def preparing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts processes that write the digits to an empty cache folder when told."""
-    monkeypatch.setenv("GATDIST_CACHE", str(tmp_path))
-    processes: list[subprocess.Popen[str]] = []
-
-    def start(*options: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "-c", PREPARE, *options],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        processes.append(process)
-        return process
-
-    yield start
-    for process in processes:
-        process.kill()
-        process.communicate()
-
-
-def test_processes_that_write_at_once_end_with_one_data_set(
-    preparing: Callable[..., subprocess.Popen[str]], tmp_path: Path
-) -> None:
-    processes = [preparing() for _ in range(2)]
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    folder = tmp_path / "datasets" / "digits-v1"
-    assert [process.communicate(timeout=60)[0] for process in processes] == [f"{folder}\n"] * 2
-    assert [process.returncode for process in processes] == [0, 0]
-    assert [path.name for path in folder.parent.iterdir()] == ["digits-v1"]
-    assert len(opened(folder).read(np.arange(1797))[0]) == 1797
-
-
-def test_what_a_killed_process_left_is_no_data_set(
-    preparing: Callable[..., subprocess.Popen[str]], tmp_path: Path
-) -> None:
-    process = preparing("--killed")
-    process.communicate("go\n", timeout=60)
-    assert process.returncode == -9
-    left = list((tmp_path / "datasets").iterdir())
-    assert len(list(left[0].glob("shard-*.tar"))) == 4
-    assert not (tmp_path / "datasets" / "digits-v1").exists()
-    assert open_dataset(DataConfig(url="builtin:digits")).num_samples == 1797
-
-
-def test_opening_again_is_quick_and_needs_no_scikit_learn() -> None:
-    open_dataset(DataConfig(url="builtin:digits"))
-    program = """
-import sys, time
-from gatdist.config import DataConfig
-from gatdist.data import open_dataset
-began = time.perf_counter()
-open_dataset(DataConfig(url="builtin:digits")).read(range(64))
-assert time.perf_counter() - began < 1.0, "slow"
-assert "sklearn" not in sys.modules
-"""
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

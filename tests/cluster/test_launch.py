@@ -1,0 +1,225 @@
+"""Training under a real Ray Train: what users see, what is left behind, and what survives a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from support import end_group, start_gatdist, wait_until
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
+
+SETTINGS = [
+    "run.total_samples=6400",
+    "run.tick_samples=640",
+    "run.checkpoint_samples=640",
+    'model.generator={name="residual", width=8}',
+    'model.discriminator={name="residual", width=8}',
+    "evaluate.every_samples=0",
+    "evaluate.num_samples=128",
+    'plugins=["notes_its_process"]',
+]
+PLUGIN = """
+import os, pathlib
+folder = pathlib.Path(__file__).parent / "processes"
+folder.mkdir(exist_ok=True)
+(folder / str(os.getpid())).touch()
+"""
+BROKEN = """
+from gatdist import register_loss
+from gatdist.game import Loss
+def broken(real, fake):
+    raise ValueError("this loss is broken")
+register_loss("broken", Loss(broken, broken))
+register_loss("infinite", Loss(lambda r, f: f * float("inf"), lambda r, f: -f))
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A user's folder with modules of their own."""
+    (tmp_path / "notes_its_process.py").write_text(PLUGIN)
+    (tmp_path / "broken_losses.py").write_text(BROKEN)
+    return tmp_path
+
+
+def arguments(address, *more, settings=()):
+    sets = [word for setting in (*SETTINGS, *settings) for word in ("--set", setting)]
+    return [
+        "train",
+        "digits",
+        "--workers",
+        "2",
+        "--address",
+        address,
+        "--run-dir",
+        "run",
+        *sets,
+        *more,
+    ]
+
+
+def start(folder, address, *more, settings=()):
+    return start_gatdist(*arguments(address, *more, settings=settings), cwd=folder)
+
+
+def finish(process, timeout_s=120):
+    try:
+        output, errors = process.communicate(timeout=timeout_s)
+    finally:
+        end_group(process)
+    return process.returncode, output, errors
+
+
+def committed(folder: Path) -> list[str]:
+    return sorted(p.parent.name for p in folder.glob("run/checkpoints/*/MANIFEST.json"))
+
+
+def attempts(folder):
+    lines = (folder / "run/attempts.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, ray_address):
+    """A run of two workers that was left alone; its folder and what it printed."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "notes_its_process.py").write_text(PLUGIN)
+    status, output, errors = finish(start(folder, ray_address, "--json"))
+    assert status == 0, errors
+    return folder, output, errors
+
+
+def digest(run_gatdist, folder):
+    finished = run_gatdist("inspect", folder / "run", "--digest")
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
+def test_two_workers_train_and_the_terminal_shows_ours_only(undisturbed):
+    folder, output, errors = undisturbed
+    outcome = json.loads(output)
+    assert outcome["status"] == "finished"
+    assert outcome["samples_seen"] == 6400
+    assert {"fid", "fid_over_halves", "kid", "class_share_min"} <= outcome["metrics"].keys()
+    lines = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
+    assert [line["samples_seen"] for line in lines] == list(range(640, 6401, 640))
+    assert {line["world_size"] for line in lines} == {2}
+    assert all(line["time/communication_s"] > 0 for line in lines)
+    assert lines[-1]["protocol"]["num_generated"] == 128
+    (attempt,) = attempts(folder)
+    assert attempt["world_size"] == len(attempt["hosts"]) == 2
+    assert "2 workers" in errors
+    for noise in ("INFO", "WARNING", "ray::", "worker.py", "(TrainController", "Traceback"):
+        assert noise not in errors
+    assert (folder / "run/logs/ray.log").exists()
+
+
+def test_a_killed_worker_is_told_and_the_same_command_ends_the_same(
+    undisturbed, folder, ray_address, run_gatdist
+):
+    process = start(folder, ray_address)
+    wait_until(lambda: len(committed(folder)) >= 1, "a checkpoint", timeout_s=90)
+    workers = {int(p.name) for p in (folder / "processes").iterdir()} - {process.pid}
+    assert len(workers) == 2
+    os.kill(max(workers), signal.SIGKILL)
+    status, _, errors = finish(process)
+    assert status == 75, errors
+    assert "died" in errors
+    assert "the same command goes on" in errors
+    assert str(folder / "run/logs/ray.log") in errors
+    assert "Traceback" not in errors
+    status, _, errors = finish(start(folder, ray_address))
+    assert status == 0, errors
+    assert attempts(folder)[-1]["resumed_from"] > 0
+    assert digest(run_gatdist, folder) == digest(run_gatdist, undisturbed[0])
+
+
+def test_ctrl_c_checkpoints_on_all_workers_and_the_same_command_ends_the_same(
+    undisturbed, folder, ray_address, run_gatdist
+):
+    process = start(folder, ray_address)
+    wait_until((folder / "run/metrics.jsonl").exists, "the first tick", timeout_s=90)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the whole foreground group
+    status, _, errors = finish(process)
+    assert status == 75, errors
+    assert "stopping after a checkpoint" in errors
+    assert "Traceback" not in errors
+    stopped_at = int(committed(folder)[-1])
+    assert 0 < stopped_at < 6400
+    status, _, errors = finish(start(folder, ray_address))
+    assert status == 0, errors
+    assert attempts(folder)[-1]["resumed_from"] == stopped_at
+    assert digest(run_gatdist, folder) == digest(run_gatdist, undisturbed[0])
+
+
+@pytest.mark.parametrize(
+    ("loss", "status", "told"),
+    [
+        ("broken", 1, "this loss is broken"),
+        ("infinite", 1, "gradients that are not finite, and health.nonfinite = 'stop' allows 0"),
+    ],
+)
+def test_what_goes_wrong_in_a_worker_is_told_without_a_traceback(
+    loss, status, told, folder, ray_address
+):
+    settings = ['plugins=["broken_losses"]', f"game.loss={loss}", "health.nonfinite=stop"]
+    found, _, errors = finish(start(folder, ray_address, settings=settings))
+    assert found == status
+    assert told in errors
+    assert "Traceback" not in errors
+
+
+def test_more_workers_than_the_cluster_has_are_refused(folder, ray_address):
+    status, _, errors = finish(start(folder, ray_address, "--workers", "4"), timeout_s=60)
+    assert status == 2
+    assert "--workers = 4: need 4 CPUs, and the cluster has 2. Use --workers 2." in errors
+
+
+def test_more_workers_than_this_machine_has_are_refused_before_ray_starts(run_gatdist, tmp_path):
+    settings = ("--set", "run.global_batch=4096")
+    finished = run_gatdist("train", "digits", "--workers", "4096", *settings, cwd=tmp_path)
+    assert finished.returncode == 2
+    assert f"need 4096 CPUs, and this machine has {os.cpu_count()}" in finished.stderr
+    assert "Started a local Ray" not in (tmp_path / "runs/digits/logs/ray.log").read_text()
+
+
+def test_an_address_where_nobody_answers_is_told(run_gatdist):
+    finished = run_gatdist("train", "digits", "--workers", "2", "--address", "127.0.0.1:9")
+    assert finished.returncode == 2
+    assert "cluster.address = '127.0.0.1:9': nobody answers there" in finished.stderr
+
+
+@pytest.mark.timeout(180)
+def test_a_ray_of_our_own_is_gone_afterwards(folder, run_gatdist):
+    mark = f"gatdist-test-{os.getpid()}"
+    sets = [w for s in (*SETTINGS, "run.total_samples=640") for w in ("--set", s)]
+    finished = run_gatdist(
+        "train",
+        "digits",
+        "--run-dir",
+        "run",
+        *sets,
+        cwd=folder,
+        timeout=150,
+        env={"GATDIST_MARK": mark},
+    )
+    assert finished.returncode == 0, finished.stderr
+    wait_until(lambda: not _processes_marked(mark), "our Ray's processes to end")
+
+
+def _processes_marked(mark: str) -> list[str]:
+    """Processes that inherited the environment of the command."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if mark.encode() in path.read_bytes():
+                found.append(subprocess.list2cmdline([path.parent.name]))
+        except OSError:  # it ended meanwhile, or is another user's
+            continue
+    return found
