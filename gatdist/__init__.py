@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from gatdist.api import evaluate, sample, train
     from gatdist.config import Config, load_config
     from gatdist.errors import GatdistError
-    from gatdist.evaluate import register_feature_extractor
+    from gatdist.evaluation import register_feature_extractor
     from gatdist.game import register_loss, register_update_rule
     from gatdist.models import register_discriminator, register_generator
 
@@ -25,7 +25,7 @@ _HOMES = {
     "evaluate": "gatdist.api",
     "load_config": "gatdist.config",
     "register_discriminator": "gatdist.models",
-    "register_feature_extractor": "gatdist.evaluate",
+    "register_feature_extractor": "gatdist.evaluation",
     "register_generator": "gatdist.models",
     "register_loss": "gatdist.game",
     "register_update_rule": "gatdist.game",

@@ -95,7 +95,7 @@ def evaluate(run: str, metrics: list[str] | None = None, num: int | None = None)
         ConfigError: a metric that is not known.
     """
     from gatdist.data import open_dataset
-    from gatdist.evaluate import Evaluator
+    from gatdist.evaluation import Evaluator
     from gatdist.parallel.communicator import LocalCommunicator
     from gatdist.runs import load_generator
     from gatdist.storage import Store

@@ -148,6 +148,18 @@ def end_group(process: subprocess.Popen[Any]) -> None:
     process.wait()
 
 
+def marked_processes(mark: str) -> list[int]:
+    """Ids of the processes whose environment, inherited from the first, holds ``mark``."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if mark.encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+        except OSError:  # it ended meanwhile, or is another user's
+            continue
+    return found
+
+
 def wait_until(condition: Callable[[], Any], what: str, *, timeout_s: float = 30.0) -> Any:
     """Poll until ``condition()`` is true, and return its value; past the time, fail."""
     deadline = time.monotonic() + timeout_s

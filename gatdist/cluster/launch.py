@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 _CONNECT_S = 5.0
 _DRAIN_S = 0.2
+_RESUMES = "the same command goes on from the last checkpoint. Ray's log:"
 # Ours sends and stores little through Ray; its default takes a third of the machine's memory.
 _OBJECT_STORE_BYTES = 100 * 2**20
 
@@ -154,8 +155,20 @@ def _work(given: dict[str, Any]) -> None:
     except GatdistError as error:
         bridge.call("fail", type(error).__name__, str(error))
         raise
+    except RuntimeError as error:
+        if _is_lost_connection(error):
+            lost = f"worker {comm.rank} on {socket.gethostname()} lost the others: one of them died"
+            bridge.call("fail", WorkerLostError.__name__, f"{lost}, or the network failed")
+        raise
     if comm.is_main:
         bridge.call("finish", outcome)
+
+
+def _is_lost_connection(error: RuntimeError) -> bool:
+    """Whether a collective failed because another worker is gone. Gloo has no class for that."""
+    import torch.distributed as dist
+
+    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
 
 
 class _InterfaceFirst(_TorchBackend):
@@ -265,16 +278,18 @@ def _explained(
 ) -> GatdistError:
     """What went wrong, for people: a worker's own error if it told one, else what Ray saw."""
     if failure is not None:
-        return rebuilt(*failure)
+        told = rebuilt(*failure)
+        return (
+            WorkerLostError(f"{told}; {_RESUMES} {log}")
+            if isinstance(told, WorkerLostError)
+            else told
+        )
     failures = getattr(error, "worker_failures", None) or {}
     for rank, cause in sorted(failures.items()):
-        told = str(cause).strip().splitlines() or [type(cause).__name__]
+        lines = str(cause).strip().splitlines() or [type(cause).__name__]
         if isinstance(cause, ray.exceptions.RayActorError):
-            return WorkerLostError(
-                f"worker {rank} died ({told[0]}); the same command goes on from the last "
-                f"checkpoint. Ray's log: {log}"
-            )
-        return TrainingError(f"worker {rank} failed: {told[-1]}. The whole story: {log}")
+            return WorkerLostError(f"worker {rank} died ({lines[0]}); {_RESUMES} {log}")
+        return TrainingError(f"worker {rank} failed: {lines[-1]}. The whole story: {log}")
     return TrainingError(f"Ray Train failed: {error}. The whole story: {log}")
 
 

@@ -17,7 +17,7 @@ from gatdist.config import Config, import_plugins
 from gatdist.data import Batch as LoadedBatch
 from gatdist.data import Loader, SampleOrder, open_dataset, to_network
 from gatdist.errors import CheckpointError, TrainingError
-from gatdist.evaluate import Evaluator
+from gatdist.evaluation import Evaluator
 from gatdist.game import Batch, update_rules
 from gatdist.models import DTYPES
 from gatdist.monitor.statistics import Statistics

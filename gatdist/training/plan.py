@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gatdist.config import Config, flatten, import_plugins, require_unchanged
 from gatdist.data import Dataset, open_dataset
-from gatdist.evaluate import Evaluator
+from gatdist.evaluation import Evaluator
 from gatdist.game import Batch, Game, UpdateRule, update_rules
 from gatdist.models import DTYPES, build_networks
 from gatdist.parallel.communicator import LocalCommunicator

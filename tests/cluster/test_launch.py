@@ -1,16 +1,15 @@
-"""Training under a real Ray Train: what users see, what is left behind, and what survives a kill."""
+"""Training under a real Ray Train: what users see, what is left, and what survives a kill."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from support import end_group, start_gatdist, wait_until
+from support import end_group, marked_processes, start_gatdist, wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 
@@ -210,16 +209,4 @@ def test_a_ray_of_our_own_is_gone_afterwards(folder, run_gatdist):
         env={"GATDIST_MARK": mark},
     )
     assert finished.returncode == 0, finished.stderr
-    wait_until(lambda: not _processes_marked(mark), "our Ray's processes to end")
-
-
-def _processes_marked(mark: str) -> list[str]:
-    """Processes that inherited the environment of the command."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            if mark.encode() in path.read_bytes():
-                found.append(subprocess.list2cmdline([path.parent.name]))
-        except OSError:  # it ended meanwhile, or is another user's
-            continue
-    return found
+    wait_until(lambda: not marked_processes(mark), "our Ray's processes to end")

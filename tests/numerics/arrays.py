@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from gatdist.config import EvaluateConfig
-from gatdist.evaluate import Evaluator
+from gatdist.evaluation import Evaluator
 from gatdist.parallel.communicator import LocalCommunicator
 
 CPU = torch.device("cpu")

@@ -9,8 +9,8 @@ import torch
 from arrays import ALONE, CPU, evaluator, fake_pictures, pictures
 from gatdist.config import DataConfig, cache_folder
 from gatdist.data import open_dataset, to_network
-from gatdist.evaluate import classifier
-from gatdist.evaluate.classifier import Classifier, ClassifierNetwork, train_classifier
+from gatdist.evaluation import classifier
+from gatdist.evaluation.classifier import Classifier, ClassifierNetwork, train_classifier
 
 
 @pytest.fixture(scope="module")

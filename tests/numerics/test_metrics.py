@@ -12,9 +12,9 @@ from torch import nn
 
 from arrays import ALONE, Arrays, evaluator, fake_pictures, fake_points, pictures, points
 from gatdist.errors import ConfigError, DataError, PluginError
-from gatdist.evaluate import Extractor, classifier, register_feature_extractor
-from gatdist.evaluate.frechet import GaussianSums, frechet_distance, halves_distance
-from gatdist.evaluate.kernel import cross_similarity, self_similarity
+from gatdist.evaluation import Extractor, classifier, register_feature_extractor
+from gatdist.evaluation.frechet import GaussianSums, frechet_distance, halves_distance
+from gatdist.evaluation.kernel import cross_similarity, self_similarity
 from gatdist.parallel.communicator import FakeCommunicator
 from support import spawn
 
@@ -104,7 +104,7 @@ def test_kernel_distance_is_the_double_sum_of_its_definition():
 def test_kernel_matrix_in_pieces_is_the_whole(monkeypatch):
     x, y = normal(50, 3), normal(40, 3, seed=1)
     whole = kid(x, y)
-    monkeypatch.setattr("gatdist.evaluate.kernel._MAX_ENTRIES", 77)
+    monkeypatch.setattr("gatdist.evaluation.kernel._MAX_ENTRIES", 77)
     assert kid(x, y) == pytest.approx(whole, rel=1e-12)
 
 

@@ -13,16 +13,16 @@ from torch import Tensor
 from gatdist.config import EvaluateConfig
 from gatdist.data import Dataset, to_network, to_pixels
 from gatdist.errors import ConfigError, DataError
-from gatdist.evaluate import classifier as _registers_itself  # noqa: F401
-from gatdist.evaluate.features import Extractor, extractors
-from gatdist.evaluate.frechet import (
+from gatdist.evaluation import classifier as _registers_itself  # noqa: F401
+from gatdist.evaluation.features import Extractor, extractors
+from gatdist.evaluation.frechet import (
     HALVES_SEED,
     HALVES_SPLITS,
     GaussianSums,
     frechet_distance,
     halves_distance,
 )
-from gatdist.evaluate.kernel import cross_similarity, self_similarity
+from gatdist.evaluation.kernel import cross_similarity, self_similarity
 from gatdist.parallel.communicator import Communicator
 from gatdist.registry import Registry
 
@@ -61,12 +61,12 @@ class FeatureSet:
 
     @cached_property
     def halves_distance(self) -> float | None:
-        """See :func:`gatdist.evaluate.frechet.halves_distance`; None for fewer than 4 samples."""
+        """See :func:`gatdist.evaluation.frechet.halves_distance`; None for fewer than 4 samples."""
         return halves_distance(self.features) if len(self.features) >= 4 else None
 
     @cached_property
     def self_similarity(self) -> float:
-        """See :func:`gatdist.evaluate.kernel.self_similarity`."""
+        """See :func:`gatdist.evaluation.kernel.self_similarity`."""
         return self_similarity(self.features, self.comm)
 
 

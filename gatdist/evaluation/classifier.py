@@ -24,7 +24,7 @@ from torch.nn import functional
 from gatdist.config import cache_folder
 from gatdist.data import Dataset, to_network
 from gatdist.errors import DataError, StorageError
-from gatdist.evaluate.features import Extractor, register_feature_extractor
+from gatdist.evaluation.features import Extractor, register_feature_extractor
 from gatdist.parallel.communicator import Communicator
 from gatdist.storage import Store
 

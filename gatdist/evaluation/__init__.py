@@ -1,7 +1,7 @@
 """How good the generator is: features, distances between sets of them, and a protocol."""
 
-from gatdist.evaluate.evaluator import Evaluation, Evaluator, FeatureSet, metrics
-from gatdist.evaluate.features import Extractor, extractors, register_feature_extractor
+from gatdist.evaluation.evaluator import Evaluation, Evaluator, FeatureSet, metrics
+from gatdist.evaluation.features import Extractor, extractors, register_feature_extractor
 
 __all__ = [
     "Evaluation",
