@@ -35,6 +35,7 @@ except ImportError as error:
 
 from gatdist.cluster.bridge import Bridge, rebuilt
 from gatdist.cluster.network import choose_interface
+from gatdist.cluster.processes import end_descendants
 from gatdist.cluster.quiet import output_to_file
 from gatdist.config import Config, env_references, parse_config
 from gatdist.errors import ClusterError, GatdistError, TrainingError, WorkerLostError
@@ -80,7 +81,9 @@ def fit(config: Config, run_dir: str, console: Console | None) -> dict[str, Any]
                 emit(kind, fields)
 
         # Ray Train takes over SIGINT if it runs in the main thread; there, it is ours.
-        with Interrupts(emit, on_request=lambda: bridge.call("request_stop")):
+        # At the second signal, a Ray of our own goes with us; one that we joined stays.
+        leave = (lambda: None) if config.cluster.address else end_descendants
+        with Interrupts(emit, lambda: bridge.call("request_stop"), before_leaving=leave):
             fitting.start()
             while fitting.is_alive():
                 fitting.join(_DRAIN_S)

@@ -18,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gatdist.config import Config, flatten
+from gatdist.config import Config
 from gatdist.monitor.grid import Pixels
 
 if TYPE_CHECKING:
@@ -74,9 +74,10 @@ class Monitor:
             self._board.text(self._resume_samples, tag, markdown)
 
     def hparams(self, config: Config) -> None:
-        """Give the run a row in TensorBoard's table of runs: its configuration and metrics."""
+        """Give the run a row in TensorBoard's table of runs: what makes its result, and metrics."""
         if self._board:
-            values = _hparam_values(flatten(config.public()))
+            # Only what changes the result: the table shows its first columns by name.
+            values = _hparam_values(config.mathematics())
             self._board.hparams(values, [f"metric/{name}" for name in config.evaluate.metrics])
 
     def close(self) -> None:

@@ -195,6 +195,38 @@ def test_an_address_where_nobody_answers_is_told(run_gatdist):
 
 
 @pytest.mark.timeout(180)
+def test_a_second_ctrl_c_leaves_at_once_and_takes_our_ray_along(folder):
+    mark = f"gatdist-test-second-{os.getpid()}"
+    # A step so long that the workers can't answer the first signal before the second comes.
+    slow = ["run.global_batch=4096", 'model.generator={name="residual", width=256}']
+    sets = [w for s in (*SETTINGS, *slow) for w in ("--set", s)]
+    process = start_gatdist(
+        "train",
+        "digits",
+        "--workers",
+        "2",
+        "--run-dir",
+        "run",
+        *sets,
+        cwd=folder,
+        env={"MARK": mark},
+    )
+    try:
+        for line in process.stderr:
+            if line.startswith("parameters"):  # the workers are at it
+                os.killpg(process.pid, signal.SIGINT)
+            if line.startswith("stopping"):
+                os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(10) == 75
+        wait_until(lambda: not marked_processes(mark), "our Ray's processes to end")
+    finally:
+        end_group(process)
+        process.stdout.close()
+        process.stderr.close()
+    assert committed(folder) == []
+
+
+@pytest.mark.timeout(180)
 def test_a_ray_of_our_own_is_gone_afterwards(folder, run_gatdist):
     mark = f"gatdist-test-{os.getpid()}"
     sets = [w for s in (*SETTINGS, "run.total_samples=640") for w in ("--set", s)]

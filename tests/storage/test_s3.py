@@ -14,12 +14,16 @@ from uuid import uuid4
 
 import numpy as np
 import pytest
+import torch
 
 from gatdist.config import DataConfig, load_config
 from gatdist.data import Loader, SampleOrder, open_dataset
 from gatdist.data.builtin import write_digits
 from gatdist.errors import DataError, StorageError, StorageUnavailableError
+from gatdist.parallel.communicator import LocalCommunicator
+from gatdist.runs import Checkpoints, read_lines
 from gatdist.storage import Store
+from gatdist.training.loop import run
 from support import free_port, wait_until
 
 pytestmark = pytest.mark.storage
@@ -210,3 +214,49 @@ def test_a_shard_that_is_lost_or_replaced(store: Store, endpoint: str) -> None:
     store.delete("manifest.json")
     with pytest.raises(DataError, match=r"holds 4 tars .* but no manifest\.json"):
         open_dataset(config)
+
+
+def test_a_run_on_s3_is_stopped_resumed_and_ends_as_one_on_disk(
+    store: Store, endpoint: str, tmp_path: Path
+) -> None:
+    """Data and run directory are there; a stop in between makes it read back what it wrote."""
+    write_digits(store.child("digits"))
+    overrides = [
+        "run.total_samples=640",
+        "run.tick_samples=128",
+        "run.checkpoint_samples=128",
+        'model.generator={name="residual", width=4}',
+        'model.discriminator={name="residual", width=4}',
+        "evaluate.metrics=[]",
+    ]
+    config = load_config("digits", overrides)
+    there = config.model_copy(
+        update={
+            "data": config.data.model_copy(
+                update={"url": f"{store.url}/digits", "storage_options": options(endpoint)}
+            )
+        }
+    )
+    asked: list[int] = []
+
+    def stop_once() -> bool:
+        asked.append(1)
+        return len(asked) >= 2
+
+    comm = LocalCommunicator(torch.device("cpu"))
+    run_dir = store.child("run")
+    assert run(there, comm, run_dir, should_stop=stop_once)["status"] == "interrupted"
+    assert run(there, comm, run_dir)["status"] == "finished"
+    run(config, comm, Store(str(tmp_path)))
+
+    digests = []
+    for folder in (run_dir, Store(str(tmp_path))):
+        newest = Checkpoints(folder.child("checkpoints")).newest()
+        assert newest is not None
+        digests.append(newest.digest())
+    assert digests[0] == digests[1]
+    seen = [line["samples_seen"] for line in read_lines(run_dir, "metrics.jsonl")]
+    assert seen == sorted(set(seen))
+    assert seen[-1] == 640
+    assert any("tfevents" in name for name in run_dir.list("tensorboard"))
+    assert b'"secret": "***"' in run_dir.read("config.json")

@@ -258,6 +258,26 @@ def test_a_run_that_is_never_finite_stops_with_status_1(tmp_path, capsys, monkey
     assert "health.nonfinite = 'skip' allows 2" in told
 
 
+@pytest.mark.parametrize(
+    ("settings", "alarm"),
+    [
+        (
+            ["optim.generator.learning_rate=1e-12", "optim.discriminator.learning_rate=1e-2"],
+            "discriminator_won",
+        ),
+        (["health.exploding_norm=1e-3"], "exploding_gradient_discriminator"),
+        (["health.vanishing_norm=1e3"], "vanishing_gradient_generator"),
+        (["health.collapse_ratio=100.0"], "collapse"),
+    ],
+)
+def test_alarms_are_told_and_kept_with_the_metrics(settings, alarm, tmp_path, capsys):
+    more = ["game.penalties={}", "run.total_samples=960", "run.tick_samples=480"]
+    assert train(tmp_path, settings=[*more, *settings]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1].get(f"health/{alarm}") == 1.0
+    assert "! " in capsys.readouterr().err
+
+
 def test_converged_runs_stop_early_and_say_why(tmp_path, capsys):
     settings = [
         "run.total_samples=9600",
