@@ -76,8 +76,10 @@ class Monitor:
     def hparams(self, config: Config) -> None:
         """Give the run a row in TensorBoard's table of runs: what makes its result, and metrics."""
         if self._board:
-            # Only what changes the result: the table shows its first columns by name.
-            values = _hparam_values(config.mathematics())
+            # What people compare, since the table shows its first columns by name: not paths, nor
+            # how data is read.
+            compared = config.mathematics().items()
+            values = _hparam_values({k: v for k, v in compared if not k.startswith("data.")})
             self._board.hparams(values, [f"metric/{name}" for name in config.evaluate.metrics])
 
     def close(self) -> None:

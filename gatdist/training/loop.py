@@ -62,7 +62,11 @@ def run(
         TrainingError: too many non-finite steps, or another attempt has taken the run over.
     """
     loop = _Loop(config, comm, run_dir, should_stop, emit)
-    return loop.outcome if loop.is_over() else loop.run()
+    if loop.is_over():
+        if comm.is_main:
+            emit("done", loop.outcome | {"run_dir": run_dir.url})
+        return loop.outcome
+    return loop.run()
 
 
 class _Loop:
