@@ -6,8 +6,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 ARGS ?=
 
-# Only errors are told. Compiling every module beforehand takes half as long again as the rest of the
-# installation; Python compiles those that are used, when they are.
+# Only errors are told. pip would compile every module on one core; compileall does it on all.
+# It must be done: where PYTHONDONTWRITEBYTECODE is set, each process would compile torch and Ray again.
 INSTALL := $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check --progress-bar off
 
 .DEFAULT_GOAL := help
@@ -26,6 +26,7 @@ $(READY): requirements.lock pyproject.toml
 	@echo "setup: installing into $(VENV) (a minute)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(INSTALL) -r requirements.lock
+	@$(BIN)/python -m compileall -q -j 0 -x '/tests?/' $(VENV)/lib
 	@$(INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@
 
