@@ -8,6 +8,7 @@ ARGS ?=
 
 # Only errors are told. pip would compile every module on one core; compileall does it on all.
 # It must be done: where PYTHONDONTWRITEBYTECODE is set, each process would compile torch and Ray again.
+# What does not compile is written for a newer Python, and not used.
 INSTALL := $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check --progress-bar off
 
 .DEFAULT_GOAL := help
@@ -26,7 +27,7 @@ $(READY): requirements.lock pyproject.toml
 	@echo "setup: installing into $(VENV) (a minute)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(INSTALL) -r requirements.lock
-	@$(BIN)/python -m compileall -q -j 0 -x '/tests?/' $(VENV)/lib
+	@$(BIN)/python -m compileall -qq -j 0 -x '/(tests?|testing)/' $(VENV)/lib || true
 	@$(INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@
 
