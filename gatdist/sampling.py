@@ -22,9 +22,7 @@ _CHUNK = 256
 def write_samples(
     generator: TrainedGenerator, num: int, *, seed: int, out: str, grid: bool
 ) -> list[str]:
-    """Write ``num`` samples as ``000000.png`` … (``.npy`` for points) into the folder ``out``.
-
-    Or as one picture.
+    """Write ``num`` samples: ``000000.png`` … (``.npy`` for points), or one picture of all.
 
     Args:
         generator: trained.

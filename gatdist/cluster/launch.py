@@ -264,10 +264,7 @@ def _num_gpus() -> int:
 
 
 def _environment(config: Config) -> dict[str, str]:
-    """What workers need of the driver's environment.
-
-    Where modules are, and what the config refers to.
-    """
+    """What workers need of the driver's environment, to find modules and secrets."""
     folders = [os.getcwd(), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     package = str(Path(sys.modules["gatdist"].__path__[0]).parent)
     wanted = [*env_references(config), "GATDIST_CACHE", "OMP_NUM_THREADS"]

@@ -23,11 +23,14 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
+import sys
 import textwrap
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self, TextIO
 
 from gatdist.monitor.numbers import count, duration, number, percent
@@ -165,7 +168,7 @@ class Console:
             "metrics": metrics_text(metrics),
             "alarms": ", ".join(alarms),
             "pictures": shown_path(f"{run_dir}/{fields['grid']}") if fields.get("grid") else "",
-            "curves": f"tensorboard --logdir {shlex.quote(shown_path(run_dir))}" if run_dir else "",
+            "curves": tensorboard_command(run_dir) if run_dir else "",
         }
         lines = [f"  {label:<10}{text}" for label, text in rows.items() if text]
         self._say("\n".join([head, *lines]))
@@ -303,6 +306,13 @@ def shown_path(url: str) -> str:
     """A local path below the current folder relative to it; any other path or URL as it is."""
     inside = os.path.relpath(url) if "://" not in url else url
     return url if inside.startswith("..") else inside
+
+
+def tensorboard_command(run_dir: str) -> str:
+    """What to type to see the curves of a run, also where this environment is not activated."""
+    beside = Path(sys.executable).parent / "tensorboard"
+    name = "tensorboard" if shutil.which("tensorboard") else shown_path(str(beside))
+    return shlex.join([name, "--logdir", shown_path(run_dir)])
 
 
 def _plural(value: int | None, noun: str, before: str = "") -> str:

@@ -65,9 +65,7 @@ class Player:
 
     @torch.no_grad()
     def move(self, finite: Tensor, norm: Tensor, rate_factor: float) -> None:
-        """Clip, then step; nothing moves.
-
-        And no optimizer state changes, where ``finite`` (a scalar) is 0.
+        """Clip, then step; where ``finite`` (a scalar) is 0, nothing moves or changes.
 
         The fused optimizers read the flag on the device, so the host never waits for it.
         """

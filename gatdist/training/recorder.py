@@ -85,10 +85,7 @@ class Recorder:
         )
 
     def tick(self, values: dict[str, Any]) -> None:
-        """Write one line of numbers and one picture of the fixed latents.
-
-        And raise the alarms they call for.
-        """
+        """Write one line of numbers and one picture, and raise the alarms they call for."""
         if not self.active:
             return
         fakes = self._fakes()

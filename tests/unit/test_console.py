@@ -7,13 +7,15 @@ import io
 import os
 import pty
 import re
+import shlex
 import struct
+import sys
 import termios
 from pathlib import Path
 
 import pytest
 
-from gatdist.monitor.console import Console, shown_path
+from gatdist.monitor.console import Console, shown_path, tensorboard_command
 from gatdist.monitor.numbers import count, duration, number, percent
 
 START = {
@@ -149,7 +151,18 @@ def test_an_alarm_is_told_once_and_counted():
     assert "  alarms    discriminator_won (3 ticks)" in lines
 
 
-def test_the_end_says_what_was_reached_and_where_to_look():
+def test_the_command_for_the_curves_works_as_it_stands(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    program, flag, folder = shlex.split(tensorboard_command("runs/my digits"))
+    assert Path(program).samefile(Path(sys.executable).parent / "tensorboard")
+    assert [flag, folder] == ["--logdir", "runs/my digits"]
+    (tmp_path / "tensorboard").touch(mode=0o755)
+    assert tensorboard_command("runs/digits") == "tensorboard --logdir runs/digits"
+
+
+def test_the_end_says_what_was_reached_and_where_to_look(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "tensorboard").touch(mode=0o755)
     lines = plain(("start", START), ("done", DONE))
     assert re.fullmatch(
         r"done after \d\.\d s at 192,000 samples: run.total_samples = 192,000 reached", lines[2]
