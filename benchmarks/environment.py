@@ -19,7 +19,11 @@ def environment() -> dict[str, Any]:
         ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False
     )
     changed = subprocess.run(
-        ["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=False
+        ["git", "status", "--porcelain", "--untracked-files=no"],
+        cwd=here,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return {
         "commit": commit.stdout.strip() + ("+changes" if changed.stdout.strip() else ""),
