@@ -1,28 +1,17 @@
-"""The configuration: frozen models, TOML files, ``--set`` overrides, and the checks across fields.
-
-A configuration is read once, by the driver, and travels as JSON to the workers, into
-``config.json`` and into every checkpoint. ``${env:NAME}`` in URLs and storage options stays a
-reference until the moment of use (:func:`expand_env`), so that a secret never enters a file.
-"""
+"""The sections and keys of a configuration, their defaults, and the checks across fields."""
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-import importlib
-import importlib.resources
 import json
-import os
 import re
-import sys
-import tomllib
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from gatdist.errors import ConfigError, PluginError
+from gatdist.config.environment import REFERENCE
+from gatdist.errors import ConfigError
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -319,130 +308,6 @@ _MATHEMATICS = (
     "precision.",
 )
 _SECRET = re.compile(r"key|secret|token|passw|credential|auth|sas|connection_string", re.IGNORECASE)
-_REFERENCE = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
-_BARE_WORD = re.compile(r"[^\s\"'\[\]{}=,#]+")
-
-
-def load_config(source: str, overrides: Iterable[str] = ()) -> Config:
-    """Read a preset or TOML file, apply ``section.key=value`` overrides and check the result.
-
-    Args:
-        source: the name of a preset (:func:`preset_names`) or the path of a ``.toml`` file.
-        overrides: ``--set`` arguments; values are TOML, a bare word is a string.
-
-    Raises:
-        ConfigError: the file can't be read, or a key or value is wrong.
-    """
-    values = _read_toml(source)
-    for override in overrides:
-        _apply(values, override)
-    return parse_config(values)
-
-
-def parse_config(values: Mapping[str, Any]) -> Config:
-    """Check a nested mapping, such as a parsed ``config.json``.
-
-    Raises:
-        ConfigError: a key is unknown, missing or wrong.
-    """
-    # A section that is missing is told by the key that is missing in it.
-    values = {"run": {}, "data": {}, **values}
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        raise _first_error(error, values) from None
-
-
-def preset_names() -> list[str]:
-    """Names of the presets that come with the package, sorted."""
-    return sorted(
-        p.name.removesuffix(".toml") for p in _presets().iterdir() if p.name.endswith(".toml")
-    )
-
-
-def require_unchanged(old: Config, new: Config, where: str) -> None:
-    """Refuse to go on with a run made with ``old`` when ``new`` would change its mathematics.
-
-    Raises:
-        ConfigError: names the key and both values.
-    """
-    before, after = old.mathematics(), new.mathematics()
-    # The lanes may follow from another key, which tells more.
-    for key in sorted(before.keys() | after.keys(), key=lambda k: (k == "data.lanes", k)):
-        if before.get(key) != after.get(key):
-            raise ConfigError(
-                key,
-                f"the run in {where} was made with {before.get(key)!r}; two runs would mix",
-                value=after.get(key),
-                mend="Give the old value to resume, or another --run-dir to start afresh",
-            )
-
-
-def expand_env(text: str) -> str:
-    """Replace each ``${env:NAME}`` by that environment variable.
-
-    Raises:
-        ConfigError: it is not set.
-    """
-
-    def value(match: re.Match[str]) -> str:
-        name = match.group(1)
-        if name not in os.environ:
-            raise ConfigError(
-                f"${{env:{name}}}", "that environment variable is not set", mend=f"export {name}=…"
-            )
-        return os.environ[name]
-
-    return _REFERENCE.sub(value, text)
-
-
-def env_references(config: Config) -> list[str]:
-    """Names of the environment variables that the configuration refers to, sorted."""
-    return sorted(set(_REFERENCE.findall(config.model_dump_json())))
-
-
-def cache_folder() -> Path:
-    """Where embedded data sets and feature extractors are kept.
-
-    ``$GATDIST_CACHE``, else the user's cache folder.
-    """
-    if own := os.environ.get("GATDIST_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gatdist"
-
-
-def import_plugins(names: Iterable[str]) -> None:
-    """Import the user's modules, which register networks, losses and so on.
-
-    The current folder is importable, as under ``python -m``.
-
-    Raises:
-        PluginError: a module is not found, or raises while it is imported.
-    """
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    for name in names:
-        try:
-            importlib.import_module(name)
-        except Exception as error:
-            kind = type(error).__name__
-            raise PluginError(
-                "plugins",
-                f"the module does not import ({kind}: {error})",
-                value=name,
-                mend="Run the command from the folder that holds it, install it, or mend it",
-            ) from error
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint such as ``Did you mean 'fid'?`` or ``Known: fid, kid`` for an unknown name."""
-    known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return (
-        f"Did you mean {close[0]!r}? Known: {', '.join(known)}"
-        if close
-        else f"Known: {', '.join(known)}"
-    )
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -456,122 +321,12 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _presets() -> Any:
-    return importlib.resources.files("gatdist") / "presets"
-
-
-def _read_toml(source: str) -> dict[str, Any]:
-    if source.endswith(".toml"):
-        try:
-            text = Path(source).read_text(encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(
-                source, f"can't read the file ({error.strerror})", mend="Check the path"
-            ) from None
-        except UnicodeDecodeError as error:
-            raise ConfigError(
-                source, f"not valid TOML ({error})", mend="Save it as UTF-8"
-            ) from None
-    elif source in preset_names():
-        text = (_presets() / f"{source}.toml").read_text()
-    else:
-        raise ConfigError(
-            "preset",
-            f"not known. {nearest(source, preset_names())}; or give a .toml file",
-            value=source,
-        )
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(source, f"not valid TOML ({error})", mend="Mend that line") from None
-
-
-def _apply(values: dict[str, Any], override: str) -> None:
-    path, equals, text = override.partition("=")
-    *sections, key = keys = path.strip().split(".")
-    if not equals or not all(keys):
-        raise ConfigError("--set", "must be section.key=value", value=override)
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        if not _BARE_WORD.fullmatch(text.strip()):
-            raise ConfigError(
-                f"--set {path}",
-                "not a TOML value",
-                value=text,
-                mend="Put quotes around a string with blanks or signs",
-            ) from None
-        value = text.strip()
-    table = values
-    for section in sections:
-        table = table.setdefault(section, {})
-        if not isinstance(table, dict):
-            raise ConfigError(f"--set {path}", f"{section} is a value, not a table", value=text)
-    table[key] = value
-
-
-def _first_error(error: ValidationError, values: Mapping[str, Any]) -> ConfigError:
-    """The most telling of the problems that pydantic found, as one of our messages.
-
-    Unknown keys go first: they explain the others. Of a union's branches, the one that came
-    furthest does.
-    """
-    problem = min(
-        error.errors(),
-        key=lambda p: (p["type"] != "extra_forbidden", p["type"].endswith("_type"), -len(p["loc"])),
-    )
-    keys = _keys(problem["loc"], values, is_missing=problem["type"] == "missing")
-    key = ".".join(keys)
-    if problem["type"] == "extra_forbidden":
-        return ConfigError(key, f"unknown key. {nearest(keys[-1], _fields_at(keys[:-1]))}")
-    if problem["type"] == "missing":
-        return ConfigError(key, "is required", mend=f"Add it to the file or say --set {key}=VALUE")
-    rule = (
-        "must be a table of keys"
-        if problem["type"] in ("dict_type", "model_type")
-        else problem["msg"]
-    )
-    return ConfigError(key, rule[0].lower() + rule[1:], value=problem["input"])
-
-
-def _keys(
-    location: tuple[int | str, ...], values: Mapping[str, Any], *, is_missing: bool
-) -> list[str]:
-    """A problem's location without the names of union branches, which no user wrote."""
-    keys: list[str] = []
-    level: Any = values
-    for part in location:
-        is_key = isinstance(level, Mapping) and part in level
-        is_index = isinstance(level, list) and isinstance(part, int)
-        if is_key or is_index:
-            level = level[part]
-        elif not is_missing:
-            continue
-        keys.append(str(part))
-    return keys
-
-
-def _fields_at(location: list[str]) -> list[str]:
-    model: type[BaseModel] = Config
-    for part in location:
-        annotation = (
-            model.model_fields[part].annotation if part in model.model_fields else PenaltyConfig
-        )
-        models = [
-            t
-            for t in (annotation, *get_args(annotation))
-            if isinstance(t, type) and issubclass(t, BaseModel)
-        ]
-        model = models[0] if models else PenaltyConfig
-    return list(model.model_fields)
-
-
 def _masked(options: dict[str, Any]) -> dict[str, Any]:
     masked: dict[str, Any] = {}
     for key, value in options.items():
         if isinstance(value, dict):
             masked[key] = _masked(value)
-        elif _SECRET.search(key) and not (isinstance(value, str) and _REFERENCE.fullmatch(value)):
+        elif _SECRET.search(key) and not (isinstance(value, str) and REFERENCE.fullmatch(value)):
             masked[key] = "***"
         else:
             masked[key] = value

@@ -1,0 +1,61 @@
+"""The configuration: frozen models, TOML files, ``--set`` overrides, and clear refusals.
+
+A configuration is read once, by the driver, and travels as JSON to the workers and into
+``config.json``. ``${env:NAME}`` in URLs and storage options stays a reference until the moment of
+use (:func:`expand_env`), so that a secret never enters a file.
+"""
+
+from gatdist.config.environment import cache_folder, env_references, expand_env, import_plugins
+from gatdist.config.loading import (
+    load_config,
+    nearest,
+    parse_config,
+    preset_names,
+    require_unchanged,
+)
+from gatdist.config.models import (
+    ClusterConfig,
+    Config,
+    ConvergenceConfig,
+    DataConfig,
+    EvaluateConfig,
+    GameConfig,
+    HealthConfig,
+    ModelConfig,
+    MonitorConfig,
+    NetworkConfig,
+    OptimConfig,
+    PenaltyConfig,
+    PlayerOptimConfig,
+    PrecisionConfig,
+    RunConfig,
+    flatten,
+)
+
+__all__ = [
+    "ClusterConfig",
+    "Config",
+    "ConvergenceConfig",
+    "DataConfig",
+    "EvaluateConfig",
+    "GameConfig",
+    "HealthConfig",
+    "ModelConfig",
+    "MonitorConfig",
+    "NetworkConfig",
+    "OptimConfig",
+    "PenaltyConfig",
+    "PlayerOptimConfig",
+    "PrecisionConfig",
+    "RunConfig",
+    "cache_folder",
+    "env_references",
+    "expand_env",
+    "flatten",
+    "import_plugins",
+    "load_config",
+    "nearest",
+    "parse_config",
+    "preset_names",
+    "require_unchanged",
+]

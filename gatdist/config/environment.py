@@ -1,0 +1,75 @@
+"""What is read of the environment: secrets by reference, the cache folder, the user's modules."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.resources
+import os
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gatdist.errors import ConfigError, PluginError
+
+if TYPE_CHECKING:
+    from gatdist.config.models import Config
+
+REFERENCE = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+def expand_env(text: str) -> str:
+    """Replace each ``${env:NAME}`` by that environment variable.
+
+    Raises:
+        ConfigError: it is not set.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if name not in os.environ:
+            raise ConfigError(
+                f"${{env:{name}}}", "that environment variable is not set", mend=f"export {name}=…"
+            )
+        return os.environ[name]
+
+    return REFERENCE.sub(value, text)
+
+
+def env_references(config: Config) -> list[str]:
+    """Names of the environment variables that the configuration refers to, sorted."""
+    return sorted(set(REFERENCE.findall(config.model_dump_json())))
+
+
+def cache_folder() -> Path:
+    """Where embedded data sets and feature extractors are kept.
+
+    ``$GATDIST_CACHE``, else the user's cache folder.
+    """
+    if own := os.environ.get("GATDIST_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gatdist"
+
+
+def import_plugins(names: Iterable[str]) -> None:
+    """Import the user's modules, which register networks, losses and so on.
+
+    The current folder is importable, as under ``python -m``.
+
+    Raises:
+        PluginError: a module is not found, or raises while it is imported.
+    """
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            kind = type(error).__name__
+            raise PluginError(
+                "plugins",
+                f"the module does not import ({kind}: {error})",
+                value=name,
+                mend="Run the command from the folder that holds it, install it, or mend it",
+            ) from error
