@@ -1,7 +1,4 @@
-"""gatdist: generative adversarial networks.
-
-Trained by gradient descent on both players, on one machine or many.
-"""
+"""Generative adversarial networks, trained by gradient descent, on one machine or many."""
 
 from __future__ import annotations
 

@@ -13,10 +13,7 @@ from gatdist.errors import ConfigError, GatdistError, UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line. Returns the exit status.
-
-    0 done, 2 mend it, 75 try again, 1 anything else.
-    """
+    """Run a command line. Returns the exit status: 0 done, 2 mend it, 75 try again, 1 else."""
     arguments = _parser().parse_args(argv)
     try:
         arguments.command(arguments)

@@ -49,10 +49,7 @@ class UserError(GatdistError):
 
 
 class ConfigError(UserError):
-    """A key of the configuration is unknown.
-
-    Of the wrong type, out of range or at odds with another.
-    """
+    """A key of the configuration is unknown, mistyped, out of range or at odds with another."""
 
 
 class DataError(UserError):

@@ -1,7 +1,4 @@
-"""Names that a configuration can use, and what they stand for.
-
-Open to the user's own by plugins.
-"""
+"""Names that a configuration can use, and what they stand for; plugins add to them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,1 @@
-"""The only user of Ray.
-
-Launching workers (:mod:`.launch`), and checking a machine (:mod:`.doctor`).
-"""
+"""The only user of Ray: launches workers (``launch``), and checks a machine (``doctor``)."""

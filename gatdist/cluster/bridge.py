@@ -1,7 +1,4 @@
-"""What driver and workers tell each other.
-
-Events and outcomes one way, a request to stop the other.
-"""
+"""What driver and workers tell each other: events one way, a request to stop the other."""
 
 from __future__ import annotations
 
@@ -82,10 +79,7 @@ class Bridge:
 
     @contextmanager
     def stop_flag(self) -> Iterator[threading.Event]:
-        """An event that is set soon after the driver has asked to stop.
-
-        Cheap to ask at each step.
-        """
+        """An event, cheap to ask, that is set soon after the driver has asked to stop."""
         requested, ended = threading.Event(), threading.Event()
 
         def poll() -> None:

@@ -42,10 +42,7 @@ class Finding(NamedTuple):
 
 
 def examine() -> list[Finding]:
-    """Look at Python, torch.
-
-    The device, Ray, the network, cores, disk and memory of this machine.
-    """
+    """Look at this machine's software, device, network, cores, memory and disk."""
     checks: list[Callable[[], Finding]] = [
         _python,
         _torch,

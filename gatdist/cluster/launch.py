@@ -53,9 +53,7 @@ _OBJECT_STORE_BYTES = 100 * 2**20
 
 
 def fit(config: Config, run_dir: str, console: Console | None) -> dict[str, Any]:
-    """Train with ``cluster.workers`` workers.
-
-    On this machine or on the cluster at ``cluster.address``.
+    """Train with ``cluster.workers`` workers, here or on the cluster at ``cluster.address``.
 
     Args:
         config: of the run.
@@ -71,9 +69,15 @@ def fit(config: Config, run_dir: str, console: Console | None) -> dict[str, Any]
         GatdistError: what the training loop raised, of the same class.
     """
     log = _log_file(run_dir)
-    with output_to_file(log) as terminal, _shown_on(console, terminal), _cluster(config, log):
+    with (
+        output_to_file(log) as terminal,
+        _shown_on(console, terminal),
+        # Ray's own records; nothing of ours depends on them.
+        tempfile.TemporaryDirectory(prefix="gatdist-ray-", ignore_cleanup_errors=True) as records,
+        _cluster(config, log),
+    ):
         bridge = Bridge()
-        fitting = _Fitting(_trainer(config, run_dir, bridge))
+        fitting = _Fitting(_trainer(config, run_dir, bridge, records))
         emit = console.event if console else lambda kind, fields: None
 
         def show() -> None:
@@ -110,7 +114,7 @@ class _Fitting(threading.Thread):
             self.error = error
 
 
-def _trainer(config: Config, run_dir: str, bridge: Bridge) -> TorchTrainer:
+def _trainer(config: Config, run_dir: str, bridge: Bridge, records: str) -> TorchTrainer:
     cluster = config.cluster
     gpus = _gpus_per_worker(config)
     resources = {"CPU": float(cluster.cpus_per_worker)} | ({"GPU": float(gpus)} if gpus else {})
@@ -128,8 +132,7 @@ def _trainer(config: Config, run_dir: str, bridge: Bridge) -> TorchTrainer:
         ),
         run_config=ray.train.RunConfig(
             name="gatdist",
-            # Ray's own records; nothing of ours depends on them.
-            storage_path=tempfile.mkdtemp(prefix="gatdist-ray-"),
+            storage_path=records,
             failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
         ),
     )

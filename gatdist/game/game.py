@@ -143,10 +143,7 @@ class Game:
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[nn.Module]:
-    """The bare network with parameters that collect no gradient.
-
-    Backward goes through it to its inputs only.
-    """
+    """The bare network as a function of its inputs alone: its parameters collect no gradient."""
     network = bare(module)
     trainable = [p for p in network.parameters() if p.requires_grad]
     for parameter in trainable:

@@ -1,7 +1,4 @@
-"""Multilayer perceptrons for points.
-
-The networks of the toy problems in the literature (Metz et al. 2017).
-"""
+"""Multilayer perceptrons for points, as in the toy problems of Metz et al. 2017."""
 
 from __future__ import annotations
 

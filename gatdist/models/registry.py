@@ -14,10 +14,7 @@ discriminators: Registry[Callable[..., nn.Module]] = Registry("model.discriminat
 
 
 def require_rank(sample_shape: tuple[int, ...], rank: int, name: str) -> None:
-    """Raise ConfigError unless samples have ``rank`` axes.
-
-    3 for pictures (C, H, W), 1 for points.
-    """
+    """Raise ConfigError unless samples have ``rank`` axes: 3 for pictures, 1 for points."""
     if len(sample_shape) != rank:
         kind = {1: "points", 3: "pictures"}[rank]
         raise ConfigError(

@@ -21,10 +21,7 @@ _SLOPE = 0.2
 
 
 def resolutions(height: int, width: int) -> list[tuple[int, int]]:
-    """Sizes from the picture's own down to one whose shorter side is at most 4.
-
-    Each half of the one before.
-    """
+    """The picture's size and its halves, down to one whose shorter side is at most 4."""
     sizes = [(height, width)]
     while min(sizes[-1]) > 4:
         sizes.append((-(-sizes[-1][0] // 2), -(-sizes[-1][1] // 2)))
@@ -57,10 +54,7 @@ class _Convolution(nn.Conv2d):
 
 
 class _Block(nn.Module):
-    """x + conv(act(conv(act(x)))).
-
-    With a 1×1 convolution on the skip path where the width changes.
-    """
+    """x + conv(act(conv(act(x)))); the skip path is a 1×1 convolution if the width changes."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -104,10 +98,7 @@ class ResidualGenerator(nn.Module):
         self.finish = _Convolution(widths[-1], channels, 3)
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Latents [n, latent_size].
-
-        Labels int64 [n] if conditional → pictures [n, C, H, W] in [−1, 1].
-        """
+        """Latents [n, latent_size], labels int64 [n] if conditional → pictures [n, C, H, W]."""
         if self.embedding is not None:
             assert labels is not None
             latents = (latents + self.embedding(labels)) / math.sqrt(2)
@@ -118,10 +109,7 @@ class ResidualGenerator(nn.Module):
 
 
 class ResidualDiscriminator(nn.Module):
-    """Pictures [n, C, H, W] → logits [n].
-
-    Class-conditional by projection (Miyato & Koyama 2018).
-    """
+    """Pictures [n, C, H, W] → logits [n]; labels by projection (Miyato & Koyama 2018)."""
 
     def __init__(
         self,

@@ -1,6 +1,4 @@
-"""Communication as an argument.
-
-One interface for a single process, a torch process group, and tests.
+"""Communication as an argument: a single process, a torch process group, or a fake.
 
 No mathematics asks whether ``torch.distributed`` is initialized; it calls the communicator it was
 given.
@@ -58,10 +56,7 @@ class Communicator(ABC):
 
     @abstractmethod
     def replicate(self, module: nn.Module) -> nn.Module:
-        """``module`` with worker 0's parameters.
-
-        Its gradients averaged over the workers after each backward.
-        """
+        """``module`` with worker 0's weights; each backward averages gradients over the workers."""
 
     def all_gather_object(self, value: Any) -> list[Any]:
         """Every worker's ``value``, which must consist of JSON values, by rank."""
@@ -73,9 +68,7 @@ class Communicator(ABC):
         return [json.loads(row[:n].tobytes()) for row, n in zip(rows, size.tolist(), strict=True)]
 
     def take_communication_s(self) -> float:
-        """Seconds from the first to the last byte of each gradient bucket since the last call.
-
-        Added up.
+        """Seconds that gradient buckets were on their way since the last call, added up.
 
         They overlap with the backward that produces the next bucket. Measured on the CPU only; 0
         elsewhere.
@@ -115,10 +108,7 @@ class LocalCommunicator(Communicator):
 
 
 class FakeCommunicator(LocalCommunicator):
-    """Pretends to be worker ``rank`` of ``world_size`` whose peers all hold the same tensors.
-
-    For tests.
-    """
+    """For tests: worker ``rank`` of ``world_size``, all of whose peers hold the same tensors."""
 
     def __init__(self, rank: int, world_size: int, device: torch.device | None = None) -> None:
         super().__init__(device or torch.device("cpu"))
@@ -192,10 +182,7 @@ class TorchCommunicator(Communicator):
         return taken
 
     def _timed_mean(self, bucket: GradBucket) -> Future[Tensor]:
-        """The mean of a bucket over the workers.
-
-        As DistributedDataParallel would take it, with its time noted.
-        """
+        """The mean of a bucket over the workers, its time noted."""
         began = time.perf_counter()
 
         def note(reduced: Future[list[Tensor]]) -> Tensor:
@@ -210,10 +197,7 @@ class TorchCommunicator(Communicator):
 
 
 def bare(module: nn.Module) -> nn.Module:
-    """The network inside :meth:`Communicator.replicate`'s wrapper.
-
-    For work that must not start a reduction.
-    """
+    """The network in :meth:`Communicator.replicate`'s wrapper, whose use starts no reduction."""
     from torch.nn.parallel import DistributedDataParallel
 
     inner = module.module if isinstance(module, DistributedDataParallel) else module

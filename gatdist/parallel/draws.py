@@ -1,6 +1,4 @@
-"""Random numbers as a pure function of (seed, stream, position).
-
-Never of rank, batch shape or what was drawn before.
+"""Random numbers as a pure function of seed, stream and position, never of the rank.
 
 Every draw is keyed by the sample's position in the run's one stream of samples, so that N workers
 draw what one would, and resuming needs no generator state. The generator is Philox4x32-10 (Salmon

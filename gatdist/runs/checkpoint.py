@@ -123,9 +123,7 @@ class Checkpoints:
         return read_checkpoint(self.store.child(name))
 
     def newest(self) -> Checkpoint | None:
-        """The newest checkpoint that verifies; damaged ones are passed over, each told.
-
-        None if there is none.
+        """The newest checkpoint that verifies, or None; damaged ones are told and passed over.
 
         Raises:
             CheckpointError: there are checkpoints, and all are damaged: starting afresh would bury
@@ -146,9 +144,7 @@ class Checkpoints:
         return None
 
     def save(self, samples_seen: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Snapshot the tensors now and commit them in the background.
-
-        After the last commit has ended.
+        """Snapshot the tensors once the last commit has ended, and commit in the background.
 
         Raises:
             GatdistError: what went wrong in the background since the last call.

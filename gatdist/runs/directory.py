@@ -25,17 +25,18 @@ class RunDirectory:
         self.store = store
         self.attempt = 0
 
-    def claim(self, config: Config) -> None:
-        """Write ``config.json``, or check that the one there has the same mathematics.
-
-        Raises:
-            ConfigError: the run there was made with another configuration; names the key and both
-                values.
-            StorageError: the folder can't be written.
-        """
+    def require_same(self, config: Config) -> None:
+        """Raise ConfigError, with the key and both values, if the run there is another one."""
         old = read_config(self.store)
         if old is not None:
             require_unchanged(old, config, self.store.url)
+
+    def claim(self, config: Config) -> None:
+        """Write ``config.json``: from now on the folder belongs to this configuration.
+
+        Raises:
+            StorageError: the folder can't be written.
+        """
         self.store.publish("config.json", json.dumps(config.public(), indent=1).encode())
 
     def start_attempt(self, hosts: list[str], resumed_from: int | None, reason: str) -> int:

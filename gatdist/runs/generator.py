@@ -38,10 +38,7 @@ class Sampler:
 
     @torch.no_grad()
     def __call__(self, positions: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Samples [n, *sample_shape] for the int64 numbers [n].
-
-        Labels are drawn uniformly unless given.
-        """
+        """Samples [n, *sample_shape] for int64 numbers [n]; labels are drawn unless given."""
         dtype = next(self.network.parameters()).dtype
         latents = draws.normal(self.seed, self.stream, positions, (self.latent_size,), dtype)
         if not self.num_classes:

@@ -9,9 +9,7 @@ from torch import nn
 
 
 class MovingAverage:
-    """θ̄ ← β θ̄ + (1 − β) θ with β = ½^(batch / half-life).
-
-    Both in samples, so that it does not depend on the batch size (Karras et al. 2018).
+    """θ̄ ← β θ̄ + (1 − β) θ with β = ½^(batch / half-life), both in samples (Karras et al. 2018).
 
     Args:
         network: the generator; its present weights start the average.
@@ -24,10 +22,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, network: nn.Module, num_samples: int) -> None:
-        """Move towards ``network``'s weights after a step over ``num_samples``.
-
-        Buffers are copied.
-        """
+        """Move towards ``network``'s weights after ``num_samples``; buffers are copied."""
         weight = 1 - 0.5 ** (num_samples / self.half_life_samples)
         torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), weight)
         for mine, theirs in zip(self.network.buffers(), network.buffers(), strict=True):

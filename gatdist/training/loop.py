@@ -83,7 +83,7 @@ class _Loop:
         import_plugins(config.plugins)
         self.directory = RunDirectory(run_dir)
         if comm.is_main:
-            self.directory.claim(config)
+            self.directory.require_same(config)
         self.dataset = open_dataset(config.data)
         self.order = SampleOrder.from_config(config, self.dataset)
         self.state = TrainState(config, comm, self.dataset.sample_shape, self.dataset.num_classes)
@@ -262,10 +262,7 @@ class _Loop:
         self.emit("checkpoint", {"samples_seen": self.state.samples_seen})
 
     def _resume(self) -> None:
-        """Take over the newest whole checkpoint.
-
-        The same on all workers, and number this attempt.
-        """
+        """Take over the newest whole checkpoint, alike on all workers, and number this attempt."""
         mine = self.checkpoints.newest() if self.comm.is_main else None
         name = self.comm.broadcast_object(mine.name if mine else None)
         if name is not None:
@@ -281,6 +278,8 @@ class _Loop:
         hosts = self.comm.all_gather_object(socket.gethostname())
         if self.comm.is_main:
             resumed_from = self.state.samples_seen if name is not None else None
+            # Only now: a configuration that can't train must not keep the folder from its mend.
+            self.directory.claim(self.config)
             self.directory.start_attempt(hosts, resumed_from, self.outcome["status"])
 
 

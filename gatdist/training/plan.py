@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gatdist.config import Config, flatten, import_plugins, require_unchanged
+from gatdist.config import Config, flatten, import_plugins
 from gatdist.data import Dataset, open_dataset
 from gatdist.evaluation import Evaluator
 from gatdist.game import Batch, Game, UpdateRule, update_rules
 from gatdist.models import DTYPES, build_networks
 from gatdist.parallel.communicator import LocalCommunicator
-from gatdist.runs import Checkpoints, read_config
+from gatdist.runs import Checkpoints, RunDirectory
 from gatdist.storage import Store
 
 # Adam keeps two moments a weight; each weight also has a gradient.
@@ -50,9 +50,7 @@ def check(config: Config, run_dir: str) -> Checked:
     """
     config.check_workers(config.cluster.workers)
     import_plugins(config.plugins)
-    old = read_config(Store(run_dir, config.run.storage_options))
-    if old is not None:
-        require_unchanged(old, config, run_dir)
+    RunDirectory(Store(run_dir, config.run.storage_options)).require_same(config)
     dataset = open_dataset(config.data)
     generator, discriminator = build_networks(config, dataset.sample_shape, dataset.num_classes)
     game = Game.from_config(config, generator, discriminator)
@@ -127,10 +125,7 @@ def _num_parameters(network: nn.Module) -> int:
 
 
 def _activation_bytes(config: Config, checked: Checked) -> int:
-    """Bytes that a step's largest phase saves for backward.
-
-    Measured with two samples, then scaled.
-    """
+    """Bytes that a step's largest phase saves for backward, scaled from two samples."""
     n = 2
     dataset = checked.dataset
     batch = Batch(

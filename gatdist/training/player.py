@@ -14,10 +14,7 @@ from gatdist.parallel.communicator import Communicator, bare
 
 
 def learning_rate_factor(config: OptimConfig, samples_seen: int, total_samples: int) -> float:
-    """The schedule's factor in [0, 1] at ``samples_seen``.
-
-    Linear warm-up, plateau, then decay to the end.
-    """
+    """The schedule's factor in [0, 1]: linear warm-up, plateau, then decay to the end."""
     factor = 1.0
     if samples_seen < config.warmup_samples:
         factor = (samples_seen + 1) / config.warmup_samples
@@ -56,10 +53,7 @@ class Player:
         self.optimizer.zero_grad(set_to_none=True)
 
     def gradient_norm(self) -> Tensor:
-        """2-norm of the whole (reduced) gradient, a scalar on the device.
-
-        Non-finite if any entry is.
-        """
+        """2-norm of the whole reduced gradient, on the device; non-finite if any entry is."""
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
 
@@ -78,10 +72,7 @@ class Player:
         self.optimizer.step()
 
     def tensors(self, name: str) -> Iterator[tuple[str, Tensor]]:
-        """Weights, buffers and optimizer state by name.
-
-        ``NAME/…`` and ``optimizer_NAME/PARAMETER/…``.
-        """
+        """Weights and buffers as ``NAME/…``, optimizer state as ``optimizer_NAME/PARAMETER/…``."""
         for key, tensor in self.bare.state_dict().items():
             yield f"{name}/{key}", tensor
         for parameter_name, parameter in self.parameters.items():

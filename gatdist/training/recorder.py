@@ -24,9 +24,7 @@ Emit = Callable[[str, dict[str, Any]], None]
 
 
 class Recorder:
-    """Ticks, pictures, evaluations and alarms of one attempt.
-
-    On workers other than 0 it does nothing.
+    """Ticks, pictures, evaluations and alarms of one attempt; silent on all workers but 0.
 
     Args:
         config: of the run.

@@ -52,10 +52,7 @@ class TrainState:
         )
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every trained tensor by name.
-
-        The part before the first ``/`` names the file that it is kept in.
-        """
+        """Every trained tensor by name; the part before the first ``/`` names its file."""
         tensors = {
             name: t for player, owner in self.players.items() for name, t in owner.tensors(player)
         }

@@ -1,7 +1,4 @@
-"""The result does not depend on how many workers computed it.
-
-Real process groups, the real loop.
-"""
+"""The result does not depend on how many workers computed it: real groups, the real loop."""
 
 import pytest
 import torch

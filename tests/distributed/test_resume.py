@@ -1,7 +1,4 @@
-"""Killed at random moments and run again.
-
-A run ends in the very state of one that was left alone.
-"""
+"""Killed at random moments and run again, a run ends as one that was left alone."""
 
 import json
 import random
@@ -62,10 +59,7 @@ def undisturbed(tmp_path_factory):
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("seed", [0, 1, 2, 3])
 def test_five_kills_change_nothing(seed, undisturbed, tmp_path, run_gatdist):
-    """Each kill falls at a random moment after start-up.
-
-    So some hit a commit, a tick or the very first steps.
-    """
+    """Each kill falls at a random moment: in a commit, a tick or the very first steps."""
     chance = random.Random(seed)
     lines = (undisturbed / "metrics.jsonl").read_text().splitlines()
     # Five lives of a seventh at most each: the run is not done before the last blow.

@@ -1,7 +1,4 @@
-"""Update rules against published trajectories.
-
-Against each other, and against two plain backwards.
-"""
+"""Update rules against published trajectories, each other, and two plain backwards."""
 
 import pytest
 import torch

@@ -1,7 +1,4 @@
-"""The commands, called as a user would.
-
-What they print, what they refuse, and with which exit status.
-"""
+"""The commands: what they print, what they refuse, and with which exit status."""
 
 import json
 import os
@@ -181,6 +178,11 @@ def test_bad_settings_are_told_in_one_message_with_status_2(settings, told, tmp_
     error = capsys.readouterr().err
     assert told in error
     assert "Traceback" not in error
+
+
+def test_a_setting_that_was_refused_does_not_keep_the_folder(tmp_path):
+    assert train(tmp_path / "run", settings=["game.loss=nonsaturatin"]) == 2
+    assert train(tmp_path / "run", settings=["game.loss=nonsaturating"]) == 0
 
 
 def test_a_batch_that_the_workers_do_not_divide_is_refused_before_ray_starts(tmp_path, capsys):

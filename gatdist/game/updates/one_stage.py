@@ -72,10 +72,7 @@ class OneStage(UpdateRule):
         return observations
 
     def _apart(self, batch: Batch, fakes: Tensor) -> Judged:
-        """The fakes cut off from the generator, where a penalty at fakes is due.
-
-        It must not reach the hook.
-        """
+        """The fakes cut off from the generator, so that no penalty at fakes reaches the hook."""
         leaf = self.game.differentiable(fakes, batch.step, "fake")
         return (
             self.game.judge(leaf, batch.labels)

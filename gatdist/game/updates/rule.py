@@ -16,9 +16,7 @@ PlayerName = Literal["generator", "discriminator"]
 
 @dataclass(frozen=True)
 class Phase:
-    """Zero gradients, run ``backward``, reduce, judge finiteness, clip, move.
-
-    For these players, together.
+    """Zero, run ``backward``, reduce, judge finiteness, clip, move: for these players together.
 
     Attributes:
         name: for timing.

@@ -1,7 +1,4 @@
-"""Simultaneous descent, the article's equation.
-
-Both gradients at the parameters of step t, then both move.
-"""
+"""Simultaneous descent, the article's equation: both gradients first, then both moves."""
 
 from __future__ import annotations
 
