@@ -54,7 +54,7 @@ def call_with_options(
     """Call ``function(**given, **options)`` if the options fit its signature.
 
     Args:
-        function: takes keyword arguments with type annotations.
+        function: or a class; takes keyword arguments with type annotations.
         options: from the user's configuration.
         field: the configuration key that holds the options, for messages.
         given: what the system passes; the user may not.
@@ -68,9 +68,14 @@ def call_with_options(
             raise ConfigError(
                 f"{field}.{name}", f"unknown key. {nearest(name, [*allowed, 'name'])}"
             )
-    checked = validate_call(config=ConfigDict(strict=True, arbitrary_types_allowed=True))(function)
+    check = validate_call(config=ConfigDict(strict=True, arbitrary_types_allowed=True))
     try:
-        return checked(**given, **options)
+        if isinstance(function, type):  # whose call can't be checked, but that of __init__ can
+            kind: Any = function
+            made: T = kind.__new__(kind)
+            check(kind.__init__)(made, **given, **options)
+            return made
+        return check(function)(**given, **options)
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(str(part) for part in problem["loc"])

@@ -14,6 +14,7 @@ from gatdist.config.loading import (
     require_unchanged,
 )
 from gatdist.config.models import (
+    BOTH,
     ClusterConfig,
     Config,
     ConvergenceConfig,
@@ -23,9 +24,10 @@ from gatdist.config.models import (
     HealthConfig,
     ModelConfig,
     MonitorConfig,
-    NetworkConfig,
+    NamedConfig,
     OptimConfig,
     PenaltyConfig,
+    PlayerName,
     PlayerOptimConfig,
     PrecisionConfig,
     RunConfig,
@@ -33,6 +35,7 @@ from gatdist.config.models import (
 )
 
 __all__ = [
+    "BOTH",
     "ClusterConfig",
     "Config",
     "ConvergenceConfig",
@@ -42,9 +45,10 @@ __all__ = [
     "HealthConfig",
     "ModelConfig",
     "MonitorConfig",
-    "NetworkConfig",
+    "NamedConfig",
     "OptimConfig",
     "PenaltyConfig",
+    "PlayerName",
     "PlayerOptimConfig",
     "PrecisionConfig",
     "RunConfig",

@@ -17,6 +17,8 @@ PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
+PlayerName = Literal["generator", "discriminator"]
+BOTH: tuple[PlayerName, PlayerName] = ("generator", "discriminator")
 
 
 class Section(BaseModel):
@@ -37,7 +39,12 @@ class ConvergenceConfig(Section):
 
 
 class RunConfig(Section):
-    """How much is trained, in what portions, from which seed."""
+    """How much is trained, in what portions, from which seed.
+
+    ``reduction = "canonical"`` cuts the global batch into ``reduction_lanes`` lanes (a power of
+    two) and sums them along one fixed tree, so that the result is the same, bit for bit, on any
+    power of two of workers up to the number of lanes. ``fast`` is the same within rounding.
+    """
 
     total_samples: PositiveInt
     global_batch: PositiveInt = 64
@@ -45,7 +52,8 @@ class RunConfig(Section):
     tick_samples: PositiveInt = 4096
     checkpoint_samples: PositiveInt = 16384
     keep_checkpoints: PositiveInt = 2
-    reduction: Literal["fast"] = "fast"
+    reduction: Literal["fast", "canonical"] = "fast"
+    reduction_lanes: PositiveInt = 4
     convergence: ConvergenceConfig | None = None
     storage_options: dict[str, Any] = {}
 
@@ -68,8 +76,8 @@ class DataConfig(Section):
     storage_options: dict[str, Any] = {}
 
 
-class NetworkConfig(BaseModel):
-    """A registered network and its own options, which its builder's signature checks."""
+class NamedConfig(BaseModel):
+    """Something registered and its own options, which its builder's signature checks."""
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True)
 
@@ -82,39 +90,63 @@ class NetworkConfig(BaseModel):
 
 
 class ModelConfig(Section):
-    """The two players."""
+    """The two players. Those in ``spectral_norm`` have all their weights divided by their norms."""
 
-    generator: NetworkConfig = NetworkConfig(name="residual")
-    discriminator: NetworkConfig = NetworkConfig(name="residual")
+    generator: NamedConfig = NamedConfig(name="residual")
+    discriminator: NamedConfig = NamedConfig(name="residual")
     latent_size: PositiveInt = 64
     conditional: bool = False
+    spectral_norm: list[PlayerName] = []
 
 
 class PenaltyConfig(Section):
-    """A penalty on the discriminator, every so many steps and as many times as strong."""
+    """A penalty, every so many steps and as many times as strong."""
 
     strength: PositiveFloat
     every_steps: PositiveInt = 1
 
 
 class GameConfig(Section):
-    """Losses, penalties, the update rule and the average of the generator."""
+    """Losses, penalties, augmentation, the update rule and the average of the generator.
+
+    Attributes:
+        rule_options: of the update rule itself, such as the strength of ``consensus``.
+        num_discriminator_steps: how often the discriminator moves, each time at a global batch of
+            its own, before the generator does.
+        lazy_penalties: whether a penalty that is not due at every step joins the loss of its step,
+            or has an optimizer step of its own, with Adam's settings corrected for it.
+    """
 
     loss: str = "nonsaturating"
     update_rule: str = "alternating"
+    rule_options: dict[str, Any] = {}
     order: Literal["discriminator_first", "generator_first"] = "discriminator_first"
     latents: Literal["fresh", "shared"] = "fresh"
+    num_discriminator_steps: PositiveInt = 1
     penalties: dict[str, PenaltyConfig] = {}
+    lazy_penalties: Literal["joined", "separate"] = "joined"
+    augmentation: NamedConfig | None = None
     averaging_half_life_samples: PositiveFloat = 10_000.0
 
 
 class PlayerOptimConfig(Section):
-    """One player's optimizer.
+    """One player's optimizer, its schedule, and how its gradients are gathered.
 
-    ``clip_norm`` bounds the 2-norm of its whole gradient; 0 leaves it alone.
+    Attributes:
+        direction: what the optimizer follows: the gradient, or what ``optimistic`` or ``conjugate``
+            make of it; None leaves it to the update rule.
+        conjugate_beta: the formula for β of a conjugate direction.
+        clip_norm: bounds the 2-norm of the whole gradient; 0 leaves it alone.
+        warmup_samples: the learning rate rises linearly for so long.
+        decay: then, from ``decay_start_samples`` on, falls like this, and ends at
+            ``run.total_samples`` with ``final_fraction`` of the rate.
+        micro_batch: at most so many samples go through the networks at once in a worker; the
+            gradients of a step's micro-batches are added up. None: all at once.
     """
 
     name: Literal["adam", "sgd"] = "adam"
+    direction: Literal["gradient", "optimistic", "conjugate"] | None = None
+    conjugate_beta: Literal["FR", "PR", "HS", "DY", "HZ", "FR-PR", "HS-DY"] = "PR"
     learning_rate: PositiveFloat = 2e-4
     betas: Annotated[
         list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)
@@ -126,27 +158,37 @@ class PlayerOptimConfig(Section):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     weight_decay: NonNegativeFloat = 0.0
     clip_norm: NonNegativeFloat = 0.0
-
-
-class OptimConfig(Section):
-    """Both optimizers and the schedule they share.
-
-    Linear warm-up, a plateau, then a decay that ends at ``run.total_samples`` with
-    ``final_fraction`` of the rate.
-    """
-
-    generator: PlayerOptimConfig = PlayerOptimConfig()
-    discriminator: PlayerOptimConfig = PlayerOptimConfig()
     warmup_samples: NonNegativeInt = 0
     decay: Literal["none", "linear", "cosine"] = "none"
     decay_start_samples: NonNegativeInt = 0
     final_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
+    micro_batch: PositiveInt | None = None
+
+
+class OptimConfig(Section):
+    """Both players' optimizers."""
+
+    generator: PlayerOptimConfig = PlayerOptimConfig()
+    discriminator: PlayerOptimConfig = PlayerOptimConfig()
 
 
 class PrecisionConfig(Section):
-    """The dtype of parameters and computation."""
+    """What the networks compute in.
 
-    dtype: Literal["float32", "float64"] = "float32"
+    Attributes:
+        dtype: float64 is for tests; with bfloat16 and float16 the parameters stay float32
+            (autocast), and float16's losses are scaled, alike on all workers.
+        channels_last: lay pictures out so in memory; faster with bfloat16 and on GPUs.
+        compile: the networks that ``torch.compile`` compiles.
+        reduce_dtype: what gradients travel in between workers.
+        cuda_graphs: replay the step's kernels from a recording; one CUDA device only.
+    """
+
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    channels_last: bool = False
+    compile: list[PlayerName] = []
+    reduce_dtype: Literal["full", "bfloat16"] = "full"
+    cuda_graphs: bool = False
 
 
 class MonitorConfig(Section):
@@ -157,18 +199,30 @@ class MonitorConfig(Section):
 
 
 class HealthConfig(Section):
-    """What to do about non-finite steps, and when to raise which alarm.
+    """What to do about bad steps, and when to raise which alarm.
 
-    A step whose reduced gradients are not finite never moves a parameter. Under ``skip`` the run
-    goes on until more than ``nonfinite_budget`` steps in all were skipped; under ``stop`` the first
-    one ends it. Alarms are judged on each tick's means: gradient norms below ``vanishing_norm`` or
-    above ``exploding_norm``; fakes whose deviation over the batch is less than ``collapse_ratio``
-    of the real samples'; a discriminator that ranks more than ``won_accuracy`` of the (real, fake)
-    pairs rightly.
+    A step whose reduced gradients are not finite never moves a parameter, nor does a spike: one
+    whose norm exceeds ``spike_factor`` times its running mean. Under ``skip`` the run goes on.
+    Under ``rollback`` it goes back, at the end of the tick, to its last checkpoint, and on from
+    there with other noise. Under ``stop`` it ends. When more than ``nonfinite_budget`` (or
+    ``spike_budget``) steps were skipped in all, or ``rollback_budget`` rollbacks made, it ends too.
+
+    ``atomic`` lets rules that move the players one after the other take back the first's move if
+    the second's gradients are bad; it costs a copy of the first player and its optimizer's state.
+
+    Alarms are judged on each tick's means: gradient norms below ``vanishing_norm`` or above
+    ``exploding_norm``; fakes whose deviation over the batch is less than ``collapse_ratio`` of the
+    real samples'; a discriminator that ranks more than ``won_accuracy`` of the (real, fake) pairs
+    rightly.
     """
 
-    nonfinite: Literal["skip", "stop"] = "skip"
+    nonfinite: Literal["skip", "rollback", "stop"] = "skip"
     nonfinite_budget: NonNegativeInt = 20
+    spike: Literal["off", "skip", "rollback", "stop"] = "off"
+    spike_factor: Annotated[float, Field(gt=1)] = 20.0
+    spike_budget: NonNegativeInt = 200
+    rollback_budget: NonNegativeInt = 5
+    atomic: bool = False
     vanishing_norm: NonNegativeFloat = 1e-6
     exploding_norm: PositiveFloat = 1e4
     collapse_ratio: NonNegativeFloat = 0.1
@@ -218,6 +272,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _across_fields(self) -> Self:
+        self._check_reduction()
         if self.run.total_samples < self.run.global_batch:
             raise ConfigError(
                 "run.total_samples",
@@ -248,6 +303,48 @@ class Config(Section):
                 )
         return self
 
+    def _check_reduction(self) -> None:
+        if self.run.reduction != "canonical":
+            return
+        lanes, batch = self.run.reduction_lanes, self.run.global_batch
+        if lanes & (lanes - 1):
+            raise ConfigError(
+                "run.reduction_lanes",
+                "must be a power of two",
+                value=lanes,
+                mend=f"Use {2 ** (lanes.bit_length() - 1)}",
+            )
+        if batch % lanes:
+            raise ConfigError(
+                "run.reduction_lanes",
+                f"must divide run.global_batch ({batch})",
+                value=lanes,
+                mend=f"Use {batch & -batch}, or another batch",
+            )
+        for name in BOTH:
+            player: PlayerOptimConfig = getattr(self.optim, name)
+            if player.micro_batch is not None:
+                raise ConfigError(
+                    f"optim.{name}.micro_batch",
+                    "has no use under run.reduction = 'canonical', whose lanes go through one by "
+                    "one",
+                    value=player.micro_batch,
+                    mend="Leave it out, and raise run.reduction_lanes",
+                )
+        if self.precision.reduce_dtype != "full":
+            raise ConfigError(
+                "precision.reduce_dtype",
+                "would round differently on other numbers of workers, which run.reduction = "
+                "'canonical' excludes",
+                value=self.precision.reduce_dtype,
+                mend="Use 'full', or run.reduction = 'fast'",
+            )
+
+    @property
+    def step_samples(self) -> int:
+        """Real samples that one step shows, globally: a global batch each discriminator step."""
+        return self.run.global_batch * self.game.num_discriminator_steps
+
     @property
     def lanes(self) -> int:
         """Number of lanes of the sample order.
@@ -258,8 +355,19 @@ class Config(Section):
         return self.data.lanes or next(n for n in range(min(64, batch), 0, -1) if batch % n == 0)
 
     def check_workers(self, num_workers: int) -> None:
-        """Raise ConfigError unless ``num_workers`` divides the global batch."""
+        """Raise ConfigError unless ``num_workers`` workers can share the global batch."""
         batch = self.run.global_batch
+        if self.run.reduction == "canonical":
+            lanes = self.run.reduction_lanes
+            fitting = min(lanes, 2 ** (num_workers.bit_length() - 1))
+            if fitting != num_workers:
+                raise ConfigError(
+                    "cluster.workers",
+                    "must be a power of two up to run.reduction_lanes "
+                    f"({lanes}) under run.reduction = 'canonical'",
+                    value=num_workers,
+                    mend=f"Use --workers {fitting}, or run.reduction = 'fast'",
+                )
         if batch % num_workers:
             below = batch // num_workers * num_workers
             choices = " or ".join(str(n) for n in (below, below + num_workers) if n)
@@ -286,7 +394,7 @@ class Config(Section):
         flat = flatten(self.model_dump(mode="json"))
         exact = {key: value for key, value in flat.items() if key.startswith(_MATHEMATICS)}
         exact["data.lanes"] = self.lanes
-        if self.optim.decay != "none":
+        if any(p.decay != "none" for p in (self.optim.generator, self.optim.discriminator)):
             exact["run.total_samples"] = self.run.total_samples
         return exact
 
@@ -299,6 +407,7 @@ _MATHEMATICS = (
     "run.global_batch",
     "run.seed",
     "run.reduction",
+    "run.reduction_lanes",
     "data.resolution",
     "data.window_samples",
     "data.block_bytes",
@@ -306,6 +415,8 @@ _MATHEMATICS = (
     "game.",
     "optim.",
     "precision.",
+    "health.atomic",
+    "health.spike",
 )
 _SECRET = re.compile(r"key|secret|token|passw|credential|auth|sas|connection_string", re.IGNORECASE)
 

@@ -23,7 +23,7 @@ from gatdist.evaluation.frechet import (
     halves_distance,
 )
 from gatdist.evaluation.kernel import cross_similarity, self_similarity
-from gatdist.parallel.communicator import Communicator
+from gatdist.parallel.communicator import Communicator, LocalCommunicator
 from gatdist.registry import Registry
 
 Generate = Callable[[Tensor], Tensor]
@@ -102,6 +102,8 @@ class Evaluator:
         dataset: the real samples.
         comm: the workers.
         device: where features are computed.
+        exact: make the numbers the same, bit for bit, on any number of workers: each adds up all
+            features by itself.
 
     Raises:
         ConfigError: a metric or extractor is not known, or there would be fewer than two samples.
@@ -109,10 +111,17 @@ class Evaluator:
     """
 
     def __init__(
-        self, config: EvaluateConfig, dataset: Dataset, comm: Communicator, device: torch.device
+        self,
+        config: EvaluateConfig,
+        dataset: Dataset,
+        comm: Communicator,
+        device: torch.device,
+        *,
+        exact: bool = False,
     ) -> None:
         self._metrics = {name: metrics[name] for name in config.metrics}
         self._dataset, self._comm, self._device = dataset, comm, device
+        self._sharing = LocalCommunicator(device) if exact else comm
         self._num_samples = config.num_samples or dataset.num_samples
         # The default suits labelled pictures. Points are features as they are.
         fits = dataset.is_image or config.features != EvaluateConfig().features
@@ -168,18 +177,26 @@ class Evaluator:
 
     @torch.no_grad()
     def _feature_set(self, count: int, make: Generate) -> FeatureSet:
-        """The features of samples 0 to ``count`` − 1; worker r of W makes r, r + W and so on."""
+        """The features of samples 0 to ``count`` − 1.
+
+        They are cut into the same chunks whoever computes them, so that a sample's features do not
+        depend on the number of workers; worker r of W makes the chunks r, r + W and so on.
+        """
         rank, world_size = self._comm.rank, self._comm.world_size
-        num_rows = -(-count // world_size)  # of the worker with the most, so that all gather alike
-        mine = torch.zeros(num_rows, self._extractor.num_features, device=self._device)
-        positions = torch.arange(rank, count, world_size, device=self._device)
-        for start in range(0, len(positions), _BATCH):
-            samples = self._as_saved(make(positions[start : start + _BATCH]))
-            mine[start : start + len(samples)] = self._extractor(samples.float())
-        sums = GaussianSums.of(mine[: len(positions)]).reduced(self._comm)
-        # [W, rows, d], worker first → [rows, W, d]: in this order row i·W + r is sample i·W + r.
-        features = self._comm.all_gather(mine).transpose(0, 1).flatten(0, 1)[:count]
-        return FeatureSet(features.contiguous(), sums, self._comm)
+        num_chunks = -(-count // _BATCH)
+        rows = -(-num_chunks // world_size)  # of the worker with the most, so that all gather alike
+        mine = torch.zeros(rows, _BATCH, self._extractor.num_features, device=self._device)
+        for row, chunk in enumerate(range(rank, num_chunks, world_size)):
+            start, end = chunk * _BATCH, min(count, (chunk + 1) * _BATCH)
+            samples = self._as_saved(make(torch.arange(start, end, device=self._device)))
+            mine[row, : end - start] = self._extractor(samples.float())
+        # [W, rows, chunk, d], worker first → [rows, W, chunk, d]: row i of worker r is chunk
+        # i·W + r.
+        features = self._comm.all_gather(mine).transpose(0, 1).reshape(-1, mine.shape[-1])
+        features = features[:count].contiguous()
+        share = features[self._sharing.rank :: self._sharing.world_size]
+        sums = GaussianSums.of(share).reduced(self._sharing)
+        return FeatureSet(features, sums, self._sharing)
 
     def _as_saved(self, samples: Tensor) -> Tensor:
         """Pictures as they would be read again from a file of 8 bits; points as they are."""

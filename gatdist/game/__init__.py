@@ -1,18 +1,29 @@
-"""What GAT is: losses, penalties, and the update rules that play them."""
+"""What GAT is: losses, penalties, augmentation, and the update rules that play them."""
 
-from gatdist.game.game import Batch, Game
+from gatdist.game.coupling import require_whole_batches
+from gatdist.game.game import Game
 from gatdist.game.losses import Loss, register_loss
-from gatdist.game.penalties import Penalty
-from gatdist.game.updates import Phase, UpdateRule, register_update_rule, update_rules
+from gatdist.game.penalties import Observations, Penalty
+from gatdist.game.updates import (
+    Phase,
+    Step,
+    UpdateRule,
+    build_update_rule,
+    register_update_rule,
+    update_rules,
+)
 
 __all__ = [
-    "Batch",
     "Game",
     "Loss",
+    "Observations",
     "Penalty",
     "Phase",
+    "Step",
     "UpdateRule",
+    "build_update_rule",
     "register_loss",
     "register_update_rule",
+    "require_whole_batches",
     "update_rules",
 ]

@@ -8,37 +8,28 @@ Shapes: n local samples; samples [n, C, H, W] or [n, d]; latents [n, latent_size
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from gatdist.config import Config
 from gatdist.errors import ConfigError
+from gatdist.game.augmentation import Augmentation, build_augmentation
+from gatdist.game.learners import Averages, Learner
 from gatdist.game.losses import Loss, losses
-from gatdist.game.penalties import ScheduledPenalty, penalties
+from gatdist.game.penalties import (
+    Observations,
+    ScheduledPenalty,
+    Side,
+    penalties,
+    projections,
+)
+from gatdist.models import COMPUTE_DTYPES
 from gatdist.parallel import draws
+from gatdist.parallel.batch import Batch
 from gatdist.parallel.communicator import bare
-
-Observations = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One worker's share of the global batch.
-
-    Attributes:
-        real: samples as the networks see them.
-        labels: int64 [n], or None for unlabelled data.
-        positions: int64 [n], each sample's position in the run: the key of every random draw.
-        step: index of the step, a function of the clock.
-    """
-
-    real: Tensor
-    labels: Tensor | None
-    positions: Tensor
-    step: int
 
 
 @dataclass(frozen=True)
@@ -59,7 +50,11 @@ class Game:
         loss: both players' losses.
         seed: of the run.
         latent_size: numbers in one latent.
-        penalties: on the discriminator, with their schedules.
+        penalties: with their schedules.
+        separate: whether penalties that are not due at every step stay out of the players' losses.
+        averages: what penalties remember.
+        augmentation: of all that the discriminator sees; None for nothing.
+        autocast: what the networks compute in, if not in the dtype of their parameters.
     """
 
     generator: nn.Module
@@ -67,57 +62,126 @@ class Game:
     loss: Loss
     seed: int
     latent_size: int
-    penalties: tuple[ScheduledPenalty, ...] = field(default=())
+    penalties: tuple[ScheduledPenalty, ...] = ()
+    separate: bool = False
+    averages: Averages = field(default_factory=lambda: Averages({}))
+    augmentation: Augmentation | None = None
+    autocast: torch.dtype | None = None
 
     @classmethod
-    def from_config(cls, config: Config, generator: nn.Module, discriminator: nn.Module) -> Game:
-        """The game that ``config`` describes. Raises ConfigError for an unknown loss or penalty."""
+    def from_config(
+        cls,
+        config: Config,
+        generator: nn.Module,
+        discriminator: nn.Module,
+        sample_shape: tuple[int, ...],
+    ) -> Game:
+        """The game that ``config`` describes.
+
+        Args:
+            config: of the run.
+            generator: on its device.
+            discriminator: likewise.
+            sample_shape: of one sample, (C, H, W) or (n,).
+
+        Raises:
+            ConfigError: an unknown loss, penalty or augmentation, or one that does not suit the
+                samples.
+        """
+        device = next(generator.parameters()).device
+        scheduled = tuple(
+            ScheduledPenalty(name, penalties[name], wanted.strength, wanted.every_steps)
+            for name, wanted in sorted(config.game.penalties.items())
+        )
+        decays = {tag: d for p in scheduled for tag, d in p.penalty.averages.items()}
         return cls(
             generator=generator,
             discriminator=discriminator,
             loss=losses[config.game.loss],
             seed=config.run.seed,
             latent_size=config.model.latent_size,
-            penalties=tuple(
-                ScheduledPenalty(name, penalties[name], scheduled.strength, scheduled.every_steps)
-                for name, scheduled in sorted(config.game.penalties.items())
-            ),
+            penalties=scheduled,
+            separate=config.game.lazy_penalties == "separate",
+            averages=Averages(decays, device),
+            augmentation=build_augmentation(config, sample_shape, device),
+            autocast=COMPUTE_DTYPES.get(config.precision.dtype),
         )
+
+    @property
+    def learners(self) -> dict[str, Learner]:
+        """All that is adaptive, by name."""
+        found: dict[str, Learner] = {"averages": self.averages}
+        if self.augmentation is not None:
+            found["augmentation"] = self.augmentation
+        return found
+
+    def without_replication(self) -> Game:
+        """The same game between the networks themselves: no backward is reduced over workers."""
+        return replace(self, generator=bare(self.generator), discriminator=bare(self.discriminator))
 
     def latents(self, batch: Batch, stream: str = "latents") -> Tensor:
         """Standard normal [n, latent_size], a function of (seed, stream, position)."""
         return draws.normal(
-            self.seed, stream, batch.positions, (self.latent_size,), batch.real.dtype
+            self.seed,
+            _stream(stream, batch),
+            batch.positions,
+            (self.latent_size,),
+            batch.real.dtype,
         )
+
+    def generate(self, latents: Tensor, batch: Batch) -> Tensor:
+        """Fakes from ``latents``, with the batch's labels, in the dtype of the real samples."""
+        with self._computing(latents):
+            fakes: Tensor = self.generator(latents, batch.labels)
+        return fakes.to(batch.real.dtype)
 
     def fakes(self, batch: Batch, stream: str = "latents") -> Tensor:
         """Fakes without a graph, for a phase in which the generator stands still."""
         with torch.no_grad():
-            fakes: Tensor = bare(self.generator)(self.latents(batch, stream), batch.labels)
-        return fakes
+            return self.without_replication().generate(self.latents(batch, stream), batch)
 
-    def judge(self, samples: Tensor, labels: Tensor | None) -> Judged:
-        """The discriminator's logits, its gradients to be reduced over the workers."""
-        logits: Tensor = self.discriminator(samples, labels)
+    def judge(
+        self, samples: Tensor, batch: Batch, side: str, discriminator: nn.Module | None = None
+    ) -> Judged:
+        """The discriminator's logits of (augmented) samples, in the samples' dtype.
+
+        Args:
+            samples: [n, ...], a sample for each position of the batch.
+            batch: gives labels, and positions to key the augmentation by.
+            side: names the augmentation's draws.
+            discriminator: what to call; by default the one whose gradients are reduced.
+        """
+        shown = samples
+        if self.augmentation is not None:
+            stream = _stream(f"augmentation/{side}", batch)
+            shown = self.augmentation(samples, self.seed, stream, batch.positions)
+        with self._computing(samples):
+            logits: Tensor = (discriminator or self.discriminator)(shown, batch.labels)
         if logits.shape != (len(samples),):
             raise ConfigError(
                 "model.discriminator.name",
                 f"must give one logit a sample; {len(samples)} samples gave {tuple(logits.shape)}",
             )
-        return Judged(samples, logits)
+        return Judged(samples, logits.to(samples.dtype))
 
-    def due(self, step: int, at: str) -> list[ScheduledPenalty]:
-        """The penalties of one side (``real`` or ``fake``) that this step evaluates."""
-        return [p for p in self.penalties if p.penalty.at == at and step % p.every_steps == 0]
+    def due(self, step: int, at: Side) -> list[ScheduledPenalty]:
+        """The penalties at one side that this step's losses contain."""
+        return [
+            p for p in self.penalties if p.penalty.at == at and p.due(step) and not self.apart(p)
+        ]
 
-    def differentiable(self, samples: Tensor, step: int, at: str) -> Tensor:
+    def apart(self, penalty: ScheduledPenalty) -> bool:
+        """Whether a penalty has steps of its own."""
+        return self.separate and penalty.every_steps > 1
+
+    def differentiable(self, samples: Tensor, step: int, at: Side) -> Tensor:
         """``samples`` as a leaf that collects gradients if a penalty of this step needs them."""
         return samples.detach().requires_grad_(bool(self.due(step, at)))
 
     def discriminator_loss(
         self, batch: Batch, real: Judged, fake: Judged, penalized: Judged
     ) -> tuple[Tensor, Observations]:
-        """The discriminator's mean loss with the penalties due, and what to report.
+        """The discriminator's weighted mean loss with the penalties due, and what to report.
 
         Args:
             batch: this step's.
@@ -133,12 +197,108 @@ class Game:
             "logits/fake": fake.logits.detach(),
             "logits/pairs_ranked_rightly": (real.logits > fake.logits).to(total.dtype),
         }
-        for side, at in ((real, "real"), (penalized, "fake")):
+        if self.augmentation is not None:
+            observations |= self.augmentation.observe(real.logits.detach())
+        sides: dict[Side, tuple[Tensor, Tensor]] = {
+            "real": (real.samples, real.logits),
+            "fake": (penalized.samples, penalized.logits),
+            "logits": (real.logits, fake.logits),
+        }
+        if self.due(batch.step, "between"):
+            between = self.between(batch, real.samples, fake.samples)
+            sides["between"] = (between.samples, between.logits)
+        for at, (inputs, scalars) in sides.items():
             for scheduled in self.due(batch.step, at):
-                value = scheduled(side.samples, side.logits)
-                observations[f"penalty/{scheduled.name}"] = value.detach() / scheduled.every_steps
+                value, seen = self._penalty(scheduled, inputs, scalars)
+                observations |= seen
                 total = total + value
-        return total.mean(), observations
+        return batch.weight * total.mean(), observations
+
+    def generator_penalties(self, batch: Batch) -> tuple[list[Tensor], Observations]:
+        """The weighted means of the generator's penalties that are due: none, or one tensor."""
+        due = self.due(batch.step, "latents")
+        return self._at_latents(batch, due) if due else ([], {})
+
+    def penalty_loss(
+        self, batch: Batch, due: list[ScheduledPenalty]
+    ) -> tuple[Tensor, Observations]:
+        """The weighted mean of some penalties of one player, on graphs of their own."""
+        total, observations = batch.real.new_zeros(()), Observations()
+        for scheduled in due:
+            at = scheduled.penalty.at
+            if at == "latents":
+                (value,), seen = self._at_latents(batch, [scheduled])
+            else:
+                inputs, scalars = self._side(batch, at)
+                value, seen = self._penalty(scheduled, inputs, scalars)
+                # Biases do not move a gradient. With a part in the sum, if none in its value, they
+                # get the gradient 0 that the data-parallel reduction waits for.
+                value = batch.weight * (value + 0 * scalars).mean()
+            observations |= seen
+            total = total + value
+        return total, observations
+
+    def between(self, batch: Batch, real: Tensor, fake: Tensor) -> Judged:
+        """Points between real and fake samples, each at a place of its own, and their logits."""
+        share = draws.uniform(
+            self.seed, _stream("between", batch), batch.positions, dtype=real.dtype
+        ).view(-1, *[1] * (real.dim() - 1))
+        points = (share * real + (1 - share) * fake).detach().requires_grad_()
+        return self.judge(points, batch, "between")
+
+    def _side(self, batch: Batch, at: Side) -> tuple[Tensor, Tensor]:
+        """What a penalty is a function of, computed for it alone."""
+
+        def judged(samples: Tensor, side: str) -> Judged:
+            return self.judge(samples.detach().requires_grad_(at != "logits"), batch, side)
+
+        if at == "real":
+            side = judged(batch.real, "real")
+        elif at == "fake":
+            side = judged(self.fakes(batch), "fake")
+        elif at == "between":
+            side = self.between(batch, batch.real, self.fakes(batch))
+        else:
+            real, fake = judged(batch.real, "real"), judged(self.fakes(batch), "fake")
+            return real.logits, fake.logits
+        return side.samples, side.logits
+
+    def _at_latents(
+        self, batch: Batch, due: list[ScheduledPenalty]
+    ) -> tuple[list[Tensor], Observations]:
+        latents = self.latents(batch).requires_grad_()
+        fakes = self.generate(latents, batch)
+        noise = draws.normal(
+            self.seed,
+            _stream("projections", batch),
+            batch.positions,
+            fakes.shape[1:],
+            fakes.dtype,
+        )
+        scalars = projections(fakes, noise)
+        total, observations = torch.zeros_like(scalars), Observations()
+        for scheduled in due:
+            value, seen = self._penalty(scheduled, latents, scalars)
+            observations |= seen
+            total = total + value
+        return [batch.weight * (total + 0 * scalars).mean()], observations
+
+    def _penalty(
+        self, scheduled: ScheduledPenalty, inputs: Tensor, scalars: Tensor
+    ) -> tuple[Tensor, Observations]:
+        value = scheduled(inputs, scalars, self.averages)
+        reported = {f"penalty/{scheduled.name}": value.detach() / scheduled.every_steps}
+        return value, reported | scheduled.penalty.observe(inputs, scalars)
+
+    def _computing(self, like: Tensor) -> AbstractContextManager[object]:
+        """Around each call of a network. Not around more: autocast keeps weights it has cast."""
+        if self.autocast is None:
+            return nullcontext()
+        return torch.autocast(like.device.type, self.autocast)
+
+
+def _stream(name: str, batch: Batch) -> str:
+    return f"{name}#{batch.noise}" if batch.noise else name
 
 
 @contextmanager

@@ -8,6 +8,9 @@ hold.
 | --- | --- | --- |
 | ``minimax`` | softplus(−r) + softplus(ℓ) | softplus(−r) − softplus(ℓ) |
 | ``nonsaturating`` | softplus(−r) + softplus(ℓ) | softplus(−ℓ) |
+| ``least_squares`` | (r − 1)² + ℓ² | (ℓ − 1)² |
+| ``hinge`` | relu(1 − r) + relu(1 + ℓ) | −ℓ |
+| ``wasserstein`` | ℓ − r | −ℓ |
 | ``relativistic`` | softplus(ℓ − r) | softplus(r − ℓ) |
 """
 
@@ -17,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, relu
 
 from gatdist.registry import Registry
 
@@ -34,15 +37,18 @@ class Loss:
         discriminator: what the discriminator descends.
         generator: what the generator descends.
         ratio: γ = (∂generator/∂ℓ) / (∂discriminator/∂ℓ), in closed form, for the one-stage step;
-            None where that step must not be used (the denominator can be 0).
+            None where that step must not be used (the denominator is 0 for whole ranges of ℓ).
         generator_reads_real: whether ``generator`` uses the real logits, which then have to be
             computed for it.
+        zero_sum: whether what one player gains by moving ℓ the other loses, so that the loss is a
+            single function that one descends and the other ascends.
     """
 
     discriminator: LogitsFunction
     generator: LogitsFunction
     ratio: LogitsFunction | None = None
     generator_reads_real: bool = False
+    zero_sum: bool = False
 
 
 losses: Registry[Loss] = Registry("game.loss")
@@ -83,6 +89,7 @@ minimax = register_loss(
         generator=_minimax_generator,
         ratio=lambda real, fake: fake.new_full(fake.shape, -1.0),
         generator_reads_real=True,
+        zero_sum=True,
     ),
 )
 
@@ -93,6 +100,36 @@ nonsaturating = register_loss(
         discriminator=_minimax_discriminator,
         generator=lambda real, fake: softplus(-fake),
         ratio=lambda real, fake: -(-fake).exp(),
+    ),
+)
+
+# Mao et al. 2017, with the labels 0, 1 and 1.
+least_squares = register_loss(
+    "least_squares",
+    Loss(
+        discriminator=lambda real, fake: (real - 1).square() + fake.square(),
+        generator=lambda real, fake: (fake - 1).square(),
+        ratio=lambda real, fake: (fake - 1) / fake,
+    ),
+)
+
+# Lim & Ye 2017; no ratio, since d′ = 0 for every fake beyond the margin.
+hinge = register_loss(
+    "hinge",
+    Loss(
+        discriminator=lambda real, fake: relu(1 - real) + relu(1 + fake),
+        generator=lambda real, fake: -fake,
+    ),
+)
+
+# Arjovsky et al. 2017; to be used with the penalty ``wgan_gp``.
+wasserstein = register_loss(
+    "wasserstein",
+    Loss(
+        discriminator=lambda real, fake: fake - real,
+        generator=lambda real, fake: -fake,
+        ratio=lambda real, fake: fake.new_full(fake.shape, -1.0),
+        zero_sum=True,
     ),
 )
 

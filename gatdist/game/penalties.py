@@ -1,34 +1,63 @@
-"""Gradient penalties on the discriminator, per sample.
+"""Penalties, per sample, and their schedules.
 
 | name | penalty, times its strength γ |
 | --- | --- |
 | ``r1`` | ½ ‖∇ₓ D(x)‖² at real samples (Mescheder et al. 2018) |
 | ``r2`` | ½ ‖∇ₓ D(x)‖² at fake samples |
+| ``wgan_gp`` | (‖∇ₓ D(x)‖ − 1)² at ε x + (1 − ε) G(z), ε uniform (Gulrajani et al. 2017) |
+| ``lecam`` | (D(x) − ā_fake)² + (D(G(z)) − ā_real)², ā averages of logits (Tseng et al. 2021) |
+| ``path_length`` | (‖Jᵀy‖ − ā)², J = ∂G/∂z, y normal, ā the average length (Karras et al. 2020) |
+
+The last joins the generator's loss, the others the discriminator's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from gatdist.config import PlayerName
 from gatdist.registry import Registry
+
+Observations = dict[str, Tensor]
+Averages = Mapping[str, Tensor]
+Side = Literal["real", "fake", "between", "logits", "latents"]
 
 
 @dataclass(frozen=True)
 class Penalty:
-    """A penalty at the samples of one side.
+    """A penalty and what it is a function of.
 
     Attributes:
-        at: whose samples it differentiates at.
-        per_sample: (samples [n, ...] that require gradients, their logits [n]) → penalty [n].
+        at: what it differentiates by: the ``real`` samples, the ``fake`` ones, points ``between``
+            the two, or the generator's ``latents``. A penalty on ``logits`` differentiates nothing.
+        per_sample: (inputs [n, ...] that require gradients, their scalars [n], averages) → penalty
+            [n]. The scalars are the discriminator's logits, or at ``latents`` the pictures'
+            projections ⟨G(z), y⟩ / √pixels. At ``logits`` it takes (real logits [n], fake logits
+            [n], averages).
+        averages: the running means of observations that it reads, by tag, and their decay a step.
+        observe: (inputs, scalars) → observations of its own, [n] each; for ``averages``.
     """
 
-    at: Literal["real", "fake"]
-    per_sample: Callable[[Tensor, Tensor], Tensor]
+    at: Side
+    per_sample: Callable[[Tensor, Tensor, Averages], Tensor]
+    averages: Mapping[str, float] = field(default_factory=dict)
+    observe: Callable[[Tensor, Tensor], Observations] = lambda inputs, scalars: {}
+
+    @property
+    def player(self) -> PlayerName:
+        """Whose loss it joins."""
+        return "generator" if self.at == "latents" else "discriminator"
+
+    @property
+    def differentiates(self) -> bool:
+        """Whether its gradient needs second derivatives of a network."""
+        return self.at != "logits"
 
 
 @dataclass(frozen=True)
@@ -41,27 +70,76 @@ class ScheduledPenalty:
     name: str
     penalty: Penalty
     strength: float
-    every_steps: int
+    every_steps: int = 1
 
-    def __call__(self, samples: Tensor, logits: Tensor) -> Tensor:
-        """The penalty's share of the discriminator's loss, [n]."""
-        return self.strength * self.every_steps * self.penalty.per_sample(samples, logits)
+    def due(self, step: int) -> bool:
+        """Whether ``step`` evaluates it."""
+        return step % self.every_steps == 0
+
+    def __call__(self, inputs: Tensor, scalars: Tensor, averages: Averages) -> Tensor:
+        """The penalty's share of its player's loss, [n]."""
+        value = self.penalty.per_sample(inputs, scalars, averages)
+        return self.strength * self.every_steps * value
 
 
 penalties: Registry[Penalty] = Registry("game.penalties")
 
 
-def half_squared_gradient(samples: Tensor, logits: Tensor) -> Tensor:
-    """½ ‖∂logits_i/∂samples_i‖² for each sample, [n].
-
-    Differentiable in the discriminator's parameters.
+def input_gradient(inputs: Tensor, scalars: Tensor) -> Tensor:
+    """∂scalars_i/∂inputs_i for each sample, [n, numbers in a sample]; itself differentiable.
 
     One ``grad`` of the sum serves all samples, since no layer couples them. It does not touch
     parameters' ``.grad``, so the data-parallel reduction sees only the plain backward that follows.
     """
-    (gradient,) = torch.autograd.grad(logits.sum(), samples, create_graph=True)
-    return 0.5 * gradient.square().flatten(1).sum(1)
+    (gradient,) = torch.autograd.grad(scalars.sum(), inputs, create_graph=True)
+    return gradient.flatten(1)
+
+
+def half_squared_gradient(inputs: Tensor, scalars: Tensor, averages: Averages) -> Tensor:
+    """½ ‖∂scalars_i/∂inputs_i‖² for each sample, [n]."""
+    return 0.5 * input_gradient(inputs, scalars).square().sum(1)
+
+
+def _norm(gradient: Tensor) -> Tensor:
+    """2-norm of each row, [n]; its derivative at 0 is 0, not NaN."""
+    squared = gradient.square().sum(1)
+    return squared.clamp_min(torch.finfo(squared.dtype).tiny).sqrt()
+
+
+def unit_gradient(inputs: Tensor, scalars: Tensor, averages: Averages) -> Tensor:
+    """(‖∂scalars_i/∂inputs_i‖ − 1)² for each sample, [n]."""
+    return (_norm(input_gradient(inputs, scalars)) - 1).square()
+
+
+def lecam(real: Tensor, fake: Tensor, averages: Averages) -> Tensor:
+    """(r − ā_fake)² + (ℓ − ā_real)² for each pair, [n]."""
+    to_fake, to_real = averages["logits/fake"], averages["logits/real"]
+    return (real - to_fake).square() + (fake - to_real).square()
+
+
+def path_length(latents: Tensor, projections: Tensor, averages: Averages) -> Tensor:
+    """(‖∂⟨G(z), y⟩/∂z‖ / √pixels − ā)² for each sample, [n]."""
+    lengths = _norm(input_gradient(latents, projections))
+    return (lengths - averages["path_length"]).square()
+
+
+def _path_lengths(latents: Tensor, projections: Tensor) -> Observations:
+    (gradient,) = torch.autograd.grad(projections.sum(), latents, retain_graph=True)
+    return {"path_length": gradient.flatten(1).norm(dim=1)}
+
+
+def projections(samples: Tensor, noise: Tensor) -> Tensor:
+    """⟨sample_i, noise_i⟩ / √pixels, [n]; both [n, ...]. Pixels are counted without channels."""
+    pixels = math.prod(samples.shape[2:]) or 1
+    return (samples * noise).flatten(1).sum(1) / math.sqrt(pixels)
 
 
 penalties.register("r1")(Penalty("real", half_squared_gradient))
 penalties.register("r2")(Penalty("fake", half_squared_gradient))
+penalties.register("wgan_gp")(Penalty("between", unit_gradient))
+penalties.register("lecam")(
+    Penalty("logits", lecam, averages={"logits/real": 0.99, "logits/fake": 0.99})
+)
+penalties.register("path_length")(
+    Penalty("latents", path_length, averages={"path_length": 0.99}, observe=_path_lengths)
+)

@@ -17,6 +17,7 @@ from torch import nn
 from gatdist.config import Config
 from gatdist.errors import ConfigError
 from gatdist.models.registry import discriminators, generators
+from gatdist.models.spectral import add_spectral_norm
 from gatdist.registry import call_with_options
 
 # Importing these modules registers what they define.
@@ -24,7 +25,14 @@ from . import mlp, residual  # noqa: F401  isort:skip
 
 __all__ = ["build_networks", "register_discriminator", "register_generator"]
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
+# Of parameters and samples, and of what the networks compute in where that is another.
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.float32,
+    "float16": torch.float32,
+    "float64": torch.float64,
+}
+COMPUTE_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 Builder = Callable[..., nn.Module]
 
 
@@ -77,5 +85,12 @@ def build_networks(
             "model.discriminator",
             **common,
         )
+        for player, network in (("generator", generator), ("discriminator", discriminator)):
+            if player in model.spectral_norm:
+                add_spectral_norm(network)
     dtype = DTYPES[config.precision.dtype]
-    return generator.to(dtype), discriminator.to(dtype)
+    layout = torch.channels_last if config.precision.channels_last else torch.preserve_format
+    for network in (generator, discriminator):
+        network.to(dtype)
+        network.to(memory_format=layout)  # type: ignore[call-overload]  # stubs lack it
+    return generator, discriminator

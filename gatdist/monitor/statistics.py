@@ -17,6 +17,9 @@ class SupportsAllReduce(Protocol):
         """Sum ``tensor`` over all workers, in place."""
 
 
+_MOST_WAITING = 64
+
+
 @dataclass(frozen=True)
 class Moments:
     """What is known of one name: of all its values, on all workers, since the last reduction."""
@@ -38,10 +41,21 @@ class Statistics:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._sums: dict[str, Tensor] = {}
+        self._waiting: dict[str, list[Tensor]] = {}
 
     def add(self, name: str, values: Tensor) -> None:
-        """Add the finite entries of ``values``, of any shape and real dtype, without waiting."""
-        x = values.detach().flatten().to(self._device, torch.float64, non_blocking=True)
+        """Add the finite entries of ``values``, of any shape and real dtype, without waiting.
+
+        They are only looked at later, many calls at once, and must not be changed in between.
+        """
+        waiting = self._waiting.setdefault(name, [])
+        waiting.append(values.detach())
+        if len(waiting) == _MOST_WAITING:
+            self._add_up(name)
+
+    def _add_up(self, name: str) -> None:
+        values = [value.flatten() for value in self._waiting.pop(name)]
+        x = torch.cat(values).to(self._device, torch.float64, non_blocking=True)
         # What is not finite is left out: one skipped step must not hide the others of its tick.
         finite = x.isfinite()
         x = x.where(finite, 0.0)
@@ -51,12 +65,19 @@ class Statistics:
         else:
             self._sums[name] = sums
 
+    def clear(self) -> None:
+        """Forget all values."""
+        self._sums.clear()
+        self._waiting.clear()
+
     def moments(self, comm: SupportsAllReduce) -> dict[str, Moments]:
         """Reduce all names over all workers, in one collective, and start afresh.
 
         Returns:
             What is known of each name, sorted by name; names without a single value are left out.
         """
+        for name in list(self._waiting):
+            self._add_up(name)
         names = sorted(self._sums)
         if not names:
             return {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -55,8 +56,17 @@ class Communicator(ABC):
         """Worker 0's ``value``, which must consist of JSON values; the others' is ignored."""
 
     @abstractmethod
-    def replicate(self, module: nn.Module) -> nn.Module:
-        """``module`` with worker 0's weights; each backward averages gradients over the workers."""
+    def all_to_all(self, rows: Tensor) -> Tensor:
+        """Send row i of ``rows`` [world_size, n] to worker i: [world_size, n] by sender."""
+
+    @abstractmethod
+    def replicate(self, module: nn.Module, *, compress: bool = False) -> nn.Module:
+        """``module`` with worker 0's weights; each backward averages gradients over the workers.
+
+        Args:
+            module: on its device.
+            compress: let gradients travel as bfloat16.
+        """
 
     def all_gather_object(self, value: Any) -> list[Any]:
         """Every worker's ``value``, which must consist of JSON values, by rank."""
@@ -102,7 +112,11 @@ class LocalCommunicator(Communicator):
         """The value as it is."""
         return value
 
-    def replicate(self, module: nn.Module) -> nn.Module:
+    def all_to_all(self, rows: Tensor) -> Tensor:
+        """The rows as they are."""
+        return rows
+
+    def replicate(self, module: nn.Module, *, compress: bool = False) -> nn.Module:
         """The module as it is."""
         return module
 
@@ -121,6 +135,10 @@ class FakeCommunicator(LocalCommunicator):
     def all_gather(self, tensor: Tensor) -> Tensor:
         """``world_size`` copies."""
         return tensor[None].expand(self.world_size, *tensor.shape).clone()
+
+    def all_to_all(self, rows: Tensor) -> Tensor:
+        """``world_size`` copies of this worker's row."""
+        return rows[self.rank].expand_as(rows).clone()
 
 
 class TorchCommunicator(Communicator):
@@ -158,7 +176,13 @@ class TorchCommunicator(Communicator):
             buffer.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
         return json.loads(self.broadcast_(buffer).cpu().numpy().tobytes())
 
-    def replicate(self, module: nn.Module) -> nn.Module:
+    def all_to_all(self, rows: Tensor) -> Tensor:
+        """[world_size, n] by sender."""
+        received = torch.empty_like(rows)
+        self._dist.all_to_all_single(received, rows.contiguous())
+        return received
+
+    def replicate(self, module: nn.Module, *, compress: bool = False) -> nn.Module:
         """``module`` in a DistributedDataParallel of its own.
 
         One around both networks can't tell phases apart.
@@ -171,9 +195,9 @@ class TorchCommunicator(Communicator):
             forward_sync_buffers=False,
             gradient_as_bucket_view=True,
         )
-        if self.device.type == "cpu":
+        if self.device.type == "cpu" or compress:
             # A lambda, since torch refuses a hook whose annotations are strings.
-            replicated.register_comm_hook(None, lambda _, bucket: self._timed_mean(bucket))
+            replicated.register_comm_hook(None, lambda _, bucket: self._mean(bucket, compress))
         return replicated
 
     def take_communication_s(self) -> float:
@@ -181,19 +205,31 @@ class TorchCommunicator(Communicator):
         taken, self._communication_s = self._communication_s, 0.0
         return taken
 
-    def _timed_mean(self, bucket: GradBucket) -> Future[Tensor]:
-        """The mean of a bucket over the workers, its time noted."""
+    def _mean(self, bucket: GradBucket, compress: bool) -> Future[Tensor]:
+        """The mean of a bucket over the workers, its time noted where clocks can tell it."""
         began = time.perf_counter()
+        full = bucket.buffer()
+        sent = full.div_(self.world_size)
+        if compress:
+            sent = sent.to(torch.bfloat16)
 
-        def note(reduced: Future[list[Tensor]]) -> Tensor:
-            self._communication_s += time.perf_counter() - began
-            return reduced.value()[0]
+        def finish(reduced: Future[list[Tensor]]) -> Tensor:
+            if self.device.type == "cpu":
+                self._communication_s += time.perf_counter() - began
+            (mean,) = reduced.value()
+            return full.copy_(mean) if compress else mean
 
-        buffer = bucket.buffer().div_(self.world_size)
         future: Future[Tensor] = (
-            self._dist.all_reduce(buffer, async_op=True).get_future().then(note)
+            self._dist.all_reduce(sent, async_op=True).get_future().then(finish)
         )
         return future
+
+
+def without_reduction(module: nn.Module) -> AbstractContextManager[object]:
+    """In this context, forward and backward of a replicated module add to ``.grad`` and no more."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 
 
 def bare(module: nn.Module) -> nn.Module:

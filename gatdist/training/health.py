@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from gatdist.config import ConvergenceConfig, HealthConfig
 
@@ -66,16 +66,83 @@ def alarms(config: HealthConfig, values: dict[str, float]) -> list[Alarm]:
     return raised
 
 
-def nonfinite_verdict(config: HealthConfig, skipped: int) -> str | None:
-    """Why the run must stop after ``skipped`` non-finite steps in all; None if it may go on."""
-    budget = 0 if config.nonfinite == "stop" else config.nonfinite_budget
-    if skipped <= budget:
-        return None
-    return (
-        f"{skipped} steps had gradients that are not finite, and health.nonfinite = "
-        f"{config.nonfinite!r} allows {budget}. No parameter moved in them. "
-        "Try lower learning rates, optim.*.clip_norm, or stronger penalties"
+@dataclass(frozen=True)
+class Counts:
+    """What has gone wrong in a run so far.
+
+    Attributes:
+        nonfinite: phases whose gradients were not finite; they moved nobody.
+        spikes: phases whose gradients were far too large; neither.
+        rollbacks: times the run went back.
+    """
+
+    nonfinite: int
+    spikes: int
+    rollbacks: int
+
+    def since(self, earlier: Counts) -> Counts:
+        """What has come since ``earlier``."""
+        return Counts(
+            self.nonfinite - earlier.nonfinite,
+            self.spikes - earlier.spikes,
+            self.rollbacks - earlier.rollbacks,
+        )
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to do.
+
+    Attributes:
+        action: to be carried out by the loop.
+        message: why; empty where there is nothing to tell.
+    """
+
+    action: Literal["go_on", "rollback", "stop"]
+    message: str = ""
+
+
+def decide(config: HealthConfig, counts: Counts, new: Counts) -> Decision:
+    """What follows from bad steps, from counts that are the same on all workers.
+
+    Args:
+        config: the policy.
+        counts: of the whole run.
+        new: of the tick that ends.
+    """
+    kinds = (
+        ("nonfinite", "had gradients that are not finite", counts.nonfinite, new.nonfinite),
+        ("spike", f"had gradients {config.spike_factor:g} × the usual", counts.spikes, new.spikes),
     )
+    decision = Decision("go_on")
+    for key, what, count, fresh in kinds:
+        policy = getattr(config, key)
+        if not count or policy == "off":
+            continue
+        budget = 0 if policy == "stop" else getattr(config, f"{key}_budget")
+        if count > budget:
+            return Decision(
+                "stop",
+                f"{count} {_steps(count)} {what}, and health.{key} = {policy!r} allows {budget}. "
+                f"No parameter moved in them. {_REMEDY}",
+            )
+        if fresh and policy == "rollback":
+            told = f"{fresh} {_steps(fresh)} {what}"
+            if counts.rollbacks >= config.rollback_budget:
+                return Decision(
+                    "stop",
+                    f"{told} after {counts.rollbacks} rollbacks, which is all that "
+                    f"health.rollback_budget allows. {_REMEDY}",
+                )
+            decision = Decision("rollback", f"{told}: going back to the last checkpoint")
+    return decision
+
+
+_REMEDY = "Try lower learning rates, optim.*.clip_norm, or stronger penalties"
+
+
+def _steps(count: int) -> str:
+    return "step" if count == 1 else "steps"
 
 
 @dataclass

@@ -18,16 +18,16 @@ from gatdist.data import Batch as LoadedBatch
 from gatdist.data import Loader, SampleOrder, open_dataset, to_network
 from gatdist.errors import CheckpointError, TrainingError
 from gatdist.evaluation import Evaluator
-from gatdist.game import Batch, update_rules
 from gatdist.models import DTYPES
 from gatdist.monitor.statistics import Statistics
 from gatdist.monitor.timing import PhaseTimer
+from gatdist.parallel.batch import Batch
 from gatdist.parallel.communicator import Communicator
 from gatdist.runs import Checkpoints, RunDirectory, Sampler
 from gatdist.storage import Store
-from gatdist.training.health import Convergence, nonfinite_verdict
-from gatdist.training.player import learning_rate_factor
+from gatdist.training.health import Convergence, Counts, decide
 from gatdist.training.recorder import Emit, Recorder
+from gatdist.training.replicas import require_equal_replicas
 from gatdist.training.state import TrainState
 from gatdist.training.step import train_step
 
@@ -87,11 +87,17 @@ class _Loop:
         self.dataset = open_dataset(config.data)
         self.order = SampleOrder.from_config(config, self.dataset)
         self.state = TrainState(config, comm, self.dataset.sample_shape, self.dataset.num_classes)
-        self.rule = update_rules[config.game.update_rule](self.state.game(config), config.game)
+        self.rule = self.state.rule(config)
         self.convergence = Convergence(config.run.convergence)
         self.statistics = Statistics(comm.device)
         self.timer = PhaseTimer(comm.device)
-        self.evaluator = Evaluator(config.evaluate, self.dataset, comm, comm.device)
+        self.evaluator = Evaluator(
+            config.evaluate,
+            self.dataset,
+            comm,
+            comm.device,
+            exact=config.run.reduction == "canonical",
+        )
         self.outcome: dict[str, Any] = {
             "status": "new",
             "reason": "",
@@ -99,6 +105,8 @@ class _Loop:
             "metrics": {},
         }
         self.wall_time_s = 0.0
+        self.counted = self._counts()
+        self.rolls_back = False
         self.steps_between_polls = 1
         self.checkpoints = Checkpoints(
             run_dir.child("checkpoints"),
@@ -123,26 +131,40 @@ class _Loop:
         """The loop."""
         config, state = self.config, self.state
         self.recorder = Recorder(config, self.comm, self.directory, self.dataset, state, self.emit)
+        with closing(self.recorder), closing(self.checkpoints):
+            if "rollback" in (config.health.nonfinite, config.health.spike) and self._is_fresh():
+                self._commit()  # there must be something to go back to
+            over = False
+            while not over:
+                over = self._train()
+        self.recorder.finish(self.outcome)
+        return self.outcome
+
+    def _train(self) -> bool:
+        """Train until the run is over (true), or until it has been rolled back (false)."""
         loader = Loader.for_worker(
-            self.dataset, self.order, config, self.comm, position=state.samples_seen
+            self.dataset, self.order, self.config, self.comm, position=self.state.samples_seen
         )
-        with closing(self.recorder), closing(self.checkpoints), loader as batches:
+        with loader as batches:
             self._start_tick()
             over = False
             while not over:
                 with self.timer("data"):
                     batch = self._to_device(next(batches))
-                train_step(state, self.rule, batch, config, self.statistics, self.timer)
+                train_step(self.state, self.rule, batch, self.config, self.statistics, self.timer)
                 self.steps += 1
                 over = self._after_step()
-        self.recorder.finish(self.outcome)
-        return self.outcome
+                if self.rolls_back:
+                    self._roll_back()
+                    return False
+        return True
 
     def _after_step(self) -> bool:
         """Log, evaluate and commit where it is time to.
 
         True when the run is over, its outcome set.
         """
+        self.rolls_back = False
         run, samples_seen = self.config.run, self.state.samples_seen
         finished = samples_seen >= run.total_samples
         over = finished or self._interrupted()
@@ -152,6 +174,10 @@ class _Loop:
             status, reason = "finished", f"run.total_samples = {run.total_samples:,} reached"
         if over or evaluates or self._due(run.tick_samples):
             values = self._tick_values()
+            self._judge_health(values)
+            if self.rolls_back:
+                self.recorder.tick(values)
+                return False
             metrics = self._evaluate(values) if evaluates else {}
             self.recorder.tick(values)
             converged = self.convergence.update(samples_seen, metrics)
@@ -166,24 +192,24 @@ class _Loop:
     def _due(self, interval: int) -> bool:
         """Whether the last step reached or crossed a multiple of ``interval`` samples (0: no)."""
         seen = self.state.samples_seen
-        return (
-            bool(interval) and seen // interval > (seen - self.config.run.global_batch) // interval
-        )
+        return bool(interval) and seen // interval > (seen - self.config.step_samples) // interval
 
     def _to_device(self, loaded: LoadedBatch) -> Batch:
         device = self.comm.device
+        real = to_network(loaded.samples.to(device, non_blocking=True))
+        pictures = self.config.precision.channels_last and real.dim() == 4
+        layout = torch.channels_last if pictures else torch.contiguous_format
         return Batch(
-            real=to_network(loaded.samples.to(device, non_blocking=True)).to(
-                DTYPES[self.config.precision.dtype]
-            ),
+            real=real.to(DTYPES[self.config.precision.dtype]).contiguous(memory_format=layout),
             labels=None if loaded.labels is None else loaded.labels.to(device, non_blocking=True),
             positions=loaded.positions.to(device, non_blocking=True),
-            step=self.state.samples_seen // self.config.run.global_batch,
+            step=self.state.samples_seen // self.config.step_samples,
+            noise=self.state.rollbacks,
         )
 
     def _interrupted(self) -> bool:
         """Whether any worker was asked to stop: all learn it after the same step."""
-        step = self.state.samples_seen // self.config.run.global_batch
+        step = self.state.samples_seen // self.config.step_samples
         return step % self.steps_between_polls == 0 and self.comm.any(self.should_stop())
 
     def _start_tick(self) -> None:
@@ -191,11 +217,7 @@ class _Loop:
         self.tick_began = time.perf_counter()
 
     def _tick_values(self) -> dict[str, Any]:
-        """The means since the last tick, alike on all workers, by tag.
-
-        Raises:
-            TrainingError: too many steps were not finite.
-        """
+        """The means since the last tick, alike on all workers, by tag."""
         elapsed_s = time.perf_counter() - self.tick_began
         self.wall_time_s += elapsed_s
         # The clock of each worker enters the mean, so that what follows from it is the same
@@ -211,22 +233,44 @@ class _Loop:
         values = self.statistics.reduce(self.comm)
         step_s = values["time/step_s"]
         self.steps_between_polls = max(1, min(64, int(_POLL_S / step_s)))
-        values["throughput/samples_per_s"] = self.config.run.global_batch / step_s
-        skipped = int(self.state.skipped)
-        values["health/skipped_steps"] = float(skipped)
-        factor = learning_rate_factor(
-            self.config.optim, self.state.samples_seen, self.config.run.total_samples
-        )
+        values["throughput/samples_per_s"] = self.config.step_samples / step_s
+        total_samples = self.config.run.total_samples
         for name, player in self.state.players.items():
-            values[f"learning_rate/{name}"] = player.config.learning_rate * factor
+            values[f"learning_rate/{name}"] = player.rate(self.state.samples_seen, total_samples)
+        if self.state.scaler:
+            values["health/loss_scale"] = float(self.state.scaler.scale)
         values |= {
             "samples_seen": self.state.samples_seen,
             "world_size": self.comm.world_size,
             "wall_time_s": self.wall_time_s,
         }
-        if verdict := nonfinite_verdict(self.config.health, skipped):
-            raise TrainingError(verdict)
         return values
+
+    def _judge_health(self, values: dict[str, Any]) -> None:
+        """Report the steps that moved nobody, and decide what follows from them.
+
+        Raises:
+            TrainingError: the run must stop.
+        """
+        counts = self._counts()
+        values["health/skipped_steps"] = float(counts.nonfinite + counts.spikes)
+        values["health/rollbacks"] = float(counts.rollbacks)
+        decision = decide(self.config.health, counts, counts.since(self.counted))
+        self.counted = counts
+        if decision.action == "stop":
+            raise TrainingError(decision.message)
+        if decision.message and self.comm.is_main:
+            self.emit("warning", {"message": decision.message})
+        self.rolls_back = decision.action == "rollback"
+        self.rule.reconsider()
+        while self.rule.notes:
+            note = self.rule.notes.pop(0)
+            if self.comm.is_main:
+                self.emit("note", {"message": note})
+
+    def _counts(self) -> Counts:
+        guard = self.state.guard.tensors
+        return Counts(int(guard["nonfinite"]), int(guard["spikes"]), self.state.rollbacks)
 
     def _evaluate(self, values: dict[str, Any]) -> dict[str, float]:
         """The metrics of the averaged generator, computed by all workers; added to ``values``."""
@@ -246,7 +290,12 @@ class _Loop:
         return Sampler(self.state.average.network, model.latent_size, classes, seed, stream)
 
     def _commit(self) -> None:
-        """Hand the state to the background writer (worker 0)."""
+        """Hand the state to the background writer (worker 0).
+
+        Raises:
+            TrainingError: the workers have come to hold different states.
+        """
+        require_equal_replicas(self.state.tensors(), self.comm)
         if not self.comm.is_main:
             return
         state = self.outcome | {
@@ -257,27 +306,52 @@ class _Loop:
             "order": self.order.state(),
             "wall_time_s": self.wall_time_s,
             "convergence": self.convergence.state(),
+            "rollbacks": self.state.rollbacks,
         }
         self.checkpoints.save(self.state.samples_seen, self.state.tensors(), state)
         self.emit("checkpoint", {"samples_seen": self.state.samples_seen})
 
-    def _resume(self) -> None:
-        """Take over the newest whole checkpoint, alike on all workers, and number this attempt."""
+    def _is_fresh(self) -> bool:
+        return self.state.samples_seen == 0
+
+    def _roll_back(self) -> None:
+        """Go back to the newest checkpoint, and on from there with other noise."""
+        rollbacks = self.state.rollbacks + 1
+        self.checkpoints.wait()
+        self._load_newest()
+        self.state.rollbacks = rollbacks
+        self.counted = self._counts()
+        self.statistics.clear()
+        self.recorder.rewind()
+        if self.comm.is_main:
+            message = f"back to {self.state.samples_seen:,} samples, with noise {rollbacks}"
+            self.emit("note", {"message": message})
+
+    def _load_newest(self) -> bool:
+        """Take over the newest whole checkpoint, alike on all workers; false if there is none."""
         mine = self.checkpoints.newest() if self.comm.is_main else None
         name = self.comm.broadcast_object(mine.name if mine else None)
-        if name is not None:
-            checkpoint = mine or self.checkpoints.read(name)
-            saved = checkpoint.state
-            _require_same_order(saved["order"], self.order.state(), self.directory.store.url)
-            self.state.load(saved["samples_seen"], checkpoint.tensors)
-            self.outcome = {key: saved[key] for key in self.outcome}
-            self.convergence.load(saved["convergence"])
-            self.wall_time_s = saved["wall_time_s"]
+        if name is None:
+            return False
+        checkpoint = mine or self.checkpoints.read(name)
+        saved = checkpoint.state
+        _require_same_order(saved["order"], self.order.state(), self.directory.store.url)
+        self.state.load(saved["samples_seen"], checkpoint.tensors)
+        self.state.rollbacks = saved["rollbacks"]
+        self.outcome = {key: saved[key] for key in self.outcome}
+        self.convergence.load(saved["convergence"])
+        self.wall_time_s = saved["wall_time_s"]
+        return True
+
+    def _resume(self) -> None:
+        """Go on from the newest whole checkpoint if there is one, and number this attempt."""
+        resumes = self._load_newest()
+        self.counted = self._counts()
         if self.is_over():
             return
         hosts = self.comm.all_gather_object(socket.gethostname())
         if self.comm.is_main:
-            resumed_from = self.state.samples_seen if name is not None else None
+            resumed_from = self.state.samples_seen if resumes else None
             # Only now: a configuration that can't train must not keep the folder from its mend.
             self.directory.claim(self.config)
             self.directory.start_attempt(hosts, resumed_from, self.outcome["status"])

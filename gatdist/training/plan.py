@@ -8,17 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gatdist.config import Config, flatten, import_plugins
+from gatdist.config import BOTH, Config, flatten, import_plugins
 from gatdist.data import Dataset, open_dataset
 from gatdist.evaluation import Evaluator
-from gatdist.game import Batch, Game, UpdateRule, update_rules
-from gatdist.models import DTYPES, build_networks
+from gatdist.game import Game, Step, UpdateRule, build_update_rule, require_whole_batches
+from gatdist.game.probe import probe_batch, require_derivatives
+from gatdist.models import build_networks
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.runs import Checkpoints, RunDirectory
 from gatdist.storage import Store
 
 # Adam keeps two moments a weight; each weight also has a gradient.
 _COPIES_A_PLAYER = 4
+# What health.atomic keeps of the players that move first: weights and moments.
+_COPIES_TO_UNDO = 3
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,16 @@ def check(config: Config, run_dir: str) -> Checked:
     import_plugins(config.plugins)
     RunDirectory(Store(run_dir, config.run.storage_options)).require_same(config)
     dataset = open_dataset(config.data)
-    generator, discriminator = build_networks(config, dataset.sample_shape, dataset.num_classes)
-    game = Game.from_config(config, generator, discriminator)
-    rule = update_rules[config.game.update_rule](game, config.game)
+    sample_shape, num_classes = dataset.sample_shape, dataset.num_classes
+    networks = build_networks(config, sample_shape, num_classes)
+    on_gpus = config.cluster.gpus_per_worker or torch.cuda.is_available()
+    for name, network in zip(BOTH, networks, strict=True):
+        if not on_gpus:
+            require_whole_batches(config, name, network, config.cluster.workers)
+    generator, discriminator = networks
+    game = Game.from_config(config, generator, discriminator, sample_shape)
+    rule = build_update_rule(config, game)
+    require_derivatives(config, rule, sample_shape, num_classes)
     device = torch.device("cpu")
     Evaluator(config.evaluate, dataset, LocalCommunicator(device), device)
     return Checked(dataset, generator, discriminator, rule)
@@ -80,6 +90,9 @@ def plan(config: Config, run_dir: str) -> dict[str, Any]:
     networks = {"generator": checked.generator, "discriminator": checked.discriminator}
     bytes_of = {name: _num_bytes(network) for name, network in networks.items()}
     state_bytes = _COPIES_A_PLAYER * sum(bytes_of.values()) + bytes_of["generator"]
+    checkpoint_bytes = state_bytes - sum(bytes_of.values())
+    if config.health.atomic:
+        state_bytes += _COPIES_TO_UNDO * sum(bytes_of.values())
     checkpoints = Checkpoints(Store(run_dir, config.run.storage_options).child("checkpoints"))
     newest = checkpoints.newest()
     samples_seen = newest.state["samples_seen"] if newest else 0
@@ -89,7 +102,7 @@ def plan(config: Config, run_dir: str) -> dict[str, Any]:
         "parameters": {name: _num_parameters(network) for name, network in networks.items()},
         "state_bytes": state_bytes,
         "activation_bytes": _activation_bytes(config, checked),
-        "checkpoint_bytes": state_bytes - sum(bytes_of.values()),
+        "checkpoint_bytes": checkpoint_bytes,
         "num_shards": checked.dataset.num_shards,
         "num_samples": checked.dataset.num_samples,
         "samples_seen": samples_seen,
@@ -126,18 +139,17 @@ def _num_parameters(network: nn.Module) -> int:
 
 def _activation_bytes(config: Config, checked: Checked) -> int:
     """Bytes that a step's largest phase saves for backward, scaled from two samples."""
-    n = 2
     dataset = checked.dataset
-    batch = Batch(
-        real=torch.zeros(n, *dataset.sample_shape, dtype=DTYPES[config.precision.dtype]),
-        labels=torch.zeros(n, dtype=torch.int64) if dataset.num_classes else None,
-        positions=torch.arange(n),
-        step=0,  # every lazy penalty is due at step 0
-    )
+    batch = probe_batch(config, dataset.sample_shape, dataset.num_classes)
+    n = len(batch) // config.game.num_discriminator_steps
+    step = Step(batch, {name: getattr(config.optim, name).learning_rate for name in BOTH})
     networks = (checked.generator, checked.discriminator)
     parameters = {p.data_ptr() for network in networks for p in network.parameters()}
     largest = 0
-    for phase in checked.rule.phases(batch):
+    at_once = config.run.global_batch // config.cluster.workers
+    if config.run.reduction == "canonical":
+        at_once = config.run.global_batch // config.run.reduction_lanes
+    for phase in checked.rule.all_phases(step):
         saved: dict[int, int] = {}
 
         def keep(tensor: Tensor, saved: dict[int, int] = saved) -> Tensor:
@@ -146,9 +158,10 @@ def _activation_bytes(config: Config, checked: Checked) -> int:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            phase.backward()
-        largest = max(largest, sum(saved.values()))
-    return largest * config.run.global_batch // config.cluster.workers // n
+            phase.backward(phase.batch)
+        sizes = [getattr(config.optim, name).micro_batch or at_once for name in phase.players]
+        largest = max(largest, sum(saved.values()) * min(at_once, *sizes) // n)
+    return largest
 
 
 def _size(count: int) -> str:

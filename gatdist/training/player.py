@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gatdist.config import OptimConfig, PlayerOptimConfig
-from gatdist.parallel.communicator import Communicator, bare
+from gatdist.config import PlayerOptimConfig
+from gatdist.models.spectral import advance_spectral_norm
+from gatdist.parallel.communicator import bare
+from gatdist.parallel.reduction import Reduction
+from gatdist.training.directions import build_direction
 
 
-def learning_rate_factor(config: OptimConfig, samples_seen: int, total_samples: int) -> float:
+def learning_rate_factor(config: PlayerOptimConfig, samples_seen: int, total_samples: int) -> float:
     """The schedule's factor in [0, 1]: linear warm-up, plateau, then decay to the end."""
     factor = 1.0
     if samples_seen < config.warmup_samples:
@@ -34,71 +37,119 @@ class Player:
     Args:
         network: on its device; replicated over the workers here.
         config: of its optimizer.
-        comm: the workers.
+        reduction: what makes the workers' gradients one.
+        direction: what the optimizer follows, where the configuration leaves it open.
+        lazy_steps: k, if the player has penalties with optimizer steps of their own, every k
+            steps; its Adam is corrected by c = k/(k + 1) (Karras et al. 2020). 0: it has none.
     """
 
-    def __init__(self, network: nn.Module, config: PlayerOptimConfig, comm: Communicator) -> None:
-        self.network = comm.replicate(network)
+    def __init__(
+        self,
+        network: nn.Module,
+        config: PlayerOptimConfig,
+        reduction: Reduction,
+        *,
+        direction: str = "gradient",
+        lazy_steps: int = 0,
+    ) -> None:
+        self.network = reduction.replicate(network)
         self.config = config
         self.parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
-        self.optimizer = _optimizer(list(self.parameters.values()), config)
+        correction = lazy_steps / (lazy_steps + 1) if lazy_steps else 1.0
+        corrects = config.name == "adam"
+        self.learning_rate = config.learning_rate * (correction if corrects else 1.0)
+        self._all: list[Tensor] = list(self.parameters.values())
+        self.optimizer = _optimizer(self._all, config, correction)
+        self.direction = build_direction(
+            config.direction or direction, self._all, config.conjugate_beta
+        )
 
     @property
     def bare(self) -> nn.Module:
         """The network without its data-parallel wrapper."""
         return bare(self.network)
 
+    def rate(self, samples_seen: int, total_samples: int) -> float:
+        """The learning rate at a time of the run."""
+        return self.learning_rate * learning_rate_factor(self.config, samples_seen, total_samples)
+
     def zero(self) -> None:
         """Forget the gradient."""
         self.optimizer.zero_grad(set_to_none=True)
 
-    def gradient_norm(self) -> Tensor:
-        """2-norm of the whole reduced gradient, on the device; non-finite if any entry is."""
-        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+    @torch.no_grad()
+    def gradient_norm(self, unscale: Tensor | None = None) -> Tensor:
+        """2-norm of the whole reduced gradient, on the device; non-finite if any entry is.
+
+        Args:
+            unscale: what the gradient is multiplied by first.
+        """
+        gradients = self._gradients()
+        if unscale is not None:
+            torch._foreach_mul_(gradients, unscale)
         return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
 
     @torch.no_grad()
-    def move(self, finite: Tensor, norm: Tensor, rate_factor: float) -> None:
-        """Clip, then step; where ``finite`` (a scalar) is 0, nothing moves or changes.
+    def move(
+        self, ok: Tensor, norm: Tensor, rate: float, origin: Sequence[Tensor] | None = None
+    ) -> None:
+        """Clip, then step; where ``ok`` (a scalar) is 0, nothing moves or changes.
 
         The fused optimizers read the flag on the device, so the host never waits for it.
+
+        Args:
+            ok: 1 or 0.
+            norm: the gradient's.
+            rate: the learning rate.
+            origin: parameters to go back to first, also where ``ok`` is 0.
         """
+        gradients = self._gradients()
         if self.config.clip_norm:
-            gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
             torch._foreach_mul_(gradients, (self.config.clip_norm / norm).clamp(max=1.0))
+        if origin is not None:
+            torch._foreach_copy_(self._all, list(origin))
+        start = [p.clone() for p in self._all] if self.direction.needs_start else []
+        self.direction.before(gradients, ok)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * rate_factor
-        self.optimizer.found_inf = 1.0 - finite  # type: ignore[attr-defined]
+            group["lr"] = rate
+        self.optimizer.found_inf = 1.0 - ok  # type: ignore[attr-defined]
         self.optimizer.step()
+        self.direction.after(self._all, start, ok)
+        advance_spectral_norm(self.bare)
+
+    def _gradients(self) -> list[Tensor]:
+        for parameter in self._all:
+            if parameter.grad is None:  # it took no part in this phase
+                parameter.grad = torch.zeros_like(parameter)
+        return [p.grad for p in self._all if p.grad is not None]
+
+    def moving(self) -> list[Tensor]:
+        """Every tensor that :meth:`move` changes in place."""
+        states = [t for p in self._all for t in self.optimizer.state[p].values()]
+        directions = [t for tensors in self.direction.tensors.values() for t in tensors]
+        return [*self.bare.state_dict().values(), *states, *directions]
 
     def tensors(self, name: str) -> Iterator[tuple[str, Tensor]]:
-        """Weights and buffers as ``NAME/…``, optimizer state as ``optimizer_NAME/PARAMETER/…``."""
+        """All that the player has learned, by name.
+
+        Weights and buffers as ``NAME/…``, the optimizer's state as ``optimizer_NAME/PARAMETER/…``,
+        the direction's as ``direction_NAME/KIND/PARAMETER``.
+        """
         for key, tensor in self.bare.state_dict().items():
             yield f"{name}/{key}", tensor
         for parameter_name, parameter in self.parameters.items():
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                if isinstance(value, Tensor):
-                    yield f"optimizer_{name}/{parameter_name}/{key}", value
-
-    def load(self, name: str, tensors: dict[str, Tensor]) -> None:
-        """Take over what :meth:`tensors` gave."""
-        device = next(self.bare.parameters()).device
-        weights = {
-            k.removeprefix(f"{name}/"): v for k, v in tensors.items() if k.startswith(f"{name}/")
-        }
-        self.bare.load_state_dict(weights)
-        for parameter_name, parameter in self.parameters.items():
-            prefix = f"optimizer_{name}/{parameter_name}/"
-            state = {
-                k.removeprefix(prefix): v.to(device)
-                for k, v in tensors.items()
-                if k.startswith(prefix)
-            }
-            if state:
-                self.optimizer.state[parameter] = state
+            for key, value in self.optimizer.state[parameter].items():
+                yield f"optimizer_{name}/{parameter_name}/{key}", value
+        for kind, tensors in self.direction.tensors.items():
+            names = list(self.parameters) if len(tensors) == len(self.parameters) else ["all"]
+            for parameter_name, tensor in zip(names, tensors, strict=True):
+                yield f"direction_{name}/{kind}/{parameter_name}", tensor
 
 
-def _optimizer(parameters: list[nn.Parameter], config: PlayerOptimConfig) -> torch.optim.Optimizer:
+def _optimizer(
+    parameters: list[Tensor], config: PlayerOptimConfig, correction: float
+) -> torch.optim.Optimizer:
+    """The optimizer, its state made at once: so that it can be saved, loaded and left alone."""
     common: dict[str, Any] = {
         "lr": config.learning_rate,
         "weight_decay": config.weight_decay,
@@ -106,10 +157,16 @@ def _optimizer(parameters: list[nn.Parameter], config: PlayerOptimConfig) -> tor
     }
     if config.name == "adam":
         kind = torch.optim.AdamW if config.weight_decay else torch.optim.Adam
-        return kind(parameters, betas=(config.betas[0], config.betas[1]), eps=config.eps, **common)
-    optimizer = torch.optim.SGD(parameters, momentum=config.momentum, **common)
-    if config.momentum:
-        # torch would leave the buffers uninitialized if the very first step were skipped.
-        for parameter in parameters:
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return optimizer
+        betas = (config.betas[0] ** correction, config.betas[1] ** correction)
+        adam = kind(parameters, betas=betas, eps=config.eps, **common)
+        for p in parameters:
+            adam.state[p] = {
+                "step": torch.zeros((), dtype=torch.float32, device=p.device),
+                "exp_avg": torch.zeros_like(p),
+                "exp_avg_sq": torch.zeros_like(p),
+            }
+        return adam
+    sgd = torch.optim.SGD(parameters, momentum=config.momentum, **common)
+    for p in parameters:
+        sgd.state[p] = {"momentum_buffer": torch.zeros_like(p)} if config.momentum else {}
+    return sgd

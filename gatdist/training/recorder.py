@@ -55,9 +55,7 @@ class Recorder:
             emit,
         )
         self.store = directory.store
-        self.monitor = Monitor(
-            self.store, tensorboard=config.monitor.tensorboard, resume_samples=state.samples_seen
-        )
+        self.monitor = self._monitor()
         self.grid_path = ""
         self._real = self._real_samples()
         self.monitor.text("configuration", config_table(config))
@@ -116,6 +114,19 @@ class Recorder:
         """Write out what is buffered."""
         if self.active:
             self.monitor.close()
+
+    def rewind(self) -> None:
+        """Take back what was written past the state's clock, which has been set back."""
+        if self.active:
+            self.monitor.close()
+            self.monitor = self._monitor()
+
+    def _monitor(self) -> Monitor:
+        return Monitor(
+            self.store,
+            tensorboard=self.config.monitor.tensorboard,
+            resume_samples=self.state.samples_seen,
+        )
 
     def _fakes(self) -> Tensor:
         """Samples of the same latents at every tick, in the networks' space, on the CPU."""

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from gatdist.config import Config
+from gatdist.config import BOTH, Config, PlayerName
 from gatdist.errors import CheckpointError
-from gatdist.game import Game
-from gatdist.game.updates.rule import PlayerName
+from gatdist.game import Game, UpdateRule, build_update_rule, require_whole_batches, update_rules
 from gatdist.models import build_networks
 from gatdist.parallel.communicator import Communicator
+from gatdist.parallel.reduction import Reduction
 from gatdist.training.averaging import MovingAverage
+from gatdist.training.guard import Guard, LossScaler
 from gatdist.training.player import Player
 
 
 class TrainState:
-    """Players, the averaged generator, the clock, and the count of skipped steps.
+    """Players, the game between them, the averaged generator, the clock, and what guards them.
 
     Args:
         config: of the run; its seed initializes the networks, alike on every worker.
@@ -26,30 +27,50 @@ class TrainState:
 
     Attributes:
         samples_seen: real samples shown so far, globally; the only counter there is.
-        skipped: steps skipped for non-finite gradients, a scalar int64 on the device.
+        rollbacks: how often the run went back; numbers the noise stream.
+        scaler: of float16's losses; None in other precisions.
+
+    Raises:
+        ConfigError: networks, game and rule do not go together.
     """
 
     def __init__(
         self, config: Config, comm: Communicator, sample_shape: tuple[int, ...], num_classes: int
     ) -> None:
         self.samples_seen = 0
-        generator, discriminator = build_networks(config, sample_shape, num_classes)
-        self.average = MovingAverage(
-            generator.to(comm.device), config.game.averaging_half_life_samples
-        )
+        self.rollbacks = 0
+        self.reduction = Reduction.from_config(config, comm)
+        networks = dict(zip(BOTH, build_networks(config, sample_shape, num_classes), strict=True))
+        for name, network in networks.items():
+            network.to(comm.device)
+            require_whole_batches(config, name, network, comm.world_size)
+            if comm.world_size > 1:
+                networks[name] = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        self.average = MovingAverage(networks["generator"], config.game.averaging_half_life_samples)
+        for name in config.precision.compile:
+            networks[name].compile()
         self.players: dict[PlayerName, Player] = {
-            "generator": Player(generator, config.optim.generator, comm),
-            "discriminator": Player(
-                discriminator.to(comm.device), config.optim.discriminator, comm
-            ),
+            name: Player(
+                network,
+                getattr(config.optim, name),
+                self.reduction,
+                direction=update_rules[config.game.update_rule].direction,
+                lazy_steps=_lazy_steps(config, name),
+            )
+            for name, network in networks.items()
         }
-        self.skipped = torch.zeros((), dtype=torch.int64, device=comm.device)
-
-    def game(self, config: Config) -> Game:
-        """The game between this state's players."""
-        return Game.from_config(
-            config, self.players["generator"].network, self.players["discriminator"].network
+        self.game = Game.from_config(
+            config,
+            self.players["generator"].network,
+            self.players["discriminator"].network,
+            sample_shape,
         )
+        self.guard = Guard(config.health, BOTH, comm.device)
+        self.scaler = LossScaler(comm.device) if config.precision.dtype == "float16" else None
+
+    def rule(self, config: Config) -> UpdateRule:
+        """The update rule between this state's players."""
+        return build_update_rule(config, self.game)
 
     def tensors(self) -> dict[str, Tensor]:
         """Every trained tensor by name; the part before the first ``/`` names its file."""
@@ -57,29 +78,41 @@ class TrainState:
             name: t for player, owner in self.players.items() for name, t in owner.tensors(player)
         }
         tensors |= {f"average/{name}": t for name, t in self.average.network.state_dict().items()}
-        return tensors | {"counters/skipped": self.skipped}
+        tensors |= {f"guard/{name}": t for name, t in self.guard.tensors.items()}
+        if self.scaler:
+            tensors |= {f"scaler/{name}": t for name, t in self.scaler.tensors.items()}
+        for kind, learner in self.game.learners.items():
+            tensors |= {f"game/{kind}/{name}": t for name, t in learner.tensors.items()}
+        return tensors
 
+    @torch.no_grad()
     def load(self, samples_seen: int, tensors: dict[str, Tensor]) -> None:
         """Take over a checkpoint.
 
         Raises:
             CheckpointError: its tensors do not fit these networks; the first that differs is named.
         """
-        _require_fit(self.tensors(), tensors)
-        for name, player in self.players.items():
-            player.load(name, tensors)
-        average = {
-            k.removeprefix("average/"): v for k, v in tensors.items() if k.startswith("average/")
-        }
-        self.average.network.load_state_dict(average)
-        self.skipped.copy_(tensors["counters/skipped"])
+        mine = self.tensors()
+        _require_fit(mine, tensors)
+        for name, tensor in mine.items():
+            tensor.copy_(tensors[name])
         self.samples_seen = samples_seen
 
 
+def _lazy_steps(config: Config, player: PlayerName) -> int:
+    """The smallest interval of the player's penalties that have optimizer steps of their own."""
+    from gatdist.game.penalties import penalties
+
+    intervals = [
+        wanted.every_steps
+        for name, wanted in config.game.penalties.items()
+        if wanted.every_steps > 1 and penalties[name].player == player
+    ]
+    return min(intervals, default=0) if config.game.lazy_penalties == "separate" else 0
+
+
 def _require_fit(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
-    for name in sorted(
-        mine
-    ):  # optimizer state is absent before the first step, so only one direction is checked
+    for name in sorted(mine):
         if name not in theirs:
             raise CheckpointError(
                 f"tensor {name}", "is missing in the checkpoint: it is of other networks"

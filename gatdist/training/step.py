@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
-from gatdist.config import Config
-from gatdist.game import Batch, UpdateRule
+from gatdist.config import Config, PlayerName
+from gatdist.game import Observations, Phase, Step, UpdateRule
 from gatdist.monitor.statistics import Statistics
 from gatdist.monitor.timing import PhaseTimer
-from gatdist.training.player import learning_rate_factor
+from gatdist.parallel.batch import Batch
 from gatdist.training.state import TrainState
 
 
@@ -22,35 +23,106 @@ def train_step(
 ) -> None:
     """One step of the game.
 
-    Each phase computes its players' gradients, which the workers average; whether they are finite
+    Each phase computes its players' gradients, which the workers average; whether they are good
     is decided after that, from numbers that are the same everywhere, so all workers move or none
-    does. A phase moves all of its players or none of them.
+    does. A phase moves all of its players or none of them; with ``health.atomic`` so does a step.
 
     Args:
-        state: is changed in place; its clock advances by the global batch.
+        state: is changed in place; its clock advances by the step's samples.
         rule: yields the phases.
-        batch: this worker's share of the global batch.
+        batch: this worker's share of the step's samples.
         config: of the run.
         statistics: gets losses, logits, penalties and gradient norms.
         timer: gets the time of each phase.
     """
-    rate_factor = learning_rate_factor(config.optim, state.samples_seen, config.run.total_samples)
-    for phase in rule.phases(batch):
+    total_samples = config.run.total_samples
+    rates = {n: p.rate(state.samples_seen, total_samples) for n, p in state.players.items()}
+    undo = _Undo(state) if config.health.atomic else None
+    lessons: list[Observations] = []
+    for phase in rule.all_phases(Step(batch, rates)):
         players = {name: state.players[name] for name in phase.players}
         with timer(phase.name):
             for player in players.values():
                 player.zero()
-            observations = phase.backward()
+            parts, observations = _gradients(state, rule, phase, config)
         with timer("optimizer"):
-            norms = {name: player.gradient_norm() for name, player in players.items()}
-            finite = torch.stack(list(norms.values())).isfinite().all().float()
+            unscale = 1 / state.scaler.scale if state.scaler else None
+            norms = {name: player.gradient_norm(unscale) for name, player in players.items()}
+            ok = state.guard(norms, state.scaler.may_overflow if state.scaler else None)
+            if undo:
+                undo.before(phase.players, ok)
             for name, player in players.items():
-                player.move(finite, norms[name], rate_factor)
-            state.skipped += finite == 0
+                player.move(ok, norms[name], rates[name], (phase.origin or {}).get(name))
+            if state.scaler:
+                state.scaler.update(torch.stack(list(norms.values())).isfinite().all())
+            lessons.append(_means(state, rule, parts, observations))
         for name, norm in norms.items():
-            observations[f"gradient_norm/{name}"] = norm
-        for tag, values in observations.items():
-            statistics.add(tag, values)
+            statistics.add(f"gradient_norm/{name}", norm)
+        for part in observations:
+            for tag, values in part.items():
+                statistics.add(tag, values)
     with timer("optimizer"):
-        state.average.update(state.players["generator"].bare, config.run.global_batch)
-    state.samples_seen += config.run.global_batch
+        if undo:
+            undo.unless_all_ok()
+        state.average.update(state.players["generator"].bare, config.step_samples)
+        _learn(rule, lessons, batch.step, config.run.global_batch)
+    state.samples_seen += config.step_samples
+
+
+def _gradients(
+    state: TrainState, rule: UpdateRule, phase: Phase, config: Config
+) -> tuple[list[Batch], list[Observations]]:
+    """Leave the phase's gradients in ``.grad``; its parts, and what each of them observed."""
+    sizes = [getattr(config.optim, name).micro_batch for name in phase.players]
+    micro_batch = min((size for size in sizes if size is not None), default=None)
+    parts = state.reduction.split(phase.batch, micro_batch)
+    scaled = [part.scaled(state.scaler.scale) for part in parts] if state.scaler else parts
+    return parts, phase.gradients(rule.game, state.reduction, scaled)
+
+
+def _means(
+    state: TrainState, rule: UpdateRule, parts: list[Batch], observations: list[Observations]
+) -> Observations:
+    """Means over the global batch of what the game wants to learn from, by tag."""
+    wanted = {tag for learner in rule.game.learners.values() for tag in learner.tags}
+    tags = sorted(wanted & observations[0].keys())
+    if not tags:
+        return {}
+    means = state.reduction.mean(
+        [part.weight * seen[tag].mean() for tag in tags]
+        for part, seen in zip(parts, observations, strict=True)
+    )
+    return dict(zip(tags, means, strict=True))
+
+
+def _learn(rule: UpdateRule, lessons: list[Observations], step: int, num_samples: int) -> None:
+    """Let the game's learners take note of a step, once, by the mean over its phases."""
+    for learner in rule.game.learners.values():
+        seen = {tag: [lesson[tag] for lesson in lessons if tag in lesson] for tag in learner.tags}
+        means = {tag: torch.stack(values).mean() for tag, values in seen.items() if values}
+        if means:
+            learner.learn(means, step, num_samples)
+
+
+class _Undo:
+    """Takes back what a step's phases have moved if any of them was not good."""
+
+    def __init__(self, state: TrainState) -> None:
+        self._state = state
+        self._saved: dict[PlayerName, list[Tensor]] = {}
+        self._all_ok: Tensor | None = None
+
+    def before(self, players: tuple[PlayerName, ...], ok: Tensor) -> None:
+        """Called before players move, with whether they will."""
+        for name in players:
+            if name not in self._saved:
+                self._saved[name] = [t.clone() for t in self._state.players[name].moving()]
+        self._all_ok = ok if self._all_ok is None else self._all_ok * ok
+
+    @torch.no_grad()
+    def unless_all_ok(self) -> None:
+        """Called once all have moved."""
+        assert self._all_ok is not None
+        for name, saved in self._saved.items():
+            for now, before in zip(self._state.players[name].moving(), saved, strict=True):
+                now.copy_(now.where(self._all_ok > 0, before))

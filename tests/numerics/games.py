@@ -1,4 +1,4 @@
-"""Small games with known behaviour, played by the real update rules."""
+"""Small games with known behaviour, played by the real step, players and update rules."""
 
 from __future__ import annotations
 
@@ -6,9 +6,21 @@ import torch
 from torch import nn
 
 from gatdist.config import parse_config
-from gatdist.game import Batch, Game, update_rules
+from gatdist.game import Game, Loss, Step, build_update_rule
 from gatdist.game.losses import losses
 from gatdist.game.penalties import ScheduledPenalty, penalties
+from gatdist.monitor.statistics import Statistics
+from gatdist.monitor.timing import PhaseTimer
+from gatdist.parallel.batch import Batch
+from gatdist.parallel.communicator import LocalCommunicator
+from gatdist.parallel.reduction import FastReduction, Reduction
+from gatdist.training.averaging import MovingAverage
+from gatdist.training.guard import Guard, LossScaler
+from gatdist.training.player import Player
+from gatdist.training.state import TrainState
+from gatdist.training.step import train_step
+
+CPU = torch.device("cpu")
 
 
 class DiracGenerator(nn.Module):
@@ -33,20 +45,43 @@ class DiracDiscriminator(nn.Module):
         return (samples * self.psi)[:, 0]
 
 
-def dirac_game(loss, r1=0.0):
+def bilinear_loss(alpha):
+    """L_G = αθψ = −L_D, for networks of :class:`DiracGenerator` and a real sample at 0."""
+    return Loss(
+        discriminator=lambda real, fake: -alpha * fake,
+        generator=lambda real, fake: alpha * fake,
+        ratio=lambda real, fake: fake.new_full(fake.shape, -1.0),
+        zero_sum=True,
+    )
+
+
+def dirac_game(loss, theta=1.0, psi=-1.0, **strengths):
     """Mescheder et al. 2018: the real distribution is a point at 0."""
-    scheduled = (ScheduledPenalty("r1", penalties["r1"], r1, 1),) if r1 else ()
-    return Game(DiracGenerator(), DiracDiscriminator(), losses[loss], 0, 1, scheduled)
+    scheduled = tuple(
+        ScheduledPenalty(name, penalties[name], strength) for name, strength in strengths.items()
+    )
+    loss = losses[loss] if isinstance(loss, str) else loss
+    return Game(DiracGenerator(theta), DiracDiscriminator(psi), loss, 0, 1, scheduled)
+
+
+def config_of(rule, *, rate=0.2, optim=None, health=None, precision=None, **game):
+    """A configuration with plain descent, unless ``optim`` says otherwise for both players."""
+    player = {"name": "sgd", "learning_rate": rate} | (optim or {})
+    return parse_config(
+        {
+            "run": {"total_samples": 64, "global_batch": 1},
+            "data": {"url": "builtin:ring"},
+            "game": {"update_rule": rule} | game,
+            "optim": {"generator": player, "discriminator": player},
+            "health": health or {},
+            "precision": precision or {},
+        }
+    )
 
 
 def rule_of(game, name, **options):
     """The update rule ``name`` for ``game``."""
-    values = {
-        "run": {"total_samples": 64},
-        "data": {"url": "builtin:ring"},
-        "game": {"update_rule": name} | options,
-    }
-    return update_rules[name](game, parse_config(values).game)
+    return build_update_rule(config_of(name, **options), game)
 
 
 def batch_of(real, step=0, labels=None):
@@ -54,24 +89,67 @@ def batch_of(real, step=0, labels=None):
     return Batch(real, labels, torch.arange(len(real)) + step * len(real), step)
 
 
-def descend(game, rule, batch, rate):
-    """Plain gradient descent on each phase's players."""
-    networks = {"generator": game.generator, "discriminator": game.discriminator}
-    for phase in rule.phases(batch):
-        parameters = [p for name in phase.players for p in networks[name].parameters()]
-        for p in parameters:
-            p.grad = None
-        observations = phase.backward()
-        with torch.no_grad():
-            for p in parameters:
-                p -= rate * p.grad
-    return observations
+def phases_of(rule, batch, rate=0.2):
+    """The phases of one step."""
+    return rule.phases(Step(batch, {"generator": rate, "discriminator": rate}))
 
 
-def play_dirac(loss, rule, steps=500, rate=0.2, r1=0.0, **options):
-    """Radius after ``steps`` from (1, −1)."""
-    game = dirac_game(loss, r1)
-    the_rule = rule_of(game, rule, **options)
+def gradients_of(game, rule, batch, reduction=None, parts=1):
+    """Each player's gradients after one pass over the phases, nothing moved, by name."""
+    reduction = reduction or FastReduction(LocalCommunicator(CPU))
+    micro_batch = len(batch) // parts if parts > 1 else None
+    found = {}
+    for phase in phases_of(rule, batch):
+        for name in phase.players:
+            for p in getattr(game, name).parameters():
+                p.grad = None
+        phase.gradients(game, reduction, reduction.split(phase.batch, micro_batch))
+        for name in phase.players:
+            found[name] = [p.grad.clone() for p in getattr(game, name).parameters()]
+    return found
+
+
+class Arena:
+    """A game with players, a guard and a clock: what :func:`train_step` needs, and no more."""
+
+    def __init__(self, game, config, reduction: Reduction | None = None):
+        self.config = config
+        self.state = TrainState.__new__(TrainState)
+        state = self.state
+        state.samples_seen = state.rollbacks = 0
+        state.reduction = reduction or FastReduction(LocalCommunicator(CPU))
+        self.rule = build_update_rule(config, game)
+        state.players = {
+            name: Player(
+                getattr(game, name),
+                getattr(config.optim, name),
+                state.reduction,
+                direction=self.rule.direction,
+            )
+            for name in ("generator", "discriminator")
+        }
+        state.average = MovingAverage(game.generator, 1e9)
+        state.game = game
+        state.guard = Guard(config.health, ("generator", "discriminator"), CPU)
+        state.scaler = LossScaler(CPU) if config.precision.dtype == "float16" else None
+        self.game = game
+        self.statistics, self.timer = Statistics(CPU), PhaseTimer(CPU)
+
+    def step(self, batch):
+        """One step of the real training."""
+        train_step(self.state, self.rule, batch, self.config, self.statistics, self.timer)
+
+    @property
+    def point(self):
+        """(θ, ψ) of a Dirac game."""
+        return torch.cat([self.game.generator.theta, self.game.discriminator.psi]).detach().clone()
+
+
+def play_dirac(game, rule, steps=500, **options):
+    """The points (θ, ψ) [steps + 1, 2] from the start on."""
+    arena = Arena(game, config_of(rule, **options))
+    points = [arena.point]
     for step in range(steps):
-        descend(game, the_rule, batch_of(torch.zeros(1, 1, dtype=torch.float64), step), rate)
-    return torch.cat([game.generator.theta, game.discriminator.psi]).norm().item()
+        arena.step(batch_of(torch.zeros(1, 1, dtype=torch.float64), step))
+        points.append(arena.point)
+    return torch.stack(points)

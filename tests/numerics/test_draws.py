@@ -75,3 +75,18 @@ def test_integers_are_uniform():
     chi_squared = ((counts - 10_000) ** 2 / 10_000).sum()
     assert len(counts) == 10
     assert chi_squared < 33.7  # 9 degrees of freedom, p = 1e-4
+
+
+def test_both_ways_to_compute_philox_agree():
+    generator = torch.Generator().manual_seed(0)
+    counter = torch.randint(0, 2**32, (4, 7, 5), generator=generator)
+    for key in ((0, 0), (2**32 - 1, 12345)):
+        expected = draws.philox(counter, key)
+        assert torch.equal(draws._philox_by_torch(counter, key), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_uniform_numbers_stay_below_one_in_every_dtype(dtype, monkeypatch):
+    highest = torch.full((1, 3), 2**32 - 1)
+    monkeypatch.setattr(draws, "bits", lambda *_: highest)
+    assert (draws.uniform(0, "x", torch.zeros(1, dtype=torch.int64), (3,), dtype) < 1).all()

@@ -6,23 +6,29 @@ import pytest
 import torch
 from torch import nn
 
-from gatdist.config import OptimConfig, PlayerOptimConfig
+from gatdist.config import PlayerOptimConfig
 from gatdist.parallel.communicator import LocalCommunicator
+from gatdist.parallel.reduction import FastReduction
 from gatdist.training.averaging import MovingAverage
 from gatdist.training.player import Player, learning_rate_factor
 
-COMM = LocalCommunicator(torch.device("cpu"))
+REDUCTION = FastReduction(LocalCommunicator(torch.device("cpu")))
 KINDS = [
     {"name": "adam", "betas": [0.5, 0.9]},
     {"name": "adam", "weight_decay": 0.1},
     {"name": "sgd"},
     {"name": "sgd", "momentum": 0.9},
 ]
+DIRECTIONS = [
+    {"name": "sgd", "direction": "optimistic"},
+    {"name": "adam", "direction": "optimistic"},
+    {"name": "sgd", "direction": "conjugate", "conjugate_beta": "HZ"},
+]
 
 
 def player_with(**options):
     torch.manual_seed(0)
-    return Player(nn.Linear(3, 2), PlayerOptimConfig(learning_rate=0.1, **options), COMM)
+    return Player(nn.Linear(3, 2), PlayerOptimConfig(learning_rate=0.1, **options), REDUCTION)
 
 
 def give_gradient(player, value=None, seed=1):
@@ -36,14 +42,14 @@ def give_gradient(player, value=None, seed=1):
 
 
 def move(player, finite=1.0, factor=1.0):
-    player.move(torch.tensor(finite), player.gradient_norm(), factor)
+    player.move(torch.tensor(finite), player.gradient_norm(), 0.1 * factor)
 
 
 def snapshot(player):
     return {name: tensor.clone() for name, tensor in player.tensors("p")}
 
 
-@pytest.mark.parametrize("options", KINDS)
+@pytest.mark.parametrize("options", KINDS + DIRECTIONS)
 @pytest.mark.parametrize("at_step", [0, 2])
 def test_a_step_that_is_not_finite_changes_nothing_and_leaves_no_trace(options, at_step):
     """With the bad step in between, everything ends as if it had never been."""
@@ -102,14 +108,17 @@ def test_clipping_bounds_the_whole_gradient_and_leaves_small_ones_alone():
         assert (after - before).norm().item() == pytest.approx(moved, rel=1e-4)
 
 
-@pytest.mark.parametrize("options", KINDS)
+@pytest.mark.parametrize("options", KINDS + DIRECTIONS)
 def test_a_player_resumes_exactly(options):
     player = player_with(**options)
     for step in range(3):
         give_gradient(player, seed=step)
         move(player)
-    resumed = Player(nn.Linear(3, 2), player.config, COMM)
-    resumed.load("p", snapshot(player))
+    resumed = Player(nn.Linear(3, 2), player.config, REDUCTION)
+    saved = snapshot(player)
+    with torch.no_grad():
+        for name, tensor in resumed.tensors("p"):
+            tensor.copy_(saved[name])
     for each in (player, resumed):
         give_gradient(each, seed=9)
         move(each)
@@ -120,20 +129,30 @@ def test_a_player_resumes_exactly(options):
 
 
 def test_the_schedule_warms_up_stays_and_decays_to_its_final_fraction():
-    config = OptimConfig(
+    config = PlayerOptimConfig(
         warmup_samples=100, decay="linear", decay_start_samples=500, final_fraction=0.2
     )
     factors = [
         learning_rate_factor(config, seen, 1000) for seen in (0, 49, 99, 100, 500, 750, 1000, 2000)
     ]
     assert factors == pytest.approx([0.01, 0.5, 1.0, 1.0, 1.0, 0.6, 0.2, 0.2])
-    cosine = OptimConfig(decay="cosine")
+    cosine = PlayerOptimConfig(decay="cosine")
     assert learning_rate_factor(cosine, 500, 1000) == pytest.approx(0.5)
     assert learning_rate_factor(cosine, 250, 1000) == pytest.approx((1 + 0.5**0.5) / 2)
 
 
+def test_adam_is_corrected_for_penalties_with_steps_of_their_own():
+    """Karras et al. 2020: lr·c and β^c with c = k/(k + 1), so that k + 1 steps do what k did."""
+    config = PlayerOptimConfig(learning_rate=0.1, betas=[0.5, 0.99])
+    player = Player(nn.Linear(3, 2), config, REDUCTION, lazy_steps=4)
+    assert player.rate(0, 1) == pytest.approx(0.1 * 0.8)
+    assert player.optimizer.defaults["betas"] == pytest.approx((0.5**0.8, 0.99**0.8))
+    plain = Player(nn.Linear(3, 2), PlayerOptimConfig(name="sgd"), REDUCTION, lazy_steps=4)
+    assert plain.rate(0, 1) == PlayerOptimConfig().learning_rate
+
+
 def test_without_a_schedule_the_rate_is_constant():
-    assert learning_rate_factor(OptimConfig(), 10**9, 10) == 1.0
+    assert learning_rate_factor(PlayerOptimConfig(), 10**9, 10) == 1.0
 
 
 def test_the_average_forgets_half_in_a_half_life_whatever_the_batch_size():

@@ -4,35 +4,20 @@ import pytest
 import torch
 from torch import nn
 
-from games import batch_of, descend, dirac_game, play_dirac, rule_of
+from games import (
+    Arena,
+    batch_of,
+    config_of,
+    dirac_game,
+    gradients_of,
+    phases_of,
+    rule_of,
+)
 from gatdist.errors import ConfigError
 from gatdist.game import Game, Loss
 from gatdist.game.losses import losses
 from gatdist.game.penalties import ScheduledPenalty, penalties
 from gatdist.models import mlp, residual
-
-
-# Mescheder et al. 2018, h = 0.2, 500 steps from (1, −1) in our signs.
-@pytest.mark.parametrize(
-    ("loss", "rule", "r1", "radius"),
-    [
-        ("minimax", "simultaneous", 0.0, 3.09695),
-        ("minimax", "one_stage", 0.0, 3.09695),
-        ("minimax", "alternating", 0.0, 1.42102),
-        ("minimax", "simultaneous", 0.3, 2.643e-6),
-        ("minimax", "one_stage", 0.3, 2.643e-6),
-        ("minimax", "alternating", 0.3, 2.301e-7),
-        ("nonsaturating", "simultaneous", 0.3, 2.212e-6),
-    ],
-)
-def test_dirac_gan_ends_at_the_published_radius(loss, rule, r1, radius):
-    orders = (
-        ["discriminator_first", "generator_first"]
-        if rule == "alternating"
-        else ["discriminator_first"]
-    )
-    found = [play_dirac(loss, rule, r1=r1, order=order) for order in orders]
-    assert any(value == pytest.approx(radius, rel=1e-3) for value in found), found
 
 
 def test_one_discriminator_step_raises_its_accuracy():
@@ -52,9 +37,9 @@ def test_one_discriminator_step_raises_its_accuracy():
 
     rule = rule_of(game, "alternating")
     before = value()
-    phase = next(iter(rule.phases(batch)))
+    phase = next(phases_of(rule, batch))
     assert phase.players == ("discriminator",)
-    phase.backward()
+    phase.backward(phase.batch)
     with torch.no_grad():
         for p in discriminator.parameters():
             p -= 0.01 * p.grad
@@ -97,18 +82,19 @@ def reference_gradients(game, batch):
 
 @pytest.mark.parametrize("num_classes", [0, 3])
 @pytest.mark.parametrize(("r1", "r2"), [(0.0, 0.0), (0.7, 0.0), (0.7, 0.4)])
-@pytest.mark.parametrize("loss", losses.names())
+@pytest.mark.parametrize("loss", sorted(losses.names()))
 @pytest.mark.parametrize("rule", ["simultaneous", "one_stage"])
 def test_one_backward_gives_both_gradients(rule, loss, r1, r2, num_classes):
+    if rule == "one_stage" and losses[loss].ratio is None:
+        pytest.skip(f"{loss} has no ratio")
     game = picture_game(loss, r1, r2, num_classes, every=2)
     labels = torch.arange(8) % num_classes if num_classes else None
     batch = batch_of(torch.randn(8, 1, 6, 9, dtype=torch.float64), labels=labels)
     expected = reference_gradients(game, batch)
-    (phase,) = rule_of(game, rule).phases(batch)
-    phase.backward()
-    for network, gradients in zip((game.generator, game.discriminator), expected, strict=True):
-        for p, g in zip(network.parameters(), gradients, strict=True):
-            torch.testing.assert_close(p.grad, g, rtol=1e-10, atol=1e-13)
+    found = gradients_of(game, rule_of(game, rule), batch)
+    for name, gradients in zip(("generator", "discriminator"), expected, strict=True):
+        for mine, g in zip(found[name], gradients, strict=True):
+            torch.testing.assert_close(mine, g, rtol=1e-10, atol=1e-13)
 
 
 def test_lazy_penalties_are_evaluated_on_their_steps_only():
@@ -117,24 +103,24 @@ def test_lazy_penalties_are_evaluated_on_their_steps_only():
     real = torch.randn(4, 1, 6, 9, dtype=torch.float64)
     shown = []
     for step in range(6):
-        observations = next(iter(rule.phases(batch_of(real, step)))).backward()
+        phase = next(phases_of(rule, batch_of(real, step)))
+        observations = phase.backward(phase.batch)
         shown.append({"penalty/r1", "penalty/r2"} <= observations.keys())
     assert shown == [True, False, False, True, False, False]
 
 
 def test_a_linear_discriminators_r1_is_half_its_squared_weight():
     game = dirac_game("minimax", r1=0.6)
-    observations = next(
-        iter(rule_of(game, "alternating").phases(batch_of(torch.ones(5, 1).double())))
-    ).backward()
+    phase = next(phases_of(rule_of(game, "alternating"), batch_of(torch.ones(5, 1).double())))
+    observations = phase.backward(phase.batch)
     torch.testing.assert_close(observations["penalty/r1"], torch.full((5,), 0.6 / 2).double())
 
 
 @pytest.mark.parametrize("order", ["discriminator_first", "generator_first"])
 def test_alternating_moves_the_second_player_at_the_point_the_first_has_reached(order):
     game = dirac_game("nonsaturating")
-    rule = rule_of(game, "alternating", order=order)
-    descend(game, rule, batch_of(torch.zeros(1, 1).double()), 0.5)
+    arena = Arena(game, config_of("alternating", order=order, rate=0.5))
+    arena.step(batch_of(torch.zeros(1, 1).double()))
     sigma = torch.sigmoid(torch.tensor(-1.0).double())  # of the fakes' logit ψθ
     theta, psi = torch.tensor(1.0).double(), torch.tensor(-1.0).double()
     if order == "discriminator_first":
@@ -150,8 +136,8 @@ def test_alternating_moves_the_second_player_at_the_point_the_first_has_reached(
 def test_alternating_leaves_the_discriminator_without_gradient_in_the_generators_phase():
     game = picture_game("relativistic")
     batch = batch_of(torch.randn(4, 1, 6, 9).double())
-    phases = list(rule_of(game, "alternating").phases(batch))
-    phases[1].backward()
+    phases = list(phases_of(rule_of(game, "alternating"), batch))
+    phases[1].backward(batch)
     assert all(p.grad is None for p in game.discriminator.parameters())
     assert all(p.requires_grad for p in game.discriminator.parameters())
     assert all(p.grad is not None for p in game.generator.parameters())
@@ -173,14 +159,13 @@ def test_fresh_latents_differ_between_the_phases_and_shared_do_not():
             0,
             2,
         )
-        for phase in rule_of(game, "alternating", latents=mode).phases(
-            batch_of(torch.randn(4, 2).double())
-        ):
+        rule = rule_of(game, "alternating", latents=mode)
+        for phase in phases_of(rule, batch_of(torch.randn(4, 2).double())):
             if phase.name == "discriminator":
-                phase.backward()
+                phase.backward(phase.batch)
             else:
                 with pytest.raises(RuntimeError, match="does not require grad"):
-                    phase.backward()  # the spy has nothing to learn
+                    phase.backward(phase.batch)  # the spy has nothing to learn
     assert not torch.equal(seen[0], seen[1])
     assert torch.equal(seen[2], seen[3])
 
@@ -206,6 +191,4 @@ def test_a_discriminator_with_several_logits_a_sample_is_refused():
     generator = mlp.mlp_generator(latent_size=2, sample_shape=(2,), num_classes=0).double()
     game = Game(generator, Patches(2, 3).double(), losses["minimax"], 0, 2)
     with pytest.raises(ConfigError, match="one logit a sample"):
-        next(
-            iter(rule_of(game, "alternating").phases(batch_of(torch.zeros(4, 2).double())))
-        ).backward()
+        gradients_of(game, rule_of(game, "alternating"), batch_of(torch.zeros(4, 2).double()))

@@ -338,7 +338,7 @@ def test_workers_that_fit(load, workers):
         "game.penalties.r1.strength=1.0",
         "game.averaging_half_life_samples=5",
         "optim.generator.learning_rate=1.0",
-        "optim.warmup_samples=10",
+        "optim.generator.warmup_samples=10",
         "precision.dtype=float64",
     ],
 )
@@ -383,7 +383,7 @@ def test_what_does_not_change_the_mathematics_may_change(load, override):
 
 
 def test_the_length_of_a_run_matters_where_the_rate_decays_towards_it(load):
-    decay = "optim.decay=linear"
+    decay = "optim.generator.decay=linear"
     require_unchanged(load(decay), load(decay, "run.tick_samples=1"), "runs/x")
     message = refusal(
         require_unchanged, load(decay), load(decay, "run.total_samples=2000"), "runs/x"

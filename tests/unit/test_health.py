@@ -3,7 +3,7 @@
 import pytest
 
 from gatdist.config import ConvergenceConfig, HealthConfig
-from gatdist.training.health import Convergence, alarms, nonfinite_verdict
+from gatdist.training.health import Convergence, Counts, alarms, decide
 
 WELL = {
     "gradient_norm/generator": 0.5,
@@ -29,11 +29,37 @@ def test_each_trouble_raises_its_alarm_and_says_what_to_try(change, expected):
     assert all("try" in alarm.message for alarm in raised)
 
 
-def test_skip_allows_its_budget_and_stop_allows_none():
-    assert nonfinite_verdict(HealthConfig(nonfinite="skip", nonfinite_budget=3), 3) is None
-    assert "4 steps" in nonfinite_verdict(HealthConfig(nonfinite="skip", nonfinite_budget=3), 4)
-    assert nonfinite_verdict(HealthConfig(nonfinite="stop"), 0) is None
-    assert "'stop' allows 0" in nonfinite_verdict(HealthConfig(nonfinite="stop"), 1)
+NONE = Counts(0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("policy", "counts", "new", "action", "told"),
+    [
+        ({"nonfinite": "skip", "nonfinite_budget": 3}, (3, 0, 0), (3, 0, 0), "go_on", ""),
+        ({"nonfinite": "skip", "nonfinite_budget": 3}, (4, 0, 0), (1, 0, 0), "stop", "4 steps"),
+        ({"nonfinite": "stop"}, (0, 0, 0), (0, 0, 0), "go_on", ""),
+        ({"nonfinite": "stop"}, (1, 0, 0), (1, 0, 0), "stop", "'stop' allows 0"),
+        ({"nonfinite": "rollback"}, (1, 0, 0), (1, 0, 0), "rollback", "1 step had"),
+        ({"nonfinite": "rollback"}, (1, 0, 0), (0, 0, 0), "go_on", ""),
+        ({"nonfinite": "rollback"}, (1, 0, 5), (1, 0, 0), "stop", "after 5 rollbacks"),
+        ({"spike": "off"}, (0, 999, 0), (0, 999, 0), "go_on", ""),
+        ({"spike": "skip", "spike_budget": 9}, (0, 9, 0), (0, 9, 0), "go_on", ""),
+        ({"spike": "skip", "spike_budget": 9}, (0, 10, 0), (0, 1, 0), "stop", "20 × the usual"),
+        ({"spike": "rollback"}, (0, 2, 0), (0, 2, 0), "rollback", "2 steps had gradients 20 ×"),
+        ({"spike": "stop"}, (0, 1, 0), (0, 1, 0), "stop", "health.spike = 'stop'"),
+        ({"spike": "rollback"}, (21, 2, 0), (21, 2, 0), "stop", "health.nonfinite"),
+    ],
+)
+def test_bad_steps_are_skipped_rolled_back_or_end_the_run(policy, counts, new, action, told):
+    decision = decide(HealthConfig(**policy), Counts(*counts), Counts(*new))
+    assert decision.action == action
+    assert told in decision.message
+    assert bool(decision.message) == (action != "go_on")
+
+
+def test_counts_subtract():
+    assert Counts(5, 4, 3).since(Counts(1, 1, 1)) == Counts(4, 3, 2)
+    assert NONE.since(NONE) == NONE
 
 
 def test_convergence_waits_for_its_patience_and_names_the_rule():

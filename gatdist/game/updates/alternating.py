@@ -1,7 +1,7 @@
 """Alternating descent: one player moves, then the other at the point that the first has reached.
 
-``order = "discriminator_first"`` is Goodfellow et al. 2014, algorithm 1 with k = 1;
-``generator_first`` is the article's procedure in words.
+``order = "discriminator_first"`` is Goodfellow et al. 2014, algorithm 1, with its k as
+``num_discriminator_steps``; ``generator_first`` is the article's procedure in words.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from collections.abc import Iterator
 
 import torch
 
-from gatdist.game.game import Batch, Observations, frozen
-from gatdist.game.updates.rule import Phase, UpdateRule, register_update_rule
+from gatdist.game.game import frozen
+from gatdist.game.penalties import Observations
+from gatdist.game.updates.rule import Phase, Step, UpdateRule, register_update_rule
+from gatdist.parallel.batch import Batch
 
 
 @register_update_rule("alternating")
@@ -22,18 +24,23 @@ class Alternating(UpdateRule):
     discriminator's again.
     """
 
-    def phases(self, batch: Batch) -> Iterator[Phase]:
-        """The discriminator's and the generator's phase, in the configured order."""
-        phases = [
-            Phase("discriminator", ("discriminator",), lambda: self._discriminator(batch)),
-            Phase("generator", ("generator",), lambda: self._generator(batch)),
+    several_discriminator_steps = True
+
+    def phases(self, step: Step) -> Iterator[Phase]:
+        """The discriminator's phases, each at its own batch, and the generator's, as ordered."""
+        batches = step.batch.consecutive(self.config.num_discriminator_steps)
+        discriminator = [
+            Phase("discriminator", ("discriminator",), batch, self._discriminator)
+            for batch in batches
         ]
-        yield from phases if self.config.order == "discriminator_first" else phases[::-1]
+        generator = [Phase("generator", ("generator",), batches[-1], self._generator)]
+        first = self.config.order == "discriminator_first"
+        yield from discriminator + generator if first else generator + discriminator
 
     def _discriminator(self, batch: Batch) -> Observations:
         game = self.game
-        real = game.judge(game.differentiable(batch.real, batch.step, "real"), batch.labels)
-        fake = game.judge(game.differentiable(game.fakes(batch), batch.step, "fake"), batch.labels)
+        real = game.judge(game.differentiable(batch.real, batch.step, "real"), batch, "real")
+        fake = game.judge(game.differentiable(game.fakes(batch), batch.step, "fake"), batch, "fake")
         loss, observations = game.discriminator_loss(batch, real, fake, penalized=fake)
         torch.autograd.backward(loss)
         return observations
@@ -42,13 +49,13 @@ class Alternating(UpdateRule):
         game = self.game
         stream = "latents" if self.config.latents == "shared" else "latents/generator"
         with frozen(game.discriminator) as discriminator:
-            fake_logits = discriminator(
-                game.generator(game.latents(batch, stream), batch.labels), batch.labels
-            )
-            real_logits = torch.zeros_like(fake_logits)
+            fakes = game.generate(game.latents(batch, stream), batch)
+            fake = game.judge(fakes, batch, "generator", discriminator).logits
+            real = torch.zeros_like(fake)
             if game.loss.generator_reads_real:
                 with torch.no_grad():
-                    real_logits = discriminator(batch.real, batch.labels)
-            loss = game.loss.generator(real_logits, fake_logits)
-            torch.autograd.backward(loss.mean())
-        return {"loss/generator": loss.detach()}
+                    real = game.judge(batch.real, batch, "real", discriminator).logits
+            loss = game.loss.generator(real, fake)
+            penalties, observations = game.generator_penalties(batch)
+            torch.autograd.backward([batch.weight * loss.mean(), *penalties])
+        return observations | {"loss/generator": loss.detach()}

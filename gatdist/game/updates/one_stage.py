@@ -10,22 +10,30 @@ generator's are computed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gatdist.config import GameConfig
 from gatdist.errors import ConfigError
-from gatdist.game.game import Batch, Game, Judged, Observations
+from gatdist.game.coupling import coupling_layer
+from gatdist.game.game import Game, Judged
 from gatdist.game.losses import losses
-from gatdist.game.updates.rule import Phase, UpdateRule, register_update_rule
-from gatdist.parallel.communicator import bare
+from gatdist.game.updates.rule import register_update_rule
+from gatdist.game.updates.simultaneous import Simultaneous
+from gatdist.parallel.batch import Batch
 
 
 @register_update_rule("one_stage")
-class OneStage(UpdateRule):
+class OneStage(Simultaneous):
     """(θ, ψ) ← (θ − η ∇_θ L_G(θ, ψ), ψ − η ∇_ψ L_D(θ, ψ)), as ``simultaneous``.
+
+    Where a sample's γ is so large that the discriminator's gradient has no digits left to multiply
+    (d′ ≈ 0), the gradients of that part of the batch are taken as ``simultaneous`` takes them.
+    On CUDA, where looking at γ would make the host wait, such a step comes out non-finite and
+    is skipped, and from the next tick on all steps are those of ``simultaneous``
+    (:meth:`reconsider`).
 
     Raises:
         ConfigError: the loss has no ratio γ, or the discriminator couples the samples of a batch.
@@ -33,6 +41,7 @@ class OneStage(UpdateRule):
 
     def __init__(self, game: Game, config: GameConfig) -> None:
         super().__init__(game, config)
+        self._noted = False
         if game.loss.ratio is None:
             known = [name for name in losses.names() if losses[name].ratio]
             raise ConfigError(
@@ -41,41 +50,56 @@ class OneStage(UpdateRule):
                 value=config.loss,
                 mend=f"Use the rule 'simultaneous', or one of the losses {', '.join(known)}",
             )
-        for name, module in bare(game.discriminator).named_modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                raise ConfigError(
-                    "game.update_rule",
-                    f"not exact: layer {name!r} ({type(module).__name__}) couples samples",
-                    value="one_stage",
-                    mend="Use 'simultaneous', or a discriminator without batch normalization",
-                )
+        layer = coupling_layer(game.discriminator)
+        if layer is not None:
+            raise ConfigError(
+                "game.update_rule",
+                f"not exact: the discriminator's layer {layer} couples samples",
+                value="one_stage",
+                mend="Use 'simultaneous', or a discriminator without batch normalization",
+            )
 
-    def phases(self, batch: Batch) -> Iterator[Phase]:
-        """One phase for both."""
-        yield Phase("both", ("generator", "discriminator"), lambda: self._both(batch))
+        self.given_up = False
+        self._unusable = torch.zeros((), dtype=torch.int64, device=_device(game))
 
-    def _both(self, batch: Batch) -> Observations:
-        game = self.game
-        assert game.loss.ratio is not None
-        fakes = game.generator(game.latents(batch), batch.labels)
-        real = game.judge(game.differentiable(batch.real, batch.step, "real"), batch.labels)
-        fake = game.judge(fakes, batch.labels)
-        ratio = game.loss.ratio(real.logits.detach(), fake.logits.detach())  # γ: [n]
-        ratio = ratio.view(-1, *[1] * (fakes.dim() - 1))  # one factor a sample, for all its pixels
-        fakes.register_hook(lambda gradient: gradient * ratio)
-        loss, observations = game.discriminator_loss(
-            batch, real, fake, penalized=self._apart(batch, fakes)
-        )
-        torch.autograd.backward(loss)
-        with torch.no_grad():
-            observations["loss/generator"] = game.loss.generator(real.logits, fake.logits)
-        return observations
+    def reconsider(self) -> None:
+        """Look, and wait, whether steps since the last call had no usable γ."""
+        if int(self._unusable):
+            self.given_up = True
+            self._note()
 
-    def _apart(self, batch: Batch, fakes: Tensor) -> Judged:
-        """The fakes cut off from the generator, so that no penalty at fakes reaches the hook."""
-        leaf = self.game.differentiable(fakes, batch.step, "fake")
-        return (
-            self.game.judge(leaf, batch.labels)
-            if leaf.requires_grad
-            else Judged(leaf, leaf.new_empty(0))
-        )
+    def _note(self) -> None:
+        """Say it once."""
+        if not self._noted:
+            self._noted = True
+            self.notes.append(
+                "one_stage: the discriminator is so sure of some fakes that their gradients "
+                "vanish; such steps are computed as update_rule = 'simultaneous' would"
+            )
+
+    def _to_generator(self, batch: Batch, real: Judged, fake: Judged) -> Callable[[Tensor], Tensor]:
+        assert self.game.loss.ratio is not None
+        ratio = self.game.loss.ratio(real.logits.detach(), fake.logits.detach())  # γ: [n]
+        # Beyond this the other factor has left the range of the dtype that computes it.
+        limit = torch.finfo(self.game.autocast or ratio.dtype).max ** 0.5
+        usable = (ratio.abs() <= limit).all()
+        if self.given_up or (usable.device.type == "cpu" and not usable):
+            self._note()
+            return super()._to_generator(batch, real, fake)
+        self._unusable += ~usable
+        factor = ratio.where(usable, torch.nan)
+        # One factor a sample, for all its pixels.
+        factor = factor.view(-1, *[1] * (fake.samples.dim() - 1))
+        return lambda gradient: gradient * factor
+
+    def _penalized(self, batch: Batch, fake: Judged) -> Judged:
+        """The fakes cut off from the generator, so that no penalty at fakes is multiplied by γ."""
+        leaf = self.game.differentiable(fake.samples, batch.step, "fake")
+        if not leaf.requires_grad:
+            return Judged(leaf, fake.logits.detach())
+        return self.game.judge(leaf, batch, "fake")
+
+
+def _device(game: Game) -> torch.device:
+    parameter = next(game.generator.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device

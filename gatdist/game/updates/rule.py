@@ -3,54 +3,146 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import ClassVar, Literal
 
-from gatdist.config import GameConfig
-from gatdist.game.game import Batch, Game, Observations
-from gatdist.registry import Registry
+import torch
+from torch import Tensor, nn
 
-PlayerName = Literal["generator", "discriminator"]
+from gatdist.config import BOTH, Config, GameConfig, PlayerName, PlayerOptimConfig
+from gatdist.errors import ConfigError
+from gatdist.game.game import Game
+from gatdist.game.penalties import Observations, ScheduledPenalty
+from gatdist.parallel.batch import Batch
+from gatdist.parallel.reduction import Reduction, set_gradients
+from gatdist.registry import Registry, call_with_options
+
+Direction = Literal["gradient", "optimistic", "conjugate"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step is taken at.
+
+    Attributes:
+        batch: this worker's share: one global batch for each discriminator step, one after another.
+        learning_rates: each player's, at this step.
+    """
+
+    batch: Batch
+    learning_rates: Mapping[PlayerName, float]
 
 
 @dataclass(frozen=True)
 class Phase:
-    """Zero, run ``backward``, reduce, judge finiteness, clip, move: for these players together.
+    """Zero, gradients of the parts, reduce, judge, clip, move: for these players together.
 
     Attributes:
         name: for timing.
-        players: whose gradients ``backward`` leaves in ``.grad``, reduced over the workers, and who
-            then move.
-        backward: computes those gradients; returns what to report, by tag, one value a sample.
+        players: whose gradients are computed, and who then move.
+        batch: the samples that it is computed at.
+        backward: leaves the gradients of one part's weighted losses in ``.grad``; returns what to
+            report, by tag, one value a sample.
+        origin: parameters by player, from where they move; None: from where they are.
     """
 
     name: str
     players: tuple[PlayerName, ...]
-    backward: Callable[[], Observations]
+    batch: Batch
+    backward: Callable[[Batch], Observations]
+    origin: Mapping[PlayerName, Sequence[Tensor]] | None = None
+
+    def gradients(
+        self, game: Game, reduction: Reduction, parts: Sequence[Batch]
+    ) -> list[Observations]:
+        """Leave the players' gradients in ``.grad``, those of the global batch on every worker."""
+        networks = [getattr(game, name) for name in self.players]
+        return reduction.gradients(networks, parts, self.backward)
+
+
+@dataclass(frozen=True)
+class ReducedPhase(Phase):
+    """A phase whose gradients are a function of reduced ones, as in second-order rules.
+
+    Attributes:
+        compute: (reduction, parts) → each player's gradient, reduced, and what to report.
+    """
+
+    compute: Callable[
+        [Reduction, Sequence[Batch]], tuple[Mapping[PlayerName, list[Tensor]], list[Observations]]
+    ] = lambda reduction, parts: ({}, [])
+
+    def gradients(
+        self, game: Game, reduction: Reduction, parts: Sequence[Batch]
+    ) -> list[Observations]:
+        """See :meth:`Phase.gradients`."""
+        found, observations = self.compute(reduction, parts)
+        for name, gradients in found.items():
+            set_gradients(trainable(getattr(game, name)), gradients)
+        return observations
 
 
 class UpdateRule(ABC):
-    """Decides which gradients are taken, at which point, in which order.
+    """Decides which gradients are taken, at which point, in which order: the *field*.
 
     The step runs the phases one by one: a phase's gradients are computed after the one before it
     has moved its players, so a rule reads like the algorithm in its paper.
 
     Args:
         game: what is played.
-        config: the rule's options.
+        config: its section. The rule's own options come as keywords, from ``rule_options``.
+
+    Attributes:
+        direction: what the players' optimizers follow, unless their configuration says otherwise.
+        second_order: whether it differentiates gradients, by bare networks.
+        plain_descent: whether its step is only right with optim.*.name = "sgd" without momentum.
+        several_discriminator_steps: whether it knows ``game.num_discriminator_steps``.
+        notes: what a person should be told once; whoever tells it takes it out.
 
     Raises:
         ConfigError: the rule is not right for this game, by name, with what to use instead.
     """
 
+    direction: ClassVar[Direction] = "gradient"
+    second_order: ClassVar[bool] = False
+    plain_descent: ClassVar[bool] = False
+    several_discriminator_steps: ClassVar[bool] = False
+
     def __init__(self, game: Game, config: GameConfig) -> None:
         self.game = game
         self.config = config
+        self.notes: list[str] = []
 
     @abstractmethod
-    def phases(self, batch: Batch) -> Iterator[Phase]:
-        """The phases of one step."""
+    def phases(self, step: Step) -> Iterator[Phase]:
+        """The phases of one step, but for those of separate penalties."""
+
+    def reconsider(self) -> None:  # noqa: B027  (most rules have nothing to adapt)
+        """Called at each tick, where waiting for the device costs nothing: adapt to what was seen.
+
+        What is decided must be the same on all workers and after resuming.
+        """
+
+    def all_phases(self, step: Step) -> Iterator[Phase]:
+        """The phases of one step, those of the penalties that have steps of their own last."""
+        yield from self.phases(step)
+        batch = step.batch.consecutive(self.config.num_discriminator_steps)[-1]
+        for player in BOTH:
+            due = [
+                p
+                for p in self.game.penalties
+                if self.game.apart(p) and p.due(batch.step) and p.penalty.player == player
+            ]
+            if due:
+                backward = partial(self._penalty, due)
+                yield Phase(f"{player}_penalty", (player,), batch, backward)
+
+    def _penalty(self, due: list[ScheduledPenalty], batch: Batch) -> Observations:
+        loss, observations = self.game.penalty_loss(batch, due)
+        torch.autograd.backward(loss)
+        return observations
 
 
 update_rules: Registry[type[UpdateRule]] = Registry("game.update_rule")
@@ -59,3 +151,84 @@ update_rules: Registry[type[UpdateRule]] = Registry("game.update_rule")
 def register_update_rule(name: str) -> Callable[[type[UpdateRule]], type[UpdateRule]]:
     """Decorator: makes an :class:`UpdateRule` available as ``game.update_rule = name``."""
     return update_rules.register(name)
+
+
+def build_update_rule(config: Config, game: Game) -> UpdateRule:
+    """The rule that ``game.update_rule`` names, checked against the rest of the configuration.
+
+    Raises:
+        ConfigError: an unknown rule or option, or a combination that would be wrong or inexact.
+    """
+    kind = update_rules[config.game.update_rule]
+    rule: UpdateRule = call_with_options(
+        kind, config.game.rule_options, "game.rule_options", game=game, config=config.game
+    )
+    for name in BOTH:
+        _check_optimizer(config, kind, name)
+    _check_second_derivatives(config, kind, game)
+    _check_discriminator_steps(config, kind)
+    return rule
+
+
+def _check_optimizer(config: Config, kind: type[UpdateRule], name: PlayerName) -> None:
+    player: PlayerOptimConfig = getattr(config.optim, name)
+    conjugate = (player.direction or kind.direction) == "conjugate"
+    if not (conjugate or kind.plain_descent):
+        return
+    what = "a conjugate direction" if conjugate else f"the rule {config.game.update_rule!r}"
+    if player.name != "sgd":
+        raise ConfigError(
+            f"optim.{name}.name",
+            f"{what} finds the whole step by itself, so the optimizer must be plain descent",
+            value=player.name,
+            mend="Use 'sgd'",
+        )
+    if player.momentum:
+        raise ConfigError(
+            f"optim.{name}.momentum",
+            f"{what} finds the whole step by itself, without momentum",
+            value=player.momentum,
+            mend="Use 0",
+        )
+
+
+def _check_second_derivatives(config: Config, kind: type[UpdateRule], game: Game) -> None:
+    for name in config.precision.compile:
+        reasons = [
+            f"the penalty {p.name!r}"
+            for p in game.penalties
+            if p.penalty.differentiates and p.penalty.player == name
+        ]
+        if kind.second_order:
+            reasons.append(f"the rule {config.game.update_rule!r}")
+        if reasons:
+            raise ConfigError(
+                "precision.compile",
+                f"a compiled network has no second derivatives, which {reasons[0]} needs",
+                value=name,
+                mend="Leave this network out",
+            )
+    if kind.second_order and config.precision.dtype == "float16":
+        raise ConfigError(
+            "precision.dtype",
+            f"the scaled losses of float16 do not suit {config.game.update_rule!r}, whose step is "
+            "not linear in them",
+            value="float16",
+            mend="Use 'bfloat16' or 'float32'",
+        )
+
+
+def _check_discriminator_steps(config: Config, kind: type[UpdateRule]) -> None:
+    count = config.game.num_discriminator_steps
+    if count > 1 and not kind.several_discriminator_steps:
+        raise ConfigError(
+            "game.num_discriminator_steps",
+            f"the rule {config.game.update_rule!r} moves both players together, once a step",
+            value=count,
+            mend="Use 1, or game.update_rule = 'alternating'",
+        )
+
+
+def trainable(network: nn.Module) -> list[Tensor]:
+    """The parameters that learn."""
+    return [p for p in network.parameters() if p.requires_grad]

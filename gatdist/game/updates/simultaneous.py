@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
+from torch import Tensor
 
-from gatdist.game.game import Batch, Observations
-from gatdist.game.updates.rule import Phase, UpdateRule, register_update_rule
+from gatdist.config import BOTH
+from gatdist.game.game import Judged
+from gatdist.game.penalties import Observations
+from gatdist.game.updates.rule import Phase, Step, UpdateRule, register_update_rule
+from gatdist.parallel.batch import Batch
 
 
 @register_update_rule("simultaneous")
@@ -15,21 +19,38 @@ class Simultaneous(UpdateRule):
     """(θ, ψ) ← (θ − η ∇_θ L_G(θ, ψ), ψ − η ∇_ψ L_D(θ, ψ)), both gradients at the same point.
 
     One forward of the fakes serves both players: the generator's gradient with respect to the fakes
-    is taken first and enters its network in the same backward that gives the discriminator's.
+    is taken first, and enters its network in the same backward that gives the discriminator's.
     """
 
-    def phases(self, batch: Batch) -> Iterator[Phase]:
+    def phases(self, step: Step) -> Iterator[Phase]:
         """One phase for both."""
-        yield Phase("both", ("generator", "discriminator"), lambda: self._both(batch))
+        yield Phase("both", BOTH, step.batch, self._both)
 
     def _both(self, batch: Batch) -> Observations:
         game = self.game
-        fakes = game.generator(game.latents(batch), batch.labels)
-        leaf = fakes.detach().requires_grad_()
-        real = game.judge(game.differentiable(batch.real, batch.step, "real"), batch.labels)
-        fake = game.judge(leaf, batch.labels)
-        generator_loss = game.loss.generator(real.logits.detach(), fake.logits)
-        (to_fakes,) = torch.autograd.grad(generator_loss.mean(), leaf, retain_graph=True)
-        loss, observations = game.discriminator_loss(batch, real, fake, penalized=fake)
-        torch.autograd.backward([loss, fakes], [None, to_fakes])
-        return observations | {"loss/generator": generator_loss.detach()}
+        fakes = game.generate(game.latents(batch), batch)
+        real = game.judge(game.differentiable(batch.real, batch.step, "real"), batch, "real")
+        fake = game.judge(fakes, batch, "fake")
+        to_generator = self._to_generator(batch, real, fake)
+        loss, observations = game.discriminator_loss(
+            batch, real, fake, penalized=self._penalized(batch, fake)
+        )
+        penalties, seen = game.generator_penalties(batch)
+        # Where the discriminator's gradient would enter the generator, the generator's own does.
+        fakes.register_hook(to_generator)
+        torch.autograd.backward([loss, *penalties])
+        with torch.no_grad():
+            observations["loss/generator"] = game.loss.generator(real.logits, fake.logits)
+        return observations | seen
+
+    def _to_generator(self, batch: Batch, real: Judged, fake: Judged) -> Callable[[Tensor], Tensor]:
+        """Maps ∇ L_D at the fakes to ∇ L_G at the fakes, both weighted."""
+        loss = self.game.loss.generator(real.logits.detach(), fake.logits)
+        (gradient,) = torch.autograd.grad(
+            batch.weight * loss.mean(), fake.samples, retain_graph=True
+        )
+        return lambda _: gradient
+
+    def _penalized(self, batch: Batch, fake: Judged) -> Judged:
+        """The fake side as penalties at fakes are to see it."""
+        return fake

@@ -1,0 +1,13 @@
+"""Augmentation of all that the discriminator sees, differentiable, keyed by sample."""
+
+from gatdist.game.augmentation.adaptive import AdaptiveAugmentation
+from gatdist.game.augmentation.base import Augmentation, augmentations, build_augmentation
+from gatdist.game.augmentation.diffaugment import DiffAugment
+
+__all__ = [
+    "AdaptiveAugmentation",
+    "Augmentation",
+    "DiffAugment",
+    "augmentations",
+    "build_augmentation",
+]

@@ -1,0 +1,141 @@
+"""Competitive gradient descent (Schäfer & Anandkumar 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from gatdist.config import GameConfig
+from gatdist.errors import ConfigError
+from gatdist.game.game import Game
+from gatdist.game.losses import losses
+from gatdist.game.penalties import Observations
+from gatdist.game.updates.rule import Step, register_update_rule
+from gatdist.game.updates.second_order import Gradients, SecondOrder, Vector, dot, gradient
+from gatdist.parallel.batch import Batch
+from gatdist.parallel.reduction import Reduction
+
+
+@register_update_rule("competitive")
+class Competitive(SecondOrder):
+    """Both players play the equilibrium of the game's local bilinear approximation.
+
+    For the zero-sum value f, with A = ∂²f/∂θ∂ψ and learning rates η_θ, η_ψ::
+
+        Δθ = −η_θ (I + η_θ η_ψ A Aᵀ)⁻¹ (∇_θ f + η_ψ A ∇_ψ f)
+        Δψ =  η_ψ (∇_ψ f + Aᵀ Δθ)
+
+    which for the second is the answer to Δθ, and equal to the paper's symmetric formula. The system
+    is solved by conjugate gradients on mixed Hessian-vector products, each averaged over the global
+    batch. The discriminator's penalties enter ∇_ψ f; A is that of the loss alone.
+
+    Args:
+        game: what is played.
+        config: its section.
+        tolerance: of the residual, relative to the right-hand side.
+        max_iterations: of conjugate gradients, ≥ 1.
+
+    Raises:
+        ConfigError: the loss is not zero-sum.
+    """
+
+    plain_descent = True
+
+    def __init__(
+        self,
+        game: Game,
+        config: GameConfig,
+        *,
+        tolerance: float = 1e-6,
+        max_iterations: int = 30,
+    ) -> None:
+        super().__init__(game, config)
+        if not game.loss.zero_sum:
+            known = [name for name in losses.names() if losses[name].zero_sum]
+            raise ConfigError(
+                "game.loss",
+                "is not zero-sum, as game.update_rule = 'competitive' needs",
+                value=config.loss,
+                mend=f"Use {' or '.join(known)}, or another rule",
+            )
+        for name, value in (("tolerance", tolerance), ("max_iterations", max_iterations)):
+            if value <= 0:
+                raise ConfigError(f"game.rule_options.{name}", "must be above 0", value=value)
+        self.tolerance = tolerance
+        self.max_iterations = max_iterations
+
+    def compute(
+        self, step: Step, reduction: Reduction, parts: Sequence[Batch]
+    ) -> tuple[Gradients, list[Observations]]:
+        """See the class."""
+        theta, psi = self.theta, self.psi
+        rate_theta = step.learning_rates["generator"]
+        rate_psi = step.learning_rates["discriminator"]
+        observations: list[Observations] = []
+
+        def gradients(part: Batch) -> Vector:
+            found = self.losses(part)
+            observations.append(found.observations)
+            of_theta = gradient(-found.value, theta, keep=True)  # ∇_θ f, as f = −L_D
+            return of_theta + gradient(found.discriminator, psi)  # −∇_ψ f, penalties included
+
+        both = reduction.mean(map(gradients, parts))
+        f_theta, minus_f_psi = both[: len(theta)], both[len(theta) :]
+
+        def mixed(first: Vector, second: Vector, vector: Vector) -> Vector:
+            """∂/∂second ⟨∂f/∂first, vector⟩ over the global batch."""
+
+            def of(part: Batch) -> Vector:
+                inner = gradient(-self.losses(part).value, first, graph=True)
+                return gradient(dot(inner, vector), second)
+
+            return reduction.mean(map(of, parts))
+
+        def a(vector: Vector) -> Vector:
+            return mixed(psi, theta, vector)
+
+        def a_transposed(vector: Vector) -> Vector:
+            return mixed(theta, psi, vector)
+
+        def system(vector: Vector) -> Vector:
+            return add(vector, rate_theta * rate_psi, a(a_transposed(vector)))
+
+        right = add(f_theta, -rate_psi, a(minus_f_psi))
+        solution, iterations = conjugate_gradients(
+            system, right, self.tolerance, self.max_iterations
+        )
+        of_psi = add(minus_f_psi, rate_theta, a_transposed(solution))
+        observations[0]["competitive/iterations"] = torch.tensor(float(iterations))
+        return {"generator": solution, "discriminator": of_psi}, observations
+
+
+def conjugate_gradients(
+    system: Callable[[Vector], Vector], right: Vector, tolerance: float, max_iterations: int
+) -> tuple[Vector, int]:
+    """Solve ``system(x) = right`` for a symmetric positive definite ``system``, from x = 0.
+
+    (Hestenes & Stiefel 1952.) Waits for the device once an iteration.
+
+    Returns:
+        x, and the number of iterations.
+    """
+    x = [torch.zeros_like(r) for r in right]
+    residual, direction = list(right), list(right)
+    squared = dot(residual, residual)
+    goal = float(squared) * tolerance**2
+    for iteration in range(max_iterations):
+        if not float(squared) > goal:  # also where it is not finite
+            return x, iteration
+        image = system(direction)
+        length = squared / dot(direction, image)
+        x = add(x, length, direction)
+        residual = add(residual, -length, image)
+        before, squared = squared, dot(residual, residual)
+        direction = add(residual, squared / before, direction)
+    return x, max_iterations
+
+
+def add(a: Vector, factor: float | torch.Tensor, b: Vector) -> Vector:
+    """A + factor · b."""
+    return [x + factor * y for x, y in zip(a, b, strict=True)]

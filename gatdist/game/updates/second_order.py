@@ -1,0 +1,118 @@
+"""What rules that differentiate gradients have in common.
+
+They call the bare networks: ``autograd.grad`` passes by the data-parallel reduction, so every
+gradient and product is averaged by the rule itself, over all parts of all workers.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gatdist.config import BOTH, GameConfig, PlayerName
+from gatdist.game.game import Game
+from gatdist.game.penalties import Observations
+from gatdist.game.updates.rule import ReducedPhase, Step, UpdateRule, trainable
+from gatdist.parallel.batch import Batch
+from gatdist.parallel.reduction import Reduction
+
+Vector = list[Tensor]
+Gradients = Mapping[PlayerName, Vector]
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Both players' weighted mean losses at one part, on one graph.
+
+    Attributes:
+        generator: L_G with its penalties.
+        discriminator: L_D with its penalties.
+        value: L_D without penalties: what a zero-sum game is about.
+        observations: what to report.
+    """
+
+    generator: Tensor
+    discriminator: Tensor
+    value: Tensor
+    observations: Observations
+
+
+class SecondOrder(UpdateRule):
+    """A rule with one phase for both players, made of reduced gradients and products."""
+
+    second_order = True
+
+    def __init__(self, game: Game, config: GameConfig) -> None:
+        super().__init__(game, config)
+        self._bare = game.without_replication()
+        self.theta = trainable(self._bare.generator)
+        self.psi = trainable(self._bare.discriminator)
+
+    def phases(self, step: Step) -> Iterator[ReducedPhase]:
+        """One phase for both."""
+
+        def backward(batch: Batch) -> Observations:  # for those who only want to see a part's cost
+            losses = self.losses(batch)
+            torch.autograd.backward([losses.generator, losses.discriminator])
+            return losses.observations
+
+        def compute(
+            reduction: Reduction, parts: Sequence[Batch]
+        ) -> tuple[Gradients, list[Observations]]:
+            return self.compute(step, reduction, parts)
+
+        yield ReducedPhase("both", BOTH, step.batch, backward, compute=compute)
+
+    @abstractmethod
+    def compute(
+        self, step: Step, reduction: Reduction, parts: Sequence[Batch]
+    ) -> tuple[Gradients, list[Observations]]:
+        """Both players' gradients, reduced, and each part's observations."""
+
+    def losses(self, batch: Batch) -> Losses:
+        """Both losses as functions of both players' parameters."""
+        game = self._bare
+        fakes = game.generate(game.latents(batch), batch)
+        real = game.judge(game.differentiable(batch.real, batch.step, "real"), batch, "real")
+        fake = game.judge(fakes, batch, "fake")
+        loss, observations = game.discriminator_loss(batch, real, fake, penalized=fake)
+        generator_loss = game.loss.generator(real.logits, fake.logits)
+        penalties, seen = game.generator_penalties(batch)
+        total = sum(penalties, batch.weight * generator_loss.mean())
+        value = batch.weight * game.loss.discriminator(real.logits, fake.logits).mean()
+        observations |= seen | {"loss/generator": generator_loss.detach()}
+        return Losses(total, loss, value, observations)
+
+
+def gradient(
+    loss: Tensor, parameters: Vector, *, graph: bool = False, keep: bool = False
+) -> Vector:
+    """∂loss/∂parameters, zeros where there is no dependence.
+
+    Args:
+        loss: a scalar, or one that depends on nothing.
+        parameters: to differentiate by.
+        graph: make the result differentiable.
+        keep: keep the loss's graph for more.
+    """
+    if not loss.requires_grad:
+        return [torch.zeros_like(p) for p in parameters]
+    return list(
+        torch.autograd.grad(
+            loss,
+            parameters,
+            create_graph=graph,
+            retain_graph=graph or keep,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+    )
+
+
+def dot(a: Vector, b: Vector) -> Tensor:
+    """⟨a, b⟩, a scalar."""
+    return torch.stack([(x * y).sum() for x, y in zip(a, b, strict=True)]).sum()

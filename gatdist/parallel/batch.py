@@ -1,0 +1,54 @@
+"""What one worker holds of a global batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One worker's share of the global batch, or a part of it.
+
+    Attributes:
+        real: n samples as the networks see them.
+        labels: int64 [n], or None for unlabelled data.
+        positions: int64 [n], each sample's position in the run: the key of every random draw.
+        step: index of the step, a function of the clock.
+        noise: number of the noise stream, raised by each rollback.
+        weight: what the mean loss over these samples counts in the mean over the global batch,
+            times the scale of float16's losses.
+    """
+
+    real: Tensor
+    labels: Tensor | None
+    positions: Tensor
+    step: int
+    noise: int = 0
+    weight: float | Tensor = 1.0
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def every(self, stride: int, start: int) -> Self:
+        """The samples ``start``, ``start + stride`` and so on."""
+        return self._at(slice(start, None, stride))
+
+    def consecutive(self, count: int) -> list[Self]:
+        """``count`` equal pieces, one after the other."""
+        size = len(self) // count
+        return [self._at(slice(i * size, (i + 1) * size)) for i in range(count)]
+
+    def _at(self, where: slice) -> Self:
+        return replace(
+            self,
+            real=self.real[where],
+            labels=None if self.labels is None else self.labels[where],
+            positions=self.positions[where],
+        )
+
+    def scaled(self, factor: float | Tensor) -> Self:
+        """The same samples, their weight multiplied."""
+        return replace(self, weight=self.weight * factor)

@@ -1,0 +1,543 @@
+"""Augmentation is a function of (seed, stream, position), exact where it should be, and adapts."""
+
+import math
+from functools import reduce
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.ndimage import map_coordinates
+from torch.autograd import grad, gradcheck, gradgradcheck
+
+from gatdist.config import parse_config
+from gatdist.errors import ConfigError
+from gatdist.game.augmentation import augmentations, build_augmentation
+from gatdist.game.augmentation.warp import resample
+
+CPU = torch.device("cpu")
+GEOMETRIC = [
+    "flip",
+    "quarter_turn",
+    "integer_translation",
+    "scale",
+    "pre_rotation",
+    "stretch",
+    "post_rotation",
+    "fractional_translation",
+]
+COLOURING = ["brightness", "contrast", "luma_flip", "hue", "saturation"]
+SHAPES = [(3, 16, 16), (1, 5, 9), (3, 9, 4), (4, 8, 7), (2, 1, 6), (1, 1, 1)]
+both = pytest.mark.parametrize("name", ["diffaugment", "ada"])
+
+
+def augmentation(name, **options):
+    """With ADA at p = 1 unless told otherwise."""
+    if name == "ada":
+        options = {"initial_p": 1.0, **options}
+    return augmentations[name](sample_shape=(3, 8, 8), device=CPU, **options)
+
+
+def ada(*policy, p=1.0):
+    return augmentation("ada", initial_p=p, policy=list(policy))
+
+
+def pictures(n, *shape, dtype=torch.float32, seed=0):
+    return 2 * torch.rand(n, *shape, dtype=dtype, generator=torch.manual_seed(seed)) - 1
+
+
+def augmented(augment, samples, stream="s", seed=7):
+    return augment(samples, seed, stream, torch.arange(len(samples)) + 2**33)
+
+
+# Keyed by sample
+
+
+@both
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_sample_is_changed_alike_in_any_company(name, shape, dtype):
+    augment = augmentation(name, initial_p=0.5) if name == "ada" else augmentation(name)
+    samples, positions = pictures(23, *shape).to(dtype), 5 * torch.arange(23) + 2**33
+    together = augment(samples, 3, "s", positions)
+    assert together.shape == samples.shape
+    assert together.dtype == dtype
+    assert together.isfinite().all()
+    for size in (1, 2, 7):
+        pieces = zip(samples.split(size), positions.split(size), strict=True)
+        assert torch.equal(together, torch.cat([augment(s, 3, "s", p) for s, p in pieces]))
+    order = torch.randperm(23, generator=torch.manual_seed(1))
+    assert torch.equal(together[order], augment(samples[order], 3, "s", positions[order]))
+
+
+@both
+def test_seed_stream_and_position_each_change_what_is_done(name):
+    augment, samples, positions = augmentation(name), pictures(16, 3, 8, 8), torch.arange(16)
+    base = augment(samples, 1, "real", positions)
+    for other in (
+        augment(samples, 2, "real", positions),
+        augment(samples, 1, "fake", positions),
+        augment(samples, 1, "real", positions + 16),
+    ):
+        assert (base != other).flatten(1).any(1).all()
+
+
+@both
+def test_the_order_of_the_policy_is_of_no_account(name):
+    policy = {"ada": ["blit", "geometry", "color"], "diffaugment": ["color", "cutout"]}[name]
+    samples = pictures(16, 3, 8, 8)
+    assert torch.equal(
+        augmented(augmentation(name, policy=policy), samples),
+        augmented(augmentation(name, policy=policy[::-1]), samples),
+    )
+
+
+@both
+def test_the_layout_in_memory_is_of_no_account(name):
+    augment, samples = augmentation(name), pictures(8, 3, 6, 8)
+    last = samples.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(augmented(augment, last), augmented(augment, samples))
+
+
+@both
+def test_nothing_waits_for_the_device(name):
+    """On the meta device there are no values: whatever asked for one would fail."""
+    meta = torch.device("meta")
+    augment = augmentations[name](sample_shape=(3, 8, 8), device=meta)
+    samples = torch.empty(4, 3, 8, 8, device=meta)
+    found = augment(samples, 0, "s", torch.arange(4, device=meta))
+    assert found.shape == samples.shape
+    for step in range(8):
+        seen = augment.observe(found.mean((1, 2, 3)))
+        augment.learn({tag: seen[tag].mean() for tag in augment.tags}, step, 4)
+
+
+# Derivatives
+
+
+@both
+def test_twice_differentiable_in_the_samples(name):
+    augment = augmentation(name)
+    samples = pictures(4, 3, 2, 3, dtype=torch.float64).requires_grad_()
+    assert gradcheck(lambda x: augmented(augment, x), samples)
+    assert gradgradcheck(lambda x: augmented(augment, x).sin(), samples)
+
+
+@both
+def test_a_gradient_penalty_on_augmented_samples(name):
+    """Its gradient with respect to the discriminator's weights, by finite differences."""
+    augment = augmentation(name)
+    samples = pictures(6, 1, 5, 4, dtype=torch.float64)
+    weights = pictures(1, 5, 4, dtype=torch.float64, seed=1).requires_grad_()
+
+    def penalty(weights):
+        inputs = samples.clone().requires_grad_()
+        logits = (augmented(augment, inputs) * weights).sum((1, 2, 3)).tanh()
+        (slopes,) = grad(logits.sum(), inputs, create_graph=True)
+        return slopes.square().sum()
+
+    assert gradcheck(penalty, weights)
+
+
+# DiffAugment
+
+
+def test_diffaugment_colour_is_the_papers():
+    """Recovered from pictures, its three numbers are in range, and its steps give the same."""
+    x = pictures(500, 3, 4, 5, dtype=torch.float64)
+    grey, mean = x.mean(1, keepdim=True).expand_as(x), x.mean((1, 2, 3), keepdim=True)
+    found = augmented(augmentation("diffaugment", policy=["color"]), x)
+    terms = torch.stack([x, grey, torch.ones_like(x)], -1).flatten(1, 3)
+    solution = torch.linalg.lstsq(terms, found.flatten(1)[..., None]).solution
+    at_x, at_grey, base = solution.view(500, 3, 1, 1, 1).unbind(1)
+    contrast = at_x + at_grey
+    saturation, brightness = at_x / contrast, base - (1 - contrast) * mean
+    for value, low, high in ((brightness, -0.5, 0.5), (saturation, 0, 2), (contrast, 0.5, 1.5)):
+        assert low <= value.min() < low + 0.02 * (high - low)
+        assert high - 0.02 * (high - low) < value.max() <= high
+    step = x + brightness
+    over = step.mean(1, keepdim=True)
+    step = (step - over) * saturation + over
+    whole = step.mean((1, 2, 3), keepdim=True)
+    torch.testing.assert_close((step - whole) * contrast + whole, found)
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (1, 5, 9), (2, 12, 3)])
+def test_diffaugment_moves_by_whole_pixels_and_fills_with_zeros(shape):
+    height, width = shape[1:]
+    most_y, most_x = round(height / 8), round(width / 8)
+    samples = pictures(200, *shape)
+    framed = torch.nn.functional.pad(samples, [most_x, most_x, most_y, most_y])
+    shifted = {
+        (y, x): framed[:, :, y : y + height, x : x + width]
+        for y in range(2 * most_y + 1)
+        for x in range(2 * most_x + 1)
+    }
+    found = augmented(augmentation("diffaugment", policy=["translation"]), samples)
+    matches = torch.stack([(found == s).flatten(1).all(1) for s in shifted.values()])
+    assert (matches.sum(0) == 1).all()
+    assert matches.any(1).all(), "some shift never comes"
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (5, 9), (12, 3)])
+def test_diffaugment_cuts_a_box_out(height, width):
+    found = augmented(
+        augmentation("diffaugment", policy=["cutout"]), torch.ones(400, 2, height, width)
+    )
+    cut = found[:, 0] == 0
+    assert torch.equal(found, (~cut[:, None]).float().expand(-1, 2, -1, -1))
+    rows, columns = cut.any(2), cut.any(1)
+    assert torch.equal(cut, rows[:, :, None] & columns[:, None])
+    for side, size in ((rows, height), (columns, width)):
+        edges = side.int().diff(dim=1).abs().sum(1)
+        assert (edges <= 2).all(), "more than one box"
+        assert side.sum(1).max() == math.floor(size / 2 + 0.5)
+        assert side.any(0).all(), "some place is never cut"
+
+
+# ADA: pixels
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_at_p_zero_nothing_changes_bit_for_bit(shape, dtype):
+    samples = pictures(9, *shape).to(dtype)
+    samples[0, 0, 0, 0], samples[1, 0, 0, 0], samples[2, 0, 0, 0] = -0.0, math.inf, math.nan
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    found = augmented(augmentation("ada", initial_p=0.0), samples)
+    assert torch.equal(found.view(bits), samples.view(bits))
+
+
+def test_flips_are_exact():
+    samples = pictures(64, 3, 5, 6)
+    found = augmented(ada("flip"), samples)
+    same = (found == samples).flatten(1).all(1)
+    flipped = (found == samples.flip(3)).flatten(1).all(1)
+    assert (same ^ flipped).all()
+    assert 16 < flipped.sum() < 48
+
+
+@pytest.mark.parametrize("size", [1, 7, 8, 13])
+def test_quarter_turns_of_squares_are_exact(size):
+    samples = pictures(64, 3, size, size)
+    found = augmented(ada("quarter_turn"), samples)
+    turned = torch.stack([(found == samples.rot90(k, (2, 3))).flatten(1).all(1) for k in range(4)])
+    assert turned.any(0).all()
+    assert (turned.sum(1) > 6).all()
+
+
+@pytest.mark.parametrize(("height", "width"), [(6, 10), (10, 6), (5, 8), (8, 5)])
+def test_quarter_turns_of_other_pictures_show_the_middle_turned(height, width):
+    """Whole pixels in the right proportions: a square around the middle is turned in itself."""
+    samples = pictures(64, 1, height, width)
+    found = augmented(ada("quarter_turn"), samples)
+    least = min(height, width) - 1
+
+    def squares(x):
+        rows, columns = range(height - least + 1), range(width - least + 1)
+        return [x[:, :, i : i + least, j : j + least] for i in rows for j in columns]
+
+    for k in range(4):
+        expected = [s.rot90(k, (2, 3)) for s in squares(samples)]
+        matches = [(a == b).flatten(1).all(1) for a in squares(found) for b in expected]
+        assert torch.stack(matches).any(0).sum() > 6
+    values = [set(picture.flatten().tolist()) for picture in samples]
+    assert all(set(f.flatten().tolist()) <= v for f, v in zip(found, values, strict=True)), (
+        "a pixel was mixed"
+    )
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (1, 9, 20)])
+def test_translation_by_whole_pixels_is_exact_and_mirrors_the_edge(shape):
+    height, width = shape[1:]
+    most_y, most_x = round(height / 8), round(width / 8)
+    samples = pictures(300, *shape)
+    rows = torch.cat([samples[:, :, :most_y].flip(2), samples, samples[:, :, -most_y:].flip(2)], 2)
+    framed = torch.cat([rows[..., :most_x].flip(3), rows, rows[..., -most_x:].flip(3)], 3)
+    found = augmented(ada("integer_translation"), samples)
+    matches = torch.stack(
+        [
+            (found == framed[:, :, y : y + height, x : x + width]).flatten(1).all(1)
+            for y in range(2 * most_y + 1)
+            for x in range(2 * most_x + 1)
+        ]
+    )
+    assert matches.any(0).all()
+    assert matches.any(1).all(), "some shift never comes"
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**20))
+def test_resampling_is_bilinear_over_the_mirrored_picture(height, width, seed):
+    """As scipy does it."""
+    generator = torch.manual_seed(seed)
+    picture = torch.randn(1, 1, height, width, dtype=torch.float64, generator=generator)
+    sources = torch.eye(3, dtype=torch.float64)[None].clone()
+    sources[:, :2] += torch.randn(1, 2, 3, dtype=torch.float64, generator=generator)
+    sources[:, :2, 2] *= 10
+    y, x = torch.meshgrid(
+        torch.arange(height) - (height - 1) / 2,
+        torch.arange(width) - (width - 1) / 2,
+        indexing="ij",
+    )
+    places = sources[0] @ torch.stack([x, y, torch.ones_like(x)]).double().flatten(1)
+    at = [places[1] + (height - 1) / 2, places[0] + (width - 1) / 2]
+    expected = map_coordinates(
+        picture[0, 0].numpy(), torch.stack(at).numpy(), order=1, mode="reflect"
+    )
+    torch.testing.assert_close(
+        resample(picture, sources).flatten(), torch.from_numpy(expected), atol=1e-9, rtol=1e-9
+    )
+
+
+# ADA: strengths, chances, and how the transformations are composed
+
+
+def colour_maps(*policy, n=1500):
+    """What is done to colours, recovered from four: matrices [n, 3, 3] and offsets [n, 3]."""
+    basis = torch.cat([torch.zeros(1, 3), torch.eye(3)]).double()
+    augment = ada(*policy)
+    offset, *columns = (
+        augmented(augment, colour.view(1, 3, 1, 1).repeat(n, 1, 1, 1))[:, :, 0, 0]
+        for colour in basis
+    )
+    return torch.stack(columns, 2) - offset[:, :, None], offset
+
+
+def homogeneous(matrix, offset):
+    found = torch.eye(4, dtype=matrix.dtype).repeat(len(matrix), 1, 1)
+    found[:, :3, :3], found[:, :3, 3] = matrix, offset
+    return found
+
+
+def test_colours_are_composed_in_the_papers_order():
+    whole = homogeneous(*colour_maps("color"))
+    single = [homogeneous(*colour_maps(name)) for name in reversed(COLOURING)]
+    torch.testing.assert_close(reduce(torch.matmul, single), whole, atol=1e-5, rtol=1e-5)
+
+
+def test_colour_strengths():
+    identity, grey = torch.eye(3).double(), torch.full((3, 3), 1 / 3).double()
+
+    matrix, offset = colour_maps("brightness")
+    torch.testing.assert_close(matrix, identity.expand_as(matrix))
+    torch.testing.assert_close(offset, offset[:, :1].expand(-1, 3))
+    assert offset.std().item() == pytest.approx(0.2, rel=0.1)
+
+    matrix, offset = colour_maps("contrast")
+    factor = matrix[:, 0, 0]
+    torch.testing.assert_close(matrix, factor[:, None, None] * identity)
+    assert factor.log2().std().item() == pytest.approx(0.5, rel=0.1)
+
+    matrix, offset = colour_maps("luma_flip")
+    flipped = matrix[:, 0, 0] < 0.9
+    assert flipped.double().mean().item() == pytest.approx(0.5, abs=0.06)
+    expected = torch.where(flipped[:, None, None], identity - 2 * grey, identity)
+    torch.testing.assert_close(matrix, expected, atol=1e-6, rtol=0)
+
+    matrix, offset = colour_maps("hue")
+    torch.testing.assert_close(matrix @ matrix.mT, identity.expand_as(matrix), atol=1e-6, rtol=0)
+    torch.testing.assert_close(matrix @ grey, grey.expand_as(matrix), atol=1e-6, rtol=0)
+    torch.testing.assert_close(matrix.det(), torch.ones(len(matrix)).double())
+    assert matrix[:, 0, 0].min() < -0.32, "half a turn takes 1 to −1/3"
+
+    matrix, offset = colour_maps("saturation")
+    factor = (matrix[:, 0, 0] - 1 / 3) * 3 / 2
+    torch.testing.assert_close(
+        matrix, grey + factor[:, None, None] * (identity - grey), atol=1e-6, rtol=1e-6
+    )
+    assert factor.log2().std().item() == pytest.approx(1, rel=0.1)
+    assert factor.log2().mean().item() == pytest.approx(0, abs=0.13)
+
+
+def test_one_channel_has_the_luma_of_three_equal_ones():
+    samples = pictures(50, 1, 4, 4)
+    alone = augmented(ada("color"), samples)
+    three = augmented(ada("color"), samples.expand(-1, 3, -1, -1))
+    torch.testing.assert_close(three, alone.expand_as(three), atol=1e-5, rtol=1e-5)
+    other = augmented(ada("color"), samples.expand(-1, 4, -1, -1))
+    no_flip = augmented(ada("brightness", "contrast"), samples)
+    torch.testing.assert_close(other, no_flip.expand_as(other))
+
+
+def geometric_maps(*policy, n=1500, size=64):
+    """Where two neighbours in the middle look, in pixels from it: maps [n, 3, 3]."""
+    ramp = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
+    places = torch.stack([ramp.expand(size, size), ramp[:, None].expand(size, size)])
+    found = augmented(ada(*policy), places.expand(n, -1, -1, -1))
+    middle = size // 2
+    origin, right, below = (
+        found[:, :, middle + y, middle + x] for y, x in ((0, 0), (0, 1), (1, 0))
+    )
+    maps = torch.eye(3, dtype=torch.float64).repeat(n, 1, 1)
+    maps[:, :2, 0], maps[:, :2, 1] = right - origin, below - origin
+    maps[:, :2, 2] = origin - (maps[:, :2, 0] + maps[:, :2, 1]) / 2
+    return maps
+
+
+def test_geometry_is_composed_in_the_papers_order():
+    """The picture's map is the product of the single ones; this one is its inverse."""
+    whole = geometric_maps("blit", "geometry", n=200)
+    expected = reduce(torch.matmul, [geometric_maps(name, n=200) for name in GEOMETRIC])
+    inside = expected[:, :2, 2].abs().amax(1) < 25  # beyond it a mirror image is seen
+    assert inside.sum() > 100
+    torch.testing.assert_close(whole[inside], expected[inside], atol=1e-3, rtol=1e-3)
+
+
+def test_geometric_strengths():
+    n, size = 1500, 24
+
+    def maps(name):
+        return geometric_maps(name, n=n, size=size)
+
+    scale, stretch = maps("scale"), maps("stretch")
+    torch.testing.assert_close(scale[:, 0, 0], scale[:, 1, 1])
+    torch.testing.assert_close(stretch[:, 0, 0] * stretch[:, 1, 1], torch.ones(n).double())
+    for found in (scale, stretch):
+        assert found[:, 0, 0].log2().std().item() == pytest.approx(0.2, rel=0.1)
+        assert found[:, 0, 1].abs().max() < 1e-5
+    for name in ("pre_rotation", "post_rotation"):
+        turned = maps(name)[:, :2, :2]
+        torch.testing.assert_close(turned @ turned.mT, torch.eye(2).double().expand_as(turned))
+        angle = torch.atan2(turned[:, 1, 0], turned[:, 0, 0])
+        assert angle.abs().max() > 3.1
+        assert angle.std().item() == pytest.approx(math.pi / math.sqrt(3), rel=0.1)
+    moved = maps("fractional_translation")[:, :2, 2]
+    moved = moved[moved.abs().amax(1) < 2 * size / 8]
+    assert moved.std().item() == pytest.approx(0.88 * size / 8, rel=0.1)  # cut at two deviations
+    assert (moved - moved.round()).abs().max() > 0.4
+
+
+@pytest.mark.parametrize("p", [0.3, 0.8])
+def test_each_transformation_happens_with_its_probability(p):
+    n = 1500
+    samples = pictures(1, 3, 16, 16).expand(n, -1, -1, -1)
+    seen = {"flip": p / 2, "quarter_turn": p * 3 / 4, "luma_flip": p / 2}
+    seen |= dict.fromkeys(["pre_rotation", "post_rotation"], 1 - math.sqrt(1 - p))
+    seen["integer_translation"] = p * 15 / 16  # 2 U rounds to 0 with probability 1/4
+    for name in GEOMETRIC + COLOURING:
+        share = (augmented(ada(name, p=p), samples) != samples).flatten(1).any(1)
+        assert share.double().mean().item() == pytest.approx(seen.get(name, p), abs=0.045), name
+
+
+# ADA: what it learns
+
+
+def taught(means, start=0, num_samples=10, **options):
+    """ADA after some steps' means of the sign of real logits."""
+    learner = augmentation("ada", **{"initial_p": 0.5, "adjust_samples": 1000, **options})
+    teach(learner, means, start, num_samples)
+    return learner
+
+
+def teach(learner, means, start=0, num_samples=10):
+    for step, mean in enumerate(means, start):
+        seen = {} if mean is None else {"augmentation/sign_real": torch.tensor(mean)}
+        learner.learn(seen, step, num_samples)
+
+
+def p_of(learner):
+    return learner.tensors["p"].item()
+
+
+def test_p_rises_when_the_discriminator_is_too_sure_and_falls_when_not():
+    assert p_of(taught([0.7] * 4)) == pytest.approx(0.54)
+    assert p_of(taught([0.5] * 4)) == pytest.approx(0.46)
+    assert p_of(taught([0.5] * 4, target=0.4)) == pytest.approx(0.54)
+    assert p_of(taught([1.0, 1.0, 0.1, 0.1])) == pytest.approx(0.46), "their mean decides"
+    assert p_of(taught([0.7] * 3)) == 0.5, "not before the interval's end"
+    assert p_of(taught([0.7] * 2, interval_steps=1)) == pytest.approx(0.52)
+
+
+def test_p_goes_from_0_to_1_in_so_many_samples():
+    assert p_of(taught([0.9] * 96, initial_p=0.0)) == pytest.approx(0.96)
+    assert p_of(taught([0.9] * 100, initial_p=0.0)) == pytest.approx(1.0)
+
+
+@given(st.lists(st.floats(-1, 1), max_size=60), st.floats(0, 1), st.integers(1, 500))
+def test_p_stays_a_probability(means, initial_p, num_samples):
+    learner = taught(means, num_samples=num_samples, initial_p=initial_p, interval_steps=2)
+    assert 0 <= p_of(learner) <= 1
+
+
+@pytest.mark.parametrize("nothing", [math.nan, math.inf, -math.inf, None])
+def test_a_mean_that_is_not_finite_or_missing_counts_for_nothing(nothing):
+    assert p_of(taught([0.7, nothing, 0.7, nothing])) == pytest.approx(0.54)
+    assert p_of(taught([0.5, 0.5, 0.5, nothing])) == pytest.approx(0.46)
+    learner = taught([nothing] * 4)
+    assert p_of(learner) == 0.5
+    teach(learner, [0.7] * 4, start=4)
+    assert p_of(learner) == pytest.approx(0.54)
+
+
+def test_fixed_p_stays():
+    assert p_of(taught([0.9] * 8, fixed=True)) == 0.5
+
+
+@pytest.mark.parametrize("cut", range(9))
+def test_a_run_cut_anywhere_goes_on_exactly(cut):
+    means = [0.9, 0.1, 0.8, 0.7, -0.3, 0.9, 0.9, 0.9, 0.61]
+    whole, first = taught(means), taught(means[:cut])
+    resumed = augmentation("ada", adjust_samples=1000)
+    held = dict(resumed.tensors)
+    for name, tensor in first.tensors.items():
+        resumed.tensors[name].copy_(tensor)
+    teach(resumed, means[cut:], start=cut)
+    for name, tensor in whole.tensors.items():
+        assert torch.equal(held[name], tensor), "changed in place, and equal"
+    samples = pictures(8, 3, 8, 8)
+    assert torch.equal(augmented(resumed, samples), augmented(whole, samples))
+
+
+def test_it_reports_signs_and_p():
+    learner = augmentation("ada", initial_p=0.25)
+    seen = learner.observe(torch.tensor([-3.0, 0.0, 0.2]))
+    teach(learner, [0.9] * 4)
+    assert set(learner.tags) <= set(seen)
+    assert seen["augmentation/sign_real"].tolist() == [-1, 0, 1]
+    assert seen["augmentation/p"].tolist() == [0.25] * 3, "p as it was"
+
+
+# Options
+
+
+def config_with(**options):
+    return parse_config(
+        {
+            "run": {"total_samples": 64},
+            "data": {"url": "builtin:digits"},
+            "game": {"augmentation": options},
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "adaa"}, r"game\.augmentation\.name = 'adaa'.*'ada'"),
+        ({"name": "ada", "targte": 0.5}, r"game\.augmentation\.targte.*'target'"),
+        ({"name": "ada", "target": "high"}, r"game\.augmentation\.target = 'high'"),
+        ({"name": "ada", "target": 1.0}, r"game\.augmentation\.target = 1\.0: must lie between"),
+        ({"name": "ada", "target": math.nan}, r"game\.augmentation\.target = nan"),
+        ({"name": "ada", "initial_p": 1.1}, r"game\.augmentation\.initial_p = 1\.1: .* 0 to 1"),
+        ({"name": "ada", "initial_p": -0.1}, r"game\.augmentation\.initial_p = -0\.1"),
+        ({"name": "ada", "adjust_samples": 0}, r"game\.augmentation\.adjust_samples = 0"),
+        ({"name": "ada", "interval_steps": 0}, r"game\.augmentation\.interval_steps = 0"),
+        ({"name": "ada", "policy": ["colour"]}, r"game\.augmentation\.policy = 'colour'.*'color'"),
+        ({"name": "ada", "policy": []}, r"game\.augmentation\.policy = \[\]"),
+        ({"name": "diffaugment", "policy": ["cutuot"]}, r"\.policy = 'cutuot'.*'cutout'"),
+        ({"name": "diffaugment", "policy": []}, r"game\.augmentation\.policy = \[\]"),
+        ({"name": "diffaugment", "policy": "color"}, r"game\.augmentation\.policy = 'color'"),
+        ({"name": "diffaugment", "target": 0.6}, r"game\.augmentation\.target"),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        build_augmentation(config_with(**options), (3, 8, 8), CPU)
+
+
+@both
+def test_built_from_a_configuration(name):
+    built = build_augmentation(config_with(name=name, policy=["color"]), (3, 8, 8), CPU)
+    assert isinstance(built, augmentations[name])
+    with pytest.raises(ConfigError, match="needs pictures"):
+        build_augmentation(config_with(name=name), (2,), CPU)
