@@ -6,7 +6,9 @@ import torch
 
 from gatdist.config import BOTH, Config
 from gatdist.errors import ConfigError
+from gatdist.game.penalties import ScheduledPenalty
 from gatdist.game.updates.rule import Step, UpdateRule
+from gatdist.game.updates.second_order import SecondOrder
 from gatdist.models import DTYPES
 from gatdist.parallel.batch import Batch
 from gatdist.parallel.communicator import LocalCommunicator
@@ -26,10 +28,10 @@ def probe_batch(config: Config, sample_shape: tuple[int, ...], num_classes: int)
     )
 
 
-def require_derivatives(
+def require_playable(
     config: Config, rule: UpdateRule, sample_shape: tuple[int, ...], num_classes: int
 ) -> None:
-    """Run a step's penalties and second-order products once, on the CPU, without moving anything.
+    """Compute a step's gradients once, on the CPU, without moving anything.
 
     Args:
         config: of the run.
@@ -38,36 +40,41 @@ def require_derivatives(
         num_classes: of the data; 0 if unlabelled.
 
     Raises:
-        ConfigError: a network has no derivative that the rule or a penalty needs.
+        ConfigError: a network has no derivative that the rule or a penalty needs, or not one logit
+            a sample.
     """
     batch = probe_batch(config, sample_shape, num_classes)
-    reduction = FastReduction(LocalCommunicator(torch.device("cpu")))
     for scheduled in rule.game.penalties:
         if scheduled.penalty.differentiates:
-            try:
-                loss, _ = rule.game.penalty_loss(batch.consecutive(1)[0], [scheduled])
-                torch.autograd.backward(loss)
-            except RuntimeError as error:
-                raise ConfigError(
-                    f"game.penalties.{scheduled.name}",
-                    f"needs the {scheduled.penalty.player} to be differentiable twice, down to its "
-                    f"input, and it is not (token ids, or a layer without second derivatives?): "
-                    f"{_first_line(error)}",
-                    mend="Leave the penalty out, or use another network",
-                ) from None
-    if rule.second_order:
-        step = Step(batch, {name: getattr(config.optim, name).learning_rate for name in BOTH})
-        for phase in rule.phases(step):
-            try:
-                phase.gradients(rule.game, reduction, [phase.batch])
-            except RuntimeError as error:
-                raise ConfigError(
-                    "game.update_rule",
-                    "needs second derivatives, which a network does not have: "
-                    f"{_first_line(error)}",
-                    value=config.game.update_rule,
-                    mend="Use a first-order rule such as 'extragradient', or another network",
-                ) from None
+            _require_penalty(rule, scheduled, batch.consecutive(1)[0])
+    reduction = FastReduction(LocalCommunicator(torch.device("cpu")))
+    rates = {name: getattr(config.optim, name).learning_rate for name in BOTH}
+    if isinstance(rule, SecondOrder):
+        try:
+            rule.require_second_derivatives(batch)
+        except RuntimeError as error:
+            raise ConfigError(
+                "game.update_rule",
+                f"needs second derivatives, which a network does not have: {_first_line(error)}",
+                value=config.game.update_rule,
+                mend="Use a first-order rule such as 'extragradient', or another network",
+            ) from None
+    for phase in rule.phases(Step(batch, rates)):
+        phase.gradients(rule.game, reduction, [phase.batch])
+
+
+def _require_penalty(rule: UpdateRule, scheduled: ScheduledPenalty, batch: Batch) -> None:
+    try:
+        loss, _ = rule.game.penalty_loss(batch, [scheduled])
+        torch.autograd.backward(loss)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"game.penalties.{scheduled.name}",
+            f"needs the {scheduled.penalty.player} to be differentiable twice, down to its input, "
+            "and it is not (token ids, or a layer without second derivatives?): "
+            f"{_first_line(error)}",
+            mend="Leave the penalty out, or use another network",
+        ) from None
 
 
 def _first_line(error: Exception) -> str:

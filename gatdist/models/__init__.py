@@ -21,7 +21,7 @@ from gatdist.models.spectral import add_spectral_norm
 from gatdist.registry import call_with_options
 
 # Importing these modules registers what they define.
-from . import mlp, residual  # noqa: F401  isort:skip
+from . import dcgan, mlp, residual  # noqa: F401  isort:skip
 
 __all__ = ["build_networks", "register_discriminator", "register_generator"]
 

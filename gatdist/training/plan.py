@@ -12,7 +12,7 @@ from gatdist.config import BOTH, Config, flatten, import_plugins
 from gatdist.data import Dataset, open_dataset
 from gatdist.evaluation import Evaluator
 from gatdist.game import Game, Step, UpdateRule, build_update_rule, require_whole_batches
-from gatdist.game.probe import probe_batch, require_derivatives
+from gatdist.game.probe import probe_batch, require_playable
 from gatdist.models import build_networks
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.runs import Checkpoints, RunDirectory
@@ -64,7 +64,7 @@ def check(config: Config, run_dir: str) -> Checked:
     generator, discriminator = networks
     game = Game.from_config(config, generator, discriminator, sample_shape)
     rule = build_update_rule(config, game)
-    require_derivatives(config, rule, sample_shape, num_classes)
+    require_playable(config, rule, sample_shape, num_classes)
     device = torch.device("cpu")
     Evaluator(config.evaluate, dataset, LocalCommunicator(device), device)
     return Checked(dataset, generator, discriminator, rule)

@@ -73,6 +73,14 @@ class SecondOrder(UpdateRule):
     ) -> tuple[Gradients, list[Observations]]:
         """Both players' gradients, reduced, and each part's observations."""
 
+    def require_second_derivatives(self, batch: Batch) -> None:
+        """Raise RuntimeError if a layer has none. Leaves something in ``.grad``."""
+        losses = self.losses(batch)
+        field = gradient(losses.generator, self.theta, graph=True)
+        field += gradient(losses.discriminator, self.psi, graph=True)
+        # A backward visits every layer; ``autograd.grad`` would silently pass by those that refuse.
+        torch.autograd.backward(dot(field, field))
+
     def losses(self, batch: Batch) -> Losses:
         """Both losses as functions of both players' parameters."""
         game = self._bare

@@ -1,0 +1,221 @@
+"""Combinations that would be wrong or inexact are refused at start, by name, with what to do."""
+
+import pytest
+import torch
+from torch import nn
+
+from gatdist.config import load_config
+from gatdist.errors import ConfigError
+from gatdist.models import register_discriminator
+from gatdist.models.registry import discriminators
+from gatdist.training.plan import check
+
+RING = ["game.penalties={}"]
+SGD = ["optim.generator.name=sgd", "optim.discriminator.name=sgd"]
+
+
+class Normalized(nn.Module):
+    def __init__(self, sample_shape):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(sample_shape[0], 8), nn.BatchNorm1d(8), nn.Linear(8, 1)
+        )
+
+    def forward(self, samples, labels=None):
+        return self.layers(samples)[:, 0]
+
+
+class Patches(nn.Linear):
+    def __init__(self, sample_shape):
+        super().__init__(sample_shape[0], 3)
+
+    def forward(self, samples, labels=None):
+        return super().forward(samples)
+
+
+class TakesTokens(nn.Module):
+    """Rounds its input to ids, as a network for text does."""
+
+    def __init__(self, sample_shape):
+        super().__init__()
+        self.embedding = nn.Embedding(16, 1)
+
+    def forward(self, samples, labels=None):
+        return self.embedding(samples.long().clamp(0, 15)).sum((1, 2))
+
+
+class OnlyOnce(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return gradient * 2 * x
+
+
+class NotTwice(nn.Linear):
+    def __init__(self, sample_shape):
+        super().__init__(sample_shape[0], 1)
+
+    def forward(self, samples, labels=None):
+        return OnlyOnce.apply(super().forward(samples)).tanh()[:, 0]
+
+
+@pytest.fixture(autouse=True)
+def own_networks(monkeypatch):
+    monkeypatch.setattr(discriminators, "_entries", dict(discriminators._entries))
+    for kind in (Normalized, Patches, TakesTokens, NotTwice):
+        register_discriminator(kind.__name__)(
+            lambda *, sample_shape, num_classes, kind=kind: kind(sample_shape)
+        )
+
+
+def with_network(name):
+    return f'model.discriminator={{name="{name}"}}'
+
+
+CASES = {
+    "one stage, hinge": (
+        [*RING, "game.update_rule=one_stage", "game.loss=hinge"],
+        ["game.loss = 'hinge'", "one_stage", "simultaneous", "nonsaturating"],
+    ),
+    "one stage, batch norm": (
+        [*RING, "game.update_rule=one_stage", with_network("Normalized")],
+        ["game.update_rule = 'one_stage'", "'layers.1' (BatchNorm1d)", "simultaneous"],
+    ),
+    "several logits": (
+        [*RING, "game.update_rule=one_stage", with_network("Patches")],
+        ["model.discriminator.name", "one logit a sample"],
+    ),
+    "one stage, several steps": (
+        [*RING, "game.update_rule=one_stage", "game.num_discriminator_steps=2"],
+        ["game.num_discriminator_steps = 2", "'one_stage'", "alternating"],
+    ),
+    "canonical, more workers than lanes": (
+        ["run.reduction=canonical", "run.reduction_lanes=2", "cluster.workers=4"],
+        ["cluster.workers = 4", "run.reduction_lanes (2)", "--workers 2"],
+    ),
+    "canonical, three workers": (
+        ["run.reduction=canonical", "run.global_batch=48", "cluster.workers=3"],
+        ["cluster.workers = 3", "power of two", "--workers 2"],
+    ),
+    "lanes, no power of two": (
+        ["run.reduction=canonical", "run.reduction_lanes=6"],
+        ["run.reduction_lanes = 6", "power of two", "Use 4"],
+    ),
+    "lanes that do not divide the batch": (
+        ["run.reduction=canonical", "run.reduction_lanes=8", "run.global_batch=36"],
+        ["run.reduction_lanes = 8", "divide run.global_batch (36)", "Use 4"],
+    ),
+    "canonical, micro-batches": (
+        ["run.reduction=canonical", "optim.generator.micro_batch=8"],
+        ["optim.generator.micro_batch = 8", "canonical"],
+    ),
+    "canonical, compressed": (
+        ["run.reduction=canonical", "precision.reduce_dtype=bfloat16"],
+        ["precision.reduce_dtype = 'bfloat16'", "canonical"],
+    ),
+    "second order without second derivatives": (
+        [*RING, "game.update_rule=consensus", "game.loss=minimax", with_network("NotTwice")],
+        ["game.update_rule = 'consensus'", "second derivatives", "extragradient"],
+    ),
+    "penalty without second derivatives": (
+        ["game.penalties={r1={strength=1.0}}", with_network("NotTwice")],
+        ["game.penalties.r1", "differentiable twice"],
+    ),
+    "second order, compiled": (
+        [*RING, "game.update_rule=consensus", 'precision.compile=["generator"]'],
+        ["precision.compile = 'generator'", "'consensus'"],
+    ),
+    "penalty, compiled": (
+        ["game.penalties={r1={strength=1.0}}", 'precision.compile=["discriminator"]'],
+        ["precision.compile = 'discriminator'", "'r1'"],
+    ),
+    "second order, float16": (
+        [*RING, "game.update_rule=consensus", "precision.dtype=float16"],
+        ["precision.dtype = 'float16'", "bfloat16"],
+    ),
+    "penalty on token ids": (
+        ["game.penalties={r1={strength=1.0}}", with_network("TakesTokens")],
+        ["game.penalties.r1", "token ids"],
+    ),
+    "competitive, not zero-sum": (
+        [*RING, "game.update_rule=competitive", "game.loss=nonsaturating", *SGD],
+        ["game.loss = 'nonsaturating'", "zero-sum", "minimax or wasserstein"],
+    ),
+    "competitive, Adam": (
+        [*RING, "game.update_rule=competitive", "game.loss=minimax"],
+        ["optim.generator.name = 'adam'", "'competitive'", "Use 'sgd'"],
+    ),
+    "conjugate, momentum": (
+        [*RING, "game.update_rule=conjugate", *SGD, "optim.discriminator.momentum=0.9"],
+        ["optim.discriminator.momentum = 0.9", "conjugate", "Use 0"],
+    ),
+    "unknown rule": (["game.update_rule=altrenating"], ["game.update_rule", "alternating"]),
+    "unknown loss": (["game.loss=hing"], ["game.loss = 'hing'", "hinge"]),
+    "unknown penalty": (["game.penalties={r3={strength=1.0}}"], ["game.penalties = 'r3'"]),
+    "unknown augmentation": (
+        ['game.augmentation={name="adda"}'],
+        ["game.augmentation.name = 'adda'", "ada"],
+    ),
+    "augmented points": (
+        ['game.augmentation={name="ada"}'],
+        ["game.augmentation = 'ada'", "pictures"],
+    ),
+    "unknown option of a rule": (
+        [*RING, "game.update_rule=consensus", "game.rule_options={strenght=1.0}"],
+        ["game.rule_options.strenght", "strength"],
+    ),
+    "option of a rule without options": (
+        [*RING, "game.rule_options={strength=1.0}"],
+        ["game.rule_options.strength", "unknown key"],
+    ),
+    "bad option of a rule": (
+        [*RING, "game.update_rule=consensus", "game.rule_options={strength=-1.0}"],
+        ["game.rule_options.strength = -1.0", "above 0"],
+    ),
+    "batch norm in micro-batches": (
+        [*RING, with_network("Normalized"), "optim.discriminator.micro_batch=8"],
+        ["model.discriminator.name", "BatchNorm1d", "micro-batches"],
+    ),
+    "batch norm on two workers": (
+        [*RING, with_network("Normalized"), "cluster.workers=2"],
+        ["model.discriminator.name", "BatchNorm1d", "2 workers on the CPU", "--workers 1"],
+    ),
+    "batch norm in lanes": (
+        [*RING, with_network("Normalized"), "run.reduction=canonical"],
+        ["model.discriminator.name", "BatchNorm1d", "lanes"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_combination_is_refused_by_name_with_a_mend(case, tmp_path):
+    overrides, told = CASES[case]
+    with pytest.raises(ConfigError) as caught:
+        check(load_config("ring", ["evaluate.metrics=[]", *overrides]), str(tmp_path / "run"))
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in told:
+        assert part in message, message
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [*RING, with_network("Normalized")],
+        [*RING, "game.update_rule=one_stage", "game.loss=least_squares"],
+        [*RING, "game.update_rule=competitive", "game.loss=wasserstein", *SGD],
+        ["game.penalties={r1={strength=1.0}}", 'precision.compile=["generator"]'],
+        ["game.penalties={lecam={strength=1.0}}", 'precision.compile=["discriminator"]'],
+        ["game.penalties={path_length={strength=1.0}}"],
+        ["run.reduction=canonical", "cluster.workers=4"],
+    ],
+)
+def test_what_is_right_is_not_refused(overrides, tmp_path):
+    check(load_config("ring", ["evaluate.metrics=[]", *overrides]), str(tmp_path / "run"))
