@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from gatdist.errors import ConfigError, GatdistError, UserError
@@ -131,6 +132,21 @@ def _doctor(arguments: argparse.Namespace) -> None:
         )
 
 
+def _bench_step(arguments: argparse.Namespace) -> None:
+    from gatdist.benchmarking.step import measure
+    from gatdist.benchmarking.table import table
+
+    found = measure(
+        arguments.size,
+        arguments.case,
+        rounds=arguments.rounds,
+        threads=arguments.threads,
+        two_processes=arguments.two_processes,
+        tell=lambda text: print(text, file=sys.stderr, flush=True),
+    )
+    print(json.dumps(found) if arguments.json else table(found))
+
+
 def _workers(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise ConfigError("--workers", "must be a whole number above 0", value=text)
@@ -144,14 +160,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Exit status: 0 done; 2 you can mend it; 75 trying again may help; 1 anything else.",
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-
-    def command(name: str, function: Any, text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        sub.set_defaults(command=function)
-        sub.add_argument(
-            "--json", action="store_true", help="print exactly one JSON document on standard output"
-        )
-        return sub
+    command = partial(_command, commands)
 
     sub = command("train", _train, "train a preset or a TOML file; again resumes the same run")
     sub.add_argument(
@@ -205,7 +214,59 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--grid", action="store_true", help="one picture of all")
 
     command("doctor", _doctor, "check this machine before training on it")
+    _add_bench(commands)
     return parser
+
+
+def _add_bench(commands: Any) -> None:
+    text = "measure how fast this machine is"
+    bench = commands.add_parser("bench", help=text, description=_sentence(text))
+    what = bench.add_subparsers(title="what to measure", required=True, metavar="WHAT")
+
+    sub = _command(
+        what, "step", _bench_step, "time a training step beside the same step written by others"
+    )
+    sub.add_argument(
+        "--rounds",
+        type=int,
+        default=5,
+        metavar="N",
+        help="how often each case has its turn (default: 5); more give a truer median",
+    )
+    sub.add_argument(
+        "--size",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="such as dcgan64_w32 (default: all); may be given often",
+    )
+    sub.add_argument(
+        "--case",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="such as one_stage or lightning (default: all); may be given often",
+    )
+    sub.add_argument(
+        "--two-processes", action="store_true", help="measure two processes that communicate too"
+    )
+    sub.add_argument(
+        "--threads", type=int, default=1, metavar="N", help="of each process (default: 1)"
+    )
+
+
+def _command(commands: Any, name: str, function: Any, text: str) -> argparse.ArgumentParser:
+    """A command that calls ``function``."""
+    sub: argparse.ArgumentParser = commands.add_parser(name, help=text, description=_sentence(text))
+    sub.set_defaults(command=function)
+    sub.add_argument(
+        "--json", action="store_true", help="print exactly one JSON document on standard output"
+    )
+    return sub
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:] + "."
 
 
 if __name__ == "__main__":

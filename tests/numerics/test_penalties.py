@@ -41,9 +41,8 @@ def real_batch(step=0, n=6):
 
 
 def observed(game, rule, batch, player):
-    for phase in phases_of(rule, batch):
-        if player in phase.players:
-            return phase.backward(phase.batch)
+    phase = next(p for p in phases_of(rule, batch) if player in p.players)
+    return phase.backward(phase.batch)
 
 
 def test_wgan_gp_is_the_squared_distance_of_the_gradients_norm_from_one_in_between():
@@ -130,7 +129,7 @@ def test_separate_penalties_have_steps_of_their_own_and_stay_out_of_the_losses()
         phases = list(arena.rule.all_phases(next_step(arena, batch)))
         names.append([phase.name for phase in phases])
         arena.step(batch)
-    assert names == [["both", "discriminator_penalty"], ["both"], ["both"]] + [names[0]]
+    assert names == [["both", "discriminator_penalty"], ["both"], ["both"], names[0]]
 
     def gradient(game, phase):
         game.discriminator.zero_grad()

@@ -1,0 +1,1 @@
+"""Measurements that ``gatdist bench`` makes. Nothing here is needed for training."""
