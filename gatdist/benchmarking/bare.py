@@ -29,27 +29,37 @@ class Bare(HandWritten):
     def step(self) -> None:
         """Discriminator, then generator."""
         latents = self.latents()
-        with torch.no_grad(), self.computing():
-            fakes = self.generator(latents)
-        self.learn_to_judge(fakes)
+        self.learn_to_judge(latents)
         self.learn_to_generate(latents)
 
-    def learn_to_judge(self, fakes: Tensor) -> None:
-        """The discriminator's phase. ``fakes``: without a graph."""
+    def learn_to_judge(self, latents: Tensor) -> None:
+        """The discriminator's phase."""
+        with torch.no_grad(), self.computing():
+            fakes = self.generator(latents)
+        self.move_discriminator(fakes)
+
+    def learn_to_generate(self, latents: Tensor) -> None:
+        """The generator's phase."""
+        with self.computing():
+            fakes = self.generator(latents)
+        self.move_generator(fakes)
+
+    def move_discriminator(self, fakes: Tensor) -> None:
+        """One step of Adam. ``fakes``: without a graph."""
         self.d_optimizer.zero_grad()
         with self.computing():
             real, fake = self.discriminator(self.real), self.discriminator(fakes)
-        loss = (softplus(-real.float()) + softplus(fake.float())).mean()
-        loss.backward()
+        loss = softplus(-real.float()) + softplus(fake.float())
+        loss.mean().backward()
         self.d_optimizer.step()
 
-    def learn_to_generate(self, latents: Tensor, fakes: Tensor | None = None) -> None:
-        """The generator's phase. ``fakes``: with a graph, if there are any."""
+    def move_generator(self, fakes: Tensor) -> None:
+        """One step of Adam. ``fakes``: with a graph."""
         self.g_optimizer.zero_grad()
         self.discriminator.requires_grad_(False)
         with self.computing():
-            logits = self.discriminator(self.generator(latents) if fakes is None else fakes)
-        softplus(-logits.float()).mean().backward()
+            fake = self.discriminator(fakes)
+        softplus(-fake.float()).mean().backward()
         self.g_optimizer.step()
         self.discriminator.requires_grad_(True)
 
@@ -66,8 +76,7 @@ class BareReusing(Bare):
 
     def step(self) -> None:
         """Discriminator, then generator."""
-        latents = self.latents()
         with self.computing():
-            fakes = self.generator(latents)
-        self.learn_to_judge(fakes.detach())
-        self.learn_to_generate(latents, fakes)
+            fakes = self.generator(self.latents())
+        self.move_discriminator(fakes.detach())
+        self.move_generator(fakes)

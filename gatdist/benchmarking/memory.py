@@ -5,6 +5,7 @@ The resident size of a process tells little: it holds what the C library has not
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -49,6 +50,7 @@ def measure_memory(build: Callable[[], Case]) -> Memory:
 
 def _allocated(function: Callable[[], object]) -> tuple[int, int]:
     """Bytes that a call leaves allocated, and the most that it had allocated at once."""
+    gc.collect()  # what others left behind must not be freed meanwhile
     with _quiet_standard_error():
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
             function()

@@ -181,14 +181,12 @@ class PrecisionConfig(Section):
         channels_last: lay pictures out so in memory; faster with bfloat16 and on GPUs.
         compile: the networks that ``torch.compile`` compiles.
         reduce_dtype: what gradients travel in between workers.
-        cuda_graphs: replay the step's kernels from a recording; one CUDA device only.
     """
 
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     channels_last: bool = False
     compile: list[PlayerName] = []
     reduce_dtype: Literal["full", "bfloat16"] = "full"
-    cuda_graphs: bool = False
 
 
 class MonitorConfig(Section):

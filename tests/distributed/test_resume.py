@@ -16,6 +16,14 @@ SETTINGS = [
     "run.checkpoint_samples=1280",
     'model.generator={name="residual", width=8}',
     'model.discriminator={name="residual", width=8}',
+    # Everything that adapts or remembers.
+    'game.augmentation={name="ada", adjust_samples=20000}',
+    "game.penalties={r1={strength=1.0, every_steps=4}, lecam={strength=0.1},"
+    " path_length={strength=0.1, every_steps=8}}",
+    "game.lazy_penalties=separate",
+    'model.spectral_norm=["discriminator"]',
+    "optim.generator.direction=optimistic",
+    "health.spike=skip",
     "evaluate.every_samples=0",
     "evaluate.metrics=[]",
 ]

@@ -1,0 +1,99 @@
+"""The step on a CUDA device: right in every precision, and without waiting for it."""
+
+import pytest
+import torch
+
+from gatdist.config import load_config
+from gatdist.models import DTYPES
+from gatdist.monitor.statistics import Statistics
+from gatdist.monitor.timing import PhaseTimer
+from gatdist.parallel.batch import Batch
+from gatdist.parallel.communicator import LocalCommunicator
+from gatdist.training.state import TrainState
+from gatdist.training.step import train_step
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+SHAPE, BATCH = (3, 16, 16), 16
+BASE = [
+    f"run.global_batch={BATCH}",
+    "model.latent_size=16",
+    'model.generator={name="residual", width=16}',
+    'model.discriminator={name="residual", width=16}',
+    "game.penalties={r1={strength=1.0, every_steps=2}}",
+    "game.loss=nonsaturating",
+    "optim.generator.eps=1e-4",
+    "optim.discriminator.eps=1e-4",
+]
+RULES = ["alternating", "simultaneous", "one_stage", "extragradient", "optimistic", "consensus"]
+
+
+def train(device, overrides, steps=4, strict=False):
+    """The players' weights after a few steps on made-up pictures."""
+    device = torch.device(device)
+    config = load_config("digits", BASE + overrides)
+    state = TrainState(config, LocalCommunicator(device), SHAPE, 0)
+    rule = state.rule(config)
+    statistics, timer = Statistics(device), PhaseTimer(device)
+    for step in range(steps):
+        real = torch.randn(BATCH, *SHAPE, generator=torch.Generator().manual_seed(step))
+        real = real.to(device, DTYPES[config.precision.dtype])
+        if config.precision.channels_last:
+            real = real.contiguous(memory_format=torch.channels_last)
+        positions = (torch.arange(BATCH) + BATCH * step).to(device)
+        if strict and step == 2:  # past what is made once
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            train_step(state, rule, Batch(real, None, positions, step), config, statistics, timer)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return torch.cat(
+        [
+            p.detach().double().flatten().cpu()
+            for player in state.players.values()
+            for p in player.bare.parameters()
+        ]
+    )
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_cuda_gives_what_the_cpu_gives_in_float64(rule):
+    overrides = [f"game.update_rule={rule}", "precision.dtype=float64"]
+    torch.testing.assert_close(
+        train("cuda", overrides), train("cpu", overrides), rtol=0, atol=1e-7
+    )
+
+
+@pytest.mark.parametrize("rule", ["alternating", "simultaneous", "one_stage"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("channels_last", ["false", "true"])
+def test_every_precision_and_layout_follows_float64(rule, dtype, channels_last):
+    reference = train("cuda", [f"game.update_rule={rule}", "precision.dtype=float64"])
+    start = train("cuda", ["precision.dtype=float64"], steps=0)
+    found = train(
+        "cuda",
+        [
+            f"game.update_rule={rule}",
+            f"precision.dtype={dtype}",
+            f"precision.channels_last={channels_last}",
+        ],
+    )
+    tolerance = {"float32": 0.02, "bfloat16": 0.3, "float16": 0.1}[dtype]
+    assert ((found - reference).norm() / (reference - start).norm()).item() < tolerance
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_host_never_waits_in_a_step(rule):
+    train("cuda", [f"game.update_rule={rule}"], strict=True)
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch.compile's own making
+@pytest.mark.parametrize("rule", ["alternating", "one_stage"])
+def test_compiled_networks_compute_the_same(rule):
+    overrides = [f"game.update_rule={rule}", "game.penalties={}"]
+    compiled = [*overrides, 'precision.compile=["generator", "discriminator"]']
+    torch.testing.assert_close(
+        train("cuda", compiled, steps=2), train("cuda", overrides, steps=2), rtol=0, atol=1e-3
+    )
