@@ -229,9 +229,9 @@ def _add_bench(commands: Any) -> None:
     sub.add_argument(
         "--rounds",
         type=int,
-        default=5,
+        default=7,
         metavar="N",
-        help="how often each case has its turn (default: 5); more give a truer median",
+        help="how often each case has its turn (default: 7); more give a truer median",
     )
     sub.add_argument(
         "--size",

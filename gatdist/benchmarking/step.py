@@ -17,7 +17,7 @@ from gatdist.benchmarking.memory import Memory, measure_memory
 from gatdist.benchmarking.ours import RULES, Ours
 from gatdist.benchmarking.peers import PEERS
 from gatdist.benchmarking.processes import Tell
-from gatdist.benchmarking.rounds import TURN_S, compare, interleave, steps_in_a_turn
+from gatdist.benchmarking.rounds import TURN_S, compare, interleave, settled, steps_in_a_turn
 from gatdist.benchmarking.two_processes import TWO_PROCESSES, measure_two_processes
 from gatdist.config import nearest
 from gatdist.errors import ConfigError
@@ -36,7 +36,7 @@ def measure(
     sizes: Sequence[str] = (),
     cases: Sequence[str] = (),
     *,
-    rounds: int = 5,
+    rounds: int = 7,
     threads: int = 1,
     two_processes: bool = False,
     turn_s: float = TURN_S,
@@ -73,7 +73,7 @@ def measure(
     chosen = _chosen("--case", cases, [*CASES, *(name for name in pairs if name not in CASES)])
     rows: list[dict[str, Any]] = []
     skipped: list[dict[str, str]] = []
-    with _threads(threads):
+    with settled(), _threads(threads):
         for size in chosen_sizes:
             some, skipped = _measure_size(size, chosen, rounds, turn_s, tell)
             rows += some

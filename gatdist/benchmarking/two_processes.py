@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from gatdist.benchmarking.case import Case, HandWritten, Size, adam
 from gatdist.benchmarking.ours import RULES, Ours
 from gatdist.benchmarking.processes import Tell, together
-from gatdist.benchmarking.rounds import compare, interleave, steps_in_a_turn
+from gatdist.benchmarking.rounds import compare, interleave, settled, steps_in_a_turn
 from gatdist.parallel.communicator import Communicator
 
 PLAIN = "ddp"
@@ -88,12 +88,13 @@ def measure_two_processes(
         WorkerLostError: a process died or hangs.
     """
     rows = []
-    chosen = [name for name in TWO_PROCESSES if name in {PLAIN, *names}]
-    if "canonical" in chosen and "alternating" not in chosen:
-        chosen.append("alternating")  # which it is compared with
+    wanted = {PLAIN, *names}
+    if "canonical" in wanted:
+        wanted.add("alternating")  # which it is compared with
+    chosen = [name for name in TWO_PROCESSES if name in wanted]
     for size in sizes:
-        say = partial(_say, tell, f"{size.name} in two processes")
         arguments = size, chosen, rounds, threads, turn_s
+        say = partial(_say, tell, size)
         answers = together(_WORKERS, _member, *arguments, tell=say)
         steps = answers[0]["steps"]
         seconds = _both([answer["seconds"] for answer in answers])
@@ -101,8 +102,8 @@ def measure_two_processes(
     return rows
 
 
-def _say(tell: Tell, prefix: str, text: str) -> None:
-    tell(f"{prefix}: {text}")
+def _say(tell: Tell, size: Size, text: str) -> None:
+    tell(f"{size.name} in two processes: {text}")
 
 
 def _member(
@@ -126,7 +127,8 @@ def _member(
 
     seconds = turn(PLAIN, 1)
     steps: int = comm.broadcast_object(steps_in_a_turn(1, seconds, turn_s))
-    found = interleave(list(cases), rounds, lambda name: turn(name, steps), tell)
+    with settled():
+        found = interleave(list(cases), rounds, lambda name: turn(name, steps), tell)
     return {"steps": steps, "seconds": found}
 
 

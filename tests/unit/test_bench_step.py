@@ -1,0 +1,300 @@
+"""``gatdist bench step``: everyone plays the same game, and all that was measured is told."""
+
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from gatdist.benchmarking import case as case_module
+from gatdist.benchmarking import step as step_module
+from gatdist.benchmarking.bare import Bare, BareReusing
+from gatdist.benchmarking.case import BFLOAT16, SIZES, Case, Size
+from gatdist.benchmarking.memory import measure_memory
+from gatdist.benchmarking.ours import RULES, Ours
+from gatdist.benchmarking.peers import PEERS
+from gatdist.benchmarking.processes import together
+from gatdist.benchmarking.rounds import compare, interleave, settled, steps_in_a_turn
+from gatdist.benchmarking.step import CASES, measure
+from gatdist.benchmarking.table import table
+from gatdist.benchmarking.two_processes import TWO_PROCESSES, Plain
+from gatdist.cli import main
+from gatdist.errors import ConfigError, GatdistError, WorkerLostError
+from gatdist.parallel import draws
+
+TINY = Size("tiny", "dcgan", {"width": 2}, (1, 16, 16), 4)
+
+
+def peer(name):
+    reason = f"{name} is not installed (pip install 'gatdist[bench]')"
+    return pytest.param(
+        PEERS[name], marks=pytest.mark.skipif(find_spec(name) is None, reason=reason)
+    )
+
+
+@pytest.fixture(autouse=True)
+def what_peers_set(monkeypatch):
+    """Peers set this variable when they are imported; here it is put back."""
+    monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """A size of milliseconds, and turns of one step."""
+    monkeypatch.setitem(SIZES, "tiny", TINY)
+    monkeypatch.setattr(step_module, "measure", partial(measure, turn_s=0.0))
+
+
+# The same game
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        Bare,
+        BareReusing,
+        partial(Plain, wrap=lambda network: network),
+        peer("lightning"),
+        peer("accelerate"),
+    ],
+)
+def test_everyone_ends_where_gatdists_alternating_step_ends(build, monkeypatch):
+    monkeypatch.setattr(case_module, "LEARNING_RATE", 1e-3)
+    ours, theirs = Ours(TINY, RULES["alternating"]), build(TINY)
+    start = {name: p.clone() for name, p in theirs.generator.named_parameters()}
+    drawn = [
+        draws.normal(0, "latents", torch.arange(4) + 4 * step, (64,), torch.float32)
+        for step in range(3)
+    ]
+    monkeypatch.setattr(theirs, "latents", partial(next, iter(drawn)), raising=False)
+    # A trainer takes a step before and one after those that it counts, others one before.
+    theirs.run(1 if type(theirs).__name__ == "_Lightning" else 2)
+    ours.run(2)
+    for player in ("generator", "discriminator"):
+        mine = dict(getattr(ours, player).named_parameters())
+        for name, parameter in getattr(theirs, player).named_parameters():
+            torch.testing.assert_close(
+                parameter, mine[name], rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+            )
+    moved = [(p - start[name]).abs().max() for name, p in theirs.generator.named_parameters()]
+    assert min(moved) > 5e-4  # so the tolerance is a small part of it
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_gatdists_cases_take_real_steps(name):
+    case = Ours(TINY, RULES[name])
+    before = torch.cat([p.detach().flatten().clone() for p in case.generator.parameters()])
+    assert case.run(2) > 0
+    assert case.state.samples_seen == 3 * TINY.batch
+    assert int(case.state.guard.tensors["nonfinite"]) == 0
+    after = torch.cat([p.detach().flatten() for p in case.generator.parameters()])
+    assert after.isfinite().all()
+    assert not torch.equal(before, after)
+
+
+def test_the_bare_loop_does_bfloat16_too():
+    case = Bare(TINY, BFLOAT16)
+    case.run(1)
+    assert case.real.is_contiguous(memory_format=torch.channels_last)
+    assert all(p.isfinite().all() for p in case.generator.parameters())
+
+
+# Turns and ratios
+
+
+def test_all_have_a_turn_each_round_in_changing_order_and_the_first_round_is_dropped():
+    order, told = [], []
+
+    def turn(name):
+        order.append(name)
+        return float(len(order))
+
+    with settled():
+        seconds = interleave("abc", 4, turn, told.append)
+    assert told == ["warming up", *(f"round {n} of 4" for n in range(1, 5))]
+    rounds = [order[i : i + 3] for i in range(0, 15, 3)]
+    assert all(sorted(names) == ["a", "b", "c"] for names in rounds)
+    assert len({tuple(names) for names in rounds}) > 1
+    assert all(len(taken) == 4 and min(taken) > 3 for taken in seconds.values())
+
+
+def test_a_ratio_compares_what_ran_in_the_same_round():
+    ratio = compare([1.0, 10.0, 3.0], [2.0, 10.0, 12.0])
+    assert (ratio.median, ratio.low, ratio.high) == (2.0, 1.0, 4.0)
+    assert steps_in_a_turn(1, 0.03, 1.5) == 50
+    assert steps_in_a_turn(1, 7.0, 1.5) == 1
+
+
+class Allocates(Case):
+    """Keeps 2 MiB, and needs 3 MiB more in a step, 1 of them a gradient."""
+
+    def __init__(self):
+        self.generator = torch.nn.Linear(512, 512, bias=False)  # 1 MiB
+        self.discriminator = torch.nn.Identity()
+        self.kept = torch.zeros(2**18)
+
+    def step(self):
+        self.generator.weight.grad = None
+        temporary = torch.zeros(2**19)
+        del temporary
+        self.generator.weight.grad = torch.zeros(512, 512)
+        temporary = torch.zeros(2**19)
+        del temporary
+
+
+def test_memory_is_what_the_allocator_gave(capfd):
+    memory = measure_memory(Allocates)
+    assert memory.state_bytes == 2 * 2**20
+    assert memory.peak_bytes == 3 * 2**20
+    assert capfd.readouterr() == ("", "")
+
+
+# What is printed
+
+
+def test_the_result_has_the_contracts_fields(tiny, capsys):
+    threads = torch.get_num_threads()
+    assert main(["bench", "step", "--json", "--size", "tiny", "--rounds", "2"]) == 0
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    assert captured.err.splitlines()[0] == "tiny: warming up"
+    skipped = [case["name"] for case in found["skipped"]]
+    assert [row["name"] for row in found["cases"]] == [n for n in CASES if n not in skipped]
+    for row in found["cases"]:
+        assert row["size"] == "tiny"
+        assert row["samples_per_s"] == pytest.approx(TINY.batch / row["step_s"])
+        assert row["ratio_low"] <= row["ratio_to_bare"] <= row["ratio_high"]
+        assert row["peak_bytes"] > 0
+        assert row["state_bytes"] > 0
+    bare = found["cases"][0]
+    assert (bare["name"], bare["ratio_to_bare"], bare["peak_to_bare"]) == ("bare", 1, 1)
+    assert found["two_processes"] == []
+    assert found["environment"]["threads"] == 1
+    assert found["environment"]["packages"]["torch"] == torch.__version__
+    assert torch.get_num_threads() == threads
+
+
+def test_what_is_not_installed_is_skipped_and_named(tiny, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "lightning", None)
+    assert main(["bench", "step", "--size", "tiny", "--rounds", "1", "--case", "lightning"]) == 0
+    shown = capsys.readouterr().out
+    assert "skipped lightning: " in shown
+    assert "pip install 'gatdist[bench]'" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--size", "dcgan64w4"], "--size = 'dcgan64w4': not known. Did you mean 'dcgan64_w4'?"),
+        (["--case", "one_stag"], "--case = 'one_stag': not known. Did you mean 'one_stage'?"),
+        (["--case", "ddp"], "--case = 'ddp': not known."),
+        (["--rounds", "0"], "--rounds = 0: must be above 0"),
+        (["--threads", "-1"], "--threads = -1: must be above 0"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_anything_is_measured(arguments, message, capsys):
+    assert main(["bench", "step", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def row(name, ratio, **more):
+    return {
+        "name": name,
+        "size": "tiny",
+        "samples_per_s": 1234.5,
+        "ratio_to_bare": ratio,
+        "ratio_low": ratio - 0.1,
+        "ratio_high": ratio + 0.1,
+        "step_s": 0.0123,
+        "peak_bytes": 3 * 2**20,
+        "peak_to_bare": 1.0,
+    } | more
+
+
+def test_the_table_is_aligned():
+    pair = {f"ratio_to_{of}{end}": 0.9 for of in ("ddp", "limit") for end in ("", "_low", "_high")}
+    found = {
+        "cases": [row("bare", 1.0), row("one_stage_bfloat16", 12.25, step_s=1.5)],
+        "two_processes": [row("canonical", 1.0, ratio_to_fast=0.875, **pair)],
+        "skipped": [],
+        "environment": {
+            "processor": "CPU",
+            "cores": 2,
+            "threads": 1,
+            "load": 0.5,
+            "packages": {"torch": "2"},
+        },
+    }
+    one, two, notes = table(found).split("\n\n")
+    head, line, first, second = one.splitlines()
+    assert {len(text) for text in (head, line, first, second)} == {len(line)}
+    assert second.split() == [
+        *("one_stage_bfloat16", "1,234", "1500", "ms", "12.250", "12.150", "to", "12.350"),
+        *("3.0", "MiB", "1.000"),
+    ]
+    assert two.startswith("tiny, two processes")
+    assert "tiny: canonical is 0.875 × fast." in notes
+
+
+def test_measuring_needs_neither_ray_nor_storage_nor_tensorboard():
+    code = "import sys, gatdist.benchmarking.step; print(*sys.modules)"
+    finished = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    loaded = set(finished.stdout.split())
+    assert "torch" in loaded
+    assert not loaded & {"ray", "fsspec", "tensorboard", "lightning", "accelerate"}
+
+
+# Processes
+
+
+def test_two_processes_are_compared_with_plain_ddp_and_with_two_that_do_not_communicate(tiny):
+    told = []
+    found = measure(
+        ["tiny"],
+        ["canonical"],
+        rounds=1,
+        two_processes=True,
+        turn_s=0.0,
+        tell=told.append,
+    )
+    names = ["ddp", "alternating", "canonical"]
+    assert [row["name"] for row in found["two_processes"]] == names
+    assert set(names) <= set(TWO_PROCESSES)
+    for row in found["two_processes"]:
+        assert row["samples_per_s"] == pytest.approx(2 * TINY.batch / row["step_s"])
+        assert row["ratio_to_ddp"] > 0
+        assert row["ratio_to_limit"] > 0
+        assert ("ratio_to_fast" in row) == (row["name"] == "canonical")
+    assert found["two_processes"][0]["ratio_to_ddp"] == 1
+    assert "tiny in two processes: round 1 of 1" in told
+
+
+def raise_something(comm, tell):
+    raise ValueError("something")
+
+
+def die(comm, tell):
+    os._exit(3)
+
+
+@pytest.mark.parametrize(
+    ("function", "error", "message"),
+    [
+        (raise_something, GatdistError, "process 0 failed:\n(.*\n)*ValueError: something"),
+        (die, WorkerLostError, "process 0 died without an answer"),
+    ],
+)
+def test_a_process_that_fails_is_told_and_none_is_left(function, error, message):
+    with pytest.raises(error, match=message):
+        together(1, function, tell=lambda text: None)
+
+
+def test_an_unknown_name_is_a_config_error():
+    with pytest.raises(ConfigError, match="--size"):
+        measure(["nothing"])
