@@ -96,7 +96,7 @@ class Loader:
         return cls(
             dataset,
             order,
-            global_batch=config.run.global_batch,
+            global_batch=config.step_samples,
             rank=comm.rank,
             world_size=comm.world_size,
             position=position,

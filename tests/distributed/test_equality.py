@@ -278,6 +278,34 @@ def test_whole_fast_runs_are_equal_within_rounding(tmp_path):
         )
 
 
+def positions_of(comm, overrides, folder):
+    """The positions that each phase of each step of the real loop is computed at, by player."""
+    from gatdist.game.updates.alternating import Alternating
+
+    seen = {"discriminator": [], "generator": []}
+    phases = Alternating.phases
+
+    def noted(self, step):
+        for phase in phases(self, step):
+            seen[phase.name].append(phase.batch.positions.tolist())
+            yield phase
+
+    Alternating.phases = noted
+    train(comm, overrides, folder)
+    return seen
+
+
+def test_each_discriminator_step_shows_a_global_batch_of_its_own(tmp_path):
+    overrides = ["game.num_discriminator_steps=2", "run.total_samples=144"]
+    first, second = spawn(2, positions_of, overrides, str(tmp_path))
+    for mine, theirs in zip(first["discriminator"], second["discriminator"], strict=True):
+        assert sorted(mine + theirs) == list(range(min(mine), min(mine) + BATCH))
+    shown = [p for seen in (first, second) for batch in seen["discriminator"] for p in batch]
+    assert sorted(shown) == list(range(144))
+    assert first["generator"] == first["discriminator"][1::2]
+    assert newest(tmp_path).state["samples_seen"] == 144
+
+
 # What goes wrong
 
 
