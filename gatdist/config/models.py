@@ -271,10 +271,10 @@ class Config(Section):
     @model_validator(mode="after")
     def _across_fields(self) -> Self:
         self._check_reduction()
-        if self.run.total_samples < self.run.global_batch:
+        if self.run.total_samples < self.step_samples:
             raise ConfigError(
                 "run.total_samples",
-                f"must be at least run.global_batch ({self.run.global_batch})",
+                f"must be at least what one step shows ({self.step_samples})",
                 value=self.run.total_samples,
             )
         if self.data.lanes is not None and self.run.global_batch % self.data.lanes:

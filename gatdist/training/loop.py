@@ -106,6 +106,7 @@ class _Loop:
         }
         self.wall_time_s = 0.0
         self.counted = self._counts()
+        self.told: set[str] = set()
         self.rolls_back = False
         self.steps_between_polls = 1
         self.checkpoints = Checkpoints(
@@ -263,8 +264,14 @@ class _Loop:
             self.emit("warning", {"message": decision.message})
         self.rolls_back = decision.action == "rollback"
         self.rule.reconsider()
-        while self.rule.notes:
-            note = self.rule.notes.pop(0)
+        self._tell_notes()
+
+    def _tell_notes(self) -> None:
+        """Say once what the rule of any worker has to say."""
+        noted = {note for notes in self.comm.all_gather_object(self.rule.notes) for note in notes}
+        self.rule.notes.clear()
+        for note in sorted(noted - self.told):
+            self.told.add(note)
             if self.comm.is_main:
                 self.emit("note", {"message": note})
 

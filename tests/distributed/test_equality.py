@@ -379,6 +379,37 @@ def metrics_of(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def sure_on_one_worker(comm, folder):
+    """Worker 1's fakes get logits that leave the one-stage ratio no range; what people are told."""
+    from gatdist.game.game import Game, Judged
+
+    judge = Game.judge
+
+    def sure(self, samples, batch, side, discriminator=None):
+        judged = judge(self, samples, batch, side, discriminator)
+        far = -500.0 if comm.rank == 1 and side == "fake" else 0.0
+        return Judged(judged.samples, judged.logits + far)
+
+    Game.judge = sure
+    told = []
+    overrides = ["game.update_rule=one_stage", "run.total_samples=480", "run.tick_samples=48"]
+    run(
+        load_config("digits", SMALL + overrides),
+        comm,
+        Store(folder),
+        emit=lambda kind, fields: told.append((kind, fields.get("message"))),
+    )
+    return [message for kind, message in told if kind == "note"]
+
+
+def test_a_fall_back_on_one_worker_is_said_once(tmp_path):
+    (told, nothing) = spawn(2, sure_on_one_worker, str(tmp_path))
+    assert nothing == []
+    assert len(told) == 1
+    assert "simultaneous" in told[0]
+    assert newest(tmp_path).tensors["guard/nonfinite"] == 0
+
+
 def drift_apart(comm, folder):
     """Worker 1's average is changed behind everybody's back."""
     from gatdist.errors import TrainingError

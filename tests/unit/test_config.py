@@ -272,7 +272,7 @@ def test_set_below_a_value(load):
 
 def test_a_run_shows_at_least_one_batch(load):
     assert refusal(load, "run.total_samples=63") == (
-        "run.total_samples = 63: must be at least run.global_batch (64)"
+        "run.total_samples = 63: must be at least what one step shows (64)"
     )
     assert load("run.total_samples=64").run.total_samples == 64
 
