@@ -111,6 +111,9 @@ class GameConfig(Section):
 
     Attributes:
         rule_options: of the update rule itself, such as the strength of ``consensus``.
+        latents: whether the players' phases of ``alternating`` draw their own, or share them.
+        keep_fakes: with shared latents, whether the generator's phase goes on from the fakes of the
+            discriminator's, which saves a forward and costs the memory of its activations.
         num_discriminator_steps: how often the discriminator moves, each time at a global batch of
             its own, before the generator does.
         lazy_penalties: whether a penalty that is not due at every step joins the loss of its step,
@@ -122,6 +125,7 @@ class GameConfig(Section):
     rule_options: dict[str, Any] = {}
     order: Literal["discriminator_first", "generator_first"] = "discriminator_first"
     latents: Literal["fresh", "shared"] = "fresh"
+    keep_fakes: bool = False
     num_discriminator_steps: PositiveInt = 1
     penalties: dict[str, PenaltyConfig] = {}
     lazy_penalties: Literal["joined", "separate"] = "joined"

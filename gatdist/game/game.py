@@ -67,6 +67,7 @@ class Game:
     averages: Averages = field(default_factory=lambda: Averages({}))
     augmentation: Augmentation | None = None
     autocast: torch.dtype | None = None
+    _drawn: list[tuple[str, int, Tensor, Tensor]] = field(default_factory=list, repr=False)
 
     @classmethod
     def from_config(
@@ -121,24 +122,30 @@ class Game:
 
     def latents(self, batch: Batch, stream: str = "latents") -> Tensor:
         """Standard normal [n, latent_size], a function of (seed, stream, position)."""
-        return draws.normal(
-            self.seed,
-            _stream(stream, batch),
-            batch.positions,
-            (self.latent_size,),
-            batch.real.dtype,
+        name = _stream(stream, batch)
+        if self._drawn and self._drawn[0][:2] == (name, id(batch.positions)):
+            return self._drawn[0][3]
+        latents = draws.normal(
+            self.seed, name, batch.positions, (self.latent_size,), batch.real.dtype
         )
+        # Both players' phases ask for the same ones. The positions are kept with them, so that
+        # nothing else can take their id.
+        self._drawn[:] = [(name, id(batch.positions), batch.positions, latents)]
+        return latents
 
-    def generate(self, latents: Tensor, batch: Batch) -> Tensor:
-        """Fakes from ``latents``, with the batch's labels, in the dtype of the real samples."""
+    def generate(self, latents: Tensor, batch: Batch, generator: nn.Module | None = None) -> Tensor:
+        """Fakes from ``latents``, with the batch's labels, in the dtype of the real samples.
+
+        ``generator``: what to call; by default the one whose gradients are reduced.
+        """
         with self._computing(latents):
-            fakes: Tensor = self.generator(latents, batch.labels)
+            fakes: Tensor = (generator or self.generator)(latents, batch.labels)
         return fakes.to(batch.real.dtype)
 
     def fakes(self, batch: Batch, stream: str = "latents") -> Tensor:
         """Fakes without a graph, for a phase in which the generator stands still."""
         with torch.no_grad():
-            return self.without_replication().generate(self.latents(batch, stream), batch)
+            return self.generate(self.latents(batch, stream), batch, bare(self.generator))
 
     def judge(
         self, samples: Tensor, batch: Batch, side: str, discriminator: nn.Module | None = None
@@ -266,7 +273,7 @@ class Game:
     def _at_latents(
         self, batch: Batch, due: list[ScheduledPenalty]
     ) -> tuple[list[Tensor], Observations]:
-        latents = self.latents(batch).requires_grad_()
+        latents = self.latents(batch).detach().requires_grad_()
         fakes = self.generate(latents, batch)
         noise = draws.normal(
             self.seed,

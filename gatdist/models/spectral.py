@@ -64,10 +64,17 @@ def add_spectral_norm(network: nn.Module) -> nn.Module:
     return network
 
 
+def normalized_weights(network: nn.Module) -> list[tuple[SpectralNorm, Tensor]]:
+    """Each of the network's spectral norms, with the W that it is of."""
+    return [
+        (module[0], module.original)
+        for module in network.modules()
+        if isinstance(module, parametrize.ParametrizationList)
+        and isinstance(module[0], SpectralNorm)
+    ]
+
+
 def advance_spectral_norm(network: nn.Module) -> None:
     """One power iteration on each of the network's normalized weights."""
-    for module in network.modules():
-        if isinstance(module, parametrize.ParametrizationList) and isinstance(
-            module[0], SpectralNorm
-        ):
-            module[0].advance(module.original)
+    for norm, weight in normalized_weights(network):
+        norm.advance(weight)

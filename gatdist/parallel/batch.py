@@ -38,6 +38,8 @@ class Batch:
 
     def consecutive(self, count: int) -> list[Self]:
         """``count`` equal pieces, one after the other."""
+        if count == 1:
+            return [self]
         size = len(self) // count
         return [self._at(slice(i * size, (i + 1) * size)) for i in range(count)]
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -60,17 +61,25 @@ def _philox_by_torch(counter: Tensor, key: tuple[int, int]) -> Tensor:
 
 def _philox_by_numpy(counter: NDArray[np.int64], key: tuple[int, int]) -> NDArray[np.int64]:
     """The same by numpy, whose unsigned words need no masks: 5 times as fast for a small batch."""
-    words = counter.astype(np.uint64)
-    even, odd = words[0::2], words[1::2]
-    multipliers = np.array(_MULTIPLIERS, np.uint64).reshape(2, *[1] * (counter.ndim - 1))
-    for i in range(10):
-        product = even * multipliers
-        round_key = np.array(
-            [(k + i * w) & _LOW for k, w in zip(key, _WEYL, strict=True)], np.uint64
-        ).reshape(multipliers.shape)
-        even = (product >> np.uint64(32))[::-1] ^ odd ^ round_key
-        odd = (product & np.uint64(_LOW))[::-1]
-    return np.stack([even[0], odd[0], even[1], odd[1]]).view(np.int64)
+    words = counter.astype(np.uint64).reshape(4, -1)
+    even, odd = words[0::2].copy(), words[1::2].copy()
+    multipliers = np.array(_MULTIPLIERS, np.uint64)[:, None]
+    product = np.empty_like(even)
+    for round_key in _round_keys(key):
+        np.multiply(even, multipliers, out=product)
+        np.right_shift(product[::-1], 32, out=even)
+        even ^= odd
+        even ^= round_key
+        np.bitwise_and(product[::-1], _LOW, out=odd)
+    words[0::2], words[1::2] = even, odd
+    return words.reshape(counter.shape).view(np.int64)
+
+
+@lru_cache(maxsize=8)
+def _round_keys(key: tuple[int, int]) -> list[NDArray[np.uint64]]:
+    """The ten rounds' keys, [2, 1] each."""
+    words = [[[(k + i * w) & _LOW] for k, w in zip(key, _WEYL, strict=True)] for i in range(10)]
+    return list(np.array(words, np.uint64))
 
 
 def bits(seed: int, stream: str, positions: Tensor, count: int) -> Tensor:

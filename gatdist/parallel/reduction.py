@@ -114,6 +114,8 @@ class FastReduction(Reduction):
             count = next(
                 n for n in range(1, size + 1) if size % n == 0 and size // n <= micro_batch
             )
+        if count == 1:
+            return [batch]
         return [batch.every(count, i).scaled(1 / count) for i in range(count)]
 
     def mean(self, parts: Iterable[Tensors]) -> Tensors:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class MovingAverage:
@@ -19,11 +19,15 @@ class MovingAverage:
     def __init__(self, network: nn.Module, half_life_samples: float) -> None:
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
         self.half_life_samples = half_life_samples
+        self._pairs: tuple[list[Tensor], list[Tensor]] | None = None
 
     @torch.no_grad()
     def update(self, network: nn.Module, num_samples: int) -> None:
         """Move towards ``network``'s weights after ``num_samples``; buffers are copied."""
         weight = 1 - 0.5 ** (num_samples / self.half_life_samples)
-        torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), weight)
-        for mine, theirs in zip(self.network.buffers(), network.buffers(), strict=True):
-            mine.copy_(theirs)
+        if self._pairs is None:  # gathered once: going through the modules takes as long as the sum
+            self._pairs = list(self.network.parameters()), list(network.parameters())
+        mine, theirs = self._pairs
+        torch._foreach_lerp_(mine, theirs, weight)
+        for buffer, new in zip(self.network.buffers(), network.buffers(), strict=True):
+            buffer.copy_(new)

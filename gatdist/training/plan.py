@@ -106,9 +106,7 @@ def plan(config: Config, run_dir: str) -> dict[str, Any]:
         "num_shards": checked.dataset.num_shards,
         "num_samples": checked.dataset.num_samples,
         "samples_seen": samples_seen,
-        "steps_to_go": -(
-            -max(0, config.run.total_samples - samples_seen) // config.step_samples
-        ),
+        "steps_to_go": -(-max(0, config.run.total_samples - samples_seen) // config.step_samples),
     }
 
 

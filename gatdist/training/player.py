@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gatdist.config import PlayerOptimConfig
-from gatdist.models.spectral import advance_spectral_norm
+from gatdist.models.spectral import normalized_weights
 from gatdist.parallel.communicator import bare
 from gatdist.parallel.reduction import Reduction
 from gatdist.training.directions import build_direction
@@ -59,6 +59,7 @@ class Player:
         corrects = config.name == "adam"
         self.learning_rate = config.learning_rate * (correction if corrects else 1.0)
         self._all: list[Tensor] = list(self.parameters.values())
+        self._normalized = normalized_weights(network)
         self.optimizer = _optimizer(self._all, config, correction)
         self.direction = build_direction(
             config.direction or direction, self._all, config.conjugate_beta
@@ -115,7 +116,8 @@ class Player:
         self.optimizer.found_inf = 1.0 - ok  # type: ignore[attr-defined]
         self.optimizer.step()
         self.direction.after(self._all, start, ok)
-        advance_spectral_norm(self.bare)
+        for normalization, weight in self._normalized:
+            normalization.advance(weight)
 
     def _gradients(self) -> list[Tensor]:
         for parameter in self._all:

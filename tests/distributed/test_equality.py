@@ -186,6 +186,7 @@ EXTRAS = {
     "diffaugment": ['game.augmentation={name="diffaugment"}'],
     "ada": ['game.augmentation={name="ada", initial_p=0.5, adjust_samples=100, interval_steps=2}'],
     "generator_first": ["game.order=generator_first", "game.latents=shared"],
+    "kept_fakes": ["game.latents=shared", "game.keep_fakes=true"],
     "clipped": ["optim.generator.clip_norm=0.01", "optim.discriminator.clip_norm=0.01"],
     "atomic_and_guarded": ["health.atomic=true", "health.spike=skip"],
 }
@@ -197,6 +198,13 @@ def test_penalties_augmentation_and_what_adapts_give_what_one_worker_gives():
         expected = train_steps(LOCAL, overrides)
         for results in by_rank:
             require_equal(results[i], expected, 1e-11)
+
+
+@pytest.mark.parametrize("reduction", ["fast", "canonical"])
+def test_kept_fakes_are_those_that_would_be_made_again(reduction):
+    overrides = ["game.latents=shared", f"run.reduction={reduction}"]
+    found = train_steps(LOCAL, [*overrides, "game.keep_fakes=true"])
+    require_equal(found, train_steps(LOCAL, overrides), 1e-12)
 
 
 def test_the_comparison_can_fail():

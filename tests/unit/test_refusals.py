@@ -219,3 +219,19 @@ def test_a_combination_is_refused_by_name_with_a_mend(case, tmp_path):
 )
 def test_what_is_right_is_not_refused(overrides, tmp_path):
     check(load_config("ring", ["evaluate.metrics=[]", *overrides]), str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "field"),
+    [
+        (["game.update_rule=one_stage"], "game.update_rule"),
+        (["game.latents=fresh"], "game.latents"),
+        (["game.order=generator_first"], "game.order"),
+        (["game.num_discriminator_steps=2"], "game.num_discriminator_steps"),
+        (["optim.generator.micro_batch=4"], "optim.generator.micro_batch"),
+    ],
+)
+def test_fakes_are_only_kept_where_both_phases_see_the_same(overrides, field, tmp_path):
+    settings = ["game.latents=shared", "game.keep_fakes=true", "evaluate.metrics=[]", *overrides]
+    with pytest.raises(ConfigError, match=rf"^{field}.*keep_fakes"):
+        check(load_config("ring", settings), str(tmp_path / "run"))

@@ -6,11 +6,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
-from gatdist.game.game import frozen
+from gatdist.config import GameConfig
+from gatdist.game.game import Game, frozen
 from gatdist.game.penalties import Observations
 from gatdist.game.updates.rule import Phase, Step, UpdateRule, register_update_rule
 from gatdist.parallel.batch import Batch
@@ -21,10 +24,15 @@ class Alternating(UpdateRule):
     """ψ ← ψ − η ∇_ψ L_D(θ, ψ), then θ ← θ − η ∇_θ L_G(θ, ψ) at the new ψ; or the other way round.
 
     ``latents = "fresh"`` draws new latents for the generator's phase; ``shared`` uses the
-    discriminator's again.
+    discriminator's again, and with ``keep_fakes`` the fakes made of them, graph and all.
     """
 
     several_discriminator_steps = True
+
+    def __init__(self, game: Game, config: GameConfig) -> None:
+        super().__init__(game, config)
+        # Parts come in the same order in both phases.
+        self._kept: deque[Tensor] = deque()
 
     def phases(self, step: Step) -> Iterator[Phase]:
         """The discriminator's phases, each at its own batch, and the generator's, as ordered."""
@@ -39,8 +47,13 @@ class Alternating(UpdateRule):
 
     def _discriminator(self, batch: Batch) -> Observations:
         game = self.game
+        if self.config.keep_fakes:
+            fakes = game.generate(game.latents(batch), batch)
+            self._kept.append(fakes)
+        else:
+            fakes = game.fakes(batch)
         real = game.judge(game.differentiable(batch.real, batch.step, "real"), batch, "real")
-        fake = game.judge(game.differentiable(game.fakes(batch), batch.step, "fake"), batch, "fake")
+        fake = game.judge(game.differentiable(fakes, batch.step, "fake"), batch, "fake")
         loss, observations = game.discriminator_loss(batch, real, fake, penalized=fake)
         torch.autograd.backward(loss)
         return observations
@@ -49,7 +62,10 @@ class Alternating(UpdateRule):
         game = self.game
         stream = "latents" if self.config.latents == "shared" else "latents/generator"
         with frozen(game.discriminator) as discriminator:
-            fakes = game.generate(game.latents(batch, stream), batch)
+            if self._kept:
+                fakes = self._kept.popleft()
+            else:
+                fakes = game.generate(game.latents(batch, stream), batch)
             fake = game.judge(fakes, batch, "generator", discriminator).logits
             real = torch.zeros_like(fake)
             if game.loss.generator_reads_real:

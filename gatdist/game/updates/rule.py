@@ -167,6 +167,7 @@ def build_update_rule(config: Config, game: Game) -> UpdateRule:
         _check_optimizer(config, kind, name)
     _check_second_derivatives(config, kind, game)
     _check_discriminator_steps(config, kind)
+    _check_kept_fakes(config)
     return rule
 
 
@@ -227,6 +228,36 @@ def _check_discriminator_steps(config: Config, kind: type[UpdateRule]) -> None:
             value=count,
             mend="Use 1, or game.update_rule = 'alternating'",
         )
+
+
+def _check_kept_fakes(config: Config) -> None:
+    game = config.game
+    if not game.keep_fakes:
+        return
+    wrong = [
+        (game.update_rule != "alternating", "game.update_rule", game.update_rule, "alternating"),
+        (game.latents != "shared", "game.latents", game.latents, "shared"),
+        (game.order != "discriminator_first", "game.order", game.order, "discriminator_first"),
+        (
+            game.num_discriminator_steps > 1,
+            "game.num_discriminator_steps",
+            game.num_discriminator_steps,
+            1,
+        ),
+        *(
+            (bool(player.micro_batch), f"optim.{name}.micro_batch", player.micro_batch, None)
+            for name, player in (
+                ("generator", config.optim.generator),
+                ("discriminator", config.optim.discriminator),
+            )
+        ),
+    ]
+    for is_wrong, field, value, needed in wrong:
+        if is_wrong:
+            mend = "Leave it out" if needed is None else f"Use {needed!r}"
+            raise ConfigError(
+                field, "does not go with game.keep_fakes", value=value, mend=f"{mend}, or keep none"
+            )
 
 
 def trainable(network: nn.Module) -> list[Tensor]:
