@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from gatdist.config import Config
 from gatdist.errors import ConfigError
 from gatdist.game.augmentation import Augmentation, build_augmentation
+from gatdist.game.latents import Latents
 from gatdist.game.learners import Averages, Learner
 from gatdist.game.losses import Loss, losses
 from gatdist.game.penalties import (
@@ -55,6 +57,7 @@ class Game:
         averages: what penalties remember.
         augmentation: of all that the discriminator sees; None for nothing.
         autocast: what the networks compute in, if not in the dtype of their parameters.
+        step_samples: real samples that a step shows, globally; 0 if nobody knows.
     """
 
     generator: nn.Module
@@ -67,7 +70,8 @@ class Game:
     averages: Averages = field(default_factory=lambda: Averages({}))
     augmentation: Augmentation | None = None
     autocast: torch.dtype | None = None
-    _drawn: list[tuple[str, int, Tensor, Tensor]] = field(default_factory=list, repr=False)
+    step_samples: int = 0
+    _latents: list[Latents] = field(default_factory=list, repr=False)
 
     @classmethod
     def from_config(
@@ -106,9 +110,10 @@ class Game:
             averages=Averages(decays, device),
             augmentation=build_augmentation(config, sample_shape, device),
             autocast=COMPUTE_DTYPES.get(config.precision.dtype),
+            step_samples=config.step_samples,
         )
 
-    @property
+    @cached_property
     def learners(self) -> dict[str, Learner]:
         """All that is adaptive, by name."""
         found: dict[str, Learner] = {"averages": self.averages}
@@ -116,22 +121,20 @@ class Game:
             found["augmentation"] = self.augmentation
         return found
 
+    @cached_property
+    def lessons(self) -> frozenset[str]:
+        """The tags of all observations that a learner wants."""
+        return frozenset(tag for learner in self.learners.values() for tag in learner.tags)
+
     def without_replication(self) -> Game:
         """The same game between the networks themselves: no backward is reduced over workers."""
         return replace(self, generator=bare(self.generator), discriminator=bare(self.discriminator))
 
     def latents(self, batch: Batch, stream: str = "latents") -> Tensor:
         """Standard normal [n, latent_size], a function of (seed, stream, position)."""
-        name = _stream(stream, batch)
-        if self._drawn and self._drawn[0][:2] == (name, id(batch.positions)):
-            return self._drawn[0][3]
-        latents = draws.normal(
-            self.seed, name, batch.positions, (self.latent_size,), batch.real.dtype
-        )
-        # Both players' phases ask for the same ones. The positions are kept with them, so that
-        # nothing else can take their id.
-        self._drawn[:] = [(name, id(batch.positions), batch.positions, latents)]
-        return latents
+        if not self._latents:
+            self._latents.append(Latents(self.seed, self.latent_size, self.step_samples))
+        return self._latents[0](batch.positions, _stream(stream, batch), batch.real.dtype)
 
     def generate(self, latents: Tensor, batch: Batch, generator: nn.Module | None = None) -> Tensor:
         """Fakes from ``latents``, with the batch's labels, in the dtype of the real samples.
@@ -219,7 +222,7 @@ class Game:
                 value, seen = self._penalty(scheduled, inputs, scalars)
                 observations |= seen
                 total = total + value
-        return batch.weight * total.mean(), observations
+        return batch.mean(total), observations
 
     def generator_penalties(self, batch: Batch) -> tuple[list[Tensor], Observations]:
         """The weighted means of the generator's penalties that are due: none, or one tensor."""
@@ -240,7 +243,7 @@ class Game:
                 value, seen = self._penalty(scheduled, inputs, scalars)
                 # Biases do not move a gradient. With a part in the sum, if none in its value, they
                 # get the gradient 0 that the data-parallel reduction waits for.
-                value = batch.weight * (value + 0 * scalars).mean()
+                value = batch.mean(value + 0 * scalars)
             observations |= seen
             total = total + value
         return total, observations
@@ -288,7 +291,7 @@ class Game:
             value, seen = self._penalty(scheduled, latents, scalars)
             observations |= seen
             total = total + value
-        return [batch.weight * (total + 0 * scalars).mean()], observations
+        return [batch.mean(total + 0 * scalars)], observations
 
     def _penalty(
         self, scheduled: ScheduledPenalty, inputs: Tensor, scalars: Tensor

@@ -51,6 +51,12 @@ class Batch:
             positions=self.positions[where],
         )
 
+    def mean(self, values: Tensor) -> Tensor:
+        """What ``values`` [n], one for each sample here, add to the mean over the global batch."""
+        mean = values.mean()
+        whole = isinstance(self.weight, float) and self.weight == 1.0
+        return mean if whole else mean * self.weight
+
     def scaled(self, factor: float | Tensor) -> Self:
         """The same samples, their weight multiplied."""
         return replace(self, weight=self.weight * factor)

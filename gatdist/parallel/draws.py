@@ -36,7 +36,8 @@ def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
         int64 of the same shape, entries uniform in [0, 2³²).
     """
     if counter.device.type == "cpu":
-        return torch.from_numpy(_philox_by_numpy(counter.numpy(), key))
+        words = _philox_by_numpy(counter.numpy().astype(np.uint64), key)
+        return torch.from_numpy(words.view(np.int64))
     return _philox_by_torch(counter, key)
 
 
@@ -59,9 +60,9 @@ def _philox_by_torch(counter: Tensor, key: tuple[int, int]) -> Tensor:
     return torch.stack([even[0], odd[0], even[1], odd[1]])
 
 
-def _philox_by_numpy(counter: NDArray[np.int64], key: tuple[int, int]) -> NDArray[np.int64]:
+def _philox_by_numpy(counter: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.uint64]:
     """The same by numpy, whose unsigned words need no masks: 5 times as fast for a small batch."""
-    words = counter.astype(np.uint64).reshape(4, -1)
+    words = counter.reshape(4, -1)
     even, odd = words[0::2].copy(), words[1::2].copy()
     multipliers = np.array(_MULTIPLIERS, np.uint64)[:, None]
     product = np.empty_like(even)
@@ -71,8 +72,7 @@ def _philox_by_numpy(counter: NDArray[np.int64], key: tuple[int, int]) -> NDArra
         even ^= odd
         even ^= round_key
         np.bitwise_and(product[::-1], _LOW, out=odd)
-    words[0::2], words[1::2] = even, odd
-    return words.reshape(counter.shape).view(np.int64)
+    return np.stack([even[0], odd[0], even[1], odd[1]]).reshape(counter.shape)
 
 
 @lru_cache(maxsize=8)
@@ -95,6 +95,14 @@ def bits(seed: int, stream: str, positions: Tensor, count: int) -> Tensor:
         int64 [n, k], entries in [0, 2³²).
     """
     blocks = -(-count // 4)
+    if positions.device.type == "cpu":
+        counters = np.empty((4, len(positions), blocks), np.uint64)
+        counters[0], counters[1] = np.arange(blocks), zlib.crc32(stream.encode())
+        place = positions.numpy().astype(np.uint64)[:, None]
+        counters[2], counters[3] = place & np.uint64(_LOW), place >> np.uint64(32)
+        found = _philox_by_numpy(counters, (seed & _LOW, seed >> 32))
+        rows = found.transpose(1, 2, 0).reshape(len(positions), blocks * 4)
+        return torch.from_numpy(rows[:, :count].view(np.int64))
     block = torch.arange(blocks, device=positions.device).expand(len(positions), blocks)
     counter = torch.stack(
         [

@@ -76,7 +76,8 @@ class Player:
 
     def zero(self) -> None:
         """Forget the gradient."""
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self._all:
+            parameter.grad = None
 
     @torch.no_grad()
     def gradient_norm(self, unscale: Tensor | None = None) -> Tensor:

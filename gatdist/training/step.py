@@ -84,12 +84,11 @@ def _means(
     state: TrainState, rule: UpdateRule, parts: list[Batch], observations: list[Observations]
 ) -> Observations:
     """Means over the global batch of what the game wants to learn from, by tag."""
-    wanted = {tag for learner in rule.game.learners.values() for tag in learner.tags}
-    tags = sorted(wanted & observations[0].keys())
+    tags = sorted(rule.game.lessons & observations[0].keys())
     if not tags:
         return {}
     means = state.reduction.mean(
-        [part.weight * seen[tag].mean() for tag in tags]
+        [part.mean(seen[tag]) for tag in tags]
         for part, seen in zip(parts, observations, strict=True)
     )
     return dict(zip(tags, means, strict=True))
@@ -97,6 +96,8 @@ def _means(
 
 def _learn(rule: UpdateRule, lessons: list[Observations], step: int, num_samples: int) -> None:
     """Let the game's learners take note of a step, once, by the mean over its phases."""
+    if not any(lessons):
+        return
     for learner in rule.game.learners.values():
         seen = {tag: [lesson[tag] for lesson in lessons if tag in lesson] for tag in learner.tags}
         means = {tag: torch.stack(values).mean() for tag, values in seen.items() if values}

@@ -61,9 +61,7 @@ def train(device, overrides, steps=4, strict=False):
 @pytest.mark.parametrize("rule", RULES)
 def test_cuda_gives_what_the_cpu_gives_in_float64(rule):
     overrides = [f"game.update_rule={rule}", "precision.dtype=float64"]
-    torch.testing.assert_close(
-        train("cuda", overrides), train("cpu", overrides), rtol=0, atol=1e-7
-    )
+    torch.testing.assert_close(train("cuda", overrides), train("cpu", overrides), rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize("rule", ["alternating", "simultaneous", "one_stage"])

@@ -72,9 +72,7 @@ def distance(state, reference):
     """How far apart two states are, over how far the reference has come from its start."""
     mine, theirs = weights(state), weights(reference[1])
     start = weights(train([], steps=0)[1])
-    return max(
-        ((mine[n] - theirs[n]).norm() / (theirs[n] - start[n]).norm()).item() for n in mine
-    )
+    return max(((mine[n] - theirs[n]).norm() / (theirs[n] - start[n]).norm()).item() for n in mine)
 
 
 @pytest.mark.parametrize("rule", RULES)

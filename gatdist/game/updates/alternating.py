@@ -73,5 +73,5 @@ class Alternating(UpdateRule):
                     real = game.judge(batch.real, batch, "real", discriminator).logits
             loss = game.loss.generator(real, fake)
             penalties, observations = game.generator_penalties(batch)
-            torch.autograd.backward([batch.weight * loss.mean(), *penalties])
+            torch.autograd.backward([batch.mean(loss), *penalties])
         return observations | {"loss/generator": loss.detach()}

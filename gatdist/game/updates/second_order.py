@@ -90,8 +90,8 @@ class SecondOrder(UpdateRule):
         loss, observations = game.discriminator_loss(batch, real, fake, penalized=fake)
         generator_loss = game.loss.generator(real.logits, fake.logits)
         penalties, seen = game.generator_penalties(batch)
-        total = sum(penalties, batch.weight * generator_loss.mean())
-        value = batch.weight * game.loss.discriminator(real.logits, fake.logits).mean()
+        total = sum(penalties, batch.mean(generator_loss))
+        value = batch.mean(game.loss.discriminator(real.logits, fake.logits))
         observations |= seen | {"loss/generator": generator_loss.detach()}
         return Losses(total, loss, value, observations)
 

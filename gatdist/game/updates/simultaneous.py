@@ -46,9 +46,7 @@ class Simultaneous(UpdateRule):
     def _to_generator(self, batch: Batch, real: Judged, fake: Judged) -> Callable[[Tensor], Tensor]:
         """Maps ∇ L_D at the fakes to ∇ L_G at the fakes, both weighted."""
         loss = self.game.loss.generator(real.logits.detach(), fake.logits)
-        (gradient,) = torch.autograd.grad(
-            batch.weight * loss.mean(), fake.samples, retain_graph=True
-        )
+        (gradient,) = torch.autograd.grad(batch.mean(loss), fake.samples, retain_graph=True)
         return lambda _: gradient
 
     def _penalized(self, batch: Batch, fake: Judged) -> Judged:

@@ -1,0 +1,27 @@
+"""Latents drawn ahead are those that would be drawn in their turn."""
+
+import pytest
+import torch
+
+from gatdist.game.latents import Latents
+from gatdist.parallel import draws
+
+
+@pytest.mark.parametrize("n", [1, 6, 5000])
+def test_latents_are_a_function_of_seed_stream_and_position(n):
+    latents = Latents(7, 5, step_samples=4 * n)
+    for step in [0, 1, 2, 40, 41, 3, 31, 32, 33]:
+        for rank in (1, 3):  # two parts of a step, as lanes are
+            for stream in ("latents", "latents/generator"):
+                positions = torch.arange(n) * 4 + rank + 4 * n * step
+                expected = draws.normal(7, stream, positions, (5,), torch.float32)
+                assert torch.equal(latents(positions, stream, torch.float32), expected)
+
+
+def test_positions_in_another_order_are_not_mistaken_for_those_drawn_ahead():
+    latents = Latents(0, 3, step_samples=4)
+    latents(torch.arange(4), "latents", torch.float64)
+    mixed = torch.tensor([4, 6, 5, 7])
+    expected = draws.normal(0, "latents", mixed, (3,), torch.float64)
+    assert torch.equal(latents(mixed, "latents", torch.float64), expected)
+    assert torch.equal(Latents(0, 3)(mixed, "latents", torch.float64), expected)
