@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks.cases import digits
+from benchmarks.cases import digits, games, overlap, remedies, ring
 
 if __name__ == "__main__":
-    digits.main()
+    for case in (games, overlap, remedies, ring, digits):
+        case.main()

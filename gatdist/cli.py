@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -162,32 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     command = partial(_command, commands)
 
-    sub = command("train", _train, "train a preset or a TOML file; again resumes the same run")
-    sub.add_argument(
-        "preset", metavar="PRESET_OR_FILE", help="a preset's name (such as digits) or a .toml file"
-    )
-    sub.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        help="override a key; the value is TOML, a bare word is a string; may be given often",
-    )
-    sub.add_argument(
-        "--run-dir", metavar="URL", help="where the run is kept (default: runs/PRESET)"
-    )
-    sub.add_argument(
-        "--workers", metavar="N", help="how many workers (default: cluster.workers, 1)"
-    )
-    sub.add_argument("--local", action="store_true", help="train in this process, without Ray")
-    sub.add_argument(
-        "--address",
-        metavar="RAY",
-        help="a Ray cluster that runs already, such as auto or HOST:PORT",
-    )
-    sub.add_argument(
-        "--dry-run", action="store_true", help="say what would be done and what it needs, and stop"
-    )
+    _add_train(command)
 
     sub = command("inspect", _inspect, "tell what a run, checkpoint or data set is")
     sub.add_argument("url", metavar="URL")
@@ -216,6 +191,35 @@ def _parser() -> argparse.ArgumentParser:
     command("doctor", _doctor, "check this machine before training on it")
     _add_bench(commands)
     return parser
+
+
+def _add_train(command: Callable[..., argparse.ArgumentParser]) -> None:
+    sub = command("train", _train, "train a preset or a TOML file; again resumes the same run")
+    sub.add_argument(
+        "preset", metavar="PRESET_OR_FILE", help="a preset's name (such as digits) or a .toml file"
+    )
+    sub.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="override a key; the value is TOML, a bare word is a string; may be given often",
+    )
+    sub.add_argument(
+        "--run-dir", metavar="URL", help="where the run is kept (default: runs/PRESET)"
+    )
+    sub.add_argument(
+        "--workers", metavar="N", help="how many workers (default: cluster.workers, 1)"
+    )
+    sub.add_argument("--local", action="store_true", help="train in this process, without Ray")
+    sub.add_argument(
+        "--address",
+        metavar="RAY",
+        help="a Ray cluster that runs already, such as auto or HOST:PORT",
+    )
+    sub.add_argument(
+        "--dry-run", action="store_true", help="say what would be done and what it needs, and stop"
+    )
 
 
 def _add_bench(commands: Any) -> None:

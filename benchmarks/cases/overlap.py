@@ -169,9 +169,8 @@ def main() -> None:
             found[rule] = measure(rule, trace)
             if trace:
                 (out / "trace.json.gz").write_bytes(gzip.compress(trace.read_bytes()))
-            print(
-                f"{rule}: {overlapped(rule, found[rule]):.0%} of D's time on the way is hidden by the backward"
-            )
+            share = overlapped(rule, found[rule])
+            print(f"{rule}: {share:.0%} of D's time on the way is hidden by the backward")
     result = {
         rule: {"overlapped": overlapped(rule, events), "events": [asdict(e) for e in events]}
         for rule, events in found.items()

@@ -13,10 +13,10 @@ from gatdist.config.loading import (
     preset_names,
     require_unchanged,
 )
-from gatdist.config.models import (
+from gatdist.config.models import Config, flatten
+from gatdist.config.sections import (
     BOTH,
     ClusterConfig,
-    Config,
     ConvergenceConfig,
     DataConfig,
     EvaluateConfig,
@@ -31,7 +31,6 @@ from gatdist.config.models import (
     PlayerOptimConfig,
     PrecisionConfig,
     RunConfig,
-    flatten,
 )
 
 __all__ = [

@@ -13,7 +13,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from gatdist.config.models import Config, PenaltyConfig
+from gatdist.config.models import Config
+from gatdist.config.sections import PenaltyConfig
 from gatdist.errors import ConfigError
 
 _BARE_WORD = re.compile(r"[^\s\"'\[\]{}=,#]+")

@@ -1,4 +1,4 @@
-"""The sections and keys of a configuration, their defaults, and the checks across fields."""
+"""The whole configuration, its checks across sections, and what of it makes the result."""
 
 from __future__ import annotations
 
@@ -6,250 +6,27 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from gatdist.config.environment import REFERENCE
+from gatdist.config.sections import (
+    BOTH,
+    ClusterConfig,
+    DataConfig,
+    EvaluateConfig,
+    GameConfig,
+    HealthConfig,
+    ModelConfig,
+    MonitorConfig,
+    OptimConfig,
+    PlayerOptimConfig,
+    PrecisionConfig,
+    RunConfig,
+    Section,
+)
 from gatdist.errors import ConfigError
-
-PositiveInt = Annotated[int, Field(gt=0)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
-PlayerName = Literal["generator", "discriminator"]
-BOTH: tuple[PlayerName, PlayerName] = ("generator", "discriminator")
-
-
-class Section(BaseModel):
-    """Base of all sections: frozen, exact types, unknown keys refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class ConvergenceConfig(Section):
-    """When to stop: ``metric`` has not improved for ``patience_samples``.
-
-    An improvement is a value below the best so far by ``min_improvement``, a share of it.
-    """
-
-    metric: str = "fid"
-    patience_samples: PositiveInt
-    min_improvement: NonNegativeFloat = 0.0
-
-
-class RunConfig(Section):
-    """How much is trained, in what portions, from which seed.
-
-    ``reduction = "canonical"`` cuts the global batch into ``reduction_lanes`` lanes (a power of
-    two) and sums them along one fixed tree, so that the result is the same, bit for bit, on any
-    power of two of workers up to the number of lanes. ``fast`` is the same within rounding.
-    """
-
-    total_samples: PositiveInt
-    global_batch: PositiveInt = 64
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    tick_samples: PositiveInt = 4096
-    checkpoint_samples: PositiveInt = 16384
-    keep_checkpoints: PositiveInt = 2
-    reduction: Literal["fast", "canonical"] = "fast"
-    reduction_lanes: PositiveInt = 4
-    convergence: ConvergenceConfig | None = None
-    storage_options: dict[str, Any] = {}
-
-
-class DataConfig(Section):
-    """Where the samples are and how they are read.
-
-    ``builtin:digits`` and ``builtin:ring`` need no files.
-    """
-
-    url: str
-    resolution: (
-        PositiveInt | Annotated[list[PositiveInt], Field(min_length=2, max_length=2)] | None
-    ) = None
-    lanes: PositiveInt | None = None
-    window_samples: PositiveInt = 4096
-    block_bytes: PositiveInt = 4 * 2**20
-    prefetch_batches: PositiveInt = 4
-    decode_threads: PositiveInt = 1
-    storage_options: dict[str, Any] = {}
-
-
-class NamedConfig(BaseModel):
-    """Something registered and its own options, which its builder's signature checks."""
-
-    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
-
-    name: str
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The keys beside ``name``."""
-        return dict(self.model_extra or {})
-
-
-class ModelConfig(Section):
-    """The two players. Those in ``spectral_norm`` have all their weights divided by their norms."""
-
-    generator: NamedConfig = NamedConfig(name="residual")
-    discriminator: NamedConfig = NamedConfig(name="residual")
-    latent_size: PositiveInt = 64
-    conditional: bool = False
-    spectral_norm: list[PlayerName] = []
-
-
-class PenaltyConfig(Section):
-    """A penalty, every so many steps and as many times as strong."""
-
-    strength: PositiveFloat
-    every_steps: PositiveInt = 1
-
-
-class GameConfig(Section):
-    """Losses, penalties, augmentation, the update rule and the average of the generator.
-
-    Attributes:
-        rule_options: of the update rule itself, such as the strength of ``consensus``.
-        latents: whether the players' phases of ``alternating`` draw their own, or share them.
-        keep_fakes: with shared latents, whether the generator's phase goes on from the fakes of the
-            discriminator's, which saves a forward and costs the memory of its activations.
-        num_discriminator_steps: how often the discriminator moves, each time at a global batch of
-            its own, before the generator does.
-        lazy_penalties: whether a penalty that is not due at every step joins the loss of its step,
-            or has an optimizer step of its own, with Adam's settings corrected for it.
-    """
-
-    loss: str = "nonsaturating"
-    update_rule: str = "alternating"
-    rule_options: dict[str, Any] = {}
-    order: Literal["discriminator_first", "generator_first"] = "discriminator_first"
-    latents: Literal["fresh", "shared"] = "fresh"
-    keep_fakes: bool = False
-    num_discriminator_steps: PositiveInt = 1
-    penalties: dict[str, PenaltyConfig] = {}
-    lazy_penalties: Literal["joined", "separate"] = "joined"
-    augmentation: NamedConfig | None = None
-    averaging_half_life_samples: PositiveFloat = 10_000.0
-
-
-class PlayerOptimConfig(Section):
-    """One player's optimizer, its schedule, and how its gradients are gathered.
-
-    Attributes:
-        direction: what the optimizer follows: the gradient, or what ``optimistic`` or ``conjugate``
-            make of it; None leaves it to the update rule.
-        conjugate_beta: the formula for β of a conjugate direction.
-        clip_norm: bounds the 2-norm of the whole gradient; 0 leaves it alone.
-        warmup_samples: the learning rate rises linearly for so long.
-        decay: then, from ``decay_start_samples`` on, falls like this, and ends at
-            ``run.total_samples`` with ``final_fraction`` of the rate.
-        micro_batch: at most so many samples go through the networks at once in a worker; the
-            gradients of a step's micro-batches are added up. None: all at once.
-    """
-
-    name: Literal["adam", "sgd"] = "adam"
-    direction: Literal["gradient", "optimistic", "conjugate"] | None = None
-    conjugate_beta: Literal["FR", "PR", "HS", "DY", "HZ", "FR-PR", "HS-DY"] = "PR"
-    learning_rate: PositiveFloat = 2e-4
-    betas: Annotated[
-        list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)
-    ] = [
-        0.0,
-        0.99,
-    ]
-    eps: PositiveFloat = 1e-8
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    weight_decay: NonNegativeFloat = 0.0
-    clip_norm: NonNegativeFloat = 0.0
-    warmup_samples: NonNegativeInt = 0
-    decay: Literal["none", "linear", "cosine"] = "none"
-    decay_start_samples: NonNegativeInt = 0
-    final_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
-    micro_batch: PositiveInt | None = None
-
-
-class OptimConfig(Section):
-    """Both players' optimizers."""
-
-    generator: PlayerOptimConfig = PlayerOptimConfig()
-    discriminator: PlayerOptimConfig = PlayerOptimConfig()
-
-
-class PrecisionConfig(Section):
-    """What the networks compute in.
-
-    Attributes:
-        dtype: float64 is for tests; with bfloat16 and float16 the parameters stay float32
-            (autocast), and float16's losses are scaled, alike on all workers.
-        channels_last: lay pictures out so in memory; faster with bfloat16 and on GPUs.
-        compile: the networks that ``torch.compile`` compiles.
-        reduce_dtype: what gradients travel in between workers.
-    """
-
-    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
-    channels_last: bool = False
-    compile: list[PlayerName] = []
-    reduce_dtype: Literal["full", "bfloat16"] = "full"
-
-
-class MonitorConfig(Section):
-    """What is shown of the run."""
-
-    tensorboard: bool = True
-    grid_samples: PositiveInt = 100
-
-
-class HealthConfig(Section):
-    """What to do about bad steps, and when to raise which alarm.
-
-    A step whose reduced gradients are not finite never moves a parameter, nor does a spike: one
-    whose norm exceeds ``spike_factor`` times its running mean. Under ``skip`` the run goes on.
-    Under ``rollback`` it goes back, at the end of the tick, to its last checkpoint, and on from
-    there with other noise. Under ``stop`` it ends. When more than ``nonfinite_budget`` (or
-    ``spike_budget``) steps were skipped in all, or ``rollback_budget`` rollbacks made, it ends too.
-
-    ``atomic`` lets rules that move the players one after the other take back the first's move if
-    the second's gradients are bad; it costs a copy of the first player and its optimizer's state.
-
-    Alarms are judged on each tick's means: gradient norms below ``vanishing_norm`` or above
-    ``exploding_norm``; fakes whose deviation over the batch is less than ``collapse_ratio`` of the
-    real samples'; a discriminator that ranks more than ``won_accuracy`` of the (real, fake) pairs
-    rightly.
-    """
-
-    nonfinite: Literal["skip", "rollback", "stop"] = "skip"
-    nonfinite_budget: NonNegativeInt = 20
-    spike: Literal["off", "skip", "rollback", "stop"] = "off"
-    spike_factor: Annotated[float, Field(gt=1)] = 20.0
-    spike_budget: NonNegativeInt = 200
-    rollback_budget: NonNegativeInt = 5
-    atomic: bool = False
-    vanishing_norm: NonNegativeFloat = 1e-6
-    exploding_norm: PositiveFloat = 1e4
-    collapse_ratio: NonNegativeFloat = 0.1
-    won_accuracy: Annotated[float, Field(gt=0.5, le=1)] = 0.99
-
-
-class EvaluateConfig(Section):
-    """Which metrics, on how many samples, how often (0: at the end only)."""
-
-    metrics: list[str] = ["fid", "kid"]
-    num_samples: PositiveInt | None = None
-    every_samples: NonNegativeInt = 0
-    features: str = "classifier"
-
-
-class ClusterConfig(Section):
-    """Workers and how they reach one another. ``address`` "" starts Ray on this machine."""
-
-    workers: PositiveInt = 1
-    address: str = ""
-    backend: Literal["auto", "gloo", "nccl"] = "auto"
-    gpus_per_worker: NonNegativeInt | None = None
-    cpus_per_worker: PositiveInt = 1
-    timeout_s: PositiveFloat = 120.0
-    max_failures: NonNegativeInt = 0
 
 
 class Config(Section):
@@ -270,7 +47,7 @@ class Config(Section):
     health: HealthConfig = HealthConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     cluster: ClusterConfig = ClusterConfig()
-    plugins: list[str] = []
+    plugins: list[str] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _across_fields(self) -> Self:

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from gatdist.models.registry import discriminators, generators, require_rank
 
+Activation = Literal["leaky_relu", "relu", "tanh"]
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "leaky_relu": partial(nn.LeakyReLU, 0.2),
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+}
 
-def _perceptron(inputs: int, outputs: int, width: int, depth: int) -> nn.Sequential:
+
+def _perceptron(
+    inputs: int, outputs: int, width: int, depth: int, activation: Activation
+) -> nn.Sequential:
     sizes = [inputs, *[width] * depth]
     layers: list[nn.Module] = []
     for before, after in pairwise(sizes):
-        layers += [nn.Linear(before, after), nn.LeakyReLU(0.2)]
+        layers += [nn.Linear(before, after), _ACTIVATIONS[activation]()]
     return nn.Sequential(*layers, nn.Linear(sizes[-1], outputs))
 
 
@@ -29,11 +41,19 @@ class PointGenerator(nn.Module):
     """Latents [n, latent_size] → points [n, d]."""
 
     def __init__(
-        self, latent_size: int, num_dimensions: int, num_classes: int, width: int, depth: int
+        self,
+        latent_size: int,
+        num_dimensions: int,
+        num_classes: int,
+        width: int,
+        depth: int,
+        activation: Activation,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.layers = _perceptron(latent_size + num_classes, num_dimensions, width, depth)
+        self.layers = _perceptron(
+            latent_size + num_classes, num_dimensions, width, depth, activation
+        )
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
         """Latents [n, latent_size] → points [n, d]."""
@@ -44,10 +64,17 @@ class PointGenerator(nn.Module):
 class PointDiscriminator(nn.Module):
     """Points [n, d] → logits [n]."""
 
-    def __init__(self, num_dimensions: int, num_classes: int, width: int, depth: int) -> None:
+    def __init__(
+        self,
+        num_dimensions: int,
+        num_classes: int,
+        width: int,
+        depth: int,
+        activation: Activation,
+    ) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.layers = _perceptron(num_dimensions + num_classes, 1, width, depth)
+        self.layers = _perceptron(num_dimensions + num_classes, 1, width, depth, activation)
 
     def forward(self, samples: Tensor, labels: Tensor | None = None) -> Tensor:
         """Points [n, d] → logits [n]."""
@@ -63,16 +90,25 @@ def mlp_generator(
     num_classes: int,
     width: int = 128,
     depth: int = 3,
+    activation: Activation = "leaky_relu",
 ) -> nn.Module:
-    """``depth`` hidden layers of ``width`` units with leaky ReLU."""
+    """``depth`` hidden layers of ``width`` units.
+
+    For modes far apart, ``tanh``: it can be flat on each and steep in between.
+    """
     require_rank(sample_shape, 1, "mlp")
-    return PointGenerator(latent_size, sample_shape[0], num_classes, width, depth)
+    return PointGenerator(latent_size, sample_shape[0], num_classes, width, depth, activation)
 
 
 @discriminators.register("mlp")
 def mlp_discriminator(
-    *, sample_shape: tuple[int, ...], num_classes: int, width: int = 128, depth: int = 3
+    *,
+    sample_shape: tuple[int, ...],
+    num_classes: int,
+    width: int = 128,
+    depth: int = 3,
+    activation: Activation = "leaky_relu",
 ) -> nn.Module:
-    """``depth`` hidden layers of ``width`` units with leaky ReLU."""
+    """``depth`` hidden layers of ``width`` units."""
     require_rank(sample_shape, 1, "mlp")
-    return PointDiscriminator(sample_shape[0], num_classes, width, depth)
+    return PointDiscriminator(sample_shape[0], num_classes, width, depth, activation)

@@ -162,7 +162,7 @@ def test_one_stage_falls_back_where_the_discriminator_is_too_sure_and_says_so_on
     sure = {"float32": -60.0, "float64": -400.0}[dtype]
     found = {}
     for rule in ("simultaneous", "one_stage"):
-        overrides = BASE + [f"game.update_rule={rule}", f"precision.dtype={dtype}"]
+        overrides = [*BASE, f"game.update_rule={rule}", f"precision.dtype={dtype}"]
         config = load_config("digits", overrides)
         state = TrainState(config, LocalCommunicator(CPU), SHAPE, 0)
         with torch.no_grad():

@@ -1,0 +1,22 @@
+"""The ring of eight Gaussians: every mode found, and hardly a point in between."""
+
+import pytest
+
+from benchmarks.cases import ring
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("seed", range(5))
+def test_each_seed_finds_all_modes_and_stays_on_them(seed, tmp_path):
+    ring.train(str(tmp_path), [f"run.seed={seed}"])
+    found = ring.quality(ring.generate(str(tmp_path)))
+    assert found["modes"] == 8
+    assert found["share_within_3_sigma"] >= 0.95
+
+
+def test_a_third_of_the_preset_is_well_on_its_way(tmp_path):
+    ring.train(str(tmp_path), ["run.total_samples=153600"])
+    found = ring.quality(ring.generate(str(tmp_path)))
+    assert found["modes"] == 8
+    assert found["share_within_3_sigma"] >= 0.7
