@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import traceback
+
 import torch
 
 from gatdist.config import BOTH, Config
-from gatdist.errors import ConfigError
+from gatdist.errors import ConfigError, GatdistError, TrainingError
 from gatdist.game.penalties import ScheduledPenalty
 from gatdist.game.updates.rule import Step, UpdateRule
 from gatdist.game.updates.second_order import SecondOrder
@@ -42,6 +44,7 @@ def require_playable(
     Raises:
         ConfigError: a network has no derivative that the rule or a penalty needs, or not one logit
             a sample.
+        TrainingError: a network or loss fails; the place is named.
     """
     batch = probe_batch(config, sample_shape, num_classes)
     for scheduled in rule.game.penalties:
@@ -60,7 +63,16 @@ def require_playable(
                 mend="Use a first-order rule such as 'extragradient', or another network",
             ) from None
     for phase in rule.phases(Step(batch, rates)):
-        phase.gradients(rule.game, reduction, [phase.batch])
+        try:
+            phase.gradients(rule.game, reduction, [phase.batch])
+        except GatdistError:
+            raise
+        except Exception as error:  # somebody's network or loss
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            raise TrainingError(
+                f"a step with two samples fails in {place.filename}:{place.lineno}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
 
 
 def _require_penalty(rule: UpdateRule, scheduled: ScheduledPenalty, batch: Batch) -> None:

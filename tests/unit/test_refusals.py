@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from gatdist.config import load_config
-from gatdist.errors import ConfigError
+from gatdist.errors import ConfigError, TrainingError
 from gatdist.models import register_discriminator
 from gatdist.models.registry import discriminators
 from gatdist.training.plan import check
@@ -203,6 +203,16 @@ def test_a_combination_is_refused_by_name_with_a_mend(case, tmp_path):
     for part in told:
         assert part in message, message
     assert not (tmp_path / "run").exists()
+
+
+def test_a_network_that_fails_is_told_with_the_place_before_a_worker_starts(tmp_path):
+    class Fails(nn.Linear):
+        def forward(self, samples, labels=None):
+            raise ValueError("no such thing")
+
+    register_discriminator("Fails")(lambda *, sample_shape, num_classes: Fails(2, 1))
+    with pytest.raises(TrainingError, match=r"test_refusals.py:\d+: ValueError: no such thing"):
+        check(load_config("ring", [*RING, with_network("Fails")]), str(tmp_path / "run"))
 
 
 @pytest.mark.parametrize(
