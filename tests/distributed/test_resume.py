@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+TOTAL, TICK = 8960, 640
 SETTINGS = [
-    "run.total_samples=16000",
-    "run.tick_samples=1280",
-    "run.checkpoint_samples=1280",
+    f"run.total_samples={TOTAL}",
+    f"run.tick_samples={TICK}",
+    f"run.checkpoint_samples={TICK}",
     'model.generator={name="residual", width=8}',
     'model.discriminator={name="residual", width=8}',
     # Everything that adapts or remembers.
@@ -93,7 +94,7 @@ def test_five_kills_change_nothing(seed, undisturbed, tmp_path, run_gatdist):
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     seen = [line["samples_seen"] for line in lines]
     assert seen == sorted(set(seen))
-    assert seen[-1] == 16000
+    assert seen[-1] == TOTAL
 
 
 @pytest.mark.timeout(120)
@@ -110,7 +111,7 @@ def test_ctrl_c_checkpoints_and_the_same_command_goes_on(undisturbed, tmp_path, 
     assert "the same command" in told
     assert "Traceback" not in told
     stopped_at = clock_of(tmp_path)
-    assert 1280 <= stopped_at < 16000
+    assert TICK <= stopped_at < TOTAL
     subprocess.run(command(tmp_path), check=True, timeout=110, capture_output=True)
     resumed = [
         json.loads(line)["resumed_from"]

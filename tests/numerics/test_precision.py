@@ -130,7 +130,7 @@ def compiled(comm, overrides):
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("rule", ["alternating", "one_stage"])
+@pytest.mark.parametrize("rule", ["alternating", pytest.param("one_stage", marks=pytest.mark.slow)])
 def test_compiled_networks_compute_the_same(rule):
     """In a process of its own, since the compiler keeps a pool of others."""
     overrides = [f"game.update_rule={rule}", *SMALL_TO_COMPILE]
