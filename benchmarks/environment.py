@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from gatdist.benchmarking.facts import machine
 
 PACKAGES = ("torch", "ray", "numpy", "fsspec", "tensorboard")
 
@@ -27,17 +28,7 @@ def environment() -> dict[str, Any]:
     )
     return {
         "commit": commit.stdout.strip() + ("+changes" if changed.stdout.strip() else ""),
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
+        **machine(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "packages": {name: metadata.version(name) for name in PACKAGES},
     }
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()

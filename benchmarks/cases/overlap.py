@@ -15,17 +15,15 @@ import json
 import tempfile
 import time
 from dataclasses import asdict, dataclass
-from datetime import timedelta
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch import distributed as dist
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.environment import environment
+from gatdist.benchmarking.processes import Tell, together
 from gatdist.config import parse_config
 from gatdist.monitor.statistics import Statistics
 from gatdist.monitor.timing import PhaseTimer
@@ -34,7 +32,6 @@ from gatdist.parallel.communicator import TorchCommunicator
 from gatdist.training.state import TrainState
 from gatdist.training.step import train_step
 
-TIMEOUT = timedelta(seconds=120)
 SHAPE, BATCH = (3, 32, 32), 16
 NETWORK = {"name": "residual", "width": 32, "max_width": 128}
 
@@ -109,39 +106,15 @@ def _note_buckets(comm: TorchCommunicator, owner: dict[Tensor, str], events: lis
     comm._mean = noted  # type: ignore[method-assign]
 
 
-def _member(rank: int, rendezvous: str, rule: str, trace: str | None, results: Any) -> None:
+def _member(comm: TorchCommunicator, tell: Tell, rule: str, trace: Path | None) -> list[Event]:
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2, timeout=TIMEOUT
-    )
-    try:
-        path = Path(trace) if trace and rank == 0 else None
-        results.put((rank, events_of(TorchCommunicator(torch.device("cpu")), rule, path)))
-    finally:
-        dist.destroy_process_group()
+    return events_of(comm, rule, trace if comm.is_main else None)
 
 
 def measure(rule: str, trace: Path | None = None) -> list[Event]:
     """Worker 0's events, of two."""
-    context = get_context("spawn")
-    results = context.Queue()
-    with tempfile.TemporaryDirectory() as folder:
-        members = [
-            context.Process(
-                target=_member,
-                args=(rank, f"{folder}/meet", rule, str(trace) if trace else None, results),
-            )
-            for rank in range(2)
-        ]
-        try:
-            for member in members:
-                member.start()
-            found = dict(results.get(timeout=TIMEOUT.total_seconds()) for _ in members)
-        finally:
-            for member in members:
-                member.join(10)
-                member.kill()
-    return found[0]
+    first: list[Event] = together(2, _member, rule, trace, tell=print, silence_s=120.0)[0]
+    return first
 
 
 def overlapped(rule: str, events: list[Event]) -> float:

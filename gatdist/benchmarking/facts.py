@@ -19,13 +19,20 @@ def environment(threads: int) -> dict[str, Any]:
         with suppress(metadata.PackageNotFoundError):
             packages[name] = metadata.version(name)
     return {
+        **machine(),
+        "load": round(os.getloadavg()[0], 2),
+        "threads": threads,
+        "packages": packages,
+    }
+
+
+def machine() -> dict[str, Any]:
+    """The hardware, and what runs on it."""
+    return {
         "python": platform.python_version(),
         "system": platform.platform(),
         "processor": _processor(),
         "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 2),
-        "threads": threads,
-        "packages": packages,
     }
 
 

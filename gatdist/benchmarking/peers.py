@@ -94,6 +94,8 @@ def _lightning_module(library: Any, case: HandWritten) -> Any:
     """The game as a ``LightningModule``."""
 
     class Module(library.LightningModule):  # type: ignore[misc]  # the library is Any
+        """Discriminator, then generator, by hand."""
+
         def __init__(self) -> None:
             super().__init__()
             self.automatic_optimization = False

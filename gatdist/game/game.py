@@ -71,7 +71,6 @@ class Game:
     augmentation: Augmentation | None = None
     autocast: torch.dtype | None = None
     step_samples: int = 0
-    _latents: list[Latents] = field(default_factory=list, repr=False)
 
     @classmethod
     def from_config(
@@ -114,6 +113,10 @@ class Game:
         )
 
     @cached_property
+    def _draw_latents(self) -> Latents:
+        return Latents(self.seed, self.latent_size, self.step_samples)
+
+    @cached_property
     def learners(self) -> dict[str, Learner]:
         """All that is adaptive, by name."""
         found: dict[str, Learner] = {"averages": self.averages}
@@ -132,9 +135,7 @@ class Game:
 
     def latents(self, batch: Batch, stream: str = "latents") -> Tensor:
         """Standard normal [n, latent_size], a function of (seed, stream, position)."""
-        if not self._latents:
-            self._latents.append(Latents(self.seed, self.latent_size, self.step_samples))
-        return self._latents[0](batch.positions, _stream(stream, batch), batch.real.dtype)
+        return self._draw_latents(batch.positions, _stream(stream, batch), batch.real.dtype)
 
     def generate(self, latents: Tensor, batch: Batch, generator: nn.Module | None = None) -> Tensor:
         """Fakes from ``latents``, with the batch's labels, in the dtype of the real samples.

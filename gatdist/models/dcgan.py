@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gatdist.errors import ConfigError
+from gatdist.models.conditioning import embed_labels, project_labels
 from gatdist.models.registry import discriminators, generators, require_rank
 
 Normalization = Literal["none", "batch"]
@@ -94,9 +95,7 @@ class DCGANGenerator(nn.Module):
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
         """Latents [n, latent_size], labels int64 [n] if conditional → pictures [n, C, S, S]."""
-        if self.embedding is not None:
-            assert labels is not None
-            latents = (latents + self.embedding(labels)) / math.sqrt(2)
+        latents = embed_labels(latents, labels, self.embedding)
         x = self.start(latents).view(-1, *self.start_shape)
         for norm, convolution in zip(self.norms, [*self.convolutions, self.finish], strict=True):
             x = convolution(functional.relu(norm(x)))
@@ -140,13 +139,7 @@ class DCGANDiscriminator(nn.Module):
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             x = functional.leaky_relu(norm(convolution(x)), _SLOPE)
         features = x.flatten(1)
-        logits: Tensor = self.finish(features)[:, 0]
-        if self.embedding is not None:
-            assert labels is not None
-            logits = logits + (self.embedding(labels) * features).sum(1) / math.sqrt(
-                features.shape[1]
-            )
-        return logits
+        return project_labels(self.finish(features)[:, 0], features, labels, self.embedding)
 
 
 def _require_side(sample_shape: tuple[int, ...]) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from gatdist.models.conditioning import embed_labels, project_labels
 from gatdist.models.registry import discriminators, generators, require_rank
 
 _SLOPE = 0.2
@@ -99,9 +100,7 @@ class ResidualGenerator(nn.Module):
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
         """Latents [n, latent_size], labels int64 [n] if conditional → pictures [n, C, H, W]."""
-        if self.embedding is not None:
-            assert labels is not None
-            latents = (latents + self.embedding(labels)) / math.sqrt(2)
+        latents = embed_labels(latents, labels, self.embedding)
         x = self.start(latents).view(-1, *self.start_shape)
         for size, level in zip(self.sizes, self.levels, strict=True):
             x = level(_resize(x, size))
@@ -140,13 +139,7 @@ class ResidualDiscriminator(nn.Module):
         for size, level in zip(self.sizes, self.levels, strict=True):
             x = level(_resize(x, size))
         features = _activate(x).flatten(1)
-        logits: Tensor = self.finish(features)[:, 0]
-        if self.embedding is not None:
-            assert labels is not None
-            logits = logits + (self.embedding(labels) * features).sum(1) / math.sqrt(
-                features.shape[1]
-            )
-        return logits
+        return project_labels(self.finish(features)[:, 0], features, labels, self.embedding)
 
 
 @generators.register("residual")

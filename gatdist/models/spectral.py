@@ -1,7 +1,7 @@
 """Spectral normalization (Miyato et al. 2018) as a parametrization.
 
 Each weight W, seen as a matrix [outputs, the rest], is used as W/σ with σ = uᵀWv. The vectors u and
-v follow W's first singular pair by one power iteration (:func:`advance_spectral_norm`) each time
+v follow W's first singular pair by one power iteration (:meth:`SpectralNorm.advance`) each time
 the network has moved, never by a forward: so they depend neither on how many parts a batch went
 through in, nor on who looked at the network in between.
 """
@@ -72,9 +72,3 @@ def normalized_weights(network: nn.Module) -> list[tuple[SpectralNorm, Tensor]]:
         if isinstance(module, parametrize.ParametrizationList)
         and isinstance(module[0], SpectralNorm)
     ]
-
-
-def advance_spectral_norm(network: nn.Module) -> None:
-    """One power iteration on each of the network's normalized weights."""
-    for norm, weight in normalized_weights(network):
-        norm.advance(weight)

@@ -47,8 +47,7 @@ class Guard:
             norms: of the reduced gradients of players who move together.
             excused: where true, non-finite norms are not counted.
         """
-        first, *others = norms.values()
-        finite = sum(others, first).isfinite()
+        finite = all_finite(norms)
         counted = ~finite if excused is None else ~finite & ~excused
         self.tensors["nonfinite"] += counted
         if self._factor is None:
@@ -68,6 +67,12 @@ class Guard:
         mean, judged = self.tensors[f"norm/{name}"], self.tensors[f"judged/{name}"]
         assert self._factor is not None
         return (judged < _WARM_UP_STEPS) | (norm <= self._factor * mean)
+
+
+def all_finite(norms: Mapping[PlayerName, Tensor]) -> Tensor:
+    """Whether every norm is finite, a boolean scalar."""
+    first, *others = norms.values()
+    return sum(others, first).isfinite()
 
 
 class LossScaler:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from gatdist.config import BOTH, Config, PlayerName
 from gatdist.errors import CheckpointError
 from gatdist.game import Game, UpdateRule, build_update_rule, require_whole_batches, update_rules
+from gatdist.game.penalties import penalties
 from gatdist.models import build_networks
 from gatdist.parallel.communicator import Communicator
 from gatdist.parallel.reduction import Reduction
@@ -101,8 +102,6 @@ class TrainState:
 
 def _lazy_steps(config: Config, player: PlayerName) -> int:
     """The smallest interval of the player's penalties that have optimizer steps of their own."""
-    from gatdist.game.penalties import penalties
-
     intervals = [
         wanted.every_steps
         for name, wanted in config.game.penalties.items()

@@ -10,6 +10,7 @@ from gatdist.game import Observations, Phase, Step, UpdateRule
 from gatdist.monitor.statistics import Statistics
 from gatdist.monitor.timing import PhaseTimer
 from gatdist.parallel.batch import Batch
+from gatdist.training.guard import all_finite
 from gatdist.training.state import TrainState
 
 
@@ -54,7 +55,7 @@ def train_step(
             for name, player in players.items():
                 player.move(ok, norms[name], rates[name], (phase.origin or {}).get(name))
             if state.scaler:
-                state.scaler.update(torch.stack(list(norms.values())).isfinite().all())
+                state.scaler.update(all_finite(norms))
             lessons.append(_means(state, rule, parts, observations))
         for name, norm in norms.items():
             statistics.add(f"gradient_norm/{name}", norm)

@@ -10,7 +10,7 @@ from gatdist.game.learners import Averages
 from gatdist.game.losses import losses
 from gatdist.game.penalties import ScheduledPenalty, penalties
 from gatdist.models import mlp, residual
-from gatdist.models.spectral import SpectralNorm, add_spectral_norm, advance_spectral_norm
+from gatdist.models.spectral import SpectralNorm, add_spectral_norm, normalized_weights
 from gatdist.parallel import draws
 
 
@@ -181,7 +181,8 @@ def test_every_normalized_weight_has_norm_one_also_one_that_started_at_zero():
     network = residual.residual_discriminator(sample_shape=(1, 8, 8), num_classes=3, width=8)
     add_spectral_norm(network)
     for _ in range(200):
-        advance_spectral_norm(network)
+        for norm, weight in normalized_weights(network):
+            norm.advance(weight)
     found = spectral_norms(network)
     assert len(found) > 5
     for name, norm in found.items():

@@ -245,11 +245,9 @@ def _check_kept_fakes(config: Config) -> None:
             1,
         ),
         *(
-            (bool(player.micro_batch), f"optim.{name}.micro_batch", player.micro_batch, None)
-            for name, player in (
-                ("generator", config.optim.generator),
-                ("discriminator", config.optim.discriminator),
-            )
+            (size is not None, f"optim.{name}.micro_batch", size, None)
+            for name in BOTH
+            for size in [getattr(config.optim, name).micro_batch]
         ),
     ]
     for is_wrong, field, value, needed in wrong:
