@@ -13,7 +13,7 @@ import random
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -197,6 +197,28 @@ class Store:
 
         return [entry for entry in self._retrying(name, names) if not entry.endswith(_TEMPORARY)]
 
+    def find(self, name: str = "") -> dict[str, int | None]:
+        """All files in a folder and in the folders below it, by name; {} where there are none.
+
+        Returns:
+            Bytes of each file; None where the server does not tell.
+        """
+
+        def sizes() -> dict[str, int | None]:
+            with suppress(*_ABSENT):
+                if self.is_local:  # fsspec would pass over a folder that may not be listed
+                    return dict(_walk(self._path(name)))
+                found = self._fs.find(self._path(name), detail=True)
+                return {path: info.get("size") for path, info in found.items()}
+            return {}
+
+        # Some file systems find a file that is asked for as a folder in itself.
+        return {
+            path[len(self._root) :].lstrip("/"): size
+            for path, size in sorted(self._retrying(name, sizes).items())
+            if not path.endswith(_TEMPORARY) and path.rstrip("/") != self._path(name)
+        }
+
     def delete(self, name: str) -> None:
         """Remove a file, or a folder with all that is in it; do nothing where there is none."""
 
@@ -309,6 +331,24 @@ class Store:
         message = " ".join(str(error).split()) or type(error).__name__  # in one line
         # The resolved URL may hold a secret, for which the given one has ${env:NAME}.
         return message.replace(self._root, self.url) if "${env:" in self.url else message
+
+
+def _walk(folder: str) -> Iterator[tuple[str, int]]:
+    """Path and size of each file below a local folder; links are followed, but not in circles."""
+    seen = set()
+    waiting = [folder]
+    while waiting:
+        folder = waiting.pop()
+        facts = os.stat(folder)
+        if (facts.st_dev, facts.st_ino) in seen:
+            continue
+        seen.add((facts.st_dev, facts.st_ino))
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    waiting.append(entry.path)
+                elif entry.is_file():  # no socket, and no link to what is gone
+                    yield entry.path, entry.stat().st_size
 
 
 def _replace(path: str, write: Callable[[BinaryIO], object]) -> None:

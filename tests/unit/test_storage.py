@@ -66,6 +66,28 @@ def test_a_listing_has_immediate_names_only(store: Store) -> None:
     assert store.list("nowhere") == []
 
 
+def test_all_files_below_a_folder_are_found_with_their_sizes(store: Store) -> None:
+    assert store.find() == {}
+    store.publish("b.bin", b"12")
+    store.publish("a/x/c", b"")
+    store.publish("a/d e.txt", b"123")
+    assert list(store.find().items()) == [("a/d e.txt", 3), ("a/x/c", 0), ("b.bin", 2)]
+    assert store.find("a") == {"a/x/c": 0, "a/d e.txt": 3}
+    assert store.find("none") == {}
+    assert store.find("b.bin") == {}
+
+
+def test_finding_follows_links_but_not_in_circles(tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "x").write_bytes(b"123")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "circle").symlink_to(tmp_path / "data")
+    (tmp_path / "data" / "link").symlink_to(tmp_path / "outside")
+    (tmp_path / "data" / "gone").symlink_to(tmp_path / "nothing")
+    (tmp_path / "data" / ".b.0123.publishing").write_bytes(b"half")
+    assert Store(str(tmp_path / "data")).find() == {"link/x": 3}
+
+
 def test_append_creates_and_adds(store: Store) -> None:
     store.append("logs/lines", "one\n")
     store.append("logs/lines", "zwei – 2\n")
