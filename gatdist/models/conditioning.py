@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
+import torch
 from torch import Tensor, nn
 
 
@@ -16,12 +18,26 @@ def embed_labels(latents: Tensor, labels: Tensor | None, embedding: nn.Module | 
     return conditioned
 
 
-def project_labels(
-    logits: Tensor, features: Tensor, labels: Tensor | None, embedding: nn.Module | None
+def to_logits(
+    features: Tensor, labels: Tensor | None, finish: nn.Module, embedding: nn.Module | None
 ) -> Tensor:
-    """Logits [n] plus the labels' projection of the features [n, k] (Miyato & Koyama 2018)."""
-    if embedding is None:
-        return logits
-    assert labels is not None
-    projections: Tensor = (embedding(labels) * features).sum(1) / math.sqrt(features.shape[1])
-    return logits + projections
+    """The end of a discriminator: logits [n] of features [n, k], with their labels' projection.
+
+    Labels are int64 [n] or None, the projection is that of Miyato & Koyama (2018). In the dtype of
+    the weights also under autocast: with the eight bits of bfloat16, logits of real and fake would
+    differ by more noise than a good generator leaves them apart.
+    """
+    with _without_autocast(features.device.type):
+        features = features.to(next(finish.parameters()).dtype)
+        logits: Tensor = finish(features)[:, 0]
+        if embedding is None:
+            return logits
+        assert labels is not None
+        projections: Tensor = (embedding(labels) * features).sum(1) / math.sqrt(features.shape[1])
+        return logits + projections
+
+
+def _without_autocast(device_type: str) -> AbstractContextManager[object]:
+    if not torch.amp.is_autocast_available(device_type):  # such as torch's meta device
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)

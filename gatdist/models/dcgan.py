@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gatdist.errors import ConfigError
-from gatdist.models.conditioning import embed_labels, project_labels
+from gatdist.models.conditioning import embed_labels, to_logits
 from gatdist.models.registry import discriminators, generators, require_rank
 
 Normalization = Literal["none", "batch"]
@@ -139,7 +139,7 @@ class DCGANDiscriminator(nn.Module):
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             x = functional.leaky_relu(norm(convolution(x)), _SLOPE)
         features = x.flatten(1)
-        return project_labels(self.finish(features)[:, 0], features, labels, self.embedding)
+        return to_logits(features, labels, self.finish, self.embedding)
 
 
 def _require_side(sample_shape: tuple[int, ...]) -> None:

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from gatdist.models.conditioning import to_logits
 from gatdist.models.registry import discriminators, generators, require_rank
 
 Activation = Literal["leaky_relu", "relu", "tanh"]
@@ -78,8 +79,11 @@ class PointDiscriminator(nn.Module):
 
     def forward(self, samples: Tensor, labels: Tensor | None = None) -> Tensor:
         """Points [n, d] → logits [n]."""
-        logits: Tensor = self.layers(_with_labels(samples, labels, self.num_classes))
-        return logits[:, 0]
+        *hidden, finish = self.layers
+        features = _with_labels(samples, labels, self.num_classes)
+        for layer in hidden:
+            features = layer(features)
+        return to_logits(features, None, finish, None)
 
 
 @generators.register("mlp")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gatdist.models.conditioning import embed_labels, project_labels
+from gatdist.models.conditioning import embed_labels, to_logits
 from gatdist.models.registry import discriminators, generators, require_rank
 
 _SLOPE = 0.2
@@ -139,7 +139,7 @@ class ResidualDiscriminator(nn.Module):
         for size, level in zip(self.sizes, self.levels, strict=True):
             x = level(_resize(x, size))
         features = _activate(x).flatten(1)
-        return project_labels(self.finish(features)[:, 0], features, labels, self.embedding)
+        return to_logits(features, labels, self.finish, self.embedding)
 
 
 @generators.register("residual")
