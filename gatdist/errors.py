@@ -92,3 +92,11 @@ class WorkerLostError(TryAgainError):
 
 class TrainingError(GatdistError):
     """Training itself went wrong."""
+
+
+def rebuilt(kind: str, message: str) -> GatdistError:
+    """An error that another process has told by class and message, as the class that it was."""
+    found = globals().get(kind, GatdistError)
+    error: GatdistError = found.__new__(found)
+    error.args = (message,)
+    return error

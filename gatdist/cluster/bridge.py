@@ -9,8 +9,6 @@ from typing import Any, cast
 
 import ray
 
-from gatdist import errors
-
 _POLL_S = 0.3
 
 Event = tuple[str, dict[str, Any]]
@@ -98,11 +96,3 @@ class Bridge:
         finally:
             ended.set()
             thread.join()
-
-
-def rebuilt(kind: str, message: str) -> errors.GatdistError:
-    """An error that a worker has told, as the class that it was there."""
-    found = getattr(errors, kind, errors.GatdistError)
-    error: errors.GatdistError = found.__new__(found)
-    error.args = (message,)
-    return error

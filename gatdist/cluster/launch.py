@@ -33,12 +33,12 @@ except ImportError as error:
         mend="pip install 'ray[default,train]', or train in this process with --local",
     ) from error
 
-from gatdist.cluster.bridge import Bridge, rebuilt
+from gatdist.cluster.bridge import Bridge
 from gatdist.cluster.network import choose_interface
 from gatdist.cluster.processes import end_descendants
 from gatdist.cluster.quiet import output_to_file
 from gatdist.config import Config, env_references, parse_config
-from gatdist.errors import ClusterError, GatdistError, TrainingError, WorkerLostError
+from gatdist.errors import ClusterError, GatdistError, TrainingError, WorkerLostError, rebuilt
 from gatdist.storage import Store
 from gatdist.training.interrupts import Interrupts
 
