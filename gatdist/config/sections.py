@@ -55,6 +55,18 @@ class DataConfig(Section):
     """Where the samples are and how they are read.
 
     ``builtin:digits`` and ``builtin:ring`` need no files.
+
+    Attributes:
+        window_samples: so many samples of a lane are shuffled together; None: so many that the
+            windows of all lanes take 256 MiB, at most 4096.
+        memory_bytes: the most that a worker keeps of the data set: fetched bytes, indexes, batches
+            read ahead.
+        cache_dir: a folder on a local disk where the workers of a host keep what they fetched from
+            storage elsewhere. It may be shared by several runs.
+        cache_bytes: the most that is kept there; what was not used for longest goes first.
+        on_bad_sample: whether a sample that can't be read, even after it was fetched again, ends
+            the run, or another one is shown instead, the same on any number of workers.
+        bad_sample_budget: more different bad samples than this end the run all the same.
     """
 
     url: str
@@ -62,10 +74,15 @@ class DataConfig(Section):
         PositiveInt | Annotated[list[PositiveInt], Field(min_length=2, max_length=2)] | None
     ) = None
     lanes: PositiveInt | None = None
-    window_samples: PositiveInt = 4096
+    window_samples: PositiveInt | None = None
     block_bytes: PositiveInt = 4 * 2**20
     prefetch_batches: PositiveInt = 4
     decode_threads: PositiveInt = 1
+    memory_bytes: PositiveInt = 2**30
+    cache_dir: str | None = None
+    cache_bytes: PositiveInt = 64 * 2**30
+    on_bad_sample: Literal["raise", "substitute"] = "raise"
+    bad_sample_budget: NonNegativeInt = 100
     storage_options: dict[str, Any] = {}
 
 

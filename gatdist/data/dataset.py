@@ -12,6 +12,7 @@ from concurrent.futures import Executor
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gatdist.config import DataConfig
 from gatdist.data import builtin
@@ -174,14 +175,16 @@ class Dataset:
     def _open_shard(self, number: int) -> OpenShard:
         return OpenShard(self._store, self._manifest, self._manifest.shards[number])
 
-    def _blocks(self, config: DataConfig, cache_bytes: int) -> Indices:
+    def _blocks(self, config: DataConfig, cache_bytes: int) -> NDArray[np.int32]:
         """Samples in each block; one, where blocks can't be kept until all in them was used."""
         if self.num_bytes <= cache_bytes:
             return cut_blocks(self.shard_sizes, config.block_bytes)
         lanes = config.lanes or _DEFAULT_LANES
         block_bytes = fitting_block_bytes(self.shard_sizes, config.block_bytes, lanes)
         # In each lane one window is open, which may begin and end inside a block.
-        window_bytes = config.window_samples * self.num_bytes // self.num_samples + 2 * block_bytes
+        window_bytes = (
+            config.window_samples or 4096
+        ) * self.num_bytes // self.num_samples + 2 * block_bytes
         keeps = lanes * window_bytes <= cache_bytes
         return cut_blocks(self.shard_sizes, block_bytes if keeps else 1)
 

@@ -43,9 +43,16 @@ ORDER_VERSION = 1
 
 # A lane should pass through many blocks an epoch: lanes / blocks stays below this many per cent.
 _LANES_PERCENT_OF_BLOCKS = 6
+# And through several in each window, so that a window mixes distant places.
+_BLOCKS_A_WINDOW = 4
+# The table of blocks stays small; blocks of a huge data set are larger instead.
+_MOST_BLOCKS = 2**19
+# The windows of all lanes are in memory together, and those that follow them are being fetched.
+_WINDOWS_BYTES = 256 * 2**20
+_LONGEST_WINDOW = 4096
 _ROUNDS = 3
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_WINDOWS, _BLOCKS = 1, 2  # what a hash is used for
+_WINDOWS, _BLOCKS, _SUBSTITUTES = 1, 2, 3  # what a hash is used for
 
 
 class SampleOrder:
@@ -71,25 +78,32 @@ class SampleOrder:
         block_bytes: int = 0,
         fingerprint: str = "",
     ) -> None:
-        self._sizes = np.asarray(block_sizes, dtype=np.int64)
-        self._starts = np.cumsum(self._sizes) - self._sizes
-        self.num_samples = int(self._sizes.sum())
+        self._sizes = np.asarray(block_sizes, dtype=np.int32)
+        self._ends = np.cumsum(self._sizes, dtype=np.int64)
+        self.num_samples = int(self._ends[-1])
         self.seed, self.lanes, self.window = seed, lanes, window
         self._block_bytes, self._fingerprint = block_bytes, fingerprint
         # A batch lies in one epoch or two.
-        self._laid_out = lru_cache(maxsize=4)(self._lay_out_blocks)
+        self._laid_out = lru_cache(maxsize=2)(self._lay_out_blocks)
 
     @classmethod
     def from_config(cls, config: Config, dataset: Dataset) -> SampleOrder:
-        """The order of a run. A small data set is cut into smaller blocks than configured."""
-        block_bytes = fitting_block_bytes(
-            dataset.shard_sizes, config.data.block_bytes, config.lanes
-        )
+        """The order of a run.
+
+        It depends on the configuration and the data alone, not on the machine: where
+        ``data.window_samples`` is not set, the windows of all lanes take 256 MiB together. Blocks
+        are smaller than ``data.block_bytes`` where the data set or a window would hold too few.
+        """
+        shards, lanes = dataset.shard_sizes, config.lanes
+        window = config.data.window_samples or fitting_window(shards, lanes)
+        window_bytes = window * dataset.num_bytes // dataset.num_samples
+        block_bytes = min(config.data.block_bytes, _power_of_two(window_bytes // _BLOCKS_A_WINDOW))
+        block_bytes = fitting_block_bytes(shards, block_bytes, lanes)
         return cls(
-            cut_blocks(dataset.shard_sizes, block_bytes),
+            cut_blocks(shards, block_bytes),
             seed=config.run.seed,
-            lanes=config.lanes,
-            window=config.data.window_samples,
+            lanes=lanes,
+            window=window,
             block_bytes=block_bytes,
             fingerprint=dataset.fingerprint,
         )
@@ -116,6 +130,24 @@ class SampleOrder:
             samples[here] = self._lookup(int(epoch), places[here])
         return samples
 
+    def substitute(self, position: int, attempt: int) -> int:
+        """The sample to show instead of one that can't be read, alike on any number of workers.
+
+        Args:
+            position: ≥ 0, in the run.
+            attempt: 0, 1 and so on, where the one before can't be read either.
+        """
+        (sample,) = self.indices([position])
+        epoch = position // self.num_samples
+        key = hash_words(self.seed, _SUBSTITUTES, epoch, attempt)
+        return int(permute(np.array([sample]), np.array([self.num_samples]), key)[0])
+
+    def blocks_of(self, samples: Indices) -> tuple[Indices, Indices]:
+        """First sample, and the one after the last, of the block that holds each of ``samples``."""
+        blocks = np.searchsorted(self._ends, samples, side="right")
+        ends = self._ends[blocks]
+        return ends - self._sizes[blocks], ends
+
     def state(self) -> dict[str, Any]:
         """What fixes the order, as JSON values. A run may only be resumed with an equal state."""
         return {
@@ -137,15 +169,16 @@ class SampleOrder:
         return first + permute(inside, np.minimum(self.window, lengths - first), keys)
 
     def _lookup(self, epoch: int, places: Indices) -> Indices:
-        ends, to_sample = self._laid_out(epoch)
-        return places + to_sample[np.searchsorted(ends, places, side="right")]
+        layout, ends = self._laid_out(epoch)
+        at = np.searchsorted(ends, places, side="right")
+        # As far before the end of its block as laid out, so far before that in the data set.
+        return self._ends[layout[at]] - (ends[at] - places)
 
-    def _lay_out_blocks(self, epoch: int) -> tuple[Indices, Indices]:
-        """Of each block as laid out: the place where it ends, and how far its samples are off."""
+    def _lay_out_blocks(self, epoch: int) -> tuple[NDArray[np.int32], Indices]:
+        """The blocks as laid out, and the place where each ends."""
         keys = hash_words(self.seed, _BLOCKS, epoch, np.arange(len(self._sizes)))
-        layout = np.argsort(keys, kind="stable")
-        ends = np.cumsum(self._sizes[layout])
-        return ends, self._starts[layout] - (ends - self._sizes[layout])
+        layout = np.argsort(keys, kind="stable").astype(np.int32)
+        return layout, np.cumsum(self._sizes[layout], dtype=np.int64)
 
 
 def local_positions(position: int, global_batch: int, rank: int, world_size: int) -> Indices:
@@ -154,8 +187,25 @@ def local_positions(position: int, global_batch: int, rank: int, world_size: int
     return position + np.arange(rank, global_batch, world_size, dtype=np.int64)
 
 
-def fitting_block_bytes(shards: Sequence[tuple[int, int]], block_bytes: int, lanes: int) -> int:
-    """``block_bytes``, halved until lanes / blocks is below 6 % or every block is one sample.
+Shards = Sequence[tuple[int, int]]
+
+
+def fitting_window(shards: Shards, lanes: int) -> int:
+    """So many samples of each lane that the windows of all lanes take 256 MiB, 1 to 4,096.
+
+    Args:
+        shards: (samples, bytes) of each.
+        lanes: L.
+    """
+    fitting = samples_within(shards, _WINDOWS_BYTES) // lanes
+    return max(1, min(fitting, _LONGEST_WINDOW))
+
+
+def fitting_block_bytes(shards: Shards, block_bytes: int, lanes: int) -> int:
+    """``block_bytes``, halved or doubled until the number of blocks is fit.
+
+    Halved until lanes / blocks is below 6 % or every block is one sample; doubled while there would
+    be more than 2¹⁹ blocks.
 
     Args:
         shards: (samples, bytes) of each.
@@ -164,14 +214,17 @@ def fitting_block_bytes(shards: Sequence[tuple[int, int]], block_bytes: int, lan
     """
     num_samples = sum(samples for samples, _ in shards)
     while block_bytes > 1:
-        blocks = sum(_blocks_of(*shard, block_bytes) for shard in shards)
+        blocks = int(_num_blocks(shards, block_bytes).sum())
         if 100 * lanes < _LANES_PERCENT_OF_BLOCKS * blocks or blocks == num_samples:
             break
         block_bytes //= 2
+    most = max(_MOST_BLOCKS, len(shards))  # no block spans two shards
+    while _num_blocks(shards, block_bytes).sum() > most:
+        block_bytes *= 2
     return block_bytes
 
 
-def cut_blocks(shards: Sequence[tuple[int, int]], block_bytes: int) -> Indices:
+def cut_blocks(shards: Shards, block_bytes: int) -> NDArray[np.int32]:
     """Cut each shard into blocks of nearly equal numbers of samples.
 
     On average, a block has at most ``block_bytes``. Only the manifest is needed for this, not the
@@ -182,17 +235,51 @@ def cut_blocks(shards: Sequence[tuple[int, int]], block_bytes: int) -> Indices:
         block_bytes: > 0. A block has at least one sample, however large that is.
 
     Returns:
-        Samples in each block, int64 [b].
+        Samples in each block, int32 [b].
     """
-    sizes = []
-    for samples, num_bytes in shards:
-        blocks = _blocks_of(samples, num_bytes, block_bytes)
-        sizes.append(samples // blocks + (np.arange(blocks) < samples % blocks))
-    return np.concatenate(sizes).astype(np.int64)
+    blocks = _num_blocks(shards, block_bytes)
+    length, longer = np.divmod(np.array(shards, dtype=np.int64)[:, 0], blocks)
+    # The first `longer` blocks of a shard have one sample more than its others.
+    place = np.arange(blocks.sum()) - np.repeat(np.cumsum(blocks) - blocks, blocks)
+    sizes = np.repeat(length, blocks) + (place < np.repeat(longer, blocks))
+    return sizes.astype(np.int32)
 
 
-def _blocks_of(samples: int, num_bytes: int, block_bytes: int) -> int:
-    return max(1, min(samples, -(-num_bytes // block_bytes)))
+def samples_within(shards: Shards, num_bytes: int) -> int:
+    """So many samples take at most ``num_bytes``, whichever they are; see :func:`bytes_of`."""
+    samples, means = _heaviest_first(shards)
+    ends = np.cumsum(samples * means)
+    shard = int(np.searchsorted(ends, num_bytes, side="right"))  # the first that does not fit
+    if shard == len(shards):
+        return int(samples.sum())
+    left = num_bytes - (ends[shard - 1] if shard else 0)
+    return int(samples[:shard].sum() + left // means[shard])
+
+
+def bytes_of(shards: Shards, num_samples: int) -> int:
+    """Bytes that ``num_samples`` take at most, were the samples of each shard of equal size."""
+    samples, means = _heaviest_first(shards)
+    before = np.cumsum(samples) - samples
+    return int((np.clip(num_samples - before, 0, samples) * means).sum())
+
+
+def _heaviest_first(shards: Shards) -> tuple[Indices, NDArray[np.float64]]:
+    """Samples of each shard and their mean bytes, in the order of these."""
+    samples, num_bytes = np.array(shards, dtype=np.int64).T
+    means = num_bytes / samples
+    order = np.argsort(-means, kind="stable")
+    return samples[order], means[order]
+
+
+def _num_blocks(shards: Shards, block_bytes: int) -> Indices:
+    """Of each shard."""
+    samples, num_bytes = np.array(shards, dtype=np.int64).T
+    return np.clip(-(-num_bytes // block_bytes), 1, samples)
+
+
+def _power_of_two(number: int) -> int:
+    """The largest that is not above ``number``; 1 if there is none."""
+    return 1 << max(0, number.bit_length() - 1)
 
 
 def permute(values: Indices, sizes: Indices, keys: _Words) -> Indices:

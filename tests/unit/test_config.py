@@ -110,7 +110,7 @@ def test_a_file_may_use_any_language(load):
         ("rum", "Did you mean 'run'?"),
         ("optim.generator.learning_rat", "Did you mean 'learning_rate'?"),
         ("game.penalties.r1.strenght", "Did you mean 'strength'?"),
-        ("data.zzz", "Known: block_bytes, decode_threads,"),
+        ("data.zzz", "Known: bad_sample_budget, block_bytes,"),
     ],
 )
 def test_an_unknown_key_is_told_with_the_nearest(load, key, hint):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 
 import numpy as np
 import pytest
@@ -11,11 +12,14 @@ from hypothesis import strategies as st
 
 from gatdist.data.order import (
     SampleOrder,
+    bytes_of,
     cut_blocks,
     fitting_block_bytes,
+    fitting_window,
     hash_words,
     local_positions,
     permute,
+    samples_within,
 )
 
 block_lists = st.lists(st.integers(1, 9), min_size=1, max_size=30)
@@ -48,18 +52,34 @@ def test_each_position_has_its_sample_however_it_is_asked(
     assert one_by_one == together[positions[:20]].tolist()
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 6, 12])
-def test_all_ranks_together_show_the_prefix(world_size: int) -> None:
-    order = SampleOrder([5] * 20, seed=3, lanes=4, window=8)
-    batch, steps = 12, 10
-    shown = np.concatenate(
-        [
-            order.indices(local_positions(step * batch, batch, rank, world_size))
-            for step in range(steps)
-            for rank in range(world_size)
-        ]
+@many
+@given(st.data(), block_lists, seeds)
+def test_all_ranks_together_show_the_prefix_whenever_their_number_changes(
+    data: st.DataObject, blocks: list[int], seed: int
+) -> None:
+    world_sizes = st.sampled_from([1, 2, 3, 4, 6, 12])
+    batch = 12 * data.draw(st.integers(1, 3), label="B / 12")
+    lanes = data.draw(st.sampled_from([n for n in range(1, batch + 1) if batch % n == 0]), "L")
+    window = data.draw(st.integers(1, 20), label="window")
+    attempts = data.draw(  # each goes on where the one before was cut off
+        st.lists(st.tuples(world_sizes, st.integers(1, 4)), min_size=1, max_size=4),
+        label="(W, steps) of each attempt",
     )
-    assert sorted(shown.tolist()) == sorted(order.indices(np.arange(steps * batch)).tolist())
+    shown: list[int] = []
+    position = 0
+    for world_size, steps in attempts:
+        order = SampleOrder(blocks, seed=seed, lanes=lanes, window=window)  # as resumed elsewhere
+        for _ in range(steps):
+            for rank in range(world_size):
+                positions = local_positions(position, batch, rank, world_size)
+                shown += order.indices(positions).tolist()
+            position += batch
+    n = order.num_samples
+    prefix = order.indices(np.arange(position)).tolist()
+    assert sorted(shown) == sorted(prefix)
+    counts = np.bincount(prefix, minlength=n)
+    assert counts.min() >= position // n  # nothing lost in a whole epoch
+    assert counts.max() <= -(-position // n)  # and nothing twice
 
 
 def test_a_rank_is_the_place_in_the_batch_modulo_the_ranks() -> None:
@@ -92,6 +112,21 @@ def test_few_blocks_are_in_use_at_a_time() -> None:
         for i in range(0, len(lane), 32)
     )
     assert loads <= 1.06 * blocks
+
+
+@pytest.mark.parametrize(
+    ("world_size", "least", "most"),
+    [(1, 1.0, 1.0), (2, 1.0, 1.16), (8, 1.0, 1.16), (64, 1.0, 1.16), (3, 2.5, 3.0), (48, 3.0, 3.5)],
+)
+def test_a_block_is_read_by_few_ranks(world_size: int, least: float, most: float) -> None:
+    # 64 lanes over 400 blocks. Where W divides L, only the blocks in which a lane ends are shared.
+    batch = 64 * world_size // math.gcd(64, world_size)
+    order = SampleOrder([60] * 400, seed=3, lanes=64, window=240)
+    positions = np.arange(order.num_samples)
+    blocks = order.indices(positions) // 60
+    ranks = positions % batch % world_size
+    reads = len(np.unique(blocks * world_size + ranks))
+    assert least <= reads / 400 <= most
 
 
 def test_a_batch_mixes_distant_places() -> None:
@@ -150,6 +185,65 @@ def test_blocks_hold_all_samples_and_are_small_enough(
     assert set(np.cumsum([samples for samples, _ in shards])) <= set(np.cumsum(blocks).tolist())
     assert 1 <= block_bytes <= wanted
     assert lanes / len(blocks) < 0.06 or len(blocks) == num_samples or block_bytes == 1
+
+
+shard_lists = st.lists(
+    st.tuples(st.integers(1, 500), st.integers(1, 10**7)), min_size=1, max_size=5
+)
+
+
+@many
+@given(shard_lists, st.integers(0, 3 * 10**7))
+def test_bytes_and_samples_are_each_others_inverse(
+    shards: list[tuple[int, int]], num_bytes: int
+) -> None:
+    total = sum(samples for samples, _ in shards)
+    fitting = samples_within(shards, num_bytes)
+    assert 0 <= fitting <= total
+    assert bytes_of(shards, fitting) <= num_bytes
+    # No other samples are heavier than those that were counted.
+    assert fitting == total or bytes_of(shards, fitting + 1) > num_bytes - 1
+    assert bytes_of(shards, total) == pytest.approx(sum(size for _, size in shards), abs=1)
+
+
+def test_windows_take_a_fixed_amount_of_memory() -> None:
+    # Pictures of 30 KB: 139 of them in each of 64 lanes make 256 MiB. Small samples: 4,096.
+    assert fitting_window([(10_000, 10_000 * 30_000)] * 50, 64) == 139
+    assert fitting_window([(10_000, 10_000 * 1_000)] * 50, 64) == 4096
+    assert fitting_window([(10, 10 * 2**30)], 64) == 1
+    # A few heavy shards count as much as their samples take.
+    assert fitting_window([(10_000, 10_000 * 30_000)] * 50 + [(1, 2**27)], 64) == 69
+
+
+def test_a_huge_data_set_has_a_bounded_number_of_blocks() -> None:
+    shards = [(10_000, 10_000 * 500_000)] * 10_000  # 50 TB
+    block_bytes = fitting_block_bytes(shards, 2**20, 64)
+    blocks = cut_blocks(shards, block_bytes)
+    assert 2**18 <= len(blocks) <= 2**19
+    assert blocks.sum(dtype=np.int64) == 10**8
+
+
+def test_blocks_of_samples_are_those_they_were_cut_into() -> None:
+    order = SampleOrder([3, 1, 4], seed=0, lanes=2, window=2)
+    first, end = order.blocks_of(np.arange(8))
+    assert first.tolist() == [0, 0, 0, 3, 4, 4, 4, 4]
+    assert end.tolist() == [3, 3, 3, 4, 8, 8, 8, 8]
+
+
+def test_substitutes_are_a_function_of_the_position() -> None:
+    blocks = [7] * 30
+    order = SampleOrder(blocks, seed=2, lanes=4, window=8)
+    again = SampleOrder(blocks, seed=2, lanes=4, window=8)
+    positions = range(3 * 210)
+    found = [order.substitute(p, 0) for p in positions]
+    assert found == [again.substitute(p, 0) for p in positions]
+    # Within an epoch no two samples have the same substitute.
+    assert sorted(found[:210]) == list(range(210))
+    # Epochs and attempts differ: of 210 samples about one is its own substitute by chance.
+    bad = order.indices(np.arange(420))
+    assert np.mean(bad == found[:420]) < 0.05
+    assert len({order.substitute(5, attempt) for attempt in range(8)}) > 4
+    assert SampleOrder([1], seed=0, lanes=1, window=1).substitute(3, 0) == 0
 
 
 def test_state_is_small_and_names_all_that_fixes_the_order() -> None:
