@@ -31,19 +31,17 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TextIO
+from typing import Any, TextIO
 
 from gatdist.monitor.numbers import count, duration, number, percent
+from gatdist.monitor.terminal import MIN_BAR_COLUMNS, Style, Terminal
 
 Fields = Mapping[str, Any]
 
-_FALLBACK_COLUMNS = 80
-_BAR_COLUMNS = 24
-_MIN_BAR_COLUMNS = 6
 _RATE_MEMORY = 0.7  # weight of the past in the rate that predicts the time left
 
 
-class Console:
+class Console(Terminal):
     """Shows the events of a run.
 
     Args:
@@ -52,12 +50,8 @@ class Console:
     """
 
     def __init__(self, stream: TextIO, is_terminal: bool | None = None) -> None:
-        self.stream = stream
-        self._is_terminal = stream.isatty() if is_terminal is None else is_terminal
-        signs = "unicode" if "utf" in (stream.encoding or "").lower() else "ascii"
-        self._style = _STYLES[signs if self._is_terminal else "plain"]
+        super().__init__(stream, is_terminal)
         self._progress = _Progress()
-        self._line_is_open = False  # the cursor stands behind a progress line
         self._alarms: Counter[str] = Counter()
         self._began = time.monotonic()
         self._waiting: deque[tuple[str, Fields]] = deque()
@@ -85,18 +79,6 @@ class Console:
                 self._show[kind](fields)
         finally:
             self._is_busy = False
-
-    def close(self) -> None:
-        """Leave the cursor on a fresh line; the last progress stays to be read."""
-        if self._line_is_open:
-            self._write("\n")
-            self._line_is_open = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def _start(self, fields: Fields) -> None:
         self.close()
@@ -173,56 +155,8 @@ class Console:
         lines = [f"  {label:<10}{text}" for label, text in rows.items() if text]
         self._say("\n".join([head, *lines]))
 
-    def _say(self, text: str) -> None:
-        """Text on lines of its own, above the progress line."""
-        self._write(f"{self._style.clear if self._line_is_open else ''}{text}\n")
-        if self._line_is_open:
-            self._draw()
-
-    def _draw(self) -> None:
-        self._write(self._style.clear + self._progress.line(self._columns() - 1, self._style))
-        self._line_is_open = True
-
-    def _write(self, text: str) -> None:
-        self.stream.write(text)
-        self.stream.flush()
-
-    def _columns(self) -> int:
-        if not self._is_terminal:
-            return 10_000
-        try:
-            columns = os.get_terminal_size(self.stream.fileno()).columns
-        except (OSError, ValueError):  # a stream without a descriptor
-            columns = 0
-        return columns or _FALLBACK_COLUMNS
-
-
-@dataclass(frozen=True)
-class _Style:
-    """Control sequences and signs."""
-
-    clear: str = ""
-    full: str = ""
-    empty: str = ""
-    dim: str = ""
-    good: str = ""
-    alarm: str = ""
-    end: str = ""
-    arrow: str = "->"
-
-
-_COLOURS = {
-    "dim": "\x1b[2m",
-    "good": "\x1b[32m",
-    "alarm": "\x1b[1;33m",
-    "end": "\x1b[0m",
-    "clear": "\r\x1b[K",
-}
-_STYLES = {
-    "plain": _Style(),
-    "ascii": _Style(**_COLOURS, full="#", empty="."),
-    "unicode": _Style(**_COLOURS, full="━", empty="─", arrow="→"),
-}
+    def _line(self, columns: int) -> str:
+        return self._progress.line(columns, self._style)
 
 
 @dataclass
@@ -267,19 +201,16 @@ class _Progress:
             parts["metric"] = f"{name} {number(value)}"
         return parts
 
-    def line(self, columns: int, style: _Style) -> str:
+    def line(self, columns: int, style: Style) -> str:
         """One line of at most ``columns``; what does not fit goes, the least needed first."""
         parts = self.parts()
         for name in ("samples", "rate", "left", "losses", "metric"):
-            if len("  ".join(parts.values())) + 2 + _MIN_BAR_COLUMNS <= columns:
+            if len("  ".join(parts.values())) + 2 + MIN_BAR_COLUMNS <= columns:
                 break
             parts.pop(name, None)
         texts = list(parts.values())
-        bar = min(_BAR_COLUMNS, columns - len("  ".join(texts)) - 2)
-        if bar >= _MIN_BAR_COLUMNS:
-            full = round(bar * self._share())
-            done, to_go = style.full * full, style.empty * (bar - full)
-            texts.insert(1, f"{style.good}{done}{style.end}{style.dim}{to_go}{style.end}")
+        if bar := style.bar(self._share(), columns - len("  ".join(texts)) - 2):
+            texts.insert(1, bar)
         return "  ".join(texts)
 
     def _share(self) -> float:
