@@ -1,0 +1,1 @@
+"""Reading: what a worker will need is fetched ahead, in pieces, and kept no longer than needed."""
