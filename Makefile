@@ -31,16 +31,8 @@ $(READY): requirements.lock pyproject.toml
 	@$(INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@
 
-setup-system:  ## install what the browser tests need (Debian's Chromium); needs root
-	@if command -v chromium >/dev/null && command -v chromedriver >/dev/null; then :; \
-	elif [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
-		echo "setup-system: no Chromium, and only root on Debian can install it: browser tests will be skipped"; \
-	else \
-		echo "setup-system: installing Chromium"; \
-		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
-			apt-get install -qq -y --no-install-recommends chromium chromium-driver; \
-		} >/dev/null || echo "setup-system: apt-get failed: browser tests can't run"; \
-	fi
+setup-system:  ## install what tests need beside Python: Chromium, nginx, object stores; needs root, Debian, npm
+	@tests/setup-system
 
 train: setup  ## train the digits preset on two workers; ARGS="--set run.seed=1" goes to gatdist train
 	$(BIN)/gatdist train digits --workers 2 $(ARGS)
@@ -74,6 +66,6 @@ lock:  ## rewrite requirements.lock with the newest versions that pyproject.toml
 	rm -rf .venv-lock
 
 clean:  ## remove the environment, caches and test artifacts; runs/ stays
-	rm -rf $(VENV) .venv-lock build *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-lock .tools build *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	rm -rf tests/artifacts
 	find gatdist tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -177,12 +177,18 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def need(*programs: str) -> None:
-    """Skip the test unless the programs are installed; in CI, where set-up installs them, fail."""
-    missing = [program for program in programs if shutil.which(program) is None]
-    if not missing:
-        return
-    reason = f"not installed: {', '.join(missing)} (make setup-system)"
-    if os.environ.get("CI") == "true" and os.geteuid() == 0:
-        pytest.fail(reason)
-    pytest.skip(reason)
+# Where the programs are that tests need; some `make setup-system` puts into .tools.
+TOOLS = Path(__file__).resolve().parent.parent / ".tools"
+PROGRAMS = f"{TOOLS}/node_modules/.bin:{TOOLS}/nginx/usr/sbin:{os.environ['PATH']}:/usr/sbin"
+
+
+def need(*programs: str) -> list[str]:
+    """Paths of programs. Unless all are installed, skip; in CI, where set-up does it, fail."""
+    found = {program: shutil.which(program, path=PROGRAMS) for program in programs}
+    missing = [program for program, path in found.items() if path is None]
+    if missing:
+        reason = f"not installed: {', '.join(missing)} (make setup-system)"
+        if os.environ.get("CI") == "true" and os.geteuid() == 0:
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return [path for path in found.values() if path]
