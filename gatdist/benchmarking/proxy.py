@@ -1,0 +1,319 @@
+"""An HTTP proxy that makes a server slow and faulty: object storage far away, on a bad day.
+
+Which requests fail is told beforehand, by name and number, so that what is measured or tested is
+the same each time. In this process::
+
+    with Proxy("http://127.0.0.1:9000", latency_s=0.03, faults=[Fault("reset")]) as proxy:
+        Store("s3://bucket", {"client_kwargs": {"endpoint_url": proxy.url}}).read("x")
+        proxy.exchanges  # two, of which the first was reset
+
+:func:`proxy_process` runs it in a process of its own, which takes no time from the one measured.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, Literal, NamedTuple, Self
+
+import aiohttp
+from aiohttp import web
+from yarl import URL
+
+_CHUNK_BYTES = 64 * 2**10
+# What holds for one connection only (RFC 9110, 7.6.1), and what this proxy answers itself.
+_OF_ONE_CONNECTION = {"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"}
+_ADDED_BY_AIOHTTP = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is done to some requests.
+
+    Args:
+        kind: ``refuse``: answered with ``status``, ``headers`` and ``body``. ``silence``: never
+            answered. ``stall``: nothing more comes after half of the body. ``reset``: the
+            connection is reset there. ``short``: only half of the range comes, as if the file
+            ended. ``flip_bit``: one bit in the middle of the body is turned. ``ignore_range``: the
+            whole file is sent with status 200.
+        path: a shell pattern for the URL's path, for example ``*/shard-000003.tar``.
+        methods: the methods concerned.
+        requests: [first, stop): which of the requests for one path, counted from 0 among those of
+            these methods.
+        rate: where given, what fails is instead this share of all ranges, chosen by a hash of path
+            and range, and only when asked for the first time.
+        holding: only requests with this text in a header's value, for example an old key.
+    """
+
+    kind: Literal["refuse", "silence", "stall", "reset", "short", "flip_bit", "ignore_range"]
+    path: str = "*"
+    methods: Sequence[str] = ("GET",)
+    requests: tuple[int, int] = (0, 1)
+    rate: float | None = None
+    holding: str = ""
+    status: int = 503
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: str = ""
+
+
+class Exchange(NamedTuple):
+    """A request, and how many bytes of body went back."""
+
+    method: str
+    path: str
+    range: str
+    fault: str
+    status: int
+    num_bytes: int
+
+
+class Proxy:
+    """Serves on loopback what ``upstream`` serves; a context manager.
+
+    Args:
+        upstream: the server's URL, without a path.
+        latency_s: waited before each request is passed on.
+        bytes_per_s: the most that one connection carries.
+        faults: the first that concerns a request is done. May be assigned anew while it runs.
+
+    Attributes:
+        url: of the proxy.
+        exchanges: all that were ended, in that order.
+    """
+
+    def __init__(
+        self,
+        upstream: str,
+        *,
+        latency_s: float = 0.0,
+        bytes_per_s: float = math.inf,
+        faults: Sequence[Fault] = (),
+    ) -> None:
+        self._upstream, self._latency_s, self._bytes_per_s = upstream, latency_s, bytes_per_s
+        self.url = ""
+        self.exchanges: list[Exchange] = []
+        self.faults = faults
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="gatdist-proxy")
+
+    @property
+    def faults(self) -> Sequence[Fault]:
+        """What is done to which requests. Assigned, their counts start anew."""
+        return self._faults
+
+    @faults.setter
+    def faults(self, faults: Sequence[Fault]) -> None:
+        self._faults = tuple(faults)
+        self._seen: Counter[tuple[int, str]] = Counter()
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all bodies that went back."""
+        return sum(exchange.num_bytes for exchange in self.exchanges)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        asyncio.run_coroutine_threadsafe(self._start(), self._loop).result()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _start(self) -> None:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0),
+            timeout=aiohttp.ClientTimeout(),
+            auto_decompress=False,
+            skip_auto_headers=_ADDED_BY_AIOHTTP,
+        )
+        self._runner = web.ServerRunner(
+            web.Server(self._answer, handler_cancellation=True, access_log=None), shutdown_timeout=0
+        )
+        await self._runner.setup()
+        listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        await web.SockSite(self._runner, listener).start()
+
+    async def _stop(self) -> None:
+        await self._runner.cleanup()
+        await self._session.close()
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        fault = self._fault_for(request)
+        kind = fault.kind if fault else ""
+        if self._latency_s:
+            await asyncio.sleep(self._latency_s)
+        if request.headers.get("Expect", "").lower() == "100-continue" and request.transport:
+            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if kind == "silence":
+            self._note(request, kind, 0, 0)
+            await asyncio.Event().wait()  # until the client leaves
+        if fault and kind == "refuse":
+            await request.read()
+            self._note(request, kind, fault.status, len(fault.body))
+            return web.Response(status=fault.status, headers=fault.headers, text=fault.body)
+        dropped = _OF_ONE_CONNECTION | {"expect"}
+        if kind == "ignore_range":
+            dropped = dropped | {"range", "x-ms-range"}
+        async with self._session.request(
+            request.method,
+            URL(self._upstream + request.raw_path, encoded=True),
+            headers=[(n, v) for n, v in request.headers.items() if n.lower() not in dropped],
+            data=request.content if request.can_read_body else None,
+            allow_redirects=False,
+        ) as upstream:
+            return await self._pass_back(request, upstream, kind)
+
+    async def _pass_back(
+        self, request: web.BaseRequest, upstream: aiohttp.ClientResponse, kind: str
+    ) -> web.StreamResponse:
+        answer = web.StreamResponse(status=upstream.status, reason=upstream.reason)
+        for name, value in upstream.headers.items():
+            if name.lower() not in _OF_ONE_CONNECTION:
+                answer.headers.add(name, value)
+        length = upstream.content_length
+        stop = (length or 0) // 2  # where a fault is done
+        if kind == "short":
+            answer.content_length = length = stop
+        if length is None and request.method != "HEAD":
+            answer.enable_chunked_encoding()
+        await answer.prepare(request)
+        sent, began = 0, self._loop.time()
+        try:
+            async for chunk in upstream.content.iter_chunked(_CHUNK_BYTES):
+                data = chunk
+                if kind in ("short", "reset", "stall"):
+                    data = chunk[: stop - sent]
+                elif kind == "flip_bit" and sent <= stop < sent + len(chunk):
+                    i = stop - sent
+                    data = chunk[:i] + bytes([chunk[i] ^ 1]) + chunk[i + 1 :]
+                await answer.write(data)
+                sent += len(data)
+                early_s = sent / self._bytes_per_s - (self._loop.time() - began)
+                if early_s > 0:
+                    await asyncio.sleep(early_s)
+                if kind in ("short", "reset", "stall") and sent == stop:
+                    break
+        finally:
+            self._note(request, kind, upstream.status, sent)
+        if kind == "stall":
+            await asyncio.Event().wait()
+        if kind == "reset" and request.transport:
+            connection = request.transport.get_extra_info("socket")
+            # A close that does not linger is a reset.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            request.transport.abort()
+            return answer
+        await answer.write_eof()
+        return answer
+
+    def _fault_for(self, request: web.BaseRequest) -> Fault | None:
+        """The fault that concerns a request, which is counted."""
+        path = request.rel_url.path
+        concerning = []
+        for number, fault in enumerate(self._faults):
+            if request.method not in fault.methods or not fnmatchcase(path, fault.path):
+                continue
+            if fault.holding and not any(fault.holding in v for v in request.headers.values()):
+                continue
+            what = path if fault.rate is None else f"{path} {_range(request)}"
+            count = self._seen[number, what]
+            self._seen[number, what] += 1
+            first, stop = fault.requests
+            if (
+                first <= count < stop
+                if fault.rate is None
+                else count == 0 and zlib.crc32(what.encode()) < fault.rate * 2**32
+            ):
+                concerning.append(fault)
+        return concerning[0] if concerning else None
+
+    def _note(self, request: web.BaseRequest, kind: str, status: int, num_bytes: int) -> None:
+        path = request.rel_url.path
+        self.exchanges.append(
+            Exchange(request.method, path, _range(request), kind, status, num_bytes)
+        )
+
+
+def _range(request: web.BaseRequest) -> str:
+    return str(request.headers.get("Range") or request.headers.get("x-ms-range", ""))
+
+
+@dataclass(frozen=True)
+class ProxyProcess:
+    """A proxy in a process of its own: its URL, and what it has counted so far."""
+
+    url: str
+    _process: subprocess.Popen[str]
+
+    def counts(self) -> dict[str, int]:
+        """``num_requests``, ``num_faults`` and ``num_bytes`` of all bodies that went back."""
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        counts: dict[str, int] = json.loads(self._process.stdout.readline())
+        return counts
+
+
+@contextmanager
+def proxy_process(
+    upstream: str,
+    *,
+    latency_s: float = 0.0,
+    bytes_per_s: float = math.inf,
+    faults: Sequence[Fault] = (),
+) -> Iterator[ProxyProcess]:
+    """A :class:`Proxy` in a process of its own, which ends with the block or with this process."""
+    settings = {
+        "upstream": upstream,
+        "latency_s": latency_s,
+        "bytes_per_s": bytes_per_s,
+        "faults": [asdict(fault) for fault in faults],
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", __name__, json.dumps(settings)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout
+        yield ProxyProcess(process.stdout.readline().strip(), process)
+    finally:
+        process.communicate()
+
+
+def _main(settings: dict[str, Any]) -> None:
+    faults = [Fault(**fault) for fault in settings.pop("faults")]
+    with Proxy(**settings, faults=faults) as proxy:
+        sys.stdout.write(f"{proxy.url}\n")
+        sys.stdout.flush()
+        for _ in sys.stdin:  # each line is a question, and its end the end
+            exchanges = list(proxy.exchanges)
+            counts = {
+                "num_requests": len(exchanges),
+                "num_faults": sum(bool(exchange.fault) for exchange in exchanges),
+                "num_bytes": sum(exchange.num_bytes for exchange in exchanges),
+            }
+            sys.stdout.write(f"{json.dumps(counts)}\n")
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    _main(json.loads(sys.argv[1]))
