@@ -5,7 +5,15 @@ A configuration is read once, by the driver, and travels as JSON to the workers 
 use (:func:`expand_env`), so that a secret never enters a file.
 """
 
-from gatdist.config.environment import cache_folder, env_references, expand_env, import_plugins
+from gatdist.config.environment import (
+    REFERENCE,
+    cache_folder,
+    env_references,
+    expand_env,
+    import_plugins,
+    is_secret,
+    masked_url,
+)
 from gatdist.config.loading import (
     load_config,
     nearest,
@@ -35,6 +43,7 @@ from gatdist.config.sections import (
 
 __all__ = [
     "BOTH",
+    "REFERENCE",
     "ClusterConfig",
     "Config",
     "ConvergenceConfig",
@@ -56,7 +65,9 @@ __all__ = [
     "expand_env",
     "flatten",
     "import_plugins",
+    "is_secret",
     "load_config",
+    "masked_url",
     "nearest",
     "parse_config",
     "preset_names",

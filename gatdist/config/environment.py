@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from gatdist.config.models import Config
 
 REFERENCE = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
+_SECRET = re.compile(r"key|secret|token|passw|credential|auth|sas|connection_string", re.IGNORECASE)
+_PASSWORD = re.compile(r"(?<=://)([^/\s:@]*:)([^/\s@]+)(?=@)")
+_URL_WITH_QUERY = re.compile(r"https?://[^\s'\"?]*\?[^\s'\"]*")
+_QUERY_VALUE = re.compile(r"([?&][^=&]*=)([^&]+)")
 
 
 def expand_env(text: str) -> str:
@@ -40,6 +44,25 @@ def expand_env(text: str) -> str:
 def env_references(config: Config) -> list[str]:
     """Names of the environment variables that the configuration refers to, sorted."""
     return sorted(set(REFERENCE.findall(config.model_dump_json())))
+
+
+def is_secret(key: str) -> bool:
+    """Whether the value of a storage option of that name is not to be shown."""
+    return bool(_SECRET.search(key))
+
+
+def masked_url(text: str) -> str:
+    """A URL, or a text with URLs in it, without passwords and the values of a query.
+
+    References to the environment are kept.
+    """
+
+    def masked(match: re.Match[str]) -> str:
+        before, secret = match.groups()
+        return before + (secret if REFERENCE.fullmatch(secret) else "***")
+
+    text = _PASSWORD.sub(masked, text)
+    return _URL_WITH_QUERY.sub(lambda url: _QUERY_VALUE.sub(masked, url[0]), text)
 
 
 def cache_folder() -> Path:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from gatdist.config.environment import REFERENCE
+from gatdist.config.environment import REFERENCE, is_secret, masked_url
 from gatdist.config.sections import (
     BOTH,
     ClusterConfig,
@@ -158,10 +157,11 @@ class Config(Section):
             )
 
     def public(self) -> dict[str, Any]:
-        """The configuration as JSON values; secrets in storage options masked, references kept."""
+        """The configuration as JSON values; secrets masked, references kept."""
         values = self.model_dump(mode="json")
         for section in ("run", "data"):
             values[section]["storage_options"] = _masked(values[section]["storage_options"])
+        values["data"]["url"] = masked_url(self.data.url)
         return values
 
     def mathematics(self) -> dict[str, Any]:
@@ -197,7 +197,6 @@ _MATHEMATICS = (
     "health.atomic",
     "health.spike",
 )
-_SECRET = re.compile(r"key|secret|token|passw|credential|auth|sas|connection_string", re.IGNORECASE)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -216,7 +215,7 @@ def _masked(options: dict[str, Any]) -> dict[str, Any]:
     for key, value in options.items():
         if isinstance(value, dict):
             masked[key] = _masked(value)
-        elif _SECRET.search(key) and not (isinstance(value, str) and REFERENCE.fullmatch(value)):
+        elif is_secret(key) and not (isinstance(value, str) and REFERENCE.fullmatch(value)):
             masked[key] = "***"
         else:
             masked[key] = value

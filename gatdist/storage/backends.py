@@ -1,0 +1,202 @@
+"""Opens the file system of a URL: time limits set, its library's own retries turned off.
+
+If a library tried again by itself, a server that is down would be told minutes after the budget
+that the user set, and no ``Retry-After`` would be kept. What each does, and what is done about it:
+
+=======  =====================================  ================================================
+s3fs     5 times, and botocore 5 times each     settings of both
+gcsfs    6 times, with pauses of 1 to 32 s      its HTTP client raises what it does not try again
+adlfs    4 times, with pauses of 15 s and more  the client's policy is set to none
+http     never                                  –
+=======  =====================================  ================================================
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import fsspec
+
+from gatdist.config import expand_env
+from gatdist.errors import StorageError
+from gatdist.storage.failures import LostError, RangeIgnoredError, RefusalError
+
+_CONNECT_S = 10.0
+_CONNECTIONS = 64  # botocore would keep ten, which all threads share
+_MESSAGE_BYTES = 4096
+
+Options = dict[str, Any]
+
+
+class Backend(NamedTuple):
+    """What is particular to a kind of storage.
+
+    Attributes:
+        extra: of gatdist's package that installs its library; "" where none is needed.
+        credentials: where its library looks for them.
+        configured: adds what gatdist needs to the user's options, given also a time limit.
+        quieten: turns off retries that no option does.
+    """
+
+    extra: str
+    credentials: str
+    configured: Callable[[Options, float], Options]
+    quieten: Callable[[Any], None] = lambda file_system: None
+
+
+def backend_of(url: str) -> Backend:
+    """The kind of storage that a URL is of."""
+    protocol = url.partition("://")[0] if "://" in url else ""
+    return _BACKENDS.get(protocol, _OTHER)
+
+
+def open_file_system(url: str, options: Mapping[str, Any], stall_s: float) -> tuple[Any, str]:
+    """The fsspec file system for a URL, and the path on it.
+
+    Args:
+        url: with ``${env:NAME}`` for secrets.
+        options: the user's, with the same.
+        stall_s: a connection on which nothing comes for so long counts as lost.
+
+    Raises:
+        StorageError: the protocol is not known or its package not installed, or an option is wrong.
+        ConfigError: an environment variable is not set.
+    """
+    backend = backend_of(url)
+    expanded = expand_all(dict(options))
+    try:
+        # Listings are never cached: another process may have written since.
+        file_system, root = fsspec.core.url_to_fs(
+            expand_env(url), use_listings_cache=False, **backend.configured(expanded, stall_s)
+        )
+        backend.quieten(file_system)
+    except ImportError as error:
+        mend = f'pip install "gatdist[{backend.extra}]"' if backend.extra else "Install its package"
+        raise StorageError(url, f"its package is not installed ({error})", mend=mend) from error
+    except (TypeError, ValueError) as error:
+        raise StorageError(
+            url, f"can't be opened ({error})", mend="Check the protocol and storage_options"
+        ) from error
+    return file_system, root
+
+
+def expand_all(value: Any) -> Any:
+    """``value`` with each ``${env:NAME}`` in its strings replaced."""
+    if isinstance(value, str):
+        return expand_env(value)
+    if isinstance(value, Mapping):
+        return {key: expand_all(item) for key, item in value.items()}
+    return [expand_all(item) for item in value] if isinstance(value, list) else value
+
+
+# S3
+
+
+def _s3_options(options: Options, stall_s: float) -> Options:
+    config = {
+        "connect_timeout": min(_CONNECT_S, stall_s),
+        "read_timeout": stall_s,
+        "retries": {"max_attempts": 0},
+        "max_pool_connections": _CONNECTIONS,
+    }
+    return options | {"config_kwargs": config | options.get("config_kwargs", {})}
+
+
+def _quieten_s3(file_system: Any) -> None:
+    file_system.retries = 1
+
+
+# Google Cloud Storage and plain HTTP, both with aiohttp
+
+
+def _gcs_options(options: Options, stall_s: float) -> Options:
+    ours = {"middlewares": (_read_or_raise,), "timeout": _limits(stall_s)}
+    return options | {"session_kwargs": ours | options.get("session_kwargs", {})}
+
+
+def _http_options(options: Options, stall_s: float) -> Options:
+    ours = {"middlewares": (_raise_refusals,), "timeout": _limits(stall_s)}
+    return options | {"client_kwargs": ours | options.get("client_kwargs", {})}
+
+
+def _limits(stall_s: float) -> Any:
+    from aiohttp import ClientTimeout
+
+    return ClientTimeout(total=None, sock_connect=min(_CONNECT_S, stall_s), sock_read=stall_s)
+
+
+async def _raise_refusals(request: Any, handler: Any) -> Any:
+    """Middleware of aiohttp: raises an answer that is an error, or is not the range asked for.
+
+    A whole file that comes instead of a range is not read.
+    """
+    wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers.get("Range", ""))
+    if wanted:
+        request.headers["Accept-Encoding"] = "identity"  # of a compressed file there are no ranges
+    response = await handler(request)
+    if response.status >= 400 and response.status != 404:  # which fsspec knows
+        message = await _message(response)
+        response.close()
+        raise RefusalError(response.status, response.headers, message)
+    if wanted and response.status == 200:
+        first, last = (int(number) for number in wanted.groups())
+        length = response.content_length
+        if first or length != last + 1:
+            response.close()
+            raise RangeIgnoredError(
+                f"gave {'all' if length is None else length} bytes for the range {first} to "
+                f"{last + 1}"
+            )
+    return response
+
+
+async def _read_or_raise(request: Any, handler: Any) -> Any:
+    """Middleware of aiohttp for gcsfs, which retries what is an error of aiohttp, and only that."""
+    from aiohttp import ClientError
+
+    try:
+        response = await _raise_refusals(request, handler)
+        await response.read()
+    except (ClientError, OSError) as error:
+        raise LostError(str(error) or type(error).__name__) from error
+    return response
+
+
+async def _message(response: Any) -> str:
+    """Google's explanation of an error, else the status in words."""
+    if response.content_type == "application/json":
+        text = await response.content.read(_MESSAGE_BYTES)
+        with suppress(ValueError, KeyError, TypeError):
+            return str(json.loads(text)["error"]["message"])
+    return str(response.reason)
+
+
+# Azure Blob Storage
+
+
+def _azure_options(options: Options, stall_s: float) -> Options:
+    return {"connection_timeout": min(_CONNECT_S, stall_s), "read_timeout": stall_s} | options
+
+
+def _quieten_azure(file_system: Any) -> None:
+    # adlfs passes no settings of retries on; its client keeps them here.
+    file_system.service_client._config.retry_policy.total_retries = 0
+
+
+_S3 = Backend("s3", "AWS_ACCESS_KEY_ID and so on", _s3_options, _quieten_s3)
+_GCS = Backend("gcs", "GOOGLE_APPLICATION_CREDENTIALS", _gcs_options)
+_AZURE = Backend(
+    "azure", "AZURE_STORAGE_CONNECTION_STRING and so on", _azure_options, _quieten_azure
+)
+_HTTP = Backend("http", "", _http_options)
+_OTHER = Backend("", "", lambda options, stall_s: options)
+_BACKENDS = {
+    **dict.fromkeys(("s3", "s3a"), _S3),
+    **dict.fromkeys(("gs", "gcs"), _GCS),
+    **dict.fromkeys(("az", "abfs", "abfss"), _AZURE),
+    **dict.fromkeys(("http", "https"), _HTTP),
+}

@@ -1,0 +1,200 @@
+"""A file system in use: opened, opened anew when its credentials expire, and tried again.
+
+What an operation does is given as a function of the fsspec file system, so that it can be done
+once more on another one.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+from fsspec.implementations.local import LocalFileSystem
+
+from gatdist.config import REFERENCE, expand_env, is_secret, masked_url
+from gatdist.errors import StorageError, StorageUnavailableError
+from gatdist.storage import failures
+from gatdist.storage.backends import backend_of, open_file_system
+
+T = TypeVar("T")
+
+_FIRST_DELAY_S, _LONGEST_DELAY_S = 0.05, 10.0
+_SHORTEST_SECRET = 4  # what is shorter would be struck out of words
+
+
+class OneOfManyError(Exception):
+    """Of many things that one operation does, the one with this name failed.
+
+    Args:
+        name: of a file.
+        error: what it failed with.
+        progressed: whether others were done, which will not be asked for again.
+    """
+
+    def __init__(self, name: str, error: Exception, *, progressed: bool) -> None:
+        super().__init__()
+        self.name, self.error, self.progressed = name, error, progressed
+
+
+class Connection:
+    """The file system of a folder's URL. See :class:`~gatdist.storage.Store` for the arguments.
+
+    Attributes:
+        url: as given, secrets and all: to open another with.
+        root: the folder's path on the file system.
+        is_local: whether that is one of this machine.
+        is_http: whether files are read by plain HTTP(S).
+    """
+
+    def __init__(
+        self, url: str, options: Mapping[str, Any], *, retry_budget_s: float, stall_s: float
+    ) -> None:
+        self.url, self._options = url, dict(options)
+        self._retry_budget_s, self._stall_s = retry_budget_s, stall_s
+        self.is_http = url.startswith(("http://", "https://"))
+        self._open()
+        self.is_local = isinstance(self._file_system, LocalFileSystem)
+
+    def path(self, name: str) -> str:
+        """Where a file is on the file system."""
+        if self.is_http:
+            return joined(self.root, quote(name))
+        return f"{self.root}/{name}" if name else self.root or "/"
+
+    def shown(self, name: str = "") -> str:
+        """The URL of a file, without secrets."""
+        return masked_url(joined(self.url, name))
+
+    def run(self, name: str, operation: Callable[[Any], T]) -> T:
+        """``operation(file_system)``; on a passing failure again, until the budget is used up.
+
+        Args:
+            name: of the file that it is about, to be told. See also :class:`OneOfManyError`.
+            operation: raises what the file system does.
+
+        Raises:
+            StorageError: another failure of storage. Failures that are none are raised as they are.
+            StorageUnavailableError: the budget is used up.
+        """
+        attempts, delay_s, failing_since, is_renewed = 0, _FIRST_DELAY_S, 0.0, False
+        while True:
+            attempts += 1
+            file_system = self._present()
+            try:
+                return operation(file_system)
+            except (StorageError, StorageUnavailableError):
+                raise
+            except Exception as failure:
+                error = failure
+                if isinstance(failure, OneOfManyError):
+                    name, error = failure.name, failure.error
+                    if failure.progressed:
+                        delay_s, failing_since = _FIRST_DELAY_S, 0.0
+                if failures.is_expired(error) and not is_renewed:
+                    is_renewed = True
+                    self._renew(file_system)
+                    continue
+                if not failures.is_passing(error):
+                    told = self._lasting(name, error)
+                    raise told from (None if told is error else error)
+                now = time.monotonic()
+                failing_since = failing_since or now
+                left_s = self._retry_budget_s - (now - failing_since)
+                if left_s <= 0:
+                    raise StorageUnavailableError(
+                        f"{self.shown(name)}: storage kept failing, {attempts} attempts in "
+                        f"{now - failing_since:.0f} s ({self._told(error)}). Check that it is up "
+                        "and has room, then run the same command again."
+                    ) from error
+                # Jitter keeps many workers from coming back at the same moment.
+                pause_s = delay_s * (0.5 + random.random())
+                time.sleep(min(max(pause_s, failures.retry_after_s(error)), left_s))
+                delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
+
+    def _open(self) -> None:
+        self._process, self._lock = os.getpid(), threading.Lock()
+        self._connect()
+
+    def _connect(self) -> None:
+        self._file_system, root = open_file_system(self.url, self._options, self._stall_s)
+        self.root = root if "?" in root else root.rstrip("/")
+        self._secrets = _secrets(self.url, self._options)
+
+    def _present(self) -> Any:
+        """The file system; one of its own for a process that was forked: fsspec's do not fork."""
+        if self._process != os.getpid():
+            self._open()
+        return self._file_system
+
+    def _renew(self, stale: Any) -> None:
+        """Open the file system anew, unless another thread has done it."""
+        with self._lock:
+            if self._file_system is stale:
+                type(stale).clear_instance_cache()
+                self._connect()
+
+    def _lasting(self, name: str, error: Exception) -> Exception:
+        """A failure that will not pass, as the user is told; itself, if it is none of storage."""
+        rule = "" if isinstance(error, StorageError) else failures.meaning(error)
+        if not rule:
+            return error
+        if self.is_local:
+            mends = {"does not exist": "Check the path", "not permitted": "Check its permissions"}
+        else:
+            source = backend_of(self.url).credentials
+            source = f" ({source}, or storage_options)" if source else ""
+            mends = {
+                "does not exist": "Check the URL; the bucket must exist already",
+                "not permitted": f"Check the credentials{source} and their rights",
+                "can't be written": "Choose another kind of storage",
+            }
+        told = self._told(error)
+        return StorageError(
+            self.shown(name),
+            f"{rule} ({told})" if told else rule,
+            mend=mends.get(rule, "Check the URL and storage_options"),
+        )
+
+    def _told(self, error: Exception) -> str:
+        """What the error says, in one line and without secrets; "" if that is but a path."""
+        if isinstance(error, OSError) and error.strerror and error.filename:
+            return error.strerror  # the path is told already
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        message = lines[0]
+        if " " not in message and "/" in message:
+            return ""
+        for secret in self._secrets:
+            message = message.replace(secret, "***")
+        return masked_url(message)
+
+
+def joined(base: str, name: str) -> str:
+    """The URL of ``name`` in a folder. A query, which may be its signature, stays at the end."""
+    if not name:
+        return base
+    is_http = base.startswith(("http://", "https://"))
+    base, mark, query = base.partition("?") if is_http else (base, "", "")
+    slash = "" if base.endswith("/") else "/"  # of memory:// none may be taken away
+    return f"{base}{slash}{name}{mark}{query}"
+
+
+def _secrets(url: str, options: Mapping[str, Any]) -> list[str]:
+    """What must not be shown, the longest first."""
+    found: set[str] = set()
+
+    def collect(value: object, key: str) -> None:
+        if isinstance(value, Mapping):
+            for name, item in value.items():
+                collect(item, str(name))
+        elif isinstance(value, str):
+            found.update(expand_env(reference[0]) for reference in REFERENCE.finditer(value))
+            if is_secret(key):
+                found.add(expand_env(value))
+
+    collect({"": url} | dict(options), "")
+    return sorted((s for s in found if len(s) >= _SHORTEST_SECRET), key=len, reverse=True)

@@ -1,0 +1,162 @@
+"""What an error means that a file system raised: come back later, renew credentials, or give up.
+
+Each library tells the same thing in its own way, and none of them need be installed; so errors are
+known by their attributes and by the names of their classes.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+# Trying again can't help against these. A full disk is not among them: it may be about to be freed.
+_PERMANENT = {
+    *(errno.EACCES, errno.EEXIST, errno.EFBIG, errno.EINVAL, errno.EISDIR, errno.ELOOP),
+    *(errno.EMSGSIZE, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOSYS, errno.ENOTDIR),
+    *(errno.ENOTEMPTY, errno.EPERM, errno.EROFS),
+}
+_ABSENT = (FileNotFoundError, NotADirectoryError)
+# Connections lost, as aiohttp, botocore and Azure's library name them.
+_LOST = {
+    *("ClientConnectionError", "ClientPayloadError"),
+    *("ConnectionError", "HTTPClientError", "IncompleteReadError", "ResponseParserError"),
+    *("ServiceRequestError", "ServiceResponseError", "LostError", "RangeIgnoredError"),
+}
+_LIBRARIES = {"AzureError", "BotoCoreError", "ClientError", "GoogleAuthError", "HttpError"}
+# S3 answers some passing failures with 400 and 409.
+_PASSING_CODES = {"OperationAborted", "RequestTimeout", "SlowDown", "Throttling"}
+# Of keys that were right. "400" is an answer without a body, as an expired token gets from HEAD.
+_EXPIRED_CODES = {
+    *("400", "AuthenticationFailed", "ExpiredToken", "ExpiredTokenException"),
+    *("RequestExpired", "TokenRefreshRequired"),
+}
+
+
+# aiohttp makes its own error of an OSError that its middleware raises; so these are none.
+
+
+class RefusalError(Exception):
+    """An HTTP answer that is an error."""
+
+    def __init__(self, status: int, headers: Mapping[str, str], message: str) -> None:
+        super().__init__(f"{status} {message}")
+        self.status, self.headers = status, headers
+
+
+class RangeIgnoredError(Exception):
+    """A server sent other bytes than those asked for: all of them, as a rule."""
+
+
+class LostError(Exception):
+    """A connection was lost, or some of what it carried."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a server answered: HTTP status, the protocol's own code, headers in lower case."""
+
+    status: int
+    code: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def answer(error: BaseException) -> Answer:
+    """The answer that an error was made of; its status is 0 where there was none."""
+    for each in _chain(error):
+        if found := _own_answer(each):
+            return found
+    return Answer(0)
+
+
+def is_absent(error: Exception) -> bool:
+    """Whether there is no such file, folder or bucket. A server that is down can't tell."""
+    status = answer(error).status
+    if status:
+        return status in (404, 410)
+    return isinstance(error, _ABSENT) and not is_passing(error)
+
+
+def is_passing(error: Exception) -> bool:
+    """Whether trying again may help."""
+    found = answer(error)
+    if found.status:
+        passing = found.status in (408, 425, 429) or found.code in _PASSING_CODES
+        return passing or (found.status >= 500 and found.status not in (501, 505))
+    cause: BaseException | None = error
+    while cause:
+        if isinstance(cause, OSError):
+            lasting = (*_ABSENT, PermissionError)
+            if cause.errno not in _PERMANENT and not isinstance(cause, lasting):
+                return True
+        elif _LOST & _class_names(cause):
+            return True
+        cause = cause.__cause__
+    return False
+
+
+def is_expired(error: Exception) -> bool:
+    """Whether new credentials may help."""
+    found = answer(error)
+    return found.status == 401 or found.code in _EXPIRED_CODES
+
+
+def retry_after_s(error: Exception) -> float:
+    """How long the server asks to wait; 0 where it does not say."""
+    wanted = answer(error).headers.get("retry-after", "")
+    if wanted.isdigit():
+        return float(wanted)
+    try:
+        return max(0.0, parsedate_to_datetime(wanted).timestamp() - time.time())
+    except ValueError:
+        return 0.0
+
+
+def meaning(error: Exception) -> str:
+    """What a lasting failure means, in words; "" where it is no failure of storage."""
+    if is_absent(error):
+        return "does not exist"
+    status = answer(error).status
+    if isinstance(error, PermissionError) or status in (401, 403):
+        return "not permitted"
+    names = _class_names(error)
+    if names & {"ClientAuthenticationError", "GoogleAuthError", "NoCredentialsError"}:
+        return "not permitted"
+    if isinstance(error, NotImplementedError):
+        return "can't be written"
+    return "can't be used" if status or isinstance(error, OSError) or names & _LIBRARIES else ""
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error, and those it was made of."""
+    each: BaseException | None = error
+    while each:
+        yield each
+        each = each.__cause__ or (None if each.__suppress_context__ else each.__context__)
+
+
+def _own_answer(error: BaseException) -> Answer | None:
+    response = getattr(error, "response", None)
+    if isinstance(response, Mapping):  # botocore's
+        facts = response.get("ResponseMetadata", {})
+        code = str(response.get("Error", {}).get("Code", ""))
+        return Answer(facts.get("HTTPStatusCode", 0), code, _lower(facts.get("HTTPHeaders")))
+    for name in ("status", "status_code", "code"):  # aiohttp's and ours, Azure's, gcsfs'
+        status = getattr(error, name, None)
+        if isinstance(status, int):
+            headers = getattr(error, "headers", None) or getattr(response, "headers", None)
+            azure_code = getattr(error, "error_code", None) or ""
+            code = str(getattr(azure_code, "value", azure_code))
+            return Answer(status, code, _lower(headers))
+    return None
+
+
+def _lower(headers: Any) -> dict[str, str]:
+    return {name.lower(): value for name, value in (headers or {}).items()}
+
+
+def _class_names(error: BaseException) -> set[str]:
+    return {kind.__name__ for kind in type(error).__mro__}

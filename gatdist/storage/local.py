@@ -1,0 +1,123 @@
+"""This machine's file systems: files kept open, folders walked, files replaced whole."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from typing import BinaryIO
+
+TEMPORARY = ".publishing"
+
+
+class OpenFiles:
+    """Reads ranges of files, which stay open: opening one takes longer than reading a sample of it.
+
+    A file that was replaced or changed since it was opened is opened anew. Safe to use from several
+    threads. Files are closed when this object is dropped.
+
+    Args:
+        most: how many files stay open; those not read for longest are closed first.
+    """
+
+    def __init__(self, most: int = 64) -> None:
+        self._most = most
+        self._files: OrderedDict[str, _OpenFile] = OrderedDict()
+        self._process, self._lock = os.getpid(), threading.Lock()
+
+    def read(self, path: str, ranges: Iterable[tuple[int, int]]) -> list[bytes]:
+        """Bytes ``start`` to ``stop`` (exclusive) of a file, fewer where it ends before.
+
+        Raises:
+            OSError: it can't be opened or read.
+        """
+        file = self._open(path)
+        return [_read(file.descriptor, start, stop) for start, stop in ranges]
+
+    def _open(self, path: str) -> _OpenFile:
+        version = _version(os.stat(path))
+        if self._process != os.getpid():  # forked, perhaps while another thread had the lock
+            self._process, self._lock = os.getpid(), threading.Lock()
+        with self._lock:
+            file = self._files.get(path)
+            if file and file.version == version:
+                self._files.move_to_end(path)
+                return file
+        file = _OpenFile(path)
+        with self._lock:
+            self._files[path] = file
+            self._files.move_to_end(path)
+            if len(self._files) > self._most:
+                self._files.popitem(last=False)
+        return file
+
+
+class _OpenFile:
+    """Open until nobody holds it: a thread may be reading while another drops it from the files."""
+
+    def __init__(self, path: str) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.version = _version(os.fstat(self.descriptor))
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        if hasattr(self, "descriptor"):
+            close(self.descriptor)
+
+
+def _version(facts: os.stat_result) -> tuple[int, ...]:
+    """Equal as long as a file is the same and nobody writes to it."""
+    return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns
+
+
+def _read(descriptor: int, start: int, stop: int) -> bytes:
+    content = os.pread(descriptor, stop - start, start)
+    while content and len(content) < stop - start:  # Linux reads at most 2 GiB at a time
+        more = os.pread(descriptor, stop - start - len(content), start + len(content))
+        if not more:
+            break
+        content += more
+    return content
+
+
+def walk(folder: str) -> Iterator[tuple[str, int]]:
+    """Path and size of each file below a folder; links are followed, but not in circles."""
+    seen = set()
+    waiting = [folder]
+    while waiting:
+        folder = waiting.pop()
+        facts = os.stat(folder)
+        if (facts.st_dev, facts.st_ino) in seen:
+            continue
+        seen.add((facts.st_dev, facts.st_ino))
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    waiting.append(entry.path)
+                elif entry.is_file():  # no socket, and no link to what is gone
+                    yield entry.path, entry.stat().st_size
+
+
+def replace(path: str, write: Callable[[BinaryIO], object]) -> None:
+    """Write aside, flush to the disk, and rename over ``path``."""
+    folder, _, name = path.rpartition("/")
+    os.makedirs(folder or "/", exist_ok=True)
+    aside = f"{folder}/.{name}.{secrets.token_hex(8)}{TEMPORARY}"
+    try:
+        with open(aside, "xb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(aside)
+        raise
+    with suppress(OSError):  # not every file system can
+        handle = os.open(folder or "/", os.O_RDONLY)
+        try:
+            os.fsync(handle)  # the new name, too, shall survive a power cut
+        finally:
+            os.close(handle)

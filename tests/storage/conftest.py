@@ -1,0 +1,49 @@
+"""Servers for all tests of this folder, each started at most once and only when it is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import servers
+from servers import Server
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plain_gcs() -> Iterator[None]:
+    """Else gcsfs, when imported, chooses to ask for each bucket's kind by gRPC, for a minute."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+        yield
+
+
+@pytest.fixture(scope="session")
+def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with servers.moto(tmp_path_factory.mktemp("moto")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def s3rver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with servers.s3rver(tmp_path_factory.mktemp("s3rver")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def gcs(plain_gcs: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with servers.gcs(tmp_path_factory.mktemp("gcs")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with servers.azurite(tmp_path_factory.mktemp("azurite")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def nginx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """The address and the folder that is served; see ``servers.nginx``."""
+    with servers.nginx(tmp_path_factory.mktemp("nginx")) as server:
+        yield server
