@@ -1,0 +1,165 @@
+"""Turns the files of a source into those of a data set, all alike."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import NamedTuple, Protocol, Self
+
+import numpy as np
+
+from gatdist.data.codecs import CodecError, decode_point
+from gatdist.data.packing import pictures
+from gatdist.data.packing.pictures import FILTERS, FORMATS, TRANSFORMS, Header, read_header
+from gatdist.data.packing.recipe import Recipe
+from gatdist.errors import DataError
+
+# What every reader of WebDataset opens. Other pictures become PNG.
+_STORED = {"png", "jpg", "webp"}
+
+
+class Converted(NamedTuple):
+    """A file as it is packed.
+
+    Attributes:
+        component: its extension.
+        content: its bytes.
+        enlarged: height × width of a picture that was smaller than asked; else "".
+    """
+
+    component: str
+    content: bytes
+    enlarged: str = ""
+
+
+class Converter(Protocol):
+    """Turns a file of a source into one of the data set."""
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Of what is packed, as in the manifest."""
+
+    def __call__(self, content: bytes) -> Converted:
+        """Convert one file. Raises CodecError if it is not what it should be."""
+
+
+class Pictures:
+    """Crops, resizes and stores pictures as the recipe says; those that fit stay as they are.
+
+    Args:
+        recipe: what is asked.
+        sample_shape: (C, H, W) of all pictures, C being 1 or 3.
+    """
+
+    def __init__(self, recipe: Recipe, sample_shape: Sequence[int]) -> None:
+        self._recipe = recipe
+        self._channels, *size = sample_shape
+        self._size = recipe.size or (size[0], size[1])
+        self._transform = TRANSFORMS[recipe.transform]
+        self._filter = FILTERS[recipe.filter or "lanczos"]
+        self._component = FORMATS[recipe.format]
+
+    @classmethod
+    def like(cls, recipe: Recipe, contents: Sequence[bytes]) -> Self | None:
+        """For pictures like these; None where none of them is one.
+
+        Raises:
+            DataError: most of them have no size in common, and the recipe has none.
+        """
+        headers = []
+        for content in contents:
+            with suppress(CodecError):
+                headers.append(read_header(content))
+        if not headers:
+            return None
+        if recipe.color == "auto":
+            channels = 1 if all(header.is_gray for header in headers) else 3
+        else:
+            channels = {"gray": 1, "rgb": 3}[recipe.color]
+        sizes = Counter((header.height, header.width) for header in headers)
+        size, count = sizes.most_common(1)[0]
+        if recipe.size is None and 2 * count <= len(headers):
+            most = ", ".join(f"{n} of {h} × {w}" for (h, w), n in sizes.most_common(3))
+            rule = f"the pictures differ in height × width: among {len(headers)} are {most}"
+            raise DataError("--size", rule, mend="Make all of one size with --size HxW")
+        return cls(recipe, (channels, *(recipe.size or size)))
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """(C, H, W) of what is packed."""
+        height, width = self._size
+        is_wide = self._recipe.size and self._recipe.transform == "center-crop-wide"
+        return self._channels, width if is_wide else height, width
+
+    def __call__(self, content: bytes) -> Converted:
+        """Convert one file. Raises CodecError if it is no picture, or of another size."""
+        header = read_header(content)
+        height, width = self._size
+        if self._recipe.size is None and (header.height, header.width) != self._size:
+            raise CodecError(
+                f"is {header.height} × {header.width}, others {height} × {width} (height × width)",
+                mend="Make all of one size with --size HxW",
+            )
+        pixels = pictures.decode(content, header, self._channels)
+        if self._stays(header):
+            return Converted(header.component, content)
+        if self._recipe.size is not None:
+            pixels = self._transform(pixels, height, width, self._filter)
+        component = self._component or "png"
+        packed = pictures.encode(pixels, component, self._recipe.quality)
+        is_small = header.height < height or header.width < width
+        return Converted(component, packed, f"{header.height} × {header.width}" if is_small else "")
+
+    def _stays(self, header: Header) -> bool:
+        return (
+            (header.height, header.width) == self._size
+            and self.sample_shape[1:] == self._size  # no bars are added
+            and header.is_upright
+            and header.component in ({self._component} if self._component else _STORED)
+        )
+
+
+class Arrays:
+    """Takes ``.npy`` files of one shape as they are.
+
+    Args:
+        recipe: not used.
+        sample_shape: of all arrays.
+    """
+
+    def __init__(self, recipe: Recipe, sample_shape: Sequence[int]) -> None:
+        del recipe
+        self.sample_shape = tuple(sample_shape)
+
+    @classmethod
+    def like(cls, recipe: Recipe, contents: Sequence[bytes]) -> Self | None:
+        """For arrays of the shape that most of these have; None where none of them is one."""
+        shapes: Counter[tuple[int, ...]] = Counter()
+        for content in contents:
+            with suppress(Exception):  # NumPy raises nearly anything
+                shapes[np.load(io.BytesIO(content), allow_pickle=False).shape] += 1
+        return cls(recipe, shapes.most_common(1)[0][0]) if shapes else None
+
+    def __call__(self, content: bytes) -> Converted:
+        """Check one file. Raises CodecError if it is no array of numbers, or of another shape."""
+        decode_point(content, self.sample_shape)
+        return Converted("npy", content)
+
+
+_CONVERTERS: Mapping[str, type[Pictures | Arrays]] = {"image": Pictures, "array": Arrays}
+
+
+def converter(modality: str, recipe: Recipe, sample_shape: Sequence[int]) -> Converter:
+    """What makes samples of that shape."""
+    return _CONVERTERS[modality](recipe, sample_shape)
+
+
+def converter_like(modality: str, recipe: Recipe, contents: Sequence[bytes]) -> Converter | None:
+    """What makes all samples like most of these; None where none of them can be used.
+
+    Raises:
+        DataError: they have too little in common.
+    """
+    return _CONVERTERS[modality].like(recipe, contents)

@@ -1,0 +1,112 @@
+"""What a source holds, known without reading its pictures, sounds or texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from gatdist.storage import Store
+
+Label = int | str | None
+# Something of a source that is not packed, and why: ("cats/7.jpg", "is no readable JPEG").
+LeftOut = tuple[str, str]
+
+# Modality of a file by its extension.
+COMPONENTS: Mapping[str, tuple[str, ...]] = {
+    "image": ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "pgm"),
+    "audio": ("wav", "flac", "ogg"),
+    "text": ("txt",),
+    "array": ("npy",),
+}
+MODALITY = {component: modality for modality, names in COMPONENTS.items() for component in names}
+
+
+class Zipped(NamedTuple):
+    """What a zip's directory says of a member. Sizes in bytes."""
+
+    method: int
+    size: int
+    crc32: int
+
+
+class Span(NamedTuple):
+    """Where some bytes are.
+
+    Attributes:
+        file: a name in the source's folder, an absolute path, or a URL.
+        start: the first byte.
+        stop: the byte after the last; None for the file's end.
+        size: how many bytes come out; None where nobody knows before reading.
+        zipped: set for a member of a zip, whose own header stands at ``start``.
+    """
+
+    file: str
+    start: int = 0
+    stop: int | None = None
+    size: int | None = None
+    zipped: Zipped | None = None
+
+
+class Entry(NamedTuple):
+    """One sample of a source.
+
+    Attributes:
+        name: what people know it by, unique in the source: ``cats/1.jpg``, ``train.parquet:17``.
+        component: its extension in lower case, such as ``jpg``.
+        content: where its bytes are, or a text itself.
+        label: its class: a number, a name, or None.
+        others: more files of the sample, by extension: ``(("txt", "a cat"),)``.
+    """
+
+    name: str
+    component: str
+    content: Span | str
+    label: Label = None
+    others: tuple[tuple[str, Span | str], ...] = ()
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of all its files; None where nobody knows before reading."""
+        total = 0
+        for content in (self.content, *(content for _, content in self.others)):
+            size = len(content) if isinstance(content, str) else content.size
+            if size is None:
+                return None
+            total += size
+        return total
+
+    @classmethod
+    def from_json(cls, values: Sequence[Any]) -> Entry:
+        """The entry that JSON made a list of."""
+        name, component, content, label, others = values
+        pairs = tuple((component, _content(part)) for component, part in others)
+        return cls(name, component, _content(content), label, pairs)
+
+
+def _content(value: Any) -> Span | str:
+    if isinstance(value, str):
+        return value
+    file, start, stop, size, zipped = value
+    return Span(file, start, stop, size, Zipped(*zipped) if zipped else None)
+
+
+@dataclass
+class Listing:
+    """All that a source holds.
+
+    Attributes:
+        store: the folder that names of files are relative to.
+        modality: ``image``, ``audio``, ``text`` or ``array``.
+        entries: the samples, in any order.
+        class_names: of labels that are numbers already, where the source tells.
+        left_out: what is no sample, with the reason.
+        notes: what the user should know, as sentences.
+    """
+
+    store: Store
+    modality: str
+    entries: Sequence[Entry]
+    class_names: Sequence[str] | None = None
+    left_out: list[LeftOut] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)

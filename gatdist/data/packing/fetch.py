@@ -1,0 +1,189 @@
+"""Reads the bytes of samples, a group at a time, the next one while the caller uses the last."""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Self
+
+from gatdist.data.packing.entries import Entry, Span, Zipped
+from gatdist.errors import StorageError, StorageUnavailableError
+from gatdist.storage import Store
+
+_GROUP_BYTES, _GROUP_ENTRIES = 16 * 2**20, 512
+_UNKNOWN_BYTES = 256 * 2**10  # taken for the size of a file that nobody knows
+_LARGEST_SAMPLE_BYTES = 2**30
+# Two ranges with less than this between them are asked for as one.
+_GAP_BYTES = 64 * 2**10
+_RUN_BYTES = 16 * 2**20
+_CONCURRENT_FILES = 16
+# A list of URLs is full of dead hosts; none may hold up the rest for long.
+_ELSEWHERE_BUDGET_S = 10.0
+
+_ZIP_HEADER = struct.Struct("<4s22x2H")  # signature, length of the name, length of the extra field
+
+# The files of a sample by extension; or why they can't be read.
+Contents = Mapping[str, bytes] | str
+
+
+class Fetcher:
+    """Reads the files of samples.
+
+    A file that is gone or cut short is the sample's own fault, and told. Storage that is down or
+    permits nothing is not, and raised: it would cost all samples that come after.
+
+    Args:
+        stores: folders that files may be in. Relative names are in the first.
+    """
+
+    def __init__(self, stores: Sequence[Store]) -> None:
+        self._stores = stores
+        self._elsewhere: dict[str, Store] = {}
+        self._ahead = ThreadPoolExecutor(1, thread_name_prefix="gatdist-pack")
+        self._files = ThreadPoolExecutor(_CONCURRENT_FILES, thread_name_prefix="gatdist-pack")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for executor in (self._ahead, self._files):
+            executor.shutdown(wait=True, cancel_futures=True)
+
+    def fetch(self, entries: Iterable[Entry]) -> Iterator[tuple[Entry, Contents]]:
+        """Each entry with its files, in the order given.
+
+        Raises:
+            StorageError: the source's storage permits nothing.
+            StorageUnavailableError: the source's storage kept failing.
+        """
+        waiting: tuple[Sequence[Entry], Future[list[Contents]]] | None = None
+        for group in _groups(entries):
+            reading = self._ahead.submit(self._read, group)
+            if waiting:
+                yield from zip(waiting[0], waiting[1].result(), strict=True)
+            waiting = group, reading
+        if waiting:
+            yield from zip(waiting[0], waiting[1].result(), strict=True)
+
+    def _read(self, entries: Sequence[Entry]) -> list[Contents]:
+        parts = [((entry.component, entry.content), *entry.others) for entry in entries]
+        spans = [content for files in parts for _, content in files if isinstance(content, Span)]
+        read = dict(zip(spans, self.read(spans), strict=True))
+        found: list[Contents] = []
+        for files in parts:
+            contents = {name: read[c] if isinstance(c, Span) else c.encode() for name, c in files}
+            wrong = [content for content in contents.values() if isinstance(content, str)]
+            right = {name: c for name, c in contents.items() if isinstance(c, bytes)}
+            found.append(wrong[0] if wrong else right)
+        return found
+
+    def read(self, spans: Sequence[Span]) -> list[bytes | str]:
+        """The bytes of each span, or why they can't be read. Raises as :meth:`fetch` does."""
+        read: dict[Span, bytes | str] = {}
+        whole = [span for span in spans if span.stop is None]
+        near = all(self._store(span.file)[0].is_local for span in whole)
+        # Waiting for storage is what takes long; reading from the disk, threads only slow down.
+        each = map(self._read_one, whole) if near else self._files.map(self._read_one, whole)
+        read.update(zip(whole, each, strict=True))
+        for run in _runs(span for span in spans if span.stop is not None):
+            first, stop = run[0].start, max(span.stop or 0 for span in run)
+            together = self._read_one(Span(run[0].file, first, stop)) if len(run) > 1 else ""
+            for span in run:
+                if isinstance(together, bytes):
+                    read[span] = together[span.start - first : (span.stop or 0) - first]
+                else:
+                    read[span] = self._read_one(span)
+        return [_unzipped(read[span], span.zipped) for span in spans]
+
+    def _read_one(self, span: Span) -> bytes | str:
+        if (span.size or 0) > _LARGEST_SAMPLE_BYTES:
+            limit = f"{_LARGEST_SAMPLE_BYTES / 2**30:g} GiB"
+            return f"has {span.size} bytes, and a sample may have {limit}"
+        store, name, is_ours = self._store(span.file)
+        try:
+            if span.stop is None:
+                return store.read(name)
+            return store.read_ranges([(name, span.start, span.stop)])[0]
+        except StorageUnavailableError as error:
+            if is_ours:
+                raise
+            return _reason(error)
+        except StorageError as error:
+            cause = error.__cause__
+            absent = cause is None or isinstance(cause, FileNotFoundError | NotADirectoryError)
+            if is_ours and not absent and not store.is_local:
+                raise
+            return _reason(error)
+
+    def _store(self, file: str) -> tuple[Store, str, bool]:
+        """The store a file is in, its name there, and whether the store is one of those given."""
+        for store in self._stores:
+            if file.startswith(f"{store.url}/"):
+                return store, file[len(store.url) + 1 :], True
+        if file.startswith("/"):
+            root, name = "/", file[1:]
+        elif "://" in file:
+            protocol, _, rest = file.partition("://")
+            host, _, name = rest.partition("/")
+            root = f"{protocol}://{host}"
+        else:
+            return self._stores[0], file, True
+        if root not in self._elsewhere:
+            self._elsewhere[root] = Store(root, retry_budget_s=_ELSEWHERE_BUDGET_S)
+        return self._elsewhere[root], name, False
+
+
+def _groups(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
+    group: list[Entry] = []
+    total = 0
+    for entry in entries:
+        group.append(entry)
+        size = entry.size
+        total += _UNKNOWN_BYTES if size is None else size
+        if total >= _GROUP_BYTES or len(group) == _GROUP_ENTRIES:
+            yield group
+            group, total = [], 0
+    if group:
+        yield group
+
+
+def _runs(spans: Iterable[Span]) -> Iterator[list[Span]]:
+    """Spans of one file that lie close together, as one run each."""
+    run: list[Span] = []
+    stop = 0
+    for span in sorted(spans, key=lambda span: (span.file, span.start)):
+        far = span.start > stop + _GAP_BYTES or (run and span.start > run[0].start + _RUN_BYTES)
+        if run and (far or span.file != run[0].file):
+            yield run
+            run, stop = [], 0
+        run.append(span)
+        stop = max(stop, span.stop or 0)
+    if run:
+        yield run
+
+
+def _unzipped(content: bytes | str, zipped: Zipped | None) -> bytes | str:
+    if isinstance(content, str) or zipped is None:
+        return content
+    try:
+        signature, name_length, extra_length = _ZIP_HEADER.unpack_from(content)
+        raw = content[_ZIP_HEADER.size + name_length + extra_length :]
+        if zipped.method == zipfile.ZIP_STORED:
+            found = raw[: zipped.size]
+        else:  # no more than the directory says: a few bytes could unfold into gigabytes
+            found = zlib.decompressobj(-zlib.MAX_WBITS).decompress(raw, zipped.size or 1)
+    except (struct.error, zlib.error) as error:
+        return f"is damaged in the zip ({error})"
+    if signature != b"PK\x03\x04" or zlib.crc32(found) != zipped.crc32:
+        return "is damaged in the zip: it has not the CRC-32 of the zip's directory"
+    return found
+
+
+def _reason(error: Exception) -> str:
+    cause = error.__cause__
+    if cause is None:
+        return f"can't be read ({error})"
+    return f"can't be read ({getattr(cause, 'strerror', None) or ' '.join(str(cause).split())})"

@@ -1,0 +1,329 @@
+"""Packing as a whole: what is to be done, and what is left when all of it is done.
+
+In the destination, the folder ``packing/`` holds what a rerun needs::
+
+    packing/plan.json           what is packed, and how; another packing is refused
+    packing/shard-000000.json   what became of a shard, written after it
+    packing/spool/              what had to be copied before it could be read in any order
+
+A kill at any moment leaves files that are whole and belong to the plan, or nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from gatdist.data.codecs import CodecError
+from gatdist.data.format import MANIFEST, write_manifest
+from gatdist.data.packing.convert import Converter, converter_like
+from gatdist.data.packing.entries import Entry, LeftOut, Listing
+from gatdist.data.packing.fetch import Fetcher
+from gatdist.data.packing.labels import numbered
+from gatdist.data.packing.plan import Task, cut, fingerprint, in_order
+from gatdist.data.packing.recipe import Recipe
+from gatdist.data.packing.sources import Asked, list_source
+from gatdist.data.packing.task import NOTES, Job, Record, refused
+from gatdist.errors import DataError
+from gatdist.storage import Store
+
+PLAN = f"{NOTES}/plan.json"
+SPOOL = f"{NOTES}/spool"
+REPORT = "report.jsonl"
+
+# So many samples are looked at to see what they have in common.
+_LOOKED_AT = 64
+_PLAN_VERSION = 1
+_EXAMPLES = 3
+# In a tar a file has a header of 512 bytes, and is filled up to a multiple of 512.
+_TAR_BYTES = 512 + 256
+# What the manifest calls a modality.
+_MODALITIES: Mapping[str, Literal["image", "points"]] = {"image": "image", "array": "points"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user wants.
+
+    Attributes:
+        source: URL of a file or folder.
+        dest: URL of the data set's folder.
+        recipe: what is done to each sample.
+        asked: how the source is read.
+        strict: a sample that can't be packed is an error.
+        source_options: of the source's storage.
+        dest_options: of the data set's storage.
+    """
+
+    source: str
+    dest: str
+    recipe: Recipe = field(default_factory=Recipe)
+    asked: Asked = field(default_factory=Asked)
+    strict: bool = False
+    source_options: Mapping[str, Any] = field(default_factory=dict)
+    dest_options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Packing:
+    """A plan, ready to be carried out.
+
+    Attributes:
+        job: what all tasks share.
+        tasks: one a shard.
+        source: its URL, without secrets.
+        kind: of the source.
+        class_names: None where the classes have no names.
+        num_classes: 0 where there are no labels.
+        left_out: what of the source is no sample.
+        notes: what the user should know, as sentences.
+        num_bytes: what the shards will have, about.
+    """
+
+    job: Job
+    tasks: Sequence[Task]
+    source: str
+    kind: str
+    class_names: Sequence[str] | None
+    num_classes: int
+    left_out: Sequence[LeftOut]
+    notes: Sequence[str]
+    num_bytes: int
+
+
+def prepare(request: Request, *, dry_run: bool = False) -> Packing:
+    """List the source, look at some of it, and plan the shards.
+
+    Args:
+        request: what the user wants.
+        dry_run: write nothing to the destination.
+
+    Raises:
+        DataError: the source holds nothing usable, or the destination something else.
+        StorageError: a URL can't be used.
+    """
+    dest = Store(request.dest, request.dest_options)
+    _require_apart(request.source, request.dest)
+    noted = _noted(request, dest)
+    if not (noted or dry_run):
+        _note(request, dest, None)
+    with _spool(dest, dry_run) as spool:
+        kind, folder, listing = list_source(
+            request.source, request.asked, spool, request.source_options
+        )
+        left_out = listing.left_out
+        entries, class_names, num_classes = numbered(listing.entries, listing.class_names, left_out)
+        if request.strict and left_out:
+            raise refused(*min(left_out))
+        entries = in_order(entries)
+        convert, sizes = _look(request, listing, entries, spool)
+    tasks = cut(entries, sizes, request.recipe.shard_bytes)
+    found = fingerprint(tasks)
+    if noted and noted["fingerprint"] != found:
+        rule = "the source has changed since some of its shards were packed"
+        raise DataError(request.dest, rule, mend="Delete that folder, or choose another")
+    if not dry_run:
+        _note(request, dest, found)
+    job = Job(
+        source=folder,
+        source_options=dict(request.source_options),
+        dest=request.dest,
+        dest_options=dict(request.dest_options),
+        recipe=request.recipe,
+        modality=listing.modality,
+        sample_shape=convert.sample_shape,
+        has_labels=num_classes > 0,
+        strict=request.strict,
+    )
+    return Packing(
+        job=job,
+        tasks=tasks,
+        source=Store(request.source, request.source_options).url,
+        kind=kind,
+        class_names=class_names,
+        num_classes=num_classes,
+        left_out=sorted(left_out),
+        notes=listing.notes,
+        num_bytes=round(sum(sizes)),
+    )
+
+
+def preview(packing: Packing) -> dict[str, Any]:
+    """What is planned, as JSON values. ``bytes`` is a guess, from the first samples."""
+    job = packing.job
+    return {
+        "url": Store(job.dest).url,
+        "source": packing.source,
+        "kind": packing.kind,
+        "modality": _MODALITIES[job.modality],
+        "sample_shape": list(job.sample_shape),
+        "num_classes": packing.num_classes,
+        "class_names": list(packing.class_names or ()),
+        "shards": len(packing.tasks),
+        "samples": sum(len(task.entries) for task in packing.tasks),
+        "bytes": packing.num_bytes,
+        "left_out": len(packing.left_out),
+        "left_out_examples": [list(out) for out in packing.left_out[:_EXAMPLES]],
+        "notes": list(packing.notes),
+        "recipe": job.recipe.model_dump(mode="json"),
+    }
+
+
+def finish(packing: Packing, records: Sequence[Record]) -> dict[str, Any]:
+    """Write the report and the manifest, and tell what there is.
+
+    Args:
+        packing: the plan.
+        records: what became of its tasks, in their order.
+
+    Returns:
+        ``url, kind, modality, sample_shape, num_classes, shards, samples, bytes, left_out,
+        left_out_examples, enlarged, enlarged_example`` and ``report`` (a name, None without one).
+
+    Raises:
+        DataError: no sample could be packed.
+        StorageError: nothing can be written to the destination.
+    """
+    job = packing.job
+    dest = Store(job.dest, job.dest_options)
+    left_out = [*packing.left_out, *(out for record in records for out in record.left_out)]
+    if left_out:
+        lines = (json.dumps({"source": name, "reason": why}) for name, why in left_out)
+        dest.publish(REPORT, "".join(f"{line}\n" for line in lines).encode())
+    shards = [record.shard for record in records if record.shard]
+    if not shards:
+        rule = "none of its samples can be packed"
+        name, reason = left_out[0]
+        raise DataError(job.source, f"{rule} ({name} {reason})", mend=f"See {dest.url}/{REPORT}")
+    write_manifest(
+        dest,
+        shards,
+        modality=_MODALITIES[job.modality],
+        sample_shape=job.sample_shape,
+        num_classes=packing.num_classes,
+    )
+    dest.delete(SPOOL)
+    return {
+        "url": dest.url,
+        "kind": packing.kind,
+        "modality": _MODALITIES[job.modality],
+        "sample_shape": list(job.sample_shape),
+        "num_classes": packing.num_classes,
+        "shards": len(shards),
+        "samples": sum(shard.num_samples for shard in shards),
+        "bytes": sum(shard.size for shard in shards),
+        "left_out": len(left_out),
+        "left_out_examples": [list(out) for out in left_out[:_EXAMPLES]],
+        "enlarged": sum(record.enlarged for record in records),
+        "enlarged_example": next((r.enlarged_example for r in records if r.enlarged), ""),
+        "report": REPORT if left_out else None,
+    }
+
+
+def _look(
+    request: Request, listing: Listing, entries: Sequence[Entry], spool: Store
+) -> tuple[Converter, list[float]]:
+    """What the samples have in common, and about how many bytes each will take in a shard.
+
+    A function of the first samples alone, in their order, so that a rerun finds the same.
+    """
+    reason = ""
+    with Fetcher([listing.store, spool]) as fetcher:
+        for first in range(0, len(entries), _LOOKED_AT):
+            contents = []
+            for entry, files in fetcher.fetch(entries[first : first + _LOOKED_AT]):
+                if isinstance(files, str):
+                    reason = reason or f"{entry.name} {files}"
+                else:
+                    contents.append(files[entry.component])
+            convert = converter_like(listing.modality, request.recipe, contents)
+            packed = []
+            if convert is None:
+                continue
+            for content in contents:
+                try:
+                    packed.append((content, convert(content).content))
+                except CodecError as error:
+                    reason = reason or f"one {error}"
+            if packed:
+                return convert, _sizes(entries, packed)
+    rule = f"none of its {len(entries)} samples can be packed ({reason or 'they are unreadable'})"
+    raise DataError(request.source, rule, mend="Check SOURCE and --kind")
+
+
+def _sizes(entries: Sequence[Entry], packed: Sequence[tuple[bytes, bytes]]) -> list[float]:
+    """Bytes in a shard: the source's own where files stay as they are, else the usual ones."""
+    usual = sum(len(after) for _, after in packed) / len(packed)
+    stay = all(before == after for before, after in packed)
+    sizes = []
+    for entry in entries:
+        num_files = 1 + (entry.label is not None) + len(entry.others)
+        size = entry.size if stay and entry.size is not None else usual
+        sizes.append(size + num_files * _TAR_BYTES)
+    return sizes
+
+
+def _noted(request: Request, dest: Store) -> dict[str, Any] | None:
+    """What a former start has noted in the destination; None where no shard can be there.
+
+    Raises:
+        DataError: the folder holds something else than this packing.
+    """
+    mend = "Choose another DEST, or delete that folder"
+    if not dest.exists(PLAN):
+        if names := dest.list():
+            what = "a data set" if MANIFEST in names else f"other files, such as {names[0]}"
+            raise DataError(dest.url, f"holds {what}", mend=mend)
+        return None
+    try:
+        noted: dict[str, Any] = json.loads(dest.read(PLAN))
+        theirs = noted["request"]
+        noted["fingerprint"]
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f"{dest.url}/{PLAN}", "is no plan of a packing", mend=mend) from None
+    if noted["fingerprint"] is None:  # nothing was packed yet
+        return None
+    ours = _settings(request)
+    for key in sorted(ours.keys() | theirs.keys()):
+        if ours.get(key) != theirs.get(key):
+            rule = f"holds another packing, with {key} {theirs.get(key)}, not {ours.get(key)}"
+            raise DataError(dest.url, rule, mend=mend)
+    return noted
+
+
+def _note(request: Request, dest: Store, found: str | None) -> None:
+    plan = {"version": _PLAN_VERSION, "request": _settings(request), "fingerprint": found}
+    dest.publish(PLAN, json.dumps(plan, indent=1).encode())
+
+
+def _settings(request: Request) -> dict[str, Any]:
+    """All that decides which bytes are written."""
+    return {
+        "source": Store(request.source, request.source_options).url,  # without its secrets
+        **asdict(request.asked),
+        **request.recipe.model_dump(mode="json"),
+    }
+
+
+@contextmanager
+def _spool(dest: Store, dry_run: bool) -> Iterator[Store]:
+    if not dry_run:
+        yield dest.child(SPOOL)
+        return
+    with tempfile.TemporaryDirectory(prefix="gatdist-pack-") as folder:
+        yield Store(folder)
+
+
+def _require_apart(source: str, dest: str) -> None:
+    paths = (url if "://" in url else os.path.realpath(url) for url in (dest, source))
+    inside, outside = (f"{path.rstrip('/')}/" for path in paths)
+    if inside.startswith(outside):
+        mend = "Choose a folder outside of it"
+        raise DataError("DEST", f"lies inside SOURCE ({source})", value=dest, mend=mend)
+    if outside.startswith(inside):
+        raise DataError("SOURCE", f"lies inside DEST ({dest})", value=source, mend="Choose another")

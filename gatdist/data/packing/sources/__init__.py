@@ -1,0 +1,171 @@
+"""Sources: what kind one is, and the samples that it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from itertools import pairwise
+from typing import Any
+
+from gatdist.config import nearest
+from gatdist.data.packing.entries import MODALITY, LeftOut, Listing, Span
+from gatdist.data.packing.fetch import Fetcher
+from gatdist.data.packing.sources.archives import COMPRESSED, tar_files, unpack_tar, zip_files
+from gatdist.data.packing.sources.asked import Asked
+from gatdist.data.packing.sources.lines import list_lines
+from gatdist.data.packing.sources.parquet import list_parquet
+from gatdist.data.packing.sources.tables import extension_of, list_table
+from gatdist.data.packing.sources.tree import File, is_hidden, list_tree
+from gatdist.data.packing.sources.webdataset import list_shards, split
+from gatdist.errors import DataError, StorageError
+from gatdist.storage import Store
+
+__all__ = ["KINDS", "Asked", "list_source"]
+
+# Extensions of the files that a source of each kind consists of.
+KINDS: Mapping[str, tuple[str, ...]] = {
+    "folder": ("",),
+    "zip": (".zip",),
+    "tar": (".tar", *COMPRESSED),
+    "webdataset": (".tar", *COMPRESSED),
+    "parquet": (".parquet", ".pq"),
+    "csv": (".csv", ".tsv"),
+    "jsonl": (".jsonl", ".ndjson", ".json"),
+    "text": (".txt",),
+}
+
+
+def list_source(
+    url: str, asked: Asked, spool: Store, options: Mapping[str, Any] | None = None
+) -> tuple[str, str, Listing]:
+    """What the source at ``url`` holds.
+
+    Args:
+        url: a file or a folder.
+        asked: how to read it.
+        spool: gets what must be copied before it can be read in any order.
+        options: of the source's storage.
+
+    Returns:
+        The source's kind, the URL of the folder that its files are in, and its samples.
+
+    Raises:
+        DataError: it holds nothing of a known kind, is damaged, or its labels don't fit.
+        StorageError: there is no such source, or it may not be read.
+    """
+    if asked.kind is not None and asked.kind not in KINDS:
+        raise DataError("--kind", f"no such kind. {nearest(asked.kind, KINDS)}", value=asked.kind)
+    folder, files = _located(url, options or {})
+    kind = asked.kind or (_kind_of_folder(files) if folder == url else _kind_of_file(url))
+    names = [name for name in files if _ends(name, KINDS[kind]) and not is_hidden(name)]
+    if not names:
+        rule = f"holds no file for --kind {kind}, which ends in {' or '.join(KINDS[kind])}"
+        raise DataError(url, rule, mend="Check SOURCE and --kind")
+    store = Store(folder, options)
+    if kind == "folder":
+        tree = (File(name, Span(name, size=size)) for name, size in files.items())
+        return kind, folder, list_tree(store, tree, asked, _reader(store))
+    if kind == "parquet":
+        return kind, folder, list_parquet(store, names, asked, spool)
+    if kind == "text":
+        return kind, folder, list_lines(store, names)
+    if kind in ("csv", "jsonl"):
+        if len(names) > 1:
+            raise DataError(url, f"holds {len(names)} lists", mend=f"Name one, such as {names[0]}")
+        return kind, folder, list_table(store, names[0], asked)
+    kind, listing = _list_archives(kind, store, names, asked, spool)
+    return kind, folder, listing
+
+
+def _list_archives(
+    kind: str, store: Store, names: list[str], asked: Asked, spool: Store
+) -> tuple[str, Listing]:
+    left_out: list[LeftOut] = []
+    if kind == "zip":
+        archives = {name: list(zip_files(store, name, left_out)) for name in names}
+    else:
+        archives = {name: list(_members(store, name, spool, left_out)) for name in names}
+    if kind == "tar" and asked.kind is None and any(map(_is_shard, archives.values())):
+        kind = "webdataset"
+    if kind == "webdataset":
+        return kind, list_shards(store, archives, asked, Listing(store, "", [], left_out=left_out))
+    tree = (
+        File(f"{archive}/{name}" if len(archives) > 1 else name, span)
+        for archive, files in archives.items()
+        for name, span in files
+    )
+    return kind, list_tree(store, tree, asked, _reader(store, spool), left_out)
+
+
+def _members(store: Store, name: str, spool: Store, left_out: list[LeftOut]) -> Iterator[File]:
+    if not name.lower().endswith(COMPRESSED):
+        yield from tar_files(store, name, left_out)
+        return
+    copy = unpack_tar(store, name, spool)
+    for file, span in tar_files(spool, copy, left_out, f"{store.url}/{name}"):
+        yield File(file, span._replace(file=f"{spool.url}/{copy}"))
+
+
+def _is_shard(files: Iterable[File]) -> bool:
+    """Whether samples are of several files that stand together, as WebDataset has them."""
+    keys = (split(file.name)[0] for file in files if not is_hidden(file.name))
+    return any(key == following for key, following in pairwise(keys))
+
+
+def _located(url: str, options: Mapping[str, Any]) -> tuple[str, Mapping[str, int | None]]:
+    """The folder that is meant, or that the file lies in, and the files of it that are meant."""
+    parent, name = _cut(url)
+    if name:
+        with suppress(StorageError):
+            return parent, {name: Store(parent, options).size(name)}
+    store = Store(url, options)
+    files = store.find()
+    if not files:
+        rule = "is an empty folder" if store.exists() else "no such file or folder"
+        raise StorageError(store.url, rule, mend="Check SOURCE")
+    return url, files
+
+
+def _cut(url: str) -> tuple[str, str]:
+    """Folder and name; no name where there is none. In an HTTP query a slash parts nothing."""
+    path, mark, query = url.partition("?") if "://" in url else (url, "", "")
+    protocol, separator, rest = path.rpartition("://")
+    folder, slash, name = rest.rpartition("/")
+    return f"{protocol}{separator}{folder or slash}", f"{name}{mark}{query}" if slash else ""
+
+
+def _kind_of_file(name: str) -> str:
+    for kind, endings in KINDS.items():
+        if kind != "folder" and _ends(name, endings):
+            return kind
+    raise DataError(
+        name,
+        f"is one file of an unknown kind. Known: {', '.join(KINDS)}",
+        mend="Give the folder that it is in, or say what it is with --kind",
+    )
+
+
+def _kind_of_folder(files: Iterable[str]) -> str:
+    """Shards or Parquet files where they lie among no other samples, else files."""
+    visible = [name for name in files if not is_hidden(name)]
+    samples = {MODALITY.get(extension_of(name)) for name in visible} - {None, "array"}
+    if not samples:  # arrays may be indexes of shards
+        for kind in ("tar", "parquet"):
+            if any(_ends(name, KINDS[kind]) for name in visible):
+                return kind
+    return "folder"
+
+
+def _ends(name: str, endings: tuple[str, ...]) -> bool:
+    return name.partition("?")[0].lower().endswith(endings)
+
+
+def _reader(*stores: Store) -> Callable[[Span], bytes]:
+    def read(span: Span) -> bytes:
+        with Fetcher(stores) as fetcher:
+            (content,) = fetcher.read([span])
+        if isinstance(content, str):
+            raise DataError(f"{stores[0].url}/{span.file}", content)
+        return content
+
+    return read

@@ -1,0 +1,152 @@
+"""Parquet files with a column of bytes, or of texts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from gatdist.data.packing.entries import MODALITY, Entry, LeftOut, Listing, Span
+from gatdist.data.packing.ranges import open_file
+from gatdist.data.packing.sources.asked import Asked
+from gatdist.data.packing.sources.tables import (
+    Columns,
+    Row,
+    choose_columns,
+    extension_of,
+    list_rows,
+    majority,
+)
+from gatdist.errors import DataError
+from gatdist.storage import Store
+
+_ROWS_AT_ONCE = 256
+
+
+def list_parquet(store: Store, names: Sequence[str], asked: Asked, spool: Store) -> Listing:
+    """A sample for each row: bytes, a text, or the path or URL of a file.
+
+    Parquet is compressed by columns, so that a row can't be read alone: the bytes of each file's
+    rows are copied once into the folder ``spool``, one after the other.
+
+    Raises:
+        DataError: a file is no Parquet, lacks a column, or pyarrow is not installed.
+    """
+    listing = Listing(store, "", [])
+    entries: list[Entry] = []
+    for name in names:
+        with _opened(store, name) as table:
+            first = next(_rows(table, None, 1), dict.fromkeys(table.schema_arrow.names))
+            columns = choose_columns(first, asked, f"{store.url}/{name}")
+            listing.class_names = listing.class_names or _class_names(table, columns.label)
+            if isinstance(first[columns.content or columns.text or ""], str):
+                part = list_rows(store, name, _rows(table, columns), asked)
+                entries += part.entries
+                listing.left_out += part.left_out
+            else:
+                entries += _spooled(store, name, table, columns, spool, listing.left_out)
+    listing.entries, listing.modality = entries, majority(entry.component for entry in entries)
+    return listing
+
+
+@contextmanager
+def _opened(store: Store, name: str) -> Iterator[Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise DataError(name, f"needs pyarrow ({error})", mend="pip install pyarrow") from None
+    try:
+        with open_file(store, name) as file:
+            yield pyarrow.parquet.ParquetFile(file)
+    except pyarrow.ArrowException as error:
+        subject = f"{store.url}/{name}"
+        raise DataError(subject, f"is no readable Parquet file ({error})") from None
+
+
+def _rows(table: Any, columns: Columns | None, at_once: int = _ROWS_AT_ONCE) -> Iterator[Row]:
+    wanted = [column for column in columns if column] if columns else None
+    for batch in table.iter_batches(at_once, columns=wanted):
+        yield from batch.to_pylist()
+
+
+def _spooled(
+    store: Store,
+    name: str,
+    table: Any,
+    columns: Columns,
+    spool: Store,
+    left_out: list[LeftOut],
+) -> Iterator[Entry]:
+    settings = [name, store.size(name), *columns]
+    stem = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
+    if not spool.exists(f"{stem}.json"):  # written last
+        with tempfile.TemporaryDirectory(prefix="gatdist-pack-") as folder:
+            path = Path(folder, stem)
+            with path.open("wb") as copy:
+                rows = [_copied(row, columns, copy) for row in _rows(table, columns)]
+            spool.publish_file(f"{stem}.bin", path)
+        spool.publish(f"{stem}.json", json.dumps(rows).encode())
+    file = f"{spool.url}/{stem}.bin"
+    for number, row in enumerate(json.loads(spool.read(f"{stem}.json"))):
+        component, start, stop, label, text, problem = row
+        where = f"{name}:{number}"
+        if problem:
+            left_out.append((where, problem))
+            continue
+        others = (("txt", text),) if text is not None else ()
+        yield Entry(where, component, Span(file, start, stop, stop - start), label, others)
+
+
+def _copied(row: Row, columns: Columns, copy: BinaryIO) -> tuple[Any, ...]:
+    """Add a row's bytes to ``copy``; extension, start, stop, label, text, and what is wrong."""
+    component, content, problem = _content(row[columns.content or ""])
+    start = copy.tell()
+    copy.write(content)
+    label = row[columns.label] if columns.label else None
+    text = row[columns.text] if columns.text else None
+    return component, start, copy.tell(), label, text, problem
+
+
+def _content(value: Any) -> tuple[str, bytes, str]:
+    """Extension and bytes of a sample, or what is wrong with it."""
+    path = ""
+    if isinstance(value, dict):  # as Hugging Face's datasets have pictures and sounds
+        path, value = value.get("path") or "", value.get("bytes")
+    if not isinstance(value, bytes) or not value:
+        return "", b"", "holds no bytes"
+    component = sniffed(value)
+    if not component and extension_of(path) in MODALITY:
+        component = extension_of(path)
+    return component, value, "" if component else "is no picture, sound or array"
+
+
+def sniffed(content: bytes) -> str:
+    """Extension for the kind of file that ``content`` begins like; "" for an unknown kind."""
+    if content.startswith(b"RIFF"):
+        return {b"WAVE": "wav", b"WEBP": "webp"}.get(content[8:12], "")
+    for magic, component in _MAGIC:
+        if content.startswith(magic):
+            return component
+    return ""
+
+
+_MAGIC = (
+    *((b"\xff\xd8\xff", "jpg"), (b"\x89PNG\r\n\x1a\n", "png"), (b"BM", "bmp")),
+    *((b"P5", "pgm"), (b"P6", "ppm"), (b"fLaC", "flac"), (b"OggS", "ogg")),
+    (b"\x93NUMPY", "npy"),
+)
+
+
+def _class_names(table: Any, label: str | None) -> list[str] | None:
+    """The classes' names, where Hugging Face's datasets have noted them in the file."""
+    try:
+        features = json.loads(table.schema_arrow.metadata[b"huggingface"])["info"]["features"]
+        names = features[label]["names"]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return [str(name) for name in names]

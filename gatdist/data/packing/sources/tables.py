@@ -1,0 +1,219 @@
+"""Lists: CSV, TSV, JSON and JSON lines, of files or of texts."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any, NamedTuple
+
+from gatdist.config import nearest
+from gatdist.data.packing.entries import MODALITY, Entry, Label, LeftOut, Listing, Span
+from gatdist.data.packing.ranges import open_file
+from gatdist.data.packing.sources.asked import Asked
+from gatdist.errors import DataError
+from gatdist.storage import Store
+
+EXTENSIONS = ("csv", "tsv", "jsonl", "ndjson", "json")
+
+# Names that columns usually have, the surest first.
+CONTENT_COLUMNS = (
+    *("image", "audio", "path", "file", "file_name", "filename", "file_path", "filepath"),
+    *("image_path", "audio_path", "url", "uri", "image_url", "audio_url"),
+)
+LABEL_COLUMNS = ("label", "labels", "class", "cls", "category", "target", "class_id", "class_name")
+TEXT_COLUMNS = ("text", "caption", "sentence", "txt")
+
+_LONGEST_FIELD_BYTES = 64 * 2**20
+
+Row = Mapping[str, Any]
+
+
+def is_list(name: str) -> bool:
+    """Whether a file of that name is a list, by its extension."""
+    return extension_of(name) in EXTENSIONS
+
+
+def list_table(store: Store, name: str, asked: Asked) -> Listing:
+    """What the list ``name`` in ``store`` names: files relative to its folder, URLs, or texts.
+
+    Raises:
+        DataError: it can't be read as a list, or lacks a column.
+    """
+    return list_rows(store, name, read_rows(store, name), asked)
+
+
+def list_rows(store: Store, name: str, rows: Iterator[Row], asked: Asked) -> Listing:
+    """See :func:`list_table`."""
+    first = next(rows, None)
+    if first is None:
+        raise DataError(f"{store.url}/{name}", "is empty", mend="Name at least one file in it")
+    columns = choose_columns(first, asked, f"{store.url}/{name}")
+    listing = Listing(store, "text", [])
+    listing.entries = list(_entries(chain([first], rows), columns, name, listing.left_out))
+    if columns.content:
+        listing.modality = majority(entry.component for entry in listing.entries)
+    return listing
+
+
+class Columns(NamedTuple):
+    """The columns of a table that matter.
+
+    Attributes:
+        content: files or their bytes; None where the texts are the samples.
+        label: None where there is none.
+        text: texts, or captions of the files; None where there are none.
+    """
+
+    content: str | None
+    label: str | None
+    text: str | None
+
+
+def choose_columns(row: Row, asked: Asked, table: str) -> Columns:
+    """Choose columns by what was asked, or else by their names.
+
+    Args:
+        row: the first one.
+        asked: by the user.
+        table: its name, for messages.
+
+    Raises:
+        DataError: there is no column of that name, or none that could be the samples.
+    """
+    names = list(row)
+    known = {name.lower(): name for name in names}
+
+    def usual(candidates: Sequence[str]) -> str | None:
+        return next((known[name] for name in candidates if name in known), None)
+
+    def wanted(option: str, name: str) -> str:
+        if name in names:
+            return name
+        rule = f"{table} has no such column, but {', '.join(names)}. {nearest(name, names)}"
+        raise DataError(option, rule, value=name)
+
+    content = wanted("--column", asked.column) if asked.column else usual(CONTENT_COLUMNS)
+    text = usual(TEXT_COLUMNS)
+    if asked.column and isinstance(row[asked.column], str) and not _is_file(row[asked.column]):
+        content, text = None, asked.column
+    if not content and not text:
+        rule = f"no column is named like a file or a text, they are {', '.join(names)}"
+        raise DataError(table, rule, mend="Say which one it is with --column NAME")
+    if asked.labels in ("none", "folders"):
+        label = None
+    else:
+        label = wanted("--labels", asked.labels) if asked.labels else usual(LABEL_COLUMNS)
+    return Columns(content, label, text)
+
+
+def _is_file(value: str) -> bool:
+    return "://" in value or extension_of(value) in MODALITY
+
+
+def read_rows(store: Store, name: str) -> Iterator[Row]:
+    """The rows of a list, as mappings from column to value.
+
+    A ``dataset.json`` as the StyleGAN tools write it gives rows of ``file`` and ``label``.
+
+    Raises:
+        DataError: it is no such list; names the line.
+    """
+    table = f"{store.url}/{name}"
+    extension = name.partition("?")[0].rpartition(".")[2].lower()
+    with open_file(store, name) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+        try:
+            if extension in ("csv", "tsv"):
+                yield from _csv_rows(text, "\t" if extension == "tsv" else ",", table)
+            elif extension == "json":
+                yield from json_rows(text.read(), table)
+            else:
+                yield from _json_lines(text, table)
+        except UnicodeDecodeError as error:
+            mend = "Save it as UTF-8"
+            raise DataError(table, f"is not UTF-8 text ({error})", mend=mend) from None
+
+
+def _csv_rows(text: io.TextIOWrapper, delimiter: str, table: str) -> Iterator[Row]:
+    csv.field_size_limit(_LONGEST_FIELD_BYTES)
+    rows = csv.DictReader(text, delimiter=delimiter)
+    try:
+        yield from rows
+    except csv.Error as error:
+        raise DataError(f"{table}:{rows.line_num}", f"is no row of a CSV file ({error})") from None
+
+
+def json_rows(text: str, table: str) -> Iterator[Row]:
+    """The rows of a JSON list of objects, or of a StyleGAN ``dataset.json``. Raises DataError."""
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise DataError(table, f"is no JSON ({error})") from None
+    if isinstance(values, dict) and "labels" in values:
+        pairs = values["labels"] or ()
+        values = [dict(zip(("file", "label"), pair, strict=False)) for pair in pairs]
+    if not isinstance(values, list) or not all(isinstance(row, dict) for row in values):
+        rule = 'must be a list of objects, or {"labels": [[file, label], …]}'
+        raise DataError(table, rule)
+    yield from values
+
+
+def _json_lines(lines: Iterable[str], table: str) -> Iterator[Row]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{table}:{number}", f"is no JSON ({error})") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{table}:{number}", "must be a JSON object", value=row)
+        yield row
+
+
+def _entries(
+    rows: Iterable[Row], columns: Columns, name: str, left_out: list[LeftOut]
+) -> Iterator[Entry]:
+    for number, row in enumerate(rows, 1):
+        where = f"{name}:{number}"
+        label: Label = row.get(columns.label) if columns.label else None
+        text = row.get(columns.text) if columns.text else None
+        if not _is_text(text):
+            text = None
+        if columns.content is None:
+            if text:
+                yield Entry(where, "txt", text, label)
+            else:
+                left_out.append((where, "has no text"))
+            continue
+        file = row.get(columns.content)
+        if not isinstance(file, str) or not file:
+            left_out.append((where, f"names no file in the column {columns.content}"))
+            continue
+        others = (("txt", text),) if text is not None else ()
+        yield Entry(file, extension_of(file), Span(file.removeprefix("./")), label, others)
+
+
+def _is_text(value: object) -> bool:
+    try:
+        return isinstance(value, str) and bool(value.encode())
+    except UnicodeEncodeError:  # JSON may hold half a character
+        return False
+
+
+def extension_of(file: str) -> str:
+    """Extension of a path or URL, in lower case, without the dot; "" where there is none."""
+    path = file.partition("?")[0].partition("#")[0] if "://" in file else file
+    return path.rpartition("/")[2].rpartition(".")[2].lower() if "." in path else ""
+
+
+def majority(components: Iterable[str]) -> str:
+    """The modality that most of these extensions belong to; ``image`` where none is known."""
+    counts = dict.fromkeys(("image", "audio", "text", "array"), 0)
+    for component in components:
+        if component in MODALITY:
+            counts[MODALITY[component]] += 1
+    return max(counts, key=lambda modality: counts[modality])

@@ -1,0 +1,180 @@
+"""Packs one shard; done again, it finds the shard there and leaves it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from itertools import chain
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from gatdist.data.codecs import LABEL_COMPONENT, CodecError
+from gatdist.data.format import Components, Shard, write_shard
+from gatdist.data.packing.convert import Converter, converter
+from gatdist.data.packing.entries import LeftOut
+from gatdist.data.packing.fetch import Fetcher
+from gatdist.data.packing.plan import Task
+from gatdist.data.packing.recipe import Recipe
+from gatdist.errors import DataError, StorageError
+from gatdist.storage import Store
+
+# What a rerun needs to know; the folder may be deleted when a data set is whole.
+NOTES = "packing"
+_HASHED_AT_ONCE_BYTES = 8 * 2**20
+
+# Gets how many samples were packed, and how many found packed already, since it was last called.
+Tell = Callable[[int, int], None]
+
+
+class Job(BaseModel):
+    """What all tasks of a packing share, as JSON can carry it.
+
+    Attributes:
+        source: URL of the folder that the entries' files are in.
+        source_options: of its storage.
+        dest: URL of the data set.
+        dest_options: of its storage.
+        recipe: what is done to each sample.
+        modality: of the source's samples.
+        sample_shape: of what is packed.
+        has_labels: each sample gets the file ``cls``.
+        strict: a sample that can't be packed is an error.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    source: str
+    source_options: dict[str, Any]
+    dest: str
+    dest_options: dict[str, Any]
+    recipe: Recipe
+    modality: str
+    sample_shape: tuple[int, ...]
+    has_labels: bool
+    strict: bool
+
+
+class Record(BaseModel):
+    """What became of a task.
+
+    Attributes:
+        shard: what was written; None where no sample could be packed.
+        left_out: name and reason of each sample that was not.
+        enlarged: how many pictures were smaller than asked, and which was the first.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    shard: Shard | None = None
+    left_out: list[LeftOut] = []
+    enlarged: int = 0
+    enlarged_example: str = ""
+
+
+class Worker:
+    """Does tasks of one job. A context manager, which ends its threads.
+
+    Args:
+        job: what all tasks share.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._dest = Store(job.dest, job.dest_options)
+        self._notes = self._dest.child(NOTES)
+        source = Store(job.source, job.source_options)
+        self._fetcher = Fetcher([source, self._notes.child("spool")])
+        self._convert: Converter = converter(job.modality, job.recipe, job.sample_shape)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._fetcher.__exit__(*exception)
+
+    def do(self, task: Task, tell: Tell) -> Record:
+        """Pack a shard, or find that it was packed already.
+
+        Args:
+            task: which samples.
+            tell: is called now and then.
+
+        Raises:
+            DataError: strict, and a sample can't be packed.
+            StorageError: the source can't be read, or nothing be written to the destination.
+        """
+        name = f"shard-{task.number:06d}"
+        record = self._record(f"{name}.json")
+        if record is None:
+            record = self._pack(name, task, tell)
+            self._notes.publish(f"{name}.json", record.model_dump_json().encode())
+        else:
+            tell(0, len(task.entries))
+        if self._job.strict and record.left_out:
+            raise refused(*record.left_out[0])
+        return record
+
+    def _pack(self, name: str, task: Task, tell: Tell) -> Record:
+        left_out: list[LeftOut] = []
+        enlarged: list[str] = []
+        samples = self._samples(task, left_out, enlarged, tell)
+        first = next(samples, None)  # a tar can't be empty
+        shard = write_shard(self._dest, name, chain([first], samples)) if first else None
+        return Record(
+            shard=shard,
+            left_out=left_out,
+            enlarged=len(enlarged),
+            enlarged_example=enlarged[0] if enlarged else "",
+        )
+
+    def _samples(
+        self, task: Task, left_out: list[LeftOut], enlarged: list[str], tell: Tell
+    ) -> Iterator[tuple[str, Components]]:
+        for number, (entry, files) in enumerate(self._fetcher.fetch(task.entries), task.first):
+            tell(1, 0)
+            try:
+                if isinstance(files, str):
+                    raise CodecError(files)
+                converted = self._convert(files[entry.component])
+            except CodecError as error:
+                if self._job.strict:
+                    raise refused(entry.name, str(error)) from error
+                left_out.append((entry.name, str(error)))
+                continue
+            if converted.enlarged:
+                enlarged.append(f"{entry.name} ({converted.enlarged})")
+            components = {converted.component: converted.content}
+            if self._job.has_labels:
+                components[LABEL_COMPONENT] = str(entry.label).encode()
+            others = {name: content for name, content in files.items() if name != entry.component}
+            yield f"{number:08d}", components | others
+
+    def _record(self, name: str) -> Record | None:
+        """The record of a shard that is there and whole; None where there is no such."""
+        if not self._notes.exists(name):
+            return None
+        try:
+            record = Record.model_validate_json(self._notes.read(name))
+            if record.shard is None or _is_whole(self._dest, record.shard):
+                return record
+        except (ValidationError, StorageError):
+            pass
+        return None
+
+
+def refused(name: str, reason: str) -> DataError:
+    """What a sample that can't be packed is told as, when strict."""
+    return DataError(name, reason, mend="Mend it, take it out, or leave out --strict")
+
+
+def _is_whole(store: Store, shard: Shard) -> bool:
+    """Whether a shard and its index have the digests that they were written with."""
+    if store.size(shard.name) != shard.size:
+        return False
+    digest = hashlib.sha256()
+    for start in range(0, shard.size, _HASHED_AT_ONCE_BYTES):
+        stop = min(start + _HASHED_AT_ONCE_BYTES, shard.size)
+        digest.update(store.read_ranges([(shard.name, start, stop)])[0])
+    index = hashlib.sha256(store.read(shard.index)).hexdigest()
+    return (digest.hexdigest(), index) == (shard.sha256, shard.index_sha256)
