@@ -38,3 +38,12 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def size(num_bytes: float) -> str:
+    """Bytes in the largest unit that gives one or more: ``512 B``, ``1.5 MB``, ``12 GB``."""
+    units = ("B", "kB", "MB", "GB", "TB")
+    power = 0
+    while num_bytes >= 999.5 and power < len(units) - 1:
+        num_bytes, power = num_bytes / 1000, power + 1
+    return f"{num_bytes:.{0 if num_bytes >= 10 or power == 0 else 1}f} {units[power]}"

@@ -1,0 +1,99 @@
+"""What a packing tells people, from facts that are JSON values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from gatdist.monitor.console import shown_path
+from gatdist.monitor.numbers import count, duration, number, percent, size
+
+Facts = Mapping[str, Any]
+# Kind and fields, as :mod:`gatdist.monitor.progress` shows them.
+Event = tuple[str, Facts]
+
+_NOUNS = {"image": "picture", "audio": "sound", "text": "text"}
+_NAMES_SHOWN = 4
+
+
+def opening(plan: Facts) -> Iterator[Event]:
+    """What is said before the work begins: what was found, and what will be made of it."""
+    yield "note", {"message": _found(plan)}
+    for note in plan["notes"]:
+        yield "warning", {"message": note}
+    yield (
+        "start",
+        {
+            "message": f"packing {_aim(plan)}",
+            "total": plan["samples"],
+            "unit": f"{_noun(plan)}s",
+        },
+    )
+
+
+def closing(outcome: Facts) -> Iterator[Event]:
+    """What is said at the end."""
+    if outcome["enlarged"]:
+        what = _plural(outcome["enlarged"], "picture")
+        verb = "was" if outcome["enlarged"] == 1 else "were"
+        rule = f"{what} {verb} smaller than asked and enlarged, such as"
+        yield "warning", {"message": f"{rule} {outcome['enlarged_example']}"}
+    total = outcome["samples"] + outcome["left_out"]
+    message = f"after {duration(outcome['seconds'])}: {_plural(outcome['samples'], 'sample')} in "
+    message += f"{_plural(outcome['shards'], 'shard')}, {size(outcome['bytes'])}"
+    if outcome["samples_per_s"]:
+        message += f", {number(outcome['samples_per_s'])}/s"
+    left_out = ""
+    if outcome["left_out"]:
+        share = percent(outcome["left_out"] / total)
+        report = shown_path(f"{outcome['url']}/{outcome['report']}")
+        left_out = f"{count(outcome['left_out'])} ({share}), each with the reason in {report}"
+        for name, reason in outcome["left_out_examples"]:
+            left_out += f"\n{'':12}{name} {reason}"
+    rows = {"left out": left_out, "use it": f"--set data.url={shown_path(outcome['url'])}"}
+    yield "done", {"message": message, "rows": rows}
+
+
+def described(plan: Facts) -> str:
+    """What a dry run says."""
+    lines = [_found(plan), *plan["notes"], f"would pack {_aim(plan)}"]
+    if plan["left_out"]:
+        lines.append(f"left out, before any is read: {_plural(plan['left_out'], 'file')}, such as")
+        lines += [f"  {name} {reason}" for name, reason in plan["left_out_examples"]]
+    return "\n".join(lines)
+
+
+def _found(plan: Facts) -> str:
+    facts = [_plural(plan["samples"], _noun(plan))]
+    if plan["num_classes"]:
+        names = plan["class_names"]
+        shown = ", ".join(names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")
+        classes = f"{count(plan['num_classes'])} class{'es' if plan['num_classes'] > 1 else ''}"
+        facts.append(f"{classes} ({shown})" if names else classes)
+    return f"found in {shown_path(plan['source'])} ({plan['kind']}): {', '.join(facts)}"
+
+
+def _aim(plan: Facts) -> str:
+    if plan["modality"] == "image":
+        channels, height, width = plan["sample_shape"]
+        color = "gray" if channels == 1 else "RGB"
+        recipe = plan["recipe"]
+        how = "as they are"
+        if recipe["size"]:
+            filters = recipe["filter"] or "lanczos"
+            own = recipe["transform"] == "center-crop-dhariwal"
+            how = recipe["transform"] + ("" if own else f", {filters}")
+        aim = f"{height} × {width} {color} ({how})"
+    else:
+        aim = f"{plan['modality']} of shape {' × '.join(map(str, plan['sample_shape']))}"
+    shards = _plural(plan["shards"], "shard")
+    each = size(plan["bytes"] / plan["shards"])
+    return f"{aim} into {shards} of about {each}: {shown_path(plan['url'])}"
+
+
+def _noun(plan: Facts) -> str:
+    return _NOUNS.get(plan["modality"], "sample")
+
+
+def _plural(value: int, noun: str) -> str:
+    return f"{count(value)} {noun}{'' if value == 1 else 's'}"
