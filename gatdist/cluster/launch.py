@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -13,30 +12,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-# Before Ray is imported, which reads some of these then.
-os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+from gatdist.cluster.connection import connected, log_file  # sets up what Ray's import needs
 
-try:
-    import ray
-    import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.torch.config import _TorchBackend
-except ImportError as error:
-    from gatdist.errors import ClusterError
-
-    raise ClusterError(
-        "ray",
-        f"can't be imported ({error})",
-        mend="pip install 'ray[default,train]', or train in this process with --local",
-    ) from error
+# isort: split
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch.config import _TorchBackend
 
 from gatdist.cluster.bridge import Bridge
 from gatdist.cluster.network import choose_interface
 from gatdist.cluster.processes import end_descendants
-from gatdist.cluster.quiet import output_to_file
+from gatdist.cluster.quiet import output_to_file, shown_on
 from gatdist.config import Config, env_references, parse_config
 from gatdist.errors import ClusterError, GatdistError, TrainingError, WorkerLostError, rebuilt
 from gatdist.storage import Store
@@ -45,7 +31,6 @@ from gatdist.training.interrupts import Interrupts
 if TYPE_CHECKING:
     from gatdist.monitor.console import Console
 
-_CONNECT_S = 5.0
 _DRAIN_S = 0.2
 _RESUMES = "the same command goes on from the last checkpoint. Ray's log:"
 # Ours sends and stores little through Ray; its default takes a third of the machine's memory.
@@ -68,10 +53,10 @@ def fit(config: Config, run_dir: str, console: Console | None) -> dict[str, Any]
         WorkerLostError: a worker or its host died.
         GatdistError: what the training loop raised, of the same class.
     """
-    log = _log_file(run_dir)
+    log = log_file(run_dir)
     with (
         output_to_file(log) as terminal,
-        _shown_on(console, terminal),
+        shown_on(console, terminal),
         # Ray's own records; nothing of ours depends on them.
         tempfile.TemporaryDirectory(prefix="gatdist-ray-", ignore_cleanup_errors=True) as records,
         _cluster(config, log),
@@ -200,44 +185,12 @@ def _choose_own_interface() -> None:
 def _cluster(config: Config, log: Path) -> Iterator[None]:
     """Connected to a Ray that is large enough: one of our own, or that at ``cluster.address``."""
     address = config.cluster.address
-    settings: dict[str, Any] = {"address": address}
-    if ":" in address:
-        _require_answer(address)
     if not address:
-        cores = os.cpu_count() or 1
-        _require_room(config, {"CPU": cores, "GPU": _num_gpus()}, "this machine")
-        # Nobody but this process connects to a Ray that lives and dies with it.
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        settings = {
-            "address": "local",
-            "num_cpus": cores,
-            "include_dashboard": False,
-            "object_store_memory": _OBJECT_STORE_BYTES,
-        }
-    try:
-        ray.init(log_to_driver=False, runtime_env={"env_vars": _environment(config)}, **settings)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        what = f"no Ray cluster answers ({error})" if address else f"Ray did not start ({error})"
-        raise ClusterError("cluster.address", what, value=address, mend=f"See {log}") from error
-    try:
+        _require_room(config, {"CPU": os.cpu_count() or 1, "GPU": _num_gpus()}, "this machine")
+    with connected(address, log, env_references(config), _OBJECT_STORE_BYTES):
         if address:
             _require_room(config, ray.cluster_resources(), "the cluster")  # type: ignore[no-untyped-call]
         yield
-    finally:
-        ray.shutdown()
-
-
-def _require_answer(address: str) -> None:
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), _CONNECT_S).close()
-    except (OSError, ValueError) as error:
-        raise ClusterError(
-            "cluster.address",
-            f"nobody answers there ({error})",
-            value=address,
-            mend="Start Ray there (ray start --head), or leave it out to use this machine",
-        ) from None
 
 
 def _require_room(config: Config, has: Mapping[str, float], where: str) -> None:
@@ -266,16 +219,6 @@ def _num_gpus() -> int:
     return torch.cuda.device_count()
 
 
-def _environment(config: Config) -> dict[str, str]:
-    """What workers need of the driver's environment, to find modules and secrets."""
-    folders = [os.getcwd(), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    package = str(Path(sys.modules["gatdist"].__path__[0]).parent)
-    wanted = [*env_references(config), "GATDIST_CACHE", "OMP_NUM_THREADS"]
-    return {name: os.environ[name] for name in wanted if name in os.environ} | {
-        "PYTHONPATH": os.pathsep.join(dict.fromkeys([*folders, package]))
-    }
-
-
 def _explained(
     failure: tuple[str, str] | None, error: BaseException | None, log: Path
 ) -> GatdistError:
@@ -294,25 +237,3 @@ def _explained(
             return WorkerLostError(f"worker {rank} died ({lines[0]}); {_RESUMES} {log}")
         return TrainingError(f"worker {rank} failed: {lines[-1]}. The whole story: {log}")
     return TrainingError(f"Ray Train failed: {error}. The whole story: {log}")
-
-
-@contextmanager
-def _shown_on(console: Console | None, stream: Any) -> Iterator[None]:
-    """Let the console write to ``stream`` for a while."""
-    if console is None:
-        yield
-        return
-    usual, console.stream = console.stream, stream
-    try:
-        yield
-    finally:
-        console.close()
-        console.stream = usual
-
-
-def _log_file(run_dir: str) -> Path:
-    """Where Ray's output goes: in the run's folder where that is local."""
-    store = Store(run_dir)
-    if store.is_local:
-        return store.local_path("logs") / "ray.log"
-    return Path(tempfile.mkdtemp(prefix="gatdist-logs-")) / "ray.log"

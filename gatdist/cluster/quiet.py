@@ -7,7 +7,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from gatdist.monitor.terminal import Terminal
 
 
 @contextmanager
@@ -33,6 +36,20 @@ def output_to_file(path: Path) -> Iterator[TextIO]:
             for number, original in zip((1, 2), kept, strict=True):
                 os.dup2(original, number)
                 os.close(original)
+
+
+@contextmanager
+def shown_on(console: Terminal | None, stream: TextIO) -> Iterator[None]:
+    """Let the console write to ``stream`` for a while."""
+    if console is None:
+        yield
+        return
+    usual, console.stream = console.stream, stream
+    try:
+        yield
+    finally:
+        console.close()
+        console.stream = usual
 
 
 def _flush() -> None:

@@ -1,0 +1,104 @@
+"""A Ray to work on: one of our own on this machine, or a cluster that runs already."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# Before Ray is imported, which reads some of these then.
+os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+try:
+    import ray
+except ImportError as error:
+    from gatdist.errors import ClusterError
+
+    raise ClusterError(
+        "ray",
+        f"can't be imported ({error})",
+        mend="pip install 'ray[default,train]', or work in this process with --local",
+    ) from error
+
+from gatdist.errors import ClusterError
+from gatdist.storage import Store
+
+_CONNECT_S = 5.0
+
+
+@contextmanager
+def connected(
+    address: str, log: Path, variables: Iterable[str], object_store_bytes: int
+) -> Iterator[None]:
+    """Connected to a Ray.
+
+    Args:
+        address: of a cluster; "" starts a Ray that lives and dies with this process.
+        log: where Ray's own output goes, for messages.
+        variables: of the environment, those that workers need.
+        object_store_bytes: memory of a Ray of our own for what is sent through it.
+
+    Raises:
+        ClusterError: nobody answers at the address, or Ray does not start.
+    """
+    settings: dict[str, Any] = {"address": address}
+    if ":" in address:
+        _require_answer(address)
+    if not address:
+        # Nobody but this process connects to a Ray that lives and dies with it.
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        settings = {
+            "address": "local",
+            "num_cpus": os.cpu_count() or 1,
+            "include_dashboard": False,
+            "object_store_memory": object_store_bytes,
+        }
+    runtime = {"env_vars": _environment(variables)}
+    try:
+        ray.init(log_to_driver=False, runtime_env=runtime, **settings)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        what = f"no Ray cluster answers ({error})" if address else f"Ray did not start ({error})"
+        raise ClusterError("cluster.address", what, value=address, mend=f"See {log}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def log_file(url: str) -> Path:
+    """Where Ray's output goes: into the folder ``logs`` at ``url`` where that is local."""
+    store = Store(url)
+    if store.is_local:
+        return store.local_path("logs") / "ray.log"
+    return Path(tempfile.mkdtemp(prefix="gatdist-logs-")) / "ray.log"
+
+
+def _require_answer(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), _CONNECT_S).close()
+    except (OSError, ValueError) as error:
+        raise ClusterError(
+            "cluster.address",
+            f"nobody answers there ({error})",
+            value=address,
+            mend="Start Ray there (ray start --head), or leave it out to use this machine",
+        ) from None
+
+
+def _environment(variables: Iterable[str]) -> dict[str, str]:
+    """What workers need of the driver's environment, to find modules and secrets."""
+    folders = [os.getcwd(), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    package = str(Path(sys.modules["gatdist"].__path__[0]).parent)
+    wanted = [*variables, "GATDIST_CACHE", "OMP_NUM_THREADS"]
+    return {name: os.environ[name] for name in wanted if name in os.environ} | {
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys([*folders, package]))
+    }
