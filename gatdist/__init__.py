@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from gatdist.api import evaluate, sample, train
+    from gatdist.api import evaluate, pack, sample, train
     from gatdist.config import Config, load_config
     from gatdist.errors import GatdistError
     from gatdist.evaluation import register_feature_extractor
@@ -21,6 +21,7 @@ _HOMES = {
     "GatdistError": "gatdist.errors",
     "evaluate": "gatdist.api",
     "load_config": "gatdist.config",
+    "pack": "gatdist.api",
     "register_discriminator": "gatdist.models",
     "register_feature_extractor": "gatdist.evaluation",
     "register_generator": "gatdist.models",
@@ -35,6 +36,7 @@ __all__ = [
     "GatdistError",
     "evaluate",
     "load_config",
+    "pack",
     "register_discriminator",
     "register_feature_extractor",
     "register_generator",

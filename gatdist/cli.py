@@ -57,6 +57,30 @@ def _train(arguments: argparse.Namespace) -> None:
         print(json.dumps(outcome))
 
 
+def _pack(arguments: argparse.Namespace) -> None:
+    from gatdist.api import pack
+    from gatdist.monitor.packing import described
+    from gatdist.monitor.progress import ProgressConsole
+
+    names = ("transform", "filter", "format", "quality", "color", "kind", "labels", "column")
+    outcome = pack(
+        arguments.source,
+        arguments.dest,
+        size=_size(arguments.size),
+        shard_bytes=_bytes(arguments.shard_bytes),
+        workers=_workers(arguments.workers) if arguments.workers else None,
+        address=arguments.address,
+        strict=arguments.strict,
+        dry_run=arguments.dry_run,
+        console=None if arguments.dry_run else ProgressConsole(sys.stderr),
+        **{name: getattr(arguments, name) for name in names},
+    )
+    if arguments.json:
+        print(json.dumps(outcome))
+    elif arguments.dry_run:
+        print(described(outcome))
+
+
 def _inspect(arguments: argparse.Namespace) -> None:
     from gatdist.api import absolute
     from gatdist.inspection import describe, digest, inspect
@@ -153,6 +177,26 @@ def _workers(text: str) -> int:
     return int(text)
 
 
+def _size(text: str | None) -> tuple[int, int] | None:
+    """Height and width of ``64`` or ``64x96``."""
+    if text is None:
+        return None
+    numbers = text.lower().split("x")
+    if len(numbers) > 2 or not all(n.isdecimal() and int(n) > 0 for n in numbers):
+        raise ConfigError("--size", "must be H or HxW, in pixels, such as 64 or 64x96", value=text)
+    return int(numbers[0]), int(numbers[-1])
+
+
+def _bytes(text: str) -> int:
+    """Bytes of ``268435456``, ``256MB`` or ``1GB``, in units of 1,000."""
+    digits = text.upper().removesuffix("B")
+    factor = {"K": 10**3, "M": 10**6, "G": 10**9}.get(digits[-1:], 1)
+    digits = digits if factor == 1 else digits[:-1]
+    if not digits.isdecimal() or int(digits) == 0:
+        raise ConfigError("--shard-bytes", "must be bytes, such as 256MB or 1GB", value=text)
+    return int(digits) * factor
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="gatdist",
@@ -163,6 +207,8 @@ def _parser() -> argparse.ArgumentParser:
     command = partial(_command, commands)
 
     _add_train(command)
+
+    _add_pack(command)
 
     sub = command("inspect", _inspect, "tell what a run, checkpoint or data set is")
     sub.add_argument("url", metavar="URL")
@@ -220,6 +266,65 @@ def _add_train(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument(
         "--dry-run", action="store_true", help="say what would be done and what it needs, and stop"
     )
+
+
+def _add_pack(command: Callable[..., argparse.ArgumentParser]) -> None:
+    sub = command("pack", _pack, "pack pictures, sounds, texts or arrays into shards")
+    sub.add_argument(
+        "source", metavar="SOURCE", help="a folder, zip, tar, table or text, at any URL"
+    )
+    sub.add_argument("dest", metavar="DEST", help="the folder for the shards, at any URL")
+    pictures = sub.add_argument_group("pictures")
+    pictures.add_argument("--size", metavar="H[xW]", help="make all of this size, in pixels")
+    pictures.add_argument(
+        "--transform",
+        metavar="NAME",
+        help="center-crop (default), center-crop-wide, center-crop-dhariwal or stretch",
+    )
+    pictures.add_argument(
+        "--filter",
+        metavar="NAME",
+        help="lanczos (default), bicubic, hamming, bilinear or box",
+    )
+    pictures.add_argument(
+        "--format",
+        default="keep",
+        metavar="NAME",
+        help="keep (default: as they are where nothing changes, else png), png, jpeg or webp",
+    )
+    pictures.add_argument(
+        "--quality", type=int, metavar="N", help="of jpeg (default: 95) or webp (lossless)"
+    )
+    pictures.add_argument(
+        "--color", default="auto", metavar="NAME", help="rgb, gray or auto (default)"
+    )
+    source = sub.add_argument_group("source")
+    source.add_argument(
+        "--kind",
+        metavar="NAME",
+        help="folder, zip, tar, webdataset, parquet, csv, jsonl or text (default: recognized)",
+    )
+    source.add_argument(
+        "--labels",
+        metavar="WHERE",
+        help="folders, a column, a CSV or JSON list of files and labels, or none",
+    )
+    source.add_argument("--column", metavar="NAME", help="of a table: where the samples are")
+    sub.add_argument(
+        "--shard-bytes",
+        default="256MB",
+        metavar="N",
+        help="what a shard should have (default: 256MB)",
+    )
+    sub.add_argument("--workers", metavar="N", help="processes (default: one a core)")
+    sub.add_argument(
+        "--address",
+        default="",
+        metavar="RAY",
+        help="work on a Ray cluster, such as auto or HOST:PORT; local starts one here",
+    )
+    sub.add_argument("--strict", action="store_true", help="stop at a sample that can't be packed")
+    sub.add_argument("--dry-run", action="store_true", help="say what would be written, and stop")
 
 
 def _add_bench(commands: Any) -> None:

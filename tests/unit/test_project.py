@@ -19,6 +19,7 @@ PUBLIC = [
     "GatdistError",
     "evaluate",
     "load_config",
+    "pack",
     "register_discriminator",
     "register_feature_extractor",
     "register_generator",
