@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Self
+from urllib.parse import unquote
 
 from gatdist.data.packing.entries import Entry, Span, Zipped
 from gatdist.errors import StorageError, StorageUnavailableError
@@ -126,14 +127,28 @@ class Fetcher:
         if file.startswith("/"):
             root, name = "/", file[1:]
         elif "://" in file:
-            protocol, _, rest = file.partition("://")
-            host, _, name = rest.partition("/")
-            root = f"{protocol}://{host}"
+            root, name = _root_and_name(file)
         else:
             return self._stores[0], file, True
-        if root not in self._elsewhere:
-            self._elsewhere[root] = Store(root, retry_budget_s=_ELSEWHERE_BUDGET_S)
-        return self._elsewhere[root], name, False
+        if root in self._elsewhere:
+            return self._elsewhere[root], name, False
+        store = Store(root, retry_budget_s=_ELSEWHERE_BUDGET_S)
+        if "?" not in root:  # or there may be one for each file
+            self._elsewhere[root] = store
+        return store, name, False
+
+
+def _root_and_name(url: str) -> tuple[str, str]:
+    """The URL of a server or bucket, and a file's name there. A query of HTTP is part of the first.
+
+    Names are taken as they are by a store, and in HTTP's URLs with ``%20`` for a blank.
+    """
+    protocol, _, rest = url.partition("://")
+    host, _, name = rest.partition("/")
+    if not protocol.startswith("http"):
+        return f"{protocol}://{host}", name
+    name, mark, query = name.partition("#")[0].partition("?")
+    return f"{protocol}://{host}{mark}{query}", unquote(name)
 
 
 def _groups(entries: Iterable[Entry]) -> Iterator[list[Entry]]:

@@ -14,7 +14,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -31,6 +32,7 @@ from gatdist.data.packing.sources import Asked, list_source
 from gatdist.data.packing.task import NOTES, Job, Record, refused
 from gatdist.errors import DataError
 from gatdist.storage import Store
+from gatdist.storage.local import TEMPORARY
 
 PLAN = f"{NOTES}/plan.json"
 SPOOL = f"{NOTES}/spool"
@@ -83,6 +85,7 @@ class Packing:
         left_out: what of the source is no sample.
         notes: what the user should know, as sentences.
         num_bytes: what the shards will have, about.
+        began_s: when this start was made, in seconds of the clock that files are dated by.
     """
 
     job: Job
@@ -94,6 +97,7 @@ class Packing:
     left_out: Sequence[LeftOut]
     notes: Sequence[str]
     num_bytes: int
+    began_s: float
 
 
 def prepare(request: Request, *, dry_run: bool = False) -> Packing:
@@ -107,6 +111,7 @@ def prepare(request: Request, *, dry_run: bool = False) -> Packing:
         DataError: the source holds nothing usable, or the destination something else.
         StorageError: a URL can't be used.
     """
+    began_s = time.time()
     dest = Store(request.dest, request.dest_options)
     _require_apart(request.source, request.dest)
     noted = _noted(request, dest)
@@ -117,7 +122,9 @@ def prepare(request: Request, *, dry_run: bool = False) -> Packing:
             request.source, request.asked, spool, request.source_options
         )
         left_out = listing.left_out
-        entries, class_names, num_classes = numbered(listing.entries, listing.class_names, left_out)
+        entries, class_names, num_classes = numbered(
+            _once(listing.entries, left_out), listing.class_names, left_out
+        )
         if request.strict and left_out:
             raise refused(*min(left_out))
         entries = in_order(entries)
@@ -150,6 +157,7 @@ def prepare(request: Request, *, dry_run: bool = False) -> Packing:
         left_out=sorted(left_out),
         notes=listing.notes,
         num_bytes=round(sum(sizes)),
+        began_s=began_s,
     )
 
 
@@ -208,6 +216,7 @@ def finish(packing: Packing, records: Sequence[Record]) -> dict[str, Any]:
         num_classes=packing.num_classes,
     )
     dest.delete(SPOOL)
+    _sweep(dest, packing.began_s)
     return {
         "url": dest.url,
         "kind": packing.kind,
@@ -223,6 +232,13 @@ def finish(packing: Packing, records: Sequence[Record]) -> dict[str, Any]:
         "enlarged_example": next((r.enlarged_example for r in records if r.enlarged), ""),
         "report": REPORT if left_out else None,
     }
+
+
+def _once(entries: Iterable[Entry], left_out: list[LeftOut]) -> list[Entry]:
+    found: dict[str, Entry] = {}
+    twice = [entry for entry in entries if found.setdefault(entry.name, entry) is not entry]
+    left_out += [(entry.name, "stands twice, and the first was taken") for entry in twice]
+    return list(found.values())
 
 
 def _look(
@@ -276,7 +292,7 @@ def _noted(request: Request, dest: Store) -> dict[str, Any] | None:
     """
     mend = "Choose another DEST, or delete that folder"
     if not dest.exists(PLAN):
-        if names := dest.list():
+        if names := [name for name in dest.list() if name != NOTES]:
             what = "a data set" if MANIFEST in names else f"other files, such as {names[0]}"
             raise DataError(dest.url, f"holds {what}", mend=mend)
         return None
@@ -308,6 +324,14 @@ def _settings(request: Request) -> dict[str, Any]:
         **asdict(request.asked),
         **request.recipe.model_dump(mode="json"),
     }
+
+
+def _sweep(dest: Store, before_s: float) -> None:
+    """Remove what writers that were killed left beside the files that they wrote."""
+    if dest.is_local:
+        for path in dest.local_path().rglob(f".*{TEMPORARY}"):
+            if path.stat().st_mtime < before_s:
+                path.unlink()
 
 
 @contextmanager

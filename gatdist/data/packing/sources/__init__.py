@@ -56,7 +56,9 @@ def list_source(
     if asked.kind is not None and asked.kind not in KINDS:
         raise DataError("--kind", f"no such kind. {nearest(asked.kind, KINDS)}", value=asked.kind)
     folder, files = _located(url, options or {})
-    kind = asked.kind or (_kind_of_folder(files) if folder == url else _kind_of_file(url))
+    kind = asked.kind or (
+        _kind_of_folder(files) if folder == url else _kind_of_file(next(iter(files)))
+    )
     names = [name for name in files if _ends(name, KINDS[kind]) and not is_hidden(name)]
     if not names:
         rule = f"holds no file for --kind {kind}, which ends in {' or '.join(KINDS[kind])}"
@@ -127,11 +129,11 @@ def _located(url: str, options: Mapping[str, Any]) -> tuple[str, Mapping[str, in
 
 
 def _cut(url: str) -> tuple[str, str]:
-    """Folder and name; no name where there is none. In an HTTP query a slash parts nothing."""
+    """Folder and name, which is "" where there is none. An HTTP query goes with the folder."""
     path, mark, query = url.partition("?") if "://" in url else (url, "", "")
     protocol, separator, rest = path.rpartition("://")
     folder, slash, name = rest.rpartition("/")
-    return f"{protocol}{separator}{folder or slash}", f"{name}{mark}{query}" if slash else ""
+    return f"{protocol}{separator}{folder or slash}{mark}{query}", name if slash else ""
 
 
 def _kind_of_file(name: str) -> str:
@@ -157,7 +159,7 @@ def _kind_of_folder(files: Iterable[str]) -> str:
 
 
 def _ends(name: str, endings: tuple[str, ...]) -> bool:
-    return name.partition("?")[0].lower().endswith(endings)
+    return name.lower().endswith(endings)
 
 
 def _reader(*stores: Store) -> Callable[[Span], bytes]:

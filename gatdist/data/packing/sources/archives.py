@@ -22,6 +22,7 @@ from gatdist.data.packing.sources.tree import File
 from gatdist.errors import DataError
 from gatdist.storage import Store
 
+_END_OF_TAR_BYTES = 512
 _ENCRYPTED = 0x1  # bit of a zip's flags
 _UNPACKERS: Mapping[str, Any] = {
     **{".tar.gz": gzip.open, ".tgz": gzip.open},
@@ -82,9 +83,13 @@ def tar_files(
                     yield File(member.name.removeprefix("./"), span)
                 elif not member.isdir():
                     left_out.append((member.name, "is a link or another thing than a file"))
+            file.seek(archive.offset)
+            if file.read(_END_OF_TAR_BYTES) != bytes(_END_OF_TAR_BYTES):  # Python would not mind
+                rule = f"is cut short or damaged at byte {archive.offset} of {end}"
+                raise DataError(subject, rule, mend="Fetch it again")
     except tarfile.TarError as error:
         mend = "Fetch it again; one that is compressed must end in .tar.gz, .tar.bz2 or .tar.xz"
-        raise DataError(subject, f"is no readable tar ({error})", mend=mend) from None
+        raise DataError(subject, f"is no tar, or cut short ({error})", mend=mend) from None
 
 
 def unpack_tar(store: Store, name: str, spool: Store) -> str:

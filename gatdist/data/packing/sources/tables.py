@@ -122,7 +122,7 @@ def read_rows(store: Store, name: str) -> Iterator[Row]:
         DataError: it is no such list; names the line.
     """
     table = f"{store.url}/{name}"
-    extension = name.partition("?")[0].rpartition(".")[2].lower()
+    extension = extension_of(name)
     with open_file(store, name) as file:
         text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
         try:

@@ -1,0 +1,545 @@
+"""Sources of packing: each kind gives the same samples, and each fault is told by name."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import tarfile
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+import gatdist
+from gatdist.cli import main
+from gatdist.data.packing.labels import folder_classes
+from gatdist.errors import DataError, GatdistError
+from gatdist.storage import Store
+from packing import content, pack, picture, samples, write
+
+PICTURES = [picture(i) for i in range(12)]
+CLASSES = ["ant", "bee", "cow"]
+# What every source below is to give: each picture with the number of its class.
+EXPECTED = sorted((data, str(i % 3).encode()) for i, data in enumerate(PICTURES))
+
+Writer = Callable[[Path], Path]
+
+
+def tree() -> dict[str, bytes]:
+    return {f"{CLASSES[i % 3]}/{i}.png": data for i, data in enumerate(PICTURES)}
+
+
+def folder(path: Path) -> Path:
+    return write(path / "in", tree())
+
+
+def zipped(path: Path, method: int = zipfile.ZIP_DEFLATED, prefix: str = "") -> Path:
+    with zipfile.ZipFile(path / "in.zip", "w", method) as archive:
+        archive.mkdir("ant")
+        for name, data in tree().items():
+            archive.writestr(prefix + name, data)
+    return path / "in.zip"
+
+
+def stylegan(path: Path) -> Path:
+    """As ``dataset_tool.py`` writes it: numbered folders, and the labels in a list."""
+    labels = []
+    with zipfile.ZipFile(path / "in.zip", "w", zipfile.ZIP_STORED) as archive:
+        for i, data in enumerate(PICTURES):
+            labels.append([f"{i // 5:05d}/img{i:08d}.png", i % 3])
+            archive.writestr(labels[-1][0], data)
+        archive.writestr("dataset.json", json.dumps({"labels": labels}))
+    return path / "in.zip"
+
+
+def tarred(path: Path, name: str = "in.tar", mode: str = "w") -> Path:
+    with tarfile.open(path / name, mode) as archive:
+        archive.add(folder(path), arcname=".")
+    return path / name
+
+
+def listed(path: Path, extension: str) -> Path:
+    rows = [
+        {"file": f"in/{name}", "label": name.partition("/")[0], "size": "12"} for name in tree()
+    ]
+    folder(path)
+    target = path / f"list.{extension}"
+    if extension == "json":
+        target.write_text(json.dumps(rows))
+    elif extension == "jsonl":
+        target.write_text("".join(f"{json.dumps(row)}\n\n" for row in rows))
+    else:
+        with target.open("w", newline="", encoding="utf-8-sig") as file:
+            delimiter = "\t" if extension == "tsv" else ","
+            table = csv.DictWriter(file, ["size", "label", "file"], delimiter=delimiter)
+            table.writeheader()
+            table.writerows(rows)
+    return target
+
+
+def parquet(path: Path) -> Path:
+    """Two files with plain bytes, and names as labels."""
+    for part in range(2):
+        numbers = range(part, 12, 2)
+        table = {
+            "image": [PICTURES[i] for i in numbers],
+            "label": [CLASSES[i % 3] for i in numbers],
+        }
+        (path / "in").mkdir(exist_ok=True)
+        pyarrow.parquet.write_table(pyarrow.table(table), path / "in" / f"{part}.parquet")
+    return path / "in"
+
+
+def huggingface(path: Path) -> Path:
+    """As the library ``datasets`` writes pictures and classes."""
+    features = {"image": {"_type": "Image"}, "label": {"names": CLASSES, "_type": "ClassLabel"}}
+    table = pyarrow.table(
+        {
+            "image": [{"bytes": data, "path": f"{i}.png"} for i, data in enumerate(PICTURES)],
+            "label": [i % 3 for i in range(12)],
+        }
+    ).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pyarrow.parquet.write_table(table, path / "in.parquet", row_group_size=5)
+    return path / "in.parquet"
+
+
+def shards(path: Path, labels: bool = True, mode: str = "w") -> Path:
+    """As the ``webdataset`` library writes them, with ``.json`` beside each picture."""
+    (path / "in").mkdir()
+    suffix = ".gz" if mode == "w:gz" else ""
+    for part in range(2):
+        with tarfile.open(path / "in" / f"{part}.tar{suffix}", mode) as archive:
+            for i in range(part, 12, 2):
+                label = {"cls": str(i % 3).encode()} if labels else {}
+                files = {"png": PICTURES[i], "json": json.dumps({"kind": i % 3}).encode()} | label
+                for component, data in files.items():
+                    info = tarfile.TarInfo(f"x/{i:04d}.{component}")
+                    info.size = len(data)
+                    archive.addfile(info, io.BytesIO(data))
+    return path / "in"
+
+
+KINDS: dict[str, tuple[Writer, dict[str, str], str]] = {
+    "folder": (folder, {}, "folder"),
+    "zip": (zipped, {}, "zip"),
+    "zip, stored": (partial(zipped, method=zipfile.ZIP_STORED), {}, "zip"),
+    "zip with a folder around all": (partial(zipped, prefix="train/"), {}, "zip"),
+    "zip of the StyleGAN tools": (stylegan, {}, "zip"),
+    "tar": (tarred, {}, "tar"),
+    "tar.gz": (partial(tarred, name="in.tar.gz", mode="w:gz"), {}, "tar"),
+    "tgz": (partial(tarred, name="in.tgz", mode="w:gz"), {}, "tar"),
+    "tar.xz": (partial(tarred, name="in.tar.xz", mode="w:xz"), {}, "tar"),
+    **{name: (partial(listed, extension=name), {}, "csv") for name in ("csv", "tsv")},
+    **{name: (partial(listed, extension=name), {}, "jsonl") for name in ("json", "jsonl")},
+    "parquet": (parquet, {}, "parquet"),
+    "parquet of Hugging Face": (huggingface, {}, "parquet"),
+    "webdataset": (shards, {}, "webdataset"),
+    "webdataset, a field": (partial(shards, labels=False), {"labels": "kind"}, "webdataset"),
+    "webdataset, compressed": (partial(shards, mode="w:gz"), {}, "webdataset"),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_of_source_gives_the_same_samples(name: str, tmp_path: Path) -> None:
+    writer, options, kind = KINDS[name]
+    source = writer(tmp_path)
+    outcome = pack(source, tmp_path / "out", **options)
+    assert outcome["kind"] == kind
+    assert outcome["num_classes"] == 3
+    found = samples(tmp_path / "out")
+    assert sorted((sample["png"], sample["cls"]) for sample in found) == EXPECTED
+    assert outcome["left_out"] == 0
+    assert not (tmp_path / "out" / "packing" / "spool").exists()
+    if kind == "webdataset":  # what else a sample has is kept
+        assert all(json.loads(s["json"])["kind"] == int(s["cls"]) for s in found)
+
+
+@pytest.mark.parametrize("name", ["folder", "zip", "tar.gz", "csv", "parquet", "webdataset"])
+def test_sources_on_other_storage_are_read_alike(name: str, tmp_path: Path) -> None:
+    writer, options, kind = KINDS[name]
+    source = writer(tmp_path)
+    away = Store(f"memory://{uuid4()}")
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            away.publish(str(path.relative_to(tmp_path)), path.read_bytes())
+    url = f"{away.url}/{source.relative_to(tmp_path)}"
+    outcome = gatdist.pack(url, f"{away.url}/out", workers=1, **options)
+    assert outcome["kind"] == kind
+    assert outcome["samples"] == 12
+    for shard in away.find("out"):
+        write(tmp_path / "out", {shard.removeprefix("out/"): away.read(shard)})
+    found = samples(tmp_path / "out")
+    assert sorted((sample["png"], sample["cls"]) for sample in found) == EXPECTED
+
+
+# Labels
+
+
+def test_the_class_is_the_first_folder_that_differs() -> None:
+    assert folder_classes(["a/1", "b/x/2"]) == ["a", "b"]
+    assert folder_classes(["all/train/a/1", "all/train/b/2"]) == ["a", "b"]
+    assert folder_classes(["all/1", "all/2"]) == [None, None]
+    assert folder_classes(["1", "a/2"]) == [None, None]
+    assert folder_classes([]) == []
+
+
+def test_folders_of_numbers_are_classes_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    source = write(tmp_path / "in", {f"{n}/x.png": PICTURES[n % 12] for n in (10, 9, 100)})
+    assert pack(source, tmp_path / "out")["num_classes"] == 3
+    found = {sample["png"]: sample["cls"] for sample in samples(tmp_path / "out")}
+    assert found == {PICTURES[9]: b"0", PICTURES[10]: b"1", PICTURES[4]: b"2"}
+
+
+def flat(path: Path) -> Path:
+    return write(path / "in", {f"{i}.png": data for i, data in enumerate(PICTURES)})
+
+
+@pytest.mark.parametrize("where", ["beside", "inside"])
+def test_labels_come_from_a_list(tmp_path: Path, where: str) -> None:
+    source = flat(tmp_path)
+    labels = (source if where == "inside" else tmp_path) / "labels.csv"
+    rows = [f"{i}.png,{CLASSES[i % 3]}" for i in range(12)]
+    labels.write_text("\n".join(["file,label", *rows, "77.png,dog"]))
+    outcome = pack(source, tmp_path / "out", labels=str(labels))
+    assert (outcome["num_classes"], outcome["left_out"]) == (3, 0)
+    found = samples(tmp_path / "out")
+    assert sorted((sample["png"], sample["cls"]) for sample in found) == EXPECTED
+
+
+def test_a_list_that_misses_files_leaves_them_out_and_says_so(tmp_path: Path) -> None:
+    source = flat(tmp_path)
+    (tmp_path / "labels.json").write_text(
+        json.dumps(
+            [{"file": f"{i}.png", "label": i % 3} for i in range(7)]
+            + [{"file": "z.png", "label": 1}]
+        )
+    )
+    dry = pack(source, tmp_path / "out", labels=str(tmp_path / "labels.json"), dry_run=True)
+    assert dry["notes"] == [
+        f"{tmp_path}/labels.json names 1 files that are not in the source, such as z.png"
+    ]
+    outcome = pack(source, tmp_path / "out", labels=str(tmp_path / "labels.json"))
+    assert (outcome["samples"], outcome["left_out"]) == (7, 5)
+    assert outcome["left_out_examples"][0] == ["10.png", "has no label, as others have"]
+
+
+def test_labels_can_be_left_out(tmp_path: Path) -> None:
+    assert pack(folder(tmp_path), tmp_path / "out", labels="none")["num_classes"] == 0
+    assert all(sample.keys() == {"png"} for sample in samples(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        ([-1, 0], "label = -1: the number of a class must be 0 to 999999"),
+        ([1e7, 0], "label = 10000000: the number of a class must be 0 to"),
+        ([[1, 0], 0], r"label = \[1, 0\]: a class must be a whole number or a name"),
+        ([0.5, 0], "label = 0.5: a class must be a whole number or a name"),
+        ([True, 0], "label = True: a class must be"),
+    ],
+)
+def test_labels_that_are_no_classes(tmp_path: Path, labels: list[Any], told: str) -> None:
+    source = flat(tmp_path)
+    rows = [{"file": f"in/{i}.png", "label": label} for i, label in enumerate(labels)]
+    (tmp_path / "list.json").write_text(json.dumps(rows))
+    with pytest.raises(DataError, match=told):
+        pack(tmp_path / "list.json", tmp_path / "out")
+    assert source.exists()
+
+
+# Texts and arrays
+
+
+def test_lists_of_texts_and_captions(tmp_path: Path) -> None:
+    flat(tmp_path)
+    (tmp_path / "list.jsonl").write_text(
+        '{"path": "in/0.png", "caption": "an ant"}\n{"path": "./in/1.png", "caption": null}\n'
+    )
+    pack(tmp_path / "list.jsonl", tmp_path / "out")
+    found = {sample["png"]: sample.get("txt") for sample in samples(tmp_path / "out")}
+    assert found == {PICTURES[0]: b"an ant", PICTURES[1]: None}
+
+
+# What can't be packed
+
+
+def report(folder: Path) -> dict[str, str]:
+    lines = (folder / "report.jsonl").read_text().splitlines()
+    return {line["source"]: line["reason"] for line in map(json.loads, lines)}
+
+
+def test_files_that_are_no_samples_are_reported_with_the_reason(tmp_path: Path) -> None:
+    jpeg = picture(1, kind="JPEG")
+    bad = {
+        "empty.png": b"",
+        "text.jpg": b"no picture",
+        "torn.png": PICTURES[0][:-30],
+        "torn.jpg": jpeg[: len(jpeg) // 2],
+        "other.png": picture(3, (6, 7)),
+        "movie.mp4": b"x",
+    }
+    hidden = {".DS_Store": b"x", "__MACOSX/._1.png": b"x", "Thumbs.db": b"x"}
+    outcome = pack(write(flat(tmp_path), bad | hidden), tmp_path / "out")
+    assert (outcome["samples"], outcome["left_out"]) == (12, len(bad))
+    told = report(tmp_path / "out")
+    assert told.keys() == bad.keys()
+    assert told["movie.mp4"] == "is no picture (.mp4)"
+    assert told["empty.png"] == told["text.jpg"] == "is no picture of a known format"
+    assert told["other.png"] == "is 6 × 7, others 5 × 7 (height × width)"
+    assert "readable" in told["torn.png"]
+    assert "readable" in told["torn.jpg"]
+
+
+def test_strict_makes_the_first_of_them_an_error(tmp_path: Path) -> None:
+    source = write(flat(tmp_path), {"torn.png": PICTURES[0][:-30]})
+    with pytest.raises(DataError, match=r"torn.png: is no readable.* leave out --strict"):
+        pack(source, tmp_path / "out", strict=True)
+    assert pack(source, tmp_path / "out")["left_out"] == 1
+    with pytest.raises(DataError, match=r"torn.png: is no readable"):  # found in the record
+        pack(source, tmp_path / "out", strict=True)
+    write(source, {"notes.md": b""})
+    with pytest.raises(DataError, match=r"notes.md: is no picture"):
+        pack(source, tmp_path / "other", strict=True)
+
+
+def test_duplicates_are_packed_once(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
+        archive.writestr("a.png", PICTURES[0])
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            archive.writestr("a.png", PICTURES[1])
+    pack(tmp_path / "in.zip", tmp_path / "zip")
+    assert samples(tmp_path / "zip") == [{"png": PICTURES[0]}]
+    assert report(tmp_path / "zip") == {"a.png": "stands twice, and the first was taken"}
+    flat(tmp_path)
+    (tmp_path / "list.csv").write_text("file\nin/0.png\nin/1.png\nin/0.png\n")
+    assert pack(tmp_path / "list.csv", tmp_path / "csv")["samples"] == 2
+    assert report(tmp_path / "csv") == {"in/0.png": "stands twice, and the first was taken"}
+
+
+def test_members_of_a_zip_that_are_damaged_or_hidden_by_other_means(tmp_path: Path) -> None:
+    source = zipped(tmp_path)
+    raw = bytearray(source.read_bytes())
+    with zipfile.ZipFile(source) as archive:
+        first, second, third = archive.infolist()[1:4]
+        raw[first.header_offset + 60] ^= 0xFF  # a bit of the content
+        raw[second.header_offset] = 0  # its header
+        start = raw.index(b"PK\x01\x02", third.header_offset + third.compress_size)
+        entry = raw.index(third.filename.encode(), start) - 46
+        raw[entry + 24 : entry + 28] = (2**31).to_bytes(4, "little")  # unfolds into 2 GiB
+    source.write_bytes(raw)
+    outcome = pack(source, tmp_path / "out")
+    assert outcome["samples"] == 9
+    told = report(tmp_path / "out")
+    assert "is damaged in the zip" in told[first.filename]
+    assert "is damaged in the zip" in told[second.filename]
+    assert told[third.filename] == "has 2147483648 bytes, and a sample may have 1 GiB"
+    with zipfile.ZipFile(tmp_path / "b.zip", "w", zipfile.ZIP_BZIP2) as archive:
+        archive.writestr("a.png", PICTURES[0])
+        archive.writestr("b.png", PICTURES[1], zipfile.ZIP_STORED)
+    pack(tmp_path / "b.zip", tmp_path / "bz")
+    assert report(tmp_path / "bz") == {"a.png": "is compressed by method 12, expected 8 (deflate)"}
+
+
+def test_a_file_that_goes_away_after_it_was_listed(tmp_path: Path) -> None:
+    flat(tmp_path)
+    (tmp_path / "list.csv").write_text("file\nin/0.png\nin/none.png\n")
+    assert pack(tmp_path / "list.csv", tmp_path / "out")["samples"] == 1
+    assert report(tmp_path / "out") == {"in/none.png": "can't be read (No such file or directory)"}
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_a_list_of_urls_some_of_which_are_dead(tmp_path: Path) -> None:
+    flat(tmp_path)
+    with served(tmp_path) as url:
+        rows = [f"{url}/in/{i}.png?x=1" for i in range(3)] + [f"{url}/in/gone.png"]
+        (tmp_path / "list.csv").write_text("\n".join(["url", *rows]))
+        outcome = pack(tmp_path / "list.csv", tmp_path / "out")
+    assert outcome["samples"] == 3
+    assert sorted(s["png"] for s in samples(tmp_path / "out")) == sorted(PICTURES[:3])
+    (told,) = report(tmp_path / "out").values()
+    assert "can't be read" in told
+
+
+# What is refused
+
+
+def refused(path: Path, given: Writer | str, **options: Any) -> str:
+    """What the error says, in which ``path`` is IN."""
+    source = path / given if isinstance(given, str) else given(path)
+    with pytest.raises(GatdistError) as error:
+        pack(source, path / "out", **options)
+    assert error.value.exit_status == 2
+    assert not list((path / "out").glob("*.tar"))
+    return str(error.value).replace(str(path), "IN")
+
+
+def file(name: str, data: bytes) -> Writer:
+    return lambda path: write(path, {name: data}) / name
+
+
+REFUSED: dict[str, tuple[Writer | str, dict[str, Any], str]] = {
+    "no such source": ("nothing", {}, "IN/nothing: no such file or folder. Check SOURCE."),
+    "an empty folder": (lambda path: (path / "e").mkdir() or path / "e", {}, "IN/e: is an empty"),
+    "nothing of a known kind": (
+        lambda path: write(path / "in", {"a.mp4": b"", "b.md": b""}),
+        {},
+        "IN/in: holds no files that can be packed, but 1 × .mp4, 1 × .md",
+    ),
+    "a file of an unknown kind": (file("a.mp4", b"x"), {}, "is one file of an unknown kind"),
+    "an unknown kind": (
+        folder,
+        {"kind": "zap"},
+        "--kind = 'zap': no such kind. Did you mean 'zip'",
+    ),
+    "another kind": (folder, {"kind": "parquet"}, "holds no file for --kind parquet"),
+    "nothing usable": (
+        lambda path: write(path / "in", {"a.png": b"x", "b.png": b"y"}),
+        {},
+        "IN/in: none of its 2 samples can be packed",
+    ),
+    "many sizes": (
+        lambda path: write(path / "in", {f"{i}.png": picture(i, (i + 1, 5)) for i in range(3)}),
+        {},
+        "--size: the pictures differ in height × width: among 3 are 1 of ",
+    ),
+    "no zip": (file("a.zip", b"PK no zip"), {}, "IN/a.zip: is no readable zip"),
+    "no tar": (file("a.tar", b"no tar" * 200), {}, "IN/a.tar: is no tar, or cut short"),
+    "a compressed tar called .tar": (
+        partial(tarred, mode="w:gz"),
+        {},
+        "one that is compressed must end in .tar.gz",
+    ),
+    "no gzip": (file("a.tar.gz", b"no gzip"), {}, "IN/a.tar.gz: can't be uncompressed"),
+    "no Parquet": (file("a.parquet", b"no parquet"), {}, "is no readable Parquet file"),
+    "an empty list": (file("a.csv", b""), {}, "IN/a.csv: is empty"),
+    "a list that is no text": (file("a.csv", b"file\n\xff\n"), {}, "IN/a.csv: is not UTF-8 text"),
+    "a line that is no JSON": (
+        file("a.jsonl", b'{"file": "x"}\n{"file"\n'),
+        {},
+        "IN/a.jsonl:2: is no JSON",
+    ),
+    "a line that is no object": (file("a.jsonl", b"3\n"), {}, "IN/a.jsonl:1 = 3: must be a JSON"),
+    "a list of lists": (file("a.json", b"[[1]]"), {}, "IN/a.json: must be a list of objects"),
+    "no column for files": (file("a.csv", b"x,y\n1,2\n"), {}, "no column is named like a file"),
+    "no such column": (
+        partial(listed, extension="csv"),
+        {"column": "fiel"},
+        "--column = 'fiel': IN/list.csv has no such column, but size, label, file. Did you mean",
+    ),
+    "no such column of labels": (
+        partial(listed, extension="csv"),
+        {"labels": "kind"},
+        "--labels = 'kind': IN/list.csv has no such column",
+    ),
+    "labels of something else": (
+        folder,
+        {"labels": "kind"},
+        "--labels = 'kind': must be none, fol",
+    ),
+    "a list of labels that is not there": (
+        folder,
+        {"labels": "/none/labels.csv"},
+        "/none/labels.csv: no such file",
+    ),
+    "a list of other files": (
+        lambda path: write(path, {"l.csv": b"file,label\nx.png,1\n"}) and folder(path),
+        {"labels": "l.csv"},
+        "names none of the files: it has 'x.png', the source 'ant/0.png'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    given, options, told = REFUSED[name]
+    assert told in refused(tmp_path, given, **options)
+
+
+def test_a_torn_archive_is_refused(tmp_path: Path) -> None:
+    source = tarred(tmp_path)
+    whole = source.read_bytes()
+    for end in (len(whole) // 2, 1000, 512):
+        source.write_bytes(whole[:end])
+        assert "cut short" in refused(tmp_path, "in.tar")
+    packed = tarred(tmp_path, "in.tar.gz", "w:gz")
+    packed.write_bytes(packed.read_bytes()[:-20])
+    assert "IN/in.tar.gz: can't be uncompressed" in refused(tmp_path, "in.tar.gz")
+
+
+def test_source_and_destination_may_not_lie_in_each_other(tmp_path: Path) -> None:
+    source = folder(tmp_path)
+    for dest in (source, source / "x", tmp_path / "link"):
+        if dest.name == "link":
+            dest.symlink_to(source)
+        with pytest.raises(DataError, match=r"DEST = .*: lies inside SOURCE"):
+            pack(source, dest)
+    with pytest.raises(DataError, match=r"SOURCE = .*: lies inside DEST"):
+        pack(source, tmp_path)
+    pack(zipped(tmp_path), tmp_path / "out")  # beside a file is another matter
+
+
+def test_a_destination_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
+    source = folder(tmp_path)
+    write(tmp_path / "mine", {"precious.txt": b"x"})
+    with pytest.raises(DataError, match=r"mine: holds other files, such as precious.txt"):
+        pack(source, tmp_path / "mine")
+    pack(source, tmp_path / "out")
+    before = content(tmp_path / "out")
+    with pytest.raises(DataError, match="out: holds another packing, with size None, not "):
+        pack(source, tmp_path / "out", size=4)
+    write(source, {"ant/new.png": PICTURES[0]})
+    with pytest.raises(DataError, match="the source has changed since some of its shards"):
+        pack(source, tmp_path / "out")
+    assert content(tmp_path / "out") == before
+    (tmp_path / "out" / "packing" / "plan.json").unlink()
+    with pytest.raises(DataError, match="out: holds a data set"):
+        pack(source, tmp_path / "out")
+
+
+def test_a_mistake_that_was_mended_leaves_nothing_in_the_way(tmp_path: Path) -> None:
+    files = {f"{i}.png": picture(i, (i + 1, 5)) for i in range(3)}
+    source = write(tmp_path / "in", files)
+    with pytest.raises(DataError, match="--size"):
+        pack(source, tmp_path / "out")
+    assert pack(source, tmp_path / "out", size=3)["samples"] == 3
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tarred(tmp_path, "in.tar.gz", "w:gz")
+    command = ["pack", str(source), str(tmp_path / "out"), "--size", "4", "--dry-run"]
+    assert main(command) == 0
+    told = capsys.readouterr().out
+    assert "12 pictures, 3 classes (ant, bee, cow)" in told
+    assert "4 × 4 RGB (center-crop, lanczos) into 1 shard" in told
+    assert main([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["samples"], found["shards"], found["num_classes"]) == (12, 1, 3)
+    assert not (tmp_path / "out").exists()
