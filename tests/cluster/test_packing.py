@@ -1,0 +1,39 @@
+"""Packing on a real Ray Data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+
+from packing import content, pack, picture, write
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
+
+
+def test_ray_packs_the_same_bytes_and_goes_on_where_another_stopped(
+    tmp_path: Path, ray_address: str, run_gatdist: Callable[..., CompletedProcess[str]]
+) -> None:
+    files = {f"{'ab'[i % 2]}/{i}.png": picture(i, (9, 9)) for i in range(60)}
+    source = write(tmp_path / "in", files | {"a/bad.png": b"x"})
+    pack(source, tmp_path / "alone", size=6)
+    pack(source, tmp_path / "ray", size=6)
+    for name in ("shard-000001.tar", "packing/shard-000002.json", "manifest.json"):
+        (tmp_path / "ray" / name).unlink()
+    command = ["pack", source, tmp_path / "ray", "--size", "6", "--shard-bytes", "9kB"]
+    finished = run_gatdist(*command, "--address", ray_address, "--json", timeout=120)
+    assert finished.returncode == 0, finished.stderr
+    outcome = json.loads(finished.stdout)
+    assert (outcome["samples"], outcome["left_out"]) == (60, 1)
+    assert content(tmp_path / "ray") == content(tmp_path / "alone")
+    for noise in ("INFO", "WARNING", "ray::", "Traceback", "Running Dataset"):
+        assert noise not in finished.stderr
+    # What a task raises on Ray is told as it is.
+    write(source, {"a/torn.png": picture(0, (9, 9))[:-9]})
+    command = ["pack", source, tmp_path / "strict", "--size", "6", "--strict"]
+    finished = run_gatdist(*command, "--address", ray_address, timeout=120)
+    assert finished.returncode == 2
+    assert finished.stderr.splitlines()[-1].startswith("gatdist: a/")
