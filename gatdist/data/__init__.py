@@ -1,5 +1,10 @@
 """Data: shards on any storage, read in an order that is a pure function of seed and position."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from gatdist.data.dataset import Dataset, open_dataset
 from gatdist.data.format import (
     Manifest,
@@ -9,8 +14,13 @@ from gatdist.data.format import (
     write_manifest,
     write_shard,
 )
-from gatdist.data.loader import Batch, Loader, to_network, to_pixels
 from gatdist.data.order import ORDER_VERSION, SampleOrder
+
+if TYPE_CHECKING:
+    from gatdist.data.loader import Batch, Loader, to_network, to_pixels
+
+# Imported on first use: what packs, indexes and verifies data does without torch.
+_OF_TORCH = ("Batch", "Loader", "to_network", "to_pixels")
 
 __all__ = [
     "ORDER_VERSION",
@@ -28,3 +38,9 @@ __all__ = [
     "write_manifest",
     "write_shard",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _OF_TORCH:
+        raise AttributeError(f"module 'gatdist.data' has no attribute {name!r}")
+    return getattr(importlib.import_module("gatdist.data.loader"), name)

@@ -80,6 +80,10 @@ def test_a_configuration_is_read_without_torch():
     assert not loaded & {"torch", "ray", "numpy", "fsspec"}
 
 
+def test_packing_needs_no_torch():
+    assert not modules_after("import gatdist.data.packing, gatdist.api") & {"torch", "ray"}
+
+
 def test_the_command_is_installed():
     (command,) = entry_points(group="console_scripts", name="gatdist")
     assert command.value == "gatdist.cli:main"

@@ -38,8 +38,9 @@ PLAN = f"{NOTES}/plan.json"
 SPOOL = f"{NOTES}/spool"
 REPORT = "report.jsonl"
 
-# So many samples are looked at to see what they have in common.
-_LOOKED_AT = 64
+# So many samples are looked at to see what they have in common, and so many converted to see how
+# large they become.
+_LOOKED_AT, _CONVERTED = 64, 8
 _PLAN_VERSION = 1
 _EXAMPLES = 3
 # In a tar a file has a header of 512 bytes, and is filled up to a multiple of 512.
@@ -258,10 +259,12 @@ def _look(
                 else:
                     contents.append(files[entry.component])
             convert = converter_like(listing.modality, request.recipe, contents)
-            packed = []
+            packed: list[tuple[bytes, bytes]] = []
             if convert is None:
                 continue
             for content in contents:
+                if len(packed) == _CONVERTED:
+                    break
                 try:
                     packed.append((content, convert(content).content))
                 except CodecError as error:
