@@ -1,0 +1,82 @@
+"""Packing from and to an object store, on good days and bad ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from servers import Server
+
+import gatdist
+from gatdist.benchmarking.proxy import Fault, Proxy
+from gatdist.errors import StorageError
+from gatdist.storage import Store
+from packing import content, pack, picture, write
+
+pytestmark = pytest.mark.storage
+
+FILES = {f"{'ab'[i % 2]}/{i}.png": picture(i, (9, 9)) for i in range(30)}
+
+
+@pytest.fixture
+def bucket(moto: Server) -> str:
+    """URL of a bucket with pictures in the folder ``in``."""
+    url = moto.new_bucket()
+    store = Store(url, moto.options(moto.address))
+    for name, data in FILES.items():
+        store.publish(f"in/{name}", data)
+    return url
+
+
+def from_bucket(bucket: str, options: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return gatdist.pack(
+        f"{bucket}/in",
+        f"{bucket}/out",
+        shard_bytes=9_000,
+        source_options=options,
+        dest_options=options,
+        **{"size": 6, "workers": 1} | more,
+    )
+
+
+def fetched(bucket: str, options: dict[str, Any], folder: Path) -> dict[str, str]:
+    store = Store(bucket, options)
+    files = {name.removeprefix("out/"): store.read(name) for name in store.find("out")}
+    return shards(content(write(folder, files)))
+
+
+def shards(found: dict[str, str]) -> dict[str, str]:
+    """All but the plan, which names the source."""
+    return {name: digest for name, digest in found.items() if not name.endswith("plan.json")}
+
+
+def test_a_bad_day_changes_no_byte(moto: Server, bucket: str, tmp_path: Path) -> None:
+    pack(write(tmp_path / "in", FILES), tmp_path / "local", size=6)
+    faults = [
+        Fault("refuse", "*/in/a/*"),
+        Fault("reset", "*/in/b/*"),
+        Fault("refuse", "*.tar", methods=("PUT",)),
+    ]
+    with Proxy(moto.address, faults=faults) as proxy:
+        outcome = from_bucket(bucket, moto.options(proxy.url))
+        assert sum(bool(exchange.fault) for exchange in proxy.exchanges) > 30
+    assert (outcome["samples"], outcome["left_out"]) == (30, 0)
+    local = shards(content(tmp_path / "local"))
+    assert len(local) > 8
+    assert fetched(bucket, moto.options(moto.address), tmp_path / "bucket") == local
+
+
+def test_a_denial_is_no_fault_of_the_samples(moto: Server, bucket: str, tmp_path: Path) -> None:
+    """Credentials that end in the middle must not leave out all that comes after."""
+    pack(write(tmp_path / "in", FILES), tmp_path / "local", size=6)
+    denied = Fault("refuse", "*/in/a/2*", requests=(1, 10**6), status=403)
+    with Proxy(moto.address, faults=[denied]) as proxy:
+        options = moto.options(proxy.url)
+        with pytest.raises(StorageError, match="not permitted"):
+            from_bucket(bucket, options)
+        assert not Store(bucket, options).exists("out/manifest.json")
+        proxy.faults = ()
+        assert from_bucket(bucket, options, workers=2)["left_out"] == 0
+    local = shards(content(tmp_path / "local"))
+    assert fetched(bucket, moto.options(moto.address), tmp_path / "bucket") == local
