@@ -72,6 +72,8 @@ def _pack(arguments: argparse.Namespace) -> None:
         address=arguments.address,
         strict=arguments.strict,
         dry_run=arguments.dry_run,
+        source_options=_options("--source-set", arguments.source_set),
+        dest_options=_options("--dest-set", arguments.dest_set),
         console=None if arguments.dry_run else ProgressConsole(sys.stderr),
         **{name: getattr(arguments, name) for name in names},
     )
@@ -175,6 +177,16 @@ def _workers(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise ConfigError("--workers", "must be a whole number above 0", value=text)
     return int(text)
+
+
+def _options(option: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """Storage options of ``key=value``."""
+    from gatdist.config import set_value
+
+    options: dict[str, Any] = {}
+    for override in overrides:
+        set_value(options, override, option, "key=value")
+    return options
 
 
 def _size(text: str | None) -> tuple[int, int] | None:
@@ -323,6 +335,14 @@ def _add_pack(command: Callable[..., argparse.ArgumentParser]) -> None:
         metavar="RAY",
         help="work on a Ray cluster, such as auto or HOST:PORT; local starts one here",
     )
+    for end in ("source", "dest"):
+        sub.add_argument(
+            f"--{end}-set",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            help=f"storage option of {end.upper()}, such as anon=true; may be given often",
+        )
     sub.add_argument("--strict", action="store_true", help="stop at a sample that can't be packed")
     sub.add_argument("--dry-run", action="store_true", help="say what would be written, and stop")
 

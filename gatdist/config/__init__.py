@@ -20,6 +20,7 @@ from gatdist.config.loading import (
     parse_config,
     preset_names,
     require_unchanged,
+    set_value,
 )
 from gatdist.config.models import Config, flatten
 from gatdist.config.sections import (
@@ -72,4 +73,5 @@ __all__ = [
     "parse_config",
     "preset_names",
     "require_unchanged",
+    "set_value",
 ]

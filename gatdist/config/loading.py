@@ -32,7 +32,7 @@ def load_config(source: str, overrides: Iterable[str] = ()) -> Config:
     """
     values = _read_toml(source)
     for override in overrides:
-        _apply(values, override)
+        set_value(values, override)
     return parse_config(values)
 
 
@@ -116,17 +116,30 @@ def _read_toml(source: str) -> dict[str, Any]:
         raise ConfigError(source, f"not valid TOML ({error})", mend="Mend that line") from None
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def set_value(
+    values: dict[str, Any], override: str, option: str = "--set", form: str = "section.key=value"
+) -> None:
+    """Put the value of ``section.key=value`` into nested tables.
+
+    Args:
+        values: the tables.
+        override: the value is TOML; a bare word is a string.
+        option: of the command line, for messages.
+        form: what it must look like, for messages.
+
+    Raises:
+        ConfigError: it has another form, or its value can't be read.
+    """
     path, equals, text = override.partition("=")
     *sections, key = keys = path.strip().split(".")
     if not equals or not all(keys):
-        raise ConfigError("--set", "must be section.key=value", value=override)
+        raise ConfigError(option, f"must be {form}", value=override)
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         if not _BARE_WORD.fullmatch(text.strip()):
             raise ConfigError(
-                f"--set {path}",
+                f"{option} {path}",
                 "not a TOML value",
                 value=text,
                 mend="Put quotes around a string with blanks or signs",
@@ -136,7 +149,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
     for section in sections:
         table = table.setdefault(section, {})
         if not isinstance(table, dict):
-            raise ConfigError(f"--set {path}", f"{section} is a value, not a table", value=text)
+            raise ConfigError(f"{option} {path}", f"{section} is a value, not a table", value=text)
     table[key] = value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from servers import Server
 
 import gatdist
 from gatdist.benchmarking.proxy import Fault, Proxy
+from gatdist.cli import main
 from gatdist.errors import StorageError
 from gatdist.storage import Store
 from packing import content, pack, picture, write
@@ -65,6 +67,23 @@ def test_a_bad_day_changes_no_byte(moto: Server, bucket: str, tmp_path: Path) ->
     local = shards(content(tmp_path / "local"))
     assert len(local) > 8
     assert fetched(bucket, moto.options(moto.address), tmp_path / "bucket") == local
+
+
+def test_storage_options_come_from_the_command_line(
+    moto: Server, bucket: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MY_SECRET", "test")
+    words = [
+        "key=test",
+        "secret='${env:MY_SECRET}'",
+        f"client_kwargs.endpoint_url='{moto.address}'",
+    ]
+    sets = [word for text in words for word in ("--source-set", text, "--dest-set", text)]
+    command = ["pack", f"{bucket}/in", f"{bucket}/out", "--workers", "1", "--json"]
+    assert main([*command, *sets]) == 0
+    assert json.loads(capsys.readouterr().out)["samples"] == 30
+    assert main([*command, "--source-set", "anon"]) == 2
+    assert "--source-set = 'anon': must be key=value" in capsys.readouterr().err
 
 
 def test_a_denial_is_no_fault_of_the_samples(moto: Server, bucket: str, tmp_path: Path) -> None:
