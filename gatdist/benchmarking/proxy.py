@@ -26,7 +26,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, Self
 
 import aiohttp
 from aiohttp import web
@@ -68,15 +68,16 @@ class Fault:
     body: str = ""
 
 
-class Exchange(NamedTuple):
-    """A request, and how many bytes of body went back."""
+@dataclass
+class Exchange:
+    """A request, what was done to it, and how many bytes of body have gone back."""
 
     method: str
     path: str
     range: str
     fault: str
-    status: int
-    num_bytes: int
+    status: int = 0
+    num_bytes: int = 0
 
 
 class Proxy:
@@ -90,7 +91,7 @@ class Proxy:
 
     Attributes:
         url: of the proxy.
-        exchanges: all that were ended, in that order.
+        exchanges: all so far, in the order of the requests.
     """
 
     def __init__(
@@ -142,7 +143,8 @@ class Proxy:
             skip_auto_headers=_ADDED_BY_AIOHTTP,
         )
         self._runner = web.ServerRunner(
-            web.Server(self._answer, handler_cancellation=True, access_log=None), shutdown_timeout=0
+            web.Server(self._answer, handler_cancellation=True, access_log=None),
+            shutdown_timeout=0.1,
         )
         await self._runner.setup()
         listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
@@ -154,18 +156,27 @@ class Proxy:
         await self._session.close()
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            return await self._pass_on(request)
+        except ConnectionResetError:
+            return web.Response()  # nobody is there to have it
+        except aiohttp.ClientError as error:
+            return web.Response(status=502, text=f"{self._upstream}: {error}")
+
+    async def _pass_on(self, request: web.BaseRequest) -> web.StreamResponse:
         fault = self._fault_for(request)
         kind = fault.kind if fault else ""
+        exchange = Exchange(request.method, request.rel_url.path, _range(request), kind)
+        self.exchanges.append(exchange)
         if self._latency_s:
             await asyncio.sleep(self._latency_s)
         if request.headers.get("Expect", "").lower() == "100-continue" and request.transport:
             request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         if kind == "silence":
-            self._note(request, kind, 0, 0)
             await asyncio.Event().wait()  # until the client leaves
         if fault and kind == "refuse":
             await request.read()
-            self._note(request, kind, fault.status, len(fault.body))
+            exchange.status, exchange.num_bytes = fault.status, len(fault.body)
             return web.Response(status=fault.status, headers=fault.headers, text=fault.body)
         dropped = _OF_ONE_CONNECTION | {"expect"}
         if kind == "ignore_range":
@@ -177,40 +188,38 @@ class Proxy:
             data=request.content if request.can_read_body else None,
             allow_redirects=False,
         ) as upstream:
-            return await self._pass_back(request, upstream, kind)
+            return await self._pass_back(request, upstream, exchange)
 
     async def _pass_back(
-        self, request: web.BaseRequest, upstream: aiohttp.ClientResponse, kind: str
+        self, request: web.BaseRequest, upstream: aiohttp.ClientResponse, exchange: Exchange
     ) -> web.StreamResponse:
         answer = web.StreamResponse(status=upstream.status, reason=upstream.reason)
         for name, value in upstream.headers.items():
             if name.lower() not in _OF_ONE_CONNECTION:
                 answer.headers.add(name, value)
-        length = upstream.content_length
+        exchange.status = upstream.status
+        kind, length = exchange.fault, upstream.content_length
         stop = (length or 0) // 2  # where a fault is done
         if kind == "short":
             answer.content_length = length = stop
         if length is None and request.method != "HEAD":
             answer.enable_chunked_encoding()
         await answer.prepare(request)
-        sent, began = 0, self._loop.time()
-        try:
-            async for chunk in upstream.content.iter_chunked(_CHUNK_BYTES):
-                data = chunk
-                if kind in ("short", "reset", "stall"):
-                    data = chunk[: stop - sent]
-                elif kind == "flip_bit" and sent <= stop < sent + len(chunk):
-                    i = stop - sent
-                    data = chunk[:i] + bytes([chunk[i] ^ 1]) + chunk[i + 1 :]
-                await answer.write(data)
-                sent += len(data)
-                early_s = sent / self._bytes_per_s - (self._loop.time() - began)
-                if early_s > 0:
-                    await asyncio.sleep(early_s)
-                if kind in ("short", "reset", "stall") and sent == stop:
-                    break
-        finally:
-            self._note(request, kind, upstream.status, sent)
+        began = self._loop.time()
+        async for chunk in upstream.content.iter_chunked(_CHUNK_BYTES):
+            data, sent = chunk, exchange.num_bytes
+            if kind in ("short", "reset", "stall"):
+                data = chunk[: stop - sent]
+            elif kind == "flip_bit" and sent <= stop < sent + len(chunk):
+                i = stop - sent
+                data = chunk[:i] + bytes([chunk[i] ^ 1]) + chunk[i + 1 :]
+            exchange.num_bytes += len(data)  # before the client can have it all
+            await answer.write(data)
+            early_s = exchange.num_bytes / self._bytes_per_s - (self._loop.time() - began)
+            if early_s > 0:
+                await asyncio.sleep(early_s)
+            if kind in ("short", "reset", "stall") and exchange.num_bytes == stop:
+                break
         if kind == "stall":
             await asyncio.Event().wait()
         if kind == "reset" and request.transport:
@@ -242,12 +251,6 @@ class Proxy:
             ):
                 concerning.append(fault)
         return concerning[0] if concerning else None
-
-    def _note(self, request: web.BaseRequest, kind: str, status: int, num_bytes: int) -> None:
-        path = request.rel_url.path
-        self.exchanges.append(
-            Exchange(request.method, path, _range(request), kind, status, num_bytes)
-        )
 
 
 def _range(request: web.BaseRequest) -> str:

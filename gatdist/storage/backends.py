@@ -114,8 +114,8 @@ def _quieten_s3(file_system: Any) -> None:
 
 
 def _gcs_options(options: Options, stall_s: float) -> Options:
-    ours = {"middlewares": (_read_or_raise,), "timeout": _limits(stall_s)}
-    return options | {"session_kwargs": ours | options.get("session_kwargs", {})}
+    session = {"middlewares": (_read_or_raise,)} | options.get("session_kwargs", {})
+    return {"requests_timeout": _limits(stall_s)} | options | {"session_kwargs": session}
 
 
 def _http_options(options: Options, stall_s: float) -> Options:
@@ -139,9 +139,7 @@ async def _raise_refusals(request: Any, handler: Any) -> Any:
         request.headers["Accept-Encoding"] = "identity"  # of a compressed file there are no ranges
     response = await handler(request)
     if response.status >= 400 and response.status != 404:  # which fsspec knows
-        message = await _message(response)
-        response.close()
-        raise RefusalError(response.status, response.headers, message)
+        raise RefusalError(response.status, response.headers, await _message(response))
     if wanted and response.status == 200:
         first, last = (int(number) for number in wanted.groups())
         length = response.content_length
@@ -168,10 +166,10 @@ async def _read_or_raise(request: Any, handler: Any) -> Any:
 
 async def _message(response: Any) -> str:
     """Google's explanation of an error, else the status in words."""
-    if response.content_type == "application/json":
-        text = await response.content.read(_MESSAGE_BYTES)
-        with suppress(ValueError, KeyError, TypeError):
-            return str(json.loads(text)["error"]["message"])
+    text = await response.content.read(_MESSAGE_BYTES)
+    response.release()  # for the next request, if that was all
+    with suppress(ValueError, KeyError, TypeError):
+        return str(json.loads(text)["error"]["message"])
     return str(response.reason)
 
 

@@ -60,6 +60,10 @@ class Connection:
         self._open()
         self.is_local = isinstance(self._file_system, LocalFileSystem)
 
+    def child_url(self, name: str) -> str:
+        """Of the folder ``name`` in this one, secrets and all."""
+        return joined(self.url, quote(name) if self.is_http else name)
+
     def path(self, name: str) -> str:
         """Where a file is on the file system."""
         if self.is_http:
@@ -148,8 +152,9 @@ class Connection:
         else:
             source = backend_of(self.url).credentials
             source = f" ({source}, or storage_options)" if source else ""
+            bucket = "" if self.is_http else "; the bucket must exist already"
             mends = {
-                "does not exist": "Check the URL; the bucket must exist already",
+                "does not exist": f"Check the URL{bucket}",
                 "not permitted": f"Check the credentials{source} and their rights",
                 "can't be written": "Choose another kind of storage",
             }
@@ -164,8 +169,8 @@ class Connection:
         """What the error says, in one line and without secrets; "" if that is but a path."""
         if isinstance(error, OSError) and error.strerror and error.filename:
             return error.strerror  # the path is told already
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        message = lines[0]
+        lines = (failures.answer(error).message or str(error)).strip().splitlines()
+        message = lines[0] if lines else type(error).__name__
         if " " not in message and "/" in message:
             return ""
         for secret in self._secrets:

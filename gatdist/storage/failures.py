@@ -20,10 +20,10 @@ _PERMANENT = {
     *(errno.ENOTEMPTY, errno.EPERM, errno.EROFS),
 }
 _ABSENT = (FileNotFoundError, NotADirectoryError)
-# Connections lost, as aiohttp, botocore and Azure's library name them.
+# Connections lost, and answers cut short, as aiohttp, botocore and Azure's library name them.
 _LOST = {
-    *("ClientConnectionError", "ClientPayloadError"),
-    *("ConnectionError", "HTTPClientError", "IncompleteReadError", "ResponseParserError"),
+    *("ClientConnectionError", "ClientPayloadError", "ConnectionError", "HTTPClientError"),
+    *("IncompleteReadError", "JSONDecodeError", "ResponseParserError"),
     *("ServiceRequestError", "ServiceResponseError", "LostError", "RangeIgnoredError"),
 }
 _LIBRARIES = {"AzureError", "BotoCoreError", "ClientError", "GoogleAuthError", "HttpError"}
@@ -57,10 +57,18 @@ class LostError(Exception):
 
 @dataclass(frozen=True)
 class Answer:
-    """What a server answered: HTTP status, the protocol's own code, headers in lower case."""
+    """What a server answered.
+
+    Attributes:
+        status: of HTTP.
+        code: the protocol's own.
+        message: in words.
+        headers: their names in lower case.
+    """
 
     status: int
     code: str = ""
+    message: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -141,16 +149,17 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 def _own_answer(error: BaseException) -> Answer | None:
     response = getattr(error, "response", None)
     if isinstance(response, Mapping):  # botocore's
-        facts = response.get("ResponseMetadata", {})
-        code = str(response.get("Error", {}).get("Code", ""))
-        return Answer(facts.get("HTTPStatusCode", 0), code, _lower(facts.get("HTTPHeaders")))
-    for name in ("status", "status_code", "code"):  # aiohttp's and ours, Azure's, gcsfs'
+        facts, told = response.get("ResponseMetadata", {}), response.get("Error", {})
+        code, message = str(told.get("Code", "")), str(told.get("Message", ""))
+        headers = _lower(facts.get("HTTPHeaders"))
+        return Answer(facts.get("HTTPStatusCode", 0), code, f"{code} {message}".strip(), headers)
+    for name in ("status", "status_code"):  # aiohttp's and ours, Azure's
         status = getattr(error, name, None)
         if isinstance(status, int):
-            headers = getattr(error, "headers", None) or getattr(response, "headers", None)
+            headers = _lower(getattr(error, "headers", getattr(response, "headers", None)))
             azure_code = getattr(error, "error_code", None) or ""
             code = str(getattr(azure_code, "value", azure_code))
-            return Answer(status, code, _lower(headers))
+            return Answer(status, code, str(error), headers)
     return None
 
 

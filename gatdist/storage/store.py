@@ -18,7 +18,7 @@ from urllib.parse import unquote
 
 from gatdist.errors import StorageError
 from gatdist.storage import failures
-from gatdist.storage.connection import Connection, joined
+from gatdist.storage.connection import Connection
 from gatdist.storage.local import TEMPORARY, OpenFiles, replace, walk
 from gatdist.storage.ranges import WantedRanges, cut_short
 
@@ -83,7 +83,7 @@ class Store:
 
     def child(self, name: str) -> Store:
         """The folder ``name`` in this one."""
-        return self._anew(joined(self._connection.url, name))
+        return self._anew(self._connection.child_url(name))
 
     def read(self, name: str) -> bytes:
         """The whole content of a file.

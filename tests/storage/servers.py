@@ -166,6 +166,7 @@ http {{
         location /forbidden/ {{ deny all; }}
         location /private/ {{ auth_basic "private"; auth_basic_user_file {folder}/users; }}
         location /whole/ {{ max_ranges 0; }}
+        location /signed/ {{ if ($arg_sig != "s3cr3t") {{ return 403; }} }}
     }}
 }}
 """
@@ -177,7 +178,8 @@ def nginx(folder: Path) -> Iterator[tuple[str, Path]]:
     """HTTP: the address, and the folder that is served.
 
     Of its folders ``unlisted`` gives no listing, ``forbidden`` nothing, ``private`` only what
-    ``NGINX_USER`` asks for, and ``whole`` only whole files, whatever range is asked.
+    ``NGINX_USER`` asks for, ``signed`` only what is asked with ``?sig=s3cr3t``, and ``whole`` only
+    whole files, whatever range is asked.
     """
     port = free_port()
     address = f"http://127.0.0.1:{port}"
