@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -24,7 +25,7 @@ from gatdist.storage.backends import backend_of, open_file_system
 T = TypeVar("T")
 
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.05, 10.0
-_SHORTEST_SECRET = 4  # what is shorter would be struck out of words
+_SHORTEST_SECRET = 4  # what is shorter would be struck out of much
 
 
 class OneOfManyError(Exception):
@@ -174,8 +175,8 @@ class Connection:
         if " " not in message and "/" in message:
             return ""
         for secret in self._secrets:
-            message = message.replace(secret, "***")
-        return masked_url(message)
+            message = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", message)
+        return masked_url(message).rstrip(".")
 
 
 def joined(base: str, name: str) -> str:

@@ -152,7 +152,7 @@ def _own_answer(error: BaseException) -> Answer | None:
         facts, told = response.get("ResponseMetadata", {}), response.get("Error", {})
         code, message = str(told.get("Code", "")), str(told.get("Message", ""))
         headers = _lower(facts.get("HTTPHeaders"))
-        return Answer(facts.get("HTTPStatusCode", 0), code, f"{code} {message}".strip(), headers)
+        return Answer(facts.get("HTTPStatusCode", 0), code, f"{code}: {message}", headers)
     for name in ("status", "status_code"):  # aiohttp's and ours, Azure's
         status = getattr(error, name, None)
         if isinstance(status, int):

@@ -1,0 +1,264 @@
+"""Keys that are wrong, rights that are missing, tokens that expire; and what is told of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from base64 import b64encode
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+import boto3
+import pytest
+from servers import Server, azure_options, s3_options
+
+from gatdist.benchmarking.proxy import Fault, Proxy
+from gatdist.errors import StorageError
+from gatdist.storage import Store
+
+pytestmark = pytest.mark.storage
+
+CONTENT = b"0123456789"
+ALWAYS = (0, 1_000_000)
+
+
+def refused(store: Store, told: str = "not permitted") -> str:
+    """What is told when the store is read and listed and written, each of which must be refused."""
+    messages = []
+    for act in (
+        lambda: store.read("x"),
+        lambda: store.read_ranges([("x", 0, 2)]),
+        lambda: store.exists("x"),
+        store.list,
+        lambda: store.publish("x", b"1"),
+    ):
+        with pytest.raises(StorageError, match=told) as error:
+            act()
+        messages.append(str(error.value))
+    return "\n".join(messages)
+
+
+def test_a_key_that_s3_does_not_know(s3rver: Server) -> None:
+    bucket = s3rver.new_bucket()
+    Store(bucket, s3rver.options(s3rver.address)).publish("x", CONTENT)
+    told = refused(Store(bucket, s3_options(s3rver.address, "nobody-knows-me")))
+    assert "AWS_ACCESS_KEY_ID" in told
+    assert "InvalidAccessKeyId" in told
+    assert "nobody-knows-me" not in told
+
+
+@pytest.fixture
+def checking(moto: Server) -> Iterator[Callable[[], None]]:
+    """Call it, and moto checks signatures and rights, till the test ends."""
+
+    def free_actions(number: str) -> None:
+        headers = {"Content-Type": "text/plain"}
+        url = f"{moto.address}/moto-api/reset-auth"
+        urlopen(Request(url, data=number.encode(), headers=headers, method="POST")).close()
+
+    yield partial(free_actions, "0")
+    free_actions("inf")
+
+
+def test_a_wrong_secret_and_missing_rights(moto: Server, checking: Callable[[], None]) -> None:
+    bucket = moto.new_bucket()
+    Store(bucket, moto.options(moto.address)).publish("x", CONTENT)
+    iam = boto3.client(
+        "iam",
+        endpoint_url=moto.address,
+        region_name="us-east-1",
+        aws_access_key_id="admin",
+        aws_secret_access_key="admin",
+    )
+    iam.create_user(UserName="reader")
+    key = iam.create_access_key(UserName="reader")["AccessKey"]
+    options = {
+        "key": key["AccessKeyId"],
+        "secret": key["SecretAccessKey"],
+        "client_kwargs": {"endpoint_url": moto.address},
+    }
+    checking()
+    assert "AccessDenied" in refused(Store(bucket, options))
+    told = refused(Store(bucket, options | {"secret": "wr0ng-secret"}))
+    assert "SignatureDoesNotMatch" in told
+    assert "wr0ng-secret" not in told
+
+
+def test_wrong_keys_of_azure(azurite: Server) -> None:
+    bucket = azurite.new_bucket()
+    Store(bucket, azurite.options(azurite.address)).publish("x", CONTENT)
+    key = b64encode(b"wr0ng-key-wr0ng-key-wr0ng-key-32").decode()
+    told = refused(Store(bucket, azure_options(azurite.address, key)))
+    assert "AZURE_STORAGE_CONNECTION_STRING" in told
+    assert key not in told
+
+
+def test_no_rights_in_google_cloud_storage(gcs: Server) -> None:
+    """The emulator checks no rights; so the proxy answers as Google does."""
+    with Proxy(gcs.address) as proxy:
+        store = Store(gcs.new_bucket(), gcs.options(proxy.url))
+        store.publish("x", CONTENT)
+        reason = "Anonymous caller does not have storage.objects.get access to the object"
+        body = json.dumps({"error": {"code": 403, "message": f"{reason}."}})
+        everything = ("GET", "POST", "PUT", "HEAD")
+        proxy.faults = [Fault("refuse", status=403, body=body, methods=everything, requests=ALWAYS)]
+        assert f"not permitted (403 {reason})" in refused(store)
+
+
+# Tokens that expire
+
+
+S3_EXPIRED = (
+    "<?xml version='1.0'?><Error><Code>ExpiredToken</Code><Message>Expired.</Message></Error>"
+)
+AZURE_EXPIRED = (
+    "<?xml version='1.0'?><Error><Code>AuthenticationFailed</Code>"
+    "<Message>Signature not valid in the specified time frame.</Message></Error>"
+)
+EXPIRED: dict[str, dict[str, Any]] = {
+    "moto": {"status": 400, "body": S3_EXPIRED},
+    "gcs": {"status": 401, "body": '{"error": {"code": 401, "message": "Invalid Credentials"}}'},
+    "azurite": {
+        "status": 403,
+        "body": AZURE_EXPIRED,
+        "headers": {"x-ms-error-code": "AuthenticationFailed"},
+    },
+    "nginx": {"status": 401},
+}
+METHODS = ("GET", "HEAD", "PUT", "POST")
+
+
+@pytest.fixture(params=EXPIRED)
+def expiring(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> Iterator[tuple[Proxy, Store, dict[str, Any]]]:
+    """A proxy, a store behind it, and how its server says that a token has expired."""
+    server = request.getfixturevalue(request.param)
+    is_bucket = isinstance(server, Server)
+    with Proxy(server.address if is_bucket else server[0]) as proxy:
+        if is_bucket:
+            store = Store(server.new_bucket(), server.options(proxy.url))
+            store.publish("x", CONTENT)
+        else:
+            (server[1] / "x").write_bytes(CONTENT)
+            store = Store(proxy.url)
+        yield proxy, store, EXPIRED[request.param]
+
+
+def test_an_expired_token_is_renewed_once_an_operation(
+    expiring: tuple[Proxy, Store, dict[str, Any]],
+) -> None:
+    proxy, store, expired = expiring
+    for act, expected in (
+        (lambda: store.read_ranges([("x", 2, 4), ("x", 0, 10)]), [b"23", CONTENT]),
+        (lambda: store.read("x"), CONTENT),
+    ):
+        proxy.faults = [Fault("refuse", **expired, methods=METHODS)]
+        before = store._connection._file_system
+        assert act() == expected
+        assert store._connection._file_system is not before
+
+
+def test_an_expired_token_of_s3_where_an_answer_has_no_body(moto: Server) -> None:
+    with Proxy(moto.address) as proxy:
+        store = Store(moto.new_bucket(), moto.options(proxy.url))
+        store.publish("x", CONTENT)
+        proxy.faults = [Fault("refuse", status=400, methods=["HEAD"])]
+        assert store.size("x") == 10
+        assert [exchange.status for exchange in proxy.exchanges[-2:]] == [400, 200]
+
+
+def test_a_second_refusal_is_told(expiring: tuple[Proxy, Store, dict[str, Any]]) -> None:
+    proxy, store, expired = expiring
+    proxy.faults = [Fault("refuse", **expired, methods=METHODS, requests=ALWAYS)]
+    proxy.exchanges.clear()
+    with pytest.raises(StorageError, match=r"x: (not permitted|can't be used).*Check the"):
+        store.read_ranges([("x", 0, 2)])
+    assert [exchange.status for exchange in proxy.exchanges] == [expired["status"]] * 2
+
+
+ROTATE = """
+import sys
+from pathlib import Path
+from gatdist.storage import Store
+
+store = Store(sys.argv[1], {"client_kwargs": {"endpoint_url": sys.argv[2]}})
+assert store.read("x") == b"0123456789"
+credentials = Path(sys.argv[3])
+credentials.write_text(credentials.read_text().replace("old", "new"))
+assert store.read_ranges([("x", 2, 4)]) == [b"23"]  # the old key has expired meanwhile
+assert Store(sys.argv[1], {"client_kwargs": {"endpoint_url": sys.argv[2]}}).read("x")
+"""
+
+
+def test_credentials_are_looked_up_anew(moto: Server, tmp_path: Path) -> None:
+    """As they are on a cluster: a file holds them that something else writes from time to time."""
+    bucket = moto.new_bucket()
+    Store(bucket, moto.options(moto.address)).publish("x", CONTENT)
+    credentials = tmp_path / "credentials"
+    credentials.write_text(
+        "[default]\naws_access_key_id = old-key\naws_secret_access_key = old-secret\n"
+    )
+    with Proxy(moto.address) as proxy:
+        # Whoever signs with the old key is refused from the second range on.
+        proxy.faults = [
+            Fault(
+                "refuse", **EXPIRED["moto"], holding="Credential=old-key", requests=(1, ALWAYS[1])
+            )
+        ]
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")}
+        environment["AWS_SHARED_CREDENTIALS_FILE"] = str(credentials)
+        subprocess.run(
+            [sys.executable, "-c", ROTATE, bucket, proxy.url, str(credentials)],
+            env=environment,
+            check=True,
+            timeout=60,
+        )
+        assert sum(bool(exchange.fault) for exchange in proxy.exchanges) == 1
+
+
+def test_a_reference_to_the_environment_is_read_anew(
+    nginx: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, root = nginx
+    (root / "private").mkdir(exist_ok=True)
+    (root / "private" / "y").write_bytes(CONTENT)
+    host = address.removeprefix("http://")
+    monkeypatch.setenv("GATDIST_TEST_PASSWORD", "0ld-passw0rd")
+    store = Store(f"http://reader:${{env:GATDIST_TEST_PASSWORD}}@{host}/private")
+    assert store.url == f"http://reader:${{env:GATDIST_TEST_PASSWORD}}@{host}/private"
+    with pytest.raises(StorageError, match="not permitted") as error:
+        store.read("y")
+    assert "0ld-passw0rd" not in str(error.value)
+    monkeypatch.setenv("GATDIST_TEST_PASSWORD", "s3cr3t")
+    assert store.read("y") == CONTENT
+
+
+@pytest.mark.parametrize("protocol", ["s3", "gs", "az", "http"])
+def test_a_package_that_is_not_installed_is_named(protocol: str) -> None:
+    package, extra = {
+        "s3": ("s3fs", "s3"),
+        "gs": ("gcsfs", "gcs"),
+        "az": ("adlfs", "azure"),
+        "http": ("aiohttp", "http"),
+    }[protocol]
+    program = f"""
+import sys
+sys.modules[{package!r}] = None  # as if it were not installed
+from gatdist.errors import StorageError
+from gatdist.storage import Store
+try:
+    Store("{protocol}://bucket/x")
+except StorageError as error:
+    print(error)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert f"{protocol}://bucket/x: its package is not installed" in ended.stdout
+    assert f'pip install "gatdist[{extra}]"' in ended.stdout
