@@ -46,25 +46,40 @@ from gatdist.training.state import TrainState
 from gatdist.training.step import train_step
 
 GOAL = 1.7
-EVERY_SAMPLES = {"digits": 6400, "ring": 25600}
+EVERY_SAMPLES = {"digits": 6400, "glyphs": 9600, "ring": 25600}
 ROUNDS, STEPS_A_ROUND = 9, 12
 CPU = torch.device("cpu")
 
 BFLOAT16 = ["precision.dtype=bfloat16", "precision.channels_last=true"]
+WARMED = [f"optim.{p}.warmup_samples=6400" for p in ("generator", "discriminator")]
 PLAIN = [f"optim.{p}.name=sgd" for p in ("generator", "discriminator")]
+# The two rules that need plain gradient descent have rates of their own, found with one seed.
+RATES = {
+    preset: [f"optim.{p}.{setting}" for p in ("generator", "discriminator") for setting in settings]
+    for preset, settings in {
+        "digits": ["learning_rate=0.005", "clip_norm=1.0"],
+        "glyphs": ["learning_rate=0.005", "clip_norm=1.0"],
+        "ring": ["learning_rate=0.1"],
+    }.items()
+}
 SETTINGS: dict[str, list[str]] = {
     "alternating": ["game.latents=shared"],
     "alternating_fresh": [],
+    "alternating_kept": ["game.latents=shared", "game.keep_fakes=true"],
+    "alternating_fresh_bfloat16": BFLOAT16,
     "alternating_kept_bfloat16": ["game.latents=shared", "game.keep_fakes=true", *BFLOAT16],
     "simultaneous": ["game.update_rule=simultaneous"],
     "one_stage": ["game.update_rule=one_stage"],
     "one_stage_bfloat16": ["game.update_rule=one_stage", *BFLOAT16],
+    "one_stage_warmed_bfloat16": ["game.update_rule=one_stage", *BFLOAT16, *WARMED],
     "extragradient": ["game.update_rule=extragradient"],
     "optimistic": ["game.update_rule=optimistic"],
     "consensus": ["game.update_rule=consensus", "game.rule_options={strength=0.01}"],
     "competitive": ["game.update_rule=competitive", "game.loss=minimax", *PLAIN],
     "conjugate": ["game.update_rule=conjugate", *PLAIN],
 }
+# Settings that are the same numbers bit for bit as another's, and are only timed.
+SAME_RUNS = {"alternating_kept": "alternating"}
 
 
 def main() -> None:
@@ -81,7 +96,7 @@ def main() -> None:
     )
     out.mkdir(parents=True, exist_ok=True)
     names = arguments.only or list(SETTINGS)
-    wanted = [(name, seed) for seed in range(arguments.seeds) for name in names]
+    wanted = [(n, seed) for seed in range(arguments.seeds) for n in names if n not in SAME_RUNS]
     found = recorded(out)
     missing = [key for key in wanted if key not in found]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -96,6 +111,12 @@ def main() -> None:
     (out / "result.json").write_text(text + "\n")
     for row in rows:
         print(row)
+
+
+def settings_of(preset: str, name: str) -> list[str]:
+    """What makes a preset a setting of the study."""
+    plain = PLAIN[0] in SETTINGS[name]
+    return [*SETTINGS[name], *(RATES[preset] if plain else [])]
 
 
 def recorded(out: Path) -> dict[tuple[str, int], dict[str, Any]]:
@@ -116,7 +137,7 @@ def train(preset: str, name: str, seed: int, more: list[str]) -> dict[str, Any]:
         'evaluate.metrics=["fid"]',
         "monitor.tensorboard=false",
         *more,
-        *SETTINGS[name],
+        *settings_of(preset, name),
     ]
     sets = [word for setting in settings for word in ("--set", setting)]
     with tempfile.TemporaryDirectory() as folder:
@@ -129,7 +150,8 @@ def train(preset: str, name: str, seed: int, more: list[str]) -> dict[str, Any]:
             text=True,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
-        lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
+        metrics = Path(folder) / "metrics.jsonl"  # absent if the run failed before its first tick
+        lines = metrics.read_text().splitlines() if metrics.exists() else []
     ticks = [json.loads(line) for line in lines]
     return {
         "name": name,
@@ -162,7 +184,8 @@ def summary(
     rows = []
     bare = None
     for name in names:
-        mine = [run for (which, _), run in sorted(runs.items()) if which == name]
+        source = SAME_RUNS.get(name, name)
+        mine = [run for (which, _), run in sorted(runs.items()) if which == source]
         ends = [run["ratios"][-1][1] for run in mine if run["ratios"]]
         reached = [samples_to_goal(run["ratios"]) for run in mine]
         finite = [x for x in reached if math.isfinite(x)]
@@ -267,7 +290,7 @@ def time_steps(preset: str, names: list[str], more: list[str]) -> dict[str, floa
     shape = open_dataset(base.data).sample_shape
     cases: dict[str, Any] = {"bare": BareLoop(base, shape)}
     for name in names:
-        cases[name] = Ours(load_config(preset, [*more, *SETTINGS[name]]), shape)
+        cases[name] = Ours(load_config(preset, [*more, *settings_of(preset, name)]), shape)
     found: dict[str, list[float]] = {name: [] for name in cases}
     order = random.Random(0)
     for _ in range(ROUNDS):
