@@ -214,10 +214,10 @@ class Proxy:
                 i = stop - sent
                 data = chunk[:i] + bytes([chunk[i] ^ 1]) + chunk[i + 1 :]
             exchange.num_bytes += len(data)  # before the client can have it all
-            await answer.write(data)
             early_s = exchange.num_bytes / self._bytes_per_s - (self._loop.time() - began)
             if early_s > 0:
                 await asyncio.sleep(early_s)
+            await answer.write(data)
             if kind in ("short", "reset", "stall") and exchange.num_bytes == stop:
                 break
         if kind == "stall":

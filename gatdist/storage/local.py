@@ -74,7 +74,7 @@ def _version(facts: os.stat_result) -> tuple[int, ...]:
 
 def _read(descriptor: int, start: int, stop: int) -> bytes:
     content = os.pread(descriptor, stop - start, start)
-    while content and len(content) < stop - start:  # Linux reads at most 2 GiB at a time
+    while len(content) < stop - start:  # Linux reads at most 2 GiB at a time
         more = os.pread(descriptor, stop - start - len(content), start + len(content))
         if not more:
             break

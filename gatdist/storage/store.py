@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import unquote
@@ -118,9 +119,10 @@ class Store:
                 sends whole files where ranges are asked for, twice in a row.
         """
         if self.is_local:
-            grouped = groupby(ranges, key=lambda wanted: wanted[0])
-            parts = [self._read_local(name, [r[1:] for r in group]) for name, group in grouped]
-            return [content for part in parts for content in part]
+            contents: list[bytes] = []
+            for name, group in groupby(ranges, key=itemgetter(0)):
+                contents += self._read_local(name, [(start, stop) for _, start, stop in group])
+            return contents
         wanted = WantedRanges(self._connection, self.size, ranges, concurrency)
         self._connection.run("", wanted.fetch)
         return wanted.contents()
@@ -257,9 +259,11 @@ class Store:
         return self._connection.run(name, info)
 
     def _read_local(self, name: str, ranges: Sequence[tuple[int, int]]) -> Sequence[bytes]:
-        contents = self._connection.run(
-            name, lambda _: self._files.read(self._connection.path(name), ranges)
-        )
+        path = self._connection.path(name)
+        try:
+            contents = self._files.read(path, ranges)
+        except OSError:
+            contents = self._connection.run(name, lambda _: self._files.read(path, ranges))
         for (start, stop), content in zip(ranges, contents, strict=True):
             if len(content) != stop - start:
                 raise cut_short(self._connection.shown(name), start, stop, content, self.size(name))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,3 +203,31 @@ def test_a_bucket_that_goes_while_it_is_read(server: Any) -> None:
     server.file_system().rmdir(bucket.partition("://")[2])
     with pytest.raises(StorageError, match="x: does not exist"):
         store.read_ranges([("x", 1, 3)])
+
+
+FORK = """
+import json, os, sys
+from gatdist.storage import Store
+
+store = Store(sys.argv[1], json.loads(sys.argv[2]), retry_budget_s=5)
+assert store.read_ranges([("x", 1, 3)]) == [b"12"]
+child = os.fork()
+for _ in range(5):
+    assert store.read_ranges([("x", 1, 3), ("x", 2, 5)]) == [b"12", b"234"]
+assert store.list() == ["x"]
+if child == 0:
+    os._exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+"""
+
+
+@pytest.mark.storage
+@pytest.mark.parametrize("server", ["moto", "azurite"], indirect=True)
+def test_a_process_that_forks(server: Any) -> None:
+    """As a torch DataLoader does: fsspec's thread and connections are only in the parent."""
+    bucket = server.new_bucket()
+    options = server.options(server.address)
+    Store(bucket, options).publish("x", b"0123456789")
+    program = [sys.executable, "-c", FORK, bucket, json.dumps(options)]
+    ended = subprocess.run(program, timeout=60, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr

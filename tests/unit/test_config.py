@@ -426,6 +426,23 @@ def test_secrets_are_masked_and_references_kept(load):
     assert config.run.storage_options["key"] == "AKIA", "the run itself needs it"
 
 
+@pytest.mark.parametrize(
+    ("url", "public"),
+    [
+        ("https://me:hunter2@host/x", "https://me:***@host/x"),
+        ("https://me:${env:PASSWORD}@host/x", "https://me:${env:PASSWORD}@host/x"),
+        ("https://host/x?v=1&sig=abc%2F", "https://host/x?v=***&sig=***"),
+        ("https://host/x?sig=${env:SIGNATURE}", "https://host/x?sig=${env:SIGNATURE}"),
+        ("abfss://container@account.dfs.host/x", "abfss://container@account.dfs.host/x"),
+        ("s3://bucket/a:b@c?d=e", "s3://bucket/a:b@c?d=e"),
+    ],
+)
+def test_secrets_in_a_url_are_masked_and_references_kept(load, url, public):
+    config = load(toml=SECRETS.replace("s3://${env:BUCKET}/x", url))
+    assert config.public()["data"]["url"] == public
+    assert config.data.url == url, "the run itself needs it"
+
+
 def test_what_is_public_is_a_configuration_again(load):
     config = load(toml=SECRETS)
     require_unchanged(parse_config(config.public()), config, "runs/x")

@@ -1,18 +1,24 @@
-"""Storage: what holds on every kind of it, atomic publishing, retries, how failures are told."""
+"""Storage on this machine: atomic publishing, files that stay open, how failures are told.
+
+What holds on every kind of storage is in ``tests/storage``.
+"""
 
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from gatdist.errors import ConfigError, StorageError
 from gatdist.storage import Store
+from gatdist.storage.local import OpenFiles
 
 
 def test_finding_follows_links_but_not_in_circles(tmp_path: Path) -> None:
@@ -117,6 +123,90 @@ def test_a_failed_publish_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(StorageError):
         store.publish_file("x", tmp_path / "absent")
     assert list((tmp_path / "store").iterdir()) == []
+
+
+# Ranges of local files, which stay open
+
+
+def open_files(folder: Path) -> list[str]:
+    """Names of the files in a folder that this process has open."""
+    links = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # that of the listing itself
+            links.append(os.readlink(descriptor))
+    return sorted(Path(link).name for link in links if link.startswith(str(folder)))
+
+
+def test_files_stay_open_until_the_store_goes(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    for name in ("a", "b"):
+        store.publish(name, name.encode() * 10)
+    for _ in range(3):
+        assert store.read_ranges([("a", 1, 3), ("b", 1, 3), ("a", 0, 1)]) == [b"aa", b"bb", b"a"]
+        assert open_files(tmp_path) == ["a", "b"]
+    del store
+    assert open_files(tmp_path) == []
+
+
+def test_no_more_files_stay_open_than_said(tmp_path: Path) -> None:
+    files = OpenFiles(most=3)
+    for i in range(10):
+        (tmp_path / str(i)).write_bytes(bytes([i]))
+    for _ in range(2):
+        for i in (0, 1, 0, 2, 0, 3, 0, 4):
+            assert files.read(str(tmp_path / str(i)), [(0, 1)]) == [bytes([i])]
+            assert len(open_files(tmp_path)) <= 3
+    assert open_files(tmp_path) == ["0", "3", "4"], "those that were read last"
+
+
+def test_a_file_that_was_replaced_or_changed_is_read_anew(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    store.publish("x", b"old content")
+    assert store.read_ranges([("x", 0, 3)]) == [b"old"]
+    store.publish("x", b"new content")
+    assert store.read_ranges([("x", 0, 3)]) == [b"new"]
+    store.append("x", " that grew")
+    assert store.read_ranges([("x", 12, 21)]) == [b"that grew"]
+    assert open_files(tmp_path) == ["x"]
+    os.truncate(tmp_path / "x", 5)
+    with pytest.raises(StorageError, match=r"x: gave 2 bytes for the range 3 to 9 \(of 5\)"):
+        store.read_ranges([("x", 3, 9)])
+    store.delete("x")
+    with pytest.raises(StorageError, match="x: does not exist"):
+        store.read_ranges([("x", 0, 3)])
+
+
+def test_threads_read_while_others_close(tmp_path: Path) -> None:
+    files = OpenFiles(most=2)
+    for i in range(8):
+        (tmp_path / str(i)).write_bytes(bytes([i]) * 1000)
+    wrong: list[object] = []
+
+    def read(seed: int) -> None:
+        rng = random.Random(seed)
+        for _ in range(500):
+            i, start = rng.randrange(8), rng.randrange(900)
+            try:
+                content = files.read(str(tmp_path / str(i)), [(start, start + 100)])
+            except OSError as error:
+                wrong.append(error)
+            else:
+                if content != [bytes([i]) * 100]:
+                    wrong.append((i, content))
+
+    threads = [threading.Thread(target=read, args=[seed]) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert len(open_files(tmp_path)) <= 2
+
+
+def test_a_folder_or_a_file_that_may_not_be_read_is_told(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(StorageError, match=r"folder: can't be used .*directory"):
+        Store(str(tmp_path)).read_ranges([("folder", 0, 1)])
 
 
 def test_mistakes_in_programs_are_not_storage_errors(tmp_path: Path) -> None:
