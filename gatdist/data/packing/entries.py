@@ -68,13 +68,8 @@ class Entry(NamedTuple):
     @property
     def size(self) -> int | None:
         """Bytes of all its files; None where nobody knows before reading."""
-        total = 0
-        for content in (self.content, *(content for _, content in self.others)):
-            size = len(content) if isinstance(content, str) else content.size
-            if size is None:
-                return None
-            total += size
-        return total
+        sizes = [_size(self.content), *(_size(content) for _, content in self.others)]
+        return None if None in sizes else sum(size for size in sizes if size)
 
     @classmethod
     def from_json(cls, values: Sequence[Any]) -> Entry:
@@ -82,6 +77,10 @@ class Entry(NamedTuple):
         name, component, content, label, others = values
         pairs = tuple((component, _content(part)) for component, part in others)
         return cls(name, component, _content(content), label, pairs)
+
+
+def _size(content: Span | str) -> int | None:
+    return len(content.encode()) if isinstance(content, str) else content.size
 
 
 def _content(value: Any) -> Span | str:

@@ -10,7 +10,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from gatdist.errors import ConfigError, GatdistError, UserError
+from gatdist.cli import pack
+from gatdist.cli.values import workers
+from gatdist.errors import GatdistError, UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,7 +41,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
     overrides = list(arguments.set)
     if arguments.workers is not None:
-        overrides.append(f"cluster.workers={_workers(arguments.workers)}")
+        overrides.append(f"cluster.workers={workers(arguments.workers)}")
     if arguments.address is not None:
         overrides.append(f"cluster.address={json.dumps(arguments.address)}")
     config = load_config(arguments.preset, overrides)
@@ -55,32 +57,6 @@ def _train(arguments: argparse.Namespace) -> None:
     outcome = train(config, run_dir, local=arguments.local, console=Console(sys.stderr))
     if arguments.json:
         print(json.dumps(outcome))
-
-
-def _pack(arguments: argparse.Namespace) -> None:
-    from gatdist.api import pack
-    from gatdist.monitor.packing import described
-    from gatdist.monitor.progress import ProgressConsole
-
-    names = ("transform", "filter", "format", "quality", "color", "kind", "labels", "column")
-    outcome = pack(
-        arguments.source,
-        arguments.dest,
-        size=_size(arguments.size),
-        shard_bytes=_bytes(arguments.shard_bytes),
-        workers=_workers(arguments.workers) if arguments.workers else None,
-        address=arguments.address,
-        strict=arguments.strict,
-        dry_run=arguments.dry_run,
-        source_options=_options("--source-set", arguments.source_set),
-        dest_options=_options("--dest-set", arguments.dest_set),
-        console=None if arguments.dry_run else ProgressConsole(sys.stderr),
-        **{name: getattr(arguments, name) for name in names},
-    )
-    if arguments.json:
-        print(json.dumps(outcome))
-    elif arguments.dry_run:
-        print(described(outcome))
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
@@ -173,42 +149,6 @@ def _bench_step(arguments: argparse.Namespace) -> None:
     print(json.dumps(found) if arguments.json else table(found))
 
 
-def _workers(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise ConfigError("--workers", "must be a whole number above 0", value=text)
-    return int(text)
-
-
-def _options(option: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """Storage options of ``key=value``."""
-    from gatdist.config import set_value
-
-    options: dict[str, Any] = {}
-    for override in overrides:
-        set_value(options, override, option, "key=value")
-    return options
-
-
-def _size(text: str | None) -> tuple[int, int] | None:
-    """Height and width of ``64`` or ``64x96``."""
-    if text is None:
-        return None
-    numbers = text.lower().split("x")
-    if len(numbers) > 2 or not all(n.isdecimal() and int(n) > 0 for n in numbers):
-        raise ConfigError("--size", "must be H or HxW, in pixels, such as 64 or 64x96", value=text)
-    return int(numbers[0]), int(numbers[-1])
-
-
-def _bytes(text: str) -> int:
-    """Bytes of ``268435456``, ``256MB`` or ``1GB``, in units of 1,000."""
-    digits = text.upper().removesuffix("B")
-    factor = {"K": 10**3, "M": 10**6, "G": 10**9}.get(digits[-1:], 1)
-    digits = digits if factor == 1 else digits[:-1]
-    if not digits.isdecimal() or int(digits) == 0:
-        raise ConfigError("--shard-bytes", "must be bytes, such as 256MB or 1GB", value=text)
-    return int(digits) * factor
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="gatdist",
@@ -220,7 +160,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_train(command)
 
-    _add_pack(command)
+    pack.add(command)
 
     sub = command("inspect", _inspect, "tell what a run, checkpoint or data set is")
     sub.add_argument("url", metavar="URL")
@@ -280,73 +220,6 @@ def _add_train(command: Callable[..., argparse.ArgumentParser]) -> None:
     )
 
 
-def _add_pack(command: Callable[..., argparse.ArgumentParser]) -> None:
-    sub = command("pack", _pack, "pack pictures, sounds, texts or arrays into shards")
-    sub.add_argument(
-        "source", metavar="SOURCE", help="a folder, zip, tar, table or text, at any URL"
-    )
-    sub.add_argument("dest", metavar="DEST", help="the folder for the shards, at any URL")
-    pictures = sub.add_argument_group("pictures")
-    pictures.add_argument("--size", metavar="H[xW]", help="make all of this size, in pixels")
-    pictures.add_argument(
-        "--transform",
-        metavar="NAME",
-        help="center-crop (default), center-crop-wide, center-crop-dhariwal or stretch",
-    )
-    pictures.add_argument(
-        "--filter",
-        metavar="NAME",
-        help="lanczos (default), bicubic, hamming, bilinear or box",
-    )
-    pictures.add_argument(
-        "--format",
-        default="keep",
-        metavar="NAME",
-        help="keep (default: as they are where nothing changes, else png), png, jpeg or webp",
-    )
-    pictures.add_argument(
-        "--quality", type=int, metavar="N", help="of jpeg (default: 95) or webp (lossless)"
-    )
-    pictures.add_argument(
-        "--color", default="auto", metavar="NAME", help="rgb, gray or auto (default)"
-    )
-    source = sub.add_argument_group("source")
-    source.add_argument(
-        "--kind",
-        metavar="NAME",
-        help="folder, zip, tar, webdataset, parquet, csv, jsonl or text (default: recognized)",
-    )
-    source.add_argument(
-        "--labels",
-        metavar="WHERE",
-        help="folders, a column, a CSV or JSON list of files and labels, or none",
-    )
-    source.add_argument("--column", metavar="NAME", help="of a table: where the samples are")
-    sub.add_argument(
-        "--shard-bytes",
-        default="256MB",
-        metavar="N",
-        help="what a shard should have (default: 256MB)",
-    )
-    sub.add_argument("--workers", metavar="N", help="processes (default: one a core)")
-    sub.add_argument(
-        "--address",
-        default="",
-        metavar="RAY",
-        help="work on a Ray cluster, such as auto or HOST:PORT; local starts one here",
-    )
-    for end in ("source", "dest"):
-        sub.add_argument(
-            f"--{end}-set",
-            action="append",
-            default=[],
-            metavar="KEY=VALUE",
-            help=f"storage option of {end.upper()}, such as anon=true; may be given often",
-        )
-    sub.add_argument("--strict", action="store_true", help="stop at a sample that can't be packed")
-    sub.add_argument("--dry-run", action="store_true", help="say what would be written, and stop")
-
-
 def _add_bench(commands: Any) -> None:
     text = "measure how fast this machine is"
     bench = commands.add_parser("bench", help=text, description=_sentence(text))
@@ -396,7 +269,3 @@ def _command(commands: Any, name: str, function: Any, text: str) -> argparse.Arg
 
 def _sentence(text: str) -> str:
     return text[0].upper() + text[1:] + "."
-
-
-if __name__ == "__main__":
-    sys.exit(main())

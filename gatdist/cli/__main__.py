@@ -1,0 +1,8 @@
+"""``python -m gatdist.cli``."""
+
+import sys
+
+from gatdist.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
