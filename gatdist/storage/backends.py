@@ -6,7 +6,8 @@ that the user set, and no ``Retry-After`` would be kept. What each does, and wha
 =======  =====================================  ================================================
 s3fs     5 times, and botocore 5 times each     settings of both
 gcsfs    6 times, with pauses of 1 to 32 s      its HTTP client raises what it does not try again
-adlfs    4 times, with pauses of 15 s and more  the client's policy is set to none
+adlfs    4 times, with pauses of 15 s and more  the client's policy is set to none; but an answer
+                                                that is cut off it asks for 3 times, a second apart
 http     never                                  –
 =======  =====================================  ================================================
 """
@@ -39,13 +40,13 @@ class Backend(NamedTuple):
         extra: of gatdist's package that installs its library; "" where none is needed.
         credentials: where its library looks for them.
         configured: adds what gatdist needs to the user's options, given also a time limit.
-        quieten: turns off retries that no option does.
+        adjust: does to the file system what no option does, given the same.
     """
 
     extra: str
     credentials: str
-    configured: Callable[[Options, float], Options]
-    quieten: Callable[[Any], None] = lambda file_system: None
+    configured: Callable[[Options, float], Options] = lambda options, stall_s: options
+    adjust: Callable[[Any, float], None] = lambda file_system, stall_s: None
 
 
 def backend_of(url: str) -> Backend:
@@ -73,7 +74,7 @@ def open_file_system(url: str, options: Mapping[str, Any], stall_s: float) -> tu
         file_system, root = fsspec.core.url_to_fs(
             expand_env(url), use_listings_cache=False, **backend.configured(expanded, stall_s)
         )
-        backend.quieten(file_system)
+        backend.adjust(file_system, stall_s)
     except ImportError as error:
         mend = f'pip install "gatdist[{backend.extra}]"' if backend.extra else "Install its package"
         raise StorageError(url, f"its package is not installed ({error})", mend=mend) from error
@@ -106,7 +107,7 @@ def _s3_options(options: Options, stall_s: float) -> Options:
     return options | {"config_kwargs": config | options.get("config_kwargs", {})}
 
 
-def _quieten_s3(file_system: Any) -> None:
+def _set_s3(file_system: Any, stall_s: float) -> None:
     file_system.retries = 1
 
 
@@ -180,18 +181,21 @@ def _azure_options(options: Options, stall_s: float) -> Options:
     return {"connection_timeout": min(_CONNECT_S, stall_s), "read_timeout": stall_s} | options
 
 
-def _quieten_azure(file_system: Any) -> None:
-    # adlfs passes no settings of retries on; its client keeps them here.
-    file_system.service_client._config.retry_policy.total_retries = 0
+def _set_azure(file_system: Any, stall_s: float) -> None:
+    # adlfs uses those for content only, and has none for retries. Its client keeps them here; that
+    # of another version may not.
+    with suppress(AttributeError):
+        client = file_system.service_client
+        client._config.retry_policy.total_retries = 0
+        limits = client._pipeline._transport.connection_config
+        limits.timeout, limits.read_timeout = min(_CONNECT_S, stall_s), stall_s
 
 
-_S3 = Backend("s3", "AWS_ACCESS_KEY_ID and so on", _s3_options, _quieten_s3)
+_S3 = Backend("s3", "AWS_ACCESS_KEY_ID and so on", _s3_options, _set_s3)
 _GCS = Backend("gcs", "GOOGLE_APPLICATION_CREDENTIALS", _gcs_options)
-_AZURE = Backend(
-    "azure", "AZURE_STORAGE_CONNECTION_STRING and so on", _azure_options, _quieten_azure
-)
+_AZURE = Backend("azure", "AZURE_STORAGE_CONNECTION_STRING and so on", _azure_options, _set_azure)
 _HTTP = Backend("http", "", _http_options)
-_OTHER = Backend("", "", lambda options, stall_s: options)
+_OTHER = Backend("", "")
 _BACKENDS = {
     **dict.fromkeys(("s3", "s3a"), _S3),
     **dict.fromkeys(("gs", "gcs"), _GCS),

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from fsspec.implementations.local import LocalFileSystem
 
@@ -25,6 +25,8 @@ from gatdist.storage.backends import backend_of, open_file_system
 T = TypeVar("T")
 
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.05, 10.0
+# In a URL; a name with it must stay quoted.
+_MEANS_SOMETHING = re.compile(r"\?|%[0-9A-Fa-f]{2}")
 _SHORTEST_SECRET = 4  # what is shorter would be struck out of much
 
 
@@ -63,17 +65,26 @@ class Connection:
 
     def child_url(self, name: str) -> str:
         """Of the folder ``name`` in this one, secrets and all."""
-        return joined(self.url, quote(name) if self.is_http else name)
+        return _joined(self.url, name)
 
     def path(self, name: str) -> str:
         """Where a file is on the file system."""
         if self.is_http:
-            return joined(self.root, quote(name))
+            return _joined(self.root, name)
         return f"{self.root}/{name}" if name else self.root or "/"
+
+    def name(self, path: str) -> str:
+        """The name of what a listing calls so; "" for a link that only sorts a page of links."""
+        if not self.is_http:
+            return path
+        plain = unquote(path)
+        if "?" in path:
+            return ""
+        return path if _MEANS_SOMETHING.search(plain) else plain
 
     def shown(self, name: str = "") -> str:
         """The URL of a file, without secrets."""
-        return masked_url(joined(self.url, name))
+        return masked_url(_joined(self.url, name))
 
     def run(self, name: str, operation: Callable[[Any], T]) -> T:
         """``operation(file_system)``; on a passing failure again, until the budget is used up.
@@ -179,14 +190,21 @@ class Connection:
         return masked_url(message).rstrip(".")
 
 
-def joined(base: str, name: str) -> str:
-    """The URL of ``name`` in a folder. A query, which may be its signature, stays at the end."""
+def _joined(base: str, name: str) -> str:
+    """The URL of ``name`` in a folder.
+
+    By HTTP a name may be quoted, and have a query, as in a list of URLs. The folder's own query,
+    which may be its signature, is every file's.
+    """
     if not name:
         return base
-    is_http = base.startswith(("http://", "https://"))
-    base, mark, query = base.partition("?") if is_http else (base, "", "")
+    query = ""
+    if base.startswith(("http://", "https://")):
+        name = re.sub("%(?![0-9A-Fa-f]{2})", "%25", quote(name, safe="/?:@!$&'()*+,;=~%"))
+        base, mark, query = base.partition("?")
+        query = f"&{query}" if "?" in name and mark else mark + query
     slash = "" if base.endswith("/") else "/"  # of memory:// none may be taken away
-    return f"{base}{slash}{name}{mark}{query}"
+    return f"{base}{slash}{name}{query}"
 
 
 def _secrets(url: str, options: Mapping[str, Any]) -> list[str]:

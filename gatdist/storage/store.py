@@ -15,7 +15,6 @@ from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import unquote
 
 from gatdist.errors import StorageError
 from gatdist.storage import failures
@@ -35,15 +34,16 @@ class Store:
     looks for them, and in the environment.
 
     By HTTP(S) files are only read, from servers that know ranges. A listing is made of the links
-    of the folder's page, if there is one; files whose names are known need none.
+    of the folder's page, if there is one; files whose names are known need none. Names may be as in
+    a URL, quoted and with a query.
 
     Args:
         url: a path, or any URL that fsspec knows.
         options: passed to the fsspec file system; S3 takes ``key``, ``secret`` and
             ``client_kwargs = { endpoint_url = "…" }``, or the usual ``AWS_*`` variables.
         retry_budget_s: for how long an operation is tried again after it first failed.
-        stall_s: a connection on which nothing comes for so long counts as lost. Known to S3, GCS,
-            Azure (for content) and HTTP.
+        stall_s: a connection on which nothing comes for so long counts as lost. Of S3, GCS, Azure
+            and HTTP; other file systems have their own limits, or none.
 
     Attributes:
         url: as given, but without passwords: to be shown.
@@ -239,9 +239,7 @@ class Store:
 
     def _name(self, path: str) -> str:
         """The name of what a listing calls so; "" for what is not to be seen."""
-        if path.endswith(TEMPORARY) or (self._connection.is_http and "?" in path):  # a sorting link
-            return ""
-        return unquote(path) if self._connection.is_http else path
+        return "" if path.endswith(TEMPORARY) else self._connection.name(path)
 
     def _writable(self, file_system: Any) -> Any:
         if self._connection.is_http:

@@ -206,6 +206,17 @@ def test_a_connection_that_stalls_counts_as_a_failure(faulty: Faulty) -> None:
 
 
 @each(SERVERS)
+def test_so_does_one_that_stalls_when_asked_what_there_is(faulty: Faulty) -> None:
+    methods = ("GET", "HEAD")
+    faulty.proxy.faults = [Fault("silence", methods=methods, requests=(0, 1000))]
+    began = time.monotonic()
+    for act in (Store.exists, Store.list):
+        with pytest.raises(StorageUnavailableError, match="storage kept failing"):
+            act(faulty.open(retry_budget_s=0, stall_s=0.3), "x")
+    assert 0.6 < time.monotonic() - began < 4
+
+
+@each(SERVERS)
 def test_the_server_says_when_to_come_back(faulty: Faulty) -> None:
     faulty.proxy.faults = [Fault("refuse", headers={"Retry-After": "1"})]
     began = time.monotonic()

@@ -65,9 +65,7 @@ def test_a_page_of_links_is_a_listing(store: Store) -> None:
     assert store.find("nowhere") == {}
 
 
-@pytest.mark.parametrize(
-    "name", ["a b", "ü–漢", "50%", "a+b", "a%20b", "a&b=c", "a#b", "a?b", "ab;c"]
-)
+@pytest.mark.parametrize("name", ["a b", "ü–漢", "50%", "a+b", "a&b=c", "a#b", "ab;c", "a~(b)'c"])
 def test_odd_names(folder: tuple[str, Path], name: str) -> None:
     url, path = folder
     (path / name).mkdir()
@@ -77,6 +75,16 @@ def test_odd_names(folder: tuple[str, Path], name: str) -> None:
     assert store.read_ranges([(f"{name}/{name}", 1, 2)]) == [name.encode()[1:2]]
     assert store.list(name) == [name]
     assert list(store.find()) == [f"{name}/{name}"]
+
+
+@pytest.mark.parametrize(("name", "quoted"), [("a b", "a%20b"), ("a?b", "a%3Fb"), ("%41", "%2541")])
+def test_names_as_they_are_in_a_url(folder: tuple[str, Path], name: str, quoted: str) -> None:
+    url, path = folder
+    (path / name).write_bytes(b"1")
+    assert Store(url).read(quoted) == b"1"
+    assert Store(url).read(f"{quoted}?size=large") == b"1", "as in a list of URLs"
+    (listed,) = Store(url).list()
+    assert Store(url).read(listed) == b"1"
 
 
 @pytest.mark.parametrize("start", [len(CONTENT) - 2, len(CONTENT), len(CONTENT) + 50])
