@@ -130,7 +130,7 @@ class Dataset:
 
         def decode(i: int) -> None:
             start, data = content[int(blocks[i])]
-            samples[i], label = self._decode(int(indices[i]), start, data)
+            label = self._decode(int(indices[i]), start, data, samples[i])
             if labels is not None:
                 labels[i] = label
 
@@ -157,14 +157,14 @@ class Dataset:
         end = begin + int(self._block_ends[block]) - first
         return shard.name, int(shard.starts[begin]), int(shard.stops[end - 1])
 
-    def _decode(self, index: int, start: int, data: bytes) -> tuple[Samples, int]:
+    def _decode(self, index: int, start: int, data: bytes, out: Samples) -> int:
         """One sample of a block that begins at byte ``start``; fetched once more if damaged."""
         shard, i = self._locate(index)
         try:
-            return shard.decode(i, start, data)
+            return shard.decode_into(i, start, data, out)
         except CodecError:
             again = [(shard.name, int(shard.starts[i]), int(shard.stops[i]))]
-            return shard.decode_again(i, self._store.read_ranges(again)[0])
+            return shard.decode_again(i, self._store.read_ranges(again)[0], out)
 
     def _locate(self, index: int) -> tuple[OpenShard, int]:
         """The shard that holds a sample, and the sample's number in it."""

@@ -367,13 +367,9 @@ BAD_PICTURES = {
     "no picture": (b"GIF89a nonsense", "is no readable picture"),
     "empty": (b"", "is no readable picture"),
     "cut short": (encode_png(PIXELS[0])[:80], "is no readable picture"),
-    "cut jpeg": (simplejpeg.encode_jpeg(np.zeros((5, 6, 3), np.uint8))[:-200], "no readable JPEG"),
+    "cut jpeg": (simplejpeg.encode_jpeg(np.zeros((5, 6, 3), np.uint8))[:-200], "is no readable"),
     "size": (encode_png(PIXELS[0][:4]), r"is a picture of 4 × 6 RGB, expected 5 × 6 RGB"),
-    "jpeg size": (simplejpeg.encode_jpeg(np.zeros((5, 5, 3), np.uint8)), "5 × 5 YCbCr, expected"),
-    "gray": (encode_png(PIXELS[0][..., :1]), "of 5 × 6 L, expected .* RGB"),
-    "palette": (saved(RGB.convert("P")), "of 5 × 6 P, expected .* RGB"),
-    "alpha": (saved(RGB.convert("RGBA")), "of 5 × 6 RGBA, expected .* RGB"),
-    "cmyk": (saved(RGB.convert("CMYK"), "JPEG"), "of 5 × 6 CMYK, expected .* RGB"),
+    "jpeg size": (simplejpeg.encode_jpeg(np.zeros((5, 5, 3), np.uint8)), "5 × 5 RGB, expected"),
     "bomb": (saved(Image.new("1", (20_000, 20_000))), "is no readable picture .*Bomb"),
 }
 
@@ -390,7 +386,7 @@ def test_a_picture_that_is_bad(tmp_path: Path, name: str) -> None:
 
 def test_a_wrong_size_tells_how_to_mend_it(tmp_path: Path) -> None:
     write(tmp_path, shape=(3, 8, 9))
-    with pytest.raises(DataError, match=r"Pack again with --size 8x9\."):
+    with pytest.raises(DataError, match=r"Set data.resolution, .* or pack again with --size 8x9\."):
         opened(tmp_path).read(np.array([0]))
 
 
