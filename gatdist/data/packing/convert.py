@@ -10,9 +10,9 @@ from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 
-from gatdist.data.codecs import CodecError, decode_point
+from gatdist.data.codecs import FILTERS, CodecError, decode_point
 from gatdist.data.packing import pictures
-from gatdist.data.packing.pictures import FILTERS, FORMATS, TRANSFORMS, Header, read_header
+from gatdist.data.packing.pictures import FORMATS, TRANSFORMS, Header, read_header
 from gatdist.data.packing.recipe import Recipe
 from gatdist.errors import DataError
 

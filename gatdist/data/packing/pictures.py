@@ -17,7 +17,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from gatdist.data.codecs import FILTERS, CodecError, decode_image
+from gatdist.data.codecs import CodecError, decode_image
 
 # Component of each of Pillow's formats that is stored as it is, and the formats to choose from.
 _COMPONENTS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "PPM": "ppm"}
