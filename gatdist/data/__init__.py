@@ -15,6 +15,7 @@ from gatdist.data.format import (
     write_shard,
 )
 from gatdist.data.order import ORDER_VERSION, SampleOrder
+from gatdist.data.reading.allotment import allot
 
 if TYPE_CHECKING:
     from gatdist.data.loader import Batch, Loader, to_network, to_pixels
@@ -30,6 +31,7 @@ __all__ = [
     "Manifest",
     "SampleOrder",
     "Shard",
+    "allot",
     "open_dataset",
     "read_manifest",
     "to_network",

@@ -1,39 +1,52 @@
 """A data set of shards, read by sample number.
 
-Bytes are fetched in blocks, neighbouring samples of one shard, and the blocks used last are kept in
-memory. A data set that is small when decoded is decoded once.
+Bytes are fetched in pieces, neighbouring samples of one shard. A data set that is small when
+decoded is decoded once and stays in memory.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from concurrent.futures import Executor
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gatdist.config import DataConfig
 from gatdist.data import builtin
-from gatdist.data.caches import BlockCache, DecodedSamples, Samples
 from gatdist.data.codecs import CodecError
 from gatdist.data.format import Manifest, read_manifest
-from gatdist.data.order import Indices, cut_blocks, fitting_block_bytes
+from gatdist.data.order import Indices, substitute
+from gatdist.data.reading.allotment import index_bytes
+from gatdist.data.reading.decoded import DecodedSamples, Samples
+from gatdist.data.reading.host_cache import HostCache, block_key
+from gatdist.data.reading.plan import Piece, cut_runs
+from gatdist.data.reading.shards import OpenShards
 from gatdist.data.shard import OpenShard
-from gatdist.errors import DataError
+from gatdist.errors import DataError, GatdistError, rebuilt
 from gatdist.storage import Store
 
-_BLOCK_CACHE_BYTES = 512 * 2**20
-_DECODED_BYTES = 64 * 2**20
-_DEFAULT_LANES = 64
+if TYPE_CHECKING:
+    from gatdist.parallel.communicator import Communicator
+
+# A data set whose decoded samples take no more than this, and no more than this share of
+# data.memory_bytes, is kept decoded.
+_DECODED_BYTES, _DECODED_SHARE = 64 * 2**20, 4
+# What one call of `read` fetches at a time.
+_PORTION_BYTES = 32 * 2**20
+_MOST_SUBSTITUTES = 16
 
 
-def open_dataset(config: DataConfig) -> Dataset:
+def open_dataset(config: DataConfig, comm: Communicator | None = None) -> Dataset:
     """Open the data set that the section ``data`` of a configuration names.
 
     ``builtin:digits`` and ``builtin:ring`` are written to the cache folder on first use. Shards are
     looked at when their samples are first read.
+
+    Args:
+        config: the section.
+        comm: the workers of a run, all of which call this: worker 0 alone asks storage for the
+            manifest, and what it raises, all raise. None: this process alone.
 
     Raises:
         DataError: there is no data set, it is empty or damaged, or its pictures are not of
@@ -41,7 +54,9 @@ def open_dataset(config: DataConfig) -> Dataset:
         StorageError: the URL can't be read, or the cache folder not written.
     """
     url = builtin.prepare(config.url) if config.url.startswith(builtin.PREFIX) else config.url
-    return Dataset(Store(url, config.storage_options), config)
+    store = Store(url, config.storage_options)
+    manifest = read_manifest(store) if comm is None else _shared_manifest(store, comm)
+    return Dataset(store, manifest, config)
 
 
 class Dataset:
@@ -49,30 +64,27 @@ class Dataset:
 
     Args:
         store: the folder of the shards.
+        manifest: what is there.
         config: how to read.
-        block_cache_bytes: bound of the memory for fetched blocks.
-        decoded_bytes: a data set whose decoded samples take no more than this is kept decoded.
 
     Attributes:
+        config: as given.
         num_samples: N.
         num_shards: tars.
         num_bytes: of all tars.
         fingerprint: SHA-256 (hex) of the content and its order.
         sample_shape: (C, H, W) of images, (n,) of points.
+        sample_bytes: of a decoded sample.
         num_classes: 0 where there are no labels.
         is_image: images, or else points.
+        is_decoded: whether all samples stay in memory, decoded.
+        is_local: whether the shards are on this machine.
+        is_cached: whether what is fetched is shared with other workers of the host.
         shard_sizes: (samples, bytes) of each shard.
+        bytes_fetched: from storage so far.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        config: DataConfig,
-        *,
-        block_cache_bytes: int = _BLOCK_CACHE_BYTES,
-        decoded_bytes: int = _DECODED_BYTES,
-    ) -> None:
-        manifest = read_manifest(store)
+    def __init__(self, store: Store, manifest: Manifest, config: DataConfig) -> None:
         _require_resolution(config.resolution, manifest, store.url)
         self.num_samples = manifest.num_samples
         self.num_shards = len(manifest.shards)
@@ -82,27 +94,67 @@ class Dataset:
         self.num_classes = manifest.num_classes
         self.is_image = manifest.modality == "image"
         self.shard_sizes = [(shard.num_samples, shard.size) for shard in manifest.shards]
+        self.sample_bytes = self.new_samples(1).nbytes
+        self.is_local = store.is_local
+        self.bytes_fetched = 0
 
-        self._store, self._manifest = store, manifest
-        self._shard_ends = np.cumsum([shard.num_samples for shard in manifest.shards])
-        self._opened = lru_cache(maxsize=None)(self._open_shard)
-        self._block_ends = np.cumsum(self._blocks(config, block_cache_bytes))
-        self._blocks_kept = BlockCache(block_cache_bytes)
-        self._lock = threading.Lock()
+        self._store, self._manifest, self.config = store, manifest, config
+        samples, sizes = np.array(self.shard_sizes, dtype=np.int64).T
+        self._shard_ends, self._shard_begins = np.cumsum(samples), np.cumsum(samples) - samples
+        self._mean_bytes = np.maximum(1, sizes // samples)
+        self._shards = OpenShards(
+            lambda number: OpenShard(store, manifest, manifest.shards[number]), index_bytes(config)
+        )
+        self._cache = (
+            HostCache(config.cache_dir, config.cache_bytes)
+            if config.cache_dir is not None and not store.is_local
+            else None
+        )
+        self.is_cached = self._cache is not None
+        self._bad: dict[int, str] = {}
+        self._lock = threading.Lock()  # of what is decoded
+        self._bad_lock = threading.Lock()
         self._decoded: DecodedSamples | None = None
-        if self._new_samples(1).nbytes * self.num_samples <= decoded_bytes:
+        if self.sample_bytes * self.num_samples <= min(
+            _DECODED_BYTES, config.memory_bytes // _DECODED_SHARE
+        ):
             self._decoded = DecodedSamples(
-                self._new_samples(self.num_samples), self._new_labels(self.num_samples)
+                self.new_samples(self.num_samples), self.new_labels(self.num_samples)
             )
+        self.is_decoded = self._decoded is not None
 
-    def read(
-        self, indices: Indices, executor: Executor | None = None
-    ) -> tuple[Samples, Indices | None]:
+    @property
+    def cache_hits(self) -> int:
+        """Blocks that were in the host's cache so far."""
+        return self._cache.hits if self._cache else 0
+
+    @property
+    def notes(self) -> list[str]:
+        """What to tell people about the reading."""
+        return list(self._cache.notes) if self._cache else []
+
+    @property
+    def bad_samples(self) -> dict[int, str]:
+        """What is wrong with each sample that another one had to stand in for, by its number."""
+        with self._bad_lock:
+            return dict(self._bad)
+
+    def new_samples(self, count: int) -> Samples:
+        """Memory for decoded samples, uint8 [count, H, W, C] or float32 [count, d]."""
+        if not self.is_image:
+            return np.empty((count, *self.sample_shape), dtype=np.float32)
+        channels, height, width = self.sample_shape
+        return np.empty((count, height, width, channels), dtype=np.uint8)
+
+    def new_labels(self, count: int) -> Indices | None:
+        """Memory for their labels, int64 [count]; None where there are no classes."""
+        return np.empty(count, dtype=np.int64) if self.num_classes else None
+
+    def read(self, indices: Indices) -> tuple[Samples, Indices | None]:
         """Read and decode samples.
 
         Args:
             indices: int64 [n], each in [0, N), in any order, also repeated.
-            executor: decodes in its threads; None decodes in this one.
 
         Returns:
             The samples in the order asked, uint8 [n, H, W, C] or float32 [n, d], and their labels,
@@ -113,89 +165,201 @@ class Dataset:
             StorageUnavailableError: storage kept failing.
         """
         indices = np.asarray(indices, dtype=np.int64)
+        if self._decoded is None:
+            return self._read(indices)
         with self._lock:
-            if self._decoded is None:
-                return self._read(indices, executor)
             missing = self._decoded.missing(indices)
             if missing.size:
-                self._decoded.put(missing, *self._read(missing, executor))
-                if self._decoded.is_full:
-                    self._blocks_kept.clear()
+                self._decoded.put(missing, *self._read(missing))
             return self._decoded.get(indices)
 
-    def _read(self, indices: Indices, executor: Executor | None) -> tuple[Samples, Indices | None]:
-        blocks = np.searchsorted(self._block_ends, indices, side="right")
-        content = self._fetch(np.unique(blocks).tolist())
-        samples, labels = self._new_samples(len(indices)), self._new_labels(len(indices))
+    def fetch(self, pieces: Sequence[Piece], stopped: Callable[[], bool] = lambda: False) -> None:
+        """Give pieces their bytes, unless ``stopped`` while another process fetches them.
 
-        def decode(i: int) -> None:
-            start, data = content[int(blocks[i])]
-            label = self._decode(int(indices[i]), start, data, samples[i])
+        Raises:
+            DataError: an index or shard is not the one of the manifest.
+            StorageError: storage can't be read.
+        """
+        shards = [self._shards[piece.shard] for piece in pieces]
+        spans = [shard.span(p.first, p.end) for shard, p in zip(shards, pieces, strict=True)]
+        if self._cache is None:
+            contents = self._fetch_spans(shards, spans)
+        else:
+            contents = self._fetch_blocks(self._cache, pieces, shards, spans, stopped)
+        for piece, shard, (start, _), data in zip(pieces, shards, spans, contents, strict=False):
+            piece.rows, piece.start, piece.data = shard, start, data
+
+    def forget(self, piece: Piece) -> None:
+        """Do not trust the copy of a piece in the host's cache any more."""
+        if self._cache is not None and piece.block is not None:
+            self._cache.forget(self._key(piece, self._shards[piece.shard]))
+
+    def decode(
+        self,
+        pieces: Sequence[Piece],
+        piece_of: Sequence[int],
+        numbers: Sequence[int],
+        rows: Iterable[int],
+        samples: Samples,
+        labels: Indices | None,
+    ) -> None:
+        """Decode samples of fetched pieces.
+
+        Args:
+            pieces: fetched.
+            piece_of: for each sample, which of the pieces holds it,
+            numbers: its number in its shard, and
+            rows: where it belongs in
+            samples: the memory for decoded samples, and in
+            labels: that for labels.
+
+        Raises:
+            DataError: a sample is bad, even after it was fetched again, and ``data.on_bad_sample``
+                is "raise", or there were too many.
+        """
+        for row, k, number in zip(rows, piece_of, numbers, strict=True):
+            piece = pieces[k]
+            try:
+                label = piece.rows.decode_into(number, piece.start, piece.data, samples[row])
+            except CodecError:
+                self.forget(piece)
+                index = int(self._shard_begins[piece.shard]) + number
+                label = self._recover(index, samples[row])
             if labels is not None:
-                labels[i] = label
+                labels[row] = label
 
-        # `list` waits for all, and raises the first error.
-        list((executor.map if executor else map)(decode, range(len(indices))))
+    def _read(self, indices: Indices) -> tuple[Samples, Indices | None]:
+        samples, labels = self.new_samples(len(indices)), self.new_labels(len(indices))
+        if not len(indices):
+            return samples, labels
+        by_index = np.argsort(indices, kind="stable")
+        ordered = indices[by_index]
+        shards = np.searchsorted(self._shard_ends, ordered, side="right")
+        numbers = ordered - self._shard_begins[shards]
+        starts = cut_runs(ordered, shards, self._mean_bytes)
+        stops = np.append(starts[1:], len(ordered))
+        num_bytes = (ordered[stops - 1] + 1 - ordered[starts]) * self._mean_bytes[shards[starts]]
+        portions = np.cumsum(num_bytes) // _PORTION_BYTES
+        for first, last in _runs(portions):
+            pieces = [
+                Piece(int(shards[i]), int(numbers[i]), int(numbers[j - 1]) + 1, 0, None)
+                for i, j in zip(starts[first:last], stops[first:last], strict=True)
+            ]
+            self.fetch(pieces)
+            here = slice(starts[first], stops[last - 1])
+            piece_of = np.repeat(np.arange(last - first), (stops - starts)[first:last])
+            rows = by_index[here].tolist()
+            self.decode(pieces, piece_of.tolist(), numbers[here].tolist(), rows, samples, labels)
         return samples, labels
 
-    def _fetch(self, blocks: Sequence[int]) -> dict[int, tuple[int, bytes]]:
-        """For each block the offset in its shard where it begins, and its bytes."""
-        missing = [block for block in blocks if block not in self._blocks_kept]
-        ranges = [self._block_range(block) for block in missing]
-        fetched = dict(zip(missing, self._store.read_ranges(ranges), strict=True))
-        content = {
-            block: fetched[block] if block in fetched else self._blocks_kept.get(block)
-            for block in blocks
-        }
-        for block in missing:
-            self._blocks_kept.put(block, fetched[block])
-        return {block: (self._block_range(block)[1], data) for block, data in content.items()}
+    def _fetch_spans(
+        self, shards: Sequence[OpenShard], spans: Sequence[tuple[int, int]]
+    ) -> list[bytes]:
+        ranges = [(shard.name, *span) for shard, span in zip(shards, spans, strict=True)]
+        contents = self._store.read_ranges(ranges)
+        self.bytes_fetched += sum(map(len, contents))
+        return contents
 
-    def _block_range(self, block: int) -> tuple[str, int, int]:
-        first = int(self._block_ends[block - 1]) if block else 0
-        shard, begin = self._locate(first)
-        end = begin + int(self._block_ends[block]) - first
-        return shard.name, int(shard.starts[begin]), int(shard.stops[end - 1])
+    def _fetch_blocks(
+        self,
+        cache: HostCache,
+        pieces: Sequence[Piece],
+        shards: Sequence[OpenShard],
+        spans: Sequence[tuple[int, int]],
+        stopped: Callable[[], bool],
+    ) -> list[bytes]:
+        """Pieces of blocks that the cache has, or gets."""
+        places: dict[str, tuple[OpenShard, tuple[int, int]]] = {}
+        keys = []
+        for piece, shard in zip(pieces, shards, strict=True):
+            block = shard.span(*(piece.block or (piece.first, piece.end)))
+            keys.append(block_key(self._manifest.shards[piece.shard].sha256, *block))
+            places[keys[-1]] = shard, block
+        absent = list(places.values())
 
-    def _decode(self, index: int, start: int, data: bytes, out: Samples) -> int:
-        """One sample of a block that begins at byte ``start``; fetched once more if damaged."""
-        shard, i = self._locate(index)
+        def load(numbers: list[int]) -> list[bytes]:
+            return self._fetch_spans(*zip(*(absent[i] for i in numbers), strict=True))
+
+        blocks = dict(zip(places, cache.fetch(list(places), load, stopped), strict=False))
+        if not blocks:
+            return []
+        contents = []
+        for key, (start, stop) in zip(keys, spans, strict=True):
+            begin = places[key][1][0]
+            contents.append(blocks[key][start - begin : stop - begin])
+        return contents
+
+    def _recover(self, index: int, out: Samples) -> int:
+        """Decode a sample that was damaged into ``out``: fetched again, or else by the policy."""
         try:
-            return shard.decode_into(i, start, data, out)
-        except CodecError:
-            again = [(shard.name, int(shard.starts[i]), int(shard.stops[i]))]
-            return shard.decode_again(i, self._store.read_ranges(again)[0], out)
+            if index not in self.bad_samples:
+                return self._decode_alone(index, out)
+        except DataError as error:
+            self._count_bad(index, error)
+        for attempt in range(_MOST_SUBSTITUTES):
+            other = substitute(index, attempt, self.num_samples)
+            if other in self.bad_samples:
+                continue
+            try:
+                return self._decode_alone(other, out)
+            except DataError as error:
+                self._count_bad(other, error)
+        raise DataError(
+            self._store.url,
+            f"sample {index:,} is bad, and so are the {_MOST_SUBSTITUTES} that would stand in",
+            mend="Restore the shards from a copy, or pack them again",
+        )
 
-    def _locate(self, index: int) -> tuple[OpenShard, int]:
-        """The shard that holds a sample, and the sample's number in it."""
+    def _decode_alone(self, index: int, out: Samples) -> int:
+        """Fetch one sample from storage and decode it into ``out``; its label."""
         number = int(np.searchsorted(self._shard_ends, index, side="right"))
-        first = self._shard_ends[number] - self._manifest.shards[number].num_samples
-        return self._opened(number), int(index - first)
+        shard, i = self._shards[number], index - int(self._shard_begins[number])
+        span = shard.span(i, i + 1)
+        (data,) = self._fetch_spans([shard], [span])
+        return shard.decode_again(i, data, out)
 
-    def _open_shard(self, number: int) -> OpenShard:
-        return OpenShard(self._store, self._manifest, self._manifest.shards[number])
+    def _count_bad(self, index: int, error: DataError) -> None:
+        """Note a sample as bad, or raise."""
+        if self.config.on_bad_sample == "raise":
+            raise error
+        budget = self.config.bad_sample_budget
+        with self._bad_lock:
+            self._bad[index] = str(error)
+            if len(self._bad) > budget:
+                raise too_many_bad(len(self._bad), budget, str(error)) from error
 
-    def _blocks(self, config: DataConfig, cache_bytes: int) -> NDArray[np.int32]:
-        """Samples in each block; one, where blocks can't be kept until all in them was used."""
-        if self.num_bytes <= cache_bytes:
-            return cut_blocks(self.shard_sizes, config.block_bytes)
-        lanes = config.lanes or _DEFAULT_LANES
-        block_bytes = fitting_block_bytes(self.shard_sizes, config.block_bytes, lanes)
-        # In each lane one window is open, which may begin and end inside a block.
-        window_bytes = (
-            config.window_samples or 4096
-        ) * self.num_bytes // self.num_samples + 2 * block_bytes
-        keeps = lanes * window_bytes <= cache_bytes
-        return cut_blocks(self.shard_sizes, block_bytes if keeps else 1)
+    def _key(self, piece: Piece, shard: OpenShard) -> str:
+        assert piece.block is not None
+        return block_key(self._manifest.shards[piece.shard].sha256, *shard.span(*piece.block))
 
-    def _new_samples(self, count: int) -> Samples:
-        if not self.is_image:
-            return np.empty((count, *self.sample_shape), dtype=np.float32)
-        channels, height, width = self.sample_shape
-        return np.empty((count, height, width, channels), dtype=np.uint8)
 
-    def _new_labels(self, count: int) -> Indices | None:
-        return np.empty(count, dtype=np.int64) if self.num_classes else None
+def too_many_bad(count: int, budget: int, message: str) -> DataError:
+    """The error of a run that had to replace too many samples; ``message`` is about the last."""
+    return DataError(
+        "data.bad_sample_budget",
+        f"{count:,} samples are bad, the last: {message.rstrip('.')}",
+        value=budget,
+        mend="Restore the shards from a copy, pack them again, or raise the budget",
+    )
+
+
+def _shared_manifest(store: Store, comm: Communicator) -> Manifest:
+    told: dict[str, Any] = {}
+    if comm.is_main:
+        try:
+            told = {"manifest": read_manifest(store).model_dump(mode="json")}
+        except GatdistError as error:
+            told = {"error": [type(error).__name__, str(error)]}
+    told = comm.broadcast_object(told)
+    if "error" in told:
+        raise rebuilt(*told["error"])
+    return Manifest.model_validate(told["manifest"])
+
+
+def _runs(values: Indices) -> list[tuple[int, int]]:
+    """First and end of each run of equal values."""
+    starts = np.flatnonzero(np.diff(values, prepend=-1))
+    return list(zip(starts.tolist(), [*starts[1:].tolist(), len(values)], strict=True))
 
 
 def _require_resolution(resolution: int | list[int] | None, manifest: Manifest, url: str) -> None:

@@ -130,17 +130,10 @@ class SampleOrder:
             samples[here] = self._lookup(int(epoch), places[here])
         return samples
 
-    def substitute(self, position: int, attempt: int) -> int:
-        """The sample to show instead of one that can't be read, alike on any number of workers.
-
-        Args:
-            position: ≥ 0, in the run.
-            attempt: 0, 1 and so on, where the one before can't be read either.
-        """
-        (sample,) = self.indices([position])
-        epoch = position // self.num_samples
-        key = hash_words(self.seed, _SUBSTITUTES, epoch, attempt)
-        return int(permute(np.array([sample]), np.array([self.num_samples]), key)[0])
+    @property
+    def longest_block(self) -> int:
+        """Samples in the longest block."""
+        return int(self._sizes.max())
 
     def blocks_of(self, samples: Indices) -> tuple[Indices, Indices]:
         """First sample, and the one after the last, of the block that holds each of ``samples``."""
@@ -181,10 +174,39 @@ class SampleOrder:
         return layout, np.cumsum(self._sizes[layout], dtype=np.int64)
 
 
-def local_positions(position: int, global_batch: int, rank: int, world_size: int) -> Indices:
-    """One worker's share of the global batch at ``position``, int64 [global_batch / world_size]."""
+def local_positions(
+    position: int, global_batch: int, rank: int, world_size: int, begin: int, end: int
+) -> Indices:
+    """Where in the run one worker's samples stand.
+
+    Args:
+        position: where the run begins, or goes on.
+        global_batch: B, a multiple of the
+        world_size: W. The worker shows ``rank + W · i`` of each batch.
+        rank: 0 ≤ rank < W.
+        begin: number of the first sample to tell of, counted from ``position`` on, and
+        end: one past the last.
+
+    Returns:
+        int64 [end − begin].
+    """
     assert global_batch % world_size == 0, f"{global_batch} samples, {world_size} workers"
-    return position + np.arange(rank, global_batch, world_size, dtype=np.int64)
+    batches, places = np.divmod(np.arange(begin, end), global_batch // world_size)
+    return position + batches * global_batch + rank + places * world_size
+
+
+def substitute(sample: int, attempt: int, num_samples: int) -> int:
+    """The sample to show instead of one that can't be read.
+
+    It depends on nothing else, so it is the same on any number of workers.
+
+    Args:
+        sample: index of the bad one, below ``num_samples``.
+        attempt: 0, 1 and so on, where the one before can't be read either.
+        num_samples: N.
+    """
+    keys = hash_words(_SUBSTITUTES, attempt)
+    return int(permute(np.array([sample]), np.array([num_samples]), keys)[0])
 
 
 Shards = Sequence[tuple[int, int]]

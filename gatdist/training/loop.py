@@ -16,6 +16,7 @@ import torch
 from gatdist.config import Config, import_plugins
 from gatdist.data import Batch as LoadedBatch
 from gatdist.data import Loader, SampleOrder, open_dataset, to_network
+from gatdist.data.dataset import too_many_bad
 from gatdist.errors import CheckpointError, TrainingError
 from gatdist.evaluation import Evaluator
 from gatdist.models import DTYPES
@@ -84,7 +85,7 @@ class _Loop:
         self.directory = RunDirectory(run_dir)
         if comm.is_main:
             self.directory.require_same(config)
-        self.dataset = open_dataset(config.data)
+        self.dataset = open_dataset(config.data, comm)
         self.order = SampleOrder.from_config(config, self.dataset)
         self.state = TrainState(config, comm, self.dataset.sample_shape, self.dataset.num_classes)
         self.rule = self.state.rule(config)
@@ -107,6 +108,7 @@ class _Loop:
         self.wall_time_s = 0.0
         self.counted = self._counts()
         self.told: set[str] = set()
+        self.bad: dict[int, str] = {}
         self.rolls_back = False
         self.steps_between_polls = 1
         self.checkpoints = Checkpoints(
@@ -143,10 +145,10 @@ class _Loop:
 
     def _train(self) -> bool:
         """Train until the run is over (true), or until it has been rolled back (false)."""
-        loader = Loader.for_worker(
+        self.loader = Loader.for_worker(
             self.dataset, self.order, self.config, self.comm, position=self.state.samples_seen
         )
-        with loader as batches:
+        with self.loader as batches:
             self._start_tick()
             over = False
             while not over:
@@ -227,11 +229,13 @@ class _Loop:
             "time/step_s": elapsed_s / self.steps,
             "time/communication_s": self.comm.take_communication_s() / self.steps,
         }
-        for tag, value in seconds.items():
+        for tag, value in (seconds | self.loader.take_counts()).items():
             self.statistics.add(
                 tag, torch.tensor(value, dtype=torch.float64, device=self.comm.device)
             )
         values = self.statistics.reduce(self.comm)
+        for tag in ("data/bytes_fetched", "data/cache_hits"):
+            values[tag] *= self.comm.world_size  # of all workers
         step_s = values["time/step_s"]
         self.steps_between_polls = max(1, min(64, int(_POLL_S / step_s)))
         values["throughput/samples_per_s"] = self.config.step_samples / step_s
@@ -264,12 +268,30 @@ class _Loop:
             self.emit("warning", {"message": decision.message})
         self.rolls_back = decision.action == "rollback"
         self.rule.reconsider()
-        self._tell_notes()
+        self._tell_notes(values)
 
-    def _tell_notes(self) -> None:
-        """Say once what the rule of any worker has to say."""
-        noted = {note for notes in self.comm.all_gather_object(self.rule.notes) for note in notes}
+    def _tell_notes(self, values: dict[str, Any]) -> None:
+        """Say once what the rule and the data of any worker have to say.
+
+        Raises:
+            DataError: the workers together found too many bad samples.
+        """
+        bad = {str(i): told for i, told in self.dataset.bad_samples.items() if i not in self.bad}
+        mine = {"notes": [*self.rule.notes, *self.dataset.notes], "bad": bad}
         self.rule.notes.clear()
+        gathered = self.comm.all_gather_object(mine)
+        found = {int(i): told for of_one in gathered for i, told in of_one["bad"].items()}
+        self.bad |= found
+        values["health/bad_samples"] = float(len(self.bad))
+        budget = self.config.data.bad_sample_budget
+        if found:
+            last = found[max(found)]
+            if len(self.bad) > budget:
+                raise too_many_bad(len(self.bad), budget, last)
+            if self.comm.is_main:
+                message = f"{len(self.bad):,} bad samples so far, replaced by others; the last: "
+                self.emit("warning", {"message": message + last})
+        noted = {note for of_one in gathered for note in of_one["notes"]}
         for note in sorted(noted - self.told):
             self.told.add(note)
             if self.comm.is_main:

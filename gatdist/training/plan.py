@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gatdist.config import BOTH, Config, flatten, import_plugins
-from gatdist.data import Dataset, open_dataset
+from gatdist.data import Dataset, SampleOrder, allot, open_dataset
 from gatdist.evaluation import Evaluator
 from gatdist.game import Game, Step, UpdateRule, build_update_rule, require_whole_batches
 from gatdist.game.probe import probe_batch, require_playable
@@ -55,6 +55,8 @@ def check(config: Config, run_dir: str) -> Checked:
     import_plugins(config.plugins)
     RunDirectory(Store(run_dir, config.run.storage_options)).require_same(config)
     dataset = open_dataset(config.data)
+    order, workers = SampleOrder.from_config(config, dataset), config.cluster.workers
+    allot(dataset, order, config.data, global_batch=config.step_samples, world_size=workers)
     sample_shape, num_classes = dataset.sample_shape, dataset.num_classes
     networks = build_networks(config, sample_shape, num_classes)
     on_gpus = config.cluster.gpus_per_worker or torch.cuda.is_available()

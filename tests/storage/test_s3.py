@@ -52,7 +52,8 @@ def test_a_data_set_on_s3(store: Store, options: dict[str, Any]) -> None:
     here, there = open_dataset(DataConfig(url="builtin:digits")), open_dataset(config)
     assert there.fingerprint == here.fingerprint
     order = SampleOrder.from_config(load_config("digits"), there)
-    with Loader(there, order, global_batch=64, rank=0, world_size=2, position=640) as loader:
+    share = {"global_batch": 64, "rank": 0, "world_size": 2, "position": 640}
+    with Loader(there, order, config=there.config, **share) as loader:
         for _ in range(3):
             batch = next(loader)
             samples, labels = here.read(order.indices(batch.positions.numpy()))

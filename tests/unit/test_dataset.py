@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,9 +19,10 @@ from PIL import Image
 
 from gatdist.config import DataConfig
 from gatdist.data import Dataset, open_dataset, write_dataset, write_shard
-from gatdist.data.caches import BlockCache
 from gatdist.data.codecs import encode_png, encode_point
 from gatdist.data.format import read_index, read_manifest
+from gatdist.data.order import substitute
+from gatdist.data.reading.shards import OpenShards
 from gatdist.errors import DataError, StorageError
 from gatdist.storage import Store
 
@@ -75,18 +77,16 @@ def test_what_a_data_set_says_of_itself(folder: Path) -> None:
     assert len(dataset.fingerprint) == 64
 
 
-@pytest.mark.parametrize("block_bytes", [1, 3000, 2**22])
-@pytest.mark.parametrize("cache_bytes", [0, 4000, 2**30])
-@pytest.mark.parametrize("decoded_bytes", [0, 2**20])
+@pytest.mark.parametrize("memory_bytes", [2000, 2**30])
+@pytest.mark.parametrize("portion_bytes", [1, 5000, 2**25])
 def test_samples_come_as_asked_however_they_are_kept(
-    folder: Path, block_bytes: int, cache_bytes: int, decoded_bytes: int
+    folder: Path, memory_bytes: int, portion_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = DataConfig(url=str(folder), block_bytes=block_bytes, lanes=1, window_samples=2)
-    dataset = Dataset(
-        Store(str(folder)), config, block_cache_bytes=cache_bytes, decoded_bytes=decoded_bytes
-    )
-    for indices in ([19, 0, 7, 7, 11], list(range(20)), [3]):
-        samples, labels = dataset.read(np.array(indices))
+    monkeypatch.setattr("gatdist.data.dataset._PORTION_BYTES", portion_bytes)
+    dataset = opened(folder, memory_bytes=memory_bytes)
+    assert dataset.is_decoded == (memory_bytes == 2**30)
+    for indices in ([19, 0, 7, 7, 11], list(range(20)), [3], []):
+        samples, labels = dataset.read(np.array(indices, dtype=np.int64))
         assert samples.dtype == np.uint8
         assert (samples == PIXELS[indices]).all()
         assert labels is not None
@@ -99,16 +99,6 @@ def test_the_caller_owns_what_it_gets(folder: Path) -> None:
     assert (dataset.read(np.arange(20))[0] == PIXELS).all()
 
 
-def test_threads_decode_the_same(folder: Path) -> None:
-    config = DataConfig(url=str(folder))
-    dataset = Dataset(Store(str(folder)), config, decoded_bytes=0)
-    with ThreadPoolExecutor(3) as executor:
-        samples, labels = dataset.read(np.arange(20), executor)
-    assert (samples == PIXELS).all()
-    assert labels is not None
-    assert (labels == LABELS).all()
-
-
 def test_a_small_data_set_is_read_once(folder: Path) -> None:
     dataset = opened(folder)
     before, _ = dataset.read(np.arange(20))
@@ -117,16 +107,53 @@ def test_a_small_data_set_is_read_once(folder: Path) -> None:
     assert (dataset.read(np.arange(20))[0] == before).all()
 
 
-def test_the_memory_for_blocks_is_bounded() -> None:
-    cache = BlockCache(10)
-    for block in range(3):
-        cache.put(block, bytes(4))
-    assert [block in cache for block in range(3)] == [False, True, True]
-    cache.get(1)
-    cache.put(3, bytes(4))  # in place of 2, which was not used for longest
-    assert [block in cache for block in range(4)] == [False, True, False, True]
-    cache.put(4, bytes(11))
-    assert not any(block in cache for block in range(5))
+def test_neighbours_are_fetched_together_and_no_more_than_needed(folder: Path) -> None:
+    dataset = opened(folder, memory_bytes=2000)
+    dataset.read(np.arange(20))
+    whole = dataset.bytes_fetched
+    assert 0.8 * dataset.num_bytes <= whole <= dataset.num_bytes
+    dataset.read(np.array([0, 19]))
+    assert dataset.bytes_fetched - whole < 0.2 * whole
+
+
+class Opened:
+    """What is opened, in its place."""
+
+    def __init__(self, number: int, num_bytes: int) -> None:
+        self.number, self.num_bytes = number, num_bytes
+
+
+def test_the_memory_for_indexes_is_bounded() -> None:
+    opened: list[int] = []
+
+    def open_shard(number: int) -> Opened:
+        opened.append(number)
+        return Opened(number, 4)
+
+    shards: Any = OpenShards(open_shard, max_bytes=10)  # type: ignore[arg-type]
+    assert [shards[i].number for i in (0, 1, 0, 2, 0, 1)] == [0, 1, 0, 2, 0, 1]
+    assert opened == [0, 1, 2, 1]  # 1 was unused for longest when there were three
+    shards = OpenShards(open_shard, max_bytes=1)  # type: ignore[arg-type]
+    assert [shards[i].number for i in (5, 5, 6, 5)] == [5, 5, 6, 5]
+    assert opened[4:] == [5, 6, 5]
+
+
+def test_a_shard_is_opened_once_by_all_threads() -> None:
+    opened: list[int] = []
+
+    def open_shard(number: int) -> Opened:
+        opened.append(number)
+        time.sleep(0.02)
+        if len(opened) == 1:
+            raise StorageError("shard", "is gone")
+        return Opened(number, 1)
+
+    shards: Any = OpenShards(open_shard, max_bytes=10)  # type: ignore[arg-type]
+    with pytest.raises(StorageError):
+        shards[3]
+    with ThreadPoolExecutor(4) as threads:
+        assert len(set(threads.map(lambda _: shards[3], range(8)))) == 1
+    assert opened == [3, 3]
 
 
 def test_points_without_labels(tmp_path: Path) -> None:
@@ -346,14 +373,77 @@ def test_a_flipped_bit(folder: Path) -> None:
         opened(folder).read(np.array([1, 3]))
 
 
+class Flipping(Store):
+    """Storage that flips a bit in what is read of a shard at one time."""
+
+    flips_at: int = -1
+    num_reads = 0
+
+    def read_ranges(self, ranges: Any, **options: Any) -> list[bytes]:
+        contents = super().read_ranges(ranges, **options)
+        self.num_reads += 1
+        if self.num_reads == self.flips_at:
+            content = bytearray(contents[0])
+            content[60] ^= 1
+            contents[0] = bytes(content)
+        return contents
+
+
 def test_a_bit_that_flipped_on_the_way_is_fetched_again(folder: Path) -> None:
-    config = DataConfig(url=str(folder))
-    dataset = Dataset(Store(str(folder)), config, decoded_bytes=0)
-    whole = (folder / "shard-000000.tar").read_bytes()
+    store = Flipping(str(folder))
+    config = DataConfig(url=str(folder), memory_bytes=2000)
+    dataset = Dataset(store, read_manifest(store), config)
+    store.flips_at = 1
+    assert (dataset.read(np.arange(20))[0] == PIXELS).all()
+    assert store.num_reads == 2
+    assert dataset.bad_samples == {}
+
+
+# Bad samples: another one is shown
+
+
+@pytest.mark.parametrize("memory_bytes", [2000, 2**30])
+def test_a_bad_sample_is_substituted(folder: Path, memory_bytes: int) -> None:
     flip_a_bit(folder, "000003.png")
-    dataset.read(np.array([1]))  # the damaged block is in memory now
-    (folder / "shard-000000.tar").write_bytes(whole)
-    assert (dataset.read(np.array([3]))[0][0] == PIXELS[3]).all()
+    flip_a_bit(folder, "000006.png")
+    dataset = opened(folder, memory_bytes=memory_bytes, on_bad_sample="substitute")
+    expected = PIXELS.copy()
+    stands_in = {}
+    for i in (3, 6):
+        candidates = (substitute(i, attempt, 20) for attempt in range(20))
+        stands_in[i] = next(other for other in candidates if other not in (3, 6))
+        expected[i] = PIXELS[stands_in[i]]
+    for _ in range(2):
+        samples, labels = dataset.read(np.arange(20))
+        assert (samples == expected).all()
+        assert labels is not None
+        assert labels[[3, 6]].tolist() == LABELS[[stands_in[3], stands_in[6]]].tolist()
+    assert sorted(dataset.bad_samples) == [3, 6]
+    assert "sample 000003.png at byte" in dataset.bad_samples[3]
+    # The same wherever else it is read, alone or in another order.
+    alone = opened(folder, memory_bytes=memory_bytes, on_bad_sample="substitute")
+    assert (alone.read(np.array([6]))[0] == expected[6]).all()
+
+
+def test_too_many_bad_samples_are_an_error_all_the_same(folder: Path) -> None:
+    for i in range(7):
+        flip_a_bit(folder, f"{i:06d}.png")
+    dataset = opened(folder, on_bad_sample="substitute", bad_sample_budget=6)
+    told = (
+        r"data\.bad_sample_budget = 6: 7 samples are bad, the last: .*shard-000000\.tar: sample "
+        r"00000\d\.png at byte \d+ has CRC-32 .*raise the budget\."
+    )
+    with pytest.raises(DataError, match=told):
+        dataset.read(np.arange(20))
+    dataset = opened(folder, on_bad_sample="substitute", bad_sample_budget=7)
+    assert len(dataset.read(np.arange(20))[0]) == 20
+
+
+def test_nothing_stands_in_where_all_is_bad(tmp_path: Path) -> None:
+    write(tmp_path, picture=lambda i: b"no picture")
+    dataset = opened(tmp_path, on_bad_sample="substitute")
+    with pytest.raises(DataError, match="sample 4 is bad, and so are the 16 that would stand in"):
+        dataset.read(np.array([4]))
 
 
 def saved(image: Image.Image, kind: str = "PNG") -> bytes:

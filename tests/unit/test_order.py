@@ -20,6 +20,7 @@ from gatdist.data.order import (
     local_positions,
     permute,
     samples_within,
+    substitute,
 )
 
 block_lists = st.lists(st.integers(1, 9), min_size=1, max_size=30)
@@ -69,11 +70,11 @@ def test_all_ranks_together_show_the_prefix_whenever_their_number_changes(
     position = 0
     for world_size, steps in attempts:
         order = SampleOrder(blocks, seed=seed, lanes=lanes, window=window)  # as resumed elsewhere
-        for _ in range(steps):
-            for rank in range(world_size):
-                positions = local_positions(position, batch, rank, world_size)
-                shown += order.indices(positions).tolist()
-            position += batch
+        for rank in range(world_size):
+            share = steps * batch // world_size
+            positions = local_positions(position, batch, rank, world_size, 0, share)
+            shown += order.indices(positions).tolist()
+        position += steps * batch
     n = order.num_samples
     prefix = order.indices(np.arange(position)).tolist()
     assert sorted(shown) == sorted(prefix)
@@ -83,9 +84,10 @@ def test_all_ranks_together_show_the_prefix_whenever_their_number_changes(
 
 
 def test_a_rank_is_the_place_in_the_batch_modulo_the_ranks() -> None:
-    positions = local_positions(240, global_batch=12, rank=1, world_size=3)
-    assert positions.tolist() == [241, 244, 247, 250]
+    positions = local_positions(240, global_batch=12, rank=1, world_size=3, begin=0, end=400)
+    assert positions[:6].tolist() == [241, 244, 247, 250, 253, 256]
     assert ((positions % 12) % 3 == 1).all()
+    assert (local_positions(240, 12, 1, 3, 130, 150) == positions[130:150]).all()
 
 
 def test_epochs_and_seeds_differ() -> None:
@@ -230,20 +232,13 @@ def test_blocks_of_samples_are_those_they_were_cut_into() -> None:
     assert end.tolist() == [3, 3, 3, 4, 8, 8, 8, 8]
 
 
-def test_substitutes_are_a_function_of_the_position() -> None:
-    blocks = [7] * 30
-    order = SampleOrder(blocks, seed=2, lanes=4, window=8)
-    again = SampleOrder(blocks, seed=2, lanes=4, window=8)
-    positions = range(3 * 210)
-    found = [order.substitute(p, 0) for p in positions]
-    assert found == [again.substitute(p, 0) for p in positions]
-    # Within an epoch no two samples have the same substitute.
-    assert sorted(found[:210]) == list(range(210))
-    # Epochs and attempts differ: of 210 samples about one is its own substitute by chance.
-    bad = order.indices(np.arange(420))
-    assert np.mean(bad == found[:420]) < 0.05
-    assert len({order.substitute(5, attempt) for attempt in range(8)}) > 4
-    assert SampleOrder([1], seed=0, lanes=1, window=1).substitute(3, 0) == 0
+def test_no_two_samples_have_the_same_substitute() -> None:
+    for attempt in range(4):
+        found = [substitute(i, attempt, 210) for i in range(210)]
+        assert sorted(found) == list(range(210))
+        assert np.mean(found == np.arange(210)) < 0.05
+    assert len({substitute(5, attempt, 210) for attempt in range(8)}) > 4
+    assert substitute(0, 0, 1) == 0
 
 
 def test_state_is_small_and_names_all_that_fixes_the_order() -> None:

@@ -1,8 +1,7 @@
-"""What a data set keeps in memory: fetched blocks, and, if it is small, decoded samples."""
+"""The samples of a small data set, decoded."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import Any
 
 import numpy as np
@@ -12,39 +11,6 @@ from gatdist.data.order import Indices
 
 # uint8 [n, H, W, C] for images, float32 [n, d] for points.
 Samples = NDArray[Any]
-
-
-class BlockCache:
-    """Blocks by number, up to a total of bytes; those unused for longest go first.
-
-    Args:
-        max_bytes: the bound.
-    """
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes, self._num_bytes = max_bytes, 0
-        self._blocks: OrderedDict[int, bytes] = OrderedDict()
-
-    def __contains__(self, block: int) -> bool:
-        return block in self._blocks
-
-    def get(self, block: int) -> bytes:
-        """A block that is there."""
-        self._blocks.move_to_end(block)
-        return self._blocks[block]
-
-    def put(self, block: int, data: bytes) -> None:
-        """Keep a block that is not there."""
-        self._blocks[block] = data
-        self._num_bytes += len(data)
-        while self._num_bytes > self._max_bytes:
-            _, dropped = self._blocks.popitem(last=False)
-            self._num_bytes -= len(dropped)
-
-    def clear(self) -> None:
-        """Forget all."""
-        self._blocks.clear()
-        self._num_bytes = 0
 
 
 class DecodedSamples:

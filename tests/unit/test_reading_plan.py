@@ -1,0 +1,143 @@
+"""The plan of a worker's reading: every sample in a piece, every piece as long as it is needed."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gatdist.data.order import SampleOrder, local_positions
+from gatdist.data.reading import plan as planning
+from gatdist.data.reading.plan import Plan, Stretch, cut_runs
+
+many = settings(max_examples=60, deadline=None)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[SampleOrder, list[tuple[int, int]], dict[str, int]]:
+    """An order, its shards, and the arguments of one worker's plan."""
+    blocks = draw(st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=8), min_size=1))
+    shards = [(sum(sizes), sum(sizes) * draw(st.integers(100, 10**6))) for sizes in blocks]
+    world_size = draw(st.sampled_from([1, 2, 3, 4]))
+    lanes = draw(st.integers(1, 12))
+    window = draw(st.integers(1, 20))
+    sizes = [size for shard in blocks for size in shard]
+    order = SampleOrder(sizes, seed=draw(st.integers(0, 99)), lanes=lanes, window=window)
+    batch = world_size * draw(st.integers(1, 9))
+    given = {
+        "position": batch * draw(st.integers(0, 50)),
+        "global_batch": batch,
+        "rank": draw(st.integers(0, world_size - 1)),
+        "world_size": world_size,
+        "rows": window * draw(st.integers(1, 3)),
+    }
+    return order, shards, given
+
+
+@many
+@given(cases(), st.booleans(), st.booleans())
+def test_each_sample_lies_in_its_piece_while_it_is_there(
+    case: tuple[SampleOrder, list[tuple[int, int]], dict[str, int]], by_block: bool, keeps: bool
+) -> None:
+    order, shards, given = case
+    plan = Plan(order, shards, by_block=by_block, keeps=keeps, **given)
+    shard_begins = np.cumsum([0] + [samples for samples, _ in shards])
+    end, known = 0, set()
+    for _ in range(4):
+        stretch = plan.next()
+        assert stretch.begin == end
+        end = stretch.end
+        assert stretch.begin < end
+        positions = local_positions(
+            *(given[key] for key in ("position", "global_batch", "rank", "world_size")),
+            stretch.begin,
+            end,
+        )
+        assert (plan.positions(stretch.begin, end) == positions).all()
+        # A stretch lies in one epoch, and between two multiples of its rows.
+        epochs, q = np.divmod(positions, order.num_samples)
+        assert len(set(epochs)) == len(set(q // (given["rows"] * order.lanes))) == 1
+
+        pieces = [stretch.pieces[k] for k in stretch.piece_of]
+        for piece, number, index in zip(
+            pieces, stretch.numbers, order.indices(positions), strict=True
+        ):
+            assert shard_begins[piece.shard] + number == index
+            assert piece.first <= number < piece.end <= shards[piece.shard][0]
+        used = {id(p): [] for p in stretch.pieces}
+        for i, piece in enumerate(pieces, stretch.begin):
+            used[id(piece)].append(i)
+        assert [used[id(p)][0] for p in stretch.new] == stretch.new_from == sorted(stretch.new_from)
+        assert stretch.last_used == sorted(stretch.last_used)
+        for last, k in zip(stretch.last_used, stretch.dropped, strict=True):
+            assert used[id(stretch.pieces[k])][-1] == last
+        new = {id(piece) for piece in stretch.new}
+        assert new == {id(p) for p in stretch.pieces} - (known if keeps else set())
+        known |= new
+        if by_block or keeps:
+            for piece in stretch.pieces:
+                first, stop = order.blocks_of(shard_begins[piece.shard] + np.array([piece.first]))
+                assert piece.block is not None
+                assert piece.block[0] == first[0] - shard_begins[piece.shard]
+                assert piece.block[1] == stop[0] - shard_begins[piece.shard] >= piece.end
+                assert not keeps or (piece.first, piece.end) == piece.block
+
+
+def stretches_of_an_epoch(plan: Plan, share: int) -> list[Stretch]:
+    found = [plan.next()]
+    while found[-1].end < share:
+        found.append(plan.next())
+    assert found[-1].end == share
+    return found
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4, 8, 64])
+def test_no_byte_is_needed_twice_in_an_epoch(world_size: int) -> None:
+    # Windows end inside of blocks, lanes too; still each sample is in one piece of one worker.
+    shards = [(700, 700 * 30_000)] * 10
+    order = SampleOrder([35] * 200, seed=1, lanes=64, window=24)
+    fetched: Counter[tuple[int, int]] = Counter()
+    reads = 0
+    for rank in range(world_size):
+        given = {"position": 0, "global_batch": 64, "rank": rank, "world_size": world_size}
+        plan = Plan(order, shards, rows=48, by_block=False, keeps=False, **given)
+        share = len(range(rank, 7000, world_size))
+        for stretch in stretches_of_an_epoch(plan, share):
+            reads += len(stretch.pieces)
+            for piece in stretch.pieces:
+                fetched.update((piece.shard, i) for i in range(piece.first, piece.end))
+    assert len(fetched) == 7000
+    assert set(fetched.values()) == {1}
+    # A window of 24 samples lies in one or two blocks of 35.
+    assert reads <= 2.0 * 7000 / 24
+
+
+def test_workers_that_do_not_divide_the_lanes_read_what_they_need() -> None:
+    shards = [(700, 700 * 30_000)] * 10
+    order = SampleOrder([35] * 200, seed=1, lanes=64, window=24)
+    given = {"position": 0, "global_batch": 192, "rank": 1, "world_size": 3}
+    plan = Plan(order, shards, rows=24, by_block=False, keeps=False, **given)
+    mine = np.flatnonzero(np.arange(7000) % 192 % 3 == 1)
+    num_read = sum(
+        piece.end - piece.first
+        for stretch in stretches_of_an_epoch(plan, len(mine))
+        for piece in stretch.pieces
+    )
+    assert len(mine) <= num_read <= 7000
+
+
+def test_reads_are_neither_long_nor_full_of_gaps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "_LONGEST_BYTES", 1000)
+    ordered = np.array([0, 1, 2, 6, 7, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 20, 21, 30])
+    shards = (ordered >= 18).astype(np.int64)
+    starts = cut_runs(ordered, shards, np.array([100, 100]), gap_bytes=300)
+    # Gaps of three samples are read; runs end after ten samples, and where the shard does.
+    assert ordered[starts].tolist() == [0, 11, 18, 30]
+    ordered = np.arange(40)
+    starts = cut_runs(ordered, np.zeros(40, dtype=np.int64), np.array([100]))
+    assert starts.tolist() == [0, 10, 20, 30]
+    starts = cut_runs(ordered, np.zeros(40, dtype=np.int64), np.array([5000]))
+    assert starts.tolist() == list(range(40))
