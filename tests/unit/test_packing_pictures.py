@@ -16,8 +16,9 @@ from PIL import Image
 
 import gatdist
 from gatdist.cli import main
+from gatdist.data.codecs import FILTERS
 from gatdist.data.packing import pictures
-from gatdist.data.packing.pictures import FILTERS, TRANSFORMS
+from gatdist.data.packing.pictures import TRANSFORMS
 from gatdist.errors import ConfigError
 from packing import pack, picture, samples, write
 
