@@ -10,17 +10,35 @@ from gatdist.data.codecs.pictures import (
     decode_image_into,
     encode_png,
 )
+from gatdist.data.codecs.sounds import (
+    SOUND_COMPONENTS,
+    decode_sound,
+    decode_sound_into,
+    encode_wav,
+)
+from gatdist.data.codecs.texts import TEXT_COMPONENT, decode_text, decode_text_into
+from gatdist.data.codecs.tokens import TOKENS_COMPONENT, decode_tokens, decode_tokens_into
 
 __all__ = [
     "FILTERS",
     "IMAGE_COMPONENTS",
     "LABEL_COMPONENT",
     "POINT_COMPONENT",
+    "SOUND_COMPONENTS",
+    "TEXT_COMPONENT",
+    "TOKENS_COMPONENT",
     "CodecError",
     "decode_image",
     "decode_image_into",
     "decode_label",
     "decode_point",
+    "decode_sound",
+    "decode_sound_into",
+    "decode_text",
+    "decode_text_into",
+    "decode_tokens",
+    "decode_tokens_into",
     "encode_png",
     "encode_point",
+    "encode_wav",
 ]

@@ -1,0 +1,186 @@
+"""Codecs of sounds, texts and tokens."""
+
+from __future__ import annotations
+
+import io
+import struct
+import wave
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from gatdist.data.codecs import (
+    CodecError,
+    decode_sound,
+    decode_text,
+    decode_tokens,
+    encode_point,
+    encode_wav,
+)
+
+RATE = 16_000
+TIME = np.arange(800) / RATE
+SINE = np.float32([0.5 * np.sin(2 * np.pi * 440 * TIME), 0.25 * np.cos(2 * np.pi * 220 * TIME)])
+
+
+def written(kind: str, clip: np.ndarray = SINE, rate: int = RATE, **options: Any) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, clip.T, rate, format=kind, **options)
+    return file.getvalue()
+
+
+def saved(array: Any) -> bytes:
+    file = io.BytesIO()
+    np.save(file, np.asarray(array), allow_pickle=False)
+    return file.getvalue()
+
+
+@given(arrays(np.int16, st.tuples(st.integers(1, 3), st.integers(1, 60))))
+def test_wav_comes_back_and_is_what_python_s_own_reader_reads(levels: np.ndarray) -> None:
+    content = encode_wav(np.float32(levels) / 32768, RATE)
+    assert (decode_sound(content, levels.shape, RATE) * 32768 == levels).all()
+    with wave.open(io.BytesIO(content)) as file:
+        assert (file.getnchannels(), file.getframerate()) == (len(levels), RATE)
+        assert file.readframes(60) == levels.T.astype("<i2").tobytes()
+
+
+@pytest.mark.parametrize(
+    ("kind", "subtype", "error"),
+    [
+        ("WAV", "PCM_U8", 2**-7),
+        ("WAV", "PCM_16", 2**-15),
+        ("WAV", "PCM_24", 2**-23),
+        ("WAV", "PCM_32", 2**-24),
+        ("WAV", "FLOAT", 0.0),
+        ("WAV", "DOUBLE", 0.0),
+        ("WAV", "ULAW", 0.02),
+        ("WAVEX", "PCM_16", 2**-15),
+        ("RF64", "PCM_16", 2**-15),
+        ("FLAC", "PCM_16", 2**-15),
+        ("FLAC", "PCM_24", 2**-23),
+        ("OGG", "VORBIS", 0.1),
+        ("OGG", "OPUS", 0.1),
+    ],
+)
+def test_every_kind_of_file_within_its_precision(kind: str, subtype: str, error: float) -> None:
+    clip = decode_sound(written(kind, subtype=subtype), (2, 800), RATE)
+    assert np.abs(clip - SINE)[:, 200:].max() <= error
+
+
+def test_channels_become_one_by_their_mean_and_more_by_copies() -> None:
+    mono = decode_sound(written("WAV", subtype="FLOAT"), (1, 800), RATE)
+    assert np.allclose(mono[0], SINE.mean(axis=0), atol=1e-7)
+    copies = decode_sound(written("WAV", SINE[:1], subtype="FLOAT"), (2, 800), RATE)
+    assert (copies == SINE[0]).all()
+
+
+@given(st.integers(1, 800))
+def test_a_longer_sound_is_cut(length: int) -> None:
+    clip = decode_sound(written("WAV", subtype="FLOAT"), (2, length), RATE)
+    assert (clip == SINE[:, :length]).all()
+
+
+@pytest.mark.parametrize(
+    ("content", "shape", "rate", "message"),
+    [
+        (written("WAV"), (2, 801), RATE, "has 800 samples, expected 801 or more"),
+        (written("WAV"), (2, 800), 8_000, "has 16,000 samples a second, expected 8,000"),
+        (written("WAV"), (3, 800), RATE, "has 2 channels, expected 3"),
+        (written("AIFF"), (2, 800), RATE, "is AIFF, expected WAV, FLAC or OGG"),
+        (b"", (2, 800), RATE, "is no readable sound"),
+        (b"no sound at all" * 100, (2, 800), RATE, "is no readable sound"),
+        (written("FLAC")[:400], (2, 800), RATE, "is no readable sound .*lost sync"),
+        (written("OGG", subtype="VORBIS")[:2000], (2, 800), RATE, "is no readable sound .*malform"),
+        (
+            written("WAV", np.full((1, 9), np.nan, np.float32), subtype="FLOAT"),
+            (1, 9),
+            RATE,
+            "holds numbers that are not finite",
+        ),
+    ],
+)
+def test_what_is_no_such_sound_is_refused(
+    content: bytes, shape: tuple[int, int], rate: int, message: str
+) -> None:
+    with pytest.raises(CodecError, match=message):
+        decode_sound(content, shape, rate)
+
+
+def test_a_wav_file_that_tells_more_than_it_has_is_refused() -> None:
+    """A header of four gigabytes before a hundred bytes takes no memory."""
+    content = bytearray(written("WAV", SINE[:1], subtype="PCM_16"))
+    data = content.index(b"data")
+    content[data + 4 : data + 8] = struct.pack("<I", 2**32 - 64)
+    with pytest.raises(CodecError, match=r"samples, expected|ends after"):
+        decode_sound(bytes(content[: data + 100]), (1, 800), RATE)
+
+
+@given(st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1))
+def test_texts_come_back(text: str) -> None:
+    content = text.encode()
+    assert bytes(decode_text(content, len(content))) == content
+    padded = decode_text(memoryview(content), len(content) + 3)
+    assert bytes(padded) == content + b"\0\0\0"
+
+
+@given(st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1), st.data())
+def test_a_longer_text_is_cut_between_characters(text: str, data: st.DataObject) -> None:
+    content = text.encode()
+    length = data.draw(st.integers(1, len(content)))
+    kept = bytes(decode_text(content, length)).rstrip(b"\0").decode()
+    assert text.startswith(kept)
+    following = text[len(kept) : len(kept) + 1].encode()
+    assert len(kept.encode()) <= length
+    assert not following or len(kept.encode()) + len(following) > length
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"a\0b", "holds the character 0 at byte 1"),
+        (b"caf\xe9 au lait", "is not UTF-8 .byte 0xe9 at 3"),
+        ("…".encode()[:2], "is not UTF-8"),
+        ("text".encode("utf-16"), "is not UTF-8"),
+    ],
+)
+def test_what_is_no_text_is_refused(content: bytes, message: str) -> None:
+    with pytest.raises(CodecError, match=message):
+        decode_text(content, 9)
+
+
+@given(
+    arrays(
+        st.sampled_from([np.uint8, np.int16, np.int64, np.dtype(">i4")]),
+        8,
+        elements=st.integers(0, 99),
+    ),
+    st.integers(1, 8),
+)
+def test_tokens_come_back(ids: np.ndarray, length: int) -> None:
+    tokens = decode_tokens(saved(ids), length, 100)
+    assert tokens.dtype == np.int32
+    assert (tokens == ids[:length]).all()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (saved([1, 2, 100]), "has the token 100 at 2, expected 0 to 99"),
+        (saved([1, -2, 3]), "has the token -2 at 1"),
+        (saved(np.uint64([2**63, 2, 3])), "has the token 9223372036854775808 at 0"),
+        (saved([1, 2]), "has 2 tokens, expected 3 or more"),
+        (saved([[1, 2, 3]]), r"shape \(1, 3\), expected whole numbers of one dimension"),
+        (encode_point(np.float32([1, 2, 3])), "is float32"),
+        (b"text", "is no readable .npy file"),
+        (b"", "is no readable .npy file"),
+    ],
+)
+def test_what_are_no_tokens_is_refused(content: bytes, message: str) -> None:
+    with pytest.raises(CodecError, match=message):
+        decode_tokens(content, 3, 100)
