@@ -1,6 +1,6 @@
 """Glyphs: letters and digits of the DejaVu fonts in gray, as shards for `gatdist train glyphs`.
 
-python -m benchmarks.glyphs data/glyphs [--size 32]
+python -m benchmarks.glyphs data/glyphs [--size 16]
 
 The fonts come with matplotlib, so nothing is downloaded. Every letter and digit that all twelve
 faces have is drawn in each, in the middle of its square; the class is the face.
@@ -35,7 +35,7 @@ def main() -> None:
     """Draw all and write them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("destination", help="a folder, or any URL that fsspec knows")
-    parser.add_argument("--size", type=int, default=32, help="pixels of a side (default: 32)")
+    parser.add_argument("--size", type=int, default=16, help="pixels of a side (default: 16)")
     arguments = parser.parse_args()
     pairs = [(face, c) for c in characters() for face in range(len(faces()))]
     # In a fixed, mixed order: neighbours in a shard should not be alike.

@@ -186,13 +186,14 @@ def summary(
     for name in names:
         source = SAME_RUNS.get(name, name)
         mine = [run for (which, _), run in sorted(runs.items()) if which == source]
-        ends = [run["ratios"][-1][1] for run in mine if run["ratios"]]
+        ratios = [run["ratios"] for run in mine if run["ratios"]]
         reached = [samples_to_goal(run["ratios"]) for run in mine]
         finite = [x for x in reached if math.isfinite(x)]
         row: dict[str, Any] = {
             "name": name,
             "seeds": len(mine),
-            "at_the_end": _mean_and_deviation(ends),
+            "halfway": _mean_and_deviation([x[len(x) // 2 - 1][1] for x in ratios]),
+            "at_the_end": _mean_and_deviation([x[-1][1] for x in ratios]),
             "reached_the_goal": len(finite),
             "samples_to_goal": _mean_and_deviation(finite),
             "sample_s": seconds[name],
