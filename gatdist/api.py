@@ -138,6 +138,8 @@ def pack(
     format: str = "keep",
     quality: int | None = None,
     color: str = "auto",
+    length: int | None = None,
+    sample_rate: int | None = None,
     shard_bytes: int = 256_000_000,
     kind: str | None = None,
     labels: str | None = None,
@@ -163,6 +165,9 @@ def pack(
             ``png``, ``jpeg`` and ``webp`` are for all.
         quality: 1 to 100, of JPEG (95) and WebP (lossless).
         color: ``rgb``, ``gray``, or ``auto``: gray where all pictures are.
+        length: of sounds, in samples: the rest is cut off, or silence added. Of texts, in bytes: so
+            many are read of each. None: they have one in common.
+        sample_rate: of sounds, in hertz; None for that of most.
         shard_bytes: what a shard should have, about.
         kind: of the source; None recognizes it.
         labels: ``none``, ``folders``, a column of a table, or a list of files and labels; None
@@ -194,6 +199,7 @@ def pack(
         "size": (size, size) if isinstance(size, int) else size,
         **{"transform": transform, "filter": filter, "format": format},
         **{"quality": quality, "color": color, "shard_bytes": shard_bytes},
+        **{"length": length, "sample_rate": sample_rate},
     }
     if labels and packing.is_list(labels):
         labels = absolute(labels)

@@ -41,6 +41,13 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
     pictures.add_argument(
         "--color", default="auto", metavar="NAME", help="rgb, gray or auto (default)"
     )
+    others = sub.add_argument_group("sounds and texts")
+    others.add_argument(
+        "--length", type=int, metavar="N", help="make all of this length: samples, or bytes"
+    )
+    others.add_argument(
+        "--sample-rate", type=int, metavar="HZ", help="of sounds (default: that of most)"
+    )
     source = sub.add_argument_group("source")
     source.add_argument(
         "--kind",
@@ -84,7 +91,10 @@ def run(arguments: argparse.Namespace) -> None:
     from gatdist.monitor.packing import described
     from gatdist.monitor.progress import ProgressConsole
 
-    names = ("transform", "filter", "format", "quality", "color", "kind", "labels", "column")
+    names = (
+        *("transform", "filter", "format", "quality", "color", "length", "sample_rate"),
+        *("kind", "labels", "column"),
+    )
     outcome = pack(
         arguments.source,
         arguments.dest,

@@ -57,6 +57,11 @@ class DataConfig(Section):
     ``builtin:digits`` and ``builtin:ring`` need no files.
 
     Attributes:
+        resolution: pictures of another size (height and width, or both at once) are cut to its
+            aspect about their centre and resized; None takes them as they are.
+        resize: by which filter.
+        channels: 1 is gray and 3 is RGB; of sounds 1 is their mean. None: as the data set has it.
+        length: so much of each is read: samples of a sound, bytes of a text, tokens.
         window_samples: so many samples of a lane are shuffled together; None: so many that the
             windows of all lanes take 256 MiB, at most 4096.
         memory_bytes: the most that a worker keeps of the data set: fetched bytes, indexes, batches
@@ -73,6 +78,9 @@ class DataConfig(Section):
     resolution: (
         PositiveInt | Annotated[list[PositiveInt], Field(min_length=2, max_length=2)] | None
     ) = None
+    resize: Literal["lanczos", "bicubic", "hamming", "bilinear", "box"] = "lanczos"
+    channels: PositiveInt | None = None
+    length: PositiveInt | None = None
     lanes: PositiveInt | None = None
     window_samples: PositiveInt | None = None
     block_bytes: PositiveInt = 4 * 2**20

@@ -42,7 +42,7 @@ def prepare(url: str) -> str:
         raise DataError(
             "data.url", f"no such built-in data set. {nearest(name, _WRITERS)}", value=url
         )
-    folder = cache_folder() / "datasets" / f"{name}-v1"
+    folder = cache_folder() / "datasets" / f"{name}-v2"
     if not (folder / MANIFEST).exists():
         _write_aside(folder, _WRITERS[name])
     return str(folder)

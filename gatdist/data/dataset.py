@@ -16,11 +16,13 @@ from gatdist.config import DataConfig
 from gatdist.data import builtin
 from gatdist.data.codecs import CodecError
 from gatdist.data.format import Manifest, read_manifest
+from gatdist.data.modalities import MODALITIES, new_samples
 from gatdist.data.order import Indices, substitute
 from gatdist.data.reading.allotment import index_bytes
 from gatdist.data.reading.decoded import DecodedSamples, Samples
 from gatdist.data.reading.host_cache import HostCache, block_key
 from gatdist.data.reading.plan import Piece, cut_runs
+from gatdist.data.reading.shape import resizing, sample_shape
 from gatdist.data.reading.shards import OpenShards
 from gatdist.data.shard import OpenShard
 from gatdist.errors import DataError, GatdistError, rebuilt
@@ -73,10 +75,12 @@ class Dataset:
         num_shards: tars.
         num_bytes: of all tars.
         fingerprint: SHA-256 (hex) of the content and its order.
-        sample_shape: (C, H, W) of images, (n,) of points.
+        sample_shape: as they are read: (C, H, W) of images, that of points, (C, n) of sounds, (n,)
+            of texts and tokens.
         sample_bytes: of a decoded sample.
         num_classes: 0 where there are no labels.
-        is_image: images, or else points.
+        modality: ``image``, ``points``, ``audio``, ``text`` or ``tokens``.
+        is_image: whether it is ``image``.
         is_decoded: whether all samples stay in memory, decoded.
         is_local: whether the shards are on this machine.
         is_cached: whether what is fetched is shared with other workers of the host.
@@ -85,29 +89,33 @@ class Dataset:
     """
 
     def __init__(self, store: Store, manifest: Manifest, config: DataConfig) -> None:
-        _require_resolution(config.resolution, manifest, store.url)
         self.num_samples = manifest.num_samples
         self.num_shards = len(manifest.shards)
         self.num_bytes = sum(shard.size for shard in manifest.shards)
         self.fingerprint = manifest.fingerprint
-        self.sample_shape = tuple(manifest.sample_shape)
+        self.sample_shape = sample_shape(manifest, config, store.url)
         self.num_classes = manifest.num_classes
+        self.modality = manifest.modality
         self.is_image = manifest.modality == "image"
         self.shard_sizes = [(shard.num_samples, shard.size) for shard in manifest.shards]
         self.sample_bytes = self.new_samples(1).nbytes
-        self.is_local = store.is_local
         self.bytes_fetched = 0
 
-        self._store, self._manifest, self.config = store, manifest, config
+        tars = Store(manifest.shards_url, config.storage_options) if manifest.shards_url else store
+        self.is_local = tars.is_local
+        self._store, self._manifest, self.config = tars, manifest, config
         samples, sizes = np.array(self.shard_sizes, dtype=np.int64).T
         self._shard_ends, self._shard_begins = np.cumsum(samples), np.cumsum(samples) - samples
         self._mean_bytes = np.maximum(1, sizes // samples)
+        resize = resizing(manifest, config, self.sample_shape)
+        decode = MODALITIES[self.modality].decoder(manifest, resize)
         self._shards = OpenShards(
-            lambda number: OpenShard(store, manifest, manifest.shards[number]), index_bytes(config)
+            lambda number: OpenShard(tars, store, manifest, manifest.shards[number], decode),
+            index_bytes(config),
         )
         self._cache = (
             HostCache(config.cache_dir, config.cache_bytes)
-            if config.cache_dir is not None and not store.is_local
+            if config.cache_dir is not None and not tars.is_local
             else None
         )
         self.is_cached = self._cache is not None
@@ -140,11 +148,8 @@ class Dataset:
             return dict(self._bad)
 
     def new_samples(self, count: int) -> Samples:
-        """Memory for decoded samples, uint8 [count, H, W, C] or float32 [count, d]."""
-        if not self.is_image:
-            return np.empty((count, *self.sample_shape), dtype=np.float32)
-        channels, height, width = self.sample_shape
-        return np.empty((count, height, width, channels), dtype=np.uint8)
+        """Memory for samples; see :func:`~gatdist.data.modalities.new_samples`."""
+        return new_samples(self.modality, self.sample_shape, count)
 
     def new_labels(self, count: int) -> Indices | None:
         """Memory for their labels, int64 [count]; None where there are no classes."""
@@ -157,7 +162,7 @@ class Dataset:
             indices: int64 [n], each in [0, N), in any order, also repeated.
 
         Returns:
-            The samples in the order asked, uint8 [n, H, W, C] or float32 [n, d], and their labels,
+            The samples in the order asked, as :meth:`new_samples` has them, and their labels,
             int64 [n], or None where there are no classes. The arrays are the caller's.
 
         Raises:
@@ -360,24 +365,3 @@ def _runs(values: Indices) -> list[tuple[int, int]]:
     """First and end of each run of equal values."""
     starts = np.flatnonzero(np.diff(values, prepend=-1))
     return list(zip(starts.tolist(), [*starts[1:].tolist(), len(values)], strict=True))
-
-
-def _require_resolution(resolution: int | list[int] | None, manifest: Manifest, url: str) -> None:
-    if resolution is None:
-        return
-    if manifest.modality != "image":
-        raise DataError(
-            "data.resolution",
-            f"{url} holds {manifest.modality}",
-            value=resolution,
-            mend="Leave data.resolution out",
-        )
-    height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
-    _, *found = manifest.sample_shape
-    if found != [height, width]:
-        raise DataError(
-            "data.resolution",
-            f"the pictures in {url} are {found[0]} × {found[1]} (height × width)",
-            value=resolution,
-            mend=f"Pack again with --size {height}x{width}, or set data.resolution = {found}",
-        )

@@ -10,16 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gatdist.data.codecs import (
-    IMAGE_COMPONENTS,
-    LABEL_COMPONENT,
-    POINT_COMPONENT,
-    CodecError,
-    decode_image_into,
-    decode_label,
-    decode_point,
-)
+from gatdist.data.codecs import CodecError, decode_label
 from gatdist.data.format import Manifest, Shard, read_index
+from gatdist.data.modalities import MODALITIES, Decode
 from gatdist.errors import DataError
 from gatdist.storage import Store
 
@@ -30,9 +23,11 @@ class OpenShard:
     """A shard of n samples with its index, both checked against the manifest.
 
     Args:
-        store: the folder.
+        tars: the folder of the tars, and
+        indexes: that of the indexes, with the manifest.
         manifest: of the data set.
         shard: its entry for this shard.
+        decode: decodes the file of a sample.
 
     Attributes:
         name: of the tar.
@@ -43,22 +38,27 @@ class OpenShard:
         DataError: the index or the tar is not the one of the manifest, or a sample lacks a file.
     """
 
-    def __init__(self, store: Store, manifest: Manifest, shard: Shard) -> None:
+    def __init__(
+        self, tars: Store, indexes: Store, manifest: Manifest, shard: Shard, decode: Decode
+    ) -> None:
         self.name = shard.name
-        self._url = f"{store.url}/{shard.name}"
-        self._is_image = manifest.modality == "image"
-        self._shape, self._num_classes = tuple(manifest.sample_shape), manifest.num_classes
-        index = read_index(store, shard)
-        size = store.size(shard.name)
+        self._url = f"{tars.url}/{shard.name}"
+        self._decode, self._num_classes = decode, manifest.num_classes
+        self._label_field = manifest.label_field
+        names = manifest.class_names if manifest.named_labels else None
+        self._numbers = {name: i for i, name in enumerate(names)} if names else None
+        index = read_index(indexes, shard)
+        size = tars.size(shard.name)
         if size != shard.size:
             raise DataError(
                 self._url,
                 f"has {size} bytes, the manifest says {shard.size}",
-                mend="Upload it again, or pack the data again",
+                mend="Restore it from a copy, or pack or index the data again",
             )
-        wanted = [IMAGE_COMPONENTS if self._is_image else (POINT_COMPONENT,)]
+        component = manifest.component
+        wanted = [(component,) if component else MODALITIES[manifest.modality].components]
         if self._num_classes:
-            wanted.append((LABEL_COMPONENT,))
+            wanted.append((manifest.label_component,))
         # Rows of the index: what to decode of each sample, and then its label.
         self._rows = [_one_file_a_sample(index, names, self._url) for names in wanted]
         # What reading needs of them, without NumPy's scalars, which take a microsecond each.
@@ -88,7 +88,7 @@ class OpenShard:
             i: number of the sample in this shard.
             start: the byte of the tar where ``data`` begins.
             data: bytes that hold the sample.
-            out: memory for it, uint8 [H, W, C] or float32 [d].
+            out: memory for it; see :func:`~gatdist.data.modalities.new_samples`.
 
         Returns:
             Its class, 0 where there are none.
@@ -99,14 +99,12 @@ class OpenShard:
         part = 0
         try:
             content = self._checked(0, i, start, data)
-            if self._is_image:
-                decode_image_into(content, out)
-            else:
-                out[...] = decode_point(content, self._shape)
+            self._decode(content, out)
             if not self._num_classes:
                 return 0
             part = 1
-            return decode_label(self._checked(1, i, start, data), self._num_classes)
+            content = self._checked(1, i, start, data)
+            return decode_label(content, self._num_classes, self._label_field, self._numbers)
         except CodecError as error:
             file = self._rows[part][i]
             name = f"{file['key'].decode()}.{file['component'].decode()}"
@@ -148,7 +146,7 @@ def _one_file_a_sample(index: NDArray[Any], wanted: Sequence[str], url: str) -> 
         raise DataError(
             url,
             f"sample {key} has {counts[wrong[0]]} files .{' or .'.join(wanted)}, expected 1",
-            mend="Mend the sample or take it out, and pack again",
+            mend="Mend the sample or take it out, and pack or index again",
         )
     rows: NDArray[Any] = index[chosen]
     return rows

@@ -13,6 +13,11 @@ Facts = Mapping[str, Any]
 Event = tuple[str, Facts]
 
 _NOUNS = {"image": "picture", "audio": "sound", "text": "text"}
+# What becomes of those that are smaller than asked.
+_BECAME = {
+    "image": "smaller than asked and enlarged",
+    "audio": "shorter than asked and filled up with silence",
+}
 _NAMES_SHOWN = 4
 
 
@@ -34,9 +39,10 @@ def opening(plan: Facts) -> Iterator[Event]:
 def closing(outcome: Facts) -> Iterator[Event]:
     """What is said at the end."""
     if outcome["enlarged"]:
-        what = _plural(outcome["enlarged"], "picture")
+        what = _plural(outcome["enlarged"], _noun(outcome))
         verb = "was" if outcome["enlarged"] == 1 else "were"
-        rule = f"{what} {verb} smaller than asked and enlarged, such as"
+        became = _BECAME[outcome["modality"]]
+        rule = f"{what} {verb} {became}, such as"
         yield "warning", {"message": f"{rule} {outcome['enlarged_example']}"}
     total = outcome["samples"] + outcome["left_out"]
     message = f"after {duration(outcome['seconds'])}: {_plural(outcome['samples'], 'sample')} in "
@@ -84,6 +90,13 @@ def _aim(plan: Facts) -> str:
             own = recipe["transform"] == "center-crop-dhariwal"
             how = recipe["transform"] + ("" if own else f", {filters}")
         aim = f"{height} × {width} {color} ({how})"
+    elif plan["modality"] == "audio":
+        channels, length = plan["sample_shape"]
+        rate = plan["recipe"]["sample_rate"]
+        seconds = f"{length / rate:.2f} s at {count(rate)} Hz"
+        aim = f"{seconds}, {_plural(channels, 'channel')} of {count(length)} samples,"
+    elif plan["modality"] == "text":
+        aim = f"the first {count(*plan['sample_shape'])} bytes of each"
     else:
         aim = f"{plan['modality']} of shape {' × '.join(map(str, plan['sample_shape']))}"
     shards = _plural(plan["shards"], "shard")

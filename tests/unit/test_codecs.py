@@ -211,8 +211,11 @@ def test_labels(content: bytes, field: str, label: int) -> None:
     [
         (b"10", "", "is class 10, expected 0 to 9"),
         (b"-1", "", "is class -1"),
-        (b"cat", "", "is b'cat', expected a whole number"),
-        (b"", "", "is b'', expected a whole number"),
+        (b"cat", "", "is 'cat', expected a whole number"),
+        (b"", "", "is '', expected a whole number"),
+        (b"1_0", "", "is '1_0', expected a whole number"),
+        ("٣".encode(), "", "is '٣', expected a whole number"),
+        (b"\xff", "", "is not UTF-8"),
         (b"{}", "label", "has no field 'label'"),
         (b"[1]", "label", "is no JSON object"),
         (b"{", "label", "is no JSON object"),

@@ -9,18 +9,18 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
 import simplejpeg
 import webdataset
-from PIL import Image
+from PIL import Image, ImageOps
 
 from gatdist.config import DataConfig
 from gatdist.data import Dataset, open_dataset, write_dataset, write_shard
-from gatdist.data.codecs import encode_png, encode_point
-from gatdist.data.format import read_index, read_manifest
+from gatdist.data.codecs import encode_png, encode_point, encode_wav
+from gatdist.data.format import read_index, read_manifest, write_manifest
 from gatdist.data.order import substitute
 from gatdist.data.reading.shards import OpenShards
 from gatdist.errors import DataError, StorageError
@@ -38,20 +38,31 @@ def write(
     picture: Callable[[int], bytes] = lambda i: encode_png(PIXELS[i]),
     label: Callable[[int], bytes | None] = lambda i: b"%d" % LABELS[i],
     component: str = "png",
-    modality: Literal["image", "points"] = "image",
-    shape: tuple[int, ...] = SHAPE,
+    modality: Any = "image",
+    shape: tuple[int | None, ...] = SHAPE,
     num_classes: int = 4,
+    label_component: str = "cls",
+    label_spec: str = "cls",
+    **spec: Any,
 ) -> Path:
     """Write the 20 samples, as told, in three shards."""
     numbers = iter(range(20))
 
     def sample(i: int) -> tuple[str, dict[str, bytes]]:
         found = label(i)
-        return f"{i:06d}", {component: picture(i)} | ({} if found is None else {"cls": found})
+        return f"{i:06d}", {component: picture(i)} | (
+            {} if found is None else {label_component: found}
+        )
 
     shards = ([sample(next(numbers)) for _ in range(size)] for size in SHARD_SIZES)
     write_dataset(
-        Store(str(folder)), shards, modality=modality, sample_shape=shape, num_classes=num_classes
+        Store(str(folder)),
+        shards,
+        modality=modality,
+        sample_shape=shape,
+        num_classes=num_classes,
+        label=label_spec,
+        **spec,
     )
     return folder
 
@@ -284,7 +295,7 @@ def test_a_folder_without_a_data_set(tmp_path: Path, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"version": 7}, r"= \(7, 1\): this gatdist reads version 1"),
+        ({"version": 7}, r"= \(7, 1\): this gatdist reads version 2"),
         ({"order_version": 2}, "order version 1"),
         ({"num_classes": 5}, "was changed after it was written"),
         ({"num_samples": 21}, "was changed after it was written"),
@@ -307,19 +318,225 @@ def test_a_manifest_that_is_none(folder: Path, content: bytes) -> None:
         opened(folder)
 
 
-@pytest.mark.parametrize("resolution", [5, [6, 5], [5, 7]])
-def test_pictures_of_another_resolution(folder: Path, resolution: int | list[int]) -> None:
-    with pytest.raises(
-        DataError, match=r"data\.resolution = .* are 5 × 6 .*Pack again with --size"
-    ):
-        opened(folder, resolution=resolution)
-    assert opened(folder, resolution=[5, 6]).num_samples == 20
+@pytest.mark.parametrize("resize", ["lanczos", "box"])
+@pytest.mark.parametrize("resolution", [5, [6, 5], [10, 12]])
+def test_pictures_at_another_resolution(
+    folder: Path, resolution: int | list[int], resize: str
+) -> None:
+    height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
+    dataset = opened(folder, resolution=resolution, resize=resize)
+    assert dataset.sample_shape == (3, height, width)
+    samples, _ = dataset.read(np.arange(20))
+    for found, pixels in zip(samples, PIXELS, strict=True):
+        fitted = ImageOps.fit(
+            Image.fromarray(pixels), (width, height), method=Image.Resampling[resize.upper()]
+        )
+        assert (found == np.asarray(fitted)).all()
 
 
-def test_points_have_no_resolution(tmp_path: Path) -> None:
+def test_pictures_at_their_own_resolution_are_not_touched(folder: Path) -> None:
+    samples, _ = opened(folder, resolution=[5, 6]).read(np.arange(20))
+    assert (samples == PIXELS).all()
+
+
+def test_pictures_in_gray(folder: Path) -> None:
+    dataset = opened(folder, channels=1)
+    assert dataset.sample_shape == (1, 5, 6)
+    luma = PIXELS @ np.array([0.299, 0.587, 0.114])
+    assert np.abs(dataset.read(np.arange(20))[0][..., 0] - luma).max() < 1
+
+
+def test_pictures_of_many_sizes_need_a_resolution(tmp_path: Path) -> None:
+    sizes = [(3 + i % 4, 4 + i % 3) for i in range(20)]
+    write(
+        tmp_path,
+        picture=lambda i: encode_png(np.full((*sizes[i], 3), i, np.uint8)),
+        shape=(3, None, None),
+    )
+    with pytest.raises(DataError, match=r"data\.resolution: the pictures .* differ in size"):
+        opened(tmp_path)
+    samples, _ = opened(tmp_path, resolution=4).read(np.arange(20))
+    assert (samples == np.arange(20, dtype=np.uint8)[:, None, None, None]).all()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("channels", 2, r"data\.channels = 2: pictures have 1 .gray. or 3"),
+        ("length", 8, r"data\.length = 8.*holds pictures, which have none"),
+    ],
+)
+def test_what_pictures_do_not_have(folder: Path, key: str, value: int, told: str) -> None:
+    with pytest.raises(DataError, match=told):
+        opened(folder, **{key: value})
+
+
+@pytest.mark.parametrize("key", ["resolution", "channels", "length"])
+def test_points_have_one_shape(tmp_path: Path, key: str) -> None:
     write(tmp_path, modality="points", shape=(2,))
-    with pytest.raises(DataError, match=r"data\.resolution = 8.*holds points"):
-        opened(tmp_path, resolution=8)
+    with pytest.raises(DataError, match=rf"data\.{key} = 1.*holds arrays, which have none"):
+        opened(tmp_path, **{key: 1})
+
+
+# Sounds, texts and tokens
+
+CLIPS = np.random.default_rng(1).uniform(-1, 1, (20, 2, 30)).astype(np.float32)
+TEXTS = [f"Satz {i} größer als" for i in range(20)]
+IDS = np.random.default_rng(2).integers(0, 50, (20, 12))
+
+
+def write_sounds(folder: Path, **spec: Any) -> Path:
+    sounds = [encode_wav(clip, 8000) for clip in CLIPS]
+    return write(
+        folder,
+        picture=sounds.__getitem__,
+        component="wav",
+        modality="audio",
+        shape=(2, 30),
+        **{"sample_rate": 8000} | spec,
+    )
+
+
+def test_sounds(tmp_path: Path) -> None:
+    dataset = opened(write_sounds(tmp_path))
+    assert (dataset.modality, dataset.sample_shape) == ("audio", (2, 30))
+    samples, labels = dataset.read(np.arange(20))
+    assert samples.dtype == np.float32
+    assert np.abs(samples - CLIPS).max() <= 2**-15
+    assert labels is not None
+    assert labels.tolist() == LABELS.tolist()
+
+
+def test_sounds_shorter_and_with_one_channel(tmp_path: Path) -> None:
+    dataset = opened(write_sounds(tmp_path), length=10, channels=1)
+    assert dataset.sample_shape == (1, 10)
+    mean = CLIPS[:, :, :10].mean(axis=1, keepdims=True)
+    assert np.abs(dataset.read(np.arange(20))[0] - mean).max() <= 2**-15
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("length", 31, r"data\.length = 31: the sounds in .* have 30"),
+        ("channels", 3, r"data\.channels = 3: the sounds in .* can be read with 1 or 2"),
+        ("resolution", 8, r"data\.resolution = 8.*holds sounds, which have none"),
+    ],
+)
+def test_what_sounds_do_not_have(tmp_path: Path, key: str, value: int, told: str) -> None:
+    with pytest.raises(DataError, match=told):
+        opened(write_sounds(tmp_path), **{key: value})
+
+
+def test_sounds_of_another_rate_than_the_manifest_says(tmp_path: Path) -> None:
+    dataset = opened(write_sounds(tmp_path, sample_rate=16000))
+    with pytest.raises(
+        DataError, match=r"000003.wav .* has 8,000 samples a second, expected 16,000"
+    ):
+        dataset.read(np.array([3]))
+
+
+@pytest.mark.parametrize("length", [None, 6])
+def test_texts(tmp_path: Path, length: int | None) -> None:
+    write(
+        tmp_path,
+        picture=lambda i: TEXTS[i].encode(),
+        component="txt",
+        modality="text",
+        shape=(24,),
+    )
+    dataset = opened(tmp_path, length=length)
+    assert (dataset.modality, dataset.sample_shape) == ("text", (length or 24,))
+    samples, _ = dataset.read(np.arange(20))
+    found = [bytes(row).rstrip(b"\0").decode() for row in samples]
+    assert found == [text[:length] for text in TEXTS]
+
+
+def test_tokens(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        picture=lambda i: encode_point(IDS[i]),
+        component="npy",
+        modality="tokens",
+        shape=(12,),
+        num_tokens=50,
+    )
+    samples, _ = opened(tmp_path, length=5).read(np.arange(20))
+    assert samples.dtype == np.int32
+    assert (samples == IDS[:, :5]).all()
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"modality": "audio", "shape": (1, 30)},
+        {"modality": "tokens", "shape": (1,)},
+        {"modality": "text", "shape": (1, 2)},
+        {"modality": "points", "shape": ()},
+        {"class_names": ["a", "b"]},
+        {"named_labels": True},
+    ],
+)
+def test_what_a_manifest_must_say(tmp_path: Path, spec: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"needs?|must"):
+        write(tmp_path, **spec)
+
+
+# Labels
+
+
+@pytest.mark.parametrize(
+    ("label", "component", "content"),
+    [
+        ("json:kind.of", "json", lambda name, i: b'{"kind.of": "%s", "x": %d}' % (name, i)),
+        ("txt", "txt", lambda name, i: b" %s\n" % name),
+    ],
+)
+def test_labels_by_their_names(
+    tmp_path: Path, label: str, component: str, content: Callable[[bytes, int], bytes]
+) -> None:
+    names = ["3", "0", "cat", "dog"]  # of which some look like numbers
+    contents = [content(names[LABELS[i]].encode(), i) for i in range(20)]
+    write(
+        tmp_path,
+        label=contents.__getitem__,
+        label_component=component,
+        label_spec=label,
+        class_names=names,
+        named_labels=True,
+    )
+    _, labels = opened(tmp_path).read(np.arange(20))
+    assert labels is not None
+    assert labels.tolist() == LABELS.tolist()
+
+
+def test_names_of_classes_beside_numbers(tmp_path: Path) -> None:
+    write(tmp_path, class_names=["3", "2", "1", "0"])
+    _, labels = opened(tmp_path).read(np.arange(20))
+    assert labels is not None
+    assert labels.tolist() == LABELS.tolist()
+
+
+def test_a_label_that_is_no_name(tmp_path: Path) -> None:
+    write(tmp_path, label=lambda i: b"bird", class_names=list("abcd"), named_labels=True)
+    with pytest.raises(DataError, match=r"000000.cls .* is 'bird', which is no name of a class"):
+        opened(tmp_path).read(np.array([0]))
+
+
+# Shards elsewhere
+
+
+def test_shards_elsewhere(tmp_path: Path, folder: Path) -> None:
+    """The tars are in a folder that nobody writes to, the manifest and indexes in another."""
+    store = Store(str(tmp_path / "index"))
+    manifest = read_manifest(Store(str(folder)))
+    for path in folder.glob("*.npy"):
+        store.publish(path.name, path.read_bytes())
+        path.unlink()
+    (folder / "manifest.json").unlink()
+    write_manifest(store, manifest.shards, manifest, shards_url=str(folder))
+    dataset = opened(tmp_path / "index")
+    assert (dataset.read(np.arange(20))[0] == PIXELS).all()
+    assert dataset.fingerprint == manifest.fingerprint
 
 
 def test_a_shard_of_another_size(folder: Path) -> None:
@@ -509,7 +726,7 @@ def test_a_point_is_never_unpickled(tmp_path: Path) -> None:
     [
         (b"4", r"000004\.cls at byte \d+ is class 4, expected 0 to 3"),
         (b"-1", "is class -1"),
-        (b"cat", "is b'cat', expected a whole number"),
+        (b"cat", "is 'cat', expected a whole number"),
         (None, r"sample 000004 has 0 files \.cls, expected 1"),
     ],
 )

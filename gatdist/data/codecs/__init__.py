@@ -1,8 +1,13 @@
 """Files of one sample to arrays and back. Decoders take bytes, never a path."""
 
-from gatdist.data.codecs.arrays import POINT_COMPONENT, decode_point, encode_point
+from gatdist.data.codecs.arrays import (
+    POINT_COMPONENT,
+    decode_point,
+    decode_point_into,
+    encode_point,
+)
 from gatdist.data.codecs.errors import CodecError
-from gatdist.data.codecs.labels import LABEL_COMPONENT, decode_label
+from gatdist.data.codecs.labels import LABEL_COMPONENT, decode_label, read_label
 from gatdist.data.codecs.pictures import (
     FILTERS,
     IMAGE_COMPONENTS,
@@ -12,9 +17,12 @@ from gatdist.data.codecs.pictures import (
 )
 from gatdist.data.codecs.sounds import (
     SOUND_COMPONENTS,
+    SoundHeader,
     decode_sound,
     decode_sound_into,
     encode_wav,
+    read_sound,
+    read_sound_header,
 )
 from gatdist.data.codecs.texts import TEXT_COMPONENT, decode_text, decode_text_into
 from gatdist.data.codecs.tokens import TOKENS_COMPONENT, decode_tokens, decode_tokens_into
@@ -28,10 +36,12 @@ __all__ = [
     "TEXT_COMPONENT",
     "TOKENS_COMPONENT",
     "CodecError",
+    "SoundHeader",
     "decode_image",
     "decode_image_into",
     "decode_label",
     "decode_point",
+    "decode_point_into",
     "decode_sound",
     "decode_sound_into",
     "decode_text",
@@ -41,4 +51,7 @@ __all__ = [
     "encode_png",
     "encode_point",
     "encode_wav",
+    "read_label",
+    "read_sound",
+    "read_sound_header",
 ]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +17,50 @@ SOUND_COMPONENTS = ("wav", "flac", "ogg")
 Clip = NDArray[np.float32]
 
 # What libsndfile may take a file for. Its own choice has headerless formats that fit anything.
-_CONTAINERS = ("WAV", "WAVEX", "RF64", "W64", "FLAC", "OGG")
+_CONTAINERS = {
+    "WAV": "wav",
+    "WAVEX": "wav",
+    "RF64": "wav",
+    "W64": "wav",
+    "FLAC": "flac",
+    "OGG": "ogg",
+}
+_MOST_NUMBERS = 2**28
+
+
+class SoundHeader(NamedTuple):
+    """What a file's header says.
+
+    Attributes:
+        component: one of ``SOUND_COMPONENTS``.
+        channels: of the sound.
+        length: samples of each.
+        sample_rate: in hertz.
+    """
+
+    component: str
+    channels: int
+    length: int
+    sample_rate: int
+
+
+def read_sound_header(content: bytes) -> SoundHeader:
+    """What a file's header says, or CodecError if it is no sound."""
+    with _opened(content) as file:
+        return _header(file)
+
+
+def read_sound(content: bytes) -> Clip:
+    """All of a sound, float32 [C, n]. Raises CodecError if it is none, damaged, or endless."""
+    with _opened(content) as file:
+        found = _header(file)
+        if found.channels * found.length > _MOST_NUMBERS:
+            raise CodecError(
+                f"has {found.length:,} samples of {found.channels} channels, the most is "
+                f"{_MOST_NUMBERS:,} in all",
+                mend="Cut it",
+            )
+        return np.ascontiguousarray(_frames(file, found.length).T)
 
 
 def decode_sound(content: bytes | memoryview, shape: tuple[int, int], sample_rate: int) -> Clip:
@@ -41,26 +86,10 @@ def decode_sound(content: bytes | memoryview, shape: tuple[int, int], sample_rat
 
 def decode_sound_into(content: bytes | memoryview, out: Clip, sample_rate: int) -> None:
     """Decode a sound into ``out``, float32 [C, n]. See :func:`decode_sound`."""
-    import soundfile  # loads libsndfile, which only those who have sounds need
-
     channels, length = out.shape
-    try:
-        with soundfile.SoundFile(io.BytesIO(content)) as file:  # its header
-            if file.format not in _CONTAINERS:
-                raise CodecError(f"is {file.format}, expected WAV, FLAC or OGG")
-            _require_fitting(file, channels, length, sample_rate)
-            frames: Any = file.read(length, dtype="float32", always_2d=True)
-    except CodecError:
-        raise
-    except Exception as error:  # libsndfile's errors, and those of a header that makes no sense
-        reason = " ".join(str(getattr(error, "error_string", error)).split()).rstrip(".")
-        raise CodecError(f"is no readable sound ({reason})") from error
-    if len(frames) != length:  # a torn file tells more than it has
-        raise CodecError(f"ends after {len(frames):,} of {file.frames:,} samples")
-    if not np.isfinite(frames).all():  # WAV may hold floats of any kind
-        raise CodecError(
-            "holds numbers that are not finite", mend="Take the sample out and pack again"
-        )
+    with _opened(content) as file:
+        _require_fitting(_header(file), channels, length, sample_rate)
+        frames = _frames(file, length)
     out[...] = frames.mean(axis=1) if channels == 1 else frames.T
 
 
@@ -79,19 +108,51 @@ def encode_wav(clip: Clip, sample_rate: int) -> bytes:
     return file.getvalue()
 
 
-def _require_fitting(file: Any, channels: int, length: int, sample_rate: int) -> None:
-    if file.samplerate != sample_rate:
+@contextmanager
+def _opened(content: bytes | memoryview) -> Iterator[Any]:
+    import soundfile  # loads libsndfile, which only those who have sounds need
+
+    try:
+        with soundfile.SoundFile(io.BytesIO(content)) as file:
+            yield file
+    except CodecError:
+        raise
+    except Exception as error:  # libsndfile's errors, and those of a header that makes no sense
+        reason = " ".join(str(getattr(error, "error_string", error)).split()).rstrip(".")
+        raise CodecError(f"is no readable sound ({reason})") from error
+
+
+def _header(file: Any) -> SoundHeader:
+    if file.format not in _CONTAINERS:
+        raise CodecError(f"is {file.format}, expected WAV, FLAC or OGG")
+    return SoundHeader(_CONTAINERS[file.format], file.channels, file.frames, file.samplerate)
+
+
+def _frames(file: Any, length: int) -> Clip:
+    """The first ``length`` samples, float32 [length, C]."""
+    frames: Clip = file.read(length, dtype="float32", always_2d=True)
+    if len(frames) != length:  # a torn file tells more than it has
+        raise CodecError(f"ends after {len(frames):,} of {file.frames:,} samples")
+    if not np.isfinite(frames).all():  # WAV may hold floats of any kind
         raise CodecError(
-            f"has {file.samplerate:,} samples a second, expected {sample_rate:,}",
-            mend=f"Resample it to {sample_rate} Hz and pack again",
+            "holds numbers that are not finite", mend="Take the sample out and pack again"
         )
-    if file.frames < length:
+    return frames
+
+
+def _require_fitting(found: SoundHeader, channels: int, length: int, sample_rate: int) -> None:
+    if found.sample_rate != sample_rate:
         raise CodecError(
-            f"has {file.frames:,} samples, expected {length:,} or more",
-            mend=f"Take it out, or set data.length = {file.frames} or less",
+            f"has {found.sample_rate:,} samples a second, expected {sample_rate:,}",
+            mend=f"Pack again with --sample-rate {sample_rate}",
         )
-    if channels not in (1, file.channels) and file.channels != 1:
+    if found.length < length:
         raise CodecError(
-            f"has {file.channels} channels, expected {channels}",
-            mend=f"Set data.channels to 1 or {file.channels}",
+            f"has {found.length:,} samples, expected {length:,} or more",
+            mend=f"Pack again with --length {length}, or set data.length = {found.length} or less",
+        )
+    if channels not in (1, found.channels) and found.channels != 1:
+        raise CodecError(
+            f"has {found.channels} channels, expected {channels}",
+            mend=f"Set data.channels to 1 or {found.channels}",
         )

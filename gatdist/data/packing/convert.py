@@ -6,43 +6,20 @@ import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import NamedTuple, Protocol, Self
+from typing import Self
 
 import numpy as np
 
 from gatdist.data.codecs import FILTERS, CodecError, decode_point
 from gatdist.data.packing import pictures
+from gatdist.data.packing.converted import Converted, Converter
 from gatdist.data.packing.pictures import FORMATS, TRANSFORMS, Header, read_header
 from gatdist.data.packing.recipe import Recipe
+from gatdist.data.packing.sequences import Sounds, Texts
 from gatdist.errors import DataError
 
 # What every reader of WebDataset opens. Other pictures become PNG.
 _STORED = {"png", "jpg", "webp"}
-
-
-class Converted(NamedTuple):
-    """A file as it is packed.
-
-    Attributes:
-        component: its extension.
-        content: its bytes.
-        enlarged: height × width of a picture that was smaller than asked; else "".
-    """
-
-    component: str
-    content: bytes
-    enlarged: str = ""
-
-
-class Converter(Protocol):
-    """Turns a file of a source into one of the data set."""
-
-    @property
-    def sample_shape(self) -> tuple[int, ...]:
-        """Of what is packed, as in the manifest."""
-
-    def __call__(self, content: bytes) -> Converted:
-        """Convert one file. Raises CodecError if it is not what it should be."""
 
 
 class Pictures:
@@ -53,8 +30,10 @@ class Pictures:
         sample_shape: (C, H, W) of all pictures, C being 1 or 3.
     """
 
+    sample_rate = None
+
     def __init__(self, recipe: Recipe, sample_shape: Sequence[int]) -> None:
-        self._recipe = recipe
+        self.recipe = recipe
         self._channels, *size = sample_shape
         self._size = recipe.size or (size[0], size[1])
         self._transform = TRANSFORMS[recipe.transform]
@@ -90,14 +69,14 @@ class Pictures:
     def sample_shape(self) -> tuple[int, ...]:
         """(C, H, W) of what is packed."""
         height, width = self._size
-        is_wide = self._recipe.size and self._recipe.transform == "center-crop-wide"
+        is_wide = self.recipe.size and self.recipe.transform == "center-crop-wide"
         return self._channels, width if is_wide else height, width
 
     def __call__(self, content: bytes) -> Converted:
         """Convert one file. Raises CodecError if it is no picture, or of another size."""
         header = read_header(content)
         height, width = self._size
-        if self._recipe.size is None and (header.height, header.width) != self._size:
+        if self.recipe.size is None and (header.height, header.width) != self._size:
             raise CodecError(
                 f"is {header.height} × {header.width}, others {height} × {width} (height × width)",
                 mend="Make all of one size with --size HxW",
@@ -105,10 +84,10 @@ class Pictures:
         pixels = pictures.decode(content, header, self._channels)
         if self._stays(header):
             return Converted(header.component, content)
-        if self._recipe.size is not None:
+        if self.recipe.size is not None:
             pixels = self._transform(pixels, height, width, self._filter)
         component = self._component or "png"
-        packed = pictures.encode(pixels, component, self._recipe.quality)
+        packed = pictures.encode(pixels, component, self.recipe.quality)
         is_small = header.height < height or header.width < width
         return Converted(component, packed, f"{header.height} × {header.width}" if is_small else "")
 
@@ -125,12 +104,14 @@ class Arrays:
     """Takes ``.npy`` files of one shape as they are.
 
     Args:
-        recipe: not used.
+        recipe: what is asked.
         sample_shape: of all arrays.
     """
 
+    sample_rate = None
+
     def __init__(self, recipe: Recipe, sample_shape: Sequence[int]) -> None:
-        del recipe
+        self.recipe = recipe
         self.sample_shape = tuple(sample_shape)
 
     @classmethod
@@ -148,7 +129,12 @@ class Arrays:
         return Converted("npy", content)
 
 
-_CONVERTERS: Mapping[str, type[Pictures | Arrays]] = {"image": Pictures, "array": Arrays}
+_CONVERTERS: Mapping[str, type[Pictures | Sounds | Texts | Arrays]] = {
+    "image": Pictures,
+    "audio": Sounds,
+    "text": Texts,
+    "array": Arrays,
+}
 
 
 def converter(modality: str, recipe: Recipe, sample_shape: Sequence[int]) -> Converter:

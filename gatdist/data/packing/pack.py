@@ -18,11 +18,12 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from gatdist.data.codecs import CodecError
-from gatdist.data.format import MANIFEST, write_manifest
-from gatdist.data.packing.convert import Converter, converter_like
+from gatdist.data.format import MANIFEST, SampleSpec, write_manifest
+from gatdist.data.packing.convert import converter_like
+from gatdist.data.packing.converted import Converter
 from gatdist.data.packing.entries import Entry, LeftOut, Listing
 from gatdist.data.packing.fetch import Fetcher
 from gatdist.data.packing.labels import numbered
@@ -45,8 +46,8 @@ _PLAN_VERSION = 1
 _EXAMPLES = 3
 # In a tar a file has a header of 512 bytes, and is filled up to a multiple of 512.
 _TAR_BYTES = 512 + 256
-# What the manifest calls a modality.
-_MODALITIES: Mapping[str, Literal["image", "points"]] = {"image": "image", "array": "points"}
+# What the manifest calls a modality, where it is not the same.
+_MODALITIES = {"array": "points"}
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def prepare(request: Request, *, dry_run: bool = False) -> Packing:
         source_options=dict(request.source_options),
         dest=request.dest,
         dest_options=dict(request.dest_options),
-        recipe=request.recipe,
+        recipe=convert.recipe,
         modality=listing.modality,
         sample_shape=convert.sample_shape,
         has_labels=num_classes > 0,
@@ -169,7 +170,7 @@ def preview(packing: Packing) -> dict[str, Any]:
         "url": Store(job.dest).url,
         "source": packing.source,
         "kind": packing.kind,
-        "modality": _MODALITIES[job.modality],
+        "modality": _spec(packing).modality,
         "sample_shape": list(job.sample_shape),
         "num_classes": packing.num_classes,
         "class_names": list(packing.class_names or ()),
@@ -209,19 +210,13 @@ def finish(packing: Packing, records: Sequence[Record]) -> dict[str, Any]:
         rule = "none of its samples can be packed"
         name, reason = left_out[0]
         raise DataError(job.source, f"{rule} ({name} {reason})", mend=f"See {dest.url}/{REPORT}")
-    write_manifest(
-        dest,
-        shards,
-        modality=_MODALITIES[job.modality],
-        sample_shape=job.sample_shape,
-        num_classes=packing.num_classes,
-    )
+    write_manifest(dest, shards, _spec(packing))
     dest.delete(SPOOL)
     _sweep(dest, packing.began_s)
     return {
         "url": dest.url,
         "kind": packing.kind,
-        "modality": _MODALITIES[job.modality],
+        "modality": _spec(packing).modality,
         "sample_shape": list(job.sample_shape),
         "num_classes": packing.num_classes,
         "shards": len(shards),
@@ -233,6 +228,19 @@ def finish(packing: Packing, records: Sequence[Record]) -> dict[str, Any]:
         "enlarged_example": next((r.enlarged_example for r in records if r.enlarged), ""),
         "report": REPORT if left_out else None,
     }
+
+
+def _spec(packing: Packing) -> SampleSpec:
+    job = packing.job
+    return SampleSpec.model_validate(
+        {
+            "modality": _MODALITIES.get(job.modality, job.modality),
+            "sample_shape": list(job.sample_shape),
+            "sample_rate": job.recipe.sample_rate if job.modality == "audio" else None,
+            "num_classes": packing.num_classes,
+            "class_names": list(packing.class_names) if packing.class_names else None,
+        }
+    )
 
 
 def _once(entries: Iterable[Entry], left_out: list[LeftOut]) -> list[Entry]:

@@ -22,6 +22,8 @@ class Recipe(BaseModel):
         format: of the pictures that must change; ``keep`` leaves the others as they are.
         quality: of JPEG and WebP, 1 to 100.
         color: ``auto`` is gray where all pictures are, else RGB.
+        length: samples of a sound, which is cut or padded with silence; bytes of a text.
+        sample_rate: of sounds, in hertz; others are resampled. None: that of most.
         shard_bytes: what a shard should have, about.
     """
 
@@ -35,6 +37,8 @@ class Recipe(BaseModel):
     format: Literal["keep", "png", "jpeg", "webp"] = "keep"
     quality: Annotated[int, Field(ge=1, le=100)] | None = None
     color: Literal["auto", "rgb", "gray"] = "auto"
+    length: Annotated[int, Field(gt=0)] | None = None
+    sample_rate: Annotated[int, Field(gt=0)] | None = None
     shard_bytes: Annotated[int, Field(gt=0)] = DEFAULT_SHARD_BYTES
 
     @model_validator(mode="after")

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gatdist.data.codecs import LABEL_COMPONENT, CodecError
 from gatdist.data.format import Components, Shard, write_shard
-from gatdist.data.packing.convert import Converter, converter
+from gatdist.data.packing.convert import converter
+from gatdist.data.packing.converted import Converter
 from gatdist.data.packing.entries import LeftOut
 from gatdist.data.packing.fetch import Fetcher
 from gatdist.data.packing.plan import Task

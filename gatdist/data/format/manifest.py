@@ -1,0 +1,230 @@
+"""The manifest of a data set: what it is, and which shards it has."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from gatdist.data.order import ORDER_VERSION
+from gatdist.errors import DataError
+from gatdist.storage import Store
+
+MANIFEST = "manifest.json"
+FORMAT_VERSION = 2
+
+_MAKE_AGAIN = "Pack or index the data again"
+
+Modality = Literal["image", "points", "audio", "text", "tokens"]
+
+_Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+_Positive = Annotated[int, Field(gt=0)]
+
+
+def _inside(name: str) -> str:
+    """A shard's name comes from a file that others may have written: it must not lead out."""
+    if (
+        not name
+        or any(part in ("", ".", "..") for part in name.split("/"))
+        or not name.isprintable()
+    ):
+        raise ValueError("must be the name of a file in the folder, or in one below it")
+    return name
+
+
+_Name = Annotated[str, AfterValidator(_inside)]
+
+
+class SampleSpec(BaseModel):
+    """What the samples of a data set are.
+
+    Attributes:
+        modality: ``image``, ``points`` (arrays of numbers), ``audio``, ``text`` or ``tokens``.
+        sample_shape: (C, H, W) of images, that of points, (C, n) of sounds, (n,) bytes of texts,
+            (n,) tokens. H and W, or n, are None where the samples differ in them.
+        component: the ending of each sample's file; None for any that the modality has.
+        sample_rate: of sounds, in hertz.
+        num_tokens: of the vocabulary of tokens.
+        num_classes: 0 where there are no labels.
+        class_names: of each class, where they have names.
+        label: where the class of a sample is: an ending (``cls``), or a field of a JSON file
+            (``json:FIELD``).
+        named_labels: whether it holds the name of the class, instead of its number.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    modality: Modality
+    sample_shape: list[_Positive | None]
+    component: Annotated[str, Field(pattern=r"^[^/A-Z]+$")] | None = None
+    sample_rate: _Positive | None = None
+    num_tokens: _Positive | None = None
+    num_classes: Annotated[int, Field(ge=0)] = 0
+    class_names: list[str] | None = None
+    label: Annotated[str, Field(pattern=r"^([^/:A-Z]+|json:.+)$")] = "cls"
+    named_labels: bool = False
+
+    @property
+    def label_component(self) -> str:
+        """The ending of the file that holds the label."""
+        return self.label.partition(":")[0]
+
+    @property
+    def label_field(self) -> str:
+        """The field of the JSON file that holds it, or ""."""
+        return self.label.partition(":")[2]
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        shape, modality = self.sample_shape, self.modality
+        if modality == "image":
+            if (
+                len(shape) != 3
+                or shape[0] not in (1, 3)
+                or (shape[1] is None) != (shape[2] is None)
+            ):
+                raise ValueError("the sample_shape of images must be [1 or 3, height, width]")
+        elif modality == "points":
+            if not shape or None in shape:
+                raise ValueError("the sample_shape of points must hold whole numbers")
+        elif modality == "audio":
+            if len(shape) != 2 or shape[0] is None or self.sample_rate is None:
+                raise ValueError(
+                    "sounds need a sample_rate, and the sample_shape [channels, length]"
+                )
+        elif len(shape) != 1 or (modality == "tokens" and self.num_tokens is None):
+            raise ValueError("texts need the sample_shape [length], and tokens num_tokens")
+        if self.class_names is not None and len(self.class_names) != self.num_classes:
+            raise ValueError("class_names must hold a name for each of num_classes")
+        if self.named_labels and not self.class_names:
+            raise ValueError("named_labels need class_names")
+        return self
+
+
+class Shard(BaseModel):
+    """One tar and its index, as the manifest tells them. Sizes in bytes."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    name: _Name
+    num_samples: _Positive
+    size: _Positive
+    sha256: _Digest
+    index: _Name
+    index_sha256: _Digest
+
+
+class Manifest(SampleSpec):
+    """What a data set is.
+
+    Attributes:
+        version: of the format.
+        order_version: of the order of samples that it was made for.
+        num_samples: in all shards.
+        fingerprint: SHA-256 (hex) over all content, in its order.
+        shards_url: where the tars are; None beside the manifest.
+        shards: in the order of their samples.
+    """
+
+    version: int = FORMAT_VERSION
+    order_version: int = ORDER_VERSION
+    num_samples: int
+    fingerprint: _Digest
+    shards_url: str | None = None
+    shards: list[Shard]
+
+
+def write_manifest(
+    store: Store, shards: Sequence[Shard], spec: SampleSpec, *, shards_url: str | None = None
+) -> Manifest:
+    """Turn a folder of finished shards into a data set.
+
+    Args:
+        store: the folder.
+        shards: in the order of their samples.
+        spec: what the samples are.
+        shards_url: where the tars are, if not beside the manifest.
+    """
+    manifest = Manifest(
+        **_told(spec),
+        num_samples=sum(shard.num_samples for shard in shards),
+        fingerprint=_fingerprint(spec, shards),
+        shards_url=shards_url,
+        shards=list(shards),
+    )
+    store.publish(MANIFEST, json.dumps(manifest.model_dump(), indent=1).encode())
+    return manifest
+
+
+def read_manifest(store: Store) -> Manifest:
+    """Read and check the manifest of the data set in ``store``.
+
+    Raises:
+        DataError: there is none, or it is damaged, of an unknown version, or of no samples.
+        StorageError: the folder may not be read.
+    """
+    subject = f"{store.url}/{MANIFEST}"
+    if not store.exists(MANIFEST):
+        _raise_no_manifest(store)
+    try:
+        values = json.loads(store.read(MANIFEST))
+        version = values["version"]
+        order_version = values["order_version"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(subject, f"is no manifest ({error!r})", mend=_MAKE_AGAIN) from None
+    if (version, order_version) != (FORMAT_VERSION, ORDER_VERSION):
+        raise DataError(
+            subject,
+            f"this gatdist reads version {FORMAT_VERSION} with order version {ORDER_VERSION}",
+            value=(version, order_version),
+            mend="Use the gatdist that wrote it, or pack or index the data again",
+        )
+    try:
+        manifest = Manifest.model_validate(values)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        told = f"{where}: {problem['msg']}" if where else problem["msg"]
+        raise DataError(subject, told, mend=_MAKE_AGAIN) from None
+    if not manifest.shards:
+        raise DataError(store.url, "the data set is empty", mend="Pack at least one sample")
+    found = _fingerprint(manifest, manifest.shards)
+    if found != manifest.fingerprint or manifest.num_samples != sum(
+        s.num_samples for s in manifest.shards
+    ):
+        rule = f"was changed after it was written; what it lists has the fingerprint {found}"
+        raise DataError(
+            f"{subject}: fingerprint", rule, value=manifest.fingerprint, mend=_MAKE_AGAIN
+        )
+    return manifest
+
+
+def _fingerprint(spec: SampleSpec, shards: Sequence[Shard]) -> str:
+    """Over what the samples are and the content of shards; not over where they lie."""
+    content = [_told(spec), [[s.num_samples, s.sha256] for s in shards]]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _told(spec: SampleSpec) -> dict[str, Any]:
+    return {name: getattr(spec, name) for name in SampleSpec.model_fields}
+
+
+def _raise_no_manifest(store: Store) -> None:
+    names = store.list()
+    tars = [name for name in names if name.endswith((".tar", ".tar.gz", ".tgz"))]
+    if tars:
+        raise DataError(
+            store.url,
+            f"holds {len(tars)} tars such as {tars[0]} but no {MANIFEST}",
+            mend=f"Run gatdist index {store.url}",
+        )
+    if names:
+        raise DataError(
+            store.url,
+            f"holds no shards and no {MANIFEST}",
+            mend="Check data.url, or pack the data there",
+        )
+    raise DataError(store.url, "does not exist or is empty", mend="Check data.url")

@@ -1,0 +1,128 @@
+"""Shards, written."""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gatdist.data.format.index import Row, encode_index
+from gatdist.data.format.manifest import Manifest, Modality, SampleSpec, Shard, write_manifest
+from gatdist.errors import DataError
+from gatdist.storage import Store
+
+_TAR_BLOCK = 512
+
+# The files of one sample by component, which follows the first dot: {"png": b"…", "cls": b"7"}.
+Components = Mapping[str, bytes]
+
+
+def write_dataset(
+    store: Store,
+    shards: Iterable[Iterable[tuple[str, Components]]],
+    *,
+    modality: Modality,
+    sample_shape: Sequence[int | None],
+    **spec: Any,
+) -> Manifest:
+    """Write a data set: shards, their indexes, and at last the manifest.
+
+    Args:
+        store: the folder.
+        shards: for each shard its samples, as for :func:`write_shard`.
+        modality: of the samples.
+        sample_shape: of each.
+        spec: what else there is to say of them. For all see :class:`SampleSpec`.
+    """
+    told = SampleSpec(modality=modality, sample_shape=list(sample_shape), **spec)
+    written = [write_shard(store, f"shard-{i:06d}", samples) for i, samples in enumerate(shards)]
+    return write_manifest(store, written, told)
+
+
+def write_shard(store: Store, name: str, samples: Iterable[tuple[str, Components]]) -> Shard:
+    """Write one tar and its index.
+
+    Args:
+        store: the folder.
+        name: of the shard, without extension.
+        samples: (key, components) of each, at least one. Keys are unique and without a dot in their
+            last part; components are lower case, as WebDataset has them.
+
+    Raises:
+        DataError: a key or component breaks these rules, or there is no sample.
+    """
+    rows: list[Row] = []
+    digest = hashlib.sha256()
+    seen: set[str] = set()
+    with tempfile.TemporaryDirectory(prefix="gatdist-shard-") as folder:
+        path = Path(folder, name)
+        with path.open("wb") as tar:
+
+            def put(data: bytes) -> None:
+                tar.write(data)
+                digest.update(data)
+
+            for key, components in samples:
+                _require_names(name, key, components, seen)
+                for component, content in components.items():
+                    put(_tar_header(name, f"{key}.{component}", len(content)))
+                    rows.append(
+                        (
+                            key.encode(),
+                            component.encode(),
+                            tar.tell(),
+                            len(content),
+                            zlib.crc32(content),
+                        )
+                    )
+                    put(content + bytes(-len(content) % _TAR_BLOCK))
+            put(bytes(2 * _TAR_BLOCK))  # the end of a tar
+            size = tar.tell()
+        if not rows:
+            raise DataError(f"{store.url}/{name}", "a shard needs at least one sample")
+        store.publish_file(f"{name}.tar", path)
+    index = encode_index(rows)
+    store.publish(f"{name}.index.npy", index)
+    return Shard(
+        name=f"{name}.tar",
+        num_samples=len(seen),
+        size=size,
+        sha256=digest.hexdigest(),
+        index=f"{name}.index.npy",
+        index_sha256=hashlib.sha256(index).hexdigest(),
+    )
+
+
+def _require_names(shard: str, key: str, components: Components, seen: set[str]) -> None:
+    """WebDataset's rules: an extension begins at the first dot, in lower case; no file is twice."""
+    if not key or "." in key.rsplit("/", 1)[-1]:
+        raise DataError(
+            f"{shard}: key",
+            "must not be empty or hold a dot, which begins the extension",
+            value=key,
+        )
+    if key in seen:
+        raise DataError(f"{shard}: key", "stands twice in the shard", value=key)
+    seen.add(key)
+    for component in components:
+        if not component or component != component.lower() or "/" in component:
+            raise DataError(
+                f"{shard}: {key}", "an extension must be lower case letters", value=component
+            )
+
+
+def _tar_header(shard: str, name: str, size: int) -> bytes:
+    info = tarfile.TarInfo(
+        name
+    )  # its mtime is 0, an integer: a float would add a header of 1,024 bytes
+    info.size = size
+    try:
+        return info.tobuf(tarfile.USTAR_FORMAT, encoding="utf-8", errors="strict")
+    except ValueError as error:
+        raise DataError(
+            f"{shard}: {name}", f"can't stand in a USTAR tar ({error})", mend="Shorten the key"
+        ) from None

@@ -1,0 +1,88 @@
+"""What a sample of each kind is: its files, its array, and how the one becomes the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from gatdist.data.codecs import (
+    IMAGE_COMPONENTS,
+    POINT_COMPONENT,
+    SOUND_COMPONENTS,
+    TEXT_COMPONENT,
+    TOKENS_COMPONENT,
+    decode_image_into,
+    decode_point_into,
+    decode_sound_into,
+    decode_text_into,
+    decode_tokens_into,
+)
+from gatdist.data.format import SampleSpec
+
+# Decodes a file into the array of a sample, or raises CodecError.
+Decode = Callable[[bytes | memoryview, NDArray[Any]], None]
+
+
+class Modality(NamedTuple):
+    """A kind of samples.
+
+    Attributes:
+        noun: what one of them is called.
+        components: endings of their files.
+        dtype: of their arrays.
+        decoder: makes the decoder, given what the samples are and how pictures are resized (the
+            name of a filter, or None where they must have their size).
+    """
+
+    noun: str
+    components: tuple[str, ...]
+    dtype: DTypeLike
+    decoder: Callable[[SampleSpec, str | None], Decode]
+
+
+MODALITIES: Mapping[str, Modality] = {
+    "image": Modality(
+        "picture",
+        IMAGE_COMPONENTS,
+        np.uint8,
+        lambda spec, resize: partial(decode_image_into, resize=resize),
+    ),
+    "points": Modality(
+        "array", (POINT_COMPONENT,), np.float32, lambda spec, resize: decode_point_into
+    ),
+    "audio": Modality(
+        "sound",
+        SOUND_COMPONENTS,
+        np.float32,
+        lambda spec, resize: partial(decode_sound_into, sample_rate=spec.sample_rate or 0),
+    ),
+    "text": Modality("text", (TEXT_COMPONENT,), np.uint8, lambda spec, resize: decode_text_into),
+    "tokens": Modality(
+        "sequence of tokens",
+        (TOKENS_COMPONENT,),
+        np.int32,
+        lambda spec, resize: partial(decode_tokens_into, num_tokens=spec.num_tokens or 0),
+    ),
+}
+
+
+def new_samples(modality: str, sample_shape: Sequence[int], count: int) -> NDArray[Any]:
+    """Memory for decoded samples.
+
+    Args:
+        modality: of them.
+        sample_shape: of each, as networks have it: (C, H, W) of a picture.
+        count: how many.
+
+    Returns:
+        uint8 [count, H, W, C] for pictures, [count, *sample_shape] for all else: float32 points and
+        sounds, uint8 texts, int32 tokens.
+    """
+    shape = tuple(sample_shape)
+    if modality == "image":
+        shape = (*shape[1:], shape[0])
+    return np.empty((count, *shape), dtype=MODALITIES[modality].dtype)

@@ -1,0 +1,79 @@
+"""What a run reads of each sample: that of the manifest, or what its configuration asks for."""
+
+from __future__ import annotations
+
+from gatdist.config import DataConfig
+from gatdist.data.format import Manifest
+from gatdist.data.modalities import MODALITIES
+from gatdist.errors import DataError
+
+# The keys that each kind of samples knows.
+_KEYS = {
+    "image": ("resolution", "channels"),
+    "points": (),
+    "audio": ("channels", "length"),
+    "text": ("length",),
+    "tokens": ("length",),
+}
+
+
+def sample_shape(manifest: Manifest, config: DataConfig, url: str) -> tuple[int, ...]:
+    """The shape of samples as they are read.
+
+    Args:
+        manifest: what there is.
+        config: what is asked for.
+        url: of the data set, to be named.
+
+    Returns:
+        (C, H, W) of pictures, that of points, (C, n) of sounds, (n,) of texts and tokens.
+
+    Raises:
+        DataError: the data set does not have that, or the configuration does not say enough.
+    """
+    noun = MODALITIES[manifest.modality].noun
+    for key in ("resolution", "channels", "length"):
+        value = getattr(config, key)
+        if value is not None and key not in _KEYS[manifest.modality]:
+            rule = f"{url} holds {noun}s, which have none"
+            raise DataError(f"data.{key}", rule, value=value, mend="Leave it out")
+    shape = list(manifest.sample_shape)
+    if config.channels is not None:
+        shape[0] = _channels(manifest, config.channels, url)
+    if config.resolution is not None:
+        size = config.resolution
+        shape[1:] = [size, size] if isinstance(size, int) else size
+    if config.length is not None:
+        longest = manifest.sample_shape[-1]
+        if longest is not None and config.length > longest:
+            rule = f"the {noun}s in {url} have {longest:,}"
+            raise DataError(
+                "data.length", rule, value=config.length, mend="Lower it, or leave it out"
+            )
+        shape[-1] = config.length
+    found = [number for number in shape if number is not None]
+    if len(found) < len(shape):
+        is_image = manifest.modality == "image"
+        key, what = ("resolution", "size") if is_image else ("length", "length")
+        mend = f"Choose one with data.{key}"
+        raise DataError(f"data.{key}", f"the {noun}s in {url} differ in {what}", mend=mend)
+    return tuple(found)
+
+
+def resizing(manifest: Manifest, config: DataConfig, shape: tuple[int, ...]) -> str | None:
+    """The filter by which pictures are resized; None where each must have its size already."""
+    if manifest.modality != "image" or tuple(manifest.sample_shape[1:]) == shape[1:]:
+        return None
+    return config.resize
+
+
+def _channels(manifest: Manifest, channels: int, url: str) -> int:
+    if manifest.modality == "image":
+        allowed: tuple[int | None, ...] = (1, 3)
+        rule = "pictures have 1 (gray) or 3 (RGB)"
+    else:
+        allowed = (1, manifest.sample_shape[0])
+        rule = f"the sounds in {url} can be read with 1 or {manifest.sample_shape[0]}"
+    if channels not in allowed:
+        raise DataError("data.channels", rule, value=channels, mend="Choose one of these")
+    return channels

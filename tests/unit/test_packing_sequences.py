@@ -1,0 +1,121 @@
+"""Packing sounds and texts: all of one length, and what fits stays as it is."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gatdist.data.codecs import CodecError, decode_sound, encode_wav
+from gatdist.data.packing.recipe import Recipe
+from gatdist.data.packing.sequences import Sounds, Texts
+from gatdist.errors import DataError
+
+RATE = 8_000
+
+
+def tone(hertz: float, length: int, rate: int = RATE, channels: int = 1) -> np.ndarray:
+    wave = 0.5 * np.sin(2 * np.pi * hertz * np.arange(length) / rate)
+    return np.float32([wave] * channels)
+
+
+def flac(clip: np.ndarray, rate: int = RATE) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, clip.T, rate, format="FLAC")
+    return file.getvalue()
+
+
+def sounds(**options: Any) -> Sounds:
+    recipe = Recipe(**{"sample_rate": RATE} | options)
+    return Sounds(recipe, (1, options.get("length", 400)))
+
+
+@pytest.mark.parametrize("encode", [encode_wav, flac])
+def test_a_sound_that_fits_stays_as_it_is(encode: Any) -> None:
+    content = encode(tone(440, 400), RATE)
+    packed = sounds()(content)
+    assert packed.content == content
+    assert packed.component == ("wav" if encode is encode_wav else "flac")
+    assert packed.enlarged == ""
+
+
+@given(st.integers(1, 900))
+def test_sounds_are_cut_or_padded_with_silence(found: int) -> None:
+    clip = tone(440, found)
+    packed = sounds()(encode_wav(clip, RATE))
+    result = decode_sound(packed.content, (1, 400), RATE)
+    kept = min(found, 400)
+    assert np.abs(result[:, :kept] - clip[:, :kept]).max() <= 2**-15
+    assert not result[:, kept:].any()
+    assert packed.enlarged == (f"{found} samples" if found < 400 else "")
+
+
+@pytest.mark.parametrize("rate", [4_000, 11_025, 16_000, 44_100])
+def test_a_tone_stays_the_same_tone_at_another_rate(rate: int) -> None:
+    packed = sounds(length=4_000)(encode_wav(tone(440, rate // 2, rate), rate))
+    result = decode_sound(packed.content, (1, 4_000), RATE)
+    inside = slice(200, -200)  # the filter rings where the tone begins and ends
+    assert np.abs(result - tone(440, 4_000))[0, inside].max() < 0.01
+
+
+def test_what_the_new_rate_can_t_hold_is_gone() -> None:
+    packed = sounds(length=4_000)(encode_wav(tone(6_000, 16_000, 32_000), 32_000))
+    assert np.abs(decode_sound(packed.content, (1, 4_000), RATE))[0, 200:-200].max() < 0.01
+
+
+def test_the_rate_the_channels_and_the_length_are_those_of_most() -> None:
+    contents = [
+        *[flac(tone(440, 300, channels=2))] * 3,
+        flac(tone(440, 900), 16_000),
+        b"no sound",
+    ]
+    convert = Sounds.like(Recipe(), contents)
+    assert convert is not None
+    assert (convert.sample_rate, convert.sample_shape) == (RATE, (2, 300))
+    assert convert(contents[3]).content  # one channel becomes two
+
+
+def test_what_the_recipe_says_goes_first() -> None:
+    convert = Sounds.like(Recipe(sample_rate=16_000, length=100), [flac(tone(440, 300))])
+    assert convert is not None
+    assert (convert.sample_rate, convert.sample_shape) == (16_000, (1, 100))
+
+
+def test_sounds_of_many_lengths_need_one() -> None:
+    contents = [flac(tone(440, length)) for length in (800, 1_600, 4_000)]
+    with pytest.raises(DataError, match=r"--length.* 3 are 0.10 to 0.50 seconds long, at 8,000 Hz"):
+        Sounds.like(Recipe(), contents)
+
+
+def test_what_is_no_sound_is_refused() -> None:
+    assert Sounds.like(Recipe(), [b"", b"text"]) is None
+    with pytest.raises(CodecError, match="is no readable sound"):
+        sounds()(b"text")
+    with pytest.raises(CodecError, match="has 3 channels, others 2"):
+        Sounds(Recipe(sample_rate=RATE), (2, 400))(flac(tone(440, 400, channels=3)))
+
+
+def test_texts_stay_as_they_are() -> None:
+    convert = Texts.like(Recipe(length=3), [b"short", "größer".encode()])
+    assert convert is not None
+    assert convert.sample_shape == (3,)
+    assert convert("größer".encode()).content == "größer".encode()
+
+
+def test_texts_of_many_lengths_need_one() -> None:
+    with pytest.raises(DataError, match=r"--length.* 2 have 5 to 8 bytes"):
+        Texts.like(Recipe(), [b"short", "größer".encode()])
+    convert = Texts.like(Recipe(), [b"alike", b"right"])
+    assert convert is not None
+    assert convert.sample_shape == (5,)
+
+
+def test_what_is_no_text_is_refused() -> None:
+    assert Texts.like(Recipe(), [b"\xff", b""]) is None
+    with pytest.raises(CodecError, match="is not UTF-8"):
+        Texts(Recipe(), (9,))(b"\xff")
