@@ -8,20 +8,22 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from gatdist.api import evaluate, pack, sample, train
+    from gatdist.api import evaluate, sample, train
     from gatdist.config import Config, load_config
     from gatdist.errors import GatdistError
     from gatdist.evaluation import register_feature_extractor
     from gatdist.game import register_loss, register_update_rule
     from gatdist.models import register_discriminator, register_generator
+    from gatdist.shards import index, pack, verify
 
 # Imported on first use: `import gatdist` and `gatdist --help` must not wait for torch.
 _HOMES = {
     "Config": "gatdist.config",
     "GatdistError": "gatdist.errors",
     "evaluate": "gatdist.api",
+    "index": "gatdist.shards",
     "load_config": "gatdist.config",
-    "pack": "gatdist.api",
+    "pack": "gatdist.shards",
     "register_discriminator": "gatdist.models",
     "register_feature_extractor": "gatdist.evaluation",
     "register_generator": "gatdist.models",
@@ -29,12 +31,14 @@ _HOMES = {
     "register_update_rule": "gatdist.game",
     "sample": "gatdist.api",
     "train": "gatdist.api",
+    "verify": "gatdist.shards",
 }
 
 __all__ = [
     "Config",
     "GatdistError",
     "evaluate",
+    "index",
     "load_config",
     "pack",
     "register_discriminator",
@@ -44,6 +48,7 @@ __all__ = [
     "register_update_rule",
     "sample",
     "train",
+    "verify",
 ]
 
 

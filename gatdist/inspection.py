@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from gatdist.errors import StorageError
+from gatdist.errors import CheckpointError, StorageError
 from gatdist.runs import (
     Checkpoint,
     Checkpoints,
@@ -55,6 +55,32 @@ def digest(url: str) -> str:
             url, "holds no checkpoint", mend="Check the URL, or let the run reach its first one"
         )
     return newest.digest()
+
+
+def damaged_checkpoints(store: Store) -> dict[str, Any]:
+    """Every digest of a checkpoint, or of all those of a run, checked.
+
+    Returns:
+        ``kind``, ``checkpoints`` (how many) and ``damaged``: which, and what is wrong with it.
+
+    Raises:
+        StorageError: neither is there.
+    """
+    if store.exists(MANIFEST):
+        kind, names, folder = "checkpoint", [""], store
+    elif store.exists("config.json"):
+        folder = store.child("checkpoints")
+        kind, names = "run", Checkpoints(folder).committed()
+    else:
+        raise StorageError(store.url, "holds no data set, run or checkpoint", mend="Check the URL")
+    damaged = []
+    for name in names:
+        one = folder.child(name) if name else folder
+        try:
+            read_checkpoint(one)
+        except CheckpointError as error:
+            damaged.append([one.url, str(error)])
+    return {"kind": kind, "checkpoints": len(names), "damaged": damaged}
 
 
 def describe(found: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from gatdist.cli import pack
+from gatdist.cli import pack, shards
 from gatdist.cli.values import workers
 from gatdist.errors import GatdistError, UserError
 
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    from gatdist.api import absolute, train
+    from gatdist.api import train
     from gatdist.config import load_config
     from gatdist.monitor.console import Console
 
@@ -49,6 +49,7 @@ def _train(arguments: argparse.Namespace) -> None:
         arguments.run_dir or f"runs/{os.path.basename(arguments.preset).removesuffix('.toml')}"
     )
     if arguments.dry_run:
+        from gatdist.storage import absolute
         from gatdist.training.plan import describe, plan
 
         found = plan(config, absolute(run_dir))
@@ -60,8 +61,8 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
-    from gatdist.api import absolute
     from gatdist.inspection import describe, digest, inspect
+    from gatdist.storage import absolute
 
     if arguments.digest:
         value = digest(absolute(arguments.url))
@@ -161,6 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(command)
 
     pack.add(command)
+    shards.add(command)
 
     sub = command("inspect", _inspect, "tell what a run, checkpoint or data set is")
     sub.add_argument("url", metavar="URL")

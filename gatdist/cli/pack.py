@@ -87,9 +87,9 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Pack as the arguments say, and print what came of it."""
-    from gatdist.api import pack
     from gatdist.monitor.packing import described
     from gatdist.monitor.progress import ProgressConsole
+    from gatdist.shards import pack
 
     names = (
         *("transform", "filter", "format", "quality", "color", "length", "sample_rate"),

@@ -16,7 +16,7 @@ import ray.data
 from gatdist.cluster.quiet import output_to_file, shown_on
 from gatdist.config import REFERENCE
 from gatdist.data.packing import Job, Record, Task, Worker
-from gatdist.data.packing.task import Tell
+from gatdist.data.processes import Tell
 from gatdist.errors import GatdistError, WorkerLostError, rebuilt
 
 if TYPE_CHECKING:

@@ -39,14 +39,14 @@ def opening(plan: Facts) -> Iterator[Event]:
 def closing(outcome: Facts) -> Iterator[Event]:
     """What is said at the end."""
     if outcome["enlarged"]:
-        what = _plural(outcome["enlarged"], _noun(outcome))
+        what = plural(outcome["enlarged"], _noun(outcome))
         verb = "was" if outcome["enlarged"] == 1 else "were"
         became = _BECAME[outcome["modality"]]
         rule = f"{what} {verb} {became}, such as"
         yield "warning", {"message": f"{rule} {outcome['enlarged_example']}"}
     total = outcome["samples"] + outcome["left_out"]
-    message = f"after {duration(outcome['seconds'])}: {_plural(outcome['samples'], 'sample')} in "
-    message += f"{_plural(outcome['shards'], 'shard')}, {size(outcome['bytes'])}"
+    message = f"after {duration(outcome['seconds'])}: {plural(outcome['samples'], 'sample')} in "
+    message += f"{plural(outcome['shards'], 'shard')}, {size(outcome['bytes'])}"
     if outcome["samples_per_s"]:
         message += f", {number(outcome['samples_per_s'])}/s"
     left_out = ""
@@ -64,17 +64,17 @@ def described(plan: Facts) -> str:
     """What a dry run says."""
     lines = [_found(plan), *plan["notes"], f"would pack {_aim(plan)}"]
     if plan["left_out"]:
-        lines.append(f"left out, before any is read: {_plural(plan['left_out'], 'file')}, such as")
+        lines.append(f"left out, before any is read: {plural(plan['left_out'], 'file')}, such as")
         lines += [f"  {name} {reason}" for name, reason in plan["left_out_examples"]]
     return "\n".join(lines)
 
 
 def _found(plan: Facts) -> str:
-    facts = [_plural(plan["samples"], _noun(plan))]
+    facts = [plural(plan["samples"], _noun(plan))]
     if plan["num_classes"]:
         names = plan["class_names"]
         shown = ", ".join(names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")
-        classes = f"{count(plan['num_classes'])} class{'es' if plan['num_classes'] > 1 else ''}"
+        classes = plural(plan["num_classes"], "class", "classes")
         facts.append(f"{classes} ({shown})" if names else classes)
     return f"found in {shown_path(plan['source'])} ({plan['kind']}): {', '.join(facts)}"
 
@@ -94,12 +94,12 @@ def _aim(plan: Facts) -> str:
         channels, length = plan["sample_shape"]
         rate = plan["recipe"]["sample_rate"]
         seconds = f"{length / rate:.2f} s at {count(rate)} Hz"
-        aim = f"{seconds}, {_plural(channels, 'channel')} of {count(length)} samples,"
+        aim = f"{seconds}, {plural(channels, 'channel')} of {count(length)} samples,"
     elif plan["modality"] == "text":
         aim = f"the first {count(*plan['sample_shape'])} bytes of each"
     else:
         aim = f"{plan['modality']} of shape {' × '.join(map(str, plan['sample_shape']))}"
-    shards = _plural(plan["shards"], "shard")
+    shards = plural(plan["shards"], "shard")
     each = size(plan["bytes"] / plan["shards"])
     return f"{aim} into {shards} of about {each}: {shown_path(plan['url'])}"
 
@@ -108,5 +108,6 @@ def _noun(plan: Facts) -> str:
     return _NOUNS.get(plan["modality"], "sample")
 
 
-def _plural(value: int, noun: str) -> str:
-    return f"{count(value)} {noun}{'' if value == 1 else 's'}"
+def plural(value: int, noun: str, nouns: str = "") -> str:
+    """``1 shard``, ``2 shards``."""
+    return f"{count(value)} {noun if value == 1 else nouns or noun + 's'}"

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
-from gatdist.monitor.numbers import count, duration
+from gatdist.monitor.numbers import count, duration, size
 from gatdist.monitor.terminal import Terminal
 
 Fields = Mapping[str, Any]
@@ -92,12 +92,13 @@ class ProgressConsole(Terminal):
         self._say("\n".join([head, *rows]))
 
     def _parts(self) -> list[str]:
-        seen, total = self._done + self._found, count(self._total)
-        parts = [f"{self._share():4.0%}", f"{count(seen):>{len(total)}}/{total} {self._unit}"]
+        shown, unit = (size, "") if self._unit == "bytes" else (count, f" {self._unit}")
+        seen, total = self._done + self._found, shown(self._total)
+        parts = [f"{self._share():4.0%}", f"{shown(seen):>{len(total)}}/{total}{unit}"]
         elapsed_s = self._clock() - self._began_s
         if self._done and elapsed_s > _RATE_AFTER_S:
             rate = self._done / elapsed_s
-            parts.append(f"{count(rate):>6}/s")
+            parts.append(f"{shown(rate):>6}/s")
             parts.append(f"{duration((self._total - seen) / rate):>7} left")
         return parts
 

@@ -4,6 +4,6 @@
 leave retrying to it; ``failures`` tells what an error of theirs means; ``local`` is this machine.
 """
 
-from gatdist.storage.store import Store
+from gatdist.storage.store import Store, absolute
 
-__all__ = ["Store"]
+__all__ = ["Store", "absolute"]

@@ -7,6 +7,7 @@ its time is used up.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -275,3 +276,8 @@ def _nothing_if_absent() -> Iterator[None]:
     except Exception as error:
         if not failures.is_absent(error):
             raise
+
+
+def absolute(url: str) -> str:
+    """A local path made absolute, since workers may start in another folder; a URL as it is."""
+    return url if "://" in url else os.path.abspath(os.path.expanduser(url))

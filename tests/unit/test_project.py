@@ -18,6 +18,7 @@ PUBLIC = [
     "Config",
     "GatdistError",
     "evaluate",
+    "index",
     "load_config",
     "pack",
     "register_discriminator",
@@ -27,6 +28,7 @@ PUBLIC = [
     "register_update_rule",
     "sample",
     "train",
+    "verify",
 ]
 
 

@@ -14,6 +14,7 @@ from gatdist.data.codecs.pictures import (
     decode_image,
     decode_image_into,
     encode_png,
+    read_image_shape,
 )
 from gatdist.data.codecs.sounds import (
     SOUND_COMPONENTS,
@@ -51,6 +52,7 @@ __all__ = [
     "encode_png",
     "encode_point",
     "encode_wav",
+    "read_image_shape",
     "read_label",
     "read_sound",
     "read_sound_header",

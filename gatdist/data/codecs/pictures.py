@@ -39,6 +39,7 @@ Pixels = NDArray[np.uint8]
 
 _PILLOW_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM")
 _MODES = {1: "L", 3: "RGB"}
+_GRAY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "F")
 _COLOR_SPACES = {1: "GRAY", 3: "RGB"}
 _MOST_PIXELS = 2**27
 _JPEG_MAGIC = b"\xff\xd8\xff"
@@ -94,6 +95,22 @@ def decode_image_into(content: bytes | memoryview, out: Pixels, resize: str | No
     except CodecError:
         raise
     except Exception as error:  # a damaged file makes Pillow raise nearly anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise CodecError(f"is no readable picture ({reason})") from error
+
+
+def read_image_shape(content: bytes) -> tuple[int, int, int]:
+    """(C, H, W) of a picture by its header, upright; C is 1 (gray) or 3 (any other).
+
+    Raises:
+        CodecError: it is no picture, or too large.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=_PILLOW_FORMATS) as image:
+            return 1 if image.mode in _GRAY_MODES else 3, *_upright_size(image)
+    except CodecError:
+        raise
+    except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise CodecError(f"is no readable picture ({reason})") from error
 

@@ -1,7 +1,7 @@
 """Packs files, archives, tables and texts on any storage into shards.
 
-``sources`` lists what there is, ``plan`` says which sample goes where, ``task`` packs a shard and
-``workers`` does many at once; ``pack`` is the whole of it.
+``sources`` lists what there is, ``plan`` says which sample goes where, ``task`` packs a shard;
+``pack`` is the whole of it.
 """
 
 from gatdist.data.packing.pack import Packing, Request, finish, prepare, preview
@@ -10,7 +10,6 @@ from gatdist.data.packing.recipe import Recipe, read_recipe
 from gatdist.data.packing.sources import KINDS, Asked
 from gatdist.data.packing.sources.tables import is_list
 from gatdist.data.packing.task import Job, Record, Worker
-from gatdist.data.packing.workers import do_all
 
 __all__ = [
     "KINDS",
@@ -22,7 +21,6 @@ __all__ = [
     "Request",
     "Task",
     "Worker",
-    "do_all",
     "finish",
     "is_list",
     "prepare",

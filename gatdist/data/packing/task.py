@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import chain
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -17,15 +17,13 @@ from gatdist.data.packing.entries import LeftOut
 from gatdist.data.packing.fetch import Fetcher
 from gatdist.data.packing.plan import Task
 from gatdist.data.packing.recipe import Recipe
+from gatdist.data.processes import Tell
 from gatdist.errors import DataError, StorageError
 from gatdist.storage import Store
 
 # What a rerun needs to know; the folder may be deleted when a data set is whole.
 NOTES = "packing"
 _HASHED_AT_ONCE_BYTES = 8 * 2**20
-
-# Gets how many samples were packed, and how many found packed already, since it was last called.
-Tell = Callable[[int, int], None]
 
 
 class Job(BaseModel):
@@ -79,6 +77,10 @@ class Worker:
     Args:
         job: what all tasks share.
     """
+
+    job_type: ClassVar = Job
+    task_type: ClassVar = Task
+    record_type: ClassVar = Record
 
     def __init__(self, job: Job) -> None:
         self._job = job

@@ -1,12 +1,13 @@
-"""Does tasks in processes of this machine, without Ray.
+"""Does tasks in processes of this machine, without Ray: a shard is packed, indexed or verified.
 
-A worker is a fresh interpreter that is given lines of JSON: the job, then one task after the other.
-Nothing is forked, and the user's own script is not run again. A worker whose parent is gone ends as
-soon as it would tell it something.
+A worker is a fresh interpreter that is given lines of JSON: whose work it does, the job, then one
+task after the other. Nothing is forked, and the user's own script is not run again. A worker whose
+parent is gone ends as soon as it would tell it something.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -14,13 +15,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
-from gatdist.data.packing.plan import Task
-from gatdist.data.packing.task import Job, Record, Tell, Worker
+from pydantic import BaseModel
+
 from gatdist.errors import GatdistError, WorkerLostError, rebuilt
 
 _BOOT = (
@@ -28,15 +29,61 @@ _BOOT = (
 )
 _TELL_S = 0.1
 
+# Gets how many samples (or bytes, or what else is counted) were done, and how many were found done
+# already, since it was last called.
+Tell = Callable[[int, int], None]
 
-def do_all(job: Job, tasks: Sequence[Task], workers: int, tell: Tell) -> list[Record]:
+
+class Task(Protocol):
+    """What one worker does in one go. Tasks of a job have different numbers."""
+
+    @property
+    def number(self) -> int:
+        """Its own."""
+
+    def to_json(self) -> str:
+        """On one line, for another process."""
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """What :meth:`to_json` wrote."""
+
+
+RecordT = TypeVar("RecordT", bound=BaseModel, covariant=True)
+
+
+class Worker(Protocol[RecordT]):
+    """Does tasks of one job. A context manager."""
+
+    job_type: ClassVar[Any]  # a pydantic model
+    task_type: ClassVar[Any]
+    record_type: ClassVar[Any]  # a pydantic model
+
+    def __init__(self, job: Any) -> None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exception: object) -> None: ...
+
+    def do(self, task: Any, tell: Tell) -> RecordT:
+        """Do a task, and tell now and then how far it is."""
+
+
+def do_all(
+    worker_type: type[Worker[RecordT]],
+    job: BaseModel,
+    tasks: Sequence[Task],
+    workers: int,
+    tell: Tell,
+) -> list[RecordT]:
     """Do tasks in this process, or in several others.
 
     Args:
+        worker_type: the class of the workers.
         job: what all tasks share.
         tasks: to do.
         workers: how many processes; with 1, this one.
-        tell: gets progress; see :data:`~gatdist.data.packing.task.Tell`.
+        tell: gets progress.
 
     Returns:
         The records of the tasks, in their order.
@@ -47,9 +94,10 @@ def do_all(job: Job, tasks: Sequence[Task], workers: int, tell: Tell) -> list[Re
     """
     workers = min(workers, len(tasks))
     if workers == 1:
-        with Worker(job) as worker:
+        with worker_type(job) as worker:
             return [worker.do(task, tell) for task in tasks]
-    records: dict[int, Record] = {}
+    records: dict[int, RecordT] = {}
+
     waiting, lock = iter(tasks), threading.Lock()
 
     def take() -> Task | None:
@@ -64,13 +112,14 @@ def do_all(job: Job, tasks: Sequence[Task], workers: int, tell: Tell) -> list[Re
                 return False
         if "error" in answer:
             raise rebuilt(*answer["error"])
-        records[task.number] = Record.model_validate(answer["record"])
+        records[task.number] = worker_type.record_type.model_validate(answer["record"])
         return True
 
     def employ(process: subprocess.Popen[str]) -> None:
         assert process.stdin is not None
         assert process.stdout is not None
         try:
+            print(worker_type.__module__, worker_type.__name__, file=process.stdin)
             print(job.model_dump_json(), file=process.stdin)
             while task := take():
                 print(task.to_json(), file=process.stdin, flush=True)
@@ -84,7 +133,7 @@ def do_all(job: Job, tasks: Sequence[Task], workers: int, tell: Tell) -> list[Re
 
     with (
         _started(workers) as processes,
-        ThreadPoolExecutor(workers, thread_name_prefix="gatdist-pack") as pool,
+        ThreadPoolExecutor(workers, thread_name_prefix="gatdist-work") as pool,
     ):
         try:
             for employed in as_completed([pool.submit(employ, process) for process in processes]):
@@ -97,7 +146,7 @@ def do_all(job: Job, tasks: Sequence[Task], workers: int, tell: Tell) -> list[Re
 
 
 def serve() -> None:
-    """What a worker runs: a job and tasks come on standard input, answers go to standard output."""
+    """What a worker runs: job and tasks come on standard input, answers go to standard output."""
     # What libraries print goes elsewhere.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -108,11 +157,14 @@ def serve() -> None:
         except BrokenPipeError:  # the parent is gone; nothing is to be told or tidied up
             os._exit(1)
 
-    told = _Throttled(lambda packed, found: answer(done=[packed, found]))
+    told = _Throttled(lambda done, found: answer(done=[done, found]))
     try:
-        with Worker(Job.model_validate_json(sys.stdin.readline())) as worker:
+        module, name = sys.stdin.readline().split()
+        worker_type: Any = getattr(importlib.import_module(module), name)
+        job = worker_type.job_type.model_validate_json(sys.stdin.readline())
+        with worker_type(job) as worker:
             for line in sys.stdin:
-                record = worker.do(Task.from_json(line), told.tell)
+                record = worker.do(worker_type.task_type.from_json(line), told.tell)
                 told.flush()
                 answer(record=record.model_dump(mode="json"))
     except GatdistError as error:
@@ -158,6 +210,6 @@ def _started(count: int) -> Iterator[Sequence[subprocess.Popen[str]]]:
 
 def _lost(status: int) -> GatdistError:
     if status < 0:
-        reason = f"a packing process was killed by {signal.Signals(-status).name}"
+        reason = f"a process was killed by {signal.Signals(-status).name}"
         return WorkerLostError(f"{reason}; the same command goes on. Was there memory enough?")
-    return GatdistError(f"a packing process failed with status {status}; its error stands above")
+    return GatdistError(f"a process failed with status {status}; its error stands above")

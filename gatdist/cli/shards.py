@@ -1,0 +1,97 @@
+"""``gatdist index`` and ``gatdist verify``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+
+from gatdist.cli import values
+
+
+def add(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the commands."""
+    sub = command("index", index, "make a data set of shards that others wrote")
+    sub.add_argument("source", metavar="SHARDS", help="their folder, at any URL")
+    sub.add_argument(
+        "--out", metavar="URL", help="where the index goes (default: beside the shards)"
+    )
+    sub.add_argument(
+        "--component",
+        metavar="ENDING",
+        help="of each sample's file, such as jpg (default: recognized)",
+    )
+    sub.add_argument(
+        "--labels",
+        metavar="WHERE",
+        help="cls, txt, json:FIELD or none (default: cls, where it is there)",
+    )
+    sub.add_argument(
+        "--tokens", type=int, metavar="N", help=".npy files hold tokens of a vocabulary of N"
+    )
+    sub.add_argument(
+        "--export",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="also write the index of another reader: dali or energon",
+    )
+    _add_common(sub)
+    sub.add_argument("--strict", action="store_true", help="stop at a sample that can't be used")
+
+    sub = command("verify", verify, "check every digest of a data set, a checkpoint or a run")
+    sub.add_argument("url", metavar="URL")
+    sub.add_argument("--decode", action="store_true", help="decode every sample, too")
+    _add_common(sub)
+
+
+def _add_common(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--workers", metavar="N", help="processes (default: one a core)")
+    sub.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="storage option, such as anon=true; may be given often",
+    )
+
+
+def index(arguments: argparse.Namespace) -> None:
+    """Index as the arguments say, and print what came of it."""
+    from gatdist.monitor.progress import ProgressConsole
+    from gatdist.shards import index
+
+    outcome = index(
+        arguments.source,
+        arguments.out,
+        component=arguments.component,
+        labels=arguments.labels,
+        tokens=arguments.tokens,
+        export=arguments.export,
+        workers=values.workers(arguments.workers) if arguments.workers else None,
+        strict=arguments.strict,
+        options=values.options("--set", arguments.set),
+        console=ProgressConsole(sys.stderr),
+    )
+    if arguments.json:
+        print(json.dumps(outcome))
+
+
+def verify(arguments: argparse.Namespace) -> None:
+    """Verify, print what is damaged, and end with status 2 if anything is."""
+    from gatdist.errors import DataError
+    from gatdist.monitor.progress import ProgressConsole
+    from gatdist.shards import verify
+
+    outcome = verify(
+        arguments.url,
+        decode=arguments.decode,
+        workers=values.workers(arguments.workers) if arguments.workers else None,
+        options=values.options("--set", arguments.set),
+        console=ProgressConsole(sys.stderr),
+    )
+    if arguments.json:
+        print(json.dumps(outcome))
+    if not outcome["whole"]:
+        raise DataError(outcome["url"], "is damaged", mend="Restore it from a copy")

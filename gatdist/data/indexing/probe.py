@@ -1,0 +1,90 @@
+"""What a file's header tells, checked against what the data set holds."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from gatdist.data.codecs import (
+    CodecError,
+    decode_text,
+    read_image_shape,
+    read_sound_header,
+)
+
+
+def sample_shape(content: bytes, modality: str, facts: Mapping[str, Any]) -> tuple[int, ...]:
+    """The shape of one sample, as :class:`~gatdist.data.format.SampleSpec` has it.
+
+    Args:
+        content: of its file.
+        modality: what it should be.
+        facts: ``sample_rate``, ``channels``, ``sample_shape`` and ``num_tokens``, as far as all
+            samples must have them in common.
+
+    Raises:
+        CodecError: it is something else.
+    """
+    if not content:
+        raise CodecError("is empty")
+    return _PROBES[modality](content, facts)
+
+
+def _image(content: bytes, facts: Mapping[str, Any]) -> tuple[int, ...]:
+    return read_image_shape(content)
+
+
+def _audio(content: bytes, facts: Mapping[str, Any]) -> tuple[int, ...]:
+    header = read_sound_header(content)
+    rate, channels = facts.get("sample_rate"), facts.get("channels")
+    if rate and header.sample_rate != rate:
+        raise CodecError(f"has {header.sample_rate:,} samples a second, others {rate:,}")
+    if channels and header.channels not in (1, channels):
+        raise CodecError(f"has {header.channels} channels, others {channels}")
+    if not header.length:
+        raise CodecError("has no samples")
+    return channels or header.channels, header.length
+
+
+def _text(content: bytes, facts: Mapping[str, Any]) -> tuple[int, ...]:
+    decode_text(content, len(content))
+    return (len(content),)
+
+
+def _points(content: bytes, facts: Mapping[str, Any]) -> tuple[int, ...]:
+    array = _array(content)
+    expected = facts.get("sample_shape")
+    if array.dtype.kind not in "fiu" or not array.shape or 0 in array.shape:
+        raise CodecError(f"is {array.dtype} of shape {array.shape}, expected numbers")
+    if expected and array.shape != tuple(expected):
+        raise CodecError(f"has shape {array.shape}, others {tuple(expected)}")
+    return array.shape
+
+
+def _tokens(content: bytes, facts: Mapping[str, Any]) -> tuple[int, ...]:
+    ids = _array(content)
+    num_tokens = facts["num_tokens"]
+    if ids.dtype.kind not in "iu" or ids.ndim != 1 or not ids.size:
+        raise CodecError(f"is {ids.dtype} of shape {ids.shape}, expected a row of whole numbers")
+    if int(ids.min()) < 0 or int(ids.max()) >= num_tokens:
+        raise CodecError(f"has tokens {ids.min()} to {ids.max()}, expected 0 to {num_tokens - 1}")
+    return (len(ids),)
+
+
+def _array(content: bytes) -> Any:
+    try:
+        return np.load(io.BytesIO(content), allow_pickle=False)
+    except Exception as error:
+        raise CodecError(f"is no readable .npy file ({error})") from error
+
+
+_PROBES: Mapping[str, Callable[[bytes, Mapping[str, Any]], tuple[int, ...]]] = {
+    "image": _image,
+    "audio": _audio,
+    "text": _text,
+    "points": _points,
+    "tokens": _tokens,
+}

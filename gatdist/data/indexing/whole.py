@@ -1,0 +1,288 @@
+"""Indexing as a whole: which shards, what they hold, and at last the manifest."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from gatdist.data.codecs import CodecError, read_sound_header
+from gatdist.data.format import MANIFEST, SampleSpec, write_manifest
+from gatdist.data.indexing import exports
+from gatdist.data.indexing.probe import sample_shape
+from gatdist.data.indexing.scan import Sample, Scan
+from gatdist.data.indexing.task import NOTES, Job, Record, Task
+from gatdist.data.modalities import MODALITIES
+from gatdist.data.packing.entries import LeftOut
+from gatdist.errors import ConfigError, DataError
+from gatdist.storage import Store
+
+REPORT = "report.jsonl"
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
+# So many samples are looked at to see what they are.
+_LOOKED_AT = 64
+_EXAMPLES = 3
+# With .npy, --tokens makes the difference.
+_RECOGNIZED = ("image", "audio", "points", "text")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user wants.
+
+    Attributes:
+        source: URL of the folder of the shards.
+        dest: URL of the folder for the indexes and the manifest; may be the same.
+        component: the ending of each sample's file; None recognizes it.
+        labels: an ending, ``json:FIELD``, or ``none``; None takes ``cls`` where it is there.
+        num_tokens: ``.npy`` files hold tokens of a vocabulary of this size; None: points.
+        exports: of ``exports.NAMES``.
+        strict: a sample that can't be used is an error.
+        options: of the storage of both.
+    """
+
+    source: str
+    dest: str
+    component: str | None = None
+    labels: str | None = None
+    num_tokens: int | None = None
+    exports: Sequence[str] = ()
+    strict: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Indexing:
+    """A plan, ready to be carried out.
+
+    Attributes:
+        job: what all tasks share.
+        tasks: one a shard.
+        left_out: shards that can't be used.
+    """
+
+    job: Job
+    tasks: Sequence[Task]
+    left_out: Sequence[LeftOut]
+
+
+def prepare(request: Request) -> Indexing:
+    """List the shards, and look at the first samples.
+
+    Raises:
+        ConfigError: an option makes no sense.
+        DataError: there is no shard, or none of their samples can be used.
+        StorageError: a URL can't be used.
+    """
+    for name in request.exports:
+        if name not in exports.NAMES:
+            raise ConfigError("--export", f"must be {' or '.join(exports.NAMES)}", value=name)
+    source, dest = (Store(url, request.options) for url in (request.source, request.dest))
+    if dest.exists(MANIFEST) and not dest.exists(NOTES):
+        mend = "It can be used as it is; to make another index of it, choose another --out"
+        raise DataError(dest.url, f"has a {MANIFEST} already", mend=mend)
+    sizes = {name: size for name, size in sorted(source.find().items()) if not _is_hidden(name)}
+    names = [name for name in sizes if name.lower().endswith(".tar")]
+    packed = [name for name in sizes if name.lower().endswith(_COMPRESSED)]
+    if not names:
+        _raise_no_shards(source, packed)
+    left_out = [(name, "is compressed; unpack it, and index again") for name in packed]
+    tasks = [
+        Task(number, name, size if (size := sizes[name]) is not None else source.size(name))
+        for number, name in enumerate(names)
+    ]
+    return Indexing(_look(request, source, tasks), tasks, left_out)
+
+
+def preview(indexing: Indexing) -> dict[str, Any]:
+    """What is planned, as JSON values."""
+    job = indexing.job
+    return {
+        "url": Store(job.dest).url,
+        "source": Store(job.source).url,
+        "modality": job.modality,
+        "label": job.label,
+        "shards": len(indexing.tasks),
+        "bytes": sum(task.size for task in indexing.tasks),
+    }
+
+
+def finish(indexing: Indexing, records: Sequence[Record]) -> dict[str, Any]:
+    """Write the report and the manifest, and tell what there is.
+
+    Args:
+        indexing: the plan.
+        records: what became of its tasks, in their order.
+
+    Returns:
+        ``url, source, modality, sample_shape, num_classes, shards, samples, bytes, left_out,
+        left_out_examples`` and ``report`` (a name, None without one).
+
+    Raises:
+        DataError: no sample can be used.
+        StorageError: nothing can be written to the destination.
+    """
+    job = indexing.job
+    dest = Store(job.dest, job.options)
+    left_out = [*indexing.left_out, *(out for record in records for out in record.left_out)]
+    if left_out:
+        lines = (json.dumps({"source": name, "reason": why}) for name, why in left_out)
+        dest.publish(REPORT, "".join(f"{line}\n" for line in lines).encode())
+    used = [record for record in records if record.shard]
+    shards = [record.shard for record in used if record.shard]
+    if not shards:
+        name, reason = left_out[0]
+        rule = f"none of its samples can be used ({name} {reason})"
+        raise DataError(job.source, rule, mend=f"See {dest.url}/{REPORT}")
+    spec = _spec(job, used)
+    elsewhere = job.source if job.source.rstrip("/") != job.dest.rstrip("/") else None
+    write_manifest(dest, shards, spec, shards_url=elsewhere)
+    if "energon" in job.exports:
+        exports.write_energon_folder(dest, shards, [record.num_keys for record in used])
+    return {
+        "url": dest.url,
+        "source": Store(job.source).url,
+        "modality": spec.modality,
+        "sample_shape": list(spec.sample_shape),
+        "num_classes": spec.num_classes,
+        "shards": len(shards),
+        "samples": sum(shard.num_samples for shard in shards),
+        "bytes": sum(shard.size for shard in shards),
+        "left_out": len(left_out),
+        "left_out_examples": [list(out) for out in left_out[:_EXAMPLES]],
+        "report": REPORT if left_out else None,
+    }
+
+
+def _look(request: Request, source: Store, tasks: Sequence[Task]) -> Job:
+    """What the first samples that can be read have in common."""
+    reason = "they are empty"
+    for task in tasks:
+        samples = list(islice(Scan(source, task.name).samples(), _LOOKED_AT))
+        if not samples:
+            continue
+        found = Counter(member.component for sample in samples for member in sample.members)
+        modality = _modality(request, found)
+        if modality is None:
+            reason = f"{task.name} holds " + ", ".join(f".{name}" for name in found)
+            continue
+        facts = _facts(request, modality, samples)
+        if facts is None:
+            reason = f"those of {task.name} are unreadable"
+            continue
+        return Job(
+            source=request.source,
+            dest=request.dest,
+            options=dict(request.options),
+            modality=modality,
+            component=request.component,
+            label=_label(request, found, len(samples)),
+            facts=facts,
+            exports=sorted(request.exports),
+            strict=request.strict,
+        )
+    rule = f"none of its samples can be used ({reason})"
+    raise DataError(source.url, rule, mend="Name the ending of the samples' files: --component jpg")
+
+
+def _modality(request: Request, found: Counter[str]) -> str | None:
+    """What most of the samples have files of."""
+    tokens = ("tokens",) if request.num_tokens else ("points",)
+    known = [name for name in _RECOGNIZED if name != "points"] + list(tokens)
+    if request.component:
+        fitting = [name for name in known if request.component in MODALITIES[name].components]
+        if not fitting:
+            endings = sorted({c for name in known for c in MODALITIES[name].components})
+            rule = f"must be one of {', '.join(endings)}"
+            raise ConfigError("--component", rule, value=request.component)
+        return fitting[0] if request.component in found else None
+    counts = {name: sum(found[c] for c in MODALITIES[name].components) for name in known}
+    # Captions stand beside pictures and sounds, so texts are what is left.
+    best = max((name for name in known if name != "text"), key=lambda name: counts[name])
+    best = best if counts[best] else "text"
+    return best if counts[best] else None
+
+
+def _facts(request: Request, modality: str, samples: Sequence[Sample]) -> dict[str, Any] | None:
+    """What all samples must have in common; None where none of these can be read."""
+    common: dict[str, Any] = {}
+    if modality == "tokens":
+        common["num_tokens"] = request.num_tokens
+    components = (request.component,) if request.component else MODALITIES[modality].components
+    contents = [m.content for s in samples for m in s.members if m.component in components]
+    shapes, rates = [], []
+    for content in contents:
+        with suppress(CodecError):
+            shapes.append(sample_shape(content, modality, common))
+            if modality == "audio":
+                rates.append(read_sound_header(content).sample_rate)
+    if not shapes:
+        return None
+    if modality == "audio":
+        common |= {"sample_rate": _commonest(rates), "channels": _commonest([s[0] for s in shapes])}
+    elif modality == "points":
+        common["sample_shape"] = list(_commonest(shapes))
+    return common
+
+
+def _commonest(values: Sequence[Any]) -> Any:
+    return Counter(values).most_common(1)[0][0]
+
+
+def _label(request: Request, found: Counter[str], count: int) -> str | None:
+    if request.labels == "none":
+        return None
+    if request.labels:
+        return request.labels
+    return "cls" if 2 * found["cls"] > count else None
+
+
+def _spec(job: Job, records: Sequence[Record]) -> SampleSpec:
+    labels = sorted({label for record in records for label in record.labels})
+    are_numbers = all(label.isascii() and label.isdecimal() for label in labels)
+    num_classes = max(map(int, labels)) + 1 if labels and are_numbers else len(labels)
+    facts = job.facts
+    return SampleSpec.model_validate(
+        {
+            "modality": job.modality,
+            "sample_shape": _common_shape(job, records),
+            "component": job.component,
+            "sample_rate": facts.get("sample_rate"),
+            "num_tokens": facts.get("num_tokens"),
+            "num_classes": num_classes,
+            "class_names": None if are_numbers else labels,
+            "label": job.label or "cls",
+            "named_labels": not are_numbers,
+        }
+    )
+
+
+def _common_shape(job: Job, records: Sequence[Record]) -> list[int | None]:
+    shapes = {tuple(shape) for record in records for shape in record.shapes}
+    if job.modality == "image":
+        channels = 1 if all(shape[0] == 1 for shape in shapes) else 3
+        sizes = {shape[1:] for shape in shapes}
+        return [channels, *(sizes.pop() if len(sizes) == 1 else (None, None))]
+    if job.modality == "text":
+        return [max(record.longest for record in records)]
+    if len(shapes) == 1:
+        return list(shapes.pop())
+    (*rest, _) = next(iter(shapes))
+    return [*rest, None]
+
+
+def _raise_no_shards(source: Store, packed: Sequence[str]) -> None:
+    if packed:
+        rule = f"its shards are compressed, such as {packed[0]}: no sample can be read by itself"
+        mend = f"Unpack them, such as: gzip -dk {packed[0]}"
+        raise DataError(source.url, rule, mend=mend)
+    mend = "Check the URL; pictures in folders are packed with gatdist pack"
+    raise DataError(source.url, "holds no shards (.tar)", mend=mend)
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in name.split("/"))

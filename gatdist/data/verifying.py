@@ -1,0 +1,159 @@
+"""Checks every byte of a data set against what its manifest and indexes say."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict
+
+from gatdist.config import DataConfig
+from gatdist.data.codecs import CodecError
+from gatdist.data.format import Shard, read_index, read_manifest
+from gatdist.data.modalities import MODALITIES, new_samples
+from gatdist.data.processes import Tell
+from gatdist.data.reading.shape import resizing, sample_shape
+from gatdist.data.shard import OpenShard
+from gatdist.errors import DataError, StorageError
+from gatdist.storage import Store
+
+_AT_ONCE_BYTES = 16 * 2**20
+# Where samples differ in size, one is as good as another to decode them at.
+_ANY_RESOLUTION = 64
+
+
+class Job(BaseModel):
+    """What all tasks share, as JSON can carry it.
+
+    Attributes:
+        url: of the data set.
+        options: of its storage.
+        decode: whether each sample is decoded, too.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    url: str
+    options: dict[str, Any]
+    decode: bool
+
+
+@dataclass(frozen=True)
+class Task:
+    """One shard, by its number."""
+
+    number: int
+
+    def to_json(self) -> str:
+        """As JSON, for another process."""
+        return json.dumps(self.number)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """What :meth:`to_json` wrote."""
+        return cls(json.loads(text))
+
+
+class Record(BaseModel):
+    """What was found: what is damaged, and what is wrong with it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    damaged: list[tuple[str, str]] = []
+
+
+class Worker:
+    """Verifies shards of one data set.
+
+    Args:
+        job: what all tasks share.
+
+    Raises:
+        DataError: the manifest is damaged.
+        StorageError: it can't be read.
+    """
+
+    job_type: ClassVar = Job
+    task_type: ClassVar = Task
+    record_type: ClassVar = Record
+
+    def __init__(self, job: Job) -> None:
+        self._indexes = Store(job.url, job.options)
+        self._manifest = read_manifest(self._indexes)
+        url = self._manifest.shards_url
+        self._tars = Store(url, job.options) if url else self._indexes
+        self._decodes = job.decode
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def do(self, task: Task, tell: Tell) -> Record:
+        """Verify a shard. Progress is told in bytes.
+
+        Raises:
+            StorageUnavailableError: storage kept failing.
+        """
+        shard = self._manifest.shards[task.number]
+        damaged: list[tuple[str, str]] = []
+        try:
+            self._verify(shard, damaged, tell)
+        except DataError as error:
+            damaged.append((f"{self._tars.url}/{shard.name}", str(error)))
+        except StorageError as error:
+            damaged.append((f"{self._tars.url}/{shard.name}", f"can't be read ({error})"))
+        return Record(damaged=damaged)
+
+    def _verify(self, shard: Shard, damaged: list[tuple[str, str]], tell: Tell) -> None:
+        url = f"{self._tars.url}/{shard.name}"
+        size = self._tars.size(shard.name)
+        if size != shard.size:
+            tell(shard.size, 0)
+            damaged.append((url, f"has {size:,} bytes, the manifest says {shard.size:,}"))
+            return
+        digest = sha256()
+        for begin in range(0, size, _AT_ONCE_BYTES):
+            end = min(size, begin + _AT_ONCE_BYTES)
+            digest.update(self._tars.read_ranges([(shard.name, begin, end)])[0])
+            tell(end - begin, 0)
+        if digest.hexdigest() != shard.sha256:
+            said = f"the manifest says {shard.sha256}"
+            damaged.append((url, f"has SHA-256 {digest.hexdigest()}, {said}"))
+        index = read_index(self._indexes, shard)
+        if digest.hexdigest() != shard.sha256:
+            self._find_files(shard, index, damaged)
+        if self._decodes:
+            self._decode(shard, damaged)
+
+    def _find_files(self, shard: Shard, index: Any, damaged: list[tuple[str, str]]) -> None:
+        """Which files the damage is in."""
+        for row in index:
+            begin, end = int(row["offset"]), int(row["offset"] + row["size"])
+            (content,) = self._tars.read_ranges([(shard.name, begin, end)])
+            found = zlib.crc32(content)
+            if found != row["crc32"]:
+                name = f"{row['key'].decode()}.{row['component'].decode()}"
+                what = f"at byte {begin} has CRC-32 {found:08x}, expected {row['crc32']:08x}"
+                damaged.append((f"{self._tars.url}/{shard.name}: {name}", what))
+
+    def _decode(self, shard: Shard, damaged: list[tuple[str, str]]) -> None:
+        manifest = self._manifest
+        differ = None in manifest.sample_shape
+        asked = {"resolution": _ANY_RESOLUTION} if manifest.modality == "image" else {"length": 1}
+        config = DataConfig.model_validate({"url": self._indexes.url} | (asked if differ else {}))
+        shape = sample_shape(manifest, config, self._indexes.url)
+        decode = MODALITIES[manifest.modality].decoder(manifest, resizing(manifest, config, shape))
+        opened = OpenShard(self._tars, self._indexes, manifest, shard, decode)
+        out = new_samples(manifest.modality, shape, 1)[0]
+        for i in range(shard.num_samples):
+            begin, end = opened.span(i, i + 1)
+            (data,) = self._tars.read_ranges([(shard.name, begin, end)])
+            try:
+                opened.decode_into(i, begin, data, out)
+            except CodecError as error:
+                damaged.append((f"{self._tars.url}/{shard.name}:", str(error)))

@@ -1,0 +1,123 @@
+"""``gatdist verify``: every digest of data sets, checkpoints and runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gatdist
+from gatdist.cli import main
+from gatdist.data import write_dataset
+from gatdist.data.codecs import encode_png
+from gatdist.errors import DataError, StorageError
+from gatdist.storage import Store
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (12, 6, 6, 1), dtype=np.uint8)
+PNGS = [encode_png(pixels) for pixels in PIXELS]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    shards = (
+        [(f"{i:06d}", {"png": PNGS[i], "cls": b"%d" % (i % 2)}) for i in range(first, first + 4)]
+        for first in (0, 4, 8)
+    )
+    store = Store(str(tmp_path / "data"))
+    write_dataset(store, shards, modality="image", sample_shape=(1, 6, 6), num_classes=2)
+    return tmp_path / "data"
+
+
+def flip(path: Path, at: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("decode", [False, True])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_whole_data_set(folder: Path, decode: bool, workers: int) -> None:
+    outcome = gatdist.verify(str(folder), decode=decode, workers=workers)
+    assert outcome["whole"]
+    assert (outcome["kind"], outcome["shards"], outcome["samples"]) == ("dataset", 3, 12)
+
+
+def test_every_damage_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tar = folder / "shard-000001.tar"
+    flip(tar, tar.read_bytes().index(PNGS[6]) + 50)
+    with (folder / "shard-000002.tar").open("ab") as file:
+        file.write(b"more")
+    assert main(["verify", str(folder), "--json", "--workers", "1"]) == 2
+    told = capsys.readouterr()
+    damaged = [" ".join(found) for found in json.loads(told.out)["damaged"]]
+    assert len(damaged) == 3
+    assert "shard-000001.tar has SHA-256" in damaged[0]
+    assert "shard-000001.tar: 000006.png at byte" in damaged[1]
+    assert "shard-000002.tar has " in damaged[2]
+    assert all(line in told.err for line in damaged)
+    assert told.err.rstrip().endswith("is damaged. Restore it from a copy.")
+
+
+def test_damage_between_files_is_found(folder: Path) -> None:
+    flip(folder / "shard-000000.tar", 0)  # of a header, which no sample has
+    (found,) = gatdist.verify(str(folder), workers=1)["damaged"]
+    assert "shard-000000.tar" in found[0]
+
+
+def test_a_damaged_or_absent_index(folder: Path) -> None:
+    flip(folder / "shard-000000.index.npy", 200)
+    (folder / "shard-000001.index.npy").unlink()
+    (folder / "shard-000002.tar").unlink()
+    damaged = gatdist.verify(str(folder), workers=1)["damaged"]
+    assert len(damaged) == 3
+    assert "has SHA-256" in damaged[0][1]
+    assert "can't be read" in damaged[1][1]
+    assert "can't be read" in damaged[2][1]
+
+
+def test_what_decodes_to_something_else(tmp_path: Path) -> None:
+    """Nothing is damaged, but a sample is not what the manifest says."""
+    samples = [("a", {"png": PNGS[0]}), ("b", {"png": encode_png(PIXELS[1][:5])})]
+    write_dataset(Store(str(tmp_path)), [samples], modality="image", sample_shape=(1, 6, 6))
+    assert gatdist.verify(str(tmp_path), workers=1)["whole"]
+    (found,) = gatdist.verify(str(tmp_path), workers=1, decode=True)["damaged"]
+    assert "b.png at byte" in found[1]
+    assert "is a picture of 5 × 6" in found[1]
+
+
+def test_pictures_of_many_sizes_are_decoded(tmp_path: Path) -> None:
+    samples = [("a", {"png": PNGS[0]}), ("b", {"png": encode_png(PIXELS[1][:5])})]
+    write_dataset(Store(str(tmp_path)), [samples], modality="image", sample_shape=(1, None, None))
+    assert gatdist.verify(str(tmp_path), workers=1, decode=True)["whole"]
+
+
+def test_a_damaged_manifest(folder: Path) -> None:
+    (folder / "manifest.json").write_text("{")
+    with pytest.raises(DataError, match="is no manifest"):
+        gatdist.verify(str(folder))
+
+
+def test_runs_and_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    settings = ["run.total_samples=32", "run.global_batch=16", "run.tick_samples=16"]
+    settings += ["run.checkpoint_samples=16", "evaluate.metrics=[]"]
+    settings += ["model.generator.width=4", "model.discriminator.width=4"]
+    sets = [word for setting in settings for word in ("--set", setting)]
+    assert main(["train", "digits", "--local", "--run-dir", str(run), *sets]) == 0
+    outcome = gatdist.verify(str(run))
+    assert (outcome["kind"], outcome["checkpoints"], outcome["whole"]) == ("run", 2, True)
+    first, last = sorted((run / "checkpoints").iterdir())
+    assert gatdist.verify(str(last))["whole"]
+    flip(max(first.glob("*.safetensors")), -1)
+    (found,) = gatdist.verify(str(run))["damaged"]
+    assert str(first) in found[0]
+    capsys.readouterr()
+    assert main(["verify", str(first)]) == 2
+    assert "1 damage in 1 checkpoint" in capsys.readouterr().err
+
+
+def test_nothing_of_ours(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="holds no data set, run or checkpoint"):
+        gatdist.verify(str(tmp_path))
