@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from servers import Server
 
+from gatdist.benchmarking.proxy import Fault, Proxy
 from gatdist.config import DataConfig, load_config
 from gatdist.data import Loader, SampleOrder, open_dataset
 from gatdist.data.builtin import write_digits
@@ -18,8 +20,18 @@ from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.runs import Checkpoints, read_lines
 from gatdist.storage import Store
 from gatdist.training.loop import run
+from support import wait_until
 
 pytestmark = pytest.mark.storage
+
+SHORT = [
+    "run.total_samples=640",
+    "run.tick_samples=128",
+    "run.checkpoint_samples=128",
+    'model.generator={name="residual", width=4}',
+    'model.discriminator={name="residual", width=4}',
+    "evaluate.metrics=[]",
+]
 
 
 @pytest.fixture
@@ -73,20 +85,69 @@ def test_a_shard_that_is_lost_or_replaced(store: Store, options: dict[str, Any])
         open_dataset(config)
 
 
+# A token that has expired, told once, in the words of S3.
+EXPIRED = Fault(
+    "refuse",
+    path="*/manifest.json",
+    status=400,
+    body="<?xml version='1.0'?><Error><Code>ExpiredToken</Code><Message>Old.</Message></Error>",
+)
+# A bad day: of the ranges of shards more than every other fails the first time, each in the first
+# of these ways whose rate it is below.
+BAD_DAY = [
+    EXPIRED,
+    Fault("refuse", path="*.tar", rate=0.15, headers={"Retry-After": "0"}),
+    Fault("reset", path="*.tar", rate=0.3),
+    Fault("short", path="*.tar", rate=0.45),
+    Fault("flip_bit", path="*.tar", rate=0.6),
+    Fault("reset", path="*.npy"),
+]
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_run_on_a_bad_day_ends_as_one_on_disk(moto: Server, tmp_path: Path, cached: bool) -> None:
+    """Latency, 503s, resets, an expired token, flipped bits: not one of them changes the result."""
+    with Proxy(moto.address, latency_s=0.005, faults=BAD_DAY) as proxy:
+        bucket = moto.new_bucket()
+        write_digits(Store(f"{bucket}/digits", moto.options(moto.address)))
+        read = [
+            "run.total_samples=320",
+            f"data.url={bucket}/digits",
+            "data.memory_bytes=400000",  # so little that the data set is not kept decoded
+            "data.prefetch_batches=1",
+            "data.window_samples=4",
+            "data.lanes=8",
+            "data.block_bytes=8192",
+        ]
+        comm = LocalCommunicator(torch.device("cpu"))
+        digests = []
+        for place in ("disk", "bad day"):
+            config = load_config("digits", [*SHORT, *read, "data.storage_options={}"])
+            data = {"storage_options": moto.options(proxy.url)}
+            if place == "disk":
+                write_digits(Store(str(tmp_path / "digits")))
+                data = {"url": str(tmp_path / "digits")}
+            elif cached:
+                data["cache_dir"] = str(tmp_path / "cache")
+            config = config.model_copy(update={"data": config.data.model_copy(update=data)})
+            run_dir = Store(str(tmp_path / place))
+            assert run(config, comm, run_dir)["status"] == "finished"
+            newest = Checkpoints(run_dir.child("checkpoints")).newest()
+            assert newest is not None
+            digests.append(newest.digest())
+        assert digests[0] == digests[1]
+        failed = {exchange.fault for exchange in proxy.exchanges}
+        assert failed >= {"refuse", "reset", "short", "flip_bit"}
+        # One that waits to try again when the run is over ends by itself.
+        wait_until(lambda: not any(t.name.startswith("fetch") for t in threading.enumerate()), "")
+
+
 def test_a_run_on_s3_is_stopped_resumed_and_ends_as_one_on_disk(
     store: Store, options: dict[str, Any], tmp_path: Path
 ) -> None:
     """Data and run directory are there; a stop in between makes it read back what it wrote."""
     write_digits(store.child("digits"))
-    overrides = [
-        "run.total_samples=640",
-        "run.tick_samples=128",
-        "run.checkpoint_samples=128",
-        'model.generator={name="residual", width=4}',
-        'model.discriminator={name="residual", width=4}',
-        "evaluate.metrics=[]",
-    ]
-    config = load_config("digits", overrides)
+    config = load_config("digits", SHORT)
     there = config.model_copy(
         update={
             "data": config.data.model_copy(
