@@ -17,6 +17,7 @@ from gatdist.storage import Store
 # Key and component (bytes), offset and size of the content in bytes, CRC-32.
 Row = tuple[bytes, bytes, int, int, int]
 
+_KINDS = ["|S", "|S", "<i", "<i", "<u"]
 _MAKE_AGAIN = "Pack or index the data again"
 
 
@@ -43,7 +44,14 @@ def read_index(store: Store, shard: Shard) -> NDArray[Any]:
             f"has SHA-256 {found}, the manifest says {shard.index_sha256}",
             mend=_MAKE_AGAIN,
         )
-    index: NDArray[Any] = np.load(io.BytesIO(content), allow_pickle=False)
+    try:
+        index = _decode_index(content)
+        _require_fitting(index, shard)
+    except Exception as error:  # NumPy raises nearly anything where a header makes no sense
+        problem = " ".join(str(error).split())
+        raise DataError(
+            subject, f"is no index of {shard.name} ({problem})", mend=_MAKE_AGAIN
+        ) from None
     return index
 
 
@@ -60,3 +68,32 @@ def encode_index(rows: Sequence[Row]) -> bytes:
     file = io.BytesIO()
     np.save(file, np.array(rows, dtype=dtype), allow_pickle=False)
     return file.getvalue()
+
+
+def _decode_index(content: bytes) -> NDArray[Any]:
+    file = io.BytesIO(content)
+    version = np.lib.format.read_magic(file)
+    if version != (1, 0):
+        raise ValueError(f"version {version} of .npy")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    names = ("key", "component", "offset", "size", "crc32")
+    if dtype.names != names or [dtype[name].str[:2] for name in names] != _KINDS:
+        raise ValueError(f"rows of {dtype}")
+    # np.load would ask for as much memory as the header tells.
+    if len(shape) != 1 or shape[0] * dtype.itemsize != len(content) - file.tell():
+        raise ValueError(f"shape {shape} in {len(content)} bytes")
+    index: NDArray[Any] = np.frombuffer(content, dtype=dtype, offset=file.tell())
+    return index
+
+
+def _require_fitting(index: NDArray[Any], shard: Shard) -> None:
+    """Raise ValueError unless it tells of that many samples, within the tar."""
+    offsets, sizes = index["offset"], index["size"]
+    if offsets.min() < 0 or sizes.min() < 0 or (offsets > shard.size - sizes).any():
+        raise ValueError("files outside of the tar")
+    keys = index["key"]
+    found = 1 + np.count_nonzero(keys[1:] != keys[:-1])
+    if found != shard.num_samples:
+        raise ValueError(f"{found} samples instead of {shard.num_samples}")
+    b"\n".join(np.unique(index["component"])).decode()
+    b"\n".join(keys).decode()
