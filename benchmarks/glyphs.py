@@ -1,9 +1,10 @@
 """Glyphs: letters and digits of the DejaVu fonts in gray, as shards for `gatdist train glyphs`.
 
-python -m benchmarks.glyphs data/glyphs [--size 16]
+python -m benchmarks.glyphs data/glyphs [--size 16] [--all]
 
-The fonts come with matplotlib, so nothing is downloaded. Every letter and digit that all twelve
-faces have is drawn in each, in the middle of its square; the class is the face.
+The fonts come with matplotlib, so nothing is downloaded. The 62 letters and digits of ASCII, or of
+any script those that all twelve faces have, are drawn in each face, in the middle of its square;
+the class is the face.
 """
 
 from __future__ import annotations
@@ -36,8 +37,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("destination", help="a folder, or any URL that fsspec knows")
     parser.add_argument("--size", type=int, default=16, help="pixels of a side (default: 16)")
+    parser.add_argument("--all", action="store_true", help="letters of all scripts, not of ASCII")
     arguments = parser.parse_args()
-    pairs = [(face, c) for c in characters() for face in range(len(faces()))]
+    drawn = [c for c in characters() if arguments.all or c.isascii()]
+    pairs = [(face, c) for c in drawn for face in range(len(faces()))]
     # In a fixed, mixed order: neighbours in a shard should not be alike.
     order = np.random.default_rng(0).permutation(len(pairs))
     fonts = [

@@ -10,6 +10,7 @@ interpolate to exactly those sizes, so any height × width works.
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ from torch.nn import functional
 
 from gatdist.models.conditioning import embed_labels, to_logits
 from gatdist.models.registry import discriminators, generators, require_rank
+
+Output = Literal["tanh", "linear"]
 
 _SLOPE = 0.2
 
@@ -72,7 +75,7 @@ class _Block(nn.Module):
 
 
 class ResidualGenerator(nn.Module):
-    """Latents [n, latent_size] → pictures [n, C, H, W] in [−1, 1]."""
+    """Latents [n, latent_size] → pictures [n, C, H, W], in [−1, 1] or about."""
 
     def __init__(
         self,
@@ -82,9 +85,11 @@ class ResidualGenerator(nn.Module):
         width: int,
         max_width: int,
         blocks: int,
+        output: Output,
     ) -> None:
         super().__init__()
         channels, height, picture_width = sample_shape
+        self.bound = torch.tanh if output == "tanh" else nn.Identity()
         self.sizes = resolutions(height, picture_width)[::-1]  # from coarse to fine
         widths = [min(width * 2**level, max_width) for level in range(len(self.sizes))][::-1]
         self.start_shape = (widths[0], *self.sizes[0])
@@ -104,7 +109,8 @@ class ResidualGenerator(nn.Module):
         x = self.start(latents).view(-1, *self.start_shape)
         for size, level in zip(self.sizes, self.levels, strict=True):
             x = level(_resize(x, size))
-        return torch.tanh(self.finish(_activate(x)))
+        pictures: Tensor = self.bound(self.finish(_activate(x)))
+        return pictures
 
 
 class ResidualDiscriminator(nn.Module):
@@ -151,13 +157,18 @@ def residual_generator(
     width: int = 64,
     max_width: int = 512,
     blocks: int = 1,
+    output: Output = "tanh",
 ) -> nn.Module:
     """``blocks`` residual blocks a resolution.
 
-    ``width`` channels at the finest, doubling up to ``max_width``.
+    ``width`` channels at the finest, doubling up to ``max_width``. Pictures end in ``output``:
+    ``tanh`` keeps them in [−1, 1], but has no slope left where most pixels are black or white;
+    ``linear`` bounds nothing, as in StyleGAN2 (Karras et al. 2020).
     """
     require_rank(sample_shape, 3, "residual")
-    return ResidualGenerator(latent_size, sample_shape, num_classes, width, max_width, blocks)
+    return ResidualGenerator(
+        latent_size, sample_shape, num_classes, width, max_width, blocks, output
+    )
 
 
 @discriminators.register("residual")
