@@ -89,7 +89,7 @@ def describe(found: dict[str, Any]) -> str:
     return "\n".join(
         f"{key:<{width}}{_text(value)}"
         for key, value in found.items()
-        if value not in (None, {}, [])
+        if value not in (None, False, {}, [])
     )
 
 

@@ -16,10 +16,10 @@ def table(found: Mapping[str, Any]) -> str:
     """The result of :func:`~gatdist.benchmarking.step.measure`, a block for each size."""
     blocks = []
     for size, rows in groupby(found["cases"], key=lambda row: row["size"]):
-        blocks.append(_aligned([(size, *_HEAD[1:]), *map(_row, rows)]))
+        blocks.append(aligned([(size, *_HEAD[1:]), *map(_row, rows)]))
     for size, rows in groupby(found["two_processes"], key=lambda row: row["size"]):
         head = f"{size}, two processes"
-        blocks.append(_aligned([(head, *_HEAD_OF_TWO[1:]), *map(_row_of_two, rows)]))
+        blocks.append(aligned([(head, *_HEAD_OF_TWO[1:]), *map(_row_of_two, rows)]))
     blocks.append("\n".join(_notes(found)))
     return "\n\n".join(blocks)
 
@@ -71,7 +71,7 @@ def _spread(low: float, high: float) -> str:
     return f"{low:.3f} to {high:.3f}"
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
+def aligned(rows: Sequence[Sequence[str]]) -> str:
     """Columns of equal width: names to the left, numbers to the right, a line below the head."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from gatdist.cli import pack, shards
+from gatdist.cli import bench, pack, shards
 from gatdist.cli.values import workers
 from gatdist.errors import GatdistError, UserError
 
@@ -135,21 +135,6 @@ def _doctor(arguments: argparse.Namespace) -> None:
         )
 
 
-def _bench_step(arguments: argparse.Namespace) -> None:
-    from gatdist.benchmarking.step import measure
-    from gatdist.benchmarking.table import table
-
-    found = measure(
-        arguments.size,
-        arguments.case,
-        rounds=arguments.rounds,
-        threads=arguments.threads,
-        two_processes=arguments.two_processes,
-        tell=lambda text: print(text, file=sys.stderr, flush=True),
-    )
-    print(json.dumps(found) if arguments.json else table(found))
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="gatdist",
@@ -189,7 +174,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--grid", action="store_true", help="one picture of all")
 
     command("doctor", _doctor, "check this machine before training on it")
-    _add_bench(commands)
+    bench.add(commands, _command)
     return parser
 
 
@@ -219,43 +204,6 @@ def _add_train(command: Callable[..., argparse.ArgumentParser]) -> None:
     )
     sub.add_argument(
         "--dry-run", action="store_true", help="say what would be done and what it needs, and stop"
-    )
-
-
-def _add_bench(commands: Any) -> None:
-    text = "measure how fast this machine is"
-    bench = commands.add_parser("bench", help=text, description=_sentence(text))
-    what = bench.add_subparsers(title="what to measure", required=True, metavar="WHAT")
-
-    sub = _command(
-        what, "step", _bench_step, "time a training step beside the same step written by others"
-    )
-    sub.add_argument(
-        "--rounds",
-        type=int,
-        default=7,
-        metavar="N",
-        help="how often each case has its turn (default: 7); more give a truer median",
-    )
-    sub.add_argument(
-        "--size",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="such as dcgan64_w32 (default: all); may be given often",
-    )
-    sub.add_argument(
-        "--case",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="such as one_stage or lightning (default: all); may be given often",
-    )
-    sub.add_argument(
-        "--two-processes", action="store_true", help="measure two processes that communicate too"
-    )
-    sub.add_argument(
-        "--threads", type=int, default=1, metavar="N", help="of each process (default: 1)"
     )
 
 

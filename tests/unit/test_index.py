@@ -440,6 +440,25 @@ def test_a_key_in_two_places(tmp_path: Path) -> None:
     assert outcome["left_out_examples"] == [["a.tar/000000", reason]]
 
 
+def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
+    content = tar([*pictures(0, 3), ("caf\xe9.png", PNGS[3]), ("caf\xe9.cls", b"1")])
+    content = content.replace("caf\xe9".encode(), b"caf\xe9\0")
+    outcome = indexed(put(tmp_path, a=rechecked(content)))
+    assert outcome["samples"] == 3
+    assert "has a name that is not UTF-8" in outcome["left_out_examples"][0][1]
+
+
+def rechecked(content: bytes) -> bytes:
+    """A tar whose headers' checksums fit again."""
+    changed = bytearray(content)
+    for at in range(0, len(changed), 512):
+        header = changed[at : at + 512]
+        if header[257:262] == b"ustar":
+            header[148:156] = b" " * 8
+            changed[at + 148 : at + 156] = b"%06o\0 " % sum(header)
+    return bytes(changed)
+
+
 def test_links_are_no_files(tmp_path: Path) -> None:
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as archive:

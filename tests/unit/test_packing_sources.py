@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import tarfile
 import threading
 import zipfile
@@ -16,12 +17,14 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 
 import gatdist
 from gatdist.cli import main
+from gatdist.data.codecs import encode_png
 from gatdist.data.packing.labels import folder_classes
 from gatdist.errors import DataError, GatdistError
 from gatdist.storage import Store
@@ -543,3 +546,14 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
     found = json.loads(capsys.readouterr().out)
     assert (found["samples"], found["shards"], found["num_classes"]) == (12, 1, 3)
     assert not (tmp_path / "out").exists()
+
+
+def test_names_that_are_not_utf_8_are_told_escaped(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    (source / "a.png").write_bytes(encode_png(np.zeros((4, 4, 3), np.uint8)))
+    with open(os.fsencode(source) + b"/caf\xe9.png", "wb") as file:
+        file.write(b"no picture")
+    outcome = gatdist.pack(str(source), str(tmp_path / "out"), workers=1)
+    assert outcome["samples"] == 1
+    assert outcome["left_out_examples"][0][0] == "caf\\udce9.png"

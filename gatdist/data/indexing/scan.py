@@ -10,7 +10,7 @@ from itertools import groupby
 from operator import attrgetter
 from typing import NamedTuple
 
-from gatdist.data.packing.entries import LeftOut
+from gatdist.data.packing.entries import LeftOut, printable
 from gatdist.data.packing.sources.tree import is_hidden
 from gatdist.data.packing.sources.webdataset import split
 from gatdist.errors import DataError
@@ -146,6 +146,8 @@ class Scan:
             self._leave_out(name, "has a name that leads out of the shard")
         elif info.isdir() or is_hidden(name):
             return None
+        elif printable(name) != name:
+            self._leave_out(name, "has a name that is not UTF-8")
         elif not info.isreg() or info.issparse():
             self._leave_out(name, "is a link or another thing than a file")
         elif not component or not key.rpartition("/")[2]:
@@ -159,7 +161,7 @@ class Scan:
         return None
 
     def _leave_out(self, name: str, reason: str) -> None:
-        self.left_out.append((f"{self._name}/{name}", reason))
+        self.left_out.append((f"{self._name}/{printable(name)}", reason))
 
     def _require_plain(self) -> None:
         begin = self._stream.read(8)

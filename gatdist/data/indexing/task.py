@@ -252,7 +252,7 @@ class Look:
         if len(self.shapes) < _MOST_SHAPES:
             self.shapes.add(shape)
         self.longest = max(self.longest, shape[-1])
-        key = sample.key.encode("utf-8", "surrogateescape")
+        key = sample.key.encode()
         return [
             (key, m.component.encode(), m.offset, len(m.content), zlib.crc32(m.content))
             for m in sorted(members, key=lambda member: member.offset)

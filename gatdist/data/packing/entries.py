@@ -22,6 +22,11 @@ COMPONENTS: Mapping[str, tuple[str, ...]] = {
 MODALITY = {component: modality for modality, names in COMPONENTS.items() for component in names}
 
 
+def printable(name: str) -> str:
+    """A name as it is told: what is not UTF-8 in it, which Python keeps as surrogates, escaped."""
+    return name.encode(errors="backslashreplace").decode()
+
+
 class Zipped(NamedTuple):
     """What a zip's directory says of a member. Sizes in bytes."""
 

@@ -13,7 +13,7 @@ from gatdist.data.codecs import LABEL_COMPONENT, CodecError
 from gatdist.data.format import Components, Shard, write_shard
 from gatdist.data.packing.convert import converter
 from gatdist.data.packing.converted import Converter
-from gatdist.data.packing.entries import LeftOut
+from gatdist.data.packing.entries import LeftOut, printable
 from gatdist.data.packing.fetch import Fetcher
 from gatdist.data.packing.plan import Task
 from gatdist.data.packing.recipe import Recipe
@@ -142,11 +142,11 @@ class Worker:
                 converted = self._convert(files[entry.component])
             except CodecError as error:
                 if self._job.strict:
-                    raise refused(entry.name, str(error)) from error
-                left_out.append((entry.name, str(error)))
+                    raise refused(printable(entry.name), str(error)) from error
+                left_out.append((printable(entry.name), str(error)))
                 continue
             if converted.enlarged:
-                enlarged.append(f"{entry.name} ({converted.enlarged})")
+                enlarged.append(f"{printable(entry.name)} ({converted.enlarged})")
             components = {converted.component: converted.content}
             if self._job.has_labels:
                 components[LABEL_COMPONENT] = str(entry.label).encode()

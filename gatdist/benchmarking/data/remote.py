@@ -1,0 +1,269 @@
+"""``gatdist bench storage``: reading from object storage far away, on good days and bad ones."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from gatdist.benchmarking.data import pictures
+from gatdist.benchmarking.data.readers import BATCH, open_loader
+from gatdist.benchmarking.facts import environment
+from gatdist.benchmarking.processes import Tell, together
+from gatdist.benchmarking.proxy import Fault, proxy_process
+from gatdist.benchmarking.rounds import interleave
+from gatdist.errors import ConfigError, UserError
+from gatdist.parallel.communicator import Communicator
+from gatdist.storage import Store
+
+# Object storage in the same region, as one connection sees it.
+LATENCY_S, BYTES_PER_S = 0.03, 100e6
+_RESOLUTION, _SHARDS = 256, 8
+_RANGE_BYTES = 4 * 2**20
+_CONCURRENCY = (1, 4, 16)
+_START_S = 30.0
+# One request in a hundred fails, the first time, in one of these ways.
+FAULTS = [
+    Fault("refuse", path="*.tar", rate=0.0025),
+    Fault("reset", path="*.tar", rate=0.005),
+    Fault("short", path="*.tar", rate=0.0075),
+    Fault("flip_bit", path="*.tar", rate=0.01),
+]
+
+
+def measure(
+    url: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    *,
+    num_pictures: int = 2_000,
+    rounds: int = 5,
+    tell: Tell = lambda text: None,
+) -> dict[str, Any]:
+    """Read made-up pictures from storage.
+
+    Args:
+        url: a folder to write them to; None: an S3 server on this machine (moto), 30 ms away and
+            with 100 MB/s a connection.
+        options: of the storage.
+        num_pictures: of 256 × 256, about 30 KB each.
+        rounds: that count (≥ 1).
+        tell: gets lines of progress.
+
+    Returns:
+        JSON values. ``ranges``: bytes a second of ranges of 4 MiB by concurrency, and
+        ``first_byte_s``. ``cases``: ``samples_per_s`` and ``ratio_to_limit`` of a first epoch, the
+        limit being the fastest of these ranges; with ``bytes_ratio``, what was fetched over what
+        there is. With the server of this machine also ``faults``: one request in a hundred fails.
+        ``cache``: two and four processes that share a cache.
+
+    Raises:
+        ConfigError: a number is not above 0.
+        UserError: there is no server to start.
+        StorageError: the URL can't be used.
+    """
+    for option, value in (("--rounds", rounds), ("--num", num_pictures)):
+        if value < 1:
+            raise ConfigError(option, "must be above 0", value=value)
+    tell("pictures")
+    folder = pictures.folder(num_pictures, _RESOLUTION, _SHARDS)
+    if url is not None:
+        store = Store(url, options)
+        _upload(folder, store, tell)
+        return _measure(url, dict(options or {}), None, folder, num_pictures, rounds, tell)
+    with moto() as address:
+        store = Store("s3://pictures/data", _s3(address))
+        _upload(folder, store, tell)
+        slow = partial(proxy_process, address, latency_s=LATENCY_S, bytes_per_s=BYTES_PER_S)
+        with slow() as clean, slow(faults=FAULTS) as faulty:
+            return _measure(
+                store.url, _s3(clean.url), _s3(faulty.url), folder, num_pictures, rounds, tell
+            )
+
+
+def _measure(
+    url: str,
+    options: dict[str, Any],
+    faulty: dict[str, Any] | None,
+    folder: Path,
+    num: int,
+    rounds: int,
+    tell: Tell,
+) -> dict[str, Any]:
+    store = Store(url, options)
+    sizes = {path.name: path.stat().st_size for path in folder.glob("*.tar")}
+    num_bytes = sum(sizes.values())
+    ranges = [
+        (name, begin, min(begin + _RANGE_BYTES, size))
+        for name, size in sorted(sizes.items())
+        for begin in range(0, size, _RANGE_BYTES)
+    ]
+    epochs: dict[str, list[dict[str, Any]]] = {"cold": [], "faults": []}
+
+    def turn(name: str) -> float:
+        began = time.perf_counter()
+        if name.startswith("ranges"):
+            store.read_ranges(ranges, concurrency=int(name.split()[1]))
+        elif name == "first byte":
+            store.read_ranges([(ranges[0][0], 0, 1)])
+        else:
+            there = options if name == "cold" or faulty is None else faulty
+            epochs[name].append(_epoch(url, there, num))
+        return time.perf_counter() - began
+
+    names = ["first byte", *(f"ranges {n}" for n in _CONCURRENCY), "cold"]
+    names += ["faults"] if faulty else []
+    seconds = interleave(names, rounds, turn, tell)
+    limits = [min(s) for s in zip(*(seconds[f"ranges {n}"] for n in _CONCURRENCY), strict=True)]
+
+    def row(name: str) -> dict[str, Any]:
+        counted = epochs[name][1:]  # without the first round
+        taken = [epoch["seconds"] for epoch in counted]
+        return {
+            "reader": "gatdist",
+            "case": name,
+            "resolution": _RESOLUTION,
+            "samples_per_s": median(epoch["samples"] / epoch["seconds"] for epoch in counted),
+            "ratio_to_limit": median(limit / t for limit, t in zip(limits, taken, strict=True)),
+            "bytes_ratio": median(epoch["bytes"] / num_bytes for epoch in counted),
+        }
+
+    found: dict[str, Any] = {
+        "url": url,
+        "first_byte_s": median(seconds["first byte"]),
+        "ranges": [
+            {"concurrency": n, "bytes_per_s": num_bytes / median(seconds[f"ranges {n}"])}
+            for n in _CONCURRENCY
+        ],
+        "cases": [row("cold")],
+    }
+    if faulty:
+        bad = row("faults")
+        ratios = [
+            good["seconds"] / ill["seconds"]
+            for good, ill in zip(epochs["cold"][1:], epochs["faults"][1:], strict=True)
+        ]
+        digests = {epoch["digest"] for name in epochs for epoch in epochs[name]}
+        found["cases"].append(bad | {"ratio_to_clean": median(ratios)})
+        found["same_sequence"] = len(digests) == 1
+    found["cache"] = [_shared_cache(url, options, num, n, num_bytes, tell) for n in (2, 4)]
+    return found | {"num_pictures": num, "environment": environment(2)}
+
+
+def _epoch(url: str, options: Mapping[str, Any], num: int) -> dict[str, Any]:
+    """Read one epoch from its beginning: how long it took, and what came."""
+    began = time.perf_counter()
+    digest, samples = hashlib.sha256(), 0
+    with open_loader(url, 2, storage_options=dict(options), memory_bytes=_memory(num)) as loader:
+        for batch in itertools.islice(loader, num // BATCH):
+            digest.update(batch.samples.numpy().tobytes())
+            samples += len(batch.samples)
+        seconds = time.perf_counter() - began
+        fetched = loader.take_counts()["data/bytes_fetched"]
+    return {
+        "seconds": seconds,
+        "samples": samples,
+        "bytes": fetched,
+        "digest": digest.hexdigest(),
+    }
+
+
+def _memory(num: int) -> int:
+    """Enough for the windows, and for all of a small data set."""
+    return max(2**28, 64_000 * num)
+
+
+def _shared_cache(
+    url: str, options: dict[str, Any], num: int, ranks: int, num_bytes: int, tell: Tell
+) -> dict[str, Any]:
+    """Bytes that several processes with one cache fetch in an epoch, over those that there are."""
+    tell(f"{ranks} processes with one cache")
+    with tempfile.TemporaryDirectory() as folder:
+        told = together(ranks, _reads_its_share, url, options, num, folder, tell=tell)
+    seconds = max(one["seconds"] for one in told)
+    return {
+        "ranks": ranks,
+        "bytes_ratio": sum(one["bytes"] for one in told) / num_bytes,
+        "samples_per_s": sum(one["samples"] for one in told) / seconds,
+    }
+
+
+def _reads_its_share(
+    comm: Communicator, tell: Tell, url: str, options: dict[str, Any], num: int, folder: str
+) -> dict[str, Any]:
+    began, samples = time.perf_counter(), 0
+    with open_loader(
+        url,
+        1,
+        rank=comm.rank,
+        world_size=comm.world_size,
+        storage_options=options,
+        cache_dir=folder,
+        memory_bytes=_memory(num),
+    ) as loader:
+        for batch in itertools.islice(loader, num // (BATCH * comm.world_size)):
+            samples += len(batch.samples)
+        counts = loader.take_counts()
+    seconds = time.perf_counter() - began
+    return {"samples": samples, "seconds": seconds, "bytes": counts["data/bytes_fetched"]}
+
+
+def _upload(folder: Path, store: Store, tell: Tell) -> None:
+    if store.exists("manifest.json"):
+        return
+    tell(f"uploading to {store.url}")
+    for path in sorted(folder.iterdir(), key=lambda p: p.name == "manifest.json"):
+        if path.is_file():
+            store.publish_file(path.name, path)
+
+
+def _s3(address: str) -> dict[str, Any]:
+    return {"key": "bench", "secret": "bench", "client_kwargs": {"endpoint_url": address}}
+
+
+@contextmanager
+def moto() -> Iterator[str]:
+    """Moto's S3 in a process of its own, with a bucket ``pictures``; its address.
+
+    Raises:
+        UserError: it is not installed, or does not start.
+    """
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            deadline = time.monotonic() + _START_S
+            while not _answers(address):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    rule = "there is no S3 server to start"
+                    mend = "Name a folder, such as s3://bucket/bench, or install moto[server]"
+                    raise UserError("--url", rule, mend=mend)
+                time.sleep(0.1)
+            request = urllib.request.Request(f"{address}/pictures", method="PUT")
+            urllib.request.urlopen(request).close()
+            yield address
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _answers(address: str) -> bool:
+    try:
+        urllib.request.urlopen(f"{address}/moto-api/", timeout=1).close()
+    except OSError:
+        return False
+    return True
