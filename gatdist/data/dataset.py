@@ -17,7 +17,7 @@ from gatdist.data import builtin
 from gatdist.data.codecs import CodecError
 from gatdist.data.format import Manifest, read_manifest
 from gatdist.data.modalities import MODALITIES, new_samples
-from gatdist.data.order import Indices, substitute
+from gatdist.data.order import Indices, block_bounds, cut_blocks, substitute
 from gatdist.data.reading.allotment import index_bytes
 from gatdist.data.reading.decoded import DecodedSamples, Samples
 from gatdist.data.reading.host_cache import HostCache, block_key
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 _DECODED_BYTES, _DECODED_SHARE = 64 * 2**20, 4
 # What one call of `read` fetches at a time.
 _PORTION_BYTES = 32 * 2**20
+_BLOCK_BYTES = 2**19
 _MOST_SUBSTITUTES = 16
 
 
@@ -119,9 +120,12 @@ class Dataset:
             else None
         )
         self.is_cached = self._cache is not None
+        # What is kept decoded is fetched in blocks, which are the same for all that share a cache.
+        self._block_ends = np.cumsum(cut_blocks(self.shard_sizes, _BLOCK_BYTES), dtype=np.int64)
         self._bad: dict[int, str] = {}
         self._lock = threading.Lock()  # of what is decoded
         self._bad_lock = threading.Lock()
+        self._fetched: dict[tuple[int, int, int], Piece] = {}  # until all is decoded
         self._decoded: DecodedSamples | None = None
         if self.sample_bytes * self.num_samples <= min(
             _DECODED_BYTES, config.memory_bytes // _DECODED_SHARE
@@ -176,6 +180,8 @@ class Dataset:
             missing = self._decoded.missing(indices)
             if missing.size:
                 self._decoded.put(missing, *self._read(missing))
+                if self._decoded.is_full:
+                    self._fetched.clear()
             return self._decoded.get(indices)
 
     def fetch(self, pieces: Sequence[Piece], stopped: Callable[[], bool] = lambda: False) -> None:
@@ -241,21 +247,38 @@ class Dataset:
         ordered = indices[by_index]
         shards = np.searchsorted(self._shard_ends, ordered, side="right")
         numbers = ordered - self._shard_begins[shards]
-        starts = cut_runs(ordered, shards, self._mean_bytes)
+        if self._decoded is None:
+            starts = cut_runs(ordered, shards, self._mean_bytes)
+        else:
+            blocks = block_bounds(ordered, self._block_ends)
+            starts = np.flatnonzero(np.diff(blocks[0], prepend=-1))
+            firsts, ends = (bounds - self._shard_begins[shards] for bounds in blocks)
         stops = np.append(starts[1:], len(ordered))
         num_bytes = (ordered[stops - 1] + 1 - ordered[starts]) * self._mean_bytes[shards[starts]]
         portions = np.cumsum(num_bytes) // _PORTION_BYTES
         for first, last in _runs(portions):
-            pieces = [
-                Piece(int(shards[i]), int(numbers[i]), int(numbers[j - 1]) + 1, 0, None)
-                for i, j in zip(starts[first:last], stops[first:last], strict=True)
-            ]
-            self.fetch(pieces)
+            if self._decoded is None:
+                pieces = [
+                    Piece(int(shards[i]), int(numbers[i]), int(numbers[j - 1]) + 1, 0, None)
+                    for i, j in zip(starts[first:last], stops[first:last], strict=True)
+                ]
+                self.fetch(pieces)
+            else:
+                portion = starts[first:last]
+                columns = shards[portion], firsts[portion], ends[portion]
+                pieces = self._whole(list(zip(*(c.tolist() for c in columns), strict=True)))
             here = slice(starts[first], stops[last - 1])
             piece_of = np.repeat(np.arange(last - first), (stops - starts)[first:last])
             rows = by_index[here].tolist()
             self.decode(pieces, piece_of.tolist(), numbers[here].tolist(), rows, samples, labels)
         return samples, labels
+
+    def _whole(self, blocks: Sequence[tuple[int, int, int]]) -> list[Piece]:
+        """Blocks of samples (shard, first, end), each fetched once."""
+        new = [Piece(*block, 0, block[1:]) for block in blocks if block not in self._fetched]
+        self.fetch(new)
+        self._fetched.update({(piece.shard, piece.first, piece.end): piece for piece in new})
+        return [self._fetched[block] for block in blocks]
 
     def _fetch_spans(
         self, shards: Sequence[OpenShard], spans: Sequence[tuple[int, int]]

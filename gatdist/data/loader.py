@@ -124,6 +124,7 @@ class Loader:
             rows=allotment.rows,
             by_block=dataset.is_cached,
             keeps=allotment.keeps,
+            least_bytes=allotment.least_bytes,
         )
         self._source = self._open(self._plan, order, allotment)
         self._threads = [

@@ -131,15 +131,18 @@ class SampleOrder:
         return samples
 
     @property
+    def num_blocks(self) -> int:
+        """Of all shards."""
+        return len(self._sizes)
+
+    @property
     def longest_block(self) -> int:
         """Samples in the longest block."""
         return int(self._sizes.max())
 
     def blocks_of(self, samples: Indices) -> tuple[Indices, Indices]:
         """First sample, and the one after the last, of the block that holds each of ``samples``."""
-        blocks = np.searchsorted(self._ends, samples, side="right")
-        ends = self._ends[blocks]
-        return ends - self._sizes[blocks], ends
+        return block_bounds(samples, self._ends)
 
     def state(self) -> dict[str, Any]:
         """What fixes the order, as JSON values. A run may only be resumed with an equal state."""
@@ -265,6 +268,18 @@ def cut_blocks(shards: Shards, block_bytes: int) -> NDArray[np.int32]:
     place = np.arange(blocks.sum()) - np.repeat(np.cumsum(blocks) - blocks, blocks)
     sizes = np.repeat(length, blocks) + (place < np.repeat(longer, blocks))
     return sizes.astype(np.int32)
+
+
+def block_bounds(samples: Indices, ends: Indices) -> tuple[Indices, Indices]:
+    """First sample, and the one after the last, of the block that holds each of ``samples``.
+
+    Args:
+        samples: int64 [k].
+        ends: of all blocks, the sample after the last; ascending, [b].
+    """
+    blocks = np.searchsorted(ends, samples, side="right")
+    begins = np.concatenate(([0], ends[:-1]))
+    return begins[blocks], ends[blocks]
 
 
 def samples_within(shards: Shards, num_bytes: int) -> int:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gatdist.data.order import SampleOrder, local_positions
+from gatdist.data.order import SampleOrder, block_bounds, cut_blocks, local_positions
 from gatdist.data.reading import plan as planning
 from gatdist.data.reading.plan import Plan, Stretch, cut_runs
 
@@ -38,12 +39,19 @@ def cases(draw: st.DrawFn) -> tuple[SampleOrder, list[tuple[int, int]], dict[str
 
 
 @many
-@given(cases(), st.booleans(), st.booleans())
+@given(cases(), st.booleans(), st.booleans(), st.sampled_from([0, 1, 10**5, 10**9]))
 def test_each_sample_lies_in_its_piece_while_it_is_there(
-    case: tuple[SampleOrder, list[tuple[int, int]], dict[str, int]], by_block: bool, keeps: bool
+    case: tuple[SampleOrder, list[tuple[int, int]], dict[str, int]],
+    by_block: bool,
+    keeps: bool,
+    least_bytes: int,
 ) -> None:
     order, shards, given = case
-    plan = Plan(order, shards, by_block=by_block, keeps=keeps, **given)
+    plan = Plan(order, shards, by_block=by_block, keeps=keeps, least_bytes=least_bytes, **given)
+    larger = np.cumsum(cut_blocks(shards, least_bytes)) if least_bytes else np.empty(0)
+    bounds = order.blocks_of
+    if 0 < len(larger) < order.num_blocks:
+        bounds = partial(block_bounds, ends=larger)
     shard_begins = np.cumsum([0] + [samples for samples, _ in shards])
     end, known = 0, set()
     for _ in range(4):
@@ -79,7 +87,7 @@ def test_each_sample_lies_in_its_piece_while_it_is_there(
         known |= new
         if by_block or keeps:
             for piece in stretch.pieces:
-                first, stop = order.blocks_of(shard_begins[piece.shard] + np.array([piece.first]))
+                first, stop = bounds(shard_begins[piece.shard] + np.array([piece.first]))
                 assert piece.block is not None
                 assert piece.block[0] == first[0] - shard_begins[piece.shard]
                 assert piece.block[1] == stop[0] - shard_begins[piece.shard] >= piece.end

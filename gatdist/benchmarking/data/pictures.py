@@ -18,7 +18,7 @@ from gatdist.storage import Store
 _POOL = 24
 _OCTAVES = ((4, 60.0), (16, 30.0), (64, 14.0), (256, 9.0))
 # So that 256 × 256 pixels take about 30 KB, as photographs do.
-_QUALITY = 86
+_QUALITY = 94
 
 
 def pictures(num: int, size: int, seed: int = 0) -> Iterator[bytes]:

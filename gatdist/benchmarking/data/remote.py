@@ -11,14 +11,14 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from gatdist.benchmarking.data import pictures
-from gatdist.benchmarking.data.readers import BATCH, open_loader
+from gatdist.benchmarking.data.readers import BATCH, bare_decode, open_loader
 from gatdist.benchmarking.facts import environment
 from gatdist.benchmarking.processes import Tell, together
 from gatdist.benchmarking.proxy import Fault, proxy_process
@@ -33,6 +33,7 @@ _RESOLUTION, _SHARDS = 256, 8
 _RANGE_BYTES = 4 * 2**20
 _CONCURRENCY = (1, 4, 16)
 _START_S = 30.0
+_THREADS = 2
 # One request in a hundred fails, the first time, in one of these ways.
 FAULTS = [
     Fault("refuse", path="*.tar", rate=0.0025),
@@ -63,9 +64,10 @@ def measure(
     Returns:
         JSON values. ``ranges``: bytes a second of ranges of 4 MiB by concurrency, and
         ``first_byte_s``. ``cases``: ``samples_per_s`` and ``ratio_to_limit`` of a first epoch, the
-        limit being the fastest of these ranges; with ``bytes_ratio``, what was fetched over what
-        there is. With the server of this machine also ``faults``: one request in a hundred fails.
-        ``cache``: two and four processes that share a cache.
+        limit being the slower of the fastest of these ranges and of decoding alone; with
+        ``bytes_ratio``, what was fetched over what there is. With the server of this machine also
+        ``faults``: one request in a hundred fails. ``cache``: two and four processes that share a
+        cache.
 
     Raises:
         ConfigError: a number is not above 0.
@@ -116,15 +118,22 @@ def _measure(
             store.read_ranges(ranges, concurrency=int(name.split()[1]))
         elif name == "first byte":
             store.read_ranges([(ranges[0][0], 0, 1)])
+        elif name == "decode":
+            for _ in itertools.islice(decoded, num // BATCH):
+                pass
         else:
             there = options if name == "cold" or faulty is None else faulty
             epochs[name].append(_epoch(url, there, num))
         return time.perf_counter() - began
 
     names = ["first byte", *(f"ranges {n}" for n in _CONCURRENCY), "cold"]
-    names += ["faults"] if faulty else []
-    seconds = interleave(names, rounds, turn, tell)
-    limits = [min(s) for s in zip(*(seconds[f"ranges {n}"] for n in _CONCURRENCY), strict=True)]
+    names += ["decode", "faults"] if faulty else ["decode"]
+    with ExitStack() as stack:
+        decoded = bare_decode(folder, _THREADS, stack)
+        next(decoded)
+        seconds = interleave(names, rounds, turn, tell)
+    reads = [min(s) for s in zip(*(seconds[f"ranges {n}"] for n in _CONCURRENCY), strict=True)]
+    limits = [max(pair) for pair in zip(reads, seconds["decode"], strict=True)]
 
     def row(name: str) -> dict[str, Any]:
         counted = epochs[name][1:]  # without the first round
@@ -145,6 +154,7 @@ def _measure(
             {"concurrency": n, "bytes_per_s": num_bytes / median(seconds[f"ranges {n}"])}
             for n in _CONCURRENCY
         ],
+        "decode_samples_per_s": num / median(seconds["decode"]),
         "cases": [row("cold")],
     }
     if faulty:
@@ -157,14 +167,16 @@ def _measure(
         found["cases"].append(bad | {"ratio_to_clean": median(ratios)})
         found["same_sequence"] = len(digests) == 1
     found["cache"] = [_shared_cache(url, options, num, n, num_bytes, tell) for n in (2, 4)]
-    return found | {"num_pictures": num, "environment": environment(2)}
+    return found | {"num_pictures": num, "environment": environment(_THREADS)}
 
 
 def _epoch(url: str, options: Mapping[str, Any], num: int) -> dict[str, Any]:
     """Read one epoch from its beginning: how long it took, and what came."""
     began = time.perf_counter()
     digest, samples = hashlib.sha256(), 0
-    with open_loader(url, 2, storage_options=dict(options), memory_bytes=_memory(num)) as loader:
+    with open_loader(
+        url, _THREADS, storage_options=dict(options), memory_bytes=_memory(num)
+    ) as loader:
         for batch in itertools.islice(loader, num // BATCH):
             digest.update(batch.samples.numpy().tobytes())
             samples += len(batch.samples)

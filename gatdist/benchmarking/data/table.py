@@ -62,7 +62,10 @@ def table_of_storage(found: Mapping[str, Any]) -> str:
         )
         for row in found["cache"]
     ]
-    notes = [f"first byte after {found['first_byte_s'] * 1e3:.0f} ms"]
+    notes = [
+        f"first byte after {found['first_byte_s'] * 1e3:.0f} ms; decoding alone "
+        f"{number(found['decode_samples_per_s'])} samples/s",
+    ]
     for row in found["cases"]:
         if "ratio_to_clean" in row:
             same = "the same samples" if found["same_sequence"] else "OTHER SAMPLES"

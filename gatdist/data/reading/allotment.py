@@ -18,6 +18,9 @@ _STRETCH_BYTES = 128 * 2**20
 # No more than this many samples, since planning takes time and memory too.
 _STRETCH_SAMPLES = 2**17
 _INDEX_SHARE = 8
+# What is kept may be fetched in larger blocks than the order has: a request costs a round trip, and
+# some of a core. From a cache on disk a block is read as a whole each time a part of it is needed.
+_KEPT_BYTES, _CACHED_BYTES = 2 * 2**20, 2**19
 
 
 @dataclass(frozen=True)
@@ -28,11 +31,13 @@ class Allotment:
         piece_bytes: of fetched bytes.
         keeps: whether all of the data set stays in memory once it was fetched.
         rows: of the lanes in a stretch, a multiple of the window.
+        least_bytes: of a block that is fetched.
     """
 
     piece_bytes: int
     keeps: bool
     rows: int
+    least_bytes: int = 0
 
 
 def index_bytes(config: DataConfig) -> int:
@@ -92,7 +97,12 @@ def allot(
         )
     fitting = min(_STRETCH_BYTES, available // 2) // max(1, window_bytes)
     windows = max(1, min(fitting, _STRETCH_SAMPLES // window_samples))
-    return Allotment(available, keeps, windows * order.window)
+    least_bytes = 0
+    if keeps:
+        least_bytes = _KEPT_BYTES
+    elif dataset.is_cached and dataset.num_bytes <= config.cache_bytes:
+        least_bytes = _CACHED_BYTES
+    return Allotment(available, keeps, windows * order.window, least_bytes)
 
 
 def _require_cache_fits(

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gatdist.data.order import Indices, SampleOrder, local_positions
+from gatdist.data.order import Indices, SampleOrder, block_bounds, cut_blocks, local_positions
 
 # The longest read, and the gap that is rather read than left out. Both by the shard's mean.
 _LONGEST_BYTES = 8 * 2**20
@@ -91,6 +92,8 @@ class Plan:
         by_block: whether pieces end where blocks do. A shared cache needs that: blocks are the same
             in each epoch.
         keeps: whether all pieces stay in memory. They are whole blocks then.
+        least_bytes: blocks of the order that are smaller on average are not fetched one by one, but
+            as larger ones that are cut for this alone. 0 leaves them.
     """
 
     def __init__(
@@ -105,6 +108,7 @@ class Plan:
         rows: int,
         by_block: bool,
         keeps: bool,
+        least_bytes: int = 0,
     ) -> None:
         samples, num_bytes = np.array(shards, dtype=np.int64).T
         self._order, self._keeps, self._by_block = order, keeps, by_block or keeps
@@ -116,6 +120,11 @@ class Plan:
         self._shares_lanes = order.lanes % world_size != 0
         window_samples = order.window * order.lanes
         self._begins_in_window = position % order.num_samples % window_samples != 0
+        self._blocks_of = order.blocks_of
+        if least_bytes:
+            ends = np.cumsum(cut_blocks(shards, least_bytes), dtype=np.int64)
+            if len(ends) < order.num_blocks:
+                self._blocks_of = partial(block_bounds, ends=ends)
         self._planned = 0  # samples
         self._boundary = position  # where the next stretch begins, among all workers' samples
         self._kept: dict[int, Piece] = {}  # by first sample of the block
@@ -187,7 +196,7 @@ class Plan:
     def _cut(self, ordered: Indices, shards: Indices, gap_bytes: int) -> Indices:
         """Where, in the sorted samples of a stretch, its pieces begin."""
         if self._by_block:
-            blocks, _ = self._order.blocks_of(ordered)
+            blocks, _ = self._blocks_of(ordered)
             return np.flatnonzero(np.diff(blocks, prepend=-1))
         return cut_runs(ordered, shards, self._mean_bytes, gap_bytes)
 
@@ -204,7 +213,7 @@ class Plan:
             by_need: pieces in the order of first need, [p].
         """
         if self._by_block:
-            block_firsts, block_ends = self._order.blocks_of(firsts)
+            block_firsts, block_ends = self._blocks_of(firsts)
         else:
             block_firsts, block_ends = firsts, ends
         if self._keeps:

@@ -1,0 +1,99 @@
+"""``gatdist bench data`` and ``bench storage``: what they count. Benchmarks tell how fast it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simplejpeg
+
+from gatdist.benchmarking.data import pictures, remote
+from gatdist.cli import main
+from gatdist.config import DataConfig
+from gatdist.data import open_dataset
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATDIST_CACHE", str(tmp_path / "cache"))
+
+
+def test_made_up_pictures_are_many_and_always_the_same() -> None:
+    first = list(pictures.pictures(20, 64))
+    assert list(pictures.pictures(20, 64)) == first
+    assert len(set(first)) == 20
+    assert set(first).isdisjoint(pictures.pictures(20, 64, seed=1))
+    assert simplejpeg.decode_jpeg(first[0]).shape == (64, 64, 3)
+
+
+def test_made_up_pictures_compress_as_photographs_do() -> None:
+    sizes = [len(content) for content in pictures.pictures(10, 256)]
+    assert 20_000 < np.mean(sizes) < 45_000
+
+
+def test_they_are_written_once() -> None:
+    folder = pictures.folder(12, 64, 3)
+    dataset = open_dataset(DataConfig(url=str(folder)))
+    assert (dataset.num_samples, dataset.num_shards) == (12, 3)
+    before = (folder / "manifest.json").stat().st_mtime_ns
+    assert pictures.folder(12, 64, 3) == folder
+    assert (folder / "manifest.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.timeout(180)
+def test_bench_data(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["bench", "data", "--num", "900", "--size", "64", "--rounds", "2", "--threads", "1"]
+    assert main([*command, "--case", "gatdist", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    rates = {row["reader"]: row for row in found["cases"]}
+    assert rates.keys() == {"bare_read", "bare_decode", "gatdist"}
+    for row in found["cases"]:
+        assert row["resolution"] == 64
+        assert 0 < row["ratio_low"] <= row["ratio_to_limit"] <= row["ratio_high"]
+    assert rates["bare_read"]["samples_per_s"] > rates["bare_decode"]["samples_per_s"]
+    assert rates["bare_decode"]["ratio_to_limit"] == pytest.approx(1)
+    assert len(found["memory"]["bytes_by_epoch"]) == 10
+    assert found["order"]["num_samples"] == 100_000_000
+    assert 0 < found["order"]["resident_bytes"] < 100e6
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--case", "gatdits"], "--case = 'gatdits': not known"),
+        (["--rounds", "0"], "--rounds = 0: must be above 0"),
+        (["--num", "0"], "--num = 0: must be above 0"),
+    ],
+)
+def test_options_that_make_no_sense(
+    options: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "data", *options]) == 2
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.storage
+@pytest.mark.timeout(180)
+def test_bench_storage(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "_RESOLUTION", 64)
+    assert main(["bench", "storage", "--num", "256", "--rounds", "1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["concurrency"] for row in found["ranges"]] == [1, 4, 16]
+    assert found["first_byte_s"] > remote.LATENCY_S
+    cold, faults = found["cases"]
+    for row in (cold, faults):
+        assert row["samples_per_s"] > 0
+        assert 0.9 < row["bytes_ratio"] < 1.2
+    assert found["same_sequence"]
+    for row in found["cache"]:
+        assert 0.9 < row["bytes_ratio"] < 1.3
+
+
+def test_bench_storage_at_a_url(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    url = str(tmp_path / "there")
+    assert main(["bench", "storage", "--url", url, "--num", "128", "--rounds", "1"]) == 0
+    told = capsys.readouterr().out
+    assert "16 ranges at a time" in told
+    assert "4 ranks, one cache" in told
