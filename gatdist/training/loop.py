@@ -29,7 +29,7 @@ from gatdist.storage import Store
 from gatdist.training.health import Convergence, Counts, decide
 from gatdist.training.recorder import Emit, Recorder
 from gatdist.training.replicas import require_equal_replicas
-from gatdist.training.state import TrainState
+from gatdist.training.state import TrainState, require_trainable
 from gatdist.training.step import train_step
 
 # How often workers ask one another whether any of them was asked to stop.
@@ -86,6 +86,7 @@ class _Loop:
         if comm.is_main:
             self.directory.require_same(config)
         self.dataset = open_dataset(config.data, comm)
+        require_trainable(self.dataset)
         self.order = SampleOrder.from_config(config, self.dataset)
         self.state = TrainState(config, comm, self.dataset.sample_shape, self.dataset.num_classes)
         self.rule = self.state.rule(config)

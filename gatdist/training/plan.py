@@ -17,6 +17,7 @@ from gatdist.models import build_networks
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.runs import Checkpoints, RunDirectory
 from gatdist.storage import Store
+from gatdist.training.state import require_trainable
 
 # Adam keeps two moments a weight; each weight also has a gradient.
 _COPIES_A_PLAYER = 4
@@ -55,6 +56,7 @@ def check(config: Config, run_dir: str) -> Checked:
     import_plugins(config.plugins)
     RunDirectory(Store(run_dir, config.run.storage_options)).require_same(config)
     dataset = open_dataset(config.data)
+    require_trainable(dataset)
     order, workers = SampleOrder.from_config(config, dataset), config.cluster.workers
     allot(dataset, order, config.data, global_batch=config.step_samples, world_size=workers)
     sample_shape, num_classes = dataset.sample_shape, dataset.num_classes

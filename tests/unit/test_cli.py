@@ -6,6 +6,7 @@ import os
 import pytest
 from PIL import Image
 
+import gatdist
 from gatdist.cli import main
 from gatdist.storage import Store
 
@@ -152,6 +153,14 @@ def test_dry_run_tells_what_would_be_done_and_writes_nothing(tmp_path, run_dir, 
     told = capsys.readouterr().out
     assert "0 steps, from sample 96" in told
     assert "run.global_batch = 8" in told
+
+
+def test_texts_are_not_trained_on_yet(tmp_path, capsys):
+    (tmp_path / "lines.txt").write_text("one\ntwo\nsix\n")
+    gatdist.pack(str(tmp_path / "lines.txt"), str(tmp_path / "data"), workers=1)
+    assert train(tmp_path / "run", settings=[f"data.url={tmp_path / 'data'}"]) == 2
+    error = capsys.readouterr().err
+    assert "holds texts, and gatdist trains on pictures and points so far" in error
 
 
 @pytest.mark.parametrize(

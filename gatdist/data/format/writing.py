@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import tarfile
 import tempfile
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from isal.isal_zlib import crc32
 
 from gatdist.data.format.index import Row, encode_index
 from gatdist.data.format.manifest import Manifest, Modality, SampleSpec, Shard, write_manifest
@@ -76,7 +77,7 @@ def write_shard(store: Store, name: str, samples: Iterable[tuple[str, Components
                             component.encode(),
                             tar.tell(),
                             len(content),
-                            zlib.crc32(content),
+                            crc32(content),
                         )
                     )
                     put(content + bytes(-len(content) % _TAR_BLOCK))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any, ClassVar, Self
 
+from isal.isal_zlib import crc32
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gatdist.data.codecs import CodecError, read_label
@@ -254,7 +254,7 @@ class Look:
         self.longest = max(self.longest, shape[-1])
         key = sample.key.encode()
         return [
-            (key, m.component.encode(), m.offset, len(m.content), zlib.crc32(m.content))
+            (key, m.component.encode(), m.offset, len(m.content), crc32(m.content))
             for m in sorted(members, key=lambda member: member.offset)
         ]
 

@@ -22,9 +22,10 @@ import os
 import secrets
 import struct
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+
+from isal.isal_zlib import crc32
 
 from gatdist.errors import StorageError
 
@@ -155,7 +156,7 @@ class HostCache:
             magic, crc, length = _HEADER.unpack(os.read(file, _HEADER.size))
             if magic == _MAGIC and os.fstat(file).st_size == _HEADER.size + length:
                 content = os.pread(file, length, _HEADER.size)
-                if len(content) == length and zlib.crc32(content) == crc:
+                if len(content) == length and crc32(content) == crc:
                     with suppress(OSError):
                         os.utime(file)  # used just now
                     return content
@@ -177,7 +178,7 @@ class HostCache:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # so that nobody sweeps it away
                 written = os.writev(
-                    file, [_HEADER.pack(_MAGIC, zlib.crc32(content), len(content)), content]
+                    file, [_HEADER.pack(_MAGIC, crc32(content), len(content)), content]
                 )
                 if written < size:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
