@@ -15,7 +15,8 @@ from gatdist.benchmarking.proxy import Fault, Proxy
 from gatdist.config import DataConfig, load_config
 from gatdist.data import Loader, SampleOrder, open_dataset
 from gatdist.data.builtin import write_digits
-from gatdist.errors import DataError
+from gatdist.data.order import cut_blocks
+from gatdist.errors import DataError, StorageError
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.runs import Checkpoints, read_lines
 from gatdist.storage import Store
@@ -83,6 +84,28 @@ def test_a_shard_that_is_lost_or_replaced(store: Store, options: dict[str, Any])
     store.delete("manifest.json")
     with pytest.raises(DataError, match=r"holds 4 tars .* but no manifest\.json"):
         open_dataset(config)
+
+
+def test_a_bucket_that_goes_while_it_is_read(moto: Server, options: dict[str, Any]) -> None:
+    bucket = moto.new_bucket()
+    store = Store(bucket, options)
+    write_digits(store)
+    config = DataConfig(
+        url=bucket, storage_options=options, memory_bytes=400_000, prefetch_batches=1
+    )
+    dataset = open_dataset(config)
+    order = SampleOrder(cut_blocks(dataset.shard_sizes, 8192), seed=0, lanes=8, window=4)
+    share = {"global_batch": 64, "rank": 0, "world_size": 1, "position": 0}
+    with Loader(dataset, order, config=config, **share) as loader:
+        next(loader)
+        for name in store.list():
+            store.delete(name)
+        with pytest.raises(StorageError, match=rf"{bucket}.*shard-00000\d") as raised:
+            for _ in range(1000):
+                next(loader)
+        with pytest.raises(StorageError):  # and again, rather than going on behind it
+            next(loader)
+    assert raised.value.exit_status == 2
 
 
 # A token that has expired, told once, in the words of S3.
