@@ -87,7 +87,7 @@ def draw(lines: list[dict[str, Any]], path: Path) -> None:
         linestyle="--",
         label="two halves of the real data",
     )
-    axes[2].set(title="FID (digit features)", xlabel="samples seen", yscale="log")
+    axes[2].set(title="FID", xlabel="samples seen", yscale="log")
     axes[2].legend(frameon=False)
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)

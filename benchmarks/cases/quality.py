@@ -1,11 +1,11 @@
 """Time to quality: what each update rule and precision reaches, and how soon.
 
-python -m benchmarks.cases.quality --preset digits [--seeds 5] [--only NAME]... [--out DIR]
+python -m benchmarks.cases.quality --preset digits [--seeds 5] [--only NAME]... [--goal 1.7]
 
 Every setting trains the preset with each seed, one thread a run, as many runs at once as there are
 cores, and is measured every ``EVERY_SAMPLES`` samples. Afterwards, with nothing else running, the
 settings' steps and the bare loop's are timed in interleaved rounds. Time to quality is samples
-to ``GOAL`` times the FID between halves of the real data, times the time of a sample.
+to ``--goal`` times the FID between halves of the real data, times the time of a sample.
 
 The bare loop plays ``alternating`` with shared latents, which is tested to be the same mathematics,
 so it needs that setting's samples at the bare loop's speed. Runs that are in the folder already are
@@ -88,6 +88,7 @@ def main() -> None:
     parser.add_argument("--preset", default="digits", choices=sorted(EVERY_SAMPLES))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--only", action="append", metavar="NAME", choices=sorted(SETTINGS))
+    parser.add_argument("--goal", type=float, default=GOAL, metavar="RATIO")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -105,8 +106,9 @@ def main() -> None:
                 file.write(json.dumps(run) + "\n")
             print(run["name"], run["seed"], [round(x, 2) for _, x in run["ratios"]], flush=True)
     seconds = time_steps(arguments.preset, names, arguments.set)
-    rows = summary(recorded(out), names, seconds)
-    result = {"preset": arguments.preset, "set": arguments.set, "goal": GOAL, "settings": rows}
+    rows = summary(recorded(out), names, seconds, arguments.goal)
+    told = {"preset": arguments.preset, "set": arguments.set, "goal": arguments.goal}
+    result = told | {"settings": rows}
     text = json.dumps(result | {"environment": environment()}, indent=1, ensure_ascii=False)
     (out / "result.json").write_text(text + "\n")
     for row in rows:
@@ -168,17 +170,20 @@ def train(preset: str, name: str, seed: int, more: list[str]) -> dict[str, Any]:
     }
 
 
-def samples_to_goal(ratios: list[tuple[int, float]]) -> float:
+def samples_to_goal(ratios: list[tuple[int, float]], goal: float) -> float:
     """Where the line between two measurements, in logarithms, first crosses the goal; or ∞."""
     for (before, high), (after, low) in pairwise(ratios):
-        if low <= GOAL < high:
-            share = math.log(high / GOAL) / math.log(high / low)
+        if low <= goal < high:
+            share = math.log(high / goal) / math.log(high / low)
             return before + share * (after - before)
-    return 0.0 if ratios and ratios[0][1] <= GOAL else math.inf
+    return 0.0 if ratios and ratios[0][1] <= goal else math.inf
 
 
 def summary(
-    runs: dict[tuple[str, int], dict[str, Any]], names: list[str], seconds: dict[str, float]
+    runs: dict[tuple[str, int], dict[str, Any]],
+    names: list[str],
+    seconds: dict[str, float],
+    goal: float,
 ) -> list[dict[str, Any]]:
     """A row a setting: means and deviations over its seeds, and time against the bare loop."""
     rows = []
@@ -187,7 +192,7 @@ def summary(
         source = SAME_RUNS.get(name, name)
         mine = [run for (which, _), run in sorted(runs.items()) if which == source]
         ratios = [run["ratios"] for run in mine if run["ratios"]]
-        reached = [samples_to_goal(run["ratios"]) for run in mine]
+        reached = [samples_to_goal(run["ratios"], goal) for run in mine]
         finite = [x for x in reached if math.isfinite(x)]
         row: dict[str, Any] = {
             "name": name,
