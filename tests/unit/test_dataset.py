@@ -301,6 +301,7 @@ def test_a_folder_without_a_data_set(tmp_path: Path, folder: Path) -> None:
         ({"num_samples": 21}, "was changed after it was written"),
         ({"modality": "sound"}, "modality"),
         ({"sample_shape": [4, 5, 6]}, "1 or 3, height, width"),
+        ({"sample_shape": [3, 2**63, 6]}, "less than"),
         ({"shards": []}, "the data set is empty"),
         ({"shards": [{"name": "../../etc/passwd"}]}, r"shards\.0\.name"),
     ],

@@ -21,7 +21,8 @@ _MAKE_AGAIN = "Pack or index the data again"
 Modality = Literal["image", "points", "audio", "text", "tokens"]
 
 _Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-_Positive = Annotated[int, Field(gt=0)]
+# Sums of these must fit in 64 bits.
+_Positive = Annotated[int, Field(gt=0, lt=2**48)]
 
 
 def _inside(name: str) -> str:
