@@ -29,7 +29,8 @@ from gatdist.storage import Store
 from gatdist.training.health import Convergence, Counts, decide
 from gatdist.training.recorder import Emit, Recorder
 from gatdist.training.replicas import require_equal_replicas
-from gatdist.training.state import TrainState, require_trainable
+from gatdist.training.samples import require_trainable
+from gatdist.training.state import TrainState
 from gatdist.training.step import train_step
 
 # How often workers ask one another whether any of them was asked to stop.

@@ -17,7 +17,7 @@ from gatdist.models import build_networks
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.runs import Checkpoints, RunDirectory
 from gatdist.storage import Store
-from gatdist.training.state import require_trainable
+from gatdist.training.samples import require_trainable
 
 # Adam keeps two moments a weight; each weight also has a gradient.
 _COPIES_A_PLAYER = 4

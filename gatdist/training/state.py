@@ -6,9 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from gatdist.config import BOTH, Config, PlayerName
-from gatdist.data import Dataset
-from gatdist.data.modalities import MODALITIES
-from gatdist.errors import CheckpointError, DataError
+from gatdist.errors import CheckpointError
 from gatdist.game import Game, UpdateRule, build_update_rule, require_whole_batches, update_rules
 from gatdist.game.penalties import penalties
 from gatdist.models import build_networks
@@ -17,14 +15,6 @@ from gatdist.parallel.reduction import Reduction
 from gatdist.training.averaging import MovingAverage
 from gatdist.training.guard import Guard, LossScaler
 from gatdist.training.player import Player
-
-
-def require_trainable(dataset: Dataset) -> None:
-    """Raise DataError unless there are networks for such samples: pictures and points, so far."""
-    if dataset.modality not in ("image", "points"):
-        noun = MODALITIES[dataset.modality].noun
-        rule = f"holds {noun}s, and gatdist trains on pictures and points so far"
-        raise DataError(dataset.config.url, rule, mend="Choose another data.url")
 
 
 class TrainState:

@@ -220,7 +220,7 @@ def test_shards_that_are_whole_are_not_packed_again(source: Path, tmp_path: Path
 
 @pytest.mark.timeout(120)
 def test_a_killed_command_takes_its_workers_along_and_goes_on(tmp_path: Path) -> None:
-    files = {f"{i}.png": picture(i, (64, 64)) for i in range(400)}
+    files = {f"{i}.png": picture(i % 400, (64, 64)) for i in range(2_000)}
     source = write(tmp_path / "in", files)
     mark = f"gatdist-pack-{os.getpid()}"
     command = ["pack", "in", "out", "--size", "48", "--shard-bytes", "100kB", "--workers", "2"]
