@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -17,6 +18,9 @@ from support import end_group, start_gatdist
 
 # Before torch is imported, here and in every process that a test starts: two cores, many processes.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# A shell that started the tests in the background has turned Ctrl-C off for all that follows.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # pytest's time limit is enough; one example may be slow on a busy machine.
 hypothesis.settings.register_profile("house", deadline=None)
