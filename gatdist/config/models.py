@@ -64,22 +64,27 @@ class Config(Section):
                 value=self.data.lanes,
                 mend=f"Use {_nearest_divisor(self.run.global_batch, self.data.lanes)}",
             )
-        convergence = self.run.convergence
-        if convergence is not None:
-            if convergence.metric not in self.evaluate.metrics:
-                raise ConfigError(
-                    "run.convergence.metric",
-                    f"must be one of evaluate.metrics ({', '.join(self.evaluate.metrics)})",
-                    value=convergence.metric,
-                )
-            if not self.evaluate.every_samples:
-                raise ConfigError(
-                    "evaluate.every_samples",
-                    "must be above 0 when run.convergence is set",
-                    value=0,
-                    mend="Set how often the metric is measured",
-                )
+        if self.run.convergence is not None:
+            self._check_measured("run.convergence.metric", self.run.convergence.metric)
+        if self.run.keep_best_checkpoints:
+            self._check_measured("run.best_metric", self.run.best_metric)
         return self
+
+    def _check_measured(self, key: str, metric: str) -> None:
+        """Raise ConfigError unless ``metric``, which ``key`` asks for, is measured on the way."""
+        if metric not in self.evaluate.metrics:
+            raise ConfigError(
+                key,
+                f"must be one of evaluate.metrics ({', '.join(self.evaluate.metrics)})",
+                value=metric,
+            )
+        if not self.evaluate.every_samples:
+            raise ConfigError(
+                "evaluate.every_samples",
+                f"must be above 0 where {key} is asked for",
+                value=0,
+                mend="Set how often the metric is measured",
+            )
 
     def _check_reduction(self) -> None:
         if self.run.reduction != "canonical":
@@ -188,6 +193,9 @@ _MATHEMATICS = (
     "run.reduction",
     "run.reduction_lanes",
     "data.resolution",
+    "data.resize",
+    "data.channels",
+    "data.length",
     "data.window_samples",
     "data.block_bytes",
     "model.",
