@@ -13,9 +13,9 @@
     ├── TryAgainError              75  trying again may help
     │   ├── StorageUnavailableError    storage down or throttling past the retry budget
     │   ├── InterruptedRunError        Ctrl-C, SIGTERM or a preemption notice
-    │   └── WorkerLostError            a worker or host died
-    └── TrainingError              1   the run itself went wrong (non-finite past the budget, stale
-    attempt)
+    │   └── WorkerLostError            a worker or host died, hangs, or computes something else
+    └── TrainingError              1   the run itself went wrong (non-finite past the budget)
+        └── StaleAttemptError          another start of the same run has taken it over
 
 A :class:`UserError` is told in one line: subject (field or file), value, rule, mend.
 """
@@ -87,11 +87,15 @@ class InterruptedRunError(TryAgainError):
 
 
 class WorkerLostError(TryAgainError):
-    """A worker or its host died; the same command resumes from the last checkpoint."""
+    """A worker or its host died or went wrong; the run can go on from its last checkpoint."""
 
 
 class TrainingError(GatdistError):
     """Training itself went wrong."""
+
+
+class StaleAttemptError(TrainingError):
+    """Another start of the same run has taken it over; this one must write nothing more."""
 
 
 def rebuilt(kind: str, message: str) -> GatdistError:

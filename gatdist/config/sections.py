@@ -37,6 +37,10 @@ class RunConfig(Section):
     ``reduction = "canonical"`` cuts the global batch into ``reduction_lanes`` lanes (a power of
     two) and sums them along one fixed tree, so that the result is the same, bit for bit, on any
     power of two of workers up to the number of lanes. ``fast`` is the same within rounding.
+
+    Kept are the newest ``keep_checkpoints``, the ``keep_best_checkpoints`` with the lowest
+    ``best_metric`` (then a checkpoint is made at every evaluation), and the first at or after each
+    multiple of ``keep_every_samples``.
     """
 
     total_samples: PositiveInt
@@ -45,6 +49,9 @@ class RunConfig(Section):
     tick_samples: PositiveInt = 4096
     checkpoint_samples: PositiveInt = 16384
     keep_checkpoints: PositiveInt = 2
+    keep_best_checkpoints: NonNegativeInt = 0
+    best_metric: str = "fid"
+    keep_every_samples: NonNegativeInt = 0
     reduction: Literal["fast", "canonical"] = "fast"
     reduction_lanes: PositiveInt = 4
     convergence: ConvergenceConfig | None = None
@@ -233,7 +240,7 @@ class HealthConfig(Section):
     Alarms are judged on each tick's means: gradient norms below ``vanishing_norm`` or above
     ``exploding_norm``; fakes whose deviation over the batch is less than ``collapse_ratio`` of the
     real samples'; a discriminator that ranks more than ``won_accuracy`` of the (real, fake) pairs
-    rightly.
+    rightly; a worker that works at a step ``straggler_factor`` times as long as the others.
     """
 
     nonfinite: Literal["skip", "rollback", "stop"] = "skip"
@@ -247,6 +254,7 @@ class HealthConfig(Section):
     exploding_norm: PositiveFloat = 1e4
     collapse_ratio: NonNegativeFloat = 0.1
     won_accuracy: Annotated[float, Field(gt=0.5, le=1)] = 0.99
+    straggler_factor: Annotated[float, Field(gt=1)] = 1.5
 
 
 class EvaluateConfig(Section):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Self
 
 import torch
@@ -18,14 +19,22 @@ class PhaseTimer:
 
     Args:
         device: where the phases compute.
+        on_enter: called with the name of each phase, before its clock starts.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(
+        self, device: torch.device, on_enter: Callable[[str], None] = lambda name: None
+    ) -> None:
+        self._on_enter = on_enter
         self._phase_type = _CudaPhase if device.type == "cuda" else _Phase
         self._phases: dict[str, _Phase] = {}
 
     def __call__(self, name: str) -> _Phase:
-        """The context in which phase ``name`` is timed; a step may enter it several times."""
+        """The context in which phase ``name``, which begins now, is timed.
+
+        A step may enter it several times.
+        """
+        self._on_enter(name)
         if name not in self._phases:
             self._phases[name] = self._phase_type()
         return self._phases[name]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import platform
 import time
+import uuid
 from typing import Any
 
 import torch
 
 from gatdist.config import Config, parse_config, require_unchanged
-from gatdist.errors import CheckpointError, TrainingError
+from gatdist.errors import CheckpointError, StaleAttemptError
 from gatdist.storage import Store
 
 
@@ -24,6 +25,7 @@ class RunDirectory:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.attempt = 0
+        self._id = ""
 
     def require_same(self, config: Config) -> None:
         """Raise ConfigError, with the key and both values, if the run there is another one."""
@@ -40,11 +42,22 @@ class RunDirectory:
         self.store.publish("config.json", json.dumps(config.public(), indent=1).encode())
 
     def start_attempt(self, hosts: list[str], resumed_from: int | None, reason: str) -> int:
-        """Append this start to ``attempts.jsonl``; its number fences all earlier attempts."""
+        """Append this start to ``attempts.jsonl``, which fences all earlier attempts.
+
+        Args:
+            hosts: of the workers, by rank.
+            resumed_from: samples seen by the checkpoint that this start goes on from.
+            reason: why it was needed.
+
+        Returns:
+            Its number, from 1.
+        """
         earlier = self.attempts()
+        self._id = uuid.uuid4().hex
         self.attempt = 1 + max((entry["attempt"] for entry in earlier), default=0)
         entry = {
             "attempt": self.attempt,
+            "id": self._id,
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "world_size": len(hosts),
             "hosts": hosts,
@@ -57,12 +70,17 @@ class RunDirectory:
         return self.attempt
 
     def require_current(self) -> None:
-        """Raise TrainingError if a later attempt has taken over this run."""
-        latest = max((entry["attempt"] for entry in self.attempts()), default=0)
-        if latest > self.attempt:
-            raise TrainingError(
-                f"attempt {self.attempt} on {self.store.url} is stale: attempt {latest} "
-                "has taken the run over. This one stops and writes nothing more."
+        """Raise StaleAttemptError if another attempt has taken over this run.
+
+        Two that start at the same moment may take the same number, and only one of them is last in
+        the file: the other one is stale.
+        """
+        latest = self.attempts()[-1:]
+        if latest and latest[0].get("id", "") != self._id:
+            raise StaleAttemptError(
+                f"attempt {self.attempt} on {self.store.url} is stale: attempt "
+                f"{latest[0]['attempt']} has taken the run over. This one stops and writes nothing "
+                "more"
             )
 
     def attempts(self) -> list[dict[str, Any]]:

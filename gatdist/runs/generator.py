@@ -11,7 +11,8 @@ from gatdist.config import Config, import_plugins
 from gatdist.errors import CheckpointError
 from gatdist.models import build_networks
 from gatdist.parallel import draws
-from gatdist.runs.checkpoint import Checkpoint, Checkpoints
+from gatdist.runs.checkpoint import Checkpoint
+from gatdist.runs.checkpoints import Checkpoints
 from gatdist.runs.directory import read_config
 from gatdist.storage import Store
 

@@ -6,35 +6,31 @@ What a step does is the step's business.
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
 import torch
 
+from gatdist import faults
 from gatdist.config import Config, import_plugins
 from gatdist.data import Batch as LoadedBatch
 from gatdist.data import Loader, SampleOrder, open_dataset, to_network
-from gatdist.data.dataset import too_many_bad
 from gatdist.errors import CheckpointError, TrainingError
 from gatdist.evaluation import Evaluator
 from gatdist.models import DTYPES
-from gatdist.monitor.statistics import Statistics
-from gatdist.monitor.timing import PhaseTimer
 from gatdist.parallel.batch import Batch
 from gatdist.parallel.communicator import Communicator
-from gatdist.runs import Checkpoints, RunDirectory, Sampler
+from gatdist.runs import Checkpoints, Retention, RunDirectory, Sampler
 from gatdist.storage import Store
 from gatdist.training.health import Convergence, Counts, decide
+from gatdist.training.progress import Progress
 from gatdist.training.recorder import Emit, Recorder
 from gatdist.training.replicas import require_equal_replicas
 from gatdist.training.samples import require_trainable
 from gatdist.training.state import TrainState
 from gatdist.training.step import train_step
-
-# How often workers ask one another whether any of them was asked to stop.
-_POLL_S = 0.5
+from gatdist.training.ticks import Ticks
 
 
 def run(
@@ -44,6 +40,8 @@ def run(
     *,
     should_stop: Callable[[], bool] = lambda: False,
     emit: Emit = lambda kind, fields: None,
+    progress: Progress | None = None,
+    reason: str = "",
 ) -> dict[str, Any]:
     """Train until ``run.total_samples``, convergence, or a request to stop; resume what is there.
 
@@ -54,6 +52,8 @@ def run(
         should_stop: asked on every worker every few steps; true on any one stops all after a
             checkpoint.
         emit: called on worker 0 with what people should see: a kind and JSON values.
+        progress: is told where this worker is.
+        reason: for ``attempts.jsonl``: why it is started; "" tells how the run stood before.
 
     Returns:
         The outcome, alike on all workers: ``status`` ("finished", "converged" or "interrupted"),
@@ -61,9 +61,11 @@ def run(
 
     Raises:
         UserError: something the user can mend.
-        TrainingError: too many non-finite steps, or another attempt has taken the run over.
+        TrainingError: too many non-finite steps.
+        StaleAttemptError: another attempt has taken the run over.
+        WorkerLostError: the workers have come to hold different states.
     """
-    loop = _Loop(config, comm, run_dir, should_stop, emit)
+    loop = _Loop(config, comm, run_dir, should_stop, emit, progress or Progress(), reason)
     if loop.is_over():
         if comm.is_main:
             emit("done", loop.outcome | {"run_dir": run_dir.url})
@@ -79,8 +81,11 @@ class _Loop:
         run_dir: Store,
         should_stop: Callable[[], bool],
         emit: Emit,
+        progress: Progress,
+        reason: str,
     ) -> None:
         self.config, self.comm, self.should_stop, self.emit = config, comm, should_stop, emit
+        self.progress, self.reason = progress, reason
         config.check_workers(comm.world_size)
         import_plugins(config.plugins)
         self.directory = RunDirectory(run_dir)
@@ -92,8 +97,7 @@ class _Loop:
         self.state = TrainState(config, comm, self.dataset.sample_shape, self.dataset.num_classes)
         self.rule = self.state.rule(config)
         self.convergence = Convergence(config.run.convergence)
-        self.statistics = Statistics(comm.device)
-        self.timer = PhaseTimer(comm.device)
+        self.ticks = Ticks(config, comm, self.state, self.rule, self.dataset, emit, progress)
         self.evaluator = Evaluator(
             config.evaluate,
             self.dataset,
@@ -107,15 +111,16 @@ class _Loop:
             "samples_seen": 0,
             "metrics": {},
         }
-        self.wall_time_s = 0.0
         self.counted = self._counts()
-        self.told: set[str] = set()
-        self.bad: dict[int, str] = {}
         self.rolls_back = False
-        self.steps_between_polls = 1
         self.checkpoints = Checkpoints(
             run_dir.child("checkpoints"),
-            config.run.keep_checkpoints,
+            Retention(
+                newest=config.run.keep_checkpoints,
+                best=config.run.keep_best_checkpoints,
+                metric=config.run.best_metric,
+                every_samples=config.run.keep_every_samples,
+            ),
             may_commit=self.directory.require_current,
             on_damaged=lambda message: emit(
                 "warning", {"message": f"{message}; falling back to the one before"}
@@ -151,13 +156,14 @@ class _Loop:
             self.dataset, self.order, self.config, self.comm, position=self.state.samples_seen
         )
         with self.loader as batches:
-            self._start_tick()
-            over = False
+            self.ticks.start()
+            over, statistics, timer = False, self.ticks.statistics, self.ticks.timer
             while not over:
-                with self.timer("data"):
+                with timer("data"):
                     batch = self._to_device(next(batches))
-                train_step(self.state, self.rule, batch, self.config, self.statistics, self.timer)
-                self.steps += 1
+                train_step(self.state, self.rule, batch, self.config, statistics, timer)
+                self.ticks.step()
+                faults.here.step += 1
                 over = self._after_step()
                 if self.rolls_back:
                     self._roll_back()
@@ -175,23 +181,27 @@ class _Loop:
         over = finished or self._interrupted()
         evaluates = finished or self._due(self.config.evaluate.every_samples)
         status, reason = ("interrupted", "asked to stop") if over else ("running", "")
+        metrics: dict[str, float] = {}
         if finished:
             status, reason = "finished", f"run.total_samples = {run.total_samples:,} reached"
         if over or evaluates or self._due(run.tick_samples):
-            values = self._tick_values()
+            values = self.ticks.sum_up(self.loader)
             self._judge_health(values)
             if self.rolls_back:
                 self.recorder.tick(values)
                 return False
-            metrics = self._evaluate(values) if evaluates else {}
+            if evaluates:
+                metrics = self._evaluate(values)
+            self.progress.enter("tick")
             self.recorder.tick(values)
             converged = self.convergence.update(samples_seen, metrics)
             if converged and not finished:
                 over, status, reason = True, "converged", converged
-            self._start_tick()
+            self.ticks.start()
         self.outcome |= {"status": status, "reason": reason, "samples_seen": samples_seen}
-        if over or self._due(run.checkpoint_samples):
-            self._commit()
+        best = bool(run.keep_best_checkpoints) and run.best_metric in metrics
+        if over or best or self._due(run.checkpoint_samples):
+            self._commit(metrics)
         return over
 
     def _due(self, interval: int) -> bool:
@@ -215,43 +225,7 @@ class _Loop:
     def _interrupted(self) -> bool:
         """Whether any worker was asked to stop: all learn it after the same step."""
         step = self.state.samples_seen // self.config.step_samples
-        return step % self.steps_between_polls == 0 and self.comm.any(self.should_stop())
-
-    def _start_tick(self) -> None:
-        self.steps = 0
-        self.tick_began = time.perf_counter()
-
-    def _tick_values(self) -> dict[str, Any]:
-        """The means since the last tick, alike on all workers, by tag."""
-        elapsed_s = time.perf_counter() - self.tick_began
-        self.wall_time_s += elapsed_s
-        # The clock of each worker enters the mean, so that what follows from it is the same
-        # everywhere.
-        seconds = self.timer.collect(self.steps) | {
-            "time/step_s": elapsed_s / self.steps,
-            "time/communication_s": self.comm.take_communication_s() / self.steps,
-        }
-        for tag, value in (seconds | self.loader.take_counts()).items():
-            self.statistics.add(
-                tag, torch.tensor(value, dtype=torch.float64, device=self.comm.device)
-            )
-        values = self.statistics.reduce(self.comm)
-        for tag in ("data/bytes_fetched", "data/cache_hits"):
-            values[tag] *= self.comm.world_size  # of all workers
-        step_s = values["time/step_s"]
-        self.steps_between_polls = max(1, min(64, int(_POLL_S / step_s)))
-        values["throughput/samples_per_s"] = self.config.step_samples / step_s
-        total_samples = self.config.run.total_samples
-        for name, player in self.state.players.items():
-            values[f"learning_rate/{name}"] = player.rate(self.state.samples_seen, total_samples)
-        if self.state.scaler:
-            values["health/loss_scale"] = float(self.state.scaler.scale)
-        values |= {
-            "samples_seen": self.state.samples_seen,
-            "world_size": self.comm.world_size,
-            "wall_time_s": self.wall_time_s,
-        }
-        return values
+        return step % self.ticks.steps_between_polls == 0 and self.comm.any(self.should_stop())
 
     def _judge_health(self, values: dict[str, Any]) -> None:
         """Report the steps that moved nobody, and decide what follows from them.
@@ -270,34 +244,6 @@ class _Loop:
             self.emit("warning", {"message": decision.message})
         self.rolls_back = decision.action == "rollback"
         self.rule.reconsider()
-        self._tell_notes(values)
-
-    def _tell_notes(self, values: dict[str, Any]) -> None:
-        """Say once what the rule and the data of any worker have to say.
-
-        Raises:
-            DataError: the workers together found too many bad samples.
-        """
-        bad = {str(i): told for i, told in self.dataset.bad_samples.items() if i not in self.bad}
-        mine = {"notes": [*self.rule.notes, *self.dataset.notes], "bad": bad}
-        self.rule.notes.clear()
-        gathered = self.comm.all_gather_object(mine)
-        found = {int(i): told for of_one in gathered for i, told in of_one["bad"].items()}
-        self.bad |= found
-        values["health/bad_samples"] = float(len(self.bad))
-        budget = self.config.data.bad_sample_budget
-        if found:
-            last = found[max(found)]
-            if len(self.bad) > budget:
-                raise too_many_bad(len(self.bad), budget, last)
-            if self.comm.is_main:
-                message = f"{len(self.bad):,} bad samples so far, replaced by others; the last: "
-                self.emit("warning", {"message": message + last})
-        noted = {note for of_one in gathered for note in of_one["notes"]}
-        for note in sorted(noted - self.told):
-            self.told.add(note)
-            if self.comm.is_main:
-                self.emit("note", {"message": note})
 
     def _counts(self) -> Counts:
         guard = self.state.guard.tensors
@@ -307,6 +253,7 @@ class _Loop:
         """The metrics of the averaged generator, computed by all workers; added to ``values``."""
         if not self.config.evaluate.metrics:
             return {}
+        self.progress.enter("evaluation")
         evaluation = self.evaluator(self.average_sampler("evaluation"))
         self.outcome["metrics"] = evaluation.metrics
         values |= {f"metric/{name}": value for name, value in evaluation.metrics.items()}
@@ -320,12 +267,13 @@ class _Loop:
         classes = self.dataset.num_classes if model.conditional else 0
         return Sampler(self.state.average.network, model.latent_size, classes, seed, stream)
 
-    def _commit(self) -> None:
-        """Hand the state to the background writer (worker 0).
+    def _commit(self, metrics: dict[str, float] | None = None) -> None:
+        """Hand the state, and what was measured of it, to the background writer (worker 0).
 
         Raises:
-            TrainingError: the workers have come to hold different states.
+            WorkerLostError: the workers have come to hold different states.
         """
+        self.progress.enter("commit")
         require_equal_replicas(self.state.tensors(), self.comm)
         if not self.comm.is_main:
             return
@@ -335,11 +283,17 @@ class _Loop:
             "sample_shape": list(self.dataset.sample_shape),
             "num_classes": self.dataset.num_classes,
             "order": self.order.state(),
-            "wall_time_s": self.wall_time_s,
+            "wall_time_s": self.ticks.wall_time_s,
             "convergence": self.convergence.state(),
             "rollbacks": self.state.rollbacks,
         }
-        self.checkpoints.save(self.state.samples_seen, self.state.tensors(), state)
+        self.checkpoints.save(
+            self.state.samples_seen,
+            self.state.tensors(),
+            state,
+            attempt=self.directory.attempt,
+            metrics=metrics,
+        )
         self.emit("checkpoint", {"samples_seen": self.state.samples_seen})
 
     def _is_fresh(self) -> bool:
@@ -352,7 +306,7 @@ class _Loop:
         self._load_newest()
         self.state.rollbacks = rollbacks
         self.counted = self._counts()
-        self.statistics.clear()
+        self.ticks.statistics.clear()
         self.recorder.rewind()
         if self.comm.is_main:
             message = f"back to {self.state.samples_seen:,} samples, with noise {rollbacks}"
@@ -371,7 +325,7 @@ class _Loop:
         self.state.rollbacks = saved["rollbacks"]
         self.outcome = {key: saved[key] for key in self.outcome}
         self.convergence.load(saved["convergence"])
-        self.wall_time_s = saved["wall_time_s"]
+        self.ticks.wall_time_s = saved["wall_time_s"]
         return True
 
     def _resume(self) -> None:
@@ -383,9 +337,13 @@ class _Loop:
         hosts = self.comm.all_gather_object(socket.gethostname())
         if self.comm.is_main:
             resumed_from = self.state.samples_seen if resumes else None
+            reason = self.reason or self.outcome["status"]
             # Only now: a configuration that can't train must not keep the folder from its mend.
             self.directory.claim(self.config)
-            self.directory.start_attempt(hosts, resumed_from, self.outcome["status"])
+            self.directory.start_attempt(hosts, resumed_from, reason)
+        faults.here.rank = self.comm.rank
+        faults.here.attempt = self.comm.broadcast_object(self.directory.attempt)
+        faults.here.step = self.state.samples_seen // self.config.step_samples
 
 
 def _require_same_order(saved: dict[str, Any], now: dict[str, Any], url: str) -> None:

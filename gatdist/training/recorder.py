@@ -54,7 +54,7 @@ class Recorder:
             state,
             emit,
         )
-        self.store = directory.store
+        self.store, self._directory = directory.store, directory
         self.monitor = self._monitor()
         self.grid_path = ""
         self._real = self._real_samples()
@@ -81,9 +81,14 @@ class Recorder:
         )
 
     def tick(self, values: dict[str, Any]) -> None:
-        """Write one line of numbers and one picture, and raise the alarms they call for."""
+        """Write one line of numbers and one picture, and raise the alarms they call for.
+
+        Raises:
+            StaleAttemptError: another attempt has taken the run over.
+        """
         if not self.active:
             return
+        self._directory.require_current()
         fakes = self._fakes()
         values = values | {
             "diversity/ratio": _diversity(fakes) / max(_diversity(self._real), 1e-12)

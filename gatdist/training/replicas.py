@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from gatdist.errors import TrainingError
+from gatdist.errors import WorkerLostError
 from gatdist.parallel.communicator import Communicator
 
 # An odd multiplier is invertible modulo 2⁶⁴, so that no single changed word goes unseen.
@@ -23,7 +23,7 @@ def require_equal_replicas(tensors: Mapping[str, Tensor], comm: Communicator) ->
         comm: the workers.
 
     Raises:
-        TrainingError: a tensor differs; the first is named, and a worker that holds it.
+        WorkerLostError: a tensor differs; the first is named, and a worker that holds it.
     """
     if comm.world_size == 1:
         return
@@ -33,10 +33,10 @@ def require_equal_replicas(tensors: Mapping[str, Tensor], comm: Communicator) ->
     for column, name in enumerate(names):
         for rank in range(1, comm.world_size):
             if rows[rank, column] != rows[0, column]:
-                raise TrainingError(
+                raise WorkerLostError(
                     f"worker {rank} holds another {name} than worker 0, though they compute alike. "
                     "A device, memory or network fault is likely: run gatdist doctor on its host. "
-                    "The last checkpoint is good; start again to go on from there"
+                    "The last checkpoint is good"
                 )
 
 

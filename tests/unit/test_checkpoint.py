@@ -5,9 +5,12 @@ import threading
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from gatdist.errors import CheckpointError, TrainingError
-from gatdist.runs import Checkpoints, RunDirectory, read_checkpoint
+from gatdist.errors import CheckpointError, StaleAttemptError, TrainingError
+from gatdist.runs import Checkpoints, Retention, RunDirectory, read_checkpoint
+from gatdist.runs.checkpoints import Name
 from gatdist.storage import Store
 
 
@@ -27,7 +30,7 @@ def store(tmp_path):
 @pytest.fixture
 def three(store):
     """Checkpoints of 1, 2 and 3 samples."""
-    checkpoints = Checkpoints(store, keep=3)
+    checkpoints = Checkpoints(store, Retention(newest=3))
     for value in (1.0, 2.0, 3.0):
         checkpoints.save(int(value), tensors_of(value), {"samples_seen": int(value)})
     checkpoints.close()
@@ -55,7 +58,7 @@ def test_the_snapshot_is_taken_at_once(store):
 
 def test_only_the_newest_are_kept_and_uncommitted_folders_are_swept(store):
     store.publish("000000000/generator.safetensors", b"left by a kill")
-    checkpoints = Checkpoints(store, keep=2)
+    checkpoints = Checkpoints(store, Retention(newest=2))
     for value in (1.0, 2.0, 3.0):
         checkpoints.save(int(value), tensors_of(value), {})
     checkpoints.close()
@@ -137,3 +140,88 @@ def test_a_torn_line_of_attempts_is_passed_over(store):
     assert RunDirectory(store).start_attempt(["a", "b"], 64, "running") == 2
     lines = store.read("attempts.jsonl").decode().splitlines()
     assert json.loads(lines[-1])["attempt"] == 2
+
+
+def test_of_two_starts_at_the_same_moment_one_is_fenced(store):
+    one, other = RunDirectory(store), RunDirectory(store)
+    # Both have read the file before either wrote it.
+    one.attempts = other.attempts = list
+    assert one.start_attempt(["a"], None, "new") == other.start_attempt(["b"], None, "new") == 1
+    del one.attempts, other.attempts
+    other.require_current()
+    with pytest.raises(StaleAttemptError):
+        one.require_current()
+
+
+def test_an_attempt_never_writes_into_a_folder_of_another(store):
+    stale, current = Checkpoints(store), Checkpoints(store)
+    current.save(2, tensors_of(2.0), {"of": "current"}, attempt=2)
+    current.close()
+    stale.save(2, tensors_of(1.0), {"of": "stale"}, attempt=1)  # its look at the fence came before
+    stale.close()
+    assert read_checkpoint(store.child("000000002")).state == {"of": "current"}
+    assert read_checkpoint(store.child("000000002.1")).state == {"of": "stale"}
+    # What one attempt writes twice, after it went back, is its own.
+    current.save(2, tensors_of(3.0), {"of": "current, again"}, attempt=2)
+    current.close()
+    assert read_checkpoint(store.child("000000002")).state == {"of": "current, again"}
+
+
+def test_names_are_ordered_by_clock_and_attempt():
+    names = ["000000640.10", "000000640", "1000000000", "000000640.2", "000000576"]
+    assert [str(name) for name in sorted(map(Name.parse, names))] == [
+        "000000576",
+        "000000640",
+        "000000640.2",
+        "000000640.10",
+        "1000000000",
+    ]
+    for other in ("", "tmp", "12.", ".1", "1.2.3", "1.x", "MANIFEST.json"):
+        assert Name.parse(other) is None
+
+
+def test_a_stale_attempt_deletes_nothing_newer(store):
+    current, stale = Checkpoints(store, Retention(newest=3)), Checkpoints(store)
+    for clock in (1, 3, 4):
+        current.save(clock, tensors_of(1.0), {}, attempt=2)
+    current.close()
+    store.publish("000000005/generator.safetensors", b"the current one is at it")
+    stale.save(2, tensors_of(1.0), {}, attempt=1)
+    stale.close()
+    assert store.list() == ["000000002", "000000003", "000000004", "000000005"]
+
+
+def test_the_best_and_every_nth_are_kept(store):
+    kept = Checkpoints(store, Retention(newest=1, best=2, metric="fid", every_samples=10))
+    measured = {3: 5.0, 6: 1.0, 9: None, 12: 4.0, 15: 2.0, 18: 3.0, 21: None, 24: 9.0}
+    for clock, fid in measured.items():
+        metrics = {} if fid is None else {"fid": fid}
+        kept.save(clock, tensors_of(1.0), {}, attempt=1, metrics=metrics)
+    kept.close()
+    # 6 and 15 are the best, 12 and 21 the first past 10 and 20, 24 the newest.
+    assert [int(name) for name in kept.committed()] == [6, 12, 15, 21, 24]
+    # Another process learns the metrics from the manifests.
+    again = Checkpoints(store, Retention(newest=1, best=1))
+    again.save(30, tensors_of(1.0), {}, attempt=2)
+    again.close()
+    assert [int(name) for name in again.committed()] == [6, 30]
+
+
+@settings(max_examples=60)
+@given(
+    clocks=st.sets(st.integers(1, 60), min_size=1),
+    fids=st.lists(st.none() | st.floats(0, 9), min_size=60, max_size=60),
+    newest=st.integers(1, 4),
+    best=st.integers(0, 3),
+    every=st.sampled_from([0, 7, 20]),
+)
+def test_what_is_kept_does_not_depend_on_when_it_was_asked(clocks, fids, newest, best, every):
+    """Deleting as one goes keeps what looking back at all of them would keep."""
+    rule = Retention(newest, best, "fid", every)
+    alive, seen = {}, {}
+    for clock in sorted(clocks):
+        metrics = {} if fids[clock - 1] is None else {"fid": fids[clock - 1]}
+        alive[Name(clock)] = seen[Name(clock)] = metrics
+        alive = {name: alive[name] for name in rule.kept(alive)}
+    assert set(alive) == rule.kept(seen)
+    assert len(alive) >= min(newest, len(clocks))

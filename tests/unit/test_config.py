@@ -298,7 +298,7 @@ def test_convergence_needs_a_metric_that_is_measured(load):
     assert refusal(load, stop, 'evaluate.metrics=["fid"]') == (
         "run.convergence.metric = 'kid': must be one of evaluate.metrics (fid)"
     )
-    assert refusal(load, stop).startswith("evaluate.every_samples = 0: must be above 0 when")
+    assert refusal(load, stop).startswith("evaluate.every_samples = 0: must be above 0 where")
     assert load(stop, "evaluate.every_samples=100").run.convergence.metric == "kid"
 
 

@@ -1,0 +1,93 @@
+"""Workers that hold the others up, found in the times that each takes for its own work.
+
+In a synchronized step all workers take as long as the slowest: the others wait, and their clocks
+show it as communication. What tells them apart is the time left when that is taken away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import NamedTuple
+
+_COMMUNICATION, _STEP = "time/communication_s", "time/step_s"
+# A worker that is late by less than this share of a step holds nobody up.
+_LEAST_SHARE = 0.2
+
+
+class WorkerTimes(NamedTuple):
+    """Of one worker.
+
+    Attributes:
+        host: where it runs.
+        seconds: mean seconds a step by tag: ``time/<phase>_s``, ``time/step_s``, and
+            ``time/communication_s``, in which it waited for others.
+    """
+
+    host: str
+    seconds: Mapping[str, float]
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds a step in which it did not wait for others."""
+        return max(self.seconds[_STEP] - self.seconds[_COMMUNICATION], 0.0)
+
+
+@dataclass(frozen=True)
+class Straggler:
+    """A slow worker.
+
+    Attributes:
+        rank: of the worker.
+        factor: how many times as long as the others' median it works at a step.
+        phase: in which it loses most.
+        message: for people.
+    """
+
+    rank: int
+    factor: float
+    phase: str
+    message: str
+
+
+def find_stragglers(times: Sequence[WorkerTimes], factor: float) -> list[Straggler]:
+    """The workers that work at a step more than ``factor`` times as long as the others' median.
+
+    Args:
+        times: of all workers by rank.
+        factor: above 1.
+    """
+    found = []
+    for rank, mine in enumerate(times):
+        others = [other for r, other in enumerate(times) if r != rank]
+        if not others:
+            continue
+        usual_s = median(other.busy_s for other in others)
+        late_s = mine.busy_s - usual_s
+        if mine.busy_s <= factor * usual_s or late_s <= _LEAST_SHARE * mine.seconds[_STEP]:
+            continue
+        phase = _slowest_phase(mine, others)
+        ratio = mine.busy_s / max(usual_s, 1e-9)
+        message = (
+            f"worker {rank} on {mine.host} holds the others up: it works {mine.busy_s:.3g} s at a "
+            f"step, they {usual_s:.3g} s; it loses most in phase {phase!r}"
+        )
+        found.append(Straggler(rank, ratio, phase, message))
+    return found
+
+
+def _slowest_phase(mine: WorkerTimes, others: Sequence[WorkerTimes]) -> str:
+    """The phase in which a worker is furthest behind.
+
+    Where one worker is slow the others wait for it within the same phase, so that its time tells
+    little; then the longest of its own phases is blamed.
+    """
+    phases = [tag for tag in mine.seconds if tag not in (_COMMUNICATION, _STEP)]
+    late = {
+        tag: mine.seconds[tag] - median(o.seconds.get(tag, 0.0) for o in others) for tag in phases
+    }
+    tag = max(phases, key=lambda tag: late[tag])
+    if late[tag] <= _LEAST_SHARE * mine.seconds[_STEP]:
+        tag = max(phases, key=lambda tag: mine.seconds[tag])
+    return tag.removeprefix("time/").removesuffix("_s")

@@ -1,0 +1,237 @@
+"""The checkpoints of a run: written in the background, fenced, and kept as long as is asked.
+
+A folder is named by its clock in nine digits. Where that name is taken, by a checkpoint that turned
+out damaged or by what a killed attempt left, the number of the attempt is added (``000000640.2``),
+so that no attempt ever writes into a folder of another.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Self
+
+from torch import Tensor
+
+from gatdist.errors import CheckpointError
+from gatdist.faults import reached
+from gatdist.runs.checkpoint import (
+    MANIFEST,
+    Checkpoint,
+    read_checkpoint,
+    read_manifest,
+    write_checkpoint,
+)
+from gatdist.storage import Store
+
+
+@dataclass(frozen=True, order=True)
+class Name:
+    """What the name of a checkpoint's folder says; ordered by age.
+
+    Attributes:
+        samples_seen: the clock.
+        attempt: that wrote it; 0 where the name does not say.
+    """
+
+    samples_seen: int
+    attempt: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        """The name, or None if ``text`` is none."""
+        clock, dot, attempt = text.partition(".")
+        if not clock.isdecimal() or bool(dot) != attempt.isdecimal():
+            return None
+        return cls(int(clock), int(attempt or 0))
+
+    def __str__(self) -> str:
+        return f"{self.samples_seen:09d}" + (f".{self.attempt}" if self.attempt else "")
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Which checkpoints are kept.
+
+    Attributes:
+        newest: so many of the newest (≥ 1).
+        best: so many of those with the lowest ``metric``, measured at their clock.
+        metric: lower is better.
+        every_samples: the first at or after each multiple of so many samples; 0 for none.
+    """
+
+    newest: int = 1
+    best: int = 0
+    metric: str = "fid"
+    every_samples: int = 0
+
+    def kept(self, metrics: Mapping[Name, Mapping[str, float]]) -> set[Name]:
+        """Those to keep of checkpoints whose metrics are known, by name."""
+        names = sorted(metrics)
+        kept = set(names[-self.newest :])
+        measured = [name for name in names if self.metric in metrics[name]]
+        kept.update(sorted(measured, key=lambda name: metrics[name][self.metric])[: self.best])
+        if self.every_samples:
+            first: dict[int, Name] = {}
+            for name in names:
+                first.setdefault(name.samples_seen // self.every_samples, name)
+            kept.update(name for interval, name in first.items() if interval)
+        return kept
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        store: the folder ``checkpoints`` of the run directory.
+        retention: which are kept.
+        may_commit: called just before each commit; raises if another attempt has taken the run
+            over.
+        on_damaged: called with a message for each damaged checkpoint that is passed over.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        retention: Retention | None = None,
+        may_commit: Callable[[], None] = lambda: None,
+        on_damaged: Callable[[str], None] = lambda message: None,
+    ) -> None:
+        self.store = store
+        self._retention = retention or Retention()
+        self._may_commit = may_commit
+        self._on_damaged = on_damaged
+        self._metrics: dict[Name, Mapping[str, float]] = {}
+        self._damaged: set[Name] = set()
+        self._mine: set[Name] = set()
+        self._writer: ThreadPoolExecutor | None = None
+        self._pending: Future[None] | None = None
+
+    def committed(self) -> list[str]:
+        """Names of the folders that hold a manifest, oldest first."""
+        return [str(name) for name in self._committed()]
+
+    def _committed(self) -> list[Name]:
+        return [name for name in self._names() if self.store.exists(f"{name}/{MANIFEST}")]
+
+    def _names(self) -> list[Name]:
+        return sorted(filter(None, map(Name.parse, self.store.list())))
+
+    def read(self, name: str) -> Checkpoint:
+        """See :func:`read_checkpoint`."""
+        return read_checkpoint(self.store.child(name))
+
+    def newest(self) -> Checkpoint | None:
+        """The newest checkpoint that verifies, or None; damaged ones are told and passed over.
+
+        Raises:
+            CheckpointError: there are checkpoints, and all are damaged: starting afresh would bury
+                them.
+        """
+        names = self._committed()
+        for name in reversed(names):
+            try:
+                return self.read(str(name))
+            except CheckpointError as error:
+                self._damaged.add(name)
+                self._on_damaged(str(error))
+        if names:
+            raise CheckpointError(
+                self.store.url,
+                f"all {len(names)} checkpoints are damaged",
+                mend="Restore one from a copy, or choose another --run-dir to start afresh",
+            )
+        return None
+
+    def save(
+        self,
+        samples_seen: int,
+        tensors: Mapping[str, Tensor],
+        state: dict[str, Any],
+        *,
+        attempt: int = 0,
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """Snapshot the tensors once the last commit has ended, and commit in the background.
+
+        Args:
+            samples_seen: the clock.
+            tensors: all trained state by name.
+            state: JSON values.
+            attempt: that writes; enters the name where it is needed.
+            metrics: measured at this clock.
+
+        Raises:
+            GatdistError: what went wrong in the background since the last call.
+        """
+        self.wait()
+        snapshot = {
+            name: tensor.detach().to("cpu", copy=True).contiguous()
+            for name, tensor in tensors.items()
+        }
+        self._writer = self._writer or ThreadPoolExecutor(1, "checkpoint")
+        self._pending = self._writer.submit(
+            self._commit, Name(samples_seen), snapshot, state, attempt, dict(metrics or {})
+        )
+
+    def wait(self) -> None:
+        """Return when nothing is being written. Raises what went wrong in the background."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def close(self) -> None:
+        """Wait, and end the background thread."""
+        try:
+            self.wait()
+        finally:
+            if self._writer is not None:
+                self._writer.shutdown()
+                self._writer = None
+
+    def _commit(
+        self,
+        name: Name,
+        tensors: Mapping[str, Tensor],
+        state: dict[str, Any],
+        attempt: int,
+        metrics: dict[str, float],
+    ) -> None:
+        self._may_commit()
+        if name not in self._mine and self.store.exists(str(name)):
+            name = Name(name.samples_seen, attempt)
+        self._mine.add(name)
+        about = {"samples_seen": name.samples_seen, "attempt": attempt, "metrics": metrics}
+        write_checkpoint(self.store.child(str(name)), tensors, state, about, self._may_commit)
+        self._metrics[name] = metrics
+        self._damaged.discard(name)
+        reached("commit/retire")
+        self._retire(name)
+
+    def _retire(self, last: Name) -> None:
+        """Delete what is not to be kept, and older folders that never got a manifest.
+
+        Never what is as new as ``last``: if this attempt is stale, that is of the one that took
+        over.
+        """
+        committed = set(self._committed())
+        sound = {name: self._metrics_of(name) for name in committed - self._damaged}
+        kept = self._retention.kept(sound)
+        for name in self._names():
+            if name.samples_seen < last.samples_seen and name not in kept:
+                # The manifest goes first: a half-deleted checkpoint must not look whole.
+                self.store.delete(f"{name}/{MANIFEST}")
+                self.store.delete(str(name))
+
+    def _metrics_of(self, name: Name) -> Mapping[str, float]:
+        if name not in self._metrics:
+            try:
+                found = read_manifest(self.store.child(str(name))).get("metrics", {})
+            except CheckpointError:
+                found = {}
+            self._metrics[name] = {
+                key: value for key, value in found.items() if math.isfinite(value)
+            }
+        return self._metrics[name]

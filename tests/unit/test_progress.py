@@ -1,0 +1,59 @@
+"""Where a worker is, what goes wrong on purpose there, and what its threads are at."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from gatdist import faults
+from gatdist.training.progress import Progress
+
+
+@pytest.fixture(autouse=True)
+def nowhere(monkeypatch):
+    monkeypatch.setattr(faults, "here", faults.Place())
+    monkeypatch.setattr(faults, "_waiting", [])
+
+
+def test_each_phase_is_a_move():
+    progress = Progress()
+    for phase in ("data", "discriminator", "data"):
+        progress.enter(phase)
+    report = progress.report()
+    assert (report["phase"], report["moves"], report["step"]) == ("data", 3, 0)
+    assert 0 <= report["still_s"] < 10
+
+
+def test_a_fault_comes_once_on_its_worker_at_its_step_of_its_attempt():
+    came = []
+    faults.fail_at("generator", lambda: came.append(faults.here.step), rank=1, step=3, attempt=2)
+    progress = Progress()
+    for rank, attempt in ((0, 2), (1, 1), (1, 2)):
+        faults.here.rank, faults.here.attempt = rank, attempt
+        for step in range(6):
+            faults.here.step = step
+            progress.enter("discriminator")
+            progress.enter("generator")
+    assert came == [3]
+
+
+def test_the_stacks_tell_which_thread_trains_and_that_it_does_not_wait():
+    progress, ready, over = Progress(), threading.Event(), threading.Event()
+
+    def stuck_in_user_code():
+        progress.enter("discriminator")
+        ready.set()
+        over.wait(30)
+
+    thread = threading.Thread(target=stuck_in_user_code, name="training")
+    thread.start()
+    try:
+        assert ready.wait(10)
+        found = progress.stacks()
+    finally:
+        over.set()
+        thread.join()
+    assert found["text"].startswith("Thread training (trains):")
+    assert "stuck_in_user_code" in found["text"]
+    assert not found["waits"]

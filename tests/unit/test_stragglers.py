@@ -1,0 +1,46 @@
+"""Who holds the others up is told from times that the others spend waiting."""
+
+from __future__ import annotations
+
+import pytest
+
+from gatdist.monitor.stragglers import WorkerTimes, find_stragglers
+
+
+def worker(host, step, communication, **phases):
+    return WorkerTimes(
+        host,
+        {"time/step_s": step, "time/communication_s": communication}
+        | {f"time/{phase}_s": seconds for phase, seconds in phases.items()},
+    )
+
+
+def waiting(host):
+    """A worker that works 0.2 s of a step and waits for the slow one for the rest of it."""
+    return worker(host, 1.0, 0.8, data=0.01, discriminator=0.5, generator=0.45, optimizer=0.04)
+
+
+def test_the_one_that_the_others_wait_for_is_named_with_its_phase():
+    slow_data = worker("c", 1.0, 0.05, data=0.8, discriminator=0.1, generator=0.08, optimizer=0.02)
+    (found,) = find_stragglers([waiting("a"), waiting("b"), slow_data, waiting("d")], 1.5)
+    assert (found.rank, found.phase) == (2, "data")
+    assert found.factor == pytest.approx(0.95 / 0.2)
+    assert found.message.startswith("worker 2 on c holds the others up")
+
+
+def test_of_two_workers_the_slower_is_found():
+    slow = worker("b", 1.0, 0.1, data=0.01, discriminator=0.5, generator=0.45, optimizer=0.04)
+    (found,) = find_stragglers([waiting("a"), slow], 1.5)
+    assert (found.rank, found.phase) == (1, "discriminator")
+
+
+def test_even_workers_and_a_single_one_are_left_alone():
+    even = [worker(h, 1.0, 0.1, data=0.1, discriminator=0.5, generator=0.4) for h in "abcd"]
+    assert find_stragglers(even, 1.5) == []
+    assert find_stragglers(even[:1], 1.5) == []
+
+
+def test_a_small_lead_is_no_reason():
+    """Twice the others' work, but a tenth of the step."""
+    times = [worker("a", 1.0, 0.9, data=0.1), worker("b", 1.0, 0.8, data=0.2)]
+    assert find_stragglers(times, 1.5) == []
