@@ -33,7 +33,7 @@ def train(
     """
     run_dir = absolute(run_dir)
     if local:
-        if config.cluster.workers > 1:
+        if config.cluster.max_workers > 1:
             raise ClusterError(
                 "--local", "runs one process", value=True, mend="Leave out --workers, or --local"
             )

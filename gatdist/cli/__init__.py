@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from gatdist.cli import bench, pack, shards
-from gatdist.cli.values import workers
+from gatdist.cli.values import workers_range
 from gatdist.errors import GatdistError, UserError
 
 
@@ -41,7 +41,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
     overrides = list(arguments.set)
     if arguments.workers is not None:
-        overrides.append(f"cluster.workers={workers(arguments.workers)}")
+        overrides.append(f"cluster.workers={workers_range(arguments.workers)}")
     if arguments.address is not None:
         overrides.append(f"cluster.address={json.dumps(arguments.address)}")
     config = load_config(arguments.preset, overrides)
@@ -194,7 +194,9 @@ def _add_train(command: Callable[..., argparse.ArgumentParser]) -> None:
         "--run-dir", metavar="URL", help="where the run is kept (default: runs/PRESET)"
     )
     sub.add_argument(
-        "--workers", metavar="N", help="how many workers (default: cluster.workers, 1)"
+        "--workers",
+        metavar="N or MIN:MAX",
+        help="how many workers, or the fewest and the most (default: cluster.workers, 1)",
     )
     sub.add_argument("--local", action="store_true", help="train in this process, without Ray")
     sub.add_argument(

@@ -15,6 +15,16 @@ def workers(text: str) -> int:
     return int(text)
 
 
+def workers_range(text: str) -> int | list[int]:
+    """A number of workers, ``4``, or the fewest and the most, ``2:4``."""
+    numbers = text.split(":")
+    if len(numbers) > 2 or not all(n.isdecimal() and int(n) > 0 for n in numbers):
+        raise ConfigError(
+            "--workers", "must be a whole number above 0, or two as in 2:8", value=text
+        )
+    return int(text) if len(numbers) == 1 else [int(n) for n in numbers]
+
+
 def size(text: str | None) -> tuple[int, int] | None:
     """Height and width of ``64`` or ``64x96``."""
     if text is None:

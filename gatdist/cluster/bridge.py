@@ -1,60 +1,102 @@
-"""What driver and workers tell each other: events one way, a request to stop the other."""
+"""What driver and workers tell each other, through an actor beside the driver."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, cast
+import time
+from typing import Any, NamedTuple, cast
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-_POLL_S = 0.3
+from gatdist.cluster.watch import Pulse
 
 Event = tuple[str, dict[str, Any]]
 
 
+class News(NamedTuple):
+    """What has come in.
+
+    Attributes:
+        events: for people, since the last look.
+        pulses: the last of each worker.
+        stacks: of each worker that has told them, by rank.
+        outcome: what the training loop returned; None if it has not.
+        failure: class and message of the first error of gatdist's own.
+        controller: a handle to Ray Train's controller; None as long as it has not started.
+    """
+
+    events: list[Event]
+    pulses: list[Pulse]
+    stacks: dict[int, str]
+    outcome: dict[str, Any] | None
+    failure: tuple[str, str] | None
+    controller: Any
+
+
 class Mailbox:
-    """The state between driver and workers; an actor. Only JSON values pass."""
+    """The state between driver and workers; an actor. An earlier launch is not listened to."""
 
     def __init__(self) -> None:
+        self.begin(0)
+
+    def begin(self, launch: int) -> None:
+        """Forget everything: workers are launched anew."""
+        self._launch = launch
         self._events: list[Event] = []
-        self._stop = False
+        self._pulses: dict[int, dict[str, Any]] = {}
+        self._stacks: dict[int, dict[str, Any]] = {}
+        self._orders = {"stop": False, "stacks": 0}
         self._outcome: dict[str, Any] | None = None
         self._failure: tuple[str, str] | None = None
+        self._controller: Any = None
 
-    def put(self, kind: str, fields: dict[str, Any]) -> None:
-        """An event for people."""
+    def tell(self, launch: int, what: str, *given: Any) -> Any:
+        """Something of a worker or controller; returns what it asks for."""
+        return getattr(self, f"_{what}")(*given) if launch == self._launch else None
+
+    def order(self, name: str, value: Any) -> None:
+        """What the workers are to do: ``stop``, or tell their ``stacks`` (a number, raised)."""
+        self._orders[name] = value
+        if name == "stacks":
+            self._stacks = {}
+
+    def take(self) -> News:
+        """What has come in; events only once."""
+        events, self._events = self._events, []
+        now = time.monotonic()
+        pulses = [
+            Pulse.parse(
+                fields
+                | {
+                    "silent_s": now - fields["heard"],
+                    "still_s": fields["still_s"] + now - fields["heard"],
+                    "waits": self._stacks.get(rank, {}).get("waits"),
+                }
+            )
+            for rank, fields in sorted(self._pulses.items())
+        ]
+        stacks = {rank: told["text"] for rank, told in sorted(self._stacks.items())}
+        return News(events, pulses, stacks, self._outcome, self._failure, self._controller)
+
+    def _event(self, kind: str, fields: dict[str, Any]) -> None:
         self._events.append((kind, fields))
 
-    def take(self) -> list[Event]:
-        """The events since the last call."""
-        events, self._events = self._events, []
-        return events
+    def _pulse(self, rank: int, fields: dict[str, Any]) -> dict[str, Any]:
+        self._pulses[rank] = fields | {"rank": rank, "heard": time.monotonic()}
+        return self._orders
 
-    def request_stop(self) -> None:
-        """Ask all workers to checkpoint and end."""
-        self._stop = True
+    def _stack(self, rank: int, fields: dict[str, Any]) -> None:
+        self._stacks[rank] = fields
 
-    def stop_requested(self) -> bool:
-        """Whether anybody asked."""
-        return self._stop
-
-    def finish(self, outcome: dict[str, Any]) -> None:
-        """What the training loop returned."""
+    def _finish(self, outcome: dict[str, Any]) -> None:
         self._outcome = outcome
 
-    def outcome(self) -> dict[str, Any] | None:
-        """What the training loop returned; None if it has not."""
-        return self._outcome
-
-    def fail(self, kind: str, message: str) -> None:
-        """An error of gatdist's own; the first one is kept, since it causes the others."""
+    def _fail(self, kind: str, message: str) -> None:
+        """The first one is kept, since it causes the others."""
         self._failure = self._failure or (kind, message)
 
-    def failure(self) -> tuple[str, str] | None:
-        """Class name and message of the first failure."""
-        return self._failure
+    def _control(self, controller: list[Any]) -> None:
+        (self._controller,) = controller
 
 
 class Bridge:
@@ -62,37 +104,40 @@ class Bridge:
 
     Args:
         actor: the mailbox's handle; None starts one beside the driver.
+        launch: which launch of the workers this end belongs to.
     """
 
-    def __init__(self, actor: Any = None) -> None:
-        self.actor: Any = actor or ray.remote(num_cpus=0)(cast(Any, Mailbox)).remote()
+    def __init__(self, actor: Any = None, launch: int = 0) -> None:
+        self.launch = launch
+        self.actor: Any = (
+            actor
+            or ray.remote(num_cpus=0)(cast(Any, Mailbox))
+            .options(
+                scheduling_strategy=NodeAffinitySchedulingStrategy(
+                    ray.get_runtime_context().get_node_id(), soft=False
+                )
+            )
+            .remote()
+        )
+
+    def begin(self, launch: int) -> Bridge:
+        """The bridge of another launch; the mailbox forgets the one before."""
+        ray.get(self.actor.begin.remote(launch))
+        return Bridge(self.actor, launch)
 
     def emit(self, kind: str, fields: dict[str, Any]) -> None:
-        """Send an event, without waiting for its arrival."""
-        self.actor.put.remote(kind, fields)
+        """Send an event for people, without waiting for its arrival."""
+        self.actor.tell.remote(self.launch, "event", kind, fields)
 
-    def call(self, method: str, *arguments: Any) -> Any:
-        """Call a method of the mailbox and wait for its answer."""
-        return ray.get(getattr(self.actor, method).remote(*arguments))
+    def tell(self, what: str, *given: Any, timeout_s: float | None = None) -> Any:
+        """Tell the mailbox something, and wait for what it asks for."""
+        return ray.get(self.actor.tell.remote(self.launch, what, *given), timeout=timeout_s)
 
-    @contextmanager
-    def stop_flag(self) -> Iterator[threading.Event]:
-        """An event, cheap to ask, that is set soon after the driver has asked to stop."""
-        requested, ended = threading.Event(), threading.Event()
+    def order(self, name: str, value: Any = True) -> None:
+        """Ask all workers to do something."""
+        ray.get(self.actor.order.remote(name, value))
 
-        def poll() -> None:
-            while not ended.wait(_POLL_S):
-                try:
-                    if self.call("stop_requested"):
-                        requested.set()
-                        return
-                except ray.exceptions.RayError:  # the driver is gone, and Ray ends this worker
-                    return
-
-        thread = threading.Thread(target=poll, name="stop-flag", daemon=True)
-        thread.start()
-        try:
-            yield requested
-        finally:
-            ended.set()
-            thread.join()
+    def take(self) -> News:
+        """See :meth:`Mailbox.take`."""
+        news: News = ray.get(self.actor.take.remote())
+        return news

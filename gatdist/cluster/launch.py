@@ -1,13 +1,18 @@
-"""Launches the workers of a run through Ray Train."""
+"""Trains on a Ray cluster: launches the workers, watches them, and launches them again.
+
+One launch is one Ray Train run of a fixed number of workers. What lies between two launches, how
+many workers the next one has, and whether there is one, is decided here: a failure, a notice of
+preemption and a host that joins all end in the same place, where the workers are gone and their
+last checkpoint says how far the run is.
+"""
 
 from __future__ import annotations
 
-import json
 import os
-import socket
+import shutil
 import tempfile
-import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,24 +20,39 @@ from typing import TYPE_CHECKING, Any
 from gatdist.cluster.connection import connected, log_file  # sets up what Ray's import needs
 
 # isort: split
-import ray.train
-from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.torch.config import _TorchBackend
+import ray
+import ray.autoscaler.sdk
+from ray.train.v2._internal.exceptions import RayTrainError
 
-from gatdist.cluster.bridge import Bridge
-from gatdist.cluster.network import choose_interface
+from gatdist.cluster.attempt import Attempt
+from gatdist.cluster.bridge import Bridge, News
+from gatdist.cluster.nodes import Nodes
 from gatdist.cluster.processes import end_descendants
 from gatdist.cluster.quiet import output_to_file, shown_on
-from gatdist.config import Config, env_references, parse_config
-from gatdist.errors import ClusterError, GatdistError, TrainingError, WorkerLostError, rebuilt
+from gatdist.cluster.recovery import Recovery
+from gatdist.cluster.sizing import Growth, largest, room_for
+from gatdist.cluster.watch import Lateness, Pulse, lateness
+from gatdist.config import Config, env_references
+from gatdist.errors import (
+    ClusterError,
+    GatdistError,
+    InterruptedRunError,
+    TrainingError,
+    WorkerLostError,
+    rebuilt,
+)
 from gatdist.storage import Store
 from gatdist.training.interrupts import Interrupts
 
 if TYPE_CHECKING:
     from gatdist.monitor.console import Console
 
-_DRAIN_S = 0.2
-_RESUMES = "the same command goes on from the last checkpoint. Ray's log:"
+_LOOK_S = 0.2
+_LOOK_AT_NODES_S = 1.0
+# What a new start takes before one has been seen.
+_USUAL_START_S = 15.0
+_GROWTH_PATIENCE_S = 10.0
+_STACKS_WAIT_S = 3.0
 # Ours sends and stores little through Ray; its default takes a third of the machine's memory.
 _OBJECT_STORE_BYTES = 100 * 2**20
 
@@ -50,167 +70,279 @@ def fit(config: Config, run_dir: str, console: Console | None) -> dict[str, Any]
 
     Raises:
         ClusterError: nobody answers at the address, or the cluster is too small.
-        WorkerLostError: a worker or its host died.
+        WorkerLostError: workers or their hosts died too often, or did not come back.
+        InterruptedRunError: asked to stop while no worker was running.
         GatdistError: what the training loop raised, of the same class.
     """
     log = log_file(run_dir)
+    address = config.cluster.address
+    if not address:  # before a Ray of our own is started for nothing
+        has = {"CPU": float(os.cpu_count() or 1), "GPU": float(_num_gpus())}
+        needs = _needs(config, has)
+        if largest(config.fitting_workers(), room_for(needs, [has])) is None:
+            raise _too_small(config, needs, has)
     with (
         output_to_file(log) as terminal,
         shown_on(console, terminal),
-        # Ray's own records; nothing of ours depends on them.
-        tempfile.TemporaryDirectory(prefix="gatdist-ray-", ignore_cleanup_errors=True) as records,
-        _cluster(config, log),
+        connected(address, log, env_references(config), _OBJECT_STORE_BYTES),
     ):
-        bridge = Bridge()
-        fitting = _Fitting(_trainer(config, run_dir, bridge, records))
-        emit = console.event if console else lambda kind, fields: None
+        return _Run(config, run_dir, console, log).to_its_end()
 
-        def show() -> None:
-            for kind, fields in bridge.call("take"):
-                emit(kind, fields)
 
+class _Run:
+    """One run, from launch to launch."""
+
+    def __init__(self, config: Config, run_dir: str, console: Console | None, log: Path) -> None:
+        self.config, self.run_dir, self.log = config, run_dir, log
+        self.console = console
+        self.sizes = config.fitting_workers()
+        self.needs = _needs(config, ray.cluster_resources())  # type: ignore[no-untyped-call]
+        self.bridge = Bridge()
+        self.recovery = Recovery(config.cluster.max_failures)
+        self.launches = 0
+        self.reached = 0  # samples seen by the newest checkpoint
+        self.left_s = 0.0  # that the run will take as it is; 0 where that is not known
+        self.start_s = _USUAL_START_S
+        self.interrupted = False
+        self.asked = ""  # why the driver itself has asked the workers to stop
+
+    def to_its_end(self) -> dict[str, Any]:
+        """Launch workers until the run is over. See :func:`fit`."""
         # Ray Train takes over SIGINT if it runs in the main thread; there, it is ours.
         # At the second signal, a Ray of our own goes with us; one that we joined stays.
-        leave = (lambda: None) if config.cluster.address else end_descendants
-        with Interrupts(emit, lambda: bridge.call("request_stop"), before_leaving=leave):
-            fitting.start()
-            while fitting.is_alive():
-                fitting.join(_DRAIN_S)
-                show()
-        outcome: dict[str, Any] | None = bridge.call("outcome")
-        if outcome is not None and fitting.error is None:
-            return outcome
-        raise _explained(bridge.call("failure"), fitting.error, log)
+        leave = (lambda: None) if self.config.cluster.address else end_descendants
+        reason, first = "", True
+        with Interrupts(self.show, self._interrupt, before_leaving=leave):
+            while True:
+                size = self._await_room(first)
+                try:
+                    outcome = self._launch(size, reason)
+                except GatdistError as error:
+                    reason = self._after(error)
+                else:
+                    if outcome["status"] != "interrupted" or self.interrupted:
+                        return outcome
+                    reason = self.asked
+                first = False
 
+    def show(self, kind: str, fields: dict[str, Any]) -> None:
+        """Tell people of an event."""
+        if kind == "checkpoint":
+            self.reached = fields["samples_seen"]
+        if kind == "tick":
+            left = fields["total_samples"] - fields["samples_seen"]
+            self.left_s = left / fields["throughput/samples_per_s"]
+        if kind == "done" and fields["status"] == "interrupted" and not self.interrupted:
+            return  # a pause between two launches, which was told already
+        if self.console:
+            self.console.event(kind, fields)
 
-class _Fitting(threading.Thread):
-    """Ray Train at work."""
+    def _note(self, message: str) -> None:
+        self.show("note", {"message": message})
 
-    def __init__(self, trainer: TorchTrainer) -> None:
-        super().__init__(name="ray-train", daemon=True)
-        self._trainer = trainer
-        self.error: BaseException | None = None
+    def _interrupt(self) -> None:
+        self.interrupted = True
+        self.bridge.order("stop")
 
-    def run(self) -> None:
-        """Fit, and keep what it raises."""
-        try:
-            self._trainer.fit()
-        except BaseException as error:
-            self.error = error
+    def _after(self, error: GatdistError) -> str:
+        """Wait before the next launch, and return its reason; or raise the error."""
+        verdict = self.recovery.judge(error, self.reached)
+        if self.interrupted or not verdict.goes_on:
+            raise _final(error, verdict.why_not, self.log) from None
+        told = f"{error}; starting again from the last checkpoint"
+        if verdict.delay_s:
+            told += f" in {verdict.delay_s:.0f} s"
+        self.show("warning", {"message": told})
+        self._sleep(verdict.delay_s)
+        return str(error)
 
+    def _sleep(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not self.interrupted:
+            time.sleep(_LOOK_S)
 
-def _trainer(config: Config, run_dir: str, bridge: Bridge, records: str) -> TorchTrainer:
-    cluster = config.cluster
-    gpus = _gpus_per_worker(config)
-    resources = {"CPU": float(cluster.cpus_per_worker)} | ({"GPU": float(gpus)} if gpus else {})
-    backend = {"auto": "nccl" if gpus else "gloo"}.get(cluster.backend, cluster.backend)
-    return TorchTrainer(
-        _work,
-        train_loop_config={
-            "config": config.model_dump_json(),
-            "run_dir": run_dir,
-            "mailbox": bridge.actor,
-        },
-        torch_config=_TorchConfig(backend=backend, timeout_s=int(cluster.timeout_s)),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=cluster.workers, use_gpu=bool(gpus), resources_per_worker=resources
-        ),
-        run_config=ray.train.RunConfig(
-            name="gatdist",
-            storage_path=records,
-            failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
-        ),
-    )
+    def _await_room(self, first: bool) -> int:
+        """The number of workers to launch, once there is room for it.
 
+        A run of a fixed size that has trained before is launched at once: while its hosts are
+        coming back, Ray Train prepares what it can.
+        """
+        if len(self.sizes) == 1 and not first:
+            return self.sizes[0]
+        began, told = time.monotonic(), False
+        while True:
+            nodes = Nodes.now()
+            size = largest(self.sizes, nodes.room(self.needs))
+            if size is not None:
+                return size
+            if first and not _may_grow():
+                has = ray.cluster_resources()  # type: ignore[no-untyped-call]
+                raise _too_small(self.config, self.needs, has)
+            if self.interrupted:
+                raise InterruptedRunError(
+                    f"interrupted while waiting for workers; the checkpoint at {self.reached:,} "
+                    "samples is safe"
+                )
+            if time.monotonic() - began > self.config.cluster.wait_for_workers_s:
+                raise WorkerLostError(
+                    f"there is no room for {self.sizes[0]} workers after "
+                    f"{self.config.cluster.wait_for_workers_s:.0f} s "
+                    "(cluster.wait_for_workers_s); the same command goes on from the last "
+                    f"checkpoint. Ray's log: {self.log}"
+                )
+            if not told:
+                told = True
+                self._note(f"waiting for room for {self.sizes[0]} workers")
+                self._call_for_hosts()
+            time.sleep(_LOOK_S)
 
-def _work(given: dict[str, Any]) -> None:
-    """One worker: the training loop with the process group that Ray Train has made."""
-    import torch
+    def _call_for_hosts(self) -> None:
+        """Tell an autoscaler, if there is one, how many workers there could be."""
+        if self.config.cluster.address:
+            ray.autoscaler.sdk.request_resources(bundles=[self.needs] * self.sizes[-1])
 
-    from gatdist.parallel.communicator import TorchCommunicator
-    from gatdist.training.loop import run
-
-    bridge = Bridge(given["mailbox"])
-    config = parse_config(json.loads(given["config"]))
-    comm = TorchCommunicator(ray.train.torch.get_device())
-    torch.set_num_threads(config.cluster.cpus_per_worker)
-    try:
-        with bridge.stop_flag() as stop:
-            outcome = run(
-                config,
-                comm,
-                Store(given["run_dir"], config.run.storage_options),
-                should_stop=stop.is_set,
-                emit=bridge.emit if comm.is_main else lambda kind, fields: None,
+    def _launch(self, size: int, reason: str) -> dict[str, Any]:
+        """Launch workers and watch them to their end. Returns what the training loop returned."""
+        self.launches += 1
+        self.bridge = self.bridge.begin(self.launches)
+        self.asked, self.left_s = "", 0.0
+        with _folder() as records:
+            attempt = Attempt(
+                self.config,
+                self.run_dir,
+                num_workers=size,
+                needs=self.needs,
+                bridge=self.bridge,
+                records=records,
+                reason=reason,
             )
-    except GatdistError as error:
-        bridge.call("fail", type(error).__name__, str(error))
-        raise
-    except RuntimeError as error:
-        if _is_lost_connection(error):
-            lost = f"worker {comm.rank} on {socket.gethostname()} lost the others: one of them died"
-            bridge.call("fail", WorkerLostError.__name__, f"{lost}, or the network failed")
-        raise
-    if comm.is_main:
-        bridge.call("finish", outcome)
+            attempt.start()
+            watch = _Watch(self, size)
+            while attempt.is_alive():
+                attempt.join(_LOOK_S)
+                news = self.bridge.take()
+                for kind, fields in news.events:
+                    self.show(kind, fields)
+                if found := watch.look(news):
+                    attempt.abort(news.controller)
+                    raise found
+            news = self.bridge.take()
+        for kind, fields in news.events:
+            self.show(kind, fields)
+        if news.outcome is not None and attempt.error is None:
+            return news.outcome
+        if news.failure is not None:
+            raise _told(news)
+        raise _explained(attempt.error, news.pulses, self.log)
 
 
-def _is_lost_connection(error: RuntimeError) -> bool:
-    """Whether a collective failed because another worker is gone. Gloo has no class for that."""
-    import torch.distributed as dist
+class _Watch:
+    """Looks after the workers of one launch; what it sees is judged by policies."""
 
-    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
+    def __init__(self, run: _Run, size: int) -> None:
+        self.run, self.size, self.cluster = run, size, run.config.cluster
+        self.began = self.looked = time.monotonic()
+        self.growth = Growth(_GROWTH_PATIENCE_S)
+        self.moves = False
+        self.late_since: float | None = None
+        self.late_told = False
+        self.stacks_asked = 0
 
+    def look(self, news: News) -> GatdistError | None:
+        """Ask the workers for what is called for; returns why they must be ended, or None."""
+        now = time.monotonic()
+        if news.failure is not None:
+            # The others would wait for the one that failed; Ray need not find that out.
+            return _told(news) if news.controller is not None else None
+        if not self.moves and len(news.pulses) == self.size:
+            self.moves = True
+            self.run.start_s = now - self.began
+        if error := self._judge_lateness(news, now):
+            return error
+        if now - self.looked > _LOOK_AT_NODES_S:
+            self.looked = now
+            return self._judge_nodes(news, now)
+        return None
 
-class _InterfaceFirst(_TorchBackend):
-    """Ray Train's torch backend, after each worker has chosen its network interface."""
+    def _judge_lateness(self, news: News, now: float) -> GatdistError | None:
+        if not self.moves:
+            waited = now - self.began
+            limit = self.cluster.timeout_s + self.cluster.wait_for_workers_s
+            if waited < limit or news.controller is None:
+                return None
+            return WorkerLostError(f"the {self.size} workers did not start within {waited:.0f} s")
+        late = lateness(news.pulses, self.cluster.late_s)
+        if late is None:
+            self.late_since, self.late_told = None, False
+            return None
+        if self.late_since is None:
+            self.late_since = now
+            self.stacks_asked += 1
+            self.run.bridge.order("stacks", self.stacks_asked)
+            return None
+        answering = sum(pulse.silent_s < self.cluster.late_s for pulse in news.pulses)
+        if len(news.stacks) < answering and now - self.late_since < _STACKS_WAIT_S:
+            return None
+        if not self.late_told:
+            self.late_told = True
+            file = self._write_stacks(news, late)
+            self.run.show("warning", {"message": f"{late.message}; stacks: {file}"})
+        if late.for_s < self.cluster.timeout_s:
+            return None
+        return WorkerLostError(f"{late.message}, more than cluster.timeout_s")
 
-    def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        """Called by Ray Train before the process group is made."""
-        worker_group.execute(_choose_own_interface)
-        super().on_start(worker_group, backend_config)
+    def _write_stacks(self, news: News, late: Lateness) -> str:
+        store = Store(self.run.run_dir, self.run.config.run.storage_options)
+        name = f"logs/stacks-{self.run.launches:03d}-{self.stacks_asked:02d}.txt"
+        told = {pulse.rank: str(pulse) for pulse in news.pulses}
+        parts = [late.message, *(f"== {told[rank]}\n{text}" for rank, text in news.stacks.items())]
+        store.publish(name, "\n\n".join(parts).encode())
+        return f"{store.url}/{name}"
 
+    def _judge_nodes(self, news: News, now: float) -> GatdistError | None:
+        """Heed hosts that have died, are about to go, or have joined."""
+        used = {pulse.node: pulse.host for pulse in news.pulses}
+        nodes = Nodes.now()
+        if lost := nodes.lost(used):
+            hosts = ", ".join(sorted(used[node] for node in lost))
+            return WorkerLostError(f"lost {hosts}: Ray reaches it no more")
+        if self.run.interrupted or self.run.asked:
+            return None
+        left_s = nodes.leaving(used)
+        if left_s is not None:
+            hosts = ", ".join(sorted(used[node] for node in used if node in nodes.draining))
+            soon = f"in {left_s:.0f} s" if left_s < float("inf") else "soon"
+            self._ask_to_stop(f"{hosts} will be taken away {soon}")
+            return None
+        later = largest(self.run.sizes, self.size + nodes.room(self.run.needs))
+        if self.growth.decide(self.size, later, self.run.left_s, self.run.start_s, now):
+            self._ask_to_stop(f"room for {later} workers instead of {self.size}")
+        return None
 
-class _TorchConfig(TorchConfig):
-    @property
-    def backend_cls(self) -> type[_TorchBackend]:
-        return _InterfaceFirst
-
-
-def _choose_own_interface() -> None:
-    choose_interface(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+    def _ask_to_stop(self, why: str) -> None:
+        self.run.asked = why
+        self.run._note(f"{why}: going on after a checkpoint")
+        self.run.bridge.order("stop")
 
 
 @contextmanager
-def _cluster(config: Config, log: Path) -> Iterator[None]:
-    """Connected to a Ray that is large enough: one of our own, or that at ``cluster.address``."""
-    address = config.cluster.address
-    if not address:
-        _require_room(config, {"CPU": os.cpu_count() or 1, "GPU": _num_gpus()}, "this machine")
-    with connected(address, log, env_references(config), _OBJECT_STORE_BYTES):
-        if address:
-            _require_room(config, ray.cluster_resources(), "the cluster")  # type: ignore[no-untyped-call]
-        yield
+def _folder() -> Iterator[str]:
+    """A folder for Ray Train's own records; nothing of ours depends on them."""
+    folder = tempfile.mkdtemp(prefix="gatdist-ray-")
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _require_room(config: Config, has: Mapping[str, float], where: str) -> None:
-    """Raise ClusterError if the workers can never be placed: Ray would wait for ever."""
-    workers = config.cluster.workers
-    needs = {"CPU": config.cluster.cpus_per_worker, "GPU": _gpus_per_worker(config)}
-    for name, each in needs.items():
-        if has.get(name, 0) < workers * each:
-            room = int(has.get(name, 0) // each)
-            raise ClusterError(
-                "--workers",
-                f"need {workers * each} {name}s, and {where} has {has.get(name, 0):g}",
-                value=workers,
-                mend=f"Use --workers {room}" if room else f"Add a host with a {name}",
-            )
-
-
-def _gpus_per_worker(config: Config) -> int:
-    asked = config.cluster.gpus_per_worker
-    return min(1, _num_gpus()) if asked is None else asked
+def _needs(config: Config, has: Mapping[str, float]) -> dict[str, float]:
+    """What each worker needs, by resource, on a cluster that has so much."""
+    cluster = config.cluster
+    gpus = cluster.gpus_per_worker
+    if gpus is None:
+        gpus = int(has.get("GPU", 0) > 0)
+    needs = {"CPU": float(cluster.cpus_per_worker)} | cluster.resources_per_worker
+    return needs | ({"GPU": float(gpus)} if gpus else {})
 
 
 def _num_gpus() -> int:
@@ -219,21 +351,60 @@ def _num_gpus() -> int:
     return torch.cuda.device_count()
 
 
-def _explained(
-    failure: tuple[str, str] | None, error: BaseException | None, log: Path
-) -> GatdistError:
-    """What went wrong, for people: a worker's own error if it told one, else what Ray saw."""
-    if failure is not None:
-        told = rebuilt(*failure)
-        return (
-            WorkerLostError(f"{told}; {_RESUMES} {log}")
-            if isinstance(told, WorkerLostError)
-            else told
-        )
+def _may_grow() -> bool:
+    """Whether an autoscaler may bring hosts."""
+    from ray._private import state
+
+    return bool(state.state.get_max_resources_from_cluster_config())
+
+
+def _too_small(
+    config: Config, needs: Mapping[str, float], has: Mapping[str, float]
+) -> ClusterError:
+    where = "the cluster" if config.cluster.address else "this machine"
+    size = config.fitting_workers()[0]
+    # What is least there; where all is there, it is in use, or on hosts that are too small.
+    name = min(needs, key=lambda name: has.get(name, 0) / needs[name])
+    room = int(has.get(name, 0) // needs[name])
+    total = f"need {size * needs[name]:g} {name}s, and {where} has {has.get(name, 0):g}"
+    return ClusterError(
+        "--workers",
+        total if room < size else f"{total}, but not that much is free on its hosts",
+        value=config.cluster.workers,
+        mend=f"Use --workers {room}" if 0 < room < size else f"Add a host with a free {name}",
+    )
+
+
+def _final(error: GatdistError, why_not: str, log: Path) -> GatdistError:
+    """An error as the user is told it at the end."""
+    if not isinstance(error, WorkerLostError):
+        return error
+    failed = f" ({why_not})" if why_not else ""
+    told = f"{error}{failed}; the same command goes on from the last checkpoint. Ray's log: {log}"
+    return WorkerLostError(told)
+
+
+def _told(news: News) -> GatdistError:
+    """What a worker told; where it has only felt that others are gone, which they are."""
+    assert news.failure is not None
+    error = rebuilt(*news.failure)
+    if isinstance(error, WorkerLostError):
+        dead = Nodes.dead_actors([pulse.actor for pulse in news.pulses])
+        names = [str(pulse) for pulse in news.pulses if pulse.actor in dead]
+        if names:
+            return WorkerLostError(f"{' and '.join(names)} died")
+    return error
+
+
+def _explained(error: BaseException | None, pulses: Sequence[Pulse], log: Path) -> GatdistError:
+    """What Ray saw go wrong, for people."""
     failures = getattr(error, "worker_failures", None) or {}
+    names = {pulse.rank: str(pulse) for pulse in pulses}
     for rank, cause in sorted(failures.items()):
         lines = str(cause).strip().splitlines() or [type(cause).__name__]
-        if isinstance(cause, ray.exceptions.RayActorError):
-            return WorkerLostError(f"worker {rank} died ({lines[0]}); {_RESUMES} {log}")
+        if isinstance(cause, ray.exceptions.RayActorError | RayTrainError):
+            return WorkerLostError(f"{names.get(rank, f'worker {rank}')} died")
         return TrainingError(f"worker {rank} failed: {lines[-1]}. The whole story: {log}")
-    return TrainingError(f"Ray Train failed: {error}. The whole story: {log}")
+    cause = getattr(error, "controller_failure", error)
+    lines = str(cause).strip().splitlines() or [type(cause).__name__]
+    return WorkerLostError(f"the workers did not start ({lines[-1]})")

@@ -64,6 +64,12 @@ class Config(Section):
                 value=self.data.lanes,
                 mend=f"Use {_nearest_divisor(self.run.global_batch, self.data.lanes)}",
             )
+        if self.cluster.min_workers > self.cluster.max_workers:
+            raise ConfigError(
+                "cluster.workers",
+                "must hold the fewest first and the most second",
+                value=self.cluster.workers,
+            )
         if self.run.convergence is not None:
             self._check_measured("run.convergence.metric", self.run.convergence.metric)
         if self.run.keep_best_checkpoints:
@@ -160,6 +166,24 @@ class Config(Section):
                 value=batch,
                 mend=f"Use {choices}, or --workers {_nearest_divisor(batch, num_workers)}",
             )
+
+    def fitting_workers(self) -> list[int]:
+        """The numbers of workers in ``cluster.workers`` that can share the global batch, ascending.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        found, refusal = [], None
+        for size in range(self.cluster.min_workers, self.cluster.max_workers + 1):
+            try:
+                self.check_workers(size)
+            except ConfigError as error:
+                refusal = error
+            else:
+                found.append(size)
+        if not found and refusal:
+            raise refusal
+        return found
 
     def public(self) -> dict[str, Any]:
         """The configuration as JSON values; secrets masked, references kept."""

@@ -267,12 +267,46 @@ class EvaluateConfig(Section):
 
 
 class ClusterConfig(Section):
-    """Workers and how they reach one another. ``address`` "" starts Ray on this machine."""
+    """Workers, what they need, how they reach one another, and what is borne.
 
-    workers: PositiveInt = 1
+    Attributes:
+        workers: how many; ``[min, max]`` lets the run go on with fewer when hosts go, and take in
+            those that come.
+        address: of a Ray cluster; "" starts Ray on this machine.
+        gpus_per_worker: None takes one where there are any.
+        resources_per_worker: others that Ray's hosts offer, by name.
+        placement: how Ray spreads the workers over the hosts.
+        labels: that a host must have, as Ray's label selectors are written.
+        runtime_env: Ray's description of what the workers need beside gatdist (``pip``,
+            ``working_dir``, ``env_vars`` …). Plugins outside of the environment travel by
+            themselves.
+        timeout_s: a worker that does not move, or is silent, for so long is lost.
+        late_s: one that does so for so long is named, with the stacks of all workers.
+        max_failures: so many failures in a row without a new checkpoint between them are borne.
+        wait_for_workers_s: for how long a run waits for hosts to come back; with an autoscaler,
+            also for the first to come.
+    """
+
+    workers: PositiveInt | Annotated[list[PositiveInt], Field(min_length=2, max_length=2)] = 1
     address: str = ""
     backend: Literal["auto", "gloo", "nccl"] = "auto"
     gpus_per_worker: NonNegativeInt | None = None
     cpus_per_worker: PositiveInt = 1
+    resources_per_worker: dict[str, PositiveFloat] = {}
+    placement: Literal["pack", "spread", "strict_pack", "strict_spread"] = "pack"
+    labels: dict[str, str] = {}
+    runtime_env: dict[str, Any] = {}
     timeout_s: PositiveFloat = 120.0
-    max_failures: NonNegativeInt = 0
+    late_s: PositiveFloat = 15.0
+    max_failures: NonNegativeInt = 8
+    wait_for_workers_s: NonNegativeFloat = 600.0
+
+    @property
+    def min_workers(self) -> int:
+        """The fewest that the run goes on with."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def max_workers(self) -> int:
+        """The most that it takes in."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]

@@ -52,19 +52,20 @@ def check(config: Config, run_dir: str) -> Checked:
     Raises:
         UserError: what training would raise.
     """
-    config.check_workers(config.cluster.workers)
+    fitting = config.fitting_workers()
     import_plugins(config.plugins)
     RunDirectory(Store(run_dir, config.run.storage_options)).require_same(config)
     dataset = open_dataset(config.data)
     require_trainable(dataset)
-    order, workers = SampleOrder.from_config(config, dataset), config.cluster.workers
-    allot(dataset, order, config.data, global_batch=config.step_samples, world_size=workers)
+    order = SampleOrder.from_config(config, dataset)
+    for workers in {fitting[0], fitting[-1]}:
+        allot(dataset, order, config.data, global_batch=config.step_samples, world_size=workers)
     sample_shape, num_classes = dataset.sample_shape, dataset.num_classes
     networks = build_networks(config, sample_shape, num_classes)
     on_gpus = config.cluster.gpus_per_worker or torch.cuda.is_available()
     for name, network in zip(BOTH, networks, strict=True):
         if not on_gpus:
-            require_whole_batches(config, name, network, config.cluster.workers)
+            require_whole_batches(config, name, network, fitting[-1])
     generator, discriminator = networks
     game = Game.from_config(config, generator, discriminator, sample_shape)
     rule = build_update_rule(config, game)
@@ -148,7 +149,7 @@ def _activation_bytes(config: Config, checked: Checked) -> int:
     networks = (checked.generator, checked.discriminator)
     parameters = {p.data_ptr() for network in networks for p in network.parameters()}
     largest = 0
-    at_once = config.run.global_batch // config.cluster.workers
+    at_once = config.run.global_batch // config.fitting_workers()[0]  # where most is at once
     if config.run.reduction == "canonical":
         at_once = config.run.global_batch // config.run.reduction_lanes
     for phase in checked.rule.all_phases(step):

@@ -124,7 +124,7 @@ def test_two_workers_train_and_the_terminal_shows_ours_only(undisturbed):
 def test_a_killed_worker_is_told_and_the_same_command_ends_the_same(
     undisturbed, folder, ray_address, run_gatdist
 ):
-    process = start(folder, ray_address)
+    process = start(folder, ray_address, settings=["cluster.max_failures=0"])
     wait_until(lambda: len(committed(folder)) >= 1, "a checkpoint", timeout_s=90)
     workers = {int(p.name) for p in (folder / "processes").iterdir()} - {process.pid}
     assert len(workers) == 2

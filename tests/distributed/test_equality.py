@@ -420,7 +420,7 @@ def test_a_fall_back_on_one_worker_is_said_once(tmp_path):
 
 def drift_apart(comm, folder):
     """Worker 1's average is changed behind everybody's back."""
-    from gatdist.errors import TrainingError
+    from gatdist.errors import WorkerLostError
     from gatdist.training import averaging
 
     update = averaging.MovingAverage.update
@@ -433,7 +433,7 @@ def drift_apart(comm, folder):
     averaging.MovingAverage.update = drifting
     try:
         train(comm, ["run.checkpoint_samples=48"], folder)
-    except TrainingError as error:
+    except WorkerLostError as error:
         return str(error)
 
 

@@ -1,0 +1,255 @@
+"""Several hosts on one machine: network namespaces, each with its own address, name and Ray.
+
+A host's processes are found by their namespace and ended by their ids; ``/etc/hosts`` is as Debian
+writes it, so that a host's own name leads to 127.0.1.1. Needs root and iproute2.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any, Self
+
+_PORT = 6399
+# Tells of a host that died after some 3 s, and bears a network that is gone for 5 s: a host that
+# refuses connections fails each check at once, one that does not answer fails it after its timeout.
+_HEALTH = {
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_timeout_ms": "1500",
+    "RAY_health_check_failure_threshold": "5",
+}
+_RAY = str(Path(sys.executable).parent / "ray")
+
+
+def why_not() -> str:
+    """Why hosts can't be made here; "" if they can."""
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    if shutil.which("ip") is None:
+        return "iproute2 is not installed"
+    name = f"gd{os.getpid()}try"
+    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True)
+    if made.returncode:
+        return f"network namespaces can't be made: {made.stderr.strip()}"
+    subprocess.run(["ip", "netns", "delete", name], check=True)
+    return ""
+
+
+class Host:
+    """One host.
+
+    Attributes:
+        name: as it calls itself.
+        address: its own.
+    """
+
+    def __init__(
+        self, name: str, number: int, prefix: str, folder: Path, environment: Mapping[str, str]
+    ) -> None:
+        self.name, self.address = name, f"10.99.0.{number}"
+        self.namespace, self._port = f"{prefix}{name}", f"{prefix}p{number}"
+        self._folder, self._environment = folder / name, dict(environment)
+        self._bridge = f"{prefix}net"
+        self._etc = Path("/etc/netns") / self.namespace
+
+    def make(self) -> None:
+        """Make the namespace, and plug it into the bridge."""
+        self._etc.mkdir(parents=True)
+        (self._etc / "hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {self.name}\n")
+        self._folder.mkdir(parents=True)
+        inside, outside = f"{self._port}i", self._port
+        _ip("netns", "add", self.namespace)
+        _ip("link", "add", inside, "type", "veth", "peer", "name", outside)
+        _ip("link", "set", inside, "netns", self.namespace, "name", "eth0")
+        _ip("link", "set", outside, "netns", self._bridge)
+        _ip("link", "set", outside, "master", "switch", "up", namespace=self._bridge)
+        _ip("addr", "add", f"{self.address}/24", "dev", "eth0", namespace=self.namespace)
+        _ip("link", "set", "lo", "up", namespace=self.namespace)
+        _ip("link", "set", "eth0", "up", namespace=self.namespace)
+
+    def start(self, *command: object, **options: Any) -> subprocess.Popen[str]:
+        """Start a program on the host; ``env`` is added to the environment."""
+        environment = os.environ | self._environment | options.pop("env", {})
+        enter = ["ip", "netns", "exec", self.namespace, "unshare", "--uts", "sh", "-c"]
+        rename = 'hostname "$0" && exec "$@"'
+        return subprocess.Popen(
+            [*enter, rename, self.name, *map(str, command)],
+            text=True,
+            env=environment,
+            start_new_session=True,
+            **{"stdin": subprocess.DEVNULL} | options,
+        )
+
+    def start_ray(self, head: Host | None, cpus: int) -> Callable[[], None]:
+        """Start Ray's processes on it: of a head, or of a worker that joins one.
+
+        Returns:
+            A function that waits until they have started; it must be called.
+        """
+        place = (
+            ["--head", f"--port={_PORT}", "--include-dashboard=false"]
+            if head is None
+            else [f"--address={head.ray_address}"]
+        )
+        file = self._folder / "ray-start.log"
+        with file.open("ab") as log:
+            process = self.start(
+                _RAY, "start", *place, f"--node-ip-address={self.address}", f"--num-cpus={cpus}",
+                f"--temp-dir={self._folder}/ray", "--object-store-memory=80000000",
+                f"--node-name={self.name}", "--disable-usage-stats",
+                stdout=log, stderr=log,
+            )  # fmt: skip
+
+        def wait() -> None:
+            if process.wait(90):
+                raise RuntimeError(f"Ray did not start on {self.name}:\n{file.read_text()}")
+
+        return wait
+
+    @property
+    def ray_address(self) -> str:
+        """HOST:PORT of the Ray whose head it is."""
+        return f"{self.address}:{_PORT}"
+
+    def processes(self) -> list[int]:
+        """Ids of all that runs on it."""
+        found = subprocess.run(
+            ["ip", "netns", "pids", self.namespace], capture_output=True, text=True, check=False
+        )
+        return [int(word) for word in found.stdout.split()]
+
+    def kill(self) -> None:
+        """It dies: all of its processes at once."""
+        while alive := self.processes():
+            for process in alive:
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+            time.sleep(0.02)
+
+    def cut(self) -> None:
+        """Pull its network cable."""
+        _ip("link", "set", self._port, "down", namespace=self._bridge)
+
+    def plug(self) -> None:
+        """Put it back."""
+        _ip("link", "set", self._port, "up", namespace=self._bridge)
+
+    def slow(self, megabits: float | None) -> None:
+        """Bound what it sends, in Mbit/s; None takes the bound away."""
+        command = ["ip", "netns", "exec", self.namespace, "tc", "qdisc"]
+        subprocess.run([*command, "del", "dev", "eth0", "root"], capture_output=True)
+        if megabits:
+            shape = ["tbf", "rate", f"{megabits}mbit", "burst", "32kbit", "latency", "400ms"]
+            subprocess.run([*command, "add", "dev", "eth0", "root", *shape], check=True)
+
+    def delete(self) -> None:
+        """End all that runs on it, and take it away."""
+        self.kill()
+        subprocess.run(["ip", "netns", "delete", self.namespace], capture_output=True)
+        shutil.rmtree(self._etc, ignore_errors=True)
+
+
+class Hosts:
+    """A head, which trains nothing, and workers with one CPU each; a context manager.
+
+    Args:
+        workers: how many.
+        cpus: of each worker.
+        environment: of all hosts, added to this process's.
+    """
+
+    def __init__(
+        self,
+        workers: int = 2,
+        cpus: int = 1,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        # Ray's sockets lie there, and the paths of sockets must be short.
+        self.folder = Path(tempfile.mkdtemp(prefix="gdh"))
+        prefix = f"gd{os.getpid() % 100_000}"
+        shared = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", **_HEALTH}
+        shared |= environment or {}
+        self._network, self._cpus = f"{prefix}net", cpus
+        self.head = Host("head", 1, prefix, self.folder, shared)
+        self.workers = [
+            Host(f"w{n}", n + 1, prefix, self.folder, shared) for n in range(1, workers + 1)
+        ]
+        self._stack = ExitStack()
+        self._clerk: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Self:
+        with self._stack as stack:
+            stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
+            _ip("netns", "add", self._network)
+            stack.callback(_ip, "netns", "delete", self._network)
+            _ip("link", "add", "switch", "type", "bridge", namespace=self._network)
+            _ip("link", "set", "switch", "up", namespace=self._network)
+            for host in (self.head, *self.workers):
+                stack.callback(host.delete)
+                host.make()
+            stack.callback(self._dismiss)
+            self.head.start_ray(None, cpus=0)()
+            for wait in [host.start_ray(self.head, self._cpus) for host in self.workers]:
+                wait()
+            self.wait_for(len(self.workers) + 1)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def _dismiss(self) -> None:
+        if self._clerk is not None:
+            self._clerk.communicate(timeout=10)
+
+    def join(self, host: Host) -> None:
+        """Start Ray on a worker."""
+        host.start_ray(self.head, self._cpus)()
+
+    def alive(self) -> list[str]:
+        """Names of the hosts that Ray counts on."""
+        return [node["name"] for node in self._ask("nodes") if node["alive"]]
+
+    def wait_for(self, count: int, timeout_s: float = 90.0) -> None:
+        """Wait until Ray counts on so many hosts."""
+        deadline = time.monotonic() + timeout_s
+        while len(self.alive()) != count:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"Ray has {self.alive()}, not {count} hosts")
+            time.sleep(0.2)
+
+    def drain(self, host: Host, deadline_s: float) -> None:
+        """Give notice that a host will be taken away. It is not, by this."""
+        (node,) = [n for n in self._ask("nodes") if n["name"] == host.name and n["alive"]]
+        if not self._ask("drain", node["id"], deadline_s):
+            raise RuntimeError(f"Ray refused to drain {host.name}")
+
+    def _ask(self, *words: object) -> Any:
+        """Ask the process on the head that knows Ray's nodes."""
+        if self._clerk is None:
+            source = Path(__file__).with_name("hosts_clerk.py")
+            self._clerk = self.head.start(
+                sys.executable, source, self.head.ray_address,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+        assert self._clerk.stdin is not None
+        assert self._clerk.stdout is not None
+        print(json.dumps(words), file=self._clerk.stdin, flush=True)
+        return json.loads(self._clerk.stdout.readline())
+
+
+def _ip(*words: str, namespace: str = "") -> None:
+    command = ["ip", *(["-n", namespace] if namespace else []), *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")

@@ -1,0 +1,93 @@
+"""Which worker the others wait for: a policy without Ray, which looks at the workers' pulses.
+
+A worker that is stopped or cut off goes silent. One that is deadlocked keeps its pulse, but enters
+no phase any more; then nor do the others, who wait for it. It is the one that is behind: that has
+entered fewest phases, or stands in the same phase and waits for nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+
+class Pulse(NamedTuple):
+    """The last sign of a worker.
+
+    Attributes:
+        rank: of the worker.
+        host: its name.
+        node: id of the host, as Ray knows it.
+        actor: id of the worker, as Ray knows it.
+        pid: process id.
+        phase: where its training thread is.
+        step: steps made since the run began.
+        moves: how many phases it has entered.
+        silent_s: since its last sign.
+        still_s: since it entered the phase.
+        waits: whether its training thread waits for other workers; None if it has not told.
+    """
+
+    rank: int
+    host: str
+    node: str
+    actor: str
+    pid: int
+    phase: str
+    step: int
+    moves: int
+    silent_s: float
+    still_s: float
+    waits: bool | None = None
+
+    @classmethod
+    def parse(cls, fields: dict[str, Any]) -> Pulse:
+        """A pulse of JSON values, of which there may be more."""
+        return cls(**{name: fields[name] for name in cls._fields if name in fields})
+
+    def __str__(self) -> str:
+        return f"worker {self.rank} on {self.host} (process {self.pid})"
+
+
+class Lateness(NamedTuple):
+    """What the workers wait for.
+
+    Attributes:
+        workers: those that are late.
+        for_s: for how long.
+        message: for people.
+    """
+
+    workers: tuple[Pulse, ...]
+    for_s: float
+    message: str
+
+
+def lateness(pulses: Sequence[Pulse], late_s: float) -> Lateness | None:
+    """Who is late by more than ``late_s``, or None.
+
+    Args:
+        pulses: of all workers.
+        late_s: seconds.
+    """
+    if not pulses:
+        return None
+    silent = [pulse for pulse in pulses if pulse.silent_s > late_s]
+    if silent:
+        for_s = max(pulse.silent_s for pulse in silent)
+        return Lateness(tuple(silent), for_s, _message(silent, for_s, "has given no sign"))
+    for_s = min(pulse.still_s for pulse in pulses)
+    if for_s <= late_s:
+        return None
+    fewest = min(pulse.moves for pulse in pulses)
+    behind = [pulse for pulse in pulses if pulse.moves == fewest]
+    working = [pulse for pulse in behind if pulse.waits is False]
+    late = working or behind
+    return Lateness(tuple(late), for_s, _message(late, for_s, "has not moved"))
+
+
+def _message(late: Sequence[Pulse], for_s: float, what: str) -> str:
+    first = late[0]
+    who = " and ".join(map(str, late))
+    where = f"phase {first.phase!r} of step {first.step:,}"
+    return f"{who} {what} for {for_s:.0f} s; last seen in {where}"

@@ -1,0 +1,119 @@
+"""What runs in a worker under Ray Train: the training loop, and a thread that tells of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from gatdist.cluster import connection  # noqa: F401  sets up what Ray's import needs
+
+# isort: split
+import ray.train.torch
+
+from gatdist.cluster.bridge import Bridge
+from gatdist.config import parse_config
+from gatdist.errors import GatdistError, WorkerLostError
+from gatdist.storage import Store
+from gatdist.training.progress import Progress
+
+_PULSE_S = 0.5
+# An answer that takes longer is not waited for: the next pulse asks again.
+_ANSWER_S = 5.0
+
+
+def work(given: dict[str, Any]) -> None:
+    """One worker: the training loop with the process group that Ray Train has made."""
+    import torch
+
+    from gatdist.parallel.communicator import TorchCommunicator
+    from gatdist.training.loop import run
+
+    bridge: Bridge = given["bridge"]
+    config = parse_config(json.loads(given["config"]))
+    comm = TorchCommunicator(ray.train.torch.get_device())
+    torch.set_num_threads(config.cluster.cpus_per_worker)
+    here, progress = f"worker {comm.rank} on {socket.gethostname()}", Progress()
+    try:
+        with _pulse(bridge, comm.rank, progress) as stop:
+            outcome = run(
+                config,
+                comm,
+                Store(given["run_dir"], config.run.storage_options),
+                should_stop=stop.is_set,
+                emit=bridge.emit if comm.is_main else lambda kind, fields: None,
+                progress=progress,
+                reason=given["reason"],
+            )
+    except GatdistError as error:
+        told = f"{error} ({here})" if comm.world_size > 1 else str(error)
+        bridge.tell("fail", type(error).__name__, told)
+        raise
+    except RuntimeError as error:
+        if _is_lost_connection(error):
+            lost = f"{here} lost the others: one of them died, or the network failed"
+            bridge.tell("fail", WorkerLostError.__name__, lost)
+        elif _is_broken_device(error):
+            broken = f"the device of {here} failed: {str(error).splitlines()[0]}"
+            bridge.tell("fail", WorkerLostError.__name__, broken)
+        raise
+    if comm.is_main:
+        bridge.tell("finish", outcome)
+
+
+@contextmanager
+def _pulse(bridge: Bridge, rank: int, progress: Progress) -> Iterator[threading.Event]:
+    """Tell of this worker twice a second. Yields an event that is set when it is asked to stop."""
+    stop, over = threading.Event(), threading.Event()
+    about = {
+        "host": socket.gethostname(),
+        "node": ray.get_runtime_context().get_node_id(),
+        "actor": ray.get_runtime_context().get_actor_id(),
+        "pid": os.getpid(),
+    }
+
+    def beat() -> None:
+        stacks_told = 0
+        while True:
+            try:
+                report = progress.report() | about
+                orders = bridge.tell("pulse", rank, report, timeout_s=_ANSWER_S)
+                if orders and orders["stop"]:
+                    stop.set()
+                if orders and orders["stacks"] > stacks_told:
+                    stacks_told = orders["stacks"]
+                    bridge.tell("stack", rank, progress.stacks(), timeout_s=_ANSWER_S)
+            except ray.exceptions.GetTimeoutError:
+                pass
+            except ray.exceptions.RayError:  # the driver is gone, and Ray ends this worker
+                return
+            if over.wait(_PULSE_S):
+                return
+
+    thread = threading.Thread(target=beat, name="pulse", daemon=True)
+    thread.start()
+    try:
+        yield stop
+    finally:
+        over.set()
+        thread.join(_ANSWER_S)
+
+
+def _is_lost_connection(error: RuntimeError) -> bool:
+    """Whether a collective failed because another worker is gone. Gloo has no class for that."""
+    import torch.distributed as dist
+
+    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
+
+
+def _is_broken_device(error: RuntimeError) -> bool:
+    """Whether the device itself failed; one that is only too small would fail again."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError):
+        return False
+    return isinstance(error, getattr(torch, "AcceleratorError", ())) or "CUDA error" in str(error)

@@ -1,0 +1,138 @@
+"""Runs on several hosts, in which something goes wrong on purpose."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+from benchmarks.hosts import Host, Hosts
+from gatdist.inspection import digest
+from support import end_group, wait_until
+
+TOTAL, TICK = 9600, 640
+SETTINGS = [
+    f"run.total_samples={TOTAL}",
+    f"run.tick_samples={TICK}",
+    f"run.checkpoint_samples={TICK}",
+    "run.global_batch=32",
+    'model.generator={name="residual", width=8}',
+    'model.discriminator={name="residual", width=8}',
+    'game.augmentation={name="ada", adjust_samples=20000}',
+    "evaluate.metrics=[]",
+    "evaluate.every_samples=0",
+    "cluster.timeout_s=20",
+    "cluster.late_s=4",
+    "cluster.backend=gloo",
+]
+# What plugins that fail on purpose start with.
+HEAD = """
+import os, pathlib, signal, time
+from gatdist.faults import fail_at, here
+folder = pathlib.Path(__file__).parent
+def kill(): os.kill(os.getpid(), signal.SIGKILL)
+def freeze(): os.kill(os.getpid(), signal.SIGSTOP)
+def hang(): time.sleep(1000)
+def note(name): (folder / name).write_text(f"{os.getpid()} {time.time()}")
+"""
+
+
+class Runs:
+    """One run directory on the hosts' common file system, and the commands that train in it.
+
+    Args:
+        hosts: where.
+        folder: of the user: holds plugins and the run directory ``run``.
+    """
+
+    def __init__(self, hosts: Hosts, folder: Path) -> None:
+        self.hosts, self.folder, self.run_dir = hosts, folder, folder / "run"
+        self.output = self.errors = ""
+        self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._process:
+            end_group(self._process)
+
+    def faults(self, source: str) -> None:
+        """The plugin that every worker imports; see ``HEAD`` for what it may use."""
+        (self.folder / "faults_of_this_test.py").write_text(HEAD + textwrap.dedent(source))
+
+    def start(self, *settings: str, workers: str = "2", host: Host | None = None) -> None:
+        """Start ``gatdist train`` on the head."""
+        plugins = ['plugins=["faults_of_this_test"]'] * (
+            self.folder / "faults_of_this_test.py"
+        ).exists()
+        sets = [word for s in (*SETTINGS, *plugins, *settings) for word in ("--set", s)]
+        self._process = (host or self.hosts.head).start(
+            sys.executable, "-m", "gatdist.cli", "train", "digits", "--workers", workers,
+            "--address", self.hosts.head.ray_address, "--run-dir", "run", "--json", *sets,
+            cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    @property
+    def process(self) -> subprocess.Popen[str]:
+        """The running command."""
+        assert self._process is not None
+        return self._process
+
+    def finish(self, timeout_s: float = 150.0) -> int:
+        """Wait for the command's end. Returns its status; ``output`` and ``errors`` are set."""
+        try:
+            self.output, self.errors = self.process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired as error:
+            end_group(self.process)
+            self.output, self.errors = self.process.communicate()
+            log = (self.run_dir / "logs/ray.log").read_text()[-5000:]
+            raise AssertionError(f"{error}\n{self.errors}\n{log}") from None
+        finally:
+            end_group(self.process)
+        return self.process.returncode
+
+    def digest(self) -> str:
+        """Of all that the run has learned."""
+        return digest(str(self.run_dir))
+
+    def committed(self) -> list[int]:
+        """Clocks of the checkpoints that are there."""
+        found = self.run_dir.glob("checkpoints/*/MANIFEST.json")
+        return sorted(int(path.parent.name.partition(".")[0]) for path in found)
+
+    def attempts(self) -> list[dict[str, Any]]:
+        """The lines of ``attempts.jsonl``."""
+        with suppress(FileNotFoundError):
+            text = (self.run_dir / "attempts.jsonl").read_text()
+            return [json.loads(line) for line in text.splitlines()]
+        return []
+
+    def seen(self) -> list[int]:
+        """The clocks of ``metrics.jsonl``."""
+        text = (self.run_dir / "metrics.jsonl").read_text()
+        return [json.loads(line)["samples_seen"] for line in text.splitlines()]
+
+    def wait_for(self, what: str, timeout_s: float = 60.0) -> float:
+        """Wait for a file that a fault's ``note`` writes. Returns the time it tells."""
+        file = self.folder / what
+        text = wait_until(
+            lambda: file.exists() and file.read_text(), f"{what}", timeout_s=timeout_s
+        )
+        return float(text.split()[1])
+
+    def whole(self) -> None:
+        """The run ended well, and every tick was written once."""
+        assert json.loads(self.output)["status"] == "finished", self.errors
+        assert self.seen() == list(range(TICK, TOTAL + 1, TICK))
+        assert "Traceback" not in self.errors
+
+
+def now() -> float:
+    """Seconds, as ``note`` writes them."""
+    return time.time()

@@ -1,0 +1,128 @@
+"""What a cluster's driver decides, from numbers alone: sizes, recovery, who is late."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gatdist.cluster.recovery import Recovery
+from gatdist.cluster.sizing import Growth, is_worth_resizing, largest, room_for
+from gatdist.cluster.watch import Pulse, lateness
+from gatdist.config import load_config
+from gatdist.errors import (
+    ConfigError,
+    DataError,
+    StorageUnavailableError,
+    TrainingError,
+    WorkerLostError,
+    rebuilt,
+)
+
+LOST = WorkerLostError("gone")
+
+
+def test_the_workers_that_can_share_the_batch():
+    config = load_config("digits", ["cluster.workers=[1, 9]"])  # a batch of 64
+    assert config.fitting_workers() == [1, 2, 4, 8]
+    canonical = ["run.reduction=canonical", "run.reduction_lanes=4"]
+    assert load_config("digits", ["cluster.workers=[2, 9]", *canonical]).fitting_workers() == [2, 4]
+    with pytest.raises(ConfigError, match="must be divisible by the 7 workers"):
+        load_config("digits", ["cluster.workers=[5, 7]"]).fitting_workers()
+    with pytest.raises(ConfigError, match="the fewest first"):
+        load_config("digits", ["cluster.workers=[4, 2]"])
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=6),
+    st.integers(1, 3),
+    st.integers(0, 3),
+)
+def test_room_is_what_fits_host_by_host(hosts, cpus, gpus):
+    free = [{"CPU": float(c), "GPU": float(g)} for c, g in hosts]
+    expected = sum(min(c // cpus, g // gpus if gpus else 99) for c, g in hosts)
+    assert room_for({"CPU": float(cpus), "GPU": float(gpus)}, free) == expected
+
+
+def test_a_resource_that_a_host_lacks_leaves_no_room():
+    assert room_for({"CPU": 1.0, "GPU": 1.0}, [{"CPU": 8.0}]) == 0
+    assert room_for({"CPU": 0.1}, [{"CPU": 0.3}]) == 3
+
+
+def test_the_largest_fitting_size_is_taken():
+    assert largest([1, 2, 4], 3) == 2
+    assert largest([2, 4], 1) is None
+
+
+def test_a_resize_must_save_more_than_it_costs():
+    assert is_worth_resizing(1, 2, left_s=100, cost_s=20)
+    assert not is_worth_resizing(1, 2, left_s=60, cost_s=20)
+    assert not is_worth_resizing(2, 2, left_s=1e9, cost_s=1)
+    assert not is_worth_resizing(2, 1, left_s=1e9, cost_s=1)
+
+
+def test_a_host_that_comes_and_goes_is_not_taken_in():
+    growth = Growth(patience_s=10)
+    seen = [(0, 2), (5, 2), (9, None), (12, 2), (20, 2), (21, 2), (22, 2)]
+    decisions = [growth.decide(1, later, left_s=1e6, cost_s=10, at_s=at) for at, later in seen]
+    assert decisions == [False, False, False, False, False, False, True]
+
+
+def test_failures_are_borne_as_long_as_the_run_gets_on():
+    recovery = Recovery(max_failures=2)
+    for reached in range(0, 6400, 640):
+        assert recovery.judge(LOST, reached).goes_on
+    assert recovery.judge(LOST, 5760).goes_on
+    last = recovery.judge(LOST, 5760)
+    assert not last.goes_on
+    assert "3 times in a row without a new checkpoint" in last.why_not
+
+
+def test_the_first_start_is_at_once_and_the_next_ones_wait_longer():
+    recovery = Recovery(max_failures=9)
+    delays = [recovery.judge(LOST, 0).delay_s for _ in range(9)]
+    assert delays == [0, 1, 2, 4, 8, 16, 30, 30, 30]
+    assert recovery.judge(LOST, 64).delay_s == 0
+
+
+@pytest.mark.parametrize("error", [rebuilt("DataError", "x"), TrainingError("x")])
+def test_what_would_fail_again_is_not_tried_again(error):
+    assert not Recovery(9).judge(error, 0).goes_on
+
+
+def test_storage_that_is_down_is_tried_again():
+    assert Recovery(1).judge(StorageUnavailableError("down"), 0).goes_on
+    assert not Recovery(0).judge(StorageUnavailableError("down"), 0).goes_on
+    assert isinstance(rebuilt("DataError", "x"), DataError)
+
+
+def pulse(rank, *, phase="generator", moves=10, silent=0.2, still=0.2, waits=None):
+    return Pulse(rank, f"w{rank}", "n", "a", 100 + rank, phase, 3, moves, silent, still, waits)
+
+
+def test_workers_on_the_move_are_not_late():
+    assert lateness([pulse(0), pulse(1, still=60)], 5) is None  # the other one moves
+    assert lateness([], 5) is None
+
+
+def test_a_silent_worker_is_late():
+    late = lateness([pulse(0, still=9), pulse(1, silent=8, still=9, phase="data")], 5)
+    assert [one.rank for one in late.workers] == [1]
+    assert late.for_s == 8
+    assert late.message == (
+        "worker 1 on w1 (process 101) has given no sign for 8 s; last seen in phase 'data' of "
+        "step 3"
+    )
+
+
+def test_the_one_that_is_behind_is_late():
+    late = lateness([pulse(0, still=9), pulse(1, moves=9, phase="data", still=9.5)], 5)
+    assert [one.rank for one in late.workers] == [1]
+    assert "has not moved for 9 s" in late.message
+
+
+def test_in_one_phase_the_one_that_does_not_wait_is_late():
+    late = lateness([pulse(0, still=9, waits=True), pulse(1, still=9, waits=False)], 5)
+    assert [one.rank for one in late.workers] == [1]
+    unknown = lateness([pulse(0, still=9), pulse(1, still=9)], 5)
+    assert [one.rank for one in unknown.workers] == [0, 1]
