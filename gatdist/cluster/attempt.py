@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from gatdist.cluster import connection  # noqa: F401  sets up what Ray's import needs
@@ -13,6 +15,7 @@ from gatdist.cluster import connection  # noqa: F401  sets up what Ray's import 
 import ray
 from ray._raylet import PlacementGroupID
 from ray.train.torch.config import TorchConfig, _TorchBackend
+from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import (
     PlacementGroupCleanerCallback,
 )
@@ -24,8 +27,10 @@ from ray.util.placement_group import PlacementGroup
 
 from gatdist.cluster.bridge import Bridge
 from gatdist.cluster.network import choose_interface
+from gatdist.cluster.welcome import Facts, Token, facts, require_alike
 from gatdist.cluster.worker import work
 from gatdist.config import ClusterConfig, Config
+from gatdist.errors import ClusterError, WorkerLostError
 
 # Ray Train looks at its workers so often; what ours tell by themselves is faster still.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
@@ -43,8 +48,10 @@ class Attempt(threading.Thread):
         num_workers: how many.
         needs: what each worker needs, by resource.
         bridge: of this launch.
+        token: that all hosts must see.
         records: an empty local folder for Ray Train's own records, on which nothing depends.
         reason: for ``attempts.jsonl``.
+        first: whether no worker of this run has started yet.
 
     Attributes:
         error: what Ray Train raised, once the thread has ended.
@@ -58,8 +65,10 @@ class Attempt(threading.Thread):
         num_workers: int,
         needs: dict[str, float],
         bridge: Bridge,
+        token: Token,
         records: str,
         reason: str,
+        first: bool,
     ) -> None:
         super().__init__(name="ray-train", daemon=True)
         self.error: BaseException | None = None
@@ -73,7 +82,11 @@ class Attempt(threading.Thread):
                 "reason": reason,
             },
             torch_config=_TorchConfig(
-                backend=_backend(cluster, needs), timeout_s=int(cluster.timeout_s)
+                backend=_backend(cluster, needs),
+                timeout_s=int(cluster.timeout_s),
+                token=token,
+                bridge=bridge,
+                first=first,
             ),
             scaling_config=ScalingConfig(
                 num_workers=num_workers,
@@ -120,10 +133,11 @@ def _release_places() -> None:
 
 class _Trainer(TorchTrainer):
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
-        # The cleaner outlives the controller, and where there is no dashboard for ever. What a
-        # controller leaves that was killed is given back by `abort`.
-        found = super()._create_default_callbacks()
-        return [c for c in found if not isinstance(c, PlacementGroupCleanerCallback)]
+        # Each starts a process. The cleaner outlives the controller, without a dashboard for ever:
+        # what a controller leaves that was killed is given back by `abort`. The other one serves
+        # Ray Data, which training does not use.
+        unwanted = PlacementGroupCleanerCallback, DatasetsCallback
+        return [c for c in super()._create_default_callbacks() if not isinstance(c, unwanted)]
 
 
 class _Introduction(ControllerCallback):
@@ -138,23 +152,54 @@ class _Introduction(ControllerCallback):
         self._bridge.tell("control", [controller])
 
 
-class _InterfaceFirst(_TorchBackend):
-    """Ray Train's torch backend, after each worker has chosen its network interface."""
-
-    def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        """Called by Ray Train before the process group is made."""
-        worker_group.execute(_choose_own_interface)
-        super().on_start(worker_group, backend_config)
-
-
+@dataclass
 class _TorchConfig(TorchConfig):
+    """Ray Train's, and what the workers are welcomed with."""
+
+    token: Token | None = None
+    bridge: Bridge | None = None
+    first: bool = True
+
     @property
     def backend_cls(self) -> type[_TorchBackend]:
-        return _InterfaceFirst
+        return _Welcome
 
 
-def _choose_own_interface() -> None:
-    choose_interface(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+class _Welcome(_TorchBackend):
+    """Ray Train's torch backend, once the workers are known to fit together."""
+
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        """Called in the controller, before the process group is made."""
+        config: _TorchConfig = backend_config
+        bridge = config.bridge
+        assert bridge is not None
+        try:
+            found = worker_group.execute(_look_around, config.token, config.backend == "nccl")
+            require_alike(found, time.time())
+        except ClusterError as error:
+            bridge.tell("fail", ClusterError.__name__, str(error))
+            raise
+        try:
+            super().on_start(worker_group, backend_config)
+        except Exception as error:
+            hosts = ", ".join(sorted({f"{one.host} ({one.address})" for one in found}))
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            told = ClusterError(
+                "cluster",
+                f"the hosts {hosts} can't reach one another ({lines[-1]})",
+                mend="gatdist doctor --address … says which; open all ports between them",
+            )
+            # Where they could before, the network may be mended soon.
+            kind = ClusterError if config.first else WorkerLostError
+            bridge.tell("fail", kind.__name__, str(told))
+            raise
+
+
+def _look_around(token: Token, use_gpu: bool) -> Facts:
+    """In a worker: choose the network interface, and tell what must be alike."""
+    address = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    choose_interface(address)
+    return facts(address, token, use_gpu)
 
 
 def _backend(cluster: ClusterConfig, needs: dict[str, float]) -> str:

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ from gatdist.cluster.quiet import output_to_file, shown_on
 from gatdist.cluster.recovery import Recovery
 from gatdist.cluster.sizing import Growth, largest, room_for
 from gatdist.cluster.watch import Lateness, Pulse, lateness
+from gatdist.cluster.welcome import token
 from gatdist.config import Config, env_references
 from gatdist.errors import (
     ClusterError,
@@ -53,6 +54,8 @@ _LOOK_AT_NODES_S = 1.0
 _USUAL_START_S = 15.0
 _GROWTH_PATIENCE_S = 10.0
 _STACKS_WAIT_S = 3.0
+# What a launch held that has just ended takes Ray a moment to give back.
+_TELL_WAITING_S = 3.0
 # Ours sends and stores little through Ray; its default takes a third of the machine's memory.
 _OBJECT_STORE_BYTES = 100 * 2**20
 
@@ -175,7 +178,11 @@ class _Run:
             size = largest(self.sizes, nodes.room(self.needs))
             if size is not None:
                 return size
-            if first and not _may_grow():
+            if (
+                first
+                and largest(self.sizes, nodes.capacity(self.needs)) is None
+                and not _may_grow()
+            ):
                 has = ray.cluster_resources()  # type: ignore[no-untyped-call]
                 raise _too_small(self.config, self.needs, has)
             if self.interrupted:
@@ -190,9 +197,10 @@ class _Run:
                     "(cluster.wait_for_workers_s); the same command goes on from the last "
                     f"checkpoint. Ray's log: {self.log}"
                 )
-            if not told:
+            if not told and time.monotonic() - began > _TELL_WAITING_S:
                 told = True
-                self._note(f"waiting for room for {self.sizes[0]} workers")
+                many = f"{self.sizes[0]} worker{'s' * (self.sizes[0] > 1)}"
+                self._note(f"waiting for room for {many}")
                 self._call_for_hosts()
             time.sleep(_LOOK_S)
 
@@ -206,15 +214,17 @@ class _Run:
         self.launches += 1
         self.bridge = self.bridge.begin(self.launches)
         self.asked, self.left_s = "", 0.0
-        with _folder() as records:
+        with _folder() as records, ExitStack() as start:
             attempt = Attempt(
                 self.config,
                 self.run_dir,
                 num_workers=size,
                 needs=self.needs,
                 bridge=self.bridge,
+                token=start.enter_context(token(self.config, self.run_dir)),
                 records=records,
                 reason=reason,
+                first=self.launches == 1,
             )
             attempt.start()
             watch = _Watch(self, size)
@@ -223,6 +233,8 @@ class _Run:
                 news = self.bridge.take()
                 for kind, fields in news.events:
                     self.show(kind, fields)
+                if watch.moves:
+                    start.close()
                 if found := watch.look(news):
                     attempt.abort(news.controller)
                     raise found
@@ -369,9 +381,9 @@ def _too_small(
     total = f"need {size * needs[name]:g} {name}s, and {where} has {has.get(name, 0):g}"
     return ClusterError(
         "--workers",
-        total if room < size else f"{total}, but not that much is free on its hosts",
+        total if room < size else f"{total}, but not so many on hosts where a worker fits",
         value=config.cluster.workers,
-        mend=f"Use --workers {room}" if 0 < room < size else f"Add a host with a free {name}",
+        mend=f"Use --workers {room}" if 0 < room < size else f"Add a host with a {name}",
     )
 
 

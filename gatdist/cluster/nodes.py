@@ -21,24 +21,28 @@ class Nodes:
         draining: seconds until each of those that were given notice is taken away; infinity where
             nobody has said when.
         free: what each of the others has to give that nobody uses, by resource.
+        total: what each of the others has, used or not.
     """
 
     alive: frozenset[str]
     draining: Mapping[str, float]
     free: Mapping[str, Mapping[str, float]]
+    total: Mapping[str, Mapping[str, float]]
 
     @classmethod
     def now(cls) -> Nodes:
         """As Ray sees them."""
-        alive = frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])  # type: ignore[no-untyped-call]
+        nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
         draining = {
             node: deadline_ms / 1e3 - time.time() if deadline_ms else float("inf")
             for node, deadline_ms in state.state.get_draining_nodes().items()
-            if node in alive
+            if node in nodes
         }
         available = state.available_resources_per_node()  # type: ignore[no-untyped-call]
-        free = {n: has for n, has in available.items() if n in alive and n not in draining}
-        return cls(alive, draining, free)
+        staying = [node for node in nodes if node not in draining]
+        free = {node: available.get(node, {}) for node in staying}
+        total = {node: nodes[node]["Resources"] for node in staying}
+        return cls(frozenset(nodes), draining, free, total)
 
     @staticmethod
     def dead_actors(actors: Collection[str]) -> set[str]:
@@ -48,6 +52,10 @@ class Nodes:
     def room(self, needs: Mapping[str, float]) -> int:
         """For how many more workers there is room."""
         return room_for(needs, list(self.free.values()))
+
+    def capacity(self, needs: Mapping[str, float]) -> int:
+        """For how many workers there would be room if nobody else were there."""
+        return room_for(needs, list(self.total.values()))
 
     def lost(self, used: Collection[str]) -> list[str]:
         """Those of ``used`` that are dead."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self, TextIO
 
@@ -53,8 +54,10 @@ class Terminal:
         self._line_is_open = True
 
     def _write(self, text: str) -> None:
-        self.stream.write(text)
-        self.stream.flush()
+        # A terminal that was closed is no reason to stop what it showed.
+        with suppress(OSError):
+            self.stream.write(text)
+            self.stream.flush()
 
     def _columns(self) -> int:
         if not self._is_terminal:

@@ -13,6 +13,7 @@ import torch
 from gatdist.config import Config, parse_config, require_unchanged
 from gatdist.errors import CheckpointError, StaleAttemptError
 from gatdist.storage import Store
+from gatdist.version import __version__
 
 
 class RunDirectory:
@@ -61,7 +62,11 @@ class RunDirectory:
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "world_size": len(hosts),
             "hosts": hosts,
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+            "versions": {
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "gatdist": __version__,
+            },
             "resumed_from": resumed_from,
             "reason": reason,
         }

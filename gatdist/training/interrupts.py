@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first asks for a checkpoint and an end, the second leaves at once."""
+"""Ctrl-C, SIGTERM, a hang-up: the first asks for a checkpoint and an end, the second leaves."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from typing import Any, Self
 
 from gatdist.errors import InterruptedRunError
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupts:
-    """Context in which both signals are ours; afterwards the old handlers are back.
+    """Context in which the signals are ours; afterwards the old handlers are back.
+
+    A hang-up that is ignored, as ``nohup`` has it, stays ignored.
 
     Outside the main thread, where Python allows no handlers, it does nothing.
 
@@ -41,7 +43,8 @@ class Interrupts:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._old = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+            ours = [n for n in _SIGNALS if n != signal.SIGHUP or not _ignored(n)]
+            self._old = {number: signal.signal(number, self._handle) for number in ours}
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -57,3 +60,7 @@ class Interrupts:
             "note", {"message": "stopping after a checkpoint; press Ctrl-C again to leave at once"}
         )
         self._on_request()
+
+
+def _ignored(number: signal.Signals) -> bool:
+    return signal.getsignal(number) == signal.SIG_IGN

@@ -38,7 +38,7 @@ folder = pathlib.Path(__file__).parent
 def kill(): os.kill(os.getpid(), signal.SIGKILL)
 def freeze(): os.kill(os.getpid(), signal.SIGSTOP)
 def hang(): time.sleep(1000)
-def note(name): (folder / name).write_text(f"{os.getpid()} {time.time()}")
+def note(name): (folder / name).write_text(f"{os.getpid()} {time.time()} {os.uname().nodename}")
 """
 
 
@@ -59,8 +59,9 @@ class Runs:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._process:
+        if self._process and self._process.returncode is None:
             end_group(self._process)
+            sys.stderr.write(self._process.communicate()[1])  # pytest shows it if the test failed
 
     def faults(self, source: str) -> None:
         """The plugin that every worker imports; see ``HEAD`` for what it may use."""
@@ -126,10 +127,17 @@ class Runs:
         )
         return float(text.split()[1])
 
+    def host_of(self, what: str) -> Host:
+        """The host of the worker that wrote a ``note``."""
+        name = (self.folder / what).read_text().split()[2]
+        return next(host for host in self.hosts.workers if host.name == name)
+
     def whole(self) -> None:
         """The run ended well, and every tick was written once."""
         assert json.loads(self.output)["status"] == "finished", self.errors
-        assert self.seen() == list(range(TICK, TOTAL + 1, TICK))
+        seen = self.seen()
+        assert seen == sorted(set(seen))
+        assert set(range(TICK, TOTAL + 1, TICK)) <= set(seen)  # a stop in between adds one
         assert "Traceback" not in self.errors
 
 

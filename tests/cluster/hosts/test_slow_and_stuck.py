@@ -1,0 +1,73 @@
+"""Slow, frozen and deadlocked workers are named; those that never come back are given up."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from runs import Runs
+
+pytestmark = [pytest.mark.hosts, pytest.mark.timeout(300)]
+
+
+def test_a_slow_worker_is_named_with_its_phase(runs: Runs, undisturbed: str) -> None:
+    """Fault 15: it takes 0.15 s longer than the others over its data."""
+    runs.faults(
+        """
+        for step in range(60, 140):
+            fail_at("data", lambda: time.sleep(0.15), rank=1, step=step)
+        fail_at("data", lambda: note("slow"), rank=1, step=60)
+        """
+    )
+    runs.start()
+    assert runs.finish() == 0, runs.errors
+    runs.whole()
+    name = runs.host_of("slow").name
+    named = re.search(rf"worker 1 on {name} holds the others up: .* phase 'data'", runs.errors)
+    assert named, runs.errors
+    # Within the 40 steps of two ticks.
+    before = runs.errors[: named.start()]
+    assert "3,200/9,600" not in before
+    assert len(runs.attempts()) == 1
+    assert runs.digest() == undisturbed
+
+
+def test_a_frozen_worker_is_named_and_may_come_back(runs: Runs, undisturbed: str) -> None:
+    """Fault 15: stopped for longer than it takes to be named, and less than to be given up."""
+    runs.faults('fail_at("discriminator", lambda: (note("frozen"), freeze()), rank=1, step=60)')
+    runs.start()
+    runs.wait_for("frozen")
+    time.sleep(8)
+    os.kill(int((runs.folder / "frozen").read_text().split()[0]), signal.SIGCONT)
+    assert runs.finish() == 0, runs.errors
+    runs.whole()
+    assert re.search(r"worker 1 on w\d \(process \d+\) has given no sign for \d s", runs.errors)
+    assert len(runs.attempts()) == 1, runs.errors
+    assert runs.digest() == undisturbed
+
+
+def test_a_deadlocked_and_a_frozen_worker_are_given_up(runs: Runs, undisturbed: str) -> None:
+    """Fault 16: bounded by cluster.timeout_s, with the stacks of all workers."""
+    runs.faults(
+        """
+        fail_at("generator", hang, rank=1, step=60, attempt=1)
+        fail_at("generator", freeze, rank=0, step=120, attempt=2)
+        """
+    )
+    runs.start("cluster.timeout_s=12", "cluster.late_s=3")
+    assert runs.finish() == 0, runs.errors
+    runs.whole()
+    assert runs.digest() == undisturbed
+    reasons = [one["reason"] for one in runs.attempts()]
+    assert len(reasons) == 3, runs.errors
+    assert re.search(r"worker 1 on w\d .* has not moved for 1\d s; .* 'generator'", reasons[1])
+    assert re.search(r"worker 0 on w\d .* has given no sign for 1\d s; .* 'generator'", reasons[2])
+    (first, second) = re.findall(r"stacks: (\S+)", runs.errors)
+    text = Path(first).read_text()
+    assert text.count("(trains)") == 2
+    assert "in hang" in text
+    assert Path(second).read_text().count("(trains)") == 1  # a frozen one tells nothing
