@@ -12,7 +12,7 @@ ARGS ?=
 INSTALL := $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check --progress-bar off
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-system train test check format bench lock clean
+.PHONY: help setup setup-system train test test-cluster check format bench lock clean
 
 help:  ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -37,8 +37,11 @@ setup-system:  ## install what tests need beside Python: Chromium, nginx, object
 train: setup  ## train the digits preset on two workers; ARGS="--set run.seed=1" goes to gatdist train
 	$(BIN)/gatdist train digits --workers 2 $(ARGS)
 
-test: setup setup-system check  ## check, then run all tests but gpu and slow; ARGS="-k name" goes to pytest
+test: setup setup-system check  ## check, then run all tests but gpu, slow and hosts; ARGS="-k name" goes to pytest
 	$(BIN)/python -m pytest $(ARGS)
+
+test-cluster: setup setup-system  ## break hosts, networks and disks under real runs; needs root; ARGS goes to pytest
+	$(BIN)/python -m pytest -m hosts tests/cluster/hosts $(ARGS)
 
 check: setup  ## format, lint, types and import layers; changes nothing
 	$(BIN)/ruff format --check .

@@ -187,7 +187,7 @@ def test_more_workers_than_this_machine_has_are_refused_before_ray_starts(run_ga
     finished = run_gatdist("train", "digits", "--workers", "4096", *settings, cwd=tmp_path)
     assert finished.returncode == 2
     assert f"need 4096 CPUs, and this machine has {os.cpu_count()}" in finished.stderr
-    assert "Started a local Ray" not in (tmp_path / "runs/digits/logs/ray.log").read_text()
+    assert not (tmp_path / "runs/digits/logs/ray.log").exists()
 
 
 def test_an_address_where_nobody_answers_is_told(run_gatdist):

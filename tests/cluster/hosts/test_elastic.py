@@ -13,8 +13,8 @@ from support import wait_until
 pytestmark = [pytest.mark.hosts, pytest.mark.timeout(300)]
 
 CANONICAL = ["run.reduction=canonical", "run.reduction_lanes=2"]
-# As long as the growth of a run from one worker to two is worth its price.
-SLOW = ["run.global_batch=64", "run.total_samples=25600", *CANONICAL]
+# So long that the growth of a run from one worker to two is worth its price.
+LONG = ["run.global_batch=64", "run.total_samples=51200", *CANONICAL]
 WIDE = [
     f'model.{player}={{name="residual", width=24}}' for player in ("generator", "discriminator")
 ]
@@ -63,19 +63,27 @@ def test_a_notice_of_preemption_becomes_a_checkpoint_in_time(runs: Runs, alone, 
 
 def test_two_one_two_workers(runs: Runs, alone) -> None:
     """Fault 18: a host dies, the run goes on with one, and takes it in when it is back."""
-    settings = (*SLOW, *WIDE)
-    runs.faults('fail_at("data", lambda: note("begun"), rank=1, step=25)')
+    settings = (*LONG, *WIDE)
+    runs.faults(
+        """
+        def wait():
+            while not (folder / "joined").exists(): time.sleep(0.1)
+        fail_at("data", lambda: note("begun"), rank=1, step=25)
+        fail_at("data", wait, step=30, attempt=2)
+        """
+    )
     runs.start(*settings, workers="1:2")
     runs.wait_for("begun")
     host = runs.host_of("begun")
     host.kill()
     wait_until(lambda: len(runs.attempts()) == 2, "a launch with one worker", timeout_s=60)
     runs.hosts.join(host)
+    (runs.folder / "joined").touch()
     assert runs.finish(240) == 0, runs.errors
     assert [one["world_size"] for one in runs.attempts()] == [2, 1, 2], runs.errors
     assert "room for 2 workers instead of 1" in runs.attempts()[2]["reason"]
     assert runs.digest() == alone(*settings)
-    assert runs.seen()[-1] == 25600
+    assert runs.seen()[-1] == 51200
 
 
 def cut(host: Host, seconds: float) -> None:
