@@ -2,8 +2,8 @@
 
 Only worker 0 has a :class:`Monitor`. ``metrics.jsonl`` is written before a call returns, so that a
 checkpoint committed after a tick never knows of more than the file does. TensorBoard's files are
-written in the background: nothing resumes from them, and the first step need not wait until its
-library is imported.
+written by a thread of their own: nothing resumes from them, and the first step need not wait until
+its library is imported.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import json
 import math
 import shutil
 import tempfile
-from collections import deque
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gatdist.background import Background
 from gatdist.config import Config
 from gatdist.monitor.grid import Pixels
 
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
-
-_MAX_PENDING = 32
 
 
 class Monitor:
@@ -145,9 +143,9 @@ class TensorBoard:
         self._purge_step = purge_step
         self._spool: Path | None = None
         self._writer: SummaryWriter  # touched by the thread alone
-        self._pending: deque[Future[None]] = deque()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="tensorboard")
-        self._submit(self._open)
+        self._opened = ExitStack()
+        self._background = Background("tensorboard")
+        self._background.submit(self._open)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """One scalar a tag; also makes everything so far visible to readers."""
@@ -157,15 +155,17 @@ class TensorBoard:
                 self._writer.add_scalar(tag, value, step)
             self._publish()
 
-        self._submit(work)
+        self._background.submit(work)
 
     def image(self, step: int, tag: str, picture: Pixels) -> None:
         """A picture, uint8 [height, width, C]."""
-        self._submit(lambda: self._writer.add_image(tag, picture, step, dataformats="HWC"))
+        self._background.submit(
+            lambda: self._writer.add_image(tag, picture, step, dataformats="HWC")
+        )
 
     def text(self, step: int, tag: str, markdown: str) -> None:
         """A text in Markdown."""
-        self._submit(lambda: self._writer.add_text(tag, markdown, step))
+        self._background.submit(lambda: self._writer.add_text(tag, markdown, step))
 
     def hparams(self, values: Mapping[str, str | float], metrics: list[str]) -> None:
         """The row in the table of runs: hyperparameters, and tags of the scalars to compare."""
@@ -180,43 +180,28 @@ class TensorBoard:
             self._writer.file_writer.add_summary(experiment)
             self._writer.file_writer.add_summary(start)
 
-        self._submit(work)
+        self._background.submit(work)
 
     def close(self) -> None:
         """Write all that is pending."""
-        self._pending.append(self._thread.submit(self._finish))
-        try:
-            while self._pending:
-                self._pending.popleft().result()
-        finally:
-            self._thread.shutdown()
+        with self._opened, closing(self._background):
+            self._background.submit(self._publish)
 
     def _open(self) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         if not self._run_dir.is_local:
             self._spool = Path(tempfile.mkdtemp(prefix="gatdist-tensorboard-"))
+            self._opened.callback(shutil.rmtree, self._spool, ignore_errors=True)
         folder = self._spool or self._run_dir.local_path(TENSORBOARD_FOLDER)
         self._writer = SummaryWriter(str(folder), purge_step=self._purge_step)
+        self._opened.callback(self._writer.close)
 
     def _publish(self) -> None:
         self._writer.flush()
         if self._spool:
             for path in self._spool.iterdir():
                 self._run_dir.publish_file(f"{TENSORBOARD_FOLDER}/{path.name}", path)
-
-    def _finish(self) -> None:
-        try:
-            self._publish()
-        finally:
-            self._writer.close()
-            if self._spool:
-                shutil.rmtree(self._spool, ignore_errors=True)
-
-    def _submit(self, work: Callable[[], None]) -> None:
-        while self._pending and (self._pending[0].done() or len(self._pending) >= _MAX_PENDING):
-            self._pending.popleft().result()
-        self._pending.append(self._thread.submit(work))
 
 
 def _hparam_values(values: Mapping[str, Any]) -> dict[str, str | float]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Self
 
 from torch import Tensor
 
+from gatdist.background import Background
 from gatdist.errors import CheckpointError
 from gatdist.faults import reached
 from gatdist.runs.checkpoint import (
@@ -90,6 +91,7 @@ class Checkpoints:
         may_commit: called just before each commit; raises if another attempt has taken the run
             over.
         on_damaged: called with a message for each damaged checkpoint that is passed over.
+        background: writes; None makes one that :meth:`close` ends.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class Checkpoints:
         retention: Retention | None = None,
         may_commit: Callable[[], None] = lambda: None,
         on_damaged: Callable[[str], None] = lambda message: None,
+        background: Background | None = None,
     ) -> None:
         self.store = store
         self._retention = retention or Retention()
@@ -106,7 +109,8 @@ class Checkpoints:
         self._metrics: dict[Name, Mapping[str, float]] = {}
         self._damaged: set[Name] = set()
         self._mine: set[Name] = set()
-        self._writer: ThreadPoolExecutor | None = None
+        self._background = background or Background("checkpoint")
+        self._is_shared = background is not None
         self._pending: Future[None] | None = None
 
     def committed(self) -> list[str]:
@@ -171,25 +175,23 @@ class Checkpoints:
             name: tensor.detach().to("cpu", copy=True).contiguous()
             for name, tensor in tensors.items()
         }
-        self._writer = self._writer or ThreadPoolExecutor(1, "checkpoint")
-        self._pending = self._writer.submit(
-            self._commit, Name(samples_seen), snapshot, state, attempt, dict(metrics or {})
+        name, measured = Name(samples_seen), dict(metrics or {})
+        self._pending = self._background.submit(
+            lambda: self._commit(name, snapshot, state, attempt, measured)
         )
 
     def wait(self) -> None:
-        """Return when nothing is being written. Raises what went wrong in the background."""
+        """Return when no checkpoint is being written. Raises what went wrong in the background."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
             pending.result()
 
     def close(self) -> None:
-        """Wait, and end the background thread."""
-        try:
+        """Wait; a thread of its own ends."""
+        if self._is_shared:
             self.wait()
-        finally:
-            if self._writer is not None:
-                self._writer.shutdown()
-                self._writer = None
+        else:
+            self._background.close()
 
     def _commit(
         self,

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import Any
 
 import torch
 
 from gatdist import faults
+from gatdist.background import Background
 from gatdist.config import Config, import_plugins
 from gatdist.data import Batch as LoadedBatch
 from gatdist.data import Loader, SampleOrder, open_dataset, to_network
@@ -31,6 +32,9 @@ from gatdist.training.samples import require_trainable
 from gatdist.training.state import TrainState
 from gatdist.training.step import train_step
 from gatdist.training.ticks import Ticks
+
+# Writes that take longer are told of.
+_SLOW_STORAGE_S = 10.0
 
 
 def run(
@@ -113,6 +117,8 @@ class _Loop:
         }
         self.counted = self._counts()
         self.rolls_back = False
+        self.background = Background("run-directory")
+        self.storage_is_slow = False
         self.checkpoints = Checkpoints(
             run_dir.child("checkpoints"),
             Retention(
@@ -125,6 +131,7 @@ class _Loop:
             on_damaged=lambda message: emit(
                 "warning", {"message": f"{message}; falling back to the one before"}
             ),
+            background=self.background,
         )
         self._resume()
 
@@ -139,9 +146,10 @@ class _Loop:
 
     def run(self) -> dict[str, Any]:
         """The loop."""
-        config, state = self.config, self.state
-        self.recorder = Recorder(config, self.comm, self.directory, self.dataset, state, self.emit)
-        with closing(self.recorder), closing(self.checkpoints):
+        config = self.config
+        with ExitStack() as open_:
+            open_.enter_context(closing(self.background))
+            self.recorder = open_.enter_context(closing(self._recorder()))
             if "rollback" in (config.health.nonfinite, config.health.spike) and self._is_fresh():
                 self._commit()  # there must be something to go back to
             over = False
@@ -149,6 +157,17 @@ class _Loop:
                 over = self._train()
         self.recorder.finish(self.outcome)
         return self.outcome
+
+    def _recorder(self) -> Recorder:
+        return Recorder(
+            self.config,
+            self.comm,
+            self.directory,
+            self.dataset,
+            self.state,
+            self.emit,
+            self.background,
+        )
 
     def _train(self) -> bool:
         """Train until the run is over (true), or until it has been rolled back (false)."""
@@ -176,6 +195,7 @@ class _Loop:
         True when the run is over, its outcome set.
         """
         self.rolls_back = False
+        self._look_at_storage()
         run, samples_seen = self.config.run, self.state.samples_seen
         finished = samples_seen >= run.total_samples
         over = finished or self._interrupted()
@@ -203,6 +223,18 @@ class _Loop:
         if over or best or self._due(run.checkpoint_samples):
             self._commit(metrics)
         return over
+
+    def _look_at_storage(self) -> None:
+        """Raise what failed behind our back, and tell if storage keeps us waiting."""
+        self.background.check()
+        waits_s = self.background.busy_s
+        if waits_s > _SLOW_STORAGE_S and not self.storage_is_slow:
+            message = (
+                f"nothing could be written to {self.directory.store.url} for {waits_s:.0f} s; "
+                "training goes on meanwhile"
+            )
+            self.emit("warning", {"message": message})
+        self.storage_is_slow = waits_s > _SLOW_STORAGE_S
 
     def _due(self, interval: int) -> bool:
         """Whether the last step reached or crossed a multiple of ``interval`` samples (0: no)."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from gatdist.background import Background
 from gatdist.config import Config
 from gatdist.data import Dataset, to_network, to_pixels
 from gatdist.models import DTYPES
@@ -33,6 +35,7 @@ class Recorder:
         dataset: the real samples, some of which are shown beside the fakes.
         state: resumed; its averaged generator makes the pictures.
         emit: tells people.
+        background: does the writing.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class Recorder:
         dataset: Dataset,
         state: TrainState,
         emit: Emit,
+        background: Background,
     ) -> None:
         self.active = comm.is_main
         if not self.active:
@@ -55,11 +59,12 @@ class Recorder:
             emit,
         )
         self.store, self._directory = directory.store, directory
+        self._background = background
         self.monitor = self._monitor()
         self.grid_path = ""
         self._real = self._real_samples()
-        self.monitor.text("configuration", config_table(config))
-        self.monitor.hparams(config)
+        background.submit(partial(self.monitor.text, "configuration", config_table(config)))
+        background.submit(partial(self.monitor.hparams, config))
         self._show("reals", self._real, name="reals")
         emit(
             "start",
@@ -84,11 +89,12 @@ class Recorder:
         """Write one line of numbers and one picture, and raise the alarms they call for.
 
         Raises:
-            StaleAttemptError: another attempt has taken the run over.
+            StaleAttemptError: another attempt has taken the run over; nothing more is written. It
+                may be a later call that tells.
         """
         if not self.active:
             return
-        self._directory.require_current()
+        self._background.submit(self._directory.require_current)
         fakes = self._fakes()
         values = values | {
             "diversity/ratio": _diversity(fakes) / max(_diversity(self._real), 1e-12)
@@ -97,7 +103,7 @@ class Recorder:
         values |= {f"health/{alarm.name}": 1.0 for alarm in raised}
         samples_seen = int(values["samples_seen"])
         self.grid_path = self._show("fakes", fakes, name=f"fakes-{samples_seen:09d}")
-        self.monitor.tick(samples_seen, values)
+        self._background.submit(partial(self.monitor.tick, samples_seen, values))
         self.emit("tick", values | {"total_samples": self.config.run.total_samples})
         for alarm in raised:
             self.emit(
@@ -118,12 +124,15 @@ class Recorder:
     def close(self) -> None:
         """Write out what is buffered."""
         if self.active:
-            self.monitor.close()
+            try:
+                self._background.wait()
+            finally:
+                self.monitor.close()
 
     def rewind(self) -> None:
         """Take back what was written past the state's clock, which has been set back."""
         if self.active:
-            self.monitor.close()
+            self.close()
             self.monitor = self._monitor()
 
     def _monitor(self) -> Monitor:
@@ -167,8 +176,13 @@ class Recorder:
                 samples.double().numpy(), extent=float(self._real.abs().max()) * 1.5
             )
         path = f"samples/{name}.png"
-        self.store.publish(path, encode_png(picture))
-        self.monitor.image(self.state.samples_seen, f"samples/{tag}", picture)
+        seen, monitor = self.state.samples_seen, self.monitor
+
+        def write() -> None:
+            self.store.publish(path, encode_png(picture))
+            monitor.image(seen, f"samples/{tag}", picture)
+
+        self._background.submit(write)
         return path
 
 

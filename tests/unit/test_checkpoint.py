@@ -156,7 +156,7 @@ def test_of_two_starts_at_the_same_moment_one_is_fenced(store):
 def test_an_attempt_never_writes_into_a_folder_of_another(store):
     stale, current = Checkpoints(store), Checkpoints(store)
     current.save(2, tensors_of(2.0), {"of": "current"}, attempt=2)
-    current.close()
+    current.wait()
     stale.save(2, tensors_of(1.0), {"of": "stale"}, attempt=1)  # its look at the fence came before
     stale.close()
     assert read_checkpoint(store.child("000000002")).state == {"of": "current"}

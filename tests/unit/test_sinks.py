@@ -193,7 +193,7 @@ def test_tensorboard_has_pictures_texts_and_hyperparameters_in_the_same_run(run_
 def test_ticks_are_visible_while_the_run_goes_on(run_dir, tmp_path):
     monitor = Monitor(run_dir)
     record(monitor, 64)
-    monitor._board._pending[-1].result()
+    monitor._board._background.wait()
     assert len(events(run_dir, tmp_path / "read").Scalars("loss/generator")) == 1
     monitor.close()
 

@@ -1,0 +1,71 @@
+"""Writing behind the back of training: steps go on while storage is slow, or away for a while."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+
+class Background:
+    """Does work in a thread of its own, in the order of the calls.
+
+    What fails is raised by a later call, at the latest by :meth:`close`. After a failure nothing
+    more is done: what was to follow may rest on what failed.
+
+    Args:
+        name: of the thread.
+        max_pending: with so much waiting, a call waits, too.
+    """
+
+    def __init__(self, name: str, max_pending: int = 32) -> None:
+        self._max_pending = max_pending
+        self._pending: deque[Future[None]] = deque()
+        self._executor = ThreadPoolExecutor(1, name)  # starts its thread with the first work
+        self._failed = False
+        self._working_since: float | None = None
+
+    @property
+    def busy_s(self) -> float:
+        """For how long the present piece of work has taken so far; 0 where there is none."""
+        since = self._working_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    def submit(self, work: Callable[[], object]) -> Future[None]:
+        """Have ``work()`` done. Raises what went wrong since the last call."""
+        self.check()
+        while len(self._pending) >= self._max_pending:
+            self._pending.popleft().result()
+        future = self._executor.submit(self._do, work)
+        self._pending.append(future)
+        return future
+
+    def check(self) -> None:
+        """Raise what went wrong since the last call; waits for nothing."""
+        while self._pending and self._pending[0].done():
+            self._pending.popleft().result()
+
+    def wait(self) -> None:
+        """Return when all is done. Raises what went wrong since the last call."""
+        while self._pending:
+            self._pending.popleft().result()
+
+    def close(self) -> None:
+        """Wait, and end the thread."""
+        try:
+            self.wait()
+        finally:
+            self._executor.shutdown()
+
+    def _do(self, work: Callable[[], object]) -> None:
+        if self._failed:
+            return
+        self._working_since = time.monotonic()
+        try:
+            work()
+        except BaseException:
+            self._failed = True
+            raise
+        finally:
+            self._working_since = None

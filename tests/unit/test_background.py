@@ -1,0 +1,68 @@
+"""Work done behind one's back: in order, told when it fails, and nothing after a failure."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from gatdist.background import Background
+from support import wait_until
+
+
+def test_work_is_done_in_order_while_the_caller_goes_on() -> None:
+    gate, done = threading.Event(), []
+    background = Background("test")
+    background.submit(lambda: gate.wait(10))
+    for number in range(99):
+        if number == 20:
+            gate.set()  # past the bound, a call would wait for it
+        background.submit(lambda number=number: done.append(number))
+    background.close()
+    assert done == list(range(99))
+
+
+def test_a_call_waits_where_too_much_is_pending() -> None:
+    gate = threading.Event()
+    background = Background("test", max_pending=2)
+    background.submit(lambda: gate.wait(10))
+    background.submit(lambda: None)
+    third = threading.Thread(target=lambda: background.submit(lambda: None))
+    third.start()
+    third.join(0.2)
+    assert third.is_alive()
+    gate.set()
+    third.join(10)
+    assert not third.is_alive()
+    background.close()
+
+
+def test_a_failure_is_told_once_and_nothing_is_done_after_it() -> None:
+    gate, done = threading.Event(), []
+    background = Background("test")
+
+    def fail() -> None:
+        gate.wait(10)
+        raise OSError("the disk is gone")
+
+    background.submit(fail)
+    background.submit(lambda: done.append("after"))
+    background.check()  # nothing has failed yet
+    gate.set()
+    with pytest.raises(OSError, match="gone"):
+        background.wait()
+    background.submit(lambda: done.append("later"))
+    background.close()
+    assert done == []
+
+
+def test_how_long_the_present_work_takes_is_known() -> None:
+    gate = threading.Event()
+    background = Background("test")
+    assert background.busy_s == 0.0
+    background.submit(lambda: gate.wait(10))
+    wait_until(lambda: background.busy_s > 0.05, "the work to take a while")
+    gate.set()
+    background.wait()
+    assert background.busy_s == 0.0
+    background.close()
