@@ -8,11 +8,10 @@ last checkpoint says how far the run is.
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,12 +29,18 @@ from gatdist.cluster.nodes import Nodes
 from gatdist.cluster.processes import end_descendants
 from gatdist.cluster.quiet import output_to_file, shown_on
 from gatdist.cluster.recovery import Recovery
-from gatdist.cluster.sizing import Growth, largest, room_for
+from gatdist.cluster.sizing import (
+    Growth,
+    largest,
+    needs_of,
+    of_this_machine,
+    room_for,
+    too_small,
+)
 from gatdist.cluster.watch import Lateness, Pulse, lateness
 from gatdist.cluster.welcome import token
 from gatdist.config import Config, env_references
 from gatdist.errors import (
-    ClusterError,
     GatdistError,
     InterruptedRunError,
     TrainingError,
@@ -80,10 +85,10 @@ def fit(config: Config, run_dir: str, console: Console | None) -> dict[str, Any]
     log = log_file(run_dir)
     address = config.cluster.address
     if not address:  # before a Ray of our own is started for nothing
-        has = {"CPU": float(os.cpu_count() or 1), "GPU": float(_num_gpus())}
-        needs = _needs(config, has)
+        has = of_this_machine()
+        needs = needs_of(config, has)
         if largest(config.fitting_workers(), room_for(needs, [has])) is None:
-            raise _too_small(config, needs, has)
+            raise too_small(config, needs, has)
     with (
         output_to_file(log) as terminal,
         shown_on(console, terminal),
@@ -99,7 +104,7 @@ class _Run:
         self.config, self.run_dir, self.log = config, run_dir, log
         self.console = console
         self.sizes = config.fitting_workers()
-        self.needs = _needs(config, ray.cluster_resources())  # type: ignore[no-untyped-call]
+        self.needs = needs_of(config, ray.cluster_resources())  # type: ignore[no-untyped-call]
         self.bridge = Bridge()
         self.recovery = Recovery(config.cluster.max_failures)
         self.launches = 0
@@ -184,7 +189,7 @@ class _Run:
                 and not _may_grow()
             ):
                 has = ray.cluster_resources()  # type: ignore[no-untyped-call]
-                raise _too_small(self.config, self.needs, has)
+                raise too_small(self.config, self.needs, has)
             if self.interrupted:
                 raise InterruptedRunError(
                     f"interrupted while waiting for workers; the checkpoint at {self.reached:,} "
@@ -347,44 +352,11 @@ def _folder() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _needs(config: Config, has: Mapping[str, float]) -> dict[str, float]:
-    """What each worker needs, by resource, on a cluster that has so much."""
-    cluster = config.cluster
-    gpus = cluster.gpus_per_worker
-    if gpus is None:
-        gpus = int(has.get("GPU", 0) > 0)
-    needs = {"CPU": float(cluster.cpus_per_worker)} | cluster.resources_per_worker
-    return needs | ({"GPU": float(gpus)} if gpus else {})
-
-
-def _num_gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count()
-
-
 def _may_grow() -> bool:
     """Whether an autoscaler may bring hosts."""
     from ray._private import state
 
     return bool(state.state.get_max_resources_from_cluster_config())
-
-
-def _too_small(
-    config: Config, needs: Mapping[str, float], has: Mapping[str, float]
-) -> ClusterError:
-    where = "the cluster" if config.cluster.address else "this machine"
-    size = config.fitting_workers()[0]
-    # What is least there; where all is there, it is in use, or on hosts that are too small.
-    name = min(needs, key=lambda name: has.get(name, 0) / needs[name])
-    room = int(has.get(name, 0) // needs[name])
-    total = f"need {size * needs[name]:g} {name}s, and {where} has {has.get(name, 0):g}"
-    return ClusterError(
-        "--workers",
-        total if room < size else f"{total}, but not so many on hosts where a worker fits",
-        value=config.cluster.workers,
-        mend=f"Use --workers {room}" if 0 < room < size else f"Add a host with a {name}",
-    )
 
 
 def _final(error: GatdistError, why_not: str, log: Path) -> GatdistError:

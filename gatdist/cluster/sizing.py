@@ -2,8 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from gatdist.config import Config
+from gatdist.errors import ClusterError
+
+
+def of_this_machine() -> dict[str, float]:
+    """What this machine has to give, by resource, as a Ray of our own would count it."""
+    import torch
+
+    return {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
+
+
+def needs_of(config: Config, has: Mapping[str, float]) -> dict[str, float]:
+    """What each worker needs, by resource, on a cluster that has so much."""
+    cluster = config.cluster
+    gpus = cluster.gpus_per_worker
+    if gpus is None:
+        gpus = int(has.get("GPU", 0) > 0)
+    needs = {"CPU": float(cluster.cpus_per_worker)} | cluster.resources_per_worker
+    return needs | ({"GPU": float(gpus)} if gpus else {})
 
 
 def room_for(needs: Mapping[str, float], hosts: Sequence[Mapping[str, float]]) -> int:
@@ -17,6 +38,28 @@ def room_for(needs: Mapping[str, float], hosts: Sequence[Mapping[str, float]]) -
     return sum(
         int(min((has.get(name, 0.0) + 1e-6) // amount for name, amount in wanted.items()))
         for has in hosts
+    )
+
+
+def too_small(config: Config, needs: Mapping[str, float], has: Mapping[str, float]) -> ClusterError:
+    """The error of a cluster that has no room for the fewest workers of a run.
+
+    Args:
+        config: of the run.
+        needs: what each worker needs, by resource.
+        has: what the whole cluster has.
+    """
+    where = "the cluster" if config.cluster.address else "this machine"
+    size = config.fitting_workers()[0]
+    # What is least there; where all is there, it is in use, or on hosts that are too small.
+    name = min(needs, key=lambda name: has.get(name, 0) / needs[name])
+    room = int(has.get(name, 0) // needs[name])
+    total = f"need {size * needs[name]:g} {name}s, and {where} has {has.get(name, 0):g}"
+    return ClusterError(
+        "--workers",
+        total if room < size else f"{total}, but not so many on hosts where a worker fits",
+        value=config.cluster.workers,
+        mend=f"Use --workers {room}" if 0 < room < size else f"Add a host with a {name}",
     )
 
 

@@ -54,7 +54,7 @@ def work(given: dict[str, Any]) -> None:
         bridge.tell("fail", type(error).__name__, told)
         raise
     except RuntimeError as error:
-        if _is_lost_connection(error):
+        if is_lost_connection(error):
             lost = f"{here} lost the others: one of them died, or the network failed"
             bridge.tell("fail", WorkerLostError.__name__, lost)
         elif _is_broken_device(error):
@@ -103,7 +103,7 @@ def _pulse(bridge: Bridge, rank: int, progress: Progress) -> Iterator[threading.
         thread.join(_ANSWER_S)
 
 
-def _is_lost_connection(error: RuntimeError) -> bool:
+def is_lost_connection(error: RuntimeError) -> bool:
     """Whether a collective failed because another worker is gone. Gloo has no class for that."""
     import torch.distributed as dist
 
