@@ -12,8 +12,8 @@ import json
 import math
 import shutil
 import tempfile
-from collections.abc import Mapping
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,14 +40,22 @@ class Monitor:
         run_dir: the run directory.
         tensorboard: whether TensorBoard's files are written too.
         resume_samples: the clock at which training goes on; 0 for a fresh run.
+
+    Attributes:
+        complaints: what went wrong with TensorBoard's files, which is no reason to end a run.
     """
 
     def __init__(
         self, run_dir: Store, *, tensorboard: bool = True, resume_samples: int = 0
     ) -> None:
+        self.complaints: list[str] = []
         self._resume_samples = resume_samples
         self._lines = JsonLines(run_dir, METRICS_FILE, resume_samples)
-        self._board = TensorBoard(run_dir, purge_step=resume_samples + 1) if tensorboard else None
+        self._board = (
+            TensorBoard(run_dir, resume_samples + 1, self.complaints.append)
+            if tensorboard
+            else None
+        )
 
     def tick(self, samples_seen: int, values: Mapping[str, float]) -> None:
         """Write one tick's values. A second call at the same ``samples_seen`` adds to its line.
@@ -130,22 +138,25 @@ class JsonLines:
 class TensorBoard:
     """One event file, written by a thread of its own in the order of the calls.
 
-    What fails in the background is raised by a later call, at the latest by :meth:`close`. In a run
-    directory that is not local, the file is published at each tick from a local spool folder.
+    The first failure is told, and ends the writing. In a run directory that is not local, the file
+    is published at each tick from a local spool folder.
 
     Args:
         run_dir: the run directory.
         purge_step: what earlier event files hold at this step and above is not shown.
+        complain: is told what failed, in the thread.
     """
 
-    def __init__(self, run_dir: Store, purge_step: int) -> None:
+    def __init__(self, run_dir: Store, purge_step: int, complain: Callable[[str], None]) -> None:
         self._run_dir = run_dir
         self._purge_step = purge_step
+        self._complain = complain
+        self._is_broken = False
         self._spool: Path | None = None
         self._writer: SummaryWriter  # touched by the thread alone
-        self._opened = ExitStack()
+        self._opened = ExitStack()  # likewise
         self._background = Background("tensorboard")
-        self._background.submit(self._open)
+        self._submit(self._open)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """One scalar a tag; also makes everything so far visible to readers."""
@@ -155,17 +166,15 @@ class TensorBoard:
                 self._writer.add_scalar(tag, value, step)
             self._publish()
 
-        self._background.submit(work)
+        self._submit(work)
 
     def image(self, step: int, tag: str, picture: Pixels) -> None:
         """A picture, uint8 [height, width, C]."""
-        self._background.submit(
-            lambda: self._writer.add_image(tag, picture, step, dataformats="HWC")
-        )
+        self._submit(lambda: self._writer.add_image(tag, picture, step, dataformats="HWC"))
 
     def text(self, step: int, tag: str, markdown: str) -> None:
         """A text in Markdown."""
-        self._background.submit(lambda: self._writer.add_text(tag, markdown, step))
+        self._submit(lambda: self._writer.add_text(tag, markdown, step))
 
     def hparams(self, values: Mapping[str, str | float], metrics: list[str]) -> None:
         """The row in the table of runs: hyperparameters, and tags of the scalars to compare."""
@@ -180,12 +189,13 @@ class TensorBoard:
             self._writer.file_writer.add_summary(experiment)
             self._writer.file_writer.add_summary(start)
 
-        self._background.submit(work)
+        self._submit(work)
 
     def close(self) -> None:
         """Write all that is pending."""
-        with self._opened, closing(self._background):
-            self._background.submit(self._publish)
+        self._submit(self._publish)
+        self._submit(self._opened.close)
+        self._background.close()
 
     def _open(self) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -196,6 +206,20 @@ class TensorBoard:
         folder = self._spool or self._run_dir.local_path(TENSORBOARD_FOLDER)
         self._writer = SummaryWriter(str(folder), purge_step=self._purge_step)
         self._opened.callback(self._writer.close)
+
+    def _submit(self, work: Callable[[], None]) -> None:
+        self._background.submit(lambda: self._attempt(work))
+
+    def _attempt(self, work: Callable[[], None]) -> None:
+        if self._is_broken:
+            return
+        try:
+            work()
+        except Exception as error:
+            self._is_broken = True
+            self._complain(f"TensorBoard's files are not written any more: {error}")
+            with suppress(Exception):
+                self._opened.close()
 
     def _publish(self) -> None:
         self._writer.flush()

@@ -169,8 +169,14 @@ class Store:
         def add(_: object) -> None:
             path = self.local_path(name)
             path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("ab") as file:
-                file.write(text.encode())
+            with path.open("ab", buffering=0) as file:
+                before, left = file.tell(), memoryview(text.encode())
+                try:
+                    while left:
+                        left = left[file.write(left) :]
+                except OSError:  # a full disk takes a part of it
+                    file.truncate(before)
+                    raise
 
         self._connection.run(name, add)
 

@@ -104,6 +104,7 @@ class Recorder:
         samples_seen = int(values["samples_seen"])
         self.grid_path = self._show("fakes", fakes, name=f"fakes-{samples_seen:09d}")
         self._background.submit(partial(self.monitor.tick, samples_seen, values))
+        self._pass_on_complaints()
         self.emit("tick", values | {"total_samples": self.config.run.total_samples})
         for alarm in raised:
             self.emit(
@@ -128,12 +129,17 @@ class Recorder:
                 self._background.wait()
             finally:
                 self.monitor.close()
+                self._pass_on_complaints()
 
     def rewind(self) -> None:
         """Take back what was written past the state's clock, which has been set back."""
         if self.active:
             self.close()
             self.monitor = self._monitor()
+
+    def _pass_on_complaints(self) -> None:
+        while self.monitor.complaints:
+            self.emit("warning", {"message": self.monitor.complaints.pop(0)})
 
     def _monitor(self) -> Monitor:
         return Monitor(
