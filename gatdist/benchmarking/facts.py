@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterable
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -14,16 +15,21 @@ _PACKAGES = ("gatdist", "torch", "lightning", "accelerate")
 
 def environment(threads: int) -> dict[str, Any]:
     """Hardware and versions as JSON values. ``threads``: of each process that was measured."""
-    packages = {}
-    for name in _PACKAGES:
-        with suppress(metadata.PackageNotFoundError):
-            packages[name] = metadata.version(name)
     return {
         **machine(),
         "load": round(os.getloadavg()[0], 2),
         "threads": threads,
-        "packages": packages,
+        "packages": versions(_PACKAGES),
     }
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Of those that are installed."""
+    found = {}
+    for name in packages:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def machine() -> dict[str, Any]:
@@ -34,6 +40,11 @@ def machine() -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
     }
+
+
+def memory_bytes() -> int:
+    """Of the whole machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _processor() -> str:

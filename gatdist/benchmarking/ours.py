@@ -12,8 +12,6 @@ from gatdist.parallel.communicator import Communicator, LocalCommunicator
 from gatdist.training.state import TrainState
 from gatdist.training.step import train_step
 
-_CPU = torch.device("cpu")
-
 
 def _rule(name: str, **more: object) -> Overrides:
     return {"game": {"update_rule": name, "latents": "shared", **more}}
@@ -44,15 +42,17 @@ class Ours(Case):
     """
 
     def __init__(self, size: Size, overrides: Overrides, comm: Communicator | None = None) -> None:
-        comm = comm or LocalCommunicator(_CPU)
+        comm = comm or LocalCommunicator(torch.device("cpu"))
+        device = comm.device
         self.config = size.config(overrides, comm.world_size)
         self.state = TrainState(self.config, comm, size.shape, 0)
         self.rule = self.state.rule(self.config)
         self.generator = self.state.players["generator"].bare
         self.discriminator = self.state.players["discriminator"].bare
-        self.real = size.real(self.config)
-        self.positions = torch.arange(comm.rank, self.config.run.global_batch, comm.world_size)
-        self.statistics, self.timer = Statistics(_CPU), PhaseTimer(_CPU)
+        self.real = size.real(self.config).to(device)
+        batch = self.config.run.global_batch
+        self.positions = torch.arange(comm.rank, batch, comm.world_size, device=device)
+        self.statistics, self.timer = Statistics(device), PhaseTimer(device)
 
     def step(self) -> None:
         """What the training loop does between two ticks, without its loader."""

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from gatdist.cli import values
+from gatdist.cli import scaling, values
 
 
 def add(commands: Any, command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -33,6 +33,8 @@ def add(commands: Any, command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument(
         "--threads", type=int, default=1, metavar="N", help="of each process (default: 1)"
     )
+
+    scaling.add(what, command)
 
     sub = command(what, "data", data, "time the reading of data beside other readers")
     _add_rounds(sub, 5)

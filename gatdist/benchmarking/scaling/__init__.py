@@ -1,0 +1,1 @@
+"""``gatdist bench scaling``: what a worker more brings, and how soon a lost one is made good."""
