@@ -1,0 +1,188 @@
+"""How long a run stands still when a worker, a host or the driver dies, and where the time goes.
+
+python -m benchmarks.cases.recovery [--times 5] [--out benchmarks/results/DATE_recovery]
+
+One run of two workers on a head and two hosts (network namespaces of this machine). In turn: a
+worker is killed; a host is killed and comes back after 6 s; the driver is killed and its command
+run again, on the Ray that is there (so that Ray's own start is not in it). Each lasts until the
+first step that is made anew. Phases are read from the driver's messages, the log of Ray Train's
+controller, and the notes of a plugin.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.environment import environment
+from benchmarks.hosts import Hosts, why_not
+from benchmarks.runs_on_hosts import Beat, HostsRun, until
+
+BACK_AFTER_S = 6.0
+TARGETS_S = {"host": 20.0, "driver": 10.0}
+SETTINGS = [
+    f"run.total_samples={10**12}",
+    "run.tick_samples=2048",
+    "run.checkpoint_samples=2048",
+    'model.generator={name="residual", width=16}',
+    'model.discriminator={name="residual", width=16}',
+]
+# What Ray Train's controller logs at the end of each phase.
+_LOGGED = {
+    "driver and controller start": "Requesting resources",
+    "wait for the hosts": "Placement group ready",
+    "worker processes start": "worker actors created",
+    "Ray Train's imports": "Train context initialized",
+    "process group": "Train function launched",
+}
+
+
+def main() -> None:
+    """Kill, measure, record."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--times", type=int, default=5)
+    parser.add_argument(
+        "--out", type=Path, default=Path(f"benchmarks/results/{time.strftime('%Y-%m-%d')}_recovery")
+    )
+    arguments = parser.parse_args()
+    if reason := why_not():
+        raise SystemExit(f"needs hosts: {reason}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that hosts are taken away
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    measured: dict[str, list[dict[str, Any]]] = {}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Hosts() as hosts,
+        HostsRun(hosts, Path(folder), SETTINGS) as run,
+    ):
+        run.start()
+        for kind, kill in KILLS.items():
+            for number in range(arguments.times):
+                measured.setdefault(kind, []).append(measure(run, partial(kill, run, number)))
+                record(measured, arguments.out)
+                print(f"{kind} {number + 1}: {measured[kind][-1]['total_s']:.1f} s", flush=True)
+    print(table(measured))
+
+
+def kill_worker(run: HostsRun, number: int) -> None:
+    """SIGKILL for one worker, each in turn."""
+    workers = run.workers()
+    os.kill(workers[number % len(workers)].pid, signal.SIGKILL)
+
+
+def kill_host(run: HostsRun, number: int) -> None:
+    """A worker's host dies, and joins again."""
+    workers = run.workers()
+    host = run.host_of(workers[number % len(workers)])
+    host.kill()
+    time.sleep(BACK_AFTER_S)
+    run.hosts.join(host)
+
+
+def kill_driver(run: HostsRun, number: int) -> None:
+    """SIGKILL for the command, which is run again at once."""
+    run.kill_driver()
+    run.start()
+
+
+KILLS: dict[str, Callable[[HostsRun, int], None]] = {
+    "worker": kill_worker,
+    "host": kill_host,
+    "driver": kill_driver,
+}
+
+
+def measure(run: HostsRun, kill: Callable[[], None]) -> dict[str, Any]:
+    """Seconds from one kill to the first step after it, in all and by phase."""
+    calm = time.time()
+    until(lambda: run.moves() and _newest_commit(run) > calm, "a checkpoint after the last", 120)
+    before = run.last()
+    assert before is not None
+    began = time.time()
+    kill()
+    ready, made = until(lambda: _first_step(run, before.attempt), "a new step", 180)
+    phases, last = {}, began
+    marks = [*_marks(run, began), ("set up", ready.time_s), ("first step", made.time_s)]
+    for name, at_s in marks:
+        phases[name], last = max(0.0, at_s - last), max(last, at_s)
+    return {"total_s": made.time_s - began, "phases_s": phases, "attempt": made.attempt}
+
+
+def _newest_commit(run: HostsRun) -> float:
+    manifests = run.run_dir.glob("checkpoints/*/MANIFEST.json")
+    return max((path.stat().st_mtime for path in manifests if path.exists()), default=0.0)
+
+
+def _first_step(run: HostsRun, attempt: int) -> tuple[Beat, Beat] | None:
+    """The first two beats of a later attempt: before its first step, and after it."""
+    later = [beat for beat in run.beats() if beat.attempt > attempt]
+    mine = [beat for beat in later if beat.attempt == later[-1].attempt]
+    return (mine[0], mine[1]) if len(mine) > 1 else None
+
+
+def _marks(run: HostsRun, since_s: float) -> list[tuple[str, float]]:
+    """When phases ended, in order; those that the logs do not tell are left out."""
+    told = [at for at, line in run.told if at > since_s and "starting again" in line]
+    marks = [("detection", at) for at in told[:1]]
+    entries = []
+    for file in run.hosts.folder.glob("head/ray/session_2*/logs/train/*sys-controller*"):
+        for line in file.read_text().splitlines():
+            entry = json.loads(line)
+            entries.append((entry.get("timestamp_ns", 0) / 1e9, str(entry.get("message", ""))))
+    new = sorted(entry for entry in entries if entry[0] > since_s)
+    for name, text in _LOGGED.items():
+        # The last one: a start that failed was made again.
+        marks += [(name, at) for at, message in new if text in message][-1:]
+    return marks
+
+
+def record(measured: dict[str, list[dict[str, Any]]], out: Path) -> None:
+    """Write what is known so far."""
+    result = {
+        "settings": SETTINGS,
+        "back_after_s": BACK_AFTER_S,
+        "targets_s": TARGETS_S,
+        "median_s": {kind: median(o["total_s"] for o in ones) for kind, ones in measured.items()},
+        "phases_s": {kind: _phases(ones) for kind, ones in measured.items()},
+        "measured": measured,
+        "environment": environment(),
+    }
+    text = json.dumps(result, indent=1, ensure_ascii=False)
+    (out / "result.json").write_text(text + "\n")
+
+
+def _phases(ones: list[dict[str, Any]]) -> dict[str, float]:
+    """The median of each phase."""
+    names = dict.fromkeys(name for one in ones for name in one["phases_s"])
+    return {name: median(one["phases_s"].get(name, 0.0) for one in ones) for name in names}
+
+
+def table(measured: dict[str, list[dict[str, Any]]]) -> str:
+    """Medians for people; a column for each kind."""
+    phases = {kind: _phases(ones) for kind, ones in measured.items()}
+    names = ["detection", *_LOGGED, "set up", "first step"]
+    lines = [f"{'seconds, median':<30}" + "".join(f"{kind:>9}" for kind in measured)]
+    for name in names:
+        cells = [phases[kind].get(name) for kind in measured]
+        lines.append(
+            f"{name:<30}" + "".join(f"{'–' if c is None else f'{c:.1f}':>9}" for c in cells)
+        )
+    totals = {kind: median(one["total_s"] for one in ones) for kind, ones in measured.items()}
+    lines.append(f"{'in all':<30}" + "".join(f"{totals[kind]:>9.1f}" for kind in measured))
+    targets = [f"≤ {TARGETS_S[kind]:.0f}" if kind in TARGETS_S else "–" for kind in measured]
+    lines.append(f"{'target':<30}" + "".join(f"{target:>9}" for target in targets))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

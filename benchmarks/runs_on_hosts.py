@@ -1,0 +1,262 @@
+"""A run of ``gatdist train`` on :mod:`benchmarks.hosts`, and what can be seen of it from outside.
+
+A plugin, which every worker imports, notes how far the run is and who its workers are. Used by
+cases that disturb runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any, NamedTuple, Self
+
+from benchmarks.hosts import Host, Hosts
+
+# Detection as fast as a network that may be gone for 5 s allows; see `benchmarks.hosts`.
+SETTINGS = (
+    "evaluate.metrics=[]",
+    "cluster.backend=gloo",
+    "cluster.timeout_s=20",
+    "cluster.late_s=4",
+)
+# What is written a few times a second costs a step nothing; at the start, each step counts.
+_PLUGIN = '''
+"""Notes where the run is. Written by benchmarks.runs_on_hosts."""
+import json, os, pathlib, signal, socket, time
+from gatdist import faults
+
+imported, folder, noted = time.time(), pathlib.Path(__file__).parent, []
+
+def born():
+    stat = pathlib.Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    up_s = float(pathlib.Path("/proc/uptime").read_text().split()[0])
+    return time.time() - up_s + int(stat[19]) / os.sysconf("SC_CLK_TCK")
+
+def write(file, text):
+    with (folder / file).open("a") as out:
+        out.write(text + "\\n")
+
+def die_in_an_upload(place):
+    die = lambda: os.kill(os.getpid(), signal.SIGKILL)
+    faults.fail_at(place, die, rank=0, step=faults.here.step, attempt=faults.here.attempt)
+
+def beat():
+    here, now = faults.here, time.time()
+    if not noted:
+        about = {"attempt": here.attempt, "rank": here.rank, "pid": os.getpid()}
+        about |= {"host": socket.gethostname(), "born": born(), "imported": imported, "ready": now}
+        write("workers.jsonl", json.dumps(about))
+    if here.rank == 0 and (len(noted) < 3 or now - noted[-1] > 0.2):
+        noted.append(now)
+        write("journal", f"{now:.3f} {here.attempt} {here.step}")
+        order = folder / "die-in-upload"
+        if order.exists():
+            place = order.read_text()
+            order.unlink()
+            die_in_an_upload(place)
+    elif here.rank and not noted:
+        noted.append(now)
+    faults.fail_at("data", beat, attempt=None)
+
+faults.fail_at("data", beat, attempt=None)
+'''
+_PLUGIN_NAME = "notes_of_this_run"
+
+
+class Beat(NamedTuple):
+    """Where worker 0 was.
+
+    Attributes:
+        time_s: since the epoch.
+        attempt: the start of the run, from 1.
+        step: steps made.
+    """
+
+    time_s: float
+    attempt: int
+    step: int
+
+
+class Worker(NamedTuple):
+    """One process that trains, or did.
+
+    Attributes:
+        attempt: the start of the run that it belongs to.
+        rank: of it.
+        pid: its process.
+        host: where.
+        born: when its process started, seconds since the epoch.
+        imported: when it began to set up the training loop.
+        ready: when it asked for its first batch.
+    """
+
+    attempt: int
+    rank: int
+    pid: int
+    host: str
+    born: float
+    imported: float
+    ready: float
+
+
+class HostsRun:
+    """One run directory on the hosts' common file system, and the commands that train in it.
+
+    Args:
+        hosts: where.
+        folder: an empty one; ``run`` in it is the run directory.
+        settings: of the configuration, beside ``SETTINGS``.
+        workers: as ``--workers`` takes them.
+
+    Attributes:
+        told: what the commands have written on standard error, with the time of each line.
+    """
+
+    def __init__(
+        self, hosts: Hosts, folder: Path, settings: Sequence[str], workers: str = "2"
+    ) -> None:
+        self.hosts, self.folder, self.run_dir = hosts, folder, folder / "run"
+        self.told: list[tuple[float, str]] = []
+        self._settings = [*SETTINGS, *settings, f'plugins=["{_PLUGIN_NAME}"]']
+        self._workers = workers
+        self._process: subprocess.Popen[str] | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{_PLUGIN_NAME}.py").write_text(_PLUGIN)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._process is not None:
+            self.kill_driver()
+            self._await_no_workers()
+
+    def start(self) -> None:
+        """Start ``gatdist train`` on the head."""
+        sets = [word for setting in self._settings for word in ("--set", setting)]
+        self._process = self.hosts.head.start(
+            sys.executable, "-m", "gatdist.cli", "train", "digits", "--workers", self._workers,
+            "--address", self.hosts.head.ray_address, "--run-dir", "run", "--json", *sets,
+            cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        assert self._process.stderr is not None
+        threading.Thread(target=self._listen, args=[self._process.stderr], daemon=True).start()
+
+    def _listen(self, pipe: IO[str]) -> None:
+        with pipe, (self.folder / "driver.log").open("a") as log:
+            for line in pipe:
+                self.told.append((time.time(), line.rstrip()))
+                log.write(f"{time.strftime('%H:%M:%S')} {line}")
+                log.flush()
+
+    @property
+    def status(self) -> int | None:
+        """The command's exit status; None while it runs."""
+        assert self._process is not None
+        return self._process.poll()
+
+    def kill_driver(self) -> None:
+        """SIGKILL for the command."""
+        assert self._process is not None
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def _await_no_workers(self) -> None:
+        """Wait until Ray has ended what the command had started."""
+        with suppress(TimeoutError):
+            until(lambda: not any(map(lives, self.workers())), "the workers' end", 30)
+
+    def last(self) -> Beat | None:
+        """The newest beat."""
+        with suppress(FileNotFoundError), (self.folder / "journal").open("rb") as journal:
+            size = journal.seek(0, os.SEEK_END)
+            journal.seek(max(0, size - 200))
+            lines = journal.read().decode().split("\n")[:-1]
+            return _beat(lines[-1]) if lines else None
+        return None
+
+    def beats(self) -> list[Beat]:
+        """All of them, oldest first."""
+        with suppress(FileNotFoundError):
+            return sorted(map(_beat, (self.folder / "journal").read_text().splitlines()))
+        return []
+
+    def moves(self) -> bool:
+        """Whether worker 0 has made a step within the last second or so."""
+        last = self.last()
+        return last is not None and time.time() - last.time_s < 1.5
+
+    def workers(self, attempt: int | None = None) -> list[Worker]:
+        """Those of an attempt, by rank; None: of the newest."""
+        with suppress(FileNotFoundError):
+            lines = (self.folder / "workers.jsonl").read_text().splitlines()
+            found = [Worker(**json.loads(line)) for line in lines]
+            wanted = attempt or max(worker.attempt for worker in found)
+            return sorted((w for w in found if w.attempt == wanted), key=lambda w: w.rank)
+        return []
+
+    def host_of(self, worker: Worker) -> Host:
+        """Where a worker runs."""
+        return next(host for host in self.hosts.workers if host.name == worker.host)
+
+    def die_in_upload(self, file: str) -> None:
+        """Let worker 0 die just before it publishes ``file`` of its next checkpoint."""
+        (self.folder / "die-in-upload").write_text(f"commit/{file}")
+
+    def committed(self) -> list[Path]:
+        """Folders of the checkpoints that have a manifest, oldest first."""
+        found = [path.parent for path in self.run_dir.glob("checkpoints/*/MANIFEST.json")]
+        return sorted(found, key=lambda path: [int(part) for part in path.name.split(".")])
+
+    def attempts(self) -> list[dict[str, Any]]:
+        """The lines of ``attempts.jsonl``."""
+        return _lines(self.run_dir / "attempts.jsonl")
+
+    def ticks(self) -> list[dict[str, Any]]:
+        """The lines of ``metrics.jsonl``."""
+        return _lines(self.run_dir / "metrics.jsonl")
+
+
+def until(condition: Callable[[], Any], what: str, timeout_s: float) -> Any:
+    """Wait until ``condition()`` is true, and return its value.
+
+    Raises:
+        TimeoutError: it was not for too long.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {timeout_s:g} s in vain for {what}")
+        time.sleep(0.05)
+    return value
+
+
+def lives(worker: Worker) -> bool:
+    """Whether its process is there and no other has taken its number since."""
+    try:
+        words = Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()
+        up_s = float(Path("/proc/uptime").read_text().split()[0])
+    except (OSError, IndexError):
+        return False
+    born = time.time() - up_s + int(words[19]) / os.sysconf("SC_CLK_TCK")
+    return words[0] not in "ZX" and abs(born - worker.born) < 1
+
+
+def _beat(line: str) -> Beat:
+    time_s, attempt, step = line.split()
+    return Beat(float(time_s), int(attempt), int(step))
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    with suppress(FileNotFoundError):
+        return [json.loads(line) for line in file.read_text().splitlines()]
+    return []
