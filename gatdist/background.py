@@ -17,13 +17,16 @@ class Background:
     Args:
         name: of the thread.
         max_pending: with so much waiting, a call waits, too.
+
+    Attributes:
+        failed: whether something has.
     """
 
     def __init__(self, name: str, max_pending: int = 32) -> None:
         self._max_pending = max_pending
         self._pending: deque[Future[None]] = deque()
         self._executor = ThreadPoolExecutor(1, name)  # starts its thread with the first work
-        self._failed = False
+        self.failed = False
         self._working_since: float | None = None
 
     @property
@@ -59,13 +62,13 @@ class Background:
             self._executor.shutdown()
 
     def _do(self, work: Callable[[], object]) -> None:
-        if self._failed:
+        if self.failed:
             return
         self._working_since = time.monotonic()
         try:
             work()
         except BaseException:
-            self._failed = True
+            self.failed = True
             raise
         finally:
             self._working_since = None

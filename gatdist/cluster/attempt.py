@@ -38,6 +38,9 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
 
+# The driver ends workers that hang, and tells which; the process group only where it can't.
+_GRACE_S = 30.0
+
 
 class Attempt(threading.Thread):
     """Ray Train at work, in a thread of the driver.
@@ -83,7 +86,7 @@ class Attempt(threading.Thread):
             },
             torch_config=_TorchConfig(
                 backend=_backend(cluster, needs),
-                timeout_s=int(cluster.timeout_s),
+                timeout_s=int(cluster.timeout_s + _GRACE_S),
                 token=token,
                 bridge=bridge,
                 first=first,

@@ -88,10 +88,10 @@ class Monitor:
             values = _hparam_values({k: v for k, v in compared if not k.startswith("data.")})
             self._board.hparams(values, [f"metric/{name}" for name in config.evaluate.metrics])
 
-    def close(self) -> None:
-        """Wait until all is written."""
+    def close(self, *, publish: bool = True) -> None:
+        """Wait until all is written; unless ``publish``, TensorBoard's last words are let go."""
         if self._board:
-            self._board.close()
+            self._board.close(publish=publish)
 
 
 class JsonLines:
@@ -191,9 +191,10 @@ class TensorBoard:
 
         self._submit(work)
 
-    def close(self) -> None:
-        """Write all that is pending."""
-        self._submit(self._publish)
+    def close(self, *, publish: bool = True) -> None:
+        """Write all that is pending; see :meth:`Monitor.close`."""
+        if publish:
+            self._submit(self._publish)
         self._submit(self._opened.close)
         self._background.close()
 

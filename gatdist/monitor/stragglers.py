@@ -1,7 +1,8 @@
 """Workers that hold the others up, found in the times that each takes for its own work.
 
 In a synchronized step all workers take as long as the slowest: the others wait, and their clocks
-show it as communication. What tells them apart is the time left when that is taken away.
+show it as communication. What tells them apart is the time left when that is taken away. Where
+communication itself is slow, what waits to be sent tells whose link it is.
 """
 
 from __future__ import annotations
@@ -14,6 +15,10 @@ from typing import NamedTuple
 _COMMUNICATION, _STEP = "time/communication_s", "time/step_s"
 # A worker that is late by less than this share of a step holds nobody up.
 _LEAST_SHARE = 0.2
+# A link is slow where communication takes more than this share of a step, ...
+_SLOW_SHARE = 0.5
+# ... and so much waits to be sent, so many times as much as elsewhere.
+_LEAST_UNSENT_BYTES, _UNSENT_FACTOR = 16 * 2**10, 4
 
 
 class WorkerTimes(NamedTuple):
@@ -23,10 +28,12 @@ class WorkerTimes(NamedTuple):
         host: where it runs.
         seconds: mean seconds a step by tag: ``time/<phase>_s``, ``time/step_s``, and
             ``time/communication_s``, in which it waited for others.
+        unsent_bytes: that waited to be sent from its host, on average.
     """
 
     host: str
     seconds: Mapping[str, float]
+    unsent_bytes: float = 0.0
 
     @property
     def busy_s(self) -> float:
@@ -40,23 +47,22 @@ class Straggler:
 
     Attributes:
         rank: of the worker.
-        factor: how many times as long as the others' median it works at a step.
         phase: in which it loses most.
         message: for people.
     """
 
     rank: int
-    factor: float
     phase: str
     message: str
 
 
 def find_stragglers(times: Sequence[WorkerTimes], factor: float) -> list[Straggler]:
-    """The workers that work at a step more than ``factor`` times as long as the others' median.
+    """The workers that hold the others up, for having more work at a step or a slow link.
 
     Args:
         times: of all workers by rank.
-        factor: above 1.
+        factor: more than so many times as long as the others' median works at a step who holds
+            them up; above 1.
     """
     found = []
     for rank, mine in enumerate(times):
@@ -65,16 +71,31 @@ def find_stragglers(times: Sequence[WorkerTimes], factor: float) -> list[Straggl
             continue
         usual_s = median(other.busy_s for other in others)
         late_s = mine.busy_s - usual_s
-        if mine.busy_s <= factor * usual_s or late_s <= _LEAST_SHARE * mine.seconds[_STEP]:
+        if mine.busy_s > factor * usual_s and late_s > _LEAST_SHARE * mine.seconds[_STEP]:
+            phase = _slowest_phase(mine, others)
+            why = (
+                f"it works {mine.busy_s:.3g} s at a step, they {usual_s:.3g} s; "
+                f"it loses most in phase {phase!r}"
+            )
+        elif _has_slow_link(mine, others):
+            phase = "communication"
+            share = mine.seconds[_COMMUNICATION] / mine.seconds[_STEP]
+            why = (
+                f"its network is slow, {mine.unsent_bytes / 1e3:,.0f} kB wait to be sent while "
+                f"communication takes {share:.0%} of a step"
+            )
+        else:
             continue
-        phase = _slowest_phase(mine, others)
-        ratio = mine.busy_s / max(usual_s, 1e-9)
-        message = (
-            f"worker {rank} on {mine.host} holds the others up: it works {mine.busy_s:.3g} s at a "
-            f"step, they {usual_s:.3g} s; it loses most in phase {phase!r}"
-        )
-        found.append(Straggler(rank, ratio, phase, message))
+        message = f"worker {rank} on {mine.host} holds the others up: {why}"
+        found.append(Straggler(rank, phase, message))
     return found
+
+
+def _has_slow_link(mine: WorkerTimes, others: Sequence[WorkerTimes]) -> bool:
+    usual = median(other.unsent_bytes for other in others)
+    return mine.seconds[_COMMUNICATION] > _SLOW_SHARE * mine.seconds[
+        _STEP
+    ] and mine.unsent_bytes > max(_LEAST_UNSENT_BYTES, _UNSENT_FACTOR * usual)
 
 
 def _slowest_phase(mine: WorkerTimes, others: Sequence[WorkerTimes]) -> str:

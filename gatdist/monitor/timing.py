@@ -19,7 +19,7 @@ class PhaseTimer:
 
     Args:
         device: where the phases compute.
-        on_enter: called with the name of each phase, before its clock starts.
+        on_enter: called with the name of each phase, once its clock has started.
     """
 
     def __init__(
@@ -34,10 +34,12 @@ class PhaseTimer:
 
         A step may enter it several times.
         """
-        self._on_enter(name)
         if name not in self._phases:
             self._phases[name] = self._phase_type()
-        return self._phases[name]
+        phase = self._phases[name]
+        phase.begin()
+        self._on_enter(name)
+        return phase
 
     def collect(self, num_steps: int = 1) -> dict[str, float]:
         """Mean seconds a step since the last call, by ``time/<phase>_s``. Waits for the device.
@@ -56,8 +58,11 @@ class _Phase:
         self._seconds = 0.0
         self._start = 0.0
 
-    def __enter__(self) -> Self:
+    def begin(self) -> None:
+        """Its clock starts."""
         self._start = time.perf_counter()
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -77,10 +82,10 @@ class _CudaPhase(_Phase):
         self._pairs: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         self._free: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
-    def __enter__(self) -> Self:
+    def begin(self) -> None:
+        """Its first event is recorded."""
         self._pairs.append(self._free.pop() if self._free else (_event(), _event()))
         self._pairs[-1][0].record()
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self._pairs[-1][1].record()

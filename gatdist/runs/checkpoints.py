@@ -8,15 +8,16 @@ so that no attempt ever writes into a folder of another.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Any, Self
 
 from torch import Tensor
 
 from gatdist.background import Background
-from gatdist.errors import CheckpointError
+from gatdist.errors import CheckpointError, StaleAttemptError, StorageError
 from gatdist.faults import reached
 from gatdist.runs.checkpoint import (
     MANIFEST,
@@ -26,6 +27,9 @@ from gatdist.runs.checkpoint import (
     write_checkpoint,
 )
 from gatdist.storage import Store
+
+# A commit that takes no longer is waited for, where the next one is due.
+_PATIENCE_S = 5.0
 
 
 @dataclass(frozen=True, order=True)
@@ -112,6 +116,7 @@ class Checkpoints:
         self._background = background or Background("checkpoint")
         self._is_shared = background is not None
         self._pending: Future[None] | None = None
+        self._began = 0.0
 
     def committed(self) -> list[str]:
         """Names of the folders that hold a manifest, oldest first."""
@@ -175,10 +180,17 @@ class Checkpoints:
             name: tensor.detach().to("cpu", copy=True).contiguous()
             for name, tensor in tensors.items()
         }
-        name, measured = Name(samples_seen), dict(metrics or {})
+        name, measured, self._began = Name(samples_seen), dict(metrics or {}), time.monotonic()
         self._pending = self._background.submit(
             lambda: self._commit(name, snapshot, state, attempt, measured)
         )
+
+    def is_free(self) -> bool:
+        """Whether the last commit has ended; while it is young, that is waited for."""
+        if self._pending is None:
+            return True
+        left_s = self._began + _PATIENCE_S - time.monotonic()
+        return bool(wait([self._pending], max(0.0, left_s)).done)
 
     def wait(self) -> None:
         """Return when no checkpoint is being written. Raises what went wrong in the background."""
@@ -206,11 +218,28 @@ class Checkpoints:
             name = Name(name.samples_seen, attempt)
         self._mine.add(name)
         about = {"samples_seen": name.samples_seen, "attempt": attempt, "metrics": metrics}
-        write_checkpoint(self.store.child(str(name)), tensors, state, about, self._may_commit)
+        try:
+            write_checkpoint(self.store.child(str(name)), tensors, state, about, self._may_commit)
+        except StorageError:
+            self._may_commit()  # what a stale attempt writes is swept away under its hands
+            raise
+        try:
+            self._may_commit()
+        except StaleAttemptError:
+            self._drop_what_was_swept(name)
+            raise
         self._metrics[name] = metrics
         self._damaged.discard(name)
         reached("commit/retire")
         self._retire(name)
+
+    def _drop_what_was_swept(self, name: Name) -> None:
+        """Take back a commit that came after another attempt had swept the folder's files."""
+        try:
+            self.read(str(name))
+        except CheckpointError:
+            self.store.delete(f"{name}/{MANIFEST}")
+            self.store.delete(str(name))
 
     def _retire(self, last: Name) -> None:
         """Delete what is not to be kept, and older folders that never got a manifest.

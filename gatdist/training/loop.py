@@ -118,7 +118,7 @@ class _Loop:
         self.counted = self._counts()
         self.rolls_back = False
         self.background = Background("run-directory")
-        self.storage_is_slow = False
+        self.storage_is_slow = self.leaves_out = False
         self.checkpoints = Checkpoints(
             run_dir.child("checkpoints"),
             Retention(
@@ -221,7 +221,7 @@ class _Loop:
         self.outcome |= {"status": status, "reason": reason, "samples_seen": samples_seen}
         best = bool(run.keep_best_checkpoints) and run.best_metric in metrics
         if over or best or self._due(run.checkpoint_samples):
-            self._commit(metrics)
+            self._commit(metrics, must=over)
         return over
 
     def _look_at_storage(self) -> None:
@@ -299,8 +299,10 @@ class _Loop:
         classes = self.dataset.num_classes if model.conditional else 0
         return Sampler(self.state.average.network, model.latent_size, classes, seed, stream)
 
-    def _commit(self, metrics: dict[str, float] | None = None) -> None:
+    def _commit(self, metrics: dict[str, float] | None = None, *, must: bool = True) -> None:
         """Hand the state, and what was measured of it, to the background writer (worker 0).
+
+        Unless it ``must`` be, the one before may still be at it: then this one is left out.
 
         Raises:
             WorkerLostError: the workers have come to hold different states.
@@ -309,6 +311,15 @@ class _Loop:
         require_equal_replicas(self.state.tensors(), self.comm)
         if not self.comm.is_main:
             return
+        if not must and not self.checkpoints.is_free():
+            if not self.leaves_out:
+                at = (
+                    f"no checkpoint at {self.state.samples_seen:,} samples and until further notice"
+                )
+                self.emit("warning", {"message": f"{at}: the one before is still being written"})
+            self.leaves_out = True
+            return
+        self.leaves_out = False
         state = self.outcome | {
             "version": 1,
             "config_digest": self.config.digest(),

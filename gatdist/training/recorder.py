@@ -63,9 +63,7 @@ class Recorder:
         self.monitor = self._monitor()
         self.grid_path = ""
         self._real = self._real_samples()
-        background.submit(partial(self.monitor.text, "configuration", config_table(config)))
-        background.submit(partial(self.monitor.hparams, config))
-        self._show("reals", self._real, name="reals")
+        background.submit(partial(self._introduce, state.samples_seen))
         emit(
             "start",
             {
@@ -94,7 +92,6 @@ class Recorder:
         """
         if not self.active:
             return
-        self._background.submit(self._directory.require_current)
         fakes = self._fakes()
         values = values | {
             "diversity/ratio": _diversity(fakes) / max(_diversity(self._real), 1e-12)
@@ -102,8 +99,8 @@ class Recorder:
         raised = alarms(self.config.health, values)
         values |= {f"health/{alarm.name}": 1.0 for alarm in raised}
         samples_seen = int(values["samples_seen"])
-        self.grid_path = self._show("fakes", fakes, name=f"fakes-{samples_seen:09d}")
-        self._background.submit(partial(self.monitor.tick, samples_seen, values))
+        self.grid_path = f"samples/fakes-{samples_seen:09d}.png"
+        self._background.submit(partial(self._write, samples_seen, values, fakes, self.grid_path))
         self._pass_on_complaints()
         self.emit("tick", values | {"total_samples": self.config.run.total_samples})
         for alarm in raised:
@@ -128,7 +125,8 @@ class Recorder:
             try:
                 self._background.wait()
             finally:
-                self.monitor.close()
+                # Storage that has just failed for a minute is not asked for another one.
+                self.monitor.close(publish=not self._background.failed)
                 self._pass_on_complaints()
 
     def rewind(self) -> None:
@@ -169,11 +167,22 @@ class Recorder:
         # A cloud of points says little below a few thousand.
         return self.config.monitor.grid_samples if self.dataset.is_image else 4096
 
-    def _show(self, tag: str, samples: Tensor, name: str) -> str:
-        """Publish a picture under ``samples/`` and in TensorBoard.
+    def _introduce(self, samples_seen: int) -> None:
+        """In the background: what is shown once."""
+        self.monitor.text("configuration", config_table(self.config))
+        self.monitor.hparams(self.config)
+        self._show(samples_seen, "reals", self._real, "samples/reals.png")
 
-        Returns its path in the run directory.
-        """
+    def _write(
+        self, samples_seen: int, values: dict[str, Any], fakes: Tensor, grid_path: str
+    ) -> None:
+        """In the background: one tick."""
+        self._directory.require_current()
+        self._show(samples_seen, "fakes", fakes, grid_path)
+        self.monitor.tick(samples_seen, values)
+
+    def _show(self, samples_seen: int, tag: str, samples: Tensor, path: str) -> None:
+        """In the background: publish a picture at ``path`` and in TensorBoard."""
         if self.dataset.is_image:
             columns = int(np.ceil(np.sqrt(len(samples))))
             picture = make_grid(to_pixels(samples).numpy(), columns)
@@ -181,15 +190,8 @@ class Recorder:
             picture = make_scatter(
                 samples.double().numpy(), extent=float(self._real.abs().max()) * 1.5
             )
-        path = f"samples/{name}.png"
-        seen, monitor = self.state.samples_seen, self.monitor
-
-        def write() -> None:
-            self.store.publish(path, encode_png(picture))
-            monitor.image(seen, f"samples/{tag}", picture)
-
-        self._background.submit(write)
-        return path
+        self.store.publish(path, encode_png(picture))
+        self.monitor.image(samples_seen, f"samples/{tag}", picture)
 
 
 def _diversity(samples: Tensor) -> float:

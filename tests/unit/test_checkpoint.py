@@ -56,6 +56,19 @@ def test_the_snapshot_is_taken_at_once(store):
     assert checkpoints.newest().tensors["generator/weight"].tolist() == [1.0] * 4
 
 
+def test_a_commit_that_hangs_is_not_waited_for(store, monkeypatch):
+    monkeypatch.setattr("gatdist.runs.checkpoints._PATIENCE_S", 0.1)
+    gate = threading.Event()
+    checkpoints = Checkpoints(store, may_commit=lambda: gate.wait(10))
+    assert checkpoints.is_free()
+    checkpoints.save(1, tensors_of(1.0), {})
+    assert not checkpoints.is_free()
+    gate.set()
+    checkpoints.wait()
+    assert checkpoints.is_free()
+    checkpoints.close()
+
+
 def test_only_the_newest_are_kept_and_uncommitted_folders_are_swept(store):
     store.publish("000000000/generator.safetensors", b"left by a kill")
     checkpoints = Checkpoints(store, Retention(newest=2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import textwrap
@@ -30,6 +31,7 @@ SETTINGS = [
     "cluster.late_s=4",
     "cluster.backend=gloo",
 ]
+CANONICAL = ["run.reduction=canonical", "run.reduction_lanes=2"]
 # What plugins that fail on purpose start with.
 HEAD = """
 import os, pathlib, signal, time
@@ -52,7 +54,8 @@ class Runs:
 
     def __init__(self, hosts: Hosts, folder: Path) -> None:
         self.hosts, self.folder, self.run_dir = hosts, folder, folder / "run"
-        self.output = self.errors = ""
+        self.output = ""
+        self._told = folder / "stderr"
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Self:
@@ -61,7 +64,13 @@ class Runs:
     def __exit__(self, *exception: object) -> None:
         if self._process and self._process.returncode is None:
             end_group(self._process)
-            sys.stderr.write(self._process.communicate()[1])  # pytest shows it if the test failed
+            self._process.communicate()
+            sys.stderr.write(self.errors)  # pytest shows it if the test failed
+
+    @property
+    def errors(self) -> str:
+        """What the command has written on standard error so far."""
+        return self._told.read_text()
 
     def faults(self, source: str) -> None:
         """The plugin that every worker imports; see ``HEAD`` for what it may use."""
@@ -73,11 +82,15 @@ class Runs:
             self.folder / "faults_of_this_test.py"
         ).exists()
         sets = [word for s in (*SETTINGS, *plugins, *settings) for word in ("--set", s)]
-        self._process = (host or self.hosts.head).start(
-            sys.executable, "-m", "gatdist.cli", "train", "digits", "--workers", workers,
-            "--address", self.hosts.head.ray_address, "--run-dir", "run", "--json", *sets,
-            cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
+        own = self.folder / "tmp"  # what the driver leaves to itself, Ray Train's records for one
+        own.mkdir(exist_ok=True)
+        with self._told.open("w") as errors:
+            self._process = (host or self.hosts.head).start(
+                sys.executable, "-m", "gatdist.cli", "train", "digits", "--workers", workers,
+                "--address", self.hosts.head.ray_address, "--run-dir", "run", "--json", *sets,
+                cwd=self.folder, env={"TMPDIR": str(own)},
+                stdout=subprocess.PIPE, stderr=errors,
+            )  # fmt: skip
 
     @property
     def process(self) -> subprocess.Popen[str]:
@@ -86,12 +99,12 @@ class Runs:
         return self._process
 
     def finish(self, timeout_s: float = 150.0) -> int:
-        """Wait for the command's end. Returns its status; ``output`` and ``errors`` are set."""
+        """Wait for the command's end. Returns its status; ``output`` is set."""
         try:
-            self.output, self.errors = self.process.communicate(timeout=timeout_s)
+            self.output, _ = self.process.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired as error:
             end_group(self.process)
-            self.output, self.errors = self.process.communicate()
+            self.output, _ = self.process.communicate()
             log = (self.run_dir / "logs/ray.log").read_text()[-5000:]
             raise AssertionError(f"{error}\n{self.errors}\n{log}") from None
         finally:
@@ -126,6 +139,13 @@ class Runs:
             lambda: file.exists() and file.read_text(), f"{what}", timeout_s=timeout_s
         )
         return float(text.split()[1])
+
+    def wait_until_told(self, pattern: str, timeout_s: float = 60.0) -> str:
+        """Wait until standard error holds what a regular expression matches. Returns that."""
+        found = wait_until(
+            lambda: re.search(pattern, self.errors), f"{pattern!r}", timeout_s=timeout_s
+        )
+        return found.group()
 
     def host_of(self, what: str) -> Host:
         """The host of the worker that wrote a ``note``."""

@@ -5,38 +5,18 @@ from __future__ import annotations
 import time
 
 import pytest
-from runs import SETTINGS, TOTAL, Runs, now
+from runs import CANONICAL, TOTAL, Runs, now
 
 from benchmarks.hosts import Host
 from support import wait_until
 
 pytestmark = [pytest.mark.hosts, pytest.mark.timeout(300)]
 
-CANONICAL = ["run.reduction=canonical", "run.reduction_lanes=2"]
 # So long that the growth of a run from one worker to two is worth its price.
 LONG = ["run.global_batch=64", "run.total_samples=51200", *CANONICAL]
 WIDE = [
     f'model.{player}={{name="residual", width=24}}' for player in ("generator", "discriminator")
 ]
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory, run_gatdist):
-    """The digests of runs of one worker, without Ray, by their settings."""
-    found = {}
-
-    def digest_of(*settings: str) -> str:
-        if settings not in found:
-            folder = tmp_path_factory.mktemp("alone")
-            sets = [word for s in (*SETTINGS, *settings) for word in ("--set", s)]
-            trained = run_gatdist(
-                "train", "digits", "--local", "--run-dir", "run", *sets, cwd=folder, timeout=200
-            )
-            assert trained.returncode == 0, trained.stderr
-            found[settings] = run_gatdist("inspect", "run", "--digest", cwd=folder).stdout.strip()
-        return found[settings]
-
-    return digest_of
 
 
 @pytest.mark.parametrize("rank", [0, 1])

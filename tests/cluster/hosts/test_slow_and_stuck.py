@@ -27,12 +27,30 @@ def test_a_slow_worker_is_named_with_its_phase(runs: Runs, undisturbed: str) -> 
     assert runs.finish() == 0, runs.errors
     runs.whole()
     name = runs.host_of("slow").name
-    named = re.search(rf"worker 1 on {name} holds the others up: .* phase 'data'", runs.errors)
+    named = re.search(
+        rf"worker 1 on {name} holds the others up: .* most in phase 'data'", runs.errors
+    )
     assert named, runs.errors
     # Within the 40 steps of two ticks.
     before = runs.errors[: named.start()]
     assert "3,200/9,600" not in before
     assert len(runs.attempts()) == 1
+    assert runs.digest() == undisturbed
+
+
+def test_a_slow_link_is_named(runs: Runs, undisturbed: str) -> None:
+    """Fault 15: what a host sends passes through a narrow pipe for a while."""
+    runs.faults('fail_at("data", lambda: note("begun"), rank=1, step=60)')
+    runs.start()
+    runs.wait_for("begun")
+    host = runs.host_of("begun")
+    host.slow(4)
+    runs.wait_until_told(rf"worker 1 on {host.name} holds the others up: its network is slow")
+    host.slow(None)
+    assert runs.finish() == 0, runs.errors
+    runs.whole()
+    assert runs.errors.count("its network is slow") == 1
+    assert len(runs.attempts()) == 1, runs.errors
     assert runs.digest() == undisturbed
 
 

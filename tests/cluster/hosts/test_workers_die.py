@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 
@@ -11,28 +12,49 @@ from runs import Runs, now
 
 from support import wait_until
 
-pytestmark = [pytest.mark.hosts, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.hosts, pytest.mark.timeout(330)]
 
 
 def test_workers_killed_in_every_phase_and_all_at_once(runs: Runs, undisturbed: str) -> None:
-    """Faults 1, 2, 3, 5 and 9: each launch of the run dies another death."""
+    """Faults 1, 2, 3, 5, 9, 10 and 11: each launch of the run dies another death."""
     runs.faults(
         """
+        def turn_a_bit():
+            file = folder / "run/checkpoints/000007040/discriminator.safetensors"
+            while not (file.parent / "MANIFEST.json").exists(): time.sleep(0.05)
+            content = bytearray(file.read_bytes())
+            content[len(content) // 2] ^= 1
+            file.write_bytes(content)
+            kill()
+        def spoil_ray():
+            files = [f for f in (folder / "tmp").rglob("*") if f.is_file()]
+            for file in files: os.truncate(file, file.stat().st_size // 2)
+            (folder / "spoiled").write_text(" ".join(f.name for f in files))
+            kill()
         fail_at("discriminator", kill, rank=1, step=30, attempt=1)
         fail_at("generator", kill, rank=0, step=70, attempt=2)
         fail_at("optimizer", kill, rank=1, step=110, attempt=3)
         fail_at("data", kill, step=150, attempt=4)
         fail_at("commit/generator.safetensors", kill, rank=0, step=200, attempt=5)
+        fail_at("data", turn_a_bit, rank=0, step=230, attempt=6)
+        fail_at("data", spoil_ray, rank=0, step=250, attempt=7)
         """
     )
     runs.start()
-    assert runs.finish(240) == 0, runs.errors
+    assert runs.finish(270) == 0, runs.errors
     runs.whole()
     assert runs.digest() == undisturbed
     attempts = runs.attempts()
-    assert [one["resumed_from"] for one in attempts] == [None, 640, 1920, 3200, 4480, 5760]
+    assert [one["resumed_from"] for one in attempts] == [
+        *(None, 640, 1920, 3200, 4480, 5760),
+        *(6400, 7680),
+    ]
     assert all("lost the others" in a["reason"] or "died" in a["reason"] for a in attempts[1:])
-    assert runs.errors.count("starting again from the last checkpoint") == 5
+    assert runs.errors.count("starting again from the last checkpoint") == 7
+    assert re.search(
+        r"000007040/discriminator.safetensors: is damaged.* the one before", runs.errors
+    )
+    assert "snapshot" in (runs.folder / "spoiled").read_text()
 
 
 def test_a_host_dies_and_comes_back_and_then_the_driver_dies(runs: Runs, undisturbed: str) -> None:

@@ -1,0 +1,93 @@
+"""Steps that are not finite, and damaged data: all workers decide alike."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from runs import CANONICAL, Runs
+
+from gatdist.data.builtin import write_digits
+from gatdist.storage import Store
+
+pytestmark = [pytest.mark.hosts, pytest.mark.timeout(300)]
+
+SHORT = "run.total_samples=5120"
+POISON = """
+from gatdist.game import Loss, register_loss
+from gatdist.game.losses import losses
+usual, factors = losses["relativistic"], []
+def poisoned(real, fake):
+    loss = usual.discriminator(real, fake)
+    return loss * factors[0] if factors else loss
+register_loss("poisoned", Loss(poisoned, usual.generator, generator_reads_real=True))
+def poison(factor, rank, step):
+    fail_at("discriminator", lambda: factors.append(factor), rank=rank, step=step, attempt=None)
+    fail_at("optimizer", factors.clear, rank=rank, step=step, attempt=None)
+for rank, step in {places}:
+    poison(float("nan"), rank, step)
+poison(1e6, 1, 130)
+"""
+
+
+@pytest.mark.parametrize("action", ["skip", "rollback"])
+def test_a_bad_step_of_one_worker_moves_nobody(runs: Runs, tmp_path: Path, action: str) -> None:
+    """Fault 19: whichever worker it is, the same step of all is bad, and what follows the same."""
+    settings = [
+        SHORT,
+        "game.loss=poisoned",
+        f"health.nonfinite={action}",
+        "health.spike=skip",
+        "health.rollback_budget=2",
+    ]
+    digests = []
+    for ranks in ((0, 1), (1, 0)):
+        places = list(zip(ranks, (50, 90), strict=True))
+        there = Runs(runs.hosts, tmp_path / f"{ranks[0]}")
+        with there:
+            there.folder.mkdir()
+            there.faults(POISON.replace("{places}", str(places)))
+            there.start(*settings)
+            assert there.finish() == 0, there.errors
+            lines = (there.run_dir / "metrics.jsonl").read_text().splitlines()
+            last = json.loads(lines[-1])
+            if action == "skip":
+                assert last["health/skipped_steps"] == 3
+            else:
+                assert last["health/rollbacks"] == 2
+                assert "back to 1,280 samples, with noise 1" in there.errors
+                assert "back to 2,560 samples, with noise 2" in there.errors
+            assert len(there.attempts()) == 1
+            digests.append(there.digest())
+    assert digests[0] == digests[1]
+
+
+@pytest.fixture
+def digits(tmp_path: Path) -> Path:
+    """A data set of which a test may damage what it likes."""
+    write_digits(Store(str(tmp_path / "digits")))
+    return tmp_path / "digits"
+
+
+def test_damaged_samples_are_replaced_alike(runs: Runs, digits: Path, alone) -> None:
+    """Fault 20: a shard with a hole; the substitutes are the same on any number of workers."""
+    shard = digits / "shard-000002.tar"
+    content = bytearray(shard.read_bytes())
+    content[40_000:48_000] = bytes(8_000)
+    shard.write_bytes(content)
+    settings = (SHORT, f"data.url={digits}", "data.on_bad_sample=substitute", *CANONICAL)
+    runs.start(*settings)
+    assert runs.finish() == 0, runs.errors
+    assert "bad samples so far, replaced by others" in runs.errors
+    assert runs.digest() == alone(*settings)
+
+
+def test_a_lost_shard_ends_the_run_with_its_name(runs: Runs, digits: Path) -> None:
+    """Fault 20: told once, without a second try, as no try can mend it."""
+    (digits / "shard-000003.tar").unlink()
+    runs.start(SHORT, f"data.url={digits}", "data.memory_bytes=400000", "data.prefetch_batches=1")
+    assert runs.finish() == 2, runs.errors
+    assert runs.errors.count("shard-000003.tar") == 1
+    assert "Traceback" not in runs.errors
+    assert len(runs.attempts()) <= 1

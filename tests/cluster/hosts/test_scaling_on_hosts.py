@@ -1,0 +1,51 @@
+"""``gatdist bench scaling`` on several hosts: what is sent, and what a slow network costs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.hosts import Hosts
+from support import end_group
+
+pytestmark = [pytest.mark.hosts, pytest.mark.timeout(300)]
+
+
+def scale(hosts: Hosts, folder: Path, *more: object) -> dict[str, Any]:
+    process = hosts.head.start(
+        sys.executable, "-m", "gatdist.cli", "bench", "scaling", "--workers", "1,2", "--json",
+        "--address", hosts.head.ray_address, "--mode", "weak", "--batch", "8", "--rounds", "2",
+        *more, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        output, errors = process.communicate(timeout=200)
+    finally:
+        end_group(process)
+    assert process.returncode == 0, errors
+    found: dict[str, Any] = json.loads(output)
+    return found
+
+
+def test_bytes_and_recovery_on_two_hosts_and_a_slow_link(hosts: Hosts, tmp_path: Path) -> None:
+    fast = scale(hosts, tmp_path, "--run-dir", tmp_path / "runs")
+    alone, both = fast["points"]
+    assert set(both["hosts"]) == {"w1", "w2"}
+    assert alone["bytes_measured"] is None
+    # Beside the gradients: headers, acknowledgements, and what Ray's own processes say.
+    assert 1 < both["bytes_measured"] / both["bytes_sent"] < 1.2
+    assert [host["host"] for host in fast["hosts"]] == ["w1", "w2"]
+    assert fast["skipped"] == []
+    assert fast["recovery"]["workers"] == 2
+    for host in hosts.workers:
+        host.slow(100)
+    slow = scale(hosts, tmp_path)
+    assert slow["points"][1]["efficiency"] < 0.7 * both["efficiency"]
+    (skipped,) = slow["skipped"]
+    assert skipped["what"] == "recovery"
+    assert "--run-dir: is needed on several hosts" in skipped["reason"]
+    assert slow["recovery"] is None

@@ -1,0 +1,197 @@
+"""Storage that is slow, refuses, is full or gone, and two attempts on one run directory."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import CANONICAL, HEAD, SETTINGS, TOTAL
+
+from gatdist.benchmarking.proxy import Fault, Proxy
+from gatdist.runs import Checkpoints, read_lines
+from gatdist.storage import Store
+from support import end_group, free_port, wait_until
+
+sys.path.append(str(Path(__file__).parents[2] / "storage"))
+import servers  # of the tests of storage
+
+pytestmark = [pytest.mark.hosts, pytest.mark.timeout(300)]
+
+# Every change of something in the run directory.
+WRITES = Fault("refuse", methods=("PUT", "POST", "DELETE"), requests=(0, 10**9))
+
+
+class Command:
+    """``gatdist train --local`` with its output in files."""
+
+    def __init__(self, folder: Path, run_dir: str, *settings: str) -> None:
+        self._errors = folder / f"stderr-{free_port()}"
+        sets = [word for s in (*SETTINGS, *CANONICAL, *settings) for word in ("--set", s)]
+        with self._errors.open("w") as errors:
+            self.process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "gatdist.cli",
+                    "train",
+                    "digits",
+                    "--local",
+                    "--run-dir",
+                    run_dir,
+                    *sets,
+                ],
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                start_new_session=True,
+            )
+
+    @property
+    def errors(self) -> str:
+        return self._errors.read_text()
+
+    def finish(self, timeout_s: float = 150.0) -> int:
+        try:
+            return self.process.wait(timeout_s)
+        finally:
+            end_group(self.process)
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Iterator[Callable[..., Command]]:
+    """Starts commands, and ends them."""
+    started: list[Command] = []
+
+    def start(run_dir: str, *settings: str) -> Command:
+        started.append(Command(tmp_path, run_dir, *settings))
+        return started[-1]
+
+    yield start
+    for one in started:
+        end_group(one.process)
+        sys.stderr.write(one.errors)
+
+
+def newest_digest(store: Store) -> str:
+    newest = Checkpoints(store.child("checkpoints")).newest()
+    assert newest is not None
+    return newest.digest()
+
+
+def ticks_of(errors: str) -> int:
+    return sum("loss G" in line for line in errors.splitlines())
+
+
+@pytest.fixture(scope="module")
+def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Server]:
+    with servers.moto(tmp_path_factory.mktemp("moto")) as server:
+        yield server
+
+
+def test_training_goes_on_while_storage_refuses(
+    moto: servers.Server, command: Callable[..., Command], alone: Callable[..., str]
+) -> None:
+    """Fault 12: 503 to every write for a while, then it is as if nothing had been."""
+    with Proxy(moto.address) as proxy:
+        url = f"{moto.new_bucket()}/run"
+        run = command(
+            url, f"run.storage_options={json.dumps(moto.options(proxy.url))}".replace(": ", "=")
+        )
+        wait_until(lambda: ticks_of(run.errors) >= 2, "a tick", timeout_s=60)
+        proxy.faults = [WRITES]
+        before = ticks_of(run.errors)
+        wait_until(lambda: "nothing could be written" in run.errors, "a warning", timeout_s=60)
+        assert ticks_of(run.errors) > before
+        assert "training goes on meanwhile" in run.errors
+        assert run.errors.count("before is written") == 1
+        proxy.faults = []
+        assert run.finish() == 0, run.errors
+        store = Store(url, moto.options(moto.address))
+        assert newest_digest(store) == alone(*CANONICAL)
+        seen = [line["samples_seen"] for line in read_lines(store, "metrics.jsonl")]
+        assert seen == sorted(set(seen))
+        assert seen[-1] == TOTAL
+        assert len(read_lines(store, "attempts.jsonl")) == 1
+
+
+def test_storage_that_stays_away_ends_the_run_with_one_error(
+    moto: servers.Server, command: Callable[..., Command], alone: Callable[..., str]
+) -> None:
+    """Fault 13: the last checkpoint is whole, and the same command goes on from there."""
+    options = moto.options(moto.address)
+    with Proxy(moto.address) as proxy:
+        url = f"{moto.new_bucket()}/run"
+        settings = f"run.storage_options={json.dumps(moto.options(proxy.url))}".replace(": ", "=")
+        run = command(url, settings)
+        wait_until(lambda: ticks_of(run.errors) >= 3, "ticks", timeout_s=60)
+        proxy.faults = [WRITES]
+        assert run.finish(90) == 75, run.errors
+        assert "storage kept failing" in run.errors
+        assert run.errors.count("gatdist: ") == 1
+        assert "Traceback" not in run.errors
+        assert newest_digest(Store(url, options))
+        proxy.faults = []
+        again = command(url, settings)
+        assert again.finish() == 0, again.errors
+        assert newest_digest(Store(url, options)) == alone(*CANONICAL)
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "small", folder], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk_that_gets_room_in_time(
+    tmp_path: Path, command: Callable[..., Command], alone: Callable[..., str]
+) -> None:
+    """Fault 13: half a checkpoint does not fit; then somebody makes room."""
+    with small_disk(tmp_path / "disk", "700k") as disk:
+        run = command(f"{disk}/run")
+        wait_until(lambda: "nothing could be written" in run.errors, "a warning", timeout_s=60)
+        for manifest in disk.glob("run/checkpoints/*/MANIFEST.json"):
+            assert Checkpoints(Store(str(manifest.parents[1]))).read(manifest.parent.name)
+        subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
+        assert run.finish() == 0, run.errors
+        assert newest_digest(Store(f"{disk}/run")) == alone(*CANONICAL)
+        seen = [line["samples_seen"] for line in read_lines(Store(f"{disk}/run"), "metrics.jsonl")]
+        assert seen == sorted(set(seen))
+        assert seen[-1] == TOTAL
+
+
+def test_of_two_live_attempts_the_older_is_fenced(
+    tmp_path: Path, command: Callable[..., Command], run_gatdist: Any, alone: Callable[..., str]
+) -> None:
+    """Fault 17: one is stopped just before it commits, another takes over, the first wakes up."""
+    faults = 'fail_at("commit/MANIFEST.json", lambda: (note("frozen"), freeze()), step=60)\n'
+    (tmp_path / "faults_of_this_test.py").write_text(HEAD + faults)
+    settings = ('plugins=["faults_of_this_test"]',)
+    stale = command("run", *settings)
+    wait_until(lambda: (tmp_path / "frozen").exists(), "the first to freeze", timeout_s=60)
+    current = command("run", *settings)
+    assert current.finish() == 0, current.errors
+    store = Store(str(tmp_path / "run"))
+    digest, files = newest_digest(store), read_lines(store, "metrics.jsonl")
+    assert digest == alone(*CANONICAL)
+    os.kill(stale.process.pid, signal.SIGCONT)
+    assert stale.finish() == 1, stale.errors
+    assert "attempt 1 on" in stale.errors
+    assert "is stale: attempt 2 has taken the run over" in stale.errors
+    assert newest_digest(store) == digest
+    assert read_lines(store, "metrics.jsonl") == files
+    verified = run_gatdist("verify", "run", cwd=tmp_path)
+    assert verified.returncode == 0, verified.stderr
