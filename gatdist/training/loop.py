@@ -33,9 +33,6 @@ from gatdist.training.state import TrainState
 from gatdist.training.step import train_step
 from gatdist.training.ticks import Ticks
 
-# Writes that take longer are told of.
-_SLOW_STORAGE_S = 10.0
-
 
 def run(
     config: Config,
@@ -118,7 +115,7 @@ class _Loop:
         self.counted = self._counts()
         self.rolls_back = False
         self.background = Background("run-directory")
-        self.storage_is_slow = self.leaves_out = False
+        self.leaves_out = False
         self.checkpoints = Checkpoints(
             run_dir.child("checkpoints"),
             Retention(
@@ -195,7 +192,7 @@ class _Loop:
         True when the run is over, its outcome set.
         """
         self.rolls_back = False
-        self._look_at_storage()
+        self.recorder.look_at_storage()
         run, samples_seen = self.config.run, self.state.samples_seen
         finished = samples_seen >= run.total_samples
         over = finished or self._interrupted()
@@ -223,18 +220,6 @@ class _Loop:
         if over or best or self._due(run.checkpoint_samples):
             self._commit(metrics, must=over)
         return over
-
-    def _look_at_storage(self) -> None:
-        """Raise what failed behind our back, and tell if storage keeps us waiting."""
-        self.background.check()
-        waits_s = self.background.busy_s
-        if waits_s > _SLOW_STORAGE_S and not self.storage_is_slow:
-            message = (
-                f"nothing could be written to {self.directory.store.url} for {waits_s:.0f} s; "
-                "training goes on meanwhile"
-            )
-            self.emit("warning", {"message": message})
-        self.storage_is_slow = waits_s > _SLOW_STORAGE_S
 
     def _due(self, interval: int) -> bool:
         """Whether the last step reached or crossed a multiple of ``interval`` samples (0: no)."""

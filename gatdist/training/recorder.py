@@ -23,6 +23,8 @@ from gatdist.training.health import alarms
 from gatdist.training.state import TrainState
 
 Emit = Callable[[str, dict[str, Any]], None]
+# Writes that take longer are told of.
+_SLOW_STORAGE_S = 10.0
 
 
 class Recorder:
@@ -59,7 +61,7 @@ class Recorder:
             emit,
         )
         self.store, self._directory = directory.store, directory
-        self._background = background
+        self._background, self._waits = background, False
         self.monitor = self._monitor()
         self.grid_path = ""
         self._real = self._real_samples()
@@ -108,6 +110,17 @@ class Recorder:
                 "alarm",
                 {"name": alarm.name, "message": alarm.message, "samples_seen": samples_seen},
             )
+
+    def look_at_storage(self) -> None:
+        """Raise what failed behind our back, and tell once if storage keeps us waiting."""
+        if not self.active:
+            return
+        self._background.check()
+        for_s, before = self._background.busy_s, self._waits
+        self._waits = for_s > _SLOW_STORAGE_S
+        if self._waits and not before:
+            message = f"nothing could be written to {self.store.url} for {for_s:.0f} s"
+            self.emit("warning", {"message": f"{message}; training goes on meanwhile"})
 
     def evaluation(self, metrics: dict[str, float]) -> None:
         """Tell people of an evaluation."""
