@@ -112,7 +112,7 @@ def test_training_goes_on_while_storage_refuses(
         wait_until(lambda: "nothing could be written" in run.errors, "a warning", timeout_s=60)
         assert ticks_of(run.errors) > before
         assert "training goes on meanwhile" in run.errors
-        assert run.errors.count("before is written") == 1
+        assert run.errors.count("still being written") == 1
         proxy.faults = []
         assert run.finish() == 0, run.errors
         store = Store(url, moto.options(moto.address))
