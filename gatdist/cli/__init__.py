@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from gatdist.cli import bench, pack, shards
+from gatdist.cli import bench, doctor, pack, shards
 from gatdist.cli.values import workers_range
-from gatdist.errors import GatdistError, UserError
+from gatdist.errors import GatdistError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -108,33 +108,6 @@ def _sample(arguments: argparse.Namespace) -> None:
         )
 
 
-def _doctor(arguments: argparse.Namespace) -> None:
-    from gatdist.cluster.doctor import examine
-
-    findings = examine()
-    if arguments.json:
-        print(
-            json.dumps(
-                {
-                    "ok": all(f.ok is not False for f in findings),
-                    "findings": [f._asdict() for f in findings],
-                }
-            )
-        )
-    else:
-        for finding in findings:
-            mark = {True: "ok", False: "BAD", None: "--"}[finding.ok]
-            print(
-                f"{mark:>4}  {finding.name:<14} {finding.value}"
-                + (f"\n      → {finding.mend}" if finding.mend else "")
-            )
-    if bad := [f for f in findings if f.ok is False]:
-        raise UserError(
-            "doctor",
-            f"{len(bad)} of {len(findings)} checks failed: {', '.join(f.name for f in bad)}",
-        )
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="gatdist",
@@ -173,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", required=True, metavar="URL", help="a folder; with --grid a picture")
     sub.add_argument("--grid", action="store_true", help="one picture of all")
 
-    command("doctor", _doctor, "check this machine before training on it")
+    doctor.add(command)
     bench.add(commands, _command)
     return parser
 

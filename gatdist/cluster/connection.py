@@ -18,7 +18,11 @@ os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 try:
+    import grpc  # type: ignore[import-untyped]
     import ray
+    from ray._private.gcs_utils import create_gcs_channel
+    from ray.core.generated.gcs_service_pb2 import GetClusterIdRequest  # type: ignore[attr-defined]
+    from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 except ImportError as error:
     from gatdist.errors import ClusterError
 
@@ -47,11 +51,13 @@ def connected(
         object_store_bytes: memory of a Ray of our own for what is sent through it.
 
     Raises:
-        ClusterError: nobody answers at the address, or Ray does not start.
+        ClusterError: nobody answers at the address, the cluster does not take our token, or Ray
+            does not start.
     """
     settings: dict[str, Any] = {"address": address}
     if ":" in address:
         _require_answer(address)
+        _require_welcome(address)
     if not address:
         # Nobody but this process connects to a Ray that lives and dies with it.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -64,6 +70,8 @@ def connected(
     runtime = {"env_vars": _environment(variables)}
     try:
         ray.init(log_to_driver=False, runtime_env=runtime, **settings)
+    except ray.exceptions.AuthenticationError as error:
+        raise _not_welcome(address, "there is none here") from error
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         what = f"no Ray cluster answers ({error})" if address else f"Ray did not start ({error})"
         raise ClusterError("cluster.address", what, value=address, mend=f"See {log}") from error
@@ -92,6 +100,34 @@ def _require_answer(address: str) -> None:
             value=address,
             mend="Start Ray there (ray start --head), or leave it out to use this machine",
         ) from None
+
+
+def _require_welcome(address: str) -> None:
+    """Raise if the cluster refuses us.
+
+    Ray itself would try for 20 s, and then not say that it is about a token.
+    """
+    try:
+        with create_gcs_channel(address) as channel:
+            gcs = NodeInfoGcsServiceStub(channel)  # type: ignore[no-untyped-call]
+            gcs.GetClusterId(GetClusterIdRequest(), timeout=_CONNECT_S)
+    except ray.exceptions.AuthenticationError as error:
+        raise _not_welcome(address, "there is none here") from error
+    except grpc.RpcError as error:
+        if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+            raise _not_welcome(address, "it does not take ours") from None
+        # Of the rest Ray tells.
+
+
+def _not_welcome(address: str, why: str) -> ClusterError:
+    mode = os.environ.get("RAY_AUTH_MODE", "not set")
+    return ClusterError(
+        "cluster.address",
+        f"the cluster wants a token, and {why} (RAY_AUTH_MODE is {mode})",
+        value=address,
+        mend="Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token as they are on the "
+        "head (ray get-auth-token)",
+    )
 
 
 def _environment(variables: Iterable[str]) -> dict[str, str]:

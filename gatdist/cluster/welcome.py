@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import platform
 import socket
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
@@ -26,7 +28,7 @@ class Facts(NamedTuple):
     Attributes:
         host: its name.
         address: its own.
-        versions: of Python (major and minor), torch and gatdist.
+        versions: of Python (major and minor), torch, Ray and gatdist.
         clock_s: seconds since the epoch.
         device: what failed in the device's first operation; "".
         storage: why the run directory can't be used from there; "".
@@ -38,6 +40,22 @@ class Facts(NamedTuple):
     clock_s: float
     device: str
     storage: str
+
+
+class Fault(NamedTuple):
+    """Why a host can't train with the others.
+
+    Attributes:
+        host: its facts.
+        about: ``versions``, ``device``, ``storage`` or ``clock``.
+        rule: what is wrong, for people.
+        mend: what to do about it.
+    """
+
+    host: Facts
+    about: str
+    rule: str
+    mend: str
 
 
 class Token(NamedTuple):
@@ -61,14 +79,32 @@ def token(config: Config, run_dir: str) -> Iterator[Token]:
     Raises:
         StorageError: it can't be written there.
     """
-    store = Store(run_dir, config.run.storage_options)
+    options = config.run.storage_options
+    store = Store(run_dir, options)
     for left in store.list():
         if left.startswith(_PREFIX):  # by a driver that was killed
             store.delete(left)
-    name = f"{_PREFIX}{uuid.uuid4().hex}"
+    with left_token(store, run_dir, options, _PREFIX) as found:
+        yield found
+
+
+@contextmanager
+def left_token(store: Store, url: str, options: Mapping[str, Any], prefix: str) -> Iterator[Token]:
+    """A file that is there for a while.
+
+    Args:
+        store: where.
+        url: of that store, secrets and all.
+        options: of that store.
+        prefix: of the file's name.
+
+    Raises:
+        StorageError: it can't be written there.
+    """
+    name = f"{prefix}{uuid.uuid4().hex}"
     store.publish(name, name.encode())
     try:
-        yield Token(run_dir, config.run.storage_options, name)
+        yield Token(url, dict(options), name)
     finally:
         with suppress(GatdistError):
             store.delete(name)
@@ -82,69 +118,87 @@ def facts(address: str, expected: Token, use_gpu: bool) -> Facts:
         expected: must be found.
         use_gpu: whether a CUDA device is to be tried.
     """
+    device = device_error() if use_gpu else ""
+    storage = storage_error(expected)
+    return Facts(socket.gethostname(), address, versions(), time.time(), device, storage)
+
+
+def versions() -> dict[str, str]:
+    """Of what must be alike on all hosts, by name."""
     import torch
 
-    versions = {
+    return {
         "Python": ".".join(platform.python_version_tuple()[:2]),
         "torch": torch.__version__.partition("+")[0],
+        "Ray": importlib.metadata.version("ray"),
         "gatdist": __version__,
     }
-    device = ""
-    if use_gpu:
-        try:
-            torch.ones(2, device="cuda").sum().item()
-        except (RuntimeError, AssertionError) as error:
-            device = str(error).splitlines()[0]
-    storage = _storage_error(expected)
-    return Facts(socket.gethostname(), address, versions, time.time(), device, storage)
 
 
-def _storage_error(expected: Token) -> str:
+def device_error() -> str:
+    """What a CUDA device's first operation fails with, in one line; "" if it does not."""
+    import torch
+
     try:
-        store = Store(expected.url, expected.options, retry_budget_s=10)
-        if store.read(expected.name).decode() == expected.name:
+        torch.ones(2, device="cuda").sum().item()
+    except (RuntimeError, AssertionError) as error:
+        return str(error).splitlines()[0]
+    return ""
+
+
+def storage_error(expected: Token, *, retry_budget_s: float = 10.0, stall_s: float = 30.0) -> str:
+    """Why a token can't be read from this process; "" if it can. For the times see ``Store``."""
+    try:
+        store = Store(
+            expected.url, expected.options, retry_budget_s=retry_budget_s, stall_s=stall_s
+        )
+        if store.exists(expected.name) and store.read(expected.name).decode() == expected.name:
             return ""
         return f"{store.url} is another folder there"
     except GatdistError as error:
         return str(error)
 
 
-def require_alike(found: Sequence[Facts], now_s: float) -> None:
-    """Raise if workers can't train together.
+def faults(found: Sequence[Facts], now_s: float) -> list[Fault]:
+    """All that keeps workers from training together.
 
     Args:
         found: facts of all of them.
         now_s: the time at the driver when they were gathered, seconds since the epoch.
 
+    Returns:
+        What is wrong, host by host. Versions are compared with those that most hosts have.
+    """
+    usual = {
+        name: Counter(one.versions[name] for one in found).most_common(1)[0][0]
+        for name in (found[0].versions if found else ())
+    }
+    wrong = []
+    for one in found:
+        for name, version in one.versions.items():
+            if version != usual[name]:
+                other = next(each for each in found if each.versions[name] == usual[name])
+                rule = f"has {name} {version}, and {other.host} ({other.address}) has {usual[name]}"
+                wrong.append(Fault(one, "versions", rule, "Install the same on all hosts"))
+        if one.device:
+            rule = f"its GPU fails the first operation ({one.device})"
+            mend = "Check nvidia-smi there, or take the host out of the cluster"
+            wrong.append(Fault(one, "device", rule, mend))
+        if one.storage:
+            rule = f"can't use the run directory ({one.storage})"
+            mend = "Give all hosts the same storage and credentials; a local path must be shared"
+            wrong.append(Fault(one, "storage", rule, mend))
+        if abs(one.clock_s - now_s) > MAX_CLOCK_S:
+            rule = f"its clock is {one.clock_s - now_s:+.0f} s off the driver's"
+            wrong.append(Fault(one, "clock", rule, "Set the clock there (chrony or NTP)"))
+    return wrong
+
+
+def require_alike(found: Sequence[Facts], now_s: float) -> None:
+    """Raise if workers can't train together. See :func:`faults` for the arguments.
+
     Raises:
         ClusterError: the first thing that is wrong, with its host.
     """
-    first = found[0]
-    for one in found:
-        where = f"host {one.host} ({one.address})"
-        for name, version in one.versions.items():
-            if version != first.versions[name]:
-                raise ClusterError(
-                    where,
-                    f"has {name} {version}, and {first.host} ({first.address}) has "
-                    f"{first.versions[name]}",
-                    mend="Install the same on all hosts",
-                )
-        if one.device:
-            raise ClusterError(
-                where,
-                f"its GPU fails the first operation ({one.device})",
-                mend="Check nvidia-smi there, or take the host out of the cluster",
-            )
-        if one.storage:
-            raise ClusterError(
-                where,
-                f"can't use the run directory ({one.storage})",
-                mend="Give all hosts the same storage and credentials; a local path must be shared",
-            )
-        if abs(one.clock_s - now_s) > MAX_CLOCK_S:
-            raise ClusterError(
-                where,
-                f"its clock is {one.clock_s - now_s:+.0f} s off the driver's",
-                mend="Set the clock there (chrony or NTP)",
-            )
+    for host, _, rule, mend in faults(found, now_s):
+        raise ClusterError(f"host {host.host} ({host.address})", rule, mend=mend)

@@ -1,0 +1,247 @@
+"""Examines every host of a Ray cluster, and what is between them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gatdist.cluster.connection import connected  # sets up what Ray's import needs
+
+# isort: split
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from gatdist.cluster.doctor import network, storage, verdicts
+from gatdist.cluster.doctor.probe import Look, Probe
+from gatdist.cluster.doctor.report import Exchange, Finding, HostReport, Report
+from gatdist.cluster.quiet import output_to_file
+from gatdist.cluster.welcome import Token
+from gatdist.config import REFERENCE
+from gatdist.storage import absolute
+
+_CLOCK_ROUNDS = 5
+
+
+def examine(
+    address: str, storage_url: str, options: Mapping[str, Any], *, answer_s: float
+) -> Report:
+    """Look at every host of a cluster, at storage from each, and at the network between them.
+
+    Args:
+        address: of the cluster.
+        storage_url: of a folder that all must reach; "" for none.
+        options: of its storage.
+        answer_s: how long a host may take for each answer, in seconds.
+
+    Raises:
+        ClusterError: nobody answers at the address.
+        StorageError: this process can't write to the storage.
+        StorageUnavailableError: storage does not answer this process.
+    """
+    log = Path(tempfile.mkdtemp(prefix="gatdist-logs-")) / "ray.log"
+    url = absolute(storage_url) if storage_url else ""
+    secrets = REFERENCE.findall(url + json.dumps(dict(options)))
+    with output_to_file(log) as terminal, connected(address, log, secrets, 0):
+
+        def tell(text: str) -> None:
+            print(text, file=terminal, flush=True)
+
+        with storage.token(url, options) if url else nullcontext() as token:
+            report = _Examination(answer_s, tell).report(token)
+    shutil.rmtree(log.parent)
+    return report
+
+
+@dataclass
+class _Host:
+    """A host, and what is known of it.
+
+    Attributes:
+        look: once it has answered.
+        error: why it can't be asked any more; "".
+    """
+
+    name: str
+    address: str
+    trains: bool
+    probe: Any
+    look: Look | None = None
+    error: str = ""
+    findings: list[Finding] = field(default_factory=list)
+
+
+class _Examination:
+    """One examination of a cluster.
+
+    Args:
+        answer_s: see :func:`examine`.
+        tell: gets what is being done.
+    """
+
+    def __init__(self, answer_s: float, tell: Callable[[str], None]) -> None:
+        self._answer_s, self._tell = answer_s, tell
+        self._findings: list[Finding] = []
+        self._network: list[Exchange] = []
+        nodes = ray.nodes()  # type: ignore[no-untyped-call]
+        alive = [node for node in nodes if node["Alive"]]
+        self._hosts = [_host(node) for node in sorted(alive, key=_number)]
+        present = {host.address for host in self._hosts}
+        gone = {n["NodeManagerAddress"]: n["NodeManagerHostname"] for n in nodes}
+        self._lost = [f"{gone[each]} ({each})" for each in gone if each not in present]
+
+    def report(self, token: Token | None) -> Report:
+        """Do all, and tell what was found."""
+        self._tell(f"asking {len(self._hosts)} hosts")
+        self._look()
+        self._clocks()
+        if token:
+            self._tell("trying storage from each")
+            for host, finding in self._ask("storage", self._present, token):
+                host.findings.append(finding)
+        self._between()
+        return Report(
+            self._findings,
+            [HostReport(host.name, host.address, _shown(host)) for host in self._hosts],
+            self._network,
+        )
+
+    @property
+    def _present(self) -> list[_Host]:
+        return [host for host in self._hosts if not host.error]
+
+    def _ask(self, what: str, hosts: list[_Host], *args: Any) -> list[tuple[_Host, Any]]:
+        """Ask hosts the same at the same time; see :meth:`_gather`."""
+        return self._gather({getattr(host.probe, what).remote(*args): host for host in hosts}, what)
+
+    def _gather(self, asked: Mapping[Any, _Host], what: str) -> list[tuple[_Host, Any]]:
+        """Answers of those hosts that give one in time; of the others, why not is kept."""
+        answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=self._answer_s)
+        found = []
+        for reference, host in asked.items():
+            if reference not in answered:
+                host.error = f"no answer in {self._answer_s:g} s, when asked for: {what}"
+                continue
+            try:
+                found.append((host, ray.get(reference)))
+            except ray.exceptions.RayError as error:
+                host.error = _last_line(error)
+        return found
+
+    def _look(self) -> None:
+        for host, look in self._ask("look", self._hosts):
+            host.look, host.name, host.findings = look, look.facts.host, list(look.findings)
+        looks = [host.look for host in self._present if host.look]
+        answered = f"{len(looks)} of {len(self._hosts)} answered"
+        self._findings.append(Finding("hosts", answered, len(looks) == len(self._hosts)))
+        if self._lost:
+            mend = "Start Ray there again, if they should be here"
+            self._findings.append(Finding("lost hosts", ", ".join(self._lost), None, mend))
+        if looks:
+            odd, all_ = verdicts.versions([look.facts for look in looks])
+            for host in self._present:
+                host.findings += [odd[host.address]] if host.address in odd else []
+            self._findings.append(all_)
+
+    def _clocks(self) -> None:
+        """Host after host, so that questions do not wait for one another."""
+        for host in self._present:
+            trips = []
+            for _ in range(_CLOCK_ROUNDS):
+                sent_s = time.time()
+                for _, there_s in self._ask("clock", [host]):
+                    trips.append(verdicts.round_trip(sent_s, there_s, time.time()))
+                if host.error:
+                    break
+            if trips:
+                host.findings.append(verdicts.clock(min(trips)[1]))
+
+    def _between(self) -> None:
+        """What is between the hosts on which workers may run."""
+        hosts = [host for host in self._present if host.trains and host.look]
+        gpu = {host.name: bool(host.look and host.look.has_gpu) for host in hosts}
+        mixed = verdicts.devices([n for n in gpu if gpu[n]], [n for n in gpu if not gpu[n]])
+        self._findings += [mixed] if mixed else []
+        if len(hosts) < 2:
+            told = f"{len(hosts)} host has CPUs or GPUs for workers: nothing to measure"
+            self._findings.append(Finding("connections", told, None))
+            return
+        self._tell(f"measuring the network between {len(hosts)} hosts")
+        ports = {host.address: port for host, port in self._ask("listen", hosts)}
+        tried = self._ask("failures", [host for host in hosts if not host.error], ports)
+        names = {host.address: host.name for host, _ in tried}
+        failed = {
+            (host.address, to): why
+            for host, found in tried
+            for to, why in found.items()
+            if to in names
+        }
+        found = verdicts.reach(names, failed)
+        self._findings += found
+        if all(finding.ok for finding in found) and not any(host.error for host in hosts):
+            self._sending(hosts, names, ports)
+            self._all_reduce(hosts, "nccl" if all(gpu.values()) else "gloo")
+
+    def _sending(
+        self, hosts: list[_Host], names: Mapping[str, str], ports: Mapping[str, int]
+    ) -> None:
+        to = network.neighbours(list(names))
+        asked = {
+            host.probe.sending_rate.remote(to[host.address], ports[to[host.address]]): host
+            for host in hosts
+        }
+        rates = {h.address: (to[h.address], found) for h, found in self._gather(asked, "sends")}
+        for host in hosts:
+            if finding := verdicts.sending(names, rates).get(host.address):
+                host.findings.append(finding)
+
+    def _all_reduce(self, hosts: list[_Host], backend: str) -> None:
+        told = f"{backend}, {len(hosts)} hosts"
+        first = hosts[0]
+        master = [(first.address, port) for _, port in self._ask("serve_store", [first])]
+        asked = (
+            {
+                host.probe.all_reduces.remote(*master, rank, len(hosts), backend): host
+                for rank, host in enumerate(hosts)
+            }
+            if master
+            else {}
+        )
+        answers = self._gather(asked, "all-reduce")
+        if len(answers) == len(hosts):
+            self._network = answers[0][1]
+            self._findings.append(Finding("all-reduce", told, True))
+            return
+        why = "; ".join(f"{host.name}: {host.error}" for host in hosts if host.error)
+        mend = "Each pair of hosts has a connection; see the interfaces above, and the error"
+        self._findings.append(Finding("all-reduce", f"{told}: failed ({why})", False, mend))
+
+
+def _host(node: Mapping[str, Any]) -> _Host:
+    """Start a probe on a node."""
+    strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    probe = ray.remote(Probe).options(num_cpus=0, scheduling_strategy=strategy).remote()
+    trains = any(node["Resources"].get(name, 0) > 0 for name in ("CPU", "GPU"))
+    return _Host(node["NodeManagerHostname"], node["NodeManagerAddress"], trains, probe)
+
+
+def _number(node: Mapping[str, Any]) -> list[int]:
+    return [int(part) for part in node["NodeManagerAddress"].split(".")]
+
+
+def _shown(host: _Host) -> list[Finding]:
+    if not host.error:
+        return host.findings
+    mend = "Look at its Ray (ray status, and its logs), or take it out of the cluster"
+    return [*host.findings, Finding("answers", host.error, False, mend)]
+
+
+def _last_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1]

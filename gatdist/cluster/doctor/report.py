@@ -1,0 +1,142 @@
+"""What the doctor has found, for people and for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+_MARKS = {True: "ok", False: "BAD", None: "--"}
+
+
+class Finding(NamedTuple):
+    """One thing that was looked at.
+
+    Attributes:
+        name: what.
+        value: what was found, for people.
+        ok: whether training can go on with it; None where that depends.
+        mend: what to do about it; "" where there is nothing to do.
+    """
+
+    name: str
+    value: str
+    ok: bool | None
+    mend: str = ""
+
+
+class HostReport(NamedTuple):
+    """What was found on one host.
+
+    Attributes:
+        name: as it calls itself; as Ray calls it, where it did not answer.
+        address: as Ray knows it.
+        findings: in the order to be shown.
+    """
+
+    name: str
+    address: str
+    findings: list[Finding]
+
+
+class Exchange(NamedTuple):
+    """An all-reduce of one message size between all hosts.
+
+    Attributes:
+        bytes: of the message.
+        seconds: that it takes, the median of several.
+        bandwidth_bytes_per_s: what each host's link carries meanwhile: of a ring of p hosts,
+            2 (p − 1) / p · bytes / seconds.
+    """
+
+    bytes: int
+    seconds: float
+    bandwidth_bytes_per_s: float
+
+
+class Report(NamedTuple):
+    """All that was found.
+
+    Attributes:
+        findings: about this machine, or about a cluster as a whole.
+        hosts: of a cluster.
+        network: all-reduces between its hosts, the smallest message first.
+    """
+
+    findings: list[Finding]
+    hosts: Sequence[HostReport] = ()
+    network: Sequence[Exchange] = ()
+
+    @property
+    def all_findings(self) -> list[tuple[str, Finding]]:
+        """Each with the name of its host; "" for those of none."""
+        own = [("", finding) for finding in self.findings]
+        return [(host.name, finding) for host in self.hosts for finding in host.findings] + own
+
+    @property
+    def bad(self) -> list[str]:
+        """Names of what must be mended, with their hosts."""
+        found = self.all_findings
+        return [f"{host} {f.name}".strip() for host, f in found if f.ok is False]
+
+    def to_json(self) -> dict[str, Any]:
+        """As ``--json`` prints it."""
+        return {
+            "ok": not self.bad,
+            "hosts": [
+                {
+                    "name": host.name,
+                    "address": host.address,
+                    "findings": [finding._asdict() for finding in host.findings],
+                }
+                for host in self.hosts
+            ],
+            "findings": [finding._asdict() for finding in self.findings],
+            "network": [exchange._asdict() for exchange in self.network],
+        }
+
+
+def described(report: Report) -> str:
+    """The report for people: host by host, then what concerns all."""
+    width = max(len(finding.name) for _, finding in report.all_findings)
+    blocks = [
+        _block(f"{host.name} ({host.address})", host.findings, width) for host in report.hosts
+    ]
+    blocks.append(_block("all hosts" if report.hosts else "", report.findings, width))
+    if report.network:
+        rows = (
+            f"      {size(one.bytes):>9} {duration(one.seconds):>9} "
+            f"{rate(one.bandwidth_bytes_per_s):>11}"
+            for one in report.network
+        )
+        blocks.append("\n".join(["all-reduce by message size, time and bandwidth", *rows]))
+    return "\n\n".join(blocks)
+
+
+def _block(title: str, findings: Sequence[Finding], width: int) -> str:
+    lines = [title] if title else []
+    for finding in findings:
+        lines.append(f"{_MARKS[finding.ok]:>4}  {finding.name:<{width}}  {finding.value}")
+        if finding.mend:
+            lines.append(f"{'':6}{'':{width}}  → {finding.mend}")
+    return "\n".join(lines)
+
+
+def size(num_bytes: float) -> str:
+    """Bytes, in units of 1,000 and three digits."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if num_bytes >= factor:
+            return f"{num_bytes / factor:.3g} {unit}"
+    return f"{num_bytes:.0f} B"
+
+
+def rate(bytes_per_s: float) -> str:
+    """Bytes per second, in MB/s."""
+    in_mb = bytes_per_s / 1e6
+    return f"{in_mb:,.0f} MB/s" if in_mb >= 10 else f"{in_mb:.2g} MB/s"
+
+
+def duration(seconds: float) -> str:
+    """A time, in three digits."""
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:.3g} µs"
+    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
