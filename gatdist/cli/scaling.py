@@ -106,7 +106,7 @@ def scaling(arguments: argparse.Namespace) -> None:
     found |= {"recovery": None, "skipped": [], "rounds": made.rounds}
     _add_runs(found, made, configs, arguments)
     if out:
-        _write(found, out)
+        write(found, out)
     print(json.dumps(found) if arguments.json else table(found))
 
 
@@ -209,7 +209,8 @@ def _train(config: Config, run_dir: str) -> dict[str, Any]:
     return train(config, run_dir)
 
 
-def _write(found: dict[str, Any], out: Store) -> None:
+def write(found: dict[str, Any], out: Store) -> None:
+    """Write what was found, and the plots where they can be drawn."""
     from gatdist.benchmarking.scaling.plot import draw
 
     files = {"result.json": (json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode()}

@@ -18,6 +18,7 @@ _STYLE: Any = {
     "xtick.color": "#555555",
     "ytick.color": "#555555",
     "svg.fonttype": "path",
+    "svg.hashsalt": "gatdist",  # names of its parts; else they are random
 }
 
 
