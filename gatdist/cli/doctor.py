@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 
 from gatdist.cli import values
-from gatdist.errors import UserError
+from gatdist.errors import ConfigError, UserError
 
 _ANSWER_S = 60.0
 
@@ -54,6 +54,8 @@ def run(arguments: argparse.Namespace) -> None:
     from gatdist.cluster.doctor.report import described
 
     options = values.options("--storage-set", arguments.storage_set)
+    if not arguments.timeout > 0:
+        raise ConfigError("--timeout", "must be above 0, in seconds", value=arguments.timeout)
     if arguments.address:
         from gatdist.cluster.doctor import cluster
 

@@ -1,0 +1,82 @@
+"""A cluster that asks for a token, and a driver that has another, or none."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from support import free_port, marked_processes
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
+
+RIGHT, WRONG = "a" * 64, "b" * 64
+
+
+@pytest.fixture(scope="module")
+def guarded_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """HOST:PORT of a Ray that lets in who has the token ``RIGHT``."""
+    port = free_port()
+    mark = f"gatdist-ray-{port}"
+    log = tmp_path_factory.mktemp("ray") / "start.log"
+    command = [
+        *(Path(sys.executable).parent / "ray", "start", "--head", f"--port={port}"),
+        *("--num-cpus=1", "--include-dashboard=false", "--object-store-memory=80000000"),
+        "--node-ip-address=127.0.0.1",
+    ]
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": RIGHT, "RAY_USAGE_STATS_ENABLED": "0"}
+    try:
+        with log.open("wb") as output:
+            subprocess.run(
+                command,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=os.environ | token | {"MARK": mark},
+                check=True,
+                timeout=90,
+            )
+        yield f"127.0.0.1:{port}"
+    finally:
+        for process in marked_processes(mark):
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("environment", "told"),
+    [
+        ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": WRONG}, "it does not take ours"),
+        ({"RAY_AUTH_MODE": "disabled"}, "it does not take ours (RAY_AUTH_MODE is disabled)"),
+        ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": None}, "there is none here"),
+    ],
+)
+@pytest.mark.parametrize("command", [["doctor"], ["train", "digits"]])
+def test_a_token_that_does_not_fit_is_told_at_once(
+    guarded_address, run_gatdist, tmp_path, command, environment, told
+):
+    began = time.monotonic()
+    done = run_gatdist(
+        *command, "--address", guarded_address, cwd=tmp_path,
+        env=environment | {"HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "cluster.address" in done.stderr
+    assert "wants a token" in done.stderr
+    assert told in done.stderr
+    assert "RAY_AUTH_TOKEN or ~/.ray/auth_token" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert time.monotonic() - began < 20  # which Ray would try for
+
+
+def test_the_right_token_lets_in(guarded_address, run_gatdist):
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": RIGHT}
+    done = run_gatdist("doctor", "--address", guarded_address, env=token, timeout=120)
+    assert "1 of 1 answered" in done.stdout, done.stderr

@@ -1,0 +1,207 @@
+"""What the doctor says, from facts alone; and what it measures on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from gatdist.cli import main
+from gatdist.cluster.doctor import local, network, storage, verdicts
+from gatdist.cluster.doctor.report import Exchange, Finding, HostReport, Report, described
+from gatdist.cluster.welcome import Facts, faults, require_alike
+from gatdist.errors import ClusterError
+
+ADDRESSES = {"10.0.0.1": "a", "10.0.0.2": "b", "10.0.0.3": "c"}
+GB = 10**9
+
+
+def facts(host: str, clock_s: float = 0.0, device: str = "", folder: str = "", **versions: str):
+    address = next(address for address, name in ADDRESSES.items() if name == host)
+    return Facts(
+        host, address, {"Python": "3.11", "torch": "2.8"} | versions, clock_s, device, folder
+    )
+
+
+def test_the_odd_one_out_is_named_wherever_it_stands():
+    for odd in "abc":
+        found = [facts(name, torch="2.9" if name == odd else "2.8") for name in "abc"]
+        (fault,) = faults(found, 0.0)
+        assert (fault.host.host, fault.about) == (odd, "versions")
+        own, all_ = verdicts.versions(found)
+        assert [finding.ok for finding in own.values()] == [False]
+        assert "has torch 2.9, and" in own[fault.host.address].value
+        assert all_.value == f"{odd} differ from Python 3.11, torch 2.8"
+    own, all_ = verdicts.versions([facts(name) for name in "abc"])
+    assert not own
+    assert all_ == Finding("versions", "alike: Python 3.11, torch 2.8", True)
+
+
+def test_workers_are_refused_for_the_first_fault():
+    require_alike([facts("a", 100.0), facts("b", 399.0)], 100.0)
+    with pytest.raises(ClusterError, match=r"host b \(10.0.0.2\): its clock is \+301 s off"):
+        require_alike([facts("a", 100.0), facts("b", 401.0)], 100.0)
+    with pytest.raises(ClusterError, match="can't use the run directory"):
+        require_alike([facts("a"), facts("b", folder="gone")], 0.0)
+    with pytest.raises(ClusterError, match="fails the first operation"):
+        require_alike([facts("a", device="CUDA error"), facts("b")], 0.0)
+
+
+@pytest.mark.parametrize(
+    ("ahead_s", "ok", "told"),
+    [
+        (0.0004, True, "400 µs ahead of"),
+        (-0.02, True, "20 ms behind"),
+        (2.0, None, "2 s ahead of"),
+        (-301.0, False, "301 s behind"),
+    ],
+)
+def test_clocks(ahead_s, ok, told):
+    found = verdicts.clock(ahead_s)
+    assert (found.ok, found.value) == (ok, f"{told} this one's")
+    assert bool(found.mend) == (ok is not True)
+
+
+def test_a_clock_is_read_halfway():
+    assert verdicts.round_trip(100.0, 111.0, 102.0) == (2.0, 10.0)
+
+
+def test_all_connections():
+    (found,) = verdicts.reach(ADDRESSES, {})
+    assert found == Finding("connections", "a, b and c reach one another", True)
+
+
+def test_a_pair_without_a_connection_is_named_with_its_direction():
+    one_way = {("10.0.0.1", "10.0.0.3"): "timed out"}
+    (found,) = verdicts.reach(ADDRESSES, one_way)
+    assert found.value == "a (10.0.0.1) can't reach c (10.0.0.3) (timed out)"
+    (found,) = verdicts.reach(ADDRESSES, {("10.0.0.3", "10.0.0.1"): "timed out"})
+    assert found.value == "c (10.0.0.3) can't reach a (10.0.0.1) (timed out)"
+    (found,) = verdicts.reach(ADDRESSES, one_way | {("10.0.0.3", "10.0.0.1"): "timed out"})
+    assert found.value == "a (10.0.0.1) and c (10.0.0.3) can't reach each other (timed out)"
+    assert found.ok is False
+
+
+def test_a_host_that_is_cut_off_is_named_once():
+    failed = {("10.0.0.1", "10.0.0.2"): "timed out", ("10.0.0.3", "10.0.0.2"): "timed out"}
+    (found,) = verdicts.reach(ADDRESSES, failed)
+    assert found.value == "b (10.0.0.2) has a connection to no other host (timed out)"
+
+
+def test_of_two_hosts_the_pair_is_named():
+    two = {"10.0.0.1": "a", "10.0.0.2": "b"}
+    (found,) = verdicts.reach(two, {("10.0.0.1", "10.0.0.2"): "refused"})
+    assert "a (10.0.0.1) can't reach b" in found.value
+
+
+def test_a_slow_link_is_named():
+    to = network.neighbours(list(ADDRESSES))
+    assert to == {"10.0.0.1": "10.0.0.2", "10.0.0.2": "10.0.0.3", "10.0.0.3": "10.0.0.1"}
+    rates = {"10.0.0.1": 9e8, "10.0.0.2": 2.5e6, "10.0.0.3": 8e8}
+    found = verdicts.sending(ADDRESSES, {one: (to[one], rates[one]) for one in ADDRESSES})
+    assert [found[one].ok for one in ADDRESSES] == [True, None, True]
+    assert found["10.0.0.2"].value.startswith("2.5 MB/s to c")
+    assert "link from b to c" in found["10.0.0.2"].mend
+
+
+def test_gpus_on_some_hosts_only():
+    assert verdicts.devices([], ["a", "b"]) is None
+    assert verdicts.devices(["a", "b"], []) is None
+    mixed = verdicts.devices(["a"], ["b"])
+    assert mixed is not None
+    assert mixed.ok is None
+    assert mixed.value == "GPUs on a; none on b"
+
+
+@pytest.mark.parametrize(
+    ("found", "ok"),
+    [
+        (local.judge_memory(3 * GB, 8 * GB), True),
+        (local.judge_memory(1 * GB, 8 * GB), False),
+        (local.judge_shared_memory(GB), True),
+        (local.judge_shared_memory(64_000_000), False),
+        (local.judge_shared_memory(None), False),
+        (local.judge_disk("disk", "/data", 3 * GB, True), True),
+        (local.judge_disk("disk", "/data", 1 * GB, True), False),
+        (local.judge_disk("disk", "/data", 3 * GB, False), False),
+        (local.judge_device("1 × H100", True, ""), True),
+        (local.judge_device("1 × H100", True, "CUDA error: no kernel"), False),
+        (local.judge_device("", True, ""), False),
+        (local.judge_device("", False, ""), True),
+        (local.judge_interface("eth0", "10.0.0.1", "127.0.1.1"), True),
+        (local.judge_interface("lo", "127.0.0.1", "127.0.0.1"), None),
+        (local.judge_interface(None, "10.0.0.9", "10.0.0.1"), False),
+        (storage.judge(storage.StorageFacts("", 8_000_000, 0.5, 0.1), "s3://b"), True),
+        (storage.judge(storage.StorageFacts("not permitted"), "s3://b"), False),
+    ],
+)
+def test_what_is_enough(found, ok):
+    assert found.ok is ok
+    assert bool(found.mend) == (ok is not True)
+
+
+def test_a_report_in_words_and_as_json():
+    bad = Finding("storage", "not permitted", False, "Give it credentials")
+    good = Finding("clock", "1 ms ahead", True)
+    exchange = Exchange(4000, 0.0002, 2e7)
+    report = Report([Finding("hosts", "1 of 1 answered", True)], [
+        HostReport("w1", "10.0.0.2", [good, bad]),
+    ], [exchange])  # fmt: skip
+    text = described(report)
+    assert "w1 (10.0.0.2)\n  ok  clock    1 ms ahead\n BAD  storage  not permitted" in text
+    assert "→ Give it credentials" in text
+    assert "4 kB" in text
+    assert report.bad == ["w1 storage"]
+    found = report.to_json()
+    assert found["ok"] is False
+    assert found["hosts"][0]["findings"][1]["mend"] == "Give it credentials"
+    assert found["network"] == [exchange._asdict()]
+    json.dumps(found)
+
+
+def test_a_listener_is_reached_and_a_closed_one_is_not():
+    with closing(network.Listener("127.0.0.1")) as listener:
+        target = {"127.0.0.1": listener.port}
+        assert network.failures(target) == {}
+        assert network.sending_rate("127.0.0.1", listener.port) > 1e6
+    assert network.failures(target) == {"127.0.0.1": "Connection refused"}
+
+
+def test_storage_is_tried_from_here_and_nothing_is_left(tmp_path: Path, capsys):
+    folder = tmp_path / "new" / "runs"
+    main(["doctor", "--json", "--storage", str(folder)])
+    found = json.loads(capsys.readouterr().out)
+    (finding,) = [one for one in found["findings"] if one["name"] == "storage"]
+    assert finding["ok"], finding
+    assert "MB/s up" in finding["value"]
+    assert str(folder) in finding["value"]
+    assert os.listdir(folder) == []
+
+
+def test_a_folder_that_another_process_does_not_see(tmp_path: Path):
+    with storage.token(str(tmp_path / "a"), {}) as token:
+        assert storage.look(token).error == ""
+        (elsewhere := tmp_path / "b").mkdir()
+        found = storage.look(token._replace(url=str(elsewhere)))
+        assert "is another folder there" in found.error
+    assert os.listdir(tmp_path / "a") == os.listdir(elsewhere) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--storage", "nowhere://bucket"], "nowhere://bucket"),
+        (["--storage", "/proc/nowhere"], "/proc/nowhere"),
+        (["--storage", "here", "--storage-set", "anon"], "--storage-set"),
+        (["--address", "127.0.0.1:1"], "nobody answers there"),
+        (["--timeout", "0"], "--timeout = 0.0: must be above 0"),
+    ],
+)
+def test_bad_input_is_told_in_one_message(arguments, told, capsys):
+    assert main(["doctor", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert len(error.strip().splitlines()) == 1
