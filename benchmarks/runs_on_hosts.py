@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from benchmarks.hosts import Host, Hosts
 
@@ -118,6 +118,7 @@ class HostsRun:
 
     Attributes:
         told: what the commands have written on standard error, with the time of each line.
+        ended: when the last of them ended, seconds since the epoch; 0 while it runs.
     """
 
     def __init__(
@@ -125,6 +126,7 @@ class HostsRun:
     ) -> None:
         self.hosts, self.folder, self.run_dir = hosts, folder, folder / "run"
         self.told: list[tuple[float, str]] = []
+        self.ended = 0.0
         self._settings = [*SETTINGS, *settings, f'plugins=["{_PLUGIN_NAME}"]']
         self._workers = workers
         self._process: subprocess.Popen[str] | None = None
@@ -142,20 +144,24 @@ class HostsRun:
     def start(self) -> None:
         """Start ``gatdist train`` on the head."""
         sets = [word for setting in self._settings for word in ("--set", setting)]
+        self.ended = 0.0
         self._process = self.hosts.head.start(
             sys.executable, "-m", "gatdist.cli", "train", "digits", "--workers", self._workers,
             "--address", self.hosts.head.ray_address, "--run-dir", "run", "--json", *sets,
             cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         )  # fmt: skip
-        assert self._process.stderr is not None
-        threading.Thread(target=self._listen, args=[self._process.stderr], daemon=True).start()
+        threading.Thread(target=self._listen, args=[self._process], daemon=True).start()
 
-    def _listen(self, pipe: IO[str]) -> None:
-        with pipe, (self.folder / "driver.log").open("a") as log:
+    def _listen(self, process: subprocess.Popen[str]) -> None:
+        assert process.stderr is not None
+        with process.stderr as pipe, (self.folder / "driver.log").open("a") as log:
             for line in pipe:
                 self.told.append((time.time(), line.rstrip()))
                 log.write(f"{time.strftime('%H:%M:%S')} {line}")
                 log.flush()
+        process.wait()
+        if process is self._process:
+            self.ended = time.time()
 
     @property
     def status(self) -> int | None:

@@ -1,0 +1,534 @@
+"""A long run on two hosts in which something breaks every minute or two: it ends in the same bytes.
+
+python -m benchmarks.cases.soak [--minutes 60] [--seed 0] [--every 60:120] [--faults NAME,NAME]
+                                [--out benchmarks/results/DATE_soak]
+python -m benchmarks.cases.soak --check benchmarks/results/DATE_soak
+
+Head and two hosts are network namespaces of this machine. First a run is left alone for a while:
+that tells what a step takes undisturbed. The soak is then made so long that it takes about
+``--minutes`` with its faults, which come as a deck of cards does: every kind once, in random
+order, then again. The hosts' keeper, as a cluster has one, starts a host again that has died, and
+runs the command again when it has ended without having finished.
+
+Once the soak is over, the same configuration is trained in one process without faults, for the
+digest (``--check`` does, or goes on with, only this). With the canonical reduction the two are
+equal bit for bit, or something was lost, shown twice or damaged.
+
+Goodput is what the run's steps would have taken undisturbed on two hosts, over what it took: from
+the first command to the last one's end. What is missing to 1 is given to the faults: the time from
+one to the next, less what the steps gained in it would have taken. A step counts as gained the
+first time it is made, so that one made again is a loss of the fault that made it necessary; and so
+is slower work on one host while the other is away. This machine is shared and noisy: what a step
+takes while nothing is broken is told beside it, as the soak itself saw it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.environment import environment
+from benchmarks.hosts import Host, Hosts, why_not
+from benchmarks.runs_on_hosts import SETTINGS, Beat, HostsRun, Worker, lives, until
+from gatdist.inspection import digest
+
+BATCH, TICK = 64, 8192
+TRAINING = [
+    f"run.global_batch={BATCH}",
+    f"run.tick_samples={TICK}",
+    f"run.checkpoint_samples={TICK}",
+    "run.reduction=canonical",
+    "run.reduction_lanes=2",
+    'model.generator={name="residual", width=16}',
+    'model.discriminator={name="residual", width=16}',
+    'game.augmentation={name="ada", adjust_samples=20000}',
+]
+# Of the soak's time, what the steps take; the rest goes to the faults.
+SHARE = 0.8
+MAX_DRIVER_RESTARTS = 20
+CHECKPOINT_FILES = ["generator.safetensors", "discriminator.safetensors", "MANIFEST.json"]
+
+
+def main() -> None:
+    """Soak, compare, draw, record."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--every", default="60:120", help="seconds between faults, LOW:HIGH")
+    parser.add_argument("--faults", help="only these, by name", default=",".join(FAULTS))
+    parser.add_argument("--check", type=Path, help="a result: only make the run it is held against")
+    parser.add_argument(
+        "--reference-s", type=float, default=3 * 3600.0, help="the most it may take"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path(f"benchmarks/results/{time.strftime('%Y-%m-%d')}_soak")
+    )
+    arguments = parser.parse_args()
+    out = arguments.check or arguments.out
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that hosts are taken away
+    if not arguments.check:
+        if reason := why_not():
+            raise SystemExit(f"needs hosts: {reason}")
+        out.mkdir(parents=True, exist_ok=True)
+        low_s, high_s = map(float, arguments.every.split(":"))
+        cards = deck(arguments.faults.split(","), arguments.seed)
+        gaps = random.Random(arguments.seed)
+        with tempfile.TemporaryDirectory() as folder, Hosts() as hosts:
+            soak = Soak(hosts, Path(folder), arguments.minutes, out)
+            soak.result |= {"seed": arguments.seed, "every_s": [low_s, high_s]}
+            soak.run(cards, lambda: gaps.uniform(low_s, high_s))
+    result = json.loads((out / "result.json").read_text())
+    draw(result, out / "soak.png")
+    print(table(result), flush=True)
+    if result["finished"]:
+        result |= compare(result, arguments.reference_s)
+        write(result, out)
+        print(f"the same bytes as one undisturbed process: {result['equal']}")
+
+
+def deck(names: list[str], seed: int) -> Iterator[str]:
+    """Each name once in random order, and again, for ever."""
+    shuffler = random.Random(seed)
+    while True:
+        yield from shuffler.sample(names, len(names))
+
+
+class Soak:
+    """One soak; what it finds is in ``result``, and on disk after each fault.
+
+    Args:
+        hosts: a head and two.
+        folder: an empty one.
+        minutes: it should take.
+        out: for ``result.json``.
+    """
+
+    def __init__(self, hosts: Hosts, folder: Path, minutes: float, out: Path) -> None:
+        self.hosts, self.folder, self.out = hosts, folder, out
+        self.limit_s = minutes * 60 * 2 + 180
+        self.random = random.Random(1)
+        calm_s = min(60.0, 7 * minutes)
+        self.result: dict[str, Any] = {"minutes": minutes, "finished": False, "faults": []}
+        step_s = self._undisturbed_step_s(calm_s)
+        ticks = max(1, round(minutes * 60 * SHARE / step_s * BATCH / TICK))
+        settings = [*TRAINING, f"run.total_samples={ticks * TICK}"]
+        self.result |= {"step_s": step_s, "steps": ticks * TICK // BATCH, "settings": settings}
+        self.train = HostsRun(hosts, folder / "soak", settings, workers="1:2")
+        print(f"undisturbed, a step takes {step_s:.4f} s; {ticks * TICK // BATCH:,} steps to go")
+
+    def _undisturbed_step_s(self, calm_s: float) -> float:
+        """What a step takes on two hosts when nobody disturbs, with ticks and checkpoints."""
+        settings = [*TRAINING, f"run.total_samples={10**12}"]
+        with HostsRun(self.hosts, self.folder / "calm", settings) as run:
+            run.start()
+            first = until(lambda: run.committed() and run.last(), "a first checkpoint", 180)
+            time.sleep(calm_s)
+            last = run.last()
+            assert last is not None
+            return (last.time_s - first.time_s) / (last.step - first.step)
+
+    def run(self, cards: Iterator[str], gap_s: Callable[[], float]) -> None:
+        """From the first command to the end of the last."""
+        result, began = self.result, time.time()
+        result |= {"began": began, "driver_restarts": 0}
+        with self.train as train:
+            train.start()
+            due = time.time() + gap_s()
+            while self._goes_on(began):
+                self.keep_hosts()
+                if time.time() > due and train.moves():
+                    fault = self._disturb(next(cards))
+                    due = fault["at_s"] + began + gap_s()
+                    self._record(time.time() - began)
+                time.sleep(0.5)
+            ended = time.time()
+            if result["finished"]:  # which the last fault may have outlasted
+                ended = until(lambda: train.ended, "the end of the command's output", 30)
+            self._record(ended - began)
+            if result["finished"]:
+                result["digest"] = digest(str(train.run_dir))
+            write(result, self.out)
+
+    def _goes_on(self, began: float) -> bool:
+        """Whether the run is neither finished nor out of time; a command that failed runs again."""
+        status = self.train.status
+        if status is None:
+            return time.time() - began < self.limit_s
+        if status == 0:
+            self.result["finished"] = True
+        elif self.result["driver_restarts"] < MAX_DRIVER_RESTARTS:
+            self.result["driver_restarts"] += 1
+            told = self.train.told[-1][1] if self.train.told else ""
+            print(f"the command ended with {status} ({told}); running it again", flush=True)
+            self.train.start()
+            return True
+        return False
+
+    def keep_hosts(self) -> None:
+        """Start those again that Ray has lost."""
+        alive = self.hosts.alive()
+        for host in self.hosts.workers:
+            if host.name not in alive:
+                host.kill()
+                self.join(host)
+
+    def join(self, host: Host) -> None:
+        """Start Ray on a host; where that fails, the keeper tries again."""
+        with suppress(RuntimeError, subprocess.TimeoutExpired):
+            self.hosts.join(host)
+
+    def _disturb(self, name: str) -> dict[str, Any]:
+        before = self.train.last()
+        assert before is not None
+        fault: dict[str, Any] = {
+            "name": name,
+            "at_s": time.time() - self.result["began"],
+            "step": before.step,
+            "attempt": before.attempt,
+            "workers": len(self.train.workers()),
+        }
+        print(f"{fault['at_s']:6.0f} s: {name}", flush=True)
+        self.result["faults"].append(fault)
+        try:
+            fault["note"] = FAULTS[name](self) or ""
+        except (OSError, RuntimeError, TimeoutError, ValueError, IndexError) as error:
+            fault["note"] = f"not done as meant: {error!r}"
+        finally:
+            for host in self.hosts.workers:
+                host.plug()
+        fault["over_s"] = time.time() - self.result["began"]
+        return fault
+
+    def _record(self, wall_s: float) -> None:
+        """Sum up what was seen so far, and write it."""
+        result, beats = self.result, self.train.beats()
+        result |= {
+            "wall_s": wall_s,
+            "beats": [
+                [round(beat.time_s - result["began"], 1), beat.attempt, beat.step]
+                for beat in thinned(beats)
+            ],
+            "attempts": self.train.attempts(),
+            "told": [
+                [round(at - result["began"], 1), line]
+                for at, line in self.train.told
+                if "samples/s" not in line and ("warning" in line or ": going on" in line)
+            ],
+            "step_s_in_soak": calm_step_s(beats, self.train.attempts(), result["faults"], result),
+            "ticks": tick_errors(self.train.ticks(), result["steps"] * BATCH),
+        }
+        gained = max((beat.step for beat in beats), default=0)
+        result["goodput"] = gained * result["step_s"] / wall_s
+        result["lost_s"] = losses(beats, result, wall_s)
+        note_returns(beats, result)
+        write(result, self.out)
+
+    # What the faults below use.
+
+    def worker(self, rank: int) -> Worker:
+        """The worker of that rank, or the only one."""
+        workers = self.train.workers()
+        return workers[min(rank, len(workers) - 1)]
+
+    def some_host(self) -> Host:
+        """The host of one of the workers."""
+        return self.train.host_of(self.random.choice(self.train.workers()))
+
+    def await_next_attempt(self, timeout_s: float) -> None:
+        """Wait until another start of the run has made a step, or the time is over."""
+        before = self.result["faults"][-1]["attempt"]
+
+        def again() -> bool:
+            last = self.train.last()
+            return self.train.status is not None or (last is not None and last.attempt > before)
+
+        with suppress(TimeoutError):
+            until(again, "the next start", timeout_s)
+
+
+def kill_worker_0(soak: Soak) -> None:
+    """SIGKILL."""
+    os.kill(soak.worker(0).pid, signal.SIGKILL)
+
+
+def kill_another_worker(soak: Soak) -> None:
+    """SIGKILL."""
+    os.kill(soak.worker(1).pid, signal.SIGKILL)
+
+
+def kill_all_workers(soak: Soak) -> None:
+    """SIGKILL, all at once."""
+    for worker in soak.train.workers():
+        os.kill(worker.pid, signal.SIGKILL)
+
+
+def _host_dies(soak: Soak, away_s: float) -> str:
+    host = soak.some_host()
+    host.kill()
+    time.sleep(away_s)
+    soak.join(host)
+    return host.name
+
+
+def host_dies_for_6_s(soak: Soak) -> str:
+    """All its processes are killed; Ray is started on it after 6 s."""
+    return _host_dies(soak, 6)
+
+
+def host_dies_for_40_s(soak: Soak) -> str:
+    """After 40 s."""
+    return _host_dies(soak, 40)
+
+
+def driver_dies(soak: Soak) -> None:
+    """The command is killed, and run again at once."""
+    soak.train.kill_driver()
+    soak.train.start()
+
+
+def preemption(soak: Soak) -> str:
+    """Notice, 12 s later the host is gone; it joins again after a while."""
+    host = soak.some_host()
+    soak.hosts.drain(host, 12)
+    time.sleep(12)
+    moved = not any(worker.host == host.name and lives(worker) for worker in soak.train.workers())
+    host.kill()
+    time.sleep(soak.random.uniform(5, 20))
+    soak.join(host)
+    return f"{host.name}, {'left in time' if moved else 'not left in time'}"
+
+
+def _cut(soak: Soak, seconds: float) -> str:
+    host = soak.some_host()
+    host.cut()
+    time.sleep(seconds)
+    host.plug()
+    return host.name
+
+
+def network_cut_for_5_s(soak: Soak) -> str:
+    """A host's cable is pulled."""
+    return _cut(soak, 5)
+
+
+def network_cut_for_40_s(soak: Soak) -> str:
+    """A host's cable is pulled; Ray gives it up, and it joins anew."""
+    return _cut(soak, 40)
+
+
+def worker_stops_for_8_s(soak: Soak) -> None:
+    """SIGSTOP, and SIGCONT in time."""
+    worker = soak.worker(soak.random.randrange(2))
+    os.kill(worker.pid, signal.SIGSTOP)
+    time.sleep(8)
+    if lives(worker):
+        os.kill(worker.pid, signal.SIGCONT)
+
+
+def worker_stops_for_good(soak: Soak) -> str:
+    """SIGSTOP; it is given up after cluster.timeout_s."""
+    worker = soak.worker(soak.random.randrange(2))
+    os.kill(worker.pid, signal.SIGSTOP)
+    soak.await_next_attempt(60)
+    return "its process is still there" if lives(worker) else ""
+
+
+def bit_flips(soak: Soak) -> str:
+    """In the newest checkpoint; then all workers are killed."""
+    newest = soak.train.committed()[-1]
+    file = newest / soak.random.choice(CHECKPOINT_FILES)
+    content = bytearray(file.read_bytes())
+    content[soak.random.randrange(len(content))] ^= 1 << soak.random.randrange(8)
+    file.write_bytes(content)
+    kill_all_workers(soak)
+    soak.await_next_attempt(60)
+    time.sleep(2)  # for what the workers have told meanwhile
+    met = any(f"{newest}/" in line for _, line in soak.train.told[-30:])
+    return f"{newest.name}/{file.name}, {'passed over' if met else 'not met'}"
+
+
+def upload_dies(soak: Soak) -> str:
+    """Worker 0 is killed just before it publishes a file of its next checkpoint."""
+    file = soak.random.choice(CHECKPOINT_FILES)
+    soak.train.die_in_upload(file)
+    soak.await_next_attempt(60)
+    return f"before {file}"
+
+
+FAULTS: dict[str, Callable[[Soak], str | None]] = {
+    function.__name__: function
+    for function in (
+        kill_worker_0, kill_another_worker, kill_all_workers, host_dies_for_6_s,
+        host_dies_for_40_s, driver_dies, preemption, network_cut_for_5_s, network_cut_for_40_s,
+        worker_stops_for_8_s, worker_stops_for_good, bit_flips, upload_dies,
+    )
+}  # fmt: skip
+
+
+def thinned(beats: list[Beat], every_s: float = 2.0) -> list[Beat]:
+    """One at most every so many seconds, and all at which an attempt begins or ends."""
+    kept: list[Beat] = []
+    for before, beat, after in zip([None, *beats], beats, [*beats[1:], None], strict=False):
+        turns = not before or not after or not before.attempt == beat.attempt == after.attempt
+        if turns or beat.time_s - kept[-1].time_s >= every_s:
+            kept.append(beat)
+    return kept
+
+
+def note_returns(beats: list[Beat], result: dict[str, Any]) -> None:
+    """Add ``again_after_s`` to each fault: until the next start worked; None where none was due."""
+    faults, began = result["faults"], result["began"]
+    for fault, following in itertools.zip_longest(faults, faults[1:]):
+        end_s = following["at_s"] if following else float("inf")
+        later = (b.time_s - began for b in beats if b.attempt > fault["attempt"])
+        at_s = next((at for at in later if at < end_s), None)
+        fault["again_after_s"] = None if at_s is None else at_s - fault["at_s"]
+
+
+def losses(beats: list[Beat], result: dict[str, Any], wall_s: float) -> dict[str, list[float]]:
+    """Seconds that each fault cost, by its name; ``start`` is what came before the first."""
+    began, faults = result["began"], result["faults"]
+    edges = [0.0, *(fault["at_s"] for fault in faults), wall_s]
+    names = ["start", *(fault["name"] for fault in faults)]
+    lost: dict[str, list[float]] = {}
+    reached = 0
+    for name, (since, until_s) in zip(names, itertools.pairwise(edges), strict=True):
+        now = max((b.step for b in beats if b.time_s - began <= until_s), default=0)
+        useful_s = (now - reached) * result["step_s"]
+        lost.setdefault(name, []).append(until_s - since - useful_s)
+        reached = now
+    return lost
+
+
+def calm_step_s(
+    beats: list[Beat],
+    attempts: list[dict[str, Any]],
+    faults: list[dict[str, Any]],
+    result: dict[str, Any],
+) -> float | None:
+    """The median of what a step took on two hosts over 5 s or more while no fault was at work."""
+    sizes = {one["attempt"]: one["world_size"] for one in attempts}
+    began = result["began"]
+    broken = [(fault["at_s"], fault.get("over_s", float("inf")) + 2) for fault in faults]
+    taken = []
+    for before, beat in itertools.pairwise(thinned(beats, 5.0)):
+        since, until_s = before.time_s - began, beat.time_s - began
+        calm = not any(a < until_s and since < b for a, b in broken)
+        alike = before.attempt == beat.attempt and sizes.get(beat.attempt) == 2
+        if calm and alike and until_s - since >= 5 and beat.step > before.step:
+            taken.append((until_s - since) / (beat.step - before.step))
+    return median(taken) if taken else None
+
+
+def tick_errors(ticks: list[dict[str, Any]], total_samples: int) -> dict[str, Any]:
+    """Whether every tick so far was written once, in order."""
+    seen = [tick["samples_seen"] for tick in ticks]
+    last = seen[-1] if seen else 0
+    return {
+        "written": len(seen),
+        "missing": sorted(set(range(TICK, last + 1, TICK)) - set(seen)),
+        "in_order_and_once": seen == sorted(set(seen)),
+        "last": last,
+        "total_samples": total_samples,
+    }
+
+
+def compare(result: dict[str, Any], limit_s: float) -> dict[str, Any]:
+    """The same configuration in one process, undisturbed: its digest, and whether it is equal."""
+    # A folder that is found again: a check that was cut off goes on.
+    folder = Path(tempfile.gettempdir()) / f"gatdist-soak-{result['digest'][:16]}"
+    settings = [*SETTINGS, *result["settings"]]
+    sets = [word for setting in settings for word in ("--set", setting)]
+    began = time.monotonic()
+    subprocess.run(
+        [sys.executable, "-m", "gatdist.cli", "train", "digits", "--local",
+         "--run-dir", str(folder), *sets],
+        check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=limit_s,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},  # as each of the workers
+    )  # fmt: skip
+    found = digest(str(folder))
+    shutil.rmtree(folder)
+    return {
+        "reference_digest": found,
+        "reference_s": time.monotonic() - began,
+        "equal": found == result["digest"],
+    }
+
+
+def write(result: dict[str, Any], out: Path) -> None:
+    """Into ``result.json``."""
+    text = json.dumps(result | {"environment": environment()}, ensure_ascii=False)
+    (out / "result.json").write_text(text + "\n")
+
+
+def table(result: dict[str, Any]) -> str:
+    """What each kind of fault cost, and the goodput."""
+    lines = [f"{'fault':<24}{'times':>6}{'stands still, s':>17}{'costs, s':>10}{'share':>8}"]
+    for name, lost in result["lost_s"].items():
+        stood = [
+            fault["again_after_s"]
+            for fault in result["faults"]
+            if fault["name"] == name and fault["again_after_s"] is not None
+        ]
+        still = f"{median(stood):.1f}" if stood else "–"
+        share = sum(lost) / result["wall_s"]
+        lines.append(f"{name:<24}{len(lost):>6}{still:>17}{median(lost):>10.1f}{share:>8.1%}")
+    lines.append(
+        f"{len(result['faults'])} faults, {len(result['attempts'])} starts, "
+        f"{result['driver_restarts']} commands that failed; {result['wall_s'] / 60:.1f} minutes; "
+        f"finished: {result['finished']}; goodput {result['goodput']:.2f}"
+    )
+    return "\n".join(lines)
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Samples seen over time; faults by name; gray where one host was at work."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    minutes = result["wall_s"] / 60
+    figure, axis = pyplot.subplots(figsize=(min(18.0, 9 + minutes / 4), 6), layout="constrained")
+    sizes = {one["attempt"]: one["world_size"] for one in result["attempts"]}
+    for attempt, group in itertools.groupby(result["beats"], key=lambda beat: beat[1]):
+        beats = list(group)
+        x = [at / 60 for at, _, _ in beats]
+        axis.plot(x, [step * BATCH / 1e3 for *_, step in beats], color="tab:blue", linewidth=1.5)
+        if sizes.get(attempt) == 1:
+            axis.axvspan(x[0], x[-1], color="0.88", linewidth=0)
+    full = result["wall_s"] / result["step_s"] * BATCH / 1e3
+    axis.plot([0, minutes], [0, full], color="0.6", linestyle=":", linewidth=1)
+    axis.set_xlim(0, minutes)
+    axis.set_ylim(0, result["steps"] * BATCH / 1e3 * 1.03)
+    for fault in result["faults"]:
+        at = fault["at_s"] / 60
+        axis.axvline(at, color="tab:red", linewidth=0.6, alpha=0.6)
+        axis.text(
+            at, 1.01, fault["name"].replace("_", " "), rotation=60, fontsize=7,
+            transform=axis.get_xaxis_transform(), ha="left", va="bottom",
+        )  # fmt: skip
+    axis.set_xlabel(
+        "minutes (gray: one worker; dotted: two hosts that nobody disturbs; red: faults)"
+    )
+    axis.set_ylabel("thousand samples seen")
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
