@@ -4,9 +4,9 @@ python -m benchmarks.cases.recovery [--times 5] [--out benchmarks/results/DATE_r
 
 One run of two workers on a head and two hosts (network namespaces of this machine). In turn: a
 worker is killed; a host is killed and comes back after 6 s; the driver is killed and its command
-run again, on the Ray that is there (so that Ray's own start is not in it). Each lasts until the
-first step that is made anew. Phases are read from the driver's messages, the log of Ray Train's
-controller, and the notes of a plugin.
+run again, on the Ray that is there (of whose own start only what each command and each launch of
+workers pays is in it). Each lasts until the first step that is made anew. Phases are read from the
+driver's messages, the logs of Ray and of Ray Train's controller, and the notes of a plugin.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -39,7 +40,7 @@ SETTINGS = [
 ]
 # What Ray Train's controller logs at the end of each phase.
 _LOGGED = {
-    "driver and controller start": "Requesting resources",
+    "controller starts": "Requesting resources",
     "wait for the hosts": "Placement group ready",
     "worker processes start": "worker actors created",
     "Ray Train's imports": "Train context initialized",
@@ -134,6 +135,7 @@ def _marks(run: HostsRun, since_s: float) -> list[tuple[str, float]]:
     """When phases ended, in order; those that the logs do not tell are left out."""
     told = [at for at, line in run.told if at > since_s and "starting again" in line]
     marks = [("detection", at) for at in told[:1]]
+    marks += [("driver starts", at) for at in _connections(run) if at > since_s]
     entries = []
     for file in run.hosts.folder.glob("head/ray/session_2*/logs/train/*sys-controller*"):
         for line in file.read_text().splitlines():
@@ -144,6 +146,16 @@ def _marks(run: HostsRun, since_s: float) -> list[tuple[str, float]]:
         # The last one: a start that failed was made again.
         marks += [(name, at) for at, message in new if text in message][-1:]
     return marks
+
+
+def _connections(run: HostsRun) -> list[float]:
+    """When drivers connected to Ray, which starts a log for each."""
+    found = []
+    for file in run.hosts.folder.glob("head/ray/session_2*/logs/python-core-driver-*"):
+        with file.open() as log:
+            stamp = log.read(24).strip("[")  # local time, as 2026-11-24 22:26:50,515
+        found.append(datetime.strptime(stamp, "%Y-%m-%d %H:%M:%S,%f").timestamp())
+    return found
 
 
 def record(measured: dict[str, list[dict[str, Any]]], out: Path) -> None:
@@ -170,7 +182,7 @@ def _phases(ones: list[dict[str, Any]]) -> dict[str, float]:
 def table(measured: dict[str, list[dict[str, Any]]]) -> str:
     """Medians for people; a column for each kind."""
     phases = {kind: _phases(ones) for kind, ones in measured.items()}
-    names = ["detection", *_LOGGED, "set up", "first step"]
+    names = ["detection", "driver starts", *_LOGGED, "set up", "first step"]
     lines = [f"{'seconds, median':<30}" + "".join(f"{kind:>9}" for kind in measured)]
     for name in names:
         cells = [phases[kind].get(name) for kind in measured]
