@@ -98,7 +98,7 @@ class _Examination:
 
     def report(self, token: Token | None) -> Report:
         """Do all, and tell what was found."""
-        self._tell(f"asking {len(self._hosts)} hosts")
+        self._tell(f"asking all hosts: {len(self._hosts)}")
         self._look()
         self._clocks()
         if token:
@@ -130,8 +130,10 @@ class _Examination:
                 continue
             try:
                 found.append((host, ray.get(reference)))
+            except ray.exceptions.RayActorError as error:
+                host.error = f"Ray lost it, or what ran on it for: {what} ({_last_line(error)})"
             except ray.exceptions.RayError as error:
-                host.error = _last_line(error)
+                host.error = f"failed, when asked for: {what} ({_last_line(error)})"
         return found
 
     def _look(self) -> None:
@@ -160,7 +162,8 @@ class _Examination:
                 if host.error:
                     break
             if trips:
-                host.findings.append(verdicts.clock(min(trips)[1]))
+                round_trip_s, ahead_s = min(trips)
+                host.findings.append(verdicts.clock(ahead_s, round_trip_s))
 
     def _between(self) -> None:
         """What is between the hosts on which workers may run."""
@@ -169,10 +172,10 @@ class _Examination:
         mixed = verdicts.devices([n for n in gpu if gpu[n]], [n for n in gpu if not gpu[n]])
         self._findings += [mixed] if mixed else []
         if len(hosts) < 2:
-            told = f"{len(hosts)} host has CPUs or GPUs for workers: nothing to measure"
+            told = f"nothing to measure: {len(hosts)} of the hosts can have workers"
             self._findings.append(Finding("connections", told, None))
             return
-        self._tell(f"measuring the network between {len(hosts)} hosts")
+        self._tell("measuring the network between them")
         ports = {host.address: port for host, port in self._ask("listen", hosts)}
         tried = self._ask("failures", [host for host in hosts if not host.error], ports)
         names = {host.address: host.name for host, _ in tried}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+_SOFTWARE = ("Python", "torch", "Ray", "gatdist")
 _MARKS = {True: "ok", False: "BAD", None: "--"}
 
 
@@ -99,7 +100,8 @@ def described(report: Report) -> str:
     """The report for people: host by host, then what concerns all."""
     width = max(len(finding.name) for _, finding in report.all_findings)
     blocks = [
-        _block(f"{host.name} ({host.address})", host.findings, width) for host in report.hosts
+        _block(f"{host.name} ({host.address})", _folded(host.findings), width)
+        for host in report.hosts
     ]
     blocks.append(_block("all hosts" if report.hosts else "", report.findings, width))
     if report.network:
@@ -108,8 +110,17 @@ def described(report: Report) -> str:
             f"{rate(one.bandwidth_bytes_per_s):>11}"
             for one in report.network
         )
-        blocks.append("\n".join(["all-reduce by message size, time and bandwidth", *rows]))
+        head = f"      {'message':>9} {'time':>9} {'bandwidth':>11}"
+        blocks.append("\n".join(["all-reduce between hosts", head, *rows]))
     return "\n\n".join(blocks)
+
+
+def _folded(findings: Sequence[Finding]) -> list[Finding]:
+    """Software that is as it should be in one line: of many hosts, it is the same."""
+    well = [f for f in findings if f.name in _SOFTWARE and f.ok]
+    told = ", ".join(f"{f.name} {f.value}" for f in well)
+    folded = [Finding("software", told, True)] if well else []
+    return folded + [f for f in findings if f not in well]
 
 
 def _block(title: str, findings: Sequence[Finding], width: int) -> str:

@@ -15,10 +15,10 @@ _SLOW = 1 / 3
 _PORTS = "Open all TCP ports between them (firewall, security group, routes)"
 
 
-def clock(ahead_s: float) -> Finding:
-    """The verdict on a clock that is so far ahead of the driver's, give or take the way there."""
+def clock(ahead_s: float, round_trip_s: float) -> Finding:
+    """The verdict on a clock that is so far ahead of the driver's, give or take half the way."""
     way = "ahead of" if ahead_s > 0 else "behind"
-    told = f"{duration(abs(ahead_s))} {way} this one's"
+    told = f"{duration(abs(ahead_s))} {way} the driver's, ± {duration(round_trip_s / 2)}"
     ok = False if abs(ahead_s) > MAX_CLOCK_S else None if abs(ahead_s) > _NOTED_CLOCK_S else True
     return Finding("clock", told, ok, "" if ok else "Set the clock there (chrony or NTP)")
 
@@ -27,6 +27,11 @@ def round_trip(sent_s: float, there_s: float, back_s: float) -> tuple[float, flo
     """How long a question was under way, and how far ahead the answer's clock is.
 
     The answer is taken to have been given halfway.
+
+    Args:
+        sent_s: when it was asked, by the clock here.
+        there_s: the answer, by the clock there.
+        back_s: when it came, by the clock here.
     """
     return back_s - sent_s, there_s - (sent_s + back_s) / 2
 

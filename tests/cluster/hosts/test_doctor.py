@@ -1,0 +1,213 @@
+"""The doctor on real hosts: all well, and everything that it is there to find."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.hosts import Host, Hosts
+from support import end_group, wait_until
+
+pytestmark = [pytest.mark.hosts, pytest.mark.timeout(300)]
+
+# Of a server on the head's host, so that a host may be kept from it and not from Ray.
+SERVER = "10.99.0.100"
+MAKE_BUCKET = """
+import sys, time, urllib.request
+request = urllib.request.Request(sys.argv[1], method="PUT")
+for _ in range(300):
+    try:
+        urllib.request.urlopen(request, timeout=5).close()
+        break
+    except OSError:
+        time.sleep(0.2)
+else:
+    sys.exit("no answer")
+"""
+
+
+def doctor(hosts: Hosts, folder: Path, *args: str) -> tuple[int, str, str]:
+    """Run it on the head; its status, output and errors."""
+    process = hosts.head.start(
+        sys.executable, "-m", "gatdist.cli", "doctor", "--address", hosts.head.ray_address, *args,
+        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        output, errors = process.communicate(timeout=200)
+    finally:
+        end_group(process)
+    assert "Traceback" not in errors
+    return process.returncode, output, errors
+
+
+def findings(found: dict[str, Any], host: str = "") -> dict[str, dict[str, Any]]:
+    """By name; of a host, or of all."""
+    where = next(h for h in found["hosts"] if h["name"] == host) if host else found
+    return {finding["name"]: finding for finding in where["findings"]}
+
+
+def bad(found: dict[str, Any]) -> set[tuple[str, str]]:
+    """Host, or "", and name of what is bad."""
+    return {
+        (host, name)
+        for host in ("", *(h["name"] for h in found["hosts"]))
+        for name, finding in findings(found, host).items()
+        if finding["ok"] is False
+    }
+
+
+@contextmanager
+def blackhole(host: Host, address: str) -> Iterator[None]:
+    """Nothing that the host sends to an address gets there."""
+    route = ["blackhole", address]
+    command = ["ip", "-n", host.namespace, "route"]
+    subprocess.run([*command, "add", *route], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run([*command, "del", *route], check=True)
+
+
+@pytest.fixture(scope="module")
+def bucket(own_hosts: Hosts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    """Options of the doctor for a bucket of an S3 server on the head's host."""
+    head = own_hosts.head
+    address = ["addr", "add", f"{SERVER}/24", "dev", "eth0"]
+    subprocess.run(["ip", "-n", head.namespace, *address], check=True)
+    with (tmp_path_factory.mktemp("moto") / "log").open("wb") as log:
+        server = head.start(
+            sys.executable, "-m", "moto.server", "-H", SERVER, "-p", "5000", stdout=log, stderr=log
+        )
+        try:
+            url = f"http://{SERVER}:5000"
+            assert head.start(sys.executable, "-c", MAKE_BUCKET, f"{url}/runs").wait(90) == 0
+            options = [f'client_kwargs={{endpoint_url="{url}"}}', "key=test", "secret=test"]
+            sets = [word for option in options for word in ("--storage-set", option)]
+            yield ["--storage", "s3://runs/one", *sets]
+        finally:
+            end_group(server)
+    address[1] = "del"
+    subprocess.run(["ip", "-n", head.namespace, *address], check=True)
+
+
+def test_all_is_well(hosts: Hosts, tmp_path: Path, bucket: list[str]) -> None:
+    status, output, errors = doctor(hosts, tmp_path, "--json", *bucket)
+    found = json.loads(output)
+    assert status == 0, (output, errors)
+    assert found["ok"]
+    assert [(h["name"], h["address"]) for h in found["hosts"]] == [
+        (host.name, host.address) for host in (hosts.head, *hosts.workers)
+    ]
+    for host in (hosts.head, *hosts.workers):
+        own = findings(found, host.name)
+        assert own["interface"]["value"].startswith(f"eth0 ({host.address}; the host's name leads")
+        assert own["clock"]["ok"]
+        assert "MB/s up" in own["storage"]["value"]
+        assert {"Python", "torch", "Ray", "gatdist", "device", "cores", "memory"} <= own.keys()
+        assert {"/dev/shm", "disk (Ray)"} <= own.keys()
+    assert findings(found)["versions"]["value"].startswith("alike: Python 3")
+    assert findings(found)["connections"]["value"] == "w1 and w2 reach one another"
+    assert [one["bytes"] for one in found["network"]] == [4_000, 64_000, 1_000_000, 16_000_000]
+    seconds = [one["seconds"] for one in found["network"]]
+    assert 0 < seconds[0] < seconds[-1]
+    assert all(one["bandwidth_bytes_per_s"] > 0 for one in found["network"])
+
+
+def test_two_hosts_that_reach_the_head_but_not_each_other(hosts: Hosts, tmp_path: Path) -> None:
+    w1, w2 = hosts.workers
+    with blackhole(w1, w2.address):
+        status, output, errors = doctor(hosts, tmp_path)
+    assert status == 2
+    assert f"w1 ({w1.address}) and w2 ({w2.address}) can't reach each other" in output
+    assert "→ Open all TCP ports between them" in output
+    assert "checks failed: connections" in errors
+    assert "3 of 3 answered" in output
+    assert "all-reduce" not in output
+
+
+def test_storage_that_one_host_cannot_reach(
+    hosts: Hosts, tmp_path: Path, bucket: list[str]
+) -> None:
+    with blackhole(hosts.workers[1], SERVER):
+        status, output, errors = doctor(hosts, tmp_path, "--json", *bucket)
+    assert status == 2
+    found = json.loads(output)
+    assert bad(found) == {("w2", "storage")}, output
+    assert "storage kept failing" in findings(found, "w2")["storage"]["value"]
+    assert "checks failed: w2 storage" in errors
+    assert found["network"]  # the rest was looked at all the same
+
+
+def test_a_path_that_is_another_folder_on_one_host(hosts: Hosts, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    # Where the host's Ray is, and nowhere else, another disk lies over the folder.
+    (raylet,) = [p for p in hosts.workers[0].processes() if program(p).endswith("/raylet")]
+    enter = ["nsenter", "--target", str(raylet), "--mount"]
+    subprocess.run([*enter, "mount", "-t", "tmpfs", "none", str(shared)], check=True)
+    try:
+        status, output, _ = doctor(hosts, tmp_path, "--json", "--storage", "shared")
+    finally:
+        subprocess.run([*enter, "umount", str(shared)], check=True)
+    assert status == 2
+    found = json.loads(output)
+    assert bad(found) == {("w1", "storage")}, output
+    assert "is another folder there" in findings(found, "w1")["storage"]["value"]
+    assert list(shared.iterdir()) == []
+
+
+def test_a_slow_link_is_seen_in_the_bandwidth(hosts: Hosts, tmp_path: Path) -> None:
+    hosts.workers[1].slow(20)
+    status, output, errors = doctor(hosts, tmp_path, "--json")
+    assert status == 0, errors  # slow, but it works
+    found = json.loads(output)
+    slow = findings(found, "w2")["sends"]
+    assert slow["ok"] is None
+    assert "link from w2 to w1" in slow["mend"]
+    assert findings(found, "w1")["sends"]["ok"]
+    assert found["network"][2]["bytes"] == 1_000_000
+    assert 1e5 < found["network"][2]["bandwidth_bytes_per_s"] < 20e6 / 8
+
+
+def test_a_host_that_does_not_answer(hosts: Hosts, tmp_path: Path) -> None:
+    """What starts its actors is frozen; Ray takes the host for alive."""
+    agents = [p for p in hosts.workers[1].processes() if "RuntimeEnvAgent" in program(p)]
+    assert agents
+    for agent in agents:
+        os.kill(agent, signal.SIGSTOP)
+    try:
+        status, output, errors = doctor(hosts, tmp_path, "--json", "--timeout", "25")
+    finally:
+        for agent in agents:
+            os.kill(agent, signal.SIGCONT)
+    assert status == 2
+    found = json.loads(output)
+    assert bad(found) == {("", "hosts"), ("w2", "answers")}, output
+    assert "no answer in 25 s" in findings(found, "w2")["answers"]["value"]
+    assert findings(found, "w1")["clock"]["ok"]
+    assert "2 of 3 answered" in findings(found)["hosts"]["value"]
+    assert "w2 answers" in errors
+
+
+def test_a_host_that_is_lost(hosts: Hosts, tmp_path: Path) -> None:
+    hosts.workers[1].kill()
+    wait_until(lambda: "w2" not in hosts.alive(), "Ray to miss it", timeout_s=60)
+    status, output, errors = doctor(hosts, tmp_path)
+    assert status == 0, errors
+    assert f"w2 ({hosts.workers[1].address})" in output
+    assert "Start Ray there again" in output
+    assert "nothing to measure: 1 of the hosts can have workers" in output
+
+
+def program(process: int) -> str:
+    """How a process was started, or calls itself: its first word."""
+    return Path(f"/proc/{process}/cmdline").read_text().split("\0")[0]
