@@ -20,6 +20,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 try:
     import grpc  # type: ignore[import-untyped]
     import ray
+    from ray._private import services
     from ray._private.gcs_utils import create_gcs_channel
     from ray.core.generated.gcs_service_pb2 import GetClusterIdRequest  # type: ignore[attr-defined]
     from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
@@ -55,9 +56,10 @@ def connected(
             does not start.
     """
     settings: dict[str, Any] = {"address": address}
-    if ":" in address:
-        _require_answer(address)
-        _require_welcome(address)
+    found = _found(address)
+    if ":" in found:
+        _require_answer(found)
+        _require_welcome(found)
     if not address:
         # Nobody but this process connects to a Ray that lives and dies with it.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -87,6 +89,16 @@ def log_file(url: str) -> Path:
     if store.is_local:
         return store.local_path("logs") / "ray.log"
     return Path(tempfile.mkdtemp(prefix="gatdist-logs-")) / "ray.log"
+
+
+def _found(address: str) -> str:
+    """HOST:PORT of what ``auto`` leads to, as far as that can be told; any other address as is."""
+    if address != "auto":
+        return address
+    try:
+        return services.get_ray_address_from_environment(address, None)
+    except ConnectionError:  # which Ray will tell
+        return address
 
 
 def _require_answer(address: str) -> None:

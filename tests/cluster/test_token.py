@@ -76,6 +76,13 @@ def test_a_token_that_does_not_fit_is_told_at_once(
     assert time.monotonic() - began < 20  # which Ray would try for
 
 
+def test_auto_is_no_other_way_in(guarded_address, run_gatdist):
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": WRONG, "RAY_ADDRESS": guarded_address}
+    done = run_gatdist("doctor", "--address", "auto", env=token)
+    assert done.returncode == 2
+    assert f"'{guarded_address}': the cluster wants a token" in done.stderr
+
+
 def test_the_right_token_lets_in(guarded_address, run_gatdist):
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": RIGHT}
     done = run_gatdist("doctor", "--address", guarded_address, env=token, timeout=120)
