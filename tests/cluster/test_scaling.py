@@ -1,0 +1,67 @@
+"""``gatdist bench scaling`` on a real Ray: the contract, a kill that is made good, and refusals."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
+
+TINY = ["--size", "dcgan64_w4", "--batch", "4", "--rounds", "1"]
+QUALITY = """
+run = { total_samples = 640, tick_samples = 640, checkpoint_samples = 640 }
+data = { url = "builtin:ring" }
+model = { generator = { name = "mlp" }, discriminator = { name = "mlp" }, latent_size = 8 }
+evaluate = { metrics = ["fid"], num_samples = 128 }
+"""
+
+
+def test_points_recovery_quality_and_files(run_gatdist, ray_address, tmp_path):
+    (tmp_path / "ring.toml").write_text(QUALITY)
+    finished = run_gatdist(
+        "bench", "scaling", "--workers", "1,2", "--address", ray_address, "--json", *TINY,
+        "--mode", "strong", "--quality", "ring.toml", "--out", "out", timeout=200, cwd=tmp_path,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    found = json.loads(finished.stdout)
+    assert found["skipped"] == []
+    assert [point["workers"] for point in found["points"]] == [1, 2]
+    for point in found["points"]:
+        ratio = point["samples_per_s"] / point["limit_samples_per_s"]
+        assert point["efficiency"] == pytest.approx(ratio)
+        assert point["efficiency_low"] * 0.9999 <= ratio <= point["efficiency_high"] * 1.0001
+        assert (point["mode"], point["global_batch"]) == ("strong", 4)
+        assert sum(point["hosts"].values()) == point["workers"]
+        assert point["start_s"] > 0
+        assert point["quality"]["samples_seen"] == 640
+        assert 0 <= point["quality"]["fid"] <= 8
+    assert found["points"][0]["bytes_sent"] == 0
+    assert found["points"][1]["bytes_sent"] > 0
+    assert found["recovery"]["workers"] == 2
+    assert found["recovery"]["recovery_s"] > 0
+    assert found["recovery"]["steps_repeated"] == 10
+    (host,) = found["hosts"]
+    assert host["packages"].keys() == {"gatdist", "torch", "ray"}
+    assert json.loads((tmp_path / "out/result.json").read_text()) == found
+    for noise in ("Traceback", "WARNING", "ray::"):
+        assert noise not in finished.stderr
+
+
+def test_a_cluster_without_room_says_what_it_has(run_gatdist, ray_address, tmp_path):
+    finished = run_gatdist(
+        "bench", "scaling", "--workers", "1,4", "--address", ray_address, *TINY, cwd=tmp_path
+    )
+    assert finished.returncode == 2, finished.stderr
+    assert finished.stderr == (
+        "gatdist: --workers = 4: need 4 CPUs, and the cluster has 2. Use --workers 2.\n"
+    )
+
+
+def test_without_an_address_a_ray_of_our_own_comes_and_goes(run_gatdist, tmp_path):
+    finished = run_gatdist(
+        "bench", "scaling", "--workers", "1", "--mode", "weak", *TINY, timeout=120, cwd=tmp_path
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.startswith("dcgan64_w4, alternating, weak: 4 a worker\nworkers")
+    assert "no communication" not in finished.stdout  # that is the plot's
