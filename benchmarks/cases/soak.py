@@ -458,7 +458,8 @@ def compare(result: dict[str, Any], limit_s: float) -> dict[str, Any]:
         [sys.executable, "-m", "gatdist.cli", "train", "digits", "--local",
          "--run-dir", str(folder), *sets],
         check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=limit_s,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},  # as each of the workers
+        # As each of the workers: another number of threads rounds differently.
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     found = digest(str(folder))
     shutil.rmtree(folder)
