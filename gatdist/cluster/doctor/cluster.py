@@ -122,6 +122,8 @@ class _Examination:
 
     def _gather(self, asked: Mapping[Any, _Host], what: str) -> list[tuple[_Host, Any]]:
         """Answers of those hosts that give one in time; of the others, why not is kept."""
+        if not asked:
+            return []
         answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=self._answer_s)
         found = []
         for reference, host in asked.items():
@@ -178,6 +180,8 @@ class _Examination:
         self._tell("measuring the network between them")
         ports = {host.address: port for host, port in self._ask("listen", hosts)}
         tried = self._ask("failures", [host for host in hosts if not host.error], ports)
+        if len(tried) < 2:
+            return  # the others' findings say why
         names = {host.address: host.name for host, _ in tried}
         failed = {
             (host.address, to): why
@@ -208,21 +212,23 @@ class _Examination:
         told = f"{backend}, {len(hosts)} hosts"
         first = hosts[0]
         master = [(first.address, port) for _, port in self._ask("serve_store", [first])]
-        asked = (
-            {
-                host.probe.all_reduces.remote(*master, rank, len(hosts), backend): host
-                for rank, host in enumerate(hosts)
-            }
-            if master
-            else {}
-        )
+        asked = {
+            host.probe.all_reduces.remote(served, rank, len(hosts), backend): host
+            for served in master
+            for rank, host in enumerate(hosts)
+        }
         answers = self._gather(asked, "all-reduce")
         if len(answers) == len(hosts):
             self._network = answers[0][1]
             self._findings.append(Finding("all-reduce", told, True))
             return
-        why = "; ".join(f"{host.name}: {host.error}" for host in hosts if host.error)
-        mend = "Each pair of hosts has a connection; see the interfaces above, and the error"
+        why = "; ".join(f"{host.name} {host.error}" for host in hosts if host.error)
+        for host in hosts:
+            host.error = ""  # of the group, not of each
+        mend = (
+            "Each pair of hosts has a connection: unset GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME "
+            "where they are set, or look at the error"
+        )
         self._findings.append(Finding("all-reduce", f"{told}: failed ({why})", False, mend))
 
 

@@ -208,6 +208,27 @@ def test_a_host_that_is_lost(hosts: Hosts, tmp_path: Path) -> None:
     assert "nothing to measure: 1 of the hosts can have workers" in output
 
 
+def test_a_group_that_does_not_find_itself(
+    hosts: Hosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One host has been told to use an interface that leads nowhere; TCP works all the same."""
+    host = hosts.workers[1]
+    monkeypatch.setitem(host._environment, "GLOO_SOCKET_IFNAME", "lo")
+    host.kill()
+    hosts.wait_for(2)
+    hosts.join(host)
+    hosts.wait_for(3)
+    status, output, _ = doctor(hosts, tmp_path, "--json")
+    host.kill()  # so that the next test has it without
+    hosts.wait_for(2)
+    assert status == 2
+    found = json.loads(output)
+    assert bad(found) == {("", "all-reduce")}, output
+    assert "gloo, 2 hosts: failed" in findings(found)["all-reduce"]["value"]
+    assert "unset GLOO_SOCKET_IFNAME" in findings(found)["all-reduce"]["mend"]
+    assert findings(found)["connections"]["ok"]
+
+
 def program(process: int) -> str:
     """How a process was started, or calls itself: its first word."""
     return Path(f"/proc/{process}/cmdline").read_text().split("\0")[0]
