@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -14,6 +16,30 @@ run = { total_samples = 640, tick_samples = 640, checkpoint_samples = 640 }
 data = { url = "builtin:ring" }
 model = { generator = { name = "mlp" }, discriminator = { name = "mlp" }, latent_size = 8 }
 evaluate = { metrics = ["fid"], num_samples = 128 }
+"""
+DIES = """
+import os, signal, sys
+from gatdist.cluster.groups import groups
+from gatdist.errors import WorkerLostError
+
+def die(comm, tell, interface):
+    tell("about to die")
+    comm.any(False)
+    if comm.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    comm.any(False)
+
+def rank(comm, tell, interface):
+    return comm.rank
+
+def main():
+    with groups(sys.argv[1], 2) as group:
+        try:
+            group.together(2, die)
+        except WorkerLostError as error:
+            told = str(error)
+        ranks, _ = group.together(2, rank)
+    print(told, ranks)
 """
 
 
@@ -65,3 +91,14 @@ def test_without_an_address_a_ray_of_our_own_comes_and_goes(run_gatdist, tmp_pat
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.startswith("dcgan64_w4, alternating, weak: 4 a worker\nworkers")
     assert "no communication" not in finished.stdout  # that is the plot's
+
+
+def test_a_worker_that_dies_is_told_and_its_place_given_back(ray_address, tmp_path):
+    (tmp_path / "dies.py").write_text(DIES)
+    command = [sys.executable, "-c", "import dies; dies.main()", ray_address]
+    finished = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=True
+    )
+    assert "worker 1 died" in finished.stdout or "lost the others" in finished.stdout
+    assert finished.stdout.endswith(" [0, 1]\n")
+    assert finished.stderr == "about to die\n"
