@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -51,12 +52,15 @@ class Host:
     Attributes:
         name: as it calls itself.
         address: its own.
+        disguises: files and folders by their paths, and what is found there instead by programs
+            that are started on it from now on.
     """
 
     def __init__(
         self, name: str, number: int, prefix: str, folder: Path, environment: Mapping[str, str]
     ) -> None:
         self.name, self.address = name, f"10.99.0.{number}"
+        self.disguises: dict[Path, Path] = {}
         self.namespace, self._port = f"{prefix}{name}", f"{prefix}p{number}"
         self._folder, self._environment = folder / name, dict(environment)
         self._bridge = f"{prefix}net"
@@ -81,9 +85,10 @@ class Host:
         """Start a program on the host; ``env`` is added to the environment."""
         environment = os.environ | self._environment | options.pop("env", {})
         enter = ["ip", "netns", "exec", self.namespace, "unshare", "--uts", "sh", "-c"]
-        rename = 'hostname "$0" && exec "$@"'
+        mounts = [["mount", "--bind", f"{it}", f"{at}"] for at, it in self.disguises.items()]
+        first = "".join(f"{shlex.join(words)} && " for words in mounts)
         return subprocess.Popen(
-            [*enter, rename, self.name, *map(str, command)],
+            [*enter, f'{first}hostname "$0" && exec "$@"', self.name, *map(str, command)],
             text=True,
             env=environment,
             start_new_session=True,

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TextIO
 
 from gatdist.cli import bench, doctor, pack, shards
 from gatdist.cli.values import workers_range
@@ -21,17 +21,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments.command(arguments)
     except GatdistError as error:
-        print(f"gatdist: {error}", file=sys.stderr)
+        _complain(str(error))
         return error.exit_status
     except KeyboardInterrupt:
-        print("gatdist: interrupted", file=sys.stderr)
+        _complain("interrupted")
         return 75
     except BrokenPipeError:
-        # The reader of our output has gone (`gatdist … | head`); Python must not fail again while
-        # flushing.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up(sys.stdout)  # its reader has gone (`gatdist … | head`)
         return 1
     return 0
+
+
+def _complain(message: str) -> None:
+    try:
+        print(f"gatdist: {message}", file=sys.stderr, flush=True)
+    except OSError:  # the terminal was closed
+        _give_up(sys.stderr)
+
+
+def _give_up(stream: TextIO) -> None:
+    """Python must not fail again when it flushes what nobody takes."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _train(arguments: argparse.Namespace) -> None:

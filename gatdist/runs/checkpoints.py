@@ -185,6 +185,28 @@ class Checkpoints:
             lambda: self._commit(name, snapshot, state, attempt, measured)
         )
 
+    def require_room(self, tensors: Mapping[str, Tensor]) -> None:
+        """Raise if what is kept, and one more that is being written, would not fit.
+
+        Args:
+            tensors: what a checkpoint will hold.
+
+        Raises:
+            StorageError: see above.
+        """
+        free = self.store.free_bytes()
+        if free is None:
+            return
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        missing = max(1, self._retention.newest + 1 - len(self._committed()))
+        if free < missing * size:
+            raise StorageError(
+                self.store.url,
+                f"has {free / 1e6:,.1f} MB free, and {missing} more checkpoints take "
+                f"{missing * size / 1e6:,.1f} MB",
+                mend="Make room, keep fewer (run.keep_checkpoints), or choose another --run-dir",
+            )
+
     def is_free(self) -> bool:
         """Whether the last commit has ended; while it is young, that is waited for."""
         if self._pending is None:

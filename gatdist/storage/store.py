@@ -180,6 +180,14 @@ class Store:
 
         self._connection.run(name, add)
 
+    def free_bytes(self) -> int | None:
+        """How much room is left; None where nobody can tell, as on object stores."""
+        if not self.is_local:
+            return None
+        path = self.local_path("")
+        existing = next(parent for parent in (path, *path.parents) if parent.exists())
+        return shutil.disk_usage(existing).free
+
     def exists(self, name: str = "") -> bool:
         """Whether there is a file or folder of that name."""
         return self._info(name) is not None

@@ -351,6 +351,7 @@ class _Loop:
         _require_same_order(saved["order"], self.order.state(), self.directory.store.url)
         self.state.load(saved["samples_seen"], checkpoint.tensors)
         self.state.rollbacks = saved["rollbacks"]
+        faults.here.step = self.state.samples_seen // self.config.step_samples
         self.outcome = {key: saved[key] for key in self.outcome}
         self.convergence.load(saved["convergence"])
         self.ticks.wall_time_s = saved["wall_time_s"]
@@ -358,6 +359,7 @@ class _Loop:
 
     def _resume(self) -> None:
         """Go on from the newest whole checkpoint if there is one, and number this attempt."""
+        faults.here.step = 0
         resumes = self._load_newest()
         self.counted = self._counts()
         if self.is_over():
@@ -366,12 +368,12 @@ class _Loop:
         if self.comm.is_main:
             resumed_from = self.state.samples_seen if resumes else None
             reason = self.reason or self.outcome["status"]
+            self.checkpoints.require_room(self.state.tensors())
             # Only now: a configuration that can't train must not keep the folder from its mend.
             self.directory.claim(self.config)
             self.directory.start_attempt(hosts, resumed_from, reason)
         faults.here.rank = self.comm.rank
         faults.here.attempt = self.comm.broadcast_object(self.directory.attempt)
-        faults.here.step = self.state.samples_seen // self.config.step_samples
 
 
 def _require_same_order(saved: dict[str, Any], now: dict[str, Any], url: str) -> None:

@@ -76,8 +76,12 @@ class Runs:
         """The plugin that every worker imports; see ``HEAD`` for what it may use."""
         (self.folder / "faults_of_this_test.py").write_text(HEAD + textwrap.dedent(source))
 
-    def start(self, *settings: str, workers: str = "2", host: Host | None = None) -> None:
-        """Start ``gatdist train`` on the head."""
+    def start(self, *settings: str, workers: str = "2", terminal: int | None = None) -> None:
+        """Start ``gatdist train`` on the head.
+
+        A ``terminal`` is a descriptor that becomes its controlling terminal; then there are no
+        ``output`` and ``errors``.
+        """
         plugins = ['plugins=["faults_of_this_test"]'] * (
             self.folder / "faults_of_this_test.py"
         ).exists()
@@ -85,11 +89,14 @@ class Runs:
         own = self.folder / "tmp"  # what the driver leaves to itself, Ray Train's records for one
         own.mkdir(exist_ok=True)
         with self._told.open("w") as errors:
-            self._process = (host or self.hosts.head).start(
+            streams = {"stdout": subprocess.PIPE, "stderr": errors}
+            if terminal is not None:
+                streams = dict.fromkeys(("stdin", "stdout", "stderr"), terminal)
+            self._process = self.hosts.head.start(
+                *(["setsid", "--ctty", "--wait"] if terminal is not None else []),
                 sys.executable, "-m", "gatdist.cli", "train", "digits", "--workers", workers,
                 "--address", self.hosts.head.ray_address, "--run-dir", "run", "--json", *sets,
-                cwd=self.folder, env={"TMPDIR": str(own)},
-                stdout=subprocess.PIPE, stderr=errors,
+                cwd=self.folder, env={"TMPDIR": str(own)}, **streams,
             )  # fmt: skip
 
     @property

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -159,18 +160,33 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
 def test_a_full_disk_that_gets_room_in_time(
     tmp_path: Path, command: Callable[..., Command], alone: Callable[..., str]
 ) -> None:
-    """Fault 13: half a checkpoint does not fit; then somebody makes room."""
-    with small_disk(tmp_path / "disk", "700k") as disk:
+    """Fault 13: others fill it; the checkpoint before is whole; then somebody makes room."""
+    with small_disk(tmp_path / "disk", "5m") as disk:
         run = command(f"{disk}/run")
+        wait_until(lambda: ticks_of(run.errors) >= 2, "a tick", timeout_s=60)
+        with suppress(OSError), (disk / "others").open("wb", buffering=0) as others:
+            while True:
+                others.write(bytes(2**12))
         wait_until(lambda: "nothing could be written" in run.errors, "a warning", timeout_s=60)
         for manifest in disk.glob("run/checkpoints/*/MANIFEST.json"):
             assert Checkpoints(Store(str(manifest.parents[1]))).read(manifest.parent.name)
-        subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
+        (disk / "others").unlink()
         assert run.finish() == 0, run.errors
         assert newest_digest(Store(f"{disk}/run")) == alone(*CANONICAL)
         seen = [line["samples_seen"] for line in read_lines(Store(f"{disk}/run"), "metrics.jsonl")]
         assert seen == sorted(set(seen))
         assert seen[-1] == TOTAL
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_disk_without_room_for_checkpoints_is_told_before_training(
+    tmp_path: Path, command: Callable[..., Command]
+) -> None:
+    with small_disk(tmp_path / "disk", "600k") as disk:
+        run = command(f"{disk}/run")
+        assert run.finish() == 2
+        assert re.search(r"0\.\d MB free, and 3 more checkpoints take 1\.\d MB", run.errors)
+        assert list(disk.glob("run/*")) == []
 
 
 def test_of_two_live_attempts_the_older_is_fenced(

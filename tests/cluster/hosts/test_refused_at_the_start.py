@@ -1,0 +1,81 @@
+"""Hosts that do not fit together are told, with host and mend, before a step is made."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from runs import Runs
+
+import gatdist
+from benchmarks.hosts import Host
+
+pytestmark = [pytest.mark.hosts, pytest.mark.timeout(300)]
+
+PACKAGE = Path(gatdist.__file__).parent
+
+
+@contextmanager
+def disguised(runs: Runs, host: Host, path: Path, instead: Path) -> Iterator[None]:
+    """On one host, something else is found at a path."""
+    host.disguises[path] = instead
+    try:
+        restart(runs, host)
+        yield
+    finally:
+        host.disguises.clear()
+        restart(runs, host)
+
+
+def restart(runs: Runs, host: Host) -> None:
+    host.kill()
+    runs.hosts.wait_for(len(runs.hosts.workers))
+    runs.hosts.join(host)
+    runs.hosts.wait_for(len(runs.hosts.workers) + 1)
+
+
+def refused(runs: Runs) -> str:
+    """What the command says that is refused."""
+    runs.start()
+    assert runs.finish(120) == 2, runs.errors
+    assert "Traceback" not in runs.errors
+    assert runs.attempts() == []
+    assert runs.committed() == []
+    return runs.errors
+
+
+def test_another_version_on_one_host(runs: Runs, tmp_path: Path) -> None:
+    other = tmp_path / "version.py"
+    other.write_text('__version__ = "9.9.9"\n')
+    host, usual = runs.hosts.workers[1], runs.hosts.workers[0]
+    with disguised(runs, host, PACKAGE / "version.py", other):
+        errors = refused(runs)
+    ours = f"host {host.name} ({host.address}): has gatdist 9.9.9"
+    theirs = f"host {usual.name} ({usual.address}): has gatdist {gatdist.__version__}"
+    assert ours in errors or theirs in errors  # either is the odd one out of two
+    assert "Install the same on all hosts" in errors
+
+
+def test_a_run_directory_that_one_host_does_not_share(runs: Runs, tmp_path: Path) -> None:
+    runs.run_dir.mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    host = runs.hosts.workers[0]
+    with disguised(runs, host, runs.run_dir, tmp_path / "elsewhere"):
+        errors = refused(runs)
+    assert f"host {host.name} ({host.address}): can't use the run directory" in errors
+    assert "a local path must be shared" in errors
+
+
+def test_hosts_that_can_t_reach_one_another(runs: Runs) -> None:
+    one, other = runs.hosts.workers
+    route = ["ip", "-n", one.namespace, "route"]
+    subprocess.run([*route, "add", "prohibit", f"{other.address}/32"], check=True)
+    try:
+        errors = refused(runs)
+    finally:
+        subprocess.run([*route, "del", "prohibit", f"{other.address}/32"], check=True)
+    assert f"the hosts w1 ({one.address}), w2 ({other.address}) can't reach one another" in errors
+    assert "open all ports between them" in errors
