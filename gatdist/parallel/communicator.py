@@ -183,10 +183,12 @@ class TorchCommunicator(Communicator):
         return received
 
     def replicate(self, module: nn.Module, *, compress: bool = False) -> nn.Module:
-        """``module`` in a DistributedDataParallel of its own.
+        """``module`` in a DistributedDataParallel of its own; alone, as it is.
 
         One around both networks can't tell phases apart.
         """
+        if self.world_size == 1:
+            return module
         from torch.nn.parallel import DistributedDataParallel
 
         replicated = DistributedDataParallel(
