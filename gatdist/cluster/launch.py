@@ -35,6 +35,7 @@ from gatdist.cluster.sizing import (
     needs_of,
     of_this_machine,
     room_for,
+    size_to_launch,
     too_small,
 )
 from gatdist.cluster.watch import Lateness, Pulse, lateness
@@ -60,7 +61,7 @@ _USUAL_START_S = 15.0
 _GROWTH_PATIENCE_S = 10.0
 _STACKS_WAIT_S = 3.0
 # What a launch held that has just ended takes Ray a moment to give back.
-_TELL_WAITING_S = 3.0
+_GIVE_BACK_S = 3.0
 # Ours sends and stores little through Ray; its default takes a third of the machine's memory.
 _OBJECT_STORE_BYTES = 100 * 2**20
 
@@ -179,15 +180,13 @@ class _Run:
             return self.sizes[0]
         began, told = time.monotonic(), False
         while True:
-            nodes = Nodes.now()
-            size = largest(self.sizes, nodes.room(self.needs))
+            nodes, waited_s = Nodes.now(), time.monotonic() - began
+            room, capacity = nodes.room(self.needs), nodes.capacity(self.needs)
+            patience_s = 0.0 if first else _GIVE_BACK_S
+            size = size_to_launch(self.sizes, room, capacity, waited_s, patience_s)
             if size is not None:
                 return size
-            if (
-                first
-                and largest(self.sizes, nodes.capacity(self.needs)) is None
-                and not _may_grow()
-            ):
+            if first and largest(self.sizes, capacity) is None and not _may_grow():
                 has = ray.cluster_resources()  # type: ignore[no-untyped-call]
                 raise too_small(self.config, self.needs, has)
             if self.interrupted:
@@ -195,14 +194,14 @@ class _Run:
                     f"interrupted while waiting for workers; the checkpoint at {self.reached:,} "
                     "samples is safe"
                 )
-            if time.monotonic() - began > self.config.cluster.wait_for_workers_s:
+            if waited_s > self.config.cluster.wait_for_workers_s:
                 raise WorkerLostError(
                     f"there is no room for {self.sizes[0]} workers after "
                     f"{self.config.cluster.wait_for_workers_s:.0f} s "
                     "(cluster.wait_for_workers_s); the same command goes on from the last "
                     f"checkpoint. Ray's log: {self.log}"
                 )
-            if not told and time.monotonic() - began > _TELL_WAITING_S:
+            if not told and waited_s > _GIVE_BACK_S:
                 told = True
                 many = f"{self.sizes[0]} worker{'s' * (self.sizes[0] > 1)}"
                 self._note(f"waiting for room for {many}")

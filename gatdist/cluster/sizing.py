@@ -68,6 +68,25 @@ def largest(sizes: Sequence[int], room: int) -> int | None:
     return max((size for size in sizes if size <= room), default=None)
 
 
+def size_to_launch(
+    sizes: Sequence[int], room: int, capacity: int, waited_s: float, patience_s: float
+) -> int | None:
+    """How many workers to launch now; None to wait.
+
+    What a launch held that has just ended takes Ray a moment to give back: for so long, all that
+    the hosts have is waited for.
+
+    Args:
+        sizes: that the run can have.
+        room: for so many workers now.
+        capacity: for so many if nobody else were there.
+        waited_s: seconds so far.
+        patience_s: seconds after which what there is will do.
+    """
+    now = largest(sizes, room)
+    return now if now == largest(sizes, capacity) or waited_s >= patience_s else None
+
+
 def is_worth_resizing(now: int, later: int, left_s: float, cost_s: float) -> bool:
     """Whether to go on with ``later`` workers instead of ``now``, by the time that it saves.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,7 +19,9 @@ from gatdist.training.loop import run
 def run_here(config: Config, run_dir: str, console: Console | None) -> dict[str, Any]:
     """Train with the local communicator on the first CUDA device, else the CPU.
 
-    Ctrl-C or SIGTERM lets the loop write a checkpoint and end; a second one leaves at once.
+    A canonical run has as many threads as a worker (``cluster.cpus_per_worker``): more would round
+    differently. Ctrl-C or SIGTERM lets the loop write a checkpoint and end; a second one leaves at
+    once.
 
     Args:
         config: of the run.
@@ -29,7 +33,7 @@ def run_here(config: Config, run_dir: str, console: Console | None) -> dict[str,
     """
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     emit = console.event if console else lambda kind, fields: None
-    with Interrupts(emit) as interrupts:
+    with Interrupts(emit) as interrupts, _threads(config):
         return run(
             config,
             LocalCommunicator(device),
@@ -37,3 +41,14 @@ def run_here(config: Config, run_dir: str, console: Console | None) -> dict[str,
             should_stop=interrupts.requested,
             emit=emit,
         )
+
+
+@contextmanager
+def _threads(config: Config) -> Iterator[None]:
+    usual = torch.get_num_threads()
+    if config.run.reduction == "canonical":
+        torch.set_num_threads(config.cluster.cpus_per_worker)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(usual)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gatdist.cluster.recovery import Recovery
-from gatdist.cluster.sizing import Growth, is_worth_resizing, largest, room_for
+from gatdist.cluster.sizing import Growth, is_worth_resizing, largest, room_for, size_to_launch
 from gatdist.cluster.watch import Pulse, lateness
 from gatdist.config import load_config
 from gatdist.errors import (
@@ -126,3 +126,12 @@ def test_in_one_phase_the_one_that_does_not_wait_is_late():
     assert [one.rank for one in late.workers] == [1]
     unknown = lateness([pulse(0, still=9), pulse(1, still=9)], 5)
     assert [one.rank for one in unknown.workers] == [0, 1]
+
+
+def test_what_a_launch_held_is_waited_for_but_not_for_long():
+    sizes = [1, 2, 4]
+    assert size_to_launch(sizes, room=4, capacity=5, waited_s=0, patience_s=3) == 4
+    assert size_to_launch(sizes, room=2, capacity=4, waited_s=1, patience_s=3) is None
+    assert size_to_launch(sizes, room=2, capacity=4, waited_s=3, patience_s=3) == 2
+    assert size_to_launch(sizes, room=0, capacity=4, waited_s=9, patience_s=3) is None
+    assert size_to_launch(sizes, room=2, capacity=4, waited_s=0, patience_s=0) == 2  # at first
