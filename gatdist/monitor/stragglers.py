@@ -15,9 +15,10 @@ from typing import NamedTuple
 _COMMUNICATION, _STEP = "time/communication_s", "time/step_s"
 # A worker that is late by less than this share of a step holds nobody up.
 _LEAST_SHARE = 0.2
-# A link is slow where communication takes more than this share of a step, ...
+# A link is slow where the others communicate for more than this share of a step, ...
 _SLOW_SHARE = 0.5
-# ... and so much waits to be sent, so many times as much as elsewhere.
+# ... and so much waits to be sent, so many times as much as elsewhere. Where a receiver is what is
+# slow, much waits, too, but the receiver does not.
 _LEAST_UNSENT_BYTES, _UNSENT_FACTOR = 16 * 2**10, 4
 
 
@@ -71,18 +72,18 @@ def find_stragglers(times: Sequence[WorkerTimes], factor: float) -> list[Straggl
             continue
         usual_s = median(other.busy_s for other in others)
         late_s = mine.busy_s - usual_s
-        if mine.busy_s > factor * usual_s and late_s > _LEAST_SHARE * mine.seconds[_STEP]:
+        waited = median(o.seconds[_COMMUNICATION] / o.seconds[_STEP] for o in others)
+        if waited > _SLOW_SHARE and _much_waits_to_be_sent(mine, others):
+            phase = "communication"
+            why = (
+                f"its network is slow, {mine.unsent_bytes / 1e3:,.0f} kB wait to be sent while "
+                f"they wait for {waited:.0%} of a step"
+            )
+        elif mine.busy_s > factor * usual_s and late_s > _LEAST_SHARE * mine.seconds[_STEP]:
             phase = _slowest_phase(mine, others)
             why = (
                 f"it works {mine.busy_s:.3g} s at a step, they {usual_s:.3g} s; "
                 f"it loses most in phase {phase!r}"
-            )
-        elif _has_slow_link(mine, others):
-            phase = "communication"
-            share = mine.seconds[_COMMUNICATION] / mine.seconds[_STEP]
-            why = (
-                f"its network is slow, {mine.unsent_bytes / 1e3:,.0f} kB wait to be sent while "
-                f"communication takes {share:.0%} of a step"
             )
         else:
             continue
@@ -91,11 +92,9 @@ def find_stragglers(times: Sequence[WorkerTimes], factor: float) -> list[Straggl
     return found
 
 
-def _has_slow_link(mine: WorkerTimes, others: Sequence[WorkerTimes]) -> bool:
+def _much_waits_to_be_sent(mine: WorkerTimes, others: Sequence[WorkerTimes]) -> bool:
     usual = median(other.unsent_bytes for other in others)
-    return mine.seconds[_COMMUNICATION] > _SLOW_SHARE * mine.seconds[
-        _STEP
-    ] and mine.unsent_bytes > max(_LEAST_UNSENT_BYTES, _UNSENT_FACTOR * usual)
+    return mine.unsent_bytes > max(_LEAST_UNSENT_BYTES, _UNSENT_FACTOR * usual)
 
 
 def _slowest_phase(mine: WorkerTimes, others: Sequence[WorkerTimes]) -> str:

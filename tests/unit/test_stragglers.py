@@ -59,6 +59,9 @@ def test_a_slow_link_is_told_by_what_waits_to_be_sent():
     (found,) = find_stragglers(times, 1.5)
     assert (found.rank, found.phase) == (1, "communication")
     assert "worker 1 on b holds the others up: its network is slow, 150 kB wait" in found.message
+    receiver = worker("a", 1.0, 0.1, data=0.9)  # slow itself, so that all must wait to send to it
+    (found,) = find_stragglers([receiver, times[1]], 1.5)
+    assert (found.rank, found.phase) == (0, "data")
     quick = [one._replace(seconds=one.seconds | {"time/communication_s": 0.3}) for one in times]
     assert find_stragglers(quick, 1.5) == []  # nobody waits for it
     assert find_stragglers([times[1]] * 3, 1.5) == []  # as much everywhere

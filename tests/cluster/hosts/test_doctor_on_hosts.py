@@ -211,16 +211,18 @@ def test_a_host_that_is_lost(hosts: Hosts, tmp_path: Path) -> None:
 def test_a_group_that_does_not_find_itself(
     hosts: Hosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One host has been told to use an interface that leads nowhere; TCP works all the same."""
-    host = hosts.workers[1]
-    monkeypatch.setitem(host._environment, "GLOO_SOCKET_IFNAME", "lo")
-    host.kill()
-    hosts.wait_for(2)
-    hosts.join(host)
+    """Both have been told to use an interface that leads nowhere; TCP works all the same."""
+    for host in hosts.workers:
+        monkeypatch.setitem(host._environment, "GLOO_SOCKET_IFNAME", "lo")
+        host.kill()
+    hosts.wait_for(1)
+    for host in hosts.workers:
+        hosts.join(host)
     hosts.wait_for(3)
     status, output, _ = doctor(hosts, tmp_path, "--json")
-    host.kill()  # so that the next test has it without
-    hosts.wait_for(2)
+    for host in hosts.workers:
+        host.kill()  # so that the next test has them without
+    hosts.wait_for(1)
     assert status == 2
     found = json.loads(output)
     assert bad(found) == {("", "all-reduce")}, output
