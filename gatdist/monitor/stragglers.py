@@ -19,7 +19,7 @@ _LEAST_SHARE = 0.2
 _SLOW_SHARE = 0.5
 # ... and so much waits to be sent, so many times as much as elsewhere. Where a receiver is what is
 # slow, much waits, too, but the receiver does not.
-_LEAST_UNSENT_BYTES, _UNSENT_FACTOR = 16 * 2**10, 4
+_LEAST_UNSENT_BYTES, _UNSENT_FACTOR = 4 * 2**10, 4
 
 
 class WorkerTimes(NamedTuple):

@@ -59,11 +59,10 @@ def test_points_hold_what_the_contract_says(tiny):
         assert point["samples_per_s"] == pytest.approx(point["global_batch"] / point["step_s"])
         ratio = point["samples_per_s"] / point["limit_samples_per_s"]
         assert point["efficiency"] == pytest.approx(ratio)
-        assert point["efficiency_low"] <= ratio * 1.0001
-        assert ratio <= point["efficiency_high"] * 1.0001
+        assert point["efficiency_low"] <= point["efficiency"] <= point["efficiency_high"]
         assert point["phases"].keys() == {"discriminator", "generator", "optimizer"}
         assert min(point["phases"].values()) > 0
-        assert point["communication_s"] > 0
+        assert (point["communication_s"] > 0) == (point["workers"] == 2)
         assert point["bytes_sent"] == (sent if point["workers"] == 2 else 0)
         assert point["bytes_measured"] is None
         assert point["hosts"] == {socket.gethostname(): point["workers"]}

@@ -171,6 +171,7 @@ def _point(
     global_batch = work.size.batch * workers
     step_s, limit_step_s = median(together) / steps, median(alone) / steps
     ratio = compare(together, alone)
+    efficiency = (global_batch / step_s) / (global_batch / limit_step_s)
     return {
         "workers": workers,
         "mode": work.mode,
@@ -179,9 +180,10 @@ def _point(
         "global_batch": global_batch,
         "samples_per_s": global_batch / step_s,
         "limit_samples_per_s": global_batch / limit_step_s,
-        "efficiency": (global_batch / step_s) / (global_batch / limit_step_s),
-        "efficiency_low": ratio.low,
-        "efficiency_high": ratio.high,
+        "efficiency": efficiency,
+        # The ratio of medians need not be one of the rounds'.
+        "efficiency_low": min(ratio.low, efficiency),
+        "efficiency_high": max(ratio.high, efficiency),
         "step_s": step_s,
         "phases": {
             name: fmean(answer["phases"][name] for answer in answers)
