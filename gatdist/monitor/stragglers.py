@@ -1,8 +1,9 @@
 """Workers that hold the others up, found in the times that each takes for its own work.
 
 In a synchronized step all workers take as long as the slowest: the others wait, and their clocks
-show it as communication. What tells them apart is the time left when that is taken away. Where
-communication itself is slow, what waits to be sent tells whose link it is.
+show it as communication. What tells them apart is the time left when that is taken away.
+A slow link shows in the same way: who sends through it has what it needs of the others early, and
+they wait for it.
 """
 
 from __future__ import annotations
@@ -15,11 +16,6 @@ from typing import NamedTuple
 _COMMUNICATION, _STEP = "time/communication_s", "time/step_s"
 # A worker that is late by less than this share of a step holds nobody up.
 _LEAST_SHARE = 0.2
-# A link is slow where the others communicate for more than this share of a step, ...
-_SLOW_SHARE = 0.5
-# ... and so much waits to be sent, so many times as much as elsewhere. Where a receiver is what is
-# slow, much waits, too, but the receiver does not.
-_LEAST_UNSENT_BYTES, _UNSENT_FACTOR = 4 * 2**10, 4
 
 
 class WorkerTimes(NamedTuple):
@@ -29,12 +25,10 @@ class WorkerTimes(NamedTuple):
         host: where it runs.
         seconds: mean seconds a step by tag: ``time/<phase>_s``, ``time/step_s``, and
             ``time/communication_s``, in which it waited for others.
-        unsent_bytes: that waited to be sent from its host, on average.
     """
 
     host: str
     seconds: Mapping[str, float]
-    unsent_bytes: float = 0.0
 
     @property
     def busy_s(self) -> float:
@@ -58,7 +52,7 @@ class Straggler:
 
 
 def find_stragglers(times: Sequence[WorkerTimes], factor: float) -> list[Straggler]:
-    """The workers that hold the others up, for having more work at a step or a slow link.
+    """The workers that hold the others up.
 
     Args:
         times: of all workers by rank.
@@ -72,29 +66,16 @@ def find_stragglers(times: Sequence[WorkerTimes], factor: float) -> list[Straggl
             continue
         usual_s = median(other.busy_s for other in others)
         late_s = mine.busy_s - usual_s
-        waited = median(o.seconds[_COMMUNICATION] / o.seconds[_STEP] for o in others)
-        if waited > _SLOW_SHARE and _much_waits_to_be_sent(mine, others):
-            phase = "communication"
-            why = (
-                f"its network is slow, {mine.unsent_bytes / 1e3:,.0f} kB wait to be sent while "
-                f"they wait for {waited:.0%} of a step"
-            )
-        elif mine.busy_s > factor * usual_s and late_s > _LEAST_SHARE * mine.seconds[_STEP]:
-            phase = _slowest_phase(mine, others)
-            why = (
-                f"it works {mine.busy_s:.3g} s at a step, they {usual_s:.3g} s; "
-                f"it loses most in phase {phase!r}"
-            )
-        else:
+        if mine.busy_s <= factor * usual_s or late_s <= _LEAST_SHARE * mine.seconds[_STEP]:
             continue
-        message = f"worker {rank} on {mine.host} holds the others up: {why}"
+        phase = _slowest_phase(mine, others)
+        message = (
+            f"worker {rank} on {mine.host} holds the others up: of a step it takes "
+            f"{mine.busy_s:.3g} s for itself, they {usual_s:.3g} s; most is lost in phase "
+            f"{phase!r}. gatdist doctor tells whether its host or its network is slow"
+        )
         found.append(Straggler(rank, phase, message))
     return found
-
-
-def _much_waits_to_be_sent(mine: WorkerTimes, others: Sequence[WorkerTimes]) -> bool:
-    usual = median(other.unsent_bytes for other in others)
-    return mine.unsent_bytes > max(_LEAST_UNSENT_BYTES, _UNSENT_FACTOR * usual)
 
 
 def _slowest_phase(mine: WorkerTimes, others: Sequence[WorkerTimes]) -> str:

@@ -9,7 +9,6 @@ import traceback
 from typing import Any
 
 from gatdist import faults
-from gatdist.monitor.links import unsent_bytes
 
 # A thread that waits for the other workers stands in one of these: autograd's C++ engine waits for
 # the reduction of the last bucket, and collectives are called by torch.distributed.
@@ -29,7 +28,6 @@ class Progress:
         self.moves = 0
         self._entered = time.monotonic()
         self._thread = threading.get_ident()
-        self._unsent: list[int] = []
 
     def enter(self, phase: str) -> None:
         """The calling thread, which is the training thread, enters a phase."""
@@ -39,22 +37,13 @@ class Progress:
         faults.reached(phase)
 
     def report(self) -> dict[str, Any]:
-        """JSON values: ``phase``, ``moves``, ``step``, and for how long (s) it has been there.
-
-        Also looks at how much waits to be sent from this host.
-        """
-        self._unsent.append(unsent_bytes())
+        """JSON values: ``phase``, ``moves``, ``step``, and for how long (s) it has been there."""
         return {
             "phase": self.phase,
             "moves": self.moves,
             "step": faults.here.step,
             "still_s": time.monotonic() - self._entered,
         }
-
-    def take_unsent_bytes(self) -> float:
-        """The mean of what has waited to be sent since the last call; 0 if nobody has looked."""
-        seen, self._unsent = self._unsent, []
-        return sum(seen) / max(1, len(seen))
 
     def stacks(self) -> dict[str, Any]:
         """What all threads are at, as JSON values.

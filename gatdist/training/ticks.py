@@ -54,7 +54,7 @@ class Ticks:
         progress: Progress,
     ) -> None:
         self._config, self._comm, self._state, self._rule = config, comm, state, rule
-        self._dataset, self._progress = dataset, progress
+        self._dataset = dataset
         self._emit: Emit = emit if comm.is_main else lambda kind, fields: None
         self.statistics = Statistics(comm.device)
         self.timer = PhaseTimer(comm.device, on_enter=progress.enter)
@@ -119,13 +119,11 @@ class Ticks:
             "bad": {str(i): told for i, told in bad if i not in self._bad},
             "host": socket.gethostname(),
             "seconds": seconds,
-            "unsent": self._progress.take_unsent_bytes(),
         }
         self._rule.notes.clear()
         everybody = self._comm.all_gather_object(mine)
         self._tell_bad(values, [one["bad"] for one in everybody])
-        times = [WorkerTimes(one["host"], one["seconds"], one["unsent"]) for one in everybody]
-        self._tell_slow(values, times)
+        self._tell_slow(values, [WorkerTimes(one["host"], one["seconds"]) for one in everybody])
         for note in sorted({note for one in everybody for note in one["notes"]} - self._told):
             self._told.add(note)
             self._emit("note", {"message": note})
