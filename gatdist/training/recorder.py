@@ -16,7 +16,7 @@ from gatdist.config import Config
 from gatdist.data import Dataset, to_network, to_pixels
 from gatdist.models import DTYPES
 from gatdist.monitor import Monitor
-from gatdist.monitor.grid import encode_png, make_grid, make_scatter
+from gatdist.monitor.grid import Pixels, encode_png, make_grid, make_scatter
 from gatdist.parallel.communicator import Communicator
 from gatdist.runs import RunDirectory, Sampler
 from gatdist.training.health import alarms
@@ -101,8 +101,10 @@ class Recorder:
         raised = alarms(self.config.health, values)
         values |= {f"health/{alarm.name}": 1.0 for alarm in raised}
         samples_seen = int(values["samples_seen"])
-        self.grid_path = f"samples/fakes-{samples_seen:09d}.png"
-        self._background.submit(partial(self._write, samples_seen, values, fakes, self.grid_path))
+        picture = None
+        if not self._waits:  # else pictures would pile up in memory
+            picture, self.grid_path = self._picture(fakes), f"samples/fakes-{samples_seen:09d}.png"
+        self._background.submit(partial(self._write, samples_seen, values, picture, self.grid_path))
         self._pass_on_complaints()
         self.emit("tick", values | {"total_samples": self.config.run.total_samples})
         for alarm in raised:
@@ -184,27 +186,29 @@ class Recorder:
         """In the background: what is shown once."""
         self.monitor.text("configuration", config_table(self.config))
         self.monitor.hparams(self.config)
-        self._show(samples_seen, "reals", self._real, "samples/reals.png")
+        self._show(samples_seen, "reals", self._picture(self._real), "samples/reals.png")
 
     def _write(
-        self, samples_seen: int, values: dict[str, Any], fakes: Tensor, grid_path: str
+        self, samples_seen: int, values: dict[str, Any], picture: Pixels | None, path: str
     ) -> None:
         """In the background: one tick."""
         self._directory.require_current()
-        self._show(samples_seen, "fakes", fakes, grid_path)
+        if picture is not None:
+            self._show(samples_seen, "fakes", picture, path)
         self.monitor.tick(samples_seen, values)
 
-    def _show(self, samples_seen: int, tag: str, samples: Tensor, path: str) -> None:
+    def _show(self, samples_seen: int, tag: str, picture: Pixels, path: str) -> None:
         """In the background: publish a picture at ``path`` and in TensorBoard."""
-        if self.dataset.is_image:
-            columns = int(np.ceil(np.sqrt(len(samples))))
-            picture = make_grid(to_pixels(samples).numpy(), columns)
-        else:
-            picture = make_scatter(
-                samples.double().numpy(), extent=float(self._real.abs().max()) * 1.5
-            )
         self.store.publish(path, encode_png(picture))
         self.monitor.image(samples_seen, f"samples/{tag}", picture)
+
+    def _picture(self, samples: Tensor) -> Pixels:
+        """Samples side by side, or as points; uint8 [height, width, C]."""
+        if self.dataset.is_image:
+            columns = int(np.ceil(np.sqrt(len(samples))))
+            return make_grid(to_pixels(samples).numpy(), columns)
+        extent = float(self._real.abs().max()) * 1.5
+        return make_scatter(samples.double().numpy(), extent=extent)
 
 
 def _diversity(samples: Tensor) -> float:
