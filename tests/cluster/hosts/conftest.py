@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import SETTINGS, Runs
+from host_runs import SETTINGS, Runs
 
 from benchmarks.hosts import Hosts, why_not
 

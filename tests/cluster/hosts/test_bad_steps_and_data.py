@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from runs import CANONICAL, Runs
+from host_runs import CANONICAL, Runs
 
 from gatdist.data.builtin import write_digits
 from gatdist.storage import Store

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from runs import CANONICAL, TOTAL, Runs, now
+from host_runs import CANONICAL, TOTAL, Runs, now
 
 from benchmarks.hosts import Host
 from support import wait_until

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from runs import SETTINGS, Runs
+from host_runs import SETTINGS, Runs
 
 from gatdist.runs import Checkpoints, read_lines
 from gatdist.storage import Store

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from runs import Runs
+from host_runs import Runs
 
 import gatdist
 from benchmarks.hosts import Host

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import Runs
+from host_runs import Runs
 
 pytestmark = [pytest.mark.hosts, pytest.mark.timeout(300)]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import CANONICAL, HEAD, SETTINGS, TOTAL
+from host_runs import CANONICAL, HEAD, SETTINGS, TOTAL
 
 from gatdist.benchmarking.proxy import Fault, Proxy
 from gatdist.runs import Checkpoints, read_lines

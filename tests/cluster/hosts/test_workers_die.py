@@ -8,7 +8,7 @@ import signal
 import time
 
 import pytest
-from runs import Runs, now
+from host_runs import Runs, now
 
 from support import wait_until
 
