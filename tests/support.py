@@ -12,8 +12,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
@@ -158,6 +158,40 @@ def marked_processes(mark: str) -> list[int]:
         except OSError:  # it ended meanwhile, or is another user's
             continue
     return found
+
+
+@contextmanager
+def ray_head(folder: Path, *options: str, env: Mapping[str, str]) -> Iterator[str]:
+    """HOST:PORT of a Ray on this machine, ended by its processes' ids.
+
+    Args:
+        folder: for what it prints.
+        options: of ``ray start --head``.
+        env: added to the environment.
+    """
+    port = free_port()
+    mark = f"gatdist-ray-{port}"
+    command = [
+        *(Path(sys.executable).parent / "ray", "start", "--head", f"--port={port}"),
+        *("--include-dashboard=false", "--node-ip-address=127.0.0.1", *options),
+    ]
+    try:
+        with (folder / "start.log").open("wb") as output:
+            subprocess.run(
+                command,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "MARK": mark} | dict(env),
+                check=True,
+                timeout=90,
+            )
+        yield f"127.0.0.1:{port}"
+    finally:
+        # `ray stop` would end every Ray on this machine.
+        for process in marked_processes(mark):
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
 
 
 def wait_until(condition: Callable[[], Any], what: str, *, timeout_s: float = 30.0) -> Any:

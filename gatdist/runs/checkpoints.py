@@ -95,7 +95,7 @@ class Checkpoints:
         may_commit: called just before each commit; raises if another attempt has taken the run
             over.
         on_damaged: called with a message for each damaged checkpoint that is passed over.
-        background: writes; None makes one that :meth:`close` ends.
+        background: writes; None makes one.
     """
 
     def __init__(
@@ -114,7 +114,6 @@ class Checkpoints:
         self._damaged: set[Name] = set()
         self._mine: set[Name] = set()
         self._background = background or Background("checkpoint")
-        self._is_shared = background is not None
         self._pending: Future[None] | None = None
         self._began = 0.0
 
@@ -221,11 +220,8 @@ class Checkpoints:
             pending.result()
 
     def close(self) -> None:
-        """Wait; a thread of its own ends."""
-        if self._is_shared:
-            self.wait()
-        else:
-            self._background.close()
+        """Wait, and end the background thread."""
+        self._background.close()
 
     def _commit(
         self,

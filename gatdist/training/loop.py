@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from contextlib import ExitStack, closing
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -144,9 +144,7 @@ class _Loop:
     def run(self) -> dict[str, Any]:
         """The loop."""
         config = self.config
-        with ExitStack() as open_:
-            open_.enter_context(closing(self.background))
-            self.recorder = open_.enter_context(closing(self._recorder()))
+        with closing(self.background), closing(self._recorder()) as self.recorder:
             if "rollback" in (config.health.nonfinite, config.health.spike) and self._is_fresh():
                 self._commit()  # there must be something to go back to
             over = False

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
-from pathlib import Path
 
 import pytest
 
-from support import free_port, marked_processes
+from support import ray_head
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 
@@ -23,31 +17,10 @@ RIGHT, WRONG = "a" * 64, "b" * 64
 @pytest.fixture(scope="module")
 def guarded_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """HOST:PORT of a Ray that lets in who has the token ``RIGHT``."""
-    port = free_port()
-    mark = f"gatdist-ray-{port}"
-    log = tmp_path_factory.mktemp("ray") / "start.log"
-    command = [
-        *(Path(sys.executable).parent / "ray", "start", "--head", f"--port={port}"),
-        *("--num-cpus=1", "--include-dashboard=false", "--object-store-memory=80000000"),
-        "--node-ip-address=127.0.0.1",
-    ]
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": RIGHT, "RAY_USAGE_STATS_ENABLED": "0"}
-    try:
-        with log.open("wb") as output:
-            subprocess.run(
-                command,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                env=os.environ | token | {"MARK": mark},
-                check=True,
-                timeout=90,
-            )
-        yield f"127.0.0.1:{port}"
-    finally:
-        for process in marked_processes(mark):
-            with suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
+    options = "--num-cpus=1", "--object-store-memory=80000000"
+    env = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": RIGHT}
+    with ray_head(tmp_path_factory.mktemp("ray"), *options, env=env) as address:
+        yield address
 
 
 @pytest.mark.parametrize(
