@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import nn
 
 from gatdist.config import BOTH, Config
@@ -14,12 +16,15 @@ def coupling_layer(network: nn.Module) -> str | None:
 
     Batch normalization is known; a module of one's own says so by ``couples_samples = True``.
     """
+    return next((told for told, _ in _coupling_layers(network)), None)
+
+
+def _coupling_layers(network: nn.Module) -> Iterator[tuple[str, bool]]:
+    """Each such layer, for messages, and whether workers can compute it together, on GPUs."""
     for name, module in bare(network).named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) or getattr(
-            module, "couples_samples", False
-        ):
-            return f"{name!r} ({type(module).__name__})"
-    return None
+        is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        if is_norm or getattr(module, "couples_samples", False):
+            yield f"{name!r} ({type(module).__name__})", is_norm
 
 
 def require_whole_batches(config: Config, player: str, network: nn.Module, workers: int) -> None:
@@ -34,15 +39,19 @@ def require_whole_batches(config: Config, player: str, network: nn.Module, worke
     Raises:
         ConfigError: the batch goes through the network in parts.
     """
-    layer = coupling_layer(network)
-    if layer is None:
+    layers = dict(_coupling_layers(network))
+    if not layers:
         return
+    layer = next(iter(layers))
+    alone = next((told for told, is_norm in layers.items() if not is_norm), None)
     if config.run.reduction == "canonical":
         what, mend = "the lanes of run.reduction = 'canonical'", "Use run.reduction = 'fast'"
     elif any(getattr(config.optim, name).micro_batch for name in BOTH):
         what, mend = "micro-batches", "Leave out optim.*.micro_batch"
     elif workers > 1 and next(network.parameters()).device.type != "cuda":
         what, mend = f"{workers} workers on the CPU", "Use --workers 1"
+    elif workers > 1 and alone:
+        layer, what, mend = alone, f"{workers} workers", "Use --workers 1"
     else:
         return
     raise ConfigError(

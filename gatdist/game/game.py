@@ -94,7 +94,14 @@ class Game:
         """
         device = next(generator.parameters()).device
         scheduled = tuple(
-            ScheduledPenalty(name, penalties[name], wanted.strength, wanted.every_steps)
+            ScheduledPenalty(
+                name,
+                penalties[name],
+                wanted.strength,
+                wanted.every_steps,
+                wanted.final_strength,
+                wanted.change_samples / config.step_samples,
+            )
             for name, wanted in sorted(config.game.penalties.items())
         )
         decays = {tag: d for p in scheduled for tag, d in p.penalty.averages.items()}
@@ -142,8 +149,10 @@ class Game:
 
         ``generator``: what to call; by default the one whose gradients are reduced.
         """
+        network = generator or self.generator
+        noise = self._noise(network, "generator", batch)
         with self._computing(latents):
-            fakes: Tensor = (generator or self.generator)(latents, batch.labels)
+            fakes: Tensor = network(latents, batch.labels, *noise)
         return fakes.to(batch.real.dtype)
 
     def fakes(self, batch: Batch, stream: str = "latents") -> Tensor:
@@ -166,8 +175,10 @@ class Game:
         if self.augmentation is not None:
             stream = _stream(f"augmentation/{side}", batch)
             shown = self.augmentation(samples, self.seed, stream, batch.positions)
+        network = discriminator or self.discriminator
+        noise = self._noise(network, f"discriminator/{side}", batch)
         with self._computing(samples):
-            logits: Tensor = (discriminator or self.discriminator)(shown, batch.labels)
+            logits: Tensor = network(shown, batch.labels, *noise)
         if logits.shape != (len(samples),):
             raise ConfigError(
                 "model.discriminator.name",
@@ -220,7 +231,7 @@ class Game:
             sides["between"] = (between.samples, between.logits)
         for at, (inputs, scalars) in sides.items():
             for scheduled in self.due(batch.step, at):
-                value, seen = self._penalty(scheduled, inputs, scalars)
+                value, seen = self._penalty(scheduled, inputs, scalars, batch.step)
                 observations |= seen
                 total = total + value
         return batch.mean(total), observations
@@ -241,7 +252,7 @@ class Game:
                 (value,), seen = self._at_latents(batch, [scheduled])
             else:
                 inputs, scalars = self._side(batch, at)
-                value, seen = self._penalty(scheduled, inputs, scalars)
+                value, seen = self._penalty(scheduled, inputs, scalars, batch.step)
                 # Biases do not move a gradient. With a part in the sum, if none in its value, they
                 # get the gradient 0 that the data-parallel reduction waits for.
                 value = batch.mean(value + 0 * scalars)
@@ -278,7 +289,9 @@ class Game:
         self, batch: Batch, due: list[ScheduledPenalty]
     ) -> tuple[list[Tensor], Observations]:
         latents = self.latents(batch).detach().requires_grad_()
-        fakes = self.generate(latents, batch)
+        with _outputs(getattr(bare(self.generator), "mapping", None)) as styles:
+            fakes = self.generate(latents, batch)
+        start = styles[0] if styles else latents
         noise = draws.normal(
             self.seed,
             _stream("projections", batch),
@@ -289,17 +302,21 @@ class Game:
         scalars = projections(fakes, noise)
         total, observations = torch.zeros_like(scalars), Observations()
         for scheduled in due:
-            value, seen = self._penalty(scheduled, latents, scalars)
+            value, seen = self._penalty(scheduled, start, scalars, batch.step)
             observations |= seen
             total = total + value
         return [batch.mean(total + 0 * scalars)], observations
 
     def _penalty(
-        self, scheduled: ScheduledPenalty, inputs: Tensor, scalars: Tensor
+        self, scheduled: ScheduledPenalty, inputs: Tensor, scalars: Tensor, step: int
     ) -> tuple[Tensor, Observations]:
-        value = scheduled(inputs, scalars, self.averages)
+        value = scheduled(inputs, scalars, self.averages, step)
         reported = {f"penalty/{scheduled.name}": value.detach() / scheduled.every_steps}
         return value, reported | scheduled.penalty.observe(inputs, scalars)
+
+    def _noise(self, network: nn.Module, name: str, batch: Batch) -> tuple[Tensor, ...]:
+        stream = _stream(name, batch)
+        return draws.of_network(network, self.seed, stream, batch.positions, batch.real.dtype)
 
     def _computing(self, like: Tensor) -> AbstractContextManager[object]:
         """Around each call of a network. Not around more: autocast keeps weights it has cast."""
@@ -310,6 +327,20 @@ class Game:
 
 def _stream(name: str, batch: Batch) -> str:
     return f"{name}#{batch.noise}" if batch.noise else name
+
+
+@contextmanager
+def _outputs(module: nn.Module | None) -> Iterator[list[Tensor]]:
+    """What a module gives meanwhile, call by call."""
+    given: list[Tensor] = []
+    if module is None:
+        yield given
+        return
+    handle = module.register_forward_hook(lambda module, inputs, output: given.append(output))
+    try:
+        yield given
+    finally:
+        handle.remove()
 
 
 @contextmanager

@@ -8,7 +8,8 @@
 | ``lecam`` | (D(x) − ā_fake)² + (D(G(z)) − ā_real)², ā averages of logits (Tseng et al. 2021) |
 | ``path_length`` | (‖Jᵀy‖ − ā)², J = ∂G/∂z, y normal, ā the average length (Karras et al. 2020) |
 
-The last joins the generator's loss, the others the discriminator's.
+The last joins the generator's loss, the others the discriminator's. Where the generator has a
+``mapping``, path lengths are those from its outputs w, J = ∂G/∂w.
 """
 
 from __future__ import annotations
@@ -71,15 +72,24 @@ class ScheduledPenalty:
     penalty: Penalty
     strength: float
     every_steps: int = 1
+    final_strength: float | None = None
+    change_steps: float = 1.0
 
     def due(self, step: int) -> bool:
         """Whether ``step`` evaluates it."""
         return step % self.every_steps == 0
 
-    def __call__(self, inputs: Tensor, scalars: Tensor, averages: Averages) -> Tensor:
-        """The penalty's share of its player's loss, [n]."""
+    def strength_at(self, step: int) -> float:
+        """γ, which goes from ``strength`` to ``final_strength`` along half a cosine."""
+        if self.final_strength is None:
+            return self.strength
+        left = (1 + math.cos(math.pi * min(1.0, step / self.change_steps))) / 2
+        return self.final_strength + left * (self.strength - self.final_strength)
+
+    def __call__(self, inputs: Tensor, scalars: Tensor, averages: Averages, step: int) -> Tensor:
+        """The penalty's share of its player's loss at ``step``, [n]."""
         value = self.penalty.per_sample(inputs, scalars, averages)
-        return self.strength * self.every_steps * value
+        return self.strength_at(step) * self.every_steps * value
 
 
 penalties: Registry[Penalty] = Registry("game.penalties")

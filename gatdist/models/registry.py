@@ -12,13 +12,17 @@ from gatdist.registry import Registry
 generators: Registry[Callable[..., nn.Module]] = Registry("model.generator.name")
 discriminators: Registry[Callable[..., nn.Module]] = Registry("model.discriminator.name")
 
+_KINDS = {1: "points", 2: "sounds or texts", 3: "pictures"}
+
 
 def require_rank(sample_shape: tuple[int, ...], rank: int, name: str) -> None:
-    """Raise ConfigError unless samples have ``rank`` axes: 3 for pictures, 1 for points."""
+    """Raise ConfigError unless samples have ``rank`` axes.
+
+    3 for pictures, 2 for sounds (C, n) and texts (V, n), 1 for points.
+    """
     if len(sample_shape) != rank:
-        kind = {1: "points", 3: "pictures"}[rank]
         raise ConfigError(
             "model",
-            f"{name!r} makes {kind}, but the data's samples have shape {sample_shape}",
+            f"{name!r} is for {_KINDS[rank]}, but the data's samples have shape {sample_shape}",
             mend="Choose another model.generator.name and model.discriminator.name",
         )

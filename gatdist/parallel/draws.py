@@ -18,7 +18,9 @@ from functools import lru_cache
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+
+from gatdist.parallel.communicator import bare
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -144,6 +146,21 @@ def normal(
     radius, angle = (-2.0 * u[:, 0].log()).sqrt(), 2.0 * math.pi * u[:, 1]
     both = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)
     return both[:, :count].to(dtype).view(len(positions), *shape)
+
+
+def of_network(
+    network: nn.Module,
+    seed: int,
+    stream: str,
+    positions: Tensor,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, ...]:
+    """What a network that is random beside its inputs takes as its last argument.
+
+    () for most; for one that has a ``noise_size``, standard normal numbers [n, noise_size].
+    """
+    size = getattr(bare(network), "noise_size", 0)
+    return (normal(seed, f"{stream}/noise", positions, (size,), dtype),) if size else ()
 
 
 def integers(seed: int, stream: str, positions: Tensor, high: int) -> Tensor:

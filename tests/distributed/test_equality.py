@@ -62,14 +62,14 @@ def fits(rule, loss):
     )
 
 
-def train_steps(comm, overrides, steps=STEPS):
+def train_steps(comm, overrides, steps=STEPS, shape=SHAPE):
     """A few steps on made-up data.
 
     Returns:
         Every gradient that a player was about to move by, and the trained state, by name.
     """
     config = load_config("digits", SMALL + overrides)
-    state = TrainState(config, comm, SHAPE, CLASSES)
+    state = TrainState(config, comm, shape, CLASSES)
     with torch.no_grad():  # no zeros, so that every path carries gradient
         for player in state.players.values():
             for i, p in enumerate(player.bare.parameters()):
@@ -89,7 +89,7 @@ def train_steps(comm, overrides, steps=STEPS):
     for step in range(steps):
         generator = torch.Generator().manual_seed(1000 + step)
         dtype = DTYPES[config.precision.dtype]
-        real = torch.randn(count, *SHAPE, generator=generator, dtype=dtype)
+        real = torch.randn(count, *shape, generator=generator, dtype=dtype)
         positions = torch.arange(count) + count * step
         mine = slice(comm.rank, None, comm.world_size)
         batch = Batch(real[mine], positions[mine] % CLASSES, positions[mine], step)
@@ -155,6 +155,37 @@ def compare_on(world_size, cases):
         for results in by_rank:
             for found in results[2 * i : 2 * i + 2]:
                 require_equal(found, expected, TOLERANCE.get(case[0], 1e-12))
+
+
+# Networks that are random beside their inputs, and the shapes of their samples.
+STYLES = "style_size=8, mapping_layers=2, style_mixing=0.9"
+RANDOM = {
+    (1, 8, 16): [
+        f'model.generator={{name="stylegan2", capacity=64, max_width=8, {STYLES}}}',
+        'model.discriminator={name="stylegan2", capacity=64, max_width=8}',
+        "game.penalties={r1={strength=1.0}, path_length={strength=1.0, every_steps=2}}",
+        "game.lazy_penalties=separate",
+    ],
+    (1, 64): [
+        'model.generator={name="wavegan", width=4}',
+        'model.discriminator={name="wavegan", width=4}',
+    ],
+    (5, 6): [
+        'model.generator={name="text_convolutional", width=8, blocks=1, temperature=0.7}',
+        'model.discriminator={name="text_convolutional", width=8, blocks=1}',
+    ],
+}
+
+
+def train_random_networks(comm):
+    return [train_steps(comm, overrides, shape=shape) for shape, overrides in RANDOM.items()]
+
+
+def test_noise_of_networks_is_that_of_the_sample_on_any_number_of_workers():
+    expected = train_random_networks(LOCAL)
+    for by_case in spawn(3, train_random_networks):
+        for found, alone in zip(by_case, expected, strict=True):
+            require_equal(found, alone, 1e-11)
 
 
 @pytest.mark.parametrize("world_size", [2, 3])

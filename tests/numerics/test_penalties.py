@@ -9,7 +9,8 @@ from gatdist.game import Game
 from gatdist.game.learners import Averages
 from gatdist.game.losses import losses
 from gatdist.game.penalties import ScheduledPenalty, penalties
-from gatdist.models import mlp, residual
+from gatdist.models import mlp
+from gatdist.models.pictures import residual
 from gatdist.models.spectral import SpectralNorm, add_spectral_norm, normalized_weights
 from gatdist.parallel import draws
 

@@ -17,7 +17,8 @@ from gatdist.errors import ConfigError
 from gatdist.game import Game, Loss
 from gatdist.game.losses import losses
 from gatdist.game.penalties import ScheduledPenalty, penalties
-from gatdist.models import mlp, residual
+from gatdist.models import mlp
+from gatdist.models.pictures import residual
 
 
 def test_one_discriminator_step_raises_its_accuracy():

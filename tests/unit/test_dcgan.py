@@ -111,7 +111,7 @@ def test_every_parameter_learns(normalization):
         ((3, 48, 48), {}, r"data\.resolution = \[48, 48\]: 'dcgan' does square.*Set it to 64"),
         ((1, 8, 8), {}, r"data\.resolution = \[8, 8\]: .* 16, 32, 64 or 128\. Set it to 16"),
         ((3, 32, 64), {}, r"data\.resolution = \[32, 64\]: .* 'residual'"),
-        ((2,), {}, r"'dcgan' makes pictures.*\(2,\)"),
+        ((2,), {}, r"'dcgan' is for pictures.*\(2,\)"),
         ((1, 16, 16), {"normalization": "layer"}, r"model\.generator\.normalization = 'layer'"),
         ((1, 16, 16), {"depth": 3}, r"model\.generator\.depth"),
     ],

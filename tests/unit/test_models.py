@@ -83,7 +83,7 @@ def test_the_seed_gives_the_weights_and_torchs_own_state_is_left_alone():
             (1, 8, 8),
             r"model\.generator\.width = 'wide'",
         ),
-        ({"discriminator": {"name": "mlp"}}, (1, 8, 8), r"'mlp' makes points.*\(1, 8, 8\)"),
+        ({"discriminator": {"name": "mlp"}}, (1, 8, 8), r"'mlp' is for points.*\(1, 8, 8\)"),
         ({"conditional": True}, (1, 8, 8), r"model\.conditional = True: the data has no labels"),
         (
             {"generator": {"name": "residual", "latent_size": 8}},

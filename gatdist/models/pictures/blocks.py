@@ -1,0 +1,128 @@
+"""Residual blocks, conditional normalization and attention, as in SNGAN and BigGAN.
+
+Legend: n pictures, c channels, h × w pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+# What a block's normalization is told beside its input: labels, vectors, or nothing.
+Condition = Tensor | None
+# Makes the normalization of so many channels.
+MakeNorm = Callable[[int], nn.Module]
+
+
+class ConditionalBatchNorm(nn.Module):
+    """Batch normalization whose gain and bias depend on the sample (de Vries et al. 2017).
+
+    Args:
+        channels: c.
+        gain: condition of n samples → [n, c], added to 1.
+        bias: condition of n samples → [n, c].
+    """
+
+    def __init__(self, channels: int, gain: nn.Module, bias: nn.Module) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels, affine=False)
+        self.gain, self.bias = gain, bias
+
+    def forward(self, x: Tensor, condition: Condition) -> Tensor:
+        """Takes x [n, c, h, w] and what ``gain`` and ``bias`` take of n samples → [n, c, h, w]."""
+        normalized: Tensor = self.norm(x)
+        gain = 1 + self.gain(condition)[:, :, None, None]
+        return normalized * gain + self.bias(condition)[:, :, None, None]
+
+
+class BatchNorm(nn.Module):
+    """Plain batch normalization, for blocks that may also be conditional."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor, condition: Condition) -> Tensor:
+        """Maps x [n, c, h, w] → [n, c, h, w]."""
+        normalized: Tensor = self.norm(x)
+        return normalized
+
+
+class UpBlock(nn.Module):
+    """x [n, inputs, h, w] → [n, outputs, 2h, 2w], by two convolutions beside a 1×1 one."""
+
+    def __init__(self, inputs: int, outputs: int, make_norm: MakeNorm) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList([make_norm(inputs), make_norm(outputs)])
+        self.first = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.second = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.skip = nn.Conv2d(inputs, outputs, 1)
+
+    def forward(self, x: Tensor, condition: Condition) -> Tensor:
+        """The condition is that of the normalization."""
+        change = self.first(_double(functional.relu(self.norms[0](x, condition))))
+        change = self.second(functional.relu(self.norms[1](change, condition)))
+        # A 1×1 convolution and a copying of pixels commute; this way round it costs a quarter.
+        shortcut: Tensor = _double(self.skip(x))
+        return shortcut + change
+
+
+class DownBlock(nn.Module):
+    """x [n, inputs, h, w] → [n, outputs, h/2, w/2], or of the same size unless ``halves``.
+
+    Args:
+        inputs: channels.
+        outputs: channels.
+        halves: whether the size is halved, by means of 2×2.
+        hidden: channels between the two convolutions.
+        is_first: takes the picture itself, which no activation comes before.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, *, halves: bool, hidden: int, is_first: bool = False
+    ) -> None:
+        super().__init__()
+        self.halves, self.is_first = halves, is_first
+        self.first = nn.Conv2d(inputs, hidden, 3, padding=1)
+        self.second = nn.Conv2d(hidden, outputs, 3, padding=1)
+        self.skip = nn.Conv2d(inputs, outputs, 1) if halves or inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        start = x if self.is_first else functional.relu(x)
+        change = self.second(functional.relu(self.first(start)))
+        # Means and 1×1 convolutions commute; means first cost a quarter.
+        shortcut: Tensor = self.skip(functional.avg_pool2d(x, 2) if self.halves else x)
+        return shortcut + (functional.avg_pool2d(change, 2) if self.halves else change)
+
+
+class SelfAttention(nn.Module):
+    """x + γ · attention of every place to every second one each way (Zhang et al. 2019); γ from 0.
+
+    Maps x [n, c, h, w] to the same shape; h and w are even.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.query = nn.Conv2d(channels, channels // 8, 1, bias=False)
+        self.key = nn.Conv2d(channels, channels // 8, 1, bias=False)
+        self.value = nn.Conv2d(channels, channels // 2, 1, bias=False)
+        self.finish = nn.Conv2d(channels // 2, channels, 1, bias=False)
+        self.strength = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class. Written out, since fused attention has no second derivative."""
+        height, width = x.shape[2:]
+        query = self.query(x).flatten(2)  # [n, c/8, hw]
+        key = functional.max_pool2d(self.key(x), 2).flatten(2)  # [n, c/8, hw/4]
+        value = functional.max_pool2d(self.value(x), 2).flatten(2)  # [n, c/2, hw/4]
+        weights = torch.softmax(query.transpose(1, 2) @ key, dim=2)  # [n, hw, hw/4]
+        seen = (value @ weights.transpose(1, 2)).unflatten(2, (height, width))
+        return x + self.strength * self.finish(seen)
+
+
+def _double(x: Tensor) -> Tensor:
+    return functional.interpolate(x, scale_factor=2, mode="nearest")

@@ -1,0 +1,323 @@
+"""Published architectures: as many parameters as published, any size they can do, no coupling."""
+
+import pytest
+import torch
+from torch import nn
+
+from gatdist.config import parse_config
+from gatdist.errors import ConfigError
+from gatdist.models import build_networks
+
+CIFAR, IMAGENET_128, FFHQ_256 = (3, 32, 32), (3, 128, 128), (3, 256, 256)
+
+
+def config_with(latent_size=64, conditional=False, spectral_norm=(), **networks):
+    model = {"latent_size": latent_size, "conditional": conditional, **networks}
+    model["spectral_norm"] = list(spectral_norm)
+    return parse_config(
+        {"run": {"total_samples": 64}, "data": {"url": "builtin:digits"}, "model": model}
+    )
+
+
+def build(name, shape, num_classes=0, latent_size=64, facts=None, **options):
+    config = config_with(
+        latent_size,
+        bool(num_classes),
+        generator={"name": name, **options.get("generator", {})},
+        discriminator={"name": name, **options.get("discriminator", {})},
+    )
+    return build_networks(config, shape, num_classes, facts or {})
+
+
+def num_parameters(network):
+    return sum(p.numel() for p in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "num_classes", "latent_size", "published"),
+    [
+        # Miyato et al. 2018, conditional: 4.30 M and 1.06 M.
+        ("sngan", CIFAR, 10, 128, (4_304_387, 1_055_105)),
+        # Brock et al. 2019 with 96 channels: 9.42 M and 2.42 M; 70.43 M and 87.98 M.
+        ("biggan", CIFAR, 10, 80, (9_416_196, 2_415_170)),
+        ("biggan", IMAGENET_128, 1000, 120, (70_433_988, 87_982_370)),
+        # Huang et al. 2024, table 2, configuration E: 23.058 M and 23.010 M.
+        ("r3gan", FFHQ_256, 0, 64, (23_057_952, 23_009_568)),
+        # The same table, configurations A and B: 24.767 M, and 23.996 M without the deviation.
+        ("stylegan2", FFHQ_256, 0, 512, (24_767_458, 23_996_481)),
+        # Donahue et al. 2019, appendix D.
+        ("wavegan", (1, 16384), 0, 100, (19_065_345, 17_427_969)),
+    ],
+)
+def test_as_many_parameters_as_published(name, shape, num_classes, latent_size, published):
+    with torch.device("meta"):
+        networks = build(name, shape, num_classes, latent_size)
+    assert tuple(map(num_parameters, networks)) == published
+
+
+def test_stylegan2_with_the_papers_deviation_has_the_published_discriminator():
+    with torch.device("meta"):
+        _, discriminator = build(
+            "stylegan2", FFHQ_256, latent_size=512, discriminator={"minibatch_deviation": True}
+        )
+    assert num_parameters(discriminator) == 24_001_089
+
+
+SMALL = {
+    "sngan": {"width": 8},
+    "biggan": {"width": 8},
+    "r3gan": {"width": 8, "max_width": 32, "group_width": 4, "blocks": 1},
+    "stylegan2": {"capacity": 128, "max_width": 16},
+}
+STYLES = {"style_size": 16, "mapping_layers": 2, "style_mixing": 0.9}
+
+
+def small(name, shape, num_classes=0, latent_size=60):
+    generator = SMALL[name] | (STYLES if name == "stylegan2" else {})
+    return build(
+        name,
+        shape,
+        num_classes,
+        latent_size,
+        generator=generator,
+        discriminator=SMALL[name],
+    )
+
+
+@pytest.mark.parametrize("num_classes", [0, 5])
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("sngan", (1, 16, 16)),
+        ("sngan", (3, 32, 64)),
+        ("sngan", (3, 48, 48)),
+        ("sngan", (1, 28, 28)),
+        ("biggan", (3, 32, 32)),
+        ("biggan", (1, 64, 96)),
+        ("r3gan", (1, 8, 8)),
+        ("r3gan", (3, 32, 48)),
+        ("stylegan2", (1, 8, 8)),
+        ("stylegan2", (3, 16, 40)),
+    ],
+)
+def test_both_networks_do_pictures_of_a_size_that_can_be_halved(name, shape, num_classes):
+    generator, discriminator = small(name, shape, num_classes)
+    labels = torch.arange(4) % num_classes if num_classes else None
+    noise = torch.randn(4, getattr(generator, "noise_size", 0))
+    fakes = generator(torch.randn(4, 60), labels, *([noise] if noise.numel() else []))
+    assert fakes.shape == (4, *shape)
+    assert fakes.isfinite().all()
+    logits = discriminator(fakes, labels)
+    assert logits.shape == (4,)
+    logits.sum().backward()
+    for network in (generator, discriminator):
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_no_discriminator_couples_the_samples_of_a_batch(name):
+    _, discriminator = (network.double() for network in small(name, (3, 32, 32)))
+    pictures = torch.randn(6, 3, 32, 32, dtype=torch.float64)
+    torch.testing.assert_close(discriminator(pictures)[2:4], discriminator(pictures[2:4]))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_discriminator_has_second_derivatives(name):
+    """The derivative of ‖∂D/∂x‖² by the parameters, against differences along a random line."""
+    _, discriminator = (network.double() for network in small(name, (1, 32, 32)))
+    pictures = torch.randn(2, 1, 32, 32, dtype=torch.float64, requires_grad=True)
+    parameters = list(discriminator.parameters())
+    line = [torch.randn_like(p) for p in parameters]
+
+    def penalty():
+        logits = discriminator(pictures)
+        (slope,) = torch.autograd.grad(logits.sum(), pictures, create_graph=True)
+        return slope.square().sum()
+
+    def moved(by):
+        with torch.no_grad():
+            for p, direction in zip(parameters, line, strict=True):
+                p += by * direction
+        return float(penalty().detach())
+
+    exact = torch.autograd.grad(penalty(), parameters, allow_unused=True)
+    along = sum((g * v).sum() for g, v in zip(exact, line, strict=True) if g is not None)
+    step = 1e-7  # so small that hardly any unit passes its kink
+    ahead, behind = moved(step), moved(-2 * step)
+    assert float(along) == pytest.approx((ahead - behind) / (2 * step), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("sngan", (1, 30, 30), r"data\.resolution = \[30, 30\].*Set it to \[32, 32\]"),
+        ("biggan", (3, 16, 16), r"data\.resolution = \[16, 16\].*Set it to \[32, 32\]"),
+        ("biggan", (3, 36, 50), r"Set it to \[32, 48\]"),
+        ("stylegan2", (1, 9, 9), r"Set it to \[8, 8\]"),
+        ("r3gan", (2,), r"'r3gan' is for pictures.*\(2,\)"),
+        ("wavegan", (1, 5000), r"data\.length = 5000.*Set it to 4096"),
+        ("wavegan", (1, 8, 8), r"'wavegan' is for sounds"),
+    ],
+)
+def test_a_size_that_an_architecture_cannot_do_is_refused_with_the_nearest(name, shape, message):
+    with pytest.raises(ConfigError, match=message):
+        build(name, shape, latent_size=60)
+
+
+def test_biggan_refuses_a_latent_that_cannot_be_shared_by_its_blocks():
+    with pytest.raises(ConfigError, match=r"model\.latent_size = 62: must be a multiple of 4.*64"):
+        build("biggan", CIFAR, latent_size=62)
+
+
+def test_r3gan_refuses_groups_that_do_not_divide_the_channels():
+    with pytest.raises(ConfigError, match="group_width = 16 must divide 2 × 4"):
+        build("r3gan", (1, 8, 8), generator={"width": 4})
+
+
+def test_networks_for_one_kind_of_data_are_refused_for_another():
+    with pytest.raises(ConfigError, match=r"model\.generator\.name = 'wavegan'.*'audio'.*'text'"):
+        build("wavegan", (27, 64), facts={"modality": "text"})
+
+
+class TestStyleGAN2:
+    def generator(self, **options):
+        network, _ = build(
+            "stylegan2",
+            (1, 16, 16),
+            latent_size=8,
+            generator=SMALL["stylegan2"] | STYLES | options,
+        )
+        return network.double()
+
+    def test_a_style_scales_weights_as_in_the_paper(self):
+        """Against the equation: w' = s_i w / √Σ(s_i w)², convolved sample by sample."""
+        layer = self.generator().layers[0]
+        x, w = torch.randn(3, 16, 4, 4).double(), torch.randn(3, 16).double()
+        styles = layer.style(w)
+        expected = []
+        for picture, style in zip(x, styles, strict=True):
+            weight = layer.weight * layer.gain * style[:, None, None]
+            weight = weight / weight.square().sum(dim=(1, 2, 3), keepdim=True).add(1e-8).sqrt()
+            expected.append(nn.functional.conv2d(picture[None], weight, padding=1))
+        expected = nn.functional.leaky_relu(torch.cat(expected), 0.2) * 2**0.5
+        torch.testing.assert_close(layer(x, w, None), expected)
+
+    def test_doubling_is_a_convolution_of_a_smoothed_picture(self):
+        """A constant stays one inside, as under bilinear interpolation."""
+        layer = self.generator().layers[1]
+        x, w = torch.ones(1, 16, 6, 6).double(), torch.randn(1, 16).double()
+        inside = layer(x, w, None)[:, :, 4:-4, 4:-4]
+        torch.testing.assert_close(inside, inside[:, :, :1, :1].expand_as(inside))
+
+    def test_noise_and_mixing_are_those_of_the_sample(self):
+        generator = self.generator()
+        with torch.no_grad():
+            for layer in generator.layers:
+                layer.noise_strength.fill_(0.5)
+        latents = torch.randn(4, 8).double()
+        noise = torch.randn(4, generator.noise_size).double()
+        fakes = generator(latents, None, noise)
+        torch.testing.assert_close(fakes[1:3], generator(latents[1:3], None, noise[1:3]))
+        assert not torch.allclose(fakes, generator(latents, None, torch.randn_like(noise)))
+        assert not torch.allclose(fakes, generator(latents))
+
+    def test_nothing_is_mixed_outside_of_training(self):
+        generator = self.generator(pixel_noise=False).eval()
+        latents = torch.randn(4, 8).double()
+        noise = torch.randn(4, generator.noise_size).double()
+        torch.testing.assert_close(generator(latents, None, noise), generator(latents))
+
+    def test_mixing_starts_at_any_layer_and_at_its_rate(self):
+        generator = self.generator()
+        first = generator.mapping(torch.randn(2000, 8).double(), None)
+        mixing = torch.randn(2000, 9, generator=torch.Generator().manual_seed(0)).double()
+        layers = generator._mixed([first] * 6, mixing, None)
+        mixed = torch.stack([(w != first).any(dim=1) for w in layers]).sum(dim=0)  # layers, of 6
+        assert ((mixed > 0).double().mean() - 0.9).abs() < 0.03
+        assert sorted(mixed.unique().tolist()) == [0, 1, 2, 3, 4, 5]
+
+
+class TestWaveGAN:
+    def pair(self, length=1024):
+        return build(
+            "wavegan",
+            (1, length),
+            latent_size=16,
+            generator={"width": 4},
+            discriminator={"width": 4},
+        )
+
+    @pytest.mark.parametrize("length", [64, 1024, 4096])
+    def test_sounds_of_every_length_it_knows(self, length):
+        generator, discriminator = self.pair(length)
+        fakes = generator(torch.randn(2, 16))
+        assert fakes.shape == (2, 1, length)
+        assert fakes.abs().max() <= 1
+        assert discriminator(fakes).shape == (2,)
+
+    def test_phases_are_shuffled_sample_by_sample(self):
+        _, discriminator = self.pair()
+        sounds, noise = torch.randn(4, 1, 1024), torch.randn(4, discriminator.noise_size)
+        logits = discriminator(sounds, None, noise)
+        torch.testing.assert_close(logits[1:3], discriminator(sounds[1:3], None, noise[1:3]))
+        middle = torch.zeros_like(noise)  # shifts by 0
+        torch.testing.assert_close(discriminator(sounds, None, middle), discriminator(sounds))
+        assert not torch.allclose(logits, discriminator(sounds))
+
+    def test_shifts_are_uniform_from_minus_to_plus(self):
+        _, discriminator = self.pair()
+        places = discriminator._places(torch.special.ndtri((torch.arange(1000) + 0.5) / 1000))
+        assert [(places == shift).sum().item() for shift in range(-2, 3)] == [200] * 5
+
+    @pytest.mark.parametrize("places", [-2, -1, 0, 1, 2])
+    def test_a_shift_moves_and_reflects(self, places):
+        from gatdist.models.sounds.wavegan import shift
+
+        x = torch.arange(8.0).view(1, 1, 8)
+        padded = nn.functional.pad(x, (2, 2), mode="reflect")
+        expected = padded[..., 2 - places : 10 - places]
+        assert torch.equal(shift(x, torch.tensor([places])), expected)
+
+
+class TestTexts:
+    SHAPE = (5, 7)
+
+    def networks(self, name, **options):
+        config = config_with(
+            16,
+            generator={"name": name, "width": 8, **options},
+            discriminator={"name": "text_convolutional", "width": 8, "blocks": 2},
+        )
+        return build_networks(config, self.SHAPE, 0, {"modality": "text"})
+
+    def test_the_convolutional_one_gives_probabilities(self):
+        generator, discriminator = self.networks("text_convolutional")
+        texts = generator(torch.randn(3, 16))
+        assert texts.shape == (3, *self.SHAPE)
+        torch.testing.assert_close(texts.sum(dim=1), torch.ones(3, 7))
+        assert discriminator(texts).shape == (3,)
+
+    @pytest.mark.parametrize(
+        ("name", "options"),
+        [("text_convolutional", {"temperature": 0.7}), ("text_recurrent", {"temperature": 0.7})],
+    )
+    def test_drawn_texts_are_one_hot_and_have_gradients(self, name, options):
+        generator, discriminator = self.networks(name, **options)
+        noise = torch.randn(3, generator.noise_size)
+        texts = generator(torch.randn(3, 16), None, noise)
+        assert texts.shape == (3, *self.SHAPE)
+        torch.testing.assert_close(texts.max(dim=1).values, torch.ones(3, 7))
+        torch.testing.assert_close(texts.sum(dim=1), torch.ones(3, 7))
+        discriminator(texts).sum().backward()
+        assert all(p.grad is not None for p in generator.parameters())
+        assert any(p.grad.any() for p in generator.parameters())
+
+    def test_characters_are_drawn_as_often_as_they_are_probable(self):
+        """Gumbel's trick: the argmax of log p + noise is a draw from p."""
+        from gatdist.models.noise import gumbel
+
+        p = torch.tensor([0.1, 0.2, 0.7])
+        noise = torch.randn(20_000, 3, generator=torch.Generator().manual_seed(0))
+        drawn = (p.log() + gumbel(noise)).argmax(dim=1)
+        shares = torch.bincount(drawn, minlength=3) / 20_000
+        torch.testing.assert_close(shares, p, atol=0.015, rtol=0)
