@@ -220,6 +220,7 @@ _MATHEMATICS = (
     "data.resize",
     "data.channels",
     "data.length",
+    "data.vocabulary",
     "data.window_samples",
     "data.block_bytes",
     "model.",

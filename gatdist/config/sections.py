@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -18,6 +19,16 @@ class Section(BaseModel):
     """Base of all sections: frozen, exact types, unknown keys refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def _vocabulary(characters: str) -> str:
+    if len(set(characters)) < len(characters):
+        raise PydanticCustomError("vocabulary", "must hold each character once")
+    if not 1 <= len(characters) <= 255 or "\0" in characters:
+        raise PydanticCustomError(
+            "vocabulary", "must hold 1 to 255 characters, the character 0 not among them"
+        )
+    return characters
 
 
 class ConvergenceConfig(Section):
@@ -68,7 +79,10 @@ class DataConfig(Section):
             aspect about their centre and resized; None takes them as they are.
         resize: by which filter.
         channels: 1 is gray and 3 is RGB; of sounds 1 is their mean. None: as the data set has it.
-        length: so much of each is read: samples of a sound, bytes of a text, tokens.
+        length: so much of each is read: samples of a sound, bytes of a text (characters where there
+            is a vocabulary), tokens.
+        vocabulary: the characters that texts may hold, each once, at most 255; None reads texts as
+            bytes, of which every text is made.
         window_samples: so many samples of a lane are shuffled together; None: so many that the
             windows of all lanes take 256 MiB, at most 4096.
         memory_bytes: the most that a worker keeps of the data set: fetched bytes, indexes, batches
@@ -88,6 +102,7 @@ class DataConfig(Section):
     resize: Literal["lanczos", "bicubic", "hamming", "bilinear", "box"] = "lanczos"
     channels: PositiveInt | None = None
     length: PositiveInt | None = None
+    vocabulary: Annotated[str, AfterValidator(_vocabulary)] | None = None
     lanes: PositiveInt | None = None
     window_samples: PositiveInt | None = None
     block_bytes: PositiveInt = 4 * 2**20
@@ -115,20 +130,31 @@ class NamedConfig(BaseModel):
 
 
 class ModelConfig(Section):
-    """The two players. Those in ``spectral_norm`` have all their weights divided by their norms."""
+    """The two players.
+
+    Those in ``spectral_norm`` have all their weights divided by their norms. ``init_from`` is the
+    folder of another run, whose networks a fresh run starts from, to go on with other data.
+    """
 
     generator: NamedConfig = NamedConfig(name="residual")
     discriminator: NamedConfig = NamedConfig(name="residual")
     latent_size: PositiveInt = 64
     conditional: bool = False
     spectral_norm: list[PlayerName] = []
+    init_from: str = ""
 
 
 class PenaltyConfig(Section):
-    """A penalty, every so many steps and as many times as strong."""
+    """A penalty, every so many steps and as many times as strong.
+
+    Its strength falls (or rises) along half a cosine to ``final_strength`` in the first
+    ``change_samples`` samples; None leaves it as it is.
+    """
 
     strength: PositiveFloat
     every_steps: PositiveInt = 1
+    final_strength: PositiveFloat | None = None
+    change_samples: PositiveInt = 1
 
 
 class GameConfig(Section):
@@ -258,12 +284,20 @@ class HealthConfig(Section):
 
 
 class EvaluateConfig(Section):
-    """Which metrics, on how many samples, how often (0: at the end only)."""
+    """Which metrics, on how many samples, how often (0: at the end only).
+
+    Attributes:
+        features: what samples are compared by.
+        features_file: URL of the TorchScript module of the features ``torchscript``.
+        features_sha256: its digest, in hex.
+    """
 
     metrics: list[str] = ["fid", "kid"]
     num_samples: PositiveInt | None = None
     every_samples: NonNegativeInt = 0
     features: str = "classifier"
+    features_file: str = ""
+    features_sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
 
 
 class ClusterConfig(Section):

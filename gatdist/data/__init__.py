@@ -14,14 +14,21 @@ from gatdist.data.format import (
     write_manifest,
     write_shard,
 )
+from gatdist.data.modalities import ReadSpec
 from gatdist.data.order import ORDER_VERSION, SampleOrder
 from gatdist.data.reading.allotment import allot
 
 if TYPE_CHECKING:
-    from gatdist.data.loader import Batch, Loader, to_network, to_pixels
+    from gatdist.data.loader import Batch, Loader
+    from gatdist.data.space import Space, space_of
 
 # Imported on first use: what packs, indexes and verifies data does without torch.
-_OF_TORCH = ("Batch", "Loader", "to_network", "to_pixels")
+_OF_TORCH = {
+    "Batch": "gatdist.data.loader",
+    "Loader": "gatdist.data.loader",
+    "Space": "gatdist.data.space",
+    "space_of": "gatdist.data.space",
+}
 
 __all__ = [
     "ORDER_VERSION",
@@ -29,13 +36,14 @@ __all__ = [
     "Dataset",
     "Loader",
     "Manifest",
+    "ReadSpec",
     "SampleOrder",
     "Shard",
+    "Space",
     "allot",
     "open_dataset",
     "read_manifest",
-    "to_network",
-    "to_pixels",
+    "space_of",
     "write_dataset",
     "write_manifest",
     "write_shard",
@@ -45,4 +53,4 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _OF_TORCH:
         raise AttributeError(f"module 'gatdist.data' has no attribute {name!r}")
-    return getattr(importlib.import_module("gatdist.data.loader"), name)
+    return getattr(importlib.import_module(_OF_TORCH[name]), name)

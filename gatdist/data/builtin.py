@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from gatdist.config import cache_folder, nearest
-from gatdist.data.codecs import encode_png, encode_point
+from gatdist.data.codecs import encode_array, encode_png
 from gatdist.data.format import MANIFEST, Components, write_dataset
 from gatdist.errors import DataError, StorageError
 from gatdist.storage import Store
@@ -80,7 +80,7 @@ def write_ring(store: Store) -> None:
     x = _RING_RADIUS * np.cos(angles) + _RING_DEVIATION * distance * np.cos(direction)
     y = _RING_RADIUS * np.sin(angles) + _RING_DEVIATION * distance * np.sin(direction)
     points = np.stack([x, y], axis=1).astype(np.float32)  # [20000, 2]
-    files = ({"npy": encode_point(p), "cls": b"%d" % m} for p, m in zip(points, modes, strict=True))
+    files = ({"npy": encode_array(p), "cls": b"%d" % m} for p, m in zip(points, modes, strict=True))
     shards = _keyed(files, len(points))
     write_dataset(store, shards, modality="points", sample_shape=(2,), num_classes=_RING_MODES)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,13 +23,14 @@ from gatdist.data.reading.allotment import index_bytes
 from gatdist.data.reading.decoded import DecodedSamples, Samples
 from gatdist.data.reading.host_cache import HostCache, block_key
 from gatdist.data.reading.plan import Piece, cut_runs
-from gatdist.data.reading.shape import resizing, sample_shape
+from gatdist.data.reading.shape import read_spec, resizing
 from gatdist.data.reading.shards import OpenShards
 from gatdist.data.shard import OpenShard
 from gatdist.errors import DataError, GatdistError, rebuilt
 from gatdist.storage import Store
 
 if TYPE_CHECKING:
+    from gatdist.data.space import Space
     from gatdist.parallel.communicator import Communicator
 
 # A data set whose decoded samples take no more than this, and no more than this share of
@@ -76,12 +78,12 @@ class Dataset:
         num_shards: tars.
         num_bytes: of all tars.
         fingerprint: SHA-256 (hex) of the content and its order.
-        sample_shape: as they are read: (C, H, W) of images, that of points, (C, n) of sounds, (n,)
-            of texts and tokens.
+        spec: what the samples are, as they are read.
+        sample_shape: of each, as they are read: (C, H, W) of images, that of points, (C, n) of
+            sounds, (n,) of texts and tokens.
         sample_bytes: of a decoded sample.
         num_classes: 0 where there are no labels.
         modality: ``image``, ``points``, ``audio``, ``text`` or ``tokens``.
-        is_image: whether it is ``image``.
         is_decoded: whether all samples stay in memory, decoded.
         is_local: whether the shards are on this machine.
         is_cached: whether what is fetched is shared with other workers of the host.
@@ -94,10 +96,10 @@ class Dataset:
         self.num_shards = len(manifest.shards)
         self.num_bytes = sum(shard.size for shard in manifest.shards)
         self.fingerprint = manifest.fingerprint
-        self.sample_shape = sample_shape(manifest, config, store.url)
+        self.spec = read_spec(manifest, config, store.url)
+        self.sample_shape = self.spec.shape
         self.num_classes = manifest.num_classes
         self.modality = manifest.modality
-        self.is_image = manifest.modality == "image"
         self.shard_sizes = [(shard.num_samples, shard.size) for shard in manifest.shards]
         self.sample_bytes = self.new_samples(1).nbytes
         self.bytes_fetched = 0
@@ -109,7 +111,7 @@ class Dataset:
         self._shard_ends, self._shard_begins = np.cumsum(samples), np.cumsum(samples) - samples
         self._mean_bytes = np.maximum(1, sizes // samples)
         resize = resizing(manifest, config, self.sample_shape)
-        decode = MODALITIES[self.modality].decoder(manifest, resize)
+        decode = MODALITIES[self.modality].decoder(self.spec, resize)
         self._shards = OpenShards(
             lambda number: OpenShard(tars, store, manifest, manifest.shards[number], decode),
             index_bytes(config),
@@ -134,6 +136,13 @@ class Dataset:
                 self.new_samples(self.num_samples), self.new_labels(self.num_samples)
             )
         self.is_decoded = self._decoded is not None
+
+    @cached_property
+    def space(self) -> Space:
+        """Where networks see the samples."""
+        from gatdist.data.space import space_of  # needs torch, which mere readers do without
+
+        return space_of(self.spec)
 
     @property
     def cache_hits(self) -> int:

@@ -296,23 +296,3 @@ class Loader:
             positions = positions.pin_memory()
             labels = None if labels is None else labels.pin_memory()
         return Batch(work.samples, labels, positions)
-
-
-def to_network(samples: Tensor) -> Tensor:
-    """Samples as networks take them.
-
-    Args:
-        samples: pixels, uint8 [n, H, W, C], or points, float [n, d].
-
-    Returns:
-        float32 [n, C, H, W] in [−1, 1]; points as they are.
-    """
-    if samples.dtype != torch.uint8:
-        return samples
-    return samples.permute(0, 3, 1, 2).to(torch.float32).div_(127.5).sub_(1.0).contiguous()
-
-
-def to_pixels(images: Tensor) -> Tensor:
-    """The inverse: uint8 [n, H, W, C] from floats [n, C, H, W], clamped to [−1, 1] and rounded."""
-    levels = images.permute(0, 2, 3, 1).add(1.0).mul_(127.5).add_(0.5).floor_().clamp_(0, 255)
-    return levels.to(torch.uint8).contiguous()

@@ -15,6 +15,7 @@ from gatdist.data.codecs import (
     SOUND_COMPONENTS,
     TEXT_COMPONENT,
     TOKENS_COMPONENT,
+    Vocabulary,
     decode_image_into,
     decode_point_into,
     decode_sound_into,
@@ -25,6 +26,21 @@ from gatdist.data.format import SampleSpec
 
 # Decodes a file into the array of a sample, or raises CodecError.
 Decode = Callable[[bytes | memoryview, NDArray[Any]], None]
+
+
+class ReadSpec(SampleSpec):
+    """What samples are as they are read: all of one shape.
+
+    Attributes:
+        vocabulary: of texts: the characters that ids 1, 2 and so on stand for; None for bytes.
+    """
+
+    vocabulary: str | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W) of pictures, that of points, (C, n) of sounds, (n,) of texts and tokens."""
+        return tuple(n for n in self.sample_shape if n is not None)
 
 
 class Modality(NamedTuple):
@@ -41,7 +57,7 @@ class Modality(NamedTuple):
     noun: str
     components: tuple[str, ...]
     dtype: DTypeLike
-    decoder: Callable[[SampleSpec, str | None], Decode]
+    decoder: Callable[[ReadSpec, str | None], Decode]
 
 
 MODALITIES: Mapping[str, Modality] = {
@@ -60,7 +76,12 @@ MODALITIES: Mapping[str, Modality] = {
         np.float32,
         lambda spec, resize: partial(decode_sound_into, sample_rate=spec.sample_rate or 0),
     ),
-    "text": Modality("text", (TEXT_COMPONENT,), np.uint8, lambda spec, resize: decode_text_into),
+    "text": Modality(
+        "text",
+        (TEXT_COMPONENT,),
+        np.uint8,
+        lambda spec, resize: partial(decode_text_into, vocabulary=Vocabulary(spec.vocabulary)),
+    ),
     "tokens": Modality(
         "sequence of tokens",
         (TOKENS_COMPONENT,),
@@ -75,7 +96,7 @@ def new_samples(modality: str, sample_shape: Sequence[int], count: int) -> NDArr
 
     Args:
         modality: of them.
-        sample_shape: of each, as networks have it: (C, H, W) of a picture.
+        sample_shape: of each: (C, H, W) of a picture.
         count: how many.
 
     Returns:

@@ -15,7 +15,7 @@ from gatdist.data.codecs import CodecError
 from gatdist.data.format import Shard, read_index, read_manifest
 from gatdist.data.modalities import MODALITIES, new_samples
 from gatdist.data.processes import Tell
-from gatdist.data.reading.shape import resizing, sample_shape
+from gatdist.data.reading.shape import read_spec, resizing
 from gatdist.data.shard import OpenShard
 from gatdist.errors import DataError, StorageError
 from gatdist.storage import Store
@@ -146,10 +146,10 @@ class Worker:
         differ = None in manifest.sample_shape
         asked = {"resolution": _ANY_RESOLUTION} if manifest.modality == "image" else {"length": 1}
         config = DataConfig.model_validate({"url": self._indexes.url} | (asked if differ else {}))
-        shape = sample_shape(manifest, config, self._indexes.url)
-        decode = MODALITIES[manifest.modality].decoder(manifest, resizing(manifest, config, shape))
+        spec = read_spec(manifest, config, self._indexes.url)
+        decode = MODALITIES[manifest.modality].decoder(spec, resizing(manifest, config, spec.shape))
         opened = OpenShard(self._tars, self._indexes, manifest, shard, decode)
-        out = new_samples(manifest.modality, shape, 1)[0]
+        out = new_samples(manifest.modality, spec.shape, 1)[0]
         for i in range(shard.num_samples):
             begin, end = opened.span(i, i + 1)
             (data,) = self._tars.read_ranges([(shard.name, begin, end)])

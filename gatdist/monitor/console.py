@@ -15,7 +15,7 @@ kind           fields
 ``alarm``      ``name, message, samples_seen``
 ``evaluation`` ``metrics, samples_seen``
 ``checkpoint`` ``samples_seen``
-``done``       ``status, reason, samples_seen, metrics, run_dir, grid`` (a name in ``run_dir``)
+``done``       ``status, reason, samples_seen, metrics, run_dir, samples`` (a name in ``run_dir``)
 ============== ================================================================================
 """
 
@@ -149,7 +149,9 @@ class Console(Terminal):
         rows = {
             "metrics": metrics_text(metrics),
             "alarms": ", ".join(alarms),
-            "pictures": shown_path(f"{run_dir}/{fields['grid']}") if fields.get("grid") else "",
+            "samples": shown_path(f"{run_dir}/{fields['samples']}")
+            if fields.get("samples")
+            else "",
             "curves": tensorboard_command(run_dir) if run_dir else "",
         }
         lines = [f"  {label:<10}{text}" for label, text in rows.items() if text]

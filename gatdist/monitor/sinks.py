@@ -12,10 +12,14 @@ import json
 import math
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from gatdist.background import Background
 from gatdist.config import Config
@@ -69,10 +73,31 @@ class Monitor:
             scalars = {tag: value for tag, value in values.items() if "/" in tag}
             self._board.scalars(samples_seen, scalars)
 
-    def image(self, samples_seen: int, tag: str, picture: Pixels) -> None:
-        """Show a picture, uint8 [height, width, C], in TensorBoard."""
-        if self._board:
+    def exhibit(
+        self,
+        samples_seen: int,
+        tag: str,
+        picture: Pixels | None = None,
+        sound: tuple[NDArray[np.float32], int] | None = None,
+        text: str | None = None,
+    ) -> None:
+        """Show samples in TensorBoard.
+
+        Args:
+            samples_seen: the clock.
+            tag: of all that is shown.
+            picture: uint8 [height, width, C].
+            sound: float32 [C, t] and its sample rate in hertz.
+            text: one sample a line.
+        """
+        if self._board is None:
+            return
+        if picture is not None:
             self._board.image(samples_seen, tag, picture)
+        if sound is not None:
+            self._board.sound(samples_seen, tag, *sound)
+        if text is not None:
+            self._board.text(samples_seen, tag, _verbatim(text))
 
     def text(self, tag: str, markdown: str) -> None:
         """Show a text in TensorBoard, at the clock where this attempt began."""
@@ -172,6 +197,11 @@ class TensorBoard:
         """A picture, uint8 [height, width, C]."""
         self._submit(lambda: self._writer.add_image(tag, picture, step, dataformats="HWC"))
 
+    def sound(self, step: int, tag: str, clip: NDArray[np.float32], rate: int) -> None:
+        """A sound, float32 [C, t], as one channel; ``rate`` in hertz."""
+        mono = clip.mean(axis=0, keepdims=True)
+        self._submit(lambda: self._writer.add_audio(tag, mono, step, sample_rate=rate))
+
     def text(self, step: int, tag: str, markdown: str) -> None:
         """A text in Markdown."""
         self._submit(lambda: self._writer.add_text(tag, markdown, step))
@@ -204,6 +234,10 @@ class TensorBoard:
         if not self._run_dir.is_local:
             self._spool = Path(tempfile.mkdtemp(prefix="gatdist-tensorboard-"))
             self._opened.callback(shutil.rmtree, self._spool, ignore_errors=True)
+        # Files are read in the order of their names, which only tell the second.
+        names = self._run_dir.list(TENSORBOARD_FOLDER)
+        while any(f".{int(time.time()):010d}." in name for name in names):
+            time.sleep(0.05)
         folder = self._spool or self._run_dir.local_path(TENSORBOARD_FOLDER)
         self._writer = SummaryWriter(str(folder), purge_step=self._purge_step)
         self._opened.callback(self._writer.close)
@@ -238,6 +272,11 @@ def _hparam_values(values: Mapping[str, Any]) -> dict[str, str | float]:
         for key, value in values.items()
         if value is not None
     }
+
+
+def _verbatim(text: str) -> str:
+    """Lines as Markdown that shows them as they are."""
+    return "\n".join(f"    {line}" for line in text.splitlines())
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

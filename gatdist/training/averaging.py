@@ -22,6 +22,11 @@ class MovingAverage:
         self._pairs: tuple[list[Tensor], list[Tensor]] | None = None
 
     @torch.no_grad()
+    def start(self, network: nn.Module) -> None:
+        """Start again from ``network``'s weights."""
+        self.network.load_state_dict(network.state_dict())
+
+    @torch.no_grad()
     def update(self, network: nn.Module, num_samples: int) -> None:
         """Move towards ``network``'s weights after ``num_samples``; buffers are copied."""
         weight = 1 - 0.5 ** (num_samples / self.half_life_samples)

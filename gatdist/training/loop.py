@@ -16,7 +16,7 @@ from gatdist import faults
 from gatdist.background import Background
 from gatdist.config import Config, import_plugins
 from gatdist.data import Batch as LoadedBatch
-from gatdist.data import Loader, SampleOrder, open_dataset, to_network
+from gatdist.data import Loader, SampleOrder, open_dataset
 from gatdist.errors import CheckpointError, TrainingError
 from gatdist.evaluation import Evaluator
 from gatdist.models import DTYPES
@@ -28,7 +28,6 @@ from gatdist.training.health import Convergence, Counts, decide
 from gatdist.training.progress import Progress
 from gatdist.training.recorder import Emit, Recorder
 from gatdist.training.replicas import require_equal_replicas
-from gatdist.training.samples import require_trainable
 from gatdist.training.state import TrainState
 from gatdist.training.step import train_step
 from gatdist.training.ticks import Ticks
@@ -93,9 +92,9 @@ class _Loop:
         if comm.is_main:
             self.directory.require_same(config)
         self.dataset = open_dataset(config.data, comm)
-        require_trainable(self.dataset)
         self.order = SampleOrder.from_config(config, self.dataset)
-        self.state = TrainState(config, comm, self.dataset.sample_shape, self.dataset.num_classes)
+        space = self.dataset.space
+        self.state = TrainState(config, comm, space.shape, space.num_classes, space.facts)
         self.rule = self.state.rule(config)
         self.convergence = Convergence(config.run.convergence)
         self.ticks = Ticks(config, comm, self.state, self.rule, self.dataset, emit, progress)
@@ -104,6 +103,7 @@ class _Loop:
             self.dataset,
             comm,
             comm.device,
+            conditional=config.model.conditional,
             exact=config.run.reduction == "canonical",
         )
         self.outcome: dict[str, Any] = {
@@ -226,7 +226,7 @@ class _Loop:
 
     def _to_device(self, loaded: LoadedBatch) -> Batch:
         device = self.comm.device
-        real = to_network(loaded.samples.to(device, non_blocking=True))
+        real = self.dataset.space.to_network(loaded.samples.to(device, non_blocking=True))
         pictures = self.config.precision.channels_last and real.dim() == 4
         layout = torch.channels_last if pictures else torch.contiguous_format
         return Batch(
@@ -269,7 +269,8 @@ class _Loop:
         if not self.config.evaluate.metrics:
             return {}
         self.progress.enter("evaluation")
-        evaluation = self.evaluator(self.average_sampler("evaluation"))
+        discriminator = self.state.players["discriminator"].bare
+        evaluation = self.evaluator(self.average_sampler("evaluation"), discriminator)
         self.outcome["metrics"] = evaluation.metrics
         values |= {f"metric/{name}": value for name, value in evaluation.metrics.items()}
         values["protocol"] = evaluation.protocol
@@ -304,10 +305,9 @@ class _Loop:
             return
         self.leaves_out = False
         state = self.outcome | {
-            "version": 1,
+            "version": 2,
             "config_digest": self.config.digest(),
-            "sample_shape": list(self.dataset.sample_shape),
-            "num_classes": self.dataset.num_classes,
+            "samples": self.dataset.spec.model_dump(mode="json"),
             "order": self.order.state(),
             "wall_time_s": self.ticks.wall_time_s,
             "convergence": self.convergence.state(),
@@ -359,6 +359,8 @@ class _Loop:
         """Go on from the newest whole checkpoint if there is one, and number this attempt."""
         faults.here.step = 0
         resumes = self._load_newest()
+        if not resumes:
+            self.state.start_from_another_run(self.config)
         self.counted = self._counts()
         if self.is_over():
             return

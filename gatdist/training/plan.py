@@ -17,7 +17,7 @@ from gatdist.models import build_networks
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.runs import Checkpoints, RunDirectory
 from gatdist.storage import Store
-from gatdist.training.samples import require_trainable
+from gatdist.training.initial import start_from_another_run
 
 # Adam keeps two moments a weight; each weight also has a gradient.
 _COPIES_A_PLAYER = 4
@@ -56,13 +56,13 @@ def check(config: Config, run_dir: str) -> Checked:
     import_plugins(config.plugins)
     RunDirectory(Store(run_dir, config.run.storage_options)).require_same(config)
     dataset = open_dataset(config.data)
-    require_trainable(dataset)
     order = SampleOrder.from_config(config, dataset)
     for workers in {fitting[0], fitting[-1]}:
         allot(dataset, order, config.data, global_batch=config.step_samples, world_size=workers)
-    sample_shape, num_classes = dataset.sample_shape, dataset.num_classes
-    networks = build_networks(config, sample_shape, num_classes)
+    sample_shape, num_classes = dataset.space.shape, dataset.num_classes
+    networks = build_networks(config, sample_shape, num_classes, dataset.space.facts)
     on_gpus = config.cluster.gpus_per_worker or torch.cuda.is_available()
+    start_from_another_run(config, dict(zip(BOTH, networks, strict=True)))
     for name, network in zip(BOTH, networks, strict=True):
         if not on_gpus:
             require_whole_batches(config, name, network, fitting[-1])
@@ -71,7 +71,8 @@ def check(config: Config, run_dir: str) -> Checked:
     rule = build_update_rule(config, game)
     require_playable(config, rule, sample_shape, num_classes)
     device = torch.device("cpu")
-    Evaluator(config.evaluate, dataset, LocalCommunicator(device), device)
+    comm = LocalCommunicator(device)
+    Evaluator(config.evaluate, dataset, comm, device, conditional=config.model.conditional)
     return Checked(dataset, generator, discriminator, rule)
 
 
@@ -143,7 +144,7 @@ def _num_parameters(network: nn.Module) -> int:
 def _activation_bytes(config: Config, checked: Checked) -> int:
     """Bytes that a step's largest phase saves for backward, scaled from two samples."""
     dataset = checked.dataset
-    batch = probe_batch(config, dataset.sample_shape, dataset.num_classes)
+    batch = probe_batch(config, dataset.space.shape, dataset.num_classes)
     n = len(batch) // config.game.num_discriminator_steps
     step = Step(batch, {name: getattr(config.optim, name).learning_rate for name in BOTH})
     networks = (checked.generator, checked.discriminator)

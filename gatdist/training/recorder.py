@@ -13,10 +13,10 @@ from torch import Tensor
 
 from gatdist.background import Background
 from gatdist.config import Config
-from gatdist.data import Dataset, to_network, to_pixels
+from gatdist.data import Dataset
+from gatdist.exhibits import Exhibit, exhibit
 from gatdist.models import DTYPES
 from gatdist.monitor import Monitor
-from gatdist.monitor.grid import Pixels, encode_png, make_grid, make_scatter
 from gatdist.parallel.communicator import Communicator
 from gatdist.runs import RunDirectory, Sampler
 from gatdist.training.health import alarms
@@ -62,9 +62,9 @@ class Recorder:
         )
         self.store, self._directory = directory.store, directory
         self._background, self._waits = background, False
+        self.exhibit_path = ""
+        self._real = self._real_samples()  # may find that they are bad: before any thread starts
         self.monitor = self._monitor()
-        self.grid_path = ""
-        self._real = self._real_samples()
         background.submit(partial(self._introduce, state.samples_seen))
         emit(
             "start",
@@ -101,10 +101,11 @@ class Recorder:
         raised = alarms(self.config.health, values)
         values |= {f"health/{alarm.name}": 1.0 for alarm in raised}
         samples_seen = int(values["samples_seen"])
-        picture = None
-        if not self._waits:  # else pictures would pile up in memory
-            picture, self.grid_path = self._picture(fakes), f"samples/fakes-{samples_seen:09d}.png"
-        self._background.submit(partial(self._write, samples_seen, values, picture, self.grid_path))
+        # While storage keeps us waiting, exhibits would pile up in memory.
+        shown = None if self._waits else self._exhibit(fakes)
+        self._background.submit(partial(self._write, samples_seen, values, shown))
+        if shown is not None:
+            self.exhibit_path = f"samples/fakes-{samples_seen:09d}{next(iter(shown.files()))}"
         self._pass_on_complaints()
         self.emit("tick", values | {"total_samples": self.config.run.total_samples})
         for alarm in raised:
@@ -132,7 +133,7 @@ class Recorder:
     def finish(self, outcome: dict[str, Any]) -> None:
         """Tell how the run ended."""
         if self.active:
-            self.emit("done", outcome | {"grid": self.grid_path, "run_dir": self.store.url})
+            self.emit("done", outcome | {"samples": self.exhibit_path, "run_dir": self.store.url})
 
     def close(self) -> None:
         """Write out what is buffered."""
@@ -175,40 +176,36 @@ class Recorder:
         count = min(self._num_shown, self.dataset.num_samples)
         indices = np.linspace(0, self.dataset.num_samples - 1, count).astype(np.int64)
         samples, _ = self.dataset.read(indices)
-        return to_network(torch.from_numpy(samples)).to(DTYPES[self.config.precision.dtype])
+        seen = self.dataset.space.to_network(torch.from_numpy(samples))
+        return seen.to(DTYPES[self.config.precision.dtype])
 
     @property
     def _num_shown(self) -> int:
-        # A cloud of points says little below a few thousand.
-        return self.config.monitor.grid_samples if self.dataset.is_image else 4096
+        shown = self.config.monitor.grid_samples
+        # A cloud of points says little below a few thousand; nobody listens to a hundred sounds.
+        return {"points": 4096, "audio": min(shown, 16)}.get(self.dataset.modality, shown)
 
     def _introduce(self, samples_seen: int) -> None:
         """In the background: what is shown once."""
         self.monitor.text("configuration", config_table(self.config))
         self.monitor.hparams(self.config)
-        self._show(samples_seen, "reals", self._picture(self._real), "samples/reals.png")
+        self._show(samples_seen, "reals", self._exhibit(self._real), "samples/reals")
 
-    def _write(
-        self, samples_seen: int, values: dict[str, Any], picture: Pixels | None, path: str
-    ) -> None:
+    def _write(self, samples_seen: int, values: dict[str, Any], shown: Exhibit | None) -> None:
         """In the background: one tick."""
         self._directory.require_current()
-        if picture is not None:
-            self._show(samples_seen, "fakes", picture, path)
+        if shown is not None:
+            self._show(samples_seen, "fakes", shown, f"samples/fakes-{samples_seen:09d}")
         self.monitor.tick(samples_seen, values)
 
-    def _show(self, samples_seen: int, tag: str, picture: Pixels, path: str) -> None:
-        """In the background: publish a picture at ``path`` and in TensorBoard."""
-        self.store.publish(path, encode_png(picture))
-        self.monitor.image(samples_seen, f"samples/{tag}", picture)
+    def _show(self, samples_seen: int, tag: str, shown: Exhibit, path: str) -> None:
+        """In the background: publish files at ``path`` and their endings, and in TensorBoard."""
+        for ending, make in shown.files().items():
+            self.store.publish(f"{path}{ending}", make())
+        self.monitor.exhibit(samples_seen, f"samples/{tag}", shown.picture, shown.sound, shown.text)
 
-    def _picture(self, samples: Tensor) -> Pixels:
-        """Samples side by side, or as points; uint8 [height, width, C]."""
-        if self.dataset.is_image:
-            columns = int(np.ceil(np.sqrt(len(samples))))
-            return make_grid(to_pixels(samples).numpy(), columns)
-        extent = float(self._real.abs().max()) * 1.5
-        return make_scatter(samples.double().numpy(), extent=extent)
+    def _exhibit(self, samples: Tensor) -> Exhibit:
+        return exhibit(self.dataset.space, samples, extent=float(self._real.abs().max()) * 1.5)
 
 
 def _diversity(samples: Tensor) -> float:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +18,7 @@ from gatdist.parallel.communicator import Communicator
 from gatdist.parallel.reduction import Reduction
 from gatdist.training.averaging import MovingAverage
 from gatdist.training.guard import Guard, LossScaler
+from gatdist.training.initial import start_from_another_run
 from gatdist.training.player import Player
 
 
@@ -23,8 +28,9 @@ class TrainState:
     Args:
         config: of the run; its seed initializes the networks, alike on every worker.
         comm: the workers.
-        sample_shape: of one sample, (C, H, W) or (n,).
+        sample_shape: of one sample, as networks see it.
         num_classes: of the data; 0 if unlabelled.
+        facts: what else networks may want to know of the samples.
 
     Attributes:
         samples_seen: real samples shown so far, globally; the only counter there is.
@@ -36,12 +42,18 @@ class TrainState:
     """
 
     def __init__(
-        self, config: Config, comm: Communicator, sample_shape: tuple[int, ...], num_classes: int
+        self,
+        config: Config,
+        comm: Communicator,
+        sample_shape: tuple[int, ...],
+        num_classes: int,
+        facts: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self.samples_seen = 0
         self.rollbacks = 0
         self.reduction = Reduction.from_config(config, comm)
-        networks = dict(zip(BOTH, build_networks(config, sample_shape, num_classes), strict=True))
+        built = build_networks(config, sample_shape, num_classes, facts)
+        networks = dict(zip(BOTH, built, strict=True))
         for name, network in networks.items():
             network.to(comm.device)
             require_whole_batches(config, name, network, comm.world_size)
@@ -72,6 +84,13 @@ class TrainState:
     def rule(self, config: Config) -> UpdateRule:
         """The update rule between this state's players."""
         return build_update_rule(config, self.game)
+
+    def start_from_another_run(self, config: Config) -> None:
+        """Take over the networks that ``model.init_from`` names, if it does."""
+        if config.model.init_from:
+            networks = {name: player.bare for name, player in self.players.items()}
+            start_from_another_run(config, networks)
+            self.average.start(self.players["generator"].bare)
 
     def tensors(self) -> dict[str, Tensor]:
         """Every trained tensor by name; the part before the first ``/`` names its file."""

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 
 from gatdist.config import EvaluateConfig
+from gatdist.data import ReadSpec, space_of
+from gatdist.data.codecs import Vocabulary
 from gatdist.evaluation import Evaluator
 from gatdist.parallel.communicator import LocalCommunicator
 
@@ -20,7 +22,8 @@ ALONE = LocalCommunicator(CPU)
 class Arrays:
     """A data set in memory: what an evaluator asks of one."""
 
-    samples: np.ndarray  # uint8 [n, H, W, C] or float32 [n, d]
+    # uint8 [n, H, W, C], float32 [n, d] or [n, C, t], or ids of texts, uint8 [n, t].
+    samples: np.ndarray
     labels: np.ndarray | None = None
 
     @property
@@ -28,13 +31,19 @@ class Arrays:
         return len(self.samples)
 
     @property
-    def is_image(self):
-        return self.samples.ndim == 4
+    def modality(self):
+        if self.samples.dtype == np.uint8:
+            return {4: "image", 2: "text"}[self.samples.ndim]
+        return {2: "points", 3: "audio"}[self.samples.ndim]
 
     @property
-    def sample_shape(self):
-        rest = self.samples.shape[1:]
-        return (rest[2], rest[0], rest[1]) if self.is_image else tuple(rest)
+    def space(self):
+        shape = list(self.samples.shape[1:])
+        if self.modality == "image":
+            shape = [shape[2], *shape[:2]]
+        rate = 8000 if self.modality == "audio" else None
+        spec = {"modality": self.modality, "sample_shape": shape, "sample_rate": rate}
+        return space_of(ReadSpec(**spec, num_classes=self.num_classes))
 
     @property
     def num_classes(self):
@@ -59,8 +68,12 @@ def pictures(n=120, shape=(6, 9, 3), classes=3, seed=0):
     return Arrays(rng.integers(0, 256, (n, *shape), dtype=np.uint8), labels.astype(np.int64))
 
 
-def evaluator(dataset, comm=ALONE, **config):
-    return Evaluator(EvaluateConfig(**config), dataset, comm, CPU)
+def texts(*lines, length=8):
+    return Arrays(np.stack([Vocabulary().encode(line, length) for line in lines]))
+
+
+def evaluator(dataset, comm=ALONE, conditional=False, **config):
+    return Evaluator(EvaluateConfig(**config), dataset, comm, CPU, conditional=conditional)
 
 
 def fake_points(positions):

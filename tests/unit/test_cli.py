@@ -155,12 +155,12 @@ def test_dry_run_tells_what_would_be_done_and_writes_nothing(tmp_path, run_dir, 
     assert "run.global_batch = 8" in told
 
 
-def test_texts_are_not_trained_on_yet(tmp_path, capsys):
+def test_texts_need_networks_for_texts(tmp_path, capsys):
     (tmp_path / "lines.txt").write_text("one\ntwo\nsix\n")
     gatdist.pack(str(tmp_path / "lines.txt"), str(tmp_path / "data"), workers=1)
     assert train(tmp_path / "run", settings=[f"data.url={tmp_path / 'data'}"]) == 2
     error = capsys.readouterr().err
-    assert "holds texts, and gatdist trains on pictures and points so far" in error
+    assert "'residual' is for pictures, but the data's samples have shape (256, 3)" in error
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_texts_are_not_trained_on_yet(tmp_path, capsys):
         (['plugins=["no_such_module"]'], "plugins = 'no_such_module'"),
         (['evaluate.metrics=["fud"]', "evaluate.every_samples=32"], "fud"),
         (["evaluate.features=classifyer", 'evaluate.metrics=["fid"]'], "classifyer"),
-        (['model.discriminator={name="mlp"}'], "'mlp' makes points"),
+        (['model.discriminator={name="mlp"}'], "'mlp' is for points"),
     ],
 )
 def test_bad_settings_are_told_in_one_message_with_status_2(settings, told, tmp_path, capsys):

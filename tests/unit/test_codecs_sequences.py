@@ -19,7 +19,7 @@ from gatdist.data.codecs import (
     decode_sound,
     decode_text,
     decode_tokens,
-    encode_point,
+    encode_array,
     encode_wav,
 )
 
@@ -176,7 +176,7 @@ def test_tokens_come_back(ids: np.ndarray, length: int) -> None:
         (saved(np.uint64([2**63, 2, 3])), "has the token 9223372036854775808 at 0"),
         (saved([1, 2]), "has 2 tokens, expected 3 or more"),
         (saved([[1, 2, 3]]), r"shape \(1, 3\), expected whole numbers of one dimension"),
-        (encode_point(np.float32([1, 2, 3])), "is float32"),
+        (encode_array(np.float32([1, 2, 3])), "is float32"),
         (b"text", "is no readable .npy file"),
         (b"", "is no readable .npy file"),
     ],

@@ -47,7 +47,7 @@ DONE = {
     "samples_seen": 192_000,
     "metrics": METRICS,
     "run_dir": "s3://bucket/digits",
-    "grid": "samples/fakes-000192000.png",
+    "samples": "samples/fakes-000192000.png",
 }
 
 
@@ -169,7 +169,7 @@ def test_the_end_says_what_was_reached_and_where_to_look(monkeypatch, tmp_path):
     )
     assert [line.split(maxsplit=1) for line in lines[3:]] == [
         ["metrics", "fid 2.10 (1.10 x that of two real halves), kid 0.0008, rarest class 7.0%"],
-        ["pictures", "s3://bucket/digits/samples/fakes-000192000.png"],
+        ["samples", "s3://bucket/digits/samples/fakes-000192000.png"],
         ["curves", "tensorboard --logdir s3://bucket/digits"],
     ]
     [line] = plain(("done", {"status": "interrupted", "samples_seen": 5}))

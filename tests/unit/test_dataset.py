@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 
 from gatdist.config import DataConfig
 from gatdist.data import Dataset, open_dataset, write_dataset, write_shard
-from gatdist.data.codecs import encode_png, encode_point, encode_wav
+from gatdist.data.codecs import encode_array, encode_png, encode_wav
 from gatdist.data.format import read_index, read_manifest, write_manifest
 from gatdist.data.order import substitute
 from gatdist.data.reading.shards import OpenShards
@@ -82,7 +82,7 @@ def folder(tmp_path: Path) -> Path:
 def test_what_a_data_set_says_of_itself(folder: Path) -> None:
     dataset = opened(folder)
     assert (dataset.num_samples, dataset.num_shards, dataset.num_classes) == (20, 3, 4)
-    assert dataset.is_image
+    assert dataset.modality == "image"
     assert dataset.sample_shape == SHAPE
     assert dataset.num_bytes == sum(path.stat().st_size for path in folder.glob("*.tar"))
     assert len(dataset.fingerprint) == 64
@@ -171,7 +171,7 @@ def test_points_without_labels(tmp_path: Path) -> None:
     points = np.random.default_rng(1).normal(size=(20, 2)).astype(np.float32)
     write(
         tmp_path,
-        picture=lambda i: encode_point(points[i]),
+        picture=lambda i: encode_array(points[i]),
         label=lambda i: None,
         component="npy",
         modality="points",
@@ -179,7 +179,7 @@ def test_points_without_labels(tmp_path: Path) -> None:
         num_classes=0,
     )
     dataset = opened(tmp_path)
-    assert not dataset.is_image
+    assert dataset.modality == "points"
     samples, labels = dataset.read(np.arange(20))
     assert samples.dtype == np.float32
     assert (samples == points).all()
@@ -455,7 +455,7 @@ def test_texts(tmp_path: Path, length: int | None) -> None:
 def test_tokens(tmp_path: Path) -> None:
     write(
         tmp_path,
-        picture=lambda i: encode_point(IDS[i]),
+        picture=lambda i: encode_array(IDS[i]),
         component="npy",
         modality="tokens",
         shape=(12,),
@@ -702,9 +702,9 @@ def test_a_wrong_size_tells_how_to_mend_it(tmp_path: Path) -> None:
     ("content", "told"),
     [
         (b"not an array", "is no readable .npy file"),
-        (encode_point(np.zeros(3, np.float32)), r"float32 of shape \(3,\), expected .*\(2,\)"),
-        (encode_point(np.array([0, np.nan], np.float32)), "not finite"),
-        (encode_point(np.array(["a", "b"])), r"<U1 of shape \(2,\), expected numbers"),
+        (encode_array(np.zeros(3, np.float32)), r"float32 of shape \(3,\), expected .*\(2,\)"),
+        (encode_array(np.array([0, np.nan], np.float32)), "not finite"),
+        (encode_array(np.array(["a", "b"])), r"<U1 of shape \(2,\), expected numbers"),
     ],
 )
 def test_a_point_that_is_bad(tmp_path: Path, content: bytes, told: str) -> None:

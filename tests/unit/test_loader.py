@@ -23,8 +23,6 @@ from gatdist.data import (
     Loader,
     SampleOrder,
     open_dataset,
-    to_network,
-    to_pixels,
     write_dataset,
 )
 from gatdist.data.codecs import encode_png
@@ -395,24 +393,3 @@ def test_one_shard_and_eight_ranks(
             for batch in take(loader_of(dataset, order, **given), 3):
                 indices = order.indices(batch.positions.numpy())
                 assert (batch.samples.numpy() == PIXELS[indices]).all()
-
-
-def test_pixels_survive_the_way_to_the_network_and_back() -> None:
-    pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).expand(2, 16, 16, 3)
-    images = to_network(pixels)
-    assert images.shape == (2, 3, 16, 16)
-    assert images.dtype == torch.float32
-    assert (float(images.min()), float(images.max())) == (-1.0, 1.0)
-    assert to_pixels(images).equal(pixels)
-    assert to_pixels(images.double()).equal(pixels)
-
-
-def test_to_pixels_rounds_and_clamps() -> None:
-    levels = torch.tensor([-7.0, -0.51, 0.49, 0.51, 100.5, 254.6, 400.0])
-    images = (levels / 127.5 - 1).double().reshape(1, 1, 1, -1)
-    assert to_pixels(images).flatten().tolist() == [0, 0, 0, 1, 101, 255, 255]
-
-
-def test_points_go_to_the_network_as_they_are() -> None:
-    points = torch.randn(5, 2)
-    assert to_network(points) is points

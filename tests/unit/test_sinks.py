@@ -167,14 +167,20 @@ def test_tensorboard_has_pictures_texts_and_hyperparameters_in_the_same_run(run_
     monitor.text("configuration", "| key | value |")
     monitor.hparams(CONFIG)
     picture = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
-    monitor.image(64, "samples/fakes", picture)
-    monitor.image(128, "samples/gray", picture[..., :1])
+    monitor.exhibit(64, "samples/fakes", picture)
+    monitor.exhibit(128, "samples/gray", picture[..., :1])
+    clip = np.sin(np.arange(800) / 10, dtype=np.float32).reshape(2, 400)
+    monitor.exhibit(128, "samples/heard", sound=(clip, 8000), text="<b>\n# one line each")
     monitor.tick(128, {"metric/fid": 3.0})
     monitor.close()
     found = events(run_dir, tmp_path / "read")
     assert found.Tags()["images"] == ["samples/fakes", "samples/gray"]
     [image] = found.Images("samples/fakes")
     assert (image.step, image.width, image.height) == (64, 30, 20)
+    [sound] = found.Audio("samples/heard")
+    assert (sound.step, sound.sample_rate, sound.length_frames) == (128, 8000, 400)
+    [lines] = found.Tensors("samples/heard/text_summary")
+    assert lines.tensor_proto.string_val == [b"    <b>\n    # one line each"]
     [text] = found.Tensors("configuration/text_summary")
     assert text.tensor_proto.string_val == [b"| key | value |"]
     assert len(run_dir.list("tensorboard")) == 1

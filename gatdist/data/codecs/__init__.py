@@ -4,7 +4,7 @@ from gatdist.data.codecs.arrays import (
     POINT_COMPONENT,
     decode_point,
     decode_point_into,
-    encode_point,
+    encode_array,
 )
 from gatdist.data.codecs.errors import CodecError
 from gatdist.data.codecs.labels import LABEL_COMPONENT, decode_label, read_label
@@ -25,19 +25,27 @@ from gatdist.data.codecs.sounds import (
     read_sound,
     read_sound_header,
 )
-from gatdist.data.codecs.texts import TEXT_COMPONENT, decode_text, decode_text_into
+from gatdist.data.codecs.texts import (
+    MOST_CHARACTERS,
+    TEXT_COMPONENT,
+    Vocabulary,
+    decode_text,
+    decode_text_into,
+)
 from gatdist.data.codecs.tokens import TOKENS_COMPONENT, decode_tokens, decode_tokens_into
 
 __all__ = [
     "FILTERS",
     "IMAGE_COMPONENTS",
     "LABEL_COMPONENT",
+    "MOST_CHARACTERS",
     "POINT_COMPONENT",
     "SOUND_COMPONENTS",
     "TEXT_COMPONENT",
     "TOKENS_COMPONENT",
     "CodecError",
     "SoundHeader",
+    "Vocabulary",
     "decode_image",
     "decode_image_into",
     "decode_label",
@@ -49,8 +57,8 @@ __all__ = [
     "decode_text_into",
     "decode_tokens",
     "decode_tokens_into",
+    "encode_array",
     "encode_png",
-    "encode_point",
     "encode_wav",
     "read_image_shape",
     "read_label",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,8 +38,8 @@ def decode_point_into(content: bytes | memoryview, out: NDArray[np.float32]) -> 
     out[...] = point
 
 
-def encode_point(point: NDArray[np.float32]) -> bytes:
+def encode_array(array: NDArray[Any]) -> bytes:
     """An ``.npy`` file."""
     file = io.BytesIO()
-    np.save(file, point, allow_pickle=False)
+    np.save(file, array, allow_pickle=False)
     return file.getvalue()

@@ -115,17 +115,21 @@ def read_image_shape(content: bytes) -> tuple[int, int, int]:
         raise CodecError(f"is no readable picture ({reason})") from error
 
 
-def encode_png(pixels: Pixels) -> bytes:
-    """A PNG file of uint8 [H, W, C], C being 1 or 3, without compression.
+def encode_png(pixels: Pixels, *, compression: int = 0) -> bytes:
+    """A PNG file of uint8 [H, W, C], C being 1 or 3.
 
-    Its bytes depend on the pixels alone. With compression they would depend on the version of zlib,
-    and so would the fingerprint of a data set that is written on first use.
+    Without compression its bytes depend on the pixels alone. With it they depend on the version of
+    zlib, and so would the fingerprint of a data set that is written on first use.
+
+    Args:
+        pixels: of the picture.
+        compression: 0 for none, to 9.
     """
     height, width, channels = pixels.shape
     header = struct.pack(">IIBBBBB", width, height, 8, {1: 0, 3: 2}[channels], 0, 0, 0)
     # Each row of pixels stands behind one byte that names its filter: 0, none.
     rows = np.pad(pixels.reshape(height, width * channels), ((0, 0), (1, 0))).tobytes()
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows, 0)), (b"IEND", b""))
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows, compression)), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
         for kind, body in chunks

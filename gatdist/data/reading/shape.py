@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from gatdist.config import DataConfig
-from gatdist.data.format import Manifest
-from gatdist.data.modalities import MODALITIES
+from gatdist.data.format import Manifest, SampleSpec
+from gatdist.data.modalities import MODALITIES, ReadSpec
 from gatdist.errors import DataError
 
 # The keys that each kind of samples knows.
@@ -12,27 +12,24 @@ _KEYS = {
     "image": ("resolution", "channels"),
     "points": (),
     "audio": ("channels", "length"),
-    "text": ("length",),
+    "text": ("length", "vocabulary"),
     "tokens": ("length",),
 }
 
 
-def sample_shape(manifest: Manifest, config: DataConfig, url: str) -> tuple[int, ...]:
-    """The shape of samples as they are read.
+def read_spec(manifest: Manifest, config: DataConfig, url: str) -> ReadSpec:
+    """What the samples of a data set are, as they are read.
 
     Args:
         manifest: what there is.
         config: what is asked for.
         url: of the data set, to be named.
 
-    Returns:
-        (C, H, W) of pictures, that of points, (C, n) of sounds, (n,) of texts and tokens.
-
     Raises:
         DataError: the data set does not have that, or the configuration does not say enough.
     """
     noun = MODALITIES[manifest.modality].noun
-    for key in ("resolution", "channels", "length"):
+    for key in ("resolution", "channels", "length", "vocabulary"):
         value = getattr(config, key)
         if value is not None and key not in _KEYS[manifest.modality]:
             rule = f"{url} holds {noun}s, which have none"
@@ -57,7 +54,9 @@ def sample_shape(manifest: Manifest, config: DataConfig, url: str) -> tuple[int,
         key, what = ("resolution", "size") if is_image else ("length", "length")
         mend = f"Choose one with data.{key}"
         raise DataError(f"data.{key}", f"the {noun}s in {url} differ in {what}", mend=mend)
-    return tuple(found)
+    told = {name: getattr(manifest, name) for name in SampleSpec.model_fields}
+    told |= {"sample_shape": shape, "vocabulary": config.vocabulary}
+    return ReadSpec.model_validate(told)
 
 
 def resizing(manifest: Manifest, config: DataConfig, shape: tuple[int, ...]) -> str | None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
@@ -50,7 +51,14 @@ class Runs:
     Args:
         hosts: where.
         folder: of the user: holds plugins and the run directory ``run``.
+
+    Attributes:
+        preset: what is trained, or a file.
+        settings: of all commands.
     """
+
+    preset = "digits"
+    settings: Sequence[str] = SETTINGS
 
     def __init__(self, hosts: Hosts, folder: Path) -> None:
         self.hosts, self.folder, self.run_dir = hosts, folder, folder / "run"
@@ -85,7 +93,7 @@ class Runs:
         plugins = ['plugins=["faults_of_this_test"]'] * (
             self.folder / "faults_of_this_test.py"
         ).exists()
-        sets = [word for s in (*SETTINGS, *plugins, *settings) for word in ("--set", s)]
+        sets = [word for s in (*self.settings, *plugins, *settings) for word in ("--set", s)]
         own = self.folder / "tmp"  # what the driver leaves to itself, Ray Train's records for one
         own.mkdir(exist_ok=True)
         with self._told.open("w") as errors:
@@ -94,7 +102,7 @@ class Runs:
                 streams = dict.fromkeys(("stdin", "stdout", "stderr"), terminal)
             self._process = self.hosts.head.start(
                 *(["setsid", "--ctty", "--wait"] if terminal is not None else []),
-                sys.executable, "-m", "gatdist.cli", "train", "digits", "--workers", workers,
+                sys.executable, "-m", "gatdist.cli", "train", self.preset, "--workers", workers,
                 "--address", self.hosts.head.ray_address, "--run-dir", "run", "--json", *sets,
                 cwd=self.folder, env={"TMPDIR": str(own)}, **streams,
             )  # fmt: skip

@@ -1,0 +1,361 @@
+"""Pictures, sounds and texts through the whole system: trained, measured, sampled, exported."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from PIL import Image
+
+import gatdist
+from gatdist.config import DataConfig, load_config, parse_config
+from gatdist.data import open_dataset, write_dataset
+from gatdist.data.codecs import encode_wav
+from gatdist.errors import CheckpointError, ConfigError, DataError
+from gatdist.evaluation import classifier
+from gatdist.models.features import DiscriminatorFeatures
+from gatdist.storage import Store
+
+RATE, LENGTH = 8000, 256
+
+
+def spoken(folder):
+    """Tones of three heights: a class each."""
+    rng = np.random.default_rng(0)
+
+    def samples():
+        for i in range(60):
+            tone = np.sin(2 * np.pi * np.arange(LENGTH) / RATE * 500 * 2 ** (i % 3))
+            clip = np.float32(tone * 0.5 + 0.01 * rng.normal(size=LENGTH))[None]
+            yield f"{i:03d}", {"wav": encode_wav(clip, RATE), "cls": b"%d" % (i % 3)}
+
+    write_dataset(
+        Store(str(folder)),
+        [samples()],
+        modality="audio",
+        sample_shape=(1, LENGTH),
+        sample_rate=RATE,
+        num_classes=3,
+        class_names=["low", "middle", "high"],
+    )
+
+
+def written(folder, lines=("abba", "baab", "cab", "abc", "caba", "bac") * 8):
+    samples = ((f"{i:03d}", {"txt": line.encode()}) for i, line in enumerate(lines))
+    write_dataset(Store(str(folder)), [samples], modality="text", sample_shape=(6,))
+
+
+RUN = {"total_samples": 96, "global_batch": 8, "tick_samples": 32, "checkpoint_samples": 48}
+SOUND = {
+    "model": {
+        "latent_size": 8,
+        "conditional": True,
+        "generator": {"name": "wavegan", "width": 4},
+        "discriminator": {"name": "wavegan", "width": 4},
+    },
+    "evaluate": {"metrics": ["fid", "label_accuracy", "probe"], "every_samples": 48},
+}
+TEXT = {
+    "model": {
+        "latent_size": 8,
+        "generator": {"name": "text_recurrent", "width": 8},
+        "discriminator": {"name": "text_convolutional", "width": 8, "blocks": 1},
+    },
+    "evaluate": {"metrics": ["jsd", "self_bleu", "novelty"], "every_samples": 48},
+}
+
+
+def configured(url, values, **data):
+    return parse_config({"run": RUN, "data": {"url": str(url), **data}, **values})
+
+
+@pytest.fixture(scope="module")
+def sound_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sound")
+    spoken(folder / "data")
+    config = configured(folder / "data", SOUND)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(classifier, "_NUM_STEPS", 20)
+        outcome = gatdist.train(config, str(folder / "run"), local=True)
+    assert outcome["status"] == "finished"
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def text_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("text")
+    written(folder / "data")
+    config = configured(folder / "data", TEXT, vocabulary="abc")
+    outcome = gatdist.train(config, str(folder / "run"), local=True)
+    assert outcome["status"] == "finished"
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def picture_run(tmp_path_factory):
+    """StyleGAN2: with a mapping network, noise of its own, and classes."""
+    folder = tmp_path_factory.mktemp("picture") / "run"
+    small = "capacity=64, max_width=8"
+    settings = [
+        *(f"run.{key}={value}" for key, value in RUN.items()),
+        f"model.generator={{name='stylegan2', {small}, style_size=8, mapping_layers=2}}",
+        f"model.discriminator={{name='stylegan2', {small}}}",
+        "model.latent_size=8",
+        "model.conditional=true",
+        "game.penalties={r1={strength=1.0}, path_length={strength=1.0, every_steps=4}}",
+        "evaluate.metrics=[]",
+        "evaluate.every_samples=0",
+    ]
+    gatdist.train(load_config("digits", settings), str(folder), local=True)
+    return folder
+
+
+def metrics_of(run):
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return {key: value for line in lines for key, value in json.loads(line).items()}
+
+
+def pixels_of(path):
+    with Image.open(path) as picture:
+        return np.asarray(picture, dtype=float)
+
+
+def test_a_run_on_sounds_shows_plays_and_measures_them(sound_run):
+    clip, rate = soundfile.read(sound_run / "samples" / "fakes-000000096.wav")
+    assert (rate, len(clip)) == (RATE, 16 * (LENGTH + RATE // 4))
+    assert pixels_of(sound_run / "samples" / "fakes-000000096.png").size
+    assert (sound_run / "samples" / "reals.wav").exists()
+    found = metrics_of(sound_run)
+    for name in ("fid", "label_accuracy", "probe", "probe_raw"):
+        assert np.isfinite(found[f"metric/{name}"])
+
+
+def test_a_run_on_texts_shows_and_measures_them(text_run):
+    reals = (text_run / "samples" / "reals.txt").read_text().splitlines()
+    assert set(reals) == {"abba", "baab", "cab", "abc", "caba", "bac"}
+    fakes = (text_run / "samples" / "fakes-000000096.txt").read_text().split("\n")
+    assert set("".join(fakes)) <= set("abc")
+    found = metrics_of(text_run)
+    assert 0 < found["metric/jsd"] <= 1
+    assert found["metric/jsd_halves"] < 0.1
+
+
+@pytest.mark.parametrize("run", ["sound_run", "text_run", "picture_run"])
+def test_samples_of_a_seed_are_the_same_whatever_their_number(run, request, tmp_path):
+    run = request.getfixturevalue(run)
+    few = gatdist.sample(str(run), 3, out=str(tmp_path / "few"))
+    gatdist.sample(str(run), 5, out=str(tmp_path / "many"))
+    assert len(few) == 3
+    for path in few:
+        name = path.rsplit("/", 1)[1]
+        assert (tmp_path / "few" / name).read_bytes() == (tmp_path / "many" / name).read_bytes()
+
+
+def test_classes_are_asked_for_by_number_or_name(sound_run, tmp_path):
+    both = [
+        gatdist.sample(str(sound_run), 2, out=str(tmp_path / str(i)), labels=labels)
+        for i, labels in enumerate((["high", "low"], ["2", "0"], ["low"]))
+    ]
+    first, second, third = ([(tmp_path / path).read_bytes() for path in paths] for paths in both)
+    assert first == second
+    assert first[1] == third[1]
+    assert first[0] != third[0]
+    with pytest.raises(ConfigError, match="--labels = 'hihg': there is no such class: 0 to 2, or"):
+        gatdist.sample(str(sound_run), 1, out=str(tmp_path), labels=["hihg"])
+
+
+def test_classes_of_a_generator_that_knows_none_are_refused(text_run, tmp_path):
+    with pytest.raises(ConfigError, match=r"--labels.*is not told classes"):
+        gatdist.sample(str(text_run), 1, out=str(tmp_path), labels=["0"])
+
+
+def test_truncation_makes_samples_alike(picture_run, sound_run):
+    for run in (picture_run, sound_run):
+        from gatdist.runs import load_run
+
+        trained = load_run(Store(str(run)), torch.device("cpu"))
+        labels = torch.zeros(64, dtype=torch.int64)
+        spread = [
+            float(trained.sampler(0, "s", truncation)(torch.arange(64), labels).std(dim=0).mean())
+            for truncation in (0.1, 0.5, None)
+        ]
+        assert spread == sorted(spread)
+        assert spread[0] < 0.6 * spread[2]
+
+
+def test_latents_that_are_cut_off_are_those_of_the_cut_distribution():
+    from gatdist.runs.trained import _cut_off
+
+    z = torch.randn(20_000, generator=torch.Generator().manual_seed(0))
+    cut = _cut_off(z, 1.0)
+    inside = z[z.abs() <= 1]
+    assert cut.abs().max() <= 1
+    places = torch.linspace(0.05, 0.95, 19)
+    torch.testing.assert_close(cut.quantile(places), inside.quantile(places), atol=0.02, rtol=0)
+
+
+def test_a_walk_goes_from_sample_to_sample(picture_run, tmp_path):
+    args = {"labels": ["3"], "seed": 5}
+    ends = gatdist.sample(str(picture_run), 2, out=str(tmp_path / "ends"), **args)
+    way = gatdist.sample(str(picture_run), 2, out=str(tmp_path / "way"), interpolate=4, **args)
+    assert len(way) == 8
+    pixels = [pixels_of(path) for path in way]
+    first = pixels_of(ends[0])
+    assert abs(pixels[0] - first).max() <= 1
+    animation = gatdist.sample(
+        str(picture_run), 2, out=str(tmp_path / "walk.gif"), interpolate=4, **args
+    )
+    assert animation == [str(tmp_path / "walk.gif")]
+    with Image.open(tmp_path / "walk.gif") as moving:
+        assert moving.n_frames > 1
+
+
+def test_one_file_holds_all_by_its_ending(sound_run, text_run, tmp_path):
+    for name, run in (("a.wav", sound_run), ("a.png", sound_run), ("a.txt", text_run)):
+        [path] = gatdist.sample(str(run), 4, out=str(tmp_path / name), grid=True)
+        assert path == str(tmp_path / name)
+    assert len((tmp_path / "a.txt").read_text().splitlines()) == 4
+    [path] = gatdist.sample(str(sound_run), 2, out=str(tmp_path / "all"), grid=True)
+    assert path.endswith("all.wav")
+
+
+@pytest.mark.parametrize("run", ["sound_run", "text_run", "picture_run"])
+def test_an_exported_generator_gives_the_same_samples(run, request, tmp_path):
+    run = request.getfixturevalue(run)
+    from gatdist.exporting import _inputs, _require_equal
+    from gatdist.runs import load_run
+
+    trained = load_run(Store(str(run)), torch.device("cpu"))
+    path = gatdist.export(str(run), "safetensors", out=str(tmp_path / "g"))
+    assert path == str(tmp_path / "g.safetensors")
+    loaded = gatdist.load(path)
+    for (name, mine), (other, theirs) in zip(
+        loaded.state_dict().items(), gatdist.load(str(run)).state_dict().items(), strict=True
+    ):
+        assert name == other
+        assert torch.equal(mine, theirs)
+    program = torch.export.load(gatdist.export(str(run), "torch", out=str(tmp_path / "g")))
+    _require_equal(trained, lambda inputs: program.module()(*inputs))
+    assert len(_inputs(trained, 3)) >= 1
+
+
+@pytest.mark.parametrize("run", ["sound_run", "text_run", "picture_run"])
+def test_an_onnx_model_gives_the_same_samples(run, request, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    run = request.getfixturevalue(run)
+    from gatdist.exporting import _input_names, given
+    from gatdist.runs import load_run
+
+    path = gatdist.export(str(run), "onnx", out=str(tmp_path / "g.onnx"))
+    trained = load_run(Store(str(run)), torch.device("cpu"))
+    sampler = trained.sampler(1, "sample")
+    positions = torch.arange(7)
+    inputs = [t.numpy() for t in given(trained, positions, seed=1)]
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    [samples] = session.run(None, dict(zip(_input_names(trained), inputs, strict=True)))
+    assert abs(samples - sampler(positions).numpy()).max() < 1e-4
+
+
+def test_an_unknown_format_is_refused(text_run, tmp_path):
+    with pytest.raises(ConfigError, match=r"--format = 'onxx': not known.*'onnx'"):
+        gatdist.export(str(text_run), "onxx", out=str(tmp_path / "g"))
+
+
+def test_a_file_that_is_no_export_is_refused(tmp_path):
+    (tmp_path / "x.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0 not a header    ")
+    with pytest.raises(CheckpointError, match="is no generator that gatdist exported"):
+        gatdist.load(str(tmp_path / "x.safetensors"))
+
+
+def test_features_of_a_discriminator_are_a_module(sound_run):
+    discriminator = gatdist.load(str(sound_run), "discriminator")
+    features = DiscriminatorFeatures(discriminator)
+    found = features(torch.randn(3, 1, LENGTH))
+    assert found.shape == (3, discriminator.finish.in_features)
+    features.close()
+
+
+class TestStartingFromAnotherRun:
+    def config(self, data, run, **model):
+        values = {**SOUND, "model": SOUND["model"] | {"init_from": str(run)} | model}
+        return configured(data, values)
+
+    def test_networks_are_those_of_the_other_run(self, sound_run, tmp_path):
+        from gatdist.parallel.communicator import LocalCommunicator
+        from gatdist.training.state import TrainState
+
+        config = self.config(sound_run.parent / "data", sound_run)
+        facts = {"sample_rate": RATE}
+        state = TrainState(config, LocalCommunicator(torch.device("cpu")), (1, LENGTH), 3, facts)
+        state.start_from_another_run(config)
+        expected = gatdist.load(str(sound_run)).state_dict()
+        for network in (state.players["generator"].bare, state.average.network):
+            assert all(torch.equal(t, expected[name]) for name, t in network.state_dict().items())
+        outcome = gatdist.train(config, str(tmp_path / "run"), local=True)
+        assert outcome["samples_seen"] == RUN["total_samples"]
+
+    def test_other_networks_are_refused_by_the_first_tensor(self, sound_run, tmp_path):
+        wider = {"generator": {"name": "wavegan", "width": 8}}
+        config = self.config(sound_run.parent / "data", sound_run, **wider)
+        with pytest.raises(CheckpointError, match=r"tensor average/\S+: has shape \("):
+            gatdist.train(config, str(tmp_path / "run"), local=True)
+
+    def test_a_run_that_is_not_there_is_refused(self, sound_run, tmp_path):
+        config = self.config(sound_run.parent / "data", tmp_path / "nothing")
+        with pytest.raises(ConfigError, match=r"model\.init_from.*no run with a whole checkpoint"):
+            gatdist.train(config, str(tmp_path / "run"), local=True)
+
+
+class TestBadInput:
+    def test_a_text_outside_of_the_vocabulary_is_named(self, text_run, tmp_path):
+        config = configured(text_run.parent / "data", TEXT, vocabulary="ab")
+        with pytest.raises(DataError, match=r"holds 'c' at 0, which is not in data\.vocabulary"):
+            gatdist.train(config, str(tmp_path / "run"), local=True)
+
+    def test_clips_shorter_than_asked_are_refused(self, sound_run, tmp_path):
+        config = configured(sound_run.parent / "data", SOUND, length=1024)
+        with pytest.raises(DataError, match=r"data\.length = 1024: the sounds in .* have 256"):
+            gatdist.train(config, str(tmp_path / "run"), local=True)
+
+    def test_networks_of_another_kind_are_refused(self, sound_run, tmp_path):
+        values = {**TEXT, "evaluate": {"metrics": []}}
+        config = configured(sound_run.parent / "data", values)
+        with pytest.raises(ConfigError, match=r"model\.generator\.name = 'text_recurrent'.*'text'"):
+            gatdist.train(config, str(tmp_path / "run"), local=True)
+
+    def test_a_metric_of_pictures_is_refused_for_texts(self, text_run, tmp_path):
+        values = {**TEXT, "evaluate": {"metrics": ["fid"]}}
+        config = configured(text_run.parent / "data", values, vocabulary="abc")
+        with pytest.raises(DataError, match="needs pictures or sounds"):
+            gatdist.train(config, str(tmp_path / "run"), local=True)
+
+    @pytest.mark.parametrize(
+        ("vocabulary", "rule"), [("aa", "each character once"), ("", "1 to 255 characters")]
+    )
+    def test_a_wrong_vocabulary_is_refused(self, vocabulary, rule):
+        with pytest.raises(ConfigError, match=rf"data\.vocabulary.*{rule}"):
+            configured("x", TEXT, vocabulary=vocabulary)
+
+
+def test_bytes_of_wav_are_what_a_sample_is(sound_run, tmp_path):
+    [path] = gatdist.sample(str(sound_run), 1, out=str(tmp_path))
+    clip, rate = soundfile.read(path)
+    assert (rate, clip.shape) == (RATE, (LENGTH,))
+
+
+def test_shards_of_samples_are_a_data_set_of_the_same_samples(sound_run, tmp_path, monkeypatch):
+    monkeypatch.setattr("gatdist.sampling.shards.SHARD_SAMPLES", 256)
+    options = {"shards": True, "seed": 3, "labels": ["high", "low", "low"]}
+    written = gatdist.sample(str(sound_run), 600, out=str(tmp_path / "two"), workers=2, **options)
+    assert written == [str(tmp_path / "two" / f"shard-{i:06d}.tar") for i in range(3)]
+    data = open_dataset(DataConfig(url=str(tmp_path / "two")))
+    assert (data.num_samples, data.num_classes, data.space.facts["sample_rate"]) == (600, 3, RATE)
+    clips, labels = data.read(np.arange(600))
+    assert labels.tolist() == [2, 0, 0] * 200
+    files = gatdist.sample(str(sound_run), 3, out=str(tmp_path), seed=3, labels=options["labels"])
+    for path, clip in zip(files, clips, strict=False):
+        found, _ = soundfile.read(path, dtype="float32")
+        assert (found == clip[0]).all()
+    gatdist.sample(str(sound_run), 600, out=str(tmp_path / "one"), **options)
+    assert open_dataset(DataConfig(url=str(tmp_path / "one"))).fingerprint == data.fingerprint
