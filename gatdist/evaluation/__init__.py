@@ -1,13 +1,15 @@
 """How good the generator is: features, distances between sets of them, and a protocol."""
 
-from gatdist.evaluation.evaluator import Evaluation, Evaluator, FeatureSet, metrics
+from gatdist.evaluation.evaluator import Evaluation, Evaluator
 from gatdist.evaluation.features import Extractor, extractors, register_feature_extractor
+from gatdist.evaluation.metrics import Metric, SampleSet, metrics
 
 __all__ = [
     "Evaluation",
     "Evaluator",
     "Extractor",
-    "FeatureSet",
+    "Metric",
+    "SampleSet",
     "extractors",
     "metrics",
     "register_feature_extractor",

@@ -22,9 +22,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gatdist.config import cache_folder
-from gatdist.data import Dataset, to_network
+from gatdist.data import Dataset
+from gatdist.data.space import SoundSpace
 from gatdist.errors import DataError, StorageError
 from gatdist.evaluation.features import Extractor, register_feature_extractor
+from gatdist.models.sounds.log_mel import LogMel
 from gatdist.parallel.communicator import Communicator
 from gatdist.storage import Store
 
@@ -43,15 +45,20 @@ _MAX_BYTES = 2**28
 
 @register_feature_extractor("classifier")
 class Classifier(Extractor):
-    """The classifier's last hidden layer, before its activation. For labelled pictures of any size.
+    """The classifier's last hidden layer, before its activation. For labelled pictures and sounds.
+
+    Of sounds it sees log-mel spectrograms.
 
     Raises:
-        DataError: the data are not pictures, or have no labels, or are fewer than 20.
+        DataError: the data are no pictures or sounds, or have no labels, or are fewer than 20.
     """
 
     def __init__(self, dataset: Dataset, comm: Communicator) -> None:
         for holds, rule in (
-            (dataset.is_image, "needs pictures, and the data set has none"),
+            (
+                dataset.modality in ("image", "audio"),
+                "needs pictures or sounds, and the data set has none",
+            ),
             (dataset.num_classes > 0, "needs class labels, and the data set has none"),
             (
                 dataset.num_samples >= _MIN_SAMPLES,
@@ -59,7 +66,7 @@ class Classifier(Extractor):
             ),
         ):
             if not holds:
-                mend = "Set evaluate.metrics = [], or register an extractor of your own in a plugin"
+                mend = "Choose other evaluate.features or evaluate.metrics"
                 raise DataError("evaluate.features", rule, value="classifier", mend=mend)
         self._dataset, self._comm = dataset, comm
         self._network: ClassifierNetwork
@@ -84,7 +91,7 @@ class Classifier(Extractor):
     def prepare(self) -> None:
         """Load the network from the cache or train it (worker 0), and hand it to all workers."""
         device = self._comm.device
-        network = ClassifierNetwork.empty(self._dataset.sample_shape, self._dataset.num_classes)
+        network = ClassifierNetwork.empty(_picture_shape(self._dataset), self._dataset.num_classes)
         if self._comm.is_main:
             _load_or_train(network, self._dataset, device)
         else:
@@ -94,14 +101,19 @@ class Classifier(Extractor):
             self._comm.broadcast_(tensor)
 
     def __call__(self, samples: Tensor) -> Tensor:
-        """Pictures [n, C, H, W] in [−1, 1] → [n, 64], of about unit variance on real data."""
-        features: Tensor = self._network.body(samples)
+        """Samples as networks see them → [n, 64], of about unit variance on real data."""
+        features: Tensor = self._network.body(as_pictures(samples, self._dataset))
         return features
 
+    @property
+    def num_classes(self) -> int:
+        """Those of the data."""
+        return self._dataset.num_classes
+
     def classify(self, features: Tensor) -> Tensor:
-        """Features [n, 64] → the likeliest classes, int64 [n]."""
-        classes: Tensor = self._network.head(features).argmax(dim=1)
-        return classes
+        """Features [n, 64] → logits [n, K]."""
+        logits: Tensor = self._network.head(features)
+        return logits
 
 
 class ClassifierNetwork(nn.Module):
@@ -138,10 +150,22 @@ class ClassifierNetwork(nn.Module):
         return logits
 
 
+def as_pictures(samples: Tensor, dataset: Dataset) -> Tensor:
+    """What the classifier sees: pictures [n, C, H, W], of sounds log-mel spectrograms."""
+    if not isinstance(dataset.space, SoundSpace):
+        return samples
+    pictures: Tensor = LogMel.for_rate(dataset.space.sample_rate).to(samples.device)(samples)
+    return pictures
+
+
+def _picture_shape(dataset: Dataset) -> tuple[int, ...]:
+    return as_pictures(torch.zeros(1, *dataset.space.shape), dataset).shape[1:]
+
+
 def _load_or_train(network: ClassifierNetwork, dataset: Dataset, device: torch.device) -> None:
     """Fill ``network``, which stands on the meta device, and move it to ``device``."""
     cache = Store(str(cache_folder() / "features"))
-    shape = "x".join(map(str, dataset.sample_shape))
+    shape = "x".join(map(str, _picture_shape(dataset)))
     name = f"classifier-v{RECIPE_VERSION}-{dataset.fingerprint[:16]}-{shape}.safetensors"
     if _load(network, cache, name):
         network.to(device)
@@ -174,7 +198,7 @@ def train_classifier(network: ClassifierNetwork, dataset: Dataset, device: torch
 
     Args:
         network: gets trained parameters on ``device``; may stand on the meta device.
-        dataset: labelled pictures.
+        dataset: labelled pictures or sounds.
         device: where to train.
     """
     generator = torch.Generator().manual_seed(_SEED)
@@ -182,7 +206,7 @@ def train_classifier(network: ClassifierNetwork, dataset: Dataset, device: torch
     count = min(
         dataset.num_samples,
         _MAX_SAMPLES,
-        max(_MIN_SAMPLES, _MAX_BYTES // math.prod(dataset.sample_shape)),
+        max(_MIN_SAMPLES, _MAX_BYTES // math.prod(dataset.space.shape)),
     )
     order = torch.randperm(dataset.num_samples, generator=generator)[:count]
     pixels, known = dataset.read(order.numpy())
@@ -191,7 +215,7 @@ def train_classifier(network: ClassifierNetwork, dataset: Dataset, device: torch
     num_held_out = count // 10
 
     def look(at: Tensor | slice) -> Tensor:
-        return to_network(samples[at].to(device)).float()
+        return as_pictures(dataset.space.to_network(samples[at].to(device)).float(), dataset)
 
     optimizer = torch.optim.Adam(network.parameters(), lr=_LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, _NUM_STEPS)

@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gatdist.config import EvaluateConfig
-from gatdist.data import Dataset, to_network, to_pixels
+from gatdist.data import Dataset
+from gatdist.data.space import TextSpace
 from gatdist.errors import ConfigError, DataError
-from gatdist.evaluation import classifier as _registers_itself  # noqa: F401
-from gatdist.evaluation.features import Extractor, extractors
-from gatdist.evaluation.frechet import (
-    HALVES_SEED,
-    HALVES_SPLITS,
-    GaussianSums,
-    frechet_distance,
-    halves_distance,
-)
-from gatdist.evaluation.kernel import cross_similarity, self_similarity
+from gatdist.evaluation import classifier, torchscript  # noqa: F401  (they register themselves)
+from gatdist.evaluation.features import Extractor, build_extractor
+from gatdist.evaluation.frechet import HALVES_SEED, HALVES_SPLITS, GaussianSums
+from gatdist.evaluation.metrics import Metric, SampleSet, metrics
+from gatdist.evaluation.neighbors import DENSITY_NEIGHBORS, PRECISION_NEIGHBORS
+from gatdist.evaluation.sliced import DIRECTIONS_SEED, NUM_DIRECTIONS
 from gatdist.parallel.communicator import Communicator, LocalCommunicator
-from gatdist.registry import Registry
-
-Generate = Callable[[Tensor], Tensor]
 
 _BATCH = 256
+_HOW: Mapping[str, str] = {
+    "fid": "unbiased covariances, float64",
+    "fid_halves": f"median of {HALVES_SPLITS} splits, seed {HALVES_SEED}",
+    "kid": "unbiased, kernel (x·y/d + 1)³, all samples",
+    "swd": f"{NUM_DIRECTIONS} directions, seed {DIRECTIONS_SEED}",
+    "precision_recall": f"{PRECISION_NEIGHBORS} neighbours",
+    "density_coverage": f"{DENSITY_NEIGHBORS} neighbours",
+    "jsd": "characters, with beginning and end, bits",
+    "self_bleu": "characters up to 4-grams, smoothed by ½, 500 of 2,000 texts",
+}
+
+
+# Makes samples by their numbers: int64 [n], on the worker's device → [n, …] as networks see them.
+# Sample i must not depend on what else is asked for. One that makes them for labels has a method
+# ``labels``: numbers → int64 [n].
+Generate = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -45,52 +55,6 @@ class Evaluation:
     protocol: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class FeatureSet:
-    """The features of all samples of one side.
-
-    Attributes:
-        features: float32 [n, d], in the order of the samples, alike on all workers.
-        sums: their sums, all-reduced.
-        comm: the workers, who share the work of the metrics.
-    """
-
-    features: Tensor
-    sums: GaussianSums
-    comm: Communicator
-
-    @cached_property
-    def halves_distance(self) -> float | None:
-        """See :func:`gatdist.evaluation.frechet.halves_distance`; None for fewer than 4 samples."""
-        return halves_distance(self.features) if len(self.features) >= 4 else None
-
-    @cached_property
-    def self_similarity(self) -> float:
-        """See :func:`gatdist.evaluation.kernel.self_similarity`."""
-        return self_similarity(self.features, self.comm)
-
-
-metrics: Registry[Callable[[FeatureSet, FeatureSet], dict[str, float]]] = Registry(
-    "evaluate.metrics"
-)
-
-
-@metrics.register("fid")
-def fid(real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
-    """Fréchet distance, the same between halves of the real data, and the first over the second."""
-    distance, halves = frechet_distance(real.sums, fake.sums), real.halves_distance
-    if not halves:
-        return {"fid": distance}
-    return {"fid": distance, "fid_halves": halves, "fid_over_halves": distance / halves}
-
-
-@metrics.register("kid")
-def kid(real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
-    """Kernel distance."""
-    across = cross_similarity(real.features, fake.features, real.comm)
-    return {"kid": real.self_similarity + fake.self_similarity - 2 * across}
-
-
 class Evaluator:
     """Built on all workers when a run starts, then called on all of them to measure.
 
@@ -102,11 +66,13 @@ class Evaluator:
         dataset: the real samples.
         comm: the workers.
         device: where features are computed.
+        conditional: whether fakes are made for labels.
         exact: make the numbers the same, bit for bit, on any number of workers: each adds up all
             features by itself.
 
     Raises:
-        ConfigError: a metric or extractor is not known, or there would be fewer than two samples.
+        ConfigError: a metric or extractor is not known, or needs what is not there, or there would
+            be fewer than two samples.
         DataError: the extractor can't handle the data.
     """
 
@@ -117,47 +83,76 @@ class Evaluator:
         comm: Communicator,
         device: torch.device,
         *,
+        conditional: bool = False,
         exact: bool = False,
     ) -> None:
         self._metrics = {name: metrics[name] for name in config.metrics}
         self._dataset, self._comm, self._device = dataset, comm, device
         self._sharing = LocalCommunicator(device) if exact else comm
         self._num_samples = config.num_samples or dataset.num_samples
-        # The default suits labelled pictures. Points are features as they are.
-        fits = dataset.is_image or config.features != EvaluateConfig().features
-        self._features = config.features if fits and self._metrics else "points"
-        self._extractor: Extractor = extractors[self._features](dataset, comm)
+        self._features = "none"
+        self._extractor: Extractor | None = None
+        for name, metric in self._metrics.items():
+            self._require_suits(name, metric, conditional)
+        if any({"features", "classes"} & metric.needs for metric in self._metrics.values()):
+            # The default suits what has labels. Points are features as they are.
+            by_default = config.features == EvaluateConfig().features
+            points = by_default and dataset.modality == "points"
+            self._features = "points" if points else config.features
+            self._extractor = build_extractor(self._features, dataset, comm, config)
+            self._require_classes()
         if self._metrics:
             self._require_samples()
 
-    def __call__(self, generate: Generate) -> Evaluation:
+    def __call__(self, generate: Generate, discriminator: nn.Module | None = None) -> Evaluation:
         """Measure a generator.
 
         Args:
-            generate: makes the samples with the numbers int64 [n] (on the worker's device), float
-                [n, C, H, W] in [−1, 1] or points [n, k]. Sample i must not depend on what else is
-                asked for. It is asked for numbers 0 to ``num_samples`` − 1 in all, each by one
-                worker.
+            generate: is asked for numbers 0 to ``num_samples`` − 1 in all, each by one worker.
+            discriminator: for metrics of what it has learned, which need it.
 
         Returns:
             Under the metrics' names, and ``class_share_min``, the rarest class's share, if the
             features know classes.
         """
         real = self._real  # first, since it prepares the extractor
-        fake = self._feature_set(self._num_samples, generate)
+        made = self._sample_set(self._num_samples, generate)
+        fake = replace(made, discriminator=discriminator)
         values = {
             key: value
             for metric in self._metrics.values()
-            for key, value in metric(real, fake).items()
+            for key, value in metric.measure(real, fake).items()
         }
         protocol = self._protocol()
-        with torch.no_grad():
-            classes = self._extractor.classify(fake.features)
-        if classes is not None:
-            histogram = torch.bincount(classes.cpu(), minlength=self._dataset.num_classes)
+        if fake.scores is not None:
+            classes = fake.scores.argmax(dim=1).cpu()
+            histogram = torch.bincount(classes, minlength=self._dataset.num_classes)
             values["class_share_min"] = int(histogram.min()) / self._num_samples
             protocol["class_histogram"] = histogram.tolist()
         return Evaluation(values, protocol)
+
+    def _require_suits(self, name: str, metric: Metric, conditional: bool) -> None:
+        if "texts" in metric.needs and not isinstance(self._dataset.space, TextSpace):
+            rule = f"{name!r} compares texts, and the data holds {self._dataset.modality}"
+            raise ConfigError("evaluate.metrics", rule, mend="Leave it out")
+        if "discriminator" in metric.needs and not self._dataset.num_classes:
+            rule = f"{name!r} needs class labels, and the data set has none"
+            raise ConfigError("evaluate.metrics", rule, mend="Leave it out")
+        if "labels" in metric.needs and not conditional:
+            raise ConfigError(
+                "evaluate.metrics",
+                f"{name!r} needs a generator that is told the class",
+                mend="Leave it out, or set model.conditional = true",
+            )
+
+    def _require_classes(self) -> None:
+        for name, metric in self._metrics.items():
+            if "classes" in metric.needs and self._extractor and not self._extractor.num_classes:
+                raise ConfigError(
+                    "evaluate.metrics",
+                    f"{name!r} needs classes, and evaluate.features = {self._features!r} know none",
+                    mend="Leave it out, or use the features 'classifier'",
+                )
 
     def _require_samples(self) -> None:
         if self._dataset.num_samples < 2:
@@ -167,52 +162,107 @@ class Evaluator:
             raise ConfigError("evaluate.num_samples", "must be at least 2", value=self._num_samples)
 
     @cached_property
-    def _real(self) -> FeatureSet:
-        self._extractor.prepare()
-        return self._feature_set(self._dataset.num_samples, self._read)
-
-    def _read(self, positions: Tensor) -> Tensor:
-        samples, _ = self._dataset.read(positions.cpu().numpy())
-        return to_network(torch.from_numpy(samples).to(self._device))
+    def _real(self) -> SampleSet:
+        if self._extractor:
+            self._extractor.prepare()
+        real = _Real(self._dataset, self._device)
+        return replace(self._sample_set(self._dataset.num_samples, real), dataset=self._dataset)
 
     @torch.no_grad()
-    def _feature_set(self, count: int, make: Generate) -> FeatureSet:
-        """The features of samples 0 to ``count`` − 1.
+    def _sample_set(self, count: int, make: Generate) -> SampleSet:
+        """Samples 0 to ``count`` − 1.
 
         They are cut into the same chunks whoever computes them, so that a sample's features do not
         depend on the number of workers; worker r of W makes the chunks r, r + W and so on.
         """
-        rank, world_size = self._comm.rank, self._comm.world_size
-        num_chunks = -(-count // _BATCH)
-        rows = -(-num_chunks // world_size)  # of the worker with the most, so that all gather alike
-        mine = torch.zeros(rows, _BATCH, self._extractor.num_features, device=self._device)
-        for row, chunk in enumerate(range(rank, num_chunks, world_size)):
+        space, extractor = self._dataset.space, self._extractor
+        num_features = extractor.num_features if extractor else 0
+        num_ids = space.sample_shape[0] if isinstance(space, TextSpace) else 0
+        features = _Shared(self._comm, count, (num_features,), torch.float32)
+        ids = _Shared(self._comm, count, (num_ids,), torch.uint8)
+        labels = getattr(make, "labels", lambda positions: None)
+        for chunk in features.mine:
             start, end = chunk * _BATCH, min(count, (chunk + 1) * _BATCH)
-            samples = self._as_saved(make(torch.arange(start, end, device=self._device)))
-            mine[row, : end - start] = self._extractor(samples.float())
-        # [W, rows, chunk, d], worker first → [rows, W, chunk, d]: row i of worker r is chunk
-        # i·W + r.
-        features = self._comm.all_gather(mine).transpose(0, 1).reshape(-1, mine.shape[-1])
-        features = features[:count].contiguous()
-        share = features[self._sharing.rank :: self._sharing.world_size]
-        sums = GaussianSums.of(share).reduced(self._sharing)
-        return FeatureSet(features, sums, self._sharing)
-
-    def _as_saved(self, samples: Tensor) -> Tensor:
-        """Pictures as they would be read again from a file of 8 bits; points as they are."""
-        return to_network(to_pixels(samples)) if self._dataset.is_image else samples
+            samples = space.to_samples(make(torch.arange(start, end, device=self._device)))
+            if extractor:
+                features.put(chunk, extractor(space.to_network(samples).float()))
+            if num_ids:
+                ids.put(chunk, samples)
+        found = features.gathered()
+        share = found[self._sharing.rank :: self._sharing.world_size]
+        texts = None
+        if isinstance(space, TextSpace):
+            texts = [space.vocabulary.decode(row) for row in ids.gathered().cpu().numpy()]
+        return SampleSet(
+            found,
+            GaussianSums.of(share).reduced(self._sharing),
+            self._sharing,
+            scores=extractor.classify(found) if extractor else None,
+            labels=labels(torch.arange(count, device=self._device)),
+            texts=texts,
+        )
 
     def _protocol(self) -> dict[str, Any]:
         return {
             "features": self._features,
-            **self._extractor.protocol,
+            **(self._extractor.protocol if self._extractor else {}),
             "data": self._dataset.fingerprint,
             "split": "all real",
             "num_real": self._dataset.num_samples,
             "num_generated": self._num_samples,
             "resize": "none",
-            "rounding": "8 bits" if self._dataset.is_image else "none",
-            "fid": "unbiased covariances, float64",
-            "fid_halves": f"median of {HALVES_SPLITS} splits, seed {HALVES_SEED}",
-            "kid": "unbiased, kernel (x·y/d + 1)³, all samples",
+            "rounding": self._dataset.space.rounding,
+            **{
+                key: how
+                for key, how in _HOW.items()
+                if key.removesuffix("_halves") in self._metrics
+            },
         }
+
+
+@dataclass(frozen=True)
+class _Real:
+    """The real samples, by their numbers in the data set."""
+
+    dataset: Dataset
+    device: torch.device
+
+    def __call__(self, positions: Tensor) -> Tensor:
+        samples, _ = self.dataset.read(positions.cpu().numpy())
+        return self.dataset.space.to_network(torch.from_numpy(samples).to(self.device))
+
+
+class _Shared:
+    """One row of numbers a sample, made chunk by chunk by all workers, then known to all.
+
+    Args:
+        comm: the workers.
+        count: samples.
+        shape: of a row.
+        dtype: of its numbers.
+
+    Attributes:
+        mine: the chunks that this worker makes.
+    """
+
+    def __init__(
+        self, comm: Communicator, count: int, shape: tuple[int, ...], dtype: torch.dtype
+    ) -> None:
+        num_chunks = -(-count // _BATCH)
+        rows = -(-num_chunks // comm.world_size)  # of the worker with the most: all gather alike
+        self.mine = range(comm.rank, num_chunks, comm.world_size)
+        self._comm, self._count = comm, count
+        self._rows = torch.zeros(rows, _BATCH, *shape, dtype=dtype, device=comm.device)
+
+    def put(self, chunk: int, values: Tensor) -> None:
+        """Of a chunk of this worker, [samples in it, *shape]."""
+        self._rows[(chunk - self._comm.rank) // self._comm.world_size, : len(values)] = values
+
+    def gathered(self) -> Tensor:
+        """[count, *shape], in the order of the samples."""
+        if not self._rows.numel():
+            return self._rows.new_zeros(self._count, *self._rows.shape[2:])
+        # [W, rows, chunk, …], worker first → [rows, W, chunk, …]: row i of worker r is chunk
+        # i·W + r.
+        everything = self._comm.all_gather(self._rows).transpose(0, 1)
+        return everything.reshape(-1, *self._rows.shape[2:])[: self._count].contiguous()

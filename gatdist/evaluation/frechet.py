@@ -88,13 +88,18 @@ def halves_distance(features: Tensor) -> float:
         Median of :func:`frechet_distance` over 5 fixed splits.
     """
     generator = torch.Generator().manual_seed(HALVES_SEED)
-    half = len(features) // 2
     distances = []
     for _ in range(HALVES_SPLITS):
-        order = torch.randperm(len(features), generator=generator).to(features.device)
-        halves = features[order[:half]], features[order[half:]]
+        halves = (features[half] for half in random_halves(len(features), generator))
         distances.append(frechet_distance(*map(GaussianSums.of, halves)))
     return statistics.median(distances)
+
+
+def random_halves(count: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    """Two halves of the numbers below ``count``, int64; always the same without a generator."""
+    generator = generator or torch.Generator().manual_seed(HALVES_SEED)
+    order = torch.randperm(count, generator=generator)
+    return order[: count // 2], order[count // 2 :]
 
 
 def _square_root(matrix: Tensor) -> Tensor:

@@ -274,9 +274,9 @@ def test_only_what_is_asked_for_is_measured():
     [
         (
             points(),
-            {"metrics": ["fjd"]},
+            {"metrics": ["fidd"]},
             ConfigError,
-            "evaluate.metrics = 'fjd': .*Did you mean 'fid'",
+            "evaluate.metrics = 'fidd': .*Did you mean 'fid'",
         ),
         (
             points(),

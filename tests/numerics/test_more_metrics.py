@@ -1,0 +1,336 @@
+"""Metrics beyond distances of means: closed forms, definitions, and equality over workers."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from arrays import ALONE, Arrays, evaluator, fake_pictures, fake_points, pictures, points, texts
+from gatdist.errors import ConfigError
+from gatdist.evaluation import Extractor, classifier, register_feature_extractor
+from gatdist.evaluation.frechet import GaussianSums, frechet_distance
+from gatdist.evaluation.neighbors import density_and_coverage, precision_and_recall, radii
+from gatdist.evaluation.sliced import sliced_wasserstein
+from gatdist.evaluation.texts import ngram_divergence, ngrams, novelty, self_bleu
+from support import spawn
+
+
+def normal(n, d, seed=0, mean=0.0):
+    generator = torch.Generator().manual_seed(seed)
+    return mean + torch.randn(n, d, generator=generator, dtype=torch.float64)
+
+
+class TestNeighbours:
+    def test_a_radius_reaches_to_the_kth_other_sample(self):
+        x = torch.tensor([[0.0], [1.0], [3.0], [7.0]])
+        assert radii(x, 1, ALONE).tolist() == [1, 1, 2, 4]
+        assert radii(x, 2, ALONE).tolist() == [3, 2, 3, 6]
+        assert radii(x, 9, ALONE).tolist() == [7, 6, 4, 7]
+
+    def test_identical_sets_have_all_and_far_ones_nothing(self):
+        x = normal(60, 4)
+        assert precision_and_recall(x, x, ALONE) == (1, 1)
+        assert precision_and_recall(x, x + 100, ALONE) == (0, 0)
+        assert density_and_coverage(x, x + 100, ALONE) == (0, 0)
+        density, coverage = density_and_coverage(x, x, ALONE)
+        # Each of n samples is in its own ball, and in those whose k nearest it is among.
+        assert density == pytest.approx(1 + 1 / 5)
+        assert coverage == 1
+
+    def test_what_is_missing_costs_recall_and_what_is_wrong_costs_precision(self):
+        left, right = normal(200, 2), normal(200, 2, seed=1, mean=50)
+        both = torch.cat([left, right])
+        half = precision_and_recall(both, normal(200, 2, seed=2), ALONE)
+        assert half[0] > 0.9
+        assert half[1] == pytest.approx(0.5, abs=0.06)
+        wrong = precision_and_recall(left, both[:, [0, 1]], ALONE)
+        assert wrong[0] == pytest.approx(0.5, abs=0.06)
+        assert wrong[1] > 0.9
+
+    def test_coverage_of_independent_samples_is_as_naeem_et_al_expect(self):
+        # 1 − Π (m−i)/(n+m−i), i = 1 … k, with n fakes and m real samples (lemma 2).
+        n, m, k = 300, 200, 5
+        found = [
+            density_and_coverage(normal(m, 3, s), normal(n, 3, s + 99), ALONE) for s in range(20)
+        ]
+        expected = 1 - math.prod((m - i) / (n + m - i) for i in range(1, k + 1))
+        density, coverage = np.mean(found, axis=0)
+        assert coverage == pytest.approx(expected, abs=0.01)
+        assert density == pytest.approx(1, abs=0.05)
+
+    def test_the_matrix_in_pieces_is_the_whole(self, monkeypatch):
+        x, y = normal(50, 3), normal(40, 3, seed=1)
+        whole = precision_and_recall(x, y, ALONE), density_and_coverage(x, y, ALONE)
+        monkeypatch.setattr("gatdist.evaluation.neighbors._MAX_ENTRIES", 77)
+        assert (precision_and_recall(x, y, ALONE), density_and_coverage(x, y, ALONE)) == whole
+
+
+class TestSliced:
+    def test_a_shift_is_seen_by_its_projections(self):
+        # (v·shift)² over directions v on the sphere is ‖shift‖²/d in the mean.
+        x, shift = normal(500, 8), torch.full((8,), 3.0, dtype=torch.float64)
+        expected = float(shift.norm()) / math.sqrt(8)
+        assert sliced_wasserstein(x, x + shift, ALONE) == pytest.approx(expected, rel=0.1)
+
+    def test_in_one_dimension_it_is_the_distance_of_sorted_numbers(self):
+        x, y = normal(99, 1), normal(99, 1, seed=1) * 2
+        expected = (x.sort(dim=0).values - y.sort(dim=0).values).square().mean().sqrt()
+        assert sliced_wasserstein(x, y, ALONE) == pytest.approx(float(expected), rel=1e-9)
+
+    def test_nothing_to_itself_whatever_the_order_and_the_size(self):
+        x = normal(100, 4)
+        assert sliced_wasserstein(x, x.flip(0), ALONE) == 0
+        assert sliced_wasserstein(x, x.repeat_interleave(3, dim=0), ALONE) == 0
+
+
+class TestTexts:
+    def test_ngrams_know_beginning_and_end(self):
+        assert ngrams("abc", 1) == ["a", "b", "c"]
+        assert ngrams("ab", 2) == ["\x02a", "ab", "b\x03"]
+        assert ngrams("", 2) == ["\x02\x03"]
+        assert ngrams("a", 4) == []
+
+    def test_divergence_is_nothing_to_itself_and_1_to_what_shares_nothing(self):
+        assert ngram_divergence(["abc", "d"], ["d", "abc"], 2) == 0
+        assert ngram_divergence(["aa"], ["bb"], 1) == pytest.approx(1)
+        assert ngram_divergence(["aa"], [""], 1) == 1
+
+    def test_divergence_of_two_coins(self):
+        def entropy(p):
+            return -sum(x * math.log2(x) for x in (p, 1 - p) if x)
+
+        # JS = H((p + q)/2) − (H(p) + H(q))/2
+        expected = entropy(0.5) - (entropy(0.25) + entropy(0.75)) / 2
+        assert ngram_divergence(["abbb"], ["aaab"], 1) == pytest.approx(expected)
+
+    def test_self_bleu_of_copies_is_1_and_of_strangers_low(self):
+        assert self_bleu(["hello"] * 3) == pytest.approx(1)
+        assert self_bleu(["abcde", "fghij", "klmno"]) < 0.15
+        assert self_bleu(["one"]) == 0
+
+    def test_self_bleu_is_that_of_its_definition(self):
+        from collections import Counter
+
+        lines = ["abcab", "abcd", "bcabc", "xabc", "cab"]
+
+        def bleu(line, others):
+            logs = 0
+            for n in range(1, 5):
+                count = Counter(ngrams(line, n))
+                best = Counter()
+                for other in others:
+                    best |= Counter(ngrams(other, n))
+                matches = sum(min(k, best[gram]) for gram, k in count.items())
+                logs += math.log(max(matches, 0.5) / count.total()) / 4
+            closest = min(map(len, others), key=lambda length: (abs(length - len(line)), length))
+            return math.exp(min(0, 1 - closest / len(line)) + logs)
+
+        expected = [bleu(line, lines[:i] + lines[i + 1 :]) for i, line in enumerate(lines)]
+        assert self_bleu(lines) == pytest.approx(sum(expected) / len(lines))
+
+    def test_novelty_tells_copies_from_what_is_new_and_well_formed(self):
+        real = ["banana", "bandana", "cabana"]
+        fakes = ["banana", "cabandana", "nab", "banana"]
+        assert novelty(real, fakes) == {
+            "copies": 0.5,
+            "novel_well_formed": 0.25,
+            "distinct": 0.75,
+        }
+
+
+class Told(Extractor):
+    """Knows a picture's class by its first pixel; is sure of it."""
+
+    def __init__(self, dataset, comm):
+        self._dataset = dataset
+
+    num_features = 1
+
+    @property
+    def num_classes(self):
+        return self._dataset.num_classes
+
+    def __call__(self, samples):
+        return samples[:, 0, 0, :1]
+
+    def classify(self, features):
+        classes = torch.arange(self.num_classes)
+        return -1e4 * (features - (classes / self.num_classes * 2 - 1)).abs()
+
+
+register_feature_extractor("told-for-these-tests")(Told)
+
+
+def constant(classes, labels=None):
+    """Pictures of these classes, made for these labels."""
+    level = classes.float() / int(classes.max() + 1) * 2 - 1
+
+    def generate(positions):
+        return level[positions][:, None, None, None].expand(-1, 3, 6, 9)
+
+    generate.labels = lambda positions: None if labels is None else labels[positions]
+    return generate
+
+
+class TestClasses:
+    data = pictures(100, classes=5)
+
+    def measured(self, *metrics, generate, **more):
+        asked = {"metrics": list(metrics), "features": "told-for-these-tests"}
+        return evaluator(self.data, **asked, **more)(generate).metrics
+
+    def test_inception_score_of_balanced_one_hots_is_their_number(self):
+        metrics = self.measured("inception_score", generate=constant(torch.arange(100) % 5))
+        assert metrics["inception_score"] == pytest.approx(5)
+        assert metrics["class_share_min"] == 0.2
+
+    def test_modes_are_counted(self):
+        classes = torch.tensor([0, 2, 4]).repeat(34)
+        assert self.measured("modes", generate=constant(classes))["modes"] == 3
+
+    def test_label_accuracy_is_the_share_recognized(self):
+        classes = torch.arange(100) % 5
+        labels = classes.clone()
+        labels[:25] = (labels[:25] + 1) % 5
+        found = self.measured(
+            "label_accuracy", generate=constant(classes, labels), conditional=True
+        )
+        assert found["label_accuracy"] == 0.75
+
+
+def measure(comm):
+    """What one worker measures, in numbers that no world size divides."""
+    names = ["swd", "precision_recall", "density_coverage"]
+    of_points = evaluator(points(401), comm, metrics=names, num_samples=307)(fake_points)
+    classifier._NUM_STEPS = 3
+    names = ["inception_score", "modes"]
+    of_pictures = evaluator(pictures(101), comm, metrics=names, num_samples=97)(fake_pictures)
+    lines = ["".join(word) for word in itertools.product("abc", repeat=4)]
+    data = texts(*lines)
+    seen = data.space.to_network(torch.from_numpy(data.samples)).flip(0)
+    names = ["jsd", "self_bleu", "novelty"]
+    of_texts = evaluator(data, comm, metrics=names, num_samples=59)(lambda at: seen[at])
+    return [e.metrics for e in (of_points, of_pictures, of_texts)]
+
+
+def test_any_number_of_workers_measures_the_same(monkeypatch, tmp_path):
+    monkeypatch.setattr(classifier, "_NUM_STEPS", 3)
+    alone = measure(ALONE)
+    monkeypatch.setenv("GATDIST_CACHE", str(tmp_path))
+    by_rank = spawn(3, measure)
+    assert all(result == by_rank[0] for result in by_rank)
+    assert by_rank[0][0] == pytest.approx(alone[0], rel=1e-9)
+    assert by_rank[0][1] == pytest.approx(alone[1], rel=1e-3)
+    assert by_rank[0][2] == alone[2]
+
+
+def sounds(n=60, length=2000, seed=0):
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % 3
+    t = np.arange(length) / 8000
+    tones = np.sin(2 * np.pi * t * (300.0 * 2 ** labels[:, None])) * 0.5
+    clips = (tones + 0.01 * rng.normal(size=(n, length))).astype(np.float32)
+    return Arrays(clips[:, None], labels.astype(np.int64))
+
+
+class TestSounds:
+    def test_log_mel_statistics_tell_tones_apart(self):
+        data = sounds()
+        real = torch.from_numpy(data.samples)
+        asked = evaluator(data, metrics=["fid"], features="log_mel")
+        same = asked(lambda positions: real[positions])
+        quieter = asked(lambda positions: real[positions] * 0.05)
+        assert same.metrics["fid"] == pytest.approx(0, abs=1e-6)
+        assert quieter.metrics["fid"] > 5 * same.metrics["fid_halves"]
+        assert same.protocol["log_mel"] == {"bands": 64, "window": 256, "hop": 64}
+        assert same.protocol["rounding"] == "16 bits"
+
+    def test_the_classifier_hears_which_tone_it_is(self, monkeypatch):
+        monkeypatch.setattr(classifier, "_NUM_STEPS", 60)
+        data = sounds()
+        real = torch.from_numpy(data.samples)
+        found = evaluator(data, metrics=["inception_score"])(lambda positions: real[positions])
+        assert found.metrics["inception_score"] == pytest.approx(3, abs=0.2)
+
+    def test_pictures_have_no_log_mel_statistics(self):
+        with pytest.raises(Exception, match="needs sounds"):
+            evaluator(pictures(), features="log_mel")
+
+
+@pytest.mark.parametrize(
+    ("data", "metrics", "message"),
+    [
+        (points(), ["jsd"], "'jsd' compares texts, and the data holds points"),
+        (points(), ["modes"], "'modes' needs classes, and evaluate.features = 'points' know none"),
+        (pictures(), ["label_accuracy"], "needs a generator that is told the class"),
+        (points(), ["probe"], "'probe' needs class labels"),
+    ],
+)
+def test_a_metric_that_needs_what_is_not_there_is_refused(data, metrics, message):
+    with pytest.raises(ConfigError, match=message):
+        evaluator(data, metrics=metrics)
+
+
+class Means(torch.nn.Module):
+    """The published Inception's interface: pixels of three channels, features if asked for."""
+
+    def forward(self, images: torch.Tensor, return_features: bool = False) -> torch.Tensor:
+        means = images.to(torch.float32).mean(dim=[2, 3])
+        return means if return_features else means.sum(dim=1, keepdim=True)
+
+
+@pytest.fixture(scope="module")
+def network_file(tmp_path_factory):
+    file = tmp_path_factory.mktemp("features") / "means.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(Means()).save(str(file))
+    return file, hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+class TestTorchScript:
+    def asked(self, data, file, digest):
+        return evaluator(
+            data,
+            metrics=["fid"],
+            features="torchscript",
+            features_file=str(file),
+            features_sha256=digest,
+        )
+
+    def test_features_are_those_of_the_file(self, network_file):
+        data = pictures(100)
+        evaluation = self.asked(data, *network_file)(fake_pictures)
+        real = torch.from_numpy(data.samples).float().mean(dim=(1, 2))
+        fake = data.space.to_samples(fake_pictures(torch.arange(100))).float().mean(dim=(1, 2))
+        expected = frechet_distance(GaussianSums.of(real), GaussianSums.of(fake))
+        assert evaluation.metrics["fid"] == pytest.approx(expected, rel=1e-5)
+        assert evaluation.protocol["features_digest"] == network_file[1]
+
+    def test_gray_pictures_are_shown_in_three_channels(self, network_file):
+        gray = pictures(60, shape=(6, 9, 1))
+        made = self.asked(gray, *network_file)(
+            lambda positions: torch.zeros(len(positions), 1, 6, 9)
+        )
+        assert math.isfinite(made.metrics["fid"])
+
+    def test_another_digest_is_refused(self, network_file):
+        file, digest = network_file
+        with pytest.raises(ConfigError, match=f"evaluate.features_sha256.*has another: {digest}"):
+            self.asked(pictures(), file, "0" * 64)
+
+    def test_what_is_no_torchscript_is_refused(self, tmp_path):
+        (tmp_path / "x").write_bytes(b"no network")
+        digest = hashlib.sha256(b"no network").hexdigest()
+        with pytest.raises(ConfigError, match=r"evaluate\.features_file.*is no TorchScript"):
+            self.asked(pictures(), tmp_path / "x", digest)
+
+    def test_a_file_must_be_named(self):
+        with pytest.raises(ConfigError, match=r"evaluate\.features_file: is required"):
+            self.asked(pictures(), "", "")
