@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gatdist.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from gatdist.api import evaluate, sample, train
+    from gatdist.api import evaluate, export, load, sample, train
     from gatdist.config import Config, load_config
     from gatdist.errors import GatdistError
     from gatdist.evaluation import register_feature_extractor
@@ -21,7 +21,9 @@ _HOMES = {
     "Config": "gatdist.config",
     "GatdistError": "gatdist.errors",
     "evaluate": "gatdist.api",
+    "export": "gatdist.api",
     "index": "gatdist.shards",
+    "load": "gatdist.api",
     "load_config": "gatdist.config",
     "pack": "gatdist.shards",
     "register_discriminator": "gatdist.models",
@@ -38,7 +40,9 @@ __all__ = [
     "Config",
     "GatdistError",
     "evaluate",
+    "export",
     "index",
+    "load",
     "load_config",
     "pack",
     "register_discriminator",

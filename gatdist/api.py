@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from gatdist.config import Config
 from gatdist.errors import CheckpointError, ClusterError, InterruptedRunError
 from gatdist.storage import absolute
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from gatdist.monitor.console import Console
 
 
@@ -31,7 +34,7 @@ def train(
         InterruptedRunError: asked to stop; a checkpoint was written and the same call resumes.
         GatdistError: see :mod:`gatdist.errors`.
     """
-    run_dir = absolute(run_dir)
+    run_dir, config = absolute(run_dir), _anchored(config)
     if local:
         if config.cluster.max_workers > 1:
             raise ClusterError(
@@ -54,28 +57,108 @@ def train(
     return outcome
 
 
-def sample(run: str, num: int, *, out: str, seed: int = 0, grid: bool = False) -> list[str]:
+def sample(
+    run: str,
+    num: int,
+    *,
+    out: str,
+    seed: int = 0,
+    grid: bool = False,
+    labels: Sequence[str] = (),
+    truncation: float | None = None,
+    interpolate: int = 0,
+    shards: bool = False,
+    workers: int = 1,
+) -> list[str]:
     """Write ``num`` fakes of the run's averaged generator into the folder ``out``.
 
     Args:
         run: a run directory.
         num: how many (> 0).
-        out: a folder (``000000.png`` …), or with ``grid`` one picture.
+        out: a folder (``000000.png`` …), or with ``grid`` one file, or an animation (``.gif``).
         seed: of the noise; the same seed gives the same fakes, whatever ``num`` is.
-        grid: one picture of all.
+        grid: one picture, sound or text of all.
+        labels: classes that the fakes have in turn, by number or name; none: drawn.
+        truncation: trades diversity for quality; see :class:`gatdist.runs.trained.Sampler`.
+        interpolate: above 0, so many fakes on the way from each to the next.
+        shards: as a data set that trains, in the folder ``out``.
+        workers: processes that write shards.
 
     Returns:
         The URLs of the files written.
 
     Raises:
         CheckpointError: ``run`` is no run, or has no whole checkpoint.
+        ConfigError: there are no such fakes.
     """
-    from gatdist.runs import load_generator
-    from gatdist.sampling import write_samples
+    from gatdist.runs import load_run
+    from gatdist.sampling import Wanted, write_samples, write_shards
     from gatdist.storage import Store
 
-    generator = load_generator(Store(absolute(run)), default_device())
-    return write_samples(generator, num, seed=seed, out=absolute(out), grid=grid)
+    wanted = Wanted(num, seed, labels, truncation, interpolate)
+    url, out = absolute(run), absolute(out)
+    trained = load_run(Store(url), default_device())
+    if shards:
+        return write_shards(trained, url, wanted, out=out, workers=workers)
+    return write_samples(trained, wanted, out=out, grid=grid)
+
+
+def export(run: str, kind: str, *, out: str) -> str:
+    """Write the run's averaged generator for use elsewhere.
+
+    Args:
+        run: a run directory.
+        kind: ``onnx``, ``torch`` (a program of ``torch.export``) or ``safetensors``.
+        out: URL of the file; the format's ending is added where it lacks.
+
+    Returns:
+        The URL written.
+
+    Raises:
+        CheckpointError: ``run`` is no run, or has no whole checkpoint.
+        ConfigError: no such format, or a package that it needs is not installed.
+    """
+    import torch
+
+    from gatdist.exporting import ENDINGS, formats
+    from gatdist.runs import load_run
+    from gatdist.storage import Store
+
+    make = formats[kind]
+    url = absolute(out)
+    url = url if url.endswith(ENDINGS[kind]) else url + ENDINGS[kind]
+    content = make(load_run(Store(absolute(run)), torch.device("cpu")))
+    folder, _, name = url.rpartition("/")
+    Store(folder or "/").publish(name, content)
+    return url
+
+
+def load(run: str, player: Literal["generator", "discriminator"] = "generator") -> nn.Module:
+    """A trained network as a plain module, on the CPU, in evaluation mode.
+
+    Args:
+        run: a run directory, or a ``.safetensors`` file that :func:`export` made.
+        player: ``generator`` gives the averaged generator, latents [n, latent_size] and labels
+            int64 [n] or None → samples as networks see them; ``discriminator`` its opponent,
+            samples → logits [n].
+
+    Raises:
+        CheckpointError: no run there, or no whole checkpoint.
+    """
+    import torch
+
+    from gatdist.exporting import load_exported
+    from gatdist.runs import load_run
+    from gatdist.storage import Store
+
+    url = absolute(run)
+    if url.endswith(".safetensors"):
+        if player != "generator":
+            raise CheckpointError(run, "holds a generator alone", mend="Load the run directory")
+        folder, _, name = url.rpartition("/")
+        return load_exported(Store(folder or "/").read(name), run)
+    trained = load_run(Store(url), torch.device("cpu"))
+    return trained.generator if player == "generator" else trained.discriminator
 
 
 def evaluate(run: str, metrics: list[str] | None = None, num: int | None = None) -> dict[str, Any]:
@@ -97,13 +180,13 @@ def evaluate(run: str, metrics: list[str] | None = None, num: int | None = None)
     from gatdist.data import open_dataset
     from gatdist.evaluation import Evaluator
     from gatdist.parallel.communicator import LocalCommunicator
-    from gatdist.runs import load_generator
+    from gatdist.runs import load_run
     from gatdist.storage import Store
 
     comm = LocalCommunicator(default_device())
-    generator = load_generator(Store(absolute(run)), comm.device)
-    dataset = open_dataset(generator.config.data)
-    state = generator.checkpoint.state
+    trained = load_run(Store(absolute(run)), comm.device)
+    dataset = open_dataset(trained.config.data)
+    state = trained.checkpoint.state
     if dataset.fingerprint != state["order"]["fingerprint"]:
         raise CheckpointError(
             f"{run}: fingerprint",
@@ -113,16 +196,32 @@ def evaluate(run: str, metrics: list[str] | None = None, num: int | None = None)
         )
     asked = {k: v for k, v in {"metrics": metrics, "num_samples": num}.items() if v is not None}
     evaluator = Evaluator(
-        generator.config.evaluate.model_copy(update=asked), dataset, comm, comm.device
+        trained.config.evaluate.model_copy(update=asked),
+        dataset,
+        comm,
+        comm.device,
+        conditional=trained.config.model.conditional,
     )
-    seed = generator.config.run.seed
-    evaluation = evaluator(generator.sampler(seed, "evaluation"))
+    sampler = trained.sampler(trained.config.run.seed, "evaluation")
+    evaluation = evaluator(sampler, trained.discriminator)
     return {
         "metrics": evaluation.metrics,
         "num_samples": evaluation.protocol["num_generated"],
         "samples_seen": state["samples_seen"],
         "protocol": evaluation.protocol,
     }
+
+
+def _anchored(config: Config) -> Config:
+    """The same with absolute paths: workers, and those who use the run later, stand elsewhere."""
+
+    def anchor(url: str) -> str:
+        is_path = url and not url.startswith("builtin:") and not url.startswith("${env:")
+        return absolute(url) if is_path else url
+
+    data = config.data.model_copy(update={"url": anchor(config.data.url)})
+    model = config.model.model_copy(update={"init_from": anchor(config.model.init_from)})
+    return config.model_copy(update={"data": data, "model": model})
 
 
 def default_device() -> Any:

@@ -106,7 +106,16 @@ def _sample(arguments: argparse.Namespace) -> None:
     from gatdist.api import sample
 
     written = sample(
-        arguments.run, arguments.num, seed=arguments.seed, out=arguments.out, grid=arguments.grid
+        arguments.run,
+        arguments.num,
+        seed=arguments.seed,
+        out=arguments.out,
+        grid=arguments.grid,
+        labels=arguments.labels.split(",") if arguments.labels else (),
+        truncation=arguments.truncation,
+        interpolate=arguments.interpolate,
+        shards=arguments.shards,
+        workers=arguments.workers,
     )
     if arguments.json:
         print(json.dumps({"files": written}))
@@ -116,6 +125,13 @@ def _sample(arguments: argparse.Namespace) -> None:
             if len(written) == 1
             else f"{len(written)} files, {written[0]} to {written[-1]}"
         )
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from gatdist.api import export
+
+    written = export(arguments.run, arguments.format, out=arguments.out)
+    print(json.dumps({"file": written}) if arguments.json else written)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -153,8 +169,34 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("run", metavar="RUN")
     sub.add_argument("--num", type=int, required=True, metavar="N", help="how many")
     sub.add_argument("--seed", type=int, default=0, metavar="S", help="of the noise (default: 0)")
-    sub.add_argument("--out", required=True, metavar="URL", help="a folder; with --grid a picture")
-    sub.add_argument("--grid", action="store_true", help="one picture of all")
+    sub.add_argument("--out", required=True, metavar="URL", help="a folder; with --grid a file")
+    sub.add_argument("--grid", action="store_true", help="one picture, sound or text of all")
+    sub.add_argument("--labels", metavar="K,…", help="classes in turn, by number or name")
+    sub.add_argument(
+        "--truncation", type=float, metavar="T", help="less diverse and better, such as 0.7"
+    )
+    sub.add_argument(
+        "--interpolate",
+        type=int,
+        default=0,
+        metavar="N",
+        help="N samples on the way from each to the next; --out walk.gif animates them",
+    )
+    sub.add_argument(
+        "--shards", action="store_true", help="a data set that trains, in the folder --out"
+    )
+    sub.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes that write shards (default: 1)",
+    )
+
+    sub = command("export", _export, "write a run's generator for use elsewhere")
+    sub.add_argument("run", metavar="RUN")
+    sub.add_argument("--format", required=True, metavar="NAME", help="onnx, torch or safetensors")
+    sub.add_argument("--out", required=True, metavar="URL", help="the file")
 
     doctor.add(command)
     bench.add(commands, _command)

@@ -1,9 +1,9 @@
-"""What a run keeps on storage: its folder, its checkpoints, and the generator in them."""
+"""What a run keeps on storage: its folder, its checkpoints, and the networks in them."""
 
 from gatdist.runs.checkpoint import Checkpoint, read_checkpoint
 from gatdist.runs.checkpoints import Checkpoints, Retention
 from gatdist.runs.directory import RunDirectory, read_config, read_lines
-from gatdist.runs.generator import Sampler, TrainedGenerator, load_generator
+from gatdist.runs.trained import Sampler, TrainedRun, load_run
 
 __all__ = [
     "Checkpoint",
@@ -11,8 +11,8 @@ __all__ = [
     "Retention",
     "RunDirectory",
     "Sampler",
-    "TrainedGenerator",
-    "load_generator",
+    "TrainedRun",
+    "load_run",
     "read_checkpoint",
     "read_config",
     "read_lines",

@@ -1,0 +1,218 @@
+"""The networks of a run, and fakes as a pure function of their numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gatdist.config import Config, PlayerName, import_plugins
+from gatdist.data import ReadSpec, Space, space_of
+from gatdist.errors import CheckpointError
+from gatdist.models import build_networks
+from gatdist.parallel import draws
+from gatdist.runs.checkpoint import Checkpoint
+from gatdist.runs.checkpoints import Checkpoints
+from gatdist.runs.directory import read_config
+from gatdist.storage import Store
+
+_SMALL_ANGLE = 1e-6
+_MEAN_SAMPLES = 4096
+
+# The part of a checkpoint's tensors that holds each player as it is used.
+_PARTS: dict[PlayerName, str] = {"generator": "average", "discriminator": "discriminator"}
+
+
+class Inputs(NamedTuple):
+    """What a generator is called with.
+
+    Attributes:
+        latents: [n, latent_size].
+        labels: int64 [n], or None.
+        noise: () or one tensor, [n, noise_size]: see :mod:`gatdist.models.noise`.
+    """
+
+    latents: Tensor
+    labels: Tensor | None
+    noise: tuple[Tensor, ...]
+
+
+class Sampler:
+    """Sample number i of a stream, whoever asks for it and in what company.
+
+    Args:
+        network: a generator, in evaluation mode.
+        latent_size: of its latents.
+        num_classes: that it is conditioned on; 0 if it is not.
+        seed: of the noise.
+        stream: names the noise; different streams of one seed are independent.
+        truncation: trades diversity for quality (> 0); None does not. Styles of a network with a
+            ``mapping`` move towards their mean w̄, w̄ + ψ (w − w̄) with this ψ (Karras et al. 2019);
+            latents of others are normal numbers cut off at this many deviations (Brock et al.
+            2019).
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        latent_size: int,
+        num_classes: int,
+        seed: int,
+        stream: str,
+        *,
+        truncation: float | None = None,
+    ) -> None:
+        self.network = network
+        self.latent_size = latent_size
+        self.num_classes = num_classes
+        self.seed = seed
+        self.stream = stream
+        self.truncation = truncation
+        self._mapping: nn.Module | None = getattr(network, "mapping", None)
+
+    def labels(self, positions: Tensor) -> Tensor | None:
+        """The classes int64 [n] of samples with these numbers; None without any."""
+        if not self.num_classes:
+            return None
+        return draws.integers(self.seed, f"{self.stream}/labels", positions, self.num_classes)
+
+    def inputs(self, positions: Tensor, labels: Tensor | None = None) -> Inputs:
+        """What the network is called with for int64 numbers [n]."""
+        dtype = next(self.network.parameters()).dtype
+        latents = draws.normal(self.seed, self.stream, positions, (self.latent_size,), dtype)
+        if self.truncation is not None and self._mapping is None:
+            latents = _cut_off(latents, self.truncation)
+        if not self.num_classes:
+            labels = None
+        elif labels is None:
+            labels = self.labels(positions)
+        noise = draws.of_network(self.network, self.seed, self.stream, positions, dtype)
+        return Inputs(latents, labels, noise)
+
+    @torch.no_grad()
+    def __call__(self, positions: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Samples [n, …] as networks see them, of int64 numbers [n]; labels drawn unless given."""
+        return self._generate(self.inputs(positions, labels))
+
+    @torch.no_grad()
+    def between(self, first: int, last: int, steps: int, label: int | None = None) -> Tensor:
+        """The way from sample ``first`` to sample ``last``, without the latter: [steps, …].
+
+        Latents go along a great circle (Shoemake 1985). The class, and what the network draws for
+        itself, stay those of ``first``.
+        """
+        device = next(self.network.parameters()).device
+        ends = torch.tensor([first, last], device=device)
+        given = None if label is None else torch.full_like(ends, label)
+        both = self.inputs(ends, given)
+        start, end = both.latents
+        share = torch.arange(steps, device=device, dtype=start.dtype)[:, None] / steps
+        angle = torch.arccos((start @ end / (start.norm() * end.norm())).clamp(-1, 1))
+        if angle.sin().abs() < _SMALL_ANGLE:  # the same, or opposite: no great circle is the one
+            latents = (1 - share) * start + share * end
+        else:
+            weights = ((1 - share) * angle).sin(), (share * angle).sin()
+            latents = (weights[0] * start + weights[1] * end) / angle.sin()
+        labels = None if both.labels is None else both.labels[:1].expand(steps)
+        noise = tuple(t[:1].expand(steps, -1) for t in both.noise)
+        return self._generate(Inputs(latents, labels, noise))
+
+    def _generate(self, inputs: Inputs) -> Tensor:
+        if self.truncation is None or self._mapping is None:
+            samples: Tensor = self.network(inputs.latents, inputs.labels, *inputs.noise)
+            return samples
+        mean, share = self._mean_style, self.truncation
+        handle = self._mapping.register_forward_hook(
+            lambda module, inputs, styles: mean + share * (styles - mean)
+        )
+        try:
+            return self.network(inputs.latents, inputs.labels, *inputs.noise)
+        finally:
+            handle.remove()
+
+    @cached_property
+    def _mean_style(self) -> Tensor:
+        """Of 4,096 latents (and classes), the same for every seed."""
+        assert self._mapping is not None
+        like = next(self.network.parameters())
+        drawn = Sampler(self.network, self.latent_size, self.num_classes, 0, "truncation")
+        positions = torch.arange(_MEAN_SAMPLES, device=like.device)
+        found = drawn.inputs(positions)
+        mean: Tensor = self._mapping(found.latents, found.labels).mean(dim=0)
+        return mean
+
+
+def _cut_off(latents: Tensor, limit: float) -> Tensor:
+    """Normal numbers as ones of the normal distribution between −limit and limit."""
+    below = torch.special.ndtr(torch.tensor(-limit, dtype=torch.float64))
+    share = torch.special.ndtr(latents.double())
+    return torch.special.ndtri(below + share * (1 - 2 * below)).to(latents.dtype)
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """Both networks of a run's newest checkpoint, with what is known of them.
+
+    Attributes:
+        generator: the averaged one, in evaluation mode.
+        discriminator: in evaluation mode.
+        config: of the run.
+        checkpoint: where they are from.
+        space: of the samples.
+    """
+
+    generator: nn.Module
+    discriminator: nn.Module
+    config: Config
+    checkpoint: Checkpoint
+    space: Space
+
+    @property
+    def num_classes(self) -> int:
+        """That the networks are conditioned on; 0 if they are not."""
+        return self.space.num_classes if self.config.model.conditional else 0
+
+    def sampler(self, seed: int, stream: str, truncation: float | None = None) -> Sampler:
+        """See :class:`Sampler`."""
+        size, classes = self.config.model.latent_size, self.num_classes
+        return Sampler(self.generator, size, classes, seed, stream, truncation=truncation)
+
+
+def load_run(run: Store, device: torch.device) -> TrainedRun:
+    """The networks of the run in the folder ``run``.
+
+    Raises:
+        CheckpointError: no run there, no whole checkpoint, or one of other networks.
+    """
+    config = read_config(run)
+    if config is None:
+        raise CheckpointError(
+            run.url, "is no run directory (it has no config.json)", mend="Check the path"
+        )
+    checkpoint = Checkpoints(run.child("checkpoints")).newest()
+    if checkpoint is None:
+        raise CheckpointError(
+            run.url, "has no checkpoint yet", mend="Let the run reach run.checkpoint_samples"
+        )
+    if "samples" not in checkpoint.state:
+        rule = "was written by an older gatdist, which did not say what its samples are"
+        raise CheckpointError(run.url, rule, mend="Resume the run until its next checkpoint")
+    import_plugins(config.plugins)
+    space = space_of(ReadSpec.model_validate(checkpoint.state["samples"]))
+    built = build_networks(config, space.shape, space.num_classes, space.facts)
+    for network, part in zip(built, _PARTS.values(), strict=True):
+        weights = {
+            name.removeprefix(f"{part}/"): tensor
+            for name, tensor in checkpoint.tensors.items()
+            if name.startswith(f"{part}/")
+        }
+        try:
+            network.load_state_dict(weights)
+        except RuntimeError as error:
+            rule = f"holds the weights of other networks ({error})"
+            raise CheckpointError(run.url, rule) from None
+        network.to(device).eval().requires_grad_(False)
+    return TrainedRun(*built, config, checkpoint, space)

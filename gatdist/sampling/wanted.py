@@ -1,0 +1,99 @@
+"""Which samples are wanted, and how they are made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gatdist.errors import ConfigError
+from gatdist.runs import Sampler, TrainedRun
+
+# Samples that are made at once. They come in the same company whatever is asked for, since
+# convolutions may round differently in a batch of another size.
+CHUNK = 256
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which samples.
+
+    Attributes:
+        num: how many (> 0).
+        seed: of the noise. Sample i of a seed is the same whatever ``num`` is.
+        labels: classes that the samples have in turn, as numbers or names; none: drawn.
+        truncation: see :class:`~gatdist.runs.trained.Sampler`.
+        interpolate: above 0, so many pictures on the way from each sample to the next, and from the
+            last to the first.
+    """
+
+    num: int
+    seed: int = 0
+    labels: Sequence[str] = ()
+    truncation: float | None = None
+    interpolate: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num <= 0:
+            raise ConfigError("--num", "must be above 0", value=self.num)
+        if self.interpolate < 0:
+            raise ConfigError("--interpolate", "must be 0 or above", value=self.interpolate)
+        if self.truncation is not None and not self.truncation > 0:
+            raise ConfigError("--truncation", "must be above 0", value=self.truncation)
+
+
+def samples_of(
+    run: TrainedRun, wanted: Wanted, labels: list[int] | None
+) -> Iterator[tuple[int, Tensor]]:
+    """As networks see them, from number 0 on, in chunks: the first one's number, and samples."""
+    sampler = run.sampler(wanted.seed, "sample", wanted.truncation)
+    if wanted.interpolate:
+        for i in range(wanted.num):
+            label = labels[0] if labels else None
+            way = sampler.between(i, (i + 1) % wanted.num, wanted.interpolate, label)
+            yield i * wanted.interpolate, way.cpu()
+        return
+    for start, seen, _ in chunks_of(sampler, 0, wanted.num, labels):
+        yield start, seen
+
+
+def chunks_of(
+    sampler: Sampler, begin: int, end: int, labels: list[int] | None
+) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+    """Samples ``begin`` to ``end`` − 1, on the CPU: the first one's number, samples, their classes.
+
+    ``begin`` is a multiple of the chunk. ``labels`` are had in turn; None: they are drawn.
+    """
+    device = next(sampler.network.parameters()).device
+    for start in range(begin, end, CHUNK):
+        count = min(CHUNK, end - start)
+        # Numbers past the end fill the last chunk.
+        filled = torch.arange(start, start + CHUNK, device=device)
+        if labels is None:
+            classes = sampler.labels(filled)
+        else:
+            classes = torch.tensor(labels, device=device)[filled % len(labels)]
+        seen = sampler(filled, classes)[:count].cpu()
+        yield start, seen, None if classes is None else classes[:count].cpu()
+
+
+def class_numbers(run: TrainedRun, wanted: Sequence[str]) -> list[int] | None:
+    """The numbers of classes, by number or name."""
+    if not wanted:
+        return None
+    if not run.num_classes:
+        rule = "the run's generator is not told classes"
+        raise ConfigError("--labels", rule, value=",".join(wanted), mend="Leave it out")
+    names = run.space.spec.class_names or []
+    found = []
+    for word in wanted:
+        number = names.index(word) if word in names else int(word) if word.isdecimal() else -1
+        if not 0 <= number < run.num_classes:
+            known = f", or one of {', '.join(names[:10])}" if names else ""
+            raise ConfigError(
+                "--labels", f"there is no such class: 0 to {run.num_classes - 1}{known}", value=word
+            )
+        found.append(number)
+    return found
