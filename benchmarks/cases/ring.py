@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks.environment import environment
 from gatdist.monitor.grid import encode_png, make_scatter
-from gatdist.runs.generator import load_generator
+from gatdist.runs import load_run
 from gatdist.storage import Store
 
 MODES, DEVIATION, NUM_SAMPLES = 8, 0.01, 20_000
@@ -63,7 +63,7 @@ def train(folder: str, settings: list[str]) -> None:
 
 def generate(folder: str) -> Tensor:
     """Points of the averaged generator, [n, 2]."""
-    trained = load_generator(Store(folder), torch.device("cpu"))
+    trained = load_run(Store(folder), torch.device("cpu"))
     return trained.sampler(0, "ring")(torch.arange(NUM_SAMPLES))
 
 
