@@ -54,8 +54,9 @@ class Terminal:
         self._line_is_open = True
 
     def _write(self, text: str) -> None:
-        # A terminal that was closed is no reason to stop what it showed.
-        with suppress(OSError):
+        # A terminal that was closed is no reason to stop what it showed. Nor is a signal in the
+        # middle of a write, whose handler has something to say: that is a RuntimeError.
+        with suppress(OSError, RuntimeError):
             self.stream.write(text)
             self.stream.flush()
 

@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import shlex
+import signal
 import struct
 import sys
 import termios
@@ -302,3 +303,27 @@ def test_paths_below_the_current_folder_are_short(tmp_path, monkeypatch):
 )
 def test_numbers_as_people_read_them(shown, expected):
     assert shown == expected
+
+
+def test_a_signal_in_the_middle_of_a_write_breaks_nothing():
+    """A terminal that nobody reads blocks who writes; then the handler of a signal writes too."""
+    master, slave = pty.openpty()
+    with open(slave, "w") as stream:
+        terminal, heard = Console(stream), []
+
+        def handle(number, frame):
+            try:
+                terminal._say("stopping after a checkpoint")
+            finally:
+                heard.append(os.read(master, 65536))
+
+        before = signal.signal(signal.SIGALRM, handle)
+        signal.setitimer(signal.ITIMER_REAL, 0.05, 0.01)
+        try:
+            for _ in range(400):
+                terminal._say("a line of progress " * 5)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+    os.close(master)
+    assert len(heard) > 3
