@@ -34,22 +34,9 @@ _ONNX_VERSION = 18
 _CHECKED = 5  # samples that are compared; not the number that was traced with
 _METADATA = "gatdist"
 
+# Each makes a file of a trained generator, or raises TrainingError if that does not give the same.
 formats: Registry[Callable[[TrainedRun], bytes]] = Registry("--format")
 ENDINGS = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors"}
-
-
-def export(run: TrainedRun, kind: str) -> bytes:
-    """A trained generator as a file.
-
-    Args:
-        run: trained.
-        kind: ``onnx``, ``torch`` (a program of ``torch.export``) or ``safetensors``.
-
-    Raises:
-        ConfigError: no such format, or a package that it needs is not installed.
-        TrainingError: the file does not give what the generator gives.
-    """
-    return formats[kind](run)
 
 
 @formats.register("safetensors")

@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, Self
 
 import torch
@@ -154,8 +155,14 @@ def as_pictures(samples: Tensor, dataset: Dataset) -> Tensor:
     """What the classifier sees: pictures [n, C, H, W], of sounds log-mel spectrograms."""
     if not isinstance(dataset.space, SoundSpace):
         return samples
-    pictures: Tensor = LogMel.for_rate(dataset.space.sample_rate).to(samples.device)(samples)
+    pictures: Tensor = _front(dataset.space.sample_rate, samples.device)(samples)
     return pictures
+
+
+@lru_cache(maxsize=4)
+def _front(sample_rate: int, device: torch.device) -> LogMel:
+    """Made once, not for every batch."""
+    return LogMel.for_rate(sample_rate).to(device)
 
 
 def _picture_shape(dataset: Dataset) -> tuple[int, ...]:

@@ -1,11 +1,12 @@
 """What a run keeps on storage: its folder, its checkpoints, and the networks in them."""
 
-from gatdist.runs.checkpoint import Checkpoint, read_checkpoint
+from gatdist.runs.checkpoint import PARTS, Checkpoint, read_checkpoint
 from gatdist.runs.checkpoints import Checkpoints, Retention
 from gatdist.runs.directory import RunDirectory, read_config, read_lines
 from gatdist.runs.trained import Sampler, TrainedRun, load_run
 
 __all__ = [
+    "PARTS",
     "Checkpoint",
     "Checkpoints",
     "Retention",

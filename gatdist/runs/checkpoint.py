@@ -17,11 +17,14 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from gatdist.config import PlayerName
 from gatdist.errors import CheckpointError, StorageError
 from gatdist.faults import reached
 from gatdist.storage import Store
 
 MANIFEST = "MANIFEST.json"
+# The part of a checkpoint's tensors that holds each player as it is used.
+PARTS: Mapping[PlayerName, str] = {"generator": "average", "discriminator": "discriminator"}
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,15 @@ class Checkpoint:
     name: str
     state: dict[str, Any]
     tensors: dict[str, Tensor]
+
+    def weights(self, player: PlayerName) -> dict[str, Tensor]:
+        """Of a player as it is used: the averaged generator's, or the discriminator's."""
+        prefix = f"{PARTS[player]}/"
+        return {
+            name.removeprefix(prefix): tensor
+            for name, tensor in self.tensors.items()
+            if name.startswith(prefix)
+        }
 
     def digest(self) -> str:
         """SHA-256 (hex) over the names, dtypes, shapes and bytes of all trained state, by name."""

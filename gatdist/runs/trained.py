@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gatdist.config import Config, PlayerName, import_plugins
+from gatdist.config import BOTH, Config, import_plugins
 from gatdist.data import ReadSpec, Space, space_of
 from gatdist.errors import CheckpointError
 from gatdist.models import build_networks
@@ -21,9 +21,6 @@ from gatdist.storage import Store
 
 _SMALL_ANGLE = 1e-6
 _MEAN_SAMPLES = 4096
-
-# The part of a checkpoint's tensors that holds each player as it is used.
-_PARTS: dict[PlayerName, str] = {"generator": "average", "discriminator": "discriminator"}
 
 
 class Inputs(NamedTuple):
@@ -203,14 +200,9 @@ def load_run(run: Store, device: torch.device) -> TrainedRun:
     import_plugins(config.plugins)
     space = space_of(ReadSpec.model_validate(checkpoint.state["samples"]))
     built = build_networks(config, space.shape, space.num_classes, space.facts)
-    for network, part in zip(built, _PARTS.values(), strict=True):
-        weights = {
-            name.removeprefix(f"{part}/"): tensor
-            for name, tensor in checkpoint.tensors.items()
-            if name.startswith(f"{part}/")
-        }
+    for network, player in zip(built, BOTH, strict=True):
         try:
-            network.load_state_dict(weights)
+            network.load_state_dict(checkpoint.weights(player))
         except RuntimeError as error:
             rule = f"holds the weights of other networks ({error})"
             raise CheckpointError(run.url, rule) from None

@@ -10,9 +10,6 @@ from torch import Tensor, nn
 from gatdist.config import Config, PlayerName
 from gatdist.errors import CheckpointError, ConfigError
 
-# Of another run's tensors, those that each network starts from.
-_PARTS: Mapping[PlayerName, str] = {"generator": "average", "discriminator": "discriminator"}
-
 
 @torch.no_grad()
 def start_from_another_run(config: Config, networks: Mapping[PlayerName, nn.Module]) -> None:
@@ -27,7 +24,7 @@ def start_from_another_run(config: Config, networks: Mapping[PlayerName, nn.Modu
     url = config.model.init_from
     if not url:
         return
-    from gatdist.runs import Checkpoints  # a bare machine that measures steps has no fsspec
+    from gatdist.runs import PARTS, Checkpoints  # a bare machine that measures steps has no fsspec
     from gatdist.storage import Store, absolute
 
     store = Store(absolute(url), config.run.storage_options)
@@ -40,19 +37,20 @@ def start_from_another_run(config: Config, networks: Mapping[PlayerName, nn.Modu
             mend="Name the folder of a run that has reached run.checkpoint_samples",
         )
     for player, network in networks.items():
-        _require_fit(url, network, checkpoint.tensors, _PARTS[player])
+        weights = checkpoint.weights(player)
+        _require_fit(f"{url}: tensor {PARTS[player]}", network, weights)
         for name, tensor in network.state_dict().items():
-            tensor.copy_(checkpoint.tensors[f"{_PARTS[player]}/{name}"])
+            tensor.copy_(weights[name])
 
 
-def _require_fit(url: str, network: nn.Module, theirs: Mapping[str, Tensor], part: str) -> None:
+def _require_fit(subject: str, network: nn.Module, theirs: Mapping[str, Tensor]) -> None:
     for name, tensor in network.state_dict().items():
-        their = theirs.get(f"{part}/{name}")
+        their = theirs.get(name)
         if their is not None and their.shape == tensor.shape:
             continue
         there = "is missing there" if their is None else f"has shape {tuple(their.shape)} there"
         raise CheckpointError(
-            f"{url}: tensor {part}/{name}",
+            f"{subject}/{name}",
             f"{there}, {tuple(tensor.shape)} in this run's network",
             mend="Make the section model that of the other run",
         )
