@@ -122,14 +122,14 @@ def export(run: str, kind: str, *, out: str) -> str:
 
     from gatdist.exporting import ENDINGS, formats
     from gatdist.runs import load_run
-    from gatdist.storage import Store
+    from gatdist.storage import Store, at_file
 
     make = formats[kind]
     url = absolute(out)
     url = url if url.endswith(ENDINGS[kind]) else url + ENDINGS[kind]
     content = make(load_run(Store(absolute(run)), torch.device("cpu")))
-    folder, _, name = url.rpartition("/")
-    Store(folder or "/").publish(name, content)
+    store, name = at_file(url)
+    store.publish(name, content)
     return url
 
 
@@ -149,14 +149,14 @@ def load(run: str, player: Literal["generator", "discriminator"] = "generator") 
 
     from gatdist.exporting import load_exported
     from gatdist.runs import load_run
-    from gatdist.storage import Store
+    from gatdist.storage import Store, at_file
 
     url = absolute(run)
     if url.endswith(".safetensors"):
         if player != "generator":
             raise CheckpointError(run, "holds a generator alone", mend="Load the run directory")
-        folder, _, name = url.rpartition("/")
-        return load_exported(Store(folder or "/").read(name), run)
+        store, name = at_file(url)
+        return load_exported(store.read(name), run)
     trained = load_run(Store(url), torch.device("cpu"))
     return trained.generator if player == "generator" else trained.discriminator
 

@@ -15,7 +15,7 @@ from gatdist.data import Dataset
 from gatdist.errors import ConfigError, DataError
 from gatdist.evaluation.features import Extractor, register_feature_extractor
 from gatdist.parallel.communicator import Communicator
-from gatdist.storage import Store, absolute
+from gatdist.storage import absolute, at_file
 
 
 @register_feature_extractor("torchscript")
@@ -76,9 +76,8 @@ class TorchScriptFeatures(Extractor):
 
 
 def _load(config: EvaluateConfig, device: torch.device) -> Any:
-    url = absolute(config.features_file)
-    folder, _, name = url.rpartition("/")
-    content = Store(folder or "/").read(name)
+    store, name = at_file(absolute(config.features_file))
+    content = store.read(name)
     found = hashlib.sha256(content).hexdigest()
     if found != config.features_sha256:
         raise ConfigError(

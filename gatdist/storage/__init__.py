@@ -4,6 +4,6 @@
 leave retrying to it; ``failures`` tells what an error of theirs means; ``local`` is this machine.
 """
 
-from gatdist.storage.store import Store, absolute
+from gatdist.storage.store import Store, absolute, at_file
 
-__all__ = ["Store", "absolute"]
+__all__ = ["Store", "absolute", "at_file"]

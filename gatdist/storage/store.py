@@ -295,3 +295,9 @@ def _nothing_if_absent() -> Iterator[None]:
 def absolute(url: str) -> str:
     """A local path made absolute, since workers may start in another folder; a URL as it is."""
     return url if "://" in url else os.path.abspath(os.path.expanduser(url))
+
+
+def at_file(url: str) -> tuple[Store, str]:
+    """The folder that a file at an absolute path or URL is in, and its name there."""
+    folder, _, name = url.rpartition("/")
+    return Store(folder or "/"), name
