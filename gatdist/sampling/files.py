@@ -15,7 +15,7 @@ from gatdist.errors import ConfigError
 from gatdist.exhibits import exhibit
 from gatdist.runs import TrainedRun
 from gatdist.sampling.wanted import Wanted, class_numbers, samples_of
-from gatdist.storage import Store
+from gatdist.storage import Store, at_file
 
 _ANIMATIONS = {".gif": "GIF", ".webp": "WEBP"}
 _FRAME_MS = 40
@@ -43,7 +43,7 @@ def write_samples(run: TrainedRun, wanted: Wanted, *, out: str, grid: bool) -> l
         StorageError: ``out`` can't be written.
     """
     labels = class_numbers(run, wanted.labels)
-    folder, _, name = out.rpartition("/")
+    file_store, name = at_file(out)
     animation = next((kind for ending, kind in _ANIMATIONS.items() if name.endswith(ending)), None)
     if animation or grid:
         seen = torch.cat([chunk for _, chunk in samples_of(run, wanted, labels)])
@@ -54,10 +54,10 @@ def write_samples(run: TrainedRun, wanted: Wanted, *, out: str, grid: bool) -> l
             ending = next((e for e in files if name.endswith(e)), "")
             if not ending:
                 ending = next(iter(files))
-                name += ending
+                name, out = name + ending, out + ending
             content = files[ending]()
-        Store(folder or ".").publish(name, content)
-        return [f"{folder}/{name}"]
+        file_store.publish(name, content)
+        return [out]
     store, space = Store(out), run.space
     written = []
     for start, seen in samples_of(run, wanted, labels):

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gatdist.errors import ConfigError
-from gatdist.models.conditioning import to_logits
 from gatdist.models.pictures.blocks import (
     ConditionalBatchNorm,
     DownBlock,
     MakeNorm,
+    ProjectionDiscriminator,
     SelfAttention,
     UpBlock,
 )
@@ -106,7 +106,7 @@ class BigGANGenerator(nn.Module):
         return self.finish(functional.relu(self.norm(x))).tanh()
 
 
-class BigGANDiscriminator(nn.Module):
+class BigGANDiscriminator(ProjectionDiscriminator):
     """Pictures [n, C, H, W] → logits [n]; labels by projection (Miyato & Koyama 2018).
 
     Args:
@@ -125,7 +125,6 @@ class BigGANDiscriminator(nn.Module):
         num_halvings: int,
         attention_side: int,
     ) -> None:
-        super().__init__()
         channels, height, width = sample_shape
         layers: list[nn.Module] = []
         for level, (before, after) in enumerate(pairwise([channels, *widths])):
@@ -135,15 +134,8 @@ class BigGANDiscriminator(nn.Module):
             )
             if halves and min(height, width) >> (level + 1) == attention_side:
                 layers.append(SelfAttention(after))
-        self.blocks = nn.Sequential(*layers)
-        self.finish = nn.Linear(widths[-1], 1)
-        self.embedding = nn.Embedding(num_classes, widths[-1]) if num_classes else None
+        super().__init__(nn.Sequential(*layers), widths[-1], num_classes)
         _initialize(self)
-
-    def forward(self, samples: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Pictures [n, C, H, W], labels int64 [n] if conditional → logits [n]."""
-        features = functional.relu(self.blocks(samples)).sum(dim=(2, 3))
-        return to_logits(features, labels, self.finish, self.embedding, scale=1.0)
 
 
 def _conditional(condition_size: int) -> MakeNorm:

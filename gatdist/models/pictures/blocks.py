@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from gatdist.models.conditioning import to_logits
+
 # What a block's normalization is told beside its input: labels, vectors, or nothing.
 Condition = Tensor | None
 # Makes the normalization of so many channels.
@@ -97,6 +99,29 @@ class DownBlock(nn.Module):
         # Means and 1×1 convolutions commute; means first cost a quarter.
         shortcut: Tensor = self.skip(functional.avg_pool2d(x, 2) if self.halves else x)
         return shortcut + (functional.avg_pool2d(change, 2) if self.halves else change)
+
+
+class ProjectionDiscriminator(nn.Module):
+    """Pictures [n, C, H, W] → logits [n], by sums over places of what blocks give.
+
+    Labels by projection (Miyato & Koyama 2018).
+
+    Args:
+        blocks: pictures → [n, width, h, w].
+        width: channels behind them.
+        num_classes: 0 for none.
+    """
+
+    def __init__(self, blocks: nn.Sequential, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.blocks = blocks
+        self.finish = nn.Linear(width, 1)
+        self.embedding = nn.Embedding(num_classes, width) if num_classes else None
+
+    def forward(self, samples: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Pictures [n, C, H, W], labels int64 [n] if conditional → logits [n]."""
+        features = functional.relu(self.blocks(samples)).sum(dim=(2, 3))
+        return to_logits(features, labels, self.finish, self.embedding, scale=1.0)
 
 
 class SelfAttention(nn.Module):

@@ -13,12 +13,12 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gatdist.models.conditioning import to_logits
 from gatdist.models.pictures.blocks import (
     BatchNorm,
     ConditionalBatchNorm,
     DownBlock,
     MakeNorm,
+    ProjectionDiscriminator,
     UpBlock,
 )
 from gatdist.models.pictures.sizes import halvings, require_halvings
@@ -61,7 +61,7 @@ class SNGANGenerator(nn.Module):
         return self.finish(functional.relu(self.norm(x))).tanh()
 
 
-class SNGANDiscriminator(nn.Module):
+class SNGANDiscriminator(ProjectionDiscriminator):
     """Pictures [n, C, H, W] → logits [n]; labels by projection (Miyato & Koyama 2018).
 
     Args:
@@ -78,8 +78,7 @@ class SNGANDiscriminator(nn.Module):
         widths: list[int],
         num_halvings: int,
     ) -> None:
-        super().__init__()
-        first, *others = [
+        blocks = [
             DownBlock(
                 before,
                 after,
@@ -89,15 +88,8 @@ class SNGANDiscriminator(nn.Module):
             )
             for level, (before, after) in enumerate(pairwise([sample_shape[0], *widths]))
         ]
-        self.blocks = nn.Sequential(first, *others)
-        self.finish = nn.Linear(widths[-1], 1)
-        self.embedding = nn.Embedding(num_classes, widths[-1]) if num_classes else None
+        super().__init__(nn.Sequential(*blocks), widths[-1], num_classes)
         _initialize(self)
-
-    def forward(self, samples: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Pictures [n, C, H, W], labels int64 [n] if conditional → logits [n]."""
-        features = functional.relu(self.blocks(samples)).sum(dim=(2, 3))
-        return to_logits(features, labels, self.finish, self.embedding, scale=1.0)
 
 
 def _conditional(num_classes: int) -> MakeNorm:
