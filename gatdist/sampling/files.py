@@ -43,20 +43,20 @@ def write_samples(run: TrainedRun, wanted: Wanted, *, out: str, grid: bool) -> l
         StorageError: ``out`` can't be written.
     """
     labels = class_numbers(run, wanted.labels)
-    file_store, name = at_file(out)
-    animation = next((kind for ending, kind in _ANIMATIONS.items() if name.endswith(ending)), None)
+    animation = next((kind for ending, kind in _ANIMATIONS.items() if out.endswith(ending)), None)
     if animation or grid:
         seen = torch.cat([chunk for _, chunk in samples_of(run, wanted, labels)])
         if animation:
             content = _animated(run, seen, animation)
         else:
             files = exhibit(run.space, seen, columns=wanted.interpolate or None).files()
-            ending = next((e for e in files if name.endswith(e)), "")
+            ending = next((e for e in files if out.endswith(e)), "")
             if not ending:
                 ending = next(iter(files))
-                name, out = name + ending, out + ending
+                out += ending
             content = files[ending]()
-        file_store.publish(name, content)
+        store, name = at_file(out)
+        store.publish(name, content)
         return [out]
     store, space = Store(out), run.space
     written = []
