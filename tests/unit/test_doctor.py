@@ -97,6 +97,17 @@ def test_of_two_hosts_the_pair_is_named():
     assert "a (10.0.0.1) can't reach b" in found.value
 
 
+@pytest.mark.parametrize("count", [2, 3, 4, 7])
+def test_in_a_turn_nobody_sends_and_receives(count: int):
+    addresses = [f"10.0.0.{n}" for n in range(count)]
+    to = network.neighbours(addresses)
+    turns = network.turns(addresses)
+    assert sorted(one for turn in turns for one in turn) == addresses
+    assert len(turns) == 2 + count % 2
+    for turn in turns:
+        assert not set(turn) & {to[one] for one in turn}
+
+
 def test_a_slow_link_is_named():
     to = network.neighbours(list(ADDRESSES))
     assert to == {"10.0.0.1": "10.0.0.2", "10.0.0.2": "10.0.0.3", "10.0.0.3": "10.0.0.1"}

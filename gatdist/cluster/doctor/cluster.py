@@ -199,11 +199,15 @@ class _Examination:
         self, hosts: list[_Host], names: Mapping[str, str], ports: Mapping[str, int]
     ) -> None:
         to = network.neighbours(list(names))
-        asked = {
-            host.probe.sending_rate.remote(to[host.address], ports[to[host.address]]): host
-            for host in hosts
-        }
-        rates = {h.address: (to[h.address], found) for h, found in self._gather(asked, "sends")}
+        by_address = {host.address: host for host in hosts}
+        rates = {}
+        for turn in network.turns(list(names)):
+            asked = {
+                by_address[one].probe.sending_rate.remote(to[one], ports[to[one]]): by_address[one]
+                for one in turn
+            }
+            for host, found in self._gather(asked, "sends"):
+                rates[host.address] = to[host.address], found
         for host in hosts:
             if finding := verdicts.sending(names, rates).get(host.address):
                 host.findings.append(finding)

@@ -210,3 +210,13 @@ def _agreed(seconds: float, message: Any) -> float:
 def neighbours(addresses: Sequence[str]) -> dict[str, str]:
     """To whom each host sends, so that each sends once and receives once, as in a ring."""
     return dict(zip(addresses, [*addresses[1:], *addresses[:1]], strict=True))
+
+
+def turns(addresses: Sequence[str]) -> list[list[str]]:
+    """Who of a ring sends at the same time: in a turn nobody sends and receives.
+
+    What a host sends over a slow link would hold up the receipts of what it gets over a fast one.
+    """
+    last = addresses[len(addresses) // 2 * 2 :]
+    found = [addresses[: len(addresses) - len(last) : 2], addresses[1::2], last]
+    return [list(turn) for turn in found if turn]
