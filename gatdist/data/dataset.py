@@ -6,6 +6,7 @@ decoded is decoded once and stays in memory.
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
@@ -78,6 +79,7 @@ class Dataset:
         num_shards: tars.
         num_bytes: of all tars.
         fingerprint: SHA-256 (hex) of the content and its order.
+        reading: SHA-256 (hex) of that and of how it is decoded: of all that makes the samples.
         spec: what the samples are, as they are read.
         sample_shape: of each, as they are read: (C, H, W) of images, that of points, (C, n) of
             sounds, (n,) of texts and tokens.
@@ -112,6 +114,8 @@ class Dataset:
         self._mean_bytes = np.maximum(1, sizes // samples)
         resize = resizing(manifest, config, self.sample_shape)
         decode = MODALITIES[self.modality].decoder(self.spec, resize)
+        told = f"{self.fingerprint} {self.spec.model_dump_json()} {resize}"
+        self.reading = hashlib.sha256(told.encode()).hexdigest()
         self._shards = OpenShards(
             lambda number: OpenShard(tars, store, manifest, manifest.shards[number], decode),
             index_bytes(config),

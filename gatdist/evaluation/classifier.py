@@ -17,19 +17,16 @@ from functools import lru_cache
 from typing import Any, Self
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gatdist.config import cache_folder
 from gatdist.data import Dataset
 from gatdist.data.space import SoundSpace
-from gatdist.errors import DataError, StorageError
+from gatdist.errors import DataError
+from gatdist.evaluation import cache
 from gatdist.evaluation.features import Extractor, register_feature_extractor
 from gatdist.models.sounds.log_mel import LogMel
 from gatdist.parallel.communicator import Communicator
-from gatdist.storage import Store
 
 RECIPE_VERSION = 1
 
@@ -171,29 +168,14 @@ def _picture_shape(dataset: Dataset) -> tuple[int, ...]:
 
 def _load_or_train(network: ClassifierNetwork, dataset: Dataset, device: torch.device) -> None:
     """Fill ``network``, which stands on the meta device, and move it to ``device``."""
-    cache = Store(str(cache_folder() / "features"))
     shape = "x".join(map(str, _picture_shape(dataset)))
     name = f"classifier-v{RECIPE_VERSION}-{dataset.fingerprint[:16]}-{shape}.safetensors"
-    if _load(network, cache, name):
-        network.to(device)
-        return
-    train_classifier(network, dataset, device)
-    with contextlib.suppress(StorageError):  # the cache saves time, no more
-        cache.publish(
-            name,
-            save({key: value.cpu().contiguous() for key, value in network.state_dict().items()}),
-        )
-
-
-def _load(network: ClassifierNetwork, cache: Store, name: str) -> bool:
-    """Whether the cache had it; what can't be read, is damaged or does not fit counts as absent."""
     try:
-        if not cache.exists(name):
-            return False
-        network.load_state_dict(load(cache.read(name)), assign=True)
-    except (StorageError, SafetensorError, RuntimeError):
-        return False
-    return True
+        network.load_state_dict(cache.read(name), assign=True)
+        network.to(device)
+    except RuntimeError:  # not there, or of other parameters
+        train_classifier(network, dataset, device)
+        cache.keep(name, network.state_dict())
 
 
 def train_classifier(network: ClassifierNetwork, dataset: Dataset, device: torch.device) -> None:

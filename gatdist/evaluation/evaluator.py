@@ -15,6 +15,7 @@ from gatdist.data import Dataset
 from gatdist.data.space import TextSpace
 from gatdist.errors import ConfigError, DataError
 from gatdist.evaluation import classifier, torchscript  # noqa: F401  (they register themselves)
+from gatdist.evaluation.cache import RealFeatures
 from gatdist.evaluation.features import Extractor, build_extractor
 from gatdist.evaluation.frechet import HALVES_SEED, HALVES_SPLITS, GaussianSums
 from gatdist.evaluation.metrics import Metric, SampleSet, metrics
@@ -59,7 +60,8 @@ class Evaluator:
     """Built on all workers when a run starts, then called on all of them to measure.
 
     Building checks, and is quick; without metrics it checks nothing. The first call prepares the
-    extractor and looks at the real data; what it learns of them is kept in memory for the next.
+    extractor and looks at the real data; what it learns of them is kept in memory for the next, and
+    their features on disk (:class:`~gatdist.evaluation.cache.RealFeatures`).
 
     Args:
         config: which metrics, of which features, on how many samples.
@@ -163,14 +165,20 @@ class Evaluator:
 
     @cached_property
     def _real(self) -> SampleSet:
+        kept = None
         if self._extractor:
             self._extractor.prepare()
-        real = _Real(self._dataset, self._device)
-        return replace(self._sample_set(self._dataset.num_samples, real), dataset=self._dataset)
+            kept = RealFeatures(self._features, self._extractor, self._dataset, self._comm)
+        known = kept.read() if kept else None
+        make = _Real(self._dataset, self._device)
+        real = self._sample_set(self._dataset.num_samples, make, known)
+        if kept and known is None:
+            kept.keep(real.features)
+        return replace(real, dataset=self._dataset)
 
     @torch.no_grad()
-    def _sample_set(self, count: int, make: Generate) -> SampleSet:
-        """Samples 0 to ``count`` − 1.
+    def _sample_set(self, count: int, make: Generate, known: Tensor | None = None) -> SampleSet:
+        """Samples 0 to ``count`` − 1, whose features may be known.
 
         They are cut into the same chunks whoever computes them, so that a sample's features do not
         depend on the number of workers; worker r of W makes the chunks r, r + W and so on.
@@ -181,14 +189,14 @@ class Evaluator:
         features = _Shared(self._comm, count, (num_features,), torch.float32)
         ids = _Shared(self._comm, count, (num_ids,), torch.uint8)
         labels = getattr(make, "labels", lambda positions: None)
-        for chunk in features.mine:
+        for chunk in features.mine if known is None or num_ids else ():
             start, end = chunk * _BATCH, min(count, (chunk + 1) * _BATCH)
             samples = space.to_samples(make(torch.arange(start, end, device=self._device)))
-            if extractor:
+            if extractor and known is None:
                 features.put(chunk, extractor(space.to_network(samples).float()))
             if num_ids:
                 ids.put(chunk, samples)
-        found = features.gathered()
+        found = features.gathered() if known is None else known
         share = found[self._sharing.rank :: self._sharing.world_size]
         texts = None
         if isinstance(space, TextSpace):

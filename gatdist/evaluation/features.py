@@ -35,7 +35,11 @@ class Extractor(ABC):
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """JSON values that say which features these are, beyond the name; after :meth:`prepare`."""
+        """JSON values that say which features these are, beyond the name; after :meth:`prepare`.
+
+        If there are any, features of real samples are kept on disk under them, so that they must
+        change when the features do.
+        """
         return {}
 
     def prepare(self) -> None:  # noqa: B027 - most extractors have nothing to prepare

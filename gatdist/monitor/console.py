@@ -13,7 +13,7 @@ kind           fields
 ``note``       ``message``
 ``warning``    ``message``
 ``alarm``      ``name, message, samples_seen``
-``evaluation`` ``metrics, samples_seen``
+``evaluation`` ``metrics, samples_seen, seconds``
 ``checkpoint`` ``samples_seen``
 ``done``       ``status, reason, samples_seen, metrics, run_dir, samples`` (a name in ``run_dir``)
 ============== ================================================================================
@@ -131,7 +131,8 @@ class Console(Terminal):
     def _evaluation(self, fields: Fields) -> None:
         self._progress.metrics = fields["metrics"]
         found = metrics_text(fields["metrics"])
-        self._say(f"evaluated at {count(fields['samples_seen'])} samples: {found}")
+        took = duration(fields["seconds"])
+        self._say(f"evaluated at {count(fields['samples_seen'])} samples in {took}: {found}")
 
     def _checkpoint(self, fields: Fields) -> None:
         if not self._is_terminal:

@@ -6,6 +6,7 @@ What a step does is the step's business.
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable
 from contextlib import closing
 from typing import Any
@@ -269,12 +270,14 @@ class _Loop:
         if not self.config.evaluate.metrics:
             return {}
         self.progress.enter("evaluation")
+        began = time.perf_counter()
         discriminator = self.state.players["discriminator"].bare
         evaluation = self.evaluator(self.average_sampler("evaluation"), discriminator)
         self.outcome["metrics"] = evaluation.metrics
         values |= {f"metric/{name}": value for name, value in evaluation.metrics.items()}
         values["protocol"] = evaluation.protocol
-        self.recorder.evaluation(evaluation.metrics)
+        values["time/evaluation_s"] = time.perf_counter() - began
+        self.recorder.evaluation(evaluation.metrics, values["time/evaluation_s"])
         return evaluation.metrics
 
     def average_sampler(self, stream: str) -> Sampler:

@@ -125,10 +125,11 @@ class Recorder:
             message = f"nothing could be written to {self.store.url} for {for_s:.0f} s"
             self.emit("warning", {"message": f"{message}; training goes on meanwhile"})
 
-    def evaluation(self, metrics: dict[str, float]) -> None:
-        """Tell people of an evaluation."""
+    def evaluation(self, metrics: dict[str, float], seconds: float) -> None:
+        """Tell people of an evaluation, and how long training waited for it."""
         if self.active:
-            self.emit("evaluation", {"samples_seen": self.state.samples_seen, "metrics": metrics})
+            told = {"metrics": metrics, "seconds": seconds}
+            self.emit("evaluation", {"samples_seen": self.state.samples_seen} | told)
 
     def finish(self, outcome: dict[str, Any]) -> None:
         """Tell how the run ended."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ class Arrays:
     # uint8 [n, H, W, C], float32 [n, d] or [n, C, t], or ids of texts, uint8 [n, t].
     samples: np.ndarray
     labels: np.ndarray | None = None
+    bad_samples: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def num_samples(self):
@@ -52,6 +54,10 @@ class Arrays:
     @property
     def fingerprint(self):
         return hashlib.sha256(self.samples.tobytes()).hexdigest()
+
+    @property
+    def reading(self):
+        return self.fingerprint
 
     def read(self, indices):
         return self.samples[indices], None if self.labels is None else self.labels[indices]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
-from arrays import ALONE, CPU, evaluator, fake_pictures, pictures
+from arrays import ALONE, CPU, Arrays, evaluator, fake_pictures, pictures
 from gatdist.config import DataConfig, cache_folder
 from gatdist.data import open_dataset
 from gatdist.evaluation import classifier
@@ -88,7 +91,7 @@ def test_the_cache_saves_the_training_and_survives_damage(tmp_path, monkeypatch)
     monkeypatch.setenv("GATDIST_CACHE", str(tmp_path))
     monkeypatch.setattr(classifier, "_NUM_STEPS", 3)
     first = evaluator(pictures())(fake_pictures)
-    [cached] = (cache_folder() / "features").iterdir()
+    [cached] = (cache_folder() / "features").glob("classifier-*")
     assert cached.name == f"classifier-v1-{pictures().fingerprint[:16]}-3x6x9.safetensors"
     with monkeypatch.context() as patch:
         patch.setattr(classifier, "train_classifier", None)  # would raise
@@ -98,6 +101,38 @@ def test_the_cache_saves_the_training_and_survives_damage(tmp_path, monkeypatch)
         assert evaluator(pictures())(fake_pictures) == first
     other = evaluator(pictures(seed=1))(fake_pictures)
     assert other.protocol["features_digest"] != first.protocol["features_digest"]
+
+
+def test_features_of_real_samples_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("GATDIST_CACHE", str(tmp_path))
+    monkeypatch.setattr(classifier, "_NUM_STEPS", 3)
+    first = evaluator(pictures())(fake_pictures)
+    [kept] = (cache_folder() / "features").glob("real-*")
+
+    read = []
+    monkeypatch.setattr(Arrays, "read", lambda self, indices: read.append(indices))
+    assert evaluator(pictures())(fake_pictures) == first
+    assert read == []
+    monkeypatch.undo()
+
+    monkeypatch.setenv("GATDIST_CACHE", str(tmp_path))
+    short = safetensors.torch.load(kept.read_bytes())["features"][:-1]
+    whole = kept.read_bytes()
+    for damaged in (b"", whole[:-9], safetensors.torch.save({"features": short.clone()})):
+        kept.write_bytes(damaged)
+        assert evaluator(pictures())(fake_pictures) == first
+        assert kept.read_bytes() == whole
+    monkeypatch.setattr(torch, "__version__", "0.0")
+    evaluator(pictures())(fake_pictures)
+    assert len(list((cache_folder() / "features").glob("real-*"))) == 2
+
+
+def test_features_of_bad_samples_are_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("GATDIST_CACHE", str(tmp_path))
+    monkeypatch.setattr(classifier, "_NUM_STEPS", 3)
+    bad = dataclasses.replace(pictures(), bad_samples={3: "no picture"})
+    evaluator(bad)(fake_pictures)
+    assert list((cache_folder() / "features").glob("real-*")) == []
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):

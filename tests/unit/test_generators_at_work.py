@@ -129,6 +129,7 @@ def test_a_run_on_sounds_shows_plays_and_measures_them(sound_run):
     found = metrics_of(sound_run)
     for name in ("fid", "label_accuracy", "probe", "probe_raw"):
         assert np.isfinite(found[f"metric/{name}"])
+    assert 0 < found["time/evaluation_s"] < 60
 
 
 def test_a_run_on_texts_shows_and_measures_them(text_run):

@@ -1,0 +1,91 @@
+"""What is costly to learn of real data, kept in the user's cache folder. It saves time, no more."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from gatdist.config import cache_folder
+from gatdist.data import Dataset
+from gatdist.errors import StorageError
+from gatdist.evaluation.features import Extractor
+from gatdist.parallel.communicator import Communicator
+from gatdist.storage import Store
+
+_MAX_BYTES = 2**30
+
+
+def read(name: str) -> dict[str, Tensor]:
+    """The tensors kept under a name, on the CPU.
+
+    Empty if there are none; what can't be read or is damaged counts as absent.
+    """
+    store = _store()
+    with suppress(StorageError, SafetensorError):
+        if store.exists(name):
+            return load(store.read(name))
+    return {}
+
+
+def keep(name: str, tensors: Mapping[str, Tensor]) -> None:
+    """Keep tensors under a name, if there is room."""
+    content = save({key: tensor.cpu().contiguous() for key, tensor in tensors.items()})
+    with suppress(StorageError):
+        _store().publish(name, content)
+
+
+class RealFeatures:
+    """Features of all real samples, kept for the run's next start and for other runs.
+
+    They are kept if their extractor says which they are (:attr:`Extractor.protocol`), under all
+    that they depend on: the samples and how they are read, the extractor, torch and the kind of
+    device. Worker 0 reads and writes.
+
+    Args:
+        name: of the extractor.
+        extractor: prepared.
+        dataset: the real samples.
+        comm: the workers.
+    """
+
+    def __init__(
+        self, name: str, extractor: Extractor, dataset: Dataset, comm: Communicator
+    ) -> None:
+        self._dataset, self._comm = dataset, comm
+        self._shape = (dataset.num_samples, extractor.num_features)
+        told = {
+            "features": name,
+            "protocol": extractor.protocol,
+            "data": dataset.reading,
+            "torch": torch.__version__,
+            "device": comm.device.type,
+        }
+        digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        small = 4 * self._shape[0] * self._shape[1] <= _MAX_BYTES
+        self._name = f"real-{digest[:32]}.safetensors" if extractor.protocol and small else ""
+
+    def read(self) -> Tensor | None:
+        """Float32 [n, d] on the workers' device, alike on all of them; or None."""
+        known = read(self._name).get("features") if self._name and self._comm.is_main else None
+        fits = known is not None and known.shape == self._shape and known.dtype == torch.float32
+        if not self._comm.any(fits):
+            return None
+        features = torch.empty(self._shape) if known is None else known
+        return self._comm.broadcast_(features.to(self._comm.device))
+
+    def keep(self, features: Tensor) -> None:
+        """Keep them, unless other samples had to stand in for bad ones."""
+        bad = self._comm.any(bool(self._dataset.bad_samples))
+        if self._name and self._comm.is_main and not bad:
+            keep(self._name, {"features": features})
+
+
+def _store() -> Store:
+    return Store(str(cache_folder() / "features"))
