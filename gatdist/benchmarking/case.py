@@ -1,4 +1,4 @@
-"""What is measured: networks of three sizes, and everyone who plays the same game with them.
+"""What is measured: networks of some sizes, and everyone who plays the same game with them.
 
 The game is the same in every case: nonsaturating losses without penalties, Adam for both players,
 and one fixed batch of made-up pictures, so that no loader is measured.
@@ -9,14 +9,15 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gatdist.benchmarking.straightforward import straightforward_networks
 from gatdist.config import Config, PlayerOptimConfig, parse_config
-from gatdist.models import DTYPES, build_networks
+from gatdist.models import DTYPES
 
 # Sections of a configuration and what a case has in them.
 Overrides = dict[str, dict[str, Any]]
@@ -35,15 +36,17 @@ class Size:
         name: for people and ``--size``.
         network: the registered name of both.
         options: of both.
-        shape: of one sample, (C, H, W).
+        shape: of one sample as networks see it.
         batch: samples that one process shows in a step.
+        model: more of the section ``model``.
     """
 
     name: str
     network: str
     options: Mapping[str, Any]
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     batch: int
+    model: Mapping[str, Any] = field(default_factory=dict)
 
     def config(self, overrides: Overrides, workers: int = 1) -> Config:
         """A run of this size with ``workers`` times the batch; it never ends by itself.
@@ -56,7 +59,7 @@ class Size:
         values: dict[str, dict[str, Any]] = {
             "run": {"total_samples": 2**62, "global_batch": self.batch * workers},
             "data": {"url": "made-up"},
-            "model": {"generator": network, "discriminator": network},
+            "model": {"generator": network, "discriminator": network, **self.model},
             "optim": {"generator": optimizer, "discriminator": optimizer},
         }
         for section, keys in overrides.items():
@@ -64,22 +67,32 @@ class Size:
         return parse_config(values)
 
     def real(self, config: Config) -> Tensor:
-        """The made-up batch of one process, [batch, C, H, W] in [−1, 1]."""
+        """The made-up batch of one process, [batch, *shape] in [−1, 1]."""
         generator = torch.Generator().manual_seed(0)
         real = torch.rand(self.batch, *self.shape, generator=generator) * 2 - 1
-        channels_last = config.precision.channels_last
+        channels_last = config.precision.channels_last and real.dim() == 4
         layout = torch.channels_last if channels_last else torch.contiguous_format
         return real.to(DTYPES[config.precision.dtype], memory_format=layout)
 
 
-SIZES = {
-    size.name: size
-    for size in (
-        Size("dcgan64_w4", "dcgan", {"width": 4}, (3, 64, 64), 8),
-        Size("dcgan64_w32", "dcgan", {"width": 32}, (3, 64, 64), 32),
-        Size("residual_w32", "residual", {"width": 32, "max_width": 128}, (3, 32, 32), 16),
-    )
-}
+USUAL_SIZES = (
+    Size("dcgan64_w4", "dcgan", {"width": 4}, (3, 64, 64), 8),
+    Size("dcgan64_w32", "dcgan", {"width": 32}, (3, 64, 64), 32),
+    Size("residual_w32", "residual", {"width": 32, "max_width": 128}, (3, 32, 32), 16),
+)
+# One of each family; their discriminators judge fakes of the same family.
+_R3GAN = {"width": 16, "max_width": 64, "group_width": 8, "blocks": 1}
+_STYLEGAN2 = {"capacity": 1024, "max_width": 64}
+_BOTH = {"spectral_norm": ["generator", "discriminator"]}
+FAMILY_SIZES = (
+    Size("sngan32", "sngan", {"width": 32}, (3, 32, 32), 16, {"spectral_norm": ["discriminator"]}),
+    Size("biggan32", "biggan", {"width": 16}, (3, 32, 32), 16, _BOTH),
+    Size("r3gan32", "r3gan", _R3GAN, (3, 32, 32), 16),
+    Size("stylegan2_32", "stylegan2", _STYLEGAN2, (3, 32, 32), 16),
+    Size("wavegan4096", "wavegan", {"width": 8}, (1, 4096), 16),
+    Size("text16", "text_convolutional", {"width": 64, "blocks": 3}, (27, 16), 32),
+)
+SIZES = {size.name: size for size in (*USUAL_SIZES, *FAMILY_SIZES)}
 
 
 class Case(ABC):
@@ -126,7 +139,7 @@ class HandWritten(Case):
     def __init__(self, size: Size, overrides: Overrides | None = None) -> None:
         self.size = size
         self.config = size.config(overrides or {})
-        self.generator, self.discriminator = build_networks(self.config, size.shape, 0)
+        self.generator, self.discriminator = straightforward_networks(self.config, size.shape)
         self.real = size.real(self.config)
 
     def latents(self) -> Tensor:

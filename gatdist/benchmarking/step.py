@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from gatdist.benchmarking.bare import Bare, BareReusing
-from gatdist.benchmarking.case import BFLOAT16, SIZES, Case, Size
+from gatdist.benchmarking.case import BFLOAT16, SIZES, USUAL_SIZES, Case, Size
 from gatdist.benchmarking.facts import environment
 from gatdist.benchmarking.memory import Memory, measure_memory
 from gatdist.benchmarking.ours import RULES, Ours
@@ -45,7 +45,7 @@ def measure(
     """Measure steps, all cases in turn, so that a ratio compares what ran at the same time.
 
     Args:
-        sizes: names of :data:`~gatdist.benchmarking.case.SIZES`; none: all.
+        sizes: names of :data:`~gatdist.benchmarking.case.SIZES`; none: the usual ones.
         cases: names of :data:`CASES` and, with two processes, of theirs; none: all. The unit of a
             ratio is measured in any case.
         rounds: that count (≥ 1).
@@ -69,7 +69,8 @@ def measure(
         if value < 1:
             raise ConfigError(option, "must be above 0", value=value)
     pairs = TWO_PROCESSES if two_processes else ()
-    chosen_sizes = [SIZES[name] for name in _chosen("--size", sizes, SIZES)]
+    usual = [size.name for size in USUAL_SIZES]
+    chosen_sizes = [SIZES[name] for name in _chosen("--size", sizes or usual, SIZES)]
     chosen = _chosen("--case", cases, [*CASES, *(name for name in pairs if name not in CASES)])
     rows: list[dict[str, Any]] = []
     skipped: list[dict[str, str]] = []

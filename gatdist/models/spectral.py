@@ -8,6 +8,8 @@ through in, nor on who looked at the network in between.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -56,12 +58,20 @@ def add_spectral_norm(network: nn.Module) -> nn.Module:
 
     A weight that starts at zero has no direction to normalize and gets an orthogonal one.
     """
-    for module in list(network.modules()):
-        if isinstance(module, _NORMALIZED) and not getattr(module, "transposed", False):
-            if not module.weight.any():
-                nn.init.orthogonal_(module.weight)
-            parametrize.register_parametrization(module, "weight", SpectralNorm(module.weight))
+    for module in normalizable(network):
+        if not module.weight.any():
+            nn.init.orthogonal_(module.weight)
+        parametrize.register_parametrization(module, "weight", SpectralNorm(module.weight))
     return network
+
+
+def normalizable(network: nn.Module) -> list[Any]:
+    """The modules whose ``weight`` spectral normalization is for."""
+    return [
+        module
+        for module in network.modules()
+        if isinstance(module, _NORMALIZED) and not getattr(module, "transposed", False)
+    ]
 
 
 def normalized_weights(network: nn.Module) -> list[tuple[SpectralNorm, Tensor]]:

@@ -13,17 +13,19 @@ import torch
 from gatdist.benchmarking import case as case_module
 from gatdist.benchmarking import step as step_module
 from gatdist.benchmarking.bare import Bare, BareReusing
-from gatdist.benchmarking.case import BFLOAT16, SIZES, Case, Size
+from gatdist.benchmarking.case import BFLOAT16, FAMILY_SIZES, SIZES, Case, Size
 from gatdist.benchmarking.memory import measure_memory
 from gatdist.benchmarking.ours import RULES, Ours
 from gatdist.benchmarking.peers import PEERS
 from gatdist.benchmarking.processes import together
 from gatdist.benchmarking.rounds import compare, interleave, settled, steps_in_a_turn
 from gatdist.benchmarking.step import CASES, measure
+from gatdist.benchmarking.straightforward import straightforward_networks
 from gatdist.benchmarking.table import table
 from gatdist.benchmarking.two_processes import TWO_PROCESSES, Plain
 from gatdist.cli import main
 from gatdist.errors import ConfigError, GatdistError, WorkerLostError
+from gatdist.models import build_networks
 from gatdist.parallel import draws
 
 TINY = Size("tiny", "dcgan", {"width": 2}, (1, 16, 16), 4)
@@ -47,6 +49,45 @@ def tiny(monkeypatch):
     """A size of milliseconds, and turns of one step."""
     monkeypatch.setitem(SIZES, "tiny", TINY)
     monkeypatch.setattr(step_module, "measure", partial(measure, turn_s=0.0))
+
+
+# Families
+
+
+@pytest.mark.parametrize("size", FAMILY_SIZES, ids=lambda size: size.name)
+def test_a_straightforward_network_is_the_same_function(size):
+    config = size.config({"model": dict(size.model) | {"spectral_norm": []}})
+    torch.manual_seed(0)
+    ours = build_networks(config, size.shape, 0)
+    torch.manual_seed(0)
+    theirs = straightforward_networks(config, size.shape)
+    real, latents = size.real(config)[:2], torch.randn(2, config.model.latent_size)
+    for mine, other, x in zip(ours, theirs, (latents, real), strict=True):
+        noise = ()
+        if count := getattr(mine, "noise_size", 0):
+            torch.manual_seed(1)
+            noise = (None, torch.randn(2, count))
+            for name, parameter in [*mine.named_parameters(), *other.named_parameters()]:
+                if name.endswith("noise_strength"):
+                    torch.nn.init.ones_(parameter)
+        torch.manual_seed(1)
+        torch.testing.assert_close(other(x), mine(x, *noise), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", FAMILY_SIZES, ids=lambda size: size.name)
+def test_families_take_steps(size):
+    for case in (Bare(size), Ours(size, RULES["alternating_kept"])):
+        case.run(1)
+        for network in (case.generator, case.discriminator):
+            assert all(p.isfinite().all() for p in network.parameters())
+
+
+def test_a_straightforward_network_has_torchs_spectral_norm():
+    size = next(size for size in FAMILY_SIZES if size.name == "sngan32")
+    _, theirs = straightforward_networks(size.config({}), size.shape)
+    weights = [name for name, _ in theirs.named_parameters() if "weight" in name]
+    assert all("parametrizations" in name for name in weights)
+    assert any(type(m).__name__ == "_SpectralNorm" for m in theirs.modules())
 
 
 # The same game

@@ -137,8 +137,8 @@ def test_metrics_stay_in_the_line_of_progress():
         ("tick", tick(12_288, **{"metric/kid": 0.5})),
     )
     assert lines[3] == (
-        "evaluated at 8,192 samples in 3.1 s: fid 2.10 (1.10 x that of two real halves), kid 0.0008, "
-        "rarest class 7.0%"
+        "evaluated at 8,192 samples in 3.1 s: fid 2.10 (1.10 x that of two real halves), "
+        "kid 0.0008, rarest class 7.0%"
     )
     assert "fid" not in lines[2]
     assert lines[4].endswith("fid 2.10")
