@@ -12,7 +12,13 @@ from torch import nn
 
 from arrays import ALONE, Arrays, evaluator, fake_pictures, fake_points, pictures, points
 from gatdist.errors import ConfigError, DataError, PluginError
-from gatdist.evaluation import Extractor, classifier, register_feature_extractor
+from gatdist.evaluation import (
+    Extractor,
+    SampleSet,
+    classifier,
+    metrics,
+    register_feature_extractor,
+)
 from gatdist.evaluation.frechet import GaussianSums, frechet_distance, halves_distance
 from gatdist.evaluation.kernel import cross_similarity, self_similarity
 from gatdist.parallel.communicator import FakeCommunicator
@@ -161,6 +167,18 @@ def test_distances_equal_those_of_torchmetrics():
         metric.update(y, real=False)
     assert fid(x, y) == pytest.approx(float(frechet.compute()), rel=1e-9)
     assert kid(x, y) == pytest.approx(float(kernel.compute()[0]), rel=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:Metric `InceptionScore`:UserWarning")
+def test_the_inception_score_equals_that_of_torchmetrics():
+    from torchmetrics.image.inception import InceptionScore
+
+    logits = 3 * normal(200, 16, seed=4)
+    theirs = InceptionScore(feature=Identity(), splits=1).set_dtype(torch.float64)
+    theirs.update(logits)
+    fakes = SampleSet(logits, GaussianSums.of(logits), ALONE, scores=logits)
+    ours = metrics["inception_score"].measure(fakes, fakes)["inception_score"]
+    assert ours == pytest.approx(float(theirs.compute()[0]), rel=1e-6)
 
 
 # Over workers

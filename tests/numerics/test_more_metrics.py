@@ -64,6 +64,28 @@ class TestNeighbours:
         assert coverage == pytest.approx(expected, abs=0.01)
         assert density == pytest.approx(1, abs=0.05)
 
+    def test_they_are_what_scikit_learns_neighbours_give(self):
+        from sklearn.neighbors import NearestNeighbors
+
+        real, fake = normal(150, 6), normal(120, 6, seed=1) * 0.8 + 0.3
+
+        def ball_radii(x, k):
+            return NearestNeighbors(n_neighbors=k + 1).fit(x).kneighbors(x)[0][:, -1]
+
+        def inside(x, centres, k):  # [x, centres]
+            nearest = NearestNeighbors(n_neighbors=len(centres)).fit(centres)
+            distances, order = nearest.kneighbors(x)
+            found = np.empty_like(distances)
+            np.put_along_axis(found, order, distances, axis=1)
+            return found <= ball_radii(centres, k)
+
+        precision, recall = inside(fake, real, 3).any(1), inside(real, fake, 3).any(1)
+        assert precision_and_recall(real, fake, ALONE) == (precision.mean(), recall.mean())
+        held = inside(fake, real, 5)
+        density, coverage = density_and_coverage(real, fake, ALONE)
+        assert density == pytest.approx(held.sum() / (5 * len(fake)))
+        assert coverage == held.any(0).mean()
+
     def test_the_matrix_in_pieces_is_the_whole(self, monkeypatch):
         x, y = normal(50, 3), normal(40, 3, seed=1)
         whole = precision_and_recall(x, y, ALONE), density_and_coverage(x, y, ALONE)
@@ -100,6 +122,18 @@ class TestTexts:
         assert ngram_divergence(["abc", "d"], ["d", "abc"], 2) == 0
         assert ngram_divergence(["aa"], ["bb"], 1) == pytest.approx(1)
         assert ngram_divergence(["aa"], [""], 1) == 1
+
+    def test_divergence_is_the_square_of_scipys_distance(self):
+        from collections import Counter
+
+        from scipy.spatial.distance import jensenshannon
+
+        sides = ["the cat sat", "on the mat"], ["a dog", "the log", "sat"]
+        for n in (1, 2, 3):
+            counts = [Counter(gram for text in side for gram in ngrams(text, n)) for side in sides]
+            grams = sorted(counts[0] | counts[1])
+            p, q = ([count[gram] for gram in grams] for count in counts)
+            assert ngram_divergence(*sides, n) == pytest.approx(jensenshannon(p, q, 2) ** 2)
 
     def test_divergence_of_two_coins(self):
         def entropy(p):
