@@ -169,7 +169,7 @@ def test_distances_equal_those_of_torchmetrics():
     assert kid(x, y) == pytest.approx(float(kernel.compute()[0]), rel=1e-9)
 
 
-@pytest.mark.filterwarnings("ignore:Metric `InceptionScore`:UserWarning")
+@pytest.mark.filterwarnings("ignore:Metric `InceptionScore`:UserWarning", "ignore:std:UserWarning")
 def test_the_inception_score_equals_that_of_torchmetrics():
     from torchmetrics.image.inception import InceptionScore
 
