@@ -1,0 +1,116 @@
+"""Using a generator: samples a second beside a bare loop, and what an evaluation takes.
+
+python -m benchmarks.cases.using [--rounds 7] [--num 10000]
+
+Both sides of the first part make the same number of samples by the same network, in the same
+batches, without gradients, in one thread. The bare loop draws its latents (and what the network
+draws for itself) from torch's generator; gatdist draws them by each sample's number. The second
+part evaluates an untrained run of the preset ``digits``: from an empty cache folder, then again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+import gatdist
+from benchmarks.environment import environment
+from gatdist.benchmarking.case import SIZES
+from gatdist.benchmarking.rounds import TURN_S, compare, interleave, settled
+from gatdist.config import load_config
+from gatdist.models import build_networks
+from gatdist.runs import Sampler
+
+BATCH = 64
+SIZES_MADE = ("residual_w32", "dcgan64_w32", "r3gan32", "stylegan2_32", "wavegan4096", "text16")
+METRICS = ["fid", "kid", "swd", "precision_recall", "density_coverage", "inception_score"]
+
+
+def main() -> None:
+    """Measure both parts and write ``result.json``."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--num", type=int, default=10_000, help="samples that are evaluated")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    out = arguments.out or Path(f"benchmarks/results/{time.strftime('%Y-%m-%d')}_using")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with settled():
+        rows = [generation(name, arguments.rounds) for name in SIZES_MADE]
+    torch.set_num_threads(threads)
+    result = {
+        "generation": rows,
+        "evaluation": evaluation(arguments.num),
+        "environment": environment(),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+def generation(name: str, rounds: int) -> dict[str, Any]:
+    """Samples a second of one size, and how many times the bare loop's."""
+    size = SIZES[name]
+    config = size.config({})
+    generator = build_networks(config, size.shape, 0)[0].eval().requires_grad_(False)
+    latent_size, num_noise = config.model.latent_size, getattr(generator, "noise_size", 0)
+    sampler = Sampler(generator, latent_size, 0, 0, "benchmark")
+
+    def ours(batches: int) -> float:
+        began = time.perf_counter()
+        for i in range(batches):
+            sampler(torch.arange(BATCH * i, BATCH * (i + 1)))
+        return time.perf_counter() - began
+
+    @torch.no_grad()
+    def bare(batches: int) -> float:
+        began = time.perf_counter()
+        for _ in range(batches):
+            noise = (None, torch.randn(BATCH, num_noise)) if num_noise else ()
+            generator(torch.randn(BATCH, latent_size), *noise)
+        return time.perf_counter() - began
+
+    bare(1)
+    batches = max(1, round(TURN_S / bare(1)))
+    ways = {"ours": ours, "bare": bare}
+    seconds = interleave(list(ways), rounds, lambda way: ways[way](batches), lambda text: None)
+    ratio = compare(seconds["ours"], seconds["bare"])
+    row = {
+        "size": name,
+        "samples_per_s": BATCH * batches / median(seconds["ours"]),
+        "ratio_to_bare": ratio.median,
+        "ratio_low": ratio.low,
+        "ratio_high": ratio.high,
+    }
+    print(f"{name:14} {row['samples_per_s']:10,.0f}/s  {ratio.median:.3f} of a bare loop")
+    return row
+
+
+def evaluation(num: int) -> list[dict[str, Any]]:
+    """Seconds that metrics of so many samples take, first and again."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["GATDIST_CACHE"] = f"{folder}/cache"
+        settings = ["run.total_samples=128", "monitor.tensorboard=false", "evaluate.metrics=[]"]
+        run = f"{folder}/run"
+        gatdist.train(load_config("digits", settings), run, local=True)
+        for kept in ("nothing", "classifier and features"):
+            for metrics in (["fid", "kid"], METRICS):
+                began = time.perf_counter()
+                gatdist.evaluate(run, metrics, num)
+                seconds = time.perf_counter() - began
+                rows.append({"kept": kept, "metrics": metrics, "num": num, "seconds": seconds})
+                print(f"{', '.join(metrics)} of {num:,}, {kept} kept before: {seconds:.1f} s")
+    return rows
+
+
+if __name__ == "__main__":
+    main()
