@@ -85,7 +85,7 @@ class Monitor:
 
         Args:
             samples_seen: the clock.
-            tag: of all that is shown.
+            tag: of what is shown; of a sound with ``/audio`` behind it.
             picture: uint8 [height, width, C].
             sound: float32 [C, t] and its sample rate in hertz.
             text: one sample a line.
@@ -95,7 +95,8 @@ class Monitor:
         if picture is not None:
             self._board.image(samples_seen, tag, picture)
         if sound is not None:
-            self._board.sound(samples_seen, tag, *sound)
+            # TensorBoard takes all that has one tag for the kind that it saw first.
+            self._board.sound(samples_seen, f"{tag}/audio", *sound)
         if text is not None:
             self._board.text(samples_seen, tag, _verbatim(text))
 

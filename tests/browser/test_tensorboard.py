@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.error import URLError
 from urllib.parse import quote
@@ -17,6 +18,8 @@ import pytest
 from PIL import Image
 from selenium import webdriver
 
+import gatdist
+from small_runs import LENGTH, RATE, SOUND, TEXT, configured, spoken, written
 from support import end_group, free_port, need, wait_until
 
 pytestmark = pytest.mark.browser
@@ -61,9 +64,29 @@ def run_dir(tmp_path_factory, run_gatdist):
 @pytest.fixture(scope="module")
 def fetch(run_dir, tmp_path_factory):
     """``fetch(path)``: what a TensorBoard server on the run answers; ``fetch.url`` is its root."""
-    port = free_port()
-    log = tmp_path_factory.mktemp("tensorboard") / "log"
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(run_dir)]
+    with tensorboard(run_dir, tmp_path_factory.mktemp("log"), "scalars", "images", "text") as get:
+        yield get
+
+
+@pytest.fixture(scope="module")
+def fetch_families(tmp_path_factory):
+    """The same of two runs, on sounds and on texts."""
+    folder = tmp_path_factory.mktemp("families")
+    spoken(folder / "tones")
+    written(folder / "words")
+    values = SOUND | {"evaluate": {"metrics": []}}, TEXT | {"evaluate": {"metrics": []}}
+    gatdist.train(configured(folder / "tones", values[0]), f"{folder}/runs/sounds", local=True)
+    config = configured(folder / "words", values[1], vocabulary="abc")
+    gatdist.train(config, f"{folder}/runs/texts", local=True)
+    with tensorboard(folder / "runs", tmp_path_factory.mktemp("log"), "audio", "text") as get:
+        yield get
+
+
+@contextmanager
+def tensorboard(logs, folder, *plugins):
+    """A server that has something for each of the plugins."""
+    port, log = free_port(), folder / "log"
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logs)]
     with log.open("w") as output:
         server = subprocess.Popen(
             [*command, "--host", "127.0.0.1", "--port", str(port)],
@@ -78,7 +101,6 @@ def fetch(run_dir, tmp_path_factory):
 
     def has_loaded():
         assert server.poll() is None, log.read_text()
-        plugins = ("scalars", "images", "text")
         try:
             return all(json.loads(get(f"data/plugin/{plugin}/tags")) for plugin in plugins)
         except (URLError, ConnectionError):
@@ -145,6 +167,11 @@ def page(browser, fetch):
     return Page(browser, fetch.url)
 
 
+@pytest.fixture
+def families(browser, fetch_families):
+    return Page(browser, fetch_families.url)
+
+
 def test_the_curves_are_drawn(page):
     page.open("timeseries", "?tagFilter=loss/")
 
@@ -187,6 +214,34 @@ def test_the_configuration_can_be_read(page):
     assert ["run.total_samples", "512"] in cells
     assert ["data.url", '"builtin:digits"'] in cells
     page.keep("text")
+
+
+def test_sounds_can_be_played(families):
+    families.open("audio")
+
+    def durations():
+        found = families.all("tf-audio-loader", "audio", ask="element.duration")
+        return len(found) == 2 and all(found) and found
+
+    # 16 clips one after the other, with a pause of a quarter of a second behind each.
+    shown = wait_until(durations, "the players of fakes and reals")
+    assert shown == pytest.approx([16 * (LENGTH / RATE + 0.25)] * 2, abs=0.01)
+    titles = [title.split() for title in families.all("tf-audio-loader")]
+    assert any("samples/fakes/audio" in title and "96" in title for title in titles)
+    families.keep("audio")
+
+
+def test_texts_can_be_read(families):
+    families.open("text")
+
+    def loaded():
+        found = [text.split() for text in families.all("tf-text-loader")]
+        texts = {words[0]: words for words in found if words}
+        steps = {of: texts.get(f"samples/{of}/text_summary", []) for of in ("fakes", "reals")}
+        return "caba" in steps["reals"] and "96" in steps["fakes"]
+
+    wait_until(loaded, "the texts")
+    families.keep("texts")
 
 
 def test_the_run_has_a_row_in_the_table_of_runs(page):

@@ -9,65 +9,13 @@ import torch
 from PIL import Image
 
 import gatdist
-from gatdist.config import DataConfig, load_config, parse_config
-from gatdist.data import open_dataset, write_dataset
-from gatdist.data.codecs import encode_wav
+from gatdist.config import DataConfig, load_config
+from gatdist.data import open_dataset
 from gatdist.errors import CheckpointError, ConfigError, DataError
 from gatdist.evaluation import classifier
 from gatdist.models.features import DiscriminatorFeatures
 from gatdist.storage import Store
-
-RATE, LENGTH = 8000, 256
-
-
-def spoken(folder):
-    """Tones of three heights: a class each."""
-    rng = np.random.default_rng(0)
-
-    def samples():
-        for i in range(60):
-            tone = np.sin(2 * np.pi * np.arange(LENGTH) / RATE * 500 * 2 ** (i % 3))
-            clip = np.float32(tone * 0.5 + 0.01 * rng.normal(size=LENGTH))[None]
-            yield f"{i:03d}", {"wav": encode_wav(clip, RATE), "cls": b"%d" % (i % 3)}
-
-    write_dataset(
-        Store(str(folder)),
-        [samples()],
-        modality="audio",
-        sample_shape=(1, LENGTH),
-        sample_rate=RATE,
-        num_classes=3,
-        class_names=["low", "middle", "high"],
-    )
-
-
-def written(folder, lines=("abba", "baab", "cab", "abc", "caba", "bac") * 8):
-    samples = ((f"{i:03d}", {"txt": line.encode()}) for i, line in enumerate(lines))
-    write_dataset(Store(str(folder)), [samples], modality="text", sample_shape=(6,))
-
-
-RUN = {"total_samples": 96, "global_batch": 8, "tick_samples": 32, "checkpoint_samples": 48}
-SOUND = {
-    "model": {
-        "latent_size": 8,
-        "conditional": True,
-        "generator": {"name": "wavegan", "width": 4},
-        "discriminator": {"name": "wavegan", "width": 4},
-    },
-    "evaluate": {"metrics": ["fid", "label_accuracy", "probe"], "every_samples": 48},
-}
-TEXT = {
-    "model": {
-        "latent_size": 8,
-        "generator": {"name": "text_recurrent", "width": 8},
-        "discriminator": {"name": "text_convolutional", "width": 8, "blocks": 1},
-    },
-    "evaluate": {"metrics": ["jsd", "self_bleu", "novelty"], "every_samples": 48},
-}
-
-
-def configured(url, values, **data):
-    return parse_config({"run": RUN, "data": {"url": str(url), **data}, **values})
+from small_runs import LENGTH, RATE, RUN, SOUND, TEXT, configured, spoken, written
 
 
 @pytest.fixture(scope="module")
