@@ -177,7 +177,7 @@ def test_tensorboard_has_pictures_texts_and_hyperparameters_in_the_same_run(run_
     assert found.Tags()["images"] == ["samples/fakes", "samples/gray"]
     [image] = found.Images("samples/fakes")
     assert (image.step, image.width, image.height) == (64, 30, 20)
-    [sound] = found.Audio("samples/heard")
+    [sound] = found.Audio("samples/heard/audio")
     assert (sound.step, sound.sample_rate, sound.length_frames) == (128, 8000, 400)
     [lines] = found.Tensors("samples/heard/text_summary")
     assert lines.tensor_proto.string_val == [b"    <b>\n    # one line each"]
