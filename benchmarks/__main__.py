@@ -11,49 +11,44 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 RESULTS = Path("benchmarks/results")
-CASES: dict[str, Sequence[str]] = {
-    "games": (),
-    "ring": (),
-    "remedies": (),
-    "overlap": (),
-    "packing": (),
-    "using": (),
-    "overheads": (),
-    "digits": ("preset", "digits"),
-    "digits-conditional": ("preset", "digits-conditional"),
-}
-# By ``gatdist bench``, whose JSON is the result.
-MEASURED: dict[str, Sequence[str]] = {
-    "step": ("step", "--two-processes"),
-    "data": ("data",),
-    "storage": ("storage",),
-    "scaling": ("scaling", "--workers", "1,2"),
-}
-NEEDS_ROOT = {"recovery": (), "soak": ()}  # they make hosts in network namespaces
-LONG = {
+OWN = (
+    "games",
+    "ring",
+    "remedies",
+    "overlap",
+    "packing",
+    "using",
+    "overheads",
+    "recovery",
     "soak",
-    "quality",
     "fuzz",
-    "speech",
-    "words",
-    "glyphs-r3gan",
-    "glyphs-stylegan2",
+    "quality",
+)
+PRESETS = ("digits", "digits-conditional", "speech", "words", "glyphs-r3gan", "glyphs-stylegan2")
+# The module that each runs as, and its arguments; in this order.
+CASES: dict[str, tuple[str, ...]] = {
+    **{name: (f"benchmarks.cases.{name}",) for name in OWN},
+    **{name: ("benchmarks.cases.preset", name) for name in PRESETS},
+    "step": ("gatdist.cli", "bench", "step", "--two-processes", "--json"),
+    "data": ("gatdist.cli", "bench", "data", "--json"),
+    "storage": ("gatdist.cli", "bench", "storage", "--json"),
+    "scaling": ("gatdist.cli", "bench", "scaling", "--workers", "1,2", "--json"),
 }
+NEEDS_ROOT = {"recovery", "soak"}  # they make hosts in network namespaces
+LONG = {"soak", "fuzz", "quality", "speech", "words", "glyphs-r3gan", "glyphs-stylegan2"}
 
 
 def main() -> int:
     """Run them; 0 if all went well."""
-    known = [*CASES, *MEASURED, *NEEDS_ROOT, *sorted(LONG - NEEDS_ROOT.keys())]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}")
-    names = parser.parse_args().names or [name for name in known if name not in LONG]
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(CASES)}")
+    names = parser.parse_args().names or [name for name in CASES if name not in LONG]
     for name in names:
-        if name not in known:
-            parser.error(f"{name}: not known; there are {', '.join(known)}")
+        if name not in CASES:
+            parser.error(f"{name}: not known; there are {', '.join(CASES)}")
     rows = []
     for name in names:
         if name in NEEDS_ROOT and os.geteuid():
@@ -71,19 +66,16 @@ def main() -> int:
 
 
 def run(name: str) -> int:
-    """The status of one."""
-    if name in MEASURED:
+    """The status of one. What prints JSON has it written down for it."""
+    command = [sys.executable, "-m", *CASES[name]]
+    if "--json" not in command:
+        return subprocess.run(command, check=False).returncode
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
+    if not done.returncode:
         out = RESULTS / f"{time.strftime('%Y-%m-%d')}_{name}"
         out.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "gatdist.cli", "bench", *MEASURED[name], "--json"]
-        done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
-        if not done.returncode:
-            (out / "result.json").write_bytes(done.stdout)
-        return done.returncode
-    case = Path(__file__).parent / "cases" / f"{name}.py"
-    module, *arguments = CASES.get(name) or ((name,) if case.exists() else ("preset", name))
-    command = [sys.executable, "-m", f"benchmarks.cases.{module}", *arguments]
-    return subprocess.run(command, check=False).returncode
+        (out / "result.json").write_bytes(done.stdout)
+    return done.returncode
 
 
 if __name__ == "__main__":

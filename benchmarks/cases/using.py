@@ -24,7 +24,8 @@ import torch
 import gatdist
 from benchmarks.environment import environment
 from gatdist.benchmarking.case import SIZES
-from gatdist.benchmarking.rounds import TURN_S, compare, interleave, settled
+from gatdist.benchmarking.rounds import TURN_S, compare, interleave, settled, steps_in_a_turn
+from gatdist.benchmarking.straightforward import with_noise
 from gatdist.config import load_config
 from gatdist.models import build_networks
 from gatdist.runs import Sampler
@@ -61,8 +62,8 @@ def generation(name: str, rounds: int) -> dict[str, Any]:
     size = SIZES[name]
     config = size.config({})
     generator = build_networks(config, size.shape, 0)[0].eval().requires_grad_(False)
-    latent_size, num_noise = config.model.latent_size, getattr(generator, "noise_size", 0)
-    sampler = Sampler(generator, latent_size, 0, 0, "benchmark")
+    latent_size = config.model.latent_size
+    sampler, network = Sampler(generator, latent_size, 0, 0, "benchmark"), with_noise(generator)
 
     def ours(batches: int) -> float:
         began = time.perf_counter()
@@ -74,12 +75,11 @@ def generation(name: str, rounds: int) -> dict[str, Any]:
     def bare(batches: int) -> float:
         began = time.perf_counter()
         for _ in range(batches):
-            noise = (None, torch.randn(BATCH, num_noise)) if num_noise else ()
-            generator(torch.randn(BATCH, latent_size), *noise)
+            network(torch.randn(BATCH, latent_size))
         return time.perf_counter() - began
 
     bare(1)
-    batches = max(1, round(TURN_S / bare(1)))
+    batches = steps_in_a_turn(1, bare(1), TURN_S)
     ways = {"ours": ours, "bare": bare}
     seconds = interleave(list(ways), rounds, lambda way: ways[way](batches), lambda text: None)
     ratio = compare(seconds["ours"], seconds["bare"])

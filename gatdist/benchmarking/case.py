@@ -1,7 +1,7 @@
 """What is measured: networks of some sizes, and everyone who plays the same game with them.
 
 The game is the same in every case: nonsaturating losses without penalties, Adam for both players,
-and one fixed batch of made-up pictures, so that no loader is measured.
+and one fixed batch of made-up samples, so that no loader is measured.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from gatdist.config import Config
 from gatdist.models import build_networks
-from gatdist.models.pictures.stylegan2 import StyledConv2d
+from gatdist.models.pictures.stylegan2 import EPSILON, StyledConv2d
 from gatdist.models.spectral import normalizable
 
 
@@ -31,16 +31,17 @@ def straightforward_networks(config: Config, shape: tuple[int, ...]) -> tuple[nn
     """
     plain = config.model.model_copy(update={"spectral_norm": []})
     generator, discriminator = build_networks(config.model_copy(update={"model": plain}), shape, 0)
-    found = {"generator": generator, "discriminator": discriminator}
-    for player, network in found.items():
+    for player, network in (("generator", generator), ("discriminator", discriminator)):
         if player in config.model.spectral_norm:
             for module in normalizable(network):
                 spectral_norm(module)
         _convolve_by_sample(network)
-    return tuple(  # type: ignore[return-value]
-        _WithNoise(network) if getattr(network, "noise_size", 0) else network
-        for network in found.values()
-    )
+    return with_noise(generator), with_noise(discriminator)
+
+
+def with_noise(network: nn.Module) -> nn.Module:
+    """The network, called without the noise that it takes, if any: it is drawn for it."""
+    return _WithNoise(network) if getattr(network, "noise_size", 0) else network
 
 
 class _WithNoise(nn.Module):
@@ -67,18 +68,16 @@ def _convolve_by_sample(network: nn.Module) -> None:
 class _WeightsBySample(StyledConv2d):
     """One grouped convolution whose groups are the samples (Karras et al. 2020)."""
 
-    def forward(self, x: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:
+    def convolve(self, x: Tensor, w: Tensor) -> Tensor:
         """As its base class."""
         n, inputs = x.shape[:2]
         weight = self.weight * self.gain * self.style(w)[:, None, :, None, None]  # [n, o, i, 3, 3]
-        weight = weight * (weight.square().sum(dim=(2, 3, 4), keepdim=True) + 1e-8).rsqrt()
+        weight = weight * (weight.square().sum(dim=(2, 3, 4), keepdim=True) + EPSILON).rsqrt()
         together = x.reshape(1, n * inputs, *x.shape[2:])
         if self.up:
             turned = weight.transpose(1, 2).flatten(0, 1)  # [n·i, o, 3, 3]
             x = functional.conv_transpose2d(together, turned, stride=2, groups=n)
         else:
             x = functional.conv2d(together, weight.flatten(0, 1), padding=1, groups=n)
-        x = self.blur(x.unflatten(1, (n, -1))[0])
-        if noise is not None:
-            x = x + self.noise_strength * noise
-        return functional.leaky_relu(x + self.bias[:, None, None], 0.2) * 2**0.5
+        blurred: Tensor = self.blur(x.unflatten(1, (n, -1))[0])
+        return blurred

@@ -24,7 +24,7 @@ def add(commands: Any, command: Callable[..., argparse.ArgumentParser]) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="such as dcgan64_w32 or r3gan32 (default: the first three); may be given often",
+        help="such as dcgan64_w32 or r3gan32 (default: the usual ones); may be given often",
     )
     _add_case(sub, "one_stage or lightning")
     sub.add_argument(

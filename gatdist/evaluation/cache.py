@@ -60,16 +60,17 @@ class RealFeatures:
     ) -> None:
         self._dataset, self._comm = dataset, comm
         self._shape = (dataset.num_samples, extractor.num_features)
+        protocol = extractor.protocol
         told = {
             "features": name,
-            "protocol": extractor.protocol,
+            "protocol": protocol,
             "data": dataset.reading,
             "torch": torch.__version__,
             "device": comm.device.type,
         }
         digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
         small = 4 * self._shape[0] * self._shape[1] <= _MAX_BYTES
-        self._name = f"real-{digest[:32]}.safetensors" if extractor.protocol and small else ""
+        self._name = f"real-{digest[:32]}.safetensors" if protocol and small else ""
 
     def read(self) -> Tensor | None:
         """Float32 [n, d] on the workers' device, alike on all of them; or None."""

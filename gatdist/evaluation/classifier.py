@@ -172,10 +172,11 @@ def _load_or_train(network: ClassifierNetwork, dataset: Dataset, device: torch.d
     name = f"classifier-v{RECIPE_VERSION}-{dataset.fingerprint[:16]}-{shape}.safetensors"
     try:
         network.load_state_dict(cache.read(name), assign=True)
-        network.to(device)
     except RuntimeError:  # not there, or of other parameters
         train_classifier(network, dataset, device)
         cache.keep(name, network.state_dict())
+    else:
+        network.to(device)
 
 
 def train_classifier(network: ClassifierNetwork, dataset: Dataset, device: torch.device) -> None:

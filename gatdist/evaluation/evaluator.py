@@ -184,15 +184,15 @@ class Evaluator:
         depend on the number of workers; worker r of W makes the chunks r, r + W and so on.
         """
         space, extractor = self._dataset.space, self._extractor
-        num_features = extractor.num_features if extractor else 0
+        num_features = extractor.num_features if extractor and known is None else 0
         num_ids = space.sample_shape[0] if isinstance(space, TextSpace) else 0
         features = _Shared(self._comm, count, (num_features,), torch.float32)
         ids = _Shared(self._comm, count, (num_ids,), torch.uint8)
         labels = getattr(make, "labels", lambda positions: None)
-        for chunk in features.mine if known is None or num_ids else ():
+        for chunk in features.mine if num_features or num_ids else ():
             start, end = chunk * _BATCH, min(count, (chunk + 1) * _BATCH)
             samples = space.to_samples(make(torch.arange(start, end, device=self._device)))
-            if extractor and known is None:
+            if extractor and num_features:
                 features.put(chunk, extractor(space.to_network(samples).float()))
             if num_ids:
                 ids.put(chunk, samples)

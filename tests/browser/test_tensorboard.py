@@ -19,7 +19,7 @@ from PIL import Image
 from selenium import webdriver
 
 import gatdist
-from small_runs import LENGTH, RATE, SOUND, TEXT, configured, spoken, written
+from small_runs import LENGTH, LINES, RATE, SOUND, TEXT, configured, spoken, written
 from support import end_group, free_port, need, wait_until
 
 pytestmark = pytest.mark.browser
@@ -74,10 +74,11 @@ def fetch_families(tmp_path_factory):
     folder = tmp_path_factory.mktemp("families")
     spoken(folder / "tones")
     written(folder / "words")
-    values = SOUND | {"evaluate": {"metrics": []}}, TEXT | {"evaluate": {"metrics": []}}
-    gatdist.train(configured(folder / "tones", values[0]), f"{folder}/runs/sounds", local=True)
-    config = configured(folder / "words", values[1], vocabulary="abc")
-    gatdist.train(config, f"{folder}/runs/texts", local=True)
+    unmeasured = {"evaluate": {"metrics": []}}
+    sounds = configured(folder / "tones", SOUND | unmeasured)
+    texts = configured(folder / "words", TEXT | unmeasured, vocabulary="abc")
+    gatdist.train(sounds, f"{folder}/runs/sounds", local=True)
+    gatdist.train(texts, f"{folder}/runs/texts", local=True)
     with tensorboard(folder / "runs", tmp_path_factory.mktemp("log"), "audio", "text") as get:
         yield get
 
@@ -153,6 +154,15 @@ class Page:
         """The answer of each element that a path of selectors leads to; by default its text."""
         return self.browser.execute_script(SEARCH.replace("ASK", ask), path)
 
+    def fakes_and_reals(self, *path, ask):
+        """The answers of two elements, as soon as both give one that is true."""
+
+        def found():
+            answers = self.all(*path, ask=ask)
+            return len(answers) == 2 and all(answers) and answers
+
+        return wait_until(found, f"fakes and reals at {path}")
+
     def picture(self, selector):
         """What is seen, as PNG, where the first such element is."""
         return self.browser.find_element("css selector", selector).screenshot_as_png
@@ -194,12 +204,8 @@ def test_the_curves_are_drawn(page):
 
 def test_the_pictures_are_shown(page):
     page.open("images")
-
-    def widths():
-        found = page.all("tf-image-loader", "img", ask="element.complete && element.naturalWidth")
-        return len(found) == 2 and all(found) and found
-
-    shown = wait_until(widths, "the grids of fakes and reals")
+    size = "element.complete && element.naturalWidth"
+    shown = page.fakes_and_reals("tf-image-loader", "img", ask=size)
     assert min(shown) >= 300, "too small to be read by eye"
     titles = [title.split() for title in page.all("tf-image-loader")]
     assert any("samples/fakes" in title and "512" in title for title in titles)
@@ -218,13 +224,8 @@ def test_the_configuration_can_be_read(page):
 
 def test_sounds_can_be_played(families):
     families.open("audio")
-
-    def durations():
-        found = families.all("tf-audio-loader", "audio", ask="element.duration")
-        return len(found) == 2 and all(found) and found
-
+    shown = families.fakes_and_reals("tf-audio-loader", "audio", ask="element.duration")
     # 16 clips one after the other, with a pause of a quarter of a second behind each.
-    shown = wait_until(durations, "the players of fakes and reals")
     assert shown == pytest.approx([16 * (LENGTH / RATE + 0.25)] * 2, abs=0.01)
     titles = [title.split() for title in families.all("tf-audio-loader")]
     assert any("samples/fakes/audio" in title and "96" in title for title in titles)
@@ -237,10 +238,11 @@ def test_texts_can_be_read(families):
     def loaded():
         found = [text.split() for text in families.all("tf-text-loader")]
         texts = {words[0]: words for words in found if words}
-        steps = {of: texts.get(f"samples/{of}/text_summary", []) for of in ("fakes", "reals")}
-        return "caba" in steps["reals"] and "96" in steps["fakes"]
+        shown = [texts.get(f"samples/{of}/text_summary", []) for of in ("fakes", "reals")]
+        return "96" in shown[0] and "caba" in shown[1] and shown
 
-    wait_until(loaded, "the texts")
+    _, reals = wait_until(loaded, "the texts")
+    assert set(LINES) <= set(reals)
     families.keep("texts")
 
 

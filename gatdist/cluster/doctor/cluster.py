@@ -198,13 +198,12 @@ class _Examination:
     def _sending(
         self, hosts: list[_Host], names: Mapping[str, str], ports: Mapping[str, int]
     ) -> None:
-        to = network.neighbours(list(names))
-        by_address = {host.address: host for host in hosts}
+        to = network.neighbours([host.address for host in hosts])
         rates = {}
-        for turn in network.turns(list(names)):
+        for turn in network.turns(hosts):
             asked = {
-                by_address[one].probe.sending_rate.remote(to[one], ports[to[one]]): by_address[one]
-                for one in turn
+                host.probe.sending_rate.remote(to[host.address], ports[to[host.address]]): host
+                for host in turn
             }
             for host, found in self._gather(asked, "sends"):
                 rates[host.address] = to[host.address], found

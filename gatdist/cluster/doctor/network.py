@@ -10,12 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gatdist.cluster.doctor.report import Exchange
 
 if TYPE_CHECKING:
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+_T = TypeVar("_T")
 
 MESSAGE_BYTES = (4_000, 64_000, 1_000_000, 16_000_000)
 _CONNECT_S = 5.0
@@ -212,11 +214,10 @@ def neighbours(addresses: Sequence[str]) -> dict[str, str]:
     return dict(zip(addresses, [*addresses[1:], *addresses[:1]], strict=True))
 
 
-def turns(addresses: Sequence[str]) -> list[list[str]]:
+def turns(ring: Sequence[_T]) -> list[list[_T]]:
     """Who of a ring sends at the same time: in a turn nobody sends and receives.
 
     What a host sends over a slow link would hold up the receipts of what it gets over a fast one.
     """
-    last = addresses[len(addresses) // 2 * 2 :]
-    found = [addresses[: len(addresses) - len(last) : 2], addresses[1::2], last]
-    return [list(turn) for turn in found if turn]
+    even = len(ring) // 2 * 2  # the last of an odd ring sends to the first, and has its own turn
+    return [list(turn) for turn in (ring[:even:2], ring[1:even:2], ring[even:]) if turn]

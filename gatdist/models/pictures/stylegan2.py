@@ -28,7 +28,7 @@ from gatdist.models.pictures.sizes import require_halvings
 from gatdist.models.registry import discriminators, generators
 
 _SLOPE = 0.2
-_EPSILON = 1e-8
+EPSILON = 1e-8
 
 
 def _activate(x: Tensor) -> Tensor:
@@ -59,6 +59,13 @@ class StyledConv2d(nn.Module):
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:
         """x, styles w [n, s], and noise [n, 1, h, w] of the output's size, or None."""
+        x = self.convolve(x, w)
+        if noise is not None:
+            x = x + self.noise_strength * noise
+        return _activate(x + self.bias[:, None, None])
+
+    def convolve(self, x: Tensor, w: Tensor) -> Tensor:
+        """Without noise, bias and activation."""
         style, weight = self.style(w), self.weight * self.gain
         # Σ over inputs and taps of (weight · style)², [n, outputs].
         power = style.square() @ weight.square().sum(dim=(2, 3)).T
@@ -67,10 +74,7 @@ class StyledConv2d(nn.Module):
             x = self.blur(functional.conv_transpose2d(x, weight.transpose(0, 1), stride=2))
         else:
             x = functional.conv2d(x, weight, padding=1)
-        x = x * _channels((power + _EPSILON).rsqrt())
-        if noise is not None:
-            x = x + self.noise_strength * noise
-        return _activate(x + self.bias[:, None, None])
+        return x * _channels((power + EPSILON).rsqrt())
 
 
 class ToPicture(nn.Module):
@@ -123,7 +127,7 @@ class Mapping(nn.Module):
 
 def _to_unit_variance(x: Tensor) -> Tensor:
     """Each row over its root mean square."""
-    return x * (x.square().mean(dim=1, keepdim=True) + _EPSILON).rsqrt()
+    return x * (x.square().mean(dim=1, keepdim=True) + EPSILON).rsqrt()
 
 
 class StyleGAN2Generator(nn.Module):
@@ -285,7 +289,7 @@ class MinibatchDeviation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
-        deviation = (x.var(dim=0, correction=0) + _EPSILON).sqrt().mean()
+        deviation = (x.var(dim=0, correction=0) + EPSILON).sqrt().mean()
         return torch.cat([x, deviation.expand(len(x), 1, *x.shape[2:])], dim=1)
 
 
