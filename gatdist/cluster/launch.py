@@ -241,11 +241,13 @@ class _Run:
                     start.close()
                 if found := watch.look(news):
                     attempt.abort(news.controller)
-                    raise found
+                    if news.outcome is None:
+                        raise found
             news = self.bridge.take()
         for kind, fields in news.events:
             self.show(kind, fields)
-        if news.outcome is not None and attempt.error is None:
+        # All that was done is safe: a host that was given notice goes as soon as it is idle.
+        if news.outcome is not None:
             return news.outcome
         if news.failure is not None:
             raise _told(news)

@@ -41,6 +41,30 @@ def test_a_notice_of_preemption_becomes_a_checkpoint_in_time(runs: Runs, alone, 
     assert runs.digest() == alone(*CANONICAL)
 
 
+def test_a_host_that_goes_when_the_work_is_done_costs_nothing(runs: Runs) -> None:
+    """Ray Train is still ending the workers: one that was drained goes as soon as it is idle."""
+    runs.faults(
+        """
+        from gatdist.cluster.bridge import Bridge
+        tell = Bridge.tell
+        def last(self, what, *given, **options):
+            told = tell(self, what, *given, **options)
+            if what == "finish":
+                note("finished")
+                hang()
+            return told
+        Bridge.tell = last
+        """
+    )
+    runs.start()
+    runs.wait_for("finished", timeout_s=120)
+    runs.host_of("finished").kill()
+    assert runs.finish(60) == 0, runs.errors
+    runs.whole()
+    assert len(runs.attempts()) == 1
+    assert "starting again" not in runs.errors
+
+
 def test_two_one_two_workers(runs: Runs, alone) -> None:
     """Fault 18: a host dies, the run goes on with one, and takes it in when it is back."""
     settings = (*LONG, *WIDE)
