@@ -288,7 +288,8 @@ class EvaluateConfig(Section):
 
     Attributes:
         features: what samples are compared by.
-        features_file: URL of the TorchScript module of the features ``torchscript``.
+        features_file: URL of the network of the features ``inception`` (safetensors) or
+            ``torchscript``.
         features_sha256: its digest, in hex.
     """
 

@@ -14,7 +14,7 @@ from gatdist.config import EvaluateConfig
 from gatdist.data import Dataset
 from gatdist.data.space import TextSpace
 from gatdist.errors import ConfigError, DataError
-from gatdist.evaluation import classifier, torchscript  # noqa: F401  (they register themselves)
+from gatdist.evaluation import classifier, from_file  # noqa: F401  (they register themselves)
 from gatdist.evaluation.cache import RealFeatures
 from gatdist.evaluation.features import Extractor, build_extractor
 from gatdist.evaluation.frechet import HALVES_SEED, HALVES_SPLITS, GaussianSums

@@ -1,0 +1,114 @@
+"""The Inception network of published FIDs: its size, its file, and what it does at borders."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from arrays import ALONE, fake_pictures, pictures
+from gatdist.config import EvaluateConfig
+from gatdist.errors import ConfigError
+from gatdist.evaluation.features import build_extractor
+from gatdist.evaluation.inception import Inception, enlarge
+
+
+@pytest.fixture(scope="module")
+def network() -> Inception:
+    torch.manual_seed(0)
+    return Inception(10).eval()
+
+
+@pytest.fixture(scope="module")
+def file(network, tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "inception.safetensors"
+    save_file(network.state_dict(), path)
+    return path
+
+
+def asked(path, digest=""):
+    return EvaluateConfig(
+        features="inception",
+        features_file=str(path),
+        features_sha256=digest or hashlib.sha256(path.read_bytes()).hexdigest(),
+    )
+
+
+def test_it_has_the_published_number_of_parameters():
+    with torch.device("meta"):
+        network = Inception(1000)
+    assert sum(tensor.numel() for tensor in network.parameters()) == 23_834_568
+
+
+@pytest.mark.parametrize(
+    ("row", "side", "expected"),
+    [
+        ([1.0, 2.0], 4, [1, 1.5, 2, 2]),  # TensorFlow's documentation of align_corners = False
+        ([0.0, 3.0, 6.0], 9, [0, 1, 2, 3, 4, 5, 6, 6, 6]),
+        ([0.0, 1.0, 2.0, 3.0], 2, [0, 2]),
+        ([5.0], 3, [5, 5, 5]),
+    ],
+)
+def test_pictures_are_enlarged_from_corners(row, side, expected):
+    square = torch.tensor(row).expand(1, 1, len(row), len(row))
+    wide, high = enlarge(square, side), enlarge(square.transpose(2, 3), side)
+    assert torch.allclose(wide, torch.tensor(expected).float().expand(1, 1, side, side))
+    assert torch.equal(high, wide.transpose(2, 3))
+
+
+def test_averages_leave_the_border_out(network):
+    block = network.Mixed_5b
+    flat = torch.ones(1, 192, 5, 5)
+    with torch.no_grad():
+        averaged = block(flat)[:, -32:]  # the branch that is a convolution of one pixel's average
+        assert torch.allclose(averaged, block.branch_pool(flat), atol=1e-6)
+
+
+def test_features_are_those_of_the_weights_in_the_file(network, file):
+    data = pictures(4, shape=(6, 9, 1))
+    extractor = build_extractor("inception", data, ALONE, asked(file))
+    samples = fake_pictures(torch.arange(2))[:, :1]
+    pixels = data.space.to_samples(samples)  # [2, 6, 9, 1]
+    with torch.no_grad():
+        expected = network(torch.as_tensor(pixels).permute(0, 3, 1, 2).expand(-1, 3, -1, -1))
+        features = extractor(samples)
+        logits = extractor.classify(features)
+        assert torch.allclose(features, expected, atol=1e-5)
+        assert torch.allclose(logits + network.fc.bias, network.fc(expected), atol=1e-5)
+    assert (extractor.num_features, extractor.num_classes) == (2048, 10)
+    assert extractor.protocol["features_digest"] == asked(file).features_sha256
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"Mixed_7c.branch1x1.conv.weight": None}, "Mixed_7c.branch1x1.conv.weight is missing"),
+        (
+            {"Conv2d_1a_3x3.conv.weight": torch.zeros(32, 3, 7, 7)},
+            r"tensor Conv2d_1a_3x3.conv.weight has shape \(32, 3, 7, 7\), not \(32, 3, 3, 3\)",
+        ),
+        ({"layer4.weight": torch.zeros(1)}, "tensor layer4.weight is not of this network"),
+        ({"fc.weight": None}, "fc.weight is missing"),
+    ],
+)
+def test_other_weights_are_refused_by_name(network, change, message):
+    weights = network.state_dict() | change
+    weights = {name: tensor for name, tensor in weights.items() if tensor is not None}
+    with pytest.raises(ConfigError, match=f"evaluate.features_file.*{message}"):
+        Inception.with_weights(weights, "inception.safetensors")
+
+
+def test_what_only_training_needs_may_be_there_or_not(network):
+    weights = network.state_dict() | {"AuxLogits.conv0.weight": torch.zeros(2)}
+    del weights["Conv2d_1a_3x3.bn.num_batches_tracked"]
+    same = Inception.with_weights(weights, "inception.safetensors").state_dict()
+    assert all(torch.equal(tensor, network.state_dict()[name]) for name, tensor in same.items())
+
+
+def test_what_is_no_safetensors_is_refused(tmp_path):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(b"no weights")
+    with pytest.raises(ConfigError, match="is no safetensors file"):
+        build_extractor("inception", pictures(4), ALONE, asked(path))
