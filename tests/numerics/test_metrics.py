@@ -298,9 +298,9 @@ def test_only_what_is_asked_for_is_measured():
         ),
         (
             points(),
-            {"features": "inception"},
+            {"features": "imagenet"},
             ConfigError,
-            "evaluate.features = 'inception': not known",
+            "evaluate.features = 'imagenet': not known",
         ),
         (points(), {"num_samples": 1}, ConfigError, "evaluate.num_samples = 1: must be at least 2"),
         (points(1), {}, DataError, "fewer than 2 samples"),
