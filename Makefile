@@ -38,7 +38,7 @@ train: setup  ## train the digits preset on two workers; ARGS="--set run.seed=1"
 	$(BIN)/gatdist train digits --workers 2 $(ARGS)
 
 test: setup setup-system check  ## check, then run all tests but gpu, slow and hosts; ARGS="-k name" goes to pytest
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-cluster: setup setup-system  ## break hosts, networks and disks under real runs; needs root; ARGS goes to pytest
 	$(BIN)/python -m pytest -m hosts tests/cluster/hosts $(ARGS)
