@@ -1,0 +1,158 @@
+"""The model of one step: both players' phases, one after the other, and what each waits for.
+
+::
+
+    phase = forward + backward, the slowest worker's, with its gradients sent bucket by bucket
+    step  = Σ phases + overhead        or, where the data are slower, the data's time
+
+Everything is in seconds a step. Numbers may be arrays of one shape, for many variants at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+from scipy.special import log_ndtr
+
+from gatdist.simulate.collectives import Topology, Values
+
+
+class Parts(NamedTuple):
+    """Where the time of a step goes.
+
+    Attributes:
+        computation: that every worker does on its samples.
+        overhead: that does not shrink with the batch.
+        communication: for which computation waits; what is hidden behind it does not count.
+        stragglers: waiting for the slowest worker.
+        data: waiting for samples.
+    """
+
+    computation: Values
+    overhead: Values
+    communication: Values
+    stragglers: Values
+    data: Values
+
+    @property
+    def total(self) -> Values:
+        """The step."""
+        return self.computation + self.overhead + self.communication + self.stragglers + self.data
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One player's.
+
+    Attributes:
+        seconds_per_sample: forward and backward, of one worker.
+        gradient_bytes: that are added up at its end.
+        backward_share: of the phase, behind which they may travel.
+    """
+
+    seconds_per_sample: Values
+    gradient_bytes: float = 0.0
+    backward_share: float = 2 / 3
+
+
+@dataclass(frozen=True)
+class DataFlow:
+    """How samples come; see :class:`~gatdist.simulate.sections.Data`. None: fast enough."""
+
+    bytes_per_sample: float
+    storage_bytes_per_s: float | None
+    host_bytes_per_s: float | None
+    worker_samples_per_s: float | None
+    workers_per_host: int
+
+    def seconds(self, workers: int, local_batch: float) -> float:
+        """That the samples of a step take to come."""
+        per_host = min(workers, self.workers_per_host) * local_batch * self.bytes_per_sample
+        total = workers * local_batch * self.bytes_per_sample
+        taken = [0.0]
+        if self.storage_bytes_per_s is not None:
+            taken.append(total / self.storage_bytes_per_s)
+        if self.host_bytes_per_s is not None:
+            taken.append(per_host / self.host_bytes_per_s)
+        if self.worker_samples_per_s is not None:
+            taken.append(local_batch / self.worker_samples_per_s)
+        return max(taken)
+
+
+@dataclass(frozen=True)
+class StepModel:
+    """What a step is made of.
+
+    Attributes:
+        phases: in their order.
+        overhead_s: of a step, whatever the batch.
+        deviation: of one worker's phase, as a share of it.
+        topology: of the network; None where only ``exchange_s`` is known of it.
+        slowdown: of the network, against ``topology``.
+        exchange_s: for which two workers wait in a step; more of them wait as a ring's grows,
+            by 2 (p − 1) / p.
+        bucket_bytes: gradients that are sent together.
+        overlap: whether they are sent while the rest of the backward pass is computed.
+        data: None where it is fast enough.
+    """
+
+    phases: tuple[Phase, ...]
+    overhead_s: Values = 0.0
+    deviation: Values = 0.0
+    topology: Topology | None = None
+    slowdown: Values = 1.0
+    exchange_s: Values = 0.0
+    bucket_bytes: float = 25 * 2**20
+    overlap: bool = True
+    data: DataFlow | None = None
+
+    def parts(self, workers: int, local_batch: float) -> Parts:
+        """A step of so many workers, ``local_batch`` samples each."""
+        computation: Values = 0.0
+        communication: Values = 2 * (workers - 1) / workers * self.exchange_s
+        stretched = 1 + self.deviation * expected_maximum(workers)
+        for phase in self.phases:
+            alone = phase.seconds_per_sample * local_batch
+            computation = computation + alone
+            backward = phase.backward_share * alone * stretched
+            communication = communication + self._exposed_s(phase, workers, backward)
+        stragglers = computation * (stretched - 1)
+        busy = computation + self.overhead_s + communication + stragglers
+        waiting: Values = 0.0 * busy
+        if self.data is not None:
+            waiting = np.maximum(0.0, self.data.seconds(workers, local_batch) - busy)
+        return Parts(computation, self.overhead_s + 0.0 * busy, communication, stragglers, waiting)
+
+    def _exposed_s(self, phase: Phase, workers: int, backward_s: Values) -> Values:
+        """For which a phase waits after its backward pass.
+
+        k buckets of t seconds each become ready evenly through the backward pass, the first after
+        1/k of it, and are sent one by one. The last ends max(b/k + k t, b + t) after it began: the
+        network is busy from the first on, or waits for the last. (Li et al., 2020, of PyTorch's
+        DistributedDataParallel.)
+        """
+        if self.topology is None or not phase.gradient_bytes or workers == 1:
+            return 0.0 * backward_s
+        if not self.overlap:
+            return self.slowdown * self.topology.all_reduce_s(phase.gradient_bytes, workers)
+        buckets = max(1, round(phase.gradient_bytes / self.bucket_bytes))
+        one_s = self.slowdown * self.topology.all_reduce_s(phase.gradient_bytes / buckets, workers)
+        return np.maximum(one_s, buckets * one_s - backward_s * (1 - 1 / buckets))
+
+
+@cache
+def expected_maximum(count: int) -> float:
+    """E[max] of so many independent standard normal values; 0 for one.
+
+    ∫₀^∞ (1 − Φ(x)ᵖ) dx − ∫₋∞⁰ Φ(x)ᵖ dx, by the trapezoid rule, which is exact to rounding for a
+    smooth integrand that vanishes at both ends. √(2 ln p) is its bound from above.
+    """
+    if count == 1:
+        return 0.0
+    step = 2.0**-7
+    below = np.exp(count * log_ndtr(np.arange(-12, 0 + step / 2, step)))
+    above = -np.expm1(count * log_ndtr(np.arange(0, 12 + step / 2, step)))
+    return float(np.trapezoid(above, dx=step) - np.trapezoid(below, dx=step))
