@@ -59,6 +59,7 @@ class Situation:
         snapshot_s: for which a checkpoint stops the steps.
         write_s: until it counts, from then.
         kinds: of faults.
+        grows_at_once: whether a host that comes back stops the others, to take part.
     """
 
     work_s: float
@@ -68,6 +69,7 @@ class Situation:
     snapshot_s: float
     write_s: float
     kinds: tuple[Kind, ...]
+    grows_at_once: bool = True
 
     def saved(self, kind: Kind) -> bool:
         """Whether its notice is enough for a checkpoint."""
@@ -194,15 +196,17 @@ class _Lanes:
         lanes = np.flatnonzero(~self.outcome.finished)
         if not len(lanes):
             return False
-        wait_s, event = self._drawn(lanes)
         there = self.it.hosts - self.away[lanes].sum(axis=1)
         down, enough = self.down_s[lanes] > 0, there >= self.it.min_hosts
-        self._stand(lanes, wait_s, event, down, enough)
         running = ~down & enough
+        wait_s, event = self._drawn(lanes, running)
+        self._stand(lanes, wait_s, event, down, enough)
         self._run(lanes[running], wait_s[running], event[running], there[running])
         return True
 
-    def _drawn(self, lanes: NDArray[np.intp]) -> tuple[Array, NDArray[np.intp]]:
+    def _drawn(
+        self, lanes: NDArray[np.intp], running: NDArray[np.bool_]
+    ) -> tuple[Array, NDArray[np.intp]]:
         """Seconds until the next event, and which: kind k of fault, or kinds + k for a return."""
         # All are drawn for every repeat, so that intervals are compared under the same faults.
         times = self.random.standard_exponential(self.repeats)[lanes % self.repeats]
@@ -212,7 +216,10 @@ class _Lanes:
         away = self.away[lanes]
         share = 1 - away.sum(axis=1) / self.it.hosts
         faults = self.rates * np.where(self.grows, np.maximum(share, 0.0)[:, None], 1.0)
-        cumulated = np.cumsum(np.hstack([faults, away * self.return_rates]), axis=1)
+        returns = away * self.return_rates
+        if not self.it.grows_at_once:
+            returns[running] = 0.0  # they do not matter before the next restart
+        cumulated = np.cumsum(np.hstack([faults, returns]), axis=1)
         total = cumulated[:, -1]
         with np.errstate(divide="ignore"):
             wait_s = times / total
@@ -234,13 +241,13 @@ class _Lanes:
         taken = np.where(ends, self.down_s[lanes], wait_s)
         self.outcome.standing[lanes[still]] += taken[still]
         self.down_s[lanes[ends]] = 0.0
-        hit = lanes[still & ~ends]
-        which = event[still & ~ends]
-        self._apply(hit, which)
-        returned = which >= len(self.rates)
-        back = hit[returned]
-        again = self.restart_s[which[returned] - len(self.rates)]
-        self.down_s[back] = np.maximum(self.down_s[back] * 0.0, again)
+        hit = still & ~ends
+        self._apply(lanes[hit], event[hit])
+        returned = hit & (event >= len(self.rates))
+        # One that was restarting takes it in on the way; one that was waiting for it starts now.
+        self.down_s[lanes[returned]] -= taken[returned]
+        waited = returned & ~enough
+        self.down_s[lanes[waited]] = self.restart_s[event[waited] - len(self.rates)]
 
     def _apply(self, lanes: NDArray[np.intp], event: NDArray[np.intp]) -> None:
         """Faults take hosts away and stop all; returns bring hosts back."""
@@ -291,6 +298,9 @@ class _Lanes:
         out.snapshots[lanes] += np.maximum(wait_s - trained_s, 0.0) + last_s
         out.standing[lanes] += np.where(kept, self.it.write_s, 0.0)
         self.left_s[lanes] = np.maximum(self.left_s[lanes] - kept_s * speed, 0.0)
+        if not self.it.grows_at_once:
+            returned = -np.expm1(-wait_s[:, None] * self.return_rates)
+            self.away[lanes] -= self.random.binomial(self.away[lanes].astype(np.int64), returned)
         self._apply(lanes, event)
         back = event >= kinds
         self.down_s[lanes[back]] = self.restart_s[event[back] - kinds]

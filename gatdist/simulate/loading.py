@@ -136,11 +136,12 @@ def _require_batches(scenario: Scenario) -> None:
     """A batch that is predicted for says nothing beside one that nobody told."""
     workload, observed = scenario.workload, scenario.observed
     told = workload.global_batch or workload.batch_per_worker or scenario.measured
-    if scenario.predict.global_batch and not (told or (observed and observed.global_batch)):
+    others = scenario.predict.global_batch or (scenario.held_out and scenario.held_out.global_batch)
+    if others and not (told or (observed and observed.global_batch)):
         raise ConfigError(
             "predict.global_batch",
             "needs observed.global_batch, to be compared with",
-            value=scenario.predict.global_batch,
+            value=others,
         )
     if observed and scenario.measured and (scenario.measured.scaling or scenario.measured.step):
         raise ConfigError(

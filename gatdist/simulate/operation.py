@@ -86,11 +86,14 @@ class Run(Section):
         total_samples: in all.
         undisturbed_hours: instead of that, hours of steps at each number of workers.
         min_workers: a run with fewer than all goes on, from so many on; left out, it waits.
+        grow: whether a host that comes back is taken in at once, which takes a checkpoint and a
+            restart (as ``gatdist train`` does), or when something else restarts the run.
     """
 
     total_samples: Count | None = None
     undisturbed_hours: Hours | None = None
     min_workers: Workers | None = None
+    grow: Literal["at_once", "at_restarts"] = "at_once"
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

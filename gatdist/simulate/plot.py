@@ -37,7 +37,7 @@ def draw(found: Mapping[str, Any]) -> dict[str, bytes]:
     priced = any(run["hours"] is not None for point in points for run in point["runs"])
     with figure(9.0, 10.8 if priced else 7.6) as made:
         axes = made.subplots(3 if priced else 2, 1, height_ratios=[5, 4, 4][: 3 if priced else 2])
-        counts = sorted({p["workers"] for p in (*points, *found["observed"])})
+        counts = sorted({p["workers"] for p in (*points, *found["observed"], *found["held_out"])})
         _speed(axes[0], found, points)
         _parts(axes[1], points)
         if priced:
@@ -81,10 +81,18 @@ def _speed(axis: Any, found: Mapping[str, Any], points: Sequence[Mapping[str, An
             f"{point['efficiency']:.0%}", (point["workers"], point["samples_per_s"]), (6, -14),
             textcoords="offset points", fontsize=8, color=_SIMULATED,
         )  # fmt: skip
+    for point in found["held_out"]:
+        axis.plot(
+            point["workers"], 1000 / point["seconds_per_1000_samples"], "X", color="#222222",
+            markersize=8, label="held out: timed, not fitted to",
+        )  # fmt: skip
     axis.set_yscale("log", base=10)
+    axis.margins(y=0.12)
     axis.yaxis.set_major_formatter("{x:,.10g}")
     axis.set(ylabel="samples / s", title="speed, and efficiency in percent")
-    axis.legend(frameon=False, loc="upper left", reverse=True)
+    handles, labels = axis.get_legend_handles_labels()
+    once = dict(zip(labels, handles, strict=True))
+    axis.legend(once.values(), once.keys(), frameon=False, loc="upper left", reverse=True)
 
 
 def _kind_of(found: Mapping[str, Any]) -> str:
@@ -109,14 +117,16 @@ def _parts(axis: Any, points: Sequence[Mapping[str, Any]]) -> None:
             width=[0.5 * count for count in counts], align="center",
         )  # fmt: skip
         bottom = [a + b for a, b in zip(bottom, heights, strict=True)]
-    what = f"the run, {points[0]['runs'][0]['market']}" if ran else "a step"
+    what = f"run ({points[0]['runs'][0]['market']})" if ran else "step"
     axis.set(ylabel="% of the time", ylim=(0, 100))
-    axis.set_title(f"simulated: where the time of {what} goes")
+    axis.set_title(f"simulated: where the time of a {what} goes")
     axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), reverse=True)
 
 
 def _money(axis: Any, points: Sequence[Mapping[str, Any]]) -> None:
     """Hours to the left, dollars to the right; a line style for each market."""
+    from matplotlib.ticker import LogLocator
+
     right = axis.twinx()
     markets = dict.fromkeys(run["market"] for point in points for run in point["runs"])
     lines = []
@@ -137,11 +147,14 @@ def _money(axis: Any, points: Sequence[Mapping[str, Any]]) -> None:
     for side, label in ((axis, "hours"), (right, "USD")):
         side.set_yscale("log")
         side.set_ylabel(label)
+        side.yaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
         side.yaxis.set_major_formatter("{x:,.10g}")
     right.minorticks_off()
     right.spines[["top"]].set_visible(False)
     axis.set_title("simulated: what the run takes and costs")
-    axis.legend(lines, [line.get_label() for line in lines], frameon=False, loc="best", fontsize=9)
+    axis.legend(
+        lines, [line.get_label() for line in lines], frameon=False, loc="upper center", fontsize=9
+    )
 
 
 def _by_workers(axis: Any, counts: Sequence[int]) -> None:
@@ -157,5 +170,8 @@ def _told(found: Mapping[str, Any]) -> str:
     for one in found["inputs"]:
         kinds[one["kind"]] += 1
     from_ = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
-    seen = "circles were timed, all else is simulated" if found["observed"] else "all is simulated"
+    timed = ["circles"] * bool(found["observed"]) + ["crosses"] * bool(found["held_out"])
+    seen = (
+        f"{' and '.join(timed)} were timed, all else is simulated" if timed else "all is simulated"
+    )
     return f"{seen}; from figures of which are {from_}"

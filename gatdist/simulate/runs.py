@@ -56,7 +56,7 @@ def _run(scenario: Scenario, run: Run, speed: Speed, point: Point, market: str) 
         "hours_low": low_s / 3600 if ended else None,
         "hours_high": high_s / 3600 if ended else None,
         "goodput": float(outcome.useful.sum() / outcome.total.sum()),
-        "faults": float(outcome.faults.mean()) * times,
+        "faults": _num_faults(situation, outcome, times),
         "parts": _parts(point.parts, outcome),
         "checkpoint": checkpoint,
         "played_share": 1 / times,
@@ -66,6 +66,13 @@ def _run(scenario: Scenario, run: Run, speed: Speed, point: Point, market: str) 
     for name in ("", "_low", "_high"):
         found[f"usd{name}"] = found[f"hours{name}"] * usd_per_hour if priced else None
     return found
+
+
+def _num_faults(situation: Situation, outcome: Outcome, times: float) -> float:
+    """As played, or as expected where too few were played to count on."""
+    if outcome.faults.sum() > 1000:
+        return float(outcome.faults.mean()) * times
+    return situation.faults_per_s * float(outcome.total.mean()) * times
 
 
 def _with_unsure_steps(
@@ -102,6 +109,7 @@ def _situation(scenario: Scenario, run: Run, speed: Speed, point: Point, market:
         checkpoints.snapshot_s,
         checkpoints.written_after_s,
         tuple(kinds),
+        run.grow == "at_once",
     )
 
 

@@ -9,6 +9,7 @@ from gatdist.simulate.operation import Checkpoints, Fault, Goal, Price, Run, Sim
 from gatdist.simulate.sections import (
     Data,
     Hardware,
+    HeldOut,
     Measured,
     Network,
     Observed,
@@ -26,6 +27,7 @@ class Scenario(Section):
     predict: Predict
     observed: Observed | None = None
     measured: Measured | None = None
+    held_out: HeldOut | None = None
     workload: Workload = Workload()
     hardware: Hardware | None = None
     network: Network | None = None

@@ -28,7 +28,22 @@ def _listed(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
+SecondsPer1000 = Annotated[float, between(1e-7, 1e7, "seconds", "Give seconds for 1,000 samples")]
 Batches = Annotated[list[Count], BeforeValidator(_listed), Field(min_length=1)]
+
+
+def _require_as_many(section: str, it: Observed | HeldOut) -> None:
+    """Raise ConfigError unless there is a time for each count, and a batch for each or for all."""
+    count = len(it.workers)
+    lengths = {"seconds_per_1000_samples": {count}, "global_batch": {count, 1}}
+    for name, fitting in lengths.items():
+        values = getattr(it, name)
+        if values is not None and len(values) not in fitting:
+            raise ConfigError(
+                f"{section}.{name}",
+                f"must hold one for each of {section}.workers ({count})",
+                value=values,
+            )
 
 
 class Observed(Section):
@@ -42,27 +57,34 @@ class Observed(Section):
     """
 
     workers: Annotated[list[Workers], Field(min_length=1)]
-    seconds_per_1000_samples: Annotated[
-        list[Annotated[float, between(1e-7, 1e7, "seconds", "Give seconds for 1,000 samples")]],
-        Field(min_length=1),
-    ]
+    seconds_per_1000_samples: Annotated[list[SecondsPer1000], Field(min_length=1)]
     global_batch: Batches | None = None
     deviation: Annotated[float, share(high=0.5)] = 0.01
 
     @model_validator(mode="after")
     def _alike(self) -> Self:
-        count = len(self.workers)
-        lengths = {"seconds_per_1000_samples": {count}, "global_batch": {count, 1}}
-        for name, fitting in lengths.items():
-            values = getattr(self, name)
-            if values is not None and len(values) not in fitting:
-                raise ConfigError(
-                    f"observed.{name}",
-                    f"must hold one for each of observed.workers ({count})",
-                    value=values,
-                )
-        if len(set(self.workers)) < count:
+        _require_as_many("observed", self)
+        if len(set(self.workers)) < len(self.workers):
             raise ConfigError("observed.workers", "must hold each count once", value=self.workers)
+        return self
+
+
+class HeldOut(Section):
+    """Points that were timed and are not fitted to: how wrong the prediction of them is, is told.
+
+    Attributes:
+        workers: how many.
+        seconds_per_1000_samples: of each count.
+        global_batch: one number or one for each count, where it differs from what was observed.
+    """
+
+    workers: Annotated[list[Workers], Field(min_length=1)]
+    seconds_per_1000_samples: Annotated[list[SecondsPer1000], Field(min_length=1)]
+    global_batch: Batches | None = None
+
+    @model_validator(mode="after")
+    def _alike(self) -> Self:
+        _require_as_many("held_out", self)
         return self
 
 

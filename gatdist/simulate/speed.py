@@ -126,7 +126,9 @@ def speed(scenario: Scenario, findings: Findings) -> Speed:
         if observed is not None:
             seen = list(zip(observed.workers, observed.seconds_per_1000_samples, strict=True))
         made = _fitted(scenario, findings, model, seen)
-    for workers, samples in zip(scenario.predict.workers, batches(scenario), strict=True):
+    predict = scenario.predict
+    wanted = spread(predict.global_batch, len(predict.workers))
+    for workers, samples in zip(predict.workers, wanted, strict=True):
         total = made.batch.total(workers, samples)
         if (made.batch.told or samples) and total < workers:
             raise ConfigError(
@@ -138,9 +140,8 @@ def speed(scenario: Scenario, findings: Findings) -> Speed:
     return made
 
 
-def batches(scenario: Scenario) -> Sequence[int | None]:
-    """The global batch of each point to predict; None where it is the usual one."""
-    told, count = scenario.predict.global_batch, len(scenario.predict.workers)
+def spread(told: Sequence[int] | None, count: int) -> Sequence[int | None]:
+    """The global batch of each of so many points, of one for all; None where it is the usual."""
     if told is None:
         return [None] * count
     return list(told) * (count if len(told) == 1 else 1)
@@ -191,10 +192,7 @@ def _observed_batches(scenario: Scenario, findings: Findings) -> Sequence[int | 
     observed: Observed | None = scenario.observed
     if observed is None:
         return [point.global_batch for point in findings.points]
-    told = observed.global_batch
-    if told is None:
-        return [None] * len(observed.workers)
-    return list(told) * (len(observed.workers) if len(told) == 1 else 1)
+    return spread(observed.global_batch, len(observed.workers))
 
 
 def _possible_batches(

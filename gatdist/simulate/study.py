@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from gatdist.simulate.loading import load
 from gatdist.simulate.measured import Findings, read
 from gatdist.simulate.runs import runs
 from gatdist.simulate.scenario import Scenario
-from gatdist.simulate.speed import Point, Speed, batches, speed
+from gatdist.simulate.speed import Point, Speed, speed, spread
 
 
 def simulate(source: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
@@ -32,7 +32,8 @@ def simulate(source: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
         of each ``market``, mean ``hours`` with the range of eight tenths of runs, ``goodput`` (the
         share of the time that went into steps of all hosts whose result was kept), ``faults``,
         ``usd``, ``parts``, ``bottleneck``, ``largest_loss`` and ``checkpoint`` (intervals).
-        ``observed``: what was fitted to, and how well. ``fit``: parameters with their ranges, or
+        ``observed``: what was fitted to, and how well; ``held_out``: what was not, with the
+        ``error`` of its prediction, as a share. ``fit``: parameters with their ranges, or
         None. ``advice``: where adding workers stops paying, the fastest, the cheapest, and what
         keeps the deadline or the budget. ``inputs``: each figure with its kind (measured, observed,
         published, assumed) and source. ``notes``: what was taken for granted.
@@ -53,17 +54,22 @@ def study(scenario: Scenario, folder: Path) -> dict[str, Any]:
     findings = read(scenario.measured, folder) if scenario.measured else Findings()
     made = speed(scenario, findings)
     alone = made.at(1)
-    counts = zip(scenario.predict.workers, batches(scenario), strict=True)
+    counts = zip(scenario.predict.workers, _batches(scenario), strict=True)
     points = [_point(scenario, made, alone, made.at(*count)) for count in counts]
     return {
         "scenario": scenario.name,
         "points": points,
         "observed": _observed(scenario, made),
+        "held_out": _held_out(scenario, made),
         "fit": made.fit.told() if made.fit else None,
         "advice": advice(scenario.goal, points, alone.seconds_per_1000_samples),
         "inputs": inputs(scenario, findings),
         "notes": [*made.notes, *_notes(scenario)],
     }
+
+
+def _batches(scenario: Scenario) -> Sequence[int | None]:
+    return spread(scenario.predict.global_batch, len(scenario.predict.workers))
 
 
 def _point(scenario: Scenario, made: Speed, alone: Point, point: Point) -> dict[str, Any]:
@@ -116,6 +122,28 @@ def _observed(scenario: Scenario, made: Speed) -> list[dict[str, Any]]:
     return found
 
 
+def _held_out(scenario: Scenario, made: Speed) -> list[dict[str, Any]]:
+    """What was timed and not fitted to, beside the prediction of it."""
+    told = scenario.held_out
+    if told is None:
+        return []
+    found = []
+    samples = spread(told.global_batch, len(told.workers))
+    for workers, seconds, batch in zip(
+        told.workers, told.seconds_per_1000_samples, samples, strict=True
+    ):
+        simulated = made.at(workers, batch).seconds_per_1000_samples
+        found.append(
+            {
+                "workers": workers,
+                "seconds_per_1000_samples": seconds,
+                "simulated_seconds_per_1000_samples": simulated,
+                "error": simulated / seconds - 1,
+            }
+        )
+    return found
+
+
 def inputs(scenario: Scenario, findings: Findings) -> list[dict[str, Any]]:
     """Every figure that went in, with its kind and where it comes from."""
     found = [
@@ -147,15 +175,22 @@ def inputs(scenario: Scenario, findings: Findings) -> list[dict[str, Any]]:
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys of what is not None; items of a list of tables by their number."""
+    """Figures by dotted keys; those of a list of tables by their number."""
     flat: dict[str, Any] = {}
     for key, value in flatten(values).items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
             for number, table in enumerate(value):
                 flat |= {f"{key}.{number}.{k}": v for k, v in _given(table).items()}
-        elif value not in (None, [], {}):
+        elif _is_figure(value):
             flat[key] = value
     return flat
+
+
+def _is_figure(value: Any) -> bool:
+    """A number, or several."""
+    if isinstance(value, list):
+        return bool(value) and all(map(_is_figure, value))
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _source(scenario: Scenario, key: str, given: bool) -> tuple[str, str]:

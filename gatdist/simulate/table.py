@@ -5,21 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from gatdist.monitor.numbers import aligned, number, percent
+from gatdist.monitor.numbers import aligned, count, number, percent
 
 _NONE = "–"
 
 
 def table(found: Mapping[str, Any]) -> str:
     """The result of :func:`~gatdist.simulate.study.simulate`: steps, runs, advice, inputs."""
-    blocks = [f"{found['scenario'] or 'scenario'}: simulated", _steps(found["points"])]
+    blocks = [_inputs(found["inputs"]), f"{found['scenario'] or 'scenario'}: simulated"]
+    blocks.append(_steps(found["points"]))
     if found["observed"]:
         blocks.append(_observed(found["observed"]))
+    if found["held_out"]:
+        blocks.append(_held_out(found["held_out"]))
     blocks += _runs(found["points"])
-    blocks.append("\n".join([*_advice(found), *_inputs(found["inputs"])]))
     if found["notes"]:
         blocks.append("\n".join(f"note: {note}" for note in found["notes"]))
-    return "\n\n".join(blocks)
+    return "\n\n".join([*blocks, "\n".join(_advice(found))])
 
 
 def _steps(points: Sequence[Mapping[str, Any]]) -> str:
@@ -55,6 +57,20 @@ def _observed(observed: Sequence[Mapping[str, Any]]) -> str:
     return aligned([("workers", "", "s / 1,000", "fitted"), *rows])
 
 
+def _held_out(points: Sequence[Mapping[str, Any]]) -> str:
+    rows = [
+        (
+            f"{point['workers']:,}",
+            number(point["seconds_per_1000_samples"]),
+            number(point["simulated_seconds_per_1000_samples"]),
+            f"{point['error']:+.1%}",
+        )
+        for point in points
+    ]
+    mean = sum(abs(point["error"]) for point in points) / len(points)
+    return f"{aligned([('held out', 's / 1,000', 'simulated', 'error'), *rows])}\nmean {mean:.1%}"
+
+
 def _runs(points: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     head = ("workers", "hours", "8 of 10", "goodput", "faults", "USD", "largest loss",
             "checkpoint every", "best", "Young", "Daly")  # fmt: skip
@@ -76,10 +92,14 @@ def _run(run: Mapping[str, Any]) -> tuple[str, ...]:
         _NONE if run["hours"] is None else _range(run, "hours"),
         percent(run["goodput"]),
         number(run["faults"]),
-        _NONE if run["usd"] is None else number(run["usd"]),
+        _NONE if run["usd"] is None else _usd(run["usd"]),
         _part(run, "largest_loss"),
         *(_seconds(checkpoint[name]) for name in ("interval_s", "best_s", "young_s", "daly_s")),
     )
+
+
+def _usd(usd: float) -> str:
+    return count(usd) if usd >= 100 else f"{usd:.2f}"
 
 
 def _part(point: Mapping[str, Any], which: str) -> str:
@@ -103,20 +123,31 @@ def _advice(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"Up to {max(counts):,} workers, each added one brings at least {worth} of one."
     else:
         yield f"Adding workers stops paying at {stops:,}: another brings less than {worth} of one."
-    for key, text in (
-        ("fastest", "Fastest: {}."),
-        ("cheapest", "Cheapest: {}."),
-        ("fewest_in_time", "Fewest that keep the deadline: {}."),
-        ("fastest_within_budget", "Fastest within the budget: {}."),
-    ):
-        if advice[key] is not None:
-            where = f", {advice['market']}" if advice["market"] else ""
-            yield text.format(f"{advice[key]:,} workers{where}")
+    told = [
+        text.format(f"{advice[key]:,}")
+        for key, text in (
+            ("fastest", "fastest with {} workers"),
+            ("cheapest", "cheapest with {}"),
+            ("fewest_in_time", "keeps the deadline from {} on"),
+            ("fastest_within_budget", "within the budget fastest with {}"),
+        )
+        if advice[key] is not None
+    ]
+    if told:
+        where = f"{advice['market'].capitalize()} hosts" if advice["market"] else "A step"
+        yield f"{where}: {', '.join(told)}."
 
 
-def _inputs(inputs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Figures by kind: what is assumed is told by name, since it decides how far to trust this."""
-    for kind in ("measured", "observed", "published", "assumed"):
-        keys = [one["key"] for one in inputs if one["kind"] == kind]
-        if keys:
-            yield f"{kind}: {', '.join(keys)}"
+def _inputs(inputs: Sequence[Mapping[str, Any]]) -> str:
+    """What went in: how far an answer can be trusted is decided here."""
+    rows = [
+        (one["key"], _figure(one["value"]), one["kind"].ljust(9), one["source"]) for one in inputs
+    ]
+    wide = max((len(row[3]) for row in rows), default=0)
+    return aligned(
+        [("figure", "", "", "".ljust(wide)), *((*row[:3], row[3].ljust(wide)) for row in rows)]
+    )
+
+
+def _figure(value: Any) -> str:
+    return " ".join(map(_figure, value)) if isinstance(value, list) else f"{value:.6g}"
