@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 # Of a run with more faults a part is played, and the rest taken to be like it.
-MOST_FAULTS = 1_500
+MOST_FAULTS = 600
+_MOST_EVENTS = 6_000
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def daly_s(cost_s: float, mtbf_s: float, restart_s: float) -> float:
 
 
 def play(situation: Situation, intervals_s: Array, seed: int, repeats: int) -> Outcome:
-    """Play runs to their end.
+    """Play runs to their end, or to their 6,000th event: they are getting nowhere then.
 
     Args:
         situation: of all of them.
@@ -150,10 +151,8 @@ def play(situation: Situation, intervals_s: Array, seed: int, repeats: int) -> O
     Returns:
         With lanes in the order (interval, repeat).
     """
-    expected = max(1.0, situation.work_s * situation.faults_per_s)
     players = _Lanes(situation, np.repeat(intervals_s, repeats), repeats, seed)
-    # Events, restarts and returns of each fault; beyond that it is getting nowhere.
-    for _ in range(int(12 * expected + 400)):
+    for _ in range(_MOST_EVENTS):
         if not players.advance():
             break
     return players.outcome
@@ -307,7 +306,7 @@ class _Lanes:
 
 
 def best_interval(
-    situation: Situation, seed: int, candidates: int = 33, repeats: int = 12, faults: int = 150
+    situation: Situation, seed: int, candidates: int = 25, repeats: int = 16, faults: int = 100
 ) -> tuple[float, float, float]:
     """The interval under which most of the time is useful, found by playing.
 

@@ -48,7 +48,9 @@ def _run(scenario: Scenario, run: Run, speed: Speed, point: Point, market: str) 
     part, times = part_of(situation)
     interval_s = checkpoint["interval_s"] or part.work_s
     outcome = play(part, np.array([interval_s]), seed, repeats)
-    ended = bool(outcome.finished.all())
+    # What is not done by then goes on as it did; if next to nothing was, it never ends.
+    share = float(outcome.useful.mean()) / part.work_s
+    ended, times = share > 0.02, times / max(share, 1e-9)
     mean_s, low_s, high_s = _with_unsure_steps(point, mean_and_spread(outcome, times))
     found: dict[str, Any] = {
         "market": market,
@@ -59,7 +61,7 @@ def _run(scenario: Scenario, run: Run, speed: Speed, point: Point, market: str) 
         "faults": _num_faults(situation, outcome, times),
         "parts": _parts(point.parts, outcome),
         "checkpoint": checkpoint,
-        "played_share": 1 / times,
+        "played_share": min(1.0, 1 / times),
     }
     usd_per_hour = _usd_per_hour(scenario, situation.hosts, market)
     priced = usd_per_hour is not None and ended

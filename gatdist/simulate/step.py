@@ -10,6 +10,7 @@ Everything is in seconds a step. Numbers may be arrays of one shape, for many va
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
@@ -18,6 +19,10 @@ import numpy as np
 from scipy.special import log_ndtr
 
 from gatdist.simulate.collectives import Topology, Values
+
+# What DistributedDataParallel sends first.
+FIRST_BUCKET_BYTES = 2.0**20
+_MOST_BUCKETS = 32
 
 
 class Parts(NamedTuple):
@@ -129,18 +134,37 @@ class StepModel:
     def _exposed_s(self, phase: Phase, workers: int, backward_s: Values) -> Values:
         """For which a phase waits after its backward pass.
 
-        k buckets of t seconds each become ready evenly through the backward pass, the first after
-        1/k of it, and are sent one by one. The last ends max(b/k + k t, b + t) after it began: the
-        network is busy from the first on, or waits for the last. (Li et al., 2020, of PyTorch's
-        DistributedDataParallel.)
+        Gradients become ready evenly through the backward pass. A bucket is sent once it is whole
+        and the one before has arrived, as PyTorch's DistributedDataParallel does (Li et al., 2020).
         """
         if self.topology is None or not phase.gradient_bytes or workers == 1:
             return 0.0 * backward_s
         if not self.overlap:
             return self.slowdown * self.topology.all_reduce_s(phase.gradient_bytes, workers)
-        buckets = max(1, round(phase.gradient_bytes / self.bucket_bytes))
-        one_s = self.slowdown * self.topology.all_reduce_s(phase.gradient_bytes / buckets, workers)
-        return np.maximum(one_s, buckets * one_s - backward_s * (1 - 1 / buckets))
+        ready_bytes, arrived_s = 0.0, 0.0 * backward_s
+        for num_bytes, count in buckets(phase.gradient_bytes, self.bucket_bytes):
+            ready_bytes += num_bytes * count
+            one_s = self.slowdown * self.topology.all_reduce_s(num_bytes, workers)
+            ready_s = backward_s * (ready_bytes / phase.gradient_bytes)
+            arrived_s = np.maximum(ready_s, arrived_s) + count * one_s
+        return arrived_s - backward_s
+
+
+def buckets(num_bytes: float, bucket_bytes: float) -> list[tuple[float, int]]:
+    """Sizes of gradient buckets in the order in which they are sent, and how many go at once.
+
+    The first is small, so that sending begins early; the others are alike. Of very many, some go
+    at once, which makes no difference to their sum.
+    """
+    first = min(num_bytes, bucket_bytes, FIRST_BUCKET_BYTES)
+    rest = num_bytes - first
+    if not rest:
+        return [(first, 1)]
+    count = math.ceil(rest / bucket_bytes)
+    together = math.ceil(count / _MOST_BUCKETS)
+    whole, left = divmod(count, together)
+    made = [(first, 1), *([(rest / count, together)] * whole)]
+    return [*made, (rest / count, left)] if left else made
 
 
 @cache

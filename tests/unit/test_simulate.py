@@ -1,0 +1,430 @@
+"""``gatdist simulate``: the contract, figures from our own files, and what can't be believed."""
+
+import json
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+from gatdist.cli import main
+from gatdist.errors import ConfigError
+from gatdist.simulate.loading import scenario_names
+from gatdist.simulate.measured import fitted_link
+from gatdist.simulate.study import simulate
+
+RESULTS = Path(__file__).resolve().parents[2] / "benchmarks/results"
+SCALING, STEP = RESULTS / "2026-11-24_scaling", RESULTS / "2026-11-23_step"
+
+OBSERVED = """
+[observed]
+workers = [1, 2]
+seconds_per_1000_samples = [27.20, 13.74]
+[predict]
+workers = [4, 8]
+"""
+HARDWARE = """
+[predict]
+workers = [1, 8, 16]
+[workload]
+batch_per_worker = 8
+[workload.discriminator]
+flop_per_sample = 560e9
+parameters = 29e6
+[workload.generator]
+flop_per_sample = 340e9
+parameters = 25e6
+[hardware]
+flop_per_s = 156e12
+utilization = 0.25
+[network]
+workers_per_host = 8
+host_bandwidth_bytes_per_s = 240e9
+bandwidth_bits_per_s = 100e9
+"""
+RUN = """
+[run]
+total_samples = 25_000_000
+[price]
+usd_per_host_hour = 20.0
+head_usd_per_hour = 1.0
+[spot]
+usd_per_host_hour = 8.0
+mtbf_hours = 50.0
+[[faults]]
+name = "host dies"
+mtbf_hours = 1000.0
+away_s = 600.0
+[goal]
+deadline_hours = 60.0
+budget_usd = 1200.0
+[sources]
+"hardware.flop_per_s" = "published: a data sheet"
+"network" = "assumed: as others rent"
+"""
+
+
+@pytest.fixture
+def scenario(tmp_path):
+    def write(text):
+        path = tmp_path / "scenario.toml"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+def test_points_hold_what_the_contract_says(scenario, capsys):
+    assert main(["simulate", scenario(OBSERVED), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [point["workers"] for point in found["points"]] == [4, 8]
+    four, eight = (point["seconds_per_1000_samples"] for point in found["points"])
+    assert 27.2 / 4 < four < 7.6
+    assert 27.2 / 8 < eight < 4.4
+    for point in found["points"]:
+        low, high = (point[f"seconds_per_1000_samples_{end}"] for end in ("low", "high"))
+        assert low < point["seconds_per_1000_samples"] < high
+        assert point["samples_per_s"] * point["seconds_per_1000_samples"] == pytest.approx(1000)
+        assert 0.7 < point["efficiency"] < 1
+        assert sum(point["parts"].values()) == pytest.approx(1)
+        assert point["bottleneck"] == "computation"
+        assert point["runs"] == []
+    assert [one["kind"] for one in found["observed"]] == ["observed", "observed"]
+
+
+def test_points_come_in_the_order_that_was_asked_for(scenario):
+    found = simulate(scenario(OBSERVED), ["predict.workers=[8, 1, 4]"])
+    assert [point["workers"] for point in found["points"]] == [8, 1, 4]
+    assert found["points"][1]["seconds_per_1000_samples"] == pytest.approx(27.2, rel=0.02)
+
+
+def test_hardware_figures_suffice_and_hosts_have_a_slower_network(scenario):
+    one, eight, sixteen = simulate(scenario(HARDWARE))["points"]
+    work_s = 8 * 900e9 / (156e12 * 0.25)
+    assert one["step_s"] == pytest.approx(work_s)
+    assert one["global_batch"], eight["global_batch"] == (8, 64)
+    assert (eight["hosts"], sixteen["hosts"]) == (1, 2)
+    assert sixteen["parts"]["communication"] > 4 * eight["parts"]["communication"] > 0
+
+
+def test_a_run_is_priced_and_advice_keeps_deadline_and_budget(scenario):
+    found = simulate(scenario(HARDWARE + RUN))
+    for point in found["points"]:
+        on_demand, spot = point["runs"]
+        assert (on_demand["market"], spot["market"]) == ("on demand", "spot")
+        assert on_demand["usd"] == pytest.approx(on_demand["hours"] * (20 * point["hosts"] + 1))
+        assert spot["usd"] < on_demand["usd"]
+        assert spot["hours"] > on_demand["hours"]
+        assert spot["faults"] > on_demand["faults"]
+        for run in point["runs"]:
+            assert sum(run["parts"].values()) == pytest.approx(1)
+            assert run["hours_low"] <= run["hours"] <= run["hours_high"]
+            undisturbed = 25e3 * point["seconds_per_1000_samples"] / 3600
+            assert run["hours"] == pytest.approx(undisturbed / run["goodput"])
+            checkpoint = run["checkpoint"]
+            assert checkpoint["best_low_s"] <= checkpoint["best_s"] <= checkpoint["best_high_s"]
+            assert checkpoint["interval_samples"] == pytest.approx(
+                checkpoint["interval_s"] / point["step_s"] * point["global_batch"], abs=1
+            )
+    advice = found["advice"]
+    assert advice["market"] == "spot"
+    assert advice["fastest"] == 16
+    hours = {p["workers"]: p["runs"][1]["hours"] for p in found["points"]}
+    assert advice["fewest_in_time"] == min(w for w, taken in hours.items() if taken <= 60)
+    usd = {p["workers"]: p["runs"][1]["usd"] for p in found["points"]}
+    assert advice["cheapest"] == min(usd, key=usd.__getitem__)
+    assert usd[advice["fastest_within_budget"]] <= 1200
+
+
+def test_every_figure_says_where_it_comes_from(scenario):
+    inputs = {one["key"]: one for one in simulate(scenario(HARDWARE + RUN))["inputs"]}
+    assert inputs["hardware.flop_per_s"]["kind"] == "published"
+    assert inputs["hardware.flop_per_s"]["source"] == "a data sheet"
+    assert inputs["network.latency_s"]["source"] == "as others rent"
+    assert inputs["hardware.utilization"]["source"] == "given without a source"
+    assert inputs["faults.0.restart_s"] == {
+        "key": "faults.0.restart_s", "value": 60.0, "kind": "assumed", "source": "default",
+    }  # fmt: skip
+    seen = {one["key"]: one["kind"] for one in simulate(scenario(OBSERVED))["inputs"]}
+    assert seen == {
+        "observed.workers": "observed",
+        "observed.seconds_per_1000_samples": "observed",
+        "observed.deviation": "assumed",
+    }
+
+
+def test_held_out_points_tell_how_wrong_it_is(scenario):
+    held_out = "[held_out]\nworkers = [4]\nseconds_per_1000_samples = [7.52]\n"
+    found = simulate(scenario(OBSERVED + held_out))
+    (point,) = found["held_out"]
+    simulated = found["points"][0]["seconds_per_1000_samples"]
+    assert point["error"] == pytest.approx(simulated / 7.52 - 1)
+
+
+def test_a_batch_that_grows_with_the_observed_workers_is_one_of_each(scenario):
+    text = OBSERVED.replace("[predict]", "global_batch = [16, 32]\n[predict]")
+    weak, strong = simulate(scenario(text)), simulate(scenario(OBSERVED))
+    assert [point["global_batch"] for point in weak["points"]] == [64, 128]
+    assert (
+        weak["points"][1]["seconds_per_1000_samples"]
+        < strong["points"][1]["seconds_per_1000_samples"]
+    )
+
+
+# Our own measurements
+
+
+def test_a_measured_curve_is_fitted_to_and_its_bytes_and_phases_are_used(scenario):
+    text = f"""
+    [measured]
+    scaling = "{SCALING}/result.json"
+    mode = "weak"
+    [network]
+    bandwidth_bits_per_s = 1e9
+    [predict]
+    workers = [1, 2, 4]
+    """
+    found = simulate(scenario(text))
+    measured = json.loads((SCALING / "result.json").read_text())
+    weak = [point for point in measured["points"] if point["mode"] == "weak"]
+    for seen, point in zip(found["observed"], weak, strict=True):
+        assert seen["kind"] == "measured"
+        assert seen["seconds_per_1000_samples"] == pytest.approx(
+            1000 * point["step_s"] / point["global_batch"]
+        )
+    assert [point["global_batch"] for point in found["points"]] == [32, 64, 128]
+    assert "network_slowdown" in found["fit"]
+    assert "measured" in {one["kind"] for one in found["inputs"]}
+
+
+def test_a_measured_step_is_one_point(scenario):
+    text = f"""
+    [measured]
+    step = "{STEP}/result.json"
+    size = "dcgan64_w32"
+    [predict]
+    workers = [1, 2]
+    """
+    found = simulate(scenario(text))
+    cases = json.loads((STEP / "result.json").read_text())["cases"]
+    (case,) = [c for c in cases if (c["name"], c["size"]) == ("alternating", "dcgan64_w32")]
+    one, two = found["points"]
+    assert one["global_batch"] == 32
+    assert one["step_s"] == pytest.approx(case["step_s"], rel=0.02)
+    assert two["seconds_per_1000_samples_low"] < two["seconds_per_1000_samples_high"]
+
+
+def test_the_doctors_all_reduces_give_latency_and_bandwidth():
+    alpha, beta, p = 80e-6, 117e6, 3
+    network = [
+        {"bytes": n, "seconds": 2 * (p - 1) * alpha + 2 * (p - 1) / p * n / beta}
+        for n in (4_000, 64_000, 1_000_000, 16_000_000)
+    ]
+    link = fitted_link({"hosts": [{}] * p, "network": network})
+    assert link == pytest.approx((alpha, beta))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('scaling = "nowhere.json"', "measured.scaling"),
+        (f'scaling = "{STEP}/result.json"', "holds no points"),
+        (f'step = "{SCALING}/result.json"', "holds no cases"),
+        (f'step = "{STEP}/result.json"', "measured.size: is required"),
+        (f'step = "{STEP}/result.json"\nsize = "dcgan64_w23"', "Did you mean 'dcgan64_w32'"),
+        (f'scaling = "{SCALING}/result.json"\nworkers = [1, 3]', "measured.workers = 3"),
+    ],
+)
+def test_a_file_that_is_not_the_right_one_is_refused(scenario, text, told):
+    with pytest.raises(ConfigError, match=told.replace("[", r"\[")):
+        simulate(scenario(f"[measured]\n{text}\n[predict]\nworkers = [4]"))
+
+
+# What can't be believed
+
+
+def changed(text, *pairs):
+    for old, new in pairs:
+        assert old in text
+        text = text.replace(old, new)
+    return text
+
+
+BAD = {
+    "an unknown key": (
+        changed(OBSERVED, ("seconds_per_1000_samples", "seconds_per_1000_sample")),
+        "observed.seconds_per_1000_sample: unknown key. Did you mean 'seconds_per_1000_samples'?",
+    ),
+    "an unknown section": (
+        changed(HARDWARE, ("[hardware]", "[hardwear]")),
+        "hardwear: unknown key. Did you mean 'hardware'?",
+    ),
+    "an unknown key in a list of faults": (
+        HARDWARE + RUN.replace("mtbf_hours = 1000.0", "mtbf_hour = 1000.0"),
+        "Did you mean 'mtbf_hours'?",
+    ),
+    "no observations": ("[predict]\nworkers = [4]", "observed: is missing"),
+    "nothing to predict": (OBSERVED.partition("[predict]")[0], "predict.workers: is required"),
+    "an empty observation": (
+        changed(OBSERVED, ("[27.20, 13.74]", "[]")),
+        "observed.seconds_per_1000_samples = []",
+    ),
+    "a missing observation": (
+        changed(OBSERVED, ("[27.20, 13.74]", "[27.20]")),
+        "must hold one for each of observed.workers (2)",
+    ),
+    "a count twice": (changed(OBSERVED, ("[1, 2]", "[2, 2]")), "must hold each count once"),
+    "no worker": (changed(OBSERVED, ("[4, 8]", "[0, 8]")), "predict.workers.0 = 0"),
+    "a negative time": (changed(OBSERVED, ("13.74", "-13.74")), "samples.1 = -13.74"),
+    "a time that is none": (changed(OBSERVED, ("13.74", "nan")), "samples.1 = nan"),
+    "an efficiency over 1": (
+        changed(OBSERVED, ("13.74", "5.1")),
+        "2 workers would be 5.33 times as fast as 1, an efficiency of 267%",
+    ),
+    "one of the times in milliseconds": (
+        changed(OBSERVED, ("27.20", "27200.0")),
+        "none is above 100 %",
+    ),
+    "speeds, not times": (
+        changed(OBSERVED, ("[27.20, 13.74]", "[36.8, 72.8]")),
+        "rise as the workers do, as samples a second would",
+    ),
+    "a share in percent": (
+        changed(HARDWARE, ("utilization = 0.25", "utilization = 25.0")),
+        "hardware.utilization = 25.0: must be a share, above 0 and at most 1. 25 % is 0.25",
+    ),
+    "TFLOP/s": (
+        changed(HARDWARE, ("156e12", "156.0")),
+        "hardware.flop_per_s = 156.0: must be from 1e+08",
+    ),
+    "gigabits": (
+        changed(HARDWARE, ("= 100e9", "= 100.0")),
+        "network.bandwidth_bits_per_s = 100.0: must be from 100000 to 3.2e+13 bits per second. "
+        "25 Gbit/s are 25e9: give bits, not gigabits",
+    ),
+    "bits for bytes": (
+        changed(
+            HARDWARE, ("host_bandwidth_bytes_per_s = 240e9", "host_bandwidth_bytes_per_s = 5e12")
+        ),
+        "network.host_bandwidth_bytes_per_s = 5000000000000.0",
+    ),
+    "both bits and bytes": (
+        HARDWARE + "bandwidth_bytes_per_s = 12.5e9\n",
+        "can't stand beside network.bandwidth_bytes_per_s",
+    ),
+    "microseconds for seconds": (HARDWARE + "latency_s = 15.0\n", "network.latency_s = 15.0"),
+    "milliseconds for seconds": (
+        changed(HARDWARE, ("batch_per_worker = 8", "batch_per_worker = 8\noverhead_s = 120.0")),
+        "workload.overhead_s = 120.0: must be from 0 to 60 seconds. Were milliseconds given?",
+    ),
+    "no network": (HARDWARE.partition("[network]")[0], "network: is required"),
+    "no network between hosts": (
+        changed(HARDWARE, ("bandwidth_bits_per_s = 100e9", "")),
+        "network.bandwidth_bytes_per_s: is required (or bandwidth_bits_per_s) between hosts",
+    ),
+    "no hardware": (
+        HARDWARE.partition("[hardware]")[0],
+        "workload.discriminator.flop_per_sample = 560000000000.0: needs [hardware]",
+    ),
+    "no batch": (changed(HARDWARE, ("batch_per_worker = 8", "")), "workload.global_batch: is req"),
+    "two batches": (
+        changed(HARDWARE, ("batch_per_worker = 8", "batch_per_worker = 8\nglobal_batch = 64")),
+        "can't stand beside workload.global_batch",
+    ),
+    "more workers than samples": (
+        changed(OBSERVED, ("[predict]", "global_batch = 4\n[predict]")),
+        "predict.workers = 8: can't share a batch of 4",
+    ),
+    "a batch of nothing known": (
+        OBSERVED + "global_batch = 64\n",
+        "predict.global_batch = [64]: needs observed.global_batch",
+    ),
+    "a source of no kind": (
+        OBSERVED + "[sources]\nobserved = 'the paper'",
+        "must begin with what it is: measured, observed, published, assumed",
+    ),
+    "a source of nothing": (
+        OBSERVED + "[sources]\n'observed.worker' = 'published: x'",
+        "Did you mean 'observed.workers'?",
+    ),
+    "two lengths of a run": (
+        HARDWARE + "[run]\ntotal_samples = 5\nundisturbed_hours = 3.0",
+        "one of this and run.undisturbed_hours must be given",
+    ),
+    "an MTBF in seconds": (
+        HARDWARE + RUN.replace("mtbf_hours = 1000.0", "mtbf_hours = 1e9"),
+        "must be from 0.001 to 1e+08 hours",
+    ),
+    "a negative price": (
+        HARDWARE + RUN.replace("usd_per_host_hour = 20.0", "usd_per_host_hour = -1.0"),
+        "price.usd_per_host_hour = -1.0",
+    ),
+    "observed and measured": (
+        OBSERVED + f"[measured]\nscaling = '{SCALING}/result.json'",
+        "can't stand beside [observed]",
+    ),
+    "no TOML": ("[observed\n", "not valid TOML"),
+    "a value for a section": ("predict = 3", "predict = 3: must be a table of keys"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_what_can_not_be_is_told_in_one_line(scenario, capsys, kind):
+    text, told = BAD[kind]
+    assert main(["simulate", scenario(text), "--json"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert told in printed.err
+    assert printed.err.startswith("gatdist: ")
+    assert printed.err.count("\n") == 1
+
+
+def test_a_file_that_is_not_there_and_a_name_that_is_none(capsys):
+    assert main(["simulate", "nowhere.toml"]) == 2
+    assert "nowhere.toml: can't read the file" in capsys.readouterr().err
+    assert main(["simulate", "stylegan"]) == 2
+    assert "Did you mean 'stylegan3'?" in capsys.readouterr().err
+
+
+def test_a_bandwidth_that_may_be_in_bits_is_noted(scenario):
+    text = changed(HARDWARE, ("bandwidth_bits_per_s = 100e9", "bandwidth_bytes_per_s = 25e9"))
+    (note,) = [n for n in simulate(scenario(text))["notes"] if "Gbit/s is meant" in n]
+    assert "is 200 Gbit/s; if 25 Gbit/s is meant, say bandwidth_bits_per_s" in note
+
+
+# How it is shown
+
+
+@pytest.mark.parametrize("name", scenario_names())
+def test_scenarios_of_the_package_are_answered_drawn_and_sourced(name, tmp_path, capsys):
+    assert main(["simulate", name, "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    found = json.loads((tmp_path / "result.json").read_text())
+    assert f"{found['scenario']}: simulated" in printed
+    assert not [i["key"] for i in found["inputs"] if i["source"] == "given without a source"]
+    assert (tmp_path / "simulation.png").read_bytes().startswith(b"\x89PNG")
+    drawn = ElementTree.parse(tmp_path / "simulation.svg")
+    assert drawn.getroot().tag.endswith("svg")
+
+
+def test_it_starts_without_torch_ray_and_matplotlib(scenario):
+    script = (
+        "import sys; from gatdist.cli import main; main(['simulate', sys.argv[1], '--json']); "
+        "print(*sorted({n.partition('.')[0] for n in sys.modules}), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, scenario(OBSERVED)],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert json.loads(done.stdout)["points"]
+    assert not set(done.stderr.split()) & {"torch", "ray", "matplotlib", "tensorboard", "fsspec"}
+
+
+def test_without_matplotlib_the_numbers_are_written_all_the_same(
+    scenario, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["simulate", scenario(OBSERVED), "--out", str(tmp_path / "out")]) == 0
+    assert "no plot (" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["result.json"]
