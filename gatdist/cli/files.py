@@ -20,10 +20,10 @@ def writable(folder: str | None) -> Store | None:
     Raises:
         StorageError: none can.
     """
-    from gatdist.storage import Store, absolute
-
     if folder is None:
         return None
+    from gatdist.storage import Store, absolute
+
     store, name = Store(absolute(folder)), f".{uuid.uuid4().hex}"
     try:
         store.publish(name, b"")
