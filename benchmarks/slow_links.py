@@ -23,7 +23,7 @@ from gatdist.cluster.doctor.network import all_reduces
 from gatdist.parallel.communicator import TorchCommunicator
 
 # Mbit/s of each host; None is as fast as this machine is.
-RATES = (None, 400.0, 200.0, 100.0)
+RATES = (None, 200.0, 100.0, 50.0)
 COUNTS = (1, 2, 4)
 _SIZE, _BATCH, _PORT = "dcgan64_w32", 16, 29555
 

@@ -37,6 +37,7 @@ class Kind:
         restart_s: from then to the first new step.
         away_s: mean time for which the host is away; 0 where none is.
         notice_s: by which it is told before.
+        loses_work: whether what was trained since the last checkpoint is lost.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Kind:
     restart_s: float
     away_s: float
     notice_s: float
+    loses_work: bool = True
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,10 @@ class Situation:
     grows_at_once: bool = True
 
     def saved(self, kind: Kind) -> bool:
-        """Whether its notice is enough for a checkpoint."""
-        return kind.notice_s >= self.snapshot_s + self.write_s and kind.notice_s > 0
+        """Whether its notice is enough for a checkpoint, or none is needed."""
+        return not kind.loses_work or (
+            kind.notice_s >= self.snapshot_s + self.write_s and kind.notice_s > 0
+        )
 
     @property
     def faults_per_s(self) -> float:
@@ -188,6 +192,11 @@ class _Lanes:
         self.down_after_s = np.array([k.detection_s + k.restart_s for k in situation.kinds])
         self.restart_s = np.array([k.restart_s for k in situation.kinds])
         self.saved = np.array([situation.saved(k) for k in situation.kinds], dtype=bool)
+        # By event: whether a checkpoint is written for it, if it loses no work.
+        self.writes = np.array(
+            [*(k.loses_work for k in situation.kinds), *(k.away_s > 0 for k in situation.kinds)],
+            dtype=bool,
+        )
         self.speeds = np.array(situation.speeds)
 
     def advance(self) -> bool:
@@ -290,12 +299,13 @@ class _Lanes:
         kept = event >= kinds  # a host that comes is taken in after a checkpoint
         kept[~kept] = self.saved[event[~kept]]
         kept_s = np.where(kept, trained_s, np.minimum(counted * interval_s, trained_s))
-        last_s = np.where(kept, snapshot_s, 0.0)
+        writes = kept & self.writes[event]
+        last_s = np.where(writes, snapshot_s, 0.0)
         out.useful[lanes] += kept_s * speed
         out.slower[lanes] += kept_s * (1 - speed)
         out.repeated[lanes] += trained_s - kept_s
         out.snapshots[lanes] += np.maximum(wait_s - trained_s, 0.0) + last_s
-        out.standing[lanes] += np.where(kept, self.it.write_s, 0.0)
+        out.standing[lanes] += np.where(writes, self.it.write_s, 0.0)
         self.left_s[lanes] = np.maximum(self.left_s[lanes] - kept_s * speed, 0.0)
         if not self.it.grows_at_once:
             returned = -np.expm1(-wait_s[:, None] * self.return_rates)

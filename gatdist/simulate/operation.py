@@ -68,6 +68,7 @@ class Fault(Section):
         restart_s: from then to the first new step.
         away_s: mean time until the host, or another in its place, can work again.
         notice_s: by which it is told before; enough for a checkpoint, and nothing is lost.
+        loses_work: false where the run stands still and goes on, as when a network is away briefly.
     """
 
     name: Annotated[str, Field(min_length=1)]
@@ -77,6 +78,7 @@ class Fault(Section):
     restart_s: Seconds = 60.0
     away_s: Annotated[float, between(0, 1e7, "seconds", "")] = 0.0
     notice_s: Seconds = 0.0
+    loses_work: bool = True
 
 
 class Run(Section):

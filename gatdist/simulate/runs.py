@@ -125,6 +125,7 @@ def _kind(fault: Fault, hosts: int, workers: int) -> Kind:
         fault.restart_s,
         fault.away_s,
         fault.notice_s,
+        fault.loses_work,
     )
 
 

@@ -140,7 +140,13 @@ class Player(Section):
         flop_per_sample: instead of that, where ``[hardware]`` says how fast a worker is.
         share: of the step's work, where times were observed.
         parameters: whose gradients are sent, each of ``bytes_per_gradient``.
-        backward_share: how much of the phase is the backward pass, behind which gradients travel.
+        backward_share: how much of the phase is the backward pass in which gradients become ready,
+            behind which they travel. Left out: 2/3 of a network by itself. Of a pair, 0.4 of the
+            generator's phase, most of which goes through the discriminator, and 0.3 of the
+            discriminator's, whose gradients of real and fake samples are ready with the last pass.
+        gradients_ready: when most gradients are, in the backward pass. Networks of pictures have
+            most parameters where pictures are small: a discriminator's are ready early, as those of
+            any classifier, and a generator's late. Left out, it is taken so.
     """
 
     seconds_per_sample: StepSeconds | None = None
@@ -148,7 +154,8 @@ class Player(Section):
     share: Share | None = None
     parameters: Annotated[float, Field(ge=0, le=1e14)] = 0
     bytes_per_gradient: Annotated[float, Field(gt=0, le=8)] = 4.0
-    backward_share: Share = 2 / 3
+    backward_share: Share | None = None
+    gradients_ready: Literal["early", "evenly", "late"] | None = None
 
 
 class Workload(Section):

@@ -14,12 +14,18 @@ from gatdist.simulate.fit import Fit, Known, Observation, fit
 from gatdist.simulate.measured import Findings, Timed
 from gatdist.simulate.scenario import Scenario
 from gatdist.simulate.sections import Observed, Player
-from gatdist.simulate.step import DataFlow, Parts, Phase, StepModel
+from gatdist.simulate.step import DataFlow, Parts, Phase, Ready, StepModel
 
 # A batch that nobody told: one step is then as long as these samples.
 _UNIT_SAMPLES = 1000
 # A shared batch is what published tables of GANs have, and what a fit of two points assumes.
 _LOG_ODDS_SHARED = np.log(4.0)
+_READY: dict[str, Ready] = {"discriminator": "early", "generator": "late"}
+# In units of one forward pass of either network, a backward pass being two, or one where only its
+# input's gradient is wanted: D has G's forward, 2 × 3 of its own, of which the last backward counts
+# (2 of 7); G has two forwards, one backward through D, and its own (2 of 5).
+_BACKWARD_OF_A_PAIR = {"discriminator": 0.3, "generator": 0.4}
+_BACKWARD_ALONE = 2 / 3
 # Deviation of workers where nothing tells: assumed.
 _DEVIATION = 0.01
 
@@ -279,7 +285,15 @@ def _phases(scenario: Scenario, findings: Findings) -> tuple[Phase, ...]:
     if not players:
         names = list(shares) or ["step"]
         sent = (findings.gradient_bytes or 0.0) / len(names)
-        return tuple(Phase(shares.get(name, 1.0), sent) for name in names)
+        return tuple(
+            Phase(
+                shares.get(name, 1.0),
+                sent,
+                _BACKWARD_OF_A_PAIR.get(name, _BACKWARD_ALONE),
+                _READY.get(name, "evenly"),
+            )
+            for name in names
+        )
     observed = scenario.observed is not None or bool(findings.points)
     phases = []
     for name, player in players.items():
@@ -290,7 +304,9 @@ def _phases(scenario: Scenario, findings: Findings) -> tuple[Phase, ...]:
         sent = player.parameters * player.bytes_per_gradient
         if not sent and findings.gradient_bytes:
             sent = findings.gradient_bytes / len(players)
-        phases.append(Phase(seconds, sent, player.backward_share))
+        usual = _BACKWARD_ALONE if len(players) == 1 else _BACKWARD_OF_A_PAIR[name]
+        backward = player.backward_share or usual
+        phases.append(Phase(seconds, sent, backward, player.gradients_ready or _READY[name]))
     return tuple(phases)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from scipy.special import log_ndtr
@@ -23,6 +23,9 @@ from gatdist.simulate.collectives import Topology, Values
 # What DistributedDataParallel sends first.
 FIRST_BUCKET_BYTES = 2.0**20
 _MOST_BUCKETS = 32
+_PYRAMID = math.log(0.25) / math.log(0.75)  # 0.75^k = 0.25
+
+Ready = Literal["early", "evenly", "late"]
 
 
 class Parts(NamedTuple):
@@ -56,11 +59,23 @@ class Phase:
         seconds_per_sample: forward and backward, of one worker.
         gradient_bytes: that are added up at its end.
         backward_share: of the phase, behind which they may travel.
+        ready: when most of them are: ``evenly``, or ``early`` or ``late`` in the backward pass.
     """
 
     seconds_per_sample: Values
     gradient_bytes: float = 0.0
     backward_share: float = 2 / 3
+    ready: Ready = "evenly"
+
+    def ready_at(self, share: float) -> float:
+        """The share of the backward pass after which this share of the gradients is ready.
+
+        In a pyramid of convolutions each level takes about as long as the next and has four times
+        its parameters: a quarter of four levels holds three quarters of them.
+        """
+        if self.ready == "early":
+            return 1 - (1 - share) ** (1 / _PYRAMID)
+        return share ** (1 / _PYRAMID) if self.ready == "late" else share
 
 
 @dataclass(frozen=True)
@@ -134,8 +149,8 @@ class StepModel:
     def _exposed_s(self, phase: Phase, workers: int, backward_s: Values) -> Values:
         """For which a phase waits after its backward pass.
 
-        Gradients become ready evenly through the backward pass. A bucket is sent once it is whole
-        and the one before has arrived, as PyTorch's DistributedDataParallel does (Li et al., 2020).
+        A bucket is sent once its gradients are ready and the one before has arrived, as PyTorch's
+        DistributedDataParallel does (Li et al., 2020).
         """
         if self.topology is None or not phase.gradient_bytes or workers == 1:
             return 0.0 * backward_s
@@ -145,7 +160,7 @@ class StepModel:
         for num_bytes, count in buckets(phase.gradient_bytes, self.bucket_bytes):
             ready_bytes += num_bytes * count
             one_s = self.slowdown * self.topology.all_reduce_s(num_bytes, workers)
-            ready_s = backward_s * (ready_bytes / phase.gradient_bytes)
+            ready_s = backward_s * phase.ready_at(min(1.0, ready_bytes / phase.gradient_bytes))
             arrived_s = np.maximum(ready_s, arrived_s) + count * one_s
         return arrived_s - backward_s
 

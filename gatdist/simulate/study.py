@@ -222,6 +222,15 @@ def _notes(scenario: Scenario) -> list[str]:
             f"network.bandwidth_bytes_per_s = {line:g} is {8 * line / 1e9:g} Gbit/s; if "
             f"{line / 1e9:g} Gbit/s is meant, say bandwidth_bits_per_s"
         )
-    if network is None and scenario.observed:
+    observed = scenario.observed
+    if observed is not None:
+        times = dict(zip(observed.workers, observed.seconds_per_1000_samples, strict=True))
+        few, many = min(times), max(times)
+        if times[many] > times[few]:
+            notes.append(
+                f"observed: {many} workers are slower than {few}; if these are samples a second, "
+                "give 1000 / (samples a second)"
+            )
+    if network is None and observed:
         notes.append("nothing is told of the network: communication grows as in the points")
     return notes

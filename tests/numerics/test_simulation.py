@@ -90,11 +90,14 @@ def test_an_infinite_bandwidth_leaves_latency_and_none_leaves_nothing():
 
 
 @settings(deadline=None)
-@given(st.floats(1e3, 3e9), st.floats(1e5, 1e8), st.floats(0, 2), st.integers(2, 64))
-def test_overlap_hides_what_it_can_and_no_more(num_bytes, bucket_bytes, backward_s, workers):
+@given(
+    st.floats(1e3, 3e9), st.floats(1e5, 1e8), st.floats(0, 2), st.integers(2, 64),
+    st.sampled_from(["early", "evenly", "late"]),
+)  # fmt: skip
+def test_overlap_hides_what_it_can_and_no_more(num_bytes, bucket_bytes, backward_s, workers, kind):
     topology = Topology(1, LINK, LINK, "ring")
     made = StepModel(
-        (Phase(backward_s, num_bytes, 1.0),), topology=topology, bucket_bytes=bucket_bytes
+        (Phase(backward_s, num_bytes, 1.0, kind),), topology=topology, bucket_bytes=bucket_bytes
     )
     exposed = float(made.parts(workers, 1).communication)
     sizes = [size for size, count in buckets(num_bytes, bucket_bytes) for _ in range(count)]
@@ -108,8 +111,25 @@ def test_overlap_hides_what_it_can_and_no_more(num_bytes, bucket_bytes, backward
         ready, end = 0.0, 0.0
         for size, taken in zip(sizes, sent_s, strict=True):
             ready += size
-            end = max(end, backward_s * ready / num_bytes) + taken
+            share = min(1.0, ready / num_bytes)
+            end = max(end, backward_s * made.phases[0].ready_at(share)) + taken
         assert exposed == pytest.approx(end - backward_s, rel=1e-6, abs=1e-9)
+
+
+def test_gradients_that_are_ready_late_hide_less():
+    exposed = {
+        kind: float(model_of(kind).parts(8, 32).communication)
+        for kind in ("early", "evenly", "late")
+    }
+    assert exposed["early"] < exposed["evenly"] < exposed["late"]
+    for kind, half in (("early", 0.25), ("late", 0.75)):  # a quarter of the time for most of them
+        quarter = 0.75 if kind == "early" else 0.25
+        assert Phase(1.0, ready=kind).ready_at(quarter) == pytest.approx(half)
+
+
+def model_of(ready):
+    topology = Topology(1, LINK, LINK, "ring")
+    return StepModel((Phase(3e-3, 60e6, ready=ready),), topology=topology, bucket_bytes=5e6)
 
 
 def test_slow_data_hold_a_step_up_to_their_own_rate():
