@@ -320,8 +320,9 @@ def best_interval(
 ) -> tuple[float, float, float]:
     """The interval under which most of the time is useful, found by playing.
 
-    A stretch with ``repeats`` × ``faults`` faults is played under intervals from a ninth to nine
-    times Young's; goodput, over the logarithm of the interval, is a parabola near its best.
+    A stretch with ``repeats`` × ``faults`` faults that lose work is played under intervals from a
+    ninth to nine times Young's; goodput, over the logarithm of the interval, is a parabola near
+    its best.
 
     Returns:
         The best, and the interval range within which goodput is at most 0.2 % lower.
@@ -329,8 +330,10 @@ def best_interval(
     guess = max(young_s(situation.snapshot_s, situation.losing_mtbf_s), situation.write_s, 1e-3)
     intervals = guess * np.geomspace(1 / 9, 9, candidates)
     intervals = np.unique(np.maximum(intervals, max(situation.write_s, 1e-3)))
-    rate = situation.faults_per_s
-    stretch = replace(situation, work_s=faults / rate)
+    # The others cost the same under any interval.
+    kinds = tuple(kind for kind in situation.kinds if not situation.saved(kind))
+    work_s = faults * situation.losing_mtbf_s
+    stretch = replace(situation, kinds=kinds, work_s=work_s)
     outcome = play(stretch, intervals, seed, repeats)
     goodput = outcome.useful.reshape(len(intervals), repeats).sum(axis=1)
     goodput = goodput / outcome.total.reshape(len(intervals), repeats).sum(axis=1)

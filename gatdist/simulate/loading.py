@@ -17,7 +17,7 @@ from gatdist.simulate.sections import Observed
 
 KINDS = ("measured", "observed", "published", "assumed")
 # Caches that grow with the workers bring a little more than the workers themselves; no more.
-_MOST_EFFICIENT = 1.25
+_MOST_EFFICIENT = 1.1
 
 
 def load(source: str, overrides: Iterable[str] = ()) -> tuple[Scenario, Path]:

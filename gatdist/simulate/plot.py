@@ -86,9 +86,8 @@ def _speed(axis: Any, found: Mapping[str, Any], points: Sequence[Mapping[str, An
             point["workers"], 1000 / point["seconds_per_1000_samples"], "X", color="#222222",
             markersize=8, label="held out: timed, not fitted to",
         )  # fmt: skip
-    axis.set_yscale("log", base=10)
+    _by_factors(axis)
     axis.margins(y=0.12)
-    axis.yaxis.set_major_formatter("{x:,.10g}")
     axis.set(ylabel="samples / s", title="speed, and efficiency in percent")
     handles, labels = axis.get_legend_handles_labels()
     once = dict(zip(labels, handles, strict=True))
@@ -125,8 +124,6 @@ def _parts(axis: Any, points: Sequence[Mapping[str, Any]]) -> None:
 
 def _money(axis: Any, points: Sequence[Mapping[str, Any]]) -> None:
     """Hours to the left, dollars to the right; a line style for each market."""
-    from matplotlib.ticker import LogLocator
-
     right = axis.twinx()
     markets = dict.fromkeys(run["market"] for point in points for run in point["runs"])
     lines = []
@@ -145,16 +142,21 @@ def _money(axis: Any, points: Sequence[Mapping[str, Any]]) -> None:
                     markerfacecolor="white", label=f"{'USD' if key == 'usd' else key}, {market}",
                 )  # fmt: skip
     for side, label in ((axis, "hours"), (right, "USD")):
-        side.set_yscale("log")
+        _by_factors(side)
         side.set_ylabel(label)
-        side.yaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
-        side.yaxis.set_major_formatter("{x:,.10g}")
     right.minorticks_off()
     right.spines[["top"]].set_visible(False)
     axis.set_title("simulated: what the run takes and costs")
-    axis.legend(
-        lines, [line.get_label() for line in lines], frameon=False, loc="upper center", fontsize=9
-    )
+    names = [line.get_label() for line in lines]
+    axis.legend(lines, names, frameon=False, loc="center left", bbox_to_anchor=(1.12, 0.5))
+
+
+def _by_factors(axis: Any) -> None:
+    from matplotlib.ticker import LogLocator
+
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter("{x:,.10g}")
 
 
 def _by_workers(axis: Any, counts: Sequence[int]) -> None:

@@ -15,6 +15,7 @@ from gatdist.simulate.units import (
     Count,
     Flop,
     FlopPerSecond,
+    HostBytesPerSecond,
     Latency,
     Share,
     StepSeconds,
@@ -222,7 +223,7 @@ class Network(Section):
     bandwidth_bits_per_s: BitsPerSecond | None = None
     efficiency: Share = 0.8
     host_latency_s: Latency = 5e-6
-    host_bandwidth_bytes_per_s: BytesPerSecond | None = None
+    host_bandwidth_bytes_per_s: HostBytesPerSecond | None = None
     bucket_bytes: Bytes = 25 * 2**20
     overlap: bool = True
 

@@ -18,8 +18,9 @@ from gatdist.simulate.step import DataFlow, Parts, Phase, Ready, StepModel
 
 # A batch that nobody told: one step is then as long as these samples.
 _UNIT_SAMPLES = 1000
-# A shared batch is what published tables of GANs have, and what a fit of two points assumes.
-_LOG_ODDS_SHARED = np.log(4.0)
+# A batch that all workers share is what published tables of GANs have, of some dozens of samples.
+# More workers than that can't share it: then each has a batch of its own.
+_LOG_ODDS, _MOST_WHO_SHARE = float(np.log(4.0)), 64
 _READY: dict[str, Ready] = {"discriminator": "early", "generator": "late"}
 # In units of one forward pass of either network, a backward pass being two, or one where only its
 # input's gradient is wanted: D has G's forward, 2 × 3 of its own, of which the last backward counts
@@ -220,17 +221,19 @@ def _possible_batches(
         return [(Batch(samples, shared, True), 0.0, ())]
     if workload.batch is not None:
         return [(Batch(_UNIT_SAMPLES, workload.batch == "shared", False), 0.0, ())]
-    note = "the batch is not told: taken as {}; [workload] batch says otherwise"
+    note = "the batch is not told: taken as one {}; [workload] batch = {} is the other kind"
+    seen = scenario.observed.workers if scenario.observed else []
+    odds = _LOG_ODDS if max(*scenario.predict.workers, *seen) <= _MOST_WHO_SHARE else -_LOG_ODDS
     return [
         (
             Batch(_UNIT_SAMPLES, True, False),
-            float(_LOG_ODDS_SHARED),
-            (note.format("one that all workers share"),),
+            odds,
+            (note.format("that all workers share", '"per_worker"'),),
         ),
         (
             Batch(_UNIT_SAMPLES, False, False),
             0.0,
-            (note.format("one of each worker, which the points fit better"),),
+            (note.format("of each worker", '"shared"'),),
         ),
     ]
 

@@ -54,11 +54,13 @@ Hours = Annotated[
     float, between(0.001, 1e8, "hours", "Give hours, not seconds or years; leave it out for never")
 ]
 BytesPerSecond = Annotated[
-    float, between(1e4, 4e12, "bytes per second", "25 Gbit/s are 25e9 bits, or 3.125e9 bytes")
+    float, between(1e4, 1e12, "bytes per second", "25 Gbit/s are 25e9 bits, or 3.125e9 bytes")
 ]
 BitsPerSecond = Annotated[
-    float, between(1e5, 3.2e13, "bits per second", "25 Gbit/s are 25e9: give bits, not gigabits")
+    float, between(1e5, 8e12, "bits per second", "25 Gbit/s are 25e9: give bits, not gigabits")
 ]
+# Links of a host reach further than networks: NVLink's fifth generation has 1.8e12.
+HostBytesPerSecond = Annotated[float, between(1e6, 4e12, "bytes per second", "600 GB/s are 600e9")]
 FlopPerSecond = Annotated[
     float,
     between(1e8, 1e17, "floating-point operations per second", "312 TFLOP/s are 312e12"),

@@ -1,6 +1,7 @@
 """``gatdist simulate``: the contract, figures from our own files, and what can't be believed."""
 
 import json
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -172,6 +173,26 @@ def test_a_batch_that_grows_with_the_observed_workers_is_one_of_each(scenario):
     )
 
 
+def test_a_batch_that_nobody_told_is_shared_by_few_and_not_by_many(scenario):
+    def efficiency(workers, batch):
+        told = [f"predict.workers=[{workers}]"] + [f"workload.batch={batch}"] * bool(batch)
+        found = simulate(scenario(OBSERVED), told)
+        return found["points"][0]["efficiency"], " ".join(found["notes"])
+
+    for workers, taken in ((8, "shared"), (512, "per_worker")):
+        untold, note = efficiency(workers, None)
+        assert untold == efficiency(workers, taken)[0]
+        assert "the batch is not told: taken as one" in note
+    assert efficiency(512, "per_worker")[0] > 0.9 > 0.5 > efficiency(512, "shared")[0]
+
+
+def test_three_points_tell_which_kind_of_batch_it_is(scenario):
+    weak = [100, 52, 26.6, 13.5, 6.8]  # a loss that stays
+    text = OBSERVED.replace("[1, 2]", "[1, 2, 4, 8, 16]").replace("[27.20, 13.74]", str(weak))
+    (point,) = simulate(scenario(text), ["predict.workers=[32]"])["points"]
+    assert point["seconds_per_1000_samples"] == pytest.approx(3.4, rel=0.03)
+
+
 # Our own measurements
 
 
@@ -300,7 +321,7 @@ BAD = {
     ),
     "gigabits": (
         changed(HARDWARE, ("= 100e9", "= 100.0")),
-        "network.bandwidth_bits_per_s = 100.0: must be from 100000 to 3.2e+13 bits per second. "
+        "network.bandwidth_bits_per_s = 100.0: must be from 100000 to 8e+12 bits per second. "
         "25 Gbit/s are 25e9: give bits, not gigabits",
     ),
     "bits for bytes": (
@@ -406,6 +427,24 @@ def test_scenarios_of_the_package_are_answered_drawn_and_sourced(name, tmp_path,
     assert (tmp_path / "simulation.png").read_bytes().startswith(b"\x89PNG")
     drawn = ElementTree.parse(tmp_path / "simulation.svg")
     assert drawn.getroot().tag.endswith("svg")
+
+
+def test_the_guides_scenarios_are_answered(tmp_path):
+    guide = (RESULTS.parents[1] / "docs/simulate.md").read_text()
+    blocks = re.findall(r"```toml\n(.*?)```", guide, re.DOTALL)
+    assert len(blocks) == 4
+    (tmp_path / "measured").mkdir()
+    (tmp_path / "measured/result.json").write_bytes((SCALING / "result.json").read_bytes())
+    (links,) = RESULTS.glob("*_simulation/links.json")
+    network = json.loads(links.read_text())["rates"][0]["network"]["2"]
+    report = {"hosts": [{"name": "w1"}, {"name": "w2"}], "network": network}
+    (tmp_path / "measured/doctor.json").write_text(json.dumps(report))
+    for number, block in enumerate(blocks):
+        path = tmp_path / f"{number}.toml"
+        path.write_text(block)
+        found = simulate(str(path), ["simulation.repeats=4"])
+        assert all(point["samples_per_s"] > 0 for point in found["points"])
+    assert found["advice"]["fewest_in_time"]
 
 
 def test_it_starts_without_torch_ray_and_matplotlib(scenario):
