@@ -28,18 +28,20 @@ COUNTS = (1, 2, 4)
 _SIZE, _BATCH, _PORT = "dcgan64_w32", 16, 29555
 
 
-def planned(rounds: int) -> Plan:
+def planned(counts: Sequence[int], rounds: int) -> Plan:
     """Weak scaling, so that each worker's computation stays the same."""
-    return plan(COUNTS, sizes=[_SIZE], modes=["weak"], batch=_BATCH, rounds=rounds)
+    return plan(counts, sizes=[_SIZE], modes=["weak"], batch=_BATCH, rounds=rounds)
 
 
-def measured(rounds: int) -> list[dict[str, Any]]:
+def measured(
+    rounds: int, counts: Sequence[int] = COUNTS, rates: Sequence[float | None] = RATES
+) -> list[dict[str, Any]]:
     """Of each rate, what ``gatdist bench scaling --json`` prints, and all-reduces by workers."""
     found = []
-    with Hosts(max(COUNTS), ray=False) as hosts:
-        groups = {count: Group(hosts, count, rounds) for count in COUNTS}
+    with Hosts(max(counts), ray=False) as hosts:
+        groups = {count: Group(hosts, count, rounds) for count in counts}
         try:
-            for rate in RATES:
+            for rate in rates:
                 print(f"links: {f'{rate:g} Mbit/s' if rate else 'as they are'}", flush=True)
                 for host in hosts.workers:
                     host.slow(rate)
@@ -57,10 +59,10 @@ def _at_this_rate(groups: dict[int, Group], rounds: int) -> dict[str, Any]:
         answers[world_size] = groups[world_size].go()
         return [answer["turns"] for answer in answers[world_size]], 0.0
 
-    scaling = measure(planned(rounds), launch)
+    scaling = measure(planned(list(groups), rounds), launch)
     return {
         "scaling": scaling,
-        "network": {count: told[0]["exchanges"] for count, told in answers.items()},
+        "network": {str(count): told[0]["exchanges"] for count, told in answers.items()},
     }
 
 
@@ -107,7 +109,7 @@ def member(rank: int, count: int, address: str, port: int, rounds: int) -> None:
         store = dist.PrefixStore(f"steps{number}", shared)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=count)
         comm = TorchCommunicator(torch.device("cpu"))
-        turns = take_turns(comm, lambda text: None, "eth0", planned(rounds).works(count))
+        turns = take_turns(comm, lambda text: None, "eth0", planned([count], rounds).works(count))
         dist.destroy_process_group()
         told = {"turns": turns, "exchanges": [one._asdict() for one in exchanges]}
         print(json.dumps(told), flush=True)

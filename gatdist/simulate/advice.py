@@ -21,7 +21,8 @@ def advice(goal: Goal, points: Points, alone_s: float) -> dict[str, Any]:
     """
     market = cheapest_market(points)
     hours, usd = _of_market(points, market, "hours"), _of_market(points, market, "usd")
-    times = hours
+    times = _of_market(points, market, "hours_per_million_samples")
+    costs = _of_market(points, market, "usd_per_million_samples")
     if market is None:
         times = {1: alone_s} | {p["workers"]: p["seconds_per_1000_samples"] for p in points}
     deadline, budget = goal.deadline_hours, goal.budget_usd
@@ -32,7 +33,7 @@ def advice(goal: Goal, points: Points, alone_s: float) -> dict[str, Any]:
         "stops_paying": stops_paying(sorted(times.items()), goal.worth),
         "worth": goal.worth,
         "fastest": min(times, key=times.__getitem__, default=None),
-        "cheapest": min(usd, key=usd.__getitem__, default=None),
+        "cheapest": min(costs, key=costs.__getitem__, default=None),
         "fewest_in_time": min(in_time, default=None),
         "fastest_within_budget": min(paid, key=times.__getitem__, default=None),
     }

@@ -67,6 +67,10 @@ def _run(scenario: Scenario, run: Run, speed: Speed, point: Point, market: str) 
     priced = usd_per_hour is not None and ended
     for name in ("", "_low", "_high"):
         found[f"usd{name}"] = found[f"hours{name}"] * usd_per_hour if priced else None
+    millions = situation.work_s / point.seconds_per_1000_samples / 1000
+    found["samples"] = round(1e6 * millions)
+    found["hours_per_million_samples"] = found["hours"] / millions if ended else None
+    found["usd_per_million_samples"] = found["usd"] / millions if priced else None
     return found
 
 

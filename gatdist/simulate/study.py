@@ -31,7 +31,8 @@ def simulate(source: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
         ``largest_loss`` (the largest but computation; None where nothing is lost) and ``runs``:
         of each ``market``, mean ``hours`` with the range of eight tenths of runs, ``goodput`` (the
         share of the time that went into steps of all hosts whose result was kept), ``faults``,
-        ``usd``, ``parts``, ``bottleneck``, ``largest_loss`` and ``checkpoint`` (intervals).
+        ``usd``, ``samples``, hours and dollars for a million of them, ``parts``, ``bottleneck``,
+        ``largest_loss`` and ``checkpoint`` (intervals).
         ``observed``: what was fitted to, and how well; ``held_out``: what was not, with the
         ``error`` of its prediction, as a share. ``fit``: parameters with their ranges, or
         None. ``advice``: where adding workers stops paying, the fastest, the cheapest, and what

@@ -72,8 +72,8 @@ def _held_out(points: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _runs(points: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    head = ("workers", "hours", "8 of 10", "goodput", "faults", "USD", "largest loss",
-            "checkpoint every", "best", "Young", "Daly")  # fmt: skip
+    head = ("workers", "hours", "8 of 10", "goodput", "faults", "USD", "USD / million",
+            "largest loss", "checkpoint every", "best", "Young", "Daly")  # fmt: skip
     markets = dict.fromkeys(run["market"] for point in points for run in point["runs"])
     for market in markets:
         rows = [
@@ -92,13 +92,15 @@ def _run(run: Mapping[str, Any]) -> tuple[str, ...]:
         _NONE if run["hours"] is None else _range(run, "hours"),
         percent(run["goodput"]),
         number(run["faults"]),
-        _NONE if run["usd"] is None else _usd(run["usd"]),
+        *(_usd(run[name]) for name in ("usd", "usd_per_million_samples")),
         _part(run, "largest_loss"),
         *(_seconds(checkpoint[name]) for name in ("interval_s", "best_s", "young_s", "daly_s")),
     )
 
 
-def _usd(usd: float) -> str:
+def _usd(usd: float | None) -> str:
+    if usd is None:
+        return _NONE
     return count(usd) if usd >= 100 else f"{usd:.2f}"
 
 

@@ -138,6 +138,17 @@ def test_a_run_is_priced_and_advice_keeps_deadline_and_budget(scenario):
     assert usd[advice["fastest_within_budget"]] <= 1200
 
 
+def test_runs_of_one_length_are_compared_by_what_they_show(scenario):
+    """As many hours on more workers show more samples."""
+    run = RUN.replace("total_samples = 25_000_000", "undisturbed_hours = 100.0")
+    found = simulate(scenario(HARDWARE + run))
+    shown = [point["runs"][0]["samples"] for point in found["points"]]
+    assert shown == sorted(shown)
+    assert shown[0] == pytest.approx(100 * 3600 * found["points"][0]["samples_per_s"], rel=1e-6)
+    assert found["advice"]["fastest"] == 16
+    assert found["advice"]["stops_paying"] is None
+
+
 def test_every_figure_says_where_it_comes_from(scenario):
     inputs = {one["key"]: one for one in simulate(scenario(HARDWARE + RUN))["inputs"]}
     assert inputs["hardware.flop_per_s"]["kind"] == "published"
