@@ -170,9 +170,11 @@ def network_at(as_they_are: Link, mbit_per_s: float | None) -> dict[str, Any]:
             "bandwidth_bytes_per_s": as_they_are.bandwidth_bytes_per_s,
         }  # fmt: skip
     return {
-        "latency_s": as_they_are.latency_s, "efficiency": 1448 / (1514 + 66 / 2), "algorithm": "ring",
+        "latency_s": as_they_are.latency_s,
+        "efficiency": 1448 / (1514 + 66 / 2),
+        "algorithm": "ring",
         "bandwidth_bits_per_s": 1e6 * mbit_per_s,
-    }  # fmt: skip
+    }
 
 
 def alone_s(point: Mapping[str, Any]) -> float:

@@ -33,7 +33,7 @@ from gatdist.monitor.numbers import aligned, number
 from gatdist.simulate.plot import draw
 from gatdist.simulate.study import simulate
 
-STUDY = "hardware"
+STUDY = "benchmarks/study.toml"
 MONTH = "month"
 TARGET = {"StyleGAN3-T": 0.10}
 MONTH_TARGET_S = 10.0

@@ -10,9 +10,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from gatdist.config import first_error, flatten, nearest, read_toml, set_value
+from gatdist.config import first_error, nearest, read_toml, set_value
 from gatdist.errors import ConfigError
-from gatdist.simulate.scenario import Scenario
+from gatdist.simulate.scenario import Scenario, dotted
 from gatdist.simulate.sections import Observed
 
 KINDS = ("measured", "observed", "published", "assumed")
@@ -175,9 +175,10 @@ def _require_network(scenario: Scenario) -> None:
 
 def _require_known_sources(scenario: Scenario) -> None:
     """Sources belong to keys that are there, and begin with what they are."""
-    # By alias of unset fields too: a default may have a source.
-    known = set(flatten(scenario.model_dump(mode="json")))
-    known |= {key.rpartition(".")[0] for key in known}
+    known = set(dotted(scenario.model_dump(exclude={"sources", "predict", "simulation"})))
+    for key in list(known):
+        while key := key.rpartition(".")[0]:
+            known.add(key)
     for key, text in scenario.sources.items():
         if key not in known:
             raise ConfigError(f"sources.{key}", f"no such key. {nearest(key, _close(key, known))}")

@@ -42,12 +42,14 @@ class Findings:
         gradient_bytes: that a step adds up; None where no two workers were measured.
         shares: of the step, of each player's phase, by its name; none where they were not measured.
         link: as an all-reduce between hosts sees it; None without the doctor's file.
+        most_on_a_host: workers that shared one when they were measured.
     """
 
     points: tuple[Timed, ...] = ()
     gradient_bytes: float | None = None
     shares: Mapping[str, float] | None = None
     link: Link | None = None
+    most_on_a_host: int = 1
 
 
 def read(measured: Measured, folder: Path) -> Findings:
@@ -58,15 +60,17 @@ def read(measured: Measured, folder: Path) -> Findings:
     """
     points: list[Timed] = []
     gradient_bytes = shares = link = None
+    most = 1
     if measured.scaling:
         curve = _curve(_load("scaling", folder / measured.scaling, "points"), measured)
         points = [_timed(point) for point in curve]
         gradient_bytes, shares = _gradient_bytes(curve), _shares(curve[0])
+        most = max(max(point.get("hosts", {"": 1}).values()) for point in curve)
     elif measured.step:
         points = [_step(_load("step", folder / measured.step, "cases"), measured)]
     if measured.doctor:
         link = fitted_link(_load("doctor", folder / measured.doctor, "network"))
-    return Findings(tuple(points), gradient_bytes, shares, link)
+    return Findings(tuple(points), gradient_bytes, shares, link, most)
 
 
 def _load(key: str, path: Path, needed: str) -> dict[str, Any]:

@@ -155,14 +155,16 @@ def _by_factors(axis: Any) -> None:
     from matplotlib.ticker import LogLocator
 
     axis.set_yscale("log")
-    axis.yaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
+    low, high = axis.get_ylim()
+    axis.yaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5) if high < 300 * low else (1,)))
     axis.yaxis.set_major_formatter("{x:,.10g}")
 
 
 def _by_workers(axis: Any, counts: Sequence[int]) -> None:
     axis.set_xscale("log", base=2)
     axis.set_xlim(counts[0] / 1.6, counts[-1] * 1.6)
-    axis.set_xticks(counts, [f"{count:,}" for count in counts])
+    size = 10 if len(counts) < 10 else 8
+    axis.set_xticks(counts, [f"{count:,}" for count in counts], fontsize=size)
     tidy(axis)
 
 

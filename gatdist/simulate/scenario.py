@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from pydantic import Field
 
-from gatdist.config import Section
+from gatdist.config import Section, flatten
 from gatdist.simulate.operation import Checkpoints, Fault, Goal, Price, Run, Simulation, Spot
 from gatdist.simulate.sections import (
     Data,
@@ -55,3 +58,15 @@ class Scenario(Section):
     def workers_per_host(self) -> int:
         """1 where nothing is said."""
         return self.network.workers_per_host if self.network else 1
+
+
+def dotted(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A scenario's values by dotted keys; those of a list of tables with its number among them."""
+    flat: dict[str, Any] = {}
+    for key, value in flatten(values).items():
+        if isinstance(value, list) and value and isinstance(value[0], Mapping):
+            for number, table in enumerate(value):
+                flat |= {f"{key}.{number}.{name}": v for name, v in dotted(table).items()}
+        else:
+            flat[key] = value
+    return flat

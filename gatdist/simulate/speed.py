@@ -128,8 +128,11 @@ def speed(scenario: Scenario, findings: Findings) -> Speed:
     if observed is None and not findings.points:
         made = _told(scenario, model)
     else:
-        points = findings.points
-        seen = [(p.workers, 1000 * p.step_s / p.global_batch) for p in points]
+        steps_s = alone_on_hosts(findings, scenario.workers_per_host)
+        seen = [
+            (point.workers, 1000 * step_s / point.global_batch)
+            for point, step_s in zip(findings.points, steps_s, strict=True)
+        ]
         if observed is not None:
             seen = list(zip(observed.workers, observed.seconds_per_1000_samples, strict=True))
         made = _fitted(scenario, findings, model, seen)
@@ -152,6 +155,28 @@ def spread(told: Sequence[int] | None, count: int) -> Sequence[int | None]:
     if told is None:
         return [None] * count
     return list(told) * (count if len(told) == 1 else 1)
+
+
+def alone_on_hosts(findings: Findings, workers_per_host: int) -> list[float]:
+    """Seconds of each measured step, as on hosts that so many workers share.
+
+    Workers that were measured on one host take from one another what they would not on hosts of
+    their own: cores, memory, the clock. As many that do not communicate tell how much, where each
+    has the same batch; it is taken out.
+    """
+    points = findings.points
+    first = points[0].alone_s if points else None
+    if first is None or findings.most_on_a_host <= workers_per_host or not shares_none(points):
+        return [point.step_s for point in points]
+    alone_s = [first if point.alone_s is None else point.alone_s for point in points]
+    return [
+        first + max(0.0, point.step_s - alone) for point, alone in zip(points, alone_s, strict=True)
+    ]
+
+
+def shares_none(points: Sequence[Timed]) -> bool:
+    """Whether each worker has the same batch at every count."""
+    return len({point.global_batch / point.workers for point in points}) == 1
 
 
 def _told(scenario: Scenario, model: StepModel) -> Speed:

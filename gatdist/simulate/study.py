@@ -6,13 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gatdist.config import flatten
 from gatdist.simulate.advice import advice
 from gatdist.simulate.loading import load
 from gatdist.simulate.measured import Findings, read
 from gatdist.simulate.runs import runs
-from gatdist.simulate.scenario import Scenario
-from gatdist.simulate.speed import Point, Speed, speed, spread
+from gatdist.simulate.scenario import Scenario, dotted
+from gatdist.simulate.speed import Point, Speed, shares_none, speed, spread
 
 
 def simulate(source: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
@@ -65,7 +64,7 @@ def study(scenario: Scenario, folder: Path) -> dict[str, Any]:
         "fit": made.fit.told() if made.fit else None,
         "advice": advice(scenario.goal, points, alone.seconds_per_1000_samples),
         "inputs": inputs(scenario, findings),
-        "notes": [*made.notes, *_notes(scenario)],
+        "notes": [*made.notes, *_notes(scenario, findings)],
     }
 
 
@@ -163,28 +162,15 @@ def inputs(scenario: Scenario, findings: Findings) -> list[dict[str, Any]]:
             {"key": f"measured.{key}", "value": value, "kind": "measured", "source": file}
             for key, value in told.items()
         ]
-    given = _given(scenario.model_dump(exclude_unset=True))
+    given = dotted(scenario.model_dump(exclude_unset=True))
     unused = {"name", "sources", "predict", "measured", "simulation", "goal"}
     if scenario.run is None:
         unused |= {"checkpoints", "faults", "price", "spot"}
-    for key, value in _given(scenario.model_dump()).items():
-        section = key.partition(".")[0]
-        if section not in unused:
+    for key, value in dotted(scenario.model_dump()).items():
+        if _is_figure(value) and key.partition(".")[0] not in unused:
             kind, source = _source(scenario, key, key in given)
             found.append({"key": key, "value": value, "kind": kind, "source": source})
     return found
-
-
-def _given(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Figures by dotted keys; those of a list of tables by their number."""
-    flat: dict[str, Any] = {}
-    for key, value in flatten(values).items():
-        if isinstance(value, list) and value and isinstance(value[0], dict):
-            for number, table in enumerate(value):
-                flat |= {f"{key}.{number}.{k}": v for k, v in _given(table).items()}
-        elif _is_figure(value):
-            flat[key] = value
-    return flat
 
 
 def _is_figure(value: Any) -> bool:
@@ -214,8 +200,15 @@ def _file(scenario: Scenario) -> str:
     return (measured.scaling or measured.step or "") if measured else ""
 
 
-def _notes(scenario: Scenario) -> list[str]:
+def _notes(scenario: Scenario, findings: Findings) -> list[str]:
     notes = []
+    if findings.most_on_a_host > scenario.workers_per_host:
+        weak = shares_none(findings.points)
+        notes.append(
+            f"{findings.most_on_a_host} workers were measured on one host; what they take from one "
+            f"another there is {'taken out' if weak else 'in the prediction'}, since hosts have "
+            f"{scenario.workers_per_host} in the scenario"
+        )
     network = scenario.network
     line = network.bandwidth_bytes_per_s if network else None
     if line is not None and line >= 1e9 and line in {10e9, 25e9, 40e9, 50e9, 100e9, 200e9, 400e9}:

@@ -207,12 +207,17 @@ def test_three_points_tell_which_kind_of_batch_it_is(scenario):
 # Our own measurements
 
 
-def test_a_measured_curve_is_fitted_to_and_its_bytes_and_phases_are_used(scenario):
+@pytest.mark.parametrize("workers_per_host", [1, 2])
+def test_a_measured_curve_is_fitted_to_and_its_bytes_and_phases_are_used(
+    scenario, workers_per_host
+):
+    """Two workers that were measured on one host took of each other's core what others will not."""
     text = f"""
     [measured]
     scaling = "{SCALING}/result.json"
     mode = "weak"
     [network]
+    workers_per_host = {workers_per_host}
     bandwidth_bits_per_s = 1e9
     [predict]
     workers = [1, 2, 4]
@@ -220,11 +225,16 @@ def test_a_measured_curve_is_fitted_to_and_its_bytes_and_phases_are_used(scenari
     found = simulate(scenario(text))
     measured = json.loads((SCALING / "result.json").read_text())
     weak = [point for point in measured["points"] if point["mode"] == "weak"]
-    for seen, point in zip(found["observed"], weak, strict=True):
+    alone = [point["global_batch"] / point["limit_samples_per_s"] for point in weak]
+    for seen, point, alone_s in zip(found["observed"], weak, alone, strict=True):
         assert seen["kind"] == "measured"
+        step_s = point["step_s"]
+        if workers_per_host == 1:
+            step_s -= alone_s - alone[0]
         assert seen["seconds_per_1000_samples"] == pytest.approx(
-            1000 * point["step_s"] / point["global_batch"]
+            1000 * step_s / point["global_batch"]
         )
+    assert ("taken out" in " ".join(found["notes"])) == (workers_per_host == 1)
     assert [point["global_batch"] for point in found["points"]] == [32, 64, 128]
     assert "network_slowdown" in found["fit"]
     assert "measured" in {one["kind"] for one in found["inputs"]}
