@@ -18,6 +18,7 @@ from gatdist.simulate.units import (
     Usd,
     Workers,
     between,
+    refuse_both,
 )
 
 
@@ -42,13 +43,7 @@ class Checkpoints(Section):
 
     @model_validator(mode="after")
     def _one_interval(self) -> Self:
-        if self.interval_s is not None and self.interval_samples is not None:
-            raise ConfigError(
-                "checkpoints.interval_samples",
-                "can't stand beside checkpoints.interval_s",
-                value=self.interval_samples,
-                mend="Keep one of them",
-            )
+        refuse_both("checkpoints", self, "interval_s", "interval_samples")
         return self
 
     @property

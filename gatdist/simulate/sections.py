@@ -21,6 +21,7 @@ from gatdist.simulate.units import (
     StepSeconds,
     Workers,
     between,
+    refuse_both,
     share,
 )
 
@@ -178,13 +179,7 @@ class Workload(Section):
 
     @model_validator(mode="after")
     def _one_batch(self) -> Self:
-        if self.global_batch is not None and self.batch_per_worker is not None:
-            raise ConfigError(
-                "workload.batch_per_worker",
-                "can't stand beside workload.global_batch",
-                value=self.batch_per_worker,
-                mend="Keep the one that stays as it is when workers are added",
-            )
+        refuse_both("workload", self, "global_batch", "batch_per_worker")
         told = {"global_batch": "shared", "batch_per_worker": "per_worker"}
         for key, kind in told.items():
             if getattr(self, key) is not None and self.batch not in (None, kind):
@@ -229,14 +224,7 @@ class Network(Section):
 
     @model_validator(mode="after")
     def _one_bandwidth(self) -> Self:
-        given = self.bandwidth_bytes_per_s, self.bandwidth_bits_per_s
-        if None not in given:
-            raise ConfigError(
-                "network.bandwidth_bits_per_s",
-                "can't stand beside network.bandwidth_bytes_per_s",
-                value=self.bandwidth_bits_per_s,
-                mend="Keep one of them",
-            )
+        refuse_both("network", self, "bandwidth_bytes_per_s", "bandwidth_bits_per_s")
         return self
 
     @property

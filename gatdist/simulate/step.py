@@ -73,6 +73,7 @@ class Phase:
         In a pyramid of convolutions each level takes about as long as the next and has four times
         its parameters: a quarter of four levels holds three quarters of them.
         """
+        share = round(share, 12)  # of all, all is ready at the end; of all but 1e-16, not so
         if self.ready == "early":
             return 1 - (1 - share) ** (1 / _PYRAMID)
         return share ** (1 / _PYRAMID) if self.ready == "late" else share

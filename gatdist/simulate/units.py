@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BaseModel, Field
 from pydantic_core import PydanticCustomError
+
+from gatdist.errors import ConfigError
 
 
 def between(low: float, high: float, unit: str, hint: str) -> AfterValidator:
@@ -37,6 +39,17 @@ def share(low: float | None = None, high: float = 1.0) -> AfterValidator:
         return value
 
     return AfterValidator(check)
+
+
+def refuse_both(section: str, it: BaseModel, one: str, other: str) -> None:
+    """Raise ConfigError where two keys of a section are given that say the same thing."""
+    if getattr(it, one) is not None and getattr(it, other) is not None:
+        raise ConfigError(
+            f"{section}.{other}",
+            f"can't stand beside {section}.{one}",
+            value=getattr(it, other),
+            mend="Keep one of them",
+        )
 
 
 def _range(low: float, high: float) -> str:
