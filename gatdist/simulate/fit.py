@@ -148,7 +148,7 @@ def fit(
 
 
 def _axes(model: StepModel, known: Known) -> dict[str, Array]:
-    """Logarithms of what is to be found. Slowdown is always there, so that no grid is empty."""
+    """Logarithms of what is to be found; the network always is, so that no grid is empty."""
     shares = np.linspace(np.log(_LOWEST), np.log(_HIGHEST), _POINTS)
     axes = {}
     if known.overhead_s is None:

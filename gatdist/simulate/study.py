@@ -209,6 +209,9 @@ def _notes(scenario: Scenario, findings: Findings) -> list[str]:
             f"another there is {'taken out' if weak else 'in the prediction'}, since hosts have "
             f"{scenario.workers_per_host} in the scenario"
         )
+    idle = [name for name in ("price", "spot", "faults") if getattr(scenario, name)]
+    if idle and scenario.run is None:
+        notes.append(f"[{'], ['.join(idle)}]: of no use without [run]")
     network = scenario.network
     line = network.bandwidth_bytes_per_s if network else None
     if line is not None and line >= 1e9 and line in {10e9, 25e9, 40e9, 50e9, 100e9, 200e9, 400e9}:

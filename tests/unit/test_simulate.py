@@ -78,6 +78,36 @@ def test_a_run_is_priced_and_advice_keeps_deadline_and_budget(scenario):
     assert usd[advice["fastest_within_budget"]] <= 1200
 
 
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("network.efficiency=0.001", "communication"),
+        ("workload.overhead_s=5.0", "overhead"),
+        ("stragglers={deviation=0.9}", "stragglers"),
+        ("data={bytes_per_sample=1e6, storage_bytes_per_s=1e7}", "data"),
+    ],
+)
+def test_what_holds_a_step_up_most_is_named(scenario, change, named):
+    point = simulate(scenario(HARDWARE), [change])["points"][-1]
+    assert point["bottleneck"] == point["largest_loss"] == named
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("faults=[{name='crash', of='run', mtbf_hours=0.1, restart_s=900.0}]", "restarts"),
+        ("faults=[{name='crash', of='run', mtbf_hours=1.0, restart_s=0.0}]", "lost work"),
+        ("faults=[{name='loss', of='run', mtbf_hours=1.0, away_s=20000.0}]", "hosts away"),
+    ],
+)
+def test_what_holds_a_run_up_most_is_named(scenario, change, named):
+    overrides = ["run={undisturbed_hours=100.0, min_workers=1}", "simulation.repeats=8"]
+    overrides += ["network.workers_per_host=1", "predict.workers=[16]", change]
+    overrides += ["checkpoints={interval_s=3000.0, snapshot_s=0.1}"] * (named == "lost work")
+    (run,) = simulate(scenario(HARDWARE), overrides)["points"][0]["runs"]
+    assert run["largest_loss"] == named
+
+
 def test_runs_of_one_length_are_compared_by_what_they_show(scenario):
     """As many hours on more workers show more samples."""
     run = RUN.replace("total_samples = 25_000_000", "undisturbed_hours = 100.0")
