@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -144,11 +145,15 @@ def links(found: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
                 yield row(family, what, message["seconds"], simulated, "measured", counts=slowed)
         points = {point["workers"]: point for point in rate["scaling"]["points"]}
         network = network_at(as_they_are, told)
-        for workers in (2, 4):
-            what = f"{name}: step on {workers} hosts from computation alone and the rate, s"
-            simulated = step_s(points[workers], points[1], network)
+        seen = network_at(_link(rate), None)
+        for workers, (source, told_of) in product(
+            (2, 4), {"rate": network, "doctor": seen}.items()
+        ):
+            what = f"{name}: step on {workers} hosts from computation alone and the {source}, s"
+            simulated = step_s(points[workers], points[1], told_of)
             truth = points[workers]["step_s"]
-            yield row("step from the rate", what, truth, simulated, "measured", counts=slowed)
+            family = f"step from the {source}"
+            yield row(family, what, truth, simulated, "measured", counts=slowed)
         what = f"{name}: 4 hosts from 1 and 2, s / 1,000"
         family = "step, 4 hosts from 1 and 2"
         yield row(family, what, *_held_out(points, network), "measured", counts=slowed)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from gatdist.config import first_error, nearest, read_toml, set_value
 from gatdist.errors import ConfigError
-from gatdist.simulate.scenario import Scenario, dotted
+from gatdist.simulate.scenario import Scenario, dotted, spread
 from gatdist.simulate.sections import Observed
 
 KINDS = ("measured", "observed", "published", "assumed")
@@ -53,6 +53,7 @@ def parse(values: dict[str, Any]) -> Scenario:
     except ValidationError as error:
         raise first_error(error, values, Scenario) from None
     if scenario.observed:
+        _require_shared(scenario.observed)
         require_possible(scenario.observed, is_network_told=scenario.network is not None)
     _require_something_to_go_by(scenario)
     _require_batches(scenario)
@@ -140,6 +141,17 @@ def _require_something_to_go_by(scenario: Scenario) -> None:
             "workload.global_batch", "is required (or batch_per_worker), where nothing was observed"
         )
     _require_network(scenario)
+
+
+def _require_shared(observed: Observed) -> None:
+    samples_of = spread(observed.global_batch, len(observed.workers))
+    for workers, samples in zip(observed.workers, samples_of, strict=True):
+        if samples is not None and samples < workers:
+            raise ConfigError(
+                "observed.global_batch",
+                f"can't be shared by {workers} workers: some would have had no sample",
+                value=samples,
+            )
 
 
 def _require_batches(scenario: Scenario) -> None:

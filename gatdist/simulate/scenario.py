@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import Field
@@ -70,3 +70,10 @@ def dotted(values: Mapping[str, Any]) -> dict[str, Any]:
         else:
             flat[key] = value
     return flat
+
+
+def spread(told: Sequence[int] | None, count: int) -> Sequence[int | None]:
+    """The global batch of each of so many points, of one for all; None where it is the usual."""
+    if told is None:
+        return [None] * count
+    return list(told) * (count if len(told) == 1 else 1)

@@ -12,7 +12,7 @@ from gatdist.errors import ConfigError
 from gatdist.simulate.collectives import Link, Topology
 from gatdist.simulate.fit import Fit, Known, Observation, fit
 from gatdist.simulate.measured import Findings, Timed
-from gatdist.simulate.scenario import Scenario
+from gatdist.simulate.scenario import Scenario, spread
 from gatdist.simulate.sections import Observed, Player
 from gatdist.simulate.step import DataFlow, Parts, Phase, Ready, StepModel
 
@@ -148,13 +148,6 @@ def speed(scenario: Scenario, findings: Findings) -> Speed:
                 mend="Predict fewer workers, or a larger global_batch",
             )
     return made
-
-
-def spread(told: Sequence[int] | None, count: int) -> Sequence[int | None]:
-    """The global batch of each of so many points, of one for all; None where it is the usual."""
-    if told is None:
-        return [None] * count
-    return list(told) * (count if len(told) == 1 else 1)
 
 
 def alone_on_hosts(findings: Findings, workers_per_host: int) -> list[float]:

@@ -10,8 +10,8 @@ from gatdist.simulate.advice import advice
 from gatdist.simulate.loading import load
 from gatdist.simulate.measured import Findings, read
 from gatdist.simulate.runs import runs
-from gatdist.simulate.scenario import Scenario, dotted
-from gatdist.simulate.speed import Point, Speed, shares_none, speed, spread
+from gatdist.simulate.scenario import Scenario, dotted, spread
+from gatdist.simulate.speed import Point, Speed, shares_none, speed
 
 
 def simulate(source: str, overrides: Iterable[str] = ()) -> dict[str, Any]:

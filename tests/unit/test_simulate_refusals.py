@@ -99,6 +99,10 @@ BAD = {
         changed(OBSERVED, ("[predict]", "global_batch = 4\n[predict]")),
         "predict.workers = 8: can't share a batch of 4",
     ),
+    "more workers than samples were seen with": (
+        changed(OBSERVED, ("[1, 2]", "[1, 64]"), ("[predict]", "global_batch = 32\n[predict]")),
+        "observed.global_batch = 32: can't be shared by 64 workers",
+    ),
     "a batch of nothing known": (
         OBSERVED + "global_batch = 64\n",
         "predict.global_batch = [64]: needs observed.global_batch",
