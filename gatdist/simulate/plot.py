@@ -5,10 +5,11 @@ What was seen is drawn as filled circles; what is simulated, as hollow diamonds 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gatdist.monitor.figures import IDEAL, LIMIT, MEASURED, figure, files, tidy
+from gatdist.monitor.numbers import number
 
 _SIMULATED = "#b0413e"
 _COLOURS = {
@@ -34,17 +35,21 @@ def draw(found: Mapping[str, Any]) -> dict[str, bytes]:
         ImportError: matplotlib is not installed.
     """
     points = sorted(found["points"], key=lambda point: point["workers"])
-    priced = any(run["hours"] is not None for point in points for run in point["runs"])
-    with figure(9.0, 10.8 if priced else 7.6) as made:
-        axes = made.subplots(3 if priced else 2, 1, height_ratios=[5, 4, 4][: 3 if priced else 2])
-        counts = sorted({p["workers"] for p in (*points, *found["observed"], *found["held_out"])})
-        _speed(axes[0], found, points)
-        _parts(axes[1], points)
-        if priced:
-            _money(axes[2], points)
-        for axis in axes:
-            _by_workers(axis, counts)
-        axes[-1].set_xlabel("workers")
+    counts = sorted({p["workers"] for p in (*points, *found["observed"], *found["held_out"])})
+    with_runs = any(run["hours"] is not None for point in points for run in point["runs"])
+    panels: list[tuple[Callable[..., None], float]] = [(_speed, 5.0), (_parts, 3.8)]
+    if with_runs:
+        panels.append((_money, 3.8))
+    if len(counts) == 1:
+        panels = [(_bars, 1.6 + 0.8 * len(points[0]["runs"]))]
+    heights = [height for _, height in panels]
+    with figure(9.0, sum(heights) * 0.85) as made:
+        axes = made.subplots(len(panels), 1, height_ratios=heights, squeeze=False)[:, 0]
+        for axis, (panel, _) in zip(axes, panels, strict=True):
+            panel(axis, found, points)
+            if panel is not _bars:
+                _by_workers(axis, counts)
+                axis.set_xlabel("workers")
         made.suptitle(found["scenario"] or "scenario", fontweight="bold", fontsize=12)
         made.supxlabel(_told(found), fontsize=8, color="#777777")
         return files(made, "simulation")
@@ -101,29 +106,57 @@ def _kind_of(found: Mapping[str, Any]) -> str:
     return kind
 
 
-def _parts(axis: Any, points: Sequence[Mapping[str, Any]]) -> None:
-    """Stacked shares: of the run where there is one, else of a step."""
-    ran = all(point["runs"] for point in points)
-    shares = [point["runs"][0]["parts"] if ran else point["parts"] for point in points]
+def _parts(axis: Any, found: Mapping[str, Any], points: Sequence[Mapping[str, Any]]) -> None:
+    """Stacked shares: of the cheapest market's run where there is one, else of a step."""
+    market = found["advice"]["market"]
+    runs = [run for point in points for run in point["runs"] if run["market"] == market]
     counts = [point["workers"] for point in points]
-    bottom = [0.0] * len(points)
-    for name, colour in _COLOURS.items():
-        heights = [100 * share.get(name, 0.0) for share in shares]
-        if max(heights) < 0.05:
-            continue
-        axis.bar(
-            counts, heights, bottom=bottom, color=colour, label=name,
-            width=[0.5 * count for count in counts], align="center",
-        )  # fmt: skip
-        bottom = [a + b for a, b in zip(bottom, heights, strict=True)]
-    what = f"run ({points[0]['runs'][0]['market']})" if ran else "step"
+    _stack(axis.bar, "bottom", counts, runs or points, [0.5 * count for count in counts])
+    what = f"run ({market})" if runs else "step"
     axis.set(ylabel="% of the time", ylim=(0, 100))
     axis.set_title(f"simulated: where the time of a {what} goes")
     axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), reverse=True)
 
 
-def _money(axis: Any, points: Sequence[Mapping[str, Any]]) -> None:
+def _bars(axis: Any, found: Mapping[str, Any], points: Sequence[Mapping[str, Any]]) -> None:
+    """Of one number of workers: a bar for a step, and one for the run in each market."""
+    (point,) = points
+    seconds = number(point["seconds_per_1000_samples"])
+    names = [f"a step\n{seconds} s for 1,000"]
+    for run in point["runs"]:
+        hours = "never ends" if run["hours"] is None else f"{number(run['hours'])} h"
+        usd = "" if run["usd"] is None else f", {run['usd']:,.0f} USD"
+        names.append(f"the run, {run['market']}\n{hours}{usd}")
+    rows = list(range(len(names)))
+    _stack(axis.barh, "left", rows, [point, *point["runs"]], [0.6] * len(rows))
+    axis.set_yticks(rows, names)
+    axis.invert_yaxis()
+    axis.set(xlabel="% of the time", xlim=(0, 100))
+    axis.set_title(f"simulated: where the time of {point['workers']:,} workers goes")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def _stack(
+    bar: Callable[..., Any],
+    begins: str,
+    places: Sequence[float],
+    of: Sequence[Mapping[str, Any]],
+    widths: Sequence[float],
+) -> None:
+    """Bars of parts on top of one another; what nobody would see is left out."""
+    reached = [0.0] * len(of)
+    for name, colour in _COLOURS.items():
+        sizes = [100 * one["parts"].get(name, 0.0) for one in of]
+        if max(sizes) >= 0.05:
+            bar(places, sizes, widths, **{begins: reached}, color=colour, label=name)
+            reached = [a + b for a, b in zip(reached, sizes, strict=True)]
+
+
+def _money(axis: Any, found: Mapping[str, Any], points: Sequence[Mapping[str, Any]]) -> None:
     """Hours to the left, dollars to the right; a line style for each market."""
+    from matplotlib.ticker import EngFormatter
+
     right = axis.twinx()
     markets = dict.fromkeys(run["market"] for point in points for run in point["runs"])
     lines = []
@@ -142,10 +175,13 @@ def _money(axis: Any, points: Sequence[Mapping[str, Any]]) -> None:
                     markerfacecolor="white", label=f"{'USD' if key == 'usd' else key}, {market}",
                 )  # fmt: skip
     for side, label in ((axis, "hours"), (right, "USD")):
-        _by_factors(side)
         side.set_ylabel(label)
+        if side.lines:
+            _by_factors(side)
+    right.yaxis.set_major_formatter(EngFormatter(sep=""))  # 7.5M
     right.minorticks_off()
     right.spines[["top"]].set_visible(False)
+    right.set_visible(bool(right.lines))
     axis.set_title("simulated: what the run takes and costs")
     names = [line.get_label() for line in lines]
     axis.legend(lines, names, frameon=False, loc="center left", bbox_to_anchor=(1.12, 0.5))
