@@ -24,6 +24,7 @@ OWN = (
     "overheads",
     "recovery",
     "soak",
+    "simulation",
     "fuzz",
     "quality",
 )

@@ -171,6 +171,7 @@ class Hosts:
         workers: how many.
         cpus: of each worker.
         environment: of all hosts, added to this process's.
+        ray: whether Ray is started on them.
     """
 
     def __init__(
@@ -178,13 +179,14 @@ class Hosts:
         workers: int = 2,
         cpus: int = 1,
         environment: Mapping[str, str] | None = None,
+        ray: bool = True,
     ) -> None:
         # Ray's sockets lie there, and the paths of sockets must be short.
         self.folder = Path(tempfile.mkdtemp(prefix="gdh"))
         prefix = f"gd{os.getpid() % 100_000}"
         shared = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", **_HEALTH}
         shared |= environment or {}
-        self._network, self._cpus = f"{prefix}net", cpus
+        self._network, self._cpus, self._ray = f"{prefix}net", cpus, ray
         self.head = Host("head", 1, prefix, self.folder, shared)
         self.workers = [
             Host(f"w{n}", n + 1, prefix, self.folder, shared) for n in range(1, workers + 1)
@@ -203,12 +205,16 @@ class Hosts:
                 stack.callback(host.delete)
                 host.make()
             stack.callback(self._dismiss)
-            self.head.start_ray(None, cpus=0)()
-            for wait in [host.start_ray(self.head, self._cpus) for host in self.workers]:
-                wait()
-            self.wait_for(len(self.workers) + 1)
+            if self._ray:
+                self._start_ray()
             self._stack = stack.pop_all()
         return self
+
+    def _start_ray(self) -> None:
+        self.head.start_ray(None, cpus=0)()
+        for wait in [host.start_ray(self.head, self._cpus) for host in self.workers]:
+            wait()
+        self.wait_for(len(self.workers) + 1)
 
     def __exit__(self, *exception: object) -> None:
         self._stack.close()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import groupby
 from typing import Any
 
-from gatdist.monitor.numbers import number
+from gatdist.monitor.numbers import aligned, number
 
 _HEAD = ("", "samples/s", "step", "× bare", "", "memory", "× bare")
 _HEAD_OF_TWO = ("", "samples/s", "step", "× DDP", "", "× limit", "")
@@ -69,16 +69,3 @@ def _time(seconds: float) -> str:
 
 def _spread(low: float, high: float) -> str:
     return f"{low:.3f} to {high:.3f}"
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Columns of equal width: names to the left, numbers to the right, a line below the head."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    return "\n".join([lines[0], "─" * max(map(len, lines)), *lines[1:]])

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TextIO
 
-from gatdist.cli import bench, doctor, pack, shards
+from gatdist.cli import bench, doctor, pack, shards, simulate
 from gatdist.cli.values import workers_range
 from gatdist.errors import GatdistError
 
@@ -200,6 +200,7 @@ def _parser() -> argparse.ArgumentParser:
 
     doctor.add(command)
     bench.add(commands, _command)
+    simulate.add(command)
     return parser
 
 

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from gatdist.cli.files import publish, writable
 from gatdist.errors import (
     ClusterError,
     ConfigError,
     GatdistError,
     InterruptedRunError,
-    StorageError,
 )
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def scaling(arguments: argparse.Namespace) -> None:
         for workers in made.counts
         if arguments.quality
     ]
-    out = _writable(arguments.out)
+    out = writable(arguments.out)
     with groups(arguments.address, made.counts[-1]) as group:
         found = measure(made, group.together)
     found |= {"recovery": None, "skipped": [], "rounds": made.rounds}
@@ -115,21 +115,6 @@ def _counts(text: str) -> list[int]:
     if not all(word.isdecimal() and int(word) > 0 for word in words):
         raise ConfigError("--workers", "must be whole numbers above 0, such as 1,2,4", value=text)
     return [int(word) for word in words]
-
-
-def _writable(folder: str | None) -> Store | None:
-    """The folder, in which a file can be written: found out before minutes of measuring."""
-    from gatdist.storage import Store, absolute
-
-    if folder is None:
-        return None
-    store, name = Store(absolute(folder)), f".{uuid.uuid4().hex}"
-    try:
-        store.publish(name, b"")
-        store.delete(name)
-    except GatdistError as error:
-        raise StorageError("--out", f"can't be written ({error})", value=folder) from None
-    return store
 
 
 def _add_runs(
@@ -213,14 +198,7 @@ def write(found: dict[str, Any], out: Store) -> None:
     """Write what was found, and the plots where they can be drawn."""
     from gatdist.benchmarking.scaling.plot import draw
 
-    files = {"result.json": (json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode()}
-    try:
-        files |= draw(found)
-    except ImportError as error:
-        _tell(f"no plot ({error}): pip install matplotlib")
-    for name, content in files.items():
-        out.publish(name, content)
-        _tell(f"wrote {out.url}/{name}")
+    publish(found, draw, out)
 
 
 def _tell(text: str) -> None:

@@ -15,10 +15,12 @@ from gatdist.config.environment import (
     masked_url,
 )
 from gatdist.config.loading import (
+    first_error,
     load_config,
     nearest,
     parse_config,
     preset_names,
+    read_toml,
     require_unchanged,
     set_value,
 )
@@ -40,6 +42,7 @@ from gatdist.config.sections import (
     PlayerOptimConfig,
     PrecisionConfig,
     RunConfig,
+    Section,
 )
 
 __all__ = [
@@ -61,9 +64,11 @@ __all__ = [
     "PlayerOptimConfig",
     "PrecisionConfig",
     "RunConfig",
+    "Section",
     "cache_folder",
     "env_references",
     "expand_env",
+    "first_error",
     "flatten",
     "import_plugins",
     "is_secret",
@@ -72,6 +77,7 @@ __all__ = [
     "nearest",
     "parse_config",
     "preset_names",
+    "read_toml",
     "require_unchanged",
     "set_value",
 ]

@@ -30,7 +30,7 @@ def load_config(source: str, overrides: Iterable[str] = ()) -> Config:
     Raises:
         ConfigError: the file can't be read, or a key or value is wrong.
     """
-    values = _read_toml(source)
+    values = read_toml(source) if source.endswith(".toml") else _preset(source)
     for override in overrides:
         set_value(values, override)
     return parse_config(values)
@@ -47,7 +47,7 @@ def parse_config(values: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise _first_error(error, values) from None
+        raise first_error(error, values, Config) from None
 
 
 def preset_names() -> list[str]:
@@ -90,26 +90,34 @@ def _presets() -> Any:
     return importlib.resources.files("gatdist") / "presets"
 
 
-def _read_toml(source: str) -> dict[str, Any]:
-    if source.endswith(".toml"):
-        try:
-            text = Path(source).read_text(encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(
-                source, f"can't read the file ({error.strerror})", mend="Check the path"
-            ) from None
-        except UnicodeDecodeError as error:
-            raise ConfigError(
-                source, f"not valid TOML ({error})", mend="Save it as UTF-8"
-            ) from None
-    elif source in preset_names():
-        text = (_presets() / f"{source}.toml").read_text()
-    else:
+def read_toml(path: str) -> dict[str, Any]:
+    """The tables of a TOML file.
+
+    Raises:
+        ConfigError: it can't be read, or is not TOML.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            path, f"can't read the file ({error.strerror})", mend="Check the path"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(path, f"not valid TOML ({error})", mend="Save it as UTF-8") from None
+    return _tables(path, text)
+
+
+def _preset(name: str) -> dict[str, Any]:
+    if name not in preset_names():
         raise ConfigError(
             "preset",
-            f"not known. {nearest(source, preset_names())}; or give a .toml file",
-            value=source,
+            f"not known. {nearest(name, preset_names())}; or give a .toml file",
+            value=name,
         )
+    return _tables(name, (_presets() / f"{name}.toml").read_text())
+
+
+def _tables(source: str, text: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -153,11 +161,18 @@ def set_value(
     table[key] = value
 
 
-def _first_error(error: ValidationError, values: Mapping[str, Any]) -> ConfigError:
+def first_error(
+    error: ValidationError, values: Mapping[str, Any], model: type[BaseModel]
+) -> ConfigError:
     """The most telling of the problems that pydantic found, as one of our messages.
 
     Unknown keys go first: they explain the others. Of a union's branches, the one that came
     furthest does.
+
+    Args:
+        error: what pydantic raised.
+        values: that it was given.
+        model: to which they should have fitted.
     """
     problem = min(
         error.errors(),
@@ -166,7 +181,7 @@ def _first_error(error: ValidationError, values: Mapping[str, Any]) -> ConfigErr
     keys = _keys(problem["loc"], values, is_missing=problem["type"] == "missing")
     key = ".".join(keys)
     if problem["type"] == "extra_forbidden":
-        return ConfigError(key, f"unknown key. {nearest(keys[-1], _fields_at(keys[:-1]))}")
+        return ConfigError(key, f"unknown key. {nearest(keys[-1], _fields_at(keys[:-1], model))}")
     if problem["type"] == "missing":
         return ConfigError(key, "is required", mend=f"Add it to the file or say --set {key}=VALUE")
     rule = (
@@ -194,16 +209,18 @@ def _keys(
     return keys
 
 
-def _fields_at(location: list[str]) -> list[str]:
-    model: type[BaseModel] = Config
+def _fields_at(location: list[str], model: type[BaseModel]) -> list[str]:
+    """Names of the fields of the table there. An index of a list is no table of its own."""
     for part in location:
-        annotation = (
-            model.model_fields[part].annotation if part in model.model_fields else PenaltyConfig
-        )
-        models = [
-            t
-            for t in (annotation, *get_args(annotation))
-            if isinstance(t, type) and issubclass(t, BaseModel)
-        ]
+        if part not in model.model_fields:
+            continue
+        models = _models_in(model.model_fields[part].annotation)
         model = models[0] if models else PenaltyConfig
     return list(model.model_fields)
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    """Models among a type, the branches of a union, and the items of a list."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models_in(argument)]

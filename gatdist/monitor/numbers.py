@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -47,3 +48,16 @@ def size(num_bytes: float) -> str:
     while num_bytes >= 999.5 and power < len(units) - 1:
         num_bytes, power = num_bytes / 1000, power + 1
     return f"{num_bytes:.{0 if num_bytes >= 10 or power == 0 else 1}f} {units[power]}"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Columns of equal width: names to the left, numbers to the right, a line below the head."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    return "\n".join([lines[0], "─" * max(map(len, lines)), *lines[1:]])

@@ -16,7 +16,7 @@ from gatdist.config import Config
 from gatdist.data import Dataset
 from gatdist.exhibits import Exhibit, exhibit
 from gatdist.models import DTYPES
-from gatdist.monitor import Monitor
+from gatdist.monitor.sinks import Monitor
 from gatdist.parallel.communicator import Communicator
 from gatdist.runs import RunDirectory, Sampler
 from gatdist.training.health import alarms

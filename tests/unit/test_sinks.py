@@ -16,8 +16,7 @@ import pytest
 
 from gatdist.config import parse_config
 from gatdist.errors import StorageError, StorageUnavailableError
-from gatdist.monitor import Monitor
-from gatdist.monitor.sinks import JsonLines
+from gatdist.monitor.sinks import JsonLines, Monitor
 from gatdist.storage import Store
 
 CONFIG = parse_config(

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from itertools import groupby
 from typing import Any
 
-from gatdist.benchmarking.table import aligned
-from gatdist.monitor.numbers import number, size
+from gatdist.monitor.numbers import aligned, number, size
 
 
 def table_of_data(found: Mapping[str, Any]) -> str:

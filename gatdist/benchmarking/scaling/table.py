@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from gatdist.benchmarking.table import aligned
-from gatdist.monitor.numbers import duration, number, size
+from gatdist.monitor.numbers import aligned, duration, number, size
 
 _HEAD = ("", "samples/s", "limit", "efficiency", "", "speedup", "step", "sent", "measured", "start")
 

@@ -1,0 +1,157 @@
+"""`gatdist simulate` held against what is known, and a scaling study of 1 to 4,096 workers.
+
+python -m benchmarks.cases.simulation [--rounds 5] [--links FILE]
+                                       [--out benchmarks/results/DATE_simulation]
+
+The truth is a closed form, a table that somebody has published, or what was measured here: steps
+and all-reduces on 1, 2 and 4 hosts whose links are slowed (`tc … tbf`), and the goodput of the
+recorded soak. Hosts are network namespaces, which need root; without it, or with ``--links``, an
+earlier measurement is used. Nothing is fitted to what it is held against: four hosts are predicted
+from one and two, slowed links from their rates, the soak from times that `recovery` has measured.
+
+Links as they are, and steps of four hosts, are as fast as two cores let four hosts be: the model
+has each worker on a machine of its own. They are told, and not counted among the errors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from benchmarks import validation
+from benchmarks.environment import environment
+from benchmarks.hosts import why_not
+from gatdist.monitor.figures import LIMIT, MEASURED, figure, files, tidy
+from gatdist.monitor.numbers import aligned, number
+from gatdist.simulate.plot import draw
+from gatdist.simulate.study import simulate
+
+STUDY = "benchmarks/study.toml"
+MONTH = "month"
+TARGET = {"StyleGAN3-T": 0.10}
+MONTH_TARGET_S = 10.0
+
+
+def main() -> None:
+    """Measure, compare, draw, record."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--links", type=Path, help="an earlier links.json, instead of measuring")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(f"benchmarks/results/{time.strftime('%Y-%m-%d')}_simulation"),
+    )
+    arguments = parser.parse_args()
+    links = _links(arguments.links, arguments.rounds)
+    rows = [
+        *validation.closed_forms(),
+        *validation.published(),
+        *validation.links(links["rates"]),
+        *validation.soak(),
+    ]
+    began = time.perf_counter()
+    month = simulate(MONTH)
+    month_s = time.perf_counter() - began
+    study = simulate(STUDY)
+    result = {
+        "rows": rows,
+        "mean_errors": _mean_errors(rows),
+        "month_s": month_s,
+        "targets": {**TARGET, "month_s": MONTH_TARGET_S},
+        "month": month,
+        "study": study,
+        "environment": environment(),
+    }
+    out = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    _write(out / "result.json", result)
+    _write(out / "links.json", links)
+    (out / "study.png").write_bytes(draw(study)["simulation.png"])
+    (out / "validation.png").write_bytes(drawn(rows)["validation.png"])
+    print(table(result))
+
+
+def _links(earlier: Path | None, rounds: int) -> dict[str, Any]:
+    """Measured now, where hosts can be made; else the newest record."""
+    if earlier is None and (os.geteuid() or why_not()):
+        earlier = max(validation.RESULTS.glob("*_simulation/links.json"))
+    if earlier is not None:
+        return dict(json.loads(earlier.read_text()))
+    from benchmarks.slow_links import measured
+
+    return {"rounds": rounds, "rates": measured(rounds), "environment": environment()}
+
+
+def _write(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+
+
+def _mean_errors(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Mean of the absolute errors by what stands before the first comma or colon; counted ones."""
+    names = dict.fromkeys(row["family"] for row in rows if row["counts"])
+    return {
+        name: fmean(abs(row["error"]) for row in rows if row["counts"] and row["family"] == name)
+        for name in names
+    }
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """For people."""
+    blocks = []
+    for group, rows in groupby(result["rows"], key=lambda row: row["group"]):
+        lines = [
+            (
+                row["what"],
+                number(row["truth"]),
+                number(row["simulated"]),
+                f"{row['error']:+.1%}" + ("" if row["counts"] else " (cores shared)"),
+            )
+            for row in rows
+        ]
+        blocks.append(aligned([(group, "true", "simulated", "error"), *lines]))
+    means = [(name, f"{error:.1%}") for name, error in result["mean_errors"].items()]
+    blocks.append(aligned([("mean error", ""), *means]))
+    blocks.append(f"a month on 4,096 workers is simulated in {result['month_s']:.1f} s")
+    return "\n\n".join(blocks)
+
+
+def drawn(rows: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
+    """True and simulated times, and the error of each family's rows."""
+    compared = [row for row in rows if row["kind"] != "exact"]
+    families = list(dict.fromkeys(row["family"] for row in compared))
+    with figure(9.0, 0.42 * len(families) + 1.6) as made:
+        axis = made.subplots()
+        axis.axvspan(-10, 10, color="#e6e8eb", linewidth=0)
+        axis.axvline(0, color="#8a8f98", linewidth=1)
+        for kind, colour, sign in (("published", LIMIT, "D"), ("measured", MEASURED, "o")):
+            for counts in (True, False):
+                chosen = [r for r in compared if (r["kind"], r["counts"]) == (kind, counts)]
+                if not chosen:
+                    continue
+                axis.plot(
+                    [100 * row["error"] for row in chosen],
+                    [families.index(row["family"]) for row in chosen],
+                    sign, color=colour, markersize=7,
+                    markerfacecolor=colour if counts else "none",
+                    label=kind if counts else f"{kind}, hosts share two cores",
+                )  # fmt: skip
+        axis.set_yticks(range(len(families)), families)
+        axis.invert_yaxis()
+        axis.set_xlabel("error of the simulated value, % (gray: within 10 %)")
+        axis.set_title("simulated against published and measured values")
+        axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        tidy(axis)
+        axis.grid(visible=False, axis="y")
+        return files(made, "validation")
+
+
+if __name__ == "__main__":
+    main()

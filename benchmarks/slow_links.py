@@ -1,0 +1,119 @@
+"""Scaling on hosts whose links are slowed, as `gatdist bench scaling` measures it, without Ray.
+
+Each host is a network namespace of this machine; a token bucket (`tc … tbf`) bounds what it sends.
+For each rate this measures steps on 1, 2 and 4 workers, and all-reduces by message size. Processes
+of a group stay for all rates: they are told to go on by a line on their standard input.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from benchmarks.hosts import Hosts
+from gatdist.benchmarking.scaling.measure import Plan, measure, plan
+from gatdist.benchmarking.scaling.member import take_turns
+from gatdist.cluster.doctor.network import all_reduces
+from gatdist.parallel.communicator import TorchCommunicator
+
+# Mbit/s of each host; None is as fast as this machine is.
+RATES = (None, 200.0, 100.0, 50.0)
+COUNTS = (1, 2, 4)
+_SIZE, _BATCH, _PORT = "dcgan64_w32", 16, 29555
+
+
+def planned(counts: Sequence[int], rounds: int) -> Plan:
+    """Weak scaling, so that each worker's computation stays the same."""
+    return plan(counts, sizes=[_SIZE], modes=["weak"], batch=_BATCH, rounds=rounds)
+
+
+def measured(
+    rounds: int, counts: Sequence[int] = COUNTS, rates: Sequence[float | None] = RATES
+) -> list[dict[str, Any]]:
+    """Of each rate, what ``gatdist bench scaling --json`` prints, and all-reduces by workers."""
+    found = []
+    with Hosts(max(counts), ray=False) as hosts:
+        groups = {count: Group(hosts, count, rounds) for count in counts}
+        try:
+            for rate in rates:
+                print(f"links: {f'{rate:g} Mbit/s' if rate else 'as they are'}", flush=True)
+                for host in hosts.workers:
+                    host.slow(rate)
+                found.append({"mbit_per_s": rate, **_at_this_rate(groups, rounds)})
+        finally:
+            for group in groups.values():
+                group.end()
+    return found
+
+
+def _at_this_rate(groups: dict[int, Group], rounds: int) -> dict[str, Any]:
+    answers: dict[int, list[dict[str, Any]]] = {}
+
+    def launch(world_size: int, function: Any, *args: Any) -> tuple[list[Any], float]:
+        answers[world_size] = groups[world_size].go()
+        return [answer["turns"] for answer in answers[world_size]], 0.0
+
+    scaling = measure(planned(list(groups), rounds), launch)
+    return {
+        "scaling": scaling,
+        "network": {str(count): told[0]["exchanges"] for count, told in answers.items()},
+    }
+
+
+class Group:
+    """Processes, one on each of the first hosts."""
+
+    def __init__(self, hosts: Hosts, count: int, rounds: int) -> None:
+        first = hosts.workers[0]
+        self.processes = [
+            host.start(
+                sys.executable, "-m", "benchmarks.slow_links", rank, count, first.address,
+                _PORT + count, rounds, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                env={"GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1"},
+            )
+            for rank, host in enumerate(hosts.workers[:count])
+        ]  # fmt: skip
+
+    def go(self) -> list[dict[str, Any]]:
+        """Measure once; each process's answer."""
+        for process in self.processes:
+            assert process.stdin is not None
+            print("go", file=process.stdin, flush=True)
+        found = []
+        for process in self.processes:
+            assert process.stdout is not None
+            found.append(json.loads(process.stdout.readline()))
+        return found
+
+    def end(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.communicate()
+
+
+def member(rank: int, count: int, address: str, port: int, rounds: int) -> None:
+    """One process: answers each line that it reads."""
+    torch.set_num_threads(1)
+    shared = dist.TCPStore(address, port, is_master=rank == 0, world_size=count)
+    for number, _ in enumerate(sys.stdin):
+        exchanges: Sequence[Any] = ()
+        if count > 1:
+            store = dist.PrefixStore(f"exchanges{number}", shared)
+            exchanges = all_reduces(store, rank, count, "gloo")  # type: ignore[arg-type]
+        store = dist.PrefixStore(f"steps{number}", shared)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=count)
+        comm = TorchCommunicator(torch.device("cpu"))
+        turns = take_turns(comm, lambda text: None, "eth0", planned([count], rounds).works(count))
+        dist.destroy_process_group()
+        told = {"turns": turns, "exchanges": [one._asdict() for one in exchanges]}
+        print(json.dumps(told), flush=True)
+
+
+if __name__ == "__main__":
+    member(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))

@@ -1,0 +1,316 @@
+"""The simulator held against closed forms, published tables, and what was measured here.
+
+Each check is a row: what was compared, the true value, the simulated one, and its error.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gatdist.simulate.collectives import Link, Topology, ring_s
+from gatdist.simulate.faults import Kind, Situation, best_interval, play
+from gatdist.simulate.loading import parse
+from gatdist.simulate.measured import fitted_link
+from gatdist.simulate.step import Phase, StepModel, expected_maximum
+from gatdist.simulate.study import study
+
+RESULTS = Path("benchmarks/results")
+Row = dict[str, Any]
+
+# Seconds for 1,000 images on 1, 2, 4 and 8 A100, batch 32 (NVIDIA, StyleGAN3, 2021).
+STYLEGAN3: dict[str, tuple[float, ...]] = {
+    "StyleGAN3-T 128²": (27.20, 13.74, 7.52, 4.40),
+    "StyleGAN3-T 256²": (49.81, 25.05, 13.26, 7.32),
+    "StyleGAN3-T 512²": (90.25, 45.42, 22.81, 12.29),
+}
+# Images a second on 1, 2, 4 and 8 P100 of a DGX-1, 64 a GPU (TensorFlow, benchmarks, 2017).
+TENSORFLOW: dict[str, tuple[float, ...]] = {
+    "TensorFlow Inception v3": (142, 284, 569, 1131),
+    "TensorFlow ResNet-50": (219, 422, 852, 1734),
+    "TensorFlow ResNet-152": (91.8, 181, 356, 716),
+    "TensorFlow VGG-16": (154, 295, 584, 1081),
+}
+# 512 P100, four a host, 25 Gbit/s with RoCE, 64 a GPU (Horovod, benchmarks): share of 512 single
+# ones. Images a second of one GPU: VGG-16 by TensorFlow; ResNet-101 by Horovod's own 16 GPUs.
+HOROVOD = {
+    "Horovod VGG-16": (0.68, 138.4e6, 154.0),
+    "Horovod ResNet-101": (0.90, 44.5e6, 1656.82 / 16),
+}
+
+
+def row(
+    family: str, what: str, truth: float, simulated: float, kind: str, *, counts: bool = True
+) -> Row:
+    """One check.
+
+    Args:
+        family: of rows whose errors are averaged.
+        what: was compared, in words.
+        truth: the true value.
+        simulated: the simulated one.
+        kind: of the truth: exact, published or measured.
+        counts: whether the model claims to be right here.
+    """
+    groups = {"exact": "closed forms", "published": "published", "measured": "measured here"}
+    return {
+        "group": groups[kind], "family": family, "what": what, "truth": truth,
+        "simulated": simulated, "error": simulated / truth - 1, "kind": kind, "counts": counts,
+    }  # fmt: skip
+
+
+def answer(**scenario: Any) -> dict[str, Any]:
+    """What ``gatdist simulate`` answers to a scenario's tables."""
+    return study(parse(scenario), Path())
+
+
+def closed_forms() -> Iterator[Row]:
+    """Limits that have a formula."""
+
+    def exact(what: str, truth: float, simulated: float) -> Row:
+        return row("closed forms", what, truth, simulated, "exact")
+
+    link = Link(20e-6, 1e9)
+    phases = (Phase(2e-3, 40e6), Phase(1e-3, 100e6))
+    plain = StepModel(phases, topology=Topology(1, link, link, "ring"), overlap=False)
+    for p in (1, 8, 512):
+        rings = ring_s(40e6, p, link) + ring_s(100e6, p, link)
+        what = f"a step on {p} workers, a ring, no overlap, s"
+        yield exact(what, 32 * 3e-3 + rings, float(plain.parts(p, 32).total))
+    for p, known in ((2, 1 / math.sqrt(math.pi)), (3, 1.5 / math.sqrt(math.pi))):
+        yield exact(f"the slowest of {p}, in deviations", known, expected_maximum(p))
+    m, r, c, hours = 3600.0, 120.0, 20.0, 100
+    crash = Kind("crash", 1 / m, False, 20.0, 100.0, 0.0, 0.0)
+    run = Situation(hours * 3600, 1, 1, (1.0,), c, 0.0, (crash,))
+    for interval_s in (100.0, 379.0, 1500.0):
+        segment_s = m * math.exp(r / m) * (math.exp((interval_s + c) / m) - 1)
+        played = play(run, np.array([interval_s]), 0, 400).total.mean()
+        what = f"{hours} h of steps, a fault an hour, a checkpoint every {interval_s:.0f} s, h"
+        yield exact(what, segment_s * hours / interval_s, float(played) / 3600)
+    tries = np.geomspace(60, 3600, 100_000)
+    best = tries[np.argmin((np.exp((tries + c) / m) - 1) / tries)]
+    yield exact("the best interval there, s (Young: 379)", float(best), best_interval(run, 0)[0])
+
+
+def published() -> Iterator[Row]:
+    """Tables of others: fitted to one and two workers, or from figures alone."""
+    tables = [(name, times, "shared") for name, times in STYLEGAN3.items()]
+    for name, speeds in TENSORFLOW.items():
+        tables.append((name, tuple(1000 / speed for speed in speeds), "per_worker"))
+    for name, times, batch in tables:
+        found = answer(
+            observed={"workers": [1, 2], "seconds_per_1000_samples": list(times[:2])},
+            predict={"workers": [4, 8]},
+            workload={"batch": batch},
+        )
+        family = name.rpartition(" ")[0] if name in STYLEGAN3 else name
+        for point, truth in zip(found["points"], times[2:], strict=True):
+            what = f"{name}, {point['workers']} GPUs from 1 and 2, s / 1,000"
+            yield row(family, what, truth, point["seconds_per_1000_samples"], "published")
+    for name, (efficiency, parameters, speed) in HOROVOD.items():
+        found = answer(
+            predict={"workers": [512]},
+            workload={
+                "batch_per_worker": 64,
+                "discriminator": {"seconds_per_sample": 1 / speed, "parameters": parameters},
+            },
+            network={
+                "workers_per_host": 4, "bandwidth_bits_per_s": 25e9,
+                "host_bandwidth_bytes_per_s": 10e9,
+            },
+            stragglers={"deviation": 0.02},
+        )  # fmt: skip
+        what = f"{name}, efficiency of 512 GPUs from figures"
+        yield row(name, what, efficiency, found["points"][0]["efficiency"], "published")
+
+
+def links(found: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
+    """All-reduces and steps under slowed links, as :mod:`benchmarks.slow_links` measured them."""
+    as_they_are = _link(found[0])
+    for rate in found:
+        told = rate["mbit_per_s"]
+        slowed = told is not None  # else two cores are what four hosts wait for
+        name = f"{told:.0f} Mbit/s" if slowed else "links as they are"
+        for message in rate["network"].get("4", ()):
+            if message["bytes"] >= 1_000_000:
+                what = f"{name}: all-reduce of {message['bytes'] / 1e6:.0f} MB on 4 hosts from 2, s"
+                simulated = ring_s(message["bytes"], 4, _link(rate))
+                family = "all-reduce, 4 hosts from 2"
+                yield row(family, what, message["seconds"], simulated, "measured", counts=slowed)
+        points = {point["workers"]: point for point in rate["scaling"]["points"]}
+        network = network_at(as_they_are, told)
+        seen = network_at(_link(rate), None)
+        for workers, (source, told_of) in product(
+            (2, 4), {"rate": network, "doctor": seen}.items()
+        ):
+            what = f"{name}: step on {workers} hosts from computation alone and the {source}, s"
+            simulated = step_s(points[workers], points[1], told_of)
+            truth = points[workers]["step_s"]
+            family = f"step from the {source}"
+            yield row(family, what, truth, simulated, "measured", counts=slowed)
+        what = f"{name}: 4 hosts from 1 and 2, s / 1,000"
+        family = "step, 4 hosts from 1 and 2"
+        yield row(family, what, *_held_out(points, network), "measured", counts=slowed)
+
+
+def _link(rate: Mapping[str, Any]) -> Link:
+    return fitted_link({"hosts": [0, 0], "network": rate["network"]["2"]})
+
+
+def network_at(as_they_are: Link, mbit_per_s: float | None) -> dict[str, Any]:
+    """A slowed link's rate, or what two hosts measured.
+
+    Of the rate, headers take 66 of each 1,514 bytes, and acknowledgements, which in a ring go the
+    way of the data, 66 for every second packet.
+    """
+    if mbit_per_s is None:
+        return {
+            "latency_s": as_they_are.latency_s, "efficiency": 1.0, "algorithm": "ring",
+            "bandwidth_bytes_per_s": as_they_are.bandwidth_bytes_per_s,
+        }  # fmt: skip
+    return {
+        "latency_s": as_they_are.latency_s,
+        "efficiency": 1448 / (1514 + 66 / 2),
+        "algorithm": "ring",
+        "bandwidth_bits_per_s": 1e6 * mbit_per_s,
+    }
+
+
+def alone_s(point: Mapping[str, Any]) -> float:
+    """A step of as many that do not communicate: the workers share this machine's cores."""
+    return float(point["global_batch"] / point["limit_samples_per_s"])
+
+
+def _players(point: Mapping[str, Any], one: Mapping[str, Any]) -> dict[str, Any]:
+    """Both players' work, from one worker's phases, as slow as so many are without a network."""
+    phases = one["phases"]
+    slower = alone_s(point) / sum(phases.values()) / one["global_batch"]
+    sent = point["bytes_sent"] * point["workers"] / (2 * (point["workers"] - 1))
+    return {
+        name: {"seconds_per_sample": phases[name] * slower, "parameters": sent / 2 / 4}
+        for name in ("discriminator", "generator")
+    } | {"overhead_s": phases["optimizer"] * slower * one["global_batch"]}
+
+
+def step_s(point: Mapping[str, Any], one: Mapping[str, Any], network: Mapping[str, Any]) -> float:
+    found = answer(
+        predict={"workers": [point["workers"]]},
+        workload={"batch_per_worker": one["global_batch"], **_players(point, one)},
+        network=network,
+        stragglers={"deviation": 0.0},
+    )
+    return float(found["points"][0]["step_s"])
+
+
+def _held_out(
+    points: Mapping[int, Mapping[str, Any]], network: Mapping[str, Any]
+) -> tuple[float, float]:
+    """Four workers' seconds for 1,000 samples, and their prediction from one and two.
+
+    What workers take from one another's cores is not the network's, and taken out of all three.
+    """
+    one = alone_s(points[1])
+    steps = {p: one + max(0.0, points[p]["step_s"] - alone_s(points[p])) for p in (2, 4)} | {1: one}
+    batch = points[1]["global_batch"]
+    seconds = {p: 1000 * s / (batch * p) for p, s in steps.items()}
+    sent = points[2]["bytes_sent"] / 2 / 4
+    found = answer(
+        observed={
+            "workers": [1, 2], "seconds_per_1000_samples": [seconds[1], seconds[2]],
+            "deviation": 0.05,
+        },
+        predict={"workers": [4]},
+        workload={
+            "batch_per_worker": batch,
+            "discriminator": {"parameters": sent, "share": 0.57},
+            "generator": {"parameters": sent, "share": 0.43},
+        },
+        network=network,
+    )  # fmt: skip
+    return seconds[4], found["points"][0]["seconds_per_1000_samples"]
+
+
+def soak() -> Iterator[Row]:
+    """Goodput of the recorded hour of faults, from times that the recovery benchmark measured."""
+    (soaked,) = _newest("soak")
+    (recovered,) = _newest("recovery")
+    (overheads,) = _newest("overheads")
+    cost = overheads["checkpoint_s"]
+    worker_s = recovered["median_s"]["worker"]
+    driver_s = recovered["median_s"]["driver"]
+    faults = list(_soak_faults(soaked, worker_s, driver_s))
+
+    def played(step_s: float) -> dict[str, Any]:
+        return _soaked(soaked, step_s, cost, faults)
+
+    truth = soaked["goodput"]
+    run = played(soaked["step_s"])
+    yield row("soak", "goodput of the soak", truth, run["goodput"], "measured")
+    # This machine was slower between the soak's faults than it had been before them.
+    slower = soaked["step_s_in_soak"]
+    what = "goodput of the soak, steps as slow as they were between faults"
+    goodput = played(slower)["goodput"] * soaked["step_s"] / slower
+    yield row("soak", what, truth, goodput, "measured")
+
+
+def _soaked(
+    soaked: Mapping[str, Any],
+    step_s: float,
+    cost: Mapping[str, float],
+    faults: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    found = answer(
+        observed={
+            "workers": [2], "global_batch": 64, "seconds_per_1000_samples": [1000 * step_s / 64],
+        },
+        predict={"workers": [2]},
+        workload={"global_batch": 64, "overhead_s": 0.0},
+        stragglers={"deviation": 0.0},
+        run={"total_samples": soaked["steps"] * 64, "min_workers": 1},
+        checkpoints={
+            "interval_samples": 8192,
+            "snapshot_s": cost["compare"] + cost["snapshot"],
+            "write_s": cost["write"],
+        },
+        faults=faults,
+        simulation={"repeats": 400},
+    )  # fmt: skip
+    (run,) = found["points"][0]["runs"]
+    return dict(run)
+
+
+# What each fault of the soak does by design: seconds that the run stands still before it starts
+# anew (0: a worker's death is seen at once; 10: Ray's health checks; 20: cluster.timeout_s), for
+# which a host is away, of which it was told before; and whether it ends the workers at all.
+_JOIN_S = 3.0
+_SOAK: dict[str, dict[str, Any]] = {
+    "network_cut_for_5_s": {"detection_s": 5.0, "restart_s": 0.0, "loses_work": False},
+    "worker_stops_for_8_s": {"detection_s": 8.0, "restart_s": 0.0, "loses_work": False},
+    "network_cut_for_40_s": {"detection_s": 10.0, "away_s": 40 + _JOIN_S},
+    "worker_stops_for_good": {"detection_s": 20.0},
+    "host_dies_for_6_s": {"away_s": 6 + _JOIN_S},
+    "host_dies_for_40_s": {"away_s": 40 + _JOIN_S},
+    "preemption": {"notice_s": 12.0, "away_s": 12 + 12.5 + _JOIN_S},
+}
+
+
+def _soak_faults(
+    soaked: Mapping[str, Any], worker_s: float, driver_s: float
+) -> Iterator[dict[str, Any]]:
+    names = [fault["name"] for fault in soaked["faults"]]
+    for name in dict.fromkeys(names):
+        restart_s = driver_s if name == "driver_dies" else worker_s
+        told = {"detection_s": 0.0, "restart_s": restart_s, **_SOAK.get(name, {})}
+        mtbf_hours = soaked["wall_s"] / names.count(name) / 3600
+        yield {"name": name, "of": "run", "mtbf_hours": mtbf_hours, **told}
+
+
+def _newest(case: str) -> Iterator[dict[str, Any]]:
+    """The newest record of a case."""
+    yield json.loads(max(RESULTS.glob(f"*_{case}/result.json")).read_text())

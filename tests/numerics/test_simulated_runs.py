@@ -1,0 +1,153 @@
+"""Runs played from fault to fault, against closed forms and against what must hold."""
+
+import math
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from gatdist.simulate.faults import (
+    Kind,
+    Situation,
+    best_interval,
+    daly_s,
+    mean_and_spread,
+    part_of,
+    play,
+    young_s,
+)
+
+HOUR = 3600.0
+CRASH = Kind("crash", 1 / HOUR, False, 20.0, 100.0, 0.0, 0.0)
+RUN = Situation(100 * HOUR, 1, 1, (1.0,), 20.0, 0.0, (CRASH,))
+ELASTIC = Situation(
+    200 * HOUR, 16, 8, tuple((16 - away) / 16 for away in range(9)), 5.0, 30.0,
+    (Kind("host", 16 / (100 * HOUR), True, 10.0, 60.0, 2 * HOUR, 0.0),),
+)  # fmt: skip
+
+
+def played(situation, interval_s, repeats=100, seed=0):
+    return play(situation, np.array([float(interval_s)]), seed, repeats)
+
+
+def test_without_faults_a_run_takes_its_steps_and_its_checkpoints():
+    quiet = replace(RUN, kinds=(), write_s=7.0)
+    outcome = played(quiet, 1000, repeats=3)
+    assert outcome.total == pytest.approx(100 * HOUR + 360 * 20 + 7)
+    assert outcome.faults.sum() == 0
+    assert outcome.finished.all()
+
+
+@pytest.mark.parametrize("interval_s", [100, 379, 1500])
+def test_the_mean_time_is_dalys(interval_s):
+    """Faults also during checkpoints and restarts: a segment takes M e^(R/M) (e^((τ+C)/M) − 1).
+
+    J. T. Daly, 2006, equation 20.
+    """
+    m, r, c = HOUR, 120.0, 20.0
+    segment_s = m * math.exp(r / m) * (math.exp((interval_s + c) / m) - 1)
+    expected_s = segment_s * 100 * HOUR / interval_s
+    outcome = played(RUN, interval_s, repeats=200)
+    error = outcome.total.std() / 200**0.5
+    assert outcome.total.mean() == pytest.approx(expected_s, abs=4 * error)
+    assert error < 0.004 * expected_s
+
+
+@pytest.mark.parametrize(("cost_s", "mtbf_s"), [(20.0, HOUR), (2.0, 600.0), (60.0, 24 * HOUR)])
+def test_the_best_interval_that_is_found_is_the_exact_one_and_near_youngs(cost_s, mtbf_s):
+    kind = replace(CRASH, rate_per_s=1 / mtbf_s, detection_s=0.0, restart_s=30.0)
+    situation = replace(RUN, snapshot_s=cost_s, kinds=(kind,))
+    best, low, high = best_interval(situation, seed=0)
+    tries = np.geomspace(cost_s, 20 * mtbf_s, 20_000)
+    exact = tries[np.argmin((np.exp((tries + cost_s) / mtbf_s) - 1) / tries)]
+    assert best == pytest.approx(exact, rel=0.15)
+    assert low < exact < high
+    assert best == pytest.approx(young_s(cost_s, mtbf_s), rel=0.2)
+    assert daly_s(cost_s, mtbf_s, 30.0) > young_s(cost_s, mtbf_s)
+
+
+def test_a_checkpoint_that_is_still_being_written_does_not_count():
+    slow = replace(RUN, snapshot_s=0.0, write_s=600.0)
+    lost = [played(replace(slow, write_s=w), 600).repeated.mean() for w in (0.0, 300.0, 600.0)]
+    assert lost == sorted(lost)
+    # Steps are lost back to the last that counts: half an interval and the time of writing.
+    faults = played(slow, 600).faults.mean()
+    assert lost[2] / faults == pytest.approx(300 + 600, rel=0.2)
+
+
+def test_the_next_checkpoint_waits_for_the_last():
+    slow = replace(RUN, write_s=600.0)
+    assert (played(slow, 10).total == played(slow, 600).total).all()
+
+
+def test_a_notice_that_is_long_enough_saves_the_work():
+    warned = replace(CRASH, notice_s=60.0, detection_s=0.0)
+    told = played(replace(RUN, kinds=(warned,), write_s=30.0), 1000)
+    assert told.repeated.sum() == 0
+    too_short = played(replace(RUN, kinds=(replace(warned, notice_s=40.0),), write_s=30.0), 1000)
+    assert too_short.repeated.mean() > 0.05 * RUN.work_s
+
+
+def test_all_time_is_accounted_for_and_all_work_is_done():
+    for situation in (RUN, ELASTIC, replace(ELASTIC, grows_at_once=False)):
+        outcome = played(situation, 900, repeats=30)
+        assert outcome.finished.all()
+        assert outcome.useful == pytest.approx(situation.work_s)
+        for name in ("slower", "repeated", "snapshots", "standing"):
+            assert (getattr(outcome, name) >= 0).all(), name
+        assert (outcome.goodput < 1).all()
+
+
+def test_going_on_with_fewer_hosts_beats_waiting_where_they_are_away_for_long():
+    waiting = replace(ELASTIC, min_hosts=16)
+    going_on, stopped = played(ELASTIC, 900, 30), played(waiting, 900, 30)
+    assert going_on.total.mean() < 0.9 * stopped.total.mean()
+    assert stopped.slower.sum() == 0
+    assert going_on.slower.sum() > 0
+    # With 16 hosts that are away for 2 of 102 hours, some 0.31 are away on average.
+    away = going_on.slower.sum() / (going_on.useful.sum() + going_on.slower.sum())
+    assert away == pytest.approx(2 / 102, rel=0.25)
+
+
+def test_where_hosts_come_and_go_often_taking_them_in_at_restarts_costs_less():
+    busy = replace(ELASTIC.kinds[0], rate_per_s=16 / (10 * HOUR), restart_s=300.0, away_s=600.0)
+    at_once = replace(ELASTIC, kinds=(busy,))
+    later = replace(at_once, grows_at_once=False)
+    assert played(later, 900, 30).total.mean() < played(at_once, 900, 30).total.mean()
+
+
+def test_the_same_seed_plays_the_same_runs_and_another_others():
+    one, same, other = (played(ELASTIC, 900, 8, seed).total for seed in (0, 0, 1))
+    assert (one == same).all()
+    assert (one != other).all()
+
+
+def test_of_a_run_with_very_many_faults_a_part_tells_the_whole():
+    situation = replace(RUN, work_s=20_000 * HOUR)
+    part, times = part_of(situation)
+    assert times == pytest.approx(20_000 / 600)
+    mean_s, low_s, high_s = mean_and_spread(played(part, 379, 64), times)
+    assert mean_s == pytest.approx(200 * played(RUN, 379, 200).total.mean(), rel=0.005)
+    assert low_s < mean_s < high_s < 1.05 * low_s
+
+
+def test_a_run_that_fails_faster_than_it_restarts_never_ends_and_says_so():
+    hopeless = replace(RUN, kinds=(replace(CRASH, rate_per_s=1 / 10.0),))
+    outcome = played(hopeless, 100, repeats=2)
+    assert not outcome.finished.any()
+    assert (outcome.goodput < 0.01).all()
+
+
+def test_a_month_of_thousands_of_hosts_is_played_within_seconds():
+    kinds = (
+        Kind("host", 4096 / (4000 * HOUR), True, 30.0, 120.0, 600.0, 0.0),
+        Kind("spot", 4096 / (100 * HOUR), True, 0.0, 120.0, 600.0, 120.0),
+    )
+    speeds = tuple(1 - away / 4096 for away in range(2048))
+    month = Situation(720 * HOUR, 4096, 2048, speeds, 1.0, 5.0, kinds, grows_at_once=False)
+    began = time.process_time()
+    part, _ = part_of(month)
+    outcome = played(part, best_interval(month, 0)[0], 64)
+    assert time.process_time() - began < 10
+    assert 0 < outcome.goodput.mean() < 0.5

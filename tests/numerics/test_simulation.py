@@ -1,0 +1,263 @@
+"""The simulator against closed forms, brute force, and tables that somebody has published."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gatdist.simulate.advice import stops_paying
+from gatdist.simulate.collectives import Link, Topology, hierarchical_s, ring_s, tree_s
+from gatdist.simulate.fit import Known, Observation, fit
+from gatdist.simulate.step import DataFlow, Phase, StepModel, buckets, expected_maximum
+
+LINK = Link(20e-6, 1e9)
+FAST = Link(5e-6, 1e11)
+
+# All-reduces
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 8, 4096])
+def test_a_ring_takes_what_its_formula_says(workers):
+    p, n = workers, 1e8
+    assert ring_s(n, p, LINK) == pytest.approx(2 * (p - 1) * 20e-6 + 2 * (p - 1) / p * n / 1e9)
+
+
+def test_a_tree_wins_where_messages_are_small_and_a_ring_where_they_are_large():
+    assert tree_s(1e3, 1024, LINK) < ring_s(1e3, 1024, LINK)
+    assert ring_s(1e9, 64, LINK) < tree_s(1e9, 64, LINK)
+    assert tree_s(1e9, 1, LINK) == 0
+
+
+def test_a_hierarchy_of_one_worker_a_host_or_of_one_host_is_a_ring():
+    assert hierarchical_s(1e8, 8, 1, FAST, LINK) == pytest.approx(ring_s(1e8, 8, LINK))
+    assert hierarchical_s(1e8, 1, 8, FAST, LINK) == pytest.approx(ring_s(1e8, 8, FAST))
+
+
+@given(st.floats(1, 1e11), st.integers(1, 5000), st.integers(1, 16))
+def test_the_fastest_is_none_but_the_fastest(num_bytes, workers, per_host):
+    times = {
+        name: Topology(per_host, FAST, LINK, name).all_reduce_s(num_bytes, workers)
+        for name in ("ring", "tree", "hierarchical", "fastest")
+    }
+    assert times.pop("fastest") == min(times.values())
+    assert (min(times.values()) == 0) == (workers == 1)
+
+
+# Unequal workers
+
+
+@pytest.mark.parametrize(
+    ("count", "known"),
+    [(1, 0), (2, 1 / math.sqrt(math.pi)), (3, 1.5 / math.sqrt(math.pi)), (4, 1.02937537300396)],
+)
+def test_the_expected_maximum_has_its_closed_forms(count, known):
+    assert expected_maximum(count) == pytest.approx(known, abs=1e-12)
+
+
+def test_the_expected_maximum_of_many_is_that_of_drawn_ones_and_below_its_bound():
+    drawn = np.random.default_rng(0).standard_normal((4000, 512)).max(axis=1)
+    assert expected_maximum(512) == pytest.approx(drawn.mean(), abs=4 * drawn.std() / 4000**0.5)
+    for count in (2, 100, 4096, 10**6):
+        assert expected_maximum(count) < math.sqrt(2 * math.log(count))
+
+
+# A step
+
+
+def model(**more):
+    phases = (Phase(2e-3, 40e6), Phase(1e-3, 100e6))
+    return StepModel(phases, **{"topology": Topology(1, LINK, LINK, "ring"), **more})
+
+
+def test_one_worker_takes_the_bare_time():
+    parts = model(overhead_s=0.01, deviation=0.05).parts(1, 32)
+    assert parts.total == pytest.approx(32 * 3e-3 + 0.01)
+    assert parts.communication == parts.stragglers == parts.data == 0
+
+
+def test_without_overlap_a_step_is_work_and_two_rings():
+    parts = model(overlap=False).parts(8, 32)
+    assert parts.total == pytest.approx(32 * 3e-3 + ring_s(40e6, 8, LINK) + ring_s(100e6, 8, LINK))
+
+
+def test_an_infinite_bandwidth_leaves_latency_and_none_leaves_nothing():
+    endless = Topology(1, Link(1e-3, math.inf), Link(1e-3, math.inf), "ring")
+    assert model(topology=endless, overlap=False).parts(8, 32).communication == pytest.approx(28e-3)
+    free = Topology(1, Link(0.0, math.inf), Link(0.0, math.inf))
+    assert model(topology=free).parts(8, 32).total == pytest.approx(32 * 3e-3)
+
+
+@settings(deadline=None)
+@given(
+    st.floats(1e3, 3e9), st.floats(1e5, 1e8), st.floats(0, 2), st.integers(2, 64),
+    st.sampled_from(["early", "evenly", "late"]),
+)  # fmt: skip
+def test_overlap_hides_what_it_can_and_no_more(num_bytes, bucket_bytes, backward_s, workers, kind):
+    topology = Topology(1, LINK, LINK, "ring")
+    made = StepModel(
+        (Phase(backward_s, num_bytes, 1.0, kind),), topology=topology, bucket_bytes=bucket_bytes
+    )
+    exposed = float(made.parts(workers, 1).communication)
+    sizes = [size for size, count in buckets(num_bytes, bucket_bytes) for _ in range(count)]
+    sent_s = [topology.all_reduce_s(size, workers) for size in sizes]
+    assert sum(sizes) == pytest.approx(num_bytes)
+    assert max(sizes) <= bucket_bytes * (1 + 1e-9)
+    # The last bucket can't be hidden; nothing waits for more than all of them.
+    assert sent_s[-1] * (1 - 1e-9) <= exposed <= sum(sent_s) * (1 + 1e-9)
+    assert exposed >= (sum(sent_s) - backward_s) * (1 - 1e-9)
+    if len(sizes) <= 33:  # played bucket by bucket
+        ready, end = 0.0, 0.0
+        for size, taken in zip(sizes, sent_s, strict=True):
+            ready += size
+            share = min(1.0, ready / num_bytes)
+            end = max(end, backward_s * made.phases[0].ready_at(share)) + taken
+        assert exposed == pytest.approx(end - backward_s, rel=1e-6, abs=1e-9)
+
+
+def test_gradients_that_are_ready_late_hide_less():
+    exposed = {
+        kind: float(model_of(kind).parts(8, 32).communication)
+        for kind in ("early", "evenly", "late")
+    }
+    assert exposed["early"] < exposed["evenly"] < exposed["late"]
+    for kind, half in (("early", 0.25), ("late", 0.75)):  # a quarter of the time for most of them
+        quarter = 0.75 if kind == "early" else 0.25
+        assert Phase(1.0, ready=kind).ready_at(quarter) == pytest.approx(half)
+
+
+def model_of(ready):
+    topology = Topology(1, LINK, LINK, "ring")
+    return StepModel((Phase(3e-3, 60e6, ready=ready),), topology=topology, bucket_bytes=5e6)
+
+
+def test_slow_data_hold_a_step_up_to_their_own_rate():
+    flow = DataFlow(1e6, 100e6, None, None, 8)
+    parts = model(data=flow).parts(16, 32)
+    assert parts.total == pytest.approx(16 * 32 * 1e6 / 100e6)
+    assert parts.data > 0
+    quick = DataFlow(1e3, 1e12, 1e12, 1e9, 8)
+    assert model(data=quick).parts(16, 32).data == 0
+
+
+# What two points tell
+
+
+def fitted(times, workers=(1, 2), *, shared=True, **more):
+    """A function of workers: the prediction, and its range."""
+    base = StepModel((Phase(1e-3),), **more)
+
+    def step(count, seconds_per_1000):
+        local = 1000 / count if shared else 1000
+        return Observation(count, local, seconds_per_1000 * (1 if shared else count))
+
+    seen = [step(count, seconds) for count, seconds in zip(workers, times, strict=True)]
+    found = fit(base, seen, 1000, 0.01, Known())
+
+    def predict(count):
+        parts, (low, high) = found.predict(count, 1000 / count if shared else 1000)
+        scale = 1 if shared else count
+        return float(parts.total) / scale, (low / scale, high / scale)
+
+    return predict
+
+
+# StyleGAN3-T on A100, batch 32, seconds for 1,000 images on 1, 2, 4 and 8 GPUs (NVIDIA, 2021).
+STYLEGAN3 = {
+    128: [27.20, 13.74, 7.52, 4.40],
+    256: [49.81, 25.05, 13.26, 7.32],
+    512: [90.25, 45.42, 22.81, 12.29],
+}
+
+
+def test_four_and_eight_gpus_are_predicted_from_one_and_two():
+    errors = []
+    for table in STYLEGAN3.values():
+        predict = fitted(table[:2])
+        errors += [abs(predict(4)[0] / table[2] - 1), abs(predict(8)[0] / table[3] - 1)]
+    assert np.mean(errors) < 0.08
+    assert max(errors) < 0.16
+
+
+# Tables of many kinds: seconds for 1,000 samples by workers, one worker taking 100.
+KINDS = {
+    "ideal": lambda p: 100 / p,
+    "a little overhead": lambda p: 97 / p + 3,
+    "much overhead": lambda p: 70 / p + 30,
+    "hardly any gain": lambda p: 20 / p + 80,
+    "a ring": lambda p: 100 / p + 8 * 2 * (p - 1) / p,
+    "unequal workers": lambda p: 100 / p * (1 + 0.05 * expected_maximum(p)),
+    "a tree": lambda p: 100 / p + 1.0 * math.log2(p),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tables_of_many_kinds_are_predicted(kind):
+    table = KINDS[kind]
+    predict = fitted([table(1), table(2)])
+    errors = [abs(predict(p)[0] / table(p) - 1) for p in (4, 8)]
+    assert np.mean(errors) < 0.1, errors
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_predictions_lie_between_the_ideal_and_what_was_seen(shared):
+    predict = fitted([100.0, 51.0], shared=shared)
+    times = [predict(p)[0] for p in (2, 4, 8, 16, 32)]
+    assert times == sorted(times, reverse=True)
+    for p, time in zip((2, 4, 8, 16, 32), times, strict=True):
+        low, high = predict(p)[1]
+        assert 99 / p < low <= time <= high < 60
+
+
+def test_a_batch_for_each_worker_loses_less_than_one_that_is_shared():
+    assert fitted([100, 53], shared=False)(8)[0] < fitted([100, 53])(8)[0]
+    assert fitted([100, 53], shared=False)(8)[0] == pytest.approx(100 / 8 * 1.105, rel=0.05)
+
+
+def test_more_points_leave_less_open_and_one_that_is_off_is_not_believed():
+    table, workers = KINDS["a little overhead"], (1, 2, 4, 8)
+    noise = np.exp(np.random.default_rng(0).normal(0, 0.01, 4))
+    many = fitted([table(p) * e for p, e in zip(workers, noise, strict=True)], workers)
+    two = fitted([table(1), table(2)])
+    assert many(32)[0] == pytest.approx(table(32), rel=0.1)
+    (low, high), (low_2, high_2) = many(32)[1], two(32)[1]
+    assert high - low < 0.6 * (high_2 - low_2)
+    spoiled = [table(p) * (1.25 if p == 4 else 1) for p in (1, 2, 4, 8, 16)]
+    assert fitted(spoiled, (1, 2, 4, 8, 16))(32)[0] == pytest.approx(table(32), rel=0.1)
+
+
+def test_one_point_tells_the_work_and_leaves_the_rest_open():
+    predict = fitted([100.0], (1,))
+    time, (low, high) = predict(8)
+    assert 12.5 < time < 18
+    assert high / low > 1.1
+    from_eight = fitted([14.0], (8,))
+    assert from_eight(8)[0] == pytest.approx(14, rel=0.02)
+    assert 80 < from_eight(1)[0] < 112
+
+
+def test_a_network_that_is_told_of_is_used_beyond_what_was_seen():
+    """Two workers of one host say nothing of the slow network between hosts."""
+    phases = (Phase(1e-3, 200e6),)
+    true = StepModel(phases, topology=Topology(2, FAST, Link(20e-6, 1e9)), overlap=True)
+    seen = [float(true.parts(p, 1000 / p).total) for p in (1, 2)]
+    base = StepModel((Phase(5.0, 200e6),), topology=true.topology)
+    points = [Observation(p, 1000 / p, s) for p, s in zip((1, 2), seen, strict=True)]
+    found = fit(base, points, 1000, 0.01, Known())
+    for p in (4, 8, 16):
+        predicted = float(found.predict(p, 1000 / p)[0].total)
+        assert predicted == pytest.approx(float(true.parts(p, 1000 / p).total), rel=0.15)
+
+
+# When to stop
+
+
+def test_adding_workers_stops_paying_where_the_curve_bends():
+    amdahl = [(p, 0.9 / p + 0.1) for p in (1, 2, 4, 8, 16, 32)]
+    # S(4) − S(2) = 1.26 for two workers, S(8) − S(4) = 1.63 for four.
+    assert stops_paying(amdahl, 0.5) == 4
+    assert stops_paying(amdahl, 0.7) == 2
+    assert stops_paying([(p, 1 / p) for p in (2, 4, 64)], 0.99) is None
+    assert stops_paying([(4, 1.0)], 0.5) is None
+    assert stops_paying([(1, 1.0), (2, 1.5)], 0.5) == 1
