@@ -12,10 +12,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import gatdist.cluster.connection  # noqa: F401, sets up what Ray's import needs
+from gatdist.cluster.connection import reachable  # sets up what Ray's import needs
 
 # isort: split
-from ray._private import services
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.core.generated.autoscaler_pb2 import (  # type: ignore[attr-defined]
     DRAIN_NODE_REASON_PREEMPTION,
@@ -23,6 +22,7 @@ from ray.core.generated.autoscaler_pb2 import (  # type: ignore[attr-defined]
 from ray.core.generated.gcs_pb2 import GcsNodeInfo  # type: ignore[attr-defined]
 
 from gatdist.cluster.network import interfaces
+from gatdist.errors import ClusterError, GatdistError
 
 _LOOK_S = 0.5
 
@@ -38,12 +38,13 @@ def leave(within_s: float, address: str = "auto") -> bool:
         Whether they went in time.
 
     Raises:
-        ConnectionError: there is no Ray here.
+        ClusterError: Ray's head does not answer, or does not take our token.
     """
     deadline = time.time() + within_s
-    if address == "auto":
-        address = services.get_ray_address_from_environment(address, None)
-    gcs = GcsClient(address=address)
+    found = reachable(address)
+    if ":" not in found:
+        raise ClusterError("cluster.address", "no Ray runs on this host", value=address)
+    gcs = GcsClient(address=found)
     for node in _own(gcs):
         gcs.drain_node(
             node,
@@ -69,14 +70,17 @@ def _own(gcs: Any) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; its exit status is 0 if the host was left in time."""
+    """The command; its exit status is 0 if the host was left in time, and 1 if it was not."""
     parser = argparse.ArgumentParser(prog="python -m gatdist.cluster.leave", description=__doc__)
     parser.add_argument(
         "--within", type=float, required=True, metavar="SECONDS", help="until this host's end"
     )
     parser.add_argument("--address", default="auto", metavar="HOST:PORT", help="of Ray's head")
     given = parser.parse_args(arguments)
-    return 0 if leave(given.within, given.address) else 1
+    try:
+        return 0 if leave(given.within, given.address) else 1
+    except GatdistError as error:
+        parser.exit(error.exit_status, f"gatdist: {error}\n")
 
 
 if __name__ == "__main__":
