@@ -281,6 +281,12 @@ def test_a_mistake_is_caught_by_file_and_field(folder: Path, mistake: str) -> No
     assert [line for line in found if all(word in line for word in named)], found
 
 
+@pytest.mark.parametrize("kind", ["overlays", "components"])
+def test_the_runbook_names_all_there_is(kind: str) -> None:
+    text = (KUBERNETES.parent / "README.md").read_text()
+    assert [p.name for p in (KUBERNETES / kind).iterdir() if f"{p.name}`" not in text] == []
+
+
 def files() -> Iterator[Path]:
     """All files of deploy/."""
     return (path for path in KUBERNETES.parent.rglob("*") if path.is_file())
