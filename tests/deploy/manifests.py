@@ -36,6 +36,7 @@ VALUES = {
 # The keys that a settings.yaml may have, and how their values look.
 SETTINGS = {
     "image": r"\S+:\S+",
+    "name": r"[a-z]([a-z0-9-]{0,45}[a-z0-9])?",
     "preset": r"\S+",
     "run-dir": r"\S+",
     "options": r".*",
