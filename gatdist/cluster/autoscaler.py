@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Self
 
 import ray.autoscaler.sdk
 from ray._private import state
+
+_SET_BY_KUBERAY = "RAY_enable_autoscaler_v2"
 
 
 class Demand:
@@ -39,5 +43,13 @@ class Demand:
 
 
 def may_grow() -> bool:
-    """Whether an autoscaler may bring hosts."""
-    return bool(state.state.get_max_resources_from_cluster_config())
+    """Whether an autoscaler may bring hosts.
+
+    Ray's own tell nobody what they may bring. They are known by what is found on the head, where
+    the driver of a job runs: a variable that KubeRay sets, the file that ``ray up`` sends there.
+    """
+    return (
+        os.environ.get(_SET_BY_KUBERAY) in ("1", "true")
+        or Path("~/ray_bootstrap_config.yaml").expanduser().exists()
+        or bool(state.state.get_max_resources_from_cluster_config())
+    )

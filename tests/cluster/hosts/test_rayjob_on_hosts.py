@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.hosts, pytest.mark.timeout(240)]
 JOB = "gatdist-x7k2p"  # KubeRay numbers its submissions at random
 PIPED = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
 # Of many small steps, so that it is not over before a host has gone.
-TOTAL = 16000
+TOTAL = 11200
 SHORT = [
     *(f"run.total_samples={TOTAL}", "run.global_batch=16", "run.tick_samples=1600"),
     *("run.checkpoint_samples=800", "run.keep_checkpoints=99"),
@@ -125,7 +125,8 @@ def test_the_entry_point_trains_a_pod_may_go_and_strangers_are_refused(
             end_group(submitter)
     assert status == 0, output
     first, second = [json.loads(line) for line in (run / "attempts.jsonl").read_text().splitlines()]
-    assert first["hosts"] == second["hosts"] == [host.name for host in pods.workers], output
+    for attempt in first, second:
+        assert sorted(attempt["hosts"]) == [host.name for host in pods.workers], output
     assert f"{goes.name} will be taken away" in second["reason"]
     assert second["resumed_from"] in committed()
     assert committed()[-1] == TOTAL
