@@ -52,6 +52,7 @@ class Host:
     Attributes:
         name: as it calls itself.
         address: its own.
+        folder: for what it writes of itself.
         disguises: files and folders by their paths, and what is found there instead by programs
             that are started on it from now on.
     """
@@ -62,7 +63,7 @@ class Host:
         self.name, self.address = name, f"10.99.0.{number}"
         self.disguises: dict[Path, Path] = {}
         self.namespace, self._port = f"{prefix}{name}", f"{prefix}p{number}"
-        self._folder, self._environment = folder / name, dict(environment)
+        self.folder, self._environment = folder / name, dict(environment)
         self._bridge = f"{prefix}net"
         self._etc = Path("/etc/netns") / self.namespace
 
@@ -70,7 +71,7 @@ class Host:
         """Make the namespace, and plug it into the bridge."""
         self._etc.mkdir(parents=True)
         (self._etc / "hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {self.name}\n")
-        self._folder.mkdir(parents=True)
+        self.folder.mkdir(parents=True)
         inside, outside = f"{self._port}i", self._port
         _ip("netns", "add", self.namespace)
         _ip("link", "add", inside, "type", "veth", "peer", "name", outside)
@@ -106,11 +107,11 @@ class Host:
             if head is None
             else [f"--address={head.ray_address}"]
         )
-        file = self._folder / "ray-start.log"
+        file = self.folder / "ray-start.log"
         with file.open("ab") as log:
             process = self.start(
                 _RAY, "start", *place, f"--node-ip-address={self.address}", f"--num-cpus={cpus}",
-                f"--temp-dir={self._folder}/ray", "--object-store-memory=80000000",
+                f"--temp-dir={self.folder}/ray", "--object-store-memory=80000000",
                 f"--node-name={self.name}", "--disable-usage-stats",
                 stdout=log, stderr=log,
             )  # fmt: skip
@@ -172,6 +173,7 @@ class Hosts:
         cpus: of each worker.
         environment: of all hosts, added to this process's.
         ray: whether Ray is started on them.
+        host: makes each.
     """
 
     def __init__(
@@ -180,6 +182,7 @@ class Hosts:
         cpus: int = 1,
         environment: Mapping[str, str] | None = None,
         ray: bool = True,
+        host: Callable[..., Host] = Host,
     ) -> None:
         # Ray's sockets lie there, and the paths of sockets must be short.
         self.folder = Path(tempfile.mkdtemp(prefix="gdh"))
@@ -187,9 +190,9 @@ class Hosts:
         shared = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", **_HEALTH}
         shared |= environment or {}
         self._network, self._cpus, self._ray = f"{prefix}net", cpus, ray
-        self.head = Host("head", 1, prefix, self.folder, shared)
+        self.head = host("head", 1, prefix, self.folder, shared)
         self.workers = [
-            Host(f"w{n}", n + 1, prefix, self.folder, shared) for n in range(1, workers + 1)
+            host(f"w{n}", n + 1, prefix, self.folder, shared) for n in range(1, workers + 1)
         ]
         self._stack = ExitStack()
         self._clerk: subprocess.Popen[str] | None = None

@@ -161,15 +161,18 @@ def marked_processes(mark: str) -> list[int]:
 
 
 @contextmanager
-def ray_head(folder: Path, *options: str, env: Mapping[str, str]) -> Iterator[str]:
+def ray_head(
+    folder: Path, *options: str, env: Mapping[str, str], port: int | None = None
+) -> Iterator[str]:
     """HOST:PORT of a Ray on this machine, ended by its processes' ids.
 
     Args:
         folder: for what it prints.
         options: of ``ray start --head``.
         env: added to the environment.
+        port: of its head; None takes a free one.
     """
-    port = free_port()
+    port = port or free_port()
     mark = f"gatdist-ray-{port}"
     command = [
         *(Path(sys.executable).parent / "ray", "start", "--head", f"--port={port}"),

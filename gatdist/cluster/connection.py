@@ -56,11 +56,9 @@ def connected(
             does not start.
     """
     settings: dict[str, Any] = {"address": address}
-    found = _found(address)
-    if ":" in found:
-        _require_answer(found)
-        _require_welcome(found)
-    if not address:
+    if address:
+        reachable(address)
+    else:
         # Nobody but this process connects to a Ray that lives and dies with it.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         settings = {
@@ -89,6 +87,22 @@ def log_file(url: str) -> Path:
     if store.is_local:
         return store.local_path("logs") / "ray.log"
     return Path(tempfile.mkdtemp(prefix="gatdist-logs-")) / "ray.log"
+
+
+def reachable(address: str) -> str:
+    """HOST:PORT of a cluster that answers and lets us in.
+
+    Args:
+        address: that, or ``auto``.
+
+    Raises:
+        ClusterError: nobody answers there, or the cluster does not take our token.
+    """
+    found = _found(address)
+    if ":" in found:
+        _require_answer(found)
+        _require_welcome(found)
+    return found
 
 
 def _found(address: str) -> str:

@@ -20,10 +20,10 @@ from gatdist.cluster.connection import connected, log_file  # sets up what Ray's
 
 # isort: split
 import ray
-import ray.autoscaler.sdk
 from ray.train.v2._internal.exceptions import RayTrainError
 
 from gatdist.cluster.attempt import Attempt
+from gatdist.cluster.autoscaler import Demand, may_grow
 from gatdist.cluster.bridge import Bridge, News
 from gatdist.cluster.nodes import Nodes
 from gatdist.cluster.processes import end_descendants
@@ -114,6 +114,9 @@ class _Run:
         self.start_s = _USUAL_START_S
         self.interrupted = False
         self.asked = ""  # why the driver itself has asked the workers to stop
+        joined = bool(config.cluster.address)  # a Ray of our own has no autoscaler
+        elastic = len(self.sizes) > 1
+        self.demand = Demand(self.needs, self.sizes[-1] * joined, at_once=joined and elastic)
 
     def to_its_end(self) -> dict[str, Any]:
         """Launch workers until the run is over. See :func:`fit`."""
@@ -121,7 +124,7 @@ class _Run:
         # At the second signal, a Ray of our own goes with us; one that we joined stays.
         leave = (lambda: None) if self.config.cluster.address else end_descendants
         reason, first = "", True
-        with Interrupts(self.show, self._interrupt, before_leaving=leave):
+        with Interrupts(self.show, self._interrupt, before_leaving=leave), self.demand:
             while True:
                 size = self._await_room(first)
                 try:
@@ -186,7 +189,7 @@ class _Run:
             size = size_to_launch(self.sizes, room, capacity, waited_s, patience_s)
             if size is not None:
                 return size
-            if first and largest(self.sizes, capacity) is None and not _may_grow():
+            if first and largest(self.sizes, capacity) is None and not may_grow():
                 has = ray.cluster_resources()  # type: ignore[no-untyped-call]
                 raise too_small(self.config, self.needs, has)
             if self.interrupted:
@@ -205,13 +208,8 @@ class _Run:
                 told = True
                 many = f"{self.sizes[0]} worker{'s' * (self.sizes[0] > 1)}"
                 self._note(f"waiting for room for {many}")
-                self._call_for_hosts()
+                self.demand.tell()
             time.sleep(_LOOK_S)
-
-    def _call_for_hosts(self) -> None:
-        """Tell an autoscaler, if there is one, how many workers there could be."""
-        if self.config.cluster.address:
-            ray.autoscaler.sdk.request_resources(bundles=[self.needs] * self.sizes[-1])
 
     def _launch(self, size: int, reason: str) -> dict[str, Any]:
         """Launch workers and watch them to their end. Returns what the training loop returned."""
@@ -351,13 +349,6 @@ def _folder() -> Iterator[str]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _may_grow() -> bool:
-    """Whether an autoscaler may bring hosts."""
-    from ray._private import state
-
-    return bool(state.state.get_max_resources_from_cluster_config())
 
 
 def _final(error: GatdistError, why_not: str, log: Path) -> GatdistError:

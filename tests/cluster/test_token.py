@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -47,6 +50,21 @@ def test_a_token_that_does_not_fit_is_told_at_once(
     assert "RAY_AUTH_TOKEN or ~/.ray/auth_token" in done.stderr
     assert "Traceback" not in done.stderr
     assert time.monotonic() - began < 20  # which Ray would try for
+
+
+def test_notice_is_not_taken_from_everybody(guarded_address, tmp_path):
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": WRONG, "RAY_ADDRESS": guarded_address}
+    done = subprocess.run(
+        [sys.executable, "-m", "gatdist.cluster.leave", "--within", "20"],
+        capture_output=True,
+        text=True,
+        env=os.environ | token,
+        cwd=tmp_path,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert "wants a token" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_auto_is_no_other_way_in(guarded_address, run_gatdist):

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from host_runs import SETTINGS, Runs
+from host_runs import SETTINGS, Runs, need_hosts
 
-from benchmarks.hosts import Hosts, why_not
+from benchmarks.hosts import Hosts
 
 
 @pytest.fixture(scope="session")
 def own_hosts() -> Iterator[Hosts]:
     """The hosts; see ``hosts``."""
-    if reason := why_not():
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
+    need_hosts()
     with Hosts() as hosts:
         yield hosts
 

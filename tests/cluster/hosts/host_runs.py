@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,7 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
-from benchmarks.hosts import Host, Hosts
+import pytest
+
+from benchmarks.hosts import Host, Hosts, why_not
 from gatdist.inspection import digest
 from support import end_group, wait_until
 
@@ -174,6 +177,14 @@ class Runs:
         assert seen == sorted(set(seen))
         assert set(range(TICK, TOTAL + 1, TICK)) <= set(seen)  # a stop in between adds one
         assert "Traceback" not in self.errors
+
+
+def need_hosts() -> None:
+    """Skip where no hosts can be made; in CI, fail."""
+    if reason := why_not():
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
 
 
 def now() -> float:
