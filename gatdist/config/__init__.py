@@ -13,6 +13,7 @@ from gatdist.config.environment import (
     import_plugins,
     is_secret,
     masked_url,
+    silence_profiler,
 )
 from gatdist.config.loading import (
     load_config,
@@ -74,4 +75,5 @@ __all__ = [
     "preset_names",
     "require_unchanged",
     "set_value",
+    "silence_profiler",
 ]

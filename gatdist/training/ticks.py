@@ -60,6 +60,7 @@ class Ticks:
         self.timer = PhaseTimer(comm.device, on_enter=progress.enter)
         self.wall_time_s = 0.0
         self.steps_between_polls = 1
+        self._notes: list[str] = []
         self._told: set[str] = set()
         self._bad: dict[int, str] = {}
         self._slow: set[int] = set()
@@ -69,6 +70,10 @@ class Ticks:
         """A tick begins."""
         self._steps = 0
         self._began = time.perf_counter()
+
+    def note(self, message: str) -> None:
+        """Have people told of something at the next tick. Any thread of any worker may call it."""
+        self._notes.append(message)
 
     def step(self) -> None:
         """A step was made."""
@@ -114,8 +119,9 @@ class Ticks:
     def _hear_all(self, values: dict[str, Any], seconds: dict[str, float]) -> None:
         """Let each worker tell the others what only it knows, and say it once."""
         bad = self._dataset.bad_samples.items()
+        notes, self._notes = self._notes, []
         mine = {
-            "notes": [*self._rule.notes, *self._dataset.notes],
+            "notes": [*notes, *self._rule.notes, *self._dataset.notes],
             "bad": {str(i): told for i, told in bad if i not in self._bad},
             "host": socket.gethostname(),
             "seconds": seconds,
