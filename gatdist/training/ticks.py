@@ -102,7 +102,12 @@ class Ticks:
             values[tag] *= self._comm.world_size  # of all workers
         step_s = values["time/step_s"]
         self.steps_between_polls = max(1, min(64, int(_POLL_S / step_s)))
-        values["throughput/samples_per_s"] = self._config.step_samples / step_s
+        workers, samples_per_s = self._comm.world_size, self._config.step_samples / step_s
+        values |= {
+            "throughput/samples_per_s": samples_per_s,
+            "throughput/samples_per_s_per_worker": samples_per_s / workers,
+            "throughput/workers": float(workers),
+        }
         total_samples = self._config.run.total_samples
         for name, player in self._state.players.items():
             values[f"learning_rate/{name}"] = player.rate(self._state.samples_seen, total_samples)
@@ -110,7 +115,7 @@ class Ticks:
             values["health/loss_scale"] = float(self._state.scaler.scale)
         values |= {
             "samples_seen": self._state.samples_seen,
-            "world_size": self._comm.world_size,
+            "world_size": workers,
             "wall_time_s": self.wall_time_s,
         }
         self._hear_all(values, seconds)

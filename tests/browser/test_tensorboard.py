@@ -202,6 +202,28 @@ def test_the_curves_are_drawn(page):
     page.keep("scalars")
 
 
+def test_curves_that_are_compared_share_a_chart(page, fetch):
+    groups = {
+        category["title"]: [chart["title"] for chart in category["chart"]]
+        for category in json.loads(fetch("data/plugin/custom_scalars/layout"))["category"]
+    }
+    assert list(groups) == ["Players", "Metrics", "Health", "Time", "Data", "Scaling"]
+    assert groups["Metrics"][0] == "fid", "which came after the first tick"
+    page.open("custom_scalars")
+    charts = ("tf-custom-scalar-multi-line-chart-card",)
+
+    def drawn():
+        """The charts of the first group that show two curves."""
+        texts = ["".join(text.split()) for text in page.all(*charts)]
+        return [text for text in texts if "Matches(2)" in text]
+
+    shared = ("Losses", "Logits", "Gradientnorms")
+    wait_until(
+        lambda: sum(text.startswith(shared) for text in drawn()) == 3, "the charts of both players"
+    )
+    page.keep("custom-scalars")
+
+
 def test_the_pictures_are_shown(page):
     page.open("images")
     size = "element.complete && element.naturalWidth"
