@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 import subprocess
@@ -133,7 +132,7 @@ def undisturbed(tmp_path_factory, ray_address, ray_metrics_url):
     folder = tmp_path_factory.mktemp("undisturbed")
     (folder / "notes_its_process.py").write_text(PLUGIN)
     process = start(folder, ray_address, "--json")
-    while process.poll() is None and not committed(folder)[-1:] == ["000006400"]:
+    while process.poll() is None and committed(folder)[-1:] != ["000006400"]:
         page = scrape(ray_metrics_url)
         if "gatdist_loss" in page:
             (folder / "scraped").write_text(page)
@@ -183,7 +182,7 @@ def test_prometheus_sees_the_run(undisturbed):
     assert abs(found["ray_gatdist_checkpoint_time_seconds"] - time.time()) < 200
 
 
-def test_an_alarm_that_is_over_is_0_and_a_loss_that_is_not_there_is_no_number(
+def test_an_alarm_that_is_over_is_0_and_a_loss_that_is_not_finite_is_shown_no_more(
     ray_address, ray_metrics_url, tmp_path
 ):
     (tmp_path / "tells.py").write_text(TELLS)
@@ -193,15 +192,15 @@ def test_an_alarm_that_is_over_is_0_and_a_loss_that_is_not_there_is_no_number(
             lambda: (
                 (found := shown(scrape(ray_metrics_url), "s3://me:***@bucket/run"))
                 and found["ray_gatdist_samples_seen"] == 128
+                and "ray_gatdist_loss_generator" not in found
                 and found
             ),
-            "the second tick",
+            "the second tick, in which no loss was finite",
         )
     finally:
         told.kill()
         told.wait()
     assert found["ray_gatdist_health_collapse"] == 0
-    assert math.isnan(found["ray_gatdist_loss_generator"])
     assert found["ray_gatdist_metric_fid"] == 3, "of the last evaluation"
     assert found["ray_gatdist_time_data_seconds"] == 0.25
 
