@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TextIO
 
-from gatdist.cli import bench, doctor, pack, shards
+from gatdist.cli import bench, doctor, pack, report, shards
 from gatdist.cli.values import profiled_steps, workers_range
 from gatdist.errors import GatdistError
 
@@ -203,6 +203,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--format", required=True, metavar="NAME", help="onnx, torch or safetensors")
     sub.add_argument("--out", required=True, metavar="URL", help="the file")
 
+    report.add(command)
     doctor.add(command)
     bench.add(commands, _command)
     return parser

@@ -16,11 +16,9 @@ from urllib.request import urlopen
 import numpy as np
 import pytest
 from PIL import Image
-from selenium import webdriver
 
-import gatdist
-from small_runs import LENGTH, LINES, RATE, SOUND, TEXT, configured, spoken, written
-from support import end_group, free_port, need, wait_until
+from small_runs import LENGTH, LINES, RATE
+from support import end_group, free_port, wait_until
 
 pytestmark = pytest.mark.browser
 
@@ -43,25 +41,6 @@ return arguments[0]
 
 
 @pytest.fixture(scope="module")
-def run_dir(tmp_path_factory, run_gatdist):
-    """A run of four ticks and two evaluations."""
-    folder = tmp_path_factory.mktemp("run") / "digits"
-    settings = [
-        "run.total_samples=512",
-        "run.tick_samples=128",
-        "model.generator.width=8",
-        "model.discriminator.width=8",
-        'evaluate.metrics=["fid"]',
-        "evaluate.every_samples=256",
-        "evaluate.num_samples=64",
-    ]
-    sets = [word for setting in settings for word in ("--set", setting)]
-    finished = run_gatdist("train", "digits", "--local", "--run-dir", folder, *sets, timeout=110)
-    assert finished.returncode == 0, finished.stderr
-    return folder
-
-
-@pytest.fixture(scope="module")
 def fetch(run_dir, tmp_path_factory):
     """``fetch(path)``: what a TensorBoard server on the run answers; ``fetch.url`` is its root."""
     with tensorboard(run_dir, tmp_path_factory.mktemp("log"), "scalars", "images", "text") as get:
@@ -69,17 +48,9 @@ def fetch(run_dir, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def fetch_families(tmp_path_factory):
-    """The same of two runs, on sounds and on texts."""
-    folder = tmp_path_factory.mktemp("families")
-    spoken(folder / "tones")
-    written(folder / "words")
-    unmeasured = {"evaluate": {"metrics": []}}
-    sounds = configured(folder / "tones", SOUND | unmeasured)
-    texts = configured(folder / "words", TEXT | unmeasured, vocabulary="abc")
-    gatdist.train(sounds, f"{folder}/runs/sounds", local=True)
-    gatdist.train(texts, f"{folder}/runs/texts", local=True)
-    with tensorboard(folder / "runs", tmp_path_factory.mktemp("log"), "audio", "text") as get:
+def fetch_families(families_dir, tmp_path_factory):
+    """The same of runs on sounds and on texts."""
+    with tensorboard(families_dir, tmp_path_factory.mktemp("log"), "audio", "text") as get:
         yield get
 
 
@@ -113,30 +84,6 @@ def tensorboard(logs, folder, *plugins):
         yield get
     finally:
         end_group(server)
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    """A headless Chromium that talks to nobody but the pages it is sent to."""
-    need("chromium", "chromedriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = "/usr/bin/chromium"
-    for switch in (
-        "headless",
-        "no-sandbox",
-        "disable-gpu",
-        "disable-quic",
-        "no-first-run",
-        "disable-background-networking",
-        "disable-component-update",
-        "disable-sync",
-        "window-size=1400,1000",
-        f"user-data-dir={tmp_path_factory.mktemp('chromium')}",
-    ):
-        options.add_argument(f"--{switch}")
-    driver = webdriver.Chrome(options, webdriver.ChromeService("/usr/bin/chromedriver"))
-    yield driver
-    driver.quit()
 
 
 class Page:
