@@ -26,11 +26,11 @@ for (const figure of document.querySelectorAll(".chart")) {
       tip.append(row);
     }
     figure.append(tip);
-    const left = event.clientX - figure.getBoundingClientRect().left;
+    const frame = figure.getBoundingClientRect(), left = event.clientX - frame.left;
     const flips = left > figure.clientWidth / 2;
     tip.style.left = flips ? "" : `${left + 14}px`;
     tip.style.right = flips ? `${figure.clientWidth - left + 14}px` : "";
-    tip.style.top = `${svg.offsetTop + 14}px`;
+    tip.style.top = `${box.top - frame.top + 14}px`;
   });
 }
 // Samples through time: one frame at a time, by a slider.

@@ -145,15 +145,15 @@ def _charts(found: Findings) -> Iterable[tuple[str, str]]:
     resumed = [one.get("resumed_from") for one in found.attempts]
     marks = [clock for clock in resumed if isinstance(clock, int) and clock > 0]
     for title, charts in charts_of(tags).items():
-        still = {tag: _still(found.ticks, tag) for one in charts for tag in one.tags(tags)}
-        html = "".join(
-            _chart(found.ticks, one, one.tags(tags), marks)
-            for one in charts
-            if not all(still[tag] for tag in one.tags(tags))
-        )
-        if html:
-            html = f'<div class="charts">{html}</div>'
-        if told := ", ".join(f"{tag} {value}" for tag, value in still.items() if value):
+        shown, still = "", dict[str, str]()
+        for one in charts:
+            values = {tag: _still(found.ticks, tag) for tag in one.tags(tags)}
+            if all(values.values()):
+                still |= values
+            else:
+                shown += _chart(found.ticks, one, list(values), marks)
+        html = f'<div class="charts">{shown}</div>' if shown else ""
+        if told := ", ".join(f"{tag} {value}" for tag, value in still.items()):
             html += f'<p class="still">The same throughout: {escape(told)}</p>'
         yield title, (_shares(found.ticks) if title == "Time" else "") + html
 
