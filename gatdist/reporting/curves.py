@@ -100,21 +100,17 @@ def chart(
         for curve, top in zip(curves, tops, strict=True):
             parts.append(_area(px, axis.pixels(below), axis.pixels(top), f"area {curve.color}"))
             below = top
-        heights = [axis.pixels(top) for top in tops]
     else:
         for curve in curves:
             if np.any(curve.high > curve.low):
                 band = _area(px, axis.pixels(curve.low), axis.pixels(curve.high), "band")
                 parts.append(f'<g class="{curve.color}">{band}</g>')
-        heights = [axis.pixels(curve.mean) for curve in curves]
-        for curve, height in zip(curves, heights, strict=True):
-            parts.append(_line(px, height, curve.color))
+        parts += [_line(px, axis.pixels(curve.mean), curve.color) for curve in curves]
     told = {
         "x": _rounded(px),
         "clock": [int(clock) for clock in x],
         "curves": [
-            {"label": c.label, "color": c.color, "y": _rounded(y), "value": _significant(c.mean)}
-            for c, y in zip(curves, heights, strict=True)
+            {"label": c.label, "color": c.color, "value": _significant(c.mean)} for c in curves
         ],
     }
     legend = "".join(

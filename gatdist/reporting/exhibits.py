@@ -17,8 +17,9 @@ from gatdist.monitor.numbers import count, size
 from gatdist.storage import Store
 
 _NAME = re.compile(r"(?:fakes-(\d{1,15})|reals)\.(png|wav|txt)")
-_MOST_CLOCKS = {"png": 16, "wav": 6, "txt": 16}
+_MOST_CLOCKS = {"txt": 16, "wav": 6, "png": 16}  # the most telling kind first
 _MOST_PIXELS = 1000
+_SMALL_PIXELS = 640  # enlarged, they are shown pixel by pixel
 _MOST_PICTURE_BYTES = 400_000
 _MOST_SOUND_BYTES = 2_500_000
 _MOST_TEXT = 6000
@@ -72,7 +73,7 @@ def _shown(store: Store, name: str, lacks: list[str]) -> str:
     try:
         content = store.read(name)
         if name.endswith(".png"):
-            return f'<img alt="{escape(name)}" src="{_picture(content)}">'
+            return _picture(name, content)
         if name.endswith(".wav"):
             return _sound(name, content)
         return f"<pre>{escape(_cut(content.decode(errors='replace')))}</pre>"
@@ -81,18 +82,21 @@ def _shown(store: Store, name: str, lacks: list[str]) -> str:
         return ""
 
 
-def _picture(content: bytes) -> str:
-    """A picture as the value of ``src``: as it is, or smaller where it is large."""
+def _picture(name: str, content: bytes) -> str:
+    """A picture as it is, or smaller where it is large."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
             picture.load()
+            kind = "small" if max(picture.size) <= _SMALL_PIXELS else "large"
             if max(picture.size) <= _MOST_PIXELS and len(content) <= _MOST_PICTURE_BYTES:
-                return _data("image/png", content)
-            picture.thumbnail((_MOST_PIXELS, _MOST_PIXELS))
-            smaller = io.BytesIO()
-            picture.convert("RGB").save(smaller, "WEBP", quality=_QUALITY)
-    return _data("image/webp", smaller.getvalue())
+                source = _data("image/png", content)
+            else:
+                picture.thumbnail((_MOST_PIXELS, _MOST_PIXELS))
+                smaller = io.BytesIO()
+                picture.convert("RGB").save(smaller, "WEBP", quality=_QUALITY)
+                source = _data("image/webp", smaller.getvalue())
+    return f'<img class="{kind}" alt="{escape(name)}" src="{source}">'
 
 
 def _sound(name: str, content: bytes) -> str:
