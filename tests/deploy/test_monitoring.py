@@ -85,8 +85,6 @@ def test_each_alarm_tells_what_it_should_and_only_that() -> None:
     [
         ("ray_gatdist_steps[10m]", "ray_gatdist_step[10m]"),
         ("storage_wait_seconds) > 30", "storage_wait_seconds) > 60"),
-        ("0.6 * quantile", "0.4 * quantile"),
-        ("for: 30m", "for: 50m"),
     ],
 )
 def test_a_rule_that_is_changed_is_found(right: str, wrong: str, tmp_path: Path) -> None:

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from gatdist import faults
 from gatdist.cli import main
 from gatdist.config import Config, parse_config
 from gatdist.errors import ConfigError, StorageError
 from gatdist.inspection import digest
+from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.storage import Store
 from gatdist.training.loop import run
 from gatdist.training.profiling import require_ahead
@@ -145,13 +148,34 @@ def test_a_window_that_the_run_has_behind_it_is_refused(runs: tuple[Path, list[s
     require_ahead(config([4, 6]), f"{runs[0]}/nothing-yet")
 
 
+@pytest.mark.parametrize(
+    ("window", "told"),
+    [
+        ([1, 9], "profile of steps 1 to 2: "),
+        ([7, 9], "the run has ended before step 7: no profile"),
+    ],
+)
+def test_a_run_that_is_stopped_writes_what_it_has(
+    window: list[int], told: str, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    outcome = run(
+        config(window),
+        LocalCommunicator(torch.device("cpu")),
+        Store(str(tmp_path)),
+        should_stop=lambda: faults.here.step == 3,
+        emit=lambda kind, fields: said.append(fields.get("message", "")),
+    )
+    assert outcome["status"] == "interrupted"
+    assert outcome["samples_seen"] == 3 * BATCH
+    assert any(message.startswith(told) for message in said)
+    traces = [path.parent.name for path in tmp_path.glob("profiles/*/*.gz")]
+    assert traces == (["steps-000001-000003-attempt-1"] if window[0] < 3 else [])
+
+
 def test_a_profile_that_can_not_be_written_ends_no_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import torch
-
-    from gatdist.parallel.communicator import LocalCommunicator
-
     told: list[str] = []
     publish = Store.publish
 
