@@ -19,6 +19,7 @@ from gatdist.storage import Store
 _NAME = re.compile(r"(?:fakes-(\d{1,15})|reals)\.(png|wav|txt)")
 _MOST_CLOCKS = {"txt": 16, "wav": 6, "png": 16}  # the most telling kind first
 _MOST_PIXELS = 1000
+_LEAST_PIXELS = 200
 _SMALL_PIXELS = 640  # enlarged, they are shown pixel by pixel
 _MOST_PICTURE_BYTES = 400_000
 _MOST_SOUND_BYTES = 2_500_000
@@ -92,11 +93,19 @@ def _picture(name: str, content: bytes) -> str:
             if max(picture.size) <= _MOST_PIXELS and len(content) <= _MOST_PICTURE_BYTES:
                 source = _data("image/png", content)
             else:
-                picture.thumbnail((_MOST_PIXELS, _MOST_PIXELS))
-                smaller = io.BytesIO()
-                picture.convert("RGB").save(smaller, "WEBP", quality=_QUALITY)
-                source = _data("image/webp", smaller.getvalue())
+                source = _data("image/webp", _smaller(picture.convert("RGB")))
     return f'<img class="{kind}" alt="{escape(name)}" src="{source}">'
+
+
+def _smaller(picture: Image.Image) -> bytes:
+    """As large as it may be, in pixels and bytes."""
+    side, content = _MOST_PIXELS, b""
+    while not content or (len(content) > _MOST_PICTURE_BYTES and side > _LEAST_PIXELS):
+        picture.thumbnail((side, side))
+        encoded = io.BytesIO()
+        picture.save(encoded, "WEBP", quality=_QUALITY)
+        content, side = encoded.getvalue(), side * 2 // 3
+    return content
 
 
 def _sound(name: str, content: bytes) -> str:
