@@ -56,6 +56,7 @@ def report(url: str, storage_options: dict[str, Any] | None = None) -> tuple[str
     merged: dict[str, str] = {}
     for title, html in sections:
         merged[title] = html + merged.get(title, "")
+    found.lacks = [masked_url(lack) for lack in found.lacks]
     return _page(found, {title: html for title, html in merged.items() if html}), found.lacks
 
 
