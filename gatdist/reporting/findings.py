@@ -16,6 +16,7 @@ from gatdist.storage import Store
 
 Record = dict[str, Any]
 _SIGNS = ("config.json", "attempts.jsonl", "metrics.jsonl")
+_FOLDERS = ("profiles", "logs")
 _MOST_EVENTS = 200
 _ALARMS = {
     "collapse": "fakes vary far less than real samples: the generator collapses",
@@ -35,7 +36,7 @@ class Findings:
         state: of the newest checkpoint, without its tensors.
         checkpoints: name, samples and bytes of each.
         samples: names of the files in ``samples/``.
-        profiles: names of the folders in ``profiles/``.
+        files: in the folders ``profiles/`` and ``logs/``.
         lacks: what is missing or damaged, for people.
     """
 
@@ -46,7 +47,7 @@ class Findings:
     state: Record = field(default_factory=dict)
     checkpoints: list[Record] = field(default_factory=list)
     samples: list[str] = field(default_factory=list)
-    profiles: list[str] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
     lacks: list[str] = field(default_factory=list)
 
     @property
@@ -91,7 +92,8 @@ def find(store: Store) -> Findings:
         if type(line.get("samples_seen")) is int
     )
     found.ticks = sorted(clocked, key=lambda line: int(line["samples_seen"]))
-    found.samples, found.profiles = store.list("samples"), store.list("profiles")
+    found.samples = store.list("samples")
+    found.files = [f"{folder}/{name}" for folder in _FOLDERS for name in store.list(folder)]
     if not any(name.startswith("fakes") for name in found.samples):
         found.lacks.append("there are no samples yet")
     _checkpoints(store, found)

@@ -49,7 +49,7 @@ def report(url: str, storage_options: dict[str, Any] | None = None) -> tuple[str
         *((title, html) for title, html in _charts(found)),
         ("Health", _health(found)),
         ("Attempts", _attempts(found)),
-        ("Checkpoints and profiles", _kept(found)),
+        ("Files", _kept(found)),
         ("Environment", _environment(found)),
         ("Configuration", _configuration(found)),
     ]
@@ -245,7 +245,7 @@ def _kept(found: Findings) -> str:
         for one in found.checkpoints[-_MOST_ROWS:]
     ]
     html = _table(["checkpoint", "samples", "size"], rows) if rows else ""
-    names = "".join(f"<li><code>profiles/{escape(name)}</code></li>" for name in found.profiles)
+    names = "".join(f"<li><code>{escape(name)}</code></li>" for name in found.files[:_MOST_ROWS])
     return html + (f"<ul>{names}</ul>" if names else "")
 
 

@@ -57,8 +57,11 @@ def test_a_run_in_progress(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_an_empty_run(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs/ray.log").touch()
     page, lacks = report(str(tmp_path))
     assert "not begun" in page
+    assert "logs/ray.log" in page
     assert lacks[:2] == ["attempts.jsonl is missing", "metrics.jsonl is missing"]
 
 
