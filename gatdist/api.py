@@ -34,7 +34,10 @@ def train(
         InterruptedRunError: asked to stop; a checkpoint was written and the same call resumes.
         GatdistError: see :mod:`gatdist.errors`.
     """
+    from gatdist.training.profiling import require_ahead
+
     run_dir, config = absolute(run_dir), _anchored(config)
+    require_ahead(config, run_dir)
     if local:
         if config.cluster.max_workers > 1:
             raise ClusterError(

@@ -216,7 +216,13 @@ def free_port() -> int:
 
 # Where the programs are that tests need; some `make setup-system` puts into .tools.
 TOOLS = Path(__file__).resolve().parent.parent / ".tools"
-PROGRAMS = f"{TOOLS}/node_modules/.bin:{TOOLS}/nginx/usr/sbin:{os.environ['PATH']}:/usr/sbin"
+PROGRAMS = ":".join(
+    (
+        *(f"{TOOLS}/{f}" for f in ("node_modules/.bin", "nginx/usr/sbin", "prometheus/usr/bin")),
+        os.environ["PATH"],
+        "/usr/sbin",
+    )
+)
 
 
 def need(*programs: str) -> list[str]:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TextIO
 
-from gatdist.cli import bench, doctor, pack, shards, simulate
-from gatdist.cli.values import workers_range
+from gatdist.cli import bench, doctor, pack, report, shards, simulate
+from gatdist.cli.values import profiled_steps, workers_range
 from gatdist.errors import GatdistError
 
 
@@ -45,16 +45,21 @@ def _give_up(stream: TextIO) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    from gatdist.api import train
-    from gatdist.config import load_config
-    from gatdist.monitor.console import Console
+    from gatdist.config import load_config, silence_profiler
 
     overrides = list(arguments.set)
     if arguments.workers is not None:
         overrides.append(f"cluster.workers={workers_range(arguments.workers)}")
     if arguments.address is not None:
         overrides.append(f"cluster.address={json.dumps(arguments.address)}")
+    if arguments.profile is not None:
+        overrides.append(f"monitor.profile_steps={profiled_steps(arguments.profile)}")
     config = load_config(arguments.preset, overrides)
+    if config.monitor.profile_steps:
+        silence_profiler()
+    from gatdist.api import train
+    from gatdist.monitor.console import Console
+
     run_dir = (
         arguments.run_dir or f"runs/{os.path.basename(arguments.preset).removesuffix('.toml')}"
     )
@@ -198,6 +203,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--format", required=True, metavar="NAME", help="onnx, torch or safetensors")
     sub.add_argument("--out", required=True, metavar="URL", help="the file")
 
+    report.add(command)
     doctor.add(command)
     bench.add(commands, _command)
     simulate.add(command)
@@ -229,6 +235,12 @@ def _add_train(command: Callable[..., argparse.ArgumentParser]) -> None:
         "--address",
         metavar="RAY",
         help="a Ray cluster that runs already, such as auto or HOST:PORT",
+    )
+    sub.add_argument(
+        "--profile",
+        metavar="steps=FIRST:STOP",
+        help="show where time and memory of these steps go, such as steps=100:110; traces are "
+        "written to profiles/ of the run",
     )
     sub.add_argument(
         "--dry-run", action="store_true", help="say what would be done and what it needs, and stop"

@@ -25,6 +25,15 @@ def workers_range(text: str) -> int | list[int]:
     return int(text) if len(numbers) == 1 else [int(n) for n in numbers]
 
 
+def profiled_steps(text: str) -> list[int]:
+    """The first step and the one behind the last of ``steps=100:110``."""
+    kind, _, window = text.partition("=")
+    numbers = window.split(":")
+    if kind != "steps" or len(numbers) != 2 or not all(n.isdecimal() for n in numbers):
+        raise ConfigError("--profile", "must be steps=FIRST:STOP, as in steps=100:110", value=text)
+    return [int(n) for n in numbers]
+
+
 def size(text: str | None) -> tuple[int, int] | None:
     """Height and width of ``64`` or ``64x96``."""
     if text is None:

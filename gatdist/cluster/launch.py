@@ -8,11 +8,10 @@ last checkpoint says how far the run is.
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,7 @@ from ray.train.v2._internal.exceptions import RayTrainError
 from gatdist.cluster.attempt import Attempt
 from gatdist.cluster.autoscaler import Demand, may_grow
 from gatdist.cluster.bridge import Bridge, News
+from gatdist.cluster.metrics import Metrics
 from gatdist.cluster.nodes import Nodes
 from gatdist.cluster.processes import end_descendants
 from gatdist.cluster.quiet import output_to_file, shown_on
@@ -107,6 +107,7 @@ class _Run:
         self.sizes = config.fitting_workers()
         self.needs = needs_of(config, ray.cluster_resources())  # type: ignore[no-untyped-call]
         self.bridge = Bridge()
+        self.metrics = Metrics(config, run_dir)
         self.recovery = Recovery(config.cluster.max_failures)
         self.launches = 0
         self.reached = 0  # samples seen by the newest checkpoint
@@ -139,6 +140,7 @@ class _Run:
 
     def show(self, kind: str, fields: dict[str, Any]) -> None:
         """Tell people of an event."""
+        self.metrics.event(kind, fields)
         if kind == "checkpoint":
             self.reached = fields["samples_seen"]
         if kind == "tick":
@@ -183,6 +185,7 @@ class _Run:
             return self.sizes[0]
         began, told = time.monotonic(), False
         while True:
+            self.metrics.look()
             nodes, waited_s = Nodes.now(), time.monotonic() - began
             room, capacity = nodes.room(self.needs), nodes.capacity(self.needs)
             patience_s = 0.0 if first else _GIVE_BACK_S
@@ -215,8 +218,11 @@ class _Run:
         """Launch workers and watch them to their end. Returns what the training loop returned."""
         self.launches += 1
         self.bridge = self.bridge.begin(self.launches)
+        self.metrics.launch()
         self.asked, self.left_s = "", 0.0
-        with _folder() as records, ExitStack() as start:
+        # Ray Train's own records, on which nothing depends.
+        folder = tempfile.TemporaryDirectory(prefix="gatdist-ray-", ignore_cleanup_errors=True)
+        with folder as records, ExitStack() as start:
             attempt = Attempt(
                 self.config,
                 self.run_dir,
@@ -233,6 +239,7 @@ class _Run:
             while attempt.is_alive():
                 attempt.join(_LOOK_S)
                 news = self.bridge.take()
+                self.metrics.look(news.pulses)
                 for kind, fields in news.events:
                     self.show(kind, fields)
                 if watch.moves:
@@ -339,16 +346,6 @@ class _Watch:
         self.run.asked = why
         self.run._note(f"{why}: going on after a checkpoint")
         self.run.bridge.order("stop")
-
-
-@contextmanager
-def _folder() -> Iterator[str]:
-    """A folder for Ray Train's own records; nothing of ours depends on them."""
-    folder = tempfile.mkdtemp(prefix="gatdist-ray-")
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _final(error: GatdistError, why_not: str, log: Path) -> GatdistError:

@@ -13,6 +13,7 @@ from gatdist.config.environment import (
     import_plugins,
     is_secret,
     masked_url,
+    silence_profiler,
 )
 from gatdist.config.loading import (
     first_error,
@@ -80,4 +81,5 @@ __all__ = [
     "read_toml",
     "require_unchanged",
     "set_value",
+    "silence_profiler",
 ]

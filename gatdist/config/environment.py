@@ -65,6 +65,12 @@ def masked_url(text: str) -> str:
     return _URL_WITH_QUERY.sub(lambda url: _QUERY_VALUE.sub(masked, url[0]), text)
 
 
+def silence_profiler() -> None:
+    """Have torch's profiler tell standard error nothing of itself. For before torch is imported."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
 def cache_folder() -> Path:
     """Where embedded data sets and feature extractors are kept.
 

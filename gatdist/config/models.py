@@ -74,7 +74,25 @@ class Config(Section):
             self._check_measured("run.convergence.metric", self.run.convergence.metric)
         if self.run.keep_best_checkpoints:
             self._check_measured("run.best_metric", self.run.best_metric)
+        self._check_profile()
         return self
+
+    def _check_profile(self) -> None:
+        if self.monitor.profile_steps is None:
+            return
+        first, stop = self.monitor.profile_steps
+        steps = -(-self.run.total_samples // self.step_samples)
+        if first >= stop:
+            rule, mend = "must hold the first step, and a later one", f"Use {first}:{first + 10}"
+        elif stop - first > _MOST_PROFILED:
+            rule = f"may hold {_MOST_PROFILED} steps: nothing opens a longer trace"
+            mend = f"Use {first}:{first + 10}"
+        elif stop > steps:
+            rule = f"must end within the run, which has {steps:,} steps"
+            mend = f"Use {max(0, steps - stop + first)}:{steps}, or more run.total_samples"
+        else:
+            return
+        raise ConfigError("monitor.profile_steps (--profile)", rule, value=[first, stop], mend=mend)
 
     def _check_measured(self, key: str, metric: str) -> None:
         """Raise ConfigError unless ``metric``, which ``key`` asks for, is measured on the way."""
@@ -211,6 +229,7 @@ class Config(Section):
         return hashlib.sha256(json.dumps(self.mathematics(), sort_keys=True).encode()).hexdigest()
 
 
+_MOST_PROFILED = 500
 _MATHEMATICS = (
     "run.global_batch",
     "run.seed",

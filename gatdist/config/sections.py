@@ -245,10 +245,18 @@ class PrecisionConfig(Section):
 
 
 class MonitorConfig(Section):
-    """What is shown of the run."""
+    """What is shown of the run.
+
+    Attributes:
+        tensorboard: whether event files are written.
+        grid_samples: how many samples are shown at each tick.
+        profile_steps: the first step of which a profile is made and the first of which none is,
+            counted from 0 since the run began: ``[100, 110]`` are ten steps.
+    """
 
     tensorboard: bool = True
     grid_samples: PositiveInt = 100
+    profile_steps: Annotated[list[NonNegativeInt], Field(min_length=2, max_length=2)] | None = None
 
 
 class HealthConfig(Section):

@@ -13,7 +13,7 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from gatdist.background import Background
 from gatdist.config import Config
+from gatdist.monitor.charts import Chart, charts_of
 from gatdist.monitor.grid import Pixels
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Monitor:
     ) -> None:
         self.complaints: list[str] = []
         self._resume_samples = resume_samples
+        self._tags: dict[str, None] = {}
         self._lines = JsonLines(run_dir, METRICS_FILE, resume_samples)
         self._board = (
             TensorBoard(run_dir, resume_samples + 1, self.complaints.append)
@@ -71,6 +73,7 @@ class Monitor:
         self._lines.write(samples_seen, values)
         if self._board:
             scalars = {tag: value for tag, value in values.items() if "/" in tag}
+            self._lay_out(samples_seen, scalars)
             self._board.scalars(samples_seen, scalars)
 
     def exhibit(
@@ -113,6 +116,14 @@ class Monitor:
             compared = config.mathematics().items()
             values = _hparam_values({k: v for k, v in compared if not k.startswith("data.")})
             self._board.hparams(values, [f"metric/{name}" for name in config.evaluate.metrics])
+
+    def _lay_out(self, samples_seen: int, scalars: Mapping[str, float]) -> None:
+        """Tell TensorBoard which curves go together: at the first tick, and as metrics come."""
+        assert self._board
+        before = charts_of(self._tags)
+        self._tags |= dict.fromkeys(scalars)
+        if (now := charts_of(self._tags)) != before:
+            self._board.layout(samples_seen, now)
 
     def close(self, *, publish: bool = True) -> None:
         """Wait until all is written; unless ``publish``, TensorBoard's last words are let go."""
@@ -191,6 +202,22 @@ class TensorBoard:
             for tag, value in values.items():
                 self._writer.add_scalar(tag, value, step)
             self._publish()
+
+        self._submit(work)
+
+    def layout(self, step: int, groups: Mapping[str, Sequence[Chart]]) -> None:
+        """The charts of the tab *Custom scalars*, by group; the last call's are shown."""
+
+        def work() -> None:
+            from torch.utils.tensorboard.summary import custom_scalars
+
+            # TensorBoard looks at the beginning of a tag only.
+            charts = {
+                name: {chart.title: ["Multiline", [f"({chart.pattern})$"]] for chart in group}
+                for name, group in groups.items()
+            }
+            assert self._writer.file_writer is not None
+            self._writer.file_writer.add_summary(custom_scalars(charts), step)
 
         self._submit(work)
 

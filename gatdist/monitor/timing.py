@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Self
 
 import torch
+from torch.profiler import record_function
 
 
 class PhaseTimer:
@@ -20,16 +22,20 @@ class PhaseTimer:
     Args:
         device: where the phases compute.
         on_enter: called with the name of each phase, once its clock has started.
+
+    Attributes:
+        makes_ranges: whether phases are ranges in a profile, too.
     """
 
     def __init__(
         self, device: torch.device, on_enter: Callable[[str], None] = lambda name: None
     ) -> None:
         self._on_enter = on_enter
+        self.makes_ranges = False
         self._phase_type = _CudaPhase if device.type == "cuda" else _Phase
         self._phases: dict[str, _Phase] = {}
 
-    def __call__(self, name: str) -> _Phase:
+    def __call__(self, name: str) -> AbstractContextManager[object]:
         """The context in which phase ``name``, which begins now, is timed.
 
         A step may enter it several times.
@@ -39,7 +45,7 @@ class PhaseTimer:
         phase = self._phases[name]
         phase.begin()
         self._on_enter(name)
-        return phase
+        return _in_range(phase, name) if self.makes_ranges else phase
 
     def collect(self, num_steps: int = 1) -> dict[str, float]:
         """Mean seconds a step since the last call, by ``time/<phase>_s``. Waits for the device.
@@ -49,6 +55,12 @@ class PhaseTimer:
         """
         phases = sorted(self._phases.items())
         return {f"time/{name}_s": phase.take() / num_steps for name, phase in phases}
+
+
+@contextmanager
+def _in_range(phase: _Phase, name: str) -> Iterator[None]:
+    with record_function(name), phase:
+        yield
 
 
 class _Phase:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.futures import Future
+from torch.profiler import record_function
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import GradBucket
@@ -153,18 +154,21 @@ class TorchCommunicator(Communicator):
 
     def all_reduce_(self, tensor: Tensor) -> Tensor:
         """Sum over the group, in place."""
-        self._dist.all_reduce(tensor)
+        with _range():
+            self._dist.all_reduce(tensor)
         return tensor
 
     def all_gather(self, tensor: Tensor) -> Tensor:
         """[world_size, ...] by rank."""
         rows = [torch.empty_like(tensor) for _ in range(self.world_size)]
-        self._dist.all_gather(rows, tensor.contiguous())
+        with _range():
+            self._dist.all_gather(rows, tensor.contiguous())
         return torch.stack(rows)
 
     def broadcast_(self, tensor: Tensor) -> Tensor:
         """Worker 0's values, in place."""
-        self._dist.broadcast(tensor, src=0)
+        with _range():
+            self._dist.broadcast(tensor, src=0)
         return tensor
 
     def broadcast_object(self, value: Any) -> Any:
@@ -179,7 +183,8 @@ class TorchCommunicator(Communicator):
     def all_to_all(self, rows: Tensor) -> Tensor:
         """[world_size, n] by sender."""
         received = torch.empty_like(rows)
-        self._dist.all_to_all_single(received, rows.contiguous())
+        with _range():
+            self._dist.all_to_all_single(received, rows.contiguous())
         return received
 
     def replicate(self, module: nn.Module, *, compress: bool = False) -> nn.Module:
@@ -221,10 +226,16 @@ class TorchCommunicator(Communicator):
             (mean,) = reduced.value()
             return full.copy_(mean) if compress else mean
 
-        future: Future[Tensor] = (
-            self._dist.all_reduce(sent, async_op=True).get_future().then(finish)
-        )
+        with _range():  # in which it sets out; torch shows its way in a row of its own
+            future: Future[Tensor] = (
+                self._dist.all_reduce(sent, async_op=True).get_future().then(finish)
+            )
         return future
+
+
+def _range() -> AbstractContextManager[object]:
+    """What a profile shows of communication."""
+    return record_function("communication")
 
 
 def without_reduction(module: nn.Module) -> AbstractContextManager[object]:

@@ -1,6 +1,6 @@
 """What a run keeps on storage: its folder, its checkpoints, and the networks in them."""
 
-from gatdist.runs.checkpoint import PARTS, Checkpoint, read_checkpoint
+from gatdist.runs.checkpoint import PARTS, Checkpoint, read_checkpoint, require_same_order
 from gatdist.runs.checkpoints import Checkpoints, Retention
 from gatdist.runs.directory import RunDirectory, read_config, read_lines
 from gatdist.runs.trained import Sampler, TrainedRun, load_run
@@ -17,4 +17,5 @@ __all__ = [
     "read_checkpoint",
     "read_config",
     "read_lines",
+    "require_same_order",
 ]

@@ -139,6 +139,28 @@ def write_checkpoint(
     _publish(store, MANIFEST, json.dumps(manifest, indent=1).encode())
 
 
+def require_same_order(saved: Mapping[str, Any], now: Mapping[str, Any], url: str) -> None:
+    """Refuse to go on from a checkpoint that was made with other data, or another order of it.
+
+    Args:
+        saved: of the checkpoint: its ``order``.
+        now: the same of the run.
+        url: of the run directory, for messages.
+
+    Raises:
+        CheckpointError: names what differs.
+    """
+    for key in saved.keys() | now.keys():
+        if saved.get(key) != now.get(key):
+            what = "another data set" if key == "fingerprint" else "another order of samples"
+            raise CheckpointError(
+                f"{url}: {key}",
+                f"the checkpoint was made with {what} ({saved.get(key)!r})",
+                value=now.get(key),
+                mend="Restore the data or the setting, or choose another --run-dir to start afresh",
+            )
+
+
 def _publish(store: Store, file: str, content: bytes) -> dict[str, Any]:
     reached(f"commit/{file}")
     store.publish(file, content)

@@ -17,6 +17,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from gatdist.background import Background
+from gatdist.config import RunConfig
 from gatdist.errors import CheckpointError, StaleAttemptError, StorageError
 from gatdist.faults import reached
 from gatdist.runs.checkpoint import (
@@ -71,6 +72,16 @@ class Retention:
     best: int = 0
     metric: str = "fid"
     every_samples: int = 0
+
+    @classmethod
+    def from_config(cls, run: RunConfig) -> Self:
+        """What ``run`` asks for."""
+        return cls(
+            newest=run.keep_checkpoints,
+            best=run.keep_best_checkpoints,
+            metric=run.best_metric,
+            every_samples=run.keep_every_samples,
+        )
 
     def kept(self, metrics: Mapping[Name, Mapping[str, float]]) -> set[Name]:
         """Those to keep of checkpoints whose metrics are known, by name."""

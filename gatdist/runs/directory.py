@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import time
 import uuid
@@ -67,6 +68,9 @@ class RunDirectory:
                 "torch": torch.__version__,
                 "gatdist": __version__,
             },
+            "platform": platform.platform(),
+            "cpus": os.cpu_count(),
+            "device": _device(),
             "resumed_from": resumed_from,
             "reason": reason,
         }
@@ -91,6 +95,10 @@ class RunDirectory:
     def attempts(self) -> list[dict[str, Any]]:
         """All starts, oldest first."""
         return read_lines(self.store, "attempts.jsonl")
+
+
+def _device() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
 
 
 def read_config(store: Store) -> Config | None:

@@ -12,20 +12,28 @@ from contextlib import closing
 from typing import Any
 
 import torch
+from torch.profiler import record_function
 
 from gatdist import faults
 from gatdist.background import Background
 from gatdist.config import Config, import_plugins
 from gatdist.data import Batch as LoadedBatch
 from gatdist.data import Loader, SampleOrder, open_dataset
-from gatdist.errors import CheckpointError, TrainingError
+from gatdist.errors import TrainingError
 from gatdist.evaluation import Evaluator
 from gatdist.models import DTYPES
 from gatdist.parallel.batch import Batch
 from gatdist.parallel.communicator import Communicator
-from gatdist.runs import Checkpoints, Retention, RunDirectory, Sampler
+from gatdist.runs import (
+    Checkpoints,
+    Retention,
+    RunDirectory,
+    Sampler,
+    require_same_order,
+)
 from gatdist.storage import Store
 from gatdist.training.health import Convergence, Counts, decide
+from gatdist.training.profiling import Profiler
 from gatdist.training.progress import Progress
 from gatdist.training.recorder import Emit, Recorder
 from gatdist.training.replicas import require_equal_replicas
@@ -119,12 +127,7 @@ class _Loop:
         self.leaves_out = False
         self.checkpoints = Checkpoints(
             run_dir.child("checkpoints"),
-            Retention(
-                newest=config.run.keep_checkpoints,
-                best=config.run.keep_best_checkpoints,
-                metric=config.run.best_metric,
-                every_samples=config.run.keep_every_samples,
-            ),
+            Retention.from_config(config.run),
             may_commit=self.directory.require_current,
             on_damaged=lambda message: emit(
                 "warning", {"message": f"{message}; falling back to the one before"}
@@ -137,20 +140,26 @@ class _Loop:
         """Whether the checkpoint that was found already holds the run's result."""
         if self.outcome["status"] == "converged" and self.config.run.convergence:
             return True
-        return (
-            self.outcome["status"] == "finished"
-            and self.state.samples_seen >= self.config.run.total_samples
-        )
+        all_seen = self.state.samples_seen >= self.config.run.total_samples
+        return self.outcome["status"] == "finished" and all_seen
 
     def run(self) -> dict[str, Any]:
         """The loop."""
         config = self.config
-        with closing(self.background), closing(self._recorder()) as self.recorder:
-            if "rollback" in (config.health.nonfinite, config.health.spike) and self._is_fresh():
+        note = self._note if self.comm.is_main else self.ticks.note
+        self.profiler = Profiler(config, self.comm, self.ticks.timer, note)
+        with (
+            closing(self.background),
+            closing(self._recorder()) as self.recorder,
+            closing(self.profiler),
+        ):
+            rolls_back = "rollback" in (config.health.nonfinite, config.health.spike)
+            if rolls_back and self.state.samples_seen == 0:
                 self._commit()  # there must be something to go back to
             over = False
             while not over:
                 over = self._train()
+            self._write_profile()
         self.recorder.finish(self.outcome)
         return self.outcome
 
@@ -174,16 +183,30 @@ class _Loop:
             self.ticks.start()
             over, statistics, timer = False, self.ticks.statistics, self.ticks.timer
             while not over:
-                with timer("data"):
-                    batch = self._to_device(next(batches))
-                train_step(self.state, self.rule, batch, self.config, statistics, timer)
-                self.ticks.step()
-                faults.here.step += 1
-                over = self._after_step()
+                with self.profiler.step(self._steps_made):
+                    with timer("data"):
+                        batch = self._to_device(next(batches))
+                    train_step(self.state, self.rule, batch, self.config, statistics, timer)
+                    self.ticks.step()
+                    faults.here.step += 1
+                    over = self._after_step()
+                if self.profiler.is_due(self._steps_made):
+                    self._write_profile()
                 if self.rolls_back:
                     self._roll_back()
                     return False
         return True
+
+    @property
+    def _steps_made(self) -> int:
+        return self.state.samples_seen // self.config.step_samples
+
+    def _write_profile(self) -> None:
+        self.progress.enter("profile")
+        self.profiler.write(self._steps_made, self.directory.store, self.background)
+
+    def _note(self, message: str) -> None:
+        self.emit("note", {"message": message})
 
     def _after_step(self) -> bool:
         """Log, evaluate and commit where it is time to.
@@ -209,7 +232,8 @@ class _Loop:
             if evaluates:
                 metrics = self._evaluate(values)
             self.progress.enter("tick")
-            self.recorder.tick(values)
+            with record_function("tick"):
+                self.recorder.tick(values)
             converged = self.convergence.update(samples_seen, metrics)
             if converged and not finished:
                 over, status, reason = True, "converged", converged
@@ -234,14 +258,14 @@ class _Loop:
             real=real.to(DTYPES[self.config.precision.dtype]).contiguous(memory_format=layout),
             labels=None if loaded.labels is None else loaded.labels.to(device, non_blocking=True),
             positions=loaded.positions.to(device, non_blocking=True),
-            step=self.state.samples_seen // self.config.step_samples,
+            step=self._steps_made,
             noise=self.state.rollbacks,
         )
 
     def _interrupted(self) -> bool:
         """Whether any worker was asked to stop: all learn it after the same step."""
-        step = self.state.samples_seen // self.config.step_samples
-        return step % self.ticks.steps_between_polls == 0 and self.comm.any(self.should_stop())
+        is_time = self._steps_made % self.ticks.steps_between_polls == 0
+        return is_time and self.comm.any(self.should_stop())
 
     def _judge_health(self, values: dict[str, Any]) -> None:
         """Report the steps that moved nobody, and decide what follows from them.
@@ -272,7 +296,8 @@ class _Loop:
         self.progress.enter("evaluation")
         began = time.perf_counter()
         discriminator = self.state.players["discriminator"].bare
-        evaluation = self.evaluator(self.average_sampler("evaluation"), discriminator)
+        with record_function("evaluation"):
+            evaluation = self.evaluator(self.average_sampler("evaluation"), discriminator)
         self.outcome["metrics"] = evaluation.metrics
         values |= {f"metric/{name}": value for name, value in evaluation.metrics.items()}
         values["protocol"] = evaluation.protocol
@@ -300,10 +325,9 @@ class _Loop:
             return
         if not must and not self.checkpoints.is_free():
             if not self.leaves_out:
-                at = (
-                    f"no checkpoint at {self.state.samples_seen:,} samples and until further notice"
-                )
-                self.emit("warning", {"message": f"{at}: the one before is still being written"})
+                at = f"at {self.state.samples_seen:,} samples and until further notice"
+                message = f"no checkpoint {at}: the one before is still being written"
+                self.emit("warning", {"message": message})
             self.leaves_out = True
             return
         self.leaves_out = False
@@ -316,17 +340,15 @@ class _Loop:
             "convergence": self.convergence.state(),
             "rollbacks": self.state.rollbacks,
         }
-        self.checkpoints.save(
-            self.state.samples_seen,
-            self.state.tensors(),
-            state,
-            attempt=self.directory.attempt,
-            metrics=metrics,
-        )
+        with record_function("commit"):
+            self.checkpoints.save(
+                self.state.samples_seen,
+                self.state.tensors(),
+                state,
+                attempt=self.directory.attempt,
+                metrics=metrics,
+            )
         self.emit("checkpoint", {"samples_seen": self.state.samples_seen})
-
-    def _is_fresh(self) -> bool:
-        return self.state.samples_seen == 0
 
     def _roll_back(self) -> None:
         """Go back to the newest checkpoint, and on from there with other noise."""
@@ -338,8 +360,7 @@ class _Loop:
         self.ticks.statistics.clear()
         self.recorder.rewind()
         if self.comm.is_main:
-            message = f"back to {self.state.samples_seen:,} samples, with noise {rollbacks}"
-            self.emit("note", {"message": message})
+            self._note(f"back to {self.state.samples_seen:,} samples, with noise {rollbacks}")
 
     def _load_newest(self) -> bool:
         """Take over the newest whole checkpoint, alike on all workers; false if there is none."""
@@ -349,10 +370,10 @@ class _Loop:
             return False
         checkpoint = mine or self.checkpoints.read(name)
         saved = checkpoint.state
-        _require_same_order(saved["order"], self.order.state(), self.directory.store.url)
+        require_same_order(saved["order"], self.order.state(), self.directory.store.url)
         self.state.load(saved["samples_seen"], checkpoint.tensors)
         self.state.rollbacks = saved["rollbacks"]
-        faults.here.step = self.state.samples_seen // self.config.step_samples
+        faults.here.step = self._steps_made
         self.outcome = {key: saved[key] for key in self.outcome}
         self.convergence.load(saved["convergence"])
         self.ticks.wall_time_s = saved["wall_time_s"]
@@ -377,15 +398,3 @@ class _Loop:
             self.directory.start_attempt(hosts, resumed_from, reason)
         faults.here.rank = self.comm.rank
         faults.here.attempt = self.comm.broadcast_object(self.directory.attempt)
-
-
-def _require_same_order(saved: dict[str, Any], now: dict[str, Any], url: str) -> None:
-    for key in saved.keys() | now.keys():
-        if saved.get(key) != now.get(key):
-            what = "another data set" if key == "fingerprint" else "another order of samples"
-            raise CheckpointError(
-                f"{url}: {key}",
-                f"the checkpoint was made with {what} ({saved.get(key)!r})",
-                value=now.get(key),
-                mend="Restore the data or the setting, or choose another --run-dir to start afresh",
-            )

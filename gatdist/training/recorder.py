@@ -96,7 +96,8 @@ class Recorder:
             return
         fakes = self._fakes()
         values = values | {
-            "diversity/ratio": _diversity(fakes) / max(_diversity(self._real), 1e-12)
+            "diversity/ratio": _diversity(fakes) / max(_diversity(self._real), 1e-12),
+            "health/storage_wait_s": self._background.busy_s,
         }
         raised = alarms(self.config.health, values)
         values |= {f"health/{alarm.name}": 1.0 for alarm in raised}

@@ -60,6 +60,7 @@ class Ticks:
         self.timer = PhaseTimer(comm.device, on_enter=progress.enter)
         self.wall_time_s = 0.0
         self.steps_between_polls = 1
+        self._notes: list[str] = []
         self._told: set[str] = set()
         self._bad: dict[int, str] = {}
         self._slow: set[int] = set()
@@ -69,6 +70,10 @@ class Ticks:
         """A tick begins."""
         self._steps = 0
         self._began = time.perf_counter()
+
+    def note(self, message: str) -> None:
+        """Have people told of something at the next tick. Any thread of any worker may call it."""
+        self._notes.append(message)
 
     def step(self) -> None:
         """A step was made."""
@@ -97,7 +102,12 @@ class Ticks:
             values[tag] *= self._comm.world_size  # of all workers
         step_s = values["time/step_s"]
         self.steps_between_polls = max(1, min(64, int(_POLL_S / step_s)))
-        values["throughput/samples_per_s"] = self._config.step_samples / step_s
+        workers, samples_per_s = self._comm.world_size, self._config.step_samples / step_s
+        values |= {
+            "throughput/samples_per_s": samples_per_s,
+            "throughput/samples_per_s_per_worker": samples_per_s / workers,
+            "throughput/workers": float(workers),
+        }
         total_samples = self._config.run.total_samples
         for name, player in self._state.players.items():
             values[f"learning_rate/{name}"] = player.rate(self._state.samples_seen, total_samples)
@@ -105,7 +115,7 @@ class Ticks:
             values["health/loss_scale"] = float(self._state.scaler.scale)
         values |= {
             "samples_seen": self._state.samples_seen,
-            "world_size": self._comm.world_size,
+            "world_size": workers,
             "wall_time_s": self.wall_time_s,
         }
         self._hear_all(values, seconds)
@@ -114,8 +124,9 @@ class Ticks:
     def _hear_all(self, values: dict[str, Any], seconds: dict[str, float]) -> None:
         """Let each worker tell the others what only it knows, and say it once."""
         bad = self._dataset.bad_samples.items()
+        notes, self._notes = self._notes, []
         mine = {
-            "notes": [*self._rule.notes, *self._dataset.notes],
+            "notes": [*notes, *self._rule.notes, *self._dataset.notes],
             "bad": {str(i): told for i, told in bad if i not in self._bad},
             "host": socket.gethostname(),
             "seconds": seconds,

@@ -16,11 +16,9 @@ from urllib.request import urlopen
 import numpy as np
 import pytest
 from PIL import Image
-from selenium import webdriver
 
-import gatdist
-from small_runs import LENGTH, LINES, RATE, SOUND, TEXT, configured, spoken, written
-from support import end_group, free_port, need, wait_until
+from small_runs import LENGTH, LINES, RATE
+from support import end_group, free_port, wait_until
 
 pytestmark = pytest.mark.browser
 
@@ -43,25 +41,6 @@ return arguments[0]
 
 
 @pytest.fixture(scope="module")
-def run_dir(tmp_path_factory, run_gatdist):
-    """A run of four ticks and two evaluations."""
-    folder = tmp_path_factory.mktemp("run") / "digits"
-    settings = [
-        "run.total_samples=512",
-        "run.tick_samples=128",
-        "model.generator.width=8",
-        "model.discriminator.width=8",
-        'evaluate.metrics=["fid"]',
-        "evaluate.every_samples=256",
-        "evaluate.num_samples=64",
-    ]
-    sets = [word for setting in settings for word in ("--set", setting)]
-    finished = run_gatdist("train", "digits", "--local", "--run-dir", folder, *sets, timeout=110)
-    assert finished.returncode == 0, finished.stderr
-    return folder
-
-
-@pytest.fixture(scope="module")
 def fetch(run_dir, tmp_path_factory):
     """``fetch(path)``: what a TensorBoard server on the run answers; ``fetch.url`` is its root."""
     with tensorboard(run_dir, tmp_path_factory.mktemp("log"), "scalars", "images", "text") as get:
@@ -69,17 +48,9 @@ def fetch(run_dir, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def fetch_families(tmp_path_factory):
-    """The same of two runs, on sounds and on texts."""
-    folder = tmp_path_factory.mktemp("families")
-    spoken(folder / "tones")
-    written(folder / "words")
-    unmeasured = {"evaluate": {"metrics": []}}
-    sounds = configured(folder / "tones", SOUND | unmeasured)
-    texts = configured(folder / "words", TEXT | unmeasured, vocabulary="abc")
-    gatdist.train(sounds, f"{folder}/runs/sounds", local=True)
-    gatdist.train(texts, f"{folder}/runs/texts", local=True)
-    with tensorboard(folder / "runs", tmp_path_factory.mktemp("log"), "audio", "text") as get:
+def fetch_families(families_dir, tmp_path_factory):
+    """The same of runs on sounds and on texts."""
+    with tensorboard(families_dir, tmp_path_factory.mktemp("log"), "audio", "text") as get:
         yield get
 
 
@@ -113,30 +84,6 @@ def tensorboard(logs, folder, *plugins):
         yield get
     finally:
         end_group(server)
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    """A headless Chromium that talks to nobody but the pages it is sent to."""
-    need("chromium", "chromedriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = "/usr/bin/chromium"
-    for switch in (
-        "headless",
-        "no-sandbox",
-        "disable-gpu",
-        "disable-quic",
-        "no-first-run",
-        "disable-background-networking",
-        "disable-component-update",
-        "disable-sync",
-        "window-size=1400,1000",
-        f"user-data-dir={tmp_path_factory.mktemp('chromium')}",
-    ):
-        options.add_argument(f"--{switch}")
-    driver = webdriver.Chrome(options, webdriver.ChromeService("/usr/bin/chromedriver"))
-    yield driver
-    driver.quit()
 
 
 class Page:
@@ -200,6 +147,28 @@ def test_the_curves_are_drawn(page):
 
     wait_until(lambda: curve_width() > 30, "a curve in the first chart")
     page.keep("scalars")
+
+
+def test_curves_that_are_compared_share_a_chart(page, fetch):
+    groups = {
+        category["title"]: [chart["title"] for chart in category["chart"]]
+        for category in json.loads(fetch("data/plugin/custom_scalars/layout"))["category"]
+    }
+    assert list(groups) == ["Players", "Metrics", "Health", "Time", "Data", "Scaling"]
+    assert groups["Metrics"][0] == "fid", "which came after the first tick"
+    page.open("custom_scalars")
+    charts = ("tf-custom-scalar-multi-line-chart-card",)
+
+    def drawn():
+        """The charts of the first group that show two curves."""
+        texts = ["".join(text.split()) for text in page.all(*charts)]
+        return [text for text in texts if "Matches(2)" in text]
+
+    shared = ("Losses", "Logits", "Gradientnorms")
+    wait_until(
+        lambda: sum(text.startswith(shared) for text in drawn()) == 3, "the charts of both players"
+    )
+    page.keep("custom-scalars")
 
 
 def test_the_pictures_are_shown(page):

@@ -5,10 +5,17 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
+from gatdist.cluster.metrics import metric_name
 from support import end_group, marked_processes, start_gatdist, wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
@@ -38,6 +45,20 @@ def broken(real, fake):
     return fake - real
 register_loss("broken", Loss(broken, broken))
 register_loss("infinite", Loss(lambda r, f: f * float("inf"), lambda r, f: -f))
+"""
+TELLS = """
+import sys, time
+import ray
+from gatdist.cluster.metrics import Metrics
+from gatdist.config import load_config
+ray.init(sys.argv[1], log_to_driver=False)
+metrics = Metrics(load_config("ring"), "s3://me:secret@bucket/run")
+values = {"loss/generator": 1.0, "health/collapse": 1.0, "metric/fid": 3.0}
+metrics.event("tick", {"samples_seen": 64, "time/data_s": 0.5} | values)
+metrics.event("tick", {"samples_seen": 128, "time/data_s": 0.25})
+while True:
+    metrics.look()
+    time.sleep(0.1)
 """
 
 
@@ -81,17 +102,42 @@ def committed(folder: Path) -> list[str]:
     return sorted(p.parent.name for p in folder.glob("run/checkpoints/*/MANIFEST.json"))
 
 
+def scrape(url):
+    with suppress(OSError), urlopen(url, timeout=5) as answer:
+        return answer.read().decode()
+    return ""
+
+
+def shown(page, run_dir):
+    """The run's numbers on a page of metrics, by name."""
+    return {
+        sample.name: sample.value
+        for family in text_string_to_metric_families(page)
+        for sample in family.samples
+        if sample.labels.get("run") == str(run_dir)
+    }
+
+
 def attempts(folder):
     lines = (folder / "run/attempts.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, ray_address):
-    """A run of two workers that was left alone; its folder and what it printed."""
+def undisturbed(tmp_path_factory, ray_address, ray_metrics_url):
+    """A run of two workers that was left alone; its folder and what it printed.
+
+    The file ``scraped`` in the folder is what Prometheus would have seen of it last.
+    """
     folder = tmp_path_factory.mktemp("undisturbed")
     (folder / "notes_its_process.py").write_text(PLUGIN)
-    status, output, errors = finish(start(folder, ray_address, "--json"))
+    process = start(folder, ray_address, "--json")
+    while process.poll() is None and committed(folder)[-1:] != ["000006400"]:
+        page = scrape(ray_metrics_url)
+        if "gatdist_loss" in page:
+            (folder / "scraped").write_text(page)
+        time.sleep(0.3)
+    status, output, errors = finish(process)
     assert status == 0, errors
     return folder, output, errors
 
@@ -119,6 +165,44 @@ def test_two_workers_train_and_the_terminal_shows_ours_only(undisturbed):
     for noise in ("INFO", "WARNING", "ray::", "worker.py", "(TrainController", "Traceback"):
         assert noise not in errors
     assert (folder / "run/logs/ray.log").exists()
+
+
+def test_prometheus_sees_the_run(undisturbed):
+    folder, *_ = undisturbed
+    found = shown((folder / "scraped").read_text(), folder / "run")
+    lines = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
+    line = next(one for one in lines if one["samples_seen"] == found["ray_gatdist_samples_seen"])
+    for tag in ("loss/generator", "gradient_norm/discriminator", "throughput/samples_per_s"):
+        assert found[f"ray_{metric_name(tag)}"] == pytest.approx(line[tag], rel=1e-6)
+    assert found["ray_gatdist_total_samples"] == 6400
+    assert found["ray_gatdist_workers"] == found["ray_gatdist_workers_wanted"] == 2
+    assert 0 < found["ray_gatdist_steps"] <= 100
+    assert found["ray_gatdist_launches_total"] == 1
+    assert found["ray_gatdist_checkpoint_samples"] % 640 == 0
+    assert abs(found["ray_gatdist_checkpoint_time_seconds"] - time.time()) < 200
+
+
+def test_an_alarm_that_is_over_is_0_and_a_loss_that_is_not_finite_is_shown_no_more(
+    ray_address, ray_metrics_url, tmp_path
+):
+    (tmp_path / "tells.py").write_text(TELLS)
+    told = subprocess.Popen([sys.executable, "tells.py", ray_address], cwd=tmp_path)
+    try:
+        found = wait_until(
+            lambda: (
+                (found := shown(scrape(ray_metrics_url), "s3://me:***@bucket/run"))
+                and found["ray_gatdist_samples_seen"] == 128
+                and "ray_gatdist_loss_generator" not in found
+                and found
+            ),
+            "the second tick, in which no loss was finite",
+        )
+    finally:
+        told.kill()
+        told.wait()
+    assert found["ray_gatdist_health_collapse"] == 0
+    assert found["ray_gatdist_metric_fid"] == 3, "of the last evaluation"
+    assert found["ray_gatdist_time_data_seconds"] == 0.25
 
 
 def test_a_killed_worker_is_told_and_the_same_command_ends_the_same(

@@ -13,9 +13,11 @@ import uuid
 
 import numpy as np
 import pytest
+from tensorboard.plugins.custom_scalar import layout_pb2
 
 from gatdist.config import parse_config
 from gatdist.errors import StorageError, StorageUnavailableError
+from gatdist.monitor.charts import charts_of
 from gatdist.monitor.sinks import JsonLines, Monitor
 from gatdist.storage import Store
 
@@ -261,3 +263,30 @@ def test_tensorboard_is_not_imported_before_it_is_needed():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "[]"
+
+
+def test_charts_are_laid_out_once_and_again_only_when_metrics_come(run_dir, tmp_path):
+    monitor = Monitor(run_dir)
+    for samples_seen in (64, 128, 192, 256):
+        more = {"metric/fid": 3.0, "metric/fid_halves": 1.0} if samples_seen > 128 else {}
+        monitor.tick(samples_seen, {"loss/generator": 1.0, "loss/discriminator": 0.5} | more)
+    monitor.close()
+    layouts = events(run_dir, tmp_path / "copy").Tensors("custom_scalars__config__")
+    assert [event.step for event in layouts] == [64, 192]
+    found = layout_pb2.Layout.FromString(layouts[-1].tensor_proto.string_val[0])
+    charts = {c.title: [(d.title, *d.multiline.tag) for d in c.chart] for c in found.category}
+    assert charts == {
+        "Players": [("Losses", "(loss/(generator|discriminator))$")],
+        "Metrics": [("fid", "(metric/fid(_halves)?)$")],
+    }
+
+
+def test_every_tag_of_a_run_has_its_place():
+    tags = ["metric/fid_halves", "metric/kid", "metric/fid", "metric/fid_over_halves"]
+    placed = charts_of([*tags, "penalty/r1", "nothing/known"])
+    assert [chart.title for chart in placed["Metrics"]] == ["kid", "fid", "fid_over_halves"]
+    assert [chart.tags(tags) for chart in placed["Metrics"]][1] == [
+        "metric/fid_halves",
+        "metric/fid",
+    ]
+    assert placed["Players"][0].tags(["penalty/r1"]) == ["penalty/r1"]

@@ -1,0 +1,65 @@
+"""Runs that people look at, and a browser to look with."""
+
+import pytest
+from selenium import webdriver
+
+import gatdist
+from small_runs import SOUND, TEXT, configured, spoken, written
+from support import need
+
+
+@pytest.fixture(scope="session")
+def run_dir(tmp_path_factory, run_gatdist):
+    """A run of four ticks and two evaluations."""
+    folder = tmp_path_factory.mktemp("run") / "digits"
+    settings = [
+        "run.total_samples=512",
+        "run.tick_samples=128",
+        "model.generator.width=8",
+        "model.discriminator.width=8",
+        'evaluate.metrics=["fid"]',
+        "evaluate.every_samples=256",
+        "evaluate.num_samples=64",
+    ]
+    sets = [word for setting in settings for word in ("--set", setting)]
+    finished = run_gatdist("train", "digits", "--local", "--run-dir", folder, *sets, timeout=110)
+    assert finished.returncode == 0, finished.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def families_dir(tmp_path_factory):
+    """The folder of two runs: ``sounds`` and ``texts``."""
+    folder = tmp_path_factory.mktemp("families")
+    spoken(folder / "tones")
+    written(folder / "words")
+    unmeasured = {"evaluate": {"metrics": []}}
+    sounds = configured(folder / "tones", SOUND | unmeasured)
+    texts = configured(folder / "words", TEXT | unmeasured, vocabulary="abc")
+    gatdist.train(sounds, f"{folder}/runs/sounds", local=True)
+    gatdist.train(texts, f"{folder}/runs/texts", local=True)
+    return folder / "runs"
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """A headless Chromium that talks to nobody but the pages it is sent to."""
+    need("chromium", "chromedriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = "/usr/bin/chromium"
+    for switch in (
+        "headless",
+        "no-sandbox",
+        "disable-gpu",
+        "disable-quic",
+        "no-first-run",
+        "disable-background-networking",
+        "disable-component-update",
+        "disable-sync",
+        "window-size=1400,1000",
+        f"user-data-dir={tmp_path_factory.mktemp('chromium')}",
+    ):
+        options.add_argument(f"--{switch}")
+    driver = webdriver.Chrome(options, webdriver.ChromeService("/usr/bin/chromedriver"))
+    yield driver
+    driver.quit()

@@ -1,0 +1,149 @@
+"""A person opens a report: one file, no server, in light and dark, on wide and narrow screens.
+
+Each test leaves screenshots in ``tests/artifacts/`` for people to look at.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from selenium.webdriver import ActionChains
+from selenium.webdriver.common.by import By
+
+from gatdist.monitor.numbers import number
+from gatdist.reporting import report
+from small_runs import LENGTH, LINES, RATE
+from support import wait_until
+
+pytestmark = pytest.mark.browser
+
+ARTIFACTS = Path(__file__).resolve().parents[1] / "artifacts"
+
+
+class Opened:
+    """A report in the browser."""
+
+    def __init__(self, browser, run_dir, folder, lacks=()):
+        page, missing = report(str(run_dir))
+        assert missing == list(lacks)
+        file = folder / "report.html"
+        file.write_text(page)
+        self.browser = browser
+        self.emulate(1280, "light")
+        browser.get_log("browser")  # what earlier pages have said
+        browser.get(f"file://{file}")
+
+    def ask(self, script):
+        return self.browser.execute_script(f"return {script}")
+
+    def emulate(self, width, scheme, height=1000):
+        self.browser.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False},
+        )
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
+    def keep(self, name):
+        ARTIFACTS.mkdir(exist_ok=True)
+        assert self.browser.save_screenshot(str(ARTIFACTS / f"report-{name}.png"))
+
+    def is_alone(self):
+        """It says nothing to the console, and asks nobody for anything."""
+        assert self.browser.get_log("browser") == []
+        assert self.ask("performance.getEntriesByType('resource').map(e => e.name)") == []
+
+
+@pytest.fixture
+def opened(browser, tmp_path):
+    def opens(run_dir, lacks=()):
+        return Opened(browser, run_dir, tmp_path, lacks)
+
+    yield opens
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def test_a_report_shows_the_run_and_needs_nobody(opened, run_dir):
+    page = opened(run_dir)
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    # Pictures are decoded, one frame is seen, and the slider leads to the first.
+    pictures = page.ask("[...document.images].map(i => i.complete && i.naturalWidth)")
+    assert len(pictures) == 5
+    assert min(pictures) >= 300
+    seen = "[...document.querySelectorAll('.frames figure')].filter(f => f.offsetHeight)"
+    assert page.ask(f"{seen}.map(f => f.innerText.trim())") == ["generated, at 512 samples"]
+    page.ask("""(slider => {
+        slider.value = 0; slider.dispatchEvent(new Event("input"));
+    })(document.querySelector("input[type=range]"))""")
+    assert page.ask(f"{seen}.map(f => f.innerText.trim())") == ["generated, at 128 samples"]
+    # Curves end at the numbers of the last tick, and tell them under the mouse.
+    chart = page.browser.find_element(By.CSS_SELECTOR, ".chart[data-told*=generator]")
+    legend = {item.text for item in chart.find_elements(By.TAG_NAME, "li")}
+    players = "generator", "discriminator"
+    assert legend == {f"{player} {number(lines[-1][f'loss/{player}'])}" for player in players}
+    svg = chart.find_element(By.TAG_NAME, "svg")
+    page.browser.execute_script("arguments[0].scrollIntoView({behavior: 'instant'})", svg)
+    at = svg.size["width"] // 2 - 12
+    ActionChains(page.browser).move_to_element_with_offset(svg, at, 0).perform()
+    tip = chart.find_element(By.CLASS_NAME, "tip").text.split()
+    assert tip[:2] == ["512", "samples"]
+    for player in players:
+        shown = float(tip[tip.index(player) + 1])
+        assert shown == pytest.approx(lines[-1][f"loss/{player}"], rel=1e-3)
+    page.keep("curves")
+    page.is_alone()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (390, "dark")])
+def test_it_can_be_read_in_light_and_dark_wide_and_narrow(opened, run_dir, width, scheme):
+    page = opened(run_dir)
+    page.emulate(width, scheme)
+    assert page.ask("document.documentElement.scrollWidth") <= width
+    colors = page.ask("['color', 'backgroundColor'].map(c => getComputedStyle(document.body)[c])")
+    ink, paper = (sum(map(int, c[4:-1].split(","))) for c in colors)
+    assert abs(ink - paper) > 400
+    assert (ink > paper) == (scheme == "dark")
+    page.emulate(width, scheme, height=page.ask("document.documentElement.scrollHeight"))
+    page.keep(f"{scheme}-{width}")
+
+
+def test_sounds_play_and_texts_are_read(opened, families_dir):
+    page = opened(families_dir / "sounds")
+    seconds = 16 * (LENGTH / RATE + 0.25)
+    durations = "[...document.querySelectorAll('audio')].map(a => a.duration)"
+    found = wait_until(lambda: all(page.ask(durations)) and page.ask(durations), "the sounds")
+    assert found == pytest.approx([seconds] * 4, abs=0.01)
+    page.keep("sounds")
+    page.is_alone()
+    page = opened(families_dir / "texts")
+    texts = page.ask("[...document.querySelectorAll('pre')].map(p => p.textContent.split('\\n'))")
+    assert len(texts) == 4
+    assert set(LINES) <= set(texts[-1])
+    page.is_alone()
+
+
+def test_nothing_that_a_run_has_written_is_run(opened, run_dir, tmp_path):
+    evil = """</script><script>document.title = "evil"</script><img src=x onerror='evil()'>"""
+    copy = tmp_path / 'run"><b>'
+    shutil.copytree(run_dir, copy)
+    config = json.loads((copy / "config.json").read_text())
+    config["data"]["url"] = config["plugins"] = evil
+    (copy / "config.json").write_text(json.dumps(config))
+    attempt = json.loads((copy / "attempts.jsonl").read_text())
+    text = json.dumps(attempt | {"reason": evil, "hosts": [evil], "versions": {evil: evil}})
+    (copy / "attempts.jsonl").write_text(f"{text}\n")
+    with (copy / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"samples_seen": 640, f"penalty/{evil}": 2.0, "penalty/a": 1.0}))
+    lacks = "config.json is not what this version knows: plugins"
+    page, missing = report(str(copy))
+    assert missing[0].startswith(lacks)
+    page = opened(copy, missing)
+    assert page.ask("[document.scripts.length, document.querySelectorAll('[onerror]').length]") == [
+        1,
+        0,
+    ]
+    assert page.ask("document.title") == 'run"><b> – gatdist'
+    assert evil in page.ask("document.querySelector('#attempts').textContent")
+    page.is_alone()
