@@ -34,6 +34,7 @@ from gatdist.cluster.sizing import (
     largest,
     needs_of,
     of_this_machine,
+    quiet_s,
     room_for,
     size_to_launch,
     too_small,
@@ -115,6 +116,8 @@ class _Run:
         self.start_s = _USUAL_START_S
         self.interrupted = False
         self.asked = ""  # why the driver itself has asked the workers to stop
+        self.began = time.monotonic()
+        self.disturbances = 0  # failures and notices
         joined = bool(config.cluster.address)  # a Ray of our own has no autoscaler
         elastic = len(self.sizes) > 1
         self.demand = Demand(self.needs, self.sizes[-1] * joined, at_once=joined and elastic)
@@ -160,6 +163,7 @@ class _Run:
 
     def _after(self, error: GatdistError) -> str:
         """Wait before the next launch, and return its reason; or raise the error."""
+        self.disturbances += 1
         verdict = self.recovery.judge(error, self.reached)
         if self.interrupted or not verdict.goes_on:
             raise _final(error, verdict.why_not, self.log) from None
@@ -335,10 +339,12 @@ class _Watch:
         if left_s is not None:
             hosts = ", ".join(sorted(used[node] for node in used if node in nodes.draining))
             soon = f"in {left_s:.0f} s" if left_s < float("inf") else "soon"
+            self.run.disturbances += 1
             self._ask_to_stop(f"{hosts} will be taken away {soon}")
             return None
         later = largest(self.run.sizes, self.size + nodes.room(self.run.needs))
-        if self.growth.decide(self.size, later, self.run.left_s, self.run.start_s, now):
+        left_s = min(self.run.left_s, quiet_s(now - self.run.began, self.run.disturbances))
+        if self.growth.decide(self.size, later, left_s, self.run.start_s, now):
             self._ask_to_stop(f"room for {later} workers instead of {self.size}")
         return None
 

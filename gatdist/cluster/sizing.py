@@ -10,6 +10,9 @@ from gatdist.config import Config
 from gatdist.errors import ClusterError
 
 
+_HOUR_S = 3600.0
+
+
 def of_this_machine() -> dict[str, float]:
     """What this machine has to give, by resource, as a Ray of our own would count it."""
     import torch
@@ -97,6 +100,19 @@ def is_worth_resizing(now: int, later: int, left_s: float, cost_s: float) -> boo
         cost_s: seconds that a new start takes.
     """
     return later > now and left_s * (1 - now / later) > 2 * cost_s
+
+
+def quiet_s(elapsed_s: float, disturbances: int) -> float:
+    """Seconds for which workers are likely to be left alone: one start takes in all who have come.
+
+    From how often they have been disturbed so far, by failures and notices, and from one
+    disturbance an hour as long as little is known.
+
+    Args:
+        elapsed_s: since the first launch.
+        disturbances: that ended a launch since then.
+    """
+    return (elapsed_s + _HOUR_S) / (disturbances + 1)
 
 
 @dataclass

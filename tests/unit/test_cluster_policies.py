@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gatdist.cluster.recovery import Recovery
-from gatdist.cluster.sizing import Growth, is_worth_resizing, largest, room_for, size_to_launch
+from gatdist.cluster.sizing import (
+    Growth,
+    is_worth_resizing,
+    largest,
+    quiet_s,
+    room_for,
+    size_to_launch,
+)
 from gatdist.cluster.watch import Pulse, lateness
 from gatdist.config import load_config
 from gatdist.errors import (
@@ -59,6 +66,17 @@ def test_a_resize_must_save_more_than_it_costs():
     assert not is_worth_resizing(1, 2, left_s=60, cost_s=20)
     assert not is_worth_resizing(2, 2, left_s=1e9, cost_s=1)
     assert not is_worth_resizing(2, 1, left_s=1e9, cost_s=1)
+
+
+def test_workers_that_are_often_disturbed_are_not_stopped_for_a_few_more():
+    def is_worth_it(disturbances):
+        left_s = quiet_s(3600, disturbances)
+        return is_worth_resizing(500, 512, left_s, cost_s=60)
+
+    assert quiet_s(0, 0) == 3600
+    assert quiet_s(10, 1) > 1800  # one that came early says little
+    assert is_worth_resizing(1, 2, quiet_s(10, 1), cost_s=60)
+    assert [is_worth_it(count) for count in (0, 1, 9)] == [True, False, False]
 
 
 def test_a_host_that_comes_and_goes_is_not_taken_in():
