@@ -12,7 +12,7 @@ ARGS ?=
 INSTALL := $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check --progress-bar off
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-system train test test-cluster check format bench lock clean
+.PHONY: help setup setup-system train test test-cluster check format docs bench lock clean
 
 help:  ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -52,6 +52,10 @@ check: setup  ## format, lint, types and import layers; changes nothing
 format: setup  ## rewrite the code in the house's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: setup  ## rewrite what is generated: docs/reference from the code, README's results from the records
+	$(BIN)/python -m docs.write_reference
+	$(BIN)/python -m benchmarks.readme
 
 bench: setup  ## run the benchmarks; ARGS goes to them
 	@test -f benchmarks/__main__.py || { echo "bench: benchmarks/ has no cases yet"; exit 1; }

@@ -14,6 +14,7 @@ from gatdist.config.environment import (
     is_secret,
     masked_url,
 )
+from gatdist.config.fields import BOTH, PlayerName
 from gatdist.config.loading import (
     load_config,
     nearest,
@@ -24,7 +25,6 @@ from gatdist.config.loading import (
 )
 from gatdist.config.models import Config, flatten
 from gatdist.config.sections import (
-    BOTH,
     ClusterConfig,
     ConvergenceConfig,
     DataConfig,
@@ -36,7 +36,6 @@ from gatdist.config.sections import (
     NamedConfig,
     OptimConfig,
     PenaltyConfig,
-    PlayerName,
     PlayerOptimConfig,
     PrecisionConfig,
     RunConfig,

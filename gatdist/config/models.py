@@ -10,8 +10,8 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from gatdist.config.environment import REFERENCE, is_secret, masked_url
+from gatdist.config.fields import BOTH
 from gatdist.config.sections import (
-    BOTH,
     ClusterConfig,
     DataConfig,
     EvaluateConfig,
@@ -30,6 +30,9 @@ from gatdist.errors import ConfigError
 
 class Config(Section):
     """The whole configuration of a run. See :func:`load_config`.
+
+    Attributes:
+        plugins: modules of yours to import, which register networks, losses and the like.
 
     Raises:
         ConfigError: from :func:`load_config` and :func:`parse_config`, for the first key that is
