@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gatdist.config import EvaluateConfig
+from gatdist.config import EvaluateConfig, masked_url
 from gatdist.data import Dataset
 from gatdist.errors import ConfigError, DataError
 from gatdist.evaluation.features import Extractor, register_feature_extractor
@@ -82,7 +82,7 @@ def _load(config: EvaluateConfig, device: torch.device) -> Any:
     if found != config.features_sha256:
         raise ConfigError(
             "evaluate.features_sha256",
-            f"{config.features_file} has another: {found}",
+            f"{masked_url(config.features_file)} has another: {found}",
             value=config.features_sha256,
             mend="Fetch the file again, or correct the digest if you trust the file",
         )
@@ -95,6 +95,6 @@ def _load(config: EvaluateConfig, device: torch.device) -> Any:
         raise ConfigError(
             "evaluate.features_file",
             f"is no TorchScript ({reason})",
-            value=config.features_file,
+            value=masked_url(config.features_file),
             mend="Save the network with torch.jit.save",
         ) from None
