@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,6 @@ def connected(
         _require_answer(found)
         _require_welcome(found)
     if not address:
-        # Nobody but this process connects to a Ray that lives and dies with it.
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         settings = {
             "address": "local",
             "num_cpus": os.cpu_count() or 1,
@@ -70,6 +69,17 @@ def connected(
             "object_store_memory": object_store_bytes,
         }
     runtime = {"env_vars": _environment(variables)}
+    with ExitStack() as stack:
+        if not address:
+            stack.enter_context(_token_of_our_own())
+        stack.enter_context(_initialized(runtime, settings, address, log))
+        yield
+
+
+@contextmanager
+def _initialized(
+    runtime: dict[str, Any], settings: dict[str, Any], address: str, log: Path
+) -> Iterator[None]:
     try:
         ray.init(log_to_driver=False, runtime_env=runtime, **settings)
     except ray.exceptions.AuthenticationError as error:
@@ -81,6 +91,22 @@ def connected(
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _token_of_our_own() -> Iterator[None]:
+    """Nobody else connects to a Ray that is started in here: its ports are open on all interfaces.
+
+    Who has set a mode of authentication has said what is wanted.
+    """
+    if "RAY_AUTH_MODE" in os.environ:
+        yield
+        return
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    try:
+        yield
+    finally:
+        del os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"]
 
 
 def log_file(url: str) -> Path:
