@@ -39,6 +39,8 @@ def small(arguments: list[str]) -> list[str]:
         return [word for setting in settings for word in ("--set", setting)]
 
     command, *rest = arguments
+    if command == "train" and rest[0].endswith(".toml") and "--dry-run" in rest:
+        return arguments  # the file as it is
     if command == "train":
         if not {"--local", "--workers", "--address", "--dry-run"} & {*rest}:
             rest.append("--local")

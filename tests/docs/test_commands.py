@@ -7,6 +7,7 @@ need more than one process here, why, and which test runs them; their options ar
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 import shutil
@@ -91,6 +92,8 @@ def test_what_a_document_says_works(
         place = f"{document}:{block.line}"
         if block.file:
             Path(block.file).write_text(block.text)
+            if block.language == "toml":
+                load_config(block.file)
         elif block.language == "python":
             exec(compile(block.text, place, "exec"), {"__name__": "__main__"})  # noqa: S102
         elif block.language == "toml":
@@ -116,7 +119,8 @@ def _follow(command: Command) -> None:
         if re.match(pattern, str(command)):
             _taken_apart(command)
             return
-    program, *arguments = (_stood_in(word) for word in command.words)
+    words = itertools.takewhile(lambda word: word != ">", command.words)
+    program, *arguments = map(_stood_in, words)
     assert program == "gatdist", f"{command.place}: nobody tests `{command}` (see ELSEWHERE)"
     arguments = newcomer.small(arguments)
     assert main(arguments) == 0, f"{command.place}: {shlex.join(arguments)}"
