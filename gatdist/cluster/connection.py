@@ -7,7 +7,7 @@ import secrets
 import socket
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ try:
     import ray
     from ray._private import services
     from ray._private.gcs_utils import create_gcs_channel
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
     from ray.core.generated.gcs_service_pb2 import GetClusterIdRequest  # type: ignore[attr-defined]
     from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 except ImportError as error:
@@ -102,11 +103,22 @@ def _token_of_our_own() -> Iterator[None]:
     if "RAY_AUTH_MODE" in os.environ:
         yield
         return
-    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
+    _set_authentication({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)})
     try:
         yield
     finally:
-        del os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"]
+        _set_authentication(before)
+
+
+def _set_authentication(variables: Mapping[str, str | None]) -> None:
+    """Set or remove them, and let Ray, which keeps what they were, read them again."""
+    for name, value in variables.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+    AuthenticationTokenLoader.instance().reset_cache()
+    Config.initialize("")
 
 
 def log_file(url: str) -> Path:
