@@ -188,8 +188,7 @@ def names() -> Iterator[str]:
         ("game.augmentation.name", augmentations),
     ):
         yield f"\n## `{title}`\n\n| name | options, and their defaults | |\n| --- | --- | --- |"
-        for name in registry.names():
-            builder = registry[name]
+        for name, builder in own(registry).items():
             options = ", ".join(
                 f"`{p.name} = {shown(p.default).strip('`')}`"
                 for p in inspect.signature(builder).parameters.values()
@@ -199,22 +198,20 @@ def names() -> Iterator[str]:
             what = " ".join(map(markdown, paragraphs(builder)[:most]))
             yield f"| `{name}` | {options} | {what} |"
     for title, entries in (
-        ("game.update_rule", {n: update_rules[n] for n in update_rules.names()}),
-        ("evaluate.metrics", {n: metrics[n].measure for n in metrics.names()}),
-        ("evaluate.features", {n: extractors[n] for n in extractors.names()}),
+        ("game.update_rule", own(update_rules)),
+        ("evaluate.metrics", {n: m.measure for n, m in own(metrics).items()}),
+        ("evaluate.features", own(extractors)),
     ):
         yield f"\n## `{title}`\n\n| name | |\n| --- | --- |"
         for name, thing in entries.items():
             yield f"| `{name}` | {markdown(' '.join(paragraphs(thing)[:1]))} |"
     yield "\n## `game.loss`\n\nFormulas stand in [the guide](../game.md#losses-gameloss).\n"
     yield "| name | with `one_stage` | zero-sum, as `competitive` needs |\n| --- | --- | --- |"
-    for name in losses.names():
-        loss = losses[name]
+    for name, loss in own(losses).items():
         yield f"| `{name}` | {yes(loss.ratio is not None)} | {yes(loss.zero_sum)} |"
     yield "\n## `game.penalties`\n\n| name | joins the loss of the | at | for each sample |"
     yield "| --- | --- | --- | --- |"
-    for name in penalties.names():
-        penalty = penalties[name]
+    for name, penalty in own(penalties).items():
         what = paragraphs(penalty.per_sample)[0].removesuffix(", [n].")
         what = re.sub(r" for each (sample|pair)$", "", what)
         yield f"| `{name}` | {penalty.player} | {PLACES[penalty.at]} | {markdown(what)} |"
@@ -227,6 +224,19 @@ PLACES = {
     "logits": "pairs of logits",
     "latents": "latents",
 }
+
+
+def own(registry: Any) -> dict[str, Any]:
+    """Its entries by name, without those of plugins that this process has imported."""
+    entries = {name: registry[name] for name in registry.names()}
+    return {name: entry for name, entry in entries.items() if home(entry).startswith("gatdist.")}
+
+
+def home(entry: Any) -> str:
+    """The module that made an entry, or the functions that it is made of."""
+    if inspect.isroutine(entry) or isinstance(entry, type):
+        return entry.__module__
+    return next(f.__module__ for f in vars(entry).values() if inspect.isroutine(f))
 
 
 def yes(value: bool) -> str:

@@ -46,7 +46,7 @@ def small(arguments: list[str]) -> list[str]:
             rest.append("--local")
         return [command, rest[0], *sets(SMALL_NETWORKS), *rest[1:], *sets(FEW_SAMPLES)]
     if command == "sample":
-        return [*arguments, "--num", "20", "--workers", "1"]
+        return [*arguments, "--num", "3" if "--interpolate" in rest else "12", "--workers", "1"]
     if command in ("pack", "index", "verify"):
         return [*arguments, "--workers", "1"]
     return arguments
@@ -62,7 +62,7 @@ def furnish(folder: Path) -> None:
     rng = np.random.default_rng(0)
     for kind in ("cats", "dogs"):
         (folder / "photos" / kind).mkdir(parents=True)
-        for i in range(20):
+        for i in range(12):
             pixels = rng.integers(0, 256, (20, 24, 3), np.uint8)
             Image.fromarray(pixels).save(folder / "photos" / kind / f"{i}.png")
     _table(folder / "train.parquet", folder / "photos")

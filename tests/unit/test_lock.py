@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import re
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from conftest import REPOSITORY
-
 LINES = [
     line
-    for line in (REPOSITORY / "requirements.lock").read_text().splitlines()
+    for line in (Path(__file__).resolve().parents[2] / "requirements.lock").read_text().splitlines()
     if line and not line.startswith("#")
 ]
 
