@@ -30,6 +30,8 @@ FEW_SAMPLES = (
     "evaluate.num_samples=64",
     "evaluate.every_samples=0",
 )
+# For data other than the digits, on which a classifier is trained once for all.
+CHEAP_FEATURES = ("evaluate.features=points", 'evaluate.metrics=["swd"]')
 
 
 def small(arguments: list[str]) -> list[str]:
@@ -44,7 +46,8 @@ def small(arguments: list[str]) -> list[str]:
     if command == "train":
         if not {"--local", "--workers", "--address", "--dry-run"} & {*rest}:
             rest.append("--local")
-        return [command, rest[0], *sets(SMALL_NETWORKS), *rest[1:], *sets(FEW_SAMPLES)]
+        cheap = CHEAP_FEATURES if rest[0].endswith(".toml") else ()
+        return [command, rest[0], *sets(SMALL_NETWORKS), *rest[1:], *sets((*FEW_SAMPLES, *cheap))]
     if command == "sample":
         return [*arguments, "--num", "3" if "--interpolate" in rest else "12", "--workers", "1"]
     if command in ("pack", "index", "verify"):

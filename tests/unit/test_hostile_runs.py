@@ -20,7 +20,7 @@ from gatdist.inspection import inspect
 from gatdist.runs import load_run, trained
 from gatdist.storage import Store
 
-CASES = 100
+CASES = 60
 CPU = torch.device("cpu")
 TINY = ["run.total_samples=32", "run.global_batch=16", "evaluate.metrics=[]"]
 TINY += ["monitor.tensorboard=false", "model.latent_size=4"]
