@@ -27,7 +27,11 @@ REFERRED = {
 }
 # And those that it holds, as one should not.
 LITERAL = {"secret": "planted-secret-0003", "cookie": "planted-cookie-0004"}
-LITERAL |= {"password": "planted-password-0005", "runtime": "planted-runtime-0006"}
+LITERAL |= {
+    "password": "planted-password-0005",
+    "runtime": "planted-runtime-0006",
+    "query": "planted-query-0007",
+}
 SMALL = [
     "run.total_samples=64",
     "run.global_batch=16",
@@ -59,7 +63,7 @@ def planted(
         *SMALL,
         f'run.storage_options={{key="${{env:PLANTED_KEY}}", secret="{LITERAL["secret"]}", '
         f"{endpoint}}}",
-        f'data.url="{address}/signed/digits?sig=${{env:PLANTED_SIGNATURE}}"',
+        f'data.url="{address}/signed/digits?sig=${{env:PLANTED_SIGNATURE}}&more={LITERAL["query"]}"',
         f"data.storage_options={{headers={{{headers}}}}}",
         f'cluster.runtime_env={{env_vars={{HUB_TOKEN="{LITERAL["runtime"]}"}}}}',
     ]
