@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -28,13 +29,14 @@ class Block:
         return found[1] if found else None
 
     def commands(self) -> list[Command]:
-        """Those of a block of the shell; comments left out, lines that go on joined."""
+        """Those of a block of the shell; lines that go on joined, comments and ``> …`` left out."""
         found: list[Command] = []
         begun = ""
         for number, line in enumerate(self.text.splitlines(), self.line):
             begun += line.removesuffix("\\")
             if not line.endswith("\\"):
-                if words := shlex.split(begun, comments=True):
+                words = shlex.split(begun, comments=True)
+                if words := [*takewhile(lambda word: word != ">", words)]:
                     found.append(Command(f"{self.document}:{number}", tuple(words)))
                 begun = ""
         return found

@@ -7,7 +7,6 @@ need more than one process here, why, and which test runs them; their options ar
 
 from __future__ import annotations
 
-import itertools
 import re
 import shlex
 import shutil
@@ -32,6 +31,8 @@ STAND_INS = {
     "https://": "runs/",
     "RUN": "runs/classes",
 }
+# Where TOML is no configuration.
+SCENARIOS = ("docs/simulate.md",)
 # Patterns of commands, why they are not run here, and the tests that run them.
 ELSEWHERE = (
     (r"gatdist .*--address", "a Ray cluster is needed", "tests/cluster"),
@@ -53,9 +54,11 @@ def home(tmp_path_factory: pytest.TempPathFactory, own_cache: Path) -> Path:
     """What a reader has, and finished runs, with classes and without. Tests copy it."""
     folder = tmp_path_factory.mktemp("newcomer")
     newcomer.furnish(folder)
-    for name, classes in (("digits", "false"), ("photos", "false"), ("classes", "true")):
+    for name, classes in (("digits", "false"), ("classes", "true")):
         train = ["train", "digits", "--local", "--run-dir", str(folder / "runs" / name)]
         assert main(newcomer.small([*train, "--set", f"model.conditional={classes}"])) == 0
+    for other in ("runs/photos", "bucket/runs/mine"):
+        shutil.copytree(folder / "runs" / "digits", folder / other)
     return folder
 
 
@@ -92,12 +95,13 @@ def test_what_a_document_says_works(
         place = f"{document}:{block.line}"
         if block.file:
             Path(block.file).write_text(block.text)
-            if block.language == "toml":
+            if block.language == "toml" and document not in SCENARIOS:
                 load_config(block.file)
         elif block.language == "python":
             exec(compile(block.text, place, "exec"), {"__name__": "__main__"})  # noqa: S102
         elif block.language == "toml":
-            _configured(block.text)
+            if document not in SCENARIOS:
+                _configured(block.text)
         elif block.language == "sh":
             for command in block.commands():
                 _follow(command)
@@ -119,8 +123,7 @@ def _follow(command: Command) -> None:
         if re.match(pattern, str(command)):
             _taken_apart(command)
             return
-    words = itertools.takewhile(lambda word: word != ">", command.words)
-    program, *arguments = map(_stood_in, words)
+    program, *arguments = map(_stood_in, command.words)
     assert program == "gatdist", f"{command.place}: nobody tests `{command}` (see ELSEWHERE)"
     arguments = newcomer.small(arguments)
     assert main(arguments) == 0, f"{command.place}: {shlex.join(arguments)}"
