@@ -22,8 +22,7 @@ import gatdist
 from docs.docstrings import args_of, markdown, paragraphs, prose, section_of, told
 from gatdist import errors
 from gatdist.cli import parser as command_line
-from gatdist.config import Config, load_config, preset_names
-from gatdist.config.sections import NamedConfig, PenaltyConfig
+from gatdist.config import Config, NamedConfig, PenaltyConfig, load_config, preset_names
 from gatdist.monitor.tags import FIELDS, TAGS
 
 FOLDER = Path(__file__).parent / "reference"

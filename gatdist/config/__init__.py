@@ -14,7 +14,7 @@ from gatdist.config.environment import (
     is_secret,
     masked_url,
 )
-from gatdist.config.fields import BOTH, PlayerName
+from gatdist.config.fields import BOTH, NamedConfig, PlayerName
 from gatdist.config.loading import (
     load_config,
     nearest,
@@ -33,7 +33,6 @@ from gatdist.config.sections import (
     HealthConfig,
     ModelConfig,
     MonitorConfig,
-    NamedConfig,
     OptimConfig,
     PenaltyConfig,
     PlayerOptimConfig,

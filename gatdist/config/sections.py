@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from gatdist.config.fields import (
+    NamedConfig,
     NonNegativeFloat,
     NonNegativeInt,
     PlayerName,
@@ -127,19 +128,6 @@ class DataConfig(Section):
     on_bad_sample: Literal["raise", "substitute"] = "raise"
     bad_sample_budget: NonNegativeInt = 100
     storage_options: dict[str, Any] = {}
-
-
-class NamedConfig(BaseModel):
-    """Something registered, by its ``name``, and its own options."""
-
-    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
-
-    name: str
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The keys beside ``name``."""
-        return dict(self.model_extra or {})
 
 
 class ModelConfig(Section):

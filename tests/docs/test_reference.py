@@ -11,8 +11,7 @@ import pytest
 
 from docs import docstrings, write_reference
 from documents import REPOSITORY
-from gatdist.config import Config
-from gatdist.config.sections import NamedConfig
+from gatdist.config import Config, NamedConfig
 from gatdist.monitor.tags import FIELDS, TAGS
 
 FAMILIES = {tag.name.partition("/")[0] for tag in TAGS}
