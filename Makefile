@@ -12,7 +12,7 @@ ARGS ?=
 INSTALL := $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check --progress-bar off
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-system train test test-cluster check format bench lock clean
+.PHONY: help setup setup-system train test test-cluster check audit format docs bench lock clean
 
 help:  ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -48,10 +48,20 @@ check: setup  ## format, lint, types and import layers; changes nothing
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m pip check
+
+audit:  ## ask online whether weaknesses of the pinned packages were published; in an environment of its own
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install -qq --disable-pip-version-check pip-audit
+	.venv-audit/bin/pip-audit --no-deps --disable-pip -r requirements.lock
 
 format: setup  ## rewrite the code in the house's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: setup  ## rewrite what is generated: docs/reference from the code, README's results from the records
+	$(BIN)/python -m docs.write_reference
+	$(BIN)/python -m benchmarks.readme
 
 bench: setup  ## run the benchmarks; ARGS goes to them
 	@test -f benchmarks/__main__.py || { echo "bench: benchmarks/ has no cases yet"; exit 1; }
@@ -69,6 +79,6 @@ lock:  ## rewrite requirements.lock with the newest versions that pyproject.toml
 	rm -rf .venv-lock
 
 clean:  ## remove the environment, caches and test artifacts; runs/ stays
-	rm -rf $(VENV) .venv-lock .tools build *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-audit .venv-lock .tools build *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	rm -rf tests/artifacts
 	find gatdist tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,45 +1,62 @@
 """Runs what this machine can, one after the other: ``python -m benchmarks [NAME …]``.
 
-Each writes ``benchmarks/results/<date>_<name>``; at the end a table tells what came of each.
-Without names all run, which takes hours: those of ``LONG`` only when they are named.
+Each writes ``benchmarks/results/<date>_<name>`` with a picture; at the end a table tells what came
+of each, and what was left out for which reason. Without names all run, which takes hours: those of
+``LONG`` only when they are named.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
 import time
-from pathlib import Path
+from collections.abc import Callable
+from importlib.util import find_spec
 
-RESULTS = Path("benchmarks/results")
-OWN = (
-    "games",
-    "ring",
-    "remedies",
-    "overlap",
-    "packing",
-    "using",
-    "overheads",
-    "recovery",
-    "soak",
-    "simulation",
-    "fuzz",
-    "quality",
-)
+from benchmarks import plots
+from benchmarks.records import RESULTS, Record
+
+OWN = ("games", "ring", "remedies", "overlap", "packing", "using", "overheads", "startup")
+OWN += ("recovery", "soak", "simulation", "fuzz")
 PRESETS = ("digits", "digits-conditional", "speech", "words", "glyphs-r3gan", "glyphs-stylegan2")
+MEASURED = {
+    "step": ["--two-processes"],
+    "data": [],
+    "storage": [],
+    "scaling": ["--workers", "1,2"],
+}
 # The module that each runs as, and its arguments; in this order.
 CASES: dict[str, tuple[str, ...]] = {
     **{name: (f"benchmarks.cases.{name}",) for name in OWN},
+    "gpu": ("benchmarks.gpu",),
+    "quality_digits": ("benchmarks.cases.quality", "--preset", "digits"),
+    "quality_ring": ("benchmarks.cases.quality", "--preset", "ring"),
     **{name: ("benchmarks.cases.preset", name) for name in PRESETS},
-    "step": ("gatdist.cli", "bench", "step", "--two-processes", "--json"),
-    "data": ("gatdist.cli", "bench", "data", "--json"),
-    "storage": ("gatdist.cli", "bench", "storage", "--json"),
-    "scaling": ("gatdist.cli", "bench", "scaling", "--workers", "1,2", "--json"),
+    **{name: ("gatdist.cli", "bench", name, *more) for name, more in MEASURED.items()},
 }
-NEEDS_ROOT = {"recovery", "soak"}  # they make hosts in network namespaces
-LONG = {"soak", "fuzz", "quality", "speech", "words", "glyphs-r3gan", "glyphs-stylegan2"}
+LONG = {"soak", "fuzz", "speech", "words", "glyphs-r3gan", "glyphs-stylegan2"}
+LONG |= {"quality_digits", "quality_ring"}
+
+
+def _no_cuda() -> bool:
+    import torch
+
+    return not torch.cuda.is_available()
+
+
+# What some need, and whether it is lacking here.
+NEEDS: dict[str, tuple[str, Callable[[], bool]]] = {
+    **{
+        name: ("root, for hosts in network namespaces", lambda: os.geteuid() != 0)
+        for name in ("recovery", "soak")
+    },
+    "gpu": ("an accelerator", _no_cuda),
+    "storage": ("moto (pip install moto[server])", lambda: find_spec("moto") is None),
+    "packing": ("webdataset", lambda: find_spec("webdataset") is None),
+}
 
 
 def main() -> int:
@@ -50,33 +67,52 @@ def main() -> int:
     for name in names:
         if name not in CASES:
             parser.error(f"{name}: not known; there are {', '.join(CASES)}")
-    rows = []
-    for name in names:
-        if name in NEEDS_ROOT and os.geteuid():
-            rows.append((name, "left out: needs root", 0.0))
-            continue
-        print(f"== {name}", flush=True)
-        began = time.monotonic()
-        status = run(name)
-        ended = "done" if not status else f"failed with status {status}"
-        rows.append((name, ended, time.monotonic() - began))
-    print()
-    for name, ended, seconds in rows:
-        print(f"{name:20} {ended:24} {seconds:8.0f} s")
-    return int(any(ended.startswith("failed") for _, ended, _ in rows))
+    rows = [attempted(name) for name in names]
+    print("\n" + "\n".join(line for row in rows for line in row.splitlines()))
+    return int(any(FAILED in row for row in rows))
+
+
+FAILED = "failed with status"
+
+
+def attempted(name: str) -> str:
+    """Run one where it can be; what came of it, in some lines."""
+    what, is_lacking = NEEDS.get(name, ("", lambda: False))
+    if is_lacking():
+        return f"{name:20} left out: needs {what}"
+    print(f"== {name}", flush=True)
+    began = time.monotonic()
+    status = run(name)
+    told = f"{name:20} {time.monotonic() - began:6.0f} s  "
+    if status:
+        return f"{told}{FAILED} {status}"
+    return told + summed_up(name)
 
 
 def run(name: str) -> int:
     """The status of one. What prints JSON has it written down for it."""
     command = [sys.executable, "-m", *CASES[name]]
-    if "--json" not in command:
+    out = RESULTS / f"{time.strftime('%Y-%m-%d')}_{name}"
+    if name == "scaling":  # it draws by itself
+        command += ["--out", str(out)]
+    if name not in MEASURED or name == "scaling":
         return subprocess.run(command, check=False).returncode
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
+    done = subprocess.run([*command, "--json"], stdout=subprocess.PIPE, check=False)
     if not done.returncode:
-        out = RESULTS / f"{time.strftime('%Y-%m-%d')}_{name}"
         out.mkdir(parents=True, exist_ok=True)
         (out / "result.json").write_bytes(done.stdout)
     return done.returncode
+
+
+def summed_up(name: str) -> str:
+    """What its newest record says, after its picture was drawn."""
+    folders = sorted(RESULTS.glob(f"[0-9]*_{name}"))
+    if not folders:
+        return "done"
+    record = Record(folders[-1], json.loads((folders[-1] / "result.json").read_text()))
+    plots.draw(name, record.found, record.folder / f"{name}.png")
+    lines = [f"{line.what}: {line.value} ({line.spread})" for line in record.lines()]
+    return f"done: {record.folder}" + "".join(f"\n{'':32}{line}" for line in lines)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from gatdist.config import Config
+from gatdist.config import Config, masked_url
 from gatdist.errors import CheckpointError, ClusterError, InterruptedRunError
 from gatdist.storage import absolute
 
@@ -54,7 +54,8 @@ def train(
         outcome = fit(config, run_dir, console)
     if outcome["status"] == "interrupted":
         raise InterruptedRunError(
-            f"interrupted at {outcome['samples_seen']:,} samples; everything is saved in {run_dir} "
+            f"interrupted at {outcome['samples_seen']:,} samples; everything is saved in "
+            f"{masked_url(run_dir)} "
             "and the same command goes on from there"
         )
     return outcome
@@ -157,7 +158,9 @@ def load(run: str, player: Literal["generator", "discriminator"] = "generator") 
     url = absolute(run)
     if url.endswith(".safetensors"):
         if player != "generator":
-            raise CheckpointError(run, "holds a generator alone", mend="Load the run directory")
+            raise CheckpointError(
+                masked_url(run), "holds a generator alone", mend="Load the run directory"
+            )
         store, name = at_file(url)
         return load_exported(store.read(name), run)
     trained = load_run(Store(url), torch.device("cpu"))
@@ -192,7 +195,7 @@ def evaluate(run: str, metrics: list[str] | None = None, num: int | None = None)
     state = trained.checkpoint.state
     if dataset.fingerprint != state["order"]["fingerprint"]:
         raise CheckpointError(
-            f"{run}: fingerprint",
+            f"{masked_url(run)}: fingerprint",
             f"the run was trained on other data ({state['order']['fingerprint'][:16]}…)",
             value=dataset.fingerprint[:16] + "…",
             mend="Restore the data at data.url",

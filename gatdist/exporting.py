@@ -24,9 +24,8 @@ from torch import Tensor, nn
 from gatdist.config import parse_config
 from gatdist.data import ReadSpec, space_of
 from gatdist.errors import CheckpointError, ConfigError, TrainingError
-from gatdist.models import build_networks
 from gatdist.registry import Registry
-from gatdist.runs import TrainedRun
+from gatdist.runs import TrainedRun, networks_with
 
 TOLERANCE = 1e-4  # between what ONNX and torch make of the same latents
 _INPUTS = ("latents", "labels", "noise")
@@ -66,14 +65,12 @@ def load_exported(content: bytes, name: str) -> nn.Module:
         about = json.loads(header["__metadata__"][_METADATA])
         weights = safetensors.torch.load(content)
         config, spec = parse_config(about["config"]), ReadSpec.model_validate(about["samples"])
-    except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, safetensors.SafetensorError) as error:
         raise CheckpointError(
             name, f"is no generator that gatdist exported ({error!r})", mend="Export it again"
         ) from None
-    space = space_of(spec)
-    network, _ = build_networks(config, space.shape, space.num_classes, space.facts)
-    network.load_state_dict(weights)
-    return network.eval().requires_grad_(False)
+    network, _ = networks_with(config, space_of(spec), {"generator": weights}, name)
+    return network
 
 
 @formats.register("torch")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
+from gatdist.data.format import read_manifest as manifest_of_data
 from gatdist.errors import CheckpointError, StorageError
 from gatdist.runs import (
     Checkpoint,
@@ -24,17 +24,17 @@ def inspect(url: str) -> dict[str, Any]:
     Raises:
         StorageError: nothing of ours is there.
         CheckpointError: it is damaged.
+        DataError: likewise.
     """
     store = Store(url)
     if store.exists("config.json"):
         return _run(store)
     if store.exists(MANIFEST):
-        return {"kind": "checkpoint", "url": url} | _checkpoint(read_checkpoint(store))
+        return {"kind": "checkpoint", "url": store.url} | _checkpoint(read_checkpoint(store))
     if store.exists("manifest.json"):
-        manifest = json.loads(store.read("manifest.json"))
-        shown = {key: value for key, value in manifest.items() if key != "shards"}
-        return {"kind": "dataset", "url": url, "num_shards": len(manifest["shards"])} | shown
-    raise StorageError(url, "holds no run, checkpoint or data set", mend="Check the URL")
+        shown = manifest_of_data(store).model_dump(mode="json")
+        return {"kind": "dataset", "url": store.url, "num_shards": len(shown.pop("shards"))} | shown
+    raise StorageError(store.url, "holds no run, checkpoint or data set", mend="Check the URL")
 
 
 def digest(url: str) -> str:
@@ -52,7 +52,9 @@ def digest(url: str) -> str:
     )
     if newest is None:
         raise StorageError(
-            url, "holds no checkpoint", mend="Check the URL, or let the run reach its first one"
+            store.url,
+            "holds no checkpoint",
+            mend="Check the URL, or let the run reach its first one",
         )
     return newest.digest()
 
@@ -119,7 +121,7 @@ def _run(store: Store) -> dict[str, Any]:
 
 def _checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     keys = ("samples_seen", "status", "reason", "metrics", "wall_time_s")
-    return {key: checkpoint.state[key] for key in keys} | {
+    return {key: checkpoint.state.get(key) for key in keys} | {
         "num_tensors": len(checkpoint.tensors),
         "num_bytes": sum(t.numel() * t.element_size() for t in checkpoint.tensors.values()),
         "digest": checkpoint.digest(),

@@ -20,8 +20,8 @@ class Bare(HandWritten):
     the least memory.
     """
 
-    def __init__(self, size: Size, overrides: Overrides | None = None) -> None:
-        super().__init__(size, overrides)
+    def __init__(self, size: Size, overrides: Overrides | None = None, device: str = "cpu") -> None:
+        super().__init__(size, overrides, device)
         self.g_optimizer = adam(self.generator.parameters(), self.config.optim.generator)
         self.d_optimizer = adam(self.discriminator.parameters(), self.config.optim.discriminator)
         self._dtype = COMPUTE_DTYPES.get(self.config.precision.dtype)
@@ -65,7 +65,8 @@ class Bare(HandWritten):
 
     def computing(self) -> AbstractContextManager[object]:
         """Around each use of a network."""
-        return torch.autocast("cpu", self._dtype) if self._dtype else nullcontext()
+        kind = self.real.device.type
+        return torch.autocast(kind, self._dtype) if self._dtype else nullcontext()
 
 
 class BareReusing(Bare):

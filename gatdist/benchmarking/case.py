@@ -113,9 +113,11 @@ class Case(ABC):
     def run(self, num_steps: int) -> float:
         """Seconds that ``num_steps`` steps take, after one that warms the caches up."""
         self.step()
+        _wait_for_the_device()
         began = time.perf_counter()
         for _ in range(num_steps):
             self.step()
+        _wait_for_the_device()
         return time.perf_counter() - began
 
     def release_gradients(self) -> None:
@@ -124,27 +126,36 @@ class Case(ABC):
             network.zero_grad(set_to_none=True)
 
 
+def _wait_for_the_device() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
 class HandWritten(Case):
     """What the loops that others might write have in common.
 
     Args:
         size: of the networks and the batch.
         overrides: the precision.
+        device: where all of it is.
 
     Attributes:
         config: that of gatdist's cases; the networks and Adam's settings come from it.
         real: the batch.
     """
 
-    def __init__(self, size: Size, overrides: Overrides | None = None) -> None:
+    def __init__(self, size: Size, overrides: Overrides | None = None, device: str = "cpu") -> None:
         self.size = size
         self.config = size.config(overrides or {})
         self.generator, self.discriminator = straightforward_networks(self.config, size.shape)
-        self.real = size.real(self.config)
+        self.generator.to(device)
+        self.discriminator.to(device)
+        self.real = size.real(self.config).to(device)
 
     def latents(self) -> Tensor:
         """Standard normal [batch, latent_size]."""
-        return torch.randn(self.size.batch, self.config.model.latent_size)
+        latent_size = self.config.model.latent_size
+        return torch.randn(self.size.batch, latent_size, device=self.real.device)
 
 
 def adam(parameters: Iterable[Tensor], config: PlayerOptimConfig) -> torch.optim.Adam:

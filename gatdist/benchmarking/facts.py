@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from collections.abc import Iterable
 from contextlib import suppress
 from importlib import metadata
@@ -35,11 +36,34 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
 def machine() -> dict[str, Any]:
     """The hardware, and what runs on it."""
     return {
+        "commit": commit(),
         "python": platform.python_version(),
         "system": platform.platform(),
         "processor": _processor(),
         "cores": os.cpu_count(),
     }
+
+
+def commit() -> str | None:
+    """Of this source, with ``+changes`` if files that it holds were changed.
+
+    None where gatdist is installed as a package, or there is no git.
+    """
+    try:
+        if not _git("ls-files", "facts.py"):
+            return None  # some other repository, around the environment that gatdist is in
+        return _git("rev-parse", "HEAD") + (
+            "+changes" if _git("status", "-suno", "--", ":/") else ""
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(
+        ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
 
 
 def memory_bytes() -> int:

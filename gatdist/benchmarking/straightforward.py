@@ -50,7 +50,7 @@ class _WithNoise(nn.Module):
         self.network = network
 
     def forward(self, x: Tensor) -> Any:
-        noise = torch.randn(x.shape[0], self.network.noise_size)  # type: ignore[call-overload]
+        noise = torch.randn(x.shape[0], self.network.noise_size, device=x.device)  # type: ignore[call-overload]
         return self.network(x, None, noise)
 
 

@@ -17,7 +17,7 @@ from gatdist.errors import GatdistError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line. Returns the exit status: 0 done, 2 mend it, 75 try again, 1 else."""
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     try:
         arguments.command(arguments)
     except GatdistError as error:
@@ -139,7 +139,8 @@ def _export(arguments: argparse.Namespace) -> None:
     print(json.dumps({"file": written}) if arguments.json else written)
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """What takes the command line apart; the reference is made of it too."""
     parser = argparse.ArgumentParser(
         prog="gatdist",
         description="Train generative adversarial networks on one machine or many.",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ try:
     import ray
     from ray._private import services
     from ray._private.gcs_utils import create_gcs_channel
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
     from ray.core.generated.gcs_service_pb2 import GetClusterIdRequest  # type: ignore[attr-defined]
     from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 except ImportError as error:
@@ -59,8 +61,6 @@ def connected(
     if address:
         reachable(address)
     else:
-        # Nobody but this process connects to a Ray that lives and dies with it.
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         settings = {
             "address": "local",
             "num_cpus": os.cpu_count() or 1,
@@ -68,6 +68,17 @@ def connected(
             "object_store_memory": object_store_bytes,
         }
     runtime = {"env_vars": _environment(variables)}
+    with ExitStack() as stack:
+        if not address:
+            stack.enter_context(_token_of_our_own())
+        stack.enter_context(_initialized(runtime, settings, address, log))
+        yield
+
+
+@contextmanager
+def _initialized(
+    runtime: dict[str, Any], settings: dict[str, Any], address: str, log: Path
+) -> Iterator[None]:
     try:
         ray.init(log_to_driver=False, runtime_env=runtime, **settings)
     except ray.exceptions.AuthenticationError as error:
@@ -79,6 +90,33 @@ def connected(
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _token_of_our_own() -> Iterator[None]:
+    """Nobody else connects to a Ray that is started in here: its ports are open on all interfaces.
+
+    Who has set a mode of authentication has said what is wanted.
+    """
+    if "RAY_AUTH_MODE" in os.environ:
+        yield
+        return
+    before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
+    _set_authentication({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)})
+    try:
+        yield
+    finally:
+        _set_authentication(before)
+
+
+def _set_authentication(variables: Mapping[str, str | None]) -> None:
+    """Set or remove them, and let Ray, which keeps what they were, read them again."""
+    for name, value in variables.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+    AuthenticationTokenLoader.instance().reset_cache()
+    Config.initialize("")
 
 
 def log_file(url: str) -> Path:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from gatdist.config import Config
 from gatdist.errors import ClusterError
 
-
 _HOUR_S = 3600.0
 
 

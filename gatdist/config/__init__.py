@@ -15,6 +15,7 @@ from gatdist.config.environment import (
     masked_url,
     silence_profiler,
 )
+from gatdist.config.fields import BOTH, NamedConfig, PlayerName
 from gatdist.config.loading import (
     first_error,
     load_config,
@@ -27,7 +28,6 @@ from gatdist.config.loading import (
 )
 from gatdist.config.models import Config, flatten
 from gatdist.config.sections import (
-    BOTH,
     ClusterConfig,
     ConvergenceConfig,
     DataConfig,
@@ -36,10 +36,8 @@ from gatdist.config.sections import (
     HealthConfig,
     ModelConfig,
     MonitorConfig,
-    NamedConfig,
     OptimConfig,
     PenaltyConfig,
-    PlayerName,
     PlayerOptimConfig,
     PrecisionConfig,
     RunConfig,

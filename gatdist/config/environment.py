@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from gatdist.config.models import Config
 
 REFERENCE = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
-_SECRET = re.compile(r"key|secret|token|passw|credential|auth|sas|connection_string", re.IGNORECASE)
+_SECRET = re.compile(
+    r"key|secret|token|passw|credential|auth|sas|connection_string|cookie|signature", re.IGNORECASE
+)
 _PASSWORD = re.compile(r"(?<=://)([^/\s:@]*:)([^/\s@]+)(?=@)")
 _URL_WITH_QUERY = re.compile(r"https?://[^\s'\"?]*\?[^\s'\"]*")
 _QUERY_VALUE = re.compile(r"([?&][^=&]*=)([^&]+)")

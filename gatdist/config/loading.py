@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from gatdist.config.environment import is_secret
 from gatdist.config.models import Config
 from gatdist.config.sections import PenaltyConfig
 from gatdist.errors import ConfigError
@@ -146,12 +147,10 @@ def set_value(
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         if not _BARE_WORD.fullmatch(text.strip()):
-            raise ConfigError(
-                f"{option} {path}",
-                "not a TOML value",
-                value=text,
-                mend="Put quotes around a string with blanks or signs",
-            ) from None
+            rule, mend = "not a TOML value", "Put quotes around a string with blanks or signs"
+            if any(map(may_be_secret, keys)):
+                raise ConfigError(f"{option} {path}", rule, mend=mend) from None
+            raise ConfigError(f"{option} {path}", rule, value=text, mend=mend) from None
         value = text.strip()
     table = values
     for section in sections:
@@ -189,7 +188,10 @@ def first_error(
         if problem["type"] in ("dict_type", "model_type")
         else problem["msg"]
     )
-    return ConfigError(key, rule[0].lower() + rule[1:], value=problem["input"])
+    rule = rule[0].lower() + rule[1:]
+    if any(map(may_be_secret, keys)):
+        return ConfigError(key, rule)
+    return ConfigError(key, rule, value=problem["input"])
 
 
 def _keys(
@@ -207,6 +209,11 @@ def _keys(
             continue
         keys.append(str(part))
     return keys
+
+
+def may_be_secret(key: str) -> bool:
+    """Whether what a key holds is not to be shown in a message."""
+    return key in ("storage_options", "runtime_env") or is_secret(key)
 
 
 def _fields_at(location: list[str], model: type[BaseModel]) -> list[str]:

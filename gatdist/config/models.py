@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, Self
 
 from pydantic import Field, model_validator
 
 from gatdist.config.environment import REFERENCE, is_secret, masked_url
+from gatdist.config.fields import BOTH
 from gatdist.config.sections import (
-    BOTH,
     ClusterConfig,
     DataConfig,
     EvaluateConfig,
@@ -30,6 +31,9 @@ from gatdist.errors import ConfigError
 
 class Config(Section):
     """The whole configuration of a run. See :func:`load_config`.
+
+    Attributes:
+        plugins: modules of yours to import, which register networks, losses and the like.
 
     Raises:
         ConfigError: from :func:`load_config` and :func:`parse_config`, for the first key that is
@@ -206,9 +210,8 @@ class Config(Section):
     def public(self) -> dict[str, Any]:
         """The configuration as JSON values; secrets masked, references kept."""
         values = self.model_dump(mode="json")
-        for section in ("run", "data"):
-            values[section]["storage_options"] = _masked(values[section]["storage_options"])
-        values["data"]["url"] = masked_url(self.data.url)
+        for section, key in _SECRETIVE:
+            values[section][key] = _masked(values[section][key])
         return values
 
     def mathematics(self) -> dict[str, Any]:
@@ -220,6 +223,7 @@ class Config(Section):
         flat = flatten(self.model_dump(mode="json"))
         exact = {key: value for key, value in flat.items() if key.startswith(_MATHEMATICS)}
         exact["data.lanes"] = self.lanes
+        exact["model.init_from"] = masked_url(self.model.init_from)
         if any(p.decay != "none" for p in (self.optim.generator, self.optim.discriminator)):
             exact["run.total_samples"] = self.run.total_samples
         return exact
@@ -230,6 +234,17 @@ class Config(Section):
 
 
 _MOST_PROFILED = 500
+# A reference, or one behind the word that HTTP wants before it.
+_AUTHORIZATION = re.compile(rf"(?:(?:Basic|Bearer|Token) )?{REFERENCE.pattern}")
+# Where secrets may be, as values by their names or in URLs.
+_SECRETIVE = (
+    ("run", "storage_options"),
+    ("data", "storage_options"),
+    ("data", "url"),
+    ("model", "init_from"),
+    ("evaluate", "features_file"),
+    ("cluster", "runtime_env"),
+)
 _MATHEMATICS = (
     "run.global_batch",
     "run.seed",
@@ -262,16 +277,16 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _masked(options: dict[str, Any]) -> dict[str, Any]:
-    masked: dict[str, Any] = {}
-    for key, value in options.items():
-        if isinstance(value, dict):
-            masked[key] = _masked(value)
-        elif is_secret(key) and not (isinstance(value, str) and REFERENCE.fullmatch(value)):
-            masked[key] = "***"
-        else:
-            masked[key] = value
-    return masked
+def _masked(value: Any, key: str = "") -> Any:
+    """JSON values without those of secret names, and without the secrets in URLs."""
+    if isinstance(value, dict):
+        return {name: _masked(one, f"{key}.{name}") for name, one in value.items()}
+    if isinstance(value, list):
+        return [_masked(one, key) for one in value]
+    is_reference = isinstance(value, str) and _AUTHORIZATION.fullmatch(value)
+    if is_secret(key) and value is not None and not is_reference:
+        return "***"
+    return masked_url(value) if isinstance(value, str) else value
 
 
 def _nearest_divisor(number: int, wanted: int) -> int:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field
 
-PositiveInt = Annotated[int, Field(gt=0)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
-PlayerName = Literal["generator", "discriminator"]
-BOTH: tuple[PlayerName, PlayerName] = ("generator", "discriminator")
+from gatdist.config.fields import (
+    NamedConfig,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PlayerName,
+    PositiveFloat,
+    PositiveInt,
+    Share,
+    ShareBelow1,
+    TwoPositiveInts,
+    Vocabulary,
+)
 
 
 class Section(BaseModel):
@@ -21,20 +26,13 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-def _vocabulary(characters: str) -> str:
-    if len(set(characters)) < len(characters):
-        raise PydanticCustomError("vocabulary", "must hold each character once")
-    if not 1 <= len(characters) <= 255 or "\0" in characters:
-        raise PydanticCustomError(
-            "vocabulary", "must hold 1 to 255 characters, the character 0 not among them"
-        )
-    return characters
-
-
 class ConvergenceConfig(Section):
-    """When to stop: ``metric`` has not improved for ``patience_samples``.
+    """When to stop: a metric has not improved for long.
 
-    An improvement is a value below the best so far by ``min_improvement``, a share of it.
+    Attributes:
+        metric: one of ``evaluate.metrics``; lower is better.
+        patience_samples: for so long it may be no better than its best.
+        min_improvement: by which share of the best it must fall below it.
     """
 
     metric: str = "fid"
@@ -45,13 +43,24 @@ class ConvergenceConfig(Section):
 class RunConfig(Section):
     """How much is trained, in what portions, from which seed.
 
-    ``reduction = "canonical"`` cuts the global batch into ``reduction_lanes`` lanes (a power of
-    two) and sums them along one fixed tree, so that the result is the same, bit for bit, on any
-    power of two of workers up to the number of lanes. ``fast`` is the same within rounding.
-
-    Kept are the newest ``keep_checkpoints``, the ``keep_best_checkpoints`` with the lowest
-    ``best_metric`` (then a checkpoint is made at every evaluation), and the first at or after each
-    multiple of ``keep_every_samples``.
+    Attributes:
+        total_samples: real samples to show in all, over all workers; then the run ends.
+        global_batch: real samples of a discriminator step, over all workers, which share it.
+        seed: of all random numbers.
+        tick_samples: how often numbers are written and a picture is made, in samples.
+        checkpoint_samples: how often a checkpoint is written.
+        keep_checkpoints: so many of the newest are kept.
+        keep_best_checkpoints: and so many with the lowest ``best_metric``; if above 0, one is
+            written at every evaluation.
+        best_metric: one of ``evaluate.metrics``.
+        keep_every_samples: and the first at or after each multiple of this; 0: none.
+        reduction: ``canonical`` sums gradients along one fixed tree, so that the result is the same
+            bit for bit on any power of two of workers up to ``reduction_lanes``; ``fast`` is the
+            same within rounding.
+        reduction_lanes: a power of two: into so many parts ``canonical`` cuts the global batch.
+        convergence: ends the run before ``total_samples``; None does not.
+        storage_options: for the run directory, passed to fsspec; ``${env:NAME}`` is replaced at the
+            moment of use and never written to a file.
     """
 
     total_samples: PositiveInt
@@ -75,6 +84,7 @@ class DataConfig(Section):
     ``builtin:digits`` and ``builtin:ring`` need no files.
 
     Attributes:
+        url: of the folder of a data set.
         resolution: pictures of another size (height and width, or both at once) are cut to its
             aspect about their centre and resized; None takes them as they are.
         resize: by which filter.
@@ -83,8 +93,13 @@ class DataConfig(Section):
             is a vocabulary), tokens.
         vocabulary: the characters that texts may hold, each once, at most 255; None reads texts as
             bytes, of which every text is made.
+        lanes: parts of a global batch, each of which reads its own stretch of the order; it must
+            divide the batch. None: the largest divisor up to 64.
         window_samples: so many samples of a lane are shuffled together; None: so many that the
             windows of all lanes take 256 MiB, at most 4096.
+        block_bytes: neighbours in a shard of about this size are read together.
+        prefetch_batches: so many are read ahead.
+        decode_threads: in each worker.
         memory_bytes: the most that a worker keeps of the data set: fetched bytes, indexes, batches
             read ahead.
         cache_dir: a folder on a local disk where the workers of a host keep what they fetched from
@@ -93,16 +108,15 @@ class DataConfig(Section):
         on_bad_sample: whether a sample that can't be read, even after it was fetched again, ends
             the run, or another one is shown instead, the same on any number of workers.
         bad_sample_budget: more different bad samples than this end the run all the same.
+        storage_options: as ``run.storage_options``, for ``url``.
     """
 
     url: str
-    resolution: (
-        PositiveInt | Annotated[list[PositiveInt], Field(min_length=2, max_length=2)] | None
-    ) = None
+    resolution: PositiveInt | TwoPositiveInts | None = None
     resize: Literal["lanczos", "bicubic", "hamming", "bilinear", "box"] = "lanczos"
     channels: PositiveInt | None = None
     length: PositiveInt | None = None
-    vocabulary: Annotated[str, AfterValidator(_vocabulary)] | None = None
+    vocabulary: Vocabulary | None = None
     lanes: PositiveInt | None = None
     window_samples: PositiveInt | None = None
     block_bytes: PositiveInt = 4 * 2**20
@@ -116,24 +130,17 @@ class DataConfig(Section):
     storage_options: dict[str, Any] = {}
 
 
-class NamedConfig(BaseModel):
-    """Something registered and its own options, which its builder's signature checks."""
-
-    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
-
-    name: str
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The keys beside ``name``."""
-        return dict(self.model_extra or {})
-
-
 class ModelConfig(Section):
     """The two players.
 
-    Those in ``spectral_norm`` have all their weights divided by their norms. ``init_from`` is the
-    folder of another run, whose networks a fresh run starts from, to go on with other data.
+    Attributes:
+        generator: a network's ``name``, and its options beside it.
+        discriminator: likewise.
+        latent_size: numbers of a latent.
+        conditional: whether both players are told the class.
+        spectral_norm: the players whose weights are all divided by their largest singular values.
+        init_from: folder of another run, whose networks a fresh run starts from, to go on with
+            other data.
     """
 
     generator: NamedConfig = NamedConfig(name="residual")
@@ -147,8 +154,11 @@ class ModelConfig(Section):
 class PenaltyConfig(Section):
     """A penalty, every so many steps and as many times as strong.
 
-    Its strength falls (or rises) along half a cosine to ``final_strength`` in the first
-    ``change_samples`` samples; None leaves it as it is.
+    Attributes:
+        strength: its factor in the loss.
+        every_steps: it is due at every so many steps, and counts as many times.
+        final_strength: where its strength falls or rises to, along half a cosine; None: it stays.
+        change_samples: in the first so many samples.
     """
 
     strength: PositiveFloat
@@ -161,14 +171,21 @@ class GameConfig(Section):
     """Losses, penalties, augmentation, the update rule and the average of the generator.
 
     Attributes:
+        loss: of both players.
+        update_rule: which gradients are taken, in which order.
         rule_options: of the update rule itself, such as the strength of ``consensus``.
+        order: who moves first in ``alternating``.
         latents: whether the players' phases of ``alternating`` draw their own, or share them.
         keep_fakes: with shared latents, whether the generator's phase goes on from the fakes of the
             discriminator's, which saves a forward and costs the memory of its activations.
         num_discriminator_steps: how often the discriminator moves, each time at a global batch of
             its own, before the generator does.
+        penalties: by name.
         lazy_penalties: whether a penalty that is not due at every step joins the loss of its step,
             or has an optimizer step of its own, with Adam's settings corrected for it.
+        augmentation: its ``name``, and its options beside it, of what the discriminator is shown.
+        averaging_half_life_samples: of the moving average of the generator, which is what is
+            evaluated and sampled.
     """
 
     loss: str = "nonsaturating"
@@ -188,13 +205,20 @@ class PlayerOptimConfig(Section):
     """One player's optimizer, its schedule, and how its gradients are gathered.
 
     Attributes:
+        name: ``sgd`` for rules that need plain gradient descent.
         direction: what the optimizer follows: the gradient, or what ``optimistic`` or ``conjugate``
             make of it; None leaves it to the update rule.
         conjugate_beta: the formula for β of a conjugate direction.
+        learning_rate: before its schedule.
+        betas: of Adam.
+        eps: of Adam.
+        momentum: of ``sgd``.
+        weight_decay: of Adam it is decoupled.
         clip_norm: bounds the 2-norm of the whole gradient; 0 leaves it alone.
         warmup_samples: the learning rate rises linearly for so long.
-        decay: then, from ``decay_start_samples`` on, falls like this, and ends at
-            ``run.total_samples`` with ``final_fraction`` of the rate.
+        decay: how it falls then.
+        decay_start_samples: from here on.
+        final_fraction: the share of it that is left at ``run.total_samples``.
         micro_batch: at most so many samples go through the networks at once in a worker; the
             gradients of a step's micro-batches are added up. None: all at once.
     """
@@ -203,25 +227,25 @@ class PlayerOptimConfig(Section):
     direction: Literal["gradient", "optimistic", "conjugate"] | None = None
     conjugate_beta: Literal["FR", "PR", "HS", "DY", "HZ", "FR-PR", "HS-DY"] = "PR"
     learning_rate: PositiveFloat = 2e-4
-    betas: Annotated[
-        list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)
-    ] = [
-        0.0,
-        0.99,
-    ]
+    betas: Annotated[list[ShareBelow1], Field(min_length=2, max_length=2)] = [0.0, 0.99]
     eps: PositiveFloat = 1e-8
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    momentum: ShareBelow1 = 0.0
     weight_decay: NonNegativeFloat = 0.0
     clip_norm: NonNegativeFloat = 0.0
     warmup_samples: NonNegativeInt = 0
     decay: Literal["none", "linear", "cosine"] = "none"
     decay_start_samples: NonNegativeInt = 0
-    final_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
+    final_fraction: Share = 0.0
     micro_batch: PositiveInt | None = None
 
 
 class OptimConfig(Section):
-    """Both players' optimizers."""
+    """Both players' optimizers.
+
+    Attributes:
+        generator: its optimizer.
+        discriminator: its optimizer.
+    """
 
     generator: PlayerOptimConfig = PlayerOptimConfig()
     discriminator: PlayerOptimConfig = PlayerOptimConfig()
@@ -231,7 +255,7 @@ class PrecisionConfig(Section):
     """What the networks compute in.
 
     Attributes:
-        dtype: float64 is for tests; with bfloat16 and float16 the parameters stay float32
+        dtype: ``float64`` is for tests; with bfloat16 and float16 the parameters stay float32
             (autocast), and float16's losses are scaled, alike on all workers.
         channels_last: lay pictures out so in memory; faster with bfloat16 and on GPUs.
         compile: the networks that ``torch.compile`` compiles.
@@ -249,7 +273,7 @@ class MonitorConfig(Section):
 
     Attributes:
         tensorboard: whether event files are written.
-        grid_samples: how many samples are shown at each tick.
+        grid_samples: samples in a picture; of sounds at most 16.
         profile_steps: the first step of which a profile is made and the first of which none is,
             counted from 0 since the run began: ``[100, 110]`` are ten steps.
     """
@@ -262,19 +286,27 @@ class MonitorConfig(Section):
 class HealthConfig(Section):
     """What to do about bad steps, and when to raise which alarm.
 
-    A step whose reduced gradients are not finite never moves a parameter, nor does a spike: one
-    whose norm exceeds ``spike_factor`` times its running mean. Under ``skip`` the run goes on.
-    Under ``rollback`` it goes back, at the end of the tick, to its last checkpoint, and on from
-    there with other noise. Under ``stop`` it ends. When more than ``nonfinite_budget`` (or
-    ``spike_budget``) steps were skipped in all, or ``rollback_budget`` rollbacks made, it ends too.
+    A step whose reduced gradients are not finite never moves a parameter, nor does a spike. Under
+    ``skip`` the run goes on. Under ``rollback`` it goes back, at the end of the tick, to its last
+    checkpoint, and on from there with other noise. Under ``stop`` it ends. Alarms are judged on
+    each tick's means.
 
-    ``atomic`` lets rules that move the players one after the other take back the first's move if
-    the second's gradients are bad; it costs a copy of the first player and its optimizer's state.
-
-    Alarms are judged on each tick's means: gradient norms below ``vanishing_norm`` or above
-    ``exploding_norm``; fakes whose deviation over the batch is less than ``collapse_ratio`` of the
-    real samples'; a discriminator that ranks more than ``won_accuracy`` of the (real, fake) pairs
-    rightly; a worker that works at a step ``straggler_factor`` times as long as the others.
+    Attributes:
+        nonfinite: what to do about gradients that are not finite.
+        nonfinite_budget: more such steps in all end the run.
+        spike: what to do about gradients that are far too large.
+        spike_factor: whose norm exceeds its running mean so many times.
+        spike_budget: more such steps in all end the run.
+        rollback_budget: more rollbacks end the run.
+        atomic: lets rules that move one player after the other take back the first's move if the
+            second's gradients are bad; it costs a copy of the first and its optimizer's state.
+        vanishing_norm: an alarm below this norm of a player's gradient.
+        exploding_norm: an alarm above it.
+        collapse_ratio: an alarm where fakes deviate over the batch by less than this share of what
+            real samples do.
+        won_accuracy: an alarm where the discriminator ranks more than this share of the (real,
+            fake) pairs rightly.
+        straggler_factor: an alarm where a worker works at a step so many times as long as others.
     """
 
     nonfinite: Literal["skip", "rollback", "stop"] = "skip"
@@ -295,6 +327,9 @@ class EvaluateConfig(Section):
     """Which metrics, on how many samples, how often (0: at the end only).
 
     Attributes:
+        metrics: by name; an empty list measures nothing.
+        num_samples: fakes; None: as many as there are real samples.
+        every_samples: how often; 0: at the end only.
         features: what samples are compared by.
         features_file: URL of the network of the features ``inception`` (safetensors) or
             ``torchscript``.
@@ -316,7 +351,9 @@ class ClusterConfig(Section):
         workers: how many; ``[min, max]`` lets the run go on with fewer when hosts go, and take in
             those that come.
         address: of a Ray cluster; "" starts Ray on this machine.
+        backend: of the process group; ``auto``: NCCL on GPUs, else Gloo.
         gpus_per_worker: None takes one where there are any.
+        cpus_per_worker: also the threads that each computes with.
         resources_per_worker: others that Ray's hosts offer, by name.
         placement: how Ray spreads the workers over the hosts.
         labels: that a host must have, as Ray's label selectors are written.
@@ -330,7 +367,7 @@ class ClusterConfig(Section):
             also for the first to come.
     """
 
-    workers: PositiveInt | Annotated[list[PositiveInt], Field(min_length=2, max_length=2)] = 1
+    workers: PositiveInt | TwoPositiveInts = 1
     address: str = ""
     backend: Literal["auto", "gloo", "nccl"] = "auto"
     gpus_per_worker: NonNegativeInt | None = None

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from gatdist.config import EvaluateConfig
+from gatdist.config import EvaluateConfig, masked_url
 from gatdist.data import Dataset
 from gatdist.errors import ConfigError, DataError
 from gatdist.evaluation.features import Extractor, register_feature_extractor
@@ -49,7 +49,7 @@ class _FromFile(Extractor):
                 rule = f"is required by evaluate.features = '{config.features}'"
                 raise ConfigError(f"evaluate.{key}", rule)
         self._digest = config.features_sha256
-        self._load(_content(config), config.features_file, comm.device)
+        self._load(_content(config), masked_url(config.features_file), comm.device)
 
     @abstractmethod
     def _load(self, content: bytes, name: str, device: torch.device) -> None:
@@ -154,7 +154,7 @@ def _content(config: EvaluateConfig) -> bytes:
     if found != config.features_sha256:
         raise ConfigError(
             "evaluate.features_sha256",
-            f"{config.features_file} has another: {found}",
+            f"{masked_url(config.features_file)} has another: {found}",
             value=config.features_sha256,
             mend="Fetch the file again, or correct the digest if you trust the file",
         )

@@ -169,7 +169,7 @@ def precision_recall(real: SampleSet, fake: SampleSet) -> dict[str, float]:
 
 @_metric("density_coverage", "features")
 def density_coverage(real: SampleSet, fake: SampleSet) -> dict[str, float]:
-    """The same, less sensitive to outliers."""
+    """As ``precision_recall``, less sensitive to outliers."""
     density, coverage = neighbors.density_and_coverage(real.features, fake.features, real.comm)
     return {"density": density, "coverage": coverage}
 

@@ -59,7 +59,7 @@ def add_spectral_norm(network: nn.Module) -> nn.Module:
     A weight that starts at zero has no direction to normalize and gets an orthogonal one.
     """
     for module in normalizable(network):
-        if not module.weight.any():
+        if not module.weight.is_meta and not module.weight.any():
             nn.init.orthogonal_(module.weight)
         parametrize.register_parametrization(module, "weight", SpectralNorm(module.weight))
     return network

@@ -3,7 +3,7 @@
 from gatdist.runs.checkpoint import PARTS, Checkpoint, read_checkpoint, require_same_order
 from gatdist.runs.checkpoints import Checkpoints, Retention
 from gatdist.runs.directory import RunDirectory, read_config, read_lines
-from gatdist.runs.trained import Sampler, TrainedRun, load_run
+from gatdist.runs.trained import Sampler, TrainedRun, load_run, networks_with
 
 __all__ = [
     "PARTS",
@@ -14,6 +14,7 @@ __all__ = [
     "Sampler",
     "TrainedRun",
     "load_run",
+    "networks_with",
     "read_checkpoint",
     "read_config",
     "read_lines",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from gatdist.faults import reached
 from gatdist.storage import Store
 
 MANIFEST = "MANIFEST.json"
+_FILE = re.compile(r"[\w-]+\.safetensors|state\.json")
 # The part of a checkpoint's tensors that holds each player as it is used.
 PARTS: Mapping[PlayerName, str] = {"generator": "average", "discriminator": "discriminator"}
 
@@ -66,14 +68,20 @@ def read_manifest(store: Store) -> dict[str, Any]:
     Raises:
         CheckpointError: there is none, or it is damaged.
     """
+    subject = f"{store.url}/{MANIFEST}"
     try:
         manifest: dict[str, Any] = json.loads(store.read(MANIFEST))
         for entry in manifest["files"].values():
             int(entry["size"]), str(entry["sha256"])
     except StorageError as error:
         raise CheckpointError(store.url, f"has no readable {MANIFEST} ({error})") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{store.url}/{MANIFEST}", f"is damaged ({error!r})") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(subject, f"is damaged ({error!r})") from None
+    if "state.json" not in manifest["files"]:
+        raise CheckpointError(subject, "lists no state.json")
+    for name in manifest["files"]:
+        if not _FILE.fullmatch(name):  # it could lead out of the folder
+            raise CheckpointError(subject, "lists a file that no checkpoint has", value=name)
     return manifest
 
 
@@ -85,27 +93,36 @@ def read_checkpoint(store: Store) -> Checkpoint:
     """
     contents: dict[str, bytes] = {}
     for file, entry in read_manifest(store)["files"].items():
+        subject = f"{store.url}/{file}"
         try:
+            size = store.size(file)
+            if size != entry["size"]:  # and what is longer than it should be is not read
+                rule = f"is damaged: expected {entry['size']} bytes, found {size}"
+                raise CheckpointError(subject, rule)
             contents[file] = store.read(file)
         except StorageError as error:
             raise CheckpointError(
-                f"{store.url}/{file}", f"is listed in {MANIFEST} but can't be read ({error})"
+                subject, f"is listed in {MANIFEST} but can't be read ({error})"
             ) from None
         found = _entry(contents[file])
         if found != entry:
             raise CheckpointError(
-                f"{store.url}/{file}",
+                subject,
                 f"is damaged: expected {entry['size']} bytes with SHA-256 {entry['sha256']}, "
                 f"found {found['size']} with {found['sha256']}",
             )
-    tensors = {
-        f"{file.removesuffix('.safetensors')}/{key}": tensor
-        for file, content in contents.items()
-        if file.endswith(".safetensors")
-        for key, tensor in safetensors.torch.load(content).items()
-    }
+    tensors: dict[str, Tensor] = {}
+    try:
+        for file, content in contents.items():
+            part, _, ending = file.partition(".")
+            if ending == "safetensors":
+                loaded = safetensors.torch.load(content)
+                tensors |= {f"{part}/{key}": tensor for key, tensor in loaded.items()}
+        state = dict(json.loads(contents["state.json"]))
+    except (ValueError, KeyError, TypeError, RecursionError, safetensors.SafetensorError) as error:
+        raise CheckpointError(store.url, f"holds what no checkpoint has ({error!r})") from None
     name = store.url.rstrip("/").rsplit("/", 1)[-1]
-    return Checkpoint(name, json.loads(contents["state.json"]), tensors)
+    return Checkpoint(name, state, tensors)
 
 
 def write_checkpoint(

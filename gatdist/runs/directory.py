@@ -105,17 +105,17 @@ def read_config(store: Store) -> Config | None:
     """The configuration of the run in ``store``; None where there is no ``config.json``.
 
     Raises:
-        CheckpointError: the file is not JSON.
+        CheckpointError: the file is no JSON object.
         ConfigError: it is no configuration.
     """
     if not store.exists("config.json"):
         return None
     try:
-        return parse_config(json.loads(store.read("config.json")))
-    except ValueError as error:
+        return parse_config(dict(json.loads(store.read("config.json"))))
+    except (ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{store.url}/config.json",
-            f"is not JSON ({error})",
+            f"is no JSON object ({error})",
             mend="Restore it, or choose another --run-dir",
         ) from None
 
@@ -131,7 +131,7 @@ def read_lines(store: Store, name: str) -> list[dict[str, Any]]:
     for line in store.read(name).decode(errors="replace").splitlines():
         try:
             entry = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(entry, dict):
             entries.append(entry)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
-from gatdist.config import BOTH, Config, import_plugins
+from gatdist.config import BOTH, Config, PlayerName, import_plugins
 from gatdist.data import ReadSpec, Space, space_of
 from gatdist.errors import CheckpointError
 from gatdist.models import build_networks
@@ -197,14 +199,57 @@ def load_run(run: Store, device: torch.device) -> TrainedRun:
     if "samples" not in checkpoint.state:
         rule = "was written by an older gatdist, which did not say what its samples are"
         raise CheckpointError(run.url, rule, mend="Resume the run until its next checkpoint")
+    try:
+        space = space_of(ReadSpec.model_validate(checkpoint.state["samples"]))
+        int(checkpoint.state["samples_seen"]), str(checkpoint.state["order"]["fingerprint"])
+    except (ValidationError, KeyError, TypeError, ValueError) as error:
+        rule = f"does not say what its samples are ({error!r})"
+        raise CheckpointError(f"{run.url}: {checkpoint.name}/state.json", rule) from None
     import_plugins(config.plugins)
-    space = space_of(ReadSpec.model_validate(checkpoint.state["samples"]))
-    built = build_networks(config, space.shape, space.num_classes, space.facts)
-    for network, player in zip(built, BOTH, strict=True):
-        try:
-            network.load_state_dict(checkpoint.weights(player))
-        except RuntimeError as error:
-            rule = f"holds the weights of other networks ({error})"
-            raise CheckpointError(run.url, rule) from None
-        network.to(device).eval().requires_grad_(False)
+    weights = {player: checkpoint.weights(player) for player in BOTH}
+    built = networks_with(config, space, weights, run.url)
+    for network in built:
+        network.to(device)
     return TrainedRun(*built, config, checkpoint, space)
+
+
+def networks_with(
+    config: Config, space: Space, weights: Mapping[PlayerName, Mapping[str, Tensor]], subject: str
+) -> tuple[nn.Module, nn.Module]:
+    """Generator and discriminator with these weights, on the CPU, in evaluation mode.
+
+    Nothing is allocated for networks that the weights, which are there already, do not fit.
+
+    Args:
+        config: names the networks.
+        space: of the samples.
+        weights: by player and name; a player without any keeps its first ones.
+        subject: where they are from, for messages.
+
+    Raises:
+        CheckpointError: they are of other networks.
+    """
+
+    def build() -> tuple[nn.Module, nn.Module]:
+        return build_networks(config, space.shape, space.num_classes, space.facts)
+
+    def fill(networks: tuple[nn.Module, nn.Module], *, assign: bool = False) -> None:
+        for network, player in zip(networks, BOTH, strict=True):
+            if player in weights:
+                network.load_state_dict(weights[player], assign=assign)
+            network.eval().requires_grad_(False)
+
+    try:
+        with torch.device("meta"):
+            shapes = build()
+    except (NotImplementedError, RuntimeError):
+        shapes = None  # a network of one's own that looks at numbers while it is built
+    try:
+        if shapes:
+            fill(shapes, assign=True)
+        built = build()
+        fill(built)
+    except RuntimeError as error:
+        rule = f"holds the weights of other networks ({error})"
+        raise CheckpointError(subject, rule) from None
+    return built

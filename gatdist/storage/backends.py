@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
 import fsspec
 
-from gatdist.config import expand_env
+from gatdist.config import REFERENCE, expand_env, is_secret, masked_url
 from gatdist.errors import StorageError
 from gatdist.storage.failures import LostError, RangeIgnoredError, RefusalError
 
@@ -30,6 +30,7 @@ _CONNECT_S = 10.0
 _CONNECTIONS = 64  # botocore would keep ten, which all threads share
 _MESSAGE_BYTES = 4096
 
+_SHORTEST_SECRET = 4  # what is shorter would be struck out of much
 Options = dict[str, Any]
 
 
@@ -69,6 +70,10 @@ def open_file_system(url: str, options: Mapping[str, Any], stall_s: float) -> tu
     """
     backend = backend_of(url)
     expanded = expand_all(dict(options))
+    for name, value in expanded.items():  # libraries fail late over these, and far away
+        if name.endswith("kwargs") and not isinstance(value, Mapping):
+            mend = f"Write {name} = {{ … }}"
+            raise StorageError(masked_url(url), f"option {name} must be a table", mend=mend)
     try:
         # Listings are never cached: another process may have written since.
         file_system, root = fsspec.core.url_to_fs(
@@ -77,11 +82,13 @@ def open_file_system(url: str, options: Mapping[str, Any], stall_s: float) -> tu
         backend.adjust(file_system, stall_s)
     except ImportError as error:
         mend = f'pip install "gatdist[{backend.extra}]"' if backend.extra else "Install its package"
-        raise StorageError(url, f"its package is not installed ({error})", mend=mend) from error
-    except (TypeError, ValueError) as error:
         raise StorageError(
-            url, f"can't be opened ({error})", mend="Check the protocol and storage_options"
+            masked_url(url), f"its package is not installed ({error})", mend=mend
         ) from error
+    except (TypeError, ValueError) as error:
+        told = without(secrets_of(url, options), str(error))
+        mend = "Check the protocol and storage_options"
+        raise StorageError(masked_url(url), f"can't be opened ({told})", mend=mend) from error
     return file_system, root
 
 
@@ -92,6 +99,30 @@ def expand_all(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: expand_all(item) for key, item in value.items()}
     return [expand_all(item) for item in value] if isinstance(value, list) else value
+
+
+def secrets_of(url: str, options: Mapping[str, Any]) -> list[str]:
+    """What of these must not be shown, the longest first."""
+    found: set[str] = set()
+
+    def collect(value: object, key: str) -> None:
+        if isinstance(value, Mapping):
+            for name, item in value.items():
+                collect(item, str(name))
+        elif isinstance(value, str):
+            found.update(expand_env(reference[0]) for reference in REFERENCE.finditer(value))
+            if is_secret(key):
+                found.add(expand_env(value))
+
+    collect({"": url} | dict(options), "")
+    return sorted((s for s in found if len(s) >= _SHORTEST_SECRET), key=len, reverse=True)
+
+
+def without(secrets: Iterable[str], text: str) -> str:
+    """A text with neither these words nor the secrets in URLs."""
+    for secret in secrets:
+        text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", text)
+    return masked_url(text)
 
 
 # S3

@@ -17,17 +17,16 @@ from urllib.parse import quote, unquote
 
 from fsspec.implementations.local import LocalFileSystem
 
-from gatdist.config import REFERENCE, expand_env, is_secret, masked_url
+from gatdist.config import masked_url
 from gatdist.errors import StorageError, StorageUnavailableError
 from gatdist.storage import failures
-from gatdist.storage.backends import backend_of, open_file_system
+from gatdist.storage.backends import backend_of, open_file_system, secrets_of, without
 
 T = TypeVar("T")
 
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.05, 10.0
 # In a URL; a name with it must stay quoted.
 _MEANS_SOMETHING = re.compile(r"\?|%[0-9A-Fa-f]{2}")
-_SHORTEST_SECRET = 4  # what is shorter would be struck out of much
 
 
 class OneOfManyError(Exception):
@@ -139,7 +138,7 @@ class Connection:
     def _connect(self) -> None:
         self._file_system, root = open_file_system(self.url, self._options, self._stall_s)
         self.root = root if "?" in root else root.rstrip("/")
-        self._secrets = _secrets(self.url, self._options)
+        self._secrets = secrets_of(self.url, self._options)
 
     def _present(self) -> Any:
         """The file system; one of its own for a process that was forked: fsspec's do not fork."""
@@ -185,9 +184,7 @@ class Connection:
         message = lines[0] if lines else type(error).__name__
         if " " not in message and "/" in message:
             return ""
-        for secret in self._secrets:
-            message = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", message)
-        return masked_url(message).rstrip(".")
+        return without(self._secrets, message).rstrip(".")
 
 
 def _joined(base: str, name: str) -> str:
@@ -205,20 +202,3 @@ def _joined(base: str, name: str) -> str:
         query = f"&{query}" if "?" in name and mark else mark + query
     slash = "" if base.endswith("/") else "/"  # of memory:// none may be taken away
     return f"{base}{slash}{name}{query}"
-
-
-def _secrets(url: str, options: Mapping[str, Any]) -> list[str]:
-    """What must not be shown, the longest first."""
-    found: set[str] = set()
-
-    def collect(value: object, key: str) -> None:
-        if isinstance(value, Mapping):
-            for name, item in value.items():
-                collect(item, str(name))
-        elif isinstance(value, str):
-            found.update(expand_env(reference[0]) for reference in REFERENCE.finditer(value))
-            if is_secret(key):
-                found.add(expand_env(value))
-
-    collect({"": url} | dict(options), "")
-    return sorted((s for s in found if len(s) >= _SHORTEST_SECRET), key=len, reverse=True)

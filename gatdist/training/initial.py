@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from gatdist.config import Config, PlayerName
+from gatdist.config import Config, PlayerName, masked_url
 from gatdist.errors import CheckpointError, ConfigError
 
 
@@ -33,12 +33,12 @@ def start_from_another_run(config: Config, networks: Mapping[PlayerName, nn.Modu
         raise ConfigError(
             "model.init_from",
             "is no run with a whole checkpoint",
-            value=url,
+            value=masked_url(url),
             mend="Name the folder of a run that has reached run.checkpoint_samples",
         )
     for player, network in networks.items():
         weights = checkpoint.weights(player)
-        _require_fit(f"{url}: tensor {PARTS[player]}", network, weights)
+        _require_fit(f"{masked_url(url)}: tensor {PARTS[player]}", network, weights)
         for name, tensor in network.state_dict().items():
             tensor.copy_(weights[name])
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gatdist.background import Background
-from gatdist.config import Config
+from gatdist.config import Config, masked_url
 from gatdist.data import Dataset
 from gatdist.exhibits import Exhibit, exhibit
 from gatdist.models import DTYPES
@@ -75,7 +75,7 @@ class Recorder:
                 "total_samples": config.run.total_samples,
                 "workers": comm.world_size,
                 "device": comm.device.type,
-                "data": config.data.url,
+                "data": masked_url(config.data.url),
                 "num_samples": dataset.num_samples,
                 "num_shards": dataset.num_shards,
                 "parameters": {

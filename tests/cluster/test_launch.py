@@ -312,19 +312,43 @@ def test_a_second_ctrl_c_leaves_at_once_and_takes_our_ray_along(folder):
     assert committed(folder) == []
 
 
-@pytest.mark.timeout(180)
-def test_a_ray_of_our_own_is_gone_afterwards(folder, run_gatdist):
+@pytest.mark.timeout(240)
+def test_a_ray_of_our_own_lets_nobody_else_in_and_is_gone_afterwards(folder, run_gatdist):
     mark = f"gatdist-test-{os.getpid()}"
-    sets = [w for s in (*SETTINGS, "run.total_samples=640") for w in ("--set", s)]
-    finished = run_gatdist(
-        "train",
-        "digits",
-        "--run-dir",
-        "run",
-        *sets,
-        cwd=folder,
-        timeout=150,
-        env={"GATDIST_MARK": mark},
-    )
-    assert finished.returncode == 0, finished.stderr
-    wait_until(lambda: not marked_processes(mark), "our Ray's processes to end")
+    sets = [w for s in (*SETTINGS, "run.total_samples=6400000") for w in ("--set", s)]
+    process = start_gatdist(
+        "train", "digits", "--run-dir", "run", *sets, cwd=folder,
+        env={"GATDIST_MARK": mark, "RAY_AUTH_MODE": None, "RAY_AUTH_TOKEN": None},
+    )  # fmt: skip
+    try:
+        for line in process.stderr:
+            if line.startswith("parameters"):  # the workers are at it
+                break
+        address = f"127.0.0.1:{port_of_gcs(marked_processes(mark))}"
+        stranger = run_gatdist(
+            "doctor", "--address", address,
+            env={"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": None, "HOME": str(folder)},
+        )  # fmt: skip
+        assert stranger.returncode == 2, stranger.stdout + stranger.stderr
+        assert "the cluster wants a token" in stranger.stderr
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 75, process.stderr.read()
+        wait_until(lambda: not marked_processes(mark), "our Ray's processes to end")
+    finally:
+        end_group(process)
+        process.stdout.close()
+        process.stderr.close()
+
+
+def port_of_gcs(processes):
+    """Where the first of Ray's processes, among these, listens."""
+    for process in processes:
+        words = Path(f"/proc/{process}/cmdline").read_bytes().decode().split("\0")
+        if words[0].endswith("gcs_server"):
+            inodes = {os.readlink(fd) for fd in Path(f"/proc/{process}/fd").iterdir()}
+            for table in ("tcp", "tcp6"):
+                for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+                    fields = line.split()
+                    if fields[3] == "0A" and f"socket:[{fields[9]}]" in inodes:
+                        return int(fields[1].rpartition(":")[2], 16)
+    raise AssertionError("no gcs_server listens")

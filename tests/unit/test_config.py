@@ -135,7 +135,7 @@ def test_an_unknown_key_of_an_optional_table(load):
         ("optim=3", "optim = 3: must be a table of keys"),
         ("run=3", "run = 3: must be a table of keys"),
         ("game.penalties.r1=3", "game.penalties.r1 = 3: must be a table of keys"),
-        ("run.storage_options=3", "run.storage_options = 3: must be a table of keys"),
+        ("run.storage_options=3", "run.storage_options: must be a table of keys"),
         ("model.generator=mlp", "model.generator = 'mlp': must be a table of keys"),
         ("data.resolution=big", "data.resolution = 'big': input should be a valid integer"),
     ],

@@ -22,7 +22,7 @@ from gatdist.benchmarking.data.readers import BATCH, bare_decode, open_loader
 from gatdist.benchmarking.facts import environment
 from gatdist.benchmarking.processes import Tell, together
 from gatdist.benchmarking.proxy import Fault, proxy_process
-from gatdist.benchmarking.rounds import interleave
+from gatdist.benchmarking.rounds import compare, interleave
 from gatdist.errors import ConfigError, UserError
 from gatdist.parallel.communicator import Communicator
 from gatdist.storage import Store
@@ -64,10 +64,10 @@ def measure(
     Returns:
         JSON values. ``ranges``: bytes a second of ranges of 4 MiB by concurrency, and
         ``first_byte_s``. ``cases``: ``samples_per_s`` and ``ratio_to_limit`` of a first epoch, the
-        limit being the slower of the fastest of these ranges and of decoding alone; with
-        ``bytes_ratio``, what was fetched over what there is. With the server of this machine also
-        ``faults``: one request in a hundred fails. ``cache``: two and four processes that share a
-        cache.
+        limit being the slower of the fastest of these ranges and of decoding alone, with the lowest
+        and the highest round; with ``bytes_ratio``, what was fetched over what there is. With the
+        server of this machine also ``faults``: one request in a hundred fails. ``cache``: two and
+        four processes that share a cache.
 
     Raises:
         ConfigError: a number is not above 0.
@@ -137,13 +137,15 @@ def _measure(
 
     def row(name: str) -> dict[str, Any]:
         counted = epochs[name][1:]  # without the first round
-        taken = [epoch["seconds"] for epoch in counted]
+        ratio = compare([epoch["seconds"] for epoch in counted], limits)
         return {
             "reader": "gatdist",
             "case": name,
             "resolution": _RESOLUTION,
             "samples_per_s": median(epoch["samples"] / epoch["seconds"] for epoch in counted),
-            "ratio_to_limit": median(limit / t for limit, t in zip(limits, taken, strict=True)),
+            "ratio_to_limit": ratio.median,
+            "ratio_low": ratio.low,
+            "ratio_high": ratio.high,
             "bytes_ratio": median(epoch["bytes"] / num_bytes for epoch in counted),
         }
 
@@ -159,12 +161,10 @@ def _measure(
     }
     if faulty:
         bad = row("faults")
-        ratios = [
-            good["seconds"] / ill["seconds"]
-            for good, ill in zip(epochs["cold"][1:], epochs["faults"][1:], strict=True)
-        ]
+        clean = compare(*([e["seconds"] for e in epochs[n][1:]] for n in ("faults", "cold")))
         digests = {epoch["digest"] for name in epochs for epoch in epochs[name]}
-        found["cases"].append(bad | {"ratio_to_clean": median(ratios)})
+        bad |= {"ratio_to_clean": clean.median, "clean_low": clean.low, "clean_high": clean.high}
+        found["cases"].append(bad)
         found["same_sequence"] = len(digests) == 1
     found["cache"] = [_shared_cache(url, options, num, n, num_bytes, tell) for n in (2, 4)]
     return found | {"num_pictures": num, "environment": environment(_THREADS)}

@@ -86,7 +86,7 @@ def mel_bands(sample_rate: int, num_bands: int, window: int) -> Tensor:
     lower, peak, upper = edges[:-2, None], edges[1:-1, None], edges[2:, None]
     rising, falling = (frequencies - lower) / (peak - lower), (upper - frequencies) / (upper - peak)
     bands = torch.minimum(rising, falling).clamp_min(0)
-    if not bands.sum(dim=1).all():
+    if not bands.is_meta and not bands.sum(dim=1).all():
         raise ConfigError(
             "model.discriminator.num_bands",
             f"windows of {window} places have no frequency in some of the bands",

@@ -1,0 +1,266 @@
+"""What the records in ``benchmarks/results`` say, in a line or two each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+Found = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One thing that a record says.
+
+    Attributes:
+        what: was measured.
+        value: what came out, with its unit.
+        spread: how far repetitions lie apart, or how many there were.
+    """
+
+    what: str
+    value: str
+    spread: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """A folder of ``results``: its name, its date and what is in ``result.json``."""
+
+    folder: Path
+    found: Found
+
+    @property
+    def date(self) -> str:
+        """As in ``2026-11-23``."""
+        return self.folder.name.partition("_")[0]
+
+    @property
+    def name(self) -> str:
+        """Of the case."""
+        return self.folder.name.partition("_")[2]
+
+    @property
+    def made_on(self) -> str:
+        """Commit (``+``: and changes; ``r``: the one that recorded it) and hardware."""
+        facts = self.found.get("environment") or self.found["hosts"][0]
+        if facts.get("commit"):
+            commit, changes, _ = facts["commit"].partition("+")
+            told = f"`{commit[:7]}`{changes}"
+        else:
+            told = f"`{facts['recorded_in'][:7]}`r"
+        processor = facts["processor"].replace("(R)", "").replace(" Processor", "")
+        hardware = f"{processor} × {facts['cores']}"
+        return f"{told}, {facts.get('gpu') or hardware}"
+
+    def lines(self) -> list[Line]:
+        """What it says; none if nothing is known of such records."""
+        if "samples_seen" in self.found and "metrics" in self.found:
+            return _run(self.name, self.found)
+        tell = TELLERS.get(self.name)
+        return tell(self.found) if tell else []
+
+
+def newest(results: Path = RESULTS) -> list[Record]:
+    """The newest record of each case, by name of the case."""
+    found: dict[str, Record] = {}
+    for file in sorted(results.glob("*/result.json")):
+        record = Record(file.parent, json.loads(file.read_text(encoding="utf-8")))
+        found[record.name] = record
+    return [found[name] for name in sorted(found)]
+
+
+def _number(value: float) -> str:
+    """Three digits that matter, as people write them."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.3g} %"
+
+
+def _range(row: Mapping[str, Any], key: str = "ratio") -> str:
+    return f"{_number(row[f'{key}_low'])} to {_number(row[f'{key}_high'])}"
+
+
+# The quality of runs
+
+
+def _run(name: str, found: Found) -> list[Line]:
+    metrics = {key.removeprefix("metric/"): value for key, value in found["metrics"].items()}
+    main = next(key for key in ("fid", "jsd") if key in metrics)
+    told = [f"{main.upper()} {_number(metrics[main])} ({_compared(main, metrics, found)})"]
+    for key, text in (
+        ("label_accuracy", "labelled rightly"),
+        ("precision", "precision"),
+        ("recall", "recall"),
+        ("novel_well_formed", "new and well-formed"),
+    ):
+        if key in metrics:
+            told.append(f"{_share(metrics[key])} {text}")
+    how = "" if "--local" in found["command"] else ", two workers"
+    what = f"`{name}`: {found['samples_seen']:,} samples, {found['seconds'] / 60:.1f} min{how}"
+    return [Line(what, "; ".join(told), "one run")]
+
+
+def _compared(main: str, metrics: Mapping[str, float], found: Found) -> str:
+    told = f"halves of the real {_number(metrics[f'{main}_halves'])}"
+    if "baseline_metrics" in found:
+        told += f", baseline {_number(found['baseline_metrics'][main])}"
+    return told
+
+
+def _ring(found: Found) -> list[Line]:
+    runs = found["runs"]
+    shares = [run["share_within_3_sigma"] for run in runs]
+    modes = [run["modes"] for run in runs]
+    value = f"{min(modes)} of 8 modes, {_share(median(shares))} of points within 3 σ"
+    spread = f"{len(runs)} seeds, {_share(min(shares))} to {_share(max(shares))}"
+    return [Line(f"`ring`: {median(run['seconds'] for run in runs) / 60:.1f} min", value, spread)]
+
+
+def _quality_digits(found: Found) -> list[Line]:
+    one = next(s for s in found["settings"] if s["name"] == "alternating_fresh_bfloat16")
+    samples, end = one["samples_to_goal"], one["at_the_end"]
+    return [
+        Line(
+            f"`digits` in bfloat16, to {found['goal']} times the FID of halves",
+            f"{_number(samples['mean'])} samples, {_number(one['time_over_bare'])} of the time of "
+            f"a bare loop in float32; at the end {_number(end['mean'])} times",
+            f"{one['seeds']} seeds, ± {_number(samples['deviation'])} samples",
+        )
+    ]
+
+
+# Speed
+
+
+def _step(found: Found) -> list[Line]:
+    size = "dcgan64_w32"
+    rows = {row["name"]: row for row in found["cases"] if row["size"] == size}
+    peers = [
+        f"{name} {_number(rows[name]['ratio_to_bare'])}"
+        for name in ("lightning", "accelerate")
+        if name in rows
+    ]
+    lines = []
+    for name in ("alternating", "alternating_bfloat16", "one_stage_bfloat16"):
+        beside = f" ({', '.join(peers)})" if name == "alternating" and peers else ""
+        value = f"{_number(rows[name]['ratio_to_bare'])} times a bare loop in float32{beside}"
+        lines.append(Line(f"step, DCGAN-64, {_spaced(name)}", value, _range(rows[name])))
+    return lines
+
+
+def _spaced(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _data(found: Found) -> list[Line]:
+    rows = {
+        row["reader"]: row
+        for row in found["cases"]
+        if row["resolution"] == 256 and not row["reader"].startswith("bare")
+    }
+    ours = rows.pop("gatdist")
+    peers = [f"{_spaced(name)} {_number(row['ratio_to_limit'])}" for name, row in rows.items()]
+    value = f"{_number(ours['ratio_to_limit'])} of decoding alone"
+    value += f" ({', '.join(peers)})" if peers else ""
+    return [Line("reading pictures of 256²", value, _range(ours))]
+
+
+def _storage(found: Found) -> list[Line]:
+    cases = {row["case"]: row for row in found["cases"]}
+    row = cases["cold"]
+    lines = [
+        Line(
+            "the same from a slow S3, a first epoch",
+            f"{_number(row['ratio_to_limit'])} of what is possible",
+            _range(row) if "ratio_low" in row else "not kept",
+        )
+    ]
+    if "faults" in cases:
+        row = cases["faults"]
+        value = f"{_number(row['ratio_to_clean'])} times as fast as without"
+        spread = _range(row, "clean") if "clean_low" in row else "not kept"
+        lines.append(Line("the same, one request in a hundred failing", value, spread))
+    return lines
+
+
+def _scaling(found: Found) -> list[Line]:
+    return [
+        Line(
+            f"{point['workers']} workers, {point['mode']} scaling of DCGAN-64",
+            f"{_share(point['efficiency'])} of as many that do not communicate",
+            f"{_share(point['efficiency_low'])} to {_share(point['efficiency_high'])}",
+        )
+        for point in found["points"]
+        if point["workers"] > 1
+    ]
+
+
+def _seconds(values: Sequence[float]) -> tuple[str, str]:
+    spread = f"{len(values)} times, {_number(min(values))} to {_number(max(values))} s"
+    return f"{_number(median(values))} s", spread
+
+
+def _recovery(found: Found) -> list[Line]:
+    what = {
+        "worker": "a worker is killed: to the next new step",
+        "host": "a host is killed, and back after 6 s: likewise",
+        "driver": "the driver is killed, and started again: likewise",
+    }
+    return [
+        Line(what[kind], *_seconds([one["total_s"] for one in measured]))
+        for kind, measured in found["measured"].items()
+    ]
+
+
+def _startup(found: Found) -> list[Line]:
+    return [Line(one["what"], *_seconds(one["seconds"])) for one in found["cases"]]
+
+
+def _soak(found: Found) -> list[Line]:
+    count = len(found["faults"])
+    ended = "the bytes of an undisturbed run" if found["equal"] else "other bytes"
+    what = f"{found['minutes']:.0f} minutes with {count} faults on two hosts"
+    return [Line(what, f"{_share(found['goodput'])} of the time in steps; {ended}", "one run")]
+
+
+def _using(found: Found) -> list[Line]:
+    rows = found["generation"]
+    ratios = [row["ratio_to_bare"] for row in rows]
+    value = f"{_number(median(ratios))} times a bare loop, median of {len(rows)} networks"
+    return [Line("generating samples", value, f"{_number(min(ratios))} to {_number(max(ratios))}")]
+
+
+def _gpu(found: Found) -> list[Line]:
+    rows = [row for row in found["throughput"] if row["name"] == "alternating_bfloat16"]
+    return [
+        Line(
+            f"step of {row['size']}, alternating bfloat16",
+            f"{_number(row['samples_per_s'])} samples a second, "
+            f"{_number(row['ratio_to_bare'])} times a bare loop in float32",
+            _range(row),
+        )
+        for row in rows
+    ]
+
+
+TELLERS: dict[str, Callable[[Found], list[Line]]] = {
+    "ring": _ring,
+    "quality_digits": _quality_digits,
+    "step": _step,
+    "data": _data,
+    "storage": _storage,
+    "scaling": _scaling,
+    "startup": _startup,
+    "recovery": _recovery,
+    "soak": _soak,
+    "using": _using,
+    "gpu": _gpu,
+}

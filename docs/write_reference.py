@@ -1,0 +1,367 @@
+"""Writes ``docs/reference`` from the code: ``python -m docs.write_reference [--check]``.
+
+With ``--check`` nothing is written, and the exit status is 1 if a page is stale.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import re
+import sys
+import tomllib
+import types
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+import gatdist
+from docs.docstrings import args_of, markdown, paragraphs, prose, section_of, told
+from gatdist import errors
+from gatdist.cli import parser as command_line
+from gatdist.config import Config, NamedConfig, PenaltyConfig, load_config, preset_names
+from gatdist.monitor.tags import FIELDS, TAGS
+
+FOLDER = Path(__file__).parent / "reference"
+NOTE = "<!-- Written from the code by `python -m docs.write_reference`; change it there. -->\n"
+
+
+def main() -> int:
+    """Write, or check."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="change nothing; 1 if one is stale")
+    arguments = parser.parse_args()
+    found = pages()
+    if arguments.check:
+        return int(bool(stale(found)))
+    FOLDER.mkdir(exist_ok=True)
+    for name, text in found.items():
+        (FOLDER / name).write_text(text, encoding="utf-8")
+    return 0
+
+
+def stale(found: dict[str, str]) -> list[str]:
+    """Names of the pages that are not as they should be, or should not be there."""
+    there = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.glob("*.md")}
+    return sorted(n for n in there.keys() | found.keys() if there.get(n) != found.get(n))
+
+
+def pages() -> dict[str, str]:
+    """The text of each page, by its name."""
+    made = {
+        "configuration.md": ("Configuration", configuration()),
+        "names.md": ("What the configuration can name", names()),
+        "commands.md": ("Commands", commands()),
+        "metrics.md": ("Tags of a run's numbers", metric_tags()),
+        "presets.md": ("Presets", presets()),
+        "errors.md": ("Errors and exit statuses", exit_statuses()),
+        "python.md": ("Python", python()),
+    }
+    return {
+        name: f"# {title}\n\n{NOTE}\n" + "\n".join(lines).rstrip() + "\n"
+        for name, (title, lines) in made.items()
+    }
+
+
+# Configuration
+
+
+def configuration() -> Iterator[str]:
+    yield (
+        "Sections and keys of a TOML file, and of `--set section.key=value`. "
+        "[What keys can name](names.md) stands elsewhere, with the options of each."
+    )
+    seen: set[type[BaseModel]] = set()
+    for name, field in Config.model_fields.items():
+        models = models_in(field.annotation)
+        if models:
+            yield from section(name, models[0], seen)
+    yield "\n## `plugins`\n"
+    yield f"{told(Config)['plugins']} Default: `[]`."
+
+
+def section(path: str, model: type[BaseModel], seen: set[type[BaseModel]]) -> Iterator[str]:
+    """A table of its keys, and a section for each table among them."""
+    yield f"\n## `{path}`\n"
+    yield from prose(model)
+    inner: list[tuple[str, type[BaseModel]]] = []  # where each stands, and what it is
+    schema = model.model_json_schema()
+    meanings = told(model)
+    yield "| key | value | default | meaning |\n| --- | --- | --- | --- |"
+    for key, field in model.model_fields.items():
+        below = [m for m in models_in(field.annotation) if m is not NamedConfig]
+        if below:
+            by_name = ".<name>" if below[0] is PenaltyConfig else ""
+            inner.append((f"{path}.{key}{by_name}", below[0]))
+        default = (
+            "required"
+            if field.is_required()
+            else shown(field.get_default(call_default_factory=True))
+        )
+        value = kind(schema["properties"][key], schema.get("$defs", {}))
+        yield f"| `{key}` | {value} | {default} | {meanings[key]} |"
+    for _, below in inner:
+        if below not in seen:
+            seen.add(below)
+            same = [where for where, other in inner if other is below]
+            yield from section("`, `".join(same), below, seen)
+
+
+def models_in(annotation: Any) -> list[type[BaseModel]]:
+    """Those that an annotation names."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in models_in(part)]
+
+
+def kind(schema: dict[str, Any], defs: dict[str, Any]) -> str:
+    """What a JSON schema allows, in words."""
+    if "$ref" in schema:
+        return "table"
+    if "anyOf" in schema:
+        return " or ".join(dict.fromkeys(kind(one, defs) for one in schema["anyOf"]))
+    if "enum" in schema:
+        return ", ".join(f"`{value}`" for value in schema["enum"])
+    base = {
+        "integer": "whole number",
+        "number": "number",
+        "boolean": "`true`, `false`",
+        "string": "text",
+        "null": "none",
+        "object": "table",
+    }.get(schema.get("type", ""), "any")
+    if schema.get("type") == "array":
+        count = schema.get("maxItems")
+        one = kind(schema["items"], defs)
+        return f"{count} times {one}" if count else f"list of {one}"
+    if "pattern" in schema:
+        return "64 hexadecimal digits, or nothing"
+    signs = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
+    limits = [
+        f"{sign} {shown(schema[key]).strip('`')}"
+        for key, sign in signs.items()
+        if key in schema and schema[key] != 2**63
+    ]
+    return " ".join([base, ", ".join(limits)]).strip()
+
+
+def shown(value: Any) -> str:
+    """A default as TOML has it."""
+    if value is None:
+        return "none"
+    if isinstance(value, NamedConfig):
+        return f'`{{ name = "{value.name}" }}`'
+    if isinstance(value, BaseModel):
+        return "as below"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, str):
+        return f'`"{value}"`'
+    if isinstance(value, list | tuple):
+        return f"`[{', '.join(shown(one).strip('`') for one in value)}]`"
+    if isinstance(value, dict):
+        return "`{}`"
+    return f"`{value:_}`" if isinstance(value, int) and value >= 10_000 else f"`{value:g}`"
+
+
+# Names
+
+
+def names() -> Iterator[str]:
+    from gatdist.evaluation.features import extractors
+    from gatdist.evaluation.metrics import metrics
+    from gatdist.game.augmentation import augmentations
+    from gatdist.game.losses import losses
+    from gatdist.game.penalties import penalties
+    from gatdist.game.updates import update_rules
+    from gatdist.models.registry import discriminators, generators
+
+    given = {"latent_size", "sample_shape", "num_classes", "sample_rate", "seed", "device", "self"}
+    yield "Your own are registered in a module that `plugins` names; see [Python](python.md)."
+    for title, registry in (
+        ("model.generator.name", generators),
+        ("model.discriminator.name", discriminators),
+        ("game.augmentation.name", augmentations),
+    ):
+        yield f"\n## `{title}`\n\n| name | options, and their defaults | |\n| --- | --- | --- |"
+        for name, builder in own(registry).items():
+            options = ", ".join(
+                f"`{p.name} = {shown(p.default).strip('`')}`"
+                for p in inspect.signature(builder).parameters.values()
+                if p.name not in given and p.default is not p.empty
+            )
+            most = 2 if registry is augmentations else None
+            what = " ".join(map(markdown, paragraphs(builder)[:most]))
+            yield f"| `{name}` | {options} | {what} |"
+    for title, entries in (
+        ("game.update_rule", own(update_rules)),
+        ("evaluate.metrics", {n: m.measure for n, m in own(metrics).items()}),
+        ("evaluate.features", own(extractors)),
+    ):
+        yield f"\n## `{title}`\n\n| name | |\n| --- | --- |"
+        for name, thing in entries.items():
+            yield f"| `{name}` | {markdown(' '.join(paragraphs(thing)[:1]))} |"
+    yield "\n## `game.loss`\n\nFormulas stand in [the guide](../game.md#losses-gameloss).\n"
+    yield "| name | with `one_stage` | zero-sum, as `competitive` needs |\n| --- | --- | --- |"
+    for name, loss in own(losses).items():
+        yield f"| `{name}` | {yes(loss.ratio is not None)} | {yes(loss.zero_sum)} |"
+    yield "\n## `game.penalties`\n\n| name | joins the loss of the | at | for each sample |"
+    yield "| --- | --- | --- | --- |"
+    for name, penalty in own(penalties).items():
+        what = paragraphs(penalty.per_sample)[0].removesuffix(", [n].")
+        what = re.sub(r" for each (sample|pair)$", "", what)
+        yield f"| `{name}` | {penalty.player} | {PLACES[penalty.at]} | {markdown(what)} |"
+
+
+PLACES = {
+    "real": "real samples",
+    "fake": "fakes",
+    "between": "points between both",
+    "logits": "pairs of logits",
+    "latents": "latents",
+}
+
+
+def own(registry: Any) -> dict[str, Any]:
+    """Its entries by name, without those of plugins that this process has imported."""
+    entries = {name: registry[name] for name in registry.names()}
+    return {name: entry for name, entry in entries.items() if home(entry).startswith("gatdist.")}
+
+
+def home(entry: Any) -> str:
+    """The module that made an entry, or the functions that it is made of."""
+    if inspect.isroutine(entry) or isinstance(entry, type):
+        return entry.__module__
+    return next(f.__module__ for f in vars(entry).values() if inspect.isroutine(f))
+
+
+def yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+# Commands
+
+
+def commands() -> Iterator[str]:
+    yield (
+        "Every command takes `--json`, which prints exactly one JSON document on standard output, "
+        "and `--help`. [Exit statuses](errors.md) are those of the errors."
+    )
+    yield from subcommands(command_line(), "gatdist")
+
+
+def subcommands(parser: argparse.ArgumentParser, path: str) -> Iterator[str]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, sub in action.choices.items():
+                yield f"\n{'#' * (1 + len(path.split()))} `{path} {name}`\n\n{sub.description}\n"
+                yield from options(sub)
+                yield from subcommands(sub, f"{path} {name}")
+
+
+def options(parser: argparse.ArgumentParser) -> Iterator[str]:
+    rows = []
+    for action in parser._actions:
+        if action.dest in ("help", "json") or isinstance(action, argparse._SubParsersAction):
+            continue
+        value = "" if action.nargs == 0 else action.metavar or action.dest.upper()
+        flag = " ".join([*action.option_strings[-1:], str(value)]).strip()
+        what = (action.help or "").replace("|", "\\|")
+        must = "" if not (action.required and action.option_strings) else " (required)"
+        rows.append(f"| `{flag}` | {what}{must} |")
+    if rows:
+        yield "| | |\n| --- | --- |"
+        yield from rows
+
+
+# The rest
+
+
+def metric_tags() -> Iterator[str]:
+    yield (
+        "TensorBoard shows these; a line of `metrics.jsonl` is an object of all of a tick. "
+        "`<player>` is `generator` or `discriminator`; other words in brackets are names of yours."
+    )
+    for title, tags in (("Tags", TAGS), ("Beside them in `metrics.jsonl`", FIELDS)):
+        yield f"\n## {title}\n\n| tag | |\n| --- | --- |"
+        yield from (f"| `{tag.name}` | {tag.meaning} |" for tag in tags)
+
+
+def presets() -> Iterator[str]:
+    yield "`gatdist train NAME`; what they reach stands in the project's README."
+    yield "\n| name | samples | data | generator | loss | |\n| --- | --- | --- | --- | --- | --- |"
+    for name in preset_names():
+        config = load_config(name)
+        text = (Path(gatdist.__file__).parent / "presets" / f"{name}.toml").read_text()
+        assert tomllib.loads(text)
+        comment = " ".join(
+            line[1:].strip() for line in text.split("\n\n")[0].splitlines() if line.startswith("# ")
+        )
+        yield (
+            f"| `{name}` | {config.run.total_samples:,} | `{config.data.url}` "
+            f"| `{config.model.generator.name}` | `{config.game.loss}` | {comment} |"
+        )
+
+
+EXITS = """\
+| exit status | |
+| --- | --- |
+| 0 | done |
+| 1 | anything else |
+| 2 | you can mend it: one message names the field or file, its value, the rule and the mend |
+| 75 | trying the same command again may help: it was interrupted, or storage was down |
+
+## Classes, in `gatdist.errors`
+
+| class | kind of | exit status | |
+| --- | --- | --- | --- |"""
+
+
+def exit_statuses() -> Iterator[str]:
+    yield EXITS
+    for name, thing in vars(errors).items():
+        if isinstance(thing, type) and issubclass(thing, errors.GatdistError):
+            what = markdown(" ".join(paragraphs(thing)))
+            yield f"| `{name}` | `{thing.__base__.__name__}` | {thing.exit_status} | {what} |"
+
+
+def python() -> Iterator[str]:
+    yield "The names that `import gatdist` offers."
+    for name in gatdist.__all__:
+        thing = getattr(gatdist, name)
+        home = importlib.import_module(gatdist._HOMES[name])
+        assert getattr(home, name) is thing
+        title = name + (signature(thing) if isinstance(thing, types.FunctionType) else "")
+        yield f"\n## `{name}`\n\n```text\n{title}\n```\n" if "(" in title else f"\n## `{name}`\n"
+        yield from prose(thing)
+        yield from listed("Arguments", args_of(thing, "Args"))
+        if returns := [*section_of(thing, "Returns")]:
+            yield f"Returns: {markdown(' '.join(line.strip() for line in returns))}\n"
+        yield from listed("Raises", args_of(thing, "Raises"))
+
+
+def signature(function: Any) -> str:
+    """As one writes it, a parameter a line where it is long."""
+    parameters, was_keyword_only = [], False
+    for p in inspect.signature(function).parameters.values():
+        if p.kind is p.KEYWORD_ONLY and not was_keyword_only:
+            parameters.append("*")
+            was_keyword_only = True
+        default = "" if p.default is p.empty else f" = {p.default!r}"
+        parameters.append(f"{p.name}: {p.annotation}{default}")
+    line = f"({', '.join(parameters)})"
+    return line if len(line) < 80 else "(\n    " + ",\n    ".join(parameters) + ",\n)"
+
+
+def listed(title: str, entries: dict[str, str]) -> Iterable[str]:
+    """A list under a title; nothing for none."""
+    if entries:
+        yield f"{title}:\n"
+        yield "\n".join(f"* `{name}`: {text}" for name, text in entries.items()) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

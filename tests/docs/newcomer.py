@@ -1,0 +1,103 @@
+"""What the documents suppose that a reader has: data of every kind, and a run, all small."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+import gatdist
+import small_runs
+from gatdist.config import Config, load_config
+from gatdist.data.codecs import encode_wav
+
+# Given before what a document says, which may say otherwise …
+SMALL_NETWORKS = (
+    'model.generator={name="residual", width=4}',
+    'model.discriminator={name="residual", width=4}',
+)
+# … and after it, to the last word. Few samples are measured, and a batch goes to any four workers.
+FEW_SAMPLES = (
+    "run.total_samples=64",
+    "run.global_batch=16",
+    "run.tick_samples=32",
+    "run.checkpoint_samples=32",
+    "evaluate.num_samples=64",
+    "evaluate.every_samples=0",
+)
+# For data other than the digits, on which a classifier is trained once for all.
+CHEAP_FEATURES = ("evaluate.features=points", 'evaluate.metrics=["swd"]')
+
+
+def small(arguments: list[str]) -> list[str]:
+    """The arguments of a gatdist command, so that it takes a second and one process."""
+
+    def sets(settings: tuple[str, ...]) -> list[str]:
+        return [word for setting in settings for word in ("--set", setting)]
+
+    command, *rest = arguments
+    if command == "train" and rest[0].endswith(".toml") and "--dry-run" in rest:
+        return arguments  # the file as it is
+    if command == "train":
+        if not {"--local", "--workers", "--address", "--dry-run"} & {*rest}:
+            rest.append("--local")
+        cheap = CHEAP_FEATURES if rest[0].endswith(".toml") else ()
+        return [command, rest[0], *sets(SMALL_NETWORKS), *rest[1:], *sets((*FEW_SAMPLES, *cheap))]
+    if command == "sample":
+        return [*arguments, "--num", "3" if "--interpolate" in rest else "12", "--workers", "1"]
+    if command in ("pack", "index", "verify"):
+        return [*arguments, "--workers", "1"]
+    return arguments
+
+
+def load_small_config(source: str, overrides: Sequence[str] = ()) -> Config:
+    """What ``gatdist.load_config`` gives to the Python of a document."""
+    return load_config(source, [*SMALL_NETWORKS, *overrides, *FEW_SAMPLES])
+
+
+def furnish(folder: Path) -> None:
+    """Write the files that the documents name, as small as they may be."""
+    rng = np.random.default_rng(0)
+    for kind in ("cats", "dogs"):
+        (folder / "photos" / kind).mkdir(parents=True)
+        for i in range(12):
+            pixels = rng.integers(0, 256, (20, 24, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / "photos" / kind / f"{i}.png")
+    _table(folder / "train.parquet", folder / "photos")
+    _shards(folder / "bucket" / "shards", folder / "photos")
+    (folder / "speech").mkdir()
+    for i in range(4):
+        wave = np.float32(rng.uniform(-0.5, 0.5, (1, 20_000)))
+        (folder / "speech" / f"{i}.wav").write_bytes(encode_wav(wave, 16_000))
+    (folder / "lines.txt").write_text("".join(f"{line}\n" for line in small_runs.LINES))
+    preset = Path(gatdist.__file__).parent / "presets" / "digits.toml"
+    (folder / "my.toml").write_text(preset.read_text())
+
+
+def _table(path: Path, photos: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    files = sorted(photos.glob("*/*.png"))[:8]
+    columns = {"image": [f.read_bytes() for f in files], "label": [f.parent.name for f in files]}
+    parquet.write_table(pyarrow.table(columns), path)
+
+
+def _shards(folder: Path, photos: Path) -> None:
+    """WebDataset shards of pictures and JSON, as img2dataset writes them."""
+    folder.mkdir(parents=True)
+    for shard in range(2):
+        with tarfile.open(folder / f"{shard:05d}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+            for i, path in enumerate(sorted(photos.glob("*/*.png"))[shard::2]):
+                for ending, content in (
+                    ("png", path.read_bytes()),
+                    ("json", json.dumps({"kind": path.parent.name}).encode()),
+                ):
+                    entry = tarfile.TarInfo(f"{i:06d}.{ending}")
+                    entry.size = len(content)
+                    tar.addfile(entry, io.BytesIO(content))

@@ -1,0 +1,173 @@
+"""Every command of the documents is run, or taken apart by its real parser where it can't be.
+
+Commands run for real in a folder that has what a reader has (``newcomer``), document by document
+and in their order, with networks and numbers of samples made small. ``ELSEWHERE`` lists all that
+need more than one process here, why, and which test runs them; their options are still checked.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import gatdist
+import newcomer
+from documents import REPOSITORY, Command, blocks, documents
+from gatdist.cli import main, parser
+from gatdist.config import load_config, parse_config
+
+# What a document names and nobody here has, and what stands for it.
+STAND_INS = {
+    "s3://bucket/": "bucket/",
+    "s3://mine/": "mine/",
+    "https://": "runs/",
+    "RUN": "runs/classes",
+}
+# Where TOML is no configuration.
+SCENARIOS = ("docs/simulate.md",)
+# Patterns of commands, why they are not run here, and the tests that run them.
+ELSEWHERE = (
+    (r"gatdist .*--address", "a Ray cluster is needed", "tests/cluster"),
+    (r"gatdist train .*--workers", "Ray is started", "tests/cluster/test_launch.py"),
+    (r"gatdist bench scaling", "Ray is started", "tests/cluster/test_scaling.py"),
+    (r"gatdist bench step", "minutes of measuring", "tests/unit/test_bench_step.py"),
+    (r"gatdist bench (data|storage)", "minutes of measuring", "tests/unit/test_bench_data.py"),
+    (r"ray (start|job submit)", "a Ray cluster is needed", "tests/cluster/hosts"),
+    (r"tensorboard ", "a server is started", "tests/browser/test_tensorboard.py"),
+    (r"make ", "it installs, or runs the tests themselves", ".ci/run"),
+    (r"pip install ", "it installs", "pyproject.toml"),
+    (r"python -m benchmarks", "hours of measuring", "benchmarks/README.md"),
+    (r"\. \.venv/bin/activate$", "it belongs to the shell", "Makefile"),
+)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, own_cache: Path) -> Path:
+    """What a reader has, and finished runs, with classes and without. Tests copy it."""
+    folder = tmp_path_factory.mktemp("newcomer")
+    newcomer.furnish(folder)
+    for name, classes in (("digits", "false"), ("classes", "true")):
+        train = ["train", "digits", "--local", "--run-dir", str(folder / "runs" / name)]
+        assert main(newcomer.small([*train, "--set", f"model.conditional={classes}"])) == 0
+    for other in ("runs/photos", "bucket/runs/mine"):
+        shutil.copytree(folder / "runs" / "digits", folder / other)
+    return folder
+
+
+@pytest.fixture
+def here(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it as the current folder, for Python as well."""
+    folder = tmp_path / "home"
+    shutil.copytree(home, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(gatdist, "load_config", newcomer.load_small_config, raising=False)
+    return folder
+
+
+@pytest.fixture
+def forgotten_modules() -> Iterator[None]:
+    """Modules that a test imports are not left to the next."""
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        file = getattr(sys.modules[name], "__file__", None) or ""
+        if "home" in Path(file).parts:
+            del sys.modules[name]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("document", documents())
+def test_what_a_document_says_works(
+    document: str, here: Path, forgotten_modules: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if document == "README.md":
+        shutil.rmtree(here / "runs" / "digits")  # its reader trains it
+    for block in blocks(document):
+        place = f"{document}:{block.line}"
+        if block.file:
+            Path(block.file).write_text(block.text)
+            if block.language == "toml" and document not in SCENARIOS:
+                load_config(block.file)
+        elif block.language == "python":
+            exec(compile(block.text, place, "exec"), {"__name__": "__main__"})  # noqa: S102
+        elif block.language == "toml":
+            if document not in SCENARIOS:
+                _configured(block.text)
+        elif block.language == "sh":
+            for command in block.commands():
+                _follow(command)
+        else:
+            assert block.language in ("mermaid", "text", "json", "yaml"), place
+    capsys.readouterr()
+
+
+def _configured(text: str) -> None:
+    """Check a part of a configuration, as a part of the digits preset."""
+    values = load_config("digits").model_dump(mode="json")
+    for section, keys in tomllib.loads(text).items():
+        values[section] |= keys
+    parse_config(values)
+
+
+def _follow(command: Command) -> None:
+    for pattern, _, _ in ELSEWHERE:
+        if re.match(pattern, str(command)):
+            _taken_apart(command)
+            return
+    program, *arguments = map(_stood_in, command.words)
+    assert program == "gatdist", f"{command.place}: nobody tests `{command}` (see ELSEWHERE)"
+    arguments = newcomer.small(arguments)
+    assert main(arguments) == 0, f"{command.place}: {shlex.join(arguments)}"
+
+
+def _stood_in(word: str) -> str:
+    for there, ours in STAND_INS.items():
+        word = ours if word == there else word.replace(there, ours)
+    return word
+
+
+def _taken_apart(command: Command) -> None:
+    """Let the program's own parser, or what it reads, judge the words."""
+    program, *words = command.words
+    if program == "gatdist":
+        arguments = parser().parse_args(words)
+        if words[0] == "train":
+            preset = "digits" if arguments.preset.endswith(".toml") else arguments.preset
+            load_config(preset, arguments.set)
+    elif program == "ray":
+        _taken_apart_by_ray(words, command)
+    elif program == "make":
+        targets = re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
+        named = [word for word in words if "=" not in word]
+        assert set(named) <= set(targets), command.place
+    elif program == "pip":
+        for extras in re.findall(r"gatdist\[([\w,]+)\]", str(command)):
+            known = metadata.metadata("gatdist").get_all("Provides-Extra") or []
+            assert set(extras.split(",")) <= set(known), command.place
+
+
+def _taken_apart_by_ray(words: list[str], command: Command) -> None:
+    from ray.scripts.scripts import cli
+
+    group, name = cli, words.pop(0)
+    while name in group.commands and hasattr(group.commands[name], "commands"):
+        group, name = group.commands[name], words.pop(0)
+    theirs, ours = words, []
+    if "--" in words:
+        theirs, ours = words[: words.index("--")], words[words.index("--") + 1 :]
+        _taken_apart(Command(command.place, tuple(ours)))
+    group.commands[name].make_context(name, [*theirs, *(["--", *ours] if ours else [])])
+
+
+def test_those_who_run_the_others_are_there() -> None:
+    for _, _, where in ELSEWHERE:
+        assert where.startswith("pyproject") or (REPOSITORY / where).exists(), where

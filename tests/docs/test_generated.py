@@ -1,0 +1,69 @@
+"""What is written by scripts is as they would write it now."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.__main__ import CASES, LONG, NEEDS, attempted
+from benchmarks.readme import BEGIN, QUALITY, README, SPEED, with_results
+from benchmarks.records import RESULTS, TELLERS, Record, newest
+
+
+def test_the_readme_tells_what_was_recorded() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert text == with_results(text, newest()), "stale: python -m benchmarks.readme"
+
+
+def test_another_record_makes_it_stale() -> None:
+    text = README.read_text(encoding="utf-8")
+    records = newest()
+    digits = next(record for record in records if record.name == "digits")
+    better = json.loads(json.dumps(digits.found))
+    better["metrics"]["metric/fid"] = 0.123
+    changed = [Record(r.folder, better) if r is digits else r for r in records]
+    assert "FID 0.123" in with_results(text, changed)
+    assert "FID 0.123" not in text
+
+
+def test_a_readme_without_marks_is_refused() -> None:
+    with pytest.raises(SystemExit, match="has no lines"):
+        with_results(README.read_text(encoding="utf-8").replace(BEGIN, ""), newest())
+
+
+def test_every_record_names_what_it_was_made_on() -> None:
+    for record in newest():
+        facts = record.found.get("environment") or record.found["hosts"][0]
+        assert facts.get("commit") or facts["recorded_in"], record.folder
+        assert facts["processor"], record.folder
+        assert facts["cores"] > 0, record.folder
+        assert facts["packages"]["torch"], record.folder
+
+
+def test_what_the_readme_shows_is_recorded_or_told_by_a_case() -> None:
+    recorded = {record.name for record in newest()}
+    for name in (*QUALITY, *SPEED):
+        assert name in recorded or name in TELLERS, name
+    for record in newest():
+        if record.name in (*QUALITY, *SPEED):
+            assert record.lines(), record.folder
+
+
+def test_what_make_bench_needs_and_leaves_out_are_cases(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert LONG | NEEDS.keys() <= CASES.keys()
+    monkeypatch.setitem(NEEDS, "step", ("two moons", lambda: True))
+    assert attempted("step").endswith("left out: needs two moons")
+
+
+def test_every_picture_of_a_record_can_be_drawn(tmp_path: Path) -> None:
+    from benchmarks import plots
+
+    pytest.importorskip("matplotlib")
+    name = "recovery"
+    folder = sorted(RESULTS.glob(f"*_{name}"))[-1]
+    found = json.loads((folder / "result.json").read_text())
+    assert plots.draw(name, found, tmp_path / "bars.png")
+    assert (tmp_path / "bars.png").stat().st_size > 1000
+    assert not plots.draw("games", found, tmp_path / "none.png")

@@ -1,0 +1,97 @@
+"""The reference is what the code is, and nothing in the code is missing in it."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from docs import docstrings, write_reference
+from documents import REPOSITORY
+from gatdist.config import Config, NamedConfig
+from gatdist.monitor.tags import FIELDS, TAGS
+
+FAMILIES = {tag.name.partition("/")[0] for tag in TAGS}
+# Look like tags: names of streams of random numbers, and alarms, which are looked at one by one.
+OTHERS = {"augmentation/<x>", "health/<x>"}
+
+
+def test_it_is_what_the_code_says_now() -> None:
+    assert write_reference.stale(write_reference.pages()) == [], "python -m docs.write_reference"
+
+
+def test_a_page_that_differs_or_is_left_over_is_stale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(write_reference, "FOLDER", tmp_path)
+    (tmp_path / "same.md").write_text("a")
+    (tmp_path / "changed.md").write_text("a")
+    (tmp_path / "left_over.md").write_text("a")
+    found = write_reference.stale({"same.md": "a", "changed.md": "b", "new.md": "c"})
+    assert found == ["changed.md", "left_over.md", "new.md"]
+
+
+def test_every_key_is_explained_and_nothing_else_is() -> None:
+    models = {Config}
+    waiting = [Config]
+    while waiting:
+        for field in waiting.pop().model_fields.values():
+            new = {*write_reference.models_in(field.annotation)} - models - {NamedConfig}
+            models |= new
+            waiting += new
+    for model in models - {Config}:
+        assert docstrings.told(model).keys() == model.model_fields.keys(), model
+
+
+def written_tags() -> set[str]:
+    """Strings of the code that are tags; a placeholder is ``<x>``."""
+    found = set()
+    for folder in ("training", "game", "data", "monitor", "cluster", "evaluation"):
+        for path in (REPOSITORY / "gatdist" / folder).rglob("*.py"):
+            if path.name in ("tags.py", "charts.py"):
+                continue
+            for node in ast.walk(ast.parse(path.read_text())):
+                text = ""
+                if isinstance(node, ast.JoinedStr):
+                    text = "".join(
+                        str(v.value) if isinstance(v, ast.Constant) else "<x>" for v in node.values
+                    )
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    text = node.value
+                family, slash, name = text.partition("/")
+                if slash and family in FAMILIES and re.fullmatch(r"[\w<>]+", name):
+                    found.add(text)
+    return found
+
+
+def test_every_tag_that_the_code_writes_is_explained() -> None:
+    missing = {
+        tag for tag in written_tags() - OTHERS if not any(known.matches(tag) for known in TAGS)
+    }
+    assert not missing, f"add to gatdist/monitor/tags.py: {missing}"
+
+
+def test_every_tag_that_is_explained_is_written() -> None:
+    written = {re.sub(r"<\w+>", "X", tag) for tag in written_tags()}
+    alarms = (REPOSITORY / "gatdist" / "training" / "health.py").read_text()
+    for tag in TAGS:
+        name = re.sub(r"<\w+>", "X", tag.name)
+        phase = tag.name.startswith("time/")
+        players = {name.replace("X", player) for player in ("generator", "discriminator", "X")}
+        alarm = tag.name.startswith("health/") and tag.name[7:].replace("<player>", "") in alarms
+        assert players & written or phase or alarm, tag.name
+
+
+def test_all_that_a_run_writes_is_explained(tmp_path: Path) -> None:
+    from gatdist.cli import main
+    from newcomer import small
+
+    augmented = ['game.augmentation={name="ada"}', "game.penalties={r1={strength=1.0}}"]
+    sets = [word for setting in augmented for word in ("--set", setting)]
+    assert main(small(["train", "digits", "--local", "--run-dir", str(tmp_path), *sets])) == 0
+    for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
+        for name in json.loads(line):
+            assert any(known.matches(name) for known in (*TAGS, *FIELDS)), name

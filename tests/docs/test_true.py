@@ -1,0 +1,94 @@
+"""What documents name is there: files, folders, modules, headings; arrows are imports."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from documents import REPOSITORY, blocks
+
+PACKAGE = REPOSITORY / "gatdist"
+# Written elsewhere at the same time as what links to it; to be emptied when it is there.
+LATER = {"watching.md", "simulate.md"}
+PAGES = [
+    str(path.relative_to(REPOSITORY))
+    for pattern in ("*.md", "docs/**/*.md", "deploy/**/*.md", "benchmarks/*.md")
+    for path in sorted(REPOSITORY.glob(pattern))
+]
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
+_CODE = re.compile(r"```.*?```", re.DOTALL)
+_PATH = re.compile(r"`((?:gatdist|tests|benchmarks|docs|deploy)/[\w./-]*)`")
+
+
+def anchors(page: Path) -> set[str]:
+    """Of its headings, as code hosts make them."""
+    titles = re.findall(r"^#+ (.*)$", _CODE.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    text = _CODE.sub("", (REPOSITORY / page).read_text())
+    for link in _LINK.findall(text):
+        if "://" in link or link.partition("#")[0] in LATER:
+            continue
+        path, _, anchor = link.partition("#")
+        target = (REPOSITORY / page).parent / path if path else REPOSITORY / page
+        assert target.exists(), f"{page}: {link}"
+        if anchor:
+            assert anchor in anchors(target), f"{page}: {link}"
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if not p.endswith(("LOG.md", "CHANGELOG.md"))])
+def test_paths_are_there(page: str) -> None:
+    for path in _PATH.findall(_CODE.sub("", (REPOSITORY / page).read_text())):
+        assert (REPOSITORY / path).exists(), f"{page}: {path}"
+
+
+def parts() -> set[str]:
+    """Modules and packages at the top of gatdist."""
+    return {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()}
+
+
+def imported(part: str) -> set[str]:
+    """The parts that a part imports."""
+    path = PACKAGE / part
+    found = set()
+    for file in path.rglob("*.py") if path.is_dir() else [path.with_suffix(".py")]:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module, *(f"{node.module}.{a.name}" for a in node.names)]
+                found |= {name.split(".")[1] for name in names if name.startswith("gatdist.")}
+    return found
+
+
+def test_the_diagram_of_the_architecture_is_true() -> None:
+    chart = next(b.text for b in blocks("docs/architecture.md") if b.language == "mermaid")
+    labels = dict(re.findall(r'(\w+)\["([\w, ]+)<br/>', chart))
+    assert labels
+    for node, label in labels.items():
+        for name in label.split(", "):
+            assert name in parts(), name
+        assert node in label.split(", "), node
+    arrows = re.findall(r'^ *(\w+)(?:\[".*?"\])? --> (\w+)', chart, re.MULTILINE)
+    assert len(arrows) == chart.count("-->")
+    for start, end in arrows:
+        users = labels[start].split(", ")
+        used = set(labels[end].split(", "))
+        assert any(used & imported(user) for user in users), f"{start} does not import {end}"
+
+
+def test_the_architecture_names_every_part() -> None:
+    text = (REPOSITORY / "docs" / "architecture.md").read_text()
+    unnamed = parts() - {"__init__", "__pycache__", "presets", "py", "version", "faults"}
+    for part in unnamed - {"background"}:
+        assert re.search(rf"\b{part}\b", text), part
+
+
+def test_the_readme_maps_every_folder_and_guide() -> None:
+    text = (REPOSITORY / "README.md").read_text()
+    for guide in sorted((REPOSITORY / "docs").glob("*.md")):
+        assert f"docs/{guide.name}" in text, guide.name

@@ -1,0 +1,159 @@
+"""Secrets are planted where a run may take them, and looked for in everything that it leaves."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from servers import NGINX_USER, Server
+
+from gatdist.cli import main
+from gatdist.data.builtin import write_digits
+from gatdist.storage import Store
+from gatdist.storage.connection import Connection
+from support import free_port
+
+pytestmark = pytest.mark.storage
+
+# Those that a configuration refers to, by environment variable; nginx asks for the last.
+REFERRED = {
+    "PLANTED_KEY": "AKIAPLANTED0001",
+    "PLANTED_HEADER": "planted-header-0002",
+    "PLANTED_SIGNATURE": "s3cr3t",
+}
+# And those that it holds, as one should not.
+LITERAL = {"secret": "planted-secret-0003", "cookie": "planted-cookie-0004"}
+LITERAL |= {
+    "password": "planted-password-0005",
+    "runtime": "planted-runtime-0006",
+    "query": "planted-query-0007",
+}
+SMALL = [
+    "run.total_samples=64",
+    "run.global_batch=16",
+    "run.tick_samples=32",
+    "run.checkpoint_samples=32",
+    'model.generator={name="residual", width=4}',
+    'model.discriminator={name="residual", width=4}',
+    'evaluate={metrics=["swd"], features="points", num_samples=64}',
+]
+
+
+@pytest.fixture
+def planted(
+    moto: Server, nginx: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[str, list[str]]:
+    """The URL of a run, and the options of ``gatdist train`` for it: S3, and data by HTTP."""
+    for name, value in REFERRED.items():
+        monkeypatch.setenv(name, value)
+    # What `inspect` and the like, which take no options, find.
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", REFERRED["PLANTED_KEY"])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", LITERAL["secret"])
+    monkeypatch.setenv("AWS_ENDPOINT_URL", moto.address)
+    monkeypatch.chdir(tmp_path)
+    address, root = nginx
+    write_digits(Store(str(root / "signed" / "digits")))
+    endpoint = f'client_kwargs={{endpoint_url="{moto.address}"}}'
+    headers = f'Authorization="Bearer ${{env:PLANTED_HEADER}}", Cookie="{LITERAL["cookie"]}"'
+    sets = [
+        *SMALL,
+        f'run.storage_options={{key="${{env:PLANTED_KEY}}", secret="{LITERAL["secret"]}", '
+        f"{endpoint}}}",
+        f'data.url="{address}/signed/digits?sig=${{env:PLANTED_SIGNATURE}}&more={LITERAL["query"]}"',
+        f"data.storage_options={{headers={{{headers}}}}}",
+        f'cluster.runtime_env={{env_vars={{HUB_TOKEN="{LITERAL["runtime"]}"}}}}',
+    ]
+    url = f"{moto.new_bucket()}/runs/planted"
+    return url, [word for setting in sets for word in ("--set", setting)]
+
+
+def found_in(content: bytes) -> list[str]:
+    """The secrets that are in it, as they are or encoded."""
+    secrets = [*REFERRED.values(), *LITERAL.values(), NGINX_USER[1]]
+    return [
+        secret
+        for secret in secrets
+        for form in (secret, quote(secret, safe=""), base64.b64encode(secret.encode()).decode())
+        if form.encode() in content
+    ]
+
+
+@pytest.fixture
+def told(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run a command, and give what it printed; no secret is in it."""
+
+    def run(*arguments: str, status: int = 0) -> str:
+        ended = main(list(arguments))
+        output, errors = capfd.readouterr()
+        assert ended == status, errors
+        assert found_in((output + errors).encode()) == [], output + errors
+        return output + errors
+
+    return run
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Storage that fails is given up soon."""
+    as_it_is = Connection.__init__
+
+    def soon(self: Connection, url: str, options: Any, **more: float) -> None:
+        as_it_is(self, url, options, **(more | {"retry_budget_s": 0.2}))
+
+    monkeypatch.setattr(Connection, "__init__", soon)
+
+
+def test_no_secret_is_in_anything_that_a_run_leaves_or_prints(
+    planted: tuple[str, list[str]], told: Callable[..., str], tmp_path: Path, own_cache: Path
+) -> None:
+    url, sets = planted
+    train = ["train", "digits", "--local", "--run-dir", url, *sets]
+    assert "***" in told(*train, "--dry-run")
+    told(*train, "--dry-run", "--json")
+    told(*train, "--json")
+    told(*train)  # again: it has finished
+    for command in (["inspect", url], ["evaluate", url], ["inspect", "--digest", url]):
+        told(*command)
+        told(*command, "--json")
+    told("sample", url, "--num", "4", "--out", "fakes")
+    told("export", url, "--format", "safetensors", "--out", "generator")
+    told("verify", url, "--workers", "1")
+    store = Store(url)
+    written = {name: store.read(name) for name in store.find()}
+    kinds = ("config.json", "attempts.jsonl", "metrics.jsonl", "tensorboard/", "checkpoints/")
+    assert all(any(name.startswith(kind) for name in written) for kind in kinds), written.keys()
+    for folder in (tmp_path, own_cache):
+        written |= {str(p): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    assert {name: found_in(content) for name, content in written.items() if found_in(content)} == {}
+    assert b"${env:PLANTED_SIGNATURE}" in written["config.json"], "references are kept"
+
+
+@pytest.mark.usefixtures("impatient")
+def test_no_secret_is_told_when_storage_fails(
+    planted: tuple[str, list[str]], told: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, sets = planted
+    train = ["train", "digits", "--local", "--run-dir", url, *sets]
+    nobody = f"http://reader:{LITERAL['password']}@127.0.0.1:{free_port()}/x?sig=planted-sig-7"
+    for setting, status in (
+        (f'data.url="{nobody}"', 75),
+        (f'data.url="nosuch://reader:{LITERAL["password"]}@host/x"', 2),
+        (f'model.init_from="nosuch://reader:{LITERAL["password"]}@host/x"', 2),
+        (f'data.storage_options="{LITERAL["secret"]}"', 2),
+        (f'run.storage_options={{key="x", secret="{LITERAL["secret"]}", client_kwargs=1}}', 2),
+        (f"data.storage_options.password={LITERAL['password']} {LITERAL['password']}", 2),
+    ):
+        for more in ([], ["--json"]):
+            # aiohttp takes no password beside a header of its own.
+            plain = ["--set", "data.storage_options={}"] if nobody in setting else []
+            printed = told(*train, *plain, "--set", setting, *more, status=status)
+            assert "planted-sig-7" not in printed
+            assert "Traceback" not in printed
+    for command in ("inspect", "evaluate", "verify"):
+        assert "reader:***@" in told(command, nobody, status=75)
+    monkeypatch.setenv("PLANTED_SIGNATURE", LITERAL["password"])
+    assert "not permitted" in told(*train, status=2)

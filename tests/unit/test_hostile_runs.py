@@ -1,0 +1,151 @@
+"""A run that a stranger wrote: whatever its files hold, it is used, or refused in one message."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.cases import fuzz
+from gatdist.cli import main
+from gatdist.errors import CheckpointError, GatdistError
+from gatdist.inspection import inspect
+from gatdist.runs import load_run, trained
+from gatdist.storage import Store
+
+CASES = 60
+CPU = torch.device("cpu")
+TINY = ["run.total_samples=32", "run.global_batch=16", "evaluate.metrics=[]"]
+TINY += ["monitor.tensorboard=false", "model.latent_size=4"]
+TINY += [f'model.{p}={{name="residual", width=4}}' for p in ("generator", "discriminator")]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    sets = [word for setting in TINY for word in ("--set", setting)]
+    assert main(["train", "digits", "--local", "--run-dir", str(folder), *sets]) == 0
+    return folder
+
+
+@pytest.fixture
+def run(whole: Path, tmp_path: Path) -> Path:
+    """A copy that may be damaged."""
+    return Path(shutil.copytree(whole, tmp_path / "run"))
+
+
+def checkpoint(run: Path) -> Path:
+    (folder,) = (run / "checkpoints").iterdir()
+    return folder
+
+
+def with_digests(folder: Path) -> None:
+    """Make a checkpoint's manifest fit its files, as whoever wrote them would."""
+    path = folder / "MANIFEST.json"
+    told = json.loads(path.read_text())
+    for name in told["files"]:
+        content = (folder / name).read_bytes()
+        told["files"][name] = {
+            "size": len(content),
+            "sha256": hashlib.sha256(content).hexdigest(),
+        }
+    path.write_text(json.dumps(told))
+
+
+def change(path: Path, alter: Callable[[Any], None]) -> None:
+    values = json.loads(path.read_text())
+    alter(values)
+    path.write_text(json.dumps(values))
+
+
+def test_damage_of_every_kind_ends_in_a_result_or_a_message(whole: Path, tmp_path: Path) -> None:
+    chance = random.Random(0)
+    outcomes = set()
+    for case in range(CASES):
+        run = Path(shutil.copytree(whole, tmp_path / str(case)))
+        folder = checkpoint(run)
+        paths = [run / "config.json", *sorted(folder.iterdir())]
+        path = chance.choice([p for p in paths if not p.name.startswith("optimizer")])
+        ways = [fuzz.bits, fuzz.noise, fuzz.lengths, fuzz.cut, fuzz.splice]
+        way = chance.choice(ways + [fuzz.values] * 10 * (path.suffix == ".json"))
+        path.write_bytes(way(path.read_bytes(), chance))
+        if path.name not in ("config.json", "MANIFEST.json"):
+            with_digests(folder)
+        for act in (lambda run: load_run(Store(str(run)), CPU), lambda run: inspect(str(run))):
+            try:
+                act(run)
+                outcomes.add("used")
+            except GatdistError as error:
+                outcomes.add(type(error).__name__)
+            except Exception as error:
+                pytest.fail(f"case {case}: {path.name}, {way.__name__}: {error!r}")
+        shutil.rmtree(run)
+    assert outcomes >= {"used", "CheckpointError", "ConfigError"}
+
+
+@pytest.mark.parametrize("name", ["../../secret.safetensors", "/etc/passwd", "x/state.json", ""])
+def test_no_file_outside_of_the_checkpoint_is_read(run: Path, name: str) -> None:
+    (run.parent / "secret.safetensors").write_bytes(b"x")
+    entry = {"size": 1, "sha256": hashlib.sha256(b"x").hexdigest()}
+    manifest = checkpoint(run) / "MANIFEST.json"
+    change(manifest, lambda told: told["files"].update({name: entry}))
+    with pytest.raises(CheckpointError, match="all 1 checkpoints are damaged"):
+        load_run(Store(str(run)), CPU)
+    assert "lists a file that no checkpoint has" in inspect_damage(run)
+
+
+def inspect_damage(run: Path) -> str:
+    from gatdist.inspection import damaged_checkpoints
+
+    ((_, told),) = damaged_checkpoints(Store(str(run)))["damaged"]
+    return told
+
+
+def test_what_is_longer_than_the_manifest_says_is_not_read(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (checkpoint(run) / "average.safetensors").open("r+b") as file:
+        file.truncate(2**40)  # a terabyte, of which the disk holds nothing
+    assert "found 1099511627776" in inspect_damage(run)
+
+
+def test_nothing_is_allocated_for_networks_that_do_not_fit_the_weights(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices = []
+    build = trained.build_networks
+
+    def watched(*arguments: Any) -> Any:
+        devices.append(torch.get_default_device().type)
+        return build(*arguments)
+
+    monkeypatch.setattr(trained, "build_networks", watched)
+    load_run(Store(str(run)), CPU)
+    assert devices == ["meta", "cpu"]
+    devices.clear()
+
+    def alter(config: Any) -> None:
+        config["model"]["generator"] |= {"width": 10**6, "max_width": 10**6}  # 36 terabytes
+
+    change(run / "config.json", alter)
+    with pytest.raises(CheckpointError, match="weights of other networks"):
+        load_run(Store(str(run)), CPU)
+    assert devices == ["meta"]
+
+
+@pytest.mark.parametrize("file", ["config.json", "MANIFEST.json", "state.json"])
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"[]", b"3", b"\xff\xfe", b""])
+def test_json_of_another_shape_is_refused(run: Path, file: str, content: bytes) -> None:
+    folder = run if file == "config.json" else checkpoint(run)
+    (folder / file).write_bytes(content)
+    if file == "state.json":
+        with_digests(folder)
+    with pytest.raises(GatdistError):
+        load_run(Store(str(run)), CPU)

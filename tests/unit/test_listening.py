@@ -1,0 +1,41 @@
+"""Servers that gatdist starts are for this machine alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gatdist.benchmarking.data.remote import moto
+from gatdist.benchmarking.proxy import Proxy
+
+LOOPBACK = {"0100007F", "00000000000000000000000001000000"}
+
+
+def listening(port: int) -> set[str]:
+    """The addresses that somebody listens at on a port, as the kernel writes them."""
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            address, _, number = fields[1].rpartition(":")
+            if fields[3] == "0A" and int(number, 16) == port:
+                found.add(address)
+    return found
+
+
+def port_of(url: str) -> int:
+    return int(url.rpartition(":")[2])
+
+
+def test_the_proxy() -> None:
+    with Proxy("http://127.0.0.1:9") as proxy:
+        assert listening(port_of(proxy.url)) <= LOOPBACK
+        assert listening(port_of(proxy.url))
+
+
+def test_the_store_that_is_measured() -> None:
+    pytest.importorskip("moto")
+    with moto() as address:
+        assert listening(port_of(address)) <= LOOPBACK
+        assert listening(port_of(address))
