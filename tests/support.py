@@ -213,7 +213,10 @@ def free_port() -> int:
 
 # Where the programs are that tests need; some `make setup-system` puts into .tools.
 TOOLS = Path(__file__).resolve().parent.parent / ".tools"
-PROGRAMS = f"{TOOLS}/node_modules/.bin:{TOOLS}/nginx/usr/sbin:{os.environ['PATH']}:/usr/sbin"
+UNPACKED = [TOOLS / place for place in ("nginx/usr/sbin", "slurm/usr/bin", "slurm/usr/sbin")]
+PROGRAMS = ":".join(
+    map(str, [TOOLS / "node_modules/.bin", *UNPACKED, os.environ["PATH"], "/usr/sbin"])
+)
 
 
 def need(*programs: str) -> list[str]:
