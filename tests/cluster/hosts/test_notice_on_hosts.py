@@ -1,0 +1,60 @@
+"""A cloud's notice of preemption reaches Ray, by the watcher that Ray's launcher starts on workers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.hosts import Hosts
+from support import end_group, wait_until
+
+pytestmark = pytest.mark.hosts
+
+WATCHER = Path(__file__).resolve().parents[3] / "deploy/launcher/notice.py"
+DRAINING = """
+import sys
+from ray._raylet import GcsClient
+client = GcsClient(address=sys.argv[1])
+draining = client.get_draining_nodes()
+names = {i.hex(): info.node_name for i, info in client.get_all_node_info().items()}
+print(*(names[i if isinstance(i, str) else i.hex()] for i in draining))
+"""
+
+
+def test_a_notice_drains_the_node(hosts: Hosts, tmp_path: Path) -> None:
+    first, _ = hosts.workers
+    service = tmp_path / "computeMetadata/v1/instance"
+    service.mkdir(parents=True)
+    (service / "preempted").write_text("FALSE")
+    serve = [sys.executable, "-m", "http.server", "8099", "--bind", "127.0.0.1"]
+    address = hosts.head.ray_address
+    watch = [sys.executable, WATCHER, "gcp", address, "--service", "http://127.0.0.1:8099"]
+    log = tmp_path / "notice.log"
+
+    def draining() -> list[str]:
+        asked = hosts.head.start(
+            sys.executable, "-c", DRAINING, address, stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        return asked.communicate(timeout=30)[0].split()
+
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    server = first.start(*serve, "--directory", tmp_path, **quiet)
+    with log.open("w") as told:
+        watcher = first.start(
+            *watch, stdout=told, stderr=told, env={"RAY_ADDRESS": address, "PYTHONPATH": ""}
+        )
+    try:
+        wait_until(lambda: draining() == [], "an answer of Ray")
+        assert watcher.poll() is None
+        (service / "preempted").write_text("TRUE")
+        assert watcher.wait(60) == 0, log.read_text()
+        assert "notice: 30 s are left" in log.read_text()
+        assert draining() == [first.name]
+    finally:
+        end_group(watcher)
+        end_group(server)
+        first.kill()  # as the cloud would; the next test finds it joined again
