@@ -2,8 +2,8 @@
 
 ``notice.py CLOUD ADDRESS`` runs on each worker, asks the cloud's metadata service every few
 seconds, and at its notice drains the node at the Ray cluster's ADDRESS: a run that has workers here
-writes a checkpoint before the deadline. Then it ends. AWS gives two minutes, Google and Azure half a
-minute; none of them promises it.
+writes a checkpoint before the deadline. Then it ends. AWS gives two minutes, Google and Azure half
+a minute; none of them promises it.
 
 Sources: AWS, "Spot Instance interruption notices"; Google Cloud, "Handle preemption of Spot VMs";
 Azure, "Scheduled Events for Linux VMs".

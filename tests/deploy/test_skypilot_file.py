@@ -143,7 +143,7 @@ SEEDED = {
         replaced("run", "RAY_AUTH_MODE=token", ""), "run: starts Ray without RAY_AUTH_MODE=token",
     ),
     "an end of SkyPilot's Ray": (
-        replaced("run", "kill -TERM $ray", "ray stop"),
+        replaced("run", "kill -KILL $ray", "ray stop"),
         "run: `ray stop` would end SkyPilot's own Ray",
     ),
     "SkyPilot's port": (
