@@ -93,7 +93,7 @@ def test_a_job_that_must_end_comes_back_and_goes_on(
 
 def test_a_job_that_is_cancelled_stays_so(slurm: Slurm, tmp_path: Path) -> None:
     job = Job(slurm, tmp_path, "digits", "--run-dir", "run", gpus=0)
-    job.wait_until_told("attempt 1 on w[1-2], 2 workers")
+    job.wait_until_told("attempt 1 on w[1-2], workers: 2")
     slurm.ask("scancel", job.id)
     state = job.end()
     assert (state["JobState"], state["Restarts"]) == ("CANCELLED", "0")
