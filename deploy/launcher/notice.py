@@ -13,15 +13,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from pathlib import Path
 
 _LINK_LOCAL = "http://169.254.169.254"
 _POLL_S = 3.0
@@ -90,18 +87,22 @@ CLOUDS = {"aws": of_aws, "gcp": of_gcp, "azure": of_azure}
 
 
 def drain(address: str, left_s: float) -> None:
-    """Tell the Ray at ``address`` that this node goes in ``left_s`` seconds."""
-    command = [
-        *(Path(sys.executable).parent / "ray", "drain-node", "--address", address),
-        *(
-            "--reason",
-            "DRAIN_NODE_REASON_PREEMPTION",
-            "--reason-message",
-            "taken away by the cloud",
-        ),
-        *("--deadline-remaining-seconds", str(max(0, int(left_s)))),
-    ]
-    subprocess.run(command, check=True, timeout=60)
+    """Tell the Ray at ``address`` that its node on this machine goes in ``left_s`` seconds.
+
+    The node is known by its address among this machine's: where Ray does not find out which node it
+    is on, ``ray drain-node`` takes the head.
+    """
+    from gatdist.cluster.network import interfaces  # sets up what Ray's import needs
+
+    # isort: split
+    from ray._raylet import GcsClient
+    from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION
+
+    gcs, own = GcsClient(address=address), set(interfaces().values())
+    deadline_ms = int((time.time() + max(0.0, left_s)) * 1000)
+    for node, info in gcs.get_all_node_info().items():
+        if info.node_manager_address in own:
+            gcs.drain_node(node.hex(), DRAIN_NODE_REASON_PREEMPTION, "spot", deadline_ms)
 
 
 def main() -> None:
