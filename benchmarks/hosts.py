@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Self
@@ -67,10 +67,12 @@ class Host:
         self._bridge = f"{prefix}net"
         self._etc = Path("/etc/netns") / self.namespace
 
-    def make(self) -> None:
-        """Make the namespace, and plug it into the bridge."""
+    def make(self, others: Iterable[Host]) -> None:
+        """Make the namespace, and plug it into the bridge; it knows the names of ``others``."""
         self._etc.mkdir(parents=True)
-        (self._etc / "hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {self.name}\n")
+        lines = ["127.0.0.1 localhost", f"127.0.1.1 {self.name}"]
+        lines += [f"{host.address} {host.name}" for host in others]
+        (self._etc / "hosts").write_text("\n".join([*lines, ""]))
         self.folder.mkdir(parents=True)
         inside, outside = f"{self._port}i", self._port
         _ip("netns", "add", self.namespace)
@@ -204,9 +206,10 @@ class Hosts:
             stack.callback(_ip, "netns", "delete", self._network)
             _ip("link", "add", "switch", "type", "bridge", namespace=self._network)
             _ip("link", "set", "switch", "up", namespace=self._network)
-            for host in (self.head, *self.workers):
+            hosts = [self.head, *self.workers]
+            for host in hosts:
                 stack.callback(host.delete)
-                host.make()
+                host.make(other for other in hosts if other is not host)
             stack.callback(self._dismiss)
             if self._ray:
                 self._start_ray()

@@ -216,12 +216,13 @@ def free_port() -> int:
 
 # Where the programs are that tests need; some `make setup-system` puts into .tools.
 TOOLS = Path(__file__).resolve().parent.parent / ".tools"
+UNPACKED = ("nginx/usr/sbin", "prometheus/usr/bin", "slurm/usr/bin", "slurm/usr/sbin")
 PROGRAMS = ":".join(
-    (
-        *(f"{TOOLS}/{f}" for f in ("node_modules/.bin", "nginx/usr/sbin", "prometheus/usr/bin")),
+    [
+        *(str(TOOLS / place) for place in ("node_modules/.bin", *UNPACKED)),
         os.environ["PATH"],
         "/usr/sbin",
-    )
+    ]
 )
 
 

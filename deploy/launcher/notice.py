@@ -1,0 +1,116 @@
+"""Tells Ray when the cloud is about to take this machine away.
+
+``notice.py CLOUD ADDRESS`` runs on each worker, asks the cloud's metadata service every few
+seconds, and at its notice drains the node at the Ray cluster's ADDRESS: a run that has workers here
+writes a checkpoint before the deadline. Then it ends. AWS gives two minutes, Google and Azure half
+a minute; none of them promises it.
+
+Sources: AWS, "Spot Instance interruption notices"; Google Cloud, "Handle preemption of Spot VMs";
+Azure, "Scheduled Events for Linux VMs".
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+_LINK_LOCAL = "http://169.254.169.254"
+_POLL_S = 3.0
+_SHORT_S = 30.0  # that Google and Azure give
+
+
+def _ask(url: str, headers: Mapping[str, str], method: str = "GET") -> str:
+    """What is answered; "" where there is nothing at the address."""
+    request = urllib.request.Request(url, headers=dict(headers), method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=_POLL_S) as answer:
+            return answer.read(100_000).decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            if error.code == 404:
+                return ""
+        raise
+
+
+def of_aws(service: str) -> float | None:
+    """Seconds that are left to a machine on AWS; None if nothing was said.
+
+    Args:
+        service: the URL of the metadata service.
+
+    Raises:
+        OSError: it does not answer.
+    """
+    seconds = {"X-aws-ec2-metadata-token-ttl-seconds": "60"}
+    token = _ask(f"{service}/latest/api/token", seconds, "PUT")
+    headers = {"X-aws-ec2-metadata-token": token}
+    told = _ask(f"{service}/latest/meta-data/spot/instance-action", headers)
+    if not told:
+        return None
+    when = datetime.fromisoformat(json.loads(told)["time"])
+    return (when - datetime.now(UTC)).total_seconds()
+
+
+def of_gcp(service: str) -> float | None:
+    """As :func:`of_aws`, on Google Cloud."""
+    url = f"{service}/computeMetadata/v1/instance/preempted"
+    told = _ask(url, {"Metadata-Flavor": "Google"})
+    return _SHORT_S if told.strip() == "TRUE" else None
+
+
+def of_azure(service: str) -> float | None:
+    """As :func:`of_aws`, on Azure. All machines of a group see the events of all."""
+    headers = {"Metadata": "true"}
+    told = _ask(f"{service}/metadata/scheduledevents?api-version=2020-07-01", headers)
+    events = json.loads(told or "{}").get("Events", [])
+    events = [event for event in events if event["EventType"] == "Preempt"]
+    if not events:
+        return None
+    query = "api-version=2021-02-01&format=text"
+    name = _ask(f"{service}/metadata/instance/compute/name?{query}", headers).strip()
+    for event in events:
+        if name in event["Resources"]:
+            if not event["NotBefore"]:  # it has begun
+                return 0.0
+            when = parsedate_to_datetime(event["NotBefore"])
+            return (when - datetime.now(UTC)).total_seconds()
+    return None
+
+
+CLOUDS = {"aws": of_aws, "gcp": of_gcp, "azure": of_azure}
+
+
+def main() -> None:
+    """Wait for the notice, pass it on, and end."""
+    parser = argparse.ArgumentParser(description="Drain this node when the cloud gives notice.")
+    parser.add_argument("cloud", choices=CLOUDS)
+    parser.add_argument("address", help="of the Ray cluster, HOST:PORT")
+    parser.add_argument("--service", default=_LINK_LOCAL, help="URL of the metadata service")
+    given = parser.parse_args()
+    silent = False
+    while True:
+        try:
+            left_s = CLOUDS[given.cloud](given.service)
+            silent = False
+        except (OSError, ValueError, KeyError) as error:
+            left_s = None
+            if not silent:
+                print(f"{given.service} does not answer as it should: {error}", flush=True)
+            silent = True
+        if left_s is not None:
+            print(f"notice: {left_s:.0f} s are left", flush=True)
+            from gatdist.cluster.leave import leave  # takes a second: Ray
+
+            leave(max(0.0, left_s), given.address)
+            return
+        time.sleep(_POLL_S)
+
+
+if __name__ == "__main__":
+    main()

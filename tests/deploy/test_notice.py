@@ -1,0 +1,116 @@
+"""Notices of preemption, as metadata services of clouds give them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from deploy.launcher.notice import CLOUDS
+
+SOON = datetime.now(UTC) + timedelta(seconds=100)
+TOKEN = "AQAEAtoken"
+
+
+class Service(BaseHTTPRequestHandler):
+    """Answers as the services' documentation says; ``server.answers`` has bodies by path."""
+
+    def _answer(self, status: int, body: str = "") -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def do_PUT(self) -> None:
+        wanted = self.path == "/latest/api/token"
+        seconds = self.headers.get("X-aws-ec2-metadata-token-ttl-seconds")
+        self._answer(200 if wanted and seconds else 400, TOKEN)
+
+    def do_GET(self) -> None:
+        asks = {"/latest": ("X-aws-ec2-metadata-token", TOKEN), "/metadata": ("Metadata", "true")}
+        asks["/computeMetadata"] = ("Metadata-Flavor", "Google")
+        header, value = next(asks[start] for start in asks if self.path.startswith(start + "/"))
+        if self.headers.get(header) != value:
+            return self._answer(401)
+        body = self.server.answers.get(self.path)
+        return self._answer(404) if body is None else self._answer(200, body)
+
+    def log_message(self, *words: object) -> None:
+        """Nothing is logged."""
+
+
+@pytest.fixture
+def service() -> Iterator[ThreadingHTTPServer]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Service) as server:
+        server.answers = {}
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def left(cloud: str, service: ThreadingHTTPServer) -> float | None:
+    return CLOUDS[cloud](f"http://127.0.0.1:{service.server_address[1]}")
+
+
+ACTION = "/latest/meta-data/spot/instance-action"
+PREEMPTED = "/computeMetadata/v1/instance/preempted"
+EVENTS = "/metadata/scheduledevents?api-version=2020-07-01"
+NAME = "/metadata/instance/compute/name?api-version=2021-02-01&format=text"
+
+
+def event(kind: str, machine: str, when: str) -> str:
+    told = f'"EventType": "{kind}", "Resources": ["{machine}"], "NotBefore": "{when}"'
+    return f'{{"DocumentIncarnation": 1, "Events": [{{{told}}}]}}'
+
+
+QUIET = {
+    "aws": [{}],
+    "gcp": [{PREEMPTED: "FALSE"}, {}],
+    "azure": [
+        {EVENTS: '{"DocumentIncarnation": 0, "Events": []}'},
+        {EVENTS: event("Reboot", "me", ""), NAME: "me"},
+        {EVENTS: event("Preempt", "another", ""), NAME: "me"},
+    ],
+}
+NOTICES = {
+    "aws": ({ACTION: f'{{"action": "terminate", "time": "{SOON:%Y-%m-%dT%H:%M:%SZ}"}}'}, 100),
+    "gcp": ({PREEMPTED: "TRUE"}, 30),
+    "azure": (
+        {EVENTS: event("Preempt", "me", format_datetime(SOON, usegmt=True)), NAME: "me\n"},
+        100,
+    ),
+}
+
+
+@pytest.mark.parametrize("cloud", QUIET)
+def test_no_notice(cloud, service):
+    for answers in QUIET[cloud]:
+        service.answers = answers
+        assert left(cloud, service) is None
+
+
+@pytest.mark.parametrize("cloud", NOTICES)
+def test_a_notice(cloud, service):
+    service.answers, seconds = NOTICES[cloud]
+    assert seconds - 60 < left(cloud, service) <= seconds
+
+
+def test_an_event_that_has_begun(service):
+    service.answers = {EVENTS: event("Preempt", "me", ""), NAME: "me"}
+    assert left("azure", service) == 0
+
+
+@pytest.mark.parametrize("cloud", CLOUDS)
+def test_a_service_that_does_not_answer(cloud, service):
+    service.answers = {ACTION: "no JSON", EVENTS: "no JSON"}
+    if cloud != "gcp":
+        with pytest.raises(ValueError, match="Expecting value"):
+            left(cloud, service)
+    with pytest.raises(OSError, match="refused"):
+        CLOUDS[cloud]("http://127.0.0.1:9")
