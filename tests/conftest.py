@@ -31,7 +31,16 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # Threads that a library keeps for the life of the process, by the beginning of their names.
 LASTING_THREADS = ("fsspecIO", "asyncio_", "pytest_timeout", "ray_", "PythonGCThread")
 # Variables that pytest, or a library when it is imported, sets for the process.
-LASTING_VARIABLES = ("PYTEST_", "KMP_", "TORCH", "TRITON", "RAY_", "GRPC_", "PYTHONBREAKPOINT")
+LASTING_VARIABLES = (
+    "PYTEST_",
+    "KINETO_",
+    "KMP_",
+    "TORCH",
+    "TRITON",
+    "RAY_",
+    "GRPC_",
+    "PYTHONBREAKPOINT",
+)
 # Where tools keep their caches. Sources are ignored too: a person may be editing them meanwhile.
 IGNORED_FOLDERS = {"__pycache__", "artifacts", "build"}
 SOURCES = {".py", ".md", ".toml"}

@@ -34,11 +34,16 @@ class Block:
         begun = ""
         for number, line in enumerate(self.text.splitlines(), self.line):
             begun += line.removesuffix("\\")
-            if not line.endswith("\\"):
+            if line.endswith("\\"):
+                continue
+            try:
                 words = shlex.split(begun, comments=True)
-                if words := [*takewhile(lambda word: word != ">", words)]:
-                    found.append(Command(f"{self.document}:{number}", tuple(words)))
-                begun = ""
+            except ValueError:  # a quotation that goes on
+                begun += "\n"
+                continue
+            if words := [*takewhile(lambda word: word not in (">", "&"), words)]:
+                found.append(Command(f"{self.document}:{number}", tuple(words)))
+            begun = ""
         return found
 
 
@@ -56,8 +61,8 @@ class Command:
 def documents() -> list[str]:
     """All that a reader may follow, by their paths in the repository."""
     found = [REPOSITORY / "README.md"]
-    for folder in ("docs", "deploy"):
-        found += sorted((REPOSITORY / folder).glob("*.md"))
+    for pattern in ("docs/*.md", "deploy/**/*.md"):
+        found += sorted(REPOSITORY.glob(pattern))
     return [str(path.relative_to(REPOSITORY)) for path in found]
 
 

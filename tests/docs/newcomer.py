@@ -47,6 +47,9 @@ def small(arguments: list[str]) -> list[str]:
         if not {"--local", "--workers", "--address", "--dry-run"} & {*rest}:
             rest.append("--local")
         cheap = CHEAP_FEATURES if rest[0].endswith(".toml") else ()
+        if "--profile" in rest:  # not in a run that has made all of its steps
+            rest[rest.index("--profile") + 1] = "steps=1:3"
+            rest += ["--run-dir", "runs/profiled"]
         return [command, rest[0], *sets(SMALL_NETWORKS), *rest[1:], *sets((*FEW_SAMPLES, *cheap))]
     if command == "sample":
         return [*arguments, "--num", "3" if "--interpolate" in rest else "12", "--workers", "1"]
