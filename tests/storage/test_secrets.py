@@ -114,17 +114,19 @@ def test_no_secret_is_in_anything_that_a_run_leaves_or_prints(
     train = ["train", "digits", "--local", "--run-dir", url, *sets]
     assert "***" in told(*train, "--dry-run")
     told(*train, "--dry-run", "--json")
-    told(*train, "--json")
+    told(*train, "--json", "--profile", "steps=1:3")
     told(*train)  # again: it has finished
     for command in (["inspect", url], ["evaluate", url], ["inspect", "--digest", url]):
         told(*command)
         told(*command, "--json")
     told("sample", url, "--num", "4", "--out", "fakes")
     told("export", url, "--format", "safetensors", "--out", "generator")
+    told("report", url, "--out", "report.html")
     told("verify", url, "--workers", "1")
     store = Store(url)
     written = {name: store.read(name) for name in store.find()}
-    kinds = ("config.json", "attempts.jsonl", "metrics.jsonl", "tensorboard/", "checkpoints/")
+    kinds = ["config.json", "attempts.jsonl", "metrics.jsonl"]
+    kinds += ["tensorboard/", "checkpoints/", "profiles/"]
     assert all(any(name.startswith(kind) for name in written) for kind in kinds), written.keys()
     for folder in (tmp_path, own_cache):
         written |= {str(p): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
