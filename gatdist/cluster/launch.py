@@ -106,7 +106,9 @@ class _Run:
         self.config, self.run_dir, self.log = config, run_dir, log
         self.console = console
         self.sizes = config.fitting_workers()
-        self.needs = needs_of(config, ray.cluster_resources())  # type: ignore[no-untyped-call]
+        joined = bool(config.cluster.address)  # a Ray of our own has no autoscaler
+        has = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        self.needs = needs_of(config, has, grows=joined and may_grow())
         self.bridge = Bridge()
         self.metrics = Metrics(config, run_dir)
         self.recovery = Recovery(config.cluster.max_failures)
@@ -118,7 +120,6 @@ class _Run:
         self.asked = ""  # why the driver itself has asked the workers to stop
         self.began = time.monotonic()
         self.disturbances = 0  # failures and notices
-        joined = bool(config.cluster.address)  # a Ray of our own has no autoscaler
         elastic = len(self.sizes) > 1
         self.demand = Demand(self.needs, self.sizes[-1] * joined, at_once=joined and elastic)
 

@@ -19,12 +19,27 @@ def of_this_machine() -> dict[str, float]:
     return {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
 
 
-def needs_of(config: Config, has: Mapping[str, float]) -> dict[str, float]:
-    """What each worker needs, by resource, on a cluster that has so much."""
+def needs_of(config: Config, has: Mapping[str, float], *, grows: bool = False) -> dict[str, float]:
+    """What each worker needs, by resource.
+
+    Args:
+        config: of the run.
+        has: what the cluster has.
+        grows: whether an autoscaler may bring more.
+
+    Raises:
+        ClusterError: whether workers are to have GPUs can't be told by what is there.
+    """
     cluster = config.cluster
     gpus = cluster.gpus_per_worker
     if gpus is None:
         gpus = int(has.get("GPU", 0) > 0)
+        if grows and not gpus:
+            raise ClusterError(
+                "cluster.gpus_per_worker",
+                "must be said: no host with a GPU is here yet, and an autoscaler may bring some",
+                mend="Use --set cluster.gpus_per_worker=1, or =0 to train on CPUs",
+            )
     needs = {"CPU": float(cluster.cpus_per_worker)} | cluster.resources_per_worker
     return needs | ({"GPU": float(gpus)} if gpus else {})
 

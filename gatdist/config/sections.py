@@ -352,7 +352,8 @@ class ClusterConfig(Section):
             those that come.
         address: of a Ray cluster; "" starts Ray on this machine.
         backend: of the process group; ``auto``: NCCL on GPUs, else Gloo.
-        gpus_per_worker: None takes one where there are any.
+        gpus_per_worker: None takes one where there are any; must be said where an autoscaler is yet
+            to bring them.
         cpus_per_worker: also the threads that each computes with.
         resources_per_worker: others that Ray's hosts offer, by name.
         placement: how Ray spreads the workers over the hosts.

@@ -11,6 +11,7 @@ from gatdist.cluster.sizing import (
     Growth,
     is_worth_resizing,
     largest,
+    needs_of,
     quiet_s,
     room_for,
     size_to_launch,
@@ -18,6 +19,7 @@ from gatdist.cluster.sizing import (
 from gatdist.cluster.watch import Pulse, lateness
 from gatdist.config import load_config
 from gatdist.errors import (
+    ClusterError,
     ConfigError,
     DataError,
     StorageUnavailableError,
@@ -66,6 +68,15 @@ def test_a_resize_must_save_more_than_it_costs():
     assert not is_worth_resizing(1, 2, left_s=60, cost_s=20)
     assert not is_worth_resizing(2, 2, left_s=1e9, cost_s=1)
     assert not is_worth_resizing(2, 1, left_s=1e9, cost_s=1)
+
+
+def test_whether_hosts_that_are_yet_to_come_have_gpus_must_be_said():
+    config, asked = load_config("digits"), load_config("digits", ["cluster.gpus_per_worker=1"])
+    assert needs_of(config, {"CPU": 2}) == {"CPU": 1}
+    assert needs_of(config, {"CPU": 2, "GPU": 1}, grows=True) == {"CPU": 1, "GPU": 1}
+    assert needs_of(asked, {"CPU": 0}, grows=True) == {"CPU": 1, "GPU": 1}
+    with pytest.raises(ClusterError, match=r"cluster\.gpus_per_worker: must be said"):
+        needs_of(config, {"CPU": 2}, grows=True)
 
 
 def test_workers_that_are_often_disturbed_are_not_stopped_for_a_few_more():
