@@ -14,7 +14,7 @@ from typing import Any
 from kubernetes_pods import Pod, clusters, jobs, pods, strings
 from manifests import REPOSITORY, Finding, Resource
 
-from gatdist.cli import _parser
+from gatdist.cli import parser
 from gatdist.cli.values import workers_range
 from gatdist.config import load_config
 from gatdist.errors import GatdistError
@@ -263,7 +263,7 @@ def the_entry_point_is_understood(resources: Sequence[Resource]) -> Iterator[Fin
             yield resource.finding("spec.entrypoint", "must be gatdist train")
             continue
         try:
-            given = _parser().parse_args(words[1:])
+            given = parser().parse_args(words[1:])
             workers = workers_range(given.workers or "1")
             if not given.preset.startswith("/config/"):  # which only the cluster has
                 load_config(given.preset, [*given.set, f"cluster.workers={workers}"])

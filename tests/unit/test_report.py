@@ -81,8 +81,10 @@ def test_a_damaged_run(tmp_path: Path) -> None:
     (samples / "fakes-000000064.txt").write_bytes(b"<b>\xff")
     checkpoint = tmp_path / "checkpoints/000000064"
     checkpoint.mkdir(parents=True)
-    entry = {"size": 9, "sha256": "0"}
-    (checkpoint / "MANIFEST.json").write_text(json.dumps({"files": {"a.safetensors": entry}}))
+    entry = {"size": 9, "sha256": "0" * 64}
+    (checkpoint / "MANIFEST.json").write_text(
+        json.dumps({"files": {"a.safetensors": entry, "state.json": entry}})
+    )
     (tmp_path / "checkpoints/000000128").mkdir()
     (tmp_path / "checkpoints/000000128/MANIFEST.json").write_text("{")
     page, lacks = report(str(tmp_path))
