@@ -11,7 +11,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from support import end_group, wait_until
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 BIN = Path(sys.executable).parent
+IMAGE = (str(REPOSITORY), sys.prefix, sys.base_prefix)
 PORT, DASHBOARD = 6379, 8265
 
 # Folder, user and group; volume, place and mode of each mount; "--" and the program.
@@ -43,7 +44,7 @@ while [ "$1" != -- ]; do
 done
 shift
 for it in $OPEN; do
-    until [ "$it" = / ]; do chmod o+x "$root$it"; it=$(dirname "$it"); done
+    until [ "$it" = / ]; do chmod o+x "$root$it" 2>/dev/null || true; it=$(dirname "$it"); done
 done
 mount -o remount,bind,ro "$root"
 exec chroot "$root" setpriv --reuid="$user" --regid="$group" --clear-groups \
@@ -80,9 +81,9 @@ class Pod(Host):
         """HOST:PORT of the Ray whose head it is."""
         return f"{self.address}:{PORT}"
 
-    def make(self) -> None:
+    def make(self, others: Iterable[Host]) -> None:
         """As the kubelet does, its name leads to its address, and there is a way out."""
-        super().make()
+        super().make(others)
         hosts = f"127.0.0.1 localhost\n{self.address} {self.name}\n"
         (Path("/etc/netns") / self.namespace / "hosts").write_text(hosts)
         subprocess.run(
@@ -158,10 +159,15 @@ class Pod(Host):
                 "ro" if mount.get("readOnly") else "rw",
             )
         ]
+        # What takes the image's place may lie where a volume is mounted, in /tmp for one.
+        places = [f"{mount['mountPath']}/" for mount in container["volumeMounts"]]
+        for path in IMAGE:
+            if path.startswith(tuple(places)):
+                mounts += [path, path, "ro"]
         user = str(own["runAsUser"]), str(own["runAsGroup"])
         return Host.start(
             self, "sh", "-c", _ENTER, "pod", folder, *user, *mounts, "--", *words, *command,
-            env={"OPEN": f"{sys.prefix} {sys.base_prefix} {REPOSITORY}"}, **streams,
+            env={"OPEN": " ".join(IMAGE)}, **streams,
         )  # fmt: skip
 
     def start(self, *command: object, **options: Any) -> subprocess.Popen[str]:
