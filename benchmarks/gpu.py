@@ -32,7 +32,7 @@ from gatdist.benchmarking.bare import Bare
 from gatdist.benchmarking.case import BFLOAT16, SIZES, Case, Overrides, Size
 from gatdist.benchmarking.memory import measure_memory
 from gatdist.benchmarking.ours import RULES, Ours
-from gatdist.benchmarking.rounds import compare, interleave, settled, steps_in_a_turn
+from gatdist.benchmarking.rounds import interleave, settled, speed, steps_in_a_turn
 from gatdist.monitor.timing import PhaseTimer
 from gatdist.parallel.batch import Batch
 from gatdist.parallel.communicator import LocalCommunicator
@@ -280,15 +280,11 @@ def throughput(
 
 
 def _timed(size: Size, name: str, steps: int, seconds: dict[str, list[float]], peak: int) -> Row:
-    ratio, step_s = compare(seconds[name], seconds["bare"]), median(seconds[name]) / steps
     return {
         "name": name,
         "size": size.name,
-        "samples_per_s": size.batch / step_s,
-        "ratio_to_bare": ratio.median,
-        "ratio_low": ratio.low,
-        "ratio_high": ratio.high,
-        "step_s": step_s,
+        **speed(size.batch * steps, seconds[name], seconds["bare"]),
+        "step_s": median(seconds[name]) / steps,
         "peak_bytes": peak,
     }
 

@@ -16,7 +16,6 @@ import os
 import tempfile
 import time
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ import torch
 import gatdist
 from benchmarks.environment import environment
 from gatdist.benchmarking.case import SIZES
-from gatdist.benchmarking.rounds import TURN_S, compare, interleave, settled, steps_in_a_turn
+from gatdist.benchmarking.rounds import TURN_S, interleave, settled, speed, steps_in_a_turn
 from gatdist.benchmarking.straightforward import with_noise
 from gatdist.config import load_config
 from gatdist.models import build_networks
@@ -82,15 +81,8 @@ def generation(name: str, rounds: int) -> dict[str, Any]:
     batches = steps_in_a_turn(1, bare(1), TURN_S)
     ways = {"ours": ours, "bare": bare}
     seconds = interleave(list(ways), rounds, lambda way: ways[way](batches), lambda text: None)
-    ratio = compare(seconds["ours"], seconds["bare"])
-    row = {
-        "size": name,
-        "samples_per_s": BATCH * batches / median(seconds["ours"]),
-        "ratio_to_bare": ratio.median,
-        "ratio_low": ratio.low,
-        "ratio_high": ratio.high,
-    }
-    print(f"{name:14} {row['samples_per_s']:10,.0f}/s  {ratio.median:.3f} of a bare loop")
+    row = {"size": name, **speed(BATCH * batches, seconds["ours"], seconds["bare"])}
+    print(f"{name:14} {row['samples_per_s']:10,.0f}/s  {row['ratio_to_bare']:.3f} of a bare loop")
     return row
 
 

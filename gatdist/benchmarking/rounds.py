@@ -68,3 +68,14 @@ def compare(seconds: Sequence[float], unit: Sequence[float]) -> Ratio:
     """How many times as fast as ``unit``, in seconds for the same work in the same rounds."""
     ratios = [theirs / mine for mine, theirs in zip(seconds, unit, strict=True)]
     return Ratio(median(ratios), min(ratios), max(ratios))
+
+
+def speed(samples: int, seconds: Sequence[float], bare: Sequence[float]) -> dict[str, float]:
+    """Samples a second, of so many in each round, and how many times that of a bare loop."""
+    ratio = compare(seconds, bare)
+    return {
+        "samples_per_s": samples / median(seconds),
+        "ratio_to_bare": ratio.median,
+        "ratio_low": ratio.low,
+        "ratio_high": ratio.high,
+    }

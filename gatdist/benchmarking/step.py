@@ -17,7 +17,7 @@ from gatdist.benchmarking.memory import Memory, measure_memory
 from gatdist.benchmarking.ours import RULES, Ours
 from gatdist.benchmarking.peers import PEERS
 from gatdist.benchmarking.processes import Tell
-from gatdist.benchmarking.rounds import TURN_S, compare, interleave, settled, steps_in_a_turn
+from gatdist.benchmarking.rounds import TURN_S, interleave, settled, speed, steps_in_a_turn
 from gatdist.benchmarking.two_processes import TWO_PROCESSES, measure_two_processes
 from gatdist.config import nearest
 from gatdist.errors import ConfigError
@@ -141,16 +141,11 @@ def _row(
     seconds: Mapping[str, Sequence[float]],
     memory: Mapping[str, Memory],
 ) -> dict[str, Any]:
-    ratio = compare(seconds[name], seconds[BARE])
-    step_s = median(seconds[name]) / steps
     return {
         "name": name,
         "size": size.name,
-        "samples_per_s": size.batch / step_s,
-        "ratio_to_bare": ratio.median,
-        "ratio_low": ratio.low,
-        "ratio_high": ratio.high,
-        "step_s": step_s,
+        **speed(size.batch * steps, seconds[name], seconds[BARE]),
+        "step_s": median(seconds[name]) / steps,
         "peak_bytes": memory[name].peak_bytes,
         "peak_to_bare": memory[name].peak_bytes / memory[BARE].peak_bytes,
         "state_bytes": memory[name].state_bytes,
