@@ -6,6 +6,7 @@ writes it, so that a host's own name leads to 127.0.1.1. Needs root and iproute2
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shlex
@@ -30,6 +31,7 @@ _HEALTH = {
     "RAY_health_check_failure_threshold": "5",
 }
 _RAY = str(Path(sys.executable).parent / "ray")
+_NUMBERS = itertools.count()
 
 
 def why_not() -> str:
@@ -188,7 +190,8 @@ class Hosts:
     ) -> None:
         # Ray's sockets lie there, and the paths of sockets must be short.
         self.folder = Path(tempfile.mkdtemp(prefix="gdh"))
-        prefix = f"gd{os.getpid() % 100_000}"
+        # Of its own, as a process may have several at once; interfaces' names are 15 letters long.
+        prefix = f"gd{os.getpid() % 100_000}x{next(_NUMBERS)}"
         shared = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", **_HEALTH}
         shared |= environment or {}
         self._network, self._cpus, self._ray = f"{prefix}net", cpus, ray

@@ -1,0 +1,15 @@
+"""The hosts of these tests themselves."""
+
+import pytest
+
+from benchmarks.hosts import Hosts
+
+pytestmark = [pytest.mark.hosts, pytest.mark.timeout(120)]
+
+
+def test_a_process_has_several_at_once(hosts: Hosts) -> None:
+    with Hosts(1, ray=False) as others:
+        assert others.head.processes() == []
+        told = others.head.start("hostname", stdout=-1)
+        assert told.communicate(timeout=20)[0] == "head\n"
+    assert hosts.head.processes()
