@@ -4,8 +4,9 @@ python -m benchmarks.cases.using [--rounds 7] [--num 10000]
 
 Both sides of the first part make the same number of samples by the same network, in the batches of
 `gatdist sample`, without gradients, in one thread. The bare loop draws its latents (and what the
-network draws for itself) from torch's generator; gatdist draws them by each sample's number. The second
-part evaluates an untrained run of the preset ``digits``: from an empty cache folder, then again.
+network draws for itself) from torch's generator; gatdist draws them by each sample's number. The
+second part evaluates an untrained run of the preset ``digits``: from an empty cache folder, then
+again.
 """
 
 from __future__ import annotations
