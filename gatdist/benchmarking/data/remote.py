@@ -188,7 +188,8 @@ def _epoch(url: str, options: Mapping[str, Any], num: int, threads: int) -> dict
         url, threads, storage_options=dict(options), memory_bytes=_memory(num)
     ) as loader:
         for batch in itertools.islice(loader, num // BATCH):
-            digest.update(batch.samples.numpy().tobytes())
+            # Enough to know the pictures by; all of it would take as long as a tenth of an epoch.
+            digest.update(batch.samples[:, ::8, ::8].numpy().tobytes())
             samples += len(batch.samples)
         seconds = time.perf_counter() - began
         fetched = loader.take_counts()["data/bytes_fetched"]
