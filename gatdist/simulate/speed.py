@@ -119,16 +119,20 @@ class Speed:
             parts = Parts(*map(float, self.model.parts(workers, local)))
             return Point(workers, total, parts, (float(parts.total), float(parts.total)))
         parts, range_s = self.fit.predict(workers, local)
-        return Point(workers, total, parts, self._widened(workers, range_s, float(parts.total)))
+        return Point(workers, total, parts, self._widened(workers, range_s, parts))
 
     def _widened(
-        self, workers: int, range_s: tuple[float, float], middle_s: float
+        self, workers: int, range_s: tuple[float, float], parts: Parts
     ) -> tuple[float, float]:
-        """The range, by what may lie beyond the largest number of workers that was seen."""
+        """The range, by what may lie beyond the largest number of workers that was seen.
+
+        That takes no time from what is computed.
+        """
         doublings = max(0.0, math.log2(workers / max(seen.workers for seen in self.observations)))
-        unseen = _EIGHT_TENTHS * _UNSEEN * doublings
+        unseen, middle_s = _EIGHT_TENTHS * _UNSEEN * doublings, float(parts.total)
         below, above = (math.hypot(math.log(end / middle_s), unseen) for end in range_s)
-        return middle_s * math.exp(-below), middle_s * math.exp(above)
+        fastest = min(range_s[0], float(parts.computation))
+        return max(middle_s * math.exp(-below), fastest), middle_s * math.exp(above)
 
 
 def speed(scenario: Scenario, findings: Findings) -> Speed:
