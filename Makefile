@@ -31,7 +31,7 @@ $(READY): requirements.lock pyproject.toml
 	@$(INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@
 
-setup-system:  ## install what tests need beside Python: Chromium, nginx, object stores; needs root, Debian, npm
+setup-system:  ## install what tests need beside Python: Chromium, nginx, object stores, Slurm, promtool; needs root, Debian, npm
 	@tests/setup-system
 
 train: setup  ## train the digits preset on two workers; ARGS="--set run.seed=1" goes to gatdist train

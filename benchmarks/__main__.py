@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
+from shutil import which
 
 from benchmarks import plots
 from benchmarks.records import RESULTS, Record
@@ -25,7 +26,7 @@ PRESETS = ("digits", "digits-conditional", "speech", "words", "glyphs-r3gan", "g
 MEASURED = {
     "step": ["--two-processes"],
     "data": [],
-    "storage": [],
+    "storage": ["--num", "50000"],
     "scaling": ["--workers", "1,2"],
 }
 # The module that each runs as, and its arguments; in this order.
@@ -41,6 +42,10 @@ LONG = {"soak", "fuzz", "speech", "words", "glyphs-r3gan", "glyphs-stylegan2"}
 LONG |= {"quality_digits", "quality_ring"}
 
 
+# Where `make setup-system` puts it.
+NGINX = RESULTS.parents[1] / ".tools/nginx/usr/sbin"
+
+
 def _no_cuda() -> bool:
     import torch
 
@@ -54,13 +59,17 @@ NEEDS: dict[str, tuple[str, Callable[[], bool]]] = {
         for name in ("recovery", "soak")
     },
     "gpu": ("an accelerator", _no_cuda),
-    "storage": ("moto (pip install moto[server])", lambda: find_spec("moto") is None),
+    "storage": (
+        "nginx (make setup-system)",
+        lambda: not (which("nginx") or which("/usr/sbin/nginx")),
+    ),
     "packing": ("webdataset", lambda: find_spec("webdataset") is None),
 }
 
 
 def main() -> int:
     """Run them; 0 if all went well."""
+    os.environ["PATH"] += f":{NGINX}"
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(CASES)}")
     names = parser.parse_args().names or [name for name in CASES if name not in LONG]

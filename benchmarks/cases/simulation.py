@@ -64,6 +64,7 @@ def main() -> None:
     result = {
         "rows": rows,
         "mean_errors": _mean_errors(rows),
+        "in_range": _in_range(rows),
         "month_s": month_s,
         "targets": {**TARGET, "month_s": MONTH_TARGET_S},
         "month": month,
@@ -103,6 +104,13 @@ def _mean_errors(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     }
 
 
+def _in_range(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """How many true values lie in the range that should hold eight tenths, and of how many."""
+    told = [row for row in rows if row["between"]]
+    inside = [row for row in told if row["between"][0] <= row["truth"] <= row["between"][1]]
+    return {"inside": len(inside), "of": len(told)}
+
+
 def table(result: Mapping[str, Any]) -> str:
     """For people."""
     blocks = []
@@ -119,6 +127,7 @@ def table(result: Mapping[str, Any]) -> str:
         blocks.append(aligned([(group, "true", "simulated", "error"), *lines]))
     means = [(name, f"{error:.1%}") for name, error in result["mean_errors"].items()]
     blocks.append(aligned([("mean error", ""), *means]))
+    blocks.append("in the range of eight tenths: {inside} of {of}".format(**result["in_range"]))
     blocks.append(f"a month on 4,096 workers is simulated in {result['month_s']:.1f} s")
     return "\n\n".join(blocks)
 

@@ -2,10 +2,11 @@
 
 python -m benchmarks.cases.using [--rounds 7] [--num 10000]
 
-Both sides of the first part make the same number of samples by the same network, in the same
-batches, without gradients, in one thread. The bare loop draws its latents (and what the network
-draws for itself) from torch's generator; gatdist draws them by each sample's number. The second
-part evaluates an untrained run of the preset ``digits``: from an empty cache folder, then again.
+Both sides of the first part make the same number of samples by the same network, in the batches of
+`gatdist sample`, without gradients, in one thread. The bare loop draws its latents (and what the
+network draws for itself) from torch's generator; gatdist draws them by each sample's number. The
+second part evaluates an untrained run of the preset ``digits``: from an empty cache folder, then
+again.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from gatdist.benchmarking.straightforward import with_noise
 from gatdist.config import load_config
 from gatdist.models import build_networks
 from gatdist.runs import Sampler
+from gatdist.sampling.wanted import CHUNK, chunks_of
 
-BATCH = 64
 SIZES_MADE = ("residual_w32", "dcgan64_w32", "r3gan32", "stylegan2_32", "wavegan4096", "text16")
 METRICS = ["fid", "kid", "swd", "precision_recall", "density_coverage", "inception_score"]
 
@@ -66,22 +67,22 @@ def generation(name: str, rounds: int) -> dict[str, Any]:
 
     def ours(batches: int) -> float:
         began = time.perf_counter()
-        for i in range(batches):
-            sampler(torch.arange(BATCH * i, BATCH * (i + 1)))
+        for _ in chunks_of(sampler, 0, CHUNK * batches, None):
+            pass
         return time.perf_counter() - began
 
     @torch.no_grad()
     def bare(batches: int) -> float:
         began = time.perf_counter()
         for _ in range(batches):
-            network(torch.randn(BATCH, latent_size))
+            network(torch.randn(CHUNK, latent_size))
         return time.perf_counter() - began
 
     bare(1)
     batches = steps_in_a_turn(1, bare(1), TURN_S)
     ways = {"ours": ours, "bare": bare}
     seconds = interleave(list(ways), rounds, lambda way: ways[way](batches), lambda text: None)
-    row = {"size": name, **speed(BATCH * batches, seconds["ours"], seconds["bare"])}
+    row = {"size": name, **speed(CHUNK * batches, seconds["ours"], seconds["bare"])}
     print(f"{name:14} {row['samples_per_s']:10,.0f}/s  {row['ratio_to_bare']:.3f} of a bare loop")
     return row
 

@@ -69,6 +69,7 @@ def add(commands: Any, command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument(
         "--num", type=int, default=2_000, metavar="N", help="of pictures (default: 2,000)"
     )
+    sub.add_argument("--threads", type=int, default=1, metavar="N", help="that decode (default: 1)")
 
 
 def step(arguments: argparse.Namespace) -> None:
@@ -113,6 +114,7 @@ def storage(arguments: argparse.Namespace) -> None:
         values.options("--set", arguments.set),
         num_pictures=arguments.num,
         rounds=arguments.rounds,
+        threads=arguments.threads,
         tell=_tell,
     )
     print(json.dumps(found) if arguments.json else table_of_storage(found))

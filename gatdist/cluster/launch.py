@@ -116,7 +116,9 @@ class _Run:
         self.reached = 0  # samples seen by the newest checkpoint
         self.left_s = 0.0  # that the run will take as it is; 0 where that is not known
         self.start_s = _USUAL_START_S
-        self.interrupted = False
+        # At the second signal, a Ray of our own goes with us; one that we joined stays.
+        leave = (lambda: None) if joined else end_descendants
+        self._interrupts = Interrupts(self.show, before_leaving=leave)
         self.asked = ""  # why the driver itself has asked the workers to stop
         self.began = time.monotonic()
         self.disturbances = 0  # failures and notices
@@ -126,10 +128,8 @@ class _Run:
     def to_its_end(self) -> dict[str, Any]:
         """Launch workers until the run is over. See :func:`fit`."""
         # Ray Train takes over SIGINT if it runs in the main thread; there, it is ours.
-        # At the second signal, a Ray of our own goes with us; one that we joined stays.
-        leave = (lambda: None) if self.config.cluster.address else end_descendants
         reason, first = "", True
-        with Interrupts(self.show, self._interrupt, before_leaving=leave), self.demand:
+        with self._interrupts, self.demand:
             while True:
                 size = self._await_room(first)
                 try:
@@ -158,9 +158,10 @@ class _Run:
     def _note(self, message: str) -> None:
         self.show("note", {"message": message})
 
-    def _interrupt(self) -> None:
-        self.interrupted = True
-        self.bridge.order("stop")
+    @property
+    def interrupted(self) -> bool:
+        """Whether somebody has asked for the end."""
+        return self._interrupts.requested()
 
     def _after(self, error: GatdistError) -> str:
         """Wait before the next launch, and return its reason; or raise the error."""
@@ -240,9 +241,12 @@ class _Run:
                 first=self.launches == 1,
             )
             attempt.start()
-            watch = _Watch(self, size)
+            watch, is_ending = _Watch(self, size), False
             while attempt.is_alive():
                 attempt.join(_LOOK_S)
+                if self.interrupted and not is_ending:  # a signal's handler had better not ask Ray
+                    is_ending = True
+                    self.bridge.order("stop")
                 news = self.bridge.take()
                 self.metrics.look(news.pulses)
                 for kind, fields in news.events:

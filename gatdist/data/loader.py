@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from gatdist.parallel.communicator import Communicator
 
 # Opening a shard and asking for its bytes costs several round trips, if it is far away.
-_FETCH_THREADS_FAR, _FETCH_THREADS_LOCAL = 8, 1
+_FETCH_THREADS_FAR, _FETCH_THREADS_LOCAL = 16, 1
 # A thread decodes at least so many samples in a row; to hand work over costs as much as one.
 _FEWEST_IN_A_CHUNK = 8
 # Threads that hang in storage are left to end by themselves.

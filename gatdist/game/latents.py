@@ -28,9 +28,20 @@ class Latents:
         self.seed, self.size, self._stride = seed, size, step_samples
         # By kind of batch: positions [n] of the first step, and latents [steps, n, size].
         self._ahead: dict[tuple[str, torch.dtype, int, int], tuple[Tensor, Tensor]] = {}
+        # The last answer: both players' phases ask for the same.
+        self._asked: tuple[Tensor | None, str, torch.dtype | None] = (None, "", None)
+        self._answer = torch.empty(0)
 
     def __call__(self, positions: Tensor, stream: str, dtype: torch.dtype) -> Tensor:
         """[n, size], for int64 positions [n]; not to be changed in place."""
+        asked = self._asked
+        if positions is asked[0] and (stream, dtype) == asked[1:]:
+            return self._answer
+        self._answer = self._at(positions, stream, dtype)
+        self._asked = (positions, stream, dtype)
+        return self._answer
+
+    def _at(self, positions: Tensor, stream: str, dtype: torch.dtype) -> Tensor:
         n = len(positions)
         steps = min(_MOST_STEPS, _MOST_NUMBERS // max(1, n * self.size))
         if positions.device.type != "cpu" or not self._stride or steps < 2:

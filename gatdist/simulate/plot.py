@@ -70,7 +70,7 @@ def _speed(axis: Any, found: Mapping[str, Any], points: Sequence[Mapping[str, An
     if any(a < b for a, b in zip(low, high, strict=True)):
         axis.fill_between(
             counts, low, high, color=_SIMULATED, alpha=0.15, linewidth=0,
-            label="simulated: 8 of 10 variants that the points allow",
+            label="simulated: 8 of 10 times lie in it",
         )  # fmt: skip
     axis.plot(
         counts, speeds, "D--", color=_SIMULATED, markerfacecolor="white", markersize=6,

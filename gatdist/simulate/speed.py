@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,10 @@ _BACKWARD_OF_A_PAIR = {"discriminator": 0.3, "generator": 0.4}
 _BACKWARD_ALONE = 2 / 3
 # Deviation of workers where nothing tells: assumed.
 _DEVIATION = 0.01
+# What no model knows, as a deviation of the time for each doubling of the workers beyond those that
+# were seen. Of 48 published times (benchmarks/validation.py), 42 then lie in the range of eight
+# tenths; 14 do without.
+_UNSEEN, _EIGHT_TENTHS = 0.04, 1.2816
 
 
 @dataclass(frozen=True)
@@ -67,8 +72,8 @@ class Point:
         workers: how many.
         samples: of a step, of all workers; where the batch is not known, of a stretch of time.
         parts: seconds of that step.
-        range_s: that holds eight tenths of what the observations allow; as ``parts`` where
-            nothing was observed.
+        range_s: that holds the time with a chance of eight tenths: what the observations allow,
+            and what may lie beyond them; as ``parts`` where nothing was observed.
     """
 
     workers: int
@@ -114,7 +119,20 @@ class Speed:
             parts = Parts(*map(float, self.model.parts(workers, local)))
             return Point(workers, total, parts, (float(parts.total), float(parts.total)))
         parts, range_s = self.fit.predict(workers, local)
-        return Point(workers, total, parts, range_s)
+        return Point(workers, total, parts, self._widened(workers, range_s, parts))
+
+    def _widened(
+        self, workers: int, range_s: tuple[float, float], parts: Parts
+    ) -> tuple[float, float]:
+        """The range, by what may lie beyond the largest number of workers that was seen.
+
+        That takes no time from what is computed.
+        """
+        doublings = max(0.0, math.log2(workers / max(seen.workers for seen in self.observations)))
+        unseen, middle_s = _EIGHT_TENTHS * _UNSEEN * doublings, float(parts.total)
+        below, above = (math.hypot(math.log(end / middle_s), unseen) for end in range_s)
+        fastest = min(range_s[0], float(parts.computation))
+        return max(middle_s * math.exp(-below), fastest), middle_s * math.exp(above)
 
 
 def speed(scenario: Scenario, findings: Findings) -> Speed:

@@ -24,8 +24,8 @@ def simulate(source: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
     Returns:
         JSON values. ``points``, one for each of ``predict.workers``: ``workers``, ``hosts``,
         ``global_batch``, ``step_s`` (both None where the batch is not known),
-        ``seconds_per_1000_samples`` and the range that holds eight tenths of what the observations
-        allow (``…_low``, ``…_high``), ``samples_per_s``, ``efficiency`` (of as many single
+        ``seconds_per_1000_samples`` and the range that holds it with a chance of eight tenths
+        (``…_low``, ``…_high``), ``samples_per_s``, ``efficiency`` (of as many single
         workers), ``parts`` (shares of a step by name), ``bottleneck`` (the largest of them),
         ``largest_loss`` (the largest but computation; None where nothing is lost) and ``runs``:
         of each ``market``, mean ``hours`` with the range of eight tenths of runs, ``goodput`` (the

@@ -19,6 +19,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import fsspec
 
@@ -74,6 +75,9 @@ def open_file_system(url: str, options: Mapping[str, Any], stall_s: float) -> tu
         if name.endswith("kwargs") and not isinstance(value, Mapping):
             mend = f"Write {name} = {{ … }}"
             raise StorageError(masked_url(url), f"option {name} must be a table", mend=mend)
+    if url.startswith(("http://", "https://")) and _signs_in_twice(expand_env(url), expanded):
+        rule = "holds a password, and storage_options an Authorization header: they exclude another"
+        raise StorageError(masked_url(url), rule, mend="Leave one of them out")
     try:
         # Listings are never cached: another process may have written since.
         file_system, root = fsspec.core.url_to_fs(
@@ -90,6 +94,13 @@ def open_file_system(url: str, options: Mapping[str, Any], stall_s: float) -> tu
         mend = "Check the protocol and storage_options"
         raise StorageError(masked_url(url), f"can't be opened ({told})", mend=mend) from error
     return file_system, root
+
+
+def _signs_in_twice(url: str, options: Options) -> bool:
+    """Whether a URL of HTTP names a user, and options do it too, which aiohttp refuses late."""
+    client = options.get("client_kwargs", {})
+    names = {name.lower() for told in (options, client) for name in told.get("headers", {})}
+    return "@" in urlsplit(url).netloc and ("authorization" in names or "auth" in client)
 
 
 def expand_all(value: Any) -> Any:

@@ -19,7 +19,7 @@ class MovingAverage:
     def __init__(self, network: nn.Module, half_life_samples: float) -> None:
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
         self.half_life_samples = half_life_samples
-        self._pairs: tuple[list[Tensor], list[Tensor]] | None = None
+        self._pairs: list[tuple[list[Tensor], list[Tensor]]] = []
 
     @torch.no_grad()
     def start(self, network: nn.Module) -> None:
@@ -30,9 +30,12 @@ class MovingAverage:
     def update(self, network: nn.Module, num_samples: int) -> None:
         """Move towards ``network``'s weights after ``num_samples``; buffers are copied."""
         weight = 1 - 0.5 ** (num_samples / self.half_life_samples)
-        if self._pairs is None:  # gathered once: going through the modules takes as long as the sum
-            self._pairs = list(self.network.parameters()), list(network.parameters())
-        mine, theirs = self._pairs
+        if not self._pairs:  # gathered once: going through the modules takes as long as the sum
+            self._pairs = [
+                (list(self.network.parameters()), list(network.parameters())),
+                (list(self.network.buffers()), list(network.buffers())),
+            ]
+        (mine, theirs), (buffers, new) = self._pairs
         torch._foreach_lerp_(mine, theirs, weight)
-        for buffer, new in zip(self.network.buffers(), network.buffers(), strict=True):
-            buffer.copy_(new)
+        if buffers:
+            torch._foreach_copy_(buffers, new)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -70,9 +71,9 @@ class Guard:
 
 
 def all_finite(norms: Mapping[PlayerName, Tensor]) -> Tensor:
-    """Whether every norm is finite, a boolean scalar."""
+    """Whether every norm (≥ 0) is finite, a boolean scalar."""
     first, *others = norms.values()
-    return sum(others, first).isfinite()
+    return sum(others, first) < math.inf
 
 
 class LossScaler:

@@ -23,17 +23,15 @@ class Interrupts:
 
     Args:
         emit: tells people what the first signal does.
-        on_request: called at the first signal.
         before_leaving: called at the second, just before the process ends with status 75.
     """
 
     def __init__(
         self,
         emit: Callable[[str, dict[str, Any]], None],
-        on_request: Callable[[], None] = lambda: None,
         before_leaving: Callable[[], None] = lambda: None,
     ) -> None:
-        self._emit, self._on_request, self._before_leaving = emit, on_request, before_leaving
+        self._emit, self._before_leaving = emit, before_leaving
         self._event = threading.Event()
         self._old: dict[int, Any] = {}
 
@@ -59,7 +57,6 @@ class Interrupts:
         self._emit(
             "note", {"message": "stopping after a checkpoint; press Ctrl-C again to leave at once"}
         )
-        self._on_request()
 
 
 def _ignored(number: signal.Signals) -> bool:

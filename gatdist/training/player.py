@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from gatdist.models.spectral import normalized_weights
 from gatdist.parallel.communicator import bare
 from gatdist.parallel.reduction import Reduction
 from gatdist.training.directions import build_direction
+from gatdist.training.optimizers import build_optimizer
 
 
 def learning_rate_factor(config: PlayerOptimConfig, samples_seen: int, total_samples: int) -> float:
@@ -60,7 +60,7 @@ class Player:
         self.learning_rate = config.learning_rate * (correction if corrects else 1.0)
         self._all: list[Tensor] = list(self.parameters.values())
         self._normalized = normalized_weights(network)
-        self.optimizer = _optimizer(self._all, config, correction)
+        self.optimizer = build_optimizer(self._all, config, correction)
         self.direction = build_direction(
             config.direction or direction, self._all, config.conjugate_beta
         )
@@ -112,10 +112,7 @@ class Player:
             torch._foreach_copy_(self._all, list(origin))
         start = [p.clone() for p in self._all] if self.direction.needs_start else []
         self.direction.before(gradients, ok)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.found_inf = 1.0 - ok  # type: ignore[attr-defined]
-        self.optimizer.step()
+        self.optimizer.step(gradients, rate, 1.0 - ok)
         self.direction.after(self._all, start, ok)
         for normalization, weight in self._normalized:
             normalization.advance(weight)
@@ -128,7 +125,7 @@ class Player:
 
     def moving(self) -> list[Tensor]:
         """Every tensor that :meth:`move` changes in place."""
-        states = [t for p in self._all for t in self.optimizer.state[p].values()]
+        states = [t for tensors in self.optimizer.state.values() for t in tensors]
         directions = [t for tensors in self.direction.tensors.values() for t in tensors]
         return [*self.bare.state_dict().values(), *states, *directions]
 
@@ -140,36 +137,10 @@ class Player:
         """
         for key, tensor in self.bare.state_dict().items():
             yield f"{name}/{key}", tensor
-        for parameter_name, parameter in self.parameters.items():
-            for key, value in self.optimizer.state[parameter].items():
-                yield f"optimizer_{name}/{parameter_name}/{key}", value
+        for i, parameter_name in enumerate(self.parameters):
+            for key, tensors in self.optimizer.state.items():
+                yield f"optimizer_{name}/{parameter_name}/{key}", tensors[i]
         for kind, tensors in self.direction.tensors.items():
             names = list(self.parameters) if len(tensors) == len(self.parameters) else ["all"]
             for parameter_name, tensor in zip(names, tensors, strict=True):
                 yield f"direction_{name}/{kind}/{parameter_name}", tensor
-
-
-def _optimizer(
-    parameters: list[Tensor], config: PlayerOptimConfig, correction: float
-) -> torch.optim.Optimizer:
-    """The optimizer, its state made at once: so that it can be saved, loaded and left alone."""
-    common: dict[str, Any] = {
-        "lr": config.learning_rate,
-        "weight_decay": config.weight_decay,
-        "fused": True,
-    }
-    if config.name == "adam":
-        kind = torch.optim.AdamW if config.weight_decay else torch.optim.Adam
-        betas = (config.betas[0] ** correction, config.betas[1] ** correction)
-        adam = kind(parameters, betas=betas, eps=config.eps, **common)
-        for p in parameters:
-            adam.state[p] = {
-                "step": torch.zeros((), dtype=torch.float32, device=p.device),
-                "exp_avg": torch.zeros_like(p),
-                "exp_avg_sq": torch.zeros_like(p),
-            }
-        return adam
-    sgd = torch.optim.SGD(parameters, momentum=config.momentum, **common)
-    for p in parameters:
-        sgd.state[p] = {"momentum_buffer": torch.zeros_like(p)} if config.momentum else {}
-    return sgd

@@ -146,7 +146,7 @@ def test_adam_is_corrected_for_penalties_with_steps_of_their_own():
     config = PlayerOptimConfig(learning_rate=0.1, betas=[0.5, 0.99])
     player = Player(nn.Linear(3, 2), config, REDUCTION, lazy_steps=4)
     assert player.rate(0, 1) == pytest.approx(0.1 * 0.8)
-    assert player.optimizer.defaults["betas"] == pytest.approx((0.5**0.8, 0.99**0.8))
+    assert player.optimizer.betas == pytest.approx((0.5**0.8, 0.99**0.8))
     plain = Player(nn.Linear(3, 2), PlayerOptimConfig(name="sgd"), REDUCTION, lazy_steps=4)
     assert plain.rate(0, 1) == PlayerOptimConfig().learning_rate
 

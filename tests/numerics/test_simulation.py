@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.validation import STYLEGAN3, published
 from gatdist.simulate.advice import stops_paying
 from gatdist.simulate.collectives import Link, Topology, hierarchical_s, ring_s, tree_s
 from gatdist.simulate.fit import Known, Observation, fit
@@ -163,21 +164,20 @@ def fitted(times, workers=(1, 2), *, shared=True, **more):
     return predict
 
 
-# StyleGAN3-T on A100, batch 32, seconds for 1,000 images on 1, 2, 4 and 8 GPUs (NVIDIA, 2021).
-STYLEGAN3 = {
-    128: [27.20, 13.74, 7.52, 4.40],
-    256: [49.81, 25.05, 13.26, 7.32],
-    512: [90.25, 45.42, 22.81, 12.29],
-}
-
-
 def test_four_and_eight_gpus_are_predicted_from_one_and_two():
     errors = []
-    for table in STYLEGAN3.values():
+    for table in STYLEGAN3["StyleGAN3-T"].values():
         predict = fitted(table[:2])
         errors += [abs(predict(4)[0] / table[2] - 1), abs(predict(8)[0] / table[3] - 1)]
     assert np.mean(errors) < 0.08
     assert max(errors) < 0.16
+
+
+def test_eight_tenths_of_published_times_lie_in_the_range_that_is_told():
+    rows = [row for row in published() if row["between"]]
+    assert len(rows) == 48
+    inside = np.mean([row["between"][0] <= row["truth"] <= row["between"][1] for row in rows])
+    assert 0.75 < inside < 0.95
 
 
 # Tables of many kinds: seconds for 1,000 samples by workers, one worker taking 100.

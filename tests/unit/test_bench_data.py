@@ -13,6 +13,7 @@ from gatdist.benchmarking.data import pictures, remote
 from gatdist.cli import main
 from gatdist.config import DataConfig
 from gatdist.data import open_dataset
+from support import PROGRAMS, need
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +77,15 @@ def test_options_that_make_no_sense(
 
 @pytest.mark.storage
 @pytest.mark.timeout(180)
-def test_bench_storage(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("server", ["nginx", "moto"])
+def test_bench_storage(
+    server: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if server == "nginx":
+        need("nginx")
+        monkeypatch.setenv("PATH", PROGRAMS)
+    else:
+        monkeypatch.setattr(remote, "_program", lambda: None)
     monkeypatch.setattr(remote, "_RESOLUTION", 64)
     assert main(["bench", "storage", "--num", "256", "--rounds", "1", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

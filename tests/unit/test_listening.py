@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from gatdist.benchmarking.data.remote import moto
+from gatdist.benchmarking.data.remote import moto, nginx
 from gatdist.benchmarking.proxy import Proxy
+from support import PROGRAMS, need
 
 LOOPBACK = {"0100007F", "00000000000000000000000001000000"}
 
@@ -34,8 +35,10 @@ def test_the_proxy() -> None:
         assert listening(port_of(proxy.url))
 
 
-def test_the_store_that_is_measured() -> None:
-    pytest.importorskip("moto")
-    with moto() as address:
-        assert listening(port_of(address)) <= LOOPBACK
-        assert listening(port_of(address))
+def test_the_store_that_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    need("nginx")
+    monkeypatch.setenv("PATH", PROGRAMS)
+    for server in (moto, nginx):
+        with server(tmp_path) as address:
+            assert listening(port_of(address)) <= LOOPBACK
+            assert listening(port_of(address))

@@ -13,6 +13,7 @@ import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -71,6 +72,22 @@ def test_environment_variables_are_expanded_and_never_shown(
     assert "s3cr3t" not in str(error.value)
     with pytest.raises(ConfigError, match=r"env:GATDIST_TEST_ABSENT"):
         Store("memory://x", {"client_kwargs": {"list": ["${env:GATDIST_TEST_ABSENT}"]}})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"headers": {"authorization": "Bearer t0k3n"}},
+        {"client_kwargs": {"headers": {"Authorization": "Bearer t0k3n"}}},
+        {"client_kwargs": {"auth": "t0k3n"}},
+    ],
+)
+def test_a_url_with_a_password_beside_other_credentials(options: dict[str, Any]) -> None:
+    with pytest.raises(StorageError, match="Leave one of them out") as error:
+        Store("https://me:s3cr3t@h.invalid/x", options)
+    assert "s3cr3t" not in str(error.value)
+    assert "t0k3n" not in str(error.value)
+    Store("https://me:s3cr3t@h.invalid/x", {"headers": {"Accept": "*/*"}})
 
 
 # Publishing whole or not at all

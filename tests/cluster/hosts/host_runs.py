@@ -76,7 +76,8 @@ class Runs:
         if self._process and self._process.returncode is None:
             end_group(self._process)
             self._process.communicate()
-            sys.stderr.write(self.errors)  # pytest shows it if the test failed
+        # pytest shows it if the test failed
+        sys.stderr.write(f"{self.errors if self._told.exists() else ''}\n{self._ray_log()}")
 
     @property
     def errors(self) -> str:
@@ -123,11 +124,15 @@ class Runs:
         except subprocess.TimeoutExpired as error:
             end_group(self.process)
             self.output, _ = self.process.communicate()
-            log = (self.run_dir / "logs/ray.log").read_text()[-5000:]
-            raise AssertionError(f"{error}\n{self.errors}\n{log}") from None
+            raise AssertionError(f"{error}\n{self.errors}\n{self._ray_log()}") from None
         finally:
             end_group(self.process)
         return self.process.returncode
+
+    def _ray_log(self) -> str:
+        """The end of what Ray has said, and the driver where a terminal shows it no more."""
+        log = self.run_dir / "logs/ray.log"
+        return log.read_text(errors="replace")[-5000:] if log.exists() else ""
 
     def digest(self) -> str:
         """Of all that the run has learned."""
