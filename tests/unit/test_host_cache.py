@@ -111,6 +111,27 @@ def test_threads_fetch_each_block_once(tmp_path: Path) -> None:
     assert all(result == [content_of(i) for i in range(60)] for result in results)
 
 
+def test_who_comes_later_sweeps_nothing_away_that_is_being_written(tmp_path: Path) -> None:
+    cache = HostCache(str(tmp_path), 10**6)
+    over = threading.Event()
+
+    def come() -> None:
+        while not over.is_set():
+            HostCache(str(tmp_path), 10**6)
+
+    comer = threading.Thread(target=come)
+    comer.start()
+    try:
+        for _ in range(20):
+            for i in range(len(KEYS)):
+                cache.forget(KEYS[i])
+                get(cache, [i])
+    finally:
+        over.set()
+        comer.join()
+    assert cache.notes == []
+
+
 # One process that imports gatdist, and forks those that the test is about.
 FORKS = """
 import json, os, random, signal, sys, time

@@ -173,16 +173,15 @@ class HostCache:
             return
         part = f"{self._path(key)}-{secrets.token_hex(8)}.part"
         try:
-            self._make_room(size)
-            file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            file = self._begin(part, size)
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # so that nobody sweeps it away
                 written = os.writev(
                     file, [_HEADER.pack(_MAGIC, crc32(content), len(content)), content]
                 )
                 if written < size:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                os.replace(part, self._path(key))
+                with suppress(FileNotFoundError):  # removed by another process to make room
+                    os.replace(part, self._path(key))
             except BaseException:
                 with suppress(OSError):
                     os.unlink(part)
@@ -192,8 +191,8 @@ class HostCache:
         except OSError as error:
             self._stop_writing(error)
 
-    def _make_room(self, size: int) -> None:
-        """Count ``size`` bytes more, and remove what was not used for longest if that is a must."""
+    def _begin(self, part: str, size: int) -> int:
+        """A new file, locked, for which there is room; what was not used for longest makes it."""
         with self._locking() as lock:
             self._lock_usage(lock)
             usage = self._usage()
@@ -208,6 +207,10 @@ class HostCache:
                         os.unlink(path)
                     usage -= block_size
             self._set_usage(usage + size)
+            # Whoever sweeps holds the lock, too, and finds the file absent or locked.
+            file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
 
     def _blocks(self) -> Iterator[tuple[int, int, str]]:
         """When it was used last, size, and path of each block, also of those being written."""
