@@ -180,9 +180,6 @@ def graphed_step(device: torch.device, title: str) -> Row:
     plain, case = (
         Ours(SMALL, RULES["alternating"] | STEADY, LocalCommunicator(device)) for _ in range(2)
     )
-    for player in case.state.players.values():
-        for group in player.optimizer.param_groups:
-            group["capturable"] = True
     timer = PhaseTimer(torch.device("cpu"))  # events would be recorded once, and never again
 
     def step() -> None:

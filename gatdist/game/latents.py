@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -28,17 +30,16 @@ class Latents:
         self.seed, self.size, self._stride = seed, size, step_samples
         # By kind of batch: positions [n] of the first step, and latents [steps, n, size].
         self._ahead: dict[tuple[str, torch.dtype, int, int], tuple[Tensor, Tensor]] = {}
-        # The last answer: both players' phases ask for the same.
-        self._asked: tuple[Tensor | None, str, torch.dtype | None] = (None, "", None)
+        # The last question and answer: both players' phases ask for the same.
+        self._asked: tuple[Tensor | None, Any] = (None, None)
         self._answer = torch.empty(0)
 
     def __call__(self, positions: Tensor, stream: str, dtype: torch.dtype) -> Tensor:
         """[n, size], for int64 positions [n]; not to be changed in place."""
-        asked = self._asked
-        if positions is asked[0] and (stream, dtype) == asked[1:]:
-            return self._answer
-        self._answer = self._at(positions, stream, dtype)
-        self._asked = (positions, stream, dtype)
+        what = (positions._version, stream, dtype)  # which tells of changes in place
+        if positions is not self._asked[0] or what != self._asked[1]:
+            self._answer = self._at(positions, stream, dtype)
+            self._asked = (positions, what)
         return self._answer
 
     def _at(self, positions: Tensor, stream: str, dtype: torch.dtype) -> Tensor:

@@ -25,3 +25,14 @@ def test_positions_in_another_order_are_not_mistaken_for_those_drawn_ahead():
     expected = draws.normal(0, "latents", mixed, (3,), torch.float64)
     assert torch.equal(latents(mixed, "latents", torch.float64), expected)
     assert torch.equal(Latents(0, 3)(mixed, "latents", torch.float64), expected)
+
+
+def test_the_last_answer_is_given_again_for_the_same_positions_only():
+    latents = Latents(3, 4, step_samples=8)
+    positions = torch.arange(8)
+    first = latents(positions, "latents", torch.float32)
+    assert latents(positions, "latents", torch.float32) is first
+    assert not torch.equal(latents(positions, "other", torch.float32), first)
+    positions += 8  # as a step does that is replayed from a CUDA graph
+    expected = draws.normal(3, "latents", torch.arange(8, 16), (4,))
+    assert torch.equal(latents(positions, "latents", torch.float32), expected)
