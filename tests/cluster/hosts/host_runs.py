@@ -36,6 +36,8 @@ SETTINGS = [
     "cluster.backend=gloo",
 ]
 CANONICAL = ["run.reduction=canonical", "run.reduction_lanes=2"]
+# Of a program in a terminal of its own, which heeds hang-ups though these tests may run by nohup.
+TERMINAL = ("env", "--default-signal=HUP", "setsid", "--ctty", "--wait")
 # What plugins that fail on purpose start with.
 HEAD = """
 import os, pathlib, signal, time
@@ -105,7 +107,7 @@ class Runs:
             if terminal is not None:
                 streams = dict.fromkeys(("stdin", "stdout", "stderr"), terminal)
             self._process = self.hosts.head.start(
-                *(["setsid", "--ctty", "--wait"] if terminal is not None else []),
+                *(TERMINAL if terminal is not None else ()),
                 sys.executable, "-m", "gatdist.cli", "train", self.preset, "--workers", workers,
                 "--address", self.hosts.head.ray_address, "--run-dir", "run", "--json", *sets,
                 cwd=self.folder, env={"TMPDIR": str(own)}, **streams,
