@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
-from shutil import which
 
 from benchmarks import plots
 from benchmarks.records import RESULTS, Record
@@ -52,6 +51,12 @@ def _no_cuda() -> bool:
     return not torch.cuda.is_available()
 
 
+def _no_nginx() -> bool:
+    from gatdist.benchmarking.data.remote import nginx_program
+
+    return nginx_program() is None
+
+
 # What some need, and whether it is lacking here.
 NEEDS: dict[str, tuple[str, Callable[[], bool]]] = {
     **{
@@ -59,10 +64,7 @@ NEEDS: dict[str, tuple[str, Callable[[], bool]]] = {
         for name in ("recovery", "soak")
     },
     "gpu": ("an accelerator", _no_cuda),
-    "storage": (
-        "nginx (make setup-system)",
-        lambda: not (which("nginx") or which("/usr/sbin/nginx")),
-    ),
+    "storage": ("nginx (make setup-system)", _no_nginx),
     "packing": ("webdataset", lambda: find_spec("webdataset") is None),
 }
 

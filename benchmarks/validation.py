@@ -103,6 +103,12 @@ def row(
     }  # fmt: skip
 
 
+def is_inside(row: Row) -> bool:
+    """Whether the true value lies in the range that is told of it."""
+    low, high = row["between"]
+    return bool(low <= row["truth"] <= high)
+
+
 def answer(**scenario: Any) -> dict[str, Any]:
     """What ``gatdist simulate`` answers to a scenario's tables."""
     return study(parse(scenario), Path())

@@ -104,11 +104,10 @@ def _mean_errors(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     }
 
 
-def _in_range(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+def _in_range(rows: Sequence[validation.Row]) -> dict[str, int]:
     """How many true values lie in the range that should hold eight tenths, and of how many."""
     told = [row for row in rows if row["between"]]
-    inside = [row for row in told if row["between"][0] <= row["truth"] <= row["between"][1]]
-    return {"inside": len(inside), "of": len(told)}
+    return {"inside": sum(map(validation.is_inside, told)), "of": len(told)}
 
 
 def table(result: Mapping[str, Any]) -> str:

@@ -43,12 +43,14 @@ class Backend(NamedTuple):
         credentials: where its library looks for them.
         configured: adds what gatdist needs to the user's options, given also a time limit.
         adjust: does to the file system what no option does, given the same.
+        clash: what in a URL and in options, both expanded, excludes one another; "" for nothing.
     """
 
     extra: str
     credentials: str
     configured: Callable[[Options, float], Options] = lambda options, stall_s: options
     adjust: Callable[[Any, float], None] = lambda file_system, stall_s: None
+    clash: Callable[[str, Options], str] = lambda url, options: ""
 
 
 def backend_of(url: str) -> Backend:
@@ -75,10 +77,9 @@ def open_file_system(url: str, options: Mapping[str, Any], stall_s: float) -> tu
         if name.endswith("kwargs") and not isinstance(value, Mapping):
             mend = f"Write {name} = {{ … }}"
             raise StorageError(masked_url(url), f"option {name} must be a table", mend=mend)
-    if url.startswith(("http://", "https://")) and _signs_in_twice(expand_env(url), expanded):
-        rule = "holds a password, and storage_options an Authorization header: they exclude another"
-        raise StorageError(masked_url(url), rule, mend="Leave one of them out")
     try:
+        if rule := backend.clash(expand_env(url), expanded):
+            raise StorageError(masked_url(url), rule, mend="Leave one of them out")
         # Listings are never cached: another process may have written since.
         file_system, root = fsspec.core.url_to_fs(
             expand_env(url), use_listings_cache=False, **backend.configured(expanded, stall_s)
@@ -94,13 +95,6 @@ def open_file_system(url: str, options: Mapping[str, Any], stall_s: float) -> tu
         mend = "Check the protocol and storage_options"
         raise StorageError(masked_url(url), f"can't be opened ({told})", mend=mend) from error
     return file_system, root
-
-
-def _signs_in_twice(url: str, options: Options) -> bool:
-    """Whether a URL of HTTP names a user, and options do it too, which aiohttp refuses late."""
-    client = options.get("client_kwargs", {})
-    names = {name.lower() for told in (options, client) for name in told.get("headers", {})}
-    return "@" in urlsplit(url).netloc and ("authorization" in names or "auth" in client)
 
 
 def expand_all(value: Any) -> Any:
@@ -164,6 +158,15 @@ def _gcs_options(options: Options, stall_s: float) -> Options:
 def _http_options(options: Options, stall_s: float) -> Options:
     ours = {"middlewares": (_raise_refusals,), "timeout": _limits(stall_s)}
     return options | {"client_kwargs": ours | options.get("client_kwargs", {})}
+
+
+def _http_clash(url: str, options: Options) -> str:
+    """A user in the URL, and another in the options, which aiohttp refuses late."""
+    client = options.get("client_kwargs", {})
+    names = {name.lower() for told in (options, client) for name in told.get("headers", {})}
+    if "@" in urlsplit(url).netloc and ("authorization" in names or "auth" in client):
+        return "holds a password, and storage_options an Authorization header, which excludes it"
+    return ""
 
 
 def _limits(stall_s: float) -> Any:
@@ -236,7 +239,7 @@ def _set_azure(file_system: Any, stall_s: float) -> None:
 _S3 = Backend("s3", "AWS_ACCESS_KEY_ID and so on", _s3_options, _set_s3)
 _GCS = Backend("gcs", "GOOGLE_APPLICATION_CREDENTIALS", _gcs_options)
 _AZURE = Backend("azure", "AZURE_STORAGE_CONNECTION_STRING and so on", _azure_options, _set_azure)
-_HTTP = Backend("http", "", _http_options)
+_HTTP = Backend("http", "", _http_options, clash=_http_clash)
 _OTHER = Backend("", "")
 _BACKENDS = {
     **dict.fromkeys(("s3", "s3a"), _S3),

@@ -95,16 +95,17 @@ class Descent(Optimizer):
 
     def __init__(self, parameters: Sequence[Tensor], config: PlayerOptimConfig) -> None:
         super().__init__(parameters, config)
+        self._momenta: list[Tensor | None] = [None] * len(parameters)
         if config.momentum:
             self.state = {"momentum_buffer": [torch.zeros_like(p) for p in parameters]}
+            self._momenta = [*self.state["momentum_buffer"]]
 
     def step(self, gradients: Tensors, rate: float, found_inf: Tensor) -> None:
         """See :meth:`Optimizer.step`."""
-        nothing: list[Tensor | None] = [None] * len(gradients)
         sgd(
             self._parameters,
             gradients,
-            [*self.state.get("momentum_buffer", nothing)],
+            self._momenta,
             fused=True,
             found_inf=found_inf,
             weight_decay=self._config.weight_decay,

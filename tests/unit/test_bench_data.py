@@ -85,7 +85,7 @@ def test_bench_storage(
         need("nginx")
         monkeypatch.setenv("PATH", PROGRAMS)
     else:
-        monkeypatch.setattr(remote, "_program", lambda: None)
+        monkeypatch.setattr(remote, "nginx_program", lambda: None)
     monkeypatch.setattr(remote, "_RESOLUTION", 64)
     assert main(["bench", "storage", "--num", "256", "--rounds", "1", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -36,6 +36,7 @@ def test_the_proxy() -> None:
 
 
 def test_the_store_that_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("moto")
     need("nginx")
     monkeypatch.setenv("PATH", PROGRAMS)
     for server in (moto, nginx):

@@ -89,7 +89,7 @@ def measure(
         _upload(folder, Store(url, options), tell)
         there = dict(options or {})
         return _measure(url, there, None, folder, num_pictures, rounds, threads, tell)
-    with (nginx if _program() else moto)(folder.parent) as address:
+    with (nginx if nginx_program() else moto)(folder.parent) as address:
         url = f"s3://{folder.parent.name}/{folder.name}"
         _upload(folder, Store(url, _s3(address)), tell)
         slow = partial(proxy_process, address, latency_s=LATENCY_S, bytes_per_s=BYTES_PER_S)
@@ -111,11 +111,7 @@ def _measure(
     store = Store(url, options)
     sizes = {path.name: path.stat().st_size for path in folder.glob("*.tar")}
     num_bytes = sum(sizes.values())
-    ranges = [
-        (name, begin, min(begin + _RANGE_BYTES, size))
-        for name, size in sorted(sizes.items())
-        for begin in range(0, size, _RANGE_BYTES)
-    ][:_MOST_RANGES]
+    ranges = _ranges(sizes)
     share = sum(end - begin for _, begin, end in ranges) / num_bytes
     epochs: dict[str, list[dict[str, Any]]] = {"cold": [], "faults": []}
 
@@ -140,10 +136,7 @@ def _measure(
         next(decoded)
         seconds = interleave(names, rounds, turn, tell)
     reads = [min(s) for s in zip(*(seconds[f"ranges {n}"] for n in _CONCURRENCY), strict=True)]
-    limits = [
-        max(read_s / share, decode_s)
-        for read_s, decode_s in zip(reads, seconds["decode"], strict=True)
-    ]
+    limits = [max(r / share, d) for r, d in zip(reads, seconds["decode"], strict=True)]
 
     def row(name: str) -> dict[str, Any]:
         counted = epochs[name][1:]  # without the first round
@@ -178,6 +171,16 @@ def _measure(
         found["same_sequence"] = len(digests) == 1
     found["cache"] = [_shared_cache(url, options, num, n, num_bytes, tell) for n in (2, 4)]
     return found | {"num_pictures": num, "environment": environment(threads)}
+
+
+def _ranges(sizes: Mapping[str, int]) -> list[tuple[str, int, int]]:
+    """Name, begin and end of the first ranges of shards, whose sizes are given."""
+    every = (
+        (name, begin, min(begin + _RANGE_BYTES, size))
+        for name, size in sorted(sizes.items())
+        for begin in range(0, size, _RANGE_BYTES)
+    )
+    return list(itertools.islice(every, _MOST_RANGES))
 
 
 def _epoch(url: str, options: Mapping[str, Any], num: int, threads: int) -> dict[str, Any]:
@@ -263,7 +266,7 @@ def moto(root: Path) -> Iterator[str]:
     """
     port = _free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with _server(command, f"http://127.0.0.1:{port}", "/moto-api/") as address:
+    with _server(command, port, "/moto-api/") as address:
         request = urllib.request.Request(f"{address}/{root.name}", method="PUT")
         urllib.request.urlopen(request).close()
         yield address
@@ -290,15 +293,15 @@ def nginx(root: Path) -> Iterator[str]:
             + f"access_log off; sendfile on; keepalive_requests 1000000; server {{ "
             f"listen 127.0.0.1:{port}; location /{root.name}/ {{ alias {root}/; }} }} }}"
         )
-        program = _program()
+        program = nginx_program()
         assert program
         command = [program, "-e", f"{own}/errors", "-p", name, "-c", f"{own}/conf"]
-        with _server(command, f"http://127.0.0.1:{port}", "") as address:
+        with _server(command, port) as address:
             yield address
 
 
-def _program() -> str | None:
-    """Nginx; Debian keeps it where only root looks."""
+def nginx_program() -> str | None:
+    """Where nginx is, if it is; Debian keeps it where only root looks."""
     return shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
 
 
@@ -310,8 +313,9 @@ def _free_port() -> int:
 
 
 @contextmanager
-def _server(command: Sequence[str], address: str, path: str) -> Iterator[str]:
-    """A server in a process of its own, once it answers."""
+def _server(command: Sequence[str], port: int, path: str = "/") -> Iterator[str]:
+    """A server in a process of its own, once it answers at ``path``; its address."""
+    address = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
         try:
