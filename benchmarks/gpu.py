@@ -33,10 +33,9 @@ from gatdist.benchmarking.case import BFLOAT16, SIZES, Case, Overrides, Size
 from gatdist.benchmarking.memory import measure_memory
 from gatdist.benchmarking.ours import RULES, Ours
 from gatdist.benchmarking.rounds import interleave, settled, speed, steps_in_a_turn
-from gatdist.monitor.timing import PhaseTimer
-from gatdist.parallel.batch import Batch
 from gatdist.parallel.communicator import LocalCommunicator
-from gatdist.training.step import train_step
+from gatdist.parallel.recording import CudaRecorder, cuda_recorder
+from gatdist.training.graphs import WARM_UP_STEPS
 
 SMALL = Size("dcgan16", "dcgan", {"width": 16}, (3, 16, 16), 16)
 LARGE = (
@@ -80,7 +79,7 @@ def main() -> int:
             parser.error("--device cuda: torch sees no CUDA device here; --device cpu tries it out")
         torch.cuda.set_device(device)
     compiles = not arguments.no_compile
-    sizes = [KNOWN[name] for name in arguments.size or [size.name for size in LARGE]]
+    sizes = [KNOWN[name] for name in arguments.size or [SMALL.name, *(size.name for size in LARGE)]]
     found: dict[str, Any] = {
         "correctness": [
             *precisions(device),
@@ -135,7 +134,7 @@ def compiled(device: torch.device) -> Iterator[Row]:
 
 def graphs(device: torch.device) -> Iterator[Row]:
     """A step and a generator replayed from CUDA graphs beside plain ones."""
-    for name, check in (("a step", graphed_step), ("a generator", graphed_generator)):
+    for name, check in (("a step", recorded_step), ("a generator", recorded_generator)):
         title = f"{name} from a CUDA graph"
         rows: list[Row] = []
         if device.type != "cuda":
@@ -175,70 +174,44 @@ def weights(case: Case) -> Tensor:
     return torch.cat([p.detach().double().flatten().cpu() for p in parameters])
 
 
-def graphed_step(device: torch.device, title: str) -> Row:
-    """Replay the whole step, optimizers and all, and compare weights and times with plain steps."""
-    plain, case = (
-        Ours(SMALL, RULES["alternating"] | STEADY, LocalCommunicator(device)) for _ in range(2)
-    )
-    timer = PhaseTimer(torch.device("cpu"))  # events would be recorded once, and never again
-
-    def step() -> None:
-        batch = Batch(case.real, None, case.positions, 0)
-        train_step(case.state, case.rule, batch, case.config, case.statistics, timer)
-        case.positions += case.config.run.global_batch
-
-    replay = captured(step)
-    num_steps = WARM_UP + 1  # capturing computes nothing; the first replay does
-    for _ in range(STEPS):
-        replay()
-    for _ in range(num_steps - 1 + STEPS):
+def recorded_step(device: torch.device, title: str) -> Row:
+    """Replay the step's phases and compare weights and times with plain steps."""
+    overrides = RULES["alternating"] | STEADY
+    plain = Ours(SMALL, overrides, LocalCommunicator(device))
+    case = Ours(SMALL, overrides, LocalCommunicator(device), cuda_recorder(device))
+    start = weights(plain)
+    for _ in range(WARM_UP_STEPS + STEPS):
         plain.step()
-    start = weights(Ours(SMALL, RULES["alternating"] | STEADY, LocalCommunicator(device)))
+        case.step()
     there = weights(plain)
     error = ((weights(case) - there).norm() / (there - start).norm()).item()
     row = _checked(title, error, TOLERANCE["float32"])
-    return row | {"speedup": timed(plain.step) / timed(replay)}
+    return row | {"speedup": timed(plain.step) / timed(case.step)}
 
 
-def graphed_generator(device: torch.device, title: str) -> Row:
+def recorded_generator(device: torch.device, title: str) -> Row:
     """Replay a generator, as one does to sample."""
     case = Ours(SMALL, RULES["alternating"], LocalCommunicator(device))
     generator = case.generator.eval()
     latents = torch.randn(1, case.config.model.latent_size, device=device)
-    made: list[Tensor] = []
 
     @torch.no_grad()
-    def generate() -> None:
-        made[:] = [generator(latents, None)]
+    def generate() -> Tensor:
+        made: Tensor = generator(latents, None)
+        return made
 
-    replay = captured(generate)
+    recorder = CudaRecorder(device)
+    for _ in range(WARM_UP_STEPS):
+        recorder.warm_up(generate)
+    made, replay = recorder.record(generate)
     latents.normal_()
     replay()
-    here = made[0].clone()
-    with torch.no_grad():
-        there = generator(latents, None)
-    error = ((here - there).norm() / there.norm()).item()
+    there = generate()
+    error = ((made - there).norm() / there.norm()).item()
     return _checked(title, error, 1e-3) | {"speedup": timed(generate) / timed(replay)}
 
 
-WARM_UP = 3
-
-
-def captured(function: Callable[[], None]) -> Callable[[], None]:
-    """``function`` as a CUDA graph, after some calls on a stream of their own."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UP):
-            function()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        function()
-    return graph.replay
-
-
-def timed(function: Callable[[], None], calls: int = 50) -> float:
+def timed(function: Callable[[], object], calls: int = 50) -> float:
     """Seconds of a call, when many follow one another."""
     function()
     torch.cuda.synchronize()
@@ -260,6 +233,10 @@ def throughput(
         **{n: partial(Bare, size, precision, str(device)) for n, precision in BARE.items()},
         **{n: partial(Ours, size, RULES[n], LocalCommunicator(device)) for n in TIMED},
     }
+    if device.type == "cuda":
+        builders["alternating_recorded"] = lambda: Ours(
+            size, RULES["alternating"], LocalCommunicator(device), cuda_recorder(device)
+        )
     if compiles:
         precision = BFLOAT16["precision"] | COMPILED["precision"]
         overrides = RULES["alternating"] | {"precision": precision}

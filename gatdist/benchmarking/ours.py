@@ -9,8 +9,10 @@ from gatdist.monitor.statistics import Statistics
 from gatdist.monitor.timing import PhaseTimer
 from gatdist.parallel.batch import Batch
 from gatdist.parallel.communicator import Communicator, LocalCommunicator
+from gatdist.parallel.recording import Recorder
+from gatdist.training.graphs import StepGraphs
 from gatdist.training.state import TrainState
-from gatdist.training.step import train_step
+from gatdist.training.step import play_phases, train_step
 
 
 def _rule(name: str, **more: object) -> Overrides:
@@ -39,13 +41,21 @@ class Ours(Case):
         size: of the networks and the batch.
         overrides: what makes the case.
         comm: the workers; each has the size's batch.
+        recorder: of steps, if they are recorded.
     """
 
-    def __init__(self, size: Size, overrides: Overrides, comm: Communicator | None = None) -> None:
+    def __init__(
+        self,
+        size: Size,
+        overrides: Overrides,
+        comm: Communicator | None = None,
+        recorder: Recorder | None = None,
+    ) -> None:
         comm = comm or LocalCommunicator(torch.device("cpu"))
         device = comm.device
         self.config = size.config(overrides, comm.world_size)
-        self.state = TrainState(self.config, comm, size.shape, 0)
+        self.state = TrainState(self.config, comm, size.shape, 0, recorder=recorder)
+        self.play = StepGraphs(recorder) if recorder else play_phases
         self.rule = self.state.rule(self.config)
         self.generator = self.state.players["generator"].bare
         self.discriminator = self.state.players["discriminator"].bare
@@ -59,4 +69,6 @@ class Ours(Case):
         seen = self.state.samples_seen
         step = seen // self.config.step_samples
         batch = Batch(self.real, None, self.positions + seen, step)
-        train_step(self.state, self.rule, batch, self.config, self.statistics, self.timer)
+        train_step(
+            self.state, self.rule, batch, self.config, self.statistics, self.timer, self.play
+        )

@@ -260,12 +260,16 @@ class PrecisionConfig(Section):
         channels_last: lay pictures out so in memory; faster with bfloat16 and on GPUs.
         compile: the networks that ``torch.compile`` compiles.
         reduce_dtype: what gradients travel in between workers.
+        cuda_graphs: on CUDA, record a step once and replay it: for networks so small that a step
+            is over before the host has started its kernels. Gradients then travel between
+            workers after a backward, not during it.
     """
 
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     channels_last: bool = False
     compile: list[PlayerName] = []
     reduce_dtype: Literal["full", "bfloat16"] = "full"
+    cuda_graphs: bool = False
 
 
 class MonitorConfig(Section):

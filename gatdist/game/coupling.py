@@ -50,6 +50,8 @@ def require_whole_batches(config: Config, player: str, network: nn.Module, worke
         what, mend = "micro-batches", "Leave out optim.*.micro_batch"
     elif workers > 1 and next(network.parameters()).device.type != "cuda":
         what, mend = f"{workers} workers on the CPU", "Use --workers 1"
+    elif workers > 1 and config.precision.cuda_graphs:
+        what, mend = f"{workers} workers with recorded steps", "Leave out precision.cuda_graphs"
     elif workers > 1 and alone:
         layer, what, mend = alone, f"{workers} workers", "Use --workers 1"
     else:

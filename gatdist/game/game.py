@@ -231,7 +231,7 @@ class Game:
             sides["between"] = (between.samples, between.logits)
         for at, (inputs, scalars) in sides.items():
             for scheduled in self.due(batch.step, at):
-                value, seen = self._penalty(scheduled, inputs, scalars, batch.step)
+                value, seen = self._penalty(scheduled, inputs, scalars, batch)
                 observations |= seen
                 total = total + value
         return batch.mean(total), observations
@@ -252,7 +252,7 @@ class Game:
                 (value,), seen = self._at_latents(batch, [scheduled])
             else:
                 inputs, scalars = self._side(batch, at)
-                value, seen = self._penalty(scheduled, inputs, scalars, batch.step)
+                value, seen = self._penalty(scheduled, inputs, scalars, batch)
                 # Biases do not move a gradient. With a part in the sum, if none in its value, they
                 # get the gradient 0 that the data-parallel reduction waits for.
                 value = batch.mean(value + 0 * scalars)
@@ -302,15 +302,16 @@ class Game:
         scalars = projections(fakes, noise)
         total, observations = torch.zeros_like(scalars), Observations()
         for scheduled in due:
-            value, seen = self._penalty(scheduled, start, scalars, batch.step)
+            value, seen = self._penalty(scheduled, start, scalars, batch)
             observations |= seen
             total = total + value
         return [batch.mean(total + 0 * scalars)], observations
 
     def _penalty(
-        self, scheduled: ScheduledPenalty, inputs: Tensor, scalars: Tensor, step: int
+        self, scheduled: ScheduledPenalty, inputs: Tensor, scalars: Tensor, batch: Batch
     ) -> tuple[Tensor, Observations]:
-        value = scheduled(inputs, scalars, self.averages, step)
+        strength = batch.strengths.get(scheduled.name, scheduled.strength_at(batch.step))
+        value = scheduled(inputs, scalars, self.averages, strength)
         reported = {f"penalty/{scheduled.name}": value.detach() / scheduled.every_steps}
         return value, reported | scheduled.penalty.observe(inputs, scalars)
 

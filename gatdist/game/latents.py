@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gatdist.parallel import draws
+from gatdist.parallel import devices, draws
 
 # At most so many numbers are drawn at once, for at most so many steps.
 _MOST_NUMBERS, _MOST_STEPS = 2**17, 32
@@ -45,7 +45,7 @@ class Latents:
     def _at(self, positions: Tensor, stream: str, dtype: torch.dtype) -> Tensor:
         n = len(positions)
         steps = min(_MOST_STEPS, _MOST_NUMBERS // max(1, n * self.size))
-        if positions.device.type != "cpu" or not self._stride or steps < 2:
+        if not devices.is_readable(positions) or not self._stride or steps < 2:
             return draws.normal(self.seed, stream, positions, (self.size,), dtype)
         first = int(positions[0])
         kind = (stream, dtype, n, first % self._stride)

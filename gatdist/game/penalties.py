@@ -86,10 +86,12 @@ class ScheduledPenalty:
         left = (1 + math.cos(math.pi * min(1.0, step / self.change_steps))) / 2
         return self.final_strength + left * (self.strength - self.final_strength)
 
-    def __call__(self, inputs: Tensor, scalars: Tensor, averages: Averages, step: int) -> Tensor:
-        """The penalty's share of its player's loss at ``step``, [n]."""
+    def __call__(
+        self, inputs: Tensor, scalars: Tensor, averages: Averages, strength: float | Tensor
+    ) -> Tensor:
+        """The penalty's share of its player's loss, [n]; ``strength`` is γ."""
         value = self.penalty.per_sample(inputs, scalars, averages)
-        return self.strength_at(step) * self.every_steps * value
+        return strength * self.every_steps * value
 
 
 penalties: Registry[Penalty] = Registry("game.penalties")

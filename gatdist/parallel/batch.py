@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 from torch import Tensor
@@ -18,6 +19,8 @@ class Batch:
         positions: int64 [n], each sample's position in the run: the key of every random draw.
         step: index of the step, a function of the clock.
         noise: number of the noise stream, raised by each rollback.
+        strengths: of penalties, by name, where they are kept on the device; others are a function
+            of ``step``.
         weight: what the mean loss over these samples counts in the mean over the global batch,
             times the scale of float16's losses.
     """
@@ -28,6 +31,7 @@ class Batch:
     step: int
     noise: int = 0
     weight: float | Tensor = 1.0
+    strengths: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.positions)

@@ -40,6 +40,11 @@ class Communicator(ABC):
         """True on the one worker that writes."""
         return self.rank == 0
 
+    @property
+    def reduces_in_backward(self) -> bool:
+        """Whether backwards through what :meth:`replicate` gave average gradients by themselves."""
+        return True
+
     @abstractmethod
     def all_reduce_(self, tensor: Tensor) -> Tensor:
         """Sum ``tensor`` over all workers, in place; the same bits on every worker."""

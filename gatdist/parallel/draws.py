@@ -13,13 +13,14 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from gatdist.parallel import devices
 from gatdist.parallel.communicator import bare
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -37,29 +38,30 @@ def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
     Returns:
         int64 of the same shape, entries uniform in [0, 2³²).
     """
-    if counter.device.type == "cpu":
+    if devices.is_readable(counter):
         words = _philox_by_numpy(counter.numpy().astype(np.uint64), key)
         return torch.from_numpy(words.view(np.int64))
     return _philox_by_torch(counter, key)
 
 
 def _philox_by_torch(counter: Tensor, key: tuple[int, int]) -> Tensor:
-    even, odd = counter[0::2].clone(), counter[1::2].clone()  # words 0, 2 and words 1, 3
-    multipliers = torch.tensor(_MULTIPLIERS, device=counter.device).view(
-        2, *[1] * (counter.dim() - 1)
-    )
-    keys = torch.tensor(
-        [[(k + i * w) & _LOW for k, w in zip(key, _WEYL, strict=True)] for i in range(10)],
-        device=counter.device,
-    )
-    for i in range(10):
+    words = counter.reshape(4, -1)
+    even, odd = words[0::2].clone(), words[1::2].clone()  # words 0, 2 and words 1, 3
+    multipliers, round_keys = _constants(key, counter.device)
+    for round_key in round_keys:
         # The 64-bit product wraps into int64's sign bit; masks after the shift recover both
         # unsigned halves.
         product = even * multipliers
         high = (product >> 32) & _LOW
-        round_key = keys[i].view(2, *[1] * (counter.dim() - 1))
         even, odd = high.flip(0) ^ odd ^ round_key, (product & _LOW).flip(0)
-    return torch.stack([even[0], odd[0], even[1], odd[1]])
+    return torch.stack([even[0], odd[0], even[1], odd[1]]).view(counter.shape)
+
+
+@cache  # each copy to a device makes the host wait; CUDA graphs remember where these lie
+def _constants(key: tuple[int, int], device: torch.device) -> tuple[Tensor, list[Tensor]]:
+    """The multipliers and the ten rounds' keys, [2, 1] each, on a device."""
+    keys = torch.from_numpy(np.stack(_round_keys(key)).view(np.int64)).to(device)
+    return torch.tensor(_MULTIPLIERS, device=device)[:, None], list(keys)
 
 
 def _philox_by_numpy(counter: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.uint64]:
@@ -97,7 +99,7 @@ def bits(seed: int, stream: str, positions: Tensor, count: int) -> Tensor:
         int64 [n, k], entries in [0, 2³²).
     """
     blocks = -(-count // 4)
-    if positions.device.type == "cpu":
+    if devices.is_readable(positions):
         counters = np.empty((4, len(positions), blocks), np.uint64)
         counters[0], counters[1] = np.arange(blocks), zlib.crc32(stream.encode())
         place = positions.numpy().astype(np.uint64)[:, None]

@@ -103,7 +103,7 @@ class FastReduction(Reduction):
         self._compress = compress
 
     def replicate(self, network: nn.Module) -> nn.Module:
-        """In a DistributedDataParallel, where there are several workers."""
+        """As the communicator does it: in a DistributedDataParallel, where there are several."""
         return self.comm.replicate(network, compress=self._compress)
 
     def split(self, batch: Batch, micro_batch: int | None) -> list[Batch]:
@@ -131,7 +131,7 @@ class FastReduction(Reduction):
     def gradients(
         self, networks: Sequence[nn.Module], parts: Sequence[Batch], backward: Callable[[Batch], T]
     ) -> list[T]:
-        """Only the last part's backward sends anything."""
+        """Only the last part's backward sends anything, or what follows it."""
         found = []
         for part in parts:
             with ExitStack() as stack:
@@ -139,7 +139,18 @@ class FastReduction(Reduction):
                     for network in networks:
                         stack.enter_context(without_reduction(network))
                 found.append(backward(part))
+        if self.comm.world_size > 1 and not self.comm.reduces_in_backward:
+            self._average(networks)
         return found
+
+    def _average(self, networks: Sequence[nn.Module]) -> None:
+        """All gradients in one collective, after the backward."""
+        parameters = [p for network in networks for p in network.parameters() if p.requires_grad]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        mine = _flatten(gradients).div_(self.comm.world_size)
+        sent = mine.to(torch.bfloat16) if self._compress else mine
+        total = self.comm.all_reduce_(sent).to(mine.dtype)
+        set_gradients(parameters, _unflatten(total, gradients))
 
 
 class CanonicalReduction(Reduction):

@@ -24,6 +24,7 @@ from gatdist.evaluation import Evaluator
 from gatdist.models import DTYPES
 from gatdist.parallel.batch import Batch
 from gatdist.parallel.communicator import Communicator
+from gatdist.parallel.recording import cuda_recorder
 from gatdist.runs import (
     Checkpoints,
     Retention,
@@ -32,13 +33,14 @@ from gatdist.runs import (
     require_same_order,
 )
 from gatdist.storage import Store
+from gatdist.training.graphs import StepGraphs
 from gatdist.training.health import Convergence, Counts, decide
 from gatdist.training.profiling import Profiler
 from gatdist.training.progress import Progress
 from gatdist.training.recorder import Emit, Recorder
 from gatdist.training.replicas import require_equal_replicas
 from gatdist.training.state import TrainState
-from gatdist.training.step import train_step
+from gatdist.training.step import PlaysPhases, play_phases, train_step
 from gatdist.training.ticks import Ticks
 
 
@@ -103,10 +105,16 @@ class _Loop:
         self.dataset = open_dataset(config.data, comm)
         self.order = SampleOrder.from_config(config, self.dataset)
         space = self.dataset.space
-        self.state = TrainState(config, comm, space.shape, space.num_classes, space.facts)
+        recorder = cuda_recorder(comm.device) if config.precision.cuda_graphs else None
+        self.state = TrainState(config, comm, space.shape, space.num_classes, space.facts, recorder)
+        self.play: PlaysPhases = StepGraphs(recorder) if recorder else play_phases
         self.rule = self.state.rule(config)
         self.convergence = Convergence(config.run.convergence)
         self.ticks = Ticks(config, comm, self.state, self.rule, self.dataset, emit, progress)
+        if config.precision.cuda_graphs and not recorder:
+            self.ticks.note(
+                f"precision.cuda_graphs: steps are not recorded: {comm.device} has no CUDA graphs"
+            )
         self.evaluator = Evaluator(
             config.evaluate,
             self.dataset,
@@ -186,7 +194,9 @@ class _Loop:
                 with self.profiler.step(self._steps_made):
                     with timer("data"):
                         batch = self._to_device(next(batches))
-                    train_step(self.state, self.rule, batch, self.config, statistics, timer)
+                    train_step(
+                        self.state, self.rule, batch, self.config, statistics, timer, self.play
+                    )
                     self.ticks.step()
                     faults.here.step += 1
                     over = self._after_step()

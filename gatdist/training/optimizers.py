@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -35,12 +36,12 @@ class Optimizer(ABC):
         self.state: dict[str, Tensors] = {}
 
     @abstractmethod
-    def step(self, gradients: Tensors, rate: float, found_inf: Tensor) -> None:
+    def step(self, gradients: Tensors, rate: float | Tensor, found_inf: Tensor) -> None:
         """Move.
 
         Args:
             gradients: of the parameters, laid out in memory as they are.
-            rate: the learning rate.
+            rate: the learning rate: a number, or a float32 scalar on the device.
             found_inf: float32 scalar; where it is 1, nothing changes.
         """
 
@@ -68,7 +69,7 @@ class Adam(Optimizer):
             "exp_avg_sq": [torch.zeros_like(p) for p in parameters],
         }
 
-    def step(self, gradients: Tensors, rate: float, found_inf: Tensor) -> None:
+    def step(self, gradients: Tensors, rate: float | Tensor, found_inf: Tensor) -> None:
         """See :meth:`Optimizer.step`."""
         adam(
             self._parameters,
@@ -100,7 +101,7 @@ class Descent(Optimizer):
             self.state = {"momentum_buffer": [torch.zeros_like(p) for p in parameters]}
             self._momenta = [*self.state["momentum_buffer"]]
 
-    def step(self, gradients: Tensors, rate: float, found_inf: Tensor) -> None:
+    def step(self, gradients: Tensors, rate: float | Tensor, found_inf: Tensor) -> None:
         """See :meth:`Optimizer.step`."""
         sgd(
             self._parameters,
@@ -110,7 +111,7 @@ class Descent(Optimizer):
             found_inf=found_inf,
             weight_decay=self._config.weight_decay,
             momentum=self._config.momentum,
-            lr=rate,
+            lr=cast("float", rate),  # a tensor does as well
             dampening=0.0,
             nesterov=False,
             maximize=False,

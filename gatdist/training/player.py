@@ -93,7 +93,7 @@ class Player:
 
     @torch.no_grad()
     def move(
-        self, ok: Tensor, norm: Tensor, rate: float, origin: Sequence[Tensor] | None = None
+        self, ok: Tensor, norm: Tensor, rate: float | Tensor, origin: Sequence[Tensor] | None = None
     ) -> None:
         """Clip, then step; where ``ok`` (a scalar) is 0, nothing moves or changes.
 
@@ -102,7 +102,7 @@ class Player:
         Args:
             ok: 1 or 0.
             norm: the gradient's.
-            rate: the learning rate.
+            rate: the learning rate: a number, or a float32 scalar on the device.
             origin: parameters to go back to first, also where ``ok`` is 0.
         """
         gradients = self._gradients()

@@ -15,6 +15,7 @@ from gatdist.game import Game, UpdateRule, build_update_rule, require_whole_batc
 from gatdist.game.penalties import penalties
 from gatdist.models import build_networks
 from gatdist.parallel.communicator import Communicator
+from gatdist.parallel.recording import OutsideCommunicator, Recorder
 from gatdist.parallel.reduction import Reduction
 from gatdist.training.averaging import MovingAverage
 from gatdist.training.guard import Guard, LossScaler
@@ -31,6 +32,7 @@ class TrainState:
         sample_shape: of one sample, as networks see it.
         num_classes: of the data; 0 if unlabelled.
         facts: what else networks may want to know of the samples.
+        recorder: of steps, if they are recorded: communication then stays outside.
 
     Attributes:
         samples_seen: real samples shown so far, globally; the only counter there is.
@@ -48,10 +50,12 @@ class TrainState:
         sample_shape: tuple[int, ...],
         num_classes: int,
         facts: Mapping[str, Any] = MappingProxyType({}),
+        recorder: Recorder | None = None,
     ) -> None:
         self.samples_seen = 0
         self.rollbacks = 0
-        self.reduction = Reduction.from_config(config, comm)
+        between = OutsideCommunicator(comm, recorder) if recorder else comm
+        self.reduction = Reduction.from_config(config, between)
         built = build_networks(config, sample_shape, num_classes, facts)
         networks = dict(zip(BOTH, built, strict=True))
         for name, network in networks.items():

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
@@ -14,6 +19,33 @@ from gatdist.training.guard import all_finite
 from gatdist.training.state import TrainState
 
 
+@dataclass
+class Seen:
+    """What a step observed.
+
+    Attributes:
+        observed: what to report: tags and values, of any shape.
+        lessons: of each phase, the means over the global batch that the game wants to learn from.
+    """
+
+    observed: list[tuple[str, Tensor]] = field(default_factory=list)
+    lessons: list[Observations] = field(default_factory=list)
+
+
+class PlaysPhases(Protocol):
+    """What plays the phases of a step: :func:`play_phases`, or a recording of it."""
+
+    def __call__(
+        self,
+        state: TrainState,
+        rule: UpdateRule,
+        step: Step,
+        config: Config,
+        timer: Callable[[str], AbstractContextManager[object]],
+    ) -> Seen:
+        """See :func:`play_phases`."""
+
+
 def train_step(
     state: TrainState,
     rule: UpdateRule,
@@ -21,12 +53,9 @@ def train_step(
     config: Config,
     statistics: Statistics,
     timer: PhaseTimer,
+    play: PlaysPhases | None = None,
 ) -> None:
-    """One step of the game.
-
-    Each phase computes its players' gradients, which the workers average; whether they are good
-    is decided after that, from numbers that are the same everywhere, so all workers move or none
-    does. A phase moves all of its players or none of them; with ``health.atomic`` so does a step.
+    """One step of the game: its phases; then the game learns from what they saw.
 
     Args:
         state: is changed in place; its clock advances by the step's samples.
@@ -35,12 +64,41 @@ def train_step(
         config: of the run.
         statistics: gets losses, logits, penalties and gradient norms.
         timer: gets the time of each phase.
+        play: plays the phases; None: :func:`play_phases`.
     """
     total_samples = config.run.total_samples
     rates = {n: p.rate(state.samples_seen, total_samples) for n, p in state.players.items()}
+    seen = (play or play_phases)(state, rule, Step(batch, rates), config, timer)
+    with timer("optimizer"):
+        _learn(rule, seen.lessons, batch.step, config.run.global_batch)
+    for tag, values in seen.observed:
+        statistics.add(tag, values)
+    state.samples_seen += config.step_samples
+
+
+def play_phases(
+    state: TrainState,
+    rule: UpdateRule,
+    step: Step,
+    config: Config,
+    timer: Callable[[str], AbstractContextManager[object]],
+) -> Seen:
+    """The players' moves, and the generator's average.
+
+    Each phase computes its players' gradients, which the workers average; whether they are good
+    is decided after that, from numbers that are the same everywhere, so all workers move or none
+    does. A phase moves all of its players or none of them; with ``health.atomic`` so does a step.
+
+    Args:
+        state: its players, average, guard and scaler are changed in place.
+        rule: yields the phases.
+        step: where they are taken.
+        config: of the run.
+        timer: gets the time of each phase.
+    """
+    seen = Seen()
     undo = _Undo(state) if config.health.atomic else None
-    lessons: list[Observations] = []
-    for phase in rule.all_phases(Step(batch, rates)):
+    for phase in rule.all_phases(step):
         players = {name: state.players[name] for name in phase.players}
         with timer(phase.name):
             for player in players.values():
@@ -53,21 +111,18 @@ def train_step(
             if undo:
                 undo.before(phase.players, ok)
             for name, player in players.items():
-                player.move(ok, norms[name], rates[name], (phase.origin or {}).get(name))
+                origin = (phase.origin or {}).get(name)
+                player.move(ok, norms[name], step.learning_rates[name], origin)
             if state.scaler:
                 state.scaler.update(all_finite(norms))
-            lessons.append(_means(state, rule, parts, observations))
-        for name, norm in norms.items():
-            statistics.add(f"gradient_norm/{name}", norm)
-        for part in observations:
-            for tag, values in part.items():
-                statistics.add(tag, values)
+            seen.lessons.append(_means(state, rule, parts, observations))
+        seen.observed += [(f"gradient_norm/{name}", norm) for name, norm in norms.items()]
+        seen.observed += [pair for part in observations for pair in part.items()]
     with timer("optimizer"):
         if undo:
             undo.unless_all_ok()
         state.average.update(state.players["generator"].bare, config.step_samples)
-        _learn(rule, lessons, batch.step, config.run.global_batch)
-    state.samples_seen += config.step_samples
+    return seen
 
 
 def _gradients(

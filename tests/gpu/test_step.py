@@ -9,8 +9,10 @@ from gatdist.monitor.statistics import Statistics
 from gatdist.monitor.timing import PhaseTimer
 from gatdist.parallel.batch import Batch
 from gatdist.parallel.communicator import LocalCommunicator
+from gatdist.parallel.recording import cuda_recorder
+from gatdist.training.graphs import WARM_UP_STEPS, StepGraphs
 from gatdist.training.state import TrainState
-from gatdist.training.step import train_step
+from gatdist.training.step import play_phases, train_step
 
 pytestmark = [
     pytest.mark.gpu,
@@ -30,12 +32,14 @@ BASE = [
 RULES = ["alternating", "simultaneous", "one_stage", "extragradient", "optimistic", "consensus"]
 
 
-def train(device, overrides, steps=4, strict=False):
+def train(device, overrides, steps=4, strict=False, records=False):
     """The players' weights after a few steps on made-up pictures."""
     device = torch.device(device)
     config = load_config("digits", BASE + overrides)
-    state = TrainState(config, LocalCommunicator(device), SHAPE, 0)
+    recorder = cuda_recorder(device) if records else None
+    state = TrainState(config, LocalCommunicator(device), SHAPE, 0, recorder=recorder)
     rule = state.rule(config)
+    play = StepGraphs(recorder) if recorder else play_phases
     statistics, timer = Statistics(device), PhaseTimer(device)
     for step in range(steps):
         real = torch.randn(BATCH, *SHAPE, generator=torch.Generator().manual_seed(step))
@@ -43,10 +47,11 @@ def train(device, overrides, steps=4, strict=False):
         if config.precision.channels_last:
             real = real.contiguous(memory_format=torch.channels_last)
         positions = (torch.arange(BATCH) + BATCH * step).to(device)
-        if strict and step == 2:  # past what is made once
+        if strict and step == (2 * WARM_UP_STEPS + 2 if records else 2):  # past what is made once
             torch.cuda.set_sync_debug_mode("error")
         try:
-            train_step(state, rule, Batch(real, None, positions, step), config, statistics, timer)
+            batch = Batch(real, None, positions, step)
+            train_step(state, rule, batch, config, statistics, timer, play)
         finally:
             torch.cuda.set_sync_debug_mode("default")
     return torch.cat(
@@ -95,3 +100,25 @@ def test_compiled_networks_compute_the_same(rule):
     torch.testing.assert_close(
         train("cuda", compiled, steps=2), train("cuda", overrides, steps=2), rtol=0, atol=1e-3
     )
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_replayed_steps_are_the_steps_themselves(rule):
+    """Steps with the penalty and steps without are recorded, each after its warm-up."""
+    overrides = [f"game.update_rule={rule}", "precision.dtype=float64"]
+    torch.testing.assert_close(
+        train("cuda", overrides, steps=16, records=True, strict=True),
+        train("cuda", overrides, steps=16),
+        rtol=0,
+        atol=1e-6,  # rates come in single precision
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_every_precision_is_recorded(dtype):
+    overrides = [f"precision.dtype={dtype}", "precision.channels_last=true"]
+    reference = train("cuda", ["precision.dtype=float64"], steps=12)
+    start = train("cuda", ["precision.dtype=float64"], steps=0)
+    found = train("cuda", overrides, steps=12, records=True)
+    tolerance = {"float32": 0.05, "bfloat16": 0.4, "float16": 0.2}[dtype]
+    assert ((found - reference).norm() / (reference - start).norm()).item() < tolerance

@@ -1,8 +1,10 @@
 """A step never waits for the device: it runs where there are no numbers to wait for.
 
 Tensors on torch's ``meta`` device have shapes but no values; whatever needs a value (``.item()``,
-``if tensor:``, a copy to the host) raises.
+``if tensor:``, a copy to the host) raises. A copy from the host's memory makes it wait, too.
 """
+
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from gatdist.parallel.batch import Batch
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.training.state import TrainState
 from gatdist.training.step import train_step
+from tape import no_numbers_of_the_host
 
 META = torch.device("meta")
 SETTINGS = [
@@ -47,7 +50,9 @@ def step_on_meta(settings):
     for step in range(2):
         real = torch.zeros(n, 1, 8, 8, device=META)
         batch = Batch(real, None, torch.zeros(n, dtype=torch.int64, device=META), step)
-        train_step(state, rule, batch, config, Statistics(META), PhaseTimer(META))
+        # What is made once, such as constants, is made in the first step.
+        with no_numbers_of_the_host() if step else nullcontext():
+            train_step(state, rule, batch, config, Statistics(META), PhaseTimer(META))
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: settings[0])
@@ -58,3 +63,8 @@ def test_no_host_waits_in_a_step(settings):
 def test_waiting_would_be_seen():
     with pytest.raises((RuntimeError, NotImplementedError)):
         bool(torch.zeros((), device=META) > 0)
+
+
+def test_copies_from_the_host_would_be_seen():
+    with no_numbers_of_the_host(), pytest.raises(RuntimeError, match="numbers of the host"):
+        torch.tensor([1.0, 2.0], device=META)

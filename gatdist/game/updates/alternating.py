@@ -28,6 +28,7 @@ class Alternating(UpdateRule):
     """
 
     several_discriminator_steps = True
+    recordable = True
 
     def __init__(self, game: Game, config: GameConfig) -> None:
         super().__init__(game, config)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from gatdist.config import GameConfig
+from gatdist.config import BOTH, GameConfig
 from gatdist.errors import ConfigError
 from gatdist.game.game import Game
 from gatdist.game.losses import losses
@@ -70,8 +70,7 @@ class Competitive(SecondOrder):
     ) -> tuple[Gradients, list[Observations]]:
         """See the class."""
         theta, psi = self.theta, self.psi
-        rate_theta = step.learning_rates["generator"]
-        rate_psi = step.learning_rates["discriminator"]
+        rate_theta, rate_psi = (float(step.learning_rates[name]) for name in BOTH)
         observations: list[Observations] = []
 
         def gradients(part: Batch) -> Vector:

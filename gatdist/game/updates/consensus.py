@@ -27,6 +27,8 @@ class Consensus(SecondOrder):
         strength: γ > 0.
     """
 
+    recordable = True
+
     def __init__(self, game: Game, config: GameConfig, *, strength: float = 10.0) -> None:
         super().__init__(game, config)
         if strength <= 0:

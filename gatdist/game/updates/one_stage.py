@@ -22,6 +22,7 @@ from gatdist.game.game import Game, Judged
 from gatdist.game.losses import losses
 from gatdist.game.updates.rule import register_update_rule
 from gatdist.game.updates.simultaneous import Simultaneous
+from gatdist.parallel import devices
 from gatdist.parallel.batch import Batch
 
 
@@ -68,6 +69,11 @@ class OneStage(Simultaneous):
             self.given_up = True
             self._note()
 
+    @property
+    def variant(self) -> bool:
+        """Whether it has been given up."""
+        return self.given_up
+
     def _note(self) -> None:
         """Say it once."""
         if not self._noted:
@@ -83,7 +89,7 @@ class OneStage(Simultaneous):
         # Beyond this the other factor has left the range of the dtype that computes it.
         limit = torch.finfo(self.game.autocast or ratio.dtype).max ** 0.5
         usable = (ratio.abs() <= limit).all()
-        if self.given_up or (usable.device.type == "cpu" and not usable):
+        if self.given_up or (devices.is_readable(usable) and not usable):
             self._note()
             return super()._to_generator(batch, real, fake)
         self._unusable += ~usable

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
@@ -28,11 +28,11 @@ class Step:
 
     Attributes:
         batch: this worker's share: one global batch for each discriminator step, one after another.
-        learning_rates: each player's, at this step.
+        learning_rates: each player's, at this step: numbers, or scalars on the device.
     """
 
     batch: Batch
-    learning_rates: Mapping[PlayerName, float]
+    learning_rates: Mapping[PlayerName, float | Tensor]
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,8 @@ class UpdateRule(ABC):
         second_order: whether it differentiates gradients, by bare networks.
         plain_descent: whether its step is only right with optim.*.name = "sgd" without momentum.
         several_discriminator_steps: whether it knows ``game.num_discriminator_steps``.
+        recordable: whether what its phases do is decided before the step, by :attr:`variant` and by
+            which penalties are due, so that a CUDA graph of one step does for others.
         notes: what a person should be told once; whoever tells it takes it out.
 
     Raises:
@@ -109,6 +111,7 @@ class UpdateRule(ABC):
     second_order: ClassVar[bool] = False
     plain_descent: ClassVar[bool] = False
     several_discriminator_steps: ClassVar[bool] = False
+    recordable: ClassVar[bool] = False
 
     def __init__(self, game: Game, config: GameConfig) -> None:
         self.game = game
@@ -124,6 +127,11 @@ class UpdateRule(ABC):
 
         What is decided must be the same on all workers and after resuming.
         """
+
+    @property
+    def variant(self) -> Hashable:
+        """What :meth:`reconsider` has decided: steps are recorded anew when it changes."""
+        return None
 
     def all_phases(self, step: Step) -> Iterator[Phase]:
         """The phases of one step, those of the penalties that have steps of their own last."""
@@ -168,6 +176,7 @@ def build_update_rule(config: Config, game: Game) -> UpdateRule:
     _check_second_derivatives(config, kind, game)
     _check_discriminator_steps(config, kind)
     _check_kept_fakes(config)
+    _check_recording(config, kind)
     return rule
 
 
@@ -256,6 +265,26 @@ def _check_kept_fakes(config: Config) -> None:
             raise ConfigError(
                 field, "does not go with game.keep_fakes", value=value, mend=f"{mend}, or keep none"
             )
+
+
+def _check_recording(config: Config, kind: type[UpdateRule]) -> None:
+    if not config.precision.cuda_graphs:
+        return
+    if not kind.recordable:
+        raise ConfigError(
+            "precision.cuda_graphs",
+            f"the rule {config.game.update_rule!r} decides within a step how to go on, which a "
+            "recorded step can't",
+            value=True,
+            mend="Leave it out, or use another rule",
+        )
+    if config.precision.compile:
+        raise ConfigError(
+            "precision.compile",
+            "does not go with precision.cuda_graphs",
+            value=config.precision.compile[0],
+            mend="Leave one of the two out",
+        )
 
 
 def trainable(network: nn.Module) -> list[Tensor]:

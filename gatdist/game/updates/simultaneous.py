@@ -22,6 +22,8 @@ class Simultaneous(UpdateRule):
     is taken first, and enters its network in the same backward that gives the discriminator's.
     """
 
+    recordable = True
+
     def phases(self, step: Step) -> Iterator[Phase]:
         """One phase for both."""
         yield Phase("both", BOTH, step.batch, self._both)

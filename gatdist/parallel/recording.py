@@ -1,0 +1,169 @@
+"""Recording what a function computes on the device, to have it computed again without the host.
+
+A CUDA graph holds kernels with their arguments: addresses and plain numbers. Communication stays
+outside: a function that communicates becomes several graphs with the collectives between them.
+"""
+
+from __future__ import annotations
+
+import gc
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from gatdist.parallel.communicator import Communicator
+
+T = TypeVar("T")
+
+
+class Recorder(ABC):
+    """Makes what functions compute replayable."""
+
+    @abstractmethod
+    def warm_up(self, function: Callable[[], T]) -> T:
+        """Compute ``function`` as it is, where a recording of it would be made."""
+
+    @abstractmethod
+    def record(self, function: Callable[[], T]) -> tuple[T, Callable[[], None]]:
+        """Record ``function``, which computes nothing yet.
+
+        Returns:
+            What ``function`` returned, tensors that each replay computes anew; and the replay.
+
+        Raises:
+            RuntimeError: ``function`` does what can't be recorded.
+        """
+
+    @abstractmethod
+    def outside(self, function: Callable[[], object]) -> None:
+        """Call ``function``; within a recording: not now, but at this point of each replay."""
+
+
+class CudaRecorder(Recorder):
+    """Records CUDA graphs, all in one pool of memory, on a stream of their own.
+
+    They share the pool since no two of them run at once, and nothing but what the functions
+    returned is looked at after a replay.
+
+    Args:
+        device: of CUDA.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
+        self._pieces: list[Callable[[], object]] | None = None
+        self._graph = torch.cuda.CUDAGraph()
+
+    def warm_up(self, function: Callable[[], T]) -> T:
+        """On the stream of the graphs."""
+        with self._on_stream():
+            return function()
+
+    def record(self, function: Callable[[], T]) -> tuple[T, Callable[[], None]]:
+        """See :meth:`Recorder.record`."""
+        # Nothing of before may be freed, nor memory be given back, within a recording.
+        torch.cuda.synchronize()
+        gc.collect()
+        torch.cuda.empty_cache()
+        pieces = self._pieces = []
+        with self._on_stream():
+            self._begin()
+            try:
+                value = function()
+            except BaseException:
+                with suppress(RuntimeError):  # which would hide what is wrong
+                    self._graph.capture_end()
+                raise
+            finally:
+                self._pieces = None
+            self._graph.capture_end()
+            pieces.append(self._graph.replay)
+
+        def replay() -> None:
+            for piece in pieces:
+                piece()
+
+        return value, replay
+
+    def outside(self, function: Callable[[], object]) -> None:
+        """Between two graphs."""
+        if self._pieces is None:
+            function()
+            return
+        self._graph.capture_end()
+        self._pieces += [self._graph.replay, function]
+        self._begin()
+
+    def _begin(self) -> None:
+        self._graph = torch.cuda.CUDAGraph()
+        # Other threads, such as the loader's, may do as they please meanwhile.
+        self._graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+
+    @contextmanager
+    def _on_stream(self) -> Iterator[None]:
+        current = torch.cuda.current_stream()
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            yield
+        current.wait_stream(self._stream)
+
+
+class OutsideCommunicator(Communicator):
+    """A communicator for recorded functions: its collectives stay outside of the recordings.
+
+    Args:
+        inner: communicates.
+        recorder: records what lies between.
+    """
+
+    def __init__(self, inner: Communicator, recorder: Recorder) -> None:
+        super().__init__(inner.rank, inner.world_size, inner.device)
+        self._inner, self._recorder = inner, recorder
+
+    @property
+    def reduces_in_backward(self) -> bool:
+        """False."""
+        return False
+
+    def all_reduce_(self, tensor: Tensor) -> Tensor:
+        """See :class:`Communicator`."""
+        self._recorder.outside(lambda: self._inner.all_reduce_(tensor))
+        return tensor
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """See :class:`Communicator`."""
+        rows = tensor.new_empty(self.world_size, *tensor.shape)
+        self._recorder.outside(lambda: rows.copy_(self._inner.all_gather(tensor)))
+        return rows
+
+    def all_to_all(self, rows: Tensor) -> Tensor:
+        """See :class:`Communicator`."""
+        received = torch.empty_like(rows)
+        self._recorder.outside(lambda: received.copy_(self._inner.all_to_all(rows)))
+        return received
+
+    def broadcast_(self, tensor: Tensor) -> Tensor:
+        """See :class:`Communicator`."""
+        self._recorder.outside(lambda: self._inner.broadcast_(tensor))
+        return tensor
+
+    def broadcast_object(self, value: object) -> object:
+        """Not in a recording."""
+        return self._inner.broadcast_object(value)
+
+    def replicate(self, module: nn.Module, *, compress: bool = False) -> nn.Module:
+        """``module`` as it is, with worker 0's weights: its backward averages nothing."""
+        with torch.no_grad():
+            for tensor in module.state_dict().values():
+                self.broadcast_(tensor)
+        return module
+
+
+def cuda_recorder(device: torch.device) -> Recorder | None:
+    """A recorder for ``device``; None where it knows no CUDA graphs."""
+    return CudaRecorder(device) if device.type == "cuda" else None
