@@ -205,9 +205,11 @@ def names() -> Iterator[str]:
         for name, thing in entries.items():
             yield f"| `{name}` | {markdown(' '.join(paragraphs(thing)[:1]))} |"
     yield "\n## `game.loss`\n\nFormulas stand in [the guide](../game.md#losses-gameloss).\n"
-    yield "| name | with `one_stage` | zero-sum, as `competitive` needs |\n| --- | --- | --- |"
+    yield "| name | with `one_stage` | zero-sum, as `competitive` needs | separable |"
+    yield "| --- | --- | --- | --- |"
     for name, loss in own(losses).items():
-        yield f"| `{name}` | {yes(loss.ratio is not None)} | {yes(loss.zero_sum)} |"
+        facts = (loss.ratio is not None, loss.zero_sum, loss.separable)
+        yield f"| `{name}` | {' | '.join(map(yes, facts))} |"
     yield "\n## `game.penalties`\n\n| name | joins the loss of the | at | for each sample |"
     yield "| --- | --- | --- | --- |"
     for name, penalty in own(penalties).items():

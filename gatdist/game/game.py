@@ -31,7 +31,7 @@ from gatdist.game.penalties import (
 from gatdist.models import COMPUTE_DTYPES
 from gatdist.parallel import draws
 from gatdist.parallel.batch import Batch
-from gatdist.parallel.communicator import bare
+from gatdist.parallel.communicator import bare, without_reduction
 
 
 @dataclass(frozen=True)
@@ -185,6 +185,24 @@ class Game:
                 f"must give one logit a sample; {len(samples)} samples gave {tuple(logits.shape)}",
             )
         return Judged(samples, logits.to(samples.dtype))
+
+    def judge_real(self, batch: Batch) -> Judged:
+        """The discriminator's logits of the real samples, for :meth:`discriminator_loss`.
+
+        Where nothing couples their part of the loss to the fakes', it is backpropagated at once: so
+        what the two backwards need of activations is never held at the same time.
+        """
+        if (
+            not self.loss.separable
+            or self.due(batch.step, "real")
+            or self.due(batch.step, "logits")
+        ):
+            return self.judge(self.differentiable(batch.real, batch.step, "real"), batch, "real")
+        with without_reduction(self.discriminator):  # the backward of the fakes sends both
+            logits = self.judge(batch.real, batch, "real").logits
+            loss = self.loss.discriminator(logits, torch.zeros_like(logits))
+            torch.autograd.backward(batch.mean(loss))
+        return Judged(batch.real, logits.detach())
 
     def due(self, step: int, at: Side) -> list[ScheduledPenalty]:
         """The penalties at one side that this step's losses contain."""

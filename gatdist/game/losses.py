@@ -43,6 +43,8 @@ class Loss:
             computed for it.
         zero_sum: whether what one player gains by moving ℓ the other loses, so that the loss is a
             single function that one descends and the other ascends.
+        separable: whether ``discriminator`` is a sum of a function of r and one of ℓ, so that the
+            gradient of either can be taken without the other.
     """
 
     discriminator: LogitsFunction
@@ -50,6 +52,7 @@ class Loss:
     ratio: LogitsFunction | None = None
     generator_reads_real: bool = False
     zero_sum: bool = False
+    separable: bool = False
 
 
 losses: Registry[Loss] = Registry("game.loss")
@@ -91,6 +94,7 @@ minimax = register_loss(
         ratio=lambda real, fake: fake.new_full(fake.shape, -1.0),
         generator_reads_real=True,
         zero_sum=True,
+        separable=True,
     ),
 )
 
@@ -101,6 +105,7 @@ nonsaturating = register_loss(
         discriminator=_minimax_discriminator,
         generator=lambda real, fake: softplus(-fake),
         ratio=lambda real, fake: -(-fake).exp(),
+        separable=True,
     ),
 )
 
@@ -111,6 +116,7 @@ least_squares = register_loss(
         discriminator=lambda real, fake: (real - 1).square() + fake.square(),
         generator=lambda real, fake: (fake - 1).square(),
         ratio=lambda real, fake: (fake - 1) / fake,
+        separable=True,
     ),
 )
 
@@ -120,6 +126,7 @@ hinge = register_loss(
     Loss(
         discriminator=lambda real, fake: relu(1 - real) + relu(1 + fake),
         generator=lambda real, fake: -fake,
+        separable=True,
     ),
 )
 
@@ -131,6 +138,7 @@ wasserstein = register_loss(
         generator=lambda real, fake: -fake,
         ratio=lambda real, fake: fake.new_full(fake.shape, -1.0),
         zero_sum=True,
+        separable=True,
     ),
 )
 

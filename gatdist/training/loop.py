@@ -9,20 +9,17 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from typing import Any
 
-import torch
 from torch.profiler import record_function
 
 from gatdist import faults
 from gatdist.background import Background
 from gatdist.config import Config, import_plugins
-from gatdist.data import Batch as LoadedBatch
 from gatdist.data import Loader, SampleOrder, open_dataset
 from gatdist.errors import TrainingError
 from gatdist.evaluation import Evaluator
-from gatdist.models import DTYPES
-from gatdist.parallel.batch import Batch
 from gatdist.parallel.communicator import Communicator
 from gatdist.parallel.recording import cuda_recorder
 from gatdist.runs import (
@@ -33,6 +30,7 @@ from gatdist.runs import (
     require_same_order,
 )
 from gatdist.storage import Store
+from gatdist.training.batches import to_device
 from gatdist.training.graphs import StepGraphs
 from gatdist.training.health import Convergence, Counts, decide
 from gatdist.training.profiling import Profiler
@@ -105,6 +103,7 @@ class _Loop:
         self.dataset = open_dataset(config.data, comm)
         self.order = SampleOrder.from_config(config, self.dataset)
         space = self.dataset.space
+        self.to_device = partial(to_device, space=space, config=config, device=comm.device)
         recorder = cuda_recorder(comm.device) if config.precision.cuda_graphs else None
         self.state = TrainState(config, comm, space.shape, space.num_classes, space.facts, recorder)
         self.play: PlaysPhases = StepGraphs(recorder) if recorder else play_phases
@@ -193,7 +192,9 @@ class _Loop:
             while not over:
                 with self.profiler.step(self._steps_made):
                     with timer("data"):
-                        batch = self._to_device(next(batches))
+                        batch = self.to_device(
+                            next(batches), step=self._steps_made, noise=self.state.rollbacks
+                        )
                     train_step(
                         self.state, self.rule, batch, self.config, statistics, timer, self.play
                     )
@@ -258,19 +259,6 @@ class _Loop:
         """Whether the last step reached or crossed a multiple of ``interval`` samples (0: no)."""
         seen = self.state.samples_seen
         return bool(interval) and seen // interval > (seen - self.config.step_samples) // interval
-
-    def _to_device(self, loaded: LoadedBatch) -> Batch:
-        device = self.comm.device
-        real = self.dataset.space.to_network(loaded.samples.to(device, non_blocking=True))
-        pictures = self.config.precision.channels_last and real.dim() == 4
-        layout = torch.channels_last if pictures else torch.contiguous_format
-        return Batch(
-            real=real.to(DTYPES[self.config.precision.dtype]).contiguous(memory_format=layout),
-            labels=None if loaded.labels is None else loaded.labels.to(device, non_blocking=True),
-            positions=loaded.positions.to(device, non_blocking=True),
-            step=self._steps_made,
-            noise=self.state.rollbacks,
-        )
 
     def _interrupted(self) -> bool:
         """Whether any worker was asked to stop: all learn it after the same step."""

@@ -33,6 +33,15 @@ def test_ratio_is_the_quotient_of_both_derivatives(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_separable_loss_is_a_sum_of_two_functions(name):
+    real, fake = torch.linspace(-3, 3, 50).double(), torch.linspace(4, -2, 50).double()
+    nothing = torch.zeros_like(real)
+    loss = losses[name].discriminator
+    rest = loss(real, fake) - loss(real, nothing) - loss(nothing, fake) + loss(nothing, nothing)
+    assert (rest.abs().max() < 1e-12) == losses[name].separable
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_the_generators_loss_falls_as_fakes_look_real_and_the_discriminators_rises(name):
     real = torch.zeros(50, dtype=torch.float64)
     # Between the targets of least squares and the margins of the hinge.

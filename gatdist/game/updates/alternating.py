@@ -48,12 +48,12 @@ class Alternating(UpdateRule):
 
     def _discriminator(self, batch: Batch) -> Observations:
         game = self.game
+        real = game.judge_real(batch)
         if self.config.keep_fakes:
             fakes = game.generate(game.latents(batch), batch)
             self._kept.append(fakes)
         else:
             fakes = game.fakes(batch)
-        real = game.judge(game.differentiable(batch.real, batch.step, "real"), batch, "real")
         fake = game.judge(game.differentiable(fakes, batch.step, "fake"), batch, "fake")
         loss, observations = game.discriminator_loss(batch, real, fake, penalized=fake)
         torch.autograd.backward(loss)

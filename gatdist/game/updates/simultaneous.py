@@ -30,8 +30,8 @@ class Simultaneous(UpdateRule):
 
     def _both(self, batch: Batch) -> Observations:
         game = self.game
+        real = game.judge_real(batch)
         fakes = game.generate(game.latents(batch), batch)
-        real = game.judge(game.differentiable(batch.real, batch.step, "real"), batch, "real")
         fake = game.judge(fakes, batch, "fake")
         to_generator = self._to_generator(batch, real, fake)
         loss, observations = game.discriminator_loss(

@@ -1,0 +1,42 @@
+"""What the loader gives, as the networks want it."""
+
+from __future__ import annotations
+
+import torch
+
+from gatdist.config import Config
+from gatdist.data import Batch as LoadedBatch
+from gatdist.data.space import Space
+from gatdist.models import DTYPES
+from gatdist.parallel.batch import Batch
+
+
+def to_device(
+    loaded: LoadedBatch,
+    space: Space,
+    config: Config,
+    device: torch.device,
+    *,
+    step: int,
+    noise: int,
+) -> Batch:
+    """A batch on its way to the device: the host does not wait for it.
+
+    Args:
+        loaded: this worker's share of a step's samples.
+        space: what they are.
+        config: says in which dtype and layout networks want them.
+        device: where these compute.
+        step: index of the step.
+        noise: number of the noise stream.
+    """
+    real = space.to_network(loaded.samples.to(device, non_blocking=True))
+    pictures = config.precision.channels_last and real.dim() == 4
+    layout = torch.channels_last if pictures else torch.contiguous_format
+    return Batch(
+        real=real.to(DTYPES[config.precision.dtype]).contiguous(memory_format=layout),
+        labels=None if loaded.labels is None else loaded.labels.to(device, non_blocking=True),
+        positions=loaded.positions.to(device, non_blocking=True),
+        step=step,
+        noise=noise,
+    )
