@@ -28,17 +28,28 @@ MEASURED = {
     "storage": ["--num", "50000"],
     "scaling": ["--workers", "1,2"],
 }
+# The settings that an hour of glyphs can tell something of, and goals that they reach.
+_SETTINGS = (
+    "alternating",
+    "alternating_fresh_bfloat16",
+    "alternating_kept_bfloat16",
+    "simultaneous",
+)
+_SETTINGS += ("one_stage", "one_stage_warmed_bfloat16", "extragradient", "optimistic")
+QUALITY_OF_GLYPHS = ["--preset", "glyphs", "--goal", "1.7", "--goal", "2.5", "--goal", "4"]
+QUALITY_OF_GLYPHS += [word for name in _SETTINGS for word in ("--only", name)]
 # The module that each runs as, and its arguments; in this order.
 CASES: dict[str, tuple[str, ...]] = {
     **{name: (f"benchmarks.cases.{name}",) for name in OWN},
     "gpu": ("benchmarks.gpu",),
     "quality_digits": ("benchmarks.cases.quality", "--preset", "digits"),
     "quality_ring": ("benchmarks.cases.quality", "--preset", "ring"),
+    "quality_glyphs": ("benchmarks.cases.quality", *QUALITY_OF_GLYPHS),
     **{name: ("benchmarks.cases.preset", name) for name in PRESETS},
     **{name: ("gatdist.cli", "bench", name, *more) for name, more in MEASURED.items()},
 }
 LONG = {"soak", "fuzz", "speech", "words", "glyphs-r3gan", "glyphs-stylegan2"}
-LONG |= {"quality_digits", "quality_ring"}
+LONG |= {"quality_digits", "quality_ring", "quality_glyphs"}
 
 
 # Where `make setup-system` puts it.

@@ -24,7 +24,7 @@ commit, +: with changes; r: the one that recorded it, where the record names non
 each record.
 """
 QUALITY = ("digits", "digits-conditional", "glyphs", "glyphs-r3gan", "glyphs-stylegan2")
-QUALITY += ("ring", "speech", "words", "quality_digits")
+QUALITY += ("ring", "speech", "words", "quality_digits", "quality_glyphs")
 SPEED = ("step", "gpu", "using", "data", "storage", "scaling", "startup", "recovery", "soak")
 
 
