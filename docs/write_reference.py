@@ -174,7 +174,7 @@ def names() -> Iterator[str]:
     from gatdist.evaluation.features import extractors
     from gatdist.evaluation.metrics import metrics
     from gatdist.game.augmentation import augmentations
-    from gatdist.game.losses import losses
+    from gatdist.game.losses import Sum, losses
     from gatdist.game.penalties import penalties
     from gatdist.game.updates import update_rules
     from gatdist.models.registry import discriminators, generators
@@ -205,10 +205,10 @@ def names() -> Iterator[str]:
         for name, thing in entries.items():
             yield f"| `{name}` | {markdown(' '.join(paragraphs(thing)[:1]))} |"
     yield "\n## `game.loss`\n\nFormulas stand in [the guide](../game.md#losses-gameloss).\n"
-    yield "| name | with `one_stage` | zero-sum, as `competitive` needs | separable |"
+    yield "| name | with `one_stage` | zero-sum, as `competitive` needs | a sum |"
     yield "| --- | --- | --- | --- |"
     for name, loss in own(losses).items():
-        facts = (loss.ratio is not None, loss.zero_sum, loss.separable)
+        facts = (loss.ratio is not None, loss.zero_sum, isinstance(loss.discriminator, Sum))
         yield f"| `{name}` | {' | '.join(map(yes, facts))} |"
     yield "\n## `game.penalties`\n\n| name | joins the loss of the | at | for each sample |"
     yield "| --- | --- | --- | --- |"

@@ -20,7 +20,7 @@ from gatdist.errors import ConfigError
 from gatdist.game.augmentation import Augmentation, build_augmentation
 from gatdist.game.latents import Latents
 from gatdist.game.learners import Averages, Learner
-from gatdist.game.losses import Loss, losses
+from gatdist.game.losses import Loss, Sum, losses
 from gatdist.game.penalties import (
     Observations,
     ScheduledPenalty,
@@ -36,10 +36,15 @@ from gatdist.parallel.communicator import bare, without_reduction
 
 @dataclass(frozen=True)
 class Judged:
-    """What the discriminator said of one side: samples, and their logits [n]."""
+    """What the discriminator said of one side: samples, and their logits [n].
+
+    Attributes:
+        half: the side's half of the discriminator's loss, [n], if it is backpropagated already.
+    """
 
     samples: Tensor
     logits: Tensor
+    half: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -192,17 +197,18 @@ class Game:
         Where nothing couples their part of the loss to the fakes', it is backpropagated at once: so
         what the two backwards need of activations is never held at the same time.
         """
+        loss = self.loss.discriminator
         if (
-            not self.loss.separable
+            not isinstance(loss, Sum)
             or self.due(batch.step, "real")
             or self.due(batch.step, "logits")
         ):
             return self.judge(self.differentiable(batch.real, batch.step, "real"), batch, "real")
         with without_reduction(self.discriminator):  # the backward of the fakes sends both
             logits = self.judge(batch.real, batch, "real").logits
-            loss = self.loss.discriminator(logits, torch.zeros_like(logits))
-            torch.autograd.backward(batch.mean(loss))
-        return Judged(batch.real, logits.detach())
+            half = loss.real(logits)
+            torch.autograd.backward(batch.mean(half))
+        return Judged(batch.real, logits.detach(), half.detach())
 
     def due(self, step: int, at: Side) -> list[ScheduledPenalty]:
         """The penalties at one side that this step's losses contain."""
@@ -230,7 +236,11 @@ class Game:
             penalized: the fake side as the penalties at fakes are to see it: a leaf of its own
                 graph.
         """
-        total = self.loss.discriminator(real.logits, fake.logits)
+        loss = self.loss.discriminator
+        if isinstance(loss, Sum) and real.half is not None:
+            total = real.half + loss.fake(fake.logits)
+        else:
+            total = loss(real.logits, fake.logits)
         observations = {
             "loss/discriminator": total.detach(),
             "logits/real": real.logits.detach(),

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.functional import relu
@@ -29,13 +30,31 @@ LogitsFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
+class Sum:
+    """f(r) + h(ℓ): the gradient of either half can be taken without the other.
+
+    Attributes:
+        real: f, of real logits [n]; gives [n].
+        fake: h, of fake logits [n]; gives [n].
+    """
+
+    real: Callable[[Tensor], Tensor]
+    fake: Callable[[Tensor], Tensor]
+
+    def __call__(self, real: Tensor, fake: Tensor) -> Tensor:
+        """Both halves, [n]."""
+        return self.real(real) + self.fake(fake)
+
+
+@dataclass(frozen=True)
 class Loss:
     """A pair of losses.
 
     Each function maps (real logits [n], fake logits [n]) to a loss for each sample, [n].
 
     Attributes:
-        discriminator: what the discriminator descends.
+        discriminator: what the discriminator descends; a :class:`Sum` where it is one, for then a
+            step takes less memory.
         generator: what the generator descends.
         ratio: γ = (∂generator/∂ℓ) / (∂discriminator/∂ℓ), in closed form, for the one-stage step;
             None where that step must not be used (the denominator is 0 for whole ranges of ℓ).
@@ -43,8 +62,6 @@ class Loss:
             computed for it.
         zero_sum: whether what one player gains by moving ℓ the other loses, so that the loss is a
             single function that one descends and the other ascends.
-        separable: whether ``discriminator`` is a sum of a function of r and one of ℓ, so that the
-            gradient of either can be taken without the other.
     """
 
     discriminator: LogitsFunction
@@ -52,7 +69,6 @@ class Loss:
     ratio: LogitsFunction | None = None
     generator_reads_real: bool = False
     zero_sum: bool = False
-    separable: bool = False
 
 
 losses: Registry[Loss] = Registry("game.loss")
@@ -71,8 +87,7 @@ def softplus(x: Tensor) -> Tensor:
     return functional.softplus(x, threshold=40)
 
 
-def _minimax_discriminator(real: Tensor, fake: Tensor) -> Tensor:
-    return softplus(-real) + softplus(fake)
+_cross_entropy = Sum(real=lambda real: softplus(-real), fake=softplus)
 
 
 def _minimax_generator(real: Tensor, fake: Tensor) -> Tensor:
@@ -89,12 +104,11 @@ def _minimax_generator(real: Tensor, fake: Tensor) -> Tensor:
 minimax = register_loss(
     "minimax",
     Loss(
-        discriminator=_minimax_discriminator,
+        discriminator=_cross_entropy,
         generator=_minimax_generator,
         ratio=lambda real, fake: fake.new_full(fake.shape, -1.0),
         generator_reads_real=True,
         zero_sum=True,
-        separable=True,
     ),
 )
 
@@ -102,10 +116,9 @@ minimax = register_loss(
 nonsaturating = register_loss(
     "nonsaturating",
     Loss(
-        discriminator=_minimax_discriminator,
+        discriminator=_cross_entropy,
         generator=lambda real, fake: softplus(-fake),
         ratio=lambda real, fake: -(-fake).exp(),
-        separable=True,
     ),
 )
 
@@ -113,10 +126,9 @@ nonsaturating = register_loss(
 least_squares = register_loss(
     "least_squares",
     Loss(
-        discriminator=lambda real, fake: (real - 1).square() + fake.square(),
+        discriminator=Sum(real=lambda real: (real - 1).square(), fake=torch.square),
         generator=lambda real, fake: (fake - 1).square(),
         ratio=lambda real, fake: (fake - 1) / fake,
-        separable=True,
     ),
 )
 
@@ -124,9 +136,8 @@ least_squares = register_loss(
 hinge = register_loss(
     "hinge",
     Loss(
-        discriminator=lambda real, fake: relu(1 - real) + relu(1 + fake),
+        discriminator=Sum(real=lambda real: relu(1 - real), fake=lambda fake: relu(1 + fake)),
         generator=lambda real, fake: -fake,
-        separable=True,
     ),
 )
 
@@ -134,11 +145,10 @@ hinge = register_loss(
 wasserstein = register_loss(
     "wasserstein",
     Loss(
-        discriminator=lambda real, fake: fake - real,
+        discriminator=Sum(real=torch.neg, fake=lambda fake: fake),
         generator=lambda real, fake: -fake,
         ratio=lambda real, fake: fake.new_full(fake.shape, -1.0),
         zero_sum=True,
-        separable=True,
     ),
 )
 

@@ -46,7 +46,10 @@ TAGS = (
     Tag("throughput/workers", "how many there are"),
     Tag("time/step_s", "seconds a step"),
     Tag("time/data_s", "seconds of a step that wait for data"),
-    Tag("time/<phase>_s", "seconds of a step in each phase: the players, `optimizer`"),
+    Tag(
+        "time/<phase>_s",
+        "seconds of a step in each phase: the players, `optimizer`; `phases` of recorded ones",
+    ),
     Tag("time/communication_s", "seconds of a step in which gradients are on their way"),
     Tag("time/evaluation_s", "seconds that the last evaluation took"),
     Tag("data/bytes_fetched", "bytes that all workers fetched in the tick"),
