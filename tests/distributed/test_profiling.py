@@ -97,7 +97,8 @@ def test_each_worker_writes_a_trace_of_the_steps_with_their_phases(
         names = names_in(found)
         assert names["ProfilerStep#4"] == names["ProfilerStep#5"] == 1
         assert not {"ProfilerStep#3", "ProfilerStep#6"} & names.keys()
-        assert [names[phase] for phase in PHASES] == [2, 2, 2, 6]  # optimizer: twice, and the mean
+        # The optimizer: twice, the average, and what the game learns.
+        assert [names[phase] for phase in PHASES] == [2, 2, 2, 8]
         assert names["communication"] > 0
         assert names["commit"] == (rank == 0)  # at five steps
         assert any(e["name"] == "[memory]" and "Total Allocated" in e["args"] for e in found)
