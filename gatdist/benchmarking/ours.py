@@ -12,7 +12,7 @@ from gatdist.parallel.communicator import Communicator, LocalCommunicator
 from gatdist.parallel.recording import Recorder
 from gatdist.training.graphs import StepGraphs
 from gatdist.training.state import TrainState
-from gatdist.training.step import play_phases, train_step
+from gatdist.training.step import train_step
 
 
 def _rule(name: str, **more: object) -> Overrides:
@@ -55,7 +55,7 @@ class Ours(Case):
         device = comm.device
         self.config = size.config(overrides, comm.world_size)
         self.state = TrainState(self.config, comm, size.shape, 0, recorder=recorder)
-        self.play = StepGraphs(recorder) if recorder else play_phases
+        self.play = StepGraphs(recorder) if recorder else None
         self.rule = self.state.rule(self.config)
         self.generator = self.state.players["generator"].bare
         self.discriminator = self.state.players["discriminator"].bare

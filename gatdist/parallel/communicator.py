@@ -40,6 +40,13 @@ class Communicator(ABC):
         """True on the one worker that writes."""
         return self.rank == 0
 
+    @torch.no_grad()
+    def broadcast_module_(self, module: nn.Module) -> nn.Module:
+        """Overwrite ``module``'s weights and buffers with worker 0's. Returns it."""
+        for tensor in module.state_dict().values():
+            self.broadcast_(tensor)
+        return module
+
     @property
     def reduces_in_backward(self) -> bool:
         """Whether backwards through what :meth:`replicate` gave average gradients by themselves."""

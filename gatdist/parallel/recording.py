@@ -158,10 +158,7 @@ class OutsideCommunicator(Communicator):
 
     def replicate(self, module: nn.Module, *, compress: bool = False) -> nn.Module:
         """``module`` as it is, with worker 0's weights: its backward averages nothing."""
-        with torch.no_grad():
-            for tensor in module.state_dict().values():
-                self.broadcast_(tensor)
-        return module
+        return self.broadcast_module_(module)
 
 
 def cuda_recorder(device: torch.device) -> Recorder | None:

@@ -145,8 +145,8 @@ class FastReduction(Reduction):
 
     def _average(self, networks: Sequence[nn.Module]) -> None:
         """All gradients in one collective, after the backward."""
-        parameters = [p for network in networks for p in network.parameters() if p.requires_grad]
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        parameters = _parameters(networks)
+        gradients = _gradients(parameters)
         mine = _flatten(gradients).div_(self.comm.world_size)
         sent = mine.to(torch.bfloat16) if self._compress else mine
         total = self.comm.all_reduce_(sent).to(mine.dtype)
@@ -167,10 +167,7 @@ class CanonicalReduction(Reduction):
 
     def replicate(self, network: nn.Module) -> nn.Module:
         """As it is, with worker 0's weights."""
-        with torch.no_grad():
-            for tensor in network.state_dict().values():
-                self.comm.broadcast_(tensor)
-        return network
+        return self.comm.broadcast_module_(network)
 
     def split(self, batch: Batch, micro_batch: int | None) -> list[Batch]:
         """The worker's lanes in the order in which the tree meets them (bit-reversed)."""
@@ -198,14 +195,14 @@ class CanonicalReduction(Reduction):
         self, networks: Sequence[nn.Module], parts: Sequence[Batch], backward: Callable[[Batch], T]
     ) -> list[T]:
         """Each lane's backward starts from no gradient at all."""
-        parameters = [p for network in networks for p in network.parameters() if p.requires_grad]
+        parameters = _parameters(networks)
         found: list[T] = []
 
         def lane(part: Batch) -> Tensors:
             for p in parameters:
                 p.grad = None
             found.append(backward(part))
-            return [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+            return _gradients(parameters)
 
         set_gradients(parameters, self.mean(map(lane, parts)))
         return found
@@ -231,6 +228,16 @@ def set_gradients(parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> 
     for parameter, gradient in zip(parameters, gradients, strict=True):
         same = gradient.stride() == parameter.stride()
         parameter.grad = gradient if same else torch.empty_like(parameter).copy_(gradient)
+
+
+def _parameters(networks: Sequence[nn.Module]) -> Tensors:
+    """Those that learn."""
+    return [p for network in networks for p in network.parameters() if p.requires_grad]
+
+
+def _gradients(parameters: Sequence[Tensor]) -> Tensors:
+    """The parameters' gradients; zeros where one took no part."""
+    return [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
 
 
 def _reversed(count: int) -> list[int]:

@@ -15,13 +15,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from gatdist.config import Config, PlayerName
+from gatdist.config import Config
 from gatdist.errors import ConfigError
 from gatdist.game import Step, UpdateRule
-from gatdist.parallel.batch import Batch
 from gatdist.parallel.recording import Recorder
 from gatdist.training.state import TrainState
-from gatdist.training.step import Seen, play_phases
+from gatdist.training.step import Seen, Timer, play_phases
 
 # Steps of a kind that are computed as they are, so that libraries have chosen their kernels.
 WARM_UP_STEPS = 3
@@ -47,7 +46,7 @@ class StepGraphs:
         rule: UpdateRule,
         step: Step,
         config: Config,
-        timer: Callable[[str], AbstractContextManager[object]],
+        timer: Timer,
     ) -> Seen:
         """See :func:`play_phases`. ``timer`` gets the time of all phases, as ``phases``.
 
@@ -132,15 +131,14 @@ class _Inputs:
     def __init__(self, rule: UpdateRule, step: Step) -> None:
         batch = step.batch
         self._changing = [p for p in rule.game.penalties if p.final_strength is not None]
-        strengths = {p.name: _Number(batch.real) for p in self._changing}
-        self._strengths, self._rates = strengths, dict[PlayerName, _Number]()
+        self._strengths = {p.name: _Number(batch.real) for p in self._changing}
         self._rates = {name: _Number(batch.real) for name in step.learning_rates}
         self._batch = replace(
             batch,
             real=batch.real.clone(),
             labels=None if batch.labels is None else batch.labels.clone(),
             positions=batch.positions.clone(),
-            strengths={name: number.tensor for name, number in strengths.items()},
+            strengths={name: number.tensor for name, number in self._strengths.items()},
         )
 
     def filled(self, step: Step) -> Step:
@@ -155,8 +153,7 @@ class _Inputs:
         for name, rate in step.learning_rates.items():
             self._rates[name].set(float(rate))
         rates = {name: number.tensor for name, number in self._rates.items()}
-        here: Batch = replace(mine, step=batch.step, noise=batch.noise)
-        return Step(here, rates)
+        return Step(replace(mine, step=batch.step, noise=batch.noise), rates)
 
 
 class _Number:

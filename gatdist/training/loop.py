@@ -38,7 +38,7 @@ from gatdist.training.progress import Progress
 from gatdist.training.recorder import Emit, Recorder
 from gatdist.training.replicas import require_equal_replicas
 from gatdist.training.state import TrainState
-from gatdist.training.step import PlaysPhases, play_phases, train_step
+from gatdist.training.step import train_step
 from gatdist.training.ticks import Ticks
 
 
@@ -106,7 +106,7 @@ class _Loop:
         self.to_device = partial(to_device, space=space, config=config, device=comm.device)
         recorder = cuda_recorder(comm.device) if config.precision.cuda_graphs else None
         self.state = TrainState(config, comm, space.shape, space.num_classes, space.facts, recorder)
-        self.play: PlaysPhases = StepGraphs(recorder) if recorder else play_phases
+        self.play = StepGraphs(recorder) if recorder else None
         self.rule = self.state.rule(config)
         self.convergence = Convergence(config.run.convergence)
         self.ticks = Ticks(config, comm, self.state, self.rule, self.dataset, emit, progress)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -32,18 +31,10 @@ class Seen:
     lessons: list[Observations] = field(default_factory=list)
 
 
-class PlaysPhases(Protocol):
-    """What plays the phases of a step: :func:`play_phases`, or a recording of it."""
-
-    def __call__(
-        self,
-        state: TrainState,
-        rule: UpdateRule,
-        step: Step,
-        config: Config,
-        timer: Callable[[str], AbstractContextManager[object]],
-    ) -> Seen:
-        """See :func:`play_phases`."""
+# Gets the time of each phase, by name.
+Timer = Callable[[str], AbstractContextManager[object]]
+# What plays the phases of a step: :func:`play_phases`, or a recording of it.
+PlaysPhases = Callable[[TrainState, UpdateRule, Step, Config, Timer], Seen]
 
 
 def train_step(
@@ -81,7 +72,7 @@ def play_phases(
     rule: UpdateRule,
     step: Step,
     config: Config,
-    timer: Callable[[str], AbstractContextManager[object]],
+    timer: Timer,
 ) -> Seen:
     """The players' moves, and the generator's average.
 

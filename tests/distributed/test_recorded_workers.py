@@ -20,7 +20,7 @@ from gatdist.parallel.batch import Batch
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.training.graphs import StepGraphs
 from gatdist.training.state import TrainState
-from gatdist.training.step import play_phases, train_step
+from gatdist.training.step import train_step
 from support import spawn
 from tape import Tape
 
@@ -58,7 +58,7 @@ def train(comm, settings, records):
         patch.setattr(devices, "is_readable", lambda tensor: False)
         state = TrainState(config, comm, SHAPE, 0, recorder=tape)
         rule = state.rule(config)
-        play = StepGraphs(tape) if tape else play_phases
+        play = StepGraphs(tape) if tape else None
         n = config.step_samples
         for step in range(STEPS):
             generator = torch.Generator().manual_seed(step)

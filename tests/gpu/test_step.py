@@ -12,7 +12,7 @@ from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.parallel.recording import cuda_recorder
 from gatdist.training.graphs import WARM_UP_STEPS, StepGraphs
 from gatdist.training.state import TrainState
-from gatdist.training.step import play_phases, train_step
+from gatdist.training.step import train_step
 
 pytestmark = [
     pytest.mark.gpu,
@@ -39,7 +39,7 @@ def train(device, overrides, steps=4, strict=False, records=False):
     recorder = cuda_recorder(device) if records else None
     state = TrainState(config, LocalCommunicator(device), SHAPE, 0, recorder=recorder)
     rule = state.rule(config)
-    play = StepGraphs(recorder) if recorder else play_phases
+    play = StepGraphs(recorder) if recorder else None
     statistics, timer = Statistics(device), PhaseTimer(device)
     for step in range(steps):
         real = torch.randn(BATCH, *SHAPE, generator=torch.Generator().manual_seed(step))

@@ -14,7 +14,7 @@ from gatdist.storage import Store
 from gatdist.training.graphs import WARM_UP_STEPS, StepGraphs
 from gatdist.training.loop import run
 from gatdist.training.state import TrainState
-from gatdist.training.step import play_phases, train_step
+from gatdist.training.step import train_step
 from tape import Tape
 
 CPU = torch.device("cpu")
@@ -59,7 +59,7 @@ def train(settings, recorder=None, steps=STEPS, noise=lambda step: 0, spoil=None
     """All that was learned after some steps, and the means of all that was seen."""
     config, state = start(settings, recorder)
     rule = state.rule(config)
-    play = StepGraphs(recorder) if recorder else play_phases
+    play = StepGraphs(recorder) if recorder else None
     statistics, timer = Statistics(CPU), PhaseTimer(CPU)
     for step in range(steps):
         batch = batch_at(config, step, noise(step))
