@@ -98,6 +98,30 @@ def test_one_backward_gives_both_gradients(rule, loss, r1, r2, num_classes):
             torch.testing.assert_close(mine, g, rtol=1e-10, atol=1e-13)
 
 
+@pytest.mark.parametrize(
+    ("rule", "options"),
+    [("consensus", {}), ("competitive", {"tolerance": 1e-12, "max_iterations": 200})],
+)
+def test_a_second_order_rule_makes_a_single_parts_fakes_once(rule, options):
+    game = picture_game("minimax", r1=0.7)
+    batch = batch_of(torch.randn(8, 1, 6, 9, dtype=torch.float64))
+    forwards = []
+    game.generator.register_forward_hook(lambda *_: forwards.append(0))
+
+    def play(parts):
+        forwards.clear()
+        rule_played = rule_of(game, rule, rule_options=options)
+        return gradients_of(game, rule_played, batch, parts=parts), len(forwards)
+
+    expected, count = play(parts=1)
+    assert count == 1
+    found, count = play(parts=2)  # whose graphs are not held together
+    assert count >= 4
+    for name, gradients in expected.items():
+        for mine, g in zip(found[name], gradients, strict=True):
+            torch.testing.assert_close(mine, g, rtol=1e-7, atol=1e-9)
+
+
 def test_lazy_penalties_are_evaluated_on_their_steps_only():
     game = picture_game("relativistic", r1=1.0, r2=1.0, every=3)
     rule = rule_of(game, "alternating")

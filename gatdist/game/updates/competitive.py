@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
 
@@ -12,7 +13,14 @@ from gatdist.game.game import Game
 from gatdist.game.losses import losses
 from gatdist.game.penalties import Observations
 from gatdist.game.updates.rule import Step, register_update_rule
-from gatdist.game.updates.second_order import Gradients, SecondOrder, Vector, dot, gradient
+from gatdist.game.updates.second_order import (
+    Gradients,
+    Losses,
+    SecondOrder,
+    Vector,
+    dot,
+    gradient,
+)
 from gatdist.parallel.batch import Batch
 from gatdist.parallel.reduction import Reduction
 
@@ -73,29 +81,39 @@ class Competitive(SecondOrder):
         rate_theta, rate_psi = (float(step.learning_rates[name]) for name in BOTH)
         observations: list[Observations] = []
 
+        @lru_cache(maxsize=1)  # no more graphs at once than micro-batches allow
+        def linearized(part: Batch) -> tuple[Losses, Vector, Vector]:
+            """The losses at a part, ∇_θ f and ∇_ψ f: f = −L_D, differentiable."""
+            losses = self.losses(part)
+            both = gradient(-losses.value, [*theta, *psi], graph=True)
+            return losses, both[: len(theta)], both[len(theta) :]
+
         def gradients(part: Batch) -> Vector:
-            found = self.losses(part)
-            observations.append(found.observations)
-            of_theta = gradient(-found.value, theta, keep=True)  # ∇_θ f, as f = −L_D
-            return of_theta + gradient(found.discriminator, psi)  # −∇_ψ f, penalties included
+            losses, of_theta, _ = linearized(part)
+            observations.append(losses.observations)
+            of_psi = gradient(losses.discriminator, psi, keep=True)  # −∇_ψ f, penalties included
+            return [g.detach().clone() for g in of_theta] + of_psi
 
         both = reduction.mean(map(gradients, parts))
         f_theta, minus_f_psi = both[: len(theta)], both[len(theta) :]
 
-        def mixed(first: Vector, second: Vector, vector: Vector) -> Vector:
-            """∂/∂second ⟨∂f/∂first, vector⟩ over the global batch."""
+        def a(vector: Vector) -> Vector:
+            """A v = ∂/∂θ ⟨∇_ψ f, v⟩ over the global batch."""
 
             def of(part: Batch) -> Vector:
-                inner = gradient(-self.losses(part).value, first, graph=True)
-                return gradient(dot(inner, vector), second)
+                _, _, of_psi = linearized(part)
+                return gradient(dot(of_psi, vector), theta, keep=True)
 
             return reduction.mean(map(of, parts))
 
-        def a(vector: Vector) -> Vector:
-            return mixed(psi, theta, vector)
-
         def a_transposed(vector: Vector) -> Vector:
-            return mixed(theta, psi, vector)
+            """Aᵀ v = ∂/∂ψ ⟨∇_θ f, v⟩ over the global batch."""
+
+            def of(part: Batch) -> Vector:
+                _, of_theta, _ = linearized(part)
+                return gradient(dot(of_theta, vector), psi, keep=True)
+
+            return reduction.mean(map(of, parts))
 
         def system(vector: Vector) -> Vector:
             return add(vector, rate_theta * rate_psi, a(a_transposed(vector)))

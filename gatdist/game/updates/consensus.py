@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from gatdist.config import GameConfig
 from gatdist.errors import ConfigError
@@ -41,17 +42,23 @@ class Consensus(SecondOrder):
         """See the class."""
         observations: list[Observations] = []
 
-        def field(part: Batch, *, graph: bool) -> Vector:
+        @lru_cache(maxsize=1)  # no more graphs at once than micro-batches allow
+        def field(part: Batch) -> tuple[Vector, Observations]:
+            """What a part adds to F, differentiable; and what it shows."""
             losses = self.losses(part)
-            if not graph:
-                observations.append(losses.observations)
-            theta = gradient(losses.generator, self.theta, graph=graph, keep=True)
-            return theta + gradient(losses.discriminator, self.psi, graph=graph)
+            theta = gradient(losses.generator, self.theta, graph=True)
+            return theta + gradient(losses.discriminator, self.psi, graph=True), losses.observations
 
-        total = reduction.mean(field(part, graph=False) for part in parts)
+        def summand(part: Batch) -> Vector:
+            found, seen = field(part)
+            observations.append(seen)
+            return [g.detach().clone() for g in found]
+
+        total = reduction.mean(map(summand, parts))
 
         def pulled(part: Batch) -> Vector:
-            return gradient(dot(field(part, graph=True), total), [*self.theta, *self.psi])
+            found, _ = field(part)
+            return gradient(dot(found, total), [*self.theta, *self.psi])
 
         pull = reduction.mean(map(pulled, parts))
         both = [f + self.strength * p for f, p in zip(total, pull, strict=True)]
