@@ -26,6 +26,8 @@ FORBIDDEN = {
     aten.lift_fresh.default: "brings in numbers of the host",
 }
 COPIES = {aten._to_copy.default, aten.copy_.default}
+# These change arguments of which their schema does not say so.
+MORE_CHANGED = {aten.native_batch_norm.default: {"running_mean", "running_var"}}
 # These change the shape of a tensor and nothing that a device would compute: once is enough.
 SHAPES = {aten.unsqueeze_.default, aten.squeeze_.dim, aten.t_.default, aten.transpose_.default}
 
@@ -128,7 +130,8 @@ class _Mode(TorchDispatchMode):
 
     def _save_what_it_changes(self, func, args, kwargs):
         for i, argument in enumerate(func._schema.arguments):
-            if argument.alias_info is None or not argument.alias_info.is_write:
+            told = argument.alias_info is not None and argument.alias_info.is_write
+            if not told and argument.name not in MORE_CHANGED.get(func, ()):
                 continue
             value = kwargs.get(argument.name) if argument.name in kwargs else None
             if value is None and i < len(args):

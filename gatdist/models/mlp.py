@@ -35,7 +35,8 @@ def _with_labels(inputs: Tensor, labels: Tensor | None, num_classes: int) -> Ten
     if not num_classes:
         return inputs
     assert labels is not None
-    return torch.cat([inputs, nn.functional.one_hot(labels, num_classes).to(inputs.dtype)], dim=1)
+    one_hot = torch.eye(num_classes, dtype=inputs.dtype, device=inputs.device)[labels]
+    return torch.cat([inputs, one_hot], dim=1)
 
 
 class PointGenerator(nn.Module):
