@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +103,7 @@ def to_onnx(run: TrainedRun) -> bytes:
             mend="pip install 'gatdist[export]'",
         ) from None
     names = _input_names(run)
-    with tempfile.TemporaryDirectory(prefix="gatdist-export-") as folder, warnings.catch_warnings():
+    with tempfile.TemporaryDirectory(prefix="gatdist-export-") as folder, _quiet_exporter():
         warnings.simplefilter("ignore")  # of the exporter, about its own internals
         path = Path(folder, "generator.onnx")
         exported = torch.onnx.export(
@@ -124,6 +126,20 @@ def to_onnx(run: TrainedRun) -> bytes:
 
     _require_equal(run, make)
     return content
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Without what torch's exporter says of its own internals, and of packages it could have."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)
 
 
 class _Exported(nn.Module):

@@ -1,6 +1,7 @@
 """Pictures, sounds and texts through the whole system: trained, measured, sampled, exported."""
 
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -204,6 +205,15 @@ def test_an_onnx_model_gives_the_same_samples(run, request, tmp_path):
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     [samples] = session.run(None, dict(zip(_input_names(trained), inputs, strict=True)))
     assert abs(samples - sampler(positions).numpy()).max() < 1e-4
+
+
+def test_exporting_tells_nothing_of_torchs_exporter(text_run, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    told = []
+    monkeypatch.setattr(logging.getLogger("torch.onnx"), "handlers", [handler := logging.Handler()])
+    handler.emit = told.append
+    gatdist.export(str(text_run), "onnx", out=str(tmp_path / "g.onnx"))
+    assert [record.getMessage() for record in told] == []
 
 
 def test_an_unknown_format_is_refused(text_run, tmp_path):
