@@ -9,7 +9,7 @@ from typing import Self
 from torch import Tensor
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Batch:
     """One worker's share of the global batch, or a part of it.
 

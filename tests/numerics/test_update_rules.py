@@ -1,5 +1,7 @@
 """Update rules against published trajectories, each other, and two plain backwards."""
 
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -102,20 +104,26 @@ def test_one_backward_gives_both_gradients(rule, loss, r1, r2, num_classes):
     ("rule", "options"),
     [("consensus", {}), ("competitive", {"tolerance": 1e-12, "max_iterations": 200})],
 )
-def test_a_second_order_rule_makes_a_single_parts_fakes_once(rule, options):
+def test_a_second_order_rule_computes_a_single_part_once_and_parts_apart(rule, options):
     game = picture_game("minimax", r1=0.7)
     batch = batch_of(torch.randn(8, 1, 6, 9, dtype=torch.float64))
-    forwards = []
-    game.generator.register_forward_hook(lambda *_: forwards.append(0))
 
     def play(parts):
-        forwards.clear()
-        rule_played = rule_of(game, rule, rule_options=options)
-        return gradients_of(game, rule_played, batch, parts=parts), len(forwards)
+        played, made = rule_of(game, rule, rule_options=options), []
+        losses_of = played.losses
+
+        def losses_alone(part):
+            assert all(others() is None for others in made)  # no two graphs in memory together
+            losses = losses_of(part)
+            made.append(weakref.ref(losses))
+            return losses
+
+        played.losses = losses_alone
+        return gradients_of(game, played, batch, parts=parts), len(made)
 
     expected, count = play(parts=1)
     assert count == 1
-    found, count = play(parts=2)  # whose graphs are not held together
+    found, count = play(parts=2)
     assert count >= 4
     for name, gradients in expected.items():
         for mine, g in zip(found[name], gradients, strict=True):

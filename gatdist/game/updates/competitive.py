@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 
 import torch
 
@@ -16,6 +15,7 @@ from gatdist.game.updates.rule import Step, register_update_rule
 from gatdist.game.updates.second_order import (
     Gradients,
     Losses,
+    OfLastPart,
     SecondOrder,
     Vector,
     dot,
@@ -81,7 +81,7 @@ class Competitive(SecondOrder):
         rate_theta, rate_psi = (float(step.learning_rates[name]) for name in BOTH)
         observations: list[Observations] = []
 
-        @lru_cache(maxsize=1)  # no more graphs at once than micro-batches allow
+        @OfLastPart
         def linearized(part: Batch) -> tuple[Losses, Vector, Vector]:
             """The losses at a part, ∇_θ f and ∇_ψ f: f = −L_D, differentiable."""
             losses = self.losses(part)

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 from gatdist.config import GameConfig
 from gatdist.errors import ConfigError
 from gatdist.game.game import Game
 from gatdist.game.penalties import Observations
 from gatdist.game.updates.rule import Step, register_update_rule
-from gatdist.game.updates.second_order import Gradients, SecondOrder, Vector, dot, gradient
+from gatdist.game.updates.second_order import (
+    Gradients,
+    OfLastPart,
+    SecondOrder,
+    Vector,
+    dot,
+    gradient,
+)
 from gatdist.parallel.batch import Batch
 from gatdist.parallel.reduction import Reduction
 
@@ -42,7 +48,7 @@ class Consensus(SecondOrder):
         """See the class."""
         observations: list[Observations] = []
 
-        @lru_cache(maxsize=1)  # no more graphs at once than micro-batches allow
+        @OfLastPart
         def field(part: Batch) -> tuple[Vector, Observations]:
             """What a part adds to F, differentiable; and what it shows."""
             losses = self.losses(part)

@@ -7,8 +7,9 @@ gradient and product is averaged by the rule itself, over all parts of all worke
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from gatdist.game.updates.rule import ReducedPhase, Step, UpdateRule, trainable
 from gatdist.parallel.batch import Batch
 from gatdist.parallel.reduction import Reduction
 
+T = TypeVar("T")
 Vector = list[Tensor]
 Gradients = Mapping[PlayerName, Vector]
 
@@ -94,6 +96,27 @@ class SecondOrder(UpdateRule):
         value = batch.mean(game.loss.discriminator(real.logits, fake.logits))
         observations |= seen | {"loss/generator": generator_loss.detach()}
         return Losses(total, loss, value, observations)
+
+
+class OfLastPart(Generic[T]):
+    """What was made of a part, kept until another is asked for: a single part is computed once.
+
+    It is let go before the next is made, so no two parts' graphs are in memory together.
+
+    Args:
+        make: what to make of a part.
+    """
+
+    def __init__(self, make: Callable[[Batch], T]) -> None:
+        self._make = make
+        self._kept: tuple[Batch, T] | None = None
+
+    def __call__(self, part: Batch) -> T:
+        """What is made of ``part``."""
+        if self._kept is None or self._kept[0] is not part:
+            self._kept = None
+            self._kept = part, self._make(part)
+        return self._kept[1]
 
 
 def gradient(
