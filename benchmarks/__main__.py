@@ -63,7 +63,7 @@ def _no_cuda() -> bool:
 
 
 def _no_nginx() -> bool:
-    from gatdist.benchmarking.data.remote import nginx_program
+    from gatdist.benchmarking.data.servers import nginx_program
 
     return nginx_program() is None
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gatdist.benchmarking.data.remote import moto, nginx
+from gatdist.benchmarking.data.servers import moto, nginx
 from gatdist.benchmarking.proxy import Proxy
 from support import PROGRAMS, need
 

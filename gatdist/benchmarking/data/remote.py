@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import os
-import shutil
-import socket
-import subprocess
-import sys
 import tempfile
 import time
-import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import median
 from typing import Any
-from urllib.error import HTTPError
 
 from gatdist.benchmarking.data import pictures
 from gatdist.benchmarking.data.readers import BATCH, bare_decode, open_loader
+from gatdist.benchmarking.data.servers import moto, nginx, nginx_program
 from gatdist.benchmarking.facts import environment
 from gatdist.benchmarking.processes import Tell, together
 from gatdist.benchmarking.proxy import Fault, proxy_process
 from gatdist.benchmarking.rounds import compare, interleave
-from gatdist.errors import ConfigError, UserError
+from gatdist.errors import ConfigError
 from gatdist.parallel.communicator import Communicator
 from gatdist.storage import Store
 
@@ -35,7 +30,6 @@ LATENCY_S, BYTES_PER_S = 0.03, 100e6
 _RESOLUTION, _FEWEST_SHARDS, _SHARD_PICTURES = 256, 8, 1_000
 _RANGE_BYTES, _MOST_RANGES = 4 * 2**20, 64
 _CONCURRENCY = (1, 4, 16)
-_START_S = 30.0
 # One request in a hundred fails, the first time, in one of these ways.
 FAULTS = [
     Fault("refuse", path="*.tar", rate=0.0025),
@@ -87,33 +81,90 @@ def measure(
     folder = pictures.folder(num_pictures, _RESOLUTION, num_shards)
     if url is not None:
         _upload(folder, Store(url, options), tell)
-        there = dict(options or {})
-        return _measure(url, there, None, folder, num_pictures, rounds, threads, tell)
+        place = _Place(url, dict(options or {}), None, folder, num_pictures)
+        return _measure(place, rounds, threads, tell)
     with (nginx if nginx_program() else moto)(folder.parent) as address:
         url = f"s3://{folder.parent.name}/{folder.name}"
         _upload(folder, Store(url, _s3(address)), tell)
         slow = partial(proxy_process, address, latency_s=LATENCY_S, bytes_per_s=BYTES_PER_S)
         with slow() as clean, slow(faults=FAULTS) as faulty:
-            both = _s3(clean.url), _s3(faulty.url)
-            return _measure(url, *both, folder, num_pictures, rounds, threads, tell)
+            place = _Place(url, _s3(clean.url), _s3(faulty.url), folder, num_pictures)
+            return _measure(place, rounds, threads, tell)
 
 
-def _measure(
-    url: str,
-    options: dict[str, Any],
-    faulty: dict[str, Any] | None,
-    folder: Path,
-    num: int,
-    rounds: int,
-    threads: int,
-    tell: Tell,
-) -> dict[str, Any]:
-    store = Store(url, options)
-    sizes = {path.name: path.stat().st_size for path in folder.glob("*.tar")}
-    num_bytes = sum(sizes.values())
-    ranges = _ranges(sizes)
-    share = sum(end - begin for _, begin, end in ranges) / num_bytes
-    epochs: dict[str, list[dict[str, Any]]] = {"cold": [], "faults": []}
+@dataclass(frozen=True)
+class _Place:
+    """Where pictures are read from.
+
+    Attributes:
+        url: of their shards.
+        options: of the storage.
+        faulty: of the same storage where requests fail, if there is such a thing.
+        folder: the same shards on this machine.
+        num: of pictures.
+    """
+
+    url: str
+    options: dict[str, Any]
+    faulty: dict[str, Any] | None
+    folder: Path
+    num: int
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each shard."""
+        return {path.name: path.stat().st_size for path in self.folder.glob("*.tar")}
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all shards."""
+        return sum(self.sizes.values())
+
+    @property
+    def epochs(self) -> list[str]:
+        """The cases whose turn is an epoch."""
+        return ["cold", "faults"] if self.faulty else ["cold"]
+
+
+def _measure(place: _Place, rounds: int, threads: int, tell: Tell) -> dict[str, Any]:
+    seconds, epochs = _take_turns(place, rounds, threads, tell)
+    ranges = _ranges(place.sizes)
+    share = sum(end - begin for _, begin, end in ranges) / place.num_bytes
+    reads = [min(s) for s in zip(*(seconds[f"ranges {n}"] for n in _CONCURRENCY), strict=True)]
+    limits = [max(r / share, d) for r, d in zip(reads, seconds["decode"], strict=True)]
+    found: dict[str, Any] = {
+        "url": place.url,
+        "first_byte_s": median(seconds["first byte"]),
+        "ranges": [
+            {
+                "concurrency": n,
+                "bytes_per_s": share * place.num_bytes / median(seconds[f"ranges {n}"]),
+            }
+            for n in _CONCURRENCY
+        ],
+        "decode_samples_per_s": place.num / median(seconds["decode"]),
+        "cases": [_row(name, epochs[name], limits, place.num_bytes) for name in place.epochs],
+    }
+    if place.faulty:
+        clean = compare(*([e["seconds"] for e in epochs[n]] for n in ("faults", "cold")))
+        digests = {epoch["digest"] for name in epochs for epoch in epochs[name]}
+        found["cases"][1] |= {
+            "ratio_to_clean": clean.median,
+            "clean_low": clean.low,
+            "clean_high": clean.high,
+        }
+        found["same_sequence"] = len(digests) == 1
+    found["cache"] = [_shared_cache(place, ranks, tell) for ranks in (2, 4)]
+    return found | {"num_pictures": place.num, "environment": environment(threads)}
+
+
+def _take_turns(
+    place: _Place, rounds: int, threads: int, tell: Tell
+) -> tuple[dict[str, list[float]], dict[str, list[dict[str, Any]]]]:
+    """Seconds of each case and round that counts, and what the epochs among them delivered."""
+    store = Store(place.url, place.options)
+    ranges = _ranges(place.sizes)
+    epochs: dict[str, list[dict[str, Any]]] = {name: [] for name in place.epochs}
 
     def turn(name: str) -> float:
         began = time.perf_counter()
@@ -122,55 +173,35 @@ def _measure(
         elif name == "first byte":
             store.read_ranges([(ranges[0][0], 0, 1)])
         elif name == "decode":
-            for _ in itertools.islice(decoded, num // BATCH):
+            for _ in itertools.islice(decoded, place.num // BATCH):
                 pass
         else:
-            there = options if name == "cold" or faulty is None else faulty
-            epochs[name].append(_epoch(url, there, num, threads))
+            options = place.faulty if name == "faults" and place.faulty else place.options
+            epochs[name].append(_epoch(place.url, options, place.num, threads))
         return time.perf_counter() - began
 
-    names = ["first byte", *(f"ranges {n}" for n in _CONCURRENCY), "cold"]
-    names += ["decode", "faults"] if faulty else ["decode"]
+    names = ["first byte", *(f"ranges {n}" for n in _CONCURRENCY), "decode", *place.epochs]
     with ExitStack() as stack:
-        decoded = bare_decode(folder, threads, stack)
+        decoded = bare_decode(place.folder, threads, stack)
         next(decoded)
         seconds = interleave(names, rounds, turn, tell)
-    reads = [min(s) for s in zip(*(seconds[f"ranges {n}"] for n in _CONCURRENCY), strict=True)]
-    limits = [max(r / share, d) for r, d in zip(reads, seconds["decode"], strict=True)]
+    return seconds, {name: found[1:] for name, found in epochs.items()}  # not the first round
 
-    def row(name: str) -> dict[str, Any]:
-        counted = epochs[name][1:]  # without the first round
-        ratio = compare([epoch["seconds"] for epoch in counted], limits)
-        return {
-            "reader": "gatdist",
-            "case": name,
-            "resolution": _RESOLUTION,
-            "samples_per_s": median(epoch["samples"] / epoch["seconds"] for epoch in counted),
-            "ratio_to_limit": ratio.median,
-            "ratio_low": ratio.low,
-            "ratio_high": ratio.high,
-            "bytes_ratio": median(epoch["bytes"] / num_bytes for epoch in counted),
-        }
 
-    found: dict[str, Any] = {
-        "url": url,
-        "first_byte_s": median(seconds["first byte"]),
-        "ranges": [
-            {"concurrency": n, "bytes_per_s": share * num_bytes / median(seconds[f"ranges {n}"])}
-            for n in _CONCURRENCY
-        ],
-        "decode_samples_per_s": num / median(seconds["decode"]),
-        "cases": [row("cold")],
+def _row(
+    name: str, epochs: Sequence[Mapping[str, Any]], limits: Sequence[float], num_bytes: int
+) -> dict[str, Any]:
+    ratio = compare([epoch["seconds"] for epoch in epochs], limits)
+    return {
+        "reader": "gatdist",
+        "case": name,
+        "resolution": _RESOLUTION,
+        "samples_per_s": median(epoch["samples"] / epoch["seconds"] for epoch in epochs),
+        "ratio_to_limit": ratio.median,
+        "ratio_low": ratio.low,
+        "ratio_high": ratio.high,
+        "bytes_ratio": median(epoch["bytes"] / num_bytes for epoch in epochs),
     }
-    if faulty:
-        bad = row("faults")
-        clean = compare(*([e["seconds"] for e in epochs[n][1:]] for n in ("faults", "cold")))
-        digests = {epoch["digest"] for name in epochs for epoch in epochs[name]}
-        bad |= {"ratio_to_clean": clean.median, "clean_low": clean.low, "clean_high": clean.high}
-        found["cases"].append(bad)
-        found["same_sequence"] = len(digests) == 1
-    found["cache"] = [_shared_cache(url, options, num, n, num_bytes, tell) for n in (2, 4)]
-    return found | {"num_pictures": num, "environment": environment(threads)}
 
 
 def _ranges(sizes: Mapping[str, int]) -> list[tuple[str, int, int]]:
@@ -209,17 +240,16 @@ def _memory(num: int) -> int:
     return max(2**28, 64_000 * num)
 
 
-def _shared_cache(
-    url: str, options: dict[str, Any], num: int, ranks: int, num_bytes: int, tell: Tell
-) -> dict[str, Any]:
+def _shared_cache(place: _Place, ranks: int, tell: Tell) -> dict[str, Any]:
     """Bytes that several processes with one cache fetch in an epoch, over those that there are."""
     tell(f"{ranks} processes with one cache")
     with tempfile.TemporaryDirectory() as folder:
-        told = together(ranks, _reads_its_share, url, options, num, folder, tell=tell)
+        work = place.url, place.options, place.num, folder
+        told = together(ranks, _reads_its_share, *work, tell=tell)
     seconds = max(one["seconds"] for one in told)
     return {
         "ranks": ranks,
-        "bytes_ratio": sum(one["bytes"] for one in told) / num_bytes,
+        "bytes_ratio": sum(one["bytes"] for one in told) / place.num_bytes,
         "samples_per_s": sum(one["samples"] for one in told) / seconds,
     }
 
@@ -255,88 +285,3 @@ def _upload(folder: Path, store: Store, tell: Tell) -> None:
 
 def _s3(address: str) -> dict[str, Any]:
     return {"key": "bench", "secret": "bench", "client_kwargs": {"endpoint_url": address}}
-
-
-@contextmanager
-def moto(root: Path) -> Iterator[str]:
-    """Moto's S3 in a process of its own, with an empty bucket of the folder's name; its address.
-
-    Raises:
-        UserError: it is not installed, or does not start.
-    """
-    port = _free_port()
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with _server(command, port, "/moto-api/") as address:
-        request = urllib.request.Request(f"{address}/{root.name}", method="PUT")
-        urllib.request.urlopen(request).close()
-        yield address
-
-
-@contextmanager
-def nginx(root: Path) -> Iterator[str]:
-    """What is in the folder, as a bucket of its name that can only be read; the address.
-
-    To read an object is to ask for a file, with or without a range: nginx needs to know no more of
-    S3 than that, and what it takes of this machine's time is hardly to be seen.
-
-    Raises:
-        UserError: it does not start.
-    """
-    port = _free_port()
-    with tempfile.TemporaryDirectory() as name:
-        own = Path(name)
-        kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-        (own / "conf").write_text(
-            # Where root runs it, its workers would be of a user who may not read the folder.
-            f"{'user root;' * (os.geteuid() == 0)} daemon off; pid {own}/pid; events {{}} http {{ "
-            + "".join(f"{kind}_temp_path {own}/temporary; " for kind in kinds)
-            + f"access_log off; sendfile on; keepalive_requests 1000000; server {{ "
-            f"listen 127.0.0.1:{port}; location /{root.name}/ {{ alias {root}/; }} }} }}"
-        )
-        program = nginx_program()
-        assert program
-        command = [program, "-e", f"{own}/errors", "-p", name, "-c", f"{own}/conf"]
-        with _server(command, port) as address:
-            yield address
-
-
-def nginx_program() -> str | None:
-    """Where nginx is, if it is; Debian keeps it where only root looks."""
-    return shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
-
-
-@contextmanager
-def _server(command: Sequence[str], port: int, path: str = "/") -> Iterator[str]:
-    """A server in a process of its own, once it answers at ``path``; its address."""
-    address = f"http://127.0.0.1:{port}"
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-        try:
-            deadline = time.monotonic() + _START_S
-            while not _answers(address + path):
-                if process.poll() is not None or time.monotonic() > deadline:
-                    rule = "there is no S3 server to start"
-                    mend = "Name a folder, such as s3://bucket/bench, or install moto[server]"
-                    raise UserError("--url", rule, mend=mend)
-                time.sleep(0.1)
-            yield address
-        finally:
-            process.terminate()
-            process.wait()
-
-
-def _answers(url: str) -> bool:
-    try:
-        urllib.request.urlopen(url, timeout=1).close()
-    except HTTPError:
-        return True
-    except OSError:
-        return False
-    return True
