@@ -171,6 +171,21 @@ def parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--num", type=int, metavar="N", help="how many fakes")
 
+    _add_sample(command)
+
+    sub = command("export", _export, "write a run's generator for use elsewhere")
+    sub.add_argument("run", metavar="RUN")
+    sub.add_argument("--format", required=True, metavar="NAME", help="onnx, torch or safetensors")
+    sub.add_argument("--out", required=True, metavar="URL", help="the file")
+
+    report.add(command)
+    doctor.add(command)
+    bench.add(commands, _command)
+    simulate.add(command)
+    return parser
+
+
+def _add_sample(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub = command("sample", _sample, "write samples of a run's generator")
     sub.add_argument("run", metavar="RUN")
     sub.add_argument("--num", type=int, required=True, metavar="N", help="how many")
@@ -198,17 +213,6 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="processes that write shards (default: 1)",
     )
-
-    sub = command("export", _export, "write a run's generator for use elsewhere")
-    sub.add_argument("run", metavar="RUN")
-    sub.add_argument("--format", required=True, metavar="NAME", help="onnx, torch or safetensors")
-    sub.add_argument("--out", required=True, metavar="URL", help="the file")
-
-    report.add(command)
-    doctor.add(command)
-    bench.add(commands, _command)
-    simulate.add(command)
-    return parser
 
 
 def _add_train(command: Callable[..., argparse.ArgumentParser]) -> None:
