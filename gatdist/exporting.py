@@ -104,7 +104,6 @@ def to_onnx(run: TrainedRun) -> bytes:
         ) from None
     names = _input_names(run)
     with tempfile.TemporaryDirectory(prefix="gatdist-export-") as folder, _quiet_exporter():
-        warnings.simplefilter("ignore")  # of the exporter, about its own internals
         path = Path(folder, "generator.onnx")
         exported = torch.onnx.export(
             _program(run),

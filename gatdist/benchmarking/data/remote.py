@@ -120,16 +120,26 @@ class _Place:
         """Of all shards."""
         return sum(self.sizes.values())
 
+    @cached_property
+    def ranges(self) -> list[tuple[str, int, int]]:
+        """Name, begin and end of the shards' first ranges."""
+        every = (
+            (name, begin, min(begin + _RANGE_BYTES, size))
+            for name, size in sorted(self.sizes.items())
+            for begin in range(0, size, _RANGE_BYTES)
+        )
+        return list(itertools.islice(every, _MOST_RANGES))
+
     @property
-    def epochs(self) -> list[str]:
-        """The cases whose turn is an epoch."""
-        return ["cold", "faults"] if self.faulty else ["cold"]
+    def epochs(self) -> dict[str, dict[str, Any]]:
+        """The cases whose turn is an epoch, and the options that each reads with."""
+        return {"cold": self.options} | ({"faults": self.faulty} if self.faulty else {})
 
 
 def _measure(place: _Place, rounds: int, threads: int, tell: Tell) -> dict[str, Any]:
     seconds, epochs = _take_turns(place, rounds, threads, tell)
-    ranges = _ranges(place.sizes)
-    share = sum(end - begin for _, begin, end in ranges) / place.num_bytes
+    counted = {name: found[1:] for name, found in epochs.items()}  # without the first round
+    share = sum(end - begin for _, begin, end in place.ranges) / place.num_bytes
     reads = [min(s) for s in zip(*(seconds[f"ranges {n}"] for n in _CONCURRENCY), strict=True)]
     limits = [max(r / share, d) for r, d in zip(reads, seconds["decode"], strict=True)]
     found: dict[str, Any] = {
@@ -143,10 +153,10 @@ def _measure(place: _Place, rounds: int, threads: int, tell: Tell) -> dict[str, 
             for n in _CONCURRENCY
         ],
         "decode_samples_per_s": place.num / median(seconds["decode"]),
-        "cases": [_row(name, epochs[name], limits, place.num_bytes) for name in place.epochs],
+        "cases": [_row(name, counted[name], limits, place.num_bytes) for name in place.epochs],
     }
     if place.faulty:
-        clean = compare(*([e["seconds"] for e in epochs[n]] for n in ("faults", "cold")))
+        clean = compare(*([e["seconds"] for e in counted[n]] for n in ("faults", "cold")))
         digests = {epoch["digest"] for name in epochs for epoch in epochs[name]}
         found["cases"][1] |= {
             "ratio_to_clean": clean.median,
@@ -161,23 +171,21 @@ def _measure(place: _Place, rounds: int, threads: int, tell: Tell) -> dict[str, 
 def _take_turns(
     place: _Place, rounds: int, threads: int, tell: Tell
 ) -> tuple[dict[str, list[float]], dict[str, list[dict[str, Any]]]]:
-    """Seconds of each case and round that counts, and what the epochs among them delivered."""
+    """Seconds of each case and round that counts, and what all epochs delivered."""
     store = Store(place.url, place.options)
-    ranges = _ranges(place.sizes)
     epochs: dict[str, list[dict[str, Any]]] = {name: [] for name in place.epochs}
 
     def turn(name: str) -> float:
         began = time.perf_counter()
         if name.startswith("ranges"):
-            store.read_ranges(ranges, concurrency=int(name.split()[1]))
+            store.read_ranges(place.ranges, concurrency=int(name.split()[1]))
         elif name == "first byte":
-            store.read_ranges([(ranges[0][0], 0, 1)])
+            store.read_ranges([(place.ranges[0][0], 0, 1)])
         elif name == "decode":
             for _ in itertools.islice(decoded, place.num // BATCH):
                 pass
         else:
-            options = place.faulty if name == "faults" and place.faulty else place.options
-            epochs[name].append(_epoch(place.url, options, place.num, threads))
+            epochs[name].append(_epoch(place.url, place.epochs[name], place.num, threads))
         return time.perf_counter() - began
 
     names = ["first byte", *(f"ranges {n}" for n in _CONCURRENCY), "decode", *place.epochs]
@@ -185,7 +193,7 @@ def _take_turns(
         decoded = bare_decode(place.folder, threads, stack)
         next(decoded)
         seconds = interleave(names, rounds, turn, tell)
-    return seconds, {name: found[1:] for name, found in epochs.items()}  # not the first round
+    return seconds, epochs
 
 
 def _row(
@@ -202,16 +210,6 @@ def _row(
         "ratio_high": ratio.high,
         "bytes_ratio": median(epoch["bytes"] / num_bytes for epoch in epochs),
     }
-
-
-def _ranges(sizes: Mapping[str, int]) -> list[tuple[str, int, int]]:
-    """Name, begin and end of the first ranges of shards, whose sizes are given."""
-    every = (
-        (name, begin, min(begin + _RANGE_BYTES, size))
-        for name, size in sorted(sizes.items())
-        for begin in range(0, size, _RANGE_BYTES)
-    )
-    return list(itertools.islice(every, _MOST_RANGES))
 
 
 def _epoch(url: str, options: Mapping[str, Any], num: int, threads: int) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from gatdist.config import BOTH, GameConfig
+from gatdist.config import BOTH, GameConfig, PlayerName
 from gatdist.errors import ConfigError
 from gatdist.game.game import Game
 from gatdist.game.losses import losses
@@ -82,38 +82,35 @@ class Competitive(SecondOrder):
         observations: list[Observations] = []
 
         @OfLastPart
-        def linearized(part: Batch) -> tuple[Losses, Vector, Vector]:
-            """The losses at a part, ∇_θ f and ∇_ψ f: f = −L_D, differentiable."""
+        def linearized(part: Batch) -> tuple[Losses, Gradients]:
+            """The losses at a part, and f's gradient by each player, differentiable: f = −L_D."""
             losses = self.losses(part)
             both = gradient(-losses.value, [*theta, *psi], graph=True)
-            return losses, both[: len(theta)], both[len(theta) :]
+            return losses, {"generator": both[: len(theta)], "discriminator": both[len(theta) :]}
 
         def gradients(part: Batch) -> Vector:
-            losses, of_theta, _ = linearized(part)
+            losses, of = linearized(part)
             observations.append(losses.observations)
             of_psi = gradient(losses.discriminator, psi, keep=True)  # −∇_ψ f, penalties included
-            return [g.detach().clone() for g in of_theta] + of_psi
+            return [g.detach().clone() for g in of["generator"]] + of_psi
 
         both = reduction.mean(map(gradients, parts))
         f_theta, minus_f_psi = both[: len(theta)], both[len(theta) :]
 
+        def mixed(first: PlayerName, second: Vector, vector: Vector) -> Vector:
+            """∂/∂second ⟨∂f/∂first, vector⟩ over the global batch."""
+
+            def at(part: Batch) -> Vector:
+                _, of = linearized(part)
+                return gradient(dot(of[first], vector), second, keep=True)
+
+            return reduction.mean(map(at, parts))
+
         def a(vector: Vector) -> Vector:
-            """A v = ∂/∂θ ⟨∇_ψ f, v⟩ over the global batch."""
-
-            def of(part: Batch) -> Vector:
-                _, _, of_psi = linearized(part)
-                return gradient(dot(of_psi, vector), theta, keep=True)
-
-            return reduction.mean(map(of, parts))
+            return mixed("discriminator", theta, vector)
 
         def a_transposed(vector: Vector) -> Vector:
-            """Aᵀ v = ∂/∂ψ ⟨∇_θ f, v⟩ over the global batch."""
-
-            def of(part: Batch) -> Vector:
-                _, of_theta, _ = linearized(part)
-                return gradient(dot(of_theta, vector), psi, keep=True)
-
-            return reduction.mean(map(of, parts))
+            return mixed("generator", psi, vector)
 
         def system(vector: Vector) -> Vector:
             return add(vector, rate_theta * rate_psi, a(a_transposed(vector)))
