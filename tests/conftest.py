@@ -14,7 +14,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from support import end_group, start_gatdist
+from support import HANG_S, end_group, start_gatdist
 
 # Before torch is imported, here and in every process that a test starts: two cores, many processes.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -117,7 +117,7 @@ def _files() -> set[str]:
 def run_gatdist(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """``run_gatdist(*args, timeout=60, env={}, cwd=None)``: a gatdist command, run to its end.
+    """``run_gatdist(*args, timeout=300, env={}, cwd=None)``: a gatdist command, run to its end.
 
     ``env`` is added to the environment (None removes a variable). Past ``timeout`` seconds the
     command's process group is killed and the test fails with what it had written.
@@ -125,7 +125,7 @@ def run_gatdist(
 
     def run(
         *args: object,
-        timeout: float = 60.0,
+        timeout: float = HANG_S,
         env: Mapping[str, str | None] | None = None,
         cwd: Path | None = None,
     ) -> subprocess.CompletedProcess[str]:

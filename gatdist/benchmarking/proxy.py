@@ -92,6 +92,7 @@ class Proxy:
     Attributes:
         url: of the proxy.
         exchanges: all so far, in the order of the requests.
+        most_at_once: the largest number of requests that were in progress at the same time.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class Proxy:
         self._upstream, self._latency_s, self._bytes_per_s = upstream, latency_s, bytes_per_s
         self.url = ""
         self.exchanges: list[Exchange] = []
+        self.most_at_once, self._in_progress = 0, 0
         self.faults = faults
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="gatdist-proxy")
@@ -156,12 +158,16 @@ class Proxy:
         await self._session.close()
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        self._in_progress += 1
+        self.most_at_once = max(self.most_at_once, self._in_progress)
         try:
             return await self._pass_on(request)
         except ConnectionResetError:
             return web.Response()  # nobody is there to have it
         except aiohttp.ClientError as error:
             return web.Response(status=502, text=f"{self._upstream}: {error}")
+        finally:
+            self._in_progress -= 1
 
     async def _pass_on(self, request: web.BaseRequest) -> web.StreamResponse:
         fault = self._fault_for(request)

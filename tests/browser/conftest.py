@@ -22,7 +22,7 @@ def run_dir(tmp_path_factory, run_gatdist):
         "evaluate.num_samples=64",
     ]
     sets = [word for setting in settings for word in ("--set", setting)]
-    finished = run_gatdist("train", "digits", "--local", "--run-dir", folder, *sets, timeout=110)
+    finished = run_gatdist("train", "digits", "--local", "--run-dir", folder, *sets, timeout=300)
     assert finished.returncode == 0, finished.stderr
     return folder
 

@@ -68,7 +68,7 @@ def tensorboard(logs, folder, *plugins):
         )
 
     def get(path):
-        with urlopen(f"{get.url}/{path}", timeout=10) as response:
+        with urlopen(f"{get.url}/{path}", timeout=300) as response:
             return response.read()
 
     def has_loaded():

@@ -11,7 +11,7 @@ import pytest
 
 from packing import content, pack, picture, write
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.cluster
 
 
 def test_ray_packs_the_same_bytes_and_goes_on_where_another_stopped(
@@ -24,7 +24,7 @@ def test_ray_packs_the_same_bytes_and_goes_on_where_another_stopped(
     for name in ("shard-000001.tar", "packing/shard-000002.json", "manifest.json"):
         (tmp_path / "ray" / name).unlink()
     command = ["pack", source, tmp_path / "ray", "--size", "6", "--shard-bytes", "9kB"]
-    finished = run_gatdist(*command, "--address", ray_address, "--json", timeout=120)
+    finished = run_gatdist(*command, "--address", ray_address, "--json", timeout=300)
     assert finished.returncode == 0, finished.stderr
     outcome = json.loads(finished.stdout)
     assert (outcome["samples"], outcome["left_out"]) == (60, 1)
@@ -34,6 +34,6 @@ def test_ray_packs_the_same_bytes_and_goes_on_where_another_stopped(
     # What a task raises on Ray is told as it is.
     write(source, {"a/torn.png": picture(0, (9, 9))[:-9]})
     command = ["pack", source, tmp_path / "strict", "--size", "6", "--strict"]
-    finished = run_gatdist(*command, "--address", ray_address, timeout=120)
+    finished = run_gatdist(*command, "--address", ray_address, timeout=300)
     assert finished.returncode == 2
     assert finished.stderr.splitlines()[-1].startswith("gatdist: a/")

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.cluster
 
 TINY = ["--size", "dcgan64_w4", "--batch", "4", "--rounds", "1"]
 QUALITY = """
@@ -47,7 +47,7 @@ def test_points_recovery_quality_and_files(run_gatdist, ray_address, tmp_path):
     (tmp_path / "ring.toml").write_text(QUALITY)
     finished = run_gatdist(
         "bench", "scaling", "--workers", "1,2", "--address", ray_address, "--json", *TINY,
-        "--mode", "strong", "--quality", "ring.toml", "--out", "out", timeout=200, cwd=tmp_path,
+        "--mode", "strong", "--quality", "ring.toml", "--out", "out", timeout=300, cwd=tmp_path,
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr
     found = json.loads(finished.stdout)
@@ -86,7 +86,7 @@ def test_a_cluster_without_room_says_what_it_has(run_gatdist, ray_address, tmp_p
 
 def test_without_an_address_a_ray_of_our_own_comes_and_goes(run_gatdist, tmp_path):
     finished = run_gatdist(
-        "bench", "scaling", "--workers", "1", "--mode", "weak", *TINY, timeout=120, cwd=tmp_path
+        "bench", "scaling", "--workers", "1", "--mode", "weak", *TINY, timeout=300, cwd=tmp_path
     )
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.startswith("dcgan64_w4, alternating, weak: 4 a worker\nworkers")
@@ -97,7 +97,7 @@ def test_a_worker_that_dies_is_told_and_its_place_given_back(ray_address, tmp_pa
     (tmp_path / "dies.py").write_text(DIES)
     command = [sys.executable, "-c", "import dies; dies.main()", ray_address]
     finished = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=True
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=True
     )
     assert "worker 1 died" in finished.stdout or "lost the others" in finished.stdout
     assert finished.stdout.endswith(" [0, 1]\n")

@@ -12,7 +12,7 @@ import pytest
 
 from support import ray_head
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.cluster
 
 RIGHT, WRONG = "a" * 64, "b" * 64
 
@@ -60,7 +60,7 @@ def test_notice_is_not_taken_from_everybody(guarded_address, tmp_path):
         text=True,
         env=os.environ | token,
         cwd=tmp_path,
-        timeout=60,
+        timeout=300,
     )
     assert done.returncode == 2
     assert "wants a token" in done.stderr
@@ -76,5 +76,5 @@ def test_auto_is_no_other_way_in(guarded_address, run_gatdist):
 
 def test_the_right_token_lets_in(guarded_address, run_gatdist):
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": RIGHT}
-    done = run_gatdist("doctor", "--address", guarded_address, env=token, timeout=120)
+    done = run_gatdist("doctor", "--address", guarded_address, env=token, timeout=300)
     assert "1 of 1 answered" in done.stdout, done.stderr

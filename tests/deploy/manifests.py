@@ -146,7 +146,7 @@ def render(folder: Path, overlay: str) -> list[Resource]:
         [KUBECTL, "kustomize", folder / "overlays" / overlay],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         env=os.environ | {"KUBECONFIG": os.devnull},
     )
     if done.returncode:

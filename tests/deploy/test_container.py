@@ -34,7 +34,7 @@ def wrong(text: str) -> list[str]:
         input=text,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     found = [f"line {it['line']}: {it['code']}: {it['message']}" for it in json.loads(done.stdout)]
     given = instructions(text)
@@ -90,7 +90,7 @@ def broken(text: str, old: str, new: str) -> list[str]:
         input=text.replace(old, new),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     return done.stderr.splitlines() + done.stdout.splitlines()
 

@@ -33,7 +33,7 @@ EVERYTHING_WRONG = (
 def promtool(*arguments: object) -> subprocess.CompletedProcess[str]:
     (program,) = need("promtool")
     command = [program, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
 def expressions() -> Iterator[str]:

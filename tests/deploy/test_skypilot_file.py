@@ -35,7 +35,7 @@ def schemas() -> dict[str, Any]:
         pytest.skip(reason)
     dump = Path(__file__).with_name("skypilot_schemas.py")
     done = subprocess.run(
-        [sys.executable, dump, folder], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, dump, folder], capture_output=True, text=True, check=True, timeout=300
     )
     task, resources = json.loads(done.stdout)
     # SkyPilot leaves it open for plugins, and then a misspelt key would mean nothing to anyone.

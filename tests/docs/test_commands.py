@@ -108,7 +108,6 @@ def forgotten_modules() -> Iterator[None]:
             del sys.modules[name]
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("document", documents())
 def test_what_a_document_says_works(
     document: str, here: Path, forgotten_modules: None, capsys: pytest.CaptureFixture[str]

@@ -129,13 +129,12 @@ def compiled(comm, overrides):
     return weights(train(overrides, steps=2, comm=comm, shape=(2,))[1])
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("rule", ["alternating", pytest.param("one_stage", marks=pytest.mark.slow)])
 def test_compiled_networks_compute_the_same(rule):
     """In a process of its own, since the compiler keeps a pool of others."""
     overrides = [f"game.update_rule={rule}", *SMALL_TO_COMPILE]
     reference = weights(train(overrides, steps=2, shape=(2,))[1])
-    (found,) = spawn(1, compiled, overrides, timeout_s=200)
+    (found,) = spawn(1, compiled, overrides, timeout_s=300)
     for name, mine in found.items():
         torch.testing.assert_close(mine, reference[name], rtol=0, atol=1e-5)
 

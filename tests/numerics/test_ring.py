@@ -6,7 +6,6 @@ from benchmarks.cases import ring
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("seed", range(5))
 def test_each_seed_finds_all_modes_and_stays_on_them(seed, tmp_path):
     ring.train(str(tmp_path), [f"run.seed={seed}"])

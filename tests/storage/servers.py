@@ -77,7 +77,7 @@ def process(
             return False
 
     try:
-        wait_until(answers, f"{command[0]} to answer", timeout_s=60)
+        wait_until(answers, f"{command[0]} to answer", timeout_s=300)
         yield
     finally:
         os.killpg(server.pid, signal.SIGKILL)

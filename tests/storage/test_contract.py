@@ -229,5 +229,5 @@ def test_a_process_that_forks(server: Any) -> None:
     options = server.options(server.address)
     Store(bucket, options).publish("x", b"0123456789")
     program = [sys.executable, "-c", FORK, bucket, json.dumps(options)]
-    ended = subprocess.run(program, timeout=60, capture_output=True, text=True, check=False)
+    ended = subprocess.run(program, timeout=300, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr

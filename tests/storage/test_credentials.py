@@ -217,7 +217,7 @@ def test_credentials_are_looked_up_anew(moto: Server, tmp_path: Path) -> None:
             [sys.executable, "-c", ROTATE, bucket, proxy.url, str(credentials)],
             env=environment,
             check=True,
-            timeout=60,
+            timeout=300,
         )
         assert sum(bool(exchange.fault) for exchange in proxy.exchanges) == 1
 
@@ -258,7 +258,7 @@ except StorageError as error:
     print(error)
 """
     ended = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=True
     )
     assert f"{protocol}://bucket/x: its package is not installed" in ended.stdout
     assert f'pip install "gatdist[{extra}]"' in ended.stdout

@@ -43,7 +43,6 @@ def test_they_are_written_once() -> None:
     assert (folder / "manifest.json").stat().st_mtime_ns == before
 
 
-@pytest.mark.timeout(180)
 def test_bench_data(capsys: pytest.CaptureFixture[str]) -> None:
     command = ["bench", "data", "--num", "900", "--size", "64", "--rounds", "2", "--threads", "1"]
     assert main([*command, "--case", "gatdist", "--json"]) == 0
@@ -76,7 +75,6 @@ def test_options_that_make_no_sense(
 
 
 @pytest.mark.storage
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize("server", ["nginx", "moto"])
 def test_bench_storage(
     server: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -195,7 +195,7 @@ for _ in range(15):
 
 def run_script(script: str, folder: Path) -> str:
     command = [sys.executable, "-c", FORKS + script, str(folder)]
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert finished.returncode == 0, finished.stderr
     return finished.stdout
 

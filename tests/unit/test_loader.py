@@ -315,9 +315,9 @@ def test_closing_does_not_wait_for_storage(tmp_path: Path, monkeypatch: pytest.M
     assert store.asked.wait(10)
     began = time.monotonic()
     loader.close()
-    waiting.join(5)
+    waiting.join(20)
     assert not waiting.is_alive()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 20  # the store answers after 30 s
     store.answers.set()  # the thread that hung ends now, or the guard of all tests fails
 
 

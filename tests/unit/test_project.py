@@ -61,7 +61,7 @@ def modules_after(code):
     )
     script = f"try:\n    {code}\nexcept SystemExit:\n    pass\n{report}"
     finished = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=True
     )
     return set(json.loads(finished.stdout.splitlines()[-1]))
 

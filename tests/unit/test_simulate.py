@@ -293,7 +293,7 @@ def test_it_starts_without_torch_ray_and_matplotlib(scenario):
     )
     done = subprocess.run(
         [sys.executable, "-c", script, scenario(OBSERVED)],
-        capture_output=True, text=True, timeout=60, check=True,
+        capture_output=True, text=True, timeout=300, check=True,
     )  # fmt: skip
     assert json.loads(done.stdout)["points"]
     assert not set(done.stderr.split()) & {"torch", "ray", "matplotlib", "tensorboard", "fsspec"}
