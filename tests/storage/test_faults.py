@@ -223,7 +223,7 @@ def test_the_server_says_when_to_come_back(faulty: Faulty) -> None:
     faulty.proxy.faults = [Fault("refuse", headers={"Retry-After": "1"})]
     began = time.monotonic()
     assert faulty.store.read_ranges([("x", 0, 10)]) == [CONTENT[:10]]
-    assert 1.0 <= time.monotonic() - began
+    assert time.monotonic() - began >= 1.0
 
 
 @each(["nginx"])
