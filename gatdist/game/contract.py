@@ -133,7 +133,9 @@ class _Examination:
         found = self._differentiated()
         found = self._repeated(found)
         if coupling_layer(self.network) is None:
-            found = replace(found, is_coupled=self._is_coupled(bool(found.generators)))
+            with self._without_draws(bool(found.generators)) as is_random:
+                found = replace(found, is_coupled=self._is_coupled(is_random))
+            self.network.train()
         self._require_evaluation()
         return replace(found, warnings=tuple(self._warnings))
 
@@ -285,12 +287,31 @@ class _Examination:
                 names.add(name)
         return names
 
+    @contextmanager
+    def _without_draws(self, is_random: bool) -> Iterator[bool]:
+        """Without dropout, or if that is not enough in evaluation mode: what still is random.
+
+        How many numbers are drawn for a sample may depend on the samples before it, which is no
+        coupling: draws are a function of the part of the batch.
+        """
+        if is_random:
+            for module in self.network.modules():
+                if isinstance(module, (nn.modules.dropout._DropoutNd, nn.RReLU)):
+                    module.eval()
+            seed_all(0, "contract", 0)
+            seeded = generator_states(self.device)
+            self._call([0, 1])
+            if is_random := seeded != generator_states(self.device):
+                self.network.eval()
+        yield is_random
+
     def _is_coupled(self, is_random: bool) -> bool:
-        """Whether the first sample's output depends on the samples beside it."""
-        alone = self._call([0, 1]).detach()[0]
-        if not self._near(alone, self._call([0, 7]).detach()[0]):
+        """Whether a sample's output depends on the sample beside it, or on how many there are."""
+        alone, other = self._call([0, 1]).detach()
+        after, before = self._call([0, 7]).detach()[0], self._call([7, 1]).detach()[1]
+        if not self._near(alone, after) or not self._near(other, before):
             return True
-        if is_random:  # which draws other numbers for another number of samples
+        if is_random:  # it draws other numbers for another number of samples
             return False
         try:
             return not self._near(alone, self._call([0, 1, 7]).detach()[0])

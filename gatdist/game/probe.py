@@ -175,7 +175,7 @@ def require_loss(config: Config, loss: Loss) -> None:
     if loss.zero_sum and not torch.allclose(of_generator, -of_discriminator):
         refuse("zero_sum is True, but its derivatives do not cancel", "Set zero_sum=False")
     if loss.ratio is not None:
-        found, expected = value("ratio", real, fake), of_generator / of_discriminator
+        found, expected = value("ratio", real, fake).detach(), of_generator / of_discriminator
         wrong = expected.isfinite() & ~torch.isclose(found, expected, rtol=1e-6)
         if wrong.any():
             i = int(wrong.nonzero()[0])

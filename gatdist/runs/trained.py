@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gatdist.config import BOTH, Config, PlayerName, import_plugins
 from gatdist.data import ReadSpec, Space, space_of
 from gatdist.errors import CheckpointError
-from gatdist.models import build_networks
+from gatdist.models import build_networks, is_built_in
 from gatdist.parallel import draws
 from gatdist.runs.checkpoint import Checkpoint
 from gatdist.runs.checkpoints import Checkpoints
@@ -253,7 +253,8 @@ def networks_with(
 ) -> tuple[nn.Module, nn.Module]:
     """Generator and discriminator with these weights, on the CPU, in evaluation mode.
 
-    Nothing is allocated for networks that the weights, which are there already, do not fit.
+    Nothing is allocated for networks of gatdist that the weights, which are there already, do not
+    fit.
 
     Args:
         config: names the networks.
@@ -275,12 +276,9 @@ def networks_with(
             network.eval().requires_grad_(False)
 
     try:
-        with torch.device("meta"):
-            shapes = build()
-    except (NotImplementedError, RuntimeError):
-        shapes = None  # a network of one's own that looks at numbers while it is built
-    try:
-        if shapes:
+        if all(is_built_in(config, player) for player in BOTH):  # others may look at numbers
+            with torch.device("meta"):
+                shapes = build()
             fill(shapes, assign=True)
         built = build()
         fill(built)

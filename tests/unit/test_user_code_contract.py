@@ -1,7 +1,8 @@
-"""User code is checked before a run, on every launch path: the network and what it did are named."""
+"""User code is checked before a run, on every launch path; what it did is named."""
 
 import gc
 import inspect
+import itertools
 import random
 import threading
 
@@ -17,9 +18,15 @@ from gatdist.errors import ConfigError, PluginError, UserError
 from gatdist.evaluation.features import Extractor, extractors, register_feature_extractor
 from gatdist.game import UpdateRule, register_update_rule, update_rules
 from gatdist.game.losses import Loss, Sum, losses, register_loss
+from gatdist.inspection import digest
 from gatdist.models import register_discriminator, register_generator
 from gatdist.models.registry import discriminators, generators
+from gatdist.parallel.communicator import LocalCommunicator
+from gatdist.storage import Store
+from gatdist.training.loop import run
 from gatdist.training.plan import check
+
+LOCAL = LocalCommunicator(torch.device("cpu"))
 
 RING = ["evaluate.metrics=[]", "game.penalties={}"]
 
@@ -131,8 +138,8 @@ def test_user_code_discriminator_output_is_named_before_the_run(case, tmp_path):
     message = refusal(judge(spoil), tmp_path)
     assert message.startswith("model.discriminator.name = 'spoiled': ")
     assert found in message
-    if "Error" not in found and "Exit" not in found and "Stop" not in found and case != "attribute error":
-        assert "(2,) on cpu" in message  # what was expected
+    if case in ("list", "column", "long", "nan", "detached"):
+        assert "floating-point tensor (2,) on cpu" in message  # what was expected
 
 
 @pytest.mark.parametrize(
@@ -207,8 +214,10 @@ BUILDS = {
     "noise size": (put("noise_size", 1.5), "noise_size must be an integer"),
     "not copied": (put("lock", threading.Lock()), "copy.deepcopy"),
     "weight norm": (
-        lambda network: put("more", nn.Linear(2, 2))(network)
-        or put("other", torch.ones(2, requires_grad=True) * 2)(network),
+        lambda network: (
+            put("more", nn.Linear(2, 2))(network)
+            or put("other", torch.ones(2, requires_grad=True) * 2)(network)
+        ),
         "copy.deepcopy",
     ),
     **{
@@ -347,7 +356,11 @@ def test_user_code_that_takes_some_batch_sizes_only_is_named(n, tmp_path):
 def test_user_code_that_couples_samples_is_found_where_batches_are_cut(spoil, tmp_path):
     overrides = judge(spoil)
     check(load_config("ring", [*RING, *overrides]), str(tmp_path / "run"))
-    for more in (["cluster.workers=2"], ["run.reduction=canonical"], ["optim.generator.micro_batch=8"]):
+    for more in (
+        ["cluster.workers=2"],
+        ["run.reduction=canonical"],
+        ["optim.generator.micro_batch=8"],
+    ):
         assert "couples" in refusal([*overrides, *more], tmp_path, ConfigError)
     assert "one_stage" in refusal([*overrides, "game.update_rule=one_stage"], tmp_path, ConfigError)
 
@@ -397,6 +410,7 @@ def test_user_code_changes_of_parameters_and_fleeting_buffers_are_named(tmp_path
             return logits
 
     for kind, found in ((Clips, "the parameter 'layers"), (Fleeting, "'seen'"), (Grows, "'queue'")):
+
         def build(*, sample_shape, num_classes, kind=kind):
             return kind(sample_shape=sample_shape, num_classes=num_classes)
 
@@ -424,11 +438,17 @@ def test_user_code_values_out_of_range_are_warned_of(tmp_path):
 SOUND = {
     "tied within": lambda network: put("twin", first(network))(network),
     "frozen part": lambda network: first(network).requires_grad_(False) and None,
-    "counting buffers": lambda network: network.register_buffer("n", torch.zeros(2, dtype=torch.int64)),
-    "masking buffers": lambda network: network.register_buffer("m", torch.ones(2, dtype=torch.bool)),
+    "counting buffers": lambda network: network.register_buffer(
+        "n", torch.zeros(2, dtype=torch.int64)
+    ),
+    "masking buffers": lambda network: network.register_buffer(
+        "m", torch.ones(2, dtype=torch.bool)
+    ),
     "weight norm": lambda network: nn.utils.parametrizations.weight_norm(first(network)) and None,
     "orthogonal": lambda network: nn.utils.parametrizations.orthogonal(first(network)) and None,
-    "not contiguous": lambda network: put("weight", nn.Parameter(torch.randn(2, 8).T))(first(network)),
+    "not contiguous": lambda network: put("weight", nn.Parameter(torch.randn(2, 8).T))(
+        first(network)
+    ),
     "unused": put("more", nn.Linear(3, 3)),
     "own train": put("note", {"name": "x"}),
 }
@@ -436,15 +456,21 @@ SOUND = {
 
 @pytest.mark.parametrize("case", SOUND)
 def test_user_code_that_is_sound_trains_and_resumes_and_samples(case, tmp_path):
-    overrides = [*RING, *judge(build=SOUND[case]), "run.global_batch=16", "monitor.tensorboard=false"]
-    run, whole = str(tmp_path / "run"), str(tmp_path / "whole")
-    for total, folder in ((64, run), (128, run), (128, whole)):
-        config = load_config("ring", [*overrides, f"run.total_samples={total}"])
-        gatdist.train(config, folder, local=True)
-    from gatdist.inspection import digest
-
-    assert digest(run) == digest(whole)
-    assert isinstance(gatdist.load(run, "discriminator"), nn.Module)
+    overrides = [
+        *RING,
+        *judge(build=SOUND[case]),
+        "run.global_batch=16",
+        "monitor.tensorboard=false",
+    ]
+    config = load_config("ring", [*overrides, "run.total_samples=128"])
+    runs = [Store(str(tmp_path / name)) for name in ("resumed", "whole")]
+    polls = itertools.count()
+    outcome = run(config, LOCAL, runs[0], should_stop=lambda: next(polls) == 3)
+    assert outcome["status"] == "interrupted"
+    for store in runs:
+        assert run(config, LOCAL, store)["status"] == "finished"
+    assert digest(runs[0].url) == digest(runs[1].url)
+    assert isinstance(gatdist.load(runs[0].url, "discriminator"), nn.Module)
 
 
 LOSSES = {
@@ -459,7 +485,10 @@ LOSSES = {
     "reads real": ({"generator": lambda r, f: r - f}, "generator_reads_real"),
     "ratio": ({"ratio": lambda r, f: f}, "ratio"),
     "zero sum": ({"zero_sum": True, "generator": lambda r, f: -2 * f}, "zero_sum"),
-    "half": ({"discriminator": Sum(real=lambda r: r.sum(), fake=lambda f: f)}, "discriminator.real"),
+    "half": (
+        {"discriminator": Sum(real=lambda r: r.sum(), fake=lambda f: f)},
+        "discriminator.real",
+    ),
     "callable": ({"generator": 3}, "fails"),
 }
 
@@ -508,8 +537,8 @@ def test_user_code_of_an_update_rule_is_named_before_the_run(tmp_path):
         message = refusal(overrides, tmp_path)
         assert message.startswith("game.update_rule = ")
         assert found in message
-    register_update_rule("no rule")(3)
-    refusal(["game.update_rule=no rule"], tmp_path)
+    register_update_rule("three")(3)
+    refusal(["game.update_rule=three"], tmp_path)
 
 
 def raises_step(self, step):
@@ -577,10 +606,11 @@ def test_user_code_is_checked_alike_on_every_launch_path(tmp_path, monkeypatch, 
 
 def test_user_code_check_leaves_the_random_generators_of_the_process(tmp_path):
     def states():
-        return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+        of_numpy = np.random.get_state()[1].tolist()  # noqa: NPY002
+        return random.getstate(), of_numpy, torch.get_rng_state().tolist()
 
     before = states()
-    overrides = [*RING, *judge(nn.Dropout()), "run.total_samples=64", "monitor.tensorboard=false"]
+    overrides = [*RING, *judge(nn.Dropout()), "run.total_samples=256", "monitor.tensorboard=false"]
     gatdist.train(load_config("ring", overrides), str(tmp_path / "run"), local=True)
     gc.collect()
     assert states() == before
