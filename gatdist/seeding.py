@@ -27,7 +27,12 @@ def seed_all(seed: int, stream: str, position: int) -> None:
     """
     text = f"{seed}/{stream}/{position}".encode()
     key = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
-    torch.manual_seed(key >> 1)
+    # torch.manual_seed does the same in a hundred times the time: it also queues what to do once
+    # other devices are initialized.
+    torch.default_generator.manual_seed(key >> 1)
+    if torch.cuda.is_initialized():
+        for generator in torch.cuda.default_generators:
+            generator.manual_seed(key >> 1)
     np.random.seed(key & 0xFFFFFFFF)  # noqa: NPY002  (the shared one, which networks use)
     random.seed(key)
 

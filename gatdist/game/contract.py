@@ -21,7 +21,7 @@ from gatdist.config import Config, PlayerName
 from gatdist.errors import PluginError
 from gatdist.game.coupling import coupling_layer
 from gatdist.game.hidden import Traits
-from gatdist.game.snapshots import attribute_states, changed
+from gatdist.game.snapshots import attribute_states, changed, equal
 from gatdist.models import COMPUTE_DTYPES, DTYPES, is_built_in
 from gatdist.parallel import draws
 from gatdist.registry import user_code
@@ -265,7 +265,7 @@ class _Examination:
         names = set()
         for name, tensor in self.network.named_buffers():
             if name not in self._persistent:  # it may be filled once, as a cache
-                is_new = is_first or (name in cached and _equal(cached[name], tensor))
+                is_new = is_first or (name in cached and equal(cached[name], tensor))
                 cached[name] = tensor.clone()
                 if not is_new:
                     self._refuse(
@@ -283,7 +283,7 @@ class _Examination:
                     f"its forward changes the shape of the buffer {name!r}; expected {before}, "
                     f"found {now}"
                 )
-            elif not _equal(tensor, self._buffers[name]):
+            elif not equal(tensor, self._buffers[name]):
                 names.add(name)
         return names
 
@@ -388,17 +388,6 @@ def _kind(value: object) -> str:
     if not isinstance(value, Tensor):
         return type(value).__name__
     return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
-
-
-def _equal(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are equal, NaNs included."""
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return False
-    return torch.equal(a, b) or (
-        a.is_floating_point()
-        and torch.equal(a.isnan(), b.isnan())
-        and torch.equal(a.nan_to_num(), b.nan_to_num())
-    )
 
 
 def _listed(names: list[str]) -> str:

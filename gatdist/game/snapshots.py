@@ -42,6 +42,17 @@ def changed(before: Mapping[str, object], after: Mapping[str, object]) -> tuple[
     return tuple(sorted(name for name in names if before.get(name) != after.get(name)))
 
 
+def equal(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are equal, NaNs included."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return torch.equal(a, b) or (
+        a.is_floating_point()
+        and torch.equal(a.isnan(), b.isnan())
+        and torch.equal(a.nan_to_num(), b.nan_to_num())
+    )
+
+
 def _state(value: Any, depth: int = 0) -> object:
     """What ``value`` holds, comparable by ``==``; None where it is of another kind."""
     if isinstance(value, Tensor):
