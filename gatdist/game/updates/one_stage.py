@@ -84,8 +84,9 @@ class OneStage(Simultaneous):
             self.loaded()
 
     def loaded(self) -> None:
-        """Give up if it was given up before."""
-        self.given_up = bool(self.tensors["given_up"])
+        """Give up if it was given up before; a rollback takes nothing of that back."""
+        self.given_up |= bool(self.tensors["given_up"])
+        self.tensors["given_up"].fill_(self.given_up)
         if self.given_up:
             self._note()
 
