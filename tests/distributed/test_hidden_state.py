@@ -254,7 +254,9 @@ def test_hidden_state_canonical_workers_train_to_the_same_bits_as_one(world_size
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("world_size", [2, 3, 4])
+@pytest.mark.parametrize(
+    "world_size", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 4))]
+)
 def test_hidden_state_fast_workers_hold_the_same_state_and_repeat_it(world_size):
     """``train`` compares all workers' tensors bit for bit."""
     more = [f"run.global_batch={2 * world_size}"]
@@ -445,3 +447,34 @@ def test_unused_parameters_count_as_zero_gradient_on_any_number_of_workers():
                     torch.testing.assert_close(mine[name], tensor, rtol=1e-6, atol=1e-9, msg=name)
                     if "unused" in name:  # zero gradients are exact
                         assert torch.equal(mine[name], tensor), name
+
+
+class Late(nn.Module):
+    """Leaves a layer out after so many calls that the check can't see it."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x):
+        CALLS.append(1)
+        return x + 0.1 * self.layer(x) if len(CALLS) < 60 else x
+
+
+CALLS = []
+ERRATIC["late"] = Late
+
+
+def train_late(comm, may_skip):
+    Maker.may_skip_parameters = may_skip
+    try:
+        return train(comm, "late", steps=20)
+    except PluginError as error:
+        return str(error)
+
+
+@pytest.mark.timeout(300)
+def test_unused_parameters_from_some_step_on_are_named_or_count_as_zero():
+    assert all("may_skip_parameters" in found for found in spawn(2, train_late, False))
+    for found in spawn(2, train_late, True):
+        assert not isinstance(found, str), found
