@@ -34,23 +34,26 @@ def train(
         InterruptedRunError: asked to stop; a checkpoint was written and the same call resumes.
         GatdistError: see :mod:`gatdist.errors`.
     """
+    from gatdist.training.plan import check
     from gatdist.training.profiling import require_ahead
 
     run_dir, config = absolute(run_dir), _anchored(config)
     require_ahead(config, run_dir)
+    if local and config.cluster.max_workers > 1:
+        raise ClusterError(
+            "--local", "runs one process", value=True, mend="Leave out --workers, or --local"
+        )
+    # Here, since Ray takes a while to start.
+    for message in check(config, run_dir, default_device() if local else None).warnings:
+        if console:
+            console.event("warning", {"message": message})
     if local:
-        if config.cluster.max_workers > 1:
-            raise ClusterError(
-                "--local", "runs one process", value=True, mend="Leave out --workers, or --local"
-            )
         from gatdist.training.local import run_here
 
         outcome = run_here(config, run_dir, console)
     else:
         from gatdist.cluster.launch import fit
-        from gatdist.training.plan import check
 
-        check(config, run_dir)  # here, since Ray takes a while to start
         outcome = fit(config, run_dir, console)
     if outcome["status"] == "interrupted":
         raise InterruptedRunError(

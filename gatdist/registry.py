@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+import os
+import re
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 from pydantic import ConfigDict, ValidationError, validate_call
 
 from gatdist.config import nearest
-from gatdist.errors import ConfigError, PluginError
+from gatdist.errors import ConfigError, GatdistError, PluginError
 
 T = TypeVar("T")
 
@@ -85,3 +89,47 @@ def call_with_options(
         raise ConfigError(
             f"{field}.{key}", rule[0].lower() + rule[1:], value=problem["input"]
         ) from None
+
+
+@contextmanager
+def user_code(subject: str, doing: str, *, value: object, mend: str = "") -> Iterator[None]:
+    """Turn whatever code of a user raises into a PluginError with the place that raised it.
+
+    Args:
+        subject: the configuration key that names the code.
+        doing: what the code fails to do, for the message: "fails in its constructor".
+        value: of the key.
+        mend: a hint.
+
+    Raises:
+        PluginError: chained to the exception, whose traceback ``gatdist train --debug`` prints.
+    """
+    try:
+        yield
+    except GatdistError:
+        raise
+    except (Exception, SystemExit) as error:
+        if type(error).__name__ == "AcceleratorError":  # the device, not the code
+            raise
+        raise PluginError(
+            subject, f"{doing} ({described(error)})", value=value, mend=mend
+        ) from error
+
+
+def described(error: BaseException) -> str:
+    """Class and first line of an exception, and the user's line that raised it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not _LIBRARIES.search(frame.filename)]
+    if not own:
+        return told
+    return f"{told}, at {own[-1].filename}:{own[-1].lineno}: {own[-1].line}"
+
+
+# Frames that say little: of gatdist itself and of installed packages.
+_PACKAGE = re.escape(os.path.dirname(os.path.abspath(__file__)) + os.sep)
+_LIBRARIES = re.compile(
+    rf"^{_PACKAGE}|[\\/](site|dist)-packages[\\/](torch|pydantic|numpy)[\\/]"
+    r"|^<|[\\/]lib[\\/]python3\.\d+[\\/](?!site-packages|dist-packages)"
+)

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TextIO
@@ -21,6 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments.command(arguments)
     except GatdistError as error:
+        if getattr(arguments, "debug", False):
+            traceback.print_exc()
         _complain(str(error))
         return error.exit_status
     except KeyboardInterrupt:
@@ -249,6 +252,9 @@ def _add_train(command: Callable[..., argparse.ArgumentParser]) -> None:
     )
     sub.add_argument(
         "--dry-run", action="store_true", help="say what would be done and what it needs, and stop"
+    )
+    sub.add_argument(
+        "--debug", action="store_true", help="print the full traceback of an error before it"
     )
 
 

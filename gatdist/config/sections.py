@@ -326,6 +326,11 @@ class HealthConfig(Section):
     won_accuracy: Annotated[float, Field(gt=0.5, le=1)] = 0.99
     straggler_factor: Annotated[float, Field(gt=1)] = 1.5
 
+    @property
+    def may_roll_back(self) -> bool:
+        """Whether the run may go back to a checkpoint."""
+        return "rollback" in (self.nonfinite, self.spike)
+
 
 class EvaluateConfig(Section):
     """Which metrics, on how many samples, how often (0: at the end only).

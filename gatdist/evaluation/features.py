@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -14,10 +15,10 @@ from torch import Tensor
 from gatdist.config import EvaluateConfig
 from gatdist.data import Dataset
 from gatdist.data.space import SoundSpace
-from gatdist.errors import DataError
+from gatdist.errors import DataError, PluginError
 from gatdist.models.sounds.log_mel import LogMel
 from gatdist.parallel.communicator import Communicator
-from gatdist.registry import Registry
+from gatdist.registry import Registry, user_code
 
 
 class Extractor(ABC):
@@ -70,10 +71,96 @@ def build_extractor(
     Raises:
         ConfigError: it is not known, or not configured as it needs.
         DataError: it can't handle the data.
+        PluginError: a user's extractor fails, or returns what it must not.
     """
     builder: Callable[..., Extractor] = extractors[name]
-    more = {"config": config} if "config" in inspect.signature(builder).parameters else {}
-    return builder(dataset, comm, **more)
+    with user_code("evaluate.features", "can't be built", value=name):
+        more = {"config": config} if "config" in inspect.signature(builder).parameters else {}
+        extractor = builder(dataset, comm, **more)
+    if getattr(builder, "__module__", "").startswith("gatdist."):
+        return extractor
+    if not isinstance(extractor, Extractor):
+        found = type(extractor).__name__
+        rule = f"must build an Extractor; found {found}"
+        raise PluginError("evaluate.features", rule, value=name)
+    verified = _Verified(name, extractor)
+    if type(extractor).prepare is Extractor.prepare:  # else it can't be called yet
+        verified(torch.zeros(2, *dataset.space.shape, device=comm.device))
+    return verified
+
+
+class _Verified(Extractor):
+    """A user's extractor; what it returns is checked.
+
+    Args:
+        name: that it is registered by.
+        inner: the extractor.
+
+    Raises:
+        PluginError: it fails, or returns what it must not.
+    """
+
+    def __init__(self, name: str, inner: Extractor) -> None:
+        self._name, self._inner = name, inner
+        self._num_features = self._get("num_features")
+        self._num_classes = self._get("num_classes")
+        for key, least in (("num_features", 1), ("num_classes", 0)):
+            value = getattr(self, f"_{key}")
+            if not isinstance(value, int) or value < least:
+                self._refuse(f"{key} must be an integer >= {least}; found {value!r}")
+
+    @property
+    def num_features(self) -> int:
+        """As it was at the beginning."""
+        return int(self._num_features)
+
+    @property
+    def num_classes(self) -> int:
+        """As it was at the beginning."""
+        return int(self._num_classes)
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """The extractor's."""
+        found = self._get("protocol")
+        with user_code("evaluate.features", "its protocol is no JSON", value=self._name):
+            json.dumps(found)
+        return dict(found)
+
+    def prepare(self) -> None:
+        """Prepare the extractor."""
+        with user_code("evaluate.features", "fails in prepare()", value=self._name):
+            self._inner.prepare()
+
+    def __call__(self, samples: Tensor) -> Tensor:
+        """Features, checked."""
+        with user_code("evaluate.features", "fails with samples", value=self._name):
+            found: object = self._inner(samples)
+        return self._checked(found, (len(samples), self.num_features), samples.device)
+
+    def classify(self, features: Tensor) -> Tensor | None:
+        """Logits, checked."""
+        with user_code("evaluate.features", "fails in classify()", value=self._name):
+            found: object = self._inner.classify(features)
+        if found is None:
+            return None
+        return self._checked(found, (len(features), self.num_classes), features.device)
+
+    def _get(self, key: str) -> Any:
+        with user_code("evaluate.features", f"its {key} fails", value=self._name):
+            return getattr(self._inner, key)
+
+    def _checked(self, found: object, shape: tuple[int, ...], device: torch.device) -> Tensor:
+        expected = f"must return float32 {shape} on {device}"
+        if not isinstance(found, Tensor):
+            self._refuse(f"{expected}; found {type(found).__name__}")
+        kind = f"{str(found.dtype).removeprefix('torch.')} {tuple(found.shape)} on {found.device}"
+        if found.dtype != torch.float32 or found.shape != shape or found.device != device:
+            self._refuse(f"{expected}; found {kind}")
+        return found.detach()
+
+    def _refuse(self, rule: str) -> NoReturn:
+        raise PluginError("evaluate.features", rule, value=self._name)
 
 
 def register_feature_extractor(name: str) -> Callable[[Any], Any]:

@@ -7,17 +7,19 @@ Shapes: n local samples; samples [n, C, H, W] or [n, d]; latents [n, latent_size
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
-from gatdist.config import Config
+from gatdist.config import BOTH, Config, PlayerName
 from gatdist.errors import ConfigError
 from gatdist.game.augmentation import Augmentation, build_augmentation
+from gatdist.game.hidden import Forwards, Traits
 from gatdist.game.latents import Latents
 from gatdist.game.learners import Averages, Learner
 from gatdist.game.losses import Loss, Sum, losses
@@ -63,6 +65,7 @@ class Game:
         augmentation: of all that the discriminator sees; None for nothing.
         autocast: what the networks compute in, if not in the dtype of their parameters.
         step_samples: real samples that a step shows, globally; 0 if nobody knows.
+        forwards: by player, what makes forwards pure of networks that have hidden state.
     """
 
     generator: nn.Module
@@ -76,6 +79,7 @@ class Game:
     augmentation: Augmentation | None = None
     autocast: torch.dtype | None = None
     step_samples: int = 0
+    forwards: Mapping[PlayerName, Forwards] = field(default_factory=dict)
 
     @classmethod
     def from_config(
@@ -84,6 +88,7 @@ class Game:
         generator: nn.Module,
         discriminator: nn.Module,
         sample_shape: tuple[int, ...],
+        traits: Mapping[PlayerName, Traits] = MappingProxyType({}),
     ) -> Game:
         """The game that ``config`` describes.
 
@@ -92,6 +97,7 @@ class Game:
             generator: on its device.
             discriminator: likewise.
             sample_shape: of one sample, (C, H, W) or (n,).
+            traits: of the networks, from :func:`gatdist.game.contract.examine`.
 
         Raises:
             ConfigError: an unknown loss, penalty or augmentation, or one that does not suit the
@@ -109,6 +115,7 @@ class Game:
             )
             for name, wanted in sorted(config.game.penalties.items())
         )
+        networks = dict(zip(BOTH, (generator, discriminator), strict=True))
         decays = {tag: d for p in scheduled for tag, d in p.penalty.averages.items()}
         return cls(
             generator=generator,
@@ -122,6 +129,11 @@ class Game:
             augmentation=build_augmentation(config, sample_shape, device),
             autocast=COMPUTE_DTYPES.get(config.precision.dtype),
             step_samples=config.step_samples,
+            forwards={
+                player: Forwards(bare(network), traits[player], config.run.seed)
+                for player, network in networks.items()
+                if player in traits
+            },
         )
 
     @cached_property
@@ -135,11 +147,6 @@ class Game:
         if self.augmentation is not None:
             found["augmentation"] = self.augmentation
         return found
-
-    @cached_property
-    def lessons(self) -> frozenset[str]:
-        """The tags of all observations that a learner wants."""
-        return frozenset(tag for learner in self.learners.values() for tag in learner.tags)
 
     def without_replication(self) -> Game:
         """The same game between the networks themselves: no backward is reduced over workers."""
@@ -156,7 +163,7 @@ class Game:
         """
         network = generator or self.generator
         noise = self._noise(network, "generator", batch)
-        with self._computing(latents):
+        with self._forward("generator", "generator", batch), self._computing(latents):
             fakes: Tensor = network(latents, batch.labels, *noise)
         return fakes.to(batch.real.dtype)
 
@@ -182,7 +189,7 @@ class Game:
             shown = self.augmentation(samples, self.seed, stream, batch.positions)
         network = discriminator or self.discriminator
         noise = self._noise(network, f"discriminator/{side}", batch)
-        with self._computing(samples):
+        with self._forward("discriminator", side, batch), self._computing(samples):
             logits: Tensor = network(shown, batch.labels, *noise)
         if logits.shape != (len(samples),):
             raise ConfigError(
@@ -346,6 +353,13 @@ class Game:
     def _noise(self, network: nn.Module, name: str, batch: Batch) -> tuple[Tensor, ...]:
         stream = _stream(name, batch)
         return draws.of_network(network, self.seed, stream, batch.positions, batch.real.dtype)
+
+    def _forward(self, player: PlayerName, name: str, batch: Batch) -> AbstractContextManager[None]:
+        """Around each call of a network: see :mod:`gatdist.game.hidden`."""
+        forwards = self.forwards.get(player)
+        if forwards is None:
+            return nullcontext()
+        return forwards.at(_stream(f"{player}/{name}", batch), batch)
 
     def _computing(self, like: Tensor) -> AbstractContextManager[object]:
         """Around each call of a network. Not around more: autocast keeps weights it has cast."""

@@ -24,10 +24,12 @@ import torch
 from torch import nn
 
 from gatdist.config import Config, NamedConfig, PlayerName
-from gatdist.errors import ConfigError
+from gatdist.errors import ConfigError, PluginError
 from gatdist.models.registry import discriminators, generators
 from gatdist.models.spectral import add_spectral_norm
-from gatdist.registry import Registry, call_with_options
+from gatdist.models.structure import require_apart, require_trainable
+from gatdist.registry import Registry, call_with_options, user_code
+from gatdist.seeding import generators_kept, seed_all
 
 # Importing these modules registers what they define.
 from . import mlp, pictures, sounds, texts  # noqa: F401  isort:skip
@@ -55,6 +57,13 @@ def register_discriminator(name: str) -> Callable[[Builder], Builder]:
     return discriminators.register(name)
 
 
+def is_built_in(config: Config, player: PlayerName) -> bool:
+    """Whether the network of ``player`` comes with gatdist."""
+    registry = generators if player == "generator" else discriminators
+    builder = registry[getattr(config.model, player).name]
+    return getattr(builder, "__module__", "").startswith(f"{__name__}.")
+
+
 def _build(
     registry: Registry[Builder],
     wanted: NamedConfig,
@@ -62,10 +71,23 @@ def _build(
     facts: Mapping[str, Any],
     **given: Any,
 ) -> nn.Module:
-    builder = registry[wanted.name]
-    known = inspect.signature(builder).parameters
+    builder, subject = registry[wanted.name], f"model.{player}.name"
+    with user_code(subject, "can't be called to build a network", value=wanted.name):
+        known = inspect.signature(builder).parameters
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in known.values())
+    lacking = [name for name in given if name not in known and not takes_all]
+    if lacking:
+        raise PluginError(
+            subject,
+            f"its constructor must take {', '.join(given)} as keywords; it does not take "
+            f"{', '.join(lacking)}",
+            value=wanted.name,
+            mend=f"Add a keyword argument {lacking[0]!r}",
+        )
     given |= {name: value for name, value in facts.items() if name in known}
-    network = call_with_options(builder, wanted.options, f"model.{player}", **given)
+    with user_code(subject, "fails in its constructor", value=wanted.name):
+        network = call_with_options(builder, wanted.options, f"model.{player}", **given)
+    require_trainable(player, wanted.name, network)
     made, found = getattr(network, "modalities", None), facts.get("modality")
     if made and found and found not in made:
         kinds = " or ".join(map(repr, made))
@@ -96,6 +118,7 @@ def build_networks(
     Raises:
         ConfigError: an unknown name or option, a shape or kind of samples that a network can't do,
             or labels that are missing.
+        PluginError: a user's network fails in its constructor, or is not one that can be trained.
     """
     model = config.model
     if model.conditional and not num_classes:
@@ -106,7 +129,8 @@ def build_networks(
             mend="Pack it with labels, or set false",
         )
     common = {"sample_shape": sample_shape, "num_classes": num_classes if model.conditional else 0}
-    with torch.random.fork_rng(devices=[]):
+    with generators_kept():
+        seed_all(config.run.seed, "weights", 0)
         torch.manual_seed(config.run.seed)
         generator = _build(
             generators, model.generator, "generator", facts, latent_size=model.latent_size, **common
@@ -119,7 +143,10 @@ def build_networks(
                 add_spectral_norm(network)
     dtype = DTYPES[config.precision.dtype]
     layout = torch.channels_last if config.precision.channels_last else torch.preserve_format
-    for network in (generator, discriminator):
-        network.to(dtype)
-        network.to(memory_format=layout)  # type: ignore[call-overload]  # stubs lack it
+    for player, network in (("generator", generator), ("discriminator", discriminator)):
+        name = getattr(model, player).name
+        with user_code(f"model.{player}.name", f"can't be converted to {dtype}", value=name):
+            network.to(dtype)
+            network.to(memory_format=layout)  # type: ignore[call-overload]  # stubs lack it
+    require_apart(generator, discriminator)
     return generator, discriminator

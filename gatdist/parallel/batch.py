@@ -19,6 +19,7 @@ class Batch:
         positions: int64 [n], each sample's position in the run: the key of every random draw.
         step: index of the step, a function of the clock.
         noise: number of the noise stream, raised by each rollback.
+        host_positions: ``positions`` on the CPU, where they are on another device themselves.
         strengths: of penalties, by name, where they are kept on the device; others are a function
             of ``step``.
         weight: what the mean loss over these samples counts in the mean over the global batch,
@@ -32,6 +33,13 @@ class Batch:
     noise: int = 0
     weight: float | Tensor = 1.0
     strengths: Mapping[str, Tensor] = field(default_factory=dict)
+    host_positions: Tensor | None = None
+
+    @property
+    def first(self) -> int:
+        """Position of the first sample; the host does not wait for a device."""
+        known = self.positions if self.host_positions is None else self.host_positions
+        return int(known[0])
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -53,6 +61,7 @@ class Batch:
             real=self.real[where],
             labels=None if self.labels is None else self.labels[where],
             positions=self.positions[where],
+            host_positions=None if self.host_positions is None else self.host_positions[where],
         )
 
     def mean(self, values: Tensor) -> Tensor:

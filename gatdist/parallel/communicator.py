@@ -47,11 +47,6 @@ class Communicator(ABC):
             self.broadcast_(tensor)
         return module
 
-    @property
-    def reduces_in_backward(self) -> bool:
-        """Whether backwards through what :meth:`replicate` gave average gradients by themselves."""
-        return True
-
     @abstractmethod
     def all_reduce_(self, tensor: Tensor) -> Tensor:
         """Sum ``tensor`` over all workers, in place; the same bits on every worker."""
@@ -74,7 +69,9 @@ class Communicator(ABC):
 
     @abstractmethod
     def replicate(self, module: nn.Module, *, compress: bool = False) -> nn.Module:
-        """``module`` with worker 0's weights; each backward averages gradients over the workers.
+        """``module`` with worker 0's weights, in a wrapper whose backwards average gradients.
+
+        Where the module comes back as it is (:func:`bare`), its gradients are still to be averaged.
 
         Args:
             module: on its device.
@@ -179,8 +176,12 @@ class TorchCommunicator(Communicator):
 
     def broadcast_(self, tensor: Tensor) -> Tensor:
         """Worker 0's values, in place."""
+        plain = tensor.view(torch.uint8) if tensor.dtype is torch.bool else tensor
+        sent = plain.contiguous()
         with _range():
-            self._dist.broadcast(tensor, src=0)
+            self._dist.broadcast(sent, src=0)
+        if sent is not plain:
+            plain.copy_(sent)
         return tensor
 
     def broadcast_object(self, value: Any) -> Any:

@@ -125,11 +125,6 @@ class OutsideCommunicator(Communicator):
         super().__init__(inner.rank, inner.world_size, inner.device)
         self._inner, self._recorder = inner, recorder
 
-    @property
-    def reduces_in_backward(self) -> bool:
-        """False."""
-        return False
-
     def all_reduce_(self, tensor: Tensor) -> Tensor:
         """See :class:`Communicator`."""
         self._recorder.outside(lambda: self._inner.all_reduce_(tensor))

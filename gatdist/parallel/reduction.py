@@ -19,16 +19,17 @@ on: the first levels lie within a worker for every W, the last log₂ W are betw
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from gatdist.config import Config
+from gatdist.errors import PluginError
 from gatdist.parallel.batch import Batch
-from gatdist.parallel.communicator import Communicator, without_reduction
+from gatdist.parallel.communicator import Communicator, bare, without_reduction
 
 T = TypeVar("T")
 Tensors = list[Tensor]
@@ -52,8 +53,14 @@ class Reduction(ABC):
         return FastReduction(comm, config.precision.reduce_dtype == "bfloat16")
 
     @abstractmethod
-    def replicate(self, network: nn.Module) -> nn.Module:
-        """``network`` with worker 0's weights, in whatever wrapper :meth:`gradients` needs."""
+    def replicate(self, network: nn.Module, *, may_skip: bool = False) -> nn.Module:
+        """``network`` with worker 0's weights, in whatever wrapper :meth:`gradients` needs.
+
+        Args:
+            network: on its device.
+            may_skip: whether a backward may leave a trainable parameter without a gradient, which
+                then counts as zero.
+        """
 
     @abstractmethod
     def split(self, batch: Batch, micro_batch: int | None) -> list[Batch]:
@@ -102,8 +109,14 @@ class FastReduction(Reduction):
         super().__init__(comm)
         self._compress = compress
 
-    def replicate(self, network: nn.Module) -> nn.Module:
-        """As the communicator does it: in a DistributedDataParallel, where there are several."""
+    def replicate(self, network: nn.Module, *, may_skip: bool = False) -> nn.Module:
+        """In a DistributedDataParallel, where there are several workers.
+
+        It waits for a gradient of each parameter. So a network that may skip some is left bare, and
+        its gradients are averaged after the backward.
+        """
+        if may_skip:
+            return self.comm.broadcast_module_(network)
         return self.comm.replicate(network, compress=self._compress)
 
     def split(self, batch: Batch, micro_batch: int | None) -> list[Batch]:
@@ -138,9 +151,11 @@ class FastReduction(Reduction):
                 if part is not parts[-1]:
                     for network in networks:
                         stack.enter_context(without_reduction(network))
-                found.append(backward(part))
-        if self.comm.world_size > 1 and not self.comm.reduces_in_backward:
-            self._average(networks)
+                with _skipped_parameters_named():
+                    found.append(backward(part))
+        unreduced = [network for network in networks if bare(network) is network]
+        if self.comm.world_size > 1 and unreduced:
+            self._average(unreduced)
         return found
 
     def _average(self, networks: Sequence[nn.Module]) -> None:
@@ -165,7 +180,7 @@ class CanonicalReduction(Reduction):
         super().__init__(comm)
         self.lanes = lanes
 
-    def replicate(self, network: nn.Module) -> nn.Module:
+    def replicate(self, network: nn.Module, *, may_skip: bool = False) -> nn.Module:
         """As it is, with worker 0's weights."""
         return self.comm.broadcast_module_(network)
 
@@ -216,6 +231,22 @@ class CanonicalReduction(Reduction):
             half = len(rows) // 2
             rows = rows[:half] + rows[half:]
         return self.comm.all_gather(rows[0]).flatten()[:size]
+
+
+@contextmanager
+def _skipped_parameters_named() -> Iterator[None]:
+    """Say in gatdist's terms that DistributedDataParallel waits for a gradient that never came."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "finished reduction" not in str(error):
+            raise
+        raise PluginError(
+            "model",
+            "a backward left trainable parameters of a network without a gradient, which it did "
+            "not do when the run started",
+            mend="Give the network the attribute may_skip_parameters = True",
+        ) from error
 
 
 def set_gradients(parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from gatdist.config import BOTH, Config, PlayerName, import_plugins
 from gatdist.data import ReadSpec, Space, space_of
 from gatdist.errors import CheckpointError
-from gatdist.models import build_networks
+from gatdist.models import build_networks, is_built_in
 from gatdist.parallel import draws
 from gatdist.runs.checkpoint import Checkpoint
 from gatdist.runs.checkpoints import Checkpoints
 from gatdist.runs.directory import read_config
+from gatdist.seeding import generator_states, generators_kept, seed_all
 from gatdist.storage import Store
 
 _SMALL_ANGLE = 1e-6
@@ -70,6 +71,7 @@ class Sampler:
         self.seed = seed
         self.stream = stream
         self.truncation = truncation
+        self._is_random: bool | None = None
         self._mapping: nn.Module | None = getattr(network, "mapping", None)
 
     def labels(self, positions: Tensor) -> Tensor | None:
@@ -94,7 +96,7 @@ class Sampler:
     @torch.no_grad()
     def __call__(self, positions: Tensor, labels: Tensor | None = None) -> Tensor:
         """Samples [n, …] as networks see them, of int64 numbers [n]; labels drawn unless given."""
-        return self._generate(self.inputs(positions, labels))
+        return self._generate(self.inputs(positions, labels), positions)
 
     @torch.no_grad()
     def between(self, first: int, last: int, steps: int, label: int | None = None) -> Tensor:
@@ -117,9 +119,42 @@ class Sampler:
             latents = (weights[0] * start + weights[1] * end) / angle.sin()
         labels = None if both.labels is None else both.labels[:1].expand(steps)
         noise = tuple(t[:1].expand(steps, -1) for t in both.noise)
-        return self._generate(Inputs(latents, labels, noise))
+        return self._generate(Inputs(latents, labels, noise), ends[:1].expand(steps))
 
-    def _generate(self, inputs: Inputs) -> Tensor:
+    def _generate(self, inputs: Inputs, positions: Tensor) -> Tensor:
+        """Samples of these inputs; the network's buffers stay as they are.
+
+        A network that draws random numbers of its own is called once a sample, seeded by the
+        sample's number.
+        """
+        before = {name: tensor.clone() for name, tensor in self.network.named_buffers()}
+        with generators_kept():
+            try:
+                if not self._draws(inputs):
+                    return self._call(inputs)
+                made = []
+                for i, position in enumerate(positions.tolist()):
+                    seed_all(self.seed, f"{self.stream}/forward", position)
+                    labels = None if inputs.labels is None else inputs.labels[i : i + 1]
+                    noise = tuple(t[i : i + 1] for t in inputs.noise)
+                    made.append(self._call(Inputs(inputs.latents[i : i + 1], labels, noise)))
+                return torch.cat(made)
+            finally:
+                for name, tensor in self.network.named_buffers():
+                    if name in before:
+                        tensor.copy_(before[name])
+
+    def _draws(self, inputs: Inputs) -> bool:
+        """Whether the network draws from a shared generator, found out with the first sample."""
+        if self._is_random is None:
+            labels = None if inputs.labels is None else inputs.labels[:1]
+            seed_all(self.seed, f"{self.stream}/forward", 0)
+            before = generator_states(inputs.latents.device)
+            self._call(Inputs(inputs.latents[:1], labels, tuple(t[:1] for t in inputs.noise)))
+            self._is_random = before != generator_states(inputs.latents.device)
+        return self._is_random
+
+    def _call(self, inputs: Inputs) -> Tensor:
         if self.truncation is None or self._mapping is None:
             samples: Tensor = self.network(inputs.latents, inputs.labels, *inputs.noise)
             return samples
@@ -218,7 +253,8 @@ def networks_with(
 ) -> tuple[nn.Module, nn.Module]:
     """Generator and discriminator with these weights, on the CPU, in evaluation mode.
 
-    Nothing is allocated for networks that the weights, which are there already, do not fit.
+    Nothing is allocated for networks of gatdist that the weights, which are there already, do not
+    fit.
 
     Args:
         config: names the networks.
@@ -240,12 +276,9 @@ def networks_with(
             network.eval().requires_grad_(False)
 
     try:
-        with torch.device("meta"):
-            shapes = build()
-    except (NotImplementedError, RuntimeError):
-        shapes = None  # a network of one's own that looks at numbers while it is built
-    try:
-        if shapes:
+        if all(is_built_in(config, player) for player in BOTH):  # others may look at numbers
+            with torch.device("meta"):
+                shapes = build()
             fill(shapes, assign=True)
         built = build()
         fill(built)

@@ -24,6 +24,8 @@ from gatdist.storage.backends import backend_of, open_file_system, secrets_of, w
 
 T = TypeVar("T")
 
+# Its own: Python's shared generator is seeded for users' networks, alike on all workers.
+_JITTER = random.SystemRandom()
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.05, 10.0
 # In a URL; a name with it must stay quoted.
 _MEANS_SOMETHING = re.compile(r"\?|%[0-9A-Fa-f]{2}")
@@ -127,7 +129,7 @@ class Connection:
                         "and has room, then run the same command again."
                     ) from error
                 # Jitter keeps many workers from coming back at the same moment.
-                pause_s = delay_s * (0.5 + random.random())
+                pause_s = delay_s * (0.5 + _JITTER.random())
                 time.sleep(min(max(pause_s, failures.retry_after_s(error)), left_s))
                 delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
 

@@ -33,10 +33,12 @@ def to_device(
     real = space.to_network(loaded.samples.to(device, non_blocking=True))
     pictures = config.precision.channels_last and real.dim() == 4
     layout = torch.channels_last if pictures else torch.contiguous_format
+    labels = loaded.labels if config.model.conditional else None
     return Batch(
         real=real.to(DTYPES[config.precision.dtype]).contiguous(memory_format=layout),
-        labels=None if loaded.labels is None else loaded.labels.to(device, non_blocking=True),
+        labels=None if labels is None else labels.to(device, non_blocking=True),
         positions=loaded.positions.to(device, non_blocking=True),
         step=step,
         noise=noise,
+        host_positions=loaded.positions if device.type != "cpu" else None,
     )

@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -29,6 +30,7 @@ from gatdist.runs import (
     Sampler,
     require_same_order,
 )
+from gatdist.seeding import generators_kept
 from gatdist.storage import Store
 from gatdist.training.batches import to_device
 from gatdist.training.graphs import StepGraphs
@@ -42,6 +44,7 @@ from gatdist.training.step import train_step
 from gatdist.training.ticks import Ticks
 
 
+@generators_kept()
 def run(
     config: Config,
     comm: Communicator,
@@ -160,8 +163,7 @@ class _Loop:
             closing(self._recorder()) as self.recorder,
             closing(self.profiler),
         ):
-            rolls_back = "rollback" in (config.health.nonfinite, config.health.spike)
-            if rolls_back and self.state.samples_seen == 0:
+            if config.health.may_roll_back and self.state.samples_seen == 0:
                 self._commit()  # there must be something to go back to
             over = False
             while not over:
@@ -234,9 +236,10 @@ class _Loop:
         metrics: dict[str, float] = {}
         if finished:
             status, reason = "finished", f"run.total_samples = {run.total_samples:,} reached"
-        if over or evaluates or self._due(run.tick_samples):
+        is_tick = evaluates or self._due(run.tick_samples)
+        if over or is_tick:
             values = self.ticks.sum_up(self.loader)
-            self._judge_health(values)
+            self._judge_health(values, decides=is_tick)
             if self.rolls_back:
                 self.recorder.tick(values)
                 return False
@@ -252,7 +255,7 @@ class _Loop:
         self.outcome |= {"status": status, "reason": reason, "samples_seen": samples_seen}
         best = bool(run.keep_best_checkpoints) and run.best_metric in metrics
         if over or best or self._due(run.checkpoint_samples):
-            self._commit(metrics, must=over)
+            self._commit(metrics, must=over or self.config.health.may_roll_back)
         return over
 
     def _due(self, interval: int) -> bool:
@@ -265,8 +268,8 @@ class _Loop:
         is_time = self._steps_made % self.ticks.steps_between_polls == 0
         return is_time and self.comm.any(self.should_stop())
 
-    def _judge_health(self, values: dict[str, Any]) -> None:
-        """Report the steps that moved nobody, and decide what follows from them.
+    def _judge_health(self, values: dict[str, Any], *, decides: bool) -> None:
+        """Report the steps that moved nobody, and decide what follows; an interruption does not.
 
         Raises:
             TrainingError: the run must stop.
@@ -274,6 +277,8 @@ class _Loop:
         counts = self._counts()
         values["health/skipped_steps"] = float(counts.nonfinite + counts.spikes)
         values["health/rollbacks"] = float(counts.rollbacks)
+        if not decides:
+            return
         decision = decide(self.config.health, counts, counts.since(self.counted))
         self.counted = counts
         if decision.action == "stop":
@@ -312,7 +317,8 @@ class _Loop:
     def _commit(self, metrics: dict[str, float] | None = None, *, must: bool = True) -> None:
         """Hand the state, and what was measured of it, to the background writer (worker 0).
 
-        Unless it ``must`` be, the one before may still be at it: then this one is left out.
+        Unless it ``must`` be (as where a rollback needs it, however slow storage is), the one
+        before may still be at it: then this one is left out.
 
         Raises:
             WorkerLostError: the workers have come to hold different states.
@@ -337,6 +343,7 @@ class _Loop:
             "wall_time_s": self.ticks.wall_time_s,
             "convergence": self.convergence.state(),
             "rollbacks": self.state.rollbacks,
+            "counted": asdict(self.counted),
         }
         with record_function("commit"):
             self.checkpoints.save(
@@ -371,6 +378,7 @@ class _Loop:
         require_same_order(saved["order"], self.order.state(), self.directory.store.url)
         self.state.load(saved["samples_seen"], checkpoint.tensors)
         self.state.rollbacks = saved["rollbacks"]
+        self.counted = Counts(**saved["counted"])
         faults.here.step = self._steps_made
         self.outcome = {key: saved[key] for key in self.outcome}
         self.convergence.load(saved["convergence"])
@@ -383,7 +391,6 @@ class _Loop:
         resumes = self._load_newest()
         if not resumes:
             self.state.start_from_another_run(self.config)
-        self.counted = self._counts()
         if self.is_over():
             return
         hosts = self.comm.all_gather_object(socket.gethostname())

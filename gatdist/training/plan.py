@@ -12,10 +12,13 @@ from gatdist.config import BOTH, Config, flatten, import_plugins, masked_url
 from gatdist.data import Dataset, SampleOrder, allot, open_dataset
 from gatdist.evaluation import Evaluator
 from gatdist.game import Game, Step, UpdateRule, build_update_rule, require_whole_batches
+from gatdist.game.contract import examine
+from gatdist.game.exactness import require_exact
 from gatdist.game.probe import probe_batch, require_playable
 from gatdist.models import build_networks
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.runs import Checkpoints, RunDirectory
+from gatdist.seeding import generators_kept
 from gatdist.storage import Store
 from gatdist.training.initial import start_from_another_run
 
@@ -34,20 +37,24 @@ class Checked:
         generator: on the CPU, untrained.
         discriminator: likewise.
         rule: the update rule between them.
+        warnings: what a person should know of users' networks and rules.
     """
 
     dataset: Dataset
     generator: nn.Module
     discriminator: nn.Module
     rule: UpdateRule
+    warnings: tuple[str, ...] = ()
 
 
-def check(config: Config, run_dir: str) -> Checked:
+@generators_kept()
+def check(config: Config, run_dir: str, device: torch.device | None = None) -> Checked:
     """Find what is wrong with a run before any worker starts.
 
     Args:
         config: of the run.
         run_dir: its folder; nothing is written there.
+        device: where networks are tried out; None is the CPU.
 
     Raises:
         UserError: what training would raise.
@@ -62,18 +69,21 @@ def check(config: Config, run_dir: str) -> Checked:
     sample_shape, num_classes = dataset.space.shape, dataset.num_classes
     networks = build_networks(config, sample_shape, num_classes, dataset.space.facts)
     on_gpus = config.cluster.gpus_per_worker or torch.cuda.is_available()
-    start_from_another_run(config, dict(zip(BOTH, networks, strict=True)))
-    for name, network in zip(BOTH, networks, strict=True):
+    device = device or torch.device("cpu")
+    by_player = {name: network.to(device) for name, network in zip(BOTH, networks, strict=True)}
+    start_from_another_run(config, by_player)
+    traits = examine(config, by_player, sample_shape, num_classes, dataset.space.facts)
+    warnings = require_exact(config, traits)
+    for name, network in by_player.items():
         if not on_gpus:
             require_whole_batches(config, name, network, fitting[-1])
     generator, discriminator = networks
-    game = Game.from_config(config, generator, discriminator, sample_shape)
+    game = Game.from_config(config, generator, discriminator, sample_shape, traits)
     rule = build_update_rule(config, game)
-    require_playable(config, rule, sample_shape, num_classes)
-    device = torch.device("cpu")
+    warnings += require_playable(config, rule, sample_shape, num_classes)
     comm = LocalCommunicator(device)
     Evaluator(config.evaluate, dataset, comm, device, conditional=config.model.conditional)
-    return Checked(dataset, generator, discriminator, rule)
+    return Checked(dataset, generator, discriminator, rule, tuple(warnings))
 
 
 def plan(config: Config, run_dir: str) -> dict[str, Any]:
@@ -87,7 +97,7 @@ def plan(config: Config, run_dir: str) -> dict[str, Any]:
         JSON values: ``config``, ``run_dir``, ``parameters`` by player, ``state_bytes`` and
         ``activation_bytes`` (what one step of its share of the batch saves for backward) in each
         worker, ``checkpoint_bytes``, ``num_shards``, ``num_samples``, ``samples_seen`` (where the
-        run would go on), ``steps_to_go``.
+        run would go on), ``steps_to_go``, ``warnings``.
 
     Raises:
         UserError: see :func:`check`.
@@ -112,6 +122,7 @@ def plan(config: Config, run_dir: str) -> dict[str, Any]:
         "num_shards": checked.dataset.num_shards,
         "num_samples": checked.dataset.num_samples,
         "samples_seen": samples_seen,
+        "warnings": list(checked.warnings),
         "steps_to_go": -(-max(0, config.run.total_samples - samples_seen) // config.step_samples),
     }
 
@@ -129,6 +140,7 @@ def describe(found: dict[str, Any]) -> str:
         f"checkpoint   {_size(found['checkpoint_bytes'])}",
         f"to go        {found['steps_to_go']:,} steps, from sample {found['samples_seen']:,}",
         f"run folder   {found['run_dir']}",
+        *(f"warning      {message}" for message in found["warnings"]),
     ]
     return "\n".join(lines)
 

@@ -41,6 +41,7 @@ class Player:
         direction: what the optimizer follows, where the configuration leaves it open.
         lazy_steps: k, if the player has penalties with optimizer steps of their own, every k
             steps; its Adam is corrected by c = k/(k + 1) (Karras et al. 2020). 0: it has none.
+        may_skip: whether a backward may leave a parameter without a gradient.
     """
 
     def __init__(
@@ -51,8 +52,9 @@ class Player:
         *,
         direction: str = "gradient",
         lazy_steps: int = 0,
+        may_skip: bool = False,
     ) -> None:
-        self.network = reduction.replicate(network)
+        self.network = reduction.replicate(network, may_skip=may_skip)
         self.config = config
         self.parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
         correction = lazy_steps / (lazy_steps + 1) if lazy_steps else 1.0

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from gatdist.config import BOTH, Config, PlayerName
 from gatdist.errors import CheckpointError
 from gatdist.game import Game, UpdateRule, build_update_rule, require_whole_batches, update_rules
+from gatdist.game.contract import examine
+from gatdist.game.exactness import require_exact
 from gatdist.game.penalties import penalties
 from gatdist.models import build_networks
 from gatdist.parallel.communicator import Communicator
@@ -37,10 +39,12 @@ class TrainState:
     Attributes:
         samples_seen: real samples shown so far, globally; the only counter there is.
         rollbacks: how often the run went back; numbers the noise stream.
+        warnings: what a person should know of the networks.
         scaler: of float16's losses; None in other precisions.
 
     Raises:
         ConfigError: networks, game and rule do not go together.
+        PluginError: a user's network breaks the contract (:mod:`gatdist.game.contract`).
     """
 
     def __init__(
@@ -58,8 +62,11 @@ class TrainState:
         self.reduction = Reduction.from_config(config, between)
         built = build_networks(config, sample_shape, num_classes, facts)
         networks = dict(zip(BOTH, built, strict=True))
-        for name, network in networks.items():
+        for network in networks.values():
             network.to(comm.device)
+        traits = examine(config, networks, sample_shape, num_classes, facts)
+        self.warnings = require_exact(config, traits)
+        for name, network in networks.items():
             require_whole_batches(config, name, network, comm.world_size)
             if comm.world_size > 1:
                 networks[name] = nn.SyncBatchNorm.convert_sync_batchnorm(network)
@@ -73,6 +80,7 @@ class TrainState:
                 self.reduction,
                 direction=update_rules[config.game.update_rule].direction,
                 lazy_steps=_lazy_steps(config, name),
+                may_skip=traits[name].may_skip_parameters,
             )
             for name, network in networks.items()
         }
@@ -81,13 +89,16 @@ class TrainState:
             self.players["generator"].network,
             self.players["discriminator"].network,
             sample_shape,
+            traits,
         )
+        self._rule: UpdateRule | None = None
         self.guard = Guard(config.health, BOTH, comm.device)
         self.scaler = LossScaler(comm.device) if config.precision.dtype == "float16" else None
 
     def rule(self, config: Config) -> UpdateRule:
-        """The update rule between this state's players."""
-        return build_update_rule(config, self.game)
+        """The update rule between this state's players, whose own state is part of this one."""
+        self._rule = build_update_rule(config, self.game)
+        return self._rule
 
     def start_from_another_run(self, config: Config) -> None:
         """Take over the networks that ``model.init_from`` names, if it does."""
@@ -105,7 +116,8 @@ class TrainState:
         tensors |= {f"guard/{name}": t for name, t in self.guard.tensors.items()}
         if self.scaler:
             tensors |= {f"scaler/{name}": t for name, t in self.scaler.tensors.items()}
-        for kind, learner in self.game.learners.items():
+        learners = self._rule.learners if self._rule else self.game.learners
+        for kind, learner in learners.items():
             tensors |= {f"game/{kind}/{name}": t for name, t in learner.tensors.items()}
         return tensors
 
@@ -121,6 +133,8 @@ class TrainState:
         for name, tensor in mine.items():
             tensor.copy_(tensors[name])
         self.samples_seen = samples_seen
+        if self._rule:
+            self._rule.loaded()
 
 
 def _lazy_steps(config: Config, player: PlayerName) -> int:

@@ -14,6 +14,7 @@ from gatdist.game import Observations, Phase, Step, UpdateRule
 from gatdist.monitor.statistics import Statistics
 from gatdist.monitor.timing import PhaseTimer
 from gatdist.parallel.batch import Batch
+from gatdist.seeding import seed_all
 from gatdist.training.guard import all_finite
 from gatdist.training.state import TrainState
 
@@ -58,6 +59,9 @@ def train_step(
         play: plays the phases; None: :func:`play_phases`.
     """
     total_samples = config.run.total_samples
+    # What a network draws without having done so at the start follows from the seed and the step.
+    stream = f"step/{state.reduction.comm.rank}#{batch.noise}"
+    seed_all(config.run.seed, stream, batch.step)
     rates = {n: p.rate(state.samples_seen, total_samples) for n, p in state.players.items()}
     seen = (play or play_phases)(state, rule, Step(batch, rates), config, timer)
     with timer("optimizer"):
@@ -94,6 +98,8 @@ def play_phases(
         with timer(phase.name):
             for player in players.values():
                 player.zero()
+            for forwards in rule.game.forwards.values():
+                forwards.begin()
             parts, observations = _gradients(state, rule, phase, config)
         with timer("optimizer"):
             unscale = 1 / state.scaler.scale if state.scaler else None
@@ -104,6 +110,8 @@ def play_phases(
             for name, player in players.items():
                 origin = (phase.origin or {}).get(name)
                 player.move(ok, norms[name], step.learning_rates[name], origin)
+            for forwards in rule.game.forwards.values():
+                forwards.settle(state.reduction, parts, ok)
             if state.scaler:
                 state.scaler.update(all_finite(norms))
             seen.lessons.append(_means(state, rule, parts, observations))
@@ -131,7 +139,7 @@ def _means(
     state: TrainState, rule: UpdateRule, parts: list[Batch], observations: list[Observations]
 ) -> Observations:
     """Means over the global batch of what the game wants to learn from, by tag."""
-    tags = sorted(rule.game.lessons & observations[0].keys())
+    tags = sorted(rule.lessons & observations[0].keys())
     if not tags:
         return {}
     means = state.reduction.mean(
@@ -145,7 +153,7 @@ def _learn(rule: UpdateRule, lessons: list[Observations], step: int, num_samples
     """Let the game's learners take note of a step, once, by the mean over its phases."""
     if not any(lessons):
         return
-    for learner in rule.game.learners.values():
+    for learner in rule.learners.values():
         seen = {tag: [lesson[tag] for lesson in lessons if tag in lesson] for tag in learner.tags}
         means = {tag: torch.stack(values).mean() for tag, values in seen.items() if values}
         if means:

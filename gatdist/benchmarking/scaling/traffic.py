@@ -53,8 +53,8 @@ class _Counting(Reduction):
         self._inner, self._element_bytes = inner, element_bytes
         self.num_bytes = 0
 
-    def replicate(self, network: nn.Module) -> nn.Module:
-        return self._inner.replicate(network)
+    def replicate(self, network: nn.Module, *, may_skip: bool = False) -> nn.Module:
+        return self._inner.replicate(network, may_skip=may_skip)
 
     def split(self, batch: Batch, micro_batch: int | None) -> list[Batch]:
         return self._inner.split(batch, micro_batch)

@@ -10,7 +10,7 @@ generator's are computed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -20,10 +20,13 @@ from gatdist.errors import ConfigError
 from gatdist.game.coupling import coupling_layer
 from gatdist.game.game import Game, Judged
 from gatdist.game.losses import losses
+from gatdist.game.penalties import Observations
 from gatdist.game.updates.rule import register_update_rule
 from gatdist.game.updates.simultaneous import Simultaneous
 from gatdist.parallel import devices
 from gatdist.parallel.batch import Batch
+
+_UNUSABLE = "one_stage/unusable"
 
 
 @register_update_rule("one_stage")
@@ -61,13 +64,38 @@ class OneStage(Simultaneous):
             )
 
         self.given_up = False
-        self._unusable = torch.zeros((), dtype=torch.int64, device=_device(game))
+        # [n] of the part that is computed, where the host must not wait to look at it.
+        self._unusable: Tensor | None = None
+        self.tags = (_UNUSABLE,)
+        # Two flags: whether a step had no usable γ, and whether that was acted on.
+        self.tensors = {
+            name: torch.zeros((), dtype=torch.int64, device=_device(game))
+            for name in ("unusable", "given_up")
+        }
+
+    def learn(self, means: Mapping[str, Tensor], step: int, num_samples: int) -> None:
+        """Remember that on any worker a sample of this step had no usable γ."""
+        self.tensors["unusable"].copy_(self.tensors["unusable"] | (means[_UNUSABLE] > 0))
 
     def reconsider(self) -> None:
-        """Look, and wait, whether steps since the last call had no usable γ."""
-        if int(self._unusable):
-            self.given_up = True
+        """Look, and wait, whether steps so far had no usable γ."""
+        if int(self.tensors["unusable"]):
+            self.tensors["given_up"].fill_(1)
+            self.loaded()
+
+    def loaded(self) -> None:
+        """Give up if it was given up before; a rollback takes nothing of that back."""
+        self.given_up |= bool(self.tensors["given_up"])
+        self.tensors["given_up"].fill_(self.given_up)
+        if self.given_up:
             self._note()
+
+    def _both(self, batch: Batch) -> Observations:
+        self._unusable = None
+        observations = super()._both(batch)
+        if self._unusable is not None:
+            observations[_UNUSABLE] = self._unusable
+        return observations
 
     @property
     def variant(self) -> bool:
@@ -92,7 +120,8 @@ class OneStage(Simultaneous):
         if self.given_up or (devices.is_readable(usable) and not usable):
             self._note()
             return super()._to_generator(batch, real, fake)
-        self._unusable += ~usable
+        if not devices.is_readable(usable):
+            self._unusable = (~usable).to(ratio.dtype).expand(len(ratio))
         factor = ratio.where(usable, torch.nan)
         # One factor a sample, for all its pixels.
         factor = factor.view(-1, *[1] * (fake.samples.dim() - 1))

@@ -5,19 +5,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import ClassVar, Literal
+from functools import cached_property, partial
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from gatdist.config import BOTH, Config, GameConfig, PlayerName, PlayerOptimConfig
-from gatdist.errors import ConfigError
+from gatdist.errors import ConfigError, PluginError
 from gatdist.game.game import Game
+from gatdist.game.learners import Learner
 from gatdist.game.penalties import Observations, ScheduledPenalty
 from gatdist.parallel.batch import Batch
 from gatdist.parallel.reduction import Reduction, set_gradients
-from gatdist.registry import Registry, call_with_options
+from gatdist.registry import Registry, call_with_options, user_code
 
 Direction = Literal["gradient", "optimistic", "conjugate"]
 
@@ -102,6 +103,9 @@ class UpdateRule(ABC):
         recordable: whether what its phases do is decided before the step, by :attr:`variant` and by
             which penalties are due, so that a CUDA graph of one step does for others.
         notes: what a person should be told once; whoever tells it takes it out.
+        tags: observations whose means over the global batch :meth:`learn` gets.
+        tensors: all that it remembers from step to step and that changes what it computes, by name,
+            changed in place, the same on all workers. Checkpoints hold them.
 
     Raises:
         ConfigError: the rule is not right for this game, by name, with what to use instead.
@@ -117,16 +121,36 @@ class UpdateRule(ABC):
         self.game = game
         self.config = config
         self.notes: list[str] = []
+        self.tags: tuple[str, ...] = ()
+        self.tensors: dict[str, Tensor] = {}
 
     @abstractmethod
     def phases(self, step: Step) -> Iterator[Phase]:
         """The phases of one step, but for those of separate penalties."""
 
-    def reconsider(self) -> None:  # noqa: B027  (most rules have nothing to adapt)
+    @cached_property
+    def learners(self) -> dict[str, Learner]:
+        """All that is adaptive, by name: the game's learners and the rule itself."""
+        return self.game.learners | {"rule": self}
+
+    @cached_property
+    def lessons(self) -> frozenset[str]:
+        """The tags of all observations that a learner wants."""
+        return frozenset(tag for learner in self.learners.values() for tag in learner.tags)
+
+    def learn(  # noqa: B027  (most rules have nothing to adapt)
+        self, means: Mapping[str, Tensor], step: int, num_samples: int
+    ) -> None:
+        """See :meth:`gatdist.game.learners.Learner.learn`."""
+
+    def reconsider(self) -> None:  # noqa: B027
         """Called at each tick, where waiting for the device costs nothing: adapt to what was seen.
 
         What is decided must be the same on all workers and after resuming.
         """
+
+    def loaded(self) -> None:  # noqa: B027
+        """Called when :attr:`tensors` were loaded: derive from them what the host remembers."""
 
     @property
     def variant(self) -> Hashable:
@@ -166,11 +190,17 @@ def build_update_rule(config: Config, game: Game) -> UpdateRule:
 
     Raises:
         ConfigError: an unknown rule or option, or a combination that would be wrong or inexact.
+        PluginError: a user's rule is none, or fails in its constructor.
     """
-    kind = update_rules[config.game.update_rule]
-    rule: UpdateRule = call_with_options(
-        kind, config.game.rule_options, "game.rule_options", game=game, config=config.game
-    )
+    kind: Any = update_rules[config.game.update_rule]
+    name = config.game.update_rule
+    if not (isinstance(kind, type) and issubclass(kind, UpdateRule)):
+        raise PluginError("game.update_rule", f"must be a subclass of UpdateRule; found {kind!r}")
+    with user_code("game.update_rule", "can't be built", value=name):
+        rule: UpdateRule = call_with_options(
+            kind, config.game.rule_options, "game.rule_options", game=game, config=config.game
+        )
+        rule.learners, rule.variant  # noqa: B018  (attributes that steps need)
     for name in BOTH:
         _check_optimizer(config, kind, name)
     _check_second_derivatives(config, kind, game)

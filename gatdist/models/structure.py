@@ -1,0 +1,117 @@
+"""What must hold of a network before it is called: its parameters, buffers and ``state_dict``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from gatdist.config import PlayerName
+from gatdist.errors import PluginError
+
+# (rule, hint) → raises.
+Refuse = Callable[..., NoReturn]
+
+
+def require_trainable(player: PlayerName, name: str, network: object) -> None:
+    """Refuse what the optimizers, checkpoints or workers could not handle.
+
+    Args:
+        player: whose network it is.
+        name: by which it is registered.
+        network: what its builder returned.
+
+    Raises:
+        PluginError: it is no module, or not one that can be trained; what was found is named.
+    """
+
+    def refuse(rule: str, mend: str = "") -> NoReturn:
+        raise PluginError(f"model.{player}.name", rule, value=name, mend=mend)
+
+    if not isinstance(network, nn.Module):
+        kind = network.__name__ if isinstance(network, type) else type(network).__name__
+        refuse(f"must build a torch.nn.Module; found {kind}")
+    for key, module in network.named_modules():
+        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            kind, place = type(module).__name__, f"its module {key!r}" if key else "it"
+            refuse(f"{place} is a {kind}; gatdist distributes networks itself", "Leave it out")
+    size = getattr(network, "noise_size", 0)
+    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+        refuse(f"noise_size must be an integer >= 0; found {size!r}")
+    for attribute in ("noise_size", "couples_samples"):
+        if isinstance(getattr(network, attribute, 0), Tensor):
+            refuse(f"{attribute} must be a plain value; found a tensor")
+    for key, tensor in [*network.named_parameters(), *network.named_buffers()]:
+        if is_lazy(tensor):
+            refuse(
+                f"{key!r} has no shape yet (a lazy module)",
+                "Give the module its input size, from sample_shape",
+            )
+    for key, parameter in network.named_parameters():
+        _require_parameter(key, parameter, refuse)
+    if not any(p.requires_grad for p in network.parameters()):
+        refuse("has no trainable parameters (none, or requires_grad is False for all)")
+    _require_state(network, refuse)
+
+
+def _require_parameter(key: str, parameter: Tensor, refuse: Refuse) -> None:
+    kind = str(parameter.dtype).removeprefix("torch.")
+    if not parameter.is_floating_point():
+        refuse(
+            f"the parameter {key!r} is {kind}; expected floating-point numbers",
+            "Use torch.view_as_real for complex numbers, a buffer for integers",
+        )
+    if parameter.layout != torch.strided:
+        refuse(f"the parameter {key!r} is {parameter.layout}; expected a dense tensor")
+    if parameter.is_meta and torch.get_default_device().type != "meta":
+        refuse(f"the parameter {key!r} is on the device 'meta', without values")
+    if any(n > 1 and s == 0 for n, s in zip(parameter.shape, parameter.stride(), strict=True)):
+        refuse(f"several entries of the parameter {key!r} are one in memory", "Use contiguous()")
+
+
+def _require_state(network: nn.Module, refuse: Refuse) -> None:
+    """Refuse a ``state_dict`` that is not the parameters and persistent buffers themselves."""
+    try:
+        state = network.state_dict()
+        entries = dict(state.items())
+    except Exception as error:
+        refuse(f"its state_dict() fails ({type(error).__name__}: {error})")
+    own: dict[str, Tensor] = {}
+    for prefix, module in network.named_modules(remove_duplicate=False):
+        for store in (module._parameters, module._buffers):
+            for key, tensor in store.items():
+                if tensor is not None and key not in module._non_persistent_buffers_set:
+                    own[f"{prefix}.{key}".lstrip(".")] = tensor
+    hint = "Leave state_dict() and get_extra_state() as they are; keep state in buffers"
+    for key, value in entries.items():
+        mine = own.get(key)
+        if not isinstance(value, Tensor):
+            refuse(f"state_dict()[{key!r}] must be a tensor; found {type(value).__name__}", hint)
+        if mine is None:
+            refuse(f"state_dict() has {key!r}, which is no parameter or persistent buffer", hint)
+        if value.data_ptr() != mine.data_ptr() or value.shape != mine.shape:
+            refuse(f"state_dict()[{key!r}] must be the network's tensor itself, not a copy", hint)
+    missing = sorted(own.keys() - entries.keys())
+    if missing:
+        refuse(f"state_dict() lacks {missing[0]!r}, which no checkpoint would hold", hint)
+
+
+def require_apart(generator: nn.Module, discriminator: nn.Module) -> None:
+    """Refuse networks that share a parameter or buffer.
+
+    Raises:
+        PluginError: they do; the first is named.
+    """
+    tensors = [*generator.named_parameters(), *generator.named_buffers()]
+    mine = {id(tensor): name for name, tensor in tensors}
+    for key, tensor in [*discriminator.named_parameters(), *discriminator.named_buffers()]:
+        if id(tensor) in mine:
+            raise PluginError(
+                "model.discriminator.name",
+                f"shares the tensor {key!r} with the generator's {mine[id(tensor)]!r}; each "
+                "network learns its own",
+                mend="Copy it",
+            )
