@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import secrets
+import shutil
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
@@ -11,6 +14,7 @@ from contextlib import suppress
 from typing import BinaryIO
 
 TEMPORARY = ".publishing"
+_NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
 
 
 class OpenFiles:
@@ -102,6 +106,55 @@ def walk(folder: str) -> Iterator[tuple[str, int]]:
 
 def replace(path: str, write: Callable[[BinaryIO], object]) -> None:
     """Write aside, flush to the disk, and rename over ``path``."""
+    _write(path, write, os.replace)
+
+
+def create(path: str, data: bytes) -> None:
+    """Write aside, flush to the disk, and link to ``path``.
+
+    Where a file system has no hard links, the file is created in place; it may be seen unfinished.
+
+    Raises:
+        FileExistsError: there is a file already.
+    """
+
+    def link(aside: str, path: str) -> None:
+        try:
+            os.link(aside, path)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            with open(path, "xb") as file:
+                file.write(data)
+        os.unlink(aside)
+
+    _write(path, lambda file: file.write(data), link)
+
+
+def remove(path: str) -> None:
+    """Delete a file, and what a killed process left of writing it. A link is not followed."""
+    folder, _, name = path.rpartition("/")
+    aside = re.compile(rf"\.{re.escape(name)}\.[0-9a-f]{{16}}{re.escape(TEMPORARY)}")
+    with suppress(FileNotFoundError, NotADirectoryError):
+        for found in os.listdir(folder or "/"):
+            if found == name or aside.fullmatch(found):
+                with suppress(FileNotFoundError):
+                    os.unlink(f"{folder}/{found}")
+
+
+def remove_all(path: str) -> None:
+    """Delete a file, or a folder with all that is in it. Links are deleted, not followed."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    else:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            os.unlink(path)
+
+
+def _write(
+    path: str, write: Callable[[BinaryIO], object], put: Callable[[str, str], object]
+) -> None:
+    """Write aside, flush to the disk, and ``put`` what was written at ``path``."""
     folder, _, name = path.rpartition("/")
     os.makedirs(folder or "/", exist_ok=True)
     aside = f"{folder}/.{name}.{secrets.token_hex(8)}{TEMPORARY}"
@@ -110,7 +163,7 @@ def replace(path: str, write: Callable[[BinaryIO], object]) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(aside, path)
+        put(aside, path)
     except BaseException:
         with suppress(OSError):
             os.unlink(aside)
