@@ -41,7 +41,7 @@ class Deletion:
             OneOfManyError: some can't be deleted; one that never will, if there is such a one.
         """
         failed: list[tuple[str, Exception]] = []
-        errors = self._delete(file_system, [self._connection.path(name) for name in self._left])
+        errors = self._delete(file_system)
         for name, error in zip(self._left, errors, strict=True):
             if error and not failures.is_absent(error):
                 failed.append((name, error))
@@ -52,15 +52,18 @@ class Deletion:
         if not file_system.async_impl:  # object stores have no folders
             self._delete_empty_folders(file_system)
 
-    def _delete(self, file_system: Any, paths: Sequence[str]) -> list[Exception | None]:
+    def _delete(self, file_system: Any) -> list[Exception | None]:
+        paths = [self._connection.path(name) for name in self._left]
         if file_system.async_impl:
             found: list[Exception | None] = sync(file_system.loop, _each, file_system, paths)
             return found
-        act = remove if self._connection.is_local else file_system.rm_file
         errors: list[Exception | None] = []
-        for path in paths:
+        for name, path in zip(self._left, paths, strict=True):
             try:
-                act(path)
+                if self._connection.is_local:
+                    remove(self._connection.root, name)
+                else:
+                    file_system.rm_file(path)
                 errors.append(None)
             except Exception as error:
                 errors.append(error)

@@ -17,6 +17,16 @@ TEMPORARY = ".publishing"
 _NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
 
 
+_UNFINISHED = re.compile(rf"\.(.+)\.[0-9a-f]{{16}}{re.escape(TEMPORARY)}", re.DOTALL)
+
+
+def unfinished(name: str) -> str:
+    """Of a file that a killed process left, the one that it was writing; "" for any other."""
+    folder, slash, name = name.rpartition("/")
+    match = _UNFINISHED.fullmatch(name)
+    return f"{folder}{slash}{match[1]}" if match else ""
+
+
 class OpenFiles:
     """Reads ranges of files, which stay open: opening one takes longer than reading a sample of it.
 
@@ -131,15 +141,11 @@ def create(path: str, data: bytes) -> None:
     _write(path, lambda file: file.write(data), link)
 
 
-def remove(path: str) -> None:
-    """Delete a file, and what a killed process left of writing it. A link is not followed."""
-    folder, _, name = path.rpartition("/")
-    aside = re.compile(rf"\.{re.escape(name)}\.[0-9a-f]{{16}}{re.escape(TEMPORARY)}")
-    with suppress(FileNotFoundError, NotADirectoryError):
-        for found in os.listdir(folder or "/"):
-            if found == name or aside.fullmatch(found):
-                with suppress(FileNotFoundError):
-                    os.unlink(f"{folder}/{found}")
+def remove(root: str, name: str) -> None:
+    """Delete a file below ``root``. Where a folder on the way is a link, nothing is deleted."""
+    folders = name.split("/")[:-1]
+    if not any(os.path.islink("/".join([root, *folders[: i + 1]])) for i in range(len(folders))):
+        os.unlink(f"{root}/{name}")
 
 
 def remove_all(path: str) -> None:

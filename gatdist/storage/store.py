@@ -259,8 +259,13 @@ class Store:
         entries = filter(self._is_in(name), self._connection.run(name, names))
         return sorted(filter(None, (self._name(entry.rsplit("/", 1)[-1]) for entry in entries)))
 
-    def find(self, name: str = "") -> dict[str, int | None]:
+    def find(self, name: str = "", *, with_unfinished: bool = False) -> dict[str, int | None]:
         """All files in a folder and in the folders below it, by name; {} where there are none.
+
+        Args:
+            name: of the folder.
+            with_unfinished: whether those are among them that killed processes have left; see
+                :func:`~gatdist.storage.unfinished`.
 
         Returns:
             Bytes of each file; None where the server does not tell.
@@ -278,7 +283,7 @@ class Store:
         # Some file systems find a file that is asked for as a folder in itself.
         is_in = self._is_in(name)
         found = {
-            self._name(path[len(self._connection.root) :].lstrip("/")): size
+            self._name(path[len(self._connection.root) :].lstrip("/"), with_unfinished): size
             for path, size in self._connection.run(name, sizes).items()
             if is_in(path)
         }
@@ -310,9 +315,10 @@ class Store:
             return lambda path: path.rstrip("/") != folder
         return lambda path: path.startswith(f"{folder}/") and path != f"{folder}/"
 
-    def _name(self, path: str) -> str:
+    def _name(self, path: str, with_unfinished: bool = False) -> str:
         """The name of what a listing calls so; "" for what is not to be seen."""
-        return "" if path.endswith(TEMPORARY) else self._connection.name(path)
+        hidden = path.endswith(TEMPORARY) and not with_unfinished
+        return "" if hidden else self._connection.name(path)
 
     def _upload(self, name: str, put: Callable[[Any, str], object]) -> None:
         """``put(file_system, path)``, and again on a transient failure."""

@@ -140,6 +140,8 @@ class _Loop:
                 "warning", {"message": f"{message}; falling back to the one before"}
             ),
             background=self.background,
+            on_commit=self.directory.note_commit,
+            on_warning=lambda message: emit("warning", {"message": message}),
         )
         self._resume()
 
@@ -363,6 +365,8 @@ class _Loop:
     def _load_newest(self) -> bool:
         """Take over the newest whole checkpoint, alike on all workers; false if there is none."""
         mine = self.checkpoints.newest() if self.comm.is_main else None
+        if self.comm.is_main and not mine:
+            self.directory.require_fresh()
         name = self.comm.broadcast_object(mine.name if mine else None)
         if name is None:
             return False
