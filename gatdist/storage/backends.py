@@ -233,6 +233,11 @@ def _azure_options(options: Options, stall_s: float) -> Options:
 
 
 def _set_azure(file_system: Any, stall_s: float) -> None:
+    # It would parse a name with ? or # as a URL, and put it together again in another order.
+    strip = type(file_system)._strip_protocol
+    file_system._strip_protocol = lambda path: (
+        path.lstrip("/") if isinstance(path, str) and "://" not in path else strip(path)
+    )
     # adlfs uses those for content only, and has none for retries. Its client keeps them here; that
     # of another version may not.
     with suppress(AttributeError):

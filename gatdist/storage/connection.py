@@ -75,11 +75,16 @@ class Connection:
         """
         if self.is_http:
             return _joined(self.root, name)
-        path = f"{self.root}/{name}" if name else self.root or "/"
-        if not self.is_local and not is_exact(self._present(), path):
+        self._require_exact(name)
+        return self._plain_path(name)
+
+    def _plain_path(self, name: str) -> str:
+        return f"{self.root}/{name}" if name else self.root or "/"
+
+    def _require_exact(self, name: str) -> None:
+        if not self.is_http and not is_exact(self._file_system, self._plain_path(name)):
             rule = "is a name that this kind of storage takes for another one, or for a version"
             raise StorageError(self.shown(name), rule, mend="Use a name without ? and #")
-        return path
 
     def name(self, path: str) -> str:
         """The name of what a listing calls so; "" for a link that only sorts a page of links."""
@@ -149,6 +154,7 @@ class Connection:
         self._file_system, root = open_file_system(self.url, self._options, self._stall_s)
         self.root = root if self.is_http and "?" in root else root.rstrip("/")
         self._secrets = secrets_of(self.url, self._options)
+        self._require_exact("")
 
     def _present(self) -> Any:
         """The file system; one of its own for a process that was forked: fsspec's do not fork."""

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 LOCAL = ("file", "local")
 # Names of these characters only mean the same to every file system.
@@ -56,16 +57,21 @@ def open_plain(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
     kind = fsspec.get_filesystem_class(protocol)
     given = kind._get_kwargs_from_urls(url)  # such as Azure's account
     given.pop("version_aware", None)  # of a name that looks like that of a version
-    return fsspec.filesystem(protocol, **(given | dict(options))), str(kind._strip_protocol(url))
+    host, slash, path = url.partition("://")[2].partition("/")
+    if slash and hasattr(kind, "split_path"):  # an object store: a key is not parsed
+        root = f"{kind._strip_protocol(f'{protocol}://{host}')}/{path}".lstrip("/")
+    else:
+        root = kind._strip_protocol(url)
+    return fsspec.filesystem(protocol, **(given | dict(options))), root
 
 
 def is_exact(file_system: Any, path: str) -> bool:
-    """Whether a remote file system takes a path for the name that it is, and not for a version.
+    """Whether a file system takes a path for the name that it is, and not for that of a version.
 
-    s3fs cuts off ``?versionId=…``, adlfs parses ``?`` and ``#``, gcsfs ``#1234`` if it is told to
-    know versions.
+    s3fs cuts off ``?versionId=…``, adlfs ``?versionid=…``, gcsfs ``#1234`` if it is told to know
+    versions.
     """
-    if _PLAIN.fullmatch(path):
+    if _PLAIN.fullmatch(path) or isinstance(file_system, LocalFileSystem):
         return True
     if str(file_system._strip_protocol(path)) != path.rstrip("/"):
         return False
