@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from gatdist.errors import GatdistError
+
 # Trying again can't help against these. A full disk is not among them: it may be about to be freed.
 _PERMANENT = {
     *(errno.EACCES, errno.EEXIST, errno.EFBIG, errno.EINVAL, errno.EISDIR, errno.ELOOP),
@@ -224,9 +226,9 @@ def meaning(error: Exception) -> str:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error, and those it was made of."""
+    """An error, and those it was made of; not what was being handled when it was raised."""
     each: BaseException | None = error
-    while each:
+    while each and not isinstance(each, GatdistError):
         yield each
         each = each.__cause__ or (None if each.__suppress_context__ else each.__context__)
 

@@ -175,12 +175,15 @@ class Store:
                     create(path, data)
                 else:
                     file_system.pipe_file(path, data, mode="create")
+                return
             except Exception as error:
-                if failures.is_unsupported(error):
-                    if self.read_if_exists(name) is None:
-                        file_system.pipe_file(path, data)
-                elif not failures.is_taken(error):
+                if failures.is_taken(error):
+                    return
+                if not failures.is_unsupported(error):
                     raise
+            # Out of the handler: what fails here must not seem to come of what failed there.
+            if self.read_if_exists(name) is None:
+                file_system.pipe_file(path, data)
 
         self._upload(name, put)
         return self.read(name) == data
