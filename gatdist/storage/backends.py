@@ -238,6 +238,7 @@ def _set_azure(file_system: Any, stall_s: float) -> None:
     file_system._strip_protocol = lambda path: (
         path.lstrip("/") if isinstance(path, str) and "://" not in path else strip(path)
     )
+    file_system._parent = lambda path: path.rstrip("/").rpartition("/")[0]
     # adlfs uses those for content only, and has none for retries. Its client keeps them here; that
     # of another version may not.
     with suppress(AttributeError):

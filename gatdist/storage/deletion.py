@@ -30,6 +30,7 @@ class Deletion:
     """
 
     def __init__(self, connection: Connection, names: Sequence[str]) -> None:
+        assert all(names), "a file has a name; without one, the bucket would be meant"
         self._connection = connection
         self._names = list(names)
         self._left = list(names)

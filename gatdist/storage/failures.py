@@ -188,9 +188,13 @@ def hint(error: Exception) -> str:
 def _server_ahead_s(found: Answer) -> float:
     """By how much the server's clock is ahead of ours; 0 where it does not say."""
     try:
-        return parsedate_to_datetime(found.headers["date"]).timestamp() - time.time()
-    except (KeyError, ValueError):
+        return _ahead_s(found.headers["date"])
+    except (KeyError, ValueError, OverflowError):
         return 0.0
+
+
+def _ahead_s(date: str) -> float:
+    return parsedate_to_datetime(date).timestamp() - time.time()
 
 
 def is_expired(error: Exception) -> bool:
@@ -202,11 +206,9 @@ def is_expired(error: Exception) -> bool:
 def retry_after_s(error: Exception) -> float:
     """How long the server asks to wait; 0 where it does not say."""
     wanted = answer(error).headers.get("retry-after", "")
-    if wanted.isdigit():
-        return float(wanted)
     try:
-        return max(0.0, parsedate_to_datetime(wanted).timestamp() - time.time())
-    except ValueError:
+        return max(0.0, float(wanted) if wanted.isdecimal() else _ahead_s(wanted))
+    except (ValueError, OverflowError):
         return 0.0
 
 

@@ -301,7 +301,7 @@ class Store:
         if self.is_local:
             self._connection.run(name, lambda _: remove_all(self._connection.path(name)))
         else:
-            self.delete_files([name, *self.find(name)])
+            self.delete_files([*filter(None, [name]), *self.find(name)])
 
     def delete_files(self, names: Iterable[str]) -> None:
         """Remove these files, and folders that hold nothing then; absent ones are passed over.

@@ -12,6 +12,7 @@ import torch
 from servers import Server
 
 from gatdist.benchmarking.proxy import Proxy
+from gatdist.cli import main
 from gatdist.errors import StorageError
 from gatdist.runs import Checkpoints, Retention
 from gatdist.storage import Store
@@ -183,6 +184,26 @@ def test_pruning_lists_once_and_never_deletes_what_it_did_not_write(moto: Server
     assert newest.startswith("000000003.2-")
     left = [name for name in store.find() if not name.startswith(f"checkpoints/{newest}/")]
     assert left == sorted(notes)
+
+
+TINY = ["run.total_samples=64", "run.global_batch=16", "run.checkpoint_samples=16"]
+TINY += ["run.keep_checkpoints=1", "evaluate.metrics=[]", "monitor.tensorboard=false"]
+TINY += [f'model.{p}={{name="residual", width=4}}' for p in ("generator", "discriminator")]
+
+
+@pytest.mark.parametrize("where", ["memory", "local"])
+def test_training_beside_a_run_whose_name_a_pattern_or_chain_matches(
+    tmp_path: Path, where: str
+) -> None:
+    base = f"memory://{uuid4()}" if where == "memory" else str(tmp_path)
+    names = ["a1", "a[1]"] if where == "memory" else ["a", "a::b"]
+    sets = [word for setting in TINY for word in ("--set", setting)]
+    for name in [*names, *names]:
+        assert main(["train", "digits", "--local", "--run-dir", f"{base}/{name}", *sets]) == 0
+        folder = Store(f"{base}/{name}").child("checkpoints")
+        (only,) = Checkpoints(folder).committed()
+        assert only.startswith("000000064.1-")
+    assert len(Store(base).list()) == 2
 
 
 def test_a_folder_behind_a_link_is_not_deleted_from(tmp_path: Path) -> None:
