@@ -128,8 +128,8 @@ class Checkpoints:
         on_damaged: called with a message for each damaged checkpoint that is passed over.
         background: writes; None makes one.
         on_commit: called in the background after each commit.
-        on_warning: called in the background with a message where old checkpoints can't be deleted,
-            or ``on_commit`` fails. Both are tried again after the next commit.
+        on_warning: called in the background with a message, once, where old checkpoints can't be
+            deleted or ``on_commit`` fails. Both are tried again after the next commit.
     """
 
     def __init__(
@@ -301,7 +301,7 @@ class Checkpoints:
         except (StorageError, StorageUnavailableError) as error:
             if not self._warned:
                 again = "Training goes on; this is tried again after each checkpoint"
-                self._on_warning(f"old checkpoints can't be deleted: {error}. {again}")
+                self._on_warning(f"cleaning up after a checkpoint failed: {error}. {again}")
             self._warned = True
         else:
             self._warned = False
