@@ -33,6 +33,7 @@ from gatdist.errors import (
     StaleAttemptError,
     StorageError,
     StorageUnavailableError,
+    WorkerLostError,
 )
 from gatdist.faults import reached
 from gatdist.runs.checkpoint import (
@@ -125,11 +126,12 @@ class Checkpoints:
         retention: which are kept.
         may_commit: called just before each commit; raises if another attempt has taken the run
             over.
-        on_damaged: called with a message for each damaged checkpoint that is passed over.
+        on_damaged: called with a message for each damaged checkpoint that is passed over; None
+            calls ``on_warning``.
         background: writes; None makes one.
         on_commit: called in the background after each commit.
-        on_warning: called in the background with a message, once, where old checkpoints can't be
-            deleted or ``on_commit`` fails. Both are tried again after the next commit.
+        on_warning: called with a message; in the background, and once, where old checkpoints can't
+            be deleted or ``on_commit`` fails. Both are tried again after the next commit.
     """
 
     def __init__(
@@ -137,7 +139,7 @@ class Checkpoints:
         store: Store,
         retention: Retention | None = None,
         may_commit: Callable[[], None] = lambda: None,
-        on_damaged: Callable[[str], None] = lambda message: None,
+        on_damaged: Callable[[str], None] | None = None,
         background: Background | None = None,
         on_commit: Callable[[], None] = lambda: None,
         on_warning: Callable[[str], None] = lambda message: None,
@@ -145,8 +147,10 @@ class Checkpoints:
         self.store = store
         self._retention = retention or Retention()
         self._may_commit = may_commit
-        self._on_damaged = on_damaged
         self._on_commit, self._on_warning = on_commit, on_warning
+        self._on_damaged = on_damaged or (
+            lambda message: on_warning(f"{message}; falling back to the one before")
+        )
         self._id, self._num_commits = secrets.token_hex(4), 0
         self._manifests: dict[Name, Mapping[str, Any]] = {}
         self._damaged: set[Name] = set()
@@ -175,6 +179,18 @@ class Checkpoints:
     def read(self, name: str) -> Checkpoint:
         """See :func:`read_checkpoint`."""
         return read_checkpoint(self.store.child(name))
+
+    def read_too(self, name: str) -> Checkpoint:
+        """Read a checkpoint that worker 0 has just verified.
+
+        Raises:
+            WorkerLostError: it is not whole (any more): an attempt that is just ending may have
+                deleted it. Starting again helps.
+        """
+        try:
+            return self.read(name)
+        except CheckpointError as error:
+            raise WorkerLostError(f"{error}; worker 0 has just read it") from None
 
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint that verifies, or None; damaged ones are told and passed over.

@@ -21,7 +21,6 @@ from gatdist.version import __version__
 _RECORD = "attempts.jsonl"
 _ATTEMPTS = "attempts"
 _CLAIM = re.compile(r"(\d{6,})\.json", re.ASCII)
-_COMMITTED = _ATTEMPTS + "/{:06d}.committed"
 
 
 class RunDirectory:
@@ -117,7 +116,7 @@ class RunDirectory:
     def note_commit(self) -> None:
         """Record, once an attempt, that it has committed a checkpoint."""
         if not self._has_committed:
-            self.store.publish(_COMMITTED.format(self.attempt), b"")
+            self.store.publish(_committed(self.attempt), b"")
             self._has_committed = True
 
     def require_fresh(self) -> None:
@@ -125,10 +124,13 @@ class RunDirectory:
 
         Attempts that ended before their first checkpoint are no reason.
         """
-        committed = [name for name in self.store.list(_ATTEMPTS) if name.endswith(".committed")]
-        resumed = [entry["resumed_from"] for entry in self.attempts() if "resumed_from" in entry]
+        starts = self.attempts()
+        resumed = [entry["resumed_from"] for entry in starts if "resumed_from" in entry]
         resumed = [samples_seen for samples_seen in resumed if samples_seen is not None]
-        if committed or resumed:
+        # Asked for by name: a listing that is empty, or late, may be why no checkpoint was found.
+        numbers = {entry["attempt"] for entry in starts} | set(self._taken())
+        committed = any(self.store.exists(_committed(each)) for each in sorted(numbers))
+        if resumed or committed:
             at = f" (the last start went on from {resumed[-1]} samples)" if resumed else ""
             raise CheckpointError(
                 f"{self.store.url}/checkpoints",
@@ -154,6 +156,10 @@ class RunDirectory:
         with suppress(ValueError, TypeError, RecursionError):
             return dict(json.loads(self.store.read_if_exists(_claim(number)) or b"{}"))
         return {}
+
+
+def _committed(number: int) -> str:
+    return f"{_ATTEMPTS}/{number:06d}.committed"
 
 
 def _claim(number: int) -> str:

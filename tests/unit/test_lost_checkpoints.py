@@ -102,6 +102,14 @@ def test_a_run_that_died_before_its_first_commit_starts_at_0(
     assert (run / "attempts" / "000002.committed").exists()
 
 
+def test_a_storage_that_lists_nothing_does_not_make_a_run_start_afresh(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Store, "list", lambda self, name="": [])
+    monkeypatch.setattr(Store, "find", lambda self, name="", with_unfinished=False: {})
+    assert train(finished) == 2
+
+
 @pytest.mark.parametrize("resumed_from", [0, 32, "32", [1], 10**40])
 def test_whatever_the_record_says_a_lost_run_was_resumed_from(
     tmp_path: Path, resumed_from: object
