@@ -47,7 +47,8 @@ class Fault:
             answered. ``stall``: nothing more comes after half of the body. ``reset``: the
             connection is reset there. ``short``: only half of the range comes, as if the file
             ended. ``flip_bit``: one bit in the middle of the body is turned. ``ignore_range``: the
-            whole file is sent with status 200.
+            whole file is sent with status 200. ``late``: never answered, and passed on when
+            :meth:`Proxy.deliver_late` is called. ``lost``: passed on, but never answered.
         path: a shell pattern for the URL's path, for example ``*/shard-000003.tar``.
         methods: the methods concerned.
         requests: [first, stop): which of the requests for one path, counted from 0 among those of
@@ -57,7 +58,9 @@ class Fault:
         holding: only requests with this text in a header's value, for example an old key.
     """
 
-    kind: Literal["refuse", "silence", "stall", "reset", "short", "flip_bit", "ignore_range"]
+    kind: Literal[
+        "refuse", "silence", "stall", "reset", "short", "flip_bit", "ignore_range", "late", "lost"
+    ]
     path: str = "*"
     methods: Sequence[str] = ("GET",)
     requests: tuple[int, int] = (0, 1)
@@ -108,6 +111,7 @@ class Proxy:
         self.exchanges: list[Exchange] = []
         self.most_at_once, self._in_progress = 0, 0
         self.faults = faults
+        self._late: list[dict[str, Any]] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="gatdist-proxy")
 
@@ -125,6 +129,19 @@ class Proxy:
     def num_bytes(self) -> int:
         """Bytes of all bodies that went back."""
         return sum(exchange.num_bytes for exchange in self.exchanges)
+
+    def deliver_late(self) -> list[int]:
+        """Pass on, in their order, the requests that were kept (``late``); their statuses."""
+
+        async def deliver() -> list[int]:
+            late, self._late, statuses = self._late, [], []
+            for request in late:
+                async with self._session.request(**request, allow_redirects=False) as upstream:
+                    await upstream.read()
+                    statuses.append(upstream.status)
+            return statuses
+
+        return asyncio.run_coroutine_threadsafe(deliver(), self._loop).result()
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -187,13 +204,19 @@ class Proxy:
         dropped = _OF_ONE_CONNECTION | {"expect"}
         if kind == "ignore_range":
             dropped = dropped | {"range", "x-ms-range"}
-        async with self._session.request(
-            request.method,
-            URL(self._upstream + request.raw_path, encoded=True),
-            headers=[(n, v) for n, v in request.headers.items() if n.lower() not in dropped],
-            data=request.content if request.can_read_body else None,
-            allow_redirects=False,
-        ) as upstream:
+        passed_on: dict[str, Any] = {
+            "method": request.method,
+            "url": URL(self._upstream + request.raw_path, encoded=True),
+            "headers": [(n, v) for n, v in request.headers.items() if n.lower() not in dropped],
+            "data": request.content if request.can_read_body else None,
+        }
+        if kind == "late":
+            self._late.append(passed_on | {"data": await request.read()})
+            await asyncio.Event().wait()  # until the client leaves
+        async with self._session.request(**passed_on, allow_redirects=False) as upstream:
+            if kind == "lost":
+                await upstream.read()
+                await asyncio.Event().wait()
             return await self._pass_back(request, upstream, exchange)
 
     async def _pass_back(

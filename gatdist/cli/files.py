@@ -27,7 +27,7 @@ def writable(folder: str | None) -> Store | None:
     store, name = Store(absolute(folder)), f".{uuid.uuid4().hex}"
     try:
         store.publish(name, b"")
-        store.delete(name)
+        store.delete_files([name])
     except GatdistError as error:
         raise StorageError("--out", f"can't be written ({error})", value=folder) from None
     return store

@@ -81,9 +81,8 @@ def token(config: Config, run_dir: str) -> Iterator[Token]:
     """
     options = config.run.storage_options
     store = Store(run_dir, options)
-    for left in store.list():
-        if left.startswith(_PREFIX):  # by a driver that was killed
-            store.delete(left)
+    with suppress(GatdistError):  # left by drivers that were killed
+        store.delete_files(left for left in store.list() if left.startswith(_PREFIX))
     with left_token(store, run_dir, options, _PREFIX) as found:
         yield found
 
@@ -107,7 +106,7 @@ def left_token(store: Store, url: str, options: Mapping[str, Any], prefix: str) 
         yield Token(url, dict(options), name)
     finally:
         with suppress(GatdistError):
-            store.delete(name)
+            store.delete_files([name])
 
 
 def facts(address: str, expected: Token, use_gpu: bool) -> Facts:
@@ -152,7 +151,7 @@ def storage_error(expected: Token, *, retry_budget_s: float = 10.0, stall_s: flo
         store = Store(
             expected.url, expected.options, retry_budget_s=retry_budget_s, stall_s=stall_s
         )
-        if store.exists(expected.name) and store.read(expected.name).decode() == expected.name:
+        if store.read_if_exists(expected.name) == expected.name.encode():
             return ""
         return f"{store.url} is another folder there"
     except GatdistError as error:

@@ -24,7 +24,7 @@ from gatdist.faults import reached
 from gatdist.storage import Store
 
 MANIFEST = "MANIFEST.json"
-_FILE = re.compile(r"[\w-]+\.safetensors|state\.json")
+FILE = re.compile(r"[\w-]+\.safetensors|state\.json")
 # The part of a checkpoint's tensors that holds each player as it is used.
 PARTS: Mapping[PlayerName, str] = {"generator": "average", "discriminator": "discriminator"}
 
@@ -80,7 +80,7 @@ def read_manifest(store: Store) -> dict[str, Any]:
     if "state.json" not in manifest["files"]:
         raise CheckpointError(subject, "lists no state.json")
     for name in manifest["files"]:
-        if not _FILE.fullmatch(name):  # it could lead out of the folder
+        if not FILE.fullmatch(name):  # it could lead out of the folder
             raise CheckpointError(subject, "lists a file that no checkpoint has", value=name)
     return manifest
 
@@ -135,13 +135,12 @@ def write_checkpoint(
     """Write a checkpoint into the folder ``store``.
 
     Args:
-        store: the folder; what it holds already is not whole until this returns.
+        store: the folder, into which nobody else writes.
         tensors: by name; the part before the first ``/`` names the file.
         state: JSON values.
         about: JSON values that the manifest has beside its list of files.
         may_commit: called just before the manifest is written; may raise.
     """
-    store.delete(MANIFEST)  # a folder that is about to change must not look whole
     groups: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         group, _, key = name.partition("/")

@@ -1,13 +1,23 @@
 """The checkpoints of a run: written in the background, fenced, and kept as long as is asked.
 
-A folder is named by its clock in nine digits. Where that name is taken, by a checkpoint that turned
-out damaged or by what a killed attempt left, the number of the attempt is added (``000000640.2``),
-so that no attempt ever writes into a folder of another.
+Each commit writes into a folder of its own, ``000000640.2-9f3ac21b0004``: samples seen, the number
+of the attempt, and an id, of which eight digits are random and the last four count the commits of
+the attempt. What makes that safe where attempts overlap, and requests arrive late or twice:
+
+* Nobody else writes into that folder, so no late request changes what another one committed.
+* A checkpoint exists once its manifest does, which is written last. Where that arrives after its
+  files were deleted, files are missing that it lists; such a folder is never counted as kept.
+* An attempt deletes in folders of its own and of earlier attempts only, which are stale, and only
+  those older than a checkpoint that it has just committed itself.
+* Deleted are exactly the files that a folder's manifest lists, and of a folder without a manifest
+  those with names that checkpoints have. The folder ``checkpoints`` is listed once.
 """
 
 from __future__ import annotations
 
 import math
+import re
+import secrets
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
@@ -18,17 +28,27 @@ from torch import Tensor
 
 from gatdist.background import Background
 from gatdist.config import RunConfig
-from gatdist.errors import CheckpointError, StaleAttemptError, StorageError
+from gatdist.errors import (
+    CheckpointError,
+    StaleAttemptError,
+    StorageError,
+    StorageUnavailableError,
+    WorkerLostError,
+)
 from gatdist.faults import reached
 from gatdist.runs.checkpoint import (
+    FILE,
     MANIFEST,
     Checkpoint,
     read_checkpoint,
     read_manifest,
     write_checkpoint,
 )
-from gatdist.storage import Store
+from gatdist.storage import Store, unfinished
 
+_NAME = re.compile(r"(\d{9,18})(?:\.(\d{1,18})(?:-([0-9a-f]{12}))?)?", re.ASCII)
+# How often the newest checkpoint is looked for again, where another attempt deletes meanwhile.
+_LOOKS = 5
 # A commit that takes no longer is waited for, where the next one is due.
 _PATIENCE_S = 5.0
 
@@ -40,21 +60,22 @@ class Name:
     Attributes:
         samples_seen: the clock.
         attempt: that wrote it; 0 where the name does not say.
+        id: of the commit; "" where the name does not say. See the module.
     """
 
     samples_seen: int
     attempt: int = 0
+    id: str = ""
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
         """The name, or None if ``text`` is none."""
-        clock, dot, attempt = text.partition(".")
-        if not clock.isdecimal() or bool(dot) != attempt.isdecimal():
-            return None
-        return cls(int(clock), int(attempt or 0))
+        match = _NAME.fullmatch(text)
+        return cls(int(match[1]), int(match[2] or 0), match[3] or "") if match else None
 
     def __str__(self) -> str:
-        return f"{self.samples_seen:09d}" + (f".{self.attempt}" if self.attempt else "")
+        attempt = f".{self.attempt}" if self.attempt or self.id else ""
+        return f"{self.samples_seen:09d}{attempt}" + (f"-{self.id}" if self.id else "")
 
 
 @dataclass(frozen=True)
@@ -105,8 +126,12 @@ class Checkpoints:
         retention: which are kept.
         may_commit: called just before each commit; raises if another attempt has taken the run
             over.
-        on_damaged: called with a message for each damaged checkpoint that is passed over.
+        on_damaged: called with a message for each damaged checkpoint that is passed over; None
+            calls ``on_warning``.
         background: writes; None makes one.
+        on_commit: called in the background after each commit.
+        on_warning: called with a message; in the background, and once, where old checkpoints can't
+            be deleted or ``on_commit`` fails. Both are tried again after the next commit.
     """
 
     def __init__(
@@ -114,16 +139,22 @@ class Checkpoints:
         store: Store,
         retention: Retention | None = None,
         may_commit: Callable[[], None] = lambda: None,
-        on_damaged: Callable[[str], None] = lambda message: None,
+        on_damaged: Callable[[str], None] | None = None,
         background: Background | None = None,
+        on_commit: Callable[[], None] = lambda: None,
+        on_warning: Callable[[str], None] = lambda message: None,
     ) -> None:
         self.store = store
         self._retention = retention or Retention()
         self._may_commit = may_commit
-        self._on_damaged = on_damaged
-        self._metrics: dict[Name, Mapping[str, float]] = {}
+        self._on_commit, self._on_warning = on_commit, on_warning
+        self._on_damaged = on_damaged or (
+            lambda message: on_warning(f"{message}; falling back to the one before")
+        )
+        self._id, self._num_commits = secrets.token_hex(4), 0
+        self._manifests: dict[Name, Mapping[str, Any]] = {}
         self._damaged: set[Name] = set()
-        self._mine: set[Name] = set()
+        self._warned = False
         self._background = background or Background("checkpoint")
         self._pending: Future[None] | None = None
         self._began = 0.0
@@ -133,14 +164,33 @@ class Checkpoints:
         return [str(name) for name in self._committed()]
 
     def _committed(self) -> list[Name]:
-        return [name for name in self._names() if self.store.exists(f"{name}/{MANIFEST}")]
+        return sorted(name for name, files in self._folders().items() if MANIFEST in files)
 
-    def _names(self) -> list[Name]:
-        return sorted(filter(None, map(Name.parse, self.store.list())))
+    def _folders(self) -> dict[Name, dict[str, int | None]]:
+        """The files in each folder with a checkpoint's name, and their sizes, by one listing."""
+        found: dict[Name, dict[str, int | None]] = {}
+        for path, size in self.store.find(with_unfinished=True).items():
+            folder, _, file = path.partition("/")
+            name = Name.parse(folder)
+            if name and file:
+                found.setdefault(name, {})[file] = size
+        return found
 
     def read(self, name: str) -> Checkpoint:
         """See :func:`read_checkpoint`."""
         return read_checkpoint(self.store.child(name))
+
+    def read_too(self, name: str) -> Checkpoint:
+        """Read a checkpoint that worker 0 has just verified.
+
+        Raises:
+            WorkerLostError: it is not whole (any more): an attempt that is just ending may have
+                deleted it. Starting again helps.
+        """
+        try:
+            return self.read(name)
+        except CheckpointError as error:
+            raise WorkerLostError(f"{error}; worker 0 has just read it") from None
 
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint that verifies, or None; damaged ones are told and passed over.
@@ -150,12 +200,17 @@ class Checkpoints:
                 them.
         """
         names = self._committed()
-        for name in reversed(names):
-            try:
-                return self.read(str(name))
-            except CheckpointError as error:
-                self._damaged.add(name)
-                self._on_damaged(str(error))
+        for _ in range(_LOOKS):
+            for name in reversed(names):
+                try:
+                    return self.read(str(name))
+                except CheckpointError as error:
+                    self._damaged.add(name)
+                    self._on_damaged(str(error))
+            # An attempt that is just ending may have committed another, and deleted these.
+            before, names = names, self._committed()
+            if names == before:
+                break
         if names:
             raise CheckpointError(
                 self.store.url,
@@ -179,7 +234,7 @@ class Checkpoints:
             samples_seen: the clock.
             tensors: all trained state by name.
             state: JSON values.
-            attempt: that writes; enters the name where it is needed.
+            attempt: that writes; enters the name.
             metrics: measured at this clock.
 
         Raises:
@@ -190,9 +245,11 @@ class Checkpoints:
             name: tensor.detach().to("cpu", copy=True).contiguous()
             for name, tensor in tensors.items()
         }
-        name, measured, self._began = Name(samples_seen), dict(metrics or {}), time.monotonic()
+        self._num_commits += 1
+        name = Name(samples_seen, attempt, f"{self._id}{self._num_commits:04x}"[:12])
+        measured, self._began = dict(metrics or {}), time.monotonic()
         self._pending = self._background.submit(
-            lambda: self._commit(name, snapshot, state, attempt, measured)
+            lambda: self._commit(name, snapshot, state, measured)
         )
 
     def require_room(self, tensors: Mapping[str, Tensor]) -> None:
@@ -239,59 +296,92 @@ class Checkpoints:
         name: Name,
         tensors: Mapping[str, Tensor],
         state: dict[str, Any],
-        attempt: int,
         metrics: dict[str, float],
     ) -> None:
         self._may_commit()
-        if name not in self._mine and self.store.exists(str(name)):
-            name = Name(name.samples_seen, attempt)
-        self._mine.add(name)
-        about = {"samples_seen": name.samples_seen, "attempt": attempt, "metrics": metrics}
+        about = {"samples_seen": name.samples_seen, "attempt": name.attempt, "metrics": metrics}
         try:
             write_checkpoint(self.store.child(str(name)), tensors, state, about, self._may_commit)
         except StorageError:
-            self._may_commit()  # what a stale attempt writes is swept away under its hands
+            self._may_commit()  # what a stale attempt writes is deleted while it does
             raise
         try:
             self._may_commit()
         except StaleAttemptError:
-            self._drop_what_was_swept(name)
+            self._drop_if_incomplete(name)
             raise
-        self._metrics[name] = metrics
-        self._damaged.discard(name)
         reached("commit/retire")
-        self._retire(name)
-
-    def _drop_what_was_swept(self, name: Name) -> None:
-        """Take back a commit that came after another attempt had swept the folder's files."""
         try:
-            self.read(str(name))
-        except CheckpointError:
-            self.store.delete(f"{name}/{MANIFEST}")
-            self.store.delete(str(name))
+            self._on_commit()
+            self._retire(name)
+        except (StorageError, StorageUnavailableError) as error:
+            if not self._warned:
+                again = "Training goes on; this is tried again after each checkpoint"
+                self._on_warning(f"cleaning up after a checkpoint failed: {error}. {again}")
+            self._warned = True
+        else:
+            self._warned = False
+
+    def _drop_if_incomplete(self, name: Name) -> None:
+        """Take back a commit of a stale attempt whose files were deleted before its manifest."""
+        files = self._folders().get(name, {})
+        if not self._is_whole(name, files):
+            self._delete(name, files)
 
     def _retire(self, last: Name) -> None:
-        """Delete what is not to be kept, and older folders that never got a manifest.
+        """Delete what is not to be kept, and what never became a checkpoint.
 
-        Never what is as new as ``last``: if this attempt is stale, that is of the one that took
-        over.
+        Only what is older than ``last``, and not of a later attempt: see the module.
         """
-        committed = set(self._committed())
-        sound = {name: self._metrics_of(name) for name in committed - self._damaged}
-        kept = self._retention.kept(sound)
-        for name in self._names():
-            if name.samples_seen < last.samples_seen and name not in kept:
-                # The manifest goes first: a half-deleted checkpoint must not look whole.
-                self.store.delete(f"{name}/{MANIFEST}")
-                self.store.delete(str(name))
+        folders = self._folders()
+        whole = {name for name, files in folders.items() if self._is_whole(name, files)}
+        kept = self._retention.kept({name: self._metrics_of(name) for name in whole})
+        for name, files in folders.items():
+            if name < last and name not in kept and self._may_delete(name, last.attempt):
+                self._delete(name, files)
+
+    def _may_delete(self, name: Name, attempt: int) -> bool:
+        """Whether a folder is this attempt's, or an earlier one's."""
+        mine = name.id[: len(self._id)] in ("", self._id)
+        return name.attempt < attempt or (name.attempt == attempt and mine)
+
+    def _is_whole(self, name: Name, files: Mapping[str, int | None]) -> bool:
+        """Whether a folder holds all files that its manifest lists, by their sizes."""
+        if MANIFEST not in files or name in self._damaged:
+            return False
+        listed = self._manifest_of(name).get("files", {})
+        sizes = {file: files.get(file, -1) for file in listed}
+        return bool(listed) and all(
+            sizes[file] in (entry["size"], None) for file, entry in listed.items()
+        )
+
+    def _delete(self, name: Name, files: Mapping[str, int | None]) -> None:
+        """Delete the files of a checkpoint, or of what never became one; no others."""
+        listed: Mapping[str, Any] = {}
+        if MANIFEST in files:
+            # First, so that what is half deleted is no checkpoint.
+            listed = self._manifest_of(name).get("files", {})
+            self.store.delete_files([f"{name}/{MANIFEST}"])
+        ours = listed.__contains__ if listed else FILE.fullmatch
+        gone = [file for file in files if ours(unfinished(file) or file)]
+        self.store.delete_files([f"{name}/{file}" for file in gone])
+        self._manifests.pop(name, None)
+
+    def _manifest_of(self, name: Name) -> Mapping[str, Any]:
+        """The manifest; {} if it is damaged."""
+        if name not in self._manifests:
+            try:
+                self._manifests[name] = read_manifest(self.store.child(str(name)))
+            except CheckpointError:
+                return {}
+        return self._manifests[name]
 
     def _metrics_of(self, name: Name) -> Mapping[str, float]:
-        if name not in self._metrics:
-            try:
-                found = read_manifest(self.store.child(str(name))).get("metrics", {})
-            except CheckpointError:
-                found = {}
-            self._metrics[name] = {
-                key: value for key, value in found.items() if math.isfinite(value)
-            }
-        return self._metrics[name]
+        found = self._manifest_of(name).get("metrics")
+        values = found.items() if isinstance(found, Mapping) else ()
+        return {key: value for key, value in values if _is_finite(value)}
+
+
+def _is_finite(value: object) -> bool:
+    """Whether this is a number, and a finite one."""
+    return isinstance(value, int | float) and math.isfinite(value)

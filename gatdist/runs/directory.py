@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import time
 import uuid
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -15,6 +17,10 @@ from gatdist.config import Config, parse_config, require_unchanged
 from gatdist.errors import CheckpointError, StaleAttemptError
 from gatdist.storage import Store
 from gatdist.version import __version__
+
+_RECORD = "attempts.jsonl"
+_ATTEMPTS = "attempts"
+_CLAIM = re.compile(r"(\d{6,})\.json", re.ASCII)
 
 
 class RunDirectory:
@@ -28,6 +34,7 @@ class RunDirectory:
         self.store = store
         self.attempt = 0
         self._id = ""
+        self._has_committed = False
 
     def require_same(self, config: Config) -> None:
         """Raise ConfigError, with the key and both values, if the run there is another one."""
@@ -44,7 +51,11 @@ class RunDirectory:
         self.store.publish("config.json", json.dumps(config.public(), indent=1).encode())
 
     def start_attempt(self, hosts: list[str], resumed_from: int | None, reason: str) -> int:
-        """Append this start to ``attempts.jsonl``, which fences all earlier attempts.
+        """Take the next attempt number, which fences all earlier attempts.
+
+        The number is taken by creating ``attempts/NUMBER.json``, which only one of several starts
+        at the same instant can (see :meth:`~gatdist.storage.Store.create`); then this start is
+        added to ``attempts.jsonl``.
 
         Args:
             hosts: of the workers, by rank.
@@ -54,11 +65,8 @@ class RunDirectory:
         Returns:
             Its number, from 1.
         """
-        earlier = self.attempts()
         self._id = uuid.uuid4().hex
-        self.attempt = 1 + max((entry["attempt"] for entry in earlier), default=0)
         entry = {
-            "attempt": self.attempt,
             "id": self._id,
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "world_size": len(hosts),
@@ -74,27 +82,88 @@ class RunDirectory:
             "resumed_from": resumed_from,
             "reason": reason,
         }
-        lines = [json.dumps(each) + "\n" for each in (*earlier, entry)]
-        self.store.publish("attempts.jsonl", "".join(lines).encode())
-        return self.attempt
+        number = 1 + max((*self._taken(), *(e["attempt"] for e in self.attempts())), default=0)
+        while not self.store.create(
+            _claim(number), json.dumps({"attempt": number} | entry).encode()
+        ):
+            number += 1
+        self.attempt = number
+        # Of starts at the same instant, each may have written this file without the others.
+        record = {entry["attempt"]: entry for entry in self.attempts()}
+        for each in set(self._taken()) - set(record):
+            record[each] = self._claimed(each) | {"attempt": each}
+        lines = [json.dumps(record[each]) + "\n" for each in sorted(record)]
+        self.store.publish(_RECORD, "".join(lines).encode())
+        return number
 
     def require_current(self) -> None:
         """Raise StaleAttemptError if another attempt has taken over this run.
 
-        Two that start at the same moment may take the same number, and only one of them is last in
-        the file: the other one is stale.
+        That is one with a higher number, or, where storage could not keep two from taking the same
+        number, the one whose name the number holds.
         """
-        latest = self.attempts()[-1:]
-        if latest and latest[0].get("id", "") != self._id:
-            raise StaleAttemptError(
-                f"attempt {self.attempt} on {self.store.url} is stale: attempt "
-                f"{latest[0]['attempt']} has taken the run over. This one stops and writes nothing "
-                "more"
+        newest = max(self._taken(), default=0)
+        if newest == self.attempt and (
+            not newest or self._claimed(newest).get("id", "") == self._id
+        ):
+            return
+        by = f"attempt {newest} has" if newest >= self.attempt else "somebody else has"
+        raise StaleAttemptError(
+            f"attempt {self.attempt} on {self.store.url} is stale: {by} taken the run over. This "
+            "one stops and writes nothing more"
+        )
+
+    def note_commit(self) -> None:
+        """Record, once an attempt, that it has committed a checkpoint."""
+        if not self._has_committed:
+            self.store.publish(_committed(self.attempt), b"")
+            self._has_committed = True
+
+    def require_fresh(self) -> None:
+        """Raise CheckpointError if the run had a checkpoint: it must not start afresh without.
+
+        Attempts that ended before their first checkpoint are no reason.
+        """
+        starts = self.attempts()
+        resumed = [entry["resumed_from"] for entry in starts if "resumed_from" in entry]
+        resumed = [samples_seen for samples_seen in resumed if samples_seen is not None]
+        # Asked for by name: a listing that is empty, or late, may be why no checkpoint was found.
+        numbers = {entry["attempt"] for entry in starts} | set(self._taken())
+        committed = any(self.store.exists(_committed(each)) for each in sorted(numbers))
+        if resumed or committed:
+            at = f" (the last start went on from {resumed[-1]} samples)" if resumed else ""
+            raise CheckpointError(
+                f"{self.store.url}/checkpoints",
+                f"holds no whole checkpoint, though this run has committed one{at}",
+                mend="Restore one from a copy, or choose another --run-dir to start afresh",
             )
 
     def attempts(self) -> list[dict[str, Any]]:
         """All starts, oldest first."""
-        return read_lines(self.store, "attempts.jsonl")
+        return [
+            entry
+            for entry in read_lines(self.store, _RECORD)
+            if type(entry.get("attempt")) is int and entry["attempt"] > 0
+        ]
+
+    def _taken(self) -> list[int]:
+        """Attempt numbers that are taken."""
+        names = map(_CLAIM.fullmatch, self.store.list(_ATTEMPTS))
+        return [int(name[1]) for name in names if name]
+
+    def _claimed(self, number: int) -> dict[str, Any]:
+        """What the attempt with this number has said of itself."""
+        with suppress(ValueError, TypeError, RecursionError):
+            return dict(json.loads(self.store.read_if_exists(_claim(number)) or b"{}"))
+        return {}
+
+
+def _committed(number: int) -> str:
+    return f"{_ATTEMPTS}/{number:06d}.committed"
+
+
+def _claim(number: int) -> str:
+    return f"{_ATTEMPTS}/{number:06d}.json"
 
 
 def _device() -> str:
@@ -108,10 +177,11 @@ def read_config(store: Store) -> Config | None:
         CheckpointError: the file is no JSON object.
         ConfigError: it is no configuration.
     """
-    if not store.exists("config.json"):
+    content = store.read_if_exists("config.json")
+    if content is None:
         return None
     try:
-        return parse_config(dict(json.loads(store.read("config.json"))))
+        return parse_config(dict(json.loads(content)))
     except (ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{store.url}/config.json",
@@ -125,10 +195,8 @@ def read_lines(store: Store, name: str) -> list[dict[str, Any]]:
 
     A torn line, as a kill leaves it, is left out.
     """
-    if not store.exists(name):
-        return []
     entries = []
-    for line in store.read(name).decode(errors="replace").splitlines():
+    for line in (store.read_if_exists(name) or b"").decode(errors="replace").splitlines():
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError):

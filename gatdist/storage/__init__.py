@@ -4,6 +4,8 @@
 leave retrying to it; ``failures`` tells what an error of theirs means; ``local`` is this machine.
 """
 
-from gatdist.storage.store import Store, absolute, at_file
+from gatdist.storage.local import unfinished
+from gatdist.storage.store import Store, at_file
+from gatdist.storage.urls import absolute
 
-__all__ = ["Store", "absolute", "at_file"]
+__all__ = ["Store", "absolute", "at_file", "unfinished"]

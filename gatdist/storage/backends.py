@@ -21,11 +21,10 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-import fsspec
-
 from gatdist.config import REFERENCE, expand_env, is_secret, masked_url
 from gatdist.errors import StorageError
 from gatdist.storage.failures import LostError, RangeIgnoredError, RefusalError
+from gatdist.storage.urls import is_chain, open_plain, protocol_of
 
 _CONNECT_S = 10.0
 _CONNECTIONS = 64  # botocore would keep ten, which all threads share
@@ -44,6 +43,7 @@ class Backend(NamedTuple):
         configured: adds what gatdist needs to the user's options, given also a time limit.
         adjust: does to the file system what no option does, given the same.
         clash: what in a URL and in options, both expanded, excludes one another; "" for nothing.
+        listing: the permission without which absent files are answered with 403; "" for none.
     """
 
     extra: str
@@ -51,12 +51,12 @@ class Backend(NamedTuple):
     configured: Callable[[Options, float], Options] = lambda options, stall_s: options
     adjust: Callable[[Any, float], None] = lambda file_system, stall_s: None
     clash: Callable[[str, Options], str] = lambda url, options: ""
+    listing: str = ""
 
 
 def backend_of(url: str) -> Backend:
     """The kind of storage that a URL is of."""
-    protocol = url.partition("://")[0] if "://" in url else ""
-    return _BACKENDS.get(protocol, _OTHER)
+    return _BACKENDS.get(protocol_of(url), _OTHER)
 
 
 def open_file_system(url: str, options: Mapping[str, Any], stall_s: float) -> tuple[Any, str]:
@@ -68,9 +68,13 @@ def open_file_system(url: str, options: Mapping[str, Any], stall_s: float) -> tu
         stall_s: a connection on which nothing comes for so long counts as lost.
 
     Raises:
-        StorageError: the protocol is not known or its package not installed, or an option is wrong.
+        StorageError: the protocol is not known or its package not installed, an option is wrong, or
+            the URL is a chain of file systems.
         ConfigError: an environment variable is not set.
     """
+    if is_chain(expand_env(url)):
+        rule = "must not contain '::' (no chain of file systems is opened)"
+        raise StorageError(masked_url(url), rule, mend="Use another name, or a local path")
     backend = backend_of(url)
     expanded = expand_all(dict(options))
     for name, value in expanded.items():  # libraries fail late over these, and far away
@@ -81,9 +85,8 @@ def open_file_system(url: str, options: Mapping[str, Any], stall_s: float) -> tu
         if rule := backend.clash(expand_env(url), expanded):
             raise StorageError(masked_url(url), rule, mend="Leave one of them out")
         # Listings are never cached: another process may have written since.
-        file_system, root = fsspec.core.url_to_fs(
-            expand_env(url), use_listings_cache=False, **backend.configured(expanded, stall_s)
-        )
+        wanted = backend.configured(expanded, stall_s) | {"use_listings_cache": False}
+        file_system, root = open_plain(expand_env(url), wanted)
         backend.adjust(file_system, stall_s)
     except ImportError as error:
         mend = f'pip install "gatdist[{backend.extra}]"' if backend.extra else "Install its package"
@@ -185,7 +188,8 @@ async def _raise_refusals(request: Any, handler: Any) -> Any:
         request.headers["Accept-Encoding"] = "identity"  # of a compressed file there are no ranges
     response = await handler(request)
     if response.status >= 400 and response.status != 404:  # which fsspec knows
-        raise RefusalError(response.status, response.headers, await _message(response))
+        message, code = await _explanation(response)
+        raise RefusalError(response.status, response.headers, message, code)
     if wanted and response.status == 200:
         first, last = (int(number) for number in wanted.groups())
         length = response.content_length
@@ -210,13 +214,15 @@ async def _read_or_raise(request: Any, handler: Any) -> Any:
     return response
 
 
-async def _message(response: Any) -> str:
-    """Google's explanation of an error, else the status in words."""
+async def _explanation(response: Any) -> tuple[str, str]:
+    """Google's explanation of an error and its code, else the status in words and no code."""
     text = await response.content.read(_MESSAGE_BYTES)
     response.release()  # for the next request, if that was all
-    with suppress(ValueError, KeyError, TypeError):
-        return str(json.loads(text)["error"]["message"])
-    return str(response.reason)
+    with suppress(ValueError, KeyError, TypeError, AttributeError):
+        error = json.loads(text)["error"]
+        reasons = [str(each.get("reason", "")) for each in error.get("errors", [])]
+        return str(error["message"]), reasons[0] if reasons else ""
+    return str(response.reason), ""
 
 
 # Azure Blob Storage
@@ -227,6 +233,12 @@ def _azure_options(options: Options, stall_s: float) -> Options:
 
 
 def _set_azure(file_system: Any, stall_s: float) -> None:
+    # It would parse a name with ? or # as a URL, and put it together again in another order.
+    strip = type(file_system)._strip_protocol
+    file_system._strip_protocol = lambda path: (
+        path.lstrip("/") if isinstance(path, str) and "://" not in path else strip(path)
+    )
+    file_system._parent = lambda path: path.rstrip("/").rpartition("/")[0]
     # adlfs uses those for content only, and has none for retries. Its client keeps them here; that
     # of another version may not.
     with suppress(AttributeError):
@@ -236,8 +248,10 @@ def _set_azure(file_system: Any, stall_s: float) -> None:
         limits.timeout, limits.read_timeout = min(_CONNECT_S, stall_s), stall_s
 
 
-_S3 = Backend("s3", "AWS_ACCESS_KEY_ID and so on", _s3_options, _set_s3)
-_GCS = Backend("gcs", "GOOGLE_APPLICATION_CREDENTIALS", _gcs_options)
+_S3 = Backend("s3", "AWS_ACCESS_KEY_ID and so on", _s3_options, _set_s3, listing="s3:ListBucket")
+_GCS = Backend(
+    "gcs", "GOOGLE_APPLICATION_CREDENTIALS", _gcs_options, listing="storage.objects.list"
+)
 _AZURE = Backend("azure", "AZURE_STORAGE_CONNECTION_STRING and so on", _azure_options, _set_azure)
 _HTTP = Backend("http", "", _http_options, clash=_http_clash)
 _OTHER = Backend("", "")

@@ -21,6 +21,7 @@ from gatdist.config import masked_url
 from gatdist.errors import StorageError, StorageUnavailableError
 from gatdist.storage import failures
 from gatdist.storage.backends import backend_of, open_file_system, secrets_of, without
+from gatdist.storage.urls import is_exact
 
 T = TypeVar("T")
 
@@ -69,10 +70,23 @@ class Connection:
         return _joined(self.url, name)
 
     def path(self, name: str) -> str:
-        """Where a file is on the file system."""
+        """Where a file is on the file system.
+
+        Raises:
+            StorageError: the file system would take it for another name.
+        """
         if self.is_http:
             return _joined(self.root, name)
+        self._require_exact(name)
+        return self._plain_path(name)
+
+    def _plain_path(self, name: str) -> str:
         return f"{self.root}/{name}" if name else self.root or "/"
+
+    def _require_exact(self, name: str) -> None:
+        if not self.is_http and not is_exact(self._file_system, self._plain_path(name)):
+            rule = "is a name that this kind of storage takes for another one, or for a version"
+            raise StorageError(self.shown(name), rule, mend="Use a name without ? and #")
 
     def name(self, path: str) -> str:
         """The name of what a listing calls so; "" for a link that only sorts a page of links."""
@@ -123,10 +137,11 @@ class Connection:
                 failing_since = failing_since or now
                 left_s = self._retry_budget_s - (now - failing_since)
                 if left_s <= 0:
+                    mend = failures.hint(error) or "Check that it is up and has room"
                     raise StorageUnavailableError(
                         f"{self.shown(name)}: storage kept failing, {attempts} attempts in "
-                        f"{now - failing_since:.0f} s ({self._told(error)}). Check that it is up "
-                        "and has room, then run the same command again."
+                        f"{now - failing_since:.0f} s ({self._told(error)}). {mend}, then run the "
+                        "same command again."
                     ) from error
                 # Jitter keeps many workers from coming back at the same moment.
                 pause_s = delay_s * (0.5 + _JITTER.random())
@@ -139,8 +154,9 @@ class Connection:
 
     def _connect(self) -> None:
         self._file_system, root = open_file_system(self.url, self._options, self._stall_s)
-        self.root = root if "?" in root else root.rstrip("/")
+        self.root = root if self.is_http and "?" in root else root.rstrip("/")
         self._secrets = secrets_of(self.url, self._options)
+        self._require_exact("")
 
     def _present(self) -> Any:
         """The file system; one of its own for a process that was forked: fsspec's do not fork."""
@@ -165,17 +181,20 @@ class Connection:
         else:
             source = backend_of(self.url).credentials
             source = f" ({source}, or storage_options)" if source else ""
+            listing = backend_of(self.url).listing
+            if listing:
+                listing = f"; without {listing}, absent files are not permitted either"
             bucket = "" if self.is_http else "; the bucket must exist already"
             mends = {
                 "does not exist": f"Check the URL{bucket}",
-                "not permitted": f"Check the credentials{source} and their rights",
+                "not permitted": f"Check the credentials{source} and their rights{listing}",
                 "can't be written": "Choose another kind of storage",
             }
         told = self._told(error)
         return StorageError(
             self.shown(name),
             f"{rule} ({told})" if told else rule,
-            mend=mends.get(rule, "Check the URL and storage_options"),
+            mend=failures.hint(error) or mends.get(rule, "Check the URL and storage_options"),
         )
 
     def _told(self, error: Exception) -> str:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from gatdist.errors import GatdistError
+
 # Trying again can't help against these. A full disk is not among them: it may be about to be freed.
 _PERMANENT = {
     *(errno.EACCES, errno.EEXIST, errno.EFBIG, errno.EINVAL, errno.EISDIR, errno.ELOOP),
@@ -27,8 +29,36 @@ _LOST = {
     *("ServiceRequestError", "ServiceResponseError", "LostError", "RangeIgnoredError"),
 }
 _LIBRARIES = {"AzureError", "BotoCoreError", "ClientError", "GoogleAuthError", "HttpError"}
-# S3 answers some passing failures with 400 and 409.
-_PASSING_CODES = {"OperationAborted", "RequestTimeout", "SlowDown", "Throttling"}
+# Statuses of HTTP that ask to try again. 421: on another connection.
+_PASSING_STATUSES = {408, 421, 425, 429}
+# Transient failures that object stores answer with another 4xx status. SignatureDoesNotMatch is not
+# among them: nearly always the secret is wrong, and TLS lets nothing in transit change a signature.
+# Nor is InvalidDigest (Azure: InvalidMd5), a header that is no digest at all.
+_PASSING_CODES = {
+    # S3: the body was damaged or cut short in transit, or an upload's parts have gone
+    *("BadDigest", "IncompleteBody", "NoSuchUpload", "XAmzContentChecksumMismatch"),
+    *("XAmzContentSHA256Mismatch",),
+    # S3: somebody else is writing, or the server is busy
+    *("BandwidthLimitExceeded", "ClientTokenConflict", "ConditionalRequestConflict"),
+    *("InternalError", "LimitExceededException", "OperationAborted", "PriorRequestNotComplete"),
+    *("ProvisionedThroughputExceededException", "RequestLimitExceeded", "RequestThrottled"),
+    *("RequestThrottledException", "RequestTimeout", "RequestTimeoutException"),
+    *("ServiceUnavailable", "SlowDown", "ThrottledException", "Throttling"),
+    *("ThrottlingException", "TooManyRequests", "TooManyRequestsException"),
+    *("TransactionInProgressException",),
+    # Google: quotas, which its JSON API answers with 403
+    *("backendError", "internalError", "rateLimitExceeded", "userRateLimitExceeded"),
+    # Azure
+    *("AccountBeingCreated", "Crc64Mismatch", "InvalidBlockList", "Md5Mismatch"),
+    *("OperationTimedOut", "ServerBusy", "SnapshotOperationRateExceeded", "SystemInUse"),
+}
+# In what copies of S3 answer to checksums that they do not know.
+_OF_CHECKSUMS = (
+    *("aws-chunked", "baddigest", "checksum", "content-md5", "contentmd5", "sha256mismatch"),
+    *("implies functionality", "missingcontentlength", "streaming-", "trailer"),
+)
+# A server refuses requests whose date is further from its own than this.
+_LARGEST_SKEW_S = 300.0
 # Of keys that were right. "400" is an answer without a body, as an expired token gets from HEAD.
 _EXPIRED_CODES = {
     *("400", "AuthenticationFailed", "ExpiredToken", "ExpiredTokenException"),
@@ -40,11 +70,13 @@ _EXPIRED_CODES = {
 
 
 class RefusalError(Exception):
-    """An HTTP answer that is an error."""
+    """An HTTP answer that is an error, with Google's own code where it has one."""
 
-    def __init__(self, status: int, headers: Mapping[str, str], message: str) -> None:
+    def __init__(
+        self, status: int, headers: Mapping[str, str], message: str, code: str = ""
+    ) -> None:
         super().__init__(f"{status} {message}")
-        self.status, self.headers = status, headers
+        self.status, self.headers, self.error_code = status, headers, code
 
 
 class RangeIgnoredError(Exception):
@@ -92,8 +124,13 @@ def is_passing(error: Exception) -> bool:
     """Whether trying again may help."""
     found = answer(error)
     if found.status:
-        passing = found.status in (408, 425, 429) or found.code in _PASSING_CODES
-        return passing or (found.status >= 500 and found.status not in (501, 505))
+        if found.status in _PASSING_STATUSES or found.code in _PASSING_CODES:
+            return True
+        if found.status >= 500:
+            return found.status not in (501, 505)
+        # Some servers and proxies limit rates with 403 or 409, and say when to come back.
+        final = found.status in (404, 410, 412, 416)
+        return ("retry-after" in found.headers and not final) or is_skewed(error)
     cause: BaseException | None = error
     while cause:
         if isinstance(cause, OSError):
@@ -106,6 +143,60 @@ def is_passing(error: Exception) -> bool:
     return False
 
 
+def is_skewed(error: Exception) -> bool:
+    """Whether a request was refused for its date, as when it was late or a clock is wrong.
+
+    S3 answers HEAD without a code: there the server's own date tells.
+    """
+    found = answer(error)
+    if found.code == "RequestTimeTooSkewed":
+        return True
+    if "reasonable timeframe" in str(error):  # Google's word on a token's dates
+        return True
+    return found.status == 403 and abs(_server_ahead_s(found)) > _LARGEST_SKEW_S
+
+
+def is_taken(error: Exception) -> bool:
+    """Whether a file was not created because there is one already."""
+    found = answer(error)
+    taken = found.status == 412 or found.code == "BlobAlreadyExists"
+    return taken or isinstance(error, FileExistsError)
+
+
+def is_unsupported(error: Exception) -> bool:
+    """Whether a server does not know the operation or a header of it, as copies of S3 answer."""
+    found = answer(error)
+    return found.status in (405, 411, 501) or found.code in ("InvalidArgument", "NotImplemented")
+
+
+def hint(error: Exception) -> str:
+    """What to do about some refusals, as an imperative sentence; "" about the others."""
+    found = answer(error)
+    if is_skewed(error):
+        ahead_s = _server_ahead_s(found)
+        differs = f" (it differs from the server's by {abs(ahead_s):.0f} s)" if ahead_s else ""
+        return f"Set this machine's clock{differs}: the server refuses the date of requests"
+    told = f"{found.code} {found.message}".lower()
+    if found.status and any(word in told for word in _OF_CHECKSUMS):
+        return (
+            "If the server is not Amazon's, set AWS_REQUEST_CHECKSUM_CALCULATION=when_required: it "
+            "may not know the checksums that newer clients send"
+        )
+    return ""
+
+
+def _server_ahead_s(found: Answer) -> float:
+    """By how much the server's clock is ahead of ours; 0 where it does not say."""
+    try:
+        return _ahead_s(found.headers["date"])
+    except (KeyError, ValueError, OverflowError):
+        return 0.0
+
+
+def _ahead_s(date: str) -> float:
+    return parsedate_to_datetime(date).timestamp() - time.time()
+
+
 def is_expired(error: Exception) -> bool:
     """Whether new credentials may help."""
     found = answer(error)
@@ -115,11 +206,9 @@ def is_expired(error: Exception) -> bool:
 def retry_after_s(error: Exception) -> float:
     """How long the server asks to wait; 0 where it does not say."""
     wanted = answer(error).headers.get("retry-after", "")
-    if wanted.isdigit():
-        return float(wanted)
     try:
-        return max(0.0, parsedate_to_datetime(wanted).timestamp() - time.time())
-    except ValueError:
+        return max(0.0, float(wanted) if wanted.isdecimal() else _ahead_s(wanted))
+    except (ValueError, OverflowError):
         return 0.0
 
 
@@ -139,9 +228,9 @@ def meaning(error: Exception) -> str:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error, and those it was made of."""
+    """An error, and those it was made of; not what was being handled when it was raised."""
     each: BaseException | None = error
-    while each:
+    while each and not isinstance(each, GatdistError):
         yield each
         each = each.__cause__ or (None if each.__suppress_context__ else each.__context__)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import secrets
+import shutil
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
@@ -11,6 +14,17 @@ from contextlib import suppress
 from typing import BinaryIO
 
 TEMPORARY = ".publishing"
+_NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
+
+
+_UNFINISHED = re.compile(rf"\.(.+)\.[0-9a-f]{{16}}{re.escape(TEMPORARY)}", re.DOTALL)
+
+
+def unfinished(name: str) -> str:
+    """Of a file that a killed process left, the one that it was writing; "" for any other."""
+    folder, slash, name = name.rpartition("/")
+    match = _UNFINISHED.fullmatch(name)
+    return f"{folder}{slash}{match[1]}" if match else ""
 
 
 class OpenFiles:
@@ -102,6 +116,51 @@ def walk(folder: str) -> Iterator[tuple[str, int]]:
 
 def replace(path: str, write: Callable[[BinaryIO], object]) -> None:
     """Write aside, flush to the disk, and rename over ``path``."""
+    _write(path, write, os.replace)
+
+
+def create(path: str, data: bytes) -> None:
+    """Write aside, flush to the disk, and link to ``path``.
+
+    Where a file system has no hard links, the file is created in place; it may be seen unfinished.
+
+    Raises:
+        FileExistsError: there is a file already.
+    """
+
+    def link(aside: str, path: str) -> None:
+        try:
+            os.link(aside, path)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            with open(path, "xb") as file:
+                file.write(data)
+        os.unlink(aside)
+
+    _write(path, lambda file: file.write(data), link)
+
+
+def remove(root: str, name: str) -> None:
+    """Delete a file below ``root``. Where a folder on the way is a link, nothing is deleted."""
+    folders = name.split("/")[:-1]
+    if not any(os.path.islink("/".join([root, *folders[: i + 1]])) for i in range(len(folders))):
+        os.unlink(f"{root}/{name}")
+
+
+def remove_all(path: str) -> None:
+    """Delete a file, or a folder with all that is in it. Links are deleted, not followed."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    else:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            os.unlink(path)
+
+
+def _write(
+    path: str, write: Callable[[BinaryIO], object], put: Callable[[str, str], object]
+) -> None:
+    """Write aside, flush to the disk, and ``put`` what was written at ``path``."""
     folder, _, name = path.rpartition("/")
     os.makedirs(folder or "/", exist_ok=True)
     aside = f"{folder}/.{name}.{secrets.token_hex(8)}{TEMPORARY}"
@@ -110,7 +169,7 @@ def replace(path: str, write: Callable[[BinaryIO], object]) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(aside, path)
+        put(aside, path)
     except BaseException:
         with suppress(OSError):
             os.unlink(aside)

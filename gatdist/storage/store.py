@@ -7,9 +7,8 @@ its time is used up.
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import groupby
@@ -20,7 +19,8 @@ from typing import Any, BinaryIO
 from gatdist.errors import StorageError
 from gatdist.storage import failures
 from gatdist.storage.connection import Connection
-from gatdist.storage.local import TEMPORARY, OpenFiles, replace, walk
+from gatdist.storage.deletion import Deletion
+from gatdist.storage.local import TEMPORARY, OpenFiles, create, remove_all, replace, walk
 from gatdist.storage.ranges import WantedRanges, cut_short
 
 
@@ -99,6 +99,17 @@ class Store:
         )
         return content
 
+    def read_if_exists(self, name: str) -> bytes | None:
+        """The whole content of a file; None where there is none."""
+
+        def content(file_system: Any) -> bytes | None:
+            with _nothing_if_absent():
+                found: bytes = file_system.cat_file(self._connection.path(name))
+                return found
+            return None
+
+        return self._connection.run(name, content)
+
     def read_ranges(
         self, ranges: Sequence[tuple[str, int, int]], *, concurrency: int = 16
     ) -> list[bytes]:
@@ -139,9 +150,43 @@ class Store:
                 name, lambda _: replace(self._connection.path(name), lambda file: file.write(data))
             )
         else:  # an object store shows an object only when it is complete
-            self._connection.run(
-                name, lambda fs: self._writable(fs).pipe_file(self._connection.path(name), data)
-            )
+            self._upload(name, lambda fs, path: fs.pipe_file(path, data))
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write a file unless there is one: of several that try at once, one succeeds.
+
+        S3, Google, Azure and this machine decide that themselves, as do fsspec's other file systems
+        as far as they can. Where a copy of S3 refuses conditions or ignores them, the last writer
+        wins, and of writers at the same instant more than one may believe that it has created the
+        file: whoever reads it later sees whose it is.
+
+        Args:
+            name: of the file.
+            data: what no other writer writes: hold a random number in it. By this, a request that
+                was made again after its answer was lost is known to have succeeded.
+
+        Returns:
+            Whether the file holds ``data`` now.
+        """
+
+        def put(file_system: Any, path: str) -> None:
+            try:
+                if self.is_local:
+                    create(path, data)
+                else:
+                    file_system.pipe_file(path, data, mode="create")
+                return
+            except Exception as error:
+                if failures.is_taken(error):
+                    return
+                if not failures.is_unsupported(error):
+                    raise
+            # Out of the handler: what fails here must not seem to come of what failed there.
+            if self.read_if_exists(name) is None:
+                file_system.pipe_file(path, data)
+
+        self._upload(name, put)
+        return self.read(name) == data
 
     def publish_file(self, name: str, path: Path) -> None:
         """Copy a local file to ``name``, whole as :meth:`publish` does."""
@@ -153,8 +198,7 @@ class Store:
         if self.is_local:
             self._connection.run(name, lambda _: replace(self._connection.path(name), copy))
         else:
-            target = self._connection.path(name)
-            self._connection.run(name, lambda fs: self._writable(fs).put_file(str(path), target))
+            self._upload(name, lambda fs, target: fs.put_file(str(path), target))
 
     def append(self, name: str, text: str) -> None:
         """Add text to the end of a file, which is created if absent. A kill may cut the text short.
@@ -162,8 +206,7 @@ class Store:
         One process at a time: unless it is local, the file is read and published anew.
         """
         if not self.is_local:
-            old = self.read(name) if self.exists(name) else b""
-            self.publish(name, old + text.encode())
+            self.publish(name, (self.read_if_exists(name) or b"") + text.encode())
             return
 
         def add(_: object) -> None:
@@ -214,13 +257,18 @@ class Store:
                 return [entry.rstrip("/") for entry in entries]
             return []
 
-        # Some file systems list a folder, or a file that is none, as an entry of itself.
-        folder = self._connection.path(name).rstrip("/")
-        entries = [entry for entry in self._connection.run(name, names) if entry != folder]
+        # Some file systems list a folder, or a file that is none, as an entry of itself, and adlfs
+        # lists what is in folders whose names only begin like this one's.
+        entries = filter(self._is_in(name), self._connection.run(name, names))
         return sorted(filter(None, (self._name(entry.rsplit("/", 1)[-1]) for entry in entries)))
 
-    def find(self, name: str = "") -> dict[str, int | None]:
+    def find(self, name: str = "", *, with_unfinished: bool = False) -> dict[str, int | None]:
         """All files in a folder and in the folders below it, by name; {} where there are none.
+
+        Args:
+            name: of the folder.
+            with_unfinished: whether those are among them that killed processes have left; see
+                :func:`~gatdist.storage.unfinished`.
 
         Returns:
             Bytes of each file; None where the server does not tell.
@@ -236,25 +284,57 @@ class Store:
             return {}
 
         # Some file systems find a file that is asked for as a folder in itself.
+        is_in = self._is_in(name)
         found = {
-            self._name(path[len(self._connection.root) :].lstrip("/")): size
+            self._name(path[len(self._connection.root) :].lstrip("/"), with_unfinished): size
             for path, size in self._connection.run(name, sizes).items()
-            if path.rstrip("/") != self._connection.path(name)
+            if is_in(path)
         }
         return {name: found[name] for name in sorted(found) if name}
 
     def delete(self, name: str) -> None:
-        """Remove a file, or a folder with all that is in it; do nothing where there is none."""
+        """Remove a file, or a folder with all that is in it; do nothing where there is none.
 
-        def remove(file_system: Any) -> None:
-            with _nothing_if_absent():
-                self._writable(file_system).rm(self._connection.path(name), recursive=True)
+        Names are exact, never patterns. What is in a folder is listed once.
+        """
+        self._connection.run(name, self._writable)
+        if self.is_local:
+            self._connection.run(name, lambda _: remove_all(self._connection.path(name)))
+        else:
+            self.delete_files([*filter(None, [name]), *self.find(name)])
 
-        self._connection.run(name, remove)
+    def delete_files(self, names: Iterable[str]) -> None:
+        """Remove these files, and folders that hold nothing then; absent ones are passed over.
 
-    def _name(self, path: str) -> str:
+        Names are exact, never patterns. Nothing is listed.
+        """
+        deletion = Deletion(self._connection, list(names))
+        self._connection.run("", lambda fs: deletion.attempt(self._writable(fs)))
+
+    def _is_in(self, name: str) -> Callable[[str], bool]:
+        """Whether a path is one of something in a folder."""
+        folder = self._connection.path(name).rstrip("/")
+        if self._connection.is_http:  # what is listed are links of the folder's page
+            return lambda path: path.rstrip("/") != folder
+        return lambda path: path.startswith(f"{folder}/") and path != f"{folder}/"
+
+    def _name(self, path: str, with_unfinished: bool = False) -> str:
         """The name of what a listing calls so; "" for what is not to be seen."""
-        return "" if path.endswith(TEMPORARY) else self._connection.name(path)
+        hidden = path.endswith(TEMPORARY) and not with_unfinished
+        return "" if hidden else self._connection.name(path)
+
+    def _upload(self, name: str, put: Callable[[Any, str], object]) -> None:
+        """``put(file_system, path)``, and again on a transient failure."""
+
+        def upload(file_system: Any) -> None:
+            try:
+                put(self._writable(file_system), self._connection.path(name))
+            except Exception as error:
+                if failures.answer(error).status == 410:  # Google has forgotten a resumable upload
+                    raise failures.LostError(str(error)) from None
+                raise
+
+        self._connection.run(name, upload)
 
     def _writable(self, file_system: Any) -> Any:
         if self._connection.is_http:
@@ -290,11 +370,6 @@ def _nothing_if_absent() -> Iterator[None]:
     except Exception as error:
         if not failures.is_absent(error):
             raise
-
-
-def absolute(url: str) -> str:
-    """A local path made absolute, since workers may start in another folder; a URL as it is."""
-    return url if "://" in url else os.path.abspath(os.path.expanduser(url))
 
 
 def at_file(url: str) -> tuple[Store, str]:

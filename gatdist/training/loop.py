@@ -139,10 +139,9 @@ class _Loop:
             run_dir.child("checkpoints"),
             Retention.from_config(config.run),
             may_commit=self.directory.require_current,
-            on_damaged=lambda message: emit(
-                "warning", {"message": f"{message}; falling back to the one before"}
-            ),
             background=self.background,
+            on_commit=self.directory.note_commit,
+            on_warning=lambda message: emit("warning", {"message": message}),
         )
         self._resume()
 
@@ -370,10 +369,12 @@ class _Loop:
     def _load_newest(self) -> bool:
         """Take over the newest whole checkpoint, alike on all workers; false if there is none."""
         mine = self.checkpoints.newest() if self.comm.is_main else None
+        if self.comm.is_main and not mine:
+            self.directory.require_fresh()
         name = self.comm.broadcast_object(mine.name if mine else None)
         if name is None:
             return False
-        checkpoint = mine or self.checkpoints.read(name)
+        checkpoint = mine or self.checkpoints.read_too(name)
         saved = checkpoint.state
         require_same_order(saved["order"], self.order.state(), self.directory.store.url)
         self.state.load(saved["samples_seen"], checkpoint.tensors)

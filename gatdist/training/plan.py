@@ -109,8 +109,10 @@ def plan(config: Config, run_dir: str) -> dict[str, Any]:
     checkpoint_bytes = state_bytes - sum(bytes_of.values())
     if config.health.atomic:
         state_bytes += _COPIES_TO_UNDO * sum(bytes_of.values())
-    checkpoints = Checkpoints(Store(run_dir, config.run.storage_options).child("checkpoints"))
-    newest = checkpoints.newest()
+    store = Store(run_dir, config.run.storage_options)
+    newest = Checkpoints(store.child("checkpoints")).newest()
+    if newest is None:
+        RunDirectory(store).require_fresh()
     samples_seen = newest.state["samples_seen"] if newest else 0
     return {
         "config": config.public(),

@@ -99,7 +99,7 @@ def finish(process, timeout_s=300):
 
 
 def committed(folder: Path) -> list[str]:
-    return sorted(p.parent.name for p in folder.glob("run/checkpoints/*/MANIFEST.json"))
+    return sorted(p.parent.name[:9] for p in folder.glob("run/checkpoints/*/MANIFEST.json"))
 
 
 def scrape(url):

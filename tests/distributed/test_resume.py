@@ -55,7 +55,7 @@ def digest_of(run_gatdist, run_dir):
 def clock_of(run_dir: Path) -> int:
     """Samples seen by the newest committed checkpoint."""
     committed = [p.parent.name for p in run_dir.glob("checkpoints/*/MANIFEST.json")]
-    return max(map(int, committed), default=0)
+    return max((int(name.partition(".")[0]) for name in committed), default=0)
 
 
 @pytest.fixture(scope="module")

@@ -104,6 +104,22 @@ def test_bodies_are_damaged(proxy: Proxy, upstream: tuple[str, str]) -> None:
     assert get(url) == CONTENT
 
 
+def test_requests_arrive_late_or_lose_their_answer(proxy: Proxy, upstream: tuple[str, str]) -> None:
+    url = f"{proxy.url}{upstream[1]}/x"
+    proxy.faults = [Fault("late")]
+    for each in (url, f"{proxy.url}{upstream[1]}/y"):
+        with pytest.raises(TimeoutError), urlopen(each, timeout=0.3) as answer:
+            answer.read()
+    assert [exchange.fault for exchange in proxy.exchanges] == ["late", "late"]
+    assert proxy.deliver_late() == [200, 200]
+    assert proxy.deliver_late() == []
+    proxy.faults = [Fault("lost")]
+    with pytest.raises(TimeoutError), urlopen(url, timeout=0.3) as answer:
+        answer.read()
+    assert proxy.deliver_late() == []
+    assert get(url) == CONTENT
+
+
 def test_a_share_of_the_ranges_fails_the_same_each_time(
     proxy: Proxy, upstream: tuple[str, str]
 ) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from contextlib import suppress
 
 import pytest
 import torch
@@ -22,6 +23,17 @@ def tensors_of(value):
     }
 
 
+def clocks(store):
+    """Samples seen by each checkpoint's folder."""
+    return [Name.parse(name).samples_seen for name in store.list()]
+
+
+def folder_of(store, samples_seen):
+    """The one folder of a checkpoint with so many samples."""
+    (name,) = [name for name in store.list() if Name.parse(name).samples_seen == samples_seen]
+    return name
+
+
 @pytest.fixture
 def store(tmp_path):
     return Store(str(tmp_path))
@@ -37,9 +49,9 @@ def three(store):
     return checkpoints
 
 
-def test_what_was_saved_is_read(three):
+def test_what_was_saved_is_read(three, store):
     newest = three.newest()
-    assert newest.name == "000000003"
+    assert newest.name == folder_of(store, 3)
     assert newest.state == {"samples_seen": 3}
     for name, tensor in tensors_of(3.0).items():
         assert torch.equal(newest.tensors[name], tensor)
@@ -75,17 +87,17 @@ def test_only_the_newest_are_kept_and_uncommitted_folders_are_swept(store):
     for value in (1.0, 2.0, 3.0):
         checkpoints.save(int(value), tensors_of(value), {})
     checkpoints.close()
-    assert store.list() == ["000000002", "000000003"]
+    assert clocks(store) == [2, 3]
 
 
 def test_a_folder_without_a_manifest_does_not_exist(three, store):
-    store.delete("000000003/MANIFEST.json")
-    assert three.newest().name == "000000002"
+    store.delete(f"{folder_of(store, 3)}/MANIFEST.json")
+    assert three.newest().state == {"samples_seen": 2}
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest"])
 def test_a_damaged_newest_falls_back_loudly(store, three, damage):
-    name = "000000003/generator.safetensors"
+    name = f"{folder_of(store, 3)}/generator.safetensors"
     content = store.read(name)
     if damage == "flip":
         store.publish(name, content[:-1] + bytes([content[-1] ^ 1]))
@@ -94,11 +106,11 @@ def test_a_damaged_newest_falls_back_loudly(store, three, damage):
     elif damage == "remove":
         store.delete(name)
     else:
-        name = "000000003/MANIFEST.json"
+        name = f"{folder_of(store, 3)}/MANIFEST.json"
         store.publish(name, store.read(name)[:-9])
     told = []
     found = Checkpoints(store, on_damaged=told.append).newest()
-    assert found.name == "000000002"
+    assert found.state == {"samples_seen": 2}
     assert len(told) == 1
     assert name in told[0]
 
@@ -134,7 +146,7 @@ def test_the_digest_sees_names_dtypes_shapes_and_bytes(store, three):
     ):
         digests.add(type(base)(base.name, base.state, change(base.tensors)).digest())
     assert len(digests) == 5
-    assert read_checkpoint(store.child("000000003")).digest() == base.digest()
+    assert read_checkpoint(store.child(folder_of(store, 3))).digest() == base.digest()
 
 
 def test_a_stale_attempt_is_fenced(store):
@@ -155,12 +167,47 @@ def test_a_torn_line_of_attempts_is_passed_over(store):
     assert json.loads(lines[-1])["attempt"] == 2
 
 
-def test_of_two_starts_at_the_same_moment_one_is_fenced(store):
+@pytest.mark.parametrize("starts", [2, 8])
+def test_of_starts_at_the_same_instant_exactly_one_is_current(store, starts):
+    directories = [RunDirectory(store) for _ in range(starts)]
+    barrier = threading.Barrier(starts)
+
+    def start(directory):
+        barrier.wait()
+        directory.start_attempt(["a"], None, "new")
+
+    threads = [threading.Thread(target=start, args=[each]) for each in directories]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(each.attempt for each in directories) == list(range(1, starts + 1))
+    current = []
+    for directory in directories:
+        with suppress(StaleAttemptError):
+            directory.require_current()
+            current.append(directory.attempt)
+    assert current == [starts]
+    # Whatever lines one of them has lost of the others, the next start restores.
+    RunDirectory(store).start_attempt(["a"], None, "new")
+    record = [json.loads(line) for line in store.read("attempts.jsonl").splitlines()]
+    assert [entry["attempt"] for entry in record] == list(range(1, starts + 2))
+    assert len({entry["id"] for entry in record}) == starts + 1
+
+
+def test_where_storage_lets_two_take_one_number_one_of_them_is_fenced(store, monkeypatch):
+    """A copy of S3 that ignores conditions: the last writer wins."""
+
+    def careless(self, name, data):
+        self.publish(name, data)
+        return True
+
+    monkeypatch.setattr(Store, "create", careless)
     one, other = RunDirectory(store), RunDirectory(store)
-    # Both have read the file before either wrote it.
+    one._taken = other._taken = list  # both have looked before either wrote
     one.attempts = other.attempts = list
     assert one.start_attempt(["a"], None, "new") == other.start_attempt(["b"], None, "new") == 1
-    del one.attempts, other.attempts
+    del one._taken, other._taken, one.attempts, other.attempts
     other.require_current()
     with pytest.raises(StaleAttemptError):
         one.require_current()
@@ -172,24 +219,38 @@ def test_an_attempt_never_writes_into_a_folder_of_another(store):
     current.wait()
     stale.save(2, tensors_of(1.0), {"of": "stale"}, attempt=1)  # its look at the fence came before
     stale.close()
-    assert read_checkpoint(store.child("000000002")).state == {"of": "current"}
-    assert read_checkpoint(store.child("000000002.1")).state == {"of": "stale"}
-    # What one attempt writes twice, after it went back, is its own.
+    first, second = (read_checkpoint(store.child(name)).state["of"] for name in store.list())
+    assert (first, second) == ("stale", "current")
+    # What one attempt writes twice, after it went back, are two folders, of which the last counts.
     current.save(2, tensors_of(3.0), {"of": "current, again"}, attempt=2)
     current.close()
-    assert read_checkpoint(store.child("000000002")).state == {"of": "current, again"}
+    assert Checkpoints(store).newest().state == {"of": "current, again"}
+    assert len(store.list()) == 1, "what it supersedes is deleted"
 
 
 def test_names_are_ordered_by_clock_and_attempt():
-    names = ["000000640.10", "000000640", "1000000000", "000000640.2", "000000576"]
-    assert [str(name) for name in sorted(map(Name.parse, names))] == [
+    names = [
         "000000576",
-        "000000640",
+        "000000640",  # of an earlier version
         "000000640.2",
-        "000000640.10",
-        "1000000000",
+        "000000640.2-0f3ac21b0001",
+        "000000640.2-0f3ac21b000a",
+        "000000640.10-00000000000a",
+        "1000000000.1-00000000000a",
     ]
-    for other in ("", "tmp", "12.", ".1", "1.2.3", "1.x", "MANIFEST.json"):
+    assert [str(name) for name in sorted(map(Name.parse, reversed(names)))] == names
+    for other in (
+        "",
+        "tmp",
+        "12",
+        "000000640.",
+        ".1",
+        "000000640.1.2",
+        "000000640.x",
+        "000000640-a",
+    ):
+        assert Name.parse(other) is None
+    for other in ("000000640.1-", "000000640.1-XYZ", "MANIFEST.json", "٠٠٠٠٠٠٦٤٠", "000000640.1 "):
         assert Name.parse(other) is None
 
 
@@ -201,7 +262,7 @@ def test_a_stale_attempt_deletes_nothing_newer(store):
     store.publish("000000005/generator.safetensors", b"the current one is at it")
     stale.save(2, tensors_of(1.0), {}, attempt=1)
     stale.close()
-    assert store.list() == ["000000002", "000000003", "000000004", "000000005"]
+    assert clocks(store) == [1, 2, 3, 4, 5]
 
 
 def test_the_best_and_every_nth_are_kept(store):
@@ -212,12 +273,12 @@ def test_the_best_and_every_nth_are_kept(store):
         kept.save(clock, tensors_of(1.0), {}, attempt=1, metrics=metrics)
     kept.close()
     # 6 and 15 are the best, 12 and 21 the first past 10 and 20, 24 the newest.
-    assert [int(name) for name in kept.committed()] == [6, 12, 15, 21, 24]
+    assert clocks(store) == [6, 12, 15, 21, 24]
     # Another process learns the metrics from the manifests.
     again = Checkpoints(store, Retention(newest=1, best=1))
     again.save(30, tensors_of(1.0), {}, attempt=2)
     again.close()
-    assert [int(name) for name in again.committed()] == [6, 30]
+    assert clocks(store) == [6, 30]
 
 
 @settings(max_examples=60)

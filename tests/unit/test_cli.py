@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import pytest
 from PIL import Image
@@ -38,11 +39,19 @@ def run_dir(tmp_path_factory):
     return folder
 
 
+def checkpoint_of(run_dir, samples_seen):
+    """The folder of the checkpoint with so many samples."""
+    (found,) = (run_dir / "checkpoints").glob(f"{samples_seen:09d}.*")
+    return found
+
+
 def test_a_run_leaves_the_files_of_the_contract(run_dir):
     assert {"config.json", "attempts.jsonl", "metrics.jsonl", "samples", "checkpoints"} <= set(
         os.listdir(run_dir)
     )
-    assert sorted(os.listdir(run_dir / "checkpoints")) == ["000000064", "000000096"]
+    names = sorted(os.listdir(run_dir / "checkpoints"))
+    assert [name.partition(".")[0] for name in names] == ["000000064", "000000096"]
+    assert all(re.fullmatch(r"\d{9}\.1-[0-9a-f]{12}", name) for name in names)
     assert (run_dir / "samples" / "fakes-000000096.png").exists()
     assert json.loads((run_dir / "config.json").read_text())["run"]["total_samples"] == 96
     (attempt,) = [
@@ -80,7 +89,7 @@ def test_metrics_have_the_contracts_keys(run_dir):
 
 
 def test_inspect_tells_what_a_run_a_checkpoint_and_a_data_set_are(run_dir, capsys):
-    for url, kind in ((run_dir, "run"), (run_dir / "checkpoints" / "000000096", "checkpoint")):
+    for url, kind in ((run_dir, "run"), (checkpoint_of(run_dir, 96), "checkpoint")):
         assert main(["inspect", str(url), "--json"]) == 0
         found = json.loads(capsys.readouterr().out)
         assert found["kind"] == kind
@@ -145,9 +154,7 @@ def test_dry_run_tells_what_would_be_done_and_writes_nothing(tmp_path, run_dir, 
     assert found["num_shards"] >= 1
     assert found["config"]["run"]["global_batch"] == 8
     assert not (tmp_path / "new").exists()
-    held = sum(
-        p.stat().st_size for p in (run_dir / "checkpoints" / "000000096").glob("*.safetensors")
-    )
+    held = sum(p.stat().st_size for p in checkpoint_of(run_dir, 96).glob("*.safetensors"))
     assert found["checkpoint_bytes"] == pytest.approx(held, rel=0.15)
     assert train(run_dir, "--dry-run") == 0
     told = capsys.readouterr().out
@@ -227,7 +234,8 @@ def test_a_damaged_newest_checkpoint_falls_back_loudly_and_ends_the_same(run_dir
     assert train(tmp_path, settings=["run.total_samples=96"]) == 0
     main(["inspect", str(run_dir), "--digest"])
     store = Store(str(tmp_path))
-    name = "checkpoints/000000096/discriminator.safetensors"
+    (folder,) = (name for name in store.list("checkpoints") if name.startswith("000000096."))
+    name = f"checkpoints/{folder}/discriminator.safetensors"
     content = bytearray(store.read(name))
     content[len(content) // 2] ^= 1
     store.publish(name, bytes(content))

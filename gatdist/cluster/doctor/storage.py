@@ -1,22 +1,30 @@
-"""Storage as it is reached from this process: whether, and how fast."""
+"""Storage as it is reached from this process: whether a run works on it, and how fast it is.
+
+What a run does is done by the same classes that a run uses, in a folder of the doctor's own, which
+is deleted again.
+"""
 
 from __future__ import annotations
 
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from gatdist.cluster.doctor.report import Finding, rate, size
 from gatdist.cluster.welcome import Token, left_token, storage_error
-from gatdist.errors import GatdistError
+from gatdist.errors import GatdistError, StorageError
 from gatdist.storage import Store
 
 _PREFIX = "doctor-"
 # The next size is tried only where the one before was quick: slow storage must not be waited for.
 _SIZES = (64_000, 1_000_000, 8_000_000)
-_QUICK_S = 1.0
+_LARGE_BYTES = 105_000_000  # what object stores take in several parts
+_QUICK_S, _LARGE_S = 1.0, 4.0
+_PROBE = "probe"
 _BUDGET_S = 10.0
 
 
@@ -28,12 +36,14 @@ class StorageFacts(NamedTuple):
         bytes: of the file that was written and read.
         write_s: seconds that writing it took.
         read_s: seconds that reading it took.
+        note: what does not keep a run from working; "" for nothing.
     """
 
     error: str
     bytes: int = 0
     write_s: float = 0.0
     read_s: float = 0.0
+    note: str = ""
 
 
 @contextmanager
@@ -49,18 +59,124 @@ def token(url: str, options: Mapping[str, Any]) -> Iterator[Token]:
 
 
 def look(expected: Token) -> StorageFacts:
-    """Find what another process has written; then write, read back and delete a file of our own."""
+    """Find what another process has written; then do all that a run does, and delete it again."""
     if error := storage_error(expected, **_limits()):
         return StorageFacts(error)
-    found = StorageFacts("")
+    store = Store(expected.url, expected.options, **_limits())
+    name = f"{_PREFIX}{uuid.uuid4().hex}"
     try:
-        store = Store(expected.url, expected.options, **_limits())
-        for num_bytes in _SIZES:
-            found = _timed(store, f"{_PREFIX}{uuid.uuid4().hex}", num_bytes)
-            if found.error or max(found.write_s, found.read_s) > _QUICK_S:
-                break
+        with _deleted_again(store, name):
+            note = _as_a_run_does(store, name)
+            found = _speed(store, name)
+        if left := store.find(name):
+            return StorageFacts(f"{store.url}/{name}: can't be deleted: {', '.join(left)} is left")
+    except ImportError as error:
+        return StorageFacts(f"can't be tried without what a run needs ({error})")
     except GatdistError as error:
         return StorageFacts(str(error))
+    return found._replace(note="; ".join(filter(None, (note, found.note))))
+
+
+@contextmanager
+def _deleted_again(store: Store, name: str) -> Iterator[None]:
+    """Deletes the folder at the end, also after a failure, which is the one that is raised then."""
+    try:
+        yield
+    except GatdistError:
+        with suppress(GatdistError):
+            # Known without a listing, which may be what failed.
+            store.delete_files([f"{name}/{_PROBE}"])
+            store.delete(name)
+        raise
+    store.delete(name)
+
+
+def _as_a_run_does(store: Store, name: str) -> str:
+    """Each operation of a run. Returns a note.
+
+    Raises:
+        GatdistError: one failed.
+    """
+    _read_and_list(store, name)
+    folder = store.child(name)
+    for content in (b"first", b"second"):
+        created = folder.create("created", content)
+    note = (
+        "conditional writes are ignored: of two starts at the same instant, the first may go on "
+        "until its next checkpoint"
+    )
+    _attempt_and_checkpoints(folder)
+    with tempfile.TemporaryDirectory() as spool:
+        path = Path(spool) / "events"
+        path.write_bytes(b"events")
+        folder.publish_file("tensorboard/events", path)
+    return note if created else ""
+
+
+def _read_and_list(store: Store, name: str) -> None:
+    """What else fails needs these to be deleted again."""
+    content, probe = uuid.uuid4().bytes, f"{name}/{_PROBE}"
+    store.publish(probe, content)
+    missing = f"{name}/absent"
+    found: dict[str, tuple[object, object]] = {
+        "the content of a file": (store.read(probe), content),
+        "a range of a file": (store.read_ranges([(probe, 3, 9)]), [content[3:9]]),
+        "the size of a file": (store.size(probe), len(content)),
+        "an absent file": (store.read_if_exists(missing), None),
+        "whether an absent file exists": (store.exists(missing), False),
+        "a listing": (store.list(name), [_PROBE]),
+        "a listing of all files": (store.find(name), {probe: len(content)}),
+    }
+    for what, (is_, should_be) in found.items():
+        if is_ != should_be:
+            rule = f"gives {is_!r} for {what}, not {should_be!r}"
+            raise StorageError(f"{store.url}/{name}", rule)
+
+
+def _attempt_and_checkpoints(folder: Store) -> None:
+    """An attempt that appends metrics, commits two checkpoints and deletes the first."""
+    import torch
+
+    from gatdist.runs import Checkpoints, Retention, RunDirectory, read_lines
+
+    directory, warnings = RunDirectory(folder), list[str]()
+    attempt = directory.start_attempt(["doctor"], None, "gatdist doctor")
+    folder.append("metrics.jsonl", '{"samples_seen": 1}\n')
+    folder.append("metrics.jsonl", '{"samples_seen": 2}\n')
+    checkpoints = Checkpoints(
+        folder.child("checkpoints"),
+        Retention(newest=1),
+        may_commit=directory.require_current,
+        on_damaged=warnings.append,
+        on_commit=directory.note_commit,
+        on_warning=warnings.append,
+    )
+    for samples_seen in (1, 2):
+        tensors = {"generator/weight": torch.full((8,), float(samples_seen))}
+        checkpoints.save(samples_seen, tensors, {"samples_seen": samples_seen}, attempt=attempt)
+    checkpoints.close()
+    newest = checkpoints.newest()
+    if warnings:
+        raise StorageError(folder.url, warnings[0])
+    if newest is None or newest.state != {"samples_seen": 2} or len(checkpoints.committed()) != 1:
+        raise StorageError(folder.url, "does not give back the checkpoint that was committed")
+    if len(read_lines(folder, "metrics.jsonl")) != 2:
+        raise StorageError(folder.url, "does not give back the lines that were appended")
+
+
+def _speed(store: Store, name: str) -> StorageFacts:
+    """Of larger and larger files, as long as they do not take long."""
+    sizes = _SIZES if store.is_local else (*_SIZES, _LARGE_BYTES)
+    found = StorageFacts("")
+    for num_bytes in sizes:
+        found = _timed(store, f"{name}/large", num_bytes)
+        if found.error or num_bytes == sizes[-1]:
+            break
+        slowest_s = max(found.write_s, found.read_s)
+        limit_s = _LARGE_S * num_bytes / _LARGE_BYTES if num_bytes == _SIZES[-1] else _QUICK_S
+        if slowest_s > limit_s:
+            note = f"slow: larger files than {size(num_bytes)} were not tried"
+            return found._replace(note=note)
     return found
 
 
@@ -80,7 +196,8 @@ def judge(facts: StorageFacts, url: str) -> Finding:
             "shared",
         )
     up, down = rate(facts.bytes / facts.write_s), rate(facts.bytes / facts.read_s)
-    return Finding("storage", f"{up} up, {down} down, by {size(facts.bytes)} ({url})", True)
+    note = f"; {facts.note}" if facts.note else ""
+    return Finding("storage", f"{up} up, {down} down, by {size(facts.bytes)} ({url}){note}", True)
 
 
 def shown(expected: Token) -> str:
@@ -90,15 +207,11 @@ def shown(expected: Token) -> str:
 
 def _timed(store: Store, name: str, num_bytes: int) -> StorageFacts:
     content = uuid.uuid4().bytes * (num_bytes // 16)
-    try:
-        began = time.perf_counter()
-        store.publish(name, content)
-        written = time.perf_counter()
-        same = store.read(name) == content
-        read = time.perf_counter()
-    finally:
-        with suppress(GatdistError):
-            store.delete(name)
+    began = time.perf_counter()
+    store.publish(name, content)
+    written = time.perf_counter()
+    same = store.read(name) == content
+    read = time.perf_counter()
     error = "" if same else f"{store.url} gives other bytes than were written"
     return StorageFacts(error, len(content), written - began, read - written)
 

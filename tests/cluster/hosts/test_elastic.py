@@ -28,7 +28,9 @@ def test_a_notice_of_preemption_becomes_a_checkpoint_in_time(runs: Runs, alone, 
     host, noticed = runs.host_of("begun"), now()
     runs.hosts.drain(host, 12)
     wait_until(lambda: len(runs.attempts()) == 2, "the next launch", timeout_s=60)
-    (newest,) = runs.folder.glob(f"run/checkpoints/{runs.attempts()[1]['resumed_from']:09d}/MANI*")
+    (newest,) = runs.folder.glob(
+        f"run/checkpoints/{runs.attempts()[1]['resumed_from']:09d}.*/MANI*"
+    )
     assert newest.stat().st_mtime - noticed < 12
     host.kill()
     assert runs.finish() == 0, runs.errors
