@@ -100,6 +100,24 @@ def test_a_file_may_use_any_language(load):
     assert load(toml=MINIMAL.replace("builtin:ring", "/daten/gemälde")).data.url == "/daten/gemälde"
 
 
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_encoding_byte_order_mark_and_crlf_are_read(tmp_path, mark, newline):
+    text = MINIMAL.replace("builtin:ring", "/daten/gemälde").replace("\n", newline)
+    (tmp_path / "own.toml").write_bytes(mark + text.encode())
+    assert load_config(str(tmp_path / "own.toml")).data.url == "/daten/gemälde"
+
+
+@pytest.mark.parametrize("mark", [True, False])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_encoding_other_than_utf_8_is_named(tmp_path, encoding, mark):
+    text = "\ufeff" * mark + MINIMAL
+    (tmp_path / "own.toml").write_bytes(text.encode(encoding))
+    told = refusal(load_config, str(tmp_path / "own.toml"))
+    assert f"own.toml: is encoded as {encoding[:6].upper()}" in told
+    assert "UTF-8" in told
+
+
 # Keys and values
 
 
