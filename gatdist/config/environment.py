@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from gatdist.config.models import Config
 
 REFERENCE = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
+_REFERENCES = re.compile(rf"(?:{REFERENCE.pattern}|:)+")  # USER:PASSWORD may be two
 _SECRET = re.compile(
     r"key|secret|token|passw|credential|auth|sas|connection_string|cookie|signature", re.IGNORECASE
 )
-_PASSWORD = re.compile(r"(?<=://)([^/\s:@]*:)([^/\s@]+)(?=@)")
+# Of HTTP, a user without a password may be a token; of Azure, it is the container.
+_PASSWORD = re.compile(r"((?<=://)(?!\$\{)[^/\s:@]*:|(?<=http://)|(?<=https://))([^/\s]+)(?=@)")
 _URL_WITH_QUERY = re.compile(r"https?://[^\s'\"?]*\?[^\s'\"]*")
 _QUERY_VALUE = re.compile(r"([?&][^=&]*=)([^&]+)")
 
@@ -61,7 +63,7 @@ def masked_url(text: str) -> str:
 
     def masked(match: re.Match[str]) -> str:
         before, secret = match.groups()
-        return before + (secret if REFERENCE.fullmatch(secret) else "***")
+        return before + (secret if _REFERENCES.fullmatch(secret) else "***")
 
     text = _PASSWORD.sub(masked, text)
     return _URL_WITH_QUERY.sub(lambda url: _QUERY_VALUE.sub(masked, url[0]), text)

@@ -216,7 +216,7 @@ def _keys(
 
 def may_be_secret(key: str) -> bool:
     """Whether what a key holds is not to be shown in a message."""
-    return key in ("storage_options", "runtime_env") or is_secret(key)
+    return key.endswith("storage_options") or key == "runtime_env" or is_secret(key)
 
 
 def _fields_at(location: list[str], model: type[BaseModel]) -> list[str]:

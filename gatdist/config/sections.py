@@ -108,7 +108,12 @@ class DataConfig(Section):
         on_bad_sample: whether a sample that can't be read, even after it was fetched again, ends
             the run, or another one is shown instead, the same on any number of workers.
         bad_sample_budget: more different bad samples than this end the run all the same.
-        storage_options: as ``run.storage_options``, for ``url``.
+        storage_options: as ``run.storage_options``, for ``url`` and what else is on its origin
+            (server, or bucket).
+        shards_url: URL of the folder of the tars, where it is not beside the manifest; takes
+            precedence over the manifest's. Required where they are on another origin: a manifest
+            alone does not decide where requests go.
+        shards_storage_options: as ``run.storage_options``, for ``shards_url``.
     """
 
     url: str
@@ -128,6 +133,8 @@ class DataConfig(Section):
     on_bad_sample: Literal["raise", "substitute"] = "raise"
     bad_sample_budget: NonNegativeInt = 100
     storage_options: dict[str, Any] = {}
+    shards_url: str = ""
+    shards_storage_options: dict[str, Any] = {}
 
 
 class ModelConfig(Section):
@@ -141,6 +148,8 @@ class ModelConfig(Section):
         spectral_norm: the players whose weights are all divided by their largest singular values.
         init_from: folder of another run, whose networks a fresh run starts from, to go on with
             other data.
+        init_from_storage_options: as ``run.storage_options``, for ``init_from``, where it is on
+            another origin (server, or bucket) than the run directory.
     """
 
     generator: NamedConfig = NamedConfig(name="residual")
@@ -149,6 +158,7 @@ class ModelConfig(Section):
     conditional: bool = False
     spectral_norm: list[PlayerName] = []
     init_from: str = ""
+    init_from_storage_options: dict[str, Any] = {}
 
 
 class PenaltyConfig(Section):

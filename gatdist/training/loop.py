@@ -382,7 +382,7 @@ class _Loop:
         faults.here.step = 0
         resumes = self._load_newest()
         if not resumes:
-            self.state.start_from_another_run(self.config)
+            self.state.start_from_another_run(self.config, self.directory.store.origin)
         self.counted = self._counts()
         if self.is_over():
             return

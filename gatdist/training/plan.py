@@ -62,7 +62,7 @@ def check(config: Config, run_dir: str) -> Checked:
     sample_shape, num_classes = dataset.space.shape, dataset.num_classes
     networks = build_networks(config, sample_shape, num_classes, dataset.space.facts)
     on_gpus = config.cluster.gpus_per_worker or torch.cuda.is_available()
-    start_from_another_run(config, dict(zip(BOTH, networks, strict=True)))
+    start_from_another_run(config, dict(zip(BOTH, networks, strict=True)), run_dir)
     for name, network in zip(BOTH, networks, strict=True):
         if not on_gpus:
             require_whole_batches(config, name, network, fitting[-1])
