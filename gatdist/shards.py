@@ -158,7 +158,8 @@ def index(
 
     Returns:
         ``url, source, modality, sample_shape, num_classes, shards, samples, bytes, left_out,
-        seconds, bytes_per_s, shards_url`` (what ``data.shards_url`` must be set to, or "") and more.
+        seconds, bytes_per_s, shards_url`` (what ``data.shards_url`` must be set to, or "") and
+        more.
 
     Raises:
         ConfigError: an option makes no sense.

@@ -78,7 +78,9 @@ def _refused(run: Store, key: str, value: object) -> ConfigError:
         f"{run.url}/config.json: {key}",
         "names what only your own configuration may name, and this run was not trained by you here",
         value=shown,
-        mend=f"If you trust it: --set {key}=…",
+        mend=f"If you trust it: --set '{key}={json.dumps(shown)}'"
+        if isinstance(value, str)
+        else f"If you trust it: --set '{key}={{…}}'",
     )
 
 

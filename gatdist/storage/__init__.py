@@ -1,7 +1,8 @@
 """Files at any URL: read in ranges, published whole, tried again when a failure is a passing one.
 
-``store`` is what the rest of gatdist uses; ``origin`` says where credentials may go; ``backends`` opens fsspec's file systems so that they
-leave retrying to it; ``failures`` tells what an error of theirs means; ``local`` is this machine.
+``store`` is what the rest of gatdist uses; ``origin`` says where credentials may go; ``backends``
+opens fsspec's file systems so that they leave retrying to it; ``failures`` tells what an error of
+theirs means; ``local`` is this machine.
 """
 
 from gatdist.storage.origin import LOCAL, OutsideUrl, options_for, origin, without_credentials
