@@ -15,12 +15,17 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gatdist.cluster.connection import connected, log_file  # sets up what Ray's import needs
+from gatdist.cluster.connection import (
+    connected,
+    log_file,
+    module_folders,
+)  # sets up what Ray's import needs
 
 # isort: split
 import ray
 from ray.train.v2._internal.exceptions import RayTrainError
 
+from gatdist.cluster import runtime_env
 from gatdist.cluster.attempt import Attempt
 from gatdist.cluster.autoscaler import Demand, may_grow
 from gatdist.cluster.bridge import Bridge, News
@@ -41,7 +46,7 @@ from gatdist.cluster.sizing import (
 )
 from gatdist.cluster.watch import Lateness, Pulse, lateness
 from gatdist.cluster.welcome import token
-from gatdist.config import Config, env_references
+from gatdist.config import Config
 from gatdist.errors import (
     GatdistError,
     InterruptedRunError,
@@ -84,6 +89,7 @@ def fit(config: Config, run_dir: str, console: Console | None) -> dict[str, Any]
         InterruptedRunError: asked to stop while no worker was running.
         GatdistError: what the training loop raised, of the same class.
     """
+    runtime = runtime_env.of_run(config)
     log = log_file(run_dir)
     address = config.cluster.address
     if not address:  # before a Ray of our own is started for nothing
@@ -94,7 +100,7 @@ def fit(config: Config, run_dir: str, console: Console | None) -> dict[str, Any]
     with (
         output_to_file(log) as terminal,
         shown_on(console, terminal),
-        connected(address, log, env_references(config), _OBJECT_STORE_BYTES),
+        connected(address, log, _OBJECT_STORE_BYTES, runtime),
     ):
         return _Run(config, run_dir, console, log).to_its_end()
 
@@ -224,18 +230,26 @@ class _Run:
         """Launch workers and watch them to their end. Returns what the training loop returned."""
         self.launches += 1
         self.bridge = self.bridge.begin(self.launches)
+        environment = runtime_env.secret_variables(self.config)
         self.metrics.launch()
         self.asked, self.left_s = "", 0.0
         # Ray Train's own records, on which nothing depends.
         folder = tempfile.TemporaryDirectory(prefix="gatdist-ray-", ignore_cleanup_errors=True)
         with folder as records, ExitStack() as start:
+            self.bridge.give(
+                {
+                    "config": self.config.model_dump_json(),
+                    "run_dir": self.run_dir,
+                    "token": start.enter_context(token(self.config, self.run_dir)),
+                    "environment": environment,
+                    "folders": module_folders(),
+                }
+            )
             attempt = Attempt(
                 self.config,
-                self.run_dir,
                 num_workers=size,
                 needs=self.needs,
                 bridge=self.bridge,
-                token=start.enter_context(token(self.config, self.run_dir)),
                 records=records,
                 reason=reason,
                 first=self.launches == 1,

@@ -9,10 +9,12 @@ from gatdist.config.environment import (
     REFERENCE,
     cache_folder,
     env_references,
+    env_values,
     expand_env,
     import_plugins,
     is_secret,
     masked_url,
+    set_env,
     silence_profiler,
 )
 from gatdist.config.fields import BOTH, NamedConfig, PlayerName
@@ -66,6 +68,7 @@ __all__ = [
     "Section",
     "cache_folder",
     "env_references",
+    "env_values",
     "expand_env",
     "first_error",
     "flatten",
@@ -78,6 +81,7 @@ __all__ = [
     "preset_names",
     "read_toml",
     "require_unchanged",
+    "set_env",
     "set_value",
     "silence_profiler",
 ]

@@ -7,7 +7,7 @@ import importlib.resources
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,6 +48,25 @@ def expand_env(text: str) -> str:
 def env_references(config: Config) -> list[str]:
     """Names of the environment variables that the configuration refers to, sorted."""
     return sorted(set(REFERENCE.findall(config.model_dump_json())))
+
+
+def env_values(text: str, more: Iterable[tuple[str, str]] = ()) -> dict[str, str]:
+    """Variables for another process: those that ``text`` refers to, and others.
+
+    Args:
+        text: with references.
+        more: names and values; a value without a reference is left out.
+
+    Raises:
+        ConfigError: a variable is not set.
+    """
+    found = {name: expand_env(f"${{env:{name}}}") for name in REFERENCE.findall(text)}
+    return found | {name: expand_env(value) for name, value in more if REFERENCE.search(value)}
+
+
+def set_env(values: Mapping[str, str]) -> None:
+    """Take over variables that another process has sent."""
+    os.environ.update(values)
 
 
 def is_secret(key: str) -> bool:

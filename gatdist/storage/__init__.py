@@ -5,6 +5,7 @@ opens fsspec's file systems so that they leave retrying to it; ``failures`` tell
 theirs means; ``local`` is this machine.
 """
 
+from gatdist.storage.backends import secrets_of, without
 from gatdist.storage.origin import LOCAL, OutsideUrl, options_for, origin, without_credentials
 from gatdist.storage.store import Store, absolute, at_file
 
@@ -16,5 +17,7 @@ __all__ = [
     "at_file",
     "options_for",
     "origin",
+    "secrets_of",
+    "without",
     "without_credentials",
 ]
