@@ -8,7 +8,6 @@ use (:func:`expand_env`), so that a secret never enters a file.
 from gatdist.config.environment import (
     REFERENCE,
     cache_folder,
-    env_references,
     env_values,
     expand_env,
     import_plugins,
@@ -67,7 +66,6 @@ __all__ = [
     "RunConfig",
     "Section",
     "cache_folder",
-    "env_references",
     "env_values",
     "expand_env",
     "first_error",

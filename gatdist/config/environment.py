@@ -9,12 +9,8 @@ import re
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from gatdist.errors import ConfigError, PluginError
-
-if TYPE_CHECKING:
-    from gatdist.config.models import Config
 
 REFERENCE = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
 _REFERENCES = re.compile(rf"(?:{REFERENCE.pattern}|:)+")  # USER:PASSWORD may be two
@@ -43,11 +39,6 @@ def expand_env(text: str) -> str:
         return os.environ[name]
 
     return REFERENCE.sub(value, text)
-
-
-def env_references(config: Config) -> list[str]:
-    """Names of the environment variables that the configuration refers to, sorted."""
-    return sorted(set(REFERENCE.findall(config.model_dump_json())))
 
 
 def env_values(text: str, more: Iterable[tuple[str, str]] = ()) -> dict[str, str]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gatdist.config import (
     cache_folder,
-    env_references,
+    env_values,
     expand_env,
     flatten,
     import_plugins,
@@ -453,6 +453,11 @@ def test_secrets_are_masked_and_references_kept(load):
         ("https://host/x?sig=${env:SIGNATURE}", "https://host/x?sig=${env:SIGNATURE}"),
         ("abfss://container@account.dfs.host/x", "abfss://container@account.dfs.host/x"),
         ("s3://bucket/a:b@c?d=e", "s3://bucket/a:b@c?d=e"),
+        ("https://t0ken@host/x", "https://***@host/x"),
+        ("https://me:p@ss@host/x", "https://me:***@host/x"),
+        ("https://${env:ME}:${env:PASSWORD}@host/x", "https://${env:ME}:${env:PASSWORD}@host/x"),
+        ("https://${env:TOKEN}@host/x", "https://${env:TOKEN}@host/x"),
+        ("abfs://container@account.example/x", "abfs://container@account.example/x"),
     ],
 )
 def test_secrets_in_a_url_are_masked_and_references_kept(load, url, public):
@@ -467,8 +472,10 @@ def test_what_is_public_is_a_configuration_again(load):
 
 
 def test_references_are_listed_and_expanded_at_the_moment_of_use(load, monkeypatch):
-    assert env_references(load(toml=SECRETS)) == ["BUCKET", "BUCKET_SECRET"]
     monkeypatch.setenv("BUCKET", "mine")
+    monkeypatch.setenv("BUCKET_SECRET", "s")
+    found = env_values(load(toml=SECRETS).model_dump_json())
+    assert found == {"BUCKET": "mine", "BUCKET_SECRET": "s"}
     monkeypatch.setenv("EMPTY", "")
     assert expand_env("s3://${env:BUCKET}/x${env:EMPTY}/${env:BUCKET}") == "s3://mine/x/mine"
     assert expand_env("$BUCKET ${BUCKET} ${env:}") == "$BUCKET ${BUCKET} ${env:}"
