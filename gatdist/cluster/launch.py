@@ -15,11 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gatdist.cluster.connection import (
-    connected,
-    log_file,
-    module_folders,
-)  # sets up what Ray's import needs
+from gatdist.cluster.connection import connected, log_file  # sets up what Ray's import needs
 
 # isort: split
 import ray
@@ -230,21 +226,13 @@ class _Run:
         """Launch workers and watch them to their end. Returns what the training loop returned."""
         self.launches += 1
         self.bridge = self.bridge.begin(self.launches)
-        environment = runtime_env.secret_variables(self.config)
         self.metrics.launch()
         self.asked, self.left_s = "", 0.0
         # Ray Train's own records, on which nothing depends.
         folder = tempfile.TemporaryDirectory(prefix="gatdist-ray-", ignore_cleanup_errors=True)
         with folder as records, ExitStack() as start:
-            self.bridge.give(
-                {
-                    "config": self.config.model_dump_json(),
-                    "run_dir": self.run_dir,
-                    "token": start.enter_context(token(self.config, self.run_dir)),
-                    "environment": environment,
-                    "folders": module_folders(),
-                }
-            )
+            left = start.enter_context(token(self.config, self.run_dir))
+            self.bridge.give(runtime_env.at_start(self.config, self.run_dir, left))
             attempt = Attempt(
                 self.config,
                 num_workers=size,

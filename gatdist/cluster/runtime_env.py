@@ -15,11 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gatdist.cluster import connection  # noqa: F401  sets up what Ray's import needs
+from gatdist.cluster import connection  # sets up what Ray's import needs
 
 # isort: split
 from ray.runtime_env import RuntimeEnv
 
+from gatdist.cluster.welcome import Token
 from gatdist.config import REFERENCE, Config, env_values
 from gatdist.errors import ConfigError
 
@@ -57,6 +58,26 @@ def of_run(config: Config) -> dict[str, Any]:
         told = " ".join(str(error).split())
         raise ConfigError(_FIELD, f"Ray does not take it ({told})") from None
     return runtime
+
+
+def at_start(config: Config, run_dir: str, token: Token) -> dict[str, Any]:
+    """What workers need to start, secrets too; for :meth:`gatdist.cluster.bridge.Bridge.give`.
+
+    Args:
+        config: of the run.
+        run_dir: its folder.
+        token: that all hosts must see.
+
+    Raises:
+        ConfigError: a variable that the configuration refers to is not set.
+    """
+    return {
+        "config": config.model_dump_json(),
+        "run_dir": run_dir,
+        "token": token,
+        "environment": secret_variables(config),
+        "folders": connection.module_folders(),
+    }
 
 
 def secret_variables(config: Config) -> dict[str, str]:

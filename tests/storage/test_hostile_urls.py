@@ -3,136 +3,24 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
+from hostile import OWN_TOKEN, POINTS, SECRET, spoil, train
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from recorder import Recorder, recording
 
 import gatdist
 from gatdist.cli import main
 from gatdist.config import load_config
-from gatdist.data import write_dataset
-from gatdist.data.codecs import encode_array
 from gatdist.errors import DataError, StorageError
 from gatdist.shards import index, pack, verify
 from gatdist.storage import OutsideUrl, Store, origin
 
-SECRET = "planted-5ecret-value"
 pytestmark = pytest.mark.storage
-
-OWN_TOKEN = "planted-t0ken-of-the-owner"
-POINTS = np.random.default_rng(0).normal(size=(64, 2)).astype(np.float32)
-SMALL = [
-    *("run.total_samples=32", "run.global_batch=16", "run.tick_samples=16"),
-    *("run.checkpoint_samples=16", 'evaluate={metrics=["swd"], features="points", num_samples=32}'),
-]
-
-
-class Recorder(ThreadingHTTPServer):
-    """A server that records what it is asked: method, path and headers of each request."""
-
-    def __init__(self, folder: Path | None = None, redirects: dict[str, str] | None = None) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.folder, self.redirects = folder, redirects or {}
-        self.requests: list[tuple[str, str, dict[str, str]]] = []
-        self.url = f"http://127.0.0.1:{self.server_port}"
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Recorder
-
-    def do_GET(self) -> None:
-        self.server.requests.append((self.command, self.path, dict(self.headers)))
-        path = self.path.partition("?")[0]
-        if path in self.server.redirects:
-            self._answer(302, b"", Location=self.server.redirects[path])
-        elif self.server.folder and (file := self.server.folder / path[1:]).is_file():
-            content = file.read_bytes()
-            if wanted := self.headers.get("Range"):
-                first, last = map(int, wanted.removeprefix("bytes=").split("-"))
-                total, content = len(content), content[first : last + 1]
-                self._answer(206, content, **{"Content-Range": f"bytes {first}-{last}/{total}"})
-            else:
-                self._answer(200, content)
-        else:
-            self._answer(404, b"")
-
-    do_HEAD = do_PUT = do_POST = do_DELETE = do_GET
-
-    def _answer(self, status: int, content: bytes, **headers: str) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(content)), **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
-
-    def log_message(self, *arguments: object) -> None:
-        pass
-
-
-@contextmanager
-def recording(folder: Path | None = None, redirects: dict[str, str] | None = None) -> Any:
-    server = Recorder(folder, redirects)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
-@pytest.fixture
-def evil(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
-    """The stranger's server. Whatever the test does, nothing may be asked of it."""
-    monkeypatch.setenv("PLANTED", SECRET)
-    with recording() as server:
-        yield server
-        assert server.requests == []
-
-
-@pytest.fixture
-def dataset(tmp_path: Path) -> Path:
-    samples = ((f"{i:03d}", {"npy": encode_array(p)}) for i, p in enumerate(POINTS))
-    folder = tmp_path / "data"
-    write_dataset(Store(str(folder)), [samples], modality="points", sample_shape=(2,))
-    return folder
-
-
-def spoil(folder: Path, shards_url: str) -> None:
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["shards_url"] = shards_url
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-
-
-@pytest.fixture
-def refused(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run a command that must be refused in one message that holds no secret; the message."""
-
-    def run(*arguments: object) -> str:
-        assert main([str(argument) for argument in arguments]) == 2
-        output, errors = capfd.readouterr()
-        assert "Traceback" not in errors
-        assert SECRET not in output + errors
-        assert OWN_TOKEN not in output + errors
-        return errors
-
-    return run
-
-
-def train(folder: object, *more: str) -> list[str]:
-    sets = [*SMALL, f'data.url="{folder}"', *more]
-    return ["train", "ring", "--local", *(word for s in sets for word in ("--set", s))]
 
 
 # Manifests
@@ -368,85 +256,3 @@ def test_url_of_others_never_leads_to_another_origin(text: str, own: str) -> Non
         outside = OutsideUrl(url)
         if outside.origin == origin(own):
             assert origin(outside.on(own)) == origin(own)
-
-
-# Runs of others
-
-
-@pytest.fixture
-def run(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run that somebody else made: its configuration is not in the user's cache folder."""
-    folder = tmp_path / "run"
-    assert main([*train(dataset), "--run-dir", str(folder)]) == 0
-    monkeypatch.setenv("GATDIST_CACHE", str(tmp_path / "another"))
-    return folder
-
-
-def change(run: Path, section: str, **values: Any) -> None:
-    config = json.loads((run / "config.json").read_text())
-    config[section] |= values
-    (run / "config.json").write_text(json.dumps(config))
-
-
-HOSTILE_KEYS = [
-    ("data", {"url": "{evil}/data"}),
-    ("data", {"url": "{evil}/${env:PLANTED}"}),
-    ("data", {"url": "${env:PLANTED}"}),
-    ("data", {"url": "s3://strangers-bucket/x"}),
-    ("data", {"shards_url": "{evil}/${env:PLANTED}"}),
-    ("data", {"shards_storage_options": {"headers": {"X": "${env:PLANTED}"}}}),
-    ("data", {"storage_options": {"client_kwargs": {"endpoint_url": "{evil}"}}}),
-    (
-        "evaluate",
-        {"features": "torchscript", "features_file": "{evil}/x", "features_sha256": "0" * 64},
-    ),
-    ("evaluate", {"features": "inception", "features_file": "{evil}/${env:PLANTED}"}),
-]
-
-
-@pytest.mark.parametrize(("section", "values"), HOSTILE_KEYS)
-def test_hostile_run_is_not_followed(
-    section: str,
-    values: dict[str, Any],
-    evil: Recorder,
-    run: Path,
-    dataset: Path,
-    refused: Callable[..., str],
-    tmp_path: Path,
-) -> None:
-    text = json.dumps(values).replace("{evil}", evil.url)
-    change(run, section, **json.loads(text))
-    key = next(key for key in values if key not in ("features", "features_sha256"))
-    told = refused("evaluate", run)
-    assert f"config.json: {section}.{key}" in told
-    assert f"--set '{section}.{key}=" in told
-    for command in (
-        ["inspect", run],
-        ["inspect", run, "--digest"],
-        ["verify", run],
-        ["report", run, "--out", tmp_path / "report.html"],
-        ["sample", run, "--num", "2", "--out", tmp_path / "fakes"],
-        ["sample", run, "--num", "2", "--out", tmp_path / "shards", "--shards"],
-        ["export", run, "--format", "safetensors", "--out", tmp_path / "generator"],
-    ):
-        assert main([str(argument) for argument in command]) == 0
-    # The user's own configuration is what counts, for training too.
-    assert main([*train(dataset), "--run-dir", str(run)]) == 0
-
-
-def test_own_run_is_followed_and_another_one_with_the_users_word(
-    run: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert main(["evaluate", str(run)]) == 0  # local data beside a local run
-    with recording(dataset) as own:
-        change(run, "data", url=own.url)
-        assert main(["evaluate", str(run)]) == 2
-        assert not own.requests
-        assert main(["evaluate", str(run), "--set", f'data.url="{own.url}"']) == 0
-        assert own.requests
-        # What was trained with here is the user's own.
-        mine = tmp_path / "mine"
-        monkeypatch.setenv("PLANTED", "1")
-        url = own.url + "?sig=${env:PLANTED}"
-        assert main([*train(url), "--run-dir", str(mine)]) == 0
-        assert main(["evaluate", str(mine)]) == 0
