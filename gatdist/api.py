@@ -34,10 +34,12 @@ def train(
         InterruptedRunError: asked to stop; a checkpoint was written and the same call resumes.
         GatdistError: see :mod:`gatdist.errors`.
     """
+    from gatdist.runs import remember
     from gatdist.training.plan import check
     from gatdist.training.profiling import require_ahead
 
     run_dir, config = absolute(run_dir), _anchored(config)
+    remember(config)
     require_ahead(config, run_dir)
     if local and config.cluster.max_workers > 1:
         raise ClusterError(
@@ -170,11 +172,22 @@ def load(run: str, player: Literal["generator", "discriminator"] = "generator") 
     return trained.generator if player == "generator" else trained.discriminator
 
 
-def evaluate(run: str, metrics: list[str] | None = None, num: int | None = None) -> dict[str, Any]:
+def evaluate(
+    run: str,
+    metrics: list[str] | None = None,
+    num: int | None = None,
+    *,
+    overrides: Sequence[str] = (),
+) -> dict[str, Any]:
     """Measure the averaged generator of a run against its data.
+
+    The run's own configuration says where the data is if you trained the run on this machine. Of a
+    run that others made, only data beside the run (on the same server or bucket) is used; name
+    everything else in ``overrides``.
 
     Args:
         run: a run directory.
+        overrides: ``section.key=value``, such as ``data.url=…``, ``data.storage_options={…}``.
         metrics: names; None takes the run's ``evaluate.metrics``.
         num: fakes to generate; None takes the run's ``evaluate.num_samples``.
 
@@ -184,17 +197,19 @@ def evaluate(run: str, metrics: list[str] | None = None, num: int | None = None)
 
     Raises:
         CheckpointError: ``run`` is no run, has no whole checkpoint, or its data has changed.
-        ConfigError: a metric that is not known.
+        ConfigError: a metric that is not known, or the run is not yours and names a URL that only
+            you may name.
     """
     from gatdist.data import open_dataset
     from gatdist.evaluation import Evaluator
     from gatdist.parallel.communicator import LocalCommunicator
-    from gatdist.runs import load_run
+    from gatdist.runs import adopted, load_run
     from gatdist.storage import Store
 
-    comm = LocalCommunicator(default_device())
-    trained = load_run(Store(absolute(run)), comm.device)
-    dataset = open_dataset(trained.config.data)
+    comm, store = LocalCommunicator(default_device()), Store(absolute(run))
+    trained = load_run(store, comm.device)
+    config = _anchored(adopted(trained.config, overrides, store))
+    dataset = open_dataset(config.data)
     state = trained.checkpoint.state
     if dataset.fingerprint != state["order"]["fingerprint"]:
         raise CheckpointError(
@@ -205,7 +220,7 @@ def evaluate(run: str, metrics: list[str] | None = None, num: int | None = None)
         )
     asked = {k: v for k, v in {"metrics": metrics, "num_samples": num}.items() if v is not None}
     evaluator = Evaluator(
-        trained.config.evaluate.model_copy(update=asked),
+        config.evaluate.model_copy(update=asked),
         dataset,
         comm,
         comm.device,
@@ -228,7 +243,8 @@ def _anchored(config: Config) -> Config:
         is_path = url and not url.startswith("builtin:") and not url.startswith("${env:")
         return absolute(url) if is_path else url
 
-    data = config.data.model_copy(update={"url": anchor(config.data.url)})
+    urls = {key: anchor(getattr(config.data, key)) for key in ("url", "shards_url")}
+    data = config.data.model_copy(update=urls)
     model = config.model.model_copy(update={"init_from": anchor(config.model.init_from)})
     return config.model_copy(update={"data": data, "model": model})
 

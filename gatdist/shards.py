@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from gatdist.errors import InterruptedRunError
-from gatdist.storage import Store, absolute
+from gatdist.errors import ConfigError, InterruptedRunError
+from gatdist.storage import Store, absolute, options_for
 
 if TYPE_CHECKING:
     from gatdist.monitor.progress import ProgressConsole
@@ -36,6 +36,7 @@ def pack(
     strict: bool = False,
     dry_run: bool = False,
     source_options: Mapping[str, Any] | None = None,
+    allowed_origins: Sequence[str] = (),
     dest_options: Mapping[str, Any] | None = None,
     console: ProgressConsole | None = None,
 ) -> dict[str, Any]:
@@ -66,6 +67,8 @@ def pack(
         strict: a sample that can't be packed is an error, instead of a line of the report.
         dry_run: say what would be written, and write nothing.
         source_options: of the source's storage.
+        allowed_origins: servers and buckets that a list of URLs may name beside its own, such as
+            ``https://images.example``. Nothing else is asked, and they get no credentials.
         dest_options: of the destination's storage.
         console: shows progress; None shows nothing.
 
@@ -90,6 +93,10 @@ def pack(
     }
     if labels and packing.is_list(labels):
         labels = absolute(labels)
+    for url in allowed_origins:
+        if "://" not in url:
+            mend = f"Say https://{url}"
+            raise ConfigError("--allow-origin", "must be a URL", value=url, mend=mend)
     request = packing.Request(
         source=absolute(source),
         dest=absolute(dest),
@@ -97,6 +104,7 @@ def pack(
         asked=packing.Asked(kind, labels, column),
         strict=strict,
         source_options=source_options or {},
+        allowed_origins=tuple(allowed_origins),
         dest_options=dest_options or {},
     )
     with _Work(console, f"the shards that are whole stay in {dest}") as work:
@@ -126,6 +134,7 @@ def index(
     workers: int | None = None,
     strict: bool = False,
     options: Mapping[str, Any] | None = None,
+    out_options: Mapping[str, Any] | None = None,
     console: ProgressConsole | None = None,
 ) -> dict[str, Any]:
     """Make a data set of shards that others wrote, or go on where that was interrupted.
@@ -142,12 +151,15 @@ def index(
         export: other indexes to write: ``dali``, ``energon``.
         workers: processes; None for one a core. Has no influence on what is written.
         strict: a sample that can't be used is an error, instead of a line of the report.
-        options: of the storage of both.
+        options: of the storage of the shards.
+        out_options: of that of ``out``; where it is on the same origin (server, or bucket),
+            ``options`` are used too.
         console: shows progress; None shows nothing.
 
     Returns:
         ``url, source, modality, sample_shape, num_classes, shards, samples, bytes, left_out,
-        seconds, bytes_per_s`` and more.
+        seconds, bytes_per_s, shards_url`` (what ``data.shards_url`` must be set to, or "") and
+        more.
 
     Raises:
         ConfigError: an option makes no sense.
@@ -167,6 +179,8 @@ def index(
         exports=export,
         strict=strict,
         options=options or {},
+        out_options=options_for(absolute(out or source), absolute(source), options or {})
+        | dict(out_options or {}),
     )
     with _Work(console, f"what was indexed stays in {out or source}") as work:
         plan = indexing.prepare(request)
@@ -183,6 +197,8 @@ def verify(
     decode: bool = False,
     workers: int | None = None,
     options: Mapping[str, Any] | None = None,
+    shards_url: str = "",
+    shards_options: Mapping[str, Any] | None = None,
     console: ProgressConsole | None = None,
 ) -> dict[str, Any]:
     """Check every digest of a data set, a checkpoint, or all checkpoints of a run.
@@ -192,6 +208,9 @@ def verify(
         decode: of a data set, decode each sample, too.
         workers: processes; None for one a core.
         options: of its storage.
+        shards_url: of a data set, the folder of its tars, where it is on another origin (server,
+            or bucket) than the manifest.
+        shards_options: of their storage.
         console: shows progress; None shows nothing.
 
     Returns:
@@ -215,7 +234,13 @@ def verify(
             manifest = read_manifest(store)
             num_bytes = sum(shard.size for shard in manifest.shards)
             work.show(verifying(store.url, len(manifest.shards), num_bytes))
-            job = shards.Job(url=url, options=dict(options or {}), decode=decode)
+            job = shards.Job(
+                url=url,
+                options=dict(options or {}),
+                shards_url=absolute(shards_url) if shards_url else "",
+                shards_options=dict(shards_options or {}),
+                decode=decode,
+            )
             tasks = [shards.Task(number) for number in range(len(manifest.shards))]
             records = work.do_all(shards.Worker, job, tasks, workers)
             outcome: dict[str, Any] = {

@@ -93,7 +93,9 @@ def _inspect(arguments: argparse.Namespace) -> None:
 def _evaluate(arguments: argparse.Namespace) -> None:
     from gatdist.api import evaluate
 
-    found = evaluate(arguments.run, arguments.metric or None, arguments.num)
+    found = evaluate(
+        arguments.run, arguments.metric or None, arguments.num, overrides=arguments.set
+    )
     if arguments.json:
         print(json.dumps(found))
         return
@@ -173,6 +175,13 @@ def parser() -> argparse.ArgumentParser:
         help="such as fid; may be given often",
     )
     sub.add_argument("--num", type=int, metavar="N", help="how many fakes")
+    sub.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="override a key of the run's configuration, such as data.url=…; may be given often",
+    )
 
     _add_sample(command)
 

@@ -60,6 +60,14 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
         help="folders, a column, a CSV or JSON list of files and labels, or none",
     )
     source.add_argument("--column", metavar="NAME", help="of a table: where the samples are")
+    source.add_argument(
+        "--allow-origin",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="a server or bucket that a list of URLs may name beside its own, such as "
+        "https://images.example; may be given often",
+    )
     sub.add_argument(
         "--shard-bytes",
         default="256MB",
@@ -104,6 +112,7 @@ def run(arguments: argparse.Namespace) -> None:
         address=arguments.address,
         strict=arguments.strict,
         dry_run=arguments.dry_run,
+        allowed_origins=arguments.allow_origin,
         source_options=values.options("--source-set", arguments.source_set),
         dest_options=values.options("--dest-set", arguments.dest_set),
         console=None if arguments.dry_run else ProgressConsole(sys.stderr),

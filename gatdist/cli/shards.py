@@ -37,23 +37,32 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
         metavar="NAME",
         help="also write the index of another reader: dali or energon",
     )
-    _add_common(sub)
+    _add_common(sub, "SHARDS")
+    _add_options(sub, "--out-set", "--out, where it is on another server or bucket")
     sub.add_argument("--strict", action="store_true", help="stop at a sample that can't be used")
 
     sub = command("verify", verify, "check every digest of a data set, a checkpoint or a run")
     sub.add_argument("url", metavar="URL")
     sub.add_argument("--decode", action="store_true", help="decode every sample, too")
-    _add_common(sub)
-
-
-def _add_common(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--workers", metavar="N", help="processes (default: one a core)")
     sub.add_argument(
-        "--set",
+        "--shards-url", default="", metavar="URL", help="the tars, where another server has them"
+    )
+    _add_common(sub, "URL")
+    _add_options(sub, "--shards-set", "--shards-url")
+
+
+def _add_common(sub: argparse.ArgumentParser, place: str) -> None:
+    sub.add_argument("--workers", metavar="N", help="processes (default: one a core)")
+    _add_options(sub, "--set", place)
+
+
+def _add_options(sub: argparse.ArgumentParser, option: str, place: str) -> None:
+    sub.add_argument(
+        option,
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="storage option, such as anon=true; may be given often",
+        help=f"storage option of {place}, such as anon=true; may be given often",
     )
 
 
@@ -72,6 +81,7 @@ def index(arguments: argparse.Namespace) -> None:
         workers=values.workers(arguments.workers) if arguments.workers else None,
         strict=arguments.strict,
         options=values.options("--set", arguments.set),
+        out_options=values.options("--out-set", arguments.out_set),
         console=ProgressConsole(sys.stderr),
     )
     if arguments.json:
@@ -89,6 +99,8 @@ def verify(arguments: argparse.Namespace) -> None:
         decode=arguments.decode,
         workers=values.workers(arguments.workers) if arguments.workers else None,
         options=values.options("--set", arguments.set),
+        shards_url=arguments.shards_url,
+        shards_options=values.options("--shards-set", arguments.shards_set),
         console=ProgressConsole(sys.stderr),
     )
     if arguments.json:

@@ -27,7 +27,7 @@ from ray.util.placement_group import PlacementGroup
 
 from gatdist.cluster.bridge import Bridge
 from gatdist.cluster.network import choose_interface
-from gatdist.cluster.welcome import Facts, Token, facts, require_alike
+from gatdist.cluster.welcome import Facts, facts, require_alike
 from gatdist.cluster.worker import work
 from gatdist.config import ClusterConfig, Config
 from gatdist.errors import ClusterError, WorkerLostError
@@ -47,11 +47,9 @@ class Attempt(threading.Thread):
 
     Args:
         config: of the run.
-        run_dir: its folder.
         num_workers: how many.
         needs: what each worker needs, by resource.
-        bridge: of this launch.
-        token: that all hosts must see.
+        bridge: of this launch; what workers need is in its mailbox, since Ray may log the rest.
         records: an empty local folder for Ray Train's own records, on which nothing depends.
         reason: for ``attempts.jsonl``.
         first: whether no worker of this run has started yet.
@@ -63,12 +61,10 @@ class Attempt(threading.Thread):
     def __init__(
         self,
         config: Config,
-        run_dir: str,
         *,
         num_workers: int,
         needs: dict[str, float],
         bridge: Bridge,
-        token: Token,
         records: str,
         reason: str,
         first: bool,
@@ -79,15 +75,12 @@ class Attempt(threading.Thread):
         self._trainer = _Trainer(
             work,
             train_loop_config={
-                "config": config.model_dump_json(),
-                "run_dir": run_dir,
                 "bridge": bridge,
                 "reason": reason,
             },
             torch_config=_TorchConfig(
                 backend=_backend(cluster, needs),
                 timeout_s=int(cluster.timeout_s + _GRACE_S),
-                token=token,
                 bridge=bridge,
                 first=first,
             ),
@@ -159,7 +152,6 @@ class _Introduction(ControllerCallback):
 class _TorchConfig(TorchConfig):
     """Ray Train's, and what the workers are welcomed with."""
 
-    token: Token | None = None
     bridge: Bridge | None = None
     first: bool = True
 
@@ -177,7 +169,7 @@ class _Welcome(_TorchBackend):
         bridge = config.bridge
         assert bridge is not None
         try:
-            found = worker_group.execute(_look_around, config.token, config.backend == "nccl")
+            found = worker_group.execute(_look_around, bridge, config.backend == "nccl")
             require_alike(found, time.time())
         except ClusterError as error:
             bridge.tell("fail", ClusterError.__name__, str(error))
@@ -198,11 +190,11 @@ class _Welcome(_TorchBackend):
             raise
 
 
-def _look_around(token: Token, use_gpu: bool) -> Facts:
+def _look_around(bridge: Bridge, use_gpu: bool) -> Facts:
     """In a worker: choose the network interface, and tell what must be alike."""
     address = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
     choose_interface(address)
-    return facts(address, token, use_gpu)
+    return facts(address, bridge.given()["token"], use_gpu)
 
 
 def _backend(cluster: ClusterConfig, needs: dict[str, float]) -> str:

@@ -9,6 +9,8 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from gatdist.cluster.watch import Pulse
+from gatdist.config import set_env
+from gatdist.errors import WorkerLostError
 
 Event = tuple[str, dict[str, Any]]
 
@@ -78,6 +80,14 @@ class Mailbox:
         stacks = {rank: told["text"] for rank, told in sorted(self._stacks.items())}
         return News(events, pulses, stacks, self._outcome, self._failure, self._controller)
 
+    def give(self, given: dict[str, Any]) -> None:
+        """Keep what workers need to start, secrets too: Ray logs no arguments of methods."""
+        self._given = given
+
+    def given(self) -> dict[str, Any] | None:
+        """What was given; None to whom asks a mailbox that was started anew."""
+        return getattr(self, "_given", None)
+
     def _event(self, kind: str, fields: dict[str, Any]) -> None:
         self._events.append((kind, fields))
 
@@ -141,3 +151,19 @@ class Bridge:
         """See :meth:`Mailbox.take`."""
         news: News = ray.get(self.actor.take.remote())
         return news
+
+    def give(self, given: dict[str, Any]) -> None:
+        """Leave in the mailbox what workers need to start. Nothing of it is logged or stored."""
+        ray.get(self.actor.give.remote(given))
+
+    def given(self) -> dict[str, Any]:
+        """What the driver has given; its variables are in the environment from now on.
+
+        Raises:
+            WorkerLostError: the mailbox was lost meanwhile.
+        """
+        given: dict[str, Any] | None = ray.get(self.actor.given.remote())
+        if given is None:
+            raise WorkerLostError("what the driver had given to the workers is lost")
+        set_env(given["environment"])
+        return given

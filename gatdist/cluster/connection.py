@@ -7,7 +7,7 @@ import secrets
 import socket
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,15 +43,18 @@ _CONNECT_S = 5.0
 
 @contextmanager
 def connected(
-    address: str, log: Path, variables: Iterable[str], object_store_bytes: int
+    address: str,
+    log: Path,
+    object_store_bytes: int,
+    runtime_env: Mapping[str, Any] | None = None,
 ) -> Iterator[None]:
     """Connected to a Ray.
 
     Args:
         address: of a cluster; "" starts a Ray that lives and dies with this process.
         log: where Ray's own output goes, for messages.
-        variables: of the environment, those that workers need.
         object_store_bytes: memory of a Ray of our own for what is sent through it.
+        runtime_env: what workers need beside gatdist. Ray logs it: it holds no secrets.
 
     Raises:
         ClusterError: nobody answers at the address, the cluster does not take our token, or Ray
@@ -67,7 +70,8 @@ def connected(
             "include_dashboard": False,
             "object_store_memory": object_store_bytes,
         }
-    runtime = {"env_vars": _environment(variables)}
+    given = dict(runtime_env or {})
+    runtime = given | {"env_vars": _environment(given.get("env_vars", {}))}
     with ExitStack() as stack:
         if not address:
             stack.enter_context(_token_of_our_own())
@@ -194,11 +198,16 @@ def _not_welcome(address: str, why: str) -> ClusterError:
     )
 
 
-def _environment(variables: Iterable[str]) -> dict[str, str]:
-    """What workers need of the driver's environment, to find modules and secrets."""
+def module_folders() -> list[str]:
+    """Where this process finds the user's modules, and gatdist."""
     folders = [os.getcwd(), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     package = str(Path(sys.modules["gatdist"].__path__[0]).parent)
-    wanted = [*variables, "GATDIST_CACHE", "OMP_NUM_THREADS"]
-    return {name: os.environ[name] for name in wanted if name in os.environ} | {
-        "PYTHONPATH": os.pathsep.join(dict.fromkeys([*folders, package]))
-    }
+    return list(dict.fromkeys([*folders, package]))
+
+
+def _environment(given: Mapping[str, str]) -> dict[str, str]:
+    """What workers need of the driver's environment to find modules, and what the user gives."""
+    wanted = ("GATDIST_CACHE", "OMP_NUM_THREADS")
+    found = {name: os.environ[name] for name in wanted if name in os.environ} | dict(given)
+    folders = [*filter(None, given.get("PYTHONPATH", "").split(os.pathsep)), *module_folders()]
+    return found | {"PYTHONPATH": os.pathsep.join(folders)}

@@ -57,7 +57,7 @@ def groups(address: str, most: int) -> Iterator[Groups]:
     """
     config = _config(address, most)
     log = Path(tempfile.mkdtemp(prefix="gatdist-logs-")) / "ray.log"
-    with output_to_file(log) as terminal, connected(address, log, (), _OBJECT_STORE_BYTES):
+    with output_to_file(log) as terminal, connected(address, log, _OBJECT_STORE_BYTES):
         has = ray.cluster_resources()  # type: ignore[no-untyped-call]
         needs = needs_of(config, has)
         _require_room(config, Nodes.now().capacity(needs), has)

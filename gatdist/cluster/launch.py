@@ -21,6 +21,7 @@ from gatdist.cluster.connection import connected, log_file  # sets up what Ray's
 import ray
 from ray.train.v2._internal.exceptions import RayTrainError
 
+from gatdist.cluster import runtime_env
 from gatdist.cluster.attempt import Attempt
 from gatdist.cluster.autoscaler import Demand, may_grow
 from gatdist.cluster.bridge import Bridge, News
@@ -41,7 +42,7 @@ from gatdist.cluster.sizing import (
 )
 from gatdist.cluster.watch import Lateness, Pulse, lateness
 from gatdist.cluster.welcome import token
-from gatdist.config import Config, env_references
+from gatdist.config import Config
 from gatdist.errors import (
     GatdistError,
     InterruptedRunError,
@@ -84,6 +85,7 @@ def fit(config: Config, run_dir: str, console: Console | None) -> dict[str, Any]
         InterruptedRunError: asked to stop while no worker was running.
         GatdistError: what the training loop raised, of the same class.
     """
+    runtime = runtime_env.of_run(config)
     log = log_file(run_dir)
     address = config.cluster.address
     if not address:  # before a Ray of our own is started for nothing
@@ -94,7 +96,7 @@ def fit(config: Config, run_dir: str, console: Console | None) -> dict[str, Any]
     with (
         output_to_file(log) as terminal,
         shown_on(console, terminal),
-        connected(address, log, env_references(config), _OBJECT_STORE_BYTES),
+        connected(address, log, _OBJECT_STORE_BYTES, runtime),
     ):
         return _Run(config, run_dir, console, log).to_its_end()
 
@@ -229,13 +231,13 @@ class _Run:
         # Ray Train's own records, on which nothing depends.
         folder = tempfile.TemporaryDirectory(prefix="gatdist-ray-", ignore_cleanup_errors=True)
         with folder as records, ExitStack() as start:
+            left = start.enter_context(token(self.config, self.run_dir))
+            self.bridge.give(runtime_env.at_start(self.config, self.run_dir, left))
             attempt = Attempt(
                 self.config,
-                self.run_dir,
                 num_workers=size,
                 needs=self.needs,
                 bridge=self.bridge,
-                token=start.enter_context(token(self.config, self.run_dir)),
                 records=records,
                 reason=reason,
                 first=self.launches == 1,

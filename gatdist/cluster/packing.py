@@ -13,8 +13,9 @@ from gatdist.cluster.connection import connected  # sets up what Ray's import ne
 # isort: split
 import ray.data
 
+from gatdist.cluster.bridge import Bridge
 from gatdist.cluster.quiet import output_to_file, shown_on
-from gatdist.config import REFERENCE
+from gatdist.config import env_values
 from gatdist.data.packing import Job, Record, Task, Worker
 from gatdist.data.processes import Tell
 from gatdist.errors import GatdistError, WorkerLostError, rebuilt
@@ -59,14 +60,14 @@ def do_all(
     with (
         output_to_file(log) as terminal,
         shown_on(console, terminal),
-        connected(
-            "" if address == OWN else address, log, REFERENCE.findall(shared), _OBJECT_STORE_BYTES
-        ),
+        connected("" if address == OWN else address, log, _OBJECT_STORE_BYTES),
     ):
+        bridge = Bridge()
+        bridge.give({"job": shared, "environment": env_values(shared)})
         ray.data.DataContext.get_current().enable_progress_bars = False
         rows = [{"task": task.to_json()} for task in tasks]
         results = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-            lambda row: _do(row, shared), num_cpus=1, concurrency=workers
+            lambda row: _do(row, bridge), num_cpus=1, concurrency=workers
         )
         try:
             for row in results.iter_rows():
@@ -82,7 +83,7 @@ def do_all(
     return [records[task.number] for task in tasks]
 
 
-def _do(row: dict[str, Any], job: str) -> dict[str, Any]:
+def _do(row: dict[str, Any], bridge: Bridge) -> dict[str, Any]:
     """One row of Ray Data: a task in, what became of it out."""
     counts = [0, 0]
 
@@ -93,7 +94,7 @@ def _do(row: dict[str, Any], job: str) -> dict[str, Any]:
     task = Task.from_json(row["task"])
     answer = {"number": task.number, "error": "", "message": "", "record": ""}
     try:
-        with Worker(Job.model_validate_json(job)) as worker:
+        with Worker(Job.model_validate_json(bridge.given()["job"])) as worker:
             answer["record"] = worker.do(task, tell).model_dump_json()
     except GatdistError as error:
         answer |= {"error": type(error).__name__, "message": str(error)}

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,9 +17,10 @@ from gatdist.cluster import connection  # noqa: F401  sets up what Ray's import 
 import ray.train.torch
 
 from gatdist.cluster.bridge import Bridge
+from gatdist.cluster.runtime_env import prefer_folders
 from gatdist.config import parse_config
-from gatdist.errors import GatdistError, WorkerLostError
-from gatdist.storage import Store
+from gatdist.errors import GatdistError, TrainingError, WorkerLostError, rebuilt
+from gatdist.storage import Store, secrets_of, without
 from gatdist.training.progress import Progress
 
 _PULSE_S = 0.5
@@ -28,6 +30,30 @@ _ANSWER_S = 5.0
 
 def work(given: dict[str, Any]) -> None:
     """One worker: the training loop with the process group that Ray Train has made."""
+    shared = given["bridge"].given()
+    prefer_folders(shared["folders"])
+    try:
+        _work(given | shared)
+    except Exception as error:
+        told = _tellable(error, shared)
+        if told is error:
+            raise
+        raise told from None
+
+
+def _tellable(error: Exception, shared: dict[str, Any]) -> Exception:
+    """An error as Ray may log it: with what led to it, unless there are secrets in that."""
+    secrets = secrets_of(shared["run_dir"], json.loads(shared["config"]))
+    secrets += [value for value in shared["environment"].values() if value not in secrets]
+    whole = "".join(traceback.format_exception(error))
+    if without(secrets, whole) == whole:
+        return error
+    if isinstance(error, GatdistError):
+        return rebuilt(type(error).__name__, str(error))
+    return TrainingError(without(secrets, whole))
+
+
+def _work(given: dict[str, Any]) -> None:
     import torch
 
     from gatdist.parallel.communicator import TorchCommunicator

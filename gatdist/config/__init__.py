@@ -8,11 +8,12 @@ use (:func:`expand_env`), so that a secret never enters a file.
 from gatdist.config.environment import (
     REFERENCE,
     cache_folder,
-    env_references,
+    env_values,
     expand_env,
     import_plugins,
     is_secret,
     masked_url,
+    set_env,
     silence_profiler,
 )
 from gatdist.config.fields import BOTH, NamedConfig, PlayerName
@@ -65,7 +66,7 @@ __all__ = [
     "RunConfig",
     "Section",
     "cache_folder",
-    "env_references",
+    "env_values",
     "expand_env",
     "first_error",
     "flatten",
@@ -78,6 +79,7 @@ __all__ = [
     "preset_names",
     "read_toml",
     "require_unchanged",
+    "set_env",
     "set_value",
     "silence_profiler",
 ]

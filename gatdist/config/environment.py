@@ -7,20 +7,18 @@ import importlib.resources
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from gatdist.errors import ConfigError, PluginError
 
-if TYPE_CHECKING:
-    from gatdist.config.models import Config
-
 REFERENCE = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
+_REFERENCES = re.compile(rf"(?:{REFERENCE.pattern}|:)+")  # USER:PASSWORD may be two
 _SECRET = re.compile(
     r"key|secret|token|passw|credential|auth|sas|connection_string|cookie|signature", re.IGNORECASE
 )
-_PASSWORD = re.compile(r"(?<=://)([^/\s:@]*:)([^/\s@]+)(?=@)")
+# Of HTTP, a user without a password may be a token; of Azure, it is the container.
+_PASSWORD = re.compile(r"((?<=://)(?!\$\{)[^/\s:@]*:|(?<=http://)|(?<=https://))([^/\s]+)(?=@)")
 _URL_WITH_QUERY = re.compile(r"https?://[^\s'\"?]*\?[^\s'\"]*")
 _QUERY_VALUE = re.compile(r"([?&][^=&]*=)([^&]+)")
 
@@ -43,9 +41,23 @@ def expand_env(text: str) -> str:
     return REFERENCE.sub(value, text)
 
 
-def env_references(config: Config) -> list[str]:
-    """Names of the environment variables that the configuration refers to, sorted."""
-    return sorted(set(REFERENCE.findall(config.model_dump_json())))
+def env_values(text: str, more: Iterable[tuple[str, str]] = ()) -> dict[str, str]:
+    """Variables for another process: those that ``text`` refers to, and others.
+
+    Args:
+        text: with references.
+        more: names and values; a value without a reference is left out.
+
+    Raises:
+        ConfigError: a variable is not set.
+    """
+    found = {name: expand_env(f"${{env:{name}}}") for name in REFERENCE.findall(text)}
+    return found | {name: expand_env(value) for name, value in more if REFERENCE.search(value)}
+
+
+def set_env(values: Mapping[str, str]) -> None:
+    """Take over variables that another process has sent."""
+    os.environ.update(values)
 
 
 def is_secret(key: str) -> bool:
@@ -61,7 +73,7 @@ def masked_url(text: str) -> str:
 
     def masked(match: re.Match[str]) -> str:
         before, secret = match.groups()
-        return before + (secret if REFERENCE.fullmatch(secret) else "***")
+        return before + (secret if _REFERENCES.fullmatch(secret) else "***")
 
     text = _PASSWORD.sub(masked, text)
     return _URL_WITH_QUERY.sub(lambda url: _QUERY_VALUE.sub(masked, url[0]), text)

@@ -92,20 +92,18 @@ def _presets() -> Any:
 
 
 def read_toml(path: str) -> dict[str, Any]:
-    """The tables of a TOML file.
+    """The tables of a TOML file, which may begin with a byte order mark.
 
     Raises:
         ConfigError: it can't be read, or is not TOML.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        content = Path(path).read_bytes()
     except OSError as error:
         raise ConfigError(
             path, f"can't read the file ({error.strerror})", mend="Check the path"
         ) from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(path, f"not valid TOML ({error})", mend="Save it as UTF-8") from None
-    return _tables(path, text)
+    return _tables(path, content)
 
 
 def _preset(name: str) -> dict[str, Any]:
@@ -115,12 +113,17 @@ def _preset(name: str) -> dict[str, Any]:
             f"not known. {nearest(name, preset_names())}; or give a .toml file",
             value=name,
         )
-    return _tables(name, (_presets() / f"{name}.toml").read_text())
+    return _tables(name, (_presets() / f"{name}.toml").read_bytes())
 
 
-def _tables(source: str, text: str) -> dict[str, Any]:
+def _tables(source: str, content: bytes) -> dict[str, Any]:
+    if b"\0" in content:  # which TOML excludes, and every other Unicode encoding needs
+        encoding = "UTF-32" if b"\0\0" in content else "UTF-16"
+        raise ConfigError(source, f"is encoded as {encoding}", mend="Save it as UTF-8")
     try:
-        return tomllib.loads(text)
+        return tomllib.loads(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(source, f"not valid TOML ({error})", mend="Save it as UTF-8") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(source, f"not valid TOML ({error})", mend="Mend that line") from None
 
@@ -213,7 +216,7 @@ def _keys(
 
 def may_be_secret(key: str) -> bool:
     """Whether what a key holds is not to be shown in a message."""
-    return key in ("storage_options", "runtime_env") or is_secret(key)
+    return key.endswith("storage_options") or key == "runtime_env" or is_secret(key)
 
 
 def _fields_at(location: list[str], model: type[BaseModel]) -> list[str]:

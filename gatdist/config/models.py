@@ -221,7 +221,11 @@ class Config(Section):
         where the learning rate decays towards it.
         """
         flat = flatten(self.model_dump(mode="json"))
-        exact = {key: value for key, value in flat.items() if key.startswith(_MATHEMATICS)}
+        exact = {
+            key: value
+            for key, value in flat.items()
+            if key.startswith(_MATHEMATICS) and not key.startswith("model.init_from_storage")
+        }
         exact["data.lanes"] = self.lanes
         exact["model.init_from"] = masked_url(self.model.init_from)
         if any(p.decay != "none" for p in (self.optim.generator, self.optim.discriminator)):
@@ -241,7 +245,10 @@ _SECRETIVE = (
     ("run", "storage_options"),
     ("data", "storage_options"),
     ("data", "url"),
+    ("data", "shards_url"),
+    ("data", "shards_storage_options"),
     ("model", "init_from"),
+    ("model", "init_from_storage_options"),
     ("evaluate", "features_file"),
     ("cluster", "runtime_env"),
 )

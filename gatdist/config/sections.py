@@ -81,10 +81,8 @@ class RunConfig(Section):
 class DataConfig(Section):
     """Where the samples are and how they are read.
 
-    ``builtin:digits`` and ``builtin:ring`` need no files.
-
     Attributes:
-        url: of the folder of a data set.
+        url: of the folder of a data set; ``builtin:digits`` and ``builtin:ring`` need no files.
         resolution: pictures of another size (height and width, or both at once) are cut to its
             aspect about their centre and resized; None takes them as they are.
         resize: by which filter.
@@ -108,7 +106,10 @@ class DataConfig(Section):
         on_bad_sample: whether a sample that can't be read, even after it was fetched again, ends
             the run, or another one is shown instead, the same on any number of workers.
         bad_sample_budget: more different bad samples than this end the run all the same.
-        storage_options: as ``run.storage_options``, for ``url``.
+        storage_options: as ``run.storage_options``, for what is on the server or bucket of ``url``.
+        shards_url: URL of the folder of the tars, in place of the manifest's; required where they
+            are on another server or bucket than the manifest.
+        shards_storage_options: as ``run.storage_options``, for ``shards_url``.
     """
 
     url: str
@@ -128,6 +129,8 @@ class DataConfig(Section):
     on_bad_sample: Literal["raise", "substitute"] = "raise"
     bad_sample_budget: NonNegativeInt = 100
     storage_options: dict[str, Any] = {}
+    shards_url: str = ""
+    shards_storage_options: dict[str, Any] = {}
 
 
 class ModelConfig(Section):
@@ -141,6 +144,7 @@ class ModelConfig(Section):
         spectral_norm: the players whose weights are all divided by their largest singular values.
         init_from: folder of another run, whose networks a fresh run starts from, to go on with
             other data.
+        init_from_storage_options: likewise, where that is on another server than the run directory.
     """
 
     generator: NamedConfig = NamedConfig(name="residual")
@@ -149,6 +153,7 @@ class ModelConfig(Section):
     conditional: bool = False
     spectral_norm: list[PlayerName] = []
     init_from: str = ""
+    init_from_storage_options: dict[str, Any] = {}
 
 
 class PenaltyConfig(Section):
@@ -367,9 +372,8 @@ class ClusterConfig(Section):
         resources_per_worker: others that Ray's hosts offer, by name.
         placement: how Ray spreads the workers over the hosts.
         labels: that a host must have, as Ray's label selectors are written.
-        runtime_env: Ray's description of what the workers need beside gatdist (``pip``,
-            ``working_dir``, ``env_vars`` …). Plugins outside of the environment travel by
-            themselves.
+        runtime_env: Ray's description of what workers need beside gatdist (``pip``,
+            ``working_dir``, ``env_vars`` …). Plugins that are not installed are sent along.
         timeout_s: a worker that does not move, or is silent, for so long is lost.
         late_s: one that does so for so long is named, with the stacks of all workers.
         max_failures: so many failures in a row without a new checkpoint between them are borne.

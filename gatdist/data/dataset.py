@@ -17,7 +17,7 @@ import numpy as np
 from gatdist.config import DataConfig
 from gatdist.data import builtin
 from gatdist.data.codecs import CodecError
-from gatdist.data.format import Manifest, read_manifest
+from gatdist.data.format import Manifest, open_shards, read_manifest
 from gatdist.data.modalities import MODALITIES, new_samples
 from gatdist.data.order import Indices, block_bounds, cut_blocks, substitute
 from gatdist.data.reading.allotment import index_bytes
@@ -106,7 +106,7 @@ class Dataset:
         self.sample_bytes = self.new_samples(1).nbytes
         self.bytes_fetched = 0
 
-        tars = Store(manifest.shards_url, config.storage_options) if manifest.shards_url else store
+        tars = open_shards(store, manifest, config)
         self.is_local = tars.is_local
         self._store, self._manifest, self.config = tars, manifest, config
         samples, sizes = np.array(self.shard_sizes, dtype=np.int64).T

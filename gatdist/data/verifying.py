@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from gatdist.config import DataConfig
 from gatdist.data.codecs import CodecError
-from gatdist.data.format import Shard, read_index, read_manifest
+from gatdist.data.format import Shard, open_shards, read_index, read_manifest
 from gatdist.data.modalities import MODALITIES, new_samples
 from gatdist.data.processes import Tell
 from gatdist.data.reading.shape import read_spec, resizing
@@ -31,6 +31,8 @@ class Job(BaseModel):
     Attributes:
         url: of the data set.
         options: of its storage.
+        shards_url: the user's own, where the shards are elsewhere.
+        shards_options: of their storage.
         decode: whether each sample is decoded, too.
     """
 
@@ -38,6 +40,8 @@ class Job(BaseModel):
 
     url: str
     options: dict[str, Any]
+    shards_url: str
+    shards_options: dict[str, Any]
     decode: bool
 
 
@@ -83,8 +87,14 @@ class Worker:
     def __init__(self, job: Job) -> None:
         self._indexes = Store(job.url, job.options)
         self._manifest = read_manifest(self._indexes)
-        url = self._manifest.shards_url
-        self._tars = Store(url, job.options) if url else self._indexes
+        given = DataConfig(
+            url=job.url,
+            storage_options=job.options,
+            shards_url=job.shards_url,
+            shards_storage_options=job.shards_options,
+        )
+        fix = "Say --shards-url URL, and --shards-set KEY=VALUE where they need credentials"
+        self._tars = open_shards(self._indexes, self._manifest, given, fix=fix)
         self._decodes = job.decode
 
     def __enter__(self) -> Self:

@@ -43,6 +43,8 @@ def closing(outcome: Facts) -> Iterator[Event]:
         for name, reason in outcome["left_out_examples"]:
             left_out += f"\n{'':12}{name} {reason}"
     use = f"--set data.url={shown_path(outcome['url'])}"
+    if outcome["shards_url"]:
+        use += f" --set data.shards_url={outcome['shards_url']}"
     if None in outcome["sample_shape"]:
         use += (
             " --set data.resolution=64"

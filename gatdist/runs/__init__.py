@@ -3,6 +3,7 @@
 from gatdist.runs.checkpoint import PARTS, Checkpoint, read_checkpoint, require_same_order
 from gatdist.runs.checkpoints import Checkpoints, Retention
 from gatdist.runs.directory import RunDirectory, read_config, read_lines
+from gatdist.runs.ownership import adopted, remember
 from gatdist.runs.trained import Sampler, TrainedRun, load_run, networks_with
 
 __all__ = [
@@ -13,10 +14,12 @@ __all__ = [
     "RunDirectory",
     "Sampler",
     "TrainedRun",
+    "adopted",
     "load_run",
     "networks_with",
     "read_checkpoint",
     "read_config",
     "read_lines",
+    "remember",
     "require_same_order",
 ]

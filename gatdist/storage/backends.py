@@ -18,6 +18,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -40,7 +41,8 @@ class Backend(NamedTuple):
     Attributes:
         extra: of gatdist's package that installs its library; "" where none is needed.
         credentials: where its library looks for them.
-        configured: adds what gatdist needs to the user's options, given also a time limit.
+        configured: adds what gatdist needs to the user's options, given the URL, those options
+            (both expanded), and a time limit.
         adjust: does to the file system what no option does, given the same.
         clash: what in a URL and in options, both expanded, excludes one another; "" for nothing.
         listing: the permission without which absent files are answered with 403; "" for none.
@@ -48,7 +50,7 @@ class Backend(NamedTuple):
 
     extra: str
     credentials: str
-    configured: Callable[[Options, float], Options] = lambda options, stall_s: options
+    configured: Callable[[str, Options, float], Options] = lambda url, options, stall_s: options
     adjust: Callable[[Any, float], None] = lambda file_system, stall_s: None
     clash: Callable[[str, Options], str] = lambda url, options: ""
     listing: str = ""
@@ -81,12 +83,13 @@ def open_file_system(url: str, options: Mapping[str, Any], stall_s: float) -> tu
         if name.endswith("kwargs") and not isinstance(value, Mapping):
             mend = f"Write {name} = {{ … }}"
             raise StorageError(masked_url(url), f"option {name} must be a table", mend=mend)
+    place = expand_env(url)
     try:
-        if rule := backend.clash(expand_env(url), expanded):
+        if rule := backend.clash(place, expanded):
             raise StorageError(masked_url(url), rule, mend="Leave one of them out")
         # Listings are never cached: another process may have written since.
-        wanted = backend.configured(expanded, stall_s) | {"use_listings_cache": False}
-        file_system, root = open_plain(expand_env(url), wanted)
+        wanted = backend.configured(place, expanded, stall_s) | {"use_listings_cache": False}
+        file_system, root = open_plain(place, wanted)
         backend.adjust(file_system, stall_s)
     except ImportError as error:
         mend = f'pip install "gatdist[{backend.extra}]"' if backend.extra else "Install its package"
@@ -136,7 +139,7 @@ def without(secrets: Iterable[str], text: str) -> str:
 # S3
 
 
-def _s3_options(options: Options, stall_s: float) -> Options:
+def _s3_options(url: str, options: Options, stall_s: float) -> Options:
     config = {
         "connect_timeout": min(_CONNECT_S, stall_s),
         "read_timeout": stall_s,
@@ -153,14 +156,38 @@ def _set_s3(file_system: Any, stall_s: float) -> None:
 # Google Cloud Storage and plain HTTP, both with aiohttp
 
 
-def _gcs_options(options: Options, stall_s: float) -> Options:
+def _gcs_options(url: str, options: Options, stall_s: float) -> Options:
     session = {"middlewares": (_read_or_raise,)} | options.get("session_kwargs", {})
     return {"requests_timeout": _limits(stall_s)} | options | {"session_kwargs": session}
 
 
-def _http_options(options: Options, stall_s: float) -> Options:
-    ours = {"middlewares": (_raise_refusals,), "timeout": _limits(stall_s)}
+def _http_options(url: str, options: Options, stall_s: float) -> Options:
+    from yarl import URL
+
+    secretive = _Secretive(str(URL(url).origin()))
+    ours = {"middlewares": (secretive, _raise_refusals), "timeout": _limits(stall_s)}
     return options | {"client_kwargs": ours | options.get("client_kwargs", {})}
+
+
+_HARMLESS = {"host", "accept", "accept-encoding", "range"}
+
+
+@dataclass(frozen=True)  # so that fsspec takes those of one origin for the same
+class _Secretive:
+    """Middleware of aiohttp: after a redirect to another origin, no header of the user's is sent.
+
+    aiohttp itself takes ``Authorization`` and cookies away, but no other header, such as
+    ``X-Api-Key``. Where a server redirects to is its own decision.
+    """
+
+    origin: str
+
+    async def __call__(self, request: Any, handler: Any) -> Any:
+        if str(request.url.origin()) != self.origin:
+            for name in {name for name in request.headers if name.lower() not in _HARMLESS}:
+                del request.headers[name]
+            request.headers["User-Agent"] = "gatdist"
+        return await handler(request)
 
 
 def _http_clash(url: str, options: Options) -> str:
@@ -228,7 +255,7 @@ async def _explanation(response: Any) -> tuple[str, str]:
 # Azure Blob Storage
 
 
-def _azure_options(options: Options, stall_s: float) -> Options:
+def _azure_options(url: str, options: Options, stall_s: float) -> Options:
     return {"connection_timeout": min(_CONNECT_S, stall_s), "read_timeout": stall_s} | options
 
 

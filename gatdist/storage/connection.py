@@ -17,10 +17,11 @@ from urllib.parse import quote, unquote
 
 from fsspec.implementations.local import LocalFileSystem
 
-from gatdist.config import masked_url
+from gatdist.config import REFERENCE, expand_env, masked_url
 from gatdist.errors import StorageError, StorageUnavailableError
 from gatdist.storage import failures
 from gatdist.storage.backends import backend_of, open_file_system, secrets_of, without
+from gatdist.storage.origin import origin
 from gatdist.storage.urls import is_exact
 
 T = TypeVar("T")
@@ -65,8 +66,16 @@ class Connection:
         self._open()
         self.is_local = isinstance(self._file_system, LocalFileSystem)
 
+    @property
+    def origin(self) -> str:
+        """See :mod:`gatdist.storage.origin`."""
+        return origin(expand_env(self.url))
+
     def child_url(self, name: str) -> str:
-        """Of the folder ``name`` in this one, secrets and all."""
+        """Of the folder ``name`` in this one, secrets and all. The name may be from a listing."""
+        if REFERENCE.search(name) or "://" in name or ".." in name.split("/"):
+            rule = "is no name of a folder in this one"
+            raise StorageError(self.shown(name), rule, mend="Rename it")
         return _joined(self.url, name)
 
     def path(self, name: str) -> str:

@@ -21,6 +21,7 @@ from gatdist.storage import failures
 from gatdist.storage.connection import Connection
 from gatdist.storage.deletion import Deletion
 from gatdist.storage.local import TEMPORARY, OpenFiles, create, remove_all, replace, walk
+from gatdist.storage.origin import OutsideUrl
 from gatdist.storage.ranges import WantedRanges, cut_short
 
 
@@ -55,12 +56,13 @@ class Store:
 
     def __init__(
         self,
-        url: str,
+        url: str,  # the user's own; see `reach` for others
         options: Mapping[str, Any] | None = None,
         *,
         retry_budget_s: float = 60.0,
         stall_s: float = 30.0,
     ) -> None:
+        assert isinstance(url, str), "a URL that others wrote is opened by `reach`"
         self._connection = Connection(
             url, options or {}, retry_budget_s=retry_budget_s, stall_s=stall_s
         )
@@ -84,8 +86,28 @@ class Store:
         return Path(self._connection.path(name))
 
     def child(self, name: str) -> Store:
-        """The folder ``name`` in this one."""
+        """The folder ``name`` in this one.
+
+        Raises:
+            StorageError: the name leads out of this folder, or holds a reference.
+        """
         return self._anew(self._connection.child_url(name))
+
+    @property
+    def origin(self) -> str:
+        """Where its credentials may go; see :mod:`gatdist.storage.origin`."""
+        return self._connection.origin
+
+    def reach(self, url: OutsideUrl) -> Store:
+        """The folder at a URL that others wrote, with the options of this store.
+
+        Raises:
+            ValueError: it is on another origin, or no plain URL; the message is the rule.
+        """
+        url.require_plain()
+        if url.origin != self.origin:
+            raise ValueError(f"is on another origin than {self.origin}")
+        return self._anew(url.on(self._connection.url))
 
     def read(self, name: str) -> bytes:
         """The whole content of a file.

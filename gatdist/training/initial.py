@@ -12,10 +12,17 @@ from gatdist.errors import CheckpointError, ConfigError
 
 
 @torch.no_grad()
-def start_from_another_run(config: Config, networks: Mapping[PlayerName, nn.Module]) -> None:
+def start_from_another_run(
+    config: Config, networks: Mapping[PlayerName, nn.Module], run_dir: str
+) -> None:
     """Give both networks the weights of the run that ``model.init_from`` names, if it does.
 
     The generator starts from that run's average.
+
+    Args:
+        config: of this run.
+        networks: of both players.
+        run_dir: URL of this run's folder, or its origin: that run's credentials are for it alone.
 
     Raises:
         ConfigError: there is no run, or no whole checkpoint.
@@ -25,9 +32,11 @@ def start_from_another_run(config: Config, networks: Mapping[PlayerName, nn.Modu
     if not url:
         return
     from gatdist.runs import PARTS, Checkpoints  # a bare machine that measures steps has no fsspec
-    from gatdist.storage import Store, absolute
+    from gatdist.storage import Store, absolute, options_for
 
-    store = Store(absolute(url), config.run.storage_options)
+    url = absolute(url)
+    options = options_for(url, run_dir, config.run.storage_options)
+    store = Store(url, options | config.model.init_from_storage_options)
     checkpoint = Checkpoints(store.child("checkpoints")).newest()
     if checkpoint is None:
         raise ConfigError(

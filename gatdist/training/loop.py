@@ -391,7 +391,7 @@ class _Loop:
         faults.here.step = 0
         resumes = self._load_newest()
         if not resumes:
-            self.state.start_from_another_run(self.config)
+            self.state.start_from_another_run(self.config, self.directory.store.origin)
         if self.is_over():
             return
         hosts = self.comm.all_gather_object(socket.gethostname())

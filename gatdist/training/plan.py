@@ -71,7 +71,7 @@ def check(config: Config, run_dir: str, device: torch.device | None = None) -> C
     on_gpus = config.cluster.gpus_per_worker or torch.cuda.is_available()
     device = device or torch.device("cpu")
     by_player = {name: network.to(device) for name, network in zip(BOTH, networks, strict=True)}
-    start_from_another_run(config, by_player)
+    start_from_another_run(config, by_player, run_dir)
     traits = examine(config, by_player, sample_shape, num_classes, dataset.space.facts)
     warnings = require_exact(config, traits)
     for name, network in by_player.items():

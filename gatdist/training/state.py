@@ -100,11 +100,11 @@ class TrainState:
         self._rule = build_update_rule(config, self.game)
         return self._rule
 
-    def start_from_another_run(self, config: Config) -> None:
-        """Take over the networks that ``model.init_from`` names, if it does."""
+    def start_from_another_run(self, config: Config, run_dir: str) -> None:
+        """Take over the networks that ``model.init_from`` names, if it does. See ``initial``."""
         if config.model.init_from:
             networks = {name: player.bare for name, player in self.players.items()}
-            start_from_another_run(config, networks)
+            start_from_another_run(config, networks, run_dir)
             self.average.start(self.players["generator"].bare)
 
     def tensors(self) -> dict[str, Tensor]:

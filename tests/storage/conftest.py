@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import servers
+from hostile import dataset, evil, refused  # noqa: F401  fixtures
 from servers import Server
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gatdist.config import (
     cache_folder,
-    env_references,
+    env_values,
     expand_env,
     flatten,
     import_plugins,
@@ -98,6 +98,24 @@ def test_a_file_that_is_not_utf8(tmp_path):
 
 def test_a_file_may_use_any_language(load):
     assert load(toml=MINIMAL.replace("builtin:ring", "/daten/gemälde")).data.url == "/daten/gemälde"
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_encoding_byte_order_mark_and_crlf_are_read(tmp_path, mark, newline):
+    text = MINIMAL.replace("builtin:ring", "/daten/gemälde").replace("\n", newline)
+    (tmp_path / "own.toml").write_bytes(mark + text.encode())
+    assert load_config(str(tmp_path / "own.toml")).data.url == "/daten/gemälde"
+
+
+@pytest.mark.parametrize("mark", [True, False])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_encoding_other_than_utf_8_is_named(tmp_path, encoding, mark):
+    text = "\ufeff" * mark + MINIMAL
+    (tmp_path / "own.toml").write_bytes(text.encode(encoding))
+    told = refusal(load_config, str(tmp_path / "own.toml"))
+    assert f"own.toml: is encoded as {encoding[:6].upper()}" in told
+    assert "UTF-8" in told
 
 
 # Keys and values
@@ -435,6 +453,11 @@ def test_secrets_are_masked_and_references_kept(load):
         ("https://host/x?sig=${env:SIGNATURE}", "https://host/x?sig=${env:SIGNATURE}"),
         ("abfss://container@account.dfs.host/x", "abfss://container@account.dfs.host/x"),
         ("s3://bucket/a:b@c?d=e", "s3://bucket/a:b@c?d=e"),
+        ("https://t0ken@host/x", "https://***@host/x"),
+        ("https://me:p@ss@host/x", "https://me:***@host/x"),
+        ("https://${env:ME}:${env:PASSWORD}@host/x", "https://${env:ME}:${env:PASSWORD}@host/x"),
+        ("https://${env:TOKEN}@host/x", "https://${env:TOKEN}@host/x"),
+        ("abfs://container@account.example/x", "abfs://container@account.example/x"),
     ],
 )
 def test_secrets_in_a_url_are_masked_and_references_kept(load, url, public):
@@ -449,8 +472,10 @@ def test_what_is_public_is_a_configuration_again(load):
 
 
 def test_references_are_listed_and_expanded_at_the_moment_of_use(load, monkeypatch):
-    assert env_references(load(toml=SECRETS)) == ["BUCKET", "BUCKET_SECRET"]
     monkeypatch.setenv("BUCKET", "mine")
+    monkeypatch.setenv("BUCKET_SECRET", "s")
+    found = env_values(load(toml=SECRETS).model_dump_json())
+    assert found == {"BUCKET": "mine", "BUCKET_SECRET": "s"}
     monkeypatch.setenv("EMPTY", "")
     assert expand_env("s3://${env:BUCKET}/x${env:EMPTY}/${env:BUCKET}") == "s3://mine/x/mine"
     assert expand_env("$BUCKET ${BUCKET} ${env:}") == "$BUCKET ${BUCKET} ${env:}"

@@ -247,7 +247,7 @@ class TestStartingFromAnotherRun:
         config = self.config(sound_run.parent / "data", sound_run)
         facts = {"sample_rate": RATE}
         state = TrainState(config, LocalCommunicator(torch.device("cpu")), (1, LENGTH), 3, facts)
-        state.start_from_another_run(config)
+        state.start_from_another_run(config, str(tmp_path))
         expected = gatdist.load(str(sound_run)).state_dict()
         for network in (state.players["generator"].bare, state.average.network):
             assert all(torch.equal(t, expected[name]) for name, t in network.state_dict().items())

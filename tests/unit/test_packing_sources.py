@@ -383,7 +383,7 @@ def test_a_list_of_urls_some_of_which_are_dead(tmp_path: Path) -> None:
     with served(tmp_path) as url:
         rows = [f"{url}/in/{i}.png?x=1" for i in range(3)] + [f"{url}/in/gone.png"]
         (tmp_path / "list.csv").write_text("\n".join(["url", *rows]))
-        outcome = pack(tmp_path / "list.csv", tmp_path / "out")
+        outcome = pack(tmp_path / "list.csv", tmp_path / "out", allowed_origins=[url])
     assert outcome["samples"] == 3
     assert sorted(s["png"] for s in samples(tmp_path / "out")) == sorted(PICTURES[:3])
     (told,) = report(tmp_path / "out").values()

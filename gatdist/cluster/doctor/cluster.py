@@ -23,7 +23,7 @@ from gatdist.cluster.doctor.probe import Look, Probe
 from gatdist.cluster.doctor.report import Exchange, Finding, HostReport, Report
 from gatdist.cluster.quiet import output_to_file
 from gatdist.cluster.welcome import Token
-from gatdist.config import REFERENCE
+from gatdist.config import env_values
 from gatdist.storage import absolute
 
 _CLOCK_ROUNDS = 5
@@ -47,14 +47,14 @@ def examine(
     """
     log = Path(tempfile.mkdtemp(prefix="gatdist-logs-")) / "ray.log"
     url = absolute(storage_url) if storage_url else ""
-    secrets = REFERENCE.findall(url + json.dumps(dict(options)))
-    with output_to_file(log) as terminal, connected(address, log, secrets, 0):
+    secrets = env_values(url + json.dumps(dict(options)))
+    with output_to_file(log) as terminal, connected(address, log, 0):
 
         def tell(text: str) -> None:
             print(text, file=terminal, flush=True)
 
         with storage.token(url, options) if url else nullcontext() as token:
-            report = _Examination(answer_s, tell).report(token)
+            report = _Examination(answer_s, tell).report(token, secrets)
     shutil.rmtree(log.parent)
     return report
 
@@ -96,14 +96,14 @@ class _Examination:
         gone = {n["NodeManagerAddress"]: n["NodeManagerHostname"] for n in nodes}
         self._lost = [f"{gone[each]} ({each})" for each in gone if each not in present]
 
-    def report(self, token: Token | None) -> Report:
+    def report(self, token: Token | None, secrets: Mapping[str, str]) -> Report:
         """Do all, and tell what was found."""
         self._tell(f"asking all hosts: {len(self._hosts)}")
         self._look()
         self._clocks()
         if token:
             self._tell("trying storage from each")
-            for host, finding in self._ask("storage", self._present, token):
+            for host, finding in self._ask("storage", self._present, token, secrets):
                 host.findings.append(finding)
         self._between()
         return Report(

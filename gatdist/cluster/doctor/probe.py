@@ -18,6 +18,7 @@ from gatdist.cluster.doctor import local, network, storage
 from gatdist.cluster.doctor.report import Exchange, Finding
 from gatdist.cluster.network import choose_interface
 from gatdist.cluster.welcome import Facts, Token, device_error, versions
+from gatdist.config import set_env
 
 
 class Look(NamedTuple):
@@ -55,8 +56,9 @@ class Probe:
         """Seconds since the epoch."""
         return time.time()
 
-    def storage(self, expected: Token) -> Finding:
-        """Of storage as it is reached from here."""
+    def storage(self, expected: Token, secrets: Mapping[str, str]) -> Finding:
+        """Of storage as it is reached from here, with variables that its URL refers to."""
+        set_env(secrets)
         return storage.judge(storage.look(expected), storage.shown(expected))
 
     def listen(self) -> int:

@@ -8,7 +8,8 @@
     manifest.json             what the data set is, and each shard's size, count and SHA-256
 
 A folder without a manifest is no data set, so that one half written is never taken for whole. The
-tars may lie elsewhere, in a folder that can't be written to: the manifest tells where.
+tars may lie elsewhere, in a folder that can't be written to: the manifest
+says where.
 """
 
 from gatdist.data.format.index import encode_index, read_index
@@ -17,6 +18,7 @@ from gatdist.data.format.manifest import (
     Manifest,
     SampleSpec,
     Shard,
+    open_shards,
     read_manifest,
     write_manifest,
 )
@@ -29,6 +31,7 @@ __all__ = [
     "SampleSpec",
     "Shard",
     "encode_index",
+    "open_shards",
     "read_index",
     "read_manifest",
     "write_dataset",

@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from gatdist.config import DataConfig
 from gatdist.data.order import ORDER_VERSION
 from gatdist.errors import DataError
-from gatdist.storage import Store
+from gatdist.storage import OutsideUrl, Store, options_for
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 2
@@ -126,7 +127,7 @@ class Manifest(SampleSpec):
         order_version: of the order of samples that it was made for.
         num_samples: in all shards.
         fingerprint: SHA-256 (hex) over all content, in its order.
-        shards_url: where the tars are; None beside the manifest.
+        shards_url: where the tars are; None beside the manifest. See :func:`open_shards`.
         shards: in the order of their samples.
     """
 
@@ -134,7 +135,7 @@ class Manifest(SampleSpec):
     order_version: int = ORDER_VERSION
     num_samples: int
     fingerprint: _Digest
-    shards_url: str | None = None
+    shards_url: OutsideUrl | None = None
     shards: list[Shard]
 
 
@@ -153,7 +154,7 @@ def write_manifest(
         **_told(spec),
         num_samples=sum(shard.num_samples for shard in shards),
         fingerprint=_fingerprint(spec, shards),
-        shards_url=shards_url,
+        shards_url=None if shards_url is None else OutsideUrl(shards_url),
         shards=list(shards),
     )
     store.publish(MANIFEST, json.dumps(manifest.model_dump(), indent=1).encode())
@@ -201,6 +202,45 @@ def read_manifest(store: Store) -> Manifest:
             f"{subject}: fingerprint", rule, value=manifest.fingerprint, mend=_MAKE_AGAIN
         )
     return manifest
+
+
+def open_shards(
+    store: Store,
+    manifest: Manifest,
+    given: DataConfig,
+    *,
+    fix: str = "Set data.shards_url, and data.shards_storage_options where they need credentials",
+) -> Store:
+    """Open the folder of a data set's tars.
+
+    The manifest was written by others: it may name another folder of its own origin, and nothing
+    else. What the user names takes precedence.
+
+    Args:
+        store: of the manifest.
+        manifest: what is there.
+        given: by the user: ``shards_url``, and storage options, of which those of the store are
+            used for ``shards_url`` too where both are of one origin.
+        fix: how the user names another origin.
+
+    Raises:
+        DataError: the manifest names another origin.
+        StorageError: the URL can't be used.
+    """
+    if given.shards_url:
+        options = options_for(given.shards_url, store.origin, given.storage_options)
+        return Store(given.shards_url, options | given.shards_storage_options)
+    if manifest.shards_url is None:
+        return store
+    try:
+        return store.reach(manifest.shards_url)
+    except ValueError as error:
+        raise DataError(
+            f"{store.url}/{MANIFEST}: shards_url",
+            f"{error}, and the manifest alone doesn't decide where requests go",
+            value=manifest.shards_url.shown,
+            mend=f"If that is where the shards are: {fix}",
+        ) from None
 
 
 def _fingerprint(spec: SampleSpec, shards: Sequence[Shard]) -> str:

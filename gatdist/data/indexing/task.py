@@ -36,7 +36,8 @@ class Job(BaseModel):
     Attributes:
         source: URL of the shards.
         dest: URL of the indexes and the manifest.
-        options: of the storage of both.
+        options: of the source's storage.
+        out_options: of the destination's storage.
         modality: of the samples.
         component: the ending of each sample's file; None for any that the modality has.
         label: see :class:`~gatdist.data.format.SampleSpec`; None where there are no labels.
@@ -50,6 +51,7 @@ class Job(BaseModel):
     source: str
     dest: str
     options: dict[str, Any]
+    out_options: dict[str, Any]
     modality: str
     component: str | None
     label: str | None
@@ -120,9 +122,9 @@ class Worker:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._source = Store(job.source, job.options)
-        self._dest = Store(job.dest, job.options)
+        self._dest = Store(job.dest, job.out_options)
         self._notes = self._dest.child(NOTES)
-        told = job.model_dump(exclude={"dest", "options", "strict"})
+        told = job.model_dump(exclude={"dest", "options", "out_options", "strict"})
         self._settings = hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
     def __enter__(self) -> Self:

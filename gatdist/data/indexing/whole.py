@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+from gatdist.config import masked_url
 from gatdist.data.codecs import CodecError, read_sound_header
 from gatdist.data.format import MANIFEST, SampleSpec, write_manifest
 from gatdist.data.indexing import exports
@@ -19,7 +20,7 @@ from gatdist.data.indexing.task import NOTES, Job, Record, Task
 from gatdist.data.modalities import MODALITIES
 from gatdist.data.packing.entries import LeftOut
 from gatdist.errors import ConfigError, DataError
-from gatdist.storage import Store
+from gatdist.storage import OutsideUrl, Store, without_credentials
 
 REPORT = "report.jsonl"
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
@@ -42,7 +43,8 @@ class Request:
         num_tokens: ``.npy`` files hold tokens of a vocabulary of this size; None: points.
         exports: of ``exports.NAMES``.
         strict: a sample that can't be used is an error.
-        options: of the storage of both.
+        options: of the source's storage.
+        out_options: of the destination's storage.
     """
 
     source: str
@@ -53,6 +55,7 @@ class Request:
     exports: Sequence[str] = ()
     strict: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+    out_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,8 @@ def prepare(request: Request) -> Indexing:
     for name in request.exports:
         if name not in exports.NAMES:
             raise ConfigError("--export", f"must be {' or '.join(exports.NAMES)}", value=name)
-    source, dest = (Store(url, request.options) for url in (request.source, request.dest))
+    source = Store(request.source, request.options)
+    dest = Store(request.dest, request.out_options)
     if dest.exists(MANIFEST) and not dest.exists(NOTES):
         mend = "It can be used as it is; to make another index of it, choose another --out"
         raise DataError(dest.url, f"has a {MANIFEST} already", mend=mend)
@@ -120,14 +124,15 @@ def finish(indexing: Indexing, records: Sequence[Record]) -> dict[str, Any]:
 
     Returns:
         ``url, source, modality, sample_shape, num_classes, shards, samples, bytes, left_out,
-        left_out_examples`` and ``report`` (a name, None without one).
+        left_out_examples``, ``report`` (a name, None without one) and ``shards_url`` (what
+        ``data.shards_url`` must be set to; "" where it need not be set).
 
     Raises:
         DataError: no sample can be used.
         StorageError: nothing can be written to the destination.
     """
     job = indexing.job
-    dest = Store(job.dest, job.options)
+    dest = Store(job.dest, job.out_options)
     left_out = [*indexing.left_out, *(out for record in records for out in record.left_out)]
     if left_out:
         lines = (json.dumps({"source": name, "reason": why}) for name, why in left_out)
@@ -137,9 +142,10 @@ def finish(indexing: Indexing, records: Sequence[Record]) -> dict[str, Any]:
     if not shards:
         name, reason = left_out[0]
         rule = f"none of its samples can be used ({name} {reason})"
-        raise DataError(job.source, rule, mend=f"See {dest.url}/{REPORT}")
+        raise DataError(masked_url(job.source), rule, mend=f"See {dest.url}/{REPORT}")
     spec = _spec(job, used)
-    elsewhere = job.source if job.source.rstrip("/") != job.dest.rstrip("/") else None
+    is_beside = job.source.rstrip("/") == job.dest.rstrip("/")
+    elsewhere = None if is_beside else without_credentials(job.source)
     write_manifest(dest, shards, spec, shards_url=elsewhere)
     if "energon" in job.exports:
         exports.write_energon_folder(dest, shards, [record.num_keys for record in used])
@@ -155,7 +161,17 @@ def finish(indexing: Indexing, records: Sequence[Record]) -> dict[str, Any]:
         "left_out": len(left_out),
         "left_out_examples": [list(out) for out in left_out[:_EXAMPLES]],
         "report": REPORT if left_out else None,
+        "shards_url": elsewhere if elsewhere and not _is_reached(dest, elsewhere) else "",
     }
+
+
+def _is_reached(dest: Store, shards_url: str) -> bool:
+    """Whether the manifest alone may name the folder of the shards."""
+    try:
+        dest.reach(OutsideUrl(shards_url))
+    except ValueError:
+        return False
+    return True
 
 
 def _look(request: Request, source: Store, tasks: Sequence[Task]) -> Job:
@@ -178,6 +194,7 @@ def _look(request: Request, source: Store, tasks: Sequence[Task]) -> Job:
             source=request.source,
             dest=request.dest,
             options=dict(request.options),
+            out_options=dict(request.out_options),
             modality=modality,
             component=request.component,
             label=_label(request, found, len(samples)),

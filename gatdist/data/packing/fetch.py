@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 from gatdist.data.packing.entries import Entry, Span, Zipped
 from gatdist.errors import StorageError, StorageUnavailableError
-from gatdist.storage import Store
+from gatdist.storage import OutsideUrl, Store
 
 _GROUP_BYTES, _GROUP_ENTRIES = 16 * 2**20, 512
 _UNKNOWN_BYTES = 256 * 2**10  # taken for the size of a file that nobody knows
@@ -38,11 +38,13 @@ class Fetcher:
 
     Args:
         stores: folders that files may be in. Relative names are in the first.
+        allowed_origins: of the user's own: files may be there too. Elsewhere nothing is asked for.
     """
 
-    def __init__(self, stores: Sequence[Store]) -> None:
+    def __init__(self, stores: Sequence[Store], allowed_origins: Sequence[str] = ()) -> None:
         self._stores = stores
-        self._elsewhere: dict[str, Store] = {}
+        self._others = [Store(url, retry_budget_s=_ELSEWHERE_BUDGET_S) for url in allowed_origins]
+        self._elsewhere: dict[str, tuple[Store, bool]] = {}
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="gatdist-pack")
         self._files = ThreadPoolExecutor(_CONCURRENT_FILES, thread_name_prefix="gatdist-pack")
 
@@ -85,7 +87,7 @@ class Fetcher:
         """The bytes of each span, or why they can't be read. Raises as :meth:`fetch` does."""
         read: dict[Span, bytes | str] = {}
         whole = [span for span in spans if span.stop is None]
-        near = all(self._store(span.file)[0].is_local for span in whole)
+        near = all("://" not in span.file for span in whole) and self._stores[0].is_local
         # Waiting for storage is what takes long; reading from the disk, threads only slow down.
         each = map(self._read_one, whole) if near else self._files.map(self._read_one, whole)
         read.update(zip(whole, each, strict=True))
@@ -103,7 +105,10 @@ class Fetcher:
         if (span.size or 0) > _LARGEST_SAMPLE_BYTES:
             limit = f"{_LARGEST_SAMPLE_BYTES / 2**30:g} GiB"
             return f"has {span.size} bytes, and a sample may have {limit}"
-        store, name, is_ours = self._store(span.file)
+        try:
+            store, name, is_ours = self._store(span.file)
+        except ValueError as error:
+            return f"can't be read: it {error}"
         try:
             if span.stop is None:
                 return store.read(name)
@@ -120,22 +125,34 @@ class Fetcher:
             return _reason(error)
 
     def _store(self, file: str) -> tuple[Store, str, bool]:
-        """The store a file is in, its name there, and whether the store is one of those given."""
+        """The store a file is in, its name there, and whether the store is one of those given.
+
+        Raises:
+            ValueError: it is on an origin that the user has not named; the message is the rule.
+        """
         for store in self._stores:
-            if file.startswith(f"{store.url}/"):
+            if file.startswith(f"{store.url}/") and ".." not in file.split("/"):
                 return store, file[len(store.url) + 1 :], True
         if file.startswith("/"):
             root, name = "/", file[1:]
         elif "://" in file:
+            OutsideUrl(file).require_plain()
             root, name = _root_and_name(file)
         else:
             return self._stores[0], file, True
         if root in self._elsewhere:
-            return self._elsewhere[root], name, False
-        store = Store(root, retry_budget_s=_ELSEWHERE_BUDGET_S)
+            return self._elsewhere[root][0], name, self._elsewhere[root][1]
+        store, is_ours = self._reached(OutsideUrl(root))
         if "?" not in root:  # or there may be one for each file
-            self._elsewhere[root] = store
-        return store, name, False
+            self._elsewhere[root] = store, is_ours
+        return store, name, is_ours
+
+    def _reached(self, root: OutsideUrl) -> tuple[Store, bool]:
+        """The store at a URL of a list. Credentials of the source are for its origin alone."""
+        for known in (self._stores[0], *self._others):
+            if root.origin == known.origin:
+                return known.reach(root), known is self._stores[0] and not known.is_local
+        raise ValueError(f"is on {root.origin}, which was not named (--allow-origin)")
 
 
 def _root_and_name(url: str) -> tuple[str, str]:

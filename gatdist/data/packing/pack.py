@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from gatdist.config import masked_url
 from gatdist.data.codecs import CodecError
 from gatdist.data.format import MANIFEST, SampleSpec, write_manifest
 from gatdist.data.packing.convert import converter_like
@@ -27,6 +28,7 @@ from gatdist.data.packing.converted import Converter
 from gatdist.data.packing.entries import Entry, LeftOut, Listing
 from gatdist.data.packing.fetch import Fetcher
 from gatdist.data.packing.labels import numbered
+from gatdist.data.packing.origins import require_allowed
 from gatdist.data.packing.plan import Task, cut, fingerprint, in_order
 from gatdist.data.packing.recipe import Recipe
 from gatdist.data.packing.sources import Asked, list_source
@@ -62,6 +64,7 @@ class Request:
         strict: a sample that can't be packed is an error.
         source_options: of the source's storage.
         dest_options: of the data set's storage.
+        allowed_origins: servers and buckets, other than the source's own, that a list may name.
     """
 
     source: str
@@ -71,6 +74,7 @@ class Request:
     strict: bool = False
     source_options: Mapping[str, Any] = field(default_factory=dict)
     dest_options: Mapping[str, Any] = field(default_factory=dict)
+    allowed_origins: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,7 @@ def prepare(request: Request, *, dry_run: bool = False) -> Packing:
         kind, folder, listing = list_source(
             request.source, request.asked, spool, request.source_options
         )
+        require_allowed(listing, [listing.store, spool], request.allowed_origins)
         left_out = listing.left_out
         entries, class_names, num_classes = numbered(
             _once(listing.entries, left_out), listing.class_names, left_out
@@ -135,7 +140,9 @@ def prepare(request: Request, *, dry_run: bool = False) -> Packing:
     found = fingerprint(tasks)
     if noted and noted["fingerprint"] != found:
         rule = "the source has changed since some of its shards were packed"
-        raise DataError(request.dest, rule, mend="Delete that folder, or choose another")
+        raise DataError(
+            masked_url(request.dest), rule, mend="Delete that folder, or choose another"
+        )
     if not dry_run:
         _note(request, dest, found)
     job = Job(
@@ -143,6 +150,7 @@ def prepare(request: Request, *, dry_run: bool = False) -> Packing:
         source_options=dict(request.source_options),
         dest=request.dest,
         dest_options=dict(request.dest_options),
+        allowed_origins=list(request.allowed_origins),
         recipe=convert.recipe,
         modality=listing.modality,
         sample_shape=convert.sample_shape,
@@ -209,7 +217,8 @@ def finish(packing: Packing, records: Sequence[Record]) -> dict[str, Any]:
     if not shards:
         rule = "none of its samples can be packed"
         name, reason = left_out[0]
-        raise DataError(job.source, f"{rule} ({name} {reason})", mend=f"See {dest.url}/{REPORT}")
+        rule += f" ({name} {reason})"
+        raise DataError(masked_url(job.source), rule, mend=f"See {dest.url}/{REPORT}")
     write_manifest(dest, shards, _spec(packing))
     dest.delete(SPOOL)
     _sweep(dest, packing.began_s)
@@ -258,7 +267,7 @@ def _look(
     A function of the first samples alone, in their order, so that a rerun finds the same.
     """
     reason = ""
-    with Fetcher([listing.store, spool]) as fetcher:
+    with Fetcher([listing.store, spool], request.allowed_origins) as fetcher:
         for first in range(0, len(entries), _LOOKED_AT):
             contents = []
             for entry, files in fetcher.fetch(entries[first : first + _LOOKED_AT]):
@@ -280,7 +289,7 @@ def _look(
             if packed:
                 return convert, _sizes(entries, packed)
     rule = f"none of its {len(entries)} samples can be packed ({reason or 'they are unreadable'})"
-    raise DataError(request.source, rule, mend="Check SOURCE and --kind")
+    raise DataError(masked_url(request.source), rule, mend="Check SOURCE and --kind")
 
 
 def _sizes(entries: Sequence[Entry], packed: Sequence[tuple[bytes, bytes]]) -> list[float]:
@@ -355,6 +364,7 @@ def _spool(dest: Store, dry_run: bool) -> Iterator[Store]:
 
 
 def _require_apart(source: str, dest: str) -> None:
+    source, dest = masked_url(source), masked_url(dest)
     paths = (url if "://" in url else os.path.realpath(url) for url in (dest, source))
     inside, outside = (f"{path.rstrip('/')}/" for path in paths)
     if inside.startswith(outside):

@@ -34,6 +34,7 @@ class Job(BaseModel):
         source_options: of its storage.
         dest: URL of the data set.
         dest_options: of its storage.
+        allowed_origins: others than the source's that entries may be read from.
         recipe: what is done to each sample.
         modality: of the source's samples.
         sample_shape: of what is packed.
@@ -47,6 +48,7 @@ class Job(BaseModel):
     source_options: dict[str, Any]
     dest: str
     dest_options: dict[str, Any]
+    allowed_origins: list[str] = []
     recipe: Recipe
     modality: str
     sample_shape: tuple[int, ...]
@@ -87,7 +89,7 @@ class Worker:
         self._dest = Store(job.dest, job.dest_options)
         self._notes = self._dest.child(NOTES)
         source = Store(job.source, job.source_options)
-        self._fetcher = Fetcher([source, self._notes.child("spool")])
+        self._fetcher = Fetcher([source, self._notes.child("spool")], job.allowed_origins)
         self._convert: Converter = converter(job.modality, job.recipe, job.sample_shape)
 
     def __enter__(self) -> Self:

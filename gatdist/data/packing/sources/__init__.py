@@ -59,11 +59,11 @@ def list_source(
     kind = asked.kind or (
         _kind_of_folder(files) if folder == url else _kind_of_file(next(iter(files)))
     )
+    store = Store(folder, options)
     names = [name for name in files if _ends(name, KINDS[kind]) and not is_hidden(name)]
     if not names:
         rule = f"holds no file for --kind {kind}, which ends in {' or '.join(KINDS[kind])}"
-        raise DataError(url, rule, mend="Check SOURCE and --kind")
-    store = Store(folder, options)
+        raise DataError(store.url, rule, mend="Check SOURCE and --kind")
     if kind == "folder":
         tree = (File(name, Span(name, size=size)) for name, size in files.items())
         return kind, folder, list_tree(store, tree, asked, _reader(store))
@@ -73,7 +73,8 @@ def list_source(
         return kind, folder, list_lines(store, names)
     if kind in ("csv", "jsonl"):
         if len(names) > 1:
-            raise DataError(url, f"holds {len(names)} lists", mend=f"Name one, such as {names[0]}")
+            rule = f"holds {len(names)} lists"
+            raise DataError(store.url, rule, mend=f"Name one, such as {names[0]}")
         return kind, folder, list_table(store, names[0], asked)
     kind, listing = _list_archives(kind, store, names, asked, spool)
     return kind, folder, listing

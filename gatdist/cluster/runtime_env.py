@@ -1,0 +1,123 @@
+"""What workers need beside gatdist: ``cluster.runtime_env``, the user's modules, and secrets.
+
+Ray writes a runtime environment to its logs, its head's tables and command lines. So what
+``${env:NAME}`` stands for is never in it: that is sent by the driver's mailbox, from memory to
+memory (:meth:`gatdist.cluster.bridge.Bridge.give`).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import sysconfig
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gatdist.cluster import connection  # sets up what Ray's import needs
+
+# isort: split
+from ray.runtime_env import RuntimeEnv
+
+from gatdist.cluster.welcome import Token
+from gatdist.config import REFERENCE, Config, env_values
+from gatdist.errors import ConfigError
+
+_FIELD = "cluster.runtime_env"
+
+
+def of_run(config: Config) -> dict[str, Any]:
+    """Ray's runtime environment for the workers of a run, without secrets.
+
+    Where a cluster is joined, plugins that are not installed are sent along, for hosts that have
+    not the driver's folder.
+
+    Raises:
+        ConfigError: Ray does not take it, or a folder or file in it does not exist.
+    """
+    runtime = {name: value for name, value in config.cluster.runtime_env.items() if value}
+    variables = runtime.get("env_vars", {})
+    if not isinstance(variables, dict) or not all(isinstance(v, str) for v in variables.values()):
+        rule = "must be a table of texts"
+        raise ConfigError(f"{_FIELD}.env_vars", rule, mend='Write env_vars = { NAME = "value" }')
+    runtime["env_vars"] = {k: v for k, v in variables.items() if not REFERENCE.search(v)}
+    if (folder := runtime.get("working_dir")) is not None:
+        runtime["working_dir"] = _local(folder, f"{_FIELD}.working_dir", folders_only=True)
+    modules = runtime.get("py_modules", [])
+    if not isinstance(modules, list):
+        raise ConfigError(f"{_FIELD}.py_modules", "must be a list of paths or URLs")
+    modules = [_local(module, f"{_FIELD}.py_modules") for module in modules]
+    if config.cluster.address:
+        modules += _outside_of_environment(config.plugins)
+    if modules:
+        runtime["py_modules"] = list(dict.fromkeys(modules))
+    try:
+        RuntimeEnv(**runtime)
+    except (TypeError, ValueError) as error:
+        told = " ".join(str(error).split())
+        raise ConfigError(_FIELD, f"Ray does not take it ({told})") from None
+    return runtime
+
+
+def at_start(config: Config, run_dir: str, token: Token) -> dict[str, Any]:
+    """What workers need to start, secrets too; for :meth:`gatdist.cluster.bridge.Bridge.give`.
+
+    Args:
+        config: of the run.
+        run_dir: its folder.
+        token: that all hosts must see.
+
+    Raises:
+        ConfigError: a variable that the configuration refers to is not set.
+    """
+    return {
+        "config": config.model_dump_json(),
+        "run_dir": run_dir,
+        "token": token,
+        "environment": secret_variables(config),
+        "folders": connection.module_folders(),
+    }
+
+
+def secret_variables(config: Config) -> dict[str, str]:
+    """Variables of the environment that workers get, and Ray must not see.
+
+    Raises:
+        ConfigError: one that the configuration refers to is not set.
+    """
+    return env_values(
+        config.model_dump_json(), config.cluster.runtime_env.get("env_vars", {}).items()
+    )
+
+
+def prefer_folders(folders: Sequence[str]) -> None:
+    """In a worker: modules of the driver's folders go before copies that were sent along."""
+    there = [folder for folder in folders if os.path.isdir(folder)]
+    sys.path[:] = [*there, *(path for path in sys.path if path not in there)]
+
+
+def _local(path: object, field: str, *, folders_only: bool = False) -> str:
+    """An absolute path that exists; a URL as it is."""
+    if not isinstance(path, str):
+        raise ConfigError(field, "must be a path or URL", value=path)
+    if "://" in path:
+        return path
+    found = Path(path).expanduser().absolute()
+    if not found.exists() or (folders_only and not (found.is_dir() or found.suffix == ".zip")):
+        raise ConfigError(field, "no such folder", value=path, mend="Check the path")
+    return str(found)
+
+
+def _outside_of_environment(plugins: Sequence[str]) -> list[str]:
+    """The files or folders of modules that are not installed."""
+    installed = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
+    found = []
+    for name in dict.fromkeys(plugin.partition(".")[0] for plugin in plugins):
+        spec = importlib.util.find_spec(name)
+        places = list((spec and spec.submodule_search_locations) or ())
+        path = Path(places[0] if places else (spec and spec.origin) or "")
+        is_installed = any(path.is_relative_to(place) for place in installed)
+        if path.name and path.exists() and path.suffix in ("", ".py") and not is_installed:
+            found.append(str(path))
+    return found
