@@ -12,18 +12,16 @@ from gatdist.data.codecs.formats import (
     UNSUPPORTED_IMAGES,
     unsupported_image,
 )
+from gatdist.data.codecs.headers import ImageHeader, read_image_header, read_image_shape
 from gatdist.data.codecs.labels import LABEL_COMPONENT, decode_label, read_label
 from gatdist.data.codecs.pictures import (
     FILTERS,
     DecodedImage,
-    ImageHeader,
     change_image,
     decode_image,
     decode_image_into,
     decode_pixels,
     encode_png,
-    read_image_header,
-    read_image_shape,
 )
 from gatdist.data.codecs.sounds import (
     SOUND_COMPONENTS,

@@ -64,6 +64,8 @@ def read_jpeg_header(content: bytes) -> JpegHeader:
     exif = b""
     parts: dict[bytes, bytes] = {}
     frame: tuple[str, bytes] | None = None
+    # Without these words no segment behind the frame matters, which saves half of the time.
+    is_plain = EXIF_PREFIX not in content and _PROFILE_PREFIX not in content
     at = 2
     for _ in range(_MOST_SEGMENTS):
         found = _MARKER.search(content, at)
@@ -75,6 +77,8 @@ def read_jpeg_header(content: bytes) -> JpegHeader:
         end = at + int.from_bytes(content[at : at + 2])
         if marker in _FRAMES and frame is None:
             frame = _FRAMES[marker], content[at + 2 : end]
+            if is_plain:
+                break
         elif marker == _APP1 and not exif and content.startswith(EXIF_PREFIX, at + 2, end):
             exif = content[at + 2 : end]
         elif marker == _APP2 and content.startswith(_PROFILE_PREFIX, at + 2, end):

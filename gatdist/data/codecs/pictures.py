@@ -24,41 +24,27 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageOps
 
-from gatdist.data.codecs.color import (
-    Color,
-    Levels,
-    changes_colors,
-    onto,
-    to_srgb,
-    with_channels,
-)
+from gatdist.data.codecs.color import Color, Levels, changes_colors, onto, to_srgb, with_channels
 from gatdist.data.codecs.errors import CodecError
-from gatdist.data.codecs.formats import open_image, png_exif
+from gatdist.data.codecs.headers import (
+    JPEG_MODES,
+    ImageHeader,
+    named_errors,
+    read_image_header,
+    told,
+)
 from gatdist.data.codecs.jpeg import JPEG_MAGIC, read_jpeg_header
-from gatdist.data.codecs.levels import (
-    ORIENTATION,
-    Stored,
-    color_mode,
-    depth_of,
-    is_gray_image,
-    read_levels,
-)
-from gatdist.data.codecs.orientation import (
-    exif_orientation,
-    upright,
-    upright_size,
-    valid_orientation,
-)
+from gatdist.data.codecs.levels import Stored, read_levels
+from gatdist.data.codecs.orientation import upright
 
 FILTERS: Mapping[str, Image.Resampling] = {
     "lanczos": Image.Resampling.LANCZOS,
@@ -73,47 +59,6 @@ Pixels = NDArray[Any]  # uint8 or uint16 [H, W, C]
 
 _MODES = {1: "L", 3: "RGB"}
 _COLOR_SPACES = {1: "GRAY", 3: "RGB"}
-_MOST_PIXELS = 2**27
-_TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
-_JPEG_MODES = {1: "L", 3: "RGB", 4: "CMYK"}
-
-
-class ImageHeader(NamedTuple):
-    """What the header of an image says.
-
-    Attributes:
-        height: in pixels, when upright.
-        width: in pixels, when upright.
-        format: Pillow's name, such as ``JPEG``.
-        mode: Pillow's name of how its pixels are stored, for messages.
-        is_gray: has one channel, or one and transparency.
-        orientation: EXIF's, 1 to 8; 1 is upright.
-        bits: of each channel, as stored.
-        has_alpha: pixels may be transparent.
-        profile: ``""`` for none or sRGB, ``"profiles"`` for another ICC profile,
-            ``"damaged_profiles"`` for one that can't be used.
-        icc: the profile itself; empty without one.
-        is_animated: has more images or pages behind the first.
-        process: of a JPEG, such as ``progressive``.
-    """
-
-    height: int
-    width: int
-    format: str
-    mode: str
-    is_gray: bool
-    orientation: int
-    bits: int = 8
-    has_alpha: bool = False
-    profile: str = ""
-    icc: bytes = b""
-    is_animated: bool = False
-    process: str = ""
-
-    @property
-    def stored_size(self) -> tuple[int, int]:
-        """Height and width before it is turned."""
-        return upright_size(self.height, self.width, self.orientation)
 
 
 class DecodedImage(NamedTuple):
@@ -127,29 +72,6 @@ class DecodedImage(NamedTuple):
 
     pixels: Pixels
     remarks: Mapping[str, str]
-
-
-def read_image_header(content: bytes) -> ImageHeader:
-    """Read the header of an image.
-
-    Raises:
-        CodecError: it is none, unsupported, or too large.
-    """
-    with _named_errors():
-        if content.startswith(JPEG_MAGIC):
-            return _described_jpeg(content)
-        with open_image(content) as image:
-            return _described(image, content)
-
-
-def read_image_shape(content: bytes) -> tuple[int, int, int]:
-    """(C, H, W) of an image by its header, upright; C is 1 (gray) or 3 (any other).
-
-    Raises:
-        CodecError: it is no image, or too large.
-    """
-    header = read_image_header(content)
-    return 1 if header.is_gray else 3, header.height, header.width
 
 
 def decode_image(
@@ -182,12 +104,18 @@ def decode_image_into(content: bytes | memoryview, out: Pixels, resize: str | No
     """
     content = bytes(content)  # no copy of bytes
     height, width, channels = out.shape
-    header = read_image_header(content)
-    if header.format == "JPEG" and header.orientation == 1 and out.dtype == np.uint8:
-        is_right = (header.height, header.width) == (height, width)
-        as_it_is = header.profile != "profiles"
-        if is_right and as_it_is and _decoded_jpeg(content, header, channels, out) is not None:
+    if content.startswith(JPEG_MAGIC):
+        jpeg = read_jpeg_header(content)
+        mode = JPEG_MODES.get(jpeg.channels, "")
+        if (
+            (jpeg.height, jpeg.width, jpeg.orientation) == (height, width, 1)
+            and out.dtype == np.uint8
+            and mode in ("L", "RGB")
+            and changes_colors(jpeg.profile, mode) != "profiles"
+            and _decoded_jpeg(content, _COLOR_SPACES[channels], (height, width), out) is not None
+        ):
             return
+    header = read_image_header(content)
     is_right = (header.height, header.width) == (height, width)
     if not is_right and resize is None:
         expected = f"{height} × {width} {_MODES[channels]}"
@@ -219,7 +147,7 @@ def decode_pixels(
     Raises:
         CodecError: it is no image, damaged, unsupported or too large.
     """
-    with _named_errors():
+    with named_errors():
         header = read_image_header(content)
         levels, orientation, remarks = _opaque(content, header, channels, bits, background)
         pixels = upright(levels, orientation)
@@ -308,132 +236,37 @@ def _opaque(
 def _stored(content: bytes, header: ImageHeader, channels: int) -> Stored:
     if header.format != "JPEG":
         return read_levels(content, header.orientation)
-    decoded = _decoded_jpeg(content, header, channels)
-    if decoded is not None:
-        array: Any = decoded[..., 0] if decoded.shape[2] == 1 else decoded
-        return Stored(Image.fromarray(array), None, header.orientation)
+    if header.mode in ("L", "RGB"):
+        # Luma is what a colour JPEG stores, unless a profile says what its colours are.
+        gray = header.is_gray or (channels == 1 and header.profile != "profiles")
+        decoded = _decoded_jpeg(content, "GRAY" if gray else "RGB", header.stored_size)
+        if decoded is not None:
+            array: Any = decoded[..., 0] if decoded.shape[2] == 1 else decoded
+            return Stored(Image.fromarray(array), None, header.orientation)
     try:
         return read_levels(content, header.orientation)
     except CodecError:
         raise
     except Exception as error:
         raise CodecError(
-            f"is no readable picture ({header.process} JPEG: {_told(error)})"
+            f"is no readable picture ({header.process} JPEG: {told(error)})"
         ) from error
 
 
 def _decoded_jpeg(
-    content: bytes, header: ImageHeader, channels: int, out: Pixels | None = None
+    content: bytes, space: str, size: tuple[int, int], out: Pixels | None = None
 ) -> Pixels | None:
-    """A JPEG as simplejpeg decodes it, as it is stored; None where Pillow has to look at it."""
-    if header.mode == "CMYK":
-        return None
-    # Luma is what a colour JPEG stores, unless a profile says what its colours are.
-    gray = header.is_gray or (channels == 1 and header.profile != "profiles")
-    space = _COLOR_SPACES[channels] if out is not None else ("GRAY" if gray else "RGB")
+    """A JPEG as simplejpeg decodes it, not turned; None where Pillow has to look at it.
+
+    It would decode CMYK, too, by a formula of its own.
+    """
     try:
         # strict=False would fill what is missing of a torn file with gray.
         decoded: Pixels = simplejpeg.decode_jpeg(content, colorspace=space, buffer=out, strict=True)
     except ValueError:  # damaged, or larger than its header says
         return None
-    return decoded if decoded.shape[:2] == header.stored_size else None
-
-
-def _described_jpeg(content: bytes) -> ImageHeader:
-    jpeg = read_jpeg_header(content)
-    _require_size(jpeg.height, jpeg.width)
-    if jpeg.bits != 8 or jpeg.process == "hierarchical" or jpeg.channels not in _JPEG_MODES:
-        raise CodecError(
-            f"is a {jpeg.process} JPEG of {jpeg.bits} bits and {jpeg.channels} channels, which is "
-            "not supported: convert it to PNG",
-            mend="Convert it to PNG",
-        )
-    height, width = upright_size(jpeg.height, jpeg.width, jpeg.orientation)
-    mode = _JPEG_MODES[jpeg.channels]
-    return ImageHeader(
-        height=height,
-        width=width,
-        format="JPEG",
-        mode=mode,
-        is_gray=mode == "L",
-        orientation=jpeg.orientation,
-        profile=changes_colors(jpeg.profile, mode),
-        icc=jpeg.profile,
-        process=jpeg.process,
-    )
-
-
-def _described(image: ImageFile.ImageFile, content: bytes) -> ImageHeader:
-    tags = getattr(image, "tag_v2", None)
-    if tags is None:
-        orientation, (width, height) = exif_orientation(_exif(image, content)), image.size
-    else:  # newer versions of Pillow tell the size of a TIFF when upright, older do not
-        orientation = valid_orientation(tags.get(ORIENTATION))
-        width, height = tags[_TIFF_WIDTH], tags[_TIFF_HEIGHT]
-    _require_size(height, width)
-    bits = depth_of(image)
-    icc = image.info.get("icc_profile", b"")
-    icc = icc if isinstance(icc, bytes) else b"damaged"
-    height, width = upright_size(height, width, orientation)
-    return ImageHeader(
-        height=height,
-        width=width,
-        format=image.format or "",
-        mode=image.mode,
-        is_gray=is_gray_image(image),
-        orientation=orientation,
-        bits=bits,
-        has_alpha=image.has_transparency_data,
-        profile=changes_colors(icc, color_mode(image)),
-        icc=icc,
-        is_animated=_is_animated(image),
-    )
-
-
-def _exif(image: ImageFile.ImageFile, content: bytes) -> bytes:
-    """The EXIF data of an image that is no JPEG and no TIFF."""
-    found = png_exif(content) if image.format == "PNG" else image.info.get("exif")
-    if found:
-        return bytes(found)
-    hexadecimal = image.info.get("Raw profile type exif", "")  # ImageMagick's, in a text of PNG
-    try:
-        return bytes.fromhex("".join(hexadecimal.split("\n")[3:]))
-    except (ValueError, AttributeError):
-        return b""
-
-
-def _is_animated(image: ImageFile.ImageFile) -> bool:
-    try:
-        return bool(getattr(image, "is_animated", False))
-    except Exception:  # what is behind the first image is damaged, and not our concern
-        return True
-
-
-def _require_size(height: int, width: int) -> None:
-    if height < 1 or width < 1:
-        raise CodecError(f"has no pixels ({height} × {width})")
-    if width * height > _MOST_PIXELS:
-        raise CodecError(
-            f"is a picture of {height} × {width} pixels (height × width), the most is "
-            f"{_MOST_PIXELS:,} in all",
-            mend="Take it out, or make it smaller and pack again",
-        )
+    return decoded if decoded.shape[:2] == size else None
 
 
 def _upper_byte(levels: Levels) -> Levels:
     return (levels >> 8).astype(np.uint8)
-
-
-@contextmanager
-def _named_errors() -> Iterator[None]:
-    """A damaged file makes Pillow raise nearly anything, which becomes a CodecError."""
-    try:
-        yield
-    except CodecError:
-        raise
-    except Exception as error:
-        raise CodecError(f"is no readable picture ({_told(error)})") from error
-
-
-def _told(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
