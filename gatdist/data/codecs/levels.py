@@ -106,9 +106,9 @@ def _plain(image: Image.Image, content: bytes, key: Any) -> tuple[Image.Image, L
         alpha = image.has_transparency_data
         image, key = image.convert({"La": "LA"}.get(image.mode, "RGBA" if alpha else "RGB")), None
     if image.mode in ("LA", "RGBA"):
-        *colors, alpha = image.split()
+        *colors, opacity = image.split()
         opaque = Image.merge("RGB", colors) if len(colors) == 3 else colors[0]
-        return opaque, np.asarray(alpha)[..., None]
+        return opaque, np.asarray(opacity)[..., None]
     if image.mode not in ("L", "RGB", "CMYK", "LAB"):
         if image.mode == "1":
             key = None if key is None else (255 if key else 0)
