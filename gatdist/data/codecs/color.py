@@ -104,13 +104,15 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     space = opened.profile.xcolor_space.strip()
     if space != _SPACES[mode] and (mode, space) != ("L", "RGB"):
         raise ValueError(space)
+    # Of gray, a table of few steps would be made, which is 10 levels off where the curve is steep.
+    precision = ImageCms.Flags.NOOPTIMIZE if space == "GRAY" else ImageCms.Flags.HIGHRESPRECALC
     transform = ImageCms.buildTransform(
         opened,
         ImageCms.createProfile("sRGB"),
         "RGB" if space == "RGB" else mode,
         "RGB",
         ImageCms.Intent.RELATIVE_COLORIMETRIC,
-        ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        ImageCms.Flags.BLACKPOINTCOMPENSATION | precision,
     )
     if mode == "CMYK":
         return transform
