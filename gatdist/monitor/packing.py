@@ -99,7 +99,7 @@ def _aim(plan: Facts) -> str:
         if recipe["size"]:
             filters = recipe["filter"] or "lanczos"
             own = recipe["transform"] == "center-crop-dhariwal"
-            how = recipe["transform"] + ("" if own else f", {filters}")
+            how = (recipe["transform"] or "center-crop") + ("" if own else f", {filters}")
         depth = " of 16 bits" if recipe["bits"] == 16 else ""
         aim = f"{height} × {width} {color}{depth} ({how})"
     elif plan["modality"] == "audio":

@@ -44,7 +44,7 @@ class Pictures:
         self.recipe = recipe
         self._channels, *size = sample_shape
         self._size = recipe.size or (size[0], size[1])
-        self._transform = TRANSFORMS[recipe.transform]
+        self._transform = TRANSFORMS[recipe.transform or "center-crop"]
         self._filter = FILTERS[recipe.filter or "lanczos"]
         self._component = FORMATS[recipe.format]
 

@@ -36,7 +36,8 @@ class Recipe(BaseModel):
 
     Attributes:
         size: (height, width) of the pictures; None leaves them as they are.
-        transform: how a picture comes to that size; see :mod:`~gatdist.data.packing.pictures`.
+        transform: how a picture comes to that size, None being ``center-crop``; see
+            :mod:`~gatdist.data.packing.pictures`.
         filter: of the resizing.
         format: of the pictures that must change; ``keep`` leaves the others as they are.
         quality: of JPEG and WebP, 1 to 100.
@@ -51,9 +52,9 @@ class Recipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     size: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] | None = None
-    transform: Literal["center-crop", "center-crop-wide", "center-crop-dhariwal", "stretch"] = (
-        "center-crop"
-    )
+    transform: (
+        Literal["center-crop", "center-crop-wide", "center-crop-dhariwal", "stretch"] | None
+    ) = None
     filter: Literal["lanczos", "bicubic", "hamming", "bilinear", "box"] | None = None
     format: Literal["keep", "png", "jpeg", "webp"] = "keep"
     quality: Annotated[int, Field(ge=1, le=100)] | None = None
@@ -72,7 +73,8 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        chosen = {name for name in self.model_fields_set if getattr(self, name) is not None}
+        # Not by what was set: another process gets all fields, those at their default, too.
+        chosen = {name for name in type(self).model_fields if getattr(self, name) is not None}
         if self.size is None:
             for name in chosen & {"transform", "filter"}:
                 raise _refused(name, "needs --size", getattr(self, name))
