@@ -206,9 +206,9 @@ def _opaque(
     remarks: dict[str, str] = {}
     color, alpha, orientation = _stored(content, header, channels)
     if isinstance(color, np.ndarray) and bits == 8:
-        before = len(np.unique(color))
+        before = _num_levels(color)
         color, alpha = _upper_byte(color), None if alpha is None else _upper_byte(alpha)
-        after = len(np.unique(color))
+        after = _num_levels(color)
         remarks["reduced"] = f"{before:,} levels became {after:,}"
         color = Image.fromarray(color[..., 0] if color.shape[2] == 1 else color)
     elif header.bits == 16 and isinstance(color, Image.Image):
@@ -266,6 +266,10 @@ def _decoded_jpeg(
     except ValueError:  # damaged, or larger than its header says
         return None
     return decoded if decoded.shape[:2] == size else None
+
+
+def _num_levels(levels: Levels) -> int:
+    return int(np.count_nonzero(np.bincount(levels.ravel())))
 
 
 def _upper_byte(levels: Levels) -> Levels:
