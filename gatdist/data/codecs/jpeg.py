@@ -64,26 +64,30 @@ def read_jpeg_header(content: bytes) -> JpegHeader:
     exif = b""
     parts: dict[bytes, bytes] = {}
     frame: tuple[str, bytes] | None = None
-    # Without these words no segment behind the frame matters, which saves half of the time.
-    is_plain = EXIF_PREFIX not in content and _PROFILE_PREFIX not in content
-    at = 2
+    at, size = 2, len(content)
     for _ in range(_MOST_SEGMENTS):
-        found = _MARKER.search(content, at)
-        if found is None or found[1][0] in (_END, _SCAN):
+        if at + 4 > size:
             break
-        marker, at = found[1][0], found.end()
+        marker = content[at + 1]
+        if content[at] != 0xFF or marker in (0x00, 0xFF):
+            found = _MARKER.search(content, at)
+            if found is None:
+                break
+            at = found.start()
+            continue
+        at += 2
+        if marker in (_END, _SCAN):
+            break
         if marker in _ALONE:
             continue
-        end = at + int.from_bytes(content[at : at + 2])
+        end = at + max(2, int.from_bytes(content[at : at + 2]))
         if marker in _FRAMES and frame is None:
             frame = _FRAMES[marker], content[at + 2 : end]
-            if is_plain:
-                break
         elif marker == _APP1 and not exif and content.startswith(EXIF_PREFIX, at + 2, end):
             exif = content[at + 2 : end]
         elif marker == _APP2 and content.startswith(_PROFILE_PREFIX, at + 2, end):
             parts.setdefault(content[at + 14 : at + 15], content[at + 16 : end])
-        at = max(end, at + 2)
+        at = end
     else:
         raise CodecError(
             f"is a JPEG with more than {_MOST_SEGMENTS:,} segments before its image",
@@ -103,6 +107,6 @@ def read_jpeg_header(content: bytes) -> JpegHeader:
         channels=head[5],
         bits=head[0],
         process=process,
-        orientation=exif_orientation(exif),
+        orientation=exif_orientation(exif) if exif else 1,
         profile=b"".join(parts[number] for number in sorted(parts)),
     )
