@@ -59,6 +59,8 @@ def exhibit(
     """
     samples = space.to_samples(seen).numpy()
     if space.modality == "image":
+        if samples.dtype == np.uint16:  # a screen shows 8 bits
+            samples = (samples >> 8).astype(np.uint8)
         return Exhibit(picture=make_grid(samples, columns))
     if space.modality == "points":
         extent = extent or float(seen.abs().max()) * 1.1

@@ -25,6 +25,8 @@ def pack(
     format: str = "keep",
     quality: int | None = None,
     color: str = "auto",
+    background: str | None = None,
+    bits: int | None = None,
     length: int | None = None,
     sample_rate: int | None = None,
     shard_bytes: int = 256_000_000,
@@ -53,6 +55,9 @@ def pack(
             ``png``, ``jpeg`` and ``webp`` are for all.
         quality: 1 to 100, of JPEG (95) and WebP (lossless).
         color: ``rgb``, ``gray``, or ``auto``: gray where all pictures are.
+        background: what transparent images are composited on: a color's name or ``#rrggbb``; None
+            is white.
+        bits: of each channel of images: 8 (None), or 16, which is stored as PNG.
         length: of sounds, in samples: the rest is cut off, or silence added. Of texts, in bytes: so
             many are read of each. None: they have one in common.
         sample_rate: of sounds, in hertz; None for that of most.
@@ -88,7 +93,8 @@ def pack(
     given = {
         "size": (size, size) if isinstance(size, int) else size,
         **{"transform": transform, "filter": filter, "format": format},
-        **{"quality": quality, "color": color, "shard_bytes": shard_bytes},
+        **{"quality": quality, "color": color, "background": background, "bits": bits},
+        **{"shard_bytes": shard_bytes},
         **{"length": length, "sample_rate": sample_rate},
     }
     if labels and packing.is_list(labels):
@@ -130,6 +136,7 @@ def index(
     component: str | None = None,
     labels: str | None = None,
     tokens: int | None = None,
+    bits: int = 8,
     export: Sequence[str] = (),
     workers: int | None = None,
     strict: bool = False,
@@ -148,6 +155,7 @@ def index(
         labels: where each sample's class is: an ending (``cls``, ``txt``), a field of its JSON file
             (``json:FIELD``) or ``none``; None takes ``cls`` where it is there.
         tokens: ``.npy`` files hold token ids of a vocabulary of this size, not points.
+        bits: of each channel of images as they are read: 8 or 16.
         export: other indexes to write: ``dali``, ``energon``.
         workers: processes; None for one a core. Has no influence on what is written.
         strict: a sample that can't be used is an error, instead of a line of the report.
@@ -176,6 +184,7 @@ def index(
         component=component,
         labels=labels,
         num_tokens=tokens,
+        bits=bits,
         exports=export,
         strict=strict,
         options=options or {},

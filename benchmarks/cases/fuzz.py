@@ -1,12 +1,13 @@
 """Fuzzing: what damaged or hostile shards, indexes and manifests can do to a reader.
 
-python -m benchmarks.cases.fuzz [--seconds 600] [--seed 0] [--out DIR]
+python -m benchmarks.cases.fuzz [--seconds 600] [--seed 0] [--only shards|images] [--out DIR]
 
 A small data set is damaged at random: bits, bytes, lengths, cuts, splices, values of the manifest's
 JSON and of the index's rows. Every other time the digests are made to fit again, as a hostile
 author would, so that the damage reaches what they protect. Then it is opened, verified and read to
 the end, or indexed anew. The outcome must be the samples, or an error with a name, within time and
-memory, and no file outside of the folder may be opened.
+memory, and no file outside of the folder may be opened. Every other case is an image whose parts
+are shuffled; see :mod:`benchmarks.cases.fuzz_images`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -33,6 +34,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.cases import fuzz_images
 from benchmarks.environment import environment
 from gatdist.config import DataConfig
 from gatdist.data import open_dataset, write_dataset
@@ -42,6 +44,7 @@ from gatdist.errors import GatdistError
 from gatdist.shards import index, verify
 from gatdist.storage import Store
 
+KINDS = ("shards", "images")
 NUM_SAMPLES, SHARDS = 12, 3
 LIMIT_S = 10
 LIMIT_BYTES = 3 * 2**30
@@ -53,11 +56,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=KINDS, help="of both kinds of cases")
     parser.add_argument(
         "--out", type=Path, default=Path(f"benchmarks/results/{time.strftime('%Y-%m-%d')}_fuzz")
     )
     arguments = parser.parse_args()
-    outcomes, violations = fuzz(arguments.seconds, arguments.seed)
+    kinds = (arguments.only,) if arguments.only else KINDS
+    outcomes, violations = fuzz(arguments.seconds, arguments.seed, kinds)
     facts = {"seconds": arguments.seconds, "seed": arguments.seed, "cases": outcomes.total()}
     result = facts | {"outcomes": dict(outcomes.most_common()), "violations": violations}
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -67,7 +72,9 @@ def main() -> None:
     sys.exit(bool(violations))
 
 
-def fuzz(seconds: float, seed: int) -> tuple[Counter[str], list[dict[str, Any]]]:
+def fuzz(
+    seconds: float, seed: int, kinds: Sequence[str] = KINDS
+) -> tuple[Counter[str], list[dict[str, Any]]]:
     """Cases for so long: how often each outcome came, and each violation with its case."""
     warnings.simplefilter("ignore")
     resource.setrlimit(resource.RLIMIT_AS, (LIMIT_BYTES, resource.RLIM_INFINITY))
@@ -76,16 +83,25 @@ def fuzz(seconds: float, seed: int) -> tuple[Counter[str], list[dict[str, Any]]]
     with tempfile.TemporaryDirectory() as folder:
         good, place = Path(folder, "good"), Path(folder, "damaged")
         write(good)
+        for _, content in fuzz_images.SEEDS:  # imports what is imported on first use
+            fuzz_images.decode(content)
         opened = watched_opens(place)
         ends, case = time.monotonic() + seconds, 0
         while time.monotonic() < ends:
             chance = random.Random(f"{seed} {case}")
-            shutil.rmtree(place, ignore_errors=True)
-            shutil.copytree(good, place)
-            what = damage(place, chance)
-            act = chance.choice(ACTS)
             opened.clear()
-            outcome, told = attempt(act, place)
+            act: Callable[[Any], str]
+            if chance.choice(kinds) == "images":
+                act = fuzz_images.decode
+                what, content = fuzz_images.damaged(chance)
+                outcome, told = attempt(act, content)
+            else:
+                shutil.rmtree(place, ignore_errors=True)
+                shutil.copytree(good, place)
+                what = damage(place, chance)
+                act = chance.choice(ACTS)
+                opened.clear()
+                outcome, told = attempt(act, place)
             if opened:
                 outcome, told = "opened a file outside", str(opened[0])
             outcomes[f"{act.__name__}: {outcome}"] += 1
@@ -262,11 +278,11 @@ def make_index(folder: Path) -> str:
 ACTS = [read, check, make_index]
 
 
-def attempt(act: Callable[[Path], str], folder: Path) -> tuple[str, str]:
+def attempt(act: Callable[[Any], str], given: Any) -> tuple[str, str]:
     """What came of it, and for what must not be, the traceback."""
     try:
         with alarm():
-            return act(folder), ""
+            return act(given), ""
     except GatdistError as error:
         return f"Gatdist's {type(error).__name__}", ""
     except BaseException as error:

@@ -41,6 +41,14 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
     pictures.add_argument(
         "--color", default="auto", metavar="NAME", help="rgb, gray or auto (default)"
     )
+    pictures.add_argument(
+        "--background",
+        metavar="COLOR",
+        help="what transparent images are composited on: white (default), another name or #rrggbb",
+    )
+    pictures.add_argument(
+        "--bits", type=int, metavar="N", help="of each channel: 8 (default) or 16, stored as png"
+    )
     others = sub.add_argument_group("sounds and texts")
     others.add_argument(
         "--length", type=int, metavar="N", help="make all of this length: samples, or bytes"
@@ -100,7 +108,8 @@ def run(arguments: argparse.Namespace) -> None:
     from gatdist.shards import pack
 
     names = (
-        *("transform", "filter", "format", "quality", "color", "length", "sample_rate"),
+        *("transform", "filter", "format", "quality", "color", "background", "bits"),
+        *("length", "sample_rate"),
         *("kind", "labels", "column"),
     )
     outcome = pack(

@@ -31,6 +31,9 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
         "--tokens", type=int, metavar="N", help=".npy files hold tokens of a vocabulary of N"
     )
     sub.add_argument(
+        "--bits", type=int, default=8, metavar="N", help="read images with 8 (default) or 16 bits"
+    )
+    sub.add_argument(
         "--export",
         action="append",
         default=[],
@@ -77,6 +80,7 @@ def index(arguments: argparse.Namespace) -> None:
         component=arguments.component,
         labels=arguments.labels,
         tokens=arguments.tokens,
+        bits=arguments.bits,
         export=arguments.export,
         workers=values.workers(arguments.workers) if arguments.workers else None,
         strict=arguments.strict,

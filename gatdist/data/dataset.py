@@ -40,6 +40,8 @@ _DECODED_BYTES, _DECODED_SHARE = 64 * 2**20, 4
 # What one call of `read` fetches at a time.
 _PORTION_BYTES = 32 * 2**20
 _BLOCK_BYTES = 2**19
+# Rises when the same files are decoded to other samples, so that no cache of those is used.
+_DECODING = 2
 _MOST_SUBSTITUTES = 16
 
 
@@ -114,7 +116,7 @@ class Dataset:
         self._mean_bytes = np.maximum(1, sizes // samples)
         resize = resizing(manifest, config, self.sample_shape)
         decode = MODALITIES[self.modality].decoder(self.spec, resize)
-        told = f"{self.fingerprint} {self.spec.model_dump_json()} {resize}"
+        told = f"{self.fingerprint} {self.spec.model_dump_json()} {resize} {_DECODING}"
         self.reading = hashlib.sha256(told.encode()).hexdigest()
         self._shards = OpenShards(
             lambda number: OpenShard(tars, store, manifest, manifest.shards[number], decode),
@@ -166,7 +168,7 @@ class Dataset:
 
     def new_samples(self, count: int) -> Samples:
         """Memory for samples; see :func:`~gatdist.data.modalities.new_samples`."""
-        return new_samples(self.modality, self.sample_shape, count)
+        return new_samples(self.spec, count)
 
     def new_labels(self, count: int) -> Indices | None:
         """Memory for their labels, int64 [count]; None where there are no classes."""

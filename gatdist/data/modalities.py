@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -91,19 +91,19 @@ MODALITIES: Mapping[str, Modality] = {
 }
 
 
-def new_samples(modality: str, sample_shape: Sequence[int], count: int) -> NDArray[Any]:
+def new_samples(spec: ReadSpec, count: int) -> NDArray[Any]:
     """Memory for decoded samples.
 
     Args:
-        modality: of them.
-        sample_shape: of each: (C, H, W) of a picture.
+        spec: what they are.
         count: how many.
 
     Returns:
-        uint8 [count, H, W, C] for pictures, [count, *sample_shape] for all else: float32 points and
-        sounds, uint8 texts, int32 tokens.
+        uint8 or, of 16 bits, uint16 [count, H, W, C] for images, [count, *sample_shape] for all
+        else: float32 points and sounds, uint8 texts, int32 tokens.
     """
-    shape = tuple(sample_shape)
-    if modality == "image":
+    shape, dtype = spec.shape, MODALITIES[spec.modality].dtype
+    if spec.modality == "image":
         shape = (*shape[1:], shape[0])
-    return np.empty((count, *shape), dtype=MODALITIES[modality].dtype)
+        dtype = np.uint16 if spec.bits == 16 else dtype
+    return np.empty((count, *shape), dtype=dtype)

@@ -35,7 +35,7 @@ class Space(ABC):
 
     modality: ClassVar[str]
     ending: ClassVar[str]
-    rounding: ClassVar[str] = "none"
+    rounding: str = "none"
 
     def __init__(self, spec: ReadSpec) -> None:
         self.spec = spec
@@ -70,21 +70,28 @@ class Space(ABC):
 
 
 class PictureSpace(Space):
-    """Pictures: uint8 [n, H, W, C] ↔ float32 [n, C, H, W] in [−1, 1]."""
+    """Images: uint8 or uint16 [n, H, W, C] ↔ float32 [n, C, H, W] in [−1, 1]."""
 
-    modality, ending, rounding = "image", ".png", "8 bits"
+    modality, ending = "image", ".png"
+
+    def __init__(self, spec: ReadSpec) -> None:
+        super().__init__(spec)
+        self.rounding = f"{spec.bits} bits"
+        self._dtype = torch.uint16 if spec.bits == 16 else torch.uint8
+        self._half = (2**spec.bits - 1) / 2
 
     def to_network(self, samples: Tensor) -> Tensor:
-        """0 to 255 become −1 to 1."""
-        return samples.permute(0, 3, 1, 2).to(torch.float32).div_(127.5).sub_(1.0).contiguous()
+        """0 to 255, or 0 to 65,535, become −1 to 1."""
+        levels = samples.permute(0, 3, 1, 2).to(torch.float32)
+        return levels.div_(self._half).sub_(1.0).contiguous()
 
     def to_samples(self, seen: Tensor) -> Tensor:
         """Clamped to [−1, 1] and rounded."""
-        levels = seen.permute(0, 2, 3, 1).add(1.0).mul_(127.5).add_(0.5).floor_().clamp_(0, 255)
-        return levels.to(torch.uint8).contiguous()
+        levels = seen.permute(0, 2, 3, 1).float().add(1.0).mul_(self._half)
+        return levels.add_(0.5).floor_().clamp_(0, 2 * self._half).to(self._dtype).contiguous()
 
     def encode(self, sample: NDArray[Any]) -> bytes:
-        """PNG."""
+        """PNG, of as many bits."""
         return encode_png(sample, compression=6)
 
 

@@ -159,7 +159,7 @@ class Worker:
         spec = read_spec(manifest, config, self._indexes.url)
         decode = MODALITIES[manifest.modality].decoder(spec, resizing(manifest, config, spec.shape))
         opened = OpenShard(self._tars, self._indexes, manifest, shard, decode)
-        out = new_samples(manifest.modality, spec.shape, 1)[0]
+        out = new_samples(spec, 1)[0]
         for i in range(shard.num_samples):
             begin, end = opened.span(i, i + 1)
             (data,) = self._tars.read_ranges([(shard.name, begin, end)])

@@ -7,10 +7,17 @@ from typing import Any
 
 from gatdist.monitor.console import shown_path
 from gatdist.monitor.numbers import count, duration, percent, size
-from gatdist.monitor.packing import Event, plural
+from gatdist.monitor.packing import Event, plural, remarks
 
 Facts = Mapping[str, Any]
 
+_REMARKS = {
+    "transparent": "stored with an alpha channel, which reading composites on white",
+    "profiles": "stored with another color profile, which reading converts to sRGB",
+    "damaged_profiles": "stored with a damaged color profile, and are read as sRGB",
+    "reduced": "stored with 16 bits per channel, of which 8 are read (--bits 16 reads all)",
+    "animated": "stored with several frames or pages, of which the first is read",
+}
 _NOUNS = {"image": "pictures", "audio": "sounds", "text": "texts", "points": "arrays"}
 
 
@@ -31,6 +38,7 @@ def opening(plan: Facts) -> Iterator[Event]:
 
 def closing(outcome: Facts) -> Iterator[Event]:
     """What is said when all is indexed."""
+    yield from remarks(outcome, _REMARKS)
     message = f"after {duration(outcome['seconds'])}: {plural(outcome['samples'], 'sample')} in "
     message += f"{plural(outcome['shards'], 'shard')}"
     if outcome["num_classes"]:

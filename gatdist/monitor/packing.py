@@ -18,6 +18,13 @@ _BECAME = {
     "image": "smaller than asked and enlarged",
     "audio": "shorter than asked and filled up with silence",
 }
+_REMARKS = {
+    "transparent": "transparent and composited on the background",
+    "profiles": "converted from another color profile to sRGB",
+    "damaged_profiles": "taken for sRGB because the color profile is damaged",
+    "reduced": "of more than 8 bits per channel and reduced to 8 (--bits 16 keeps 16)",
+    "animated": "of several frames or pages, of which the first was taken",
+}
 _NAMES_SHOWN = 4
 
 
@@ -38,12 +45,7 @@ def opening(plan: Facts) -> Iterator[Event]:
 
 def closing(outcome: Facts) -> Iterator[Event]:
     """What is said at the end."""
-    if outcome["enlarged"]:
-        what = plural(outcome["enlarged"], _noun(outcome))
-        verb = "was" if outcome["enlarged"] == 1 else "were"
-        became = _BECAME[outcome["modality"]]
-        rule = f"{what} {verb} {became}, such as"
-        yield "warning", {"message": f"{rule} {outcome['enlarged_example']}"}
+    yield from remarks(outcome, {"enlarged": _BECAME.get(outcome["modality"], "")} | _REMARKS)
     total = outcome["samples"] + outcome["left_out"]
     message = f"after {duration(outcome['seconds'])}: {plural(outcome['samples'], 'sample')} in "
     message += f"{plural(outcome['shards'], 'shard')}, {size(outcome['bytes'])}"
@@ -58,6 +60,15 @@ def closing(outcome: Facts) -> Iterator[Event]:
             left_out += f"\n{'':12}{name} {reason}"
     rows = {"left out": left_out, "use it": f"--set data.url={shown_path(outcome['url'])}"}
     yield "done", {"message": message, "rows": rows}
+
+
+def remarks(outcome: Facts, became: Mapping[str, str]) -> Iterator[Event]:
+    """A warning for each kind of remark that was counted: ``became`` says what they are."""
+    for kind, what in became.items():
+        if number_of := outcome[kind]:
+            verb = "was" if number_of == 1 else "were"
+            rule = f"{plural(number_of, _noun(outcome))} {verb} {what}, such as"
+            yield "warning", {"message": f"{rule} {outcome[f'{kind}_example']}"}
 
 
 def described(plan: Facts) -> str:
@@ -88,8 +99,9 @@ def _aim(plan: Facts) -> str:
         if recipe["size"]:
             filters = recipe["filter"] or "lanczos"
             own = recipe["transform"] == "center-crop-dhariwal"
-            how = recipe["transform"] + ("" if own else f", {filters}")
-        aim = f"{height} × {width} {color} ({how})"
+            how = (recipe["transform"] or "center-crop") + ("" if own else f", {filters}")
+        depth = " of 16 bits" if recipe["bits"] == 16 else ""
+        aim = f"{height} × {width} {color}{depth} ({how})"
     elif plan["modality"] == "audio":
         channels, length = plan["sample_shape"]
         rate = plan["recipe"]["sample_rate"]

@@ -134,6 +134,7 @@ def _spec(run: TrainedRun) -> SampleSpec:
     told: dict[str, Any] = {
         "modality": spec.modality,
         "sample_shape": list(run.space.sample_shape),
+        "bits": spec.bits,
         "sample_rate": spec.sample_rate,
         "num_tokens": spec.num_tokens,
     }

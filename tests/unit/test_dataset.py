@@ -678,7 +678,7 @@ BAD_PICTURES = {
     "cut jpeg": (simplejpeg.encode_jpeg(np.zeros((5, 6, 3), np.uint8))[:-200], "is no readable"),
     "size": (encode_png(PIXELS[0][:4]), r"is a picture of 4 × 6 RGB, expected 5 × 6 RGB"),
     "jpeg size": (simplejpeg.encode_jpeg(np.zeros((5, 5, 3), np.uint8)), "5 × 5 RGB, expected"),
-    "bomb": (saved(Image.new("1", (20_000, 20_000))), "is no readable picture .*Bomb"),
+    "bomb": (saved(Image.new("1", (20_000, 20_000))), "is a picture of 20000 × 20000 pixels"),
 }
 
 

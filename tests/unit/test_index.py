@@ -402,7 +402,7 @@ def bomb() -> bytes:
         ([("x.jpg", b"a text"), ("x.cls", b"1")], "a.tar/x is no readable picture"),
         (
             [("x.png", bomb()), ("x.cls", b"1")],
-            "a.tar/x is no readable picture (DecompressionBombError: ",
+            "a.tar/x is a picture of 60000 × 60000 pixels",
         ),
         ([("x.png", PNGS[0])], "a.tar/x needs one label, has .png"),
         ([("x.cls", b"1")], "a.tar/x needs one picture, has .cls"),

@@ -41,7 +41,7 @@ def test_a_sound_that_fits_stays_as_it_is(encode: Any) -> None:
     packed = sounds()(content)
     assert packed.content == content
     assert packed.component == ("wav" if encode is encode_wav else "flac")
-    assert packed.enlarged == ""
+    assert packed.remarks == {}
 
 
 @given(st.integers(1, 900))
@@ -52,7 +52,7 @@ def test_sounds_are_cut_or_padded_with_silence(found: int) -> None:
     kept = min(found, 400)
     assert np.abs(result[:, :kept] - clip[:, :kept]).max() <= 2**-15
     assert not result[:, kept:].any()
-    assert packed.enlarged == (f"{found} samples" if found < 400 else "")
+    assert packed.remarks == ({"enlarged": f"{found} samples"} if found < 400 else {})
 
 
 @pytest.mark.parametrize("rate", [4_000, 11_025, 16_000, 44_100])

@@ -7,14 +7,21 @@ from gatdist.data.codecs.arrays import (
     encode_array,
 )
 from gatdist.data.codecs.errors import CodecError
+from gatdist.data.codecs.formats import (
+    IMAGE_COMPONENTS,
+    UNSUPPORTED_IMAGES,
+    unsupported_image,
+)
+from gatdist.data.codecs.headers import ImageHeader, read_image_header, read_image_shape
 from gatdist.data.codecs.labels import LABEL_COMPONENT, decode_label, read_label
 from gatdist.data.codecs.pictures import (
     FILTERS,
-    IMAGE_COMPONENTS,
+    DecodedImage,
+    change_image,
     decode_image,
     decode_image_into,
+    decode_pixels,
     encode_png,
-    read_image_shape,
 )
 from gatdist.data.codecs.sounds import (
     SOUND_COMPONENTS,
@@ -43,12 +50,17 @@ __all__ = [
     "SOUND_COMPONENTS",
     "TEXT_COMPONENT",
     "TOKENS_COMPONENT",
+    "UNSUPPORTED_IMAGES",
     "CodecError",
+    "DecodedImage",
+    "ImageHeader",
     "SoundHeader",
     "Vocabulary",
+    "change_image",
     "decode_image",
     "decode_image_into",
     "decode_label",
+    "decode_pixels",
     "decode_point",
     "decode_point_into",
     "decode_sound",
@@ -60,8 +72,10 @@ __all__ = [
     "encode_array",
     "encode_png",
     "encode_wav",
+    "read_image_header",
     "read_image_shape",
     "read_label",
     "read_sound",
     "read_sound_header",
+    "unsupported_image",
 ]

@@ -7,7 +7,16 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from gatdist.config import DataConfig
 from gatdist.data.order import ORDER_VERSION
@@ -47,6 +56,7 @@ class SampleSpec(BaseModel):
         modality: ``image``, ``points`` (arrays of numbers), ``audio``, ``text`` or ``tokens``.
         sample_shape: (C, H, W) of images, that of points, (C, n) of sounds, (n,) bytes of texts,
             (n,) tokens. H and W, or n, are None where the samples differ in them.
+        bits: of each channel of images as they are read, 8 or 16.
         component: the ending of each sample's file; None for any that the modality has.
         sample_rate: of sounds, in hertz.
         num_tokens: of the vocabulary of tokens.
@@ -61,6 +71,7 @@ class SampleSpec(BaseModel):
 
     modality: Modality
     sample_shape: list[_Positive | None]
+    bits: Literal[8, 16] = 8
     component: Annotated[str, Field(pattern=r"^[^/A-Z]+$")] | None = None
     sample_rate: _Positive | None = None
     num_tokens: _Positive | None = None
@@ -79,6 +90,14 @@ class SampleSpec(BaseModel):
         """The field of the JSON file that holds it, or ""."""
         return self.label.partition(":")[2]
 
+    @model_serializer(mode="wrap")
+    def _without_usual_bits(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Data sets of 8 bits keep the manifest and the fingerprint that they always had."""
+        told: dict[str, Any] = write(self)
+        if self.bits == 8:
+            told.pop("bits", None)
+        return told
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         shape, modality = self.sample_shape, self.modality
@@ -89,6 +108,8 @@ class SampleSpec(BaseModel):
                 or (shape[1] is None) != (shape[2] is None)
             ):
                 raise ValueError("the sample_shape of images must be [1 or 3, height, width]")
+        elif self.bits != 8:
+            raise ValueError("only images have bits")
         elif modality == "points":
             if not shape or None in shape:
                 raise ValueError("the sample_shape of points must hold whole numbers")
@@ -250,7 +271,7 @@ def _fingerprint(spec: SampleSpec, shards: Sequence[Shard]) -> str:
 
 
 def _told(spec: SampleSpec) -> dict[str, Any]:
-    return {name: getattr(spec, name) for name in SampleSpec.model_fields}
+    return spec.model_dump(include=set(SampleSpec.model_fields))
 
 
 def _raise_no_manifest(store: Store) -> None:

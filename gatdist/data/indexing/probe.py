@@ -11,6 +11,7 @@ import numpy as np
 from gatdist.data.codecs import (
     CodecError,
     decode_text,
+    read_image_header,
     read_image_shape,
     read_sound_header,
 )
@@ -31,6 +32,26 @@ def sample_shape(content: bytes, modality: str, facts: Mapping[str, Any]) -> tup
     if not content:
         raise CodecError("is empty")
     return _PROBES[modality](content, facts)
+
+
+def image_remarks(content: bytes) -> list[str]:
+    """What reading does to an image, by its header; see :func:`gatdist.data.codecs.decode_pixels`.
+
+    ``transparent``: may have transparent pixels, which are composited on white. ``profiles``: is
+    converted to sRGB. ``damaged_profiles``: is taken for sRGB. ``reduced``: stores 16 bits.
+    ``animated``: the first of several images is read.
+
+    Raises:
+        CodecError: it is no image.
+    """
+    header = read_image_header(content)
+    found = {
+        "transparent": header.has_alpha,
+        header.profile: bool(header.profile),
+        "reduced": header.bits == 16,
+        "animated": header.is_animated,
+    }
+    return [name for name, applies in found.items() if applies]
 
 
 def _image(content: bytes, facts: Mapping[str, Any]) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from gatdist.data.codecs import CodecError, read_label
 from gatdist.data.format import Shard, encode_index
 from gatdist.data.format.index import Row
 from gatdist.data.indexing import exports
-from gatdist.data.indexing.probe import sample_shape
+from gatdist.data.indexing.probe import image_remarks, sample_shape
 from gatdist.data.indexing.scan import Member, Sample, Scan
 from gatdist.data.modalities import MODALITIES
 from gatdist.data.packing.entries import LeftOut
@@ -95,6 +95,7 @@ class Record(BaseModel):
         longest: the largest last number of all shapes.
         labels: different labels, sorted.
         num_keys: samples in the tar, those left out too.
+        remarks: of each of ``REMARKS`` that came up, how many samples, and the first.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -106,6 +107,7 @@ class Record(BaseModel):
     longest: int = 0
     labels: list[str] = []
     num_keys: int = 0
+    remarks: dict[str, tuple[int, str]] = {}
 
 
 class Worker:
@@ -190,6 +192,7 @@ class Worker:
             longest=look.longest,
             labels=sorted(look.labels),
             num_keys=len(scan.begins) - 1,
+            remarks={kind: (n, f"{task.name}/{key}") for kind, (n, key) in look.remarks.items()},
         )
 
     def _record(self, task: Task) -> Record | None:
@@ -220,6 +223,7 @@ class Look:
         shapes: the first different ones, two at most.
         longest: the largest last number of all shapes.
         labels: all different ones.
+        remarks: of each kind, how many samples, and the key of the first.
     """
 
     def __init__(self, job: Job) -> None:
@@ -231,6 +235,7 @@ class Look:
         self.shapes: set[tuple[int, ...]] = set()
         self.longest = 0
         self.labels: set[str] = set()
+        self.remarks: dict[str, tuple[int, str]] = {}
 
     def __call__(self, sample: Sample) -> list[Row]:
         """The rows of a sample. Raises CodecError if it is not what it should be."""
@@ -251,6 +256,10 @@ class Look:
                     mend="Choose another field, or --labels none",
                 )
             members.append(member)
+        if self._job.modality == "image":
+            for kind in image_remarks(chosen.content):
+                count, first = self.remarks.get(kind, (0, sample.key))
+                self.remarks[kind] = count + 1, first
         if len(self.shapes) < _MOST_SHAPES:
             self.shapes.add(shape)
         self.longest = max(self.longest, shape[-1])

@@ -18,6 +18,7 @@ from gatdist.data.indexing.probe import sample_shape
 from gatdist.data.indexing.scan import Sample, Scan
 from gatdist.data.indexing.task import NOTES, Job, Record, Task
 from gatdist.data.modalities import MODALITIES
+from gatdist.data.packing.converted import counted
 from gatdist.data.packing.entries import LeftOut
 from gatdist.errors import ConfigError, DataError
 from gatdist.storage import OutsideUrl, Store, without_credentials
@@ -41,6 +42,7 @@ class Request:
         component: the ending of each sample's file; None recognizes it.
         labels: an ending, ``json:FIELD``, or ``none``; None takes ``cls`` where it is there.
         num_tokens: ``.npy`` files hold tokens of a vocabulary of this size; None: points.
+        bits: of each channel of images as they are read, 8 or 16.
         exports: of ``exports.NAMES``.
         strict: a sample that can't be used is an error.
         options: of the source's storage.
@@ -52,6 +54,7 @@ class Request:
     component: str | None = None
     labels: str | None = None
     num_tokens: int | None = None
+    bits: int = 8
     exports: Sequence[str] = ()
     strict: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -84,6 +87,8 @@ def prepare(request: Request) -> Indexing:
     for name in request.exports:
         if name not in exports.NAMES:
             raise ConfigError("--export", f"must be {' or '.join(exports.NAMES)}", value=name)
+    if request.bits not in (8, 16):
+        raise ConfigError("--bits", "must be 8 or 16", value=request.bits)
     source = Store(request.source, request.options)
     dest = Store(request.dest, request.out_options)
     if dest.exists(MANIFEST) and not dest.exists(NOTES):
@@ -125,7 +130,9 @@ def finish(indexing: Indexing, records: Sequence[Record]) -> dict[str, Any]:
     Returns:
         ``url, source, modality, sample_shape, num_classes, shards, samples, bytes, left_out,
         left_out_examples``, ``report`` (a name, None without one) and ``shards_url`` (what
-        ``data.shards_url`` must be set to; "" where it need not be set).
+        ``data.shards_url`` must be set to; "" where it need not be set); of each of
+        :data:`~gatdist.data.packing.converted.REMARKS`, such as ``transparent``, how many samples,
+        and under ``transparent_example`` the first.
 
     Raises:
         DataError: no sample can be used.
@@ -160,6 +167,7 @@ def finish(indexing: Indexing, records: Sequence[Record]) -> dict[str, Any]:
         "bytes": sum(shard.size for shard in shards),
         "left_out": len(left_out),
         "left_out_examples": [list(out) for out in left_out[:_EXAMPLES]],
+        **_remarks(job, used),
         "report": REPORT if left_out else None,
         "shards_url": elsewhere if elsewhere and not _is_reached(dest, elsewhere) else "",
     }
@@ -172,6 +180,13 @@ def _is_reached(dest: Store, shards_url: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _remarks(job: Job, records: Sequence[Record]) -> dict[str, Any]:
+    found = [record.remarks for record in records]
+    if job.facts.get("bits") == 16:  # nothing is lost
+        found = [{k: n for k, n in remarks.items() if k != "reduced"} for remarks in found]
+    return counted(found)
 
 
 def _look(request: Request, source: Store, tasks: Sequence[Task]) -> Job:
@@ -190,6 +205,8 @@ def _look(request: Request, source: Store, tasks: Sequence[Task]) -> Job:
         if facts is None:
             reason = f"those of {task.name} are unreadable"
             continue
+        if request.bits != 8 and modality != "image":
+            raise ConfigError("--bits", f"the shards hold {modality}, not images", value=16)
         return Job(
             source=request.source,
             dest=request.dest,
@@ -226,7 +243,7 @@ def _modality(request: Request, found: Counter[str]) -> str | None:
 
 def _facts(request: Request, modality: str, samples: Sequence[Sample]) -> dict[str, Any] | None:
     """What all samples must have in common; None where none of these can be read."""
-    common: dict[str, Any] = {}
+    common: dict[str, Any] = {"bits": request.bits} if request.bits != 8 else {}
     if modality == "tokens":
         common["num_tokens"] = request.num_tokens
     components = (request.component,) if request.component else MODALITIES[modality].components
@@ -268,6 +285,7 @@ def _spec(job: Job, records: Sequence[Record]) -> SampleSpec:
             "modality": job.modality,
             "sample_shape": _common_shape(job, records),
             "component": job.component,
+            "bits": facts.get("bits", 8),
             "sample_rate": facts.get("sample_rate"),
             "num_tokens": facts.get("num_tokens"),
             "num_classes": num_classes,

@@ -10,16 +10,24 @@ from typing import Self
 
 import numpy as np
 
-from gatdist.data.codecs import FILTERS, CodecError, decode_point
+from gatdist.data.codecs import (
+    FILTERS,
+    CodecError,
+    ImageHeader,
+    decode_pixels,
+    decode_point,
+    read_image_header,
+)
+from gatdist.data.codecs.color import is_gray
 from gatdist.data.packing import pictures
 from gatdist.data.packing.converted import Converted, Converter
-from gatdist.data.packing.pictures import FORMATS, TRANSFORMS, Header, read_header
+from gatdist.data.packing.pictures import FORMATS, STORED, TRANSFORMS
 from gatdist.data.packing.recipe import Recipe
 from gatdist.data.packing.sequences import Sounds, Texts
 from gatdist.errors import DataError
 
-# What every reader of WebDataset opens. Other pictures become PNG.
-_STORED = {"png", "jpg", "webp"}
+# What makes the pixels of a file other than those that any reader would see.
+_CHANGING = {"transparent", "profiles", "reduced", "animated"}
 
 
 class Pictures:
@@ -36,7 +44,7 @@ class Pictures:
         self.recipe = recipe
         self._channels, *size = sample_shape
         self._size = recipe.size or (size[0], size[1])
-        self._transform = TRANSFORMS[recipe.transform]
+        self._transform = TRANSFORMS[recipe.transform or "center-crop"]
         self._filter = FILTERS[recipe.filter or "lanczos"]
         self._component = FORMATS[recipe.format]
 
@@ -50,11 +58,12 @@ class Pictures:
         headers = []
         for content in contents:
             with suppress(CodecError):
-                headers.append(read_header(content))
+                headers.append(read_image_header(content))
         if not headers:
             return None
         if recipe.color == "auto":
-            channels = 1 if all(header.is_gray for header in headers) else 3
+            shows = not is_gray(recipe.background_color)
+            channels = 1 if all(h.is_gray and not (h.has_alpha and shows) for h in headers) else 3
         else:
             channels = {"gray": 1, "rgb": 3}[recipe.color]
         sizes = Counter((header.height, header.width) for header in headers)
@@ -74,29 +83,38 @@ class Pictures:
 
     def __call__(self, content: bytes) -> Converted:
         """Convert one file. Raises CodecError if it is no picture, or of another size."""
-        header = read_header(content)
+        header = read_image_header(content)
         height, width = self._size
         if self.recipe.size is None and (header.height, header.width) != self._size:
             raise CodecError(
                 f"is {header.height} × {header.width}, others {height} × {width} (height × width)",
                 mend="Make all of one size with --size HxW",
             )
-        pixels = pictures.decode(content, header, self._channels)
-        if self._stays(header):
-            return Converted(header.component, content)
+        pixels, remarks = decode_pixels(
+            content,
+            self._channels,
+            bits=self.recipe.bits,
+            background=self.recipe.background_color,
+        )
+        remarks = {**remarks, **({"animated": ""} if header.is_animated else {})}
+        if self._stays(header) and not remarks.keys() & _CHANGING:
+            return Converted(STORED[header.format], content, remarks)
         if self.recipe.size is not None:
             pixels = self._transform(pixels, height, width, self._filter)
         component = self._component or "png"
         packed = pictures.encode(pixels, component, self.recipe.quality)
-        is_small = header.height < height or header.width < width
-        return Converted(component, packed, f"{header.height} × {header.width}" if is_small else "")
+        if header.height < height or header.width < width:
+            remarks["enlarged"] = f"{header.height} × {header.width}"
+        return Converted(component, packed, remarks)
 
-    def _stays(self, header: Header) -> bool:
+    def _stays(self, header: ImageHeader) -> bool:
+        component = STORED.get(header.format)
         return (
             (header.height, header.width) == self._size
             and self.sample_shape[1:] == self._size  # no bars are added
-            and header.is_upright
-            and header.component in ({self._component} if self._component else _STORED)
+            and header.orientation == 1
+            and component is not None
+            and self._component in (None, component)
         )
 
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from gatdist.data.packing.recipe import Recipe
+
+# What a report counts, each with an example: what was smaller or shorter than asked (with its
+# size), composited on the background, converted from another color profile, taken for sRGB because
+# its profile is damaged, reduced from 16 to 8 bits (with the levels), of more images than one.
+REMARKS = ("enlarged", "transparent", "profiles", "damaged_profiles", "reduced", "animated")
 
 
 class Converted(NamedTuple):
@@ -13,12 +19,12 @@ class Converted(NamedTuple):
     Attributes:
         component: its extension.
         content: its bytes.
-        enlarged: the size of what was smaller than asked, such as "9 × 7"; else "".
+        remarks: what was done that a user may want to know, with details; see ``REMARKS``.
     """
 
     component: str
     content: bytes
-    enlarged: str = ""
+    remarks: Mapping[str, str] = {}
 
 
 class Converter(Protocol):
@@ -38,3 +44,15 @@ class Converter(Protocol):
 
     def __call__(self, content: bytes) -> Converted:
         """Convert one file. Raises CodecError if it is not what it should be."""
+
+
+def counted(found: Sequence[Mapping[str, tuple[int, str]]]) -> dict[str, Any]:
+    """Of each of ``REMARKS``, how many samples and the first, from counts of several tasks."""
+    told: dict[str, Any] = {}
+    for kind in REMARKS:
+        those = [remarks[kind] for remarks in found if kind in remarks]
+        told |= {
+            kind: sum(count for count, _ in those),
+            f"{kind}_example": those[0][1] if those else "",
+        }
+    return told

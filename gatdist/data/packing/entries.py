@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from gatdist.data.codecs import IMAGE_COMPONENTS
 from gatdist.storage import Store
 
 Label = int | str | None
@@ -14,7 +15,7 @@ LeftOut = tuple[str, str]
 
 # Modality of a file by its extension.
 COMPONENTS: Mapping[str, tuple[str, ...]] = {
-    "image": ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "pgm"),
+    "image": IMAGE_COMPONENTS,
     "audio": ("wav", "flac", "ogg"),
     "text": ("txt",),
     "array": ("npy",),

@@ -24,7 +24,7 @@ from gatdist.config import masked_url
 from gatdist.data.codecs import CodecError
 from gatdist.data.format import MANIFEST, SampleSpec, write_manifest
 from gatdist.data.packing.convert import converter_like
-from gatdist.data.packing.converted import Converter
+from gatdist.data.packing.converted import Converter, counted
 from gatdist.data.packing.entries import Entry, LeftOut, Listing
 from gatdist.data.packing.fetch import Fetcher
 from gatdist.data.packing.labels import numbered
@@ -201,7 +201,8 @@ def finish(packing: Packing, records: Sequence[Record]) -> dict[str, Any]:
 
     Returns:
         ``url, kind, modality, sample_shape, num_classes, shards, samples, bytes, left_out,
-        left_out_examples, enlarged, enlarged_example`` and ``report`` (a name, None without one).
+        left_out_examples`` and ``report`` (a name, None without one); of each of ``REMARKS``, such
+        as ``transparent``, how many samples, and under ``transparent_example`` the first.
 
     Raises:
         DataError: no sample could be packed.
@@ -233,8 +234,7 @@ def finish(packing: Packing, records: Sequence[Record]) -> dict[str, Any]:
         "bytes": sum(shard.size for shard in shards),
         "left_out": len(left_out),
         "left_out_examples": [list(out) for out in left_out[:_EXAMPLES]],
-        "enlarged": sum(record.enlarged for record in records),
-        "enlarged_example": next((r.enlarged_example for r in records if r.enlarged), ""),
+        **counted([record.remarks for record in records]),
         "report": REPORT if left_out else None,
     }
 
@@ -245,6 +245,7 @@ def _spec(packing: Packing) -> SampleSpec:
         {
             "modality": _MODALITIES.get(job.modality, job.modality),
             "sample_shape": list(job.sample_shape),
+            "bits": job.recipe.bits if job.modality == "image" else 8,
             "sample_rate": job.recipe.sample_rate if job.modality == "audio" else None,
             "num_classes": packing.num_classes,
             "class_names": list(packing.class_names) if packing.class_names else None,

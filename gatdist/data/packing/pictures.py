@@ -10,58 +10,24 @@ from __future__ import annotations
 import io
 import zlib
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from gatdist.data.codecs import CodecError, decode_image
+from gatdist.data.codecs import change_image, encode_png
 
-# Component of each of Pillow's formats that is stored as it is, and the formats to choose from.
-_COMPONENTS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "PPM": "ppm"}
+# Extension of each of Pillow's formats that every reader of WebDataset opens, and that is stored as
+# it is where nothing changes; and the formats to choose from.
+STORED: Mapping[str, str] = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 FORMATS: Mapping[str, str | None] = {"keep": None, "png": "png", "jpeg": "jpg", "webp": "webp"}
 
-_MODES = {1: "L", 3: "RGB"}
-_GRAY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "F")
-_ORIENTATION = 0x0112  # the tag of EXIF; 1 is upright, from 5 on width and height change places
 _JPEG_QUALITY = 95
+_DEEP_COMPRESSION = 3  # of PNG of 16 bits; more takes twice the time for a few percent
 
-Pixels = NDArray[np.uint8]
-
-
-class Header(NamedTuple):
-    """What a picture's file says before its pixels are decoded.
-
-    Attributes:
-        height: in pixels, when upright.
-        width: in pixels, when upright.
-        component: extension for what it really is; "" where it can't be stored as it is.
-        is_gray: has one channel, or one and transparency.
-        is_upright: EXIF does not turn it.
-    """
-
-    height: int
-    width: int
-    component: str
-    is_gray: bool
-    is_upright: bool
-
-
-def read_header(content: bytes) -> Header:
-    """Read a picture's header. Raises CodecError if it is none."""
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            has_exif = "exif" in image.info or "Raw profile type exif" in image.info
-            orientation = image.getexif().get(_ORIENTATION, 1) if has_exif else 1
-            width, height = image.size[::-1] if orientation >= 5 else image.size
-            component = _COMPONENTS.get(image.format or "", "")
-            return Header(height, width, component, image.mode in _GRAY_MODES, orientation <= 1)
-    except UnidentifiedImageError:
-        raise CodecError("is no picture of a known format") from None
-    except Exception as error:  # a damaged file makes Pillow raise nearly anything
-        raise CodecError(f"is no readable picture ({' '.join(str(error).split())})") from error
+Pixels = NDArray[Any]  # uint8 or uint16 [H, W, C]
 
 
 def center_crop(pixels: Pixels, height: int, width: int, resample: Image.Resampling) -> Pixels:
@@ -77,7 +43,7 @@ def center_crop(pixels: Pixels, height: int, width: int, resample: Image.Resampl
 def center_crop_wide(pixels: Pixels, height: int, width: int, resample: Image.Resampling) -> Pixels:
     """:func:`center_crop`, with black above and below to make it width × width."""
     part = center_crop(pixels, height, width, resample)
-    canvas = np.zeros((width, width, pixels.shape[2]), dtype=np.uint8)
+    canvas = np.zeros((width, width, pixels.shape[2]), dtype=pixels.dtype)
     top = (width - height) // 2
     canvas[top : top + height] = part
     return canvas
@@ -88,12 +54,14 @@ def center_crop_dhariwal(
 ) -> Pixels:
     """ADM's: halved by a box filter as often as possible, resized by bicubic, and cropped."""
     del width, resample
-    image = _image(pixels)
-    while min(image.size) >= 2 * height:
-        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = height / min(image.size)
-    size = round(image.width * scale), round(image.height * scale)
-    resized = _pixels(image.resize(size, Image.Resampling.BICUBIC))
+    resized = pixels
+    while min(resized.shape[:2]) >= 2 * height:
+        resized = _resized(
+            resized, resized.shape[0] // 2, resized.shape[1] // 2, Image.Resampling.BOX
+        )
+    scale = height / min(resized.shape[:2])
+    size = round(resized.shape[0] * scale), round(resized.shape[1] * scale)
+    resized = _resized(resized, *size, Image.Resampling.BICUBIC)
     top, left = (resized.shape[0] - height) // 2, (resized.shape[1] - height) // 2
     return resized[top : top + height, left : left + height]
 
@@ -102,7 +70,7 @@ def stretch(pixels: Pixels, height: int, width: int, resample: Image.Resampling)
     """The whole picture resized to height × width, whatever its aspect was."""
     if pixels.shape[:2] == (height, width):
         return pixels
-    return _pixels(_image(pixels).resize((width, height), resample))
+    return _resized(pixels, height, width, resample)
 
 
 Transform = Callable[[Pixels, int, int, Image.Resampling], Pixels]
@@ -115,7 +83,7 @@ TRANSFORMS: Mapping[str, Transform] = {
 
 
 def encode(pixels: Pixels, component: str, quality: int | None) -> bytes:
-    """A file of uint8 [H, W, C], C being 1 or 3.
+    """A file of uint8 [H, W, C], C being 1 or 3; PNG also of uint16.
 
     Args:
         pixels: to store.
@@ -132,6 +100,8 @@ def encode(pixels: Pixels, component: str, quality: int | None) -> bytes:
             colorsubsampling=sampling,
         )
         return content
+    if pixels.itemsize == 2:
+        return encode_png(pixels, compression=_DEEP_COMPRESSION)
     file = io.BytesIO()
     image = _image(pixels)
     if component == "webp" and quality:
@@ -143,15 +113,10 @@ def encode(pixels: Pixels, component: str, quality: int | None) -> bytes:
     return file.getvalue()
 
 
-def decode(content: bytes, header: Header, channels: int) -> Pixels:
-    """Upright pixels, uint8 [H, W, channels]. Raises CodecError."""
-    return decode_image(content, (channels, header.height, header.width))
+def _resized(pixels: Pixels, height: int, width: int, resample: Image.Resampling) -> Pixels:
+    return change_image(pixels, lambda image: image.resize((width, height), resample))
 
 
 def _image(pixels: Pixels) -> Image.Image:
     array: Any = pixels[..., 0] if pixels.shape[2] == 1 else pixels
     return Image.fromarray(np.ascontiguousarray(array))
-
-
-def _pixels(image: Image.Image) -> Pixels:
-    return np.asarray(image).reshape(image.height, image.width, -1)

@@ -90,10 +90,8 @@ class Sounds:
         found = clip.shape[1]
         packed = np.zeros((self._channels, self._length), dtype=np.float32)
         packed[:, :found] = clip[:, : self._length]
-        is_short = found < self._length
-        return Converted(
-            "wav", encode_wav(packed, self.sample_rate), f"{found:,} samples" if is_short else ""
-        )
+        remarks = {"enlarged": f"{found:,} samples"} if found < self._length else {}
+        return Converted("wav", encode_wav(packed, self.sample_rate), remarks)
 
 
 class Texts:

@@ -62,15 +62,14 @@ class Record(BaseModel):
     Attributes:
         shard: what was written; None where no sample could be packed.
         left_out: name and reason of each sample that was not.
-        enlarged: how many pictures were smaller than asked, and which was the first.
+        remarks: of each of ``REMARKS`` that came up, how many samples, and the first, with details.
     """
 
     model_config = ConfigDict(frozen=True)
 
     shard: Shard | None = None
     left_out: list[LeftOut] = []
-    enlarged: int = 0
-    enlarged_example: str = ""
+    remarks: dict[str, tuple[int, str]] = {}
 
 
 class Worker:
@@ -122,19 +121,18 @@ class Worker:
 
     def _pack(self, name: str, task: Task, tell: Tell) -> Record:
         left_out: list[LeftOut] = []
-        enlarged: list[str] = []
-        samples = self._samples(task, left_out, enlarged, tell)
+        remarks: dict[str, tuple[int, str]] = {}
+        samples = self._samples(task, left_out, remarks, tell)
         first = next(samples, None)  # a tar can't be empty
         shard = write_shard(self._dest, name, chain([first], samples)) if first else None
-        return Record(
-            shard=shard,
-            left_out=left_out,
-            enlarged=len(enlarged),
-            enlarged_example=enlarged[0] if enlarged else "",
-        )
+        return Record(shard=shard, left_out=left_out, remarks=remarks)
 
     def _samples(
-        self, task: Task, left_out: list[LeftOut], enlarged: list[str], tell: Tell
+        self,
+        task: Task,
+        left_out: list[LeftOut],
+        remarks: dict[str, tuple[int, str]],
+        tell: Tell,
     ) -> Iterator[tuple[str, Components]]:
         for number, (entry, files) in enumerate(self._fetcher.fetch(task.entries), task.first):
             tell(1, 0)
@@ -147,8 +145,10 @@ class Worker:
                     raise refused(printable(entry.name), str(error)) from error
                 left_out.append((printable(entry.name), str(error)))
                 continue
-            if converted.enlarged:
-                enlarged.append(f"{printable(entry.name)} ({converted.enlarged})")
+            for kind, detail in converted.remarks.items():
+                example = printable(entry.name) + (f" ({detail})" if detail else "")
+                count, first = remarks.get(kind, (0, example))
+                remarks[kind] = count + 1, first
             components = {converted.component: converted.content}
             if self._job.has_labels:
                 components[LABEL_COMPONENT] = str(entry.label).encode()

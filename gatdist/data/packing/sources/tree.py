@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from gatdist.data.codecs import UNSUPPORTED_IMAGES, unsupported_image
 from gatdist.data.packing.entries import MODALITY, Entry, Label, LeftOut, Listing, Span
 from gatdist.data.packing.labels import folder_classes, named
 from gatdist.data.packing.sources.asked import Asked
@@ -71,6 +72,9 @@ def list_tree(
     for name, component in components.items():
         if MODALITY.get(component) == listing.modality:
             names.append(name)
+        elif component in UNSUPPORTED_IMAGES:
+            reason = unsupported_image(UNSUPPORTED_IMAGES[component])
+            listing.left_out.append((name, reason))
         else:
             what = _A_MODALITY[listing.modality]
             listing.left_out.append((name, f"is no {what} (.{component})"))
@@ -103,11 +107,10 @@ def _modality(components: Iterable[str], store: Store) -> str:
             found[MODALITY[component]] += count
     if not found:
         most = ", ".join(f"{n} × .{c}" for c, n in counts.most_common(3)) or "nothing"
-        raise DataError(
-            store.url,
-            f"holds no files that can be packed, but {most}",
-            mend=f"Give files of these kinds: {', '.join(MODALITY)}",
-        )
+        mend = f"Give files of these kinds: {', '.join(MODALITY)}"
+        if any(component in UNSUPPORTED_IMAGES for component in counts):
+            mend = "Convert images to PNG or JPEG"
+        raise DataError(store.url, f"holds no files that can be packed, but {most}", mend=mend)
     return max(_A_MODALITY, key=lambda modality: found[modality])
 
 
