@@ -5,9 +5,17 @@ from gatdist.data.codecs.arrays import (
     decode_point,
     decode_point_into,
     encode_array,
+    read_npy,
 )
 from gatdist.data.codecs.errors import CodecError
-from gatdist.data.codecs.labels import LABEL_COMPONENT, decode_label, read_label
+from gatdist.data.codecs.labels import (
+    LABEL_COMPONENT,
+    MOST_CLASSES,
+    Label,
+    decode_label,
+    normalized,
+    read_label,
+)
 from gatdist.data.codecs.pictures import (
     FILTERS,
     IMAGE_COMPONENTS,
@@ -39,11 +47,13 @@ __all__ = [
     "IMAGE_COMPONENTS",
     "LABEL_COMPONENT",
     "MOST_CHARACTERS",
+    "MOST_CLASSES",
     "POINT_COMPONENT",
     "SOUND_COMPONENTS",
     "TEXT_COMPONENT",
     "TOKENS_COMPONENT",
     "CodecError",
+    "Label",
     "SoundHeader",
     "Vocabulary",
     "decode_image",
@@ -60,8 +70,10 @@ __all__ = [
     "encode_array",
     "encode_png",
     "encode_wav",
+    "normalized",
     "read_image_shape",
     "read_label",
+    "read_npy",
     "read_sound",
     "read_sound_header",
 ]

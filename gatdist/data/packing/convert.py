@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Self
 
-import numpy as np
-
-from gatdist.data.codecs import FILTERS, CodecError, decode_point
+from gatdist.data.codecs import FILTERS, CodecError, decode_point, read_npy
 from gatdist.data.packing import pictures
 from gatdist.data.packing.converted import Converted, Converter
 from gatdist.data.packing.pictures import FORMATS, TRANSFORMS, Header, read_header
@@ -119,8 +116,8 @@ class Arrays:
         """For arrays of the shape that most of these have; None where none of them is one."""
         shapes: Counter[tuple[int, ...]] = Counter()
         for content in contents:
-            with suppress(Exception):  # NumPy raises nearly anything
-                shapes[np.load(io.BytesIO(content), allow_pickle=False).shape] += 1
+            with suppress(CodecError):
+                shapes[read_npy(content).shape] += 1
         return cls(recipe, shapes.most_common(1)[0][0]) if shapes else None
 
     def __call__(self, content: bytes) -> Converted:
