@@ -30,6 +30,7 @@ _UTF8 = 0x800
 _ZIP_END = struct.Struct("<20xH")  # the length of the comment behind it
 # A few bytes may unfold into a thousand times as many.
 _CHUNK_BYTES = 2**14
+_MAGIC_BYTES = 10  # by then, what is no compressed stream is known not to be one
 _gzip = partial(zlib.decompressobj, wbits=16 + zlib.MAX_WBITS)
 _UNPACKERS: Mapping[str, Callable[[], Any]] = {
     **{".tar.gz": _gzip, ".tgz": _gzip},
@@ -209,8 +210,9 @@ def _unpack(packed: BinaryIO, unpacker: Callable[[], Any], plain: BinaryIO) -> i
                 rest = packed.read(_CHUNK_BYTES) if not stream.eof else stream.unused_data
             if not stream.eof:
                 raise EOFError("it is cut short")
-        except (EOFError, lzma.LZMAError, zlib.error, OSError):
-            if whole and not size:
+        except (EOFError, lzma.LZMAError, zlib.error, OSError) as error:
+            is_stream = size or (isinstance(error, EOFError) and at - begin > _MAGIC_BYTES)
+            if whole and not is_stream:
                 return begin
             raise
         whole += 1
