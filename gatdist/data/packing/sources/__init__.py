@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
@@ -19,6 +20,7 @@ from gatdist.data.packing.sources.tree import File, list_tree
 from gatdist.data.packing.sources.webdataset import list_shards, split
 from gatdist.errors import DataError, StorageError
 from gatdist.storage import Store
+from gatdist.storage.local import dangling_links
 
 __all__ = ["KINDS", "Asked", "list_source"]
 
@@ -33,6 +35,10 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "jsonl": (".jsonl", ".ndjson", ".json"),
     "text": (".txt",),
 }
+
+
+# Files of a sample that are none themselves. Others, such as .xmp, are no sign of WebDataset.
+_COMPANIONS = ("cls", "json")
 
 
 def list_source(
@@ -66,7 +72,8 @@ def list_source(
     store = Store(folder, options)
     if kind == "folder":
         tree = (File(name, Span(name, size=size)) for name, size in files.items())
-        return kind, folder, list_tree(store, tree, asked, _reader(store))
+        left_out = [(name, "is a link to nothing") for name in _dangling(store)]
+        return kind, folder, list_tree(store, tree, asked, _reader(store), left_out)
     if kind == "parquet":
         return kind, folder, list_parquet(store, names, asked, spool)
     if kind == "text":
@@ -77,6 +84,14 @@ def list_source(
         return kind, folder, list_table(store, names[0], asked)
     kind, listing = _list_archives(kind, store, names, asked, spool)
     return kind, folder, listing
+
+
+def _dangling(store: Store) -> list[str]:
+    """Names of the links in a local folder that lead to nothing."""
+    if not store.is_local:
+        return []
+    root = str(store.local_path())
+    return [os.path.relpath(path, root) for path in dangling_links(root)]
 
 
 def _list_archives(
@@ -117,11 +132,13 @@ def _members(store: Store, name: str, spool: Store, left_out: list[LeftOut]) -> 
 
 def _is_shard(files: Iterable[File]) -> bool:
     """Whether samples are of several files with one key, of different kinds, as WebDataset has."""
-    kinds: dict[str, set[str | None]] = {}
+    kinds: dict[str, set[str]] = {}
     for name, _ in files:
-        if not system_file(name):
-            key, component = split(name)
-            kinds.setdefault(key, set()).add(MODALITY.get(component.rpartition(".")[2]))
+        key, component = split(name)
+        extension = component.rpartition(".")[2]
+        kind = MODALITY.get(extension, extension if extension in _COMPANIONS else "")
+        if kind and not system_file(name):
+            kinds.setdefault(key, set()).add(kind)
     return any(len(found) > 1 for found in kinds.values())
 
 
