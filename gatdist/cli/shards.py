@@ -38,7 +38,9 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
         help="also write the index of another reader: dali or energon",
     )
     _add_common(sub)
-    sub.add_argument("--strict", action="store_true", help="stop at a sample that can't be used")
+    sub.add_argument(
+        "--strict", action="store_true", help="fail if any sample can't be used, and name them"
+    )
 
     sub = command("verify", verify, "check every digest of a data set, a checkpoint or a run")
     sub.add_argument("url", metavar="URL")
