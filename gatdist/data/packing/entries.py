@@ -34,13 +34,15 @@ def printable(name: str) -> str:
 
 def all_named(left_out: Sequence[LeftOut], mend: str = "") -> DataError:
     """An error that names all, or the first ten and how many more there are."""
-    first, *more = (f"{printable(name)}: {reason}" if reason else name for name, reason in left_out)
-    lines = [first, *more[: _MOST_NAMED - 1]]
+    named = [
+        f"{printable(name)}: {reason}" if reason else name
+        for name, reason in left_out[:_MOST_NAMED]
+    ]
     if len(left_out) > _MOST_NAMED:
-        lines.append(f"and {len(left_out) - _MOST_NAMED:,} more")
-    error = DataError.__new__(DataError)
-    error.args = ("\n".join(lines) + (f". {mend}." if mend else ""),)
-    return error
+        named.append(f"and {len(left_out) - _MOST_NAMED:,} more")
+    told = "; ".join(line.rstrip(".") for line in named)
+    subject, _, rule = told.partition(": ")
+    return DataError(subject, rule, mend=mend)
 
 
 def each_readable(
