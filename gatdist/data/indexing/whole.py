@@ -120,7 +120,7 @@ def preview(indexing: Indexing) -> dict[str, Any]:
         "url": Store(job.dest).url,
         "source": Store(job.source).url,
         "modality": job.modality,
-        "label": job.label,
+        "label": f"{job.label} (if any)" if job.label and not indexing.labels else job.label,
         "shards": len(indexing.tasks),
         "bytes": sum(task.size for task in indexing.tasks),
     }
