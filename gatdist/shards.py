@@ -69,7 +69,7 @@ def pack(
         workers: processes, or tasks at a time on Ray; None for one a core. Has no influence on what
             is written.
         address: of a Ray cluster to work on; ``local`` starts one here; "" works without Ray.
-        strict: a sample that can't be packed is an error, instead of a line of the report.
+        strict: samples that can't be packed are an error that names them, when all are known.
         dry_run: say what would be written, and write nothing.
         source_options: of the source's storage.
         allowed_origins: servers and buckets that a list of URLs may name beside its own, such as
@@ -158,7 +158,7 @@ def index(
         bits: of each channel of images as they are read: 8 or 16.
         export: other indexes to write: ``dali``, ``energon``.
         workers: processes; None for one a core. Has no influence on what is written.
-        strict: a sample that can't be used is an error, instead of a line of the report.
+        strict: samples that can't be used are an error that names them, when all are known.
         options: of the storage of the shards.
         out_options: of that of ``out``; where it is on the same origin (server, or bucket),
             ``options`` are used too.
@@ -171,7 +171,7 @@ def index(
 
     Raises:
         ConfigError: an option makes no sense.
-        DataError: there are no shards, one is damaged or compressed, or no sample can be used.
+        DataError: there are no shards, or no sample can be used.
         InterruptedRunError: Ctrl-C; the same call goes on.
         GatdistError: see :mod:`gatdist.errors`.
     """

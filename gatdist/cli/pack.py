@@ -97,7 +97,9 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
             metavar="KEY=VALUE",
             help=f"storage option of {end.upper()}, such as anon=true; may be given often",
         )
-    sub.add_argument("--strict", action="store_true", help="stop at a sample that can't be packed")
+    sub.add_argument(
+        "--strict", action="store_true", help="fail if any sample can't be packed, and name them"
+    )
     sub.add_argument("--dry-run", action="store_true", help="say what would be written, and stop")
 
 

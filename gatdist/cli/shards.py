@@ -42,7 +42,9 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
     )
     _add_common(sub, "SHARDS")
     _add_options(sub, "--out-set", "--out, where it is on another server or bucket")
-    sub.add_argument("--strict", action="store_true", help="stop at a sample that can't be used")
+    sub.add_argument(
+        "--strict", action="store_true", help="fail if any sample can't be used, and name them"
+    )
 
     sub = command("verify", verify, "check every digest of a data set, a checkpoint or a run")
     sub.add_argument("url", metavar="URL")

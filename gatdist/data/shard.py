@@ -111,6 +111,10 @@ class OpenShard:
             problem = f"sample {name} at byte {file['offset']} {error}"
             raise CodecError(problem, error.mend) from error
 
+    def content(self, i: int, start: int, data: bytes | memoryview) -> bytes:
+        """The file of a sample, out of ``data``; see :meth:`decode_into`. Raises CodecError."""
+        return bytes(self._checked(0, i, start, data))
+
     def decode_again(self, i: int, data: bytes, out: NDArray[Any]) -> int:
         """Decode a sample that was damaged, out of its bytes fetched anew.
 

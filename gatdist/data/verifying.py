@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import Any, ClassVar, Self
 
 from isal.isal_zlib import crc32
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from gatdist.config import DataConfig
 from gatdist.data.codecs import CodecError
 from gatdist.data.format import Shard, open_shards, read_index, read_manifest
+from gatdist.data.format.tars import trailing_data
+from gatdist.data.indexing.probe import sample_shape
+from gatdist.data.indexing.scan import Scan
+from gatdist.data.indexing.whole import REPORT
 from gatdist.data.modalities import MODALITIES, new_samples
+from gatdist.data.packing.sources.webdataset import split
 from gatdist.data.processes import Tell
 from gatdist.data.reading.shape import read_spec, resizing
 from gatdist.data.shard import OpenShard
 from gatdist.errors import DataError, StorageError
 from gatdist.storage import Store
 
-_AT_ONCE_BYTES = 16 * 2**20
+_AT_ONCE_BYTES = 2**20
+_MOST_NAMED = 10
 # Where samples differ in size, one is as good as another to decode them at.
 _ANY_RESOLUTION = 64
 
@@ -126,19 +133,70 @@ class Worker:
             tell(shard.size, 0)
             damaged.append((url, f"has {size:,} bytes, the manifest says {shard.size:,}"))
             return
-        digest = sha256()
-        for begin in range(0, size, _AT_ONCE_BYTES):
-            end = min(size, begin + _AT_ONCE_BYTES)
-            digest.update(self._tars.read_ranges([(shard.name, begin, end)])[0])
-            tell(end - begin, 0)
-        if digest.hexdigest() != shard.sha256:
+        scan = Scan(self._tars, shard.name)
+        files: dict[int, tuple[str, int]] = {}  # name and size, by the byte where it begins
+        problem = ""
+        try:
+            for member in scan.members():
+                files[member.offset] = f"{member.key}.{member.component}", len(member.content)
+                scan.report(tell, _AT_ONCE_BYTES)
+        except DataError as error:
+            problem = str(error)
+            scan.drain()
+        scan.report(tell)
+        if scan.trailing is not None:
+            damaged.append((url, trailing_data(scan.trailing)))
+        if scan.sha256 != shard.sha256:
             said = f"the manifest says {shard.sha256}"
-            damaged.append((url, f"has SHA-256 {digest.hexdigest()}, {said}"))
+            damaged.append((url, f"has SHA-256 {scan.sha256}, {said}"))
+        elif problem:
+            damaged.append((url, problem))
         index = read_index(self._indexes, shard)
-        if digest.hexdigest() != shard.sha256:
+        if scan.sha256 != shard.sha256:
             self._find_files(shard, index, damaged)
+        elif not problem:
+            self._compare(shard, index, files, damaged)
         if self._decodes:
             self._decode(shard, damaged)
+
+    def _compare(
+        self,
+        shard: Shard,
+        index: NDArray[Any],
+        files: Mapping[int, tuple[str, int]],
+        damaged: list[tuple[str, str]],
+    ) -> None:
+        """Find what the index says otherwise than the tar, and samples of the tar it lacks."""
+        url = f"{self._tars.url}/{shard.name}"
+        rows = index.tolist()
+        wrong = []
+        for key, component, offset, size, _ in rows:
+            name = f"{key.decode()}.{component.decode()}"
+            if files.get(offset) != (name, size):
+                wrong.append(f"{name} is not at byte {offset} with {size} bytes")
+        damaged += [(f"{url}: index", problem) for problem in wrong[:_MOST_NAMED]]
+        if len(wrong) > _MOST_NAMED:
+            damaged.append((f"{url}: index", f"and {len(wrong) - _MOST_NAMED:,} more"))
+        known = {key.decode() for key, *_ in rows} | self._reported(shard)
+        keys = {split(name)[0] for name, _ in files.values()}
+        if lost := {key for key in keys if key not in known}:
+            what = f"{len(lost):,} samples that neither the index nor {REPORT} names"
+            damaged.append((url, f"has {what}, such as {min(lost)}; index it again"))
+
+    def _reported(self, shard: Shard) -> set[str]:
+        """Keys of the samples that were left out of the index when it was made."""
+        if not self._indexes.exists(REPORT):
+            return set()
+        names = set()
+        for line in self._indexes.read(REPORT).decode(errors="replace").splitlines():
+            try:
+                name = str(json.loads(line)["source"])
+            except (ValueError, LookupError, TypeError):
+                continue
+            if name.startswith(f"{shard.name}/"):
+                name = name[len(shard.name) + 1 :]
+                names |= {name, split(name)[0]}
+        return names
 
     def _find_files(self, shard: Shard, index: Any, damaged: list[tuple[str, str]]) -> None:
         """Which files the damage is in."""
@@ -160,10 +218,13 @@ class Worker:
         decode = MODALITIES[manifest.modality].decoder(spec, resizing(manifest, config, spec.shape))
         opened = OpenShard(self._tars, self._indexes, manifest, shard, decode)
         out = new_samples(spec, 1)[0]
+        facts = {"num_tokens": manifest.num_tokens}
         for i in range(shard.num_samples):
             begin, end = opened.span(i, i + 1)
             (data,) = self._tars.read_ranges([(shard.name, begin, end)])
             try:
                 opened.decode_into(i, begin, data, out)
+                # That reads a sample only as far as a run needs it.
+                sample_shape(opened.content(i, begin, data), manifest.modality, facts, whole=True)
             except CodecError as error:
                 damaged.append((f"{self._tars.url}/{shard.name}:", str(error)))

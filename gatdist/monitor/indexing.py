@@ -71,8 +71,10 @@ def verifying(url: str, num_shards: int, num_bytes: int) -> Iterator[Event]:
 
 def verified(outcome: Facts) -> Iterator[Event]:
     """What is said when all is verified."""
-    for subject, problem in outcome["damaged"]:
+    for subject, problem in outcome["damaged"][:_DAMAGE_SHOWN]:
         yield "warning", {"message": f"{subject} {problem}"}
+    if (more := len(outcome["damaged"]) - _DAMAGE_SHOWN) > 0:
+        yield "warning", {"message": f"and {count(more)} more"}
     what = "no damage" if outcome["whole"] else plural(len(outcome["damaged"]), "damage")
     counted = ", ".join(plural(outcome[k], k.removesuffix("s")) for k in _COUNTED if k in outcome)
     yield (
@@ -81,6 +83,7 @@ def verified(outcome: Facts) -> Iterator[Event]:
     )
 
 
+_DAMAGE_SHOWN = 100
 _COUNTED = ("checkpoints", "shards", "samples")
 
 

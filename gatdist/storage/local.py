@@ -108,10 +108,27 @@ def walk(folder: str) -> Iterator[tuple[str, int]]:
         seen.add((facts.st_dev, facts.st_ino))
         with os.scandir(folder) as entries:
             for entry in entries:
+                if is_dangling(entry):
+                    continue
                 if entry.is_dir():
                     waiting.append(entry.path)
-                elif entry.is_file():  # no socket, and no link to what is gone
+                elif entry.is_file():  # no socket
                     yield entry.path, entry.stat().st_size
+
+
+def is_dangling(entry: os.DirEntry[str]) -> bool:
+    """Whether a folder's entry is a link to nothing, or to itself."""
+    return entry.is_symlink() and not os.path.exists(entry.path)
+
+
+def dangling_links(folder: str) -> Iterator[str]:
+    """Paths of the links below a folder that lead to nothing; links to folders aren't followed."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if is_dangling(entry):
+                yield entry.path
+            elif entry.is_dir(follow_symlinks=False):
+                yield from dangling_links(entry.path)
 
 
 def replace(path: str, write: Callable[[BinaryIO], object]) -> None:

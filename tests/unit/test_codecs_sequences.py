@@ -95,7 +95,7 @@ def test_a_longer_sound_is_cut(length: int) -> None:
         (b"", (2, 800), RATE, "is no readable sound"),
         (b"no sound at all" * 100, (2, 800), RATE, "is no readable sound"),
         (written("FLAC")[:400], (2, 800), RATE, "is no readable sound .*lost sync"),
-        (written("OGG", subtype="VORBIS")[:2000], (2, 800), RATE, "is no readable sound .*malform"),
+        (written("OGG", subtype="VORBIS")[:2000], (2, 800), RATE, "is cut short: a page ends"),
         (
             written("WAV", np.full((1, 9), np.nan, np.float32), subtype="FLOAT"),
             (1, 9),
@@ -116,7 +116,7 @@ def test_a_wav_file_that_tells_more_than_it_has_is_refused() -> None:
     content = bytearray(written("WAV", SINE[:1], subtype="PCM_16"))
     data = content.index(b"data")
     content[data + 4 : data + 8] = struct.pack("<I", 2**32 - 64)
-    with pytest.raises(CodecError, match=r"samples, expected|ends after"):
+    with pytest.raises(CodecError, match=r"is cut short"):
         decode_sound(bytes(content[: data + 100]), (1, 800), RATE)
 
 

@@ -5,6 +5,7 @@ from gatdist.data.codecs.arrays import (
     decode_point,
     decode_point_into,
     encode_array,
+    read_npy,
 )
 from gatdist.data.codecs.errors import CodecError
 from gatdist.data.codecs.formats import (
@@ -13,7 +14,14 @@ from gatdist.data.codecs.formats import (
     unsupported_image,
 )
 from gatdist.data.codecs.headers import ImageHeader, read_image_header, read_image_shape
-from gatdist.data.codecs.labels import LABEL_COMPONENT, decode_label, read_label
+from gatdist.data.codecs.labels import (
+    LABEL_COMPONENT,
+    MOST_CLASSES,
+    Label,
+    decode_label,
+    normalized,
+    read_label,
+)
 from gatdist.data.codecs.pictures import (
     FILTERS,
     DecodedImage,
@@ -46,6 +54,7 @@ __all__ = [
     "IMAGE_COMPONENTS",
     "LABEL_COMPONENT",
     "MOST_CHARACTERS",
+    "MOST_CLASSES",
     "POINT_COMPONENT",
     "SOUND_COMPONENTS",
     "TEXT_COMPONENT",
@@ -54,6 +63,7 @@ __all__ = [
     "CodecError",
     "DecodedImage",
     "ImageHeader",
+    "Label",
     "SoundHeader",
     "Vocabulary",
     "change_image",
@@ -72,9 +82,11 @@ __all__ = [
     "encode_array",
     "encode_png",
     "encode_wav",
+    "normalized",
     "read_image_header",
     "read_image_shape",
     "read_label",
+    "read_npy",
     "read_sound",
     "read_sound_header",
     "unsupported_image",

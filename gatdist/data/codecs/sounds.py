@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from gatdist.data.codecs.containers import honest
 from gatdist.data.codecs.errors import CodecError
 
 SOUND_COMPONENTS = ("wav", "flac", "ogg")
@@ -45,14 +46,17 @@ class SoundHeader(NamedTuple):
 
 
 def read_sound_header(content: bytes) -> SoundHeader:
-    """What a file's header says, or CodecError if it is no sound."""
-    with _opened(content) as file:
+    """What a file's header says, or CodecError if it is no sound.
+
+    A wrong number of samples in it is put right, from what the file holds.
+    """
+    with _opened(honest(content)) as file:
         return _header(file)
 
 
 def read_sound(content: bytes) -> Clip:
     """All of a sound, float32 [C, n]. Raises CodecError if it is none, damaged, or endless."""
-    with _opened(content) as file:
+    with _opened(honest(content)) as file:
         found = _header(file)
         if found.channels * found.length > _MOST_NUMBERS:
             raise CodecError(
@@ -87,7 +91,7 @@ def decode_sound(content: bytes | memoryview, shape: tuple[int, int], sample_rat
 def decode_sound_into(content: bytes | memoryview, out: Clip, sample_rate: int) -> None:
     """Decode a sound into ``out``, float32 [C, n]. See :func:`decode_sound`."""
     channels, length = out.shape
-    with _opened(content) as file:
+    with _opened(honest(bytes(content), whole=False)) as file:
         _require_fitting(_header(file), channels, length, sample_rate)
         frames = _frames(file, length)
     out[...] = frames.mean(axis=1) if channels == 1 else frames.T

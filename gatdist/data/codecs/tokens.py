@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 from numpy.typing import NDArray
 
+from gatdist.data.codecs.arrays import read_npy
 from gatdist.data.codecs.errors import CodecError
 
 TOKENS_COMPONENT = "npy"
@@ -35,10 +34,7 @@ def decode_tokens(content: bytes | memoryview, length: int, num_tokens: int) -> 
 
 def decode_tokens_into(content: bytes | memoryview, out: Tokens, num_tokens: int) -> None:
     """Decode a sequence into ``out``, int32 [length]. See :func:`decode_tokens`."""
-    try:
-        ids = np.load(io.BytesIO(content), allow_pickle=False)
-    except Exception as error:
-        raise CodecError(f"is no readable .npy file ({error})") from error
+    ids = read_npy(content)
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise CodecError(
             f"is {ids.dtype} of shape {ids.shape}, expected whole numbers of one dimension",

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping
 from typing import Any
-
-import numpy as np
 
 from gatdist.data.codecs import (
     CodecError,
     decode_text,
     read_image_header,
     read_image_shape,
+    read_npy,
+    read_sound,
     read_sound_header,
 )
 
 
-def sample_shape(content: bytes, modality: str, facts: Mapping[str, Any]) -> tuple[int, ...]:
+def sample_shape(
+    content: bytes, modality: str, facts: Mapping[str, Any], *, whole: bool = False
+) -> tuple[int, ...]:
     """The shape of one sample, as :class:`~gatdist.data.format.SampleSpec` has it.
 
     Args:
@@ -25,12 +26,15 @@ def sample_shape(content: bytes, modality: str, facts: Mapping[str, Any]) -> tup
         modality: what it should be.
         facts: ``sample_rate``, ``channels``, ``sample_shape`` and ``num_tokens``, as far as all
             samples must have them in common.
+        whole: decode a sound to its end, which takes long; else its container is checked.
 
     Raises:
         CodecError: it is something else.
     """
     if not content:
         raise CodecError("is empty")
+    if whole and modality == "audio":
+        read_sound(content)
     return _PROBES[modality](content, facts)
 
 
@@ -76,7 +80,7 @@ def _text(content: bytes, facts: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def _points(content: bytes, facts: Mapping[str, Any]) -> tuple[int, ...]:
-    array = _array(content)
+    array = read_npy(content)
     expected = facts.get("sample_shape")
     if array.dtype.kind not in "fiu" or not array.shape or 0 in array.shape:
         raise CodecError(f"is {array.dtype} of shape {array.shape}, expected numbers")
@@ -86,20 +90,13 @@ def _points(content: bytes, facts: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def _tokens(content: bytes, facts: Mapping[str, Any]) -> tuple[int, ...]:
-    ids = _array(content)
+    ids = read_npy(content)
     num_tokens = facts["num_tokens"]
     if ids.dtype.kind not in "iu" or ids.ndim != 1 or not ids.size:
         raise CodecError(f"is {ids.dtype} of shape {ids.shape}, expected a row of whole numbers")
     if int(ids.min()) < 0 or int(ids.max()) >= num_tokens:
         raise CodecError(f"has tokens {ids.min()} to {ids.max()}, expected 0 to {num_tokens - 1}")
     return (len(ids),)
-
-
-def _array(content: bytes) -> Any:
-    try:
-        return np.load(io.BytesIO(content), allow_pickle=False)
-    except Exception as error:
-        raise CodecError(f"is no readable .npy file ({error})") from error
 
 
 _PROBES: Mapping[str, Callable[[bytes, Mapping[str, Any]], tuple[int, ...]]] = {

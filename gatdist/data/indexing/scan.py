@@ -5,21 +5,24 @@ from __future__ import annotations
 import hashlib
 import io
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from itertools import groupby
 from operator import attrgetter
 from typing import NamedTuple
 
+from gatdist.data.format.tars import TAR_BLOCK, TarDamagedError, Walk, not_a_file, trailing_data
 from gatdist.data.packing.entries import LeftOut, printable
-from gatdist.data.packing.sources.tree import is_hidden
+from gatdist.data.packing.sources.names import system_file
 from gatdist.data.packing.sources.webdataset import split
+from gatdist.data.processes import Tell
 from gatdist.errors import DataError
 from gatdist.storage import Store
 
 # A request to an object store should be worth its round trip.
 _CHUNK_BYTES = 8 * 2**20
-_TAR_BLOCK = 512
 _LARGEST_FILE_BYTES = 2**30
+_RESTORE = "Restore it from a copy, or write it again"
 # What compressed files begin with, and what makes a tar of one.
 _COMPRESSED = {
     b"\x1f\x8b": "gzip -dc",
@@ -66,6 +69,9 @@ class Scan:
     Attributes:
         size: of the tar, in bytes.
         left_out: what is no file of a sample, or can't be used, and why; filled while reading.
+        ignored: files of operating systems and tools, and why; filled while reading.
+        scattered: keys whose files are not adjacent; filled while reading.
+        trailing: byte where data begins that belongs to no tar; None without.
         begins: byte where each key's first header begins, those left out too, and at last where
             the end of the tar begins; filled while reading.
 
@@ -79,14 +85,26 @@ class Scan:
         self._url = f"{store.url}/{name}"
         self.size = store.size(name)
         self.left_out: list[LeftOut] = []
+        self.ignored: list[LeftOut] = []
+        self.scattered: set[str] = set()
         self.begins: list[int] = []
-        self._end = 0
+        self.trailing: int | None = None
+        self._end = self._reported = 0
         self._stream = _Hashed(store, name, self.size)
 
-    @property
-    def num_read(self) -> int:
-        """Bytes of the tar so far."""
-        return self._stream.tell()
+    def drain(self) -> None:
+        """Read the rest of a tar that is damaged, for its digest."""
+        self._stream.drain()
+
+    def report(self, tell: Tell, at_least: int = 1) -> None:
+        """Report the bytes that were read since the last report, unless they are few."""
+        if (read := self._stream.tell() - self._reported) >= at_least:
+            tell(read, 0)
+            self._reported += read
+
+    def report_rest(self, tell: Tell) -> None:
+        """Report all bytes as read, as the rest will not be."""
+        tell(self.size - self._reported, 0)
 
     @property
     def sha256(self) -> str:
@@ -101,62 +119,60 @@ class Scan:
             DataError: it is no tar, compressed, cut short or damaged.
             StorageError: it can't be read.
         """
-        seen: set[str] = set()
-        for key, members in groupby(self._members(), key=attrgetter("key")):
+        seen: dict[str, set[str]] = {}
+        for key, members in groupby(self.members(), key=attrgetter("key")):
             sample = Sample(key, list(members))
             self.begins.append(sample.members[0].header)
-            components = [member.component for member in sample.members]
+            components = Counter(member.component for member in sample.members)
             if key in seen:
-                self._leave_out(key, "its files stand in two places of the shard")
-            elif len(set(components)) < len(components):
-                twice = next(c for c in components if components.count(c) > 1)
+                if seen[key].isdisjoint(components):
+                    self.scattered.add(key)
+                    self._leave_out(key, "its files are not adjacent in the tar")
+                else:
+                    self._leave_out(key, "its files stand in two places of the shard")
+            elif twice := next((c for c, count in components.items() if count > 1), None):
                 self._leave_out(key, f"has two files .{twice}")
             else:
                 yield sample
-            seen.add(key)
+            seen.setdefault(key, set()).update(components)
         self.begins.append(self._end)
 
-    def _members(self) -> Iterator[Member]:
+    def members(self) -> Iterator[Member]:
+        """Each file of a sample, in the order of the tar. Raises as :meth:`samples` does."""
         self._require_plain()
+        walk = Walk(self._stream, self.size)
         try:
-            with tarfile.open(fileobj=self._stream, mode="r:", errorlevel=0) as archive:
-                while (info := archive.next()) is not None:
-                    if member := self._member(archive, info):
-                        yield member
-                    archive.members.clear()  # type: ignore[attr-defined]  # they only grow
-                end = archive.offset
-        except tarfile.TarError as error:
-            raise self._damaged(f"is no tar, or cut short ({error})") from None
-        except (ValueError, OverflowError, UnicodeError) as error:  # headers that make no sense
-            raise self._damaged(f"is damaged at byte {self._stream.tell()} ({error})") from None
-        # Python takes any garbage for the end.
-        self._stream.seek(end)
-        if self._stream.read(_TAR_BLOCK) != bytes(_TAR_BLOCK):
-            raise self._damaged(f"is cut short or damaged at byte {end} of {self.size}")
-        self._end = end
+            for info in walk:
+                if member := self._member(info):
+                    yield member
+        except TarDamagedError as error:
+            raise DataError(self._url, str(error), mend=_RESTORE) from None
+        if walk.trailing is not None:
+            self.trailing = walk.trailing
+            self.left_out.append((self._name, trailing_data(walk.trailing)))
+        self._end = walk.end
         self._stream.drain()
 
-    def _member(self, archive: tarfile.TarFile, info: tarfile.TarInfo) -> Member | None:
+    def _member(self, info: tarfile.TarInfo) -> Member | None:
         name = info.name.removeprefix("./")
-        stop = info.offset_data + info.size
-        if stop > self.size:
-            raise self._damaged(f"is cut short: {name} ends at byte {stop} of {self.size}")
         key, component = split(name)
         if name.startswith("/") or ".." in name.split("/"):
             self._leave_out(name, "has a name that leads out of the shard")
-        elif info.isdir() or is_hidden(name):
+        elif info.isdir():
             return None
+        elif reason := system_file(name):
+            self.ignored.append((f"{self._name}/{printable(name)}", reason))
         elif printable(name) != name:
             self._leave_out(name, "has a name that is not UTF-8")
-        elif not info.isreg() or info.issparse():
-            self._leave_out(name, "is a link or another thing than a file")
+        elif what := not_a_file(info):
+            self._leave_out(name, f"is {what}")
         elif not component or not key.rpartition("/")[2]:
             self._leave_out(name, "has no key or no ending")
         elif info.size > _LARGEST_FILE_BYTES:
             self._leave_out(name, f"has {info.size:,} bytes, the most is {_LARGEST_FILE_BYTES:,}")
         else:
-            file = archive.extractfile(info)
-            content = file.read() if file else b""
+            self._stream.seek(info.offset_data)
+            content = self._stream.read(info.size)
             return Member(key, component, name, info.offset, info.offset_data, content)
         return None
 
@@ -172,9 +188,6 @@ class Scan:
                 mend = f"Unpack it, and index again: {unpack} {self._url} > {plain}.tar"
                 rule = "is compressed, so that no sample can be read without all before it"
                 raise DataError(self._url, rule, mend=mend)
-
-    def _damaged(self, problem: str) -> DataError:
-        return DataError(self._url, problem, mend="Restore it from a copy, or write it again")
 
 
 class _Hashed(io.RawIOBase):
@@ -222,6 +235,6 @@ class _Hashed(io.RawIOBase):
         stop = min(begin + _CHUNK_BYTES, self._size)
         (content,) = self._store.read_ranges([(self._name, begin, stop)])
         self.digest.update(content)
-        # tarfile looks at the last byte before a header again.
-        kept = self._chunk[-_TAR_BLOCK:]
+        # The walk goes back by one block.
+        kept = self._chunk[-TAR_BLOCK:]
         self._begin, self._chunk = begin - len(kept), kept + content

@@ -27,7 +27,8 @@ from gatdist.storage import Store
 NOTES = "indexing"
 _TELL_BYTES = 2**20
 _MOST_SHAPES = 2
-_MOST_LABELS = 1_000_000
+# Of records: raised where the same job would find something else than it did before.
+_VERSION = 2
 
 
 class Job(BaseModel):
@@ -43,7 +44,7 @@ class Job(BaseModel):
         label: see :class:`~gatdist.data.format.SampleSpec`; None where there are no labels.
         facts: what all samples must have in common.
         exports: other indexes to write, ``dali`` and ``energon``.
-        strict: a sample that can't be used is an error.
+        strict: samples that can't be used are an error, when all are known.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -89,11 +90,14 @@ class Record(BaseModel):
 
     Attributes:
         settings: a digest of the job that it was made for.
-        shard: as the manifest tells it; None where no sample can be used.
+        shard: as the manifest tells it; None where no sample can be used, or the tar is damaged.
         left_out: name and reason of each sample that is not in the index.
+        ignored: name and reason of files of operating systems and tools.
+        unlabelled: keys of the samples in the index that have no label.
+        scattered: how many keys have files that are not adjacent.
         shapes: different shapes of samples, two at most.
         longest: the largest last number of all shapes.
-        labels: different labels, sorted.
+        labels: different labels.
         num_keys: samples in the tar, those left out too.
         remarks: of each of ``REMARKS`` that came up, how many samples, and the first.
     """
@@ -103,9 +107,12 @@ class Record(BaseModel):
     settings: str
     shard: Shard | None = None
     left_out: list[LeftOut] = []
+    ignored: list[LeftOut] = []
+    unlabelled: list[str] = []
+    scattered: int = 0
     shapes: list[list[int]] = []
     longest: int = 0
-    labels: list[str] = []
+    labels: list[int | str] = []
     num_keys: int = 0
     remarks: dict[str, tuple[int, str]] = {}
 
@@ -127,6 +134,7 @@ class Worker:
         self._dest = Store(job.dest, job.out_options)
         self._notes = self._dest.child(NOTES)
         told = job.model_dump(exclude={"dest", "options", "out_options", "strict"})
+        told |= {"version": _VERSION}
         self._settings = hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
     def __enter__(self) -> Self:
@@ -139,26 +147,27 @@ class Worker:
         """Index a shard, or find that it was indexed already. Progress is told in bytes.
 
         Raises:
-            DataError: it is no tar, or damaged; or strict, and a sample can't be used.
             StorageError: it can't be read, or nothing be written to the destination.
         """
         record = self._record(task)
         if record is None:
-            record = self._index(task, tell)
+            scan = Scan(self._source, task.name)
+            try:
+                record = self._index(task, scan, tell)
+            except DataError as error:
+                scan.report_rest(tell)
+                left_out = [(task.name, str(error))]
+                record = Record(settings=self._settings, left_out=left_out)
             self._notes.publish(f"{task.name}.json", record.model_dump_json().encode())
         else:
             tell(0, task.size)
-        if self._job.strict and record.left_out:
-            name, reason = record.left_out[0]
-            raise DataError(name, reason, mend="Mend it, take it out, or leave out --strict")
         return record
 
-    def _index(self, task: Task, tell: Tell) -> Record:
-        scan = Scan(self._source, task.name)
+    def _index(self, task: Task, scan: Scan, tell: Tell) -> Record:
         look = Look(self._job)
         export = exports.Exports(self._job.exports)
         rows: list[Row] = []
-        told = num_samples = 0
+        num_samples = 0
         for sample in scan.samples():
             try:
                 rows += look(sample)
@@ -166,10 +175,8 @@ class Worker:
                 export.add(sample)
             except CodecError as error:
                 scan.left_out.append((f"{task.name}/{sample.key}", str(error)))
-            if scan.num_read - told >= _TELL_BYTES:
-                tell(scan.num_read - told, 0)
-                told = scan.num_read
-        tell(scan.size - told, 0)
+            scan.report(tell, _TELL_BYTES)
+        scan.report(tell)
         shard = None
         if rows:
             index = encode_index(rows)
@@ -188,9 +195,12 @@ class Worker:
             settings=self._settings,
             shard=shard,
             left_out=scan.left_out,
+            ignored=scan.ignored,
+            unlabelled=look.unlabelled,
+            scattered=len(scan.scattered),
             shapes=[list(shape) for shape in look.shapes],
             longest=look.longest,
-            labels=sorted(look.labels),
+            labels=sorted(look.labels, key=str),
             num_keys=len(scan.begins) - 1,
             remarks={kind: (n, f"{task.name}/{key}") for kind, (n, key) in look.remarks.items()},
         )
@@ -224,6 +234,7 @@ class Look:
         longest: the largest last number of all shapes.
         labels: all different ones.
         remarks: of each kind, how many samples, and the key of the first.
+        unlabelled: keys of the samples without a label.
     """
 
     def __init__(self, job: Job) -> None:
@@ -234,7 +245,8 @@ class Look:
         self._label_component, _, self._label_field = (job.label or "").partition(":")
         self.shapes: set[tuple[int, ...]] = set()
         self.longest = 0
-        self.labels: set[str] = set()
+        self.labels: set[int | str] = set()
+        self.unlabelled: list[str] = []
         self.remarks: dict[str, tuple[int, str]] = {}
 
     def __call__(self, sample: Sample) -> list[Row]:
@@ -243,19 +255,13 @@ class Look:
         shape = sample_shape(chosen.content, self._job.modality, self._job.facts)
         members = [chosen]
         if self._job.label:
-            member = _only(sample.members, (self._label_component,), "label")
-            label = read_label(member.content, self._label_field)
-            if not label or label == "None":
-                raise CodecError("has no label, as others have")
-            self.labels.add(label)
-            if len(self.labels) > _MOST_LABELS:
-                raise DataError(
-                    "--labels",
-                    f"there are more than {_MOST_LABELS:,} different labels",
-                    value=self._job.label,
-                    mend="Choose another field, or --labels none",
-                )
-            members.append(member)
+            file = next((m for m in sample.members if m.component == self._label_component), None)
+            label = read_label(file.content, self._label_field) if file else None
+            if file is None or label is None:
+                self.unlabelled.append(sample.key)
+            else:
+                self.labels.add(label)
+                members.append(file)
         if self._job.modality == "image":
             for kind in image_remarks(chosen.content):
                 count, first = self.remarks.get(kind, (0, sample.key))

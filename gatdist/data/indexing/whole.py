@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from gatdist.config import masked_url
-from gatdist.data.codecs import CodecError, read_sound_header
-from gatdist.data.format import MANIFEST, SampleSpec, write_manifest
+import numpy as np
+
+from gatdist.data.codecs import LABEL_COMPONENT, CodecError, read_sound_header
+from gatdist.data.format import (
+    MANIFEST,
+    SampleSpec,
+    Shard,
+    encode_index,
+    read_index,
+    write_manifest,
+)
 from gatdist.data.indexing import exports
 from gatdist.data.indexing.probe import sample_shape
 from gatdist.data.indexing.scan import Sample, Scan
 from gatdist.data.indexing.task import NOTES, Job, Record, Task
 from gatdist.data.modalities import MODALITIES
 from gatdist.data.packing.converted import counted
-from gatdist.data.packing.entries import LeftOut
+from gatdist.data.packing.entries import LeftOut, all_named
+from gatdist.data.packing.labels import UNLABELLED, numbering
+from gatdist.data.packing.sources.names import system_file
 from gatdist.errors import ConfigError, DataError
 from gatdist.storage import OutsideUrl, Store, without_credentials
 
@@ -69,11 +80,13 @@ class Indexing:
         job: what all tasks share.
         tasks: one a shard.
         left_out: shards that can't be used.
+        labels: whether the user said where labels are.
     """
 
     job: Job
     tasks: Sequence[Task]
     left_out: Sequence[LeftOut]
+    labels: bool
 
 
 def prepare(request: Request) -> Indexing:
@@ -94,7 +107,7 @@ def prepare(request: Request) -> Indexing:
     if dest.exists(MANIFEST) and not dest.exists(NOTES):
         mend = "It can be used as it is; to make another index of it, choose another --out"
         raise DataError(dest.url, f"has a {MANIFEST} already", mend=mend)
-    sizes = {name: size for name, size in sorted(source.find().items()) if not _is_hidden(name)}
+    sizes = {name: size for name, size in sorted(source.find().items()) if not system_file(name)}
     names = [name for name in sizes if name.lower().endswith(".tar")]
     packed = [name for name in sizes if name.lower().endswith(_COMPRESSED)]
     if not names:
@@ -104,7 +117,8 @@ def prepare(request: Request) -> Indexing:
         Task(number, name, size if (size := sizes[name]) is not None else source.size(name))
         for number, name in enumerate(names)
     ]
-    return Indexing(_look(request, source, tasks), tasks, left_out)
+    wanted = request.labels not in (None, "none")
+    return Indexing(_look(request, source, tasks), tasks, left_out, wanted)
 
 
 def preview(indexing: Indexing) -> dict[str, Any]:
@@ -114,7 +128,7 @@ def preview(indexing: Indexing) -> dict[str, Any]:
         "url": Store(job.dest).url,
         "source": Store(job.source).url,
         "modality": job.modality,
-        "label": job.label,
+        "label": f"{job.label} (if any)" if job.label and not indexing.labels else job.label,
         "shards": len(indexing.tasks),
         "bytes": sum(task.size for task in indexing.tasks),
     }
@@ -135,27 +149,40 @@ def finish(indexing: Indexing, records: Sequence[Record]) -> dict[str, Any]:
         and under ``transparent_example`` the first.
 
     Raises:
-        DataError: no sample can be used.
+        DataError: no sample can be used; or strict, and some can't.
         StorageError: nothing can be written to the destination.
     """
     job = indexing.job
     dest = Store(job.dest, job.out_options)
     left_out = [*indexing.left_out, *(out for record in records for out in record.left_out)]
-    if left_out:
-        lines = (json.dumps({"source": name, "reason": why}) for name, why in left_out)
+    ignored = [out for record in records for out in record.ignored]
+    names, _, num_classes = numbering({label for record in records for label in record.labels})
+    if indexing.labels and not num_classes and any(record.shard for record in records):
+        rule = "no sample has a label there"
+        raise DataError("--labels", rule, value=job.label, mend="Name another place, or none")
+    used: list[tuple[Shard, Record]] = []
+    for record in records:
+        shard = record.shard
+        if shard and num_classes and record.unlabelled:
+            left_out += [(f"{shard.name}/{key}", UNLABELLED) for key in record.unlabelled]
+            shard = _labelled(dest, shard, job)
+        if shard:
+            used.append((shard, record))
+    if left_out or ignored:
+        reported = [*left_out, *ignored]
+        lines = (json.dumps({"source": name, "reason": why}) for name, why in reported)
         dest.publish(REPORT, "".join(f"{line}\n" for line in lines).encode())
-    used = [record for record in records if record.shard]
-    shards = [record.shard for record in used if record.shard]
-    if not shards:
-        name, reason = left_out[0]
-        rule = f"none of its samples can be used ({name} {reason})"
-        raise DataError(masked_url(job.source), rule, mend=f"See {dest.url}/{REPORT}")
-    spec = _spec(job, used)
+    if job.strict and left_out:
+        raise all_named(left_out, mend="Mend them, take them out, or leave out --strict")
+    if not used:
+        raise _unusable(indexing, records, left_out)
+    shards = [shard for shard, _ in used]
+    spec = _spec(job, [record for _, record in used], names, num_classes)
     is_beside = job.source.rstrip("/") == job.dest.rstrip("/")
     elsewhere = None if is_beside else without_credentials(job.source)
     write_manifest(dest, shards, spec, shards_url=elsewhere)
     if "energon" in job.exports:
-        exports.write_energon_folder(dest, shards, [record.num_keys for record in used])
+        exports.write_energon_folder(dest, shards, [record.num_keys for _, record in used])
     return {
         "url": dest.url,
         "source": Store(job.source).url,
@@ -167,8 +194,9 @@ def finish(indexing: Indexing, records: Sequence[Record]) -> dict[str, Any]:
         "bytes": sum(shard.size for shard in shards),
         "left_out": len(left_out),
         "left_out_examples": [list(out) for out in left_out[:_EXAMPLES]],
-        **_remarks(job, used),
-        "report": REPORT if left_out else None,
+        **_remarks(job, [record for _, record in used]),
+        "ignored": len(ignored),
+        "report": REPORT if left_out or ignored else None,
         "shards_url": elsewhere if elsewhere and not _is_reached(dest, elsewhere) else "",
     }
 
@@ -192,14 +220,26 @@ def _remarks(job: Job, records: Sequence[Record]) -> dict[str, Any]:
 def _look(request: Request, source: Store, tasks: Sequence[Task]) -> Job:
     """What the first samples that can be read have in common."""
     reason = "they are empty"
+    scattered = nested = False
+    damaged: list[LeftOut] = []
     for task in tasks:
-        samples = list(islice(Scan(source, task.name).samples(), _LOOKED_AT))
+        scan = Scan(source, task.name)
+        found_samples = scan.samples()
+        try:
+            samples = list(islice(found_samples, _LOOKED_AT))
+        except DataError as error:
+            damaged.append((str(error), ""))
+            continue
         if not samples:
             continue
         found = Counter(member.component for sample in samples for member in sample.members)
         modality = _modality(request, found)
         if modality is None:
             reason = f"{task.name} holds " + ", ".join(f".{name}" for name in found)
+            nested = nested or "tar" in found
+            with suppress(DataError):
+                deque(found_samples, maxlen=0)
+            scattered = scattered or bool(scan.scattered)
             continue
         facts = _facts(request, modality, samples)
         if facts is None:
@@ -214,13 +254,56 @@ def _look(request: Request, source: Store, tasks: Sequence[Task]) -> Job:
             out_options=dict(request.out_options),
             modality=modality,
             component=request.component,
-            label=_label(request, found, len(samples)),
+            label=None if request.labels == "none" else request.labels or LABEL_COMPONENT,
             facts=facts,
             exports=sorted(request.exports),
             strict=request.strict,
         )
+    if scattered:
+        raise _not_adjacent(source.url)
+    if damaged and len(damaged) == len(tasks):
+        raise all_named(damaged)
     rule = f"none of its samples can be used ({reason})"
-    raise DataError(source.url, rule, mend="Name the ending of the samples' files: --component jpg")
+    mend = (
+        "Unpack the tars inside it first"
+        if nested
+        else "Name the ending of the samples' files: --component jpg"
+    )
+    raise DataError(source.url, rule, mend=mend)
+
+
+def _not_adjacent(url: str) -> DataError:
+    rule = "the files of a key must be adjacent in the tar, and they are not"
+    mend = "Sort the tar: tar xf X.tar -C FOLDER, and tar cf X.tar --sort=name -C FOLDER ."
+    return DataError(url, rule, mend=f"{mend} Or write it anew with gatdist pack")
+
+
+def _unusable(
+    indexing: Indexing, records: Sequence[Record], left_out: Sequence[LeftOut]
+) -> DataError:
+    source, dest = masked_url(indexing.job.source), masked_url(indexing.job.dest)
+    if any(record.scattered for record in records):
+        return _not_adjacent(source)
+    if len(left_out) == len(indexing.tasks):  # each tar is damaged
+        return all_named([(reason, "") for _, reason in left_out])
+    name, reason = left_out[0]
+    rule = f"none of its samples can be used ({name} {reason})"
+    return DataError(source, rule, mend=f"See {dest}/{REPORT}")
+
+
+def _labelled(dest: Store, shard: Shard, job: Job) -> Shard | None:
+    """A shard with an index of those samples only that have a label; None where none has."""
+    component = (job.label or "").partition(":")[0].encode()
+    index = read_index(dest, shard)
+    keys = index["key"][index["component"] == component]
+    if not len(keys):
+        return None
+    content = encode_index(index[np.isin(index["key"], keys)].tolist())
+    name = f"{shard.name.removesuffix('.tar')}.labelled.index.npy"
+    dest.publish(name, content)
+    digest = hashlib.sha256(content).hexdigest()
+    changes = {"index": name, "index_sha256": digest, "num_samples": len(keys)}
+    return shard.model_copy(update=changes)
 
 
 def _modality(request: Request, found: Counter[str]) -> str | None:
@@ -267,18 +350,9 @@ def _commonest(values: Sequence[Any]) -> Any:
     return Counter(values).most_common(1)[0][0]
 
 
-def _label(request: Request, found: Counter[str], count: int) -> str | None:
-    if request.labels == "none":
-        return None
-    if request.labels:
-        return request.labels
-    return "cls" if 2 * found["cls"] > count else None
-
-
-def _spec(job: Job, records: Sequence[Record]) -> SampleSpec:
-    labels = sorted({label for record in records for label in record.labels})
-    are_numbers = all(label.isascii() and label.isdecimal() for label in labels)
-    num_classes = max(map(int, labels)) + 1 if labels and are_numbers else len(labels)
+def _spec(
+    job: Job, records: Sequence[Record], names: Sequence[str] | None, num_classes: int
+) -> SampleSpec:
     facts = job.facts
     return SampleSpec.model_validate(
         {
@@ -289,9 +363,9 @@ def _spec(job: Job, records: Sequence[Record]) -> SampleSpec:
             "sample_rate": facts.get("sample_rate"),
             "num_tokens": facts.get("num_tokens"),
             "num_classes": num_classes,
-            "class_names": None if are_numbers else labels,
-            "label": job.label or "cls",
-            "named_labels": not are_numbers,
+            "class_names": names,
+            "label": job.label if job.label and num_classes else LABEL_COMPONENT,
+            "named_labels": names is not None,
         }
     )
 
@@ -317,7 +391,3 @@ def _raise_no_shards(source: Store, packed: Sequence[str]) -> None:
         raise DataError(source.url, rule, mend=mend)
     mend = "Check the URL; pictures in folders are packed with gatdist pack"
     raise DataError(source.url, "holds no shards (.tar)", mend=mend)
-
-
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") for part in name.split("/"))

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Self
-
-import numpy as np
 
 from gatdist.data.codecs import (
     FILTERS,
@@ -17,6 +14,7 @@ from gatdist.data.codecs import (
     decode_pixels,
     decode_point,
     read_image_header,
+    read_npy,
 )
 from gatdist.data.codecs.color import is_gray
 from gatdist.data.packing import pictures
@@ -137,8 +135,8 @@ class Arrays:
         """For arrays of the shape that most of these have; None where none of them is one."""
         shapes: Counter[tuple[int, ...]] = Counter()
         for content in contents:
-            with suppress(Exception):  # NumPy raises nearly anything
-                shapes[np.load(io.BytesIO(content), allow_pickle=False).shape] += 1
+            with suppress(CodecError):
+                shapes[read_npy(content).shape] += 1
         return cls(recipe, shapes.most_common(1)[0][0]) if shapes else None
 
     def __call__(self, content: bytes) -> Converted:

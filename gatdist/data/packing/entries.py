@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from gatdist.data.codecs import IMAGE_COMPONENTS
+from gatdist.errors import DataError
 from gatdist.storage import Store
 
-Label = int | str | None
+# A class as the source has it; see :func:`~gatdist.data.codecs.labels.normalized`.
+Label = Any
 # Something of a source that is not packed, and why: ("cats/7.jpg", "is no readable JPEG").
 LeftOut = tuple[str, str]
+
+_MOST_NAMED = 10
+T = TypeVar("T")
 
 # Modality of a file by its extension.
 COMPONENTS: Mapping[str, tuple[str, ...]] = {
@@ -28,12 +33,46 @@ def printable(name: str) -> str:
     return name.encode(errors="backslashreplace").decode()
 
 
+def all_named(left_out: Sequence[LeftOut], mend: str = "") -> DataError:
+    """An error that names all, or the first ten and how many more there are."""
+    named = [
+        f"{printable(name)}: {reason}" if reason else name
+        for name, reason in left_out[:_MOST_NAMED]
+    ]
+    if len(left_out) > _MOST_NAMED:
+        named.append(f"and {len(left_out) - _MOST_NAMED:,} more")
+    told = "; ".join(line.rstrip(".") for line in named)
+    subject, _, rule = told.partition(": ")
+    return DataError(subject, rule, mend=mend)
+
+
+def each_readable(
+    names: Sequence[str], read: Callable[[str], T], left_out: list[LeftOut]
+) -> dict[str, T]:
+    """What ``read`` gives for each file, without those that are damaged.
+
+    Raises:
+        DataError: all of them are; names the first ones.
+    """
+    found, damaged = {}, []
+    for name in names:
+        try:
+            found[name] = read(name)
+        except DataError as error:
+            damaged.append((name, error))
+    if not found:
+        raise all_named([(str(error), "") for _, error in damaged])
+    left_out += [(name, str(error)) for name, error in damaged]
+    return found
+
+
 class Zipped(NamedTuple):
-    """What a zip's directory says of a member. Sizes in bytes."""
+    """What a zip's directory says of a member. Sizes in bytes; the name by its CRC-32."""
 
     method: int
     size: int
     crc32: int
+    name_crc32: int
 
 
 class Span(NamedTuple):
@@ -106,6 +145,7 @@ class Listing:
         entries: the samples, in any order.
         class_names: of labels that are numbers already, where the source tells.
         left_out: what is no sample, with the reason.
+        ignored: files of operating systems and tools, with the reason.
         notes: what the user should know, as sentences.
     """
 
@@ -114,4 +154,5 @@ class Listing:
     entries: Sequence[Entry]
     class_names: Sequence[str] | None = None
     left_out: list[LeftOut] = field(default_factory=list)
+    ignored: list[LeftOut] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)

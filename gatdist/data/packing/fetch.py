@@ -202,6 +202,7 @@ def _unzipped(content: bytes | str, zipped: Zipped | None) -> bytes | str:
         return content
     try:
         signature, name_length, extra_length = _ZIP_HEADER.unpack_from(content)
+        name = content[_ZIP_HEADER.size : _ZIP_HEADER.size + name_length]
         raw = content[_ZIP_HEADER.size + name_length + extra_length :]
         if zipped.method == zipfile.ZIP_STORED:
             found = raw[: zipped.size]
@@ -211,6 +212,8 @@ def _unzipped(content: bytes | str, zipped: Zipped | None) -> bytes | str:
         return f"is damaged in the zip ({error})"
     if signature != b"PK\x03\x04" or zlib.crc32(found) != zipped.crc32:
         return "is damaged in the zip: it has not the CRC-32 of the zip's directory"
+    if zlib.crc32(name) != zipped.name_crc32:
+        return "is damaged in the zip: its own header has another name than the zip's directory"
     return found
 
 

@@ -2,28 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
+from gatdist.data.codecs import MOST_CLASSES, CodecError, Label, normalized
 from gatdist.data.packing.entries import Entry, LeftOut
 from gatdist.errors import DataError
 
-# Past this it is no class but an identity number, and a network could not embed it.
-_MOST_CLASSES = 1_000_000
 _OTHER = "Name another column with --labels, or leave labels out with --labels none"
+# Files beside the folders of classes are strays up to one in so many.
+_STRAYS = 10
 
 
-def folder_classes(names: Sequence[str]) -> list[str | None]:
+class FolderClasses(NamedTuple):
+    """Classes by folders.
+
+    Attributes:
+        classes: the class of each file; None for strays, and for all where folders are no classes.
+        strays: numbers of the files that lie beside the folders.
+    """
+
+    classes: list[str | None]
+    strays: list[int]
+
+
+def folder_classes(names: Sequence[str], *, wanted: bool = False) -> FolderClasses:
     """The class of each file: the first folder of its path in which the files differ.
 
-    None for all of them where a file lies beside the folders, or all lie in one.
+    A few files that lie beside the folders are strays. Without folders that differ, there are no
+    classes.
+
+    Args:
+        names: paths of the files, with ``/``.
+        wanted: folders are classes, however many files lie beside them, and be it one folder.
+
+    Raises:
+        DataError: as many files lie beside the folders as may be meant to be there; or folders are
+            wanted, and there are none.
     """
     parts = [name.split("/") for name in names]
-    depth = 0
-    while parts and all(len(path) > depth + 1 for path in parts):
-        if any(path[depth] != parts[0][depth] for path in parts):
-            return [path[depth] for path in parts]
+    inside, strays, depth = list(range(len(parts))), list[int](), 0
+    while inside:
+        beside = [i for i in inside if len(parts[i]) == depth + 1]
+        inside = [i for i in inside if len(parts[i]) > depth + 1]
+        strays += beside
+        folders = {parts[i][depth] for i in inside}
+        if len(folders) > 1 or (wanted and folders and beside):
+            if not wanted and len(strays) > max(len(folders), len(inside) // _STRAYS):
+                raise _ambiguous([names[i] for i in strays], folders, len(inside))
+            chosen = {i: parts[i][depth] for i in inside}
+            return FolderClasses([chosen.get(i) for i in range(len(names))], strays)
         depth += 1
-    return [None] * len(names)
+    if wanted:
+        rule = "all files lie in one folder, so that folders are no classes"
+        raise DataError("--labels", rule, value="folders", mend="Use --labels none")
+    return FolderClasses([None] * len(names), [])
+
+
+def _ambiguous(strays: Sequence[str], folders: set[str], inside: int) -> DataError:
+    return DataError(
+        "--labels",
+        f"{inside} files lie in {len(folders)} folders, such as {min(folders)}, and {len(strays)} "
+        f"beside them, such as {min(strays)}",
+        mend="Say --labels folders to leave out those beside, or --labels none to pack all",
+    )
 
 
 def named(classes: Sequence[str | None]) -> tuple[list[int | None], list[str] | None]:
@@ -45,8 +87,9 @@ def numbered(
 ) -> tuple[list[Entry], list[str] | None, int]:
     """Give each entry the number of its class.
 
-    Where all labels are whole numbers, these are the classes. Else they are names, which are sorted
-    and numbered in that order.
+    See :func:`~gatdist.data.codecs.labels.normalized` for what a label means. Where all are
+    numbers, these are the classes. Else all are names, which are sorted and numbered in that order.
+    Where some samples have a label, those without are left out; where none has, all are kept.
 
     Args:
         entries: with labels as the source has them, all None where it has none.
@@ -58,47 +101,67 @@ def numbered(
         classes there are (0 where there are no labels).
 
     Raises:
-        DataError: a label is neither a whole number nor a name, or out of range.
+        DataError: no label is a class, or there are more than 1,000,000.
     """
-    labels = [_plain(entry.label) for entry in entries]
-    found = {label for label in labels if label is not None}
-    if not found:
-        return [entry._replace(label=None) for entry in entries], None, 0
+    labels: list[Label] = []
+    usable = []
+    refused: CodecError | None = None
+    for entry in entries:
+        try:
+            label = normalized(entry.label)
+            if isinstance(label, int) and given and label >= len(given):
+                raise CodecError(f"has the label {label}, and there are {len(given)} classes")
+        except CodecError as error:
+            refused = refused or error
+            left_out.append((entry.name, str(error)))
+        else:
+            usable.append(entry)
+            labels.append(label)
+    if refused and not any(label is not None for label in labels):
+        raise DataError("label", f"{left_out[-1][0]} {refused}", mend=_OTHER)
+    names, numbers, count = numbering({label for label in labels if label is not None})
+    if not count:
+        return [entry._replace(label=None) for entry in usable], None, 0
+    if given and not names:
+        names, count = list(given), len(given)
     kept = []
-    if all(isinstance(label, int) or _is_number(label) for label in found):
-        numbers = {label: _in_range(int(label), given) for label in found}
-        names, count = list(given) if given else None, len(given or ()) or max(numbers.values()) + 1
-    else:
-        order = sorted(map(str, found))
-        places = {name: place for place, name in enumerate(order)}
-        numbers = {label: places[str(label)] for label in found}
-        names, count = order, len(order)
-    for entry, label in zip(entries, labels, strict=True):
+    for entry, label in zip(usable, labels, strict=True):
         if label is None:
-            left_out.append((entry.name, "has no label, as others have"))
+            left_out.append((entry.name, UNLABELLED))
         else:
             kept.append(entry._replace(label=numbers[label]))
     return kept, names, count
 
 
-def _plain(label: object) -> int | str | None:
-    """A label without the varieties of notation: 3.0 as 3, an empty one as none."""
-    if label is None or label == "":
-        return None
-    if isinstance(label, float) and label.is_integer():
-        return int(label)
-    if isinstance(label, int | str) and not isinstance(label, bool):
-        return label
-    raise DataError("label", "a class must be a whole number or a name", value=label, mend=_OTHER)
+UNLABELLED = "has no label, as others have"
 
 
-def _in_range(number: int, names: Sequence[str] | None) -> int:
-    most = len(names) if names else _MOST_CLASSES
-    if not 0 <= number < most:
-        rule = f"the number of a class must be 0 to {most - 1}"
-        raise DataError("label", rule, value=number, mend=_OTHER)
-    return number
+def numbering(
+    labels: set[int | str],
+) -> tuple[list[str] | None, Mapping[int | str, int], int]:
+    """Names of the classes (None where labels are numbers), each label's number, and how many.
+
+    Raises:
+        DataError: there are too many.
+    """
+    if all(isinstance(label, int) for label in labels):
+        return None, {label: int(label) for label in labels}, max(map(int, labels), default=-1) + 1
+    names = sorted({str(label) for label in labels})
+    if len(names) > MOST_CLASSES:
+        rule = f"there are {len(names):,} different labels, the most is {MOST_CLASSES:,}"
+        raise DataError("label", rule, mend=_OTHER)
+    places = {name: place for place, name in enumerate(names)}
+    return names, {label: places[str(label)] for label in labels}, len(names)
 
 
-def _is_number(label: object) -> bool:
-    return isinstance(label, str) and label.isascii() and label.removeprefix("-").isdecimal()
+def same_but_for_case(names: Sequence[str] | None) -> list[str]:
+    """Two of the names that differ in upper and lower case only; [] without."""
+    seen: dict[str, str] = {}
+    for name in names or ():
+        if (other := seen.setdefault(name.casefold(), name)) != name:
+            return [other, name]
+    return []
+
+
+def _is_number(label: str) -> bool:
+    return label.isascii() and label.removeprefix("-").isdecimal()

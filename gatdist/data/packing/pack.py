@@ -27,11 +27,12 @@ from gatdist.data.packing.convert import converter_like
 from gatdist.data.packing.converted import Converter, counted
 from gatdist.data.packing.entries import Entry, LeftOut, Listing
 from gatdist.data.packing.fetch import Fetcher
-from gatdist.data.packing.labels import numbered
+from gatdist.data.packing.labels import numbered, same_but_for_case
 from gatdist.data.packing.origins import require_allowed
 from gatdist.data.packing.plan import Task, cut, fingerprint, in_order
 from gatdist.data.packing.recipe import Recipe
 from gatdist.data.packing.sources import Asked, list_source
+from gatdist.data.packing.sources.tree import same_label
 from gatdist.data.packing.task import NOTES, Job, Record, refused
 from gatdist.errors import DataError
 from gatdist.storage import Store
@@ -89,6 +90,7 @@ class Packing:
         class_names: None where the classes have no names.
         num_classes: 0 where there are no labels.
         left_out: what of the source is no sample.
+        ignored: files of operating systems and tools.
         notes: what the user should know, as sentences.
         num_bytes: what the shards will have, about.
         began_s: when this start was made, in seconds of the clock that files are dated by.
@@ -101,6 +103,7 @@ class Packing:
     class_names: Sequence[str] | None
     num_classes: int
     left_out: Sequence[LeftOut]
+    ignored: Sequence[LeftOut]
     notes: Sequence[str]
     num_bytes: int
     began_s: float
@@ -132,8 +135,9 @@ def prepare(request: Request, *, dry_run: bool = False) -> Packing:
         entries, class_names, num_classes = numbered(
             _once(listing.entries, left_out), listing.class_names, left_out
         )
+        notes = [*listing.notes, *_notes(request, listing, class_names, num_classes)]
         if request.strict and left_out:
-            raise refused(*min(left_out))
+            raise refused(sorted(left_out))
         entries = in_order(entries)
         convert, sizes = _look(request, listing, entries, spool)
     tasks = cut(entries, sizes, request.recipe.shard_bytes)
@@ -165,7 +169,8 @@ def prepare(request: Request, *, dry_run: bool = False) -> Packing:
         class_names=class_names,
         num_classes=num_classes,
         left_out=sorted(left_out),
-        notes=listing.notes,
+        ignored=sorted(listing.ignored),
+        notes=notes,
         num_bytes=round(sum(sizes)),
         began_s=began_s,
     )
@@ -187,6 +192,7 @@ def preview(packing: Packing) -> dict[str, Any]:
         "bytes": packing.num_bytes,
         "left_out": len(packing.left_out),
         "left_out_examples": [list(out) for out in packing.left_out[:_EXAMPLES]],
+        "ignored": len(packing.ignored),
         "notes": list(packing.notes),
         "recipe": job.recipe.model_dump(mode="json"),
     }
@@ -205,15 +211,18 @@ def finish(packing: Packing, records: Sequence[Record]) -> dict[str, Any]:
         as ``transparent``, how many samples, and under ``transparent_example`` the first.
 
     Raises:
-        DataError: no sample could be packed.
+        DataError: no sample could be packed; or strict, and some could not.
         StorageError: nothing can be written to the destination.
     """
     job = packing.job
     dest = Store(job.dest, job.dest_options)
     left_out = [*packing.left_out, *(out for record in records for out in record.left_out)]
-    if left_out:
-        lines = (json.dumps({"source": name, "reason": why}) for name, why in left_out)
+    reported = [*left_out, *packing.ignored]
+    if reported:
+        lines = (json.dumps({"source": name, "reason": why}) for name, why in reported)
         dest.publish(REPORT, "".join(f"{line}\n" for line in lines).encode())
+    if job.strict and left_out:
+        raise refused(left_out)
     shards = [record.shard for record in records if record.shard]
     if not shards:
         rule = "none of its samples can be packed"
@@ -235,7 +244,8 @@ def finish(packing: Packing, records: Sequence[Record]) -> dict[str, Any]:
         "left_out": len(left_out),
         "left_out_examples": [list(out) for out in left_out[:_EXAMPLES]],
         **counted([record.remarks for record in records]),
-        "report": REPORT if left_out else None,
+        "ignored": len(packing.ignored),
+        "report": REPORT if reported else None,
     }
 
 
@@ -255,9 +265,34 @@ def _spec(packing: Packing) -> SampleSpec:
 
 def _once(entries: Iterable[Entry], left_out: list[LeftOut]) -> list[Entry]:
     found: dict[str, Entry] = {}
-    twice = [entry for entry in entries if found.setdefault(entry.name, entry) is not entry]
-    left_out += [(entry.name, "stands twice, and the first was taken") for entry in twice]
+    conflicts: dict[str, Entry] = {}
+    for entry in entries:
+        first = found.setdefault(entry.name, entry)
+        if first is entry:
+            continue
+        if same_label(first.label, entry.label):
+            left_out.append((entry.name, "stands twice, and the first was taken"))
+        else:
+            conflicts.setdefault(entry.name, entry)
+    for name, entry in conflicts.items():
+        labels = f"{found.pop(name).label!r} and {entry.label!r}"
+        left_out.append((name, f"is listed with two labels, {labels}"))
     return list(found.values())
+
+
+def _notes(
+    request: Request, listing: Listing, class_names: Sequence[str] | None, num_classes: int
+) -> Iterator[str]:
+    """What the user should know of the labels and of what is passed over."""
+    labels = request.asked.labels
+    if labels not in (None, "none") and not num_classes:
+        rule = "no sample has a label there"
+        raise DataError("--labels", rule, value=labels, mend="Name another place, or none")
+    if pair := same_but_for_case(class_names):
+        yield f"the classes {pair[0]} and {pair[1]} differ in upper and lower case only"
+    if count := len(listing.ignored):
+        name, reason = listing.ignored[0]
+        yield f"{count} files are passed over, such as {name}, which {reason}"
 
 
 def _look(

@@ -18,6 +18,7 @@ from gatdist.data.codecs import (
     read_sound,
     read_sound_header,
 )
+from gatdist.data.codecs.containers import honest
 from gatdist.data.packing.converted import Converted
 from gatdist.data.packing.recipe import Recipe
 from gatdist.errors import DataError
@@ -72,6 +73,7 @@ class Sounds:
 
     def __call__(self, content: bytes) -> Converted:
         """Convert one file. Raises CodecError if it is no sound, or of other channels."""
+        content = honest(content)
         header = read_sound_header(content)
         if header[1:] == (self._channels, self._length, self.sample_rate):
             decode_sound(content, (self._channels, self._length), self.sample_rate)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any, ClassVar, Self
 
@@ -13,7 +13,7 @@ from gatdist.data.codecs import LABEL_COMPONENT, CodecError
 from gatdist.data.format import Components, Shard, write_shard
 from gatdist.data.packing.convert import converter
 from gatdist.data.packing.converted import Converter
-from gatdist.data.packing.entries import LeftOut, printable
+from gatdist.data.packing.entries import LeftOut, all_named, printable
 from gatdist.data.packing.fetch import Fetcher
 from gatdist.data.packing.plan import Task
 from gatdist.data.packing.recipe import Recipe
@@ -39,7 +39,7 @@ class Job(BaseModel):
         modality: of the source's samples.
         sample_shape: of what is packed.
         has_labels: each sample gets the file ``cls``.
-        strict: a sample that can't be packed is an error.
+        strict: samples that can't be packed are an error, when all are known.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -105,7 +105,6 @@ class Worker:
             tell: is called now and then.
 
         Raises:
-            DataError: strict, and a sample can't be packed.
             StorageError: the source can't be read, or nothing be written to the destination.
         """
         name = f"shard-{task.number:06d}"
@@ -115,8 +114,6 @@ class Worker:
             self._notes.publish(f"{name}.json", record.model_dump_json().encode())
         else:
             tell(0, len(task.entries))
-        if self._job.strict and record.left_out:
-            raise refused(*record.left_out[0])
         return record
 
     def _pack(self, name: str, task: Task, tell: Tell) -> Record:
@@ -141,8 +138,6 @@ class Worker:
                     raise CodecError(files)
                 converted = self._convert(files[entry.component])
             except CodecError as error:
-                if self._job.strict:
-                    raise refused(printable(entry.name), str(error)) from error
                 left_out.append((printable(entry.name), str(error)))
                 continue
             for kind, detail in converted.remarks.items():
@@ -168,9 +163,9 @@ class Worker:
         return None
 
 
-def refused(name: str, reason: str) -> DataError:
-    """What a sample that can't be packed is told as, when strict."""
-    return DataError(name, reason, mend="Mend it, take it out, or leave out --strict")
+def refused(left_out: Sequence[LeftOut]) -> DataError:
+    """What is raised for samples that can't be packed, when strict."""
+    return all_named(left_out, mend="Mend them, take them out, or leave out --strict")
 
 
 def _is_whole(store: Store, shard: Shard) -> bool:

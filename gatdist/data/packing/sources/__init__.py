@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from itertools import pairwise
 from typing import Any
 
 from gatdist.config import nearest
-from gatdist.data.packing.entries import MODALITY, LeftOut, Listing, Span
+from gatdist.data.packing.entries import MODALITY, LeftOut, Listing, Span, each_readable
 from gatdist.data.packing.fetch import Fetcher
 from gatdist.data.packing.sources.archives import COMPRESSED, tar_files, unpack_tar, zip_files
 from gatdist.data.packing.sources.asked import Asked
 from gatdist.data.packing.sources.lines import list_lines
+from gatdist.data.packing.sources.names import plain_path, system_file
 from gatdist.data.packing.sources.parquet import list_parquet
 from gatdist.data.packing.sources.tables import extension_of, list_table
-from gatdist.data.packing.sources.tree import File, is_hidden, list_tree
+from gatdist.data.packing.sources.tree import File, list_tree
 from gatdist.data.packing.sources.webdataset import list_shards, split
 from gatdist.errors import DataError, StorageError
 from gatdist.storage import Store
+from gatdist.storage.local import dangling_links
 
 __all__ = ["KINDS", "Asked", "list_source"]
 
@@ -33,6 +35,10 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "jsonl": (".jsonl", ".ndjson", ".json"),
     "text": (".txt",),
 }
+
+
+# Files of a sample that are none themselves. Others, such as .xmp, are no sign of WebDataset.
+_COMPANIONS = ("cls", "json")
 
 
 def list_source(
@@ -60,13 +66,14 @@ def list_source(
         _kind_of_folder(files) if folder == url else _kind_of_file(next(iter(files)))
     )
     store = Store(folder, options)
-    names = [name for name in files if _ends(name, KINDS[kind]) and not is_hidden(name)]
+    names = [name for name in files if _ends(name, KINDS[kind]) and not system_file(name)]
     if not names:
         rule = f"holds no file for --kind {kind}, which ends in {' or '.join(KINDS[kind])}"
         raise DataError(store.url, rule, mend="Check SOURCE and --kind")
     if kind == "folder":
         tree = (File(name, Span(name, size=size)) for name, size in files.items())
-        return kind, folder, list_tree(store, tree, asked, _reader(store))
+        left_out = [(name, "is a link to nothing") for name in _dangling(store)]
+        return kind, folder, list_tree(store, tree, asked, _reader(store), left_out)
     if kind == "parquet":
         return kind, folder, list_parquet(store, names, asked, spool)
     if kind == "text":
@@ -80,20 +87,35 @@ def list_source(
     return kind, folder, listing
 
 
+def _dangling(store: Store) -> list[str]:
+    """Names of the links in a local folder that lead to nothing."""
+    if not store.is_local:
+        return []
+    root = str(store.local_path())
+    return [os.path.relpath(path, root) for path in dangling_links(root)]
+
+
 def _list_archives(
     kind: str, store: Store, names: list[str], asked: Asked, spool: Store
 ) -> tuple[str, Listing]:
     left_out: list[LeftOut] = []
-    if kind == "zip":
-        archives = {name: list(zip_files(store, name, left_out)) for name in names}
-    else:
-        archives = {name: list(_members(store, name, spool, left_out)) for name in names}
+
+    def members(name: str) -> list[File]:
+        if kind == "zip":
+            return list(zip_files(store, name, left_out))
+        return list(_members(store, name, spool, left_out))
+
+    archives = each_readable(names, members, left_out)
     if kind == "tar" and asked.kind is None and any(map(_is_shard, archives.values())):
         kind = "webdataset"
     if kind == "webdataset":
-        return kind, list_shards(store, archives, asked, Listing(store, "", [], left_out=left_out))
+        shards = {
+            name: [File(file.removeprefix("./"), span) for file, span in files]
+            for name, files in archives.items()
+        }
+        return kind, list_shards(store, shards, asked, Listing(store, "", [], left_out=left_out))
     tree = (
-        File(f"{archive}/{name}" if len(archives) > 1 else name, span)
+        File(f"{archive}/{plain_path(name)}" if len(names) > 1 else name, span)
         for archive, files in archives.items()
         for name, span in files
     )
@@ -104,15 +126,21 @@ def _members(store: Store, name: str, spool: Store, left_out: list[LeftOut]) -> 
     if not name.lower().endswith(COMPRESSED):
         yield from tar_files(store, name, left_out)
         return
-    copy = unpack_tar(store, name, spool)
+    copy = unpack_tar(store, name, spool, left_out)
     for file, span in tar_files(spool, copy, left_out, f"{store.url}/{name}"):
         yield File(file, span._replace(file=f"{spool.url}/{copy}"))
 
 
 def _is_shard(files: Iterable[File]) -> bool:
-    """Whether samples are of several files that stand together, as WebDataset has them."""
-    keys = (split(file.name)[0] for file in files if not is_hidden(file.name))
-    return any(key == following for key, following in pairwise(keys))
+    """Whether samples are of several files with one key, of different kinds, as WebDataset has."""
+    kinds: dict[str, set[str]] = {}
+    for name, _ in files:
+        key, component = split(name)
+        extension = component.rpartition(".")[2]
+        kind = MODALITY.get(extension, extension if extension in _COMPANIONS else "")
+        if kind and not system_file(name):
+            kinds.setdefault(key, set()).add(kind)
+    return any(len(found) > 1 for found in kinds.values())
 
 
 def _located(url: str, options: Mapping[str, Any]) -> tuple[str, Mapping[str, int | None]]:
@@ -150,10 +178,10 @@ def _kind_of_file(name: str) -> str:
 
 def _kind_of_folder(files: Iterable[str]) -> str:
     """Shards or Parquet files where they lie among no other samples, else files."""
-    visible = [name for name in files if not is_hidden(name)]
+    visible = [name for name in files if not system_file(name)]
     samples = {MODALITY.get(extension_of(name)) for name in visible} - {None, "array"}
     if not samples:  # arrays may be indexes of shards
-        for kind in ("tar", "parquet"):
+        for kind in ("tar", "parquet", "zip"):
             if any(_ends(name, KINDS[kind]) for name in visible):
                 return kind
     return "folder"

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from gatdist.data.packing.entries import MODALITY, Entry, LeftOut, Listing, Span
+from gatdist.data.packing.entries import MODALITY, Entry, LeftOut, Listing, Span, each_readable
 from gatdist.data.packing.ranges import open_file
 from gatdist.data.packing.sources.asked import Asked
 from gatdist.data.packing.sources.tables import (
@@ -38,17 +38,20 @@ def list_parquet(store: Store, names: Sequence[str], asked: Asked, spool: Store)
     """
     listing = Listing(store, "", [])
     entries: list[Entry] = []
-    for name in names:
+
+    def add(name: str) -> None:
         with _opened(store, name) as table:
             first = next(_rows(table, None, 1), dict.fromkeys(table.schema_arrow.names))
             columns = choose_columns(first, asked, f"{store.url}/{name}")
             listing.class_names = listing.class_names or _class_names(table, columns.label)
             if isinstance(first[columns.content or columns.text or ""], str):
                 part = list_rows(store, name, _rows(table, columns), asked)
-                entries += part.entries
+                entries.extend(part.entries)
                 listing.left_out += part.left_out
             else:
-                entries += _spooled(store, name, table, columns, spool, listing.left_out)
+                entries.extend(_spooled(store, name, table, columns, spool, listing.left_out))
+
+    each_readable(names, add, listing.left_out)
     listing.entries, listing.modality = entries, majority(entry.component for entry in entries)
     return listing
 

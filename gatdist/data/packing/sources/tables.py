@@ -5,14 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from gatdist.config import nearest
 from gatdist.data.packing.entries import MODALITY, Entry, Label, LeftOut, Listing, Span
 from gatdist.data.packing.ranges import open_file
 from gatdist.data.packing.sources.asked import Asked
+from gatdist.data.packing.sources.names import plain_path
 from gatdist.errors import DataError
 from gatdist.storage import Store
 
@@ -26,9 +27,12 @@ CONTENT_COLUMNS = (
 LABEL_COLUMNS = ("label", "labels", "class", "cls", "category", "target", "class_id", "class_name")
 TEXT_COLUMNS = ("text", "caption", "sentence", "txt")
 
+_KNOWN_COLUMNS = {*CONTENT_COLUMNS, *LABEL_COLUMNS, *TEXT_COLUMNS}
+_DELIMITERS = (",", ";", "\t", "|")
 _LONGEST_FIELD_BYTES = 64 * 2**20
 
 Row = Mapping[str, Any]
+T = TypeVar("T")
 
 
 def is_list(name: str) -> bool:
@@ -42,7 +46,7 @@ def list_table(store: Store, name: str, asked: Asked) -> Listing:
     Raises:
         DataError: it can't be read as a list, or lacks a column.
     """
-    return list_rows(store, name, read_rows(store, name), asked)
+    return read_table(store, name, lambda rows: list_rows(store, name, rows, asked))
 
 
 def list_rows(store: Store, name: str, rows: Iterator[Row], asked: Asked) -> Listing:
@@ -101,7 +105,8 @@ def choose_columns(row: Row, asked: Asked, table: str) -> Columns:
         content, text = None, asked.column
     if not content and not text:
         rule = f"no column is named like a file or a text, they are {', '.join(names)}"
-        raise DataError(table, rule, mend="Say which one it is with --column NAME")
+        mend = "Name the columns in the first line, or say which one it is with --column NAME"
+        raise DataError(table, rule, mend=mend)
     if asked.labels in ("none", "folders"):
         label = None
     else:
@@ -113,47 +118,81 @@ def _is_file(value: str) -> bool:
     return "://" in value or extension_of(value) in MODALITY
 
 
-def read_rows(store: Store, name: str) -> Iterator[Row]:
-    """The rows of a list, as mappings from column to value.
+def read_table(store: Store, name: str, use: Callable[[Iterator[Row]], T]) -> T:
+    """Give the rows of a list to ``use``, as mappings from column to value.
 
-    A ``dataset.json`` as the StyleGAN tools write it gives rows of ``file`` and ``label``.
+    A ``dataset.json`` as the StyleGAN tools write it gives rows of ``file`` and ``label``. Text is
+    UTF-8 or, with a byte order mark, UTF-16. A CSV file that is neither is taken for Windows-1252,
+    which is what spreadsheets write in western Europe and America.
 
     Raises:
         DataError: it is no such list; names the line.
     """
     table = f"{store.url}/{name}"
-    extension = extension_of(name)
+    is_csv = extension_of(name) in ("csv", "tsv")
     with open_file(store, name) as file:
-        text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-        try:
-            if extension in ("csv", "tsv"):
-                yield from _csv_rows(text, "\t" if extension == "tsv" else ",", table)
-            elif extension == "json":
-                yield from json_rows(text.read(), table)
-            else:
-                yield from _json_lines(text, table)
-        except UnicodeDecodeError as error:
-            mend = "Save it as UTF-8"
-            raise DataError(table, f"is not UTF-8 text ({error})", mend=mend) from None
+        begin = file.read(2)
+        encoding = "utf-16" if begin in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+        for attempt in (encoding, "cp1252") if is_csv else (encoding,):
+            file.seek(0)
+            text = io.TextIOWrapper(file, encoding=attempt, newline="")
+            try:
+                return use(_rows_of(text, name, table))
+            except UnicodeError as error:
+                problem = f"is not UTF-8 text ({error})"
+            finally:
+                text.detach()
+    mend = f"Save it as UTF-8, such as: iconv -f WINDOWS-1251 -t UTF-8 {name} > utf8-{name}"
+    raise DataError(table, problem, mend=mend)
 
 
-def _csv_rows(text: io.TextIOWrapper, delimiter: str, table: str) -> Iterator[Row]:
+def _rows_of(text: io.TextIOWrapper, name: str, table: str) -> Iterator[Row]:
+    extension = extension_of(name)
+    if extension in ("csv", "tsv"):
+        yield from _csv_rows(text, "\t" if extension == "tsv" else ",", table)
+    elif extension == "json":
+        yield from json_rows(text.read(), table)
+    else:
+        yield from _json_lines(text, table)
+
+
+def _csv_rows(text: io.TextIOWrapper, usual: str, table: str) -> Iterator[Row]:
     csv.field_size_limit(_LONGEST_FIELD_BYTES)
-    rows = csv.DictReader(text, delimiter=delimiter)
+    head = text.readline()
+    delimiter = _delimiter(head, usual)
+    rows = csv.DictReader(chain([head], text), delimiter=delimiter, skipinitialspace=True)
     try:
+        names = [name.strip() for name in rows.fieldnames or ()]
+        if len(set(names)) < len(names):
+            rule = f"two of its columns have one name: {', '.join(names)}"
+            raise DataError(table, rule, mend="Give each column its own name")
+        rows.fieldnames = names
         yield from rows
     except csv.Error as error:
         raise DataError(f"{table}:{rows.line_num}", f"is no row of a CSV file ({error})") from None
+
+
+def _delimiter(head: str, usual: str) -> str:
+    """What separates the names of columns: that with most names that are known, and then most."""
+
+    def found(delimiter: str) -> tuple[int, int]:
+        names = next(csv.reader([head], delimiter=delimiter, skipinitialspace=True), [])
+        known = sum(name.strip().lower() in _KNOWN_COLUMNS for name in names)
+        return known, len(names)
+
+    return max((usual, *_DELIMITERS), key=found)
 
 
 def json_rows(text: str, table: str) -> Iterator[Row]:
     """The rows of a JSON list of objects, or of a StyleGAN ``dataset.json``. Raises DataError."""
     try:
         values = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(table, f"is no JSON ({error})") from None
     if isinstance(values, dict) and "labels" in values:
         pairs = values["labels"] or ()
+        if not all(isinstance(pair, list | tuple) for pair in pairs):
+            raise DataError(table, 'must be {"labels": [[file, label], …]}')
         values = [dict(zip(("file", "label"), pair, strict=False)) for pair in pairs]
     if not isinstance(values, list) or not all(isinstance(row, dict) for row in values):
         rule = 'must be a list of objects, or {"labels": [[file, label], …]}'
@@ -167,7 +206,7 @@ def _json_lines(lines: Iterable[str], table: str) -> Iterator[Row]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{table}:{number}", f"is no JSON ({error})") from None
         if not isinstance(row, dict):
             raise DataError(f"{table}:{number}", "must be a JSON object", value=row)
@@ -179,6 +218,9 @@ def _entries(
 ) -> Iterator[Entry]:
     for number, row in enumerate(rows, 1):
         where = f"{name}:{number}"
+        if None in row:  # where ``csv`` puts what has no name
+            left_out.append((where, "has more fields than the first line names"))
+            continue
         label: Label = row.get(columns.label) if columns.label else None
         text = row.get(columns.text) if columns.text else None
         if not _is_text(text):
@@ -190,11 +232,20 @@ def _entries(
                 left_out.append((where, "has no text"))
             continue
         file = row.get(columns.content)
-        if not isinstance(file, str) or not file:
+        if not isinstance(file, str) or not file.strip():
             left_out.append((where, f"names no file in the column {columns.content}"))
             continue
         others = (("txt", text),) if text is not None else ()
-        yield Entry(file, extension_of(file), Span(file.removeprefix("./")), label, others)
+        path = file_path(file)
+        yield Entry(file, extension_of(path), Span(path), label, others)
+
+
+def file_path(file: str) -> str:
+    """A file that a list names, as storage has it: Windows' separators are turned."""
+    file = file.strip()
+    if "://" in file or file.startswith("/") or "\\" not in file:
+        return file.removeprefix("./")
+    return plain_path(file)
 
 
 def _is_text(value: object) -> bool:

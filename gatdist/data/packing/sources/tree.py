@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import NamedTuple
 
-from gatdist.data.codecs import UNSUPPORTED_IMAGES, unsupported_image
-from gatdist.data.packing.entries import MODALITY, Entry, Label, LeftOut, Listing, Span
+from gatdist.data.codecs import UNSUPPORTED_IMAGES, CodecError, normalized, unsupported_image
+from gatdist.data.packing.entries import MODALITY, Entry, Label, LeftOut, Listing, Span, printable
 from gatdist.data.packing.labels import folder_classes, named
 from gatdist.data.packing.sources.asked import Asked
+from gatdist.data.packing.sources.names import plain_path, system_file
 from gatdist.data.packing.sources.tables import (
     EXTENSIONS,
+    Row,
     choose_columns,
     extension_of,
     is_list,
     json_rows,
-    read_rows,
+    read_table,
 )
 from gatdist.errors import DataError
 from gatdist.storage import Store
@@ -24,7 +27,6 @@ from gatdist.storage import Store
 # The StyleGAN tools' list of labels, at the top of a folder or zip.
 STYLEGAN_LABELS = "dataset.json"
 
-_OF_THE_SYSTEM = {"thumbs.db", "desktop.ini", "__macosx"}
 _A_MODALITY = {"image": "picture", "audio": "sound", "text": "text", "array": "array"}
 
 
@@ -57,16 +59,18 @@ def list_tree(
     seen: dict[str, Span] = {}
     listing = Listing(store, "", [], left_out=list(left_out))
     for name, span in files:
-        if is_hidden(name):
-            continue
-        if name in seen:
+        if reason := system_file(name):
+            listing.ignored.append((printable(name), reason))
+        elif ".." in plain_path(name).split("/"):
+            listing.left_out.append((name, "has a name that leads out of the source"))
+        elif name in seen:
             listing.left_out.append((name, "stands twice, and the first was taken"))
         else:
             seen[name] = span
-    stylegan = seen.pop(STYLEGAN_LABELS, None)
+    lists = [name for name in seen if plain_path(name).rpartition("/")[2] == STYLEGAN_LABELS]
     if asked.labels:  # the list of labels may lie among the files
         seen.pop(asked.labels.removeprefix(f"{store.url}/"), None)
-    components = {name: extension_of(name) for name in seen}
+    components = {name: extension_of(plain_path(name)) for name in seen if name not in lists}
     listing.modality = _modality(components.values(), store)
     names = []
     for name, component in components.items():
@@ -83,20 +87,23 @@ def list_tree(
         labels = [None] * len(names)
     elif asked.labels is not None and asked.labels != "folders":
         labels = _listed(names, _labels_file(asked.labels), asked.labels, listing)
-    elif stylegan is not None and asked.labels is None:
-        labels = _listed(names, _stylegan_labels(read(stylegan), store), STYLEGAN_LABELS, listing)
+    elif lists and asked.labels is None:
+        found = Labels()
+        for name in lists:
+            _add_stylegan(found, name, read(seen[name]), store)
+        labels = _listed(names, found, STYLEGAN_LABELS, listing)
     else:
-        labels, listing.class_names = named(folder_classes(names))
+        wanted = asked.labels == "folders"
+        classes, strays = folder_classes([plain_path(name) for name in names], wanted=wanted)
+        for i in sorted(strays, reverse=True):
+            listing.left_out.append((names.pop(i), "lies beside the folders of the classes"))
+            classes.pop(i)
+        labels, listing.class_names = named(classes)
     listing.entries = [
         Entry(name, components[name], seen[name], label)
         for name, label in zip(names, labels, strict=True)
     ]
     return listing
-
-
-def is_hidden(name: str) -> bool:
-    """Whether a file is an operating system's own."""
-    return any(part.startswith(".") or part.lower() in _OF_THE_SYSTEM for part in name.split("/"))
 
 
 def _modality(components: Iterable[str], store: Store) -> str:
@@ -107,21 +114,60 @@ def _modality(components: Iterable[str], store: Store) -> str:
             found[MODALITY[component]] += count
     if not found:
         most = ", ".join(f"{n} × .{c}" for c, n in counts.most_common(3)) or "nothing"
-        mend = f"Give files of these kinds: {', '.join(MODALITY)}"
-        if any(component in UNSUPPORTED_IMAGES for component in counts):
-            mend = "Convert images to PNG or JPEG"
-        raise DataError(store.url, f"holds no files that can be packed, but {most}", mend=mend)
+        raise DataError(
+            store.url,
+            f"holds no files that can be packed, but {most}",
+            mend=_mend(counts),
+        )
     return max(_A_MODALITY, key=lambda modality: found[modality])
 
 
-def _labels_file(labels: str) -> Mapping[str, Label]:
+def _mend(counts: Mapping[str, int]) -> str:
+    if {"tar", "zip", "gz", "tgz", "xz", "bz2", "7z", "rar"} & counts.keys():
+        return "Unpack the archives inside it first"
+    if UNSUPPORTED_IMAGES.keys() & counts.keys():
+        return "Convert images to PNG or JPEG"
+    return f"Give files of these kinds: {', '.join(MODALITY)}"
+
+
+class Labels:
+    """Labels by file, as a list has them.
+
+    Attributes:
+        files: label of each file, by its plain path.
+        conflicts: files that are listed with two different labels, and these.
+    """
+
+    def __init__(self) -> None:
+        self.files: dict[str, Label] = {}
+        self.conflicts: dict[str, tuple[Label, Label]] = {}
+
+    def add(self, file: object, label: Label) -> None:
+        """Add a line of the list."""
+        path = plain_path(str(file).strip())
+        first = self.files.setdefault(path, label)
+        if not same_label(first, label):
+            self.conflicts.setdefault(path, (first, label))
+
+
+def same_label(one: Label, other: Label) -> bool:
+    """Whether two labels mean the same class."""
+    try:
+        return normalized(one) == normalized(other)
+    except CodecError:
+        return bool(one == other)
+
+
+def _labels_file(labels: str) -> Labels:
     """Label of each file, from a CSV or JSON list."""
     if not is_list(labels):
         rule = f"must be none, folders, or a list that ends in .{', .'.join(EXTENSIONS)}"
         raise DataError("--labels", rule, value=labels)
     folder, _, name = labels.rpartition("/")
-    store = Store(folder or ".")
-    rows = read_rows(store, name)
+    return read_table(Store(folder or "."), name, lambda rows: _labels_of(rows, labels))
+
+
+def _labels_of(rows: Iterator[Row], labels: str) -> Labels:
     first = next(rows, None)
     if first is None:
         raise DataError("--labels", "the file is empty", value=labels)
@@ -129,31 +175,36 @@ def _labels_file(labels: str) -> Mapping[str, Label]:
     if columns.content is None or columns.label is None:
         rule = f"needs a column called file and one called label, and has {', '.join(first)}"
         raise DataError("--labels", rule, value=labels)
-    file, label = columns.content, columns.label
-    found = {str(first[file]).removeprefix("./"): first[label]}
-    for row in rows:
-        found.setdefault(str(row[file]).removeprefix("./"), row[label])
+    found = Labels()
+    for row in chain([first], rows):
+        found.add(row.get(columns.content), row.get(columns.label))
     return found
 
 
-def _stylegan_labels(content: bytes, store: Store) -> Mapping[str, Label]:
-    rows = json_rows(content.decode("utf-8", "replace"), f"{store.url}/{STYLEGAN_LABELS}")
-    return {str(row["file"]): row["label"] for row in rows}
+def _add_stylegan(found: Labels, name: str, content: bytes, store: Store) -> None:
+    """Add what a ``dataset.json`` says of the files in its folder."""
+    folder = name[: -len(STYLEGAN_LABELS)]
+    for row in json_rows(content.decode("utf-8-sig", "replace"), f"{store.url}/{name}"):
+        found.add(f"{folder}{row.get('file', '')}", row.get("label"))
 
 
-def _listed(
-    names: Sequence[str], labels: Mapping[str, Label], where: str, listing: Listing
-) -> list[Label]:
-    if not labels:
+def _listed(names: list[str], found: Labels, where: str, listing: Listing) -> list[Label]:
+    """The label of each file; takes files with two labels out of ``names``."""
+    if not found.files:
         return [None] * len(names)
-    if not labels.keys() & set(names):
+    paths = {name: plain_path(name) for name in names}
+    if not found.files.keys() & set(paths.values()):
         raise DataError(
             where,
-            f"names none of the files: it has {next(iter(labels))!r}, the source {names[0]!r}",
+            f"names none of the files: it has {next(iter(found.files))!r}, the source {names[0]!r}",
             mend="Name files by their path inside SOURCE",
         )
-    if absent := labels.keys() - set(names):
+    if absent := found.files.keys() - set(paths.values()):
         listing.notes.append(
             f"{where} names {len(absent)} files that are not in the source, such as {min(absent)}"
         )
-    return [labels.get(name) for name in names]
+    for name in [name for name in names if paths[name] in found.conflicts]:
+        one, other = found.conflicts[paths[name]]
+        listing.left_out.append((name, f"is in {where} with two labels, {one!r} and {other!r}"))
+        names.remove(name)
+    return [found.files.get(paths[name]) for name in names]

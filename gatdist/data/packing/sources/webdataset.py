@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
-from gatdist.data.packing.entries import MODALITY, Entry, Label, Listing, Span
+from gatdist.data.codecs import LABEL_COMPONENT, CodecError, Label, read_label
+from gatdist.data.packing.entries import MODALITY, Entry, Listing, Span, printable
 from gatdist.data.packing.fetch import Fetcher
 from gatdist.data.packing.sources.asked import Asked
+from gatdist.data.packing.sources.names import system_file
 from gatdist.data.packing.sources.tables import majority
-from gatdist.data.packing.sources.tree import File, is_hidden
+from gatdist.data.packing.sources.tree import File
+from gatdist.errors import DataError
 from gatdist.storage import Store
-
-LABEL = "cls"
 
 
 class _Sample(NamedTuple):
@@ -41,6 +41,9 @@ def list_shards(
         labels = _labels(samples, asked, fetcher)
     entries = []
     for sample, label in zip(samples, labels, strict=True):
+        if isinstance(label, CodecError):
+            listing.left_out.append((sample.name, f"{label}"))
+            continue
         chosen = [c for c in sample.files if MODALITY.get(c) == listing.modality]
         if len(chosen) != 1:
             found = ", ".join(f".{component}" for component in sample.files)
@@ -49,7 +52,7 @@ def list_shards(
         others = tuple(
             (component, span)
             for component, span in sorted(sample.files.items())
-            if component not in (chosen[0], LABEL)
+            if component not in (chosen[0], LABEL_COMPONENT)
         )
         entries.append(Entry(sample.name, chosen[0], sample.files[chosen[0]], label, others))
     listing.entries = entries
@@ -57,8 +60,12 @@ def list_shards(
 
 
 def _samples(shard: str, files: Iterable[File], listing: Listing) -> Iterator[_Sample]:
-    seen = set()
-    visible = (file for file in files if not is_hidden(file.name))
+    """The samples of a shard. The files of a key need not be adjacent: they are read in any order.
+
+    A key that stands in two places with files of one kind is two samples: the first one is taken.
+    """
+    samples: dict[str, dict[str, Span]] = {}
+    visible = (file for file in files if not _is_ignored(shard, file.name, listing))
     for key, members in groupby(visible, key=lambda file: split(file.name)[0]):
         found: dict[str, Span] = {}
         for name, span in members:
@@ -69,11 +76,20 @@ def _samples(shard: str, files: Iterable[File], listing: Listing) -> Iterator[_S
                 )
             else:
                 found[component] = span
-        if key in seen:
-            listing.left_out.append((f"{shard}/{key}", "its key stands in two places of the shard"))
+        former = samples.setdefault(key, {})
+        if former.keys().isdisjoint(found):
+            former.update(found)
         else:
-            seen.add(key)
-            yield _Sample(f"{shard}/{key}", found)
+            listing.left_out.append((f"{shard}/{key}", "its key stands in two places of the shard"))
+    for key, found in samples.items():
+        yield _Sample(f"{shard}/{key}", found)
+
+
+def _is_ignored(shard: str, name: str, listing: Listing) -> bool:
+    reason = system_file(name)
+    if reason:
+        listing.ignored.append((f"{shard}/{printable(name)}", reason))
+    return bool(reason)
 
 
 def split(name: str) -> tuple[str, str]:
@@ -83,23 +99,28 @@ def split(name: str) -> tuple[str, str]:
     return f"{folder}{slash}{stem}", extension.lower()
 
 
-def _labels(samples: Sequence[_Sample], asked: Asked, fetcher: Fetcher) -> list[Label]:
+def _labels(samples: Sequence[_Sample], asked: Asked, fetcher: Fetcher) -> list[Label | CodecError]:
+    """The label of each sample, or what is wrong with it."""
     if asked.labels == "none":
         return [None] * len(samples)
-    component = "json" if asked.labels else LABEL
+    component = "json" if asked.labels else LABEL_COMPONENT
     spans = [sample.files[component] for sample in samples if component in sample.files]
     contents = dict(zip(spans, fetcher.read(spans), strict=True))
-    labels: list[Label] = []
+    labels: list[Label | CodecError] = []
     for sample in samples:
-        content = contents.get(sample.files.get(component, Span("")), "")
-        labels.append(_label(content, asked.labels) if isinstance(content, bytes) else None)
+        content = contents[sample.files[component]] if component in sample.files else b""
+        labels.append(_label(content, asked.labels if content else None))
+    if asked.labels and not any(label is not None for label in labels):
+        rule = "no sample has a .json with such a field"
+        raise DataError("--labels", rule, value=asked.labels, mend="Name another, or none")
     return labels
 
 
-def _label(content: bytes, field: str | None) -> Label:
+def _label(content: bytes | str, field: str | None) -> Label | CodecError:
     """A class out of ``.cls``, or out of a field of ``.json``; None where there is none."""
+    if isinstance(content, str):
+        return CodecError(f"its label {content}")
     try:
-        text = content.decode()
-        return json.loads(text).get(field) if field else text.strip() or None
-    except (ValueError, AttributeError):
-        return None
+        return read_label(content, field or "")
+    except CodecError as error:
+        return error
