@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from gatdist.monitor.console import Console
+    from gatdist.training.interrupts import Interrupts
 
 
 def train(
@@ -34,6 +35,24 @@ def train(
         InterruptedRunError: asked to stop; a checkpoint was written and the same call resumes.
         GatdistError: see :mod:`gatdist.errors`.
     """
+    from gatdist.training.interrupts import Interrupts
+
+    emit = console.event if console else lambda kind, fields: None
+    with Interrupts(emit) as interrupts:
+        outcome = _train(config, run_dir, local, console, interrupts)
+    if outcome["status"] == "interrupted":
+        raise InterruptedRunError(
+            f"interrupted at {outcome['samples_seen']:,} samples; everything is saved in "
+            f"{masked_url(absolute(run_dir))} "
+            "and the same command goes on from there"
+        )
+    return outcome
+
+
+def _train(
+    config: Config, run_dir: str, local: bool, console: Console | None, interrupts: Interrupts
+) -> dict[str, Any]:
+    """See :func:`train`; returns also where the run was interrupted."""
     from gatdist.training.profiling import require_ahead
 
     run_dir, config = absolute(run_dir), _anchored(config)
@@ -45,20 +64,12 @@ def train(
             )
         from gatdist.training.local import run_here
 
-        outcome = run_here(config, run_dir, console)
-    else:
-        from gatdist.cluster.launch import fit
-        from gatdist.training.plan import check
+        return run_here(config, run_dir, console, interrupts)
+    from gatdist.cluster.launch import fit
+    from gatdist.training.plan import check
 
-        check(config, run_dir)  # here, since Ray takes a while to start
-        outcome = fit(config, run_dir, console)
-    if outcome["status"] == "interrupted":
-        raise InterruptedRunError(
-            f"interrupted at {outcome['samples_seen']:,} samples; everything is saved in "
-            f"{masked_url(run_dir)} "
-            "and the same command goes on from there"
-        )
-    return outcome
+    check(config, run_dir)  # here, since Ray takes a while to start
+    return fit(config, run_dir, console, interrupts)
 
 
 def sample(

@@ -3,12 +3,14 @@
 from gatdist.runs.checkpoint import PARTS, Checkpoint, read_checkpoint, require_same_order
 from gatdist.runs.checkpoints import Checkpoints, Retention
 from gatdist.runs.directory import RunDirectory, read_config, read_lines
+from gatdist.runs.evaluations import Evaluations
 from gatdist.runs.trained import Sampler, TrainedRun, load_run, networks_with
 
 __all__ = [
     "PARTS",
     "Checkpoint",
     "Checkpoints",
+    "Evaluations",
     "Retention",
     "RunDirectory",
     "Sampler",

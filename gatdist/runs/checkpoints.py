@@ -107,6 +107,8 @@ class Checkpoints:
             over.
         on_damaged: called with a message for each damaged checkpoint that is passed over.
         background: writes; None makes one.
+        measured: metrics of a checkpoint, measured after it was written, by its samples seen and
+            attempt.
     """
 
     def __init__(
@@ -116,11 +118,13 @@ class Checkpoints:
         may_commit: Callable[[], None] = lambda: None,
         on_damaged: Callable[[str], None] = lambda message: None,
         background: Background | None = None,
+        measured: Callable[[int, int], Mapping[str, Any]] = lambda samples_seen, attempt: {},
     ) -> None:
         self.store = store
         self._retention = retention or Retention()
         self._may_commit = may_commit
         self._on_damaged = on_damaged
+        self._measured = measured
         self._metrics: dict[Name, Mapping[str, float]] = {}
         self._damaged: set[Name] = set()
         self._mine: set[Name] = set()
@@ -172,7 +176,7 @@ class Checkpoints:
         *,
         attempt: int = 0,
         metrics: Mapping[str, float] | None = None,
-    ) -> None:
+    ) -> Future[None]:
         """Snapshot the tensors once the last commit has ended, and commit in the background.
 
         Args:
@@ -181,6 +185,9 @@ class Checkpoints:
             state: JSON values.
             attempt: that writes; enters the name where it is needed.
             metrics: measured at this clock.
+
+        Returns:
+            What is done once the checkpoint is complete.
 
         Raises:
             GatdistError: what went wrong in the background since the last call.
@@ -194,6 +201,7 @@ class Checkpoints:
         self._pending = self._background.submit(
             lambda: self._commit(name, snapshot, state, attempt, measured)
         )
+        return self._pending
 
     def require_room(self, tensors: Mapping[str, Tensor]) -> None:
         """Raise if what is kept, and one more that is being written, would not fit.
@@ -257,7 +265,6 @@ class Checkpoints:
         except StaleAttemptError:
             self._drop_what_was_swept(name)
             raise
-        self._metrics[name] = metrics
         self._damaged.discard(name)
         reached("commit/retire")
         self._retire(name)
@@ -286,12 +293,19 @@ class Checkpoints:
                 self.store.delete(str(name))
 
     def _metrics_of(self, name: Name) -> Mapping[str, float]:
+        """Those of its manifest, or measured later; finite ones."""
         if name not in self._metrics:
             try:
-                found = read_manifest(self.store.child(str(name))).get("metrics", {})
+                manifest = read_manifest(self.store.child(str(name)))
             except CheckpointError:
-                found = {}
-            self._metrics[name] = {
-                key: value for key, value in found.items() if math.isfinite(value)
-            }
+                return {}
+            attempt = manifest.get("attempt", name.attempt)
+            found = manifest.get("metrics") or self._measured(name.samples_seen, attempt)
+            if not found:
+                return {}
+            self._metrics[name] = {key: value for key, value in found.items() if _finite(value)}
         return self._metrics[name]
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

@@ -31,7 +31,7 @@ SETTINGS = [
     'game.augmentation={name="ada", adjust_samples=20000}',
     "evaluate.metrics=[]",
     "evaluate.every_samples=0",
-    "cluster.timeout_s=20",
+    "cluster.heartbeat_timeout_s=20",
     "cluster.late_s=4",
     "cluster.backend=gloo",
 ]
