@@ -110,6 +110,7 @@ def fit(
         shown_on(console, terminal),
         connected(address, log, env_references(config), _OBJECT_STORE_BYTES),
     ):
+        interrupts.renew()  # Ray's library has taken SIGTERM
         return _Run(config, run_dir, console, log, interrupts).to_its_end()
 
 
@@ -439,12 +440,18 @@ def _explained(error: BaseException | None, pulses: Sequence[Pulse], log: Path) 
     for rank, cause in sorted(failures.items()):
         if isinstance(cause, ray.exceptions.RayActorError | RayTrainError):
             return WorkerLostError(f"{names.get(rank, f'worker {rank}')} died")
-        print(f"worker {rank} failed:\n{cause}", file=sys.stderr, flush=True)  # to the log
+        _log(f"worker {rank} failed:\n{cause}")
         return TrainingError(f"worker {rank} failed: {summary(cause)}. The whole story: {log}")
     if error is None:
         return WorkerLostError("the workers ended without an outcome")
     cause = getattr(error, "controller_failure", error)
-    print(f"the workers failed:\n{cause}", file=sys.stderr, flush=True)
+    _log(f"the workers failed:\n{cause}")
     if names:
         return WorkerLostError(f"Ray Train failed ({summary(cause)})")
     return WorkerLostError(f"the workers did not start ({summary(cause)})")
+
+
+def _log(text: str) -> None:
+    """Write to Ray's log, where standard error goes while it runs."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()

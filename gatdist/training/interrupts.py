@@ -61,6 +61,11 @@ class Interrupts:
             self._old = {number: signal.signal(number, self._handle) for number in ours}
         return self
 
+    def renew(self) -> None:
+        """Take the signals back from a library that has taken them."""
+        for number in self._old:
+            signal.signal(number, self._handle)
+
     def __exit__(self, *exception: object) -> None:
         self._over.set()
         self._raises = False

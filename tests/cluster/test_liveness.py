@@ -225,7 +225,7 @@ def test_a_stuck_evaluation_is_still_a_hang(folder, ray_address, undisturbed, ru
     settings = ["cluster.heartbeat_timeout_s=6", "cluster.late_s=2"]
     status, _, errors = finish(start(folder, *ways(ray_address)["ray"], settings=settings))
     assert status == 0, errors
-    first, second = attempts(folder)
+    _, second = attempts(folder)
     assert "phase 'evaluation'" in second["reason"]
     assert second["resumed_from"] == 640
     assert list(folder.glob("run/logs/stacks-*.txt"))
