@@ -17,6 +17,8 @@ os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# Of a head that is started from here: `ray job stop` waits so long for the last checkpoint.
+os.environ.setdefault("RAY_JOB_STOP_WAIT_TIME_S", "120")
 
 try:
     import grpc  # type: ignore[import-untyped]
