@@ -113,10 +113,11 @@ class Attempt(threading.Thread):
         except BaseException as error:
             self.error = error
 
-    def abort(self, controller: Any) -> None:
+    def abort(self, controller: Any, *, waits: bool = True) -> None:
         """End all workers at once, also those that do not answer, and wait for Ray Train's end.
 
         Args:
+            waits: whether to wait; where the driver ends, what is left goes with it.
             controller: of the launch, from :class:`~gatdist.cluster.bridge.News`. All that it has
                 started goes with it.
         """
@@ -124,8 +125,9 @@ class Attempt(threading.Thread):
             return
         with suppress(ray.exceptions.RayError):
             ray.kill(controller)
-        self.join()
-        self.release()
+        if waits:
+            self.join()
+            self.release()
 
     def release(self) -> None:
         """Give back what a controller had reserved that was killed."""

@@ -280,7 +280,8 @@ class _Run:
                     start.close()
                 found = watch.look(news)
                 if found or watch.can_end(news):
-                    attempt.abort(news.controller)
+                    # Those who have asked for the end do not wait for that of Ray Train.
+                    attempt.abort(news.controller, waits=found is not None or not self.interrupted)
                     if news.outcome is None and found:
                         raise found
                     if news.outcome is None:

@@ -252,7 +252,7 @@ class _Loop:
         if finished:
             status, reason = "finished", self._all_seen
         if evaluates:
-            status = "interrupted" if stops else "evaluating"
+            status = "interrupted" if stops else "running"  # until it is evaluated
         self.outcome |= {"status": status, "reason": reason, "samples_seen": samples_seen}
         if over or evaluates or self._due(run.tick_samples):
             values = self.ticks.sum_up(self.loader)

@@ -16,6 +16,8 @@ from support import end_group, marked_processes, start_gatdist, wait_until
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 TOTAL = 1280
+# On an idle machine it takes 1 to 3 s; an evaluation that went on would take a minute.
+LIMIT_S = 15
 SETTINGS = [
     f"run.total_samples={TOTAL}",
     "run.tick_samples=320",
@@ -112,14 +114,16 @@ def digest(run_gatdist, folder):
     return finished.stdout
 
 
-def ways(ray_address):
-    return {"local": ("--local",), "ray": ("--workers", "2", "--address", ray_address)}
+def on_ray(address: str) -> tuple[str, ...]:
+    return "--workers", "2", "--address", address
 
 
 @pytest.fixture(params=["local", "ray"])
-def way(request, ray_address):
+def way(request):
     """How training is launched."""
-    return ways(ray_address)[request.param]
+    if request.param == "local":
+        return ("--local",)
+    return on_ray(request.getfixturevalue("ray_address"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
@@ -134,7 +138,7 @@ def test_a_signal_interrupts_an_evaluation_which_is_done_again_at_resume(
         process.send_signal(number)
         began = time.monotonic()
         status, _, errors = finish(process, 30)
-        assert time.monotonic() - began < 5, errors
+        assert time.monotonic() - began < LIMIT_S, errors
     finally:
         end_group(process)
     assert status == 75, errors
@@ -145,10 +149,7 @@ def test_a_signal_interrupts_an_evaluation_which_is_done_again_at_resume(
     status, output, errors = finish(start(folder, *way))
     assert status == 0, errors
     assert attempts(folder)[-1]["resumed_from"] == 640
-    assert json.loads(output)["metrics"] == {
-        name: pytest.approx(value, rel=1e-9)
-        for name, value in json.loads(output)["metrics"].items()
-    }
+    assert json.loads(output)["metrics"]["swd"] == undisturbed[1][-1]["metric/swd"]
     assert (digest(run_gatdist, folder), lines_of(folder)) == undisturbed
 
 
@@ -187,7 +188,7 @@ def test_a_signal_at_the_start_in_a_commit_or_twice_corrupts_nothing(
             process.send_signal(signal.SIGTERM)
         began = time.monotonic()
         status, _, errors = finish(process, 30)
-        assert time.monotonic() - began < 5 + 2 * (where == "commit"), errors
+        assert time.monotonic() - began < LIMIT_S, errors
     finally:
         end_group(process)
     assert status == 75, errors
@@ -203,7 +204,7 @@ def test_an_evaluation_longer_than_the_heartbeat_limit_is_no_hang(
 ):
     slow(folder, 1)  # two evaluations of 4 s and more on each of two workers, 8 s the first time
     settings = ["cluster.heartbeat_timeout_s=3", "cluster.late_s=2"]
-    status, _, errors = finish(start(folder, *ways(ray_address)["ray"], settings=settings))
+    status, _, errors = finish(start(folder, *on_ray(ray_address), settings=settings))
     assert status == 0, errors
     assert len(attempts(folder)) == 1, errors
     assert (digest(run_gatdist, folder), lines_of(folder)) == undisturbed
@@ -214,7 +215,7 @@ def test_one_worker_waits_for_the_long_evaluation_of_another(folder, ray_address
     (folder / "slow_features.py").write_text(source)
     slow(folder, 1.5)
     settings = ["cluster.heartbeat_timeout_s=3", "cluster.late_s=2"]
-    status, _, errors = finish(start(folder, *ways(ray_address)["ray"], settings=settings))
+    status, _, errors = finish(start(folder, *on_ray(ray_address), settings=settings))
     assert status == 0, errors
     assert len(attempts(folder)) == 1, errors
 
@@ -223,7 +224,7 @@ def test_a_stuck_evaluation_is_still_a_hang(folder, ray_address, undisturbed, ru
     with (folder / "slow_features.py").open("a") as plugin:
         plugin.write('fail_at("evaluation", lambda: time.sleep(1000), rank=1, step=10)\n')
     settings = ["cluster.heartbeat_timeout_s=6", "cluster.late_s=2"]
-    status, _, errors = finish(start(folder, *ways(ray_address)["ray"], settings=settings))
+    status, _, errors = finish(start(folder, *on_ray(ray_address), settings=settings))
     assert status == 0, errors
     _, second = attempts(folder)
     assert "phase 'evaluation'" in second["reason"]
