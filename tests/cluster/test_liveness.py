@@ -269,28 +269,6 @@ def test_a_killed_helper_process_is_started_again(helper, folder, undisturbed, r
     assert (digest(run_gatdist, folder), lines_of(folder)) == undisturbed
 
 
-@pytest.mark.parametrize("helper", ["raylet/raylet", "gcs_server"])
-def test_a_killed_part_of_our_own_ray_is_status_75(helper, folder):
-    mark = f"gatdist-ray-{os.getpid()}-{helper[:3]}"
-    with (folder / "slow_features.py").open("a") as plugin:
-        plugin.write(
-            'fail_at("data", lambda: ((folder / "here").touch(), time.sleep(9)), step=7)\n'
-        )
-    process = start(folder, "--workers", "2", env={"MARK": mark})
-    try:
-        wait_until((folder / "here").exists, "the step", timeout_s=100)
-        (victim, *_) = processes_of(mark, helper)
-        os.kill(victim, signal.SIGKILL)
-        status, _, errors = finish(process, 120)
-        assert status == 75, errors
-        assert "Traceback" not in errors
-        wait_until(lambda: not marked_processes(mark), "our Ray's processes to end")
-    finally:
-        end_group(process)
-        for left in marked_processes(mark):
-            os.kill(left, signal.SIGKILL)
-
-
 @pytest.mark.parametrize("variable", ["TMPDIR", "RAY_TMPDIR"])
 def test_a_long_temporary_folder_is_refused_before_ray_starts(variable, folder, run_gatdist):
     deep = folder / ("a" * 60) / ("b" * 40)
