@@ -20,14 +20,18 @@ _PATIENCE_S = 0.8
 _LEAVE_S = 2.5
 
 
+class _Interruption(BaseException):
+    """No Exception, since user code and what calls it catch those."""
+
+
 class Interrupts:
     """Context in which the signals are ours; afterwards the old handlers are back.
 
     After the first signal, :meth:`requested` is true, and whoever trains ends after a checkpoint.
     Where nothing is to be saved (at the start, or in an evaluation, whose checkpoint is written),
-    what is under way is interrupted: the main thread raises InterruptedRunError; if it is in code
-    that can't be interrupted, the process ends with status 75. At the second signal it ends at
-    once.
+    what is under way is interrupted: the main thread leaves this context, which raises
+    InterruptedRunError; if it is in code that can't be interrupted, the process ends with status
+    75. At the second signal it ends at once.
 
     A hang-up that is ignored, as ``nohup`` has it, stays ignored.
 
@@ -66,19 +70,21 @@ class Interrupts:
         for number in self._old:
             signal.signal(number, self._handle)
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, at: object) -> None:
         self._over.set()
         self._raises = False
         for number, handler in self._old.items():
             signal.signal(number, handler)
+        if isinstance(error, _Interruption):
+            raise InterruptedRunError(
+                "interrupted; all that was trained is saved, and the same command goes on from "
+                "there"
+            ) from None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._raises:
             self._raises = False
-            raise InterruptedRunError(
-                "interrupted; all that was trained is saved, and the same command goes on from "
-                "there"
-            )
+            raise _Interruption
         if self.requested():
             self._leave()
         self._event.set()
