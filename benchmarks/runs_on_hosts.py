@@ -24,7 +24,7 @@ from benchmarks.hosts import Host, Hosts
 SETTINGS = (
     "evaluate.metrics=[]",
     "cluster.backend=gloo",
-    "cluster.timeout_s=20",
+    "cluster.heartbeat_timeout_s=20",
     "cluster.late_s=4",
 )
 # What is written a few times a second costs a step nothing; at the start, each step counts.

@@ -348,7 +348,8 @@ def _soaked(
 
 
 # What each fault of the soak does by design: seconds that the run stands still before it starts
-# anew (0: a worker's death is seen at once; 10: Ray's health checks; 20: cluster.timeout_s), for
+# anew (0: a worker's death is seen at once; 10: Ray's health checks; 20:
+# cluster.heartbeat_timeout_s), for
 # which a host is away, of which it was told before; and whether it ends the workers at all.
 _JOIN_S = 3.0
 _SOAK: dict[str, dict[str, Any]] = {

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from gatdist.errors import GatdistError
     from gatdist.evaluation import register_feature_extractor
     from gatdist.game import register_loss, register_update_rule
+    from gatdist.heartbeat import beat
     from gatdist.models import register_discriminator, register_generator
     from gatdist.shards import index, pack, verify
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Config": "gatdist.config",
     "GatdistError": "gatdist.errors",
+    "beat": "gatdist.heartbeat",
     "evaluate": "gatdist.api",
     "export": "gatdist.api",
     "index": "gatdist.shards",
@@ -39,6 +41,7 @@ _HOMES = {
 __all__ = [
     "Config",
     "GatdistError",
+    "beat",
     "evaluate",
     "export",
     "index",

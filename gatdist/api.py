@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from gatdist.monitor.console import Console
+    from gatdist.training.interrupts import Interrupts
 
 
 def train(
@@ -34,6 +35,24 @@ def train(
         InterruptedRunError: asked to stop; a checkpoint was written and the same call resumes.
         GatdistError: see :mod:`gatdist.errors`.
     """
+    from gatdist.training.interrupts import Interrupts
+
+    emit = console.event if console else lambda kind, fields: None
+    with Interrupts(emit) as interrupts:
+        outcome = _train(config, run_dir, local, console, interrupts)
+    if outcome["status"] == "interrupted":
+        raise InterruptedRunError(
+            f"interrupted at {outcome['samples_seen']:,} samples; everything is saved in "
+            f"{masked_url(absolute(run_dir))} "
+            "and the same command goes on from there"
+        )
+    return outcome
+
+
+def _train(
+    config: Config, run_dir: str, local: bool, console: Console | None, interrupts: Interrupts
+) -> dict[str, Any]:
+    """See :func:`train`; returns also where the run was interrupted."""
     from gatdist.runs import remember
     from gatdist.training.plan import check
     from gatdist.training.profiling import require_ahead
@@ -52,18 +71,10 @@ def train(
     if local:
         from gatdist.training.local import run_here
 
-        outcome = run_here(config, run_dir, console)
-    else:
-        from gatdist.cluster.launch import fit
+        return run_here(config, run_dir, console, interrupts)
+    from gatdist.cluster.launch import fit
 
-        outcome = fit(config, run_dir, console)
-    if outcome["status"] == "interrupted":
-        raise InterruptedRunError(
-            f"interrupted at {outcome['samples_seen']:,} samples; everything is saved in "
-            f"{masked_url(run_dir)} "
-            "and the same command goes on from there"
-        )
-    return outcome
+    return fit(config, run_dir, console, interrupts)
 
 
 def sample(

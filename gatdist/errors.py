@@ -22,6 +22,8 @@ A :class:`UserError` is told in one line: subject (field or file), value, rule, 
 
 from __future__ import annotations
 
+import re
+
 _ABSENT = object()
 
 
@@ -104,3 +106,22 @@ def rebuilt(kind: str, message: str) -> GatdistError:
     error: GatdistError = found.__new__(found)
     error.args = (message,)
     return error
+
+
+# The line of a traceback, or of its copy within another message, that says what was raised.
+_RAISED = re.compile(
+    r"^(?:[A-Za-z_][\w.]*\.)?[A-Z]\w*(?:Error|Exception|Interrupt|Exit|Warning): \S"
+)
+_MOST_CHARACTERS = 500
+
+
+def summary(error: BaseException) -> str:
+    """What an error says, in one line: of a chain of tracebacks, the first line of the last error.
+
+    Messages of several lines often end with advice or numbers; their first line says what is wrong.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    raised = [line for line in lines if _RAISED.match(line)]
+    return (raised[-1] if raised else lines[0])[:_MOST_CHARACTERS]

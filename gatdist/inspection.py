@@ -9,6 +9,7 @@ from gatdist.errors import CheckpointError, StorageError
 from gatdist.runs import (
     Checkpoint,
     Checkpoints,
+    Evaluations,
     RunDirectory,
     read_checkpoint,
     read_config,
@@ -115,13 +116,14 @@ def _run(store: Store) -> dict[str, Any]:
         "last_attempt": attempts[-1] if attempts else None,
         "last_tick": ticks[-1] if ticks else None,
         "damaged": damaged,
-        "checkpoint": {"name": newest.name} | _checkpoint(newest) if newest else None,
+        "checkpoint": {"name": newest.name} | _checkpoint(newest, store) if newest else None,
     }
 
 
-def _checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
+def _checkpoint(checkpoint: Checkpoint, run: Store | None = None) -> dict[str, Any]:
     keys = ("samples_seen", "status", "reason", "metrics", "wall_time_s")
-    return {key: checkpoint.state.get(key) for key in keys} | {
+    state = Evaluations(run).complete(checkpoint.state) if run else checkpoint.state
+    return {key: state.get(key) for key in keys} | {
         "num_tensors": len(checkpoint.tensors),
         "num_bytes": sum(t.numel() * t.element_size() for t in checkpoint.tensors.values()),
         "digest": checkpoint.digest(),

@@ -340,7 +340,7 @@ def worker_stops_for_8_s(soak: Soak) -> None:
 
 
 def worker_stops_for_good(soak: Soak) -> str:
-    """SIGSTOP; it is given up after cluster.timeout_s."""
+    """SIGSTOP; it is given up after cluster.heartbeat_timeout_s."""
     worker = soak.worker(soak.random.randrange(2))
     os.kill(worker.pid, signal.SIGSTOP)
     soak.await_next_attempt(60)

@@ -239,6 +239,11 @@ def _of_commands(config: dict[str, Any]) -> _Told:
                 yield key, "starts Ray without RAY_AUTH_MODE=token: anyone could run code on it"
             if "RAY_USAGE_STATS_ENABLED=0" not in line:
                 yield key, "starts Ray without RAY_USAGE_STATS_ENABLED=0"
+            if key.startswith("head") and "RAY_JOB_STOP_WAIT_TIME_S=" not in line:
+                yield (
+                    key,
+                    "starts the head without RAY_JOB_STOP_WAIT_TIME_S: ray job stop waits 3 s",
+                )
             if key.startswith("head") and "--num-cpus=0" not in line:
                 yield key, "starts the head without --num-cpus=0: workers would run on it"
             if "--dashboard-host=0.0.0.0" in line:

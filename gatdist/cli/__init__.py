@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 from gatdist.cli import bench, doctor, pack, report, shards, simulate
 from gatdist.cli.values import profiled_steps, workers_range
-from gatdist.errors import GatdistError
+from gatdist.errors import GatdistError, InterruptedRunError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,6 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if getattr(arguments, "debug", False):
             traceback.print_exc()
         _complain(str(error))
+        if isinstance(error, InterruptedRunError) and argv is None:
+            # There may be seconds left to live, and Python would wait for threads and libraries.
+            os._exit(error.exit_status)
         return error.exit_status
     except KeyboardInterrupt:
         _complain("interrupted")

@@ -30,7 +30,7 @@ from gatdist.cluster.network import choose_interface
 from gatdist.cluster.welcome import Facts, facts, require_alike
 from gatdist.cluster.worker import work
 from gatdist.config import ClusterConfig, Config
-from gatdist.errors import ClusterError, WorkerLostError
+from gatdist.errors import ClusterError, WorkerLostError, summary
 
 # Ray Train looks at its workers so often; what ours tell by themselves is faster still.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
@@ -80,7 +80,7 @@ class Attempt(threading.Thread):
             },
             torch_config=_TorchConfig(
                 backend=_backend(cluster, needs),
-                timeout_s=int(cluster.timeout_s + _GRACE_S),
+                timeout_s=int(cluster.heartbeat_timeout_s + _GRACE_S),
                 bridge=bridge,
                 first=first,
             ),
@@ -106,21 +106,28 @@ class Attempt(threading.Thread):
         except BaseException as error:
             self.error = error
 
-    def abort(self, controller: Any) -> None:
+    def abort(self, controller: Any, *, waits: bool = True) -> None:
         """End all workers at once, also those that do not answer, and wait for Ray Train's end.
 
         Args:
+            waits: whether to wait; where the driver ends, what is left goes with it.
             controller: of the launch, from :class:`~gatdist.cluster.bridge.News`. All that it has
                 started goes with it.
         """
+        if controller is None:  # it has yet to start: it goes with the driver
+            return
         with suppress(ray.exceptions.RayError):
             ray.kill(controller)
-        self.join()
+        if waits:
+            self.join()
+            self.release()
+
+    def release(self) -> None:
+        """Give back what a controller had reserved that was killed."""
         _release_places()
 
 
 def _release_places() -> None:
-    """Give back what a controller had reserved that was killed."""
     job = ray.get_runtime_context().get_job_id()
     for name, group in ray.util.placement_group_table().items():
         if name.endswith(job) and group["state"] != "REMOVED":
@@ -178,10 +185,9 @@ class _Welcome(_TorchBackend):
             super().on_start(worker_group, backend_config)
         except Exception as error:
             hosts = ", ".join(sorted({f"{one.host} ({one.address})" for one in found}))
-            lines = str(error).strip().splitlines() or [type(error).__name__]
             told = ClusterError(
                 "cluster",
-                f"the hosts {hosts} can't reach one another ({lines[-1]})",
+                f"the hosts {hosts} can't reach one another ({summary(error)})",
                 mend="gatdist doctor --address … says which; open all ports between them",
             )
             # Where they could before, the network may be mended soon.

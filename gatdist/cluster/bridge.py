@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -13,6 +13,9 @@ from gatdist.config import set_env
 from gatdist.errors import WorkerLostError
 
 Event = tuple[str, dict[str, Any]]
+Orders = dict[str, Any]
+# Ray starts a mailbox again within seconds.
+_ANSWER_S = 60.0
 
 
 class News(NamedTuple):
@@ -36,34 +39,44 @@ class News(NamedTuple):
 
 
 class Mailbox:
-    """The state between driver and workers; an actor. An earlier launch is not listened to."""
+    """The state between driver and workers; an actor. An earlier launch is not listened to.
+
+    Ray starts it again if it dies. It then holds nothing, and fills as all sides send what they
+    send all the time: workers their heartbeats, and the driver its orders.
+    """
 
     def __init__(self) -> None:
-        self.begin(0)
+        self._begin(0)
 
-    def begin(self, launch: int) -> None:
+    def _begin(self, launch: int) -> None:
         """Forget everything: workers are launched anew."""
         self._launch = launch
         self._events: list[Event] = []
         self._pulses: dict[int, dict[str, Any]] = {}
         self._stacks: dict[int, dict[str, Any]] = {}
-        self._orders = {"stop": False, "stacks": 0}
+        self._orders: Orders = {"stop": False, "stacks": 0}
         self._outcome: dict[str, Any] | None = None
         self._failure: tuple[str, str] | None = None
         self._controller: Any = None
 
     def tell(self, launch: int, what: str, *given: Any) -> Any:
         """Something of a worker or controller; returns what it asks for."""
+        if launch > self._launch:
+            self._begin(launch)
         return getattr(self, f"_{what}")(*given) if launch == self._launch else None
 
-    def order(self, name: str, value: Any) -> None:
-        """What the workers are to do: ``stop``, or tell their ``stacks`` (a number, raised)."""
-        self._orders[name] = value
-        if name == "stacks":
-            self._stacks = {}
+    def take(self, launch: int, orders: Orders) -> News:
+        """What has come in, events only once, and what the workers are to do.
 
-    def take(self) -> News:
-        """What has come in; events only once."""
+        Args:
+            launch: whose.
+            orders: to ``stop``, or to send their ``stacks`` (a number, raised).
+        """
+        if launch > self._launch:
+            self._begin(launch)
+        if orders["stacks"] != self._orders["stacks"]:
+            self._stacks = {}
+        self._orders = orders
         events, self._events = self._events, []
         now = time.monotonic()
         pulses = [
@@ -115,25 +128,33 @@ class Bridge:
     Args:
         actor: the mailbox's handle; None starts one beside the driver.
         launch: which launch of the workers this end belongs to.
+
+    Attributes:
+        controller: a handle to Ray Train's controller, once :meth:`take` has found it.
     """
 
     def __init__(self, actor: Any = None, launch: int = 0) -> None:
         self.launch = launch
+        self._orders: Orders = {"stop": False, "stacks": 0}
+        self.controller: Any = None
         self.actor: Any = (
             actor
             or ray.remote(num_cpus=0)(cast(Any, Mailbox))
             .options(
+                max_restarts=-1,
+                max_task_retries=-1,
                 scheduling_strategy=NodeAffinitySchedulingStrategy(
                     ray.get_runtime_context().get_node_id(), soft=False
-                )
+                ),
             )
             .remote()
         )
 
     def begin(self, launch: int) -> Bridge:
         """The bridge of another launch; the mailbox forgets the one before."""
-        ray.get(self.actor.begin.remote(launch))
-        return Bridge(self.actor, launch)
+        bridge = Bridge(self.actor, launch)
+        bridge.take()
+        return bridge
 
     def emit(self, kind: str, fields: dict[str, Any]) -> None:
         """Send an event for people, without waiting for its arrival."""
@@ -143,14 +164,27 @@ class Bridge:
         """Tell the mailbox something, and wait for what it asks for."""
         return ray.get(self.actor.tell.remote(self.launch, what, *given), timeout=timeout_s)
 
-    def order(self, name: str, value: Any = True) -> None:
-        """Ask all workers to do something."""
-        ray.get(self.actor.order.remote(name, value))
+    def order(self, name: Literal["stop", "stacks"], value: Any = True) -> None:
+        """Ask all workers to do something; sent with the next :meth:`take`."""
+        self._orders = {**self._orders, name: value}
 
     def take(self) -> News:
-        """See :meth:`Mailbox.take`."""
-        news: News = ray.get(self.actor.take.remote())
-        return news
+        """See :meth:`Mailbox.take`.
+
+        Raises:
+            WorkerLostError: the mailbox died, and does not come back.
+        """
+        try:
+            news: News = ray.get(
+                self.actor.take.remote(self.launch, self._orders), timeout=_ANSWER_S
+            )
+        except ray.exceptions.RayError as error:
+            raise WorkerLostError(
+                f"the driver's mailbox is lost ({type(error).__name__})"
+            ) from error
+        # It is told once, and not again to a mailbox that was started anew.
+        self.controller = news.controller or self.controller
+        return news._replace(controller=self.controller)
 
     def give(self, given: dict[str, Any]) -> None:
         """Leave in the mailbox what workers need to start. Nothing of it is logged or stored."""

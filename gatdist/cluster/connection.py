@@ -17,10 +17,13 @@ os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# Of a head that is started from here: `ray job stop` waits so long for the last checkpoint.
+os.environ.setdefault("RAY_JOB_STOP_WAIT_TIME_S", "120")
 
 try:
     import grpc  # type: ignore[import-untyped]
     import ray
+    from ray._common.utils import get_default_ray_temp_dir
     from ray._private import services
     from ray._private.gcs_utils import create_gcs_channel
     from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
@@ -39,6 +42,9 @@ from gatdist.errors import ClusterError
 from gatdist.storage import Store
 
 _CONNECT_S = 5.0
+# In Ray's temporary folder, and what Linux allows.
+_SOCKET = "session_2026-01-01_00-00-00_000000_{process}/sockets/plasma_store"
+_LONGEST_SOCKET_BYTES = 107
 
 
 @contextmanager
@@ -121,6 +127,44 @@ def _set_authentication(variables: Mapping[str, str | None]) -> None:
             os.environ[name] = value
     AuthenticationTokenLoader.instance().reset_cache()
     Config.initialize("")
+
+
+def require_temporary_folder(*, for_ray: bool) -> None:
+    """Refuse a temporary folder that can't be used, or in which Ray could not make its sockets.
+
+    Args:
+        for_ray: whether a Ray of our own is to be started.
+
+    Raises:
+        ClusterError: names the variable, and what to set it to.
+    """
+    try:
+        folder = Path(tempfile.gettempdir())
+    except FileNotFoundError as error:
+        rule = f"no temporary folder can be written ({error.strerror})"
+        raise ClusterError(
+            "TMPDIR", rule, mend="Set TMPDIR to a folder that you can write"
+        ) from None
+    if not for_ray:
+        return
+    folder = Path(get_default_ray_temp_dir())  # type: ignore[no-untyped-call]
+    variable = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
+    if len(os.fsencode(folder / _SOCKET.format(process=os.getpid()))) > _LONGEST_SOCKET_BYTES:
+        raise ClusterError(
+            variable,
+            f"Ray makes sockets in there, and the path of a socket has at most "
+            f"{_LONGEST_SOCKET_BYTES} bytes",
+            value=str(folder.parent),
+            mend=f"Set {variable} to a shorter folder",
+        )
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
+        raise ClusterError(
+            variable,
+            f"Ray keeps its files in {folder}, and {existing} can't be written",
+            value=str(folder.parent),
+            mend=f"Set {variable} to a folder that you can write",
+        )
 
 
 def log_file(url: str) -> Path:

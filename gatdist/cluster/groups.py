@@ -14,7 +14,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, TextIO, cast
 
-from gatdist.cluster.connection import connected  # sets up what Ray's import needs
+from gatdist.cluster.connection import connected, require_temporary_folder  # sets up Ray's import
 
 # isort: split
 import ray
@@ -28,7 +28,7 @@ from gatdist.cluster.quiet import output_to_file
 from gatdist.cluster.sizing import needs_of, of_this_machine, room_for, too_small
 from gatdist.cluster.worker import is_lost_connection
 from gatdist.config import Config, parse_config
-from gatdist.errors import ClusterError, GatdistError, WorkerLostError, rebuilt
+from gatdist.errors import ClusterError, GatdistError, WorkerLostError, rebuilt, summary
 
 _OBJECT_STORE_BYTES = 100 * 2**20
 _LOOK_S = 0.2
@@ -56,6 +56,7 @@ def groups(address: str, most: int) -> Iterator[Groups]:
         ClusterError: nobody answers at the address, or it has no room for so many.
     """
     config = _config(address, most)
+    require_temporary_folder(for_ray=not address)
     log = Path(tempfile.mkdtemp(prefix="gatdist-logs-")) / "ray.log"
     with output_to_file(log) as terminal, connected(address, log, _OBJECT_STORE_BYTES):
         has = ray.cluster_resources()  # type: ignore[no-untyped-call]
@@ -198,8 +199,7 @@ class Groups:
         return [result for _, _, result in ray.get(list(tasks))]
 
     def _lost(self, what: str, error: Exception) -> GatdistError:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        return WorkerLostError(f"{what} ({lines[-1].strip()}). Ray's log: {self._log}")
+        return WorkerLostError(f"{what} ({summary(error)}). Ray's log: {self._log}")
 
 
 class _Worker:
@@ -239,7 +239,7 @@ class _Worker:
             )
             dist.all_reduce(torch.ones(1, device=self._device))
         except (RuntimeError, ValueError) as error:
-            return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            return summary(error)
         return ""
 
     def run(

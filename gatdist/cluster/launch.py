@@ -8,6 +8,7 @@ last checkpoint says how far the run is.
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -15,7 +16,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gatdist.cluster.connection import connected, log_file  # sets up what Ray's import needs
+from gatdist.cluster.connection import (
+    connected,
+    log_file,
+    require_temporary_folder,
+)  # sets up what Ray's import needs
 
 # isort: split
 import ray
@@ -49,6 +54,7 @@ from gatdist.errors import (
     TrainingError,
     WorkerLostError,
     rebuilt,
+    summary,
 )
 from gatdist.storage import Store
 from gatdist.training.interrupts import Interrupts
@@ -62,19 +68,24 @@ _LOOK_AT_NODES_S = 1.0
 _USUAL_START_S = 15.0
 _GROWTH_PATIENCE_S = 10.0
 _STACKS_WAIT_S = 3.0
+# Workers that make steps stop by themselves within this.
+_PATIENCE_S = 1.5
 # What a launch held that has just ended takes Ray a moment to give back.
 _GIVE_BACK_S = 3.0
 # Ours sends and stores little through Ray; its default takes a third of the machine's memory.
 _OBJECT_STORE_BYTES = 100 * 2**20
 
 
-def fit(config: Config, run_dir: str, console: Console | None) -> dict[str, Any]:
+def fit(
+    config: Config, run_dir: str, console: Console | None, interrupts: Interrupts
+) -> dict[str, Any]:
     """Train with ``cluster.workers`` workers, here or on the cluster at ``cluster.address``.
 
     Args:
         config: of the run.
         run_dir: its folder: a URL, or an absolute path that all workers reach.
         console: shows progress; None shows nothing.
+        interrupts: asks for the end.
 
     Returns:
         See :func:`gatdist.training.loop.run`.
@@ -86,25 +97,36 @@ def fit(config: Config, run_dir: str, console: Console | None) -> dict[str, Any]
         GatdistError: what the training loop raised, of the same class.
     """
     runtime = runtime_env.of_run(config)
-    log = log_file(run_dir)
     address = config.cluster.address
+    require_temporary_folder(for_ray=not address)
+    log = log_file(run_dir)
     if not address:  # before a Ray of our own is started for nothing
         has = of_this_machine()
         needs = needs_of(config, has)
         if largest(config.fitting_workers(), room_for(needs, [has])) is None:
             raise too_small(config, needs, has)
+        # A Ray of our own goes with us; one that we joined stays.
+        interrupts.before_leaving = end_descendants
     with (
         output_to_file(log) as terminal,
         shown_on(console, terminal),
         connected(address, log, _OBJECT_STORE_BYTES, runtime),
     ):
-        return _Run(config, run_dir, console, log).to_its_end()
+        interrupts.renew()  # Ray's library has taken SIGTERM
+        return _Run(config, run_dir, console, log, interrupts).to_its_end()
 
 
 class _Run:
     """One run, from launch to launch."""
 
-    def __init__(self, config: Config, run_dir: str, console: Console | None, log: Path) -> None:
+    def __init__(
+        self,
+        config: Config,
+        run_dir: str,
+        console: Console | None,
+        log: Path,
+        interrupts: Interrupts,
+    ) -> None:
         self.config, self.run_dir, self.log = config, run_dir, log
         self.console = console
         self.sizes = config.fitting_workers()
@@ -118,9 +140,7 @@ class _Run:
         self.reached = 0  # samples seen by the newest checkpoint
         self.left_s = 0.0  # that the run will take as it is; 0 where that is not known
         self.start_s = _USUAL_START_S
-        # At the second signal, a Ray of our own goes with us; one that we joined stays.
-        leave = (lambda: None) if joined else end_descendants
-        self._interrupts = Interrupts(self.show, before_leaving=leave)
+        self._interrupts = interrupts
         self.asked = ""  # why the driver itself has asked the workers to stop
         self.began = time.monotonic()
         self.disturbances = 0  # failures and notices
@@ -131,7 +151,8 @@ class _Run:
         """Launch workers until the run is over. See :func:`fit`."""
         # Ray Train takes over SIGINT if it runs in the main thread; there, it is ours.
         reason, first = "", True
-        with self._interrupts, self.demand:
+        self._interrupts.is_saved = lambda: False  # here, signals are looked for
+        with self.demand:
             while True:
                 size = self._await_room(first)
                 try:
@@ -243,22 +264,30 @@ class _Run:
                 first=self.launches == 1,
             )
             attempt.start()
-            watch, is_ending = _Watch(self, size), False
+            watch = _Watch(self, size)
             while attempt.is_alive():
                 attempt.join(_LOOK_S)
-                if self.interrupted and not is_ending:  # a signal's handler had better not ask Ray
-                    is_ending = True
+                if self.interrupted:  # a signal's handler had better not ask Ray
                     self.bridge.order("stop")
-                news = self.bridge.take()
+                try:
+                    news = self.bridge.take()
+                except WorkerLostError:
+                    attempt.abort(self.bridge.controller)
+                    self.bridge = Bridge()
+                    raise
                 self.metrics.look(news.pulses)
                 for kind, fields in news.events:
                     self.show(kind, fields)
                 if watch.moves:
                     start.close()
-                if found := watch.look(news):
-                    attempt.abort(news.controller)
-                    if news.outcome is None:
+                found = watch.look(news)
+                if found or watch.can_end(news):
+                    # Those who have asked for the end do not wait for that of Ray Train.
+                    attempt.abort(news.controller, waits=found is not None or not self.interrupted)
+                    if news.outcome is None and found:
                         raise found
+                    if news.outcome is None:
+                        return self._ended_in_between(news)
             news = self.bridge.take()
         for kind, fields in news.events:
             self.show(kind, fields)
@@ -267,7 +296,14 @@ class _Run:
             return news.outcome
         if news.failure is not None:
             raise _told(news)
+        attempt.release()  # a controller that died gave nothing back
         raise _explained(attempt.error, news.pulses, self.log)
+
+    def _ended_in_between(self, news: News) -> dict[str, Any]:
+        """The outcome of workers that were ended where there was nothing to save."""
+        seen = news.pulses[0].samples_seen if news.pulses else self.reached
+        outcome = {"status": "interrupted", "reason": "asked to stop", "samples_seen": seen}
+        return outcome | {"metrics": {}}
 
 
 class _Watch:
@@ -281,6 +317,22 @@ class _Watch:
         self.late_since: float | None = None
         self.late_told = False
         self.stacks_asked = 0
+        self.saved_since: float | None = None
+
+    def can_end(self, news: News) -> bool:
+        """Whether the workers, asked to stop, may be ended where they are: nothing is to be saved.
+
+        So it is while they start, and while they evaluate what is already saved. Workers that make
+        steps stop by themselves.
+        """
+        now = time.monotonic()
+        starts = not news.pulses
+        saved = starts or news.outcome is not None or news.pulses[0].is_saved
+        if not (self.run.interrupted or self.run.asked) or not saved:
+            self.saved_since = None
+            return False
+        self.saved_since = self.saved_since or now
+        return now - self.saved_since > _PATIENCE_S
 
     def look(self, news: News) -> GatdistError | None:
         """Ask the workers for what is called for; returns why they must be ended, or None."""
@@ -301,11 +353,13 @@ class _Watch:
     def _judge_lateness(self, news: News, now: float) -> GatdistError | None:
         if not self.moves:
             waited = now - self.began
-            limit = self.cluster.timeout_s + self.cluster.wait_for_workers_s
+            limit = self.cluster.startup_timeout_s + self.cluster.wait_for_workers_s
             if waited < limit or news.controller is None:
                 return None
             return WorkerLostError(f"the {self.size} workers did not start within {waited:.0f} s")
-        late = lateness(news.pulses, self.cluster.late_s)
+        cluster = self.cluster
+        lengthy_s = max(0.0, cluster.startup_timeout_s - cluster.heartbeat_timeout_s)
+        late = lateness(news.pulses, cluster.late_s, lengthy_s)
         if late is None:
             self.late_since, self.late_told = None, False
             return None
@@ -321,9 +375,9 @@ class _Watch:
             self.late_told = True
             file = self._write_stacks(news, late)
             self.run.show("warning", {"message": f"{late.message}; stacks: {file}"})
-        if late.for_s < self.cluster.timeout_s:
+        if late.for_s < self.cluster.heartbeat_timeout_s:
             return None
-        return WorkerLostError(f"{late.message}, more than cluster.timeout_s")
+        return WorkerLostError(f"{late.message}, more than cluster.heartbeat_timeout_s")
 
     def _write_stacks(self, news: News, late: Lateness) -> str:
         store = Store(self.run.run_dir, self.run.config.run.storage_options)
@@ -387,10 +441,20 @@ def _explained(error: BaseException | None, pulses: Sequence[Pulse], log: Path) 
     failures = getattr(error, "worker_failures", None) or {}
     names = {pulse.rank: str(pulse) for pulse in pulses}
     for rank, cause in sorted(failures.items()):
-        lines = str(cause).strip().splitlines() or [type(cause).__name__]
         if isinstance(cause, ray.exceptions.RayActorError | RayTrainError):
             return WorkerLostError(f"{names.get(rank, f'worker {rank}')} died")
-        return TrainingError(f"worker {rank} failed: {lines[-1]}. The whole story: {log}")
+        _log(f"worker {rank} failed:\n{cause}")
+        return TrainingError(f"worker {rank} failed: {summary(cause)}. The whole story: {log}")
+    if error is None:
+        return WorkerLostError("the workers ended without an outcome")
     cause = getattr(error, "controller_failure", error)
-    lines = str(cause).strip().splitlines() or [type(cause).__name__]
-    return WorkerLostError(f"the workers did not start ({lines[-1]})")
+    _log(f"the workers failed:\n{cause}")
+    if names:
+        return WorkerLostError(f"Ray Train failed ({summary(cause)})")
+    return WorkerLostError(f"the workers did not start ({summary(cause)})")
+
+
+def _log(text: str) -> None:
+    """Write to Ray's log, where standard error goes while it runs."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()

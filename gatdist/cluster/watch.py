@@ -24,8 +24,11 @@ class Pulse(NamedTuple):
         step: steps made since the run began.
         moves: how many phases it has entered.
         silent_s: since its last sign.
-        still_s: since it entered the phase.
+        still_s: since its last heartbeat.
         waits: whether its training thread waits for other workers; None if it has not told.
+        lengthy: whether it starts, compiles or does something else of that length.
+        samples_seen: by the steps it has made.
+        is_saved: on worker 0, whether the newest checkpoint holds all of these steps.
     """
 
     rank: int
@@ -39,6 +42,9 @@ class Pulse(NamedTuple):
     silent_s: float
     still_s: float
     waits: bool | None = None
+    lengthy: bool = False
+    samples_seen: int = 0
+    is_saved: bool = False
 
     @classmethod
     def parse(cls, fields: dict[str, Any]) -> Pulse:
@@ -63,12 +69,15 @@ class Lateness(NamedTuple):
     message: str
 
 
-def lateness(pulses: Sequence[Pulse], late_s: float) -> Lateness | None:
+def lateness(pulses: Sequence[Pulse], late_s: float, lengthy_s: float = 0.0) -> Lateness | None:
     """Who is late by more than ``late_s``, or None.
+
+    As long as one worker has heartbeats, the others may wait for it.
 
     Args:
         pulses: of all workers.
         late_s: seconds.
+        lengthy_s: seconds that a :attr:`~Pulse.lengthy` operation may take beyond that.
     """
     if not pulses:
         return None
@@ -76,7 +85,7 @@ def lateness(pulses: Sequence[Pulse], late_s: float) -> Lateness | None:
     if silent:
         for_s = max(pulse.silent_s for pulse in silent)
         return Lateness(tuple(silent), for_s, _message(silent, for_s, "has given no sign"))
-    for_s = min(pulse.still_s for pulse in pulses)
+    for_s = min(pulse.still_s - lengthy_s * pulse.lengthy for pulse in pulses)
     if for_s <= late_s:
         return None
     fewest = min(pulse.moves for pulse in pulses)

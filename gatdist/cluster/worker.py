@@ -9,6 +9,7 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 from gatdist.cluster import connection  # noqa: F401  sets up what Ray's import needs
@@ -63,6 +64,7 @@ def _work(given: dict[str, Any]) -> None:
     config = parse_config(json.loads(given["config"]))
     comm = TorchCommunicator(ray.train.torch.get_device())
     torch.set_num_threads(config.cluster.cpus_per_worker)
+    _wait_for_others()
     here, progress = f"worker {comm.rank} on {socket.gethostname()}", Progress()
     try:
         with _pulse(bridge, comm.rank, progress) as stop:
@@ -113,10 +115,8 @@ def _pulse(bridge: Bridge, rank: int, progress: Progress) -> Iterator[threading.
                 if orders and orders["stacks"] > stacks_told:
                     stacks_told = orders["stacks"]
                     bridge.tell("stack", rank, progress.stacks(), timeout_s=_ANSWER_S)
-            except ray.exceptions.GetTimeoutError:
-                pass
-            except ray.exceptions.RayError:  # the driver is gone, and Ray ends this worker
-                return
+            except ray.exceptions.RayError:
+                pass  # no answer in time; or the driver is gone, and Ray ends this worker
             if over.wait(_PULSE_S):
                 return
 
@@ -127,6 +127,18 @@ def _pulse(bridge: Bridge, rank: int, progress: Progress) -> Iterator[threading.
     finally:
         over.set()
         thread.join(_ANSWER_S)
+
+
+def _wait_for_others() -> None:
+    """Let collectives wait as long as the others have heartbeats.
+
+    The driver ends workers that have none; a limit of the process group's own would end those that
+    wait for a long evaluation or commit of another one.
+    """
+    import torch.distributed.distributed_c10d as c10d
+
+    if c10d.is_initialized():
+        c10d._set_pg_timeout(timedelta(days=1))
 
 
 def is_lost_connection(error: RuntimeError) -> bool:

@@ -374,7 +374,13 @@ class ClusterConfig(Section):
         labels: that a host must have, as Ray's label selectors are written.
         runtime_env: Ray's description of what workers need beside gatdist (``pip``,
             ``working_dir``, ``env_vars`` …). Plugins that are not installed are sent along.
-        timeout_s: a worker that does not move, or is silent, for so long is lost.
+        heartbeat_timeout_s: Seconds without a heartbeat after which a worker counts as hung. Steps
+            and every part of an evaluation, a commit or a read are heartbeats, so that this limits
+            the longest part, not the whole.
+        startup_timeout_s: The same limit from a worker's start to the end of its first step
+            (imports, plugins, reading the checkpoint), while networks are compiled or CUDA graphs
+            recorded, while a profile is written or a run is rolled back, and while a worker waits
+            until its checkpoint is written.
         late_s: one that does so for so long is named, with the stacks of all workers.
         max_failures: so many failures in a row without a new checkpoint between them are borne.
         wait_for_workers_s: for how long a run waits for hosts to come back; with an autoscaler,
@@ -390,7 +396,8 @@ class ClusterConfig(Section):
     placement: Literal["pack", "spread", "strict_pack", "strict_spread"] = "pack"
     labels: dict[str, str] = {}
     runtime_env: dict[str, Any] = {}
-    timeout_s: PositiveFloat = 120.0
+    heartbeat_timeout_s: PositiveFloat = 120.0
+    startup_timeout_s: PositiveFloat = 1800.0
     late_s: PositiveFloat = 15.0
     max_failures: NonNegativeInt = 8
     wait_for_workers_s: NonNegativeFloat = 600.0

@@ -28,6 +28,7 @@ from gatdist.data.reading.shape import read_spec, resizing
 from gatdist.data.reading.shards import OpenShards
 from gatdist.data.shard import OpenShard
 from gatdist.errors import DataError, GatdistError, rebuilt
+from gatdist.heartbeat import beat
 from gatdist.storage import Store
 
 if TYPE_CHECKING:
@@ -286,6 +287,7 @@ class Dataset:
             piece_of = np.repeat(np.arange(last - first), (stops - starts)[first:last])
             rows = by_index[here].tolist()
             self.decode(pieces, piece_of.tolist(), numbers[here].tolist(), rows, samples, labels)
+            beat()
         return samples, labels
 
     def _whole(self, blocks: Sequence[tuple[int, int, int]]) -> list[Piece]:

@@ -21,6 +21,7 @@ from gatdist.data.reading.allotment import Allotment, allot
 from gatdist.data.reading.buffers import Buffers
 from gatdist.data.reading.plan import Plan
 from gatdist.data.reading.sources import Decoded, Source, Stream
+from gatdist.heartbeat import beat
 
 if TYPE_CHECKING:
     from gatdist.parallel.communicator import Communicator
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 _FETCH_THREADS_FAR, _FETCH_THREADS_LOCAL = 16, 1
 # A thread decodes at least so many samples in a row; to hand work over costs as much as one.
 _FEWEST_IN_A_CHUNK = 8
+# So often a worker that waits for data looks whether any has come.
+_LOOK_S = 1.0
 # Threads that hang in storage are left to end by themselves.
 _CLOSE_S = 1.0
 
@@ -162,7 +165,10 @@ class Loader:
     def __next__(self) -> Batch:
         with self._lock:
             while not (self._closed or self._failure or (self._ahead and self._ahead[0].is_done)):
-                self._is_ready.wait()
+                before = self._dataset.bytes_fetched
+                self._is_ready.wait(_LOOK_S)
+                if self._dataset.bytes_fetched != before:
+                    beat()
             if self._closed:
                 raise StopIteration
             if self._failure:

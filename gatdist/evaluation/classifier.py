@@ -25,6 +25,7 @@ from gatdist.data.space import SoundSpace
 from gatdist.errors import DataError
 from gatdist.evaluation import cache
 from gatdist.evaluation.features import Extractor, register_feature_extractor
+from gatdist.heartbeat import beat
 from gatdist.models.sounds.log_mel import LogMel
 from gatdist.parallel.communicator import Communicator
 
@@ -217,6 +218,7 @@ def train_classifier(network: ClassifierNetwork, dataset: Dataset, device: torch
             torch.autograd.backward(loss)
             optimizer.step()
             schedule.step()
+            beat()
     with torch.no_grad(), _one_thread():
         _scale_features(network, look(slice(-_SCALE_SAMPLES, None)))
         predicted = network(look(slice(num_held_out))).argmax(dim=1).cpu()

@@ -21,6 +21,7 @@ from gatdist.evaluation.frechet import HALVES_SEED, HALVES_SPLITS, GaussianSums
 from gatdist.evaluation.metrics import Metric, SampleSet, metrics
 from gatdist.evaluation.neighbors import DENSITY_NEIGHBORS, PRECISION_NEIGHBORS
 from gatdist.evaluation.sliced import DIRECTIONS_SEED, NUM_DIRECTIONS
+from gatdist.heartbeat import beat
 from gatdist.parallel.communicator import Communicator, LocalCommunicator
 
 _BATCH = 256
@@ -120,11 +121,10 @@ class Evaluator:
         real = self._real  # first, since it prepares the extractor
         made = self._sample_set(self._num_samples, generate)
         fake = replace(made, discriminator=discriminator)
-        values = {
-            key: value
-            for metric in self._metrics.values()
-            for key, value in metric.measure(real, fake).items()
-        }
+        values: dict[str, float] = {}
+        for metric in self._metrics.values():
+            values |= metric.measure(real, fake)
+            beat()
         protocol = self._protocol()
         if fake.scores is not None:
             classes = fake.scores.argmax(dim=1).cpu()
@@ -196,6 +196,7 @@ class Evaluator:
                 features.put(chunk, extractor(space.to_network(samples).float()))
             if num_ids:
                 ids.put(chunk, samples)
+            beat()
         found = features.gathered() if known is None else known
         share = found[self._sharing.rank :: self._sharing.world_size]
         texts = None

@@ -12,6 +12,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from gatdist.heartbeat import beat
 from gatdist.parallel.communicator import Communicator
 
 HALVES_SPLITS = 5
@@ -92,6 +93,7 @@ def halves_distance(features: Tensor) -> float:
     for _ in range(HALVES_SPLITS):
         halves = (features[half] for half in random_halves(len(features), generator))
         distances.append(frechet_distance(*map(GaussianSums.of, halves)))
+        beat()
     return statistics.median(distances)
 
 

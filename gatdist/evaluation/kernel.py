@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gatdist.heartbeat import beat
 from gatdist.parallel.communicator import Communicator
 
 _MAX_ENTRIES = 2**24  # of the kernel's matrix at a time: 128 MiB
@@ -37,4 +38,5 @@ def _kernel_sum(x: Tensor, y: Tensor, comm: Communicator) -> Tensor:
     step = max(1, _MAX_ENTRIES // len(y))
     for start in range(0, len(mine), step):
         total += ((mine[start : start + step] @ y.T / x.shape[1] + 1) ** 3).sum()
+        beat()
     return comm.all_reduce_(total)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from gatdist.heartbeat import beat
 from gatdist.parallel.communicator import Communicator
 
 _MAX_ENTRIES = 2**24  # of a matrix of distances at a time
@@ -79,3 +80,4 @@ def _distances(x: Tensor, y: Tensor, comm: Communicator) -> Iterator[tuple[Tenso
         # Differences, not products: two copies must be at distance 0.
         mode = "donot_use_mm_for_euclid_dist"
         yield rows, torch.cdist(x[rows].double(), y, compute_mode=mode)
+        beat()

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from gatdist.data import Dataset
+from gatdist.heartbeat import beat
 
 LABELS_A_CLASS = 10
 MOST_TESTED = 2000
@@ -45,7 +46,11 @@ def linear_probe(dataset: Dataset, features: Callable[[torch.Tensor], torch.Tens
         assert labels is not None
         network_samples = dataset.space.to_network(torch.from_numpy(samples)).float()
         with torch.no_grad():
-            found = torch.cat([features(part).flatten(1) for part in network_samples.split(256)])
+            parts = []
+            for part in network_samples.split(256):
+                parts.append(features(part).flatten(1))
+                beat()
+            found = torch.cat(parts)
         seen.append((found.cpu().double().numpy(), labels))
     (x, y), (test_x, test_y) = seen
     regression = LogisticRegressionCV(Cs=_STRENGTHS, cv=5, max_iter=2000)

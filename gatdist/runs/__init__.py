@@ -3,6 +3,7 @@
 from gatdist.runs.checkpoint import PARTS, Checkpoint, read_checkpoint, require_same_order
 from gatdist.runs.checkpoints import Checkpoints, Retention
 from gatdist.runs.directory import RunDirectory, read_config, read_lines
+from gatdist.runs.evaluations import Evaluations
 from gatdist.runs.ownership import adopted, remember
 from gatdist.runs.trained import Sampler, TrainedRun, load_run, networks_with
 
@@ -10,6 +11,7 @@ __all__ = [
     "PARTS",
     "Checkpoint",
     "Checkpoints",
+    "Evaluations",
     "Retention",
     "RunDirectory",
     "Sampler",

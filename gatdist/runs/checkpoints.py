@@ -132,6 +132,8 @@ class Checkpoints:
         on_commit: called in the background after each commit.
         on_warning: called with a message; in the background, and once, where old checkpoints can't
             be deleted or ``on_commit`` fails. Both are tried again after the next commit.
+        measured: metrics of a checkpoint, measured after it was written, by its samples seen and
+            attempt.
     """
 
     def __init__(
@@ -143,6 +145,7 @@ class Checkpoints:
         background: Background | None = None,
         on_commit: Callable[[], None] = lambda: None,
         on_warning: Callable[[str], None] = lambda message: None,
+        measured: Callable[[int, int], Mapping[str, Any]] = lambda samples_seen, attempt: {},
     ) -> None:
         self.store = store
         self._retention = retention or Retention()
@@ -153,6 +156,7 @@ class Checkpoints:
         )
         self._id, self._num_commits = secrets.token_hex(4), 0
         self._manifests: dict[Name, Mapping[str, Any]] = {}
+        self._measured = measured
         self._damaged: set[Name] = set()
         self._warned = False
         self._background = background or Background("checkpoint")
@@ -227,7 +231,7 @@ class Checkpoints:
         *,
         attempt: int = 0,
         metrics: Mapping[str, float] | None = None,
-    ) -> None:
+    ) -> Future[None]:
         """Snapshot the tensors once the last commit has ended, and commit in the background.
 
         Args:
@@ -236,6 +240,9 @@ class Checkpoints:
             state: JSON values.
             attempt: that writes; enters the name.
             metrics: measured at this clock.
+
+        Returns:
+            What is done once the checkpoint is complete.
 
         Raises:
             GatdistError: what went wrong in the background since the last call.
@@ -251,6 +258,7 @@ class Checkpoints:
         self._pending = self._background.submit(
             lambda: self._commit(name, snapshot, state, measured)
         )
+        return self._pending
 
     def require_room(self, tensors: Mapping[str, Tensor]) -> None:
         """Raise if what is kept, and one more that is being written, would not fit.
@@ -377,7 +385,10 @@ class Checkpoints:
         return self._manifests[name]
 
     def _metrics_of(self, name: Name) -> Mapping[str, float]:
-        found = self._manifest_of(name).get("metrics")
+        """Those of its manifest, or measured later; finite ones."""
+        manifest = self._manifest_of(name)
+        attempt = manifest.get("attempt", name.attempt)
+        found = manifest.get("metrics") or self._measured(name.samples_seen, attempt)
         values = found.items() if isinstance(found, Mapping) else ()
         return {key: value for key, value in values if _is_finite(value)}
 

@@ -19,6 +19,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from gatdist.config import REFERENCE, expand_env, masked_url
 from gatdist.errors import StorageError, StorageUnavailableError
+from gatdist.heartbeat import beat
 from gatdist.storage import failures
 from gatdist.storage.backends import backend_of, open_file_system, secrets_of, without
 from gatdist.storage.origin import origin
@@ -126,7 +127,9 @@ class Connection:
             attempts += 1
             file_system = self._present()
             try:
-                return operation(file_system)
+                found = operation(file_system)
+                beat()
+                return found
             except (StorageError, StorageUnavailableError):
                 raise
             except Exception as failure:

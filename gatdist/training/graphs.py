@@ -31,9 +31,15 @@ class StepGraphs:
 
     Args:
         recorder: makes them.
+        lengthy: the context in which they are made.
     """
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(
+        self,
+        recorder: Recorder,
+        lengthy: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
+        self._lengthy = lengthy
         self._recorder = recorder
         self._inputs: _Inputs | None = None
         self._variant: Hashable = None
@@ -72,7 +78,8 @@ class StepGraphs:
             if self._steps[kind] <= WARM_UP_STEPS:
                 return self._recorder.warm_up(play)
             if kind not in self._recordings:
-                self._recordings[kind] = self._record(play)
+                with self._lengthy():
+                    self._recordings[kind] = self._record(play)
             return self._recordings[kind].replayed()
 
     def _record(self, play: Callable[[], Seen]) -> _Recording:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, Self
@@ -12,10 +13,25 @@ from typing import Any, Self
 from gatdist.errors import InterruptedRunError
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_LOOK_S = 0.1
+# A training loop that makes steps stops by itself within this.
+_PATIENCE_S = 0.8
+# Then what is under way is interrupted; where it does not end, the process is.
+_LEAVE_S = 2.5
+
+
+class _Interruption(BaseException):
+    """No Exception, since user code and what calls it catch those."""
 
 
 class Interrupts:
     """Context in which the signals are ours; afterwards the old handlers are back.
+
+    After the first signal, :meth:`requested` is true, and whoever trains ends after a checkpoint.
+    Where nothing is to be saved (at the start, or in an evaluation, whose checkpoint is written),
+    what is under way is interrupted: the main thread leaves this context, which raises
+    InterruptedRunError; if it is in code that can't be interrupted, the process ends with status
+    75. At the second signal it ends at once.
 
     A hang-up that is ignored, as ``nohup`` has it, stays ignored.
 
@@ -23,16 +39,20 @@ class Interrupts:
 
     Args:
         emit: tells people what the first signal does.
-        before_leaving: called at the second, just before the process ends with status 75.
+
+    Attributes:
+        is_saved: whether nothing would be lost if the process ended now.
+        is_ending: whether the main thread is about to end by itself.
+        before_leaving: called just before the process is ended with status 75.
     """
 
-    def __init__(
-        self,
-        emit: Callable[[str, dict[str, Any]], None],
-        before_leaving: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._emit, self._before_leaving = emit, before_leaving
-        self._event = threading.Event()
+    def __init__(self, emit: Callable[[str, dict[str, Any]], None]) -> None:
+        self._emit = emit
+        self.is_saved: Callable[[], bool] = lambda: True
+        self.is_ending: Callable[[], bool] = lambda: False
+        self.before_leaving: Callable[[], None] = lambda: None
+        self._event, self._over = threading.Event(), threading.Event()
+        self._raises = False
         self._old: dict[int, Any] = {}
 
     def requested(self) -> bool:
@@ -45,18 +65,53 @@ class Interrupts:
             self._old = {number: signal.signal(number, self._handle) for number in ours}
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def renew(self) -> None:
+        """Take the signals back from a library that has taken them."""
+        for number in self._old:
+            signal.signal(number, self._handle)
+
+    def __exit__(self, kind: object, error: BaseException | None, at: object) -> None:
+        self._over.set()
+        self._raises = False
         for number, handler in self._old.items():
             signal.signal(number, handler)
+        if isinstance(error, _Interruption):
+            raise InterruptedRunError(
+                "interrupted; all that was trained is saved, and the same command goes on from "
+                "there"
+            ) from None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._raises:
+            self._raises = False
+            raise _Interruption
         if self.requested():
-            self._before_leaving()
-            os._exit(InterruptedRunError.exit_status)
+            self._leave()
         self._event.set()
+        threading.Thread(target=self._interrupt, name="interrupts", daemon=True).start()
         self._emit(
             "note", {"message": "stopping after a checkpoint; press Ctrl-C again to leave at once"}
         )
+
+    def _interrupt(self) -> None:
+        """Interrupt the main thread once there is nothing to save."""
+        saved_since: float | None = None
+        while not self._over.wait(_LOOK_S):
+            if not self.is_saved():
+                saved_since = None
+                continue
+            now = time.monotonic()
+            saved_since = saved_since or now
+            if now - saved_since > _LEAVE_S:
+                self._leave()
+            if now - saved_since > _PATIENCE_S and not self.is_ending():
+                self._raises = True
+                # A signal, since that also wakes a thread that waits for a lock.
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+
+    def _leave(self) -> None:
+        self.before_leaving()
+        os._exit(InterruptedRunError.exit_status)
 
 
 def _ignored(number: signal.Signals) -> bool:

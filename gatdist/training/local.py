@@ -14,9 +14,12 @@ from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.storage import Store
 from gatdist.training.interrupts import Interrupts
 from gatdist.training.loop import run
+from gatdist.training.progress import Progress
 
 
-def run_here(config: Config, run_dir: str, console: Console | None) -> dict[str, Any]:
+def run_here(
+    config: Config, run_dir: str, console: Console | None, interrupts: Interrupts
+) -> dict[str, Any]:
     """Train with the local communicator on the first CUDA device, else the CPU.
 
     A canonical run has as many threads as a worker (``cluster.cpus_per_worker``): more would round
@@ -27,19 +30,24 @@ def run_here(config: Config, run_dir: str, console: Console | None) -> dict[str,
         config: of the run.
         run_dir: its folder, a URL or absolute path.
         console: shows progress; None shows nothing.
+        interrupts: asks for the end.
 
     Returns:
         See :func:`gatdist.training.loop.run`.
     """
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     emit = console.event if console else lambda kind, fields: None
-    with Interrupts(emit) as interrupts, _threads(config):
+    progress = Progress()
+    interrupts.is_saved = lambda: progress.is_saved
+    interrupts.is_ending = lambda: progress.is_ending
+    with _threads(config):
         return run(
             config,
             LocalCommunicator(device),
             Store(run_dir, config.run.storage_options),
             should_stop=interrupts.requested,
             emit=emit,
+            progress=progress,
         )
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable
-from contextlib import closing
+from concurrent.futures import Future
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -25,6 +26,7 @@ from gatdist.parallel.communicator import Communicator
 from gatdist.parallel.recording import cuda_recorder
 from gatdist.runs import (
     Checkpoints,
+    Evaluations,
     Retention,
     RunDirectory,
     Sampler,
@@ -109,7 +111,7 @@ class _Loop:
         self.to_device = partial(to_device, space=space, config=config, device=comm.device)
         recorder = cuda_recorder(comm.device) if config.precision.cuda_graphs else None
         self.state = TrainState(config, comm, space.shape, space.num_classes, space.facts, recorder)
-        self.play = StepGraphs(recorder) if recorder else None
+        self.play = StepGraphs(recorder, progress.lengthy) if recorder else None
         self.rule = self.state.rule(config)
         self.convergence = Convergence(config.run.convergence)
         self.ticks = Ticks(config, comm, self.state, self.rule, self.dataset, emit, progress)
@@ -135,6 +137,10 @@ class _Loop:
         self.rolls_back = False
         self.background = Background("run-directory")
         self.leaves_out = False
+        self.evaluations = Evaluations(run_dir)
+        # The values of the log interval that the state's evaluation, which is still to be done,
+        # belongs to.
+        self.evaluating: dict[str, Any] | None = None
         self.checkpoints = Checkpoints(
             run_dir.child("checkpoints"),
             Retention.from_config(config.run),
@@ -142,6 +148,7 @@ class _Loop:
             background=self.background,
             on_commit=self.directory.note_commit,
             on_warning=lambda message: emit("warning", {"message": message}),
+            measured=self.evaluations.metrics,
         )
         self._resume()
 
@@ -157,17 +164,21 @@ class _Loop:
         config = self.config
         note = self._note if self.comm.is_main else self.ticks.note
         self.profiler = Profiler(config, self.comm, self.ticks.timer, note)
-        with (
-            closing(self.background),
-            closing(self._recorder()) as self.recorder,
-            closing(self.profiler),
-        ):
+        with ExitStack() as stack:
+            stack.enter_context(closing(self.background))
+            self.recorder = stack.enter_context(closing(self._recorder()))
+            stack.enter_context(closing(self.profiler))
+            if config.precision.compile:
+                stack.enter_context(self.progress.compiling())
             if config.health.may_roll_back and self.state.samples_seen == 0:
                 self._commit()  # there must be something to go back to
-            over = False
+            over = self.evaluating is not None and self._evaluate()
             while not over:
                 over = self._train()
             self._write_profile()
+            self.progress.is_ending = True
+            with self.progress.lengthy():
+                stack.close()
         self.recorder.finish(self.outcome)
         return self.outcome
 
@@ -180,6 +191,8 @@ class _Loop:
             self.state,
             self.emit,
             self.background,
+            # The line of an evaluation that is done again is written again.
+            resume_samples=self.state.samples_seen - (self.evaluating is not None),
         )
 
     def _train(self) -> bool:
@@ -201,6 +214,7 @@ class _Loop:
                     )
                     self.ticks.step()
                     faults.here.step += 1
+                    self.progress.step(self.state.samples_seen)
                     over = self._after_step()
                 if self.profiler.is_due(self._steps_made):
                     self._write_profile()
@@ -215,7 +229,8 @@ class _Loop:
 
     def _write_profile(self) -> None:
         self.progress.enter("profile")
-        self.profiler.write(self._steps_made, self.directory.store, self.background)
+        with self.progress.lengthy():
+            self.profiler.write(self._steps_made, self.directory.store, self.background)
 
     def _note(self, message: str) -> None:
         self.emit("note", {"message": message})
@@ -229,13 +244,18 @@ class _Loop:
         self.recorder.look_at_storage()
         run, samples_seen = self.config.run, self.state.samples_seen
         finished = samples_seen >= run.total_samples
-        over = finished or self._interrupted()
-        evaluates = finished or self._due(self.config.evaluate.every_samples)
-        status, reason = ("interrupted", "asked to stop") if over else ("running", "")
-        metrics: dict[str, float] = {}
+        stops = not finished and self._interrupted()
+        over = finished or stops
+        evaluates = bool(self.config.evaluate.metrics) and (
+            finished or self._due(self.config.evaluate.every_samples)
+        )
+        status, reason = ("interrupted", "asked to stop") if stops else ("running", "")
         if finished:
-            status, reason = "finished", f"run.total_samples = {run.total_samples:,} reached"
-        is_tick = evaluates or self._due(run.tick_samples)
+            status, reason = "finished", self._all_seen
+        if evaluates:
+            status = "interrupted" if stops else "running"  # until it is evaluated
+        self.outcome |= {"status": status, "reason": reason, "samples_seen": samples_seen}
+        is_tick = finished or evaluates or self._due(run.tick_samples)
         if over or is_tick:
             values = self.ticks.sum_up(self.loader)
             self._judge_health(values, decides=is_tick)
@@ -243,19 +263,23 @@ class _Loop:
                 self.recorder.tick(values)
                 return False
             if evaluates:
-                metrics = self._evaluate(values)
-            self.progress.enter("tick")
-            with record_function("tick"):
-                self.recorder.tick(values)
-            converged = self.convergence.update(samples_seen, metrics)
-            if converged and not finished:
-                over, status, reason = True, "converged", converged
-            self.ticks.start()
-        self.outcome |= {"status": status, "reason": reason, "samples_seen": samples_seen}
-        best = bool(run.keep_best_checkpoints) and run.best_metric in metrics
-        if over or best or self._due(run.checkpoint_samples):
-            self._commit(metrics, must=over or self.config.health.may_roll_back)
+                self.evaluating = values
+                self._commit()
+                return stops or self._evaluate()
+            self._tick(values)
+        if over or self._due(run.checkpoint_samples):
+            self._commit(must=over or self.config.health.may_roll_back)
         return over
+
+    @property
+    def _all_seen(self) -> str:
+        return f"run.total_samples = {self.config.run.total_samples:,} reached"
+
+    def _tick(self, values: dict[str, Any]) -> None:
+        self.progress.enter("tick")
+        with record_function("tick"):
+            self.recorder.tick(values)
+        self.ticks.start()
 
     def _due(self, interval: int) -> bool:
         """Whether the last step reached or crossed a multiple of ``interval`` samples (0: no)."""
@@ -291,21 +315,41 @@ class _Loop:
         guard = self.state.guard.tensors
         return Counts(int(guard["nonfinite"]), int(guard["spikes"]), self.state.rollbacks)
 
-    def _evaluate(self, values: dict[str, Any]) -> dict[str, float]:
-        """The metrics of the averaged generator, computed by all workers; added to ``values``."""
-        if not self.config.evaluate.metrics:
-            return {}
+    def _evaluate(self) -> bool:
+        """Measure the averaged generator, whose checkpoint is written, with all workers.
+
+        A run that ends in here does it again when it resumes.
+
+        Returns:
+            Whether the run is over, its outcome set.
+        """
+        values, samples_seen = self.evaluating, self.state.samples_seen
+        assert values is not None
+        with self.progress.lengthy():
+            self.checkpoints.wait()
         self.progress.enter("evaluation")
         began = time.perf_counter()
         discriminator = self.state.players["discriminator"].bare
         with record_function("evaluation"):
             evaluation = self.evaluator(self.average_sampler("evaluation"), discriminator)
-        self.outcome["metrics"] = evaluation.metrics
         values |= {f"metric/{name}": value for name, value in evaluation.metrics.items()}
         values["protocol"] = evaluation.protocol
         values["time/evaluation_s"] = time.perf_counter() - began
         self.recorder.evaluation(evaluation.metrics, values["time/evaluation_s"])
-        return evaluation.metrics
+        self._tick(values)
+        finished = samples_seen >= self.config.run.total_samples
+        converged = self.convergence.update(samples_seen, evaluation.metrics)
+        status, reason = ("converged", converged) if converged else ("running", "")
+        if finished:
+            status, reason = "finished", self._all_seen
+        self.outcome |= {"status": status, "reason": reason, "metrics": evaluation.metrics}
+        self.recorder.evaluated(
+            self.evaluations,
+            self._checkpoint_state(),
+            self.outcome | {"convergence": self.convergence.state()},
+        )
+        self.evaluating = None
+        return status != "running"
 
     def average_sampler(self, stream: str) -> Sampler:
         """Fakes of the averaged generator."""
@@ -313,8 +357,8 @@ class _Loop:
         classes = self.dataset.num_classes if model.conditional else 0
         return Sampler(self.state.average.network, model.latent_size, classes, seed, stream)
 
-    def _commit(self, metrics: dict[str, float] | None = None, *, must: bool = True) -> None:
-        """Hand the state, and what was measured of it, to the background writer (worker 0).
+    def _commit(self, *, must: bool = True) -> None:
+        """Hand the state to the background writer (worker 0).
 
         Unless it ``must`` be (as where a rollback needs it, however slow storage is), the one
         before may still be at it: then this one is left out.
@@ -334,8 +378,30 @@ class _Loop:
             self.leaves_out = True
             return
         self.leaves_out = False
-        state = self.outcome | {
+        samples_seen = self.state.samples_seen
+        with self.progress.lengthy():
+            self.checkpoints.wait()
+        with record_function("commit"):
+            written = self.checkpoints.save(
+                samples_seen,
+                self.state.tensors(),
+                self._checkpoint_state(),
+                attempt=self.directory.attempt,
+            )
+        written.add_done_callback(lambda _: self._committed(written, samples_seen))
+
+    def _committed(self, written: Future[None], samples_seen: int) -> None:
+        """In the background: a checkpoint is complete, unless that failed."""
+        if not self.background.failed and not written.exception():
+            self.progress.saved_samples = samples_seen
+            self.emit("checkpoint", {"samples_seen": samples_seen})
+
+    def _checkpoint_state(self) -> dict[str, Any]:
+        """What ``state.json`` holds."""
+        return self.outcome | {
             "version": 2,
+            "attempt": self.directory.attempt,
+            "evaluating": self.evaluating,
             "config_digest": self.config.digest(),
             "samples": self.dataset.spec.model_dump(mode="json"),
             "order": self.order.state(),
@@ -344,21 +410,14 @@ class _Loop:
             "rollbacks": self.state.rollbacks,
             "counted": asdict(self.counted),
         }
-        with record_function("commit"):
-            self.checkpoints.save(
-                self.state.samples_seen,
-                self.state.tensors(),
-                state,
-                attempt=self.directory.attempt,
-                metrics=metrics,
-            )
-        self.emit("checkpoint", {"samples_seen": self.state.samples_seen})
 
     def _roll_back(self) -> None:
         """Go back to the newest checkpoint, and on from there with other noise."""
         rollbacks = self.state.rollbacks + 1
-        self.checkpoints.wait()
-        self._load_newest()
+        if self.comm.is_main:
+            self.background.wait()
+        with self.progress.lengthy():
+            self._load_newest()
         self.state.rollbacks = rollbacks
         self.counted = self._counts()
         self.ticks.statistics.clear()
@@ -375,12 +434,14 @@ class _Loop:
         if name is None:
             return False
         checkpoint = mine or self.checkpoints.read_too(name)
-        saved = checkpoint.state
+        saved = self.comm.broadcast_object(self.evaluations.complete(checkpoint.state))
         require_same_order(saved["order"], self.order.state(), self.directory.store.url)
         self.state.load(saved["samples_seen"], checkpoint.tensors)
         self.state.rollbacks = saved["rollbacks"]
         self.counted = Counts(**saved["counted"])
         faults.here.step = self._steps_made
+        self.progress.start(self.state.samples_seen)
+        self.evaluating = saved.get("evaluating")
         self.outcome = {key: saved[key] for key in self.outcome}
         self.convergence.load(saved["convergence"])
         self.ticks.wall_time_s = saved["wall_time_s"]
@@ -389,6 +450,7 @@ class _Loop:
     def _resume(self) -> None:
         """Go on from the newest whole checkpoint if there is one, and number this attempt."""
         faults.here.step = 0
+        self.progress.start(0)
         resumes = self._load_newest()
         if not resumes:
             self.state.start_from_another_run(self.config, self.directory.store.origin)

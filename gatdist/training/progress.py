@@ -6,9 +6,12 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from gatdist import faults
+from gatdist.heartbeat import beat, beats, watch_this_thread
 
 # A thread that waits for the other workers stands in one of these: autograd's C++ engine waits for
 # the reduction of the last bucket, and collectives are called by torch.distributed.
@@ -16,33 +19,97 @@ _WAITING = ("torch/autograd/graph.py", "torch/distributed/")
 
 
 class Progress:
-    """Told by the training thread at each phase that it enters; asked by any other.
+    """Where the training thread is and what would be lost if it ended now.
+
+    Written by the training thread, and read by any other.
 
     Attributes:
         phase: the one it is in.
         moves: how many it has entered.
+        samples_seen: by the steps made so far.
+        saved_samples: by the newest checkpoint that is complete.
+        is_ending: whether the run is over and only writes what is left.
     """
 
     def __init__(self) -> None:
         self.phase = "start"
         self.moves = 0
-        self._entered = time.monotonic()
+        self.samples_seen = self.saved_samples = 0
+        self.is_ending = False
+        self._lengthy = 0
+        self._starts = True
         self._thread = threading.get_ident()
+        self._last, self._last_at = (0, 0), time.monotonic()
+        watch_this_thread()
 
     def enter(self, phase: str) -> None:
         """The calling thread, which is the training thread, enters a phase."""
-        self._thread = threading.get_ident()
-        self.phase, self._entered = phase, time.monotonic()
+        self.phase = phase
         self.moves += 1
         faults.reached(phase)
 
+    def start(self, samples_seen: int) -> None:
+        """The state is the one of a complete checkpoint, or the first one (0)."""
+        self._thread = threading.get_ident()
+        watch_this_thread()
+        self.samples_seen = self.saved_samples = samples_seen
+
+    def step(self, samples_seen: int) -> None:
+        """A step was made."""
+        self.samples_seen = samples_seen
+        self._starts = False
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether nothing would be lost if the training thread ended now."""
+        return self.samples_seen == self.saved_samples
+
+    @contextmanager
+    def lengthy(self) -> Iterator[None]:
+        """In this context, heartbeats are due after ``cluster.startup_timeout_s`` only."""
+        self._lengthy += 1
+        try:
+            yield
+        finally:
+            self._lengthy -= 1
+            beat()
+
+    @contextmanager
+    def compiling(self) -> Iterator[None]:
+        """In this context, whenever torch compiles a graph, that is :meth:`lengthy`."""
+        from torch._dynamo.callback import callback_handler
+
+        within: list[AbstractContextManager[None]] = []
+
+        def begin(_: object) -> None:
+            within.append(self.lengthy())
+            within[-1].__enter__()
+
+        def end(_: object) -> None:
+            if within:
+                within.pop().__exit__(None, None, None)
+
+        callback_handler.register_start_callback(begin)
+        callback_handler.register_end_callback(end)
+        try:
+            yield
+        finally:
+            callback_handler.remove_start_callback(begin)
+            callback_handler.remove_end_callback(end)
+
     def report(self) -> dict[str, Any]:
-        """JSON values: ``phase``, ``moves``, ``step``, and for how long (s) it has been there."""
+        """JSON values; see :class:`gatdist.cluster.watch.Pulse`. To be called by one thread."""
+        sign = self.moves, beats()
+        if sign != self._last:
+            self._last, self._last_at = sign, time.monotonic()
         return {
             "phase": self.phase,
             "moves": self.moves,
             "step": faults.here.step,
-            "still_s": time.monotonic() - self._entered,
+            "still_s": time.monotonic() - self._last_at,
+            "lengthy": bool(self._starts or self._lengthy),
+            "samples_seen": self.samples_seen,
+            "is_saved": self.is_saved,
         }
 
     def stacks(self) -> dict[str, Any]:

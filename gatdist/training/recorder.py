@@ -18,7 +18,7 @@ from gatdist.exhibits import Exhibit, exhibit
 from gatdist.models import DTYPES
 from gatdist.monitor.sinks import Monitor
 from gatdist.parallel.communicator import Communicator
-from gatdist.runs import RunDirectory, Sampler
+from gatdist.runs import Evaluations, RunDirectory, Sampler
 from gatdist.training.health import alarms
 from gatdist.training.state import TrainState
 
@@ -38,6 +38,7 @@ class Recorder:
         state: resumed; its averaged generator makes the pictures.
         emit: tells people.
         background: does the writing.
+        resume_samples: what was written past it by earlier attempts is taken back.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Recorder:
         state: TrainState,
         emit: Emit,
         background: Background,
+        resume_samples: int,
     ) -> None:
         self.active = comm.is_main
         if not self.active:
@@ -64,7 +66,7 @@ class Recorder:
         self._background, self._waits = background, False
         self.exhibit_path = ""
         self._real = self._real_samples()  # may find that they are bad: before any thread starts
-        self.monitor = self._monitor()
+        self.monitor = self._monitor(resume_samples)
         background.submit(partial(self._introduce, state.samples_seen))
         emit(
             "start",
@@ -132,6 +134,18 @@ class Recorder:
             told = {"metrics": metrics, "seconds": seconds}
             self.emit("evaluation", {"samples_seen": self.state.samples_seen} | told)
 
+    def evaluated(
+        self, evaluations: Evaluations, state: dict[str, Any], outcome: dict[str, Any]
+    ) -> None:
+        """Record the outcome of an evaluation of the checkpoint with this state."""
+
+        def record() -> None:
+            self._directory.require_current()
+            evaluations.record(state, outcome)
+
+        if self.active:
+            self._background.submit(record)
+
     def finish(self, outcome: dict[str, Any]) -> None:
         """Tell how the run ended."""
         if self.active:
@@ -151,17 +165,17 @@ class Recorder:
         """Take back what was written past the state's clock, which has been set back."""
         if self.active:
             self.close()
-            self.monitor = self._monitor()
+            self.monitor = self._monitor(self.state.samples_seen)
 
     def _pass_on_complaints(self) -> None:
         while self.monitor.complaints:
             self.emit("warning", {"message": self.monitor.complaints.pop(0)})
 
-    def _monitor(self) -> Monitor:
+    def _monitor(self, resume_samples: int) -> Monitor:
         return Monitor(
             self.store,
             tensorboard=self.config.monitor.tensorboard,
-            resume_samples=self.state.samples_seen,
+            resume_samples=resume_samples,
         )
 
     def _fakes(self) -> Tensor:

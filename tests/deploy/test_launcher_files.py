@@ -150,6 +150,10 @@ SEEDED = {
         "aws", "-r ~/gatdist/requirements.lock", "gatdist",
         "aws.yaml: setup_commands: do not install what requirements.lock says",
     ),
+    "a job is killed before its checkpoint": (
+        "gcp", "RAY_JOB_STOP_WAIT_TIME_S=120", "",
+        "gcp.yaml: head_start_ray_commands: starts the head without RAY_JOB_STOP_WAIT_TIME_S",
+    ),
     "a token in the file": (
         "azure", "RAY_AUTH_MODE=token", "RAY_AUTH_TOKEN=" + "0123456789abcdef" * 4,
         "looks like a secret",

@@ -26,6 +26,7 @@ from gatdist.errors import (
     TrainingError,
     WorkerLostError,
     rebuilt,
+    summary,
 )
 
 LOST = WorkerLostError("gone")
@@ -125,8 +126,9 @@ def test_storage_that_is_down_is_tried_again():
     assert isinstance(rebuilt("DataError", "x"), DataError)
 
 
-def pulse(rank, *, phase="generator", moves=10, silent=0.2, still=0.2, waits=None):
-    return Pulse(rank, f"w{rank}", "n", "a", 100 + rank, phase, 3, moves, silent, still, waits)
+def pulse(rank, *, phase="generator", moves=10, silent=0.2, still=0.2, waits=None, lengthy=False):
+    about = (rank, f"w{rank}", "n", "a", 100 + rank, phase, 3, moves)
+    return Pulse(*about, silent, still, waits, lengthy)
 
 
 def test_workers_on_the_move_are_not_late():
@@ -164,3 +166,42 @@ def test_what_a_launch_held_is_waited_for_but_not_for_long():
     assert size_to_launch(sizes, room=2, capacity=4, waited_s=3, patience_s=3) == 2
     assert size_to_launch(sizes, room=0, capacity=4, waited_s=9, patience_s=3) is None
     assert size_to_launch(sizes, room=2, capacity=4, waited_s=0, patience_s=0) == 2  # at first
+
+
+@given(st.floats(6, 600), st.integers(0, 3), st.integers(1, 4))
+def test_a_long_phase_of_one_worker_is_no_hang_of_those_that_wait(still, busy, workers):
+    pulses = [pulse(i, still=0.3 if i == busy else still) for i in range(workers)]
+    assert (lateness(pulses, 5) is None) == (busy < workers)
+
+
+@pytest.mark.parametrize("phase", ["start", "generator", "profile", "commit"])
+def test_a_long_start_or_compile_has_a_limit_of_its_own(phase):
+    waiting = pulse(1, still=300, waits=True)
+    assert lateness([pulse(0, phase=phase, still=300, lengthy=True), waiting], 5, 600) is None
+    late = lateness([pulse(0, phase=phase, still=650, lengthy=True), waiting], 5, 600)
+    assert late is not None
+    assert late.for_s == 50
+    silent = lateness([pulse(0, silent=9, lengthy=True), waiting], 5, 600)
+    assert [one.rank for one in silent.workers] == [0], "a process that is stopped is no long phase"
+
+
+class WorkerError(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("", "WorkerError"),
+        ("one line", "one line"),
+        ("what is wrong\n\nadvice\nnumbers 0 1 2", "what is wrong"),
+        ("Traceback (most recent call last):\n  File\nValueError: bad\n advice", "ValueError: bad"),
+        (
+            "ray::train() (pid=3)\n  File x\nKeyError: 'a'\n\nDuring handling\n"
+            "my.module.OwnError: the cause\nsecond line\n  third",
+            "my.module.OwnError: the cause",
+        ),
+    ],
+)
+def test_the_last_meaningful_line_of_a_failure_is_shown(text, line):
+    assert summary(WorkerError(text)) == line

@@ -216,3 +216,13 @@ def test_bad_input_is_told_in_one_message(arguments, told, capsys):
     error = capsys.readouterr().err
     assert told in error
     assert len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("wait_s", "ok"),
+    [(None, None), ("", None), ("3", None), ("soon", None), ("59", None), ("60", True)],
+)
+def test_a_short_wait_of_ray_job_stop_is_reported(wait_s, ok):
+    found = verdicts.job_stop(wait_s)
+    assert found.ok is ok
+    assert ("RAY_JOB_STOP_WAIT_TIME_S" in found.mend) is (ok is None)

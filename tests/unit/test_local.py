@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from gatdist.config import load_config
+from gatdist.training.interrupts import Interrupts
 from gatdist.training.local import run_here
 
 
@@ -33,6 +34,11 @@ def test_a_canonical_run_has_as_many_threads_as_a_worker(
             seen.add(torch.get_num_threads())
 
     settings = ["run.total_samples=128", f"run.reduction={reduction}", "evaluate.metrics=[]"]
-    run_here(load_config("digits", settings), str(tmp_path / "run"), Console())
+    run_here(
+        load_config("digits", settings),
+        str(tmp_path / "run"),
+        Console(),
+        Interrupts(lambda kind, fields: None),
+    )
     assert seen == {threads}
     assert torch.get_num_threads() == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from gatdist.cluster import connection  # noqa: F401  sets up what Ray's import 
 import ray
 from ray._private.worker import global_worker
 
-from gatdist.cluster.doctor import local, network, storage
+from gatdist.cluster.doctor import local, network, storage, verdicts
 from gatdist.cluster.doctor.report import Exchange, Finding
 from gatdist.cluster.network import choose_interface
 from gatdist.cluster.welcome import Facts, Token, device_error, versions
@@ -49,6 +50,9 @@ class Probe:
         assert global_worker.node is not None
         folder = Path(global_worker.node.get_temp_dir_path())
         findings = local.look(self._address, {"Ray": folder})
+        head, _, _ = ray.get_runtime_context().gcs_address.rpartition(":")
+        if self._address == head:  # where `ray job` runs what it is given
+            findings.append(verdicts.job_stop(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S")))
         facts = Facts(socket.gethostname(), self._address, versions(), time.time(), "", "")
         return Look(findings, facts, torch.cuda.is_available() and not device_error())
 

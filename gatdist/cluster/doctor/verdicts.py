@@ -12,6 +12,8 @@ from gatdist.cluster.welcome import MAX_CLOCK_S, Facts, faults
 _NOTED_CLOCK_S = 1.0
 # Of what the other hosts send: below, a host's link holds all of them up.
 _SLOW = 1 / 3
+# What a commit of a large run to slow storage may take; and Ray's default.
+_STOP_S, _DEFAULT_STOP_S = 60, 3
 _PORTS = "Open all TCP ports between them (firewall, security group, routes)"
 
 
@@ -21,6 +23,19 @@ def clock(ahead_s: float, round_trip_s: float) -> Finding:
     told = f"{duration(abs(ahead_s))} {way} the driver's, ± {duration(round_trip_s / 2)}"
     ok = False if abs(ahead_s) > MAX_CLOCK_S else None if abs(ahead_s) > _NOTED_CLOCK_S else True
     return Finding("clock", told, ok, "" if ok else "Set the clock there (chrony or NTP)")
+
+
+def job_stop(wait_s: str | None) -> Finding:
+    """The verdict on how long `ray job stop` waits before it kills a run.
+
+    Args:
+        wait_s: the head's RAY_JOB_STOP_WAIT_TIME_S; None where it is not set.
+    """
+    value = wait_s if wait_s and wait_s.strip().isdecimal() else ""
+    ok = True if value and int(value) >= _STOP_S else None
+    told = f"ray job stop waits {value or _DEFAULT_STOP_S} s for the last checkpoint"
+    mend = f"Start the head with RAY_JOB_STOP_WAIT_TIME_S={2 * _STOP_S}"
+    return Finding("job stop", told, ok, "" if ok else mend)
 
 
 def round_trip(sent_s: float, there_s: float, back_s: float) -> tuple[float, float]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from gatdist.config import masked_url
 from gatdist.data.codecs import LABEL_COMPONENT, CodecError, read_sound_header
 from gatdist.data.format import (
     MANIFEST,

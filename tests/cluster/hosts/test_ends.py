@@ -42,7 +42,10 @@ def test_signals_and_a_terminal_that_closes(runs: Runs, undisturbed: str) -> Non
 
     runs.start()
     assert runs.finish() == 0, runs.errors
-    assert [one["reason"] for one in runs.attempts()] == ["new", "interrupted", "interrupted"]
+    first, *others = [one["reason"] for one in runs.attempts()]
+    assert first == "new"
+    assert len(others) == 2
+    assert set(others) <= {"interrupted", "running"}  # the latter where it was in an evaluation
     assert runs.digest() == undisturbed
     seen = runs.seen()
     assert seen == sorted(set(seen))
@@ -100,7 +103,8 @@ def test_a_ray_job_shows_progress_and_can_be_stopped(dashboard: str, tmp_path: P
     assert "stopping after a checkpoint" in log
     newest = Checkpoints(store.child("checkpoints")).newest()
     assert newest is not None
-    assert newest.state["status"] == "interrupted"
+    # "running": stopped in an evaluation, which is still to be done.
+    assert newest.state["status"] in ("interrupted", "running")
 
     # The terminal is gone as soon as it is submitted.
     ray_job(dashboard, "submit", "--no-wait", "--submission-id", "second", "--", *train)

@@ -69,14 +69,14 @@ def test_a_frozen_worker_is_named_and_may_come_back(runs: Runs, undisturbed: str
 
 
 def test_a_deadlocked_and_a_frozen_worker_are_given_up(runs: Runs, undisturbed: str) -> None:
-    """Fault 16: bounded by cluster.timeout_s, with the stacks of all workers."""
+    """Fault 16: bounded by cluster.heartbeat_timeout_s, with the stacks of all workers."""
     runs.faults(
         """
         fail_at("generator", hang, rank=1, step=60, attempt=1)
         fail_at("generator", freeze, rank=0, step=120, attempt=2)
         """
     )
-    runs.start("cluster.timeout_s=12", "cluster.late_s=3")
+    runs.start("cluster.heartbeat_timeout_s=12", "cluster.late_s=3")
     assert runs.finish() == 0, runs.errors
     runs.whole()
     assert runs.digest() == undisturbed

@@ -25,7 +25,7 @@ tick_samples = {TICK}
 checkpoint_samples = {TICK}
 
 [cluster]
-timeout_s = 20
+heartbeat_timeout_s = 20
 late_s = 4
 backend = "gloo"
 

@@ -1,0 +1,280 @@
+"""Long evaluations are not hangs, signals interrupt them, and helper processes may be killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from support import end_group, marked_processes, start_gatdist, wait_until
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+
+TOTAL = 1280
+# On an idle machine it takes 1 to 3 s; an evaluation that went on would take a minute.
+LIMIT_S = 15
+SETTINGS = [
+    f"run.total_samples={TOTAL}",
+    "run.tick_samples=320",
+    "run.checkpoint_samples=320",
+    "run.reduction=canonical",
+    "run.reduction_lanes=2",
+    'model.generator={name="residual", width=8}',
+    'model.discriminator={name="residual", width=8}',
+    "evaluate.every_samples=640",
+    "evaluate.num_samples=1797",
+    "evaluate.features=slow",
+    'evaluate.metrics=["swd"]',
+    'plugins=["slow_features"]',
+    "run.keep_checkpoints=9",
+]
+# 1,797 real and as many fake samples are looked at in chunks of 256: 8 of each.
+PLUGIN = """
+import os, pathlib, signal, time
+from gatdist import register_feature_extractor
+from gatdist.evaluation.features import Coordinates
+from gatdist.faults import fail_at, here
+folder = pathlib.Path(__file__).parent
+(folder / "processes").mkdir(exist_ok=True)
+(folder / "processes" / str(os.getpid())).touch()
+def kill(): os.kill(os.getpid(), signal.SIGKILL)
+@register_feature_extractor("slow")
+class Slow(Coordinates):
+    def __call__(self, samples):
+        (folder / f"chunk-{here.rank}-{here.attempt}-{here.step}").touch()
+        time.sleep(float((folder / "seconds").read_text()))
+        return super().__call__(samples)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A user's folder with a feature extractor that takes a second a chunk."""
+    (tmp_path / "slow_features.py").write_text(PLUGIN)
+    slow(tmp_path, 0)
+    return tmp_path
+
+
+def slow(folder: Path, seconds: float) -> None:
+    (folder / "seconds").write_text(str(seconds))
+
+
+def start(folder: Path, *words: str, settings=(), env=None) -> subprocess.Popen[str]:
+    sets = [w for setting in (*SETTINGS, *settings) for w in ("--set", setting)]
+    return start_gatdist(
+        "train", "digits", "--json", "--run-dir", "run", *words, *sets, cwd=folder, env=env
+    )
+
+
+def finish(process, timeout_s=200):
+    try:
+        output, errors = process.communicate(timeout=timeout_s)
+    finally:
+        end_group(process)
+    return process.returncode, output, errors
+
+
+def committed(folder: Path) -> list[int]:
+    found = folder.glob("run/checkpoints/*/MANIFEST.json")
+    return sorted({int(path.parent.name.partition(".")[0]) for path in found})
+
+
+def attempts(folder: Path):
+    lines = (folder / "run/attempts.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def lines_of(folder: Path):
+    """What metrics.jsonl says that does not depend on the time of day."""
+    lines = map(json.loads, (folder / "run/metrics.jsonl").read_text().splitlines())
+    names = ("samples_seen", "loss/generator", "loss/discriminator", "metric/swd", "protocol")
+    return [{name: line.get(name) for name in names} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, run_gatdist):
+    """The digest and the lines of metrics.jsonl of a run that was left alone."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "slow_features.py").write_text(PLUGIN)
+    slow(folder, 0)
+    status, _, errors = finish(start(folder, "--local"))
+    assert status == 0, errors
+    assert [line["metric/swd"] is not None for line in lines_of(folder)] == [False, True] * 2
+    return digest(run_gatdist, folder), lines_of(folder)
+
+
+def digest(run_gatdist, folder):
+    finished = run_gatdist("inspect", folder / "run", "--digest")
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
+def on_ray(address: str) -> tuple[str, ...]:
+    return "--workers", "2", "--address", address
+
+
+@pytest.fixture(params=["local", "ray"])
+def way(request):
+    """How training is launched."""
+    if request.param == "local":
+        return ("--local",)
+    return on_ray(request.getfixturevalue("ray_address"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_interrupts_an_evaluation_which_is_done_again_at_resume(
+    number, way, folder, undisturbed, run_gatdist
+):
+    slow(folder, 4)
+    process = start(folder, *way, env={"PYTHONUNBUFFERED": "1"})
+    try:
+        wait_until((folder / "chunk-0-1-10").exists, "an evaluation", timeout_s=100)
+        time.sleep(0.3)
+        process.send_signal(number)
+        began = time.monotonic()
+        status, _, errors = finish(process, 30)
+        assert time.monotonic() - began < LIMIT_S, errors
+    finally:
+        end_group(process)
+    assert status == 75, errors
+    assert "Traceback" not in errors
+    assert errors.count("checkpoint at 640") == 1
+    assert committed(folder)[-1] == 640, "no step is lost"
+    slow(folder, 0)
+    status, output, errors = finish(start(folder, *way))
+    assert status == 0, errors
+    assert attempts(folder)[-1]["resumed_from"] == 640
+    assert json.loads(output)["metrics"]["swd"] == undisturbed[1][-1]["metric/swd"]
+    assert (digest(run_gatdist, folder), lines_of(folder)) == undisturbed
+
+
+def test_sigkill_in_an_evaluation_loses_no_step(way, folder, undisturbed, run_gatdist):
+    with (folder / "slow_features.py").open("a") as plugin:
+        plugin.write('fail_at("evaluation", kill, rank=0, step=10)\n')
+    status, _, errors = finish(start(folder, *way, settings=["cluster.max_failures=0"]))
+    assert status == (-9 if "--local" in way else 75), errors
+    assert committed(folder)[-1] == 640
+    status, _, errors = finish(start(folder, *way))
+    assert status == 0, errors
+    assert attempts(folder)[-1]["resumed_from"] == 640
+    assert (digest(run_gatdist, folder), lines_of(folder)) == undisturbed
+
+
+@pytest.mark.parametrize("where", ["start", "first step", "commit", "twice"])
+def test_a_signal_at_the_start_in_a_commit_or_twice_corrupts_nothing(
+    where, way, folder, undisturbed, run_gatdist
+):
+    plugin = {
+        "start": '(folder / "here").touch(); time.sleep(20)\n',
+        "first step": 'fail_at("generator", lambda: ((folder / "here").touch(), time.sleep(20)))\n',
+        "commit": 'fail_at("commit/MANIFEST.json", lambda: ((folder / "here").touch(), '
+        "time.sleep(2)), rank=0, step=5)\n",
+        "twice": 'fail_at("commit/MANIFEST.json", lambda: ((folder / "here").touch(), '
+        "time.sleep(2)), rank=0, step=5)\n",
+    }[where]
+    (folder / "slow_features.py").write_text(PLUGIN + plugin)
+    process = start(folder, *way)
+    try:
+        wait_until((folder / "here").exists, "the place", timeout_s=100)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        if where == "twice":
+            time.sleep(0.5)
+            process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        status, _, errors = finish(process, 30)
+        assert time.monotonic() - began < LIMIT_S, errors
+    finally:
+        end_group(process)
+    assert status == 75, errors
+    assert "Traceback" not in errors
+    (folder / "slow_features.py").write_text(PLUGIN)
+    status, _, errors = finish(start(folder, *way))
+    assert status == 0, errors
+    assert (digest(run_gatdist, folder), lines_of(folder)) == undisturbed
+
+
+def test_an_evaluation_longer_than_the_heartbeat_limit_is_no_hang(
+    folder, ray_address, undisturbed, run_gatdist
+):
+    slow(folder, 1)  # two evaluations of 4 s and more on each of two workers, 8 s the first time
+    settings = ["cluster.heartbeat_timeout_s=3", "cluster.late_s=2"]
+    status, _, errors = finish(start(folder, *on_ray(ray_address), settings=settings))
+    assert status == 0, errors
+    assert len(attempts(folder)) == 1, errors
+    assert (digest(run_gatdist, folder), lines_of(folder)) == undisturbed
+
+
+def test_one_worker_waits_for_the_long_evaluation_of_another(folder, ray_address):
+    source = PLUGIN.replace("float(", "(here.rank == 0) * float(")
+    (folder / "slow_features.py").write_text(source)
+    slow(folder, 1.5)
+    settings = ["cluster.heartbeat_timeout_s=3", "cluster.late_s=2"]
+    status, _, errors = finish(start(folder, *on_ray(ray_address), settings=settings))
+    assert status == 0, errors
+    assert len(attempts(folder)) == 1, errors
+
+
+def test_a_stuck_evaluation_is_still_a_hang(folder, ray_address, undisturbed, run_gatdist):
+    with (folder / "slow_features.py").open("a") as plugin:
+        plugin.write('fail_at("evaluation", lambda: time.sleep(1000), rank=1, step=10)\n')
+    settings = ["cluster.heartbeat_timeout_s=6", "cluster.late_s=2"]
+    status, _, errors = finish(start(folder, *on_ray(ray_address), settings=settings))
+    assert status == 0, errors
+    _, second = attempts(folder)
+    assert "phase 'evaluation'" in second["reason"]
+    assert second["resumed_from"] == 640
+    assert list(folder.glob("run/logs/stacks-*.txt"))
+    assert (digest(run_gatdist, folder), lines_of(folder)) == undisturbed
+
+
+def processes_of(mark: str, *names: str) -> list[int]:
+    """Those of a run whose command line or title has one of the names."""
+    found = []
+    for process in marked_processes(mark):
+        try:
+            words = Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        if any(name in words for name in names):
+            found.append(process)
+    return found
+
+
+@pytest.mark.parametrize("helper", ["Mailbox", "TrainController", "RayTrainWorker"])
+def test_a_killed_helper_process_is_started_again(helper, folder, undisturbed, run_gatdist):
+    """Of a Ray of our own."""
+    mark = f"gatdist-helper-{os.getpid()}-{helper}"
+    with (folder / "slow_features.py").open("a") as plugin:
+        plugin.write(
+            'fail_at("data", lambda: ((folder / "here").touch(), time.sleep(3)), rank=0, step=7)\n'
+        )
+    process = start(folder, "--workers", "2", env={"MARK": mark})
+    try:
+        wait_until((folder / "here").exists, "the step", timeout_s=100)
+        victims = processes_of(mark, helper)
+        assert victims
+        os.kill(victims[0], signal.SIGKILL)
+        status, _, errors = finish(process)
+    finally:
+        end_group(process)
+    assert status == 0, errors
+    assert "Traceback" not in errors
+    assert len(attempts(folder)) == (1 if helper == "Mailbox" else 2), errors
+    assert (digest(run_gatdist, folder), lines_of(folder)) == undisturbed
+
+
+@pytest.mark.parametrize("variable", ["TMPDIR", "RAY_TMPDIR"])
+def test_a_long_temporary_folder_is_refused_before_ray_starts(variable, folder, run_gatdist):
+    deep = folder / ("a" * 60) / ("b" * 40)
+    deep.mkdir(parents=True)
+    finished = run_gatdist("train", "digits", "--run-dir", "run", cwd=folder, env={variable: deep})
+    assert finished.returncode == 2
+    assert finished.stderr.startswith(f"gatdist: {variable} = ")
+    assert "shorter folder" in finished.stderr
+    assert not (folder / "run/logs/ray.log").exists()
