@@ -64,7 +64,7 @@ class Store:
         self._connection = Connection(
             url, options or {}, retry_budget_s=retry_budget_s, stall_s=stall_s
         )
-        self._anew: Callable[[str], Store] = partial(
+        self._anew: Callable[..., Store] = partial(
             Store, options=options, retry_budget_s=retry_budget_s, stall_s=stall_s
         )
         self._files = OpenFiles()
@@ -86,6 +86,10 @@ class Store:
     def child(self, name: str) -> Store:
         """The folder ``name`` in this one."""
         return self._anew(self._connection.child_url(name))
+
+    def with_retry_budget(self, retry_budget_s: float) -> Store:
+        """The same folder, with another limit on how long an operation is retried."""
+        return partial(self._anew, retry_budget_s=retry_budget_s)(self._connection.url)
 
     def read(self, name: str) -> bytes:
         """The whole content of a file.
@@ -156,21 +160,22 @@ class Store:
             target = self._connection.path(name)
             self._connection.run(name, lambda fs: self._writable(fs).put_file(str(path), target))
 
-    def append(self, name: str, text: str) -> None:
-        """Add text to the end of a file, which is created if absent. A kill may cut the text short.
+    def append(self, name: str, text: str | bytes) -> None:
+        """Add to the end of a file, which is created if absent. A kill may cut short what is added.
 
         One process at a time: unless it is local, the file is read and published anew.
         """
+        data = text.encode() if isinstance(text, str) else text
         if not self.is_local:
             old = self.read(name) if self.exists(name) else b""
-            self.publish(name, old + text.encode())
+            self.publish(name, old + data)
             return
 
         def add(_: object) -> None:
             path = self.local_path(name)
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("ab", buffering=0) as file:
-                before, left = file.tell(), memoryview(text.encode())
+                before, left = file.tell(), memoryview(data)
                 try:
                     while left:
                         left = left[file.write(left) :]

@@ -131,7 +131,7 @@ class _Loop:
         self.counted = self._counts()
         self.rolls_back = False
         self.background = Background("run-directory")
-        self.leaves_out = False
+        self.leaves_out, self.unwritten_metrics = False, list[dict[str, Any]]()
         self.checkpoints = Checkpoints(
             run_dir.child("checkpoints"),
             Retention.from_config(config.run),
@@ -179,6 +179,7 @@ class _Loop:
             self.state,
             self.emit,
             self.background,
+            self.unwritten_metrics,
         )
 
     def _train(self) -> bool:
@@ -245,6 +246,7 @@ class _Loop:
             self.progress.enter("tick")
             with record_function("tick"):
                 self.recorder.tick(values)
+                self.profiler.retry()
             converged = self.convergence.update(samples_seen, metrics)
             if converged and not finished:
                 over, status, reason = True, "converged", converged
@@ -338,6 +340,7 @@ class _Loop:
             "convergence": self.convergence.state(),
             "rollbacks": self.state.rollbacks,
         }
+        self.recorder.before_commit(state)
         with record_function("commit"):
             self.checkpoints.save(
                 self.state.samples_seen,
@@ -375,6 +378,7 @@ class _Loop:
         self.outcome = {key: saved[key] for key in self.outcome}
         self.convergence.load(saved["convergence"])
         self.ticks.wall_time_s = saved["wall_time_s"]
+        self.unwritten_metrics = saved.get("unwritten_metrics", [])
         return True
 
     def _resume(self) -> None:
