@@ -94,8 +94,13 @@ class Profiler:
         attempt = f"attempt-{faults.here.attempt}"
         folder = f"{FOLDER}/steps-{self._first:06d}-{steps_made:06d}-{attempt}"
         self._steps = range(0)  # once: a run that is rolled back may come here again
+        try:
+            files = _files(finished, self._on_cuda)
+        except OSError as error:  # the folder of temporary files is full
+            self._note(f"a profile could not be written: {error}")
+            return
         self._uploads = Uploads(store)
-        for ending, content in _files(finished, self._on_cuda).items():
+        for ending, content in files.items():
             self._uploads.add(f"{folder}/rank-{self._rank}{ending}", content)
         self._upload = Coalesced(background, self._uploads.flush)
         self.retry()
