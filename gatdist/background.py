@@ -72,3 +72,34 @@ class Background:
             raise
         finally:
             self._working_since = None
+
+
+class Coalesced:
+    """Work that a background thread runs soon after each request.
+
+    Requests made while one waits are joined, so that a request never waits, and no more than one
+    entry of the thread's queue is taken.
+
+    Args:
+        background: the thread.
+        work: what it runs.
+    """
+
+    def __init__(self, background: Background, work: Callable[[], object]) -> None:
+        self._background, self._work = background, work
+        self._is_requested = False
+
+    def request(self) -> None:
+        """Have the work run from its beginning at least once after this call.
+
+        Raises what went wrong in the thread since the last call.
+        """
+        if self._is_requested:
+            self._background.check()
+            return
+        self._is_requested = True
+        self._background.submit(self._run)
+
+    def _run(self) -> None:
+        self._is_requested = False  # before the work: what is added meanwhile may come too late
+        self._work()

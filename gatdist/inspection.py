@@ -6,6 +6,7 @@ from typing import Any
 
 from gatdist.data.format import read_manifest as manifest_of_data
 from gatdist.errors import CheckpointError, StorageError
+from gatdist.monitor.metrics import read_metrics
 from gatdist.runs import (
     Checkpoint,
     Checkpoints,
@@ -13,7 +14,6 @@ from gatdist.runs import (
     RunDirectory,
     read_checkpoint,
     read_config,
-    read_lines,
 )
 from gatdist.runs.checkpoint import MANIFEST
 from gatdist.storage import Store
@@ -102,7 +102,7 @@ def _run(store: Store) -> dict[str, Any]:
     damaged: list[str] = []
     newest = Checkpoints(store.child("checkpoints"), on_damaged=damaged.append).newest()
     attempts = RunDirectory(store).attempts()
-    ticks = read_lines(store, "metrics.jsonl")
+    ticks = read_metrics(store).records
     return {
         "kind": "run",
         "url": store.url,

@@ -73,12 +73,13 @@ class Fault:
 
 @dataclass
 class Exchange:
-    """A request, what was done to it, and how many bytes of body have gone back."""
+    """A request, what was done to it, and how many bytes of body were sent and have come back."""
 
     method: str
     path: str
     range: str
     fault: str
+    num_sent: int = 0
     status: int = 0
     num_bytes: int = 0
 
@@ -189,7 +190,8 @@ class Proxy:
     async def _pass_on(self, request: web.BaseRequest) -> web.StreamResponse:
         fault = self._fault_for(request)
         kind = fault.kind if fault else ""
-        exchange = Exchange(request.method, request.rel_url.path, _range(request), kind)
+        num_sent = request.content_length or 0
+        exchange = Exchange(request.method, request.rel_url.path, _range(request), kind, num_sent)
         self.exchanges.append(exchange)
         if self._latency_s:
             await asyncio.sleep(self._latency_s)

@@ -9,6 +9,7 @@ from typing import Any
 
 from gatdist.errors import CheckpointError, GatdistError, StorageError
 from gatdist.monitor.charts import ALARMS
+from gatdist.monitor.metrics import METRICS_FILE, read_metrics
 from gatdist.monitor.numbers import count
 from gatdist.runs import Checkpoints
 from gatdist.runs.checkpoint import read_manifest
@@ -86,12 +87,7 @@ def find(store: Store) -> Findings:
     found = Findings(store.url)
     found.config = _config(store, found.lacks)
     found.attempts = _lines(store, "attempts.jsonl", found.lacks)
-    clocked = (
-        line
-        for line in _lines(store, "metrics.jsonl", found.lacks)
-        if type(line.get("samples_seen")) is int
-    )
-    found.ticks = sorted(clocked, key=lambda line: int(line["samples_seen"]))
+    found.ticks = _metrics(store, found.lacks)
     found.samples = store.list("samples")
     found.files = [f"{folder}/{name}" for folder in _FOLDERS for name in store.list(folder)]
     if not any(name.startswith("fakes") for name in found.samples):
@@ -135,6 +131,19 @@ def _lines(store: Store, name: str, lacks: list[str]) -> list[Record]:
     if not found:
         lacks.append(f"{name} holds nothing yet")
     return found
+
+
+def _metrics(store: Store, lacks: list[str]) -> list[Record]:
+    found = read_metrics(store)
+    if not found.exists:
+        lacks.append(f"{METRICS_FILE} is missing")
+        return []
+    if found.num_damaged:
+        damaged, total = count(found.num_damaged), count(found.num_lines)
+        lacks.append(f"{damaged} of {total} lines of {METRICS_FILE} can't be read")
+    if not found.records:
+        lacks.append(f"{METRICS_FILE} holds nothing yet")
+    return found.records
 
 
 def _checkpoints(store: Store, found: Findings) -> None:

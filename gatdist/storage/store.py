@@ -66,7 +66,7 @@ class Store:
         self._connection = Connection(
             url, options or {}, retry_budget_s=retry_budget_s, stall_s=stall_s
         )
-        self._anew: Callable[[str], Store] = partial(
+        self._anew: Callable[..., Store] = partial(
             Store, options=options, retry_budget_s=retry_budget_s, stall_s=stall_s
         )
         self._files = OpenFiles()
@@ -108,6 +108,10 @@ class Store:
         if url.origin != self.origin:
             raise ValueError(f"is on another origin than {self.origin}")
         return self._anew(url.on(self._connection.url))
+
+    def with_retry_budget(self, retry_budget_s: float) -> Store:
+        """The same folder, with another limit on how long an operation is retried."""
+        return partial(self._anew, retry_budget_s=retry_budget_s)(self._connection.url)
 
     def read(self, name: str) -> bytes:
         """The whole content of a file.
@@ -222,20 +226,21 @@ class Store:
         else:
             self._upload(name, lambda fs, target: fs.put_file(str(path), target))
 
-    def append(self, name: str, text: str) -> None:
-        """Add text to the end of a file, which is created if absent. A kill may cut the text short.
+    def append(self, name: str, text: str | bytes) -> None:
+        """Add to the end of a file, which is created if absent. A kill may cut short what is added.
 
         One process at a time: unless it is local, the file is read and published anew.
         """
+        data = text.encode() if isinstance(text, str) else text
         if not self.is_local:
-            self.publish(name, (self.read_if_exists(name) or b"") + text.encode())
+            self.publish(name, (self.read_if_exists(name) or b"") + data)
             return
 
         def add(_: object) -> None:
             path = self.local_path(name)
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("ab", buffering=0) as file:
-                before, left = file.tell(), memoryview(text.encode())
+                before, left = file.tell(), memoryview(data)
                 try:
                     while left:
                         left = left[file.write(left) :]

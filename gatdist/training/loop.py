@@ -136,7 +136,7 @@ class _Loop:
         self.counted = self._counts()
         self.rolls_back = False
         self.background = Background("run-directory")
-        self.leaves_out = False
+        self.leaves_out, self.unwritten_metrics = False, list[dict[str, Any]]()
         self.evaluations = Evaluations(run_dir)
         # The values of the log interval that the state's evaluation, which is still to be done,
         # belongs to.
@@ -191,6 +191,7 @@ class _Loop:
             self.state,
             self.emit,
             self.background,
+            self.unwritten_metrics,
             # The line of an evaluation that is done again is written again.
             resume_samples=self.state.samples_seen - (self.evaluating is not None),
         )
@@ -279,6 +280,7 @@ class _Loop:
         self.progress.enter("tick")
         with record_function("tick"):
             self.recorder.tick(values)
+            self.profiler.retry()
         self.ticks.start()
 
     def _due(self, interval: int) -> bool:
@@ -381,11 +383,13 @@ class _Loop:
         samples_seen = self.state.samples_seen
         with self.progress.lengthy():
             self.checkpoints.wait()
+        state = self._checkpoint_state()
+        self.recorder.before_commit(state)
         with record_function("commit"):
             written = self.checkpoints.save(
                 samples_seen,
                 self.state.tensors(),
-                self._checkpoint_state(),
+                state,
                 attempt=self.directory.attempt,
             )
         written.add_done_callback(lambda _: self._committed(written, samples_seen))
@@ -445,6 +449,7 @@ class _Loop:
         self.outcome = {key: saved[key] for key in self.outcome}
         self.convergence.load(saved["convergence"])
         self.ticks.wall_time_s = saved["wall_time_s"]
+        self.unwritten_metrics = saved.get("unwritten_metrics", [])
         return True
 
     def _resume(self) -> None:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +25,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from gatdist import faults
-from gatdist.background import Background
+from gatdist.background import Background, Coalesced
 from gatdist.config import Config
-from gatdist.errors import ConfigError, GatdistError
+from gatdist.errors import ConfigError
 from gatdist.monitor.timing import PhaseTimer
+from gatdist.monitor.uploads import Uploads
 from gatdist.parallel.communicator import Communicator
 from gatdist.runs import Checkpoints
 from gatdist.runs.checkpoints import Name
@@ -64,6 +64,7 @@ class Profiler:
         self._timer, self._note = timer, note
         self._profile: profile | None = None
         self._first = 0
+        self._uploads: Uploads | None = None
 
     def step(self, number: int) -> AbstractContextManager[object]:
         """The context of the step of that number, counted from 0 since the run began."""
@@ -83,7 +84,7 @@ class Profiler:
         Args:
             steps_made: since the run began.
             store: the run directory.
-            background: does the writing; what fails there is told, and ends no run.
+            background: does the writing; what fails there is kept for :meth:`retry`.
         """
         if self._profile is None:
             if steps_made <= self._steps.start < self._steps.stop and self._rank == 0:
@@ -93,15 +94,29 @@ class Profiler:
         attempt = f"attempt-{faults.here.attempt}"
         folder = f"{FOLDER}/steps-{self._first:06d}-{steps_made:06d}-{attempt}"
         self._steps = range(0)  # once: a run that is rolled back may come here again
-        for ending, content in _files(finished, self._on_cuda).items():
-            path = f"{folder}/rank-{self._rank}{ending}"
-            background.submit(partial(self._publish, store, path, content))
+        try:
+            files = _files(finished, self._on_cuda)
+        except OSError as error:  # the folder of temporary files is full
+            self._note(f"a profile could not be written: {error}")
+            return
+        self._uploads = Uploads(store)
+        for ending, content in files.items():
+            self._uploads.add(f"{folder}/rank-{self._rank}{ending}", content)
+        self._upload = Coalesced(background, self._uploads.flush)
+        self.retry()
         if self._rank == 0:
             steps = f"steps {self._first} to {steps_made - 1}"
             self._note(f"profile of {steps}: {store.url}/{folder}; Perfetto opens *{TRACE_ENDING}")
 
+    def retry(self) -> None:
+        """Have what is not written yet written in the background."""
+        if self._uploads and self._uploads.missing:
+            self._upload.request()
+
     def close(self) -> None:
-        """End a profile that nobody wants any more."""
+        """Write what is not written yet, and end a profile that nobody wants any more."""
+        if self._uploads and not self._uploads.flush(patient=True):
+            self._note(f"a profile could not be written: {self._uploads.error}")
         if self._profile is not None:
             self._stop()
             if self._on_cuda:
@@ -123,13 +138,6 @@ class Profiler:
         self._timer.makes_ranges = False
         stopped.stop()
         return stopped
-
-    def _publish(self, store: Store, path: str, content: bytes) -> None:
-        """In the background."""
-        try:
-            store.publish(path, content)
-        except GatdistError as error:
-            self._note(f"a profile could not be written: {error}")
 
 
 def _files(finished: profile, on_cuda: bool) -> dict[str, bytes]:

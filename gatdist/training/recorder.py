@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from functools import partial
+from collections import deque
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gatdist.background import Background
+from gatdist.background import Background, Coalesced
 from gatdist.config import Config, masked_url
 from gatdist.data import Dataset
+from gatdist.errors import StorageUnavailableError
 from gatdist.exhibits import Exhibit, exhibit
 from gatdist.models import DTYPES
+from gatdist.monitor.metrics import Record
 from gatdist.monitor.sinks import Monitor
+from gatdist.monitor.uploads import Uploads
 from gatdist.parallel.communicator import Communicator
 from gatdist.runs import Evaluations, RunDirectory, Sampler
 from gatdist.training.health import alarms
@@ -25,6 +28,8 @@ from gatdist.training.state import TrainState
 Emit = Callable[[str, dict[str, Any]], None]
 # Writes that take longer are told of.
 _SLOW_STORAGE_S = 10.0
+# With so many previews waiting, no more are made.
+_MAX_PREVIEWS = 4
 
 
 class Recorder:
@@ -38,6 +43,7 @@ class Recorder:
         state: resumed; its averaged generator makes the pictures.
         emit: tells people.
         background: does the writing.
+        unwritten: metrics that the checkpoint holds, since they could not be written before it.
         resume_samples: what was written past it by earlier attempts is taken back.
     """
 
@@ -50,6 +56,7 @@ class Recorder:
         state: TrainState,
         emit: Emit,
         background: Background,
+        unwritten: Iterable[Record],
         resume_samples: int,
     ) -> None:
         self.active = comm.is_main
@@ -64,10 +71,14 @@ class Recorder:
         )
         self.store, self._directory = directory.store, directory
         self._background, self._waits = background, False
+        self._metrics: deque[tuple[int, dict[str, Any]]] = deque()
+        self._previews: deque[tuple[int, str, Exhibit, str]] = deque()
+        self._write_soon = Coalesced(background, self._write)
+        self._warned = False
         self.exhibit_path = ""
         self._real = self._real_samples()  # may find that they are bad: before any thread starts
-        self.monitor = self._monitor(resume_samples)
-        background.submit(partial(self._introduce, state.samples_seen))
+        self.monitor = self._monitor(resume_samples, unwritten)
+        self._introduce(state.samples_seen)
         emit(
             "start",
             {
@@ -104,12 +115,14 @@ class Recorder:
         raised = alarms(self.config.health, values)
         values |= {f"health/{alarm.name}": 1.0 for alarm in raised}
         samples_seen = int(values["samples_seen"])
-        # While storage keeps us waiting, exhibits would pile up in memory.
-        shown = None if self._waits else self._exhibit(fakes)
-        self._background.submit(partial(self._write, samples_seen, values, shown))
-        if shown is not None:
-            self.exhibit_path = f"samples/fakes-{samples_seen:09d}{next(iter(shown.files()))}"
-        self._pass_on_complaints()
+        # While storage keeps us waiting, previews would pile up in memory.
+        if not self._waits and len(self._previews) < _MAX_PREVIEWS:
+            shown, path = self._exhibit(fakes), f"samples/fakes-{samples_seen:09d}"
+            self._previews.append((samples_seen, "fakes", shown, path))
+            self.exhibit_path = f"{path}{next(iter(shown.files()))}"
+        self._metrics.append((samples_seen, values))
+        self._write_soon.request()
+        self._warn_of_failures()
         self.emit("tick", values | {"total_samples": self.config.run.total_samples})
         for alarm in raised:
             self.emit(
@@ -151,31 +164,68 @@ class Recorder:
         if self.active:
             self.emit("done", outcome | {"samples": self.exhibit_path, "run_dir": self.store.url})
 
-    def close(self) -> None:
-        """Write out what is buffered."""
+    def before_commit(self, state: dict[str, Any]) -> None:
+        """Have all metrics so far written before the checkpoint that is committed next.
+
+        Args:
+            state: of the checkpoint; metrics that can't be written are added to it, so that a
+                checkpoint never knows more than the metrics do.
+        """
         if self.active:
-            try:
-                self._background.wait()
-            finally:
-                # Storage that has just failed for a minute is not asked for another one.
-                self.monitor.close(publish=not self._background.failed)
-                self._pass_on_complaints()
+
+            def write() -> None:
+                self._write(force=True)
+                if unwritten := self.monitor.unwritten:
+                    state["unwritten_metrics"] = unwritten
+
+            self._background.submit(write)
+
+    def close(self) -> None:
+        """Write out what is buffered, and warn once of what can't be written."""
+        if self.active:
+            self._close(final=True)
+            if missing := self.monitor.missing:
+                what, error = ", ".join(missing), self.monitor.error
+                because = f": {error}" if error else ""
+                self.emit(
+                    "warning", {"message": f"not written to {self.store.url}: {what}{because}"}
+                )
 
     def rewind(self) -> None:
         """Take back what was written past the state's clock, which has been set back."""
         if self.active:
-            self.close()
-            self.monitor = self._monitor(self.state.samples_seen)
+            self._close(final=False)
+            waiting = self.monitor.unwritten, self.monitor.uploads
+            self.monitor = self._monitor(self.state.samples_seen, *waiting)
 
-    def _pass_on_complaints(self) -> None:
-        while self.monitor.complaints:
-            self.emit("warning", {"message": self.monitor.complaints.pop(0)})
+    def _close(self, *, final: bool) -> None:
+        try:
+            if not self._background.failed:
+                self._write_soon.request()
+            self._background.wait()
+        finally:
+            while self._metrics:  # if the thread has failed
+                self.monitor.tick(*self._metrics.popleft())
+            # Storage that has just failed for a minute is not asked for another one.
+            self.monitor.close(final=final, publish=not self._background.failed)
 
-    def _monitor(self, resume_samples: int) -> Monitor:
+    def _warn_of_failures(self) -> None:
+        """Warn once as long as something can't be written."""
+        error = self.monitor.error
+        if error and not self._warned:
+            again = "Training continues; this is retried at each log interval"
+            self.emit("warning", {"message": f"{error}. {again}"})
+        self._warned = bool(error)
+
+    def _monitor(
+        self, resume_samples: int, unwritten: Iterable[Record], uploads: Uploads | None = None
+    ) -> Monitor:
         return Monitor(
             self.store,
             tensorboard=self.config.monitor.tensorboard,
             resume_samples=resume_samples,
+            unwritten=unwritten,
+            uploads=uploads,
         )
 
     def _fakes(self) -> Tensor:
@@ -202,22 +252,28 @@ class Recorder:
         return {"points": 4096, "audio": min(shown, 16)}.get(self.dataset.modality, shown)
 
     def _introduce(self, samples_seen: int) -> None:
-        """In the background: what is shown once."""
+        """Show what is shown once."""
         self.monitor.text("configuration", config_table(self.config))
         self.monitor.hparams(self.config)
-        self._show(samples_seen, "reals", self._exhibit(self._real), "samples/reals")
+        self._previews.append((samples_seen, "reals", self._exhibit(self._real), "samples/reals"))
+        self._write_soon.request()
 
-    def _write(self, samples_seen: int, values: dict[str, Any], shown: Exhibit | None) -> None:
-        """In the background: one tick."""
-        self._directory.require_current()
-        if shown is not None:
-            self._show(samples_seen, "fakes", shown, f"samples/fakes-{samples_seen:09d}")
-        self.monitor.tick(samples_seen, values)
+    def _write(self, *, force: bool = False) -> None:
+        """In the background: write metrics and previews, unless another attempt has taken over."""
+        while self._metrics:
+            self.monitor.tick(*self._metrics.popleft())
+        try:
+            self._directory.require_current()
+        except StorageUnavailableError:
+            return  # later
+        while self._previews:
+            self._show(*self._previews.popleft())
+        self.monitor.flush(force=force)
 
     def _show(self, samples_seen: int, tag: str, shown: Exhibit, path: str) -> None:
-        """In the background: publish files at ``path`` and their endings, and in TensorBoard."""
+        """Have files uploaded to ``path`` and their endings, and show them in TensorBoard."""
         for ending, make in shown.files().items():
-            self.store.publish(f"{path}{ending}", make())
+            self.monitor.uploads.add(f"{path}{ending}", make())
         self.monitor.exhibit(samples_seen, f"samples/{tag}", shown.picture, shown.sound, shown.text)
 
     def _exhibit(self, samples: Tensor) -> Exhibit:

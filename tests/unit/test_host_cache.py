@@ -7,6 +7,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import subprocess
 import sys
 import threading
@@ -19,13 +20,25 @@ import pytest
 
 from gatdist.data.reading.host_cache import HostCache, block_key
 from gatdist.errors import StorageError
+from support import wait_until
 
 SIZE = 1000
 KEYS = [block_key("f" * 64, i, i + 1) for i in range(60)]
 
 
+PART = f"{'0' * 40}.block-{'1' * 16}.part"
+
+
 def content_of(i: int) -> bytes:
     return random.Random(i).randbytes(SIZE)
+
+
+def sweep(folder: Path, max_bytes: int = 10**6) -> None:
+    """Start a process's cache, and wait for its sweep."""
+    HostCache(str(folder), max_bytes)
+    for thread in threading.enumerate():
+        if thread.name == "gatdist-cache-sweep":
+            thread.join()
 
 
 class Loads:
@@ -193,8 +206,8 @@ for _ in range(15):
 """
 
 
-def run_script(script: str, folder: Path) -> str:
-    command = [sys.executable, "-c", FORKS + script, str(folder)]
+def run_script(script: str, folder: Path, *arguments: str) -> str:
+    command = [sys.executable, "-c", FORKS + script, str(folder), *arguments]
     finished = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert finished.returncode == 0, finished.stderr
     return finished.stdout
@@ -209,11 +222,12 @@ def test_processes_fetch_each_block_about_once(tmp_path: Path) -> None:
 def test_kills_leave_nothing_to_clean_up(tmp_path: Path) -> None:
     run_script(FILLS, tmp_path)
     own = tmp_path / "gatdist-blocks-1"
-    (own / "0.block-1.part").write_bytes(b"torn")
+    (own / PART).write_bytes(b"torn")
     began = time.monotonic()
     cache = HostCache(str(tmp_path), 40 * 200_000)
-    assert files(tmp_path, ".part") == []
-    assert int((own / "usage").read_text()) == sum(p.stat().st_size for p in files(tmp_path))
+    wait_until(lambda: files(tmp_path, ".part") == [], "the sweep")
+    used = sum(p.stat().st_size for p in files(tmp_path))
+    wait_until(lambda: int((own / "usage").read_text()) == used, "the count of bytes")
     contents = [random.Random(i).randbytes(200_000) for i in range(100)]
     keys = [block_key("f" * 64, i, 0) for i in range(100)]
     assert cache.fetch(keys, lambda numbers: [contents[i] for i in numbers]) == contents
@@ -223,14 +237,142 @@ def test_kills_leave_nothing_to_clean_up(tmp_path: Path) -> None:
 
 
 def test_a_block_that_is_being_written_is_not_swept(tmp_path: Path) -> None:
-    HostCache(str(tmp_path), 10**6)
-    path = tmp_path / "gatdist-blocks-1" / "0.block-1.part"
+    sweep(tmp_path)
+    path = tmp_path / "gatdist-blocks-1" / PART
     with path.open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        HostCache(str(tmp_path), 10**6)
+        sweep(tmp_path)
         assert path.exists()
-    HostCache(str(tmp_path), 10**6)
+    sweep(tmp_path)
     assert not path.exists()
+
+
+def test_cache_files_of_others_are_never_followed_or_deleted(tmp_path: Path) -> None:
+    """Links, pipes, foreign names, and files of another user, in a folder that all may write to."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "treasure").write_bytes(bytes(5000))
+    cache_dir = tmp_path / "cache"
+    own = cache_dir / "gatdist-blocks-1"
+    own.mkdir(parents=True)
+    own.chmod(0o777)
+    (own / f"{KEYS[0]}.block").symlink_to(outside / "treasure")
+    (own / PART).symlink_to(outside / "treasure")
+    os.mkfifo(own / f"{KEYS[1]}.block")
+    (own / "notes.block").write_bytes(b"not ours")
+    (own / f"{KEYS[2]}.block.bak").write_bytes(b"not ours")
+    (own / "usage").symlink_to(outside / "treasure")
+    (own / "sub.part").mkdir()
+    if os.geteuid() == 0:
+        (own / f"{KEYS[3]}.block").write_bytes(b"of another user")
+        os.chown(own / f"{KEYS[3]}.block", 12345, 12345)
+    before = sorted(path.name for path in own.iterdir())
+    cache = HostCache(str(cache_dir), 3 * (SIZE + 100))
+    assert get(cache, list(range(20))) == 20
+    get(cache, list(range(20)))
+    left = {path.name for path in own.iterdir()}
+    replaced = {f"{KEYS[i]}.block" for i in range(4)}
+    assert set(before) - replaced <= left
+    assert (outside / "treasure").read_bytes() == bytes(5000)
+    assert not own.stat().st_mode & 0o022
+
+
+@pytest.mark.parametrize("kind", ["link", "user", "file"])
+def test_cache_folder_of_another_user_is_not_used(tmp_path: Path, kind: str) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    own = tmp_path / "cache" / "gatdist-blocks-1"
+    own.parent.mkdir()
+    if kind == "link":
+        own.symlink_to(outside)
+    elif kind == "file":
+        own.write_bytes(b"")
+    else:
+        if os.geteuid() != 0:
+            pytest.skip("only root may give a folder away")
+        own.mkdir()
+        os.chown(own, 12345, 12345)
+    cache = HostCache(str(tmp_path / "cache"), 10**6)
+    assert get(cache, [1, 2]) == 2
+    assert get(cache, [1, 2]) == 0
+    assert cache.notes == []
+    assert list(outside.iterdir()) == []
+    assert kind == "file" or list(own.iterdir()) == []
+
+
+def test_cache_folder_that_vanishes_is_made_anew(tmp_path: Path) -> None:
+    cache = HostCache(str(tmp_path), 10**6)
+    get(cache, [1])
+    sweep(tmp_path)
+    shutil.rmtree(tmp_path / "gatdist-blocks-1")
+    assert get(cache, [1, 2]) == 2
+    sweep(tmp_path)
+    get(cache, [1, 2])
+    assert get(cache, [1, 2]) == 0
+    assert cache.notes == []
+
+
+def test_cache_sweeper_that_is_killed_is_replaced(tmp_path: Path) -> None:
+    script = """
+import os, signal, sys, time
+from gatdist.data.reading import host_cache
+host_cache.HostCache._files = lambda self, folder: print("sweeps", flush=True) or time.sleep(60)
+host_cache.HostCache(sys.argv[1], 10**6)
+time.sleep(60)
+"""
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert child.stdout
+        assert child.stdout.readline() == "sweeps\n"
+        part = tmp_path / "gatdist-blocks-1" / PART
+        part.write_bytes(b"torn")
+        began = time.monotonic()
+        cache = HostCache(str(tmp_path), 10**6)
+        get(cache, [1])
+        assert time.monotonic() - began < 5
+        assert part.exists(), "there is one sweeper at a time"
+    finally:
+        child.kill()
+        child.communicate()
+    sweep(tmp_path)
+    assert not part.exists()
+
+
+STARTS = """
+import threading
+limit, go = int(sys.argv[2]), time.monotonic() + 0.5
+
+def begin(seed):
+    time.sleep(max(0, go - time.monotonic()))
+    cache = HostCache(sys.argv[1], limit)
+    for i in range(20):
+        data = bytes([seed]) * 1000
+        key = block_key("e" * 64, seed, i)
+        assert cache.fetch([key], lambda numbers: [data]) == [data]
+    for thread in threading.enumerate():
+        if thread.name == "gatdist-cache-sweep":
+            thread.join()
+    return cache.notes
+
+started = [start(begin, seed) for seed in range(8)]
+print(json.dumps([json.load(pipe) for _, pipe in started]))
+"""
+
+
+@pytest.mark.timeout(240)
+def test_cache_that_is_full_of_many_blocks_fails_no_start(tmp_path: Path) -> None:
+    """131,072 blocks, and 8 processes that start at once."""
+    own = tmp_path / "gatdist-blocks-1"
+    own.mkdir(mode=0o700)
+    for i in range(131_072):
+        (own / f"{i:040x}.block").write_bytes(b"x" * 100)
+    limit = 131_072 * 100  # it is full
+    assert json.loads(run_script(STARTS, tmp_path, str(limit))) == [[]] * 8
+    sweep(tmp_path, limit)
+    sizes = [path.stat().st_size for path in own.iterdir() if path.name.endswith(".block")]
+    assert sum(sizes) <= limit
+    assert len(sizes) > 100_000
 
 
 def test_who_waits_for_another_can_be_stopped(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_a_damaged_run(tmp_path: Path) -> None:
     for told in (
         "config.json is damaged",
         "1 of 2 lines of attempts.jsonl can't be read",
-        "2 of 7 lines of metrics.jsonl can't be read",
+        "3 of 7 lines of metrics.jsonl can't be read",
         "fakes-000000064.png can't be shown",
         "fakes-000000064.wav can't be shown (no WAV file)",
         "checkpoint 000000064 is damaged: a.safetensors",

@@ -4,13 +4,14 @@
 
     <folder>/gatdist-blocks-1/
         lock             empty; byte k of it is locked by whoever fetches the block of number k
-        usage            bytes of all blocks, in decimal
+        usage            bytes of all blocks, in decimal; never less than there are
         0123abcd….block  one block: magic, CRC-32 and length of its content, then the content
         ….part           a block that is being written, and locked by its writer
 
 A block's name is a digest of its shard's digest and its place there, so that other data sets, and
 other versions of one, never meet. Locks are the kernel's and go with the process that held them:
-after a kill at any moment there is nothing to clean up by hand.
+after a kill at any moment there is nothing to clean up by hand. Where the folder belongs to another
+user, one with the user's number in its name is used.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import secrets
+import stat
 import struct
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -34,7 +38,10 @@ _HEADER = struct.Struct("<8sIQ")  # magic, CRC-32, length
 _MAGIC = b"gatdist1"
 # struct flock of Linux: type, whence, start, length, process (0 for locks of an open file).
 _FLOCK = struct.Struct("hhqqi4x")
-_USAGE_LOCK = 2**62  # above the number of any block
+_USAGE_LOCK, _SWEEP_LOCK = 2**62, 2**62 + 1  # above the number of any block
+# Others may write to the folder that ours is in: links are not followed, pipes not waited for.
+_OPEN = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_OURS = re.compile(r"[0-9a-f]{40}\.block(?:-[0-9a-f]{16}\.part)?", re.ASCII)
 # Once full, it is emptied to this share at once, since to find what is oldest costs a listing.
 _KEPT_SHARE = 0.9
 _POLL_S = 0.005
@@ -55,6 +62,7 @@ class HostCache:
     """Blocks by key. Safe to use from several threads and processes.
 
     It never fails later than at the start: what can't be written is not kept, and ``notes`` tells.
+    Whatever others do to its folder costs no more than fetching blocks again.
 
     Args:
         folder: made if absent; only a folder of our own in it is touched.
@@ -66,23 +74,26 @@ class HostCache:
         hits: blocks that were there.
 
     Raises:
-        StorageError: the folder can't be used.
+        StorageError: ``folder`` is no folder, or may not be written to.
     """
 
     def __init__(self, folder: str, max_bytes: int) -> None:
-        self._folder = os.path.join(os.path.abspath(folder), _FOLDER)
+        self._parent = os.path.abspath(folder)
+        self._uid = os.geteuid()
         self._max_bytes = max_bytes
         self._writes = True
         self.notes: list[str] = []
         self.hits = 0
         try:
-            os.makedirs(self._folder, exist_ok=True)
-            with self._locking() as lock:
-                self._lock_usage(lock)
-                self._sweep()
-                self._set_usage(sum(size for _, size, _ in self._blocks()))
+            with suppress(FileExistsError):
+                os.makedirs(self._parent)
+            os.close(os.open(self._parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            if os.statvfs(self._parent).f_flag & os.ST_RDONLY:
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+            with suppress(FileNotFoundError), self._opened():  # removed, or replaced by a link
+                pass
         except OSError as error:
-            if error.errno not in _FULL:
+            if error.errno not in (*_FULL, errno.EPERM):
                 raise StorageError(
                     "data.cache_dir",
                     f"can't be used ({error.strerror or error})",
@@ -90,6 +101,9 @@ class HostCache:
                     mend="Choose a folder on a local disk that may be written to, or leave it out",
                 ) from error
             self._stop_writing(error)
+            return
+        # Listing a large folder takes long, and nothing waits for it.
+        threading.Thread(target=self._tidy, name="gatdist-cache-sweep", daemon=True).start()
 
     def fetch(
         self, keys: Sequence[str], load: Load, stopped: Callable[[], bool] = lambda: False
@@ -120,15 +134,16 @@ class HostCache:
 
     def forget(self, key: str) -> None:
         """Remove a block whose content has turned out to be damaged."""
-        with suppress(OSError):
-            os.unlink(self._path(key))
+        with suppress(OSError), self._opened() as folder:
+            os.unlink(f"{key}.block", dir_fd=folder)
 
     def _load_unless_others_do(
         self, keys: Sequence[str], missing: list[int], load: Load
     ) -> dict[int, bytes]:
         """Those of the ``missing`` that nobody else is loading, or has loaded meanwhile."""
         try:
-            lock = self._open_lock()
+            with self._opened() as folder:
+                lock = _open_lock(folder)
         except OSError as error:
             self._stop_writing(error)
             return {}
@@ -147,14 +162,17 @@ class HostCache:
             os.close(lock)
 
     def _read(self, key: str) -> bytes | None:
-        path = self._path(key)
         try:
-            file = os.open(path, os.O_RDONLY)
+            with self._opened() as folder:
+                file = os.open(f"{key}.block", os.O_RDONLY | _OPEN, dir_fd=folder)
         except OSError:
             return None
         try:
+            facts = os.fstat(file)
+            if not self._is_ours(facts):
+                return None
             magic, crc, length = _HEADER.unpack(os.read(file, _HEADER.size))
-            if magic == _MAGIC and os.fstat(file).st_size == _HEADER.size + length:
+            if magic == _MAGIC and facts.st_size == _HEADER.size + length:
                 content = os.pread(file, length, _HEADER.size)
                 if len(content) == length and crc32(content) == crc:
                     with suppress(OSError):
@@ -171,111 +189,191 @@ class HostCache:
         size = _HEADER.size + len(content)
         if not self._writes or size > self._max_bytes:
             return
-        part = f"{self._path(key)}-{secrets.token_hex(8)}.part"
+        part = f"{key}.block-{secrets.token_hex(8)}.part"
         try:
-            file = self._begin(part, size)
-            try:
-                written = os.writev(
-                    file, [_HEADER.pack(_MAGIC, crc32(content), len(content)), content]
-                )
-                if written < size:
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                with suppress(FileNotFoundError):  # removed by another process to make room
-                    os.replace(part, self._path(key))
-            except BaseException:
-                with suppress(OSError):
-                    os.unlink(part)
-                raise
-            finally:
-                os.close(file)
+            with self._opened() as folder:
+                file = self._begin(folder, part, size)
+                if file is None and self._sweep(folder, size):
+                    file = self._begin(folder, part, size)
+                if file is not None:
+                    _finish(folder, file, part, f"{key}.block", content)
         except OSError as error:
-            self._stop_writing(error)
+            if error.errno != errno.ENOENT:  # others have removed the folder; it is made anew
+                self._stop_writing(error)
 
-    def _begin(self, part: str, size: int) -> int:
-        """A new file, locked, for which there is room; what was not used for longest makes it."""
-        with self._locking() as lock:
-            self._lock_usage(lock)
-            usage = self._usage()
-            if usage + size > self._max_bytes:
-                blocks = sorted(self._blocks())
-                usage = sum(block_size for _, block_size, _ in blocks)
-                target = max(0, int(self._max_bytes * _KEPT_SHARE) - size)
-                for _, block_size, path in blocks:
-                    if usage <= target:
-                        break
-                    with suppress(FileNotFoundError):
-                        os.unlink(path)
-                    usage -= block_size
-            self._set_usage(usage + size)
-            # Whoever sweeps holds the lock, too, and finds the file absent or locked.
-            file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    def _begin(self, folder: int, part: str, size: int) -> int | None:
+        """A new file of ``size`` bytes, locked; None where there is no room for it."""
+        with _usage_locked(folder):
+            usage = _usage(folder)
+            if usage is None or usage + size > self._max_bytes:
+                return None
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _OPEN
+            file = os.open(part, flags, 0o600, dir_fd=folder)
+            try:
+                # All that is counted is in a listing that begins later, with its whole size.
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.ftruncate(file, size)
+                _set_usage(folder, usage + size)
+            except BaseException:
+                os.close(file)
+                with suppress(OSError):
+                    os.unlink(part, dir_fd=folder)
+                raise
             return file
 
-    def _blocks(self) -> Iterator[tuple[int, int, str]]:
-        """When it was used last, size, and path of each block, also of those being written."""
-        with os.scandir(self._folder) as entries:
-            for entry in entries:
-                if entry.name.endswith((".block", ".part")):
-                    with suppress(FileNotFoundError):
-                        facts = entry.stat()
-                        yield facts.st_mtime_ns, facts.st_size, entry.path
+    def _tidy(self) -> None:
+        """In a thread: remove what dead processes left, and count anew what is there."""
+        with suppress(OSError), self._opened() as folder:
+            self._sweep(folder, 0)
 
-    def _sweep(self) -> None:
-        """Remove what dead processes were writing."""
-        for _, _, path in list(self._blocks()):
-            if not path.endswith(".part"):
-                continue
-            with suppress(OSError):  # its writer lives, or is just done
-                file = os.open(path, os.O_RDONLY)
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    os.unlink(path)
-                finally:
-                    os.close(file)
+    def _sweep(self, folder: int, size: int) -> bool:
+        """Remove what dead processes were writing, and what was not used for longest if it is full.
 
-    def _usage(self) -> int:
+        One process of the host does that at a time; false if another one does. If it is killed, its
+        lock goes with it.
+        """
+        lock = _open_lock(folder)
         try:
-            with open(os.path.join(self._folder, "usage")) as file:
-                return int(file.read())
-        except (OSError, ValueError):  # the listing will tell
-            return self._max_bytes
+            if not _lock(lock, _SWEEP_LOCK):
+                return False
+            with _usage_locked(folder):
+                before = _usage(folder)
+            blocks, total = [], 0
+            for used_ns, num_bytes, name in self._files(folder):
+                if name.endswith(".part") and _remove_if_dead(folder, name):
+                    continue
+                total += num_bytes
+                if name.endswith(".block"):
+                    blocks.append((used_ns, num_bytes, name))
+            kept = total
+            if total + size > self._max_bytes:
+                target = max(0, int(self._max_bytes * _KEPT_SHARE) - size)
+                for _, num_bytes, name in sorted(blocks):
+                    if kept <= target:
+                        break
+                    with suppress(FileNotFoundError):
+                        os.unlink(name, dir_fd=folder)
+                    kept -= num_bytes
+            with _usage_locked(folder):
+                now = _usage(folder)
+                # What others have reserved meanwhile may be in the listing, or not.
+                meanwhile = 0 if now is None or before is None else max(0, now - before)
+                _set_usage(folder, kept + meanwhile)
+            return True
+        finally:
+            _unlock(lock)
 
-    def _set_usage(self, usage: int) -> None:
-        with open(os.path.join(self._folder, "usage"), "w") as file:
-            file.write(str(usage))
+    def _files(self, folder: int) -> Iterator[tuple[int, int, str]]:
+        """When it was used last, size, and name of each file that is ours, and of no other."""
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if _OURS.fullmatch(entry.name):
+                    with suppress(FileNotFoundError):
+                        facts = entry.stat(follow_symlinks=False)
+                        if self._is_ours(facts):
+                            yield facts.st_mtime_ns, facts.st_size, entry.name
+
+    def _is_ours(self, facts: os.stat_result) -> bool:
+        return stat.S_ISREG(facts.st_mode) and facts.st_uid == self._uid
+
+    @contextmanager
+    def _opened(self) -> Iterator[int]:
+        """A handle of our folder, which is made if absent, and is no link and no other user's."""
+        for name in (_FOLDER, f"{_FOLDER}-{self._uid}"):
+            path = os.path.join(self._parent, name)
+            with suppress(FileExistsError):
+                os.mkdir(path, 0o700)
+            try:
+                folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | _OPEN)
+            except (NotADirectoryError, PermissionError):  # a link is no folder either
+                continue
+            try:
+                facts = os.fstat(folder)
+                if facts.st_uid == self._uid:
+                    if facts.st_mode & 0o022:
+                        os.fchmod(folder, 0o700)
+                    yield folder
+                    return
+            finally:
+                os.close(folder)
+        raise PermissionError(errno.EPERM, "the folders for it belong to another user")
 
     def _stop_writing(self, error: OSError) -> None:
         if self._writes:
             self._writes = False
             self.notes.append(
-                f"{os.path.dirname(self._folder)}: nothing more is cached here "
+                f"{self._parent}: nothing more is cached here "
                 f"({error.strerror or error}). Training goes on, and fetches again what is not "
                 "there."
             )
 
-    def _path(self, key: str) -> str:
-        return os.path.join(self._folder, f"{key}.block")
 
-    @contextmanager
-    def _locking(self) -> Iterator[int]:
-        """A handle by which bytes of the lock file are locked until the end."""
-        file = self._open_lock()
-        try:
-            yield file
-        finally:
-            os.close(file)
-
-    def _open_lock(self) -> int:
-        # An open file of its own each time: the threads of a process exclude one another, too.
-        return os.open(os.path.join(self._folder, "lock"), os.O_RDWR | os.O_CREAT, 0o666)
-
-    def _lock_usage(self, file: int) -> None:
+@contextmanager
+def _usage_locked(folder: int) -> Iterator[None]:
+    """Hold the lock of the file ``usage``; never for as long as a listing takes."""
+    file = _open_lock(folder)
+    try:
         deadline = time.monotonic() + _USAGE_PATIENCE_S
         while not _lock(file, _USAGE_LOCK):
             if time.monotonic() > deadline:
                 raise TimeoutError(errno.ETIMEDOUT, "another process holds the lock and hangs")
             time.sleep(_POLL_S / 10)
+        yield
+    finally:
+        _unlock(file)
+
+
+def _open_lock(folder: int) -> int:
+    # An open file of its own each time: the threads of a process exclude one another, too.
+    return os.open("lock", os.O_RDWR | os.O_CREAT | _OPEN, 0o600, dir_fd=folder)
+
+
+def _usage(folder: int) -> int | None:
+    """What is counted as used; None where only a listing can tell."""
+    try:
+        file = os.open("usage", os.O_RDONLY | _OPEN, dir_fd=folder)
+        try:
+            return int(os.read(file, 32))
+        finally:
+            os.close(file)
+    except (OSError, ValueError):
+        return None
+
+
+def _set_usage(folder: int, usage: int) -> None:
+    file = os.open("usage", os.O_WRONLY | os.O_CREAT | _OPEN, 0o600, dir_fd=folder)
+    try:
+        os.ftruncate(file, os.pwrite(file, str(usage).encode().rjust(20), 0))
+    finally:
+        os.close(file)
+
+
+def _finish(folder: int, file: int, part: str, name: str, content: bytes) -> None:
+    """Fill a file that was begun, close it, and give it its name."""
+    header = _HEADER.pack(_MAGIC, crc32(content), len(content))
+    try:
+        if os.writev(file, [header, content]) < len(header) + len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.replace(part, name, src_dir_fd=folder, dst_dir_fd=folder)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(part, dir_fd=folder)
+        raise
+    finally:
+        os.close(file)
+
+
+def _remove_if_dead(folder: int, part: str) -> bool:
+    """Remove a file that nobody is writing any more."""
+    with suppress(OSError):  # its writer lives, or is just done
+        file = os.open(part, os.O_RDONLY | _OPEN, dir_fd=folder)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(part, dir_fd=folder)
+            return True
+        finally:
+            os.close(file)
+    return False
 
 
 def _lock(file: int, number: int) -> bool:
@@ -286,6 +384,13 @@ def _lock(file: int, number: int) -> bool:
     except (BlockingIOError, PermissionError):
         return False
     return True
+
+
+def _unlock(file: int) -> None:
+    """Unlock all and close. A process forked meanwhile has the file, too, but no lock."""
+    with suppress(OSError):
+        fcntl.fcntl(file, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0))
+    os.close(file)
 
 
 def _number(key: str) -> int:

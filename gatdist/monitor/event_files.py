@@ -1,0 +1,247 @@
+"""TensorBoard's event files, on local disks and object stores."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gatdist.background import Background, Coalesced
+from gatdist.monitor.charts import Chart
+from gatdist.monitor.grid import Pixels
+from gatdist.monitor.uploads import MAX_BYTES, MIN_GROWTH, RETRY_BUDGET_S
+
+if TYPE_CHECKING:
+    from gatdist.storage import Store
+
+TENSORBOARD_FOLDER = "tensorboard"
+_EVENT_FILE = re.compile(r"events\.out\.tfevents\.(\d{10})\.", re.ASCII)
+# Images and audio that wait to be encoded.
+_MAX_QUEUED = 64
+
+_Writer = Callable[[Any, int | None], None]
+
+
+@dataclass(frozen=True)
+class _Work:
+    do: Callable[[_Writer], None]
+    may_drop: bool
+    time: float
+
+
+class TensorBoard:
+    """Event files, written in the background in the order of the calls, which never wait.
+
+    TensorBoard's library is imported in the background, too, so that the first step need not wait.
+    On a local disk the thread appends to one event file per attempt. Elsewhere each upload is an
+    event file of its own, a segment: TensorBoard reads the files of a folder in the order of their
+    names as one run. Uploads become rarer as the run goes on; see :data:`MIN_GROWTH`. What could
+    not be written is tried again by the next :meth:`flush`.
+
+    Args:
+        run_dir: the run directory.
+        purge_step: what earlier event files hold at this step and above is not shown.
+        background: writes.
+
+    Attributes:
+        error: why the last write failed; "" if it succeeded.
+        num_dropped: calls that left nothing: too many images waited, or encoding failed.
+    """
+
+    def __init__(self, run_dir: Store, purge_step: int, background: Background) -> None:
+        self._run_dir = run_dir
+        self._hasty = run_dir.with_retry_budget(RETRY_BUDGET_S)
+        self._purge_step = purge_step
+        self._queue: deque[_Work] = deque()
+        self._flushes = self._finishes = self._is_patient = False
+        # Touched by the thread alone:
+        self._events = io.BytesIO()
+        self._prefix = ""
+        self._segment: tuple[str, bytes] | None = None  # of which it is not known if it got there
+        self._num_segments, self._sent_bytes = 0, 0
+        self.error = ""
+        self.num_dropped = 0
+        self._drain = Coalesced(background, self._run)
+        self._submit(self._open)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all is written."""
+        return not (self._queue or self._segment or self._events.tell() or self.num_dropped)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """One scalar a tag."""
+
+        def work(writer: _Writer) -> None:
+            from torch.utils.tensorboard.summary import scalar
+
+            for tag, value in values.items():
+                writer(scalar(tag, value), step)
+
+        self._submit(work)
+
+    def layout(self, step: int, groups: Mapping[str, Sequence[Chart]]) -> None:
+        """The charts of the tab *Custom scalars*, by group; the last call's are shown."""
+
+        def work(writer: _Writer) -> None:
+            from torch.utils.tensorboard.summary import custom_scalars
+
+            # TensorBoard looks at the beginning of a tag only.
+            charts = {
+                name: {chart.title: ["Multiline", [f"({chart.pattern})$"]] for chart in group}
+                for name, group in groups.items()
+            }
+            writer(custom_scalars(charts), step)
+
+        self._submit(work)
+
+    def image(self, step: int, tag: str, picture: Pixels) -> None:
+        """A picture, uint8 [height, width, C]."""
+
+        def work(writer: _Writer) -> None:
+            from torch.utils.tensorboard.summary import image
+
+            writer(image(tag, picture, dataformats="HWC"), step)
+
+        self._submit(work, may_drop=True)
+
+    def sound(self, step: int, tag: str, clip: NDArray[np.float32], rate: int) -> None:
+        """A sound, float32 [C, t], as one channel; ``rate`` in hertz."""
+
+        def work(writer: _Writer) -> None:
+            from torch.utils.tensorboard.summary import audio
+
+            writer(audio(tag, clip.mean(axis=0, keepdims=True), sample_rate=rate), step)
+
+        self._submit(work, may_drop=True)
+
+    def text(self, step: int, tag: str, markdown: str) -> None:
+        """A text in Markdown."""
+
+        def work(writer: _Writer) -> None:
+            from torch.utils.tensorboard.summary import text
+
+            writer(text(tag, markdown), step)
+
+        self._submit(work)
+
+    def hparams(self, values: Mapping[str, str | float], metrics: list[str]) -> None:
+        """The row in the table of runs: hyperparameters, and tags of the scalars to compare."""
+
+        def work(writer: _Writer) -> None:
+            # SummaryWriter.add_hparams would open a run of its own beside this one.
+            from torch.utils.tensorboard.summary import hparams
+
+            experiment, start, _ = hparams(dict(values), dict.fromkeys(metrics, 0))
+            writer(experiment, None)
+            writer(start, None)
+
+        self._submit(work)
+
+    def flush(self) -> None:
+        """Make what was added visible to readers, soon."""
+        self._flushes = True
+        self._drain.request()
+
+    def finish(self, *, patient: bool) -> None:
+        """Write all that is pending, soon."""
+        self._finishes, self._is_patient = True, patient
+        self._drain.request()
+
+    def _submit(self, do: Callable[[_Writer], None], *, may_drop: bool = False) -> None:
+        if may_drop and len(self._queue) >= _MAX_QUEUED:
+            self.num_dropped += 1
+            return
+        self._queue.append(_Work(do, may_drop, time.time()))
+        self._drain.request()
+
+    def _run(self) -> None:
+        """In the thread: do all that is queued, and write. What fails here ends no run."""
+        flushes, self._flushes = self._flushes, False
+        while self._queue:
+            work = self._queue.popleft()
+            if work.may_drop and self._events.tell() > MAX_BYTES:
+                self.num_dropped += 1
+                continue
+            try:
+                work.do(partial(self._add, work.time))
+            except Exception as error:
+                self.error = f"TensorBoard: {error}"
+                self.num_dropped += 1
+        if flushes or self._finishes:
+            self._write(self._run_dir if self._is_patient else self._hasty, self._finishes)
+
+    def _open(self, writer: _Writer) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+        start = SessionLog(status=SessionLog.START)
+        self._record(Event(file_version="brain.Event:2", step=self._purge_step))
+        self._record(Event(session_log=start, step=self._purge_step))
+
+    def _add(self, wall_time: float, summary: Any, step: int | None) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        self._record(Event(summary=summary, step=step, wall_time=wall_time))
+
+    def _record(self, event: Any) -> None:
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        event.wall_time = event.wall_time or time.time()
+        RecordWriter(self._events).write(event.SerializeToString())
+
+    def _write(self, store: Store, force: bool) -> None:
+        try:
+            if not self._prefix:
+                self._prefix = _prefix_after(store.list(TENSORBOARD_FOLDER))
+            if store.is_local:
+                self._append(store)
+            else:
+                self._upload(store, force)
+        except Exception as error:
+            self.error = str(error)
+        else:
+            self.error = ""
+
+    def _append(self, store: Store) -> None:
+        if self._events.tell():
+            store.append(f"{TENSORBOARD_FOLDER}/{self._prefix}", self._events.getvalue())
+            self._events = io.BytesIO()
+
+    def _upload(self, store: Store, force: bool) -> None:
+        # First what failed, as it was: it may have got there, and only its answer been lost.
+        self._send(store)
+        num_bytes = self._events.tell()
+        if num_bytes and (force or num_bytes >= MIN_GROWTH * self._sent_bytes):
+            name = f"{TENSORBOARD_FOLDER}/{self._prefix}.{self._num_segments:06d}"
+            self._segment = (name, self._events.getvalue())
+            self._events = io.BytesIO()
+            self._num_segments += 1
+            self._send(store)
+
+    def _send(self, store: Store) -> None:
+        if self._segment:
+            name, data = self._segment
+            store.publish(name, data)
+            self._sent_bytes += len(data)
+            self._segment = None
+
+
+def _prefix_after(names: list[str]) -> str:
+    """The name of an event file that TensorBoard reads after those of these names.
+
+    It reads them in the order of names, which begin with a time in seconds. The clock of the host
+    that wrote the others may be ahead.
+    """
+    times = [int(found[1]) for name in names if (found := _EVENT_FILE.match(name))]
+    start = max(int(time.time()), *(t + 1 for t in times)) if times else int(time.time())
+    return f"events.out.tfevents.{start:010d}.{socket.gethostname()}.{os.getpid()}"
