@@ -247,7 +247,12 @@ def test_ctrl_c_checkpoints_on_all_workers_and_the_same_command_ends_the_same(
     ("loss", "status", "told"),
     [
         ("broken", 1, "this loss is broken"),
-        ("infinite", 1, "gradients that are not finite, and health.nonfinite = 'stop' allows 0"),
+        pytest.param(
+            "infinite",
+            1,
+            "gradients that are not finite, and health.nonfinite = 'stop' allows 0",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_what_goes_wrong_in_a_worker_is_told_without_a_traceback(

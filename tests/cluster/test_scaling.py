@@ -84,6 +84,7 @@ def test_a_cluster_without_room_says_what_it_has(run_gatdist, ray_address, tmp_p
     )
 
 
+@pytest.mark.slow
 def test_without_an_address_a_ray_of_our_own_comes_and_goes(run_gatdist, tmp_path):
     finished = run_gatdist(
         "bench", "scaling", "--workers", "1", "--mode", "weak", *TINY, timeout=300, cwd=tmp_path
@@ -93,6 +94,7 @@ def test_without_an_address_a_ray_of_our_own_comes_and_goes(run_gatdist, tmp_pat
     assert "Recovery" not in finished.stdout  # nobody would follow one who is alone
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_told_and_its_place_given_back(ray_address, tmp_path):
     (tmp_path / "dies.py").write_text(DIES)
     command = [sys.executable, "-c", "import dies; dies.main()", ray_address]

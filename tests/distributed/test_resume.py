@@ -65,7 +65,7 @@ def undisturbed(tmp_path_factory):
     return run_dir
 
 
-@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(s, marks=pytest.mark.slow) for s in (2, 3))])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in (1, 2, 3))])
 def test_five_kills_change_nothing(seed, undisturbed, tmp_path, run_gatdist):
     """Each kill falls at a random moment: in a commit, a tick or the very first steps."""
     chance = random.Random(seed)

@@ -75,7 +75,7 @@ def test_options_that_make_no_sense(
 
 
 @pytest.mark.storage
-@pytest.mark.parametrize("server", ["nginx", "moto"])
+@pytest.mark.parametrize("server", ["nginx", pytest.param("moto", marks=pytest.mark.slow)])
 def test_bench_storage(
     server: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,6 +98,7 @@ def test_bench_storage(
         assert 0.9 < row["bytes_ratio"] < 1.3
 
 
+@pytest.mark.slow
 def test_bench_storage_at_a_url(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     url = str(tmp_path / "there")
     assert main(["bench", "storage", "--url", url, "--num", "128", "--rounds", "1"]) == 0
