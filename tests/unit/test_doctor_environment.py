@@ -132,8 +132,10 @@ def test_doctor_reports_a_shared_memory_that_is_small_or_read_only() -> None:
 )
 def test_doctor_proxies_must_leave_out_the_cluster(variables: dict[str, str], ok: bool) -> None:
     found = environment.judge_proxies(variables, ["10.0.0.1", "10.0.0.2"])
-    assert found.ok is ok
+    assert found.ok is (True if ok else None)
     assert bool(found.mend) is not ok
+    ray_uses_them = variables | {"RAY_grpc_enable_http_proxy": "1"}
+    assert environment.judge_proxies(ray_uses_them, ["10.0.0.1", "10.0.0.2"]).ok is ok
     assert "://" not in found.value + found.mend  # a proxy's URL may hold a password
 
 
@@ -198,7 +200,7 @@ def judged(line: str, **others: Any) -> dict[str, bool | None]:
 def test_doctor_parses_what_nvidia_smi_tells() -> None:
     noise = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.\n"
     well, old = environment.parsed_gpus(f"{noise}\n{WELL}\n{OLD}\nx, y\n")
-    assert (well.index, well.name, well.driver) == ("0", "NVIDIA H100 80GB HBM3", "550.54.15")
+    assert (well.number, well.name, well.driver) == ("0", "NVIDIA H100 80GB HBM3", "550.54.15")
     assert (well.memory_mb, well.used_mb, well.compute_mode) == ("81559", "4", "Default")
     assert (old.mig, old.ecc_errors) == ("", "")
     assert environment.parsed_gpus("") == []

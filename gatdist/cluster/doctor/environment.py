@@ -5,6 +5,7 @@ The functions that look are thin; those named ``judge_…`` take what was seen, 
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import resource
 import socket
@@ -13,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
-from urllib.request import proxy_bypass_environment
+from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]
 
 from gatdist.cluster.doctor.report import Finding
 from gatdist.cluster.network import VARIABLES, interfaces
@@ -26,6 +27,7 @@ _GPU_FIELDS = (
     *("index", "name", "driver_version", "memory.total", "memory.used"),
     *("compute_mode", "mig.mode.current", "ecc.errors.uncorrected.volatile.total"),
 )
+_RAY_USES_PROXIES = "RAY_grpc_enable_http_proxy"
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -160,17 +162,15 @@ def judge_proxies(environment: Mapping[str, str], addresses: Sequence[str]) -> F
     missed = {one for one in ("127.0.0.1", *addresses) if not _is_bypassed(environment, one)}
     if not missed:
         return Finding("proxies", f"{named}; not for the cluster (no_proxy)", True)
-    told = f"{named} stand between hosts: no_proxy lacks {', '.join(sorted(missed))}"
+    told = f"{named}: no_proxy lacks {', '.join(sorted(missed))}"
     mend = f"Add {','.join(sorted(missed))} to no_proxy and NO_PROXY where Ray is started"
-    if any(name.lower() == "grpc_proxy" for name in found):
-        mend += ", and unset grpc_proxy"
-    return Finding("proxies", told, False, mend)
+    # By default, Ray keeps its own connections from proxies; storage and `ray job` do not.
+    is_used = environment.get(_RAY_USES_PROXIES, "").lower() in ("1", "true")
+    return Finding("proxies", told, False if is_used else None, mend)
 
 
 def _is_bypassed(environment: Mapping[str, str], address: str) -> bool:
     """Whether ``no_proxy`` has an address, a network of it (10.0.0.0/8) or ``*``."""
-    import ipaddress
-
     listed = environment.get("no_proxy") or environment.get("NO_PROXY") or ""
     for each in (part.strip() for part in listed.split(",")):
         try:
@@ -215,7 +215,7 @@ class Gpu(NamedTuple):
     """A GPU as nvidia-smi sees it; fields that it does not tell are "".
 
     Attributes:
-        index: its number.
+        number: as nvidia-smi counts.
         name: of the product.
         driver: version of the driver.
         memory_mb: of the GPU, in MiB.
@@ -225,7 +225,7 @@ class Gpu(NamedTuple):
         ecc_errors: uncorrected errors of its memory since the driver was loaded.
     """
 
-    index: str
+    number: str
     name: str
     driver: str
     memory_mb: str
@@ -305,9 +305,9 @@ def judge_gpus(
         mend = "Check nvidia-smi and CUDA_VISIBLE_DEVICES, and start Ray there with --num-gpus"
         found.append(Finding("GPUs", told, False, mend))
     for gpu in gpus:
-        name = f"GPU {gpu.index} ({gpu.name})"
+        name = f"GPU {gpu.number} ({gpu.name})"
         if gpu.compute_mode == "Prohibited":
-            mend = f"nvidia-smi -i {gpu.index} -c DEFAULT"
+            mend = f"nvidia-smi -i {gpu.number} -c DEFAULT"
             found.append(Finding(name, "compute mode Prohibited", False, mend))
         if gpu.ecc_errors.isdecimal() and int(gpu.ecc_errors):
             told = f"{gpu.ecc_errors} uncorrected memory errors"
