@@ -12,11 +12,15 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.parse import quote
 from urllib.request import urlopen
+from uuid import uuid4
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from gatdist.config import load_config
+from gatdist.monitor.sinks import Monitor
+from gatdist.storage import Store
 from small_runs import LENGTH, LINES, RATE
 from support import end_group, free_port, wait_until
 
@@ -55,10 +59,10 @@ def fetch_families(families_dir, tmp_path_factory):
 
 
 @contextmanager
-def tensorboard(logs, folder, *plugins):
+def tensorboard(logs, folder, *plugins, options=()):
     """A server that has something for each of the plugins."""
     port, log = free_port(), folder / "log"
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logs)]
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logs), *options]
     with log.open("w") as output:
         server = subprocess.Popen(
             [*command, "--host", "127.0.0.1", "--port", str(port)],
@@ -245,3 +249,76 @@ def test_there_is_one_readable_picture_a_tick(fetch):
         with Image.open(io.BytesIO(picture)) as grid:
             assert min(grid.size) >= 300
             assert len(grid.convert("L").getcolors()) > 20, "noise at least, not one colour"
+
+
+@pytest.fixture(scope="module")
+def segments_dir(tmp_path_factory):
+    """A run on a store without append, ended at 640 samples and resumed from 384, as copied."""
+    store = Store(f"memory://{uuid4().hex}/run")
+    config = load_config("digits", ['evaluate.metrics=["fid"]'])
+    for resume_samples, stop in ((0, 640), (384, 1024)):
+        monitor = Monitor(store, resume_samples=resume_samples)
+        monitor.hparams(config)
+        for seen in range(resume_samples + 64, stop + 1, 64):
+            noise = np.random.default_rng(seen).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+            monitor.exhibit(seen, "samples/fakes", noise)
+            value = seen / 1024 + (100 if resume_samples == 0 and seen > 384 else 0)
+            losses = {"loss/generator": value, "loss/discriminator": -value}
+            monitor.tick(seen, losses | {"metric/fid": 1.0})
+            monitor.flush()
+            board = monitor._board
+            wait_until(lambda board=board: board.is_complete, "the segment")
+        monitor.close()
+    folder = tmp_path_factory.mktemp("segments") / "run"
+    (folder / "tensorboard").mkdir(parents=True)
+    for name in store.list("tensorboard"):
+        (folder / "tensorboard" / name).write_bytes(store.read(f"tensorboard/{name}"))
+    store.delete("")
+    return folder
+
+
+@pytest.mark.parametrize("reader", ["--load_fast=true", "--load_fast=false"])
+def test_event_files_of_uploads_are_shown_as_one_resumed_run(
+    browser, segments_dir, tmp_path, reader
+):
+    assert len(list(segments_dir.glob("tensorboard/*"))) >= 20
+    expected = [*range(64, 1025, 64)]
+    with tensorboard(segments_dir, tmp_path, "scalars", "images", options=[reader]) as get:
+
+        def curve():
+            tags = json.loads(get("data/plugin/scalars/tags"))
+            assert list(tags) == ["tensorboard"], "one run"
+            query = f"run=tensorboard&tag={quote('loss/generator', safe='')}"
+            drawn = json.loads(get(f"data/plugin/scalars/scalars?{query}"))
+            return drawn if drawn and drawn[-1][1] == 1024 else None
+
+        drawn = wait_until(curve, "the last step")
+        assert [step for _, step, _ in drawn] == expected
+        assert [value for *_, value in drawn] == pytest.approx([step / 1024 for step in expected])
+        query = f"run=tensorboard&tag={quote('samples/fakes', safe='')}&sample=0"
+        images = json.loads(get(f"data/plugin/images/images?{query}"))
+        assert images[-1]["step"] == 1024
+        assert [one["step"] for one in images] == sorted({one["step"] for one in images})
+        page = Page(browser, get.url)
+        page.open("timeseries", "?tagFilter=loss/")
+
+        def cards():
+            texts = ["".join(text.split()) for text in page.all("scalar-card")]
+            return len(texts) == 2 and all("1,024" in text or "1024" in text for text in texts)
+
+        wait_until(cards, "two cards that have reached 1,024 samples")
+        page.keep(f"segments-{reader.partition('=')[2]}")
+        page.open("images")
+        ask = "element.complete && element.naturalWidth"
+        wait_until(lambda: page.all("tf-image-loader", "img", ask=ask), "an image")
+        page.open("custom_scalars")
+        charts = ("tf-custom-scalar-multi-line-chart-card",)
+        wait_until(
+            lambda: any("Matches(2)" in "".join(text.split()) for text in page.all(*charts)),
+            "a chart of both losses",
+        )
+        page.open("hparams")
+        cells = ("tf-hparams-table-view", "vaadin-grid-cell-content")
+        wait_until(
+            lambda: "metric/fid" in " ".join(page.all(*cells)).split(), "a column of the FID"
+        )
