@@ -118,6 +118,12 @@ class Page:
         """What is seen, as PNG, where the first such element is."""
         return self.browser.find_element("css selector", selector).screenshot_as_png
 
+    def curve_width(self):
+        """Pixels from the left to the right of the first chart's curve."""
+        # The grid is light, and the mark at the last step no wider than two pixels.
+        with Image.open(io.BytesIO(self.picture("line-chart canvas"))) as chart:
+            return (np.asarray(chart.convert("L")) < 128).any(axis=0).sum()
+
     def keep(self, name):
         ARTIFACTS.mkdir(exist_ok=True)
         assert self.browser.save_screenshot(str(ARTIFACTS / f"tensorboard-{name}.png"))
@@ -144,12 +150,7 @@ def test_the_curves_are_drawn(page):
     assert discriminator.startswith("loss/discriminator")
     assert generator.startswith("loss/generator")
 
-    def curve_width():
-        # The grid is light, and the mark at the last step no wider than two pixels.
-        with Image.open(io.BytesIO(page.picture("line-chart canvas"))) as chart:
-            return (np.asarray(chart.convert("L")) < 128).any(axis=0).sum()
-
-    wait_until(lambda: curve_width() > 30, "a curve in the first chart")
+    wait_until(lambda: page.curve_width() > 30, "a curve in the first chart")
     page.keep("scalars")
 
 
@@ -307,6 +308,7 @@ def test_event_files_of_uploads_are_shown_as_one_resumed_run(
             return len(texts) == 2 and all("1,024" in text or "1024" in text for text in texts)
 
         wait_until(cards, "two cards that have reached 1,024 samples")
+        wait_until(lambda: page.curve_width() > 30, "a curve in the first chart")
         page.keep(f"segments-{reader.partition('=')[2]}")
         page.open("images")
         ask = "element.complete && element.naturalWidth"
