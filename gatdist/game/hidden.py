@@ -114,7 +114,9 @@ class Forwards:
             ok: where it is 0, buffers stay as they were.
         """
         for tensor, before in zip(self._guarded, self._before, strict=True):
-            tensor.copy_(tensor.where(ok > 0, before))
+            # By .data: fakes that are kept for the next phase have a graph with these statistics,
+            # which a backward in training mode does not read.
+            tensor.data.copy_(tensor.where(ok > 0, before))
         if not self._made:
             return
         by_part = [

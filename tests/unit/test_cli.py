@@ -266,7 +266,9 @@ def test_a_run_that_is_never_finite_stops_with_status_1(tmp_path, capsys, monkey
     (tmp_path / "bad_loss.py").write_text(
         "from gatdist import register_loss\n"
         "from gatdist.game import Loss\n"
-        "register_loss('broken', Loss(lambda r, f: f * float('nan'), lambda r, f: -f))\n"
+        "def broken(r, f):\n"
+        "    return f * (float('nan') if len(f) > 8 else 1.0)  # finite in the startup check\n"
+        "register_loss('broken', Loss(broken, lambda r, f: -f))\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))

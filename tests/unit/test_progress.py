@@ -42,6 +42,7 @@ def test_the_stacks_tell_which_thread_trains_and_that_it_does_not_wait():
     progress, ready, over = Progress(), threading.Event(), threading.Event()
 
     def stuck_in_user_code():
+        progress.start(0)
         progress.enter("discriminator")
         ready.set()
         over.wait(30)

@@ -17,6 +17,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PUBLIC = [
     "Config",
     "GatdistError",
+    "beat",
     "evaluate",
     "export",
     "index",
