@@ -53,9 +53,10 @@ def killed_in(number: int) -> Iterator[None]:
             raise Killed
         return call(self, *args)
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Evaluator, "__call__", counted)
-        yield
+        with pytest.raises(Killed):
+            yield
 
 
 def train(store: Store, *more: str) -> dict[str, Any]:

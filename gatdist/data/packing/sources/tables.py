@@ -87,7 +87,7 @@ def choose_columns(row: Row, asked: Asked, table: str) -> Columns:
     Raises:
         DataError: there is no column of that name, or none that could be the samples.
     """
-    names = [name for name in row if name is not None]  # where ``csv`` puts what has no name
+    names = list(filter(None, row))  # ``csv`` puts what has no name under None
     known = {name.lower(): name for name in names}
 
     def usual(candidates: Sequence[str]) -> str | None:
