@@ -440,7 +440,9 @@ class _Loop:
         if name is None:
             return False
         checkpoint = mine or self.checkpoints.read_too(name)
-        saved = self.comm.broadcast_object(self.evaluations.complete(checkpoint.state))
+        saved = self.comm.broadcast_object(
+            self.evaluations.complete(checkpoint.state) if self.comm.is_main else None
+        )
         require_same_order(saved["order"], self.order.state(), self.directory.store.url)
         self.state.load(saved["samples_seen"], checkpoint.tensors)
         self.state.rollbacks = saved["rollbacks"]
