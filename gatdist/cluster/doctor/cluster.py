@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gatdist.cluster.connection import connected  # sets up what Ray's import needs
+from gatdist.cluster.connection import connected, require_temporary_folder  # sets up Ray's import
 
 # isort: split
 import ray
@@ -45,6 +45,7 @@ def examine(
         StorageError: this process can't write to the storage.
         StorageUnavailableError: storage does not answer this process.
     """
+    require_temporary_folder(for_ray=False)
     log = Path(tempfile.mkdtemp(prefix="gatdist-logs-")) / "ray.log"
     url = absolute(storage_url) if storage_url else ""
     secrets = env_values(url + json.dumps(dict(options)))
@@ -54,7 +55,8 @@ def examine(
             print(text, file=terminal, flush=True)
 
         with storage.token(url, options) if url else nullcontext() as token:
-            report = _Examination(answer_s, tell).report(token, secrets)
+            run_folder = "" if "://" in url else url
+            report = _Examination(answer_s, tell, run_folder).report(token, secrets)
     shutil.rmtree(log.parent)
     return report
 
@@ -64,6 +66,7 @@ class _Host:
     """A host, and what is known of it.
 
     Attributes:
+        gpus: that Ray has there.
         look: once it has answered.
         error: why it can't be asked any more; "".
     """
@@ -72,6 +75,7 @@ class _Host:
     address: str
     trains: bool
     probe: Any
+    gpus: float = 0.0
     look: Look | None = None
     error: str = ""
     findings: list[Finding] = field(default_factory=list)
@@ -83,10 +87,11 @@ class _Examination:
     Args:
         answer_s: see :func:`examine`.
         tell: gets what is being done.
+        run_folder: a local path that all hosts share; "" where there is none.
     """
 
-    def __init__(self, answer_s: float, tell: Callable[[str], None]) -> None:
-        self._answer_s, self._tell = answer_s, tell
+    def __init__(self, answer_s: float, tell: Callable[[str], None], run_folder: str = "") -> None:
+        self._answer_s, self._tell, self._run_folder = answer_s, tell, run_folder
         self._findings: list[Finding] = []
         self._network: list[Exchange] = []
         nodes = ray.nodes()  # type: ignore[no-untyped-call]
@@ -139,7 +144,8 @@ class _Examination:
         return found
 
     def _look(self) -> None:
-        for host, look in self._ask("look", self._hosts):
+        gpus = {host.address: host.gpus for host in self._hosts}
+        for host, look in self._ask("look", self._hosts, gpus, self._run_folder):
             host.look, host.name, host.findings = look, look.facts.host, list(look.findings)
         looks = [host.look for host in self._present if host.look]
         answered = f"{len(looks)} of {len(self._hosts)} answered"
@@ -240,7 +246,8 @@ def _host(node: Mapping[str, Any]) -> _Host:
     strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
     probe = ray.remote(Probe).options(num_cpus=0, scheduling_strategy=strategy).remote()
     trains = any(node["Resources"].get(name, 0) > 0 for name in ("CPU", "GPU"))
-    return _Host(node["NodeManagerHostname"], node["NodeManagerAddress"], trains, probe)
+    gpus = float(node["Resources"].get("GPU", 0))
+    return _Host(node["NodeManagerHostname"], node["NodeManagerAddress"], trains, probe, gpus)
 
 
 def _number(node: Mapping[str, Any]) -> list[int]:

@@ -11,12 +11,14 @@ import os
 import platform
 import shutil
 import socket
-import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from gatdist.cluster.doctor import environment
 from gatdist.cluster.doctor.report import Finding, Report
 from gatdist.cluster.network import interface_of
 from gatdist.config import cache_folder
@@ -27,7 +29,7 @@ _NEEDS_DISK_BYTES = 2 * _GB
 _NEEDS_MEMORY_BYTES = 2 * _GB
 _NEEDS_SHARED_MEMORY_BYTES = 10**8  # what our Ray's object store takes
 _NEEDS_RAY = (2, 60)
-_NVIDIA_SMI_S = 10.0  # with a broken driver it may never end
+_NEEDS_FILES = 10_000  # inodes
 
 
 def examine(storage_url: str = "", options: Mapping[str, Any] | None = None) -> Report:
@@ -41,7 +43,12 @@ def examine(storage_url: str = "", options: Mapping[str, Any] | None = None) -> 
         StorageError: nothing can be written to the storage.
         StorageUnavailableError: it does not answer.
     """
-    findings = look(_outward_address(), {"here": Path.cwd()})
+    address = _outward_address()
+    folders = {"here": Path.cwd()}
+    if storage_url and "://" not in storage_url:
+        folders["run"] = Path(storage_url).expanduser().absolute()
+    findings = look(address, folders, for_ray=True)
+    findings.append(environment.proxies([address]))
     if storage_url:
         # With fsspec, which takes a moment to import.
         from gatdist.cluster.doctor import storage
@@ -52,12 +59,20 @@ def examine(storage_url: str = "", options: Mapping[str, Any] | None = None) -> 
     return Report(findings)
 
 
-def look(address: str, folders: Mapping[str, Path]) -> list[Finding]:
-    """Software, device, network, cores, memory and disk of this machine.
+def look(
+    address: str,
+    folders: Mapping[str, Path],
+    *,
+    for_ray: bool = False,
+    num_ray_gpus: float | None = None,
+) -> list[Finding]:
+    """Software, devices, network, cores, memory, limits and disks of this machine.
 
     Args:
         address: by which other hosts reach it.
-        folders: that need room on a disk, by name; the cache is added.
+        folders: that need room on a disk, by name; the cache and the temporary folder are added.
+        for_ray: whether training would start a Ray here.
+        num_ray_gpus: GPUs that the host's Ray would give to workers; None where none runs.
     """
     checks: list[Callable[[], Finding]] = [
         _python,
@@ -66,12 +81,19 @@ def look(address: str, folders: Mapping[str, Path]) -> list[Finding]:
         lambda: Finding("gatdist", __version__, True),
         _device,
         lambda: _interface(address),
+        environment.chosen_interfaces,
         _cores,
         _memory,
         _shared_memory,
+        lambda: environment.temporary_folder(for_ray=for_ray),
+        environment.open_files,
+        environment.processes,
     ]
     disks = {**folders, "cache": cache_folder()}
-    return [check() for check in checks] + [_disk(*disk) for disk in disks.items()]
+    with suppress(FileNotFoundError):  # a finding of its own says so
+        disks["temporary"] = Path(tempfile.gettempdir())
+    found = [check() for check in checks] + _gpus(num_ray_gpus)
+    return found + [_disk(*disk) for disk in disks.items()]
 
 
 def _python() -> Finding:
@@ -85,6 +107,9 @@ def _torch() -> Finding:
     except ImportError as error:
         return Finding("torch", f"can't be imported ({error})", False, "pip install torch")
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
+    if not torch.distributed.is_available():
+        told = f"{torch.__version__} ({build}) without torch.distributed"
+        return Finding("torch", told, False, "Install a build of torch with torch.distributed")
     return Finding("torch", f"{torch.__version__} ({build})", True)
 
 
@@ -100,7 +125,8 @@ def _device() -> Finding:
         return judge_device("", Path("/dev/nvidia0").exists(), "")
     memory = torch.cuda.get_device_properties(0).total_memory
     names = f"{torch.cuda.device_count()} × {torch.cuda.get_device_name(0)}, {memory / _GB:.0f} GB"
-    return judge_device(f"{names}, driver {_driver()}", True, device_error())
+    driver = next((gpu.driver for gpu in environment.nvidia_gpus()), "unknown")
+    return judge_device(f"{names}, driver {driver}", True, device_error())
 
 
 def judge_device(usable: str, present: bool, error: str) -> Finding:
@@ -122,16 +148,15 @@ def judge_device(usable: str, present: bool, error: str) -> Finding:
     return Finding("device", "CPU (GPU: none)", True)
 
 
-def _driver() -> str:
-    """Version of the GPU's driver."""
-    question = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+def _gpus(num_ray: float | None) -> list[Finding]:
+    """What is wrong with single GPUs: each is tried, as the worker with its local rank would."""
     try:
-        answer = subprocess.run(
-            question, capture_output=True, text=True, check=True, timeout=_NVIDIA_SMI_S
-        )
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return answer.stdout.partition("\n")[0].strip()
+        import torch
+    except ImportError:
+        return []
+    visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    failed = environment.tried_devices(visible)
+    return environment.judge_gpus(environment.nvidia_gpus(), visible, failed, num_ray)
 
 
 def _ray() -> Finding:
@@ -198,7 +223,8 @@ def _memory() -> Finding:
     for line in Path("/proc/meminfo").read_text().splitlines():
         name, _, rest = line.partition(":")
         amounts[name] = int(rest.split()[0]) * 1024
-    return judge_memory(amounts["MemAvailable"], amounts["MemTotal"])
+    host = amounts["MemAvailable"], amounts["MemTotal"]
+    return judge_memory(*min(host, environment.cgroup_memory() or host))
 
 
 def judge_memory(free_bytes: int, total_bytes: int) -> Finding:
@@ -211,29 +237,64 @@ def judge_memory(free_bytes: int, total_bytes: int) -> Finding:
 
 def _shared_memory() -> Finding:
     folder = Path("/dev/shm")
-    return judge_shared_memory(shutil.disk_usage(folder).free if folder.exists() else None)
+    if not folder.is_dir():
+        return judge_shared_memory(None)
+    return judge_shared_memory(shutil.disk_usage(folder).free, _write_error(folder))
 
 
-def judge_shared_memory(free_bytes: int | None) -> Finding:
-    """Whether ``/dev/shm`` is enough; None where there is none."""
+def judge_shared_memory(free_bytes: int | None, error: str = "") -> Finding:
+    """Whether ``/dev/shm`` is enough.
+
+    Args:
+        free_bytes: None where there is none.
+        error: why no file can be made there; "".
+    """
     if free_bytes is None:
         return Finding("/dev/shm", "absent", False, "Mount a tmpfs there; Ray needs it")
+    if error and free_bytes >= _NEEDS_SHARED_MEMORY_BYTES:
+        return Finding("/dev/shm", f"takes no files ({error})", False, "chmod 1777 /dev/shm")
     ok = free_bytes >= _NEEDS_SHARED_MEMORY_BYTES
     mend = "" if ok else "Enlarge it (docker run --shm-size=1g)"
     return Finding("/dev/shm", f"{free_bytes / _GB:.2f} GB free", ok, mend)
 
 
+def _write_error(folder: Path) -> str:
+    """Why no file can be made in a folder; "" if one can."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"1")
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
 def _disk(name: str, folder: Path) -> Finding:
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    free, writable = shutil.disk_usage(existing).free, os.access(existing, os.W_OK)
-    return judge_disk(f"disk ({name})", str(existing), free, writable)
+    if not existing.is_dir():
+        return judge_disk(f"disk ({name})", str(folder), 0, False)
+    facts, usage = os.statvfs(existing), shutil.disk_usage(existing)
+    files = facts.f_favail if facts.f_files else None  # some file systems do not count them
+    writable = not _write_error(existing) or usage.free < _NEEDS_DISK_BYTES
+    return judge_disk(f"disk ({name})", str(existing), usage.free, writable, files)
 
 
-def judge_disk(name: str, folder: str, free_bytes: int, writable: bool) -> Finding:
-    """Whether a folder has room and takes files."""
+def judge_disk(
+    name: str, folder: str, free_bytes: int, writable: bool, free_files: int | None = None
+) -> Finding:
+    """Whether a folder has room and takes files.
+
+    Args:
+        name: of the finding.
+        folder: its path.
+        free_bytes: on its disk.
+        writable: whether a file can be made in it.
+        free_files: that its disk still takes; None where it does not count them.
+    """
     if not writable:
         mend = "Give yourself the right to write there"
         return Finding(name, f"{folder} can't be written", False, mend)
+    if free_files is not None and free_files < _NEEDS_FILES:
+        return Finding(name, f"{free_files:,} more files in {folder}", False, "Delete small files")
     ok = free_bytes >= _NEEDS_DISK_BYTES
     mend = "" if ok else f"Make room: less than {_NEEDS_DISK_BYTES / _GB:.0f} GB is free"
     return Finding(name, f"{free_bytes / _GB:.1f} GB free in {folder}", ok, mend)

@@ -15,7 +15,7 @@ from gatdist.cluster import connection  # noqa: F401  sets up what Ray's import 
 import ray
 from ray._private.worker import global_worker
 
-from gatdist.cluster.doctor import local, network, storage, verdicts
+from gatdist.cluster.doctor import environment, local, network, storage, verdicts
 from gatdist.cluster.doctor.report import Exchange, Finding
 from gatdist.cluster.network import choose_interface
 from gatdist.cluster.welcome import Facts, Token, device_error, versions
@@ -43,13 +43,21 @@ class Probe:
         self._address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         choose_interface(self._address)
 
-    def look(self) -> Look:
-        """See :class:`Look`."""
+    def look(self, addresses: Mapping[str, float], run_folder: str) -> Look:
+        """See :class:`Look`.
+
+        Args:
+            addresses: of all hosts, and how many GPUs Ray has on each.
+            run_folder: a local path that all hosts share; "" where there is none.
+        """
         import torch
 
         assert global_worker.node is not None
         folder = Path(global_worker.node.get_temp_dir_path())
-        findings = local.look(self._address, {"Ray": folder})
+        folders = {"Ray": folder} | ({"run": Path(run_folder)} if run_folder else {})
+        gpus = addresses.get(self._address)
+        findings = local.look(self._address, folders, num_ray_gpus=gpus)
+        findings.append(environment.proxies(list(addresses)))
         head, _, _ = ray.get_runtime_context().gcs_address.rpartition(":")
         if self._address == head:  # where `ray job` runs what it is given
             findings.append(verdicts.job_stop(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S")))
