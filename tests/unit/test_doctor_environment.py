@@ -198,7 +198,7 @@ def judged(line: str, **others: Any) -> dict[str, bool | None]:
 def test_doctor_parses_what_nvidia_smi_tells() -> None:
     noise = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.\n"
     well, old = environment.parsed_gpus(f"{noise}\n{WELL}\n{OLD}\nx, y\n")
-    assert (well.index, well.name, well.driver) == ("0", "NVIDIA H100 80GB HBM3", "550.54.15")
+    assert (well.number, well.name, well.driver) == ("0", "NVIDIA H100 80GB HBM3", "550.54.15")
     assert (well.memory_mb, well.used_mb, well.compute_mode) == ("81559", "4", "Default")
     assert (old.mig, old.ecc_errors) == ("", "")
     assert environment.parsed_gpus("") == []

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
-from urllib.request import proxy_bypass_environment
+from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]
 
 from gatdist.cluster.doctor.report import Finding
 from gatdist.cluster.network import VARIABLES, interfaces
@@ -215,7 +215,7 @@ class Gpu(NamedTuple):
     """A GPU as nvidia-smi sees it; fields that it does not tell are "".
 
     Attributes:
-        index: its number.
+        number: as nvidia-smi counts.
         name: of the product.
         driver: version of the driver.
         memory_mb: of the GPU, in MiB.
@@ -225,7 +225,7 @@ class Gpu(NamedTuple):
         ecc_errors: uncorrected errors of its memory since the driver was loaded.
     """
 
-    index: str
+    number: str
     name: str
     driver: str
     memory_mb: str
@@ -305,9 +305,9 @@ def judge_gpus(
         mend = "Check nvidia-smi and CUDA_VISIBLE_DEVICES, and start Ray there with --num-gpus"
         found.append(Finding("GPUs", told, False, mend))
     for gpu in gpus:
-        name = f"GPU {gpu.index} ({gpu.name})"
+        name = f"GPU {gpu.number} ({gpu.name})"
         if gpu.compute_mode == "Prohibited":
-            mend = f"nvidia-smi -i {gpu.index} -c DEFAULT"
+            mend = f"nvidia-smi -i {gpu.number} -c DEFAULT"
             found.append(Finding(name, "compute mode Prohibited", False, mend))
         if gpu.ecc_errors.isdecimal() and int(gpu.ecc_errors):
             told = f"{gpu.ecc_errors} uncorrected memory errors"
