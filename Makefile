@@ -12,7 +12,7 @@ ARGS ?=
 INSTALL := $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check --progress-bar off
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-system train test test-cluster check audit format docs bench lock clean
+.PHONY: help setup setup-system train test test-fast test-cluster check audit format docs bench lock clean
 
 help:  ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -39,6 +39,14 @@ train: setup  ## train the digits preset on two workers; ARGS="--set run.seed=1"
 
 test: setup setup-system check  ## check, then run all tests but gpu, slow and hosts; ARGS="-k name" goes to pytest
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+# Files of tests/unit and tests/numerics that take longest; they repeat in full what others try in small.
+LENGTHY := bench_data bench_scaling bench_step builtin generators_at_work gpu_script graphs listening more_metrics \
+	no_waiting packing precision presets published_games ring simulate simulated_runs user_code_contract
+
+test-fast: setup  ## run what is essential, in about two minutes; ARGS goes to pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/numerics \
+		$(LENGTHY:%=--ignore-glob=*/test_%.py) $(ARGS)
 
 test-cluster: setup setup-system  ## break hosts, networks and disks under real runs; needs root; ARGS goes to pytest
 	$(BIN)/python -m pytest -m hosts tests/cluster/hosts $(ARGS)

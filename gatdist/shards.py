@@ -72,8 +72,9 @@ def pack(
         strict: samples that can't be packed are an error that names them, when all are known.
         dry_run: say what would be written, and write nothing.
         source_options: of the source's storage.
-        allowed_origins: servers and buckets that a list of URLs may name beside its own, such as
-            ``https://images.example``. Nothing else is asked, and they get no credentials.
+        allowed_origins: servers, buckets and folders that a list may name beside its own, such as
+            ``https://images.example`` or ``/data/images``. Nothing else is read, and servers get
+            no credentials.
         dest_options: of the destination's storage.
         console: shows progress; None shows nothing.
 
@@ -100,9 +101,10 @@ def pack(
     if labels and packing.is_list(labels):
         labels = absolute(labels)
     for url in allowed_origins:
-        if "://" not in url:
+        if "://" not in url and not url.startswith("/"):
             mend = f"Say https://{url}"
-            raise ConfigError("--allow-origin", "must be a URL", value=url, mend=mend)
+            rule = "must be a URL or the absolute path of a folder"
+            raise ConfigError("--allow-origin", rule, value=url, mend=mend)
     request = packing.Request(
         source=absolute(source),
         dest=absolute(dest),

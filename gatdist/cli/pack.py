@@ -73,8 +73,8 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
         action="append",
         default=[],
         metavar="URL",
-        help="a server or bucket that a list of URLs may name beside its own, such as "
-        "https://images.example; may be given often",
+        help="a server, bucket or local folder that a list may name beside its own, such as "
+        "https://images.example or /data/images; may be given often",
     )
     sub.add_argument(
         "--shard-bytes",

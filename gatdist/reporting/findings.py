@@ -11,7 +11,7 @@ from gatdist.errors import CheckpointError, GatdistError, StorageError
 from gatdist.monitor.charts import ALARMS
 from gatdist.monitor.metrics import METRICS_FILE, read_metrics
 from gatdist.monitor.numbers import count
-from gatdist.runs import Checkpoints
+from gatdist.runs import Checkpoints, Evaluations
 from gatdist.runs.checkpoint import read_manifest
 from gatdist.storage import Store
 
@@ -151,7 +151,7 @@ def _checkpoints(store: Store, found: Findings) -> None:
     names = Checkpoints(folder).committed()
     if not names:
         found.lacks.append("there is no checkpoint yet")
-    sizes = folder.find()
+    sizes, evaluations = folder.find(), Evaluations(store)
     for name in names:
         try:
             files = read_manifest(folder.child(name))["files"]
@@ -169,8 +169,8 @@ def _checkpoints(store: Store, found: Findings) -> None:
         found.checkpoints.append({"name": name, "samples_seen": clock, "num_bytes": num_bytes})
         try:
             state = json.loads(folder.read(f"{name}/state.json"))
-            found.state = state if isinstance(state, dict) else {}
-        except (ValueError, GatdistError):
+            found.state = evaluations.complete(state) if isinstance(state, dict) else {}
+        except (ValueError, RecursionError, GatdistError):
             found.state = {}
 
 

@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from gatdist.errors import StorageError
 from gatdist.storage import Store
 
 _FILE = "evaluations.json"
@@ -63,13 +62,16 @@ class Evaluations:
 
 def _key(state: Mapping[str, Any]) -> str:
     """What no two different states of a run have in common."""
-    return f"{state['samples_seen']}/{state.get('attempt', 0)}/{state.get('rollbacks', 0)}"
+    return f"{state.get('samples_seen')}/{state.get('attempt', 0)}/{state.get('rollbacks', 0)}"
 
 
 def _read(store: Store) -> dict[str, Any]:
     """The file's entries; {} where it is absent or damaged: then evaluations are done again."""
+    if not store.exists(_FILE):
+        return {}
+    data = store.read(_FILE)
     try:
-        found = json.loads(store.read(_FILE)) if store.exists(_FILE) else {}
-    except (StorageError, ValueError, RecursionError):
+        found = json.loads(data)
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -141,6 +141,7 @@ class _Loop:
         # The values of the log interval that the state's evaluation, which is still to be done,
         # belongs to.
         self.evaluating: dict[str, Any] | None = None
+        self.evaluated_attempt = 0  # the one that wrote the checkpoint to evaluate
         self.checkpoints = Checkpoints(
             run_dir.child("checkpoints"),
             Retention.from_config(config.run),
@@ -265,6 +266,7 @@ class _Loop:
                 return False
             if evaluates:
                 self.evaluating = values
+                self.evaluated_attempt = self.directory.attempt
                 self._commit()
                 return stops or self._evaluate()
             self._tick(values)
@@ -347,7 +349,7 @@ class _Loop:
         self.outcome |= {"status": status, "reason": reason, "metrics": evaluation.metrics}
         self.recorder.evaluated(
             self.evaluations,
-            self._checkpoint_state(),
+            self._checkpoint_state() | {"attempt": self.evaluated_attempt},
             self.outcome | {"convergence": self.convergence.state()},
         )
         self.evaluating = None
@@ -438,7 +440,9 @@ class _Loop:
         if name is None:
             return False
         checkpoint = mine or self.checkpoints.read_too(name)
-        saved = self.comm.broadcast_object(self.evaluations.complete(checkpoint.state))
+        saved = self.comm.broadcast_object(
+            self.evaluations.complete(checkpoint.state) if self.comm.is_main else None
+        )
         require_same_order(saved["order"], self.order.state(), self.directory.store.url)
         self.state.load(saved["samples_seen"], checkpoint.tensors)
         self.state.rollbacks = saved["rollbacks"]
@@ -446,6 +450,7 @@ class _Loop:
         faults.here.step = self._steps_made
         self.progress.start(self.state.samples_seen)
         self.evaluating = saved.get("evaluating")
+        self.evaluated_attempt = saved.get("attempt", 0)
         self.outcome = {key: saved[key] for key in self.outcome}
         self.convergence.load(saved["convergence"])
         self.ticks.wall_time_s = saved["wall_time_s"]

@@ -18,7 +18,7 @@ from gatdist.data.builtin import write_digits
 from gatdist.storage import Store
 from support import ray_head
 
-pytestmark = [pytest.mark.storage, pytest.mark.cluster, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.storage, pytest.mark.cluster]
 
 # Of the environment, by reference; and written out, as one should not.
 REFERRED = {
@@ -124,7 +124,7 @@ def test_no_secret_of_a_run_is_in_what_ray_keeps(
 
     def run(name: str) -> CompletedProcess[str]:
         command = [*train, "--run-dir", f"{bucket}/{name}"]
-        return run_gatdist(*command, env=REFERRED, cwd=tmp_path, timeout=180)
+        return run_gatdist(*command, env=REFERRED, cwd=tmp_path, timeout=300)
 
     with CommandLines() as lines:
         ended = run("whole")

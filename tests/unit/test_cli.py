@@ -267,7 +267,7 @@ def test_a_run_that_is_never_finite_stops_with_status_1(tmp_path, capsys, monkey
         "from gatdist import register_loss\n"
         "from gatdist.game import Loss\n"
         "def broken(r, f):\n"
-        "    return f * (float('nan') if len(f) > 8 else 1.0)  # finite in the startup check\n"
+        "    return f * (float('nan') if len(f) > 4 else 1.0)  # finite in the startup check\n"
         "register_loss('broken', Loss(broken, lambda r, f: -f))\n"
     )
     monkeypatch.chdir(tmp_path)

@@ -24,6 +24,8 @@ import pytest
 
 import gatdist
 from gatdist.cli import main
+from gatdist.config import DataConfig
+from gatdist.data import open_dataset
 from gatdist.data.codecs import encode_png
 from gatdist.data.packing.labels import folder_classes
 from gatdist.errors import DataError, GatdistError
@@ -315,7 +317,7 @@ def test_files_that_are_no_samples_are_reported_with_the_reason(tmp_path: Path) 
     assert told.keys() == bad.keys() | hidden.keys()
     assert outcome["ignored"] == len(hidden)
     assert told["movie.mp4"] == "is no picture (.mp4)"
-    assert told["empty.png"] == told["text.jpg"] == "is no picture of a known format"
+    assert told["empty.png"] == told["text.jpg"] == "is no readable picture (of no known format)"
     assert told["other.png"] == "is 6 × 7, others 5 × 7 (height × width)"
     assert "readable" in told["torn.png"]
     assert "readable" in told["torn.jpg"]
@@ -575,3 +577,82 @@ def test_names_that_are_not_utf_8_are_told_escaped(tmp_path: Path) -> None:
     outcome = gatdist.pack(str(source), str(tmp_path / "out"), workers=1)
     assert outcome["samples"] == 1
     assert outcome["left_out_examples"][0][0] == "caf\\udce9.png"
+
+
+def _listed(tmp_path: Path, *names: str) -> Path:
+    source = write(tmp_path / "in", {"a.png": PICTURES[0]})
+    write(tmp_path / "private", {"b.png": PICTURES[1]})
+    lines = [json.dumps({"file": name.format(tmp=tmp_path)}) for name in ("a.png", *names)]
+    (source / "list.jsonl").write_text("\n".join(lines))
+    return source / "list.jsonl"
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        *("/etc/passwd", "//etc/passwd", "file:///etc/passwd", "FILE://{tmp}/private/b.png"),
+        *("../private/b.png", "x/../../private/b.png", "{tmp}/in/../private/b.png"),
+        *("{tmp}/private/b.png", "{tmp}/in-other/b.png", "file://etc/passwd", "local:///etc/x.png"),
+    ],
+)
+def test_hostile_list_names_no_local_file_outside_of_its_folder(named: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="--allow-origin /"):
+        pack(_listed(tmp_path, named), tmp_path / "out", allowed_origins=["https://x.example"])
+
+
+@pytest.mark.parametrize("named", ["{tmp}/private/b.png", "../private/b.png"])
+@pytest.mark.parametrize("allowed", ["{tmp}/private", "file://{tmp}/private/", "{tmp}"])
+def test_local_folder_of_a_list_is_allowed_by_name(
+    named: str, allowed: str, tmp_path: Path
+) -> None:
+    source = _listed(tmp_path, named)
+    outcome = pack(source, tmp_path / "out", allowed_origins=[allowed.format(tmp=tmp_path)])
+    assert (outcome["samples"], outcome["left_out"]) == (2, 0)
+
+
+@pytest.mark.parametrize("named", ["{tmp}/in/a.png", "x/../a.png", "../in/a.png", "./a.png"])
+def test_absolute_paths_below_the_folder_of_a_list_need_no_permission(
+    named: str, tmp_path: Path
+) -> None:
+    assert pack(_listed(tmp_path, named), tmp_path / "out")["samples"] == 2
+
+
+@pytest.mark.parametrize("half", ["\ud800", "\ud800.png", "a\0.png"])
+def test_half_a_character_or_nul_in_a_list_leaves_out_the_file(half: str, tmp_path: Path) -> None:
+    outcome = pack(_listed(tmp_path, half), tmp_path / "out")
+    assert (outcome["samples"], outcome["left_out"]) == (1, 1)
+
+
+def test_half_a_character_in_a_label_leaves_out_the_file(tmp_path: Path) -> None:
+    source = write(tmp_path / "in", {"a.png": PICTURES[0], "b.png": PICTURES[1]})
+    rows = [{"file": "a.png", "label": "cat"}, {"file": "b.png", "label": "\ud800"}]
+    (source / "list.json").write_text(json.dumps(rows))
+    outcome = pack(source / "list.json", tmp_path / "out")
+    assert (outcome["samples"], outcome["left_out"]) == (1, 1)
+    assert open_dataset(DataConfig(url=str(tmp_path / "out"))).num_classes == 1
+
+
+def test_folders_of_classes_may_have_names_that_are_not_utf8(tmp_path: Path) -> None:
+    for folder in (b"caf\xe9", b"dog"):
+        name = os.fsdecode(folder)
+        write(tmp_path / "in", {f"{name}/{i}.png": PICTURES[i] for i in range(2)})
+    pack(tmp_path / "in", tmp_path / "out")
+    assert open_dataset(DataConfig(url=str(tmp_path / "out"))).num_classes == 2
+
+
+def test_csv_whose_first_row_has_too_many_fields_leaves_it_out(tmp_path: Path) -> None:
+    source = write(tmp_path / "in", {"a.png": PICTURES[0], "b.png": PICTURES[1]})
+    (source / "list.csv").write_text("file,label\na.png,1,x\nb.png,0\n")
+    outcome = pack(source / "list.csv", tmp_path / "out")
+    assert (outcome["samples"], outcome["left_out"]) == (1, 1)
+
+
+@pytest.mark.parametrize("labels", ["1", "true", '"x"', '{"a": 1}', "[1]"])
+def test_dataset_json_with_labels_that_are_no_list_is_a_named_error(
+    labels: str, tmp_path: Path
+) -> None:
+    write(
+        tmp_path / "in", {"a.png": PICTURES[0], "dataset.json": f'{{"labels": {labels}}}'.encode()}
+    )
+    with pytest.raises(DataError, match="labels"):
+        pack(tmp_path / "in", tmp_path / "out")

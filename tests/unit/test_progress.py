@@ -33,8 +33,7 @@ def test_a_fault_comes_once_on_its_worker_at_its_step_of_its_attempt():
         faults.here.rank, faults.here.attempt = rank, attempt
         for step in range(6):
             faults.here.step = step
-            progress.start(0)
-        progress.enter("discriminator")
+            progress.enter("discriminator")
             progress.enter("generator")
     assert came == [3]
 
@@ -43,6 +42,7 @@ def test_the_stacks_tell_which_thread_trains_and_that_it_does_not_wait():
     progress, ready, over = Progress(), threading.Event(), threading.Event()
 
     def stuck_in_user_code():
+        progress.start(0)
         progress.enter("discriminator")
         ready.set()
         over.wait(30)

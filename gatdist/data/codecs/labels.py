@@ -62,6 +62,8 @@ def normalized(value: object) -> Label:
 
 def _from_text(value: str) -> Label:
     text = value.strip().lstrip("\ufeff").strip()
+    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise _no_class(value)  # half a character, as JSON may hold
     if text.isascii() and text.isdecimal() and len(text) <= len(str(MOST_CLASSES)):
         return _class_number(int(text), value)  # what nearly all are
     if text in _MISSING:

@@ -46,7 +46,13 @@ def _inside(name: str) -> str:
     return name
 
 
+def _text(value: str) -> str:
+    value.encode()  # raises ValueError of half a character, which JSON may hold
+    return value
+
+
 _Name = Annotated[str, AfterValidator(_inside)]
+_Text = Annotated[str, AfterValidator(_text)]
 
 
 class SampleSpec(BaseModel):
@@ -76,7 +82,7 @@ class SampleSpec(BaseModel):
     sample_rate: _Positive | None = None
     num_tokens: _Positive | None = None
     num_classes: Annotated[int, Field(ge=0)] = 0
-    class_names: list[str] | None = None
+    class_names: list[_Text] | None = None
     label: Annotated[str, Field(pattern=r"^([^/:A-Z]+|json:.+)$")] = "cls"
     named_labels: bool = False
 

@@ -11,8 +11,9 @@ from typing import Self
 from urllib.parse import unquote
 
 from gatdist.data.packing.entries import Entry, Span, Zipped
+from gatdist.data.packing.origins import is_within, local_folders, local_path
 from gatdist.errors import StorageError, StorageUnavailableError
-from gatdist.storage import OutsideUrl, Store
+from gatdist.storage import LOCAL, OutsideUrl, Store, origin
 
 _GROUP_BYTES, _GROUP_ENTRIES = 16 * 2**20, 512
 _UNKNOWN_BYTES = 256 * 2**10  # taken for the size of a file that nobody knows
@@ -38,12 +39,19 @@ class Fetcher:
 
     Args:
         stores: folders that files may be in. Relative names are in the first.
-        allowed_origins: of the user's own: files may be there too. Elsewhere nothing is asked for.
+        allowed_origins: of the user's own, and absolute paths of folders: files may be there too.
+            Elsewhere nothing is asked for.
     """
 
     def __init__(self, stores: Sequence[Store], allowed_origins: Sequence[str] = ()) -> None:
         self._stores = stores
-        self._others = [Store(url, retry_budget_s=_ELSEWHERE_BUDGET_S) for url in allowed_origins]
+        self._others = [
+            Store(url, retry_budget_s=_ELSEWHERE_BUDGET_S)
+            for url in allowed_origins
+            if origin(url) != LOCAL
+        ]
+        self._folders = local_folders(stores, allowed_origins)
+        self._root = Store("/")
         self._elsewhere: dict[str, tuple[Store, bool]] = {}
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="gatdist-pack")
         self._files = ThreadPoolExecutor(_CONCURRENT_FILES, thread_name_prefix="gatdist-pack")
@@ -128,18 +136,21 @@ class Fetcher:
         """The store a file is in, its name there, and whether the store is one of those given.
 
         Raises:
-            ValueError: it is on an origin that the user has not named; the message is the rule.
+            ValueError: it is where the user has not allowed; the message is the rule.
         """
         for store in self._stores:
             if file.startswith(f"{store.url}/") and ".." not in file.split("/"):
                 return store, file[len(store.url) + 1 :], True
-        if file.startswith("/"):
-            root, name = "/", file[1:]
-        elif "://" in file:
+        if "://" in file:
             OutsideUrl(file).require_plain()
-            root, name = _root_and_name(file)
-        else:
+        path = local_path(file, self._stores[0])
+        if path is not None:
+            if not is_within(path, self._folders):
+                raise ValueError("is in a folder that was not named (--allow-origin)")
+            return self._root, path[1:], False
+        if "://" not in file:
             return self._stores[0], file, True
+        root, name = _root_and_name(file)
         if root in self._elsewhere:
             return self._elsewhere[root][0], name, self._elsewhere[root][1]
         store, is_ours = self._reached(OutsideUrl(root))

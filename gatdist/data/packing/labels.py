@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from gatdist.data.codecs import MOST_CLASSES, CodecError, Label, normalized
-from gatdist.data.packing.entries import Entry, LeftOut
+from gatdist.data.packing.entries import Entry, LeftOut, printable
 from gatdist.errors import DataError
 
 _OTHER = "Name another column with --labels, or leave labels out with --labels none"
@@ -79,7 +79,8 @@ def named(classes: Sequence[str | None]) -> tuple[list[int | None], list[str] | 
     by_value = all(_is_number(name) for name in names)
     order = sorted(names, key=lambda name: (int(name), name) if by_value else (0, name))
     numbers = {name: number for number, name in enumerate(order)}
-    return [None if name is None else numbers[name] for name in classes], order
+    numbers_of = [None if name is None else numbers[name] for name in classes]
+    return numbers_of, [printable(name) for name in order]
 
 
 def numbered(

@@ -65,7 +65,7 @@ class Request:
         strict: a sample that can't be packed is an error.
         source_options: of the source's storage.
         dest_options: of the data set's storage.
-        allowed_origins: servers and buckets, other than the source's own, that a list may name.
+        allowed_origins: servers, buckets and folders, other than its own, that a list may name.
     """
 
     source: str

@@ -62,7 +62,7 @@ def alone(
             folder = tmp_path_factory.mktemp("alone")
             sets = [word for s in (*SETTINGS, *settings) for word in ("--set", s)]
             trained = run_gatdist(
-                "train", "digits", "--local", "--run-dir", "run", *sets, cwd=folder, timeout=200
+                "train", "digits", "--local", "--run-dir", "run", *sets, cwd=folder, timeout=300
             )
             assert trained.returncode == 0, trained.stderr
             found[settings] = run_gatdist("inspect", "run", "--digest", cwd=folder).stdout.strip()

@@ -121,7 +121,7 @@ class Runs:
         assert self._process is not None
         return self._process
 
-    def finish(self, timeout_s: float = 150.0) -> int:
+    def finish(self, timeout_s: float = 300) -> int:
         """Wait for the command's end. Returns its status; ``output`` is set."""
         try:
             self.output, _ = self.process.communicate(timeout=timeout_s)
@@ -159,7 +159,7 @@ class Runs:
         text = (self.run_dir / "metrics.jsonl").read_text()
         return [json.loads(line)["samples_seen"] for line in text.splitlines()]
 
-    def wait_for(self, what: str, timeout_s: float = 60.0) -> float:
+    def wait_for(self, what: str, timeout_s: float = 300) -> float:
         """Wait for a file that a fault's ``note`` writes. Returns the time it tells."""
         file = self.folder / what
         text = wait_until(
@@ -167,7 +167,7 @@ class Runs:
         )
         return float(text.split()[1])
 
-    def wait_until_told(self, pattern: str, timeout_s: float = 60.0) -> str:
+    def wait_until_told(self, pattern: str, timeout_s: float = 300) -> str:
         """Wait until standard error holds what a regular expression matches. Returns that."""
         found = wait_until(
             lambda: re.search(pattern, self.errors), f"{pattern!r}", timeout_s=timeout_s

@@ -120,7 +120,7 @@ class Pod(Host):
             assert self.main.poll() is None, log.read_text()
             return subprocess.run(enter, capture_output=True).returncode == 0
 
-        wait_until(answers, "Ray's head", timeout_s=60)
+        wait_until(answers, "Ray's head", timeout_s=300)
 
     def container(
         self,

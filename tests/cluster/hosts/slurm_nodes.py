@@ -119,7 +119,7 @@ class Slurm:
             *command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             env=self.environment | options.pop("env", {}), **options,
         )  # fmt: skip
-        output, _ = process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=300)
         assert process.returncode == 0, f"{command}: {output}\n{self.logs()}"
         return output
 

@@ -11,7 +11,7 @@ from host_runs import CANONICAL, Runs
 from gatdist.data.builtin import write_digits
 from gatdist.storage import Store
 
-pytestmark = [pytest.mark.hosts, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.hosts
 
 SHORT = "run.total_samples=5120"
 POISON = """

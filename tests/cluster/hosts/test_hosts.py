@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.hosts import Hosts
 
-pytestmark = [pytest.mark.hosts, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.hosts
 
 
 def test_a_process_has_several_at_once(hosts: Hosts) -> None:

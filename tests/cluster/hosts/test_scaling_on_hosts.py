@@ -13,7 +13,7 @@ import pytest
 from benchmarks.hosts import Hosts
 from support import end_group
 
-pytestmark = [pytest.mark.hosts, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.hosts
 
 
 def scale(hosts: Hosts, folder: Path, *more: object) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def scale(hosts: Hosts, folder: Path, *more: object) -> dict[str, Any]:
         *more, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     try:
-        output, errors = process.communicate(timeout=200)
+        output, errors = process.communicate(timeout=300)
     finally:
         end_group(process)
     assert process.returncode == 0, errors

@@ -14,7 +14,7 @@ from host_runs import Runs
 from benchmarks.hosts import Hosts
 from support import end_group, marked_processes, wait_until
 
-pytestmark = [pytest.mark.hosts, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.hosts
 
 FILE = Path(__file__).resolve().parents[3] / "deploy/skypilot/train.yaml"
 

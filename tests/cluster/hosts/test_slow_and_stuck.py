@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from host_runs import Runs
 
-pytestmark = [pytest.mark.hosts, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.hosts
 
 
 def test_a_slow_worker_is_named_with_its_phase(runs: Runs, undisturbed: str) -> None:

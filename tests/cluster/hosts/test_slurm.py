@@ -13,7 +13,7 @@ from slurm_nodes import Slurm
 from benchmarks.hosts import Hosts
 from support import wait_until
 
-pytestmark = [pytest.mark.hosts, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.hosts
 
 SCRIPT = Path(__file__).resolve().parents[3] / "deploy/slurm/train.sbatch"
 
@@ -44,7 +44,7 @@ class Job:
         """What it has printed, in all attempts."""
         return self._log.read_text() if self._log.exists() else ""
 
-    def wait_until_told(self, text: str, timeout_s: float = 90.0) -> None:
+    def wait_until_told(self, text: str, timeout_s: float = 300) -> None:
         """Wait until its log holds a text."""
         try:
             wait_until(lambda: text in self.log, repr(text), timeout_s=timeout_s)
@@ -52,7 +52,7 @@ class Job:
             sys.stderr.write(self.log + self.slurm.logs())
             raise
 
-    def end(self, timeout_s: float = 150.0) -> dict[str, str]:
+    def end(self, timeout_s: float = 300) -> dict[str, str]:
         """Wait until it is over. Returns what Slurm tells of it."""
         alive = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING"}
         try:

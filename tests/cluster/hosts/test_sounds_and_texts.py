@@ -15,7 +15,7 @@ from gatdist.data import write_dataset
 from gatdist.data.codecs import encode_wav
 from gatdist.storage import Store
 
-pytestmark = [pytest.mark.hosts, pytest.mark.timeout(330)]
+pytestmark = pytest.mark.hosts
 
 RUN = f"""
 [run]
@@ -104,7 +104,7 @@ def test_a_killed_worker_changes_nothing(
     assert len(runs.attempts()) == 2
     sets = [word for s in CANONICAL for word in ("--set", s)]
     local = ["train", "run.toml", "--local", "--run-dir", "alone", "--json", *sets]
-    trained = run_gatdist(*local, cwd=runs.folder, timeout=200)
+    trained = run_gatdist(*local, cwd=runs.folder, timeout=300)
     assert trained.returncode == 0, trained.stderr
     alone = run_gatdist("inspect", "alone", "--digest", cwd=runs.folder).stdout.strip()
     assert runs.digest() == alone

@@ -12,7 +12,7 @@ from host_runs import Runs, now
 
 from support import wait_until
 
-pytestmark = [pytest.mark.hosts, pytest.mark.timeout(330)]
+pytestmark = pytest.mark.hosts
 
 
 def test_workers_killed_in_every_phase_and_all_at_once(runs: Runs, undisturbed: str) -> None:
@@ -42,7 +42,7 @@ def test_workers_killed_in_every_phase_and_all_at_once(runs: Runs, undisturbed: 
         """
     )
     runs.start()
-    assert runs.finish(270) == 0, runs.errors
+    assert runs.finish(300) == 0, runs.errors
     runs.whole()
     assert runs.digest() == undisturbed
     attempts = runs.attempts()
@@ -73,7 +73,7 @@ def test_a_host_dies_and_comes_back_and_then_the_driver_dies(runs: Runs, undistu
     host.kill()
     time.sleep(6)
     runs.hosts.join(host)
-    took_s = runs.wait_for("again", 120) - died
+    took_s = runs.wait_for("again", 300) - died
     assert took_s < 60  # what it should be is in the benchmarks
     before = len(runs.committed())
     wait_until(lambda: runs.committed()[-1] > 3200, "a later checkpoint")

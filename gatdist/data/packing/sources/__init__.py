@@ -113,7 +113,8 @@ def _list_archives(
             name: [File(file.removeprefix("./"), span) for file, span in files]
             for name, files in archives.items()
         }
-        return kind, list_shards(store, shards, asked, Listing(store, "", [], left_out=left_out))
+        listing = Listing(store, "", [], left_out=left_out)
+        return kind, list_shards([store, spool], shards, asked, listing)
     tree = (
         File(f"{archive}/{plain_path(name)}" if len(names) > 1 else name, span)
         for archive, files in archives.items()

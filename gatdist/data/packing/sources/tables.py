@@ -87,7 +87,7 @@ def choose_columns(row: Row, asked: Asked, table: str) -> Columns:
     Raises:
         DataError: there is no column of that name, or none that could be the samples.
     """
-    names = list(row)
+    names = list(filter(None, row))  # ``csv`` puts what has no name under None
     known = {name.lower(): name for name in names}
 
     def usual(candidates: Sequence[str]) -> str | None:
@@ -190,8 +190,8 @@ def json_rows(text: str, table: str) -> Iterator[Row]:
     except (ValueError, RecursionError) as error:
         raise DataError(table, f"is no JSON ({error})") from None
     if isinstance(values, dict) and "labels" in values:
-        pairs = values["labels"] or ()
-        if not all(isinstance(pair, list | tuple) for pair in pairs):
+        pairs = values["labels"] or []
+        if not isinstance(pairs, list) or not all(isinstance(pair, list) for pair in pairs):
             raise DataError(table, 'must be {"labels": [[file, label], …]}')
         values = [dict(zip(("file", "label"), pair, strict=False)) for pair in pairs]
     if not isinstance(values, list) or not all(isinstance(row, dict) for row in values):
@@ -235,6 +235,9 @@ def _entries(
         if not isinstance(file, str) or not file.strip():
             left_out.append((where, f"names no file in the column {columns.content}"))
             continue
+        if not is_name(file):
+            left_out.append((where, "names a file with half a character"))
+            continue
         others = (("txt", text),) if text is not None else ()
         path = file_path(file)
         yield Entry(file, extension_of(path), Span(path), label, others)
@@ -253,6 +256,15 @@ def _is_text(value: object) -> bool:
         return isinstance(value, str) and bool(value.encode())
     except UnicodeEncodeError:  # JSON may hold half a character
         return False
+
+
+def is_name(name: str) -> bool:
+    """Whether it can be the name of a file: JSON may hold half a character."""
+    try:
+        name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in name
 
 
 def extension_of(file: str) -> str:

@@ -23,12 +23,12 @@ class _Sample(NamedTuple):
 
 
 def list_shards(
-    store: Store, shards: Mapping[str, Iterable[File]], asked: Asked, listing: Listing
+    stores: Sequence[Store], shards: Mapping[str, Iterable[File]], asked: Asked, listing: Listing
 ) -> Listing:
     """A sample for each key of each shard; what else a sample has is kept beside it.
 
     Args:
-        store: the folder that spans are relative to.
+        stores: the folder that spans are relative to, and others that they may be in.
         shards: the files of each tar, in its order, by the tar's name.
         asked: ``labels`` is a field of ``.json``; by default, labels are read from ``.cls``.
         listing: gets the samples.
@@ -37,7 +37,7 @@ def list_shards(
         sample for shard, files in shards.items() for sample in _samples(shard, files, listing)
     ]
     listing.modality = majority(component for sample in samples for component in sample.files)
-    with Fetcher([store]) as fetcher:
+    with Fetcher(stores) as fetcher:
         labels = _labels(samples, asked, fetcher)
     entries = []
     for sample, label in zip(samples, labels, strict=True):

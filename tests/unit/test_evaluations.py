@@ -1,0 +1,122 @@
+"""A checkpoint is written before it is evaluated; what is known of it is the same in the end."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gatdist.config import load_config
+from gatdist.errors import StorageError
+from gatdist.evaluation import Evaluator
+from gatdist.inspection import digest, inspect
+from gatdist.monitor.metrics import read_metrics
+from gatdist.parallel.communicator import LocalCommunicator
+from gatdist.reporting import report
+from gatdist.runs import Checkpoints, Evaluations
+from gatdist.storage import Store
+from gatdist.training.loop import run
+
+LOCAL = LocalCommunicator(torch.device("cpu"))
+SETTINGS = [
+    "run.total_samples=1024",
+    "run.global_batch=64",
+    "run.tick_samples=256",
+    "run.checkpoint_samples=256",
+    "run.keep_checkpoints=1",
+    "run.keep_best_checkpoints=1",
+    "evaluate.every_samples=256",
+    "evaluate.num_samples=256",
+    "model.generator.depth=1",
+    "model.discriminator.depth=1",
+    'evaluate.metrics=["fid"]',
+    "monitor.tensorboard=false",
+]
+
+
+class Killed(Exception):
+    """Ends a run in an evaluation; nothing is recorded of it."""
+
+
+@contextmanager
+def killed_in(number: int) -> Iterator[None]:
+    """The evaluation with this number, from 1, ends the run."""
+    calls, call = itertools.count(1), Evaluator.__call__
+
+    def counted(self: Evaluator, *args: Any) -> Any:
+        if next(calls) == number:
+            raise Killed
+        return call(self, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Evaluator, "__call__", counted)
+        with pytest.raises(Killed):
+            yield
+
+
+def train(store: Store, *more: str) -> dict[str, Any]:
+    return run(load_config("ring", [*SETTINGS, *more]), LOCAL, store)
+
+
+def known(store: Store) -> dict[str, Any]:
+    """All that a run's checkpoints, metrics and page say of it, but times and names."""
+    checkpoint = inspect(store.url)["checkpoint"]
+    return {
+        "digest": digest(store.url),
+        "told": [checkpoint[key] for key in ("samples_seen", "status", "reason", "metrics")],
+        "on the page": f'<b class="{checkpoint["status"]}">' in report(store.url)[0],
+        "kept": [n.partition(".")[0] for n in Checkpoints(store.child("checkpoints")).committed()],
+        "measured": [
+            (tick["samples_seen"], tick.get("metric/fid")) for tick in read_metrics(store).records
+        ],
+    }
+
+
+CONVERGES = 'run.convergence={metric="fid", min_improvement=0.99, patience_samples=256}'
+
+
+@pytest.mark.parametrize(
+    ("more", "status", "number"),
+    [((), "finished", n) for n in (2, 4)] + [((CONVERGES,), "converged", 2)],
+)
+def test_a_run_ended_in_an_evaluation_and_resumed_is_as_an_undisturbed_one(
+    more: tuple[str, ...], status: str, number: int, tmp_path: Path
+) -> None:
+    whole, ended = Store(str(tmp_path / "whole")), Store(str(tmp_path / "ended"))
+    expected = train(whole, *more)
+    assert expected["status"] == status
+    with killed_in(number), pytest.raises(Killed):
+        train(ended, *more)
+    assert inspect(ended.url)["checkpoint"]["status"] == "running"
+    assert '<b class="unfinished">' in report(ended.url)[0]
+    assert train(ended, *more) == expected
+    assert known(ended) == known(whole)
+    assert known(ended)["on the page"]
+    assert known(ended)["told"][1:] == [status, expected["reason"], expected["metrics"]]
+    before = known(ended), ended.read("attempts.jsonl")
+    assert train(ended, *more) == expected  # all is done
+    assert (known(ended), ended.read("attempts.jsonl")) == before
+
+
+def test_evaluations_that_can_not_be_read_are_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(str(tmp_path))
+    outcome = {"status": "running", "reason": "", "metrics": {"fid": 1.0}, "convergence": {}}
+    Evaluations(store).record({"samples_seen": 64, "attempt": 1}, outcome)
+
+    def refuses(name: str) -> bytes:
+        raise StorageError(name, "is not for you")
+
+    again = Evaluations(store)
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "read", refuses)
+        with pytest.raises(StorageError):
+            again.record({"samples_seen": 128, "attempt": 1}, outcome)
+    again.record({"samples_seen": 128, "attempt": 1}, outcome)
+    assert Evaluations(store).metrics(64, 1) == {"fid": 1.0}
