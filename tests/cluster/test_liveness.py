@@ -134,7 +134,14 @@ def way(request):
     return on_ray(request.getfixturevalue("ray_address"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_interrupts_an_evaluation_which_is_done_again_at_resume(
     number, way, folder, undisturbed, run_gatdist
 ):
@@ -171,7 +178,15 @@ def test_sigkill_in_an_evaluation_loses_no_step(way, folder, undisturbed, run_ga
     assert (digest(run_gatdist, folder), lines_of(folder)) == undisturbed
 
 
-@pytest.mark.parametrize("where", ["start", "first step", "commit", "twice"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        "start",
+        pytest.param("first step", marks=pytest.mark.slow),
+        "commit",
+        pytest.param("twice", marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_at_the_start_in_a_commit_or_twice_corrupts_nothing(
     where, way, folder, undisturbed, run_gatdist
 ):
@@ -266,7 +281,14 @@ def processes_of(mark: str, *names: str) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("helper", ["Mailbox", "TrainController", "RayTrainWorker"])
+@pytest.mark.parametrize(
+    "helper",
+    [
+        "Mailbox",
+        pytest.param("TrainController", marks=pytest.mark.slow),
+        pytest.param("RayTrainWorker", marks=pytest.mark.slow),
+    ],
+)
 def test_a_killed_helper_process_is_started_again(helper, folder, undisturbed, run_gatdist):
     """Of a Ray of our own, while it trains: step 7 of 20, after 1 of 4 log intervals."""
     mark = f"gatdist-helper-{os.getpid()}-{helper}"

@@ -234,9 +234,8 @@ run(load_config("digits", settings), LocalCommunicator(torch.device("cpu")), Sto
 """
 
 
-@pytest.mark.timeout(400)
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
-@pytest.mark.parametrize("spool", ["full", "read-only"])
+@pytest.mark.parametrize("spool", ["full", pytest.param("read-only", marks=pytest.mark.slow)])
 def test_telemetry_of_a_run_killed_and_resumed_without_room_for_temporary_files(
     moto: Server, bucket: str, tmp_path: Path, spool: str
 ) -> None:

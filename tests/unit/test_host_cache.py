@@ -360,7 +360,6 @@ print(json.dumps([json.load(pipe) for _, pipe in started]))
 """
 
 
-@pytest.mark.timeout(240)
 def test_cache_that_is_full_of_many_blocks_fails_no_start(tmp_path: Path) -> None:
     """131,072 blocks, and 8 processes that start at once."""
     own = tmp_path / "gatdist-blocks-1"
