@@ -50,7 +50,6 @@ TRANSIENT = [
 ]
 LASTING = [
     *(of_s3(code, 403) for code in ("SignatureDoesNotMatch", "AccessDenied", "InvalidAccessKeyId")),
-    of_s3("403", 403, date=formatdate()),
     of_s3("InvalidDigest", 400),
     of_s3("NoSuchKey", 404),
     of_s3("NoSuchKey", 404, **{"retry-after": "1"}),
@@ -71,6 +70,10 @@ def test_transient_error_codes_are_tried_again(error: Exception) -> None:
 def test_lasting_error_codes_are_not_tried_again(error: Exception) -> None:
     assert not failures.is_passing(error)
     assert failures.meaning(error)
+
+
+def test_a_denial_with_the_right_time_is_lasting() -> None:
+    assert not failures.is_passing(of_s3("403", 403, date=formatdate()))
 
 
 @pytest.mark.parametrize(
