@@ -83,6 +83,11 @@ def damaged_checkpoints(store: Store) -> dict[str, Any]:
             read_checkpoint(one)
         except CheckpointError as error:
             damaged.append([one.url, str(error)])
+    if kind == "run" and not names:
+        try:
+            RunDirectory(store).require_fresh()
+        except CheckpointError as error:  # all are lost
+            damaged.append([folder.url, str(error)])
     return {"kind": kind, "checkpoints": len(names), "damaged": damaged}
 
 

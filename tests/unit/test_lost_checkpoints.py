@@ -102,6 +102,16 @@ def test_a_run_that_died_before_its_first_commit_starts_at_0(
     assert (run / "attempts" / "000002.committed").exists()
 
 
+def test_verify_calls_a_lost_run_damaged(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    assert main(["verify", str(run)]) == 0
+    _without_manifests(run)
+    assert main(["verify", str(run)]) == 2
+    shutil.rmtree(run / "checkpoints")
+    assert main(["verify", str(run)]) == 2
+
+
 def test_a_storage_that_lists_nothing_does_not_make_a_run_start_afresh(
     finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
