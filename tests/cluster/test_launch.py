@@ -40,11 +40,13 @@ BROKEN = """
 from gatdist import register_loss
 from gatdist.game import Loss
 def broken(real, fake):
-    if len(real) > 2:  # not when the driver tries a step
+    if len(real) > 4:  # not in the check at the start
         raise ValueError("this loss is broken")
     return fake - real
-register_loss("broken", Loss(broken, broken))
-register_loss("infinite", Loss(lambda r, f: f * float("inf"), lambda r, f: -f))
+register_loss("broken", Loss(broken, lambda r, f: -f))
+def infinite(real, fake):
+    return fake * (float("inf") if len(fake) > 4 else 1.0)
+register_loss("infinite", Loss(infinite, lambda r, f: -f))
 """
 TELLS = """
 import sys, time
