@@ -257,8 +257,7 @@ class HostCache:
             with _usage_locked(folder):
                 now = _usage(folder)
                 # What others have reserved meanwhile may be in the listing, or not.
-                meanwhile = 0 if now is None or before is None else max(0, now - before)
-                _set_usage(folder, kept + meanwhile)
+                _set_usage(folder, kept + max(0, (now or 0) - (before or 0)))
             return True
         finally:
             _unlock(lock)
@@ -281,8 +280,11 @@ class HostCache:
         """A handle of our folder, which is made if absent, and is no link and no other user's."""
         for name in (_FOLDER, f"{_FOLDER}-{self._uid}"):
             path = os.path.join(self._parent, name)
-            with suppress(FileExistsError):
+            is_new = True
+            try:
                 os.mkdir(path, 0o700)
+            except FileExistsError:
+                is_new = False
             try:
                 folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | _OPEN)
             except (NotADirectoryError, PermissionError):  # a link is no folder either
@@ -292,6 +294,8 @@ class HostCache:
                 if facts.st_uid == self._uid:
                     if facts.st_mode & 0o022:
                         os.fchmod(folder, 0o700)
+                    if is_new:
+                        _count_from_zero(folder)
                     yield folder
                     return
             finally:
@@ -346,6 +350,13 @@ def _set_usage(folder: int, usage: int) -> None:
         os.ftruncate(file, os.pwrite(file, str(usage).encode().rjust(20), 0))
     finally:
         os.close(file)
+
+
+def _count_from_zero(folder: int) -> None:
+    """In a new folder, so that blocks are kept from the first on, without a listing."""
+    with _usage_locked(folder):
+        if _usage(folder) is None:
+            _set_usage(folder, 0)
 
 
 def _finish(folder: int, file: int, part: str, name: str, content: bytes) -> None:
