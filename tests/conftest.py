@@ -18,6 +18,9 @@ from support import HANG_S, end_group, start_gatdist
 
 # Before torch is imported, here and in every process that a test starts: two cores, many processes.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Processes that tests start would compile the package again, each for half a second.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # A shell that started the tests in the background has turned Ctrl-C off for all that follows.
 signal.signal(signal.SIGINT, signal.default_int_handler)

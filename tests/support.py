@@ -27,6 +27,9 @@ import pytest
 HANG_S = 300.0
 
 
+PRELOADED = ["pytest", "hypothesis", "torch.distributed", "gatdist.training.loop"]
+
+
 def spawn(
     world_size: int, function: Callable[..., Any], *args: Any, timeout_s: float = HANG_S
 ) -> list[Any]:
@@ -38,7 +41,9 @@ def spawn(
         args: picklable; the results must be so too.
         timeout_s: past it, all processes are killed and the test fails.
     """
-    context = get_context("spawn")
+    # Forked from a process that has imported what takes seconds, and has no threads.
+    context = get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
     deadline = time.monotonic() + timeout_s
     with tempfile.TemporaryDirectory() as folder:
         ranks: dict[Connection, int] = {}
@@ -54,6 +59,7 @@ def spawn(
                         f"{folder}/rendezvous",
                         timeout_s,
                         theirs,
+                        dict(os.environ),
                         function,
                         args,
                     ),
@@ -103,9 +109,12 @@ def _member(
     rendezvous: str,
     timeout_s: float,
     connection: Connection,
+    environment: dict[str, str],
     function: Callable[..., Any],
     args: tuple[Any, ...],
 ) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
     import torch
     import torch.distributed as dist
 
