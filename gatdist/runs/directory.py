@@ -122,14 +122,25 @@ class RunDirectory:
     def require_fresh(self) -> None:
         """Raise CheckpointError if the run had a checkpoint: it must not start afresh without.
 
-        Attempts that ended before their first checkpoint are no reason.
+        Attempts that ended before their first checkpoint are no reason. Of those whose files are
+        gone nobody knows whether they had one.
         """
         starts = self.attempts()
         resumed = [entry["resumed_from"] for entry in starts if "resumed_from" in entry]
         resumed = [samples_seen for samples_seen in resumed if samples_seen is not None]
         # Asked for by name: a listing that is empty, or late, may be why no checkpoint was found.
-        numbers = {entry["attempt"] for entry in starts} | set(self._taken())
-        committed = any(self.store.exists(_committed(each)) for each in sorted(numbers))
+        recorded = {entry["attempt"] for entry in starts}
+        numbers = sorted(recorded | set(self._taken()))
+        committed = any(self.store.exists(_committed(each)) for each in numbers)
+        lost = [each for each in sorted(recorded) if not self.store.exists(_claim(each))]
+        if lost and not resumed and not committed:
+            raise CheckpointError(
+                f"{self.store.url}/{_claim(lost[0])}",
+                f"is lost, though {_RECORD} names this attempt, and there is no whole checkpoint; "
+                "whether the run has committed one is not known",
+                mend="Restore the folders attempts/ and checkpoints/ from a copy, or choose "
+                "another --run-dir to start afresh",
+            )
         if resumed or committed:
             at = f" (the last start went on from {resumed[-1]} samples)" if resumed else ""
             raise CheckpointError(

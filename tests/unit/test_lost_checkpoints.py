@@ -56,6 +56,12 @@ def _only_the_record(run: Path) -> None:
     (run / "attempts.jsonl").write_text(json.dumps(entry | {"resumed_from": 32}) + "\n")
 
 
+def _only_files(run: Path) -> None:
+    """As copied without any folder."""
+    for folder in ("checkpoints", "attempts"):
+        shutil.rmtree(run / folder)
+
+
 def _without_the_record(run: Path) -> None:
     shutil.rmtree(run / "checkpoints")
     (run / "attempts.jsonl").unlink()
@@ -67,6 +73,7 @@ LOSSES: dict[str, Callable[[Path], None]] = {
     "manifests gone": _without_manifests,
     "leftovers only": _only_leftovers,
     "only the record is left": _only_the_record,
+    "only files are left": _only_files,
     "the record is gone, too": _without_the_record,
 }
 
