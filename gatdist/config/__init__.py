@@ -5,6 +5,7 @@ A configuration is read once, by the driver, and travels as JSON to the workers 
 use (:func:`expand_env`), so that a secret never enters a file.
 """
 
+from gatdist.config.encoding import unicode_encoding
 from gatdist.config.environment import (
     REFERENCE,
     cache_folder,
@@ -82,4 +83,5 @@ __all__ = [
     "set_env",
     "set_value",
     "silence_profiler",
+    "unicode_encoding",
 ]

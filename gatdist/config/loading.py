@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from gatdist.config.encoding import unicode_encoding
 from gatdist.config.environment import is_secret
 from gatdist.config.models import Config
 from gatdist.config.sections import PenaltyConfig
@@ -117,9 +118,9 @@ def _preset(name: str) -> dict[str, Any]:
 
 
 def _tables(source: str, content: bytes) -> dict[str, Any]:
-    if b"\0" in content:  # which TOML excludes, and every other Unicode encoding needs
-        encoding = "UTF-32" if b"\0\0" in content else "UTF-16"
-        raise ConfigError(source, f"is encoded as {encoding}", mend="Save it as UTF-8")
+    encoding = unicode_encoding(content)
+    if encoding != "utf-8-sig":
+        raise ConfigError(source, f"is encoded as {encoding.upper()}", mend="Save it as UTF-8")
     try:
         return tomllib.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:

@@ -118,6 +118,13 @@ def test_encoding_other_than_utf_8_is_named(tmp_path, encoding, mark):
     assert "UTF-8" in told
 
 
+def test_encoding_is_not_blamed_for_a_stray_nul(tmp_path):
+    (tmp_path / "own.toml").write_text(MINIMAL + "# \0\n")
+    told = refusal(load_config, str(tmp_path / "own.toml"))
+    assert "line" in told
+    assert "UTF-16" not in told
+
+
 # Keys and values
 
 

@@ -42,7 +42,7 @@ def list_parquet(store: Store, names: Sequence[str], asked: Asked, spool: Store)
     def add(name: str) -> None:
         with _opened(store, name) as table:
             first = next(_rows(table, None, 1), dict.fromkeys(table.schema_arrow.names))
-            columns = choose_columns(first, asked, f"{store.url}/{name}")
+            columns = choose_columns([first], asked, f"{store.url}/{name}")
             listing.class_names = listing.class_names or _class_names(table, columns.label)
             if isinstance(first[columns.content or columns.text or ""], str):
                 part = list_rows(store, name, _rows(table, columns), asked)

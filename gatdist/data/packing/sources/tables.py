@@ -6,10 +6,10 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, NamedTuple, TypeVar
 
-from gatdist.config import nearest
+from gatdist.config import nearest, unicode_encoding
 from gatdist.data.packing.entries import MODALITY, Entry, Label, LeftOut, Listing, Span
 from gatdist.data.packing.ranges import open_file
 from gatdist.data.packing.sources.asked import Asked
@@ -29,6 +29,7 @@ TEXT_COLUMNS = ("text", "caption", "sentence", "txt")
 
 _KNOWN_COLUMNS = {*CONTENT_COLUMNS, *LABEL_COLUMNS, *TEXT_COLUMNS}
 _DELIMITERS = (",", ";", "\t", "|")
+_ROWS_JUDGED = 64
 _LONGEST_FIELD_BYTES = 64 * 2**20
 
 Row = Mapping[str, Any]
@@ -51,12 +52,12 @@ def list_table(store: Store, name: str, asked: Asked) -> Listing:
 
 def list_rows(store: Store, name: str, rows: Iterator[Row], asked: Asked) -> Listing:
     """See :func:`list_table`."""
-    first = next(rows, None)
-    if first is None:
+    first = list(islice(rows, _ROWS_JUDGED))
+    if not first:
         raise DataError(f"{store.url}/{name}", "is empty", mend="Name at least one file in it")
     columns = choose_columns(first, asked, f"{store.url}/{name}")
     listing = Listing(store, "text", [])
-    listing.entries = list(_entries(chain([first], rows), columns, name, listing.left_out))
+    listing.entries = list(_entries(chain(first, rows), columns, name, listing.left_out))
     if columns.content:
         listing.modality = majority(entry.component for entry in listing.entries)
     return listing
@@ -76,18 +77,19 @@ class Columns(NamedTuple):
     text: str | None
 
 
-def choose_columns(row: Row, asked: Asked, table: str) -> Columns:
+def choose_columns(rows: Sequence[Row], asked: Asked, table: str) -> Columns:
     """Choose columns by what was asked, or else by their names.
 
     Args:
-        row: the first one.
+        rows: the first ones, at least one. A column that was asked for holds texts if most of them
+            name no file there.
         asked: by the user.
         table: its name, for messages.
 
     Raises:
         DataError: there is no column of that name, or none that could be the samples.
     """
-    names = list(filter(None, row))  # ``csv`` puts what has no name under None
+    names = list(filter(None, rows[0]))  # ``csv`` puts what has no name under None
     known = {name.lower(): name for name in names}
 
     def usual(candidates: Sequence[str]) -> str | None:
@@ -101,8 +103,11 @@ def choose_columns(row: Row, asked: Asked, table: str) -> Columns:
 
     content = wanted("--column", asked.column) if asked.column else usual(CONTENT_COLUMNS)
     text = usual(TEXT_COLUMNS)
-    if asked.column and isinstance(row[asked.column], str) and not _is_file(row[asked.column]):
-        content, text = None, asked.column
+    if asked.column:
+        values = [row.get(asked.column) for row in rows]
+        texts = [value for value in values if isinstance(value, str) and value.strip()]
+        if 2 * sum(map(_is_file, texts)) < len(texts):
+            content, text = None, asked.column
     if not content and not text:
         rule = f"no column is named like a file or a text, they are {', '.join(names)}"
         mend = "Name the columns in the first line, or say which one it is with --column NAME"
@@ -115,14 +120,14 @@ def choose_columns(row: Row, asked: Asked, table: str) -> Columns:
 
 
 def _is_file(value: str) -> bool:
-    return "://" in value or extension_of(value) in MODALITY
+    return "://" in value or extension_of(file_path(value)) in MODALITY
 
 
 def read_table(store: Store, name: str, use: Callable[[Iterator[Row]], T]) -> T:
     """Give the rows of a list to ``use``, as mappings from column to value.
 
     A ``dataset.json`` as the StyleGAN tools write it gives rows of ``file`` and ``label``. Text is
-    UTF-8 or, with a byte order mark, UTF-16. A CSV file that is neither is taken for Windows-1252,
+    UTF-8, UTF-16 or UTF-32. A CSV file that is neither is taken for Windows-1252,
     which is what spreadsheets write in western Europe and America.
 
     Raises:
@@ -131,8 +136,7 @@ def read_table(store: Store, name: str, use: Callable[[Iterator[Row]], T]) -> T:
     table = f"{store.url}/{name}"
     is_csv = extension_of(name) in ("csv", "tsv")
     with open_file(store, name) as file:
-        begin = file.read(2)
-        encoding = "utf-16" if begin in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+        encoding = unicode_encoding(file.read(4))
         for attempt in (encoding, "cp1252") if is_csv else (encoding,):
             file.seek(0)
             text = io.TextIOWrapper(file, encoding=attempt, newline="")
@@ -160,16 +164,45 @@ def _csv_rows(text: io.TextIOWrapper, usual: str, table: str) -> Iterator[Row]:
     csv.field_size_limit(_LONGEST_FIELD_BYTES)
     head = text.readline()
     delimiter = _delimiter(head, usual)
-    rows = csv.DictReader(chain([head], text), delimiter=delimiter, skipinitialspace=True)
+    lines: list[str] = []  # of the row that is being read
+    rows = csv.DictReader(
+        _kept(chain([head], text), lines), delimiter=delimiter, skipinitialspace=True
+    )
     try:
         names = [name.strip() for name in rows.fieldnames or ()]
         if len(set(names)) < len(names):
             rule = f"two of its columns have one name: {', '.join(names)}"
             raise DataError(table, rule, mend="Give each column its own name")
         rows.fieldnames = names
-        yield from rows
+        _require_closed(lines, delimiter, table, rows.line_num)
+        for row in rows:
+            _require_closed(lines, delimiter, table, rows.line_num)
+            yield row
     except csv.Error as error:
         raise DataError(f"{table}:{rows.line_num}", f"is no row of a CSV file ({error})") from None
+
+
+def _kept(lines: Iterable[str], kept: list[str]) -> Iterator[str]:
+    for line in lines:
+        kept.append(line)
+        yield line
+
+
+def _require_closed(lines: list[str], delimiter: str, table: str, last: int) -> None:
+    """Raise DataError if the row in these lines ends within quotation marks; take the lines.
+
+    ``csv`` takes the end of the file for their end, and with it all rows between for one field.
+    """
+    row = lines.copy()
+    lines.clear()
+    if sum(line.count('"') for line in row) % 2 == 0:
+        return
+    try:
+        list(csv.reader(row, delimiter=delimiter, skipinitialspace=True, strict=True))
+    except csv.Error as error:
+        if "unexpected end of data" in str(error):
+            place = f"{table}:{last - len(row) + 1}"
+            raise DataError(place, "opens a quotation mark that is never closed") from None
 
 
 def _delimiter(head: str, usual: str) -> str:

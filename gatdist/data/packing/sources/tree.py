@@ -171,7 +171,7 @@ def _labels_of(rows: Iterator[Row], labels: str) -> Labels:
     first = next(rows, None)
     if first is None:
         raise DataError("--labels", "the file is empty", value=labels)
-    columns = choose_columns(first, Asked(), labels)
+    columns = choose_columns([first], Asked(), labels)
     if columns.content is None or columns.label is None:
         rule = f"needs a column called file and one called label, and has {', '.join(first)}"
         raise DataError("--labels", rule, value=labels)
