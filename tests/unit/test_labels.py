@@ -45,6 +45,7 @@ NFD = unicodedata.normalize("NFD", "café")
         (["café", NFD, f" {NFD} ", NFD.encode()], "café"),
         (["٣"], "٣"),
         (["1_0"], "1_0"),
+        (["\u0645\u06cc\u200c\u062e"], "\u0645\u06cc\u200c\u062e"),
         (["none"], "none"),
         ([0, "-0", "0.0"], 0),
         ([999_999, "999999", "1e5"][:2], 999_999),
@@ -58,6 +59,7 @@ def test_labels_of_one_meaning_normalize_alike(values: list[Any], label: int | s
     "value",
     [
         *(-2, "-2", 0.5, "0.5", "1,5", "1,000", 10**6, "1000000", "9" * 5000, 1e300, "1e99"),
+        *("a\0b", "a\nb", "\x1b[31mred", "\ud800"),
         *(float("inf"), [1, 0], {"a": 1}, np.array([1, 2]), b"\xff"),
     ],
 )
@@ -256,7 +258,9 @@ def test_conflicting_labels_of_one_file_are_reported_with_both(tmp_path: Path, w
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
-@pytest.mark.parametrize("code", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+@pytest.mark.parametrize(
+    "code", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32", "utf-32-be", "cp1252"]
+)
 def test_labels_of_csv_in_any_encoding_and_delimiter(
     tmp_path: Path, delimiter: str, code: str
 ) -> None:
@@ -274,6 +278,29 @@ def test_labels_of_csv_with_blanks_quotes_decimal_commas_and_windows_paths(tmp_p
     outcome = pack(tmp_path / "l.csv", tmp_path / "out")
     assert (outcome["samples"], outcome["num_classes"], outcome["left_out"]) == (3, 3, 1)
     assert "more fields" in report(tmp_path / "out")["l.csv:4"]
+
+
+def test_paths_in_an_asked_column_with_blanks_or_a_stranger_first_are_no_texts(
+    tmp_path: Path,
+) -> None:
+    write(tmp_path, {f"in/{i}.png": PNGS[i] for i in range(3)})
+    rows = ["name", "NOTICE", *(f'" in/{i}.png "' for i in range(3))]
+    (tmp_path / "l.csv").write_text("\n".join(rows))
+    outcome = pack(tmp_path / "l.csv", tmp_path / "out", column="name")
+    assert (outcome["samples"], outcome["left_out"]) == (3, 1)
+    assert list(report(tmp_path / "out")) == ["NOTICE"]
+
+
+@pytest.mark.parametrize("line", [1, 2, 4])
+def test_a_quotation_mark_that_is_never_closed_is_named_by_its_line(
+    tmp_path: Path, line: int
+) -> None:
+    write(tmp_path, {f"{i}.png": PNGS[i] for i in range(4)})
+    lines = ["file,label", "0.png,0", "1.png,1", "2.png,2", "3.png,3"]
+    lines[line - 1] = lines[line - 1].replace(",", ',"')
+    (tmp_path / "l.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(DataError, match=f"{tmp_path}/l.csv:{line}:"):
+        pack(tmp_path / "l.csv", tmp_path / "out")
 
 
 def test_labels_without_a_known_column_ask_for_a_hint(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ A label is the number of a class, the name of one, or missing:
 * −1, null, NaN and an empty text mean that a sample is not labelled.
 * ``true`` and ``false`` are names, in whatever case they are written.
 * Any other text is a name, in Unicode's form NFC. So are digits that are not ASCII.
+* Names with control characters are no classes: they would spoil terminals, tables and file names.
 * Other numbers (0.5, −2, 1,000,000 and above) and other values (lists, objects) are no classes.
 """
 
@@ -31,6 +32,7 @@ _MISSING = {"", "null", "NULL", "nan", "NaN", "NAN", "None", "<NA>"}
 _NUMBER = re.compile(r"[+-]?(\d{1,40}([.]\d{0,40})?|[.]\d{1,40})([eE][+-]?\d{1,2})?", re.ASCII)
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,(\d+)", re.ASCII)
 _TOO_LONG = re.compile(r"[+-]?\d+", re.ASCII)
+_UNFIT = ("Cc", "Cs")  # control characters, and unpaired surrogates, which JSON may hold
 _SHOWN = 40
 
 
@@ -62,8 +64,8 @@ def normalized(value: object) -> Label:
 
 def _from_text(value: str) -> Label:
     text = value.strip().lstrip("\ufeff").strip()
-    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise _no_class(value)  # half a character, as JSON may hold
+    if not text.isprintable() and any(unicodedata.category(c) in _UNFIT for c in text):
+        raise _no_class(value)
     if text.isascii() and text.isdecimal() and len(text) <= len(str(MOST_CLASSES)):
         return _class_number(int(text), value)  # what nearly all are
     if text in _MISSING:
