@@ -185,10 +185,8 @@ class Worker:
 
     def _reported(self, shard: Shard) -> set[str]:
         """Keys of the samples that were left out of the index when it was made."""
-        if not self._indexes.exists(REPORT):
-            return set()
-        names = set()
-        for line in self._indexes.read(REPORT).decode(errors="replace").splitlines():
+        report, names = self._indexes.read_if_exists(REPORT) or b"", set()
+        for line in report.decode(errors="replace").splitlines():
             try:
                 name = str(json.loads(line)["source"])
             except (ValueError, LookupError, TypeError):

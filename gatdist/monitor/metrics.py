@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from gatdist.errors import StorageError
 from gatdist.monitor.uploads import MIN_GROWTH, RETRY_BUDGET_S
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ def read_metrics(store: Store) -> Metrics:
     """
     # Segments are deleted only after metrics.jsonl has all that they hold. So it is read last.
     segments = _read_all(store, _segments(store))
-    contents = [_read_if_exists(store, METRICS_FILE), *segments.values()]
+    contents = [store.read_if_exists(METRICS_FILE), *segments.values()]
     found, merged = Metrics(), dict[int, Record]()
     for content in contents:
         if content is None:
@@ -156,14 +155,13 @@ class MetricsWriter:
         content = b"".join(map(_line, read_metrics(self._store).records))
         self._store.publish(METRICS_FILE, content)
         self._merged_bytes = len(content)
-        for name in list(self._segments):
-            self._store.delete_files([name])
-            del self._segments[name]
+        self._store.delete_files(self._segments)
+        self._segments.clear()
 
     def _cut(self, resume_samples: int) -> None:
         """Remove what is damaged or came after the checkpoint, and find the last record."""
         names = _segments(self._store)
-        files = {METRICS_FILE: _read_if_exists(self._store, METRICS_FILE)}
+        files = {METRICS_FILE: self._store.read_if_exists(METRICS_FILE)}
         files |= _read_all(self._store, names)
         for name, old in files.items():
             if old is None:
@@ -199,18 +197,7 @@ def _segments(store: Store) -> list[str]:
 
 def _read_all(store: Store, names: list[str]) -> dict[str, bytes | None]:
     with ThreadPoolExecutor(_CONCURRENCY) as threads:
-        return dict(
-            zip(names, threads.map(lambda n: _read_if_exists(store, n), names), strict=True)
-        )
-
-
-def _read_if_exists(store: Store, name: str) -> bytes | None:
-    try:
-        return store.read(name)
-    except StorageError:
-        if store.exists(name):
-            raise
-        return None
+        return dict(zip(names, threads.map(store.read_if_exists, names), strict=True))
 
 
 def _line(record: Record) -> bytes:

@@ -67,11 +67,9 @@ def _key(state: Mapping[str, Any]) -> str:
 
 def _read(store: Store) -> dict[str, Any]:
     """The file's entries; {} where it is absent or damaged: then evaluations are done again."""
-    if not store.exists(_FILE):
-        return {}
-    data = store.read(_FILE)
+    data = store.read_if_exists(_FILE)
     try:
-        found = json.loads(data)
+        found = json.loads(data or b"{}")
     except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

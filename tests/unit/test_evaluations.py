@@ -115,7 +115,7 @@ def test_evaluations_that_can_not_be_read_are_not_replaced(
 
     again = Evaluations(store)
     with monkeypatch.context() as patch:
-        patch.setattr(store, "read", refuses)
+        patch.setattr(store, "read_if_exists", refuses)
         with pytest.raises(StorageError):
             again.record({"samples_seen": 128, "attempt": 1}, outcome)
     again.record({"samples_seen": 128, "attempt": 1}, outcome)
