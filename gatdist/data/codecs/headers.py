@@ -12,8 +12,13 @@ from gatdist.data.codecs.color import changes_colors
 from gatdist.data.codecs.errors import CodecError
 from gatdist.data.codecs.formats import open_image, png_exif
 from gatdist.data.codecs.jpeg import JPEG_MAGIC, read_jpeg_header
-from gatdist.data.codecs.levels import ORIENTATION, color_mode, depth_of, is_gray_image
-from gatdist.data.codecs.orientation import exif_orientation, upright_size, valid_orientation
+from gatdist.data.codecs.levels import color_mode, depth_of, is_gray_image
+from gatdist.data.codecs.orientation import (
+    ORIENTATION,
+    exif_orientation,
+    upright_size,
+    valid_orientation,
+)
 
 JPEG_MODES = {1: "L", 3: "RGB", 4: "CMYK"}  # by the number of channels
 

@@ -16,8 +16,8 @@ from PIL import Image, ImageFile
 from gatdist.data.codecs.color import Levels
 from gatdist.data.codecs.errors import CodecError
 from gatdist.data.codecs.formats import open_image
+from gatdist.data.codecs.orientation import ORIENTATION
 
-ORIENTATION = 0x0112
 _PHOTOMETRIC, _PLANES, _BITS, _SAMPLE_FORMAT = 262, 284, 258, 339  # of TIFF
 _GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B")
 _GRAY_ALPHA_16 = "LA;16B"

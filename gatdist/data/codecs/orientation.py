@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 EXIF_PREFIX = b"Exif\0\0"
 
-_TAG = 0x0112
+ORIENTATION = 0x0112  # the tag
 _UPRIGHT = 1
 _BYTE_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
 # EXIF's types of whole numbers: SHORT, LONG, SSHORT, SLONG.
@@ -43,7 +43,7 @@ def exif_orientation(exif: bytes) -> int:
     found = _UPRIGHT
     for entry in range(first, end, _ENTRY_BYTES):
         tag, kind, number = struct.unpack_from(f"{order}HHI", data, entry)
-        if tag == _TAG:  # of several, the last: so does Pillow, which reads TIFF for us
+        if tag == ORIENTATION:  # of several, the last: so does Pillow, which reads TIFF for us
             single = number == 1 and kind in _WHOLE_NUMBERS
             at = entry + 8
             (value,) = (

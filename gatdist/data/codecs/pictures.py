@@ -125,7 +125,7 @@ def decode_image_into(content: bytes | memoryview, out: Pixels, resize: str | No
             mend="Set data.resolution, so that it is resized, or pack again with --size "
             f"{height}x{width}",
         )
-    pixels = decode_pixels(content, channels, bits=8 * out.itemsize).pixels
+    pixels = decode_pixels(content, channels, bits=8 * out.itemsize, header=header).pixels
     if not is_right:
         assert resize is not None
         fit = partial(ImageOps.fit, size=(width, height), method=FILTERS[resize])
@@ -134,7 +134,12 @@ def decode_image_into(content: bytes | memoryview, out: Pixels, resize: str | No
 
 
 def decode_pixels(
-    content: bytes, channels: int, *, bits: int = 8, background: Color = WHITE
+    content: bytes,
+    channels: int,
+    *,
+    bits: int = 8,
+    background: Color = WHITE,
+    header: ImageHeader | None = None,
 ) -> DecodedImage:
     """Decode an image at its own size.
 
@@ -143,12 +148,13 @@ def decode_pixels(
         channels: 1 (gray) or 3 (RGB).
         bits: 8 or 16.
         background: what transparent images are composited on.
+        header: of the file, if it was read before.
 
     Raises:
         CodecError: it is no image, damaged, unsupported or too large.
     """
     with named_errors():
-        header = read_image_header(content)
+        header = header or read_image_header(content)
         levels, orientation, remarks = _opaque(content, header, channels, bits, background)
         pixels = upright(levels, orientation)
         if pixels.shape[:2] != (header.height, header.width):

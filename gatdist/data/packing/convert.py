@@ -93,6 +93,7 @@ class Pictures:
             self._channels,
             bits=self.recipe.bits,
             background=self.recipe.background_color,
+            header=header,
         )
         remarks = {**remarks, **({"animated": ""} if header.is_animated else {})}
         if self._stays(header) and not remarks.keys() & _CHANGING:

@@ -73,11 +73,10 @@ class Sounds:
 
     def __call__(self, content: bytes) -> Converted:
         """Convert one file. Raises CodecError if it is no sound, or of other channels."""
-        content = honest(content)
         header = read_sound_header(content)
         if header[1:] == (self._channels, self._length, self.sample_rate):
             decode_sound(content, (self._channels, self._length), self.sample_rate)
-            return Converted(header.component, content)
+            return Converted(header.component, honest(content))
         if self._channels not in (1, header.channels) and header.channels != 1:
             raise CodecError(f"has {header.channels} channels, others {self._channels}")
         clip = read_sound(content)
