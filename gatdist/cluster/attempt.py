@@ -124,14 +124,10 @@ class Attempt(threading.Thread):
 
     def release(self) -> None:
         """Give back what a controller had reserved that was killed."""
-        _release_places()
-
-
-def _release_places() -> None:
-    job = ray.get_runtime_context().get_job_id()
-    for name, group in ray.util.placement_group_table().items():
-        if name.endswith(job) and group["state"] != "REMOVED":
-            ray.util.remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(name)))
+        job = ray.get_runtime_context().get_job_id()
+        for name, group in ray.util.placement_group_table().items():
+            if name.endswith(job) and group["state"] != "REMOVED":
+                ray.util.remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(name)))
 
 
 class _Trainer(TorchTrainer):

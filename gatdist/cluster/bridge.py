@@ -46,6 +46,7 @@ class Mailbox:
     """
 
     def __init__(self) -> None:
+        self._given: dict[str, Any] | None = None
         self._begin(0)
 
     def _begin(self, launch: int) -> None:
@@ -99,7 +100,7 @@ class Mailbox:
 
     def given(self) -> dict[str, Any] | None:
         """What was given; None to whom asks a mailbox that was started anew."""
-        return getattr(self, "_given", None)
+        return self._given
 
     def _event(self, kind: str, fields: dict[str, Any]) -> None:
         self._events.append((kind, fields))

@@ -17,6 +17,7 @@ from gatdist.data import Dataset
 from gatdist.data.space import SoundSpace
 from gatdist.errors import DataError, PluginError
 from gatdist.models.sounds.log_mel import LogMel
+from gatdist.models.structure import dtype_name
 from gatdist.parallel.communicator import Communicator
 from gatdist.registry import Registry, user_code
 
@@ -154,7 +155,7 @@ class _Verified(Extractor):
         expected = f"must return float32 {shape} on {device}"
         if not isinstance(found, Tensor):
             self._refuse(f"{expected}; found {type(found).__name__}")
-        kind = f"{str(found.dtype).removeprefix('torch.')} {tuple(found.shape)} on {found.device}"
+        kind = f"{dtype_name(found.dtype)} {tuple(found.shape)} on {found.device}"
         if found.dtype != torch.float32 or found.shape != shape or found.device != device:
             self._refuse(f"{expected}; found {kind}")
         return found.detach()

@@ -23,6 +23,7 @@ from gatdist.game.coupling import coupling_layer
 from gatdist.game.hidden import Traits
 from gatdist.game.snapshots import attribute_states, changed, equal
 from gatdist.models import COMPUTE_DTYPES, DTYPES, is_built_in
+from gatdist.models.structure import dtype_name
 from gatdist.parallel import draws
 from gatdist.registry import user_code
 from gatdist.seeding import generator_states, generators_kept, seed_all
@@ -387,7 +388,7 @@ class _Examination:
 def _kind(value: object) -> str:
     if not isinstance(value, Tensor):
         return type(value).__name__
-    return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    return f"{dtype_name(value.dtype)} {tuple(value.shape)}"
 
 
 def _listed(names: list[str]) -> str:

@@ -15,6 +15,7 @@ from gatdist.game.snapshots import changed, object_states
 from gatdist.game.updates.rule import Phase, Step, UpdateRule
 from gatdist.game.updates.second_order import SecondOrder
 from gatdist.models import DTYPES
+from gatdist.models.structure import dtype_name
 from gatdist.parallel import draws
 from gatdist.parallel.batch import Batch
 from gatdist.parallel.communicator import LocalCommunicator
@@ -146,7 +147,7 @@ def require_loss(config: Config, loss: Loss) -> None:
         if not isinstance(found, Tensor):
             refuse(f"{expected}; found {type(found).__name__}")
         if found.shape != real.shape or not found.is_floating_point():
-            kind = str(found.dtype).removeprefix("torch.")
+            kind = dtype_name(found.dtype)
             refuse(f"{expected}; found {kind} {tuple(found.shape)}")
         if not found.isfinite().all():
             refuse(f"{expected}; found values that are not finite")

@@ -57,8 +57,13 @@ def require_trainable(player: PlayerName, name: str, network: object) -> None:
     _require_state(network, refuse)
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """``float32`` and the like."""
+    return str(dtype).removeprefix("torch.")
+
+
 def _require_parameter(key: str, parameter: Tensor, refuse: Refuse) -> None:
-    kind = str(parameter.dtype).removeprefix("torch.")
+    kind = dtype_name(parameter.dtype)
     if not parameter.is_floating_point():
         refuse(
             f"the parameter {key!r} is {kind}; expected floating-point numbers",

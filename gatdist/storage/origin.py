@@ -23,10 +23,11 @@ from typing import Any
 from pydantic import ConfigDict, RootModel
 
 from gatdist.config import REFERENCE, expand_env, masked_url
+from gatdist.storage.urls import LOCAL_PROTOCOLS
 
 LOCAL = "this machine"
 
-_LOCAL_PROTOCOLS = {"", "file", "local"}
+_ON_THIS_MACHINE = ("", *LOCAL_PROTOCOLS)
 _SAME = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az"}
 _PORTS = {"http": "80", "https": "443"}
 
@@ -83,7 +84,7 @@ def origin(url: str) -> str:
     References in it are taken literally.
     """
     protocol, netloc, _ = _parts(url)
-    if protocol in _LOCAL_PROTOCOLS:
+    if protocol in _ON_THIS_MACHINE:
         return LOCAL
     if protocol == "memory":
         return "memory://"
@@ -125,7 +126,7 @@ def _parts(url: str) -> tuple[str, str, str]:
     protocol = protocol.lower()
     if not separator:
         return "", "", url
-    if protocol in _LOCAL_PROTOCOLS:
+    if protocol in _ON_THIS_MACHINE:
         return protocol, "", rest
     ends = r"[/?#\\]" if protocol in _PORTS else "/"
     netloc = re.split(ends, rest, maxsplit=1)[0]

@@ -15,7 +15,7 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-LOCAL = ("file", "local")
+LOCAL_PROTOCOLS = ("file", "local")
 # Names of these characters only mean the same to every file system.
 _PLAIN = re.compile(r"[\w./ -]*", re.ASCII)
 
@@ -37,7 +37,7 @@ def is_chain(url: str) -> bool:
     A local path is none, whatever is in it, nor is an IPv6 address.
     """
     protocol, _, rest = url.partition("://")
-    if "://" not in url or protocol in LOCAL:
+    if "://" not in url or protocol in LOCAL_PROTOCOLS:
         return False
     host, _, path = rest.partition("/")
     return "::" in protocol or "::" in path or "::" in re.sub(r"\[[^\]]*\]", "", host)
@@ -51,7 +51,7 @@ def open_plain(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
         options: of the file system.
     """
     protocol = protocol_of(url)
-    if not protocol or protocol in LOCAL:
+    if not protocol or protocol in LOCAL_PROTOCOLS:
         path = url.partition("://")[2] if protocol else url
         return fsspec.filesystem("file", **options), absolute(path or "/")
     kind = fsspec.get_filesystem_class(protocol)

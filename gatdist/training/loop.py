@@ -349,7 +349,11 @@ class _Loop:
         self.outcome |= {"status": status, "reason": reason, "metrics": evaluation.metrics}
         self.recorder.evaluated(
             self.evaluations,
-            self._checkpoint_state() | {"attempt": self.evaluated_attempt},
+            {
+                "samples_seen": samples_seen,
+                "attempt": self.evaluated_attempt,
+                "rollbacks": self.state.rollbacks,
+            },
             self.outcome | {"convergence": self.convergence.state()},
         )
         self.evaluating = None

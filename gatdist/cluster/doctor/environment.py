@@ -18,7 +18,7 @@ from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined
 
 from gatdist.cluster.doctor.report import Finding
 from gatdist.cluster.network import VARIABLES, interfaces
-from gatdist.errors import ClusterError
+from gatdist.errors import ClusterError, summary
 
 _NEEDS_OPEN_FILES = 1024
 _NEEDS_PROCESSES = 512  # threads count, too: those of Ray, torch and the reader
@@ -272,8 +272,7 @@ def tried_devices(
         try:
             (attempt or _use)(number)
         except (RuntimeError, AssertionError) as error:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            failed[number] = lines[0]
+            failed[number] = summary(error)
     return failed
 
 
