@@ -207,6 +207,7 @@ def test_an_alarm_that_is_over_is_0_and_a_loss_that_is_not_finite_is_shown_no_mo
     assert found["ray_gatdist_time_data_seconds"] == 0.25
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_told_and_the_same_command_ends_the_same(
     undisturbed, folder, ray_address, run_gatdist
 ):
@@ -287,6 +288,7 @@ def test_an_address_where_nobody_answers_is_told(run_gatdist):
     assert "cluster.address = '127.0.0.1:9': nobody answers there" in finished.stderr
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_leaves_at_once_and_takes_our_ray_along(folder):
     mark = f"gatdist-test-second-{os.getpid()}"
     # A step so long that the workers can't answer the first signal before the second comes.

@@ -132,6 +132,11 @@ def on_ray(address: str) -> tuple[str, ...]:
     return "--workers", "2", "--address", address
 
 
+LOCAL_FIRST = pytest.mark.parametrize(
+    "way", ["local", pytest.param("ray", marks=pytest.mark.slow)], indirect=True
+)
+
+
 @pytest.fixture(params=["local", "ray"])
 def way(request):
     """How training is launched."""
@@ -172,6 +177,7 @@ def test_a_signal_interrupts_an_evaluation_which_is_done_again_at_resume(
     assert (digest(run_gatdist, folder), lines_of(folder)) == undisturbed
 
 
+@LOCAL_FIRST
 def test_sigkill_in_an_evaluation_loses_no_step(way, folder, undisturbed, run_gatdist):
     with (folder / "slow_features.py").open("a") as plugin:
         plugin.write('fail_at("evaluation", kill, rank=0, step=10)\n')
@@ -184,6 +190,7 @@ def test_sigkill_in_an_evaluation_loses_no_step(way, folder, undisturbed, run_ga
     assert (digest(run_gatdist, folder), lines_of(folder)) == undisturbed
 
 
+@LOCAL_FIRST
 @pytest.mark.parametrize(
     "where",
     [
@@ -252,6 +259,7 @@ def test_an_evaluation_of_a_minute_is_no_hang_with_a_limit_of_eight_seconds(fold
     assert lines_of(folder)[-1]["metric/swd"] is not None
 
 
+@pytest.mark.slow
 def test_one_worker_waits_for_the_long_evaluation_of_another(folder, ray_address):
     source = PLUGIN.replace("float(", "(here.rank == 0) * float(")
     (folder / "slow_features.py").write_text(source)

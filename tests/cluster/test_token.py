@@ -34,7 +34,9 @@ def guarded_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": None}, "there is none here"),
     ],
 )
-@pytest.mark.parametrize("command", [["doctor"], ["train", "digits"]])
+@pytest.mark.parametrize(
+    "command", [["doctor"], pytest.param(["train", "digits"], marks=pytest.mark.slow)]
+)
 def test_a_token_that_does_not_fit_is_told_at_once(
     guarded_address, run_gatdist, tmp_path, command, environment, told
 ):

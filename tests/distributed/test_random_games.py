@@ -198,7 +198,7 @@ def train_all(comm, games):
 
 
 @pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("seeds", [range(8), pytest.param(range(8, 60), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seeds", [range(4), pytest.param(range(4, 60), marks=pytest.mark.slow)])
 def test_workers_train_a_game_as_one_does_and_by_lanes_to_the_same_bits(world_size, seeds):
     games = [random_game(seed) for seed in seeds]
     by_lanes = [(family, overrides + LANES_SET) for family, overrides in games]

@@ -77,7 +77,7 @@ def train_all(comm, cases):
     return [train(comm, settings, records=True) for settings in cases]
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("world_size", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_recorded_workers_compute_what_one_computes(world_size):
     expected = [train(LocalCommunicator(CPU), settings, records=False) for settings in SETTINGS]
     for found in spawn(world_size, train_all, SETTINGS):
@@ -88,7 +88,7 @@ def test_recorded_workers_compute_what_one_computes(world_size):
                 torch.testing.assert_close(here[name], tensor, rtol=1e-9, atol=1e-12, msg=name)
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_canonical_recordings_are_equal_bit_for_bit(world_size):
     there, _ = train(LocalCommunicator(CPU), CANONICAL, records=False)
     for ((here, replayed),) in spawn(world_size, train_all, [CANONICAL]):

@@ -128,7 +128,7 @@ BAD_DAY = [
 ]
 
 
-@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("cached", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_run_on_a_bad_day_ends_as_one_on_disk(
     moto: Server, tmp_path: Path, cached: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
