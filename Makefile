@@ -37,8 +37,9 @@ setup-system:  ## install what tests need beside Python: Chromium, nginx, object
 train: setup  ## train the digits preset on two workers; ARGS="--set run.seed=1" goes to gatdist train
 	$(BIN)/gatdist train digits --workers 2 $(ARGS)
 
+# In order: the files that take longest come first, and the many short ones fill the ends.
 test: setup setup-system check  ## check, then run all tests but gpu, slow and hosts; ARGS="-k name" goes to pytest
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Files of tests/unit and tests/numerics that take longest; they repeat in full what others try in small.
 LENGTHY := bench_data bench_scaling bench_step builtin generators_at_work gpu_script graphs listening more_metrics \

@@ -74,8 +74,9 @@ def test_options_that_make_no_sense(
     assert told in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.storage
-@pytest.mark.parametrize("server", ["nginx", pytest.param("moto", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("server", ["nginx", "moto"])
 def test_bench_storage(
     server: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
