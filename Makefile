@@ -50,7 +50,7 @@ test-fast: setup  ## run what is essential, in about two minutes; ARGS goes to p
 		$(LENGTHY:%=--ignore-glob=*/test_%.py) $(ARGS)
 
 test-cluster: setup setup-system  ## break hosts, networks and disks under real runs; needs root; ARGS goes to pytest
-	$(BIN)/python -m pytest -m hosts tests/cluster/hosts $(ARGS)
+	$(BIN)/python -m pytest -m "hosts and not slow" tests/cluster/hosts $(ARGS)
 
 check: setup  ## format, lint, types and import layers; changes nothing
 	$(BIN)/ruff format --check .

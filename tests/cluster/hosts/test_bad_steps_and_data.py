@@ -31,7 +31,7 @@ poison(1e6, 1, 130)
 """
 
 
-@pytest.mark.parametrize("action", ["skip", "rollback"])
+@pytest.mark.parametrize("action", ["skip", pytest.param("rollback", marks=pytest.mark.slow)])
 def test_a_bad_step_of_one_worker_moves_nobody(runs: Runs, tmp_path: Path, action: str) -> None:
     """Fault 19: whichever worker it is, the same step of all is bad, and what follows the same."""
     settings = [

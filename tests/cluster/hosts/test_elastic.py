@@ -19,7 +19,7 @@ WIDE = [
 ]
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_notice_of_preemption_becomes_a_checkpoint_in_time(runs: Runs, alone, rank: int) -> None:
     """Faults 7 and 8: the host is taken away when its time is over; nothing is lost."""
     runs.faults(f'fail_at("data", lambda: note("begun"), rank={rank}, step=40)')

@@ -10,7 +10,7 @@ from benchmarks import validation
 from benchmarks.slow_links import measured
 from gatdist.simulate.measured import fitted_link
 
-pytestmark = pytest.mark.hosts
+pytestmark = [pytest.mark.hosts, pytest.mark.slow]  # a benchmark measures the same
 
 
 def test_a_slow_links_rate_tells_what_a_step_on_two_hosts_takes() -> None:

@@ -38,6 +38,7 @@ def test_a_slow_worker_is_named_with_its_phase(runs: Runs, undisturbed: str) -> 
     assert runs.digest() == undisturbed
 
 
+@pytest.mark.slow
 def test_a_slow_link_is_named(runs: Runs, undisturbed: str) -> None:
     """Fault 15: what a host sends passes through a narrow pipe for a while."""
     runs.faults('fail_at("data", lambda: note("begun"), rank=1, step=60)')

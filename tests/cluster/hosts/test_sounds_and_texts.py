@@ -89,7 +89,11 @@ def write_texts(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("write", "values"), [(write_sounds, SOUND), (write_texts, TEXT)], ids=["sounds", "texts"]
+    ("write", "values"),
+    [
+        pytest.param(write_sounds, SOUND, id="sounds", marks=pytest.mark.slow),
+        pytest.param(write_texts, TEXT, id="texts"),
+    ],
 )
 def test_a_killed_worker_changes_nothing(
     runs: Runs, write: Callable[[Path], None], values: str, run_gatdist: Callable[..., Any]
