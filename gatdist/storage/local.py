@@ -132,7 +132,14 @@ def dangling_links(folder: str) -> Iterator[str]:
 
 
 def replace(path: str, write: Callable[[BinaryIO], object]) -> None:
-    """Write aside, flush to the disk, and rename over ``path``."""
+    """Write aside, flush to the disk, and rename over ``path``, or over what a link there leads to.
+
+    Raises:
+        OSError: there is something else than a file, such as a device.
+    """
+    path = os.path.realpath(path)
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise OSError(errno.EINVAL, "is no regular file")
     _write(path, write, os.replace)
 
 

@@ -229,3 +229,21 @@ def test_a_folder_or_a_file_that_may_not_be_read_is_told(tmp_path: Path) -> None
 def test_mistakes_in_programs_are_not_storage_errors(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         Store(str(tmp_path)).publish("x", "not bytes")  # type: ignore[arg-type]
+
+
+def test_a_file_behind_a_link_is_replaced_and_a_device_is_not(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    for content in (b"first", b"second"):
+        store.publish("link", content)
+        assert (tmp_path / "link").is_symlink()
+        assert (tmp_path / "file").read_bytes() == content
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(StorageError):
+        store.publish("pipe", b"content")
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_url_with_the_character_0_is_refused() -> None:
+    with pytest.raises(StorageError):
+        Store("a\0b")
