@@ -18,6 +18,7 @@ from gatdist.errors import CheckpointError, StaleAttemptError
 from gatdist.storage import Store
 from gatdist.version import __version__
 
+_CONFIG = "config.json"
 _RECORD = "attempts.jsonl"
 _ATTEMPTS = "attempts"
 _CLAIM = re.compile(r"(\d{6,})\.json", re.ASCII)
@@ -46,9 +47,13 @@ class RunDirectory:
         """Write ``config.json``: from now on the folder belongs to this configuration.
 
         Raises:
+            ConfigError: a start at the same instant has claimed it for another one.
             StorageError: the folder can't be written.
         """
-        self.store.publish("config.json", json.dumps(config.public(), indent=1).encode())
+        content = json.dumps(config.public(), indent=1).encode()
+        if not self.store.create(_CONFIG, content):
+            self.require_same(config)
+            self.store.publish(_CONFIG, content)
 
     def start_attempt(self, hosts: list[str], resumed_from: int | None, reason: str) -> int:
         """Take the next attempt number, which fences all earlier attempts.

@@ -237,7 +237,7 @@ def load_run(run: Store, device: torch.device) -> TrainedRun:
     try:
         space = space_of(ReadSpec.model_validate(checkpoint.state["samples"]))
         int(checkpoint.state["samples_seen"]), str(checkpoint.state["order"]["fingerprint"])
-    except (ValidationError, KeyError, TypeError, ValueError) as error:
+    except (ValidationError, KeyError, TypeError, ValueError, OverflowError) as error:
         rule = f"does not say what its samples are ({error!r})"
         raise CheckpointError(f"{run.url}: {checkpoint.name}/state.json", rule) from None
     import_plugins(config.plugins)

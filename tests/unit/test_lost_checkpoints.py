@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from gatdist.cli import main
-from gatdist.errors import CheckpointError
-from gatdist.runs import Checkpoints, RunDirectory
+from gatdist.config import load_config
+from gatdist.errors import CheckpointError, ConfigError
+from gatdist.runs import Checkpoints, RunDirectory, read_config
 from gatdist.storage import Store
 
 TINY = ["run.total_samples=64", "run.global_batch=16", "run.checkpoint_samples=32"]
@@ -149,3 +150,14 @@ def test_a_record_of_another_shape_does_not_keep_an_attempt_from_starting(
     store.publish("attempts/000003.json", json.dumps(entry).encode())
     assert RunDirectory(store).start_attempt(["a"], None, "new") == 4
     assert Checkpoints(store.child("checkpoints")).newest() is None
+
+
+def test_a_start_that_claims_the_folder_later_is_refused_by_the_first(tmp_path: Path) -> None:
+    """Both have found the folder empty; only one configuration may be the run's."""
+    store = Store(str(tmp_path))
+    first, second = (load_config("ring", [f"run.seed={seed}"]) for seed in (1, 2))
+    RunDirectory(store).claim(first)
+    with pytest.raises(ConfigError):
+        RunDirectory(store).claim(second)
+    assert read_config(store) == first
+    RunDirectory(store).claim(first)
