@@ -165,6 +165,12 @@ class Game:
         noise = self._noise(network, "generator", batch)
         with self._forward("generator", "generator", batch), self._computing(latents):
             fakes: Tensor = network(latents, batch.labels, *noise)
+        expected = len(latents), *batch.real.shape[1:]
+        if fakes.shape != expected:
+            raise ConfigError(
+                "model.generator.name",
+                f"must give samples of shape {expected}; found {tuple(fakes.shape)}",
+            )
         return fakes.to(batch.real.dtype)
 
     def fakes(self, batch: Batch, stream: str = "latents") -> Tensor:

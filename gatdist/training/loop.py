@@ -84,7 +84,11 @@ def run(
         if comm.is_main:
             emit("done", loop.outcome | {"run_dir": run_dir.url})
         return loop.outcome
-    return loop.run()
+    try:
+        return loop.run()
+    except SystemExit as end:  # its status may be 0, and the run is not over
+        rule = f"a network, loss or plugin ended the process with sys.exit({end.code!r})"
+        raise TrainingError(rule) from end
 
 
 class _Loop:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from gatdist.config import load_config
+from gatdist.errors import ConfigError, TrainingError
+from gatdist.models.registry import generators
+from gatdist.parallel.communicator import LocalCommunicator
+from gatdist.storage import Store
 from gatdist.training.interrupts import Interrupts
 from gatdist.training.local import run_here
+from gatdist.training.loop import run
 
 
 @pytest.fixture
@@ -42,3 +49,31 @@ def test_a_canonical_run_has_as_many_threads_as_a_worker(
     )
     assert seen == {threads}
     assert torch.get_num_threads() == 2
+
+
+def ends(fakes: Tensor) -> Tensor:
+    sys.exit(0)
+
+
+@pytest.mark.parametrize(
+    ("act", "error", "told"),
+    [(ends, TrainingError, "exit"), (lambda fakes: fakes[:1], ConfigError, "generator.name")],
+    ids=["ends the process", "gives one sample for all"],
+)
+def test_what_a_network_does_after_the_startup_check_neither_ends_nor_spoils_a_run(
+    tmp_path: Path, act: Callable[[Tensor], Tensor], error: type[Exception], told: str
+) -> None:
+    class Late(nn.Module):
+        def __init__(self, latent_size: int, sample_shape: tuple[int, ...], **_: Any) -> None:
+            super().__init__()
+            self.linear = nn.Linear(latent_size, *sample_shape)
+
+        def forward(self, latents: Tensor, labels: Tensor | None) -> Tensor:
+            fakes: Tensor = self.linear(latents)
+            return act(fakes) if len(latents) > 32 else fakes
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(generators._entries, "late", Late)
+        config = load_config("ring", ['model.generator={name="late"}', "evaluate.metrics=[]"])
+        with pytest.raises(error, match=told):
+            run(config, LocalCommunicator(torch.device("cpu")), Store(str(tmp_path)))
