@@ -215,8 +215,11 @@ def evaluate(
     from gatdist.evaluation import Evaluator
     from gatdist.parallel.communicator import LocalCommunicator
     from gatdist.runs import adopted, load_run
+    from gatdist.sampling.wanted import require_num
     from gatdist.storage import Store
 
+    if num is not None:
+        require_num(num)
     comm, store = LocalCommunicator(default_device()), Store(absolute(run))
     trained = load_run(store, comm.device)
     config = _anchored(adopted(trained.config, overrides, store))

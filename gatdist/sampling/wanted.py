@@ -14,6 +14,13 @@ from gatdist.runs import Sampler, TrainedRun
 # Samples that are made at once. They come in the same company whatever is asked for, since
 # convolutions may round differently in a batch of another size.
 CHUNK = 256
+MOST_SAMPLES = 10**9
+
+
+def require_num(num: int) -> None:
+    """Raise ConfigError if so many samples can't be generated."""
+    if not 0 < num <= MOST_SAMPLES:
+        raise ConfigError("--num", f"must be 1 to {MOST_SAMPLES:,}", value=num)
 
 
 @dataclass(frozen=True)
@@ -36,10 +43,10 @@ class Wanted:
     interpolate: int = 0
 
     def __post_init__(self) -> None:
-        if self.num <= 0:
-            raise ConfigError("--num", "must be above 0", value=self.num)
-        if self.interpolate < 0:
-            raise ConfigError("--interpolate", "must be 0 or above", value=self.interpolate)
+        require_num(self.num)
+        if not 0 <= self.interpolate <= MOST_SAMPLES:
+            rule = f"must be 0 to {MOST_SAMPLES:,}"
+            raise ConfigError("--interpolate", rule, value=self.interpolate)
         if self.truncation is not None and not self.truncation > 0:
             raise ConfigError("--truncation", "must be above 0", value=self.truncation)
 
