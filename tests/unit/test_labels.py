@@ -291,6 +291,15 @@ def test_paths_in_an_asked_column_with_blanks_or_a_stranger_first_are_no_texts(
     assert list(report(tmp_path / "out")) == ["NOTICE"]
 
 
+def test_a_list_of_labels_with_a_field_too_many_is_refused_by_name(tmp_path: Path) -> None:
+    write(tmp_path, {"in/0.png": PNGS[0], "l.csv": b"name,klass\n0.png,0,7\n"})
+    with pytest.raises(DataError, match="--column"):
+        pack(tmp_path / "in", tmp_path / "out", labels=f"{tmp_path}/l.csv")
+    write(tmp_path, {"l.csv": b"file,klass\n0.png,0,7\n"})
+    with pytest.raises(DataError, match="--labels"):
+        pack(tmp_path / "in", tmp_path / "out", labels=f"{tmp_path}/l.csv")
+
+
 @pytest.mark.parametrize("line", [1, 2, 4])
 def test_a_quotation_mark_that_is_never_closed_is_named_by_its_line(
     tmp_path: Path, line: int

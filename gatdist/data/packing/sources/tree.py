@@ -173,7 +173,8 @@ def _labels_of(rows: Iterator[Row], labels: str) -> Labels:
         raise DataError("--labels", "the file is empty", value=labels)
     columns = choose_columns([first], Asked(), labels)
     if columns.content is None or columns.label is None:
-        rule = f"needs a column called file and one called label, and has {', '.join(first)}"
+        names = ", ".join(filter(None, first))
+        rule = f"needs a column called file and one called label, and has {names}"
         raise DataError("--labels", rule, value=labels)
     found = Labels()
     for row in chain([first], rows):
