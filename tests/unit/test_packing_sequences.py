@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -10,8 +12,9 @@ import pytest
 import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.signal import resample_poly
 
-from gatdist.data.codecs import CodecError, decode_sound, encode_wav
+from gatdist.data.codecs import CodecError, decode_sound, encode_wav, read_sound
 from gatdist.data.packing.recipe import Recipe
 from gatdist.data.packing.sequences import Sounds, Texts
 from gatdist.errors import DataError
@@ -119,3 +122,32 @@ def test_what_is_no_text_is_refused() -> None:
     assert Texts.like(Recipe(), [b"\xff", b""]) is None
     with pytest.raises(CodecError, match="is not UTF-8"):
         Texts(Recipe(), (9,))(b"\xff")
+
+
+@given(st.integers(1, 3), st.sampled_from([1_000, 3_001, 11_025, 44_100]))
+def test_a_long_sound_is_resampled_as_if_it_was_made_whole(times: int, rate: int) -> None:
+    noise = np.float32(np.random.default_rng(times).uniform(-1, 1, (1, times * rate // 2)))
+    clip = read_sound(encode_wav(noise, rate))
+    factor = math.gcd(rate, RATE)
+    whole = resample_poly(clip, RATE // factor, rate // factor, axis=1)[:, :400]
+    packed = sounds()(encode_wav(noise, rate))
+    result = decode_sound(packed.content, (1, 400), RATE)
+    assert np.abs(result - np.clip(whole, -1, 1)).max() <= 2**-14
+
+
+@pytest.mark.parametrize("rate", [477_104_581, 2**31 - 1])
+def test_a_rate_that_no_sound_has_is_refused(rate: int) -> None:
+    content = bytearray(encode_wav(tone(440, 400), RATE))
+    content[24:28] = rate.to_bytes(4, "little")
+    with pytest.raises(CodecError):
+        sounds()(bytes(content))
+
+
+def test_a_low_rate_unfolds_into_no_more_than_is_kept() -> None:
+    content = encode_wav(tone(0.1, 2_000_000, 1), 1)
+    tracemalloc.start()
+    try:
+        assert sounds()(content).remarks == {}
+        assert tracemalloc.get_traced_memory()[1] < 200e6
+    finally:
+        tracemalloc.stop()

@@ -27,6 +27,7 @@ _CONTAINERS = {
     "OGG": "ogg",
 }
 _MOST_NUMBERS = 2**28
+_MOST_HERTZ = 1_000_000  # the filter of a resampler is as long as the rates have no common factor
 
 
 class SoundHeader(NamedTuple):
@@ -129,6 +130,9 @@ def _opened(content: bytes | memoryview) -> Iterator[Any]:
 def _header(file: Any) -> SoundHeader:
     if file.format not in _CONTAINERS:
         raise CodecError(f"is {file.format}, expected WAV, FLAC or OGG")
+    if not 0 < file.samplerate <= _MOST_HERTZ:
+        rule = f"has {file.samplerate:,} samples a second, the most is {_MOST_HERTZ:,}"
+        raise CodecError(rule, mend="Correct its header, or take it out")
     return SoundHeader(_CONTAINERS[file.format], file.channels, file.frames, file.samplerate)
 
 

@@ -87,6 +87,9 @@ class Sounds:
 
             factor = math.gcd(header.sample_rate, self.sample_rate)
             up, down = self.sample_rate // factor, header.sample_rate // factor
+            # What is cut off later is not made: a low rate would unfold into gigabytes.
+            reach = -(-20 * max(up, down) // up) + 1  # of the filter, in samples, and as many again
+            clip = clip[:, : -(-self._length * down // up) + reach]
             clip = resample_poly(clip, up, down, axis=1)
         found = clip.shape[1]
         packed = np.zeros((self._channels, self._length), dtype=np.float32)
