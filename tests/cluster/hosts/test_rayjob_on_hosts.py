@@ -116,11 +116,11 @@ def test_the_entry_point_trains_a_pod_may_go_and_strangers_are_refused(
             assert len(pods.alive()) == 1 + len(pods.workers)
             wait_until(committed, "a checkpoint", timeout_s=300)
             hook = goes.spec["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
-            status, output = ended(goes.start(*hook, **PIPED), 30)
+            status, output = ended(goes.start(*hook, **PIPED))
             assert status == 0, output
             goes.end()  # as the kubelet does, after the hook; then KubeRay makes a new pod
             pods.join(goes)
-            status, output = ended(submitter, 100)
+            status, output = ended(submitter)
         finally:
             end_group(submitter)
     assert status == 0, output
