@@ -7,9 +7,16 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-_MOST = 2**63 - 1  # what a tensor's number can hold
-PositiveInt = Annotated[int, Field(gt=0, le=_MOST)]
-NonNegativeInt = Annotated[int, Field(ge=0, le=_MOST)]
+
+def _of_64_bits(value: int) -> int:
+    """Any that a tensor can hold."""
+    if value >= 2**63:
+        raise PydanticCustomError("too_large", "must be below 2**63")
+    return value
+
+
+PositiveInt = Annotated[int, Field(gt=0), AfterValidator(_of_64_bits)]
+NonNegativeInt = Annotated[int, Field(ge=0), AfterValidator(_of_64_bits)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 TwoPositiveInts = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
