@@ -44,7 +44,7 @@ def test_two_machines_train_and_leave_skypilots_ray_alone(hosts: Hosts, tmp_path
                         stdout=log, stderr=subprocess.STDOUT,
                     )
                 )  # fmt: skip
-        statuses = [process.wait(150) for process in processes]
+        statuses = [process.wait(300) for process in processes]
     finally:
         for process in processes:
             end_group(process)
