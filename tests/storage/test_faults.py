@@ -38,7 +38,7 @@ class Faulty(NamedTuple):
     def store_for(self, kind: str) -> Store:
         """One that waits no longer than it must for such a fault to be over."""
         stalls = kind in ("silence", "stall")
-        return self.open(retry_budget_s=20, stall_s=0.4) if stalls else self.store
+        return self.open(retry_budget_s=20, stall_s=1.0) if stalls else self.store
 
     @property
     def num_faults(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -221,8 +222,13 @@ def test_tensorboard_has_pictures_texts_and_hyperparameters_in_the_same_run(run_
 def test_ticks_are_visible_while_the_run_goes_on(run_dir, tmp_path):
     monitor = Monitor(run_dir)
     record(monitor, 64)
-    wait_until(lambda: run_dir.list("tensorboard"), "the first event file")
-    assert len(events(run_dir, tmp_path / "read").Scalars("loss/generator")) == 1
+    tries = itertools.count()
+
+    def found():
+        read = events(run_dir, tmp_path / f"read{next(tries)}")
+        return "loss/generator" in read.Tags()["scalars"] and read
+
+    assert len(wait_until(found, "the first scalar").Scalars("loss/generator")) == 1
     monitor.close()
 
 
