@@ -128,6 +128,11 @@ def test_encoding_is_not_blamed_for_a_stray_nul(tmp_path):
 # Keys and values
 
 
+def test_integers_that_no_tensor_holds_are_refused():
+    told = refusal(load_config, "ring", [f"game.penalties.r1.change_samples=1{'0' * 400}"])
+    assert "game.penalties.r1.change_samples" in told
+
+
 @pytest.mark.parametrize(
     ("key", "hint"),
     [

@@ -161,3 +161,11 @@ def test_a_start_that_claims_the_folder_later_is_refused_by_the_first(tmp_path: 
         RunDirectory(store).claim(second)
     assert read_config(store) == first
     RunDirectory(store).claim(first)
+
+
+@pytest.mark.parametrize("num", ["0", "-1", "9" * 30])
+def test_an_impossible_number_of_samples_is_refused(
+    finished: Path, num: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(finished), "--num", num]) == 2
+    assert "--num" in capsys.readouterr().err
