@@ -5,7 +5,6 @@ A configuration is read once, by the driver, and travels as JSON to the workers 
 use (:func:`expand_env`), so that a secret never enters a file.
 """
 
-from gatdist.config.encoding import unicode_encoding
 from gatdist.config.environment import (
     REFERENCE,
     cache_folder,
@@ -27,6 +26,7 @@ from gatdist.config.loading import (
     read_toml,
     require_unchanged,
     set_value,
+    unicode_encoding,
 )
 from gatdist.config.models import Config, flatten
 from gatdist.config.sections import (

@@ -13,12 +13,25 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from gatdist.config.encoding import unicode_encoding
 from gatdist.config.environment import is_secret
 from gatdist.config.models import Config
 from gatdist.config.sections import PenaltyConfig
 from gatdist.errors import ConfigError
 
+# Byte order marks, the longest first, since UTF-32's begins with UTF-16's.
+_MARKS = {
+    b"\xff\xfe\0\0": "utf-32",
+    b"\0\0\xfe\xff": "utf-32",
+    b"\xff\xfe": "utf-16",
+    b"\xfe\xff": "utf-16",
+}
+# Which of the first four bytes are 0 where the file begins with ASCII characters and has no mark.
+_ZEROS: dict[tuple[bool, ...], str] = {
+    (False, True, True, True): "utf-32-le",
+    (True, True, True, False): "utf-32-be",
+    (False, True, False, True): "utf-16-le",
+    (True, False, True, False): "utf-16-be",
+}
 _BARE_WORD = re.compile(r"[^\s\"'\[\]{}=,#]+")
 
 
@@ -115,6 +128,17 @@ def _preset(name: str) -> dict[str, Any]:
             value=name,
         )
     return _tables(name, (_presets() / f"{name}.toml").read_bytes())
+
+
+def unicode_encoding(begin: bytes) -> str:
+    """The codec for a text file that begins with these four bytes, as RFC 4627 detects it.
+
+    UTF-8 where nothing speaks for another; its byte order mark is skipped.
+    """
+    for mark, codec in _MARKS.items():
+        if begin.startswith(mark):
+            return codec
+    return _ZEROS.get(tuple(byte == 0 for byte in begin[:4]), "utf-8-sig")
 
 
 def _tables(source: str, content: bytes) -> dict[str, Any]:
