@@ -137,15 +137,6 @@ class RunDirectory:
         recorded = {entry["attempt"] for entry in starts}
         numbers = sorted(recorded | set(self._taken()))
         committed = any(self.store.exists(_committed(each)) for each in numbers)
-        lost = [each for each in sorted(recorded) if not self.store.exists(_claim(each))]
-        if lost and not resumed and not committed:
-            raise CheckpointError(
-                f"{self.store.url}/{_claim(lost[0])}",
-                f"is lost, though {_RECORD} names this attempt, and there is no whole checkpoint; "
-                "whether the run has committed one is not known",
-                mend="Restore the folders attempts/ and checkpoints/ from a copy, or choose "
-                "another --run-dir to start afresh",
-            )
         if resumed or committed:
             at = f" (the last start went on from {resumed[-1]} samples)" if resumed else ""
             raise CheckpointError(
@@ -153,6 +144,15 @@ class RunDirectory:
                 f"holds no whole checkpoint, though this run has committed one{at}",
                 mend="Restore one from a copy, or choose another --run-dir to start afresh",
             )
+        for each in sorted(recorded):
+            if not self.store.exists(_claim(each)):
+                raise CheckpointError(
+                    f"{self.store.url}/{_claim(each)}",
+                    f"is lost, though {_RECORD} names this attempt, and there is no whole "
+                    "checkpoint; whether the run has committed one is not known",
+                    mend="Restore the folders attempts/ and checkpoints/ from a copy, or choose "
+                    "another --run-dir to start afresh",
+                )
 
     def attempts(self) -> list[dict[str, Any]]:
         """All starts, oldest first."""
