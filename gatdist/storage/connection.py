@@ -62,7 +62,7 @@ class Connection:
         self, url: str, options: Mapping[str, Any], *, retry_budget_s: float, stall_s: float
     ) -> None:
         if "\0" in url:
-            raise StorageError(masked_url(url), "holds the character 0", mend="Check the URL")
+            raise StorageError(masked_url(url), "contains a NUL character", mend="Check the URL")
         self.url, self._options = url, dict(options)
         self._retry_budget_s, self._stall_s = retry_budget_s, stall_s
         self.is_http = url.startswith(("http://", "https://"))

@@ -244,6 +244,6 @@ def test_a_file_behind_a_link_is_replaced_and_a_device_is_not(tmp_path: Path) ->
     assert (tmp_path / "pipe").is_fifo()
 
 
-def test_a_url_with_the_character_0_is_refused() -> None:
+def test_a_url_with_a_nul_character_is_refused() -> None:
     with pytest.raises(StorageError):
         Store("a\0b")
