@@ -87,10 +87,10 @@ class Sounds:
 
             factor = math.gcd(header.sample_rate, self.sample_rate)
             up, down = self.sample_rate // factor, header.sample_rate // factor
-            # What is cut off later is not made: a low rate would unfold into gigabytes.
-            reach = -(-20 * max(up, down) // up) + 1  # of the filter, in samples, and as many again
-            clip = clip[:, : -(-self._length * down // up) + reach]
-            clip = resample_poly(clip, up, down, axis=1)
+            # Samples that only affect what is cut off below are not resampled: a low rate would
+            # unfold into gigabytes. The filter reaches 10 max(up, down) / up samples to each side.
+            needed = math.ceil((self._length * down + 20 * max(up, down)) / up) + 1
+            clip = resample_poly(clip[:, :needed], up, down, axis=1)
         found = clip.shape[1]
         packed = np.zeros((self._channels, self._length), dtype=np.float32)
         packed[:, :found] = clip[:, : self._length]
