@@ -656,3 +656,12 @@ def test_dataset_json_with_labels_that_are_no_list_is_a_named_error(
     )
     with pytest.raises(DataError, match="labels"):
         pack(tmp_path / "in", tmp_path / "out")
+
+
+def test_parquet_keeps_captions_where_the_first_path_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "0.png").write_bytes(encode_png(np.zeros((4, 4, 3), np.uint8)))
+    table = {"name": ["NOTICE", "0.png"], "caption": ["none", "black"]}
+    pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "l.parquet")
+    outcome = pack(tmp_path / "l.parquet", tmp_path / "out", column="name")
+    assert outcome["samples"] == 1
+    assert samples(tmp_path / "out")[0]["txt"] == b"black"

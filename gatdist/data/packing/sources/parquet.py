@@ -7,6 +7,7 @@ import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,6 +15,7 @@ from gatdist.data.packing.entries import MODALITY, Entry, LeftOut, Listing, Span
 from gatdist.data.packing.ranges import open_file
 from gatdist.data.packing.sources.asked import Asked
 from gatdist.data.packing.sources.tables import (
+    ROWS_JUDGED,
     Columns,
     Row,
     choose_columns,
@@ -42,7 +44,11 @@ def list_parquet(store: Store, names: Sequence[str], asked: Asked, spool: Store)
     def add(name: str) -> None:
         with _opened(store, name) as table:
             first = next(_rows(table, None, 1), dict.fromkeys(table.schema_arrow.names))
-            columns = choose_columns([first], asked, f"{store.url}/{name}")
+            rows = [first]
+            if asked.column and isinstance(first.get(asked.column), str):
+                judged = _rows(table, Columns(asked.column, None, None))
+                rows += islice(judged, 1, ROWS_JUDGED)
+            columns = choose_columns(rows, asked, f"{store.url}/{name}")
             listing.class_names = listing.class_names or _class_names(table, columns.label)
             if isinstance(first[columns.content or columns.text or ""], str):
                 part = list_rows(store, name, _rows(table, columns), asked)

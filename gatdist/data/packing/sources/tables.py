@@ -29,7 +29,7 @@ TEXT_COLUMNS = ("text", "caption", "sentence", "txt")
 
 _KNOWN_COLUMNS = {*CONTENT_COLUMNS, *LABEL_COLUMNS, *TEXT_COLUMNS}
 _DELIMITERS = (",", ";", "\t", "|")
-_ROWS_JUDGED = 64
+ROWS_JUDGED = 64
 _LONGEST_FIELD_BYTES = 64 * 2**20
 
 Row = Mapping[str, Any]
@@ -52,7 +52,7 @@ def list_table(store: Store, name: str, asked: Asked) -> Listing:
 
 def list_rows(store: Store, name: str, rows: Iterator[Row], asked: Asked) -> Listing:
     """See :func:`list_table`."""
-    first = list(islice(rows, _ROWS_JUDGED))
+    first = list(islice(rows, ROWS_JUDGED))
     if not first:
         raise DataError(f"{store.url}/{name}", "is empty", mend="Name at least one file in it")
     columns = choose_columns(first, asked, f"{store.url}/{name}")
