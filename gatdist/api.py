@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from gatdist.config import Config, masked_url
-from gatdist.errors import CheckpointError, ClusterError, InterruptedRunError
+from gatdist.errors import CheckpointError, ClusterError, ConfigError, InterruptedRunError
 from gatdist.storage import absolute
 
 if TYPE_CHECKING:
@@ -119,6 +119,8 @@ def sample(
     url, out = absolute(run), absolute(out)
     trained = load_run(Store(url), default_device())
     if shards:
+        if grid:
+            raise ConfigError("--grid", "does not go with --shards", mend="Choose one")
         return write_shards(trained, url, wanted, out=out, workers=workers)
     return write_samples(trained, wanted, out=out, grid=grid)
 

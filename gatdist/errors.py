@@ -25,6 +25,8 @@ from __future__ import annotations
 import re
 
 _ABSENT = object()
+# What files say of themselves may be a megabyte long; a message is for a terminal.
+_MOST_CHARACTERS, _LONGEST_PART = 500, 4000
 
 
 class GatdistError(Exception):
@@ -46,8 +48,9 @@ class UserError(GatdistError):
     exit_status = 2
 
     def __init__(self, subject: str, rule: str, *, value: object = _ABSENT, mend: str = "") -> None:
-        shown = "" if value is _ABSENT else f" = {value!r}"
-        super().__init__(f"{subject}{shown}: {rule}" + (f". {mend}." if mend else ""))
+        shown = "" if value is _ABSENT else f" = {_cut(repr(value), _MOST_CHARACTERS)}"
+        told = f"{_cut(subject, _LONGEST_PART)}{shown}: {_cut(rule, _LONGEST_PART)}"
+        super().__init__(told + (f". {_cut(mend, _LONGEST_PART)}." if mend else ""))
 
 
 class ConfigError(UserError):
@@ -112,7 +115,6 @@ def rebuilt(kind: str, message: str) -> GatdistError:
 _RAISED = re.compile(
     r"^(?:[A-Za-z_][\w.]*\.)?[A-Z]\w*(?:Error|Exception|Interrupt|Exit|Warning): \S"
 )
-_MOST_CHARACTERS = 500
 
 
 def summary(error: BaseException) -> str:
@@ -125,3 +127,9 @@ def summary(error: BaseException) -> str:
         return type(error).__name__
     raised = [line for line in lines if _RAISED.match(line)]
     return (raised[-1] if raised else lines[0])[:_MOST_CHARACTERS]
+
+
+def _cut(text: str, most: int) -> str:
+    """Both ends of a text that is longer than ``most`` characters."""
+    half = most // 2
+    return text if len(text) <= most else f"{text[:half]}…{text[-half:]}"

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from gatdist.config import parse_config
 from gatdist.data import ReadSpec, space_of
-from gatdist.errors import CheckpointError, ConfigError, TrainingError
+from gatdist.errors import CheckpointError, ConfigError, TrainingError, summary
 from gatdist.registry import Registry
 from gatdist.runs import TrainedRun, networks_with
 
@@ -67,10 +67,12 @@ def load_exported(content: bytes, name: str) -> nn.Module:
         about = json.loads(header["__metadata__"][_METADATA])
         weights = safetensors.torch.load(content)
         config, spec = parse_config(about["config"]), ReadSpec.model_validate(about["samples"])
-    except (ValueError, KeyError, TypeError, RecursionError, safetensors.SafetensorError) as error:
-        raise CheckpointError(
-            name, f"is no generator that gatdist exported ({error!r})", mend="Export it again"
-        ) from None
+    except (
+        *(ValueError, KeyError, TypeError, RecursionError, OverflowError),
+        *(ConfigError, safetensors.SafetensorError),
+    ) as error:
+        rule = f"is no generator that gatdist exported ({summary(error)})"
+        raise CheckpointError(name, rule, mend="Export it again") from None
     network, _ = networks_with(config, space_of(spec), {"generator": weights}, name)
     return network
 

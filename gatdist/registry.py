@@ -108,7 +108,7 @@ def user_code(subject: str, doing: str, *, value: object, mend: str = "") -> Ite
         yield
     except GatdistError:
         raise
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit, GeneratorExit) as error:
         if type(error).__name__ == "AcceleratorError":  # the device, not the code
             raise
         raise PluginError(
@@ -120,11 +120,15 @@ def described(error: BaseException) -> str:
     """Class and first line of an exception, and the user's line that raised it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
+    frame = users_frame(error)
+    return told if frame is None else f"{told}, at {frame.filename}:{frame.lineno}: {frame.line}"
+
+
+def users_frame(error: BaseException) -> traceback.FrameSummary | None:
+    """The innermost line of a user's code that an exception passed through; None if none."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not _LIBRARIES.search(frame.filename)]
-    if not own:
-        return told
-    return f"{told}, at {own[-1].filename}:{own[-1].lineno}: {own[-1].line}"
+    return own[-1] if own else None
 
 
 # Frames that say little: of gatdist itself and of installed packages.

@@ -26,7 +26,6 @@ from gatdist.cluster.network import choose_interface, interfaces
 from gatdist.cluster.nodes import Nodes
 from gatdist.cluster.quiet import output_to_file
 from gatdist.cluster.sizing import needs_of, of_this_machine, room_for, too_small
-from gatdist.cluster.worker import is_lost_connection
 from gatdist.config import Config, parse_config
 from gatdist.errors import ClusterError, GatdistError, WorkerLostError, rebuilt, summary
 
@@ -246,7 +245,7 @@ class _Worker:
         self, function: Callable[..., Any], bridge: Bridge, args: tuple[Any, ...]
     ) -> tuple[str, str, Any]:
         """Class and message of a failure, "" if there is none, and the result."""
-        from gatdist.parallel.communicator import TorchCommunicator
+        from gatdist.parallel.communicator import TorchCommunicator, is_lost_connection
 
         def tell(text: str) -> None:
             if self._rank == 0:

@@ -57,7 +57,8 @@ def _tellable(error: Exception, shared: dict[str, Any]) -> Exception:
 def _work(given: dict[str, Any]) -> None:
     import torch
 
-    from gatdist.parallel.communicator import TorchCommunicator
+    from gatdist.parallel.communicator import TorchCommunicator, is_lost_connection
+    from gatdist.parallel.devices import is_broken_device
     from gatdist.training.loop import run
 
     bridge: Bridge = given["bridge"]
@@ -85,7 +86,7 @@ def _work(given: dict[str, Any]) -> None:
         if is_lost_connection(error):
             lost = f"{here} lost the others: one of them died, or the network failed"
             bridge.tell("fail", WorkerLostError.__name__, lost)
-        elif _is_broken_device(error):
+        elif is_broken_device(error):
             broken = f"the device of {here} failed: {str(error).splitlines()[0]}"
             bridge.tell("fail", WorkerLostError.__name__, broken)
         raise
@@ -139,19 +140,3 @@ def _wait_for_others() -> None:
 
     if c10d.is_initialized():
         c10d._set_pg_timeout(timedelta(days=1))
-
-
-def is_lost_connection(error: RuntimeError) -> bool:
-    """Whether a collective failed because another worker is gone. Gloo has no class for that."""
-    import torch.distributed as dist
-
-    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
-
-
-def _is_broken_device(error: RuntimeError) -> bool:
-    """Whether the device itself failed; one that is only too small would fail again."""
-    import torch
-
-    if isinstance(error, torch.OutOfMemoryError):
-        return False
-    return isinstance(error, getattr(torch, "AcceleratorError", ())) or "CUDA error" in str(error)

@@ -12,6 +12,9 @@ from torch.nn.parameter import is_lazy
 from gatdist.config import PlayerName
 from gatdist.errors import PluginError
 
+# Numbers of noise per sample; 1 GiB in float32.
+_MOST_NOISE = 2**28
+
 # (rule, hint) → raises.
 Refuse = Callable[..., NoReturn]
 
@@ -39,17 +42,19 @@ def require_trainable(player: PlayerName, name: str, network: object) -> None:
             kind, place = type(module).__name__, f"its module {key!r}" if key else "it"
             refuse(f"{place} is a {kind}; gatdist distributes networks itself", "Leave it out")
     size = getattr(network, "noise_size", 0)
-    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
-        refuse(f"noise_size must be an integer >= 0; found {size!r}")
+    if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= _MOST_NOISE:
+        refuse(f"noise_size must be an integer from 0 to {_MOST_NOISE:,}; found {size!r}")
     for attribute in ("noise_size", "couples_samples"):
         if isinstance(getattr(network, attribute, 0), Tensor):
             refuse(f"{attribute} must be a plain value; found a tensor")
-    for key, tensor in [*network.named_parameters(), *network.named_buffers()]:
+    for key, tensor in _tensors(network):
         if is_lazy(tensor):
             refuse(
                 f"{key!r} has no shape yet (a lazy module)",
                 "Give the module its input size, from sample_shape",
             )
+        if tensor.layout != torch.strided:
+            refuse(f"the tensor {key!r} is {tensor.layout}; expected a dense tensor")
     for key, parameter in network.named_parameters():
         _require_parameter(key, parameter, refuse)
     if not any(p.requires_grad for p in network.parameters()):
@@ -69,8 +74,6 @@ def _require_parameter(key: str, parameter: Tensor, refuse: Refuse) -> None:
             f"the parameter {key!r} is {kind}; expected floating-point numbers",
             "Use torch.view_as_real for complex numbers, a buffer for integers",
         )
-    if parameter.layout != torch.strided:
-        refuse(f"the parameter {key!r} is {parameter.layout}; expected a dense tensor")
     if parameter.is_meta and torch.get_default_device().type != "meta":
         refuse(f"the parameter {key!r} is on the device 'meta', without values")
     if any(n > 1 and s == 0 for n, s in zip(parameter.shape, parameter.stride(), strict=True)):
@@ -105,18 +108,33 @@ def _require_state(network: nn.Module, refuse: Refuse) -> None:
 
 
 def require_apart(generator: nn.Module, discriminator: nn.Module) -> None:
-    """Refuse networks that share a parameter or buffer.
+    """Refuse networks that share memory: a parameter or buffer, or a view of one.
 
     Raises:
         PluginError: they do; the first is named.
     """
-    tensors = [*generator.named_parameters(), *generator.named_buffers()]
-    mine = {id(tensor): name for name, tensor in tensors}
-    for key, tensor in [*discriminator.named_parameters(), *discriminator.named_buffers()]:
-        if id(tensor) in mine:
-            raise PluginError(
-                "model.discriminator.name",
-                f"shares the tensor {key!r} with the generator's {mine[id(tensor)]!r}; each "
-                "network learns its own",
-                mend="Copy it",
-            )
+    theirs = [(name, _memory(tensor)) for name, tensor in _tensors(generator)]
+    for key, tensor in _tensors(discriminator):
+        first, last = _memory(tensor)
+        for name, (start, end) in theirs:
+            if first < end and start < last:
+                raise PluginError(
+                    "model.discriminator.name",
+                    f"the tensor {key!r} shares memory with the generator's {name!r}; each "
+                    "network must have its own",
+                    mend="Copy it: tensor.detach().clone()",
+                )
+
+
+def _tensors(network: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*network.named_parameters(), *network.named_buffers()]
+
+
+def _memory(tensor: Tensor) -> tuple[int, int]:
+    """The addresses that a tensor covers: the first byte, and the one after the last."""
+    if not tensor.numel():
+        return 0, 0
+    if tensor.is_meta:  # has no address; is itself only
+        return -id(tensor) - 1, -id(tensor)
+    span = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+    return tensor.data_ptr(), tensor.data_ptr() + span * tensor.element_size()

@@ -46,6 +46,11 @@ def opening(plan: Facts) -> Iterator[Event]:
 def closing(outcome: Facts) -> Iterator[Event]:
     """What is said at the end."""
     yield from remarks(outcome, {"enlarged": _BECAME.get(outcome["modality"], "")} | _REMARKS)
+    if number_of := outcome["empty_classes"]:
+        verb = "has" if number_of == 1 else "have"
+        examples = ", ".join(outcome["empty_class_examples"][:_NAMES_SHOWN])
+        rule = f"{plural(number_of, 'class', 'classes')} {verb} no sample, such as {examples}"
+        yield "warning", {"message": rule}
     total = outcome["samples"] + outcome["left_out"]
     message = f"after {duration(outcome['seconds'])}: {plural(outcome['samples'], 'sample')} in "
     message += f"{plural(outcome['shards'], 'shard')}, {size(outcome['bytes'])}"

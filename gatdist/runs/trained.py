@@ -99,8 +99,8 @@ class Sampler:
         return self._generate(self.inputs(positions, labels), positions)
 
     @torch.no_grad()
-    def between(self, first: int, last: int, steps: int, label: int | None = None) -> Tensor:
-        """The way from sample ``first`` to sample ``last``, without the latter: [steps, …].
+    def between(self, first: int, last: int, shares: Tensor, label: int | None = None) -> Tensor:
+        """Samples [n, …] at ``shares`` [n] of the way from sample ``first`` (0) to ``last`` (1).
 
         Latents go along a great circle (Shoemake 1985). The class, and what the network draws for
         itself, stay those of ``first``.
@@ -110,7 +110,7 @@ class Sampler:
         given = None if label is None else torch.full_like(ends, label)
         both = self.inputs(ends, given)
         start, end = both.latents
-        share = torch.arange(steps, device=device, dtype=start.dtype)[:, None] / steps
+        share, steps = shares.to(start)[:, None], len(shares)
         angle = torch.arccos((start @ end / (start.norm() * end.norm())).clamp(-1, 1))
         if angle.sin().abs() < _SMALL_ANGLE:  # the same, or opposite: no great circle is the one
             latents = (1 - share) * start + share * end

@@ -7,14 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from gatdist.errors import ConfigError
 from gatdist.exhibits import exhibit
 from gatdist.runs import TrainedRun
-from gatdist.sampling.wanted import Wanted, class_numbers, samples_of
+from gatdist.sampling.wanted import Wanted, all_samples_of, class_numbers, samples_of
 from gatdist.storage import Store, at_file
 
 _ANIMATIONS = {".gif": "GIF", ".webp": "WEBP"}
@@ -45,7 +44,7 @@ def write_samples(run: TrainedRun, wanted: Wanted, *, out: str, grid: bool) -> l
     labels = class_numbers(run, wanted.labels)
     animation = next((kind for ending, kind in _ANIMATIONS.items() if out.endswith(ending)), None)
     if animation or grid:
-        seen = torch.cat([chunk for _, chunk in samples_of(run, wanted, labels)])
+        seen = all_samples_of(run, wanted, labels)
         if animation:
             content = _animated(run, seen, animation)
         else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +17,7 @@ from gatdist.runs import Sampler, TrainedRun
 # convolutions may round differently in a batch of another size.
 CHUNK = 256
 MOST_SAMPLES = 10**9
+_MOST_NUMBERS = 2**29  # that one file may be made of; 2 GiB in float32
 
 
 def require_num(num: int) -> None:
@@ -57,13 +60,32 @@ def samples_of(
     """As networks see them, from number 0 on, in chunks: the first one's number, and samples."""
     sampler = run.sampler(wanted.seed, "sample", wanted.truncation)
     if wanted.interpolate:
-        for i in range(wanted.num):
-            label = labels[0] if labels else None
-            way = sampler.between(i, (i + 1) % wanted.num, wanted.interpolate, label)
-            yield i * wanted.interpolate, way.cpu()
+        label, steps = labels[0] if labels else None, wanted.interpolate
+        for i, start in itertools.product(range(wanted.num), range(0, steps, CHUNK)):
+            shares = torch.arange(start, min(steps, start + CHUNK), dtype=torch.float64) / steps
+            way = sampler.between(i, (i + 1) % wanted.num, shares, label)
+            yield i * steps + start, way.cpu()
         return
     for start, seen, _ in chunks_of(sampler, 0, wanted.num, labels):
         yield start, seen
+
+
+def all_samples_of(run: TrainedRun, wanted: Wanted, labels: list[int] | None) -> Tensor:
+    """Samples for one file: [n, …].
+
+    Raises:
+        ConfigError: there are more than fit into memory.
+    """
+    num = wanted.num * max(1, wanted.interpolate)
+    if num * math.prod(run.space.shape) > _MOST_NUMBERS:
+        most = max(1, _MOST_NUMBERS // math.prod(run.space.shape))
+        raise ConfigError(
+            "--num",
+            f"makes {num:,} samples, and one file holds at most {most:,} of these",
+            value=wanted.num,
+            mend="Name a folder, and leave out --grid",
+        )
+    return torch.cat([chunk for _, chunk in samples_of(run, wanted, labels)])
 
 
 def chunks_of(

@@ -12,6 +12,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote
 
@@ -191,6 +192,9 @@ class Connection:
         if not rule:
             return error
         if self.is_local:
+            if obstacle := _obstacle(self.path(name)):
+                mend = "Remove it, or choose another path"
+                return StorageError(self.shown(name), obstacle, mend=mend)
             mends = {"does not exist": "Check the path", "not permitted": "Check its permissions"}
         else:
             source = backend_of(self.url).credentials
@@ -237,3 +241,13 @@ def _joined(base: str, name: str) -> str:
         query = f"&{query}" if "?" in name and mark else mark + query
     slash = "" if base.endswith("/") else "/"  # of memory:// none may be taken away
     return f"{base}{slash}{name}{query}"
+
+
+def _obstacle(path: str) -> str:
+    """Why nothing can be below a path: what is there in place of a folder; "" if nothing is."""
+    for folder in Path(path).parents:
+        if folder.is_dir():
+            return ""
+        if os.path.lexists(folder):
+            return f"{folder} is {'a link to nowhere' if folder.is_symlink() else 'no folder'}"
+    return ""

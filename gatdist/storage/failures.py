@@ -28,6 +28,8 @@ _LOST = {
     *("IncompleteReadError", "JSONDecodeError", "ResponseParserError"),
     *("ServiceRequestError", "ServiceResponseError", "LostError", "RangeIgnoredError"),
 }
+# A server that leads nowhere does not say that a file is absent.
+_MISLED = {"InvalidURL", "RedirectClientError", "TooManyRedirects"}
 _LIBRARIES = {"AzureError", "BotoCoreError", "ClientError", "GoogleAuthError", "HttpError"}
 # Statuses of HTTP that ask to try again. 421: on another connection.
 _PASSING_STATUSES = {408, 421, 425, 429}
@@ -117,6 +119,8 @@ def is_absent(error: Exception) -> bool:
     status = answer(error).status
     if status:
         return status in (404, 410)
+    if _is_misled(error):
+        return False
     return isinstance(error, _ABSENT) and not is_passing(error)
 
 
@@ -216,6 +220,8 @@ def meaning(error: Exception) -> str:
     """What a lasting failure means, in words; "" where it is no failure of storage."""
     if is_absent(error):
         return "does not exist"
+    if _is_misled(error):
+        return "redirects in a loop, or to what is no URL"
     status = answer(error).status
     if isinstance(error, PermissionError) or status in (401, 403):
         return "not permitted"
@@ -225,6 +231,10 @@ def meaning(error: Exception) -> str:
     if isinstance(error, NotImplementedError):
         return "can't be written"
     return "can't be used" if status or isinstance(error, OSError) or names & _LIBRARIES else ""
+
+
+def _is_misled(error: BaseException) -> bool:
+    return any(_MISLED & _class_names(each) for each in _chain(error))
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

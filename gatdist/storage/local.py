@@ -162,7 +162,8 @@ def create(path: str, data: bytes) -> None:
                 file.write(data)
         os.unlink(aside)
 
-    _write(path, lambda file: file.write(data), link)
+    folder, _, name = path.rpartition("/")
+    _write(f"{os.path.realpath(folder)}/{name}", lambda file: file.write(data), link)
 
 
 def remove(root: str, name: str) -> None:

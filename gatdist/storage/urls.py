@@ -15,6 +15,8 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from gatdist.errors import StorageError
+
 LOCAL_PROTOCOLS = ("file", "local")
 # Names of these characters only mean the same to every file system.
 _PLAIN = re.compile(r"[\w./ -]*", re.ASCII)
@@ -27,7 +29,13 @@ def protocol_of(url: str) -> str:
 
 
 def absolute(url: str) -> str:
-    """A local path made absolute, since workers may start in another folder; a URL as it is."""
+    """A local path made absolute, since workers may start in another folder; a URL as it is.
+
+    Raises:
+        StorageError: it is empty, which would be the current folder.
+    """
+    if not url:
+        raise StorageError("path or URL", "must not be empty", value=url)
     return url if protocol_of(url) else os.path.abspath(os.path.expanduser(url))
 
 

@@ -20,10 +20,12 @@ from gatdist import faults
 from gatdist.background import Background
 from gatdist.config import Config, import_plugins
 from gatdist.data import Loader, SampleOrder, open_dataset
-from gatdist.errors import TrainingError
+from gatdist.errors import GatdistError, PluginError, TrainingError
 from gatdist.evaluation import Evaluator
-from gatdist.parallel.communicator import Communicator
+from gatdist.parallel.communicator import Communicator, is_lost_connection
+from gatdist.parallel.devices import is_broken_device
 from gatdist.parallel.recording import cuda_recorder
+from gatdist.registry import described, users_frame
 from gatdist.runs import (
     Checkpoints,
     Evaluations,
@@ -78,17 +80,25 @@ def run(
         TrainingError: too many non-finite steps.
         StaleAttemptError: another attempt has taken the run over.
         WorkerLostError: the workers have come to hold different states.
+        PluginError: a user's network, loss, update rule or plugin failed.
     """
-    loop = _Loop(config, comm, run_dir, should_stop, emit, progress or Progress(), reason)
-    if loop.is_over():
-        if comm.is_main:
-            emit("done", loop.outcome | {"run_dir": run_dir.url})
-        return loop.outcome
     try:
+        loop = _Loop(config, comm, run_dir, should_stop, emit, progress or Progress(), reason)
+        if loop.is_over():
+            if comm.is_main:
+                emit("done", loop.outcome | {"run_dir": run_dir.url})
+            return loop.outcome
         return loop.run()
-    except SystemExit as end:  # its status may be 0, and the run is not over
-        rule = f"a network, loss or plugin ended the process with sys.exit({end.code!r})"
-        raise TrainingError(rule) from end
+    except GatdistError:
+        raise
+    except (Exception, SystemExit, GeneratorExit) as error:
+        if users_frame(error) is None or is_lost_connection(error) or is_broken_device(error):
+            raise
+        raise PluginError(
+            "user code",
+            f"a network, loss, update rule or plugin failed ({described(error)})",
+            mend="gatdist train --local --debug prints the whole traceback",
+        ) from error
 
 
 class _Loop:

@@ -231,6 +231,36 @@ def test_redirect_to_something_else_than_http_is_refused(to: str, tmp_path: Path
         Store(own.url, retry_budget_s=0.2).read("x")
 
 
+@pytest.mark.parametrize("to", ["/manifest.json", "http://[no", "//:0:0/"])
+def test_redirect_that_leads_nowhere_is_not_taken_for_absence(to: str) -> None:
+    with recording(None, {"/manifest.json": to}) as own:
+        store = Store(own.url, retry_budget_s=0.2)
+        assert not store.exists("other")
+        for read in (store.exists, store.read, lambda name: store.read_ranges([(name, 0, 3)])):
+            with pytest.raises(StorageError, match="redirects"):
+                read("manifest.json")
+
+
+def test_redirect_of_a_listed_file_takes_no_credentials_along(tmp_path: Path) -> None:
+    image(tmp_path / "there")
+    with (
+        recording(tmp_path / "there") as last,
+        recording(None, {"/a.png": f"{last.url}/a.png"}) as listed,
+        recording(tmp_path) as own,
+    ):
+        (tmp_path / "list.csv").write_text(f"url\n{listed.url}/a.png\n")
+        source = f"{own.url}/list.csv"
+        more = {"workers": 1, "source_options": {"headers": {"X-Api-Key": OWN_TOKEN}}}
+        with pytest.raises(DataError):
+            pack(source, str(tmp_path / "no"), **more)
+        assert not listed.requests
+        outcome = pack(source, str(tmp_path / "out"), allowed_origins=[listed.url], **more)
+        assert outcome["samples"] == 1
+        assert last.requests
+        assert OWN_TOKEN in str(own.requests)
+        assert OWN_TOKEN not in str(listed.requests + last.requests)
+
+
 # Names
 
 

@@ -12,9 +12,10 @@ from PIL import Image
 import gatdist
 from gatdist.config import DataConfig, load_config
 from gatdist.data import open_dataset
-from gatdist.errors import CheckpointError, ConfigError, DataError
+from gatdist.errors import CheckpointError, ConfigError, DataError, UserError
 from gatdist.evaluation import classifier
 from gatdist.models.features import DiscriminatorFeatures
+from gatdist.sampling import wanted
 from gatdist.storage import Store
 from small_runs import LENGTH, RATE, RUN, SOUND, TEXT, configured, spoken, written
 
@@ -170,6 +171,36 @@ def test_one_file_holds_all_by_its_ending(sound_run, text_run, tmp_path):
     assert path.endswith("all.wav")
 
 
+def test_a_long_walk_is_made_in_chunks_that_fit_together(picture_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(wanted, "CHUNK", 3)
+    args = {"labels": ["3"], "interpolate": 8}
+    few = gatdist.sample(str(picture_run), 2, out=str(tmp_path / "few"), **args)
+    monkeypatch.undo()
+    many = gatdist.sample(str(picture_run), 2, out=str(tmp_path / "many"), **args)
+    assert [path.rpartition("/")[2] for path in few] == [f"{i:06d}.png" for i in range(16)]
+    for one, other in zip(few, many, strict=True):
+        assert abs(pixels_of(one) - pixels_of(other)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"grid": True, "shards": True}, "--grid"),
+        ({"grid": True, "num": 10**9}, "--num"),
+        ({"out": "walk.gif", "interpolate": 10**9}, "--num"),
+        ({"out": ""}, "path or URL"),
+    ],
+)
+def test_samples_that_can_not_be_made_are_refused(
+    options, field, picture_run, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        gatdist.sample(str(picture_run), **{"num": 2, "out": "here"} | options)
+    assert str(caught.value).startswith(field)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("run", ["sound_run", "text_run", "picture_run"])
 def test_an_exported_generator_gives_the_same_samples(run, request, tmp_path):
     run = request.getfixturevalue(run)
@@ -221,8 +252,28 @@ def test_an_unknown_format_is_refused(text_run, tmp_path):
         gatdist.export(str(text_run), "onxx", out=str(tmp_path / "g"))
 
 
-def test_a_file_that_is_no_export_is_refused(tmp_path):
-    (tmp_path / "x.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0 not a header    ")
+def header(values):
+    text = json.dumps(values).encode()
+    return len(text).to_bytes(8, "little") + text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x10\0\0\0\0\0\0\0 not a header    ",
+        b"\xff" * 8 + b"{}",
+        b"\x00\0\0\0\0\0\0\x80" + b"{" * 100,
+        header({"__metadata__": {"gatdist": "[]"}}),
+        header({"__metadata__": {"gatdist": "{}"}}),
+        header({"__metadata__": {"gatdist": json.dumps({"config": {}, "samples": {}})}}),
+        header({"__metadata__": 3}),
+        header([]),
+        b"\x20\xa1\x07\0\0\0\0\0" + b"[" * 500_000,
+    ],
+)
+def test_a_file_that_is_no_export_is_refused(tmp_path, content):
+    (tmp_path / "x.safetensors").write_bytes(content)
     with pytest.raises(CheckpointError, match="is no generator that gatdist exported"):
         gatdist.load(str(tmp_path / "x.safetensors"))
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gatdist.config import load_config
-from gatdist.errors import ConfigError, TrainingError
+from gatdist.errors import ConfigError, PluginError
 from gatdist.models.registry import generators
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.storage import Store
@@ -55,10 +55,34 @@ def ends(fakes: Tensor) -> Tensor:
     sys.exit(0)
 
 
+def leaves(fakes: Tensor) -> Tensor:
+    raise GeneratorExit
+
+
+def fails(fakes: Tensor) -> Tensor:
+    raise KeyError("lost")
+
+
+class FailsBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, fakes: Tensor) -> Tensor:
+        return fakes * 1
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        raise ValueError("backward")
+
+
 @pytest.mark.parametrize(
     ("act", "error", "told"),
-    [(ends, TrainingError, "exit"), (lambda fakes: fakes[:1], ConfigError, "generator.name")],
-    ids=["ends the process", "gives one sample for all"],
+    [
+        (ends, PluginError, "SystemExit: 0, at .*test_local.py"),
+        (leaves, PluginError, "GeneratorExit"),
+        (fails, PluginError, "KeyError: 'lost', at .*test_local.py"),
+        (FailsBackward.apply, PluginError, "ValueError: backward, at .*test_local.py"),
+        (lambda fakes: fakes[:1], ConfigError, "generator.name"),
+    ],
+    ids=["sys.exit", "GeneratorExit", "KeyError", "ValueError in backward", "one sample for all"],
 )
 def test_what_a_network_does_after_the_startup_check_neither_ends_nor_spoils_a_run(
     tmp_path: Path, act: Callable[[Tensor], Tensor], error: type[Exception], told: str
@@ -70,7 +94,7 @@ def test_what_a_network_does_after_the_startup_check_neither_ends_nor_spoils_a_r
 
         def forward(self, latents: Tensor, labels: Tensor | None) -> Tensor:
             fakes: Tensor = self.linear(latents)
-            return act(fakes) if len(latents) > 32 else fakes
+            return act(fakes) if len(latents) > 32 else fakes  # the check calls it with few
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(generators._entries, "late", Late)

@@ -29,6 +29,7 @@ from gatdist.data import open_dataset
 from gatdist.data.codecs import encode_png
 from gatdist.data.packing.labels import folder_classes
 from gatdist.errors import DataError, GatdistError
+from gatdist.monitor.packing import closing
 from gatdist.storage import Store
 from packing import content, pack, picture, samples, write
 
@@ -257,6 +258,18 @@ def test_a_list_that_misses_files_leaves_them_out_and_says_so(tmp_path: Path) ->
     outcome = pack(source, tmp_path / "out", labels=str(tmp_path / "labels.json"))
     assert (outcome["samples"], outcome["left_out"]) == (7, 5)
     assert outcome["left_out_examples"][0] == ["10.png", "has no label, as others have"]
+
+
+def test_classes_that_no_packed_sample_has_are_counted_and_keep_their_numbers(
+    tmp_path: Path,
+) -> None:
+    files = {"ant/1.png": PICTURES[1], "cat/1.png": b"no picture", "dog/1.png": PICTURES[2]}
+    outcome = pack(write(tmp_path / "in", files), tmp_path / "out")
+    assert (outcome["empty_classes"], outcome["empty_class_examples"]) == (1, ["cat"])
+    assert outcome["num_classes"] == 3
+    assert sorted(sample["cls"] for sample in samples(tmp_path / "out")) == [b"0", b"2"]
+    warnings = [fields["message"] for kind, fields in closing(outcome) if kind == "warning"]
+    assert any("cat" in message for message in warnings)
 
 
 def test_labels_can_be_left_out(tmp_path: Path) -> None:

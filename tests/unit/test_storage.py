@@ -247,3 +247,28 @@ def test_a_file_behind_a_link_is_replaced_and_a_device_is_not(tmp_path: Path) ->
 def test_a_url_with_a_nul_character_is_refused() -> None:
     with pytest.raises(StorageError):
         Store("a\0b")
+
+
+@pytest.mark.parametrize("kind", ["file", "link in a circle"])
+def test_what_is_in_the_way_of_a_folder_is_named(tmp_path: Path, kind: str) -> None:
+    obstacle = tmp_path / "runs"
+    if kind == "file":
+        obstacle.touch()
+    else:
+        obstacle.symlink_to("runs")
+    store = Store(str(obstacle / "mine"))
+    for act in (lambda: store.publish("a", b""), lambda: store.create("a", b"")):
+        with pytest.raises(StorageError) as caught:
+            act()
+        assert str(caught.value).startswith(f"{obstacle}/mine/a: ")
+        assert f"{obstacle} is " in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+def test_a_link_leads_to_a_folder_that_is_made_when_it_is_needed(tmp_path: Path) -> None:
+    (tmp_path / "runs").symlink_to("scratch")
+    store = Store(str(tmp_path / "runs/mine"))
+    assert store.create("a", b"1")
+    store.publish("b", b"2")
+    assert {path.name for path in (tmp_path / "scratch/mine").iterdir()} == {"a", "b"}
+    assert store.read("a") == b"1"

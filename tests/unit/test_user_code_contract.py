@@ -128,6 +128,7 @@ OUTPUTS = {
     "stop iteration": (raises(StopIteration()), "StopIteration"),
     "recursion": (raises(RecursionError("too deep")), "RecursionError: too deep"),
     "exit": (raises(SystemExit(3)), "SystemExit: 3"),
+    "generator exit": (raises(GeneratorExit()), "GeneratorExit"),
     "lost connection": (raises(ConnectionError("gloo")), "ConnectionError: gloo"),
 }
 
@@ -169,11 +170,14 @@ def first(network):
     return network.layers if isinstance(network.layers, nn.Linear) else network.layers[0]
 
 
-def shares(network):
-    network.twin = SHARED
-
-
 SHARED = nn.Linear(2, 2)
+SHARING = {
+    "module": put("twin", SHARED),
+    "view as parameter": lambda network: network.register_parameter(
+        "twin", nn.Parameter(SHARED.weight.data.view(4)[1:])
+    ),
+    "view as buffer": lambda network: network.register_buffer("twin", SHARED.weight.detach().t()),
+}
 
 
 class OwnState(Judge):
@@ -210,6 +214,10 @@ BUILDS = {
         "'more' is int64",
     ),
     "meta": (put("more", nn.Linear(2, 2, device="meta")), "device 'meta'"),
+    "sparse": (
+        lambda network: network.register_buffer("more", torch.eye(2).to_sparse()),
+        "'more' is torch.sparse_coo",
+    ),
     "expanded": (put("more", nn.Parameter(torch.zeros(1).expand(3))), "one in memory"),
     "noise size": (put("noise_size", 1.5), "noise_size must be an integer"),
     "not copied": (put("lock", threading.Lock()), "copy.deepcopy"),
@@ -244,9 +252,19 @@ def test_user_code_of_a_network_that_can_not_be_trained_is_named(case, tmp_path)
     assert found in message
 
 
-def test_user_code_networks_that_share_parameters_are_named(tmp_path):
-    message = refusal(judge(build=shares) + maker(build=shares), tmp_path)
-    assert "'twin.weight'" in message
+@pytest.mark.parametrize("mine", SHARING)
+@pytest.mark.parametrize("theirs", SHARING)
+def test_user_code_networks_that_share_memory_are_named(mine, theirs, tmp_path):
+    message = refusal(judge(build=SHARING[mine]) + maker(build=SHARING[theirs]), tmp_path)
+    assert message.startswith("model.discriminator.name: ")
+    assert "'twin" in message
+
+
+def test_user_code_networks_may_be_views_of_memory_that_does_not_overlap(tmp_path):
+    both = torch.zeros(2, 3)
+    sets = judge(build=put("more", nn.Parameter(both[0])))
+    sets += maker(build=put("more", nn.Parameter(both[1])))
+    check(load_config("ring", [*RING, *sets]), str(tmp_path / "run"))
 
 
 def test_user_code_signature_of_a_constructor_is_named(tmp_path):

@@ -25,7 +25,7 @@ from gatdist.data.codecs import CodecError
 from gatdist.data.format import MANIFEST, SampleSpec, write_manifest
 from gatdist.data.packing.convert import converter_like
 from gatdist.data.packing.converted import Converter, counted
-from gatdist.data.packing.entries import Entry, LeftOut, Listing
+from gatdist.data.packing.entries import Entry, LeftOut, Listing, printable
 from gatdist.data.packing.fetch import Fetcher
 from gatdist.data.packing.labels import numbered, same_but_for_case
 from gatdist.data.packing.origins import require_allowed
@@ -208,7 +208,9 @@ def finish(packing: Packing, records: Sequence[Record]) -> dict[str, Any]:
     Returns:
         ``url, kind, modality, sample_shape, num_classes, shards, samples, bytes, left_out,
         left_out_examples`` and ``report`` (a name, None without one); of each of ``REMARKS``, such
-        as ``transparent``, how many samples, and under ``transparent_example`` the first.
+        as ``transparent``, how many samples, and under ``transparent_example`` the first; of
+        classes without a sample, how many in ``empty_classes``, and the first ones in
+        ``empty_class_examples``. These keep their numbers.
 
     Raises:
         DataError: no sample could be packed; or strict, and some could not.
@@ -244,9 +246,25 @@ def finish(packing: Packing, records: Sequence[Record]) -> dict[str, Any]:
         "left_out": len(left_out),
         "left_out_examples": [list(out) for out in left_out[:_EXAMPLES]],
         **counted([record.remarks for record in records]),
+        **_empty_classes(packing, records),
         "ignored": len(packing.ignored),
         "report": REPORT if reported else None,
     }
+
+
+def _empty_classes(packing: Packing, records: Sequence[Record]) -> dict[str, Any]:
+    """Of the classes that no packed sample has: how many, and the first."""
+    unpacked = {out[0] for record in records for out in record.left_out}
+    used = {
+        entry.label
+        for task in packing.tasks
+        for entry in task.entries
+        if printable(entry.name) not in unpacked
+    }
+    empty = [number for number in range(packing.num_classes) if number not in used]
+    names = packing.class_names or range(packing.num_classes)
+    examples = [str(names[number]) for number in empty[:_EXAMPLES]]
+    return {"empty_classes": len(empty), "empty_class_examples": examples}
 
 
 def _spec(packing: Packing) -> SampleSpec:
