@@ -5,6 +5,7 @@ from gatdist.runs.checkpoints import Checkpoints, Retention
 from gatdist.runs.directory import RunDirectory, read_config, read_lines
 from gatdist.runs.evaluations import Evaluations
 from gatdist.runs.ownership import adopted, remember
+from gatdist.runs.saved_state import require_saved_state
 from gatdist.runs.trained import Sampler, TrainedRun, load_run, networks_with
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "read_lines",
     "remember",
     "require_same_order",
+    "require_saved_state",
 ]

@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from gatdist.errors import CheckpointError
+from gatdist.runs.saved_state import require_saved_state
 from gatdist.storage import Store
 
 _FILE = "evaluations.json"
@@ -44,7 +46,12 @@ class Evaluations:
         entry = self._known().get(_key(state))
         if not isinstance(entry, dict) or any(name not in entry for name in _KEYS):
             return state
-        return state | {name: entry[name] for name in _KEYS} | {"evaluating": None}
+        completed = state | {name: entry[name] for name in _KEYS} | {"evaluating": None}
+        try:
+            require_saved_state(completed, _FILE)
+        except CheckpointError:
+            return state  # it is evaluated again
+        return completed
 
     def metrics(self, samples_seen: int, attempt: int) -> Mapping[str, Any]:
         """What was measured of the checkpoint that an attempt wrote; {} if nothing was."""

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from gatdist.config import BOTH, Config, PlayerName, import_plugins
 from gatdist.data import ReadSpec, Space, space_of
-from gatdist.errors import CheckpointError
+from gatdist.errors import CheckpointError, summary
 from gatdist.models import build_networks, is_built_in
 from gatdist.parallel import draws
 from gatdist.runs.checkpoint import Checkpoint
 from gatdist.runs.checkpoints import Checkpoints
 from gatdist.runs.directory import read_config
+from gatdist.runs.saved_state import require_saved_state
 from gatdist.seeding import generator_states, generators_kept, seed_all
 from gatdist.storage import Store
 
@@ -234,12 +235,14 @@ def load_run(run: Store, device: torch.device) -> TrainedRun:
     if "samples" not in checkpoint.state:
         rule = "was written by an older gatdist, which did not say what its samples are"
         raise CheckpointError(run.url, rule, mend="Resume the run until its next checkpoint")
+    subject = f"{run.url}: {checkpoint.name}/state.json"
+    require_saved_state(checkpoint.state, subject)
     try:
         space = space_of(ReadSpec.model_validate(checkpoint.state["samples"]))
-        int(checkpoint.state["samples_seen"]), str(checkpoint.state["order"]["fingerprint"])
+        str(checkpoint.state["order"]["fingerprint"])
     except (ValidationError, KeyError, TypeError, ValueError, OverflowError) as error:
-        rule = f"does not say what its samples are ({error!r})"
-        raise CheckpointError(f"{run.url}: {checkpoint.name}/state.json", rule) from None
+        rule = f"does not say what its samples are ({summary(error)})"
+        raise CheckpointError(subject, rule) from None
     import_plugins(config.plugins)
     weights = {player: checkpoint.weights(player) for player in BOTH}
     built = networks_with(config, space, weights, run.url)

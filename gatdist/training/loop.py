@@ -33,6 +33,7 @@ from gatdist.runs import (
     RunDirectory,
     Sampler,
     require_same_order,
+    require_saved_state,
 )
 from gatdist.seeding import generators_kept
 from gatdist.storage import Store
@@ -461,14 +462,15 @@ class _Loop:
         saved = self.comm.broadcast_object(
             self.evaluations.complete(checkpoint.state) if self.comm.is_main else None
         )
+        require_saved_state(saved, f"{self.directory.store.url}: {checkpoint.name}/state.json")
         require_same_order(saved["order"], self.order.state(), self.directory.store.url)
         self.state.load(saved["samples_seen"], checkpoint.tensors)
         self.state.rollbacks = saved["rollbacks"]
         self.counted = Counts(**saved["counted"])
         faults.here.step = self._steps_made
         self.progress.start(self.state.samples_seen)
-        self.evaluating = saved.get("evaluating")
-        self.evaluated_attempt = saved.get("attempt", 0)
+        self.evaluating = saved["evaluating"]
+        self.evaluated_attempt = saved["attempt"]
         self.outcome = {key: saved[key] for key in self.outcome}
         self.convergence.load(saved["convergence"])
         self.ticks.wall_time_s = saved["wall_time_s"]

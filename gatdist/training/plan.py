@@ -17,7 +17,7 @@ from gatdist.game.exactness import require_exact
 from gatdist.game.probe import probe_batch, require_playable
 from gatdist.models import build_networks
 from gatdist.parallel.communicator import LocalCommunicator
-from gatdist.runs import Checkpoints, RunDirectory
+from gatdist.runs import Checkpoints, RunDirectory, require_saved_state
 from gatdist.seeding import generators_kept
 from gatdist.storage import Store
 from gatdist.training.initial import start_from_another_run
@@ -113,6 +113,8 @@ def plan(config: Config, run_dir: str) -> dict[str, Any]:
     newest = Checkpoints(store.child("checkpoints")).newest()
     if newest is None:
         RunDirectory(store).require_fresh()
+    else:
+        require_saved_state(newest.state, f"{store.url}: {newest.name}/state.json")
     samples_seen = newest.state["samples_seen"] if newest else 0
     return {
         "config": config.public(),

@@ -39,7 +39,7 @@ SETTINGS = [
 ]
 
 
-class Killed(Exception):
+class Killed(BaseException):
     """Ends a run in an evaluation; nothing is recorded of it."""
 
 

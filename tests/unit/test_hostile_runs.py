@@ -149,3 +149,29 @@ def test_json_of_another_shape_is_refused(run: Path, file: str, content: bytes) 
         with_digests(folder)
     with pytest.raises(GatdistError):
         load_run(Store(str(run)), CPU)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("samples_seen", value) for value in ("3", -1, 1.5, True, 10**30, None)),
+        *(("convergence", value) for value in ({}, None, {"best": "x", "best_samples": 0})),
+        *(("counted", value) for value in ({"nonfinite": 0}, [], 0)),
+        *(("unwritten_metrics", value) for value in ([3], {}, "x")),
+        *(("evaluating", 3), ("wall_time_s", "long"), ("wall_time_s", -1), ("attempt", -1)),
+        *(("order", []), ("metrics", []), ("status", None), ("rollbacks", "0"), ("reason", 3)),
+    ],
+)
+def test_a_state_that_training_did_not_write_is_refused(
+    run: Path, key: str, value: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = checkpoint(run)
+    change(folder / "state.json", lambda state: state.update({key: value}))
+    with_digests(folder)
+    sets = [word for setting in TINY for word in ("--set", setting)]
+    for more in ([], ["--dry-run"]):
+        words = ["train", "digits", "--local", "--run-dir", str(run), *sets, *more]
+        assert main(words) == 2
+        assert f"{folder.name}/state.json: {key}" in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match=key):
+        load_run(Store(str(run)), CPU)

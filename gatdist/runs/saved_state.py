@@ -1,0 +1,63 @@
+"""What ``state.json`` of a checkpoint holds beside the tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from gatdist.errors import CheckpointError
+
+_MOST_SAMPLES = 2**62
+_Count = Annotated[int, Field(ge=0, le=_MOST_SAMPLES)]
+_Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class _Convergence(_Strict):
+    best: float | None
+    best_samples: _Count
+
+
+class _Counted(_Strict):
+    nonfinite: _Count
+    spikes: _Count
+    rollbacks: _Count
+
+
+class _SavedState(_Strict):
+    status: str
+    reason: str
+    samples_seen: _Count
+    metrics: dict[str, Any]
+    attempt: _Count
+    evaluating: dict[str, Any] | None
+    order: dict[str, Any]
+    samples: dict[str, Any]
+    wall_time_s: _Seconds
+    convergence: _Convergence
+    rollbacks: _Count
+    counted: _Counted
+    unwritten_metrics: list[dict[str, Any]] = []
+
+
+def require_saved_state(state: Mapping[str, Any], subject: str) -> None:
+    """Refuse the state of a checkpoint that training could not have written.
+
+    Args:
+        state: the content of ``state.json``; what an evaluation added is part of it.
+        subject: the file, for messages.
+
+    Raises:
+        CheckpointError: names the first key that is missing or wrong.
+    """
+    try:
+        _SavedState.model_validate(dict(state))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(map(str, problem["loc"]))
+        raise CheckpointError(f"{subject}: {key}", problem["msg"]) from None
