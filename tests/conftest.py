@@ -10,10 +10,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
 
+from faulty_runs import SETTINGS
 from support import HANG_S, end_group, start_gatdist
 
 # Before torch is imported, here and in every process that a test starts: two cores, many processes.
@@ -144,3 +146,24 @@ def run_gatdist(
         return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def alone(
+    tmp_path_factory: pytest.TempPathFactory, run_gatdist: Callable[..., Any]
+) -> Callable[..., str]:
+    """The digests of ``faulty_runs`` of one worker, without Ray and left alone, by settings."""
+    found: dict[tuple[str, ...], str] = {}
+
+    def digest_of(*settings: str) -> str:
+        if settings not in found:
+            folder = tmp_path_factory.mktemp("alone")
+            sets = [word for s in (*SETTINGS, *settings) for word in ("--set", s)]
+            trained = run_gatdist(
+                "train", "digits", "--local", "--run-dir", "run", *sets, cwd=folder, timeout=300
+            )
+            assert trained.returncode == 0, trained.stderr
+            found[settings] = run_gatdist("inspect", "run", "--digest", cwd=folder).stdout.strip()
+        return found[settings]
+
+    return digest_of

@@ -282,7 +282,7 @@ class _Loop:
             if evaluates:
                 self.evaluating = values
                 self.evaluated_attempt = self.directory.attempt
-                self._commit()
+                self._commit(must=over or self.config.health.may_roll_back)
                 return stops or self._evaluate()
             self._tick(values)
         if over or self._due(run.checkpoint_samples):
@@ -335,9 +335,10 @@ class _Loop:
         return Counts(int(guard["nonfinite"]), int(guard["spikes"]), self.state.rollbacks)
 
     def _evaluate(self) -> bool:
-        """Measure the averaged generator, whose checkpoint is written, with all workers.
+        """Measure the averaged generator, with all workers.
 
-        A run that ends in here does it again when it resumes.
+        Its checkpoint is written, and a run that ends in here does this again when it resumes.
+        Where storage is slow or away, that is not waited for: the run resumes from an earlier one.
 
         Returns:
             Whether the run is over, its outcome set.
@@ -345,7 +346,7 @@ class _Loop:
         values, samples_seen = self.evaluating, self.state.samples_seen
         assert values is not None
         with self.progress.lengthy():
-            self.checkpoints.wait()
+            self.checkpoints.is_free()
         self.progress.enter("evaluation")
         began = time.perf_counter()
         discriminator = self.state.players["discriminator"].bare

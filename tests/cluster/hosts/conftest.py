@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from host_runs import SETTINGS, Runs, need_hosts
+from host_runs import Runs, need_hosts
 
 from benchmarks.hosts import Hosts
 
@@ -48,24 +47,3 @@ def undisturbed(own_hosts: Hosts, tmp_path_factory: pytest.TempPathFactory) -> s
         runs.start()
         assert runs.finish() == 0, runs.errors
         return runs.digest()
-
-
-@pytest.fixture(scope="session")
-def alone(
-    tmp_path_factory: pytest.TempPathFactory, run_gatdist: Callable[..., Any]
-) -> Callable[..., str]:
-    """The digests of runs of one worker, without Ray and left alone, by their settings."""
-    found: dict[tuple[str, ...], str] = {}
-
-    def digest_of(*settings: str) -> str:
-        if settings not in found:
-            folder = tmp_path_factory.mktemp("alone")
-            sets = [word for s in (*SETTINGS, *settings) for word in ("--set", s)]
-            trained = run_gatdist(
-                "train", "digits", "--local", "--run-dir", "run", *sets, cwd=folder, timeout=300
-            )
-            assert trained.returncode == 0, trained.stderr
-            found[settings] = run_gatdist("inspect", "run", "--digest", cwd=folder).stdout.strip()
-        return found[settings]
-
-    return digest_of

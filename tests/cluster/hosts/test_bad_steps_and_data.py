@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from host_runs import CANONICAL, Runs
+from host_runs import Runs
 
+from faulty_runs import CANONICAL
 from gatdist.data.builtin import write_digits
 from gatdist.storage import Store
 

@@ -147,6 +147,7 @@ def test_storage_that_one_host_cannot_reach(
     assert found["network"]  # the rest was looked at all the same
 
 
+@pytest.mark.slow
 def test_a_path_that_is_another_folder_on_one_host(hosts: Hosts, tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
@@ -165,6 +166,7 @@ def test_a_path_that_is_another_folder_on_one_host(hosts: Hosts, tmp_path: Path)
     assert list(shared.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_slow_link_is_seen_in_the_bandwidth(hosts: Hosts, tmp_path: Path) -> None:
     hosts.workers[1].slow(20)
     status, output, errors = doctor(hosts, tmp_path, "--json")
@@ -208,6 +210,7 @@ def test_a_host_that_is_lost(hosts: Hosts, tmp_path: Path) -> None:
     assert "nothing to measure: 1 of the hosts can have workers" in output
 
 
+@pytest.mark.slow
 def test_a_group_that_does_not_find_itself(
     hosts: Hosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 
 import pytest
-from host_runs import CANONICAL, TOTAL, Runs, now
+from host_runs import Runs, now
 
 from benchmarks.hosts import Host
+from faulty_runs import CANONICAL, TOTAL
 from support import wait_until
 
 pytestmark = pytest.mark.hosts
@@ -94,6 +95,7 @@ def cut(host: Host, seconds: float) -> None:
     host.plug()
 
 
+@pytest.mark.slow
 def test_a_short_cut_of_the_network_is_ridden_out(runs: Runs, undisturbed: str) -> None:
     """Fault 14, 5 s."""
     runs.faults('fail_at("data", lambda: note("begun"), rank=1, step=60)')

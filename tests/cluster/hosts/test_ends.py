@@ -14,8 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from host_runs import SETTINGS, Runs
+from host_runs import Runs
 
+from faulty_runs import SETTINGS
 from gatdist.runs import Checkpoints, read_lines
 from gatdist.storage import Store
 from support import free_port, marked_processes, wait_until

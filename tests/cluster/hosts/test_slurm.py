@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from host_runs import SETTINGS, Runs
+from host_runs import Runs
 from slurm_nodes import Slurm
 
 from benchmarks.hosts import Hosts
+from faulty_runs import SETTINGS
 from support import wait_until
 
 pytestmark = pytest.mark.hosts

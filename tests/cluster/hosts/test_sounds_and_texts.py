@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from host_runs import CANONICAL, TICK, TOTAL, Runs
+from host_runs import Runs
 
+from faulty_runs import CANONICAL, TICK, TOTAL
 from gatdist.data import write_dataset
 from gatdist.data.codecs import encode_wav
 from gatdist.storage import Store

@@ -14,17 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from host_runs import CANONICAL, HEAD, SETTINGS, TOTAL
+import servers
 
+from faulty_runs import CANONICAL, HEAD, SETTINGS, TOTAL
 from gatdist.benchmarking.proxy import Fault, Proxy
 from gatdist.runs import Checkpoints, read_lines
 from gatdist.storage import Store
 from support import end_group, free_port, wait_until
 
-sys.path.append(str(Path(__file__).parents[2] / "storage"))
-import servers  # of the tests of storage
-
-pytestmark = pytest.mark.hosts
+pytestmark = pytest.mark.storage
 
 # Every change of something in the run directory.
 WRITES = Fault("refuse", methods=("PUT", "POST", "DELETE"), requests=(0, 10**9))

@@ -1,0 +1,30 @@
+"""Short runs, with all that users leave enabled, in which something goes wrong on purpose."""
+
+TOTAL, TICK = 9600, 640
+SETTINGS = [
+    f"run.total_samples={TOTAL}",
+    f"run.tick_samples={TICK}",
+    f"run.checkpoint_samples={TICK}",
+    "run.global_batch=32",
+    'model.generator={name="residual", width=8}',
+    'model.discriminator={name="residual", width=8}',
+    'game.augmentation={name="ada", adjust_samples=20000}',
+    'evaluate.metrics=["swd"]',
+    "evaluate.features=points",
+    "evaluate.num_samples=256",
+    f"evaluate.every_samples={3 * TICK}",
+    "cluster.heartbeat_timeout_s=20",
+    "cluster.late_s=4",
+    "cluster.backend=gloo",
+]
+CANONICAL = ["run.reduction=canonical", "run.reduction_lanes=2"]
+# What plugins that fail on purpose start with.
+HEAD = """
+import os, pathlib, signal, time
+from gatdist.faults import fail_at, here
+folder = pathlib.Path(__file__).parent
+def kill(): os.kill(os.getpid(), signal.SIGKILL)
+def freeze(): os.kill(os.getpid(), signal.SIGSTOP)
+def hang(): time.sleep(1000)
+def note(name): (folder / name).write_text(f"{os.getpid()} {time.time()} {os.uname().nodename}")
+"""
