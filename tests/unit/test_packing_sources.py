@@ -678,3 +678,16 @@ def test_parquet_keeps_captions_where_the_first_path_is_no_file(tmp_path: Path) 
     outcome = pack(tmp_path / "l.parquet", tmp_path / "out", column="name")
     assert outcome["samples"] == 1
     assert samples(tmp_path / "out")[0]["txt"] == b"black"
+
+
+@pytest.mark.parametrize("kind", ["string", "large_string", "dictionary"])
+def test_parquet_columns_are_judged_by_their_type_where_the_first_value_is_missing(
+    tmp_path: Path, kind: str
+) -> None:
+    write(tmp_path, {f"{i}.png": PICTURES[i] for i in range(3)})
+    column = pyarrow.array([None, *(f"{i}.png" for i in range(3))])
+    column = column.dictionary_encode() if kind == "dictionary" else column.cast(kind)
+    pyarrow.parquet.write_table(pyarrow.table({"file": column}), tmp_path / "l.parquet")
+    for options in ({}, {"column": "file"}):
+        outcome = pack(tmp_path / "l.parquet", tmp_path / f"out{len(options)}", **options)
+        assert (outcome["samples"], outcome["left_out"]) == (3, 1)

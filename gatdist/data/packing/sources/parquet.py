@@ -43,14 +43,12 @@ def list_parquet(store: Store, names: Sequence[str], asked: Asked, spool: Store)
 
     def add(name: str) -> None:
         with _opened(store, name) as table:
-            first = next(_rows(table, None, 1), dict.fromkeys(table.schema_arrow.names))
-            rows = [first]
-            if asked.column and isinstance(first.get(asked.column), str):
-                judged = _rows(table, Columns(asked.column, None, None))
-                rows += islice(judged, 1, ROWS_JUDGED)
+            rows: list[Row] = [dict.fromkeys(table.schema_arrow.names)]
+            if asked.column and _holds_text(table, asked.column):
+                rows += islice(_rows(table, Columns(asked.column, None, None)), ROWS_JUDGED)
             columns = choose_columns(rows, asked, f"{store.url}/{name}")
             listing.class_names = listing.class_names or _class_names(table, columns.label)
-            if isinstance(first[columns.content or columns.text or ""], str):
+            if _holds_text(table, columns.content or columns.text or ""):
                 part = list_rows(store, name, _rows(table, columns), asked)
                 entries.extend(part.entries)
                 listing.left_out += part.left_out
@@ -77,9 +75,21 @@ def _opened(store: Store, name: str) -> Iterator[Any]:
         raise DataError(subject, f"is no readable Parquet file ({error})") from None
 
 
-def _rows(table: Any, columns: Columns | None, at_once: int = _ROWS_AT_ONCE) -> Iterator[Row]:
-    wanted = [column for column in columns if column] if columns else None
-    for batch in table.iter_batches(at_once, columns=wanted):
+def _holds_text(table: Any, column: str) -> bool:
+    """Whether a column's type is text; bytes are files themselves. A first value may be null."""
+    from pyarrow import types
+
+    if column not in table.schema_arrow.names:
+        return False
+    kind = table.schema_arrow.field(column).type
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+
+
+def _rows(table: Any, columns: Columns) -> Iterator[Row]:
+    wanted = [column for column in columns if column]
+    for batch in table.iter_batches(_ROWS_AT_ONCE, columns=wanted):
         yield from batch.to_pylist()
 
 
