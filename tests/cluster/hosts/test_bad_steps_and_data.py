@@ -71,6 +71,7 @@ def digits(tmp_path: Path) -> Path:
     return tmp_path / "digits"
 
 
+@pytest.mark.slow
 def test_damaged_samples_are_replaced_alike(runs: Runs, digits: Path, alone) -> None:
     """Fault 20: a shard with a hole; the substitutes are the same on any number of workers."""
     shard = digits / "shard-000002.tar"

@@ -37,9 +37,9 @@ def restart(runs: Runs, host: Host) -> None:
     runs.hosts.wait_for(len(runs.hosts.workers) + 1)
 
 
-def refused(runs: Runs) -> str:
+def refused(runs: Runs, *settings: str) -> str:
     """What the command says that is refused."""
-    runs.start()
+    runs.start(*settings)
     assert runs.finish(300) == 2, runs.errors
     assert "Traceback" not in runs.errors
     assert runs.attempts() == []
@@ -74,7 +74,8 @@ def test_hosts_that_can_t_reach_one_another(runs: Runs) -> None:
     route = ["ip", "-n", one.namespace, "route"]
     subprocess.run([*route, "add", "prohibit", f"{other.address}/32"], check=True)
     try:
-        errors = refused(runs)
+        # By which the process group's own limit goes.
+        errors = refused(runs, "cluster.heartbeat_timeout_s=8")
     finally:
         subprocess.run([*route, "del", "prohibit", f"{other.address}/32"], check=True)
     assert f"the hosts w1 ({one.address}), w2 ({other.address}) can't reach one another" in errors

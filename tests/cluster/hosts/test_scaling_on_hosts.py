@@ -31,6 +31,7 @@ def scale(hosts: Hosts, folder: Path, *more: object) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_bytes_and_recovery_on_two_hosts_and_a_slow_link(hosts: Hosts, tmp_path: Path) -> None:
     fast = scale(hosts, tmp_path, "--run-dir", tmp_path / "runs")
     alone, both = fast["points"]
