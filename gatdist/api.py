@@ -116,11 +116,11 @@ def sample(
     from gatdist.storage import Store
 
     wanted = Wanted(num, seed, labels, truncation, interpolate)
+    if grid and shards:
+        raise ConfigError("--grid", "does not go with --shards", mend="Choose one")
     url, out = absolute(run), absolute(out)
     trained = load_run(Store(url), default_device())
     if shards:
-        if grid:
-            raise ConfigError("--grid", "does not go with --shards", mend="Choose one")
         return write_shards(trained, url, wanted, out=out, workers=workers)
     return write_samples(trained, wanted, out=out, grid=grid)
 

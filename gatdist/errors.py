@@ -74,7 +74,7 @@ class ClusterError(UserError):
 
 
 class PluginError(UserError):
-    """A user's own module does not import, or what it registers does not fit."""
+    """A user's own module does not import, does not fit, or fails during a run."""
 
 
 class TryAgainError(GatdistError):
@@ -109,6 +109,26 @@ def rebuilt(kind: str, message: str) -> GatdistError:
     error: GatdistError = found.__new__(found)
     error.args = (message,)
     return error
+
+
+# Known by the names of their classes: commands that need no networks do not import torch.
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether a collective failed because another worker is gone. Gloo has no class for that."""
+    by_gloo = isinstance(error, RuntimeError) and "gloo" in str(error).lower()
+    return "DistError" in _class_names(error) or by_gloo
+
+
+def is_broken_device(error: BaseException) -> bool:
+    """Whether the device itself failed; one that is only too small would fail again."""
+    names = _class_names(error)
+    of_cuda = isinstance(error, RuntimeError) and "CUDA error" in str(error)
+    return "OutOfMemoryError" not in names and ("AcceleratorError" in names or of_cuda)
+
+
+def _class_names(error: BaseException) -> set[str]:
+    return {kind.__name__ for kind in type(error).__mro__}
 
 
 # The line of a traceback, or of its copy within another message, that says what was raised.

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from gatdist.config import parse_config
 from gatdist.data import ReadSpec, space_of
-from gatdist.errors import CheckpointError, ConfigError, TrainingError, summary
+from gatdist.errors import CheckpointError, ConfigError, TrainingError
 from gatdist.registry import Registry
 from gatdist.runs import TrainedRun, networks_with
 
@@ -71,7 +71,7 @@ def load_exported(content: bytes, name: str) -> nn.Module:
         *(ValueError, KeyError, TypeError, RecursionError, OverflowError),
         *(ConfigError, safetensors.SafetensorError),
     ) as error:
-        rule = f"is no generator that gatdist exported ({summary(error)})"
+        rule = f"is no generator that gatdist exported ({error!r})"
         raise CheckpointError(name, rule, mend="Export it again") from None
     network, _ = networks_with(config, space_of(spec), {"generator": weights}, name)
     return network

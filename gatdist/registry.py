@@ -5,15 +5,22 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import sysconfig
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 from pydantic import ConfigDict, ValidationError, validate_call
 
 from gatdist.config import nearest
-from gatdist.errors import ConfigError, GatdistError, PluginError
+from gatdist.errors import (
+    ConfigError,
+    GatdistError,
+    PluginError,
+    is_broken_device,
+    is_lost_connection,
+)
 
 T = TypeVar("T")
 
@@ -109,7 +116,7 @@ def user_code(subject: str, doing: str, *, value: object, mend: str = "") -> Ite
     except GatdistError:
         raise
     except (Exception, SystemExit, GeneratorExit) as error:
-        if type(error).__name__ == "AcceleratorError":  # the device, not the code
+        if is_lost_connection(error) or is_broken_device(error):
             raise
         raise PluginError(
             subject, f"{doing} ({described(error)})", value=value, mend=mend
@@ -120,20 +127,38 @@ def described(error: BaseException) -> str:
     """Class and first line of an exception, and the user's line that raised it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
-    frame = users_frame(error)
-    return told if frame is None else f"{told}, at {frame.filename}:{frame.lineno}: {frame.line}"
-
-
-def users_frame(error: BaseException) -> traceback.FrameSummary | None:
-    """The innermost line of a user's code that an exception passed through; None if none."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not _LIBRARIES.search(frame.filename)]
+    if not own:
+        return told
+    return f"{told}, at {own[-1].filename}:{own[-1].lineno}: {own[-1].line}"
+
+
+def users_frame(error: BaseException, plugins: Iterable[str] = ()) -> traceback.FrameSummary | None:
+    """The innermost line of a user's code that an exception passed through; None if none.
+
+    Installed packages are a user's code only where ``plugins`` names a module of theirs.
+    """
+    packages = {name.partition(".")[0] for name in plugins}
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if _is_users(frame.filename, packages)]
     return own[-1] if own else None
 
 
+def _is_users(filename: str, packages: Collection[str]) -> bool:
+    if filename.startswith(_FOLDER):
+        return False
+    if installed := _INSTALLED.search(filename):
+        return installed[1] in packages
+    # torch compiles networks to modules in a temporary folder.
+    return not filename.startswith(("<", *_STANDARD)) and "torchinductor" not in filename
+
+
+_FOLDER = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_STANDARD = [sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib")]
+_INSTALLED = re.compile(r"[\\/](?:site|dist)-packages[\\/](\w+)")
 # Frames that say little: of gatdist itself and of installed packages.
-_PACKAGE = re.escape(os.path.dirname(os.path.abspath(__file__)) + os.sep)
 _LIBRARIES = re.compile(
-    rf"^{_PACKAGE}|[\\/](site|dist)-packages[\\/](torch|pydantic|numpy)[\\/]"
-    r"|^<|[\\/]lib[\\/]python3\.\d+[\\/](?!site-packages|dist-packages)"
+    rf"^{re.escape(_FOLDER)}|[\\/](site|dist)-packages[\\/](torch|pydantic|numpy)[\\/]"
+    r"|^<|[\\/]lib(?:64)?[\\/]python3\.\d+[\\/](?!site-packages|dist-packages)"
 )

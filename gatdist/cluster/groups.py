@@ -27,7 +27,14 @@ from gatdist.cluster.nodes import Nodes
 from gatdist.cluster.quiet import output_to_file
 from gatdist.cluster.sizing import needs_of, of_this_machine, room_for, too_small
 from gatdist.config import Config, parse_config
-from gatdist.errors import ClusterError, GatdistError, WorkerLostError, rebuilt, summary
+from gatdist.errors import (
+    ClusterError,
+    GatdistError,
+    WorkerLostError,
+    is_lost_connection,
+    rebuilt,
+    summary,
+)
 
 _OBJECT_STORE_BYTES = 100 * 2**20
 _LOOK_S = 0.2
@@ -245,7 +252,7 @@ class _Worker:
         self, function: Callable[..., Any], bridge: Bridge, args: tuple[Any, ...]
     ) -> tuple[str, str, Any]:
         """Class and message of a failure, "" if there is none, and the result."""
-        from gatdist.parallel.communicator import TorchCommunicator, is_lost_connection
+        from gatdist.parallel.communicator import TorchCommunicator
 
         def tell(text: str) -> None:
             if self._rank == 0:

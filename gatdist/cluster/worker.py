@@ -20,7 +20,14 @@ import ray.train.torch
 from gatdist.cluster.bridge import Bridge
 from gatdist.cluster.runtime_env import prefer_folders
 from gatdist.config import parse_config
-from gatdist.errors import GatdistError, TrainingError, WorkerLostError, rebuilt
+from gatdist.errors import (
+    GatdistError,
+    TrainingError,
+    WorkerLostError,
+    is_broken_device,
+    is_lost_connection,
+    rebuilt,
+)
 from gatdist.storage import Store, secrets_of, without
 from gatdist.training.progress import Progress
 
@@ -57,8 +64,7 @@ def _tellable(error: Exception, shared: dict[str, Any]) -> Exception:
 def _work(given: dict[str, Any]) -> None:
     import torch
 
-    from gatdist.parallel.communicator import TorchCommunicator, is_lost_connection
-    from gatdist.parallel.devices import is_broken_device
+    from gatdist.parallel.communicator import TorchCommunicator
     from gatdist.training.loop import run
 
     bridge: Bridge = given["bridge"]

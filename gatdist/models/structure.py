@@ -12,8 +12,8 @@ from torch.nn.parameter import is_lazy
 from gatdist.config import PlayerName
 from gatdist.errors import PluginError
 
-# Numbers of noise per sample; 1 GiB in float32.
-_MOST_NOISE = 2**28
+# Numbers of noise per sample. StyleGAN2 has 2^21 at 1024 x 1024 pixels.
+_MOST_NOISE = 2**26
 
 # (rule, hint) → raises.
 Refuse = Callable[..., NoReturn]

@@ -48,8 +48,9 @@ def closing(outcome: Facts) -> Iterator[Event]:
     yield from remarks(outcome, {"enlarged": _BECAME.get(outcome["modality"], "")} | _REMARKS)
     if number_of := outcome["empty_classes"]:
         verb = "has" if number_of == 1 else "have"
-        examples = ", ".join(outcome["empty_class_examples"][:_NAMES_SHOWN])
-        rule = f"{plural(number_of, 'class', 'classes')} {verb} no sample, such as {examples}"
+        examples = ", ".join(outcome["empty_class_examples"])
+        more = ", …" if number_of > len(outcome["empty_class_examples"]) else ""
+        rule = f"{plural(number_of, 'class', 'classes')} {verb} no sample: {examples}{more}"
         yield "warning", {"message": rule}
     total = outcome["samples"] + outcome["left_out"]
     message = f"after {duration(outcome['seconds'])}: {plural(outcome['samples'], 'sample')} in "

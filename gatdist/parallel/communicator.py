@@ -265,12 +265,3 @@ def bare(module: nn.Module) -> nn.Module:
     inner = module.module if isinstance(module, DistributedDataParallel) else module
     assert isinstance(inner, nn.Module)
     return inner
-
-
-def is_lost_connection(error: BaseException) -> bool:
-    """Whether a collective failed because another worker is gone. Gloo has no class for that."""
-    import torch.distributed as dist
-
-    return isinstance(error, dist.DistError) or (
-        isinstance(error, RuntimeError) and "gloo" in str(error).lower()
-    )

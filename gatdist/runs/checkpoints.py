@@ -284,10 +284,11 @@ class Checkpoints:
 
     def is_free(self) -> bool:
         """Whether the last commit has ended; while it is young, that is waited for."""
-        if self._pending is None:
-            return True
-        left_s = self._began + _PATIENCE_S - time.monotonic()
-        return bool(wait([self._pending], max(0.0, left_s)).done)
+        return self.is_written(max(0.0, self._began + _PATIENCE_S - time.monotonic()))
+
+    def is_written(self, timeout_s: float) -> bool:
+        """Whether no checkpoint is being written, after waiting so long at most."""
+        return self._pending is None or bool(wait([self._pending], timeout_s).done)
 
     def wait(self) -> None:
         """Return when no checkpoint is being written. Raises what went wrong in the background."""

@@ -18,12 +18,22 @@ class _Strict(BaseModel):
     model_config = ConfigDict(strict=True)
 
 
+class _Evaluating(_Strict):
+    samples_seen: _Count
+
+
+class _Order(_Strict):
+    fingerprint: str
+
+
 class _Convergence(_Strict):
-    best: float | None
+    best: Annotated[float, Field(allow_inf_nan=False)] | None
     best_samples: _Count
 
 
 class _Counted(_Strict):
+    model_config = ConfigDict(extra="forbid")
+
     nonfinite: _Count
     spikes: _Count
     rollbacks: _Count
@@ -35,8 +45,8 @@ class _SavedState(_Strict):
     samples_seen: _Count
     metrics: dict[str, Any]
     attempt: _Count
-    evaluating: dict[str, Any] | None
-    order: dict[str, Any]
+    evaluating: _Evaluating | None
+    order: _Order
     samples: dict[str, Any]
     wall_time_s: _Seconds
     convergence: _Convergence
@@ -59,5 +69,9 @@ def require_saved_state(state: Mapping[str, Any], subject: str) -> None:
         _SavedState.model_validate(dict(state))
     except ValidationError as error:
         problem = error.errors()[0]
-        key = ".".join(map(str, problem["loc"]))
-        raise CheckpointError(f"{subject}: {key}", problem["msg"]) from None
+        key, rule = ".".join(map(str, problem["loc"])), problem["msg"]
+        raise CheckpointError(
+            f"{subject}: {key}",
+            rule[0].lower() + rule[1:],
+            mend="Another version of gatdist wrote it, or others did: choose another --run-dir",
+        ) from None

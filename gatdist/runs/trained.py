@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gatdist.config import BOTH, Config, PlayerName, import_plugins
 from gatdist.data import ReadSpec, Space, space_of
-from gatdist.errors import CheckpointError, summary
+from gatdist.errors import CheckpointError
 from gatdist.models import build_networks, is_built_in
 from gatdist.parallel import draws
 from gatdist.runs.checkpoint import Checkpoint
@@ -232,17 +232,14 @@ def load_run(run: Store, device: torch.device) -> TrainedRun:
         raise CheckpointError(
             run.url, "has no checkpoint yet", mend="Let the run reach run.checkpoint_samples"
         )
-    if "samples" not in checkpoint.state:
-        rule = "was written by an older gatdist, which did not say what its samples are"
-        raise CheckpointError(run.url, rule, mend="Resume the run until its next checkpoint")
     subject = f"{run.url}: {checkpoint.name}/state.json"
     require_saved_state(checkpoint.state, subject)
     try:
         space = space_of(ReadSpec.model_validate(checkpoint.state["samples"]))
-        str(checkpoint.state["order"]["fingerprint"])
     except (ValidationError, KeyError, TypeError, ValueError, OverflowError) as error:
-        rule = f"does not say what its samples are ({summary(error)})"
-        raise CheckpointError(subject, rule) from None
+        raise CheckpointError(
+            f"{subject}: samples", f"does not say what the samples are ({error!r})"
+        ) from None
     import_plugins(config.plugins)
     weights = {player: checkpoint.weights(player) for player in BOTH}
     built = networks_with(config, space, weights, run.url)

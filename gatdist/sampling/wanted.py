@@ -80,10 +80,10 @@ def all_samples_of(run: TrainedRun, wanted: Wanted, labels: list[int] | None) ->
     if num * math.prod(run.space.shape) > _MOST_NUMBERS:
         most = max(1, _MOST_NUMBERS // math.prod(run.space.shape))
         raise ConfigError(
-            "--num",
-            f"makes {num:,} samples, and one file holds at most {most:,} of these",
-            value=wanted.num,
-            mend="Name a folder, and leave out --grid",
+            "--num" if wanted.interpolate < wanted.num else "--interpolate",
+            f"gives {num:,} samples, and one file holds at most {most:,} of these",
+            value=max(wanted.num, wanted.interpolate),
+            mend="Ask for fewer, or write a file for each: --out FOLDER without --grid",
         )
     return torch.cat([chunk for _, chunk in samples_of(run, wanted, labels)])
 

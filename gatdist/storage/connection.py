@@ -193,7 +193,7 @@ class Connection:
             return error
         if self.is_local:
             if obstacle := _obstacle(self.path(name)):
-                mend = "Remove it, or choose another path"
+                mend = "Check it, or choose another path"
                 return StorageError(self.shown(name), obstacle, mend=mend)
             mends = {"does not exist": "Check the path", "not permitted": "Check its permissions"}
         else:
@@ -245,9 +245,11 @@ def _joined(base: str, name: str) -> str:
 
 def _obstacle(path: str) -> str:
     """Why nothing can be below a path: what is there in place of a folder; "" if nothing is."""
-    for folder in Path(path).parents:
-        if folder.is_dir():
+    for folder in map(str, Path(path).parents):
+        if os.path.isdir(folder):
             return ""
-        if os.path.lexists(folder):
-            return f"{folder} is {'a link to nowhere' if folder.is_symlink() else 'no folder'}"
+        if os.path.islink(folder):
+            return f"{folder} is a link that leads to no folder"
+        if os.path.exists(folder):
+            return f"{folder} is no folder"
     return ""

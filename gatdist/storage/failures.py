@@ -29,7 +29,11 @@ _LOST = {
     *("ServiceRequestError", "ServiceResponseError", "LostError", "RangeIgnoredError"),
 }
 # A server that leads nowhere does not say that a file is absent.
-_MISLED = {"InvalidURL", "RedirectClientError", "TooManyRedirects"}
+_MISLED = {
+    "TooManyRedirects": "redirects in a loop",
+    "RedirectClientError": "redirects to what is no HTTP URL",
+    "InvalidURL": "is no URL",
+}
 _LIBRARIES = {"AzureError", "BotoCoreError", "ClientError", "GoogleAuthError", "HttpError"}
 # Statuses of HTTP that ask to try again. 421: on another connection.
 _PASSING_STATUSES = {408, 421, 425, 429}
@@ -119,7 +123,7 @@ def is_absent(error: Exception) -> bool:
     status = answer(error).status
     if status:
         return status in (404, 410)
-    if _is_misled(error):
+    if _misled(error):
         return False
     return isinstance(error, _ABSENT) and not is_passing(error)
 
@@ -220,8 +224,8 @@ def meaning(error: Exception) -> str:
     """What a lasting failure means, in words; "" where it is no failure of storage."""
     if is_absent(error):
         return "does not exist"
-    if _is_misled(error):
-        return "redirects in a loop, or to what is no URL"
+    if misled := _misled(error):
+        return misled
     status = answer(error).status
     if isinstance(error, PermissionError) or status in (401, 403):
         return "not permitted"
@@ -233,8 +237,10 @@ def meaning(error: Exception) -> str:
     return "can't be used" if status or isinstance(error, OSError) or names & _LIBRARIES else ""
 
 
-def _is_misled(error: BaseException) -> bool:
-    return any(_MISLED & _class_names(each) for each in _chain(error))
+def _misled(error: BaseException) -> str:
+    """Where a server leads that leads nowhere; "" if it does not."""
+    names = set().union(*map(_class_names, _chain(error)))
+    return next((meaning for name, meaning in _MISLED.items() if name in names), "")
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

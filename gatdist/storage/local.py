@@ -163,7 +163,7 @@ def create(path: str, data: bytes) -> None:
         os.unlink(aside)
 
     folder, _, name = path.rpartition("/")
-    _write(f"{os.path.realpath(folder)}/{name}", lambda file: file.write(data), link)
+    _write(f"{os.path.realpath(folder or '/')}/{name}", lambda file: file.write(data), link)
 
 
 def remove(root: str, name: str) -> None:

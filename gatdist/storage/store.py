@@ -7,6 +7,7 @@ its time is used up.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -238,7 +239,7 @@ class Store:
 
         def add(_: object) -> None:
             path = self.local_path(name)
-            path.parent.mkdir(parents=True, exist_ok=True)
+            os.makedirs(os.path.realpath(path.parent), exist_ok=True)
             with path.open("ab", buffering=0) as file:
                 before, left = file.tell(), memoryview(data)
                 try:
@@ -254,8 +255,8 @@ class Store:
         """How much room is left; None where nobody can tell, as on object stores."""
         if not self.is_local:
             return None
-        path = self.local_path("")
-        existing = next(parent for parent in (path, *path.parents) if parent.exists())
+        path = Path(os.path.realpath(self.local_path("")))
+        existing = next(parent for parent in (path, *path.parents) if os.path.exists(parent))
         return shutil.disk_usage(existing).free
 
     def exists(self, name: str = "") -> bool:

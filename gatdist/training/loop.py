@@ -20,10 +20,15 @@ from gatdist import faults
 from gatdist.background import Background
 from gatdist.config import Config, import_plugins
 from gatdist.data import Loader, SampleOrder, open_dataset
-from gatdist.errors import GatdistError, PluginError, TrainingError
+from gatdist.errors import (
+    GatdistError,
+    PluginError,
+    TrainingError,
+    is_broken_device,
+    is_lost_connection,
+)
 from gatdist.evaluation import Evaluator
-from gatdist.parallel.communicator import Communicator, is_lost_connection
-from gatdist.parallel.devices import is_broken_device
+from gatdist.parallel.communicator import Communicator
 from gatdist.parallel.recording import cuda_recorder
 from gatdist.registry import described, users_frame
 from gatdist.runs import (
@@ -47,6 +52,8 @@ from gatdist.training.replicas import require_equal_replicas
 from gatdist.training.state import TrainState
 from gatdist.training.step import train_step
 from gatdist.training.ticks import Ticks
+
+_LOOK_S = 1.0
 
 
 @generators_kept()
@@ -93,11 +100,13 @@ def run(
     except GatdistError:
         raise
     except (Exception, SystemExit, GeneratorExit) as error:
-        if users_frame(error) is None or is_lost_connection(error) or is_broken_device(error):
+        # Between this frame and the failure lies only what the loop has called.
+        is_users = users_frame(error, config.plugins) is not None
+        if not is_users or is_lost_connection(error) or is_broken_device(error):
             raise
         raise PluginError(
             "user code",
-            f"a network, loss, update rule or plugin failed ({described(error)})",
+            f"failed during the run ({described(error)})",
             mend="gatdist train --local --debug prints the whole traceback",
         ) from error
 
@@ -282,7 +291,7 @@ class _Loop:
             if evaluates:
                 self.evaluating = values
                 self.evaluated_attempt = self.directory.attempt
-                self._commit(must=over or self.config.health.may_roll_back)
+                self._commit()
                 return stops or self._evaluate()
             self._tick(values)
         if over or self._due(run.checkpoint_samples):
@@ -335,18 +344,16 @@ class _Loop:
         return Counts(int(guard["nonfinite"]), int(guard["spikes"]), self.state.rollbacks)
 
     def _evaluate(self) -> bool:
-        """Measure the averaged generator, with all workers.
+        """Measure the averaged generator, whose checkpoint is written, with all workers.
 
-        Its checkpoint is written, and a run that ends in here does this again when it resumes.
-        Where storage is slow or away, that is not waited for: the run resumes from an earlier one.
+        A run that ends in here does it again when it resumes.
 
         Returns:
             Whether the run is over, its outcome set.
         """
         values, samples_seen = self.evaluating, self.state.samples_seen
         assert values is not None
-        with self.progress.lengthy():
-            self.checkpoints.is_free()
+        self._await_checkpoint()
         self.progress.enter("evaluation")
         began = time.perf_counter()
         discriminator = self.state.players["discriminator"].bare
@@ -403,8 +410,7 @@ class _Loop:
             return
         self.leaves_out = False
         samples_seen = self.state.samples_seen
-        with self.progress.lengthy():
-            self.checkpoints.wait()
+        self._await_checkpoint()
         state = self._checkpoint_state()
         self.recorder.before_commit(state)
         with record_function("commit"):
@@ -415,6 +421,13 @@ class _Loop:
                 attempt=self.directory.attempt,
             )
         written.add_done_callback(lambda _: self._committed(written, samples_seen))
+
+    def _await_checkpoint(self) -> None:
+        """Wait until no checkpoint is being written, and warn where that takes long."""
+        with self.progress.lengthy():
+            while not self.checkpoints.is_written(_LOOK_S):
+                self.recorder.look_at_storage(waits=True)
+            self.checkpoints.wait()
 
     def _committed(self, written: Future[None], samples_seen: int) -> None:
         """In the background: a checkpoint is complete, unless that failed."""

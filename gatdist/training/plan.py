@@ -111,11 +111,12 @@ def plan(config: Config, run_dir: str) -> dict[str, Any]:
         state_bytes += _COPIES_TO_UNDO * sum(bytes_of.values())
     store = Store(run_dir, config.run.storage_options)
     newest = Checkpoints(store.child("checkpoints")).newest()
+    samples_seen = 0
     if newest is None:
         RunDirectory(store).require_fresh()
     else:
         require_saved_state(newest.state, f"{store.url}: {newest.name}/state.json")
-    samples_seen = newest.state["samples_seen"] if newest else 0
+        samples_seen = newest.state["samples_seen"]
     return {
         "config": config.public(),
         "run_dir": masked_url(run_dir),

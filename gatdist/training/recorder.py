@@ -130,8 +130,12 @@ class Recorder:
                 {"name": alarm.name, "message": alarm.message, "samples_seen": samples_seen},
             )
 
-    def look_at_storage(self) -> None:
-        """Raise what failed behind our back, and tell once if storage keeps us waiting."""
+    def look_at_storage(self, *, waits: bool = False) -> None:
+        """Raise what failed in the background, and warn once of storage that is slow.
+
+        Args:
+            waits: whether training waits for it at present.
+        """
         if not self.active:
             return
         self._background.check()
@@ -139,7 +143,8 @@ class Recorder:
         self._waits = for_s > _SLOW_STORAGE_S
         if self._waits and not before:
             message = f"nothing could be written to {self.store.url} for {for_s:.0f} s"
-            self.emit("warning", {"message": f"{message}; training goes on meanwhile"})
+            meanwhile = "training waits for the checkpoint" if waits else "training goes on"
+            self.emit("warning", {"message": f"{message}; {meanwhile} meanwhile"})
 
     def evaluation(self, metrics: dict[str, float], seconds: float) -> None:
         """Tell people of an evaluation, and how long training waited for it."""

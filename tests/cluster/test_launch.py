@@ -249,7 +249,7 @@ def test_ctrl_c_checkpoints_on_all_workers_and_the_same_command_ends_the_same(
 @pytest.mark.parametrize(
     ("loss", "status", "told"),
     [
-        ("broken", 1, "this loss is broken"),
+        ("broken", 2, "ValueError: this loss is broken, at"),
         pytest.param(
             "infinite",
             1,

@@ -28,6 +28,17 @@ pytestmark = pytest.mark.storage
 WRITES = Fault("refuse", methods=("PUT", "POST", "DELETE"), requests=(0, 10**9))
 
 
+# Of the minute for which an operation is tried again, a few seconds are left.
+IMPATIENT = """
+from gatdist.storage.connection import Connection
+usual = Connection.run
+def run(self, name, operation):
+    self._retry_budget_s = 8.0
+    return usual(self, name, operation)
+Connection.run = run
+"""
+
+
 class Command:
     """``gatdist train --local`` with its output in files."""
 
@@ -103,7 +114,9 @@ def test_training_goes_on_while_storage_refuses(
     with Proxy(moto.address) as proxy:
         url = f"{moto.new_bucket()}/run"
         run = command(
-            url, f"run.storage_options={json.dumps(moto.options(proxy.url))}".replace(": ", "=")
+            url,
+            f"run.storage_options={json.dumps(moto.options(proxy.url))}".replace(": ", "="),
+            "evaluate.every_samples=0",  # an evaluation would wait for its checkpoint
         )
         wait_until(lambda: ticks_of(run.errors) >= 2, "a tick", timeout_s=300)
         proxy.faults = [WRITES]
@@ -123,14 +136,18 @@ def test_training_goes_on_while_storage_refuses(
 
 
 def test_storage_that_stays_away_ends_the_run_with_one_error(
-    moto: servers.Server, command: Callable[..., Command], alone: Callable[..., str]
+    moto: servers.Server,
+    command: Callable[..., Command],
+    alone: Callable[..., str],
+    tmp_path: Path,
 ) -> None:
     """Fault 13: the last checkpoint is whole, and the same command goes on from there."""
     options = moto.options(moto.address)
+    (tmp_path / "impatient.py").write_text(IMPATIENT)
     with Proxy(moto.address) as proxy:
         url = f"{moto.new_bucket()}/run"
         settings = f"run.storage_options={json.dumps(moto.options(proxy.url))}".replace(": ", "=")
-        run = command(url, settings)
+        run = command(url, settings, 'plugins=["impatient"]')
         wait_until(lambda: ticks_of(run.errors) >= 3, "ticks", timeout_s=300)
         proxy.faults = [WRITES]
         assert run.finish(300) == 75, run.errors

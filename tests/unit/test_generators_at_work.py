@@ -187,7 +187,7 @@ def test_a_long_walk_is_made_in_chunks_that_fit_together(picture_run, tmp_path, 
     [
         ({"grid": True, "shards": True}, "--grid"),
         ({"grid": True, "num": 10**9}, "--num"),
-        ({"out": "walk.gif", "interpolate": 10**9}, "--num"),
+        ({"out": "walk.gif", "interpolate": 10**9}, "--interpolate"),
         ({"out": ""}, "path or URL"),
     ],
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import gatdist
 from gatdist.config import load_config
 from gatdist.errors import ConfigError, PluginError
 from gatdist.models.registry import generators
 from gatdist.parallel.communicator import LocalCommunicator
+from gatdist.registry import users_frame
 from gatdist.storage import Store
 from gatdist.training.interrupts import Interrupts
 from gatdist.training.local import run_here
@@ -101,3 +105,25 @@ def test_what_a_network_does_after_the_startup_check_neither_ends_nor_spoils_a_r
         config = load_config("ring", ['model.generator={name="late"}', "evaluate.metrics=[]"])
         with pytest.raises(error, match=told):
             run(config, LocalCommunicator(torch.device("cpu")), Store(str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("file", "is_users"),
+    [
+        ("/home/me/networks.py", True),
+        ("/v/lib/python3.11/site-packages/mine/networks.py", True),
+        ("/v/lib/python3.11/site-packages/safetensors/torch.py", False),
+        ("/usr/lib/python3/dist-packages/torch/nn/functional.py", False),
+        (os.path.join(sysconfig.get_path("stdlib"), "concurrent/futures/_base.py"), False),
+        (gatdist.__file__, False),
+        ("/tmp/torchinductor_me/ab/cab.py", False),
+        ("<string>", False),
+    ],
+)
+def test_whose_code_failed_is_known_by_its_file(file: str, is_users: bool) -> None:
+    with pytest.raises(ValueError, match="wrong") as caught:
+        exec(compile("raise ValueError('wrong')", file, "exec"))  # noqa: S102  (frames of any file)
+    error = caught.value
+    assert error.__traceback__
+    error.__traceback__ = error.__traceback__.tb_next  # without the frame of this test
+    assert (users_frame(error, ["mine.networks"]) is not None) == is_users

@@ -691,3 +691,21 @@ def test_parquet_columns_are_judged_by_their_type_where_the_first_value_is_missi
     for options in ({}, {"column": "file"}):
         outcome = pack(tmp_path / "l.parquet", tmp_path / f"out{len(options)}", **options)
         assert (outcome["samples"], outcome["left_out"]) == (3, 1)
+
+
+def test_parquet_files_without_rows_are_passed_over(tmp_path: Path) -> None:
+    """As Spark writes them for empty partitions."""
+    write(tmp_path / "in", {"0.png": PICTURES[0]})
+    for number, files in enumerate([[], ["0.png"]]):
+        table = pyarrow.table({"file": pyarrow.array(files, "string")})
+        pyarrow.parquet.write_table(table, tmp_path / "in" / f"part-{number}.parquet")
+    outcome = pack(tmp_path / "in", tmp_path / "out", kind="parquet", strict=True)
+    assert (outcome["samples"], outcome["left_out"]) == (1, 0)
+
+
+def test_parquet_texts_that_are_bytes_are_read_or_refused(tmp_path: Path) -> None:
+    for number, column in enumerate(([b"one", b"two"], [["one"], ["two"]])):
+        path = tmp_path / f"{number}.parquet"
+        pyarrow.parquet.write_table(pyarrow.table({"text": column}), path)
+        with pytest.raises(DataError, match=f"{number}.parquet"):
+            pack(path, tmp_path / f"out{number}")

@@ -272,3 +272,23 @@ def test_a_link_leads_to_a_folder_that_is_made_when_it_is_needed(tmp_path: Path)
     store.publish("b", b"2")
     assert {path.name for path in (tmp_path / "scratch/mine").iterdir()} == {"a", "b"}
     assert store.read("a") == b"1"
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "f/" + "n" * 300 + "/x"])
+def test_a_name_that_is_too_long_is_refused(tmp_path: Path, name: str) -> None:
+    store = Store(str(tmp_path / name))
+    for act in (lambda: store.publish("a", b""), lambda: store.read("a"), store.list):
+        with pytest.raises(StorageError):
+            act()
+
+
+def test_room_is_that_of_the_disk_a_link_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "run").symlink_to("/dev/shm/gatdist-is-not-there")
+    assert Store(str(tmp_path / "run")).free_bytes() == Store("/dev/shm").free_bytes()
+
+
+def test_a_message_holds_no_more_of_a_value_than_a_terminal_shows() -> None:
+    error = StorageError("x" * 10**6, "must be short", value="y" * 10**6, mend="z" * 10**6)
+    assert len(str(error)) < 10_000
+    assert str(error).startswith("xxx")
+    assert "must be short" in str(error)

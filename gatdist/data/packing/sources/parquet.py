@@ -43,12 +43,14 @@ def list_parquet(store: Store, names: Sequence[str], asked: Asked, spool: Store)
 
     def add(name: str) -> None:
         with _opened(store, name) as table:
+            if not table.metadata.num_rows:
+                return
             rows: list[Row] = [dict.fromkeys(table.schema_arrow.names)]
             if asked.column and _holds_text(table, asked.column):
                 rows += islice(_rows(table, Columns(asked.column, None, None)), ROWS_JUDGED)
             columns = choose_columns(rows, asked, f"{store.url}/{name}")
             listing.class_names = listing.class_names or _class_names(table, columns.label)
-            if _holds_text(table, columns.content or columns.text or ""):
+            if not columns.content or _holds_text(table, columns.content):
                 part = list_rows(store, name, _rows(table, columns), asked)
                 entries.extend(part.entries)
                 listing.left_out += part.left_out
