@@ -35,6 +35,10 @@ class GatdistError(Exception):
     exit_status = 1
 
 
+class Interruption(BaseException):
+    """Raised in the main thread by a signal. No Exception: users' code catches those."""
+
+
 class UserError(GatdistError):
     """Something the user can mend, told in one message.
 

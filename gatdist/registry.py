@@ -17,6 +17,7 @@ from gatdist.config import nearest
 from gatdist.errors import (
     ConfigError,
     GatdistError,
+    Interruption,
     PluginError,
     is_broken_device,
     is_lost_connection,
@@ -115,8 +116,10 @@ def user_code(subject: str, doing: str, *, value: object, mend: str = "") -> Ite
         yield
     except GatdistError:
         raise
-    except (Exception, SystemExit, GeneratorExit) as error:
-        if is_lost_connection(error) or is_broken_device(error):
+    except (KeyboardInterrupt, Interruption):
+        raise
+    except BaseException as error:
+        if is_machines_fault(error):
             raise
         raise PluginError(
             subject, f"{doing} ({described(error)})", value=value, mend=mend
@@ -125,13 +128,30 @@ def user_code(subject: str, doing: str, *, value: object, mend: str = "") -> Ite
 
 def described(error: BaseException) -> str:
     """Class and first line of an exception, and the user's line that raised it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
+    try:
+        text = str(error)
+    except Exception:  # a class of the user's
+        text = "its message can't be read"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    told = type(error).__name__
+    if lines:
+        told += f": {''.join(c if c.isprintable() else ' ' for c in lines[0][:500].rstrip('.'))}"
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not _LIBRARIES.search(frame.filename)]
     if not own:
         return told
     return f"{told}, at {own[-1].filename}:{own[-1].lineno}: {own[-1].line}"
+
+
+def is_machines_fault(error: BaseException) -> bool:
+    """Whether a device or another worker failed, and not the code that was called.
+
+    What a user's code raises itself is its own fault, whatever the message says.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    if frames and _is_users(frames[-1].filename, ()):
+        return False
+    return is_lost_connection(error) or is_broken_device(error)
 
 
 def users_frame(error: BaseException, plugins: Iterable[str] = ()) -> traceback.FrameSummary | None:

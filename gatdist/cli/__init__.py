@@ -18,6 +18,9 @@ from gatdist.errors import GatdistError, InterruptedRunError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line. Returns the exit status: 0 done, 2 mend it, 75 try again, 1 else."""
+    for name in ("stdout", "stderr"):  # closed by who started the command
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     arguments = parser().parse_args(argv)
     try:
         arguments.command(arguments)

@@ -197,6 +197,8 @@ class _Run:
             told += f" in {verdict.delay_s:.0f} s"
         self.show("warning", {"message": told})
         self._sleep(verdict.delay_s)
+        if self.interrupted:
+            raise _final(error, "interrupted", self.log) from None
         return str(error)
 
     def _sleep(self, seconds: float) -> None:

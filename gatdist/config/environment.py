@@ -108,7 +108,7 @@ def import_plugins(names: Iterable[str]) -> None:
     for name in names:
         try:
             importlib.import_module(name)
-        except (Exception, SystemExit, GeneratorExit) as error:
+        except (Exception, SystemExit, GeneratorExit) as error:  # not Ctrl-C
             kind = type(error).__name__
             raise PluginError(
                 "plugins",

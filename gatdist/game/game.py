@@ -165,12 +165,7 @@ class Game:
         noise = self._noise(network, "generator", batch)
         with self._forward("generator", "generator", batch), self._computing(latents):
             fakes: Tensor = network(latents, batch.labels, *noise)
-        expected = len(latents), *batch.real.shape[1:]
-        if fakes.shape != expected:
-            raise ConfigError(
-                "model.generator.name",
-                f"must give samples of shape {expected}; found {tuple(fakes.shape)}",
-            )
+        _require_output("generator", fakes, (len(latents), *batch.real.shape[1:]), latents)
         return fakes.to(batch.real.dtype)
 
     def fakes(self, batch: Batch, stream: str = "latents") -> Tensor:
@@ -197,11 +192,7 @@ class Game:
         noise = self._noise(network, f"discriminator/{side}", batch)
         with self._forward("discriminator", side, batch), self._computing(samples):
             logits: Tensor = network(shown, batch.labels, *noise)
-        if logits.shape != (len(samples),):
-            raise ConfigError(
-                "model.discriminator.name",
-                f"must give one logit a sample; {len(samples)} samples gave {tuple(logits.shape)}",
-            )
+        _require_output("discriminator", logits, (len(samples),), samples)
         return Judged(samples, logits.to(samples.dtype))
 
     def judge_real(self, batch: Batch) -> Judged:
@@ -372,6 +363,23 @@ class Game:
         if self.autocast is None:
             return nullcontext()
         return torch.autocast(like.device.type, self.autocast)
+
+
+def _require_output(player: PlayerName, out: object, shape: tuple[int, ...], like: Tensor) -> None:
+    """Refuse what is no floating-point tensor of this shape beside ``like``, on each call."""
+    if isinstance(out, Tensor) and out.shape == shape and out.is_floating_point():
+        if out.device == like.device and out.layout == torch.strided:
+            return
+        found = f"{out.layout} on {out.device}"
+    elif isinstance(out, Tensor):
+        found = f"{out.dtype} {tuple(out.shape)}"
+    else:
+        found = type(out).__name__
+    what = "samples" if player == "generator" else "one logit per sample"
+    raise ConfigError(
+        f"model.{player}.name",
+        f"must return {what}, a floating-point tensor {shape} on {like.device}; found {found}",
+    )
 
 
 def _stream(name: str, batch: Batch) -> str:

@@ -19,6 +19,11 @@ class _Strict(BaseModel):
 
 
 class _Evaluating(_Strict):
+    """Values of a log interval."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, float | None] = Field(init=False)
+
     samples_seen: _Count
 
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from gatdist.data import Shard, write_manifest, write_shard
 from gatdist.data.format import SampleSpec
 from gatdist.data.processes import Tell, do_all
-from gatdist.errors import ConfigError
+from gatdist.errors import ConfigError, StorageError
 from gatdist.runs import TrainedRun, load_run
 from gatdist.sampling.wanted import CHUNK, Wanted, chunks_of, class_numbers
 from gatdist.storage import Store
@@ -116,6 +116,9 @@ def write_shards(
         raise ConfigError("--workers", "must be at least 1", value=workers)
     if wanted.interpolate:
         raise ConfigError("--interpolate", "does not go with --shards", value=wanted.interpolate)
+    if Store(out).exists("config.json"):
+        rule = "is a run directory, and a data set needs a folder of its own"
+        raise StorageError(Store(out).url, rule, mend="Choose another folder")
     labels = class_numbers(run, wanted.labels)
     job = Job(run=url, out=out, seed=wanted.seed, truncation=wanted.truncation, labels=labels)
     begins = range(0, wanted.num, SHARD_SAMPLES)

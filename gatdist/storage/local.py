@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
@@ -73,12 +74,31 @@ class _OpenFile:
     """Open until nobody holds it: a thread may be reading while another drops it from the files."""
 
     def __init__(self, path: str) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self.version = _version(os.fstat(self.descriptor))
+        # Opening a pipe would wait for whoever writes to it; a device may have no end.
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        facts = os.fstat(self.descriptor)
+        require_regular(facts)
+        self.version = _version(facts)
 
     def __del__(self, close: Callable[[int], None] = os.close) -> None:
         if hasattr(self, "descriptor"):
             close(self.descriptor)
+
+
+def require_regular(facts: os.stat_result) -> None:
+    """Raise OSError for what is no file: a folder, pipe, socket or device."""
+    if stat.S_ISDIR(facts.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(facts.st_mode):
+        raise OSError(errno.EINVAL, "is no regular file")
+
+
+def read(path: str) -> bytes:
+    """The whole content of a file. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as file:
+        require_regular(os.fstat(descriptor))
+        return file.read()
 
 
 def _version(facts: os.stat_result) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from gatdist.errors import StorageError
-from gatdist.storage import failures
+from gatdist.storage import failures, local
 from gatdist.storage.connection import Connection
 from gatdist.storage.deletion import Deletion
 from gatdist.storage.local import TEMPORARY, OpenFiles, create, remove_all, replace, walk
@@ -121,21 +121,22 @@ class Store:
             StorageError: it does not exist or may not be read.
             StorageUnavailableError: storage kept failing. So do all methods below.
         """
-        content: bytes = self._connection.run(
-            name, lambda fs: fs.cat_file(self._connection.path(name))
-        )
-        return content
+        return self._connection.run(name, lambda fs: self._content(fs, name))
 
     def read_if_exists(self, name: str) -> bytes | None:
         """The whole content of a file; None where there is none."""
 
         def content(file_system: Any) -> bytes | None:
             with _nothing_if_absent():
-                found: bytes = file_system.cat_file(self._connection.path(name))
-                return found
+                return self._content(file_system, name)
             return None
 
         return self._connection.run(name, content)
+
+    def _content(self, file_system: Any, name: str) -> bytes:
+        path = self._connection.path(name)
+        content: bytes = local.read(path) if self.is_local else file_system.cat_file(path)
+        return content
 
     def read_ranges(
         self, ranges: Sequence[tuple[str, int, int]], *, concurrency: int = 16
@@ -240,6 +241,8 @@ class Store:
         def add(_: object) -> None:
             path = self.local_path(name)
             os.makedirs(os.path.realpath(path.parent), exist_ok=True)
+            if path.exists():
+                local.require_regular(path.stat())
             with path.open("ab", buffering=0) as file:
                 before, left = file.tell(), memoryview(data)
                 try:

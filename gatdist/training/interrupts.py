@@ -10,7 +10,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, Self
 
-from gatdist.errors import InterruptedRunError
+from gatdist.errors import InterruptedRunError, Interruption
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LOOK_S = 0.1
@@ -18,10 +18,6 @@ _LOOK_S = 0.1
 _PATIENCE_S = 0.8
 # Then what is under way is interrupted; where it does not end, the process is.
 _LEAVE_S = 2.5
-
-
-class _Interruption(BaseException):
-    """No Exception, since user code and what calls it catch those."""
 
 
 class Interrupts:
@@ -75,7 +71,7 @@ class Interrupts:
         self._raises = False
         for number, handler in self._old.items():
             signal.signal(number, handler)
-        if isinstance(error, _Interruption):
+        if isinstance(error, Interruption):
             raise InterruptedRunError(
                 "interrupted; all that was trained is saved, and the same command goes on from "
                 "there"
@@ -84,7 +80,7 @@ class Interrupts:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._raises:
             self._raises = False
-            raise _Interruption
+            raise Interruption
         if self.requested():
             self._leave()
         self._event.set()

@@ -18,19 +18,14 @@ from torch.profiler import record_function
 
 from gatdist import faults
 from gatdist.background import Background
-from gatdist.config import Config, import_plugins
+from gatdist.config import BOTH, Config, import_plugins
 from gatdist.data import Loader, SampleOrder, open_dataset
-from gatdist.errors import (
-    GatdistError,
-    PluginError,
-    TrainingError,
-    is_broken_device,
-    is_lost_connection,
-)
+from gatdist.errors import GatdistError, Interruption, PluginError, TrainingError
 from gatdist.evaluation import Evaluator
+from gatdist.models import is_built_in
 from gatdist.parallel.communicator import Communicator
 from gatdist.parallel.recording import cuda_recorder
-from gatdist.registry import described, users_frame
+from gatdist.registry import described, is_machines_fault, users_frame
 from gatdist.runs import (
     Checkpoints,
     Evaluations,
@@ -97,18 +92,22 @@ def run(
                 emit("done", loop.outcome | {"run_dir": run_dir.url})
             return loop.outcome
         return loop.run()
-    except GatdistError:
+    except (GatdistError, KeyboardInterrupt, Interruption):
         raise
-    except (Exception, SystemExit, GeneratorExit) as error:
+    except BaseException as error:
         # Between this frame and the failure lies only what the loop has called.
         is_users = users_frame(error, config.plugins) is not None
-        if not is_users or is_lost_connection(error) or is_broken_device(error):
+        if is_machines_fault(error) or not (is_users or _has_user_code(config)):
             raise
-        raise PluginError(
-            "user code",
-            f"failed during the run ({described(error)})",
-            mend="gatdist train --local --debug prints the whole traceback",
-        ) from error
+        rule = f"failed during the run ({described(error)})"
+        if not is_users:
+            rule += ", perhaps by a value that a network, loss or rule returned"
+        mend = "gatdist train --local --debug prints the whole traceback"
+        raise PluginError("user code", rule, mend=mend) from error
+
+
+def _has_user_code(config: Config) -> bool:
+    return bool(config.plugins) or not all(is_built_in(config, player) for player in BOTH)
 
 
 class _Loop:
@@ -476,9 +475,10 @@ class _Loop:
         saved = self.comm.broadcast_object(
             self.evaluations.complete(checkpoint.state) if self.comm.is_main else None
         )
-        require_saved_state(saved, f"{self.directory.store.url}: {checkpoint.name}/state.json")
+        subject = f"{self.directory.store.url}: {checkpoint.name}"
+        require_saved_state(saved, f"{subject}/state.json")
         require_same_order(saved["order"], self.order.state(), self.directory.store.url)
-        self.state.load(saved["samples_seen"], checkpoint.tensors)
+        self.state.load(saved["samples_seen"], checkpoint.tensors, subject)
         self.state.rollbacks = saved["rollbacks"]
         self.counted = Counts(**saved["counted"])
         faults.here.step = self._steps_made

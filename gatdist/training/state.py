@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -122,14 +122,15 @@ class TrainState:
         return tensors
 
     @torch.no_grad()
-    def load(self, samples_seen: int, tensors: dict[str, Tensor]) -> None:
-        """Take over a checkpoint.
+    def load(self, samples_seen: int, tensors: dict[str, Tensor], subject: str = "") -> None:
+        """Take over a checkpoint; ``subject`` names it in messages.
 
         Raises:
-            CheckpointError: its tensors do not fit these networks; the first that differs is named.
+            CheckpointError: its tensors do not fit these networks, or hold what training never
+                gives; the first is named.
         """
         mine = self.tensors()
-        _require_fit(mine, tensors)
+        _require_fit(mine, tensors, f"{subject}: " if subject else "")
         for name, tensor in mine.items():
             tensor.copy_(tensors[name])
         self.samples_seen = samples_seen
@@ -147,14 +148,24 @@ def _lazy_steps(config: Config, player: PlayerName) -> int:
     return min(intervals, default=0) if config.game.lazy_penalties == "separate" else 0
 
 
-def _require_fit(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+def _require_fit(mine: dict[str, Tensor], theirs: dict[str, Tensor], subject: str) -> None:
     for name in sorted(mine):
+
+        def refuse(rule: str, name: str = name) -> NoReturn:
+            mend = "Use the networks it was made with, or choose another --run-dir"
+            raise CheckpointError(f"{subject}tensor {name}", rule, mend=mend)
+
         if name not in theirs:
-            raise CheckpointError(
-                f"tensor {name}", "is missing in the checkpoint: it is of other networks"
-            )
-        if mine[name].shape != theirs[name].shape:
-            there, here = tuple(theirs[name].shape), tuple(mine[name].shape)
-            raise CheckpointError(
-                f"tensor {name}", f"has shape {there} in the checkpoint, {here} in the network"
-            )
+            refuse("is missing in the checkpoint: it is of other networks")
+        here, there = mine[name], theirs[name]
+        if here.shape != there.shape:
+            shapes = tuple(there.shape), tuple(here.shape)
+            refuse(f"has shape {shapes[0]} in the checkpoint, {shapes[1]} in the network")
+        if here.dtype != there.dtype:
+            refuse(f"is {there.dtype} in the checkpoint, {here.dtype} in the network")
+        if not there.is_floating_point():
+            continue
+        # Masks of a user's network may be infinite, and are so from the beginning.
+        broken = ~there.isfinite()
+        if broken.any() and (broken & here.isfinite().to(broken.device)).any():
+            refuse("is not finite in the checkpoint")

@@ -246,8 +246,9 @@ def test_a_signal_at_the_start_in_a_commit_or_twice_corrupts_nothing(
 def test_an_evaluation_longer_than_the_heartbeat_limit_is_no_hang(
     folder, ray_address, undisturbed, run_gatdist
 ):
-    slow(folder, 2)  # two evaluations of 8 s and more on each of two workers, 16 s the first time
-    settings = ["cluster.heartbeat_timeout_s=6", "cluster.late_s=2"]
+    # Two evaluations of 12 s and more on each of two workers, 24 s the first time.
+    slow(folder, 3)
+    settings = ["cluster.heartbeat_timeout_s=20", "cluster.late_s=5"]
     status, _, errors = finish(start(folder, *on_ray(ray_address), settings=settings))
     assert status == 0, errors
     assert len(attempts(folder)) == 1, errors
@@ -284,7 +285,7 @@ def test_one_worker_waits_for_the_long_evaluation_of_another(folder, ray_address
 def test_a_stuck_evaluation_is_still_a_hang(folder, ray_address, undisturbed, run_gatdist):
     with (folder / "slow_features.py").open("a") as plugin:
         plugin.write('fail_at("evaluation", lambda: time.sleep(1000), rank=1, step=10)\n')
-    settings = ["cluster.heartbeat_timeout_s=6", "cluster.late_s=2"]
+    settings = ["cluster.heartbeat_timeout_s=20", "cluster.late_s=5"]
     status, _, errors = finish(start(folder, *on_ray(ray_address), settings=settings))
     assert status == 0, errors
     _, second = attempts(folder)

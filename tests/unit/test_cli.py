@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import subprocess
+import sys
 
 import pytest
 from PIL import Image
@@ -10,6 +12,7 @@ from PIL import Image
 import gatdist
 from gatdist.cli import main
 from gatdist.storage import Store
+from support import HANG_S
 
 TINY = [
     "run.total_samples=96",
@@ -335,3 +338,13 @@ def test_no_ray_is_needed_to_train_locally(tmp_path, run_gatdist):
     )
     assert finished.returncode == 2
     assert "--local" in finished.stderr
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", "<&- >&- 2>&-"])
+def test_standard_streams_may_be_closed(tmp_path, closed):
+    """As cron and daemons start commands."""
+    sets = " ".join(f"--set '{setting}'" for setting in TINY)
+    command = f"{sys.executable} -m gatdist.cli train digits --local --run-dir run {sets} {closed}"
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, timeout=HANG_S, check=False)
+    assert done.returncode == 0
+    assert list(tmp_path.glob("run/checkpoints/*/MANIFEST.json"))

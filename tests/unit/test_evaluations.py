@@ -39,7 +39,7 @@ SETTINGS = [
 ]
 
 
-class Killed(BaseException):
+class Killed(KeyboardInterrupt):
     """Ends a run in an evaluation; nothing is recorded of it."""
 
 

@@ -186,6 +186,7 @@ def test_a_long_walk_is_made_in_chunks_that_fit_together(picture_run, tmp_path, 
     ("options", "field"),
     [
         ({"grid": True, "shards": True}, "--grid"),
+        ({"shards": True, "out": "RUN"}, "RUN"),
         ({"grid": True, "num": 10**9}, "--num"),
         ({"out": "walk.gif", "interpolate": 10**9}, "--interpolate"),
         ({"out": ""}, "path or URL"),
@@ -195,9 +196,11 @@ def test_samples_that_can_not_be_made_are_refused(
     options, field, picture_run, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
+    here = {"num": 2, "out": "here"} | options
+    here["out"] = here["out"].replace("RUN", str(picture_run))
     with pytest.raises(UserError) as caught:
-        gatdist.sample(str(picture_run), **{"num": 2, "out": "here"} | options)
-    assert str(caught.value).startswith(field)
+        gatdist.sample(str(picture_run), **here)
+    assert str(caught.value).startswith(field.replace("RUN", str(picture_run)))
     assert list(tmp_path.iterdir()) == []
 
 

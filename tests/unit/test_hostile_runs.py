@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
 from benchmarks.cases import fuzz
@@ -189,3 +191,35 @@ def test_a_state_that_training_did_not_write_is_refused(
         assert f"{folder.name}/state.json: {key}" in capsys.readouterr().err
     with pytest.raises(CheckpointError, match=key):
         load_run(Store(str(run)), CPU)
+
+
+def spoiled(tensor: torch.Tensor, how: str) -> torch.Tensor:
+    if how == "shape":
+        return torch.zeros(3, 3, 3)
+    if how in ("nan", "inf"):
+        return torch.full_like(tensor, float(how))
+    return tensor.to(getattr(torch, how))
+
+
+@pytest.mark.parametrize("how", ["nan", "inf", "float64", "bool", "complex64", "shape"])
+@pytest.mark.parametrize("file", ["generator", "average", "optimizer_discriminator"])
+def test_tensors_that_training_never_gives_are_refused(run: Path, file: str, how: str) -> None:
+    path = checkpoint(run) / f"{file}.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    name = next(key for key, tensor in tensors.items() if tensor.dim() > 1)
+    safetensors.torch.save_file(tensors | {name: spoiled(tensors[name], how)}, path)
+    with_digests(checkpoint(run))
+    with pytest.raises(CheckpointError, match=f"tensor {file}/"):
+        resume(run)
+
+
+@pytest.mark.parametrize("file", ["config.json", "attempts.jsonl", "metrics.jsonl"])
+def test_pipes_and_devices_in_a_run_are_not_read(run: Path, file: str) -> None:
+    (run / file).unlink(missing_ok=True)
+    os.mkfifo(run / file)
+    with pytest.raises(GatdistError):
+        resume(run)
+    (run / file).unlink()
+    (run / file).symlink_to("/dev/zero")
+    with pytest.raises(GatdistError):
+        resume(run)

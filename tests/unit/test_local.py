@@ -67,6 +67,27 @@ def fails(fakes: Tensor) -> Tensor:
     raise KeyError("lost")
 
 
+def gloomy(fakes: Tensor) -> Tensor:
+    raise RuntimeError("my Gloomy layer")
+
+
+class UnreadableError(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no message")
+
+
+def unreadable(fakes: Tensor) -> Tensor:
+    raise UnreadableError
+
+
+class Dropout(BaseException):
+    pass
+
+
+def drops_out(fakes: Tensor) -> Tensor:
+    raise Dropout
+
+
 class FailsBackward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, fakes: Tensor) -> Tensor:
@@ -84,9 +105,17 @@ class FailsBackward(torch.autograd.Function):
         (leaves, PluginError, "GeneratorExit"),
         (fails, PluginError, "KeyError: 'lost', at .*test_local.py"),
         (FailsBackward.apply, PluginError, "ValueError: backward, at .*test_local.py"),
+        (gloomy, PluginError, "RuntimeError: my Gloomy layer, at .*test_local.py"),
+        (unreadable, PluginError, "UnreadableError: .*test_local.py"),
+        (drops_out, PluginError, "Dropout, at .*test_local.py"),
+        (lambda fakes: fakes.detach(), PluginError, "user code"),
         (lambda fakes: fakes[:1], ConfigError, "generator.name"),
+        (lambda fakes: None, ConfigError, "generator.name.*NoneType"),
+        (lambda fakes: [fakes], ConfigError, "generator.name.*list"),
+        (lambda fakes: fakes.int(), ConfigError, "generator.name.*int32"),
+        (lambda fakes: fakes.to(torch.complex64), ConfigError, "generator.name.*complex64"),
+        (lambda fakes: fakes.to("meta"), ConfigError, "generator.name.*meta"),
     ],
-    ids=["sys.exit", "GeneratorExit", "KeyError", "ValueError in backward", "one sample for all"],
 )
 def test_what_a_network_does_after_the_startup_check_neither_ends_nor_spoils_a_run(
     tmp_path: Path, act: Callable[[Tensor], Tensor], error: type[Exception], told: str

@@ -11,6 +11,8 @@ import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import date
+from decimal import Decimal
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -709,3 +711,20 @@ def test_parquet_texts_that_are_bytes_are_read_or_refused(tmp_path: Path) -> Non
         pyarrow.parquet.write_table(pyarrow.table({"text": column}), path)
         with pytest.raises(DataError, match=f"{number}.parquet"):
             pack(path, tmp_path / f"out{number}")
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [Decimal(0), Decimal(1), Decimal(2)],
+        [b"0", b"1", b"2"],
+        [date(2026, 1, day) for day in (1, 2, 3)],
+    ],
+    ids=["decimals", "bytes", "dates"],
+)
+def test_parquet_labels_of_any_type_are_classes(tmp_path: Path, labels: list[Any]) -> None:
+    table = pyarrow.table({"image": PICTURES[:3], "label": labels})
+    pyarrow.parquet.write_table(table, tmp_path / "l.parquet")
+    outcome = pack(tmp_path / "l.parquet", tmp_path / "out")
+    assert outcome["num_classes"] == 3
+    assert sorted(sample["cls"] for sample in samples(tmp_path / "out")) == [b"0", b"1", b"2"]

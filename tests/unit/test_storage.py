@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from gatdist.errors import ConfigError, StorageError
-from gatdist.storage import Store
+from gatdist.storage import Store, absolute
 from gatdist.storage.local import OpenFiles
 
 
@@ -292,3 +292,39 @@ def test_a_message_holds_no_more_of_a_value_than_a_terminal_shows() -> None:
     assert len(str(error)) < 10_000
     assert str(error).startswith("xxx")
     assert "must be short" in str(error)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_what_is_no_file_is_not_read(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    store = Store(str(tmp_path))
+    for act in (
+        lambda: store.read("a"),
+        lambda: store.read_if_exists("a"),
+        lambda: store.read_ranges([("a", 0, 3)]),
+        lambda: store.append("a", "x"),
+    ):
+        with pytest.raises(StorageError, match="/a"):
+            act()
+
+
+def test_references_in_paths_are_replaced_before_they_are_made_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HERE", str(tmp_path / "x"))
+    monkeypatch.setenv("BUCKET", "memory://bucket")
+    assert absolute("${env:HERE}/run") == f"{tmp_path}/x/run"
+    assert absolute("${env:BUCKET}/run") == "${env:BUCKET}/run"
+    Store(absolute("${env:BUCKET}/run")).publish("a", b"1")
+    assert Store("memory://bucket/run").read("a") == b"1"
+    for url in ("http:", "s3:/bucket", "file:x", ""):
+        with pytest.raises(StorageError):
+            absolute(url)
+    assert absolute("./s3:") == f"{tmp_path}/s3:"

@@ -111,7 +111,7 @@ def _spooled(
             with path.open("wb") as copy:
                 rows = [_copied(row, columns, copy) for row in _rows(table, columns)]
             spool.publish_file(f"{stem}.bin", path)
-        spool.publish(f"{stem}.json", json.dumps(rows).encode())
+        spool.publish(f"{stem}.json", json.dumps(rows, default=_plain).encode())
     file = f"{spool.url}/{stem}.bin"
     for number, row in enumerate(json.loads(spool.read(f"{stem}.json"))):
         component, start, stop, label, text, problem = row
@@ -131,6 +131,11 @@ def _copied(row: Row, columns: Columns, copy: BinaryIO) -> tuple[Any, ...]:
     label = row[columns.label] if columns.label else None
     text = row[columns.text] if columns.text else None
     return component, start, copy.tell(), label, text, problem
+
+
+def _plain(value: Any) -> str:
+    """A label or text of a type that JSON lacks: bytes, decimals, dates."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def _content(value: Any) -> tuple[str, bytes, str]:
