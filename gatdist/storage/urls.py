@@ -18,7 +18,6 @@ from fsspec.implementations.local import LocalFileSystem
 from gatdist.config import expand_env
 from gatdist.errors import StorageError
 
-_UNFINISHED = re.compile(r"(https?|s3|gs|gcs|az|abfss?|memory|file):(?!//)")
 LOCAL_PROTOCOLS = ("file", "local")
 # Names of these characters only mean the same to every file system.
 _PLAIN = re.compile(r"[\w./ -]*", re.ASCII)
@@ -34,13 +33,10 @@ def absolute(url: str) -> str:
     """A local path made absolute, since workers may start in another folder; a URL as it is.
 
     Raises:
-        StorageError: it is empty, which would be the current folder, or a URL without ``//``.
+        StorageError: it is empty, which would be the current folder.
     """
     if not url:
         raise StorageError("path or URL", "must not be empty", value=url)
-    if _UNFINISHED.match(url):
-        mend = "For a local path of that name, begin it with ./"
-        raise StorageError("path or URL", "a URL has // after the colon", value=url, mend=mend)
     if url.startswith("${env:"):  # a value that is a URL stays a reference: it may be a secret
         expanded = expand_env(url)
         return url if protocol_of(expanded) else absolute(expanded)
