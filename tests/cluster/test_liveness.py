@@ -75,6 +75,10 @@ def start(folder: Path, *words: str, settings=(), env=None) -> subprocess.Popen[
 def finish(process, timeout_s=HANG_S):
     try:
         output, errors = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        end_group(process)
+        process.communicate()  # closes its pipes, which a later test would be blamed for
+        raise
     finally:
         end_group(process)
     return process.returncode, output, errors

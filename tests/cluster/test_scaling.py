@@ -51,7 +51,7 @@ def test_points_recovery_quality_and_files(workers, quality, run_gatdist, ray_ad
     finished = run_gatdist(
         "bench", "scaling", "--workers", ",".join(map(str, workers)), "--address", ray_address,
         "--json", *TINY, "--mode", "strong", *(["--quality", "ring.toml"] if quality else []),
-        "--out", "out", cwd=tmp_path,
+        "--out", "out", cwd=tmp_path, timeout=500,
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr
     found = json.loads(finished.stdout)
