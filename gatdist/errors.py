@@ -153,6 +153,16 @@ def summary(error: BaseException) -> str:
     return (raised[-1] if raised else lines[0])[:_MOST_CHARACTERS]
 
 
+# Control characters but for line ends, tabs and colors: others move the cursor, or worse.
+_CONTROLS = re.compile(r"\x1b(?!\[[0-9;]*m)|[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f-\x9f]")
+
+
+def for_terminal(text: str) -> str:
+    """A text that may hold what strangers wrote, with control characters escaped; not too long."""
+    escaped = _CONTROLS.sub(lambda found: repr(found[0])[1:-1], text)
+    return "\n".join(_cut(line, _LONGEST_PART) for line in escaped.split("\n"))
+
+
 def _cut(text: str, most: int) -> str:
     """Both ends of a text that is longer than ``most`` characters."""
     half = most // 2

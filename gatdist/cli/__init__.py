@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 from gatdist.cli import bench, doctor, pack, report, shards, simulate
 from gatdist.cli.values import profiled_steps, workers_range
-from gatdist.errors import GatdistError, InterruptedRunError
+from gatdist.errors import GatdistError, InterruptedRunError, for_terminal
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _complain(message: str) -> None:
     try:
-        print(f"gatdist: {message}", file=sys.stderr, flush=True)
+        print(f"gatdist: {for_terminal(message)}", file=sys.stderr, flush=True)
     except OSError:  # the terminal was closed
         _give_up(sys.stderr)
 

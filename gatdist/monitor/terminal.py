@@ -7,6 +7,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self, TextIO
 
+from gatdist.errors import for_terminal
+
 _FALLBACK_COLUMNS = 80
 _BAR_COLUMNS = 24
 MIN_BAR_COLUMNS = 6
@@ -45,7 +47,8 @@ class Terminal:
 
     def _say(self, text: str) -> None:
         """Text on lines of its own, above the progress line."""
-        self._write(f"{self._style.clear if self._line_is_open else ''}{text}\n")
+        clear = self._style.clear if self._line_is_open else ""
+        self._write(f"{clear}{for_terminal(text)}\n")
         if self._line_is_open:
             self._draw()
 

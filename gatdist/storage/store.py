@@ -17,6 +17,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from gatdist.config import masked_url
 from gatdist.errors import StorageError
 from gatdist.storage import failures, local
 from gatdist.storage.connection import Connection
@@ -404,6 +405,17 @@ def _nothing_if_absent() -> Iterator[None]:
 
 
 def at_file(url: str) -> tuple[Store, str]:
-    """The folder that a file at an absolute path or URL is in, and its name there."""
-    folder, _, name = url.rpartition("/")
-    return Store(folder or "/"), name
+    """The folder that a file at an absolute path or URL is in, and its name there.
+
+    Raises:
+        StorageError: the URL has a host or bucket only.
+    """
+    protocol, mark, path = url.partition("://")
+    if not mark:
+        folder, _, name = url.rpartition("/")
+        return Store(folder or "/"), name
+    folder, slash, name = path.rpartition("/")
+    if not slash:
+        rule = "names no file in a folder or bucket"
+        raise StorageError(masked_url(url), rule, mend="Add a name: PROTOCOL://FOLDER/FILE")
+    return Store(f"{protocol}://{folder or '/'}"), name

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from gatdist.errors import ConfigError, StorageError
-from gatdist.storage import Store, absolute
+from gatdist.errors import ConfigError, StorageError, for_terminal
+from gatdist.storage import Store, absolute, at_file
 from gatdist.storage.local import OpenFiles
 
 
@@ -327,3 +327,31 @@ def test_references_in_paths_are_replaced_before_they_are_made_absolute(
     with pytest.raises(StorageError):
         absolute("")
     assert absolute("s3:") == f"{tmp_path}/s3:"
+
+
+@pytest.mark.parametrize(
+    ("url", "folder", "name"),
+    [
+        ("/a/b", "/a", "b"),
+        ("/b", "/", "b"),
+        ("memory://a/b", "memory://a", "b"),
+        ("memory://a/b/c", "memory://a/b", "c"),
+        ("file:///tmp/b", "file:///tmp", "b"),
+    ],
+)
+def test_the_folder_of_a_file(url: str, folder: str, name: str) -> None:
+    store, found = at_file(url)
+    assert (store.url, found) == (folder, name)
+
+
+@pytest.mark.parametrize("url", ["foo://x", "s3://bucket", "memory://"])
+def test_a_url_of_a_file_names_one_in_a_folder(url: str) -> None:
+    with pytest.raises(StorageError):
+        at_file(url)
+
+
+def test_what_strangers_wrote_does_not_reach_the_terminal_as_it_is() -> None:
+    assert for_terminal("a\x1b[2Jb\x07\x9b\rc\n\x1b[2md\te") == (
+        "a\\x1b[2Jb\\x07\\x9b\\rc\n\x1b[2md\te"
+    )
+    assert len(for_terminal("x" * 10**6)) < 10_000
