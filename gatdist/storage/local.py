@@ -74,11 +74,8 @@ class _OpenFile:
     """Open until nobody holds it: a thread may be reading while another drops it from the files."""
 
     def __init__(self, path: str) -> None:
-        # Opening a pipe would wait for whoever writes to it; a device may have no end.
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        facts = os.fstat(self.descriptor)
-        require_regular(facts)
-        self.version = _version(facts)
+        self.descriptor = _opened(path)
+        self.version = _version(os.fstat(self.descriptor))
 
     def __del__(self, close: Callable[[int], None] = os.close) -> None:
         if hasattr(self, "descriptor"):
@@ -95,10 +92,20 @@ def require_regular(facts: os.stat_result) -> None:
 
 def read(path: str) -> bytes:
     """The whole content of a file. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    with os.fdopen(descriptor, "rb") as file:
-        require_regular(os.fstat(descriptor))
+    with os.fdopen(_opened(path), "rb") as file:
         return file.read()
+
+
+def _opened(path: str) -> int:
+    """A descriptor of a regular file. Raises OSError."""
+    # Opening a pipe would wait for whoever writes to it; a device may have no end.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        require_regular(os.fstat(descriptor))
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def _version(facts: os.stat_result) -> tuple[int, ...]:

@@ -48,7 +48,7 @@ from gatdist.training.state import TrainState
 from gatdist.training.step import train_step
 from gatdist.training.ticks import Ticks
 
-_LOOK_S = 1.0
+_LOOK_S = 1.0  # between looks at storage while a checkpoint is waited for
 
 
 @generators_kept()
