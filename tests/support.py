@@ -138,15 +138,17 @@ def _member(
 
 
 def start_gatdist(
-    *args: object, cwd: Path, env: Mapping[str, str | None] | None = None
+    *args: object, cwd: Path, env: Mapping[str, str | None] | None = None, **streams: Any
 ) -> subprocess.Popen[str]:
-    """Start ``gatdist ARGS`` in a process group of its own, output piped. See :func:`end_group`."""
+    """Start ``gatdist ARGS`` in a process group of its own. See :func:`end_group`.
+
+    Output is piped, unless ``stdout`` or ``stderr`` says where it goes.
+    """
     wanted = os.environ | dict(env or {})
     return subprocess.Popen(
         [sys.executable, "-m", "gatdist.cli", *map(str, args)],
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams},
         text=True,
         cwd=cwd,
         env={name: value for name, value in wanted.items() if value is not None},

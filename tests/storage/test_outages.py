@@ -20,7 +20,7 @@ from faulty_runs import CANONICAL, HEAD, SETTINGS, TOTAL
 from gatdist.benchmarking.proxy import Fault, Proxy
 from gatdist.runs import Checkpoints, read_lines
 from gatdist.storage import Store
-from support import end_group, free_port, wait_until
+from support import end_group, free_port, start_gatdist, wait_until
 
 pytestmark = pytest.mark.storage
 
@@ -46,23 +46,11 @@ class Command:
         self._errors = folder / f"stderr-{free_port()}"
         sets = [word for s in (*SETTINGS, *CANONICAL, *settings) for word in ("--set", s)]
         with self._errors.open("w") as errors:
-            self.process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "gatdist.cli",
-                    "train",
-                    "digits",
-                    "--local",
-                    "--run-dir",
-                    run_dir,
-                    *sets,
-                ],
+            self.process = start_gatdist(
+                *("train", "digits", "--local", "--run-dir", run_dir, *sets),
                 cwd=folder,
-                stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
-                start_new_session=True,
             )
 
     @property
