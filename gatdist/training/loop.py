@@ -40,6 +40,7 @@ from gatdist.storage import Store
 from gatdist.training.batches import to_device
 from gatdist.training.graphs import StepGraphs
 from gatdist.training.health import Convergence, Counts, decide
+from gatdist.training.intact import Intact
 from gatdist.training.profiling import Profiler
 from gatdist.training.progress import Progress
 from gatdist.training.recorder import Emit, Recorder
@@ -80,7 +81,7 @@ def run(
 
     Raises:
         UserError: something the user can mend.
-        TrainingError: too many non-finite steps.
+        TrainingError: too many non-finite steps, or a state that is not finite.
         StaleAttemptError: another attempt has taken the run over.
         WorkerLostError: the workers have come to hold different states.
         PluginError: a user's network, loss, update rule or plugin failed.
@@ -136,6 +137,7 @@ class _Loop:
         self.state = TrainState(config, comm, space.shape, space.num_classes, space.facts, recorder)
         self.play = StepGraphs(recorder, progress.lengthy) if recorder else None
         self.rule = self.state.rule(config)
+        self.intact = Intact(self.state)
         self.convergence = Convergence(config.run.convergence)
         self.ticks = Ticks(config, comm, self.state, self.rule, self.dataset, emit, progress)
         if config.precision.cuda_graphs and not recorder:
@@ -394,9 +396,12 @@ class _Loop:
         before may still be at it: then this one is left out.
 
         Raises:
+            PluginError: a user's code has made the state unfit to resume from.
+            TrainingError: it is no longer finite.
             WorkerLostError: the workers have come to hold different states.
         """
         self.progress.enter("commit")
+        self.intact.require()
         require_equal_replicas(self.state.tensors(), self.comm)
         if not self.comm.is_main:
             return
@@ -476,7 +481,7 @@ class _Loop:
             self.evaluations.complete(checkpoint.state) if self.comm.is_main else None
         )
         subject = f"{self.directory.store.url}: {checkpoint.name}"
-        require_saved_state(saved, f"{subject}/state.json")
+        require_saved_state(saved, f"{subject}/state.json", checkpoint.named_samples)
         require_same_order(saved["order"], self.order.state(), self.directory.store.url)
         self.state.load(saved["samples_seen"], checkpoint.tensors, subject)
         self.state.rollbacks = saved["rollbacks"]

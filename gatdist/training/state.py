@@ -163,9 +163,6 @@ def _require_fit(mine: dict[str, Tensor], theirs: dict[str, Tensor], subject: st
             refuse(f"has shape {shapes[0]} in the checkpoint, {shapes[1]} in the network")
         if here.dtype != there.dtype:
             refuse(f"is {there.dtype} in the checkpoint, {here.dtype} in the network")
-        if not there.is_floating_point():
-            continue
         # Masks of a user's network may be infinite, and are so from the beginning.
-        broken = ~there.isfinite()
-        if broken.any() and (broken & here.isfinite().to(broken.device)).any():
+        if here.isfinite().all() and not there.isfinite().all():
             refuse("is not finite in the checkpoint")

@@ -15,14 +15,17 @@ from torch import Tensor, nn
 
 import gatdist
 from gatdist.config import load_config
-from gatdist.errors import ConfigError, PluginError
+from gatdist.errors import ConfigError, PluginError, TrainingError
 from gatdist.models.registry import generators
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.registry import users_frame
+from gatdist.runs import Checkpoints
 from gatdist.storage import Store
 from gatdist.training.interrupts import Interrupts
 from gatdist.training.local import run_here
 from gatdist.training.loop import run
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -129,11 +132,96 @@ def test_what_a_network_does_after_the_startup_check_neither_ends_nor_spoils_a_r
             fakes: Tensor = self.linear(latents)
             return act(fakes) if len(latents) > 32 else fakes  # the check calls it with few
 
+    run_late(Late, tmp_path, error, told)
+
+
+def adds_a_buffer(network: nn.Module) -> None:
+    network.register_buffer("late", torch.zeros(()))
+
+
+def adds_a_parameter(network: nn.Module) -> None:
+    network.late = nn.Parameter(torch.zeros(()))
+
+
+def removes_a_buffer(network: nn.Module) -> None:
+    del network.seen
+
+
+def resizes_a_buffer(network: nn.Module) -> None:
+    network.seen = torch.zeros(3)
+
+
+def casts_a_buffer(network: nn.Module) -> None:
+    network.seen = torch.zeros((), dtype=torch.float64)
+
+
+def replaces_a_parameter(network: nn.Module) -> None:
+    network.scale = nn.Parameter(torch.ones(()))
+
+
+def freezes_a_parameter(network: nn.Module) -> None:
+    network.scale.requires_grad_(False)
+
+
+def spoils_a_buffer(network: nn.Module) -> None:
+    network.seen.fill_(torch.nan)
+
+
+def changes_values(network: nn.Module) -> None:
+    network.seen.fill_(3.0)
+    network.mask.fill_(-torch.inf)
+
+
+@pytest.mark.parametrize(
+    ("act", "error", "told"),
+    [
+        (adds_a_buffer, PluginError, "tensor .*/late"),
+        (adds_a_parameter, PluginError, "parameter late"),
+        (removes_a_buffer, PluginError, "tensor .*/seen"),
+        (resizes_a_buffer, PluginError, "tensor .*/seen"),
+        (casts_a_buffer, PluginError, "tensor .*/seen"),
+        (replaces_a_parameter, PluginError, "parameter scale"),
+        (freezes_a_parameter, PluginError, "parameter scale"),
+        (spoils_a_buffer, TrainingError, "tensor .*/seen"),
+        (changes_values, None, ""),
+    ],
+)
+def test_a_state_that_user_code_has_made_unfit_to_resume_from_is_not_committed(
+    tmp_path: Path, act: Callable[[nn.Module], None], error: type[Exception] | None, told: str
+) -> None:
+    class Late(nn.Module):
+        def __init__(self, latent_size: int, sample_shape: tuple[int, ...], **_: Any) -> None:
+            super().__init__()
+            self.linear = nn.Linear(latent_size, *sample_shape)
+            self.scale = nn.Parameter(torch.ones(()))
+            self.register_buffer("seen", torch.zeros(()))
+            self.register_buffer("mask", torch.tensor([-torch.inf, 0.0]))
+            self.calls = 0
+
+        def forward(self, latents: Tensor, labels: Tensor | None) -> Tensor:
+            fakes: Tensor = self.linear(latents) * self.scale
+            self.calls += len(latents) > 32  # the check calls it with few
+            if self.calls == 5:
+                act(self)
+            return fakes
+
+    more = ["run.total_samples=5120", "run.checkpoint_samples=512"]
+    run_late(Late, tmp_path, error, told, *more)
+    Checkpoints(Store(str(tmp_path)).child("checkpoints")).newest()  # raises if one is damaged
+
+
+def run_late(
+    late: type[nn.Module], tmp_path: Path, error: type[Exception] | None, told: str, *more: str
+) -> None:
+    settings = ['model.generator={name="late"}', "evaluate.metrics=[]", *more]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(generators._entries, "late", Late)
-        config = load_config("ring", ['model.generator={name="late"}', "evaluate.metrics=[]"])
+        patch.setitem(generators._entries, "late", late)
+        config, communicator = load_config("ring", settings), LocalCommunicator(CPU)
+        if error is None:
+            run(config, communicator, Store(str(tmp_path)))
+            return
         with pytest.raises(error, match=told):
-            run(config, LocalCommunicator(torch.device("cpu")), Store(str(tmp_path)))
+            run(config, communicator, Store(str(tmp_path)))
 
 
 @pytest.mark.parametrize(
