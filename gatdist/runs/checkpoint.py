@@ -43,6 +43,11 @@ class Checkpoint:
     state: dict[str, Any]
     tensors: dict[str, Tensor]
 
+    @property
+    def named_samples(self) -> int:
+        """The clock, as the folder's name tells it."""
+        return int(self.name.partition(".")[0])
+
     def weights(self, player: PlayerName) -> dict[str, Tensor]:
         """Of a player as it is used: the averaged generator's, or the discriminator's."""
         prefix = f"{PARTS[player]}/"

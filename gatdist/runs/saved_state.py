@@ -60,12 +60,15 @@ class _SavedState(_Strict):
     unwritten_metrics: list[dict[str, Any]] = []
 
 
-def require_saved_state(state: Mapping[str, Any], subject: str) -> None:
+def require_saved_state(
+    state: Mapping[str, Any], subject: str, named_samples: int | None = None
+) -> None:
     """Refuse the state of a checkpoint that training could not have written.
 
     Args:
         state: the content of ``state.json``; what an evaluation added is part of it.
         subject: the file, for messages.
+        named_samples: the clock as the folder's name tells it; None if it is not known.
 
     Raises:
         CheckpointError: names the first key that is missing or wrong.
@@ -80,3 +83,10 @@ def require_saved_state(state: Mapping[str, Any], subject: str) -> None:
             rule[0].lower() + rule[1:],
             mend="Another version of gatdist wrote it, or others did: choose another --run-dir",
         ) from None
+    if named_samples not in (None, state["samples_seen"]):
+        raise CheckpointError(
+            f"{subject}: samples_seen",
+            f"differs from the name of its folder, which says {named_samples}",
+            value=state["samples_seen"],
+            mend="Give the folder its own name again",
+        )

@@ -233,7 +233,7 @@ def load_run(run: Store, device: torch.device) -> TrainedRun:
             run.url, "has no checkpoint yet", mend="Let the run reach run.checkpoint_samples"
         )
     subject = f"{run.url}: {checkpoint.name}/state.json"
-    require_saved_state(checkpoint.state, subject)
+    require_saved_state(checkpoint.state, subject, checkpoint.named_samples)
     try:
         space = space_of(ReadSpec.model_validate(checkpoint.state["samples"]))
     except (ValidationError, KeyError, TypeError, ValueError, OverflowError) as error:

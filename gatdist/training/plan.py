@@ -115,7 +115,8 @@ def plan(config: Config, run_dir: str) -> dict[str, Any]:
     if newest is None:
         RunDirectory(store).require_fresh()
     else:
-        require_saved_state(newest.state, f"{store.url}: {newest.name}/state.json")
+        subject = f"{store.url}: {newest.name}/state.json"
+        require_saved_state(newest.state, subject, newest.named_samples)
         samples_seen = newest.state["samples_seen"]
     return {
         "config": config.public(),

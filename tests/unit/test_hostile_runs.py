@@ -167,7 +167,7 @@ def test_json_of_another_shape_is_refused(run: Path, file: str, content: bytes) 
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        *(("samples_seen", value) for value in ("3", -1, 1.5, True, 10**30, None)),
+        *(("samples_seen", value) for value in ("3", -1, 0, 1.5, True, 10**30, None)),
         *(("convergence", value) for value in ({}, None, {"best": "x", "best_samples": 0})),
         *(("counted", value) for value in ({"nonfinite": 0}, [], 0)),
         ("counted", {"nonfinite": 0, "spikes": 0, "rollbacks": 0, "more": 0}),
