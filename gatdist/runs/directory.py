@@ -112,10 +112,14 @@ class RunDirectory:
             not newest or self._claimed(newest).get("id", "") == self._id
         ):
             return
-        by = f"attempt {newest} has" if newest >= self.attempt else "somebody else has"
+        if newest < self.attempt:
+            raise StaleAttemptError(
+                f"{self.store.url} has lost {_claim(self.attempt)}, by which this run owns it: it "
+                "was deleted, moved or replaced. The run stops and writes nothing more"
+            )
         raise StaleAttemptError(
-            f"attempt {self.attempt} on {self.store.url} is stale: {by} taken the run over. This "
-            "one stops and writes nothing more"
+            f"attempt {self.attempt} on {self.store.url} is stale: attempt {newest} has taken the "
+            "run over. This one stops and writes nothing more"
         )
 
     def note_commit(self) -> None:
