@@ -6,8 +6,11 @@ import argparse
 import json
 import os
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, TextIO
 
@@ -15,9 +18,18 @@ from gatdist.cli import bench, doctor, pack, report, shards, simulate
 from gatdist.cli.values import profiled_steps, workers_range
 from gatdist.errors import GatdistError, InterruptedRunError, for_terminal
 
+_PATIENCE_S = 5.0  # with threads that still run when a command is done
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line. Returns the exit status: 0 done, 2 mend it, 75 try again, 1 else."""
+    status = _status(argv)
+    if argv is None:
+        _end_threads(status)
+    return status
+
+
+def _status(argv: Sequence[str] | None) -> int:
     for name in ("stdout", "stderr"):  # closed by who started the command
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
@@ -39,6 +51,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         _give_up(sys.stdout)  # its reader has gone (`gatdist … | head`)
         return 1
     return 0
+
+
+def _end_threads(status: int) -> None:
+    """Python would wait forever for a thread that a user's code has left running."""
+    deadline = time.monotonic() + _PATIENCE_S
+    for thread in threading.enumerate():
+        if thread is threading.current_thread() or thread.daemon:
+            continue
+        thread.join(max(0.0, deadline - time.monotonic()))
+        if thread.is_alive():
+            _complain(f"thread {thread.name!r} still runs; it is ended with the command")
+            with suppress(OSError):
+                sys.stdout.flush()
+            os._exit(status)
 
 
 def _complain(message: str) -> None:

@@ -348,3 +348,18 @@ def test_standard_streams_may_be_closed(tmp_path, closed):
     done = subprocess.run(["sh", "-c", command], cwd=tmp_path, timeout=HANG_S, check=False)
     assert done.returncode == 0
     assert list(tmp_path.glob("run/checkpoints/*/MANIFEST.json"))
+
+
+def test_a_thread_that_user_code_has_started_does_not_keep_the_command(tmp_path, run_gatdist):
+    (tmp_path / "threads.py").write_text(
+        "import threading\n"
+        "threading.Thread(target=threading.Event().wait, name='endless').start()\n"
+    )
+    sets = [word for setting in TINY for word in ("--set", setting)]
+    sets += ["--set", 'plugins=["threads"]']
+    env = {"PYTHONPATH": str(tmp_path)}
+    for more, status in (("--dry-run",), 0), (("--set", "run.global_batch=-1"), 2), ((), 0):
+        words = ("train", "digits", "--local", "--run-dir", tmp_path / "run", *sets, *more)
+        finished = run_gatdist(*words, env=env)
+        assert finished.returncode == status, finished.stderr
+        assert ("'endless'" in finished.stderr) == (status == 0)
