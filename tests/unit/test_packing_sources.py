@@ -442,6 +442,14 @@ def file(name: str, data: bytes) -> Writer:
     return lambda path: write(path, {name: data}) / name
 
 
+def zipped_names(*names: str) -> Writer:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for name in names:
+            archive.writestr(name, b"x")
+    return file("a.zip", content.getvalue())
+
+
 REFUSED: dict[str, tuple[Writer | str, dict[str, Any], str]] = {
     "no such source": ("nothing", {}, "IN/nothing: no such file or folder. Check SOURCE."),
     "an empty folder": (lambda path: (path / "e").mkdir() or path / "e", {}, "IN/e: is an empty"),
@@ -449,6 +457,12 @@ REFUSED: dict[str, tuple[Writer | str, dict[str, Any], str]] = {
         lambda path: write(path / "in", {"a.mp4": b"", "b.md": b""}),
         {},
         "IN/in: holds no files that can be packed, but 1 × .mp4, 1 × .md",
+    ),
+    "a zip that is empty": (zipped_names(), {}, "IN/a.zip: holds no files that can be packed"),
+    "a zip of what the system has put there": (
+        zipped_names("__MACOSX/._0.png"),
+        {},
+        "IN/a.zip: holds no files that can be packed, but nothing (__MACOSX/._0.png: belongs",
     ),
     "a file of an unknown kind": (file("a.mp4", b"x"), {}, "is one file of an unknown kind"),
     "an unknown kind": (

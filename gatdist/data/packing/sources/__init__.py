@@ -120,7 +120,8 @@ def _list_archives(
         for archive, files in archives.items()
         for name, span in files
     )
-    return kind, list_tree(store, tree, asked, _reader(store, spool), left_out)
+    archive = names[0] if len(names) == 1 else ""
+    return kind, list_tree(store, tree, asked, _reader(store, spool), left_out, archive)
 
 
 def _members(store: Store, name: str, spool: Store, left_out: list[LeftOut]) -> Iterator[File]:

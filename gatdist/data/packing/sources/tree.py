@@ -43,6 +43,7 @@ def list_tree(
     asked: Asked,
     read: Callable[[Span], bytes],
     left_out: Sequence[LeftOut] = (),
+    archive: str = "",
 ) -> Listing:
     """A sample for each file of the kind that most files are.
 
@@ -52,6 +53,7 @@ def list_tree(
         asked: how labels are found.
         read: reads a file of the tree, for ``dataset.json``.
         left_out: what is known to be no sample already.
+        archive: its name, where all files are in one.
 
     Raises:
         DataError: no file is of a known kind, or the labels can't be read or fit no file.
@@ -71,7 +73,8 @@ def list_tree(
     if asked.labels:  # the list of labels may lie among the files
         seen.pop(asked.labels.removeprefix(f"{store.url}/"), None)
     components = {name: extension_of(plain_path(name)) for name in seen if name not in lists}
-    listing.modality = _modality(components.values(), store)
+    where = f"{store.url}/{archive}" if archive else store.url
+    listing.modality = _modality(components.values(), where, listing)
     names = []
     for name, component in components.items():
         if MODALITY.get(component) == listing.modality:
@@ -106,7 +109,7 @@ def list_tree(
     return listing
 
 
-def _modality(components: Iterable[str], store: Store) -> str:
+def _modality(components: Iterable[str], where: str, listing: Listing) -> str:
     counts = Counter(components)
     found: Counter[str] = Counter()
     for component, count in counts.items():
@@ -114,11 +117,10 @@ def _modality(components: Iterable[str], store: Store) -> str:
             found[MODALITY[component]] += count
     if not found:
         most = ", ".join(f"{n} × .{c}" for c, n in counts.most_common(3)) or "nothing"
-        raise DataError(
-            store.url,
-            f"holds no files that can be packed, but {most}",
-            mend=_mend(counts),
-        )
+        for name, reason in [*listing.left_out, *listing.ignored][:1]:
+            most += f" ({printable(name)}: {reason})"
+        rule = f"holds no files that can be packed, but {most}"
+        raise DataError(where, rule, mend=_mend(counts))
     return max(_A_MODALITY, key=lambda modality: found[modality])
 
 
