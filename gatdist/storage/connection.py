@@ -6,6 +6,8 @@ once more on another one.
 
 from __future__ import annotations
 
+import logging
+import multiprocessing
 import os
 import random
 import re
@@ -19,7 +21,7 @@ from urllib.parse import quote, unquote
 from fsspec.implementations.local import LocalFileSystem
 
 from gatdist.config import REFERENCE, expand_env, masked_url
-from gatdist.errors import StorageError, StorageUnavailableError
+from gatdist.errors import StorageError, StorageUnavailableError, for_terminal
 from gatdist.heartbeat import beat
 from gatdist.storage import failures
 from gatdist.storage.backends import backend_of, open_file_system, secrets_of, without
@@ -33,6 +35,9 @@ _JITTER = random.SystemRandom()
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.05, 10.0
 # In a URL; a name with it must stay quoted.
 _MEANS_SOMETHING = re.compile(r"\?|%[0-9A-Fa-f]{2}")
+# A person who waits for a command is told why, once, if an operation takes longer.
+_TELL_AFTER_S = 5.0
+_LOGGER = logging.getLogger(__name__)
 
 
 class OneOfManyError(Exception):
@@ -126,6 +131,7 @@ class Connection:
             StorageUnavailableError: the budget is used up.
         """
         attempts, delay_s, failing_since, is_renewed = 0, _FIRST_DELAY_S, 0.0, False
+        began = time.monotonic()
         while True:
             attempts += 1
             file_system = self._present()
@@ -158,6 +164,14 @@ class Connection:
                         f"{now - failing_since:.0f} s ({self._told(error)}). {mend}, then run the "
                         "same command again."
                     ) from error
+                if began and now - began > _TELL_AFTER_S and _is_waited_for():
+                    _LOGGER.warning(
+                        for_terminal(
+                            f"{self.shown(name)}: no success for {now - began:.0f} s "
+                            f"({self._told(error)}); trying for {left_s:.0f} s more"
+                        )
+                    )
+                    began = 0.0
                 # Jitter keeps many workers from coming back at the same moment.
                 pause_s = delay_s * (0.5 + _JITTER.random())
                 time.sleep(min(max(pause_s, failures.retry_after_s(error)), left_s))
@@ -241,6 +255,12 @@ def _joined(base: str, name: str) -> str:
         query = f"&{query}" if "?" in name and mark else mark + query
     slash = "" if base.endswith("/") else "/"  # of memory:// none may be taken away
     return f"{base}{slash}{name}{query}"
+
+
+def _is_waited_for() -> bool:
+    """Whether this is the thread of a command, and not one of its helpers."""
+    in_main = threading.current_thread() is threading.main_thread()
+    return in_main and multiprocessing.parent_process() is None
 
 
 def _obstacle(path: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from servers import Server, azure_options, s3_options
 
 from gatdist.benchmarking.proxy import Fault, Proxy
 from gatdist.errors import StorageError, StorageUnavailableError
-from gatdist.storage import Store
+from gatdist.storage import Store, connection
 from support import free_port
 
 pytestmark = pytest.mark.storage
@@ -196,6 +197,23 @@ def test_a_server_that_is_down_is_told_after_the_budget(protocol: str) -> None:
         with pytest.raises(StorageUnavailableError, match=r"run/x: storage kept failing, \d+ att"):
             act("x")
         assert 0.2 <= time.monotonic() - began < 10  # no library waits by itself
+
+
+def test_who_waits_for_a_server_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(connection, "_TELL_AFTER_S", 0.1)
+    store = Store(f"http://user:secret@127.0.0.1:{free_port()}/run", retry_budget_s=1.0)
+    with pytest.raises(StorageUnavailableError):
+        store.read("x")
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "run/x" in record.getMessage()
+    assert "secret" not in record.getMessage()
+    caplog.clear()
+    with ThreadPoolExecutor(1) as pool, pytest.raises(StorageUnavailableError):
+        pool.submit(store.read, "x").result()
+    assert not caplog.records  # whoever works in the background has means of its own
 
 
 @each(SERVERS)
