@@ -210,8 +210,8 @@ def evaluate(
 
     Raises:
         CheckpointError: ``run`` is no run, has no whole checkpoint, or its data has changed.
-        ConfigError: a metric that is not known, or the run is not yours and names a URL that only
-            you may name.
+        ConfigError: no metric, one that is not known, or the run is not yours and names a URL that
+            only you may name.
     """
     from gatdist.data import open_dataset
     from gatdist.evaluation import Evaluator
@@ -225,6 +225,11 @@ def evaluate(
     comm, store = LocalCommunicator(default_device()), Store(absolute(run))
     trained = load_run(store, comm.device)
     config = _anchored(adopted(trained.config, overrides, store))
+    asked = {k: v for k, v in {"metrics": metrics, "num_samples": num}.items() if v is not None}
+    wanted = config.evaluate.model_copy(update=asked)
+    if not wanted.metrics:
+        rule, mend = "names nothing to measure", "Name a metric: gatdist evaluate RUN --metric NAME"
+        raise ConfigError("evaluate.metrics", rule, value=[], mend=mend)
     dataset = open_dataset(config.data)
     state = trained.checkpoint.state
     if dataset.fingerprint != state["order"]["fingerprint"]:
@@ -234,9 +239,8 @@ def evaluate(
             value=dataset.fingerprint[:16] + "…",
             mend="Restore the data at data.url",
         )
-    asked = {k: v for k, v in {"metrics": metrics, "num_samples": num}.items() if v is not None}
     evaluator = Evaluator(
-        config.evaluate.model_copy(update=asked),
+        wanted,
         dataset,
         comm,
         comm.device,

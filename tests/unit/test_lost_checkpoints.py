@@ -169,3 +169,10 @@ def test_an_impossible_number_of_samples_is_refused(
 ) -> None:
     assert main(["evaluate", str(finished), "--num", num]) == 2
     assert "--num" in capsys.readouterr().err
+
+
+def test_an_evaluation_of_nothing_is_refused(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(finished)]) == 2
+    assert "evaluate.metrics" in capsys.readouterr().err
