@@ -47,11 +47,20 @@ class UserError(GatdistError):
         rule: what must hold, for example ``must be divisible by the 3 workers``.
         value: the offending value; left out of the message when not given.
         mend: what to do about it, as an imperative sentence without a full stop.
+
+    Attributes:
+        subject: as given; "" if another process has raised the error.
+        value: as given; None without one.
     """
 
     exit_status = 2
+    subject: str = ""
+    value: object = None
 
     def __init__(self, subject: str, rule: str, *, value: object = _ABSENT, mend: str = "") -> None:
+        self.subject = subject
+        if value is not _ABSENT:
+            self.value = value
         shown = "" if value is _ABSENT else f" = {_cut(repr(value), _MOST_CHARACTERS)}"
         told = f"{_cut(subject, _LONGEST_PART)}{shown}: {_cut(rule, _LONGEST_PART)}"
         super().__init__(told + (f". {_cut(mend, _LONGEST_PART)}." if mend else ""))

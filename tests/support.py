@@ -22,9 +22,25 @@ from typing import Any
 
 import pytest
 
+from gatdist.errors import GatdistError
+
 # Only what hangs takes so long, also beside other processes on a slow machine. A test that asserts
 # how soon something happens compares it with what it would take otherwise, or counts.
 HANG_S = 300.0
+
+
+@contextmanager
+def refused(kind: type[GatdistError], subject: str = "") -> Iterator[pytest.ExceptionInfo[Any]]:
+    """The block must raise an error of this class, about this field or file.
+
+    Args:
+        kind: the class; a subclass will do.
+        subject: the error's subject, or its end after a ``/`` or a blank; "" for any.
+    """
+    with pytest.raises(kind) as caught:
+        yield caught
+    found = getattr(caught.value, "subject", "")
+    assert f" {found}".endswith((f" {subject}", f"/{subject}")), str(caught.value)
 
 
 PRELOADED = ["pytest", "hypothesis", "torch.distributed", "gatdist.training.loop"]
