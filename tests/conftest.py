@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
+import numpy as np
 import pytest
 
 from faulty_runs import SETTINGS
@@ -58,6 +60,15 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GATDIST_CACHE", str(folder))
         yield folder
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """What a test draws from shared generators depends neither on its order nor on other tests."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002  (networks of users draw from it)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)

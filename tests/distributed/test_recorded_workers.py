@@ -21,7 +21,7 @@ from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.training.graphs import StepGraphs
 from gatdist.training.state import TrainState
 from gatdist.training.step import train_step
-from support import spawn
+from support import refused, spawn
 from tape import Tape
 
 CPU = torch.device("cpu")
@@ -112,5 +112,5 @@ def test_layers_that_workers_compute_together_are_refused():
     require_whole_batches(plain, "generator", network, 2)
     recorded = load_config("digits", ["run.global_batch=16", "precision.cuda_graphs=true"])
     require_whole_batches(recorded, "generator", network, 1)
-    with pytest.raises(ConfigError, match=r"Leave out precision\.cuda_graphs"):
+    with refused(ConfigError, "model.generator.name"):
         require_whole_batches(recorded, "generator", network, 2)

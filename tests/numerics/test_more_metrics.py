@@ -18,7 +18,7 @@ from gatdist.evaluation.frechet import GaussianSums, frechet_distance
 from gatdist.evaluation.neighbors import density_and_coverage, precision_and_recall, radii
 from gatdist.evaluation.sliced import sliced_wasserstein
 from gatdist.evaluation.texts import ngram_divergence, ngrams, novelty, self_bleu
-from support import spawn
+from support import refused, spawn
 
 
 def normal(n, d, seed=0, mean=0.0):
@@ -293,21 +293,21 @@ class TestSounds:
         assert found.metrics["inception_score"] == pytest.approx(3, abs=0.2)
 
     def test_pictures_have_no_log_mel_statistics(self):
-        with pytest.raises(Exception, match="needs sounds"):
+        with refused(Exception, "evaluate.features"):
             evaluator(pictures(), features="log_mel")
 
 
 @pytest.mark.parametrize(
-    ("data", "metrics", "message"),
+    ("data", "metrics"),
     [
-        (points(), ["jsd"], "'jsd' compares texts, and the data holds points"),
-        (points(), ["modes"], "'modes' needs classes, and evaluate.features = 'points' know none"),
-        (pictures(), ["label_accuracy"], "needs a generator that is told the class"),
-        (points(), ["probe"], "'probe' needs class labels"),
+        (points(), ["jsd"]),  # compares texts
+        (points(), ["modes"]),  # needs classes that the features know
+        (pictures(), ["label_accuracy"]),  # needs a conditional generator
+        (points(), ["probe"]),  # needs labels
     ],
 )
-def test_a_metric_that_needs_what_is_not_there_is_refused(data, metrics, message):
-    with pytest.raises(ConfigError, match=message):
+def test_a_metric_that_needs_what_is_not_there_is_refused(data, metrics):
+    with refused(ConfigError, "evaluate.metrics"):
         evaluator(data, metrics=metrics)
 
 
@@ -355,16 +355,16 @@ class TestTorchScript:
         assert math.isfinite(made.metrics["fid"])
 
     def test_another_digest_is_refused(self, network_file):
-        file, digest = network_file
-        with pytest.raises(ConfigError, match=f"evaluate.features_sha256.*has another: {digest}"):
+        file, _ = network_file
+        with refused(ConfigError, "evaluate.features_sha256"):
             self.asked(pictures(), file, "0" * 64)
 
     def test_what_is_no_torchscript_is_refused(self, tmp_path):
         (tmp_path / "x").write_bytes(b"no network")
         digest = hashlib.sha256(b"no network").hexdigest()
-        with pytest.raises(ConfigError, match=r"evaluate\.features_file.*is no TorchScript"):
+        with refused(ConfigError, "evaluate.features_file"):
             self.asked(pictures(), tmp_path / "x", digest)
 
     def test_a_file_must_be_named(self):
-        with pytest.raises(ConfigError, match=r"evaluate\.features_file: is required"):
+        with refused(ConfigError, "evaluate.features_file"):
             self.asked(pictures(), "", "")

@@ -21,6 +21,7 @@ from gatdist.game.losses import losses
 from gatdist.game.penalties import ScheduledPenalty, penalties
 from gatdist.models import mlp
 from gatdist.models.pictures import residual
+from support import refused
 
 
 def test_one_discriminator_step_raises_its_accuracy():
@@ -205,14 +206,14 @@ def test_fresh_latents_differ_between_the_phases_and_shared_do_not():
 
 def test_one_stage_refuses_a_loss_without_a_ratio_by_name():
     game = Game(nn.Identity(), nn.Identity(), Loss(lambda r, f: f, lambda r, f: -f), 0, 1)
-    with pytest.raises(ConfigError, match=r"game\.loss.*one_stage.*simultaneous"):
+    with refused(ConfigError, "game.loss"):
         rule_of(game, "one_stage", loss="mine")
 
 
 def test_one_stage_refuses_a_discriminator_with_batch_normalization_by_name():
     discriminator = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
     game = Game(nn.Identity(), discriminator, losses["minimax"], 0, 2)
-    with pytest.raises(ConfigError, match=r"'1' \(BatchNorm1d\).*simultaneous"):
+    with refused(ConfigError, "game.update_rule"):
         rule_of(game, "one_stage")
 
 
@@ -223,5 +224,5 @@ def test_a_discriminator_with_several_logits_a_sample_is_refused():
 
     generator = mlp.mlp_generator(latent_size=2, sample_shape=(2,), num_classes=0).double()
     game = Game(generator, Patches(2, 3).double(), losses["minimax"], 0, 2)
-    with pytest.raises(ConfigError, match=r"model\.discriminator\.name"):
+    with refused(ConfigError, "model.discriminator.name"):
         gradients_of(game, rule_of(game, "alternating"), batch_of(torch.zeros(4, 2).double()))

@@ -20,6 +20,7 @@ from servers import Server, azure_options, s3_options
 from gatdist.benchmarking.proxy import Fault, Proxy
 from gatdist.errors import StorageError
 from gatdist.storage import Store
+from support import refused
 
 pytestmark = pytest.mark.storage
 
@@ -27,7 +28,7 @@ CONTENT = b"0123456789"
 ALWAYS = (0, 1_000_000)
 
 
-def refused(store: Store, told: str = "not permitted") -> str:
+def each_refused(store: Store, told: str = "not permitted") -> str:
     """What is told when the store is read and listed and written, each of which must be refused."""
     messages = []
     for act in (
@@ -46,7 +47,7 @@ def refused(store: Store, told: str = "not permitted") -> str:
 def test_a_key_that_s3_does_not_know(s3rver: Server) -> None:
     bucket = s3rver.new_bucket()
     Store(bucket, s3rver.options(s3rver.address)).publish("x", CONTENT)
-    told = refused(Store(bucket, s3_options(s3rver.address, "nobody-knows-me")))
+    told = each_refused(Store(bucket, s3_options(s3rver.address, "nobody-knows-me")))
     assert "AWS_ACCESS_KEY_ID" in told
     assert "InvalidAccessKeyId" in told
     assert "nobody-knows-me" not in told
@@ -83,8 +84,8 @@ def test_a_wrong_secret_and_missing_rights(moto: Server, checking: Callable[[], 
         "client_kwargs": {"endpoint_url": moto.address},
     }
     checking()
-    assert "AccessDenied" in refused(Store(bucket, options))
-    told = refused(Store(bucket, options | {"secret": "wr0ng-secret"}))
+    assert "AccessDenied" in each_refused(Store(bucket, options))
+    told = each_refused(Store(bucket, options | {"secret": "wr0ng-secret"}))
     assert "SignatureDoesNotMatch" in told
     assert "wr0ng-secret" not in told
 
@@ -93,7 +94,7 @@ def test_wrong_keys_of_azure(azurite: Server) -> None:
     bucket = azurite.new_bucket()
     Store(bucket, azurite.options(azurite.address)).publish("x", CONTENT)
     key = b64encode(b"wr0ng-key-wr0ng-key-wr0ng-key-32").decode()
-    told = refused(Store(bucket, azure_options(azurite.address, key)))
+    told = each_refused(Store(bucket, azure_options(azurite.address, key)))
     assert "AZURE_STORAGE_CONNECTION_STRING" in told
     assert key not in told
 
@@ -107,7 +108,7 @@ def test_no_rights_in_google_cloud_storage(gcs: Server) -> None:
         body = json.dumps({"error": {"code": 403, "message": f"{reason}."}})
         everything = ("GET", "POST", "PUT", "HEAD")
         proxy.faults = [Fault("refuse", status=403, body=body, methods=everything, requests=ALWAYS)]
-        assert f"not permitted (403 {reason})" in refused(store)
+        assert f"not permitted (403 {reason})" in each_refused(store)
 
 
 # Tokens that expire
@@ -177,7 +178,7 @@ def test_a_second_refusal_is_told(expiring: tuple[Proxy, Store, dict[str, Any]])
     proxy, store, expired = expiring
     proxy.faults = [Fault("refuse", **expired, methods=METHODS, requests=ALWAYS)]
     proxy.exchanges.clear()
-    with pytest.raises(StorageError, match=r"x: (not permitted|can't be used).*Check the"):
+    with refused(StorageError, "x"):
         store.read_ranges([("x", 0, 2)])
     assert [exchange.status for exchange in proxy.exchanges] == [expired["status"]] * 2
 

@@ -17,7 +17,7 @@ from servers import Server, azure_options, s3_options
 from gatdist.benchmarking.proxy import Fault, Proxy
 from gatdist.errors import StorageError, StorageUnavailableError
 from gatdist.storage import Store, connection
-from support import free_port
+from support import free_port, refused
 
 pytestmark = pytest.mark.storage
 
@@ -116,14 +116,14 @@ def test_nothing_but_the_store_tries_again(faulty: Faulty) -> None:
     for kind in ("503", "reset"):
         fault = PASSING[kind]
         faulty.proxy.faults = [Fault(fault.kind, status=503, requests=(0, 1000))]
-        with pytest.raises(StorageUnavailableError, match="x: storage kept failing, 1 attempts"):
+        with pytest.raises(StorageUnavailableError):
             store.read_ranges([("x", 100, 70_000)])
         # Of an answer that is cut off, Azure's library asks three times, and can't be kept from it.
         assert faulty.num_faults == (3 if is_azure and kind == "reset" else 1)
         faulty.proxy.exchanges.clear()
     faulty.proxy.faults = [Fault("refuse", methods=("GET", "HEAD"), requests=(0, 1000))]
     for act in (store.exists, store.size, store.list, store.find, store.read):
-        with pytest.raises(StorageUnavailableError, match="storage kept failing, 1 attempts"):
+        with pytest.raises(StorageUnavailableError):
             act("x")
 
 
@@ -194,7 +194,7 @@ def test_a_server_that_is_down_is_told_after_the_budget(protocol: str) -> None:
         acts.append(lambda name: store.publish(name, b"1"))
     for act in acts:
         began = time.monotonic()
-        with pytest.raises(StorageUnavailableError, match=r"run/x: storage kept failing, \d+ att"):
+        with pytest.raises(StorageUnavailableError):
             act("x")
         assert 0.2 <= time.monotonic() - began < 10  # no library waits by itself
 
@@ -220,7 +220,7 @@ def test_who_waits_for_a_server_is_told_once(
 def test_a_connection_that_stalls_counts_as_a_failure(faulty: Faulty) -> None:
     faulty.proxy.faults = [Fault("silence", requests=(0, 1000))]
     began = time.monotonic()
-    with pytest.raises(StorageUnavailableError, match="storage kept failing"):
+    with pytest.raises(StorageUnavailableError):
         faulty.open(retry_budget_s=0.3, stall_s=0.4).read_ranges([("x", 0, 10)])
     assert 0.8 < time.monotonic() - began < 10
 
@@ -231,7 +231,7 @@ def test_so_does_one_that_stalls_when_asked_what_there_is(faulty: Faulty) -> Non
     faulty.proxy.faults = [Fault("silence", methods=methods, requests=(0, 1000))]
     began = time.monotonic()
     for act in (Store.exists, Store.list):
-        with pytest.raises(StorageUnavailableError, match="storage kept failing"):
+        with pytest.raises(StorageUnavailableError):
             act(faulty.open(retry_budget_s=0, stall_s=0.3), "x")
     assert 0.6 < time.monotonic() - began < 10
 
@@ -268,8 +268,7 @@ def test_a_server_that_ignores_ranges_is_told_of(faulty: Faulty) -> None:
     faulty.proxy.faults = [Fault("ignore_range", requests=(0, 2))]
     assert faulty.store.read_ranges(ranges) == [CONTENT, CONTENT[10:30]], "once may be a bad cache"
     faulty.proxy.faults = [Fault("ignore_range", requests=(0, 1000))]
-    told = f"/x: gave {len(CONTENT)} bytes for the range 10 to 30. The server ignores ranges"
-    with pytest.raises(StorageError, match=told):
+    with refused(StorageError, "x"):
         faulty.store.read_ranges(ranges)
     assert faulty.num_faults == 5
 
@@ -278,8 +277,7 @@ def test_a_server_that_ignores_ranges_is_told_of(faulty: Faulty) -> None:
 @each(SERVERS)
 def test_a_lasting_failure_is_not_tried_again(faulty: Faulty, status: int) -> None:
     faulty.proxy.faults = [Fault("refuse", status=status, requests=(0, 1000))]
-    told = {403: "not permitted", 404: "does not exist", 501: "can't be used"}[status]
-    with pytest.raises(StorageError, match=f"x: {told}"):
+    with refused(StorageError, "x"):
         faulty.store.read_ranges([("x", 0, 10)])
     assert faulty.num_faults == 1
 

@@ -14,7 +14,7 @@ from servers import NGINX_USER
 
 from gatdist.errors import StorageError
 from gatdist.storage import Store
-from support import free_port, wait_until
+from support import free_port, refused, wait_until
 
 pytestmark = pytest.mark.storage
 
@@ -209,5 +209,5 @@ def test_a_large_file_that_comes_instead_of_a_range_is_not_read(
     # A sparse file: if it were read, this test would take 8 GiB of memory.
     with (tmp_path / "x").open("wb") as file:
         file.truncate(8 * 2**30)
-    with pytest.raises(StorageError, match=f"x: gave {8 * 2**30} bytes for the range 5 to 9"):
+    with refused(StorageError, "x"):
         Store(pythons).read_ranges([("x", 5, 9)])

@@ -7,6 +7,7 @@ from torch import nn
 from gatdist.config import parse_config
 from gatdist.errors import ConfigError
 from gatdist.models import build_networks
+from support import refused
 
 CIFAR, IMAGENET_128, FFHQ_256 = (3, 32, 32), (3, 128, 128), (3, 256, 256)
 
@@ -165,17 +166,17 @@ def test_a_size_that_an_architecture_cannot_do_is_refused_with_the_nearest(name,
 
 
 def test_biggan_refuses_a_latent_that_cannot_be_shared_by_its_blocks():
-    with pytest.raises(ConfigError, match=r"model\.latent_size = 62: must be a multiple of 4.*64"):
+    with refused(ConfigError, "model.latent_size"):
         build("biggan", CIFAR, latent_size=62)
 
 
 def test_r3gan_refuses_groups_that_do_not_divide_the_channels():
-    with pytest.raises(ConfigError, match="group_width = 16 must divide 2 × 4"):
+    with refused(ConfigError, "model"):
         build("r3gan", (1, 8, 8), generator={"width": 4})
 
 
 def test_networks_for_one_kind_of_data_are_refused_for_another():
-    with pytest.raises(ConfigError, match=r"model\.generator\.name = 'wavegan'.*'audio'.*'text'"):
+    with refused(ConfigError, "model.generator.name"):
         build("wavegan", (27, 64), facts={"modality": "text"})
 
 

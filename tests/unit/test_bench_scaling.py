@@ -22,7 +22,7 @@ from gatdist.cli import main
 from gatdist.cli.scaling import write
 from gatdist.errors import ConfigError
 from gatdist.storage import Store
-from support import spawn
+from support import refused, spawn
 
 TINY = Size("tiny", "dcgan", {"width": 2}, (1, 16, 16), 4)
 
@@ -206,7 +206,7 @@ def test_strong_scaling_names_counts_and_batches_that_do(capsys):
 
 
 def test_a_rule_that_excludes_a_count_is_told():
-    with pytest.raises(ConfigError, match=r"must be a power of two up to run\.reduction_lanes"):
+    with refused(ConfigError, "cluster.workers"):
         plan([4], rule="canonical")
 
 

@@ -27,6 +27,7 @@ from gatdist.cli import main
 from gatdist.errors import ConfigError, GatdistError, WorkerLostError
 from gatdist.models import build_networks
 from gatdist.parallel import draws
+from support import refused
 
 TINY = Size("tiny", "dcgan", {"width": 2}, (1, 16, 16), 4)
 
@@ -337,5 +338,5 @@ def test_a_process_that_fails_is_told_and_none_is_left(function, error, message)
 
 
 def test_an_unknown_name_is_a_config_error():
-    with pytest.raises(ConfigError, match="--size"):
+    with refused(ConfigError, "--size"):
         measure(["nothing"])

@@ -16,6 +16,7 @@ import gatdist
 from gatdist.errors import DataError
 from gatdist.storage import Store
 from packing import pack, picture, samples, write
+from support import refused
 
 JPEGS = [picture(i, kind="JPEG") for i in range(6)]
 PHOTOS = {f"{'cats' if i % 2 else 'dogs'}/IMG_{i}.jpg": data for i, data in enumerate(JPEGS)}
@@ -150,7 +151,7 @@ PICTURES = [(f"{i}.jpg", data) for i, data in enumerate(JPEGS)]
 
 def test_hint_to_sort_a_tar_whose_labels_all_stand_first(tmp_path: Path) -> None:
     path = tar(tmp_path / "data" / "a.tar", CLS + PICTURES)
-    with pytest.raises(DataError, match=r"must be adjacent.*Sort the tar"):
+    with refused(DataError, "data"):
         gatdist.index(str(tmp_path / "data"), workers=1)
     outcome = pack(path, tmp_path / "out")  # which reads in any order
     assert (outcome["kind"], outcome["samples"]) == ("webdataset", 6)
@@ -161,7 +162,7 @@ def test_hint_to_sort_a_tar_of_many_samples_whose_labels_stand_first(tmp_path: P
     many = range(200)
     files = [(f"{i}.cls", b"1") for i in many] + [(f"{i}.jpg", JPEGS[i % 6]) for i in many]
     tar(tmp_path / "data" / "a.tar", files)
-    with pytest.raises(DataError, match="must be adjacent"):
+    with refused(DataError, "data"):
         gatdist.index(str(tmp_path / "data"), workers=1)
 
 
@@ -177,19 +178,16 @@ def test_hint_to_unpack_tars_inside_a_tar(tmp_path: Path, run: str) -> None:
         runs[run]()
 
 
-@pytest.mark.parametrize(
-    ("kind", "hint"),
-    [(tarfile.LNKTYPE, "hard link.*--hard-dereference"), (tarfile.SYMTYPE, "symbolic.*--deref")],
-)
-def test_hint_how_to_write_a_tar_without_links(tmp_path: Path, kind: bytes, hint: str) -> None:
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE])
+def test_a_link_in_a_tar_is_named(tmp_path: Path, kind: bytes) -> None:
     path = tar(tmp_path / "data" / "a.tar", PICTURES)
     with tarfile.open(path, "a") as archive:
         info = tarfile.TarInfo("link.jpg")
         info.type, info.linkname = kind, "0.jpg"
         archive.addfile(info)
-    with pytest.raises(DataError, match=hint):
+    with refused(DataError, "a.tar/link.jpg"):
         gatdist.index(str(tmp_path / "data"), workers=1, strict=True)
-    with pytest.raises(DataError, match=hint):
+    with refused(DataError, "link.jpg"):
         pack(path, tmp_path / "out", strict=True)
 
 

@@ -34,6 +34,7 @@ from gatdist.data.codecs import (
 from gatdist.data.format.tars import TarDamagedError, Walk
 from gatdist.errors import DataError
 from packing import pack, samples
+from support import refused
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 5, 7, 3), dtype=np.uint8)
 PNGS = [encode_png(pixels) for pixels in PIXELS]
@@ -113,7 +114,7 @@ def test_data_after_the_end_of_a_tar_is_reported_everywhere(tmp_path: Path, garb
         lambda: indexed(tmp_path / "data", strict=True),
         lambda: pack(tmp_path / "data" / "c.tar", tmp_path / "strict", strict=True),
     ):
-        with pytest.raises(DataError, match=told):
+        with refused(DataError, "c.tar"):
             run()
 
 

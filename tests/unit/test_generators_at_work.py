@@ -18,6 +18,7 @@ from gatdist.models.features import DiscriminatorFeatures
 from gatdist.sampling import wanted
 from gatdist.storage import Store
 from small_runs import LENGTH, RATE, RUN, SOUND, TEXT, configured, spoken, written
+from support import refused
 
 
 @pytest.fixture(scope="module")
@@ -112,12 +113,12 @@ def test_classes_are_asked_for_by_number_or_name(sound_run, tmp_path):
     assert first == second
     assert first[1] == third[1]
     assert first[0] != third[0]
-    with pytest.raises(ConfigError, match="--labels = 'hihg': there is no such class: 0 to 2, or"):
+    with refused(ConfigError, "--labels"):
         gatdist.sample(str(sound_run), 1, out=str(tmp_path), labels=["hihg"])
 
 
 def test_classes_of_a_generator_that_knows_none_are_refused(text_run, tmp_path):
-    with pytest.raises(ConfigError, match=r"--labels.*is not told classes"):
+    with refused(ConfigError, "--labels"):
         gatdist.sample(str(text_run), 1, out=str(tmp_path), labels=["0"])
 
 
@@ -251,7 +252,7 @@ def test_exporting_tells_nothing_of_torchs_exporter(text_run, tmp_path, monkeypa
 
 
 def test_an_unknown_format_is_refused(text_run, tmp_path):
-    with pytest.raises(ConfigError, match=r"--format = 'onxx': not known.*'onnx'"):
+    with refused(ConfigError, "--format"):
         gatdist.export(str(text_run), "onxx", out=str(tmp_path / "g"))
 
 
@@ -277,7 +278,7 @@ def header(values):
 )
 def test_a_file_that_is_no_export_is_refused(tmp_path, content):
     (tmp_path / "x.safetensors").write_bytes(content)
-    with pytest.raises(CheckpointError, match="is no generator that gatdist exported"):
+    with refused(CheckpointError, "x.safetensors"):
         gatdist.load(str(tmp_path / "x.safetensors"))
 
 
@@ -311,43 +312,43 @@ class TestStartingFromAnotherRun:
     def test_other_networks_are_refused_by_the_first_tensor(self, sound_run, tmp_path):
         wider = {"generator": {"name": "wavegan", "width": 8}}
         config = self.config(sound_run.parent / "data", sound_run, **wider)
-        with pytest.raises(CheckpointError, match=r"tensor average/\S+: has shape \("):
+        with refused(CheckpointError, "run: tensor average/start.weight"):
             gatdist.train(config, str(tmp_path / "run"), local=True)
 
     def test_a_run_that_is_not_there_is_refused(self, sound_run, tmp_path):
         config = self.config(sound_run.parent / "data", tmp_path / "nothing")
-        with pytest.raises(ConfigError, match=r"model\.init_from.*no run with a whole checkpoint"):
+        with refused(ConfigError, "model.init_from"):
             gatdist.train(config, str(tmp_path / "run"), local=True)
 
 
 class TestBadInput:
     def test_a_text_outside_of_the_vocabulary_is_named(self, text_run, tmp_path):
         config = configured(text_run.parent / "data", TEXT, vocabulary="ab")
-        with pytest.raises(DataError, match=r"holds 'c' at 0, which is not in data\.vocabulary"):
+        with refused(DataError, "shard-000000.tar"):
             gatdist.train(config, str(tmp_path / "run"), local=True)
 
     def test_clips_shorter_than_asked_are_refused(self, sound_run, tmp_path):
         config = configured(sound_run.parent / "data", SOUND, length=1024)
-        with pytest.raises(DataError, match=r"data\.length = 1024: the sounds in .* have 256"):
+        with refused(DataError, "data.length"):
             gatdist.train(config, str(tmp_path / "run"), local=True)
 
     def test_networks_of_another_kind_are_refused(self, sound_run, tmp_path):
         values = {**TEXT, "evaluate": {"metrics": []}}
         config = configured(sound_run.parent / "data", values)
-        with pytest.raises(ConfigError, match=r"model\.generator\.name = 'text_recurrent'.*'text'"):
+        with refused(ConfigError, "model.generator.name"):
             gatdist.train(config, str(tmp_path / "run"), local=True)
 
     def test_a_metric_of_pictures_is_refused_for_texts(self, text_run, tmp_path):
         values = {**TEXT, "evaluate": {"metrics": ["fid"]}}
         config = configured(text_run.parent / "data", values, vocabulary="abc")
-        with pytest.raises(DataError, match="needs pictures or sounds"):
+        with refused(DataError, "evaluate.features"):
             gatdist.train(config, str(tmp_path / "run"), local=True)
 
     @pytest.mark.parametrize(
         ("vocabulary", "rule"), [("aa", "each character once"), ("", "1 to 255 characters")]
     )
     def test_a_wrong_vocabulary_is_refused(self, vocabulary, rule):
-        with pytest.raises(ConfigError, match=rf"data\.vocabulary.*{rule}"):
+        with refused(ConfigError, "data.vocabulary"):
             configured("x", TEXT, vocabulary=vocabulary)
 
 

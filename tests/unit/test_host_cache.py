@@ -20,7 +20,7 @@ import pytest
 
 from gatdist.data.reading.host_cache import HostCache, block_key
 from gatdist.errors import StorageError
-from support import wait_until
+from support import refused, wait_until
 
 SIZE = 1000
 KEYS = [block_key("f" * 64, i, i + 1) for i in range(60)]
@@ -415,14 +415,14 @@ def test_what_fails_while_loading_is_raised_and_the_lock_released(tmp_path: Path
     def fails(numbers: list[int]) -> list[bytes]:
         raise StorageError("s3://bucket", "is gone")
 
-    with pytest.raises(StorageError, match="is gone"):
+    with refused(StorageError, "bucket"):
         cache.fetch([KEYS[1]], fails)
     assert get(cache, [1]) == 1
 
 
 def test_a_folder_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(StorageError, match=r"data\.cache_dir = .*Not a directory.*local disk"):
+    with refused(StorageError, "data.cache_dir"):
         HostCache(str(tmp_path / "file"), 10**6)
 
 
@@ -460,7 +460,7 @@ def test_a_folder_that_becomes_read_only(full_folder: Path) -> None:
     assert get(cache, [0, 1, 2]) == 2
     assert len(cache.notes) == 1
     assert "Read-only file system" in cache.notes[0]
-    with pytest.raises(StorageError, match="Read-only file system"):
+    with refused(StorageError, "data.cache_dir"):
         HostCache(str(full_folder), 10**9)
 
 

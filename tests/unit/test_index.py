@@ -27,6 +27,7 @@ from gatdist.data.codecs import encode_png, encode_wav
 from gatdist.data.format import read_index, read_manifest
 from gatdist.errors import ConfigError, DataError
 from gatdist.storage import Store
+from support import refused
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (24, 8, 8, 3), dtype=np.uint8)
@@ -109,7 +110,7 @@ def test_a_folder_of_img2dataset(tmp_path: Path) -> None:
     outcome = indexed(img2dataset(tmp_path), labels="json:kind")
     assert outcome["sample_shape"] == [3, None, None]
     assert read_manifest(Store(str(tmp_path))).class_names == sorted(KINDS)
-    with pytest.raises(DataError, match=r"data\.resolution: the pictures in .* differ in size"):
+    with refused(DataError, "data.resolution"):
         opened(tmp_path)
     samples, labels = opened(tmp_path, resolution=8).read(np.arange(20))
     assert np.abs(samples.astype(int) - 10 * np.arange(20)[:, None, None, None]).max() <= 2
@@ -230,7 +231,7 @@ def test_sounds(tmp_path: Path) -> None:
 def test_sounds_of_many_lengths_need_one(tmp_path: Path) -> None:
     files = [(f"{i}.wav", encode_wav(np.zeros((1, 40 + i), np.float32), 8000)) for i in range(5)]
     assert indexed(put(tmp_path, a=tar(files)))["sample_shape"] == [1, None]
-    with pytest.raises(DataError, match=r"data\.length: the sounds in .* differ in length"):
+    with refused(DataError, "data.length"):
         opened(tmp_path)
     assert opened(tmp_path, length=40).read(np.arange(5))[0].shape == (5, 1, 40)
 
@@ -279,12 +280,10 @@ def test_where_labels_are(tmp_path: Path, labels: str | None, expected: int) -> 
 def test_one_of_two_pictures_is_chosen(tmp_path: Path) -> None:
     files = [(f"{i}.{kind}.png", PNGS[i + d]) for i in range(5) for d, kind in enumerate("ab")]
     put(tmp_path, a=tar(files))
-    with pytest.raises(
-        DataError, match=r"none of its samples .* holds .a.png, .b.png.* --component"
-    ):
+    with refused(DataError, tmp_path.name):
         indexed(tmp_path)
     put(tmp_path, a=tar([(f"{i}.{e}", PNGS[i]) for i in range(5) for e in ("jpg", "png")]))
-    with pytest.raises(DataError, match=r"needs one picture, has .jpg, .png"):
+    with refused(DataError, tmp_path.name):
         indexed(tmp_path)
     assert indexed(tmp_path, component="png")["samples"] == 5
     assert (opened(tmp_path).read(np.arange(5))[0] == PIXELS[:5]).all()
@@ -319,7 +318,7 @@ def test_a_packed_data_set_is_left_alone(tmp_path: Path) -> None:
     for i in range(4):
         (tmp_path / "in" / f"{i}.png").write_bytes(PNGS[i])
     gatdist.pack(str(tmp_path / "in"), str(tmp_path / "out"), workers=1)
-    with pytest.raises(DataError, match=r"has a manifest.json already.*another --out"):
+    with refused(DataError, "out"):
         indexed(tmp_path / "out")
 
 
@@ -483,13 +482,11 @@ def test_a_shard_that_changed_since(tmp_path: Path) -> None:
     put(tmp_path, a=GOOD)
     indexed(tmp_path)
     put(tmp_path, a=GOOD + bytes(10240))
-    with pytest.raises(
-        DataError, match=rf"a\.tar: has {len(GOOD) + 10240} bytes, the manifest says"
-    ):
+    with refused(DataError, "a.tar"):
         opened(tmp_path).read(np.array([0]))
     at = GOOD.index(PNGS[3])
     put(tmp_path, a=GOOD[: at + 60] + b"\x55" + GOOD[at + 61 :])
-    with pytest.raises(DataError, match=r"000003\.png at byte \d+ has CRC-32 .*fetched twice"):
+    with refused(DataError, "a.tar"):
         opened(tmp_path).read(np.array([3]))
 
 
@@ -502,7 +499,7 @@ def test_an_index_of_another_data_set(tmp_path: Path) -> None:
         (tmp_path / "other" / "a.index.npy").read_bytes()
     )
     # The two are of the same content but for their keys.
-    with pytest.raises(DataError, match=r"a\.index\.npy: has SHA-256 .*, the manifest says"):
+    with refused(DataError, "a.index.npy"):
         opened(tmp_path / "one").read(np.array([0]))
 
 

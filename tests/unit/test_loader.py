@@ -31,6 +31,7 @@ from gatdist.data.reading.buffers import Buffers
 from gatdist.errors import ConfigError, DataError
 from gatdist.parallel.communicator import FakeCommunicator
 from gatdist.storage import Store
+from support import refused
 
 N = 200
 PIXELS = np.random.default_rng(0).integers(0, 256, (N, 16, 16, 1)).astype(np.uint8)
@@ -274,7 +275,7 @@ def test_an_error_in_the_background_comes_in_its_turn(
             next(loader)
         # Again and again, rather than passing the batch over: others after it could be read.
         for _ in range(5):
-            with pytest.raises(DataError, match=r"shard-000002\.tar: has 0 bytes"):
+            with refused(DataError, "shard-000002.tar"):
                 next(loader)
     assert threading.active_count() == before
 
@@ -325,8 +326,7 @@ def test_memory_that_is_too_small_is_told_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = opened("streamed", tmp_path, monkeypatch)
-    told = r"data\.memory_bytes = 60000: must be at least ([\d,]+) for windows of 6 samples"
-    with pytest.raises(ConfigError, match=told) as found:
+    with refused(ConfigError, "data.memory_bytes") as found:
         loader_of(dataset, memory_bytes=60_000)
     enough = int(str(found.value).split("at least ")[1].split()[0].replace(",", ""))
     with pytest.raises(ConfigError):
@@ -340,8 +340,7 @@ def test_a_cache_that_is_too_small_is_told_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = opened("cached", tmp_path, monkeypatch)
-    told = r"data\.cache_bytes = 9000: must be at least ([\d,]+)"
-    with pytest.raises(ConfigError, match=told):
+    with refused(ConfigError, "data.cache_bytes"):
         loader_of(dataset, cache_bytes=9000)
 
 

@@ -18,6 +18,7 @@ from gatdist.data.codecs import CodecError, decode_sound, encode_wav, read_sound
 from gatdist.data.packing.recipe import Recipe
 from gatdist.data.packing.sequences import Sounds, Texts
 from gatdist.errors import DataError
+from support import refused
 
 RATE = 8_000
 
@@ -91,15 +92,15 @@ def test_what_the_recipe_says_goes_first() -> None:
 
 def test_sounds_of_many_lengths_need_one() -> None:
     contents = [flac(tone(440, length)) for length in (800, 1_600, 4_000)]
-    with pytest.raises(DataError, match=r"--length.* 3 are 0.10 to 0.50 seconds long, at 8,000 Hz"):
+    with refused(DataError, "--length"):
         Sounds.like(Recipe(), contents)
 
 
 def test_what_is_no_sound_is_refused() -> None:
     assert Sounds.like(Recipe(), [b"", b"text"]) is None
-    with pytest.raises(CodecError, match="is no readable sound"):
+    with pytest.raises(CodecError):
         sounds()(b"text")
-    with pytest.raises(CodecError, match="has 3 channels, others 2"):
+    with pytest.raises(CodecError):
         Sounds(Recipe(sample_rate=RATE), (2, 400))(flac(tone(440, 400, channels=3)))
 
 
@@ -111,7 +112,7 @@ def test_texts_stay_as_they_are() -> None:
 
 
 def test_texts_of_many_lengths_need_one() -> None:
-    with pytest.raises(DataError, match=r"--length.* 2 have 5 to 8 bytes"):
+    with refused(DataError, "--length"):
         Texts.like(Recipe(), [b"short", "größer".encode()])
     convert = Texts.like(Recipe(), [b"alike", b"right"])
     assert convert is not None
@@ -120,7 +121,7 @@ def test_texts_of_many_lengths_need_one() -> None:
 
 def test_what_is_no_text_is_refused() -> None:
     assert Texts.like(Recipe(), [b"\xff", b""]) is None
-    with pytest.raises(CodecError, match="is not UTF-8"):
+    with pytest.raises(CodecError):
         Texts(Recipe(), (9,))(b"\xff")
 
 

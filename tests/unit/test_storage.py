@@ -20,6 +20,7 @@ import pytest
 from gatdist.errors import ConfigError, StorageError, for_terminal
 from gatdist.storage import Store, absolute, at_file
 from gatdist.storage.local import OpenFiles
+from support import refused
 
 
 def test_finding_follows_links_but_not_in_circles(tmp_path: Path) -> None:
@@ -35,7 +36,7 @@ def test_finding_follows_links_but_not_in_circles(tmp_path: Path) -> None:
 
 def test_a_file_where_a_folder_is_needed(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match=r"file/run/config\.json"):
+    with refused(StorageError, "config.json"):
         Store(str(tmp_path / "file" / "run")).publish("config.json", b"{}")
 
 
@@ -55,7 +56,7 @@ def test_where_a_store_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_an_unknown_protocol() -> None:
-    with pytest.raises(StorageError, match=r"nosuch://x: can't be opened \(.*nosuch"):
+    with refused(StorageError, "x"):
         Store("nosuch://x")
 
 
@@ -70,7 +71,7 @@ def test_environment_variables_are_expanded_and_never_shown(
     with pytest.raises(StorageError) as error:
         store.read("no.bin")
     assert "s3cr3t" not in str(error.value)
-    with pytest.raises(ConfigError, match=r"env:GATDIST_TEST_ABSENT"):
+    with refused(ConfigError, "${env:GATDIST_TEST_ABSENT}"):
         Store("memory://x", {"client_kwargs": {"list": ["${env:GATDIST_TEST_ABSENT}"]}})
 
 
@@ -83,7 +84,7 @@ def test_environment_variables_are_expanded_and_never_shown(
     ],
 )
 def test_a_url_with_a_password_beside_other_credentials(options: dict[str, Any]) -> None:
-    with pytest.raises(StorageError, match="Leave one of them out") as error:
+    with refused(StorageError, "x") as error:
         Store("https://me:s3cr3t@h.invalid/x", options)
     assert "s3cr3t" not in str(error.value)
     assert "t0k3n" not in str(error.value)
@@ -186,10 +187,10 @@ def test_a_file_that_was_replaced_or_changed_is_read_anew(tmp_path: Path) -> Non
     assert store.read_ranges([("x", 12, 21)]) == [b"that grew"]
     assert open_files(tmp_path) == ["x"]
     os.truncate(tmp_path / "x", 5)
-    with pytest.raises(StorageError, match=r"x: gave 2 bytes for the range 3 to 9 \(of 5\)"):
+    with refused(StorageError, "x"):
         store.read_ranges([("x", 3, 9)])
     store.delete("x")
-    with pytest.raises(StorageError, match="x: does not exist"):
+    with refused(StorageError, "x"):
         store.read_ranges([("x", 0, 3)])
 
 
@@ -222,7 +223,7 @@ def test_threads_read_while_others_close(tmp_path: Path) -> None:
 
 def test_a_folder_or_a_file_that_may_not_be_read_is_told(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
-    with pytest.raises(StorageError, match=r"folder: can't be used .*directory"):
+    with refused(StorageError, "folder"):
         Store(str(tmp_path)).read_ranges([("folder", 0, 1)])
 
 
@@ -310,7 +311,7 @@ def test_what_is_no_file_is_not_read(tmp_path: Path, kind: str) -> None:
         lambda: store.read_ranges([("a", 0, 3)]),
         lambda: store.append("a", "x"),
     ):
-        with pytest.raises(StorageError, match="/a"):
+        with refused(StorageError, "a"):
             act()
 
 

@@ -14,6 +14,7 @@ from gatdist.data import write_dataset
 from gatdist.data.codecs import encode_png
 from gatdist.errors import DataError, StorageError
 from gatdist.storage import Store
+from support import refused
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 6, 6, 1), dtype=np.uint8)
 PNGS = [encode_png(pixels) for pixels in PIXELS]
@@ -95,7 +96,7 @@ def test_pictures_of_many_sizes_are_decoded(tmp_path: Path) -> None:
 
 def test_a_damaged_manifest(folder: Path) -> None:
     (folder / "manifest.json").write_text("{")
-    with pytest.raises(DataError, match="is no manifest"):
+    with refused(DataError, "manifest.json"):
         gatdist.verify(str(folder))
 
 
@@ -119,5 +120,5 @@ def test_runs_and_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_nothing_of_ours(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="holds no data set, run or checkpoint"):
+    with refused(StorageError, tmp_path.name):
         gatdist.verify(str(tmp_path))
