@@ -26,8 +26,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
-# A shell that started the tests in the background has turned Ctrl-C off for all that follows.
-signal.signal(signal.SIGINT, signal.default_int_handler)
+# Who started the tests in the background, or with nohup, has turned these off for all that follows.
+for number in (signal.SIGINT, signal.SIGHUP):
+    signal.signal(number, signal.default_int_handler)
 
 # pytest's time limit is enough; one example may be slow on a busy machine.
 hypothesis.settings.register_profile("house", deadline=None)
