@@ -356,5 +356,4 @@ def test_a_long_temporary_folder_is_refused_before_ray_starts(variable, folder, 
     finished = run_gatdist("train", "digits", "--run-dir", "run", cwd=folder, env={variable: deep})
     assert finished.returncode == 2
     assert finished.stderr.startswith(f"gatdist: {variable} = ")
-    assert "shorter folder" in finished.stderr
     assert not (folder / "run/logs/ray.log").exists()

@@ -38,23 +38,23 @@ def run_of(**runtime_env: object) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("runtime_env", "field"),
     [
-        ({"working_dir": "/nonexistent"}, "working_dir"),
-        ({"working_dir": "absent/folder"}, "working_dir"),
-        ({"working_dir": 7}, "working_dir"),
-        ({"py_modules": ["/nonexistent/module"]}, "py_modules"),
-        ({"py_modules": "x"}, "py_modules"),
-        ({"env_vars": {"N": 1}}, "env_vars"),
-        ({"env_vars": ["N"]}, "env_vars"),
-        ({"pip": 7}, "cluster.runtime_env"),
-        ({"conda": "/nonexistent.yaml"}, "cluster.runtime_env"),
+        ({"working_dir": "/nonexistent"}, ".working_dir"),
+        ({"working_dir": "absent/folder"}, ".working_dir"),
+        ({"working_dir": 7}, ".working_dir"),
+        ({"py_modules": ["/nonexistent/module"]}, ".py_modules"),
+        ({"py_modules": "x"}, ".py_modules"),
+        ({"env_vars": {"N": 1}}, ".env_vars"),
+        ({"env_vars": ["N"]}, ".env_vars"),
+        ({"pip": 7}, ""),
+        ({"conda": "/nonexistent.yaml"}, ""),
     ],
 )
 def test_runtime_env_that_makes_no_sense_is_refused(
     runtime_env: dict[str, object], field: str
 ) -> None:
-    with pytest.raises(ConfigError, match=rf"cluster\.runtime_env.*|{field}") as error:
+    with pytest.raises(ConfigError) as caught:
         run_of(**runtime_env)
-    assert field in str(error.value)
+    assert caught.value.subject == f"cluster.runtime_env{field}"
 
 
 def test_runtime_env_holds_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +75,7 @@ def test_runtime_env_without_its_folder_starts_nothing(
     ended = run_gatdist(*command, timeout=300)
     assert ended.returncode == 2
     (told,) = ended.stderr.splitlines()
-    assert "cluster.runtime_env.working_dir = '/nonexistent'" in told
+    assert told.startswith("gatdist: cluster.runtime_env.working_dir = '/nonexistent': ")
     assert not (tmp_path / "run").exists()
 
 
