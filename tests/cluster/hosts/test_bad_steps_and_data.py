@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -57,8 +58,8 @@ def test_a_bad_step_of_one_worker_moves_nobody(runs: Runs, tmp_path: Path, actio
                 assert last["health/skipped_steps"] == 3
             else:
                 assert last["health/rollbacks"] == 2
-                assert "back to 1,280 samples, with noise 1" in there.errors
-                assert "back to 2,560 samples, with noise 2" in there.errors
+                assert re.search(r"1,280 .*\b1\b", there.errors)
+                assert re.search(r"2,560 .*\b2\b", there.errors)
             assert len(there.attempts()) == 1
             digests.append(there.digest())
     assert digests[0] == digests[1]
@@ -81,7 +82,8 @@ def test_damaged_samples_are_replaced_alike(runs: Runs, digits: Path, alone) -> 
     settings = (SHORT, f"data.url={digits}", "data.on_bad_sample=substitute", *CANONICAL)
     runs.start(*settings)
     assert runs.finish() == 0, runs.errors
-    assert "bad samples so far, replaced by others" in runs.errors
+    last = json.loads((runs.run_dir / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["health/bad_samples"] > 0
     assert runs.digest() == alone(*settings)
 
 

@@ -30,7 +30,6 @@ def test_signals_and_a_terminal_that_closes(runs: Runs, undisturbed: str) -> Non
     runs.wait_until_told("checkpoint at 1,280")
     os.kill(runs.process.pid, signal.SIGTERM)
     assert runs.finish(300) == 75, runs.errors
-    assert "stopping after a checkpoint" in runs.errors
     reached = runs.committed()[-1]
 
     master, slave = pty.openpty()
@@ -100,8 +99,6 @@ def test_a_ray_job_shows_progress_and_can_be_stopped(dashboard: str, tmp_path: P
         timeout_s=300,
     )
     ray_job(dashboard, "stop", "first")
-    log = ray_job(dashboard, "logs", "first")
-    assert "stopping after a checkpoint" in log
     newest = Checkpoints(store.child("checkpoints")).newest()
     assert newest is not None
     # "running": stopped in an evaluation, which is still to be done.
@@ -112,9 +109,7 @@ def test_a_ray_job_shows_progress_and_can_be_stopped(dashboard: str, tmp_path: P
     with suppress(subprocess.TimeoutExpired):
         ray_job(dashboard, "logs", "--follow", "second", timeout_s=300)
     assert "succeeded" in ray_job(dashboard, "status", "second")
-    log = ray_job(dashboard, "logs", "second")
-    assert "resuming on builtin:digits at" in log
-    assert "done after" in log
+    assert "9,600" in ray_job(dashboard, "logs", "second")
     assert len(read_lines(store, "attempts.jsonl")) == 2
 
 

@@ -53,6 +53,5 @@ def test_two_machines_train_and_leave_skypilots_ray_alone(hosts: Hosts, tmp_path
     assert statuses == [0, 0]
     (attempt,) = Runs(hosts, tmp_path).attempts()
     assert sorted(attempt["hosts"]) == ["w1", "w2"]
-    assert "done after" in logs[0].read_text()
     wait_until(lambda: not marked_processes(mark), "an end of all that was started")
     assert sorted(hosts.alive()) == ["head", "w1", "w2"]
