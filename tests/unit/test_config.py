@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from gatdist.config import (
     cache_folder,
@@ -43,13 +44,17 @@ def load(tmp_path):
 
 
 def refusal(function, *arguments, **options):
-    """The message of the ConfigError that the call must raise; a user sees one line of it."""
+    """The ConfigError that the call must raise; a user sees one line of it."""
     with pytest.raises(ConfigError) as caught:
         function(*arguments, **options)
     assert caught.value.exit_status == 2
     assert "\n" not in str(caught.value)
     assert "pydantic" not in str(caught.value)
-    return str(caught.value)
+    return caught.value
+
+
+def is_of(error, key, value):
+    return (error.subject, error.value) == (key, value)
 
 
 # Files
@@ -69,31 +74,29 @@ def test_every_preset_loads_and_survives_json(name):
 
 
 def test_an_unknown_preset_is_told_with_the_nearest():
-    assert refusal(load_config, "digit").startswith(
-        "preset = 'digit': not known. Did you mean 'digits'?"
-    )
+    error = refusal(load_config, "digit")
+    assert is_of(error, "preset", "digit")
+    assert "'digits'" in str(error)
 
 
 def test_a_file_that_is_not_there():
-    assert refusal(load_config, "absent.toml").startswith(
-        "absent.toml: can't read the file (No such file"
-    )
+    assert refusal(load_config, "absent.toml").subject == "absent.toml"
 
 
 def test_a_folder_is_no_file(tmp_path):
     (tmp_path / "folder.toml").mkdir()
-    assert "can't read the file" in refusal(load_config, str(tmp_path / "folder.toml"))
+    assert refusal(load_config, str(tmp_path / "folder.toml")).subject.endswith("folder.toml")
 
 
 def test_broken_toml_tells_the_line(load):
-    message = refusal(load, toml="[run]\ntotal_samples = \n")
-    assert "own.toml: not valid TOML" in message
-    assert "line 2" in message
+    error = refusal(load, toml="[run]\ntotal_samples = \n")
+    assert error.subject.endswith("own.toml")
+    assert "line 2" in str(error)
 
 
 def test_a_file_that_is_not_utf8(tmp_path):
     (tmp_path / "own.toml").write_bytes(b'[data]\nurl = "\xff\xfe"\n')
-    assert "not valid TOML" in refusal(load_config, str(tmp_path / "own.toml"))
+    assert refusal(load_config, str(tmp_path / "own.toml")).subject.endswith("own.toml")
 
 
 def test_a_file_may_use_any_language(load):
@@ -113,97 +116,87 @@ def test_encoding_byte_order_mark_and_crlf_are_read(tmp_path, mark, newline):
 def test_encoding_other_than_utf_8_is_named(tmp_path, encoding, mark):
     text = "\ufeff" * mark + MINIMAL
     (tmp_path / "own.toml").write_bytes(text.encode(encoding))
-    told = refusal(load_config, str(tmp_path / "own.toml"))
-    assert f"own.toml: is encoded as {encoding[:6].upper()}" in told
-    assert "UTF-8" in told
+    error = refusal(load_config, str(tmp_path / "own.toml"))
+    assert error.subject.endswith("own.toml")
+    assert encoding[:6].upper() in str(error)
 
 
 def test_encoding_is_not_blamed_for_a_stray_nul(tmp_path):
     (tmp_path / "own.toml").write_text(MINIMAL + "# \0\n")
-    told = refusal(load_config, str(tmp_path / "own.toml"))
-    assert "line" in told
-    assert "UTF-16" not in told
+    error = refusal(load_config, str(tmp_path / "own.toml"))
+    assert "line 6" in str(error)
+    assert "UTF-16" not in str(error)
 
 
 # Keys and values
 
 
 def test_integers_that_no_tensor_holds_are_refused():
-    told = refusal(load_config, "ring", [f"game.penalties.r1.change_samples=1{'0' * 400}"])
-    assert "game.penalties.r1.change_samples" in told
+    key = "game.penalties.r1.change_samples"
+    assert refusal(load_config, "ring", [f"{key}=1{'0' * 400}"]).subject == key
 
 
 @pytest.mark.parametrize(
-    ("key", "hint"),
+    ("key", "known"),
     [
-        ("run.global_bach", "Did you mean 'global_batch'?"),
-        ("rum", "Did you mean 'run'?"),
-        ("optim.generator.learning_rat", "Did you mean 'learning_rate'?"),
-        ("game.penalties.r1.strenght", "Did you mean 'strength'?"),
-        ("data.zzz", "Known: bad_sample_budget, block_bytes,"),
+        ("run.global_bach", "global_batch"),
+        ("rum", "run"),
+        ("optim.generator.learning_rat", "learning_rate"),
+        ("game.penalties.r1.strenght", "strength"),
+        ("data.zzz", "block_bytes"),
     ],
 )
-def test_an_unknown_key_is_told_with_the_nearest(load, key, hint):
-    assert refusal(load, f"{key}=1").startswith(f"{key}: unknown key. {hint}")
+def test_an_unknown_key_is_told_with_the_nearest(load, key, known):
+    error = refusal(load, f"{key}=1")
+    assert is_of(error, key, None)
+    assert known in str(error)
 
 
 def test_an_unknown_key_of_an_optional_table(load):
-    message = refusal(load, "run.convergence={patience=5}")
-    assert message.startswith("run.convergence.patience: unknown key. Did you mean")
+    assert refusal(load, "run.convergence={patience=5}").subject == "run.convergence.patience"
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("override", "key", "value"),
     [
-        ("run.seed=one", "run.seed = 'one': input should be a valid integer"),
-        ("run.seed=true", "run.seed = True: input should be a valid integer"),
-        ("run.total_samples=1e5", "run.total_samples = 100000.0: input should be a valid integer"),
-        ("data.url=3", "data.url = 3: input should be a valid string"),
-        ("monitor.tensorboard=1", "monitor.tensorboard = 1: input should be a valid boolean"),
-        ("evaluate.metrics=fid", "evaluate.metrics = 'fid': input should be a valid list"),
-        ('evaluate.metrics=["fid", 3]', "evaluate.metrics.1 = 3: input should be a valid string"),
-        ("optim=3", "optim = 3: must be a table of keys"),
-        ("run=3", "run = 3: must be a table of keys"),
-        ("game.penalties.r1=3", "game.penalties.r1 = 3: must be a table of keys"),
-        ("run.storage_options=3", "run.storage_options: must be a table of keys"),
-        ("model.generator=mlp", "model.generator = 'mlp': must be a table of keys"),
-        ("data.resolution=big", "data.resolution = 'big': input should be a valid integer"),
+        ("run.seed=one", "run.seed", "one"),
+        ("run.seed=true", "run.seed", True),
+        ("run.total_samples=1e5", "run.total_samples", 100000.0),
+        ("data.url=3", "data.url", 3),
+        ("monitor.tensorboard=1", "monitor.tensorboard", 1),
+        ("evaluate.metrics=fid", "evaluate.metrics", "fid"),
+        ('evaluate.metrics=["fid", 3]', "evaluate.metrics.1", 3),
+        ("optim=3", "optim", 3),
+        ("run=3", "run", 3),
+        ("game.penalties.r1=3", "game.penalties.r1", 3),
+        ("run.storage_options=3", "run.storage_options", None),  # it may hold a secret
+        ("model.generator=mlp", "model.generator", "mlp"),
+        ("data.resolution=big", "data.resolution", "big"),
+        ("data.resolution=[8, -2]", "data.resolution.1", -2),
+        ("optim.generator.betas=[0, 1]", "optim.generator.betas.1", 1),
     ],
 )
-def test_a_value_of_the_wrong_type(load, override, message):
-    assert refusal(load, override) == message
+def test_a_value_of_the_wrong_type_or_an_entry_of_a_list_is_named(load, override, key, value):
+    assert is_of(refusal(load, override), key, value)
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "rule"),
+    ("key", "value"),
     [
-        ("run.total_samples", "0", "input should be greater than 0"),
-        ("run.seed", "-1", "input should be greater than or equal to 0"),
-        ("run.seed", str(2**63), "input should be less than 9223372036854775808"),
-        ("optim.generator.learning_rate", "-1", "input should be greater than 0"),
-        ("optim.generator.learning_rate", "nan", "input should be a finite number"),
-        ("optim.generator.betas", "[0.1]", "list should have at least 2 items"),
-        ("data.resolution", "[8, 8, 8]", "list should have at most 2 items"),
-        ("precision.dtype", "'float8'", "input should be 'float32'"),
-        ("health.won_accuracy", "0.5", "input should be greater than 0.5"),
+        ("run.total_samples", "0"),
+        ("run.seed", "-1"),
+        ("run.seed", str(2**63)),
+        ("optim.generator.learning_rate", "-1"),
+        ("optim.generator.learning_rate", "nan"),
+        ("optim.generator.betas", "[0.1]"),
+        ("data.resolution", "[8, 8, 8]"),
+        ("precision.dtype", "'float8'"),
+        ("health.won_accuracy", "0.5"),
     ],
 )
-def test_a_value_out_of_range(load, key, value, rule):
-    assert refusal(load, f"{key}={value}").startswith(f"{key} = {value}: {rule}")
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("data.resolution=[8, -2]", "data.resolution.1 = -2: input should be greater than 0"),
-        (
-            "optim.generator.betas=[0, 1]",
-            "optim.generator.betas.1 = 1: input should be less than 1",
-        ),
-    ],
-)
-def test_the_entry_of_a_list_that_is_wrong_is_named(load, override, message):
-    assert refusal(load, override) == message
+def test_a_value_out_of_range(load, key, value):
+    error = refusal(load, f"{key}={value}")
+    assert (error.subject, repr(error.value)) == (key, value)
 
 
 @pytest.mark.parametrize(
@@ -216,13 +209,11 @@ def test_the_entry_of_a_list_that_is_wrong_is_named(load, override, message):
     ],
 )
 def test_a_key_that_is_missing(load, toml, key):
-    assert refusal(load, toml=toml) == (
-        f"{key}: is required. Add it to the file or say --set {key}=VALUE."
-    )
+    assert is_of(refusal(load, toml=toml), key, None)
 
 
 def test_an_unknown_key_is_told_before_the_one_that_is_missing_for_it(load):
-    assert refusal(load, toml="[data]\nurll = 'x'").startswith("data.urll: unknown key")
+    assert refusal(load, toml="[data]\nurll = 'x'").subject == "data.urll"
 
 
 def test_a_network_takes_options_of_its_own(load):
@@ -231,8 +222,9 @@ def test_a_network_takes_options_of_its_own(load):
 
 
 def test_a_configuration_is_frozen(load):
-    with pytest.raises(ValueError, match="frozen"):
-        load().run.seed = 3
+    config = load()
+    with pytest.raises(ValidationError):
+        config.run.seed = 3
 
 
 # --set
@@ -283,34 +275,31 @@ def test_of_two_overrides_the_later_counts(load):
 
 @pytest.mark.parametrize("override", ["run.seed", "=3", "run..seed=3", ".seed=3", "run.=3", ""])
 def test_set_without_key_or_value(load, override):
-    assert refusal(load, override) == f"--set = {override!r}: must be section.key=value"
+    assert is_of(refusal(load, override), "--set", override)
 
 
 @pytest.mark.parametrize("value", ["", "a b", "[64,x]", "'open", "a#b"])
 def test_set_with_neither_toml_nor_a_word(load, value):
-    message = refusal(load, f"data.url={value}")
-    assert message.startswith(f"--set data.url = {value!r}: not a TOML value")
+    assert is_of(refusal(load, f"data.url={value}"), "--set data.url", value)
 
 
 def test_set_below_a_value(load):
-    message = refusal(load, "run.seed=3", "run.seed.low=4")
-    assert message == "--set run.seed.low = '4': seed is a value, not a table"
+    assert is_of(refusal(load, "run.seed=3", "run.seed.low=4"), "--set run.seed.low", "4")
 
 
 # Across fields
 
 
 def test_a_run_shows_at_least_one_batch(load):
-    assert refusal(load, "run.total_samples=63") == (
-        "run.total_samples = 63: must be at least what one step shows (64)"
-    )
+    assert is_of(refusal(load, "run.total_samples=63"), "run.total_samples", 63)
     assert load("run.total_samples=64").run.total_samples == 64
 
 
 def test_lanes_divide_the_batch_and_are_chosen_so(load):
-    assert (
-        refusal(load, "data.lanes=7") == "data.lanes = 7: must divide run.global_batch (64). Use 8."
-    )
+    error = refusal(load, "data.lanes=7")
+    assert is_of(error, "data.lanes", 7)
+    for fact in ("(64)", " 8."):
+        assert fact in str(error)
     assert load("data.lanes=16").lanes == 16
 
 
@@ -325,25 +314,20 @@ def test_the_lanes_chosen_are_the_largest_divisor_up_to_64(batch):
 
 def test_convergence_needs_a_metric_that_is_measured(load):
     stop = 'run.convergence={metric="kid", patience_samples=100}'
-    assert refusal(load, stop, 'evaluate.metrics=["fid"]') == (
-        "run.convergence.metric = 'kid': must be one of evaluate.metrics (fid)"
-    )
-    assert refusal(load, stop).startswith("evaluate.every_samples = 0: must be above 0 where")
+    other = refusal(load, stop, 'evaluate.metrics=["fid"]')
+    assert is_of(other, "run.convergence.metric", "kid")
+    assert is_of(refusal(load, stop), "evaluate.every_samples", 0)
     assert load(stop, "evaluate.every_samples=100").run.convergence.metric == "kid"
 
 
 @pytest.mark.parametrize(
-    ("workers", "mend"),
-    [
-        (3, "Use 63 or 66, or --workers 2"),
-        (48, "Use 48 or 96, or --workers 32"),
-        (100, "Use 100, or --workers 64"),
-    ],
+    ("workers", "batches", "fewer"), [(3, (63, 66), 2), (48, (48, 96), 32), (100, (100,), 64)]
 )
-def test_workers_share_the_batch_evenly(load, workers, mend):
-    assert refusal(load().check_workers, workers) == (
-        f"run.global_batch = 64: must be divisible by the {workers} workers. {mend}."
-    )
+def test_workers_share_the_batch_evenly(load, workers, batches, fewer):
+    error = refusal(load().check_workers, workers)
+    assert is_of(error, "run.global_batch", 64)
+    for fact in (f"{workers} workers", *map(str, batches), f"--workers {fewer}"):
+        assert fact in str(error)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 64])
@@ -376,16 +360,15 @@ def test_what_changes_the_mathematics_is_refused_on_resume(load, override):
     old, new = load(), load(override)
     key = override.partition("=")[0].removesuffix(".strength")
     assert old.digest() != new.digest()
-    message = refusal(require_unchanged, old, new, "runs/x")
-    assert message.startswith(key)
-    assert "the run in runs/x was made with" in message
-    assert message.endswith("Give the old value to resume, or another --run-dir to start afresh.")
+    error = refusal(require_unchanged, old, new, "runs/x")
+    assert error.subject.startswith(key)
+    assert "runs/x" in str(error)
 
 
 def test_a_refused_change_names_both_values(load):
-    assert refusal(require_unchanged, load(), load("run.seed=5"), "runs/x").startswith(
-        "run.seed = 5: the run in runs/x was made with 0;"
-    )
+    error = refusal(require_unchanged, load(), load("run.seed=5"), "runs/x")
+    assert is_of(error, "run.seed", 5)
+    assert " 0;" in str(error)
 
 
 @pytest.mark.parametrize(
@@ -415,10 +398,9 @@ def test_what_does_not_change_the_mathematics_may_change(load, override):
 def test_the_length_of_a_run_matters_where_the_rate_decays_towards_it(load):
     decay = "optim.generator.decay=linear"
     require_unchanged(load(decay), load(decay, "run.tick_samples=1"), "runs/x")
-    message = refusal(
-        require_unchanged, load(decay), load(decay, "run.total_samples=2000"), "runs/x"
-    )
-    assert message.startswith("run.total_samples = 2000: the run in runs/x was made with 1000")
+    error = refusal(require_unchanged, load(decay), load(decay, "run.total_samples=2000"), "runs/x")
+    assert is_of(error, "run.total_samples", 2000)
+    assert "1000" in str(error)
 
 
 # Secrets
@@ -495,9 +477,7 @@ def test_references_are_listed_and_expanded_at_the_moment_of_use(load, monkeypat
 
 def test_a_reference_to_what_is_not_set(monkeypatch):
     monkeypatch.delenv("ABSENT", raising=False)
-    assert refusal(expand_env, "s3://${env:ABSENT}/x") == (
-        "${env:ABSENT}: that environment variable is not set. export ABSENT=…."
-    )
+    assert refusal(expand_env, "s3://${env:ABSENT}/x").subject == "${env:ABSENT}"
 
 
 # Plugins and folders
@@ -534,9 +514,8 @@ def test_a_plugin_that_does_not_import(folder, source, reason):
         (folder / "my_networks_b.py").write_text(source)
     with pytest.raises(PluginError) as caught:
         import_plugins(["my_networks_b"])
-    assert str(caught.value).startswith(
-        f"plugins = 'my_networks_b': the module does not import ({reason}"
-    )
+    assert is_of(caught.value, "plugins", "my_networks_b")
+    assert reason in str(caught.value)
     assert caught.value.exit_status == 2
 
 
@@ -554,12 +533,11 @@ def test_the_cache_folder_is_the_user_s_unless_they_say_otherwise(monkeypatch):
 # Small helpers
 
 
-@pytest.mark.parametrize(
-    ("name", "hint"),
-    [("fud", "Did you mean 'fid'? Known: fid, kid"), ("precision", "Known: fid, kid")],
-)
-def test_nearest(name, hint):
-    assert nearest(name, ["kid", "fid"]) == hint
+@pytest.mark.parametrize(("name", "quoted"), [("fud", 1), ("precision", 0)])
+def test_nearest(name, quoted):
+    hint = nearest(name, ["kid", "fid"])
+    assert hint.count("'fid'") == quoted
+    assert "fid, kid" in hint
 
 
 def test_flatten():
