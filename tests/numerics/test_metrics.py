@@ -288,34 +288,20 @@ def test_only_what_is_asked_for_is_measured():
 
 
 @pytest.mark.parametrize(
-    ("dataset", "config", "error", "message"),
+    ("dataset", "config", "error", "field", "fact"),
     [
-        (
-            points(),
-            {"metrics": ["fidd"]},
-            ConfigError,
-            "evaluate.metrics = 'fidd': .*Did you mean 'fid'",
-        ),
-        (
-            points(),
-            {"features": "imagenet"},
-            ConfigError,
-            "evaluate.features = 'imagenet': not known",
-        ),
-        (points(), {"num_samples": 1}, ConfigError, "evaluate.num_samples = 1: must be at least 2"),
-        (points(1), {}, DataError, "fewer than 2 samples"),
-        (
-            Arrays(pictures().samples),
-            {},
-            DataError,
-            "evaluate.features = 'classifier': needs class labels",
-        ),
-        (pictures(12), {}, DataError, "needs at least 20 samples"),
+        (points(), {"metrics": ["fidd"]}, ConfigError, "evaluate.metrics", "'fid'"),
+        (points(), {"features": "imagenet"}, ConfigError, "evaluate.features", "'imagenet'"),
+        (points(), {"num_samples": 1}, ConfigError, "evaluate.num_samples", " 2"),
+        (points(1), {}, DataError, "data.url", " 2 "),
+        (Arrays(pictures().samples), {}, DataError, "evaluate.features", "labels"),
+        (pictures(12), {}, DataError, "evaluate.features", " 20 "),
     ],
 )
-def test_what_cannot_be_measured_is_refused_before_training(dataset, config, error, message):
-    with pytest.raises(error, match=message):
+def test_what_cannot_be_measured_is_refused_before_training(dataset, config, error, field, fact):
+    with refused(error, field) as caught:
         evaluator(dataset, **config)
+    assert fact in str(caught.value)
 
 
 def test_users_register_extractors_of_their_own():

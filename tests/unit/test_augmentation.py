@@ -512,28 +512,29 @@ def config_with(**options):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "key", "value"),
     [
-        ({"name": "adaa"}, r"game\.augmentation\.name = 'adaa'.*'ada'"),
-        ({"name": "ada", "targte": 0.5}, r"game\.augmentation\.targte.*'target'"),
-        ({"name": "ada", "target": "high"}, r"game\.augmentation\.target = 'high'"),
-        ({"name": "ada", "target": 1.0}, r"game\.augmentation\.target = 1\.0: must lie between"),
-        ({"name": "ada", "target": math.nan}, r"game\.augmentation\.target = nan"),
-        ({"name": "ada", "initial_p": 1.1}, r"game\.augmentation\.initial_p = 1\.1: .* 0 to 1"),
-        ({"name": "ada", "initial_p": -0.1}, r"game\.augmentation\.initial_p = -0\.1"),
-        ({"name": "ada", "adjust_samples": 0}, r"game\.augmentation\.adjust_samples = 0"),
-        ({"name": "ada", "interval_steps": 0}, r"game\.augmentation\.interval_steps = 0"),
-        ({"name": "ada", "policy": ["colour"]}, r"game\.augmentation\.policy = 'colour'.*'color'"),
-        ({"name": "ada", "policy": []}, r"game\.augmentation\.policy = \[\]"),
-        ({"name": "diffaugment", "policy": ["cutuot"]}, r"\.policy = 'cutuot'.*'cutout'"),
-        ({"name": "diffaugment", "policy": []}, r"game\.augmentation\.policy = \[\]"),
-        ({"name": "diffaugment", "policy": "color"}, r"game\.augmentation\.policy = 'color'"),
-        ({"name": "diffaugment", "target": 0.6}, r"game\.augmentation\.target"),
+        ({"name": "adaa"}, "name", "adaa"),
+        ({"name": "ada", "targte": 0.5}, "targte", None),
+        ({"name": "ada", "target": "high"}, "target", "high"),
+        ({"name": "ada", "target": 1.0}, "target", 1.0),
+        ({"name": "ada", "target": math.nan}, "target", math.nan),
+        ({"name": "ada", "initial_p": 1.1}, "initial_p", 1.1),
+        ({"name": "ada", "initial_p": -0.1}, "initial_p", -0.1),
+        ({"name": "ada", "adjust_samples": 0}, "adjust_samples", 0),
+        ({"name": "ada", "interval_steps": 0}, "interval_steps", 0),
+        ({"name": "ada", "policy": ["colour"]}, "policy", "colour"),
+        ({"name": "ada", "policy": []}, "policy", []),
+        ({"name": "diffaugment", "policy": ["cutuot"]}, "policy", "cutuot"),
+        ({"name": "diffaugment", "policy": []}, "policy", []),
+        ({"name": "diffaugment", "policy": "color"}, "policy", "color"),
+        ({"name": "diffaugment", "target": 0.6}, "target", None),
     ],
 )
-def test_bad_options_are_refused(options, message):
-    with pytest.raises(ConfigError, match=message):
+def test_bad_options_are_refused(options, key, value):
+    with refused(ConfigError, f"game.augmentation.{key}") as caught:
         build_augmentation(config_with(**options), (3, 8, 8), CPU)
+    assert repr(caught.value.value) == repr(value)
 
 
 @both

@@ -8,6 +8,7 @@ import torch
 from gatdist.config import parse_config
 from gatdist.errors import ConfigError
 from gatdist.models import build_networks
+from support import refused
 
 
 def pair(shape, num_classes=0, **options):
@@ -106,16 +107,17 @@ def test_every_parameter_learns(normalization):
 
 
 @pytest.mark.parametrize(
-    ("shape", "options", "message"),
+    ("shape", "options", "field", "fact"),
     [
-        ((3, 48, 48), {}, r"data\.resolution = \[48, 48\]: 'dcgan' does square.*Set it to 64"),
-        ((1, 8, 8), {}, r"data\.resolution = \[8, 8\]: .* 16, 32, 64 or 128\. Set it to 16"),
-        ((3, 32, 64), {}, r"data\.resolution = \[32, 64\]: .* 'residual'"),
-        ((2,), {}, r"'dcgan' is for pictures.*\(2,\)"),
-        ((1, 16, 16), {"normalization": "layer"}, r"model\.generator\.normalization = 'layer'"),
-        ((1, 16, 16), {"depth": 3}, r"model\.generator\.depth"),
+        ((3, 48, 48), {}, "data.resolution", "to 64"),
+        ((1, 8, 8), {}, "data.resolution", "to 16"),
+        ((3, 32, 64), {}, "data.resolution", "'residual'"),
+        ((2,), {}, "model", "(2,)"),
+        ((1, 16, 16), {"normalization": "layer"}, "model.generator.normalization", "'layer'"),
+        ((1, 16, 16), {"depth": 3}, "model.generator.depth", "width"),
     ],
 )
-def test_what_does_not_fit_is_refused_by_name(shape, options, message):
-    with pytest.raises(ConfigError, match=message):
+def test_what_does_not_fit_is_refused_by_name(shape, options, field, fact):
+    with refused(ConfigError, field) as caught:
         pair(shape, **options)
+    assert fact in str(caught.value)

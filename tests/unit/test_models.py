@@ -67,35 +67,32 @@ def test_the_seed_gives_the_weights_and_torchs_own_state_is_left_alone():
 
 
 @pytest.mark.parametrize(
-    ("model", "shape", "message"),
+    ("model", "field", "fact"),
     [
-        (
-            {"generator": {"name": "residul"}},
-            (1, 8, 8),
-            r"model\.generator\.name = 'residul'.*'residual'",
-        ),
+        ({"generator": {"name": "residul"}}, "model.generator.name", "'residual'"),
         (
             {"generator": {"name": "residual", "widht": 8}},
-            (1, 8, 8),
-            r"model\.generator\.widht.*'width'",
+            "model.generator.widht",
+            "'width'",
         ),
         (
             {"generator": {"name": "residual", "width": "wide"}},
-            (1, 8, 8),
-            r"model\.generator\.width = 'wide'",
+            "model.generator.width",
+            "'wide'",
         ),
-        ({"discriminator": {"name": "mlp"}}, (1, 8, 8), r"'mlp' is for points.*\(1, 8, 8\)"),
-        ({"conditional": True}, (1, 8, 8), r"model\.conditional = True: the data has no labels"),
+        ({"discriminator": {"name": "mlp"}}, "model", "(1, 8, 8)"),
+        ({"conditional": True}, "model.conditional", "True"),
         (
             {"generator": {"name": "residual", "latent_size": 8}},
-            (1, 8, 8),
-            r"model\.generator\.latent_size",
+            "model.generator.latent_size",
+            "width",
         ),
     ],
 )
-def test_what_does_not_fit_is_refused_by_name(model, shape, message):
-    with pytest.raises(ConfigError, match=message):
-        build_networks(config_with(**model), shape, 0)
+def test_what_does_not_fit_is_refused_by_name(model, field, fact):
+    with refused(ConfigError, field) as caught:
+        build_networks(config_with(**model), (1, 8, 8), 0)
+    assert fact in str(caught.value)
 
 
 def test_a_users_own_network_is_built_with_its_own_options():
