@@ -210,21 +210,22 @@ def test_labels(content: bytes, field: str, label: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "field", "told"),
+    ("content", "field", "fact"),
     [
-        (b"10", "", "is class 10, expected 0 to 9"),
-        (b"-1", "", "has no label"),
-        (b"cat", "", "is 'cat', expected a whole number"),
-        (b"", "", "has no label"),
-        (b"1_0", "", "is '1_0', expected a whole number"),
-        ("٣".encode(), "", "is '٣', expected a whole number"),
-        (b"\xff", "", "is not UTF-8"),
-        (b"{}", "label", "has no label"),
-        (b"[1]", "label", "is no JSON object"),
-        (b"{", "label", "is no JSON object"),
-        (b'{"label": null}', "label", "has no label"),
+        (b"10", "", "class 10"),
+        (b"-1", "", ""),
+        (b"cat", "", "'cat'"),
+        (b"", "", ""),
+        (b"1_0", "", "'1_0'"),
+        ("٣".encode(), "", "'٣'"),
+        (b"\xff", "", "UTF-8"),
+        (b"{}", "label", ""),
+        (b"[1]", "label", "JSON"),
+        (b"{", "label", "JSON"),
+        (b'{"label": null}', "label", ""),
     ],
 )
-def test_labels_that_are_none(content: bytes, field: str, told: str) -> None:
-    with pytest.raises(CodecError, match=told.replace("[", r"\[")):
+def test_labels_that_are_none(content: bytes, field: str, fact: str) -> None:
+    with pytest.raises(CodecError) as caught:
         decode_label(content, 10, field)
+    assert fact in str(caught.value)

@@ -16,6 +16,7 @@ import pytest
 import simplejpeg
 import webdataset
 from PIL import Image, ImageOps
+from pydantic import ValidationError
 
 from gatdist.config import DataConfig
 from gatdist.data import Dataset, open_dataset, write_dataset, write_shard
@@ -259,18 +260,19 @@ def test_the_same_samples_have_the_same_fingerprint(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("samples", "told"),
+    ("samples", "subject", "value"),
     [
-        ([("a", {"png": b""}), ("a", {"png": b""})], "twice"),
-        ([("a.b", {"png": b""})], "dot"),
-        ([("a", {"PNG": b""})], "lower case"),
-        ([("k" * 300, {"png": b""})], "USTAR"),
-        ([], "at least one sample"),
+        ([("a", {"png": b""}), ("a", {"png": b""})], "shard-000000: key", "a"),
+        ([("a.b", {"png": b""})], "shard-000000: key", "a.b"),
+        ([("a", {"PNG": b""})], "shard-000000: a", "PNG"),
+        ([("k" * 300, {"png": b""})], f"{'k' * 300}.png", None),
+        ([], "shard-000000", None),
     ],
 )
-def test_what_no_shard_may_hold(tmp_path: Path, samples: Any, told: str) -> None:
-    with pytest.raises(DataError, match=told):
+def test_what_no_shard_may_hold(tmp_path: Path, samples: Any, subject: str, value: Any) -> None:
+    with refused(DataError, subject) as caught:
         write_shard(Store(str(tmp_path)), "shard-000000", samples)
+    assert caught.value.value == value
     assert list(tmp_path.iterdir()) == []
 
 
@@ -294,23 +296,26 @@ def test_a_folder_without_a_data_set(tmp_path: Path, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "subject", "fact"),
     [
-        ({"version": 7}, r"= \(7, 1\): this gatdist reads version 2"),
-        ({"order_version": 2}, "order version 1"),
-        ({"num_classes": 5}, "was changed after it was written"),
-        ({"num_samples": 21}, "was changed after it was written"),
-        ({"modality": "sound"}, "modality"),
-        ({"sample_shape": [4, 5, 6]}, "1 or 3, height, width"),
-        ({"sample_shape": [3, 2**63, 6]}, "less than"),
-        ({"shards": []}, "the data set is empty"),
-        ({"shards": [{"name": "../../etc/passwd"}]}, r"shards\.0\.name"),
+        ({"version": 7}, "manifest.json", "(7, 1)"),
+        ({"order_version": 2}, "manifest.json", "(2, 2)"),
+        ({"num_classes": 5}, "manifest.json: fingerprint", ""),
+        ({"num_samples": 21}, "manifest.json: fingerprint", ""),
+        ({"modality": "sound"}, "manifest.json", "modality"),
+        ({"sample_shape": [4, 5, 6]}, "manifest.json", "sample_shape"),
+        ({"sample_shape": [3, 2**63, 6]}, "manifest.json", "sample_shape.1"),
+        ({"shards": []}, "data", ""),
+        ({"shards": [{"name": "../../etc/passwd"}]}, "manifest.json", "shards.0.name"),
     ],
 )
-def test_a_manifest_that_does_not_fit(folder: Path, changes: dict[str, Any], told: str) -> None:
+def test_a_manifest_that_does_not_fit(
+    folder: Path, changes: dict[str, Any], subject: str, fact: str
+) -> None:
     edit_manifest(folder, **changes)
-    with pytest.raises(DataError, match=told):
+    with refused(DataError, subject) as caught:
         opened(folder)
+    assert fact in str(caught.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"version": 1', b"\xff"])
@@ -361,23 +366,19 @@ def test_pictures_of_many_sizes_need_a_resolution(tmp_path: Path) -> None:
     assert (samples == np.arange(20, dtype=np.uint8)[:, None, None, None]).all()
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "told"),
-    [
-        ("channels", 2, r"data\.channels = 2: pictures have 1 .gray. or 3"),
-        ("length", 8, r"data\.length = 8.*holds pictures, which have none"),
-    ],
-)
-def test_what_pictures_do_not_have(folder: Path, key: str, value: int, told: str) -> None:
-    with pytest.raises(DataError, match=told):
+@pytest.mark.parametrize(("key", "value"), [("channels", 2), ("length", 8)])
+def test_what_pictures_do_not_have(folder: Path, key: str, value: int) -> None:
+    with refused(DataError, f"data.{key}") as caught:
         opened(folder, **{key: value})
+    assert caught.value.value == value
 
 
 @pytest.mark.parametrize("key", ["resolution", "channels", "length"])
 def test_points_have_one_shape(tmp_path: Path, key: str) -> None:
     write(tmp_path, modality="points", shape=(2,))
-    with pytest.raises(DataError, match=rf"data\.{key} = 1.*holds arrays, which have none"):
+    with refused(DataError, f"data.{key}") as caught:
         opened(tmp_path, **{key: 1})
+    assert caught.value.value == 1
 
 
 # Sounds, texts and tokens
@@ -417,16 +418,14 @@ def test_sounds_shorter_and_with_one_channel(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "told"),
-    [
-        ("length", 31, r"data\.length = 31: the sounds in .* have 30"),
-        ("channels", 3, r"data\.channels = 3: the sounds in .* can be read with 1 or 2"),
-        ("resolution", 8, r"data\.resolution = 8.*holds sounds, which have none"),
-    ],
+    ("key", "value", "fact"),
+    [("length", 31, " 30"), ("channels", 3, "1 or 2"), ("resolution", 8, "")],
 )
-def test_what_sounds_do_not_have(tmp_path: Path, key: str, value: int, told: str) -> None:
-    with pytest.raises(DataError, match=told):
+def test_what_sounds_do_not_have(tmp_path: Path, key: str, value: int, fact: str) -> None:
+    with refused(DataError, f"data.{key}") as caught:
         opened(write_sounds(tmp_path), **{key: value})
+    assert caught.value.value == value
+    assert fact in str(caught.value)
 
 
 def test_sounds_of_another_rate_than_the_manifest_says(tmp_path: Path) -> None:
@@ -477,7 +476,7 @@ def test_tokens(tmp_path: Path) -> None:
     ],
 )
 def test_what_a_manifest_must_say(tmp_path: Path, spec: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"needs?|must"):
+    with pytest.raises(ValidationError):
         write(tmp_path, **spec)
 
 

@@ -133,7 +133,7 @@ def test_a_run_on_such_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[st
     ):
         train += ["--set", setting]
     assert main(train) == 2
-    assert f"Run gatdist index {data}" in capsys.readouterr().err
+    assert f"gatdist index {data}" in capsys.readouterr().err
     assert main(["index", str(data), "--labels", "json:kind"]) == 0
     assert main(train) == 0
 
@@ -144,9 +144,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     told = capsys.readouterr()
     outcome = json.loads(told.out)
     assert (outcome["samples"], outcome["left_out"], outcome["report"]) == (24, 1, "report.jsonl")
-    assert "indexing pictures, labels from cls" in told.err
-    assert "24 samples in 1 shard, 3 classes" in told.err
-    assert "a.tar/x is no readable picture" in told.err
+    for fact in ("cls", "24 samples", "3 classes", "a.tar/x"):
+        assert fact in told.err
     (line,) = (tmp_path / "report.jsonl").read_text().splitlines()
     assert json.loads(line)["source"] == "a.tar/x"
 
@@ -255,7 +254,7 @@ def test_points_and_tokens(tmp_path: Path) -> None:
     assert indexed(tmp_path)["modality"] == "points"
     outcome = indexed(tmp_path, tokens=int(rows.max()))
     assert outcome["modality"] == "tokens"
-    assert "expected 0 to" in outcome["left_out_examples"][0][1]
+    assert f" {rows.max() - 1}" in outcome["left_out_examples"][0][1]
     indexed(tmp_path, tokens=50)
     samples, _ = opened(tmp_path).read(np.arange(6))
     assert samples.dtype == np.int32
@@ -364,23 +363,29 @@ GOOD = tar(pictures(0, 6))
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "fact"),
     [
-        (GOOD[: GOOD.index(PNGS[5]) + 100], r"a\.tar: is (no tar, or )?cut short"),
-        (GOOD[: 512 * 3], r"a\.tar: is (no tar, or )?cut short"),
-        (GOOD[:1024] + b"x" * 512 + GOOD[1536:], r"a\.tar: is (no tar|cut short|damaged)"),
-        (b"", r"a\.tar: is no tar, or cut short"),
-        (b"no tar" * 1000, r"a\.tar: is no tar, or cut short"),
-        (gzip.compress(GOOD), r"is compressed, .* gzip -dc .*a\.tar > a\.tar"),
-        (b"BZh91AY" + bytes(600), r"is compressed, .* bzip2 -dc"),
-        (b"\xfd7zXZ\x00" + bytes(600), r"is compressed, .* xz -dc"),
-        (b"\x28\xb5\x2f\xfd" + bytes(600), r"is compressed, .* zstd -dc"),
-        (tar([]), r"none of its samples can be used"),
+        (GOOD[: GOOD.index(PNGS[5]) + 100], ""),
+        (GOOD[: 512 * 3], ""),
+        (GOOD[:1024] + b"x" * 512 + GOOD[1536:], ""),
+        (b"", ""),
+        (b"no tar" * 1000, ""),
+        (gzip.compress(GOOD), "gzip -dc "),
+        (b"BZh91AY" + bytes(600), "bzip2 -dc "),
+        (b"\xfd7zXZ\x00" + bytes(600), "xz -dc "),
+        (b"\x28\xb5\x2f\xfd" + bytes(600), "zstd -dc "),
     ],
 )
-def test_a_tar_that_is_none(tmp_path: Path, content: bytes, told: str) -> None:
-    with pytest.raises(DataError, match=told):
+def test_a_tar_that_is_none(tmp_path: Path, content: bytes, fact: str) -> None:
+    with refused(DataError, "a.tar") as caught:
         indexed(put(tmp_path, a=content))
+    assert fact in str(caught.value)
+    assert not (tmp_path / "manifest.json").exists()
+
+
+def test_a_tar_without_a_sample(tmp_path: Path) -> None:
+    with refused(DataError, tmp_path.name):
+        indexed(put(tmp_path, a=tar([])))
     assert not (tmp_path / "manifest.json").exists()
 
 
@@ -395,39 +400,35 @@ def bomb() -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("files", "told"),
+    ("files", "fact"),
     [
-        ([("x.png", b""), ("x.cls", b"1")], "a.tar/x is empty"),
-        ([("x.jpg", b"a text"), ("x.cls", b"1")], "a.tar/x is no readable picture"),
-        (
-            [("x.png", bomb()), ("x.cls", b"1")],
-            "a.tar/x is a picture of 60000 × 60000 pixels",
-        ),
-        ([("x.png", PNGS[0])], "a.tar/x has no label, as others have"),
-        ([("x.cls", b"1")], "a.tar/x needs one picture, has .cls"),
-        ([("x.png", PNGS[0]), ("x.png", PNGS[1]), ("x.cls", b"1")], "a.tar/x has two files .png"),
-        ([("x.png", PNGS[0]), ("x.PNG", PNGS[1]), ("x.cls", b"1")], "a.tar/x has two files .png"),
-        ([("x.png", PNGS[0]), ("x.cls", b"")], "a.tar/x has no label, as others have"),
-        ([("x.png", PNGS[0]), ("x.cls", b"\xff")], "a.tar/x is not UTF-8"),
-        (
-            [("x.png", PNGS[0]), ("y.png", PNGS[1]), ("x.cls", b"1"), ("y.cls", b"1")],
-            "a.tar/x its files are not adjacent in the tar",
-        ),
-        ([("/etc/x.png", PNGS[0])], "a.tar//etc/x.png has a name that leads out of the shard"),
-        ([("../x.png", PNGS[0])], "a.tar/../x.png has a name that leads out of the shard"),
-        ([("x", PNGS[0])], "a.tar/x has no key or no ending"),
+        ([("x.png", b""), ("x.cls", b"1")], ""),
+        ([("x.jpg", b"a text"), ("x.cls", b"1")], ""),
+        ([("x.png", bomb()), ("x.cls", b"1")], "60000 × 60000"),
+        ([("x.png", PNGS[0])], "label"),
+        ([("x.cls", b"1")], ".cls"),
+        ([("x.png", PNGS[0]), ("x.png", PNGS[1]), ("x.cls", b"1")], ".png"),
+        ([("x.png", PNGS[0]), ("x.PNG", PNGS[1]), ("x.cls", b"1")], ".png"),
+        ([("x.png", PNGS[0]), ("x.cls", b"")], "label"),
+        ([("x.png", PNGS[0]), ("x.cls", b"\xff")], "UTF-8"),
+        ([("x.png", PNGS[0]), ("y.png", PNGS[1]), ("x.cls", b"1"), ("y.cls", b"1")], ""),
+        ([("/etc/x.png", PNGS[0])], ""),
+        ([("../x.png", PNGS[0])], ""),
+        ([("x", PNGS[0])], ""),
     ],
 )
 def test_samples_that_are_left_out(
-    tmp_path: Path, files: list[tuple[str, bytes]], told: str
+    tmp_path: Path, files: list[tuple[str, bytes]], fact: str
 ) -> None:
     put(tmp_path, a=tar([*pictures(0, 6), *files]))
     outcome = indexed(tmp_path)
     assert outcome["samples"] == 6
-    found = [" ".join(example) for example in outcome["left_out_examples"]]
-    assert any(line.startswith(told) for line in found), found
+    reasons = dict(outcome["left_out_examples"])
+    name = files[0][0]
+    sample = "a.tar/x" if name.startswith("x") else f"a.tar/{name}"
+    assert fact in reasons[sample]
     assert (opened(tmp_path).read(np.arange(6))[0] == PIXELS[:6]).all()
-    with pytest.raises(DataError, match=r"leave out --strict"):
+    with refused(DataError, sample):
         indexed(tmp_path, strict=True)
 
 
@@ -435,8 +436,7 @@ def test_a_key_in_two_places(tmp_path: Path) -> None:
     put(tmp_path, a=tar([*pictures(0, 6), *pictures(0, 1)]))
     outcome = indexed(tmp_path)
     assert outcome["samples"] == 6
-    reason = "its files stand in two places of the shard"
-    assert outcome["left_out_examples"] == [["a.tar/000000", reason]]
+    assert [name for name, _ in outcome["left_out_examples"]] == ["a.tar/000000"]
 
 
 def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
@@ -444,7 +444,7 @@ def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
     content = content.replace("caf\xe9".encode(), b"caf\xe9\0")
     outcome = indexed(put(tmp_path, a=rechecked(content)))
     assert outcome["samples"] == 3
-    assert "has a name that is not UTF-8" in outcome["left_out_examples"][0][1]
+    assert "UTF-8" in outcome["left_out_examples"][0][1]
 
 
 def rechecked(content: bytes) -> bytes:
@@ -504,29 +504,30 @@ def test_an_index_of_another_data_set(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "fact"),
     [
-        (lambda folder: None, r"holds no shards .\.tar.\. Check the URL"),
-        (lambda folder: (folder / "x.jpg").write_bytes(b""), r"holds no shards"),
-        (
-            lambda folder: (folder / "x.tar.gz").write_bytes(b""),
-            r"compressed, .* gzip -dk x.tar.gz",
-        ),
+        (lambda folder: None, ""),
+        (lambda folder: (folder / "x.jpg").write_bytes(b""), ""),
+        (lambda folder: (folder / "x.tar.gz").write_bytes(b""), "gzip -dk x.tar.gz"),
     ],
 )
-def test_a_folder_without_shards(tmp_path: Path, make: Callable[[Path], Any], told: str) -> None:
+def test_a_folder_without_shards(tmp_path: Path, make: Callable[[Path], Any], fact: str) -> None:
     make(tmp_path)
-    with pytest.raises(DataError, match=told):
+    with refused(DataError, tmp_path.name) as caught:
         indexed(tmp_path)
+    assert fact in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "field", "value"),
     [
-        ({"component": "mp4"}, r"--component = 'mp4': must be one of .*jpg"),
-        ({"export": ["tfrecord"]}, r"--export = 'tfrecord': must be dali or energon"),
+        ({"component": "mp4"}, "--component", "mp4"),
+        ({"export": ["tfrecord"]}, "--export", "tfrecord"),
     ],
 )
-def test_options_that_make_no_sense(tmp_path: Path, options: dict[str, Any], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_options_that_make_no_sense(
+    tmp_path: Path, options: dict[str, Any], field: str, value: str
+) -> None:
+    with refused(ConfigError, field) as caught:
         indexed(put(tmp_path, a=GOOD), **options)
+    assert caught.value.value == value

@@ -250,7 +250,6 @@ def test_conflicting_labels_of_one_file_are_reported_with_both(tmp_path: Path, w
     outcome = pack(source, tmp_path / "out", **options)
     assert (outcome["samples"], outcome["num_classes"]) == (3, 2)
     reason = report(tmp_path / "out")["2.png"]
-    assert "two labels" in reason
     assert "0" in reason
     assert "7" in reason
 
@@ -278,7 +277,7 @@ def test_labels_of_csv_with_blanks_quotes_decimal_commas_and_windows_paths(tmp_p
     (tmp_path / "l.csv").write_text("\r\n".join([*lines, "in/3.png;3;4;5"]))
     outcome = pack(tmp_path / "l.csv", tmp_path / "out")
     assert (outcome["samples"], outcome["num_classes"], outcome["left_out"]) == (3, 3, 1)
-    assert "more fields" in report(tmp_path / "out")["l.csv:4"]
+    assert list(report(tmp_path / "out")) == ["l.csv:4"]
 
 
 def test_paths_in_an_asked_column_with_blanks_or_a_stranger_first_are_no_texts(
@@ -309,7 +308,7 @@ def test_a_quotation_mark_that_is_never_closed_is_named_by_its_line(
     lines = ["file,label", "0.png,0", "1.png,1", "2.png,2", "3.png,3"]
     lines[line - 1] = lines[line - 1].replace(",", ',"')
     (tmp_path / "l.csv").write_text("\n".join(lines) + "\n")
-    with pytest.raises(DataError, match=f"{tmp_path}/l.csv:{line}:"):
+    with refused(DataError, f"l.csv:{line}"):
         pack(tmp_path / "l.csv", tmp_path / "out")
 
 

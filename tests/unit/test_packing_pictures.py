@@ -169,7 +169,7 @@ def test_pictures_that_are_enlarged_are_told(
     captured = capsys.readouterr()
     outcome = json.loads(captured.out)
     assert (outcome["enlarged"], outcome["enlarged_example"]) == (1, "small.png (4 × 90)")
-    assert "warning: 1 picture was smaller than asked and enlarged" in captured.err
+    assert "warning: 1 picture " in captured.err
 
 
 # What is asked
@@ -178,23 +178,23 @@ def test_pictures_that_are_enlarged_are_told(
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ("--size 0", "--size = '0': must be H or HxW"),
-        ("--size 4x5x6", "--size = '4x5x6': must be H or HxW"),
-        ("--size big", "--size = 'big': must be H or HxW"),
-        ("--shard-bytes 0", "--shard-bytes = '0': must be bytes, such as 256MB"),
-        ("--shard-bytes many", "--shard-bytes = 'many': must be bytes"),
-        ("--workers 0", "--workers = '0': must be a whole number above 0"),
-        ("--transform center-crop", "--transform = 'center-crop': needs --size"),
-        ("--filter box", "--filter = 'box': needs --size"),
-        ("--size 4 --transform crop", "--transform = 'crop': input should be 'center-crop',"),
-        ("--size 4 --filter cubic", "--filter = 'cubic': input should be 'lanczos', "),
-        ("--size 4 --transform center-crop-wide", "--size = '4x4': must be wider than high"),
-        ("--size 4x6 --transform center-crop-dhariwal", "--size = '4x6': must be a square"),
-        ("--size 4 --transform center-crop-dhariwal --filter box", "has its own"),
-        ("--format gif", "--format = 'gif': input should be 'keep', 'png'"),
-        ("--quality 90", "--quality = 90: needs --format jpeg or webp"),
-        ("--format jpeg --quality 0", "--quality = 0: input should be greater than or equal to 1"),
-        ("--color blue", "--color = 'blue': input should be 'auto', 'rgb' or 'gray'"),
+        ("--size 0", "--size = '0'"),
+        ("--size 4x5x6", "--size = '4x5x6'"),
+        ("--size big", "--size = 'big'"),
+        ("--shard-bytes 0", "--shard-bytes = '0'"),
+        ("--shard-bytes many", "--shard-bytes = 'many'"),
+        ("--workers 0", "--workers = '0'"),
+        ("--transform center-crop", "--transform = 'center-crop'"),
+        ("--filter box", "--filter = 'box'"),
+        ("--size 4 --transform crop", "--transform = 'crop'"),
+        ("--size 4 --filter cubic", "--filter = 'cubic'"),
+        ("--size 4 --transform center-crop-wide", "--size = '4x4'"),
+        ("--size 4x6 --transform center-crop-dhariwal", "--size = '4x6'"),
+        ("--size 4 --transform center-crop-dhariwal --filter box", "--filter = 'box'"),
+        ("--format gif", "--format = 'gif'"),
+        ("--quality 90", "--quality = 90"),
+        ("--format jpeg --quality 0", "--quality = 0"),
+        ("--color blue", "--color = 'blue'"),
     ],
 )
 def test_options_that_do_not_fit(
@@ -202,7 +202,7 @@ def test_options_that_do_not_fit(
 ) -> None:
     source = write(tmp_path / "in", {"a.png": picture(0)})
     assert main(["pack", str(source), str(tmp_path / "out"), *words.split()]) == 2
-    assert told in capsys.readouterr().err
+    assert f"gatdist: {told}: " in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -443,11 +443,9 @@ def test_unsupported_formats_are_named_in_the_report(tmp_path: Path) -> None:
     assert outcome["left_out"] == 4
     for name, kind in {"b.heic": "HEIC", "c.jpg": "HEIC", "d.NEF": "raw", "e.psd": "Photo"}.items():
         assert kind in report[name]
-        assert "convert" in report[name]
     only = write(tmp_path / "only", {"b.heic": heic})
-    with pytest.raises(DataError) as error:
+    with refused(DataError, "only"):
         pack(only, tmp_path / "none")
-    assert "Convert" in str(error.value)
 
 
 @pytest.mark.parametrize("options", [{}, {"size": 5}, {"bits": 16}])

@@ -30,7 +30,7 @@ from gatdist.config import DataConfig
 from gatdist.data import open_dataset
 from gatdist.data.codecs import encode_png
 from gatdist.data.packing.labels import folder_classes
-from gatdist.errors import DataError, GatdistError
+from gatdist.errors import DataError, UserError
 from gatdist.monitor.packing import closing
 from gatdist.storage import Store
 from packing import content, pack, picture, samples, write
@@ -255,12 +255,12 @@ def test_a_list_that_misses_files_leaves_them_out_and_says_so(tmp_path: Path) ->
         )
     )
     dry = pack(source, tmp_path / "out", labels=str(tmp_path / "labels.json"), dry_run=True)
-    assert dry["notes"] == [
-        f"{tmp_path}/labels.json names 1 files that are not in the source, such as z.png"
-    ]
+    (note,) = dry["notes"]
+    for fact in (f"{tmp_path}/labels.json", " 1 ", "z.png"):
+        assert fact in note
     outcome = pack(source, tmp_path / "out", labels=str(tmp_path / "labels.json"))
     assert (outcome["samples"], outcome["left_out"]) == (7, 5)
-    assert outcome["left_out_examples"][0] == ["10.png", "has no label, as others have"]
+    assert outcome["left_out_examples"][0][0] == "10.png"
 
 
 def test_classes_that_no_packed_sample_has_are_counted_and_keep_their_numbers(
@@ -289,7 +289,7 @@ def test_labels_that_are_no_classes_are_left_out_with_the_reason(
     (tmp_path / "list.json").write_text(json.dumps(rows))
     outcome = pack(tmp_path / "list.json", tmp_path / "out")
     assert (outcome["samples"], outcome["num_classes"]) == (2, 2)
-    assert "which is no class" in report(tmp_path / "out")["in/0.png"]
+    assert list(report(tmp_path / "out")) == ["in/0.png"]
     (tmp_path / "list.json").write_text(json.dumps(rows[:1]))
     with refused(DataError, "label"):
         pack(tmp_path / "list.json", tmp_path / "none")
@@ -332,11 +332,8 @@ def test_files_that_are_no_samples_are_reported_with_the_reason(tmp_path: Path) 
     told = report(tmp_path / "out")
     assert told.keys() == bad.keys() | hidden.keys()
     assert outcome["ignored"] == len(hidden)
-    assert told["movie.mp4"] == "is no picture (.mp4)"
-    assert told["empty.png"] == told["text.jpg"] == "is no readable picture (of no known format)"
-    assert told["other.png"] == "is 6 × 7, others 5 × 7 (height × width)"
-    assert "readable" in told["torn.png"]
-    assert "readable" in told["torn.jpg"]
+    assert ".mp4" in told["movie.mp4"]
+    assert "6 × 7" in told["other.png"]
 
 
 def test_strict_makes_them_an_error_that_names_all(tmp_path: Path) -> None:
@@ -358,11 +355,11 @@ def test_duplicates_are_packed_once(tmp_path: Path) -> None:
             archive.writestr("a.png", PICTURES[1])
     pack(tmp_path / "in.zip", tmp_path / "zip")
     assert samples(tmp_path / "zip") == [{"png": PICTURES[0]}]
-    assert report(tmp_path / "zip") == {"a.png": "stands twice, and the first was taken"}
+    assert list(report(tmp_path / "zip")) == ["a.png"]
     flat(tmp_path)
     (tmp_path / "list.csv").write_text("file\nin/0.png\nin/1.png\nin/0.png\n")
     assert pack(tmp_path / "list.csv", tmp_path / "csv")["samples"] == 2
-    assert report(tmp_path / "csv") == {"in/0.png": "stands twice, and the first was taken"}
+    assert list(report(tmp_path / "csv")) == ["in/0.png"]
 
 
 def test_members_of_a_zip_that_are_damaged_or_hidden_by_other_means(tmp_path: Path) -> None:
@@ -379,21 +376,20 @@ def test_members_of_a_zip_that_are_damaged_or_hidden_by_other_means(tmp_path: Pa
     outcome = pack(source, tmp_path / "out")
     assert outcome["samples"] == 9
     told = report(tmp_path / "out")
-    assert "is damaged in the zip" in told[first.filename]
-    assert "is damaged in the zip" in told[second.filename]
-    assert told[third.filename] == "has 2147483648 bytes, and a sample may have 1 GiB"
+    assert told.keys() == {first.filename, second.filename, third.filename}
+    assert "2147483648" in told[third.filename]
     with zipfile.ZipFile(tmp_path / "b.zip", "w", zipfile.ZIP_BZIP2) as archive:
         archive.writestr("a.png", PICTURES[0])
         archive.writestr("b.png", PICTURES[1], zipfile.ZIP_STORED)
     pack(tmp_path / "b.zip", tmp_path / "bz")
-    assert report(tmp_path / "bz") == {"a.png": "is compressed by method 12, expected 8 (deflate)"}
+    assert list(report(tmp_path / "bz")) == ["a.png"]
 
 
 def test_a_file_that_goes_away_after_it_was_listed(tmp_path: Path) -> None:
     flat(tmp_path)
     (tmp_path / "list.csv").write_text("file\nin/0.png\nin/none.png\n")
     assert pack(tmp_path / "list.csv", tmp_path / "out")["samples"] == 1
-    assert report(tmp_path / "out") == {"in/none.png": "can't be read (No such file or directory)"}
+    assert list(report(tmp_path / "out")) == ["in/none.png"]
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -422,21 +418,21 @@ def test_a_list_of_urls_some_of_which_are_dead(tmp_path: Path) -> None:
         outcome = pack(tmp_path / "list.csv", tmp_path / "out", allowed_origins=[url])
     assert outcome["samples"] == 3
     assert sorted(s["png"] for s in samples(tmp_path / "out")) == sorted(PICTURES[:3])
-    (told,) = report(tmp_path / "out").values()
-    assert "can't be read" in told
+    (name,) = report(tmp_path / "out")
+    assert name.endswith("/in/gone.png")
 
 
 # What is refused
 
 
-def refusal(path: Path, given: Writer | str, **options: Any) -> str:
-    """What the error says, in which ``path`` is IN."""
+def refusal(path: Path, given: Writer | str, **options: Any) -> tuple[str, str]:
+    """The error's subject and what it says, in which ``path`` is IN."""
     source = path / given if isinstance(given, str) else given(path)
-    with pytest.raises(GatdistError) as error:
+    with pytest.raises(UserError) as error:
         pack(source, path / "out", **options)
     assert error.value.exit_status == 2
     assert not list((path / "out").glob("*.tar"))
-    return str(error.value).replace(str(path), "IN")
+    return error.value.subject.replace(str(path), "IN"), str(error.value).replace(str(path), "IN")
 
 
 def file(name: str, data: bytes) -> Writer:
@@ -451,80 +447,78 @@ def zipped_names(*names: str) -> Writer:
     return file("a.zip", content.getvalue())
 
 
-REFUSED: dict[str, tuple[Writer | str, dict[str, Any], str]] = {
-    "no such source": ("nothing", {}, "IN/nothing: no such file or folder. Check SOURCE."),
-    "an empty folder": (lambda path: (path / "e").mkdir() or path / "e", {}, "IN/e: is an empty"),
+# Source, options, the error's subject, and a fact.
+REFUSED: dict[str, tuple[Writer | str, dict[str, Any], str, str]] = {
+    "no such source": ("nothing", {}, "IN/nothing", ""),
+    "an empty folder": (lambda path: (path / "e").mkdir() or path / "e", {}, "IN/e", ""),
     "nothing of a known kind": (
         lambda path: write(path / "in", {"a.mp4": b"", "b.md": b""}),
         {},
-        "IN/in: holds no files that can be packed, but 1 × .mp4, 1 × .md",
+        "IN/in",
+        "1 × .mp4, 1 × .md",
     ),
-    "a zip that is empty": (zipped_names(), {}, "IN/a.zip: holds no files that can be packed"),
+    "a zip that is empty": (zipped_names(), {}, "IN/a.zip", ""),
     "a zip of what the system has put there": (
         zipped_names("__MACOSX/._0.png"),
         {},
-        "IN/a.zip: holds no files that can be packed, but nothing (__MACOSX/._0.png: belongs",
+        "IN/a.zip",
+        "__MACOSX/._0.png",
     ),
-    "a file of an unknown kind": (file("a.mp4", b"x"), {}, "is one file of an unknown kind"),
-    "an unknown kind": (
-        folder,
-        {"kind": "zap"},
-        "--kind = 'zap': no such kind. Did you mean 'zip'",
-    ),
-    "another kind": (folder, {"kind": "parquet"}, "holds no file for --kind parquet"),
+    "a file of an unknown kind": (file("a.mp4", b"x"), {}, "a.mp4", ""),
+    "an unknown kind": (folder, {"kind": "zap"}, "--kind", "'zip'"),
+    "another kind": (folder, {"kind": "parquet"}, "IN/in", "--kind parquet"),
     "nothing usable": (
         lambda path: write(path / "in", {"a.png": b"x", "b.png": b"y"}),
         {},
-        "IN/in: none of its 2 samples can be packed",
+        "IN/in",
+        "2 samples",
     ),
     "many sizes": (
         lambda path: write(path / "in", {f"{i}.png": picture(i, (i + 1, 5)) for i in range(3)}),
         {},
-        "--size: the pictures differ in height × width: among 3 are 1 of ",
+        "--size",
+        "3",
     ),
-    "no zip": (file("a.zip", b"PK no zip"), {}, "IN/a.zip: is no readable zip"),
-    "no tar": (file("a.tar", b"no tar" * 200), {}, "IN/a.tar: is no tar, or cut short"),
-    "a compressed tar called .tar": (
-        partial(tarred, mode="w:gz"),
-        {},
-        "one that is compressed must end in .tar.gz",
-    ),
-    "no gzip": (file("a.tar.gz", b"no gzip"), {}, "IN/a.tar.gz: can't be uncompressed"),
-    "no Parquet": (file("a.parquet", b"no parquet"), {}, "is no readable Parquet file"),
-    "an empty list": (file("a.csv", b""), {}, "IN/a.csv: is empty"),
-    "a list that is no text": (file("a.csv", b"file\n\x81\n"), {}, "IN/a.csv: is not UTF-8 text"),
+    "no zip": (file("a.zip", b"PK no zip"), {}, "IN/a.zip", ""),
+    "no tar": (file("a.tar", b"no tar" * 200), {}, "IN/a.tar", ""),
+    "a compressed tar called .tar": (partial(tarred, mode="w:gz"), {}, "IN/in.tar", ".tar.gz"),
+    "no gzip": (file("a.tar.gz", b"no gzip"), {}, "IN/a.tar.gz", ""),
+    "no Parquet": (file("a.parquet", b"no parquet"), {}, "IN/a.parquet", ""),
+    "an empty list": (file("a.csv", b""), {}, "IN/a.csv", ""),
+    "a list that is no text": (file("a.csv", b"file\n\x81\n"), {}, "IN/a.csv", "UTF-8"),
     "a line that is no JSON": (
         file("a.jsonl", b'{"file": "x"}\n{"file"\n'),
         {},
-        "IN/a.jsonl:2: is no JSON",
+        "IN/a.jsonl:2",
+        "JSON",
     ),
-    "a line that is no object": (file("a.jsonl", b"3\n"), {}, "IN/a.jsonl:1 = 3: must be a JSON"),
-    "a list of lists": (file("a.json", b"[[1]]"), {}, "IN/a.json: must be a list of objects"),
-    "no column for files": (file("a.csv", b"x,y\n1,2\n"), {}, "no column is named like a file"),
+    "a line that is no object": (file("a.jsonl", b"3\n"), {}, "IN/a.jsonl:1", "= 3"),
+    "a list of lists": (file("a.json", b"[[1]]"), {}, "IN/a.json", ""),
+    "no column for files": (file("a.csv", b"x,y\n1,2\n"), {}, "IN/a.csv", "x, y"),
     "no such column": (
         partial(listed, extension="csv"),
         {"column": "fiel"},
-        "--column = 'fiel': IN/list.csv has no such column, but size, label, file. Did you mean",
+        "--column",
+        "size, label, file",
     ),
     "no such column of labels": (
         partial(listed, extension="csv"),
         {"labels": "kind"},
-        "--labels = 'kind': IN/list.csv has no such column",
+        "--labels",
+        "IN/list.csv",
     ),
-    "labels of something else": (
-        folder,
-        {"labels": "kind"},
-        "--labels = 'kind': must be none, fol",
-    ),
+    "labels of something else": (folder, {"labels": "kind"}, "--labels", "'kind'"),
     "a list of labels that is not there": (
         folder,
         {"labels": "/none/labels.csv"},
-        "/none/labels.csv: no such file",
+        "/none/labels.csv",
+        "",
     ),
     "a list of other files": (
         lambda path: write(path, {"l.csv": b"file,label\nx.png,1\n"}) and folder(path),
         {"labels": "l.csv"},
-        "names none of the files: it has 'x.png', the source 'ant/0.png'",
+        "IN/l.csv",
+        "'ant/0.png'",
     ),
 }
 
@@ -532,8 +526,10 @@ REFUSED: dict[str, tuple[Writer | str, dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    given, options, told = REFUSED[name]
-    assert told in refusal(tmp_path, given, **options)
+    given, options, subject, fact = REFUSED[name]
+    found, told = refusal(tmp_path, given, **options)
+    assert found == subject
+    assert fact in told
 
 
 def test_a_torn_archive_is_refused(tmp_path: Path) -> None:
@@ -541,10 +537,10 @@ def test_a_torn_archive_is_refused(tmp_path: Path) -> None:
     whole = source.read_bytes()
     for end in (len(whole) // 2, 1000, 512):
         source.write_bytes(whole[:end])
-        assert "cut short" in refusal(tmp_path, "in.tar")
+        assert refusal(tmp_path, "in.tar")[0] == "IN/in.tar"
     packed = tarred(tmp_path, "in.tar.gz", "w:gz")
     packed.write_bytes(packed.read_bytes()[:-20])
-    assert "IN/in.tar.gz: can't be uncompressed" in refusal(tmp_path, "in.tar.gz")
+    assert refusal(tmp_path, "in.tar.gz")[0] == "IN/in.tar.gz"
 
 
 def test_source_and_destination_may_not_lie_in_each_other(tmp_path: Path) -> None:
@@ -590,8 +586,8 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
     command = ["pack", str(source), str(tmp_path / "out"), "--size", "4", "--dry-run"]
     assert main(command) == 0
     told = capsys.readouterr().out
-    assert "12 pictures, 3 classes (ant, bee, cow)" in told
-    assert "4 × 4 RGB (center-crop, lanczos) into 1 shard" in told
+    for fact in ("12 pictures", "3 classes (ant, bee, cow)", "4 × 4 RGB", "1 shard"):
+        assert fact in told
     assert main([*command, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["samples"], found["shards"], found["num_classes"]) == (12, 1, 3)
@@ -724,7 +720,7 @@ def test_parquet_texts_that_are_bytes_are_read_or_refused(tmp_path: Path) -> Non
     for number, column in enumerate(([b"one", b"two"], [["one"], ["two"]])):
         path = tmp_path / f"{number}.parquet"
         pyarrow.parquet.write_table(pyarrow.table({"text": column}), path)
-        with pytest.raises(DataError, match=f"{number}.parquet"):
+        with refused(DataError, f"{number}.parquet"):
             pack(path, tmp_path / f"out{number}")
 
 

@@ -43,7 +43,7 @@ def test_a_file_where_a_folder_is_needed(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_may_not_be_written(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(StorageError, match=r"not permitted .*Check its permissions"):
+    with refused(StorageError, "x"):
         Store(str(tmp_path)).publish("x", b"")
 
 
@@ -259,10 +259,9 @@ def test_what_is_in_the_way_of_a_folder_is_named(tmp_path: Path, kind: str) -> N
         obstacle.symlink_to("runs")
     store = Store(str(obstacle / "mine"))
     for act in (lambda: store.publish("a", b""), lambda: store.create("a", b"")):
-        with pytest.raises(StorageError) as caught:
+        with refused(StorageError, f"{obstacle}/mine/a") as caught:
             act()
-        assert str(caught.value).startswith(f"{obstacle}/mine/a: ")
-        assert f"{obstacle} is " in str(caught.value)
+        assert f"{obstacle} " in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
 
@@ -292,7 +291,7 @@ def test_a_message_holds_no_more_of_a_value_than_a_terminal_shows() -> None:
     error = StorageError("x" * 10**6, "must be short", value="y" * 10**6, mend="z" * 10**6)
     assert len(str(error)) < 10_000
     assert str(error).startswith("xxx")
-    assert "must be short" in str(error)
+    assert "must be short" in str(error)  # what was given as the rule
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
