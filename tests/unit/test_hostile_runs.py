@@ -112,7 +112,7 @@ def test_no_file_outside_of_the_checkpoint_is_read(run: Path, name: str) -> None
     change(manifest, lambda told: told["files"].update({name: entry}))
     with refused(CheckpointError, "checkpoints"):
         load_run(Store(str(run)), CPU)
-    assert "lists a file that no checkpoint has" in inspect_damage(run)
+    assert "MANIFEST.json" in inspect_damage(run)
 
 
 def inspect_damage(run: Path) -> str:
@@ -127,7 +127,7 @@ def test_what_is_longer_than_the_manifest_says_is_not_read(
 ) -> None:
     with (checkpoint(run) / "average.safetensors").open("r+b") as file:
         file.truncate(2**40)  # a terabyte, of which the disk holds nothing
-    assert "found 1099511627776" in inspect_damage(run)
+    assert "1099511627776" in inspect_damage(run)
 
 
 def test_nothing_is_allocated_for_networks_that_do_not_fit_the_weights(
@@ -190,8 +190,9 @@ def test_a_state_that_training_did_not_write_is_refused(
         words = ["train", "digits", "--local", "--run-dir", str(run), *sets, *more]
         assert main(words) == 2
         assert f"{folder.name}/state.json: {key}" in capsys.readouterr().err
-    with pytest.raises(CheckpointError, match=key):
+    with pytest.raises(CheckpointError) as caught:
         load_run(Store(str(run)), CPU)
+    assert f"state.json: {key}" in caught.value.subject
 
 
 def spoiled(tensor: torch.Tensor, how: str) -> torch.Tensor:
@@ -210,7 +211,7 @@ def test_tensors_that_training_never_gives_are_refused(run: Path, file: str, how
     name = next(key for key, tensor in tensors.items() if tensor.dim() > 1)
     safetensors.torch.save_file(tensors | {name: spoiled(tensors[name], how)}, path)
     with_digests(checkpoint(run))
-    with pytest.raises(CheckpointError, match=f"tensor {file}/"):
+    with refused(CheckpointError, f"tensor {file}/{name}"):
         resume(run)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import gatdist
 from gatdist.config import load_config
-from gatdist.errors import ConfigError, PluginError, TrainingError
+from gatdist.errors import ConfigError, GatdistError, PluginError, TrainingError
 from gatdist.models.registry import generators
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.registry import users_frame
@@ -24,8 +24,10 @@ from gatdist.storage import Store
 from gatdist.training.interrupts import Interrupts
 from gatdist.training.local import run_here
 from gatdist.training.loop import run
+from support import refused
 
 CPU = torch.device("cpu")
+HERE = f", at {__file__}:"
 
 
 @pytest.fixture
@@ -102,26 +104,30 @@ class FailsBackward(torch.autograd.Function):
 
 
 @pytest.mark.parametrize(
-    ("act", "error", "told"),
+    ("act", "error", "field", "fact"),
     [
-        (ends, PluginError, "SystemExit: 0, at .*test_local.py"),
-        (leaves, PluginError, "GeneratorExit"),
-        (fails, PluginError, "KeyError: 'lost', at .*test_local.py"),
-        (FailsBackward.apply, PluginError, "ValueError: backward, at .*test_local.py"),
-        (gloomy, PluginError, "RuntimeError: my Gloomy layer, at .*test_local.py"),
-        (unreadable, PluginError, "UnreadableError: .*test_local.py"),
-        (drops_out, PluginError, "Dropout, at .*test_local.py"),
-        (lambda fakes: fakes.detach(), PluginError, "user code"),
-        (lambda fakes: fakes[:1], ConfigError, "generator.name"),
-        (lambda fakes: None, ConfigError, "generator.name.*NoneType"),
-        (lambda fakes: [fakes], ConfigError, "generator.name.*list"),
-        (lambda fakes: fakes.int(), ConfigError, "generator.name.*int32"),
-        (lambda fakes: fakes.to(torch.complex64), ConfigError, "generator.name.*complex64"),
-        (lambda fakes: fakes.to("meta"), ConfigError, "generator.name.*meta"),
+        (ends, PluginError, "user code", f"SystemExit: 0{HERE}"),
+        (leaves, PluginError, "user code", f"GeneratorExit{HERE}"),
+        (fails, PluginError, "user code", f"KeyError: 'lost'{HERE}"),
+        (FailsBackward.apply, PluginError, "user code", f"ValueError: backward{HERE}"),
+        (gloomy, PluginError, "user code", f"RuntimeError: my Gloomy layer{HERE}"),
+        (unreadable, PluginError, "user code", HERE),
+        (drops_out, PluginError, "user code", f"Dropout{HERE}"),
+        (lambda fakes: fakes.detach(), PluginError, "user code", "RuntimeError"),
+        (lambda fakes: fakes[:1], ConfigError, "model.generator.name", "(1, 2)"),
+        (lambda fakes: None, ConfigError, "model.generator.name", "NoneType"),
+        (lambda fakes: [fakes], ConfigError, "model.generator.name", "list"),
+        (lambda fakes: fakes.int(), ConfigError, "model.generator.name", "int32"),
+        (lambda fakes: fakes.to(torch.complex64), ConfigError, "model.generator.name", "complex64"),
+        (lambda fakes: fakes.to("meta"), ConfigError, "model.generator.name", "meta"),
     ],
 )
 def test_what_a_network_does_after_the_startup_check_neither_ends_nor_spoils_a_run(
-    tmp_path: Path, act: Callable[[Tensor], Tensor], error: type[Exception], told: str
+    tmp_path: Path,
+    act: Callable[[Tensor], Tensor],
+    error: type[GatdistError],
+    field: str,
+    fact: str,
 ) -> None:
     class Late(nn.Module):
         def __init__(self, latent_size: int, sample_shape: tuple[int, ...], **_: Any) -> None:
@@ -132,7 +138,9 @@ def test_what_a_network_does_after_the_startup_check_neither_ends_nor_spoils_a_r
             fakes: Tensor = self.linear(latents)
             return act(fakes) if len(latents) > 32 else fakes  # the check calls it with few
 
-    run_late(Late, tmp_path, error, told)
+    with refused(error, field) as caught:
+        run_late(Late, tmp_path)
+    assert fact in str(caught.value)
 
 
 def adds_a_buffer(network: nn.Module) -> None:
@@ -173,21 +181,21 @@ def changes_values(network: nn.Module) -> None:
 
 
 @pytest.mark.parametrize(
-    ("act", "error", "told"),
+    ("act", "error", "named"),
     [
-        (adds_a_buffer, PluginError, "tensor .*/late"),
-        (adds_a_parameter, PluginError, "parameter late"),
-        (removes_a_buffer, PluginError, "tensor .*/seen"),
-        (resizes_a_buffer, PluginError, "tensor .*/seen"),
-        (casts_a_buffer, PluginError, "tensor .*/seen"),
-        (replaces_a_parameter, PluginError, "parameter scale"),
-        (freezes_a_parameter, PluginError, "parameter scale"),
-        (spoils_a_buffer, TrainingError, "tensor .*/seen"),
+        (adds_a_buffer, PluginError, "late:"),
+        (adds_a_parameter, PluginError, "late:"),
+        (removes_a_buffer, PluginError, "seen"),
+        (resizes_a_buffer, PluginError, "seen"),
+        (casts_a_buffer, PluginError, "seen"),
+        (replaces_a_parameter, PluginError, "scale:"),
+        (freezes_a_parameter, PluginError, "scale:"),
+        (spoils_a_buffer, TrainingError, "seen"),
         (changes_values, None, ""),
     ],
 )
 def test_a_state_that_user_code_has_made_unfit_to_resume_from_is_not_committed(
-    tmp_path: Path, act: Callable[[nn.Module], None], error: type[Exception] | None, told: str
+    tmp_path: Path, act: Callable[[nn.Module], None], error: type[GatdistError] | None, named: str
 ) -> None:
     class Late(nn.Module):
         def __init__(self, latent_size: int, sample_shape: tuple[int, ...], **_: Any) -> None:
@@ -206,22 +214,20 @@ def test_a_state_that_user_code_has_made_unfit_to_resume_from_is_not_committed(
             return fakes
 
     more = ["run.total_samples=5120", "run.checkpoint_samples=512"]
-    run_late(Late, tmp_path, error, told, *more)
+    if error:
+        with pytest.raises(error) as caught:
+            run_late(Late, tmp_path, *more)
+        assert named in str(caught.value)
+    else:
+        run_late(Late, tmp_path, *more)
     Checkpoints(Store(str(tmp_path)).child("checkpoints")).newest()  # raises if one is damaged
 
 
-def run_late(
-    late: type[nn.Module], tmp_path: Path, error: type[Exception] | None, told: str, *more: str
-) -> None:
+def run_late(late: type[nn.Module], tmp_path: Path, *more: str) -> None:
     settings = ['model.generator={name="late"}', "evaluate.metrics=[]", *more]
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(generators._entries, "late", late)
-        config, communicator = load_config("ring", settings), LocalCommunicator(CPU)
-        if error is None:
-            run(config, communicator, Store(str(tmp_path)))
-            return
-        with pytest.raises(error, match=told):
-            run(config, communicator, Store(str(tmp_path)))
+        run(load_config("ring", settings), LocalCommunicator(CPU), Store(str(tmp_path)))
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ CASES = {
     ),
     "several logits": (
         [*RING, "game.update_rule=one_stage", with_network("Patches")],
-        ["model.discriminator.name = 'Patches'", "one logit per sample"],
+        ["model.discriminator.name = 'Patches'", "(2, 3)"],
     ),
     "one stage, several steps": (
         [*RING, "game.update_rule=one_stage", "game.num_discriminator_steps=2"],
@@ -102,15 +102,15 @@ CASES = {
     ),
     "canonical, three workers": (
         ["run.reduction=canonical", "run.global_batch=48", "cluster.workers=3"],
-        ["cluster.workers = 3", "power of two", "--workers 2"],
+        ["cluster.workers = 3", "--workers 2"],
     ),
     "lanes, no power of two": (
         ["run.reduction=canonical", "run.reduction_lanes=6"],
-        ["run.reduction_lanes = 6", "power of two", "Use 4"],
+        ["run.reduction_lanes = 6", " 4"],
     ),
     "lanes that do not divide the batch": (
         ["run.reduction=canonical", "run.reduction_lanes=8", "run.global_batch=36"],
-        ["run.reduction_lanes = 8", "divide run.global_batch (36)", "Use 4"],
+        ["run.reduction_lanes = 8", "run.global_batch (36)", " 4"],
     ),
     "canonical, micro-batches": (
         ["run.reduction=canonical", "optim.generator.micro_batch=8"],
@@ -122,11 +122,11 @@ CASES = {
     ),
     "second order without second derivatives": (
         [*RING, "game.update_rule=consensus", "game.loss=minimax", with_network("NotTwice")],
-        ["game.update_rule = 'consensus'", "second derivatives", "extragradient"],
+        ["game.update_rule = 'consensus'", "once_differentiable", "extragradient"],
     ),
     "penalty without second derivatives": (
         ["game.penalties={r1={strength=1.0}}", with_network("NotTwice")],
-        ["game.penalties.r1", "differentiable twice"],
+        ["game.penalties.r1", "once_differentiable"],
     ),
     "second order, compiled": (
         [*RING, "game.update_rule=consensus", 'precision.compile=["generator"]'],
@@ -142,19 +142,19 @@ CASES = {
     ),
     "penalty on token ids": (
         ["game.penalties={r1={strength=1.0}}", with_network("TakesTokens")],
-        ["game.penalties.r1", "token ids"],
+        ["game.penalties.r1", "RuntimeError"],
     ),
     "competitive, not zero-sum": (
         [*RING, "game.update_rule=competitive", "game.loss=nonsaturating", *SGD],
-        ["game.loss = 'nonsaturating'", "zero-sum", "minimax or wasserstein"],
+        ["game.loss = 'nonsaturating'", "minimax", "wasserstein"],
     ),
     "competitive, Adam": (
         [*RING, "game.update_rule=competitive", "game.loss=minimax"],
-        ["optim.generator.name = 'adam'", "'competitive'", "Use 'sgd'"],
+        ["optim.generator.name = 'adam'", "'competitive'", "'sgd'"],
     ),
     "conjugate, momentum": (
         [*RING, "game.update_rule=conjugate", *SGD, "optim.discriminator.momentum=0.9"],
-        ["optim.discriminator.momentum = 0.9", "conjugate", "Use 0"],
+        ["optim.discriminator.momentum = 0.9", " 0."],
     ),
     "unknown rule": (["game.update_rule=altrenating"], ["game.update_rule", "alternating"]),
     "unknown loss": (["game.loss=hing"], ["game.loss = 'hing'", "hinge"]),
@@ -165,7 +165,7 @@ CASES = {
     ),
     "augmented points": (
         ['game.augmentation={name="ada"}'],
-        ["game.augmentation = 'ada'", "pictures"],
+        ["game.augmentation = 'ada'", "(2,)"],
     ),
     "unknown option of a rule": (
         [*RING, "game.update_rule=consensus", "game.rule_options={strenght=1.0}"],
@@ -173,36 +173,37 @@ CASES = {
     ),
     "option of a rule without options": (
         [*RING, "game.rule_options={strength=1.0}"],
-        ["game.rule_options.strength", "unknown key"],
+        ["game.rule_options.strength"],
     ),
     "bad option of a rule": (
         [*RING, "game.update_rule=consensus", "game.rule_options={strength=-1.0}"],
-        ["game.rule_options.strength = -1.0", "above 0"],
+        ["game.rule_options.strength = -1.0"],
     ),
     "batch norm in micro-batches": (
         [*RING, with_network("Normalized"), "optim.discriminator.micro_batch=8"],
-        ["model.discriminator.name", "BatchNorm1d", "micro-batches"],
+        ["model.discriminator.name", "BatchNorm1d", "micro_batch"],
     ),
     "batch norm on two workers": (
         [*RING, with_network("Normalized"), "cluster.workers=2"],
-        ["model.discriminator.name", "BatchNorm1d", "2 workers on the CPU", "--workers 1"],
+        ["model.discriminator.name", "BatchNorm1d", "2 workers", "--workers 1"],
     ),
     "batch norm in lanes": (
         [*RING, with_network("Normalized"), "run.reduction=canonical"],
-        ["model.discriminator.name", "BatchNorm1d", "lanes"],
+        ["model.discriminator.name", "BatchNorm1d", "canonical"],
     ),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_combination_is_refused_by_name_with_a_mend(case, tmp_path):
-    overrides, told = CASES[case]
+    overrides, (field, *facts) = CASES[case]
     with pytest.raises((ConfigError, PluginError)) as caught:
         check(load_config("ring", ["evaluate.metrics=[]", *overrides]), str(tmp_path / "run"))
     message = str(caught.value)
     assert "\n" not in message
-    for part in told:
-        assert part in message, message
+    assert message.startswith(field)
+    for fact in facts:
+        assert fact in message, message
     assert not (tmp_path / "run").exists()
 
 
@@ -246,5 +247,6 @@ def test_what_is_right_is_not_refused(overrides, tmp_path):
 )
 def test_fakes_are_only_kept_where_both_phases_see_the_same(overrides, field, tmp_path):
     settings = ["game.latents=shared", "game.keep_fakes=true", "evaluate.metrics=[]", *overrides]
-    with pytest.raises(ConfigError, match=rf"^{field}.*keep_fakes"):
+    with refused(ConfigError, field) as caught:
         check(load_config("ring", settings), str(tmp_path / "run"))
+    assert "game.keep_fakes" in str(caught.value)
