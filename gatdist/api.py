@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
 from gatdist.config import Config, masked_url
@@ -17,7 +18,11 @@ if TYPE_CHECKING:
 
 
 def train(
-    config: Config, run_dir: str, *, local: bool = False, console: Console | None = None
+    config: Config,
+    run_dir: str | PathLike[str],
+    *,
+    local: bool = False,
+    console: Console | None = None,
 ) -> dict[str, Any]:
     """Train, or resume the run in ``run_dir``.
 
@@ -50,41 +55,45 @@ def train(
 
 
 def _train(
-    config: Config, run_dir: str, local: bool, console: Console | None, interrupts: Interrupts
+    config: Config,
+    run_dir: str | PathLike[str],
+    local: bool,
+    console: Console | None,
+    interrupts: Interrupts,
 ) -> dict[str, Any]:
     """See :func:`train`; returns also where the run was interrupted."""
     from gatdist.runs import remember
     from gatdist.training.plan import check
     from gatdist.training.profiling import require_ahead
 
-    run_dir, config = absolute(run_dir), _anchored(config)
+    url, config = absolute(run_dir), _anchored(config)
     remember(config)
-    require_ahead(config, run_dir)
+    require_ahead(config, url)
     if local and config.cluster.max_workers > 1:
         raise ClusterError(
             "--local", "runs one process", value=True, mend="Leave out --workers, or --local"
         )
     # Here, since Ray takes a while to start.
-    for message in check(config, run_dir, default_device() if local else None).warnings:
+    for message in check(config, url, default_device() if local else None).warnings:
         if console:
             console.event("warning", {"message": message})
     if local:
         from gatdist.training.local import run_here
 
-        return run_here(config, run_dir, console, interrupts)
+        return run_here(config, url, console, interrupts)
     from gatdist.cluster.launch import fit
 
-    return fit(config, run_dir, console, interrupts)
+    return fit(config, url, console, interrupts)
 
 
 def sample(
-    run: str,
+    run: str | PathLike[str],
     num: int,
     *,
-    out: str,
+    out: str | PathLike[str],
     seed: int = 0,
     grid: bool = False,
-    labels: Sequence[str] = (),
+    labels: Sequence[str | int] = (),
     truncation: float | None = None,
     interpolate: int = 0,
     shards: bool = False,
@@ -115,7 +124,7 @@ def sample(
     from gatdist.sampling import Wanted, write_samples, write_shards
     from gatdist.storage import Store
 
-    wanted = Wanted(num, seed, labels, truncation, interpolate)
+    wanted = Wanted(num, seed, [str(label) for label in labels], truncation, interpolate)
     if grid and shards:
         raise ConfigError("--grid", "does not go with --shards", mend="Choose one")
     url, out = absolute(run), absolute(out)
@@ -125,7 +134,7 @@ def sample(
     return write_samples(trained, wanted, out=out, grid=grid)
 
 
-def export(run: str, kind: str, *, out: str) -> str:
+def export(run: str | PathLike[str], kind: str, *, out: str | PathLike[str]) -> str:
     """Write the run's averaged generator for use elsewhere.
 
     Args:
@@ -140,6 +149,7 @@ def export(run: str, kind: str, *, out: str) -> str:
         CheckpointError: ``run`` is no run, or has no whole checkpoint.
         ConfigError: no such format, or a package that it needs is not installed.
     """
+    run, url = absolute(run), absolute(out)  # first: torch does not load in a folder that is gone
     import torch
 
     from gatdist.exporting import ENDINGS, formats
@@ -147,15 +157,16 @@ def export(run: str, kind: str, *, out: str) -> str:
     from gatdist.storage import Store, at_file
 
     make = formats[kind]
-    url = absolute(out)
     url = url if url.endswith(ENDINGS[kind]) else url + ENDINGS[kind]
-    content = make(load_run(Store(absolute(run)), torch.device("cpu")))
+    content = make(load_run(Store(run), torch.device("cpu")))
     store, name = at_file(url)
     store.publish(name, content)
     return url
 
 
-def load(run: str, player: Literal["generator", "discriminator"] = "generator") -> nn.Module:
+def load(
+    run: str | PathLike[str], player: Literal["generator", "discriminator"] = "generator"
+) -> nn.Module:
     """A trained network as a plain module, on the CPU, in evaluation mode.
 
     Args:
@@ -167,26 +178,26 @@ def load(run: str, player: Literal["generator", "discriminator"] = "generator") 
     Raises:
         CheckpointError: no run there, or no whole checkpoint.
     """
+    url = absolute(run)
     import torch
 
     from gatdist.exporting import load_exported
     from gatdist.runs import load_run
     from gatdist.storage import Store, at_file
 
-    url = absolute(run)
     if url.endswith(".safetensors"):
         if player != "generator":
             raise CheckpointError(
-                masked_url(run), "holds a generator alone", mend="Load the run directory"
+                masked_url(url), "holds a generator alone", mend="Load the run directory"
             )
         store, name = at_file(url)
-        return load_exported(store.read(name), run)
+        return load_exported(store.read(name), url)
     trained = load_run(Store(url), torch.device("cpu"))
     return trained.generator if player == "generator" else trained.discriminator
 
 
 def evaluate(
-    run: str,
+    run: str | PathLike[str],
     metrics: list[str] | None = None,
     num: int | None = None,
     *,
@@ -234,7 +245,7 @@ def evaluate(
     state = trained.checkpoint.state
     if dataset.fingerprint != state["order"]["fingerprint"]:
         raise CheckpointError(
-            f"{masked_url(run)}: fingerprint",
+            f"{store.url}: fingerprint",
             f"the run was trained on other data ({state['order']['fingerprint'][:16]}…)",
             value=dataset.fingerprint[:16] + "…",
             mend="Restore the data at data.url",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from os import PathLike
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 
 
 def pack(
-    source: str,
-    dest: str,
+    source: str | PathLike[str],
+    dest: str | PathLike[str],
     *,
     size: int | tuple[int, int] | None = None,
     transform: str | None = None,
@@ -132,8 +133,8 @@ def pack(
 
 
 def index(
-    source: str,
-    out: str | None = None,
+    source: str | PathLike[str],
+    out: str | PathLike[str] | None = None,
     *,
     component: str | None = None,
     labels: str | None = None,
@@ -203,7 +204,7 @@ def index(
 
 
 def verify(
-    url: str,
+    url: str | PathLike[str],
     *,
     decode: bool = False,
     workers: int | None = None,

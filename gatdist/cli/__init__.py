@@ -35,6 +35,11 @@ def _status(argv: Sequence[str] | None) -> int:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     arguments = parser().parse_args(argv)
     try:
+        os.getcwd()
+    except OSError as error:  # libraries would fail with messages that lead nowhere
+        _complain(f"current folder: can't be used ({error.strerror}). Change to another one.")
+        return 2
+    try:
         arguments.command(arguments)
     except GatdistError as error:
         if getattr(arguments, "debug", False):
@@ -95,9 +100,9 @@ def _train(arguments: argparse.Namespace) -> None:
     from gatdist.api import train
     from gatdist.monitor.console import Console
 
-    run_dir = (
-        arguments.run_dir or f"runs/{os.path.basename(arguments.preset).removesuffix('.toml')}"
-    )
+    run_dir = arguments.run_dir
+    if run_dir is None:
+        run_dir = f"runs/{os.path.basename(arguments.preset).removesuffix('.toml')}"
     if arguments.dry_run:
         from gatdist.storage import absolute
         from gatdist.training.plan import describe, plan
@@ -105,7 +110,11 @@ def _train(arguments: argparse.Namespace) -> None:
         found = plan(config, absolute(run_dir))
         print(json.dumps(found) if arguments.json else describe(found))
         return
-    outcome = train(config, run_dir, local=arguments.local, console=Console(sys.stderr))
+    console = Console(sys.stderr)
+    if run_dir.startswith("memory://"):
+        message = f"--run-dir {run_dir}: what is kept there is gone when this command ends"
+        console.event("warning", {"message": message})
+    outcome = train(config, run_dir, local=arguments.local, console=console)
     if arguments.json:
         print(json.dumps(outcome))
 

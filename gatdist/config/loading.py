@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.resources
+import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -35,7 +36,7 @@ _ZEROS: dict[tuple[bool, ...], str] = {
 _BARE_WORD = re.compile(r"[^\s\"'\[\]{}=,#]+")
 
 
-def load_config(source: str, overrides: Iterable[str] = ()) -> Config:
+def load_config(source: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Config:
     """Read a preset or TOML file, apply ``section.key=value`` overrides and check the result.
 
     Args:
@@ -45,6 +46,7 @@ def load_config(source: str, overrides: Iterable[str] = ()) -> Config:
     Raises:
         ConfigError: the file can't be read, or a key or value is wrong.
     """
+    source = os.fspath(source)
     values = read_toml(source) if source.endswith(".toml") else _preset(source)
     for override in overrides:
         set_value(values, override)
@@ -149,7 +151,7 @@ def _tables(source: str, content: bytes) -> dict[str, Any]:
         return tomllib.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ConfigError(source, f"not valid TOML ({error})", mend="Save it as UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # of numbers too long, or nested too deep, too
         raise ConfigError(source, f"not valid TOML ({error})", mend="Mend that line") from None
 
 
@@ -173,7 +175,7 @@ def set_value(
         raise ConfigError(option, f"must be {form}", value=override)
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         if not _BARE_WORD.fullmatch(text.strip()):
             rule, mend = "not a TOML value", "Put quotes around a string with blanks or signs"
             if any(map(may_be_secret, keys)):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -96,20 +97,30 @@ class OpenShard:
         Raises:
             CodecError: it is damaged, or not what the manifest says.
         """
-        part = 0
         try:
-            content = self._checked(0, i, start, data)
-            self._decode(content, out)
-            if not self._num_classes:
-                return 0
-            part = 1
+            self._decode(self._checked(0, i, start, data), out)
+        except CodecError as error:
+            raise self._named(error, 0, i) from error
+        if not self._num_classes:
+            return 0
+        try:
             content = self._checked(1, i, start, data)
             return decode_label(content, self._num_classes, self._label_field, self._numbers)
         except CodecError as error:
-            file = self._rows[part][i]
-            name = f"{file['key'].decode()}.{file['component'].decode()}"
-            problem = f"sample {name} at byte {file['offset']} {error}"
-            raise CodecError(problem, error.mend) from error
+            raise self._named(error, 1, i) from error
+
+    @contextmanager
+    def named(self, i: int) -> Iterator[None]:
+        """Let a CodecError name sample ``i``, as :meth:`decode_into` does."""
+        try:
+            yield
+        except CodecError as error:
+            raise self._named(error, 0, i) from error
+
+    def _named(self, error: CodecError, part: int, i: int) -> CodecError:
+        file = self._rows[part][i]
+        name = f"{file['key'].decode()}.{file['component'].decode()}"
+        return CodecError(f"sample {name} at byte {file['offset']} {error}", error.mend)
 
     def content(self, i: int, start: int, data: bytes | memoryview) -> bytes:
         """The file of a sample, out of ``data``; see :meth:`decode_into`. Raises CodecError."""

@@ -223,6 +223,8 @@ class Worker:
             try:
                 opened.decode_into(i, begin, data, out)
                 # That reads a sample only as far as a run needs it.
-                sample_shape(opened.content(i, begin, data), manifest.modality, facts, whole=True)
+                with opened.named(i):
+                    content = opened.content(i, begin, data)
+                    sample_shape(content, manifest.modality, facts, whole=True)
             except CodecError as error:
                 damaged.append((f"{self._tars.url}/{shard.name}:", str(error)))

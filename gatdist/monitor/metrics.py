@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from gatdist.monitor.numbers import parse_json
 from gatdist.monitor.uploads import MIN_GROWTH, RETRY_BUDGET_S
 
 if TYPE_CHECKING:
@@ -206,8 +207,8 @@ def _line(record: Record) -> bytes:
 
 def _parse(line: str) -> Record | None:
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
+        record = parse_json(line)
+    except ValueError:
         return None
     return record if _is_record(record) else None
 

@@ -58,8 +58,9 @@ class Terminal:
 
     def _write(self, text: str) -> None:
         # A terminal that was closed is no reason to stop what it showed. Nor is a signal in the
-        # middle of a write, whose handler has something to say: that is a RuntimeError.
-        with suppress(OSError, RuntimeError):
+        # middle of a write, whose handler has something to say: that is a RuntimeError. A stream
+        # that was closed in Python is a ValueError.
+        with suppress(OSError, RuntimeError, ValueError):
             self.stream.write(text)
             self.stream.flush()
 

@@ -10,7 +10,7 @@ from typing import Any
 from gatdist.errors import CheckpointError, GatdistError, StorageError
 from gatdist.monitor.charts import ALARMS
 from gatdist.monitor.metrics import METRICS_FILE, read_metrics
-from gatdist.monitor.numbers import count
+from gatdist.monitor.numbers import count, parse_json
 from gatdist.runs import Checkpoints, Evaluations
 from gatdist.runs.checkpoint import read_manifest
 from gatdist.storage import Store
@@ -101,7 +101,7 @@ def _config(store: Store, lacks: list[str]) -> Record:
         lacks.append("config.json is missing")
         return {}
     try:
-        found = json.loads(store.read("config.json"))
+        found = parse_json(store.read("config.json"))
     except (ValueError, GatdistError):
         found = None
     if not isinstance(found, dict):
@@ -119,8 +119,8 @@ def _lines(store: Store, name: str, lacks: list[str]) -> list[Record]:
     lines = store.read(name).decode(errors="replace").splitlines()
     for line in filter(None, lines):
         try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
+            entry = parse_json(line)
+        except ValueError:
             entry = None
         if isinstance(entry, dict):
             found.append(entry)

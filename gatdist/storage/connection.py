@@ -102,6 +102,8 @@ class Connection:
         return f"{self.root}/{name}" if name else self.root or "/"
 
     def _require_exact(self, name: str) -> None:
+        if "\0" in name:
+            raise StorageError(self.shown(name), "contains a NUL character", mend="Check the name")
         if not self.is_http and not is_exact(self._file_system, self._plain_path(name)):
             rule = "is a name that this kind of storage takes for another one, or for a version"
             raise StorageError(self.shown(name), rule, mend="Use a name without ? and #")

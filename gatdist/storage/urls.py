@@ -29,18 +29,27 @@ def protocol_of(url: str) -> str:
     return protocol if mark else ""
 
 
-def absolute(url: str) -> str:
+def absolute(url: str | os.PathLike[str]) -> str:
     """A local path made absolute, since workers may start in another folder; a URL as it is.
 
     Raises:
-        StorageError: it is empty, which would be the current folder.
+        StorageError: it is no text, or empty, which would be the current folder; or the current
+            folder is gone.
     """
+    if isinstance(url, os.PathLike):
+        url = os.fspath(url)
+    if not isinstance(url, str):
+        raise StorageError("path or URL", "must be text or a pathlib.Path", value=url)
     if not url:
         raise StorageError("path or URL", "must not be empty", value=url)
     if url.startswith("${env:"):  # a value that is a URL stays a reference: it may be a secret
         expanded = expand_env(url)
         return url if protocol_of(expanded) else absolute(expanded)
-    return url if protocol_of(url) else os.path.abspath(os.path.expanduser(url))
+    try:
+        return url if protocol_of(url) else os.path.abspath(os.path.expanduser(url))
+    except FileNotFoundError:
+        rule = "is relative to the current folder, which does not exist any more"
+        raise StorageError("path", rule, value=url, mend="Change to another folder") from None
 
 
 def is_chain(url: str) -> bool:

@@ -40,12 +40,17 @@ def run_here(
     progress = Progress()
     interrupts.is_saved = lambda: progress.is_saved
     interrupts.is_ending = lambda: progress.is_ending
+
+    def should_stop() -> bool:
+        interrupts.renew()  # a library that a user's network calls may have taken the signals
+        return interrupts.requested()
+
     with _threads(config):
         return run(
             config,
             LocalCommunicator(device),
             Store(run_dir, config.run.storage_options),
-            should_stop=interrupts.requested,
+            should_stop=should_stop,
             emit=emit,
             progress=progress,
         )

@@ -327,3 +327,10 @@ def test_a_signal_in_the_middle_of_a_write_breaks_nothing():
             signal.signal(signal.SIGALRM, before)
     os.close(master)
     assert len(heard) > 3
+
+
+def test_a_stream_that_was_closed_ends_nothing() -> None:
+    stream = io.StringIO()
+    console = Console(stream)
+    stream.close()
+    console.event("note", {"message": "still here"})

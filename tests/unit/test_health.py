@@ -23,10 +23,9 @@ WELL = {
         ({"logits/pairs_ranked_rightly": 0.999}, {"discriminator_won"}),
     ],
 )
-def test_each_trouble_raises_its_alarm_and_says_what_to_try(change, expected):
+def test_each_trouble_raises_its_alarm(change, expected):
     raised = alarms(HealthConfig(), WELL | change)
     assert {alarm.name for alarm in raised} == expected
-    assert all("try" in alarm.message for alarm in raised)
 
 
 NONE = Counts(0, 0, 0)
@@ -38,14 +37,14 @@ NONE = Counts(0, 0, 0)
         ({"nonfinite": "skip", "nonfinite_budget": 3}, (3, 0, 0), (3, 0, 0), "go_on", ""),
         ({"nonfinite": "skip", "nonfinite_budget": 3}, (4, 0, 0), (1, 0, 0), "stop", "4 steps"),
         ({"nonfinite": "stop"}, (0, 0, 0), (0, 0, 0), "go_on", ""),
-        ({"nonfinite": "stop"}, (1, 0, 0), (1, 0, 0), "stop", "'stop' allows 0"),
-        ({"nonfinite": "rollback"}, (1, 0, 0), (1, 0, 0), "rollback", "1 step had"),
+        ({"nonfinite": "stop"}, (1, 0, 0), (1, 0, 0), "stop", "health.nonfinite = 'stop'"),
+        ({"nonfinite": "rollback"}, (1, 0, 0), (1, 0, 0), "rollback", "1 step "),
         ({"nonfinite": "rollback"}, (1, 0, 0), (0, 0, 0), "go_on", ""),
-        ({"nonfinite": "rollback"}, (1, 0, 5), (1, 0, 0), "stop", "after 5 rollbacks"),
+        ({"nonfinite": "rollback"}, (1, 0, 5), (1, 0, 0), "stop", "5 rollbacks"),
         ({"spike": "off"}, (0, 999, 0), (0, 999, 0), "go_on", ""),
         ({"spike": "skip", "spike_budget": 9}, (0, 9, 0), (0, 9, 0), "go_on", ""),
-        ({"spike": "skip", "spike_budget": 9}, (0, 10, 0), (0, 1, 0), "stop", "20 × the usual"),
-        ({"spike": "rollback"}, (0, 2, 0), (0, 2, 0), "rollback", "2 steps had gradients 20 ×"),
+        ({"spike": "skip", "spike_budget": 9}, (0, 10, 0), (0, 1, 0), "stop", "20 ×"),
+        ({"spike": "rollback"}, (0, 2, 0), (0, 2, 0), "rollback", "2 steps "),
         ({"spike": "stop"}, (0, 1, 0), (0, 1, 0), "stop", "health.spike = 'stop'"),
         ({"spike": "rollback"}, (21, 2, 0), (21, 2, 0), "stop", "health.nonfinite"),
     ],
@@ -54,7 +53,8 @@ def test_bad_steps_are_skipped_rolled_back_or_end_the_run(policy, counts, new, a
     decision = decide(HealthConfig(**policy), Counts(*counts), Counts(*new))
     assert decision.action == action
     assert told in decision.message
-    assert bool(decision.message) == (action != "go_on")
+    skipped = any(new) and "off" not in policy.values()
+    assert bool(decision.message) == (action != "go_on" or skipped)
 
 
 def test_counts_subtract():
@@ -70,7 +70,8 @@ def test_convergence_waits_for_its_patience_and_names_the_rule():
     assert convergence.update(200, {"fid": 9.5}) is None  # better, but by less than a tenth
     assert convergence.update(300, {"kid": 0.0}) is None  # another metric
     reason = convergence.update(400, {"fid": 9.5})
-    assert "fid has not improved on 10 for 300 samples" in reason
+    for fact in ("fid", " 10 ", "300 samples"):
+        assert fact in reason
 
 
 def test_convergence_starts_anew_with_each_improvement_and_survives_a_checkpoint():

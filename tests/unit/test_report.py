@@ -180,3 +180,20 @@ def test_alarms_of_successive_ticks_are_one_event() -> None:
         ("3 steps moved nobody: bad gradients", 192, 192, 1),
         ("the generator's gradient is vanishing", 256, 256, 1),
     ]
+
+
+@pytest.mark.parametrize("number", ["9" * 400, "9" * 5000, "1e999", "-9223372036854775809"])
+def test_numbers_that_fit_nowhere_are_passed_over(tmp_path: Path, number: str) -> None:
+    run = written(tmp_path)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(f'{{"samples_seen": {number}}}\n{{"samples_seen": 999, "x": [{number}]}}\n')
+    with (run / "attempts.jsonl").open("a") as file:
+        file.write(f'{{"attempt": {number}}}\n')
+    report(str(run))
+
+
+def test_a_configuration_nested_too_deep_is_damage(tmp_path: Path) -> None:
+    run = written(tmp_path)
+    (run / "config.json").write_text("[" * 100_000)
+    _, lacks = report(str(run))
+    assert any("config.json" in lack for lack in lacks)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
 import gatdist
 from gatdist.cli import main
 from gatdist.data import write_dataset
-from gatdist.data.codecs import encode_png
+from gatdist.data.codecs import encode_png, encode_wav
+from gatdist.data.packing.entries import printable
 from gatdist.errors import DataError, StorageError
 from gatdist.storage import Store
 from support import refused
@@ -122,3 +127,86 @@ def test_runs_and_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_nothing_of_ours(tmp_path: Path) -> None:
     with refused(StorageError, tmp_path.name):
         gatdist.verify(str(tmp_path))
+
+
+def broken_ogg(how: str) -> bytes:
+    """Sound of 2,000 samples whose last page tells another number, its checksum put right."""
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros(2000, np.float32), 8000, format="OGG", subtype="VORBIS")
+    content = bytearray(file.getvalue())
+    if how == "whole":
+        return bytes(content)
+    page = content.rindex(b"OggS")
+    content[page + 6 : page + 14] = (2**63).to_bytes(8, "little")
+    content[page + 22 : page + 26] = bytes(4)
+    checksum = 0
+    for byte in content[page:]:
+        checksum ^= byte << 24
+        for _ in range(8):
+            checksum = (checksum << 1) ^ (0x04C11DB7 if checksum & 0x80000000 else 0)
+            checksum &= 0xFFFFFFFF
+    content[page + 22 : page + 26] = checksum.to_bytes(4, "little")
+    return bytes(content)
+
+
+def sound_with_nan() -> bytes:
+    file = io.BytesIO()
+    clip = np.zeros(2000, np.float32)
+    clip[1990] = np.nan
+    soundfile.write(file, clip, 8000, format="WAV", subtype="FLOAT")
+    return file.getvalue()
+
+
+def tar_of(path: Path, files: Mapping[str, bytes]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+
+
+def test_an_ogg_that_tells_more_samples_than_it_has_is_left_out_of_the_index(
+    tmp_path: Path,
+) -> None:
+    files = {"a.ogg": broken_ogg("whole"), "b.ogg": broken_ogg("granule")}
+    tar_of(tmp_path / "data" / "s.tar", files)
+    outcome = gatdist.index(str(tmp_path / "data"), workers=1)
+    assert (outcome["samples"], outcome["left_out"]) == (1, 1)
+    assert gatdist.verify(str(tmp_path / "data"), workers=1, decode=True)["whole"]
+
+
+def test_each_damaged_sample_is_named(tmp_path: Path) -> None:
+    whole = encode_wav(np.zeros((1, 2000), np.float32), 8000)
+    tar_of(tmp_path / "data" / "s.tar", {"a.wav": whole, "b.wav": sound_with_nan()})
+    gatdist.index(str(tmp_path / "data"), workers=1)
+    ((_, told),) = gatdist.verify(str(tmp_path / "data"), workers=1, decode=True)["damaged"]
+    assert "b.wav" in told
+
+
+@pytest.mark.parametrize("name", ["a\u00a0b", "a\u3000b", "a\u200bb", "größe", "a b"])
+def test_names_of_shards_may_hold_blanks_of_all_kinds(tmp_path: Path, name: str) -> None:
+    whole = encode_wav(np.zeros((1, 2000), np.float32), 8000)
+    tar_of(tmp_path / "data" / f"{name}.tar", {"a.wav": whole})
+    assert gatdist.index(str(tmp_path / "data"), workers=1)["samples"] == 1
+    assert gatdist.verify(str(tmp_path / "data"), workers=1, decode=True)["whole"]
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\x1bb", "a\x85b", "a\u2028b", "a\udce9b"])
+def test_a_shard_whose_name_is_unfit_does_not_cost_the_others(tmp_path: Path, name: str) -> None:
+    whole = encode_wav(np.zeros((1, 2000), np.float32), 8000)
+    tar_of(tmp_path / "data" / f"{name}.tar", {"a.wav": whole})
+    with refused(DataError):
+        gatdist.index(str(tmp_path / "data"), workers=1)
+    tar_of(tmp_path / "data" / "fit.tar", {"a.wav": whole})
+    outcome = gatdist.index(str(tmp_path / "data"), workers=1)
+    assert (outcome["samples"], outcome["left_out"]) == (1, 1)
+
+
+@pytest.mark.parametrize("name", ["/etc/0.wav", "../0.wav", "abc", "\udce9/0.wav"])
+def test_names_of_samples_that_are_unfit_are_given_as_the_reason(tmp_path: Path, name: str) -> None:
+    whole = encode_wav(np.zeros((1, 2000), np.float32), 8000)
+    tar_of(tmp_path / "data" / "s.tar", {name: whole})
+    with refused(DataError) as found:
+        gatdist.index(str(tmp_path / "data"), workers=1)
+    assert printable(name) in str(found.value)

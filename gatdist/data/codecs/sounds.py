@@ -52,19 +52,18 @@ def read_sound_header(content: bytes) -> SoundHeader:
     A wrong number of samples in it is put right, from what the file holds.
     """
     with _opened(honest(content)) as file:
-        return _header(file)
+        header = _header(file)
+        if header.component == "ogg" and header.length:  # whose length is that of its last page
+            file.seek(header.length - 1)
+            if not len(file.read(1)):
+                raise CodecError(f"ends before the last of {header.length:,} samples")
+        return header
 
 
 def read_sound(content: bytes) -> Clip:
     """All of a sound, float32 [C, n]. Raises CodecError if it is none, damaged, or endless."""
     with _opened(honest(content)) as file:
         found = _header(file)
-        if found.channels * found.length > _MOST_NUMBERS:
-            raise CodecError(
-                f"has {found.length:,} samples of {found.channels} channels, the most is "
-                f"{_MOST_NUMBERS:,} in all",
-                mend="Cut it",
-            )
         return np.ascontiguousarray(_frames(file, found.length).T)
 
 
@@ -133,6 +132,12 @@ def _header(file: Any) -> SoundHeader:
     if not 0 < file.samplerate <= _MOST_HERTZ:
         rule = f"has {file.samplerate:,} samples a second, the most is {_MOST_HERTZ:,}"
         raise CodecError(rule, mend="Correct its header, or take it out")
+    if file.channels * file.frames > _MOST_NUMBERS:
+        raise CodecError(
+            f"has {file.frames:,} samples of {file.channels} channels, the most is "
+            f"{_MOST_NUMBERS:,} in all",
+            mend="Cut it",
+        )
     return SoundHeader(_CONTAINERS[file.format], file.channels, file.frames, file.samplerate)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
@@ -30,18 +31,22 @@ _MAKE_AGAIN = "Pack or index the data again"
 
 Modality = Literal["image", "points", "audio", "text", "tokens"]
 
+_UNFIT = ("Cc", "Cs", "Zl", "Zp")  # control characters, unpaired surrogates, ends of lines
+
 _Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 # Sums of these must fit in 64 bits.
 _Positive = Annotated[int, Field(gt=0, lt=2**48)]
 
 
+def fits_manifest(name: str) -> bool:
+    """Whether a shard may have this name: it leads nowhere else, and can be printed and encoded."""
+    is_inside = not any(part in ("", ".", "..") for part in name.split("/"))
+    return is_inside and not any(unicodedata.category(c) in _UNFIT for c in name)
+
+
 def _inside(name: str) -> str:
-    """A shard's name comes from a file that others may have written: it must not lead out."""
-    if (
-        not name
-        or any(part in ("", ".", "..") for part in name.split("/"))
-        or not name.isprintable()
-    ):
+    """A shard's name comes from a file that others may have written."""
+    if not fits_manifest(name):
         raise ValueError("must be the name of a file in the folder, or in one below it")
     return name
 

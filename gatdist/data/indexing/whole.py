@@ -20,6 +20,7 @@ from gatdist.data.format import (
     SampleSpec,
     Shard,
     encode_index,
+    fits_manifest,
     read_index,
     write_manifest,
 )
@@ -114,6 +115,11 @@ def prepare(request: Request) -> Indexing:
     if not names:
         _raise_no_shards(source, packed)
     left_out = [(name, "is compressed; unpack it, and index again") for name in packed]
+    unfit = [name for name in names if not fits_manifest(name)]
+    left_out += [(repr(name)[1:-1], "has control characters in its name") for name in unfit]
+    names = [name for name in names if name not in unfit]
+    if not names:
+        raise all_named(left_out, mend="Rename it")
     tasks = [
         Task(number, name, size if (size := sizes[name]) is not None else source.size(name))
         for number, name in enumerate(names)
@@ -221,7 +227,7 @@ def _remarks(job: Job, records: Sequence[Record]) -> dict[str, Any]:
 def _look(request: Request, source: Store, tasks: Sequence[Task]) -> Job:
     """What the first samples that can be read have in common."""
     reason = "they are empty"
-    scattered = nested = False
+    scattered = nested = is_named = False
     damaged: list[LeftOut] = []
     for task in tasks:
         scan = Scan(source, task.name)
@@ -232,6 +238,9 @@ def _look(request: Request, source: Store, tasks: Sequence[Task]) -> Job:
             damaged.append((str(error), ""))
             continue
         if not samples:
+            for name, why in scan.left_out[:1]:
+                reason = f"{name} {why}"
+                is_named = True
             continue
         found = Counter(member.component for sample in samples for member in sample.members)
         modality = _modality(request, found)
@@ -265,11 +274,11 @@ def _look(request: Request, source: Store, tasks: Sequence[Task]) -> Job:
     if damaged and len(damaged) == len(tasks):
         raise all_named(damaged)
     rule = f"none of its samples can be used ({reason})"
-    mend = (
-        "Unpack the tars inside it first"
-        if nested
-        else "Name the ending of the samples' files: --component jpg"
-    )
+    mend = "Name the ending of the samples' files: --component jpg"
+    if nested:
+        mend = "Unpack the tars inside it first"
+    elif is_named:
+        mend = "Name the files in its tars otherwise"
     raise DataError(source.url, rule, mend=mend)
 
 
