@@ -62,16 +62,16 @@ def test_bench_data(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--case", "gatdits"], "--case = 'gatdits': not known"),
-        (["--rounds", "0"], "--rounds = 0: must be above 0"),
-        (["--num", "0"], "--num = 0: must be above 0"),
+        (["--case", "gatdits"], "--case = 'gatdits'"),
+        (["--rounds", "0"], "--rounds = 0"),
+        (["--num", "0"], "--num = 0"),
     ],
 )
 def test_options_that_make_no_sense(
     options: list[str], told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["bench", "data", *options]) == 2
-    assert told in capsys.readouterr().err
+    assert f"gatdist: {told}: " in capsys.readouterr().err
 
 
 @pytest.mark.slow

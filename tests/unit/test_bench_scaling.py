@@ -174,35 +174,37 @@ def test_no_interface_counts_nothing():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "told"),
     [
-        (["--workers", "0"], "--workers = '0': must be whole numbers above 0"),
-        (["--workers", "1,-2"], "--workers = '1,-2': must be whole numbers above 0"),
-        (["--workers", "1,two"], "--workers = '1,two': must be whole numbers above 0"),
-        (["--workers", "1,"], "--workers = '1,': must be whole numbers above 0"),
-        (["--workers", "100000"], "--workers = 100000: need 100000 CPUs, and this machine has"),
-        (["--workers", "1", "--size", "dcgan64w4"], "Did you mean 'dcgan64_w4'?"),
-        (["--workers", "1", "--rule", "one_stag"], "--rule = 'one_stag': not known. Did you mean"),
-        (["--workers", "1", "--mode", "week"], "--mode = 'week': not known. Did you mean 'weak'?"),
-        (["--workers", "1", "--mode", ""], "--mode = '': not known. Known: strong, weak"),
-        (["--workers", "1", "--rounds", "0"], "--rounds = 0: must be above 0"),
-        (["--workers", "1", "--batch", "0"], "--batch = 0: must be above 0"),
-        (["--workers", "1", "--quality", "digit"], "preset = 'digit': not known."),
-        (["--workers", "1", "--out", "/proc/none"], "--out = '/proc/none': can't be written"),
-        (["--workers", "2", "--address", "127.0.0.1:1", "--batch", "3"], "can't share"),
-        (["--workers", "1", "--address", "127.0.0.1:1"], "nobody answers there"),
+        (["--workers", "0"], "--workers = '0'"),
+        (["--workers", "1,-2"], "--workers = '1,-2'"),
+        (["--workers", "1,two"], "--workers = '1,two'"),
+        (["--workers", "1,"], "--workers = '1,'"),
+        (["--workers", "100000"], "--workers = 100000"),
+        (["--workers", "1", "--size", "dcgan64w4"], "--size = 'dcgan64w4'"),
+        (["--workers", "1", "--rule", "one_stag"], "--rule = 'one_stag'"),
+        (["--workers", "1", "--mode", "week"], "--mode = 'week'"),
+        (["--workers", "1", "--mode", ""], "--mode = ''"),
+        (["--workers", "1", "--rounds", "0"], "--rounds = 0"),
+        (["--workers", "1", "--batch", "0"], "--batch = 0"),
+        (["--workers", "1", "--quality", "digit"], "preset = 'digit'"),
+        (["--workers", "1", "--out", "/proc/none"], "--out = '/proc/none'"),
+        (["--workers", "2", "--address", "127.0.0.1:1", "--batch", "3"], "--workers = 2"),
+        (["--workers", "1", "--address", "127.0.0.1:1"], "cluster.address = '127.0.0.1:1'"),
     ],
 )
-def test_what_makes_no_sense_is_refused_before_anything_is_started(arguments, message, capsys):
+def test_what_makes_no_sense_is_refused_before_anything_is_started(arguments, told, capsys):
     assert main(["bench", "scaling", *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert message in line
+    assert line.startswith(f"gatdist: {told}: ")
 
 
 def test_strong_scaling_names_counts_and_batches_that_do(capsys):
     arguments = ["--workers", "3", "--address", "127.0.0.1:1"]
     assert main(["bench", "scaling", *arguments]) == 2
-    assert "Use 2 or 4, or --batch 33, or --mode weak." in capsys.readouterr().err
+    error = capsys.readouterr().err
+    for fact in ("--workers = 3: ", "2 or 4", "--batch 33", "--mode weak"):
+        assert fact in error
 
 
 def test_a_rule_that_excludes_a_count_is_told():
@@ -228,17 +230,16 @@ def test_the_table_is_aligned_and_tells_all():
         one["quality"] = quality
     strong, _, weak, _, notes = table(found).split("\n\n")
     title, head, line, *rows = strong.splitlines()
-    assert title == "dcgan64_w32, alternating, strong: a batch of 32"
-    assert weak.startswith("dcgan64_w32, alternating, weak: 32 a worker")
+    assert title.startswith("dcgan64_w32, alternating, strong: ")
+    assert weak.startswith("dcgan64_w32, alternating, weak: ")
     assert {len(text) for text in (head, line, *rows)} == {len(line)}
     assert head.split()[-1] == "fid"
     assert rows[1].split() == [
         *("2", "160", "320", "50.0%", "25.0%", "to", "100.0%", "1.00", "×", "200", "ms"),
         *("1.0", "kB", "1.2", "kB", "1.5", "s", "1.25"),
     ]
-    assert "one of 4 workers was killed, and 6.8 s later a new step was made (10 were" in notes
-    assert "skipped quality: --run-dir: is needed on several hosts" in notes
-    assert "d: CPU, 2 cores, 1.1 GB, 1 thread(s) a worker, torch 2, ray 2" in notes
+    for fact in ("4 workers", "6.8 s", "quality: --run-dir: ", "d: CPU, 2 cores, 1.1 GB"):
+        assert fact in notes
 
 
 @pytest.mark.parametrize("counts", [[1], [1, 2], [1, 2, 4, 8, 16]])
@@ -266,7 +267,7 @@ def test_without_matplotlib_the_numbers_are_written_and_that_is_told(tmp_path, m
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     write(result(), Store(str(tmp_path)))
     assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
-    assert "no plot (" in capsys.readouterr().err
+    assert "matplotlib" in capsys.readouterr().err
 
 
 def test_measuring_needs_no_ray():

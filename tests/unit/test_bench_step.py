@@ -157,7 +157,7 @@ def test_all_have_a_turn_each_round_in_changing_order_and_the_first_round_is_dro
 
     with settled():
         seconds = interleave("abc", 4, turn, told.append)
-    assert told == ["warming up", *(f"round {n} of 4" for n in range(1, 5))]
+    assert told[1:] == [f"round {n} of 4" for n in range(1, 5)]
     rounds = [order[i : i + 3] for i in range(0, 15, 3)]
     assert all(sorted(names) == ["a", "b", "c"] for names in rounds)
     assert len({tuple(names) for names in rounds}) > 1
@@ -203,7 +203,7 @@ def test_the_result_has_the_contracts_fields(tiny, capsys):
     assert main(["bench", "step", "--json", "--size", "tiny", "--rounds", "2"]) == 0
     captured = capsys.readouterr()
     found = json.loads(captured.out)
-    assert captured.err.splitlines()[0] == "tiny: warming up"
+    assert captured.err.startswith("tiny: ")
     skipped = [case["name"] for case in found["skipped"]]
     assert [row["name"] for row in found["cases"]] == [n for n in CASES if n not in skipped]
     for row in found["cases"]:
@@ -224,23 +224,23 @@ def test_what_is_not_installed_is_skipped_and_named(tiny, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "lightning", None)
     assert main(["bench", "step", "--size", "tiny", "--rounds", "1", "--case", "lightning"]) == 0
     shown = capsys.readouterr().out
-    assert "skipped lightning: " in shown
-    assert "pip install 'gatdist[bench]'" in shown
+    assert "lightning" in shown
+    assert "gatdist[bench]" in shown
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "told"),
     [
-        (["--size", "dcgan64w4"], "--size = 'dcgan64w4': not known. Did you mean 'dcgan64_w4'?"),
-        (["--case", "one_stag"], "--case = 'one_stag': not known. Did you mean 'one_stage'?"),
-        (["--case", "ddp"], "--case = 'ddp': not known."),
-        (["--rounds", "0"], "--rounds = 0: must be above 0"),
-        (["--threads", "-1"], "--threads = -1: must be above 0"),
+        (["--size", "dcgan64w4"], "--size = 'dcgan64w4'"),
+        (["--case", "one_stag"], "--case = 'one_stag'"),
+        (["--case", "ddp"], "--case = 'ddp'"),
+        (["--rounds", "0"], "--rounds = 0"),
+        (["--threads", "-1"], "--threads = -1"),
     ],
 )
-def test_what_makes_no_sense_is_refused_before_anything_is_measured(arguments, message, capsys):
+def test_what_makes_no_sense_is_refused_before_anything_is_measured(arguments, told, capsys):
     assert main(["bench", "step", *arguments]) == 2
-    assert message in capsys.readouterr().err
+    assert f"gatdist: {told}: " in capsys.readouterr().err
 
 
 def row(name, ratio, **more):
@@ -279,7 +279,7 @@ def test_the_table_is_aligned():
         *("3.0", "MiB", "1.000"),
     ]
     assert two.startswith("tiny, two processes")
-    assert "tiny: canonical is 0.875 × fast." in notes
+    assert "0.875" in notes
 
 
 def test_measuring_needs_neither_ray_nor_storage_nor_tensorboard():
@@ -314,7 +314,7 @@ def test_two_processes_are_compared_with_plain_ddp_and_with_two_that_do_not_comm
         assert row["ratio_to_limit"] > 0
         assert ("ratio_to_fast" in row) == (row["name"] == "canonical")
     assert found["two_processes"][0]["ratio_to_ddp"] == 1
-    assert "tiny in two processes: round 1 of 1" in told
+    assert any("round 1 of 1" in one for one in told)
 
 
 def raise_something(comm, tell):
@@ -326,15 +326,16 @@ def die(comm, tell):
 
 
 @pytest.mark.parametrize(
-    ("function", "error", "message"),
+    ("function", "error", "fact"),
     [
-        (raise_something, GatdistError, "process 0 failed:\n(.*\n)*ValueError: something"),
-        (die, WorkerLostError, "process 0 died without an answer"),
+        (raise_something, GatdistError, "ValueError: something"),
+        (die, WorkerLostError, "process 0"),
     ],
 )
-def test_a_process_that_fails_is_told_and_none_is_left(function, error, message):
-    with pytest.raises(error, match=message):
+def test_a_process_that_fails_is_told_and_none_is_left(function, error, fact):
+    with pytest.raises(error) as caught:
         together(1, function, tell=lambda text: None)
+    assert fact in str(caught.value)
 
 
 def test_an_unknown_name_is_a_config_error():

@@ -632,7 +632,7 @@ def test_a_bad_sample_is_substituted(folder: Path, memory_bytes: int) -> None:
         assert labels is not None
         assert labels[[3, 6]].tolist() == LABELS[[stands_in[3], stands_in[6]]].tolist()
     assert sorted(dataset.bad_samples) == [3, 6]
-    assert "sample 000003.png at byte" in dataset.bad_samples[3]
+    assert "000003.png" in dataset.bad_samples[3]
     # The same wherever else it is read, alone or in another order.
     alone = opened(folder, memory_bytes=memory_bytes, on_bad_sample="substitute")
     assert (alone.read(np.array([6]))[0] == expected[6]).all()

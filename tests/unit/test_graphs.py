@@ -15,6 +15,7 @@ from gatdist.training.graphs import WARM_UP_STEPS, StepGraphs
 from gatdist.training.loop import run
 from gatdist.training.state import TrainState
 from gatdist.training.step import train_step
+from support import refused
 from tape import Tape
 
 CPU = torch.device("cpu")
@@ -194,10 +195,8 @@ def test_what_can_not_be_recorded_is_told():
             batch = batch_at(config, step)
             train_step(state, rule, batch, config, Statistics(CPU), PhaseTimer(CPU), play)
 
-    with pytest.raises(ConfigError) as caught:
+    with refused(ConfigError, "precision.cuda_graphs"):
         steps()
-    assert "precision.cuda_graphs" in str(caught.value)
-    assert "reads a number" in str(caught.value)
     assert state.samples_seen == N * WARM_UP_STEPS
 
 
@@ -212,7 +211,7 @@ def test_where_there_are_no_graphs_the_run_says_so_and_goes_on(tmp_path):
         emit=lambda kind, fields: told.append((kind, fields.get("message", ""))),
     )
     assert outcome["status"] == "finished"
-    assert any(kind == "note" and "cpu has no CUDA graphs" in message for kind, message in told)
+    assert any(kind == "note" and "CUDA graphs" in message for kind, message in told)
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch.compile's own making
@@ -226,6 +225,5 @@ def test_where_there_are_no_graphs_the_run_says_so_and_goes_on(tmp_path):
 def test_what_is_never_recorded_is_refused(settings, field):
     sgd = [f"optim.{player}.name=sgd" for player in ("generator", "discriminator")]
     config, state = start([*settings, *sgd, "game.penalties={}"])
-    with pytest.raises(ConfigError) as caught:
+    with refused(ConfigError, field):
         state.rule(config)
-    assert field in str(caught.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -328,7 +329,8 @@ def test_memory_that_is_too_small_is_told_at_once(
     dataset = opened("streamed", tmp_path, monkeypatch)
     with refused(ConfigError, "data.memory_bytes") as found:
         loader_of(dataset, memory_bytes=60_000)
-    enough = int(str(found.value).split("at least ")[1].split()[0].replace(",", ""))
+    (told,) = re.findall(r"\d+,\d+", str(found.value))
+    enough = int(told.replace(",", ""))
     with pytest.raises(ConfigError):
         loader_of(dataset, memory_bytes=enough - 100)
     assert len(take(loader_of(dataset, memory_bytes=enough), 30)) == 30
