@@ -28,7 +28,7 @@ CONTENT = b"0123456789"
 ALWAYS = (0, 1_000_000)
 
 
-def each_refused(store: Store, told: str = "not permitted") -> str:
+def each_refused(store: Store) -> str:
     """What is told when the store is read and listed and written, each of which must be refused."""
     messages = []
     for act in (
@@ -38,7 +38,7 @@ def each_refused(store: Store, told: str = "not permitted") -> str:
         store.list,
         lambda: store.publish("x", b"1"),
     ):
-        with pytest.raises(StorageError, match=told) as error:
+        with refused(StorageError) as error:
             act()
         messages.append(str(error.value))
     return "\n".join(messages)
@@ -108,7 +108,7 @@ def test_no_rights_in_google_cloud_storage(gcs: Server) -> None:
         body = json.dumps({"error": {"code": 403, "message": f"{reason}."}})
         everything = ("GET", "POST", "PUT", "HEAD")
         proxy.faults = [Fault("refuse", status=403, body=body, methods=everything, requests=ALWAYS)]
-        assert f"not permitted (403 {reason})" in each_refused(store)
+        assert f"(403 {reason})" in each_refused(store)
 
 
 # Tokens that expire
@@ -233,8 +233,9 @@ def test_a_reference_to_the_environment_is_read_anew(
     monkeypatch.setenv("GATDIST_TEST_PASSWORD", "0ld-passw0rd")
     store = Store(f"http://reader:${{env:GATDIST_TEST_PASSWORD}}@{host}/private")
     assert store.url == f"http://reader:${{env:GATDIST_TEST_PASSWORD}}@{host}/private"
-    with pytest.raises(StorageError, match="not permitted") as error:
+    with refused(StorageError, "private/y") as error:
         store.read("y")
+    assert "(401" in str(error.value)
     assert "0ld-passw0rd" not in str(error.value)
     monkeypatch.setenv("GATDIST_TEST_PASSWORD", "s3cr3t")
     assert store.read("y") == CONTENT
@@ -256,10 +257,10 @@ from gatdist.storage import Store
 try:
     Store("{protocol}://bucket/x")
 except StorageError as error:
-    print(error)
+    print(error.subject, error)
 """
     ended = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=True
     )
-    assert f"{protocol}://bucket/x: its package is not installed" in ended.stdout
-    assert f'pip install "gatdist[{extra}]"' in ended.stdout
+    assert ended.stdout.startswith(f"{protocol}://bucket/x ")
+    assert f"gatdist[{extra}]" in ended.stdout

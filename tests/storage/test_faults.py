@@ -253,8 +253,10 @@ def test_the_server_says_to_come_back_after_the_budget(faulty: Faulty) -> None:
     faulty.proxy.faults = [
         Fault("refuse", status=429, headers={"Retry-After": "3600"}, requests=(0, 1000))
     ]
-    with pytest.raises(StorageUnavailableError, match=r"2 attempts in \d+ s .*429"):
+    with refused(StorageUnavailableError) as caught:
         store.read_ranges([("x", 0, 10)])
+    for fact in ("2 attempts", "429"):
+        assert fact in str(caught.value)
     assert time.monotonic() - began < 60  # and not an hour
 
 

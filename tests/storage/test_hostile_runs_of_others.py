@@ -62,7 +62,7 @@ def test_hostile_run_is_not_followed(
     key = next(key for key in values if key not in ("features", "features_sha256"))
     told = refused("evaluate", run)
     assert f"config.json: {section}.{key}" in told
-    assert f"--set '{section}.{key}=" in told
+    assert f"{section}.{key}=" in told
     for command in (
         ["inspect", run],
         ["inspect", run, "--digest"],

@@ -90,14 +90,15 @@ def test_names_as_they_are_in_a_url(folder: tuple[str, Path], name: str, quoted:
 @pytest.mark.parametrize("start", [len(CONTENT) - 2, len(CONTENT), len(CONTENT) + 50])
 def test_a_range_past_the_end_is_an_error(store: Store, start: int) -> None:
     arrived = max(0, len(CONTENT) - start)
-    told = f"gave {arrived} bytes for the range {start} to {start + 9} .of {len(CONTENT)}"
-    with pytest.raises(StorageError, match=rf"x\.bin: {told}"):
+    with refused(StorageError, "x.bin") as caught:
         store.read_ranges([("x.bin", start, start + 9)])
+    for fact in (f" {arrived} bytes", f"{start} to {start + 9}", str(len(CONTENT))):
+        assert fact in str(caught.value)
 
 
 def test_what_is_missing_is_named(store: Store) -> None:
     for act in (store.read, store.size, lambda name: store.read_ranges([(name, 0, 1)])):
-        with pytest.raises(StorageError, match=r"a/no\.bin: (does not exist|no such file)"):
+        with refused(StorageError, "a/no.bin"):
             act("a/no.bin")
 
 
@@ -109,9 +110,7 @@ def test_nothing_is_written(store: Store, tmp_path: Path) -> None:
         lambda: store.append("new", "1"),
         lambda: store.delete("x.bin"),
     ):
-        with pytest.raises(
-            StorageError, match=r"can't be written .*Choose another kind of storage"
-        ):
+        with refused(StorageError):
             act()
     assert store.list() == ["a", "empty", "x.bin"]
 
@@ -126,10 +125,10 @@ def test_names_that_are_known_need_no_listing(nginx: tuple[str, Path]) -> None:
     store = Store(f"{address}/unlisted")
     (shard,) = json.loads(store.read("manifest.json"))["shards"]
     assert store.read_ranges([(shard, 100, 200)]) == [CONTENT[100:200]]
-    with pytest.raises(StorageError, match=r"/unlisted: not permitted \(403 Forbidden\)"):
-        store.list()
-    with pytest.raises(StorageError, match="not permitted"):
-        store.find()
+    for act in (store.list, store.find):
+        with refused(StorageError, "unlisted") as caught:
+            act()
+        assert "(403 Forbidden)" in str(caught.value)
 
 
 def test_what_is_not_permitted_is_not_absent(nginx: tuple[str, Path]) -> None:
@@ -137,10 +136,9 @@ def test_what_is_not_permitted_is_not_absent(nginx: tuple[str, Path]) -> None:
     (root / "forbidden" / "x").write_bytes(b"1")
     store = Store(f"{address}/forbidden")
     for act in (store.read, store.size, store.exists, lambda n: store.read_ranges([(n, 0, 1)])):
-        with pytest.raises(
-            StorageError, match=r"forbidden/x: not permitted .*Check the credentials"
-        ):
+        with refused(StorageError, "forbidden/x") as caught:
             act("x")
+        assert "(403 Forbidden)" in str(caught.value)
 
 
 def test_a_password_in_the_url_opens_and_is_not_told(nginx: tuple[str, Path]) -> None:
@@ -152,8 +150,9 @@ def test_a_password_in_the_url_opens_and_is_not_told(nginx: tuple[str, Path]) ->
     wrong = Store(f"http://{user}:wr0ng-password@{host}/private")
     assert wrong.url == f"http://{user}:***@{host}/private"
     for act in (wrong.read, wrong.size, wrong.list, lambda n: wrong.read_ranges([(n, 0, 1)])):
-        with pytest.raises(StorageError, match="not permitted") as error:
+        with refused(StorageError) as error:
             act("x")
+        assert "(401" in str(error.value)
         assert "wr0ng" not in str(error.value)
 
 
@@ -165,11 +164,13 @@ def test_a_signature_in_the_query_goes_with_every_file(nginx: tuple[str, Path]) 
     assert store.url == f"{address}/signed?sig=***"
     assert store.read_ranges([("x", 1, 3)]) == [b"bc"]
     assert not store.exists("no")
-    with pytest.raises(StorageError, match=r"signed/a/no\?sig=\*\*\*: does not exist") as error:
+    with refused(StorageError, "signed/a/no?sig=***") as error:
         store.child("a").read("no")
     assert "s3cr3t" not in str(error.value)
-    with pytest.raises(StorageError, match="not permitted"):
+    assert "(403" not in str(error.value)
+    with refused(StorageError, "signed/x?sig=***") as error:
         Store(f"{address}/signed?sig=wr0ng").read("x")
+    assert "(403" in str(error.value)
 
 
 # Servers that know no ranges
@@ -179,9 +180,10 @@ def test_whole_files_are_not_taken_for_ranges(nginx: tuple[str, Path]) -> None:
     address, root = nginx
     (root / "whole" / "x").write_bytes(CONTENT)
     store = Store(f"{address}/whole")
-    told = f"x: gave {len(CONTENT)} bytes for the range 10 to 30. The server ignores ranges"
-    with pytest.raises(StorageError, match=told):
+    with refused(StorageError, "x") as caught:
         store.read_ranges([("x", 10, 30)])
+    for fact in (f" {len(CONTENT)} bytes", "10 to 30"):
+        assert fact in str(caught.value)
     assert store.read("x") == CONTENT
     assert store.read_ranges([("x", 0, len(CONTENT))]) == [CONTENT], "all is all"
 
