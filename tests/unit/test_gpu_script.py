@@ -46,9 +46,9 @@ def test_speed_memory_and_what_it_was_made_on_are_told(record):
         assert row["peak_bytes"] > 0
         assert row["ratio_low"] <= row["ratio_to_bare"] <= row["ratio_high"]
     assert {"commit", "processor", "cores", "packages", "gpu"} <= found["environment"].keys()
-    assert "right     one_stage, bfloat16" in printed
+    assert "one_stage, bfloat16" in printed
     (line,) = Record(out.rename(out.with_name("2026-01-01_gpu")), found).lines()
-    assert "times a bare loop" in line.value
+    assert line.value[0].isdigit()
 
 
 def test_a_wrong_step_is_told(monkeypatch, capsys, tmp_path):
@@ -56,7 +56,7 @@ def test_a_wrong_step_is_told(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(gpu, "throughput", lambda *arguments: [])
     monkeypatch.setattr(sys, "argv", ["gpu", "--device=cpu", "--no-compile", f"--out={tmp_path}"])
     assert gpu.main() == 1
-    assert "WRONG     a step" in capsys.readouterr().out
+    assert "WRONG" in capsys.readouterr().out
 
 
 def test_what_breaks_is_a_row_of_its_own():

@@ -66,5 +66,5 @@ def test_waiting_would_be_seen():
 
 
 def test_copies_from_the_host_would_be_seen():
-    with no_numbers_of_the_host(), pytest.raises(RuntimeError, match="numbers of the host"):
+    with no_numbers_of_the_host(), pytest.raises(RuntimeError):
         torch.tensor([1.0, 2.0], device=META)

@@ -46,7 +46,7 @@ def test_every_public_name_is_there_and_told(name):
 
 
 def test_a_name_that_is_not_there():
-    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+    with pytest.raises(AttributeError, match="'trian'"):
         gatdist.trian  # noqa: B018
 
 

@@ -104,7 +104,7 @@ def test_a_second_call_at_the_same_clock_adds_to_the_line(run_dir, flushed):
     assert read_metrics(run_dir).records == expected
     record(monitor, 192)
     assert seen(run_dir) == [64, 128, 192]
-    with pytest.raises(AssertionError, match="decreased"):
+    with pytest.raises(AssertionError):
         monitor.tick(191, {})
     monitor.close()
     assert lines(run_dir)[:2] == expected

@@ -58,12 +58,14 @@ def test_every_damage_is_named(folder: Path, capsys: pytest.CaptureFixture[str])
     assert main(["verify", str(folder), "--json", "--workers", "1"]) == 2
     told = capsys.readouterr()
     damaged = [" ".join(found) for found in json.loads(told.out)["damaged"]]
-    assert len(damaged) == 3
-    assert "shard-000001.tar has SHA-256" in damaged[0]
-    assert "shard-000001.tar: 000006.png at byte" in damaged[1]
-    assert "shard-000002.tar has " in damaged[2]
-    assert all(line in told.err for line in damaged)
-    assert told.err.rstrip().endswith("is damaged. Restore it from a copy.")
+    expected = (
+        ("shard-000001.tar", "SHA-256"),
+        ("shard-000001.tar", "000006.png"),
+        ("shard-000002.tar", "bytes"),
+    )
+    for line, facts in zip(damaged, expected, strict=True):
+        assert line in told.err
+        assert all(fact in line for fact in facts)
 
 
 def test_damage_between_files_is_found(folder: Path) -> None:
@@ -77,10 +79,8 @@ def test_a_damaged_or_absent_index(folder: Path) -> None:
     (folder / "shard-000001.index.npy").unlink()
     (folder / "shard-000002.tar").unlink()
     damaged = gatdist.verify(str(folder), workers=1)["damaged"]
-    assert len(damaged) == 3
-    assert "has SHA-256" in damaged[0][1]
-    assert "can't be read" in damaged[1][1]
-    assert "can't be read" in damaged[2][1]
+    names = ["shard-000000.index.npy", "shard-000001.index.npy", "shard-000002.tar"]
+    assert all(name in reason for name, (_, reason) in zip(names, damaged, strict=True))
 
 
 def test_what_decodes_to_something_else(tmp_path: Path) -> None:
@@ -89,8 +89,8 @@ def test_what_decodes_to_something_else(tmp_path: Path) -> None:
     write_dataset(Store(str(tmp_path)), [samples], modality="image", sample_shape=(1, 6, 6))
     assert gatdist.verify(str(tmp_path), workers=1)["whole"]
     (found,) = gatdist.verify(str(tmp_path), workers=1, decode=True)["damaged"]
-    assert "b.png at byte" in found[1]
-    assert "is a picture of 5 × 6" in found[1]
+    assert "b.png" in found[1]
+    assert "5 × 6" in found[1]
 
 
 def test_pictures_of_many_sizes_are_decoded(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_runs_and_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert str(first) in found[0]
     capsys.readouterr()
     assert main(["verify", str(first)]) == 2
-    assert "1 damage in 1 checkpoint" in capsys.readouterr().err
+    assert first.name in capsys.readouterr().err
 
 
 def test_nothing_of_ours(tmp_path: Path) -> None:
