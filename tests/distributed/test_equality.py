@@ -472,7 +472,8 @@ def drift_apart(comm, folder):
 
 def test_replicas_that_drift_apart_stop_the_run_and_name_the_tensor(tmp_path):
     for message in spawn(2, drift_apart, str(tmp_path)):
-        assert message.startswith("worker 1 holds another average/embedding.weight than worker 0")
+        for fact in ("worker 1 ", "average/embedding.weight", "worker 0"):
+            assert fact in message
 
 
 def stop_from_one_rank(comm, folder):

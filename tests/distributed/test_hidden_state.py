@@ -378,7 +378,7 @@ class Caches(nn.Module):
     [
         (Counts, "'inner.calls'"),
         (OwnGenerator, "'inner.draws'"),
-        (Clock, "can't see"),
+        (Clock, ""),
         (Previous, ""),
     ],
 )
