@@ -83,22 +83,20 @@ def test_features_are_those_of_the_weights_in_the_file(network, file):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "fact"),
     [
-        ({"Mixed_7c.branch1x1.conv.weight": None}, "Mixed_7c.branch1x1.conv.weight is missing"),
-        (
-            {"Conv2d_1a_3x3.conv.weight": torch.zeros(32, 3, 7, 7)},
-            r"tensor Conv2d_1a_3x3.conv.weight has shape \(32, 3, 7, 7\), not \(32, 3, 3, 3\)",
-        ),
-        ({"layer4.weight": torch.zeros(1)}, "tensor layer4.weight is not of this network"),
-        ({"fc.weight": None}, "fc.weight is missing"),
+        ({"Mixed_7c.branch1x1.conv.weight": None}, "Mixed_7c.branch1x1.conv.weight"),
+        ({"Conv2d_1a_3x3.conv.weight": torch.zeros(32, 3, 7, 7)}, "(32, 3, 7, 7)"),
+        ({"layer4.weight": torch.zeros(1)}, "layer4.weight"),
+        ({"fc.weight": None}, "fc.weight"),
     ],
 )
-def test_other_weights_are_refused_by_name(network, change, message):
+def test_other_weights_are_refused_by_name(network, change, fact):
     weights = network.state_dict() | change
     weights = {name: tensor for name, tensor in weights.items() if tensor is not None}
-    with refused(ConfigError, "evaluate.features_file"):
+    with refused(ConfigError, "evaluate.features_file") as caught:
         Inception.with_weights(weights, "inception.safetensors")
+    assert fact in str(caught.value)
 
 
 def test_what_only_training_needs_may_be_there_or_not(network):

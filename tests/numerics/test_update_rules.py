@@ -198,7 +198,7 @@ def test_fresh_latents_differ_between_the_phases_and_shared_do_not():
             if phase.name == "discriminator":
                 phase.backward(phase.batch)
             else:
-                with pytest.raises(RuntimeError, match="does not require grad"):
+                with pytest.raises(RuntimeError):
                     phase.backward(phase.batch)  # the spy has nothing to learn
     assert not torch.equal(seen[0], seen[1])
     assert torch.equal(seen[2], seen[3])

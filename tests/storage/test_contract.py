@@ -85,14 +85,12 @@ def test_ranges_come_in_the_order_asked(store: Store) -> None:
     assert store.read_ranges([]) == []
 
 
-@pytest.mark.parametrize(
-    ("start", "stop", "told"),
-    [(8, 12, "gave 2 bytes for the range 8 to 12"), (10, 11, "gave 0 bytes"), (50, 60, "gave 0 b")],
-)
-def test_a_range_past_the_end_is_an_error(store: Store, start: int, stop: int, told: str) -> None:
+@pytest.mark.parametrize(("start", "stop"), [(8, 12), (10, 11), (50, 60)])
+def test_a_range_past_the_end_is_an_error(store: Store, start: int, stop: int) -> None:
     store.publish("x", b"0123456789")
-    with refused(StorageError, "x"):
+    with refused(StorageError, "x") as caught:
         store.read_ranges([("x", 0, 3), ("x", start, stop)])
+    assert f" {max(0, 10 - start)} bytes" in str(caught.value)
 
 
 def test_a_listing_has_immediate_names_only(store: Store) -> None:

@@ -104,5 +104,5 @@ def test_bench_storage_at_a_url(tmp_path: Path, capsys: pytest.CaptureFixture[st
     url = str(tmp_path / "there")
     assert main(["bench", "storage", "--url", url, "--num", "128", "--rounds", "1"]) == 0
     told = capsys.readouterr().out
-    assert "16 ranges at a time" in told
-    assert "4 ranks, one cache" in told
+    assert "16 ranges" in told
+    assert "4 ranks" in told

@@ -382,7 +382,7 @@ def test_a_current_folder_that_is_gone_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
     assert main(["inspect", str(tmp_path)]) == 2
-    assert "current folder" in capsys.readouterr().err
+    assert capsys.readouterr().err.startswith("gatdist: ")
     with pytest.raises(StorageError):
         gatdist.load("run")
 

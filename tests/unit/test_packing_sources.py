@@ -351,7 +351,7 @@ def test_strict_makes_them_an_error_that_names_all(tmp_path: Path) -> None:
 def test_duplicates_are_packed_once(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
         archive.writestr("a.png", PICTURES[0])
-        with pytest.warns(UserWarning, match="Duplicate name"):
+        with pytest.warns(UserWarning, match=r"a\.png"):
             archive.writestr("a.png", PICTURES[1])
     pack(tmp_path / "in.zip", tmp_path / "zip")
     assert samples(tmp_path / "zip") == [{"png": PICTURES[0]}]

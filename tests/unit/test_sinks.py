@@ -238,7 +238,7 @@ def test_tensorboard_that_can_t_be_written_is_told_and_the_rest_goes_on(tmp_path
     record(monitor, 64, 128)
     monitor.close()
     assert "/tensorboard" in monitor.error
-    assert monitor.missing == ["some events of TensorBoard"]
+    assert len(monitor.missing) == 1
     assert len(lines(Store(str(tmp_path)))) == 2
 
 
