@@ -109,7 +109,7 @@ def _run(name: str, found: Found) -> list[Line]:
 
 
 def _compared(main: str, metrics: Mapping[str, float], found: Found) -> str:
-    told = f"halves of the real {_number(metrics[f'{main}_halves'])}"
+    told = f"halves of the real {_number(metrics[f'{main}_real_split'])}"
     if "baseline_metrics" in found:
         told += f", baseline {_number(found['baseline_metrics'][main])}"
     return told

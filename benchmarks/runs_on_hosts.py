@@ -25,7 +25,7 @@ SETTINGS = (
     "evaluate.metrics=[]",
     "cluster.backend=gloo",
     "cluster.heartbeat_timeout_s=20",
-    "cluster.late_s=4",
+    "cluster.straggler_warn_s=4",
 )
 # What is written a few times a second costs a step nothing; at the start, each step counts.
 _PLUGIN = '''

@@ -136,7 +136,7 @@ def index(
     source: str | PathLike[str],
     out: str | PathLike[str] | None = None,
     *,
-    component: str | None = None,
+    extension: str | None = None,
     labels: str | None = None,
     tokens: int | None = None,
     bits: int = 8,
@@ -154,7 +154,7 @@ def index(
     Args:
         source: the folder of the shards, at any fsspec URL.
         out: where the indexes and the manifest go; None puts them beside the shards.
-        component: the ending of each sample's file, such as ``jpg``; None recognizes it.
+        extension: of each sample's file, such as ``jpg``; None recognizes it.
         labels: where each sample's class is: an ending (``cls``, ``txt``), a field of its JSON file
             (``json:FIELD``) or ``none``; None takes ``cls`` where it is there.
         tokens: ``.npy`` files hold token ids of a vocabulary of this size, not points.
@@ -184,7 +184,7 @@ def index(
     request = indexing.Request(
         source=absolute(source),
         dest=absolute(out or source),
-        component=component,
+        component=extension,
         labels=labels,
         num_tokens=tokens,
         bits=bits,

@@ -3,8 +3,8 @@
 TOTAL, TICK = 9600, 640
 SETTINGS = [
     f"run.total_samples={TOTAL}",
-    f"run.tick_samples={TICK}",
-    f"run.checkpoint_samples={TICK}",
+    f"run.log_every_samples={TICK}",
+    f"run.checkpoint_every_samples={TICK}",
     "run.global_batch=32",
     'model.generator={name="residual", width=8}',
     'model.discriminator={name="residual", width=8}',
@@ -14,10 +14,10 @@ SETTINGS = [
     "evaluate.num_samples=256",
     f"evaluate.every_samples={3 * TICK}",
     "cluster.heartbeat_timeout_s=20",
-    "cluster.late_s=4",
+    "cluster.straggler_warn_s=4",
     "cluster.backend=gloo",
 ]
-CANONICAL = ["run.reduction=canonical", "run.reduction_lanes=2"]
+CANONICAL = ["run.reduction=canonical", "run.virtual_workers=2"]
 # What plugins that fail on purpose start with.
 HEAD = """
 import os, pathlib, signal, time

@@ -49,8 +49,8 @@ def written(folder: Path, lines: Sequence[str] = LINES) -> None:
 RUN: dict[str, Any] = {
     "total_samples": 96,
     "global_batch": 8,
-    "tick_samples": 32,
-    "checkpoint_samples": 48,
+    "log_every_samples": 32,
+    "checkpoint_every_samples": 48,
 }
 SOUND: dict[str, Any] = {
     "model": {

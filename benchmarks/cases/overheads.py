@@ -17,7 +17,7 @@ on the processor. Where others use the machine that is steadier; it leaves waiti
 
 A turn is shorter than what lies between two checkpoints or ticks of a run. So what one of them
 costs, in seconds, is also told as the share of a checkpoint every 30 s, and of a tick every
-``run.tick_samples``.
+``run.log_every_samples``.
 """
 
 from __future__ import annotations
@@ -262,7 +262,7 @@ def _member(
             "checkpoint_bytes": steps.state_bytes,
             "checkpoint_s": dict(zip(("compare", "snapshot", "write"), parts, strict=True)),
             "samples_in_a_step": steps.ours.config.step_samples,
-            "tick_samples": steps.ours.config.run.tick_samples,
+            "log_every_samples": steps.ours.config.run.log_every_samples,
         }
 
 
@@ -286,7 +286,7 @@ def sum_up(found: dict[str, Any]) -> dict[str, Any]:
         extra_s("a checkpoint a turn", "bare"),
         extra_s("watched, tick written", "watched"),
     )
-    ticks_apart_s = found["tick_samples"] / found["samples_in_a_step"] * step_s
+    ticks_apart_s = found["log_every_samples"] / found["samples_in_a_step"] * step_s
     return {
         "step_s": step_s,
         "shares": shares(seconds),
@@ -294,7 +294,7 @@ def sum_up(found: dict[str, Any]) -> dict[str, Any]:
         "a_checkpoint_costs_s": checkpoint_s,
         "checkpoint every 30 s": checkpoint_s / CHECKPOINT_EVERY_S,
         "a_written_tick_costs_s": tick_s,
-        "tick every tick_samples": tick_s / ticks_apart_s,
+        "tick every log_every_samples": tick_s / ticks_apart_s,
         "targets": TARGETS,
     }
 
@@ -331,7 +331,7 @@ def table(result: dict[str, Any]) -> str:
         lines.append(f"{name:<26}{share['median']:>+8.2%}{own['median']:>+11.2%}   {spread}")
     for name, one_s in (
         ("checkpoint every 30 s", result["a_checkpoint_costs_s"]),
-        ("tick every tick_samples", result["a_written_tick_costs_s"]),
+        ("tick every log_every_samples", result["a_written_tick_costs_s"]),
     ):
         lines.append(f"{name:<26}{result[name]:>+8.2%}   each costs {one_s:.2f} s")
     parts = ", ".join(f"{name} {s:.3f} s" for name, s in result["checkpoint_s"].items())

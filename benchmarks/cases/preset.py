@@ -222,7 +222,7 @@ def draw(lines: list[dict[str, Any]], path: Path, config: dict[str, Any]) -> Non
         label="generated",
     )
     axes[2].axhline(
-        scored[-1][f"metric/{name}_halves"],
+        scored[-1][f"metric/{name}_real_split"],
         color="grey",
         linestyle="--",
         label="two halves of the real data",

@@ -52,7 +52,7 @@ ROUNDS, STEPS_A_ROUND = 9, 12
 CPU = torch.device("cpu")
 
 # Presets come with what pays for them; the study begins with what is plain.
-PLAINEST = ["precision.dtype=float32", "precision.channels_last=false", "game.keep_fakes=false"]
+PLAINEST = ["precision.dtype=float32", "precision.channels_last=false", "game.reuse_fakes=false"]
 BFLOAT16 = ["precision.dtype=bfloat16", "precision.channels_last=true"]
 WARMED = [f"optim.{p}.warmup_samples=6400" for p in ("generator", "discriminator")]
 PLAIN = [f"optim.{p}.name=sgd" for p in ("generator", "discriminator")]
@@ -68,9 +68,9 @@ RATES = {
 SETTINGS: dict[str, list[str]] = {
     "alternating": ["game.latents=shared"],
     "alternating_fresh": ["game.latents=fresh"],
-    "alternating_kept": ["game.latents=shared", "game.keep_fakes=true"],
+    "alternating_kept": ["game.latents=shared", "game.reuse_fakes=true"],
     "alternating_fresh_bfloat16": ["game.latents=fresh", *BFLOAT16],
-    "alternating_kept_bfloat16": ["game.latents=shared", "game.keep_fakes=true", *BFLOAT16],
+    "alternating_kept_bfloat16": ["game.latents=shared", "game.reuse_fakes=true", *BFLOAT16],
     "simultaneous": ["game.update_rule=simultaneous"],
     "one_stage": ["game.update_rule=one_stage"],
     "one_stage_bfloat16": ["game.update_rule=one_stage", *BFLOAT16],
@@ -144,8 +144,8 @@ def train(preset: str, name: str, seed: int, more: list[str]) -> dict[str, Any]:
     every = EVERY_SAMPLES[preset]
     settings = [
         f"run.seed={seed}",
-        f"run.tick_samples={every}",
-        "run.checkpoint_samples=1000000000",
+        f"run.log_every_samples={every}",
+        "run.checkpoint_every_samples=1000000000",
         f"evaluate.every_samples={every}",
         'evaluate.metrics=["fid"]',
         "monitor.tensorboard=false",
@@ -174,9 +174,9 @@ def train(preset: str, name: str, seed: int, more: list[str]) -> dict[str, Any]:
         "told": done.stderr[-300:] if done.returncode else "",
         "seconds": time.perf_counter() - began,
         "ratios": [
-            (t["samples_seen"], t["metric/fid_over_halves"])
+            (t["samples_seen"], t["metric/fid_over_real_split"])
             for t in ticks
-            if t.get("metric/fid_over_halves") is not None
+            if t.get("metric/fid_over_real_split") is not None
         ],
     }
 
@@ -248,7 +248,7 @@ class BareLoop:
         self.generator, self.discriminator = build_networks(config, shape, num_classes(labels))
         self.g_optimizer = adam(self.generator.parameters(), config.optim.generator)
         self.d_optimizer = adam(self.discriminator.parameters(), config.optim.discriminator)
-        self.average = MovingAverage(self.generator, config.game.averaging_half_life_samples)
+        self.average = MovingAverage(self.generator, config.game.ema_half_life_samples)
         self.real = torch.rand(self.batch, *shape) * 2 - 1
         self.steps = 0
 

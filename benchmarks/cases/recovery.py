@@ -33,8 +33,8 @@ BACK_AFTER_S = 6.0
 TARGETS_S = {"host": 20.0, "driver": 10.0}
 SETTINGS = [
     f"run.total_samples={10**12}",
-    "run.tick_samples=2048",
-    "run.checkpoint_samples=2048",
+    "run.log_every_samples=2048",
+    "run.checkpoint_every_samples=2048",
     'model.generator={name="residual", width=16}',
     'model.discriminator={name="residual", width=16}',
 ]

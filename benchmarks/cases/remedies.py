@@ -26,8 +26,8 @@ from gatdist.training.loop import run
 
 COMMON = [
     "run.total_samples=25600",
-    "run.tick_samples=640",
-    "run.checkpoint_samples=1000000",
+    "run.log_every_samples=640",
+    "run.checkpoint_every_samples=1000000",
     'model.generator={name="residual", width=16, max_width=32}',
     'model.discriminator={name="residual", width=16, max_width=32}',
     "evaluate.metrics=[]",
@@ -75,7 +75,7 @@ PAIRS = {
         [
             "game.num_discriminator_steps=5",
             "run.total_samples=128000",
-            "run.tick_samples=3200",
+            "run.log_every_samples=3200",
             "optim.discriminator.learning_rate=2e-3",
             "optim.generator.learning_rate=1e-5",
         ],

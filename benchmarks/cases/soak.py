@@ -49,10 +49,10 @@ from gatdist.inspection import digest
 BATCH, TICK = 64, 8192
 TRAINING = [
     f"run.global_batch={BATCH}",
-    f"run.tick_samples={TICK}",
-    f"run.checkpoint_samples={TICK}",
+    f"run.log_every_samples={TICK}",
+    f"run.checkpoint_every_samples={TICK}",
     "run.reduction=canonical",
-    "run.reduction_lanes=2",
+    "run.virtual_workers=2",
     'model.generator={name="residual", width=16}',
     'model.discriminator={name="residual", width=16}',
     'game.augmentation={name="ada", adjust_samples=20000}',

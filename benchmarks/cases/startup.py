@@ -30,7 +30,7 @@ BATCH = 64
 SETTINGS = [
     f"run.total_samples={10**9}",
     f"run.global_batch={BATCH}",
-    f"run.tick_samples={BATCH}",
+    f"run.log_every_samples={BATCH}",
     "evaluate.metrics=[]",
 ]
 PATIENCE_S = 120.0

@@ -22,10 +22,10 @@ def _rule(name: str, **more: object) -> Overrides:
 RULES: dict[str, Overrides] = {
     "alternating": _rule("alternating"),
     "alternating_atomic": _rule("alternating") | {"health": {"atomic": True}},
-    "alternating_kept": _rule("alternating", keep_fakes=True),
-    "alternating_kept_bfloat16": _rule("alternating", keep_fakes=True) | BFLOAT16,
+    "alternating_kept": _rule("alternating", reuse_fakes=True),
+    "alternating_kept_bfloat16": _rule("alternating", reuse_fakes=True) | BFLOAT16,
     "alternating_bfloat16": _rule("alternating") | BFLOAT16,
-    "canonical": _rule("alternating") | {"run": {"reduction": "canonical", "reduction_lanes": 2}},
+    "canonical": _rule("alternating") | {"run": {"reduction": "canonical", "virtual_workers": 2}},
     "simultaneous": _rule("simultaneous"),
     "one_stage": _rule("one_stage"),
     "one_stage_bfloat16": _rule("one_stage") | BFLOAT16,

@@ -30,7 +30,7 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
         "and deleted there",
     )
     sub.add_argument(
-        "--storage-set",
+        "--storage-option",
         action="append",
         default=[],
         metavar="KEY=VALUE",
@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
     """
     from gatdist.cluster.doctor.report import described
 
-    options = values.options("--storage-set", arguments.storage_set)
+    options = values.options("--storage-option", arguments.storage_option)
     if not arguments.timeout > 0:
         raise ConfigError("--timeout", "must be above 0, in seconds", value=arguments.timeout)
     if arguments.address:

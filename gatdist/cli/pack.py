@@ -91,7 +91,7 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
     )
     for end in ("source", "dest"):
         sub.add_argument(
-            f"--{end}-set",
+            f"--{end}-option",
             action="append",
             default=[],
             metavar="KEY=VALUE",
@@ -124,8 +124,8 @@ def run(arguments: argparse.Namespace) -> None:
         strict=arguments.strict,
         dry_run=arguments.dry_run,
         allowed_origins=arguments.allow_origin,
-        source_options=values.options("--source-set", arguments.source_set),
-        dest_options=values.options("--dest-set", arguments.dest_set),
+        source_options=values.options("--source-option", arguments.source_option),
+        dest_options=values.options("--dest-option", arguments.dest_option),
         console=None if arguments.dry_run else ProgressConsole(sys.stderr),
         **{name: getattr(arguments, name) for name in names},
     )

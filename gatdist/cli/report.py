@@ -21,7 +21,7 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
         help="the file (default: report.html in this folder)",
     )
     sub.add_argument(
-        "--storage-set",
+        "--storage-option",
         action="append",
         default=[],
         metavar="KEY=VALUE",
@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> None:
     from gatdist.reporting import report
     from gatdist.storage import absolute, at_file
 
-    options = values.options("--storage-set", arguments.storage_set)
+    options = values.options("--storage-option", arguments.storage_option)
     page, lacks = report(absolute(arguments.run), options)
     out = absolute(arguments.out)
     store, name = at_file(out)

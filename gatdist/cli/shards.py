@@ -18,7 +18,7 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
         "--out", metavar="URL", help="where the index goes (default: beside the shards)"
     )
     sub.add_argument(
-        "--component",
+        "--extension",
         metavar="ENDING",
         help="of each sample's file, such as jpg (default: recognized)",
     )
@@ -41,7 +41,7 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
         help="also write the index of another reader: dali or energon",
     )
     _add_common(sub, "SHARDS")
-    _add_options(sub, "--out-set", "--out, where it is on another server or bucket")
+    _add_options(sub, "--out-option", "--out, where it is on another server or bucket")
     sub.add_argument(
         "--strict", action="store_true", help="fail if any sample can't be used, and name them"
     )
@@ -53,7 +53,7 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
         "--shards-url", default="", metavar="URL", help="the tars, where another server has them"
     )
     _add_common(sub, "URL")
-    _add_options(sub, "--shards-set", "--shards-url")
+    _add_options(sub, "--shards-option", "--shards-url")
 
 
 def _add_common(sub: argparse.ArgumentParser, place: str) -> None:
@@ -79,7 +79,7 @@ def index(arguments: argparse.Namespace) -> None:
     outcome = index(
         arguments.source,
         arguments.out,
-        component=arguments.component,
+        extension=arguments.extension,
         labels=arguments.labels,
         tokens=arguments.tokens,
         bits=arguments.bits,
@@ -87,7 +87,7 @@ def index(arguments: argparse.Namespace) -> None:
         workers=values.workers(arguments.workers) if arguments.workers else None,
         strict=arguments.strict,
         options=values.options("--set", arguments.set),
-        out_options=values.options("--out-set", arguments.out_set),
+        out_options=values.options("--out-option", arguments.out_option),
         console=ProgressConsole(sys.stderr),
     )
     if arguments.json:
@@ -106,7 +106,7 @@ def verify(arguments: argparse.Namespace) -> None:
         workers=values.workers(arguments.workers) if arguments.workers else None,
         options=values.options("--set", arguments.set),
         shards_url=arguments.shards_url,
-        shards_options=values.options("--shards-set", arguments.shards_set),
+        shards_options=values.options("--shards-option", arguments.shards_option),
         console=ProgressConsole(sys.stderr),
     )
     if arguments.json:

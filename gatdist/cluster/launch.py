@@ -361,7 +361,7 @@ class _Watch:
             return WorkerLostError(f"the {self.size} workers did not start within {waited:.0f} s")
         cluster = self.cluster
         lengthy_s = max(0.0, cluster.startup_timeout_s - cluster.heartbeat_timeout_s)
-        late = lateness(news.pulses, cluster.late_s, lengthy_s)
+        late = lateness(news.pulses, cluster.straggler_warn_s, lengthy_s)
         if late is None:
             self.late_since, self.late_told = None, False
             return None
@@ -370,7 +370,7 @@ class _Watch:
             self.stacks_asked += 1
             self.run.bridge.order("stacks", self.stacks_asked)
             return None
-        answering = sum(pulse.silent_s < self.cluster.late_s for pulse in news.pulses)
+        answering = sum(pulse.silent_s < self.cluster.straggler_warn_s for pulse in news.pulses)
         if len(news.stacks) < answering and now - self.late_since < _STACKS_WAIT_S:
             return None
         if not self.late_told:

@@ -69,24 +69,26 @@ class Lateness(NamedTuple):
     message: str
 
 
-def lateness(pulses: Sequence[Pulse], late_s: float, lengthy_s: float = 0.0) -> Lateness | None:
-    """Who is late by more than ``late_s``, or None.
+def lateness(
+    pulses: Sequence[Pulse], straggler_warn_s: float, lengthy_s: float = 0.0
+) -> Lateness | None:
+    """Who is late by more than ``straggler_warn_s``, or None.
 
     As long as one worker has heartbeats, the others may wait for it.
 
     Args:
         pulses: of all workers.
-        late_s: seconds.
+        straggler_warn_s: seconds.
         lengthy_s: seconds that a :attr:`~Pulse.lengthy` operation may take beyond that.
     """
     if not pulses:
         return None
-    silent = [pulse for pulse in pulses if pulse.silent_s > late_s]
+    silent = [pulse for pulse in pulses if pulse.silent_s > straggler_warn_s]
     if silent:
         for_s = max(pulse.silent_s for pulse in silent)
         return Lateness(tuple(silent), for_s, _message(silent, for_s, "has given no sign"))
     for_s = min(pulse.still_s - lengthy_s * pulse.lengthy for pulse in pulses)
-    if for_s <= late_s:
+    if for_s <= straggler_warn_s:
         return None
     fewest = min(pulse.moves for pulse in pulses)
     behind = [pulse for pulse in pulses if pulse.moves == fewest]

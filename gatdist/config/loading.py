@@ -36,6 +36,20 @@ _ZEROS: dict[tuple[bool, ...], str] = {
 _BARE_WORD = re.compile(r"[^\s\"'\[\]{}=,#]+")
 
 
+# Keys of earlier versions, which a run directory or a file may still have.
+_RENAMED = {
+    "run.tick_samples": "run.log_every_samples",
+    "run.checkpoint_samples": "run.checkpoint_every_samples",
+    "run.reduction_lanes": "run.virtual_workers",
+    "game.averaging_half_life_samples": "game.ema_half_life_samples",
+    "game.keep_fakes": "game.reuse_fakes",
+    "cluster.timeout_s": "cluster.heartbeat_timeout_s",
+    "cluster.late_s": "cluster.straggler_warn_s",
+    "data.window_samples": "data.shuffle_window_samples",
+    "data.lanes": "data.interleave",
+}
+
+
 def load_config(source: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Config:
     """Read a preset or TOML file, apply ``section.key=value`` overrides and check the result.
 
@@ -82,7 +96,7 @@ def require_unchanged(old: Config, new: Config, where: str) -> None:
     """
     before, after = old.mathematics(), new.mathematics()
     # The lanes may follow from another key, which tells more.
-    for key in sorted(before.keys() | after.keys(), key=lambda k: (k == "data.lanes", k)):
+    for key in sorted(before.keys() | after.keys(), key=lambda k: (k == "data.interleave", k)):
         if before.get(key) != after.get(key):
             raise ConfigError(
                 key,
@@ -209,6 +223,8 @@ def first_error(
     )
     keys = _keys(problem["loc"], values, is_missing=problem["type"] == "missing")
     key = ".".join(keys)
+    if key in _RENAMED:
+        return ConfigError(key, "unknown key", mend=f"It is called {_RENAMED[key]} now")
     if problem["type"] == "extra_forbidden":
         return ConfigError(key, f"unknown key. {nearest(keys[-1], _fields_at(keys[:-1], model))}")
     if problem["type"] == "missing":

@@ -61,12 +61,12 @@ class Config(Section):
                 f"must be at least what one step shows ({self.step_samples})",
                 value=self.run.total_samples,
             )
-        if self.data.lanes is not None and self.run.global_batch % self.data.lanes:
+        if self.data.interleave is not None and self.run.global_batch % self.data.interleave:
             raise ConfigError(
-                "data.lanes",
+                "data.interleave",
                 f"must divide run.global_batch ({self.run.global_batch})",
-                value=self.data.lanes,
-                mend=f"Use {_nearest_divisor(self.run.global_batch, self.data.lanes)}",
+                value=self.data.interleave,
+                mend=f"Use {_nearest_divisor(self.run.global_batch, self.data.interleave)}",
             )
         if self.cluster.min_workers > self.cluster.max_workers:
             raise ConfigError(
@@ -117,17 +117,17 @@ class Config(Section):
     def _check_reduction(self) -> None:
         if self.run.reduction != "canonical":
             return
-        lanes, batch = self.run.reduction_lanes, self.run.global_batch
+        lanes, batch = self.run.virtual_workers, self.run.global_batch
         if lanes & (lanes - 1):
             raise ConfigError(
-                "run.reduction_lanes",
+                "run.virtual_workers",
                 "must be a power of two",
                 value=lanes,
                 mend=f"Use {2 ** (lanes.bit_length() - 1)}",
             )
         if batch % lanes:
             raise ConfigError(
-                "run.reduction_lanes",
+                "run.virtual_workers",
                 f"must divide run.global_batch ({batch})",
                 value=lanes,
                 mend=f"Use {batch & -batch}, or another batch",
@@ -140,7 +140,7 @@ class Config(Section):
                     "has no use under run.reduction = 'canonical', whose lanes go through one by "
                     "one",
                     value=player.micro_batch,
-                    mend="Leave it out, and raise run.reduction_lanes",
+                    mend="Leave it out, and raise run.virtual_workers",
                 )
         if self.precision.reduce_dtype != "full":
             raise ConfigError(
@@ -157,24 +157,26 @@ class Config(Section):
         return self.run.global_batch * self.game.num_discriminator_steps
 
     @property
-    def lanes(self) -> int:
+    def interleave(self) -> int:
         """Number of lanes of the sample order.
 
-        ``data.lanes``, else the largest divisor of the batch up to 64.
+        ``data.interleave``, else the largest divisor of the batch up to 64.
         """
         batch = self.run.global_batch
-        return self.data.lanes or next(n for n in range(min(64, batch), 0, -1) if batch % n == 0)
+        return self.data.interleave or next(
+            n for n in range(min(64, batch), 0, -1) if batch % n == 0
+        )
 
     def check_workers(self, num_workers: int) -> None:
         """Raise ConfigError unless ``num_workers`` workers can share the global batch."""
         batch = self.run.global_batch
         if self.run.reduction == "canonical":
-            lanes = self.run.reduction_lanes
+            lanes = self.run.virtual_workers
             fitting = min(lanes, 2 ** (num_workers.bit_length() - 1))
             if fitting != num_workers:
                 raise ConfigError(
                     "cluster.workers",
-                    "must be a power of two up to run.reduction_lanes "
+                    "must be a power of two up to run.virtual_workers "
                     f"({lanes}) under run.reduction = 'canonical'",
                     value=num_workers,
                     mend=f"Use --workers {fitting}, or run.reduction = 'fast'",
@@ -226,7 +228,7 @@ class Config(Section):
             for key, value in flat.items()
             if key.startswith(_MATHEMATICS) and not key.startswith("model.init_from_storage")
         }
-        exact["data.lanes"] = self.lanes
+        exact["data.interleave"] = self.interleave
         exact["model.init_from"] = masked_url(self.model.init_from)
         if any(p.decay != "none" for p in (self.optim.generator, self.optim.discriminator)):
             exact["run.total_samples"] = self.run.total_samples
@@ -256,13 +258,13 @@ _MATHEMATICS = (
     "run.global_batch",
     "run.seed",
     "run.reduction",
-    "run.reduction_lanes",
+    "run.virtual_workers",
     "data.resolution",
     "data.resize",
     "data.channels",
     "data.length",
     "data.vocabulary",
-    "data.window_samples",
+    "data.shuffle_window_samples",
     "data.block_bytes",
     "model.",
     "game.",

@@ -47,17 +47,17 @@ class RunConfig(Section):
         total_samples: real samples to show in all, over all workers; then the run ends.
         global_batch: real samples of a discriminator step, over all workers, which share it.
         seed: of all random numbers.
-        tick_samples: how often numbers are written and a picture is made, in samples.
-        checkpoint_samples: how often a checkpoint is written.
+        log_every_samples: how often numbers are written and a picture is made, in samples.
+        checkpoint_every_samples: how often a checkpoint is written.
         keep_checkpoints: so many of the newest are kept.
         keep_best_checkpoints: and so many with the lowest ``best_metric``; if above 0, one is
             written at every evaluation.
         best_metric: one of ``evaluate.metrics``.
         keep_every_samples: and the first at or after each multiple of this; 0: none.
         reduction: ``canonical`` sums gradients along one fixed tree, so that the result is the same
-            bit for bit on any power of two of workers up to ``reduction_lanes``; ``fast`` is the
+            bit for bit on any power of two of workers up to ``virtual_workers``; ``fast`` is the
             same within rounding.
-        reduction_lanes: a power of two: into so many parts ``canonical`` cuts the global batch.
+        virtual_workers: a power of two: into so many parts ``canonical`` cuts the global batch.
         convergence: ends the run before ``total_samples``; None does not.
         storage_options: for the run directory, passed to fsspec; ``${env:NAME}`` is replaced at the
             moment of use and never written to a file.
@@ -66,14 +66,14 @@ class RunConfig(Section):
     total_samples: PositiveInt
     global_batch: PositiveInt = 64
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    tick_samples: PositiveInt = 4096
-    checkpoint_samples: PositiveInt = 16384
+    log_every_samples: PositiveInt = 4096
+    checkpoint_every_samples: PositiveInt = 16384
     keep_checkpoints: PositiveInt = 2
     keep_best_checkpoints: NonNegativeInt = 0
     best_metric: str = "fid"
     keep_every_samples: NonNegativeInt = 0
     reduction: Literal["fast", "canonical"] = "fast"
-    reduction_lanes: PositiveInt = 4
+    virtual_workers: PositiveInt = 4
     convergence: ConvergenceConfig | None = None
     storage_options: dict[str, Any] = {}
 
@@ -91,10 +91,10 @@ class DataConfig(Section):
             is a vocabulary), tokens.
         vocabulary: the characters that texts may hold, each once, at most 255; None reads texts as
             bytes, of which every text is made.
-        lanes: parts of a global batch, each of which reads its own stretch of the order; it must
-            divide the batch. None: the largest divisor up to 64.
-        window_samples: so many samples of a lane are shuffled together; None: so many that the
-            windows of all lanes take 256 MiB, at most 4096.
+        interleave: lanes that the sample order is cut into. Each global batch takes equally many
+            samples from each lane, so it must divide the batch. None: the largest divisor up to 64.
+        shuffle_window_samples: samples of a lane that are shuffled together. None: as many as fit
+            into 256 MiB for the windows of all lanes, at most 4096.
         block_bytes: neighbours in a shard of about this size are read together.
         prefetch_batches: so many are read ahead.
         decode_threads: in each worker.
@@ -118,8 +118,8 @@ class DataConfig(Section):
     channels: PositiveInt | None = None
     length: PositiveInt | None = None
     vocabulary: Vocabulary | None = None
-    lanes: PositiveInt | None = None
-    window_samples: PositiveInt | None = None
+    interleave: PositiveInt | None = None
+    shuffle_window_samples: PositiveInt | None = None
     block_bytes: PositiveInt = 4 * 2**20
     prefetch_batches: PositiveInt = 4
     decode_threads: PositiveInt = 1
@@ -181,15 +181,15 @@ class GameConfig(Section):
         rule_options: of the update rule itself, such as the strength of ``consensus``.
         order: who moves first in ``alternating``.
         latents: whether the players' phases of ``alternating`` draw their own, or share them.
-        keep_fakes: with shared latents, whether the generator's phase goes on from the fakes of the
-            discriminator's, which saves a forward and costs the memory of its activations.
+        reuse_fakes: with shared latents, whether the generator's phase reuses the fakes of the
+            discriminator's, which saves a forward pass and costs the memory of its activations.
         num_discriminator_steps: how often the discriminator moves, each time at a global batch of
             its own, before the generator does.
         penalties: by name.
         lazy_penalties: whether a penalty that is not due at every step joins the loss of its step,
             or has an optimizer step of its own, with Adam's settings corrected for it.
         augmentation: its ``name``, and its options beside it, of what the discriminator is shown.
-        averaging_half_life_samples: of the moving average of the generator, which is what is
+        ema_half_life_samples: of the moving average of the generator, which is what is
             evaluated and sampled.
     """
 
@@ -198,12 +198,12 @@ class GameConfig(Section):
     rule_options: dict[str, Any] = {}
     order: Literal["discriminator_first", "generator_first"] = "discriminator_first"
     latents: Literal["fresh", "shared"] = "fresh"
-    keep_fakes: bool = False
+    reuse_fakes: bool = False
     num_discriminator_steps: PositiveInt = 1
     penalties: dict[str, PenaltyConfig] = {}
     lazy_penalties: Literal["joined", "separate"] = "joined"
     augmentation: NamedConfig | None = None
-    averaging_half_life_samples: PositiveFloat = 10_000.0
+    ema_half_life_samples: PositiveFloat = 10_000.0
 
 
 class PlayerOptimConfig(Section):
@@ -381,7 +381,7 @@ class ClusterConfig(Section):
             (imports, plugins, reading the checkpoint), while networks are compiled or CUDA graphs
             recorded, while a profile is written or a run is rolled back, and while a worker waits
             until its checkpoint is written.
-        late_s: one that does so for so long is named, with the stacks of all workers.
+        straggler_warn_s: one that does so for so long is named, with the stacks of all workers.
         max_failures: so many failures in a row without a new checkpoint between them are borne.
         wait_for_workers_s: for how long a run waits for hosts to come back; with an autoscaler,
             also for the first to come.
@@ -398,7 +398,7 @@ class ClusterConfig(Section):
     runtime_env: dict[str, Any] = {}
     heartbeat_timeout_s: PositiveFloat = 120.0
     startup_timeout_s: PositiveFloat = 1800.0
-    late_s: PositiveFloat = 15.0
+    straggler_warn_s: PositiveFloat = 15.0
     max_failures: NonNegativeInt = 8
     wait_for_workers_s: NonNegativeFloat = 600.0
 

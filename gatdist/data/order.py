@@ -91,11 +91,12 @@ class SampleOrder:
         """The order of a run.
 
         It depends on the configuration and the data alone, not on the machine: where
-        ``data.window_samples`` is not set, the windows of all lanes take 256 MiB together. Blocks
-        are smaller than ``data.block_bytes`` where the data set or a window would hold too few.
+        ``data.shuffle_window_samples`` is not set, the windows of all lanes take 256 MiB together.
+        Blocks are smaller than ``data.block_bytes`` where the data set or a window would hold too
+        few.
         """
-        shards, lanes = dataset.shard_sizes, config.lanes
-        window = config.data.window_samples or fitting_window(shards, lanes)
+        shards, lanes = dataset.shard_sizes, config.interleave
+        window = config.data.shuffle_window_samples or fitting_window(shards, lanes)
         window_bytes = window * dataset.num_bytes // dataset.num_samples
         block_bytes = min(config.data.block_bytes, _power_of_two(window_bytes // _BLOCKS_A_WINDOW))
         block_bytes = fitting_block_bytes(shards, block_bytes, lanes)
@@ -149,7 +150,7 @@ class SampleOrder:
         return {
             "order_version": ORDER_VERSION,
             "seed": self.seed,
-            "lanes": self.lanes,
+            "interleave": self.lanes,
             "window": self.window,
             "block_bytes": self._block_bytes,
             "fingerprint": self._fingerprint,

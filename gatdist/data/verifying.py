@@ -100,7 +100,7 @@ class Worker:
             shards_url=job.shards_url,
             shards_storage_options=job.shards_options,
         )
-        fix = "Say --shards-url URL, and --shards-set KEY=VALUE where they need credentials"
+        fix = "Say --shards-url URL, and --shards-option KEY=VALUE where they need credentials"
         self._tars = open_shards(self._indexes, self._manifest, given, fix=fix)
         self._decodes = job.decode
 

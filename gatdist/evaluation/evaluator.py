@@ -27,7 +27,7 @@ from gatdist.parallel.communicator import Communicator, LocalCommunicator
 _BATCH = 256
 _HOW: Mapping[str, str] = {
     "fid": "unbiased covariances, float64",
-    "fid_halves": f"median of {HALVES_SPLITS} splits, seed {HALVES_SEED}",
+    "fid_real_split": f"median of {HALVES_SPLITS} splits, seed {HALVES_SEED}",
     "kid": "unbiased, kernel (x·y/d + 1)³, all samples",
     "swd": f"{NUM_DIRECTIONS} directions, seed {DIRECTIONS_SEED}",
     "precision_recall": f"{PRECISION_NEIGHBORS} neighbours",
@@ -224,7 +224,7 @@ class Evaluator:
             **{
                 key: how
                 for key, how in _HOW.items()
-                if key.removesuffix("_halves") in self._metrics
+                if key.removesuffix("_real_split") in self._metrics
             },
         }
 

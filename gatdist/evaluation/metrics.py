@@ -2,20 +2,20 @@
 
 | name | says | reported as |
 | --- | --- | --- |
-| ``fid`` | Fréchet distance of features (Heusel 2017) | ``fid, fid_halves, fid_over_halves`` |
+| ``fid`` | Fréchet distance (Heusel et al. 2017) | ``fid, fid_real_split`` and their ratio |
 | ``kid`` | kernel distance of features (Bińkowski et al. 2018) | ``kid`` |
-| ``swd`` | sliced Wasserstein distance of features (Bonneel et al. 2015) | ``swd, swd_halves`` |
+| ``swd`` | sliced Wasserstein distance (Bonneel et al. 2015) | ``swd, swd_real_split`` |
 | ``precision_recall`` | Kynkäänniemi et al. 2019 | ``precision, recall`` |
 | ``density_coverage`` | Naeem et al. 2020 | ``density, coverage`` |
 | ``inception_score`` | of the features' classes (Salimans et al. 2016) | ``inception_score`` |
 | ``modes`` | how many classes the fakes have | ``modes`` |
 | ``label_accuracy`` | share of fakes recognized as what they were to be | ``label_accuracy`` |
-| ``jsd`` | divergence of 1- to 4-grams of texts | ``jsd_1, jsd_2, jsd_3, jsd, jsd_halves`` |
+| ``jsd`` | divergence of 1- to 4-grams of texts | ``jsd_1, jsd_2, jsd_3, jsd, jsd_real_split`` |
 | ``self_bleu`` | how alike texts are | ``self_bleu, self_bleu_real`` |
 | ``probe`` | what the discriminator's features tell of classes | ``probe, probe_raw`` |
 | ``novelty`` | texts that are new and well-formed | ``copies, novel_well_formed, distinct`` |
 
-What ends in ``_halves`` compares two halves of the real samples, as good as a generator can be.
+What ends in ``_real_split`` compares two halves of the real samples, as good as a generator can be.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def fid(real: SampleSet, fake: SampleSet) -> dict[str, float]:
     distance, halves = frechet_distance(real.sums, fake.sums), real.halves_distance
     if not halves:
         return {"fid": distance}
-    return {"fid": distance, "fid_halves": halves, "fid_over_halves": distance / halves}
+    return {"fid": distance, "fid_real_split": halves, "fid_over_real_split": distance / halves}
 
 
 @_metric("kid", "features")
@@ -157,7 +157,7 @@ def kid(real: SampleSet, fake: SampleSet) -> dict[str, float]:
 def swd(real: SampleSet, fake: SampleSet) -> dict[str, float]:
     """Sliced Wasserstein distance. With ``evaluate.features = "points"`` it needs no network."""
     distance = sliced_wasserstein(real.features, fake.features, real.comm)
-    return {"swd": distance, "swd_halves": real.halves_sliced}
+    return {"swd": distance, "swd_real_split": real.halves_sliced}
 
 
 @_metric("precision_recall", "features")
@@ -219,7 +219,7 @@ def jsd(real: SampleSet, fake: SampleSet) -> dict[str, float]:
     assert fake.texts is not None
     found = [texts.ngram_divergence(real.texts, fake.texts, n) for n in _NGRAM_ORDERS]
     short = {f"jsd_{n}": found[n - 1] for n in _NGRAM_ORDERS[:-1]}
-    return short | {"jsd": found[-1], "jsd_halves": real.halves_divergence}
+    return short | {"jsd": found[-1], "jsd_real_split": real.halves_divergence}
 
 
 @_metric("self_bleu", "texts")

@@ -249,7 +249,7 @@ class Game:
             "loss/discriminator": total.detach(),
             "logits/real": real.logits.detach(),
             "logits/fake": fake.logits.detach(),
-            "logits/pairs_ranked_rightly": (real.logits > fake.logits).to(total.dtype),
+            "logits/pairwise_accuracy": (real.logits > fake.logits).to(total.dtype),
         }
         if self.augmentation is not None:
             observations |= self.augmentation.observe(real.logits.detach())

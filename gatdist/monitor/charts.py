@@ -35,7 +35,7 @@ CHARTS = {
     "Players": (
         Chart("Losses", f"loss/{_PLAYERS}"),
         Chart("Logits", "logits/(real|fake)"),
-        Chart("Pairs (real, fake) ranked rightly", "logits/pairs_ranked_rightly"),
+        Chart("Pairs (real, fake) ranked rightly", "logits/pairwise_accuracy"),
         Chart("Gradient norms", f"gradient_norm/{_PLAYERS}"),
         Chart("Penalties", "penalty/.+"),
         Chart("Augmentation", "augmentation/.+"),
@@ -78,9 +78,9 @@ def charts_of(tags: Iterable[str]) -> dict[str, list[Chart]]:
     tags = list(tags)
     names = [tag for tag in tags if tag.startswith(_METRIC)]
     metrics = [
-        Chart(tag.removeprefix(_METRIC), f"{re.escape(tag)}(_halves)?")
+        Chart(tag.removeprefix(_METRIC), f"{re.escape(tag)}(_real_split)?")
         for tag in names
-        if tag.removesuffix("_halves") == tag or tag.removesuffix("_halves") not in names
+        if tag.removesuffix("_real_split") == tag or tag.removesuffix("_real_split") not in names
     ]
     groups = {name: list(charts) for name, charts in CHARTS.items()} | {"Metrics": metrics}
     shown = {name: [c for c in charts if c.tags(tags)] for name, charts in groups.items()}

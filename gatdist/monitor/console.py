@@ -224,12 +224,12 @@ def metrics_text(metrics: Mapping[str, float]) -> str:
     """Metrics in words: ``fid 3.21 (1.4 x that of two real halves), kid 0.002, …``."""
     parts = []
     for name, value in metrics.items():
-        if name in ("fid_halves", "fid_over_halves"):
+        if name in ("fid_real_split", "fid_over_real_split"):
             continue
         if name == "class_share_min":
             parts.append(f"rarest class {percent(value)}")
-        elif name == "fid" and "fid_over_halves" in metrics:
-            ratio = number(metrics["fid_over_halves"])
+        elif name == "fid" and "fid_over_real_split" in metrics:
+            ratio = number(metrics["fid_over_real_split"])
             parts.append(f"fid {number(value)} ({ratio} x that of two real halves)")
         else:
             parts.append(f"{name} {number(value)}")

@@ -65,8 +65,11 @@ def find_stragglers(times: Sequence[WorkerTimes], factor: float) -> list[Straggl
         if not others:
             continue
         usual_s = median(other.busy_s for other in others)
-        late_s = mine.busy_s - usual_s
-        if mine.busy_s <= factor * usual_s or late_s <= _LEAST_SHARE * mine.seconds[_STEP]:
+        straggler_warn_s = mine.busy_s - usual_s
+        if (
+            mine.busy_s <= factor * usual_s
+            or straggler_warn_s <= _LEAST_SHARE * mine.seconds[_STEP]
+        ):
             continue
         phase = _slowest_phase(mine, others)
         message = (

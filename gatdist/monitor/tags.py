@@ -31,7 +31,7 @@ TAGS = (
     Tag("logits/real", "mean logit of real samples"),
     Tag("logits/fake", "mean logit of fakes"),
     Tag(
-        "logits/pairs_ranked_rightly",
+        "logits/pairwise_accuracy",
         "share of (real, fake) pairs in which the real sample has the higher logit: ½ where the "
         "discriminator knows nothing, 1 where it has won",
     ),

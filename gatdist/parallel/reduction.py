@@ -49,7 +49,7 @@ class Reduction(ABC):
     def from_config(cls, config: Config, comm: Communicator) -> Reduction:
         """The reduction that ``run.reduction`` names."""
         if config.run.reduction == "canonical":
-            return CanonicalReduction(comm, config.run.reduction_lanes)
+            return CanonicalReduction(comm, config.run.virtual_workers)
         return FastReduction(comm, config.precision.reduce_dtype == "bfloat16")
 
     @abstractmethod

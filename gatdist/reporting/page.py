@@ -106,7 +106,7 @@ def _summary(found: Findings) -> str:
         "attempts": count(len(found.attempts)),
     }
     for tag in sorted({t for tick in found.ticks for t in tick if t.startswith("metric/")}):
-        if not tag.endswith("_halves") and len(facts) < 8:
+        if not tag.endswith("_real_split") and len(facts) < 8:
             values = [tick[tag] for tick in found.ticks if isinstance(tick.get(tag), int | float)]
             facts[tag.removeprefix("metric/")] = number(values[-1]) if values else ""
     rows = "".join(

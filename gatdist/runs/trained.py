@@ -230,7 +230,7 @@ def load_run(run: Store, device: torch.device) -> TrainedRun:
     checkpoint = Checkpoints(run.child("checkpoints")).newest()
     if checkpoint is None:
         raise CheckpointError(
-            run.url, "has no checkpoint yet", mend="Let the run reach run.checkpoint_samples"
+            run.url, "has no checkpoint yet", mend="Let the run reach run.checkpoint_every_samples"
         )
     subject = f"{run.url}: {checkpoint.name}/state.json"
     require_saved_state(checkpoint.state, subject, checkpoint.named_samples)

@@ -31,7 +31,7 @@ class Checkpoints(Section):
         write_bytes_per_s: at which it is written behind the back of training.
         write_s: instead of that.
         interval_s: of training between two; left out, the best that is found.
-        interval_samples: instead of that, as ``run.checkpoint_samples``.
+        interval_samples: instead of that, as ``run.checkpoint_every_samples``.
     """
 
     bytes: Bytes = 1e9

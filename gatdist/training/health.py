@@ -54,7 +54,7 @@ def alarms(config: HealthConfig, values: dict[str, float]) -> list[Alarm]:
                 "try r1 and r2 penalties, game.loss = 'relativistic', or a lower learning rate",
             )
         )
-    accuracy = values.get("logits/pairs_ranked_rightly")
+    accuracy = values.get("logits/pairwise_accuracy")
     if accuracy is not None and accuracy > config.won_accuracy:
         raised.append(
             Alarm(

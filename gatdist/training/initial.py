@@ -43,7 +43,7 @@ def start_from_another_run(
             "model.init_from",
             "is no run with a whole checkpoint",
             value=masked_url(url),
-            mend="Name the folder of a run that has reached run.checkpoint_samples",
+            mend="Name the folder of a run that has reached run.checkpoint_every_samples",
         )
     for player, network in networks.items():
         weights = checkpoint.weights(player)

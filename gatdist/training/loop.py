@@ -282,7 +282,7 @@ class _Loop:
         if evaluates:
             status = "interrupted" if stops else "running"  # until it is evaluated
         self.outcome |= {"status": status, "reason": reason, "samples_seen": samples_seen}
-        is_tick = finished or evaluates or self._due(run.tick_samples)
+        is_tick = finished or evaluates or self._due(run.log_every_samples)
         if over or is_tick:
             values = self.ticks.sum_up(self.loader)
             self._judge_health(values, decides=is_tick)
@@ -295,7 +295,7 @@ class _Loop:
                 self._commit()
                 return stops or self._evaluate()
             self._tick(values)
-        if over or self._due(run.checkpoint_samples):
+        if over or self._due(run.checkpoint_every_samples):
             self._commit(must=over or self.config.health.may_roll_back)
         return over
 

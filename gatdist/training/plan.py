@@ -170,7 +170,7 @@ def _activation_bytes(config: Config, checked: Checked) -> int:
     largest = 0
     at_once = config.run.global_batch // config.fitting_workers()[0]  # where most is at once
     if config.run.reduction == "canonical":
-        at_once = config.run.global_batch // config.run.reduction_lanes
+        at_once = config.run.global_batch // config.run.virtual_workers
     for phase in checked.rule.all_phases(step):
         saved: dict[int, int] = {}
 

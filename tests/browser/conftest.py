@@ -14,7 +14,7 @@ def run_dir(tmp_path_factory, run_gatdist):
     folder = tmp_path_factory.mktemp("run") / "digits"
     settings = [
         "run.total_samples=512",
-        "run.tick_samples=128",
+        "run.log_every_samples=128",
         "model.generator.width=8",
         "model.discriminator.width=8",
         'evaluate.metrics=["fid"]',

@@ -22,8 +22,8 @@ pytestmark = pytest.mark.cluster
 
 SETTINGS = [
     "run.total_samples=6400",
-    "run.tick_samples=640",
-    "run.checkpoint_samples=640",
+    "run.log_every_samples=640",
+    "run.checkpoint_every_samples=640",
     'model.generator={name="residual", width=8}',
     'model.discriminator={name="residual", width=8}',
     "evaluate.every_samples=0",
@@ -155,7 +155,7 @@ def test_two_workers_train_and_the_terminal_shows_ours_only(undisturbed):
     outcome = json.loads(output)
     assert outcome["status"] == "finished"
     assert outcome["samples_seen"] == 6400
-    assert {"fid", "fid_over_halves", "kid", "class_share_min"} <= outcome["metrics"].keys()
+    assert {"fid", "fid_over_real_split", "kid", "class_share_min"} <= outcome["metrics"].keys()
     lines = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
     assert [line["samples_seen"] for line in lines] == list(range(640, 6401, 640))
     assert {line["world_size"] for line in lines} == {2}

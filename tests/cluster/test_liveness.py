@@ -21,10 +21,10 @@ LIMIT_S = 5
 TICK = 320
 SETTINGS = [
     f"run.total_samples={TOTAL}",
-    f"run.tick_samples={TICK}",
-    "run.checkpoint_samples=320",
+    f"run.log_every_samples={TICK}",
+    "run.checkpoint_every_samples=320",
     "run.reduction=canonical",
-    "run.reduction_lanes=2",
+    "run.virtual_workers=2",
     'model.generator={name="residual", width=8}',
     'model.discriminator={name="residual", width=8}',
     "evaluate.every_samples=640",
@@ -252,7 +252,7 @@ def test_an_evaluation_longer_than_the_heartbeat_limit_is_no_hang(
 ):
     # Two evaluations of 12 s and more on each of two workers, 24 s the first time.
     slow(folder, 3)
-    settings = ["cluster.heartbeat_timeout_s=20", "cluster.late_s=5"]
+    settings = ["cluster.heartbeat_timeout_s=20", "cluster.straggler_warn_s=5"]
     status, _, errors = finish(start(folder, *on_ray(ray_address), settings=settings))
     assert status == 0, errors
     assert len(attempts(folder)) == 1, errors
@@ -280,7 +280,7 @@ def test_one_worker_waits_for_the_long_evaluation_of_another(folder, ray_address
     source = PLUGIN.replace("float(", "(here.rank == 0) * float(")
     (folder / "slow_features.py").write_text(source)
     slow(folder, 2)
-    settings = ["cluster.heartbeat_timeout_s=6", "cluster.late_s=2"]
+    settings = ["cluster.heartbeat_timeout_s=6", "cluster.straggler_warn_s=2"]
     status, _, errors = finish(start(folder, *on_ray(ray_address), settings=settings))
     assert status == 0, errors
     assert len(attempts(folder)) == 1, errors
@@ -289,7 +289,7 @@ def test_one_worker_waits_for_the_long_evaluation_of_another(folder, ray_address
 def test_a_stuck_evaluation_is_still_a_hang(folder, ray_address, undisturbed, run_gatdist):
     with (folder / "slow_features.py").open("a") as plugin:
         plugin.write('fail_at("evaluation", lambda: time.sleep(1000), rank=1, step=10)\n')
-    settings = ["cluster.heartbeat_timeout_s=20", "cluster.late_s=5"]
+    settings = ["cluster.heartbeat_timeout_s=20", "cluster.straggler_warn_s=5"]
     status, _, errors = finish(start(folder, *on_ray(ray_address), settings=settings))
     assert status == 0, errors
     _, second = attempts(folder)

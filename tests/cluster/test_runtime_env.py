@@ -90,8 +90,8 @@ def test_runtime_env_and_plugins_are_shipped(ray_address: str, tmp_path: Path) -
     (tmp_path / "working" / "beside_in_working_dir.py").write_text("VALUE = 'shipped'\n")
     variables = f'PLAIN="reached", SEEN="{tmp_path}/seen"'
     sets = [
-        *("run.total_samples=32", "run.global_batch=16", "run.tick_samples=16"),
-        *("run.checkpoint_samples=32", "evaluate.metrics=[]", 'plugins=["notes_hidden"]'),
+        *("run.total_samples=32", "run.global_batch=16", "run.log_every_samples=16"),
+        *("run.checkpoint_every_samples=32", "evaluate.metrics=[]", 'plugins=["notes_hidden"]'),
         f'cluster.runtime_env={{env_vars={{{variables}}}, working_dir="{tmp_path}/working"}}',
     ]
     train = [sys.executable, "-m", "gatdist.cli", "train", "ring", "--workers", "2", "--json"]

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.cluster
 
 TINY = ["--size", "dcgan64_w4", "--batch", "4", "--rounds", "1"]
 QUALITY = """
-run = { total_samples = 640, tick_samples = 640, checkpoint_samples = 640 }
+run = { total_samples = 640, log_every_samples = 640, checkpoint_every_samples = 640 }
 data = { url = "builtin:ring" }
 model = { generator = { name = "mlp" }, discriminator = { name = "mlp" }, latent_size = 8 }
 evaluate = { metrics = ["fid"], num_samples = 128 }

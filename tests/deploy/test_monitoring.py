@@ -26,7 +26,7 @@ NETWORK = {"name": "mlp", "width": 8, "depth": 2}
 EVERYTHING_WRONG = (
     {"gradient_norm/generator": 0.0, "gradient_norm/discriminator": 0.0},
     {"gradient_norm/generator": 1e30, "gradient_norm/discriminator": 1e30},
-    {"diversity/ratio": 0.0, "logits/pairs_ranked_rightly": 1.0},
+    {"diversity/ratio": 0.0, "logits/pairwise_accuracy": 1.0},
 )
 
 
@@ -49,7 +49,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     run_dir = tmp_path_factory.mktemp("run")
     config = parse_config(
         {
-            "run": {"total_samples": 64, "global_batch": 16, "tick_samples": 32},
+            "run": {"total_samples": 64, "global_batch": 16, "log_every_samples": 32},
             "data": {"url": "builtin:ring"},
             "model": {"latent_size": 4, "generator": NETWORK, "discriminator": NETWORK},
             "game": {"penalties": {"r1": {"strength": 0.1}}},

@@ -25,7 +25,7 @@ SHAPE, CLASSES, BATCH, STEPS = (1, 6, 9), 3, 24, 3
 SMALL = [
     "run.total_samples=600",
     f"run.global_batch={BATCH}",
-    "run.checkpoint_samples=100000",
+    "run.checkpoint_every_samples=100000",
     "precision.dtype=float64",
     "model.latent_size=6",
     "model.conditional=true",
@@ -217,7 +217,7 @@ EXTRAS = {
     "diffaugment": ['game.augmentation={name="diffaugment"}'],
     "ada": ['game.augmentation={name="ada", initial_p=0.5, adjust_samples=100, interval_steps=2}'],
     "generator_first": ["game.order=generator_first", "game.latents=shared"],
-    "kept_fakes": ["game.latents=shared", "game.keep_fakes=true"],
+    "kept_fakes": ["game.latents=shared", "game.reuse_fakes=true"],
     "clipped": ["optim.generator.clip_norm=0.01", "optim.discriminator.clip_norm=0.01"],
     "atomic_and_guarded": ["health.atomic=true", "health.spike=skip"],
 }
@@ -234,7 +234,7 @@ def test_penalties_augmentation_and_what_adapts_give_what_one_worker_gives():
 @pytest.mark.parametrize("reduction", ["fast", "canonical"])
 def test_kept_fakes_are_those_that_would_be_made_again(reduction):
     overrides = ["game.latents=shared", f"run.reduction={reduction}"]
-    found = train_steps(LOCAL, [*overrides, "game.keep_fakes=true"])
+    found = train_steps(LOCAL, [*overrides, "game.reuse_fakes=true"])
     require_equal(found, train_steps(LOCAL, overrides), 1e-12)
 
 
@@ -244,7 +244,7 @@ def test_the_comparison_can_fail():
         require_equal(train_steps(LOCAL, ["run.seed=1"]), expected, 1e-6)
 
 
-CANONICAL = ["run.reduction=canonical", "run.reduction_lanes=4", "precision.dtype=float32"]
+CANONICAL = ["run.reduction=canonical", "run.virtual_workers=4", "precision.dtype=float32"]
 
 
 @pytest.mark.parametrize(
@@ -273,8 +273,8 @@ def test_canonical_is_fast_within_rounding_and_fast_is_not_canonical():
 
 WHOLE = [
     "run.total_samples=960",
-    "run.tick_samples=240",
-    "run.checkpoint_samples=480",
+    "run.log_every_samples=240",
+    "run.checkpoint_every_samples=480",
     "run.global_batch=24",
     "precision.dtype=float32",
     "game.loss=relativistic",
@@ -397,8 +397,8 @@ def test_an_atomic_step_moves_both_players_or_none(order, tmp_path):
 def test_a_rollback_goes_back_on_all_workers_and_on_with_other_noise(tmp_path):
     overrides = [
         "run.total_samples=480",
-        "run.tick_samples=48",
-        "run.checkpoint_samples=96",
+        "run.log_every_samples=48",
+        "run.checkpoint_every_samples=96",
         "health.nonfinite=rollback",
     ]
     assert spawn(2, poison_one_rank, overrides, str(tmp_path)) == ["finished", "finished"]
@@ -433,7 +433,7 @@ def sure_on_one_worker(comm, folder):
 
     Game.judge = sure
     told = []
-    overrides = ["game.update_rule=one_stage", "run.total_samples=480", "run.tick_samples=48"]
+    overrides = ["game.update_rule=one_stage", "run.total_samples=480", "run.log_every_samples=48"]
     run(
         load_config("digits", SMALL + overrides),
         comm,
@@ -465,7 +465,7 @@ def drift_apart(comm, folder):
 
     averaging.MovingAverage.update = drifting
     try:
-        train(comm, ["run.checkpoint_samples=48"], folder)
+        train(comm, ["run.checkpoint_every_samples=48"], folder)
     except WorkerLostError as error:
         return str(error)
 

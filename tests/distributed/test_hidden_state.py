@@ -28,7 +28,7 @@ from support import refused, spawn
 
 LOCAL = LocalCommunicator(torch.device("cpu"))
 BATCH, STEPS, SHAPE = 8, 4, (3,)
-CANONICAL = ["run.reduction=canonical", "run.reduction_lanes=4"]
+CANONICAL = ["run.reduction=canonical", "run.virtual_workers=4"]
 
 
 class Maker(nn.Module):

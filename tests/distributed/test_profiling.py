@@ -33,8 +33,8 @@ def config(window: list[int] | None = None, steps: int = STEPS) -> Config:
             "run": {
                 "total_samples": steps * BATCH,
                 "global_batch": BATCH,
-                "tick_samples": 5 * BATCH,
-                "checkpoint_samples": 5 * BATCH,
+                "log_every_samples": 5 * BATCH,
+                "checkpoint_every_samples": 5 * BATCH,
             },
             "data": {"url": "builtin:ring"},
             "model": {"latent_size": 4, "generator": SMALL, "discriminator": SMALL},

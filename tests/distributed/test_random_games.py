@@ -42,7 +42,7 @@ FAMILIES = {  # the shape of a sample, the network and its options
     "text": ((9, 8), "text_convolutional", "width=8, blocks=1"),
 }
 MICRO_BATCHES = [f"optim.{player}.micro_batch=3" for player in BOTH]  # of 2, which divides 8
-LANES_SET = ["run.reduction=canonical", f"run.reduction_lanes={LANES}"]
+LANES_SET = ["run.reduction=canonical", f"run.virtual_workers={LANES}"]
 GAMES = [*range(12), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(12, 200))]
 # Solving a system, or dividing by a difference of gradients, spreads what rounding began.
 TOLERANCE = 1e-6
@@ -58,7 +58,7 @@ def random_game(seed):
     options = {"competitive": "tolerance=1e-13, max_iterations=100", "consensus": "strength=0.1"}
     found += [f"game.rule_options={{{options.get(rule, '')}}}"]
     if rule == "alternating":
-        found += draw.choice([[], ["game.order=generator_first"], ["game.keep_fakes=true"]])
+        found += draw.choice([[], ["game.order=generator_first"], ["game.reuse_fakes=true"]])
         found += draw.choice([[], ["game.num_discriminator_steps=2"]])
     found += [f"game.latents={draw.choice(['fresh', 'shared'])}"]
     chosen = []
@@ -100,7 +100,7 @@ def train(comm, family, overrides, steps=STEPS, resume_at=None, recorder=None):
     shape, network, options = FAMILIES[family]
     sizes = [f'model.{player}={{name="{network}", {options}}}' for player in BOTH]
     base = [f"run.global_batch={BATCH}", "model.latent_size=8", "precision.dtype=float64", *sizes]
-    base += ["run.total_samples=100000", "game.averaging_half_life_samples=50"]
+    base += ["run.total_samples=100000", "game.ema_half_life_samples=50"]
     try:
         config = load_config("digits", base + overrides)
         classes = CLASSES if config.model.conditional else 0

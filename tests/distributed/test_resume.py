@@ -13,8 +13,8 @@ import pytest
 TOTAL, TICK = 8960, 640
 SETTINGS = [
     f"run.total_samples={TOTAL}",
-    f"run.tick_samples={TICK}",
-    f"run.checkpoint_samples={TICK}",
+    f"run.log_every_samples={TICK}",
+    f"run.checkpoint_every_samples={TICK}",
     'model.generator={name="residual", width=8}',
     'model.discriminator={name="residual", width=8}',
     # Everything that adapts or remembers.

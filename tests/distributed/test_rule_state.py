@@ -139,7 +139,11 @@ def test_rule_state_is_not_decided_by_an_interruption(tmp_path, on_a_device):
     devices.is_readable = lambda tensor: False
     limit, _ = rarest(2 * 16)
     settings = [*SETTINGS, f"model.discriminator.limit={limit}", "run.global_batch=16"]
-    settings += ["run.total_samples=160", "run.tick_samples=80", "run.checkpoint_samples=80"]
+    settings += [
+        "run.total_samples=160",
+        "run.log_every_samples=80",
+        "run.checkpoint_every_samples=80",
+    ]
     config = load_config("ring", settings)
     stores = [Store(str(tmp_path / name)) for name in ("interrupted", "whole")]
     polls = itertools.count(1)
@@ -158,7 +162,11 @@ def test_rule_state_counted_bad_steps_survive_an_interruption(tmp_path, monkeypa
     devices_readable = devices.is_readable
     monkeypatch.setattr(devices, "is_readable", lambda tensor: False)
     settings = [*SETTINGS, f"model.discriminator.limit={limit}", "run.global_batch=16"]
-    settings += ["run.total_samples=160", "run.tick_samples=80", "run.checkpoint_samples=160"]
+    settings += [
+        "run.total_samples=160",
+        "run.log_every_samples=80",
+        "run.checkpoint_every_samples=160",
+    ]
     settings += ["health.nonfinite=rollback"]
     config = load_config("ring", settings)
     store, polls, events = Store(str(tmp_path / "run")), itertools.count(1), []

@@ -25,8 +25,8 @@ SMALL_NETWORKS = (
 FEW_SAMPLES = (
     "run.total_samples=64",
     "run.global_batch=16",
-    "run.tick_samples=32",
-    "run.checkpoint_samples=32",
+    "run.log_every_samples=32",
+    "run.checkpoint_every_samples=32",
     "evaluate.num_samples=64",
     "evaluate.every_samples=0",
 )

@@ -47,7 +47,7 @@ def test_real_digits_are_at_distance_0_from_themselves(digits, digits_evaluator)
 
     metrics = digits_evaluator(nearly).metrics
     assert metrics["fid"] == pytest.approx(0, abs=1e-6)
-    assert 0.1 < metrics["fid_halves"] < 10  # features have about unit variance
+    assert 0.1 < metrics["fid_real_split"] < 10  # features have about unit variance
 
 
 def test_distances_grow_with_noise_and_with_missing_classes(digits, digits_evaluator):
@@ -66,7 +66,7 @@ def test_distances_grow_with_noise_and_with_missing_classes(digits, digits_evalu
     without_3 = torch.from_numpy(np.flatnonzero(labels != 3))
     lacking = digits_evaluator(lambda p: real_digits(digits, without_3[p % len(without_3)]))
     assert lacking.metrics["class_share_min"] < 0.02
-    assert lacking.metrics["fid_over_halves"] > 2
+    assert lacking.metrics["fid_over_real_split"] > 2
 
 
 def test_training_the_classifier_draws_nothing_from_the_run(digits, monkeypatch):

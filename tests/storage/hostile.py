@@ -19,8 +19,11 @@ SECRET = "planted-5ecret-value"
 OWN_TOKEN = "planted-t0ken-of-the-owner"
 POINTS = np.random.default_rng(0).normal(size=(64, 2)).astype(np.float32)
 SMALL = [
-    *("run.total_samples=32", "run.global_batch=16", "run.tick_samples=16"),
-    *("run.checkpoint_samples=16", 'evaluate={metrics=["swd"], features="points", num_samples=32}'),
+    *("run.total_samples=32", "run.global_batch=16", "run.log_every_samples=16"),
+    *(
+        "run.checkpoint_every_samples=16",
+        'evaluate={metrics=["swd"], features="points", num_samples=32}',
+    ),
 ]
 
 

@@ -186,7 +186,7 @@ def test_pruning_lists_once_and_never_deletes_what_it_did_not_write(moto: Server
     assert left == sorted(notes)
 
 
-TINY = ["run.total_samples=64", "run.global_batch=16", "run.checkpoint_samples=16"]
+TINY = ["run.total_samples=64", "run.global_batch=16", "run.checkpoint_every_samples=16"]
 TINY += ["run.keep_checkpoints=1", "evaluate.metrics=[]", "monitor.tensorboard=false"]
 TINY += [f'model.{p}={{name="residual", width=4}}' for p in ("generator", "discriminator")]
 

@@ -150,7 +150,7 @@ def test_hostile_list_sends_no_secret(
     assert str(path.parent) in told
     allowed = refused(
         *("pack", path, tmp_path / "out2", "--allow-origin", "https://another.example"),
-        *("--source-set", f'headers={{Authorization="{OWN_TOKEN}"}}', "--dry-run"),
+        *("--source-option", f'headers={{Authorization="{OWN_TOKEN}"}}', "--dry-run"),
     )
     assert "another.example" not in allowed
 

@@ -79,12 +79,12 @@ def test_storage_options_come_from_the_command_line(
         "secret='${env:MY_SECRET}'",
         f"client_kwargs.endpoint_url='{moto.address}'",
     ]
-    sets = [word for text in words for word in ("--source-set", text, "--dest-set", text)]
+    sets = [word for text in words for word in ("--source-option", text, "--dest-option", text)]
     command = ["pack", f"{bucket}/in", f"{bucket}/out", "--workers", "1", "--json"]
     assert main([*command, *sets]) == 0
     assert json.loads(capsys.readouterr().out)["samples"] == 30
-    assert main([*command, "--source-set", "anon"]) == 2
-    assert "gatdist: --source-set = 'anon': " in capsys.readouterr().err
+    assert main([*command, "--source-option", "anon"]) == 2
+    assert "gatdist: --source-option = 'anon': " in capsys.readouterr().err
 
 
 def test_a_denial_is_no_fault_of_the_samples(moto: Server, bucket: str, tmp_path: Path) -> None:

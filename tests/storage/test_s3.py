@@ -29,8 +29,8 @@ pytestmark = pytest.mark.storage
 
 SHORT = [
     "run.total_samples=640",
-    "run.tick_samples=128",
-    "run.checkpoint_samples=128",
+    "run.log_every_samples=128",
+    "run.checkpoint_every_samples=128",
     'model.generator={name="residual", width=4}',
     'model.discriminator={name="residual", width=4}',
     "evaluate.metrics=[]",
@@ -142,8 +142,8 @@ def test_a_run_on_a_bad_day_ends_as_one_on_disk(
             f"data.url={bucket}/digits",
             "data.memory_bytes=400000",  # so little that the data set is not kept decoded
             "data.prefetch_batches=1",
-            "data.window_samples=4",
-            "data.lanes=8",
+            "data.shuffle_window_samples=4",
+            "data.interleave=8",
             "data.block_bytes=8192",
         ]
         comm = LocalCommunicator(torch.device("cpu"))

@@ -35,8 +35,8 @@ LITERAL |= {
 SMALL = [
     "run.total_samples=64",
     "run.global_batch=16",
-    "run.tick_samples=32",
-    "run.checkpoint_samples=32",
+    "run.log_every_samples=32",
+    "run.checkpoint_every_samples=32",
     'model.generator={name="residual", width=4}',
     'model.discriminator={name="residual", width=4}',
     'evaluate={metrics=["swd"], features="points", num_samples=64}',

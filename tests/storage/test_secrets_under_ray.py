@@ -37,8 +37,8 @@ if "SEEN" in os.environ:
     pathlib.Path(os.environ["SEEN"], str(os.getpid())).write_text(repr(seen))
 """
 SMALL = [
-    *("run.total_samples=64", "run.global_batch=16", "run.tick_samples=32"),
-    *("run.checkpoint_samples=32", 'model.generator={name="residual", width=4}'),
+    *("run.total_samples=64", "run.global_batch=16", "run.log_every_samples=32"),
+    *("run.checkpoint_every_samples=32", 'model.generator={name="residual", width=4}'),
     'model.discriminator={name="residual", width=4}',
     'evaluate={metrics=["swd"], features="points", num_samples=64}',
 ]

@@ -34,8 +34,8 @@ pytestmark = pytest.mark.storage
 TELEMETRY = ("*/tensorboard/*", "*/metrics/*", "*/metrics.jsonl", "*/samples/*", "*/profiles/*")
 SMALL = [
     "run.total_samples=768",
-    "run.tick_samples=128",
-    "run.checkpoint_samples=256",
+    "run.log_every_samples=128",
+    "run.checkpoint_every_samples=256",
     'model.generator={name="residual", width=4}',
     'model.discriminator={name="residual", width=4}',
     "evaluate.metrics=[]",
@@ -249,7 +249,7 @@ def test_telemetry_of_a_run_killed_and_resumed_without_room_for_temporary_files(
         else:
             subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
         store = Store(f"{bucket}/runs/a", moto.options(moto.address))
-        settings = [*SMALL, "run.total_samples=1280", "run.checkpoint_samples=256"]
+        settings = [*SMALL, "run.total_samples=1280", "run.checkpoint_every_samples=256"]
         argument = json.dumps([store.url, moto.options(moto.address), settings])
         env = os.environ | {"TMPDIR": str(folder)}
         for kill_at in (640, None):

@@ -57,7 +57,7 @@ def test_an_order_over_the_digits_shows_each_once() -> None:
     state = order.state()
     assert state["fingerprint"] == dataset.fingerprint
     # 64 lanes ask for over 1,067 blocks, which 1,797 samples only give one by one.
-    assert (state["lanes"], state["block_bytes"]) == (64, 2048)
+    assert (state["interleave"], state["block_bytes"]) == (64, 2048)
 
 
 def test_an_unknown_built_in_data_set() -> None:

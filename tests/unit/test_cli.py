@@ -18,8 +18,8 @@ from support import HANG_S, end_group, start_gatdist, wait_until
 TINY = [
     "run.total_samples=96",
     "run.global_batch=8",
-    "run.tick_samples=32",
-    "run.checkpoint_samples=32",
+    "run.log_every_samples=32",
+    "run.checkpoint_every_samples=32",
     "run.keep_checkpoints=2",
     'model.generator={name="residual", width=4}',
     'model.discriminator={name="residual", width=4}',
@@ -234,7 +234,7 @@ def test_another_configuration_is_refused_and_paths_may_change(run_dir, capsys):
     assert "game.loss = 'minimax'" in error
     assert "'relativistic'" in error
     assert (run_dir / "config.json").read_text() == before
-    assert train(run_dir, settings=["run.tick_samples=8"]) == 0
+    assert train(run_dir, settings=["run.log_every_samples=8"]) == 0
 
 
 def test_a_damaged_newest_checkpoint_falls_back_loudly_and_ends_the_same(run_dir, tmp_path, capsys):
@@ -297,7 +297,7 @@ def test_a_run_that_is_never_finite_stops_with_status_1(tmp_path, capsys, monkey
     ],
 )
 def test_alarms_are_told_and_kept_with_the_metrics(settings, alarm, tmp_path, capsys):
-    more = ["game.penalties={}", "run.total_samples=960", "run.tick_samples=480"]
+    more = ["game.penalties={}", "run.total_samples=960", "run.log_every_samples=480"]
     assert train(tmp_path, settings=[*more, *settings]) == 0
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1].get(f"health/{alarm}") == 1.0

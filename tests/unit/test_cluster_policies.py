@@ -36,7 +36,7 @@ LOST = WorkerLostError("gone")
 def test_the_workers_that_can_share_the_batch():
     config = load_config("digits", ["cluster.workers=[1, 9]"])  # a batch of 64
     assert config.fitting_workers() == [1, 2, 4, 8]
-    canonical = ["run.reduction=canonical", "run.reduction_lanes=4"]
+    canonical = ["run.reduction=canonical", "run.virtual_workers=4"]
     assert load_config("digits", ["cluster.workers=[2, 9]", *canonical]).fitting_workers() == [2, 4]
     with refused(ConfigError, "run.global_batch"):
         load_config("digits", ["cluster.workers=[5, 7]"]).fitting_workers()

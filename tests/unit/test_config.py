@@ -22,6 +22,7 @@ from gatdist.config import (
     require_unchanged,
 )
 from gatdist.errors import ConfigError, PluginError
+from support import refused
 
 MINIMAL = """
 [run]
@@ -70,7 +71,7 @@ def test_a_file_needs_only_its_data_and_length(load):
 def test_every_preset_loads_and_survives_json(name):
     config = load_config(name)
     assert parse_config(json.loads(json.dumps(config.model_dump(mode="json")))) == config
-    assert config.run.global_batch % config.lanes == 0
+    assert config.run.global_batch % config.interleave == 0
 
 
 def test_an_unknown_preset_is_told_with_the_nearest():
@@ -296,11 +297,11 @@ def test_a_run_shows_at_least_one_batch(load):
 
 
 def test_lanes_divide_the_batch_and_are_chosen_so(load):
-    error = refusal(load, "data.lanes=7")
-    assert is_of(error, "data.lanes", 7)
+    error = refusal(load, "data.interleave=7")
+    assert is_of(error, "data.interleave", 7)
     for fact in ("(64)", " 8."):
         assert fact in str(error)
-    assert load("data.lanes=16").lanes == 16
+    assert load("data.interleave=16").interleave == 16
 
 
 @given(st.integers(1, 1000))
@@ -308,8 +309,8 @@ def test_the_lanes_chosen_are_the_largest_divisor_up_to_64(batch):
     config = parse_config(
         {"run": {"total_samples": 1000, "global_batch": batch}, "data": {"url": "x"}}
     )
-    assert batch % config.lanes == 0
-    assert not [n for n in range(config.lanes + 1, min(64, batch) + 1) if batch % n == 0]
+    assert batch % config.interleave == 0
+    assert not [n for n in range(config.interleave + 1, min(64, batch) + 1) if batch % n == 0]
 
 
 def test_convergence_needs_a_metric_that_is_measured(load):
@@ -343,14 +344,14 @@ def test_workers_that_fit(load, workers):
     [
         "run.global_batch=32",
         "run.seed=1",
-        "data.lanes=32",
-        "data.window_samples=64",
+        "data.interleave=32",
+        "data.shuffle_window_samples=64",
         "data.resolution=16",
         "model.latent_size=8",
         'model.generator={name="mlp"}',
         "game.update_rule=one_stage",
         "game.penalties.r1.strength=1.0",
-        "game.averaging_half_life_samples=5",
+        "game.ema_half_life_samples=5",
         "optim.generator.learning_rate=1.0",
         "optim.generator.warmup_samples=10",
         "precision.dtype=float64",
@@ -375,10 +376,10 @@ def test_a_refused_change_names_both_values(load):
     "override",
     [
         "run.total_samples=2000",
-        "run.tick_samples=1",
-        "run.checkpoint_samples=1",
+        "run.log_every_samples=1",
+        "run.checkpoint_every_samples=1",
         "data.url=s3://elsewhere/copy",
-        "data.lanes=64",  # what is chosen anyway
+        "data.interleave=64",  # what is chosen anyway
         "data.prefetch_batches=9",
         "data.storage_options={anon=true}",
         "monitor.tensorboard=false",
@@ -397,7 +398,7 @@ def test_what_does_not_change_the_mathematics_may_change(load, override):
 
 def test_the_length_of_a_run_matters_where_the_rate_decays_towards_it(load):
     decay = "optim.generator.decay=linear"
-    require_unchanged(load(decay), load(decay, "run.tick_samples=1"), "runs/x")
+    require_unchanged(load(decay), load(decay, "run.log_every_samples=1"), "runs/x")
     error = refusal(require_unchanged, load(decay), load(decay, "run.total_samples=2000"), "runs/x")
     assert is_of(error, "run.total_samples", 2000)
     assert "1000" in str(error)
@@ -547,9 +548,24 @@ def test_flatten():
 def test_every_key_that_scripts_set_exists():
     known = set(flatten(load_config("digits").model_dump()))
     contract = """
-        run.total_samples run.global_batch run.seed run.tick_samples run.checkpoint_samples
+        run.total_samples run.global_batch run.seed run.log_every_samples
+        run.checkpoint_every_samples
         run.reduction data.url data.resolution game.loss game.update_rule
-        game.averaging_half_life_samples precision.dtype evaluate.metrics evaluate.num_samples
+        game.ema_half_life_samples precision.dtype evaluate.metrics evaluate.num_samples
         plugins
     """
     assert not set(contract.split()) - known
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("run." + "tick_samples", "run.log_every_samples"),
+        ("data." + "lanes", "data.interleave"),
+        ("cluster." + "late_s", "cluster.straggler_warn_s"),
+    ],
+)
+def test_a_key_of_an_earlier_version_is_refused_with_its_new_name(old, new):
+    with refused(ConfigError, old) as found:
+        load_config("digits", [f"{old}=8"])
+    assert new in str(found.value)

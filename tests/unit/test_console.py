@@ -32,8 +32,8 @@ START = {
 }
 METRICS = {
     "fid": 2.1,
-    "fid_halves": 1.9,
-    "fid_over_halves": 1.1,
+    "fid_real_split": 1.9,
+    "fid_over_real_split": 1.1,
     "kid": 8e-4,
     "class_share_min": 0.07,
 }

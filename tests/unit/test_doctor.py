@@ -212,7 +212,7 @@ def test_a_folder_that_another_process_does_not_see(tmp_path: Path):
     [
         (["--storage", "nowhere://bucket"], "nowhere://bucket"),
         (["--storage", "/proc/nowhere"], "/proc/nowhere"),
-        (["--storage", "here", "--storage-set", "anon"], "--storage-set"),
+        (["--storage", "here", "--storage-option", "anon"], "--storage-option"),
         (["--address", "127.0.0.1:1"], "cluster.address = '127.0.0.1:1': "),
         (["--timeout", "0"], "--timeout = 0.0: "),
     ],

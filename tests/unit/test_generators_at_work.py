@@ -90,7 +90,7 @@ def test_a_run_on_texts_shows_and_measures_them(text_run):
     assert set("".join(fakes)) <= set("abc")
     found = metrics_of(text_run)
     assert 0 < found["metric/jsd"] <= 1
-    assert found["metric/jsd_halves"] < 0.1
+    assert found["metric/jsd_real_split"] < 0.1
 
 
 @pytest.mark.parametrize("run", ["sound_run", "text_run", "picture_run"])

@@ -87,7 +87,7 @@ SETTINGS = [
         "game.update_rule=conjugate",
         *(f"optim.{player}.name=sgd" for player in ("generator", "discriminator")),
     ],
-    ["game.latents=shared", "game.keep_fakes=true", "precision.channels_last=true"],
+    ["game.latents=shared", "game.reuse_fakes=true", "precision.channels_last=true"],
     ["game.num_discriminator_steps=2", "health.atomic=true"],
     ["precision.dtype=bfloat16"],
     ["precision.dtype=float16"],

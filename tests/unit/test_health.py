@@ -9,7 +9,7 @@ WELL = {
     "gradient_norm/generator": 0.5,
     "gradient_norm/discriminator": 2.0,
     "diversity/ratio": 0.9,
-    "logits/pairs_ranked_rightly": 0.7,
+    "logits/pairwise_accuracy": 0.7,
 }
 
 
@@ -20,7 +20,7 @@ WELL = {
         ({"gradient_norm/generator": 1e-9}, {"vanishing_gradient_generator"}),
         ({"gradient_norm/discriminator": 1e9}, {"exploding_gradient_discriminator"}),
         ({"diversity/ratio": 0.01}, {"collapse"}),
-        ({"logits/pairs_ranked_rightly": 0.999}, {"discriminator_won"}),
+        ({"logits/pairwise_accuracy": 0.999}, {"discriminator_won"}),
     ],
 )
 def test_each_trouble_raises_its_alarm(change, expected):

@@ -29,7 +29,7 @@ from support import refused
 CASES = 60
 CPU = torch.device("cpu")
 TINY = ["run.total_samples=320", "run.global_batch=16", "evaluate.metrics=[]"]
-TINY += ["run.checkpoint_samples=32", "run.tick_samples=16", "run.keep_checkpoints=1"]
+TINY += ["run.checkpoint_every_samples=32", "run.log_every_samples=16", "run.keep_checkpoints=1"]
 TINY += ["monitor.tensorboard=false", "model.latent_size=4"]
 TINY += [f'model.{p}={{name="residual", width=4}}' for p in ("generator", "discriminator")]
 

@@ -284,7 +284,7 @@ def test_one_of_two_pictures_is_chosen(tmp_path: Path) -> None:
     put(tmp_path, a=tar([(f"{i}.{e}", PNGS[i]) for i in range(5) for e in ("jpg", "png")]))
     with refused(DataError, tmp_path.name):
         indexed(tmp_path)
-    assert indexed(tmp_path, component="png")["samples"] == 5
+    assert indexed(tmp_path, extension="png")["samples"] == 5
     assert (opened(tmp_path).read(np.arange(5))[0] == PIXELS[:5]).all()
 
 
@@ -521,7 +521,7 @@ def test_a_folder_without_shards(tmp_path: Path, make: Callable[[Path], Any], fa
 @pytest.mark.parametrize(
     ("options", "field", "value"),
     [
-        ({"component": "mp4"}, "--component", "mp4"),
+        ({"extension": "mp4"}, "--extension", "mp4"),
         ({"export": ["tfrecord"]}, "--export", "tfrecord"),
     ],
 )

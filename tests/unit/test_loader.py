@@ -198,7 +198,7 @@ def test_for_worker_takes_the_configuration(dataset: Dataset) -> None:
     config = parse_config(
         {
             "run": {"total_samples": 1000, "global_batch": 12, "seed": 7},
-            "data": {"url": "unused", "prefetch_batches": 2, "window_samples": 2},
+            "data": {"url": "unused", "prefetch_batches": 2, "shuffle_window_samples": 2},
         }
     )
     order = SampleOrder.from_config(config, dataset)

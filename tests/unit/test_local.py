@@ -213,7 +213,7 @@ def test_a_state_that_user_code_has_made_unfit_to_resume_from_is_not_committed(
                 act(self)
             return fakes
 
-    more = ["run.total_samples=5120", "run.checkpoint_samples=512"]
+    more = ["run.total_samples=5120", "run.checkpoint_every_samples=512"]
     if error:
         with pytest.raises(error) as caught:
             run_late(Late, tmp_path, *more)

@@ -15,7 +15,7 @@ from gatdist.errors import CheckpointError, ConfigError
 from gatdist.runs import Checkpoints, RunDirectory, read_config
 from gatdist.storage import Store
 
-TINY = ["run.total_samples=64", "run.global_batch=16", "run.checkpoint_samples=32"]
+TINY = ["run.total_samples=64", "run.global_batch=16", "run.checkpoint_every_samples=32"]
 TINY += ["evaluate.metrics=[]", "monitor.tensorboard=false", "model.latent_size=4"]
 TINY += [f'model.{p}={{name="residual", width=4}}' for p in ("generator", "discriminator")]
 

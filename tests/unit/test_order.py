@@ -251,7 +251,7 @@ def test_state_is_small_and_names_all_that_fixes_the_order() -> None:
         == {
             "order_version": 1,
             "seed": 4,
-            "lanes": 3,
+            "interleave": 3,
             "window": 5,
             "block_bytes": 1024,
             "fingerprint": "f" * 64,

@@ -97,20 +97,20 @@ CASES = {
         ["game.num_discriminator_steps = 2", "'one_stage'", "alternating"],
     ),
     "canonical, more workers than lanes": (
-        ["run.reduction=canonical", "run.reduction_lanes=2", "cluster.workers=4"],
-        ["cluster.workers = 4", "run.reduction_lanes (2)", "--workers 2"],
+        ["run.reduction=canonical", "run.virtual_workers=2", "cluster.workers=4"],
+        ["cluster.workers = 4", "run.virtual_workers (2)", "--workers 2"],
     ),
     "canonical, three workers": (
         ["run.reduction=canonical", "run.global_batch=48", "cluster.workers=3"],
         ["cluster.workers = 3", "--workers 2"],
     ),
     "lanes, no power of two": (
-        ["run.reduction=canonical", "run.reduction_lanes=6"],
-        ["run.reduction_lanes = 6", " 4"],
+        ["run.reduction=canonical", "run.virtual_workers=6"],
+        ["run.virtual_workers = 6", " 4"],
     ),
     "lanes that do not divide the batch": (
-        ["run.reduction=canonical", "run.reduction_lanes=8", "run.global_batch=36"],
-        ["run.reduction_lanes = 8", "run.global_batch (36)", " 4"],
+        ["run.reduction=canonical", "run.virtual_workers=8", "run.global_batch=36"],
+        ["run.virtual_workers = 8", "run.global_batch (36)", " 4"],
     ),
     "canonical, micro-batches": (
         ["run.reduction=canonical", "optim.generator.micro_batch=8"],
@@ -246,7 +246,7 @@ def test_what_is_right_is_not_refused(overrides, tmp_path):
     ],
 )
 def test_fakes_are_only_kept_where_both_phases_see_the_same(overrides, field, tmp_path):
-    settings = ["game.latents=shared", "game.keep_fakes=true", "evaluate.metrics=[]", *overrides]
+    settings = ["game.latents=shared", "game.reuse_fakes=true", "evaluate.metrics=[]", *overrides]
     with refused(ConfigError, field) as caught:
         check(load_config("ring", settings), str(tmp_path / "run"))
-    assert "game.keep_fakes" in str(caught.value)
+    assert "game.reuse_fakes" in str(caught.value)

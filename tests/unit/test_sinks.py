@@ -283,7 +283,7 @@ def test_tensorboard_is_not_imported_before_it_is_needed():
 def test_charts_are_laid_out_once_and_again_only_when_metrics_come(run_dir, tmp_path):
     monitor = Monitor(run_dir)
     for samples_seen in (64, 128, 192, 256):
-        more = {"metric/fid": 3.0, "metric/fid_halves": 1.0} if samples_seen > 128 else {}
+        more = {"metric/fid": 3.0, "metric/fid_real_split": 1.0} if samples_seen > 128 else {}
         monitor.tick(samples_seen, {"loss/generator": 1.0, "loss/discriminator": 0.5} | more)
         monitor.flush()
     monitor.close()
@@ -293,16 +293,16 @@ def test_charts_are_laid_out_once_and_again_only_when_metrics_come(run_dir, tmp_
     charts = {c.title: [(d.title, *d.multiline.tag) for d in c.chart] for c in found.category}
     assert charts == {
         "Players": [("Losses", "(loss/(generator|discriminator))$")],
-        "Metrics": [("fid", "(metric/fid(_halves)?)$")],
+        "Metrics": [("fid", "(metric/fid(_real_split)?)$")],
     }
 
 
 def test_every_tag_of_a_run_has_its_place():
-    tags = ["metric/fid_halves", "metric/kid", "metric/fid", "metric/fid_over_halves"]
+    tags = ["metric/fid_real_split", "metric/kid", "metric/fid", "metric/fid_over_real_split"]
     placed = charts_of([*tags, "penalty/r1", "nothing/known"])
-    assert [chart.title for chart in placed["Metrics"]] == ["kid", "fid", "fid_over_halves"]
+    assert [chart.title for chart in placed["Metrics"]] == ["kid", "fid", "fid_over_real_split"]
     assert [chart.tags(tags) for chart in placed["Metrics"]][1] == [
-        "metric/fid_halves",
+        "metric/fid_real_split",
         "metric/fid",
     ]
     assert placed["Players"][0].tags(["penalty/r1"]) == ["penalty/r1"]

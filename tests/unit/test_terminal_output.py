@@ -25,8 +25,8 @@ from small_runs import spoken
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 TINY = [
-    *("run.total_samples=96", "run.global_batch=8", "run.tick_samples=32"),
-    *("run.checkpoint_samples=48", "evaluate.every_samples=0", "evaluate.num_samples=64"),
+    *("run.total_samples=96", "run.global_batch=8", "run.log_every_samples=32"),
+    *("run.checkpoint_every_samples=48", "evaluate.every_samples=0", "evaluate.num_samples=64"),
     'model.generator={name="residual", width=4}',
     'model.discriminator={name="residual", width=4}',
 ]

@@ -107,8 +107,8 @@ def test_a_damaged_manifest(folder: Path) -> None:
 
 def test_runs_and_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
-    settings = ["run.total_samples=32", "run.global_batch=16", "run.tick_samples=16"]
-    settings += ["run.checkpoint_samples=16", "evaluate.metrics=[]"]
+    settings = ["run.total_samples=32", "run.global_batch=16", "run.log_every_samples=16"]
+    settings += ["run.checkpoint_every_samples=16", "evaluate.metrics=[]"]
     settings += ["model.generator.width=4", "model.discriminator.width=4"]
     sets = [word for setting in settings for word in ("--set", setting)]
     assert main(["train", "digits", "--local", "--run-dir", str(run), *sets]) == 0

@@ -185,7 +185,9 @@ def _memory(comm: Communicator, tell: Tell, folder: str, num: int) -> dict[str, 
     """What a process takes that reads ten epochs, sampled at the end of each."""
     before = _resident_bytes()
     epochs = []
-    with open_loader(folder, 1, memory_bytes=_CEILING_BYTES, window_samples=8, lanes=16) as loader:
+    with open_loader(
+        folder, 1, memory_bytes=_CEILING_BYTES, shuffle_window_samples=8, lanes=16
+    ) as loader:
         for epoch in range(_EPOCHS):
             highest = 0
             for i in range(num // BATCH):

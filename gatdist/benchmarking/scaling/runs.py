@@ -53,8 +53,8 @@ def time_to_recover(workers: int, address: str, folder: Path, train: Train) -> d
         [
             f"run.total_samples={_STEPS * batch}",
             f"run.global_batch={batch}",
-            f"run.tick_samples={_CHECKPOINT_STEPS * batch}",
-            f"run.checkpoint_samples={_CHECKPOINT_STEPS * batch}",
+            f"run.log_every_samples={_CHECKPOINT_STEPS * batch}",
+            f"run.checkpoint_every_samples={_CHECKPOINT_STEPS * batch}",
             'model.generator={name="residual", width=8}',
             'model.discriminator={name="residual", width=8}',
             "evaluate.metrics=[]",

@@ -274,7 +274,7 @@ def _look(request: Request, source: Store, tasks: Sequence[Task]) -> Job:
     if damaged and len(damaged) == len(tasks):
         raise all_named(damaged)
     rule = f"none of its samples can be used ({reason})"
-    mend = "Name the ending of the samples' files: --component jpg"
+    mend = "Name the ending of the samples' files: --extension jpg"
     if nested:
         mend = "Unpack the tars inside it first"
     elif is_named:
@@ -325,7 +325,7 @@ def _modality(request: Request, found: Counter[str]) -> str | None:
         if not fitting:
             endings = sorted({c for name in known for c in MODALITIES[name].components})
             rule = f"must be one of {', '.join(endings)}"
-            raise ConfigError("--component", rule, value=request.component)
+            raise ConfigError("--extension", rule, value=request.component)
         return fitting[0] if request.component in found else None
     counts = {name: sum(found[c] for c in MODALITIES[name].components) for name in known}
     # Captions stand beside pictures and sounds, so texts are what is left.

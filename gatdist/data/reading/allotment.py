@@ -79,11 +79,11 @@ def allot(
 
     # Where workers share every lane, each needs some samples of every window.
     lanes = order.lanes if order.lanes % world_size else order.lanes // world_size
-    window_samples = lanes * order.window
-    window_bytes = bytes_of(shards, window_samples)
+    shuffle_window_samples = lanes * order.window
+    window_bytes = bytes_of(shards, shuffle_window_samples)
     # The windows in which a batch lies, and those that follow them.
-    at_once = 1 + -(-local_batch // window_samples)
-    needed = bytes_of(shards, at_once * window_samples)
+    at_once = 1 + -(-local_batch // shuffle_window_samples)
+    needed = bytes_of(shards, at_once * shuffle_window_samples)
     keeps = dataset.num_bytes <= available
     if not keeps and needed > available:
         # The share of the indexes grows with the ceiling.
@@ -93,10 +93,11 @@ def allot(
             f"must be at least {ceiling:,} for windows of {order.window:,} samples in {lanes} "
             f"lanes a worker, those that follow them, and {config.prefetch_batches + 1} batches",
             value=config.memory_bytes,
-            mend="Raise it, lower data.prefetch_batches, or, in a new run, data.window_samples",
+            mend="Raise it, lower data.prefetch_batches, or, in a new run, "
+            "data.shuffle_window_samples",
         )
     fitting = min(_STRETCH_BYTES, available // 2) // max(1, window_bytes)
-    windows = max(1, min(fitting, _STRETCH_SAMPLES // window_samples))
+    windows = max(1, min(fitting, _STRETCH_SAMPLES // shuffle_window_samples))
     least_bytes = 0
     if keeps:
         least_bytes = _KEPT_BYTES

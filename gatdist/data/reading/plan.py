@@ -118,8 +118,8 @@ class Plan:
         self._rank, self._world_size = rank, world_size
         self._span = rows * order.lanes
         self._shares_lanes = order.lanes % world_size != 0
-        window_samples = order.window * order.lanes
-        self._begins_in_window = position % order.num_samples % window_samples != 0
+        shuffle_window_samples = order.window * order.lanes
+        self._begins_in_window = position % order.num_samples % shuffle_window_samples != 0
         self._blocks_of = order.blocks_of
         if least_bytes:
             ends = np.cumsum(cut_blocks(shards, least_bytes), dtype=np.int64)

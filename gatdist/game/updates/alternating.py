@@ -24,7 +24,7 @@ class Alternating(UpdateRule):
     """ψ ← ψ − η ∇_ψ L_D(θ, ψ), then θ ← θ − η ∇_θ L_G(θ, ψ) at the new ψ; or the other way round.
 
     ``latents = "fresh"`` draws new latents for the generator's phase; ``shared`` uses the
-    discriminator's again, and with ``keep_fakes`` the fakes made of them, graph and all.
+    discriminator's again, and with ``reuse_fakes`` the fakes made of them, graph and all.
     """
 
     several_discriminator_steps = True
@@ -49,7 +49,7 @@ class Alternating(UpdateRule):
     def _discriminator(self, batch: Batch) -> Observations:
         game = self.game
         real = game.judge_real(batch)
-        if self.config.keep_fakes:
+        if self.config.reuse_fakes:
             fakes = game.generate(game.latents(batch), batch)
             self._kept.append(fakes)
         else:

@@ -271,7 +271,7 @@ def _check_discriminator_steps(config: Config, kind: type[UpdateRule]) -> None:
 
 def _check_kept_fakes(config: Config) -> None:
     game = config.game
-    if not game.keep_fakes:
+    if not game.reuse_fakes:
         return
     wrong = [
         (game.update_rule != "alternating", "game.update_rule", game.update_rule, "alternating"),
@@ -293,7 +293,10 @@ def _check_kept_fakes(config: Config) -> None:
         if is_wrong:
             mend = "Leave it out" if needed is None else f"Use {needed!r}"
             raise ConfigError(
-                field, "does not go with game.keep_fakes", value=value, mend=f"{mend}, or keep none"
+                field,
+                "does not go with game.reuse_fakes",
+                value=value,
+                mend=f"{mend}, or keep none",
             )
 
 

@@ -91,7 +91,7 @@ def bucket(own_hosts: Hosts, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             url = f"http://{SERVER}:5000"
             assert head.start(sys.executable, "-c", MAKE_BUCKET, f"{url}/runs").wait(90) == 0
             options = [f'client_kwargs={{endpoint_url="{url}"}}', "key=test", "secret=test"]
-            sets = [word for option in options for word in ("--storage-set", option)]
+            sets = [word for option in options for word in ("--storage-option", option)]
             yield ["--storage", "s3://runs/one", *sets]
         finally:
             end_group(server)

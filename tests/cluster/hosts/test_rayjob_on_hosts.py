@@ -26,8 +26,8 @@ PIPED = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
 # Of many small steps, so that it is not over before a host has gone.
 TOTAL = 11200
 SHORT = [
-    *(f"run.total_samples={TOTAL}", "run.global_batch=16", "run.tick_samples=1600"),
-    *("run.checkpoint_samples=800", "run.keep_checkpoints=99"),
+    *(f"run.total_samples={TOTAL}", "run.global_batch=16", "run.log_every_samples=1600"),
+    *("run.checkpoint_every_samples=800", "run.keep_checkpoints=99"),
     *("evaluate.every_samples=0", "evaluate.metrics=[]", "cluster.backend=gloo"),
 ]
 

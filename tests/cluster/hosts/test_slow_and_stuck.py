@@ -75,7 +75,7 @@ def test_a_deadlocked_and_a_frozen_worker_are_given_up(runs: Runs, undisturbed: 
         fail_at("generator", freeze, rank=0, step=120, attempt=2)
         """
     )
-    runs.start("cluster.heartbeat_timeout_s=12", "cluster.late_s=3")
+    runs.start("cluster.heartbeat_timeout_s=12", "cluster.straggler_warn_s=3")
     assert runs.finish() == 0, runs.errors
     runs.whole()
     assert runs.digest() == undisturbed

@@ -22,12 +22,12 @@ RUN = f"""
 [run]
 total_samples = {TOTAL}
 global_batch = 32
-tick_samples = {TICK}
-checkpoint_samples = {TICK}
+log_every_samples = {TICK}
+checkpoint_every_samples = {TICK}
 
 [cluster]
 heartbeat_timeout_s = 20
-late_s = 4
+straggler_warn_s = 4
 backend = "gloo"
 
 [game]
