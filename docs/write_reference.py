@@ -313,7 +313,7 @@ EXITS = """\
 | --- | --- |
 | 0 | done |
 | 1 | anything else |
-| 2 | you can mend it: one message names the field or file, its value, the rule and the mend |
+| 2 | bad input: one message names the field or file, its value, the rule and a hint |
 | 75 | trying the same command again may help: it was interrupted, or storage was down |
 
 ## Classes, in `gatdist.errors`

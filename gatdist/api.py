@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
-from gatdist.config import Config, masked_url
+from gatdist.config import Config, redact_url
 from gatdist.errors import CheckpointError, ClusterError, ConfigError, InterruptedRunError
 from gatdist.storage import absolute
 
@@ -48,7 +48,7 @@ def train(
     if outcome["status"] == "interrupted":
         raise InterruptedRunError(
             f"interrupted at {outcome['samples_seen']:,} samples; everything is saved in "
-            f"{masked_url(absolute(run_dir))} "
+            f"{redact_url(absolute(run_dir))} "
             "and the same command goes on from there"
         )
     return outcome
@@ -71,7 +71,7 @@ def _train(
     require_ahead(config, url)
     if local and config.cluster.max_workers > 1:
         raise ClusterError(
-            "--local", "runs one process", value=True, mend="Leave out --workers, or --local"
+            "--local", "runs one process", value=True, hint="Leave out --workers, or --local"
         )
     # Here, since Ray takes a while to start.
     for message in check(config, url, default_device() if local else None).warnings:
@@ -126,7 +126,7 @@ def sample(
 
     wanted = Wanted(num, seed, [str(label) for label in labels], truncation, interpolate)
     if grid and shards:
-        raise ConfigError("--grid", "does not go with --shards", mend="Choose one")
+        raise ConfigError("--grid", "does not go with --shards", hint="Choose one")
     url, out = absolute(run), absolute(out)
     trained = load_run(Store(url), default_device())
     if shards:
@@ -188,7 +188,7 @@ def load(
     if url.endswith(".safetensors"):
         if player != "generator":
             raise CheckpointError(
-                masked_url(url), "holds a generator alone", mend="Load the run directory"
+                redact_url(url), "holds a generator alone", hint="Load the run directory"
             )
         store, name = at_file(url)
         return load_exported(store.read(name), url)
@@ -239,8 +239,8 @@ def evaluate(
     asked = {k: v for k, v in {"metrics": metrics, "num_samples": num}.items() if v is not None}
     wanted = config.evaluate.model_copy(update=asked)
     if not wanted.metrics:
-        rule, mend = "names nothing to measure", "Name a metric: gatdist evaluate RUN --metric NAME"
-        raise ConfigError("evaluate.metrics", rule, value=[], mend=mend)
+        rule, hint = "names nothing to measure", "Name a metric: gatdist evaluate RUN --metric NAME"
+        raise ConfigError("evaluate.metrics", rule, value=[], hint=hint)
     dataset = open_dataset(config.data)
     state = trained.checkpoint.state
     if dataset.fingerprint != state["order"]["fingerprint"]:
@@ -248,7 +248,7 @@ def evaluate(
             f"{store.url}: fingerprint",
             f"the run was trained on other data ({state['order']['fingerprint'][:16]}…)",
             value=dataset.fingerprint[:16] + "…",
-            mend="Restore the data at data.url",
+            hint="Restore the data at data.url",
         )
     evaluator = Evaluator(
         wanted,

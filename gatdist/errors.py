@@ -3,21 +3,21 @@
 ::
 
     GatdistError                   1   anything else
-    ├── UserError                  2   the user can mend it
+    ├── UserError                  2   the user can fix it
     │   ├── ConfigError                a key of the configuration
     │   ├── DataError                  shards, indexes, samples
     │   ├── StorageError               a URL: missing, not permitted, not writable
     │   ├── CheckpointError            a run directory or a checkpoint in it
     │   ├── ClusterError               Ray, workers, hosts
     │   └── PluginError                a user's own module or network
-    ├── TryAgainError              75  trying again may help
+    ├── RetryableError              75  trying again may help
     │   ├── StorageUnavailableError    storage down or throttling past the retry budget
     │   ├── InterruptedRunError        Ctrl-C, SIGTERM or a preemption notice
     │   └── WorkerLostError            a worker or host died, hangs, or computes something else
     └── TrainingError              1   the run itself went wrong (non-finite past the budget)
         └── StaleAttemptError          another start of the same run has taken it over
 
-A :class:`UserError` is told in one line: subject (field or file), value, rule, mend.
+A :class:`UserError` is told in one line: subject (field or file), value, rule, hint.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ class Interruption(BaseException):
 
 
 class UserError(GatdistError):
-    """Something the user can mend, told in one message.
+    """Something the user can fix, reported in one message.
 
     Args:
         subject: the field, file or URL at fault, for example ``run.global_batch``.
         rule: what must hold, for example ``must be divisible by the 3 workers``.
         value: the offending value; left out of the message when not given.
-        mend: what to do about it, as an imperative sentence without a full stop.
+        hint: what to do about it, as an imperative sentence without a full stop.
 
     Attributes:
         subject: as given; "" if another process has raised the error.
@@ -57,13 +57,13 @@ class UserError(GatdistError):
     subject: str = ""
     value: object = None
 
-    def __init__(self, subject: str, rule: str, *, value: object = _ABSENT, mend: str = "") -> None:
+    def __init__(self, subject: str, rule: str, *, value: object = _ABSENT, hint: str = "") -> None:
         self.subject = subject
         if value is not _ABSENT:
             self.value = value
         shown = "" if value is _ABSENT else f" = {_cut(repr(value), _MOST_CHARACTERS)}"
         told = f"{_cut(subject, _LONGEST_PART)}{shown}: {_cut(rule, _LONGEST_PART)}"
-        super().__init__(told + (f". {_cut(mend, _LONGEST_PART)}." if mend else ""))
+        super().__init__(told + (f". {_cut(hint, _LONGEST_PART)}." if hint else ""))
 
 
 class ConfigError(UserError):
@@ -90,21 +90,21 @@ class PluginError(UserError):
     """A user's own module does not import, does not fit, or fails during a run."""
 
 
-class TryAgainError(GatdistError):
+class RetryableError(GatdistError):
     """Trying the same command again may help."""
 
     exit_status = 75
 
 
-class StorageUnavailableError(TryAgainError):
+class StorageUnavailableError(RetryableError):
     """Storage did not answer, or kept failing, past the retry budget."""
 
 
-class InterruptedRunError(TryAgainError):
+class InterruptedRunError(RetryableError):
     """The run was asked to stop; its state is safe and the same command resumes it."""
 
 
-class WorkerLostError(TryAgainError):
+class WorkerLostError(RetryableError):
     """A worker or its host died or went wrong; the run can go on from its last checkpoint."""
 
 

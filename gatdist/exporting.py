@@ -44,7 +44,7 @@ ENDINGS = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors"}
 def to_safetensors(run: TrainedRun) -> bytes:
     """The weights, and in the metadata what :func:`load_exported` builds the network from."""
     about = {
-        "config": run.config.public(),
+        "config": run.config.redacted(),
         "samples": run.space.spec.model_dump(mode="json"),
         "samples_seen": run.checkpoint.state["samples_seen"],
     }
@@ -72,7 +72,7 @@ def load_exported(content: bytes, name: str) -> nn.Module:
         *(ConfigError, safetensors.SafetensorError),
     ) as error:
         rule = f"is no generator that gatdist exported ({error!r})"
-        raise CheckpointError(name, rule, mend="Export it again") from None
+        raise CheckpointError(name, rule, hint="Export it again") from None
     network, _ = networks_with(config, space_of(spec), {"generator": weights}, name)
     return network
 
@@ -102,7 +102,7 @@ def to_onnx(run: TrainedRun) -> bytes:
             "--format",
             f"needs a package that is not installed ({error})",
             value="onnx",
-            mend="pip install 'gatdist[export]'",
+            hint="pip install 'gatdist[export]'",
         ) from None
     names = _input_names(run)
     with tempfile.TemporaryDirectory(prefix="gatdist-export-") as folder, _quiet_exporter():

@@ -35,7 +35,7 @@ def inspect(url: str) -> dict[str, Any]:
     if store.exists("manifest.json"):
         shown = manifest_of_data(store).model_dump(mode="json")
         return {"kind": "dataset", "url": store.url, "num_shards": len(shown.pop("shards"))} | shown
-    raise StorageError(store.url, "holds no run, checkpoint or data set", mend="Check the URL")
+    raise StorageError(store.url, "holds no run, checkpoint or data set", hint="Check the URL")
 
 
 def digest(url: str) -> str:
@@ -55,7 +55,7 @@ def digest(url: str) -> str:
         raise StorageError(
             store.url,
             "holds no checkpoint",
-            mend="Check the URL, or let the run reach its first one",
+            hint="Check the URL, or let the run reach its first one",
         )
     return newest.digest()
 
@@ -75,7 +75,7 @@ def damaged_checkpoints(store: Store) -> dict[str, Any]:
         folder = store.child("checkpoints")
         kind, names = "run", Checkpoints(folder).committed()
     else:
-        raise StorageError(store.url, "holds no data set, run or checkpoint", mend="Check the URL")
+        raise StorageError(store.url, "holds no data set, run or checkpoint", hint="Check the URL")
     damaged = []
     for name in names:
         one = folder.child(name) if name else folder

@@ -43,7 +43,7 @@ class Registry(Generic[T]):
         def add(entry: T) -> T:
             if self._entries.setdefault(name, entry) is not entry:
                 raise PluginError(
-                    self.field, "that name is registered already", value=name, mend="Choose another"
+                    self.field, "that name is registered already", value=name, hint="Choose another"
                 )
             return entry
 
@@ -100,14 +100,14 @@ def call_with_options(
 
 
 @contextmanager
-def user_code(subject: str, doing: str, *, value: object, mend: str = "") -> Iterator[None]:
+def user_code(subject: str, doing: str, *, value: object, hint: str = "") -> Iterator[None]:
     """Turn whatever code of a user raises into a PluginError with the place that raised it.
 
     Args:
         subject: the configuration key that names the code.
         doing: what the code fails to do, for the message: "fails in its constructor".
         value: of the key.
-        mend: a hint.
+        hint: a hint.
 
     Raises:
         PluginError: chained to the exception, whose traceback ``gatdist train --debug`` prints.
@@ -122,7 +122,7 @@ def user_code(subject: str, doing: str, *, value: object, mend: str = "") -> Ite
         if is_machines_fault(error):
             raise
         raise PluginError(
-            subject, f"{doing} ({described(error)})", value=value, mend=mend
+            subject, f"{doing} ({described(error)})", value=value, hint=hint
         ) from error
 
 

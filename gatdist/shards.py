@@ -103,9 +103,9 @@ def pack(
         labels = absolute(labels)
     for url in allowed_origins:
         if "://" not in url and not url.startswith("/"):
-            mend = f"Say https://{url}"
+            hint = f"Say https://{url}"
             rule = "must be a URL or the absolute path of a folder"
-            raise ConfigError("--allow-origin", rule, value=url, mend=mend)
+            raise ConfigError("--allow-origin", rule, value=url, hint=hint)
     request = packing.Request(
         source=absolute(source),
         dest=absolute(dest),

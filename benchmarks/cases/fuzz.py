@@ -144,7 +144,7 @@ def damage(folder: Path, chance: random.Random) -> str:
     for _ in range(chance.choice([1, 1, 1, 3, 10])):
         content = way(content, chance)
     path.write_bytes(content)
-    fits = chance.random() < 0.5 and mended(folder)
+    fits = chance.random() < 0.5 and repaired(folder)
     return f"{path.name} {way.__name__}{', digests made to fit' if fits else ''}"
 
 
@@ -231,7 +231,7 @@ def rows(content: bytes, chance: random.Random) -> bytes:
         return content
 
 
-def mended(folder: Path) -> bool:
+def repaired(folder: Path) -> bool:
     """Make all digests fit, as far as there is a manifest."""
     path = folder / "manifest.json"
     try:

@@ -1,4 +1,4 @@
-"""Runs that go wrong in the ways the field knows, each beside its mended twin.
+"""Runs that go wrong in the ways the field knows, each beside the same run with the fix.
 
 python -m benchmarks.cases.remedies [--out benchmarks/results/DATE_remedies]
 

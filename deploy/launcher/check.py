@@ -1,7 +1,7 @@
 """Checks files of Ray's cluster launcher before they cost money.
 
 ``python deploy/launcher/check.py FILE...`` tells of each mistake the file, the field, the rule and
-the mend, and exits with status 2 if there is one. It needs Ray, and for AWS botocore; no cloud.
+the hint, and exits with status 2 if there is one. It needs Ray, and for AWS botocore; no cloud.
 
 Ray checks what all clouds have in common; what a cloud is told of its machines is passed on unread,
 and a mistake there would show only when the first worker is wanted. So here machines of AWS are
@@ -114,7 +114,7 @@ class Mistake:
     Attributes:
         file: its name.
         field: with dots between the names of what it lies in.
-        what: the rule, and the mend.
+        what: the rule, and the hint.
     """
 
     file: str

@@ -119,8 +119,8 @@ def _measure_size(
             try:
                 cases[name] = build(size)
             except ImportError as error:
-                mend = "pip install 'gatdist[bench]'"
-                skipped.append({"name": name, "reason": f"{error}", "mend": mend})
+                hint = "pip install 'gatdist[bench]'"
+                skipped.append({"name": name, "reason": f"{error}", "hint": hint})
     cases[BARE].run(1)
     steps = steps_in_a_turn(1, cases[BARE].run(1), turn_s)
     seconds = interleave(

@@ -59,7 +59,7 @@ def _notes(found: Mapping[str, Any]) -> list[str]:
     for row in found["two_processes"]:
         if "ratio_to_fast" in row:
             notes.insert(-1, f"{row['size']}: canonical is {row['ratio_to_fast']:.3f} × fast.")
-    skipped = [f"skipped {c['name']}: {c['reason']}; {c['mend']}" for c in found["skipped"]]
+    skipped = [f"skipped {c['name']}: {c['reason']}; {c['hint']}" for c in found["skipped"]]
     return notes + skipped
 
 

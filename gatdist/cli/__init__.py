@@ -22,7 +22,7 @@ _PATIENCE_S = 5.0  # with threads that still run when a command is done
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line. Returns the exit status: 0 done, 2 mend it, 75 try again, 1 else."""
+    """Run a command line. Return the exit status: 0 done, 2 bad input, 75 try again, 1 else."""
     status = _status(argv)
     if argv is None:
         _end_threads(status)
@@ -190,7 +190,7 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="gatdist",
         description="Train generative adversarial networks on one machine or many.",
-        epilog="Exit status: 0 done; 2 you can mend it; 75 trying again may help; 1 anything else.",
+        epilog="Exit status: 0 done; 2 bad input; 75 trying again may help; 1 anything else.",
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     command = partial(_command, commands)

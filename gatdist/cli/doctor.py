@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Examine, and print what was found.
 
     Raises:
-        UserError: something must be mended.
+        UserError: something must be fixed.
     """
     from gatdist.cluster.doctor.report import described
 

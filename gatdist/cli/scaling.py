@@ -156,7 +156,7 @@ def _recovery(url: str | None, workers: int, address: str) -> dict[str, Any]:
             "--run-dir",
             "recovery is timed by files that all hosts see",
             value=url,
-            mend="Use a path",
+            hint="Use a path",
         )
     folder = store.local_path()
     folder.mkdir(parents=True)
@@ -169,7 +169,7 @@ def _required(url: str | None) -> str:
         raise ClusterError(
             "--run-dir",
             "is needed on several hosts",
-            mend="Name a folder that all hosts reach",
+            hint="Name a folder that all hosts reach",
         )
     return url
 

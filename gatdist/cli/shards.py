@@ -112,4 +112,4 @@ def verify(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(outcome))
     if not outcome["whole"]:
-        raise DataError(outcome["url"], "is damaged", mend="Restore it from a copy")
+        raise DataError(outcome["url"], "is damaged", hint="Restore it from a copy")

@@ -184,9 +184,9 @@ class _Welcome(_TorchBackend):
             told = ClusterError(
                 "cluster",
                 f"the hosts {hosts} can't reach one another ({summary(error)})",
-                mend="gatdist doctor --address … says which; open all ports between them",
+                hint="gatdist doctor --address … says which; open all ports between them",
             )
-            # Where they could before, the network may be mended soon.
+            # Where they could before, the network may be repaired soon.
             kind = ClusterError if config.first else WorkerLostError
             bridge.tell("fail", kind.__name__, str(told))
             raise

@@ -35,7 +35,7 @@ except ImportError as error:
     raise ClusterError(
         "ray",
         f"can't be imported ({error})",
-        mend="pip install 'ray[default,train]', or work in this process with --local",
+        hint="pip install 'ray[default,train]', or work in this process with --local",
     ) from error
 
 from gatdist.errors import ClusterError
@@ -95,7 +95,7 @@ def _initialized(
         raise _not_welcome(address, "there is none here") from error
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         what = f"no Ray cluster answers ({error})" if address else f"Ray did not start ({error})"
-        raise ClusterError("cluster.address", what, value=address, mend=f"See {log}") from error
+        raise ClusterError("cluster.address", what, value=address, hint=f"See {log}") from error
     try:
         yield
     finally:
@@ -143,7 +143,7 @@ def require_temporary_folder(*, for_ray: bool) -> None:
     except FileNotFoundError as error:
         rule = f"no temporary folder can be written ({error.strerror})"
         raise ClusterError(
-            "TMPDIR", rule, mend="Set TMPDIR to a folder that you can write"
+            "TMPDIR", rule, hint="Set TMPDIR to a folder that you can write"
         ) from None
     if not for_ray:
         return
@@ -155,7 +155,7 @@ def require_temporary_folder(*, for_ray: bool) -> None:
             f"Ray makes sockets in there, and the path of a socket has at most "
             f"{_LONGEST_SOCKET_BYTES} bytes",
             value=str(folder.parent),
-            mend=f"Set {variable} to a shorter folder",
+            hint=f"Set {variable} to a shorter folder",
         )
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
@@ -163,7 +163,7 @@ def require_temporary_folder(*, for_ray: bool) -> None:
             variable,
             f"Ray keeps its files in {folder}, and {existing} can't be written",
             value=str(folder.parent),
-            mend=f"Set {variable} to a folder that you can write",
+            hint=f"Set {variable} to a folder that you can write",
         )
 
 
@@ -210,7 +210,7 @@ def _require_answer(address: str) -> None:
             "cluster.address",
             f"nobody answers there ({error})",
             value=address,
-            mend="Start Ray there (ray start --head), or leave it out to use this machine",
+            hint="Start Ray there (ray start --head), or leave it out to use this machine",
         ) from None
 
 
@@ -237,7 +237,7 @@ def _not_welcome(address: str, why: str) -> ClusterError:
         "cluster.address",
         f"the cluster wants a token, and {why} (RAY_AUTH_MODE is {mode})",
         value=address,
-        mend="Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token as they are on the "
+        hint="Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token as they are on the "
         "head (ray get-auth-token)",
     )
 

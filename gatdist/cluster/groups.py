@@ -178,7 +178,7 @@ class Groups:
             raise ClusterError(
                 "cluster",
                 f"the workers can't reach one another ({reasons[0]})",
-                mend="gatdist doctor on each host says which; open all ports between them",
+                hint="gatdist doctor on each host says which; open all ports between them",
             )
 
     def _get(self, tasks: Sequence[Any]) -> list[Any]:

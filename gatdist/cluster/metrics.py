@@ -28,7 +28,7 @@ from typing import Any
 from ray.util.metrics import Counter, Gauge
 
 from gatdist.cluster.watch import Pulse
-from gatdist.config import Config, masked_url
+from gatdist.config import Config, redact_url
 
 PREFIX = "gatdist_"
 # Beside those of a tick.
@@ -65,7 +65,7 @@ class Metrics:
     """
 
     def __init__(self, config: Config, run_dir: str) -> None:
-        self._run = {"run": masked_url(run_dir)}
+        self._run = {"run": redact_url(run_dir)}
         self._workers_wanted = config.cluster.max_workers
         self._gauges: dict[str, Gauge] = {}
         self._values: dict[str, float] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gatdist.errors import GatdistError, TryAgainError
+from gatdist.errors import GatdistError, RetryableError
 
 _FIRST_DELAY_S, _MAX_DELAY_S = 1.0, 30.0
 
@@ -43,7 +43,7 @@ class Recovery:
             error: that ended the workers.
             reached: samples seen by the newest checkpoint.
         """
-        if not isinstance(error, TryAgainError):
+        if not isinstance(error, RetryableError):
             return Verdict(False)
         if reached > self._reached:
             self._in_a_row, self._reached = 0, reached

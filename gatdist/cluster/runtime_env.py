@@ -40,7 +40,7 @@ def of_run(config: Config) -> dict[str, Any]:
     variables = runtime.get("env_vars", {})
     if not isinstance(variables, dict) or not all(isinstance(v, str) for v in variables.values()):
         rule = "must be a table of texts"
-        raise ConfigError(f"{_FIELD}.env_vars", rule, mend='Write env_vars = { NAME = "value" }')
+        raise ConfigError(f"{_FIELD}.env_vars", rule, hint='Write env_vars = { NAME = "value" }')
     runtime["env_vars"] = {k: v for k, v in variables.items() if not REFERENCE.search(v)}
     if (folder := runtime.get("working_dir")) is not None:
         runtime["working_dir"] = _local(folder, f"{_FIELD}.working_dir", folders_only=True)
@@ -105,7 +105,7 @@ def _local(path: object, field: str, *, folders_only: bool = False) -> str:
         return path
     found = Path(path).expanduser().absolute()
     if not found.exists() or (folders_only and not (found.is_dir() or found.suffix == ".zip")):
-        raise ConfigError(field, "no such folder", value=path, mend="Check the path")
+        raise ConfigError(field, "no such folder", value=path, hint="Check the path")
     return str(found)
 
 

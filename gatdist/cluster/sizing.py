@@ -38,7 +38,7 @@ def needs_of(config: Config, has: Mapping[str, float], *, grows: bool = False) -
             raise ClusterError(
                 "cluster.gpus_per_worker",
                 "must be said: no host with a GPU is here yet, and an autoscaler may bring some",
-                mend="Use --set cluster.gpus_per_worker=1, or =0 to train on CPUs",
+                hint="Use --set cluster.gpus_per_worker=1, or =0 to train on CPUs",
             )
     needs = {"CPU": float(cluster.cpus_per_worker)} | cluster.resources_per_worker
     return needs | ({"GPU": float(gpus)} if gpus else {})
@@ -76,7 +76,7 @@ def too_small(config: Config, needs: Mapping[str, float], has: Mapping[str, floa
         "--workers",
         total if room < size else f"{total}, but not so many on hosts where a worker fits",
         value=config.cluster.workers,
-        mend=f"Use --workers {room}" if 0 < room < size else f"Add a host with a {name}",
+        hint=f"Use --workers {room}" if 0 < room < size else f"Add a host with a {name}",
     )
 
 

@@ -49,13 +49,13 @@ class Fault(NamedTuple):
         host: its facts.
         about: ``versions``, ``device``, ``storage`` or ``clock``.
         rule: what is wrong, for people.
-        mend: what to do about it.
+        hint: what to do about it.
     """
 
     host: Facts
     about: str
     rule: str
-    mend: str
+    hint: str
 
 
 class Token(NamedTuple):
@@ -181,12 +181,12 @@ def faults(found: Sequence[Facts], now_s: float) -> list[Fault]:
                 wrong.append(Fault(one, "versions", rule, "Install the same on all hosts"))
         if one.device:
             rule = f"its GPU fails the first operation ({one.device})"
-            mend = "Check nvidia-smi there, or take the host out of the cluster"
-            wrong.append(Fault(one, "device", rule, mend))
+            hint = "Check nvidia-smi there, or take the host out of the cluster"
+            wrong.append(Fault(one, "device", rule, hint))
         if one.storage:
             rule = f"can't use the run directory ({one.storage})"
-            mend = "Give all hosts the same storage and credentials; a local path must be shared"
-            wrong.append(Fault(one, "storage", rule, mend))
+            hint = "Give all hosts the same storage and credentials; a local path must be shared"
+            wrong.append(Fault(one, "storage", rule, hint))
         if abs(one.clock_s - now_s) > MAX_CLOCK_S:
             rule = f"its clock is {one.clock_s - now_s:+.0f} s off the driver's"
             wrong.append(Fault(one, "clock", rule, "Set the clock there (chrony or NTP)"))
@@ -199,5 +199,5 @@ def require_alike(found: Sequence[Facts], now_s: float) -> None:
     Raises:
         ClusterError: the first thing that is wrong, with its host.
     """
-    for host, _, rule, mend in faults(found, now_s):
-        raise ClusterError(f"host {host.host} ({host.address})", rule, mend=mend)
+    for host, _, rule, hint in faults(found, now_s):
+        raise ClusterError(f"host {host.host} ({host.address})", rule, hint=hint)

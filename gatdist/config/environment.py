@@ -34,7 +34,7 @@ def expand_env(text: str) -> str:
         name = match.group(1)
         if name not in os.environ:
             raise ConfigError(
-                f"${{env:{name}}}", "that environment variable is not set", mend=f"export {name}=…"
+                f"${{env:{name}}}", "that environment variable is not set", hint=f"export {name}=…"
             )
         return os.environ[name]
 
@@ -65,7 +65,7 @@ def is_secret(key: str) -> bool:
     return bool(_SECRET.search(key))
 
 
-def masked_url(text: str) -> str:
+def redact_url(text: str) -> str:
     """A URL, or a text with URLs in it, without passwords and the values of a query.
 
     References to the environment are kept.
@@ -114,5 +114,5 @@ def import_plugins(names: Iterable[str]) -> None:
                 "plugins",
                 f"the module does not import ({kind}: {error})",
                 value=name,
-                mend="Run the command from the folder that holds it, install it, or mend it",
+                hint="Run the command from the folder that holds it, install it, or hint it",
             ) from error

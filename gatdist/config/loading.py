@@ -102,7 +102,7 @@ def require_unchanged(old: Config, new: Config, where: str) -> None:
                 key,
                 f"the run in {where} was made with {before.get(key)!r}; two runs would mix",
                 value=after.get(key),
-                mend="Give the old value to resume, or another --run-dir to start afresh",
+                hint="Give the old value to resume, or another --run-dir to start afresh",
             )
 
 
@@ -131,7 +131,7 @@ def read_toml(path: str) -> dict[str, Any]:
         content = Path(path).read_bytes()
     except OSError as error:
         raise ConfigError(
-            path, f"can't read the file ({error.strerror})", mend="Check the path"
+            path, f"can't read the file ({error.strerror})", hint="Check the path"
         ) from None
     return _tables(path, content)
 
@@ -160,13 +160,13 @@ def unicode_encoding(begin: bytes) -> str:
 def _tables(source: str, content: bytes) -> dict[str, Any]:
     encoding = unicode_encoding(content)
     if encoding != "utf-8-sig":
-        raise ConfigError(source, f"is encoded as {encoding.upper()}", mend="Save it as UTF-8")
+        raise ConfigError(source, f"is encoded as {encoding.upper()}", hint="Save it as UTF-8")
     try:
         return tomllib.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise ConfigError(source, f"not valid TOML ({error})", mend="Save it as UTF-8") from None
+        raise ConfigError(source, f"not valid TOML ({error})", hint="Save it as UTF-8") from None
     except (ValueError, RecursionError) as error:  # of numbers too long, or nested too deep, too
-        raise ConfigError(source, f"not valid TOML ({error})", mend="Mend that line") from None
+        raise ConfigError(source, f"not valid TOML ({error})", hint="Fix that line") from None
 
 
 def set_value(
@@ -191,10 +191,10 @@ def set_value(
         value = tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):
         if not _BARE_WORD.fullmatch(text.strip()):
-            rule, mend = "not a TOML value", "Put quotes around a string with blanks or signs"
+            rule, hint = "not a TOML value", "Put quotes around a string with blanks or signs"
             if any(map(may_be_secret, keys)):
-                raise ConfigError(f"{option} {path}", rule, mend=mend) from None
-            raise ConfigError(f"{option} {path}", rule, value=text, mend=mend) from None
+                raise ConfigError(f"{option} {path}", rule, hint=hint) from None
+            raise ConfigError(f"{option} {path}", rule, value=text, hint=hint) from None
         value = text.strip()
     table = values
     for section in sections:
@@ -224,11 +224,11 @@ def first_error(
     keys = _keys(problem["loc"], values, is_missing=problem["type"] == "missing")
     key = ".".join(keys)
     if key in _RENAMED:
-        return ConfigError(key, "unknown key", mend=f"It is called {_RENAMED[key]} now")
+        return ConfigError(key, "unknown key", hint=f"It is called {_RENAMED[key]} now")
     if problem["type"] == "extra_forbidden":
         return ConfigError(key, f"unknown key. {nearest(keys[-1], _fields_at(keys[:-1], model))}")
     if problem["type"] == "missing":
-        return ConfigError(key, "is required", mend=f"Add it to the file or say --set {key}=VALUE")
+        return ConfigError(key, "is required", hint=f"Add it to the file or say --set {key}=VALUE")
     rule = (
         "must be a table of keys"
         if problem["type"] in ("dict_type", "model_type")

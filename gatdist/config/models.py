@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from gatdist.config.environment import REFERENCE, is_secret, masked_url
+from gatdist.config.environment import REFERENCE, is_secret, redact_url
 from gatdist.config.fields import BOTH
 from gatdist.config.sections import (
     ClusterConfig,
@@ -66,7 +66,7 @@ class Config(Section):
                 "data.interleave",
                 f"must divide run.global_batch ({self.run.global_batch})",
                 value=self.data.interleave,
-                mend=f"Use {_nearest_divisor(self.run.global_batch, self.data.interleave)}",
+                hint=f"Use {_nearest_divisor(self.run.global_batch, self.data.interleave)}",
             )
         if self.cluster.min_workers > self.cluster.max_workers:
             raise ConfigError(
@@ -87,16 +87,16 @@ class Config(Section):
         first, stop = self.monitor.profile_steps
         steps = -(-self.run.total_samples // self.step_samples)
         if first >= stop:
-            rule, mend = "must hold the first step, and a later one", f"Use {first}:{first + 10}"
+            rule, hint = "must hold the first step, and a later one", f"Use {first}:{first + 10}"
         elif stop - first > _MOST_PROFILED:
             rule = f"may hold {_MOST_PROFILED} steps: nothing opens a longer trace"
-            mend = f"Use {first}:{first + 10}"
+            hint = f"Use {first}:{first + 10}"
         elif stop > steps:
             rule = f"must end within the run, which has {steps:,} steps"
-            mend = f"Use {max(0, steps - stop + first)}:{steps}, or more run.total_samples"
+            hint = f"Use {max(0, steps - stop + first)}:{steps}, or more run.total_samples"
         else:
             return
-        raise ConfigError("monitor.profile_steps (--profile)", rule, value=[first, stop], mend=mend)
+        raise ConfigError("monitor.profile_steps (--profile)", rule, value=[first, stop], hint=hint)
 
     def _check_measured(self, key: str, metric: str) -> None:
         """Raise ConfigError unless ``metric``, which ``key`` asks for, is measured on the way."""
@@ -111,7 +111,7 @@ class Config(Section):
                 "evaluate.every_samples",
                 f"must be above 0 where {key} is asked for",
                 value=0,
-                mend="Set how often the metric is measured",
+                hint="Set how often the metric is measured",
             )
 
     def _check_reduction(self) -> None:
@@ -123,14 +123,14 @@ class Config(Section):
                 "run.virtual_workers",
                 "must be a power of two",
                 value=lanes,
-                mend=f"Use {2 ** (lanes.bit_length() - 1)}",
+                hint=f"Use {2 ** (lanes.bit_length() - 1)}",
             )
         if batch % lanes:
             raise ConfigError(
                 "run.virtual_workers",
                 f"must divide run.global_batch ({batch})",
                 value=lanes,
-                mend=f"Use {batch & -batch}, or another batch",
+                hint=f"Use {batch & -batch}, or another batch",
             )
         for name in BOTH:
             player: PlayerOptimConfig = getattr(self.optim, name)
@@ -140,7 +140,7 @@ class Config(Section):
                     "has no use under run.reduction = 'canonical', whose lanes go through one by "
                     "one",
                     value=player.micro_batch,
-                    mend="Leave it out, and raise run.virtual_workers",
+                    hint="Leave it out, and raise run.virtual_workers",
                 )
         if self.precision.reduce_dtype != "full":
             raise ConfigError(
@@ -148,7 +148,7 @@ class Config(Section):
                 "would round differently on other numbers of workers, which run.reduction = "
                 "'canonical' excludes",
                 value=self.precision.reduce_dtype,
-                mend="Use 'full', or run.reduction = 'fast'",
+                hint="Use 'full', or run.reduction = 'fast'",
             )
 
     @property
@@ -179,7 +179,7 @@ class Config(Section):
                     "must be a power of two up to run.virtual_workers "
                     f"({lanes}) under run.reduction = 'canonical'",
                     value=num_workers,
-                    mend=f"Use --workers {fitting}, or run.reduction = 'fast'",
+                    hint=f"Use --workers {fitting}, or run.reduction = 'fast'",
                 )
         if batch % num_workers:
             below = batch // num_workers * num_workers
@@ -188,7 +188,7 @@ class Config(Section):
                 "run.global_batch",
                 f"must be divisible by the {num_workers} workers",
                 value=batch,
-                mend=f"Use {choices}, or --workers {_nearest_divisor(batch, num_workers)}",
+                hint=f"Use {choices}, or --workers {_nearest_divisor(batch, num_workers)}",
             )
 
     def fitting_workers(self) -> list[int]:
@@ -209,7 +209,7 @@ class Config(Section):
             raise refusal
         return found
 
-    def public(self) -> dict[str, Any]:
+    def redacted(self) -> dict[str, Any]:
         """The configuration as JSON values; secrets masked, references kept."""
         values = self.model_dump(mode="json")
         for section, key in _SECRETIVE:
@@ -229,7 +229,7 @@ class Config(Section):
             if key.startswith(_MATHEMATICS) and not key.startswith("model.init_from_storage")
         }
         exact["data.interleave"] = self.interleave
-        exact["model.init_from"] = masked_url(self.model.init_from)
+        exact["model.init_from"] = redact_url(self.model.init_from)
         if any(p.decay != "none" for p in (self.optim.generator, self.optim.discriminator)):
             exact["run.total_samples"] = self.run.total_samples
         return exact
@@ -295,7 +295,7 @@ def _masked(value: Any, key: str = "") -> Any:
     is_reference = isinstance(value, str) and _AUTHORIZATION.fullmatch(value)
     if is_secret(key) and value is not None and not is_reference:
         return "***"
-    return masked_url(value) if isinstance(value, str) else value
+    return redact_url(value) if isinstance(value, str) else value
 
 
 def _nearest_divisor(number: int, wanted: int) -> int:

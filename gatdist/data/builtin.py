@@ -54,7 +54,7 @@ def write_digits(store: Store) -> None:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise DataError(
-            "builtin:digits", f"needs scikit-learn ({error})", mend="pip install scikit-learn"
+            "builtin:digits", f"needs scikit-learn ({error})", hint="pip install scikit-learn"
         ) from error
     digits = load_digits()
     pictures = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]  # [1797, 8, 8, 1]
@@ -107,13 +107,13 @@ def _write_aside(folder: Path, write: Callable[[Store], None]) -> None:
                 raise StorageError(
                     str(folder),
                     f"should hold a built-in data set ({error})",
-                    mend="Remove what stands there",
+                    hint="Remove what stands there",
                 ) from error
     except OSError as error:
         raise StorageError(
             str(folder),
             f"can't be written ({error})",
-            mend="Set GATDIST_CACHE to a folder that you may write to",
+            hint="Set GATDIST_CACHE to a folder that you may write to",
         ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)

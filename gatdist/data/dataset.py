@@ -352,7 +352,7 @@ class Dataset:
         raise DataError(
             self._store.url,
             f"sample {index:,} is bad, and so are the {_MOST_SUBSTITUTES} that would stand in",
-            mend="Restore the shards from a copy, or pack them again",
+            hint="Restore the shards from a copy, or pack them again",
         )
 
     def _decode_alone(self, index: int, out: Samples) -> int:
@@ -384,7 +384,7 @@ def too_many_bad(count: int, budget: int, message: str) -> DataError:
         "data.bad_sample_budget",
         f"{count:,} samples are bad, the last: {message.rstrip('.')}",
         value=budget,
-        mend="Restore the shards from a copy, pack them again, or raise the budget",
+        hint="Restore the shards from a copy, pack them again, or raise the budget",
     )
 
 

@@ -54,7 +54,7 @@ class OpenShard:
             raise DataError(
                 self._url,
                 f"has {size} bytes, the manifest says {shard.size}",
-                mend="Restore it from a copy, or pack or index the data again",
+                hint="Restore it from a copy, or pack or index the data again",
             )
         component = manifest.component
         wanted = [(component,) if component else MODALITIES[manifest.modality].components]
@@ -120,7 +120,7 @@ class OpenShard:
     def _named(self, error: CodecError, part: int, i: int) -> CodecError:
         file = self._rows[part][i]
         name = f"{file['key'].decode()}.{file['component'].decode()}"
-        return CodecError(f"sample {name} at byte {file['offset']} {error}", error.mend)
+        return CodecError(f"sample {name} at byte {file['offset']} {error}", error.hint)
 
     def content(self, i: int, start: int, data: bytes | memoryview) -> bytes:
         """The file of a sample, out of ``data``; see :meth:`decode_into`. Raises CodecError."""
@@ -135,7 +135,7 @@ class OpenShard:
         try:
             return self.decode_into(i, int(self.starts[i]), data, out)
         except CodecError as error:
-            raise DataError(self._url, f"{error}; fetched twice", mend=error.mend) from error
+            raise DataError(self._url, f"{error}; fetched twice", hint=error.hint) from error
 
     def _checked(
         self, part: int, i: int, start: int, data: bytes | memoryview
@@ -163,7 +163,7 @@ def _one_file_a_sample(index: NDArray[Any], wanted: Sequence[str], url: str) -> 
         raise DataError(
             url,
             f"sample {key} has {counts[wrong[0]]} files .{' or .'.join(wanted)}, expected 1",
-            mend="Mend the sample or take it out, and pack or index again",
+            hint="Fix the sample or take it out, and pack or index again",
         )
     rows: NDArray[Any] = index[chosen]
     return rows

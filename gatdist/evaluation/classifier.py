@@ -65,8 +65,8 @@ class Classifier(Extractor):
             ),
         ):
             if not holds:
-                mend = "Choose other evaluate.features or evaluate.metrics"
-                raise DataError("evaluate.features", rule, value="classifier", mend=mend)
+                hint = "Choose other evaluate.features or evaluate.metrics"
+                raise DataError("evaluate.features", rule, value="classifier", hint=hint)
         self._dataset, self._comm = dataset, comm
         self._network: ClassifierNetwork
 

@@ -136,15 +136,15 @@ class Evaluator:
     def _require_suits(self, name: str, metric: Metric, conditional: bool) -> None:
         if "texts" in metric.needs and not isinstance(self._dataset.space, TextSpace):
             rule = f"{name!r} compares texts, and the data holds {self._dataset.modality}"
-            raise ConfigError("evaluate.metrics", rule, mend="Leave it out")
+            raise ConfigError("evaluate.metrics", rule, hint="Leave it out")
         if "discriminator" in metric.needs and not self._dataset.num_classes:
             rule = f"{name!r} needs class labels, and the data set has none"
-            raise ConfigError("evaluate.metrics", rule, mend="Leave it out")
+            raise ConfigError("evaluate.metrics", rule, hint="Leave it out")
         if "labels" in metric.needs and not conditional:
             raise ConfigError(
                 "evaluate.metrics",
                 f"{name!r} needs a generator that is told the class",
-                mend="Leave it out, or set model.conditional = true",
+                hint="Leave it out, or set model.conditional = true",
             )
 
     def _require_classes(self) -> None:
@@ -153,13 +153,13 @@ class Evaluator:
                 raise ConfigError(
                     "evaluate.metrics",
                     f"{name!r} needs classes, and evaluate.features = {self._features!r} know none",
-                    mend="Leave it out, or use the features 'classifier'",
+                    hint="Leave it out, or use the features 'classifier'",
                 )
 
     def _require_samples(self) -> None:
         if self._dataset.num_samples < 2:
             rule = "holds fewer than 2 samples, too few to compare with"
-            raise DataError("data.url", rule, mend="Set evaluate.metrics = []")
+            raise DataError("data.url", rule, hint="Set evaluate.metrics = []")
         if self._num_samples < 2:
             raise ConfigError("evaluate.num_samples", "must be at least 2", value=self._num_samples)
 

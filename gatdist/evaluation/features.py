@@ -204,7 +204,7 @@ class LogMelStatistics(Extractor):
         if not isinstance(dataset.space, SoundSpace):
             rule = "needs sounds, and the data set has none"
             raise DataError(
-                "evaluate.features", rule, value="log_mel", mend="Choose other features"
+                "evaluate.features", rule, value="log_mel", hint="Choose other features"
             )
         self._front = LogMel.for_rate(dataset.space.sample_rate).to(comm.device)
         self._num_features = 2 * dataset.space.shape[0] * len(self._front.bands)

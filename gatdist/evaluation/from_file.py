@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from gatdist.config import EvaluateConfig, masked_url
+from gatdist.config import EvaluateConfig, redact_url
 from gatdist.data import Dataset
 from gatdist.errors import ConfigError, DataError
 from gatdist.evaluation.features import Extractor, register_feature_extractor
@@ -42,14 +42,14 @@ class _FromFile(Extractor):
     def __init__(self, dataset: Dataset, comm: Communicator, config: EvaluateConfig) -> None:
         if dataset.modality != "image":
             rule = "needs pictures, and the data set has none"
-            mend = "Choose other evaluate.features"
-            raise DataError("evaluate.features", rule, value=config.features, mend=mend)
+            hint = "Choose other evaluate.features"
+            raise DataError("evaluate.features", rule, value=config.features, hint=hint)
         for key in ("features_file", "features_sha256"):
             if not getattr(config, key):
                 rule = f"is required by evaluate.features = '{config.features}'"
                 raise ConfigError(f"evaluate.{key}", rule)
         self._digest = config.features_sha256
-        self._load(_content(config), masked_url(config.features_file), comm.device)
+        self._load(_content(config), redact_url(config.features_file), comm.device)
 
     @abstractmethod
     def _load(self, content: bytes, name: str, device: torch.device) -> None:
@@ -154,12 +154,12 @@ def _content(config: EvaluateConfig) -> bytes:
     if found != config.features_sha256:
         raise ConfigError(
             "evaluate.features_sha256",
-            f"{masked_url(config.features_file)} has another: {found}",
+            f"{redact_url(config.features_file)} has another: {found}",
             value=config.features_sha256,
-            mend="Fetch the file again, or correct the digest if you trust the file",
+            hint="Fetch the file again, or correct the digest if you trust the file",
         )
     return content
 
 
-def _no_such_network(name: str, rule: str, mend: str) -> ConfigError:
-    return ConfigError("evaluate.features_file", rule, value=name, mend=mend)
+def _no_such_network(name: str, rule: str, hint: str) -> ConfigError:
+    return ConfigError("evaluate.features_file", rule, value=name, hint=hint)

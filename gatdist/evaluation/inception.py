@@ -274,5 +274,5 @@ def _another(name: str, rule: str) -> ConfigError:
         "evaluate.features_file",
         f"holds no weights of Inception: {rule}",
         value=name,
-        mend="Take the weights of published FIDs, by torchvision's names of parameters",
+        hint="Take the weights of published FIDs, by torchvision's names of parameters",
     )

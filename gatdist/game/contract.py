@@ -377,12 +377,12 @@ class _Examination:
         return f"model.{self.player}.name = {self.name!r}"
 
     @contextmanager
-    def _user_code(self, doing: str, mend: str = "") -> Iterator[None]:
-        with user_code(f"model.{self.player}.name", doing, value=self.name, mend=mend):
+    def _user_code(self, doing: str, hint: str = "") -> Iterator[None]:
+        with user_code(f"model.{self.player}.name", doing, value=self.name, hint=hint):
             yield
 
-    def _refuse(self, rule: str, mend: str = "") -> NoReturn:
-        raise PluginError(f"model.{self.player}.name", rule, value=self.name, mend=mend)
+    def _refuse(self, rule: str, hint: str = "") -> NoReturn:
+        raise PluginError(f"model.{self.player}.name", rule, value=self.name, hint=hint)
 
 
 def _kind(value: object) -> str:

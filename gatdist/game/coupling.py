@@ -45,19 +45,19 @@ def require_whole_batches(config: Config, player: str, network: nn.Module, worke
     layer = next(iter(layers))
     alone = next((told for told, is_norm in layers.items() if not is_norm), None)
     if config.run.reduction == "canonical":
-        what, mend = "the lanes of run.reduction = 'canonical'", "Use run.reduction = 'fast'"
+        what, hint = "the lanes of run.reduction = 'canonical'", "Use run.reduction = 'fast'"
     elif any(getattr(config.optim, name).micro_batch for name in BOTH):
-        what, mend = "micro-batches", "Leave out optim.*.micro_batch"
+        what, hint = "micro-batches", "Leave out optim.*.micro_batch"
     elif workers > 1 and next(network.parameters()).device.type != "cuda":
-        what, mend = f"{workers} workers on the CPU", "Use --workers 1"
+        what, hint = f"{workers} workers on the CPU", "Use --workers 1"
     elif workers > 1 and config.precision.cuda_graphs:
-        what, mend = f"{workers} workers with recorded steps", "Leave out precision.cuda_graphs"
+        what, hint = f"{workers} workers with recorded steps", "Leave out precision.cuda_graphs"
     elif workers > 1 and alone:
-        layer, what, mend = alone, f"{workers} workers", "Use --workers 1"
+        layer, what, hint = alone, f"{workers} workers", "Use --workers 1"
     else:
         return
     raise ConfigError(
         f"model.{player}.name",
         f"its layer {layer} couples the samples of a batch, which {what} would cut",
-        mend=f"{mend}, or a network without such layers",
+        hint=f"{hint}, or a network without such layers",
     )

@@ -37,7 +37,7 @@ def require_exact(config: Config, traits: Mapping[PlayerName, Traits]) -> list[s
                 f"a forward changes {hidden[0]}, which is neither in checkpoints nor shared by the "
                 "workers, as run.reduction = 'canonical' needs",
                 value=name,
-                mend="Keep state in buffers, and draw from torch's default generator",
+                hint="Keep state in buffers, and draw from torch's default generator",
             )
         if hidden:
             warnings.append(
@@ -74,12 +74,12 @@ def _require_recordable(config: Config, player: PlayerName, found: Traits) -> No
             f"the {player}'s forward draws from or changes {state[0]}, which a recorded step "
             "would not do again",
             value=True,
-            mend="Leave it out",
+            hint="Leave it out",
         )
     if player in config.precision.compile and found.buffers:
         raise ConfigError(
             "precision.compile",
             f"the {player}'s forward changes the buffer {found.buffers[0]!r}",
             value=player,
-            mend="Leave this network out",
+            hint="Leave this network out",
         )

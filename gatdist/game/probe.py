@@ -115,12 +115,12 @@ def _hidden_state(config: Config, names: tuple[str, ...]) -> list[str]:
         return []
     name = config.game.update_rule
     rule = f"a step changes its attribute {names[0]!r}, which is not in checkpoints"
-    mend = "Keep what changes results in tensors"
+    hint = "Keep what changes results in tensors"
     if config.run.reduction == "canonical":
-        raise PluginError("game.update_rule", rule, value=name, mend=mend)
+        raise PluginError("game.update_rule", rule, value=name, hint=hint)
     return [
         f"game.update_rule = {name!r}: {rule}: a resumed run may differ if results depend on it. "
-        f"{mend}"
+        f"{hint}"
     ]
 
 
@@ -134,8 +134,8 @@ def require_loss(config: Config, loss: Loss) -> None:
     real = torch.tensor(_REAL, dtype=torch.float64, requires_grad=True)
     fake = torch.tensor(_FAKE, dtype=torch.float64, requires_grad=True)
 
-    def refuse(rule: str, mend: str = "") -> NoReturn:
-        raise PluginError("game.loss", rule, value=config.game.loss, mend=mend)
+    def refuse(rule: str, hint: str = "") -> NoReturn:
+        raise PluginError("game.loss", rule, value=config.game.loss, hint=hint)
 
     def value(name: str, *logits: Tensor) -> Tensor:
         function = loss
@@ -196,7 +196,7 @@ def _require_second_order(config: Config, rule: SecondOrder, batch: Batch) -> No
             "game.update_rule",
             f"needs second derivatives, which a network does not have: {described(error)}",
             value=config.game.update_rule,
-            mend="Use a first-order rule such as 'extragradient', or another network",
+            hint="Use a first-order rule such as 'extragradient', or another network",
         ) from error
 
 
@@ -211,7 +211,7 @@ def _require_penalty(rule: UpdateRule, scheduled: ScheduledPenalty, batch: Batch
             f"needs the {player} to be differentiable twice, down to its input, "
             "and it is not (token ids, or a layer without second derivatives?): "
             f"{described(error)}",
-            mend="Leave the penalty out, or use another network",
+            hint="Leave the penalty out, or use another network",
         ) from error
     network = getattr(rule.game, player)
     for name, parameter in network.named_parameters():
@@ -220,6 +220,6 @@ def _require_penalty(rule: UpdateRule, scheduled: ScheduledPenalty, batch: Batch
                 raise ConfigError(
                     f"game.penalties.{scheduled.name}",
                     f"its gradient by the {player}'s parameter {name!r} is not finite",
-                    mend="Add a small number below square roots and norms of the network",
+                    hint="Add a small number below square roots and norms of the network",
                 )
             parameter.grad = None

@@ -82,7 +82,7 @@ def _build(
             f"its constructor must take {', '.join(given)} as keywords; it does not take "
             f"{', '.join(lacking)}",
             value=wanted.name,
-            mend=f"Add a keyword argument {lacking[0]!r}",
+            hint=f"Add a keyword argument {lacking[0]!r}",
         )
     given |= {name: value for name, value in facts.items() if name in known}
     with user_code(subject, "fails in its constructor", value=wanted.name):
@@ -95,7 +95,7 @@ def _build(
             f"model.{player}.name",
             f"is for data of the kind {kinds}, and this is {found!r}",
             value=wanted.name,
-            mend="Choose another network, or another data.url",
+            hint="Choose another network, or another data.url",
         )
     return network
 
@@ -126,7 +126,7 @@ def build_networks(
             "model.conditional",
             "the data has no labels",
             value=True,
-            mend="Pack it with labels, or set false",
+            hint="Pack it with labels, or set false",
         )
     common = {"sample_shape": sample_shape, "num_classes": num_classes if model.conditional else 0}
     with generators_kept():

@@ -29,7 +29,7 @@ class DiscriminatorFeatures(nn.Module):
                 "model.discriminator.name",
                 "has no layer 'finish', whose inputs would be its features",
                 value=type(discriminator).__name__,
-                mend="Call its last layer so",
+                hint="Call its last layer so",
             )
         self.discriminator = discriminator
         self._seen: list[Tensor] = []

@@ -24,5 +24,5 @@ def require_rank(sample_shape: tuple[int, ...], rank: int, name: str) -> None:
         raise ConfigError(
             "model",
             f"{name!r} is for {_KINDS[rank]}, but the data's samples have shape {sample_shape}",
-            mend="Choose another model.generator.name and model.discriminator.name",
+            hint="Choose another model.generator.name and model.discriminator.name",
         )

@@ -31,8 +31,8 @@ def require_trainable(player: PlayerName, name: str, network: object) -> None:
         PluginError: it is no module, or not one that can be trained; what was found is named.
     """
 
-    def refuse(rule: str, mend: str = "") -> NoReturn:
-        raise PluginError(f"model.{player}.name", rule, value=name, mend=mend)
+    def refuse(rule: str, hint: str = "") -> NoReturn:
+        raise PluginError(f"model.{player}.name", rule, value=name, hint=hint)
 
     if not isinstance(network, nn.Module):
         kind = network.__name__ if isinstance(network, type) else type(network).__name__
@@ -122,7 +122,7 @@ def require_apart(generator: nn.Module, discriminator: nn.Module) -> None:
                     "model.discriminator.name",
                     f"the tensor {key!r} shares memory with the generator's {name!r}; each "
                     "network must have its own",
-                    mend="Copy it: tensor.detach().clone()",
+                    hint="Copy it: tensor.detach().clone()",
                 )
 
 

@@ -245,7 +245,7 @@ def _skipped_parameters_named() -> Iterator[None]:
             "model",
             "a backward left trainable parameters of a network without a gradient, which it did "
             "not do when the run started",
-            mend="Give the network the attribute may_skip_parameters = True",
+            hint="Give the network the attribute may_skip_parameters = True",
         ) from error
 
 

@@ -82,7 +82,7 @@ def find(store: Store) -> Findings:
     if not any(store.exists(name) for name in _SIGNS):
         raise StorageError(
             store.url, f"is no run directory: there is no {' and no '.join(_SIGNS)}",
-            mend="Check the URL",
+            hint="Check the URL",
         )  # fmt: skip
     found = Findings(store.url)
     found.config = _config(store, found.lacks)

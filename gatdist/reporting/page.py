@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from gatdist.config import flatten, masked_url, parse_config
+from gatdist.config import flatten, parse_config, redact_url
 from gatdist.errors import ConfigError
 from gatdist.monitor.charts import ALARMS, Chart, charts_of
 from gatdist.monitor.numbers import count, duration, number, size
@@ -56,7 +56,7 @@ def report(url: str, storage_options: dict[str, Any] | None = None) -> tuple[str
     merged: dict[str, str] = {}
     for title, html in sections:
         merged[title] = html + merged.get(title, "")
-    found.lacks = [masked_url(lack) for lack in found.lacks]
+    found.lacks = [redact_url(lack) for lack in found.lacks]
     return _page(found, {title: html for title, html in merged.items() if html}), found.lacks
 
 
@@ -69,7 +69,7 @@ def _page(found: Findings, sections: dict[str, str]) -> str:
         "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; "
         f"script-src 'sha256-{digest}'"
     )
-    url = masked_url(found.url)
+    url = redact_url(found.url)
     name = escape(url.rstrip("/").rsplit("/", 1)[-1])
     anchors = {title: re.sub(r"\W+", "-", title.lower()) for title in sections}
     links = "".join(f'<a href="#{anchors[title]}">{title}</a>' for title in sections)
@@ -265,7 +265,7 @@ def _configuration(found: Findings) -> str:
     flat = flatten(found.config)
     try:
         run, data = ({"total_samples": 2**40}, {"url": ""})
-        usual = flatten(parse_config({"run": run, "data": data}).public())
+        usual = flatten(parse_config({"run": run, "data": data}).redacted())
         parse_config(found.config)
     except ConfigError as error:
         found.lacks.append(f"config.json is not what this version knows: {error}")
@@ -282,7 +282,7 @@ def _configuration(found: Findings) -> str:
 def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     head = "".join(f"<th>{escape(title)}</th>" for title in titles)
     body = "".join(
-        "<tr>" + "".join(f"<td>{escape(masked_url(cell))}</td>" for cell in row) + "</tr>"
+        "<tr>" + "".join(f"<td>{escape(redact_url(cell))}</td>" for cell in row) + "</tr>"
         for row in rows
     )
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

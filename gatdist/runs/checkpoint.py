@@ -178,7 +178,7 @@ def require_same_order(saved: Mapping[str, Any], now: Mapping[str, Any], url: st
                 f"{url}: {key}",
                 f"the checkpoint was made with {what} ({saved.get(key)!r})",
                 value=now.get(key),
-                mend="Restore the data or the setting, or choose another --run-dir to start afresh",
+                hint="Restore the data or the setting, or choose another --run-dir to start afresh",
             )
 
 

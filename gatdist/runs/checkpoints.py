@@ -219,7 +219,7 @@ class Checkpoints:
             raise CheckpointError(
                 self.store.url,
                 f"all {len(names)} checkpoints are damaged",
-                mend="Restore one from a copy, or choose another --run-dir to start afresh",
+                hint="Restore one from a copy, or choose another --run-dir to start afresh",
             )
         return None
 
@@ -279,7 +279,7 @@ class Checkpoints:
                 self.store.url,
                 f"has {free / 1e6:,.1f} MB free, and {missing} more checkpoints take "
                 f"{missing * size / 1e6:,.1f} MB",
-                mend="Make room, keep fewer (run.keep_checkpoints), or choose another --run-dir",
+                hint="Make room, keep fewer (run.keep_checkpoints), or choose another --run-dir",
             )
 
     def is_free(self) -> bool:

@@ -50,7 +50,7 @@ class RunDirectory:
             ConfigError: a start at the same instant has claimed it for another one.
             StorageError: the folder can't be written.
         """
-        content = json.dumps(config.public(), indent=1).encode()
+        content = json.dumps(config.redacted(), indent=1).encode()
         if not self.store.create(_CONFIG, content):
             self.require_same(config)
             self.store.publish(_CONFIG, content)
@@ -146,7 +146,7 @@ class RunDirectory:
             raise CheckpointError(
                 f"{self.store.url}/checkpoints",
                 f"holds no whole checkpoint, though this run has committed one{at}",
-                mend="Restore one from a copy, or choose another --run-dir to start afresh",
+                hint="Restore one from a copy, or choose another --run-dir to start afresh",
             )
         for each in sorted(recorded):
             if not self.store.exists(_claim(each)):
@@ -154,7 +154,7 @@ class RunDirectory:
                     f"{self.store.url}/{_claim(each)}",
                     f"is lost, though {_RECORD} names this attempt, and there is no whole "
                     "checkpoint; whether the run has committed one is not known",
-                    mend="Restore the folders attempts/ and checkpoints/ from a copy, or choose "
+                    hint="Restore the folders attempts/ and checkpoints/ from a copy, or choose "
                     "another --run-dir to start afresh",
                 )
 
@@ -206,7 +206,7 @@ def read_config(store: Store) -> Config | None:
         raise CheckpointError(
             f"{store.url}/config.json",
             f"is no JSON object ({error})",
-            mend="Restore it, or choose another --run-dir",
+            hint="Restore it, or choose another --run-dir",
         ) from None
 
 

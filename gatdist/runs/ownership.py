@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from gatdist.config import Config, cache_folder, masked_url, parse_config, set_value
+from gatdist.config import Config, cache_folder, parse_config, redact_url, set_value
 from gatdist.errors import ConfigError, GatdistError
 from gatdist.storage import OutsideUrl, Store
 
@@ -73,12 +73,12 @@ def _require_beside(url: str, run: Store) -> None:
 
 
 def _refused(run: Store, key: str, value: object) -> ConfigError:
-    shown = masked_url(value) if isinstance(value, str) else "{…}"
+    shown = redact_url(value) if isinstance(value, str) else "{…}"
     return ConfigError(
         f"{run.url}/config.json: {key}",
         "names what only your own configuration may name, and this run was not trained by you here",
         value=shown,
-        mend=f"If you trust it: --set '{key}={json.dumps(shown)}'"
+        hint=f"If you trust it: --set '{key}={json.dumps(shown)}'"
         if isinstance(value, str)
         else f"If you trust it: --set '{key}={{…}}'",
     )
@@ -92,7 +92,7 @@ def _is_own(config: Config) -> bool:
 
 
 def _digest(config: Config) -> str:
-    return hashlib.sha256(json.dumps(config.public(), sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(config.redacted(), sort_keys=True).encode()).hexdigest()
 
 
 def _store() -> Store:

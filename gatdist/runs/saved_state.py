@@ -81,12 +81,12 @@ def require_saved_state(
         raise CheckpointError(
             f"{subject}: {key}",
             rule[0].lower() + rule[1:],
-            mend="Another version of gatdist wrote it, or others did: choose another --run-dir",
+            hint="Another version of gatdist wrote it, or others did: choose another --run-dir",
         ) from None
     if named_samples not in (None, state["samples_seen"]):
         raise CheckpointError(
             f"{subject}: samples_seen",
             f"differs from the name of its folder, which says {named_samples}",
             value=state["samples_seen"],
-            mend="Give the folder its own name again",
+            hint="Give the folder its own name again",
         )

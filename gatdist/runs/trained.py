@@ -225,12 +225,12 @@ def load_run(run: Store, device: torch.device) -> TrainedRun:
     config = read_config(run)
     if config is None:
         raise CheckpointError(
-            run.url, "is no run directory (it has no config.json)", mend="Check the path"
+            run.url, "is no run directory (it has no config.json)", hint="Check the path"
         )
     checkpoint = Checkpoints(run.child("checkpoints")).newest()
     if checkpoint is None:
         raise CheckpointError(
-            run.url, "has no checkpoint yet", mend="Let the run reach run.checkpoint_every_samples"
+            run.url, "has no checkpoint yet", hint="Let the run reach run.checkpoint_every_samples"
         )
     subject = f"{run.url}: {checkpoint.name}/state.json"
     require_saved_state(checkpoint.state, subject, checkpoint.named_samples)

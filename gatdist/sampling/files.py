@@ -74,7 +74,7 @@ def _animated(run: TrainedRun, seen: Tensor, kind: str) -> bytes:
             "--out",
             f"an animation shows pictures, and the run makes {run.space.modality}",
             value=kind.lower(),
-            mend="Name a folder",
+            hint="Name a folder",
         )
     from PIL import Image
 

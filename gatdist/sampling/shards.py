@@ -118,7 +118,7 @@ def write_shards(
         raise ConfigError("--interpolate", "does not go with --shards", value=wanted.interpolate)
     if Store(out).exists("config.json"):
         rule = "is a run directory, and a data set needs a folder of its own"
-        raise StorageError(Store(out).url, rule, mend="Choose another folder")
+        raise StorageError(Store(out).url, rule, hint="Choose another folder")
     labels = class_numbers(run, wanted.labels)
     job = Job(run=url, out=out, seed=wanted.seed, truncation=wanted.truncation, labels=labels)
     begins = range(0, wanted.num, SHARD_SAMPLES)

@@ -83,7 +83,7 @@ def all_samples_of(run: TrainedRun, wanted: Wanted, labels: list[int] | None) ->
             "--num" if wanted.interpolate < wanted.num else "--interpolate",
             f"gives {num:,} samples, and one file holds at most {most:,} of these",
             value=max(wanted.num, wanted.interpolate),
-            mend="Ask for fewer, or write a file for each: --out FOLDER without --grid",
+            hint="Ask for fewer, or write a file for each: --out FOLDER without --grid",
         )
     return torch.cat([chunk for _, chunk in samples_of(run, wanted, labels)])
 
@@ -114,7 +114,7 @@ def class_numbers(run: TrainedRun, wanted: Sequence[str]) -> list[int] | None:
         return None
     if not run.num_classes:
         rule = "the run's generator is not told classes"
-        raise ConfigError("--labels", rule, value=",".join(wanted), mend="Leave it out")
+        raise ConfigError("--labels", rule, value=",".join(wanted), hint="Leave it out")
     names = run.space.spec.class_names or []
     found = []
     for word in wanted:

@@ -91,7 +91,7 @@ def require_possible(observed: Observed, *, is_network_told: bool) -> None:
                 f"{workers} workers would be {first_s / seconds:.3g} times as fast as {first}, an "
                 f"efficiency of {efficiency:.0%}: none is above 100 %",
                 value=observed.seconds_per_1000_samples,
-                mend="Give seconds for 1,000 samples at every count, of all workers together",
+                hint="Give seconds for 1,000 samples at every count, of all workers together",
             )
     if (
         len(points) > 1
@@ -102,7 +102,7 @@ def require_possible(observed: Observed, *, is_network_told: bool) -> None:
             key,
             "rise as the workers do, as samples a second would",
             value=observed.seconds_per_1000_samples,
-            mend="Give 1000 / (samples a second); if the network is so slow, add [network]",
+            hint="Give 1000 / (samples a second); if the network is so slow, add [network]",
         )
 
 
@@ -120,7 +120,7 @@ def _require_something_to_go_by(scenario: Scenario) -> None:
         raise ConfigError(
             "observed",
             "is missing, and nothing says how long a step takes",
-            mend="Add [observed] with workers and seconds_per_1000_samples, [measured] with a file "
+            hint="Add [observed] with workers and seconds_per_1000_samples, [measured] with a file "
             "of gatdist bench, or [workload.discriminator], [workload.generator] and [hardware]",
         )
     for name, player in timed.items():
@@ -167,7 +167,7 @@ def _require_batches(scenario: Scenario) -> None:
         )
     if observed and scenario.measured and (scenario.measured.scaling or scenario.measured.step):
         raise ConfigError(
-            "measured", "can't stand beside [observed]", mend="Keep the one to be fitted to"
+            "measured", "can't stand beside [observed]", hint="Keep the one to be fitted to"
         )
 
 
@@ -199,7 +199,7 @@ def _require_known_sources(scenario: Scenario) -> None:
                 f"sources.{key}",
                 f"must begin with what it is: {', '.join(KINDS)}",
                 value=text,
-                mend=f"Write for example 'published: {text}'",
+                hint=f"Write for example 'published: {text}'",
             )
 
 

@@ -82,7 +82,7 @@ def _load(key: str, path: Path, needed: str) -> dict[str, Any]:
             key,
             f"can't be read ({error.strerror})",
             value=str(path),
-            mend="Give its path from the scenario's folder",
+            hint="Give its path from the scenario's folder",
         ) from None
     except ValueError:
         raise ConfigError(key, "is not JSON", value=str(path)) from None
@@ -92,7 +92,7 @@ def _load(key: str, path: Path, needed: str) -> dict[str, Any]:
             key,
             f"holds no {needed}",
             value=str(path),
-            mend=f"Give what gatdist {command[needed]} --json printed",
+            hint=f"Give what gatdist {command[needed]} --json printed",
         )
     return found
 
@@ -194,5 +194,5 @@ def fitted_link(report: Mapping[str, Any]) -> Link:
 
 def _damaged(key: str) -> ConfigError:
     return ConfigError(
-        f"measured.{key}", "is not what the command printed", mend="Measure again with --json"
+        f"measured.{key}", "is not what the command printed", hint="Measure again with --json"
     )

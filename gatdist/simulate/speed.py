@@ -163,7 +163,7 @@ def speed(scenario: Scenario, findings: Findings) -> Speed:
                 "predict.workers",
                 f"can't share a batch of {total}: some would have no sample",
                 value=workers,
-                mend="Predict fewer workers, or a larger global_batch",
+                hint="Predict fewer workers, or a larger global_batch",
             )
     return made
 

@@ -48,7 +48,7 @@ def refuse_both(section: str, it: BaseModel, one: str, other: str) -> None:
             f"{section}.{other}",
             f"can't stand beside {section}.{one}",
             value=getattr(it, other),
-            mend="Keep one of them",
+            hint="Keep one of them",
         )
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from gatdist.config import REFERENCE, expand_env, is_secret, masked_url
+from gatdist.config import REFERENCE, expand_env, is_secret, redact_url
 from gatdist.errors import StorageError
 from gatdist.storage.failures import LostError, RangeIgnoredError, RefusalError
 from gatdist.storage.urls import is_chain, open_plain, protocol_of
@@ -76,30 +76,30 @@ def open_file_system(url: str, options: Mapping[str, Any], stall_s: float) -> tu
     """
     if is_chain(expand_env(url)):
         rule = "must not contain '::' (no chain of file systems is opened)"
-        raise StorageError(masked_url(url), rule, mend="Use another name, or a local path")
+        raise StorageError(redact_url(url), rule, hint="Use another name, or a local path")
     backend = backend_of(url)
     expanded = expand_all(dict(options))
     for name, value in expanded.items():  # libraries fail late over these, and far away
         if name.endswith("kwargs") and not isinstance(value, Mapping):
-            mend = f"Write {name} = {{ … }}"
-            raise StorageError(masked_url(url), f"option {name} must be a table", mend=mend)
+            hint = f"Write {name} = {{ … }}"
+            raise StorageError(redact_url(url), f"option {name} must be a table", hint=hint)
     place = expand_env(url)
     try:
         if rule := backend.clash(place, expanded):
-            raise StorageError(masked_url(url), rule, mend="Leave one of them out")
+            raise StorageError(redact_url(url), rule, hint="Leave one of them out")
         # Listings are never cached: another process may have written since.
         wanted = backend.configured(place, expanded, stall_s) | {"use_listings_cache": False}
         file_system, root = open_plain(place, wanted)
         backend.adjust(file_system, stall_s)
     except ImportError as error:
-        mend = f'pip install "gatdist[{backend.extra}]"' if backend.extra else "Install its package"
+        hint = f'pip install "gatdist[{backend.extra}]"' if backend.extra else "Install its package"
         raise StorageError(
-            masked_url(url), f"its package is not installed ({error})", mend=mend
+            redact_url(url), f"its package is not installed ({error})", hint=hint
         ) from error
     except (TypeError, ValueError) as error:
         told = without(secrets_of(url, options), str(error))
-        mend = "Check the protocol and storage_options"
-        raise StorageError(masked_url(url), f"can't be opened ({told})", mend=mend) from error
+        hint = "Check the protocol and storage_options"
+        raise StorageError(redact_url(url), f"can't be opened ({told})", hint=hint) from error
     return file_system, root
 
 
@@ -133,7 +133,7 @@ def without(secrets: Iterable[str], text: str) -> str:
     """A text with neither these words nor the secrets in URLs."""
     for secret in secrets:
         text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", text)
-    return masked_url(text)
+    return redact_url(text)
 
 
 # S3

@@ -20,7 +20,7 @@ from urllib.parse import quote, unquote
 
 from fsspec.implementations.local import LocalFileSystem
 
-from gatdist.config import REFERENCE, expand_env, masked_url
+from gatdist.config import REFERENCE, expand_env, redact_url
 from gatdist.errors import StorageError, StorageUnavailableError, for_terminal
 from gatdist.heartbeat import beat
 from gatdist.storage import failures
@@ -68,7 +68,7 @@ class Connection:
         self, url: str, options: Mapping[str, Any], *, retry_budget_s: float, stall_s: float
     ) -> None:
         if "\0" in url:
-            raise StorageError(masked_url(url), "contains a NUL character", mend="Check the URL")
+            raise StorageError(redact_url(url), "contains a NUL character", hint="Check the URL")
         self.url, self._options = url, dict(options)
         self._retry_budget_s, self._stall_s = retry_budget_s, stall_s
         self.is_http = url.startswith(("http://", "https://"))
@@ -84,7 +84,7 @@ class Connection:
         """Of the folder ``name`` in this one, secrets and all. The name may be from a listing."""
         if REFERENCE.search(name) or "://" in name or ".." in name.split("/"):
             rule = "is no name of a folder in this one"
-            raise StorageError(self.shown(name), rule, mend="Rename it")
+            raise StorageError(self.shown(name), rule, hint="Rename it")
         return _joined(self.url, name)
 
     def path(self, name: str) -> str:
@@ -103,10 +103,10 @@ class Connection:
 
     def _require_exact(self, name: str) -> None:
         if "\0" in name:
-            raise StorageError(self.shown(name), "contains a NUL character", mend="Check the name")
+            raise StorageError(self.shown(name), "contains a NUL character", hint="Check the name")
         if not self.is_http and not is_exact(self._file_system, self._plain_path(name)):
             rule = "is a name that this kind of storage takes for another one, or for a version"
-            raise StorageError(self.shown(name), rule, mend="Use a name without ? and #")
+            raise StorageError(self.shown(name), rule, hint="Use a name without ? and #")
 
     def name(self, path: str) -> str:
         """The name of what a listing calls so; "" for a link that only sorts a page of links."""
@@ -119,7 +119,7 @@ class Connection:
 
     def shown(self, name: str = "") -> str:
         """The URL of a file, without secrets."""
-        return masked_url(_joined(self.url, name))
+        return redact_url(_joined(self.url, name))
 
     def run(self, name: str, operation: Callable[[Any], T]) -> T:
         """``operation(file_system)``; on a passing failure again, until the budget is used up.
@@ -160,10 +160,10 @@ class Connection:
                 failing_since = failing_since or now
                 left_s = self._retry_budget_s - (now - failing_since)
                 if left_s <= 0:
-                    mend = failures.hint(error) or "Check that it is up and has room"
+                    hint = failures.hint(error) or "Check that it is up and has room"
                     raise StorageUnavailableError(
                         f"{self.shown(name)}: storage kept failing, {attempts} attempts in "
-                        f"{now - failing_since:.0f} s ({self._told(error)}). {mend}, then run the "
+                        f"{now - failing_since:.0f} s ({self._told(error)}). {hint}, then run the "
                         "same command again."
                     ) from error
                 if began and now - began > _TELL_AFTER_S and _is_waited_for():
@@ -209,9 +209,9 @@ class Connection:
             return error
         if self.is_local:
             if obstacle := _obstacle(self.path(name)):
-                mend = "Check it, or choose another path"
-                return StorageError(self.shown(name), obstacle, mend=mend)
-            mends = {"does not exist": "Check the path", "not permitted": "Check its permissions"}
+                hint = "Check it, or choose another path"
+                return StorageError(self.shown(name), obstacle, hint=hint)
+            hints = {"does not exist": "Check the path", "not permitted": "Check its permissions"}
         else:
             source = backend_of(self.url).credentials
             source = f" ({source}, or storage_options)" if source else ""
@@ -219,7 +219,7 @@ class Connection:
             if listing:
                 listing = f"; without {listing}, absent files are not permitted either"
             bucket = "" if self.is_http else "; the bucket must exist already"
-            mends = {
+            hints = {
                 "does not exist": f"Check the URL{bucket}",
                 "not permitted": f"Check the credentials{source} and their rights{listing}",
                 "can't be written": "Choose another kind of storage",
@@ -228,7 +228,7 @@ class Connection:
         return StorageError(
             self.shown(name),
             f"{rule} ({told})" if told else rule,
-            mend=failures.hint(error) or mends.get(rule, "Check the URL and storage_options"),
+            hint=failures.hint(error) or hints.get(rule, "Check the URL and storage_options"),
         )
 
     def _told(self, error: Exception) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 
 from pydantic import ConfigDict, RootModel
 
-from gatdist.config import REFERENCE, expand_env, masked_url
+from gatdist.config import REFERENCE, expand_env, redact_url
 from gatdist.storage.urls import LOCAL_PROTOCOLS
 
 LOCAL = "this machine"
@@ -60,7 +60,7 @@ class OutsideUrl(RootModel[str]):
     @property
     def shown(self) -> str:
         """Without secrets."""
-        return masked_url(self.root)
+        return redact_url(self.root)
 
     def on(self, own: str) -> str:
         """The user's own URL of the same origin, with this one's path, and its query if any."""
@@ -116,7 +116,7 @@ def without_credentials(url: str) -> str:
     """A URL of the user's own without user, password and query, to be written to a file."""
     protocol, netloc, path = _parts(url)
     if protocol not in _PORTS:
-        return masked_url(url)
+        return redact_url(url)
     return f"{protocol}://{netloc.rpartition('@')[2]}{path.partition('?')[0]}"
 
 

@@ -73,8 +73,8 @@ class WantedRanges:
             )
         if isinstance(content, failures.RangeIgnoredError):
             if i in self._ignored:  # once may be a cache on the way that was being filled
-                mend = "The server ignores ranges: use one that knows them, or copy the files"
-                return StorageError(self._connection.shown(name), str(content), mend=mend)
+                hint = "The server ignores ranges: use one that knows them, or copy the files"
+                return StorageError(self._connection.shown(name), str(content), hint=hint)
             self._ignored.add(i)
         if isinstance(content, Exception) and failures.answer(content).status == 416:
             content = b""  # it begins after the end
@@ -91,5 +91,5 @@ def cut_short(url: str, start: int, stop: int, content: bytes, size: int) -> Sto
     return StorageError(
         url,
         f"gave {len(content)} bytes for the range {start} to {stop} (of {size})",
-        mend="The file is cut short, or was replaced by another",
+        hint="The file is cut short, or was replaced by another",
     )

@@ -17,7 +17,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from gatdist.config import masked_url
+from gatdist.config import redact_url
 from gatdist.errors import StorageError
 from gatdist.storage import failures, local
 from gatdist.storage.connection import Connection
@@ -275,7 +275,7 @@ class Store:
         """
         info = self._info(name)
         if info is None or info["type"] != "file":
-            raise StorageError(self._connection.shown(name), "no such file", mend="Check the URL")
+            raise StorageError(self._connection.shown(name), "no such file", hint="Check the URL")
         if info["size"] is None:
             raise StorageError(self._connection.shown(name), "the server does not tell its size")
         return int(info["size"])
@@ -417,5 +417,5 @@ def at_file(url: str) -> tuple[Store, str]:
     folder, slash, name = path.rpartition("/")
     if not slash:
         rule = "names no file in a folder or bucket"
-        raise StorageError(masked_url(url), rule, mend="Add a name: PROTOCOL://FOLDER/FILE")
+        raise StorageError(redact_url(url), rule, hint="Add a name: PROTOCOL://FOLDER/FILE")
     return Store(f"{protocol}://{folder or '/'}"), name

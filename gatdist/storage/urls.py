@@ -49,7 +49,7 @@ def absolute(url: str | os.PathLike[str]) -> str:
         return url if protocol_of(url) else os.path.abspath(os.path.expanduser(url))
     except FileNotFoundError:
         rule = "is relative to the current folder, which does not exist any more"
-        raise StorageError("path", rule, value=url, mend="Change to another folder") from None
+        raise StorageError("path", rule, value=url, hint="Change to another folder") from None
 
 
 def is_chain(url: str) -> bool:

@@ -97,7 +97,7 @@ class StepGraphs:
                 f"a network, loss or penalty of this run does in a step what can't be recorded: "
                 f"{str(error).strip().splitlines()[0]}",
                 value=True,
-                mend="Leave it out",
+                hint="Leave it out",
             ) from error
         sizes = [value.numel() for _, value in seen.observed]
         return _Recording(replay, seen, values, sizes)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from gatdist.config import Config, PlayerName, masked_url
+from gatdist.config import Config, PlayerName, redact_url
 from gatdist.errors import CheckpointError, ConfigError
 
 
@@ -42,12 +42,12 @@ def start_from_another_run(
         raise ConfigError(
             "model.init_from",
             "is no run with a whole checkpoint",
-            value=masked_url(url),
-            mend="Name the folder of a run that has reached run.checkpoint_every_samples",
+            value=redact_url(url),
+            hint="Name the folder of a run that has reached run.checkpoint_every_samples",
         )
     for player, network in networks.items():
         weights = checkpoint.weights(player)
-        _require_fit(f"{masked_url(url)}: tensor {PARTS[player]}", network, weights)
+        _require_fit(f"{redact_url(url)}: tensor {PARTS[player]}", network, weights)
         for name, tensor in network.state_dict().items():
             tensor.copy_(weights[name])
 
@@ -61,5 +61,5 @@ def _require_fit(subject: str, network: nn.Module, theirs: Mapping[str, Tensor])
         raise CheckpointError(
             f"{subject}/{name}",
             f"{there}, {tuple(tensor.shape)} in this run's network",
-            mend="Make the section model that of the other run",
+            hint="Make the section model that of the other run",
         )

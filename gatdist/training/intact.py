@@ -51,7 +51,7 @@ class Intact:
         raise PluginError(
             subject,
             f"was added, removed, {how} during the run, so that no checkpoint could be read again",
-            mend="Create parameters and buffers in the constructor, and then change values only",
+            hint="Create parameters and buffers in the constructor, and then change values only",
         )
 
 

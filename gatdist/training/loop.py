@@ -80,7 +80,7 @@ def run(
         ``reason`` for people, ``samples_seen``, and ``metrics`` of the last evaluation.
 
     Raises:
-        UserError: something the user can mend.
+        UserError: something the user can fix.
         TrainingError: too many non-finite steps, or a state that is not finite.
         StaleAttemptError: another attempt has taken the run over.
         WorkerLostError: the workers have come to hold different states.
@@ -103,8 +103,8 @@ def run(
         rule = f"failed during the run ({described(error)})"
         if not is_users:
             rule += ", perhaps by a value that a network, loss or rule returned"
-        mend = "gatdist train --local --debug prints the whole traceback"
-        raise PluginError("user code", rule, mend=mend) from error
+        hint = "gatdist train --local --debug prints the whole traceback"
+        raise PluginError("user code", rule, hint=hint) from error
 
 
 def _has_user_code(config: Config) -> bool:
@@ -510,7 +510,7 @@ class _Loop:
             resumed_from = self.state.samples_seen if resumes else None
             reason = self.reason or self.outcome["status"]
             self.checkpoints.require_room(self.state.tensors())
-            # Only now: a configuration that can't train must not keep the folder from its mend.
+            # Only now: a configuration that can't train must not keep the folder from being used.
             self.directory.claim(self.config)
             self.directory.start_attempt(hosts, resumed_from, reason)
         faults.here.rank = self.comm.rank

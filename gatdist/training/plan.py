@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gatdist.config import BOTH, Config, flatten, import_plugins, masked_url
+from gatdist.config import BOTH, Config, flatten, import_plugins, redact_url
 from gatdist.data import Dataset, SampleOrder, allot, open_dataset
 from gatdist.evaluation import Evaluator
 from gatdist.game import Game, Step, UpdateRule, build_update_rule, require_whole_batches
@@ -119,8 +119,8 @@ def plan(config: Config, run_dir: str) -> dict[str, Any]:
         require_saved_state(newest.state, subject, newest.named_samples)
         samples_seen = newest.state["samples_seen"]
     return {
-        "config": config.public(),
-        "run_dir": masked_url(run_dir),
+        "config": config.redacted(),
+        "run_dir": redact_url(run_dir),
         "parameters": {name: _num_parameters(network) for name, network in networks.items()},
         "state_bytes": state_bytes,
         "activation_bytes": _activation_bytes(config, checked),

@@ -184,5 +184,5 @@ def require_ahead(config: Config, run_dir: str) -> None:
             "monitor.profile_steps (--profile)",
             f"the run in {run_dir} has made {made:,} steps already",
             value=[first, stop],
-            mend=f"Use {made}:{made + stop - first}, or another --run-dir",
+            hint=f"Use {made}:{made + stop - first}, or another --run-dir",
         )

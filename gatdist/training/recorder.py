@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gatdist.background import Background, Coalesced
-from gatdist.config import Config, masked_url
+from gatdist.config import Config, redact_url
 from gatdist.data import Dataset
 from gatdist.errors import StorageUnavailableError
 from gatdist.exhibits import Exhibit, exhibit
@@ -88,7 +88,7 @@ class Recorder:
                 "total_samples": config.run.total_samples,
                 "workers": comm.world_size,
                 "device": comm.device.type,
-                "data": masked_url(config.data.url),
+                "data": redact_url(config.data.url),
                 "num_samples": dataset.num_samples,
                 "num_shards": dataset.num_shards,
                 "parameters": {
@@ -295,6 +295,6 @@ def config_table(config: Config) -> str:
     from gatdist.config import flatten
 
     rows = [
-        f"| `{key}` | `{json.dumps(value)}` |" for key, value in flatten(config.public()).items()
+        f"| `{key}` | `{json.dumps(value)}` |" for key, value in flatten(config.redacted()).items()
     ]
     return "\n".join(["| key | value |", "| --- | --- |", *rows])

@@ -152,8 +152,8 @@ def _require_fit(mine: dict[str, Tensor], theirs: dict[str, Tensor], subject: st
     for name in sorted(mine):
 
         def refuse(rule: str, name: str = name) -> NoReturn:
-            mend = "Use the networks it was made with, or choose another --run-dir"
-            raise CheckpointError(f"{subject}tensor {name}", rule, mend=mend)
+            hint = "Use the networks it was made with, or choose another --run-dir"
+            raise CheckpointError(f"{subject}tensor {name}", rule, hint=hint)
 
         if name not in theirs:
             refuse("is missing in the checkpoint: it is of other networks")

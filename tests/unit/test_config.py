@@ -422,7 +422,7 @@ headers = { Authorization = "Bearer abc" }
 
 def test_secrets_are_masked_and_references_kept(load):
     config = load(toml=SECRETS)
-    public = config.public()
+    public = config.redacted()
     assert public["run"]["storage_options"] == {
         "key": "***",
         "secret": "${env:BUCKET_SECRET}",
@@ -457,13 +457,13 @@ def test_secrets_are_masked_and_references_kept(load):
 )
 def test_secrets_in_a_url_are_masked_and_references_kept(load, url, public):
     config = load(toml=SECRETS.replace("s3://${env:BUCKET}/x", url))
-    assert config.public()["data"]["url"] == public
+    assert config.redacted()["data"]["url"] == public
     assert config.data.url == url, "the run itself needs it"
 
 
 def test_what_is_public_is_a_configuration_again(load):
     config = load(toml=SECRETS)
-    require_unchanged(parse_config(config.public()), config, "runs/x")
+    require_unchanged(parse_config(config.redacted()), config, "runs/x")
 
 
 def test_references_are_listed_and_expanded_at_the_moment_of_use(load, monkeypatch):

@@ -68,7 +68,7 @@ def test_clocks(ahead_s, ok, told):
     assert found.ok == ok
     assert found.value.startswith(told)
     assert found.value.endswith("± 500 µs")
-    assert bool(found.mend) == (ok is not True)
+    assert bool(found.hint) == (ok is not True)
 
 
 def test_a_clock_is_read_halfway():
@@ -121,7 +121,7 @@ def test_a_slow_link_is_named():
     found = verdicts.sending(ADDRESSES, {one: (to[one], rates[one]) for one in ADDRESSES})
     assert [found[one].ok for one in ADDRESSES] == [True, None, True]
     assert found["10.0.0.2"].value.startswith("2.5 MB/s to c")
-    assert "b to c" in found["10.0.0.2"].mend
+    assert "b to c" in found["10.0.0.2"].hint
 
 
 def test_gpus_on_some_hosts_only():
@@ -157,7 +157,7 @@ def test_gpus_on_some_hosts_only():
 )
 def test_what_is_enough(found, ok):
     assert found.ok is ok
-    assert bool(found.mend) == (ok is not True)
+    assert bool(found.hint) == (ok is not True)
 
 
 def test_a_report_in_words_and_as_json():
@@ -174,7 +174,7 @@ def test_a_report_in_words_and_as_json():
     assert report.bad == ["w1 storage"]
     found = report.to_json()
     assert found["ok"] is False
-    assert found["hosts"][0]["findings"][1]["mend"] == "Give it credentials"
+    assert found["hosts"][0]["findings"][1]["hint"] == "Give it credentials"
     assert found["network"] == [exchange._asdict()]
     json.dumps(found)
 
@@ -231,4 +231,4 @@ def test_bad_input_is_told_in_one_message(arguments, told, capsys):
 def test_a_short_wait_of_ray_job_stop_is_reported(wait_s, ok):
     found = verdicts.job_stop(wait_s)
     assert found.ok is ok
-    assert ("RAY_JOB_STOP_WAIT_TIME_S" in found.mend) is (ok is None)
+    assert ("RAY_JOB_STOP_WAIT_TIME_S" in found.hint) is (ok is None)

@@ -45,7 +45,7 @@ def require_only(found: tuple[int, Any], name: str) -> dict[str, Any]:
     assert {each for each, finding in findings.items() if finding["ok"] is False} == {name}
     assert status == 2
     finding: dict[str, Any] = findings[name]
-    assert finding["mend"]
+    assert finding["hint"]
     return finding
 
 
@@ -54,13 +54,13 @@ def test_doctor_reports_a_tmpdir_too_long_for_sockets(tmp_path: Path) -> None:
     long.mkdir()
     finding = require_only(doctor(env={"TMPDIR": str(long)}), "temporary folder")
     assert "107" in finding["value"]
-    assert "TMPDIR" in finding["mend"]
+    assert "TMPDIR" in finding["hint"]
 
 
 def test_doctor_reports_a_ray_tmpdir_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     found = doctor(env={"RAY_TMPDIR": str(tmp_path / "file")})
-    assert "RAY_TMPDIR" in require_only(found, "temporary folder")["mend"]
+    assert "RAY_TMPDIR" in require_only(found, "temporary folder")["hint"]
 
 
 def test_doctor_reports_a_low_limit_of_open_files() -> None:
@@ -69,7 +69,7 @@ def test_doctor_reports_a_low_limit_of_open_files() -> None:
 
     finding = require_only(doctor(before=lower), "open files")
     assert finding["value"] == "512"
-    assert "ulimit -n" in finding["mend"]
+    assert "ulimit -n" in finding["hint"]
 
 
 def test_doctor_reports_an_interface_that_does_not_exist() -> None:
@@ -96,7 +96,7 @@ def test_doctor_reports_a_full_disk_or_no_free_inodes_of_the_run(
     finally:
         subprocess.run(["umount", folder], check=True)
     assert findings["disk (run)"]["ok"] is False
-    assert findings["disk (run)"]["mend"]
+    assert findings["disk (run)"]["hint"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
@@ -111,7 +111,7 @@ def test_doctor_reports_a_shared_memory_that_is_small_or_read_only() -> None:
         )
         found = {one["name"]: one for one in json.loads(finished.stdout)["findings"]}
         assert found["/dev/shm"]["ok"] is False
-        assert found["/dev/shm"]["mend"]
+        assert found["/dev/shm"]["hint"]
         assert finished.returncode == 2
 
 
@@ -134,10 +134,10 @@ def test_doctor_reports_a_shared_memory_that_is_small_or_read_only() -> None:
 def test_doctor_proxies_must_leave_out_the_cluster(variables: dict[str, str], ok: bool) -> None:
     found = environment.judge_proxies(variables, ["10.0.0.1", "10.0.0.2"])
     assert found.ok is (True if ok else None)
-    assert bool(found.mend) is not ok
+    assert bool(found.hint) is not ok
     ray_uses_them = variables | {"RAY_grpc_enable_http_proxy": "1"}
     assert environment.judge_proxies(ray_uses_them, ["10.0.0.1", "10.0.0.2"]).ok is ok
-    assert "://" not in found.value + found.mend  # a proxy's URL may hold a password
+    assert "://" not in found.value + found.hint  # a proxy's URL may hold a password
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_doctor_proxies_must_leave_out_the_cluster(variables: dict[str, str], ok
 def test_doctor_open_files_limits(soft: int, hard: int, ok: bool) -> None:
     found = environment.judge_open_files(soft, hard)
     assert found.ok is ok
-    assert bool(found.mend) is not ok
+    assert bool(found.hint) is not ok
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_doctor_process_limits(user: int | None, container: int | None, ok: bool
 def test_doctor_temporary_folders(folder: str, error: str, mode: int, ok: bool | None) -> None:
     found = environment.judge_temporary_folder(folder, error, mode)
     assert found.ok is ok
-    assert bool(found.mend) is (ok is not True)
+    assert bool(found.hint) is (ok is not True)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_doctor_chosen_interfaces(chosen: dict[str, str], ok: bool) -> None:
 def judged(line: str, **others: Any) -> dict[str, bool | None]:
     given = {"num_visible": 1, "failed": {}} | others
     found = environment.judge_gpus(environment.parsed_gpus(line), **given)
-    assert all(finding.mend for finding in found)
+    assert all(finding.hint for finding in found)
     return {finding.value: finding.ok for finding in found}
 
 
@@ -271,4 +271,4 @@ def test_doctor_uses_every_gpu_of_this_machine() -> None:
 )
 def test_doctor_inodes_and_permissions(found: Any, ok: bool) -> None:
     assert found.ok is ok
-    assert bool(found.mend) is not ok
+    assert bool(found.hint) is not ok

@@ -288,7 +288,7 @@ def test_room_is_that_of_the_disk_a_link_leads_to(tmp_path: Path) -> None:
 
 
 def test_a_message_holds_no_more_of_a_value_than_a_terminal_shows() -> None:
-    error = StorageError("x" * 10**6, "must be short", value="y" * 10**6, mend="z" * 10**6)
+    error = StorageError("x" * 10**6, "must be short", value="y" * 10**6, hint="z" * 10**6)
     assert len(str(error)) < 10_000
     assert str(error).startswith("xxx")
     assert "must be short" in str(error)  # what was given as the rule

@@ -86,8 +86,8 @@ def _server(command: Sequence[str], port: int, path: str = "/") -> Iterator[str]
             while not _answers(address + path):
                 if process.poll() is not None or time.monotonic() > deadline:
                     rule = "there is no S3 server to start"
-                    mend = "Name a folder, such as s3://bucket/bench, or install moto[server]"
-                    raise UserError("--url", rule, mend=mend)
+                    hint = "Name a folder, such as s3://bucket/bench, or install moto[server]"
+                    raise UserError("--url", rule, hint=hint)
                 time.sleep(0.1)
             yield address
         finally:

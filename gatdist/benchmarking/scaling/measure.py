@@ -236,5 +236,5 @@ def _require_shares(size: Size, workers: int) -> None:
             "--workers",
             f"can't share {size.name}'s global batch of {batch} equally, as strong scaling does",
             value=workers,
-            mend=f"Use {near}, or --batch {-(-batch // workers) * workers}, or --mode weak",
+            hint=f"Use {near}, or --batch {-(-batch // workers) * workers}, or --mode weak",
         )

@@ -151,8 +151,8 @@ class _Examination:
         answered = f"{len(looks)} of {len(self._hosts)} answered"
         self._findings.append(Finding("hosts", answered, len(looks) == len(self._hosts)))
         if self._lost:
-            mend = "Start Ray there again, if they should be here"
-            self._findings.append(Finding("lost hosts", ", ".join(self._lost), None, mend))
+            hint = "Start Ray there again, if they should be here"
+            self._findings.append(Finding("lost hosts", ", ".join(self._lost), None, hint))
         if looks:
             odd, all_ = verdicts.versions([look.facts for look in looks])
             for host in self._present:
@@ -234,11 +234,11 @@ class _Examination:
         why = "; ".join(f"{host.name} {host.error}" for host in hosts if host.error)
         for host in hosts:
             host.error = ""  # of the group, not of each
-        mend = (
+        hint = (
             "Each pair of hosts has a connection: unset GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME "
             "where they are set, or look at the error"
         )
-        self._findings.append(Finding("all-reduce", f"{told}: failed ({why})", False, mend))
+        self._findings.append(Finding("all-reduce", f"{told}: failed ({why})", False, hint))
 
 
 def _host(node: Mapping[str, Any]) -> _Host:
@@ -257,8 +257,8 @@ def _number(node: Mapping[str, Any]) -> list[int]:
 def _shown(host: _Host) -> list[Finding]:
     if not host.error:
         return host.findings
-    mend = "Look at its Ray (ray status, and its logs), or take it out of the cluster"
-    return [*host.findings, Finding("answers", host.error, False, mend)]
+    hint = "Look at its Ray (ray status, and its logs), or take it out of the cluster"
+    return [*host.findings, Finding("answers", host.error, False, hint)]
 
 
 def _last_line(error: BaseException) -> str:

@@ -45,8 +45,8 @@ def temporary_folder(*, for_ray: bool) -> Finding:
         try:
             require_temporary_folder(for_ray=for_ray)
         except ClusterError as error:
-            told, _, mend = str(error).rstrip(".").rpartition(". ")
-            return Finding("temporary folder", told, False, mend)
+            told, _, hint = str(error).rstrip(".").rpartition(". ")
+            return Finding("temporary folder", told, False, hint)
     return judge_temporary_folder(*_tried_temporary_folder())
 
 
@@ -77,11 +77,11 @@ def judge_temporary_folder(folder: str, error: str, mode: int) -> Finding:
     """
     name = "temporary folder"
     if error:
-        mend = "Set TMPDIR to a short path of a local folder that you can write"
-        return Finding(name, f"{folder or 'none'}: takes no sockets ({error})", False, mend)
+        hint = "Set TMPDIR to a short path of a local folder that you can write"
+        return Finding(name, f"{folder or 'none'}: takes no sockets ({error})", False, hint)
     if mode & 0o002 and not mode & 0o1000:
-        mend = f"chmod +t {folder}: other users can replace files there"
-        return Finding(name, f"{folder}: writable by all without a sticky bit", None, mend)
+        hint = f"chmod +t {folder}: other users can replace files there"
+        return Finding(name, f"{folder}: writable by all without a sticky bit", None, hint)
     return Finding(name, folder, True)
 
 
@@ -96,8 +96,8 @@ def judge_open_files(soft: int, hard: int) -> Finding:
     told = "no limit" if soft == resource.RLIM_INFINITY else f"{soft:,}"
     can_raise = hard == resource.RLIM_INFINITY or hard >= _NEEDS_OPEN_FILES
     where = "" if can_raise else ", as root or in /etc/security/limits.conf"
-    mend = "" if ok else f"ulimit -n {max(_NEEDS_OPEN_FILES, hard)}{where}"
-    return Finding("open files", told, ok, mend)
+    hint = "" if ok else f"ulimit -n {max(_NEEDS_OPEN_FILES, hard)}{where}"
+    return Finding("open files", told, ok, hint)
 
 
 def processes() -> Finding:
@@ -114,8 +114,8 @@ def judge_processes(user: int | None, container: int | None) -> Finding:
     if not known:
         return Finding("processes", "no limit", True)
     ok = min(known) >= _NEEDS_PROCESSES
-    mend = "" if ok else "Raise ulimit -u, or the container's limit (docker run --pids-limit=-1)"
-    return Finding("processes", f"{min(known):,}", ok, mend)
+    hint = "" if ok else "Raise ulimit -u, or the container's limit (docker run --pids-limit=-1)"
+    return Finding("processes", f"{min(known):,}", ok, hint)
 
 
 def cgroup_memory() -> tuple[int, int] | None:
@@ -163,10 +163,10 @@ def judge_proxies(environment: Mapping[str, str], addresses: Sequence[str]) -> F
     if not missed:
         return Finding("proxies", f"{named}; not for the cluster (no_proxy)", True)
     told = f"{named}: no_proxy lacks {', '.join(sorted(missed))}"
-    mend = f"Add {','.join(sorted(missed))} to no_proxy and NO_PROXY where Ray is started"
+    hint = f"Add {','.join(sorted(missed))} to no_proxy and NO_PROXY where Ray is started"
     # By default, Ray keeps its own connections from proxies; storage and `ray job` do not.
     is_used = environment.get(_RAY_USES_PROXIES, "").lower() in ("1", "true")
-    return Finding("proxies", told, False if is_used else None, mend)
+    return Finding("proxies", told, False if is_used else None, hint)
 
 
 def _is_bypassed(environment: Mapping[str, str], address: str) -> bool:
@@ -207,8 +207,8 @@ def judge_chosen_interfaces(chosen: Mapping[str, str], present: Sequence[str]) -
             if name not in present and not (by_prefix and any(p.startswith(name) for p in present))
         ]
     told = "; ".join(wrong) or ", ".join(f"{k}={v}" for k, v in chosen.items()) or "chosen by us"
-    mend = f"Unset it, or choose one of {', '.join(present)}" if wrong else ""
-    return Finding("chosen interface", told, not wrong, mend)
+    hint = f"Unset it, or choose one of {', '.join(present)}" if wrong else ""
+    return Finding("chosen interface", told, not wrong, hint)
 
 
 class Gpu(NamedTuple):
@@ -301,19 +301,19 @@ def judge_gpus(
     ]
     if num_ray is not None and num_ray > num_visible:
         told = f"Ray has {num_ray:g}, and torch sees {num_visible}"
-        mend = "Check nvidia-smi and CUDA_VISIBLE_DEVICES, and start Ray there with --num-gpus"
-        found.append(Finding("GPUs", told, False, mend))
+        hint = "Check nvidia-smi and CUDA_VISIBLE_DEVICES, and start Ray there with --num-gpus"
+        found.append(Finding("GPUs", told, False, hint))
     for gpu in gpus:
         name = f"GPU {gpu.number} ({gpu.name})"
         if gpu.compute_mode == "Prohibited":
-            mend = f"nvidia-smi -i {gpu.number} -c DEFAULT"
-            found.append(Finding(name, "compute mode Prohibited", False, mend))
+            hint = f"nvidia-smi -i {gpu.number} -c DEFAULT"
+            found.append(Finding(name, "compute mode Prohibited", False, hint))
         if gpu.ecc_errors.isdecimal() and int(gpu.ecc_errors):
             told = f"{gpu.ecc_errors} uncorrected memory errors"
             found.append(Finding(name, told, False, "Reset the GPU, or take the host out"))
         if gpu.mig == "Enabled":
-            mend = "Workers get instances of it; disable MIG to train on all of it"
-            found.append(Finding(name, "split into MIG instances", None, mend))
+            hint = "Workers get instances of it; disable MIG to train on all of it"
+            found.append(Finding(name, "split into MIG instances", None, hint))
         if gpu.used_mb.isdecimal() and gpu.memory_mb.isdecimal():
             used, total = int(gpu.used_mb), int(gpu.memory_mb)
             if used > total / 2:

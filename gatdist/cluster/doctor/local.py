@@ -143,8 +143,8 @@ def judge_device(usable: str, present: bool, error: str) -> Finding:
     if usable:
         return Finding("device", usable, True)
     if present:
-        mend = "Install the CUDA build of torch, or a driver that fits it"
-        return Finding("device", "CPU (though a GPU is there)", False, mend)
+        hint = "Install the CUDA build of torch, or a driver that fits it"
+        return Finding("device", "CPU (though a GPU is there)", False, hint)
     return Finding("device", "CPU (GPU: none)", True)
 
 
@@ -191,11 +191,11 @@ def judge_interface(name: str | None, address: str, resolved: str) -> Finding:
         resolved: what this host's own name leads to.
     """
     if name is None:
-        mend = f"Start Ray with --node-ip-address=… of this host, not {address}"
-        return Finding("interface", f"none carries {address}", False, mend)
+        hint = f"Start Ray with --node-ip-address=… of this host, not {address}"
+        return Finding("interface", f"none carries {address}", False, hint)
     if address.startswith("127."):
-        mend = "Fine on one machine; hosts can't reach this one"
-        return Finding("interface", f"{name} ({address}): loopback only", None, mend)
+        hint = "Fine on one machine; hosts can't reach this one"
+        return Finding("interface", f"{name} ({address}): loopback only", None, hint)
     same = resolved == address
     note = "" if same else f"; the host's name leads to {resolved}, which is not used"
     return Finding("interface", f"{name} ({address}{note})", True)
@@ -230,9 +230,9 @@ def _memory() -> Finding:
 def judge_memory(free_bytes: int, total_bytes: int) -> Finding:
     """Whether memory is enough."""
     ok = free_bytes >= _NEEDS_MEMORY_BYTES
-    mend = "" if ok else f"End other programs: less than {_NEEDS_MEMORY_BYTES / _GB:.0f} GB is free"
+    hint = "" if ok else f"End other programs: less than {_NEEDS_MEMORY_BYTES / _GB:.0f} GB is free"
     value = f"{free_bytes / _GB:.1f} GB free of {total_bytes / _GB:.1f} GB"
-    return Finding("memory", value, ok, mend)
+    return Finding("memory", value, ok, hint)
 
 
 def _shared_memory() -> Finding:
@@ -254,8 +254,8 @@ def judge_shared_memory(free_bytes: int | None, error: str = "") -> Finding:
     if error and free_bytes >= _NEEDS_SHARED_MEMORY_BYTES:
         return Finding("/dev/shm", f"takes no files ({error})", False, "chmod 1777 /dev/shm")
     ok = free_bytes >= _NEEDS_SHARED_MEMORY_BYTES
-    mend = "" if ok else "Enlarge it (docker run --shm-size=1g)"
-    return Finding("/dev/shm", f"{free_bytes / _GB:.2f} GB free", ok, mend)
+    hint = "" if ok else "Enlarge it (docker run --shm-size=1g)"
+    return Finding("/dev/shm", f"{free_bytes / _GB:.2f} GB free", ok, hint)
 
 
 def _write_error(folder: Path) -> str:
@@ -291,10 +291,10 @@ def judge_disk(
         free_files: that its disk still takes; None where it does not count them.
     """
     if not writable:
-        mend = "Give yourself the right to write there"
-        return Finding(name, f"{folder} can't be written", False, mend)
+        hint = "Give yourself the right to write there"
+        return Finding(name, f"{folder} can't be written", False, hint)
     if free_files is not None and free_files < _NEEDS_FILES:
         return Finding(name, f"{free_files:,} more files in {folder}", False, "Delete small files")
     ok = free_bytes >= _NEEDS_DISK_BYTES
-    mend = "" if ok else f"Make room: less than {_NEEDS_DISK_BYTES / _GB:.0f} GB is free"
-    return Finding(name, f"{free_bytes / _GB:.1f} GB free in {folder}", ok, mend)
+    hint = "" if ok else f"Make room: less than {_NEEDS_DISK_BYTES / _GB:.0f} GB is free"
+    return Finding(name, f"{free_bytes / _GB:.1f} GB free in {folder}", ok, hint)

@@ -16,13 +16,13 @@ class Finding(NamedTuple):
         name: what.
         value: what was found, for people.
         ok: whether training can go on with it; None where that depends.
-        mend: what to do about it; "" where there is nothing to do.
+        hint: what to do about it; "" where there is nothing to do.
     """
 
     name: str
     value: str
     ok: bool | None
-    mend: str = ""
+    hint: str = ""
 
 
 class HostReport(NamedTuple):
@@ -75,7 +75,7 @@ class Report(NamedTuple):
 
     @property
     def bad(self) -> list[str]:
-        """Names of what must be mended, with their hosts."""
+        """Names of what must be fixed, with their hosts."""
         found = self.all_findings
         return [f"{host} {f.name}".strip() for host, f in found if f.ok is False]
 
@@ -127,8 +127,8 @@ def _block(title: str, findings: Sequence[Finding], width: int) -> str:
     lines = [title] if title else []
     for finding in findings:
         lines.append(f"{_MARKS[finding.ok]:>4}  {finding.name:<{width}}  {finding.value}")
-        if finding.mend:
-            lines.append(f"{'':6}{'':{width}}  → {finding.mend}")
+        if finding.hint:
+            lines.append(f"{'':6}{'':{width}}  → {finding.hint}")
     return "\n".join(lines)
 
 

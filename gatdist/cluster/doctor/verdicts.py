@@ -34,8 +34,8 @@ def job_stop(wait_s: str | None) -> Finding:
     value = wait_s if wait_s and wait_s.strip().isdecimal() else ""
     ok = True if value and int(value) >= _STOP_S else None
     told = f"ray job stop waits {value or _DEFAULT_STOP_S} s for the last checkpoint"
-    mend = f"Start the head with RAY_JOB_STOP_WAIT_TIME_S={2 * _STOP_S}"
-    return Finding("job stop", told, ok, "" if ok else mend)
+    hint = f"Start the head with RAY_JOB_STOP_WAIT_TIME_S={2 * _STOP_S}"
+    return Finding("job stop", told, ok, "" if ok else hint)
 
 
 def round_trip(sent_s: float, there_s: float, back_s: float) -> tuple[float, float]:
@@ -57,9 +57,9 @@ def versions(found: Sequence[Facts]) -> tuple[dict[str, Finding], Finding]:
     for host, about, rule, _ in faults(found, 0.0):
         if about == "versions":
             odd.setdefault(host.address, []).append(rule)
-    mend = "Install the same on all hosts"
+    hint = "Install the same on all hosts"
     own = {
-        address: Finding("versions", "; ".join(rules), False, mend)
+        address: Finding("versions", "; ".join(rules), False, hint)
         for address, rules in odd.items()
     }
     alike = next((one for one in found if one.address not in odd), None)
@@ -135,8 +135,8 @@ def sending(names: Mapping[str, str], rates: Mapping[str, tuple[str, float]]) ->
         told = f"{rate(bytes_per_s)} to {names[to]}, by one connection"
         if bytes_per_s < _SLOW * usual:
             told += f"; the others send {rate(usual)}"
-            mend = f"Look at the link from {names[address]} to {names[to]}: it slows down all"
-            found[address] = Finding("sends", told, None, mend)
+            hint = f"Look at the link from {names[address]} to {names[to]}: it slows down all"
+            found[address] = Finding("sends", told, None, hint)
         else:
             found[address] = Finding("sends", told, True)
     return found

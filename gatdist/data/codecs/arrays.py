@@ -27,11 +27,11 @@ def decode_point_into(content: bytes | memoryview, out: NDArray[np.float32]) -> 
     if point.shape != out.shape or point.dtype.kind not in "fiu":
         raise CodecError(
             f"is {point.dtype} of shape {point.shape}, expected numbers of shape {out.shape}",
-            mend="Pack again",
+            hint="Pack again",
         )
     if not np.isfinite(point).all():
         raise CodecError(
-            "holds numbers that are not finite", mend="Take the sample out and pack again"
+            "holds numbers that are not finite", hint="Take the sample out and pack again"
         )
     out[...] = point
 

@@ -8,11 +8,11 @@ class CodecError(ValueError):
 
     Args:
         problem: what is wrong, to be put after "sample 000042.png".
-        mend: what to do about it.
+        hint: what to do about it.
     """
 
     def __init__(
-        self, problem: str, mend: str = "Restore the shard from a copy, or pack again"
+        self, problem: str, hint: str = "Restore the shard from a copy, or pack again"
     ) -> None:
         super().__init__(problem)
-        self.mend = mend
+        self.hint = hint

@@ -86,7 +86,7 @@ def image_format(content: bytes) -> str:
         return "AVIF"
     for at, magic, kind in _FOREIGN_MAGIC:
         if content.startswith(magic, at):
-            raise CodecError(unsupported_image(kind), mend="Convert it to PNG or JPEG")
+            raise CodecError(unsupported_image(kind), hint="Convert it to PNG or JPEG")
     if content.startswith(_TIFF_MAGIC):
         return "TIFF"
     raise CodecError("is no readable picture (of no known format)")
@@ -118,7 +118,7 @@ def _require_photo(image: ImageFile.ImageFile) -> None:
     """Refuse a raw file of a camera, which begins with a small preview."""
     tags = image.tag_v2  # type: ignore[attr-defined]
     if _DNG_VERSION in tags or tags.get(_KIND_OF_PAGE) == _REDUCED_PAGE:
-        raise CodecError(unsupported_image("raw camera"), mend="Convert it to PNG or JPEG")
+        raise CodecError(unsupported_image("raw camera"), hint="Convert it to PNG or JPEG")
 
 
 def png_exif(content: bytes) -> bytes:

@@ -110,7 +110,7 @@ def _described_jpeg(content: bytes) -> ImageHeader:
         raise CodecError(
             f"is a {jpeg.process} JPEG of {jpeg.bits} bits and {jpeg.channels} channels, which is "
             "not supported: convert it to PNG",
-            mend="Convert it to PNG",
+            hint="Convert it to PNG",
         )
     height, width = upright_size(jpeg.height, jpeg.width, jpeg.orientation)
     mode = JPEG_MODES[jpeg.channels]
@@ -180,5 +180,5 @@ def _require_size(height: int, width: int) -> None:
         raise CodecError(
             f"is a picture of {height} × {width} pixels (height × width), the most is "
             f"{_MOST_PIXELS:,} in all",
-            mend="Take it out, or make it smaller and pack again",
+            hint="Take it out, or make it smaller and pack again",
         )

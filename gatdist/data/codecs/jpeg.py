@@ -91,7 +91,7 @@ def read_jpeg_header(content: bytes) -> JpegHeader:
     else:
         raise CodecError(
             f"is a JPEG with more than {_MOST_SEGMENTS:,} segments before its image",
-            mend="Take it out, or save it anew",
+            hint="Take it out, or save it anew",
         )
     if frame is None or len(frame[1]) < 6:
         raise CodecError("is no readable picture (a JPEG without a frame)")
@@ -99,7 +99,7 @@ def read_jpeg_header(content: bytes) -> JpegHeader:
     if process == "progressive" and content.count(b"\xff\xda") > _MOST_SCANS:
         raise CodecError(
             f"is a progressive JPEG with more than {_MOST_SCANS} scans",
-            mend="Take it out, or save it anew",
+            hint="Take it out, or save it anew",
         )
     return JpegHeader(
         height=int.from_bytes(head[1:3]),

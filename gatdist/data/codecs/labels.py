@@ -97,7 +97,7 @@ def _no_class(value: object) -> CodecError:
     rule = f"a whole number from 0 to {MOST_CLASSES - 1}, or a name"
     return CodecError(
         f"has the label {shown}, which is no class ({rule})",
-        mend="Name another column or field with --labels, or leave labels out with --labels none",
+        hint="Name another column or field with --labels, or leave labels out with --labels none",
     )
 
 
@@ -120,7 +120,7 @@ def decode_label(
     """
     label = read_label(content, field)
     if label is None:
-        raise CodecError("has no label", mend="Index the data again")
+        raise CodecError("has no label", hint="Index the data again")
     if numbers is not None:
         if str(label) not in numbers:
             raise CodecError(f"is {str(label)[:_SHOWN]!r}, which is no name of a class")
@@ -130,7 +130,7 @@ def decode_label(
     if label >= num_classes:
         raise CodecError(
             f"is class {label}, expected 0 to {num_classes - 1}",
-            mend="Pack again with the right labels",
+            hint="Pack again with the right labels",
         )
     return label
 

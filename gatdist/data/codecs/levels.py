@@ -59,14 +59,14 @@ def depth_of(image: ImageFile.ImageFile) -> int:
     """
     tags = getattr(image, "tag_v2", {})
     if image.mode == "F" or max(_numbers(tags, _SAMPLE_FORMAT), default=1) == 3:
-        raise CodecError("has floating-point levels, whose range is not known", mend=_CONVERT)
+        raise CodecError("has floating-point levels, whose range is not known", hint=_CONVERT)
     if max(_numbers(tags, _SAMPLE_FORMAT), default=1) == 2:
-        raise CodecError("has signed levels, which is not supported", mend=_CONVERT)
+        raise CodecError("has signed levels, which is not supported", hint=_CONVERT)
     if image.mode == "I" and image.format != "PPM":
-        raise CodecError("has levels of 32 bits, whose range is not known", mend=_CONVERT)
+        raise CodecError("has levels of 32 bits, whose range is not known", hint=_CONVERT)
     is_deep = image.mode.startswith("I") or _raw_mode(image).endswith(_SIXTEEN)
     if is_deep and tags.get(_PLANES) == 2:
-        raise CodecError("has 16 bits in separate planes, which is not supported", mend=_CONVERT)
+        raise CodecError("has 16 bits in separate planes, which is not supported", hint=_CONVERT)
     return 16 if is_deep or _ppm_max(image) > 255 else 8
 
 

@@ -122,7 +122,7 @@ def decode_image_into(content: bytes | memoryview, out: Pixels, resize: str | No
         raise CodecError(
             f"is a picture of {header.height} × {header.width} {header.mode}, expected "
             f"{expected} (height × width)",
-            mend="Set data.resolution, so that it is resized, or pack again with --size "
+            hint="Set data.resolution, so that it is resized, or pack again with --size "
             f"{height}x{width}",
         )
     pixels = decode_pixels(content, channels, bits=8 * out.itemsize, header=header).pixels
@@ -227,7 +227,7 @@ def _opaque(
         if found == "profiles":
             raise CodecError(
                 "has 16 bits and a color profile, which is converted with 8 bits only",
-                mend="Convert it to sRGB, or pack with --bits 8",
+                hint="Convert it to sRGB, or pack with --bits 8",
             )
     if found:
         remarks[found] = ""

@@ -131,12 +131,12 @@ def _header(file: Any) -> SoundHeader:
         raise CodecError(f"is {file.format}, expected WAV, FLAC or OGG")
     if not 0 < file.samplerate <= _MOST_HERTZ:
         rule = f"has {file.samplerate:,} samples a second, the most is {_MOST_HERTZ:,}"
-        raise CodecError(rule, mend="Correct its header, or take it out")
+        raise CodecError(rule, hint="Correct its header, or take it out")
     if file.channels * file.frames > _MOST_NUMBERS:
         raise CodecError(
             f"has {file.frames:,} samples of {file.channels} channels, the most is "
             f"{_MOST_NUMBERS:,} in all",
-            mend="Cut it",
+            hint="Cut it",
         )
     return SoundHeader(_CONTAINERS[file.format], file.channels, file.frames, file.samplerate)
 
@@ -148,7 +148,7 @@ def _frames(file: Any, length: int) -> Clip:
         raise CodecError(f"ends after {len(frames):,} of {file.frames:,} samples")
     if not np.isfinite(frames).all():  # WAV may hold floats of any kind
         raise CodecError(
-            "holds numbers that are not finite", mend="Take the sample out and pack again"
+            "holds numbers that are not finite", hint="Take the sample out and pack again"
         )
     return frames
 
@@ -157,15 +157,15 @@ def _require_fitting(found: SoundHeader, channels: int, length: int, sample_rate
     if found.sample_rate != sample_rate:
         raise CodecError(
             f"has {found.sample_rate:,} samples a second, expected {sample_rate:,}",
-            mend=f"Pack again with --sample-rate {sample_rate}",
+            hint=f"Pack again with --sample-rate {sample_rate}",
         )
     if found.length < length:
         raise CodecError(
             f"has {found.length:,} samples, expected {length:,} or more",
-            mend=f"Pack again with --length {length}, or set data.length = {found.length} or less",
+            hint=f"Pack again with --length {length}, or set data.length = {found.length} or less",
         )
     if channels not in (1, found.channels) and found.channels != 1:
         raise CodecError(
             f"has {found.channels} channels, expected {channels}",
-            mend=f"Set data.channels to 1 or {found.channels}",
+            hint=f"Set data.channels to 1 or {found.channels}",
         )

@@ -45,7 +45,7 @@ class Vocabulary:
             CodecError: the text is empty, or holds a character that is not known.
         """
         if not text:
-            raise CodecError("is empty", mend="Take it out and pack again")
+            raise CodecError("is empty", hint="Take it out and pack again")
         if self.characters is None:
             found = self._bytes(text, length)
         else:
@@ -69,7 +69,7 @@ class Vocabulary:
         data = text.encode()
         if 0 in data:
             raise CodecError(
-                f"holds the character 0 at byte {data.index(0)}", mend="Take it out and pack again"
+                f"holds the character 0 at byte {data.index(0)}", hint="Take it out and pack again"
             )
         if length is None or len(data) <= length:
             return data
@@ -80,7 +80,7 @@ class Vocabulary:
         if character not in self._ids:
             raise CodecError(
                 f"holds {character!r} at {at}, which is not in data.vocabulary",
-                mend="Add it there, or leave data.vocabulary out: then texts are read as bytes",
+                hint="Add it there, or leave data.vocabulary out: then texts are read as bytes",
             )
         return self._ids[character]
 
@@ -119,6 +119,6 @@ def decode_text_into(
     except UnicodeDecodeError as error:
         raise CodecError(
             f"is not UTF-8 (byte {data[error.start]:#04x} at {error.start})",
-            mend="Convert it to UTF-8 and pack again",
+            hint="Convert it to UTF-8 and pack again",
         ) from None
     out[...] = (vocabulary or Vocabulary()).encode(text, len(out))

@@ -38,18 +38,18 @@ def decode_tokens_into(content: bytes | memoryview, out: Tokens, num_tokens: int
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise CodecError(
             f"is {ids.dtype} of shape {ids.shape}, expected whole numbers of one dimension",
-            mend="Pack again",
+            hint="Pack again",
         )
     if len(ids) < len(out):
         raise CodecError(
             f"has {len(ids):,} tokens, expected {len(out):,} or more",
-            mend=f"Take it out, or set data.length = {len(ids)} or less",
+            hint=f"Take it out, or set data.length = {len(ids)} or less",
         )
     ids = ids[: len(out)]
     outside = np.flatnonzero((ids < 0) | (ids >= num_tokens))
     if outside.size:
         raise CodecError(
             f"has the token {ids[outside[0]]} at {outside[0]}, expected 0 to {num_tokens - 1}",
-            mend="Pack again with the vocabulary that the texts were encoded with",
+            hint="Pack again with the vocabulary that the texts were encoded with",
         )
     out[...] = ids

@@ -35,14 +35,14 @@ def read_index(store: Store, shard: Shard) -> NDArray[Any]:
         content = store.read(shard.index)
     except StorageError as error:
         raise DataError(
-            subject, f"the manifest names it, but it can't be read ({error})", mend=_MAKE_AGAIN
+            subject, f"the manifest names it, but it can't be read ({error})", hint=_MAKE_AGAIN
         ) from error
     found = hashlib.sha256(content).hexdigest()
     if found != shard.index_sha256:
         raise DataError(
             subject,
             f"has SHA-256 {found}, the manifest says {shard.index_sha256}",
-            mend=_MAKE_AGAIN,
+            hint=_MAKE_AGAIN,
         )
     try:
         index = _decode_index(content)
@@ -50,7 +50,7 @@ def read_index(store: Store, shard: Shard) -> NDArray[Any]:
     except Exception as error:  # NumPy raises nearly anything where a header makes no sense
         problem = " ".join(str(error).split())
         raise DataError(
-            subject, f"is no index of {shard.name} ({problem})", mend=_MAKE_AGAIN
+            subject, f"is no index of {shard.name} ({problem})", hint=_MAKE_AGAIN
         ) from None
     return index
 

@@ -208,13 +208,13 @@ def read_manifest(store: Store) -> Manifest:
         version = values["version"]
         order_version = values["order_version"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(subject, f"is no manifest ({error!r})", mend=_MAKE_AGAIN) from None
+        raise DataError(subject, f"is no manifest ({error!r})", hint=_MAKE_AGAIN) from None
     if (version, order_version) != (FORMAT_VERSION, ORDER_VERSION):
         raise DataError(
             subject,
             f"this gatdist reads version {FORMAT_VERSION} with order version {ORDER_VERSION}",
             value=(version, order_version),
-            mend="Use the gatdist that wrote it, or pack or index the data again",
+            hint="Use the gatdist that wrote it, or pack or index the data again",
         )
     try:
         manifest = Manifest.model_validate(values)
@@ -222,16 +222,16 @@ def read_manifest(store: Store) -> Manifest:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"]))
         told = f"{where}: {problem['msg']}" if where else problem["msg"]
-        raise DataError(subject, told, mend=_MAKE_AGAIN) from None
+        raise DataError(subject, told, hint=_MAKE_AGAIN) from None
     if not manifest.shards:
-        raise DataError(store.url, "the data set is empty", mend="Pack at least one sample")
+        raise DataError(store.url, "the data set is empty", hint="Pack at least one sample")
     found = _fingerprint(manifest, manifest.shards)
     if found != manifest.fingerprint or manifest.num_samples != sum(
         s.num_samples for s in manifest.shards
     ):
         rule = f"was changed after it was written; what it lists has the fingerprint {found}"
         raise DataError(
-            f"{subject}: fingerprint", rule, value=manifest.fingerprint, mend=_MAKE_AGAIN
+            f"{subject}: fingerprint", rule, value=manifest.fingerprint, hint=_MAKE_AGAIN
         )
     return manifest
 
@@ -271,7 +271,7 @@ def open_shards(
             f"{store.url}/{MANIFEST}: shards_url",
             f"{error}, and the manifest alone doesn't decide where requests go",
             value=manifest.shards_url.shown,
-            mend=f"If that is where the shards are: {fix}",
+            hint=f"If that is where the shards are: {fix}",
         ) from None
 
 
@@ -292,12 +292,12 @@ def _raise_no_manifest(store: Store) -> None:
         raise DataError(
             store.url,
             f"holds {len(tars)} tars such as {tars[0]} but no {MANIFEST}",
-            mend=f"Run gatdist index {store.url}",
+            hint=f"Run gatdist index {store.url}",
         )
     if names:
         raise DataError(
             store.url,
             f"holds no shards and no {MANIFEST}",
-            mend="Check data.url, or pack the data there",
+            hint="Check data.url, or pack the data there",
         )
-    raise DataError(store.url, "does not exist or is empty", mend="Check data.url")
+    raise DataError(store.url, "does not exist or is empty", hint="Check data.url")

@@ -125,5 +125,5 @@ def _tar_header(shard: str, name: str, size: int) -> bytes:
         return info.tobuf(tarfile.USTAR_FORMAT, encoding="utf-8", errors="strict")
     except ValueError as error:
         raise DataError(
-            f"{shard}: {name}", f"can't stand in a USTAR tar ({error})", mend="Shorten the key"
+            f"{shard}: {name}", f"can't stand in a USTAR tar ({error})", hint="Shorten the key"
         ) from None

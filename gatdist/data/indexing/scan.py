@@ -146,7 +146,7 @@ class Scan:
                 if member := self._member(info):
                     yield member
         except TarDamagedError as error:
-            raise DataError(self._url, str(error), mend=_RESTORE) from None
+            raise DataError(self._url, str(error), hint=_RESTORE) from None
         if walk.trailing is not None:
             self.trailing = walk.trailing
             self.left_out.append((self._name, trailing_data(walk.trailing)))
@@ -185,9 +185,9 @@ class Scan:
         for magic, unpack in _COMPRESSED.items():
             if begin.startswith(magic):
                 plain = self._name.removesuffix(".gz").removesuffix(".tgz").removesuffix(".tar")
-                mend = f"Unpack it, and index again: {unpack} {self._url} > {plain}.tar"
+                hint = f"Unpack it, and index again: {unpack} {self._url} > {plain}.tar"
                 rule = "is compressed, so that no sample can be read without all before it"
-                raise DataError(self._url, rule, mend=mend)
+                raise DataError(self._url, rule, hint=hint)
 
 
 class _Hashed(io.RawIOBase):

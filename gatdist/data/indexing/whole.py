@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gatdist.config import masked_url
+from gatdist.config import redact_url
 from gatdist.data.codecs import LABEL_COMPONENT, CodecError, read_sound_header
 from gatdist.data.format import (
     MANIFEST,
@@ -107,8 +107,8 @@ def prepare(request: Request) -> Indexing:
     source = Store(request.source, request.options)
     dest = Store(request.dest, request.out_options)
     if dest.exists(MANIFEST) and not dest.exists(NOTES):
-        mend = "It can be used as it is; to make another index of it, choose another --out"
-        raise DataError(dest.url, f"has a {MANIFEST} already", mend=mend)
+        hint = "It can be used as it is; to make another index of it, choose another --out"
+        raise DataError(dest.url, f"has a {MANIFEST} already", hint=hint)
     sizes = {name: size for name, size in sorted(source.find().items()) if not system_file(name)}
     names = [name for name in sizes if name.lower().endswith(".tar")]
     packed = [name for name in sizes if name.lower().endswith(_COMPRESSED)]
@@ -119,7 +119,7 @@ def prepare(request: Request) -> Indexing:
     left_out += [(repr(name)[1:-1], "has control characters in its name") for name in unfit]
     names = [name for name in names if name not in unfit]
     if not names:
-        raise all_named(left_out, mend="Rename it")
+        raise all_named(left_out, hint="Rename it")
     tasks = [
         Task(number, name, size if (size := sizes[name]) is not None else source.size(name))
         for number, name in enumerate(names)
@@ -166,7 +166,7 @@ def finish(indexing: Indexing, records: Sequence[Record]) -> dict[str, Any]:
     names, _, num_classes = numbering({label for record in records for label in record.labels})
     if indexing.labels and not num_classes and any(record.shard for record in records):
         rule = "no sample has a label there"
-        raise DataError("--labels", rule, value=job.label, mend="Name another place, or none")
+        raise DataError("--labels", rule, value=job.label, hint="Name another place, or none")
     used: list[tuple[Shard, Record]] = []
     for record in records:
         shard = record.shard
@@ -180,7 +180,7 @@ def finish(indexing: Indexing, records: Sequence[Record]) -> dict[str, Any]:
         lines = (json.dumps({"source": name, "reason": why}) for name, why in reported)
         dest.publish(REPORT, "".join(f"{line}\n" for line in lines).encode())
     if job.strict and left_out:
-        raise all_named(left_out, mend="Mend them, take them out, or leave out --strict")
+        raise all_named(left_out, hint="Fix them, take them out, or leave out --strict")
     if not used:
         raise _unusable(indexing, records, left_out)
     shards = [shard for shard, _ in used]
@@ -274,31 +274,31 @@ def _look(request: Request, source: Store, tasks: Sequence[Task]) -> Job:
     if damaged and len(damaged) == len(tasks):
         raise all_named(damaged)
     rule = f"none of its samples can be used ({reason})"
-    mend = "Name the ending of the samples' files: --extension jpg"
+    hint = "Name the ending of the samples' files: --extension jpg"
     if nested:
-        mend = "Unpack the tars inside it first"
+        hint = "Unpack the tars inside it first"
     elif is_named:
-        mend = "Name the files in its tars otherwise"
-    raise DataError(source.url, rule, mend=mend)
+        hint = "Name the files in its tars otherwise"
+    raise DataError(source.url, rule, hint=hint)
 
 
 def _not_adjacent(url: str) -> DataError:
     rule = "the files of a key must be adjacent in the tar, and they are not"
-    mend = "Sort the tar: tar xf X.tar -C FOLDER, and tar cf X.tar --sort=name -C FOLDER ."
-    return DataError(url, rule, mend=f"{mend} Or write it anew with gatdist pack")
+    hint = "Sort the tar: tar xf X.tar -C FOLDER, and tar cf X.tar --sort=name -C FOLDER ."
+    return DataError(url, rule, hint=f"{hint} Or write it anew with gatdist pack")
 
 
 def _unusable(
     indexing: Indexing, records: Sequence[Record], left_out: Sequence[LeftOut]
 ) -> DataError:
-    source, dest = masked_url(indexing.job.source), masked_url(indexing.job.dest)
+    source, dest = redact_url(indexing.job.source), redact_url(indexing.job.dest)
     if any(record.scattered for record in records):
         return _not_adjacent(source)
     if len(left_out) == len(indexing.tasks):  # each tar is damaged
         return all_named([(reason, "") for _, reason in left_out])
     name, reason = left_out[0]
     rule = f"none of its samples can be used ({name} {reason})"
-    return DataError(source, rule, mend=f"See {dest}/{REPORT}")
+    return DataError(source, rule, hint=f"See {dest}/{REPORT}")
 
 
 def _labelled(dest: Store, shard: Shard, job: Job) -> Shard | None:
@@ -397,7 +397,7 @@ def _common_shape(job: Job, records: Sequence[Record]) -> list[int | None]:
 def _raise_no_shards(source: Store, packed: Sequence[str]) -> None:
     if packed:
         rule = f"its shards are compressed, such as {packed[0]}: no sample can be read by itself"
-        mend = f"Unpack them, such as: gzip -dk {packed[0]}"
-        raise DataError(source.url, rule, mend=mend)
-    mend = "Check the URL; pictures in folders are packed with gatdist pack"
-    raise DataError(source.url, "holds no shards (.tar)", mend=mend)
+        hint = f"Unpack them, such as: gzip -dk {packed[0]}"
+        raise DataError(source.url, rule, hint=hint)
+    hint = "Check the URL; pictures in folders are packed with gatdist pack"
+    raise DataError(source.url, "holds no shards (.tar)", hint=hint)

@@ -69,7 +69,7 @@ class Pictures:
         if recipe.size is None and 2 * count <= len(headers):
             most = ", ".join(f"{n} of {h} × {w}" for (h, w), n in sizes.most_common(3))
             rule = f"the pictures differ in height × width: among {len(headers)} are {most}"
-            raise DataError("--size", rule, mend="Make all of one size with --size HxW")
+            raise DataError("--size", rule, hint="Make all of one size with --size HxW")
         return cls(recipe, (channels, *(recipe.size or size)))
 
     @property
@@ -86,7 +86,7 @@ class Pictures:
         if self.recipe.size is None and (header.height, header.width) != self._size:
             raise CodecError(
                 f"is {header.height} × {header.width}, others {height} × {width} (height × width)",
-                mend="Make all of one size with --size HxW",
+                hint="Make all of one size with --size HxW",
             )
         pixels, remarks = decode_pixels(
             content,

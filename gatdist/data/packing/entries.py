@@ -33,7 +33,7 @@ def printable(name: str) -> str:
     return name.encode(errors="backslashreplace").decode()
 
 
-def all_named(left_out: Sequence[LeftOut], mend: str = "") -> DataError:
+def all_named(left_out: Sequence[LeftOut], hint: str = "") -> DataError:
     """An error that names all, or the first ten and how many more there are."""
     named = [
         f"{printable(name)}: {reason}" if reason else name
@@ -43,7 +43,7 @@ def all_named(left_out: Sequence[LeftOut], mend: str = "") -> DataError:
         named.append(f"and {len(left_out) - _MOST_NAMED:,} more")
     told = "; ".join(line.rstrip(".") for line in named)
     subject, _, rule = told.partition(": ")
-    return DataError(subject, rule, mend=mend)
+    return DataError(subject, rule, hint=hint)
 
 
 def each_readable(

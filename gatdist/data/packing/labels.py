@@ -55,7 +55,7 @@ def folder_classes(names: Sequence[str], *, wanted: bool = False) -> FolderClass
         depth += 1
     if wanted:
         rule = "all files lie in one folder, so that folders are no classes"
-        raise DataError("--labels", rule, value="folders", mend="Use --labels none")
+        raise DataError("--labels", rule, value="folders", hint="Use --labels none")
     return FolderClasses([None] * len(names), [])
 
 
@@ -64,7 +64,7 @@ def _ambiguous(strays: Sequence[str], folders: set[str], inside: int) -> DataErr
         "--labels",
         f"{inside} files lie in {len(folders)} folders, such as {min(folders)}, and {len(strays)} "
         f"beside them, such as {min(strays)}",
-        mend="Say --labels folders to leave out those beside, or --labels none to pack all",
+        hint="Say --labels folders to leave out those beside, or --labels none to pack all",
     )
 
 
@@ -119,7 +119,7 @@ def numbered(
             usable.append(entry)
             labels.append(label)
     if refused and not any(label is not None for label in labels):
-        raise DataError("label", f"{left_out[-1][0]} {refused}", mend=_OTHER)
+        raise DataError("label", f"{left_out[-1][0]} {refused}", hint=_OTHER)
     names, numbers, count = numbering({label for label in labels if label is not None})
     if not count:
         return [entry._replace(label=None) for entry in usable], None, 0
@@ -150,7 +150,7 @@ def numbering(
     names = sorted({str(label) for label in labels})
     if len(names) > MOST_CLASSES:
         rule = f"there are {len(names):,} different labels, the most is {MOST_CLASSES:,}"
-        raise DataError("label", rule, mend=_OTHER)
+        raise DataError("label", rule, hint=_OTHER)
     places = {name: place for place, name in enumerate(names)}
     return names, {label: places[str(label)] for label in labels}, len(names)
 

@@ -48,10 +48,10 @@ def require_allowed(listing: Listing, stores: Sequence[Store], allowed: Sequence
         told.append(f"{len(found) - _MOST_SHOWN:,} more")
     place = found.most_common(1)[0][0]
     rule = "names files elsewhere, and a list alone does not decide what is read"
-    mend = f"Allow what you trust: --allow-origin {place}"
+    hint = f"Allow what you trust: --allow-origin {place}"
     if not place.startswith("/"):
-        mend += "; it gets no credentials"
-    raise DataError(listing.store.url, f"{rule}: {', '.join(told)}", mend=mend)
+        hint += "; it gets no credentials"
+    raise DataError(listing.store.url, f"{rule}: {', '.join(told)}", hint=hint)
 
 
 def local_path(file: str, store: Store | None = None) -> str | None:

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from gatdist.config import masked_url
+from gatdist.config import redact_url
 from gatdist.data.codecs import CodecError
 from gatdist.data.format import MANIFEST, SampleSpec, write_manifest
 from gatdist.data.packing.convert import converter_like
@@ -145,7 +145,7 @@ def prepare(request: Request, *, dry_run: bool = False) -> Packing:
     if noted and noted["fingerprint"] != found:
         rule = "the source has changed since some of its shards were packed"
         raise DataError(
-            masked_url(request.dest), rule, mend="Delete that folder, or choose another"
+            redact_url(request.dest), rule, hint="Delete that folder, or choose another"
         )
     if not dry_run:
         _note(request, dest, found)
@@ -230,7 +230,7 @@ def finish(packing: Packing, records: Sequence[Record]) -> dict[str, Any]:
         rule = "none of its samples can be packed"
         name, reason = left_out[0]
         rule += f" ({name} {reason})"
-        raise DataError(masked_url(job.source), rule, mend=f"See {dest.url}/{REPORT}")
+        raise DataError(redact_url(job.source), rule, hint=f"See {dest.url}/{REPORT}")
     write_manifest(dest, shards, _spec(packing))
     dest.delete(SPOOL)
     _sweep(dest, packing.began_s)
@@ -305,7 +305,7 @@ def _notes(
     labels = request.asked.labels
     if labels not in (None, "none") and not num_classes:
         rule = "no sample has a label there"
-        raise DataError("--labels", rule, value=labels, mend="Name another place, or none")
+        raise DataError("--labels", rule, value=labels, hint="Name another place, or none")
     if pair := same_but_for_case(class_names):
         yield f"the classes {pair[0]} and {pair[1]} differ in upper and lower case only"
     if count := len(listing.ignored):
@@ -343,7 +343,7 @@ def _look(
             if packed:
                 return convert, _sizes(entries, packed)
     rule = f"none of its {len(entries)} samples can be packed ({reason or 'they are unreadable'})"
-    raise DataError(masked_url(request.source), rule, mend="Check SOURCE and --kind")
+    raise DataError(redact_url(request.source), rule, hint="Check SOURCE and --kind")
 
 
 def _sizes(entries: Sequence[Entry], packed: Sequence[tuple[bytes, bytes]]) -> list[float]:
@@ -364,25 +364,25 @@ def _noted(request: Request, dest: Store) -> dict[str, Any] | None:
     Raises:
         DataError: the folder holds something else than this packing.
     """
-    mend = "Choose another DEST, or delete that folder"
+    hint = "Choose another DEST, or delete that folder"
     if not dest.exists(PLAN):
         if names := [name for name in dest.list() if name != NOTES]:
             what = "a data set" if MANIFEST in names else f"other files, such as {names[0]}"
-            raise DataError(dest.url, f"holds {what}", mend=mend)
+            raise DataError(dest.url, f"holds {what}", hint=hint)
         return None
     try:
         noted: dict[str, Any] = json.loads(dest.read(PLAN))
         theirs = noted["request"]
         noted["fingerprint"]
     except (ValueError, KeyError, TypeError):
-        raise DataError(f"{dest.url}/{PLAN}", "is no plan of a packing", mend=mend) from None
+        raise DataError(f"{dest.url}/{PLAN}", "is no plan of a packing", hint=hint) from None
     if noted["fingerprint"] is None:  # nothing was packed yet
         return None
     ours = _settings(request)
     for key in sorted(ours.keys() | theirs.keys()):
         if ours.get(key) != theirs.get(key):
             rule = f"holds another packing, with {key} {theirs.get(key)}, not {ours.get(key)}"
-            raise DataError(dest.url, rule, mend=mend)
+            raise DataError(dest.url, rule, hint=hint)
     return noted
 
 
@@ -418,11 +418,11 @@ def _spool(dest: Store, dry_run: bool) -> Iterator[Store]:
 
 
 def _require_apart(source: str, dest: str) -> None:
-    source, dest = masked_url(source), masked_url(dest)
+    source, dest = redact_url(source), redact_url(dest)
     paths = (url if "://" in url else os.path.realpath(url) for url in (dest, source))
     inside, outside = (f"{path.rstrip('/')}/" for path in paths)
     if inside.startswith(outside):
-        mend = "Choose a folder outside of it"
-        raise DataError("DEST", f"lies inside SOURCE ({source})", value=dest, mend=mend)
+        hint = "Choose a folder outside of it"
+        raise DataError("DEST", f"lies inside SOURCE ({source})", value=dest, hint=hint)
     if outside.startswith(inside):
-        raise DataError("SOURCE", f"lies inside DEST ({dest})", value=source, mend="Choose another")
+        raise DataError("SOURCE", f"lies inside DEST ({dest})", value=source, hint="Choose another")

@@ -62,7 +62,7 @@ class Sounds:
         if recipe.length is None and 2 * count <= len(headers):
             seconds = f"{min(lengths) / rate:.2f} to {max(lengths) / rate:.2f} seconds long"
             rule = f"the sounds differ in length: {len(headers)} are {seconds}, at {rate:,} Hz"
-            raise DataError("--length", rule, mend="Make all of one length with --length SAMPLES")
+            raise DataError("--length", rule, hint="Make all of one length with --length SAMPLES")
         resolved = recipe.model_copy(update={"sample_rate": rate})
         return cls(resolved, (channels, recipe.length or length))
 
@@ -133,8 +133,8 @@ class Texts:
             return None
         if recipe.length is None and min(lengths) < max(lengths):
             rule = f"the texts differ in length: {len(lengths)} have {min(lengths):,} to "
-            mend = "Choose one with --length BYTES: longer texts are cut when they are read"
-            raise DataError("--length", f"{rule}{max(lengths):,} bytes", mend=mend)
+            hint = "Choose one with --length BYTES: longer texts are cut when they are read"
+            raise DataError("--length", f"{rule}{max(lengths):,} bytes", hint=hint)
         return cls(recipe, (recipe.length or lengths[0],))
 
     def __call__(self, content: bytes) -> Converted:

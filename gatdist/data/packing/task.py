@@ -165,7 +165,7 @@ class Worker:
 
 def refused(left_out: Sequence[LeftOut]) -> DataError:
     """What is raised for samples that can't be packed, when strict."""
-    return all_named(left_out, mend="Mend them, take them out, or leave out --strict")
+    return all_named(left_out, hint="Fix them, take them out, or leave out --strict")
 
 
 def _is_whole(store: Store, shard: Shard) -> bool:

@@ -93,7 +93,7 @@ def allot(
             f"must be at least {ceiling:,} for windows of {order.window:,} samples in {lanes} "
             f"lanes a worker, those that follow them, and {config.prefetch_batches + 1} batches",
             value=config.memory_bytes,
-            mend="Raise it, lower data.prefetch_batches, or, in a new run, "
+            hint="Raise it, lower data.prefetch_batches, or, in a new run, "
             "data.shuffle_window_samples",
         )
     fitting = min(_STRETCH_BYTES, available // 2) // max(1, window_bytes)
@@ -118,5 +118,5 @@ def _require_cache_fits(
             "data.cache_bytes",
             f"must be at least {needed:,}, what the workers of a host read at the same time",
             value=config.cache_bytes,
-            mend="Raise it, or leave data.cache_dir out",
+            hint="Raise it, or leave data.cache_dir out",
         )

@@ -98,7 +98,7 @@ class HostCache:
                     "data.cache_dir",
                     f"can't be used ({error.strerror or error})",
                     value=folder,
-                    mend="Choose a folder on a local disk that may be written to, or leave it out",
+                    hint="Choose a folder on a local disk that may be written to, or leave it out",
                 ) from error
             self._stop_writing(error)
             return

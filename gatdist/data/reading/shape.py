@@ -33,7 +33,7 @@ def read_spec(manifest: Manifest, config: DataConfig, url: str) -> ReadSpec:
         value = getattr(config, key)
         if value is not None and key not in _KEYS[manifest.modality]:
             rule = f"{url} holds {noun}s, which have none"
-            raise DataError(f"data.{key}", rule, value=value, mend="Leave it out")
+            raise DataError(f"data.{key}", rule, value=value, hint="Leave it out")
     shape = list(manifest.sample_shape)
     if config.channels is not None:
         shape[0] = _channels(manifest, config.channels, url)
@@ -45,15 +45,15 @@ def read_spec(manifest: Manifest, config: DataConfig, url: str) -> ReadSpec:
         if longest is not None and config.length > longest:
             rule = f"the {noun}s in {url} have {longest:,}"
             raise DataError(
-                "data.length", rule, value=config.length, mend="Lower it, or leave it out"
+                "data.length", rule, value=config.length, hint="Lower it, or leave it out"
             )
         shape[-1] = config.length
     found = [number for number in shape if number is not None]
     if len(found) < len(shape):
         is_image = manifest.modality == "image"
         key, what = ("resolution", "size") if is_image else ("length", "length")
-        mend = f"Choose one with data.{key}"
-        raise DataError(f"data.{key}", f"the {noun}s in {url} differ in {what}", mend=mend)
+        hint = f"Choose one with data.{key}"
+        raise DataError(f"data.{key}", f"the {noun}s in {url} differ in {what}", hint=hint)
     told = {name: getattr(manifest, name) for name in SampleSpec.model_fields}
     told |= {"sample_shape": shape, "vocabulary": config.vocabulary}
     return ReadSpec.model_validate(told)
@@ -74,5 +74,5 @@ def _channels(manifest: Manifest, channels: int, url: str) -> int:
         allowed = (1, manifest.sample_shape[0])
         rule = f"the sounds in {url} can be read with 1 or {manifest.sample_shape[0]}"
     if channels not in allowed:
-        raise DataError("data.channels", rule, value=channels, mend="Choose one of these")
+        raise DataError("data.channels", rule, value=channels, hint="Choose one of these")
     return channels

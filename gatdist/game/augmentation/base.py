@@ -68,7 +68,7 @@ def build_augmentation(
             "game.augmentation",
             f"needs pictures (C, H, W); these samples are {sample_shape}",
             value=wanted.name,
-            mend="Leave it out",
+            hint="Leave it out",
         )
     return call_with_options(
         kind, wanted.options, "game.augmentation", sample_shape=sample_shape, device=device

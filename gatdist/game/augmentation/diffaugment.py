@@ -46,7 +46,7 @@ class DiffAugment(Augmentation):
                 "game.augmentation.policy",
                 f"must name at least one of {', '.join(_POLICY)}",
                 value=policy,
-                mend="Leave out game.augmentation for none",
+                hint="Leave out game.augmentation for none",
             )
         for name in policy:
             if name not in _POLICY:

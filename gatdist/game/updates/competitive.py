@@ -65,7 +65,7 @@ class Competitive(SecondOrder):
                 "game.loss",
                 "is not zero-sum, as game.update_rule = 'competitive' needs",
                 value=config.loss,
-                mend=f"Use {' or '.join(known)}, or another rule",
+                hint=f"Use {' or '.join(known)}, or another rule",
             )
         for name, value in (("tolerance", tolerance), ("max_iterations", max_iterations)):
             if value <= 0:

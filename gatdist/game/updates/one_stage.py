@@ -52,7 +52,7 @@ class OneStage(Simultaneous):
                 "game.loss",
                 "can't be used with game.update_rule = 'one_stage': its derivative can be 0",
                 value=config.loss,
-                mend=f"Use the rule 'simultaneous', or one of the losses {', '.join(known)}",
+                hint=f"Use the rule 'simultaneous', or one of the losses {', '.join(known)}",
             )
         layer = coupling_layer(game.discriminator)
         if layer is not None:
@@ -60,7 +60,7 @@ class OneStage(Simultaneous):
                 "game.update_rule",
                 f"not exact: the discriminator's layer {layer} couples samples",
                 value="one_stage",
-                mend="Use 'simultaneous', or a discriminator without batch normalization",
+                hint="Use 'simultaneous', or a discriminator without batch normalization",
             )
 
         self.given_up = False

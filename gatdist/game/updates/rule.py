@@ -221,14 +221,14 @@ def _check_optimizer(config: Config, kind: type[UpdateRule], name: PlayerName) -
             f"optim.{name}.name",
             f"{what} finds the whole step by itself, so the optimizer must be plain descent",
             value=player.name,
-            mend="Use 'sgd'",
+            hint="Use 'sgd'",
         )
     if player.momentum:
         raise ConfigError(
             f"optim.{name}.momentum",
             f"{what} finds the whole step by itself, without momentum",
             value=player.momentum,
-            mend="Use 0",
+            hint="Use 0",
         )
 
 
@@ -246,7 +246,7 @@ def _check_second_derivatives(config: Config, kind: type[UpdateRule], game: Game
                 "precision.compile",
                 f"a compiled network has no second derivatives, which {reasons[0]} needs",
                 value=name,
-                mend="Leave this network out",
+                hint="Leave this network out",
             )
     if kind.second_order and config.precision.dtype == "float16":
         raise ConfigError(
@@ -254,7 +254,7 @@ def _check_second_derivatives(config: Config, kind: type[UpdateRule], game: Game
             f"the scaled losses of float16 do not suit {config.game.update_rule!r}, whose step is "
             "not linear in them",
             value="float16",
-            mend="Use 'bfloat16' or 'float32'",
+            hint="Use 'bfloat16' or 'float32'",
         )
 
 
@@ -265,7 +265,7 @@ def _check_discriminator_steps(config: Config, kind: type[UpdateRule]) -> None:
             "game.num_discriminator_steps",
             f"the rule {config.game.update_rule!r} moves both players together, once a step",
             value=count,
-            mend="Use 1, or game.update_rule = 'alternating'",
+            hint="Use 1, or game.update_rule = 'alternating'",
         )
 
 
@@ -291,12 +291,12 @@ def _check_kept_fakes(config: Config) -> None:
     ]
     for is_wrong, field, value, needed in wrong:
         if is_wrong:
-            mend = "Leave it out" if needed is None else f"Use {needed!r}"
+            hint = "Leave it out" if needed is None else f"Use {needed!r}"
             raise ConfigError(
                 field,
                 "does not go with game.reuse_fakes",
                 value=value,
-                mend=f"{mend}, or keep none",
+                hint=f"{hint}, or keep none",
             )
 
 
@@ -309,14 +309,14 @@ def _check_recording(config: Config, kind: type[UpdateRule]) -> None:
             f"the rule {config.game.update_rule!r} decides within a step how to go on, which a "
             "recorded step can't",
             value=True,
-            mend="Leave it out, or use another rule",
+            hint="Leave it out, or use another rule",
         )
     if config.precision.compile:
         raise ConfigError(
             "precision.compile",
             "does not go with precision.cuda_graphs",
             value=config.precision.compile[0],
-            mend="Leave one of the two out",
+            hint="Leave one of the two out",
         )
 
 

@@ -186,7 +186,7 @@ def biggan_generator(
             "model.latent_size",
             f"must be a multiple of {parts}: 'biggan' gives each of its blocks a part",
             value=latent_size,
-            mend=f"Set it to {max(1, round(latent_size / parts)) * parts}",
+            hint=f"Set it to {max(1, round(latent_size / parts)) * parts}",
         )
     widths = [width * multiple for multiple in _GENERATOR_WIDTHS[times]]
     side = attention_side or _ATTENTION_SIDES[times]

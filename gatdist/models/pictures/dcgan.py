@@ -153,7 +153,7 @@ def _require_side(sample_shape: tuple[int, ...]) -> None:
             "data.resolution",
             f"'dcgan' does square pictures of side {', '.join(most)} or {last}",
             value=[height, width],
-            mend=f"Set it to {nearest}, or use the networks 'residual', which do any size",
+            hint=f"Set it to {nearest}, or use the networks 'residual', which do any size",
         )
 
 

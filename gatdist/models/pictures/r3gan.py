@@ -175,7 +175,7 @@ def _widths(
                 "model",
                 f"group_width = {group_width} must divide {_EXPANSION} × {channels} channels of "
                 "'r3gan'",
-                mend="Use a power of two, and multiples of it as width and max_width",
+                hint="Use a power of two, and multiples of it as width and max_width",
             )
     return widths
 

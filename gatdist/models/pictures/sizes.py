@@ -44,7 +44,7 @@ def require_halvings(sample_shape: tuple[int, ...], name: str, *, least: int, mo
         f"{name!r} does pictures whose sides can be halved {least} to {most} times, to no less "
         f"than {COARSEST}",
         value=list(size),
-        mend=f"Set it to {list(_nearest(size, least, most))}, or use the networks 'residual', "
+        hint=f"Set it to {list(_nearest(size, least, most))}, or use the networks 'residual', "
         "which do any size",
     )
 

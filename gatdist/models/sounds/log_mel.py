@@ -91,7 +91,7 @@ def mel_bands(sample_rate: int, num_bands: int, window: int) -> Tensor:
             "model.discriminator.num_bands",
             f"windows of {window} places have no frequency in some of the bands",
             value=num_bands,
-            mend="Use fewer bands, or a longer window",
+            hint="Use fewer bands, or a longer window",
         )
     return bands.float()
 

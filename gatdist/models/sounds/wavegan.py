@@ -155,7 +155,7 @@ def _widths(sample_shape: tuple[int, ...], width: int) -> list[int]:
             "data.length",
             "'wavegan' does sounds of 64, 256, 1024, 4096, 16384, 65536 … samples",
             value=length,
-            mend=f"Set it to {_SHORTEST * _STRIDE**times}",
+            hint=f"Set it to {_SHORTEST * _STRIDE**times}",
         )
     return [width * 2**level for level in range(times)]
 

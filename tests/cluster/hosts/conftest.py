@@ -21,7 +21,7 @@ def own_hosts() -> Iterator[Hosts]:
 
 @pytest.fixture
 def hosts(own_hosts: Hosts) -> Iterator[Hosts]:
-    """Head and two workers with a CPU each, all alive; what a test broke is mended after it."""
+    """Head and two workers with a CPU each, all alive; what a test broke is repaired after it."""
     yield own_hosts
     for host in own_hosts.workers:
         host.plug()

@@ -88,7 +88,7 @@ def test_damaged_samples_are_replaced_alike(runs: Runs, digits: Path, alone) -> 
 
 
 def test_a_lost_shard_ends_the_run_with_its_name(runs: Runs, digits: Path) -> None:
-    """Fault 20: told once, without a second try, as no try can mend it."""
+    """Fault 20: told once, without a second try, as no retry can fix it."""
     (digits / "shard-000003.tar").unlink()
     runs.start(SHORT, f"data.url={digits}")
     assert runs.finish() == 2, runs.errors

@@ -172,7 +172,7 @@ def test_a_slow_link_is_seen_in_the_bandwidth(hosts: Hosts, tmp_path: Path) -> N
     found = json.loads(output)
     slow = findings(found, "w2")["sends"]
     assert slow["ok"] is None
-    assert "link from w2 to w1" in slow["mend"]
+    assert "link from w2 to w1" in slow["hint"]
     assert findings(found, "w1")["sends"]["ok"]
     assert found["network"][2]["bytes"] == 1_000_000
     assert 1e5 < found["network"][2]["bandwidth_bytes_per_s"] < 20e6 / 8
@@ -227,7 +227,7 @@ def test_a_group_that_does_not_find_itself(
     found = json.loads(output)
     assert bad(found) == {("", "all-reduce")}, output
     assert "gloo, 2 hosts: failed" in findings(found)["all-reduce"]["value"]
-    assert "unset GLOO_SOCKET_IFNAME" in findings(found)["all-reduce"]["mend"]
+    assert "unset GLOO_SOCKET_IFNAME" in findings(found)["all-reduce"]["hint"]
     assert findings(found)["connections"]["ok"]
 
 

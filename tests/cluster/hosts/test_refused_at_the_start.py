@@ -1,4 +1,4 @@
-"""Hosts that do not fit together are told, with host and mend, before a step is made."""
+"""Hosts that do not fit together are told, with host and hint, before a step is made."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def list_source(
     names = [name for name in files if _ends(name, KINDS[kind]) and not system_file(name)]
     if not names:
         rule = f"holds no file for --kind {kind}, which ends in {' or '.join(KINDS[kind])}"
-        raise DataError(store.url, rule, mend="Check SOURCE and --kind")
+        raise DataError(store.url, rule, hint="Check SOURCE and --kind")
     if kind == "folder":
         tree = (File(name, Span(name, size=size)) for name, size in files.items())
         left_out = [(name, "is a link to nothing") for name in _dangling(store)]
@@ -81,7 +81,7 @@ def list_source(
     if kind in ("csv", "jsonl"):
         if len(names) > 1:
             rule = f"holds {len(names)} lists"
-            raise DataError(store.url, rule, mend=f"Name one, such as {names[0]}")
+            raise DataError(store.url, rule, hint=f"Name one, such as {names[0]}")
         return kind, folder, list_table(store, names[0], asked)
     kind, listing = _list_archives(kind, store, names, asked, spool)
     return kind, folder, listing
@@ -155,7 +155,7 @@ def _located(url: str, options: Mapping[str, Any]) -> tuple[str, Mapping[str, in
     files = store.find()
     if not files:
         rule = "is an empty folder" if store.exists() else "no such file or folder"
-        raise StorageError(store.url, rule, mend="Check SOURCE")
+        raise StorageError(store.url, rule, hint="Check SOURCE")
     return url, files
 
 
@@ -174,7 +174,7 @@ def _kind_of_file(name: str) -> str:
     raise DataError(
         name,
         f"is one file of an unknown kind. Known: {', '.join(KINDS)}",
-        mend="Give the folder that it is in, or say what it is with --kind",
+        hint="Give the folder that it is in, or say what it is with --kind",
     )
 
 

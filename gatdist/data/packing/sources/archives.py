@@ -143,7 +143,7 @@ def tar_files(
         DataError: it is no tar, compressed, cut short or damaged.
     """
     subject = shown or f"{store.url}/{name}"
-    mend = "Fetch it again; one that is compressed must end in .tar.gz, .tar.bz2 or .tar.xz"
+    hint = "Fetch it again; one that is compressed must end in .tar.gz, .tar.bz2 or .tar.xz"
     try:
         with open_file(store, name) as file:
             walk = Walk(file, store.size(name))
@@ -156,7 +156,7 @@ def tar_files(
             if walk.trailing is not None:
                 left_out.append((shown or name, trailing_data(walk.trailing)))
     except TarDamagedError as error:
-        raise DataError(subject, str(error), mend=mend) from None
+        raise DataError(subject, str(error), hint=hint) from None
 
 
 def unpack_tar(store: Store, name: str, spool: Store, left_out: list[LeftOut]) -> str:
@@ -183,7 +183,7 @@ def unpack_tar(store: Store, name: str, spool: Store, left_out: list[LeftOut]) -
                 raise DataError(
                     f"{store.url}/{name}",
                     f"can't be uncompressed ({error})",
-                    mend="Fetch it again, and see that there is room for it uncompressed",
+                    hint="Fetch it again, and see that there is room for it uncompressed",
                 ) from error
             spool.publish_file(copy, path)
         spool.publish(f"{stem}.json", json.dumps(trailing).encode())

@@ -68,7 +68,7 @@ def _opened(store: Store, name: str) -> Iterator[Any]:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise DataError(name, f"needs pyarrow ({error})", mend="pip install pyarrow") from None
+        raise DataError(name, f"needs pyarrow ({error})", hint="pip install pyarrow") from None
     try:
         with open_file(store, name) as file:
             yield pyarrow.parquet.ParquetFile(file)

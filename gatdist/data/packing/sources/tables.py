@@ -54,7 +54,7 @@ def list_rows(store: Store, name: str, rows: Iterator[Row], asked: Asked) -> Lis
     """See :func:`list_table`."""
     first = list(islice(rows, ROWS_JUDGED))
     if not first:
-        raise DataError(f"{store.url}/{name}", "is empty", mend="Name at least one file in it")
+        raise DataError(f"{store.url}/{name}", "is empty", hint="Name at least one file in it")
     columns = choose_columns(first, asked, f"{store.url}/{name}")
     listing = Listing(store, "text", [])
     listing.entries = list(_entries(chain(first, rows), columns, name, listing.left_out))
@@ -110,8 +110,8 @@ def choose_columns(rows: Sequence[Row], asked: Asked, table: str) -> Columns:
             content, text = None, asked.column
     if not content and not text:
         rule = f"no column is named like a file or a text, they are {', '.join(names)}"
-        mend = "Name the columns in the first line, or say which one it is with --column NAME"
-        raise DataError(table, rule, mend=mend)
+        hint = "Name the columns in the first line, or say which one it is with --column NAME"
+        raise DataError(table, rule, hint=hint)
     if asked.labels in ("none", "folders"):
         label = None
     else:
@@ -146,8 +146,8 @@ def read_table(store: Store, name: str, use: Callable[[Iterator[Row]], T]) -> T:
                 problem = f"is not UTF-8 text ({error})"
             finally:
                 text.detach()
-    mend = f"Save it as UTF-8, such as: iconv -f WINDOWS-1251 -t UTF-8 {name} > utf8-{name}"
-    raise DataError(table, problem, mend=mend)
+    hint = f"Save it as UTF-8, such as: iconv -f WINDOWS-1251 -t UTF-8 {name} > utf8-{name}"
+    raise DataError(table, problem, hint=hint)
 
 
 def _rows_of(text: io.TextIOWrapper, name: str, table: str) -> Iterator[Row]:
@@ -172,7 +172,7 @@ def _csv_rows(text: io.TextIOWrapper, usual: str, table: str) -> Iterator[Row]:
         names = [name.strip() for name in rows.fieldnames or ()]
         if len(set(names)) < len(names):
             rule = f"two of its columns have one name: {', '.join(names)}"
-            raise DataError(table, rule, mend="Give each column its own name")
+            raise DataError(table, rule, hint="Give each column its own name")
         rows.fieldnames = names
         _require_closed(lines, delimiter, table, rows.line_num)
         for row in rows:

@@ -120,7 +120,7 @@ def _modality(components: Iterable[str], where: str, listing: Listing) -> str:
         for name, reason in [*listing.left_out, *listing.ignored][:1]:
             most += f" ({printable(name)}: {reason})"
         rule = f"holds no files that can be packed, but {most}"
-        raise DataError(where, rule, mend=_mend(counts))
+        raise DataError(where, rule, hint=_mend(counts))
     return max(_A_MODALITY, key=lambda modality: found[modality])
 
 
@@ -200,7 +200,7 @@ def _listed(names: list[str], found: Labels, where: str, listing: Listing) -> li
         raise DataError(
             where,
             f"names none of the files: it has {next(iter(found.files))!r}, the source {names[0]!r}",
-            mend="Name files by their path inside SOURCE",
+            hint="Name files by their path inside SOURCE",
         )
     if absent := found.files.keys() - set(paths.values()):
         listing.notes.append(

@@ -112,7 +112,7 @@ def _labels(samples: Sequence[_Sample], asked: Asked, fetcher: Fetcher) -> list[
         labels.append(_label(content, asked.labels if content else None))
     if asked.labels and not any(label is not None for label in labels):
         rule = "no sample has a .json with such a field"
-        raise DataError("--labels", rule, value=asked.labels, mend="Name another, or none")
+        raise DataError("--labels", rule, value=asked.labels, hint="Name another, or none")
     return labels
 
 
