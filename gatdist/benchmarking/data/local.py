@@ -186,7 +186,7 @@ def _memory(comm: Communicator, tell: Tell, folder: str, num: int) -> dict[str, 
     before = _resident_bytes()
     epochs = []
     with open_loader(
-        folder, 1, memory_bytes=_CEILING_BYTES, shuffle_window_samples=8, lanes=16
+        folder, 1, memory_bytes=_CEILING_BYTES, shuffle_window_samples=8, interleave=16
     ) as loader:
         for epoch in range(_EPOCHS):
             highest = 0
