@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
+from torch import Tensor
 
 from gatdist.errors import PluginError, TrainingError
 from gatdist.training.state import TrainState
@@ -17,9 +20,10 @@ class Intact:
 
     def __init__(self, state: TrainState) -> None:
         self._state = state
-        self._kinds = _kinds(state)
+        tensors = state.tensors()
+        self._kinds = _kinds(tensors)
         # Masks of a user's network may be infinite, and are so from the beginning.
-        self._finite = [n for n, tensor in state.tensors().items() if tensor.isfinite().all()]
+        self._finite = [name for name, is_finite in _finite(tensors).items() if is_finite]
 
     @torch.no_grad()
     def require(self) -> None:
@@ -34,14 +38,14 @@ class Intact:
             for key in sorted(now.keys() | player.parameters.keys()):
                 if now.get(key) is not player.parameters.get(key):
                     self._refuse(f"model.{owner}: parameter {key}", "frozen or replaced by another")
-        kinds = _kinds(self._state)
+        tensors = self._state.tensors()
+        kinds = _kinds(tensors)
         for name in sorted(kinds.keys() | self._kinds.keys()):
             if kinds.get(name) != self._kinds.get(name):
                 self._refuse(f"tensor {name}", "replaced by another shape or dtype")
-        tensors = self._state.tensors()
-        finite = torch.stack([tensors[name].isfinite().all() for name in self._finite])
-        for name, is_finite in zip(self._finite, finite.tolist(), strict=True):
-            if not is_finite:
+        finite = _finite(tensors)
+        for name in self._finite:
+            if not finite[name]:
                 raise TrainingError(
                     f"tensor {name} is no longer finite after {self._state.samples_seen:,} "
                     "samples. The last checkpoint is good"
@@ -55,5 +59,11 @@ class Intact:
         )
 
 
-def _kinds(state: TrainState) -> dict[str, tuple[torch.Size, torch.dtype]]:
-    return {name: (tensor.shape, tensor.dtype) for name, tensor in state.tensors().items()}
+def _kinds(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+
+
+def _finite(tensors: Mapping[str, Tensor]) -> dict[str, bool]:
+    """Whether each tensor is finite, by one transfer from the device."""
+    finite = torch.stack([tensor.isfinite().all() for tensor in tensors.values()])
+    return dict(zip(tensors, finite.tolist(), strict=True))

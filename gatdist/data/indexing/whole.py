@@ -115,8 +115,8 @@ def prepare(request: Request) -> Indexing:
     if not names:
         _raise_no_shards(source, packed)
     left_out = [(name, "is compressed; unpack it, and index again") for name in packed]
-    unfit = [name for name in names if not fits_manifest(name)]
-    left_out += [(repr(name)[1:-1], "has control characters in its name") for name in unfit]
+    unfit = {name for name in names if not fits_manifest(name)}
+    left_out += [(repr(name)[1:-1], "has control characters in its name") for name in sorted(unfit)]
     names = [name for name in names if name not in unfit]
     if not names:
         raise all_named(left_out, hint="Rename it")
