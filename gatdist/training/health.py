@@ -114,13 +114,13 @@ def decide(config: HealthConfig, counts: Counts, new: Counts) -> Decision:
         ("nonfinite", "had gradients that are not finite", counts.nonfinite, new.nonfinite),
         ("spike", f"had gradients {config.spike_factor:g} × the usual", counts.spikes, new.spikes),
     )
-    fresh_ones = [
+    skipped = [
         f"{fresh} {_steps(fresh)} {what} ({count} so far)"
         for key, what, count, fresh in kinds
         if fresh and getattr(config, key) != "off"
     ]
-    skipped = f"{', '.join(fresh_ones)}; no parameter moved in them" if fresh_ones else ""
-    decision = Decision("go_on", skipped)
+    message = f"{', '.join(skipped)} and were skipped on every rank" if skipped else ""
+    decision = Decision("go_on", message)
     for key, what, count, fresh in kinds:
         policy = getattr(config, key)
         if not count or policy == "off":
