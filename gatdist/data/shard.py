@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -109,22 +108,19 @@ class OpenShard:
         except CodecError as error:
             raise self._named(error, 1, i) from error
 
-    @contextmanager
-    def named(self, i: int) -> Iterator[None]:
-        """Let a CodecError name sample ``i``, as :meth:`decode_into` does."""
-        try:
-            yield
-        except CodecError as error:
-            raise self._named(error, 0, i) from error
-
     def _named(self, error: CodecError, part: int, i: int) -> CodecError:
         file = self._rows[part][i]
         name = f"{file['key'].decode()}.{file['component'].decode()}"
         return CodecError(f"sample {name} at byte {file['offset']} {error}", error.hint)
 
-    def content(self, i: int, start: int, data: bytes | memoryview) -> bytes:
-        """The file of a sample, out of ``data``; see :meth:`decode_into`. Raises CodecError."""
-        return bytes(self._checked(0, i, start, data))
+    def check(
+        self, i: int, start: int, data: bytes | memoryview, check: Callable[[bytes], object]
+    ) -> None:
+        """Call ``check`` with the file of a sample; see :meth:`decode_into`. Raises CodecError."""
+        try:
+            check(bytes(self._checked(0, i, start, data)))
+        except CodecError as error:
+            raise self._named(error, 0, i) from error
 
     def decode_again(self, i: int, data: bytes, out: NDArray[Any]) -> int:
         """Decode a sample that was damaged, out of its bytes fetched anew.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Self
 
 from isal.isal_zlib import crc32
@@ -217,14 +218,13 @@ class Worker:
         opened = OpenShard(self._tars, self._indexes, manifest, shard, decode)
         out = new_samples(spec, 1)[0]
         facts = {"num_tokens": manifest.num_tokens}
+        whole = partial(sample_shape, modality=manifest.modality, facts=facts, whole=True)
         for i in range(shard.num_samples):
             begin, end = opened.span(i, i + 1)
             (data,) = self._tars.read_ranges([(shard.name, begin, end)])
             try:
                 opened.decode_into(i, begin, data, out)
                 # That reads a sample only as far as a run needs it.
-                with opened.named(i):
-                    content = opened.content(i, begin, data)
-                    sample_shape(content, manifest.modality, facts, whole=True)
+                opened.check(i, begin, data, whole)
             except CodecError as error:
                 damaged.append((f"{self._tars.url}/{shard.name}:", str(error)))
