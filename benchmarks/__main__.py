@@ -63,7 +63,7 @@ def _no_cuda() -> bool:
 
 
 def _no_nginx() -> bool:
-    from gatdist.benchmarking.data.servers import nginx_program
+    from gatdist.bench.data.servers import nginx_program
 
     return nginx_program() is None
 
@@ -105,10 +105,10 @@ def attempted(name: str) -> str:
     print(f"== {name}", flush=True)
     began = time.monotonic()
     status = run(name)
-    told = f"{name:20} {time.monotonic() - began:6.0f} s  "
+    message = f"{name:20} {time.monotonic() - began:6.0f} s  "
     if status:
-        return f"{told}{FAILED} {status}"
-    return told + summed_up(name)
+        return f"{message}{FAILED} {status}"
+    return message + summed_up(name)
 
 
 def run(name: str) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gatdist.benchmarking.facts import machine, memory_bytes, versions
+from gatdist.bench.environment import machine, memory_bytes, versions
 
 PACKAGES = ("torch", "ray", "numpy", "fsspec", "tensorboard")
 

@@ -80,10 +80,10 @@ def characters() -> list[str]:
 def draw(character: str, font: ImageFont.FreeTypeFont, size: int) -> NDArray[np.uint8]:
     """White on black, its box in the middle; uint8 [size, size, 1]."""
     left, top, right, bottom = font.getbbox(character)
-    picture = Image.new("L", (size, size))
+    image = Image.new("L", (size, size))
     at = ((size - left - right) / 2, (size - top - bottom) / 2)
-    ImageDraw.Draw(picture).text(at, character, fill=255, font=font)
-    return np.asarray(picture)[..., None]
+    ImageDraw.Draw(image).text(at, character, fill=255, font=font)
+    return np.asarray(image)[..., None]
 
 
 if __name__ == "__main__":

@@ -28,11 +28,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.environment import environment
-from gatdist.benchmarking.bare import Bare
-from gatdist.benchmarking.case import BFLOAT16, SIZES, Case, Overrides, Size
-from gatdist.benchmarking.memory import measure_memory
-from gatdist.benchmarking.ours import RULES, Ours
-from gatdist.benchmarking.rounds import interleave, settled, speed, steps_in_a_turn
+from gatdist.bench.bare import Bare
+from gatdist.bench.case import BFLOAT16, SIZES, Case, Overrides, Size
+from gatdist.bench.gatdist_case import RULES, GatdistCase
+from gatdist.bench.memory import measure_memory
+from gatdist.bench.rounds import interleave, settled, speed, steps_in_a_turn
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.parallel.recording import CudaRecorder, cuda_recorder
 from gatdist.training.graphs import WARM_UP_STEPS
@@ -161,7 +161,7 @@ def _checked(name: str, error: float, tolerance: float) -> Row:
 
 def trained(device: torch.device, overrides: Overrides, steps: int = STEPS) -> Tensor:
     """All weights after a few steps, float64 on the CPU."""
-    case = Ours(SMALL, overrides, LocalCommunicator(device))
+    case = GatdistCase(SMALL, overrides, LocalCommunicator(device))
     for _ in range(steps):
         case.step()
     return weights(case)
@@ -177,8 +177,8 @@ def weights(case: Case) -> Tensor:
 def recorded_step(device: torch.device, title: str) -> Row:
     """Replay the step's phases and compare weights and times with plain steps."""
     overrides = RULES["alternating"] | STEADY
-    plain = Ours(SMALL, overrides, LocalCommunicator(device))
-    case = Ours(SMALL, overrides, LocalCommunicator(device), cuda_recorder(device))
+    plain = GatdistCase(SMALL, overrides, LocalCommunicator(device))
+    case = GatdistCase(SMALL, overrides, LocalCommunicator(device), cuda_recorder(device))
     start = weights(plain)
     for _ in range(WARM_UP_STEPS + STEPS):
         plain.step()
@@ -191,7 +191,7 @@ def recorded_step(device: torch.device, title: str) -> Row:
 
 def recorded_generator(device: torch.device, title: str) -> Row:
     """Replay a generator, as one does to sample."""
-    case = Ours(SMALL, RULES["alternating"], LocalCommunicator(device))
+    case = GatdistCase(SMALL, RULES["alternating"], LocalCommunicator(device))
     generator = case.generator.eval()
     latents = torch.randn(1, case.config.model.latent_size, device=device)
 
@@ -231,25 +231,25 @@ def throughput(
     """Samples a second and memory, all cases in turn."""
     builders: dict[str, Callable[[], Case]] = {
         **{n: partial(Bare, size, precision, str(device)) for n, precision in BARE.items()},
-        **{n: partial(Ours, size, RULES[n], LocalCommunicator(device)) for n in TIMED},
+        **{n: partial(GatdistCase, size, RULES[n], LocalCommunicator(device)) for n in TIMED},
     }
     if device.type == "cuda":
-        builders["alternating_recorded"] = lambda: Ours(
+        builders["alternating_recorded"] = lambda: GatdistCase(
             size, RULES["alternating"], LocalCommunicator(device), cuda_recorder(device)
         )
     if compiles:
         precision = BFLOAT16["precision"] | COMPILED["precision"]
         overrides = RULES["alternating"] | {"precision": precision}
         builders["alternating_bfloat16_compiled"] = partial(
-            Ours, size, overrides, LocalCommunicator(device)
+            GatdistCase, size, overrides, LocalCommunicator(device)
         )
     memory = {name: peak_bytes(device, build) for name, build in builders.items()}
     with settled():
         cases = {name: build() for name, build in builders.items()}
         cases["bare"].run(1)
         steps = steps_in_a_turn(1, cases["bare"].run(1), turn_s)
-        tell = partial(print, f"{size.name}:", file=sys.stderr, flush=True)
-        seconds = interleave(list(cases), rounds, lambda name: cases[name].run(steps), tell)
+        report = partial(print, f"{size.name}:", file=sys.stderr, flush=True)
+        seconds = interleave(list(cases), rounds, lambda name: cases[name].run(steps), report)
     return [_timed(size, name, steps, seconds, memory[name]) for name in cases]
 
 
@@ -281,10 +281,10 @@ def table(found: dict[str, Any]) -> str:
     lines = []
     for row in found["correctness"]:
         verdict = {True: "right", False: "WRONG", None: "left out"}[row["ok"]]
-        told = row.get("reason") or f"error {row['error']:.2g}, at most {row['tolerance']:.2g}"
+        message = row.get("reason") or f"error {row['error']:.2g}, at most {row['tolerance']:.2g}"
         if "speedup" in row:
-            told += f"; {row['speedup']:.2f} times as fast"
-        lines.append(f"{verdict:9} {row['name']:44} {told}")
+            message += f"; {row['speedup']:.2f} times as fast"
+        lines.append(f"{verdict:9} {row['name']:44} {message}")
     lines.append("")
     lines += [
         f"{row['size']:14} {row['name']:24} {row['samples_per_s']:10.0f} samples/s  × bare "

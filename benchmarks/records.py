@@ -51,19 +51,19 @@ class Record:
         facts = self.found.get("environment") or self.found["hosts"][0]
         if facts.get("commit"):
             commit, changes, _ = facts["commit"].partition("+")
-            told = f"`{commit[:7]}`{changes}"
+            message = f"`{commit[:7]}`{changes}"
         else:
-            told = f"`{facts['recorded_in'][:7]}`r"
+            message = f"`{facts['recorded_in'][:7]}`r"
         processor = facts["processor"].replace("(R)", "").replace(" Processor", "")
         hardware = f"{processor} × {facts['cores']}"
-        return f"{told}, {facts.get('gpu') or hardware}"
+        return f"{message}, {facts.get('gpu') or hardware}"
 
     def lines(self) -> list[Line]:
         """What it says; none if nothing is known of such records."""
         if "samples_seen" in self.found and "metrics" in self.found:
             return _run(self.name, self.found)
-        tell = TELLERS.get(self.name)
-        return tell(self.found) if tell else []
+        report = REPORTERS.get(self.name)
+        return report(self.found) if report else []
 
 
 def newest(results: Path = RESULTS) -> list[Record]:
@@ -94,7 +94,7 @@ def _range(row: Mapping[str, Any], key: str = "ratio") -> str:
 def _run(name: str, found: Found) -> list[Line]:
     metrics = {key.removeprefix("metric/"): value for key, value in found["metrics"].items()}
     main = next(key for key in ("fid", "jsd") if key in metrics)
-    told = [f"{main.upper()} {_number(metrics[main])} ({_compared(main, metrics, found)})"]
+    message = [f"{main.upper()} {_number(metrics[main])} ({_compared(main, metrics, found)})"]
     for key, text in (
         ("label_accuracy", "labelled rightly"),
         ("precision", "precision"),
@@ -102,17 +102,17 @@ def _run(name: str, found: Found) -> list[Line]:
         ("novel_well_formed", "new and well-formed"),
     ):
         if key in metrics:
-            told.append(f"{_share(metrics[key])} {text}")
+            message.append(f"{_share(metrics[key])} {text}")
     how = "" if "--local" in found["command"] else ", two workers"
     what = f"`{name}`: {found['samples_seen']:,} samples, {found['seconds'] / 60:.1f} min{how}"
-    return [Line(what, "; ".join(told), "one run")]
+    return [Line(what, "; ".join(message), "one run")]
 
 
 def _compared(main: str, metrics: Mapping[str, float], found: Found) -> str:
-    told = f"halves of the real {_number(metrics[f'{main}_real_split'])}"
+    message = f"halves of the real {_number(metrics[f'{main}_real_split'])}"
     if "baseline_metrics" in found:
-        told += f", baseline {_number(found['baseline_metrics'][main])}"
-    return told
+        message += f", baseline {_number(found['baseline_metrics'][main])}"
+    return message
 
 
 def _ring(found: Found) -> list[Line]:
@@ -255,7 +255,7 @@ def _gpu(found: Found) -> list[Line]:
     ]
 
 
-TELLERS: dict[str, Callable[[Found], list[Line]]] = {
+REPORTERS: dict[str, Callable[[Found], list[Line]]] = {
     "ring": _ring,
     "quality_digits": _quality,
     "quality_glyphs": _quality,

@@ -31,7 +31,7 @@ SETTINGS = (
 _PLUGIN = '''
 """Notes where the run is. Written by benchmarks.runs_on_hosts."""
 import json, os, pathlib, signal, socket, time
-from gatdist import faults
+from gatdist.common import faults
 
 imported, folder, noted = time.time(), pathlib.Path(__file__).parent, []
 
@@ -117,7 +117,7 @@ class HostsRun:
         workers: as ``--workers`` takes them.
 
     Attributes:
-        told: what the commands have written on standard error, with the time of each line.
+        message: what the commands have written on standard error, with the time of each line.
         ended: when the last of them ended, seconds since the epoch; 0 while it runs.
     """
 
@@ -125,7 +125,7 @@ class HostsRun:
         self, hosts: Hosts, folder: Path, settings: Sequence[str], workers: str = "2"
     ) -> None:
         self.hosts, self.folder, self.run_dir = hosts, folder, folder / "run"
-        self.told: list[tuple[float, str]] = []
+        self.message: list[tuple[float, str]] = []
         self.ended = 0.0
         self._settings = [*SETTINGS, *settings, f'plugins=["{_PLUGIN_NAME}"]']
         self._workers = workers
@@ -156,7 +156,7 @@ class HostsRun:
         assert process.stderr is not None
         with process.stderr as pipe, (self.folder / "driver.log").open("a") as log:
             for line in pipe:
-                self.told.append((time.time(), line.rstrip()))
+                self.message.append((time.time(), line.rstrip()))
                 log.write(f"{time.strftime('%H:%M:%S')} {line}")
                 log.flush()
         process.wait()
@@ -206,8 +206,8 @@ class HostsRun:
         with suppress(FileNotFoundError):
             lines = (self.folder / "workers.jsonl").read_text().splitlines()
             found = [Worker(**json.loads(line)) for line in lines]
-            wanted = attempt or max(worker.attempt for worker in found)
-            return sorted((w for w in found if w.attempt == wanted), key=lambda w: w.rank)
+            requested = attempt or max(worker.attempt for worker in found)
+            return sorted((w for w in found if w.attempt == requested), key=lambda w: w.rank)
         return []
 
     def host_of(self, worker: Worker) -> Host:

@@ -17,8 +17,8 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.hosts import Hosts
-from gatdist.benchmarking.scaling.measure import Plan, measure, plan
-from gatdist.benchmarking.scaling.member import take_turns
+from gatdist.bench.scaling.measure import Plan, measure, plan
+from gatdist.bench.scaling.member import take_turns
 from gatdist.cluster.doctor.network import all_reduces
 from gatdist.parallel.communicator import TorchCommunicator
 
@@ -62,7 +62,7 @@ def _at_this_rate(groups: dict[int, Group], rounds: int) -> dict[str, Any]:
     scaling = measure(planned(list(groups), rounds), launch)
     return {
         "scaling": scaling,
-        "network": {str(count): told[0]["exchanges"] for count, told in answers.items()},
+        "network": {str(count): message[0]["exchanges"] for count, message in answers.items()},
     }
 
 
@@ -111,8 +111,8 @@ def member(rank: int, count: int, address: str, port: int, rounds: int) -> None:
         comm = TorchCommunicator(torch.device("cpu"))
         turns = take_turns(comm, lambda text: None, "eth0", planned([count], rounds).works(count))
         dist.destroy_process_group()
-        told = {"turns": turns, "exchanges": [one._asdict() for one in exchanges]}
-        print(json.dumps(told), flush=True)
+        message = {"turns": turns, "exchanges": [one._asdict() for one in exchanges]}
+        print(json.dumps(message), flush=True)
 
 
 if __name__ == "__main__":

@@ -76,11 +76,11 @@ def speak(take: Take) -> Clip:
     command = ["espeak-ng", "--stdout", "-v", voice, "-s", str(speed), "-p", str(pitch)]
     spoken = subprocess.run([*command, DIGITS[digit]], check=True, capture_output=True)
     # Written to a pipe, the header does not know how long the sound is.
-    sound = np.frombuffer(spoken.stdout[44:], dtype="<i2").astype(np.float32) / 32768
-    sound = resample_poly(sound, 160, 441)  # 22,050 to 8,000
-    start = max(0, int(np.argmax(np.abs(sound) > _SILENCE)) - _LEAD)
+    audio = np.frombuffer(spoken.stdout[44:], dtype="<i2").astype(np.float32) / 32768
+    audio = resample_poly(audio, 160, 441)  # 22,050 to 8,000
+    start = max(0, int(np.argmax(np.abs(audio) > _SILENCE)) - _LEAD)
     clip = np.zeros(LENGTH, dtype=np.float32)
-    heard = sound[start : start + LENGTH]
+    heard = audio[start : start + LENGTH]
     clip[: len(heard)] = heard * (0.9 / np.abs(heard).max())
     return clip[None]
 

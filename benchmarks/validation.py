@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from gatdist.simulate.collectives import Link, Topology, ring_s
-from gatdist.simulate.faults import Kind, Situation, best_interval, play
-from gatdist.simulate.loading import parse
-from gatdist.simulate.measured import fitted_link
-from gatdist.simulate.step import Phase, StepModel, expected_maximum
-from gatdist.simulate.study import study
+from gatdist.bench.simulate.collectives import Link, Topology, ring_s
+from gatdist.bench.simulate.faults import Kind, Situation, best_interval, play
+from gatdist.bench.simulate.loading import parse
+from gatdist.bench.simulate.measured import fitted_link
+from gatdist.bench.simulate.step import Phase, StepModel, expected_maximum
+from gatdist.bench.simulate.study import study
 
 RESULTS = Path("benchmarks/results")
 Row = dict[str, Any]
@@ -196,9 +196,9 @@ def links(found: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
     """All-reduces and steps under slowed links, as :mod:`benchmarks.slow_links` measured them."""
     as_they_are = _link(found[0])
     for rate in found:
-        told = rate["mbit_per_s"]
-        slowed = told is not None  # else two cores are what four hosts wait for
-        name = f"{told:.0f} Mbit/s" if slowed else "links as they are"
+        message = rate["mbit_per_s"]
+        slowed = message is not None  # else two cores are what four hosts wait for
+        name = f"{message:.0f} Mbit/s" if slowed else "links as they are"
         for message in rate["network"].get("4", ()):
             if message["bytes"] >= 1_000_000:
                 what = f"{name}: all-reduce of {message['bytes'] / 1e6:.0f} MB on 4 hosts from 2, s"
@@ -206,7 +206,7 @@ def links(found: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
                 family = "all-reduce, 4 hosts from 2"
                 yield row(family, what, message["seconds"], simulated, "measured", counts=slowed)
         points = {point["workers"]: point for point in rate["scaling"]["points"]}
-        network = network_at(as_they_are, told)
+        network = network_at(as_they_are, message)
         seen = network_at(_link(rate), None)
         for workers, (source, told_of) in product(
             (2, 4), {"rate": network, "doctor": seen}.items()
@@ -369,9 +369,9 @@ def _soak_faults(
     names = [fault["name"] for fault in soaked["faults"]]
     for name in dict.fromkeys(names):
         restart_s = driver_s if name == "driver_dies" else worker_s
-        told = {"detection_s": 0.0, "restart_s": restart_s, **_SOAK.get(name, {})}
+        message = {"detection_s": 0.0, "restart_s": restart_s, **_SOAK.get(name, {})}
         mtbf_hours = soaked["wall_s"] / names.count(name) / 3600
-        yield {"name": name, "of": "run", "mtbf_hours": mtbf_hours, **told}
+        yield {"name": name, "of": "run", "mtbf_hours": mtbf_hours, **message}
 
 
 def _newest(case: str) -> Iterator[dict[str, Any]]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 
-def told(model: type) -> dict[str, str]:
+def message(model: type) -> dict[str, str]:
     """Of each attribute, what the docstring's section ``Attributes`` says."""
     return args_of(model, "Attributes")
 

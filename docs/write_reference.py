@@ -19,9 +19,9 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 import gatdist
-from docs.docstrings import args_of, markdown, paragraphs, prose, section_of, told
-from gatdist import errors
+from docs.docstrings import args_of, markdown, message, paragraphs, prose, section_of
 from gatdist.cli import parser as command_line
+from gatdist.common import errors
 from gatdist.config import Config, NamedConfig, PenaltyConfig, load_config, preset_names
 from gatdist.monitor.tags import FIELDS, TAGS
 
@@ -80,7 +80,7 @@ def configuration() -> Iterator[str]:
         if models:
             yield from section(name, models[0], seen)
     yield "\n## `plugins`\n"
-    yield f"{told(Config)['plugins']} Default: `[]`."
+    yield f"{message(Config)['plugins']} Default: `[]`."
 
 
 def section(path: str, model: type[BaseModel], seen: set[type[BaseModel]]) -> Iterator[str]:
@@ -89,7 +89,7 @@ def section(path: str, model: type[BaseModel], seen: set[type[BaseModel]]) -> It
     yield from prose(model)
     inner: list[tuple[str, type[BaseModel]]] = []  # where each stands, and what it is
     schema = model.model_json_schema()
-    meanings = told(model)
+    meanings = message(model)
     yield "| key | value | default | meaning |\n| --- | --- | --- | --- |"
     for key, field in model.model_fields.items():
         below = [m for m in models_in(field.annotation) if m is not NamedConfig]
@@ -297,7 +297,7 @@ def presets() -> Iterator[str]:
     yield "\n| name | samples | data | generator | loss | |\n| --- | --- | --- | --- | --- | --- |"
     for name in preset_names():
         config = load_config(name)
-        text = (Path(gatdist.__file__).parent / "presets" / f"{name}.toml").read_text()
+        text = (Path(gatdist.__file__).parent / "config" / "presets" / f"{name}.toml").read_text()
         assert tomllib.loads(text)
         comment = " ".join(
             line[1:].strip() for line in text.split("\n\n")[0].splitlines() if line.startswith("# ")
@@ -316,7 +316,7 @@ EXITS = """\
 | 2 | bad input: one message names the field or file, its value, the rule and a hint |
 | 75 | trying the same command again may help: it was interrupted, or storage was down |
 
-## Classes, in `gatdist.errors`
+## Classes, in `gatdist.common.errors`
 
 | class | kind of | exit status | |
 | --- | --- | --- | --- |"""

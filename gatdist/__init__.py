@@ -5,23 +5,23 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from gatdist.version import __version__ as __version__
+from gatdist.common.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from gatdist.api import evaluate, export, load, sample, train
+    from gatdist.common.errors import GatdistError
+    from gatdist.common.heartbeat import beat
     from gatdist.config import Config, load_config
-    from gatdist.errors import GatdistError
     from gatdist.evaluation import register_feature_extractor
     from gatdist.game import register_loss, register_update_rule
-    from gatdist.heartbeat import beat
     from gatdist.models import register_discriminator, register_generator
     from gatdist.shards import index, pack, verify
 
 # Imported on first use: `import gatdist` and `gatdist --help` must not wait for torch.
 _HOMES = {
     "Config": "gatdist.config",
-    "GatdistError": "gatdist.errors",
-    "beat": "gatdist.heartbeat",
+    "GatdistError": "gatdist.common.errors",
+    "beat": "gatdist.common.heartbeat",
     "evaluate": "gatdist.api",
     "export": "gatdist.api",
     "index": "gatdist.shards",

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
+from gatdist.common.errors import CheckpointError, ClusterError, ConfigError, InterruptedRunError
 from gatdist.config import Config, redact_url
-from gatdist.errors import CheckpointError, ClusterError, ConfigError, InterruptedRunError
 from gatdist.storage import absolute
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def train(
 
     Raises:
         InterruptedRunError: asked to stop; a checkpoint was written and the same call resumes.
-        GatdistError: see :mod:`gatdist.errors`.
+        GatdistError: see :mod:`gatdist.common.errors`.
     """
     from gatdist.training.interrupts import Interrupts
 
@@ -121,17 +121,17 @@ def sample(
         ConfigError: there are no such fakes.
     """
     from gatdist.runs import load_run
-    from gatdist.sampling import Wanted, write_samples, write_shards
+    from gatdist.runs.sampling import SampleRequest, write_samples, write_shards
     from gatdist.storage import Store
 
-    wanted = Wanted(num, seed, [str(label) for label in labels], truncation, interpolate)
+    requested = SampleRequest(num, seed, [str(label) for label in labels], truncation, interpolate)
     if grid and shards:
         raise ConfigError("--grid", "does not go with --shards", hint="Choose one")
     url, out = absolute(run), absolute(out)
     trained = load_run(Store(url), default_device())
     if shards:
-        return write_shards(trained, url, wanted, out=out, workers=workers)
-    return write_samples(trained, wanted, out=out, grid=grid)
+        return write_shards(trained, url, requested, out=out, workers=workers)
+    return write_samples(trained, requested, out=out, grid=grid)
 
 
 def export(run: str | PathLike[str], kind: str, *, out: str | PathLike[str]) -> str:
@@ -152,8 +152,8 @@ def export(run: str | PathLike[str], kind: str, *, out: str | PathLike[str]) -> 
     run, url = absolute(run), absolute(out)  # first: torch does not load in a folder that is gone
     import torch
 
-    from gatdist.exporting import ENDINGS, formats
     from gatdist.runs import load_run
+    from gatdist.runs.export import ENDINGS, formats
     from gatdist.storage import Store, at_file
 
     make = formats[kind]
@@ -181,8 +181,8 @@ def load(
     url = absolute(run)
     import torch
 
-    from gatdist.exporting import load_exported
     from gatdist.runs import load_run
+    from gatdist.runs.export import load_exported
     from gatdist.storage import Store, at_file
 
     if url.endswith(".safetensors"):
@@ -228,7 +228,7 @@ def evaluate(
     from gatdist.evaluation import Evaluator
     from gatdist.parallel.communicator import LocalCommunicator
     from gatdist.runs import adopted, load_run
-    from gatdist.sampling.wanted import require_num
+    from gatdist.runs.sampling.request import require_num
     from gatdist.storage import Store
 
     if num is not None:
@@ -237,8 +237,8 @@ def evaluate(
     trained = load_run(store, comm.device)
     config = _anchored(adopted(trained.config, overrides, store))
     asked = {k: v for k, v in {"metrics": metrics, "num_samples": num}.items() if v is not None}
-    wanted = config.evaluate.model_copy(update=asked)
-    if not wanted.metrics:
+    requested = config.evaluate.model_copy(update=asked)
+    if not requested.metrics:
         rule, hint = "names nothing to measure", "Name a metric: gatdist evaluate RUN --metric NAME"
         raise ConfigError("evaluate.metrics", rule, value=[], hint=hint)
     dataset = open_dataset(config.data)
@@ -251,7 +251,7 @@ def evaluate(
             hint="Restore the data at data.url",
         )
     evaluator = Evaluator(
-        wanted,
+        requested,
         dataset,
         comm,
         comm.device,

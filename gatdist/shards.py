@@ -9,7 +9,7 @@ from os import PathLike
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from gatdist.errors import ConfigError, InterruptedRunError
+from gatdist.common.errors import ConfigError, InterruptedRunError
 from gatdist.storage import Store, absolute, options_for
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def pack(
         dest: URL of the folder for the shards; empty, or of the same packing.
         size: of pictures, (height, width) or both at once; None leaves them as they are.
         transform: ``center-crop`` (the default), ``center-crop-wide``, ``center-crop-dhariwal`` or
-            ``stretch``; see :mod:`gatdist.data.packing.pictures`.
+            ``stretch``; see :mod:`gatdist.packing.images`.
         filter: ``lanczos`` (the default), ``bicubic``, ``hamming``, ``bilinear`` or ``box``.
         format: of pictures: ``keep`` stores those that need no change as they are, others as PNG;
             ``png``, ``jpeg`` and ``webp`` are for all.
@@ -80,16 +80,16 @@ def pack(
         console: shows progress; None shows nothing.
 
     Returns:
-        ``url, kind, modality, sample_shape, num_classes, shards, samples, bytes, left_out,
+        ``url, kind, modality, sample_shape, num_classes, shards, samples, bytes, skipped,
         seconds, samples_per_s`` and more; of a dry run, what is known of them.
 
     Raises:
         ConfigError: an option is out of range, or does not go with another.
         DataError: the source holds nothing usable, or the destination something else.
         InterruptedRunError: Ctrl-C; the same call goes on.
-        GatdistError: see :mod:`gatdist.errors`.
+        GatdistError: see :mod:`gatdist.common.errors`.
     """
-    from gatdist.data import packing
+    from gatdist import packing
     from gatdist.monitor.packing import closing, opening
 
     given = {
@@ -124,7 +124,7 @@ def pack(
         if address:
             from gatdist.cluster.packing import do_all as do_all_on_ray
 
-            records = do_all_on_ray(plan.job, plan.tasks, address, workers, work.tell, console)
+            records = do_all_on_ray(plan.job, plan.tasks, address, workers, work.report, console)
         else:
             records = work.do_all(packing.Worker, plan.job, plan.tasks, workers)
         outcome = packing.finish(plan, records) | work.pace("samples_per_s")
@@ -168,7 +168,7 @@ def index(
         console: shows progress; None shows nothing.
 
     Returns:
-        ``url, source, modality, sample_shape, num_classes, shards, samples, bytes, left_out,
+        ``url, source, modality, sample_shape, num_classes, shards, samples, bytes, skipped,
         seconds, bytes_per_s, shards_url`` (what ``data.shards_url`` must be set to, or "") and
         more.
 
@@ -176,10 +176,10 @@ def index(
         ConfigError: an option makes no sense.
         DataError: there are no shards, or no sample can be used.
         InterruptedRunError: Ctrl-C; the same call goes on.
-        GatdistError: see :mod:`gatdist.errors`.
+        GatdistError: see :mod:`gatdist.common.errors`.
     """
-    from gatdist.data import indexing
     from gatdist.monitor.indexing import closing, opening
+    from gatdist.packing import indexing
 
     request = indexing.Request(
         source=absolute(source),
@@ -232,7 +232,7 @@ def verify(
     Raises:
         DataError: the manifest itself is damaged.
         StorageError: nothing of ours is there.
-        GatdistError: see :mod:`gatdist.errors`.
+        GatdistError: see :mod:`gatdist.common.errors`.
     """
     from gatdist.data.format import MANIFEST, read_manifest
     from gatdist.monitor.indexing import verified, verifying
@@ -241,7 +241,7 @@ def verify(
     store = Store(url, options)
     with _Work(console, "nothing was changed") as work:
         if store.exists(MANIFEST):
-            from gatdist.data import verifying as shards
+            from gatdist.packing import verify as shards
 
             manifest = read_manifest(store)
             num_bytes = sum(shard.size for shard in manifest.shards)
@@ -262,7 +262,7 @@ def verify(
                 "damaged": [list(found) for record in records for found in record.damaged],
             }
         else:
-            from gatdist.inspection import damaged_checkpoints
+            from gatdist.runs.inspection import damaged_checkpoints
 
             outcome = damaged_checkpoints(store)
         outcome |= {"url": store.url, "whole": not outcome["damaged"]} | work.pace("per_s")
@@ -289,17 +289,17 @@ class _Work:
             if self._console:
                 self._console.event(kind, fields)
 
-    def tell(self, done: int, found: int) -> None:
+    def report(self, done: int, found: int) -> None:
         """So much was done, and so much found done, since the last call."""
         self._done += done
         self.show([("progress", {"done": done, "found": found})])
 
     def do_all(self, worker_type: Any, job: Any, tasks: Sequence[Any], workers: int | None) -> Any:
         """Do tasks in processes; None is one a core."""
-        from gatdist.data.processes import do_all
+        from gatdist.packing.processes import do_all
 
         count = workers or len(os.sched_getaffinity(0))
-        return do_all(worker_type, job, tasks, count, self.tell)
+        return do_all(worker_type, job, tasks, count, self.report)
 
     def pace(self, rate: str) -> dict[str, float]:
         """Seconds so far, and what was done in each, under the name ``rate``."""
@@ -320,5 +320,5 @@ class _Work:
         if self._console:
             self._console.close()
         if isinstance(error, KeyboardInterrupt):
-            told = f"interrupted; {self._kept}, and the same command goes on from there"
-            raise InterruptedRunError(told) from None
+            message = f"interrupted; {self._kept}, and the same command goes on from there"
+            raise InterruptedRunError(message) from None

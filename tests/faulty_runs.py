@@ -21,7 +21,7 @@ CANONICAL = ["run.reduction=canonical", "run.virtual_workers=2"]
 # What plugins that fail on purpose start with.
 HEAD = """
 import os, pathlib, signal, time
-from gatdist.faults import fail_at, here
+from gatdist.common.faults import fail_at, here
 folder = pathlib.Path(__file__).parent
 def kill(): os.kill(os.getpid(), signal.SIGKILL)
 def freeze(): os.kill(os.getpid(), signal.SIGSTOP)

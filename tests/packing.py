@@ -16,7 +16,7 @@ import gatdist
 SIZE = (5, 7)
 
 
-def picture(seed: int, size: tuple[int, int] = SIZE, kind: str = "PNG") -> bytes:
+def image(seed: int, size: tuple[int, int] = SIZE, kind: str = "PNG") -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3)).astype(np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, kind)

@@ -52,7 +52,7 @@ RUN: dict[str, Any] = {
     "log_every_samples": 32,
     "checkpoint_every_samples": 48,
 }
-SOUND: dict[str, Any] = {
+AUDIO: dict[str, Any] = {
     "model": {
         "latent_size": 8,
         "conditional": True,

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from gatdist.errors import GatdistError
+from gatdist.common.errors import GatdistError
 
 # Only what hangs takes so long, also beside other processes on a slow machine. A test that asserts
 # how soon something happens compares it with what it would take otherwise, or counts.
@@ -161,14 +161,14 @@ def start_gatdist(
 
     Output is piped, unless ``stdout`` or ``stderr`` says where it goes.
     """
-    wanted = os.environ | dict(env or {})
+    requested = os.environ | dict(env or {})
     return subprocess.Popen(
         [sys.executable, "-m", "gatdist.cli", *map(str, args)],
         stdin=subprocess.DEVNULL,
         **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams},
         text=True,
         cwd=cwd,
-        env={name: value for name, value in wanted.items() if value is not None},
+        env={name: value for name, value in requested.items() if value is not None},
         start_new_session=True,
     )
 

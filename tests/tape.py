@@ -130,8 +130,8 @@ class _Mode(TorchDispatchMode):
 
     def _save_what_it_changes(self, func, args, kwargs):
         for i, argument in enumerate(func._schema.arguments):
-            told = argument.alias_info is not None and argument.alias_info.is_write
-            if not told and argument.name not in MORE_CHANGED.get(func, ()):
+            message = argument.alias_info is not None and argument.alias_info.is_write
+            if not message and argument.name not in MORE_CHANGED.get(func, ()):
                 continue
             value = kwargs.get(argument.name) if argument.name in kwargs else None
             if value is None and i < len(args):

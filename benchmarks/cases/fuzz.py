@@ -36,11 +36,11 @@ import numpy as np
 
 from benchmarks.cases import fuzz_images
 from benchmarks.environment import environment
+from gatdist.common.errors import GatdistError
 from gatdist.config import DataConfig
 from gatdist.data import open_dataset, write_dataset
 from gatdist.data.codecs import encode_png
 from gatdist.data.format import Manifest, manifest
-from gatdist.errors import GatdistError
 from gatdist.shards import index, verify
 from gatdist.storage import Store
 
@@ -94,19 +94,21 @@ def fuzz(
             if chance.choice(kinds) == "images":
                 act = fuzz_images.decode
                 what, content = fuzz_images.damaged(chance)
-                outcome, told = attempt(act, content)
+                outcome, message = attempt(act, content)
             else:
                 shutil.rmtree(place, ignore_errors=True)
                 shutil.copytree(good, place)
                 what = damage(place, chance)
                 act = chance.choice(ACTS)
                 opened.clear()
-                outcome, told = attempt(act, place)
+                outcome, message = attempt(act, place)
             if opened:
-                outcome, told = "opened a file outside", str(opened[0])
+                outcome, message = "opened a file outside", str(opened[0])
             outcomes[f"{act.__name__}: {outcome}"] += 1
             if not outcome.startswith(("right", "Gatdist", "named ")):
-                violations.append({"case": case, "damage": what, "outcome": outcome, "told": told})
+                violations.append(
+                    {"case": case, "damage": what, "outcome": outcome, "told": message}
+                )
             case += 1
     return outcomes, violations
 
@@ -235,18 +237,18 @@ def repaired(folder: Path) -> bool:
     """Make all digests fit, as far as there is a manifest."""
     path = folder / "manifest.json"
     try:
-        told = json.loads(path.read_bytes())
-        for shard in told["shards"]:
+        message = json.loads(path.read_bytes())
+        for shard in message["shards"]:
             for name, digest in (("name", "sha256"), ("index", "index_sha256")):
                 content = (folder / shard[name]).read_bytes()
                 shard[digest] = hashlib.sha256(content).hexdigest()
             shard["size"] = (folder / shard["name"]).stat().st_size
-        told["num_samples"] = sum(shard["num_samples"] for shard in told["shards"])
-        read = Manifest.model_validate(told)
-        told["fingerprint"] = manifest._fingerprint(read, read.shards)
+        message["num_samples"] = sum(shard["num_samples"] for shard in message["shards"])
+        read = Manifest.model_validate(message)
+        message["fingerprint"] = manifest._fingerprint(read, read.shards)
     except Exception:  # too damaged for that
         return False
-    path.write_text(json.dumps(told))
+    path.write_text(json.dumps(message))
     return True
 
 

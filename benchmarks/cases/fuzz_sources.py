@@ -36,10 +36,10 @@ import soundfile
 
 from benchmarks.cases.fuzz import LIMIT_BYTES, alarm, bits, cut, noise, splice, values
 from benchmarks.environment import environment
+from gatdist.common.errors import GatdistError
 from gatdist.config import DataConfig
 from gatdist.data import open_dataset
 from gatdist.data.codecs import encode_png
-from gatdist.errors import GatdistError
 from gatdist.shards import index, pack, verify
 
 SECRET_NAME, SECRET = "GATDIST_FUZZ_SECRET", "7c1d0f-planted-secret"
@@ -196,9 +196,9 @@ def _indexed(place: Path, source: str) -> None:
 def _checked(url: str, decode: bool = True) -> None:
     damaged = verify(url, decode=decode, workers=1)["damaged"]
     report = Path(url, "report.jsonl")
-    told = report.read_text() if report.exists() else ""
+    message = report.read_text() if report.exists() else ""
     # Data after the end of a tar is told by ``index`` and ``verify``; its samples are whole.
-    if damaged := [found for found in damaged if found[1] not in told]:
+    if damaged := [found for found in damaged if found[1] not in message]:
         raise AssertionError(f"what was just written is damaged: {damaged[:3]}")
     dataset = open_dataset(DataConfig(url=url))
     samples, labels = dataset.read(np.arange(dataset.num_samples))
@@ -278,7 +278,7 @@ def write_zip(place: Path) -> str:
     return str(path)
 
 
-def write_sounds(place: Path) -> str:
+def write_audio(place: Path) -> str:
     """Sounds in three containers."""
     root = place / "source"
     for number in range(NUM_SAMPLES):
@@ -445,7 +445,7 @@ def damage_zip(place: Path, chance: random.Random) -> str:
     return _damage(place / "source.zip", chance, [*WAYS])
 
 
-def damage_sounds(place: Path, chance: random.Random) -> str:
+def damage_audio(place: Path, chance: random.Random) -> str:
     """Damage of a sound's header, mostly."""
     path = chance.choice(_files(place, ".wav", ".flac", ".ogg"))
     return _damage(path, chance, [bits, cut, header, header, header])
@@ -468,7 +468,7 @@ TARGETS = {
     "shards_index": Target(write_shards, damage_shards, _indexed),
     "shards_pack": Target(write_shards, damage_shards, _packed),
     "zip": Target(write_zip, damage_zip, _packed),
-    "sounds": Target(write_sounds, damage_sounds, _packed),
+    "sounds": Target(write_audio, damage_audio, _packed),
 }
 
 

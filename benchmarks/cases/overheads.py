@@ -36,20 +36,20 @@ from typing import Any
 import torch
 
 from benchmarks.environment import environment
-from gatdist import faults
-from gatdist.background import Background
-from gatdist.benchmarking.case import SIZES, Size
-from gatdist.benchmarking.ours import RULES, Ours
-from gatdist.benchmarking.processes import Tell, together
-from gatdist.benchmarking.rounds import interleave, settled, steps_in_a_turn
+from gatdist.bench.case import SIZES, Size
+from gatdist.bench.gatdist_case import RULES, GatdistCase
+from gatdist.bench.processes import Report, together
+from gatdist.bench.rounds import interleave, settled, steps_in_a_turn
+from gatdist.common import faults
+from gatdist.common.background import Background
 from gatdist.data import Loader, SampleOrder, open_dataset
 from gatdist.parallel.communicator import Communicator
 from gatdist.runs import Checkpoints, RunDirectory
 from gatdist.storage import Store
+from gatdist.training.log_interval import LogInterval
 from gatdist.training.progress import Progress
 from gatdist.training.recorder import Recorder
 from gatdist.training.replicas import require_equal_replicas
-from gatdist.training.ticks import Ticks
 
 CHECKPOINT_EVERY_S = 30.0
 TARGETS = {"watched": 0.01, "checkpoint every 30 s": 0.03}
@@ -67,7 +67,9 @@ class Steps:
     def __init__(self, comm: Communicator, size: Size, folder: Path) -> None:
         self.comm, self.folder, self.open = comm, folder, ExitStack()
         # The data set is read by nobody; it has the notes and counts that a tick asks for.
-        self.ours = Ours(size, {**RULES["alternating"], "data": {"url": "builtin:digits"}}, comm)
+        self.ours = GatdistCase(
+            size, {**RULES["alternating"], "data": {"url": "builtin:digits"}}, comm
+        )
         config, self.state = self.ours.config, self.ours.state
         dataset = open_dataset(config.data, comm)
         order = SampleOrder.from_config(config, dataset)
@@ -75,7 +77,7 @@ class Steps:
             Loader.for_worker(dataset, order, config, comm, position=0)
         )
         self.progress = Progress()
-        self.ticks = Ticks(
+        self.ticks = LogInterval(
             config, comm, self.state, self.ours.rule, dataset, _to_nobody, self.progress
         )
         self.plain = self.ours.statistics, self.ours.timer
@@ -171,12 +173,12 @@ class Steps:
             self.ours.step()
 
     def _watched(self, num_steps: int, use: Callable[[dict[str, Any]], None]) -> float:
-        from gatdist.cluster.worker import _pulse
+        from gatdist.cluster.worker import _heartbeat
 
         ours, ticks = self.ours, self.ticks
         ours.statistics, ours.timer = ticks.statistics, ticks.timer
         try:
-            with _pulse(self.bridge, self.comm.rank, self.progress) as stop:
+            with _heartbeat(self.bridge, self.comm.rank, self.progress) as stop:
 
                 def turn() -> None:
                     ticks.start()
@@ -224,7 +226,7 @@ def _to_nobody(kind: str, fields: dict[str, Any]) -> None:
 
 
 def _member(
-    comm: Communicator, tell: Tell, size: Size, rounds: int, turn_s: float, folder: Path
+    comm: Communicator, report: Report, size: Size, rounds: int, turn_s: float, folder: Path
 ) -> dict[str, Any]:
     """One process's share: seconds of its turns, by case."""
     torch.set_num_threads(1)
@@ -253,7 +255,7 @@ def _member(
             return seconds
 
         with settled():
-            seconds = interleave(list(turns), rounds, turn, tell)
+            seconds = interleave(list(turns), rounds, turn, report)
         return {
             "seconds": seconds,
             "processor_s": {name: taken[1:] for name, taken in processor_s.items()},
@@ -314,7 +316,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         given = SIZES[arguments.size], arguments.rounds, arguments.turn_s, Path(folder)
-        found = together(2, _member, *given, tell=lambda line: print(line, flush=True))[0]
+        found = together(2, _member, *given, report=lambda line: print(line, flush=True))[0]
     result = {"size": arguments.size, **sum_up(found), **found, "environment": environment()}
     text = json.dumps(result, indent=1, ensure_ascii=False)
     (arguments.out / "result.json").write_text(text + "\n")

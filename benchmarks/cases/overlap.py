@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.environment import environment
-from gatdist.benchmarking.processes import Tell, together
+from gatdist.bench.processes import Report, together
 from gatdist.config import parse_config
 from gatdist.monitor.statistics import Statistics
 from gatdist.monitor.timing import PhaseTimer
@@ -106,14 +106,14 @@ def _note_buckets(comm: TorchCommunicator, owner: dict[Tensor, str], events: lis
     comm._mean = noted  # type: ignore[method-assign]
 
 
-def _member(comm: TorchCommunicator, tell: Tell, rule: str, trace: Path | None) -> list[Event]:
+def _member(comm: TorchCommunicator, report: Report, rule: str, trace: Path | None) -> list[Event]:
     torch.set_num_threads(1)
     return events_of(comm, rule, trace if comm.is_main else None)
 
 
 def measure(rule: str, trace: Path | None = None) -> list[Event]:
     """Worker 0's events, of two."""
-    first: list[Event] = together(2, _member, rule, trace, tell=print, silence_s=120.0)[0]
+    first: list[Event] = together(2, _member, rule, trace, report=print, silence_s=120.0)[0]
     return first
 
 

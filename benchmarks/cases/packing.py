@@ -29,7 +29,7 @@ from sklearn.datasets import load_sample_images
 
 from benchmarks.environment import environment
 from gatdist import pack
-from gatdist.benchmarking.rounds import compare, interleave, settled
+from gatdist.bench.rounds import compare, interleave, settled
 
 HEIGHT, WIDTH, SIZE = 320, 400, 256
 Encode = Callable[[Image.Image], object]
@@ -111,7 +111,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        paths = write_sources(folder / "in", arguments.pictures)
+        paths = write_sources(folder / "in", arguments.images)
         found = cases(folder / "in", paths)
         turns = iter(range(10**6))
 

@@ -29,7 +29,7 @@ from torch import Tensor
 from benchmarks.environment import environment
 from gatdist.config import Config, load_config
 from gatdist.data import Dataset, open_dataset
-from gatdist.data.space import TextSpace
+from gatdist.data.sample_format import TextFormat
 from gatdist.evaluation import Evaluator
 from gatdist.models import build_networks
 from gatdist.parallel.communicator import LocalCommunicator
@@ -76,13 +76,15 @@ def baselines(config: Config) -> dict[str, Any]:
         comm.device,
         conditional=config.model.conditional,
     )
-    space = dataset.space
-    generator, _ = build_networks(config, space.shape, space.num_classes, space.facts)
-    classes = space.num_classes if config.model.conditional else 0
+    sample_format = dataset.sample_format
+    generator, _ = build_networks(
+        config, sample_format.shape, sample_format.num_classes, sample_format.metadata
+    )
+    classes = sample_format.num_classes if config.model.conditional else 0
     untrained = Sampler(
         generator.float().eval(), config.model.latent_size, classes, config.run.seed, "evaluation"
     )
-    simple = {"image": MeanPicture, "audio": ShuffledFrames, "text": MarkovChain}[dataset.modality]
+    simple = {"image": MeanImage, "audio": ShuffledFrames, "text": MarkovChain}[dataset.modality]
     return {
         "untrained": evaluator(untrained).metrics,
         "baseline": simple.__doc__,
@@ -94,7 +96,7 @@ class Baseline:
     """Samples as networks see them, by their numbers."""
 
     def __init__(self, dataset: Dataset) -> None:
-        self.space = dataset.space
+        self.sample_format = dataset.sample_format
         self.samples, self.classes = dataset.read(np.arange(dataset.num_samples))
         self.order = np.random.default_rng(0).permutation(dataset.num_samples)
 
@@ -105,12 +107,12 @@ class Baseline:
         return torch.from_numpy(self.classes[self.order[positions.numpy() % len(self.order)]])
 
 
-class MeanPicture(Baseline):
+class MeanImage(Baseline):
     """The mean of all pictures, or of all of the class."""
 
     def __call__(self, positions: Tensor) -> Tensor:
         """The same for all of a class."""
-        seen = self.space.to_network(torch.from_numpy(self.samples))
+        seen = self.sample_format.to_network(torch.from_numpy(self.samples))
         labels = self.labels(positions)
         if labels is None or self.classes is None:
             return seen.mean(dim=0).expand(len(positions), *seen.shape[1:])
@@ -125,17 +127,17 @@ class ShuffledFrames(Baseline):
     def __call__(self, positions: Tensor) -> Tensor:
         """Each in an order of its own."""
         length = self.samples.shape[2]
-        frame = max(1, int(FRAME_S * self.space.facts["sample_rate"]))
+        frame = max(1, int(FRAME_S * self.sample_format.metadata["sample_rate"]))
         starts = np.arange(0, length - frame + 1, frame)
         made = []
         for i in positions.tolist():
-            sound = self.samples[self.order[i % len(self.order)]].copy()
-            pieces = [sound[:, s : s + frame].copy() for s in starts]
+            audio = self.samples[self.order[i % len(self.order)]].copy()
+            pieces = [audio[:, s : s + frame].copy() for s in starts]
             for start, k in zip(
                 starts, np.random.default_rng(i).permutation(len(pieces)), strict=True
             ):
-                sound[:, start : start + frame] = pieces[k]
-            made.append(sound)
+                audio[:, start : start + frame] = pieces[k]
+            made.append(audio)
         return torch.from_numpy(np.stack(made))
 
 
@@ -144,7 +146,7 @@ class MarkovChain(Baseline):
 
     def __init__(self, dataset: Dataset) -> None:
         super().__init__(dataset)
-        assert isinstance(self.space, TextSpace)
+        assert isinstance(self.sample_format, TextFormat)
         counts: dict[int, Counter[int]] = defaultdict(Counter)
         for ids in self.samples:
             before = 0
@@ -170,10 +172,10 @@ class MarkovChain(Baseline):
                 if not before:
                     break
                 ids[row, place] = before
-        return self.space.to_network(torch.from_numpy(ids))
+        return self.sample_format.to_network(torch.from_numpy(ids))
 
 
-def record(run: Path, out: Path, facts: dict[str, Any]) -> None:
+def record(run: Path, out: Path, metadata: dict[str, Any]) -> None:
     """Copy a finished run's configuration, metrics and last samples to ``out``; draw its curves."""
     out.mkdir(parents=True, exist_ok=True)
     shutil.copy(run / "config.json", out / "config.json")
@@ -185,7 +187,7 @@ def record(run: Path, out: Path, facts: dict[str, Any]) -> None:
             shutil.copy(run / f"samples/reals{ending}", out / f"reals{ending}")
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     measured = {key: value for key, value in lines[-1].items() if key.startswith("metric/")}
-    result = facts | {
+    result = metadata | {
         "samples_seen": lines[-1]["samples_seen"],
         "seconds": lines[-1]["wall_time_s"],  # of training; starting is not among them
         "metrics": measured,

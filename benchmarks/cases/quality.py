@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from benchmarks.environment import environment
-from gatdist.benchmarking.case import adam
+from gatdist.bench.case import adam
 from gatdist.config import Config, load_config
 from gatdist.data import open_dataset
 from gatdist.models import build_networks
@@ -106,9 +106,9 @@ def main() -> None:
     )
     out.mkdir(parents=True, exist_ok=True)
     names = arguments.only or list(SETTINGS)
-    wanted = [(n, seed) for seed in range(arguments.seeds) for n in names if n not in SAME_RUNS]
+    requested = [(n, seed) for seed in range(arguments.seeds) for n in names if n not in SAME_RUNS]
     found = recorded(out)
-    missing = [key for key in wanted if key not in found]
+    missing = [key for key in requested if key not in found]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for run in pool.map(lambda key: train(arguments.preset, *key, arguments.set), missing):
             with (out / "runs.jsonl").open("a") as file:
@@ -286,7 +286,7 @@ class BareLoop:
         self.steps += 1
 
 
-class Ours:
+class GatdistCase:
     """A setting's step on made-up data."""
 
     def __init__(self, config: Config, shape: tuple[int, ...], labels: Tensor | None) -> None:
@@ -317,7 +317,7 @@ def time_steps(preset: str, names: list[str], more: list[str]) -> dict[str, floa
     cases: dict[str, Any] = {"bare": BareLoop(base, dataset.sample_shape, labels)}
     for name in names:
         config = load_config(preset, [*more, *settings_of(preset, name)])
-        cases[name] = Ours(config, dataset.sample_shape, labels)
+        cases[name] = GatdistCase(config, dataset.sample_shape, labels)
     found: dict[str, list[float]] = {name: [] for name in cases}
     order = random.Random(0)
     for _ in range(ROUNDS):

@@ -133,8 +133,8 @@ def _first_step(run: HostsRun, attempt: int) -> tuple[Beat, Beat] | None:
 
 def _marks(run: HostsRun, since_s: float) -> list[tuple[str, float]]:
     """When phases ended, in order; those that the logs do not tell are left out."""
-    told = [at for at, line in run.told if at > since_s and "starting again" in line]
-    marks = [("detection", at) for at in told[:1]]
+    message = [at for at, line in run.message if at > since_s and "starting again" in line]
+    marks = [("detection", at) for at in message[:1]]
     marks += [("driver starts", at) for at in _connections(run) if at > since_s]
     entries = []
     for file in run.hosts.folder.glob("head/ray/session_2*/logs/train/*sys-controller*"):

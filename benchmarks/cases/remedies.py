@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from benchmarks.environment import environment
+from gatdist.common.errors import TrainingError
 from gatdist.config import load_config
-from gatdist.errors import TrainingError
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.storage import Store
 from gatdist.training.loop import run

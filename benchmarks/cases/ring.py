@@ -45,8 +45,8 @@ def main() -> None:
             points = generate(folder)
         runs.append({"seed": seed, "seconds": seconds} | quality(points))
         print(runs[-1], flush=True)
-        picture = make_scatter(points[:4000].double().numpy(), extent=1.5)
-        (arguments.out / f"seed-{seed}.png").write_bytes(encode_png(picture))
+        image = make_scatter(points[:4000].double().numpy(), extent=1.5)
+        (arguments.out / f"seed-{seed}.png").write_bytes(encode_png(image))
     result = {"settings": arguments.set, "runs": runs, "environment": environment()}
     text = json.dumps(result, indent=1, ensure_ascii=False)
     (arguments.out / "result.json").write_text(text + "\n")

@@ -28,10 +28,10 @@ from typing import Any
 from benchmarks import validation
 from benchmarks.environment import environment
 from benchmarks.hosts import why_not
+from gatdist.bench.simulate.plot import draw
+from gatdist.bench.simulate.study import simulate
 from gatdist.monitor.figures import LIMIT, MEASURED, figure, files, tidy
 from gatdist.monitor.numbers import aligned, number
-from gatdist.simulate.plot import draw
-from gatdist.simulate.study import simulate
 
 STUDY = "benchmarks/study.toml"
 MONTH = "month"
@@ -106,8 +106,8 @@ def _mean_errors(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def _in_range(rows: Sequence[validation.Row]) -> dict[str, int]:
     """How many true values lie in the range that should hold eight tenths, and of how many."""
-    told = [row for row in rows if row["between"]]
-    return {"inside": sum(map(validation.is_inside, told)), "of": len(told)}
+    message = [row for row in rows if row["between"]]
+    return {"inside": sum(map(validation.is_inside, message)), "of": len(message)}
 
 
 def table(result: Mapping[str, Any]) -> str:

@@ -44,7 +44,7 @@ from typing import Any
 from benchmarks.environment import environment
 from benchmarks.hosts import Host, Hosts, why_not
 from benchmarks.runs_on_hosts import SETTINGS, Beat, HostsRun, Worker, lives, until
-from gatdist.inspection import digest
+from gatdist.runs.inspection import digest
 
 BATCH, TICK = 64, 8192
 TRAINING = [
@@ -172,8 +172,8 @@ class Soak:
             self.result["finished"] = True
         elif self.result["driver_restarts"] < MAX_DRIVER_RESTARTS:
             self.result["driver_restarts"] += 1
-            told = self.train.told[-1][1] if self.train.told else ""
-            print(f"the command ended with {status} ({told}); running it again", flush=True)
+            message = self.train.message[-1][1] if self.train.message else ""
+            print(f"the command ended with {status} ({message}); running it again", flush=True)
             self.train.start()
             return True
         return False
@@ -225,7 +225,7 @@ class Soak:
             "attempts": self.train.attempts(),
             "told": [
                 [round(at - result["began"], 1), line]
-                for at, line in self.train.told
+                for at, line in self.train.message
                 if "samples/s" not in line and ("warning" in line or ": going on" in line)
             ],
             "step_s_in_soak": calm_step_s(beats, self.train.attempts(), result["faults"], result),
@@ -357,7 +357,7 @@ def bit_flips(soak: Soak) -> str:
     kill_all_workers(soak)
     soak.await_next_attempt(60)
     time.sleep(2)  # for what the workers have told meanwhile
-    met = any(f"{newest}/" in line for _, line in soak.train.told[-30:])
+    met = any(f"{newest}/" in line for _, line in soak.train.message[-30:])
     return f"{newest.name}/{file.name}, {'passed over' if met else 'not met'}"
 
 

@@ -23,13 +23,13 @@ import torch
 
 import gatdist
 from benchmarks.environment import environment
-from gatdist.benchmarking.case import SIZES
-from gatdist.benchmarking.rounds import TURN_S, interleave, settled, speed, steps_in_a_turn
-from gatdist.benchmarking.straightforward import with_noise
+from gatdist.bench.case import SIZES
+from gatdist.bench.reference import with_noise
+from gatdist.bench.rounds import TURN_S, interleave, settled, speed, steps_in_a_turn
 from gatdist.config import load_config
 from gatdist.models import build_networks
 from gatdist.runs import Sampler
-from gatdist.sampling.wanted import CHUNK, chunks_of
+from gatdist.runs.sampling.request import CHUNK, chunks_of
 
 SIZES_MADE = ("residual_w32", "dcgan64_w32", "r3gan32", "stylegan2_32", "wavegan4096", "text16")
 METRICS = ["fid", "kid", "swd", "precision_recall", "density_coverage", "inception_score"]

@@ -138,12 +138,12 @@ def mistakes(text: str, name: str) -> list[Mistake]:
         return [Mistake(name, "file", f"is no YAML ({error})")]
     if not isinstance(config, dict):
         return [Mistake(name, "file", "holds no settings; start with a copy of ours")]
-    found = [Mistake(name, *told) for told in _of_ray(config)]
-    found += [Mistake(name, *told) for told in _of_all(text, config)]
+    found = [Mistake(name, *message) for message in _of_ray(config)]
+    found += [Mistake(name, *message) for message in _of_all(text, config)]
     if found:  # what follows takes the form of the file for granted
         return found
     rules = (_of_types, _of_machines, _of_commands)
-    return [Mistake(name, *told) for rule in rules for told in rule(config)]
+    return [Mistake(name, *message) for rule in rules for message in rule(config)]
 
 
 _Told = Iterator[tuple[str, str]]
@@ -218,10 +218,10 @@ def _of_machines(config: dict[str, Any]) -> _Told:
     """What the cloud would refuse, or not understand."""
     check = _MACHINES[config["provider"]["type"]]
     for name, kind in config["available_node_types"].items():
-        for field, told in check(kind["node_config"]):
+        for field, message in check(kind["node_config"]):
             yield (
                 _dotted(["available_node_types", name, "node_config", *filter(None, [field])]),
-                told,
+                message,
             )
 
 

@@ -50,25 +50,25 @@ def of_aws(service: str) -> float | None:
     seconds = {"X-aws-ec2-metadata-token-ttl-seconds": "60"}
     token = _ask(f"{service}/latest/api/token", seconds, "PUT")
     headers = {"X-aws-ec2-metadata-token": token}
-    told = _ask(f"{service}/latest/meta-data/spot/instance-action", headers)
-    if not told:
+    message = _ask(f"{service}/latest/meta-data/spot/instance-action", headers)
+    if not message:
         return None
-    when = datetime.fromisoformat(json.loads(told)["time"])
+    when = datetime.fromisoformat(json.loads(message)["time"])
     return (when - datetime.now(UTC)).total_seconds()
 
 
 def of_gcp(service: str) -> float | None:
     """As :func:`of_aws`, on Google Cloud."""
     url = f"{service}/computeMetadata/v1/instance/preempted"
-    told = _ask(url, {"Metadata-Flavor": "Google"})
-    return _SHORT_S if told.strip() == "TRUE" else None
+    message = _ask(url, {"Metadata-Flavor": "Google"})
+    return _SHORT_S if message.strip() == "TRUE" else None
 
 
 def of_azure(service: str) -> float | None:
     """As :func:`of_aws`, on Azure. All machines of a group see the events of all."""
     headers = {"Metadata": "true"}
-    told = _ask(f"{service}/metadata/scheduledevents?api-version=2020-07-01", headers)
-    events = json.loads(told or "{}").get("Events", [])
+    message = _ask(f"{service}/metadata/scheduledevents?api-version=2020-07-01", headers)
+    events = json.loads(message or "{}").get("Events", [])
     events = [event for event in events if event["EventType"] == "Preempt"]
     if not events:
         return None
@@ -105,7 +105,7 @@ def main() -> None:
             silent = True
         if left_s is not None:
             print(f"notice: {left_s:.0f} s are left", flush=True)
-            from gatdist.cluster.leave import leave  # takes a second: Ray
+            from gatdist.cluster.drain import leave  # takes a second: Ray
 
             leave(max(0.0, left_s), given.address)
             return

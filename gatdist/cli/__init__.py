@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 from gatdist.cli import bench, doctor, pack, report, shards, simulate
 from gatdist.cli.values import profiled_steps, workers_range
-from gatdist.errors import GatdistError, InterruptedRunError, for_terminal
+from gatdist.common.errors import GatdistError, InterruptedRunError, for_terminal
 
 _PATIENCE_S = 5.0  # with threads that still run when a command is done
 
@@ -120,7 +120,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
-    from gatdist.inspection import describe, digest, inspect
+    from gatdist.runs.inspection import describe, digest, inspect
     from gatdist.storage import absolute
 
     if arguments.digest:

@@ -74,8 +74,8 @@ def add(commands: Any, command: Callable[..., argparse.ArgumentParser]) -> None:
 
 def step(arguments: argparse.Namespace) -> None:
     """``gatdist bench step``."""
-    from gatdist.benchmarking.step import measure
-    from gatdist.benchmarking.table import table
+    from gatdist.bench.step import measure
+    from gatdist.bench.table import table
 
     found = measure(
         arguments.size,
@@ -83,44 +83,44 @@ def step(arguments: argparse.Namespace) -> None:
         rounds=arguments.rounds,
         threads=arguments.threads,
         two_processes=arguments.two_processes,
-        tell=_tell,
+        report=_report,
     )
     print(json.dumps(found) if arguments.json else table(found))
 
 
 def data(arguments: argparse.Namespace) -> None:
     """``gatdist bench data``."""
-    from gatdist.benchmarking.data.local import RESOLUTIONS, measure
-    from gatdist.benchmarking.data.table import table_of_data
+    from gatdist.bench.data.local import RESOLUTIONS, measure
+    from gatdist.bench.data.table import table_of_data
 
     found = measure(
         arguments.size or RESOLUTIONS,
         arguments.case,
-        num_pictures=arguments.num,
+        num_images=arguments.num,
         rounds=arguments.rounds,
         threads=arguments.threads,
-        tell=_tell,
+        report=_report,
     )
     print(json.dumps(found) if arguments.json else table_of_data(found))
 
 
 def storage(arguments: argparse.Namespace) -> None:
     """``gatdist bench storage``."""
-    from gatdist.benchmarking.data.remote import measure
-    from gatdist.benchmarking.data.table import table_of_storage
+    from gatdist.bench.data.remote import measure
+    from gatdist.bench.data.table import table_of_storage
 
     found = measure(
         arguments.url,
         values.options("--set", arguments.set),
-        num_pictures=arguments.num,
+        num_images=arguments.num,
         rounds=arguments.rounds,
         threads=arguments.threads,
-        tell=_tell,
+        report=_report,
     )
     print(json.dumps(found) if arguments.json else table_of_storage(found))
 
 
-def _tell(text: str) -> None:
+def _report(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 

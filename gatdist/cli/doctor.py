@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 
 from gatdist.cli import values
-from gatdist.errors import ConfigError, UserError
+from gatdist.common.errors import ConfigError, UserError
 
 _ANSWER_S = 60.0
 

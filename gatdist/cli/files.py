@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from gatdist.errors import GatdistError, StorageError
+from gatdist.common.errors import GatdistError, StorageError
 
 if TYPE_CHECKING:
     from gatdist.storage import Store
@@ -41,11 +41,11 @@ def publish(
     try:
         files |= draw(found)
     except ImportError as error:
-        _tell(f"no plot ({error}): pip install 'gatdist[bench]', or matplotlib alone")
+        _report(f"no plot ({error}): pip install 'gatdist[bench]', or matplotlib alone")
     for name, content in files.items():
         out.publish(name, content)
-        _tell(f"wrote {out.url}/{name}")
+        _report(f"wrote {out.url}/{name}")
 
 
-def _tell(text: str) -> None:
+def _report(text: str) -> None:
     print(text, file=sys.stderr, flush=True)

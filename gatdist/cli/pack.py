@@ -17,36 +17,36 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
         "source", metavar="SOURCE", help="a folder, zip, tar, table or text, at any URL"
     )
     sub.add_argument("dest", metavar="DEST", help="the folder for the shards, at any URL")
-    pictures = sub.add_argument_group("pictures")
-    pictures.add_argument("--size", metavar="H[xW]", help="make all of this size, in pixels")
-    pictures.add_argument(
+    images = sub.add_argument_group("pictures")
+    images.add_argument("--size", metavar="H[xW]", help="make all of this size, in pixels")
+    images.add_argument(
         "--transform",
         metavar="NAME",
         help="center-crop (default), center-crop-wide, center-crop-dhariwal or stretch",
     )
-    pictures.add_argument(
+    images.add_argument(
         "--filter",
         metavar="NAME",
         help="lanczos (default), bicubic, hamming, bilinear or box",
     )
-    pictures.add_argument(
+    images.add_argument(
         "--format",
         default="keep",
         metavar="NAME",
         help="keep (default: as they are where nothing changes, else png), png, jpeg or webp",
     )
-    pictures.add_argument(
+    images.add_argument(
         "--quality", type=int, metavar="N", help="of jpeg (default: 95) or webp (lossless)"
     )
-    pictures.add_argument(
+    images.add_argument(
         "--color", default="auto", metavar="NAME", help="rgb, gray or auto (default)"
     )
-    pictures.add_argument(
+    images.add_argument(
         "--background",
         metavar="COLOR",
         help="what transparent images are composited on: white (default), another name or #rrggbb",
     )
-    pictures.add_argument(
+    images.add_argument(
         "--bits", type=int, metavar="N", help="of each channel: 8 (default) or 16, stored as png"
     )
     others = sub.add_argument_group("sounds and texts")

@@ -31,7 +31,7 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Write the page, and tell where it is and what the run lacks."""
-    from gatdist.reporting import report
+    from gatdist.runs.report import report
     from gatdist.storage import absolute, at_file
 
     options = values.options("--storage-option", arguments.storage_option)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from gatdist.cli.files import publish, writable
-from gatdist.errors import (
+from gatdist.common.errors import (
     ClusterError,
     ConfigError,
     GatdistError,
@@ -21,7 +21,7 @@ from gatdist.errors import (
 )
 
 if TYPE_CHECKING:
-    from gatdist.benchmarking.scaling.measure import Plan
+    from gatdist.bench.scaling.measure import Plan
     from gatdist.config import Config
     from gatdist.storage import Store
 
@@ -79,9 +79,9 @@ def add(what: Any, command: Callable[..., argparse.ArgumentParser]) -> None:
 
 def scaling(arguments: argparse.Namespace) -> None:
     """``gatdist bench scaling``."""
-    from gatdist.benchmarking.scaling.measure import measure, plan
-    from gatdist.benchmarking.scaling.runs import quality_config
-    from gatdist.benchmarking.scaling.table import table
+    from gatdist.bench.scaling.measure import measure, plan
+    from gatdist.bench.scaling.runs import quality_config
+    from gatdist.bench.scaling.table import table
     from gatdist.cluster.groups import groups, require_room_here
 
     counts = _counts(arguments.workers)
@@ -121,7 +121,7 @@ def _add_runs(
     found: dict[str, Any], made: Plan, configs: list[Config], arguments: argparse.Namespace
 ) -> None:
     """Add what real runs tell, or why there are none."""
-    from gatdist.benchmarking.scaling.runs import measure_quality
+    from gatdist.bench.scaling.runs import measure_quality
 
     one_host = [host["host"] for host in found["hosts"]] == [socket.gethostname()]
     with _folder(arguments.run_dir, one_host) as url:
@@ -130,7 +130,7 @@ def _add_runs(
                 found["recovery"] = _recovery(url, made.counts[-1], arguments.address)
         if configs:
             with _skipping(found, "quality"):
-                quality = measure_quality(configs, _required(url), _train, _tell)
+                quality = measure_quality(configs, _required(url), _train, _report)
                 for point in found["points"]:
                     point["quality"] = quality[point["workers"]]
 
@@ -147,7 +147,7 @@ def _skipping(found: dict[str, Any], what: str) -> Iterator[None]:
 
 
 def _recovery(url: str | None, workers: int, address: str) -> dict[str, Any]:
-    from gatdist.benchmarking.scaling.runs import time_to_recover
+    from gatdist.bench.scaling.runs import time_to_recover
     from gatdist.storage import Store
 
     store = Store(_required(url)).child("recovery")
@@ -160,7 +160,7 @@ def _recovery(url: str | None, workers: int, address: str) -> dict[str, Any]:
         )
     folder = store.local_path()
     folder.mkdir(parents=True)
-    _tell(f"recovery: a run of {workers} workers, one of which is killed")
+    _report(f"recovery: a run of {workers} workers, one of which is killed")
     return time_to_recover(workers, address, folder, _train)
 
 
@@ -196,10 +196,10 @@ def _train(config: Config, run_dir: str) -> dict[str, Any]:
 
 def write(found: dict[str, Any], out: Store) -> None:
     """Write what was found, and the plots where they can be drawn."""
-    from gatdist.benchmarking.scaling.plot import draw
+    from gatdist.bench.scaling.plot import draw
 
     publish(found, draw, out)
 
 
-def _tell(text: str) -> None:
+def _report(text: str) -> None:
     print(text, file=sys.stderr, flush=True)

@@ -96,7 +96,7 @@ def index(arguments: argparse.Namespace) -> None:
 
 def verify(arguments: argparse.Namespace) -> None:
     """Verify, print what is damaged, and end with status 2 if anything is."""
-    from gatdist.errors import DataError
+    from gatdist.common.errors import DataError
     from gatdist.monitor.progress import ProgressConsole
     from gatdist.shards import verify
 

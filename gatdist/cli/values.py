@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gatdist.errors import ConfigError
+from gatdist.common.errors import ConfigError
 
 
 def workers(text: str) -> int:

@@ -27,10 +27,10 @@ from ray.util.placement_group import PlacementGroup
 
 from gatdist.cluster.bridge import Bridge
 from gatdist.cluster.network import choose_interface
-from gatdist.cluster.welcome import Facts, facts, require_alike
+from gatdist.cluster.preflight import HostInfo, facts, require_alike
 from gatdist.cluster.worker import work
+from gatdist.common.errors import ClusterError, WorkerLostError, summary
 from gatdist.config import ClusterConfig, Config
-from gatdist.errors import ClusterError, WorkerLostError, summary
 
 # Ray Train looks at its workers so often; what ours tell by themselves is faster still.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
@@ -148,7 +148,7 @@ class _Introduction(ControllerCallback):
     def after_controller_start(self, train_run_context: Any) -> None:
         """Called in the controller, before it starts workers."""
         controller = ray.get_runtime_context().current_actor
-        self._bridge.tell("control", [controller])
+        self._bridge.report("control", [controller])
 
 
 @dataclass
@@ -160,10 +160,10 @@ class _TorchConfig(TorchConfig):
 
     @property
     def backend_cls(self) -> type[_TorchBackend]:
-        return _Welcome
+        return _Preflight
 
 
-class _Welcome(_TorchBackend):
+class _Preflight(_TorchBackend):
     """Ray Train's torch backend, once the workers are known to fit together."""
 
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
@@ -175,24 +175,24 @@ class _Welcome(_TorchBackend):
             found = worker_group.execute(_look_around, bridge, config.backend == "nccl")
             require_alike(found, time.time())
         except ClusterError as error:
-            bridge.tell("fail", ClusterError.__name__, str(error))
+            bridge.report("fail", ClusterError.__name__, str(error))
             raise
         try:
             super().on_start(worker_group, backend_config)
         except Exception as error:
             hosts = ", ".join(sorted({f"{one.host} ({one.address})" for one in found}))
-            told = ClusterError(
+            message = ClusterError(
                 "cluster",
                 f"the hosts {hosts} can't reach one another ({summary(error)})",
                 hint="gatdist doctor --address … says which; open all ports between them",
             )
             # Where they could before, the network may be repaired soon.
             kind = ClusterError if config.first else WorkerLostError
-            bridge.tell("fail", kind.__name__, str(told))
+            bridge.report("fail", kind.__name__, str(message))
             raise
 
 
-def _look_around(bridge: Bridge, use_gpu: bool) -> Facts:
+def _look_around(bridge: Bridge, use_gpu: bool) -> HostInfo:
     """In a worker: choose the network interface, and tell what must be alike."""
     address = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
     choose_interface(address)

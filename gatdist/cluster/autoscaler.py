@@ -24,21 +24,21 @@ class Demand:
 
     def __init__(self, needs: Mapping[str, float], count: int, *, at_once: bool) -> None:
         self.needs, self.count, self.at_once = dict(needs), count, at_once
-        self._told = False
+        self._reported = False
 
     def __enter__(self) -> Self:
         if self.at_once:
-            self.tell()
+            self.report()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._told:
+        if self._reported:
             ray.autoscaler.sdk.request_resources(bundles=[])
 
-    def tell(self) -> None:
+    def report(self) -> None:
         """Ask for it."""
-        self._told = bool(self.count)
-        if self._told:
+        self._reported = bool(self.count)
+        if self._reported:
             ray.autoscaler.sdk.request_resources(bundles=[self.needs] * self.count)
 
 

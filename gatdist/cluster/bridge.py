@@ -8,9 +8,9 @@ from typing import Any, Literal, NamedTuple, cast
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from gatdist.cluster.watch import Pulse
+from gatdist.cluster.watch import Heartbeat
+from gatdist.common.errors import WorkerLostError
 from gatdist.config import set_env
-from gatdist.errors import WorkerLostError
 
 Event = tuple[str, dict[str, Any]]
 Orders = dict[str, Any]
@@ -18,12 +18,12 @@ Orders = dict[str, Any]
 _ANSWER_S = 60.0
 
 
-class News(NamedTuple):
+class DriverUpdate(NamedTuple):
     """What has come in.
 
     Attributes:
         events: for people, since the last look.
-        pulses: the last of each worker.
+        heartbeats: the last of each worker.
         stacks: of each worker that has told them, by rank.
         outcome: what the training loop returned; None if it has not.
         failure: class and message of the first error of gatdist's own.
@@ -31,7 +31,7 @@ class News(NamedTuple):
     """
 
     events: list[Event]
-    pulses: list[Pulse]
+    heartbeats: list[Heartbeat]
     stacks: dict[int, str]
     outcome: dict[str, Any] | None
     failure: tuple[str, str] | None
@@ -53,20 +53,20 @@ class Mailbox:
         """Forget everything: workers are launched anew."""
         self._launch = launch
         self._events: list[Event] = []
-        self._pulses: dict[int, dict[str, Any]] = {}
+        self._heartbeats: dict[int, dict[str, Any]] = {}
         self._stacks: dict[int, dict[str, Any]] = {}
         self._orders: Orders = {"stop": False, "stacks": 0}
         self._outcome: dict[str, Any] | None = None
         self._failure: tuple[str, str] | None = None
         self._controller: Any = None
 
-    def tell(self, launch: int, what: str, *given: Any) -> Any:
+    def report(self, launch: int, what: str, *given: Any) -> Any:
         """Something of a worker or controller; returns what it asks for."""
         if launch > self._launch:
             self._begin(launch)
         return getattr(self, f"_{what}")(*given) if launch == self._launch else None
 
-    def take(self, launch: int, orders: Orders) -> News:
+    def take(self, launch: int, orders: Orders) -> DriverUpdate:
         """What has come in, events only once, and what the workers are to do.
 
         Args:
@@ -80,8 +80,8 @@ class Mailbox:
         self._orders = orders
         events, self._events = self._events, []
         now = time.monotonic()
-        pulses = [
-            Pulse.parse(
+        heartbeats = [
+            Heartbeat.parse(
                 fields
                 | {
                     "silent_s": now - fields["heard"],
@@ -89,10 +89,12 @@ class Mailbox:
                     "waits": self._stacks.get(rank, {}).get("waits"),
                 }
             )
-            for rank, fields in sorted(self._pulses.items())
+            for rank, fields in sorted(self._heartbeats.items())
         ]
-        stacks = {rank: told["text"] for rank, told in sorted(self._stacks.items())}
-        return News(events, pulses, stacks, self._outcome, self._failure, self._controller)
+        stacks = {rank: message["text"] for rank, message in sorted(self._stacks.items())}
+        return DriverUpdate(
+            events, heartbeats, stacks, self._outcome, self._failure, self._controller
+        )
 
     def give(self, given: dict[str, Any]) -> None:
         """Keep what workers need to start, secrets too: Ray logs no arguments of methods."""
@@ -105,8 +107,8 @@ class Mailbox:
     def _event(self, kind: str, fields: dict[str, Any]) -> None:
         self._events.append((kind, fields))
 
-    def _pulse(self, rank: int, fields: dict[str, Any]) -> dict[str, Any]:
-        self._pulses[rank] = fields | {"rank": rank, "heard": time.monotonic()}
+    def _heartbeat(self, rank: int, fields: dict[str, Any]) -> dict[str, Any]:
+        self._heartbeats[rank] = fields | {"rank": rank, "heard": time.monotonic()}
         return self._orders
 
     def _stack(self, rank: int, fields: dict[str, Any]) -> None:
@@ -159,24 +161,24 @@ class Bridge:
 
     def emit(self, kind: str, fields: dict[str, Any]) -> None:
         """Send an event for people, without waiting for its arrival."""
-        self.actor.tell.remote(self.launch, "event", kind, fields)
+        self.actor.report.remote(self.launch, "event", kind, fields)
 
-    def tell(self, what: str, *given: Any, timeout_s: float | None = None) -> Any:
+    def report(self, what: str, *given: Any, timeout_s: float | None = None) -> Any:
         """Tell the mailbox something, and wait for what it asks for."""
-        return ray.get(self.actor.tell.remote(self.launch, what, *given), timeout=timeout_s)
+        return ray.get(self.actor.report.remote(self.launch, what, *given), timeout=timeout_s)
 
     def order(self, name: Literal["stop", "stacks"], value: Any = True) -> None:
         """Ask all workers to do something; sent with the next :meth:`take`."""
         self._orders = {**self._orders, name: value}
 
-    def take(self) -> News:
+    def take(self) -> DriverUpdate:
         """See :meth:`Mailbox.take`.
 
         Raises:
             WorkerLostError: the mailbox died, and does not come back.
         """
         try:
-            news: News = ray.get(
+            update: DriverUpdate = ray.get(
                 self.actor.take.remote(self.launch, self._orders), timeout=_ANSWER_S
             )
         except ray.exceptions.RayError as error:
@@ -184,8 +186,8 @@ class Bridge:
                 f"the driver's mailbox is lost ({type(error).__name__})"
             ) from error
         # It is told once, and not again to a mailbox that was started anew.
-        self.controller = news.controller or self.controller
-        return news._replace(controller=self.controller)
+        self.controller = update.controller or self.controller
+        return update._replace(controller=self.controller)
 
     def give(self, given: dict[str, Any]) -> None:
         """Leave in the mailbox what workers need to start. Nothing of it is logged or stored."""

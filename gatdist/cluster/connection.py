@@ -30,7 +30,7 @@ try:
     from ray.core.generated.gcs_service_pb2 import GetClusterIdRequest  # type: ignore[attr-defined]
     from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 except ImportError as error:
-    from gatdist.errors import ClusterError
+    from gatdist.common.errors import ClusterError
 
     raise ClusterError(
         "ray",
@@ -38,7 +38,7 @@ except ImportError as error:
         hint="pip install 'ray[default,train]', or work in this process with --local",
     ) from error
 
-from gatdist.errors import ClusterError
+from gatdist.common.errors import ClusterError
 from gatdist.storage import Store
 
 _CONNECT_S = 5.0
@@ -92,7 +92,7 @@ def _initialized(
     try:
         ray.init(log_to_driver=False, runtime_env=runtime, **settings)
     except ray.exceptions.AuthenticationError as error:
-        raise _not_welcome(address, "there is none here") from error
+        raise _preflight_failed(address, "there is none here") from error
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         what = f"no Ray cluster answers ({error})" if address else f"Ray did not start ({error})"
         raise ClusterError("cluster.address", what, value=address, hint=f"See {log}") from error
@@ -187,7 +187,7 @@ def reachable(address: str) -> str:
     found = _found(address)
     if ":" in found:
         _require_answer(found)
-        _require_welcome(found)
+        _require_preflight(found)
     return found
 
 
@@ -214,7 +214,7 @@ def _require_answer(address: str) -> None:
         ) from None
 
 
-def _require_welcome(address: str) -> None:
+def _require_preflight(address: str) -> None:
     """Raise if the cluster refuses us.
 
     Ray itself would try for 20 s, and then not say that it is about a token.
@@ -224,14 +224,14 @@ def _require_welcome(address: str) -> None:
             gcs = NodeInfoGcsServiceStub(channel)  # type: ignore[no-untyped-call]
             gcs.GetClusterId(GetClusterIdRequest(), timeout=_CONNECT_S)
     except ray.exceptions.AuthenticationError as error:
-        raise _not_welcome(address, "there is none here") from error
+        raise _preflight_failed(address, "there is none here") from error
     except grpc.RpcError as error:
         if error.code() is grpc.StatusCode.UNAUTHENTICATED:
-            raise _not_welcome(address, "it does not take ours") from None
+            raise _preflight_failed(address, "it does not take ours") from None
         # Of the rest Ray tells.
 
 
-def _not_welcome(address: str, why: str) -> ClusterError:
+def _preflight_failed(address: str, why: str) -> ClusterError:
     mode = os.environ.get("RAY_AUTH_MODE", "not set")
     return ClusterError(
         "cluster.address",
@@ -251,7 +251,7 @@ def module_folders() -> list[str]:
 
 def _environment(given: Mapping[str, str]) -> dict[str, str]:
     """What workers need of the driver's environment to find modules, and what the user gives."""
-    wanted = ("GATDIST_CACHE", "OMP_NUM_THREADS")
-    found = {name: os.environ[name] for name in wanted if name in os.environ} | dict(given)
+    requested = ("GATDIST_CACHE", "OMP_NUM_THREADS")
+    found = {name: os.environ[name] for name in requested if name in os.environ} | dict(given)
     folders = [*filter(None, given.get("PYTHONPATH", "").split(os.pathsep)), *module_folders()]
     return found | {"PYTHONPATH": os.pathsep.join(folders)}

@@ -24,10 +24,9 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from gatdist.cluster.bridge import Bridge
 from gatdist.cluster.network import choose_interface, interfaces
 from gatdist.cluster.nodes import Nodes
-from gatdist.cluster.quiet import output_to_file
+from gatdist.cluster.redirect import output_to_file
 from gatdist.cluster.sizing import needs_of, of_this_machine, room_for, too_small
-from gatdist.config import Config, parse_config
-from gatdist.errors import (
+from gatdist.common.errors import (
     ClusterError,
     GatdistError,
     WorkerLostError,
@@ -35,6 +34,7 @@ from gatdist.errors import (
     rebuilt,
     summary,
 )
+from gatdist.config import Config, parse_config
 
 _OBJECT_STORE_BYTES = 100 * 2**20
 _LOOK_S = 0.2
@@ -106,9 +106,9 @@ class Groups:
     def together(
         self, world_size: int, function: Callable[..., Any], *args: Any
     ) -> tuple[list[Any], float]:
-        """Run ``function(comm, tell, interface, *args)`` in new workers, which then end.
+        """Run ``function(comm, report, interface, *args)`` in new workers, which then end.
 
-        ``comm`` is the workers' communicator, ``tell`` takes lines of progress (of worker 0), and
+        ``comm`` is the workers' communicator, ``report`` takes lines of progress (of worker 0), and
         ``interface`` is the name of the network interface that leads to the other workers, "" where
         that is loopback.
 
@@ -254,12 +254,12 @@ class _Worker:
         """Class and message of a failure, "" if there is none, and the result."""
         from gatdist.parallel.communicator import TorchCommunicator
 
-        def tell(text: str) -> None:
+        def report(text: str) -> None:
             if self._rank == 0:
                 bridge.emit("progress", {"text": text})
 
         try:
-            result = function(TorchCommunicator(self._device), tell, _interface(), *args)
+            result = function(TorchCommunicator(self._device), report, _interface(), *args)
         except GatdistError as error:
             return type(error).__name__, str(error), None
         except RuntimeError as error:

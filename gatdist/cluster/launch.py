@@ -29,12 +29,13 @@ from ray.train.v2._internal.exceptions import RayTrainError
 from gatdist.cluster import runtime_env
 from gatdist.cluster.attempt import Attempt
 from gatdist.cluster.autoscaler import Demand, may_grow
-from gatdist.cluster.bridge import Bridge, News
+from gatdist.cluster.bridge import Bridge, DriverUpdate
 from gatdist.cluster.metrics import Metrics
 from gatdist.cluster.nodes import Nodes
+from gatdist.cluster.preflight import token
 from gatdist.cluster.processes import end_descendants
-from gatdist.cluster.quiet import output_to_file, shown_on
 from gatdist.cluster.recovery import Recovery
+from gatdist.cluster.redirect import output_to_file, shown_on
 from gatdist.cluster.sizing import (
     Growth,
     largest,
@@ -45,10 +46,8 @@ from gatdist.cluster.sizing import (
     size_to_launch,
     too_small,
 )
-from gatdist.cluster.watch import Lateness, Pulse, lateness
-from gatdist.cluster.welcome import token
-from gatdist.config import Config
-from gatdist.errors import (
+from gatdist.cluster.watch import Heartbeat, StragglerReport, straggler_report
+from gatdist.common.errors import (
     GatdistError,
     InterruptedRunError,
     TrainingError,
@@ -56,6 +55,7 @@ from gatdist.errors import (
     rebuilt,
     summary,
 )
+from gatdist.config import Config
 from gatdist.storage import Store
 from gatdist.training.interrupts import Interrupts
 
@@ -170,7 +170,7 @@ class _Run:
         self.metrics.event(kind, fields)
         if kind == "checkpoint":
             self.reached = fields["samples_seen"]
-        if kind == "tick":
+        if kind == "log":
             left = fields["total_samples"] - fields["samples_seen"]
             self.left_s = left / fields["throughput/samples_per_s"]
         if kind == "done" and fields["status"] == "interrupted" and not self.interrupted:
@@ -189,14 +189,14 @@ class _Run:
     def _after(self, error: GatdistError) -> str:
         """Wait before the next launch, and return its reason; or raise the error."""
         self.disturbances += 1
-        verdict = self.recovery.judge(error, self.reached)
-        if self.interrupted or not verdict.goes_on:
-            raise _final(error, verdict.why_not, self.log) from None
-        told = f"{error}; starting again from the last checkpoint"
-        if verdict.delay_s:
-            told += f" in {verdict.delay_s:.0f} s"
-        self.show("warning", {"message": told})
-        self._sleep(verdict.delay_s)
+        decision = self.recovery.judge(error, self.reached)
+        if self.interrupted or not decision.goes_on:
+            raise _final(error, decision.why_not, self.log) from None
+        message = f"{error}; starting again from the last checkpoint"
+        if decision.delay_s:
+            message += f" in {decision.delay_s:.0f} s"
+        self.show("warning", {"message": message})
+        self._sleep(decision.delay_s)
         if self.interrupted:
             raise _final(error, "interrupted", self.log) from None
         return str(error)
@@ -214,7 +214,7 @@ class _Run:
         """
         if len(self.sizes) == 1 and not first:
             return self.sizes[0]
-        began, told = time.monotonic(), False
+        began, message = time.monotonic(), False
         while True:
             self.metrics.look()
             nodes, waited_s = Nodes.now(), time.monotonic() - began
@@ -238,11 +238,11 @@ class _Run:
                     "(cluster.wait_for_workers_s); the same command goes on from the last "
                     f"checkpoint. Ray's log: {self.log}"
                 )
-            if not told and waited_s > _GIVE_BACK_S:
-                told = True
+            if not message and waited_s > _GIVE_BACK_S:
+                message = True
                 many = f"{self.sizes[0]} worker{'s' * (self.sizes[0] > 1)}"
                 self._note(f"waiting for room for {many}")
-                self.demand.tell()
+                self.demand.report()
             time.sleep(_LOOK_S)
 
     def _launch(self, size: int, reason: str) -> dict[str, Any]:
@@ -272,38 +272,40 @@ class _Run:
                 if self.interrupted:  # a signal's handler had better not ask Ray
                     self.bridge.order("stop")
                 try:
-                    news = self.bridge.take()
+                    update = self.bridge.take()
                 except WorkerLostError:
                     attempt.abort(self.bridge.controller)
                     self.bridge = Bridge()
                     raise
-                self.metrics.look(news.pulses)
-                for kind, fields in news.events:
+                self.metrics.look(update.heartbeats)
+                for kind, fields in update.events:
                     self.show(kind, fields)
                 if watch.moves:
                     start.close()
-                found = watch.look(news)
-                if found or watch.can_end(news):
+                found = watch.look(update)
+                if found or watch.can_end(update):
                     # Those who have asked for the end do not wait for that of Ray Train.
-                    attempt.abort(news.controller, waits=found is not None or not self.interrupted)
-                    if news.outcome is None and found:
+                    attempt.abort(
+                        update.controller, waits=found is not None or not self.interrupted
+                    )
+                    if update.outcome is None and found:
                         raise found
-                    if news.outcome is None:
-                        return self._ended_in_between(news)
-            news = self.bridge.take()
-        for kind, fields in news.events:
+                    if update.outcome is None:
+                        return self._ended_in_between(update)
+            update = self.bridge.take()
+        for kind, fields in update.events:
             self.show(kind, fields)
         # All that was done is safe: a host that was given notice goes as soon as it is idle.
-        if news.outcome is not None:
-            return news.outcome
-        if news.failure is not None:
-            raise _told(news)
+        if update.outcome is not None:
+            return update.outcome
+        if update.failure is not None:
+            raise _reported(update)
         attempt.release()  # a controller that died gave nothing back
-        raise _explained(attempt.error, news.pulses, self.log)
+        raise _explained(attempt.error, update.heartbeats, self.log)
 
-    def _ended_in_between(self, news: News) -> dict[str, Any]:
+    def _ended_in_between(self, update: DriverUpdate) -> dict[str, Any]:
         """The outcome of workers that were ended where there was nothing to save."""
-        seen = news.pulses[0].samples_seen if news.pulses else self.reached
+        seen = update.heartbeats[0].samples_seen if update.heartbeats else self.reached
         outcome = {"status": "interrupted", "reason": "asked to stop", "samples_seen": seen}
         return outcome | {"metrics": {}}
 
@@ -317,81 +319,86 @@ class _Watch:
         self.growth = Growth(_GROWTH_PATIENCE_S)
         self.moves = False
         self.late_since: float | None = None
-        self.late_told = False
+        self.straggler_reported = False
         self.stacks_asked = 0
         self.saved_since: float | None = None
 
-    def can_end(self, news: News) -> bool:
+    def can_end(self, update: DriverUpdate) -> bool:
         """Whether the workers, asked to stop, may be ended where they are: nothing is to be saved.
 
         So it is while they start, and while they evaluate what is already saved. Workers that make
         steps stop by themselves.
         """
         now = time.monotonic()
-        starts = not news.pulses
-        saved = starts or news.outcome is not None or news.pulses[0].is_saved
+        starts = not update.heartbeats
+        saved = starts or update.outcome is not None or update.heartbeats[0].is_saved
         if not (self.run.interrupted or self.run.asked) or not saved:
             self.saved_since = None
             return False
         self.saved_since = self.saved_since or now
         return now - self.saved_since > _PATIENCE_S
 
-    def look(self, news: News) -> GatdistError | None:
+    def look(self, update: DriverUpdate) -> GatdistError | None:
         """Ask the workers for what is called for; returns why they must be ended, or None."""
         now = time.monotonic()
-        if news.failure is not None:
+        if update.failure is not None:
             # The others would wait for the one that failed; Ray need not find that out.
-            return _told(news) if news.controller is not None else None
-        if not self.moves and len(news.pulses) == self.size:
+            return _reported(update) if update.controller is not None else None
+        if not self.moves and len(update.heartbeats) == self.size:
             self.moves = True
             self.run.start_s = now - self.began
-        if error := self._judge_lateness(news, now):
+        if error := self._judge_stragglers(update, now):
             return error
         if now - self.looked > _LOOK_AT_NODES_S:
             self.looked = now
-            return self._judge_nodes(news, now)
+            return self._judge_nodes(update, now)
         return None
 
-    def _judge_lateness(self, news: News, now: float) -> GatdistError | None:
+    def _judge_stragglers(self, update: DriverUpdate, now: float) -> GatdistError | None:
         if not self.moves:
             waited = now - self.began
             limit = self.cluster.startup_timeout_s + self.cluster.wait_for_workers_s
-            if waited < limit or news.controller is None:
+            if waited < limit or update.controller is None:
                 return None
             return WorkerLostError(f"the {self.size} workers did not start within {waited:.0f} s")
         cluster = self.cluster
         lengthy_s = max(0.0, cluster.startup_timeout_s - cluster.heartbeat_timeout_s)
-        late = lateness(news.pulses, cluster.straggler_warn_s, lengthy_s)
+        late = straggler_report(update.heartbeats, cluster.straggler_warn_s, lengthy_s)
         if late is None:
-            self.late_since, self.late_told = None, False
+            self.late_since, self.straggler_reported = None, False
             return None
         if self.late_since is None:
             self.late_since = now
             self.stacks_asked += 1
             self.run.bridge.order("stacks", self.stacks_asked)
             return None
-        answering = sum(pulse.silent_s < self.cluster.straggler_warn_s for pulse in news.pulses)
-        if len(news.stacks) < answering and now - self.late_since < _STACKS_WAIT_S:
+        answering = sum(
+            heartbeat.silent_s < self.cluster.straggler_warn_s for heartbeat in update.heartbeats
+        )
+        if len(update.stacks) < answering and now - self.late_since < _STACKS_WAIT_S:
             return None
-        if not self.late_told:
-            self.late_told = True
-            file = self._write_stacks(news, late)
+        if not self.straggler_reported:
+            self.straggler_reported = True
+            file = self._write_stacks(update, late)
             self.run.show("warning", {"message": f"{late.message}; stacks: {file}"})
         if late.for_s < self.cluster.heartbeat_timeout_s:
             return None
         return WorkerLostError(f"{late.message}, more than cluster.heartbeat_timeout_s")
 
-    def _write_stacks(self, news: News, late: Lateness) -> str:
+    def _write_stacks(self, update: DriverUpdate, late: StragglerReport) -> str:
         store = Store(self.run.run_dir, self.run.config.run.storage_options)
         name = f"logs/stacks-{self.run.launches:03d}-{self.stacks_asked:02d}.txt"
-        told = {pulse.rank: str(pulse) for pulse in news.pulses}
-        parts = [late.message, *(f"== {told[rank]}\n{text}" for rank, text in news.stacks.items())]
+        message = {heartbeat.rank: str(heartbeat) for heartbeat in update.heartbeats}
+        parts = [
+            late.message,
+            *(f"== {message[rank]}\n{text}" for rank, text in update.stacks.items()),
+        ]
         store.publish(name, "\n\n".join(parts).encode())
         return f"{store.url}/{name}"
 
-    def _judge_nodes(self, news: News, now: float) -> GatdistError | None:
+    def _judge_nodes(self, update: DriverUpdate, now: float) -> GatdistError | None:
         """Heed hosts that have died, are about to go, or have joined."""
-        used = {pulse.node: pulse.host for pulse in news.pulses}
+        used = {heartbeat.node: heartbeat.host for heartbeat in update.heartbeats}
         nodes = Nodes.now()
         if lost := nodes.lost(used):
             hosts = ", ".join(sorted(used[node] for node in lost))
@@ -422,26 +429,30 @@ def _final(error: GatdistError, why_not: str, log: Path) -> GatdistError:
     if not isinstance(error, WorkerLostError):
         return error
     failed = f" ({why_not})" if why_not else ""
-    told = f"{error}{failed}; the same command goes on from the last checkpoint. Ray's log: {log}"
-    return WorkerLostError(told)
+    message = (
+        f"{error}{failed}; the same command goes on from the last checkpoint. Ray's log: {log}"
+    )
+    return WorkerLostError(message)
 
 
-def _told(news: News) -> GatdistError:
+def _reported(update: DriverUpdate) -> GatdistError:
     """What a worker told; where it has only felt that others are gone, which they are."""
-    assert news.failure is not None
-    error = rebuilt(*news.failure)
+    assert update.failure is not None
+    error = rebuilt(*update.failure)
     if isinstance(error, WorkerLostError):
-        dead = Nodes.dead_actors([pulse.actor for pulse in news.pulses])
-        names = [str(pulse) for pulse in news.pulses if pulse.actor in dead]
+        dead = Nodes.dead_actors([heartbeat.actor for heartbeat in update.heartbeats])
+        names = [str(heartbeat) for heartbeat in update.heartbeats if heartbeat.actor in dead]
         if names:
             return WorkerLostError(f"{' and '.join(names)} died")
     return error
 
 
-def _explained(error: BaseException | None, pulses: Sequence[Pulse], log: Path) -> GatdistError:
+def _explained(
+    error: BaseException | None, heartbeats: Sequence[Heartbeat], log: Path
+) -> GatdistError:
     """What Ray saw go wrong, for people."""
     failures = getattr(error, "worker_failures", None) or {}
-    names = {pulse.rank: str(pulse) for pulse in pulses}
+    names = {heartbeat.rank: str(heartbeat) for heartbeat in heartbeats}
     for rank, cause in sorted(failures.items()):
         if isinstance(cause, ray.exceptions.RayActorError | RayTrainError):
             return WorkerLostError(f"{names.get(rank, f'worker {rank}')} died")

@@ -27,7 +27,7 @@ from typing import Any
 
 from ray.util.metrics import Counter, Gauge
 
-from gatdist.cluster.watch import Pulse
+from gatdist.cluster.watch import Heartbeat
 from gatdist.config import Config, redact_url
 
 PREFIX = "gatdist_"
@@ -66,7 +66,7 @@ class Metrics:
 
     def __init__(self, config: Config, run_dir: str) -> None:
         self._run = {"run": redact_url(run_dir)}
-        self._workers_wanted = config.cluster.max_workers
+        self._workers_requested = config.cluster.max_workers
         self._gauges: dict[str, Gauge] = {}
         self._values: dict[str, float] = {}
         self._refreshed = 0.0
@@ -78,7 +78,7 @@ class Metrics:
 
     def event(self, kind: str, fields: Mapping[str, Any]) -> None:
         """Take note of what people are told; see :mod:`gatdist.monitor.console`."""
-        if kind == "tick":
+        if kind == "log":
             self._tick(fields)
         elif kind == "checkpoint":
             self._set("gatdist_checkpoint_samples", fields["samples_seen"])
@@ -90,15 +90,17 @@ class Metrics:
         """Workers are launched."""
         self._counters["gatdist_launches"].inc(tags=self._run)
 
-    def look(self, pulses: Sequence[Pulse] = ()) -> None:
+    def look(self, heartbeats: Sequence[Heartbeat] = ()) -> None:
         """Take note of what workers tell of themselves. To be called all the time."""
         if time.monotonic() - self._refreshed < _REFRESH_S:
             return
         self._refreshed = time.monotonic()
-        self._set("gatdist_workers", sum(pulse.silent_s < _SILENT_S for pulse in pulses))
-        self._set("gatdist_workers_wanted", self._workers_wanted)
-        if pulses:
-            self._set("gatdist_steps", min(pulse.step for pulse in pulses))
+        self._set(
+            "gatdist_workers", sum(heartbeat.silent_s < _SILENT_S for heartbeat in heartbeats)
+        )
+        self._set("gatdist_workers_wanted", self._workers_requested)
+        if heartbeats:
+            self._set("gatdist_steps", min(heartbeat.step for heartbeat in heartbeats))
         for name, value in self._values.items():
             self._gauges[name].set(value, tags=self._run)
 

@@ -14,11 +14,11 @@ from gatdist.cluster.connection import connected  # sets up what Ray's import ne
 import ray.data
 
 from gatdist.cluster.bridge import Bridge
-from gatdist.cluster.quiet import output_to_file, shown_on
+from gatdist.cluster.redirect import output_to_file, shown_on
+from gatdist.common.errors import GatdistError, WorkerLostError, rebuilt
 from gatdist.config import env_values
-from gatdist.data.packing import Job, Record, Task, Worker
-from gatdist.data.processes import Tell
-from gatdist.errors import GatdistError, WorkerLostError, rebuilt
+from gatdist.packing import Job, Record, Task, Worker
+from gatdist.packing.processes import Report
 
 if TYPE_CHECKING:
     from gatdist.monitor.terminal import Terminal
@@ -33,7 +33,7 @@ def do_all(
     tasks: Sequence[Task],
     address: str,
     workers: int | None,
-    tell: Tell,
+    report: Report,
     console: Terminal | None,
 ) -> list[Record]:
     """Do tasks on a Ray cluster, each on one CPU core.
@@ -43,7 +43,7 @@ def do_all(
         tasks: to do.
         address: of the cluster; ``local`` starts a Ray on this machine.
         workers: how many tasks at a time, at most; None for as many as there are cores.
-        tell: gets progress, a shard at a time.
+        report: gets progress, a shard at a time.
         console: is kept apart from what Ray prints.
 
     Returns:
@@ -74,7 +74,7 @@ def do_all(
                 if row["error"]:
                     raise rebuilt(row["error"], row["message"])
                 records[row["number"]] = Record.model_validate_json(row["record"])
-                tell(row["packed"], row["found"])
+                report(row["packed"], row["found"])
         except ray.exceptions.RayError as error:
             raise WorkerLostError(
                 f"Ray gave up a shard ({error}). The whole story: {log}"
@@ -87,7 +87,7 @@ def _do(row: dict[str, Any], bridge: Bridge) -> dict[str, Any]:
     """One row of Ray Data: a task in, what became of it out."""
     counts = [0, 0]
 
-    def tell(packed: int, found: int) -> None:
+    def report(packed: int, found: int) -> None:
         counts[0] += packed
         counts[1] += found
 
@@ -95,7 +95,7 @@ def _do(row: dict[str, Any], bridge: Bridge) -> dict[str, Any]:
     answer = {"number": task.number, "error": "", "message": "", "record": ""}
     try:
         with Worker(Job.model_validate_json(bridge.given()["job"])) as worker:
-            answer["record"] = worker.do(task, tell).model_dump_json()
+            answer["record"] = worker.do(task, report).model_dump_json()
     except GatdistError as error:
         answer |= {"error": type(error).__name__, "message": str(error)}
     return answer | {"packed": counts[0], "found": counts[1]}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gatdist.errors import GatdistError, RetryableError
+from gatdist.common.errors import GatdistError, RetryableError
 
 _FIRST_DELAY_S, _MAX_DELAY_S = 1.0, 30.0
 
 
 @dataclass(frozen=True)
-class Verdict:
+class RetryDecision:
     """What to do after a failure.
 
     Attributes:
@@ -36,7 +36,7 @@ class Recovery:
         self._in_a_row = 0
         self._reached = -1
 
-    def judge(self, error: GatdistError, reached: int) -> Verdict:
+    def judge(self, error: GatdistError, reached: int) -> RetryDecision:
         """What to do.
 
         Args:
@@ -44,14 +44,14 @@ class Recovery:
             reached: samples seen by the newest checkpoint.
         """
         if not isinstance(error, RetryableError):
-            return Verdict(False)
+            return RetryDecision(False)
         if reached > self._reached:
             self._in_a_row, self._reached = 0, reached
         self._in_a_row += 1
         if self._in_a_row > self._max_failures:
             times = f"{self._in_a_row} times in a row without a new checkpoint between them"
-            return Verdict(False, why_not=times if self._max_failures else "")
+            return RetryDecision(False, why_not=times if self._max_failures else "")
         # The first time at once: most often a host was taken away.
         doublings = self._in_a_row - 2
         delay_s = 0.0 if doublings < 0 else min(_FIRST_DELAY_S * 2**doublings, _MAX_DELAY_S)
-        return Verdict(True, delay_s)
+        return RetryDecision(True, delay_s)

@@ -20,9 +20,9 @@ from gatdist.cluster import connection  # sets up what Ray's import needs
 # isort: split
 from ray.runtime_env import RuntimeEnv
 
-from gatdist.cluster.welcome import Token
+from gatdist.cluster.preflight import Token
+from gatdist.common.errors import ConfigError
 from gatdist.config import REFERENCE, Config, env_values
-from gatdist.errors import ConfigError
 
 _FIELD = "cluster.runtime_env"
 
@@ -55,8 +55,8 @@ def of_run(config: Config) -> dict[str, Any]:
     try:
         RuntimeEnv(**runtime)
     except (TypeError, ValueError) as error:
-        told = " ".join(str(error).split())
-        raise ConfigError(_FIELD, f"Ray does not take it ({told})") from None
+        message = " ".join(str(error).split())
+        raise ConfigError(_FIELD, f"Ray does not take it ({message})") from None
     return runtime
 
 

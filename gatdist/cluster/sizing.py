@@ -6,8 +6,8 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from gatdist.common.errors import ClusterError
 from gatdist.config import Config
-from gatdist.errors import ClusterError
 
 _HOUR_S = 3600.0
 
@@ -51,9 +51,9 @@ def room_for(needs: Mapping[str, float], hosts: Sequence[Mapping[str, float]]) -
         needs: what each worker needs, by resource.
         hosts: what each host has to give.
     """
-    wanted = {name: amount for name, amount in needs.items() if amount > 0}
+    requested = {name: amount for name, amount in needs.items() if amount > 0}
     return sum(
-        int(min((has.get(name, 0.0) + 1e-6) // amount for name, amount in wanted.items()))
+        int(min((has.get(name, 0.0) + 1e-6) // amount for name, amount in requested.items()))
         for has in hosts
     )
 

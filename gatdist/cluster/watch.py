@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 
-class Pulse(NamedTuple):
+class Heartbeat(NamedTuple):
     """The last sign of a worker.
 
     Attributes:
@@ -47,7 +47,7 @@ class Pulse(NamedTuple):
     is_saved: bool = False
 
     @classmethod
-    def parse(cls, fields: dict[str, Any]) -> Pulse:
+    def parse(cls, fields: dict[str, Any]) -> Heartbeat:
         """A pulse of JSON values, of which there may be more."""
         return cls(**{name: fields[name] for name in cls._fields if name in fields})
 
@@ -55,7 +55,7 @@ class Pulse(NamedTuple):
         return f"worker {self.rank} on {self.host} (process {self.pid})"
 
 
-class Lateness(NamedTuple):
+class StragglerReport(NamedTuple):
     """What the workers wait for.
 
     Attributes:
@@ -64,40 +64,40 @@ class Lateness(NamedTuple):
         message: for people.
     """
 
-    workers: tuple[Pulse, ...]
+    workers: tuple[Heartbeat, ...]
     for_s: float
     message: str
 
 
-def lateness(
-    pulses: Sequence[Pulse], straggler_warn_s: float, lengthy_s: float = 0.0
-) -> Lateness | None:
+def straggler_report(
+    heartbeats: Sequence[Heartbeat], straggler_warn_s: float, lengthy_s: float = 0.0
+) -> StragglerReport | None:
     """Who is late by more than ``straggler_warn_s``, or None.
 
     As long as one worker has heartbeats, the others may wait for it.
 
     Args:
-        pulses: of all workers.
+        heartbeats: of all workers.
         straggler_warn_s: seconds.
-        lengthy_s: seconds that a :attr:`~Pulse.lengthy` operation may take beyond that.
+        lengthy_s: seconds that a :attr:`~Heartbeat.lengthy` operation may take beyond that.
     """
-    if not pulses:
+    if not heartbeats:
         return None
-    silent = [pulse for pulse in pulses if pulse.silent_s > straggler_warn_s]
+    silent = [heartbeat for heartbeat in heartbeats if heartbeat.silent_s > straggler_warn_s]
     if silent:
-        for_s = max(pulse.silent_s for pulse in silent)
-        return Lateness(tuple(silent), for_s, _message(silent, for_s, "has given no sign"))
-    for_s = min(pulse.still_s - lengthy_s * pulse.lengthy for pulse in pulses)
+        for_s = max(heartbeat.silent_s for heartbeat in silent)
+        return StragglerReport(tuple(silent), for_s, _message(silent, for_s, "has given no sign"))
+    for_s = min(heartbeat.still_s - lengthy_s * heartbeat.lengthy for heartbeat in heartbeats)
     if for_s <= straggler_warn_s:
         return None
-    fewest = min(pulse.moves for pulse in pulses)
-    behind = [pulse for pulse in pulses if pulse.moves == fewest]
-    working = [pulse for pulse in behind if pulse.waits is False]
+    fewest = min(heartbeat.moves for heartbeat in heartbeats)
+    behind = [heartbeat for heartbeat in heartbeats if heartbeat.moves == fewest]
+    working = [heartbeat for heartbeat in behind if heartbeat.waits is False]
     late = working or behind
-    return Lateness(tuple(late), for_s, _message(late, for_s, "has not moved"))
+    return StragglerReport(tuple(late), for_s, _message(late, for_s, "has not moved"))
 
 
-def _message(late: Sequence[Pulse], for_s: float, what: str) -> str:
+def _message(late: Sequence[Heartbeat], for_s: float, what: str) -> str:
     first = late[0]
     who = " and ".join(map(str, late))
     where = f"phase {first.phase!r} of step {first.step:,}"

@@ -19,8 +19,7 @@ import ray.train.torch
 
 from gatdist.cluster.bridge import Bridge
 from gatdist.cluster.runtime_env import prefer_folders
-from gatdist.config import parse_config
-from gatdist.errors import (
+from gatdist.common.errors import (
     GatdistError,
     TrainingError,
     WorkerLostError,
@@ -28,10 +27,11 @@ from gatdist.errors import (
     is_lost_connection,
     rebuilt,
 )
+from gatdist.config import parse_config
 from gatdist.storage import Store, secrets_of, without
 from gatdist.training.progress import Progress
 
-_PULSE_S = 0.5
+_HEARTBEAT_S = 0.5
 # An answer that takes longer is not waited for: the next pulse asks again.
 _ANSWER_S = 5.0
 
@@ -43,13 +43,13 @@ def work(given: dict[str, Any]) -> None:
     try:
         _work(given | shared)
     except Exception as error:
-        told = _tellable(error, shared)
-        if told is error:
+        message = _reportable(error, shared)
+        if message is error:
             raise
-        raise told from None
+        raise message from None
 
 
-def _tellable(error: Exception, shared: dict[str, Any]) -> Exception:
+def _reportable(error: Exception, shared: dict[str, Any]) -> Exception:
     """An error as Ray may log it: with what led to it, unless there are secrets in that."""
     secrets = secrets_of(shared["run_dir"], json.loads(shared["config"]))
     secrets += [value for value in shared["environment"].values() if value not in secrets]
@@ -74,7 +74,7 @@ def _work(given: dict[str, Any]) -> None:
     _wait_for_others()
     here, progress = f"worker {comm.rank} on {socket.gethostname()}", Progress()
     try:
-        with _pulse(bridge, comm.rank, progress) as stop:
+        with _heartbeat(bridge, comm.rank, progress) as stop:
             outcome = run(
                 config,
                 comm,
@@ -85,23 +85,23 @@ def _work(given: dict[str, Any]) -> None:
                 reason=given["reason"],
             )
     except GatdistError as error:
-        told = f"{error} ({here})" if comm.world_size > 1 else str(error)
-        bridge.tell("fail", type(error).__name__, told)
+        message = f"{error} ({here})" if comm.world_size > 1 else str(error)
+        bridge.report("fail", type(error).__name__, message)
         raise
     except RuntimeError as error:
         if is_lost_connection(error):
             lost = f"{here} lost the others: one of them died, or the network failed"
-            bridge.tell("fail", WorkerLostError.__name__, lost)
+            bridge.report("fail", WorkerLostError.__name__, lost)
         elif is_broken_device(error):
             broken = f"the device of {here} failed: {str(error).splitlines()[0]}"
-            bridge.tell("fail", WorkerLostError.__name__, broken)
+            bridge.report("fail", WorkerLostError.__name__, broken)
         raise
     if comm.is_main:
-        bridge.tell("finish", outcome)
+        bridge.report("finish", outcome)
 
 
 @contextmanager
-def _pulse(bridge: Bridge, rank: int, progress: Progress) -> Iterator[threading.Event]:
+def _heartbeat(bridge: Bridge, rank: int, progress: Progress) -> Iterator[threading.Event]:
     """Tell of this worker twice a second. Yields an event that is set when it is asked to stop."""
     stop, over = threading.Event(), threading.Event()
     about = {
@@ -116,15 +116,15 @@ def _pulse(bridge: Bridge, rank: int, progress: Progress) -> Iterator[threading.
         while True:
             try:
                 report = progress.report() | about
-                orders = bridge.tell("pulse", rank, report, timeout_s=_ANSWER_S)
+                orders = bridge.report("pulse", rank, report, timeout_s=_ANSWER_S)
                 if orders and orders["stop"]:
                     stop.set()
                 if orders and orders["stacks"] > stacks_told:
                     stacks_told = orders["stacks"]
-                    bridge.tell("stack", rank, progress.stacks(), timeout_s=_ANSWER_S)
+                    bridge.report("stack", rank, progress.stacks(), timeout_s=_ANSWER_S)
             except ray.exceptions.RayError:
                 pass  # no answer in time; or the driver is gone, and Ray ends this worker
-            if over.wait(_PULSE_S):
+            if over.wait(_HEARTBEAT_S):
                 return
 
     thread = threading.Thread(target=beat, name="pulse", daemon=True)

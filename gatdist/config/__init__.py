@@ -20,7 +20,6 @@ from gatdist.config.fields import BOTH, NamedConfig, PlayerName
 from gatdist.config.loading import (
     first_error,
     load_config,
-    nearest,
     parse_config,
     preset_names,
     read_toml,
@@ -74,7 +73,6 @@ __all__ = [
     "import_plugins",
     "is_secret",
     "load_config",
-    "nearest",
     "parse_config",
     "preset_names",
     "read_toml",

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from gatdist.errors import ConfigError, PluginError
+from gatdist.common.errors import ConfigError, PluginError
 
 REFERENCE = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
 _REFERENCES = re.compile(rf"(?:{REFERENCE.pattern}|:)+")  # USER:PASSWORD may be two

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.resources
 import os
@@ -14,10 +13,10 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from gatdist.common.errors import ConfigError, nearest
 from gatdist.config.environment import is_secret
 from gatdist.config.models import Config
 from gatdist.config.sections import PenaltyConfig
-from gatdist.errors import ConfigError
 
 # Byte order marks, the longest first, since UTF-32's begins with UTF-16's.
 _MARKS = {
@@ -94,7 +93,7 @@ def require_unchanged(old: Config, new: Config, where: str) -> None:
     Raises:
         ConfigError: names the key and both values.
     """
-    before, after = old.mathematics(), new.mathematics()
+    before, after = old.result_keys(), new.result_keys()
     # The lanes may follow from another key, which tells more.
     for key in sorted(before.keys() | after.keys(), key=lambda k: (k == "data.interleave", k)):
         if before.get(key) != after.get(key):
@@ -106,19 +105,8 @@ def require_unchanged(old: Config, new: Config, where: str) -> None:
             )
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint such as ``Did you mean 'fid'?`` or ``Known: fid, kid`` for an unknown name."""
-    known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return (
-        f"Did you mean {close[0]!r}? Known: {', '.join(known)}"
-        if close
-        else f"Known: {', '.join(known)}"
-    )
-
-
 def _presets() -> Any:
-    return importlib.resources.files("gatdist") / "presets"
+    return importlib.resources.files("gatdist.config") / "presets"
 
 
 def read_toml(path: str) -> dict[str, Any]:

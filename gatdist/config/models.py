@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
+from gatdist.common.errors import ConfigError
 from gatdist.config.environment import REFERENCE, is_secret, redact_url
 from gatdist.config.fields import BOTH
 from gatdist.config.sections import (
@@ -26,7 +27,6 @@ from gatdist.config.sections import (
     RunConfig,
     Section,
 )
-from gatdist.errors import ConfigError
 
 
 class Config(Section):
@@ -216,7 +216,7 @@ class Config(Section):
             values[section][key] = _masked(values[section][key])
         return values
 
-    def mathematics(self) -> dict[str, Any]:
+    def result_keys(self) -> dict[str, Any]:
         """The dotted keys whose change would change the result, and their values.
 
         Paths, workers, logging and evaluation are not among them. ``run.total_samples`` is, only
@@ -226,7 +226,7 @@ class Config(Section):
         exact = {
             key: value
             for key, value in flat.items()
-            if key.startswith(_MATHEMATICS) and not key.startswith("model.init_from_storage")
+            if key.startswith(_RESULT_KEYS) and not key.startswith("model.init_from_storage")
         }
         exact["data.interleave"] = self.interleave
         exact["model.init_from"] = redact_url(self.model.init_from)
@@ -235,8 +235,8 @@ class Config(Section):
         return exact
 
     def digest(self) -> str:
-        """SHA-256 (hex) of :meth:`mathematics`."""
-        return hashlib.sha256(json.dumps(self.mathematics(), sort_keys=True).encode()).hexdigest()
+        """SHA-256 (hex) of :meth:`result_keys`."""
+        return hashlib.sha256(json.dumps(self.result_keys(), sort_keys=True).encode()).hexdigest()
 
 
 _MOST_PROFILED = 500
@@ -254,7 +254,7 @@ _SECRETIVE = (
     ("evaluate", "features_file"),
     ("cluster", "runtime_env"),
 )
-_MATHEMATICS = (
+_RESULT_KEYS = (
     "run.global_batch",
     "run.seed",
     "run.reduction",
@@ -298,7 +298,7 @@ def _masked(value: Any, key: str = "") -> Any:
     return redact_url(value) if isinstance(value, str) else value
 
 
-def _nearest_divisor(number: int, wanted: int) -> int:
+def _nearest_divisor(number: int, requested: int) -> int:
     return min(
-        (n for n in range(1, number + 1) if number % n == 0), key=lambda n: (abs(n - wanted), n)
+        (n for n in range(1, number + 1) if number % n == 0), key=lambda n: (abs(n - requested), n)
     )

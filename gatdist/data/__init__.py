@@ -20,14 +20,14 @@ from gatdist.data.reading.allotment import allot
 
 if TYPE_CHECKING:
     from gatdist.data.loader import Batch, Loader
-    from gatdist.data.space import Space, space_of
+    from gatdist.data.sample_format import SampleFormat, sample_format_of
 
 # Imported on first use: what packs, indexes and verifies data does without torch.
 _OF_TORCH = {
     "Batch": "gatdist.data.loader",
     "Loader": "gatdist.data.loader",
-    "Space": "gatdist.data.space",
-    "space_of": "gatdist.data.space",
+    "SampleFormat": "gatdist.data.sample_format",
+    "sample_format_of": "gatdist.data.sample_format",
 }
 
 __all__ = [
@@ -37,13 +37,13 @@ __all__ = [
     "Loader",
     "Manifest",
     "ReadSpec",
+    "SampleFormat",
     "SampleOrder",
     "Shard",
-    "Space",
     "allot",
     "open_dataset",
     "read_manifest",
-    "space_of",
+    "sample_format_of",
     "write_dataset",
     "write_manifest",
     "write_shard",

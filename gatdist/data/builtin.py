@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from gatdist.config import cache_folder, nearest
+from gatdist.common.errors import DataError, StorageError, nearest
+from gatdist.config import cache_folder
 from gatdist.data.codecs import encode_array, encode_png
 from gatdist.data.format import MANIFEST, Components, write_dataset
-from gatdist.errors import DataError, StorageError
 from gatdist.storage import Store
 
 PREFIX = "builtin:"
@@ -57,12 +57,11 @@ def write_digits(store: Store) -> None:
             "builtin:digits", f"needs scikit-learn ({error})", hint="pip install scikit-learn"
         ) from error
     digits = load_digits()
-    pictures = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]  # [1797, 8, 8, 1]
+    images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]  # [1797, 8, 8, 1]
     files = (
-        {"png": encode_png(p), "cls": b"%d" % t}
-        for p, t in zip(pictures, digits.target, strict=True)
+        {"png": encode_png(p), "cls": b"%d" % t} for p, t in zip(images, digits.target, strict=True)
     )
-    shards = _keyed(files, len(pictures))
+    shards = _keyed(files, len(images))
     write_dataset(store, shards, modality="image", sample_shape=(1, 8, 8), num_classes=10)
 
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gatdist.common.errors import DataError, GatdistError, rebuilt
+from gatdist.common.heartbeat import beat
 from gatdist.config import DataConfig
 from gatdist.data import builtin
 from gatdist.data.codecs import CodecError
@@ -27,12 +29,10 @@ from gatdist.data.reading.plan import Piece, cut_runs
 from gatdist.data.reading.shape import read_spec, resizing
 from gatdist.data.reading.shards import OpenShards
 from gatdist.data.shard import OpenShard
-from gatdist.errors import DataError, GatdistError, rebuilt
-from gatdist.heartbeat import beat
 from gatdist.storage import Store
 
 if TYPE_CHECKING:
-    from gatdist.data.space import Space
+    from gatdist.data.sample_format import SampleFormat
     from gatdist.parallel.communicator import Communicator
 
 # A data set whose decoded samples take no more than this, and no more than this share of
@@ -117,8 +117,8 @@ class Dataset:
         self._mean_bytes = np.maximum(1, sizes // samples)
         resize = resizing(manifest, config, self.sample_shape)
         decode = MODALITIES[self.modality].decoder(self.spec, resize)
-        told = f"{self.fingerprint} {self.spec.model_dump_json()} {resize} {_DECODING}"
-        self.reading = hashlib.sha256(told.encode()).hexdigest()
+        message = f"{self.fingerprint} {self.spec.model_dump_json()} {resize} {_DECODING}"
+        self.reading = hashlib.sha256(message.encode()).hexdigest()
         self._shards = OpenShards(
             lambda number: OpenShard(tars, store, manifest, manifest.shards[number], decode),
             index_bytes(config),
@@ -145,11 +145,13 @@ class Dataset:
         self.is_decoded = self._decoded is not None
 
     @cached_property
-    def space(self) -> Space:
+    def sample_format(self) -> SampleFormat:
         """Where networks see the samples."""
-        from gatdist.data.space import space_of  # needs torch, which mere readers do without
+        from gatdist.data.sample_format import (
+            sample_format_of,  # needs torch, which mere readers do without
+        )
 
-        return space_of(self.spec)
+        return sample_format_of(self.spec)
 
     @property
     def cache_hits(self) -> int:
@@ -389,16 +391,16 @@ def too_many_bad(count: int, budget: int, message: str) -> DataError:
 
 
 def _shared_manifest(store: Store, comm: Communicator) -> Manifest:
-    told: dict[str, Any] = {}
+    message: dict[str, Any] = {}
     if comm.is_main:
         try:
-            told = {"manifest": read_manifest(store).model_dump(mode="json")}
+            message = {"manifest": read_manifest(store).model_dump(mode="json")}
         except GatdistError as error:
-            told = {"error": [type(error).__name__, str(error)]}
-    told = comm.broadcast_object(told)
-    if "error" in told:
-        raise rebuilt(*told["error"])
-    return Manifest.model_validate(told["manifest"])
+            message = {"error": [type(error).__name__, str(error)]}
+    message = comm.broadcast_object(message)
+    if "error" in message:
+        raise rebuilt(*message["error"])
+    return Manifest.model_validate(message["manifest"])
 
 
 def _runs(values: Indices) -> list[tuple[int, int]]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch import Tensor
 
+from gatdist.common.heartbeat import beat
 from gatdist.config import Config, DataConfig
 from gatdist.data.dataset import Dataset
 from gatdist.data.order import Indices, SampleOrder
@@ -21,7 +22,6 @@ from gatdist.data.reading.allotment import Allotment, allot
 from gatdist.data.reading.buffers import Buffers
 from gatdist.data.reading.plan import Plan
 from gatdist.data.reading.sources import Decoded, Source, Stream
-from gatdist.heartbeat import beat
 
 if TYPE_CHECKING:
     from gatdist.parallel.communicator import Communicator

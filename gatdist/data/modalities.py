@@ -10,15 +10,15 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from gatdist.data.codecs import (
+    AUDIO_EXTENSIONS,
     IMAGE_COMPONENTS,
     POINT_COMPONENT,
-    SOUND_COMPONENTS,
     TEXT_COMPONENT,
     TOKENS_COMPONENT,
     Vocabulary,
+    decode_audio_into,
     decode_image_into,
     decode_point_into,
-    decode_sound_into,
     decode_text_into,
     decode_tokens_into,
 )
@@ -72,9 +72,9 @@ MODALITIES: Mapping[str, Modality] = {
     ),
     "audio": Modality(
         "sound",
-        SOUND_COMPONENTS,
+        AUDIO_EXTENSIONS,
         np.float32,
-        lambda spec, resize: partial(decode_sound_into, sample_rate=spec.sample_rate or 0),
+        lambda spec, resize: partial(decode_audio_into, sample_rate=spec.sample_rate or 0),
     ),
     "text": Modality(
         "text",

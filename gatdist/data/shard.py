@@ -10,10 +10,10 @@ import numpy as np
 from isal.isal_zlib import crc32
 from numpy.typing import NDArray
 
+from gatdist.common.errors import DataError
 from gatdist.data.codecs import CodecError, decode_label
 from gatdist.data.format import Manifest, Shard, read_index
 from gatdist.data.modalities import MODALITIES, Decode
-from gatdist.errors import DataError
 from gatdist.storage import Store
 
 _FIELDS = ("offset", "size", "crc32")
@@ -56,11 +56,11 @@ class OpenShard:
                 hint="Restore it from a copy, or pack or index the data again",
             )
         component = manifest.component
-        wanted = [(component,) if component else MODALITIES[manifest.modality].components]
+        requested = [(component,) if component else MODALITIES[manifest.modality].components]
         if self._num_classes:
-            wanted.append((manifest.label_component,))
+            requested.append((manifest.label_component,))
         # Rows of the index: what to decode of each sample, and then its label.
-        self._rows = [_one_file_a_sample(index, names, self._url) for names in wanted]
+        self._rows = [_one_file_a_sample(index, names, self._url) for names in requested]
         # What reading needs of them, without NumPy's scalars, which take a microsecond each.
         self._files = [
             tuple(array("q", rows[field].astype(np.int64).tobytes()) for field in _FIELDS)
@@ -146,19 +146,19 @@ class OpenShard:
         return content
 
 
-def _one_file_a_sample(index: NDArray[Any], wanted: Sequence[str], url: str) -> NDArray[Any]:
+def _one_file_a_sample(index: NDArray[Any], requested: Sequence[str], url: str) -> NDArray[Any]:
     """The rows of ``index`` with a wanted component, which every sample must have once, [n]."""
     begins = np.ones(len(index), dtype=bool)  # whether a row is the first of its sample
     begins[1:] = index["key"][1:] != index["key"][:-1]
     sample_of_row = np.cumsum(begins) - 1
-    chosen = np.flatnonzero(np.isin(index["component"], [name.encode() for name in wanted]))
+    chosen = np.flatnonzero(np.isin(index["component"], [name.encode() for name in requested]))
     counts = np.bincount(sample_of_row[chosen], minlength=int(begins.sum()))
     wrong = np.flatnonzero(counts != 1)
     if wrong.size:
         key = index["key"][begins][wrong[0]].decode()
         raise DataError(
             url,
-            f"sample {key} has {counts[wrong[0]]} files .{' or .'.join(wanted)}, expected 1",
+            f"sample {key} has {counts[wrong[0]]} files .{' or .'.join(requested)}, expected 1",
             hint="Fix the sample or take it out, and pack or index again",
         )
     rows: NDArray[Any] = index[chosen]

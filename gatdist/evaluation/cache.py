@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from gatdist.common.errors import StorageError
 from gatdist.config import cache_folder
 from gatdist.data import Dataset
-from gatdist.errors import StorageError
 from gatdist.evaluation.features import Extractor
 from gatdist.parallel.communicator import Communicator
 from gatdist.storage import Store
@@ -61,14 +61,14 @@ class RealFeatures:
         self._dataset, self._comm = dataset, comm
         self._shape = (dataset.num_samples, extractor.num_features)
         protocol = extractor.protocol
-        told = {
+        message = {
             "features": name,
             "protocol": protocol,
             "data": dataset.reading,
             "torch": torch.__version__,
             "device": comm.device.type,
         }
-        digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps(message, sort_keys=True).encode()).hexdigest()
         small = 4 * self._shape[0] * self._shape[1] <= _MAX_BYTES
         self._name = f"real-{digest[:32]}.safetensors" if protocol and small else ""
 

@@ -20,13 +20,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from gatdist.common.errors import DataError
+from gatdist.common.heartbeat import beat
 from gatdist.data import Dataset
-from gatdist.data.space import SoundSpace
-from gatdist.errors import DataError
+from gatdist.data.sample_format import AudioFormat
 from gatdist.evaluation import cache
 from gatdist.evaluation.features import Extractor, register_feature_extractor
-from gatdist.heartbeat import beat
-from gatdist.models.sounds.log_mel import LogMel
+from gatdist.models.audio.log_mel import LogMel
 from gatdist.parallel.communicator import Communicator
 
 RECIPE_VERSION = 1
@@ -90,7 +90,7 @@ class Classifier(Extractor):
     def prepare(self) -> None:
         """Load the network from the cache or train it (worker 0), and hand it to all workers."""
         device = self._comm.device
-        network = ClassifierNetwork.empty(_picture_shape(self._dataset), self._dataset.num_classes)
+        network = ClassifierNetwork.empty(_image_shape(self._dataset), self._dataset.num_classes)
         if self._comm.is_main:
             _load_or_train(network, self._dataset, device)
         else:
@@ -101,7 +101,7 @@ class Classifier(Extractor):
 
     def __call__(self, samples: Tensor) -> Tensor:
         """Samples as networks see them → [n, 64], of about unit variance on real data."""
-        features: Tensor = self._network.body(as_pictures(samples, self._dataset))
+        features: Tensor = self._network.body(as_images(samples, self._dataset))
         return features
 
     @property
@@ -149,12 +149,12 @@ class ClassifierNetwork(nn.Module):
         return logits
 
 
-def as_pictures(samples: Tensor, dataset: Dataset) -> Tensor:
+def as_images(samples: Tensor, dataset: Dataset) -> Tensor:
     """What the classifier sees: pictures [n, C, H, W], of sounds log-mel spectrograms."""
-    if not isinstance(dataset.space, SoundSpace):
+    if not isinstance(dataset.sample_format, AudioFormat):
         return samples
-    pictures: Tensor = _front(dataset.space.sample_rate, samples.device)(samples)
-    return pictures
+    images: Tensor = _front(dataset.sample_format.sample_rate, samples.device)(samples)
+    return images
 
 
 @lru_cache(maxsize=4)
@@ -163,13 +163,13 @@ def _front(sample_rate: int, device: torch.device) -> LogMel:
     return LogMel.for_rate(sample_rate).to(device)
 
 
-def _picture_shape(dataset: Dataset) -> tuple[int, ...]:
-    return as_pictures(torch.zeros(1, *dataset.space.shape), dataset).shape[1:]
+def _image_shape(dataset: Dataset) -> tuple[int, ...]:
+    return as_images(torch.zeros(1, *dataset.sample_format.shape), dataset).shape[1:]
 
 
 def _load_or_train(network: ClassifierNetwork, dataset: Dataset, device: torch.device) -> None:
     """Fill ``network``, which stands on the meta device, and move it to ``device``."""
-    shape = "x".join(map(str, _picture_shape(dataset)))
+    shape = "x".join(map(str, _image_shape(dataset)))
     name = f"classifier-v{RECIPE_VERSION}-{dataset.fingerprint[:16]}-{shape}.safetensors"
     try:
         network.load_state_dict(cache.read(name), assign=True)
@@ -197,7 +197,7 @@ def train_classifier(network: ClassifierNetwork, dataset: Dataset, device: torch
     count = min(
         dataset.num_samples,
         _MAX_SAMPLES,
-        max(_MIN_SAMPLES, _MAX_BYTES // math.prod(dataset.space.shape)),
+        max(_MIN_SAMPLES, _MAX_BYTES // math.prod(dataset.sample_format.shape)),
     )
     order = torch.randperm(dataset.num_samples, generator=generator)[:count]
     pixels, known = dataset.read(order.numpy())
@@ -206,7 +206,7 @@ def train_classifier(network: ClassifierNetwork, dataset: Dataset, device: torch
     num_held_out = count // 10
 
     def look(at: Tensor | slice) -> Tensor:
-        return as_pictures(dataset.space.to_network(samples[at].to(device)).float(), dataset)
+        return as_images(dataset.sample_format.to_network(samples[at].to(device)).float(), dataset)
 
     optimizer = torch.optim.Adam(network.parameters(), lr=_LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, _NUM_STEPS)

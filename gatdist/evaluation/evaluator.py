@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gatdist.common.errors import ConfigError, DataError
+from gatdist.common.heartbeat import beat
 from gatdist.config import EvaluateConfig
 from gatdist.data import Dataset
-from gatdist.data.space import TextSpace
-from gatdist.errors import ConfigError, DataError
+from gatdist.data.sample_format import TextFormat
 from gatdist.evaluation import classifier, from_file  # noqa: F401  (they register themselves)
 from gatdist.evaluation.cache import RealFeatures
 from gatdist.evaluation.features import Extractor, build_extractor
@@ -21,7 +22,6 @@ from gatdist.evaluation.frechet import HALVES_SEED, HALVES_SPLITS, GaussianSums
 from gatdist.evaluation.metrics import Metric, SampleSet, metrics
 from gatdist.evaluation.neighbors import DENSITY_NEIGHBORS, PRECISION_NEIGHBORS
 from gatdist.evaluation.sliced import DIRECTIONS_SEED, NUM_DIRECTIONS
-from gatdist.heartbeat import beat
 from gatdist.parallel.communicator import Communicator, LocalCommunicator
 
 _BATCH = 256
@@ -134,7 +134,7 @@ class Evaluator:
         return Evaluation(values, protocol)
 
     def _require_suits(self, name: str, metric: Metric, conditional: bool) -> None:
-        if "texts" in metric.needs and not isinstance(self._dataset.space, TextSpace):
+        if "texts" in metric.needs and not isinstance(self._dataset.sample_format, TextFormat):
             rule = f"{name!r} compares texts, and the data holds {self._dataset.modality}"
             raise ConfigError("evaluate.metrics", rule, hint="Leave it out")
         if "discriminator" in metric.needs and not self._dataset.num_classes:
@@ -183,25 +183,25 @@ class Evaluator:
         They are cut into the same chunks whoever computes them, so that a sample's features do not
         depend on the number of workers; worker r of W makes the chunks r, r + W and so on.
         """
-        space, extractor = self._dataset.space, self._extractor
+        sample_format, extractor = self._dataset.sample_format, self._extractor
         num_features = extractor.num_features if extractor and known is None else 0
-        num_ids = space.sample_shape[0] if isinstance(space, TextSpace) else 0
+        num_ids = sample_format.sample_shape[0] if isinstance(sample_format, TextFormat) else 0
         features = _Shared(self._comm, count, (num_features,), torch.float32)
         ids = _Shared(self._comm, count, (num_ids,), torch.uint8)
         labels = getattr(make, "labels", lambda positions: None)
         for chunk in features.mine if num_features or num_ids else ():
             start, end = chunk * _BATCH, min(count, (chunk + 1) * _BATCH)
-            samples = space.to_samples(make(torch.arange(start, end, device=self._device)))
+            samples = sample_format.to_samples(make(torch.arange(start, end, device=self._device)))
             if extractor and num_features:
-                features.put(chunk, extractor(space.to_network(samples).float()))
+                features.put(chunk, extractor(sample_format.to_network(samples).float()))
             if num_ids:
                 ids.put(chunk, samples)
             beat()
         found = features.gathered() if known is None else known
         share = found[self._sharing.rank :: self._sharing.world_size]
         texts = None
-        if isinstance(space, TextSpace):
-            texts = [space.vocabulary.decode(row) for row in ids.gathered().cpu().numpy()]
+        if isinstance(sample_format, TextFormat):
+            texts = [sample_format.vocabulary.decode(row) for row in ids.gathered().cpu().numpy()]
         return SampleSet(
             found,
             GaussianSums.of(share).reduced(self._sharing),
@@ -220,7 +220,7 @@ class Evaluator:
             "num_real": self._dataset.num_samples,
             "num_generated": self._num_samples,
             "resize": "none",
-            "rounding": self._dataset.space.rounding,
+            "rounding": self._dataset.sample_format.rounding,
             **{
                 key: how
                 for key, how in _HOW.items()
@@ -238,7 +238,7 @@ class _Real:
 
     def __call__(self, positions: Tensor) -> Tensor:
         samples, _ = self.dataset.read(positions.cpu().numpy())
-        return self.dataset.space.to_network(torch.from_numpy(samples).to(self.device))
+        return self.dataset.sample_format.to_network(torch.from_numpy(samples).to(self.device))
 
 
 class _Shared:

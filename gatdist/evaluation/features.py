@@ -12,14 +12,14 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from gatdist.common.errors import DataError, PluginError
+from gatdist.common.registry import Registry, user_code
 from gatdist.config import EvaluateConfig
 from gatdist.data import Dataset
-from gatdist.data.space import SoundSpace
-from gatdist.errors import DataError, PluginError
-from gatdist.models.sounds.log_mel import LogMel
+from gatdist.data.sample_format import AudioFormat
+from gatdist.models.audio.log_mel import LogMel
 from gatdist.models.structure import dtype_name
 from gatdist.parallel.communicator import Communicator
-from gatdist.registry import Registry, user_code
 
 
 class Extractor(ABC):
@@ -86,7 +86,7 @@ def build_extractor(
         raise PluginError("evaluate.features", rule, value=name)
     verified = _Verified(name, extractor)
     if type(extractor).prepare is Extractor.prepare:  # else it can't be called yet
-        verified(torch.zeros(2, *dataset.space.shape, device=comm.device))
+        verified(torch.zeros(2, *dataset.sample_format.shape, device=comm.device))
     return verified
 
 
@@ -180,7 +180,7 @@ class Coordinates(Extractor):
     """The samples' own numbers. For points, and for small samples of any kind."""
 
     def __init__(self, dataset: Dataset, comm: Communicator) -> None:
-        self._num_features = math.prod(dataset.space.shape)
+        self._num_features = math.prod(dataset.sample_format.shape)
 
     @property
     def num_features(self) -> int:
@@ -201,13 +201,13 @@ class LogMelStatistics(Extractor):
     """
 
     def __init__(self, dataset: Dataset, comm: Communicator) -> None:
-        if not isinstance(dataset.space, SoundSpace):
+        if not isinstance(dataset.sample_format, AudioFormat):
             rule = "needs sounds, and the data set has none"
             raise DataError(
                 "evaluate.features", rule, value="log_mel", hint="Choose other features"
             )
-        self._front = LogMel.for_rate(dataset.space.sample_rate).to(comm.device)
-        self._num_features = 2 * dataset.space.shape[0] * len(self._front.bands)
+        self._front = LogMel.for_rate(dataset.sample_format.sample_rate).to(comm.device)
+        self._num_features = 2 * dataset.sample_format.shape[0] * len(self._front.bands)
 
     @property
     def num_features(self) -> int:

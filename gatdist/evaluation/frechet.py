@@ -12,7 +12,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from gatdist.heartbeat import beat
+from gatdist.common.heartbeat import beat
 from gatdist.parallel.communicator import Communicator
 
 HALVES_SPLITS = 5

@@ -13,9 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
+from gatdist.common.errors import ConfigError, DataError
 from gatdist.config import EvaluateConfig, redact_url
 from gatdist.data import Dataset
-from gatdist.errors import ConfigError, DataError
 from gatdist.evaluation.features import Extractor, register_feature_extractor
 from gatdist.evaluation.inception import NUM_FEATURES, Inception
 from gatdist.parallel.communicator import Communicator
@@ -120,7 +120,7 @@ class TorchScriptFeatures(_FromFile):
     def __init__(self, dataset: Dataset, comm: Communicator, config: EvaluateConfig) -> None:
         super().__init__(dataset, comm, config)
         with torch.no_grad():
-            shown = self(torch.zeros(1, *dataset.space.shape, device=comm.device))
+            shown = self(torch.zeros(1, *dataset.sample_format.shape, device=comm.device))
         self._num_features = shown.shape[1]
 
     @property

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gatdist.errors import ConfigError
+from gatdist.common.errors import ConfigError
 
 NUM_FEATURES = 2048
 _SIDE = 299
@@ -93,24 +93,24 @@ class Inception(nn.Module):
         return x.mean(dim=(2, 3))
 
 
-def enlarge(pictures: Tensor, side: int) -> Tensor:
+def enlarge(images: Tensor, side: int) -> Tensor:
     """Bilinear, float [n, C, H, W] → [n, C, side, side], as TensorFlow's first one did it.
 
     Output pixel i lies at i · H / side: corners of pixels are laid upon one another, not centres,
     and what lies beyond the last pixel is that pixel.
     """
     for dim in (2, 3):
-        size = pictures.shape[dim]
-        at = torch.arange(side, device=pictures.device, dtype=torch.float32) * (size / side)
+        size = images.shape[dim]
+        at = torch.arange(side, device=images.device, dtype=torch.float32) * (size / side)
         before = at.long()
         after = (before + 1).clamp(max=size - 1)
-        shape = [1] * pictures.dim()
+        shape = [1] * images.dim()
         shape[dim] = side
         weight = (at - before).view(shape)
-        pictures = torch.lerp(
-            pictures.index_select(dim, before), pictures.index_select(dim, after), weight
+        images = torch.lerp(
+            images.index_select(dim, before), images.index_select(dim, after), weight
         )
-    return pictures
+    return images
 
 
 class _Convolution(nn.Module):

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gatdist.heartbeat import beat
+from gatdist.common.heartbeat import beat
 from gatdist.parallel.communicator import Communicator
 
 _MAX_ENTRIES = 2**24  # of the kernel's matrix at a time: 128 MiB

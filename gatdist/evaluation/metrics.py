@@ -28,8 +28,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from gatdist.common.registry import Registry
 from gatdist.data import Dataset
-from gatdist.evaluation import neighbors, texts
+from gatdist.evaluation import neighbors, text
 from gatdist.evaluation.frechet import (
     GaussianSums,
     frechet_distance,
@@ -41,7 +42,6 @@ from gatdist.evaluation.probe import linear_probe
 from gatdist.evaluation.sliced import sliced_wasserstein
 from gatdist.models.features import DiscriminatorFeatures
 from gatdist.parallel.communicator import Communicator
-from gatdist.registry import Registry
 
 _NGRAM_ORDERS = (1, 2, 3, 4)
 _MOST_ALIKE = 2000  # texts of one side that self-BLEU compares
@@ -93,13 +93,13 @@ class SampleSet:
         known = self.texts
         assert known is not None
         first, second = ([known[i] for i in half] for half in random_halves(len(known)))
-        return texts.ngram_divergence(first, second, _NGRAM_ORDERS[-1])
+        return text.ngram_divergence(first, second, _NGRAM_ORDERS[-1])
 
     @cached_property
     def self_bleu(self) -> float:
-        """See :func:`gatdist.evaluation.texts.self_bleu`; of the first 2,000 texts."""
+        """See :func:`gatdist.evaluation.text.self_bleu`; of the first 2,000 texts."""
         assert self.texts is not None
-        return texts.self_bleu(self.texts[:_MOST_ALIKE])
+        return text.self_bleu(self.texts[:_MOST_ALIKE])
 
     @cached_property
     def probe_raw(self) -> float:
@@ -217,7 +217,7 @@ def jsd(real: SampleSet, fake: SampleSet) -> dict[str, float]:
     """Jensen–Shannon divergence of the distributions of n-grams of characters, in bits."""
     assert real.texts is not None
     assert fake.texts is not None
-    found = [texts.ngram_divergence(real.texts, fake.texts, n) for n in _NGRAM_ORDERS]
+    found = [text.ngram_divergence(real.texts, fake.texts, n) for n in _NGRAM_ORDERS]
     short = {f"jsd_{n}": found[n - 1] for n in _NGRAM_ORDERS[:-1]}
     return short | {"jsd": found[-1], "jsd_real_split": real.halves_divergence}
 
@@ -233,4 +233,4 @@ def novelty(real: SampleSet, fake: SampleSet) -> dict[str, float]:
     """Shares of fakes that are copies of real texts, or new and well-formed, or all different."""
     assert real.texts is not None
     assert fake.texts is not None
-    return texts.novelty(real.texts, fake.texts)
+    return text.novelty(real.texts, fake.texts)

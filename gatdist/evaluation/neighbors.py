@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from gatdist.heartbeat import beat
+from gatdist.common.heartbeat import beat
 from gatdist.parallel.communicator import Communicator
 
 _MAX_ENTRIES = 2**24  # of a matrix of distances at a time

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from gatdist.common.heartbeat import beat
 from gatdist.data import Dataset
-from gatdist.heartbeat import beat
 
 LABELS_A_CLASS = 10
 MOST_TESTED = 2000
@@ -44,7 +44,7 @@ def linear_probe(dataset: Dataset, features: Callable[[torch.Tensor], torch.Tens
     for indices in (learned, tested):
         samples, labels = dataset.read(indices)
         assert labels is not None
-        network_samples = dataset.space.to_network(torch.from_numpy(samples)).float()
+        network_samples = dataset.sample_format.to_network(torch.from_numpy(samples)).float()
         with torch.no_grad():
             parts = []
             for part in network_samples.split(256):

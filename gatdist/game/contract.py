@@ -17,16 +17,16 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
+from gatdist.common.errors import PluginError
+from gatdist.common.registry import user_code
+from gatdist.common.seeding import generator_states, generators_kept, seed_all
 from gatdist.config import Config, PlayerName
-from gatdist.errors import PluginError
 from gatdist.game.coupling import coupling_layer
 from gatdist.game.hidden import Traits
 from gatdist.game.snapshots import attribute_states, changed, equal
 from gatdist.models import COMPUTE_DTYPES, DTYPES, is_built_in
 from gatdist.models.structure import dtype_name
 from gatdist.parallel import draws
-from gatdist.registry import user_code
-from gatdist.seeding import generator_states, generators_kept, seed_all
 
 # Samples of a call; a part of a batch may have any number.
 _NUM_SAMPLES = 2
@@ -56,7 +56,7 @@ def examine(
     networks: Mapping[PlayerName, nn.Module],
     sample_shape: tuple[int, ...],
     num_classes: int,
-    facts: Mapping[str, Any] = MappingProxyType({}),
+    metadata: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[PlayerName, Traits]:
     """Check the contract of networks that do not come with gatdist.
 
@@ -67,7 +67,7 @@ def examine(
         networks: bare, on their device; they are not changed.
         sample_shape: of one sample.
         num_classes: of the data; 0 if unlabelled.
-        facts: what else is known of the samples.
+        metadata: what else is known of the samples.
 
     Returns:
         What was found out, by player.
@@ -78,7 +78,7 @@ def examine(
         ConfigError: a setting excludes what a network does.
     """
     classes = num_classes if config.model.conditional else 0
-    samples = Samples(sample_shape, classes, str(facts.get("modality", "")))
+    samples = Samples(sample_shape, classes, str(metadata.get("modality", "")))
     found: dict[PlayerName, Traits] = {}
     for player, network in networks.items():
         if is_built_in(config, player):

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from gatdist.common.errors import ConfigError
 from gatdist.config import BOTH, Config
-from gatdist.errors import ConfigError
 from gatdist.parallel.communicator import bare
 
 
@@ -16,7 +16,7 @@ def coupling_layer(network: nn.Module) -> str | None:
 
     Batch normalization is known; a module of one's own says so by ``couples_samples = True``.
     """
-    return next((told for told, _ in _coupling_layers(network)), None)
+    return next((message for message, _ in _coupling_layers(network)), None)
 
 
 def _coupling_layers(network: nn.Module) -> Iterator[tuple[str, bool]]:
@@ -43,7 +43,7 @@ def require_whole_batches(config: Config, player: str, network: nn.Module, worke
     if not layers:
         return
     layer = next(iter(layers))
-    alone = next((told for told, is_norm in layers.items() if not is_norm), None)
+    alone = next((message for message, is_norm in layers.items() if not is_norm), None)
     if config.run.reduction == "canonical":
         what, hint = "the lanes of run.reduction = 'canonical'", "Use run.reduction = 'fast'"
     elif any(getattr(config.optim, name).micro_batch for name in BOTH):

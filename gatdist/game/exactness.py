@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from gatdist.common.errors import ConfigError, PluginError
 from gatdist.config import Config, PlayerName
-from gatdist.errors import ConfigError, PluginError
 from gatdist.game.hidden import Traits
 
 
@@ -47,14 +47,16 @@ def require_exact(config: Config, traits: Mapping[PlayerName, Traits]) -> list[s
             )
         if found.generators:
             drawn = " and ".join(found.generators)
-            told = f"{whose} draws from {drawn}, which is seeded by run.seed and the samples seen"
+            message = (
+                f"{whose} draws from {drawn}, which is seeded by run.seed and the samples seen"
+            )
             if config.run.reduction == "fast":
-                told += (
+                message += (
                     ": the same number of workers and micro-batch give the same run, others give "
                     "other draws. For independence of both use an attribute noise_size, or "
                     "run.reduction = 'canonical'"
                 )
-                warnings.append(told)
+                warnings.append(message)
         if found.buffers and config.run.reduction == "fast":
             warnings.append(
                 f"{whose}: a forward changes the buffer {found.buffers[0]!r}"

@@ -16,12 +16,12 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
+from gatdist.common.errors import ConfigError
 from gatdist.config import BOTH, Config, PlayerName
-from gatdist.errors import ConfigError
+from gatdist.game.adaptive_state import AdaptiveState, Averages
 from gatdist.game.augmentation import Augmentation, build_augmentation
 from gatdist.game.hidden import Forwards, Traits
 from gatdist.game.latents import Latents
-from gatdist.game.learners import Averages, Learner
 from gatdist.game.losses import Loss, Sum, losses
 from gatdist.game.penalties import (
     Observations,
@@ -37,7 +37,7 @@ from gatdist.parallel.communicator import bare, without_reduction
 
 
 @dataclass(frozen=True)
-class Judged:
+class Scores:
     """What the discriminator said of one side: samples, and their logits [n].
 
     Attributes:
@@ -108,12 +108,12 @@ class Game:
             ScheduledPenalty(
                 name,
                 penalties[name],
-                wanted.strength,
-                wanted.every_steps,
-                wanted.final_strength,
-                wanted.change_samples / config.step_samples,
+                requested.strength,
+                requested.every_steps,
+                requested.final_strength,
+                requested.change_samples / config.step_samples,
             )
-            for name, wanted in sorted(config.game.penalties.items())
+            for name, requested in sorted(config.game.penalties.items())
         )
         networks = dict(zip(BOTH, (generator, discriminator), strict=True))
         decays = {tag: d for p in scheduled for tag, d in p.penalty.averages.items()}
@@ -141,9 +141,9 @@ class Game:
         return Latents(self.seed, self.latent_size, self.step_samples)
 
     @cached_property
-    def learners(self) -> dict[str, Learner]:
+    def adaptive_states(self) -> dict[str, AdaptiveState]:
         """All that is adaptive, by name."""
-        found: dict[str, Learner] = {"averages": self.averages}
+        found: dict[str, AdaptiveState] = {"averages": self.averages}
         if self.augmentation is not None:
             found["augmentation"] = self.augmentation
         return found
@@ -175,7 +175,7 @@ class Game:
 
     def judge(
         self, samples: Tensor, batch: Batch, side: str, discriminator: nn.Module | None = None
-    ) -> Judged:
+    ) -> Scores:
         """The discriminator's logits of (augmented) samples, in the samples' dtype.
 
         Args:
@@ -193,9 +193,9 @@ class Game:
         with self._forward("discriminator", side, batch), self._computing(samples):
             logits: Tensor = network(shown, batch.labels, *noise)
         _require_output("discriminator", logits, (len(samples),), samples)
-        return Judged(samples, logits.to(samples.dtype))
+        return Scores(samples, logits.to(samples.dtype))
 
-    def judge_real(self, batch: Batch) -> Judged:
+    def judge_real(self, batch: Batch) -> Scores:
         """The discriminator's logits of the real samples, for :meth:`discriminator_loss`.
 
         Where nothing couples their part of the loss to the fakes', it is backpropagated at once: so
@@ -212,7 +212,7 @@ class Game:
             logits = self.judge(batch.real, batch, "real").logits
             half = loss.real(logits)
             torch.autograd.backward(batch.mean(half))
-        return Judged(batch.real, logits.detach(), half.detach())
+        return Scores(batch.real, logits.detach(), half.detach())
 
     def due(self, step: int, at: Side) -> list[ScheduledPenalty]:
         """The penalties at one side that this step's losses contain."""
@@ -229,7 +229,7 @@ class Game:
         return samples.detach().requires_grad_(bool(self.due(step, at)))
 
     def discriminator_loss(
-        self, batch: Batch, real: Judged, fake: Judged, penalized: Judged
+        self, batch: Batch, real: Scores, fake: Scores, penalized: Scores
     ) -> tuple[Tensor, Observations]:
         """The discriminator's weighted mean loss with the penalties due, and what to report.
 
@@ -292,7 +292,7 @@ class Game:
             total = total + value
         return total, observations
 
-    def between(self, batch: Batch, real: Tensor, fake: Tensor) -> Judged:
+    def between(self, batch: Batch, real: Tensor, fake: Tensor) -> Scores:
         """Points between real and fake samples, each at a place of its own, and their logits."""
         share = draws.uniform(
             self.seed, _stream("between", batch), batch.positions, dtype=real.dtype
@@ -303,17 +303,17 @@ class Game:
     def _side(self, batch: Batch, at: Side) -> tuple[Tensor, Tensor]:
         """What a penalty is a function of, computed for it alone."""
 
-        def judged(samples: Tensor, side: str) -> Judged:
+        def scores(samples: Tensor, side: str) -> Scores:
             return self.judge(samples.detach().requires_grad_(at != "logits"), batch, side)
 
         if at == "real":
-            side = judged(batch.real, "real")
+            side = scores(batch.real, "real")
         elif at == "fake":
-            side = judged(self.fakes(batch), "fake")
+            side = scores(self.fakes(batch), "fake")
         elif at == "between":
             side = self.between(batch, batch.real, self.fakes(batch))
         else:
-            real, fake = judged(batch.real, "real"), judged(self.fakes(batch), "fake")
+            real, fake = scores(batch.real, "real"), scores(self.fakes(batch), "fake")
             return real.logits, fake.logits
         return side.samples, side.logits
 

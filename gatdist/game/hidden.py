@@ -22,9 +22,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from gatdist.common.seeding import seed_all
 from gatdist.parallel.batch import Batch
 from gatdist.parallel.reduction import Reduction
-from gatdist.seeding import seed_all
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.functional import relu
 
-from gatdist.registry import Registry
+from gatdist.common.registry import Registry
 
 LogitsFunction = Callable[[Tensor, Tensor], Tensor]
 

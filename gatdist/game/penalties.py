@@ -22,8 +22,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from gatdist.common.registry import Registry
 from gatdist.config import PlayerName
-from gatdist.registry import Registry
 
 Observations = dict[str, Tensor]
 Averages = Mapping[str, Tensor]

@@ -7,8 +7,9 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+from gatdist.common.errors import ConfigError, PluginError
+from gatdist.common.registry import described, user_code
 from gatdist.config import BOTH, Config
-from gatdist.errors import ConfigError, PluginError
 from gatdist.game.losses import Loss, Sum
 from gatdist.game.penalties import ScheduledPenalty
 from gatdist.game.snapshots import changed, object_states
@@ -20,13 +21,14 @@ from gatdist.parallel import draws
 from gatdist.parallel.batch import Batch
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.parallel.reduction import FastReduction
-from gatdist.registry import described, user_code
 
 _NUM_SAMPLES = 2
 # Where losses are looked at, away from the corners of common ones.
 _REAL, _FAKE = (0.7, -1.2, 0.2, 1.6), (-1.5, -0.4, 0.3, 2.1)
 # Of a rule, what is not its own state.
-_NOT_STATE = frozenset({"game", "config", "notes", "tags", "tensors", "learners", "lessons"})
+_NOT_STATE = frozenset(
+    {"game", "config", "notes", "tags", "tensors", "adaptive_states", "tracked_metrics"}
+)
 
 
 def probe_batch(

@@ -23,16 +23,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from gatdist.common.errors import ConfigError, PluginError
+from gatdist.common.registry import Registry, call_with_options, user_code
+from gatdist.common.seeding import generators_kept, seed_all
 from gatdist.config import Config, NamedConfig, PlayerName
-from gatdist.errors import ConfigError, PluginError
 from gatdist.models.registry import discriminators, generators
 from gatdist.models.spectral import add_spectral_norm
 from gatdist.models.structure import require_apart, require_trainable
-from gatdist.registry import Registry, call_with_options, user_code
-from gatdist.seeding import generators_kept, seed_all
 
 # Importing these modules registers what they define.
-from . import mlp, pictures, sounds, texts  # noqa: F401  isort:skip
+from . import mlp, image, audio, text  # noqa: F401  isort:skip
 
 __all__ = ["build_networks", "register_discriminator", "register_generator"]
 
@@ -66,13 +66,13 @@ def is_built_in(config: Config, player: PlayerName) -> bool:
 
 def _build(
     registry: Registry[Builder],
-    wanted: NamedConfig,
+    requested: NamedConfig,
     player: PlayerName,
-    facts: Mapping[str, Any],
+    metadata: Mapping[str, Any],
     **given: Any,
 ) -> nn.Module:
-    builder, subject = registry[wanted.name], f"model.{player}.name"
-    with user_code(subject, "can't be called to build a network", value=wanted.name):
+    builder, subject = registry[requested.name], f"model.{player}.name"
+    with user_code(subject, "can't be called to build a network", value=requested.name):
         known = inspect.signature(builder).parameters
     takes_all = any(p.kind is p.VAR_KEYWORD for p in known.values())
     lacking = [name for name in given if name not in known and not takes_all]
@@ -81,20 +81,20 @@ def _build(
             subject,
             f"its constructor must take {', '.join(given)} as keywords; it does not take "
             f"{', '.join(lacking)}",
-            value=wanted.name,
+            value=requested.name,
             hint=f"Add a keyword argument {lacking[0]!r}",
         )
-    given |= {name: value for name, value in facts.items() if name in known}
-    with user_code(subject, "fails in its constructor", value=wanted.name):
-        network = call_with_options(builder, wanted.options, f"model.{player}", **given)
-    require_trainable(player, wanted.name, network)
-    made, found = getattr(network, "modalities", None), facts.get("modality")
+    given |= {name: value for name, value in metadata.items() if name in known}
+    with user_code(subject, "fails in its constructor", value=requested.name):
+        network = call_with_options(builder, requested.options, f"model.{player}", **given)
+    require_trainable(player, requested.name, network)
+    made, found = getattr(network, "modalities", None), metadata.get("modality")
     if made and found and found not in made:
         kinds = " or ".join(map(repr, made))
         raise ConfigError(
             f"model.{player}.name",
             f"is for data of the kind {kinds}, and this is {found!r}",
-            value=wanted.name,
+            value=requested.name,
             hint="Choose another network, or another data.url",
         )
     return network
@@ -104,7 +104,7 @@ def build_networks(
     config: Config,
     sample_shape: tuple[int, ...],
     num_classes: int,
-    facts: Mapping[str, Any] = MappingProxyType({}),
+    metadata: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[nn.Module, nn.Module]:
     """The generator and the discriminator that ``config`` names, on the CPU, in its dtype.
 
@@ -113,7 +113,7 @@ def build_networks(
             alone.
         sample_shape: of one sample, (C, H, W) or (n,).
         num_classes: of the data; 0 if unlabelled.
-        facts: what else is known of the samples: their ``modality``, the ``sample_rate`` of sounds.
+        metadata: of the samples: their ``modality``, and the ``sample_rate`` of audio in hertz.
 
     Raises:
         ConfigError: an unknown name or option, a shape or kind of samples that a network can't do,
@@ -133,10 +133,15 @@ def build_networks(
         seed_all(config.run.seed, "weights", 0)
         torch.manual_seed(config.run.seed)
         generator = _build(
-            generators, model.generator, "generator", facts, latent_size=model.latent_size, **common
+            generators,
+            model.generator,
+            "generator",
+            metadata,
+            latent_size=model.latent_size,
+            **common,
         )
         discriminator = _build(
-            discriminators, model.discriminator, "discriminator", facts, **common
+            discriminators, model.discriminator, "discriminator", metadata, **common
         )
         for player, network in (("generator", generator), ("discriminator", discriminator)):
             if player in model.spectral_norm:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gatdist.errors import ConfigError
+from gatdist.common.errors import ConfigError
 
 
 class DiscriminatorFeatures(nn.Module):

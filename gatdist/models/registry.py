@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from torch import nn
 
-from gatdist.errors import ConfigError
-from gatdist.registry import Registry
+from gatdist.common.errors import ConfigError
+from gatdist.common.registry import Registry
 
 generators: Registry[Callable[..., nn.Module]] = Registry("model.generator.name")
 discriminators: Registry[Callable[..., nn.Module]] = Registry("model.discriminator.name")

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from gatdist.common.errors import PluginError
 from gatdist.config import PlayerName
-from gatdist.errors import PluginError
 
 # Numbers of noise per sample. StyleGAN2 has 2^21 at 1024 x 1024 pixels.
 _MOST_NOISE = 2**26

@@ -58,7 +58,7 @@ class Console(Terminal):
         self._is_busy = False
         self._show: dict[str, Callable[[Fields], None]] = {
             "start": self._start,
-            "tick": self._tick,
+            "log": self._tick,
             "note": self._note,
             "warning": self._warning,
             "alarm": self._alarm,
@@ -178,8 +178,8 @@ class _Progress:
         """Take in the values of one tick."""
         self.seen = values["samples_seen"]
         self.rate = values.get("throughput/samples_per_s") or 0.0
-        news = 1 - _RATE_MEMORY if self.smooth_rate else 1
-        self.smooth_rate += news * (self.rate - self.smooth_rate)
+        update = 1 - _RATE_MEMORY if self.smooth_rate else 1
+        self.smooth_rate += update * (self.rate - self.smooth_rate)
         self.generator_loss = values.get("loss/generator")
         self.discriminator_loss = values.get("loss/discriminator")
         metrics = {tag: value for tag, value in values.items() if tag.startswith("metric/")}

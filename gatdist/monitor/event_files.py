@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gatdist.background import Background, Coalesced
+from gatdist.common.background import Background, Coalesced
 from gatdist.monitor.charts import Chart
 from gatdist.monitor.grid import Pixels
 from gatdist.monitor.uploads import MAX_BYTES, MIN_GROWTH, RETRY_BUDGET_S
@@ -105,17 +105,17 @@ class TensorBoard:
 
         self._submit(work)
 
-    def image(self, step: int, tag: str, picture: Pixels) -> None:
+    def image(self, step: int, tag: str, image: Pixels) -> None:
         """A picture, uint8 [height, width, C]."""
 
         def work(writer: _Writer) -> None:
-            from torch.utils.tensorboard.summary import image
+            from torch.utils.tensorboard.summary import image as summary
 
-            writer(image(tag, picture, dataformats="HWC"), step)
+            writer(summary(tag, image, dataformats="HWC"), step)
 
         self._submit(work, may_drop=True)
 
-    def sound(self, step: int, tag: str, clip: NDArray[np.float32], rate: int) -> None:
+    def audio(self, step: int, tag: str, clip: NDArray[np.float32], rate: int) -> None:
         """A sound, float32 [C, t], as one channel; ``rate`` in hertz."""
 
         def work(writer: _Writer) -> None:

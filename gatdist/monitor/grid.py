@@ -54,7 +54,7 @@ def make_scatter(points: NDArray[np.floating[Any]], extent: float = 1.5, size: i
     Returns:
         uint8 [size, size, 1], the second coordinate growing upwards.
     """
-    picture = np.full((size, size, 1), _BACKGROUND, dtype=np.uint8)
+    image = np.full((size, size, 1), _BACKGROUND, dtype=np.uint8)
     xy = points[:, :2]
     inside = xy[(np.abs(xy) < extent).all(axis=1)]  # NaN compares false
     # A dot is 2 × 2 pixels; a point that rounds to the edge keeps its dot inside.
@@ -62,16 +62,16 @@ def make_scatter(points: NDArray[np.floating[Any]], extent: float = 1.5, size: i
     column, row = np.minimum(scaled.astype(np.int64), size - 2).T
     for right in (0, 1):
         for down in (0, 1):
-            picture[size - 2 - row + down, column + right] = 0
-    return picture
+            image[size - 2 - row + down, column + right] = 0
+    return image
 
 
-def encode_png(picture: Pixels) -> bytes:
+def encode_png(image: Pixels) -> bytes:
     """Encode uint8 [height, width, C], C of 1, 3 or 4, as PNG."""
     from PIL import Image
 
     encoded = io.BytesIO()
-    Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else picture).save(
+    Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(
         encoded, "PNG", optimize=False
     )
     return encoded.getvalue()

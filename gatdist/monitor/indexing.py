@@ -43,13 +43,13 @@ def closing(outcome: Facts) -> Iterator[Event]:
     message += f"{plural(outcome['shards'], 'shard')}"
     if outcome["num_classes"]:
         message += f", {plural(outcome['num_classes'], 'class', 'classes')}"
-    left_out = ""
-    if outcome["left_out"]:
-        share = percent(outcome["left_out"] / (outcome["samples"] + outcome["left_out"]))
+    skipped = ""
+    if outcome["skipped"]:
+        share = percent(outcome["skipped"] / (outcome["samples"] + outcome["skipped"]))
         report = shown_path(f"{outcome['url']}/{outcome['report']}")
-        left_out = f"{count(outcome['left_out'])} ({share}), each with the reason in {report}"
-        for name, reason in outcome["left_out_examples"]:
-            left_out += f"\n{'':12}{name} {reason}"
+        skipped = f"{count(outcome['skipped'])} ({share}), each with the reason in {report}"
+        for name, reason in outcome["skipped_examples"]:
+            skipped += f"\n{'':12}{name} {reason}"
     use = f"--set data.url={shown_path(outcome['url'])}"
     if outcome["shards_url"]:
         use += f" --set data.shards_url={outcome['shards_url']}"
@@ -59,7 +59,7 @@ def closing(outcome: Facts) -> Iterator[Event]:
             if outcome["modality"] == "image"
             else (" --set data.length=N")
         )
-    yield "done", {"message": message, "rows": {"left out": left_out, "use it": use}}
+    yield "done", {"message": message, "rows": {"left out": skipped, "use it": use}}
 
 
 def verifying(url: str, num_shards: int, num_bytes: int) -> Iterator[Event]:

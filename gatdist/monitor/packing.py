@@ -45,26 +45,26 @@ def opening(plan: Facts) -> Iterator[Event]:
 
 def closing(outcome: Facts) -> Iterator[Event]:
     """What is said at the end."""
-    yield from remarks(outcome, {"enlarged": _BECAME.get(outcome["modality"], "")} | _REMARKS)
+    yield from remarks(outcome, {"upscaled": _BECAME.get(outcome["modality"], "")} | _REMARKS)
     if number_of := outcome["empty_classes"]:
         verb = "has" if number_of == 1 else "have"
         examples = ", ".join(outcome["empty_class_examples"])
         more = ", …" if number_of > len(outcome["empty_class_examples"]) else ""
         rule = f"{plural(number_of, 'class', 'classes')} {verb} no sample: {examples}{more}"
         yield "warning", {"message": rule}
-    total = outcome["samples"] + outcome["left_out"]
+    total = outcome["samples"] + outcome["skipped"]
     message = f"after {duration(outcome['seconds'])}: {plural(outcome['samples'], 'sample')} in "
     message += f"{plural(outcome['shards'], 'shard')}, {size(outcome['bytes'])}"
     if outcome["samples_per_s"]:
         message += f", {number(outcome['samples_per_s'])}/s"
-    left_out = ""
-    if outcome["left_out"]:
-        share = percent(outcome["left_out"] / total)
+    skipped = ""
+    if outcome["skipped"]:
+        share = percent(outcome["skipped"] / total)
         report = shown_path(f"{outcome['url']}/{outcome['report']}")
-        left_out = f"{count(outcome['left_out'])} ({share}), each with the reason in {report}"
-        for name, reason in outcome["left_out_examples"]:
-            left_out += f"\n{'':12}{name} {reason}"
-    rows = {"left out": left_out, "use it": f"--set data.url={shown_path(outcome['url'])}"}
+        skipped = f"{count(outcome['skipped'])} ({share}), each with the reason in {report}"
+        for name, reason in outcome["skipped_examples"]:
+            skipped += f"\n{'':12}{name} {reason}"
+    rows = {"left out": skipped, "use it": f"--set data.url={shown_path(outcome['url'])}"}
     yield "done", {"message": message, "rows": rows}
 
 
@@ -80,9 +80,9 @@ def remarks(outcome: Facts, became: Mapping[str, str]) -> Iterator[Event]:
 def described(plan: Facts) -> str:
     """What a dry run says."""
     lines = [_found(plan), *plan["notes"], f"would pack {_aim(plan)}"]
-    if plan["left_out"]:
-        lines.append(f"left out, before any is read: {plural(plan['left_out'], 'file')}, such as")
-        lines += [f"  {name} {reason}" for name, reason in plan["left_out_examples"]]
+    if plan["skipped"]:
+        lines.append(f"left out, before any is read: {plural(plan['skipped'], 'file')}, such as")
+        lines += [f"  {name} {reason}" for name, reason in plan["skipped_examples"]]
     return "\n".join(lines)
 
 

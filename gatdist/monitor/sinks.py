@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gatdist.background import Background, Coalesced
+from gatdist.common.background import Background, Coalesced
 from gatdist.config import Config
 from gatdist.monitor.charts import charts_of
 from gatdist.monitor.event_files import TensorBoard
@@ -121,12 +121,12 @@ class Monitor:
             self._board.flush()
         self._upload.request()
 
-    def exhibit(
+    def preview(
         self,
         samples_seen: int,
         tag: str,
-        picture: Pixels | None = None,
-        sound: tuple[NDArray[np.float32], int] | None = None,
+        image: Pixels | None = None,
+        audio: tuple[NDArray[np.float32], int] | None = None,
         text: str | None = None,
     ) -> None:
         """Show samples in TensorBoard.
@@ -134,17 +134,17 @@ class Monitor:
         Args:
             samples_seen: the clock.
             tag: of what is shown; of a sound with ``/audio`` behind it.
-            picture: uint8 [height, width, C].
-            sound: float32 [C, t] and its sample rate in hertz.
+            image: uint8 [height, width, C].
+            audio: float32 [C, t] and its sample rate in hertz.
             text: one sample a line.
         """
         if self._board is None:
             return
-        if picture is not None:
-            self._board.image(samples_seen, tag, picture)
-        if sound is not None:
+        if image is not None:
+            self._board.image(samples_seen, tag, image)
+        if audio is not None:
             # TensorBoard takes all that has one tag for the kind that it saw first.
-            self._board.sound(samples_seen, f"{tag}/audio", *sound)
+            self._board.audio(samples_seen, f"{tag}/audio", *audio)
         if text is not None:
             self._board.text(samples_seen, tag, _verbatim(text))
 
@@ -158,7 +158,7 @@ class Monitor:
         if self._board:
             # What people compare, since the table shows its first columns by name: not paths, nor
             # how data is read.
-            compared = config.mathematics().items()
+            compared = config.result_keys().items()
             values = _hparam_values({k: v for k, v in compared if not k.startswith("data.")})
             self._board.hparams(values, [f"metric/{name}" for name in config.evaluate.metrics])
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self, TextIO
 
-from gatdist.errors import for_terminal
+from gatdist.common.errors import for_terminal
 
 _FALLBACK_COLUMNS = 80
 _BAR_COLUMNS = 24

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from gatdist.errors import StorageUnavailableError
+from gatdist.common.errors import StorageUnavailableError
 
 if TYPE_CHECKING:
     from gatdist.storage import Store

@@ -26,8 +26,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from gatdist.common.errors import PluginError
 from gatdist.config import Config
-from gatdist.errors import PluginError
 from gatdist.parallel.batch import Batch
 from gatdist.parallel.communicator import Communicator, bare, without_reduction
 

@@ -18,9 +18,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from gatdist.common.errors import CheckpointError, StorageError
+from gatdist.common.faults import reached
 from gatdist.config import PlayerName
-from gatdist.errors import CheckpointError, StorageError
-from gatdist.faults import reached
 from gatdist.storage import Store
 
 MANIFEST = "MANIFEST.json"

@@ -26,16 +26,16 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from gatdist.background import Background
-from gatdist.config import RunConfig
-from gatdist.errors import (
+from gatdist.common.background import Background
+from gatdist.common.errors import (
     CheckpointError,
     StaleAttemptError,
     StorageError,
     StorageUnavailableError,
     WorkerLostError,
 )
-from gatdist.faults import reached
+from gatdist.common.faults import reached
+from gatdist.config import RunConfig
 from gatdist.runs.checkpoint import (
     FILE,
     MANIFEST,

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
+from gatdist.common.errors import CheckpointError, StaleAttemptError
+from gatdist.common.version import __version__
 from gatdist.config import Config, parse_config, require_unchanged
-from gatdist.errors import CheckpointError, StaleAttemptError
 from gatdist.storage import Store
-from gatdist.version import __version__
 
 _CONFIG = "config.json"
 _RECORD = "attempts.jsonl"

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from gatdist.errors import CheckpointError
+from gatdist.common.errors import CheckpointError
 from gatdist.runs.saved_state import require_saved_state
 from gatdist.storage import Store
 

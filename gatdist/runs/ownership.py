@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+from gatdist.common.errors import ConfigError, GatdistError
 from gatdist.config import Config, cache_folder, parse_config, redact_url, set_value
-from gatdist.errors import ConfigError, GatdistError
 from gatdist.storage import OutsideUrl, Store
 
 # What leads elsewhere, or runs a program, when a run is evaluated.

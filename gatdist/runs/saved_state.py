@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from gatdist.errors import CheckpointError
+from gatdist.common.errors import CheckpointError
 
 _MOST_SAMPLES = 2**62
 _Count = Annotated[int, Field(ge=0, le=_MOST_SAMPLES)]

@@ -11,16 +11,16 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from gatdist.common.errors import CheckpointError
+from gatdist.common.seeding import generator_states, generators_kept, seed_all
 from gatdist.config import BOTH, Config, PlayerName, import_plugins
-from gatdist.data import ReadSpec, Space, space_of
-from gatdist.errors import CheckpointError
+from gatdist.data import ReadSpec, SampleFormat, sample_format_of
 from gatdist.models import build_networks, is_built_in
 from gatdist.parallel import draws
 from gatdist.runs.checkpoint import Checkpoint
 from gatdist.runs.checkpoints import Checkpoints
 from gatdist.runs.directory import read_config
 from gatdist.runs.saved_state import require_saved_state
-from gatdist.seeding import generator_states, generators_kept, seed_all
 from gatdist.storage import Store
 
 _SMALL_ANGLE = 1e-6
@@ -196,19 +196,19 @@ class TrainedRun:
         discriminator: in evaluation mode.
         config: of the run.
         checkpoint: where they are from.
-        space: of the samples.
+        sample_format: of the samples.
     """
 
     generator: nn.Module
     discriminator: nn.Module
     config: Config
     checkpoint: Checkpoint
-    space: Space
+    sample_format: SampleFormat
 
     @property
     def num_classes(self) -> int:
         """That the networks are conditioned on; 0 if they are not."""
-        return self.space.num_classes if self.config.model.conditional else 0
+        return self.sample_format.num_classes if self.config.model.conditional else 0
 
     def sampler(self, seed: int, stream: str, truncation: float | None = None) -> Sampler:
         """See :class:`Sampler`."""
@@ -235,21 +235,24 @@ def load_run(run: Store, device: torch.device) -> TrainedRun:
     subject = f"{run.url}: {checkpoint.name}/state.json"
     require_saved_state(checkpoint.state, subject, checkpoint.named_samples)
     try:
-        space = space_of(ReadSpec.model_validate(checkpoint.state["samples"]))
+        sample_format = sample_format_of(ReadSpec.model_validate(checkpoint.state["samples"]))
     except (ValidationError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(
             f"{subject}: samples", f"does not say what the samples are ({error!r})"
         ) from None
     import_plugins(config.plugins)
     weights = {player: checkpoint.weights(player) for player in BOTH}
-    built = networks_with(config, space, weights, run.url)
+    built = networks_with(config, sample_format, weights, run.url)
     for network in built:
         network.to(device)
-    return TrainedRun(*built, config, checkpoint, space)
+    return TrainedRun(*built, config, checkpoint, sample_format)
 
 
 def networks_with(
-    config: Config, space: Space, weights: Mapping[PlayerName, Mapping[str, Tensor]], subject: str
+    config: Config,
+    sample_format: SampleFormat,
+    weights: Mapping[PlayerName, Mapping[str, Tensor]],
+    subject: str,
 ) -> tuple[nn.Module, nn.Module]:
     """Generator and discriminator with these weights, on the CPU, in evaluation mode.
 
@@ -258,7 +261,7 @@ def networks_with(
 
     Args:
         config: names the networks.
-        space: of the samples.
+        sample_format: of the samples.
         weights: by player and name; a player without any keeps its first ones.
         subject: where they are from, for messages.
 
@@ -267,7 +270,9 @@ def networks_with(
     """
 
     def build() -> tuple[nn.Module, nn.Module]:
-        return build_networks(config, space.shape, space.num_classes, space.facts)
+        return build_networks(
+            config, sample_format.shape, sample_format.num_classes, sample_format.metadata
+        )
 
     def fill(networks: tuple[nn.Module, nn.Module], *, assign: bool = False) -> None:
         for network, player in zip(networks, BOTH, strict=True):

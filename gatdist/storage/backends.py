@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from gatdist.common.errors import StorageError
 from gatdist.config import REFERENCE, expand_env, is_secret, redact_url
-from gatdist.errors import StorageError
 from gatdist.storage.failures import LostError, RangeIgnoredError, RefusalError
 from gatdist.storage.urls import is_chain, open_plain, protocol_of
 
@@ -88,8 +88,8 @@ def open_file_system(url: str, options: Mapping[str, Any], stall_s: float) -> tu
         if rule := backend.clash(place, expanded):
             raise StorageError(redact_url(url), rule, hint="Leave one of them out")
         # Listings are never cached: another process may have written since.
-        wanted = backend.configured(place, expanded, stall_s) | {"use_listings_cache": False}
-        file_system, root = open_plain(place, wanted)
+        requested = backend.configured(place, expanded, stall_s) | {"use_listings_cache": False}
+        file_system, root = open_plain(place, requested)
         backend.adjust(file_system, stall_s)
     except ImportError as error:
         hint = f'pip install "gatdist[{backend.extra}]"' if backend.extra else "Install its package"
@@ -97,9 +97,9 @@ def open_file_system(url: str, options: Mapping[str, Any], stall_s: float) -> tu
             redact_url(url), f"its package is not installed ({error})", hint=hint
         ) from error
     except (TypeError, ValueError) as error:
-        told = without(secrets_of(url, options), str(error))
+        message = without(secrets_of(url, options), str(error))
         hint = "Check the protocol and storage_options"
-        raise StorageError(redact_url(url), f"can't be opened ({told})", hint=hint) from error
+        raise StorageError(redact_url(url), f"can't be opened ({message})", hint=hint) from error
     return file_system, root
 
 
@@ -193,7 +193,7 @@ class _Secretive:
 def _http_clash(url: str, options: Options) -> str:
     """A user in the URL, and another in the options, which aiohttp refuses late."""
     client = options.get("client_kwargs", {})
-    names = {name.lower() for told in (options, client) for name in told.get("headers", {})}
+    names = {name.lower() for message in (options, client) for name in message.get("headers", {})}
     if "@" in urlsplit(url).netloc and ("authorization" in names or "auth" in client):
         return "holds a password, and storage_options an Authorization header, which excludes it"
     return ""
@@ -210,15 +210,15 @@ async def _raise_refusals(request: Any, handler: Any) -> Any:
 
     A whole file that comes instead of a range is not read.
     """
-    wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers.get("Range", ""))
-    if wanted:
+    requested = re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers.get("Range", ""))
+    if requested:
         request.headers["Accept-Encoding"] = "identity"  # of a compressed file there are no ranges
     response = await handler(request)
     if response.status >= 400 and response.status != 404:  # which fsspec knows
         message, code = await _explanation(response)
         raise RefusalError(response.status, response.headers, message, code)
-    if wanted and response.status == 200:
-        first, last = (int(number) for number in wanted.groups())
+    if requested and response.status == 200:
+        first, last = (int(number) for number in requested.groups())
         length = response.content_length
         if first or length != last + 1:
             response.close()

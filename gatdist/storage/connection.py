@@ -20,9 +20,9 @@ from urllib.parse import quote, unquote
 
 from fsspec.implementations.local import LocalFileSystem
 
+from gatdist.common.errors import StorageError, StorageUnavailableError, for_terminal
+from gatdist.common.heartbeat import beat
 from gatdist.config import REFERENCE, expand_env, redact_url
-from gatdist.errors import StorageError, StorageUnavailableError, for_terminal
-from gatdist.heartbeat import beat
 from gatdist.storage import failures
 from gatdist.storage.backends import backend_of, open_file_system, secrets_of, without
 from gatdist.storage.origin import origin
@@ -36,7 +36,7 @@ _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.05, 10.0
 # In a URL; a name with it must stay quoted.
 _MEANS_SOMETHING = re.compile(r"\?|%[0-9A-Fa-f]{2}")
 # A person who waits for a command is told why, once, if an operation takes longer.
-_TELL_AFTER_S = 5.0
+_REPORT_AFTER_S = 5.0
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -154,8 +154,8 @@ class Connection:
                     self._renew(file_system)
                     continue
                 if not failures.is_passing(error):
-                    told = self._lasting(name, error)
-                    raise told from (None if told is error else error)
+                    message = self._lasting(name, error)
+                    raise message from (None if message is error else error)
                 now = time.monotonic()
                 failing_since = failing_since or now
                 left_s = self._retry_budget_s - (now - failing_since)
@@ -163,14 +163,14 @@ class Connection:
                     hint = failures.hint(error) or "Check that it is up and has room"
                     raise StorageUnavailableError(
                         f"{self.shown(name)}: storage kept failing, {attempts} attempts in "
-                        f"{now - failing_since:.0f} s ({self._told(error)}). {hint}, then run the "
-                        "same command again."
+                        f"{now - failing_since:.0f} s ({self._reported(error)}). {hint}, then run "
+                        "the same command again."
                     ) from error
-                if began and now - began > _TELL_AFTER_S and _is_waited_for():
+                if began and now - began > _REPORT_AFTER_S and _is_waited_for():
                     _LOGGER.warning(
                         for_terminal(
                             f"{self.shown(name)}: no success for {now - began:.0f} s "
-                            f"({self._told(error)}); trying for {left_s:.0f} s more"
+                            f"({self._reported(error)}); trying for {left_s:.0f} s more"
                         )
                     )
                     began = 0.0
@@ -224,14 +224,14 @@ class Connection:
                 "not permitted": f"Check the credentials{source} and their rights{listing}",
                 "can't be written": "Choose another kind of storage",
             }
-        told = self._told(error)
+        message = self._reported(error)
         return StorageError(
             self.shown(name),
-            f"{rule} ({told})" if told else rule,
+            f"{rule} ({message})" if message else rule,
             hint=failures.hint(error) or hints.get(rule, "Check the URL and storage_options"),
         )
 
-    def _told(self, error: Exception) -> str:
+    def _reported(self, error: Exception) -> str:
         """What the error says, in one line and without secrets; "" if that is but a path."""
         if isinstance(error, OSError) and error.strerror and error.filename:
             return error.strerror  # the path is told already

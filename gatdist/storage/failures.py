@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from gatdist.errors import GatdistError
+from gatdist.common.errors import GatdistError
 
 # Trying again can't help against these. A full disk is not among them: it may be about to be freed.
 _PERMANENT = {
@@ -184,8 +184,8 @@ def hint(error: Exception) -> str:
         ahead_s = _server_ahead_s(found)
         differs = f" (it differs from the server's by {abs(ahead_s):.0f} s)" if ahead_s else ""
         return f"Set this machine's clock{differs}: the server refuses the date of requests"
-    told = f"{found.code} {found.message}".lower()
-    if found.status and any(word in told for word in _OF_CHECKSUMS):
+    message = f"{found.code} {found.message}".lower()
+    if found.status and any(word in message for word in _OF_CHECKSUMS):
         return (
             "If the server is not Amazon's, set AWS_REQUEST_CHECKSUM_CALCULATION=when_required: it "
             "may not know the checksums that newer clients send"
@@ -213,9 +213,9 @@ def is_expired(error: Exception) -> bool:
 
 def retry_after_s(error: Exception) -> float:
     """How long the server asks to wait; 0 where it does not say."""
-    wanted = answer(error).headers.get("retry-after", "")
+    requested = answer(error).headers.get("retry-after", "")
     try:
-        return max(0.0, float(wanted) if wanted.isdecimal() else _ahead_s(wanted))
+        return max(0.0, float(requested) if requested.isdecimal() else _ahead_s(requested))
     except (ValueError, OverflowError):
         return 0.0
 
@@ -254,8 +254,8 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 def _own_answer(error: BaseException) -> Answer | None:
     response = getattr(error, "response", None)
     if isinstance(response, Mapping):  # botocore's
-        facts, told = response.get("ResponseMetadata", {}), response.get("Error", {})
-        code, message = str(told.get("Code", "")), str(told.get("Message", ""))
+        facts, message = response.get("ResponseMetadata", {}), response.get("Error", {})
+        code, message = str(message.get("Code", "")), str(message.get("Message", ""))
         headers = _lower(facts.get("HTTPHeaders"))
         return Answer(facts.get("HTTPStatusCode", 0), code, f"{code}: {message}", headers)
     for name in ("status", "status_code"):  # aiohttp's and ours, Azure's

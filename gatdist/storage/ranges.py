@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gatdist.errors import StorageError
+from gatdist.common.errors import StorageError
 from gatdist.storage import failures
 from gatdist.storage.connection import Connection, OneOfManyError
 
 Range = tuple[str, int, int]
 
 
-class WantedRanges:
+class RequestedRanges:
     """Some ranges (name, start, stop), and what has come of them.
 
     Args:

@@ -17,14 +17,14 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from gatdist.common.errors import StorageError
 from gatdist.config import redact_url
-from gatdist.errors import StorageError
 from gatdist.storage import failures, local
 from gatdist.storage.connection import Connection
 from gatdist.storage.deletion import Deletion
 from gatdist.storage.local import TEMPORARY, OpenFiles, create, remove_all, replace, walk
 from gatdist.storage.origin import OutsideUrl
-from gatdist.storage.ranges import WantedRanges, cut_short
+from gatdist.storage.ranges import RequestedRanges, cut_short
 
 
 class Store:
@@ -164,9 +164,9 @@ class Store:
             for name, group in groupby(ranges, key=itemgetter(0)):
                 contents += self._read_local(name, [(start, stop) for _, start, stop in group])
             return contents
-        wanted = WantedRanges(self._connection, self.size, ranges, concurrency)
-        self._connection.run("", wanted.fetch)
-        return wanted.contents()
+        requested = RequestedRanges(self._connection, self.size, ranges, concurrency)
+        self._connection.run("", requested.fetch)
+        return requested.contents()
 
     def publish(self, name: str, data: bytes) -> None:
         """Write a file whole: whoever reads it, even after a crash, finds the old one or the new.

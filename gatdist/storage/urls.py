@@ -15,8 +15,8 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from gatdist.common.errors import StorageError
 from gatdist.config import expand_env
-from gatdist.errors import StorageError
 
 LOCAL_PROTOCOLS = ("file", "local")
 # Names of these characters only mean the same to every file system.

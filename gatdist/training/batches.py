@@ -6,14 +6,14 @@ import torch
 
 from gatdist.config import Config
 from gatdist.data import Batch as LoadedBatch
-from gatdist.data.space import Space
+from gatdist.data.sample_format import SampleFormat
 from gatdist.models import DTYPES
 from gatdist.parallel.batch import Batch
 
 
 def to_device(
     loaded: LoadedBatch,
-    space: Space,
+    sample_format: SampleFormat,
     config: Config,
     device: torch.device,
     *,
@@ -24,15 +24,15 @@ def to_device(
 
     Args:
         loaded: this worker's share of a step's samples.
-        space: what they are.
+        sample_format: what they are.
         config: says in which dtype and layout networks want them.
         device: where these compute.
         step: index of the step.
         noise: number of the noise stream.
     """
-    real = space.to_network(loaded.samples.to(device, non_blocking=True))
-    pictures = config.precision.channels_last and real.dim() == 4
-    layout = torch.channels_last if pictures else torch.contiguous_format
+    real = sample_format.to_network(loaded.samples.to(device, non_blocking=True))
+    images = config.precision.channels_last and real.dim() == 4
+    layout = torch.channels_last if images else torch.contiguous_format
     labels = loaded.labels if config.model.conditional else None
     return Batch(
         real=real.to(DTYPES[config.precision.dtype]).contiguous(memory_format=layout),

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from gatdist.common.errors import ConfigError
 from gatdist.config import Config
-from gatdist.errors import ConfigError
 from gatdist.game import Step, UpdateRule
 from gatdist.parallel.recording import Recorder
 from gatdist.training.state import TrainState
@@ -124,7 +124,7 @@ class _Recording:
         self.replay()
         values = self.values.clone().split(self.sizes)
         tags = [tag for tag, _ in self.seen.observed]
-        return Seen(list(zip(tags, values, strict=True)), self.seen.lessons)
+        return Seen(list(zip(tags, values, strict=True)), self.seen.tracked_metrics)
 
 
 class _Inputs:

@@ -25,7 +25,7 @@ class Guard:
 
     Attributes:
         tensors: ``nonfinite`` and ``spikes``, int64 counts of phases that did not move anybody;
-            ``norm/PLAYER``, running means of gradient norms, and ``judged/PLAYER``, of how many.
+            ``norm/PLAYER``, running means of gradient norms, and ``scores/PLAYER``, of how many.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Guard:
         if self._factor is not None:
             for name in players:
                 self.tensors[f"norm/{name}"] = torch.zeros((), dtype=torch.float64, device=device)
-                self.tensors[f"judged/{name}"] = torch.zeros((), dtype=torch.int64, device=device)
+                self.tensors[f"count/{name}"] = torch.zeros((), dtype=torch.int64, device=device)
 
     def __call__(self, norms: Mapping[PlayerName, Tensor], excused: Tensor | None = None) -> Tensor:
         """1.0 if all ``norms`` (by player) are finite and none is a spike, else 0.0.
@@ -57,17 +57,17 @@ class Guard:
         self.tensors["spikes"] += finite & ~calm
         ok = finite & calm
         for name, norm in norms.items():
-            mean, judged = self.tensors[f"norm/{name}"], self.tensors[f"judged/{name}"]
-            judged += ok
+            mean, scores = self.tensors[f"norm/{name}"], self.tensors[f"count/{name}"]
+            scores += ok
             # The mean of the first few, then an exponential one.
-            share = (1.0 / judged.clamp_min(1)).clamp_min(1 - _DECAY)
+            share = (1.0 / scores.clamp_min(1)).clamp_min(1 - _DECAY)
             mean.copy_(mean.lerp(norm.to(mean.dtype), share).where(ok, mean))
         return ok.float()
 
     def _calm(self, name: str, norm: Tensor) -> Tensor:
-        mean, judged = self.tensors[f"norm/{name}"], self.tensors[f"judged/{name}"]
+        mean, scores = self.tensors[f"norm/{name}"], self.tensors[f"count/{name}"]
         assert self._factor is not None
-        return (judged < _WARM_UP_STEPS) | (norm <= self._factor * mean)
+        return (scores < _WARM_UP_STEPS) | (norm <= self._factor * mean)
 
 
 def all_finite(norms: Mapping[PlayerName, Tensor]) -> Tensor:

@@ -133,14 +133,14 @@ def decide(config: HealthConfig, counts: Counts, new: Counts) -> Decision:
                 f"No parameter moved in them. {_REMEDY}",
             )
         if fresh and policy == "rollback":
-            told = f"{fresh} {_steps(fresh)} {what}"
+            message = f"{fresh} {_steps(fresh)} {what}"
             if counts.rollbacks >= config.rollback_budget:
                 return Decision(
                     "stop",
-                    f"{told} after {counts.rollbacks} rollbacks, which is all that "
+                    f"{message} after {counts.rollbacks} rollbacks, which is all that "
                     f"health.rollback_budget allows. {_REMEDY}",
                 )
-            decision = Decision("rollback", f"{told}: going back to the last checkpoint")
+            decision = Decision("rollback", f"{message}: going back to the last checkpoint")
     return decision
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from gatdist.common.errors import CheckpointError, ConfigError
 from gatdist.config import Config, PlayerName, redact_url
-from gatdist.errors import CheckpointError, ConfigError
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from gatdist.errors import PluginError, TrainingError
+from gatdist.common.errors import PluginError, TrainingError
 from gatdist.training.state import TrainState
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, Self
 
-from gatdist.errors import InterruptedRunError, Interruption
+from gatdist.common.errors import InterruptedRunError, Interruption
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LOOK_S = 0.1

@@ -16,16 +16,17 @@ from typing import Any
 
 from torch.profiler import record_function
 
-from gatdist import faults
-from gatdist.background import Background
+from gatdist.common import faults
+from gatdist.common.background import Background
+from gatdist.common.errors import GatdistError, Interruption, PluginError, TrainingError
+from gatdist.common.registry import described, is_machines_fault, users_frame
+from gatdist.common.seeding import generators_kept
 from gatdist.config import BOTH, Config, import_plugins
 from gatdist.data import Loader, SampleOrder, open_dataset
-from gatdist.errors import GatdistError, Interruption, PluginError, TrainingError
 from gatdist.evaluation import Evaluator
 from gatdist.models import is_built_in
 from gatdist.parallel.communicator import Communicator
 from gatdist.parallel.recording import cuda_recorder
-from gatdist.registry import described, is_machines_fault, users_frame
 from gatdist.runs import (
     Checkpoints,
     Evaluations,
@@ -35,19 +36,18 @@ from gatdist.runs import (
     require_same_order,
     require_saved_state,
 )
-from gatdist.seeding import generators_kept
 from gatdist.storage import Store
 from gatdist.training.batches import to_device
 from gatdist.training.graphs import StepGraphs
 from gatdist.training.health import Convergence, Counts, decide
 from gatdist.training.intact import Intact
+from gatdist.training.log_interval import LogInterval
 from gatdist.training.profiling import Profiler
 from gatdist.training.progress import Progress
 from gatdist.training.recorder import Emit, Recorder
 from gatdist.training.replicas import require_equal_replicas
 from gatdist.training.state import TrainState
 from gatdist.training.step import train_step
-from gatdist.training.ticks import Ticks
 
 _LOOK_S = 1.0  # between looks at storage while a checkpoint is waited for
 
@@ -131,15 +131,24 @@ class _Loop:
             self.directory.require_same(config)
         self.dataset = open_dataset(config.data, comm)
         self.order = SampleOrder.from_config(config, self.dataset)
-        space = self.dataset.space
-        self.to_device = partial(to_device, space=space, config=config, device=comm.device)
+        sample_format = self.dataset.sample_format
+        self.to_device = partial(
+            to_device, sample_format=sample_format, config=config, device=comm.device
+        )
         recorder = cuda_recorder(comm.device) if config.precision.cuda_graphs else None
-        self.state = TrainState(config, comm, space.shape, space.num_classes, space.facts, recorder)
+        self.state = TrainState(
+            config,
+            comm,
+            sample_format.shape,
+            sample_format.num_classes,
+            sample_format.metadata,
+            recorder,
+        )
         self.play = StepGraphs(recorder, progress.lengthy) if recorder else None
         self.rule = self.state.rule(config)
         self.intact = Intact(self.state)
         self.convergence = Convergence(config.run.convergence)
-        self.ticks = Ticks(config, comm, self.state, self.rule, self.dataset, emit, progress)
+        self.ticks = LogInterval(config, comm, self.state, self.rule, self.dataset, emit, progress)
         if config.precision.cuda_graphs and not recorder:
             self.ticks.note(
                 f"precision.cuda_graphs: steps are not recorded: {comm.device} has no CUDA graphs"
@@ -161,7 +170,7 @@ class _Loop:
         self.counted = self._counts()
         self.rolls_back = False
         self.background = Background("run-directory")
-        self.leaves_out, self.unwritten_metrics = False, list[dict[str, Any]]()
+        self.skips, self.unwritten_metrics = False, list[dict[str, Any]]()
         self.evaluations = Evaluations(run_dir)
         # The values of the log interval that the state's evaluation, which is still to be done,
         # belongs to.
@@ -282,10 +291,10 @@ class _Loop:
         if evaluates:
             status = "interrupted" if stops else "running"  # until it is evaluated
         self.outcome |= {"status": status, "reason": reason, "samples_seen": samples_seen}
-        is_tick = finished or evaluates or self._due(run.log_every_samples)
-        if over or is_tick:
+        is_log_step = finished or evaluates or self._due(run.log_every_samples)
+        if over or is_log_step:
             values = self.ticks.sum_up(self.loader)
-            self._judge_health(values, decides=is_tick)
+            self._judge_health(values, decides=is_log_step)
             if self.rolls_back:
                 self.recorder.tick(values)
                 return False
@@ -304,8 +313,8 @@ class _Loop:
         return f"run.total_samples = {self.config.run.total_samples:,} reached"
 
     def _tick(self, values: dict[str, Any]) -> None:
-        self.progress.enter("tick")
-        with record_function("tick"):
+        self.progress.enter("log")
+        with record_function("log"):
             self.recorder.tick(values)
             self.profiler.retry()
         self.ticks.start()
@@ -406,13 +415,13 @@ class _Loop:
         if not self.comm.is_main:
             return
         if not must and not self.checkpoints.is_free():
-            if not self.leaves_out:
+            if not self.skips:
                 at = f"at {self.state.samples_seen:,} samples and until further notice"
                 message = f"no checkpoint {at}: the one before is still being written"
                 self.emit("warning", {"message": message})
-            self.leaves_out = True
+            self.skips = True
             return
-        self.leaves_out = False
+        self.skips = False
         samples_seen = self.state.samples_seen
         self._await_checkpoint()
         state = self._checkpoint_state()

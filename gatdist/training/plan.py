@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gatdist.common.seeding import generators_kept
 from gatdist.config import BOTH, Config, flatten, import_plugins, redact_url
 from gatdist.data import Dataset, SampleOrder, allot, open_dataset
 from gatdist.evaluation import Evaluator
@@ -18,7 +19,6 @@ from gatdist.game.probe import probe_batch, require_playable
 from gatdist.models import build_networks
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.runs import Checkpoints, RunDirectory, require_saved_state
-from gatdist.seeding import generators_kept
 from gatdist.storage import Store
 from gatdist.training.initial import start_from_another_run
 
@@ -66,13 +66,13 @@ def check(config: Config, run_dir: str, device: torch.device | None = None) -> C
     order = SampleOrder.from_config(config, dataset)
     for workers in {fitting[0], fitting[-1]}:
         allot(dataset, order, config.data, global_batch=config.step_samples, world_size=workers)
-    sample_shape, num_classes = dataset.space.shape, dataset.num_classes
-    networks = build_networks(config, sample_shape, num_classes, dataset.space.facts)
+    sample_shape, num_classes = dataset.sample_format.shape, dataset.num_classes
+    networks = build_networks(config, sample_shape, num_classes, dataset.sample_format.metadata)
     on_gpus = config.cluster.gpus_per_worker or torch.cuda.is_available()
     device = device or torch.device("cpu")
     by_player = {name: network.to(device) for name, network in zip(BOTH, networks, strict=True)}
     start_from_another_run(config, by_player, run_dir)
-    traits = examine(config, by_player, sample_shape, num_classes, dataset.space.facts)
+    traits = examine(config, by_player, sample_shape, num_classes, dataset.sample_format.metadata)
     warnings = require_exact(config, traits)
     for name, network in by_player.items():
         if not on_gpus:
@@ -162,7 +162,7 @@ def _num_parameters(network: nn.Module) -> int:
 def _activation_bytes(config: Config, checked: Checked) -> int:
     """Bytes that a step's largest phase saves for backward, scaled from two samples."""
     dataset = checked.dataset
-    batch = probe_batch(config, dataset.space.shape, dataset.num_classes)
+    batch = probe_batch(config, dataset.sample_format.shape, dataset.num_classes)
     n = len(batch) // config.game.num_discriminator_steps
     step = Step(batch, {name: getattr(config.optim, name).learning_rate for name in BOTH})
     networks = (checked.generator, checked.discriminator)

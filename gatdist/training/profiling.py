@@ -24,10 +24,10 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from gatdist import faults
-from gatdist.background import Background, Coalesced
+from gatdist.common import faults
+from gatdist.common.background import Background, Coalesced
+from gatdist.common.errors import ConfigError
 from gatdist.config import Config
-from gatdist.errors import ConfigError
 from gatdist.monitor.timing import PhaseTimer
 from gatdist.monitor.uploads import Uploads
 from gatdist.parallel.communicator import Communicator

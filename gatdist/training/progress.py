@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from gatdist import faults
-from gatdist.heartbeat import beat, beats, watch_this_thread
+from gatdist.common import faults
+from gatdist.common.heartbeat import beat, beats, watch_this_thread
 
 # A thread that waits for the other workers stands in one of these: autograd's C++ engine waits for
 # the reduction of the last bucket, and collectives are called by torch.distributed.

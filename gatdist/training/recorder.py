@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gatdist.background import Background, Coalesced
+from gatdist.common.background import Background, Coalesced
+from gatdist.common.errors import StorageUnavailableError
 from gatdist.config import Config, redact_url
 from gatdist.data import Dataset
-from gatdist.errors import StorageUnavailableError
-from gatdist.exhibits import Exhibit, exhibit
 from gatdist.models import DTYPES
 from gatdist.monitor.metrics import Record
+from gatdist.monitor.previews import Preview, preview
 from gatdist.monitor.sinks import Monitor
 from gatdist.monitor.uploads import Uploads
 from gatdist.parallel.communicator import Communicator
@@ -72,10 +72,10 @@ class Recorder:
         self.store, self._directory = directory.store, directory
         self._background, self._waits = background, False
         self._metrics: deque[tuple[int, dict[str, Any]]] = deque()
-        self._previews: deque[tuple[int, str, Exhibit, str]] = deque()
+        self._previews: deque[tuple[int, str, Preview, str]] = deque()
         self._write_soon = Coalesced(background, self._write)
         self._warned = False
-        self.exhibit_path = ""
+        self.preview_path = ""
         self._real = self._real_samples()  # may find that they are bad: before any thread starts
         self.monitor = self._monitor(resume_samples, unwritten)
         self._introduce(state.samples_seen)
@@ -117,13 +117,13 @@ class Recorder:
         samples_seen = int(values["samples_seen"])
         # While storage keeps us waiting, previews would pile up in memory.
         if not self._waits and len(self._previews) < _MAX_PREVIEWS:
-            shown, path = self._exhibit(fakes), f"samples/fakes-{samples_seen:09d}"
+            shown, path = self._preview(fakes), f"samples/fakes-{samples_seen:09d}"
             self._previews.append((samples_seen, "fakes", shown, path))
-            self.exhibit_path = f"{path}{next(iter(shown.files()))}"
+            self.preview_path = f"{path}{next(iter(shown.files()))}"
         self._metrics.append((samples_seen, values))
         self._write_soon.request()
         self._warn_of_failures()
-        self.emit("tick", values | {"total_samples": self.config.run.total_samples})
+        self.emit("log", values | {"total_samples": self.config.run.total_samples})
         for alarm in raised:
             self.emit(
                 "alarm",
@@ -149,8 +149,8 @@ class Recorder:
     def evaluation(self, metrics: dict[str, float], seconds: float) -> None:
         """Tell people of an evaluation, and how long training waited for it."""
         if self.active:
-            told = {"metrics": metrics, "seconds": seconds}
-            self.emit("evaluation", {"samples_seen": self.state.samples_seen} | told)
+            message = {"metrics": metrics, "seconds": seconds}
+            self.emit("evaluation", {"samples_seen": self.state.samples_seen} | message)
 
     def evaluated(
         self, evaluations: Evaluations, state: dict[str, Any], outcome: dict[str, Any]
@@ -167,7 +167,7 @@ class Recorder:
     def finish(self, outcome: dict[str, Any]) -> None:
         """Tell how the run ended."""
         if self.active:
-            self.emit("done", outcome | {"samples": self.exhibit_path, "run_dir": self.store.url})
+            self.emit("done", outcome | {"samples": self.preview_path, "run_dir": self.store.url})
 
     def before_commit(self, state: dict[str, Any]) -> None:
         """Have all metrics so far written before the checkpoint that is committed next.
@@ -247,7 +247,7 @@ class Recorder:
         count = min(self._num_shown, self.dataset.num_samples)
         indices = np.linspace(0, self.dataset.num_samples - 1, count).astype(np.int64)
         samples, _ = self.dataset.read(indices)
-        seen = self.dataset.space.to_network(torch.from_numpy(samples))
+        seen = self.dataset.sample_format.to_network(torch.from_numpy(samples))
         return seen.to(DTYPES[self.config.precision.dtype])
 
     @property
@@ -260,7 +260,7 @@ class Recorder:
         """Show what is shown once."""
         self.monitor.text("configuration", config_table(self.config))
         self.monitor.hparams(self.config)
-        self._previews.append((samples_seen, "reals", self._exhibit(self._real), "samples/reals"))
+        self._previews.append((samples_seen, "reals", self._preview(self._real), "samples/reals"))
         self._write_soon.request()
 
     def _write(self, *, force: bool = False) -> None:
@@ -275,14 +275,16 @@ class Recorder:
             self._show(*self._previews.popleft())
         self.monitor.flush(force=force)
 
-    def _show(self, samples_seen: int, tag: str, shown: Exhibit, path: str) -> None:
+    def _show(self, samples_seen: int, tag: str, shown: Preview, path: str) -> None:
         """Have files uploaded to ``path`` and their endings, and show them in TensorBoard."""
         for ending, make in shown.files().items():
             self.monitor.uploads.add(f"{path}{ending}", make())
-        self.monitor.exhibit(samples_seen, f"samples/{tag}", shown.picture, shown.sound, shown.text)
+        self.monitor.preview(samples_seen, f"samples/{tag}", shown.image, shown.audio, shown.text)
 
-    def _exhibit(self, samples: Tensor) -> Exhibit:
-        return exhibit(self.dataset.space, samples, extent=float(self._real.abs().max()) * 1.5)
+    def _preview(self, samples: Tensor) -> Preview:
+        return preview(
+            self.dataset.sample_format, samples, extent=float(self._real.abs().max()) * 1.5
+        )
 
 
 def _diversity(samples: Tensor) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from gatdist.errors import WorkerLostError
+from gatdist.common.errors import WorkerLostError
 from gatdist.parallel.communicator import Communicator
 
 # An odd multiplier is invertible modulo 2⁶⁴, so that no single changed word goes unseen.

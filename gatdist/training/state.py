@@ -9,8 +9,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
+from gatdist.common.errors import CheckpointError
 from gatdist.config import BOTH, Config, PlayerName
-from gatdist.errors import CheckpointError
 from gatdist.game import Game, UpdateRule, build_update_rule, require_whole_batches, update_rules
 from gatdist.game.contract import examine
 from gatdist.game.exactness import require_exact
@@ -33,7 +33,7 @@ class TrainState:
         comm: the workers.
         sample_shape: of one sample, as networks see it.
         num_classes: of the data; 0 if unlabelled.
-        facts: what else networks may want to know of the samples.
+        metadata: what else networks may want to know of the samples.
         recorder: of steps, if they are recorded: communication then stays outside.
 
     Attributes:
@@ -53,18 +53,18 @@ class TrainState:
         comm: Communicator,
         sample_shape: tuple[int, ...],
         num_classes: int,
-        facts: Mapping[str, Any] = MappingProxyType({}),
+        metadata: Mapping[str, Any] = MappingProxyType({}),
         recorder: Recorder | None = None,
     ) -> None:
         self.samples_seen = 0
         self.rollbacks = 0
         between = OutsideCommunicator(comm, recorder) if recorder else comm
         self.reduction = Reduction.from_config(config, between)
-        built = build_networks(config, sample_shape, num_classes, facts)
+        built = build_networks(config, sample_shape, num_classes, metadata)
         networks = dict(zip(BOTH, built, strict=True))
         for network in networks.values():
             network.to(comm.device)
-        traits = examine(config, networks, sample_shape, num_classes, facts)
+        traits = examine(config, networks, sample_shape, num_classes, metadata)
         self.warnings = require_exact(config, traits)
         for name, network in networks.items():
             require_whole_batches(config, name, network, comm.world_size)
@@ -116,9 +116,9 @@ class TrainState:
         tensors |= {f"guard/{name}": t for name, t in self.guard.tensors.items()}
         if self.scaler:
             tensors |= {f"scaler/{name}": t for name, t in self.scaler.tensors.items()}
-        learners = self._rule.learners if self._rule else self.game.learners
-        for kind, learner in learners.items():
-            tensors |= {f"game/{kind}/{name}": t for name, t in learner.tensors.items()}
+        adaptive_states = self._rule.adaptive_states if self._rule else self.game.adaptive_states
+        for kind, adaptive_state in adaptive_states.items():
+            tensors |= {f"game/{kind}/{name}": t for name, t in adaptive_state.tensors.items()}
         return tensors
 
     @torch.no_grad()
@@ -141,9 +141,9 @@ class TrainState:
 def _lazy_steps(config: Config, player: PlayerName) -> int:
     """The smallest interval of the player's penalties that have optimizer steps of their own."""
     intervals = [
-        wanted.every_steps
-        for name, wanted in config.game.penalties.items()
-        if wanted.every_steps > 1 and penalties[name].player == player
+        requested.every_steps
+        for name, requested in config.game.penalties.items()
+        if requested.every_steps > 1 and penalties[name].player == player
     ]
     return min(intervals, default=0) if config.game.lazy_penalties == "separate" else 0
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from gatdist.common.seeding import seed_all
 from gatdist.config import Config, PlayerName
 from gatdist.game import Observations, Phase, Step, UpdateRule
 from gatdist.monitor.statistics import Statistics
 from gatdist.monitor.timing import PhaseTimer
 from gatdist.parallel.batch import Batch
-from gatdist.seeding import seed_all
 from gatdist.training.guard import all_finite
 from gatdist.training.state import TrainState
 
@@ -25,11 +25,11 @@ class Seen:
 
     Attributes:
         observed: what to report: tags and values, of any shape.
-        lessons: of each phase, the means over the global batch that the game wants to learn from.
+        tracked_metrics: means over the global batch that adaptive state is updated from, by phase.
     """
 
     observed: list[tuple[str, Tensor]] = field(default_factory=list)
-    lessons: list[Observations] = field(default_factory=list)
+    tracked_metrics: list[Observations] = field(default_factory=list)
 
 
 # Gets the time of each phase, by name.
@@ -65,7 +65,7 @@ def train_step(
     rates = {n: p.rate(state.samples_seen, total_samples) for n, p in state.players.items()}
     seen = (play or play_phases)(state, rule, Step(batch, rates), config, timer)
     with timer("optimizer"):
-        _learn(rule, seen.lessons, batch.step, config.run.global_batch)
+        _learn(rule, seen.tracked_metrics, batch.step, config.run.global_batch)
     for tag, values in seen.observed:
         statistics.add(tag, values)
     state.samples_seen += config.step_samples
@@ -114,7 +114,7 @@ def play_phases(
                 forwards.settle(state.reduction, parts, ok)
             if state.scaler:
                 state.scaler.update(all_finite(norms))
-            seen.lessons.append(_means(state, rule, parts, observations))
+            seen.tracked_metrics.append(_means(state, rule, parts, observations))
         seen.observed += [(f"gradient_norm/{name}", norm) for name, norm in norms.items()]
         seen.observed += [pair for part in observations for pair in part.items()]
     with timer("optimizer"):
@@ -139,7 +139,7 @@ def _means(
     state: TrainState, rule: UpdateRule, parts: list[Batch], observations: list[Observations]
 ) -> Observations:
     """Means over the global batch of what the game wants to learn from, by tag."""
-    tags = sorted(rule.lessons & observations[0].keys())
+    tags = sorted(rule.tracked_metrics & observations[0].keys())
     if not tags:
         return {}
     means = state.reduction.mean(
@@ -149,15 +149,22 @@ def _means(
     return dict(zip(tags, means, strict=True))
 
 
-def _learn(rule: UpdateRule, lessons: list[Observations], step: int, num_samples: int) -> None:
+def _learn(
+    rule: UpdateRule, tracked_metrics: list[Observations], step: int, num_samples: int
+) -> None:
     """Let the game's learners take note of a step, once, by the mean over its phases."""
-    if not any(lessons):
+    if not any(tracked_metrics):
         return
-    for learner in rule.learners.values():
-        seen = {tag: [lesson[tag] for lesson in lessons if tag in lesson] for tag in learner.tags}
+    for adaptive_state in rule.adaptive_states.values():
+        seen = {
+            tag: [
+                tracked_metric[tag] for tracked_metric in tracked_metrics if tag in tracked_metric
+            ]
+            for tag in adaptive_state.tags
+        }
         means = {tag: torch.stack(values).mean() for tag, values in seen.items() if values}
         if means:
-            learner.learn(means, step, num_samples)
+            adaptive_state.learn(means, step, num_samples)
 
 
 class _Undo:

@@ -4,7 +4,7 @@ import pytest
 from selenium import webdriver
 
 import gatdist
-from small_runs import SOUND, TEXT, configured, spoken, written
+from small_runs import AUDIO, TEXT, configured, spoken, written
 from support import need
 
 
@@ -29,14 +29,14 @@ def run_dir(tmp_path_factory, run_gatdist):
 
 @pytest.fixture(scope="session")
 def families_dir(tmp_path_factory):
-    """The folder of two runs: ``sounds`` and ``texts``."""
+    """The folder of two runs: ``clips`` and ``texts``."""
     folder = tmp_path_factory.mktemp("families")
     spoken(folder / "tones")
     written(folder / "words")
     unmeasured = {"evaluate": {"metrics": []}}
-    sounds = configured(folder / "tones", SOUND | unmeasured)
+    clips = configured(folder / "tones", AUDIO | unmeasured)
     texts = configured(folder / "words", TEXT | unmeasured, vocabulary="abc")
-    gatdist.train(sounds, f"{folder}/runs/sounds", local=True)
+    gatdist.train(clips, f"{folder}/runs/sounds", local=True)
     gatdist.train(texts, f"{folder}/runs/texts", local=True)
     return folder / "runs"
 

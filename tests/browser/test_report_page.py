@@ -12,7 +12,7 @@ from selenium.webdriver import ActionChains
 from selenium.webdriver.common.by import By
 
 from gatdist.monitor.numbers import number
-from gatdist.reporting import report
+from gatdist.runs.report import report
 from small_runs import LENGTH, LINES, RATE
 from support import wait_until
 
@@ -69,9 +69,9 @@ def test_a_report_shows_the_run_and_needs_nobody(opened, run_dir):
     page = opened(run_dir)
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     # Pictures are decoded, one frame is seen, and the slider leads to the first.
-    pictures = page.ask("[...document.images].map(i => i.complete && i.naturalWidth)")
-    assert len(pictures) == 5
-    assert min(pictures) >= 300
+    images = page.ask("[...document.images].map(i => i.complete && i.naturalWidth)")
+    assert len(images) == 5
+    assert min(images) >= 300
     seen = "[...document.querySelectorAll('.frames figure')].filter(f => f.offsetHeight)"
     assert page.ask(f"{seen}.map(f => f.innerText.trim())") == ["generated, at 512 samples"]
     page.ask("""(slider => {

@@ -114,14 +114,14 @@ class Page:
 
         return wait_until(found, f"fakes and reals at {path}")
 
-    def picture(self, selector):
+    def image(self, selector):
         """What is seen, as PNG, where the first such element is."""
         return self.browser.find_element("css selector", selector).screenshot_as_png
 
     def curve_width(self):
         """Pixels from the left to the right of the first chart's curve."""
         # The grid is light, and the mark at the last step no wider than two pixels.
-        with Image.open(io.BytesIO(self.picture("line-chart canvas"))) as chart:
+        with Image.open(io.BytesIO(self.image("line-chart canvas"))) as chart:
             return (np.asarray(chart.convert("L")) < 128).any(axis=0).sum()
 
     def keep(self, name):
@@ -246,8 +246,8 @@ def test_there_is_one_readable_picture_a_tick(fetch):
     entries = json.loads(fetch(f"data/plugin/images/images?{query}"))
     assert [entry["step"] for entry in entries] == TICKS
     for entry in entries:
-        picture = fetch(f"data/plugin/images/individualImage?{entry['query']}")
-        with Image.open(io.BytesIO(picture)) as grid:
+        image = fetch(f"data/plugin/images/individualImage?{entry['query']}")
+        with Image.open(io.BytesIO(image)) as grid:
             assert min(grid.size) >= 300
             assert len(grid.convert("L").getcolors()) > 20, "noise at least, not one colour"
 
@@ -262,7 +262,7 @@ def segments_dir(tmp_path_factory):
         monitor.hparams(config)
         for seen in range(resume_samples + 64, stop + 1, 64):
             noise = np.random.default_rng(seen).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-            monitor.exhibit(seen, "samples/fakes", noise)
+            monitor.preview(seen, "samples/fakes", noise)
             value = seen / 1024 + (100 if resume_samples == 0 and seen > 384 else 0)
             losses = {"loss/generator": value, "loss/discriminator": -value}
             monitor.tick(seen, losses | {"metric/fid": 1.0})

@@ -56,8 +56,8 @@ from gatdist.config import load_config
 ray.init(sys.argv[1], log_to_driver=False)
 metrics = Metrics(load_config("ring"), "s3://me:secret@bucket/run")
 values = {"loss/generator": 1.0, "health/collapse": 1.0, "metric/fid": 3.0}
-metrics.event("tick", {"samples_seen": 64, "time/data_s": 0.5} | values)
-metrics.event("tick", {"samples_seen": 128, "time/data_s": 0.25})
+metrics.event("log", {"samples_seen": 64, "time/data_s": 0.5} | values)
+metrics.event("log", {"samples_seen": 128, "time/data_s": 0.25})
 while True:
     metrics.look()
     time.sleep(0.1)
@@ -187,7 +187,7 @@ def test_an_alarm_that_is_over_is_0_and_a_loss_that_is_not_finite_is_shown_no_mo
     ray_address, ray_metrics_url, tmp_path
 ):
     (tmp_path / "tells.py").write_text(TELLS)
-    told = subprocess.Popen([sys.executable, "tells.py", ray_address], cwd=tmp_path)
+    message = subprocess.Popen([sys.executable, "tells.py", ray_address], cwd=tmp_path)
     try:
         found = wait_until(
             lambda: (
@@ -199,8 +199,8 @@ def test_an_alarm_that_is_over_is_0_and_a_loss_that_is_not_finite_is_shown_no_mo
             "the second tick, in which no loss was finite",
         )
     finally:
-        told.kill()
-        told.wait()
+        message.kill()
+        message.wait()
     assert found["ray_gatdist_health_collapse"] == 0
     assert found["ray_gatdist_metric_fid"] == 3, "of the last evaluation"
     assert found["ray_gatdist_time_data_seconds"] == 0.25
@@ -243,7 +243,7 @@ def test_ctrl_c_checkpoints_on_all_workers_and_the_same_command_ends_the_same(
 
 
 @pytest.mark.parametrize(
-    ("loss", "status", "told"),
+    ("loss", "status", "message"),
     [
         ("broken", 2, "ValueError: this loss is broken, at"),
         pytest.param(
@@ -255,12 +255,12 @@ def test_ctrl_c_checkpoints_on_all_workers_and_the_same_command_ends_the_same(
     ],
 )
 def test_what_goes_wrong_in_a_worker_is_told_without_a_traceback(
-    loss, status, told, folder, ray_address
+    loss, status, message, folder, ray_address
 ):
     settings = ['plugins=["broken_losses"]', f"game.loss={loss}", "health.nonfinite=stop"]
     found, _, errors = finish(start(folder, ray_address, settings=settings))
     assert found == status
-    assert told in errors
+    assert message in errors
     assert "Traceback" not in errors
 
 

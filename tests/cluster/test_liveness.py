@@ -39,7 +39,7 @@ PLUGIN = """
 import os, pathlib, signal, time
 from gatdist import register_feature_extractor
 from gatdist.evaluation.features import Coordinates
-from gatdist.faults import fail_at, here
+from gatdist.common.faults import fail_at, here
 folder = pathlib.Path(__file__).parent
 (folder / "processes").mkdir(exist_ok=True)
 (folder / "processes" / str(os.getpid())).touch()

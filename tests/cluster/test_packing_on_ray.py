@@ -9,7 +9,7 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from packing import content, pack, picture, write
+from packing import content, image, pack, write
 
 pytestmark = pytest.mark.cluster
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.cluster
 def test_ray_packs_the_same_bytes_and_goes_on_where_another_stopped(
     tmp_path: Path, ray_address: str, run_gatdist: Callable[..., CompletedProcess[str]]
 ) -> None:
-    files = {f"{'ab'[i % 2]}/{i}.png": picture(i, (9, 9)) for i in range(60)}
+    files = {f"{'ab'[i % 2]}/{i}.png": image(i, (9, 9)) for i in range(60)}
     source = write(tmp_path / "in", files | {"a/bad.png": b"x"})
     pack(source, tmp_path / "alone", size=6)
     pack(source, tmp_path / "ray", size=6)
@@ -27,12 +27,12 @@ def test_ray_packs_the_same_bytes_and_goes_on_where_another_stopped(
     finished = run_gatdist(*command, "--address", ray_address, "--json", timeout=300)
     assert finished.returncode == 0, finished.stderr
     outcome = json.loads(finished.stdout)
-    assert (outcome["samples"], outcome["left_out"]) == (60, 1)
+    assert (outcome["samples"], outcome["skipped"]) == (60, 1)
     assert content(tmp_path / "ray") == content(tmp_path / "alone")
     for noise in ("INFO", "WARNING", "ray::", "Traceback", "Running Dataset"):
         assert noise not in finished.stderr
     # What a task raises on Ray is told as it is.
-    write(source, {"a/torn.png": picture(0, (9, 9))[:-9]})
+    write(source, {"a/torn.png": image(0, (9, 9))[:-9]})
     command = ["pack", source, tmp_path / "strict", "--size", "6", "--strict"]
     finished = run_gatdist(*command, "--address", ray_address, timeout=300)
     assert finished.returncode == 2

@@ -14,8 +14,8 @@ from subprocess import CompletedProcess
 import pytest
 
 from gatdist.cluster.runtime_env import of_run, secret_variables
+from gatdist.common.errors import ConfigError
 from gatdist.config import load_config
-from gatdist.errors import ConfigError
 from support import need
 
 pytestmark = pytest.mark.cluster
@@ -74,8 +74,8 @@ def test_runtime_env_without_its_folder_starts_nothing(
     command = ["train", "ring", "--workers", "2", "--run-dir", tmp_path / "run", "--set", setting]
     ended = run_gatdist(*command, timeout=300)
     assert ended.returncode == 2
-    (told,) = ended.stderr.splitlines()
-    assert told.startswith("gatdist: cluster.runtime_env.working_dir = '/nonexistent': ")
+    (message,) = ended.stderr.splitlines()
+    assert message.startswith("gatdist: cluster.runtime_env.working_dir = '/nonexistent': ")
     assert not (tmp_path / "run").exists()
 
 
@@ -107,8 +107,8 @@ def test_runtime_env_and_plugins_are_shipped(ray_address: str, tmp_path: Path) -
     )
     assert ended.returncode == 0, ended.stderr
     assert not list((tmp_path / "hidden").iterdir())
-    told = [json.loads(path.read_text()) for path in (tmp_path / "seen").iterdir()]
-    assert len(told) >= 2
-    for one in told:
+    message = [json.loads(path.read_text()) for path in (tmp_path / "seen").iterdir()]
+    assert len(message) >= 2
+    for one in message:
         assert (one["plain"], one["beside"]) == ("reached", "shipped")
         assert not one["file"].startswith(hidden)

@@ -20,7 +20,7 @@ evaluate = { metrics = ["fid"], num_samples = 128 }
 DIES = """
 import os, signal, sys
 from gatdist.cluster.groups import groups
-from gatdist.errors import WorkerLostError
+from gatdist.common.errors import WorkerLostError
 
 def die(comm, tell, interface):
     tell("about to die")

@@ -55,7 +55,7 @@ def test_a_token_that_does_not_fit_is_told_at_once(
 def test_notice_is_not_taken_from_everybody(guarded_address, tmp_path):
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": WRONG, "RAY_ADDRESS": guarded_address}
     done = subprocess.run(
-        [sys.executable, "-m", "gatdist.cluster.leave", "--within", "20"],
+        [sys.executable, "-m", "gatdist.cluster.drain", "--within", "20"],
         capture_output=True,
         text=True,
         env=os.environ | token,

@@ -16,8 +16,8 @@ from manifests import REPOSITORY, Finding, Resource
 
 from gatdist.cli import parser
 from gatdist.cli.values import workers_range
+from gatdist.common.errors import GatdistError
 from gatdist.config import load_config
-from gatdist.errors import GatdistError
 
 TOKEN = {"name": "gatdist-ray-token", "key": "auth_token"}
 SPOT_LABELS = {
@@ -88,8 +88,8 @@ def pods_are_harmless(resources: Sequence[Resource]) -> Iterator[Finding]:
 
 def _harmless(resource: Resource, path: str, container: dict[str, Any]) -> Iterator[Finding]:
     own = container.get("securityContext", {})
-    wanted = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True}
-    for name, value in wanted.items():
+    requested = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True}
+    for name, value in requested.items():
         if own.get(name) is not value:
             yield resource.finding(f"{path}.{name}", f"must be {str(value).lower()}")
     if own.get("privileged"):
@@ -123,9 +123,9 @@ def what_is_written_has_a_volume(resources: Sequence[Resource]) -> Iterator[Find
 def a_token_is_asked_for(resources: Sequence[Resource]) -> Iterator[Finding]:
     """By KubeRay, and by each process of Ray itself; it comes from the Secret."""
     for resource, path, cluster in clusters(resources):
-        wanted = {"mode": "token", "secretName": TOKEN["name"]}
-        if cluster.get("authOptions") != wanted:
-            yield resource.finding(f"{path}.authOptions", f"must be {wanted}")
+        requested = {"mode": "token", "secretName": TOKEN["name"]}
+        if cluster.get("authOptions") != requested:
+            yield resource.finding(f"{path}.authOptions", f"must be {requested}")
     for pod in pods(resources):
         for path, container in pod.containers():
             given = {variable["name"]: variable for variable in container.get("env", ())}
@@ -230,7 +230,7 @@ def hosts_come_and_go_in_order(resources: Sequence[Resource]) -> Iterator[Findin
 def _leaves(pod: Pod) -> Iterator[Finding]:
     path, container = next(pod.containers())
     hook = container.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", [])
-    if hook[:4] != ["python", "-m", "gatdist.cluster.leave", "--within"] or len(hook) != 5:
+    if hook[:4] != ["python", "-m", "gatdist.cluster.drain", "--within"] or len(hook) != 5:
         yield pod.resource.finding(f"{path}.lifecycle.preStop", "must tell Ray of the host's end")
     elif float(hook[4]) + 10 > pod.spec.get("terminationGracePeriodSeconds", 30):
         yield pod.resource.finding(

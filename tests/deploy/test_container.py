@@ -115,7 +115,7 @@ def test_the_build_has_all_that_it_copies(context: set[str]) -> None:
         assert [p for p in context if p == source or p.startswith(f"{source}/")], source
     code = {str(p.relative_to(REPOSITORY)) for p in REPOSITORY.glob("gatdist/**/*.py")}
     assert code <= context
-    assert "gatdist/presets/digits.toml" in context
+    assert "gatdist/config/presets/digits.toml" in context
 
 
 def test_the_build_is_told_nothing_else(context: set[str]) -> None:

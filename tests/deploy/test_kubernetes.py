@@ -202,7 +202,7 @@ MISTAKES = {
         [CLUSTER, "template.metadata.labels", "NetworkPolicy"],
     ),
     "a host that goes without a word": (
-        *(LOCAL, CLUSTER, "gatdist.cluster.leave", "gatdist.cluster.live"),
+        *(LOCAL, CLUSTER, "gatdist.cluster.drain", "gatdist.cluster.live"),
         [CLUSTER, f"{WORKER}.containers[0].lifecycle.preStop"],
     ),
     "a host that is killed too early": (

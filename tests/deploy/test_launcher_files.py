@@ -29,14 +29,14 @@ def filled(cloud: str) -> str:
     return text
 
 
-def told(text: str, cloud: str) -> list[str]:
+def message(text: str, cloud: str) -> list[str]:
     return [str(mistake) for mistake in mistakes(text, f"{cloud}.yaml")]
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
 def test_a_file_that_was_filled_in_is_right(cloud):
     text = filled(cloud)
-    assert told(text, cloud) == []
+    assert message(text, cloud) == []
     config = yaml.safe_load(text)
     on_spot = {
         name: _SPOT[cloud](kind["node_config"])[1]
@@ -177,7 +177,7 @@ def test_a_mistake_is_told(mistake):
     cloud, good, bad, expected = SEEDED[mistake]
     text = filled(cloud)
     assert good in text
-    found = told(text.replace(good, bad, 1), cloud)
+    found = message(text.replace(good, bad, 1), cloud)
     assert any(expected in line for line in found), found
 
 
@@ -209,4 +209,4 @@ def test_the_command_tells_what_is_left_to_fill_in():
 
 @pytest.mark.parametrize("text", ["", "[1, 2]", "a: [", "provider: {type: aws}"])
 def test_what_is_no_such_file_is_told(text):
-    assert told(text, "aws")
+    assert message(text, "aws")

@@ -25,9 +25,9 @@ class Service(BaseHTTPRequestHandler):
         self.wfile.write(body.encode())
 
     def do_PUT(self) -> None:
-        wanted = self.path == "/latest/api/token"
+        requested = self.path == "/latest/api/token"
         seconds = self.headers.get("X-aws-ec2-metadata-token-ttl-seconds")
-        self._answer(200 if wanted and seconds else 400, TOKEN)
+        self._answer(200 if requested and seconds else 400, TOKEN)
 
     def do_GET(self) -> None:
         asks = {"/latest": ("X-aws-ec2-metadata-token", TOKEN), "/metadata": ("Metadata", "true")}
@@ -64,8 +64,8 @@ NAME = "/metadata/instance/compute/name?api-version=2021-02-01&format=text"
 
 
 def event(kind: str, machine: str, when: str) -> str:
-    told = f'"EventType": "{kind}", "Resources": ["{machine}"], "NotBefore": "{when}"'
-    return f'{{"DocumentIncarnation": 1, "Events": [{{{told}}}]}}'
+    message = f'"EventType": "{kind}", "Resources": ["{machine}"], "NotBefore": "{when}"'
+    return f'{{"DocumentIncarnation": 1, "Events": [{{{message}}}]}}'
 
 
 QUIET = {

@@ -44,7 +44,7 @@ def schemas() -> dict[str, Any]:
     return {"": task, "resources": resources}
 
 
-def told(task: dict[str, Any], schemas: dict[str, Any]) -> list[str]:
+def message(task: dict[str, Any], schemas: dict[str, Any]) -> list[str]:
     """What SkyPilot and our own rules have against a task."""
     found = []
     for place, schema in schemas.items():
@@ -79,7 +79,7 @@ def task() -> dict[str, Any]:
 
 
 def test_the_file_is_right(schemas):
-    assert told(task(), schemas) == []
+    assert message(task(), schemas) == []
     assert task()["resources"]["use_spot"] is True
     assert task()["envs"]["RUN_DIR"] is None  # SkyPilot refuses to start without it
 
@@ -160,7 +160,7 @@ def test_a_mistake_is_told(mistake, schemas):
     edit, expected = SEEDED[mistake]
     wrong = copy.deepcopy(task())
     edit(wrong)
-    found = told(wrong, schemas)
+    found = message(wrong, schemas)
     assert any(line.startswith(expected) for line in found), found
 
 

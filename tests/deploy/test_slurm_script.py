@@ -39,7 +39,7 @@ def read(text: str, folder: Path) -> list[str]:
     return [line.removeprefix(f"{folder}/") for line in done.stdout.splitlines()]
 
 
-def told(text: str) -> list[str]:
+def message(text: str) -> list[str]:
     """What is wrong with the settings of a script, by option or command."""
     options = dict(re.findall(r"^#SBATCH --([\w-]+)(?:=(\S+))?$", text, re.MULTILINE))
     lines = re.findall(r"^#SBATCH (?!--[\w-]+(?:=\S+)?$).*", text, re.MULTILINE)
@@ -69,7 +69,7 @@ def told(text: str) -> list[str]:
 
 def test_the_script_is_right(tmp_path):
     text = FILE.read_text()
-    assert told(text) == read(text, tmp_path) == []
+    assert message(text) == read(text, tmp_path) == []
 
 
 SEEDED = {
@@ -118,5 +118,5 @@ def test_a_mistake_is_told(mistake, tmp_path):
     text = FILE.read_text()
     assert good in text
     wrong = text.replace(good, bad, 1)
-    found = told(wrong) if mistake in SEEDED else read(wrong, tmp_path)
+    found = message(wrong) if mistake in SEEDED else read(wrong, tmp_path)
     assert any(expected in line for line in found), found

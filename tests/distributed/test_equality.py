@@ -256,8 +256,8 @@ def test_canonical_reduction_gives_the_same_bits_as_one_worker(world_size, every
     cases = cases[::every]
     expected = train_all(LOCAL, cases)
     for results in spawn(world_size, train_all, cases, timeout_s=500):
-        for case, found, wanted in zip(cases, results, expected, strict=True):
-            for name, tensor in wanted[1].items():
+        for case, found, requested in zip(cases, results, expected, strict=True):
+            for name, tensor in requested[1].items():
                 assert torch.equal(found[1][name], tensor), (case, name)
 
 
@@ -422,38 +422,38 @@ def metrics_of(folder):
 
 def sure_on_one_worker(comm, folder):
     """Worker 1's fakes get logits that leave the one-stage ratio no range; what people are told."""
-    from gatdist.game.game import Game, Judged
+    from gatdist.game.game import Game, Scores
 
     judge = Game.judge
 
     def sure(self, samples, batch, side, discriminator=None):
-        judged = judge(self, samples, batch, side, discriminator)
+        scores = judge(self, samples, batch, side, discriminator)
         far = -500.0 if comm.rank == 1 and side == "fake" else 0.0
-        return Judged(judged.samples, judged.logits + far)
+        return Scores(scores.samples, scores.logits + far)
 
     Game.judge = sure
-    told = []
+    message = []
     overrides = ["game.update_rule=one_stage", "run.total_samples=480", "run.log_every_samples=48"]
     run(
         load_config("digits", SMALL + overrides),
         comm,
         Store(folder),
-        emit=lambda kind, fields: told.append((kind, fields.get("message"))),
+        emit=lambda kind, fields: message.append((kind, fields.get("message"))),
     )
-    return [message for kind, message in told if kind == "note"]
+    return [message for kind, message in message if kind == "note"]
 
 
 def test_a_fall_back_on_one_worker_is_said_once(tmp_path):
-    (told, nothing) = spawn(2, sure_on_one_worker, str(tmp_path))
+    (message, nothing) = spawn(2, sure_on_one_worker, str(tmp_path))
     assert nothing == []
-    assert len(told) == 1
-    assert "simultaneous" in told[0]
+    assert len(message) == 1
+    assert "simultaneous" in message[0]
     assert newest(tmp_path).tensors["guard/nonfinite"] == 0
 
 
 def drift_apart(comm, folder):
     """Worker 1's average is changed behind everybody's back."""
-    from gatdist.errors import WorkerLostError
+    from gatdist.common.errors import WorkerLostError
     from gatdist.training import averaging
 
     update = averaging.MovingAverage.update

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
+from gatdist.common.errors import GatdistError, PluginError
 from gatdist.config import load_config
-from gatdist.errors import GatdistError, PluginError
 from gatdist.models import register_discriminator, register_generator
 from gatdist.models.registry import discriminators, generators
 from gatdist.monitor.statistics import Statistics

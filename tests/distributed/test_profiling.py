@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from gatdist import faults
 from gatdist.cli import main
+from gatdist.common import faults
+from gatdist.common.errors import ConfigError, StorageError
 from gatdist.config import Config, parse_config
-from gatdist.errors import ConfigError, StorageError
-from gatdist.inspection import digest
 from gatdist.parallel.communicator import LocalCommunicator
+from gatdist.runs.inspection import digest
 from gatdist.storage import Store
 from gatdist.training.loop import run
 from gatdist.training.profiling import require_ahead
@@ -47,16 +47,16 @@ def config(window: list[int] | None = None, steps: int = STEPS) -> Config:
 
 def trained(comm: Any, folder: str) -> list[str]:
     """Train without a profile, with one, and with one over two attempts; what was told."""
-    told: list[str] = []
+    message: list[str] = []
 
     def emit(kind: str, fields: dict[str, Any]) -> None:
-        told.append(fields.get("message", ""))
+        message.append(fields.get("message", ""))
 
     run(config(), comm, Store(f"{folder}/plain"), emit=emit)
     run(config([4, 6]), comm, Store(f"{folder}/profiled"), emit=emit)
     run(config(steps=5), comm, Store(f"{folder}/resumed"), emit=emit)
     run(config([3, 7]), comm, Store(f"{folder}/resumed"), emit=emit)
-    return told
+    return message
 
 
 @pytest.fixture(scope="module")
@@ -113,16 +113,16 @@ def test_each_worker_writes_a_trace_of_the_steps_with_their_phases(
 
 def test_a_resumed_run_counts_on(runs: tuple[Path, list[str]]) -> None:
     """Of the window [3, 7) only what is left: the run goes on from step 5."""
-    folder, told = runs
+    folder, message = runs
     (window,) = (folder / "resumed/profiles").iterdir()
     assert window.name == "steps-000005-000007-attempt-2"
     steps = [name for name in names_in(events(window / "rank-1.pt.trace.json.gz")) if "#" in name]
     assert sorted(s for s in steps if s.startswith("Prof")) == ["ProfilerStep#5", "ProfilerStep#6"]
-    assert any(f" 5 to 6: {window}" in message for message in told)
+    assert any(f" 5 to 6: {window}" in message for message in message)
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "message"),
     [
         ("steps=100", "--profile = 'steps=100'"),
         ("100:110", "--profile = '100:110'"),
@@ -133,12 +133,12 @@ def test_a_resumed_run_counts_on(runs: tuple[Path, list[str]]) -> None:
     ],
 )
 def test_a_window_that_can_not_be_is_told_with_status_2(
-    value: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    value: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sets = ["--set", "run.total_samples=160", "--set", "run.global_batch=16"]
     arguments = ["train", "ring", "--local", "--run-dir", str(tmp_path / "run"), *sets]
     assert main([*arguments, "--profile", value]) == 2
-    assert f"gatdist: {told}: " in capsys.readouterr().err
+    assert f"gatdist: {message}: " in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
@@ -149,14 +149,14 @@ def test_a_window_that_the_run_has_behind_it_is_refused(runs: tuple[Path, list[s
 
 
 @pytest.mark.parametrize(
-    ("window", "told"),
+    ("window", "message"),
     [
         ([1, 9], " 1 to 2: "),
         ([7, 9], "step 7"),
     ],
 )
 def test_a_run_that_is_stopped_writes_what_it_has(
-    window: list[int], told: str, tmp_path: Path
+    window: list[int], message: str, tmp_path: Path
 ) -> None:
     said: list[str] = []
     outcome = run(
@@ -168,7 +168,7 @@ def test_a_run_that_is_stopped_writes_what_it_has(
     )
     assert outcome["status"] == "interrupted"
     assert outcome["samples_seen"] == 3 * BATCH
-    assert any(told in message for message in said)
+    assert any(message in message for message in said)
     traces = [path.parent.name for path in tmp_path.glob("profiles/*/*.gz")]
     assert traces == (["steps-000001-000003-attempt-1"] if window[0] < 3 else [])
 
@@ -176,7 +176,7 @@ def test_a_run_that_is_stopped_writes_what_it_has(
 def test_a_profile_that_can_not_be_written_ends_no_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[str] = []
+    message: list[str] = []
     publish = Store.publish
 
     def refuse(store: Store, name: str, data: bytes) -> None:
@@ -189,7 +189,7 @@ def test_a_profile_that_can_not_be_written_ends_no_run(
         config([8, 10]),
         LocalCommunicator(torch.device("cpu")),
         Store(str(tmp_path)),
-        emit=lambda kind, fields: told.append(fields.get("message", "")),
+        emit=lambda kind, fields: message.append(fields.get("message", "")),
     )
     assert outcome["status"] == "finished"
-    assert any("profiles/" in message for message in told)
+    assert any("profiles/" in message for message in message)

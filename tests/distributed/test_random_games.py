@@ -9,8 +9,8 @@ import random
 import pytest
 import torch
 
+from gatdist.common.errors import GatdistError
 from gatdist.config import load_config
-from gatdist.errors import GatdistError
 from gatdist.game import update_rules
 from gatdist.game.losses import losses
 from gatdist.game.penalties import penalties

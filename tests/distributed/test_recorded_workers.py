@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
+from gatdist.common.errors import ConfigError
 from gatdist.config import load_config
-from gatdist.errors import ConfigError
 from gatdist.game import require_whole_batches
 from gatdist.models import DTYPES
 from gatdist.monitor.statistics import Statistics

@@ -106,9 +106,9 @@ def test_ctrl_c_checkpoints_and_the_same_command_goes_on(undisturbed, tmp_path, 
     while not metrics.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=300)
+    _, message = process.communicate(timeout=300)
     assert process.returncode == 75
-    assert "Traceback" not in told
+    assert "Traceback" not in message
     stopped_at = clock_of(tmp_path)
     assert TICK <= stopped_at < TOTAL
     subprocess.run(command(tmp_path), check=True, timeout=300, capture_output=True)

@@ -8,7 +8,6 @@ from torch import nn
 
 from gatdist.config import load_config
 from gatdist.game import Phase, UpdateRule, register_update_rule, update_rules
-from gatdist.inspection import digest
 from gatdist.models import register_discriminator, register_generator
 from gatdist.models.registry import discriminators, generators
 from gatdist.monitor.statistics import Statistics
@@ -16,6 +15,7 @@ from gatdist.monitor.timing import PhaseTimer
 from gatdist.parallel import devices, draws
 from gatdist.parallel.batch import Batch
 from gatdist.parallel.communicator import LocalCommunicator
+from gatdist.runs.inspection import digest
 from gatdist.storage import Store
 from gatdist.training.loop import run
 from gatdist.training.replicas import require_equal_replicas
@@ -88,7 +88,7 @@ def train(comm, limit, resume_at=None):
     )
     state = TrainState(config, comm, (2,), 0)
     rule = state.rule(config)
-    told = []
+    message = []
     mine = slice(comm.rank, None, comm.world_size)
     for step in range(STEPS):
         if step == resume_at:
@@ -103,8 +103,8 @@ def train(comm, limit, resume_at=None):
         if step % TICK == TICK - 1:
             rule.reconsider()
         require_equal_replicas(state.tensors(), comm)
-        told.append((rule.given_up, int(rule.tensors["unusable"])))
-    return told, {name: tensor.clone() for name, tensor in state.tensors().items()}
+        message.append((rule.given_up, int(rule.tensors["unusable"])))
+    return message, {name: tensor.clone() for name, tensor in state.tensors().items()}
 
 
 @pytest.fixture
@@ -116,20 +116,20 @@ def on_a_device(monkeypatch):
 def test_rule_state_seen_by_one_worker_is_decided_by_all(workers, on_a_device):
     """One fake in 24, on one worker alone, makes all give up at the same tick, as one would."""
     limit, place = rarest(TICK * BATCH)
-    told, alone = train(LOCAL, limit)
+    message, alone = train(LOCAL, limit)
     seen_at = place // BATCH
-    assert told == [(step >= TICK - 1, int(step >= seen_at)) for step in range(STEPS)]
+    assert message == [(step >= TICK - 1, int(step >= seen_at)) for step in range(STEPS)]
     for told_there, found in spawn(workers, train, limit):
-        assert told_there == told
+        assert told_there == message
         assert found["guard/nonfinite"] == alone["guard/nonfinite"] == 1
 
 
 @pytest.mark.parametrize("resume_at", range(1, STEPS))
 def test_rule_state_is_resumed_right_after_it_changed(resume_at, on_a_device):
     limit, _ = rarest(TICK * BATCH)
-    told, whole = train(LOCAL, limit)
+    message, whole = train(LOCAL, limit)
     told_there, found = train(LOCAL, limit, resume_at)
-    assert told_there == told
+    assert told_there == message
     assert all(torch.equal(found[name], tensor) for name, tensor in whole.items())
 
 
@@ -178,7 +178,7 @@ def test_rule_state_counted_bad_steps_survive_an_interruption(tmp_path, monkeypa
 
     run(config, LOCAL, store, emit=emit)
     # It went back once, at the tick, and has given the rule up for good.
-    ticks = [fields["health/rollbacks"] for kind, fields in events if kind == "tick"]
+    ticks = [fields["health/rollbacks"] for kind, fields in events if kind == "log"]
     assert ticks[0] == 0
     assert ticks[-1] == 1
     monkeypatch.setattr(devices, "is_readable", devices_readable)
@@ -222,7 +222,7 @@ class Counting(UpdateRule):
 def test_rule_state_of_a_users_rule_is_resumed_or_refused(kept, tmp_path, monkeypatch):
     monkeypatch.setattr(update_rules, "_entries", dict(update_rules._entries))
     register_update_rule("counting")(type("Own", (Counting,), {"kept": kept}))
-    from gatdist.errors import PluginError
+    from gatdist.common.errors import PluginError
     from gatdist.training.plan import check
 
     settings = ["game.update_rule=counting", "game.penalties={}", "evaluate.metrics=[]"]

@@ -78,7 +78,7 @@ def furnish(folder: Path) -> None:
         wave = np.float32(rng.uniform(-0.5, 0.5, (1, 20_000)))
         (folder / "speech" / f"{i}.wav").write_bytes(encode_wav(wave, 16_000))
     (folder / "lines.txt").write_text("".join(f"{line}\n" for line in small_runs.LINES))
-    preset = Path(gatdist.__file__).parent / "presets" / "digits.toml"
+    preset = Path(gatdist.__file__).parent / "config" / "presets" / "digits.toml"
     (folder / "my.toml").write_text(preset.read_text())
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.__main__ import CASES, LONG, NEEDS, attempted
 from benchmarks.readme import BEGIN, QUALITY, README, SPEED, with_results
-from benchmarks.records import RESULTS, TELLERS, Record, newest
+from benchmarks.records import REPORTERS, RESULTS, Record, newest
 
 
 def test_the_readme_tells_what_was_recorded() -> None:
@@ -45,7 +45,7 @@ def test_every_record_names_what_it_was_made_on() -> None:
 def test_what_the_readme_shows_is_recorded_or_told_by_a_case() -> None:
     recorded = {record.name for record in newest()}
     for name in (*QUALITY, *SPEED):
-        assert name in recorded or name in TELLERS, name
+        assert name in recorded or name in REPORTERS, name
     for record in newest():
         if record.name in (*QUALITY, *SPEED):
             assert record.lines(), record.folder

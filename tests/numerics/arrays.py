@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from gatdist.config import EvaluateConfig
-from gatdist.data import ReadSpec, space_of
+from gatdist.data import ReadSpec, sample_format_of
 from gatdist.data.codecs import Vocabulary
 from gatdist.evaluation import Evaluator
 from gatdist.parallel.communicator import LocalCommunicator
@@ -39,13 +39,13 @@ class Arrays:
         return {2: "points", 3: "audio"}[self.samples.ndim]
 
     @property
-    def space(self):
+    def sample_format(self):
         shape = list(self.samples.shape[1:])
         if self.modality == "image":
             shape = [shape[2], *shape[:2]]
         rate = 8000 if self.modality == "audio" else None
         spec = {"modality": self.modality, "sample_shape": shape, "sample_rate": rate}
-        return space_of(ReadSpec(**spec, num_classes=self.num_classes))
+        return sample_format_of(ReadSpec(**spec, num_classes=self.num_classes))
 
     @property
     def num_classes(self):
@@ -67,7 +67,7 @@ def points(n=400, seed=0):
     return Arrays(np.random.default_rng(seed).normal(size=(n, 2)).astype(np.float32))
 
 
-def pictures(n=120, shape=(6, 9, 3), classes=3, seed=0):
+def images(n=120, shape=(6, 9, 3), classes=3, seed=0):
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, n)
     labels[:classes] = range(classes)
@@ -87,7 +87,7 @@ def fake_points(positions):
     return torch.stack([angle.sin() * 1.5, (angle * 0.7).cos()], dim=1)
 
 
-def fake_pictures(positions):
+def fake_images(positions):
     generator = torch.Generator().manual_seed(5)
     table = torch.rand(1000, 3, 6, 9, generator=generator) * 2 - 1
     return table[positions]

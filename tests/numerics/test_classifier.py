@@ -9,7 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from arrays import ALONE, CPU, Arrays, evaluator, fake_pictures, pictures
+from arrays import ALONE, CPU, Arrays, evaluator, fake_images, images
 from gatdist.config import DataConfig, cache_folder
 from gatdist.data import open_dataset
 from gatdist.evaluation import classifier
@@ -28,7 +28,7 @@ def digits_evaluator(digits):
 
 def real_digits(digits, positions):
     samples, _ = digits.read(positions.numpy())
-    return digits.space.to_network(torch.from_numpy(samples))
+    return digits.sample_format.to_network(torch.from_numpy(samples))
 
 
 def test_the_classifier_reads_digits_it_was_not_taught(digits, digits_evaluator):
@@ -90,28 +90,28 @@ def test_training_the_classifier_draws_nothing_from_the_run(digits, monkeypatch)
 def test_the_cache_saves_the_training_and_survives_damage(tmp_path, monkeypatch):
     monkeypatch.setenv("GATDIST_CACHE", str(tmp_path))
     monkeypatch.setattr(classifier, "_NUM_STEPS", 3)
-    first = evaluator(pictures())(fake_pictures)
+    first = evaluator(images())(fake_images)
     [cached] = (cache_folder() / "features").glob("classifier-*")
-    assert cached.name == f"classifier-v1-{pictures().fingerprint[:16]}-3x6x9.safetensors"
+    assert cached.name == f"classifier-v1-{images().fingerprint[:16]}-3x6x9.safetensors"
     with monkeypatch.context() as patch:
         patch.setattr(classifier, "train_classifier", None)  # would raise
-        assert evaluator(pictures())(fake_pictures) == first
+        assert evaluator(images())(fake_images) == first
     for damaged in (b"", cached.read_bytes()[:-9], b"\0" * 100):
         cached.write_bytes(damaged)
-        assert evaluator(pictures())(fake_pictures) == first
-    other = evaluator(pictures(seed=1))(fake_pictures)
+        assert evaluator(images())(fake_images) == first
+    other = evaluator(images(seed=1))(fake_images)
     assert other.protocol["features_digest"] != first.protocol["features_digest"]
 
 
 def test_features_of_real_samples_are_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("GATDIST_CACHE", str(tmp_path))
     monkeypatch.setattr(classifier, "_NUM_STEPS", 3)
-    first = evaluator(pictures())(fake_pictures)
+    first = evaluator(images())(fake_images)
     [kept] = (cache_folder() / "features").glob("real-*")
 
     read = []
     monkeypatch.setattr(Arrays, "read", lambda self, indices: read.append(indices))
-    assert evaluator(pictures())(fake_pictures) == first
+    assert evaluator(images())(fake_images) == first
     assert read == []
     monkeypatch.undo()
 
@@ -120,18 +120,18 @@ def test_features_of_real_samples_are_kept(tmp_path, monkeypatch):
     whole = kept.read_bytes()
     for damaged in (b"", whole[:-9], safetensors.torch.save({"features": short.clone()})):
         kept.write_bytes(damaged)
-        assert evaluator(pictures())(fake_pictures) == first
+        assert evaluator(images())(fake_images) == first
         assert kept.read_bytes() == whole
     monkeypatch.setattr(torch, "__version__", "0.0")
-    evaluator(pictures())(fake_pictures)
+    evaluator(images())(fake_images)
     assert len(list((cache_folder() / "features").glob("real-*"))) == 2
 
 
 def test_features_of_bad_samples_are_not_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("GATDIST_CACHE", str(tmp_path))
     monkeypatch.setattr(classifier, "_NUM_STEPS", 3)
-    bad = dataclasses.replace(pictures(), bad_samples={3: "no picture"})
-    evaluator(bad)(fake_pictures)
+    bad = dataclasses.replace(images(), bad_samples={3: "no picture"})
+    evaluator(bad)(fake_images)
     assert list((cache_folder() / "features").glob("real-*")) == []
 
 
@@ -139,7 +139,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("GATDIST_CACHE", str(tmp_path / "file"))
     monkeypatch.setattr(classifier, "_NUM_STEPS", 3)
-    assert evaluator(pictures())(fake_pictures).metrics["fid"] > 0
+    assert evaluator(images())(fake_images).metrics["fid"] > 0
 
 
 @pytest.mark.parametrize(
@@ -147,10 +147,10 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):
 )
 def test_pictures_of_any_size_have_features(shape, monkeypatch):
     monkeypatch.setattr(classifier, "_NUM_STEPS", 2)
-    data = pictures(24, shape)
+    data = images(24, shape)
     extractor = Classifier(data, ALONE)
     extractor.prepare()
-    features = extractor(data.space.to_network(torch.from_numpy(data.samples)))
+    features = extractor(data.sample_format.to_network(torch.from_numpy(data.samples)))
     assert features.shape == (24, extractor.num_features)
     assert features.isfinite().all()
     assert extractor.classify(features).shape == (24, data.num_classes)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from arrays import ALONE, fake_pictures, pictures
+from arrays import ALONE, fake_images, images
+from gatdist.common.errors import ConfigError
 from gatdist.config import EvaluateConfig
-from gatdist.errors import ConfigError
 from gatdist.evaluation.features import build_extractor
 from gatdist.evaluation.inception import Inception, enlarge
 from support import refused
@@ -68,10 +68,10 @@ def test_averages_leave_the_border_out(network):
 
 
 def test_features_are_those_of_the_weights_in_the_file(network, file):
-    data = pictures(4, shape=(6, 9, 1))
+    data = images(4, shape=(6, 9, 1))
     extractor = build_extractor("inception", data, ALONE, asked(file))
-    samples = fake_pictures(torch.arange(2))[:, :1]
-    pixels = data.space.to_samples(samples)  # [2, 6, 9, 1]
+    samples = fake_images(torch.arange(2))[:, :1]
+    pixels = data.sample_format.to_samples(samples)  # [2, 6, 9, 1]
     with torch.no_grad():
         expected = network(torch.as_tensor(pixels).permute(0, 3, 1, 2).expand(-1, 3, -1, -1))
         features = extractor(samples)
@@ -110,4 +110,4 @@ def test_what_is_no_safetensors_is_refused(tmp_path):
     path = tmp_path / "x.safetensors"
     path.write_bytes(b"no weights")
     with refused(ConfigError, "evaluate.features_file"):
-        build_extractor("inception", pictures(4), ALONE, asked(path))
+        build_extractor("inception", images(4), ALONE, asked(path))

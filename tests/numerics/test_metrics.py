@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from arrays import ALONE, Arrays, evaluator, fake_pictures, fake_points, pictures, points
-from gatdist.errors import ConfigError, DataError, PluginError
+from arrays import ALONE, Arrays, evaluator, fake_images, fake_points, images, points
+from gatdist.common.errors import ConfigError, DataError, PluginError
 from gatdist.evaluation import (
     Extractor,
     SampleSet,
@@ -203,23 +203,23 @@ def measure(comm):
     """What one worker measures of points and pictures, in numbers that no world size divides."""
     of_points = evaluator(points(401), comm, num_samples=307)(fake_points)
     classifier._NUM_STEPS = 3
-    of_pictures = evaluator(pictures(101), comm, num_samples=97)(fake_pictures)
-    return [(e.metrics, e.protocol) for e in (of_points, of_pictures)]
+    of_images = evaluator(images(101), comm, num_samples=97)(fake_images)
+    return [(e.metrics, e.protocol) for e in (of_points, of_images)]
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_any_number_of_workers_measures_the_same(world_size, monkeypatch, tmp_path):
     monkeypatch.setattr(classifier, "_NUM_STEPS", 3)
-    [alone_points, alone_pictures] = measure(ALONE)
+    [alone_points, alone_images] = measure(ALONE)
     monkeypatch.setenv("GATDIST_CACHE", str(tmp_path))  # worker 0 of the group trains anew
     by_rank = spawn(world_size, measure)
     assert all(result == by_rank[0] for result in by_rank)
-    [of_points, of_pictures] = by_rank[0]
+    [of_points, of_images] = by_rank[0]
     assert of_points[0] == pytest.approx(alone_points[0], rel=1e-9)
     # Convolutions round otherwise in batches of another size.
-    assert of_pictures[0] == pytest.approx(alone_pictures[0], rel=1e-3)
+    assert of_images[0] == pytest.approx(alone_images[0], rel=1e-3)
     assert of_points[1] == alone_points[1]
-    assert of_pictures[1] == alone_pictures[1]
+    assert of_images[1] == alone_images[1]
 
 
 # The evaluator
@@ -284,7 +284,7 @@ def test_the_real_data_are_looked_at_once():
 def test_only_what_is_asked_for_is_measured():
     assert list(evaluator(points(), metrics=["kid"])(fake_points).metrics) == ["kid"]
     assert evaluator(points(1), metrics=[])  # asks nothing of the data
-    assert evaluator(Arrays(pictures().samples), metrics=[])
+    assert evaluator(Arrays(images().samples), metrics=[])
 
 
 @pytest.mark.parametrize(
@@ -294,8 +294,8 @@ def test_only_what_is_asked_for_is_measured():
         (points(), {"features": "imagenet"}, ConfigError, "evaluate.features", "'imagenet'"),
         (points(), {"num_samples": 1}, ConfigError, "evaluate.num_samples", " 2"),
         (points(1), {}, DataError, "data.url", " 2 "),
-        (Arrays(pictures().samples), {}, DataError, "evaluate.features", "labels"),
-        (pictures(12), {}, DataError, "evaluate.features", " 20 "),
+        (Arrays(images().samples), {}, DataError, "evaluate.features", "labels"),
+        (images(12), {}, DataError, "evaluate.features", " 20 "),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_training(dataset, config, error, field, fact):

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from arrays import ALONE, Arrays, evaluator, fake_pictures, fake_points, pictures, points, texts
-from gatdist.errors import ConfigError
+from arrays import ALONE, Arrays, evaluator, fake_images, fake_points, images, points, texts
+from gatdist.common.errors import ConfigError
 from gatdist.evaluation import Extractor, classifier, register_feature_extractor
 from gatdist.evaluation.frechet import GaussianSums, frechet_distance
 from gatdist.evaluation.neighbors import density_and_coverage, precision_and_recall, radii
 from gatdist.evaluation.sliced import sliced_wasserstein
-from gatdist.evaluation.texts import ngram_divergence, ngrams, novelty, self_bleu
+from gatdist.evaluation.text import ngram_divergence, ngrams, novelty, self_bleu
 from support import refused, spawn
 
 
@@ -213,7 +213,7 @@ def constant(classes, labels=None):
 
 
 class TestClasses:
-    data = pictures(100, classes=5)
+    data = images(100, classes=5)
 
     def measured(self, *metrics, generate, **more):
         asked = {"metrics": list(metrics), "features": "told-for-these-tests"}
@@ -244,13 +244,13 @@ def measure(comm):
     of_points = evaluator(points(401), comm, metrics=names, num_samples=307)(fake_points)
     classifier._NUM_STEPS = 3
     names = ["inception_score", "modes"]
-    of_pictures = evaluator(pictures(101), comm, metrics=names, num_samples=97)(fake_pictures)
+    of_images = evaluator(images(101), comm, metrics=names, num_samples=97)(fake_images)
     lines = ["".join(word) for word in itertools.product("abc", repeat=4)]
     data = texts(*lines)
-    seen = data.space.to_network(torch.from_numpy(data.samples)).flip(0)
+    seen = data.sample_format.to_network(torch.from_numpy(data.samples)).flip(0)
     names = ["jsd", "self_bleu", "novelty"]
     of_texts = evaluator(data, comm, metrics=names, num_samples=59)(lambda at: seen[at])
-    return [e.metrics for e in (of_points, of_pictures, of_texts)]
+    return [e.metrics for e in (of_points, of_images, of_texts)]
 
 
 def test_any_number_of_workers_measures_the_same(monkeypatch, tmp_path):
@@ -264,7 +264,7 @@ def test_any_number_of_workers_measures_the_same(monkeypatch, tmp_path):
     assert by_rank[0][2] == alone[2]
 
 
-def sounds(n=60, length=2000, seed=0):
+def clips(n=60, length=2000, seed=0):
     rng = np.random.default_rng(seed)
     labels = np.arange(n) % 3
     t = np.arange(length) / 8000
@@ -275,7 +275,7 @@ def sounds(n=60, length=2000, seed=0):
 
 class TestSounds:
     def test_log_mel_statistics_tell_tones_apart(self):
-        data = sounds()
+        data = clips()
         real = torch.from_numpy(data.samples)
         asked = evaluator(data, metrics=["fid"], features="log_mel")
         same = asked(lambda positions: real[positions])
@@ -287,14 +287,14 @@ class TestSounds:
 
     def test_the_classifier_hears_which_tone_it_is(self, monkeypatch):
         monkeypatch.setattr(classifier, "_NUM_STEPS", 60)
-        data = sounds()
+        data = clips()
         real = torch.from_numpy(data.samples)
         found = evaluator(data, metrics=["inception_score"])(lambda positions: real[positions])
         assert found.metrics["inception_score"] == pytest.approx(3, abs=0.2)
 
     def test_pictures_have_no_log_mel_statistics(self):
         with refused(Exception, "evaluate.features"):
-            evaluator(pictures(), features="log_mel")
+            evaluator(images(), features="log_mel")
 
 
 @pytest.mark.parametrize(
@@ -302,7 +302,7 @@ class TestSounds:
     [
         (points(), ["jsd"]),  # compares texts
         (points(), ["modes"]),  # needs classes that the features know
-        (pictures(), ["label_accuracy"]),  # needs a conditional generator
+        (images(), ["label_accuracy"]),  # needs a conditional generator
         (points(), ["probe"]),  # needs labels
     ],
 )
@@ -339,16 +339,18 @@ class TestTorchScript:
         )
 
     def test_features_are_those_of_the_file(self, network_file):
-        data = pictures(100)
-        evaluation = self.asked(data, *network_file)(fake_pictures)
+        data = images(100)
+        evaluation = self.asked(data, *network_file)(fake_images)
         real = torch.from_numpy(data.samples).float().mean(dim=(1, 2))
-        fake = data.space.to_samples(fake_pictures(torch.arange(100))).float().mean(dim=(1, 2))
+        fake = (
+            data.sample_format.to_samples(fake_images(torch.arange(100))).float().mean(dim=(1, 2))
+        )
         expected = frechet_distance(GaussianSums.of(real), GaussianSums.of(fake))
         assert evaluation.metrics["fid"] == pytest.approx(expected, rel=1e-5)
         assert evaluation.protocol["features_digest"] == network_file[1]
 
     def test_gray_pictures_are_shown_in_three_channels(self, network_file):
-        gray = pictures(60, shape=(6, 9, 1))
+        gray = images(60, shape=(6, 9, 1))
         made = self.asked(gray, *network_file)(
             lambda positions: torch.zeros(len(positions), 1, 6, 9)
         )
@@ -357,14 +359,14 @@ class TestTorchScript:
     def test_another_digest_is_refused(self, network_file):
         file, _ = network_file
         with refused(ConfigError, "evaluate.features_sha256"):
-            self.asked(pictures(), file, "0" * 64)
+            self.asked(images(), file, "0" * 64)
 
     def test_what_is_no_torchscript_is_refused(self, tmp_path):
         (tmp_path / "x").write_bytes(b"no network")
         digest = hashlib.sha256(b"no network").hexdigest()
         with refused(ConfigError, "evaluate.features_file"):
-            self.asked(pictures(), tmp_path / "x", digest)
+            self.asked(images(), tmp_path / "x", digest)
 
     def test_a_file_must_be_named(self):
         with refused(ConfigError, "evaluate.features_file"):
-            self.asked(pictures(), "", "")
+            self.asked(images(), "", "")

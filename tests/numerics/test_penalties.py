@@ -6,16 +6,16 @@ from torch import nn
 
 from games import Arena, batch_of, config_of, dirac_game, phases_of, rule_of
 from gatdist.game import Game
-from gatdist.game.learners import Averages
+from gatdist.game.adaptive_state import Averages
 from gatdist.game.losses import losses
 from gatdist.game.penalties import ScheduledPenalty, penalties
 from gatdist.models import mlp
-from gatdist.models.pictures import residual
+from gatdist.models.image import residual
 from gatdist.models.spectral import SpectralNorm, add_spectral_norm, normalized_weights
 from gatdist.parallel import draws
 
 
-def picture_game(*scheduled, loss="nonsaturating", separate=False):
+def image_game(*scheduled, loss="nonsaturating", separate=False):
     torch.manual_seed(1)
     shape = {"sample_shape": (1, 6, 9), "num_classes": 0, "width": 4}
     generator = residual.residual_generator(latent_size=6, **shape)
@@ -47,7 +47,7 @@ def observed(game, rule, batch, player):
 
 
 def test_wgan_gp_is_the_squared_distance_of_the_gradients_norm_from_one_in_between():
-    game = picture_game(ScheduledPenalty("wgan_gp", penalties["wgan_gp"], 10.0))
+    game = image_game(ScheduledPenalty("wgan_gp", penalties["wgan_gp"], 10.0))
     batch = real_batch()
     found = observed(game, rule_of(game, "alternating"), batch, "discriminator")["penalty/wgan_gp"]
     share = draws.uniform(3, "between", batch.positions, dtype=torch.float64).view(-1, 1, 1, 1)
@@ -67,7 +67,7 @@ def test_a_gradient_of_zero_has_a_finite_penalty_and_derivative():
 
 
 def test_lecam_pulls_logits_towards_the_other_sides_average():
-    game = picture_game(ScheduledPenalty("lecam", penalties["lecam"], 0.5), loss="hinge")
+    game = image_game(ScheduledPenalty("lecam", penalties["lecam"], 0.5), loss="hinge")
     arena = Arena(game, config_of("simultaneous", rate=1e-4))
     real_average = fake_average = 0.0
     for step in range(4):
@@ -86,7 +86,7 @@ def test_lecam_pulls_logits_towards_the_other_sides_average():
 
 
 def test_path_length_is_the_distance_of_the_jacobians_projection_from_its_average():
-    game = picture_game(ScheduledPenalty("path_length", penalties["path_length"], 2.0))
+    game = image_game(ScheduledPenalty("path_length", penalties["path_length"], 2.0))
     arena = Arena(game, config_of("simultaneous", rate=0.01))
     average = 0.0
     for step in range(3):
@@ -111,7 +111,7 @@ def test_path_length_reaches_the_generator_alike_by_every_rule_at_one_point():
     scheduled = ScheduledPenalty("path_length", penalties["path_length"], 2.0)
     gradients = {}
     for rule in ("simultaneous", "one_stage", "extragradient"):
-        game = picture_game(scheduled)
+        game = image_game(scheduled)
         phase = next(phases_of(rule_of(game, rule), real_batch()))
         phase.backward(phase.batch)
         gradients[rule] = torch.cat([p.grad.flatten() for p in game.generator.parameters()])
@@ -121,7 +121,7 @@ def test_path_length_reaches_the_generator_alike_by_every_rule_at_one_point():
 
 def test_separate_penalties_have_steps_of_their_own_and_stay_out_of_the_losses():
     r1 = ScheduledPenalty("r1", penalties["r1"], 1.0, 3)
-    joined, separate = picture_game(r1), picture_game(r1, separate=True)
+    joined, separate = image_game(r1), image_game(r1, separate=True)
     config = config_of("one_stage", penalties={"r1": {"strength": 1.0, "every_steps": 3}})
     arena = Arena(separate, config)
     names = []
@@ -137,7 +137,7 @@ def test_separate_penalties_have_steps_of_their_own_and_stay_out_of_the_losses()
         phase.backward(phase.batch)
         return torch.cat([p.grad.flatten() for p in game.discriminator.parameters()])
 
-    separate = picture_game(r1, separate=True)
+    separate = image_game(r1, separate=True)
     batch = real_batch()
     apart = Arena(separate, config)
     main, own = apart.rule.all_phases(next_step(apart, batch))

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from gatdist.simulate.faults import (
+from gatdist.bench.simulate.faults import (
     Kind,
     Situation,
     best_interval,
@@ -83,8 +83,8 @@ def test_the_next_checkpoint_waits_for_the_last():
 
 def test_a_notice_that_is_long_enough_saves_the_work():
     warned = replace(CRASH, notice_s=60.0, detection_s=0.0)
-    told = played(replace(RUN, kinds=(warned,), write_s=30.0), 1000)
-    assert told.repeated.sum() == 0
+    message = played(replace(RUN, kinds=(warned,), write_s=30.0), 1000)
+    assert message.repeated.sum() == 0
     too_short = played(replace(RUN, kinds=(replace(warned, notice_s=40.0),), write_s=30.0), 1000)
     assert too_short.repeated.mean() > 0.05 * RUN.work_s
 

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.validation import STYLEGAN3, is_inside, published
-from gatdist.simulate.advice import stops_paying
-from gatdist.simulate.collectives import Link, Topology, hierarchical_s, ring_s, tree_s
-from gatdist.simulate.fit import Known, Observation, fit
-from gatdist.simulate.step import DataFlow, Phase, StepModel, buckets, expected_maximum
+from gatdist.bench.simulate.advice import stops_paying
+from gatdist.bench.simulate.collectives import Link, Topology, hierarchical_s, ring_s, tree_s
+from gatdist.bench.simulate.fit import Known, Observation, fit
+from gatdist.bench.simulate.step import DataFlow, Phase, StepModel, buckets, expected_maximum
 
 LINK = Link(20e-6, 1e9)
 FAST = Link(5e-6, 1e11)

@@ -15,12 +15,12 @@ from games import (
     phases_of,
     rule_of,
 )
-from gatdist.errors import ConfigError
+from gatdist.common.errors import ConfigError
 from gatdist.game import Game, Loss
 from gatdist.game.losses import losses
 from gatdist.game.penalties import ScheduledPenalty, penalties
 from gatdist.models import mlp
-from gatdist.models.pictures import residual
+from gatdist.models.image import residual
 from support import refused
 
 
@@ -50,7 +50,7 @@ def test_one_discriminator_step_raises_its_accuracy():
     assert value() > before
 
 
-def picture_game(loss, r1=0.0, r2=0.0, num_classes=0, every=1):
+def image_game(loss, r1=0.0, r2=0.0, num_classes=0, every=1):
     torch.manual_seed(1)
     generator = residual.residual_generator(
         latent_size=6, sample_shape=(1, 6, 9), num_classes=num_classes, width=4
@@ -91,7 +91,7 @@ def reference_gradients(game, batch):
 def test_one_backward_gives_both_gradients(rule, loss, r1, r2, num_classes):
     if rule == "one_stage" and losses[loss].ratio is None:
         pytest.skip(f"{loss} has no ratio")
-    game = picture_game(loss, r1, r2, num_classes, every=2)
+    game = image_game(loss, r1, r2, num_classes, every=2)
     labels = torch.arange(8) % num_classes if num_classes else None
     batch = batch_of(torch.randn(8, 1, 6, 9, dtype=torch.float64), labels=labels)
     expected = reference_gradients(game, batch)
@@ -106,7 +106,7 @@ def test_one_backward_gives_both_gradients(rule, loss, r1, r2, num_classes):
     [("consensus", {}), ("competitive", {"tolerance": 1e-12, "max_iterations": 200})],
 )
 def test_a_second_order_rule_computes_a_single_part_once_and_parts_apart(rule, options):
-    game = picture_game("minimax", r1=0.7)
+    game = image_game("minimax", r1=0.7)
     batch = batch_of(torch.randn(8, 1, 6, 9, dtype=torch.float64))
 
     def play(parts):
@@ -132,7 +132,7 @@ def test_a_second_order_rule_computes_a_single_part_once_and_parts_apart(rule, o
 
 
 def test_lazy_penalties_are_evaluated_on_their_steps_only():
-    game = picture_game("relativistic", r1=1.0, r2=1.0, every=3)
+    game = image_game("relativistic", r1=1.0, r2=1.0, every=3)
     rule = rule_of(game, "alternating")
     real = torch.randn(4, 1, 6, 9, dtype=torch.float64)
     shown = []
@@ -168,7 +168,7 @@ def test_alternating_moves_the_second_player_at_the_point_the_first_has_reached(
 
 
 def test_alternating_leaves_the_discriminator_without_gradient_in_the_generators_phase():
-    game = picture_game("relativistic")
+    game = image_game("relativistic")
     batch = batch_of(torch.randn(4, 1, 6, 9).double())
     phases = list(phases_of(rule_of(game, "alternating"), batch))
     phases[1].backward(batch)

@@ -29,8 +29,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(302, b"", Location=self.server.redirects[path])
         elif self.server.folder and (file := self.server.folder / path[1:]).is_file():
             content = file.read_bytes()
-            if wanted := self.headers.get("Range"):
-                first, last = map(int, wanted.removeprefix("bytes=").split("-"))
+            if requested := self.headers.get("Range"):
+                first, last = map(int, requested.removeprefix("bytes=").split("-"))
                 total, content = len(content), content[first : last + 1]
                 self._answer(206, content, **{"Content-Range": f"bytes {first}-{last}/{total}"})
             else:

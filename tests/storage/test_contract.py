@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import pytest
 
-from gatdist.errors import StorageError
+from gatdist.common.errors import StorageError
 from gatdist.storage import Store
 from support import refused
 

@@ -17,8 +17,8 @@ import boto3
 import pytest
 from servers import Server, azure_options, s3_options
 
-from gatdist.benchmarking.proxy import Fault, Proxy
-from gatdist.errors import StorageError
+from gatdist.bench.proxy import Fault, Proxy
+from gatdist.common.errors import StorageError
 from gatdist.storage import Store
 from support import refused
 
@@ -47,10 +47,10 @@ def each_refused(store: Store) -> str:
 def test_a_key_that_s3_does_not_know(s3rver: Server) -> None:
     bucket = s3rver.new_bucket()
     Store(bucket, s3rver.options(s3rver.address)).publish("x", CONTENT)
-    told = each_refused(Store(bucket, s3_options(s3rver.address, "nobody-knows-me")))
-    assert "AWS_ACCESS_KEY_ID" in told
-    assert "InvalidAccessKeyId" in told
-    assert "nobody-knows-me" not in told
+    message = each_refused(Store(bucket, s3_options(s3rver.address, "nobody-knows-me")))
+    assert "AWS_ACCESS_KEY_ID" in message
+    assert "InvalidAccessKeyId" in message
+    assert "nobody-knows-me" not in message
 
 
 @pytest.fixture
@@ -85,18 +85,18 @@ def test_a_wrong_secret_and_missing_rights(moto: Server, checking: Callable[[], 
     }
     checking()
     assert "AccessDenied" in each_refused(Store(bucket, options))
-    told = each_refused(Store(bucket, options | {"secret": "wr0ng-secret"}))
-    assert "SignatureDoesNotMatch" in told
-    assert "wr0ng-secret" not in told
+    message = each_refused(Store(bucket, options | {"secret": "wr0ng-secret"}))
+    assert "SignatureDoesNotMatch" in message
+    assert "wr0ng-secret" not in message
 
 
 def test_wrong_keys_of_azure(azurite: Server) -> None:
     bucket = azurite.new_bucket()
     Store(bucket, azurite.options(azurite.address)).publish("x", CONTENT)
     key = b64encode(b"wr0ng-key-wr0ng-key-wr0ng-key-32").decode()
-    told = each_refused(Store(bucket, azure_options(azurite.address, key)))
-    assert "AZURE_STORAGE_CONNECTION_STRING" in told
-    assert key not in told
+    message = each_refused(Store(bucket, azure_options(azurite.address, key)))
+    assert "AZURE_STORAGE_CONNECTION_STRING" in message
+    assert key not in message
 
 
 def test_no_rights_in_google_cloud_storage(gcs: Server) -> None:
@@ -252,7 +252,7 @@ def test_a_package_that_is_not_installed_is_named(protocol: str) -> None:
     program = f"""
 import sys
 sys.modules[{package!r}] = None  # as if it were not installed
-from gatdist.errors import StorageError
+from gatdist.common.errors import StorageError
 from gatdist.storage import Store
 try:
     Store("{protocol}://bucket/x")

@@ -11,9 +11,9 @@ import pytest
 import torch
 from servers import Server
 
-from gatdist.benchmarking.proxy import Proxy
+from gatdist.bench.proxy import Proxy
 from gatdist.cli import main
-from gatdist.errors import StorageError
+from gatdist.common.errors import StorageError
 from gatdist.runs import Checkpoints, Retention
 from gatdist.storage import Store
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from servers import Server
 
-from gatdist.benchmarking.proxy import Fault, Proxy
-from gatdist.errors import GatdistError, StaleAttemptError, StorageUnavailableError
+from gatdist.bench.proxy import Fault, Proxy
+from gatdist.common.errors import GatdistError, StaleAttemptError, StorageUnavailableError
 from gatdist.runs import Checkpoints, Retention, RunDirectory, read_checkpoint, read_lines
 from gatdist.storage import Store
 

@@ -60,9 +60,9 @@ def test_hostile_run_is_not_followed(
     text = json.dumps(values).replace("{evil}", evil.url)
     change(run, section, **json.loads(text))
     key = next(key for key in values if key not in ("features", "features_sha256"))
-    told = refused("evaluate", run)
-    assert f"config.json: {section}.{key}" in told
-    assert f"{section}.{key}=" in told
+    message = refused("evaluate", run)
+    assert f"config.json: {section}.{key}" in message
+    assert f"{section}.{key}=" in message
     for command in (
         ["inspect", run],
         ["inspect", run, "--digest"],

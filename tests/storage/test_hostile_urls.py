@@ -15,8 +15,8 @@ from recorder import Recorder, recording
 
 import gatdist
 from gatdist.cli import main
+from gatdist.common.errors import DataError, StorageError
 from gatdist.config import load_config
-from gatdist.errors import DataError, StorageError
 from gatdist.shards import index, pack, verify
 from gatdist.storage import OutsideUrl, Store, origin
 from support import refused
@@ -64,10 +64,10 @@ def test_hostile_manifest_gets_no_header_of_the_owners_server(
         spoil(dataset, named)
         with recording(dataset) as own:
             run = ["--run-dir", str(tmp_path / "run")]
-            told = refused(*train(own.url, options), *run)
-            assert "shards_url" in told
-            told = refused("verify", own.url, "--workers", "1", "--set", 'headers.X="1"')
-            assert "shards_url" in told
+            message = refused(*train(own.url, options), *run)
+            assert "shards_url" in message
+            message = refused("verify", own.url, "--workers", "1", "--set", 'headers.X="1"')
+            assert "shards_url" in message
 
 
 def test_shards_elsewhere_need_a_key_and_credentials_stay_with_their_origin(
@@ -81,9 +81,9 @@ def test_shards_elsewhere_need_a_key_and_credentials_stay_with_their_origin(
     with recording(dataset) as shards, recording(away) as own:
         spoil(away, shards.url)
         mine = f'data.storage_options={{headers={{X-Own="{OWN_TOKEN}"}}}}'
-        told = refused(*train(own.url, mine), *run)
-        assert f"{own.url}/manifest.json: shards_url = '{shards.url}': " in told
-        assert "data.shards_url" in told
+        message = refused(*train(own.url, mine), *run)
+        assert f"{own.url}/manifest.json: shards_url = '{shards.url}': " in message
+        assert "data.shards_url" in message
         assert not shards.requests
         theirs = 'data.shards_storage_options={headers={X-Shards="theirs"}}'
         assert main([*train(own.url, mine, f'data.shards_url="{shards.url}"', theirs), *run]) == 0
@@ -146,8 +146,8 @@ def test_hostile_list_sends_no_secret(
         path.write_text("\n".join(json.dumps({"url": row}) for row in rows))
     else:
         path.write_text("\n".join(["url", *rows]))
-    told = refused("pack", path, tmp_path / "out", "--workers", "1")
-    assert str(path.parent) in told
+    message = refused("pack", path, tmp_path / "out", "--workers", "1")
+    assert str(path.parent) in message
     allowed = refused(
         *("pack", path, tmp_path / "out2", "--allow-origin", "https://another.example"),
         *("--source-option", f'headers={{Authorization="{OWN_TOKEN}"}}', "--dry-run"),
@@ -162,8 +162,8 @@ def test_list_on_a_server_names_no_file_of_this_machine(
     for named in (f"{tmp_path}/in/a.png", f"file://{tmp_path}/in/a.png", f"{evil.url}/a.png"):
         (tmp_path / "in" / "list.csv").write_text(f"file\na.png\n{named}\n")
         with recording(tmp_path / "in") as own:
-            told = refused("pack", f"{own.url}/list.csv", tmp_path / "out", "--workers", "1")
-            assert f"{own.url}: " in told
+            message = refused("pack", f"{own.url}/list.csv", tmp_path / "out", "--workers", "1")
+            assert f"{own.url}: " in message
 
 
 def test_listed_origins_are_counted_and_allowed_without_credentials(tmp_path: Path) -> None:

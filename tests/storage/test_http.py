@@ -12,7 +12,7 @@ from uuid import uuid4
 import pytest
 from servers import NGINX_USER
 
-from gatdist.errors import StorageError
+from gatdist.common.errors import StorageError
 from gatdist.storage import Store
 from support import free_port, refused, wait_until
 

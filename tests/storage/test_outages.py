@@ -17,7 +17,7 @@ import pytest
 import servers
 
 from faulty_runs import CANONICAL, HEAD, SETTINGS, TOTAL
-from gatdist.benchmarking.proxy import Fault, Proxy
+from gatdist.bench.proxy import Fault, Proxy
 from gatdist.runs import Checkpoints, read_lines
 from gatdist.storage import Store
 from support import end_group, free_port, start_gatdist, wait_until

@@ -10,16 +10,16 @@ import pytest
 from servers import Server
 
 import gatdist
-from gatdist.benchmarking.proxy import Fault, Proxy
+from gatdist.bench.proxy import Fault, Proxy
 from gatdist.cli import main
-from gatdist.errors import StorageError
+from gatdist.common.errors import StorageError
 from gatdist.storage import Store
-from packing import content, pack, picture, write
+from packing import content, image, pack, write
 from support import refused
 
 pytestmark = pytest.mark.storage
 
-FILES = {f"{'ab'[i % 2]}/{i}.png": picture(i, (9, 9)) for i in range(30)}
+FILES = {f"{'ab'[i % 2]}/{i}.png": image(i, (9, 9)) for i in range(30)}
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_a_bad_day_changes_no_byte(moto: Server, bucket: str, tmp_path: Path) ->
     with Proxy(moto.address, faults=faults) as proxy:
         outcome = from_bucket(bucket, moto.options(proxy.url))
         assert sum(bool(exchange.fault) for exchange in proxy.exchanges) > 30
-    assert (outcome["samples"], outcome["left_out"]) == (30, 0)
+    assert (outcome["samples"], outcome["skipped"]) == (30, 0)
     local = shards(content(tmp_path / "local"))
     assert len(local) > 8
     assert fetched(bucket, moto.options(moto.address), tmp_path / "bucket") == local
@@ -97,6 +97,6 @@ def test_a_denial_is_no_fault_of_the_samples(moto: Server, bucket: str, tmp_path
             from_bucket(bucket, options)
         assert not Store(bucket, options).exists("out/manifest.json")
         proxy.faults = ()
-        assert from_bucket(bucket, options, workers=2)["left_out"] == 0
+        assert from_bucket(bucket, options, workers=2)["skipped"] == 0
     local = shards(content(tmp_path / "local"))
     assert fetched(bucket, moto.options(moto.address), tmp_path / "bucket") == local

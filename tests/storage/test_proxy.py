@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import pytest
 
-from gatdist.benchmarking.proxy import Fault, Proxy, proxy_process
+from gatdist.bench.proxy import Fault, Proxy, proxy_process
 
 pytestmark = pytest.mark.storage
 

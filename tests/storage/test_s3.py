@@ -13,12 +13,12 @@ import pytest
 import torch
 from servers import Server
 
-from gatdist.benchmarking.proxy import Fault, Proxy
+from gatdist.bench.proxy import Fault, Proxy
+from gatdist.common.errors import DataError, UserError
 from gatdist.config import DataConfig, load_config
 from gatdist.data import Loader, SampleOrder, open_dataset
 from gatdist.data.builtin import write_digits
 from gatdist.data.order import cut_blocks
-from gatdist.errors import DataError, UserError
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.runs import Checkpoints, read_lines
 from gatdist.storage import Store

@@ -83,7 +83,7 @@ def found_in(content: bytes) -> list[str]:
 
 
 @pytest.fixture
-def told(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def message(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Run a command, and give what it printed; no secret is in it."""
 
     def run(*arguments: str, status: int = 0) -> str:
@@ -108,21 +108,21 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_secret_is_in_anything_that_a_run_leaves_or_prints(
-    planted: tuple[str, list[str]], told: Callable[..., str], tmp_path: Path, own_cache: Path
+    planted: tuple[str, list[str]], message: Callable[..., str], tmp_path: Path, own_cache: Path
 ) -> None:
     url, sets = planted
     train = ["train", "digits", "--local", "--run-dir", url, *sets]
-    assert "***" in told(*train, "--dry-run")
-    told(*train, "--dry-run", "--json")
-    told(*train, "--json", "--profile", "steps=1:3")
-    told(*train)  # again: it has finished
+    assert "***" in message(*train, "--dry-run")
+    message(*train, "--dry-run", "--json")
+    message(*train, "--json", "--profile", "steps=1:3")
+    message(*train)  # again: it has finished
     for command in (["inspect", url], ["evaluate", url], ["inspect", "--digest", url]):
-        told(*command)
-        told(*command, "--json")
-    told("sample", url, "--num", "4", "--out", "fakes")
-    told("export", url, "--format", "safetensors", "--out", "generator")
-    told("report", url, "--out", "report.html")
-    told("verify", url, "--workers", "1")
+        message(*command)
+        message(*command, "--json")
+    message("sample", url, "--num", "4", "--out", "fakes")
+    message("export", url, "--format", "safetensors", "--out", "generator")
+    message("report", url, "--out", "report.html")
+    message("verify", url, "--workers", "1")
     store = Store(url)
     written = {name: store.read(name) for name in store.find()}
     kinds = ["config.json", "attempts.jsonl", "metrics.jsonl"]
@@ -136,7 +136,7 @@ def test_no_secret_is_in_anything_that_a_run_leaves_or_prints(
 
 @pytest.mark.usefixtures("impatient")
 def test_no_secret_is_told_when_storage_fails(
-    planted: tuple[str, list[str]], told: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    planted: tuple[str, list[str]], message: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, sets = planted
     train = ["train", "digits", "--local", "--run-dir", url, *sets]
@@ -152,10 +152,10 @@ def test_no_secret_is_told_when_storage_fails(
         for more in ([], ["--json"]):
             # aiohttp takes no password beside a header of its own.
             plain = ["--set", "data.storage_options={}"] if nobody in setting else []
-            printed = told(*train, *plain, "--set", setting, *more, status=status)
+            printed = message(*train, *plain, "--set", setting, *more, status=status)
             assert "planted-sig-7" not in printed
             assert "Traceback" not in printed
     for command in ("inspect", "evaluate", "verify"):
-        assert "reader:***@" in told(command, nobody, status=75)
+        assert "reader:***@" in message(command, nobody, status=75)
     monkeypatch.setenv("PLANTED_SIGNATURE", LITERAL["password"])
-    assert "(403" in told(*train, status=2)
+    assert "(403" in message(*train, status=2)

@@ -145,6 +145,6 @@ def test_no_secret_of_a_run_is_in_what_ray_keeps(
     workers = [line for line in lines.seen if b"ray::" in line or b"default_worker" in line]
     assert workers
     assert [line for line in workers if found_in(line)] == []
-    told = [path.read_text() for path in seen.iterdir()]
-    assert sum(REFERRED["PLANTED_HUB"] in one for one in told) >= 2
-    assert sum(VISIBLE in one for one in told) >= 2
+    message = [path.read_text() for path in seen.iterdir()]
+    assert sum(REFERRED["PLANTED_HUB"] in one for one in message) >= 2
+    assert sum(VISIBLE in one for one in message) >= 2

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from servers import Server
 
-from gatdist.benchmarking.proxy import Fault, Proxy
+from gatdist.bench.proxy import Fault, Proxy
 from gatdist.cluster.doctor import storage as doctor
-from gatdist.errors import StorageError, StorageUnavailableError
+from gatdist.common.errors import StorageError, StorageUnavailableError
 from gatdist.storage import Store
 from support import refused
 
@@ -87,7 +87,7 @@ def test_a_copy_of_s3_that_rejects_checksums_names_the_setting(store: Store, pro
 # The doctor
 
 
-def look(url: str, options: dict[str, Any]) -> doctor.StorageFacts:
+def look(url: str, options: dict[str, Any]) -> doctor.StorageInfo:
     with doctor.token(url, options) as token:
         return doctor.look(token)
 

@@ -18,13 +18,13 @@ import torch
 from servers import Server
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from gatdist.benchmarking.proxy import Fault, Proxy
+from gatdist.bench.proxy import Fault, Proxy
 from gatdist.config import load_config
 from gatdist.monitor import event_files, metrics, uploads
 from gatdist.monitor.metrics import read_metrics
 from gatdist.monitor.sinks import Monitor
 from gatdist.parallel.communicator import LocalCommunicator
-from gatdist.reporting.findings import find
+from gatdist.runs.report.findings import find
 from gatdist.storage import Store
 from gatdist.training.loop import run
 from support import wait_until
@@ -79,7 +79,7 @@ def noise(seed: int) -> np.ndarray:
 
 
 def show(monitor: Monitor, samples_seen: int) -> None:
-    monitor.exhibit(samples_seen, "samples/fakes", noise(samples_seen))
+    monitor.preview(samples_seen, "samples/fakes", noise(samples_seen))
     monitor.tick(samples_seen, interval(samples_seen))
 
 
@@ -177,11 +177,11 @@ def test_telemetry_rejected_never_ends_a_run(
 ) -> None:
     """If it lasts until the end, one warning says what is missing, and a resume restores it."""
     store = through(proxy, moto, bucket, retry_budget_s=1.0)
-    told: list[tuple[str, dict[str, Any]]] = []
+    message: list[tuple[str, dict[str, Any]]] = []
 
     def emit(kind: str, fields: dict[str, Any]) -> None:
-        told.append((kind, fields))
-        if kind == "tick" and fields["samples_seen"] == 512 and not lasts:
+        message.append((kind, fields))
+        if kind == "log" and fields["samples_seen"] == 512 and not lasts:
             proxy.faults = ()
 
     config = load_config("digits", SMALL)
@@ -189,11 +189,11 @@ def test_telemetry_rejected_never_ends_a_run(
     comm = LocalCommunicator(torch.device("cpu"))
 
     def stop() -> bool:
-        return lasts and any(kind == "tick" for kind, _ in told)
+        return lasts and any(kind == "log" for kind, _ in message)
 
     outcome = run(config, comm, store, emit=emit, should_stop=stop)
     assert outcome["status"] == ("interrupted" if lasts else "finished")
-    warnings = [fields["message"] for kind, fields in told if kind == "warning"]
+    warnings = [fields["message"] for kind, fields in message if kind == "warning"]
     missing = [message for message in warnings if f"{store.url}: " in message]
     proxy.faults = ()
     if lasts:
@@ -204,7 +204,7 @@ def test_telemetry_rejected_never_ends_a_run(
         assert missing == []
         assert len(store.list("samples")) == 7
         assert len(store.find("profiles")) == 2
-    ticks = [fields["samples_seen"] for kind, fields in told if kind == "tick"]
+    ticks = [fields["samples_seen"] for kind, fields in message if kind == "log"]
     found = read_metrics(store).records
     assert [line["samples_seen"] for line in found] == sorted({*ticks, *range(128, 769, 128)})
     assert store.list("metrics") == []
@@ -213,7 +213,7 @@ def test_telemetry_rejected_never_ends_a_run(
 
 def inspect_last(store: Store) -> int:
     """By the function that the command ``inspect`` calls."""
-    from gatdist.inspection import _run
+    from gatdist.runs.inspection import _run
 
     last = _run(store)["last_tick"]
     return int(last["samples_seen"])
@@ -262,7 +262,7 @@ def test_telemetry_of_a_run_killed_and_resumed_without_room_for_temporary_files(
             assert child.stdout
             for line in child.stdout:
                 kind, samples_seen, _ = json.loads(line)
-                if kind == "tick" and kill_at and samples_seen >= kill_at:
+                if kind == "log" and kill_at and samples_seen >= kill_at:
                     child.send_signal(signal.SIGKILL)
                     break
             child.stdout.close()

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from gatdist.common.errors import ConfigError
 from gatdist.config import parse_config
-from gatdist.errors import ConfigError
 from gatdist.models import build_networks
 from support import refused
 
@@ -20,14 +20,14 @@ def config_with(latent_size=64, conditional=False, spectral_norm=(), **networks)
     )
 
 
-def build(name, shape, num_classes=0, latent_size=64, facts=None, **options):
+def build(name, shape, num_classes=0, latent_size=64, metadata=None, **options):
     config = config_with(
         latent_size,
         bool(num_classes),
         generator={"name": name, **options.get("generator", {})},
         discriminator={"name": name, **options.get("discriminator", {})},
     )
-    return build_networks(config, shape, num_classes, facts or {})
+    return build_networks(config, shape, num_classes, metadata or {})
 
 
 def num_parameters(network):
@@ -118,21 +118,21 @@ def test_both_networks_do_pictures_of_a_size_that_can_be_halved(name, shape, num
 @pytest.mark.parametrize("name", SMALL)
 def test_no_discriminator_couples_the_samples_of_a_batch(name):
     _, discriminator = (network.double() for network in small(name, (3, 32, 32)))
-    pictures = torch.randn(6, 3, 32, 32, dtype=torch.float64)
-    torch.testing.assert_close(discriminator(pictures)[2:4], discriminator(pictures[2:4]))
+    images = torch.randn(6, 3, 32, 32, dtype=torch.float64)
+    torch.testing.assert_close(discriminator(images)[2:4], discriminator(images[2:4]))
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_every_discriminator_has_second_derivatives(name):
     """The derivative of ‖∂D/∂x‖² by the parameters, against differences along a random line."""
     _, discriminator = (network.double() for network in small(name, (1, 32, 32)))
-    pictures = torch.randn(2, 1, 32, 32, dtype=torch.float64, requires_grad=True)
+    images = torch.randn(2, 1, 32, 32, dtype=torch.float64, requires_grad=True)
     parameters = list(discriminator.parameters())
     line = [torch.randn_like(p) for p in parameters]
 
     def penalty():
-        logits = discriminator(pictures)
-        (slope,) = torch.autograd.grad(logits.sum(), pictures, create_graph=True)
+        logits = discriminator(images)
+        (slope,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
         return slope.square().sum()
 
     def moved(by):
@@ -180,7 +180,7 @@ def test_r3gan_refuses_groups_that_do_not_divide_the_channels():
 
 def test_networks_for_one_kind_of_data_are_refused_for_another():
     with refused(ConfigError, "model.generator.name"):
-        build("wavegan", (27, 64), facts={"modality": "text"})
+        build("wavegan", (27, 64), metadata={"modality": "text"})
 
 
 class TestStyleGAN2:
@@ -199,10 +199,10 @@ class TestStyleGAN2:
         x, w = torch.randn(3, 16, 4, 4).double(), torch.randn(3, 16).double()
         styles = layer.style(w)
         expected = []
-        for picture, style in zip(x, styles, strict=True):
+        for image, style in zip(x, styles, strict=True):
             weight = layer.weight * layer.gain * style[:, None, None]
             weight = weight / weight.square().sum(dim=(1, 2, 3), keepdim=True).add(1e-8).sqrt()
-            expected.append(nn.functional.conv2d(picture[None], weight, padding=1))
+            expected.append(nn.functional.conv2d(image[None], weight, padding=1))
         expected = nn.functional.leaky_relu(torch.cat(expected), 0.2) * 2**0.5
         torch.testing.assert_close(layer(x, w, None), expected)
 
@@ -261,12 +261,12 @@ class TestWaveGAN:
 
     def test_phases_are_shuffled_sample_by_sample(self):
         _, discriminator = self.pair()
-        sounds, noise = torch.randn(4, 1, 1024), torch.randn(4, discriminator.noise_size)
-        logits = discriminator(sounds, None, noise)
-        torch.testing.assert_close(logits[1:3], discriminator(sounds[1:3], None, noise[1:3]))
+        clips, noise = torch.randn(4, 1, 1024), torch.randn(4, discriminator.noise_size)
+        logits = discriminator(clips, None, noise)
+        torch.testing.assert_close(logits[1:3], discriminator(clips[1:3], None, noise[1:3]))
         middle = torch.zeros_like(noise)  # shifts by 0
-        torch.testing.assert_close(discriminator(sounds, None, middle), discriminator(sounds))
-        assert not torch.allclose(logits, discriminator(sounds))
+        torch.testing.assert_close(discriminator(clips, None, middle), discriminator(clips))
+        assert not torch.allclose(logits, discriminator(clips))
 
     def test_shifts_are_uniform_from_minus_to_plus(self):
         _, discriminator = self.pair()
@@ -275,7 +275,7 @@ class TestWaveGAN:
 
     @pytest.mark.parametrize("places", [-2, -1, 0, 1, 2])
     def test_a_shift_moves_and_reflects(self, places):
-        from gatdist.models.sounds.wavegan import shift
+        from gatdist.models.audio.wavegan import shift
 
         x = torch.arange(8.0).view(1, 1, 8)
         padded = nn.functional.pad(x, (2, 2), mode="reflect")

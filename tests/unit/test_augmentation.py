@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from scipy.ndimage import map_coordinates
 from torch.autograd import grad, gradcheck, gradgradcheck
 
+from gatdist.common.errors import ConfigError
 from gatdist.config import parse_config
-from gatdist.errors import ConfigError
 from gatdist.game.augmentation import augmentations, build_augmentation
 from gatdist.game.augmentation.warp import resample
 from support import refused
@@ -43,7 +43,7 @@ def ada(*policy, p=1.0):
     return augmentation("ada", initial_p=p, policy=list(policy))
 
 
-def pictures(n, *shape, dtype=torch.float32, seed=0):
+def images(n, *shape, dtype=torch.float32, seed=0):
     return 2 * torch.rand(n, *shape, dtype=dtype, generator=torch.manual_seed(seed)) - 1
 
 
@@ -59,7 +59,7 @@ def augmented(augment, samples, stream="s", seed=7):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_sample_is_changed_alike_in_any_company(name, shape, dtype):
     augment = augmentation(name, initial_p=0.5) if name == "ada" else augmentation(name)
-    samples, positions = pictures(23, *shape).to(dtype), 5 * torch.arange(23) + 2**33
+    samples, positions = images(23, *shape).to(dtype), 5 * torch.arange(23) + 2**33
     together = augment(samples, 3, "s", positions)
     assert together.shape == samples.shape
     assert together.dtype == dtype
@@ -73,7 +73,7 @@ def test_a_sample_is_changed_alike_in_any_company(name, shape, dtype):
 
 @both
 def test_seed_stream_and_position_each_change_what_is_done(name):
-    augment, samples, positions = augmentation(name), pictures(16, 3, 8, 8), torch.arange(16)
+    augment, samples, positions = augmentation(name), images(16, 3, 8, 8), torch.arange(16)
     base = augment(samples, 1, "real", positions)
     for other in (
         augment(samples, 2, "real", positions),
@@ -86,7 +86,7 @@ def test_seed_stream_and_position_each_change_what_is_done(name):
 @both
 def test_the_order_of_the_policy_is_of_no_account(name):
     policy = {"ada": ["blit", "geometry", "color"], "diffaugment": ["color", "cutout"]}[name]
-    samples = pictures(16, 3, 8, 8)
+    samples = images(16, 3, 8, 8)
     assert torch.equal(
         augmented(augmentation(name, policy=policy), samples),
         augmented(augmentation(name, policy=policy[::-1]), samples),
@@ -95,7 +95,7 @@ def test_the_order_of_the_policy_is_of_no_account(name):
 
 @both
 def test_the_layout_in_memory_is_of_no_account(name):
-    augment, samples = augmentation(name), pictures(8, 3, 6, 8)
+    augment, samples = augmentation(name), images(8, 3, 6, 8)
     last = samples.to(memory_format=torch.channels_last)
     torch.testing.assert_close(augmented(augment, last), augmented(augment, samples))
 
@@ -119,7 +119,7 @@ def test_nothing_waits_for_the_device(name):
 @both
 def test_twice_differentiable_in_the_samples(name):
     augment = augmentation(name)
-    samples = pictures(4, 3, 2, 3, dtype=torch.float64).requires_grad_()
+    samples = images(4, 3, 2, 3, dtype=torch.float64).requires_grad_()
     assert gradcheck(lambda x: augmented(augment, x), samples)
     assert gradgradcheck(lambda x: augmented(augment, x).sin(), samples)
 
@@ -128,8 +128,8 @@ def test_twice_differentiable_in_the_samples(name):
 def test_a_gradient_penalty_on_augmented_samples(name):
     """Its gradient with respect to the discriminator's weights, by finite differences."""
     augment = augmentation(name)
-    samples = pictures(6, 1, 5, 4, dtype=torch.float64)
-    weights = pictures(1, 5, 4, dtype=torch.float64, seed=1).requires_grad_()
+    samples = images(6, 1, 5, 4, dtype=torch.float64)
+    weights = images(1, 5, 4, dtype=torch.float64, seed=1).requires_grad_()
 
     def penalty(weights):
         inputs = samples.clone().requires_grad_()
@@ -145,7 +145,7 @@ def test_a_gradient_penalty_on_augmented_samples(name):
 
 def test_diffaugment_colour_is_the_papers():
     """Recovered from pictures, its three numbers are in range, and its steps give the same."""
-    x = pictures(500, 3, 4, 5, dtype=torch.float64)
+    x = images(500, 3, 4, 5, dtype=torch.float64)
     grey, mean = x.mean(1, keepdim=True).expand_as(x), x.mean((1, 2, 3), keepdim=True)
     found = augmented(augmentation("diffaugment", policy=["color"]), x)
     terms = torch.stack([x, grey, torch.ones_like(x)], -1).flatten(1, 3)
@@ -167,7 +167,7 @@ def test_diffaugment_colour_is_the_papers():
 def test_diffaugment_moves_by_whole_pixels_and_fills_with_zeros(shape):
     height, width = shape[1:]
     most_y, most_x = round(height / 8), round(width / 8)
-    samples = pictures(200, *shape)
+    samples = images(200, *shape)
     framed = torch.nn.functional.pad(samples, [most_x, most_x, most_y, most_y])
     shifted = {
         (y, x): framed[:, :, y : y + height, x : x + width]
@@ -202,7 +202,7 @@ def test_diffaugment_cuts_a_box_out(height, width):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_at_p_zero_nothing_changes_bit_for_bit(shape, dtype):
-    samples = pictures(9, *shape).to(dtype)
+    samples = images(9, *shape).to(dtype)
     samples[0, 0, 0, 0], samples[1, 0, 0, 0], samples[2, 0, 0, 0] = -0.0, math.inf, math.nan
     bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
     found = augmented(augmentation("ada", initial_p=0.0), samples)
@@ -210,7 +210,7 @@ def test_at_p_zero_nothing_changes_bit_for_bit(shape, dtype):
 
 
 def test_flips_are_exact():
-    samples = pictures(64, 3, 5, 6)
+    samples = images(64, 3, 5, 6)
     found = augmented(ada("flip"), samples)
     same = (found == samples).flatten(1).all(1)
     flipped = (found == samples.flip(3)).flatten(1).all(1)
@@ -220,7 +220,7 @@ def test_flips_are_exact():
 
 @pytest.mark.parametrize("size", [1, 7, 8, 13])
 def test_quarter_turns_of_squares_are_exact(size):
-    samples = pictures(64, 3, size, size)
+    samples = images(64, 3, size, size)
     found = augmented(ada("quarter_turn"), samples)
     turned = torch.stack([(found == samples.rot90(k, (2, 3))).flatten(1).all(1) for k in range(4)])
     assert turned.any(0).all()
@@ -230,7 +230,7 @@ def test_quarter_turns_of_squares_are_exact(size):
 @pytest.mark.parametrize(("height", "width"), [(6, 10), (10, 6), (5, 8), (8, 5)])
 def test_quarter_turns_of_other_pictures_show_the_middle_turned(height, width):
     """Whole pixels in the right proportions: a square around the middle is turned in itself."""
-    samples = pictures(64, 1, height, width)
+    samples = images(64, 1, height, width)
     found = augmented(ada("quarter_turn"), samples)
     least = min(height, width) - 1
 
@@ -242,7 +242,7 @@ def test_quarter_turns_of_other_pictures_show_the_middle_turned(height, width):
         expected = [s.rot90(k, (2, 3)) for s in squares(samples)]
         matches = [(a == b).flatten(1).all(1) for a in squares(found) for b in expected]
         assert torch.stack(matches).any(0).sum() > 6
-    values = [set(picture.flatten().tolist()) for picture in samples]
+    values = [set(image.flatten().tolist()) for image in samples]
     assert all(set(f.flatten().tolist()) <= v for f, v in zip(found, values, strict=True)), (
         "a pixel was mixed"
     )
@@ -252,7 +252,7 @@ def test_quarter_turns_of_other_pictures_show_the_middle_turned(height, width):
 def test_translation_by_whole_pixels_is_exact_and_mirrors_the_edge(shape):
     height, width = shape[1:]
     most_y, most_x = round(height / 8), round(width / 8)
-    samples = pictures(300, *shape)
+    samples = images(300, *shape)
     rows = torch.cat([samples[:, :, :most_y].flip(2), samples, samples[:, :, -most_y:].flip(2)], 2)
     framed = torch.cat([rows[..., :most_x].flip(3), rows, rows[..., -most_x:].flip(3)], 3)
     found = augmented(ada("integer_translation"), samples)
@@ -271,7 +271,7 @@ def test_translation_by_whole_pixels_is_exact_and_mirrors_the_edge(shape):
 def test_resampling_is_bilinear_over_the_mirrored_picture(height, width, seed):
     """As scipy does it."""
     generator = torch.manual_seed(seed)
-    picture = torch.randn(1, 1, height, width, dtype=torch.float64, generator=generator)
+    image = torch.randn(1, 1, height, width, dtype=torch.float64, generator=generator)
     sources = torch.eye(3, dtype=torch.float64)[None].clone()
     sources[:, :2] += torch.randn(1, 2, 3, dtype=torch.float64, generator=generator)
     sources[:, :2, 2] *= 10
@@ -283,10 +283,10 @@ def test_resampling_is_bilinear_over_the_mirrored_picture(height, width, seed):
     places = sources[0] @ torch.stack([x, y, torch.ones_like(x)]).double().flatten(1)
     at = [places[1] + (height - 1) / 2, places[0] + (width - 1) / 2]
     expected = map_coordinates(
-        picture[0, 0].numpy(), torch.stack(at).numpy(), order=1, mode="reflect"
+        image[0, 0].numpy(), torch.stack(at).numpy(), order=1, mode="reflect"
     )
     torch.testing.assert_close(
-        resample(picture, sources).flatten(), torch.from_numpy(expected), atol=1e-9, rtol=1e-9
+        resample(image, sources).flatten(), torch.from_numpy(expected), atol=1e-9, rtol=1e-9
     )
 
 
@@ -351,7 +351,7 @@ def test_colour_strengths():
 
 
 def test_one_channel_has_the_luma_of_three_equal_ones():
-    samples = pictures(50, 1, 4, 4)
+    samples = images(50, 1, 4, 4)
     alone = augmented(ada("color"), samples)
     three = augmented(ada("color"), samples.expand(-1, 3, -1, -1))
     torch.testing.assert_close(three, alone.expand_as(three), atol=1e-5, rtol=1e-5)
@@ -411,7 +411,7 @@ def test_geometric_strengths():
 @pytest.mark.parametrize("p", [0.3, 0.8])
 def test_each_transformation_happens_with_its_probability(p):
     n = 1500
-    samples = pictures(1, 3, 16, 16).expand(n, -1, -1, -1)
+    samples = images(1, 3, 16, 16).expand(n, -1, -1, -1)
     seen = {"flip": p / 2, "quarter_turn": p * 3 / 4, "luma_flip": p / 2}
     seen |= dict.fromkeys(["pre_rotation", "post_rotation"], 1 - math.sqrt(1 - p))
     seen["integer_translation"] = p * 15 / 16  # 2 U rounds to 0 with probability 1/4
@@ -425,19 +425,19 @@ def test_each_transformation_happens_with_its_probability(p):
 
 def taught(means, start=0, num_samples=10, **options):
     """ADA after some steps' means of the sign of real logits."""
-    learner = augmentation("ada", **{"initial_p": 0.5, "adjust_samples": 1000, **options})
-    teach(learner, means, start, num_samples)
-    return learner
+    adaptive_state = augmentation("ada", **{"initial_p": 0.5, "adjust_samples": 1000, **options})
+    teach(adaptive_state, means, start, num_samples)
+    return adaptive_state
 
 
-def teach(learner, means, start=0, num_samples=10):
+def teach(adaptive_state, means, start=0, num_samples=10):
     for step, mean in enumerate(means, start):
         seen = {} if mean is None else {"augmentation/sign_real": torch.tensor(mean)}
-        learner.learn(seen, step, num_samples)
+        adaptive_state.learn(seen, step, num_samples)
 
 
-def p_of(learner):
-    return learner.tensors["p"].item()
+def p_of(adaptive_state):
+    return adaptive_state.tensors["p"].item()
 
 
 def test_p_rises_when_the_discriminator_is_too_sure_and_falls_when_not():
@@ -456,18 +456,18 @@ def test_p_goes_from_0_to_1_in_so_many_samples():
 
 @given(st.lists(st.floats(-1, 1), max_size=60), st.floats(0, 1), st.integers(1, 500))
 def test_p_stays_a_probability(means, initial_p, num_samples):
-    learner = taught(means, num_samples=num_samples, initial_p=initial_p, interval_steps=2)
-    assert 0 <= p_of(learner) <= 1
+    adaptive_state = taught(means, num_samples=num_samples, initial_p=initial_p, interval_steps=2)
+    assert 0 <= p_of(adaptive_state) <= 1
 
 
 @pytest.mark.parametrize("nothing", [math.nan, math.inf, -math.inf, None])
 def test_a_mean_that_is_not_finite_or_missing_counts_for_nothing(nothing):
     assert p_of(taught([0.7, nothing, 0.7, nothing])) == pytest.approx(0.54)
     assert p_of(taught([0.5, 0.5, 0.5, nothing])) == pytest.approx(0.46)
-    learner = taught([nothing] * 4)
-    assert p_of(learner) == 0.5
-    teach(learner, [0.7] * 4, start=4)
-    assert p_of(learner) == pytest.approx(0.54)
+    adaptive_state = taught([nothing] * 4)
+    assert p_of(adaptive_state) == 0.5
+    teach(adaptive_state, [0.7] * 4, start=4)
+    assert p_of(adaptive_state) == pytest.approx(0.54)
 
 
 def test_fixed_p_stays():
@@ -485,15 +485,15 @@ def test_a_run_cut_anywhere_goes_on_exactly(cut):
     teach(resumed, means[cut:], start=cut)
     for name, tensor in whole.tensors.items():
         assert torch.equal(held[name], tensor), "changed in place, and equal"
-    samples = pictures(8, 3, 8, 8)
+    samples = images(8, 3, 8, 8)
     assert torch.equal(augmented(resumed, samples), augmented(whole, samples))
 
 
 def test_it_reports_signs_and_p():
-    learner = augmentation("ada", initial_p=0.25)
-    seen = learner.observe(torch.tensor([-3.0, 0.0, 0.2]))
-    teach(learner, [0.9] * 4)
-    assert set(learner.tags) <= set(seen)
+    adaptive_state = augmentation("ada", initial_p=0.25)
+    seen = adaptive_state.observe(torch.tensor([-3.0, 0.0, 0.2]))
+    teach(adaptive_state, [0.9] * 4)
+    assert set(adaptive_state.tags) <= set(seen)
     assert seen["augmentation/sign_real"].tolist() == [-1, 0, 1]
     assert seen["augmentation/p"].tolist() == [0.25] * 3, "p as it was"
 

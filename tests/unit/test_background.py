@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from gatdist.background import Background
+from gatdist.common.background import Background
 from support import wait_until
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from gatdist.benchmarking.data import pictures, remote
+from gatdist.bench.data import images, remote
 from gatdist.cli import main
 from gatdist.config import DataConfig
 from gatdist.data import open_dataset
@@ -22,24 +22,24 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_made_up_pictures_are_many_and_always_the_same() -> None:
-    first = list(pictures.pictures(20, 64))
-    assert list(pictures.pictures(20, 64)) == first
+    first = list(images.images(20, 64))
+    assert list(images.images(20, 64)) == first
     assert len(set(first)) == 20
-    assert set(first).isdisjoint(pictures.pictures(20, 64, seed=1))
+    assert set(first).isdisjoint(images.images(20, 64, seed=1))
     assert simplejpeg.decode_jpeg(first[0]).shape == (64, 64, 3)
 
 
 def test_made_up_pictures_compress_as_photographs_do() -> None:
-    sizes = [len(content) for content in pictures.pictures(10, 256)]
+    sizes = [len(content) for content in images.images(10, 256)]
     assert 20_000 < np.mean(sizes) < 45_000
 
 
 def test_they_are_written_once() -> None:
-    folder = pictures.folder(12, 64, 3)
+    folder = images.folder(12, 64, 3)
     dataset = open_dataset(DataConfig(url=str(folder)))
     assert (dataset.num_samples, dataset.num_shards) == (12, 3)
     before = (folder / "manifest.json").stat().st_mtime_ns
-    assert pictures.folder(12, 64, 3) == folder
+    assert images.folder(12, 64, 3) == folder
     assert (folder / "manifest.json").stat().st_mtime_ns == before
 
 
@@ -60,7 +60,7 @@ def test_bench_data(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--case", "gatdits"], "--case = 'gatdits'"),
         (["--rounds", "0"], "--rounds = 0"),
@@ -68,10 +68,10 @@ def test_bench_data(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_options_that_make_no_sense(
-    options: list[str], told: str, capsys: pytest.CaptureFixture[str]
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["bench", "data", *options]) == 2
-    assert f"gatdist: {told}: " in capsys.readouterr().err
+    assert f"gatdist: {message}: " in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -103,6 +103,6 @@ def test_bench_storage(
 def test_bench_storage_at_a_url(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     url = str(tmp_path / "there")
     assert main(["bench", "storage", "--url", url, "--num", "128", "--rounds", "1"]) == 0
-    told = capsys.readouterr().out
-    assert "16 ranges" in told
-    assert "4 ranks" in told
+    message = capsys.readouterr().out
+    assert "16 ranges" in message
+    assert "4 ranks" in message

@@ -11,16 +11,16 @@ import pytest
 import torch
 from PIL import Image
 
-from gatdist.benchmarking.case import SIZES, Size
-from gatdist.benchmarking.ours import RULES, Ours
-from gatdist.benchmarking.processes import together
-from gatdist.benchmarking.scaling.measure import measure, plan
-from gatdist.benchmarking.scaling.plot import draw
-from gatdist.benchmarking.scaling.table import table
-from gatdist.benchmarking.scaling.traffic import reduced_bytes, ring_bytes, sent_by_interface
+from gatdist.bench.case import SIZES, Size
+from gatdist.bench.gatdist_case import RULES, GatdistCase
+from gatdist.bench.processes import together
+from gatdist.bench.scaling.measure import measure, plan
+from gatdist.bench.scaling.plot import draw
+from gatdist.bench.scaling.table import table
+from gatdist.bench.scaling.traffic import reduced_bytes, ring_bytes, sent_by_interface
 from gatdist.cli import main
 from gatdist.cli.scaling import write
-from gatdist.errors import ConfigError
+from gatdist.common.errors import ConfigError
 from gatdist.storage import Store
 from support import refused, spawn
 
@@ -34,7 +34,7 @@ def tiny(monkeypatch):
 
 def processes(world_size, function, *args):
     """A launcher of processes on this machine."""
-    return together(world_size, function, "", *args, tell=lambda text: None), 0.5
+    return together(world_size, function, "", *args, report=lambda text: None), 0.5
 
 
 def gradient_bytes(case):
@@ -54,7 +54,7 @@ def test_points_hold_what_the_contract_says(tiny):
         ("weak", 1, 4),
         ("weak", 2, 8),
     ]
-    sent = gradient_bytes(Ours(TINY, RULES["alternating"]))  # 2 (p − 1) / p is 1
+    sent = gradient_bytes(GatdistCase(TINY, RULES["alternating"]))  # 2 (p − 1) / p is 1
     for point in found["points"]:
         assert point["samples_per_s"] == pytest.approx(point["global_batch"] / point["step_s"])
         ratio = point["samples_per_s"] / point["limit_samples_per_s"]
@@ -141,15 +141,15 @@ def test_the_ring_sends_twice_all_but_ones_share():
 
 
 def test_reduced_bytes_follow_the_rule_and_the_type():
-    case = Ours(TINY, RULES["alternating"])
+    case = GatdistCase(TINY, RULES["alternating"])
     once = gradient_bytes(case)
     assert reduced_bytes(case) == once
     assert reduced_bytes(case) == once  # the count leaves the case as it was
-    assert reduced_bytes(Ours(TINY, RULES["one_stage"])) == once
-    assert reduced_bytes(Ours(TINY, RULES["extragradient"])) == 2 * once
-    assert reduced_bytes(Ours(TINY, RULES["canonical"])) == once
+    assert reduced_bytes(GatdistCase(TINY, RULES["one_stage"])) == once
+    assert reduced_bytes(GatdistCase(TINY, RULES["extragradient"])) == 2 * once
+    assert reduced_bytes(GatdistCase(TINY, RULES["canonical"])) == once
     half = RULES["alternating"] | {"precision": {"reduce_dtype": "bfloat16"}}
-    assert reduced_bytes(Ours(TINY, half)) == once / 2
+    assert reduced_bytes(GatdistCase(TINY, half)) == once / 2
 
 
 def _loopback_bytes(comm, num_bytes):
@@ -174,7 +174,7 @@ def test_no_interface_counts_nothing():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--workers", "0"], "--workers = '0'"),
         (["--workers", "1,-2"], "--workers = '1,-2'"),
@@ -193,10 +193,10 @@ def test_no_interface_counts_nothing():
         (["--workers", "1", "--address", "127.0.0.1:1"], "cluster.address = '127.0.0.1:1'"),
     ],
 )
-def test_what_makes_no_sense_is_refused_before_anything_is_started(arguments, told, capsys):
+def test_what_makes_no_sense_is_refused_before_anything_is_started(arguments, message, capsys):
     assert main(["bench", "scaling", *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"gatdist: {told}: ")
+    assert line.startswith(f"gatdist: {message}: ")
 
 
 def test_strong_scaling_names_counts_and_batches_that_do(capsys):
@@ -249,9 +249,9 @@ def test_the_plot_is_a_picture_in_both_formats(counts):
     files = draw(found)
     assert files.keys() == {"scaling.svg", "scaling.png"}
     assert ElementTree.fromstring(files["scaling.svg"]).tag == "{http://www.w3.org/2000/svg}svg"
-    with Image.open(io.BytesIO(files["scaling.png"])) as picture:
-        assert picture.width > picture.height > 500
-        assert len(picture.convert("RGB").getcolors(10**6)) > 10  # something is drawn
+    with Image.open(io.BytesIO(files["scaling.png"])) as image:
+        assert image.width > image.height > 500
+        assert len(image.convert("RGB").getcolors(10**6)) > 10  # something is drawn
     assert draw(found) == files  # the same numbers, the same bytes
 
 
@@ -271,7 +271,7 @@ def test_without_matplotlib_the_numbers_are_written_and_that_is_told(tmp_path, m
 
 
 def test_measuring_needs_no_ray():
-    code = "import sys, gatdist.benchmarking.scaling.measure; print(*sys.modules)"
+    code = "import sys, gatdist.bench.scaling.measure; print(*sys.modules)"
     finished = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True
     )

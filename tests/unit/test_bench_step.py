@@ -10,21 +10,21 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from gatdist.benchmarking import case as case_module
-from gatdist.benchmarking import step as step_module
-from gatdist.benchmarking.bare import Bare, BareReusing
-from gatdist.benchmarking.case import BFLOAT16, FAMILY_SIZES, SIZES, Case, Size
-from gatdist.benchmarking.memory import measure_memory
-from gatdist.benchmarking.ours import RULES, Ours
-from gatdist.benchmarking.peers import PEERS
-from gatdist.benchmarking.processes import together
-from gatdist.benchmarking.rounds import compare, interleave, settled, steps_in_a_turn
-from gatdist.benchmarking.step import CASES, measure
-from gatdist.benchmarking.straightforward import straightforward_networks
-from gatdist.benchmarking.table import table
-from gatdist.benchmarking.two_processes import TWO_PROCESSES, Plain
+from gatdist.bench import case as case_module
+from gatdist.bench import step as step_module
+from gatdist.bench.bare import Bare, BareReusing
+from gatdist.bench.case import BFLOAT16, FAMILY_SIZES, SIZES, Case, Size
+from gatdist.bench.gatdist_case import RULES, GatdistCase
+from gatdist.bench.memory import measure_memory
+from gatdist.bench.peers import PEERS
+from gatdist.bench.processes import together
+from gatdist.bench.reference import reference_networks
+from gatdist.bench.rounds import compare, interleave, settled, steps_in_a_turn
+from gatdist.bench.step import CASES, measure
+from gatdist.bench.table import table
+from gatdist.bench.two_processes import TWO_PROCESSES, Plain
 from gatdist.cli import main
-from gatdist.errors import ConfigError, GatdistError, WorkerLostError
+from gatdist.common.errors import ConfigError, GatdistError, WorkerLostError
 from gatdist.models import build_networks
 from gatdist.parallel import draws
 from support import refused
@@ -56,12 +56,12 @@ def tiny(monkeypatch):
 
 
 @pytest.mark.parametrize("size", FAMILY_SIZES, ids=lambda size: size.name)
-def test_a_straightforward_network_is_the_same_function(size):
+def test_a_reference_network_is_the_same_function(size):
     config = size.config({"model": dict(size.model) | {"spectral_norm": []}})
     torch.manual_seed(0)
     ours = build_networks(config, size.shape, 0)
     torch.manual_seed(0)
-    theirs = straightforward_networks(config, size.shape)
+    theirs = reference_networks(config, size.shape)
     real, latents = size.real(config)[:2], torch.randn(2, config.model.latent_size)
     for mine, other, x in zip(ours, theirs, (latents, real), strict=True):
         noise = ()
@@ -77,15 +77,15 @@ def test_a_straightforward_network_is_the_same_function(size):
 
 @pytest.mark.parametrize("size", FAMILY_SIZES, ids=lambda size: size.name)
 def test_families_take_steps(size):
-    for case in (Bare(size), Ours(size, RULES["alternating_kept"])):
+    for case in (Bare(size), GatdistCase(size, RULES["alternating_kept"])):
         case.run(1)
         for network in (case.generator, case.discriminator):
             assert all(p.isfinite().all() for p in network.parameters())
 
 
-def test_a_straightforward_network_has_torchs_spectral_norm():
+def test_a_reference_network_has_torchs_spectral_norm():
     size = next(size for size in FAMILY_SIZES if size.name == "sngan32")
-    _, theirs = straightforward_networks(size.config({}), size.shape)
+    _, theirs = reference_networks(size.config({}), size.shape)
     weights = [name for name, _ in theirs.named_parameters() if "weight" in name]
     assert all("parametrizations" in name for name in weights)
     assert any(type(m).__name__ == "_SpectralNorm" for m in theirs.modules())
@@ -106,7 +106,7 @@ def test_a_straightforward_network_has_torchs_spectral_norm():
 )
 def test_everyone_ends_where_gatdists_alternating_step_ends(build, monkeypatch):
     monkeypatch.setattr(case_module, "LEARNING_RATE", 1e-3)
-    ours, theirs = Ours(TINY, RULES["alternating"]), build(TINY)
+    ours, theirs = GatdistCase(TINY, RULES["alternating"]), build(TINY)
     start = {name: p.clone() for name, p in theirs.generator.named_parameters()}
     drawn = [
         draws.normal(0, "latents", torch.arange(4) + 4 * step, (64,), torch.float32)
@@ -128,7 +128,7 @@ def test_everyone_ends_where_gatdists_alternating_step_ends(build, monkeypatch):
 
 @pytest.mark.parametrize("name", RULES)
 def test_gatdists_cases_take_real_steps(name):
-    case = Ours(TINY, RULES[name])
+    case = GatdistCase(TINY, RULES[name])
     before = torch.cat([p.detach().flatten().clone() for p in case.generator.parameters()])
     assert case.run(2) > 0
     assert case.state.samples_seen == 3 * TINY.batch
@@ -149,15 +149,15 @@ def test_the_bare_loop_does_bfloat16_too():
 
 
 def test_all_have_a_turn_each_round_in_changing_order_and_the_first_round_is_dropped():
-    order, told = [], []
+    order, message = [], []
 
     def turn(name):
         order.append(name)
         return float(len(order))
 
     with settled():
-        seconds = interleave("abc", 4, turn, told.append)
-    assert told[1:] == [f"round {n} of 4" for n in range(1, 5)]
+        seconds = interleave("abc", 4, turn, message.append)
+    assert message[1:] == [f"round {n} of 4" for n in range(1, 5)]
     rounds = [order[i : i + 3] for i in range(0, 15, 3)]
     assert all(sorted(names) == ["a", "b", "c"] for names in rounds)
     assert len({tuple(names) for names in rounds}) > 1
@@ -229,7 +229,7 @@ def test_what_is_not_installed_is_skipped_and_named(tiny, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--size", "dcgan64w4"], "--size = 'dcgan64w4'"),
         (["--case", "one_stag"], "--case = 'one_stag'"),
@@ -238,9 +238,9 @@ def test_what_is_not_installed_is_skipped_and_named(tiny, monkeypatch, capsys):
         (["--threads", "-1"], "--threads = -1"),
     ],
 )
-def test_what_makes_no_sense_is_refused_before_anything_is_measured(arguments, told, capsys):
+def test_what_makes_no_sense_is_refused_before_anything_is_measured(arguments, message, capsys):
     assert main(["bench", "step", *arguments]) == 2
-    assert f"gatdist: {told}: " in capsys.readouterr().err
+    assert f"gatdist: {message}: " in capsys.readouterr().err
 
 
 def row(name, ratio, **more):
@@ -283,7 +283,7 @@ def test_the_table_is_aligned():
 
 
 def test_measuring_needs_neither_ray_nor_storage_nor_tensorboard():
-    code = "import sys, gatdist.benchmarking.step; print(*sys.modules)"
+    code = "import sys, gatdist.bench.step; print(*sys.modules)"
     finished = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True
     )
@@ -296,14 +296,14 @@ def test_measuring_needs_neither_ray_nor_storage_nor_tensorboard():
 
 
 def test_two_processes_are_compared_with_plain_ddp_and_with_two_that_do_not_communicate(tiny):
-    told = []
+    message = []
     found = measure(
         ["tiny"],
         ["canonical"],
         rounds=1,
         two_processes=True,
         turn_s=0.0,
-        tell=told.append,
+        report=message.append,
     )
     names = ["ddp", "alternating", "canonical"]
     assert [row["name"] for row in found["two_processes"]] == names
@@ -314,14 +314,14 @@ def test_two_processes_are_compared_with_plain_ddp_and_with_two_that_do_not_comm
         assert row["ratio_to_limit"] > 0
         assert ("ratio_to_fast" in row) == (row["name"] == "canonical")
     assert found["two_processes"][0]["ratio_to_ddp"] == 1
-    assert any("round 1 of 1" in one for one in told)
+    assert any("round 1 of 1" in one for one in message)
 
 
-def raise_something(comm, tell):
+def raise_something(comm, report):
     raise ValueError("something")
 
 
-def die(comm, tell):
+def die(comm, report):
     os._exit(3)
 
 
@@ -334,7 +334,7 @@ def die(comm, tell):
 )
 def test_a_process_that_fails_is_told_and_none_is_left(function, error, fact):
     with pytest.raises(error) as caught:
-        together(1, function, tell=lambda text: None)
+        together(1, function, report=lambda text: None)
     assert fact in str(caught.value)
 
 

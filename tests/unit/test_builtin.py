@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from gatdist.common.errors import DataError, UserError
 from gatdist.config import DataConfig, load_config
 from gatdist.data import SampleOrder, open_dataset
-from gatdist.errors import DataError, UserError
 from support import refused
 
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gatdist.errors import CheckpointError, StaleAttemptError, TrainingError
+from gatdist.common.errors import CheckpointError, StaleAttemptError, TrainingError
 from gatdist.runs import Checkpoints, Retention, RunDirectory, read_checkpoint
 from gatdist.runs.checkpoints import Name
 from gatdist.storage import Store
@@ -109,11 +109,11 @@ def test_a_damaged_newest_falls_back_loudly(store, three, damage):
     else:
         name = f"{folder_of(store, 3)}/MANIFEST.json"
         store.publish(name, store.read(name)[:-9])
-    told = []
-    found = Checkpoints(store, on_damaged=told.append).newest()
+    message = []
+    found = Checkpoints(store, on_damaged=message.append).newest()
     assert found.state == {"samples_seen": 2}
-    assert len(told) == 1
-    assert name in told[0]
+    assert len(message) == 1
+    assert name in message[0]
 
 
 def test_when_all_are_damaged_nothing_starts_afresh(store, three):

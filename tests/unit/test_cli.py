@@ -11,7 +11,7 @@ from PIL import Image
 
 import gatdist
 from gatdist.cli import main
-from gatdist.errors import StorageError
+from gatdist.common.errors import StorageError
 from gatdist.storage import Store
 from support import HANG_S, end_group, start_gatdist, wait_until
 
@@ -128,14 +128,14 @@ def test_sample_writes_the_same_file_for_the_same_number_and_seed(run_dir, tmp_p
     }
     assert contents["a"] == contents["b"]
     assert contents["a"] != contents["c"]
-    with Image.open(tmp_path / "a" / "000000.png") as picture:
-        assert picture.size == (8, 8)
+    with Image.open(tmp_path / "a" / "000000.png") as image:
+        assert image.size == (8, 8)
     assert (
         main(["sample", str(run_dir), "--num", "9", "--out", str(tmp_path / "g.png"), "--grid"])
         == 0
     )
-    with Image.open(tmp_path / "g.png") as picture:
-        assert picture.size[1] > 3 * 8
+    with Image.open(tmp_path / "g.png") as image:
+        assert image.size[1] > 3 * 8
 
 
 def test_json_prints_exactly_one_document(run_dir, tmp_path, capsys):
@@ -161,9 +161,9 @@ def test_dry_run_tells_what_would_be_done_and_writes_nothing(tmp_path, run_dir, 
     held = sum(p.stat().st_size for p in checkpoint_of(run_dir, 96).glob("*.safetensors"))
     assert found["checkpoint_bytes"] == pytest.approx(held, rel=0.15)
     assert train(run_dir, "--dry-run") == 0
-    told = capsys.readouterr().out
+    message = capsys.readouterr().out
     for fact in ("0 steps", "sample 96", "run.global_batch = 8"):
-        assert fact in told
+        assert fact in message
 
 
 def test_texts_need_networks_for_texts(tmp_path, capsys):
@@ -176,7 +176,7 @@ def test_texts_need_networks_for_texts(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         (["run.totl_samples=5"], "run.totl_samples"),
         (["game.loss=nonsaturatin"], "game.loss = 'nonsaturatin'"),
@@ -197,10 +197,10 @@ def test_texts_need_networks_for_texts(tmp_path, capsys):
         (['model.discriminator={name="mlp"}'], "model"),
     ],
 )
-def test_bad_settings_are_told_in_one_message_with_status_2(settings, told, tmp_path, capsys):
+def test_bad_settings_are_told_in_one_message_with_status_2(settings, message, tmp_path, capsys):
     assert train(tmp_path / "run", settings=settings) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"gatdist: {told}: ")
+    assert error.startswith(f"gatdist: {message}: ")
     assert "Traceback" not in error
 
 

@@ -16,9 +16,8 @@ from gatdist.cluster.sizing import (
     room_for,
     size_to_launch,
 )
-from gatdist.cluster.watch import Pulse, lateness
-from gatdist.config import load_config
-from gatdist.errors import (
+from gatdist.cluster.watch import Heartbeat, straggler_report
+from gatdist.common.errors import (
     ClusterError,
     ConfigError,
     DataError,
@@ -28,6 +27,7 @@ from gatdist.errors import (
     rebuilt,
     summary,
 )
+from gatdist.config import load_config
 from support import refused
 
 LOST = WorkerLostError("gone")
@@ -127,18 +127,24 @@ def test_storage_that_is_down_is_tried_again():
     assert isinstance(rebuilt("DataError", "x"), DataError)
 
 
-def pulse(rank, *, phase="generator", moves=10, silent=0.2, still=0.2, waits=None, lengthy=False):
+def heartbeat(
+    rank, *, phase="generator", moves=10, silent=0.2, still=0.2, waits=None, lengthy=False
+):
     about = (rank, f"w{rank}", "n", "a", 100 + rank, phase, 3, moves)
-    return Pulse(*about, silent, still, waits, lengthy)
+    return Heartbeat(*about, silent, still, waits, lengthy)
 
 
 def test_workers_on_the_move_are_not_late():
-    assert lateness([pulse(0), pulse(1, still=60)], 5) is None  # the other one moves
-    assert lateness([], 5) is None
+    assert (
+        straggler_report([heartbeat(0), heartbeat(1, still=60)], 5) is None
+    )  # the other one moves
+    assert straggler_report([], 5) is None
 
 
 def test_a_silent_worker_is_late():
-    late = lateness([pulse(0, still=9), pulse(1, silent=8, still=9, phase="data")], 5)
+    late = straggler_report(
+        [heartbeat(0, still=9), heartbeat(1, silent=8, still=9, phase="data")], 5
+    )
     assert [one.rank for one in late.workers] == [1]
     assert late.for_s == 8
     for fact in ("worker 1 on w1 (process 101)", "8 s", "'data'", "step 3"):
@@ -146,15 +152,19 @@ def test_a_silent_worker_is_late():
 
 
 def test_the_one_that_is_behind_is_late():
-    late = lateness([pulse(0, still=9), pulse(1, moves=9, phase="data", still=9.5)], 5)
+    late = straggler_report(
+        [heartbeat(0, still=9), heartbeat(1, moves=9, phase="data", still=9.5)], 5
+    )
     assert [one.rank for one in late.workers] == [1]
     assert "9 s" in late.message
 
 
 def test_in_one_phase_the_one_that_does_not_wait_is_late():
-    late = lateness([pulse(0, still=9, waits=True), pulse(1, still=9, waits=False)], 5)
+    late = straggler_report(
+        [heartbeat(0, still=9, waits=True), heartbeat(1, still=9, waits=False)], 5
+    )
     assert [one.rank for one in late.workers] == [1]
-    unknown = lateness([pulse(0, still=9), pulse(1, still=9)], 5)
+    unknown = straggler_report([heartbeat(0, still=9), heartbeat(1, still=9)], 5)
     assert [one.rank for one in unknown.workers] == [0, 1]
 
 
@@ -169,18 +179,21 @@ def test_what_a_launch_held_is_waited_for_but_not_for_long():
 
 @given(st.floats(6, 600), st.integers(0, 3), st.integers(1, 4))
 def test_a_long_phase_of_one_worker_is_no_hang_of_those_that_wait(still, busy, workers):
-    pulses = [pulse(i, still=0.3 if i == busy else still) for i in range(workers)]
-    assert (lateness(pulses, 5) is None) == (busy < workers)
+    heartbeats = [heartbeat(i, still=0.3 if i == busy else still) for i in range(workers)]
+    assert (straggler_report(heartbeats, 5) is None) == (busy < workers)
 
 
 @pytest.mark.parametrize("phase", ["start", "generator", "profile", "commit"])
 def test_a_long_start_or_compile_has_a_limit_of_its_own(phase):
-    waiting = pulse(1, still=300, waits=True)
-    assert lateness([pulse(0, phase=phase, still=300, lengthy=True), waiting], 5, 600) is None
-    late = lateness([pulse(0, phase=phase, still=650, lengthy=True), waiting], 5, 600)
+    waiting = heartbeat(1, still=300, waits=True)
+    assert (
+        straggler_report([heartbeat(0, phase=phase, still=300, lengthy=True), waiting], 5, 600)
+        is None
+    )
+    late = straggler_report([heartbeat(0, phase=phase, still=650, lengthy=True), waiting], 5, 600)
     assert late is not None
     assert late.for_s == 50
-    silent = lateness([pulse(0, silent=9, lengthy=True), waiting], 5, 600)
+    silent = straggler_report([heartbeat(0, silent=9, lengthy=True), waiting], 5, 600)
     assert [one.rank for one in silent.workers] == [0], "a process that is stopped is no long phase"
 
 

@@ -16,7 +16,7 @@ from hypothesis.extra.numpy import arrays
 
 from gatdist.data.codecs import (
     CodecError,
-    decode_sound,
+    decode_audio,
     decode_text,
     decode_tokens,
     encode_array,
@@ -43,7 +43,7 @@ def saved(array: Any) -> bytes:
 @given(arrays(np.int16, st.tuples(st.integers(1, 3), st.integers(1, 60))))
 def test_wav_comes_back_and_is_what_python_s_own_reader_reads(levels: np.ndarray) -> None:
     content = encode_wav(np.float32(levels) / 32768, RATE)
-    assert (decode_sound(content, levels.shape, RATE) * 32768 == levels).all()
+    assert (decode_audio(content, levels.shape, RATE) * 32768 == levels).all()
     with wave.open(io.BytesIO(content)) as file:
         assert (file.getnchannels(), file.getframerate()) == (len(levels), RATE)
         assert file.readframes(60) == levels.T.astype("<i2").tobytes()
@@ -68,20 +68,20 @@ def test_wav_comes_back_and_is_what_python_s_own_reader_reads(levels: np.ndarray
     ],
 )
 def test_every_kind_of_file_within_its_precision(kind: str, subtype: str, error: float) -> None:
-    clip = decode_sound(written(kind, subtype=subtype), (2, 800), RATE)
+    clip = decode_audio(written(kind, subtype=subtype), (2, 800), RATE)
     assert np.abs(clip - SINE)[:, 200:].max() <= error
 
 
 def test_channels_become_one_by_their_mean_and_more_by_copies() -> None:
-    mono = decode_sound(written("WAV", subtype="FLOAT"), (1, 800), RATE)
+    mono = decode_audio(written("WAV", subtype="FLOAT"), (1, 800), RATE)
     assert np.allclose(mono[0], SINE.mean(axis=0), atol=1e-7)
-    copies = decode_sound(written("WAV", SINE[:1], subtype="FLOAT"), (2, 800), RATE)
+    copies = decode_audio(written("WAV", SINE[:1], subtype="FLOAT"), (2, 800), RATE)
     assert (copies == SINE[0]).all()
 
 
 @given(st.integers(1, 800))
 def test_a_longer_sound_is_cut(length: int) -> None:
-    clip = decode_sound(written("WAV", subtype="FLOAT"), (2, length), RATE)
+    clip = decode_audio(written("WAV", subtype="FLOAT"), (2, length), RATE)
     assert (clip == SINE[:, :length]).all()
 
 
@@ -103,7 +103,7 @@ def test_what_is_no_such_sound_is_refused(
     content: bytes, shape: tuple[int, int], rate: int, fact: str
 ) -> None:
     with pytest.raises(CodecError) as caught:
-        decode_sound(content, shape, rate)
+        decode_audio(content, shape, rate)
     assert fact in str(caught.value)
 
 
@@ -113,7 +113,7 @@ def test_a_wav_file_that_tells_more_than_it_has_is_refused() -> None:
     data = content.index(b"data")
     content[data + 4 : data + 8] = struct.pack("<I", 2**32 - 64)
     with pytest.raises(CodecError):
-        decode_sound(bytes(content[: data + 100]), (1, 800), RATE)
+        decode_audio(bytes(content[: data + 100]), (1, 800), RATE)
 
 
 @given(st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1))

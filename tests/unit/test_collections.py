@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 import gatdist
-from gatdist.errors import DataError
+from gatdist.common.errors import DataError
 from gatdist.storage import Store
-from packing import pack, picture, samples, write
+from packing import image, pack, samples, write
 from support import refused
 
-JPEGS = [picture(i, kind="JPEG") for i in range(6)]
+JPEGS = [image(i, kind="JPEG") for i in range(6)]
 PHOTOS = {f"{'cats' if i % 2 else 'dogs'}/IMG_{i}.jpg": data for i, data in enumerate(JPEGS)}
 # Each a collection's own files, all of which are passed over with a reason.
 SYSTEM: dict[str, dict[str, bytes]] = {
@@ -92,7 +92,7 @@ def test_system_files_of_a_collection_are_passed_over_with_a_reason(
 ) -> None:
     url = source(tmp_path, kind, PHOTOS | SYSTEM[system])
     outcome = gatdist.pack(url, str(tmp_path / "out"), workers=1, strict=True)
-    assert (outcome["samples"], outcome["num_classes"], outcome["left_out"]) == (6, 2, 0)
+    assert (outcome["samples"], outcome["num_classes"], outcome["skipped"]) == (6, 2, 0)
     assert outcome["ignored"] == len(SYSTEM[system])
     found = {name.removeprefix("./") for name in report(tmp_path / "out")}
     assert found == SYSTEM[system].keys()
@@ -128,7 +128,7 @@ def test_broken_links_and_loops_in_a_folder(tmp_path: Path) -> None:
     (folder / "cats" / "self.jpg").symlink_to("self.jpg")
     os.link(folder / "cats" / "IMG_1.jpg", folder / "cats" / "IMG_1.JPG")
     outcome = pack(folder, tmp_path / "out")
-    assert (outcome["samples"], outcome["num_classes"], outcome["left_out"]) == (7, 2, 2)
+    assert (outcome["samples"], outcome["num_classes"], outcome["skipped"]) == (7, 2, 2)
     assert report(tmp_path / "out").keys() == {"cats/gone.jpg", "cats/self.jpg"}
 
 
@@ -146,16 +146,16 @@ def tar(path: Path, files: list[tuple[str, bytes]], form: int = tarfile.PAX_FORM
 
 
 CLS = [(f"{i}.cls", b"%d" % (i % 2)) for i in range(6)]
-PICTURES = [(f"{i}.jpg", data) for i, data in enumerate(JPEGS)]
+IMAGES = [(f"{i}.jpg", data) for i, data in enumerate(JPEGS)]
 
 
 def test_a_tar_whose_labels_all_stand_first_can_be_packed_only(tmp_path: Path) -> None:
-    path = tar(tmp_path / "data" / "a.tar", CLS + PICTURES)
+    path = tar(tmp_path / "data" / "a.tar", CLS + IMAGES)
     with refused(DataError, "data"):
         gatdist.index(str(tmp_path / "data"), workers=1)
     outcome = pack(path, tmp_path / "out")  # which reads in any order
     assert (outcome["kind"], outcome["samples"]) == ("webdataset", 6)
-    assert (outcome["num_classes"], outcome["left_out"]) == (2, 0)
+    assert (outcome["num_classes"], outcome["skipped"]) == (2, 0)
 
 
 def test_a_tar_of_many_samples_whose_labels_stand_first_is_not_indexed(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_a_tar_of_many_samples_whose_labels_stand_first_is_not_indexed(tmp_path:
 
 @pytest.mark.parametrize("run", ["index", "pack"])
 def test_tars_inside_a_tar_are_refused(tmp_path: Path, run: str) -> None:
-    inner = tar(tmp_path / "inner.tar", PICTURES).read_bytes()
+    inner = tar(tmp_path / "inner.tar", IMAGES).read_bytes()
     path = tar(tmp_path / "data" / "a.tar", [(f"{i}.tar", inner) for i in range(2)])
     runs = {
         "pack": lambda: pack(path, tmp_path / "out"),
@@ -181,7 +181,7 @@ def test_tars_inside_a_tar_are_refused(tmp_path: Path, run: str) -> None:
 
 @pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE])
 def test_a_link_in_a_tar_is_named(tmp_path: Path, kind: bytes) -> None:
-    path = tar(tmp_path / "data" / "a.tar", PICTURES)
+    path = tar(tmp_path / "data" / "a.tar", IMAGES)
     with tarfile.open(path, "a") as archive:
         info = tarfile.TarInfo("link.jpg")
         info.type, info.linkname = kind, "0.jpg"

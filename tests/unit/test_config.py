@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from gatdist.common.errors import ConfigError, PluginError, nearest
 from gatdist.config import (
     cache_folder,
     env_values,
@@ -16,12 +17,10 @@ from gatdist.config import (
     flatten,
     import_plugins,
     load_config,
-    nearest,
     parse_config,
     preset_names,
     require_unchanged,
 )
-from gatdist.errors import ConfigError, PluginError
 from support import refused
 
 MINIMAL = """

@@ -110,7 +110,7 @@ class Terminal:
 
 
 def test_plain_lines_have_one_line_a_tick_and_no_control_characters():
-    lines = plain(("start", START), *[("tick", tick(4096 * i)) for i in (1, 2, 3)])
+    lines = plain(("start", START), *[("log", tick(4096 * i)) for i in (1, 2, 3)])
     for fact in ("builtin:digits", "1,797", "12 shards", "2 workers", "cpu", "s3://bucket/digits"):
         assert fact in lines[0]
     assert "generator 412,345, discriminator 398,765" in lines[1]
@@ -131,10 +131,10 @@ def test_metrics_stay_in_the_line_of_progress():
     evaluation = {"samples_seen": 8192, "metrics": METRICS, "seconds": 3.14}
     lines = plain(
         ("start", START),
-        ("tick", tick(4096)),
+        ("log", tick(4096)),
         ("evaluation", evaluation),
-        ("tick", tick(8192)),
-        ("tick", tick(12_288, **{"metric/kid": 0.5})),
+        ("log", tick(8192)),
+        ("log", tick(12_288, **{"metric/kid": 0.5})),
     )
     for fact in ("8,192", "3.1 s", "fid 2.10 (1.10 x", "kid 0.0008", "7.0%"):
         assert fact in lines[3]
@@ -186,16 +186,16 @@ def test_notes_warnings_and_checkpoints_are_lines_of_their_own():
 
 def test_values_that_are_no_numbers_do_not_stop_the_show():
     bad = {"loss/generator": None, "loss/discriminator": float("nan"), "metric/fid": float("inf")}
-    [line] = plain(("tick", tick(4096, **bad)))
+    [line] = plain(("log", tick(4096, **bad)))
     assert "G n/a" in line
     assert "D n/a" in line
     assert line.endswith("fid n/a")
-    assert len(plain(("tick", {"samples_seen": 4096}))) == 1
+    assert len(plain(("log", {"samples_seen": 4096}))) == 1
 
 
 @pytest.mark.parametrize("columns", [12, 30, 60, 80, 120, 250])
 def test_a_terminal_shows_one_line_that_is_rewritten_and_always_fits(columns):
-    ticks = [("tick", tick(48_000 * i, **{"metric/fid": 12.3})) for i in (1, 2, 3, 4)]
+    ticks = [("log", tick(48_000 * i, **{"metric/fid": 12.3})) for i in (1, 2, 3, 4)]
     frames = Terminal(columns).show(("start", START), *ticks)
     for frame in frames:
         assert len(frame) == len(frames[0])  # no line was added
@@ -213,10 +213,10 @@ def test_a_terminal_shows_one_line_that_is_rewritten_and_always_fits(columns):
 def test_what_is_said_stands_above_the_line_of_progress():
     frames = Terminal(100).show(
         ("start", START),
-        ("tick", tick(48_000)),
+        ("log", tick(48_000)),
         ("alarm", ALARM),
         ("checkpoint", {"samples_seen": 48_000}),
-        ("tick", tick(96_000)),
+        ("log", tick(96_000)),
         ("done", DONE),
     )
     assert frames[2][-2].startswith(f"! {ALARM['message']} ")
@@ -256,7 +256,7 @@ def test_a_terminal_without_unicode_gets_none():
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")  # would raise
     console = Console(stream, is_terminal=True)
     console.event("start", START)
-    console.event("tick", tick(96_000))
+    console.event("log", tick(96_000))
     console.close()
     stream.seek(0)
     assert "####" in stream.read()

@@ -20,19 +20,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gatdist
+from gatdist.common.errors import DataError
 from gatdist.config import DataConfig
 from gatdist.data import open_dataset
 from gatdist.data.codecs import (
     CodecError,
-    decode_sound,
+    decode_audio,
     encode_array,
     encode_png,
+    read_audio,
+    read_audio_header,
     read_npy,
-    read_sound,
-    read_sound_header,
 )
 from gatdist.data.format.tars import TarDamagedError, Walk
-from gatdist.errors import DataError
 from packing import pack, samples
 from support import refused
 
@@ -88,10 +88,10 @@ def test_concatenated_tars_are_read_to_the_end(tmp_path: Path, content: bytes) -
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "c.tar").write_bytes(content)
     packed = pack(tmp_path / "data" / "c.tar", tmp_path / "out")
-    assert (packed["samples"], packed["left_out"], packed["num_classes"]) == (12, 0, 3)
+    assert (packed["samples"], packed["skipped"], packed["num_classes"]) == (12, 0, 3)
     assert sorted(s["png"] for s in samples(tmp_path / "out")) == sorted(PNGS[:12])
     outcome = indexed(tmp_path / "data")
-    assert (outcome["samples"], outcome["left_out"], outcome["num_classes"]) == (12, 0, 3)
+    assert (outcome["samples"], outcome["skipped"], outcome["num_classes"]) == (12, 0, 3)
     read, labels = open_dataset(DataConfig(url=str(tmp_path / "data"))).read(np.arange(12))
     assert (read == PIXELS[:12]).all()
     assert labels is not None
@@ -104,12 +104,12 @@ def test_data_after_the_end_of_a_tar_is_reported_everywhere(tmp_path: Path, garb
     at = ENDED + (512 if garbage.startswith(bytes(512)) else 0)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "c.tar").write_bytes(A + garbage)
-    told = f"byte {at},"
+    message = f"byte {at},"
     assert pack(tmp_path / "data" / "c.tar", tmp_path / "out")["samples"] == 6
-    assert told in "".join(report(tmp_path / "out").values())
+    assert message in "".join(report(tmp_path / "out").values())
     assert indexed(tmp_path / "data")["samples"] == 6
-    assert told in report(tmp_path / "data")["c.tar"]
-    assert told in "".join(verified(tmp_path / "data"))
+    assert message in report(tmp_path / "data")["c.tar"]
+    assert message in "".join(verified(tmp_path / "data"))
     for run in (
         lambda: indexed(tmp_path / "data", strict=True),
         lambda: pack(tmp_path / "data" / "c.tar", tmp_path / "strict", strict=True),
@@ -234,7 +234,7 @@ def test_compressed_tars_of_several_members_or_with_data_after_the_end(
     path = tmp_path / f"x.tar{suffix}"
     path.write_bytes(several)
     outcome = pack(path, tmp_path / "several")
-    assert (outcome["samples"], outcome["left_out"]) == (12, 0)
+    assert (outcome["samples"], outcome["skipped"]) == (12, 0)
     for number, garbage in enumerate((b"x", b"garbage" * 50)):
         path.write_bytes(several + garbage)
         assert pack(path, tmp_path / f"{number}")["samples"] == 12
@@ -259,7 +259,7 @@ def zipped(first: int, end: int, names: str = "{0}/{1}.png") -> bytes:
 def test_concatenated_zips_are_read_to_the_begin(tmp_path: Path) -> None:
     (tmp_path / "x.zip").write_bytes(zipped(0, 6) + zipped(6, 12) + zipped(12, 18))
     outcome = pack(tmp_path / "x.zip", tmp_path / "out")
-    assert (outcome["samples"], outcome["left_out"], outcome["num_classes"]) == (18, 0, 3)
+    assert (outcome["samples"], outcome["skipped"], outcome["num_classes"]) == (18, 0, 3)
 
 
 def test_data_before_and_after_the_end_of_a_zip_is_reported(tmp_path: Path) -> None:
@@ -285,13 +285,13 @@ def test_a_zip_whose_own_header_has_another_name_than_the_directory(tmp_path: Pa
 TONE = np.random.default_rng(1).uniform(-0.5, 0.5, (10_000, 1)).astype(np.float32)
 
 
-def sound(kind: str, **options: Any) -> bytes:
+def audio(kind: str, **options: Any) -> bytes:
     file = io.BytesIO()
     soundfile.write(file, TONE, 16_000, format=kind, **options)
     return file.getvalue()
 
 
-FLAC, WAV, OGG = sound("FLAC"), sound("WAV"), sound("OGG", subtype="VORBIS")
+FLAC, WAV, OGG = audio("FLAC"), audio("WAV"), audio("OGG", subtype="VORBIS")
 
 
 def flac(total: int) -> bytes:
@@ -312,9 +312,9 @@ def wav(field: bytes, value: int) -> bytes:
     ],
 )
 def test_a_header_value_of_a_sound_is_not_trusted_but_counted(content: bytes) -> None:
-    assert read_sound_header(content).length == 10_000
-    assert np.abs(read_sound(content) - TONE.T).max() < 2**-15
-    assert decode_sound(content, (1, 10_000), 16_000).shape == (1, 10_000)
+    assert read_audio_header(content).length == 10_000
+    assert np.abs(read_audio(content) - TONE.T).max() < 2**-15
+    assert decode_audio(content, (1, 10_000), 16_000).shape == (1, 10_000)
 
 
 @pytest.mark.parametrize(
@@ -329,9 +329,9 @@ def test_a_header_value_of_a_sound_is_not_trusted_but_counted(content: bytes) ->
 )
 def test_sounds_cut_short_or_with_data_after_the_end_are_refused(content: bytes) -> None:
     with pytest.raises(CodecError):
-        read_sound_header(content)
+        read_audio_header(content)
     with pytest.raises(CodecError):
-        read_sound(content)
+        read_audio(content)
 
 
 def test_sounds_with_a_wrong_header_value_are_indexed_packed_and_verified_alike(
@@ -345,11 +345,11 @@ def test_sounds_with_a_wrong_header_value_are_indexed_packed_and_verified_alike(
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.tar").write_bytes(tar(contents))
     outcome = indexed(tmp_path / "data")
-    assert (outcome["samples"], outcome["left_out"]) == (3, 2)
+    assert (outcome["samples"], outcome["skipped"]) == (3, 2)
     assert outcome["sample_shape"] == [1, 10_000]
     assert verified(tmp_path / "data") == []
     packed = pack(tmp_path / "data" / "a.tar", tmp_path / "out")
-    assert (packed["samples"], packed["left_out"]) == (3, 2)
+    assert (packed["samples"], packed["skipped"]) == (3, 2)
     assert {sample["flac"] for sample in samples(tmp_path / "out")} == {FLAC}
 
 
@@ -372,8 +372,8 @@ def test_damaged_headers_of_sounds_are_named_errors(at: int, flip: int) -> None:
         content = bytearray(whole)
         content[at % len(whole)] ^= flip
         try:
-            header = read_sound_header(bytes(content))
-            found = read_sound(bytes(content))
+            header = read_audio_header(bytes(content))
+            found = read_audio(bytes(content))
         except CodecError:
             continue
         assert found.shape == (header.channels, header.length)

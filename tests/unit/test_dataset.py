@@ -18,13 +18,13 @@ import webdataset
 from PIL import Image, ImageOps
 from pydantic import ValidationError
 
+from gatdist.common.errors import DataError, StorageError
 from gatdist.config import DataConfig
 from gatdist.data import Dataset, open_dataset, write_dataset, write_shard
 from gatdist.data.codecs import encode_array, encode_png, encode_wav
 from gatdist.data.format import read_index, read_manifest, write_manifest
 from gatdist.data.order import substitute
 from gatdist.data.reading.shards import OpenShards
-from gatdist.errors import DataError, StorageError
 from gatdist.storage import Store
 from support import refused
 
@@ -37,7 +37,7 @@ LABELS = np.arange(20) % 4
 def write(
     folder: Path,
     *,
-    picture: Callable[[int], bytes] = lambda i: encode_png(PIXELS[i]),
+    image: Callable[[int], bytes] = lambda i: encode_png(PIXELS[i]),
     label: Callable[[int], bytes | None] = lambda i: b"%d" % LABELS[i],
     component: str = "png",
     modality: Any = "image",
@@ -52,7 +52,7 @@ def write(
 
     def sample(i: int) -> tuple[str, dict[str, bytes]]:
         found = label(i)
-        return f"{i:06d}", {component: picture(i)} | (
+        return f"{i:06d}", {component: image(i)} | (
             {} if found is None else {label_component: found}
         )
 
@@ -173,7 +173,7 @@ def test_points_without_labels(tmp_path: Path) -> None:
     points = np.random.default_rng(1).normal(size=(20, 2)).astype(np.float32)
     write(
         tmp_path,
-        picture=lambda i: encode_array(points[i]),
+        image=lambda i: encode_array(points[i]),
         label=lambda i: None,
         component="npy",
         modality="points",
@@ -201,17 +201,17 @@ def test_pictures_of_many_formats(tmp_path: Path) -> None:
         content = with_pillow(kind)
         folder = write(
             tmp_path / kind,
-            picture=lambda i, content=content: content,
+            image=lambda i, content=content: content,
             component=component,
             shape=(3, 16, 24),
         )
         assert (opened(folder).read(np.array([13]))[0][0] == smooth).all()
     jpeg = simplejpeg.encode_jpeg(smooth, quality=95)
-    folder = write(tmp_path / "JPEG", picture=lambda i: jpeg, component="jpg", shape=(3, 16, 24))
+    folder = write(tmp_path / "JPEG", image=lambda i: jpeg, component="jpg", shape=(3, 16, 24))
     error = opened(folder).read(np.array([0]))[0][0].astype(int) - smooth
     assert np.abs(error).mean() < 4
     gray = simplejpeg.encode_jpeg(smooth[..., :1].copy(), colorspace="GRAY", quality=95)
-    folder = write(tmp_path / "gray", picture=lambda i: gray, component="jpeg", shape=(1, 16, 24))
+    folder = write(tmp_path / "gray", image=lambda i: gray, component="jpeg", shape=(1, 16, 24))
     error = opened(folder).read(np.array([0]))[0][0].astype(int) - smooth[..., :1]
     assert np.abs(error).mean() < 4
 
@@ -357,7 +357,7 @@ def test_pictures_of_many_sizes_need_a_resolution(tmp_path: Path) -> None:
     sizes = [(3 + i % 4, 4 + i % 3) for i in range(20)]
     write(
         tmp_path,
-        picture=lambda i: encode_png(np.full((*sizes[i], 3), i, np.uint8)),
+        image=lambda i: encode_png(np.full((*sizes[i], 3), i, np.uint8)),
         shape=(3, None, None),
     )
     with refused(DataError, "data.resolution"):
@@ -388,11 +388,11 @@ TEXTS = [f"Satz {i} größer als" for i in range(20)]
 IDS = np.random.default_rng(2).integers(0, 50, (20, 12))
 
 
-def write_sounds(folder: Path, **spec: Any) -> Path:
-    sounds = [encode_wav(clip, 8000) for clip in CLIPS]
+def write_audio(folder: Path, **spec: Any) -> Path:
+    clips = [encode_wav(clip, 8000) for clip in CLIPS]
     return write(
         folder,
-        picture=sounds.__getitem__,
+        image=clips.__getitem__,
         component="wav",
         modality="audio",
         shape=(2, 30),
@@ -400,8 +400,8 @@ def write_sounds(folder: Path, **spec: Any) -> Path:
     )
 
 
-def test_sounds(tmp_path: Path) -> None:
-    dataset = opened(write_sounds(tmp_path))
+def test_audio(tmp_path: Path) -> None:
+    dataset = opened(write_audio(tmp_path))
     assert (dataset.modality, dataset.sample_shape) == ("audio", (2, 30))
     samples, labels = dataset.read(np.arange(20))
     assert samples.dtype == np.float32
@@ -411,7 +411,7 @@ def test_sounds(tmp_path: Path) -> None:
 
 
 def test_sounds_shorter_and_with_one_channel(tmp_path: Path) -> None:
-    dataset = opened(write_sounds(tmp_path), length=10, channels=1)
+    dataset = opened(write_audio(tmp_path), length=10, channels=1)
     assert dataset.sample_shape == (1, 10)
     mean = CLIPS[:, :, :10].mean(axis=1, keepdims=True)
     assert np.abs(dataset.read(np.arange(20))[0] - mean).max() <= 2**-15
@@ -423,13 +423,13 @@ def test_sounds_shorter_and_with_one_channel(tmp_path: Path) -> None:
 )
 def test_what_sounds_do_not_have(tmp_path: Path, key: str, value: int, fact: str) -> None:
     with refused(DataError, f"data.{key}") as caught:
-        opened(write_sounds(tmp_path), **{key: value})
+        opened(write_audio(tmp_path), **{key: value})
     assert caught.value.value == value
     assert fact in str(caught.value)
 
 
 def test_sounds_of_another_rate_than_the_manifest_says(tmp_path: Path) -> None:
-    dataset = opened(write_sounds(tmp_path, sample_rate=16000))
+    dataset = opened(write_audio(tmp_path, sample_rate=16000))
     with refused(DataError, "shard-000000.tar"):
         dataset.read(np.array([3]))
 
@@ -438,7 +438,7 @@ def test_sounds_of_another_rate_than_the_manifest_says(tmp_path: Path) -> None:
 def test_texts(tmp_path: Path, length: int | None) -> None:
     write(
         tmp_path,
-        picture=lambda i: TEXTS[i].encode(),
+        image=lambda i: TEXTS[i].encode(),
         component="txt",
         modality="text",
         shape=(24,),
@@ -453,7 +453,7 @@ def test_texts(tmp_path: Path, length: int | None) -> None:
 def test_tokens(tmp_path: Path) -> None:
     write(
         tmp_path,
-        picture=lambda i: encode_array(IDS[i]),
+        image=lambda i: encode_array(IDS[i]),
         component="npy",
         modality="tokens",
         shape=(12,),
@@ -649,7 +649,7 @@ def test_too_many_bad_samples_are_an_error_all_the_same(folder: Path) -> None:
 
 
 def test_nothing_stands_in_where_all_is_bad(tmp_path: Path) -> None:
-    write(tmp_path, picture=lambda i: b"no picture")
+    write(tmp_path, image=lambda i: b"no picture")
     dataset = opened(tmp_path, on_bad_sample="substitute")
     with refused(DataError, tmp_path.name):
         dataset.read(np.array([4]))
@@ -662,7 +662,7 @@ def saved(image: Image.Image, kind: str = "PNG") -> bytes:
 
 
 RGB = Image.fromarray(PIXELS[0])
-BAD_PICTURES = {
+BAD_IMAGES = {
     "no picture": b"GIF89a nonsense",
     "empty": b"",
     "cut short": encode_png(PIXELS[0])[:80],
@@ -673,10 +673,10 @@ BAD_PICTURES = {
 }
 
 
-@pytest.mark.parametrize("name", BAD_PICTURES)
+@pytest.mark.parametrize("name", BAD_IMAGES)
 def test_a_picture_that_is_bad(tmp_path: Path, name: str) -> None:
-    content = BAD_PICTURES[name]
-    write(tmp_path, picture=lambda i: content if i == 4 else encode_png(PIXELS[i]))
+    content = BAD_IMAGES[name]
+    write(tmp_path, image=lambda i: content if i == 4 else encode_png(PIXELS[i]))
     dataset = opened(tmp_path)
     dataset.read(np.array([0, 19]))
     with refused(DataError, "shard-000000.tar"):
@@ -699,7 +699,7 @@ def test_a_wrong_size_tells_how_to_mend_it(tmp_path: Path) -> None:
     ],
 )
 def test_a_point_that_is_bad(tmp_path: Path, content: bytes) -> None:
-    write(tmp_path, picture=lambda i: content, component="npy", modality="points", shape=(2,))
+    write(tmp_path, image=lambda i: content, component="npy", modality="points", shape=(2,))
     with refused(DataError, "shard-000000.tar"):
         opened(tmp_path).read(np.array([0]))
 
@@ -708,7 +708,7 @@ def test_a_point_is_never_unpickled(tmp_path: Path) -> None:
     file = io.BytesIO()
     np.save(file, np.array([{"a": 1}, None], dtype=object), allow_pickle=True)
     content = file.getvalue()
-    write(tmp_path, picture=lambda i: content, component="npy", modality="points", shape=(2,))
+    write(tmp_path, image=lambda i: content, component="npy", modality="points", shape=(2,))
     with refused(DataError, "shard-000000.tar"):
         opened(tmp_path).read(np.array([0]))
 

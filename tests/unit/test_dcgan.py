@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 
+from gatdist.common.errors import ConfigError
 from gatdist.config import parse_config
-from gatdist.errors import ConfigError
 from gatdist.models import build_networks
 from support import refused
 

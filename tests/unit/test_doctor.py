@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from gatdist.cli import main
-from gatdist.cluster.doctor import local, network, storage, verdicts
+from gatdist.cluster.doctor import assess, local, network, storage
 from gatdist.cluster.doctor.report import Exchange, Finding, HostReport, Report, described
-from gatdist.cluster.welcome import Facts, faults, require_alike
-from gatdist.errors import ClusterError
+from gatdist.cluster.preflight import HostInfo, faults, require_alike
+from gatdist.common.errors import ClusterError
 from support import refused
 
 ADDRESSES = {"10.0.0.1": "a", "10.0.0.2": "b", "10.0.0.3": "c"}
@@ -23,7 +23,7 @@ GB = 10**9
 
 def facts(host: str, clock_s: float = 0.0, device: str = "", folder: str = "", **versions: str):
     address = next(address for address, name in ADDRESSES.items() if name == host)
-    return Facts(
+    return HostInfo(
         host, address, {"Python": "3.11", "torch": "2.8"} | versions, clock_s, device, folder
     )
 
@@ -33,12 +33,12 @@ def test_the_odd_one_out_is_named_wherever_it_stands():
         found = [facts(name, torch="2.9" if name == odd else "2.8") for name in "abc"]
         (fault,) = faults(found, 0.0)
         assert (fault.host.host, fault.about) == (odd, "versions")
-        own, all_ = verdicts.versions(found)
+        own, all_ = assess.versions(found)
         assert [finding.ok for finding in own.values()] == [False]
         assert "torch 2.9" in own[fault.host.address].value
         for fact in (odd, "Python 3.11", "torch 2.8"):
             assert fact in all_.value
-    own, all_ = verdicts.versions([facts(name) for name in "abc"])
+    own, all_ = assess.versions([facts(name) for name in "abc"])
     assert not own
     assert (all_.name, all_.ok) == ("versions", True)
     assert "Python 3.11, torch 2.8" in all_.value
@@ -55,7 +55,7 @@ def test_workers_are_refused_for_the_first_fault():
 
 
 @pytest.mark.parametrize(
-    ("ahead_s", "ok", "told"),
+    ("ahead_s", "ok", "message"),
     [
         (0.0004, True, "400 µs ahead"),
         (-0.02, True, "20 ms behind"),
@@ -63,43 +63,43 @@ def test_workers_are_refused_for_the_first_fault():
         (-301.0, False, "301 s behind"),
     ],
 )
-def test_clocks(ahead_s, ok, told):
-    found = verdicts.clock(ahead_s, 0.001)
+def test_clocks(ahead_s, ok, message):
+    found = assess.clock(ahead_s, 0.001)
     assert found.ok == ok
-    assert found.value.startswith(told)
+    assert found.value.startswith(message)
     assert found.value.endswith("± 500 µs")
     assert bool(found.hint) == (ok is not True)
 
 
 def test_a_clock_is_read_halfway():
-    assert verdicts.round_trip(100.0, 111.0, 102.0) == (2.0, 10.0)
+    assert assess.round_trip(100.0, 111.0, 102.0) == (2.0, 10.0)
 
 
 def test_all_connections():
-    (found,) = verdicts.reach(ADDRESSES, {})
+    (found,) = assess.reach(ADDRESSES, {})
     assert (found.name, found.ok) == ("connections", True)
 
 
 def test_a_pair_without_a_connection_is_named_with_its_direction():
     one_way = {("10.0.0.1", "10.0.0.3"): "timed out"}
-    (found,) = verdicts.reach(ADDRESSES, one_way)
+    (found,) = assess.reach(ADDRESSES, one_way)
     assert re.fullmatch(r"a \(10.0.0.1\) .* c \(10.0.0.3\) \(timed out\)", found.value)
-    (found,) = verdicts.reach(ADDRESSES, {("10.0.0.3", "10.0.0.1"): "timed out"})
+    (found,) = assess.reach(ADDRESSES, {("10.0.0.3", "10.0.0.1"): "timed out"})
     assert re.fullmatch(r"c \(10.0.0.3\) .* a \(10.0.0.1\) \(timed out\)", found.value)
-    (found,) = verdicts.reach(ADDRESSES, one_way | {("10.0.0.3", "10.0.0.1"): "timed out"})
+    (found,) = assess.reach(ADDRESSES, one_way | {("10.0.0.3", "10.0.0.1"): "timed out"})
     assert re.fullmatch(r"a \(10.0.0.1\) .* c \(10.0.0.3\) .*\(timed out\)", found.value)
     assert found.ok is False
 
 
 def test_a_host_that_is_cut_off_is_named_once():
     failed = {("10.0.0.1", "10.0.0.2"): "timed out", ("10.0.0.3", "10.0.0.2"): "timed out"}
-    (found,) = verdicts.reach(ADDRESSES, failed)
+    (found,) = assess.reach(ADDRESSES, failed)
     assert re.fullmatch(r"b \(10.0.0.2\) .*\(timed out\)", found.value)
 
 
 def test_of_two_hosts_the_pair_is_named():
     two = {"10.0.0.1": "a", "10.0.0.2": "b"}
-    (found,) = verdicts.reach(two, {("10.0.0.1", "10.0.0.2"): "refused"})
+    (found,) = assess.reach(two, {("10.0.0.1", "10.0.0.2"): "refused"})
     assert re.fullmatch(r"a \(10.0.0.1\) .* b \(10.0.0.2\) \(refused\)", found.value)
 
 
@@ -118,16 +118,16 @@ def test_a_slow_link_is_named():
     to = network.neighbours(list(ADDRESSES))
     assert to == {"10.0.0.1": "10.0.0.2", "10.0.0.2": "10.0.0.3", "10.0.0.3": "10.0.0.1"}
     rates = {"10.0.0.1": 9e8, "10.0.0.2": 2.5e6, "10.0.0.3": 8e8}
-    found = verdicts.sending(ADDRESSES, {one: (to[one], rates[one]) for one in ADDRESSES})
+    found = assess.sending(ADDRESSES, {one: (to[one], rates[one]) for one in ADDRESSES})
     assert [found[one].ok for one in ADDRESSES] == [True, None, True]
     assert found["10.0.0.2"].value.startswith("2.5 MB/s to c")
     assert "b to c" in found["10.0.0.2"].hint
 
 
 def test_gpus_on_some_hosts_only():
-    assert verdicts.devices([], ["a", "b"]) is None
-    assert verdicts.devices(["a", "b"], []) is None
-    mixed = verdicts.devices(["a"], ["b"])
+    assert assess.devices([], ["a", "b"]) is None
+    assert assess.devices(["a", "b"], []) is None
+    mixed = assess.devices(["a"], ["b"])
     assert mixed is not None
     assert mixed.ok is None
     assert re.search(r"\ba\b.*\bb\b", mixed.value)
@@ -151,8 +151,8 @@ def test_gpus_on_some_hosts_only():
         (local.judge_interface("eth0", "10.0.0.1", "127.0.1.1"), True),
         (local.judge_interface("lo", "127.0.0.1", "127.0.0.1"), None),
         (local.judge_interface(None, "10.0.0.9", "10.0.0.1"), False),
-        (storage.judge(storage.StorageFacts("", 8_000_000, 0.5, 0.1), "s3://b"), True),
-        (storage.judge(storage.StorageFacts("not permitted"), "s3://b"), False),
+        (storage.judge(storage.StorageInfo("", 8_000_000, 0.5, 0.1), "s3://b"), True),
+        (storage.judge(storage.StorageInfo("not permitted"), "s3://b"), False),
     ],
 )
 def test_what_is_enough(found, ok):
@@ -208,7 +208,7 @@ def test_a_folder_that_another_process_does_not_see(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--storage", "nowhere://bucket"], "nowhere://bucket"),
         (["--storage", "/proc/nowhere"], "/proc/nowhere"),
@@ -217,10 +217,10 @@ def test_a_folder_that_another_process_does_not_see(tmp_path: Path):
         (["--timeout", "0"], "--timeout = 0.0: "),
     ],
 )
-def test_bad_input_is_told_in_one_message(arguments, told, capsys):
+def test_bad_input_is_told_in_one_message(arguments, message, capsys):
     assert main(["doctor", *arguments]) == 2
     error = capsys.readouterr().err
-    assert told in error
+    assert message in error
     assert len(error.strip().splitlines()) == 1
 
 
@@ -229,6 +229,6 @@ def test_bad_input_is_told_in_one_message(arguments, told, capsys):
     [(None, None), ("", None), ("3", None), ("soon", None), ("59", None), ("60", True)],
 )
 def test_a_short_wait_of_ray_job_stop_is_reported(wait_s, ok):
-    found = verdicts.job_stop(wait_s)
+    found = assess.job_stop(wait_s)
     assert found.ok is ok
     assert ("RAY_JOB_STOP_WAIT_TIME_S" in found.hint) is (ok is None)

@@ -191,7 +191,7 @@ def test_doctor_chosen_interfaces(chosen: dict[str, str], ok: bool) -> None:
     assert environment.judge_chosen_interfaces(chosen, ["lo", "eth0"]).ok is ok
 
 
-def judged(line: str, **others: Any) -> dict[str, bool | None]:
+def scores(line: str, **others: Any) -> dict[str, bool | None]:
     given = {"num_visible": 1, "failed": {}} | others
     found = environment.judge_gpus(environment.parsed_gpus(line), **given)
     assert all(finding.hint for finding in found)
@@ -205,7 +205,7 @@ def test_doctor_parses_what_nvidia_smi_tells() -> None:
     assert (well.memory_mb, well.used_mb, well.compute_mode) == ("81559", "4", "Default")
     assert (old.mig, old.ecc_errors) == ("", "")
     assert environment.parsed_gpus("") == []
-    assert judged(WELL) == judged(OLD) == {}
+    assert scores(WELL) == scores(OLD) == {}
 
 
 @pytest.mark.parametrize(
@@ -218,18 +218,18 @@ def test_doctor_parses_what_nvidia_smi_tells() -> None:
     ],
 )
 def test_doctor_gpu_modes_errors_and_use(line: str, fact: str, ok: bool | None) -> None:
-    ((value, verdict),) = judged(line).items()
+    ((value, verdict),) = scores(line).items()
     assert fact in value
     assert verdict is ok
 
 
 def test_doctor_accepts_a_gpu_for_one_process() -> None:
-    assert judged(WELL.replace("Default", "Exclusive_Process")) == {}
+    assert scores(WELL.replace("Default", "Exclusive_Process")) == {}
 
 
 def test_doctor_gpus_of_ray_that_torch_does_not_see() -> None:
-    assert judged(WELL, num_ray=1.0) == judged("", num_visible=0, num_ray=0.0) == {}
-    ((value, ok),) = judged("", num_visible=7, num_ray=8.0).items()
+    assert scores(WELL, num_ray=1.0) == scores("", num_visible=0, num_ray=0.0) == {}
+    ((value, ok),) = scores("", num_visible=7, num_ray=8.0).items()
     assert re.search("8.*7", value)
     assert ok is False
 

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 
+from gatdist.common.errors import StorageError
 from gatdist.config import load_config
-from gatdist.errors import StorageError
 from gatdist.evaluation import Evaluator
-from gatdist.inspection import digest, inspect
 from gatdist.monitor.metrics import read_metrics
 from gatdist.parallel.communicator import LocalCommunicator
-from gatdist.reporting import report
 from gatdist.runs import Checkpoints, Evaluations
+from gatdist.runs.inspection import digest, inspect
+from gatdist.runs.report import report
 from gatdist.storage import Store
 from gatdist.training.loop import run
 

@@ -11,7 +11,7 @@ from botocore.exceptions import ClientError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gatdist.errors import StorageError
+from gatdist.common.errors import StorageError
 from gatdist.storage import failures
 from gatdist.storage.failures import RefusalError
 

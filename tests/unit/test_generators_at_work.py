@@ -10,22 +10,22 @@ import torch
 from PIL import Image
 
 import gatdist
+from gatdist.common.errors import CheckpointError, ConfigError, DataError, UserError
 from gatdist.config import DataConfig, load_config
 from gatdist.data import open_dataset
-from gatdist.errors import CheckpointError, ConfigError, DataError, UserError
 from gatdist.evaluation import classifier
 from gatdist.models.features import DiscriminatorFeatures
-from gatdist.sampling import wanted
+from gatdist.runs.sampling import request as sample_request
 from gatdist.storage import Store
-from small_runs import LENGTH, RATE, RUN, SOUND, TEXT, configured, spoken, written
+from small_runs import AUDIO, LENGTH, RATE, RUN, TEXT, configured, spoken, written
 from support import refused
 
 
 @pytest.fixture(scope="module")
-def sound_run(tmp_path_factory):
+def audio_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sound")
     spoken(folder / "data")
-    config = configured(folder / "data", SOUND)
+    config = configured(folder / "data", AUDIO)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(classifier, "_NUM_STEPS", 20)
         outcome = gatdist.train(config, str(folder / "run"), local=True)
@@ -44,7 +44,7 @@ def text_run(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def picture_run(tmp_path_factory):
+def image_run(tmp_path_factory):
     """StyleGAN2: with a mapping network, noise of its own, and classes."""
     folder = tmp_path_factory.mktemp("picture") / "run"
     small = "capacity=64, max_width=8"
@@ -68,16 +68,16 @@ def metrics_of(run):
 
 
 def pixels_of(path):
-    with Image.open(path) as picture:
-        return np.asarray(picture, dtype=float)
+    with Image.open(path) as image:
+        return np.asarray(image, dtype=float)
 
 
-def test_a_run_on_sounds_shows_plays_and_measures_them(sound_run):
-    clip, rate = soundfile.read(sound_run / "samples" / "fakes-000000096.wav")
+def test_a_run_on_sounds_shows_plays_and_measures_them(audio_run):
+    clip, rate = soundfile.read(audio_run / "samples" / "fakes-000000096.wav")
     assert (rate, len(clip)) == (RATE, 16 * (LENGTH + RATE // 4))
-    assert pixels_of(sound_run / "samples" / "fakes-000000096.png").size
-    assert (sound_run / "samples" / "reals.wav").exists()
-    found = metrics_of(sound_run)
+    assert pixels_of(audio_run / "samples" / "fakes-000000096.png").size
+    assert (audio_run / "samples" / "reals.wav").exists()
+    found = metrics_of(audio_run)
     for name in ("fid", "label_accuracy", "probe", "probe_raw"):
         assert np.isfinite(found[f"metric/{name}"])
     assert 0 < found["time/evaluation_s"] < 60
@@ -93,7 +93,7 @@ def test_a_run_on_texts_shows_and_measures_them(text_run):
     assert found["metric/jsd_real_split"] < 0.1
 
 
-@pytest.mark.parametrize("run", ["sound_run", "text_run", "picture_run"])
+@pytest.mark.parametrize("run", ["audio_run", "text_run", "image_run"])
 def test_samples_of_a_seed_are_the_same_whatever_their_number(run, request, tmp_path):
     run = request.getfixturevalue(run)
     few = gatdist.sample(str(run), 3, out=str(tmp_path / "few"))
@@ -104,9 +104,9 @@ def test_samples_of_a_seed_are_the_same_whatever_their_number(run, request, tmp_
         assert (tmp_path / "few" / name).read_bytes() == (tmp_path / "many" / name).read_bytes()
 
 
-def test_classes_are_asked_for_by_number_or_name(sound_run, tmp_path):
+def test_classes_are_asked_for_by_number_or_name(audio_run, tmp_path):
     both = [
-        gatdist.sample(str(sound_run), 2, out=str(tmp_path / str(i)), labels=labels)
+        gatdist.sample(str(audio_run), 2, out=str(tmp_path / str(i)), labels=labels)
         for i, labels in enumerate((["high", "low"], ["2", "0"], ["low"]))
     ]
     first, second, third = ([(tmp_path / path).read_bytes() for path in paths] for paths in both)
@@ -114,7 +114,7 @@ def test_classes_are_asked_for_by_number_or_name(sound_run, tmp_path):
     assert first[1] == third[1]
     assert first[0] != third[0]
     with refused(ConfigError, "--labels"):
-        gatdist.sample(str(sound_run), 1, out=str(tmp_path), labels=["hihg"])
+        gatdist.sample(str(audio_run), 1, out=str(tmp_path), labels=["hihg"])
 
 
 def test_classes_of_a_generator_that_knows_none_are_refused(text_run, tmp_path):
@@ -122,8 +122,8 @@ def test_classes_of_a_generator_that_knows_none_are_refused(text_run, tmp_path):
         gatdist.sample(str(text_run), 1, out=str(tmp_path), labels=["0"])
 
 
-def test_truncation_makes_samples_alike(picture_run, sound_run):
-    for run in (picture_run, sound_run):
+def test_truncation_makes_samples_alike(image_run, audio_run):
+    for run in (image_run, audio_run):
         from gatdist.runs import load_run
 
         trained = load_run(Store(str(run)), torch.device("cpu"))
@@ -147,37 +147,37 @@ def test_latents_that_are_cut_off_are_those_of_the_cut_distribution():
     torch.testing.assert_close(cut.quantile(places), inside.quantile(places), atol=0.02, rtol=0)
 
 
-def test_a_walk_goes_from_sample_to_sample(picture_run, tmp_path):
+def test_a_walk_goes_from_sample_to_sample(image_run, tmp_path):
     args = {"labels": ["3"], "seed": 5}
-    ends = gatdist.sample(str(picture_run), 2, out=str(tmp_path / "ends"), **args)
-    way = gatdist.sample(str(picture_run), 2, out=str(tmp_path / "way"), interpolate=4, **args)
+    ends = gatdist.sample(str(image_run), 2, out=str(tmp_path / "ends"), **args)
+    way = gatdist.sample(str(image_run), 2, out=str(tmp_path / "way"), interpolate=4, **args)
     assert len(way) == 8
     pixels = [pixels_of(path) for path in way]
     first = pixels_of(ends[0])
     assert abs(pixels[0] - first).max() <= 1
     animation = gatdist.sample(
-        str(picture_run), 2, out=str(tmp_path / "walk.gif"), interpolate=4, **args
+        str(image_run), 2, out=str(tmp_path / "walk.gif"), interpolate=4, **args
     )
     assert animation == [str(tmp_path / "walk.gif")]
     with Image.open(tmp_path / "walk.gif") as moving:
         assert moving.n_frames > 1
 
 
-def test_one_file_holds_all_by_its_ending(sound_run, text_run, tmp_path):
-    for name, run in (("a.wav", sound_run), ("a.png", sound_run), ("a.txt", text_run)):
+def test_one_file_holds_all_by_its_ending(audio_run, text_run, tmp_path):
+    for name, run in (("a.wav", audio_run), ("a.png", audio_run), ("a.txt", text_run)):
         [path] = gatdist.sample(str(run), 4, out=str(tmp_path / name), grid=True)
         assert path == str(tmp_path / name)
     assert len((tmp_path / "a.txt").read_text().splitlines()) == 4
-    [path] = gatdist.sample(str(sound_run), 2, out=str(tmp_path / "all"), grid=True)
+    [path] = gatdist.sample(str(audio_run), 2, out=str(tmp_path / "all"), grid=True)
     assert path.endswith("all.wav")
 
 
-def test_a_long_walk_is_made_in_chunks_that_fit_together(picture_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(wanted, "CHUNK", 3)
+def test_a_long_walk_is_made_in_chunks_that_fit_together(image_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(sample_request, "CHUNK", 3)
     args = {"labels": ["3"], "interpolate": 8}
-    few = gatdist.sample(str(picture_run), 2, out=str(tmp_path / "few"), **args)
+    few = gatdist.sample(str(image_run), 2, out=str(tmp_path / "few"), **args)
     monkeypatch.undo()
-    many = gatdist.sample(str(picture_run), 2, out=str(tmp_path / "many"), **args)
+    many = gatdist.sample(str(image_run), 2, out=str(tmp_path / "many"), **args)
     assert [path.rpartition("/")[2] for path in few] == [f"{i:06d}.png" for i in range(16)]
     for one, other in zip(few, many, strict=True):
         assert abs(pixels_of(one) - pixels_of(other)).max() <= 1
@@ -193,22 +193,20 @@ def test_a_long_walk_is_made_in_chunks_that_fit_together(picture_run, tmp_path, 
         ({"out": ""}, "path or URL"),
     ],
 )
-def test_samples_that_can_not_be_made_are_refused(
-    options, field, picture_run, tmp_path, monkeypatch
-):
+def test_samples_that_can_not_be_made_are_refused(options, field, image_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     here = {"num": 2, "out": "here"} | options
-    here["out"] = here["out"].replace("RUN", str(picture_run))
-    with refused(UserError, field.replace("RUN", str(picture_run))):
-        gatdist.sample(str(picture_run), **here)
+    here["out"] = here["out"].replace("RUN", str(image_run))
+    with refused(UserError, field.replace("RUN", str(image_run))):
+        gatdist.sample(str(image_run), **here)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("run", ["sound_run", "text_run", "picture_run"])
+@pytest.mark.parametrize("run", ["audio_run", "text_run", "image_run"])
 def test_an_exported_generator_gives_the_same_samples(run, request, tmp_path):
     run = request.getfixturevalue(run)
-    from gatdist.exporting import _inputs, _require_equal
     from gatdist.runs import load_run
+    from gatdist.runs.export import _inputs, _require_equal
 
     trained = load_run(Store(str(run)), torch.device("cpu"))
     path = gatdist.export(str(run), "safetensors", out=str(tmp_path / "g"))
@@ -224,12 +222,12 @@ def test_an_exported_generator_gives_the_same_samples(run, request, tmp_path):
     assert len(_inputs(trained, 3)) >= 1
 
 
-@pytest.mark.parametrize("run", ["sound_run", "text_run", "picture_run"])
+@pytest.mark.parametrize("run", ["audio_run", "text_run", "image_run"])
 def test_an_onnx_model_gives_the_same_samples(run, request, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     run = request.getfixturevalue(run)
-    from gatdist.exporting import _input_names, given
     from gatdist.runs import load_run
+    from gatdist.runs.export import _input_names, given
 
     path = gatdist.export(str(run), "onnx", out=str(tmp_path / "g.onnx"))
     trained = load_run(Store(str(run)), torch.device("cpu"))
@@ -243,11 +241,11 @@ def test_an_onnx_model_gives_the_same_samples(run, request, tmp_path):
 
 def test_exporting_tells_nothing_of_torchs_exporter(text_run, tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")
-    told = []
+    message = []
     monkeypatch.setattr(logging.getLogger("torch.onnx"), "handlers", [handler := logging.Handler()])
-    handler.emit = told.append
+    handler.emit = message.append
     gatdist.export(str(text_run), "onnx", out=str(tmp_path / "g.onnx"))
-    assert [record.getMessage() for record in told] == []
+    assert [record.getMessage() for record in message] == []
 
 
 def test_an_unknown_format_is_refused(text_run, tmp_path):
@@ -281,8 +279,8 @@ def test_a_file_that_is_no_export_is_refused(tmp_path, content):
         gatdist.load(str(tmp_path / "x.safetensors"))
 
 
-def test_features_of_a_discriminator_are_a_module(sound_run):
-    discriminator = gatdist.load(str(sound_run), "discriminator")
+def test_features_of_a_discriminator_are_a_module(audio_run):
+    discriminator = gatdist.load(str(audio_run), "discriminator")
     features = DiscriminatorFeatures(discriminator)
     found = features(torch.randn(3, 1, LENGTH))
     assert found.shape == (3, discriminator.finish.in_features)
@@ -291,31 +289,31 @@ def test_features_of_a_discriminator_are_a_module(sound_run):
 
 class TestStartingFromAnotherRun:
     def config(self, data, run, **model):
-        values = {**SOUND, "model": SOUND["model"] | {"init_from": str(run)} | model}
+        values = {**AUDIO, "model": AUDIO["model"] | {"init_from": str(run)} | model}
         return configured(data, values)
 
-    def test_networks_are_those_of_the_other_run(self, sound_run, tmp_path):
+    def test_networks_are_those_of_the_other_run(self, audio_run, tmp_path):
         from gatdist.parallel.communicator import LocalCommunicator
         from gatdist.training.state import TrainState
 
-        config = self.config(sound_run.parent / "data", sound_run)
-        facts = {"sample_rate": RATE}
-        state = TrainState(config, LocalCommunicator(torch.device("cpu")), (1, LENGTH), 3, facts)
+        config = self.config(audio_run.parent / "data", audio_run)
+        metadata = {"sample_rate": RATE}
+        state = TrainState(config, LocalCommunicator(torch.device("cpu")), (1, LENGTH), 3, metadata)
         state.start_from_another_run(config, str(tmp_path))
-        expected = gatdist.load(str(sound_run)).state_dict()
+        expected = gatdist.load(str(audio_run)).state_dict()
         for network in (state.players["generator"].bare, state.average.network):
             assert all(torch.equal(t, expected[name]) for name, t in network.state_dict().items())
         outcome = gatdist.train(config, str(tmp_path / "run"), local=True)
         assert outcome["samples_seen"] == RUN["total_samples"]
 
-    def test_other_networks_are_refused_by_the_first_tensor(self, sound_run, tmp_path):
+    def test_other_networks_are_refused_by_the_first_tensor(self, audio_run, tmp_path):
         wider = {"generator": {"name": "wavegan", "width": 8}}
-        config = self.config(sound_run.parent / "data", sound_run, **wider)
+        config = self.config(audio_run.parent / "data", audio_run, **wider)
         with refused(CheckpointError, "run: tensor average/start.weight"):
             gatdist.train(config, str(tmp_path / "run"), local=True)
 
-    def test_a_run_that_is_not_there_is_refused(self, sound_run, tmp_path):
-        config = self.config(sound_run.parent / "data", tmp_path / "nothing")
+    def test_a_run_that_is_not_there_is_refused(self, audio_run, tmp_path):
+        config = self.config(audio_run.parent / "data", tmp_path / "nothing")
         with refused(ConfigError, "model.init_from"):
             gatdist.train(config, str(tmp_path / "run"), local=True)
 
@@ -326,14 +324,14 @@ class TestBadInput:
         with refused(DataError, "shard-000000.tar"):
             gatdist.train(config, str(tmp_path / "run"), local=True)
 
-    def test_clips_shorter_than_asked_are_refused(self, sound_run, tmp_path):
-        config = configured(sound_run.parent / "data", SOUND, length=1024)
+    def test_clips_shorter_than_asked_are_refused(self, audio_run, tmp_path):
+        config = configured(audio_run.parent / "data", AUDIO, length=1024)
         with refused(DataError, "data.length"):
             gatdist.train(config, str(tmp_path / "run"), local=True)
 
-    def test_networks_of_another_kind_are_refused(self, sound_run, tmp_path):
+    def test_networks_of_another_kind_are_refused(self, audio_run, tmp_path):
         values = {**TEXT, "evaluate": {"metrics": []}}
-        config = configured(sound_run.parent / "data", values)
+        config = configured(audio_run.parent / "data", values)
         with refused(ConfigError, "model.generator.name"):
             gatdist.train(config, str(tmp_path / "run"), local=True)
 
@@ -351,24 +349,28 @@ class TestBadInput:
             configured("x", TEXT, vocabulary=vocabulary)
 
 
-def test_bytes_of_wav_are_what_a_sample_is(sound_run, tmp_path):
-    [path] = gatdist.sample(str(sound_run), 1, out=str(tmp_path))
+def test_bytes_of_wav_are_what_a_sample_is(audio_run, tmp_path):
+    [path] = gatdist.sample(str(audio_run), 1, out=str(tmp_path))
     clip, rate = soundfile.read(path)
     assert (rate, clip.shape) == (RATE, (LENGTH,))
 
 
-def test_shards_of_samples_are_a_data_set_of_the_same_samples(sound_run, tmp_path, monkeypatch):
-    monkeypatch.setattr("gatdist.sampling.shards.SHARD_SAMPLES", 256)
+def test_shards_of_samples_are_a_data_set_of_the_same_samples(audio_run, tmp_path, monkeypatch):
+    monkeypatch.setattr("gatdist.runs.sampling.shards.SHARD_SAMPLES", 256)
     options = {"shards": True, "seed": 3, "labels": ["high", "low", "low"]}
-    written = gatdist.sample(str(sound_run), 600, out=str(tmp_path / "two"), workers=2, **options)
+    written = gatdist.sample(str(audio_run), 600, out=str(tmp_path / "two"), workers=2, **options)
     assert written == [str(tmp_path / "two" / f"shard-{i:06d}.tar") for i in range(3)]
     data = open_dataset(DataConfig(url=str(tmp_path / "two")))
-    assert (data.num_samples, data.num_classes, data.space.facts["sample_rate"]) == (600, 3, RATE)
+    assert (data.num_samples, data.num_classes, data.sample_format.metadata["sample_rate"]) == (
+        600,
+        3,
+        RATE,
+    )
     clips, labels = data.read(np.arange(600))
     assert labels.tolist() == [2, 0, 0] * 200
-    files = gatdist.sample(str(sound_run), 3, out=str(tmp_path), seed=3, labels=options["labels"])
+    files = gatdist.sample(str(audio_run), 3, out=str(tmp_path), seed=3, labels=options["labels"])
     for path, clip in zip(files, clips, strict=False):
         found, _ = soundfile.read(path, dtype="float32")
         assert (found == clip[0]).all()
-    gatdist.sample(str(sound_run), 600, out=str(tmp_path / "one"), **options)
+    gatdist.sample(str(audio_run), 600, out=str(tmp_path / "one"), **options)
     assert open_dataset(DataConfig(url=str(tmp_path / "one"))).fingerprint == data.fingerprint

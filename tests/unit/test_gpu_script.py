@@ -32,11 +32,11 @@ def record(tmp_path_factory):
 
 def test_every_precision_is_checked_and_what_needs_cuda_is_told(record):
     _, found, _ = record
-    verdicts = {row["name"]: row["ok"] for row in found["correctness"]}
-    assert verdicts.pop("a step from a CUDA graph") is None
-    assert verdicts.pop("a generator from a CUDA graph") is None
-    assert len(verdicts) == 6
-    assert all(verdicts.values())
+    findings = {row["name"]: row["ok"] for row in found["correctness"]}
+    assert findings.pop("a step from a CUDA graph") is None
+    assert findings.pop("a generator from a CUDA graph") is None
+    assert len(findings) == 6
+    assert all(findings.values())
 
 
 def test_speed_memory_and_what_it_was_made_on_are_told(record):

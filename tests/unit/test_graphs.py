@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from gatdist.common.errors import ConfigError
 from gatdist.config import load_config
-from gatdist.errors import ConfigError
 from gatdist.monitor.statistics import Statistics
 from gatdist.monitor.timing import PhaseTimer
 from gatdist.parallel import devices
@@ -202,16 +202,16 @@ def test_what_can_not_be_recorded_is_told():
 
 def test_where_there_are_no_graphs_the_run_says_so_and_goes_on(tmp_path):
     settings = ["run.total_samples=32", "evaluate.metrics=[]", "monitor.tensorboard=false"]
-    told = []
+    message = []
     config, _ = start(settings)
     outcome = run(
         config,
         LocalCommunicator(CPU),
         Store(str(tmp_path)),
-        emit=lambda kind, fields: told.append((kind, fields.get("message", ""))),
+        emit=lambda kind, fields: message.append((kind, fields.get("message", ""))),
     )
     assert outcome["status"] == "finished"
-    assert any(kind == "note" and "CUDA graphs" in message for kind, message in told)
+    assert any(kind == "note" and "CUDA graphs" in message for kind, message in message)
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch.compile's own making

@@ -43,16 +43,16 @@ def test_channels_that_no_picture_has_are_left_out(channels, shown):
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_png_holds_the_same_pixels(channels):
-    picture = np.random.default_rng(1).integers(0, 256, (20, 30, channels), dtype=np.uint8)
-    with Image.open(io.BytesIO(encode_png(picture))) as image:
-        assert image.format == "PNG"
-        assert (np.asarray(image).reshape(picture.shape) == picture).all()
+    image = np.random.default_rng(1).integers(0, 256, (20, 30, channels), dtype=np.uint8)
+    with Image.open(io.BytesIO(encode_png(image))) as opened:
+        assert opened.format == "PNG"
+        assert (np.asarray(opened).reshape(image.shape) == image).all()
 
 
 def test_scatter_draws_points_where_they_are():
     points = np.array([[-0.9, 0.9], [0.9, -0.9]])
-    picture = make_scatter(points, extent=1.0, size=100)[..., 0]
-    rows, columns = np.nonzero(picture == 0)
+    image = make_scatter(points, extent=1.0, size=100)[..., 0]
+    rows, columns = np.nonzero(image == 0)
     assert len(rows) == 8  # two dots of 2 × 2 pixels
     # The first is at the upper left, the second at the lower right.
     assert sorted({(r < 50, c < 50) for r, c in zip(rows, columns, strict=True)}) == [

@@ -32,7 +32,7 @@ NONE = Counts(0, 0, 0)
 
 
 @pytest.mark.parametrize(
-    ("policy", "counts", "new", "action", "told"),
+    ("policy", "counts", "new", "action", "message"),
     [
         ({"nonfinite": "skip", "nonfinite_budget": 3}, (3, 0, 0), (3, 0, 0), "go_on", ""),
         ({"nonfinite": "skip", "nonfinite_budget": 3}, (4, 0, 0), (1, 0, 0), "stop", "4 steps"),
@@ -49,10 +49,10 @@ NONE = Counts(0, 0, 0)
         ({"spike": "rollback"}, (21, 2, 0), (21, 2, 0), "stop", "health.nonfinite"),
     ],
 )
-def test_bad_steps_are_skipped_rolled_back_or_end_the_run(policy, counts, new, action, told):
+def test_bad_steps_are_skipped_rolled_back_or_end_the_run(policy, counts, new, action, message):
     decision = decide(HealthConfig(**policy), Counts(*counts), Counts(*new))
     assert decision.action == action
-    assert told in decision.message
+    assert message in decision.message
     skipped = any(new) and "off" not in policy.values()
     assert bool(decision.message) == (action != "go_on" or skipped)
 

@@ -7,9 +7,9 @@ import threading
 import pytest
 import torch
 
-from gatdist.evaluation import kernel, neighbors, texts
+from gatdist.common.heartbeat import beat, beats, watch_this_thread
+from gatdist.evaluation import kernel, neighbors, text
 from gatdist.evaluation.frechet import halves_distance
-from gatdist.heartbeat import beat, beats, watch_this_thread
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.storage import Store
 from gatdist.training.progress import Progress
@@ -35,7 +35,7 @@ def test_only_the_training_threads_heartbeats_count():
         lambda: kernel.self_similarity(X, COMM),
         lambda: neighbors.radii(X, 3, COMM),
         lambda: halves_distance(X),
-        lambda: texts.self_bleu(["one text", "another text", "a third"]),
+        lambda: text.self_bleu(["one text", "another text", "a third"]),
         lambda: Store("memory://heartbeats").publish("file", b"x"),
     ],
     ids=["kernel", "neighbors", "frechet", "texts", "storage"],

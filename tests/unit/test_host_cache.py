@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from gatdist.common.errors import StorageError
 from gatdist.data.reading.host_cache import HostCache, block_key
-from gatdist.errors import StorageError
 from support import refused, wait_until
 
 SIZE = 1000

@@ -17,11 +17,11 @@ import torch
 
 from benchmarks.cases import fuzz
 from gatdist.cli import main
+from gatdist.common.errors import CheckpointError, GatdistError
 from gatdist.config import load_config
-from gatdist.errors import CheckpointError, GatdistError
-from gatdist.inspection import inspect
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.runs import load_run, trained
+from gatdist.runs.inspection import inspect
 from gatdist.storage import Store
 from gatdist.training import loop
 from support import refused
@@ -62,14 +62,14 @@ def checkpoint(run: Path) -> Path:
 def with_digests(folder: Path) -> None:
     """Make a checkpoint's manifest fit its files, as whoever wrote them would."""
     path = folder / "MANIFEST.json"
-    told = json.loads(path.read_text())
-    for name in told["files"]:
+    message = json.loads(path.read_text())
+    for name in message["files"]:
         content = (folder / name).read_bytes()
-        told["files"][name] = {
+        message["files"][name] = {
             "size": len(content),
             "sha256": hashlib.sha256(content).hexdigest(),
         }
-    path.write_text(json.dumps(told))
+    path.write_text(json.dumps(message))
 
 
 def change(path: Path, alter: Callable[[Any], None]) -> None:
@@ -109,17 +109,17 @@ def test_no_file_outside_of_the_checkpoint_is_read(run: Path, name: str) -> None
     (run.parent / "secret.safetensors").write_bytes(b"x")
     entry = {"size": 1, "sha256": hashlib.sha256(b"x").hexdigest()}
     manifest = checkpoint(run) / "MANIFEST.json"
-    change(manifest, lambda told: told["files"].update({name: entry}))
+    change(manifest, lambda message: message["files"].update({name: entry}))
     with refused(CheckpointError, "checkpoints"):
         load_run(Store(str(run)), CPU)
     assert "MANIFEST.json" in inspect_damage(run)
 
 
 def inspect_damage(run: Path) -> str:
-    from gatdist.inspection import damaged_checkpoints
+    from gatdist.runs.inspection import damaged_checkpoints
 
-    ((_, told),) = damaged_checkpoints(Store(str(run)))["damaged"]
-    return told
+    ((_, message),) = damaged_checkpoints(Store(str(run)))["damaged"]
+    return message
 
 
 def test_what_is_longer_than_the_manifest_says_is_not_read(

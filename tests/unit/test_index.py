@@ -21,11 +21,11 @@ from PIL import Image
 
 import gatdist
 from gatdist.cli import main
+from gatdist.common.errors import ConfigError, DataError
 from gatdist.config import DataConfig
 from gatdist.data import Dataset, open_dataset
 from gatdist.data.codecs import encode_png, encode_wav
 from gatdist.data.format import read_index, read_manifest
-from gatdist.errors import ConfigError, DataError
 from gatdist.storage import Store
 from support import refused
 
@@ -48,7 +48,7 @@ def tar(
     return stream.getvalue()
 
 
-def pictures(first: int = 0, end: int = 24) -> list[tuple[str, bytes]]:
+def images(first: int = 0, end: int = 24) -> list[tuple[str, bytes]]:
     files = []
     for i in range(first, end):
         files += [(f"{i:06d}.png", PNGS[i]), (f"{i:06d}.cls", b"%d" % (i % 3))]
@@ -79,7 +79,7 @@ def test_shards_of_the_webdataset_library(tmp_path: Path, workers: int) -> None:
         for i in range(24):
             writer.write({"__key__": f"{i:06d}", "png": Image.fromarray(PIXELS[i]), "cls": i % 3})
     outcome = gatdist.index(str(tmp_path), workers=workers)
-    assert (outcome["samples"], outcome["shards"], outcome["left_out"]) == (24, 3, 0)
+    assert (outcome["samples"], outcome["shards"], outcome["skipped"]) == (24, 3, 0)
     assert (outcome["sample_shape"], outcome["num_classes"]) == ([3, 8, 8], 3)
     samples, labels = opened(tmp_path).read(np.arange(24))
     assert (samples == PIXELS).all()
@@ -95,10 +95,10 @@ def img2dataset(folder: Path) -> Path:
             height, width = 9 + i % 3, 8 + i % 4
             pixels = np.full((height, width, 3), 10 * i, np.uint8)
             facts = {"caption": f"picture {i}", "status": "success", "kind": KINDS[i % 3]}
-            picture = io.BytesIO()
-            Image.fromarray(pixels).save(picture, "JPEG")
+            image = io.BytesIO()
+            Image.fromarray(pixels).save(image, "JPEG")
             key = f"{shard:05d}{i:04d}"
-            files += [(f"{key}.jpg", picture.getvalue()), (f"{key}.txt", b"a picture")]
+            files += [(f"{key}.jpg", image.getvalue()), (f"{key}.txt", b"a picture")]
             files += [(f"{key}.json", json.dumps(facts).encode())]
         put(folder, **{f"{shard:05d}": tar(files, tarfile.PAX_FORMAT)})
         (folder / f"{shard:05d}.parquet").write_bytes(b"PAR1")
@@ -139,19 +139,19 @@ def test_a_run_on_such_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    put(tmp_path, a=tar([*pictures(), ("x.png", b"nothing"), ("x.cls", b"1")]))
+    put(tmp_path, a=tar([*images(), ("x.png", b"nothing"), ("x.cls", b"1")]))
     assert main(["index", str(tmp_path), "--json", "--workers", "1"]) == 0
-    told = capsys.readouterr()
-    outcome = json.loads(told.out)
-    assert (outcome["samples"], outcome["left_out"], outcome["report"]) == (24, 1, "report.jsonl")
+    message = capsys.readouterr()
+    outcome = json.loads(message.out)
+    assert (outcome["samples"], outcome["skipped"], outcome["report"]) == (24, 1, "report.jsonl")
     for fact in ("cls", "24 samples", "3 classes", "a.tar/x"):
-        assert fact in told.err
+        assert fact in message.err
     (line,) = (tmp_path / "report.jsonl").read_text().splitlines()
     assert json.loads(line)["source"] == "a.tar/x"
 
 
 def test_nothing_is_written_beside_the_shards(tmp_path: Path) -> None:
-    shards = put(tmp_path / "shards", a=tar(pictures(0, 12)), b=tar(pictures(12, 24)))
+    shards = put(tmp_path / "shards", a=tar(images(0, 12)), b=tar(images(12, 24)))
     before = sorted(shards.iterdir())
     indexed(shards, out=str(tmp_path / "out"))
     assert sorted(shards.iterdir()) == before
@@ -159,8 +159,8 @@ def test_nothing_is_written_beside_the_shards(tmp_path: Path) -> None:
 
 
 def test_shards_in_folders_are_taken_in_the_order_of_their_names(tmp_path: Path) -> None:
-    put(tmp_path / "b", x=tar(pictures(12, 24)))
-    put(tmp_path / "a", x=tar(pictures(0, 12)))
+    put(tmp_path / "b", x=tar(images(12, 24)))
+    put(tmp_path / "a", x=tar(images(0, 12)))
     indexed(tmp_path)
     assert (opened(tmp_path).read(np.arange(24))[0] == PIXELS).all()
 
@@ -206,8 +206,8 @@ def test_every_file_is_where_python_finds_it(
 def test_a_tar_larger_than_what_is_fetched_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gatdist.data.indexing.scan._CHUNK_BYTES", 700)
-    put(tmp_path, a=tar(pictures()))
+    monkeypatch.setattr("gatdist.packing.indexing.scan._CHUNK_BYTES", 700)
+    put(tmp_path, a=tar(images()))
     indexed(tmp_path)
     assert (opened(tmp_path).read(np.arange(24))[0] == PIXELS).all()
 
@@ -215,15 +215,13 @@ def test_a_tar_larger_than_what_is_fetched_at_once(
 # Other kinds of samples
 
 
-def test_sounds(tmp_path: Path) -> None:
+def test_audio(tmp_path: Path) -> None:
     clips = RNG.uniform(-1, 1, (5, 1, 40)).astype(np.float32)
     files = [(f"{i}.wav", encode_wav(clip, 8000)) for i, clip in enumerate(clips)]
     files += [("6.wav", encode_wav(clips[0], 16000))]
     outcome = indexed(put(tmp_path, a=tar(files)))
     assert (outcome["modality"], outcome["sample_shape"]) == ("audio", [1, 40])
-    assert outcome["left_out_examples"] == [
-        ["a.tar/6", "has 16,000 samples a second, others 8,000"]
-    ]
+    assert outcome["skipped_examples"] == [["a.tar/6", "has 16,000 samples a second, others 8,000"]]
     assert np.abs(opened(tmp_path).read(np.arange(5))[0] - clips).max() <= 2**-15
 
 
@@ -254,7 +252,7 @@ def test_points_and_tokens(tmp_path: Path) -> None:
     assert indexed(tmp_path)["modality"] == "points"
     outcome = indexed(tmp_path, tokens=int(rows.max()))
     assert outcome["modality"] == "tokens"
-    assert f" {rows.max() - 1}" in outcome["left_out_examples"][0][1]
+    assert f" {rows.max() - 1}" in outcome["skipped_examples"][0][1]
     indexed(tmp_path, tokens=50)
     samples, _ = opened(tmp_path).read(np.arange(6))
     assert samples.dtype == np.int32
@@ -292,10 +290,10 @@ def test_one_of_two_pictures_is_chosen(tmp_path: Path) -> None:
 
 
 def test_a_rerun_indexes_what_is_new_or_changed(tmp_path: Path) -> None:
-    put(tmp_path, a=tar(pictures(0, 8)), b=tar(pictures(8, 16)))
+    put(tmp_path, a=tar(images(0, 8)), b=tar(images(8, 16)))
     indexed(tmp_path)
     noted = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")}
-    put(tmp_path, b=tar(pictures(8, 12)), c=tar(pictures(12, 24)))
+    put(tmp_path, b=tar(images(8, 12)), c=tar(images(12, 24)))
     assert indexed(tmp_path)["samples"] == 8 + 4 + 12
     (a,) = (path for path in noted if path.name == "a.index.npy")
     assert a.stat().st_mtime_ns == noted[a]
@@ -303,7 +301,7 @@ def test_a_rerun_indexes_what_is_new_or_changed(tmp_path: Path) -> None:
 
 
 def test_the_same_whatever_the_number_of_workers(tmp_path: Path) -> None:
-    folder = put(tmp_path / "in", **{f"s{i}": tar(pictures(4 * i, 4 * i + 4)) for i in range(6)})
+    folder = put(tmp_path / "in", **{f"s{i}": tar(images(4 * i, 4 * i + 4)) for i in range(6)})
     contents = []
     for workers in (1, 2, 5):
         out = tmp_path / str(workers)
@@ -325,7 +323,7 @@ def test_a_packed_data_set_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_dali_s_index(tmp_path: Path) -> None:
-    content = tar(pictures(0, 6))
+    content = tar(images(0, 6))
     indexed(put(tmp_path, a=content), export=["dali"])
     head, *lines = (tmp_path / "a.idx").read_text().splitlines()
     assert head == "v1.2 6"
@@ -340,7 +338,7 @@ def test_dali_s_index(tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_energon_s_index(tmp_path: Path, form: int) -> None:
     long = "n" * 150 if form != tarfile.USTAR_FORMAT else "n"
-    files = [(long + name, content) for name, content in pictures(0, 6)]
+    files = [(long + name, content) for name, content in images(0, 6)]
     content = tar(files, form)
     indexed(put(tmp_path, a=content), export=["energon"])
     raw = (tmp_path / "a.tar.idx").read_bytes()
@@ -359,7 +357,7 @@ def test_energon_s_index(tmp_path: Path, form: int) -> None:
 
 # Bad shards
 
-GOOD = tar(pictures(0, 6))
+GOOD = tar(images(0, 6))
 
 
 @pytest.mark.parametrize(
@@ -420,10 +418,10 @@ def bomb() -> bytes:
 def test_samples_that_are_left_out(
     tmp_path: Path, files: list[tuple[str, bytes]], fact: str
 ) -> None:
-    put(tmp_path, a=tar([*pictures(0, 6), *files]))
+    put(tmp_path, a=tar([*images(0, 6), *files]))
     outcome = indexed(tmp_path)
     assert outcome["samples"] == 6
-    reasons = dict(outcome["left_out_examples"])
+    reasons = dict(outcome["skipped_examples"])
     name = files[0][0]
     sample = "a.tar/x" if name.startswith("x") else f"a.tar/{name}"
     assert fact in reasons[sample]
@@ -433,18 +431,18 @@ def test_samples_that_are_left_out(
 
 
 def test_a_key_in_two_places(tmp_path: Path) -> None:
-    put(tmp_path, a=tar([*pictures(0, 6), *pictures(0, 1)]))
+    put(tmp_path, a=tar([*images(0, 6), *images(0, 1)]))
     outcome = indexed(tmp_path)
     assert outcome["samples"] == 6
-    assert [name for name, _ in outcome["left_out_examples"]] == ["a.tar/000000"]
+    assert [name for name, _ in outcome["skipped_examples"]] == ["a.tar/000000"]
 
 
 def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
-    content = tar([*pictures(0, 3), ("caf\xe9.png", PNGS[3]), ("caf\xe9.cls", b"1")])
+    content = tar([*images(0, 3), ("caf\xe9.png", PNGS[3]), ("caf\xe9.cls", b"1")])
     content = content.replace("caf\xe9".encode(), b"caf\xe9\0")
     outcome = indexed(put(tmp_path, a=rechecked(content)))
     assert outcome["samples"] == 3
-    assert "UTF-8" in outcome["left_out_examples"][0][1]
+    assert "UTF-8" in outcome["skipped_examples"][0][1]
 
 
 def rechecked(content: bytes) -> bytes:
@@ -461,7 +459,7 @@ def rechecked(content: bytes) -> bytes:
 def test_links_are_no_files(tmp_path: Path) -> None:
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as archive:
-        for name, content in pictures(0, 3):
+        for name, content in images(0, 3):
             info = tarfile.TarInfo(name)
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
@@ -470,11 +468,11 @@ def test_links_are_no_files(tmp_path: Path) -> None:
             info.type, info.linkname = kind, "/etc/passwd"
             archive.addfile(info)
     outcome = indexed(put(tmp_path, a=stream.getvalue()))
-    assert (outcome["samples"], outcome["left_out"]) == (3, 4)
+    assert (outcome["samples"], outcome["skipped"]) == (3, 4)
 
 
 def test_one_sample_in_one_shard(tmp_path: Path) -> None:
-    assert indexed(put(tmp_path, a=tar(pictures(0, 1))))["samples"] == 1
+    assert indexed(put(tmp_path, a=tar(images(0, 1))))["samples"] == 1
     assert (opened(tmp_path).read(np.array([0]))[0] == PIXELS[:1]).all()
 
 
@@ -492,7 +490,7 @@ def test_a_shard_that_changed_since(tmp_path: Path) -> None:
 
 def test_an_index_of_another_data_set(tmp_path: Path) -> None:
     put(tmp_path / "one", a=GOOD)
-    put(tmp_path / "other", a=tar(pictures(6, 12)))
+    put(tmp_path / "other", a=tar(images(6, 12)))
     for name in ("one", "other"):
         indexed(tmp_path / name)
     (tmp_path / "one" / "a.index.npy").write_bytes(

@@ -21,11 +21,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gatdist
+from gatdist.common.errors import DataError
 from gatdist.config import DataConfig
 from gatdist.data import open_dataset
 from gatdist.data.codecs import CodecError, encode_png, normalized
 from gatdist.data.format import read_manifest
-from gatdist.errors import DataError
 from gatdist.storage import Store
 from packing import pack, write
 from support import refused
@@ -153,8 +153,8 @@ def classes(folder: Path) -> tuple[int, list[str] | None, dict[bytes, int | None
     manifest = read_manifest(Store(str(folder)))
     pixels, labels = open_dataset(DataConfig(url=str(folder))).read(np.arange(manifest.num_samples))
     found = [None] * len(pixels) if labels is None else labels.tolist()
-    by_picture = {pixel.tobytes(): label for pixel, label in zip(pixels, found, strict=True)}
-    return manifest.num_classes, manifest.class_names, by_picture
+    by_image = {pixel.tobytes(): label for pixel, label in zip(pixels, found, strict=True)}
+    return manifest.num_classes, manifest.class_names, by_image
 
 
 label_lists = st.lists(
@@ -192,12 +192,12 @@ def test_unlabelled_samples_are_left_out_and_never_shift_classes(
     outcome = gatdist.index(str(tmp_path / "data"), workers=1)
     packed = pack(source, tmp_path / "out")
     for found in (outcome, packed):
-        assert (found["samples"], found["left_out"], found["num_classes"]) == (3, 1, 3)
+        assert (found["samples"], found["skipped"], found["num_classes"]) == (3, 1, 3)
     numbers = sorted(n for n in classes(tmp_path / "data")[2].values() if n is not None)
     assert numbers == [0, 1, 2]
     assert gatdist.verify(str(tmp_path / "data"), decode=True, workers=1)["whole"]
     again = gatdist.index(str(tmp_path / "data"), workers=1)
-    assert (again["samples"], again["left_out"]) == (3, 1)
+    assert (again["samples"], again["skipped"]) == (3, 1)
 
 
 @pytest.mark.parametrize("labels", [[-1, -1], [None, -1]])
@@ -206,14 +206,14 @@ def test_a_dataset_of_unlabelled_samples_only_keeps_them_all(
 ) -> None:
     source = by_cls(tmp_path / "data", labels)
     for found in (gatdist.index(str(tmp_path / "data"), workers=1), pack(source, tmp_path / "out")):
-        assert (found["samples"], found["left_out"], found["num_classes"]) == (2, 0, 0)
+        assert (found["samples"], found["skipped"], found["num_classes"]) == (2, 0, 0)
 
 
 def test_labels_that_begin_late_in_the_shards_are_found(tmp_path: Path) -> None:
     tar(tmp_path / "a.tar", {f"{i:02d}.png": PNGS[i] for i in range(6)})
     tar(tmp_path / "b.tar", {"99.png": PNGS[7], "99.cls": b"1"})
     outcome = gatdist.index(str(tmp_path), workers=1)
-    assert (outcome["samples"], outcome["num_classes"], outcome["left_out"]) == (1, 2, 6)
+    assert (outcome["samples"], outcome["num_classes"], outcome["skipped"]) == (1, 2, 6)
 
 
 @pytest.mark.parametrize("run", ["pack", "index"])
@@ -276,7 +276,7 @@ def test_labels_of_csv_with_blanks_quotes_decimal_commas_and_windows_paths(tmp_p
     lines = [' File ; "Label" ;x', "in\\0.png; 0,0;", '"in\\1.png"; "1,0";', ".\\in\\2.png;2;"]
     (tmp_path / "l.csv").write_text("\r\n".join([*lines, "in/3.png;3;4;5"]))
     outcome = pack(tmp_path / "l.csv", tmp_path / "out")
-    assert (outcome["samples"], outcome["num_classes"], outcome["left_out"]) == (3, 3, 1)
+    assert (outcome["samples"], outcome["num_classes"], outcome["skipped"]) == (3, 3, 1)
     assert list(report(tmp_path / "out")) == ["l.csv:4"]
 
 
@@ -287,7 +287,7 @@ def test_paths_in_an_asked_column_with_blanks_or_a_stranger_first_are_no_texts(
     rows = ["name", "NOTICE", *(f'" in/{i}.png "' for i in range(3))]
     (tmp_path / "l.csv").write_text("\n".join(rows))
     outcome = pack(tmp_path / "l.csv", tmp_path / "out", column="name")
-    assert (outcome["samples"], outcome["left_out"]) == (3, 1)
+    assert (outcome["samples"], outcome["skipped"]) == (3, 1)
     assert list(report(tmp_path / "out")) == ["NOTICE"]
 
 
@@ -334,7 +334,7 @@ def windows_zip(path: Path, prefix: str = "") -> Path:
 @pytest.mark.parametrize("prefix", ["", ".\\", "C:\\photos\\", "all\\"])
 def test_labels_from_folders_of_a_windows_zip_with_backslashes(tmp_path: Path, prefix: str) -> None:
     outcome = pack(windows_zip(tmp_path / "x.zip", prefix), tmp_path / "out")
-    assert (outcome["samples"], outcome["num_classes"], outcome["left_out"]) == (6, 2, 0)
+    assert (outcome["samples"], outcome["num_classes"], outcome["skipped"]) == (6, 2, 0)
     assert classes(tmp_path / "out")[1] == ["cats", "dogs"]
 
 
@@ -366,5 +366,5 @@ def test_stray_files_beside_class_folders_keep_the_labels(
     elif kind == "tar":
         source = tar(tmp_path / "in.tar", files)
     outcome = pack(source, tmp_path / "out", **({"labels": labels} if labels else {}))
-    assert (outcome["samples"], outcome["num_classes"], outcome["left_out"]) == (2, 2, 1)
+    assert (outcome["samples"], outcome["num_classes"], outcome["skipped"]) == (2, 2, 1)
     assert report(tmp_path / "out").keys() == {"cover.png"}

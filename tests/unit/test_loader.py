@@ -17,6 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gatdist.common.errors import ConfigError, DataError
 from gatdist.config import DataConfig, parse_config
 from gatdist.data import (
     Batch,
@@ -29,7 +30,6 @@ from gatdist.data import (
 from gatdist.data.codecs import encode_png
 from gatdist.data.format import read_manifest
 from gatdist.data.reading.buffers import Buffers
-from gatdist.errors import ConfigError, DataError
 from gatdist.parallel.communicator import FakeCommunicator
 from gatdist.storage import Store
 from support import refused
@@ -329,8 +329,8 @@ def test_memory_that_is_too_small_is_told_at_once(
     dataset = opened("streamed", tmp_path, monkeypatch)
     with refused(ConfigError, "data.memory_bytes") as found:
         loader_of(dataset, memory_bytes=60_000)
-    (told,) = re.findall(r"\d+,\d+", str(found.value))
-    enough = int(told.replace(",", ""))
+    (message,) = re.findall(r"\d+,\d+", str(found.value))
+    enough = int(message.replace(",", ""))
     with pytest.raises(ConfigError):
         loader_of(dataset, memory_bytes=enough - 100)
     assert len(take(loader_of(dataset, memory_bytes=enough), 30)) == 30

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 import gatdist
+from gatdist.common.errors import ConfigError, GatdistError, PluginError, TrainingError
+from gatdist.common.registry import users_frame
 from gatdist.config import load_config
-from gatdist.errors import ConfigError, GatdistError, PluginError, TrainingError
 from gatdist.models.registry import generators
 from gatdist.parallel.communicator import LocalCommunicator
-from gatdist.registry import users_frame
 from gatdist.runs import Checkpoints
 from gatdist.storage import Store
 from gatdist.training.interrupts import Interrupts

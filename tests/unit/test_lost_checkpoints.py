@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from gatdist.cli import main
+from gatdist.common.errors import CheckpointError, ConfigError
 from gatdist.config import load_config
-from gatdist.errors import CheckpointError, ConfigError
 from gatdist.runs import Checkpoints, RunDirectory, read_config
 from gatdist.storage import Store
 
@@ -90,9 +90,9 @@ def test_a_lost_run_is_rejected_and_never_starts_afresh(
     for more in ([], ["--dry-run"], []):  # not at the second try either
         capsys.readouterr()
         assert train(run, *more) == 2
-        told = capsys.readouterr().err
-        assert "checkpoints" in told
-        assert "Traceback" not in told
+        message = capsys.readouterr().err
+        assert "checkpoints" in message
+        assert "Traceback" not in message
     assert sorted(path.relative_to(run) for path in run.rglob("*")) == before
     assert (run / "metrics.jsonl").read_bytes() == metrics
 

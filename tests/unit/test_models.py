@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from gatdist import register_generator
+from gatdist.common.errors import ConfigError, PluginError
 from gatdist.config import parse_config
-from gatdist.errors import ConfigError, PluginError
 from gatdist.models import build_networks
 from support import refused
 

@@ -176,16 +176,16 @@ def test_permutations_are_even_handed() -> None:
     st.integers(1, 64),
 )
 def test_blocks_hold_all_samples_and_are_small_enough(
-    shards: list[tuple[int, int]], wanted: int, lanes: int
+    shards: list[tuple[int, int]], requested: int, lanes: int
 ) -> None:
-    block_bytes = fitting_block_bytes(shards, wanted, lanes)
+    block_bytes = fitting_block_bytes(shards, requested, lanes)
     blocks = cut_blocks(shards, block_bytes)
     num_samples = sum(samples for samples, _ in shards)
     assert blocks.min() >= 1
     assert blocks.sum() == num_samples
     # No block spans two shards.
     assert set(np.cumsum([samples for samples, _ in shards])) <= set(np.cumsum(blocks).tolist())
-    assert 1 <= block_bytes <= wanted
+    assert 1 <= block_bytes <= requested
     assert lanes / len(blocks) < 0.06 or len(blocks) == num_samples or block_bytes == 1
 
 

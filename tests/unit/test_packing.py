@@ -19,19 +19,19 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import gatdist
+from gatdist.common.errors import DataError
 from gatdist.config import DataConfig
 from gatdist.data import open_dataset
-from gatdist.data.packing import convert
-from gatdist.data.packing import task as tasks
-from gatdist.errors import DataError
-from packing import content, pack, picture, samples, write
+from gatdist.packing import convert
+from gatdist.packing import task as tasks
+from packing import content, image, pack, samples, write
 from support import end_group, marked_processes, start_gatdist, wait_until
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     """Thirty pictures in three classes, and two files that are none."""
-    files = {f"{'abc'[i % 3]}/{i}.png": picture(i) for i in range(30)}
+    files = {f"{'abc'[i % 3]}/{i}.png": image(i) for i in range(30)}
     return write(tmp_path / "source", files | {"a/bad.png": b"no picture", "notes.md": b"#"})
 
 
@@ -53,7 +53,7 @@ def test_every_usable_sample_is_packed_once(
     bad = set()
     for number, (name, kind) in enumerate(kinds.items()):
         file = f"{name}-{number}.{'md' if kind == 'other' else 'png'}"
-        data = picture(number) if kind == "good" else b"bad"
+        data = image(number) if kind == "good" else b"bad"
         write(folder / "in", {file: data})
         if kind == "good":
             good[data] += 1
@@ -65,7 +65,7 @@ def test_every_usable_sample_is_packed_once(
         return
     outcome = pack(folder / "in", folder / "out", labels="none", shard_bytes=3_000)
     assert Counter(sample["png"] for sample in samples(folder / "out")) == good
-    assert (outcome["samples"], outcome["left_out"]) == (good.total(), len(bad))
+    assert (outcome["samples"], outcome["skipped"]) == (good.total(), len(bad))
     report = folder / "out" / "report.jsonl"
     lines = report.read_text().splitlines() if bad else []
     assert {json.loads(line)["source"] for line in lines} == bad
@@ -96,7 +96,7 @@ def test_what_is_packed_trains_and_opens_in_webdataset(source: Path, tmp_path: P
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # which webdataset leaves
 def test_classes_are_mixed_in_every_shard(tmp_path: Path) -> None:
-    files = {f"{name}/{i}.png": picture(i, (1, 1)) for name in "ab" for i in range(200)}
+    files = {f"{name}/{i}.png": image(i, (1, 1)) for name in "ab" for i in range(200)}
     pack(write(tmp_path / "in", files), tmp_path / "out", shard_bytes=100_000)
     for shard in (tmp_path / "out").glob("*.tar"):
         labels = [s["cls"] for s in webdataset.WebDataset(str(shard), shardshuffle=False).decode()]
@@ -105,7 +105,7 @@ def test_classes_are_mixed_in_every_shard(tmp_path: Path) -> None:
 
 
 def test_a_training_run_takes_what_was_packed(tmp_path: Path) -> None:
-    files = {f"{name}/{i}.png": picture(i, (9, 12)) for name in "ab" for i in range(20)}
+    files = {f"{name}/{i}.png": image(i, (9, 12)) for name in "ab" for i in range(20)}
     outcome = pack(write(tmp_path / "in", files), tmp_path / "out", size=8)
     config = gatdist.load_config(
         "digits",
@@ -145,7 +145,7 @@ def test_workers_and_the_order_of_the_listing_change_no_byte(source: Path, tmp_p
 # Where a packing can be killed, by name: each time that this function is called.
 POINTS: dict[str, tuple[Any, str]] = {
     "a file is put in its place": (os, "replace"),
-    "a sample is converted": (convert.Pictures, "__call__"),
+    "a sample is converted": (convert.Images, "__call__"),
 }
 
 
@@ -173,7 +173,7 @@ def test_after_a_kill_at_any_point_the_same_command_ends_in_the_same_bytes(
     source: Path, tmp_path: Path, point: str, every: int
 ) -> None:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["gatdist.data.packing", "hypothesis", "pytest", "webdataset"])
+    context.set_forkserver_preload(["gatdist.packing", "hypothesis", "pytest", "webdataset"])
     seen = context.Value("i", 0)
 
     def start(kill_at: int, when: str, dest: Path) -> int | None:
@@ -218,7 +218,7 @@ def test_shards_that_are_whole_are_not_packed_again(source: Path, tmp_path: Path
 
 
 def test_a_killed_command_takes_its_workers_along_and_goes_on(tmp_path: Path) -> None:
-    files = {f"{i}.png": picture(i % 400, (64, 64)) for i in range(2_000)}
+    files = {f"{i}.png": image(i % 400, (64, 64)) for i in range(2_000)}
     source = write(tmp_path / "in", files)
     mark = f"gatdist-pack-{os.getpid()}"
     command = ["pack", "in", "out", "--size", "48", "--shard-bytes", "100kB", "--workers", "2"]

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.signal import resample_poly
 
-from gatdist.data.codecs import CodecError, decode_sound, encode_wav, read_sound
-from gatdist.data.packing.recipe import Recipe
-from gatdist.data.packing.sequences import Sounds, Texts
-from gatdist.errors import DataError
+from gatdist.common.errors import DataError
+from gatdist.data.codecs import CodecError, decode_audio, encode_wav, read_audio
+from gatdist.packing.recipe import Recipe
+from gatdist.packing.sequences import Audio, Texts
 from support import refused
 
 RATE = 8_000
@@ -34,15 +34,15 @@ def flac(clip: np.ndarray, rate: int = RATE) -> bytes:
     return file.getvalue()
 
 
-def sounds(**options: Any) -> Sounds:
+def clips(**options: Any) -> Audio:
     recipe = Recipe(**{"sample_rate": RATE} | options)
-    return Sounds(recipe, (1, options.get("length", 400)))
+    return Audio(recipe, (1, options.get("length", 400)))
 
 
 @pytest.mark.parametrize("encode", [encode_wav, flac])
 def test_a_sound_that_fits_stays_as_it_is(encode: Any) -> None:
     content = encode(tone(440, 400), RATE)
-    packed = sounds()(content)
+    packed = clips()(content)
     assert packed.content == content
     assert packed.component == ("wav" if encode is encode_wav else "flac")
     assert packed.remarks == {}
@@ -51,25 +51,25 @@ def test_a_sound_that_fits_stays_as_it_is(encode: Any) -> None:
 @given(st.integers(1, 900))
 def test_sounds_are_cut_or_padded_with_silence(found: int) -> None:
     clip = tone(440, found)
-    packed = sounds()(encode_wav(clip, RATE))
-    result = decode_sound(packed.content, (1, 400), RATE)
+    packed = clips()(encode_wav(clip, RATE))
+    result = decode_audio(packed.content, (1, 400), RATE)
     kept = min(found, 400)
     assert np.abs(result[:, :kept] - clip[:, :kept]).max() <= 2**-15
     assert not result[:, kept:].any()
-    assert packed.remarks == ({"enlarged": f"{found} samples"} if found < 400 else {})
+    assert packed.remarks == ({"upscaled": f"{found} samples"} if found < 400 else {})
 
 
 @pytest.mark.parametrize("rate", [4_000, 11_025, 16_000, 44_100])
 def test_a_tone_stays_the_same_tone_at_another_rate(rate: int) -> None:
-    packed = sounds(length=4_000)(encode_wav(tone(440, rate // 2, rate), rate))
-    result = decode_sound(packed.content, (1, 4_000), RATE)
+    packed = clips(length=4_000)(encode_wav(tone(440, rate // 2, rate), rate))
+    result = decode_audio(packed.content, (1, 4_000), RATE)
     inside = slice(200, -200)  # the filter rings where the tone begins and ends
     assert np.abs(result - tone(440, 4_000))[0, inside].max() < 0.01
 
 
 def test_what_the_new_rate_can_t_hold_is_gone() -> None:
-    packed = sounds(length=4_000)(encode_wav(tone(6_000, 16_000, 32_000), 32_000))
-    assert np.abs(decode_sound(packed.content, (1, 4_000), RATE))[0, 200:-200].max() < 0.01
+    packed = clips(length=4_000)(encode_wav(tone(6_000, 16_000, 32_000), 32_000))
+    assert np.abs(decode_audio(packed.content, (1, 4_000), RATE))[0, 200:-200].max() < 0.01
 
 
 def test_the_rate_the_channels_and_the_length_are_those_of_most() -> None:
@@ -78,14 +78,14 @@ def test_the_rate_the_channels_and_the_length_are_those_of_most() -> None:
         flac(tone(440, 900), 16_000),
         b"no sound",
     ]
-    convert = Sounds.like(Recipe(), contents)
+    convert = Audio.like(Recipe(), contents)
     assert convert is not None
     assert (convert.sample_rate, convert.sample_shape) == (RATE, (2, 300))
     assert convert(contents[3]).content  # one channel becomes two
 
 
 def test_what_the_recipe_says_goes_first() -> None:
-    convert = Sounds.like(Recipe(sample_rate=16_000, length=100), [flac(tone(440, 300))])
+    convert = Audio.like(Recipe(sample_rate=16_000, length=100), [flac(tone(440, 300))])
     assert convert is not None
     assert (convert.sample_rate, convert.sample_shape) == (16_000, (1, 100))
 
@@ -93,15 +93,15 @@ def test_what_the_recipe_says_goes_first() -> None:
 def test_sounds_of_many_lengths_need_one() -> None:
     contents = [flac(tone(440, length)) for length in (800, 1_600, 4_000)]
     with refused(DataError, "--length"):
-        Sounds.like(Recipe(), contents)
+        Audio.like(Recipe(), contents)
 
 
 def test_what_is_no_sound_is_refused() -> None:
-    assert Sounds.like(Recipe(), [b"", b"text"]) is None
+    assert Audio.like(Recipe(), [b"", b"text"]) is None
     with pytest.raises(CodecError):
-        sounds()(b"text")
+        clips()(b"text")
     with pytest.raises(CodecError):
-        Sounds(Recipe(sample_rate=RATE), (2, 400))(flac(tone(440, 400, channels=3)))
+        Audio(Recipe(sample_rate=RATE), (2, 400))(flac(tone(440, 400, channels=3)))
 
 
 def test_texts_stay_as_they_are() -> None:
@@ -128,11 +128,11 @@ def test_what_is_no_text_is_refused() -> None:
 @given(st.integers(1, 3), st.sampled_from([1_000, 3_001, 11_025, 44_100]))
 def test_a_long_sound_is_resampled_as_if_it_was_made_whole(times: int, rate: int) -> None:
     noise = np.float32(np.random.default_rng(times).uniform(-1, 1, (1, times * rate // 2)))
-    clip = read_sound(encode_wav(noise, rate))
+    clip = read_audio(encode_wav(noise, rate))
     factor = math.gcd(rate, RATE)
     whole = resample_poly(clip, RATE // factor, rate // factor, axis=1)[:, :400]
-    packed = sounds()(encode_wav(noise, rate))
-    result = decode_sound(packed.content, (1, 400), RATE)
+    packed = clips()(encode_wav(noise, rate))
+    result = decode_audio(packed.content, (1, 400), RATE)
     assert np.abs(result - np.clip(whole, -1, 1)).max() <= 2**-14
 
 
@@ -141,14 +141,14 @@ def test_a_rate_that_no_sound_has_is_refused(rate: int) -> None:
     content = bytearray(encode_wav(tone(440, 400), RATE))
     content[24:28] = rate.to_bytes(4, "little")
     with pytest.raises(CodecError):
-        sounds()(bytes(content))
+        clips()(bytes(content))
 
 
 def test_a_low_rate_unfolds_into_no_more_than_is_kept() -> None:
     content = encode_wav(tone(0.1, 2_000_000, 1), 1)
     tracemalloc.start()
     try:
-        assert sounds()(content).remarks == {}
+        assert clips()(content).remarks == {}
         assert tracemalloc.get_traced_memory()[1] < 200e6
     finally:
         tracemalloc.stop()

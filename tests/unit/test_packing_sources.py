@@ -26,26 +26,26 @@ import pytest
 
 import gatdist
 from gatdist.cli import main
+from gatdist.common.errors import DataError, UserError
 from gatdist.config import DataConfig
 from gatdist.data import open_dataset
 from gatdist.data.codecs import encode_png
-from gatdist.data.packing.labels import folder_classes
-from gatdist.errors import DataError, UserError
 from gatdist.monitor.packing import closing
+from gatdist.packing.labels import folder_classes
 from gatdist.storage import Store
-from packing import content, pack, picture, samples, write
+from packing import content, image, pack, samples, write
 from support import refused
 
-PICTURES = [picture(i) for i in range(12)]
+IMAGES = [image(i) for i in range(12)]
 CLASSES = ["ant", "bee", "cow"]
 # What every source below is to give: each picture with the number of its class.
-EXPECTED = sorted((data, str(i % 3).encode()) for i, data in enumerate(PICTURES))
+EXPECTED = sorted((data, str(i % 3).encode()) for i, data in enumerate(IMAGES))
 
 Writer = Callable[[Path], Path]
 
 
 def tree() -> dict[str, bytes]:
-    return {f"{CLASSES[i % 3]}/{i}.png": data for i, data in enumerate(PICTURES)}
+    return {f"{CLASSES[i % 3]}/{i}.png": data for i, data in enumerate(IMAGES)}
 
 
 def folder(path: Path) -> Path:
@@ -64,7 +64,7 @@ def stylegan(path: Path) -> Path:
     """As ``dataset_tool.py`` writes it: numbered folders, and the labels in a list."""
     labels = []
     with zipfile.ZipFile(path / "in.zip", "w", zipfile.ZIP_STORED) as archive:
-        for i, data in enumerate(PICTURES):
+        for i, data in enumerate(IMAGES):
             labels.append([f"{i // 5:05d}/img{i:08d}.png", i % 3])
             archive.writestr(labels[-1][0], data)
         archive.writestr("dataset.json", json.dumps({"labels": labels}))
@@ -101,7 +101,7 @@ def parquet(path: Path) -> Path:
     for part in range(2):
         numbers = range(part, 12, 2)
         table = {
-            "image": [PICTURES[i] for i in numbers],
+            "image": [IMAGES[i] for i in numbers],
             "label": [CLASSES[i % 3] for i in numbers],
         }
         (path / "in").mkdir(exist_ok=True)
@@ -114,7 +114,7 @@ def huggingface(path: Path) -> Path:
     features = {"image": {"_type": "Image"}, "label": {"names": CLASSES, "_type": "ClassLabel"}}
     table = pyarrow.table(
         {
-            "image": [{"bytes": data, "path": f"{i}.png"} for i, data in enumerate(PICTURES)],
+            "image": [{"bytes": data, "path": f"{i}.png"} for i, data in enumerate(IMAGES)],
             "label": [i % 3 for i in range(12)],
         }
     ).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
@@ -130,7 +130,7 @@ def shards(path: Path, labels: bool = True, mode: str = "w") -> Path:
         with tarfile.open(path / "in" / f"{part}.tar{suffix}", mode) as archive:
             for i in range(part, 12, 2):
                 label = {"cls": str(i % 3).encode()} if labels else {}
-                files = {"png": PICTURES[i], "json": json.dumps({"kind": i % 3}).encode()} | label
+                files = {"png": IMAGES[i], "json": json.dumps({"kind": i % 3}).encode()} | label
                 for component, data in files.items():
                     info = tarfile.TarInfo(f"x/{i:04d}.{component}")
                     info.size = len(data)
@@ -167,7 +167,7 @@ def test_every_kind_of_source_gives_the_same_samples(name: str, tmp_path: Path) 
     assert outcome["num_classes"] == 3
     found = samples(tmp_path / "out")
     assert sorted((sample["png"], sample["cls"]) for sample in found) == EXPECTED
-    assert outcome["left_out"] == 0
+    assert outcome["skipped"] == 0
     assert not (tmp_path / "out" / "packing" / "spool").exists()
     if kind == "webdataset":  # what else a sample has is kept
         assert all(json.loads(s["json"])["kind"] == int(s["cls"]) for s in found)
@@ -217,21 +217,21 @@ def test_stray_files_beside_class_folders_are_ambiguous_when_they_are_many() -> 
     names = [*(f"{i}" for i in range(5)), "a/1", "b/2"]
     with refused(DataError, "--labels"):
         folder_classes(names)
-    assert folder_classes(names, wanted=True) == ([None] * 5 + ["a", "b"], list(range(5)))
-    assert folder_classes(["cover", "a/1"], wanted=True) == ([None, "a"], [0])
+    assert folder_classes(names, requested=True) == ([None] * 5 + ["a", "b"], list(range(5)))
+    assert folder_classes(["cover", "a/1"], requested=True) == ([None, "a"], [0])
     with refused(DataError, "--labels"):
-        folder_classes(["1", "2"], wanted=True)
+        folder_classes(["1", "2"], requested=True)
 
 
 def test_folders_of_numbers_are_classes_in_the_order_of_their_numbers(tmp_path: Path) -> None:
-    source = write(tmp_path / "in", {f"{n}/x.png": PICTURES[n % 12] for n in (10, 9, 100)})
+    source = write(tmp_path / "in", {f"{n}/x.png": IMAGES[n % 12] for n in (10, 9, 100)})
     assert pack(source, tmp_path / "out")["num_classes"] == 3
     found = {sample["png"]: sample["cls"] for sample in samples(tmp_path / "out")}
-    assert found == {PICTURES[9]: b"0", PICTURES[10]: b"1", PICTURES[4]: b"2"}
+    assert found == {IMAGES[9]: b"0", IMAGES[10]: b"1", IMAGES[4]: b"2"}
 
 
 def flat(path: Path) -> Path:
-    return write(path / "in", {f"{i}.png": data for i, data in enumerate(PICTURES)})
+    return write(path / "in", {f"{i}.png": data for i, data in enumerate(IMAGES)})
 
 
 @pytest.mark.parametrize("where", ["beside", "inside"])
@@ -241,7 +241,7 @@ def test_labels_come_from_a_list(tmp_path: Path, where: str) -> None:
     rows = [f"{i}.png,{CLASSES[i % 3]}" for i in range(12)]
     labels.write_text("\n".join(["file,label", *rows, "77.png,dog"]))
     outcome = pack(source, tmp_path / "out", labels=str(labels))
-    assert (outcome["num_classes"], outcome["left_out"]) == (3, 0)
+    assert (outcome["num_classes"], outcome["skipped"]) == (3, 0)
     found = samples(tmp_path / "out")
     assert sorted((sample["png"], sample["cls"]) for sample in found) == EXPECTED
 
@@ -259,14 +259,14 @@ def test_a_list_that_misses_files_leaves_them_out_and_says_so(tmp_path: Path) ->
     for fact in (f"{tmp_path}/labels.json", " 1 ", "z.png"):
         assert fact in note
     outcome = pack(source, tmp_path / "out", labels=str(tmp_path / "labels.json"))
-    assert (outcome["samples"], outcome["left_out"]) == (7, 5)
-    assert outcome["left_out_examples"][0][0] == "10.png"
+    assert (outcome["samples"], outcome["skipped"]) == (7, 5)
+    assert outcome["skipped_examples"][0][0] == "10.png"
 
 
 def test_classes_that_no_packed_sample_has_are_counted_and_keep_their_numbers(
     tmp_path: Path,
 ) -> None:
-    files = {"ant/1.png": PICTURES[1], "cat/1.png": b"no picture", "dog/1.png": PICTURES[2]}
+    files = {"ant/1.png": IMAGES[1], "cat/1.png": b"no picture", "dog/1.png": IMAGES[2]}
     outcome = pack(write(tmp_path / "in", files), tmp_path / "out")
     assert (outcome["empty_classes"], outcome["empty_class_examples"]) == (1, ["cat"])
     assert outcome["num_classes"] == 3
@@ -305,7 +305,7 @@ def test_lists_of_texts_and_captions(tmp_path: Path) -> None:
     )
     pack(tmp_path / "list.jsonl", tmp_path / "out")
     found = {sample["png"]: sample.get("txt") for sample in samples(tmp_path / "out")}
-    assert found == {PICTURES[0]: b"an ant", PICTURES[1]: None}
+    assert found == {IMAGES[0]: b"an ant", IMAGES[1]: None}
 
 
 # What can't be packed
@@ -317,30 +317,30 @@ def report(folder: Path) -> dict[str, str]:
 
 
 def test_files_that_are_no_samples_are_reported_with_the_reason(tmp_path: Path) -> None:
-    jpeg = picture(1, kind="JPEG")
+    jpeg = image(1, kind="JPEG")
     bad = {
         "empty.png": b"",
         "text.jpg": b"no picture",
-        "torn.png": PICTURES[0][:-30],
+        "torn.png": IMAGES[0][:-30],
         "torn.jpg": jpeg[: len(jpeg) // 2],
-        "other.png": picture(3, (6, 7)),
+        "other.png": image(3, (6, 7)),
         "movie.mp4": b"x",
     }
     hidden = {".DS_Store": b"x", "__MACOSX/._1.png": b"x", "Thumbs.db": b"x"}
     outcome = pack(write(flat(tmp_path), bad | hidden), tmp_path / "out")
-    assert (outcome["samples"], outcome["left_out"]) == (12, len(bad))
-    told = report(tmp_path / "out")
-    assert told.keys() == bad.keys() | hidden.keys()
+    assert (outcome["samples"], outcome["skipped"]) == (12, len(bad))
+    message = report(tmp_path / "out")
+    assert message.keys() == bad.keys() | hidden.keys()
     assert outcome["ignored"] == len(hidden)
-    assert ".mp4" in told["movie.mp4"]
-    assert "6 × 7" in told["other.png"]
+    assert ".mp4" in message["movie.mp4"]
+    assert "6 × 7" in message["other.png"]
 
 
 def test_strict_makes_them_an_error_that_names_all(tmp_path: Path) -> None:
-    source = write(flat(tmp_path), {"torn.png": PICTURES[0][:-30]})
+    source = write(flat(tmp_path), {"torn.png": IMAGES[0][:-30]})
     with refused(DataError, "torn.png"):
         pack(source, tmp_path / "out", strict=True)
-    assert pack(source, tmp_path / "out")["left_out"] == 1
+    assert pack(source, tmp_path / "out")["skipped"] == 1
     with refused(DataError, "torn.png"):  # found in the record
         pack(source, tmp_path / "out", strict=True)
     write(source, {"notes.md": b""})
@@ -350,11 +350,11 @@ def test_strict_makes_them_an_error_that_names_all(tmp_path: Path) -> None:
 
 def test_duplicates_are_packed_once(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
-        archive.writestr("a.png", PICTURES[0])
+        archive.writestr("a.png", IMAGES[0])
         with pytest.warns(UserWarning, match=r"a\.png"):
-            archive.writestr("a.png", PICTURES[1])
+            archive.writestr("a.png", IMAGES[1])
     pack(tmp_path / "in.zip", tmp_path / "zip")
-    assert samples(tmp_path / "zip") == [{"png": PICTURES[0]}]
+    assert samples(tmp_path / "zip") == [{"png": IMAGES[0]}]
     assert list(report(tmp_path / "zip")) == ["a.png"]
     flat(tmp_path)
     (tmp_path / "list.csv").write_text("file\nin/0.png\nin/1.png\nin/0.png\n")
@@ -375,12 +375,12 @@ def test_members_of_a_zip_that_are_damaged_or_hidden_by_other_means(tmp_path: Pa
     source.write_bytes(raw)
     outcome = pack(source, tmp_path / "out")
     assert outcome["samples"] == 9
-    told = report(tmp_path / "out")
-    assert told.keys() == {first.filename, second.filename, third.filename}
-    assert "2147483648" in told[third.filename]
+    message = report(tmp_path / "out")
+    assert message.keys() == {first.filename, second.filename, third.filename}
+    assert "2147483648" in message[third.filename]
     with zipfile.ZipFile(tmp_path / "b.zip", "w", zipfile.ZIP_BZIP2) as archive:
-        archive.writestr("a.png", PICTURES[0])
-        archive.writestr("b.png", PICTURES[1], zipfile.ZIP_STORED)
+        archive.writestr("a.png", IMAGES[0])
+        archive.writestr("b.png", IMAGES[1], zipfile.ZIP_STORED)
     pack(tmp_path / "b.zip", tmp_path / "bz")
     assert list(report(tmp_path / "bz")) == ["a.png"]
 
@@ -417,7 +417,7 @@ def test_a_list_of_urls_some_of_which_are_dead(tmp_path: Path) -> None:
         (tmp_path / "list.csv").write_text("\n".join(["url", *rows]))
         outcome = pack(tmp_path / "list.csv", tmp_path / "out", allowed_origins=[url])
     assert outcome["samples"] == 3
-    assert sorted(s["png"] for s in samples(tmp_path / "out")) == sorted(PICTURES[:3])
+    assert sorted(s["png"] for s in samples(tmp_path / "out")) == sorted(IMAGES[:3])
     (name,) = report(tmp_path / "out")
     assert name.endswith("/in/gone.png")
 
@@ -474,7 +474,7 @@ REFUSED: dict[str, tuple[Writer | str, dict[str, Any], str, str]] = {
         "2 samples",
     ),
     "many sizes": (
-        lambda path: write(path / "in", {f"{i}.png": picture(i, (i + 1, 5)) for i in range(3)}),
+        lambda path: write(path / "in", {f"{i}.png": image(i, (i + 1, 5)) for i in range(3)}),
         {},
         "--size",
         "3",
@@ -527,9 +527,9 @@ REFUSED: dict[str, tuple[Writer | str, dict[str, Any], str, str]] = {
 def test_what_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     given, options, subject, fact = REFUSED[name]
-    found, told = refusal(tmp_path, given, **options)
+    found, message = refusal(tmp_path, given, **options)
     assert found == subject
-    assert fact in told
+    assert fact in message
 
 
 def test_a_torn_archive_is_refused(tmp_path: Path) -> None:
@@ -564,7 +564,7 @@ def test_a_destination_that_holds_something_else_is_left_alone(tmp_path: Path) -
     before = content(tmp_path / "out")
     with refused(DataError, "out"):
         pack(source, tmp_path / "out", size=4)
-    write(source, {"ant/new.png": PICTURES[0]})
+    write(source, {"ant/new.png": IMAGES[0]})
     with refused(DataError, "out"):
         pack(source, tmp_path / "out")
     assert content(tmp_path / "out") == before
@@ -574,7 +574,7 @@ def test_a_destination_that_holds_something_else_is_left_alone(tmp_path: Path) -
 
 
 def test_a_mistake_that_was_mended_leaves_nothing_in_the_way(tmp_path: Path) -> None:
-    files = {f"{i}.png": picture(i, (i + 1, 5)) for i in range(3)}
+    files = {f"{i}.png": image(i, (i + 1, 5)) for i in range(3)}
     source = write(tmp_path / "in", files)
     with refused(DataError, "--size"):
         pack(source, tmp_path / "out")
@@ -585,9 +585,9 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
     source = tarred(tmp_path, "in.tar.gz", "w:gz")
     command = ["pack", str(source), str(tmp_path / "out"), "--size", "4", "--dry-run"]
     assert main(command) == 0
-    told = capsys.readouterr().out
+    message = capsys.readouterr().out
     for fact in ("12 pictures", "3 classes (ant, bee, cow)", "4 × 4 RGB", "1 shard"):
-        assert fact in told
+        assert fact in message
     assert main([*command, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["samples"], found["shards"], found["num_classes"]) == (12, 1, 3)
@@ -602,12 +602,12 @@ def test_names_that_are_not_utf_8_are_told_escaped(tmp_path: Path) -> None:
         file.write(b"no picture")
     outcome = gatdist.pack(str(source), str(tmp_path / "out"), workers=1)
     assert outcome["samples"] == 1
-    assert outcome["left_out_examples"][0][0] == "caf\\udce9.png"
+    assert outcome["skipped_examples"][0][0] == "caf\\udce9.png"
 
 
 def _listed(tmp_path: Path, *names: str) -> Path:
-    source = write(tmp_path / "in", {"a.png": PICTURES[0]})
-    write(tmp_path / "private", {"b.png": PICTURES[1]})
+    source = write(tmp_path / "in", {"a.png": IMAGES[0]})
+    write(tmp_path / "private", {"b.png": IMAGES[1]})
     lines = [json.dumps({"file": name.format(tmp=tmp_path)}) for name in ("a.png", *names)]
     (source / "list.jsonl").write_text("\n".join(lines))
     return source / "list.jsonl"
@@ -633,7 +633,7 @@ def test_local_folder_of_a_list_is_allowed_by_name(
 ) -> None:
     source = _listed(tmp_path, named)
     outcome = pack(source, tmp_path / "out", allowed_origins=[allowed.format(tmp=tmp_path)])
-    assert (outcome["samples"], outcome["left_out"]) == (2, 0)
+    assert (outcome["samples"], outcome["skipped"]) == (2, 0)
 
 
 @pytest.mark.parametrize("named", ["{tmp}/in/a.png", "x/../a.png", "../in/a.png", "./a.png"])
@@ -646,40 +646,38 @@ def test_absolute_paths_below_the_folder_of_a_list_need_no_permission(
 @pytest.mark.parametrize("half", ["\ud800", "\ud800.png", "a\0.png"])
 def test_half_a_character_or_nul_in_a_list_leaves_out_the_file(half: str, tmp_path: Path) -> None:
     outcome = pack(_listed(tmp_path, half), tmp_path / "out")
-    assert (outcome["samples"], outcome["left_out"]) == (1, 1)
+    assert (outcome["samples"], outcome["skipped"]) == (1, 1)
 
 
 def test_half_a_character_in_a_label_leaves_out_the_file(tmp_path: Path) -> None:
-    source = write(tmp_path / "in", {"a.png": PICTURES[0], "b.png": PICTURES[1]})
+    source = write(tmp_path / "in", {"a.png": IMAGES[0], "b.png": IMAGES[1]})
     rows = [{"file": "a.png", "label": "cat"}, {"file": "b.png", "label": "\ud800"}]
     (source / "list.json").write_text(json.dumps(rows))
     outcome = pack(source / "list.json", tmp_path / "out")
-    assert (outcome["samples"], outcome["left_out"]) == (1, 1)
+    assert (outcome["samples"], outcome["skipped"]) == (1, 1)
     assert open_dataset(DataConfig(url=str(tmp_path / "out"))).num_classes == 1
 
 
 def test_folders_of_classes_may_have_names_that_are_not_utf8(tmp_path: Path) -> None:
     for folder in (b"caf\xe9", b"dog"):
         name = os.fsdecode(folder)
-        write(tmp_path / "in", {f"{name}/{i}.png": PICTURES[i] for i in range(2)})
+        write(tmp_path / "in", {f"{name}/{i}.png": IMAGES[i] for i in range(2)})
     pack(tmp_path / "in", tmp_path / "out")
     assert open_dataset(DataConfig(url=str(tmp_path / "out"))).num_classes == 2
 
 
 def test_csv_whose_first_row_has_too_many_fields_leaves_it_out(tmp_path: Path) -> None:
-    source = write(tmp_path / "in", {"a.png": PICTURES[0], "b.png": PICTURES[1]})
+    source = write(tmp_path / "in", {"a.png": IMAGES[0], "b.png": IMAGES[1]})
     (source / "list.csv").write_text("file,label\na.png,1,x\nb.png,0\n")
     outcome = pack(source / "list.csv", tmp_path / "out")
-    assert (outcome["samples"], outcome["left_out"]) == (1, 1)
+    assert (outcome["samples"], outcome["skipped"]) == (1, 1)
 
 
 @pytest.mark.parametrize("labels", ["1", "true", '"x"', '{"a": 1}', "[1]"])
 def test_dataset_json_with_labels_that_are_no_list_is_a_named_error(
     labels: str, tmp_path: Path
 ) -> None:
-    write(
-        tmp_path / "in", {"a.png": PICTURES[0], "dataset.json": f'{{"labels": {labels}}}'.encode()}
-    )
+    write(tmp_path / "in", {"a.png": IMAGES[0], "dataset.json": f'{{"labels": {labels}}}'.encode()})
     with refused(DataError, "dataset.json"):
         pack(tmp_path / "in", tmp_path / "out")
 
@@ -697,23 +695,23 @@ def test_parquet_keeps_captions_where_the_first_path_is_no_file(tmp_path: Path) 
 def test_parquet_columns_are_judged_by_their_type_where_the_first_value_is_missing(
     tmp_path: Path, kind: str
 ) -> None:
-    write(tmp_path, {f"{i}.png": PICTURES[i] for i in range(3)})
+    write(tmp_path, {f"{i}.png": IMAGES[i] for i in range(3)})
     column = pyarrow.array([None, *(f"{i}.png" for i in range(3))])
     column = column.dictionary_encode() if kind == "dictionary" else column.cast(kind)
     pyarrow.parquet.write_table(pyarrow.table({"file": column}), tmp_path / "l.parquet")
     for options in ({}, {"column": "file"}):
         outcome = pack(tmp_path / "l.parquet", tmp_path / f"out{len(options)}", **options)
-        assert (outcome["samples"], outcome["left_out"]) == (3, 1)
+        assert (outcome["samples"], outcome["skipped"]) == (3, 1)
 
 
 def test_parquet_files_without_rows_are_passed_over(tmp_path: Path) -> None:
     """As Spark writes them for empty partitions."""
-    write(tmp_path / "in", {"0.png": PICTURES[0]})
+    write(tmp_path / "in", {"0.png": IMAGES[0]})
     for number, files in enumerate([[], ["0.png"]]):
         table = pyarrow.table({"file": pyarrow.array(files, "string")})
         pyarrow.parquet.write_table(table, tmp_path / "in" / f"part-{number}.parquet")
     outcome = pack(tmp_path / "in", tmp_path / "out", kind="parquet", strict=True)
-    assert (outcome["samples"], outcome["left_out"]) == (1, 0)
+    assert (outcome["samples"], outcome["skipped"]) == (1, 0)
 
 
 def test_parquet_texts_that_are_bytes_are_read_or_refused(tmp_path: Path) -> None:
@@ -734,7 +732,7 @@ def test_parquet_texts_that_are_bytes_are_read_or_refused(tmp_path: Path) -> Non
     ids=["decimals", "bytes", "dates"],
 )
 def test_parquet_labels_of_any_type_are_classes(tmp_path: Path, labels: list[Any]) -> None:
-    table = pyarrow.table({"image": PICTURES[:3], "label": labels})
+    table = pyarrow.table({"image": IMAGES[:3], "label": labels})
     pyarrow.parquet.write_table(table, tmp_path / "l.parquet")
     outcome = pack(tmp_path / "l.parquet", tmp_path / "out")
     assert outcome["num_classes"] == 3

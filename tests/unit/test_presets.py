@@ -10,7 +10,7 @@ from gatdist.storage import Store
 from gatdist.training.plan import plan
 
 
-def pictures(folder, size, channels, classes):
+def images(folder, size, channels, classes):
     rng = np.random.default_rng(0)
     samples = (
         (f"{i:02d}", {"png": encode_png(pixels), "cls": b"%d" % (i % classes)})
@@ -21,7 +21,7 @@ def pictures(folder, size, channels, classes):
     write_dataset(store, [samples], modality="image", sample_shape=shape, num_classes=classes)
 
 
-def sounds(folder, length, rate, classes):
+def clips(folder, length, rate, classes):
     clip = np.zeros((1, length), dtype=np.float32)
     samples = (
         (f"{i:02d}", {"wav": encode_wav(clip, rate), "cls": b"%d" % (i % classes)})
@@ -44,17 +44,17 @@ def words(folder):
 
 # By preset: what writes such data, and the millions of parameters of both networks.
 PRESETS = {
-    "glyphs": (lambda folder: pictures(folder, 16, 1, 12), None),
-    "glyphs-r3gan": (lambda folder: pictures(folder, 32, 1, 12), None),
-    "glyphs-stylegan2": (lambda folder: pictures(folder, 32, 1, 12), None),
+    "glyphs": (lambda folder: images(folder, 16, 1, 12), None),
+    "glyphs-r3gan": (lambda folder: images(folder, 32, 1, 12), None),
+    "glyphs-stylegan2": (lambda folder: images(folder, 32, 1, 12), None),
     "words": (words, None),
-    "speech": (lambda folder: sounds(folder, 4096, 8000, 10), None),
-    "sngan-32": (lambda folder: pictures(folder, 32, 3, 10), (4.30, 1.06)),
-    "biggan-128": (lambda folder: pictures(folder, 128, 3, 12), (70.3, 86.5)),
-    "r3gan-64": (lambda folder: pictures(folder, 64, 3, 1), (25.9, 25.9)),
-    "r3gan-256": (lambda folder: pictures(folder, 256, 3, 1), (23.06, 23.01)),
-    "stylegan2-256": (lambda folder: pictures(folder, 256, 3, 1), (24.77, 24.00)),
-    "wavegan-16384": (lambda folder: sounds(folder, 16384, 16000, 2), (19.07, 17.43)),
+    "speech": (lambda folder: clips(folder, 4096, 8000, 10), None),
+    "sngan-32": (lambda folder: images(folder, 32, 3, 10), (4.30, 1.06)),
+    "biggan-128": (lambda folder: images(folder, 128, 3, 12), (70.3, 86.5)),
+    "r3gan-64": (lambda folder: images(folder, 64, 3, 1), (25.9, 25.9)),
+    "r3gan-256": (lambda folder: images(folder, 256, 3, 1), (23.06, 23.01)),
+    "stylegan2-256": (lambda folder: images(folder, 256, 3, 1), (24.77, 24.00)),
+    "wavegan-16384": (lambda folder: clips(folder, 16384, 16000, 2), (19.07, 17.43)),
 }
 
 

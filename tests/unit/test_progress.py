@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from gatdist import faults
+from gatdist.common import faults
 from gatdist.training.progress import Progress
 
 

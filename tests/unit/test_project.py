@@ -86,7 +86,7 @@ def test_a_configuration_is_read_without_torch():
 
 
 def test_packing_needs_no_torch():
-    assert not modules_after("import gatdist.data.packing, gatdist.api") & {"torch", "ray"}
+    assert not modules_after("import gatdist.packing, gatdist.api") & {"torch", "ray"}
 
 
 def test_the_command_is_installed():

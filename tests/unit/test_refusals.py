@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from gatdist.common.errors import ConfigError, PluginError
 from gatdist.config import load_config
-from gatdist.errors import ConfigError, PluginError
 from gatdist.models import register_discriminator
 from gatdist.models.registry import discriminators
 from gatdist.training.plan import check
@@ -196,13 +196,13 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_combination_is_refused_by_name_with_a_mend(case, tmp_path):
-    overrides, (field, *facts) = CASES[case]
+    overrides, (field, *metadata) = CASES[case]
     with pytest.raises((ConfigError, PluginError)) as caught:
         check(load_config("ring", ["evaluate.metrics=[]", *overrides]), str(tmp_path / "run"))
     message = str(caught.value)
     assert "\n" not in message
     assert message.startswith(field)
-    for fact in facts:
+    for fact in metadata:
         assert fact in message, message
     assert not (tmp_path / "run").exists()
 

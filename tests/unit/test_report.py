@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from gatdist.cli import main
-from gatdist.errors import StorageError
+from gatdist.common.errors import StorageError
 from gatdist.monitor.grid import encode_png
-from gatdist.reporting import report
-from gatdist.reporting.curves import nice_ticks, thinned
-from gatdist.reporting.exhibits import spread
-from gatdist.reporting.findings import events
+from gatdist.runs.report import report
+from gatdist.runs.report.curves import nice_ticks, thinned
+from gatdist.runs.report.findings import events
+from gatdist.runs.report.previews import spread
 
 CONFIG = {"run": {"total_samples": 1000}, "data": {"url": "builtin:digits"}}
 ATTEMPT = {"attempt": 1, "time": "2026-01-01T00:00:00Z", "world_size": 2, "hosts": ["a", "b"]}
@@ -42,16 +42,16 @@ def test_a_run_in_progress(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         file.write('{"samples_seen": 256, "loss/gen')  # as a reader may find it
     out = tmp_path / "out.html"
     assert main(["report", str(tmp_path), "--out", str(out), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["file"] == str(out)
-    damage, samples, checkpoint = told["missing"]
+    message = json.loads(capsys.readouterr().out)
+    assert message["file"] == str(out)
+    damage, samples, checkpoint = message["missing"]
     assert "1 of 4 lines of metrics.jsonl" in damage
     assert "samples" in samples
     assert "checkpoint" in checkpoint
     page = out.read_text()
     assert '<b class="unfinished">' in page
     assert "192 of 1,000" in page
-    assert all(lack.replace("'", "&#x27;") in page for lack in told["missing"])
+    assert all(lack.replace("'", "&#x27;") in page for lack in message["missing"])
 
 
 def test_an_empty_run(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_a_damaged_run(tmp_path: Path) -> None:
     (tmp_path / "checkpoints/000000128").mkdir()
     (tmp_path / "checkpoints/000000128/MANIFEST.json").write_text("{")
     page, lacks = report(str(tmp_path))
-    for told in (
+    for message in (
         "config.json",
         "1 of 2 lines of attempts.jsonl",
         "3 of 7 lines of metrics.jsonl",
@@ -95,7 +95,7 @@ def test_a_damaged_run(tmp_path: Path) -> None:
         "a.safetensors",
         "000000128/MANIFEST.json",
     ):
-        assert sum(told in lack for lack in lacks) == 1, (told, lacks)
+        assert sum(message in lack for lack in lacks) == 1, (message, lacks)
     assert "&lt;b&gt;" in page
     assert "Losses" in page
 

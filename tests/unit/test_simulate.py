@@ -8,11 +8,11 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
+from gatdist.bench.simulate.loading import scenario_names
+from gatdist.bench.simulate.measured import fitted_link
+from gatdist.bench.simulate.study import simulate
 from gatdist.cli import main
-from gatdist.errors import ConfigError
-from gatdist.simulate.loading import scenario_names
-from gatdist.simulate.measured import fitted_link
-from gatdist.simulate.study import simulate
+from gatdist.common.errors import ConfigError
 from scenarios import HARDWARE, OBSERVED, RESULTS, RUN, SCALING, STEP
 from support import refused
 
@@ -157,8 +157,8 @@ def test_a_batch_that_grows_with_the_observed_workers_is_one_of_each(scenario):
 
 def test_a_batch_that_nobody_told_is_shared_by_few_and_not_by_many(scenario):
     def efficiency(workers, batch):
-        told = [f"predict.workers=[{workers}]"] + [f"workload.batch={batch}"] * bool(batch)
-        found = simulate(scenario(OBSERVED), told)
+        message = [f"predict.workers=[{workers}]"] + [f"workload.batch={batch}"] * bool(batch)
+        found = simulate(scenario(OBSERVED), message)
         return found["points"][0]["efficiency"], " ".join(found["notes"])
 
     for workers, taken in ((8, "shared"), (512, "per_worker")):

@@ -2,8 +2,8 @@
 
 import pytest
 
+from gatdist.bench.simulate.study import simulate
 from gatdist.cli import main
-from gatdist.simulate.study import simulate
 from scenarios import HARDWARE, OBSERVED, RUN, SCALING
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from gatdist.errors import ConfigError, StorageError, for_terminal
+from gatdist.common.errors import ConfigError, StorageError, for_terminal
 from gatdist.storage import Store, absolute, at_file
 from gatdist.storage.local import OpenFiles
 from support import refused

@@ -13,15 +13,15 @@ from torch import nn
 
 import gatdist
 from gatdist.cli import main
+from gatdist.common.errors import ConfigError, PluginError, UserError
 from gatdist.config import load_config
-from gatdist.errors import ConfigError, PluginError, UserError
 from gatdist.evaluation.features import Extractor, extractors, register_feature_extractor
 from gatdist.game import UpdateRule, register_update_rule, update_rules
 from gatdist.game.losses import Loss, Sum, losses, register_loss
-from gatdist.inspection import digest
 from gatdist.models import register_discriminator, register_generator
 from gatdist.models.registry import discriminators, generators
 from gatdist.parallel.communicator import LocalCommunicator
+from gatdist.runs.inspection import digest
 from gatdist.storage import Store
 from gatdist.training.loop import run
 from gatdist.training.plan import check
@@ -445,7 +445,7 @@ def test_user_code_values_out_of_range_are_warned_of(tmp_path):
     assert any("[-1, 1]" in warning for warning in warnings)
 
 
-SOUND = {
+AUDIO = {
     "tied within": lambda network: put("twin", first(network))(network),
     "frozen part": lambda network: first(network).requires_grad_(False) and None,
     "counting buffers": lambda network: network.register_buffer(
@@ -464,11 +464,11 @@ SOUND = {
 }
 
 
-@pytest.mark.parametrize("case", SOUND)
+@pytest.mark.parametrize("case", AUDIO)
 def test_user_code_that_is_sound_trains_and_resumes_and_samples(case, tmp_path):
     overrides = [
         *RING,
-        *judge(build=SOUND[case]),
+        *judge(build=AUDIO[case]),
         "run.global_batch=16",
         "monitor.tensorboard=false",
     ]
@@ -593,16 +593,16 @@ def test_user_code_is_checked_alike_on_every_launch_path(tmp_path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     sets = ["--set", 'plugins=["lists"]', "--set", 'model.discriminator={name="lists"}']
-    told = set()
+    message = set()
     for way in (["--local"], ["--workers", "2"], ["--dry-run"]):
         assert main(["train", "ring", "--run-dir", "runs/x", *way, *sets]) == 2
         error = capsys.readouterr().err
         assert "Traceback" not in error
-        told.add(error)
-    assert len(told) == 1
+        message.add(error)
+    assert len(message) == 1
     with pytest.raises(UserError) as caught:
         gatdist.train(load_config("ring", sets[1::2]), "runs/x", local=True)
-    assert str(caught.value) in told.pop()
+    assert str(caught.value) in message.pop()
     assert not (tmp_path / "runs").exists()
     assert main(["train", "ring", "--run-dir", "runs/x", "--local", "--debug", *sets]) == 2
     assert "Traceback" in capsys.readouterr().err

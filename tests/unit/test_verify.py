@@ -14,10 +14,10 @@ import soundfile
 
 import gatdist
 from gatdist.cli import main
+from gatdist.common.errors import DataError, StorageError
 from gatdist.data import write_dataset
 from gatdist.data.codecs import encode_png, encode_wav
-from gatdist.data.packing.entries import printable
-from gatdist.errors import DataError, StorageError
+from gatdist.packing.entries import printable
 from gatdist.storage import Store
 from support import refused
 
@@ -56,15 +56,15 @@ def test_every_damage_is_named(folder: Path, capsys: pytest.CaptureFixture[str])
     with (folder / "shard-000002.tar").open("ab") as file:
         file.write(b"more")
     assert main(["verify", str(folder), "--json", "--workers", "1"]) == 2
-    told = capsys.readouterr()
-    damaged = [" ".join(found) for found in json.loads(told.out)["damaged"]]
+    message = capsys.readouterr()
+    damaged = [" ".join(found) for found in json.loads(message.out)["damaged"]]
     expected = (
         ("shard-000001.tar", "SHA-256"),
         ("shard-000001.tar", "000006.png"),
         ("shard-000002.tar", "bytes"),
     )
     for line, facts in zip(damaged, expected, strict=True):
-        assert line in told.err
+        assert line in message.err
         assert all(fact in line for fact in facts)
 
 
@@ -149,7 +149,7 @@ def broken_ogg(how: str) -> bytes:
     return bytes(content)
 
 
-def sound_with_nan() -> bytes:
+def audio_with_nan() -> bytes:
     file = io.BytesIO()
     clip = np.zeros(2000, np.float32)
     clip[1990] = np.nan
@@ -172,16 +172,16 @@ def test_an_ogg_that_tells_more_samples_than_it_has_is_left_out_of_the_index(
     files = {"a.ogg": broken_ogg("whole"), "b.ogg": broken_ogg("granule")}
     tar_of(tmp_path / "data" / "s.tar", files)
     outcome = gatdist.index(str(tmp_path / "data"), workers=1)
-    assert (outcome["samples"], outcome["left_out"]) == (1, 1)
+    assert (outcome["samples"], outcome["skipped"]) == (1, 1)
     assert gatdist.verify(str(tmp_path / "data"), workers=1, decode=True)["whole"]
 
 
 def test_each_damaged_sample_is_named(tmp_path: Path) -> None:
     whole = encode_wav(np.zeros((1, 2000), np.float32), 8000)
-    tar_of(tmp_path / "data" / "s.tar", {"a.wav": whole, "b.wav": sound_with_nan()})
+    tar_of(tmp_path / "data" / "s.tar", {"a.wav": whole, "b.wav": audio_with_nan()})
     gatdist.index(str(tmp_path / "data"), workers=1)
-    ((_, told),) = gatdist.verify(str(tmp_path / "data"), workers=1, decode=True)["damaged"]
-    assert "b.wav" in told
+    ((_, message),) = gatdist.verify(str(tmp_path / "data"), workers=1, decode=True)["damaged"]
+    assert "b.wav" in message
 
 
 @pytest.mark.parametrize("name", ["a\u00a0b", "a\u3000b", "a\u200bb", "größe", "a b"])
@@ -200,7 +200,7 @@ def test_a_shard_whose_name_is_unfit_does_not_cost_the_others(tmp_path: Path, na
         gatdist.index(str(tmp_path / "data"), workers=1)
     tar_of(tmp_path / "data" / "fit.tar", {"a.wav": whole})
     outcome = gatdist.index(str(tmp_path / "data"), workers=1)
-    assert (outcome["samples"], outcome["left_out"]) == (1, 1)
+    assert (outcome["samples"], outcome["skipped"]) == (1, 1)
 
 
 @pytest.mark.parametrize("name", ["/etc/0.wav", "../0.wav", "abc", "\udce9/0.wav"])

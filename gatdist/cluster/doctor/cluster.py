@@ -18,11 +18,11 @@ from gatdist.cluster.connection import connected, require_temporary_folder  # se
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from gatdist.cluster.doctor import network, storage, verdicts
+from gatdist.cluster.doctor import assess, network, storage
 from gatdist.cluster.doctor.probe import Look, Probe
 from gatdist.cluster.doctor.report import Exchange, Finding, HostReport, Report
-from gatdist.cluster.quiet import output_to_file
-from gatdist.cluster.welcome import Token
+from gatdist.cluster.preflight import Token
+from gatdist.cluster.redirect import output_to_file
 from gatdist.config import env_values
 from gatdist.storage import absolute
 
@@ -51,12 +51,12 @@ def examine(
     secrets = env_values(url + json.dumps(dict(options)))
     with output_to_file(log) as terminal, connected(address, log, 0):
 
-        def tell(text: str) -> None:
+        def show(text: str) -> None:
             print(text, file=terminal, flush=True)
 
         with storage.token(url, options) if url else nullcontext() as token:
             run_folder = "" if "://" in url else url
-            report = _Examination(answer_s, tell, run_folder).report(token, secrets)
+            report = _Examination(answer_s, show, run_folder).report(token, secrets)
     shutil.rmtree(log.parent)
     return report
 
@@ -86,12 +86,14 @@ class _Examination:
 
     Args:
         answer_s: see :func:`examine`.
-        tell: gets what is being done.
+        report: gets what is being done.
         run_folder: a local path that all hosts share; "" where there is none.
     """
 
-    def __init__(self, answer_s: float, tell: Callable[[str], None], run_folder: str = "") -> None:
-        self._answer_s, self._tell, self._run_folder = answer_s, tell, run_folder
+    def __init__(
+        self, answer_s: float, report: Callable[[str], None], run_folder: str = ""
+    ) -> None:
+        self._answer_s, self._report, self._run_folder = answer_s, report, run_folder
         self._findings: list[Finding] = []
         self._network: list[Exchange] = []
         nodes = ray.nodes()  # type: ignore[no-untyped-call]
@@ -103,11 +105,11 @@ class _Examination:
 
     def report(self, token: Token | None, secrets: Mapping[str, str]) -> Report:
         """Do all, and tell what was found."""
-        self._tell(f"asking all hosts: {len(self._hosts)}")
+        self._report(f"asking all hosts: {len(self._hosts)}")
         self._look()
         self._clocks()
         if token:
-            self._tell("trying storage from each")
+            self._report("trying storage from each")
             for host, finding in self._ask("storage", self._present, token, secrets):
                 host.findings.append(finding)
         self._between()
@@ -154,7 +156,7 @@ class _Examination:
             hint = "Start Ray there again, if they should be here"
             self._findings.append(Finding("lost hosts", ", ".join(self._lost), None, hint))
         if looks:
-            odd, all_ = verdicts.versions([look.facts for look in looks])
+            odd, all_ = assess.versions([look.facts for look in looks])
             for host in self._present:
                 host.findings += [odd[host.address]] if host.address in odd else []
             self._findings.append(all_)
@@ -166,24 +168,24 @@ class _Examination:
             for _ in range(_CLOCK_ROUNDS):
                 sent_s = time.time()
                 for _, there_s in self._ask("clock", [host]):
-                    trips.append(verdicts.round_trip(sent_s, there_s, time.time()))
+                    trips.append(assess.round_trip(sent_s, there_s, time.time()))
                 if host.error:
                     break
             if trips:
                 round_trip_s, ahead_s = min(trips)
-                host.findings.append(verdicts.clock(ahead_s, round_trip_s))
+                host.findings.append(assess.clock(ahead_s, round_trip_s))
 
     def _between(self) -> None:
         """What is between the hosts on which workers may run."""
         hosts = [host for host in self._present if host.trains and host.look]
         gpu = {host.name: bool(host.look and host.look.has_gpu) for host in hosts}
-        mixed = verdicts.devices([n for n in gpu if gpu[n]], [n for n in gpu if not gpu[n]])
+        mixed = assess.devices([n for n in gpu if gpu[n]], [n for n in gpu if not gpu[n]])
         self._findings += [mixed] if mixed else []
         if len(hosts) < 2:
-            told = f"nothing to measure: {len(hosts)} of the hosts can have workers"
-            self._findings.append(Finding("connections", told, None))
+            message = f"nothing to measure: {len(hosts)} of the hosts can have workers"
+            self._findings.append(Finding("connections", message, None))
             return
-        self._tell("measuring the network between them")
+        self._report("measuring the network between them")
         ports = {host.address: port for host, port in self._ask("listen", hosts)}
         tried = self._ask("failures", [host for host in hosts if not host.error], ports)
         if len(tried) < 2:
@@ -195,7 +197,7 @@ class _Examination:
             for to, why in found.items()
             if to in names
         }
-        found = verdicts.reach(names, failed)
+        found = assess.reach(names, failed)
         self._findings += found
         if all(finding.ok for finding in found) and not any(host.error for host in hosts):
             self._sending(hosts, names, ports)
@@ -214,11 +216,11 @@ class _Examination:
             for host, found in self._gather(asked, "sends"):
                 rates[host.address] = to[host.address], found
         for host in hosts:
-            if finding := verdicts.sending(names, rates).get(host.address):
+            if finding := assess.sending(names, rates).get(host.address):
                 host.findings.append(finding)
 
     def _all_reduce(self, hosts: list[_Host], backend: str) -> None:
-        told = f"{backend}, {len(hosts)} hosts"
+        message = f"{backend}, {len(hosts)} hosts"
         first = hosts[0]
         master = [(first.address, port) for _, port in self._ask("serve_store", [first])]
         asked = {
@@ -229,7 +231,7 @@ class _Examination:
         answers = self._gather(asked, "all-reduce")
         if len(answers) == len(hosts):
             self._network = answers[0][1]
-            self._findings.append(Finding("all-reduce", told, True))
+            self._findings.append(Finding("all-reduce", message, True))
             return
         why = "; ".join(f"{host.name} {host.error}" for host in hosts if host.error)
         for host in hosts:
@@ -238,7 +240,7 @@ class _Examination:
             "Each pair of hosts has a connection: unset GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME "
             "where they are set, or look at the error"
         )
-        self._findings.append(Finding("all-reduce", f"{told}: failed ({why})", False, hint))
+        self._findings.append(Finding("all-reduce", f"{message}: failed ({why})", False, hint))
 
 
 def _host(node: Mapping[str, Any]) -> _Host:

@@ -18,7 +18,7 @@ from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined
 
 from gatdist.cluster.doctor.report import Finding
 from gatdist.cluster.network import VARIABLES, interfaces
-from gatdist.errors import ClusterError, summary
+from gatdist.common.errors import ClusterError, summary
 
 _NEEDS_OPEN_FILES = 1024
 _NEEDS_PROCESSES = 512  # threads count, too: those of Ray, torch and the reader
@@ -45,8 +45,8 @@ def temporary_folder(*, for_ray: bool) -> Finding:
         try:
             require_temporary_folder(for_ray=for_ray)
         except ClusterError as error:
-            told, _, hint = str(error).rstrip(".").rpartition(". ")
-            return Finding("temporary folder", told, False, hint)
+            message, _, hint = str(error).rstrip(".").rpartition(". ")
+            return Finding("temporary folder", message, False, hint)
     return judge_temporary_folder(*_tried_temporary_folder())
 
 
@@ -93,11 +93,11 @@ def open_files() -> Finding:
 def judge_open_files(soft: int, hard: int) -> Finding:
     """The verdict on limits of open files; −1 is none."""
     ok = soft == resource.RLIM_INFINITY or soft >= _NEEDS_OPEN_FILES
-    told = "no limit" if soft == resource.RLIM_INFINITY else f"{soft:,}"
+    message = "no limit" if soft == resource.RLIM_INFINITY else f"{soft:,}"
     can_raise = hard == resource.RLIM_INFINITY or hard >= _NEEDS_OPEN_FILES
     where = "" if can_raise else ", as root or in /etc/security/limits.conf"
     hint = "" if ok else f"ulimit -n {max(_NEEDS_OPEN_FILES, hard)}{where}"
-    return Finding("open files", told, ok, hint)
+    return Finding("open files", message, ok, hint)
 
 
 def processes() -> Finding:
@@ -162,11 +162,11 @@ def judge_proxies(environment: Mapping[str, str], addresses: Sequence[str]) -> F
     missed = {one for one in ("127.0.0.1", *addresses) if not _is_bypassed(environment, one)}
     if not missed:
         return Finding("proxies", f"{named}; not for the cluster (no_proxy)", True)
-    told = f"{named}: no_proxy lacks {', '.join(sorted(missed))}"
+    message = f"{named}: no_proxy lacks {', '.join(sorted(missed))}"
     hint = f"Add {','.join(sorted(missed))} to no_proxy and NO_PROXY where Ray is started"
     # By default, Ray keeps its own connections from proxies; storage and `ray job` do not.
     is_used = environment.get(_RAY_USES_PROXIES, "").lower() in ("1", "true")
-    return Finding("proxies", told, False if is_used else None, hint)
+    return Finding("proxies", message, False if is_used else None, hint)
 
 
 def _is_bypassed(environment: Mapping[str, str], address: str) -> bool:
@@ -206,9 +206,9 @@ def judge_chosen_interfaces(chosen: Mapping[str, str], present: Sequence[str]) -
             for name in names
             if name not in present and not (by_prefix and any(p.startswith(name) for p in present))
         ]
-    told = "; ".join(wrong) or ", ".join(f"{k}={v}" for k, v in chosen.items()) or "chosen by us"
+    message = "; ".join(wrong) or ", ".join(f"{k}={v}" for k, v in chosen.items()) or "chosen by us"
     hint = f"Unset it, or choose one of {', '.join(present)}" if wrong else ""
-    return Finding("chosen interface", told, not wrong, hint)
+    return Finding("chosen interface", message, not wrong, hint)
 
 
 class Gpu(NamedTuple):
@@ -300,23 +300,23 @@ def judge_gpus(
         for number, why in failed.items()
     ]
     if num_ray is not None and num_ray > num_visible:
-        told = f"Ray has {num_ray:g}, and torch sees {num_visible}"
+        message = f"Ray has {num_ray:g}, and torch sees {num_visible}"
         hint = "Check nvidia-smi and CUDA_VISIBLE_DEVICES, and start Ray there with --num-gpus"
-        found.append(Finding("GPUs", told, False, hint))
+        found.append(Finding("GPUs", message, False, hint))
     for gpu in gpus:
         name = f"GPU {gpu.number} ({gpu.name})"
         if gpu.compute_mode == "Prohibited":
             hint = f"nvidia-smi -i {gpu.number} -c DEFAULT"
             found.append(Finding(name, "compute mode Prohibited", False, hint))
         if gpu.ecc_errors.isdecimal() and int(gpu.ecc_errors):
-            told = f"{gpu.ecc_errors} uncorrected memory errors"
-            found.append(Finding(name, told, False, "Reset the GPU, or take the host out"))
+            message = f"{gpu.ecc_errors} uncorrected memory errors"
+            found.append(Finding(name, message, False, "Reset the GPU, or take the host out"))
         if gpu.mig == "Enabled":
             hint = "Workers get instances of it; disable MIG to train on all of it"
             found.append(Finding(name, "split into MIG instances", None, hint))
         if gpu.used_mb.isdecimal() and gpu.memory_mb.isdecimal():
             used, total = int(gpu.used_mb), int(gpu.memory_mb)
             if used > total / 2:
-                told = f"{used:,} of {total:,} MiB are in use"
-                found.append(Finding(name, told, None, "End other programs that use it"))
+                message = f"{used:,} of {total:,} MiB are in use"
+                found.append(Finding(name, message, None, "End other programs that use it"))
     return found

@@ -21,8 +21,8 @@ from typing import Any
 from gatdist.cluster.doctor import environment
 from gatdist.cluster.doctor.report import Finding, Report
 from gatdist.cluster.network import interface_of
+from gatdist.common.version import __version__
 from gatdist.config import cache_folder
-from gatdist.version import __version__
 
 _GB = 10**9
 _NEEDS_DISK_BYTES = 2 * _GB
@@ -108,8 +108,8 @@ def _torch() -> Finding:
         return Finding("torch", f"can't be imported ({error})", False, "pip install torch")
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
     if not torch.distributed.is_available():
-        told = f"{torch.__version__} ({build}) without torch.distributed"
-        return Finding("torch", told, False, "Install a build of torch with torch.distributed")
+        message = f"{torch.__version__} ({build}) without torch.distributed"
+        return Finding("torch", message, False, "Install a build of torch with torch.distributed")
     return Finding("torch", f"{torch.__version__} ({build})", True)
 
 
@@ -118,7 +118,7 @@ def _device() -> Finding:
     try:
         import torch
 
-        from gatdist.cluster.welcome import device_error
+        from gatdist.cluster.preflight import device_error
     except ImportError:
         return Finding("device", "unknown without torch", None)
     if not torch.cuda.is_available():
@@ -138,8 +138,8 @@ def judge_device(usable: str, present: bool, error: str) -> Finding:
         error: what its first operation failed with; "".
     """
     if error:
-        told = f"the GPU fails its first operation ({error}): {usable}"
-        return Finding("device", told, False, "Check nvidia-smi")
+        message = f"the GPU fails its first operation ({error}): {usable}"
+        return Finding("device", message, False, "Check nvidia-smi")
     if usable:
         return Finding("device", usable, True)
     if present:

@@ -85,8 +85,8 @@ def failures(targets: Mapping[str, int]) -> dict[str, str]:
         return ""
 
     with ThreadPoolExecutor(32) as pool:
-        told = zip(targets, pool.map(attempt, targets.items()), strict=True)
-        return {address: error for address, error in told if error}
+        message = zip(targets, pool.map(attempt, targets.items()), strict=True)
+        return {address: error for address, error in message if error}
 
 
 def sending_rate(address: str, port: int) -> float:
@@ -204,9 +204,9 @@ def _agreed(seconds: float, message: Any) -> float:
     import torch
     import torch.distributed as dist
 
-    told = torch.tensor(seconds, dtype=torch.float64, device=message.device)
-    dist.all_reduce(told, dist.ReduceOp.MAX)
-    return float(told)
+    message = torch.tensor(seconds, dtype=torch.float64, device=message.device)
+    dist.all_reduce(message, dist.ReduceOp.MAX)
+    return float(message)
 
 
 def neighbours(addresses: Sequence[str]) -> dict[str, str]:

@@ -15,10 +15,10 @@ from gatdist.cluster import connection  # noqa: F401  sets up what Ray's import 
 import ray
 from ray._private.worker import global_worker
 
-from gatdist.cluster.doctor import environment, local, network, storage, verdicts
+from gatdist.cluster.doctor import assess, environment, local, network, storage
 from gatdist.cluster.doctor.report import Exchange, Finding
 from gatdist.cluster.network import choose_interface
-from gatdist.cluster.welcome import Facts, Token, device_error, versions
+from gatdist.cluster.preflight import HostInfo, Token, device_error, versions
 from gatdist.config import set_env
 
 
@@ -32,7 +32,7 @@ class Look(NamedTuple):
     """
 
     findings: list[Finding]
-    facts: Facts
+    facts: HostInfo
     has_gpu: bool
 
 
@@ -60,8 +60,8 @@ class Probe:
         findings.append(environment.proxies(list(addresses)))
         head, _, _ = ray.get_runtime_context().gcs_address.rpartition(":")
         if self._address == head:  # where `ray job` runs what it is given
-            findings.append(verdicts.job_stop(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S")))
-        facts = Facts(socket.gethostname(), self._address, versions(), time.time(), "", "")
+            findings.append(assess.job_stop(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S")))
+        facts = HostInfo(socket.gethostname(), self._address, versions(), time.time(), "", "")
         return Look(findings, facts, torch.cuda.is_available() and not device_error())
 
     def clock(self) -> float:

@@ -118,8 +118,8 @@ def described(report: Report) -> str:
 def _folded(findings: Sequence[Finding]) -> list[Finding]:
     """Software that is as it should be in one line: of many hosts, it is the same."""
     well = [f for f in findings if f.name in _SOFTWARE and f.ok]
-    told = ", ".join(f"{f.name} {f.value}" for f in well)
-    folded = [Finding("software", told, True)] if well else []
+    message = ", ".join(f"{f.name} {f.value}" for f in well)
+    folded = [Finding("software", message, True)] if well else []
     return folded + [f for f in findings if f not in well]
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gatdist.cluster.doctor.report import Finding, rate, size
-from gatdist.cluster.welcome import Token, left_token, storage_error
-from gatdist.errors import GatdistError, StorageError
+from gatdist.cluster.preflight import Token, left_token, storage_error
+from gatdist.common.errors import GatdistError, StorageError
 from gatdist.storage import Store
 
 _PREFIX = "doctor-"
@@ -28,7 +28,7 @@ _PROBE = "probe"
 _BUDGET_S = 10.0
 
 
-class StorageFacts(NamedTuple):
+class StorageInfo(NamedTuple):
     """Of storage as one host reaches it.
 
     Attributes:
@@ -58,10 +58,10 @@ def token(url: str, options: Mapping[str, Any]) -> Iterator[Token]:
         yield found
 
 
-def look(expected: Token) -> StorageFacts:
+def look(expected: Token) -> StorageInfo:
     """Find what another process has written; then do all that a run does, and delete it again."""
     if error := storage_error(expected, **_limits()):
-        return StorageFacts(error)
+        return StorageInfo(error)
     store = Store(expected.url, expected.options, **_limits())
     name = f"{_PREFIX}{uuid.uuid4().hex}"
     try:
@@ -69,11 +69,11 @@ def look(expected: Token) -> StorageFacts:
             note = _as_a_run_does(store, name)
             found = _speed(store, name)
         if left := store.find(name):
-            return StorageFacts(f"{store.url}/{name}: can't be deleted: {', '.join(left)} is left")
+            return StorageInfo(f"{store.url}/{name}: can't be deleted: {', '.join(left)} is left")
     except ImportError as error:
-        return StorageFacts(f"can't be tried without what a run needs ({error})")
+        return StorageInfo(f"can't be tried without what a run needs ({error})")
     except GatdistError as error:
-        return StorageFacts(str(error))
+        return StorageInfo(str(error))
     return found._replace(note="; ".join(filter(None, (note, found.note))))
 
 
@@ -164,10 +164,10 @@ def _attempt_and_checkpoints(folder: Store) -> None:
         raise StorageError(folder.url, "does not give back the lines that were appended")
 
 
-def _speed(store: Store, name: str) -> StorageFacts:
+def _speed(store: Store, name: str) -> StorageInfo:
     """Of larger and larger files, as long as they do not take long."""
     sizes = _SIZES if store.is_local else (*_SIZES, _LARGE_BYTES)
-    found = StorageFacts("")
+    found = StorageInfo("")
     for num_bytes in sizes:
         found = _timed(store, f"{name}/large", num_bytes)
         if found.error or num_bytes == sizes[-1]:
@@ -180,7 +180,7 @@ def _speed(store: Store, name: str) -> StorageFacts:
     return found
 
 
-def judge(facts: StorageFacts, url: str) -> Finding:
+def judge(facts: StorageInfo, url: str) -> Finding:
     """The verdict.
 
     Args:
@@ -205,7 +205,7 @@ def shown(expected: Token) -> str:
     return Store(expected.url, expected.options).url
 
 
-def _timed(store: Store, name: str, num_bytes: int) -> StorageFacts:
+def _timed(store: Store, name: str, num_bytes: int) -> StorageInfo:
     content = uuid.uuid4().bytes * (num_bytes // 16)
     began = time.perf_counter()
     store.publish(name, content)
@@ -213,7 +213,7 @@ def _timed(store: Store, name: str, num_bytes: int) -> StorageFacts:
     same = store.read(name) == content
     read = time.perf_counter()
     error = "" if same else f"{store.url} gives other bytes than were written"
-    return StorageFacts(error, len(content), written - began, read - written)
+    return StorageInfo(error, len(content), written - began, read - written)
 
 
 def _limits() -> dict[str, float]:

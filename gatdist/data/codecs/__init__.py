@@ -7,6 +7,15 @@ from gatdist.data.codecs.arrays import (
     encode_array,
     read_npy,
 )
+from gatdist.data.codecs.audio import (
+    AUDIO_EXTENSIONS,
+    AudioHeader,
+    decode_audio,
+    decode_audio_into,
+    encode_wav,
+    read_audio,
+    read_audio_header,
+)
 from gatdist.data.codecs.errors import CodecError
 from gatdist.data.codecs.formats import (
     IMAGE_COMPONENTS,
@@ -14,15 +23,7 @@ from gatdist.data.codecs.formats import (
     unsupported_image,
 )
 from gatdist.data.codecs.headers import ImageHeader, read_image_header, read_image_shape
-from gatdist.data.codecs.labels import (
-    LABEL_COMPONENT,
-    MOST_CLASSES,
-    Label,
-    decode_label,
-    normalized,
-    read_label,
-)
-from gatdist.data.codecs.pictures import (
+from gatdist.data.codecs.images import (
     FILTERS,
     DecodedImage,
     change_image,
@@ -31,16 +32,15 @@ from gatdist.data.codecs.pictures import (
     decode_pixels,
     encode_png,
 )
-from gatdist.data.codecs.sounds import (
-    SOUND_COMPONENTS,
-    SoundHeader,
-    decode_sound,
-    decode_sound_into,
-    encode_wav,
-    read_sound,
-    read_sound_header,
+from gatdist.data.codecs.labels import (
+    LABEL_COMPONENT,
+    MOST_CLASSES,
+    Label,
+    decode_label,
+    normalized,
+    read_label,
 )
-from gatdist.data.codecs.texts import (
+from gatdist.data.codecs.text import (
     MOST_CHARACTERS,
     TEXT_COMPONENT,
     Vocabulary,
@@ -50,31 +50,31 @@ from gatdist.data.codecs.texts import (
 from gatdist.data.codecs.tokens import TOKENS_COMPONENT, decode_tokens, decode_tokens_into
 
 __all__ = [
+    "AUDIO_EXTENSIONS",
     "FILTERS",
     "IMAGE_COMPONENTS",
     "LABEL_COMPONENT",
     "MOST_CHARACTERS",
     "MOST_CLASSES",
     "POINT_COMPONENT",
-    "SOUND_COMPONENTS",
     "TEXT_COMPONENT",
     "TOKENS_COMPONENT",
     "UNSUPPORTED_IMAGES",
+    "AudioHeader",
     "CodecError",
     "DecodedImage",
     "ImageHeader",
     "Label",
-    "SoundHeader",
     "Vocabulary",
     "change_image",
+    "decode_audio",
+    "decode_audio_into",
     "decode_image",
     "decode_image_into",
     "decode_label",
     "decode_pixels",
     "decode_point",
     "decode_point_into",
-    "decode_sound",
-    "decode_sound_into",
     "decode_text",
     "decode_text_into",
     "decode_tokens",
@@ -83,11 +83,11 @@ __all__ = [
     "encode_png",
     "encode_wav",
     "normalized",
+    "read_audio",
+    "read_audio_header",
     "read_image_header",
     "read_image_shape",
     "read_label",
     "read_npy",
-    "read_sound",
-    "read_sound_header",
     "unsupported_image",
 ]

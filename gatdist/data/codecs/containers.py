@@ -19,7 +19,7 @@ _ID3_BYTES = 128
 _TOTAL = slice(21, 26)
 _FLAC_BEGINS = (b"fLaC\x00\x00\x00\x22", b"fLaC\x80\x00\x00\x22")
 _LARGEST_FRAME_BYTES = 2**21
-_MEND = "Write the file again, or take it out"
+_HINT = "Write the file again, or take it out"
 
 
 def honest(content: bytes, *, whole: bool = True) -> bytes:
@@ -42,7 +42,7 @@ def honest(content: bytes, *, whole: bool = True) -> bytes:
 
 
 def _trailing(at: int) -> CodecError:
-    return CodecError(f"has data after the end at byte {at}", hint=_MEND)
+    return CodecError(f"has data after the end at byte {at}", hint=_HINT)
 
 
 def _wav(content: bytes) -> bytes:
@@ -59,7 +59,7 @@ def _wav(content: bytes) -> bytes:
             if has_data:
                 raise _trailing(at)
             rule = f"is cut short: {name.decode()!r} ends at byte {at + 8 + length} of {size}"
-            raise CodecError(rule, hint=_MEND)
+            raise CodecError(rule, hint=_HINT)
         has_data = has_data or name == b"data"
         at += 8 + length + length % 2
     if any(content[at:]):
@@ -76,7 +76,7 @@ def _require_one_ogg(content: bytes) -> None:
                 raise _trailing(at)
             break
         if at + 27 > size:
-            raise CodecError(f"is cut short at byte {at} of {size}", hint=_MEND)
+            raise CodecError(f"is cut short at byte {at} of {size}", hint=_HINT)
         flags, serial, count = content[at + 5], content[at + 14 : at + 18], content[at + 26]
         number = int.from_bytes(serial, "little")
         if flags & 2 and ended and ended == begun:
@@ -84,12 +84,12 @@ def _require_one_ogg(content: bytes) -> None:
         begun.add(number)
         stop = at + 27 + count + sum(content[at + 27 : at + 27 + count])
         if stop > size:
-            raise CodecError(f"is cut short: a page ends at byte {stop} of {size}", hint=_MEND)
+            raise CodecError(f"is cut short: a page ends at byte {stop} of {size}", hint=_HINT)
         if flags & 4:
             ended.add(number)
         at = stop
     if ended != begun:
-        raise CodecError("is cut short: it has no last page", hint=_MEND)
+        raise CodecError("is cut short: it has no last page", hint=_HINT)
 
 
 def _is_id3(content: bytes, at: int) -> bool:
@@ -104,22 +104,22 @@ def _flac(content: bytes, *, whole: bool) -> bytes:
     at, is_last = 4, False
     while not is_last:
         if at + 4 > end:
-            raise CodecError("is cut short in its header", hint=_MEND)
+            raise CodecError("is cut short in its header", hint=_HINT)
         is_last = bool(content[at] & 0x80)
         at += 4 + int.from_bytes(content[at + 1 : at + 4], "big")
     for marker in _FLAC_BEGINS:
         if (other := content.find(marker, at)) >= 0:
             raise _trailing(other)
-    told = int.from_bytes(content[_TOTAL], "big") & (2**36 - 1)
+    message = int.from_bytes(content[_TOTAL], "big") & (2**36 - 1)
     for begin, total in _flac_frames(content, at, end):
-        if total == told and not whole:
+        if total == message and not whole:
             return content
         if _crc16(content[begin:end]) == 0:
             break
     else:
         rule = "does not end with a whole frame: it is cut short, or has data after the end"
-        raise CodecError(rule, hint=_MEND)
-    if total == told:
+        raise CodecError(rule, hint=_HINT)
+    if total == message:
         return content
     number = (int.from_bytes(content[_TOTAL], "big") >> 36 << 36) | total
     return content[: _TOTAL.start] + number.to_bytes(5, "big") + content[_TOTAL.stop :]

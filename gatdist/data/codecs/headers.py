@@ -95,10 +95,10 @@ def named_errors() -> Iterator[None]:
     except CodecError:
         raise
     except Exception as error:
-        raise CodecError(f"is no readable picture ({told(error)})") from error
+        raise CodecError(f"is no readable picture ({described(error)})") from error
 
 
-def told(error: Exception) -> str:
+def described(error: Exception) -> str:
     """An error in one line, after its type."""
     return " ".join(f"{type(error).__name__}: {error}".split())
 

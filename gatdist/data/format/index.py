@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gatdist.common.errors import DataError, StorageError
 from gatdist.data.format.manifest import Shard
-from gatdist.errors import DataError, StorageError
 from gatdist.storage import Store
 
 # Key and component (bytes), offset and size of the content in bytes, CRC-32.

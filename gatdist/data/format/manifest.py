@@ -19,9 +19,9 @@ from pydantic import (
     model_validator,
 )
 
+from gatdist.common.errors import DataError
 from gatdist.config import DataConfig
 from gatdist.data.order import ORDER_VERSION
-from gatdist.errors import DataError
 from gatdist.storage import OutsideUrl, Store, options_for
 
 MANIFEST = "manifest.json"
@@ -104,10 +104,10 @@ class SampleSpec(BaseModel):
     @model_serializer(mode="wrap")
     def _without_usual_bits(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Data sets of 8 bits keep the manifest and the fingerprint that they always had."""
-        told: dict[str, Any] = write(self)
+        message: dict[str, Any] = write(self)
         if self.bits == 8:
-            told.pop("bits", None)
-        return told
+            message.pop("bits", None)
+        return message
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -183,7 +183,7 @@ def write_manifest(
         shards_url: where the tars are, if not beside the manifest.
     """
     manifest = Manifest(
-        **_told(spec),
+        **_reported(spec),
         num_samples=sum(shard.num_samples for shard in shards),
         fingerprint=_fingerprint(spec, shards),
         shards_url=None if shards_url is None else OutsideUrl(shards_url),
@@ -221,8 +221,8 @@ def read_manifest(store: Store) -> Manifest:
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"]))
-        told = f"{where}: {problem['msg']}" if where else problem["msg"]
-        raise DataError(subject, told, hint=_MAKE_AGAIN) from None
+        message = f"{where}: {problem['msg']}" if where else problem["msg"]
+        raise DataError(subject, message, hint=_MAKE_AGAIN) from None
     if not manifest.shards:
         raise DataError(store.url, "the data set is empty", hint="Pack at least one sample")
     found = _fingerprint(manifest, manifest.shards)
@@ -277,11 +277,11 @@ def open_shards(
 
 def _fingerprint(spec: SampleSpec, shards: Sequence[Shard]) -> str:
     """Over what the samples are and the content of shards; not over where they lie."""
-    content = [_told(spec), [[s.num_samples, s.sha256] for s in shards]]
+    content = [_reported(spec), [[s.num_samples, s.sha256] for s in shards]]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def _told(spec: SampleSpec) -> dict[str, Any]:
+def _reported(spec: SampleSpec) -> dict[str, Any]:
     return spec.model_dump(include=set(SampleSpec.model_fields))
 
 

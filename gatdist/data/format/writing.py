@@ -11,9 +11,9 @@ from typing import Any
 
 from isal.isal_zlib import crc32
 
+from gatdist.common.errors import DataError
 from gatdist.data.format.index import Row, encode_index
 from gatdist.data.format.manifest import Manifest, Modality, SampleSpec, Shard, write_manifest
-from gatdist.errors import DataError
 from gatdist.storage import Store
 
 _TAR_BLOCK = 512
@@ -39,9 +39,9 @@ def write_dataset(
         sample_shape: of each.
         spec: what else there is to say of them. For all see :class:`SampleSpec`.
     """
-    told = SampleSpec(modality=modality, sample_shape=list(sample_shape), **spec)
+    message = SampleSpec(modality=modality, sample_shape=list(sample_shape), **spec)
     written = [write_shard(store, f"shard-{i:06d}", samples) for i, samples in enumerate(shards)]
-    return write_manifest(store, written, told)
+    return write_manifest(store, written, message)
 
 
 def write_shard(store: Store, name: str, samples: Iterable[tuple[str, Components]]) -> Shard:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from gatdist.common.errors import ConfigError
 from gatdist.config import DataConfig
 from gatdist.data.order import SampleOrder, bytes_of
-from gatdist.errors import ConfigError
 
 if TYPE_CHECKING:
     from gatdist.data.dataset import Dataset

@@ -31,7 +31,7 @@ from contextlib import contextmanager, suppress
 
 from isal.isal_zlib import crc32
 
-from gatdist.errors import StorageError
+from gatdist.common.errors import StorageError
 
 _FOLDER = "gatdist-blocks-1"
 _HEADER = struct.Struct("<8sIQ")  # magic, CRC-32, length

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from gatdist.common.errors import DataError
 from gatdist.config import DataConfig
 from gatdist.data.format import Manifest, SampleSpec
 from gatdist.data.modalities import MODALITIES, ReadSpec
-from gatdist.errors import DataError
 
 # The keys that each kind of samples knows.
 _KEYS = {
@@ -54,9 +54,9 @@ def read_spec(manifest: Manifest, config: DataConfig, url: str) -> ReadSpec:
         key, what = ("resolution", "size") if is_image else ("length", "length")
         hint = f"Choose one with data.{key}"
         raise DataError(f"data.{key}", f"the {noun}s in {url} differ in {what}", hint=hint)
-    told = {name: getattr(manifest, name) for name in SampleSpec.model_fields}
-    told |= {"sample_shape": shape, "vocabulary": config.vocabulary}
-    return ReadSpec.model_validate(told)
+    message = {name: getattr(manifest, name) for name in SampleSpec.model_fields}
+    message |= {"sample_shape": shape, "vocabulary": config.vocabulary}
+    return ReadSpec.model_validate(message)
 
 
 def resizing(manifest: Manifest, config: DataConfig, shape: tuple[int, ...]) -> str | None:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from gatdist.common.errors import UserError
 from gatdist.data.order import Indices, SampleOrder
 from gatdist.data.reading.plan import Piece, Plan, Stretch
-from gatdist.errors import UserError
 
 if TYPE_CHECKING:
     from gatdist.data.dataset import Dataset
@@ -118,14 +118,14 @@ class Stream:
         self._lock, self._on_loaded = lock, on_loaded
         self._has_work = threading.Condition(lock)
         self._stretches: deque[tuple[Stretch, int]] = deque()  # and pieces new before each
-        self._planned_end = self._wanted_end = 0
+        self._planned_end = self._requested_end = 0
         self._is_planning = False
         self._num_planned = 0  # pieces; they are numbered as they are planned
         self._to_fetch: deque[Piece] = deque()
         self._num_taken = 0  # pieces that some thread fetches or has fetched
         self._arrived: set[int] = set()
         self._num_loaded = 0  # all pieces before this number have arrived
-        self._num_wanted = 0  # the next batch needs the pieces before this number
+        self._num_requested = 0  # the next batch needs the pieces before this number
         self._num_dropped = 0  # of the oldest stretch
         self._held_bytes = 0
         self._failure: tuple[int, BaseException] | None = None
@@ -140,14 +140,14 @@ class Stream:
     def is_loaded(self, end: int) -> bool:
         """Whether all samples before ``end`` can be decoded, or will never be."""
         if end > self._planned_end:
-            self._wanted_end, self._num_wanted = end, self._num_planned
+            self._requested_end, self._num_requested = end, self._num_planned
             self._has_work.notify_all()
             return self._failure is not None
         needed = self._needed(end)
         if self._num_loaded >= needed or self._fails(needed):
             return True
-        if needed > self._num_wanted:
-            self._num_wanted = needed
+        if needed > self._num_requested:
+            self._num_requested = needed
             self._has_work.notify_all()
         return False
 
@@ -220,7 +220,7 @@ class Stream:
             return partial(self._fetch, group, self._num_taken - len(group))
         # At an epoch's end a stretch may be short, and a batch lie in three.
         is_due = len(self._stretches) < 2 and not self._to_fetch
-        is_due = is_due or self._planned_end < self._wanted_end
+        is_due = is_due or self._planned_end < self._requested_end
         if is_due and not self._is_planning:
             self._is_planning = True
             return self._plan_next
@@ -233,7 +233,7 @@ class Stream:
         while self._to_fetch:
             num_bytes = self._to_fetch[0].num_bytes
             fits = self._held_bytes + num_bytes <= self._piece_bytes
-            if not fits and self._num_taken >= self._num_wanted:
+            if not fits and self._num_taken >= self._num_requested:
                 break
             if group and group_bytes + num_bytes > _GROUP_BYTES:
                 break

@@ -8,8 +8,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from gatdist.config import nearest
-from gatdist.errors import ConfigError
+from gatdist.common.errors import ConfigError, nearest
 from gatdist.game.augmentation import warp
 from gatdist.game.augmentation.base import Augmentation, augmentations
 from gatdist.parallel import draws
@@ -91,14 +90,14 @@ class AdaptiveAugmentation(Augmentation):
         _require(0 <= initial_p <= 1, "initial_p", "must be from 0 to 1", initial_p)
         _require(adjust_samples >= 1, "adjust_samples", "must be at least 1", adjust_samples)
         _require(interval_steps >= 1, "interval_steps", "must be at least 1", interval_steps)
-        wanted = _wanted(policy)
+        requested = _requested(policy)
         self._target = target
         self._adjust_samples = adjust_samples
         self._interval_steps = interval_steps
         self._fixed = fixed
-        self._moves = not wanted.isdisjoint(_GEOMETRIC)
-        self._colours = not wanted.isdisjoint(_COLOURING)
-        self._wanted = torch.tensor([name in wanted for name in _ALL], device=device)
+        self._moves = not requested.isdisjoint(_GEOMETRIC)
+        self._colours = not requested.isdisjoint(_COLOURING)
+        self._requested = torch.tensor([name in requested for name in _ALL], device=device)
         self._rotates = torch.tensor([name.endswith("_rotation") for name in _ALL], device=device)
         self.tensors = {
             "p": torch.full((), initial_p, device=device),
@@ -153,7 +152,7 @@ class AdaptiveAugmentation(Augmentation):
     def _chances(self) -> Tensor:
         """Each transformation's probability, [transformations]."""
         p = self.tensors["p"].double()
-        return torch.where(self._rotates, 1 - (1 - p).sqrt(), p) * self._wanted
+        return torch.where(self._rotates, 1 - (1 - p).sqrt(), p) * self._requested
 
 
 class _Changes:
@@ -237,15 +236,15 @@ def _colours(changes: _Changes, channels: int) -> tuple[Tensor, Tensor]:
     return (luma + 2 * chroma * angle.cos()) / 3, offset
 
 
-def _recolour(pictures: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
+def _recolour(images: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
     """Pictures [n, C, H, W] with their channels mapped as :func:`_colours` says."""
-    flat = pictures.flatten(2)
+    flat = images.flatten(2)
     if matrix.shape[1] == 1:
-        return torch.addcmul(offset, flat, matrix).view(pictures.shape)
-    return torch.baddbmm(offset, matrix, flat).view(pictures.shape)
+        return torch.addcmul(offset, flat, matrix).view(images.shape)
+    return torch.baddbmm(offset, matrix, flat).view(images.shape)
 
 
-def _wanted(policy: list[str]) -> set[str]:
+def _requested(policy: list[str]) -> set[str]:
     """The transformations that a policy names, by group or one by one."""
     _require(bool(policy), "policy", f"must name at least one of {', '.join(_POLICY)}", policy)
     known = _GROUPS | {name: (name,) for name in _ALL}

@@ -8,15 +8,15 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from gatdist.common.errors import ConfigError
+from gatdist.common.registry import Registry, call_with_options
 from gatdist.config import Config
-from gatdist.errors import ConfigError
-from gatdist.registry import Registry, call_with_options
 
 
 class Augmentation(ABC):
     """Changes samples in a way that the generator must not learn to imitate.
 
-    It is a :class:`~gatdist.game.learners.Learner`; most learn nothing.
+    It is a :class:`~gatdist.game.adaptive_state.Learner`; most learn nothing.
     """
 
     tags: tuple[str, ...] = ()
@@ -40,7 +40,7 @@ class Augmentation(ABC):
     def learn(  # noqa: B027 - most learn nothing
         self, means: Mapping[str, Tensor], step: int, num_samples: int
     ) -> None:
-        """See :meth:`gatdist.game.learners.Learner.learn`."""
+        """See :meth:`gatdist.game.adaptive_state.Learner.learn`."""
 
 
 augmentations: Registry[type[Augmentation]] = Registry("game.augmentation.name")
@@ -59,17 +59,17 @@ def build_augmentation(
     Raises:
         ConfigError: an unknown name or option, or samples that are no pictures.
     """
-    wanted = config.game.augmentation
-    if wanted is None:
+    requested = config.game.augmentation
+    if requested is None:
         return None
-    kind = augmentations[wanted.name]
+    kind = augmentations[requested.name]
     if len(sample_shape) != 3:
         raise ConfigError(
             "game.augmentation",
             f"needs pictures (C, H, W); these samples are {sample_shape}",
-            value=wanted.name,
+            value=requested.name,
             hint="Leave it out",
         )
     return call_with_options(
-        kind, wanted.options, "game.augmentation", sample_shape=sample_shape, device=device
+        kind, requested.options, "game.augmentation", sample_shape=sample_shape, device=device
     )

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gatdist.config import nearest
-from gatdist.errors import ConfigError
+from gatdist.common.errors import ConfigError, nearest
 from gatdist.game.augmentation.base import Augmentation, augmentations
 from gatdist.game.augmentation.warp import take
 from gatdist.parallel import draws
@@ -71,23 +70,23 @@ class DiffAugment(Augmentation):
         return found.to(samples.dtype)
 
 
-def _recolour(pictures: Tensor, drawn: Tensor) -> Tensor:
+def _recolour(images: Tensor, drawn: Tensor) -> Tensor:
     """Brightness, saturation and contrast in one: both means are known in advance.
 
     Args:
-        pictures: [n, C, H, W].
+        images: [n, C, H, W].
         drawn: [n, 3] uniform in (0, 1).
     """
     brightness, saturation, contrast = drawn.T[..., None, None, None]  # [n, 1, 1, 1]
     brightness, saturation, contrast = brightness - 0.5, 2 * saturation, contrast + 0.5
-    grey = pictures.mean(1, keepdim=True)
+    grey = images.mean(1, keepdim=True)
     # One axis after the other: a mean over all that is left would depend on the size of the batch.
     mean = grey.mean(3, keepdim=True).mean(2, keepdim=True)
     base = brightness + (1 - contrast) * mean
-    if pictures.shape[1] == 1:
-        return torch.addcmul(base, pictures, contrast)
+    if images.shape[1] == 1:
+        return torch.addcmul(base, images, contrast)
     base = torch.addcmul(base, grey, contrast * (1 - saturation))
-    return torch.addcmul(base, pictures, contrast * saturation)
+    return torch.addcmul(base, images, contrast * saturation)
 
 
 def _translation(drawn: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:

@@ -55,22 +55,22 @@ def _identity(like: Tensor) -> Tensor:
     return torch.eye(3, dtype=like.dtype, device=like.device).repeat(len(like), 1, 1)
 
 
-def take(pictures: Tensor, index: Tensor) -> Tensor:
+def take(images: Tensor, index: Tensor) -> Tensor:
     """Pixels by their number within each picture, y · W + x.
 
     Args:
-        pictures: [n, C, H, W].
+        images: [n, C, H, W].
         index: int64 [n, H, W] in [0, H · W).
 
     Returns:
         [n, C, H, W], differentiable in the pictures as often as one likes.
     """
-    flat = pictures.flatten(2)
-    wanted = index.flatten(1)[:, None].expand(-1, flat.shape[1], -1)
-    return flat.gather(2, wanted).view(pictures.shape)
+    flat = images.flatten(2)
+    requested = index.flatten(1)[:, None].expand(-1, flat.shape[1], -1)
+    return flat.gather(2, requested).view(images.shape)
 
 
-def resample(pictures: Tensor, sources: Tensor) -> Tensor:
+def resample(images: Tensor, sources: Tensor) -> Tensor:
     """Pictures whose pixel at q shows what the given ones have at ``sources`` · q.
 
     Bilinear between pixels, and beyond the edges the mirror image. Moves by whole pixels are exact,
@@ -80,21 +80,21 @@ def resample(pictures: Tensor, sources: Tensor) -> Tensor:
     in older versions of torch.
 
     Args:
-        pictures: [n, C, H, W] of float32 or float64.
+        images: [n, C, H, W] of float32 or float64.
         sources: maps [n, 3, 3] of the same dtype.
     """
-    height, width = pictures.shape[2:]
+    height, width = images.shape[2:]
     maps = sources[:, :2, :, None, None]
     x = torch.arange(width, dtype=sources.dtype, device=sources.device) - (width - 1) / 2
     y = torch.arange(height, dtype=sources.dtype, device=sources.device) - (height - 1) / 2
     places = (maps[:, :, 0] * x + maps[:, :, 2]) + maps[:, :, 1] * y[:, None]  # [n, 2, H, W]
     left, right, over_x = _neighbours(places[:, 0], width)
     above, below, over_y = _neighbours(places[:, 1], height)
-    found = torch.zeros((), dtype=pictures.dtype, device=pictures.device)
+    found = torch.zeros((), dtype=images.dtype, device=images.device)
     for row, share_y in ((above * width, 1 - over_y), (below * width, over_y)):
         for column, share_x in ((left, 1 - over_x), (right, over_x)):
             share = (share_y * share_x)[:, None]
-            found = torch.addcmul(found, take(pictures, row + column), share)
+            found = torch.addcmul(found, take(images, row + column), share)
     return found
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from gatdist.common.errors import ConfigError
 from gatdist.config import BOTH, GameConfig, PlayerName
-from gatdist.errors import ConfigError
 from gatdist.game.game import Game
 from gatdist.game.losses import losses
 from gatdist.game.penalties import Observations

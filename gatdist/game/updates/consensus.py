@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gatdist.common.errors import ConfigError
 from gatdist.config import GameConfig
-from gatdist.errors import ConfigError
 from gatdist.game.game import Game
 from gatdist.game.penalties import Observations
 from gatdist.game.updates.rule import Step, register_update_rule

@@ -15,10 +15,10 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from gatdist.common.errors import ConfigError
 from gatdist.config import GameConfig
-from gatdist.errors import ConfigError
 from gatdist.game.coupling import coupling_layer
-from gatdist.game.game import Game, Judged
+from gatdist.game.game import Game, Scores
 from gatdist.game.losses import losses
 from gatdist.game.penalties import Observations
 from gatdist.game.updates.rule import register_update_rule
@@ -111,7 +111,7 @@ class OneStage(Simultaneous):
                 "vanish; such steps are computed as update_rule = 'simultaneous' would"
             )
 
-    def _to_generator(self, batch: Batch, real: Judged, fake: Judged) -> Callable[[Tensor], Tensor]:
+    def _to_generator(self, batch: Batch, real: Scores, fake: Scores) -> Callable[[Tensor], Tensor]:
         assert self.game.loss.ratio is not None
         ratio = self.game.loss.ratio(real.logits.detach(), fake.logits.detach())  # γ: [n]
         # Beyond this the other factor has left the range of the dtype that computes it.
@@ -127,11 +127,11 @@ class OneStage(Simultaneous):
         factor = factor.view(-1, *[1] * (fake.samples.dim() - 1))
         return lambda gradient: gradient * factor
 
-    def _penalized(self, batch: Batch, fake: Judged) -> Judged:
+    def _penalized(self, batch: Batch, fake: Scores) -> Scores:
         """The fakes cut off from the generator, so that no penalty at fakes is multiplied by γ."""
         leaf = self.game.differentiable(fake.samples, batch.step, "fake")
         if not leaf.requires_grad:
-            return Judged(leaf, fake.logits.detach())
+            return Scores(leaf, fake.logits.detach())
         return self.game.judge(leaf, batch, "fake")
 
 

@@ -11,14 +11,14 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from gatdist.common.errors import ConfigError, PluginError
+from gatdist.common.registry import Registry, call_with_options, user_code
 from gatdist.config import BOTH, Config, GameConfig, PlayerName, PlayerOptimConfig
-from gatdist.errors import ConfigError, PluginError
+from gatdist.game.adaptive_state import AdaptiveState
 from gatdist.game.game import Game
-from gatdist.game.learners import Learner
 from gatdist.game.penalties import Observations, ScheduledPenalty
 from gatdist.parallel.batch import Batch
 from gatdist.parallel.reduction import Reduction, set_gradients
-from gatdist.registry import Registry, call_with_options, user_code
 
 Direction = Literal["gradient", "optimistic", "conjugate"]
 
@@ -129,19 +129,21 @@ class UpdateRule(ABC):
         """The phases of one step, but for those of separate penalties."""
 
     @cached_property
-    def learners(self) -> dict[str, Learner]:
+    def adaptive_states(self) -> dict[str, AdaptiveState]:
         """All that is adaptive, by name: the game's learners and the rule itself."""
-        return self.game.learners | {"rule": self}
+        return self.game.adaptive_states | {"rule": self}
 
     @cached_property
-    def lessons(self) -> frozenset[str]:
+    def tracked_metrics(self) -> frozenset[str]:
         """The tags of all observations that a learner wants."""
-        return frozenset(tag for learner in self.learners.values() for tag in learner.tags)
+        return frozenset(
+            tag for adaptive_state in self.adaptive_states.values() for tag in adaptive_state.tags
+        )
 
     def learn(  # noqa: B027  (most rules have nothing to adapt)
         self, means: Mapping[str, Tensor], step: int, num_samples: int
     ) -> None:
-        """See :meth:`gatdist.game.learners.Learner.learn`."""
+        """See :meth:`gatdist.game.adaptive_state.AdaptiveState.learn`."""
 
     def reconsider(self) -> None:  # noqa: B027
         """Called at each tick, where waiting for the device costs nothing: adapt to what was seen.
@@ -200,7 +202,7 @@ def build_update_rule(config: Config, game: Game) -> UpdateRule:
         rule: UpdateRule = call_with_options(
             kind, config.game.rule_options, "game.rule_options", game=game, config=config.game
         )
-        rule.learners, rule.variant  # noqa: B018  (attributes that steps need)
+        rule.adaptive_states, rule.variant  # noqa: B018  (attributes that steps need)
     for name in BOTH:
         _check_optimizer(config, kind, name)
     _check_second_derivatives(config, kind, game)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gatdist.config import BOTH
-from gatdist.game.game import Judged
+from gatdist.game.game import Scores
 from gatdist.game.penalties import Observations
 from gatdist.game.updates.rule import Phase, Step, UpdateRule, register_update_rule
 from gatdist.parallel.batch import Batch
@@ -45,12 +45,12 @@ class Simultaneous(UpdateRule):
             observations["loss/generator"] = game.loss.generator(real.logits, fake.logits)
         return observations | seen
 
-    def _to_generator(self, batch: Batch, real: Judged, fake: Judged) -> Callable[[Tensor], Tensor]:
+    def _to_generator(self, batch: Batch, real: Scores, fake: Scores) -> Callable[[Tensor], Tensor]:
         """Maps ∇ L_D at the fakes to ∇ L_G at the fakes, both weighted."""
         loss = self.game.loss.generator(real.logits.detach(), fake.logits)
         (gradient,) = torch.autograd.grad(batch.mean(loss), fake.samples, retain_graph=True)
         return lambda _: gradient
 
-    def _penalized(self, batch: Batch, fake: Judged) -> Judged:
+    def _penalized(self, batch: Batch, fake: Scores) -> Scores:
         """The fake side as penalties at fakes are to see it."""
         return fake

@@ -18,7 +18,7 @@ import pytest
 
 from benchmarks.hosts import Host, Hosts, why_not
 from faulty_runs import HEAD, SETTINGS, TICK, TOTAL
-from gatdist.inspection import digest
+from gatdist.runs.inspection import digest
 from support import end_group, wait_until
 
 # Of a program in a terminal of its own, which heeds hang-ups though these tests may run by nohup.
@@ -43,7 +43,7 @@ class Runs:
     def __init__(self, hosts: Hosts, folder: Path) -> None:
         self.hosts, self.folder, self.run_dir = hosts, folder, folder / "run"
         self.output = ""
-        self._told = folder / "stderr"
+        self._reported = folder / "stderr"
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Self:
@@ -54,12 +54,12 @@ class Runs:
             end_group(self._process)
             self._process.communicate()
         # pytest shows it if the test failed
-        sys.stderr.write(f"{self.errors if self._told.exists() else ''}\n{self._ray_log()}")
+        sys.stderr.write(f"{self.errors if self._reported.exists() else ''}\n{self._ray_log()}")
 
     @property
     def errors(self) -> str:
         """What the command has written on standard error so far."""
-        return self._told.read_text()
+        return self._reported.read_text()
 
     def faults(self, source: str) -> None:
         """The plugin that every worker imports; see ``HEAD`` for what it may use."""
@@ -77,7 +77,7 @@ class Runs:
         sets = [word for s in (*self.settings, *plugins, *settings) for word in ("--set", s)]
         own = self.folder / "tmp"  # what the driver leaves to itself, Ray Train's records for one
         own.mkdir(exist_ok=True)
-        with self._told.open("w") as errors:
+        with self._reported.open("w") as errors:
             streams = {"stdout": subprocess.PIPE, "stderr": errors}
             if terminal is not None:
                 streams = dict.fromkeys(("stdin", "stdout", "stderr"), terminal)

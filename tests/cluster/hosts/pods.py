@@ -148,8 +148,8 @@ class Pod(Host):
         }
         # The image has gatdist installed; here it is read where it lies.
         variables["PYTHONPATH"] = f"{variables.get('PYTHONPATH', '')}:{REPOSITORY}"
-        wanted = variables | dict(env or {})
-        words = [f"{name}={value}" for name, value in wanted.items() if value is not None]
+        requested = variables | dict(env or {})
+        words = [f"{name}={value}" for name, value in requested.items() if value is not None]
         mounts = [
             word
             for mount in container["volumeMounts"]

@@ -10,6 +10,6 @@ pytestmark = pytest.mark.hosts
 def test_a_process_has_several_at_once(hosts: Hosts) -> None:
     with Hosts(1, ray=False) as others:
         assert others.head.processes() == []
-        told = others.head.start("hostname", stdout=-1)
-        assert told.communicate(timeout=20)[0] == "head\n"
+        message = others.head.start("hostname", stdout=-1)
+        assert message.communicate(timeout=20)[0] == "head\n"
     assert hosts.head.processes()

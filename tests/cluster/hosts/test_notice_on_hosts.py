@@ -28,8 +28,8 @@ def test_a_notice_drains_the_node(hosts: Hosts, tmp_path: Path) -> None:
 
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     server = first.start(*serve, "--directory", tmp_path, **quiet)
-    with log.open("w") as told:
-        watcher = first.start(*watch, stdout=told, stderr=told)
+    with log.open("w") as message:
+        watcher = first.start(*watch, stdout=message, stderr=message)
     try:
         with pytest.raises(subprocess.TimeoutExpired):
             watcher.wait(4)  # it listens, and nothing was said

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import validation
 from benchmarks.slow_links import measured
-from gatdist.simulate.measured import fitted_link
+from gatdist.bench.simulate.measured import fitted_link
 
 pytestmark = [pytest.mark.hosts, pytest.mark.slow]  # a benchmark measures the same
 

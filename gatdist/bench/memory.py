@@ -1,0 +1,77 @@
+"""How much memory a step needs: counted by torch's allocator, so the same in every run.
+
+The resident size of a process tells little: it holds what the C library has not given back.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate
+
+from torch.profiler import ProfilerActivity, profile
+
+from gatdist.bench.case import Case
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Of one case.
+
+    Attributes:
+        state_bytes: what lasts from step to step: weights, Adam's moments, the average, the batch.
+        peak_bytes: the most that a step needs beside it, the gradients included.
+    """
+
+    state_bytes: int
+    peak_bytes: int
+
+
+def measure_memory(build: Callable[[], Case]) -> Memory:
+    """Build a case, let it take steps, and count what they take from torch's CPU allocator.
+
+    The peak is that of two steps in a row, since gradients of the first may last into the second.
+    """
+    built: list[Case] = []
+
+    def start() -> None:
+        built.append(build())
+        built[0].run(1)
+        built[0].release_gradients()
+
+    state_bytes, _ = _allocated(start)
+    _, peak_bytes = _allocated(lambda: built[0].run(1))
+    return Memory(state_bytes, peak_bytes)
+
+
+def _allocated(function: Callable[[], object]) -> tuple[int, int]:
+    """Bytes that a call leaves allocated, and the most that it had allocated at once."""
+    gc.collect()  # what others left behind must not be freed meanwhile
+    with _quiet_standard_error():
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            function()
+        kineto = profiler.profiler
+        assert kineto is not None
+        assert kineto.kineto_results is not None
+        events = [e for e in kineto.kineto_results.events() if e.name() == "[memory]"]
+    changes = [e.nbytes() for e in sorted(events, key=lambda event: event.start_ns())]
+    levels = list(accumulate(changes, initial=0))
+    return levels[-1], max(levels)
+
+
+@contextmanager
+def _quiet_standard_error() -> Iterator[None]:
+    """Some builds of torch's profiler write two lines there each time, from C++."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

@@ -1,0 +1,122 @@
+"""What only real runs tell: how soon a lost worker is made good, and the quality reached."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from contextlib import chdir
+from pathlib import Path
+from typing import Any
+
+from gatdist.bench.processes import Report
+from gatdist.common.errors import GatdistError
+from gatdist.config import Config, load_config
+
+# Trains a run, to its end; returns its outcome.
+Train = Callable[[Config, str], dict[str, Any]]
+
+_PLUGIN = "dies_on_purpose"
+_STEPS, _KILL_STEP, _CHECKPOINT_STEPS = 60, 30, 20
+# The dates of both files are those of one file system, so the hosts' clocks need not agree.
+_SOURCE = f"""
+import os, pathlib, signal
+from gatdist.common.faults import fail_at
+folder = pathlib.Path(__file__).parent
+def die():
+    (folder / "killed").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+fail_at("generator", die, rank=RANK, step={_KILL_STEP}, attempt=1)
+fail_at("optimizer", (folder / "moves").touch, rank=0, attempt=2)
+"""
+
+
+def time_to_recover(workers: int, address: str, folder: Path, train: Train) -> dict[str, Any]:
+    """Kill one of the workers of a small run, and wait for the first step of those that follow.
+
+    Args:
+        workers: how many (≥ 2); the last one dies.
+        address: of a Ray cluster; "" for this machine.
+        folder: empty; all hosts see it under this path.
+        train: what ``gatdist train`` calls.
+
+    Returns:
+        JSON values: ``workers``; ``recovery_s``, from the kill until the gradients of a new step
+        are reduced; ``steps_repeated``, from the last checkpoint to the kill.
+
+    Raises:
+        GatdistError: what training raised; or nobody was killed, or nobody followed.
+    """
+    (folder / f"{_PLUGIN}.py").write_text(_SOURCE.replace("RANK", str(workers - 1)))
+    batch = 8 * workers
+    config = load_config(
+        "digits",
+        [
+            f"run.total_samples={_STEPS * batch}",
+            f"run.global_batch={batch}",
+            f"run.log_every_samples={_CHECKPOINT_STEPS * batch}",
+            f"run.checkpoint_every_samples={_CHECKPOINT_STEPS * batch}",
+            'model.generator={name="residual", width=8}',
+            'model.discriminator={name="residual", width=8}',
+            "evaluate.metrics=[]",
+            "evaluate.every_samples=0",
+            f'plugins=["{_PLUGIN}"]',
+            *_where(workers, address),
+        ],
+    )
+    with chdir(folder):  # where workers look for plugins
+        train(config, str(folder / "run"))
+    killed, moves = folder / "killed", folder / "moves"
+    if not (killed.exists() and moves.exists()):
+        raise GatdistError("no worker was killed, or no new step was seen after that")
+    seen = _resumed_from(folder / "run")
+    return {
+        "workers": workers,
+        "recovery_s": moves.stat().st_mtime - killed.stat().st_mtime,
+        "steps_repeated": _KILL_STEP - seen // batch,
+    }
+
+
+def quality_config(preset: str, workers: int, address: str) -> Config:
+    """A preset or a TOML file for so many workers.
+
+    Raises:
+        ConfigError: there is none, or it does not suit so many.
+    """
+    config = load_config(preset, _where(workers, address))
+    config.check_workers(workers)
+    return config
+
+
+def measure_quality(
+    configs: Iterable[Config], url: str, train: Train, report: Report
+) -> dict[int, dict[str, float]]:
+    """Train each configuration from nothing: its metrics at the end and ``samples_seen``.
+
+    Args:
+        configs: that differ in ``cluster.workers`` only.
+        url: a folder that all hosts reach, in which the runs are kept.
+        train: what ``gatdist train`` calls.
+        report: gets a line a run.
+
+    Returns:
+        By number of workers.
+
+    Raises:
+        GatdistError: what training raised.
+    """
+    found = {}
+    for config in configs:
+        workers = config.cluster.max_workers
+        report(f"quality: a run of {workers} worker{'s' * (workers > 1)}")
+        outcome = train(config, f"{url}/quality-{workers}")
+        found[workers] = {**outcome["metrics"], "samples_seen": outcome["samples_seen"]}
+    return found
+
+
+def _where(workers: int, address: str) -> list[str]:
+    return [f"cluster.workers={workers}", f"cluster.address={json.dumps(address)}"]
+
+
+def _resumed_from(run: Path) -> int:
+    lines = (run / "attempts.jsonl").read_text().splitlines()
+    return int(json.loads(lines[1])["resumed_from"] or 0)

@@ -1,0 +1,203 @@
+"""A run of so many workers: its hours, where they go, its bill, its best checkpoint interval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from gatdist.bench.simulate.faults import (
+    Kind,
+    Outcome,
+    Situation,
+    best_interval,
+    daly_s,
+    mean_and_spread,
+    part_of,
+    play,
+    young_s,
+)
+from gatdist.bench.simulate.operation import Fault, Run
+from gatdist.bench.simulate.scenario import Scenario
+from gatdist.bench.simulate.speed import Point, Speed
+from gatdist.bench.simulate.step import Parts
+
+ON_DEMAND, SPOT = "on demand", "spot"
+# Steps with fewer hosts are computed for so many numbers of them, and between by interpolation.
+_SPEEDS = 9
+
+
+def runs(scenario: Scenario, speed: Speed, point: Point) -> list[dict[str, Any]]:
+    """The run on hosts of one's own, and on spot ones where the scenario tells of them.
+
+    Returns:
+        JSON values, as :mod:`gatdist.bench.simulate.study` tells of them; none without ``[run]``.
+    """
+    if scenario.run is None:
+        return []
+    markets = [ON_DEMAND, *([SPOT] if scenario.spot else [])]
+    return [_run(scenario, scenario.run, speed, point, market) for market in markets]
+
+
+def _run(scenario: Scenario, run: Run, speed: Speed, point: Point, market: str) -> dict[str, Any]:
+    situation = _situation(scenario, run, speed, point, market)
+    seed, repeats = scenario.simulation.seed, scenario.simulation.repeats
+    checkpoint = _checkpoint(scenario, situation, point, seed)
+    part, times = part_of(situation)
+    interval_s = checkpoint["interval_s"] or part.work_s
+    outcome = play(part, np.array([interval_s]), seed, repeats)
+    # What is not done by then goes on as it did; if next to nothing was, it never ends.
+    share = float(outcome.useful.mean()) / part.work_s
+    ended, times = share > 0.02, times / max(share, 1e-9)
+    mean_s, low_s, high_s = _with_unsure_steps(point, mean_and_spread(outcome, times))
+    found: dict[str, Any] = {
+        "market": market,
+        "hours": mean_s / 3600 if ended else None,
+        "hours_low": low_s / 3600 if ended else None,
+        "hours_high": high_s / 3600 if ended else None,
+        "goodput": float(outcome.useful.sum() / outcome.total.sum()),
+        "faults": _num_faults(situation, outcome, times),
+        "parts": _parts(point.parts, outcome),
+        "checkpoint": checkpoint,
+        "played_share": min(1.0, 1 / times),
+    }
+    usd_per_hour = _usd_per_hour(scenario, situation.hosts, market)
+    priced = usd_per_hour is not None and ended
+    for name in ("", "_low", "_high"):
+        found[f"usd{name}"] = found[f"hours{name}"] * usd_per_hour if priced else None
+    millions = situation.work_s / point.seconds_per_1000_samples / 1000
+    found["samples"] = round(1e6 * millions)
+    found["hours_per_million_samples"] = found["hours"] / millions if ended else None
+    found["usd_per_million_samples"] = found["usd"] / millions if priced else None
+    return found
+
+
+def _num_faults(situation: Situation, outcome: Outcome, times: float) -> float:
+    """As played, or as expected where too few were played to count on."""
+    if outcome.faults.sum() > 1000:
+        return float(outcome.faults.mean()) * times
+    return situation.faults_per_s * float(outcome.total.mean()) * times
+
+
+def _with_unsure_steps(
+    point: Point, times: tuple[float, float, float]
+) -> tuple[float, float, float]:
+    """Mean and range of a run whose step is not known exactly: both spreads are independent."""
+    mean_s, low_s, high_s = times
+    below, above = 1 - point.range_s[0] / point.step_s, point.range_s[1] / point.step_s - 1
+    low = math.hypot(below, 1 - low_s / mean_s)
+    high = math.hypot(above, high_s / mean_s - 1)
+    return mean_s, mean_s * (1 - min(low, 1.0)), mean_s * (1 + high)
+
+
+def _situation(scenario: Scenario, run: Run, speed: Speed, point: Point, market: str) -> Situation:
+    per_host = scenario.workers_per_host
+    hosts = math.ceil(point.workers / per_host)
+    fewest = hosts if run.min_workers is None else math.ceil(run.min_workers / per_host)
+    fewest = min(fewest, hosts)
+    if run.undisturbed_hours is not None:
+        work_s = run.undisturbed_hours * 3600
+    else:
+        assert run.total_samples is not None
+        work_s = run.total_samples / 1000 * point.seconds_per_1000_samples
+    checkpoints = scenario.checkpoints
+    kinds = [_kind(fault, hosts, point.workers) for fault in scenario.faults]
+    if market == SPOT:
+        assert scenario.spot is not None
+        kinds.append(_spot(scenario, hosts))
+    return Situation(
+        work_s,
+        hosts,
+        fewest,
+        _speeds(speed, point, per_host, hosts - fewest),
+        checkpoints.snapshot_s,
+        checkpoints.written_after_s,
+        tuple(kinds),
+        run.grow == "at_once",
+    )
+
+
+def _kind(fault: Fault, hosts: int, workers: int) -> Kind:
+    many = {"host": hosts, "worker": workers, "run": 1}[fault.of]
+    return Kind(
+        fault.name,
+        many / (fault.mtbf_hours * 3600),
+        fault.of != "run",
+        fault.detection_s,
+        fault.restart_s,
+        fault.away_s,
+        fault.notice_s,
+        fault.loses_work,
+    )
+
+
+def _spot(scenario: Scenario, hosts: int) -> Kind:
+    """What is told before needs no detection."""
+    spot = scenario.spot
+    assert spot is not None
+    rate = hosts / (spot.mtbf_hours * 3600)
+    return Kind("taken away", rate, True, 0.0, spot.restart_s, spot.away_s, spot.notice_s)
+
+
+def _speeds(speed: Speed, point: Point, per_host: int, most_away: int) -> tuple[float, ...]:
+    """Of steps with 0, 1, 2 … hosts away, as shares of that with all, of one global batch."""
+    if not most_away:
+        return (1.0,)
+    counts = np.unique(np.linspace(0, most_away, _SPEEDS).round().astype(int))
+    message = [
+        point.step_s / speed.at(max(1, point.workers - int(away) * per_host), point.samples).step_s
+        for away in counts
+    ]
+    found = np.interp(np.arange(most_away + 1), counts, message)
+    return tuple(float(one) for one in found / found[0])
+
+
+def _checkpoint(
+    scenario: Scenario, situation: Situation, point: Point, seed: int
+) -> dict[str, Any]:
+    """The interval that is used, and the best ones: by formula, and by playing."""
+    message, mtbf_s = scenario.checkpoints, situation.losing_mtbf_s
+    found: dict[str, Any] = dict.fromkeys(
+        ("interval_s", "best_s", "best_low_s", "best_high_s", "young_s", "daly_s")
+    )
+    if math.isfinite(mtbf_s):
+        best = best_interval(situation, seed)
+        found |= dict(zip(("best_s", "best_low_s", "best_high_s"), best, strict=True))
+        found["young_s"] = young_s(message.snapshot_s, mtbf_s)
+        found["daly_s"] = daly_s(message.snapshot_s, mtbf_s, situation.mean_restart_s)
+        found["mtbf_hours"] = mtbf_s / 3600
+    interval_s = message.interval_s or found["best_s"]
+    if message.interval_samples is not None:
+        interval_s = message.interval_samples * point.step_s / point.samples
+    found["interval_s"] = interval_s
+    for name in ("interval", "best"):
+        seconds = found[f"{name}_s"]
+        found[f"{name}_samples"] = (
+            None if seconds is None else round(seconds / point.step_s * point.samples)
+        )
+    return found
+
+
+def _parts(step: Parts, outcome: Outcome) -> dict[str, float]:
+    """Shares of the time on the clock; steps whose result was kept by their own parts."""
+    total, whole = float(outcome.total.sum()), float(step.total)
+    useful = float(outcome.useful.sum()) / total
+    found = {name: useful * float(s) / whole for name, s in step._asdict().items()}
+    more: Mapping[str, Any] = {
+        "hosts away": outcome.slower,
+        "lost work": outcome.repeated,
+        "checkpoints": outcome.snapshots,
+        "restarts": outcome.standing,
+    }
+    return found | {name: float(values.sum()) / total for name, values in more.items()}
+
+
+def _usd_per_hour(scenario: Scenario, hosts: int, market: str) -> float | None:
+    price = scenario.price
+    fixed = price.head_usd_per_hour + price.storage_usd_per_hour if price else 0.0
+    if market == SPOT:
+        assert scenario.spot is not None
+        return fixed + hosts * scenario.spot.usd_per_host_hour
+    return None if price is None else fixed + hosts * price.usd_per_host_hour

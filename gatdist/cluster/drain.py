@@ -1,0 +1,87 @@
+"""Tells Ray that this host will be taken away, and waits until nothing runs on it any more.
+
+``python -m gatdist.cluster.drain --within 100`` belongs wherever a host learns of its end: in the
+``preStop`` hook of a Kubernetes pod, or in what answers a cloud's notice. Ray hears of the end of a
+spot host from nobody else. A run on the host writes a checkpoint and goes on elsewhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from gatdist.cluster.connection import reachable  # sets up what Ray's import needs
+
+# isort: split
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
+from ray.core.generated.autoscaler_pb2 import (  # type: ignore[attr-defined]
+    DRAIN_NODE_REASON_PREEMPTION,
+)
+from ray.core.generated.gcs_pb2 import GcsNodeInfo  # type: ignore[attr-defined]
+
+from gatdist.cluster.network import interfaces
+from gatdist.common.errors import ClusterError, GatdistError
+
+_LOOK_S = 0.5
+
+
+def drain(within_s: float, address: str = "auto") -> bool:
+    """Drain Ray's nodes on this host, and wait until they are gone. They go when they are idle.
+
+    Args:
+        within_s: seconds until the host is taken away.
+        address: HOST:PORT of Ray's head; ``auto`` finds it as Ray does.
+
+    Returns:
+        Whether they went in time.
+
+    Raises:
+        ClusterError: Ray's head does not answer, or does not take our token.
+    """
+    deadline = time.time() + within_s
+    found = reachable(address)
+    if ":" not in found:
+        raise ClusterError("cluster.address", "no Ray runs on this host", value=address)
+    gcs = GcsClient(address=found)
+    for node in _own(gcs):
+        gcs.drain_node(
+            node,
+            DRAIN_NODE_REASON_PREEMPTION,
+            f"taken away in {within_s:g} s",
+            int(deadline * 1e3),
+        )
+    while _own(gcs):
+        if time.time() > deadline:
+            return False
+        time.sleep(_LOOK_S)
+    return True
+
+
+def _own(gcs: Any) -> list[str]:
+    """Ids of the nodes on this host that are alive."""
+    addresses = set(interfaces().values())
+    return [
+        identity.hex()
+        for identity, node in gcs.get_all_node_info().items()
+        if node.state == GcsNodeInfo.ALIVE and node.node_manager_address in addresses
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; its exit status is 0 if the host was left in time, and 1 if it was not."""
+    parser = argparse.ArgumentParser(prog="python -m gatdist.cluster.drain", description=__doc__)
+    parser.add_argument(
+        "--within", type=float, required=True, metavar="SECONDS", help="until this host's end"
+    )
+    parser.add_argument("--address", default="auto", metavar="HOST:PORT", help="of Ray's head")
+    given = parser.parse_args(arguments)
+    try:
+        return 0 if drain(given.within, given.address) else 1
+    except GatdistError as error:
+        parser.exit(error.exit_status, f"gatdist: {error}\n")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

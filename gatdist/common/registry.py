@@ -1,0 +1,184 @@
+"""Names that a configuration can use, and what they stand for; plugins add to them."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import sysconfig
+import traceback
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Generic, TypeVar
+
+from pydantic import ConfigDict, ValidationError, validate_call
+
+from gatdist.common.errors import (
+    ConfigError,
+    GatdistError,
+    Interruption,
+    PluginError,
+    is_broken_device,
+    is_lost_connection,
+    nearest,
+)
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Entries by name.
+
+    Args:
+        field: the configuration key that holds such a name, for messages.
+    """
+
+    def __init__(self, field: str) -> None:
+        self.field = field
+        self._entries: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorator that adds an entry. Raises PluginError if another one has the name."""
+
+        def add(entry: T) -> T:
+            if self._entries.setdefault(name, entry) is not entry:
+                raise PluginError(
+                    self.field, "that name is registered already", value=name, hint="Choose another"
+                )
+            return entry
+
+        return add
+
+    def __getitem__(self, name: str) -> T:
+        """The entry. Raises ConfigError, with the nearest name, if there is none."""
+        if name not in self._entries:
+            raise ConfigError(self.field, f"not known. {nearest(name, self._entries)}", value=name)
+        return self._entries[name]
+
+    def names(self) -> list[str]:
+        """All names, sorted."""
+        return sorted(self._entries)
+
+
+def call_with_options(
+    function: Callable[..., T], options: Mapping[str, Any], field: str, **given: Any
+) -> T:
+    """Call ``function(**given, **options)`` if the options fit its signature.
+
+    Args:
+        function: or a class; takes keyword arguments with type annotations.
+        options: from the user's configuration.
+        field: the configuration key that holds the options, for messages.
+        given: what the system passes; the user may not.
+
+    Raises:
+        ConfigError: an option that ``function`` does not take, lacks, or of the wrong type.
+    """
+    allowed = [name for name in inspect.signature(function).parameters if name not in given]
+    for name in options:
+        if name not in allowed:
+            raise ConfigError(
+                f"{field}.{name}", f"unknown key. {nearest(name, [*allowed, 'name'])}"
+            )
+    check = validate_call(config=ConfigDict(strict=True, arbitrary_types_allowed=True))
+    try:
+        if isinstance(function, type):  # whose call can't be checked, but that of __init__ can
+            kind: Any = function
+            made: T = kind.__new__(kind)
+            check(kind.__init__)(made, **given, **options)
+            return made
+        return check(function)(**given, **options)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "missing_keyword_only_argument":
+            raise ConfigError(f"{field}.{key}", "is required by this network") from None
+        rule = problem["msg"]
+        raise ConfigError(
+            f"{field}.{key}", rule[0].lower() + rule[1:], value=problem["input"]
+        ) from None
+
+
+@contextmanager
+def user_code(subject: str, doing: str, *, value: object, hint: str = "") -> Iterator[None]:
+    """Turn whatever code of a user raises into a PluginError with the place that raised it.
+
+    Args:
+        subject: the configuration key that names the code.
+        doing: what the code fails to do, for the message: "fails in its constructor".
+        value: of the key.
+        hint: a hint.
+
+    Raises:
+        PluginError: chained to the exception, whose traceback ``gatdist train --debug`` prints.
+    """
+    try:
+        yield
+    except GatdistError:
+        raise
+    except (KeyboardInterrupt, Interruption):
+        raise
+    except BaseException as error:
+        if is_machines_fault(error):
+            raise
+        raise PluginError(
+            subject, f"{doing} ({described(error)})", value=value, hint=hint
+        ) from error
+
+
+def described(error: BaseException) -> str:
+    """Class and first line of an exception, and the user's line that raised it."""
+    try:
+        text = str(error)
+    except Exception:  # a class of the user's
+        text = "its message can't be read"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    message = type(error).__name__
+    if lines:
+        message += f": {''.join(c if c.isprintable() else ' ' for c in lines[0][:500].rstrip('.'))}"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not _LIBRARIES.search(frame.filename)]
+    if not own:
+        return message
+    return f"{message}, at {own[-1].filename}:{own[-1].lineno}: {own[-1].line}"
+
+
+def is_machines_fault(error: BaseException) -> bool:
+    """Whether a device or another worker failed, and not the code that was called.
+
+    What a user's code raises itself is its own fault, whatever the message says.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    if frames and _is_users(frames[-1].filename, ()):
+        return False
+    return is_lost_connection(error) or is_broken_device(error)
+
+
+def users_frame(error: BaseException, plugins: Iterable[str] = ()) -> traceback.FrameSummary | None:
+    """The innermost line of a user's code that an exception passed through; None if none.
+
+    Installed packages are a user's code only where ``plugins`` names a module of theirs.
+    """
+    packages = {name.partition(".")[0] for name in plugins}
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if _is_users(frame.filename, packages)]
+    return own[-1] if own else None
+
+
+def _is_users(filename: str, packages: Collection[str]) -> bool:
+    if filename.startswith(_FOLDER):
+        return False
+    if installed := _INSTALLED.search(filename):
+        return installed[1] in packages
+    # torch compiles networks to modules in a temporary folder.
+    return not filename.startswith(("<", *_STANDARD)) and "torchinductor" not in filename
+
+
+_FOLDER = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_STANDARD = [sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib")]
+_INSTALLED = re.compile(r"[\\/](?:site|dist)-packages[\\/](\w+)")
+# Frames that say little: of gatdist itself and of installed packages.
+_LIBRARIES = re.compile(
+    rf"^{re.escape(_FOLDER)}|[\\/](site|dist)-packages[\\/](torch|pydantic|numpy)[\\/]"
+    r"|^<|[\\/]lib(?:64)?[\\/]python3\.\d+[\\/](?!site-packages|dist-packages)"
+)

@@ -1,0 +1,282 @@
+"""Images: JPEG, PNG, WebP, TIFF, BMP, GIF, PPM and AVIF files.
+
+Whatever a file holds becomes gray or RGB of 8 or 16 bits a channel, upright, in sRGB, opaque. The
+same function decodes in packing, indexing, verifying and training:
+
+* A file is what its content says, whatever its extension.
+* EXIF orientation is applied; see :mod:`~gatdist.data.codecs.orientation`.
+* ICC profiles are converted to sRGB (gray, RGB, CMYK; Lab without one). A damaged profile is
+  ignored. PNG's ``gAMA``, ``cHRM``, ``sRGB`` and ``cICP`` are ignored: levels are taken for sRGB.
+* Transparency is composited on a background, white by default, so that the colours under it do not
+  show.
+* Of 16 bits the upper 8 are taken where 8 are asked for; of 1 to 12 bits, the range is stretched.
+  Integers of 32 bits, signed and floating-point levels have no known range, and are refused.
+* Gray becomes RGB by repetition, RGB becomes gray by ITU-R 601's luma.
+* Of an animation, and of several pages, the first is taken.
+
+JPEGs are decoded by simplejpeg, except CMYK and those that it refuses, which Pillow decodes.
+
+The header gives size and format before any pixel is decoded, so that a small file can't unfold into
+gigabytes.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from gatdist.data.codecs.color import Color, Levels, changes_colors, onto, to_srgb, with_channels
+from gatdist.data.codecs.errors import CodecError
+from gatdist.data.codecs.headers import (
+    JPEG_MODES,
+    ImageHeader,
+    described,
+    named_errors,
+    read_image_header,
+)
+from gatdist.data.codecs.jpeg import JPEG_MAGIC, read_jpeg_header
+from gatdist.data.codecs.levels import Stored, read_levels
+from gatdist.data.codecs.orientation import upright
+
+FILTERS: Mapping[str, Image.Resampling] = {
+    "lanczos": Image.Resampling.LANCZOS,
+    "bicubic": Image.Resampling.BICUBIC,
+    "hamming": Image.Resampling.HAMMING,
+    "bilinear": Image.Resampling.BILINEAR,
+    "box": Image.Resampling.BOX,
+}
+WHITE: Color = (255, 255, 255)
+
+Pixels = NDArray[Any]  # uint8 or uint16 [H, W, C]
+
+_MODES = {1: "L", 3: "RGB"}
+_COLOR_SPACES = {1: "GRAY", 3: "RGB"}
+
+
+class DecodedImage(NamedTuple):
+    """Pixels, and what was done to get them.
+
+    Attributes:
+        pixels: uint8 or uint16 [H, W, C], upright.
+        remarks: what a user may want to know, with details: ``transparent``, ``profiles``,
+            ``damaged_profiles``, ``reduced`` (16 bits became 8).
+    """
+
+    pixels: Pixels
+    remarks: Mapping[str, str]
+
+
+def decode_image(
+    content: bytes | memoryview, shape: tuple[int, int, int], resize: str | None = None
+) -> Pixels:
+    """Decode an image to 8 bits a channel.
+
+    Args:
+        content: a whole file.
+        shape: (C, H, W), C being 1 (gray) or 3 (RGB).
+        resize: a name of ``FILTERS``: an image of another size is cut to the aspect of H × W about
+            its centre, and resized by it. None: it is refused.
+
+    Returns:
+        uint8 [H, W, C].
+
+    Raises:
+        CodecError: it is no such file, damaged, or of another size.
+    """
+    channels, height, width = shape
+    pixels = np.empty((height, width, channels), dtype=np.uint8)
+    decode_image_into(content, pixels, resize)
+    return pixels
+
+
+def decode_image_into(content: bytes | memoryview, out: Pixels, resize: str | None = None) -> None:
+    """Decode an image into ``out``, contiguous uint8 or uint16 [H, W, C].
+
+    See :func:`decode_image`. Transparent images are composited on white.
+    """
+    content = bytes(content)  # no copy of bytes
+    height, width, channels = out.shape
+    if content.startswith(JPEG_MAGIC):
+        jpeg = read_jpeg_header(content)
+        mode = JPEG_MODES.get(jpeg.channels, "")
+        if (
+            (jpeg.height, jpeg.width, jpeg.orientation) == (height, width, 1)
+            and out.dtype == np.uint8
+            and mode in ("L", "RGB")
+            and changes_colors(jpeg.profile, mode) != "profiles"
+            and _decoded_jpeg(content, _COLOR_SPACES[channels], (height, width), out) is not None
+        ):
+            return
+    header = read_image_header(content)
+    is_right = (header.height, header.width) == (height, width)
+    if not is_right and resize is None:
+        expected = f"{height} × {width} {_MODES[channels]}"
+        raise CodecError(
+            f"is a picture of {header.height} × {header.width} {header.mode}, expected "
+            f"{expected} (height × width)",
+            hint="Set data.resolution, so that it is resized, or pack again with --size "
+            f"{height}x{width}",
+        )
+    pixels = decode_pixels(content, channels, bits=8 * out.itemsize, header=header).pixels
+    if not is_right:
+        assert resize is not None
+        fit = partial(ImageOps.fit, size=(width, height), method=FILTERS[resize])
+        pixels = change_image(pixels, fit)
+    out[...] = pixels
+
+
+def decode_pixels(
+    content: bytes,
+    channels: int,
+    *,
+    bits: int = 8,
+    background: Color = WHITE,
+    header: ImageHeader | None = None,
+) -> DecodedImage:
+    """Decode an image at its own size.
+
+    Args:
+        content: a whole file.
+        channels: 1 (gray) or 3 (RGB).
+        bits: 8 or 16.
+        background: what transparent images are composited on.
+        header: of the file, if it was read before.
+
+    Raises:
+        CodecError: it is no image, damaged, unsupported or too large.
+    """
+    with named_errors():
+        header = header or read_image_header(content)
+        levels, orientation, remarks = _opaque(content, header, channels, bits, background)
+        pixels = upright(levels, orientation)
+        if pixels.shape[:2] != (header.height, header.width):
+            raise CodecError(
+                f"has {pixels.shape[0]} × {pixels.shape[1]} pixels, its header says "
+                f"{header.height} × {header.width}"
+            )
+        return DecodedImage(with_channels(pixels, channels), remarks)
+
+
+def change_image(pixels: Pixels, change: Callable[[Image.Image], Image.Image]) -> Pixels:
+    """Apply what resizes a Pillow image to pixels [H, W, C] of 8 or 16 bits.
+
+    Pillow has no colour images of 16 bits: their channels are changed one by one, as floats.
+    """
+    if pixels.dtype == np.uint8:
+        array: Any = pixels[..., 0] if pixels.shape[2] == 1 else pixels
+        changed = change(Image.fromarray(np.ascontiguousarray(array)))
+        return np.asarray(changed).reshape(changed.height, changed.width, -1)
+    planes = [
+        np.asarray(change(Image.fromarray(np.ascontiguousarray(plane, dtype=np.float32))))
+        for plane in np.moveaxis(pixels, 2, 0)
+    ]
+    most = np.iinfo(pixels.dtype).max
+    return np.clip(np.rint(np.stack(planes, axis=2)), 0, most).astype(pixels.dtype)
+
+
+def encode_png(pixels: Pixels, *, compression: int = 0) -> bytes:
+    """A PNG file of uint8 or uint16 [H, W, C], C being 1 or 3.
+
+    Without compression its bytes depend on the pixels alone. With it they depend on the version of
+    zlib, and so would the fingerprint of a data set that is written on first use.
+
+    Args:
+        pixels: of the image.
+        compression: 0 for none, to 9.
+    """
+    height, width, channels = pixels.shape
+    kind = {1: 0, 3: 2}[channels]
+    header = struct.pack(">IIBBBBB", width, height, 8 * pixels.itemsize, kind, 0, 0, 0)
+    # Each row of pixels stands behind one byte that names its filter: 0, none.
+    stored = pixels.astype(pixels.dtype.newbyteorder(">")).view(np.uint8)
+    rows = np.pad(stored.reshape(height, -1), ((0, 0), (1, 0))).tobytes()
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows, compression)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks
+    )
+
+
+def _opaque(
+    content: bytes, header: ImageHeader, channels: int, bits: int, background: Color
+) -> tuple[Levels, int, dict[str, str]]:
+    """Pixels in sRGB without transparency, the orientation to apply, and remarks."""
+    remarks: dict[str, str] = {}
+    color, alpha, orientation = _stored(content, header, channels)
+    if isinstance(color, np.ndarray) and bits == 8:
+        before = _num_levels(color)
+        color, alpha = _upper_byte(color), None if alpha is None else _upper_byte(alpha)
+        after = _num_levels(color)
+        remarks["reduced"] = f"{before:,} levels became {after:,}"
+        color = Image.fromarray(color[..., 0] if color.shape[2] == 1 else color)
+    elif header.bits == 16 and isinstance(color, Image.Image):
+        remarks["reduced"] = f"{color.mode} of 16 bits is read with 8"
+    if isinstance(color, Image.Image):
+        image, found = to_srgb(color, header.icc)
+        levels = np.asarray(image).reshape(image.height, image.width, -1)
+    else:
+        levels, found = color, header.profile
+        if found == "profiles":
+            raise CodecError(
+                "has 16 bits and a color profile, which is converted with 8 bits only",
+                hint="Convert it to sRGB, or pack with --bits 8",
+            )
+    if found:
+        remarks[found] = ""
+    if alpha is not None and alpha.min() < np.iinfo(alpha.dtype).max:
+        remarks["transparent"] = ""
+        levels = onto(levels, alpha, background)
+    if bits == 16 and levels.itemsize == 1:
+        levels = levels.astype(np.uint16) * np.uint16(257)
+    return levels, orientation, remarks
+
+
+def _stored(content: bytes, header: ImageHeader, channels: int) -> Stored:
+    if header.format != "JPEG":
+        return read_levels(content, header.orientation)
+    if header.mode in ("L", "RGB"):
+        # Luma is what a colour JPEG stores, unless a profile says what its colours are.
+        gray = header.is_gray or (channels == 1 and header.profile != "profiles")
+        decoded = _decoded_jpeg(content, "GRAY" if gray else "RGB", header.stored_size)
+        if decoded is not None:
+            array: Any = decoded[..., 0] if decoded.shape[2] == 1 else decoded
+            return Stored(Image.fromarray(array), None, header.orientation)
+    try:
+        return read_levels(content, header.orientation)
+    except CodecError:
+        raise
+    except Exception as error:
+        raise CodecError(
+            f"is no readable picture ({header.process} JPEG: {described(error)})"
+        ) from error
+
+
+def _decoded_jpeg(
+    content: bytes, space: str, size: tuple[int, int], out: Pixels | None = None
+) -> Pixels | None:
+    """A JPEG as simplejpeg decodes it, not turned; None where Pillow has to look at it.
+
+    It would decode CMYK, too, by a formula of its own.
+    """
+    try:
+        # strict=False would fill what is missing of a torn file with gray.
+        decoded: Pixels = simplejpeg.decode_jpeg(content, colorspace=space, buffer=out, strict=True)
+    except ValueError:  # damaged, or larger than its header says
+        return None
+    return decoded if decoded.shape[:2] == size else None
+
+
+def _num_levels(levels: Levels) -> int:
+    return int(np.count_nonzero(np.bincount(levels.ravel())))
+
+
+def _upper_byte(levels: Levels) -> Levels:
+    return (levels >> 8).astype(np.uint8)

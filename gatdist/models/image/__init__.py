@@ -1,0 +1,5 @@
+"""Networks for pictures. Importing this package registers them."""
+
+from gatdist.models.image import biggan, dcgan, r3gan, residual, sngan, stylegan2
+
+__all__ = ["biggan", "dcgan", "r3gan", "residual", "sngan", "stylegan2"]

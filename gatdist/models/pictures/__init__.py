@@ -1,5 +1,0 @@
-"""Networks for pictures. Importing this package registers them."""
-
-from gatdist.models.pictures import biggan, dcgan, r3gan, residual, sngan, stylegan2
-
-__all__ = ["biggan", "dcgan", "r3gan", "residual", "sngan", "stylegan2"]

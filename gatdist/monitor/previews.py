@@ -1,0 +1,95 @@
+"""Samples as people look at them, listen to them or read them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gatdist.data.codecs import encode_wav
+from gatdist.data.sample_format import SampleFormat, TextFormat
+from gatdist.models.audio.log_mel import LogMel
+from gatdist.monitor.grid import Pixels, encode_png, make_grid, make_scatter
+
+_PAUSE_S = 0.25  # between sounds that are played one after the other
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Some samples together.
+
+    Attributes:
+        image: uint8 [height, width, C]: of pictures side by side, of points, or of spectrograms.
+        audio: float32 [C, t] and the sample rate in hertz: sounds one after the other.
+        text: one sample a line.
+    """
+
+    image: Pixels | None = None
+    audio: tuple[NDArray[np.float32], int] | None = None
+    text: str | None = None
+
+    def files(self) -> dict[str, Callable[[], bytes]]:
+        """What makes the contents of its files, by their endings, the most telling one first."""
+        found: dict[str, Callable[[], bytes]] = {}
+        text, audio, image = self.text, self.audio, self.image
+        if text is not None:
+            found[".txt"] = lambda: f"{text}\n".encode()
+        if audio is not None:
+            found[".wav"] = lambda: encode_wav(*audio)
+        if image is not None:
+            found[".png"] = lambda: encode_png(image)
+        return found
+
+
+def preview(
+    sample_format: SampleFormat,
+    seen: Tensor,
+    *,
+    extent: float | None = None,
+    columns: int | None = None,
+) -> Preview:
+    """Show samples.
+
+    Args:
+        sample_format: of them.
+        seen: as networks see them, [n, *space.shape], on the CPU.
+        extent: of points, the square [−extent, extent]² is shown; None fits it to these.
+        columns: of pictures, in a row; None makes them about square.
+    """
+    samples = sample_format.to_samples(seen).numpy()
+    if sample_format.modality == "image":
+        if samples.dtype == np.uint16:  # a screen shows 8 bits
+            samples = (samples >> 8).astype(np.uint8)
+        return Preview(image=make_grid(samples, columns))
+    if sample_format.modality == "points":
+        extent = extent or float(seen.abs().max()) * 1.1
+        return Preview(image=make_scatter(samples.astype(np.float64), extent=extent))
+    if sample_format.modality == "audio":
+        rate = sample_format.metadata["sample_rate"]
+        return Preview(_spectrograms(seen, rate), (_in_a_row(samples, rate), rate))
+    if isinstance(sample_format, TextFormat):
+        lines = (sample_format.vocabulary.decode(ids) for ids in samples)
+        # A text may hold line breaks of its own.
+        return Preview(text="\n".join(line.replace("\n", "⏎") for line in lines))
+    return Preview(text="\n".join(" ".join(map(str, ids)) for ids in samples))
+
+
+def _in_a_row(clips: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
+    """Sounds [n, C, t] one after the other, with pauses: [C, …]."""
+    paused = np.pad(clips, ((0, 0), (0, 0), (0, int(_PAUSE_S * rate))))
+    # [n, C, t] → [C, n, t] → [C, n·t]: of each channel all sounds.
+    return np.ascontiguousarray(paused.transpose(1, 0, 2).reshape(clips.shape[1], -1))
+
+
+def _spectrograms(clips: Tensor, rate: int) -> Pixels:
+    """Log-mel spectrograms of sounds [n, C, t] side by side, high tones on top, loud bright."""
+    front = LogMel.for_rate(rate)
+    with torch.no_grad():
+        levels = front(clips.float().mean(dim=1, keepdim=True)).clamp(-1, 1)  # [n, 1, b, f]
+    pixels = ((levels + 1) * 127.5).round().to(torch.uint8).flip(2).permute(0, 2, 3, 1)
+    return make_grid(pixels.numpy(), math.ceil(math.sqrt(len(clips) / 2)))

@@ -1,0 +1,29 @@
+"""Packs files, archives, tables and texts on any storage into shards.
+
+``sources`` lists what there is, ``plan`` says which sample goes where, ``task`` packs a shard;
+``pack`` is the whole of it.
+"""
+
+from gatdist.packing.pack import Packing, Request, finish, prepare, preview
+from gatdist.packing.plan import Task
+from gatdist.packing.recipe import Recipe, read_recipe
+from gatdist.packing.sources import KINDS, Asked
+from gatdist.packing.sources.tables import is_list
+from gatdist.packing.task import Job, Record, Worker
+
+__all__ = [
+    "KINDS",
+    "Asked",
+    "Job",
+    "Packing",
+    "Recipe",
+    "Record",
+    "Request",
+    "Task",
+    "Worker",
+    "finish",
+    "is_list",
+    "prepare",
+    "preview",
+    "read_recipe",
+]

@@ -1,0 +1,235 @@
+"""Reads the bytes of samples, a group at a time, the next one while the caller uses the last."""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Self
+from urllib.parse import unquote
+
+from gatdist.common.errors import StorageError, StorageUnavailableError
+from gatdist.packing.entries import Entry, Span, Zipped
+from gatdist.packing.origins import is_within, local_folders, local_path
+from gatdist.storage import LOCAL, OutsideUrl, Store, origin
+
+_GROUP_BYTES, _GROUP_ENTRIES = 16 * 2**20, 512
+_UNKNOWN_BYTES = 256 * 2**10  # taken for the size of a file that nobody knows
+_LARGEST_SAMPLE_BYTES = 2**30
+# Two ranges with less than this between them are asked for as one.
+_GAP_BYTES = 64 * 2**10
+_RUN_BYTES = 16 * 2**20
+_CONCURRENT_FILES = 16
+# A list of URLs is full of dead hosts; none may hold up the rest for long.
+_ELSEWHERE_BUDGET_S = 10.0
+
+_ZIP_HEADER = struct.Struct("<4s22x2H")  # signature, length of the name, length of the extra field
+
+# The files of a sample by extension; or why they can't be read.
+Contents = Mapping[str, bytes] | str
+
+
+class Fetcher:
+    """Reads the files of samples.
+
+    A file that is gone or cut short is the sample's own fault, and told. Storage that is down or
+    permits nothing is not, and raised: it would cost all samples that come after.
+
+    Args:
+        stores: folders that files may be in. Relative names are in the first.
+        allowed_origins: of the user's own, and absolute paths of folders: files may be there too.
+            Elsewhere nothing is asked for.
+    """
+
+    def __init__(self, stores: Sequence[Store], allowed_origins: Sequence[str] = ()) -> None:
+        self._stores = stores
+        self._others = [
+            Store(url, retry_budget_s=_ELSEWHERE_BUDGET_S)
+            for url in allowed_origins
+            if origin(url) != LOCAL
+        ]
+        self._folders = local_folders(stores, allowed_origins)
+        self._root = Store("/")
+        self._elsewhere: dict[str, tuple[Store, bool]] = {}
+        self._ahead = ThreadPoolExecutor(1, thread_name_prefix="gatdist-pack")
+        self._files = ThreadPoolExecutor(_CONCURRENT_FILES, thread_name_prefix="gatdist-pack")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for executor in (self._ahead, self._files):
+            executor.shutdown(wait=True, cancel_futures=True)
+
+    def fetch(self, entries: Iterable[Entry]) -> Iterator[tuple[Entry, Contents]]:
+        """Each entry with its files, in the order given.
+
+        Raises:
+            StorageError: the source's storage permits nothing.
+            StorageUnavailableError: the source's storage kept failing.
+        """
+        waiting: tuple[Sequence[Entry], Future[list[Contents]]] | None = None
+        for group in _groups(entries):
+            reading = self._ahead.submit(self._read, group)
+            if waiting:
+                yield from zip(waiting[0], waiting[1].result(), strict=True)
+            waiting = group, reading
+        if waiting:
+            yield from zip(waiting[0], waiting[1].result(), strict=True)
+
+    def _read(self, entries: Sequence[Entry]) -> list[Contents]:
+        parts = [((entry.component, entry.content), *entry.others) for entry in entries]
+        spans = [content for files in parts for _, content in files if isinstance(content, Span)]
+        read = dict(zip(spans, self.read(spans), strict=True))
+        found: list[Contents] = []
+        for files in parts:
+            contents = {name: read[c] if isinstance(c, Span) else c.encode() for name, c in files}
+            wrong = [content for content in contents.values() if isinstance(content, str)]
+            right = {name: c for name, c in contents.items() if isinstance(c, bytes)}
+            found.append(wrong[0] if wrong else right)
+        return found
+
+    def read(self, spans: Sequence[Span]) -> list[bytes | str]:
+        """The bytes of each span, or why they can't be read. Raises as :meth:`fetch` does."""
+        read: dict[Span, bytes | str] = {}
+        whole = [span for span in spans if span.stop is None]
+        near = all("://" not in span.file for span in whole) and self._stores[0].is_local
+        # Waiting for storage is what takes long; reading from the disk, threads only slow down.
+        each = map(self._read_one, whole) if near else self._files.map(self._read_one, whole)
+        read.update(zip(whole, each, strict=True))
+        for run in _runs(span for span in spans if span.stop is not None):
+            first, stop = run[0].start, max(span.stop or 0 for span in run)
+            together = self._read_one(Span(run[0].file, first, stop)) if len(run) > 1 else ""
+            for span in run:
+                if isinstance(together, bytes):
+                    read[span] = together[span.start - first : (span.stop or 0) - first]
+                else:
+                    read[span] = self._read_one(span)
+        return [_unzipped(read[span], span.zipped) for span in spans]
+
+    def _read_one(self, span: Span) -> bytes | str:
+        if (span.size or 0) > _LARGEST_SAMPLE_BYTES:
+            limit = f"{_LARGEST_SAMPLE_BYTES / 2**30:g} GiB"
+            return f"has {span.size} bytes, and a sample may have {limit}"
+        try:
+            store, name, is_ours = self._store(span.file)
+        except ValueError as error:
+            return f"can't be read: it {error}"
+        try:
+            if span.stop is None:
+                return store.read(name)
+            return store.read_ranges([(name, span.start, span.stop)])[0]
+        except StorageUnavailableError as error:
+            if is_ours:
+                raise
+            return _reason(error)
+        except StorageError as error:
+            cause = error.__cause__
+            absent = cause is None or isinstance(cause, FileNotFoundError | NotADirectoryError)
+            if is_ours and not absent and not store.is_local:
+                raise
+            return _reason(error)
+
+    def _store(self, file: str) -> tuple[Store, str, bool]:
+        """The store a file is in, its name there, and whether the store is one of those given.
+
+        Raises:
+            ValueError: it is where the user has not allowed; the message is the rule.
+        """
+        for store in self._stores:
+            if file.startswith(f"{store.url}/") and ".." not in file.split("/"):
+                return store, file[len(store.url) + 1 :], True
+        if "://" in file:
+            OutsideUrl(file).require_plain()
+        path = local_path(file, self._stores[0])
+        if path is not None:
+            if not is_within(path, self._folders):
+                raise ValueError("is in a folder that was not named (--allow-origin)")
+            return self._root, path[1:], False
+        if "://" not in file:
+            return self._stores[0], file, True
+        root, name = _root_and_name(file)
+        if root in self._elsewhere:
+            return self._elsewhere[root][0], name, self._elsewhere[root][1]
+        store, is_ours = self._reached(OutsideUrl(root))
+        if "?" not in root:  # or there may be one for each file
+            self._elsewhere[root] = store, is_ours
+        return store, name, is_ours
+
+    def _reached(self, root: OutsideUrl) -> tuple[Store, bool]:
+        """The store at a URL of a list. Credentials of the source are for its origin alone."""
+        for known in (self._stores[0], *self._others):
+            if root.origin == known.origin:
+                return known.reach(root), known is self._stores[0] and not known.is_local
+        raise ValueError(f"is on {root.origin}, which was not named (--allow-origin)")
+
+
+def _root_and_name(url: str) -> tuple[str, str]:
+    """The URL of a server or bucket, and a file's name there. A query of HTTP is part of the first.
+
+    Names are taken as they are by a store, and in HTTP's URLs with ``%20`` for a blank.
+    """
+    protocol, _, rest = url.partition("://")
+    host, _, name = rest.partition("/")
+    if not protocol.startswith("http"):
+        return f"{protocol}://{host}", name
+    name, mark, query = name.partition("#")[0].partition("?")
+    return f"{protocol}://{host}{mark}{query}", unquote(name)
+
+
+def _groups(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
+    group: list[Entry] = []
+    total = 0
+    for entry in entries:
+        group.append(entry)
+        size = entry.size
+        total += _UNKNOWN_BYTES if size is None else size
+        if total >= _GROUP_BYTES or len(group) == _GROUP_ENTRIES:
+            yield group
+            group, total = [], 0
+    if group:
+        yield group
+
+
+def _runs(spans: Iterable[Span]) -> Iterator[list[Span]]:
+    """Spans of one file that lie close together, as one run each."""
+    run: list[Span] = []
+    stop = 0
+    for span in sorted(spans, key=lambda span: (span.file, span.start)):
+        far = span.start > stop + _GAP_BYTES or (run and span.start > run[0].start + _RUN_BYTES)
+        if run and (far or span.file != run[0].file):
+            yield run
+            run, stop = [], 0
+        run.append(span)
+        stop = max(stop, span.stop or 0)
+    if run:
+        yield run
+
+
+def _unzipped(content: bytes | str, zipped: Zipped | None) -> bytes | str:
+    if isinstance(content, str) or zipped is None:
+        return content
+    try:
+        signature, name_length, extra_length = _ZIP_HEADER.unpack_from(content)
+        name = content[_ZIP_HEADER.size : _ZIP_HEADER.size + name_length]
+        raw = content[_ZIP_HEADER.size + name_length + extra_length :]
+        if zipped.method == zipfile.ZIP_STORED:
+            found = raw[: zipped.size]
+        else:  # no more than the directory says: a few bytes could unfold into gigabytes
+            found = zlib.decompressobj(-zlib.MAX_WBITS).decompress(raw, zipped.size or 1)
+    except (struct.error, zlib.error) as error:
+        return f"is damaged in the zip ({error})"
+    if signature != b"PK\x03\x04" or zlib.crc32(found) != zipped.crc32:
+        return "is damaged in the zip: it has not the CRC-32 of the zip's directory"
+    if zlib.crc32(name) != zipped.name_crc32:
+        return "is damaged in the zip: its own header has another name than the zip's directory"
+    return found
+
+
+def _reason(error: Exception) -> str:
+    cause = error.__cause__
+    if cause is None:
+        return f"can't be read ({error})"
+    return f"can't be read ({getattr(cause, 'strerror', None) or ' '.join(str(cause).split())})"

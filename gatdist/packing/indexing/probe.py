@@ -1,0 +1,108 @@
+"""What a file's header tells, checked against what the data set holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from gatdist.data.codecs import (
+    CodecError,
+    decode_text,
+    read_audio,
+    read_audio_header,
+    read_image_header,
+    read_image_shape,
+    read_npy,
+)
+
+
+def sample_shape(
+    content: bytes, modality: str, facts: Mapping[str, Any], *, whole: bool = False
+) -> tuple[int, ...]:
+    """The shape of one sample, as :class:`~gatdist.data.format.SampleSpec` has it.
+
+    Args:
+        content: of its file.
+        modality: what it should be.
+        facts: ``sample_rate``, ``channels``, ``sample_shape`` and ``num_tokens``, as far as all
+            samples must have them in common.
+        whole: decode a sound to its end, which takes long; else its container is checked.
+
+    Raises:
+        CodecError: it is something else.
+    """
+    if not content:
+        raise CodecError("is empty")
+    if whole and modality == "audio":
+        read_audio(content)
+    return _PROBES[modality](content, facts)
+
+
+def image_remarks(content: bytes) -> list[str]:
+    """What reading does to an image, by its header; see :func:`gatdist.data.codecs.decode_pixels`.
+
+    ``transparent``: may have transparent pixels, which are composited on white. ``profiles``: is
+    converted to sRGB. ``damaged_profiles``: is taken for sRGB. ``reduced``: stores 16 bits.
+    ``animated``: the first of several images is read.
+
+    Raises:
+        CodecError: it is no image.
+    """
+    header = read_image_header(content)
+    found = {
+        "transparent": header.has_alpha,
+        header.profile: bool(header.profile),
+        "reduced": header.bits == 16,
+        "animated": header.is_animated,
+    }
+    return [name for name, applies in found.items() if applies]
+
+
+def _image(content: bytes, facts: Mapping[str, Any]) -> tuple[int, ...]:
+    return read_image_shape(content)
+
+
+def _audio(content: bytes, facts: Mapping[str, Any]) -> tuple[int, ...]:
+    header = read_audio_header(content)
+    rate, channels = facts.get("sample_rate"), facts.get("channels")
+    if rate and header.sample_rate != rate:
+        raise CodecError(f"has {header.sample_rate:,} samples a second, others {rate:,}")
+    if channels and header.channels not in (1, channels):
+        raise CodecError(f"has {header.channels} channels, others {channels}")
+    if not header.length:
+        raise CodecError("has no samples")
+    return channels or header.channels, header.length
+
+
+def _text(content: bytes, facts: Mapping[str, Any]) -> tuple[int, ...]:
+    decode_text(content, len(content))
+    return (len(content),)
+
+
+def _points(content: bytes, facts: Mapping[str, Any]) -> tuple[int, ...]:
+    array = read_npy(content)
+    expected = facts.get("sample_shape")
+    if array.dtype.kind not in "fiu" or not array.shape or 0 in array.shape:
+        raise CodecError(f"is {array.dtype} of shape {array.shape}, expected numbers")
+    if expected and array.shape != tuple(expected):
+        raise CodecError(f"has shape {array.shape}, others {tuple(expected)}")
+    return array.shape
+
+
+def _tokens(content: bytes, facts: Mapping[str, Any]) -> tuple[int, ...]:
+    ids = read_npy(content)
+    num_tokens = facts["num_tokens"]
+    if ids.dtype.kind not in "iu" or ids.ndim != 1 or not ids.size:
+        raise CodecError(f"is {ids.dtype} of shape {ids.shape}, expected a row of whole numbers")
+    if int(ids.min()) < 0 or int(ids.max()) >= num_tokens:
+        raise CodecError(f"has tokens {ids.min()} to {ids.max()}, expected 0 to {num_tokens - 1}")
+    return (len(ids),)
+
+
+_PROBES: Mapping[str, Callable[[bytes, Mapping[str, Any]], tuple[int, ...]]] = {
+    "image": _image,
+    "audio": _audio,
+    "text": _text,
+    "points": _points,
+    "tokens": _tokens,
+}

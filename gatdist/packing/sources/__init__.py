@@ -1,0 +1,203 @@
+"""Sources: what kind one is, and the samples that it holds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from typing import Any
+
+from gatdist.common.errors import DataError, StorageError, nearest
+from gatdist.packing.entries import MODALITY, Listing, Skipped, Span, each_readable
+from gatdist.packing.fetch import Fetcher
+from gatdist.packing.sources.archives import COMPRESSED, tar_files, unpack_tar, zip_files
+from gatdist.packing.sources.asked import Asked
+from gatdist.packing.sources.lines import list_lines
+from gatdist.packing.sources.names import plain_path, system_file
+from gatdist.packing.sources.parquet import list_parquet
+from gatdist.packing.sources.tables import extension_of, list_table
+from gatdist.packing.sources.tree import File, list_tree
+from gatdist.packing.sources.webdataset import list_shards, split
+from gatdist.storage import Store
+from gatdist.storage.local import dangling_links
+
+__all__ = ["KINDS", "Asked", "list_source"]
+
+# Extensions of the files that a source of each kind consists of.
+KINDS: Mapping[str, tuple[str, ...]] = {
+    "folder": ("",),
+    "zip": (".zip",),
+    "tar": (".tar", *COMPRESSED),
+    "webdataset": (".tar", *COMPRESSED),
+    "parquet": (".parquet", ".pq"),
+    "csv": (".csv", ".tsv"),
+    "jsonl": (".jsonl", ".ndjson", ".json"),
+    "text": (".txt",),
+}
+
+
+# Files of a sample that are none themselves. Others, such as .xmp, are no sign of WebDataset.
+_COMPANIONS = ("cls", "json")
+
+
+def list_source(
+    url: str, asked: Asked, spool: Store, options: Mapping[str, Any] | None = None
+) -> tuple[str, str, Listing]:
+    """What the source at ``url`` holds.
+
+    Args:
+        url: a file or a folder.
+        asked: how to read it.
+        spool: gets what must be copied before it can be read in any order.
+        options: of the source's storage.
+
+    Returns:
+        The source's kind, the URL of the folder that its files are in, and its samples.
+
+    Raises:
+        DataError: it holds nothing of a known kind, is damaged, or its labels don't fit.
+        StorageError: there is no such source, or it may not be read.
+    """
+    if asked.kind is not None and asked.kind not in KINDS:
+        raise DataError("--kind", f"no such kind. {nearest(asked.kind, KINDS)}", value=asked.kind)
+    folder, files = _located(url, options or {})
+    kind = asked.kind or (
+        _kind_of_folder(files) if folder == url else _kind_of_file(next(iter(files)))
+    )
+    store = Store(folder, options)
+    names = [name for name in files if _ends(name, KINDS[kind]) and not system_file(name)]
+    if not names:
+        rule = f"holds no file for --kind {kind}, which ends in {' or '.join(KINDS[kind])}"
+        raise DataError(store.url, rule, hint="Check SOURCE and --kind")
+    if kind == "folder":
+        tree = (File(name, Span(name, size=size)) for name, size in files.items())
+        skipped = [(name, "is a link to nothing") for name in _dangling(store)]
+        return kind, folder, list_tree(store, tree, asked, _reader(store), skipped)
+    if kind == "parquet":
+        return kind, folder, list_parquet(store, names, asked, spool)
+    if kind == "text":
+        return kind, folder, list_lines(store, names)
+    if kind in ("csv", "jsonl"):
+        if len(names) > 1:
+            rule = f"holds {len(names)} lists"
+            raise DataError(store.url, rule, hint=f"Name one, such as {names[0]}")
+        return kind, folder, list_table(store, names[0], asked)
+    kind, listing = _list_archives(kind, store, names, asked, spool)
+    return kind, folder, listing
+
+
+def _dangling(store: Store) -> list[str]:
+    """Names of the links in a local folder that lead to nothing."""
+    if not store.is_local:
+        return []
+    root = str(store.local_path())
+    return [os.path.relpath(path, root) for path in dangling_links(root)]
+
+
+def _list_archives(
+    kind: str, store: Store, names: list[str], asked: Asked, spool: Store
+) -> tuple[str, Listing]:
+    skipped: list[Skipped] = []
+
+    def members(name: str) -> list[File]:
+        if kind == "zip":
+            return list(zip_files(store, name, skipped))
+        return list(_members(store, name, spool, skipped))
+
+    archives = each_readable(names, members, skipped)
+    if kind == "tar" and asked.kind is None and any(map(_is_shard, archives.values())):
+        kind = "webdataset"
+    if kind == "webdataset":
+        shards = {
+            name: [File(file.removeprefix("./"), span) for file, span in files]
+            for name, files in archives.items()
+        }
+        listing = Listing(store, "", [], skipped=skipped)
+        return kind, list_shards([store, spool], shards, asked, listing)
+    tree = (
+        File(f"{archive}/{plain_path(name)}" if len(names) > 1 else name, span)
+        for archive, files in archives.items()
+        for name, span in files
+    )
+    archive = names[0] if len(names) == 1 else ""
+    return kind, list_tree(store, tree, asked, _reader(store, spool), skipped, archive)
+
+
+def _members(store: Store, name: str, spool: Store, skipped: list[Skipped]) -> Iterator[File]:
+    if not name.lower().endswith(COMPRESSED):
+        yield from tar_files(store, name, skipped)
+        return
+    copy = unpack_tar(store, name, spool, skipped)
+    for file, span in tar_files(spool, copy, skipped, f"{store.url}/{name}"):
+        yield File(file, span._replace(file=f"{spool.url}/{copy}"))
+
+
+def _is_shard(files: Iterable[File]) -> bool:
+    """Whether samples are of several files with one key, of different kinds, as WebDataset has."""
+    kinds: dict[str, set[str]] = {}
+    for name, _ in files:
+        key, component = split(name)
+        extension = component.rpartition(".")[2]
+        kind = MODALITY.get(extension, extension if extension in _COMPANIONS else "")
+        if kind and not system_file(name):
+            kinds.setdefault(key, set()).add(kind)
+    return any(len(found) > 1 for found in kinds.values())
+
+
+def _located(url: str, options: Mapping[str, Any]) -> tuple[str, Mapping[str, int | None]]:
+    """The folder that is meant, or that the file lies in, and the files of it that are meant."""
+    parent, name = _cut(url)
+    if name:
+        with suppress(StorageError):
+            return parent, {name: Store(parent, options).size(name)}
+    store = Store(url, options)
+    files = store.find()
+    if not files:
+        rule = "is an empty folder" if store.exists() else "no such file or folder"
+        raise StorageError(store.url, rule, hint="Check SOURCE")
+    return url, files
+
+
+def _cut(url: str) -> tuple[str, str]:
+    """Folder and name, which is "" where there is none. An HTTP query goes with the folder."""
+    path, mark, query = url.partition("?") if "://" in url else (url, "", "")
+    protocol, separator, rest = path.rpartition("://")
+    folder, slash, name = rest.rpartition("/")
+    return f"{protocol}{separator}{folder or slash}{mark}{query}", name if slash else ""
+
+
+def _kind_of_file(name: str) -> str:
+    for kind, endings in KINDS.items():
+        if kind != "folder" and _ends(name, endings):
+            return kind
+    raise DataError(
+        name,
+        f"is one file of an unknown kind. Known: {', '.join(KINDS)}",
+        hint="Give the folder that it is in, or say what it is with --kind",
+    )
+
+
+def _kind_of_folder(files: Iterable[str]) -> str:
+    """Shards or Parquet files where they lie among no other samples, else files."""
+    visible = [name for name in files if not system_file(name)]
+    samples = {MODALITY.get(extension_of(name)) for name in visible} - {None, "array"}
+    if not samples:  # arrays may be indexes of shards
+        for kind in ("tar", "parquet", "zip"):
+            if any(_ends(name, KINDS[kind]) for name in visible):
+                return kind
+    return "folder"
+
+
+def _ends(name: str, endings: tuple[str, ...]) -> bool:
+    return name.lower().endswith(endings)
+
+
+def _reader(*stores: Store) -> Callable[[Span], bytes]:
+    def read(span: Span) -> bytes:
+        with Fetcher(stores) as fetcher:
+            (content,) = fetcher.read([span])
+        if isinstance(content, str):
+            raise DataError(f"{stores[0].url}/{span.file}", content)
+        return content
+
+    return read

@@ -1,0 +1,178 @@
+"""Parquet files with a column of bytes, or of texts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from gatdist.common.errors import DataError
+from gatdist.packing.entries import MODALITY, Entry, Listing, Skipped, Span, each_readable
+from gatdist.packing.ranges import open_file
+from gatdist.packing.sources.asked import Asked
+from gatdist.packing.sources.tables import (
+    ROWS_JUDGED,
+    Columns,
+    Row,
+    choose_columns,
+    extension_of,
+    list_rows,
+    majority,
+)
+from gatdist.storage import Store
+
+_ROWS_AT_ONCE = 256
+
+
+def list_parquet(store: Store, names: Sequence[str], asked: Asked, spool: Store) -> Listing:
+    """A sample for each row: bytes, a text, or the path or URL of a file.
+
+    Parquet is compressed by columns, so that a row can't be read alone: the bytes of each file's
+    rows are copied once into the folder ``spool``, one after the other.
+
+    Raises:
+        DataError: a file is no Parquet, lacks a column, or pyarrow is not installed.
+    """
+    listing = Listing(store, "", [])
+    entries: list[Entry] = []
+
+    def add(name: str) -> None:
+        with _opened(store, name) as table:
+            if not table.metadata.num_rows:
+                return
+            rows: list[Row] = [dict.fromkeys(table.schema_arrow.names)]
+            if asked.column and _holds_text(table, asked.column):
+                rows += islice(_rows(table, Columns(asked.column, None, None)), ROWS_JUDGED)
+            columns = choose_columns(rows, asked, f"{store.url}/{name}")
+            listing.class_names = listing.class_names or _class_names(table, columns.label)
+            if not columns.content or _holds_text(table, columns.content):
+                part = list_rows(store, name, _rows(table, columns), asked)
+                entries.extend(part.entries)
+                listing.skipped += part.skipped
+            else:
+                entries.extend(_spooled(store, name, table, columns, spool, listing.skipped))
+
+    each_readable(names, add, listing.skipped)
+    listing.entries, listing.modality = entries, majority(entry.component for entry in entries)
+    return listing
+
+
+@contextmanager
+def _opened(store: Store, name: str) -> Iterator[Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise DataError(name, f"needs pyarrow ({error})", hint="pip install pyarrow") from None
+    try:
+        with open_file(store, name) as file:
+            yield pyarrow.parquet.ParquetFile(file)
+    except pyarrow.ArrowException as error:
+        subject = f"{store.url}/{name}"
+        raise DataError(subject, f"is no readable Parquet file ({error})") from None
+
+
+def _holds_text(table: Any, column: str) -> bool:
+    """Whether a column's type is text; bytes are files themselves. A first value may be null."""
+    from pyarrow import types
+
+    if column not in table.schema_arrow.names:
+        return False
+    kind = table.schema_arrow.field(column).type
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+
+
+def _rows(table: Any, columns: Columns) -> Iterator[Row]:
+    requested = [column for column in columns if column]
+    for batch in table.iter_batches(_ROWS_AT_ONCE, columns=requested):
+        yield from batch.to_pylist()
+
+
+def _spooled(
+    store: Store,
+    name: str,
+    table: Any,
+    columns: Columns,
+    spool: Store,
+    skipped: list[Skipped],
+) -> Iterator[Entry]:
+    settings = [name, store.size(name), *columns]
+    stem = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
+    if not spool.exists(f"{stem}.json"):  # written last
+        with tempfile.TemporaryDirectory(prefix="gatdist-pack-") as folder:
+            path = Path(folder, stem)
+            with path.open("wb") as copy:
+                rows = [_copied(row, columns, copy) for row in _rows(table, columns)]
+            spool.publish_file(f"{stem}.bin", path)
+        spool.publish(f"{stem}.json", json.dumps(rows, default=_plain).encode())
+    file = f"{spool.url}/{stem}.bin"
+    for number, row in enumerate(json.loads(spool.read(f"{stem}.json"))):
+        component, start, stop, label, text, problem = row
+        where = f"{name}:{number}"
+        if problem:
+            skipped.append((where, problem))
+            continue
+        others = (("txt", text),) if text is not None else ()
+        yield Entry(where, component, Span(file, start, stop, stop - start), label, others)
+
+
+def _copied(row: Row, columns: Columns, copy: BinaryIO) -> tuple[Any, ...]:
+    """Add a row's bytes to ``copy``; extension, start, stop, label, text, and what is wrong."""
+    component, content, problem = _content(row[columns.content or ""])
+    start = copy.tell()
+    copy.write(content)
+    label = row[columns.label] if columns.label else None
+    text = row[columns.text] if columns.text else None
+    return component, start, copy.tell(), label, text, problem
+
+
+def _plain(value: Any) -> str:
+    """A label or text of a type that JSON lacks: bytes, decimals, dates."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+def _content(value: Any) -> tuple[str, bytes, str]:
+    """Extension and bytes of a sample, or what is wrong with it."""
+    path = ""
+    if isinstance(value, dict):  # as Hugging Face's datasets have pictures and sounds
+        path, value = value.get("path") or "", value.get("bytes")
+    if not isinstance(value, bytes) or not value:
+        return "", b"", "holds no bytes"
+    component = sniffed(value)
+    if not component and extension_of(path) in MODALITY:
+        component = extension_of(path)
+    return component, value, "" if component else "is no picture, sound or array"
+
+
+def sniffed(content: bytes) -> str:
+    """Extension for the kind of file that ``content`` begins like; "" for an unknown kind."""
+    if content.startswith(b"RIFF"):
+        return {b"WAVE": "wav", b"WEBP": "webp"}.get(content[8:12], "")
+    for magic, component in _MAGIC:
+        if content.startswith(magic):
+            return component
+    return ""
+
+
+_MAGIC = (
+    *((b"\xff\xd8\xff", "jpg"), (b"\x89PNG\r\n\x1a\n", "png"), (b"BM", "bmp")),
+    *((b"P5", "pgm"), (b"P6", "ppm"), (b"fLaC", "flac"), (b"OggS", "ogg")),
+    (b"\x93NUMPY", "npy"),
+)
+
+
+def _class_names(table: Any, label: str | None) -> list[str] | None:
+    """The classes' names, where Hugging Face's datasets have noted them in the file."""
+    try:
+        features = json.loads(table.schema_arrow.metadata[b"huggingface"])["info"]["features"]
+        names = features[label]["names"]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return [str(name) for name in names]

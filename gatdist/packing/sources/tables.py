@@ -1,0 +1,315 @@
+"""Lists: CSV, TSV, JSON and JSON lines, of files or of texts."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
+from typing import Any, NamedTuple, TypeVar
+
+from gatdist.common.errors import DataError, nearest
+from gatdist.config import unicode_encoding
+from gatdist.packing.entries import MODALITY, Entry, Label, Listing, Skipped, Span
+from gatdist.packing.ranges import open_file
+from gatdist.packing.sources.asked import Asked
+from gatdist.packing.sources.names import plain_path
+from gatdist.storage import Store
+
+EXTENSIONS = ("csv", "tsv", "jsonl", "ndjson", "json")
+
+# Names that columns usually have, the surest first.
+CONTENT_COLUMNS = (
+    *("image", "audio", "path", "file", "file_name", "filename", "file_path", "filepath"),
+    *("image_path", "audio_path", "url", "uri", "image_url", "audio_url"),
+)
+LABEL_COLUMNS = ("label", "labels", "class", "cls", "category", "target", "class_id", "class_name")
+TEXT_COLUMNS = ("text", "caption", "sentence", "txt")
+
+_KNOWN_COLUMNS = {*CONTENT_COLUMNS, *LABEL_COLUMNS, *TEXT_COLUMNS}
+_DELIMITERS = (",", ";", "\t", "|")
+ROWS_JUDGED = 64
+_LONGEST_FIELD_BYTES = 64 * 2**20
+
+Row = Mapping[str, Any]
+T = TypeVar("T")
+
+
+def is_list(name: str) -> bool:
+    """Whether a file of that name is a list, by its extension."""
+    return extension_of(name) in EXTENSIONS
+
+
+def list_table(store: Store, name: str, asked: Asked) -> Listing:
+    """What the list ``name`` in ``store`` names: files relative to its folder, URLs, or texts.
+
+    Raises:
+        DataError: it can't be read as a list, or lacks a column.
+    """
+    return read_table(store, name, lambda rows: list_rows(store, name, rows, asked))
+
+
+def list_rows(store: Store, name: str, rows: Iterator[Row], asked: Asked) -> Listing:
+    """See :func:`list_table`."""
+    first = list(islice(rows, ROWS_JUDGED))
+    if not first:
+        raise DataError(f"{store.url}/{name}", "is empty", hint="Name at least one file in it")
+    columns = choose_columns(first, asked, f"{store.url}/{name}")
+    listing = Listing(store, "text", [])
+    listing.entries = list(_entries(chain(first, rows), columns, name, listing.skipped))
+    if columns.content:
+        listing.modality = majority(entry.component for entry in listing.entries)
+    return listing
+
+
+class Columns(NamedTuple):
+    """The columns of a table that matter.
+
+    Attributes:
+        content: files or their bytes; None where the texts are the samples.
+        label: None where there is none.
+        text: texts, or captions of the files; None where there are none.
+    """
+
+    content: str | None
+    label: str | None
+    text: str | None
+
+
+def choose_columns(rows: Sequence[Row], asked: Asked, table: str) -> Columns:
+    """Choose columns by what was asked, or else by their names.
+
+    Args:
+        rows: the first ones, at least one. A column that was asked for holds texts if most of them
+            name no file there.
+        asked: by the user.
+        table: its name, for messages.
+
+    Raises:
+        DataError: there is no column of that name, or none that could be the samples.
+    """
+    names = list(filter(None, rows[0]))  # ``csv`` puts what has no name under None
+    known = {name.lower(): name for name in names}
+
+    def usual(candidates: Sequence[str]) -> str | None:
+        return next((known[name] for name in candidates if name in known), None)
+
+    def requested(option: str, name: str) -> str:
+        if name in names:
+            return name
+        rule = f"{table} has no such column, but {', '.join(names)}. {nearest(name, names)}"
+        raise DataError(option, rule, value=name)
+
+    content = requested("--column", asked.column) if asked.column else usual(CONTENT_COLUMNS)
+    text = usual(TEXT_COLUMNS)
+    if asked.column:
+        values = [row.get(asked.column) for row in rows]
+        texts = [value for value in values if isinstance(value, str) and value.strip()]
+        if 2 * sum(map(_is_file, texts)) < len(texts):
+            content, text = None, asked.column
+    if not content and not text:
+        rule = f"no column is named like a file or a text, they are {', '.join(names)}"
+        hint = "Name the columns in the first line, or say which one it is with --column NAME"
+        raise DataError(table, rule, hint=hint)
+    if asked.labels in ("none", "folders"):
+        label = None
+    else:
+        label = requested("--labels", asked.labels) if asked.labels else usual(LABEL_COLUMNS)
+    return Columns(content, label, text)
+
+
+def _is_file(value: str) -> bool:
+    return "://" in value or extension_of(file_path(value)) in MODALITY
+
+
+def read_table(store: Store, name: str, use: Callable[[Iterator[Row]], T]) -> T:
+    """Give the rows of a list to ``use``, as mappings from column to value.
+
+    A ``dataset.json`` as the StyleGAN tools write it gives rows of ``file`` and ``label``. Text is
+    UTF-8, UTF-16 or UTF-32. A CSV file that is neither is taken for Windows-1252,
+    which is what spreadsheets write in western Europe and America.
+
+    Raises:
+        DataError: it is no such list; names the line.
+    """
+    table = f"{store.url}/{name}"
+    is_csv = extension_of(name) in ("csv", "tsv")
+    with open_file(store, name) as file:
+        encoding = unicode_encoding(file.read(4))
+        for attempt in (encoding, "cp1252") if is_csv else (encoding,):
+            file.seek(0)
+            text = io.TextIOWrapper(file, encoding=attempt, newline="")
+            try:
+                return use(_rows_of(text, name, table))
+            except UnicodeError as error:
+                problem = f"is not UTF-8 text ({error})"
+            finally:
+                text.detach()
+    hint = f"Save it as UTF-8, such as: iconv -f WINDOWS-1251 -t UTF-8 {name} > utf8-{name}"
+    raise DataError(table, problem, hint=hint)
+
+
+def _rows_of(text: io.TextIOWrapper, name: str, table: str) -> Iterator[Row]:
+    extension = extension_of(name)
+    if extension in ("csv", "tsv"):
+        yield from _csv_rows(text, "\t" if extension == "tsv" else ",", table)
+    elif extension == "json":
+        yield from json_rows(text.read(), table)
+    else:
+        yield from _json_lines(text, table)
+
+
+def _csv_rows(text: io.TextIOWrapper, usual: str, table: str) -> Iterator[Row]:
+    csv.field_size_limit(_LONGEST_FIELD_BYTES)
+    head = text.readline()
+    delimiter = _delimiter(head, usual)
+    lines: list[str] = []  # of the row that is being read
+    rows = csv.DictReader(
+        _kept(chain([head], text), lines), delimiter=delimiter, skipinitialspace=True
+    )
+    try:
+        names = [name.strip() for name in rows.fieldnames or ()]
+        if len(set(names)) < len(names):
+            rule = f"two of its columns have one name: {', '.join(names)}"
+            raise DataError(table, rule, hint="Give each column its own name")
+        rows.fieldnames = names
+        _require_closed(lines, delimiter, table, rows.line_num)
+        for row in rows:
+            _require_closed(lines, delimiter, table, rows.line_num)
+            yield row
+    except csv.Error as error:
+        raise DataError(f"{table}:{rows.line_num}", f"is no row of a CSV file ({error})") from None
+
+
+def _kept(lines: Iterable[str], kept: list[str]) -> Iterator[str]:
+    for line in lines:
+        kept.append(line)
+        yield line
+
+
+def _require_closed(lines: list[str], delimiter: str, table: str, last: int) -> None:
+    """Raise DataError if the row in these lines ends within quotation marks; take the lines.
+
+    ``csv`` takes the end of the file for their end, and with it all rows between for one field.
+    """
+    row = lines.copy()
+    lines.clear()
+    if sum(line.count('"') for line in row) % 2 == 0:
+        return
+    try:
+        list(csv.reader(row, delimiter=delimiter, skipinitialspace=True, strict=True))
+    except csv.Error as error:
+        if "unexpected end of data" in str(error):
+            place = f"{table}:{last - len(row) + 1}"
+            raise DataError(place, "opens a quotation mark that is never closed") from None
+
+
+def _delimiter(head: str, usual: str) -> str:
+    """What separates the names of columns: that with most names that are known, and then most."""
+
+    def found(delimiter: str) -> tuple[int, int]:
+        names = next(csv.reader([head], delimiter=delimiter, skipinitialspace=True), [])
+        known = sum(name.strip().lower() in _KNOWN_COLUMNS for name in names)
+        return known, len(names)
+
+    return max((usual, *_DELIMITERS), key=found)
+
+
+def json_rows(text: str, table: str) -> Iterator[Row]:
+    """The rows of a JSON list of objects, or of a StyleGAN ``dataset.json``. Raises DataError."""
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(table, f"is no JSON ({error})") from None
+    if isinstance(values, dict) and "labels" in values:
+        pairs = values["labels"] or []
+        if not isinstance(pairs, list) or not all(isinstance(pair, list) for pair in pairs):
+            raise DataError(table, 'must be {"labels": [[file, label], …]}')
+        values = [dict(zip(("file", "label"), pair, strict=False)) for pair in pairs]
+    if not isinstance(values, list) or not all(isinstance(row, dict) for row in values):
+        rule = 'must be a list of objects, or {"labels": [[file, label], …]}'
+        raise DataError(table, rule)
+    yield from values
+
+
+def _json_lines(lines: Iterable[str], table: str) -> Iterator[Row]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{table}:{number}", f"is no JSON ({error})") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{table}:{number}", "must be a JSON object", value=row)
+        yield row
+
+
+def _entries(
+    rows: Iterable[Row], columns: Columns, name: str, skipped: list[Skipped]
+) -> Iterator[Entry]:
+    for number, row in enumerate(rows, 1):
+        where = f"{name}:{number}"
+        if None in row:  # where ``csv`` puts what has no name
+            skipped.append((where, "has more fields than the first line names"))
+            continue
+        label: Label = row.get(columns.label) if columns.label else None
+        text = row.get(columns.text) if columns.text else None
+        if not _is_text(text):
+            text = None
+        if columns.content is None:
+            if text:
+                yield Entry(where, "txt", text, label)
+            else:
+                skipped.append((where, "has no text"))
+            continue
+        file = row.get(columns.content)
+        if not isinstance(file, str) or not file.strip():
+            skipped.append((where, f"names no file in the column {columns.content}"))
+            continue
+        if not is_name(file):
+            skipped.append((where, "names a file with half a character"))
+            continue
+        others = (("txt", text),) if text is not None else ()
+        path = file_path(file)
+        yield Entry(file, extension_of(path), Span(path), label, others)
+
+
+def file_path(file: str) -> str:
+    """A file that a list names, as storage has it: Windows' separators are turned."""
+    file = file.strip()
+    if "://" in file or file.startswith("/") or "\\" not in file:
+        return file.removeprefix("./")
+    return plain_path(file)
+
+
+def _is_text(value: object) -> bool:
+    try:
+        return isinstance(value, str) and bool(value.encode())
+    except UnicodeEncodeError:  # JSON may hold half a character
+        return False
+
+
+def is_name(name: str) -> bool:
+    """Whether it can be the name of a file: JSON may hold half a character."""
+    try:
+        name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in name
+
+
+def extension_of(file: str) -> str:
+    """Extension of a path or URL, in lower case, without the dot; "" where there is none."""
+    path = file.partition("?")[0].partition("#")[0] if "://" in file else file
+    return path.rpartition("/")[2].rpartition(".")[2].lower() if "." in path else ""
+
+
+def majority(components: Iterable[str]) -> str:
+    """The modality that most of these extensions belong to; ``image`` where none is known."""
+    counts = dict.fromkeys(("image", "audio", "text", "array"), 0)
+    for component in components:
+        if component in MODALITY:
+            counts[MODALITY[component]] += 1
+    return max(counts, key=lambda modality: counts[modality])

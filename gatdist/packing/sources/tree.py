@@ -1,0 +1,213 @@
+"""Files in folders, be they on storage or in an archive."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import NamedTuple
+
+from gatdist.common.errors import DataError
+from gatdist.data.codecs import UNSUPPORTED_IMAGES, CodecError, normalized, unsupported_image
+from gatdist.packing.entries import MODALITY, Entry, Label, Listing, Skipped, Span, printable
+from gatdist.packing.labels import folder_classes, named
+from gatdist.packing.sources.asked import Asked
+from gatdist.packing.sources.names import plain_path, system_file
+from gatdist.packing.sources.tables import (
+    EXTENSIONS,
+    Row,
+    choose_columns,
+    extension_of,
+    is_list,
+    json_rows,
+    read_table,
+)
+from gatdist.storage import Store
+
+# The StyleGAN tools' list of labels, at the top of a folder or zip.
+STYLEGAN_LABELS = "dataset.json"
+
+_A_MODALITY = {"image": "picture", "audio": "sound", "text": "text", "array": "array"}
+
+
+class File(NamedTuple):
+    """A file of a tree: its path in it, and where its bytes are."""
+
+    name: str
+    span: Span
+
+
+def list_tree(
+    store: Store,
+    files: Iterable[File],
+    asked: Asked,
+    read: Callable[[Span], bytes],
+    skipped: Sequence[Skipped] = (),
+    archive: str = "",
+) -> Listing:
+    """A sample for each file of the kind that most files are.
+
+    Args:
+        store: the folder that spans are relative to.
+        files: all there are.
+        asked: how labels are found.
+        read: reads a file of the tree, for ``dataset.json``.
+        skipped: what is known to be no sample already.
+        archive: its name, where all files are in one.
+
+    Raises:
+        DataError: no file is of a known kind, or the labels can't be read or fit no file.
+    """
+    seen: dict[str, Span] = {}
+    listing = Listing(store, "", [], skipped=list(skipped))
+    for name, span in files:
+        if reason := system_file(name):
+            listing.ignored.append((printable(name), reason))
+        elif ".." in plain_path(name).split("/"):
+            listing.skipped.append((name, "has a name that leads out of the source"))
+        elif name in seen:
+            listing.skipped.append((name, "stands twice, and the first was taken"))
+        else:
+            seen[name] = span
+    lists = [name for name in seen if plain_path(name).rpartition("/")[2] == STYLEGAN_LABELS]
+    if asked.labels:  # the list of labels may lie among the files
+        seen.pop(asked.labels.removeprefix(f"{store.url}/"), None)
+    components = {name: extension_of(plain_path(name)) for name in seen if name not in lists}
+    where = f"{store.url}/{archive}" if archive else store.url
+    listing.modality = _modality(components.values(), where, listing)
+    names = []
+    for name, component in components.items():
+        if MODALITY.get(component) == listing.modality:
+            names.append(name)
+        elif component in UNSUPPORTED_IMAGES:
+            reason = unsupported_image(UNSUPPORTED_IMAGES[component])
+            listing.skipped.append((name, reason))
+        else:
+            what = _A_MODALITY[listing.modality]
+            listing.skipped.append((name, f"is no {what} (.{component})"))
+    labels: Sequence[Label]
+    if asked.labels == "none":
+        labels = [None] * len(names)
+    elif asked.labels is not None and asked.labels != "folders":
+        labels = _listed(names, _labels_file(asked.labels), asked.labels, listing)
+    elif lists and asked.labels is None:
+        found = Labels()
+        for name in lists:
+            _add_stylegan(found, name, read(seen[name]), store)
+        labels = _listed(names, found, STYLEGAN_LABELS, listing)
+    else:
+        requested = asked.labels == "folders"
+        classes, strays = folder_classes([plain_path(name) for name in names], requested=requested)
+        for i in sorted(strays, reverse=True):
+            listing.skipped.append((names.pop(i), "lies beside the folders of the classes"))
+            classes.pop(i)
+        labels, listing.class_names = named(classes)
+    listing.entries = [
+        Entry(name, components[name], seen[name], label)
+        for name, label in zip(names, labels, strict=True)
+    ]
+    return listing
+
+
+def _modality(components: Iterable[str], where: str, listing: Listing) -> str:
+    counts = Counter(components)
+    found: Counter[str] = Counter()
+    for component, count in counts.items():
+        if component in MODALITY:
+            found[MODALITY[component]] += count
+    if not found:
+        most = ", ".join(f"{n} × .{c}" for c, n in counts.most_common(3)) or "nothing"
+        for name, reason in [*listing.skipped, *listing.ignored][:1]:
+            most += f" ({printable(name)}: {reason})"
+        rule = f"holds no files that can be packed, but {most}"
+        raise DataError(where, rule, hint=_hint(counts))
+    return max(_A_MODALITY, key=lambda modality: found[modality])
+
+
+def _hint(counts: Mapping[str, int]) -> str:
+    if {"tar", "zip", "gz", "tgz", "xz", "bz2", "7z", "rar"} & counts.keys():
+        return "Unpack the archives inside it first"
+    if UNSUPPORTED_IMAGES.keys() & counts.keys():
+        return "Convert images to PNG or JPEG"
+    return f"Give files of these kinds: {', '.join(MODALITY)}"
+
+
+class Labels:
+    """Labels by file, as a list has them.
+
+    Attributes:
+        files: label of each file, by its plain path.
+        conflicts: files that are listed with two different labels, and these.
+    """
+
+    def __init__(self) -> None:
+        self.files: dict[str, Label] = {}
+        self.conflicts: dict[str, tuple[Label, Label]] = {}
+
+    def add(self, file: object, label: Label) -> None:
+        """Add a line of the list."""
+        path = plain_path(str(file).strip())
+        first = self.files.setdefault(path, label)
+        if not same_label(first, label):
+            self.conflicts.setdefault(path, (first, label))
+
+
+def same_label(one: Label, other: Label) -> bool:
+    """Whether two labels mean the same class."""
+    try:
+        return normalized(one) == normalized(other)
+    except CodecError:
+        return bool(one == other)
+
+
+def _labels_file(labels: str) -> Labels:
+    """Label of each file, from a CSV or JSON list."""
+    if not is_list(labels):
+        rule = f"must be none, folders, or a list that ends in .{', .'.join(EXTENSIONS)}"
+        raise DataError("--labels", rule, value=labels)
+    folder, _, name = labels.rpartition("/")
+    return read_table(Store(folder or "."), name, lambda rows: _labels_of(rows, labels))
+
+
+def _labels_of(rows: Iterator[Row], labels: str) -> Labels:
+    first = next(rows, None)
+    if first is None:
+        raise DataError("--labels", "the file is empty", value=labels)
+    columns = choose_columns([first], Asked(), labels)
+    if columns.content is None or columns.label is None:
+        names = ", ".join(filter(None, first))
+        rule = f"needs a column called file and one called label, and has {names}"
+        raise DataError("--labels", rule, value=labels)
+    found = Labels()
+    for row in chain([first], rows):
+        found.add(row.get(columns.content), row.get(columns.label))
+    return found
+
+
+def _add_stylegan(found: Labels, name: str, content: bytes, store: Store) -> None:
+    """Add what a ``dataset.json`` says of the files in its folder."""
+    folder = name[: -len(STYLEGAN_LABELS)]
+    for row in json_rows(content.decode("utf-8-sig", "replace"), f"{store.url}/{name}"):
+        found.add(f"{folder}{row.get('file', '')}", row.get("label"))
+
+
+def _listed(names: list[str], found: Labels, where: str, listing: Listing) -> list[Label]:
+    """The label of each file; takes files with two labels out of ``names``."""
+    if not found.files:
+        return [None] * len(names)
+    paths = {name: plain_path(name) for name in names}
+    if not found.files.keys() & set(paths.values()):
+        raise DataError(
+            where,
+            f"names none of the files: it has {next(iter(found.files))!r}, the source {names[0]!r}",
+            hint="Name files by their path inside SOURCE",
+        )
+    if absent := found.files.keys() - set(paths.values()):
+        listing.notes.append(
+            f"{where} names {len(absent)} files that are not in the source, such as {min(absent)}"
+        )
+    for name in [name for name in names if paths[name] in found.conflicts]:
+        one, other = found.conflicts[paths[name]]
+        listing.skipped.append((name, f"is in {where} with two labels, {one!r} and {other!r}"))
+        names.remove(name)
+    return [found.files.get(paths[name]) for name in names]

@@ -1,0 +1,124 @@
+"""WebDataset shards: tars in which the files of a sample share their key and stand together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+from gatdist.common.errors import DataError
+from gatdist.data.codecs import LABEL_COMPONENT, CodecError, Label, read_label
+from gatdist.packing.entries import MODALITY, Entry, Listing, Span, printable
+from gatdist.packing.fetch import Fetcher
+from gatdist.packing.sources.asked import Asked
+from gatdist.packing.sources.names import system_file
+from gatdist.packing.sources.tables import majority
+from gatdist.packing.sources.tree import File
+from gatdist.storage import Store
+
+
+class _Sample(NamedTuple):
+    name: str
+    files: Mapping[str, Span]  # by extension
+
+
+def list_shards(
+    stores: Sequence[Store], shards: Mapping[str, Iterable[File]], asked: Asked, listing: Listing
+) -> Listing:
+    """A sample for each key of each shard; what else a sample has is kept beside it.
+
+    Args:
+        stores: the folder that spans are relative to, and others that they may be in.
+        shards: the files of each tar, in its order, by the tar's name.
+        asked: ``labels`` is a field of ``.json``; by default, labels are read from ``.cls``.
+        listing: gets the samples.
+    """
+    samples = [
+        sample for shard, files in shards.items() for sample in _samples(shard, files, listing)
+    ]
+    listing.modality = majority(component for sample in samples for component in sample.files)
+    with Fetcher(stores) as fetcher:
+        labels = _labels(samples, asked, fetcher)
+    entries = []
+    for sample, label in zip(samples, labels, strict=True):
+        if isinstance(label, CodecError):
+            listing.skipped.append((sample.name, f"{label}"))
+            continue
+        chosen = [c for c in sample.files if MODALITY.get(c) == listing.modality]
+        if len(chosen) != 1:
+            found = ", ".join(f".{component}" for component in sample.files)
+            listing.skipped.append((sample.name, f"needs one {listing.modality}, has {found}"))
+            continue
+        others = tuple(
+            (component, span)
+            for component, span in sorted(sample.files.items())
+            if component not in (chosen[0], LABEL_COMPONENT)
+        )
+        entries.append(Entry(sample.name, chosen[0], sample.files[chosen[0]], label, others))
+    listing.entries = entries
+    return listing
+
+
+def _samples(shard: str, files: Iterable[File], listing: Listing) -> Iterator[_Sample]:
+    """The samples of a shard. The files of a key need not be adjacent: they are read in any order.
+
+    A key that stands in two places with files of one kind is two samples: the first one is taken.
+    """
+    samples: dict[str, dict[str, Span]] = {}
+    visible = (file for file in files if not _is_ignored(shard, file.name, listing))
+    for key, members in groupby(visible, key=lambda file: split(file.name)[0]):
+        found: dict[str, Span] = {}
+        for name, span in members:
+            component = split(name)[1]
+            if component in found:
+                listing.skipped.append((f"{shard}/{name}", "stands twice, and the first was taken"))
+            else:
+                found[component] = span
+        former = samples.setdefault(key, {})
+        if former.keys().isdisjoint(found):
+            former.update(found)
+        else:
+            listing.skipped.append((f"{shard}/{key}", "its key stands in two places of the shard"))
+    for key, found in samples.items():
+        yield _Sample(f"{shard}/{key}", found)
+
+
+def _is_ignored(shard: str, name: str, listing: Listing) -> bool:
+    reason = system_file(name)
+    if reason:
+        listing.ignored.append((f"{shard}/{printable(name)}", reason))
+    return bool(reason)
+
+
+def split(name: str) -> tuple[str, str]:
+    """Key and extension, in lower case: the extension begins at the first dot of the last part."""
+    folder, slash, last = name.rpartition("/")
+    stem, _, extension = last.partition(".")
+    return f"{folder}{slash}{stem}", extension.lower()
+
+
+def _labels(samples: Sequence[_Sample], asked: Asked, fetcher: Fetcher) -> list[Label | CodecError]:
+    """The label of each sample, or what is wrong with it."""
+    if asked.labels == "none":
+        return [None] * len(samples)
+    component = "json" if asked.labels else LABEL_COMPONENT
+    spans = [sample.files[component] for sample in samples if component in sample.files]
+    contents = dict(zip(spans, fetcher.read(spans), strict=True))
+    labels: list[Label | CodecError] = []
+    for sample in samples:
+        content = contents[sample.files[component]] if component in sample.files else b""
+        labels.append(_label(content, asked.labels if content else None))
+    if asked.labels and not any(label is not None for label in labels):
+        rule = "no sample has a .json with such a field"
+        raise DataError("--labels", rule, value=asked.labels, hint="Name another, or none")
+    return labels
+
+
+def _label(content: bytes | str, field: str | None) -> Label | CodecError:
+    """A class out of ``.cls``, or out of a field of ``.json``; None where there is none."""
+    if isinstance(content, str):
+        return CodecError(f"its label {content}")
+    try:
+        return read_label(content, field or "")
+    except CodecError as error:
+        return error

@@ -1,0 +1,230 @@
+"""Checks every byte of a data set against what its manifest and indexes say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Self
+
+from isal.isal_zlib import crc32
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from gatdist.common.errors import DataError, StorageError
+from gatdist.config import DataConfig
+from gatdist.data.codecs import CodecError
+from gatdist.data.format import Shard, open_shards, read_index, read_manifest
+from gatdist.data.format.tars import trailing_data
+from gatdist.data.modalities import MODALITIES, new_samples
+from gatdist.data.reading.shape import read_spec, resizing
+from gatdist.data.shard import OpenShard
+from gatdist.packing.indexing.probe import sample_shape
+from gatdist.packing.indexing.scan import Scan
+from gatdist.packing.indexing.whole import REPORT
+from gatdist.packing.processes import Report
+from gatdist.packing.sources.webdataset import split
+from gatdist.storage import Store
+
+_AT_ONCE_BYTES = 2**20
+_MOST_NAMED = 10
+# Where samples differ in size, one is as good as another to decode them at.
+_ANY_RESOLUTION = 64
+
+
+class Job(BaseModel):
+    """What all tasks share, as JSON can carry it.
+
+    Attributes:
+        url: of the data set.
+        options: of its storage.
+        shards_url: the user's own, where the shards are elsewhere.
+        shards_options: of their storage.
+        decode: whether each sample is decoded, too.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    url: str
+    options: dict[str, Any]
+    shards_url: str
+    shards_options: dict[str, Any]
+    decode: bool
+
+
+@dataclass(frozen=True)
+class Task:
+    """One shard, by its number."""
+
+    number: int
+
+    def to_json(self) -> str:
+        """As JSON, for another process."""
+        return json.dumps(self.number)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """What :meth:`to_json` wrote."""
+        return cls(json.loads(text))
+
+
+class Record(BaseModel):
+    """What was found: what is damaged, and what is wrong with it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    damaged: list[tuple[str, str]] = []
+
+
+class Worker:
+    """Verifies shards of one data set.
+
+    Args:
+        job: what all tasks share.
+
+    Raises:
+        DataError: the manifest is damaged.
+        StorageError: it can't be read.
+    """
+
+    job_type: ClassVar = Job
+    task_type: ClassVar = Task
+    record_type: ClassVar = Record
+
+    def __init__(self, job: Job) -> None:
+        self._indexes = Store(job.url, job.options)
+        self._manifest = read_manifest(self._indexes)
+        given = DataConfig(
+            url=job.url,
+            storage_options=job.options,
+            shards_url=job.shards_url,
+            shards_storage_options=job.shards_options,
+        )
+        fix = "Say --shards-url URL, and --shards-option KEY=VALUE where they need credentials"
+        self._tars = open_shards(self._indexes, self._manifest, given, fix=fix)
+        self._decodes = job.decode
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def do(self, task: Task, report: Report) -> Record:
+        """Verify a shard. Progress is told in bytes.
+
+        Raises:
+            StorageUnavailableError: storage kept failing.
+        """
+        shard = self._manifest.shards[task.number]
+        damaged: list[tuple[str, str]] = []
+        try:
+            self._verify(shard, damaged, report)
+        except DataError as error:
+            damaged.append((f"{self._tars.url}/{shard.name}", str(error)))
+        except StorageError as error:
+            damaged.append((f"{self._tars.url}/{shard.name}", f"can't be read ({error})"))
+        return Record(damaged=damaged)
+
+    def _verify(self, shard: Shard, damaged: list[tuple[str, str]], report: Report) -> None:
+        url = f"{self._tars.url}/{shard.name}"
+        size = self._tars.size(shard.name)
+        if size != shard.size:
+            report(shard.size, 0)
+            damaged.append((url, f"has {size:,} bytes, the manifest says {shard.size:,}"))
+            return
+        scan = Scan(self._tars, shard.name)
+        files: dict[int, tuple[str, int]] = {}  # name and size, by the byte where it begins
+        problem = ""
+        try:
+            for member in scan.members():
+                files[member.offset] = f"{member.key}.{member.component}", len(member.content)
+                scan.report(report, _AT_ONCE_BYTES)
+        except DataError as error:
+            problem = str(error)
+            scan.drain()
+        scan.report(report)
+        if scan.trailing is not None:
+            damaged.append((url, trailing_data(scan.trailing)))
+        if scan.sha256 != shard.sha256:
+            said = f"the manifest says {shard.sha256}"
+            damaged.append((url, f"has SHA-256 {scan.sha256}, {said}"))
+        elif problem:
+            damaged.append((url, problem))
+        index = read_index(self._indexes, shard)
+        if scan.sha256 != shard.sha256:
+            self._find_files(shard, index, damaged)
+        elif not problem:
+            self._compare(shard, index, files, damaged)
+        if self._decodes:
+            self._decode(shard, damaged)
+
+    def _compare(
+        self,
+        shard: Shard,
+        index: NDArray[Any],
+        files: Mapping[int, tuple[str, int]],
+        damaged: list[tuple[str, str]],
+    ) -> None:
+        """Find what the index says otherwise than the tar, and samples of the tar it lacks."""
+        url = f"{self._tars.url}/{shard.name}"
+        rows = index.tolist()
+        wrong = []
+        for key, component, offset, size, _ in rows:
+            name = f"{key.decode()}.{component.decode()}"
+            if files.get(offset) != (name, size):
+                wrong.append(f"{name} is not at byte {offset} with {size} bytes")
+        damaged += [(f"{url}: index", problem) for problem in wrong[:_MOST_NAMED]]
+        if len(wrong) > _MOST_NAMED:
+            damaged.append((f"{url}: index", f"and {len(wrong) - _MOST_NAMED:,} more"))
+        known = {key.decode() for key, *_ in rows} | self._reported(shard)
+        keys = {split(name)[0] for name, _ in files.values()}
+        if lost := {key for key in keys if key not in known}:
+            what = f"{len(lost):,} samples that neither the index nor {REPORT} names"
+            damaged.append((url, f"has {what}, such as {min(lost)}; index it again"))
+
+    def _reported(self, shard: Shard) -> set[str]:
+        """Keys of the samples that were left out of the index when it was made."""
+        report, names = self._indexes.read_if_exists(REPORT) or b"", set()
+        for line in report.decode(errors="replace").splitlines():
+            try:
+                name = str(json.loads(line)["source"])
+            except (ValueError, LookupError, TypeError):
+                continue
+            if name.startswith(f"{shard.name}/"):
+                name = name[len(shard.name) + 1 :]
+                names |= {name, split(name)[0]}
+        return names
+
+    def _find_files(self, shard: Shard, index: Any, damaged: list[tuple[str, str]]) -> None:
+        """Which files the damage is in."""
+        for row in index:
+            begin, end = int(row["offset"]), int(row["offset"] + row["size"])
+            (content,) = self._tars.read_ranges([(shard.name, begin, end)])
+            found = crc32(content)
+            if found != row["crc32"]:
+                name = f"{row['key'].decode()}.{row['component'].decode()}"
+                what = f"at byte {begin} has CRC-32 {found:08x}, expected {row['crc32']:08x}"
+                damaged.append((f"{self._tars.url}/{shard.name}: {name}", what))
+
+    def _decode(self, shard: Shard, damaged: list[tuple[str, str]]) -> None:
+        manifest = self._manifest
+        differ = None in manifest.sample_shape
+        asked = {"resolution": _ANY_RESOLUTION} if manifest.modality == "image" else {"length": 1}
+        config = DataConfig.model_validate({"url": self._indexes.url} | (asked if differ else {}))
+        spec = read_spec(manifest, config, self._indexes.url)
+        decode = MODALITIES[manifest.modality].decoder(spec, resizing(manifest, config, spec.shape))
+        opened = OpenShard(self._tars, self._indexes, manifest, shard, decode)
+        out = new_samples(spec, 1)[0]
+        facts = {"num_tokens": manifest.num_tokens}
+        whole = partial(sample_shape, modality=manifest.modality, facts=facts, whole=True)
+        for i in range(shard.num_samples):
+            begin, end = opened.span(i, i + 1)
+            (data,) = self._tars.read_ranges([(shard.name, begin, end)])
+            try:
+                opened.decode_into(i, begin, data, out)
+                # That reads a sample only as far as a run needs it.
+                opened.check(i, begin, data, whole)
+            except CodecError as error:
+                damaged.append((f"{self._tars.url}/{shard.name}:", str(error)))

@@ -1,5 +1,0 @@
-"""A run as one page that opens anywhere: no server, no network, nothing beside the file."""
-
-from gatdist.reporting.page import report
-
-__all__ = ["report"]

@@ -1,0 +1,199 @@
+"""Takes a trained generator elsewhere: ONNX, ``torch.export``, or weights that gatdist loads.
+
+What is exported is a function of latents [n, latent_size], labels int64 [n] where there are any,
+and standard normal noise [n, noise_size] where the generator is random beside its latents; n is
+free. It gives samples [n, …] as networks see them: pictures in [−1, 1], sounds, or probabilities of
+characters.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from gatdist.common.errors import CheckpointError, ConfigError, TrainingError
+from gatdist.common.registry import Registry
+from gatdist.config import parse_config
+from gatdist.data import ReadSpec, sample_format_of
+from gatdist.runs import TrainedRun, networks_with
+
+TOLERANCE = 1e-4  # between what ONNX and torch make of the same latents
+_INPUTS = ("latents", "labels", "noise")
+_ONNX_VERSION = 18
+_CHECKED = 5  # samples that are compared; not the number that was traced with
+_METADATA = "gatdist"
+
+# Each makes a file of a trained generator, or raises TrainingError if that does not give the same.
+formats: Registry[Callable[[TrainedRun], bytes]] = Registry("--format")
+ENDINGS = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors"}
+
+
+@formats.register("safetensors")
+def to_safetensors(run: TrainedRun) -> bytes:
+    """The weights, and in the metadata what :func:`load_exported` builds the network from."""
+    about = {
+        "config": run.config.redacted(),
+        "samples": run.sample_format.spec.model_dump(mode="json"),
+        "samples_seen": run.checkpoint.state["samples_seen"],
+    }
+    weights = {name: tensor.contiguous() for name, tensor in run.generator.state_dict().items()}
+    return safetensors.torch.save(weights, {_METADATA: json.dumps(about)})
+
+
+def load_exported(content: bytes, name: str) -> nn.Module:
+    """The generator of a file that :func:`to_safetensors` made, in evaluation mode.
+
+    Args:
+        content: of the file.
+        name: of the file, for messages.
+
+    Raises:
+        CheckpointError: it is no such file.
+    """
+    try:
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        about = json.loads(header["__metadata__"][_METADATA])
+        weights = safetensors.torch.load(content)
+        config, spec = parse_config(about["config"]), ReadSpec.model_validate(about["samples"])
+    except (
+        *(ValueError, KeyError, TypeError, RecursionError, OverflowError),
+        *(ConfigError, safetensors.SafetensorError),
+    ) as error:
+        rule = f"is no generator that gatdist exported ({error!r})"
+        raise CheckpointError(name, rule, hint="Export it again") from None
+    network, _ = networks_with(config, sample_format_of(spec), {"generator": weights}, name)
+    return network
+
+
+@formats.register("torch")
+def to_torch(run: TrainedRun) -> bytes:
+    """A program of ``torch.export``; ``torch.export.load`` reads it, with nothing of gatdist."""
+    file = io.BytesIO()
+    torch.export.save(_program(run), file)
+    content = file.getvalue()
+    program = torch.export.load(io.BytesIO(content)).module()
+    _require_equal(run, lambda inputs: program(*inputs))
+    return content
+
+
+@formats.register("onnx")
+def to_onnx(run: TrainedRun) -> bytes:
+    """An ONNX model, compared with torch on a few samples by onnxruntime.
+
+    Its inputs are called ``latents``, ``labels`` and ``noise``, its output ``samples``.
+    """
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401  (torch's exporter needs it)
+    except ImportError as error:
+        raise ConfigError(
+            "--format",
+            f"needs a package that is not installed ({error})",
+            value="onnx",
+            hint="pip install 'gatdist[export]'",
+        ) from None
+    names = _input_names(run)
+    with tempfile.TemporaryDirectory(prefix="gatdist-export-") as folder, _quiet_exporter():
+        path = Path(folder, "generator.onnx")
+        exported = torch.onnx.export(
+            _program(run),
+            input_names=names,
+            output_names=["samples"],
+            opset_version=_ONNX_VERSION,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+        assert exported is not None
+        exported.save(str(path))
+        content = path.read_bytes()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+
+    def make(inputs: tuple[Tensor, ...]) -> Tensor:
+        fed = {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
+        return torch.from_numpy(np.asarray(session.run(None, fed)[0]))
+
+    _require_equal(run, make)
+    return content
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Without what torch's exporter says of its own internals, and of packages it could have."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)
+
+
+class _Exported(nn.Module):
+    """A generator that takes no argument it does not need."""
+
+    def __init__(self, network: nn.Module, names: list[str]) -> None:
+        super().__init__()
+        self.network, self.names = network, names
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        given = dict(zip(self.names, inputs, strict=True))
+        more = (given["noise"],) if "noise" in given else ()
+        samples: Tensor = self.network(given["latents"], given.get("labels"), *more)
+        return samples
+
+
+def _input_names(run: TrainedRun) -> list[str]:
+    has = {"labels": bool(run.num_classes), "noise": bool(getattr(run.generator, "noise_size", 0))}
+    return [name for name in _INPUTS if has.get(name, True)]
+
+
+def _inputs(run: TrainedRun, count: int) -> tuple[Tensor, ...]:
+    return given(run, torch.arange(count), seed=0)
+
+
+def given(run: TrainedRun, positions: Tensor, seed: int) -> tuple[Tensor, ...]:
+    """What an exported generator takes to make the samples of ``gatdist sample`` with this seed.
+
+    Args:
+        run: that was exported.
+        positions: int64 [n], the samples' numbers.
+        seed: of the noise.
+    """
+    inputs = run.sampler(seed, "sample").inputs(positions)
+    labels = () if inputs.labels is None else (inputs.labels,)
+    return (inputs.latents, *labels, *inputs.noise)
+
+
+def _program(run: TrainedRun) -> torch.export.ExportedProgram:
+    inputs = _inputs(run, 2)
+    batch = torch.export.Dim("batch")
+    network = _Exported(run.generator.cpu(), _input_names(run)).eval()
+    shapes: Any = {"inputs": tuple({0: batch} for _ in inputs)}
+    return torch.export.export(network, inputs, dynamic_shapes=shapes)
+
+
+def _require_equal(run: TrainedRun, make: Callable[[tuple[Tensor, ...]], Tensor]) -> None:
+    inputs = _inputs(run, _CHECKED)
+    with torch.no_grad():
+        expected = _Exported(run.generator.cpu(), _input_names(run))(*inputs)
+    difference = float((make(inputs) - expected).abs().max())
+    if not difference <= TOLERANCE:
+        raise TrainingError(
+            f"the exported generator differs from torch's by {difference:.2g}, more than "
+            f"{TOLERANCE}; tell the authors"
+        )

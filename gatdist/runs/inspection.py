@@ -1,0 +1,145 @@
+"""Tells what is at a URL: a run, a checkpoint, or a data set."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gatdist.common.errors import CheckpointError, StorageError
+from gatdist.data.format import read_manifest as manifest_of_data
+from gatdist.monitor.metrics import read_metrics
+from gatdist.runs import (
+    Checkpoint,
+    Checkpoints,
+    Evaluations,
+    RunDirectory,
+    read_checkpoint,
+    read_config,
+)
+from gatdist.runs.checkpoint import MANIFEST
+from gatdist.storage import Store
+
+
+def inspect(url: str) -> dict[str, Any]:
+    """What a run, checkpoint or data set is, as JSON values; ``kind`` says which.
+
+    Raises:
+        StorageError: nothing of ours is there.
+        CheckpointError: it is damaged.
+        DataError: likewise.
+    """
+    store = Store(url)
+    if store.exists("config.json"):
+        return _run(store)
+    if store.exists(MANIFEST):
+        return {"kind": "checkpoint", "url": store.url} | _checkpoint(read_checkpoint(store))
+    if store.exists("manifest.json"):
+        shown = manifest_of_data(store).model_dump(mode="json")
+        return {"kind": "dataset", "url": store.url, "num_shards": len(shown.pop("shards"))} | shown
+    raise StorageError(store.url, "holds no run, checkpoint or data set", hint="Check the URL")
+
+
+def digest(url: str) -> str:
+    """SHA-256 (hex) over all trained state of a checkpoint, or of a run's newest.
+
+    Raises:
+        StorageError: no run or checkpoint is there.
+        CheckpointError: it is damaged, or the run has no checkpoint yet.
+    """
+    store = Store(url)
+    if store.exists(MANIFEST):
+        return read_checkpoint(store).digest()
+    newest = (
+        Checkpoints(store.child("checkpoints")).newest() if store.exists("config.json") else None
+    )
+    if newest is None:
+        raise StorageError(
+            store.url,
+            "holds no checkpoint",
+            hint="Check the URL, or let the run reach its first one",
+        )
+    return newest.digest()
+
+
+def damaged_checkpoints(store: Store) -> dict[str, Any]:
+    """Every digest of a checkpoint, or of all those of a run, checked.
+
+    Returns:
+        ``kind``, ``checkpoints`` (how many) and ``damaged``: which, and what is wrong with it.
+
+    Raises:
+        StorageError: neither is there.
+    """
+    if store.exists(MANIFEST):
+        kind, names, folder = "checkpoint", [""], store
+    elif store.exists("config.json"):
+        folder = store.child("checkpoints")
+        kind, names = "run", Checkpoints(folder).committed()
+    else:
+        raise StorageError(store.url, "holds no data set, run or checkpoint", hint="Check the URL")
+    damaged = []
+    for name in names:
+        one = folder.child(name) if name else folder
+        try:
+            read_checkpoint(one)
+        except CheckpointError as error:
+            damaged.append([one.url, str(error)])
+    if kind == "run" and not names:
+        try:
+            RunDirectory(store).require_fresh()
+        except CheckpointError as error:  # all are lost
+            damaged.append([folder.url, str(error)])
+    return {"kind": kind, "checkpoints": len(names), "damaged": damaged}
+
+
+def describe(found: dict[str, Any]) -> str:
+    """An inspection for people."""
+    width = max(len(key) for key in found) + 2
+    return "\n".join(
+        f"{key:<{width}}{_text(value)}"
+        for key, value in found.items()
+        if value not in (None, False, {}, [])
+    )
+
+
+def _run(store: Store) -> dict[str, Any]:
+    config = read_config(store)
+    assert config is not None
+    damaged: list[str] = []
+    newest = Checkpoints(store.child("checkpoints"), on_damaged=damaged.append).newest()
+    attempts = RunDirectory(store).attempts()
+    ticks = read_metrics(store).records
+    return {
+        "kind": "run",
+        "url": store.url,
+        "data": config.data.url,
+        "generator": config.model.generator.name,
+        "discriminator": config.model.discriminator.name,
+        "loss": config.game.loss,
+        "update_rule": config.game.update_rule,
+        "total_samples": config.run.total_samples,
+        "attempts": len(attempts),
+        "last_attempt": attempts[-1] if attempts else None,
+        "last_tick": ticks[-1] if ticks else None,
+        "damaged": damaged,
+        "checkpoint": {"name": newest.name} | _checkpoint(newest, store) if newest else None,
+    }
+
+
+def _checkpoint(checkpoint: Checkpoint, run: Store | None = None) -> dict[str, Any]:
+    keys = ("samples_seen", "status", "reason", "metrics", "wall_time_s")
+    state = Evaluations(run).complete(checkpoint.state) if run else checkpoint.state
+    return {key: state.get(key) for key in keys} | {
+        "num_tensors": len(checkpoint.tensors),
+        "num_bytes": sum(t.numel() * t.element_size() for t in checkpoint.tensors.values()),
+        "digest": checkpoint.digest(),
+    }
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return "\n" + "\n".join(f"    {key:<32} {_text(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return "; ".join(map(_text, value))
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

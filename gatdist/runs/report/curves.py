@@ -1,0 +1,248 @@
+"""Curves as SVG, drawn here, so that a page needs no library; what is under the mouse is told."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gatdist.monitor.numbers import number
+
+Values = NDArray[np.float64]
+
+_WIDTH, _HEIGHT = 440, 230
+_LEFT, _RIGHT, _TOP, _BOTTOM = 50, 10, 10, 24
+_MOST_POINTS = 240
+_LOG_RANGE = 100.0
+_COLORS = 6
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A thinned curve.
+
+    Attributes:
+        label: of the curve.
+        color: class of its colour.
+        mean: of each bucket of ticks; NaN where nothing was told.
+        low: the least in each bucket.
+        high: the most.
+    """
+
+    label: str
+    color: str
+    mean: Values
+    low: Values
+    high: Values
+
+
+def color_of(label: str, index: int) -> str:
+    """The players have colours of their own, and so do what they make and what they see."""
+    if label in ("generator", "fake"):
+        return "generator"
+    if label in ("discriminator", "real"):
+        return "discriminator"
+    return f"c{index % _COLORS}"
+
+
+def thinned(clocks: Sequence[int], values: Sequence[Any]) -> tuple[Values, Values, Values, Values]:
+    """Ticks in at most so many buckets as can be seen: last clock, mean, least and most of each."""
+    x = np.asarray(clocks, dtype=np.float64)
+    y = np.array([v if _is_finite(v) else np.nan for v in values], dtype=np.float64)
+    starts = np.linspace(0, len(x), min(len(x), _MOST_POINTS) + 1).astype(int)[:-1]
+    ends = np.append(starts[1:], len(x)) - 1
+    known, counted = np.isfinite(y), np.add.reduceat(np.isfinite(y).astype(float), starts)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.add.reduceat(np.where(known, y, 0.0), starts) / counted
+    low = np.minimum.reduceat(np.where(known, y, np.inf), starts)
+    high = np.maximum.reduceat(np.where(known, y, -np.inf), starts)
+    empty = counted == 0
+    low[empty] = high[empty] = np.nan
+    return x[ends], mean, low, high
+
+
+def chart(
+    title: str,
+    x: Values,
+    curves: Sequence[Curve],
+    marks: Sequence[int] = (),
+    *,
+    stacked: bool = False,
+) -> str:
+    """A figure of HTML: title, legend, curves.
+
+    Args:
+        title: of the figure.
+        x: samples seen, ascending.
+        curves: at ``x``.
+        marks: clocks at which a run was resumed.
+        stacked: as areas, one on the other.
+    """
+    if stacked:
+        tops = np.cumsum([np.nan_to_num(c.mean) for c in curves], axis=0)
+        low, high, log = 0.0, float(tops.max(initial=0.0)), False
+    else:
+        everything = np.concatenate([np.concatenate([c.low, c.high]) for c in curves])
+        known = everything[np.isfinite(everything)]
+        low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
+        log = low > 0 and high / low > _LOG_RANGE
+    axis = _Axis.around(low, high, log)
+    px = _LEFT + (x - x[0]) / max(x[-1] - x[0], 1.0) * (_WIDTH - _LEFT - _RIGHT)
+    parts = [_frame(axis, x), *(_mark(x, px, clock) for clock in marks)]
+    if stacked:
+        below = np.zeros(len(x))
+        for curve, top in zip(curves, tops, strict=True):
+            parts.append(_area(px, axis.pixels(below), axis.pixels(top), f"area {curve.color}"))
+            below = top
+    else:
+        for curve in curves:
+            if np.any(curve.high > curve.low):
+                band = _area(px, axis.pixels(curve.low), axis.pixels(curve.high), "band")
+                parts.append(f'<g class="{curve.color}">{band}</g>')
+        parts += [_line(px, axis.pixels(curve.mean), curve.color) for curve in curves]
+    message = {
+        "x": _rounded(px),
+        "clock": [int(clock) for clock in x],
+        "curves": [
+            {"label": c.label, "color": c.color, "value": _significant(c.mean)} for c in curves
+        ],
+    }
+    legend = "".join(
+        f'<li class="{c.color}">{escape(c.label)} <b>{number(_last(c.mean))}</b></li>'
+        for c in curves
+    )
+    note = " <small>logarithmic</small>" if log else ""
+    return (
+        f'<figure class="chart" data-told="{escape(json.dumps(message, allow_nan=False))}">'
+        f"<figcaption>{escape(title)}{note}</figcaption>"
+        f'<ul class="legend">{legend}</ul>'
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}">'
+        f"{''.join(parts)}</svg></figure>"
+    )
+
+
+@dataclass(frozen=True)
+class _Axis:
+    low: float
+    high: float
+    log: bool
+
+    @classmethod
+    def around(cls, low: float, high: float, log: bool) -> _Axis:
+        if log:
+            return cls(math.log10(low), math.log10(high), True)
+        if low == high:
+            low, high = low - (abs(low) or 1.0) * 0.5, high + (abs(high) or 1.0) * 0.5
+        return cls(low, high, False)
+
+    def pixels(self, values: Values) -> Values:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            scaled = np.log10(values) if self.log else values
+        share = (scaled - self.low) / (self.high - self.low)
+        return _HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM)
+
+    def ticks(self) -> list[float]:
+        if self.log:
+            decades = range(math.ceil(self.low), math.floor(self.high) + 1)
+            step = max(1, len(decades) // 4)
+            return [10.0**decade for decade in decades[::step]]
+        return nice_ticks(self.low, self.high, 4)
+
+
+def nice_ticks(low: float, high: float, most: int) -> list[float]:
+    """Round numbers between two, about as many as ``most``."""
+    raw = (high - low) / most
+    size = 10.0 ** math.floor(math.log10(raw))
+    step = next(size * n for n in (1, 2, 2.5, 5, 10) if size * n >= raw)
+    first = math.ceil(low / step)
+    return [step * n for n in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def short(value: float) -> str:
+    """A clock, shortly: ``1.2M``, ``64k``, ``500``."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.3g}"
+
+
+def _frame(axis: _Axis, x: Values) -> str:
+    parts = []
+    for value in axis.ticks():
+        y = float(axis.pixels(np.array([value]))[0])
+        text = short(value) if abs(value) >= 1000 else f"{value:.3g}"
+        parts.append(
+            f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            f'<text x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{text}</text>'
+        )
+    if x[-1] > x[0]:
+        for value in nice_ticks(float(x[0]), float(x[-1]), 5):
+            place = _LEFT + (value - x[0]) / (x[-1] - x[0]) * (_WIDTH - _LEFT - _RIGHT)
+            at = f'x="{place:.1f}" y="{_HEIGHT - 6}"'
+            parts.append(f'<text {at} text-anchor="middle">{short(value)}</text>')
+    return "".join(parts)
+
+
+def _mark(x: Values, px: Values, clock: int) -> str:
+    if not x[0] <= clock <= x[-1]:
+        return ""
+    place, bottom = np.interp(clock, x, px), _HEIGHT - _BOTTOM
+    line = f'<line class="mark" x1="{place:.1f}" x2="{place:.1f}" y1="{_TOP}" y2="{bottom}">'
+    return f"{line}<title>resumed at {clock:,} samples</title></line>"
+
+
+def _line(x: Values, y: Values, color: str) -> str:
+    """A path with gaps where nothing is known; what stands alone is a dot."""
+    parts = []
+    for run in _known(y):
+        points = " ".join(f"{x[i]:.1f},{y[i]:.1f}" for i in run)
+        if len(run) == 1:
+            parts.append(
+                f'<circle class="{color}" cx="{x[run[0]]:.1f}" cy="{y[run[0]]:.1f}" r="2.5"/>'
+            )
+        else:
+            parts.append(f'<polyline class="{color}" points="{points}"/>')
+    return "".join(parts)
+
+
+def _area(x: Values, low: Values, high: Values, kind: str) -> str:
+    parts = []
+    for run in _known(high):
+        there = " ".join(f"{x[i]:.1f},{high[i]:.1f}" for i in run)
+        back = " ".join(f"{x[i]:.1f},{low[i]:.1f}" for i in reversed(run))
+        parts.append(f'<polygon class="{kind}" points="{there} {back}"/>')
+    return "".join(parts)
+
+
+def _known(y: Values) -> list[list[int]]:
+    """Successive indices of finite values."""
+    runs: list[list[int]] = []
+    for i in np.flatnonzero(np.isfinite(y)):
+        if runs and runs[-1][-1] == i - 1:
+            runs[-1].append(int(i))
+        else:
+            runs.append([int(i)])
+    return runs
+
+
+def _last(values: Values) -> float:
+    known = values[np.isfinite(values)]
+    return float(known[-1]) if len(known) else math.nan
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) < 1e300 and math.isfinite(value)
+
+
+def _rounded(values: Values) -> list[float | None]:
+    return [round(float(v), 1) if math.isfinite(v) else None for v in values]
+
+
+def _significant(values: Values) -> list[float | None]:
+    return [float(f"{v:.5g}") if math.isfinite(v) else None for v in values]

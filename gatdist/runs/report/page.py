@@ -1,0 +1,295 @@
+"""The page: everything that was found of a run, in one file of HTML."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import time
+from collections.abc import Iterable, Sequence
+from html import escape
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+
+from gatdist.common.errors import ConfigError
+from gatdist.common.version import __version__
+from gatdist.config import flatten, parse_config, redact_url
+from gatdist.monitor.charts import ALARMS, Chart, charts_of
+from gatdist.monitor.numbers import count, duration, number, size
+from gatdist.runs.report.curves import Curve, chart, color_of, thinned
+from gatdist.runs.report.findings import Findings, events, find
+from gatdist.runs.report.previews import Preview, previews
+from gatdist.storage import Store
+
+_STACKED = "Seconds a step by phase"
+_MOST_ROWS = 100
+
+
+def report(url: str, storage_options: dict[str, Any] | None = None) -> tuple[str, list[str]]:
+    """A run as one page of HTML that needs nothing but itself.
+
+    Args:
+        url: of the run directory; the run may be in progress, damaged or all but empty.
+        storage_options: of the storage.
+
+    Returns:
+        The page, and what the run lacks, for people.
+
+    Raises:
+        StorageError: this is no run directory.
+    """
+    store = Store(url, storage_options or {})
+    found = find(store)
+    shown = previews(store.child("samples"), found.samples, found.lacks)
+    sections = [
+        ("Samples", _samples(shown)),
+        *((title, html) for title, html in _charts(found)),
+        ("Health", _health(found)),
+        ("Attempts", _attempts(found)),
+        ("Files", _kept(found)),
+        ("Environment", _environment(found)),
+        ("Configuration", _configuration(found)),
+    ]
+    merged: dict[str, str] = {}
+    for title, html in sections:
+        merged[title] = html + merged.get(title, "")
+    found.lacks = [redact_url(lack) for lack in found.lacks]
+    return _page(found, {title: html for title, html in merged.items() if html}), found.lacks
+
+
+def _page(found: Findings, sections: dict[str, str]) -> str:
+    own = files("gatdist.runs.report")
+    style, script = (own / "page.css").read_text(), (own / "page.js").read_text()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    # Nothing but this script may run, and nothing may be fetched, whatever a run has written.
+    policy = (
+        "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; "
+        f"script-src 'sha256-{digest}'"
+    )
+    url = redact_url(found.url)
+    name = escape(url.rstrip("/").rsplit("/", 1)[-1])
+    anchors = {title: re.sub(r"\W+", "-", title.lower()) for title in sections}
+    links = "".join(f'<a href="#{anchors[title]}">{title}</a>' for title in sections)
+    body = "".join(
+        f'<section id="{anchors[title]}"><h2>{title}</h2>{html}</section>'
+        for title, html in sections.items()
+    )
+    lacks = "".join(f"<li>{escape(lack)}</li>" for lack in found.lacks)
+    notice = f'<div class="lacks"><b>What is missing</b><ul>{lacks}</ul></div>' if lacks else ""
+    made = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<link rel="icon" href="data:,">'
+        f"<title>{name} – gatdist</title><style>{style}</style></head><body>"
+        f"<header><h1>{name}</h1><p>{escape(url)}</p>{_summary(found)}<nav>{links}</nav></header>"
+        f"<main>{notice}{body}</main>"
+        f"<footer>gatdist {__version__}, {made}</footer><script>{script}</script></body></html>\n"
+    )
+
+
+def _summary(found: Findings) -> str:
+    seen, total = found.samples_seen, found.total_samples
+    share = min(seen / total, 1.0) if total else 0.0
+    last = found.ticks[-1] if found.ticks else {}
+    state_s = found.state.get("wall_time_s")
+    spent_s = last.get("wall_time_s", state_s)
+    facts = {
+        "samples seen": f"{count(seen)} of {count(total)}" if total else count(seen),
+        "time spent": duration(spent_s) if isinstance(spent_s, int | float) else "",
+        "samples a second": number(last.get("throughput/samples_per_s")) if last else "",
+        "workers": _text(last.get("world_size")),
+        "attempts": count(len(found.attempts)),
+    }
+    for tag in sorted({t for tick in found.ticks for t in tick if t.startswith("metric/")}):
+        if not tag.endswith("_real_split") and len(facts) < 8:
+            values = [tick[tag] for tick in found.ticks if isinstance(tick.get(tag), int | float)]
+            facts[tag.removeprefix("metric/")] = number(values[-1]) if values else ""
+    rows = "".join(
+        f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>"
+        for key, value in facts.items()
+        if value
+    )
+    kind = found.status.replace(" ", "-")
+    reason = found.state.get("reason")
+    message = f" <span>{escape(str(reason))}</span>" if reason else ""
+    return (
+        f'<p class="status"><b class="{kind}">{found.status}</b>{message}</p>'
+        f'<progress max="1" value="{share:.4f}">{share:.0%}</progress><dl>{rows}</dl>'
+    )
+
+
+def _samples(shown: Sequence[Preview]) -> str:
+    """Real samples, and fakes through time."""
+
+    def frame(one: Preview, title: str) -> str:
+        return f"<figure><figcaption>{title}</figcaption>{''.join(one.html)}</figure>"
+
+    reals = "".join(frame(one, "real") for one in shown if one.clock is None)
+    fakes = "".join(
+        frame(one, f"generated, at {count(one.clock)} samples")
+        for one in shown
+        if one.clock is not None
+    )
+    if not reals and not fakes:
+        return ""
+    return f'<div class="samples"><div class="frames">{fakes}</div><div>{reals}</div></div>'
+
+
+def _charts(found: Findings) -> Iterable[tuple[str, str]]:
+    """The curves, by the name of their group."""
+    tags = list(dict.fromkeys(tag for tick in found.ticks for tag in tick if "/" in tag))
+    resumed = [one.get("resumed_from") for one in found.attempts]
+    marks = [clock for clock in resumed if isinstance(clock, int) and clock > 0]
+    for title, charts in charts_of(tags).items():
+        shown, still = "", dict[str, str]()
+        for one in charts:
+            values = {tag: _still(found.ticks, tag) for tag in one.tags(tags)}
+            if all(values.values()):
+                still |= values
+            else:
+                shown += _chart(found.ticks, one, list(values), marks)
+        html = f'<div class="charts">{shown}</div>' if shown else ""
+        if message := ", ".join(f"{tag} {value}" for tag, value in still.items()):
+            html += f'<p class="still">The same throughout: {escape(message)}</p>'
+        yield title, (_shares(found.ticks) if title == "Time" else "") + html
+
+
+def _still(ticks: list[dict[str, Any]], tag: str) -> str:
+    """The value that a tag has at all ticks that tell it; "" if it changes."""
+    values = {tick[tag] for tick in ticks if isinstance(tick.get(tag), int | float)}
+    return number(values.pop()) if len(values) == 1 and not re.fullmatch(ALARMS, tag) else ""
+
+
+def _chart(ticks: list[dict[str, Any]], one: Chart, tags: list[str], marks: list[int]) -> str:
+    absent = 0.0 if one.pattern == ALARMS else None  # told only while they are raised
+    used = ticks if absent is not None else [t for t in ticks if any(tag in t for tag in tags)]
+    clocks, curves = [tick["samples_seen"] for tick in used], []
+    x = np.zeros(0)
+    for index, tag in enumerate(sorted(tags)):
+        x, mean, low, high = thinned(clocks, [tick.get(tag, absent) for tick in used])
+        label = tag.partition("/")[2].removesuffix("_s") if tag.startswith("time/") else ""
+        label = label or tag.partition("/")[2].replace("_", " ")
+        curves.append(Curve(label, color_of(label, index), mean, low, high))
+    if not any(np.isfinite(curve.mean).any() for curve in curves):
+        return ""
+    return chart(one.title, x, curves, marks, stacked=one.title == _STACKED)
+
+
+def _shares(ticks: list[dict[str, Any]]) -> str:
+    """Where the time of a step goes, over the whole run, as one bar."""
+    pattern = charts_of(["time/data_s"])["Time"][0]
+    known = [t for t in ticks if isinstance(t.get("time/step_s"), int | float)]
+    total = sum(t["time/step_s"] for t in known)
+    if not total:
+        return ""
+    tags = sorted({tag for t in known for tag in pattern.tags(t)})
+    shares = {
+        tag.removeprefix("time/").removesuffix("_s"): sum(
+            t[tag] for t in known if isinstance(t.get(tag), int | float)
+        )
+        / total
+        for tag in tags
+    }
+    colors = {label: color_of(label, index) for index, label in enumerate(shares)}
+    shares["the rest"] = max(0.0, 1.0 - sum(shares.values()))
+    cells = "".join(
+        f'<i class="{colors.get(label, "rest")}" style="width:{share:.2%}"></i>'
+        for label, share in shares.items()
+    )
+    legend = "".join(
+        f'<li class="{colors.get(label, "rest")}">{escape(label)} <b>{share:.1%}</b></li>'
+        for label, share in shares.items()
+    )
+    return f'<div class="shares"><div>{cells}</div><ul class="legend">{legend}</ul></div>'
+
+
+def _health(found: Findings) -> str:
+    if not found.ticks:
+        return ""
+    rows = [
+        [one.what, count(one.first), "" if one.ticks == 1 else count(one.last), count(one.ticks)]
+        for one in events(found.ticks)
+    ]
+    if not rows:
+        return "<p>No alarm, no skipped step, no bad sample.</p>"
+    return _table(["what", "at samples", "until", "ticks"], rows)
+
+
+def _attempts(found: Findings) -> str:
+    rows = []
+    for one in found.attempts[-_MOST_ROWS:]:
+        hosts = one.get("hosts")
+        resumed = one.get("resumed_from")
+        rows.append(
+            [
+                _text(one.get("attempt")),
+                _text(one.get("time")),
+                _text(one.get("world_size")),
+                ", ".join(sorted(set(map(str, hosts)))) if isinstance(hosts, list) else "",
+                "the beginning" if resumed is None else _text(resumed),
+                _text(one.get("reason")),
+            ]
+        )
+    titles = ["attempt", "time", "workers", "hosts", "from", "why"]
+    return _table(titles, rows) if rows else ""
+
+
+def _kept(found: Findings) -> str:
+    rows = [
+        [one["name"], count(one["samples_seen"]), size(one["num_bytes"])]
+        for one in found.checkpoints[-_MOST_ROWS:]
+    ]
+    html = _table(["checkpoint", "samples", "size"], rows) if rows else ""
+    names = "".join(f"<li><code>{escape(name)}</code></li>" for name in found.files[:_MOST_ROWS])
+    return html + (f"<ul>{names}</ul>" if names else "")
+
+
+def _environment(found: Findings) -> str:
+    if not found.attempts:
+        return ""
+    last = found.attempts[-1]
+    versions = last.get("versions")
+    facts = dict(versions) if isinstance(versions, dict) else {}
+    facts |= {key: last[key] for key in ("platform", "cpus", "device") if key in last}
+    return _table(["", ""], [[key, _text(value)] for key, value in facts.items()])
+
+
+def _configuration(found: Findings) -> str:
+    if not found.config:
+        return ""
+    flat = flatten(found.config)
+    try:
+        run, data = ({"total_samples": 2**40}, {"url": ""})
+        usual = flatten(parse_config({"run": run, "data": data}).redacted())
+        parse_config(found.config)
+    except ConfigError as error:
+        found.lacks.append(f"config.json is not what this version knows: {error}")
+        usual = {}
+    changed = [[key, json.dumps(v)] for key, v in flat.items() if usual.get(key, usual) != v]
+    everything = [[key, json.dumps(value)] for key, value in flat.items()]
+    return (
+        _table(["set", "value"], changed)
+        + f"<details><summary>all {len(everything)} keys</summary>"
+        + f"{_table(['key', 'value'], everything)}</details>"
+    )
+
+
+def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    head = "".join(f"<th>{escape(title)}</th>" for title in titles)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(redact_url(cell))}</td>" for cell in row) + "</tr>"
+        for row in rows
+    )
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div class="table">{table}</div>'
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return count(value)
+    return "" if value is None else str(value)

@@ -1,0 +1,161 @@
+"""What happened between two ticks: numbers alike on all workers, and what each has to tell."""
+
+from __future__ import annotations
+
+import socket
+import time
+from typing import Any
+
+import torch
+
+from gatdist.config import Config
+from gatdist.data import Dataset, Loader
+from gatdist.data.dataset import too_many_bad
+from gatdist.game import UpdateRule
+from gatdist.monitor.statistics import Statistics
+from gatdist.monitor.stragglers import WorkerTimes, find_stragglers
+from gatdist.monitor.timing import PhaseTimer
+from gatdist.parallel.communicator import Communicator
+from gatdist.training.progress import Progress
+from gatdist.training.recorder import Emit
+from gatdist.training.state import TrainState
+
+# How often workers ask one another whether any of them was asked to stop.
+_POLL_S = 0.5
+
+
+class LogInterval:
+    """Gathers what steps measure, and sums it up at each tick in a few collectives.
+
+    Args:
+        config: of the run.
+        comm: the workers.
+        state: whose clock, rates and loss scale are shown.
+        rule: may have notes to tell.
+        dataset: may have notes and bad samples to tell.
+        emit: tells people, on worker 0.
+        progress: is told of each phase.
+
+    Attributes:
+        statistics: takes the means of a step.
+        timer: times its phases.
+        wall_time_s: spent on training, over all starts of the run.
+        steps_between_polls: how often to ask whether any worker was told to stop; alike everywhere.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        comm: Communicator,
+        state: TrainState,
+        rule: UpdateRule,
+        dataset: Dataset,
+        emit: Emit,
+        progress: Progress,
+    ) -> None:
+        self._config, self._comm, self._state, self._rule = config, comm, state, rule
+        self._dataset = dataset
+        self._emit: Emit = emit if comm.is_main else lambda kind, fields: None
+        self.statistics = Statistics(comm.device)
+        self.timer = PhaseTimer(comm.device, on_enter=progress.enter)
+        self.wall_time_s = 0.0
+        self.steps_between_polls = 1
+        self._notes: list[str] = []
+        self._reported: set[str] = set()
+        self._bad: dict[int, str] = {}
+        self._slow: set[int] = set()
+        self.start()
+
+    def start(self) -> None:
+        """A tick begins."""
+        self._steps = 0
+        self._began = time.perf_counter()
+
+    def note(self, message: str) -> None:
+        """Have people told of something at the next tick. Any thread of any worker may call it."""
+        self._notes.append(message)
+
+    def step(self) -> None:
+        """A step was made."""
+        self._steps += 1
+
+    def sum_up(self, loader: Loader) -> dict[str, Any]:
+        """The means since :meth:`start`, by tag, alike on all workers. Tells what they have to say.
+
+        Raises:
+            DataError: the workers together found too many bad samples.
+        """
+        elapsed_s = time.perf_counter() - self._began
+        self.wall_time_s += elapsed_s
+        # The clock of each worker enters the mean, so that what follows from it is the same
+        # everywhere.
+        seconds = self.timer.collect(self._steps) | {
+            "time/step_s": elapsed_s / self._steps,
+            "time/communication_s": self._comm.take_communication_s() / self._steps,
+        }
+        for tag, value in (seconds | loader.take_counts()).items():
+            self.statistics.add(
+                tag, torch.tensor(value, dtype=torch.float64, device=self._comm.device)
+            )
+        values = self.statistics.reduce(self._comm)
+        for tag in ("data/bytes_fetched", "data/cache_hits"):
+            values[tag] *= self._comm.world_size  # of all workers
+        step_s = values["time/step_s"]
+        self.steps_between_polls = max(1, min(64, int(_POLL_S / step_s)))
+        workers, samples_per_s = self._comm.world_size, self._config.step_samples / step_s
+        values |= {
+            "throughput/samples_per_s": samples_per_s,
+            "throughput/samples_per_s_per_worker": samples_per_s / workers,
+            "throughput/workers": float(workers),
+        }
+        total_samples = self._config.run.total_samples
+        for name, player in self._state.players.items():
+            values[f"learning_rate/{name}"] = player.rate(self._state.samples_seen, total_samples)
+        if self._state.scaler:
+            values["health/loss_scale"] = float(self._state.scaler.scale)
+        values |= {
+            "samples_seen": self._state.samples_seen,
+            "world_size": workers,
+            "wall_time_s": self.wall_time_s,
+        }
+        self._hear_all(values, seconds)
+        return values
+
+    def _hear_all(self, values: dict[str, Any], seconds: dict[str, float]) -> None:
+        """Let each worker tell the others what only it knows, and say it once."""
+        bad = self._dataset.bad_samples.items()
+        notes, self._notes = self._notes, []
+        mine = {
+            "notes": [*notes, *self._rule.notes, *self._dataset.notes],
+            "bad": {str(i): message for i, message in bad if i not in self._bad},
+            "host": socket.gethostname(),
+            "seconds": seconds,
+        }
+        self._rule.notes.clear()
+        everybody = self._comm.all_gather_object(mine)
+        self._report_bad(values, [one["bad"] for one in everybody])
+        self._report_slow(values, [WorkerTimes(one["host"], one["seconds"]) for one in everybody])
+        for note in sorted({note for one in everybody for note in one["notes"]} - self._reported):
+            self._reported.add(note)
+            self._emit("note", {"message": note})
+
+    def _report_bad(self, values: dict[str, Any], of_workers: list[dict[str, str]]) -> None:
+        found = {int(i): message for bad in of_workers for i, message in bad.items()}
+        self._bad |= found
+        values["health/bad_samples"] = float(len(self._bad))
+        if not found:
+            return
+        budget, last = self._config.data.bad_sample_budget, found[max(found)]
+        if len(self._bad) > budget:
+            raise too_many_bad(len(self._bad), budget, last)
+        message = f"{len(self._bad):,} bad samples so far, replaced by others; the last: {last}"
+        self._emit("warning", {"message": message})
+
+    def _report_slow(self, values: dict[str, Any], times: list[WorkerTimes]) -> None:
+        """Name workers that hold the others up, each once as long as it does."""
+        slow = find_stragglers(times, self._config.health.straggler_factor)
+        values["health/stragglers"] = float(len(slow))
+        for straggler in slow:
+            if straggler.rank not in self._slow:
+                self._emit("warning", {"message": straggler.message})
+        self._slow = {straggler.rank for straggler in slow}

@@ -1,0 +1,116 @@
+"""Sounds and texts on two hosts: a killed worker changes nothing of what one process would give."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from host_runs import Runs
+
+from faulty_runs import CANONICAL, TICK, TOTAL
+from gatdist.data import write_dataset
+from gatdist.data.codecs import encode_wav
+from gatdist.storage import Store
+
+pytestmark = pytest.mark.hosts
+
+RUN = f"""
+[run]
+total_samples = {TOTAL}
+global_batch = 32
+log_every_samples = {TICK}
+checkpoint_every_samples = {TICK}
+
+[cluster]
+heartbeat_timeout_s = 20
+straggler_warn_s = 4
+backend = "gloo"
+
+[game]
+penalties.r1 = {{ strength = 1.0, every_steps = 4 }}
+"""
+# The discriminator shuffles phases, by noise of its own.
+AUDIO = """
+[model]
+latent_size = 8
+conditional = true
+generator = { name = "wavegan", width = 4 }
+discriminator = { name = "wavegan", width = 4 }
+
+[evaluate]
+metrics = ["fid", "label_accuracy", "probe"]
+every_samples = 6400
+
+[data]
+url = "data"
+"""
+# The generator draws characters, by noise of its own.
+TEXT = """
+[model]
+latent_size = 8
+generator = { name = "text_convolutional", width = 16, blocks = 1, temperature = 1.0 }
+discriminator = { name = "text_convolutional", width = 16, blocks = 1 }
+
+[evaluate]
+metrics = ["jsd", "self_bleu", "novelty"]
+every_samples = 6400
+
+[data]
+url = "data"
+vocabulary = "abc"
+"""
+
+
+def write_audio(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    tones = np.sin(2 * np.pi * np.arange(256) / 8000 * 500 * 2 ** (np.arange(90)[:, None] % 3))
+    clips = np.float32(tones * 0.5 + 0.01 * rng.normal(size=tones.shape))
+    samples = (
+        (f"{i:03d}", {"wav": encode_wav(clip[None], 8000), "cls": b"%d" % (i % 3)})
+        for i, clip in enumerate(clips)
+    )
+    write_dataset(
+        Store(str(folder)),
+        [samples],
+        modality="audio",
+        sample_shape=(1, 256),
+        sample_rate=8000,
+        num_classes=3,
+    )
+
+
+def write_texts(folder: Path) -> None:
+    lines = ("abba", "baab", "cab", "abc", "caba", "bac") * 12
+    samples = ((f"{i:03d}", {"txt": line.encode()}) for i, line in enumerate(lines))
+    write_dataset(Store(str(folder)), [samples], modality="text", sample_shape=(6,))
+
+
+@pytest.mark.parametrize(
+    ("write", "values"),
+    [
+        pytest.param(write_audio, AUDIO, id="sounds", marks=pytest.mark.slow),
+        pytest.param(write_texts, TEXT, id="texts"),
+    ],
+)
+def test_a_killed_worker_changes_nothing(
+    runs: Runs, write: Callable[[Path], None], values: str, run_gatdist: Callable[..., Any]
+) -> None:
+    write(runs.folder / "data")
+    (runs.folder / "run.toml").write_text(RUN + values)
+    runs.preset, runs.settings = "run.toml", CANONICAL
+    runs.faults('fail_at("generator", kill, rank=1, step=100, attempt=1)')
+    runs.start()
+    assert runs.finish() == 0, runs.errors
+    runs.whole()
+    assert len(runs.attempts()) == 2
+    sets = [word for s in CANONICAL for word in ("--set", s)]
+    local = ["train", "run.toml", "--local", "--run-dir", "alone", "--json", *sets]
+    trained = run_gatdist(*local, cwd=runs.folder, timeout=300)
+    assert trained.returncode == 0, trained.stderr
+    alone = run_gatdist("inspect", "alone", "--digest", cwd=runs.folder).stdout.strip()
+    assert runs.digest() == alone
+    assert json.loads(runs.output)["metrics"] == json.loads(trained.stdout)["metrics"]
