@@ -32,7 +32,7 @@ from gatdist.storage import Store, secrets_of, without
 from gatdist.training.progress import Progress
 
 _HEARTBEAT_S = 0.5
-# An answer that takes longer is not waited for: the next pulse asks again.
+# An answer that takes longer is not waited for: the next heartbeat asks again.
 _ANSWER_S = 5.0
 
 
@@ -116,7 +116,7 @@ def _heartbeat(bridge: Bridge, rank: int, progress: Progress) -> Iterator[thread
         while True:
             try:
                 report = progress.report() | about
-                orders = bridge.report("pulse", rank, report, timeout_s=_ANSWER_S)
+                orders = bridge.report("heartbeat", rank, report, timeout_s=_ANSWER_S)
                 if orders and orders["stop"]:
                     stop.set()
                 if orders and orders["stacks"] > stacks_told:
@@ -127,7 +127,7 @@ def _heartbeat(bridge: Bridge, rank: int, progress: Progress) -> Iterator[thread
             if over.wait(_HEARTBEAT_S):
                 return
 
-    thread = threading.Thread(target=beat, name="pulse", daemon=True)
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
     thread.start()
     try:
         yield stop
