@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from gatdist.monitor.numbers import parse_json
+from gatdist.common.strict_json import parse_json
 from gatdist.monitor.uploads import MIN_GROWTH, RETRY_BUDGET_S
 
 if TYPE_CHECKING:
@@ -207,7 +207,7 @@ def _line(record: Record) -> bytes:
 
 def _parse(line: str) -> Record | None:
     try:
-        record = parse_json(line)
+        record = parse_json(line, int64=True)
     except ValueError:
         return None
     return record if _is_record(record) else None

@@ -2,28 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from typing import Any
-
-
-def parse_json(text: str | bytes) -> Any:
-    """JSON that others may have written.
-
-    Raises:
-        ValueError: it is none, nested too deep, or holds a whole number of more than 64 bits.
-    """
-    try:
-        return json.loads(text, parse_int=_whole)
-    except RecursionError:
-        raise ValueError("is nested too deep") from None
-
-
-def _whole(text: str) -> int:
-    if len(text) > len(str(-(2**63))) or not -(2**63) <= int(text) < 2**63:
-        raise ValueError("holds a whole number of more than 64 bits")
-    return int(text)
 
 
 def count(value: float) -> str:

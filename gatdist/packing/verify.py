@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from gatdist.common.errors import DataError, StorageError
+from gatdist.common.strict_json import parse_json
 from gatdist.config import DataConfig
 from gatdist.data.codecs import CodecError
 from gatdist.data.format import Shard, open_shards, read_index, read_manifest
@@ -189,7 +190,7 @@ class Worker:
         report, names = self._indexes.read_if_exists(REPORT) or b"", set()
         for line in report.decode(errors="replace").splitlines():
             try:
-                name = str(json.loads(line)["source"])
+                name = str(parse_json(line)["source"])
             except (ValueError, LookupError, TypeError):
                 continue
             if name.startswith(f"{shard.name}/"):

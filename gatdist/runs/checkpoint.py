@@ -20,6 +20,7 @@ from torch import Tensor
 
 from gatdist.common.errors import CheckpointError, StorageError
 from gatdist.common.faults import reached
+from gatdist.common.strict_json import parse_json
 from gatdist.config import PlayerName
 from gatdist.storage import Store
 
@@ -75,12 +76,12 @@ def read_manifest(store: Store) -> dict[str, Any]:
     """
     subject = f"{store.url}/{MANIFEST}"
     try:
-        manifest: dict[str, Any] = json.loads(store.read(MANIFEST))
+        manifest: dict[str, Any] = parse_json(store.read(MANIFEST))
         for entry in manifest["files"].values():
             int(entry["size"]), str(entry["sha256"])
     except StorageError as error:
         raise CheckpointError(store.url, f"has no readable {MANIFEST} ({error})") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(subject, f"is damaged ({error!r})") from None
     if "state.json" not in manifest["files"]:
         raise CheckpointError(subject, "lists no state.json")
@@ -123,8 +124,8 @@ def read_checkpoint(store: Store) -> Checkpoint:
             if ending == "safetensors":
                 loaded = safetensors.torch.load(content)
                 tensors |= {f"{part}/{key}": tensor for key, tensor in loaded.items()}
-        state = dict(json.loads(contents["state.json"]))
-    except (ValueError, KeyError, TypeError, RecursionError, safetensors.SafetensorError) as error:
+        state = dict(parse_json(contents["state.json"]))
+    except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise CheckpointError(store.url, f"holds what no checkpoint has ({error!r})") from None
     name = store.url.rstrip("/").rsplit("/", 1)[-1]
     return Checkpoint(name, state, tensors)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from gatdist.common.errors import CheckpointError, StaleAttemptError
+from gatdist.common.strict_json import parse_json
 from gatdist.common.version import __version__
 from gatdist.config import Config, parse_config, require_unchanged
 from gatdist.storage import Store
@@ -173,8 +174,8 @@ class RunDirectory:
 
     def _claimed(self, number: int) -> dict[str, Any]:
         """What the attempt with this number has said of itself."""
-        with suppress(ValueError, TypeError, RecursionError):
-            return dict(json.loads(self.store.read_if_exists(_claim(number)) or b"{}"))
+        with suppress(ValueError, TypeError):
+            return dict(parse_json(self.store.read_if_exists(_claim(number)) or b"{}"))
         return {}
 
 
@@ -201,7 +202,7 @@ def read_config(store: Store) -> Config | None:
     if content is None:
         return None
     try:
-        return parse_config(dict(json.loads(content)))
+        return parse_config(dict(parse_json(content)))
     except (ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{store.url}/config.json",
@@ -218,8 +219,8 @@ def read_lines(store: Store, name: str) -> list[dict[str, Any]]:
     entries = []
     for line in (store.read_if_exists(name) or b"").decode(errors="replace").splitlines():
         try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
+            entry = parse_json(line)
+        except ValueError:
             continue
         if isinstance(entry, dict):
             entries.append(entry)

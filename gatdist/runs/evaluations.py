@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gatdist.common.errors import CheckpointError
+from gatdist.common.strict_json import parse_json
 from gatdist.runs.saved_state import require_saved_state
 from gatdist.storage import Store
 
@@ -76,7 +77,7 @@ def _read(store: Store) -> dict[str, Any]:
     """The file's entries; {} where it is absent or damaged: then evaluations are done again."""
     data = store.read_if_exists(_FILE)
     try:
-        found = json.loads(data or b"{}")
-    except (ValueError, RecursionError):
+        found = parse_json(data or b"{}")
+    except ValueError:
         return {}
     return found if isinstance(found, dict) else {}

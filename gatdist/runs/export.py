@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from gatdist.common.errors import CheckpointError, ConfigError, TrainingError
 from gatdist.common.registry import Registry
+from gatdist.common.strict_json import parse_json
 from gatdist.config import parse_config
 from gatdist.data import ReadSpec, sample_format_of
 from gatdist.runs import TrainedRun, networks_with
@@ -63,8 +64,8 @@ def load_exported(content: bytes, name: str) -> nn.Module:
         CheckpointError: it is no such file.
     """
     try:
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        about = json.loads(header["__metadata__"][_METADATA])
+        header = parse_json(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        about = parse_json(header["__metadata__"][_METADATA])
         weights = safetensors.torch.load(content)
         config, spec = parse_config(about["config"]), ReadSpec.model_validate(about["samples"])
     except (

@@ -14,7 +14,6 @@ http     never                                  –
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -23,6 +22,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from gatdist.common.errors import StorageError
+from gatdist.common.strict_json import parse_json
 from gatdist.config import REFERENCE, expand_env, is_secret, redact_url
 from gatdist.storage.failures import LostError, RangeIgnoredError, RefusalError
 from gatdist.storage.urls import is_chain, open_plain, protocol_of
@@ -246,7 +246,7 @@ async def _explanation(response: Any) -> tuple[str, str]:
     text = await response.content.read(_MESSAGE_BYTES)
     response.release()  # for the next request, if that was all
     with suppress(ValueError, KeyError, TypeError, AttributeError):
-        error = json.loads(text)["error"]
+        error = parse_json(text)["error"]
         reasons = [str(each.get("reason", "")) for each in error.get("errors", [])]
         return str(error["message"]), reasons[0] if reasons else ""
     return str(response.reason), ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from gatdist.bench.simulate.collectives import Link
 from gatdist.bench.simulate.sections import Measured
 from gatdist.common.errors import ConfigError, nearest
+from gatdist.common.strict_json import parse_json
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def read(measured: Measured, folder: Path) -> Findings:
 def _load(key: str, path: Path, needed: str) -> dict[str, Any]:
     key = f"measured.{key}"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(
             key,

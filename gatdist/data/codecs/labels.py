@@ -13,13 +13,13 @@ A label is the number of a class, the name of one, or missing:
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import unicodedata
 from collections.abc import Mapping
 from decimal import Decimal
 
+from gatdist.common.strict_json import parse_json
 from gatdist.data.codecs.errors import CodecError
 
 LABEL_COMPONENT = "cls"
@@ -145,8 +145,8 @@ def read_label(content: bytes | memoryview, field: str = "") -> Label:
     if not field:
         return normalized(text)
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
+        found = parse_json(text)
+    except ValueError:
         raise CodecError("is no JSON object") from None
     if not isinstance(found, dict):
         raise CodecError("is no JSON object")

@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from gatdist.common.errors import DataError
+from gatdist.common.strict_json import parse_json
 from gatdist.config import DataConfig
 from gatdist.data.order import ORDER_VERSION
 from gatdist.storage import OutsideUrl, Store, options_for
@@ -204,10 +205,10 @@ def read_manifest(store: Store) -> Manifest:
     if not store.exists(MANIFEST):
         _raise_no_manifest(store)
     try:
-        values = json.loads(store.read(MANIFEST))
+        values = parse_json(store.read(MANIFEST))
         version = values["version"]
         order_version = values["order_version"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise DataError(subject, f"is no manifest ({error!r})", hint=_MAKE_AGAIN) from None
     if (version, order_version) != (FORMAT_VERSION, ORDER_VERSION):
         raise DataError(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from gatdist.common.errors import DataError
+from gatdist.common.strict_json import parse_json
 from gatdist.packing.entries import MODALITY, Entry, Listing, Skipped, Span, each_readable
 from gatdist.packing.ranges import open_file
 from gatdist.packing.sources.asked import Asked
@@ -171,7 +172,7 @@ _MAGIC = (
 def _class_names(table: Any, label: str | None) -> list[str] | None:
     """The classes' names, where Hugging Face's datasets have noted them in the file."""
     try:
-        features = json.loads(table.schema_arrow.metadata[b"huggingface"])["info"]["features"]
+        features = parse_json(table.schema_arrow.metadata[b"huggingface"])["info"]["features"]
         names = features[label]["names"]
     except (KeyError, TypeError, ValueError):
         return None

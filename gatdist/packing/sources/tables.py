@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import Any, NamedTuple, TypeVar
 
 from gatdist.common.errors import DataError, nearest
+from gatdist.common.strict_json import parse_json
 from gatdist.config import unicode_encoding
 from gatdist.packing.entries import MODALITY, Entry, Label, Listing, Skipped, Span
 from gatdist.packing.ranges import open_file
@@ -219,8 +219,8 @@ def _delimiter(head: str, usual: str) -> str:
 def json_rows(text: str, table: str) -> Iterator[Row]:
     """The rows of a JSON list of objects, or of a StyleGAN ``dataset.json``. Raises DataError."""
     try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        values = parse_json(text)
+    except ValueError as error:
         raise DataError(table, f"is no JSON ({error})") from None
     if isinstance(values, dict) and "labels" in values:
         pairs = values["labels"] or []
@@ -238,8 +238,8 @@ def _json_lines(lines: Iterable[str], table: str) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            row = parse_json(line)
+        except ValueError as error:
             raise DataError(f"{table}:{number}", f"is no JSON ({error})") from None
         if not isinstance(row, dict):
             raise DataError(f"{table}:{number}", "must be a JSON object", value=row)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field
 from typing import Any
 
 from gatdist.common.errors import CheckpointError, GatdistError, StorageError
+from gatdist.common.strict_json import parse_json
 from gatdist.monitor.charts import ALARMS
 from gatdist.monitor.metrics import METRICS_FILE, read_metrics
-from gatdist.monitor.numbers import count, parse_json
+from gatdist.monitor.numbers import count
 from gatdist.runs import Checkpoints, Evaluations
 from gatdist.runs.checkpoint import read_manifest
 from gatdist.storage import Store
@@ -101,7 +101,7 @@ def _config(store: Store, lacks: list[str]) -> Record:
         lacks.append("config.json is missing")
         return {}
     try:
-        found = parse_json(store.read("config.json"))
+        found = parse_json(store.read("config.json"), int64=True)
     except (ValueError, GatdistError):
         found = None
     if not isinstance(found, dict):
@@ -119,7 +119,7 @@ def _lines(store: Store, name: str, lacks: list[str]) -> list[Record]:
     lines = store.read(name).decode(errors="replace").splitlines()
     for line in filter(None, lines):
         try:
-            entry = parse_json(line)
+            entry = parse_json(line, int64=True)
         except ValueError:
             entry = None
         if isinstance(entry, dict):
@@ -168,9 +168,9 @@ def _checkpoints(store: Store, found: Findings) -> None:
         clock, num_bytes = int(name.partition(".")[0]), sum(e["size"] for e in files.values())
         found.checkpoints.append({"name": name, "samples_seen": clock, "num_bytes": num_bytes})
         try:
-            state = json.loads(folder.read(f"{name}/state.json"))
+            state = parse_json(folder.read(f"{name}/state.json"))
             found.state = evaluations.complete(state) if isinstance(state, dict) else {}
-        except (ValueError, RecursionError, GatdistError):
+        except (ValueError, GatdistError):
             found.state = {}
 
 
