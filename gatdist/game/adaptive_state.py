@@ -29,7 +29,7 @@ class AdaptiveState(Protocol):
     def tensors(self) -> Mapping[str, Tensor]:
         """See the class."""
 
-    def learn(self, means: Mapping[str, Tensor], step: int, num_samples: int) -> None:
+    def update(self, means: Mapping[str, Tensor], step: int, num_samples: int) -> None:
         """Take note of a step's means over the global batch, without waiting for the device.
 
         Args:
@@ -64,7 +64,7 @@ class Averages(Mapping[str, Tensor]):
         """The averaged observations."""
         return tuple(self.tensors)
 
-    def learn(self, means: Mapping[str, Tensor], step: int, num_samples: int) -> None:
+    def update(self, means: Mapping[str, Tensor], step: int, num_samples: int) -> None:
         """Move every average whose observation is there and finite."""
         for tag, mean in means.items():
             average = self.tensors[tag]

@@ -65,7 +65,7 @@ def train_step(
     rates = {n: p.rate(state.samples_seen, total_samples) for n, p in state.players.items()}
     seen = (play or play_phases)(state, rule, Step(batch, rates), config, timer)
     with timer("optimizer"):
-        _learn(rule, seen.tracked_metrics, batch.step, config.run.global_batch)
+        _update_adaptive_states(rule, seen.tracked_metrics, batch.step, config.run.global_batch)
     for tag, values in seen.observed:
         statistics.add(tag, values)
     state.samples_seen += config.step_samples
@@ -149,7 +149,7 @@ def _means(
     return dict(zip(tags, means, strict=True))
 
 
-def _learn(
+def _update_adaptive_states(
     rule: UpdateRule, tracked_metrics: list[Observations], step: int, num_samples: int
 ) -> None:
     """Let the game's learners take note of a step, once, by the mean over its phases."""
@@ -164,7 +164,7 @@ def _learn(
         }
         means = {tag: torch.stack(values).mean() for tag, values in seen.items() if values}
         if means:
-            adaptive_state.learn(means, step, num_samples)
+            adaptive_state.update(means, step, num_samples)
 
 
 class _Undo:

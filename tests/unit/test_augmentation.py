@@ -110,7 +110,7 @@ def test_nothing_waits_for_the_device(name):
     assert found.shape == samples.shape
     for step in range(8):
         seen = augment.observe(found.mean((1, 2, 3)))
-        augment.learn({tag: seen[tag].mean() for tag in augment.tags}, step, 4)
+        augment.update({tag: seen[tag].mean() for tag in augment.tags}, step, 4)
 
 
 # Derivatives
@@ -433,7 +433,7 @@ def taught(means, start=0, num_samples=10, **options):
 def teach(adaptive_state, means, start=0, num_samples=10):
     for step, mean in enumerate(means, start):
         seen = {} if mean is None else {"augmentation/sign_real": torch.tensor(mean)}
-        adaptive_state.learn(seen, step, num_samples)
+        adaptive_state.update(seen, step, num_samples)
 
 
 def p_of(adaptive_state):

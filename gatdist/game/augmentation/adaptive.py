@@ -128,7 +128,7 @@ class AdaptiveAugmentation(Augmentation):
         p = self.tensors["p"].clone()  # learning changes it in place
         return {_SIGN: real_logits.sign(), "augmentation/p": p.expand(len(real_logits))}
 
-    def learn(self, means: Mapping[str, Tensor], step: int, num_samples: int) -> None:
+    def update(self, means: Mapping[str, Tensor], step: int, num_samples: int) -> None:
         """Move p at the last step of each interval; see the class.
 
         A step whose mean is not finite, or not there, counts for nothing.

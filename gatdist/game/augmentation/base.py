@@ -16,7 +16,7 @@ from gatdist.config import Config
 class Augmentation(ABC):
     """Changes samples in a way that the generator must not learn to imitate.
 
-    It is a :class:`~gatdist.game.adaptive_state.Learner`; most learn nothing.
+    It is a :class:`~gatdist.game.adaptive_state.AdaptiveState`; most learn nothing.
     """
 
     tags: tuple[str, ...] = ()
@@ -37,10 +37,10 @@ class Augmentation(ABC):
         """What to report of the discriminator's logits of real samples [n], by tag, [n] each."""
         return {}
 
-    def learn(  # noqa: B027 - most learn nothing
+    def update(  # noqa: B027 - most learn nothing
         self, means: Mapping[str, Tensor], step: int, num_samples: int
     ) -> None:
-        """See :meth:`gatdist.game.adaptive_state.Learner.learn`."""
+        """See :meth:`gatdist.game.adaptive_state.AdaptiveState.update`."""
 
 
 augmentations: Registry[type[Augmentation]] = Registry("game.augmentation.name")

@@ -73,7 +73,7 @@ class OneStage(Simultaneous):
             for name in ("unusable", "given_up")
         }
 
-    def learn(self, means: Mapping[str, Tensor], step: int, num_samples: int) -> None:
+    def update(self, means: Mapping[str, Tensor], step: int, num_samples: int) -> None:
         """Remember that on any worker a sample of this step had no usable γ."""
         self.tensors["unusable"].copy_(self.tensors["unusable"] | (means[_UNUSABLE] > 0))
 

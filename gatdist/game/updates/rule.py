@@ -103,7 +103,7 @@ class UpdateRule(ABC):
         recordable: whether what its phases do is decided before the step, by :attr:`variant` and by
             which penalties are due, so that a CUDA graph of one step does for others.
         notes: what a person should be told once; whoever tells it takes it out.
-        tags: observations whose means over the global batch :meth:`learn` gets.
+        tags: observations whose means over the global batch :meth:`update` gets.
         tensors: all that it remembers from step to step and that changes what it computes, by name,
             changed in place, the same on all workers. Checkpoints hold them.
 
@@ -140,10 +140,10 @@ class UpdateRule(ABC):
             tag for adaptive_state in self.adaptive_states.values() for tag in adaptive_state.tags
         )
 
-    def learn(  # noqa: B027  (most rules have nothing to adapt)
+    def update(  # noqa: B027  (most rules have nothing to adapt)
         self, means: Mapping[str, Tensor], step: int, num_samples: int
     ) -> None:
-        """See :meth:`gatdist.game.adaptive_state.AdaptiveState.learn`."""
+        """See :meth:`gatdist.game.adaptive_state.AdaptiveState.update`."""
 
     def reconsider(self) -> None:  # noqa: B027
         """Called at each tick, where waiting for the device costs nothing: adapt to what was seen.
