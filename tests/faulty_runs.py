@@ -1,4 +1,6 @@
-"""Short runs, with all that users leave enabled, in which something goes wrong on purpose."""
+"""Short runs with all defaults enabled, in which tests inject faults."""
+
+from fault_injection import IMPORT
 
 TOTAL, TICK = 9600, 640
 SETTINGS = [
@@ -19,12 +21,11 @@ SETTINGS = [
 ]
 CANONICAL = ["run.reduction=canonical", "run.virtual_workers=2"]
 # What plugins that fail on purpose start with.
-HEAD = """
+HEAD = f"""{IMPORT}
 import os, pathlib, signal, time
-from gatdist.common.faults import fail_at, here
 folder = pathlib.Path(__file__).parent
 def kill(): os.kill(os.getpid(), signal.SIGKILL)
 def freeze(): os.kill(os.getpid(), signal.SIGSTOP)
 def hang(): time.sleep(1000)
-def note(name): (folder / name).write_text(f"{os.getpid()} {time.time()} {os.uname().nodename}")
+def note(name): (folder / name).write_text(f"{{os.getpid()}} {{time.time()}} {{os.uname().nodename}}")
 """

@@ -40,7 +40,7 @@ from gatdist.bench.case import SIZES, Size
 from gatdist.bench.gatdist_case import RULES, GatdistCase
 from gatdist.bench.processes import Report, together
 from gatdist.bench.rounds import interleave, settled, steps_in_a_turn
-from gatdist.common import faults
+from gatdist.common.position import here
 from gatdist.common.background import Background
 from gatdist.data import Loader, SampleOrder, open_dataset
 from gatdist.parallel.communicator import Communicator
@@ -187,8 +187,8 @@ class Steps:
                             pass
                         ours.step()
                         ticks.step()
-                        faults.here.step += 1
-                        if faults.here.step % ticks.steps_between_polls == 0:
+                        here.step += 1
+                        if here.step % ticks.steps_between_polls == 0:
                             self.comm.any(stop.is_set())
                     use(ticks.sum_up(self.loader))
 

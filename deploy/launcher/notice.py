@@ -105,9 +105,9 @@ def main() -> None:
             silent = True
         if left_s is not None:
             print(f"notice: {left_s:.0f} s are left", flush=True)
-            from gatdist.cluster.drain import leave  # takes a second: Ray
+            from gatdist.cluster.drain import drain  # takes a second: Ray
 
-            leave(max(0.0, left_s), given.address)
+            drain(max(0.0, left_s), given.address)
             return
         time.sleep(_POLL_S)
 

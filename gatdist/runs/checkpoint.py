@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from gatdist.common.errors import CheckpointError, StorageError
-from gatdist.common.faults import reached
+from gatdist.common.position import reached
 from gatdist.common.strict_json import parse_json
 from gatdist.config import PlayerName
 from gatdist.storage import Store

@@ -34,7 +34,7 @@ from gatdist.common.errors import (
     StorageUnavailableError,
     WorkerLostError,
 )
-from gatdist.common.faults import reached
+from gatdist.common.position import reached
 from gatdist.config import RunConfig
 from gatdist.runs.checkpoint import (
     FILE,

@@ -16,9 +16,9 @@ from typing import Any
 
 from torch.profiler import record_function
 
-from gatdist.common import faults
 from gatdist.common.background import Background
 from gatdist.common.errors import GatdistError, Interruption, PluginError, TrainingError
+from gatdist.common.position import here
 from gatdist.common.registry import described, is_machines_fault, users_frame
 from gatdist.common.seeding import generators_kept
 from gatdist.config import BOTH, Config, import_plugins
@@ -249,7 +249,7 @@ class _Loop:
                         self.state, self.rule, batch, self.config, statistics, timer, self.play
                     )
                     self.ticks.step()
-                    faults.here.step += 1
+                    here.step += 1
                     self.progress.step(self.state.samples_seen)
                     over = self._after_step()
                 if self.profiler.is_due(self._steps_made):
@@ -495,7 +495,7 @@ class _Loop:
         self.state.load(saved["samples_seen"], checkpoint.tensors, subject)
         self.state.rollbacks = saved["rollbacks"]
         self.counted = Counts(**saved["counted"])
-        faults.here.step = self._steps_made
+        here.step = self._steps_made
         self.progress.start(self.state.samples_seen)
         self.evaluating = saved["evaluating"]
         self.evaluated_attempt = saved["attempt"]
@@ -507,7 +507,7 @@ class _Loop:
 
     def _resume(self) -> None:
         """Go on from the newest whole checkpoint if there is one, and number this attempt."""
-        faults.here.step = 0
+        here.step = 0
         self.progress.start(0)
         resumes = self._load_newest()
         if not resumes:
@@ -522,5 +522,5 @@ class _Loop:
             # Only now: a configuration that can't train must not keep the folder from being used.
             self.directory.claim(self.config)
             self.directory.start_attempt(hosts, resumed_from, reason)
-        faults.here.rank = self.comm.rank
-        faults.here.attempt = self.comm.broadcast_object(self.directory.attempt)
+        here.rank = self.comm.rank
+        here.attempt = self.comm.broadcast_object(self.directory.attempt)

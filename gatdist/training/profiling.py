@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from gatdist.common import faults
+from gatdist.common.position import here
 from gatdist.common.background import Background, Coalesced
 from gatdist.common.errors import ConfigError
 from gatdist.config import Config
@@ -91,7 +91,7 @@ class Profiler:
                 self._note(f"the run has ended before step {self._steps.start}: no profile")
             return
         finished = self._stop()
-        attempt = f"attempt-{faults.here.attempt}"
+        attempt = f"attempt-{here.attempt}"
         folder = f"{FOLDER}/steps-{self._first:06d}-{steps_made:06d}-{attempt}"
         self._steps = range(0)  # once: a run that is rolled back may come here again
         try:

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from gatdist.common import faults
 from gatdist.common.heartbeat import beat, beats, watch_this_thread
+from gatdist.common.position import here, reached
 
 # A thread that waits for the other workers stands in one of these: autograd's C++ engine waits for
 # the reduction of the last bucket, and collectives are called by torch.distributed.
@@ -46,7 +46,7 @@ class Progress:
         """The calling thread, which is the training thread, enters a phase."""
         self.phase = phase
         self.moves += 1
-        faults.reached(phase)
+        reached(phase)
 
     def start(self, samples_seen: int) -> None:
         """The state is the one of a complete checkpoint, or the first one (0)."""
@@ -105,7 +105,7 @@ class Progress:
         return {
             "phase": self.phase,
             "moves": self.moves,
-            "step": faults.here.step,
+            "step": here.step,
             "still_s": time.monotonic() - self._last_at,
             "lengthy": bool(self._starts or self._lengthy),
             "samples_seen": self.samples_seen,

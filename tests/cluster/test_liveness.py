@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from fault_injection import IMPORT
 from support import HANG_S, end_group, marked_processes, start_gatdist, wait_until
 
 pytestmark = pytest.mark.cluster
@@ -35,11 +36,12 @@ SETTINGS = [
     "run.keep_checkpoints=9",
 ]
 # 1,797 real and as many fake samples are looked at in chunks of 256: 8 of each.
-PLUGIN = """
+PLUGIN = (
+    IMPORT
+    + """
 import os, pathlib, signal, time
 from gatdist import register_feature_extractor
 from gatdist.evaluation.features import Coordinates
-from gatdist.common.faults import fail_at, here
 folder = pathlib.Path(__file__).parent
 (folder / "processes").mkdir(exist_ok=True)
 (folder / "processes" / str(os.getpid())).touch()
@@ -51,6 +53,7 @@ class Slow(Coordinates):
         time.sleep(float((folder / "seconds").read_text()))
         return super().__call__(samples)
 """
+)
 
 
 @pytest.fixture

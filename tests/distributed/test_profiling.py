@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from gatdist.cli import main
-from gatdist.common import faults
+from gatdist.common.position import here
 from gatdist.common.errors import ConfigError, StorageError
 from gatdist.config import Config, parse_config
 from gatdist.parallel.communicator import LocalCommunicator
@@ -163,7 +163,7 @@ def test_a_run_that_is_stopped_writes_what_it_has(
         config(window),
         LocalCommunicator(torch.device("cpu")),
         Store(str(tmp_path)),
-        should_stop=lambda: faults.here.step == 3,
+        should_stop=lambda: here.step == 3,
         emit=lambda kind, fields: said.append(fields.get("message", "")),
     )
     assert outcome["status"] == "interrupted"

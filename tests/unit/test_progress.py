@@ -6,14 +6,19 @@ import threading
 
 import pytest
 
-from gatdist.common import faults
+import fault_injection
+from fault_injection import fail_at
+from gatdist.common import position
+from gatdist.common.position import here
 from gatdist.training.progress import Progress
 
 
 @pytest.fixture(autouse=True)
 def nowhere(monkeypatch):
-    monkeypatch.setattr(faults, "here", faults.Place())
-    monkeypatch.setattr(faults, "_waiting", [])
+    for name in ("rank", "attempt", "step"):
+        monkeypatch.setattr(here, name, 0)
+    monkeypatch.setattr(position, "hook", None)
+    monkeypatch.setattr(fault_injection, "_waiting", [])
 
 
 def test_each_phase_is_a_move():
@@ -27,12 +32,12 @@ def test_each_phase_is_a_move():
 
 def test_a_fault_comes_once_on_its_worker_at_its_step_of_its_attempt():
     came = []
-    faults.fail_at("generator", lambda: came.append(faults.here.step), rank=1, step=3, attempt=2)
+    fail_at("generator", lambda: came.append(here.step), rank=1, step=3, attempt=2)
     progress = Progress()
     for rank, attempt in ((0, 2), (1, 1), (1, 2)):
-        faults.here.rank, faults.here.attempt = rank, attempt
+        here.rank, here.attempt = rank, attempt
         for step in range(6):
-            faults.here.step = step
+            here.step = step
             progress.enter("discriminator")
             progress.enter("generator")
     assert came == [3]

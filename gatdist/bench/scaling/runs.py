@@ -20,13 +20,18 @@ _STEPS, _KILL_STEP, _CHECKPOINT_STEPS = 60, 30, 20
 # The dates of both files are those of one file system, so the hosts' clocks need not agree.
 _SOURCE = f"""
 import os, pathlib, signal
-from gatdist.common.faults import fail_at
+from gatdist.common import position
 folder = pathlib.Path(__file__).parent
-def die():
-    (folder / "killed").touch()
-    os.kill(os.getpid(), signal.SIGKILL)
-fail_at("generator", die, rank=RANK, step={_KILL_STEP}, attempt=1)
-fail_at("optimizer", (folder / "moves").touch, rank=0, attempt=2)
+def hook(place):
+    here = position.here
+    where = place, here.rank, here.attempt
+    if where == ("generator", RANK, 1) and here.step >= {_KILL_STEP}:
+        (folder / "killed").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    if where == ("optimizer", 0, 2):
+        (folder / "moves").touch()
+        position.hook = None
+position.hook = hook
 """
 
 
