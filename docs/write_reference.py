@@ -309,16 +309,16 @@ def presets() -> Iterator[str]:
 
 
 EXITS = """\
-| exit status | |
+| exit status | meaning |
 | --- | --- |
-| 0 | done |
-| 1 | anything else |
-| 2 | bad input: one message names the field or file, its value, the rule and a hint |
-| 75 | trying the same command again may help: it was interrupted, or storage was down |
+| 0 | The command succeeded. |
+| 1 | Training failed, or an unexpected error occurred. |
+| 2 | Invalid input. One message names the field or file, its value, the rule and a hint. |
+| 75 | Temporary failure: interrupted, a worker lost, or storage down. Run the command again. |
 
 ## Classes, in `gatdist.common.errors`
 
-| class | kind of | exit status | |
+| class | base class | exit status | raised when |
 | --- | --- | --- | --- |"""
 
 

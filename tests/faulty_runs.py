@@ -21,11 +21,14 @@ SETTINGS = [
 ]
 CANONICAL = ["run.reduction=canonical", "run.virtual_workers=2"]
 # What plugins that fail on purpose start with.
-HEAD = f"""{IMPORT}
+HEAD = (
+    IMPORT
+    + """
 import os, pathlib, signal, time
 folder = pathlib.Path(__file__).parent
 def kill(): os.kill(os.getpid(), signal.SIGKILL)
 def freeze(): os.kill(os.getpid(), signal.SIGSTOP)
 def hang(): time.sleep(1000)
-def note(name): (folder / name).write_text(f"{{os.getpid()}} {{time.time()}} {{os.uname().nodename}}")
+def note(name): (folder / name).write_text(f"{os.getpid()} {time.time()} {os.uname().nodename}")
 """
+)

@@ -40,8 +40,8 @@ from gatdist.bench.case import SIZES, Size
 from gatdist.bench.gatdist_case import RULES, GatdistCase
 from gatdist.bench.processes import Report, together
 from gatdist.bench.rounds import interleave, settled, steps_in_a_turn
-from gatdist.common.position import here
 from gatdist.common.background import Background
+from gatdist.common.position import here
 from gatdist.data import Loader, SampleOrder, open_dataset
 from gatdist.parallel.communicator import Communicator
 from gatdist.runs import Checkpoints, RunDirectory

@@ -1,8 +1,8 @@
-"""What can go wrong, and the exit status of each.
+"""Exceptions of gatdist and their exit statuses.
 
 ::
 
-    GatdistError                   1   anything else
+    GatdistError                   1   base class
     ├── UserError                  2   the user can fix it
     │   ├── ConfigError                a key of the configuration
     │   ├── DataError                  shards, indexes, samples
@@ -10,14 +10,12 @@
     │   ├── CheckpointError            a run directory or a checkpoint in it
     │   ├── ClusterError               Ray, workers, hosts
     │   └── PluginError                a user's own module or network
-    ├── RetryableError              75  trying again may help
-    │   ├── StorageUnavailableError    storage down or throttling past the retry budget
+    ├── RetryableError             75  the same command may succeed later
+    │   ├── StorageUnavailableError    storage is down or throttles past the retry budget
     │   ├── InterruptedRunError        Ctrl-C, SIGTERM or a preemption notice
-    │   └── WorkerLostError            a worker or host died, hangs, or computes something else
-    └── TrainingError              1   the run itself went wrong (non-finite past the budget)
-        └── StaleAttemptError          another start of the same run has taken it over
-
-A :class:`UserError` is told in one line: subject (field or file), value, rule, hint.
+    │   └── WorkerLostError            a worker or host died, hangs or computes wrong results
+    └── TrainingError              1   training failed (too many non-finite steps)
+        └── StaleAttemptError          a newer start of the same run has taken over
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ _MOST_CHARACTERS, _LONGEST_PART = 500, 4000
 
 
 class GatdistError(Exception):
-    """Root of all errors that gatdist raises on purpose."""
+    """Base class of all errors that gatdist raises on purpose."""
 
     exit_status = 1
 
@@ -42,17 +40,17 @@ class Interruption(BaseException):
 
 
 class UserError(GatdistError):
-    """Something the user can fix, reported in one message.
+    """An error that the user can fix, with the message ``subject = value: rule. Hint.``.
 
     Args:
-        subject: the field, file or URL at fault, for example ``run.global_batch``.
-        rule: what must hold, for example ``must be divisible by the 3 workers``.
-        value: the offending value; left out of the message when not given.
-        hint: what to do about it, as an imperative sentence without a full stop.
+        subject: The field, file or URL at fault, for example ``run.global_batch``.
+        rule: What must hold, for example ``must be divisible by the 3 workers``.
+        value: The offending value.
+        hint: How to fix it, as an imperative sentence without a full stop.
 
     Attributes:
-        subject: as given; "" if another process has raised the error.
-        value: as given; None without one.
+        subject: As given; "" if another process raised the error.
+        value: As given; None without one.
     """
 
     exit_status = 2
@@ -69,7 +67,7 @@ class UserError(GatdistError):
 
 
 class ConfigError(UserError):
-    """A key of the configuration is unknown, mistyped, out of range or at odds with another."""
+    """A key of the configuration is unknown, mistyped, out of range or contradicts another."""
 
 
 class DataError(UserError):
@@ -77,15 +75,15 @@ class DataError(UserError):
 
 
 class StorageError(UserError):
-    """A URL can't be used: missing, not permitted, not writable, unknown protocol."""
+    """A URL is missing, not permitted, not writable or of an unknown protocol."""
 
 
 class CheckpointError(UserError):
-    """A run directory or checkpoint can't be used."""
+    """A run directory or a checkpoint is unusable."""
 
 
 class ClusterError(UserError):
-    """The cluster can't run what was asked."""
+    """The cluster is unreachable, misconfigured or too small."""
 
 
 class PluginError(UserError):
@@ -93,7 +91,7 @@ class PluginError(UserError):
 
 
 class RetryableError(GatdistError):
-    """Trying the same command again may help."""
+    """The same command may succeed later."""
 
     exit_status = 75
 
@@ -103,41 +101,37 @@ class StorageUnavailableError(RetryableError):
 
 
 class InterruptedRunError(RetryableError):
-    """The run was asked to stop; its state is safe and the same command resumes it."""
+    """The run was asked to stop. Its state is saved, and the same command resumes it."""
 
 
 class WorkerLostError(RetryableError):
-    """A worker or its host died or went wrong; the run can go on from its last checkpoint."""
+    """A worker or its host failed. The run can resume from its last checkpoint."""
 
 
 class TrainingError(GatdistError):
-    """Training itself went wrong."""
+    """Training failed, for example after too many non-finite steps."""
 
 
 class StaleAttemptError(TrainingError):
-    """Another start of the same run has taken it over; this one must write nothing more."""
+    """A newer start of the same run has taken over. This one must not write any more."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint such as ``Did you mean 'fid'?`` or ``Known: fid, kid`` for an unknown name."""
+    """Return a hint for an unknown name: ``Did you mean 'fid'? Known: fid, kid``."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return (
-        f"Did you mean {close[0]!r}? Known: {', '.join(known)}"
-        if close
-        else f"Known: {', '.join(known)}"
-    )
+    return "".join(f"Did you mean {name!r}? " for name in close) + f"Known: {', '.join(known)}"
 
 
 def rebuilt(kind: str, message: str) -> GatdistError:
-    """An error that another process has told by class and message, as the class that it was."""
+    """Return another process's error, given the name of its class and its message."""
     found = globals().get(kind, GatdistError)
     error: GatdistError = found.__new__(found)
     error.args = (message,)
     return error
 
 
-# Known by the names of their classes: commands that need no networks do not import torch.
+# Classes are compared by name: commands that need no networks do not import torch.
 
 
 def is_lost_connection(error: BaseException) -> bool:
@@ -147,7 +141,7 @@ def is_lost_connection(error: BaseException) -> bool:
 
 
 def is_broken_device(error: BaseException) -> bool:
-    """Whether the device itself failed; one that is only too small would fail again."""
+    """Whether the device itself failed; one that is only out of memory would fail again."""
     names = _class_names(error)
     of_cuda = isinstance(error, RuntimeError) and "CUDA error" in str(error)
     return "OutOfMemoryError" not in names and ("AcceleratorError" in names or of_cuda)
@@ -164,10 +158,7 @@ _RAISED = re.compile(
 
 
 def summary(error: BaseException) -> str:
-    """What an error says, in one line: of a chain of tracebacks, the first line of the last error.
-
-    Messages of several lines often end with advice or numbers; their first line says what is wrong.
-    """
+    """Return an error's message in one line: the first line of the last chained error."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
@@ -175,17 +166,17 @@ def summary(error: BaseException) -> str:
     return (raised[-1] if raised else lines[0])[:_MOST_CHARACTERS]
 
 
-# Control characters but for line ends, tabs and colors: others move the cursor, or worse.
+# Control characters except line ends, tabs and colors: others move the cursor, or worse.
 _CONTROLS = re.compile(r"\x1b(?!\[[0-9;]*m)|[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f-\x9f]")
 
 
 def for_terminal(text: str) -> str:
-    """A text that may hold what strangers wrote, with control characters escaped; not too long."""
+    """Return untrusted text with control characters escaped and long lines cut."""
     escaped = _CONTROLS.sub(lambda found: repr(found[0])[1:-1], text)
     return "\n".join(_cut(line, _LONGEST_PART) for line in escaped.split("\n"))
 
 
 def _cut(text: str, most: int) -> str:
-    """Both ends of a text that is longer than ``most`` characters."""
+    """Return both ends of a text that is longer than ``most`` characters."""
     half = most // 2
     return text if len(text) <= most else f"{text[:half]}…{text[-half:]}"

@@ -16,7 +16,6 @@ from gatdist.config.environment import (
     set_env,
     silence_profiler,
 )
-from gatdist.config.fields import BOTH, NamedConfig, PlayerName
 from gatdist.config.loading import (
     first_error,
     load_config,
@@ -29,6 +28,7 @@ from gatdist.config.loading import (
 )
 from gatdist.config.models import Config, flatten
 from gatdist.config.sections import (
+    BOTH,
     ClusterConfig,
     ConvergenceConfig,
     DataConfig,
@@ -37,8 +37,10 @@ from gatdist.config.sections import (
     HealthConfig,
     ModelConfig,
     MonitorConfig,
+    NamedConfig,
     OptimConfig,
     PenaltyConfig,
+    PlayerName,
     PlayerOptimConfig,
     PrecisionConfig,
     RunConfig,

@@ -12,8 +12,8 @@ from pydantic import Field, model_validator
 
 from gatdist.common.errors import ConfigError
 from gatdist.config.environment import REFERENCE, is_secret, redact_url
-from gatdist.config.fields import BOTH
 from gatdist.config.sections import (
+    BOTH,
     ClusterConfig,
     DataConfig,
     EvaluateConfig,

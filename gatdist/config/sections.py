@@ -4,35 +4,63 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
-from gatdist.config.fields import (
-    NamedConfig,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PlayerName,
-    PositiveFloat,
-    PositiveInt,
-    Share,
-    ShareBelow1,
-    TwoPositiveInts,
-    Vocabulary,
-)
+
+def _fits_int64(value: int) -> int:
+    if value >= 2**63:
+        raise PydanticCustomError("too_large", "must be below 2**63")
+    return value
+
+
+def _is_vocabulary(characters: str) -> str:
+    if len(set(characters)) < len(characters):
+        raise PydanticCustomError("vocabulary", "must hold each character once")
+    if not 1 <= len(characters) <= 255 or "\0" in characters:
+        raise PydanticCustomError("vocabulary", "must hold 1 to 255 characters, and no NUL")
+    return characters
+
+
+PositiveInt = Annotated[int, Field(gt=0), AfterValidator(_fits_int64)]
+NonNegativeInt = Annotated[int, Field(ge=0), AfterValidator(_fits_int64)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+TwoPositiveInts = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
+Share = Annotated[float, Field(ge=0, le=1)]
+ShareBelow1 = Annotated[float, Field(ge=0, lt=1)]
+Vocabulary = Annotated[str, AfterValidator(_is_vocabulary)]
+PlayerName = Literal["generator", "discriminator"]
+BOTH: tuple[PlayerName, PlayerName] = ("generator", "discriminator")
+
+
+class NamedConfig(BaseModel):
+    """A registered ``name`` with its own options."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
+
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keys other than ``name``."""
+        return dict(self.model_extra or {})
 
 
 class Section(BaseModel):
-    """Base of all sections: frozen, exact types, unknown keys refused."""
+    """Base of all sections: frozen, strict types, no unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class ConvergenceConfig(Section):
-    """When to stop: a metric has not improved for long.
+    """Stop early when a metric no longer improves.
 
     Attributes:
-        metric: one of ``evaluate.metrics``; lower is better.
-        patience_samples: for so long it may be no better than its best.
-        min_improvement: by which share of the best it must fall below it.
+        metric: Metric to watch, one of ``evaluate.metrics``. Lower is better.
+        patience_samples: Training samples without an improvement after which the run ends.
+        min_improvement: Smallest relative decrease below the best value that counts as an
+            improvement.
     """
 
     metric: str = "fid"
@@ -41,26 +69,30 @@ class ConvergenceConfig(Section):
 
 
 class RunConfig(Section):
-    """How much is trained, in what portions, from which seed.
+    """Length of training, batch size, seed, checkpoints and reproducibility.
 
     Attributes:
-        total_samples: real samples to show in all, over all workers; then the run ends.
-        global_batch: real samples of a discriminator step, over all workers, which share it.
-        seed: of all random numbers.
-        log_every_samples: how often numbers are written and a picture is made, in samples.
-        checkpoint_every_samples: how often a checkpoint is written.
-        keep_checkpoints: so many of the newest are kept.
-        keep_best_checkpoints: and so many with the lowest ``best_metric``; if above 0, one is
-            written at every evaluation.
-        best_metric: one of ``evaluate.metrics``.
-        keep_every_samples: and the first at or after each multiple of this; 0: none.
-        reduction: ``canonical`` sums gradients along one fixed tree, so that the result is the same
-            bit for bit on any power of two of workers up to ``virtual_workers``; ``fast`` is the
-            same within rounding.
-        virtual_workers: a power of two: into so many parts ``canonical`` cuts the global batch.
-        convergence: ends the run before ``total_samples``; None does not.
-        storage_options: for the run directory, passed to fsspec; ``${env:NAME}`` is replaced at the
-            moment of use and never written to a file.
+        total_samples: Real samples shown in total, summed over all workers. The run then ends.
+        global_batch: Samples per discriminator step, summed over all workers.
+        seed: Seed of all random numbers.
+        log_every_samples: Samples per log interval. Metrics and a preview are written after each.
+        checkpoint_every_samples: Samples between two checkpoints.
+        keep_checkpoints: Number of recent checkpoints to keep.
+        keep_best_checkpoints: Number of checkpoints with the lowest ``best_metric`` to keep in
+            addition. Above 0, every evaluation writes a checkpoint.
+        best_metric: Metric that ranks the best checkpoints, one of ``evaluate.metrics``.
+        keep_every_samples: Keep the first checkpoint at or after each multiple of this many
+            samples for good. 0 disables it.
+        reduction: How gradients are summed over workers. ``fast`` uses all-reduce: results on
+            different numbers of workers agree within rounding. ``canonical`` sums along one fixed
+            tree: results are bit-identical on any power of two of workers up to
+            ``virtual_workers``.
+        virtual_workers: Number of parts, a power of two, that ``canonical`` cuts the global batch
+            into. Ignored under ``fast``.
+        convergence: End the run before ``total_samples`` when a metric stops improving. None trains
+            to the end.
+        storage_options: Options passed to fsspec for the run directory. ``${env:NAME}`` is replaced
+            when it is used and never written to a file.
     """
 
     total_samples: PositiveInt
@@ -79,37 +111,45 @@ class RunConfig(Section):
 
 
 class DataConfig(Section):
-    """Where the samples are and how they are read.
+    """Location of the data set, preprocessing, shuffling, read-ahead and caching.
 
     Attributes:
-        url: of the folder of a data set; ``builtin:digits`` and ``builtin:ring`` need no files.
-        resolution: pictures of another size (height and width, or both at once) are cut to its
-            aspect about their centre and resized; None takes them as they are.
-        resize: by which filter.
-        channels: 1 is gray and 3 is RGB; of sounds 1 is their mean. None: as the data set has it.
-        length: so much of each is read: samples of a sound, bytes of a text (characters where there
-            is a vocabulary), tokens.
-        vocabulary: the characters that texts may hold, each once, at most 255; None reads texts as
-            bytes, of which every text is made.
-        interleave: lanes that the sample order is cut into. Each global batch takes equally many
-            samples from each lane, so it must divide the batch. None: the largest divisor up to 64.
-        shuffle_window_samples: samples of a lane that are shuffled together. None: as many as fit
-            into 256 MiB for the windows of all lanes, at most 4096.
-        block_bytes: neighbours in a shard of about this size are read together.
-        prefetch_batches: so many are read ahead.
-        decode_threads: in each worker.
-        memory_bytes: the most that a worker keeps of the data set: fetched bytes, indexes, batches
-            read ahead.
-        cache_dir: a folder on a local disk where the workers of a host keep what they fetched from
-            storage elsewhere. It may be shared by several runs.
-        cache_bytes: the most that is kept there; what was not used for longest goes first.
-        on_bad_sample: whether a sample that can't be read, even after it was fetched again, ends
-            the run, or another one is shown instead, the same on any number of workers.
-        bad_sample_budget: more different bad samples than this end the run all the same.
-        storage_options: as ``run.storage_options``, for what is on the server or bucket of ``url``.
-        shards_url: URL of the folder of the tars, in place of the manifest's; required where they
+        url: Folder of the data set. ``builtin:digits`` and ``builtin:ring`` need no files.
+        resolution: Height and width in pixels, as one number for both or ``[height, width]``.
+            Images of another size are center-cropped to this aspect ratio and resized. None keeps
+            their size.
+        resize: Resampling filter.
+        channels: Channels of an image (1 gray, 3 RGB) or of audio (1 mixes to mono). None keeps
+            those of the data set.
+        length: Length read of each sample: audio samples, bytes of text (characters with a
+            ``vocabulary``) or tokens.
+        vocabulary: Characters of the text, each once, at most 255. None reads text as bytes.
+        interleave: Number of sequential read streams that make up a global batch. Each contributes
+            equally many samples, so it must divide ``run.global_batch``. None uses the largest
+            divisor up to 64.
+        shuffle_window_samples: Samples of one read stream that are shuffled together. None uses as
+            many as fit into 256 MiB for the windows of all streams, at most 4096.
+        block_bytes: Approximate size in bytes of one read from a shard. Neighboring samples are
+            read together.
+        prefetch_batches: Number of batches that each worker reads ahead.
+        decode_threads: Decoding threads per worker.
+        memory_bytes: Memory limit per worker, in bytes, for fetched data, indexes and batches read
+            ahead.
+        cache_dir: Folder on a local disk where all workers of a host cache data from remote
+            storage. Several runs may share it. None disables the cache.
+        cache_bytes: Size limit of ``cache_dir`` in bytes. The least recently used data is evicted
+            first.
+        on_bad_sample: What to do with a sample that can't be read, even after fetching it again.
+            ``raise`` ends the run. ``substitute`` shows another sample, the same one on any number
+            of workers.
+        bad_sample_budget: Number of different bad samples that ``substitute`` tolerates. One more
+            ends the run.
+        storage_options: Options passed to fsspec for the server or bucket of ``url``. See
+            ``run.storage_options``.
+        shards_url: Folder of the tar files, instead of the one in the manifest. Required if they
             are on another server or bucket than the manifest.
-        shards_storage_options: as ``run.storage_options``, for ``shards_url``.
+        shards_storage_options: Options passed to fsspec for ``shards_url``. See
+            ``run.storage_options``.
     """
 
     url: str
@@ -134,17 +174,19 @@ class DataConfig(Section):
 
 
 class ModelConfig(Section):
-    """The two players.
+    """The generator, the discriminator and their initial weights.
 
     Attributes:
-        generator: a network's ``name``, and its options beside it.
-        discriminator: likewise.
-        latent_size: numbers of a latent.
-        conditional: whether both players are told the class.
-        spectral_norm: the players whose weights are all divided by their largest singular values.
-        init_from: folder of another run, whose networks a fresh run starts from, to go on with
-            other data.
-        init_from_storage_options: likewise, where that is on another server than the run directory.
+        generator: Generator network: its ``name`` and its options.
+        discriminator: Discriminator network: its ``name`` and its options.
+        latent_size: Number of components of a latent vector.
+        conditional: Whether both networks are class-conditional.
+        spectral_norm: Networks whose weights are spectrally normalized (divided by their largest
+            singular value).
+        init_from: Run directory to take initial weights from, for fine-tuning on other data.
+            Ignored when the run resumes.
+        init_from_storage_options: Options passed to fsspec for ``init_from``, if it is on another
+            server than the run directory.
     """
 
     generator: NamedConfig = NamedConfig(name="residual")
@@ -157,13 +199,14 @@ class ModelConfig(Section):
 
 
 class PenaltyConfig(Section):
-    """A penalty, every so many steps and as many times as strong.
+    """A penalty, computed lazily: every N steps with N times its strength.
 
     Attributes:
-        strength: its factor in the loss.
-        every_steps: it is due at every so many steps, and counts as many times.
-        final_strength: where its strength falls or rises to, along half a cosine; None: it stays.
-        change_samples: in the first so many samples.
+        strength: Weight in the loss.
+        every_steps: Steps between two evaluations of the penalty. Its weight is multiplied by the
+            same number.
+        final_strength: Weight at the end of a half-cosine schedule. None keeps ``strength``.
+        change_samples: Length of that schedule in samples, from the start of the run.
     """
 
     strength: PositiveFloat
@@ -173,24 +216,26 @@ class PenaltyConfig(Section):
 
 
 class GameConfig(Section):
-    """Losses, penalties, augmentation, the update rule and the average of the generator.
+    """Loss, penalties, augmentation, update rule and the generator's moving average.
 
     Attributes:
-        loss: of both players.
-        update_rule: which gradients are taken, in which order.
-        rule_options: of the update rule itself, such as the strength of ``consensus``.
-        order: who moves first in ``alternating``.
-        latents: whether the players' phases of ``alternating`` draw their own, or share them.
-        reuse_fakes: with shared latents, whether the generator's phase reuses the fakes of the
-            discriminator's, which saves a forward pass and costs the memory of its activations.
-        num_discriminator_steps: how often the discriminator moves, each time at a global batch of
-            its own, before the generator does.
-        penalties: by name.
-        lazy_penalties: whether a penalty that is not due at every step joins the loss of its step,
-            or has an optimizer step of its own, with Adam's settings corrected for it.
-        augmentation: its ``name``, and its options beside it, of what the discriminator is shown.
-        ema_half_life_samples: of the moving average of the generator, which is what is
-            evaluated and sampled.
+        loss: Loss of both players.
+        update_rule: Which gradients are taken and in which order.
+        rule_options: Options of the update rule, such as the strength of ``consensus``.
+        order: Which player steps first under ``alternating``.
+        latents: Whether the two players of ``alternating`` draw their own latents (``fresh``) or
+            use the same (``shared``).
+        reuse_fakes: Reuse the discriminator phase's fakes in the generator phase. Needs shared
+            latents. Saves one forward pass and costs the memory of its activations.
+        num_discriminator_steps: Discriminator steps per generator step. Each uses its own global
+            batch.
+        penalties: Penalties by name.
+        lazy_penalties: Whether a penalty with ``every_steps`` above 1 is added to the loss of its
+            step (``joined``) or gets its own optimizer step, with Adam's settings corrected for it
+            (``separate``).
+        augmentation: Augmentation of what the discriminator sees: its ``name`` and its options.
+        ema_half_life_samples: Half-life in samples of the generator's exponential moving average,
+            which is evaluated and sampled.
     """
 
     loss: str = "nonsaturating"
@@ -207,25 +252,25 @@ class GameConfig(Section):
 
 
 class PlayerOptimConfig(Section):
-    """One player's optimizer, its schedule, and how its gradients are gathered.
+    """Optimizer, learning-rate schedule and gradient accumulation of one player.
 
     Attributes:
-        name: ``sgd`` for rules that need plain gradient descent.
-        direction: what the optimizer follows: the gradient, or what ``optimistic`` or ``conjugate``
-            make of it; None leaves it to the update rule.
-        conjugate_beta: the formula for β of a conjugate direction.
-        learning_rate: before its schedule.
-        betas: of Adam.
-        eps: of Adam.
-        momentum: of ``sgd``.
-        weight_decay: of Adam it is decoupled.
-        clip_norm: bounds the 2-norm of the whole gradient; 0 leaves it alone.
-        warmup_samples: the learning rate rises linearly for so long.
-        decay: how it falls then.
-        decay_start_samples: from here on.
-        final_fraction: the share of it that is left at ``run.total_samples``.
-        micro_batch: at most so many samples go through the networks at once in a worker; the
-            gradients of a step's micro-batches are added up. None: all at once.
+        name: Optimizer. Some update rules need plain gradient descent, ``sgd``.
+        direction: What the optimizer receives: the gradient, or the ``optimistic`` or ``conjugate``
+            direction computed from it. None leaves the choice to the update rule.
+        conjugate_beta: Formula for β of a conjugate direction.
+        learning_rate: Peak learning rate.
+        betas: Adam's decay rates.
+        eps: Adam's ε.
+        momentum: Momentum of ``sgd``.
+        weight_decay: Weight decay, decoupled under Adam (AdamW).
+        clip_norm: Upper bound of the 2-norm of the whole gradient. 0 disables clipping.
+        warmup_samples: Samples over which the learning rate rises linearly from 0.
+        decay: Schedule after ``decay_start_samples``.
+        decay_start_samples: Samples after which the learning rate decays.
+        final_fraction: Learning rate at ``run.total_samples``, as a share of the peak.
+        micro_batch: Largest number of samples per forward and backward pass in a worker. Gradients
+            are accumulated over the micro-batches of a step. None uses one pass.
     """
 
     name: Literal["adam", "sgd"] = "adam"
@@ -245,11 +290,11 @@ class PlayerOptimConfig(Section):
 
 
 class OptimConfig(Section):
-    """Both players' optimizers.
+    """Optimizers of both players.
 
     Attributes:
-        generator: its optimizer.
-        discriminator: its optimizer.
+        generator: The generator's optimizer.
+        discriminator: The discriminator's optimizer.
     """
 
     generator: PlayerOptimConfig = PlayerOptimConfig()
@@ -257,17 +302,19 @@ class OptimConfig(Section):
 
 
 class PrecisionConfig(Section):
-    """What the networks compute in.
+    """Number formats, memory layout, compilation and CUDA graphs.
 
     Attributes:
-        dtype: ``float64`` is for tests; with bfloat16 and float16 the parameters stay float32
-            (autocast), and float16's losses are scaled, alike on all workers.
-        channels_last: lay pictures out so in memory; faster with bfloat16 and on GPUs.
-        compile: the networks that ``torch.compile`` compiles.
-        reduce_dtype: what gradients travel in between workers.
-        cuda_graphs: on CUDA, record a step once and replay it: for networks so small that a step
-            is over before the host has started its kernels. Gradients then travel between
-            workers after a backward, not during it.
+        dtype: Format of the computation. bfloat16 and float16 use autocast with float32
+            parameters, float16 also scales the loss. ``float64`` is for tests.
+        channels_last: Use the channels-last memory layout for images. Faster with bfloat16 and on
+            GPUs.
+        compile: Networks to compile with ``torch.compile``.
+        reduce_dtype: Format in which gradients are sent between workers. ``full`` is the
+            parameters' own.
+        cuda_graphs: On CUDA, record a step once as a graph and replay it. Pays for small networks
+            that are bound by kernel launches. Gradients are then sent after the backward pass
+            instead of during it.
     """
 
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
@@ -278,13 +325,13 @@ class PrecisionConfig(Section):
 
 
 class MonitorConfig(Section):
-    """What is shown of the run.
+    """TensorBoard, previews and profiles.
 
     Attributes:
-        tensorboard: whether event files are written.
-        grid_samples: samples in a picture; of sounds at most 16.
-        profile_steps: the first step of which a profile is made and the first of which none is,
-            counted from 0 since the run began: ``[100, 110]`` are ten steps.
+        tensorboard: Whether to write TensorBoard event files.
+        grid_samples: Samples in a preview. Of audio, at most 16 are shown.
+        profile_steps: Steps to profile: the first one and the one after the last, counted from 0.
+            ``[100, 110]`` profiles ten steps. None profiles none.
     """
 
     tensorboard: bool = True
@@ -293,29 +340,29 @@ class MonitorConfig(Section):
 
 
 class HealthConfig(Section):
-    """What to do about bad steps, and when to raise which alarm.
+    """Responses to non-finite gradients and spikes, and thresholds of alarms.
 
-    A step whose reduced gradients are not finite never moves a parameter, nor does a spike. Under
-    ``skip`` the run goes on. Under ``rollback`` it goes back, at the end of the tick, to its last
-    checkpoint, and on from there with other noise. Under ``stop`` it ends. Alarms are judged on
-    each tick's means.
+    A step with a non-finite reduced gradient, or with a spike, is skipped on every rank. The run
+    then continues (``skip``), returns to its last checkpoint at the end of the log interval and
+    continues with other noise (``rollback``), or ends (``stop``). Alarms compare the means of each
+    log interval with their thresholds.
 
     Attributes:
-        nonfinite: what to do about gradients that are not finite.
-        nonfinite_budget: more such steps in all end the run.
-        spike: what to do about gradients that are far too large.
-        spike_factor: whose norm exceeds its running mean so many times.
-        spike_budget: more such steps in all end the run.
-        rollback_budget: more rollbacks end the run.
-        atomic: lets rules that move one player after the other take back the first's move if the
-            second's gradients are bad; it costs a copy of the first and its optimizer's state.
-        vanishing_norm: an alarm below this norm of a player's gradient.
-        exploding_norm: an alarm above it.
-        collapse_ratio: an alarm where fakes deviate over the batch by less than this share of what
-            real samples do.
-        won_accuracy: an alarm where the discriminator ranks more than this share of the (real,
-            fake) pairs rightly.
-        straggler_factor: an alarm where a worker works at a step so many times as long as others.
+        nonfinite: Response to a non-finite gradient.
+        nonfinite_budget: Number of such steps that a run tolerates. One more ends it.
+        spike: Response to a gradient spike.
+        spike_factor: Ratio of a gradient's norm to its running mean above which it is a spike.
+        spike_budget: Number of such steps that a run tolerates. One more ends it.
+        rollback_budget: Number of rollbacks that a run tolerates. One more ends it.
+        atomic: Undo the first player's update if the second player's gradient is bad, under update
+            rules that step them in turn. Costs a copy of the first player and its optimizer state.
+        vanishing_norm: Alarm if the norm of a player's gradient is below this.
+        exploding_norm: Alarm if the norm of a player's gradient is above this.
+        collapse_ratio: Alarm if the fakes' standard deviation over the batch is below this share of
+            the real samples'.
+        won_accuracy: Alarm if the discriminator ranks more than this share of (real, fake) pairs
+            correctly.
+        straggler_factor: Alarm if a worker computes this many times as long per step as the others.
     """
 
     nonfinite: Literal["skip", "rollback", "stop"] = "skip"
@@ -333,21 +380,21 @@ class HealthConfig(Section):
 
     @property
     def may_roll_back(self) -> bool:
-        """Whether the run may go back to a checkpoint."""
+        """Whether the run may return to a checkpoint."""
         return "rollback" in (self.nonfinite, self.spike)
 
 
 class EvaluateConfig(Section):
-    """Which metrics, on how many samples, how often (0: at the end only).
+    """Metrics, their samples and features, and how often they are measured.
 
     Attributes:
-        metrics: by name; an empty list measures nothing.
-        num_samples: fakes; None: as many as there are real samples.
-        every_samples: how often; 0: at the end only.
-        features: what samples are compared by.
-        features_file: URL of the network of the features ``inception`` (safetensors) or
+        metrics: Names of the metrics. An empty list disables evaluation.
+        num_samples: Number of fakes per evaluation. None uses as many as there are real samples.
+        every_samples: Training samples between two evaluations. 0 evaluates at the end only.
+        features: Feature extractor that samples are compared by.
+        features_file: URL of the network file for the features ``inception`` (safetensors) or
             ``torchscript``.
-        features_sha256: its digest, in hex.
+        features_sha256: SHA-256 of ``features_file``, in hex. Required with it.
     """
 
     metrics: list[str] = ["fid", "kid"]
@@ -359,21 +406,21 @@ class EvaluateConfig(Section):
 
 
 class ClusterConfig(Section):
-    """Workers, what they need, how they reach one another, and what is borne.
+    """Workers, their resources, the network between them and fault tolerance.
 
     Attributes:
-        workers: how many; ``[min, max]`` lets the run go on with fewer when hosts go, and take in
-            those that come.
-        address: of a Ray cluster; "" starts Ray on this machine.
-        backend: of the process group; ``auto``: NCCL on GPUs, else Gloo.
-        gpus_per_worker: None takes one where there are any; must be said where an autoscaler is yet
-            to bring them.
-        cpus_per_worker: also the threads that each computes with.
-        resources_per_worker: others that Ray's hosts offer, by name.
-        placement: how Ray spreads the workers over the hosts.
-        labels: that a host must have, as Ray's label selectors are written.
-        runtime_env: Ray's description of what workers need beside gatdist (``pip``,
-            ``working_dir``, ``env_vars`` …). Plugins that are not installed are sent along.
+        workers: Number of workers. ``[min, max]`` makes the run elastic: it continues with fewer
+            when hosts leave and grows when hosts join.
+        address: HOST:PORT of a Ray cluster. Empty starts Ray on this machine.
+        backend: Communication library. ``auto`` uses NCCL on GPUs, else Gloo.
+        gpus_per_worker: GPUs per worker. None uses 1 if the cluster has GPUs, else 0. Required if
+            an autoscaler has yet to add the GPU hosts.
+        cpus_per_worker: CPU cores per worker, and its number of torch threads.
+        resources_per_worker: Custom Ray resources per worker, by name.
+        placement: Ray's strategy for placing workers on hosts.
+        labels: Node labels that a host must have, as Ray label selectors.
+        runtime_env: Ray runtime environment of the workers (``pip``, ``working_dir``, ``env_vars``
+            …). Plugins that are not installed are added.
         heartbeat_timeout_s: Seconds without a heartbeat after which a worker counts as hung. Steps
             and every part of an evaluation, a commit or a read are heartbeats, so that this limits
             the longest part, not the whole.
@@ -381,10 +428,12 @@ class ClusterConfig(Section):
             (imports, plugins, reading the checkpoint), while networks are compiled or CUDA graphs
             recorded, while a profile is written or a run is rolled back, and while a worker waits
             until its checkpoint is written.
-        straggler_warn_s: one that does so for so long is named, with the stacks of all workers.
-        max_failures: so many failures in a row without a new checkpoint between them are borne.
-        wait_for_workers_s: for how long a run waits for hosts to come back; with an autoscaler,
-            also for the first to come.
+        straggler_warn_s: Seconds without a heartbeat after which a worker is reported as a
+            straggler, with the stacks of all workers.
+        max_failures: Consecutive failures without a new checkpoint that a run tolerates. One more
+            ends it.
+        wait_for_workers_s: Seconds to wait for hosts to come back or, with an autoscaler, to be
+            added.
     """
 
     workers: PositiveInt | TwoPositiveInts = 1
@@ -404,10 +453,8 @@ class ClusterConfig(Section):
 
     @property
     def min_workers(self) -> int:
-        """The fewest that the run goes on with."""
         return self.workers if isinstance(self.workers, int) else self.workers[0]
 
     @property
     def max_workers(self) -> int:
-        """The most that it takes in."""
         return self.workers if isinstance(self.workers, int) else self.workers[1]

@@ -24,9 +24,9 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from gatdist.common.position import here
 from gatdist.common.background import Background, Coalesced
 from gatdist.common.errors import ConfigError
+from gatdist.common.position import here
 from gatdist.config import Config
 from gatdist.monitor.timing import PhaseTimer
 from gatdist.monitor.uploads import Uploads

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from gatdist.cli import main
-from gatdist.common.position import here
 from gatdist.common.errors import ConfigError, StorageError
+from gatdist.common.position import here
 from gatdist.config import Config, parse_config
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.runs.inspection import digest
