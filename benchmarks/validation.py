@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from gatdist.bench.simulate.collectives import Link, Topology, ring_s
 from gatdist.bench.simulate.faults import Kind, Situation, best_interval, play
-from gatdist.bench.simulate.loading import parse
 from gatdist.bench.simulate.measured import fitted_link
-from gatdist.bench.simulate.step import Phase, StepModel, expected_maximum
+from gatdist.bench.simulate.model import Link, Phase, StepModel, Topology, expected_maximum, ring_s
+from gatdist.bench.simulate.scenario import parse
 from gatdist.bench.simulate.study import study
 
 RESULTS = Path("benchmarks/results")
@@ -196,9 +195,9 @@ def links(found: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
     """All-reduces and steps under slowed links, as :mod:`benchmarks.slow_links` measured them."""
     as_they_are = _link(found[0])
     for rate in found:
-        message = rate["mbit_per_s"]
-        slowed = message is not None  # else two cores are what four hosts wait for
-        name = f"{message:.0f} Mbit/s" if slowed else "links as they are"
+        mbit_per_s = rate["mbit_per_s"]
+        slowed = mbit_per_s is not None  # else two cores are the bottleneck of four hosts
+        name = f"{mbit_per_s:.0f} Mbit/s" if slowed else "links as they are"
         for message in rate["network"].get("4", ()):
             if message["bytes"] >= 1_000_000:
                 what = f"{name}: all-reduce of {message['bytes'] / 1e6:.0f} MB on 4 hosts from 2, s"
@@ -206,7 +205,7 @@ def links(found: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
                 family = "all-reduce, 4 hosts from 2"
                 yield row(family, what, message["seconds"], simulated, "measured", counts=slowed)
         points = {point["workers"]: point for point in rate["scaling"]["points"]}
-        network = network_at(as_they_are, message)
+        network = network_at(as_they_are, mbit_per_s)
         seen = network_at(_link(rate), None)
         for workers, (source, told_of) in product(
             (2, 4), {"rate": network, "doctor": seen}.items()

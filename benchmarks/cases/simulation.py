@@ -28,7 +28,7 @@ from typing import Any
 from benchmarks import validation
 from benchmarks.environment import environment
 from benchmarks.hosts import why_not
-from gatdist.bench.simulate.plot import draw
+from gatdist.bench.simulate.report import draw
 from gatdist.bench.simulate.study import simulate
 from gatdist.monitor.figures import LIMIT, MEASURED, figure, files, tidy
 from gatdist.monitor.numbers import aligned, number

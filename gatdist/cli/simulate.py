@@ -33,13 +33,13 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Simulate, and print the answer."""
+    from gatdist.bench.simulate.report import table
     from gatdist.bench.simulate.study import simulate
-    from gatdist.bench.simulate.table import table
 
     out = writable(arguments.out)
     found = simulate(arguments.scenario, arguments.set)
     if out:
-        from gatdist.bench.simulate.plot import draw
+        from gatdist.bench.simulate.report import draw
 
         publish(found, draw, out)
     print(json.dumps(found) if arguments.json else table(found))

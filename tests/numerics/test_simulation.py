@@ -8,10 +8,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.validation import STYLEGAN3, is_inside, published
-from gatdist.bench.simulate.advice import stops_paying
-from gatdist.bench.simulate.collectives import Link, Topology, hierarchical_s, ring_s, tree_s
 from gatdist.bench.simulate.fit import Known, Observation, fit
-from gatdist.bench.simulate.step import DataFlow, Phase, StepModel, buckets, expected_maximum
+from gatdist.bench.simulate.model import (
+    DataFlow,
+    Link,
+    Phase,
+    StepModel,
+    Topology,
+    buckets,
+    expected_maximum,
+    hierarchical_s,
+    ring_s,
+    tree_s,
+)
+from gatdist.bench.simulate.study import stops_paying
 
 LINK = Link(20e-6, 1e9)
 FAST = Link(5e-6, 1e11)

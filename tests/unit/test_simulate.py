@@ -8,8 +8,8 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from gatdist.bench.simulate.loading import scenario_names
 from gatdist.bench.simulate.measured import fitted_link
+from gatdist.bench.simulate.scenario import scenario_names
 from gatdist.bench.simulate.study import simulate
 from gatdist.cli import main
 from gatdist.common.errors import ConfigError

@@ -1,6 +1,5 @@
-"""Predict time, cost and failures of training at scales that were not measured.
+"""``gatdist simulate``: predict time, cost and failures at scales that were not measured.
 
-``gatdist simulate SCENARIO.toml``: ``scenario`` holds what was measured, observed or published;
-``step`` is the model of a step, ``fit`` estimates its unknown parameters, and ``faults`` simulates
-whole runs. Nothing here needs torch or Ray.
+A ``scenario`` holds measured, observed or published figures; ``model`` computes a step, ``fit``
+estimates its unknown parameters, and ``faults`` simulates runs. Needs neither torch nor Ray.
 """

@@ -1,13 +1,12 @@
-"""Whole runs, played from fault to fault: checkpoints, lost work, restarts, hosts that are away.
+"""Simulation of whole runs: faults, checkpoints, lost work, restarts, absent hosts.
 
-Between two faults all is determined, so time jumps from one event to the next; many runs are
-played at once, one in each lane of the arrays. Faults are Poisson processes, and a host that is
-away comes back after an exponential time: so what a lane is waiting for has no memory, and can be
-drawn anew after each event.
+Nothing random happens between two faults, so time jumps from one event to the next. Many runs are
+simulated at once, one per entry of the arrays. Faults are Poisson processes and a host is away for
+an exponential time, so waiting times have no memory and are drawn anew after each event.
 
-A checkpoint begins every interval of training: the steps stand still for its snapshot, and it
-counts once it is written behind their back. One that is due before then waits. What was trained
-since the last that counts is lost when a fault comes unannounced.
+A checkpoint starts after every interval of training. Training stops for its snapshot, and it is
+usable once it is written in the background; one that is due before that waits. A fault without
+notice loses the work since the last usable checkpoint.
 """
 
 from __future__ import annotations
@@ -18,9 +17,12 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from gatdist.bench.simulate.model import Array
 
-# Of a run with more faults a part is played, and the rest taken to be like it.
+Indices = NDArray[np.intp]
+Mask = NDArray[np.bool_]
+
+# Of a run with more faults, only a part is simulated, and scaled.
 MOST_FAULTS = 600
 _MOST_EVENTS = 6_000
 
@@ -30,14 +32,13 @@ class Kind:
     """A kind of fault.
 
     Attributes:
-        name: of it.
-        rate_per_s: with all hosts there.
-        grows_with_hosts: whether fewer hosts have fewer.
-        detection_s: standing still before anything is done.
-        restart_s: from then to the first new step.
-        away_s: mean time for which the host is away; 0 where none is.
-        notice_s: by which it is told before.
-        loses_work: whether what was trained since the last checkpoint is lost.
+        rate_per_s: With all hosts.
+        grows_with_hosts: Whether the rate is proportional to the hosts.
+        detection_s: Seconds until it is detected.
+        restart_s: From then to the first new step.
+        away_s: Mean time for which a host is away; 0 if none is.
+        notice_s: Advance notice.
+        loses_work: Whether work since the last checkpoint is lost.
     """
 
     name: str
@@ -52,17 +53,17 @@ class Kind:
 
 @dataclass(frozen=True)
 class Situation:
-    """A run, before its faults.
+    """A run without its faults.
 
     Attributes:
-        work_s: steps of all hosts, undisturbed.
-        hosts: at the start.
-        min_hosts: with so many it goes on.
-        speeds: of steps with 0, 1, 2 … hosts away, as shares of that with all.
-        snapshot_s: for which a checkpoint stops the steps.
-        write_s: until it counts, from then.
-        kinds: of faults.
-        grows_at_once: whether a host that comes back stops the others, to take part.
+        work_s: Undisturbed time of all steps on all hosts.
+        hosts: At the start.
+        min_hosts: Fewest hosts to continue with.
+        speeds: Relative speed with 0, 1, 2 … hosts away.
+        snapshot_s: Seconds for which a checkpoint stops training.
+        write_s: Seconds from then until it is usable.
+        kinds: Kinds of faults.
+        grows_at_once: Whether a host that returns interrupts the others to join.
     """
 
     work_s: float
@@ -75,25 +76,23 @@ class Situation:
     grows_at_once: bool = True
 
     def saved(self, kind: Kind) -> bool:
-        """Whether its notice is enough for a checkpoint, or none is needed."""
+        """Whether the fault loses no work: its notice suffices for a checkpoint."""
         return not kind.loses_work or (
             kind.notice_s >= self.snapshot_s + self.write_s and kind.notice_s > 0
         )
 
     @property
     def faults_per_s(self) -> float:
-        """Of all kinds, with all hosts there."""
         return sum(kind.rate_per_s for kind in self.kinds)
 
     @property
     def losing_mtbf_s(self) -> float:
-        """Mean time between faults that cost the work since the last checkpoint."""
+        """Mean time between faults that lose work."""
         rate = sum(kind.rate_per_s for kind in self.kinds if not self.saved(kind))
         return 1 / rate if rate else math.inf
 
     @property
     def mean_restart_s(self) -> float:
-        """Standing still after a fault, on average."""
         if not self.faults_per_s:
             return 0.0
         standing = (k.rate_per_s * (k.detection_s + k.restart_s) for k in self.kinds)
@@ -102,16 +101,16 @@ class Situation:
 
 @dataclass
 class Outcome:
-    """Where the time of played runs went, in seconds, each of shape (lanes,).
+    """Time of simulated runs by use, in seconds, each of shape (runs,).
 
     Attributes:
-        useful: steps at the speed of all hosts, whose result was kept.
-        slower: that they took longer, since hosts were away.
-        repeated: steps whose result was lost.
-        snapshots: standing still for checkpoints.
-        standing: being detected, restarting, waiting for hosts.
-        faults: how many.
-        finished: whether the run came to its end.
+        useful: Kept steps, at the speed of all hosts.
+        slower: Additional time of kept steps because hosts were away.
+        repeated: Steps that were lost.
+        snapshots: Stopped for checkpoints.
+        standing: Detection, restarts, waiting for hosts.
+        faults: Number of faults.
+        finished: Whether the run ended.
     """
 
     useful: Array
@@ -120,70 +119,68 @@ class Outcome:
     snapshots: Array
     standing: Array
     faults: Array
-    finished: NDArray[np.bool_]
+    finished: Mask
 
     @property
     def total(self) -> Array:
-        """Of the clock on the wall."""
+        """Wall time."""
         return self.useful + self.slower + self.repeated + self.snapshots + self.standing
 
     @property
     def goodput(self) -> Array:
-        """The share that was useful."""
         return self.useful / np.maximum(self.total, 1e-12)
 
 
 def young_s(cost_s: float, mtbf_s: float) -> float:
-    """The best interval by Young (1974): √(2 C M)."""
+    """Return Young's (1974) best interval: √(2 C M)."""
     return math.sqrt(2 * cost_s * mtbf_s)
 
 
 def daly_s(cost_s: float, mtbf_s: float, restart_s: float) -> float:
-    """Young's, refined for restarts: C + √(2 (M + R) C + C²) (after Daly, 2006)."""
+    """Return Young's interval refined for restarts (Daly, 2006): C + √(2 (M + R) C + C²)."""
     return cost_s + math.sqrt(2 * (mtbf_s + restart_s) * cost_s + cost_s**2)
 
 
 def play(situation: Situation, intervals_s: Array, seed: int, repeats: int) -> Outcome:
-    """Play runs to their end, or to their 6,000th event: they are getting nowhere then.
+    """Simulate runs to their end, or to their 6,000th event if they make no progress.
 
     Args:
-        situation: of all of them.
-        intervals_s: between checkpoints, of shape (n,).
-        seed: of the faults, which are the same under every interval as far as they can be.
-        repeats: runs under each interval.
+        situation: Of all runs.
+        intervals_s: Seconds between checkpoints, shape (n,).
+        seed: Of the faults, which are the same under every interval as far as possible.
+        repeats: Runs per interval.
 
     Returns:
-        With lanes in the order (interval, repeat).
+        Runs in the order (interval, repeat).
     """
-    players = _Lanes(situation, np.repeat(intervals_s, repeats), repeats, seed)
+    runs = _Runs(situation, np.repeat(intervals_s, repeats), repeats, seed)
     for _ in range(_MOST_EVENTS):
-        if not players.advance():
+        if not runs.advance():
             break
-    return players.outcome
+    return runs.outcome
 
 
 def part_of(situation: Situation) -> tuple[Situation, float]:
-    """The part of a run that is played, and how many times longer the whole is."""
-    expected = situation.work_s * situation.faults_per_s
-    times = max(1.0, expected / MOST_FAULTS)
+    """Return the part of a run that is simulated, and how many times longer the whole is."""
+    times = max(1.0, situation.work_s * situation.faults_per_s / MOST_FAULTS)
     return replace(situation, work_s=situation.work_s / times), times
 
 
-class _Lanes:
-    """Runs under way, one a lane."""
+class _Runs:
+    """State of simulated runs; arrays of shape (runs,)."""
 
     def __init__(self, situation: Situation, intervals_s: Array, repeats: int, seed: int) -> None:
-        self.it, self.repeats = situation, repeats
+        self.situation, self.repeats = situation, repeats
         self.random = np.random.default_rng(seed)
-        lanes = len(intervals_s)
+        runs = len(intervals_s)
         # The next checkpoint waits for the last one's writing.
         self.interval_s = np.maximum(np.maximum(intervals_s, situation.write_s), 1e-6)
         names = [field.name for field in fields(Outcome) if field.name != "finished"]
-        zeros = {name: np.zeros(lanes) for name in names}
-        self.outcome = Outcome(**zeros, finished=np.zeros(lanes, dtype=bool))
-        self.left_s = np.full(lanes, situation.work_s)
-        self.down_s = np.zeros(lanes)
-        self.away = np.zeros((lanes, len(situation.kinds)))
+        zeros = {name: np.zeros(runs) for name in names}
+        self.outcome = Outcome(**zeros, finished=np.zeros(runs, dtype=bool))
+        self.left_s = np.full(runs, situation.work_s)
+        self.down_s = np.zeros(runs)
+        self.away = np.zeros((runs, len(situation.kinds)))
         self.rates = np.array([k.rate_per_s for k in situation.kinds], dtype=np.float64)
         self.grows = np.array([k.grows_with_hosts for k in situation.kinds], dtype=bool)
         away_s = np.array([k.away_s for k in situation.kinds], dtype=np.float64)
@@ -200,33 +197,31 @@ class _Lanes:
         self.speeds = np.array(situation.speeds)
 
     def advance(self) -> bool:
-        """Move every lane to its next event. False once all have ended."""
-        lanes = np.flatnonzero(~self.outcome.finished)
-        if not len(lanes):
+        """Advance every run to its next event; False once all have ended."""
+        runs = np.flatnonzero(~self.outcome.finished)
+        if not len(runs):
             return False
-        there = self.it.hosts - self.away[lanes].sum(axis=1)
-        down, enough = self.down_s[lanes] > 0, there >= self.it.min_hosts
+        there = self.situation.hosts - self.away[runs].sum(axis=1)
+        down, enough = self.down_s[runs] > 0, there >= self.situation.min_hosts
         running = ~down & enough
-        wait_s, event = self._drawn(lanes, running)
-        self._stand(lanes, wait_s, event, down, enough)
-        self._run(lanes[running], wait_s[running], event[running], there[running])
+        wait_s, event = self._drawn(runs, running)
+        self._stand(runs, wait_s, event, down, enough)
+        self._run(runs[running], wait_s[running], event[running], there[running])
         return True
 
-    def _drawn(
-        self, lanes: NDArray[np.intp], running: NDArray[np.bool_]
-    ) -> tuple[Array, NDArray[np.intp]]:
+    def _drawn(self, runs: Indices, running: Mask) -> tuple[Array, Indices]:
         """Seconds until the next event, and which: kind k of fault, or kinds + k for a return."""
-        # All are drawn for every repeat, so that intervals are compared under the same faults.
-        times = self.random.standard_exponential(self.repeats)[lanes % self.repeats]
-        choice = self.random.random(self.repeats)[lanes % self.repeats]
+        # Drawn for every repeat, so that intervals are compared under the same faults.
+        times = self.random.standard_exponential(self.repeats)[runs % self.repeats]
+        choice = self.random.random(self.repeats)[runs % self.repeats]
         if not len(self.rates):
-            return np.full(len(lanes), np.inf), np.zeros(len(lanes), dtype=np.intp)
-        away = self.away[lanes]
-        share = 1 - away.sum(axis=1) / self.it.hosts
+            return np.full(len(runs), np.inf), np.zeros(len(runs), dtype=np.intp)
+        away = self.away[runs]
+        share = 1 - away.sum(axis=1) / self.situation.hosts
         faults = self.rates * np.where(self.grows, np.maximum(share, 0.0)[:, None], 1.0)
         returns = away * self.return_rates
-        if not self.it.grows_at_once:
-            returns[running] = 0.0  # they do not matter before the next restart
+        if not self.situation.grows_at_once:
+            returns[running] = 0.0  # hosts join at the next restart
         cumulated = np.cumsum(np.hstack([faults, returns]), axis=1)
         total = cumulated[:, -1]
         with np.errstate(divide="ignore"):
@@ -236,107 +231,104 @@ class _Lanes:
 
     def _stand(
         self,
-        lanes: NDArray[np.intp],
+        runs: Indices,
         wait_s: Array,
-        event: NDArray[np.intp],
-        down: NDArray[np.bool_],
-        enough: NDArray[np.bool_],
+        event: Indices,
+        down: Mask,
+        enough: Mask,
     ) -> None:
-        """Lanes that restart, or have too few hosts to."""
+        """Update runs that restart or have too few hosts."""
         still = down | ~enough
         # A restart with too few hosts is as long as the wait for them.
-        ends = down & enough & (wait_s >= self.down_s[lanes])
-        taken = np.where(ends, self.down_s[lanes], wait_s)
-        self.outcome.standing[lanes[still]] += taken[still]
-        self.down_s[lanes[ends]] = 0.0
+        ends = down & enough & (wait_s >= self.down_s[runs])
+        taken = np.where(ends, self.down_s[runs], wait_s)
+        self.outcome.standing[runs[still]] += taken[still]
+        self.down_s[runs[ends]] = 0.0
         hit = still & ~ends
-        self._apply(lanes[hit], event[hit])
+        self._apply(runs[hit], event[hit])
         returned = hit & (event >= len(self.rates))
-        # One that was restarting takes it in on the way; one that was waiting for it starts now.
-        self.down_s[lanes[returned]] -= taken[returned]
+        # A restarting run takes the host in on the way; one that waited for it restarts now.
+        self.down_s[runs[returned]] -= taken[returned]
         waited = returned & ~enough
-        self.down_s[lanes[waited]] = self.restart_s[event[waited] - len(self.rates)]
+        self.down_s[runs[waited]] = self.restart_s[event[waited] - len(self.rates)]
 
-    def _apply(self, lanes: NDArray[np.intp], event: NDArray[np.intp]) -> None:
-        """Faults take hosts away and stop all; returns bring hosts back."""
+    def _apply(self, runs: Indices, event: Indices) -> None:
+        """Apply faults, which stop a run and may remove a host, and returns of hosts."""
         kinds = len(self.rates)
         fault = event < kinds
-        hit, kind = lanes[fault], event[fault]
+        hit, kind = runs[fault], event[fault]
         self.outcome.faults[hit] += 1
         self.down_s[hit] = self.down_after_s[kind]
         self.away[hit, kind] += self.leaves[kind]
-        self.away[lanes[~fault], event[~fault] - kinds] -= 1
+        self.away[runs[~fault], event[~fault] - kinds] -= 1
 
-    def _run(
-        self, lanes: NDArray[np.intp], wait_s: Array, event: NDArray[np.intp], there: Array
-    ) -> None:
-        """Lanes whose steps go on until the event, or the end of the run."""
-        out, snapshot_s, interval_s = self.outcome, self.it.snapshot_s, self.interval_s[lanes]
-        missing = np.minimum(self.it.hosts - there, len(self.speeds) - 1).astype(np.intp)
+    def _run(self, runs: Indices, wait_s: Array, event: Indices, there: Array) -> None:
+        """Update runs that train until the event, or the end of the run."""
+        out, snapshot_s, interval_s = self.outcome, self.situation.snapshot_s, self.interval_s[runs]
+        missing = np.minimum(self.situation.hosts - there, len(self.speeds) - 1).astype(np.intp)
         speed = self.speeds[missing]
-        # Up to the end: all steps, the checkpoints between them, and the last one's.
-        steps_s = self.left_s[lanes] / speed
+        # To the end: all steps and checkpoints.
+        steps_s = self.left_s[runs] / speed
         snapshots = np.ceil(steps_s / interval_s - 1e-9)
-        need_s = steps_s + snapshots * snapshot_s + self.it.write_s
+        need_s = steps_s + snapshots * snapshot_s + self.situation.write_s
         ends = wait_s >= need_s
-        done = lanes[ends]
+        done = runs[ends]
         out.useful[done] += self.left_s[done]
         out.slower[done] += steps_s[ends] - self.left_s[done]
         out.snapshots[done] += snapshots[ends] * snapshot_s
-        out.standing[done] += self.it.write_s
+        out.standing[done] += self.situation.write_s
         out.finished[done] = True
-        # Up to the event.
+        # To the event.
         goes = ~ends
-        lanes, wait_s, event = lanes[goes], wait_s[goes], event[goes]
+        runs, wait_s, event = runs[goes], wait_s[goes], event[goes]
         interval_s, speed = interval_s[goes], speed[goes]
         cycle_s = interval_s + snapshot_s
         whole = np.floor(wait_s / cycle_s)
         trained_s = np.minimum(
             whole * interval_s + np.minimum(wait_s - whole * cycle_s, interval_s), steps_s[goes]
         )
-        counted = np.maximum(0.0, np.floor((wait_s - self.it.write_s) / cycle_s))
+        counted = np.maximum(0.0, np.floor((wait_s - self.situation.write_s) / cycle_s))
         kinds = len(self.rates)
-        kept = event >= kinds  # a host that comes is taken in after a checkpoint
+        kept = event >= kinds  # a host joins after a checkpoint
         kept[~kept] = self.saved[event[~kept]]
         kept_s = np.where(kept, trained_s, np.minimum(counted * interval_s, trained_s))
         writes = kept & self.writes[event]
         last_s = np.where(writes, snapshot_s, 0.0)
-        out.useful[lanes] += kept_s * speed
-        out.slower[lanes] += kept_s * (1 - speed)
-        out.repeated[lanes] += trained_s - kept_s
-        out.snapshots[lanes] += np.maximum(wait_s - trained_s, 0.0) + last_s
-        out.standing[lanes] += np.where(writes, self.it.write_s, 0.0)
-        self.left_s[lanes] = np.maximum(self.left_s[lanes] - kept_s * speed, 0.0)
-        if not self.it.grows_at_once:
+        out.useful[runs] += kept_s * speed
+        out.slower[runs] += kept_s * (1 - speed)
+        out.repeated[runs] += trained_s - kept_s
+        out.snapshots[runs] += np.maximum(wait_s - trained_s, 0.0) + last_s
+        out.standing[runs] += np.where(writes, self.situation.write_s, 0.0)
+        self.left_s[runs] = np.maximum(self.left_s[runs] - kept_s * speed, 0.0)
+        if not self.situation.grows_at_once:
             returned = -np.expm1(-wait_s[:, None] * self.return_rates)
-            self.away[lanes] -= self.random.binomial(self.away[lanes].astype(np.int64), returned)
-        self._apply(lanes, event)
+            self.away[runs] -= self.random.binomial(self.away[runs].astype(np.int64), returned)
+        self._apply(runs, event)
         back = event >= kinds
-        self.down_s[lanes[back]] = self.restart_s[event[back] - kinds]
+        self.down_s[runs[back]] = self.restart_s[event[back] - kinds]
 
 
 def best_interval(
     situation: Situation, seed: int, candidates: int = 25, repeats: int = 16, faults: int = 100
 ) -> tuple[float, float, float]:
-    """The interval under which most of the time is useful, found by playing.
+    """Find the checkpoint interval with the highest goodput by simulation.
 
-    A stretch with ``repeats`` × ``faults`` faults that lose work is played under intervals from a
-    ninth to nine times Young's; goodput, over the logarithm of the interval, is a parabola near
-    its best.
+    Runs with ``repeats`` × ``faults`` faults that lose work are simulated under intervals from a
+    ninth to nine times Young's. Near its maximum, goodput is a parabola over the logarithm of the
+    interval.
 
     Returns:
-        The best, and the interval range within which goodput is at most 0.2 % lower.
+        The best interval, and the range of intervals with at most 0.2 % less goodput.
     """
     guess = max(young_s(situation.snapshot_s, situation.losing_mtbf_s), situation.write_s, 1e-3)
     intervals = guess * np.geomspace(1 / 9, 9, candidates)
     intervals = np.unique(np.maximum(intervals, max(situation.write_s, 1e-3)))
-    # The others cost the same under any interval.
+    # Other faults cost the same under any interval.
     kinds = tuple(kind for kind in situation.kinds if not situation.saved(kind))
     work_s = faults * situation.losing_mtbf_s
-    stretch = replace(situation, kinds=kinds, work_s=work_s)
-    outcome = play(stretch, intervals, seed, repeats)
-    goodput = outcome.useful.reshape(len(intervals), repeats).sum(axis=1)
-    goodput = goodput / outcome.total.reshape(len(intervals), repeats).sum(axis=1)
+    outcome = play(replace(situation, kinds=kinds, work_s=work_s), intervals, seed, repeats)
+    useful, total = (x.reshape(-1, repeats).sum(axis=1) for x in (outcome.useful, outcome.total))
+    goodput = useful / total
     logs = np.log(intervals)
     best = _top(logs, goodput)
     near = intervals[goodput >= goodput.max() * (1 - 2e-3)]
@@ -344,7 +336,7 @@ def best_interval(
 
 
 def _top(logs: Array, values: Array) -> float:
-    """Where a parabola through the neighbourhood of the highest value is highest."""
+    """Maximum of a parabola through the neighbourhood of the highest value."""
     near = np.abs(logs - logs[np.argmax(values)]) < 1.0
     if near.sum() < 4:
         return float(logs[np.argmax(values)])
@@ -355,9 +347,9 @@ def _top(logs: Array, values: Array) -> float:
 
 
 def mean_and_spread(outcome: Outcome, times: float) -> tuple[float, float, float]:
-    """Seconds of a whole run: mean, and the range of eight tenths of runs.
+    """Return the mean and 80 % interval of a whole run in seconds.
 
-    A whole that is ``times`` as long as what was played spreads √times as much.
+    A run that is ``times`` as long as the simulated part spreads √times as much.
     """
     total = outcome.total
     low, high = np.quantile(total, [0.1, 0.9])

@@ -1,20 +1,16 @@
-"""What observed points tell of a step, and what they leave open.
+"""Fit of a step's unknown parameters to observed points, by Bayes' rule on a grid.
 
-Two points, of one worker and of two, tell how much work there is and how much of it two workers do
-not halve. Whether that is overhead, communication or unequal workers, nobody can see in them, nor
-tell a loss of half a percent from noise. So nothing is solved for: all parameters that could be
-true are weighed by how well they explain the points (Bayes' rule), and a prediction is the median
-of what they predict, with the range that holds eight tenths of them.
+Points of one and two workers determine the work and the loss of two workers, but not whether that
+loss is overhead, communication or stragglers. All parameter values are therefore weighted by how
+well they explain the points. A prediction is the weighted median, with its 80 % interval.
 
-* W, the work, is known by nothing else than the points: log W has a flat prior.
-* Overhead and communication, as shares of one worker's step: small is likely, large is possible.
-  Half-Cauchy with a median of one percent. A network of which figures are told is as fast as they
-  say, within a factor e^0.3.
-* The deviation of workers: half of a normal distribution of three percent. Workers that are more
-  unequal than ten percent are rarer than slow networks and small batches.
-* A time is off by ``observed.deviation``, now and then by much more: Student's t with 4 degrees.
+* Work W: flat prior on log W.
+* Overhead and communication, as shares of one worker's step: half-Cauchy, median 1 %. If network
+  figures are given, its slowdown is log-normal with deviation 0.3.
+* Deviation of workers: half-normal, 3 %.
+* Noise of observations: Student's t with 4 degrees of freedom, scale ``observed.deviation``.
 
-Parameters lie on a grid that is drawn anew, and finer, where they are likely; no random numbers.
+The grid is refined around likely values; there are no random numbers.
 """
 
 from __future__ import annotations
@@ -24,28 +20,19 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from gatdist.bench.simulate.step import Parts, StepModel
-
-Array = NDArray[np.float64]
+from gatdist.bench.simulate.model import Array, Parts, StepModel
 
 _SHARE_MEDIAN, _DEVIATION, _LOG_SLOWDOWN = 0.01, 0.03, 0.3
-_LOWEST, _HIGHEST, _MOST_UNEQUAL = 1e-5, 30.0, 0.3
+_LOWEST, _HIGHEST, _MAX_DEVIATION = 1e-5, 30.0, 0.3
 _POINTS, _ZOOMS = 28, 4
 _DEGREES = 4.0
-_FAR_DOWN = 12.0  # in log weight: what is less likely than e^-12 of the best is left out
+_NEGLIGIBLE = 12.0  # values less likely than e^-12 of the best are dropped
 QUANTILES = (0.1, 0.5, 0.9)
 
 
 class Observation(NamedTuple):
-    """One timed point.
-
-    Attributes:
-        workers: p.
-        local_batch: samples of each worker in a step.
-        step_s: seconds.
-    """
+    """One timed point; ``local_batch`` is samples per worker and step."""
 
     workers: int
     local_batch: float
@@ -54,7 +41,7 @@ class Observation(NamedTuple):
 
 @dataclass(frozen=True)
 class Known:
-    """What is told and need not be found; None: to be found."""
+    """Parameters that are given; None: to be fitted."""
 
     overhead_s: float | None = None
     deviation: float | None = None
@@ -62,13 +49,13 @@ class Known:
 
 @dataclass(frozen=True)
 class Fit:
-    """Variants of a step, and how likely each is.
+    """Weighted variants of a step.
 
     Attributes:
-        model: with arrays of n variants.
-        weights: of shape (n,), their sum 1.
-        log_evidence: of the points under this shape of model.
-        unit_s: one worker's step, of which shares were taken.
+        model: With arrays of n variants.
+        weights: Shape (n,); they sum to 1.
+        log_evidence: Of the points under this model.
+        unit_s: One worker's step, of which shares are taken. Shape (n,).
     """
 
     model: StepModel
@@ -77,16 +64,16 @@ class Fit:
     unit_s: Array
 
     def predict(self, workers: int, local_batch: float) -> tuple[Parts, tuple[float, float]]:
-        """Parts of a step, which add up to its median, and the range of eight tenths."""
+        """Return the parts of a step, which sum to its median, and its 80 % interval."""
         parts = self.model.parts(workers, local_batch)
         low, middle, high = self.quantiles(parts.total)
-        # Medians of parts do not add up; means do, and are scaled to the median of the whole.
+        # Medians of parts do not add up. Means do, and are scaled to the median of the total.
         means = [float(np.sum(self.weights * part)) for part in parts]
         factor = middle / sum(means)
         return Parts(*(mean * factor for mean in means)), (low, high)
 
     def quantiles(self, values: object) -> tuple[float, float, float]:
-        """Of a quantity with one value for each variant (or one for all)."""
+        """Return :data:`QUANTILES` of a quantity with one value per variant (or one for all)."""
         array = np.broadcast_to(np.asarray(values, dtype=np.float64), self.weights.shape)
         order = np.argsort(array)
         below = np.cumsum(self.weights[order]) - 0.5 * self.weights[order]
@@ -94,7 +81,7 @@ class Fit:
         return float(low), float(middle), float(high)
 
     def parameters(self) -> dict[str, dict[str, float]]:
-        """The parameters, each with its median and range."""
+        """Return each parameter's median and 80 % interval."""
         found = {
             "overhead_share": self.model.overhead_s / self.unit_s,
             "deviation": self.model.deviation,
@@ -103,10 +90,9 @@ class Fit:
             found["exchange_share"] = self.model.exchange_s / self.unit_s
         else:
             found["network_slowdown"] = self.model.slowdown
-        ranges = {name: self.quantiles(values) for name, values in found.items()}
         return {
-            name: {"low": low, "median": middle, "high": high}
-            for name, (low, middle, high) in ranges.items()
+            name: dict(zip(("low", "median", "high"), self.quantiles(values), strict=True))
+            for name, values in found.items()
         }
 
 
@@ -117,15 +103,15 @@ def fit(
     noise: float,
     known: Known,
 ) -> Fit:
-    """Weigh the variants of ``model`` that could have made ``observations``.
+    """Weight the variants of ``model`` by how well they explain ``observations``.
 
     Args:
-        model: its phases' work is right up to one common factor; its overhead, deviation, slowdown
+        model: Its phases' work is known up to a common factor; its overhead, deviation, slowdown
             and exchange are replaced.
-        observations: at least one.
-        reference_batch: samples of one worker's step, of which overhead and exchange are shares.
-        noise: deviation of an observation, as a share of it.
-        known: what need not be found.
+        observations: At least one.
+        reference_batch: Samples of the one-worker step of which overhead and exchange are shares.
+        noise: Relative deviation of an observation.
+        known: Parameters that are not fitted.
     """
     axes = _axes(model, known)
     for _ in range(_ZOOMS):
@@ -148,7 +134,7 @@ def fit(
 
 
 def _axes(model: StepModel, known: Known) -> dict[str, Array]:
-    """Logarithms of what is to be found; the network always is, so that no grid is empty."""
+    """Logarithms of the unknowns. The network is always one of them, so no grid is empty."""
     shares = np.linspace(np.log(_LOWEST), np.log(_HIGHEST), _POINTS)
     axes = {}
     if known.overhead_s is None:
@@ -158,7 +144,7 @@ def _axes(model: StepModel, known: Known) -> dict[str, Array]:
     else:
         axes["slowdown"] = np.linspace(-5 * _LOG_SLOWDOWN, 5 * _LOG_SLOWDOWN, _POINTS)
     if known.deviation is None:
-        axes["deviation"] = np.linspace(np.log(1e-4), np.log(_MOST_UNEQUAL), _POINTS)
+        axes["deviation"] = np.linspace(np.log(1e-4), np.log(_MAX_DEVIATION), _POINTS)
     return axes
 
 
@@ -184,31 +170,27 @@ def _with_work(
     zeros = np.zeros(next(iter(values.values())).shape)
     per_sample = sum(float(phase.seconds_per_sample) for phase in model.phases)
 
-    def made(factor: Array) -> tuple[StepModel, Array]:
+    def scaled(factor: Array) -> tuple[StepModel, Array]:
         unit_s = factor * per_sample * reference_batch
-        phases = tuple(
-            replace(phase, seconds_per_sample=phase.seconds_per_sample * factor)
-            for phase in model.phases
-        )
+        overhead_s, deviation = known.overhead_s, known.deviation
         variants = replace(
             model,
-            phases=phases,
-            overhead_s=zeros + known.overhead_s
-            if known.overhead_s is not None
-            else values["overhead"] * unit_s,
-            deviation=zeros + known.deviation
-            if known.deviation is not None
-            else values["deviation"],
+            phases=tuple(
+                replace(phase, seconds_per_sample=phase.seconds_per_sample * factor)
+                for phase in model.phases
+            ),
+            overhead_s=values["overhead"] * unit_s if overhead_s is None else zeros + overhead_s,
+            deviation=values["deviation"] if deviation is None else zeros + deviation,
             slowdown=values.get("slowdown", zeros + 1),
             exchange_s=values["exchange"] * unit_s if "exchange" in values else zeros,
         )
         return variants, unit_s
 
-    return made(_work(made, zeros, observations, per_sample))
+    return scaled(_work(scaled, zeros, observations, per_sample))
 
 
 def _work(
-    made: Callable[[Array], tuple[StepModel, Array]],
+    scaled: Callable[[Array], tuple[StepModel, Array]],
     zeros: Array,
     observations: Sequence[Observation],
     per_sample: float,
@@ -218,18 +200,16 @@ def _work(
     highest = first.step_s / (per_sample * first.local_batch)
     factor = zeros + highest
     for _ in range(24):
-        residuals = _residuals(made(factor)[0], observations)
-        # Where most of a step is not work, a step of 1 % takes more than 1 % of work.
-        factor = np.clip(
-            factor * np.exp(1.3 * np.median(residuals, axis=0)), 1e-4 * highest, 4 * highest
-        )
-        if np.abs(np.median(residuals, axis=0)).max() < 1e-4:
+        middle = np.median(_residuals(scaled(factor)[0], observations), axis=0)
+        # If most of a step is not work, a change of 1 % needs more than 1 % of work.
+        factor = np.clip(factor * np.exp(1.3 * middle), 1e-4 * highest, 4 * highest)
+        if np.abs(middle).max() < 1e-4:
             break
     return factor
 
 
 def _residuals(variants: StepModel, observations: Sequence[Observation]) -> Array:
-    """log(observed / predicted), of shape (observations, variants)."""
+    """log(observed / predicted), shape (observations, variants)."""
     return np.stack(
         [
             np.log(seen.step_s) - np.log(variants.parts(seen.workers, seen.local_batch).total)
@@ -247,8 +227,8 @@ def _log_likelihood(
 
 
 def _zoomed(axis: Array, log_weights: Array, number: int) -> Array:
-    """The axis between the outermost values that are likely, and as many points on it."""
+    """The axis between its outermost likely values, with as many points."""
     others = tuple(n for n in range(log_weights.ndim) if n != number)
-    likely = np.flatnonzero(log_weights.max(axis=others) > log_weights.max() - _FAR_DOWN)
+    likely = np.flatnonzero(log_weights.max(axis=others) > log_weights.max() - _NEGLIGIBLE)
     low, high = max(0, likely[0] - 1), min(len(axis) - 1, likely[-1] + 1)
     return np.linspace(axis[low], axis[high], len(axis))

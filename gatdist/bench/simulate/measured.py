@@ -1,4 +1,4 @@
-"""Figures from the JSON files of ``gatdist bench step``, ``bench scaling`` and ``doctor``."""
+"""Points and network figures from the JSON of ``bench step``, ``bench scaling`` and ``doctor``."""
 
 from __future__ import annotations
 
@@ -9,39 +9,41 @@ from typing import Any
 
 import numpy as np
 
-from gatdist.bench.simulate.collectives import Link
+from gatdist.bench.simulate.model import Link
 from gatdist.bench.simulate.sections import Measured
 from gatdist.common.errors import ConfigError, nearest
 from gatdist.common.strict_json import parse_json
 
+_COMMANDS = {"points": "bench scaling", "cases": "bench step", "network": "doctor --address"}
+
 
 @dataclass(frozen=True)
 class Timed:
-    """One measured count of workers.
+    """One measured number of workers.
 
     Attributes:
-        workers: how many.
-        global_batch: samples of a step.
-        step_s: seconds of it.
-        alone_s: of as many workers that do not communicate; None where nobody measured it.
+        workers: How many.
+        global_batch: Samples per step.
+        step_s: Seconds per step.
+        alone_s: The same for N independent processes (no communication).
     """
 
     workers: int
     global_batch: int
     step_s: float
-    alone_s: float | None
+    alone_s: float
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What the files say.
+    """Contents of the files.
 
     Attributes:
-        points: by workers, ascending.
-        gradient_bytes: that a step adds up; None where no two workers were measured.
-        shares: of the step, of each player's phase, by its name; none where they were not measured.
-        link: as an all-reduce between hosts sees it; None without the doctor's file.
-        most_on_a_host: workers that shared one when they were measured.
+        points: Ascending in workers.
+        gradient_bytes: Reduced per step; None if fewer than two workers were measured.
+        shares: Share of each player's phase in the step, by name, if measured.
+        link: Fitted to all-reduces between hosts; None without the doctor's file.
+        most_on_a_host: Most workers that shared a host when they were measured.
     """
 
     points: tuple[Timed, ...] = ()
@@ -50,12 +52,28 @@ class Findings:
     link: Link | None = None
     most_on_a_host: int = 1
 
+    @property
+    def is_weak(self) -> bool:
+        """Whether each worker has the same batch at every number of workers."""
+        return len({point.global_batch / point.workers for point in self.points}) == 1
+
+    def step_times(self, workers_per_host: int) -> list[float]:
+        """Seconds of each measured step, as with ``workers_per_host`` workers on a host.
+
+        Workers that are measured on one host share its cores and memory bandwidth. If each has the
+        same batch, the slowdown of independent processes shows how much; it is subtracted.
+        """
+        if self.most_on_a_host <= workers_per_host or not self.is_weak:
+            return [point.step_s for point in self.points]
+        first = self.points[0].alone_s
+        return [first + max(0.0, point.step_s - point.alone_s) for point in self.points]
+
 
 def read(measured: Measured, folder: Path) -> Findings:
     """Read the files that a scenario names.
 
     Raises:
-        ConfigError: a file can't be read, is of another command, or lacks what is asked for.
+        ConfigError: A file can't be read, is of another command, or lacks a requested point.
     """
     points: list[Timed] = []
     gradient_bytes = shares = link = None
@@ -72,55 +90,46 @@ def read(measured: Measured, folder: Path) -> Findings:
     return Findings(tuple(points), gradient_bytes, shares, link, most)
 
 
-def _load(key: str, path: Path, needed: str) -> dict[str, Any]:
-    key = f"measured.{key}"
+def _load(name: str, path: Path, needed: str) -> dict[str, Any]:
+    key, value = f"measured.{name}", str(path)
     try:
         found = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(
-            key,
-            f"can't be read ({error.strerror})",
-            value=str(path),
-            hint="Give its path from the scenario's folder",
-        ) from None
+        rule, hint = f"can't be read ({error.strerror})", "Give its path from the scenario's folder"
+        raise ConfigError(key, rule, value=value, hint=hint) from None
     except ValueError:
-        raise ConfigError(key, "is not JSON", value=str(path)) from None
+        raise ConfigError(key, "is not JSON", value=value) from None
     if not isinstance(found, dict) or not isinstance(found.get(needed), list) or not found[needed]:
-        command = {"points": "bench scaling", "cases": "bench step", "network": "doctor --address"}
-        raise ConfigError(
-            key,
-            f"holds no {needed}",
-            value=str(path),
-            hint=f"Give what gatdist {command[needed]} --json printed",
-        )
+        hint = f"Give the output of gatdist {_COMMANDS[needed]} --json"
+        raise ConfigError(key, f"has no {needed}", value=value, hint=hint)
     return found
 
 
 def _curve(found: Mapping[str, Any], measured: Measured) -> list[Mapping[str, Any]]:
-    """The points of one size and mode, of the counts that are wanted, ascending."""
+    """The requested points of one size and mode, ascending in workers."""
     try:
         points = [p for p in found["points"] if p["mode"] == measured.mode]
         size = _chosen("measured.size", measured.size, [p["size"] for p in points])
         points = [p for p in points if p["size"] == size]
     except (KeyError, TypeError):
         raise _damaged("scaling") from None
-    requested = measured.workers or [p["workers"] for p in points]
+    known = [p["workers"] for p in points]
+    requested = measured.workers or known
     for workers in requested:
-        _chosen("measured.workers", workers, [p["workers"] for p in points])
+        _chosen("measured.workers", workers, known)
     return sorted((p for p in points if p["workers"] in requested), key=lambda p: p["workers"])
 
 
-def _chosen(key: str, requested: Any, there: Sequence[Any]) -> Any:
-    """``requested``, which must be there; the only one, where nothing is wanted."""
-    options = list(dict.fromkeys(there))
+def _chosen(key: str, requested: Any, known: Sequence[Any]) -> Any:
+    """``requested``, which must be known; without a request, the only one."""
+    options = list(dict.fromkeys(known))
     if requested is None and len(options) == 1:
         return options[0]
     if requested not in options:
-        known = nearest(str(requested), map(str, options)) if options else "There is none"
-        rule = "is required, of what was measured" if requested is None else "was not measured"
-        raise ConfigError(
-            key, f"{rule}. {known}", **({} if requested is None else {"value": requested})
-        )
+        hint = nearest(str(requested), map(str, options)) if options else "There is none"
+        if requested is None:
+            raise ConfigError(key, f"is required. {hint}")
+        raise ConfigError(key, f"was not measured. {hint}", value=requested)
     return requested
 
 
@@ -152,7 +161,6 @@ def _shares(point: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _step(found: Mapping[str, Any], measured: Measured) -> Timed:
-    """One worker's step of a case of ``bench step``."""
     try:
         cases = found["cases"]
         size = _chosen("measured.size", measured.size, [case["size"] for case in cases])
@@ -160,7 +168,7 @@ def _step(found: Mapping[str, Any], measured: Measured) -> Timed:
         name = _chosen("measured.case", measured.case, [case["name"] for case in cases])
         (case,) = [case for case in cases if case["name"] == name]
         step_s = float(case["step_s"])
-        # What it shows in a step is its speed times the step's time: medians, so not quite whole.
+        # The batch is the speed times the step's time: medians, so not quite a whole number.
         bare = next((c for c in cases if c["name"] == "bare"), case)
         return Timed(1, round(bare["samples_per_s"] * bare["step_s"]), step_s, step_s)
     except (KeyError, TypeError, ValueError):
@@ -168,12 +176,12 @@ def _step(found: Mapping[str, Any], measured: Measured) -> Timed:
 
 
 def fitted_link(report: Mapping[str, Any]) -> Link:
-    """α and β of the doctor's all-reduces between p hosts, as of a ring, by least relative squares.
+    """Fit α and β to the doctor's ring all-reduces between p hosts, by least relative squares.
 
     seconds = 2 (p − 1) α + 2 (p − 1) / p · n / β
 
     Raises:
-        ConfigError: the report does not hold two message sizes between two hosts.
+        ConfigError: The report has fewer than two hosts or message sizes.
     """
     try:
         workers = len(report["hosts"])
@@ -182,9 +190,8 @@ def fitted_link(report: Mapping[str, Any]) -> Link:
     except (KeyError, TypeError, ValueError):
         raise _damaged("doctor") from None
     if workers < 2 or len(sizes) < 2 or not (seconds > 0).all():
-        raise ConfigError(
-            "measured.doctor", "holds no all-reduces of several sizes between two hosts or more"
-        )
+        rule = "needs all-reduces of several sizes between at least two hosts"
+        raise ConfigError("measured.doctor", rule)
     from scipy.optimize import nnls
 
     steps = 2 * (workers - 1)
@@ -193,7 +200,6 @@ def fitted_link(report: Mapping[str, Any]) -> Link:
     return Link(float(latency_s), 1 / max(float(per_byte), 1e-13))
 
 
-def _damaged(key: str) -> ConfigError:
-    return ConfigError(
-        f"measured.{key}", "is not what the command printed", hint="Measure again with --json"
-    )
+def _damaged(name: str) -> ConfigError:
+    rule = "is not the output of the command"
+    return ConfigError(f"measured.{name}", rule, hint="Measure again with --json")

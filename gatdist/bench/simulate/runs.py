@@ -1,9 +1,8 @@
-"""A run of so many workers: its hours, where they go, its bill, its best checkpoint interval."""
+"""Simulated runs of one number of workers: hours, their breakdown, cost, checkpoint interval."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,21 +18,21 @@ from gatdist.bench.simulate.faults import (
     play,
     young_s,
 )
-from gatdist.bench.simulate.operation import Fault, Run
+from gatdist.bench.simulate.model import Parts
 from gatdist.bench.simulate.scenario import Scenario
+from gatdist.bench.simulate.sections import Fault, Run
 from gatdist.bench.simulate.speed import Point, Speed
-from gatdist.bench.simulate.step import Parts
 
 ON_DEMAND, SPOT = "on demand", "spot"
-# Steps with fewer hosts are computed for so many numbers of them, and between by interpolation.
+# Steps with fewer hosts are computed at so many points, and interpolated.
 _SPEEDS = 9
 
 
 def runs(scenario: Scenario, speed: Speed, point: Point) -> list[dict[str, Any]]:
-    """The run on hosts of one's own, and on spot ones where the scenario tells of them.
+    """Simulate the run on on-demand hosts, and on spot hosts if the scenario has ``[spot]``.
 
     Returns:
-        JSON values, as :mod:`gatdist.bench.simulate.study` tells of them; none without ``[run]``.
+        JSON values, see :func:`~gatdist.bench.simulate.study.simulate`; empty without ``[run]``.
     """
     if scenario.run is None:
         return []
@@ -48,43 +47,43 @@ def _run(scenario: Scenario, run: Run, speed: Speed, point: Point, market: str) 
     part, times = part_of(situation)
     interval_s = checkpoint["interval_s"] or part.work_s
     outcome = play(part, np.array([interval_s]), seed, repeats)
-    # What is not done by then goes on as it did; if next to nothing was, it never ends.
+    # An unfinished run continues at the same rate; with next to no progress, it never ends.
     share = float(outcome.useful.mean()) / part.work_s
     ended, times = share > 0.02, times / max(share, 1e-9)
-    mean_s, low_s, high_s = _with_unsure_steps(point, mean_and_spread(outcome, times))
+    hours = [s / 3600 for s in _with_step_error(point, mean_and_spread(outcome, times))]
+    usd_per_hour = _usd_per_hour(scenario, situation.hosts, market)
     found: dict[str, Any] = {
         "market": market,
-        "hours": mean_s / 3600 if ended else None,
-        "hours_low": low_s / 3600 if ended else None,
-        "hours_high": high_s / 3600 if ended else None,
+        **{name: h if ended else None for name, h in zip(_named("hours"), hours, strict=True)},
         "goodput": float(outcome.useful.sum() / outcome.total.sum()),
         "faults": _num_faults(situation, outcome, times),
         "parts": _parts(point.parts, outcome),
         "checkpoint": checkpoint,
         "played_share": min(1.0, 1 / times),
     }
-    usd_per_hour = _usd_per_hour(scenario, situation.hosts, market)
-    priced = usd_per_hour is not None and ended
-    for name in ("", "_low", "_high"):
-        found[f"usd{name}"] = found[f"hours{name}"] * usd_per_hour if priced else None
+    for name, h in zip(_named("usd"), hours, strict=True):
+        found[name] = h * usd_per_hour if ended and usd_per_hour is not None else None
     millions = situation.work_s / point.seconds_per_1000_samples / 1000
     found["samples"] = round(1e6 * millions)
-    found["hours_per_million_samples"] = found["hours"] / millions if ended else None
-    found["usd_per_million_samples"] = found["usd"] / millions if priced else None
+    for name in ("hours", "usd"):
+        total = found[name]
+        found[f"{name}_per_million_samples"] = None if total is None else total / millions
     return found
 
 
+def _named(name: str) -> tuple[str, str, str]:
+    return name, f"{name}_low", f"{name}_high"
+
+
 def _num_faults(situation: Situation, outcome: Outcome, times: float) -> float:
-    """As played, or as expected where too few were played to count on."""
+    """Simulated faults, or the expectation if there were few."""
     if outcome.faults.sum() > 1000:
         return float(outcome.faults.mean()) * times
     return situation.faults_per_s * float(outcome.total.mean()) * times
 
 
-def _with_unsure_steps(
-    point: Point, times: tuple[float, float, float]
-) -> tuple[float, float, float]:
-    """Mean and range of a run whose step is not known exactly: both spreads are independent."""
+def _with_step_error(point: Point, times: tuple[float, float, float]) -> tuple[float, float, float]:
+    """Mean and interval of a run, with the independent error of the step's time."""
     mean_s, low_s, high_s = times
     below, above = 1 - point.range_s[0] / point.step_s, point.range_s[1] / point.step_s - 1
     low = math.hypot(below, 1 - low_s / mean_s)
@@ -105,8 +104,12 @@ def _situation(scenario: Scenario, run: Run, speed: Speed, point: Point, market:
     checkpoints = scenario.checkpoints
     kinds = [_kind(fault, hosts, point.workers) for fault in scenario.faults]
     if market == SPOT:
-        assert scenario.spot is not None
-        kinds.append(_spot(scenario, hosts))
+        spot = scenario.spot
+        assert spot is not None
+        rate = hosts / (spot.mtbf_hours * 3600)
+        # A preemption is announced, so it needs no detection.
+        restart_s, away_s, notice_s = spot.restart_s, spot.away_s, spot.notice_s
+        kinds.append(Kind("preemption", rate, True, 0.0, restart_s, away_s, notice_s))
     return Situation(
         work_s,
         hosts,
@@ -133,44 +136,36 @@ def _kind(fault: Fault, hosts: int, workers: int) -> Kind:
     )
 
 
-def _spot(scenario: Scenario, hosts: int) -> Kind:
-    """What is told before needs no detection."""
-    spot = scenario.spot
-    assert spot is not None
-    rate = hosts / (spot.mtbf_hours * 3600)
-    return Kind("taken away", rate, True, 0.0, spot.restart_s, spot.away_s, spot.notice_s)
-
-
 def _speeds(speed: Speed, point: Point, per_host: int, most_away: int) -> tuple[float, ...]:
-    """Of steps with 0, 1, 2 … hosts away, as shares of that with all, of one global batch."""
+    """Relative speed with 0, 1, 2 … hosts away, at the same global batch."""
     if not most_away:
         return (1.0,)
     counts = np.unique(np.linspace(0, most_away, _SPEEDS).round().astype(int))
-    message = [
+    computed = [
         point.step_s / speed.at(max(1, point.workers - int(away) * per_host), point.samples).step_s
         for away in counts
     ]
-    found = np.interp(np.arange(most_away + 1), counts, message)
+    found = np.interp(np.arange(most_away + 1), counts, computed)
     return tuple(float(one) for one in found / found[0])
 
 
 def _checkpoint(
     scenario: Scenario, situation: Situation, point: Point, seed: int
 ) -> dict[str, Any]:
-    """The interval that is used, and the best ones: by formula, and by playing."""
-    message, mtbf_s = scenario.checkpoints, situation.losing_mtbf_s
+    """The interval that is used, and the best ones by formula and by simulation."""
+    given, mtbf_s = scenario.checkpoints, situation.losing_mtbf_s
     found: dict[str, Any] = dict.fromkeys(
         ("interval_s", "best_s", "best_low_s", "best_high_s", "young_s", "daly_s")
     )
     if math.isfinite(mtbf_s):
         best = best_interval(situation, seed)
         found |= dict(zip(("best_s", "best_low_s", "best_high_s"), best, strict=True))
-        found["young_s"] = young_s(message.snapshot_s, mtbf_s)
-        found["daly_s"] = daly_s(message.snapshot_s, mtbf_s, situation.mean_restart_s)
+        found["young_s"] = young_s(given.snapshot_s, mtbf_s)
+        found["daly_s"] = daly_s(given.snapshot_s, mtbf_s, situation.mean_restart_s)
         found["mtbf_hours"] = mtbf_s / 3600
-    interval_s = message.interval_s or found["best_s"]
-    if message.interval_samples is not None:
-        interval_s = message.interval_samples * point.step_s / point.samples
+    interval_s = given.interval_s or found["best_s"]
+    if given.interval_samples is not None:
+        interval_s = given.interval_samples * point.step_s / point.samples
     found["interval_s"] = interval_s
     for name in ("interval", "best"):
         seconds = found[f"{name}_s"]
@@ -181,11 +176,11 @@ def _checkpoint(
 
 
 def _parts(step: Parts, outcome: Outcome) -> dict[str, float]:
-    """Shares of the time on the clock; steps whose result was kept by their own parts."""
+    """Shares of the wall time; kept steps are split by their own parts."""
     total, whole = float(outcome.total.sum()), float(step.total)
     useful = float(outcome.useful.sum()) / total
     found = {name: useful * float(s) / whole for name, s in step._asdict().items()}
-    more: Mapping[str, Any] = {
+    more = {
         "hosts away": outcome.slower,
         "lost work": outcome.repeated,
         "checkpoints": outcome.snapshots,

@@ -1,106 +1,131 @@
-"""Sections of a scenario that say how fast a step is. Units stand in the names."""
+"""Sections of a scenario. Units are part of the names; figures out of range are refused."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from gatdist.bench.simulate.units import (
+    Batches,
     BitsPerSecond,
     Bytes,
     BytesPerSecond,
     Count,
+    Counts,
     Flop,
     FlopPerSecond,
     HostBytesPerSecond,
+    Hours,
     Latency,
+    LongSeconds,
+    Seconds,
     Share,
     StepSeconds,
+    Times,
+    Usd,
     Workers,
     between,
-    refuse_both,
     share,
 )
 from gatdist.common.errors import ConfigError
 from gatdist.config import Section
 
 
-def _listed(value: Any) -> Any:
-    return value if isinstance(value, list) else [value]
+def _refuse_both(section: str, it: BaseModel, one: str, other: str) -> None:
+    """Raise ConfigError if two keys with the same meaning are both set."""
+    if getattr(it, one) is not None and getattr(it, other) is not None:
+        raise ConfigError(
+            f"{section}.{other}",
+            f"excludes {section}.{one}",
+            value=getattr(it, other),
+            hint="Keep one of them",
+        )
 
 
-SecondsPer1000 = Annotated[float, between(1e-7, 1e7, "seconds", "Give seconds for 1,000 samples")]
-Batches = Annotated[list[Count], BeforeValidator(_listed), Field(min_length=1)]
-
-
-def _require_as_many(section: str, it: Observed | HeldOut) -> None:
-    """Raise ConfigError unless there is a time for each count, and a batch for each or for all."""
+def _require_lengths(section: str, it: Observed | HeldOut | Predict) -> None:
+    """Raise ConfigError unless there is a time per count, and a batch per count or one for all."""
     count = len(it.workers)
-    lengths = {"seconds_per_1000_samples": {count}, "global_batch": {count, 1}}
-    for name, fitting in lengths.items():
-        values = getattr(it, name)
+    for name, fitting in (("seconds_per_1000_samples", {count}), ("global_batch", {count, 1})):
+        values = getattr(it, name, None)
         if values is not None and len(values) not in fitting:
             raise ConfigError(
                 f"{section}.{name}",
-                f"must hold one for each of {section}.workers ({count})",
+                f"must have one value per entry of {section}.workers ({count})",
                 value=values,
             )
 
 
 class Observed(Section):
-    """Points that somebody has timed; what is predicted is fitted to them.
+    """Timed points to which the model is fitted.
 
     Attributes:
-        workers: how many, each count once.
-        seconds_per_1000_samples: of each count.
-        global_batch: samples of all workers together, one number or one for each count.
-        deviation: how far the times can be trusted, as a share of them.
+        workers: Numbers of workers, each once.
+        seconds_per_1000_samples: Per number of workers, of all workers together.
+        global_batch: Samples per step, one value or one per number of workers.
+        deviation: Relative error of the times.
     """
 
-    workers: Annotated[list[Workers], Field(min_length=1)]
-    seconds_per_1000_samples: Annotated[list[SecondsPer1000], Field(min_length=1)]
+    workers: Counts
+    seconds_per_1000_samples: Times
     global_batch: Batches | None = None
     deviation: Annotated[float, share(high=0.5)] = 0.01
 
     @model_validator(mode="after")
-    def _alike(self) -> Self:
-        _require_as_many("observed", self)
+    def _check(self) -> Self:
+        _require_lengths("observed", self)
         if len(set(self.workers)) < len(self.workers):
             raise ConfigError("observed.workers", "must hold each count once", value=self.workers)
         return self
 
 
 class HeldOut(Section):
-    """Points that were timed and are not fitted to: how wrong the prediction of them is, is told.
+    """Timed points that are not fitted; the error of their prediction is reported.
 
     Attributes:
-        workers: how many.
-        seconds_per_1000_samples: of each count.
-        global_batch: one number or one for each count, where it differs from what was observed.
+        workers: Numbers of workers.
+        seconds_per_1000_samples: Per number of workers.
+        global_batch: One value or one per number of workers, if it differs from the observed.
     """
 
-    workers: Annotated[list[Workers], Field(min_length=1)]
-    seconds_per_1000_samples: Annotated[list[SecondsPer1000], Field(min_length=1)]
+    workers: Counts
+    seconds_per_1000_samples: Times
     global_batch: Batches | None = None
 
     @model_validator(mode="after")
-    def _alike(self) -> Self:
-        _require_as_many("held_out", self)
+    def _check(self) -> Self:
+        _require_lengths("held_out", self)
+        return self
+
+
+class Predict(Section):
+    """Points to predict.
+
+    Attributes:
+        workers: Numbers of workers; results keep this order.
+        global_batch: One value or one per number of workers, if it differs from the observed.
+    """
+
+    workers: Counts
+    global_batch: Batches | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _require_lengths("predict", self)
         return self
 
 
 class Measured(Section):
-    """Results of gatdist's own measurements: JSON files, by paths from the scenario's folder.
+    """JSON files that gatdist's commands wrote, as paths relative to the scenario's folder.
 
     Attributes:
-        scaling: of ``gatdist bench scaling``; its counts of workers are the observed points.
-        step: of ``gatdist bench step``; one observed point of one worker.
-        doctor: of ``gatdist doctor --address``, for the network.
-        size: which of the networks that were measured; may be left out where there is one.
-        case: which of the cases of ``bench step``.
-        mode: which curve of ``bench scaling``.
-        workers: which of its counts are fitted to; all, where it is left out.
+        scaling: From ``gatdist bench scaling``; its points are fitted.
+        step: From ``gatdist bench step``; one point of one worker.
+        doctor: From ``gatdist doctor --address``, for the network.
+        size: Measured networks; optional if the file has one size.
+        case: Case of ``bench step``.
+        mode: Curve of ``bench scaling``.
+        workers: Numbers of workers to fit; default: all.
     """
 
     scaling: str | None = None
@@ -112,43 +137,22 @@ class Measured(Section):
     workers: list[Workers] | None = None
 
 
-class Predict(Section):
-    """For which numbers of workers.
-
-    Attributes:
-        workers: ascending or not; the answers come in this order.
-        global_batch: one number or one for each count, where it differs from what was observed.
-    """
-
-    workers: Annotated[list[Workers], Field(min_length=1)]
-    global_batch: Batches | None = None
-
-    @model_validator(mode="after")
-    def _alike(self) -> Self:
-        if self.global_batch and len(self.global_batch) not in {1, len(self.workers)}:
-            raise ConfigError(
-                "predict.global_batch",
-                f"must hold one for each of predict.workers ({len(self.workers)})",
-                value=self.global_batch,
-            )
-        return self
-
-
 class Player(Section):
-    """What a step does for one player, all passes of its phase together.
+    """Work of one player's phase.
 
     Attributes:
-        seconds_per_sample: of one worker.
-        flop_per_sample: instead of that, where ``[hardware]`` says how fast a worker is.
-        share: of the step's work, where times were observed.
-        parameters: whose gradients are sent, each of ``bytes_per_gradient``.
-        backward_share: how much of the phase is the backward pass in which gradients become ready,
-            behind which they travel. Left out: 2/3 of a network by itself. Of a pair, 0.4 of the
-            generator's phase, most of which goes through the discriminator, and 0.3 of the
-            discriminator's, whose gradients of real and fake samples are ready with the last pass.
-        gradients_ready: when most gradients are, in the backward pass. Networks of pictures have
-            most parameters where pictures are small: a discriminator's are ready early, as those of
-            any classifier, and a generator's late. Left out, it is taken so.
+        seconds_per_sample: Forward and backward passes on one worker.
+        flop_per_sample: Instead of seconds, with ``[hardware]``.
+        share: Share of the step's work, if times were observed.
+        parameters: Number of parameters whose gradients are sent.
+        bytes_per_gradient: Bytes sent per parameter.
+        backward_share: Share of the phase in which gradients become ready and communication can be
+            hidden. Default: 2/3 for a single network; for a pair, 0.4 of the generator's phase,
+            most of which goes through the discriminator, and 0.3 of the discriminator's, whose
+            gradients of real and fake samples are ready with the last pass.
+        gradients_ready: When most gradients are ready in the backward pass. Image networks have
+            most parameters at low resolutions. Default: early for a discriminator, as for any
+            classifier, late for a generator.
     """
 
     seconds_per_sample: StepSeconds | None = None
@@ -161,13 +165,13 @@ class Player(Section):
 
 
 class Workload(Section):
-    """What is trained. One player is enough, for a network that has no opponent.
+    """What is trained; one player suffices for a network without an opponent.
 
     Attributes:
-        global_batch: samples a step, which all workers share.
-        batch_per_worker: instead of that, samples of each: more workers make a larger batch.
-        batch: which of both, where the number itself is not known.
-        overhead_s: of a step, whatever the batch: launches, optimizers, the host's own work.
+        global_batch: Samples per step, shared by all workers.
+        batch_per_worker: Instead, samples per worker: more workers make a larger batch.
+        batch: Which of the two, if the number is unknown.
+        overhead_s: Seconds per step, whatever the batch: kernel launches, optimizers, Python.
     """
 
     global_batch: Count | None = None
@@ -178,37 +182,36 @@ class Workload(Section):
     generator: Player | None = None
 
     @model_validator(mode="after")
-    def _one_batch(self) -> Self:
-        refuse_both("workload", self, "global_batch", "batch_per_worker")
-        message = {"global_batch": "shared", "batch_per_worker": "per_worker"}
-        for key, kind in message.items():
+    def _check(self) -> Self:
+        _refuse_both("workload", self, "global_batch", "batch_per_worker")
+        for key, kind in (("global_batch", "shared"), ("batch_per_worker", "per_worker")):
             if getattr(self, key) is not None and self.batch not in (None, kind):
                 raise ConfigError("workload.batch", f"contradicts workload.{key}", value=self.batch)
         return self
 
+    @property
+    def samples(self) -> int | None:
+        """``global_batch`` or ``batch_per_worker``."""
+        return self.global_batch or self.batch_per_worker
+
 
 class Hardware(Section):
-    """One worker's processor.
-
-    Attributes:
-        flop_per_s: its peak, in the type that is trained in.
-        utilization: the share of it that training reaches.
-    """
+    """One worker's processor: its peak rate in the training dtype, and the share reached."""
 
     flop_per_s: FlopPerSecond
     utilization: Share = 0.35
 
 
 class Network(Section):
-    """How gradients travel. ``bandwidth`` and ``latency`` are those between hosts, of a whole host.
+    """The network of gradients; ``bandwidth`` and ``latency`` are between hosts, per host.
 
     Attributes:
-        algorithm: of the all-reduce; ``fastest`` takes the fastest for each message, as NCCL does.
-        workers_per_host: how many share a host, and its network.
-        efficiency: the share of the bandwidth that is reached.
-        host_bandwidth_bytes_per_s: between the workers of one host, of each.
-        bucket_bytes: gradients that are sent together.
-        overlap: whether they are sent while the rest of the backward pass is computed.
+        algorithm: All-reduce algorithm; ``fastest`` picks one per message, as NCCL does.
+        workers_per_host: Workers that share a host and its network.
+        efficiency: Share of the bandwidth that is reached.
+        host_bandwidth_bytes_per_s: Between the workers of one host, per worker.
+        bucket_bytes: Size of the gradient buckets.
+        overlap: Whether gradients are sent during the backward pass.
     """
 
     algorithm: Literal["fastest", "ring", "tree", "hierarchical"] = "fastest"
@@ -223,13 +226,13 @@ class Network(Section):
     overlap: bool = True
 
     @model_validator(mode="after")
-    def _one_bandwidth(self) -> Self:
-        refuse_both("network", self, "bandwidth_bytes_per_s", "bandwidth_bits_per_s")
+    def _check(self) -> Self:
+        _refuse_both("network", self, "bandwidth_bytes_per_s", "bandwidth_bits_per_s")
         return self
 
     @property
     def bytes_per_s(self) -> float | None:
-        """Of a host, as reached; None where nothing is said of it."""
+        """Effective bandwidth of a host; None if it is not given."""
         line = self.bandwidth_bytes_per_s
         if self.bandwidth_bits_per_s is not None:
             line = self.bandwidth_bits_per_s / 8
@@ -237,22 +240,146 @@ class Network(Section):
 
 
 class Stragglers(Section):
-    """How unequal workers are: the deviation of one worker's phase, as a share of it."""
+    """Standard deviation of one worker's phase, as a share of it."""
 
     deviation: Annotated[float, share(low=0.0)]
 
 
 class Data(Section):
-    """How samples come to the workers; what is slower than the steps holds them up.
+    """Rates of data loading; whatever is slower than the step is a bottleneck.
 
     Attributes:
-        bytes_per_sample: as stored.
-        storage_bytes_per_s: that storage gives to all workers together.
-        host_bytes_per_s: that reach one host.
-        worker_samples_per_s: that one worker decodes.
+        bytes_per_sample: As stored.
+        storage_bytes_per_s: Of the storage, for all workers together.
+        host_bytes_per_s: Of one host's network.
+        worker_samples_per_s: Decoding rate of one worker.
     """
 
     bytes_per_sample: Annotated[float, between(1, 1e11, "bytes", "1 MB is 1e6")]
     storage_bytes_per_s: BytesPerSecond | None = None
     host_bytes_per_s: BytesPerSecond | None = None
     worker_samples_per_s: Annotated[float, Field(gt=0)] | None = None
+
+
+class Checkpoints(Section):
+    """Cost and interval of checkpoints.
+
+    Attributes:
+        bytes: Size.
+        snapshot_s: Seconds for which training stops.
+        write_bytes_per_s: Rate at which it is written in the background.
+        write_s: Instead of the rate, seconds.
+        interval_s: Seconds of training between two; default: the best that is found.
+        interval_samples: Instead, as ``run.checkpoint_every_samples``.
+    """
+
+    bytes: Bytes = 1e9
+    snapshot_s: Seconds = 1.0
+    write_bytes_per_s: BytesPerSecond = 2e8
+    write_s: Seconds | None = None
+    interval_s: Annotated[float, between(1e-3, 1e7, "seconds")] | None = None
+    interval_samples: Count | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _refuse_both("checkpoints", self, "interval_s", "interval_samples")
+        return self
+
+    @property
+    def written_after_s(self) -> float:
+        """Seconds from the snapshot until the checkpoint is usable."""
+        return self.bytes / self.write_bytes_per_s if self.write_s is None else self.write_s
+
+
+class Fault(Section):
+    """A fault that stops all workers.
+
+    Attributes:
+        of: What fails: each host, each worker, or the run as a whole.
+        mtbf_hours: Mean time between failures of one of those.
+        detection_s: Seconds until it is detected.
+        restart_s: From then to the first new step.
+        away_s: Mean time until the host, or a replacement, can work again.
+        notice_s: Advance notice; if it suffices for a checkpoint, no work is lost.
+        loses_work: False if the run pauses and continues, as in a brief network outage.
+    """
+
+    name: Annotated[str, Field(min_length=1)]
+    of: Literal["host", "worker", "run"] = "host"
+    mtbf_hours: Hours
+    detection_s: Seconds = 10.0
+    restart_s: Seconds = 60.0
+    away_s: LongSeconds = 0.0
+    notice_s: Seconds = 0.0
+    loses_work: bool = True
+
+
+class Run(Section):
+    """Length of the run.
+
+    Attributes:
+        total_samples: In all.
+        undisturbed_hours: Instead, hours of steps at each number of workers.
+        min_workers: Fewest workers to continue with; default: all.
+        grow: Whether a host that returns joins at once, which takes a checkpoint and a restart (as
+            in ``gatdist train``), or at the next restart.
+    """
+
+    total_samples: Count | None = None
+    undisturbed_hours: Hours | None = None
+    min_workers: Workers | None = None
+    grow: Literal["at_once", "at_restarts"] = "at_once"
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.total_samples is None) == (self.undisturbed_hours is None):
+            rule = "one of this and run.undisturbed_hours is required"
+            raise ConfigError("run.total_samples", rule)
+        return self
+
+
+class Price(Section):
+    """Price of machines, which are also paid while a run recovers.
+
+    Attributes:
+        usd_per_host_hour: One host with all its workers.
+        head_usd_per_hour: The machine of Ray's head and the driver, never a spot instance.
+        storage_usd_per_hour: Everything that is stored.
+    """
+
+    usd_per_host_hour: Usd
+    head_usd_per_hour: Usd = 0.0
+    storage_usd_per_hour: Usd = 0.0
+
+
+class Spot(Section):
+    """The same hosts as spot instances.
+
+    Attributes:
+        usd_per_host_hour: Price of one host.
+        mtbf_hours: Mean time until one host is preempted.
+        notice_s: Advance notice.
+        restart_s: From the checkpoint to the first new step.
+        away_s: Mean time until a replacement is there.
+    """
+
+    usd_per_host_hour: Usd
+    mtbf_hours: Hours
+    notice_s: Seconds = 120.0
+    restart_s: Seconds = 60.0
+    away_s: LongSeconds = 300.0
+
+
+class Goal(Section):
+    """Limits that advice keeps; adding workers pays while each adds ``worth`` of one worker."""
+
+    deadline_hours: Hours | None = None
+    budget_usd: Annotated[float, Field(gt=0)] | None = None
+    worth: Share = 0.5
+
+
+class Simulation(Section):
+    """Seed and number of simulated runs."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    repeats: Annotated[int, Field(ge=1, le=10_000)] = 64

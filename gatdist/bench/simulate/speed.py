@@ -1,4 +1,4 @@
-"""From a scenario to steps: what was observed or told becomes a fitted model of a step."""
+"""From a scenario to step times: a model of the step, fitted to the observed points if any."""
 
 from __future__ import annotations
 
@@ -9,56 +9,61 @@ from typing import Any
 
 import numpy as np
 
-from gatdist.bench.simulate.collectives import Link, Topology
 from gatdist.bench.simulate.fit import Fit, Known, Observation, fit
-from gatdist.bench.simulate.measured import Findings, Timed
+from gatdist.bench.simulate.measured import Findings
+from gatdist.bench.simulate.model import (
+    DataFlow,
+    Link,
+    Parts,
+    Phase,
+    Ready,
+    StepModel,
+    Topology,
+)
 from gatdist.bench.simulate.scenario import Scenario, spread
-from gatdist.bench.simulate.sections import Observed, Player
-from gatdist.bench.simulate.step import DataFlow, Parts, Phase, Ready, StepModel
+from gatdist.bench.simulate.sections import Player
 from gatdist.common.errors import ConfigError
 
-# A batch that nobody told: one step is then as long as these samples.
+# If the batch is unknown, a step has this many samples.
 _UNIT_SAMPLES = 1000
-# A batch that all workers share is what published tables of GANs have, of some dozens of samples.
-# More workers than that can't share it: then each has a batch of its own.
+# Published tables of GANs have a shared batch of some dozens of samples. More workers than that
+# can't share it: then each has its own batch.
 _LOG_ODDS, _MOST_WHO_SHARE = float(np.log(4.0)), 64
 _READY: dict[str, Ready] = {"discriminator": "early", "generator": "late"}
-# In units of one forward pass of either network, a backward pass being two, or one where only its
-# input's gradient is wanted: D has G's forward, 2 × 3 of its own, of which the last backward counts
+# In units of one forward pass of either network, a backward pass being two, or one if only its
+# input's gradient is needed: D has G's forward, 2 × 3 of its own, of which the last backward counts
 # (2 of 7); G has two forwards, one backward through D, and its own (2 of 5).
 _BACKWARD_OF_A_PAIR = {"discriminator": 0.3, "generator": 0.4}
 _BACKWARD_ALONE = 2 / 3
-# Deviation of workers where nothing tells: assumed.
-_DEVIATION = 0.01
-# What no model knows, as a deviation of the time for each doubling of the workers beyond those that
-# were seen. Of 48 published times (benchmarks/validation.py), 42 then lie in the range of eight
-# tenths; 14 do without.
-_UNSEEN, _EIGHT_TENTHS = 0.04, 1.2816
+_DEVIATION = 0.01  # assumed deviation of workers
+# Model error, as a relative deviation per doubling of the workers beyond the observed ones. With
+# it, 42 of 48 published times (benchmarks/validation.py) lie in the 80 % interval; without, 14.
+_UNSEEN, _QUANTILE_90 = 0.04, 1.2816
 
 
 @dataclass(frozen=True)
 class Batch:
-    """How many samples a step shows.
+    """Batch of a step.
 
     Attributes:
-        samples: globally, or of each worker.
-        shared: which of both.
-        message: whether ``samples`` is known; else times are right in proportion only.
+        samples: Global, or per worker.
+        shared: Whether ``samples`` is global.
+        known: Whether ``samples`` is given; otherwise only ratios of times are meaningful.
     """
 
     samples: int
     shared: bool
-    message: bool
+    known: bool
 
     def local(self, workers: int, samples: int | None = None) -> float:
-        """Samples of the worker that has most, ``samples`` globally in place of the usual."""
+        """Largest number of samples on a worker; ``samples`` replaces the global batch."""
         if samples is None and not self.shared:
             return self.samples
         total = self.samples if samples is None else samples
-        return -(-total // workers) if self.message else total / workers
+        return -(-total // workers) if self.known else total / workers
 
     def total(self, workers: int, samples: int | None = None) -> int:
-        """Samples of all workers together."""
+        """Samples of all workers together; ``samples`` replaces the global batch."""
         if samples is not None:
             return samples
         return self.samples if self.shared else self.samples * workers
@@ -66,14 +71,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Point:
-    """A step of so many workers.
+    """A step of some number of workers.
 
     Attributes:
-        workers: how many.
-        samples: of a step, of all workers; where the batch is not known, of a stretch of time.
-        parts: seconds of that step.
-        range_s: that holds the time with a chance of eight tenths: what the observations allow,
-            and what may lie beyond them; as ``parts`` where nothing was observed.
+        workers: How many.
+        samples: Samples per step, of all workers.
+        parts: Components of the step, in seconds.
+        range_s: 80 % interval of the step; its time twice if nothing was observed.
     """
 
     workers: int
@@ -83,26 +87,24 @@ class Point:
 
     @property
     def step_s(self) -> float:
-        """Seconds of the step."""
         return float(self.parts.total)
 
     @property
     def seconds_per_1000_samples(self) -> float:
-        """Of all workers together."""
         return 1000 * self.step_s / self.samples
 
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast any number of workers is.
+    """Step times by number of workers.
 
     Attributes:
-        batch: of a step.
-        model: fitted, where there is a fit.
-        fit: None where nothing was observed.
-        observations: what it was fitted to, with the samples of each step.
-        seen: their workers and seconds for 1,000 samples.
-        notes: what was taken for granted.
+        batch: Of a step.
+        model: Fitted, if there is a fit.
+        fit: None if nothing was observed.
+        observations: The fitted points.
+        seen: Their workers and seconds per 1,000 samples.
+        notes: Assumptions.
     """
 
     batch: Batch
@@ -113,7 +115,7 @@ class Speed:
     notes: tuple[str, ...]
 
     def at(self, workers: int, samples: int | None = None) -> Point:
-        """A step of so many workers, ``samples`` globally in place of the usual."""
+        """Return the step of ``workers`` workers; ``samples`` replaces the global batch."""
         local, total = self.batch.local(workers, samples), self.batch.total(workers, samples)
         if self.fit is None:
             parts = Parts(*map(float, self.model.parts(workers, local)))
@@ -124,168 +126,121 @@ class Speed:
     def _widened(
         self, workers: int, range_s: tuple[float, float], parts: Parts
     ) -> tuple[float, float]:
-        """The range, by what may lie beyond the largest number of workers that was seen.
-
-        That takes no time from what is computed.
-        """
+        """Add the model error beyond the observed workers; computation is a lower bound."""
         doublings = max(0.0, math.log2(workers / max(seen.workers for seen in self.observations)))
-        unseen, middle_s = _EIGHT_TENTHS * _UNSEEN * doublings, float(parts.total)
+        unseen, middle_s = _QUANTILE_90 * _UNSEEN * doublings, float(parts.total)
         below, above = (math.hypot(math.log(end / middle_s), unseen) for end in range_s)
         fastest = min(range_s[0], float(parts.computation))
         return max(middle_s * math.exp(-below), fastest), middle_s * math.exp(above)
 
 
 def speed(scenario: Scenario, findings: Findings) -> Speed:
-    """Fit, or take what is told.
+    """Build the model of a step, and fit it if there are observed points.
 
     Raises:
-        ConfigError: what is told does not suffice, or a batch can't be shared by the workers.
+        ConfigError: Figures are missing, or a predicted batch has fewer samples than workers.
     """
     model = _model(scenario, findings)
     observed = scenario.observed
     if observed is None and not findings.points:
-        made = _reported(scenario, model)
+        made = _from_figures(scenario, model)
+    elif observed is not None:
+        seen = list(zip(observed.workers, observed.seconds_per_1000_samples, strict=True))
+        batches = spread(observed.global_batch, len(observed.workers))
+        made = _fitted(scenario, model, seen, batches)
     else:
-        steps_s = alone_on_hosts(findings, scenario.workers_per_host)
-        seen = [
-            (point.workers, 1000 * step_s / point.global_batch)
-            for point, step_s in zip(findings.points, steps_s, strict=True)
-        ]
-        if observed is not None:
-            seen = list(zip(observed.workers, observed.seconds_per_1000_samples, strict=True))
-        made = _fitted(scenario, findings, model, seen)
+        points, times = findings.points, findings.step_times(scenario.workers_per_host)
+        seen = [(p.workers, 1000 * s / p.global_batch) for p, s in zip(points, times, strict=True)]
+        made = _fitted(scenario, model, seen, [point.global_batch for point in points])
     predict = scenario.predict
     requested = spread(predict.global_batch, len(predict.workers))
     for workers, samples in zip(predict.workers, requested, strict=True):
         total = made.batch.total(workers, samples)
-        if (made.batch.message or samples) and total < workers:
+        if (made.batch.known or samples) and total < workers:
             raise ConfigError(
                 "predict.workers",
-                f"can't share a batch of {total}: some would have no sample",
+                f"exceeds the batch of {total}: some would have no sample",
                 value=workers,
                 hint="Predict fewer workers, or a larger global_batch",
             )
     return made
 
 
-def alone_on_hosts(findings: Findings, workers_per_host: int) -> list[float]:
-    """Seconds of each measured step, as on hosts that so many workers share.
-
-    Workers that were measured on one host take from one another what they would not on hosts of
-    their own: cores, memory, the clock. As many that do not communicate tell how much, where each
-    has the same batch; it is taken out.
-    """
-    points = findings.points
-    first = points[0].alone_s if points else None
-    if first is None or findings.most_on_a_host <= workers_per_host or not shares_none(points):
-        return [point.step_s for point in points]
-    alone_s = [first if point.alone_s is None else point.alone_s for point in points]
-    return [
-        first + max(0.0, point.step_s - alone) for point, alone in zip(points, alone_s, strict=True)
-    ]
-
-
-def shares_none(points: Sequence[Timed]) -> bool:
-    """Whether each worker has the same batch at every count."""
-    return len({point.global_batch / point.workers for point in points}) == 1
-
-
-def _reported(scenario: Scenario, model: StepModel) -> Speed:
-    """Of hardware figures."""
+def _from_figures(scenario: Scenario, model: StepModel) -> Speed:
     workload, notes = scenario.workload, []
     if workload.overhead_s is None:
-        notes.append("workload.overhead_s is not told: taken as 0")
+        notes.append("workload.overhead_s is not given: assumed 0")
     if scenario.stragglers is None:
-        notes.append(f"stragglers.deviation is not told: taken as {_DEVIATION}")
-    samples = workload.global_batch or workload.batch_per_worker
-    assert samples is not None
-    batch = Batch(samples, workload.global_batch is not None, True)
+        notes.append(f"stragglers.deviation is not given: assumed {_DEVIATION}")
+    assert workload.samples is not None
+    batch = Batch(workload.samples, workload.global_batch is not None, True)
     return Speed(batch, model, None, (), (), tuple(notes))
 
 
 def _fitted(
-    scenario: Scenario, findings: Findings, model: StepModel, seen: Sequence[tuple[int, float]]
+    scenario: Scenario,
+    model: StepModel,
+    seen: Sequence[tuple[int, float]],
+    batches: Sequence[int | None],
 ) -> Speed:
-    """Of observed points."""
-    known = Known(
-        scenario.workload.overhead_s,
-        None if scenario.stragglers is None else scenario.stragglers.deviation,
-    )
+    """Fit each possible kind of batch, and keep the most likely."""
+    stragglers = scenario.stragglers
+    known = Known(scenario.workload.overhead_s, stragglers.deviation if stragglers else None)
     noise = scenario.observed.deviation if scenario.observed else 0.02
+    workers = [count for count, _ in seen]
     found: list[tuple[float, Speed]] = []
-    for batch, odds, note in _possible_batches(scenario, findings):
+    for batch, odds, notes in _possible_batches(scenario, workers, batches):
         observations = tuple(
-            _observation(batch, workers, seconds, samples)
-            for (workers, seconds), samples in zip(
-                seen, _observed_batches(scenario, findings), strict=True
+            Observation(
+                count, batch.local(count, samples), seconds * batch.total(count, samples) / 1000
             )
+            for (count, seconds), samples in zip(seen, batches, strict=True)
         )
         fitted = fit(model, observations, batch.samples, noise, known)
-        made = Speed(batch, fitted.model, fitted, observations, tuple(seen), note)
+        made = Speed(batch, fitted.model, fitted, observations, tuple(seen), notes)
         found.append((fitted.log_evidence + odds, made))
     return max(found, key=lambda one: one[0])[1]
 
 
-def _observation(batch: Batch, workers: int, seconds: float, samples: int | None) -> Observation:
-    local, total = batch.local(workers, samples), batch.total(workers, samples)
-    return Observation(workers, local, seconds * total / 1000)
-
-
-def _observed_batches(scenario: Scenario, findings: Findings) -> Sequence[int | None]:
-    observed: Observed | None = scenario.observed
-    if observed is None:
-        return [point.global_batch for point in findings.points]
-    return spread(observed.global_batch, len(observed.workers))
-
-
 def _possible_batches(
-    scenario: Scenario, findings: Findings
+    scenario: Scenario, workers: Sequence[int], batches: Sequence[int | None]
 ) -> list[tuple[Batch, float, tuple[str, ...]]]:
-    """What the batch is or may be, the log odds of each before the points are looked at, notes."""
+    """Kinds of batch, the prior log odds of each, and notes."""
     workload = scenario.workload
-    if workload.global_batch or workload.batch_per_worker:
-        samples = workload.global_batch or workload.batch_per_worker
-        assert samples is not None
-        return [(Batch(samples, workload.global_batch is not None, True), 0.0, ())]
-    observed = [samples for samples in _observed_batches(scenario, findings) if samples]
+    if workload.samples:
+        return [(Batch(workload.samples, workload.global_batch is not None, True), 0.0, ())]
+    observed = [samples for samples in batches if samples]
     if observed:
-        workers = scenario.observed.workers if scenario.observed else _workers(findings.points)
-        each = {samples / many for samples, many in zip(observed, workers, strict=True)}
+        each = {samples / count for samples, count in zip(observed, workers, strict=True)}
         grows = len(observed) > 1 and len(each) == 1
         shared = workload.batch != "per_worker" and not grows
         samples = max(observed) if shared else max(1, round(observed[0] / workers[0]))
         return [(Batch(samples, shared, True), 0.0, ())]
     if workload.batch is not None:
         return [(Batch(_UNIT_SAMPLES, workload.batch == "shared", False), 0.0, ())]
-    note = "the batch is not told: taken as one {}; [workload] batch = {} is the other kind"
-    seen = scenario.observed.workers if scenario.observed else []
-    odds = _LOG_ODDS if max(*scenario.predict.workers, *seen) <= _MOST_WHO_SHARE else -_LOG_ODDS
+    note = "the batch is not given: assumed {}; otherwise set [workload] batch = {}"
+    most = max(*scenario.predict.workers, *workers)
     return [
         (
             Batch(_UNIT_SAMPLES, True, False),
-            odds,
-            (note.format("that all workers share", '"per_worker"'),),
+            _LOG_ODDS if most <= _MOST_WHO_SHARE else -_LOG_ODDS,
+            (note.format("shared by all workers", '"per_worker"'),),
         ),
         (
             Batch(_UNIT_SAMPLES, False, False),
             0.0,
-            (note.format("of each worker", '"shared"'),),
+            (note.format("one per worker", '"shared"'),),
         ),
     ]
 
 
-def _workers(points: Sequence[Timed]) -> list[int]:
-    return [point.workers for point in points]
-
-
 def _model(scenario: Scenario, findings: Findings) -> StepModel:
-    """The step before anything is fitted: work in proportion, and all figures of the network."""
+    """The step before fitting: relative work, and all figures of the network."""
     network, stragglers, data = scenario.network, scenario.stragglers, scenario.data
-    topology = _topology(scenario, findings.link)
     phases = _phases(scenario, findings)
-    if not any(phase.gradient_bytes for phase in phases):
-        topology = None  # nothing says how much is sent
-    flow = None
+    topology, flow = None, None
+    if any(phase.gradient_bytes for phase in phases):
+        topology = _topology(scenario, findings.link)
     if data is not None:
         flow = DataFlow(**data.model_dump(), workers_per_host=scenario.workers_per_host)
     more: dict[str, Any] = {}
@@ -318,7 +273,7 @@ def _topology(scenario: Scenario, measured: Link | None) -> Topology | None:
 
 
 def _phases(scenario: Scenario, findings: Findings) -> tuple[Phase, ...]:
-    """One for each player; one of all, where nobody told of players."""
+    """One per player; a single one if no players are given."""
     players = scenario.players
     shares = dict(findings.shares or {})
     if not players:

@@ -1,61 +1,65 @@
-"""The answer to a scenario: times, efficiency, goodput, money, bottlenecks, and where it stops."""
+"""The answer to a scenario: step times, runs, costs, bottlenecks, and advice."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from gatdist.bench.simulate.advice import advice
-from gatdist.bench.simulate.loading import load
 from gatdist.bench.simulate.measured import Findings, read
 from gatdist.bench.simulate.runs import runs
-from gatdist.bench.simulate.scenario import Scenario, dotted, spread
-from gatdist.bench.simulate.speed import Point, Speed, shares_none, speed
+from gatdist.bench.simulate.scenario import Scenario, dotted, load, spread
+from gatdist.bench.simulate.sections import Goal
+from gatdist.bench.simulate.speed import Point, Speed, speed
+
+Points = Sequence[Mapping[str, Any]]
 
 
 def simulate(source: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
     """Answer a scenario.
 
     Args:
-        source: the path of a ``.toml`` file, or the name of a scenario of the package.
+        source: Path of a ``.toml`` file, or the name of a scenario of the package.
         overrides: ``section.key=value``, as on the command line.
 
     Returns:
-        JSON values. ``points``, one for each of ``predict.workers``: ``workers``, ``hosts``,
-        ``global_batch``, ``step_s`` (both None where the batch is not known),
-        ``seconds_per_1000_samples`` and the range that holds it with a chance of eight tenths
-        (``…_low``, ``…_high``), ``samples_per_s``, ``efficiency`` (of as many single
-        workers), ``parts`` (shares of a step by name), ``bottleneck`` (the largest of them),
-        ``largest_loss`` (the largest but computation; None where nothing is lost) and ``runs``:
-        of each ``market``, mean ``hours`` with the range of eight tenths of runs, ``goodput`` (the
-        share of the time that went into steps of all hosts whose result was kept), ``faults``,
-        ``usd``, ``samples``, hours and dollars for a million of them, ``parts``, ``bottleneck``,
+        JSON values. ``points``, one per entry of ``predict.workers``: ``workers``, ``hosts``,
+        ``global_batch``, ``step_s`` (both None if the batch is unknown),
+        ``seconds_per_1000_samples`` with its 80 % interval (``…_low``, ``…_high``),
+        ``samples_per_s``, ``efficiency`` (relative to linear speedup), ``parts`` (shares of a step
+        by name), ``bottleneck`` (the largest), ``largest_loss`` (the largest except computation;
+        None without losses) and ``runs``: per ``market``, mean ``hours`` with the 80 % interval,
+        ``goodput`` (share of the time in kept steps on all hosts), ``faults``, ``usd``,
+        ``samples``, hours and dollars per million samples, ``parts``, ``bottleneck``,
         ``largest_loss`` and ``checkpoint`` (intervals).
-        ``observed``: what was fitted to, and how well; ``held_out``: what was not, with the
-        ``error`` of its prediction, as a share. ``fit``: parameters with their ranges, or
-        None. ``advice``: where adding workers stops paying, the fastest, the cheapest, and what
-        keeps the deadline or the budget. ``inputs``: each figure with its kind (measured, observed,
-        published, assumed) and source. ``notes``: what was taken for granted.
+        ``observed``: fitted points with the fit's values. ``held_out``: other timed points with
+        the relative ``error`` of their prediction. ``fit``: parameters with 80 % intervals, or
+        None. ``advice``: the number of workers beyond which more stop paying, the fastest, the
+        cheapest, and those that keep the deadline or budget. ``inputs``: every figure with its
+        kind (measured, observed, published, assumed) and source. ``notes``: assumptions.
 
     Raises:
-        ConfigError: the scenario can't be read, or a figure is unknown, missing or impossible.
+        ConfigError: The scenario can't be read, or a figure is unknown, missing or impossible.
     """
-    scenario, folder = load(source, overrides)
-    return study(scenario, folder)
+    return study(*load(source, overrides))
 
 
 def study(scenario: Scenario, folder: Path) -> dict[str, Any]:
-    """As :func:`simulate`, of a scenario whose paths count from ``folder``.
+    """Answer a scenario whose paths are relative to ``folder``; see :func:`simulate`.
 
     Raises:
-        ConfigError: a measured file can't be used, or figures do not go together.
+        ConfigError: A measured file can't be used, or figures contradict each other.
     """
     findings = read(scenario.measured, folder) if scenario.measured else Findings()
     made = speed(scenario, findings)
     alone = made.at(1)
-    counts = zip(scenario.predict.workers, _batches(scenario), strict=True)
-    points = [_point(scenario, made, alone, made.at(*count)) for count in counts]
+    workers = scenario.predict.workers
+    batches = spread(scenario.predict.global_batch, len(workers))
+    points = [
+        _point(scenario, made, alone, made.at(*count))
+        for count in zip(workers, batches, strict=True)
+    ]
     return {
         "scenario": scenario.name,
         "points": points,
@@ -68,33 +72,28 @@ def study(scenario: Scenario, folder: Path) -> dict[str, Any]:
     }
 
 
-def _batches(scenario: Scenario) -> Sequence[int | None]:
-    return spread(scenario.predict.global_batch, len(scenario.predict.workers))
-
-
 def _point(scenario: Scenario, made: Speed, alone: Point, point: Point) -> dict[str, Any]:
     seconds = point.seconds_per_1000_samples
     parts = {name: float(s) / point.step_s for name, s in point.parts._asdict().items()}
     low, high = (1000 * s / point.samples for s in point.range_s)
-    played = [run | _judged(run["parts"]) for run in runs(scenario, made, point)]
     return {
         "workers": point.workers,
         "hosts": -(-point.workers // scenario.workers_per_host),
-        "global_batch": point.samples if made.batch.message else None,
-        "step_s": point.step_s if made.batch.message else None,
+        "global_batch": point.samples if made.batch.known else None,
+        "step_s": point.step_s if made.batch.known else None,
         "seconds_per_1000_samples": seconds,
         "seconds_per_1000_samples_low": low,
         "seconds_per_1000_samples_high": high,
         "samples_per_s": 1000 / seconds,
         "efficiency": alone.seconds_per_1000_samples / (seconds * point.workers),
         "parts": parts,
-        **_judged(parts),
-        "runs": played,
+        **_largest(parts),
+        "runs": [run | _largest(run["parts"]) for run in runs(scenario, made, point)],
     }
 
 
-def _judged(parts: Mapping[str, float]) -> dict[str, str | None]:
-    """The largest part by name, and the largest that is no computation."""
+def _largest(parts: Mapping[str, float]) -> dict[str, str | None]:
+    """The largest part by name, and the largest except computation."""
     losses = {name: share for name, share in parts.items() if name != "computation"}
     largest = max(losses, key=lambda name: losses[name])
     return {
@@ -104,33 +103,29 @@ def _judged(parts: Mapping[str, float]) -> dict[str, str | None]:
 
 
 def _observed(scenario: Scenario, made: Speed) -> list[dict[str, Any]]:
-    """What was fitted to, beside what the fit says of it."""
-    kind = "observed" if scenario.observed else "measured"
     found = []
     for (workers, seconds), seen in zip(made.seen, made.observations, strict=True):
         assert made.fit is not None
         parts, _ = made.fit.predict(seen.workers, seen.local_batch)
-        fitted = seconds * float(parts.total) / seen.step_s
         found.append(
             {
                 "workers": workers,
                 "seconds_per_1000_samples": seconds,
-                "fitted_seconds_per_1000_samples": fitted,
-                "kind": kind,
+                "fitted_seconds_per_1000_samples": seconds * float(parts.total) / seen.step_s,
+                "kind": "observed" if scenario.observed else "measured",
             }
         )
     return found
 
 
 def _held_out(scenario: Scenario, made: Speed) -> list[dict[str, Any]]:
-    """What was timed and not fitted to, beside the prediction of it."""
-    message = scenario.held_out
-    if message is None:
+    points = scenario.held_out
+    if points is None:
         return []
+    batches = spread(points.global_batch, len(points.workers))
     found = []
-    samples = spread(message.global_batch, len(message.workers))
     for workers, seconds, batch in zip(
-        message.workers, message.seconds_per_1000_samples, samples, strict=True
+        points.workers, points.seconds_per_1000_samples, batches, strict=True
     ):
         simulated = made.at(workers, batch).seconds_per_1000_samples
         found.append(
@@ -145,43 +140,37 @@ def _held_out(scenario: Scenario, made: Speed) -> list[dict[str, Any]]:
 
 
 def inputs(scenario: Scenario, findings: Findings) -> list[dict[str, Any]]:
-    """Every figure that went in, with its kind and where it comes from."""
-    found = [
-        {
-            "key": f"measured.{point.workers}_workers.step_s",
-            "value": point.step_s,
-            "kind": "measured",
-            "source": _file(scenario),
-        }
-        for point in findings.points
-    ]
-    if findings.link is not None:
-        message = findings.link._asdict()
-        file = scenario.measured.doctor if scenario.measured else ""
-        found += [
-            {"key": f"measured.{key}", "value": value, "kind": "measured", "source": file}
-            for key, value in message.items()
-        ]
+    """Return every figure that is used, with its kind and source."""
+    found: list[dict[str, Any]] = []
+
+    def add(key: str, value: Any, kind: str, source: str | None) -> None:
+        found.append({"key": key, "value": value, "kind": kind, "source": source})
+
+    if measured := scenario.measured:
+        for point in findings.points:
+            key = f"measured.{point.workers}_workers.step_s"
+            add(key, point.step_s, "measured", measured.scaling or measured.step or "")
+        for name, value in findings.link._asdict().items() if findings.link else ():
+            add(f"measured.{name}", value, "measured", measured.doctor)
     given = dotted(scenario.model_dump(exclude_unset=True))
     unused = {"name", "sources", "predict", "measured", "simulation", "goal"}
     if scenario.run is None:
         unused |= {"checkpoints", "faults", "price", "spot"}
     for key, value in dotted(scenario.model_dump()).items():
         if _is_figure(value) and key.partition(".")[0] not in unused:
-            kind, source = _source(scenario, key, key in given)
-            found.append({"key": key, "value": value, "kind": kind, "source": source})
+            add(key, value, *_source(scenario, key, key in given))
     return found
 
 
 def _is_figure(value: Any) -> bool:
-    """A number, or several."""
+    """Whether it is a number, or a list of numbers."""
     if isinstance(value, list):
         return bool(value) and all(map(_is_figure, value))
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _source(scenario: Scenario, key: str, given: bool) -> tuple[str, str]:
-    """Of the key itself, or of a table that it stands in."""
+    """Kind and source of the key, or of a table that contains it."""
     name = key
     while name:
         if name in scenario.sources:
@@ -195,29 +184,23 @@ def _source(scenario: Scenario, key: str, given: bool) -> tuple[str, str]:
     return "assumed", "given without a source"
 
 
-def _file(scenario: Scenario) -> str:
-    measured = scenario.measured
-    return (measured.scaling or measured.step or "") if measured else ""
-
-
 def _notes(scenario: Scenario, findings: Findings) -> list[str]:
     notes = []
     if findings.most_on_a_host > scenario.workers_per_host:
-        weak = shares_none(findings.points)
         notes.append(
-            f"{findings.most_on_a_host} workers were measured on one host; what they take from one "
-            f"another there is {'taken out' if weak else 'in the prediction'}, since hosts have "
-            f"{scenario.workers_per_host} in the scenario"
+            f"{findings.most_on_a_host} workers were measured on one host, the scenario has "
+            f"{scenario.workers_per_host} per host; their contention for the host is "
+            f"{'subtracted' if findings.is_weak else 'part of the prediction'}"
         )
-    idle = [name for name in ("price", "spot", "faults") if getattr(scenario, name)]
-    if idle and scenario.run is None:
-        notes.append(f"[{'], ['.join(idle)}]: of no use without [run]")
+    unused = [name for name in ("price", "spot", "faults") if getattr(scenario, name)]
+    if unused and scenario.run is None:
+        notes.append(f"[{'], ['.join(unused)}]: unused without [run]")
     network = scenario.network
     line = network.bandwidth_bytes_per_s if network else None
-    if line is not None and line >= 1e9 and line in {10e9, 25e9, 40e9, 50e9, 100e9, 200e9, 400e9}:
+    if line in {10e9, 25e9, 40e9, 50e9, 100e9, 200e9, 400e9}:
         notes.append(
-            f"network.bandwidth_bytes_per_s = {line:g} is {8 * line / 1e9:g} Gbit/s; if "
-            f"{line / 1e9:g} Gbit/s is meant, say bandwidth_bits_per_s"
+            f"network.bandwidth_bytes_per_s = {line:g} is {8 * line / 1e9:g} Gbit/s; for "
+            f"{line / 1e9:g} Gbit/s, set bandwidth_bits_per_s"
         )
     observed = scenario.observed
     if observed is not None:
@@ -225,9 +208,71 @@ def _notes(scenario: Scenario, findings: Findings) -> list[str]:
         few, many = min(times), max(times)
         if times[many] > times[few]:
             notes.append(
-                f"observed: {many} workers are slower than {few}; if these are samples a second, "
-                "give 1000 / (samples a second)"
+                f"observed: {many} workers are slower than {few}; if these are samples per second, "
+                "give 1000 / (samples per second)"
             )
-    if network is None and observed:
-        notes.append("nothing is told of the network: communication grows as in the points")
+        if network is None:
+            notes.append("no network figures: communication is extrapolated from the points")
     return notes
+
+
+def advice(goal: Goal, points: Points, alone_s: float) -> dict[str, Any]:
+    """Choose numbers of workers; JSON values, see :func:`simulate`.
+
+    Args:
+        goal: Deadline, budget and worth.
+        points: Of the study.
+        alone_s: Seconds for 1,000 samples on one worker; the first point if there are no runs.
+    """
+    market = cheapest_market(points)
+    hours, usd = _of_market(points, market, "hours"), _of_market(points, market, "usd")
+    times = _of_market(points, market, "hours_per_million_samples")
+    costs = _of_market(points, market, "usd_per_million_samples")
+    if market is None:
+        times = {1: alone_s} | {p["workers"]: p["seconds_per_1000_samples"] for p in points}
+    deadline, budget = goal.deadline_hours, goal.budget_usd
+    in_time = [w for w, taken in hours.items() if deadline is not None and taken <= deadline]
+    paid = [w for w, cost in usd.items() if budget is not None and cost <= budget]
+    return {
+        "market": market,
+        "stops_paying": stops_paying(sorted(times.items()), goal.worth),
+        "worth": goal.worth,
+        "fastest": min(times, key=times.__getitem__, default=None),
+        "cheapest": min(costs, key=costs.__getitem__, default=None),
+        "fewest_in_time": min(in_time, default=None),
+        "fastest_within_budget": min(paid, key=times.__getitem__, default=None),
+    }
+
+
+def stops_paying(curve: Sequence[tuple[int, float]], worth: float) -> int | None:
+    """Return the number of workers beyond which another adds less than ``worth`` of one.
+
+    Between neighbours a < b of the curve, each added worker adds (S(b) − S(a)) / (b − a) of one
+    worker's speed at the smallest number, S being the speedup over it times that number.
+
+    Args:
+        curve: Workers and times, ascending in workers.
+        worth: Above 0, at most 1.
+    """
+    for (a, a_s), (b, b_s) in pairwise(curve):
+        smallest, unit_s = curve[0]
+        if smallest * (unit_s / b_s - unit_s / a_s) / (b - a) < worth:
+            return a
+    return None
+
+
+def cheapest_market(points: Points) -> str | None:
+    """Return the market whose runs cost less; the first without prices, None without runs."""
+    markets = dict.fromkeys(run["market"] for point in points for run in point["runs"])
+    prices = {market: _of_market(points, market, "usd").values() for market in markets}
+    # A market whose runs never end has fewer prices.
+    return min(markets, key=lambda name: (-len(prices[name]), sum(prices[name])), default=None)
+
+
+def _of_market(points: Points, market: str | None, key: str) -> dict[int, float]:
+    return {
+        point["workers"]: run[key]
+        for point in points
+        for run in point["runs"]
+        if run["market"] == market and run[key] is not None
+    }
