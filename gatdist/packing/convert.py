@@ -7,17 +7,19 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Self
 
+import numpy as np
+
 from gatdist.common.errors import DataError
 from gatdist.data.codecs import (
     FILTERS,
     CodecError,
     ImageHeader,
     decode_pixels,
-    decode_point,
+    decode_point_into,
     read_image_header,
     read_npy,
 )
-from gatdist.data.codecs.color import is_gray
+from gatdist.data.codecs.levels import is_gray
 from gatdist.packing import images
 from gatdist.packing.converted import Converted, Converter
 from gatdist.packing.images import FORMATS, STORED, TRANSFORMS
@@ -142,7 +144,7 @@ class Arrays:
 
     def __call__(self, content: bytes) -> Converted:
         """Check one file. Raises CodecError if it is no array of numbers, or of another shape."""
-        decode_point(content, self.sample_shape)
+        decode_point_into(content, np.empty(self.sample_shape, dtype=np.float32))
         return Converted("npy", content)
 
 

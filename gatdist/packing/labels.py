@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from gatdist.common.errors import DataError
-from gatdist.data.codecs import MOST_CLASSES, CodecError, Label, normalized
+from gatdist.data.codecs import MAX_CLASSES, CodecError, Label, normalized
 from gatdist.packing.entries import Entry, Skipped, printable
 
 _OTHER = "Name another column with --labels, or leave labels out with --labels none"
@@ -148,8 +148,8 @@ def numbering(
     if all(isinstance(label, int) for label in labels):
         return None, {label: int(label) for label in labels}, max(map(int, labels), default=-1) + 1
     names = sorted({str(label) for label in labels})
-    if len(names) > MOST_CLASSES:
-        rule = f"there are {len(names):,} different labels, the most is {MOST_CLASSES:,}"
+    if len(names) > MAX_CLASSES:
+        rule = f"there are {len(names):,} different labels, the most is {MAX_CLASSES:,}"
         raise DataError("label", rule, hint=_OTHER)
     places = {name: place for place, name in enumerate(names)}
     return names, {label: places[str(label)] for label in labels}, len(names)

@@ -13,13 +13,13 @@ import numpy as np
 from gatdist.common.errors import DataError
 from gatdist.data.codecs import (
     CodecError,
-    decode_audio,
-    decode_text,
+    decode_audio_into,
+    decode_text_into,
     encode_wav,
     read_audio,
     read_audio_header,
 )
-from gatdist.data.codecs.containers import honest
+from gatdist.data.codecs.containers import repaired
 from gatdist.packing.converted import Converted
 from gatdist.packing.recipe import Recipe
 
@@ -75,8 +75,9 @@ class Audio:
         """Convert one file. Raises CodecError if it is no sound, or of other channels."""
         header = read_audio_header(content)
         if header[1:] == (self._channels, self._length, self.sample_rate):
-            decode_audio(content, (self._channels, self._length), self.sample_rate)
-            return Converted(header.component, honest(content))
+            clip = np.empty(self.sample_shape, dtype=np.float32)
+            decode_audio_into(content, clip, self.sample_rate)
+            return Converted(header.component, repaired(content))
         if self._channels not in (1, header.channels) and header.channels != 1:
             raise CodecError(f"has {header.channels} channels, others {self._channels}")
         clip = read_audio(content)
@@ -127,7 +128,7 @@ class Texts:
         lengths = []
         for content in contents:
             with suppress(CodecError):
-                decode_text(content, len(content))
+                decode_text_into(content, np.empty(len(content), dtype=np.uint8))
                 lengths.append(len(content))
         if not lengths:
             return None
@@ -139,7 +140,7 @@ class Texts:
 
     def __call__(self, content: bytes) -> Converted:
         """Check one file. Raises CodecError if it is no text."""
-        decode_text(content, self._length)
+        decode_text_into(content, np.empty(self._length, dtype=np.uint8))
         return Converted("txt", content)
 
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
+from decoding import decode_image
 from gatdist.data.codecs import (
     CodecError,
-    decode_image,
     decode_image_into,
     decode_label,
     encode_png,

@@ -14,11 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from decoding import decode_audio, decode_text, decode_tokens
 from gatdist.data.codecs import (
     CodecError,
-    decode_audio,
-    decode_text,
-    decode_tokens,
     encode_array,
     encode_wav,
 )

@@ -20,12 +20,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gatdist
+from decoding import decode_audio
 from gatdist.common.errors import DataError
 from gatdist.config import DataConfig
 from gatdist.data import open_dataset
 from gatdist.data.codecs import (
     CodecError,
-    decode_audio,
     encode_array,
     encode_png,
     read_audio,

@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.signal import resample_poly
 
+from decoding import decode_audio
 from gatdist.common.errors import DataError
-from gatdist.data.codecs import CodecError, decode_audio, encode_wav, read_audio
+from gatdist.data.codecs import CodecError, encode_wav, read_audio
 from gatdist.packing.recipe import Recipe
 from gatdist.packing.sequences import Audio, Texts
 from support import refused

@@ -1,61 +1,50 @@
-"""Files of one sample to arrays and back. Decoders take bytes, never a path."""
+"""Encoders and decoders of sample files. They take bytes, never a path."""
 
 from gatdist.data.codecs.arrays import (
     POINT_COMPONENT,
-    decode_point,
+    TOKENS_COMPONENT,
     decode_point_into,
+    decode_tokens_into,
     encode_array,
     read_npy,
 )
 from gatdist.data.codecs.audio import (
     AUDIO_EXTENSIONS,
     AudioHeader,
-    decode_audio,
     decode_audio_into,
     encode_wav,
     read_audio,
     read_audio_header,
 )
 from gatdist.data.codecs.errors import CodecError
-from gatdist.data.codecs.formats import (
-    IMAGE_COMPONENTS,
-    UNSUPPORTED_IMAGES,
-    unsupported_image,
-)
+from gatdist.data.codecs.formats import IMAGE_COMPONENTS, UNSUPPORTED_IMAGES, unsupported_image
 from gatdist.data.codecs.headers import ImageHeader, read_image_header, read_image_shape
 from gatdist.data.codecs.images import (
     FILTERS,
     DecodedImage,
     change_image,
-    decode_image,
     decode_image_into,
     decode_pixels,
     encode_png,
 )
 from gatdist.data.codecs.labels import (
     LABEL_COMPONENT,
-    MOST_CLASSES,
+    MAX_CLASSES,
     Label,
     decode_label,
+    is_printable,
     normalized,
     read_label,
 )
-from gatdist.data.codecs.text import (
-    MOST_CHARACTERS,
-    TEXT_COMPONENT,
-    Vocabulary,
-    decode_text,
-    decode_text_into,
-)
-from gatdist.data.codecs.tokens import TOKENS_COMPONENT, decode_tokens, decode_tokens_into
+from gatdist.data.codecs.text import MAX_CHARACTERS, TEXT_COMPONENT, Vocabulary, decode_text_into
 
 __all__ = [
     "AUDIO_EXTENSIONS",
     "FILTERS",
     "IMAGE_COMPONENTS",
     "LABEL_COMPONENT",
-    "MOST_CHARACTERS",
-    "MOST_CLASSES",
+    "MAX_CHARACTERS",
+    "MAX_CLASSES",
     "POINT_COMPONENT",
     "TEXT_COMPONENT",
     "TOKENS_COMPONENT",
@@ -67,21 +56,17 @@ __all__ = [
     "Label",
     "Vocabulary",
     "change_image",
-    "decode_audio",
     "decode_audio_into",
-    "decode_image",
     "decode_image_into",
     "decode_label",
     "decode_pixels",
-    "decode_point",
     "decode_point_into",
-    "decode_text",
     "decode_text_into",
-    "decode_tokens",
     "decode_tokens_into",
     "encode_array",
     "encode_png",
     "encode_wav",
+    "is_printable",
     "normalized",
     "read_audio",
     "read_audio_header",

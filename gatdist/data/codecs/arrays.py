@@ -1,4 +1,4 @@
-"""Arrays of numbers: ``.npy`` files."""
+"""Points and token ids: ``.npy`` files."""
 
 from __future__ import annotations
 
@@ -11,18 +11,15 @@ from numpy.typing import NDArray
 
 from gatdist.data.codecs.errors import CodecError
 
-POINT_COMPONENT = "npy"
-
-
-def decode_point(content: bytes | memoryview, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Decode an ``.npy`` file of finite numbers to float32 of that shape, or raise CodecError."""
-    point = np.empty(shape, dtype=np.float32)
-    decode_point_into(content, point)
-    return point
+POINT_COMPONENT = TOKENS_COMPONENT = "npy"
 
 
 def decode_point_into(content: bytes | memoryview, out: NDArray[np.float32]) -> None:
-    """Decode an array into ``out``. See :func:`decode_point`."""
+    """Decode an ``.npy`` file of finite numbers into ``out``, which has its shape.
+
+    Raises:
+        CodecError: another shape or dtype, or damaged.
+    """
     point = read_npy(content)
     if point.shape != out.shape or point.dtype.kind not in "fiu":
         raise CodecError(
@@ -30,17 +27,49 @@ def decode_point_into(content: bytes | memoryview, out: NDArray[np.float32]) -> 
             hint="Pack again",
         )
     if not np.isfinite(point).all():
-        raise CodecError(
-            "holds numbers that are not finite", hint="Take the sample out and pack again"
-        )
+        raise CodecError("holds non-finite numbers", hint="Remove the sample and pack again")
     out[...] = point
 
 
-def read_npy(content: bytes | memoryview) -> NDArray[Any]:
-    """The array in an ``.npy`` file, not copied.
+def decode_tokens_into(
+    content: bytes | memoryview, out: NDArray[np.int32], num_tokens: int
+) -> None:
+    """Decode the first ``len(out)`` token ids of a one-dimensional ``.npy`` file.
+
+    Args:
+        content: a whole file.
+        out: int32 [length].
+        num_tokens: size of the vocabulary.
 
     Raises:
-        CodecError: it is none, holds objects, or has more or fewer bytes than its header says.
+        CodecError: not such a file, shorter, or with an id outside the vocabulary.
+    """
+    ids = read_npy(content)
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        raise CodecError(
+            f"is {ids.dtype} of shape {ids.shape}, expected integers of one dimension",
+            hint="Pack again",
+        )
+    if len(ids) < len(out):
+        raise CodecError(
+            f"has {len(ids):,} tokens, expected {len(out):,} or more",
+            hint=f"Remove it, or set data.length = {len(ids)} or less",
+        )
+    ids = ids[: len(out)]
+    outside = np.flatnonzero((ids < 0) | (ids >= num_tokens))
+    if outside.size:
+        raise CodecError(
+            f"has token {ids[outside[0]]} at {outside[0]}, expected 0 to {num_tokens - 1}",
+            hint="Pack again with the vocabulary that encoded the text",
+        )
+    out[...] = ids
+
+
+def read_npy(content: bytes | memoryview) -> NDArray[Any]:
+    """Return the array in an ``.npy`` file, without copying.
+
+    Raises:
+        CodecError: not such a file, holds objects, or its size differs from its header.
     """
     file = io.BytesIO(content)
     try:
@@ -50,23 +79,23 @@ def read_npy(content: bytes | memoryview) -> NDArray[Any]:
             (2, 0): np.lib.format.read_array_header_2_0,
         }[version]
         shape, is_fortran, dtype = read_header(file)
-    except Exception as error:  # NumPy raises nearly anything where a header makes no sense
+    except Exception as error:  # NumPy raises nearly anything for a damaged header
         problem = " ".join(str(error).split())
-        raise CodecError(f"is no readable .npy file ({problem})") from error
+        raise CodecError(f"is not a readable .npy file ({problem})") from error
     if dtype.hasobject or not dtype.itemsize or any(n < 0 for n in shape):
-        raise CodecError(f"is no readable .npy file (it holds {dtype} of shape {shape})")
+        raise CodecError(f"is not a readable .npy file (it holds {dtype} of shape {shape})")
     start = file.tell()
     stop = start + math.prod(shape) * dtype.itemsize
     if stop > len(content):
-        raise CodecError(f"is no readable .npy file (it has {len(content)} bytes, not {stop})")
+        raise CodecError(f"is not a readable .npy file (it has {len(content)} bytes, not {stop})")
     if stop < len(content):
-        raise CodecError(f"has data after the end at byte {stop}")
+        raise CodecError(f"has data after its end at byte {stop}")
     array = np.frombuffer(content, dtype, count=math.prod(shape), offset=start)
     return array.reshape(shape, order="F" if is_fortran else "C")
 
 
 def encode_array(array: NDArray[Any]) -> bytes:
-    """An ``.npy`` file."""
+    """Return the array as an ``.npy`` file."""
     file = io.BytesIO()
     np.save(file, array, allow_pickle=False)
     return file.getvalue()

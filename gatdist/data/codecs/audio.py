@@ -1,4 +1,4 @@
-"""Sounds: WAV, FLAC and OGG files, by libsndfile."""
+"""Audio: WAV, FLAC and OGG files, read with libsndfile."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gatdist.data.codecs.containers import honest
+from gatdist.data.codecs.containers import repaired
 from gatdist.data.codecs.errors import CodecError
 
 AUDIO_EXTENSIONS = ("wav", "flac", "ogg")
 
 Clip = NDArray[np.float32]
 
-# What libsndfile may take a file for. Its own choice has headerless formats that fit anything.
+# Accepted formats: libsndfile also knows headerless ones, which match any file.
 _CONTAINERS = {
     "WAV": "wav",
     "WAVEX": "wav",
@@ -26,17 +26,17 @@ _CONTAINERS = {
     "FLAC": "flac",
     "OGG": "ogg",
 }
-_MOST_NUMBERS = 2**28
-_MOST_HERTZ = 1_000_000  # the filter of a resampler is as long as the rates have no common factor
+_MAX_NUMBERS = 2**28
+_MAX_HERTZ = 1_000_000  # a resampling filter grows with the rates divided by their common factor
 
 
 class AudioHeader(NamedTuple):
-    """What a file's header says.
+    """Header of an audio file.
 
     Attributes:
         component: one of ``AUDIO_EXTENSIONS``.
-        channels: of the sound.
-        length: samples of each.
+        channels: number of channels.
+        length: samples per channel.
         sample_rate: in hertz.
     """
 
@@ -47,13 +47,10 @@ class AudioHeader(NamedTuple):
 
 
 def read_audio_header(content: bytes) -> AudioHeader:
-    """What a file's header says, or CodecError if it is no sound.
-
-    A wrong number of samples in it is put right, from what the file holds.
-    """
-    with _opened(honest(content)) as file:
+    """Read the header, with its number of samples corrected. Raises CodecError if not audio."""
+    with _opened(repaired(content)) as file:
         header = _header(file)
-        if header.component == "ogg" and header.length:  # whose length is that of its last page
+        if header.component == "ogg" and header.length:  # the length comes from the last page
             file.seek(header.length - 1)
             if not len(file.read(1)):
                 raise CodecError(f"ends before the last of {header.length:,} samples")
@@ -61,47 +58,35 @@ def read_audio_header(content: bytes) -> AudioHeader:
 
 
 def read_audio(content: bytes) -> Clip:
-    """All of a sound, float32 [C, n]. Raises CodecError if it is none, damaged, or endless."""
-    with _opened(honest(content)) as file:
-        found = _header(file)
-        return np.ascontiguousarray(_frames(file, found.length).T)
-
-
-def decode_audio(content: bytes | memoryview, shape: tuple[int, int], sample_rate: int) -> Clip:
-    """Decode the beginning of a sound.
-
-    Args:
-        content: a whole file.
-        shape: (C, n): channels and samples of each. One channel is the mean of those of the file;
-            of a file with one, every channel is a copy.
-        sample_rate: in hertz, of the file.
-
-    Returns:
-        float32 [C, n]; full scale is −1 to 1.
-
-    Raises:
-        CodecError: it is no such file, damaged, of another sample rate, shorter, or has other
-            channels.
-    """
-    clip = np.empty(shape, dtype=np.float32)
-    decode_audio_into(content, clip, sample_rate)
-    return clip
+    """Decode a whole file to float32 [C, n]. Raises CodecError."""
+    with _opened(repaired(content)) as file:
+        return np.ascontiguousarray(_frames(file, _header(file).length).T)
 
 
 def decode_audio_into(content: bytes | memoryview, out: Clip, sample_rate: int) -> None:
-    """Decode a sound into ``out``, float32 [C, n]. See :func:`decode_audio`."""
+    """Decode the beginning of a clip into ``out``; full scale is −1 to 1.
+
+    Args:
+        content: a whole file.
+        out: float32 [C, n]. One channel is the mean of the file's channels; a file with one channel
+            is copied to all.
+        sample_rate: of the file, in hertz.
+
+    Raises:
+        CodecError: not audio, damaged, another sample rate, shorter, or other channels.
+    """
     channels, length = out.shape
-    with _opened(honest(bytes(content), whole=False)) as file:
-        _require_fitting(_header(file), channels, length, sample_rate)
+    with _opened(repaired(bytes(content), whole=False)) as file:
+        _require_match(_header(file), channels, length, sample_rate)
         frames = _frames(file, length)
     out[...] = frames.mean(axis=1) if channels == 1 else frames.T
 
 
 def encode_wav(clip: Clip, sample_rate: int) -> bytes:
-    """A WAV file of 16 bits a sample.
+    """Return a 16-bit WAV file.
 
     Args:
-        clip: float32 [C, n]; what is outside −1 to 1 is clipped.
+        clip: float32 [C, n], clipped to −1 to 1.
         sample_rate: in hertz.
     """
     import soundfile
@@ -114,49 +99,47 @@ def encode_wav(clip: Clip, sample_rate: int) -> bytes:
 
 @contextmanager
 def _opened(content: bytes | memoryview) -> Iterator[Any]:
-    import soundfile  # loads libsndfile, which only those who have sounds need
+    import soundfile  # loads libsndfile, needed for audio only
 
     try:
         with soundfile.SoundFile(io.BytesIO(content)) as file:
             yield file
     except CodecError:
         raise
-    except Exception as error:  # libsndfile's errors, and those of a header that makes no sense
+    except Exception as error:  # libsndfile's, and others for a damaged header
         reason = " ".join(str(getattr(error, "error_string", error)).split()).rstrip(".")
-        raise CodecError(f"is no readable sound ({reason})") from error
+        raise CodecError(f"is not readable audio ({reason})") from error
 
 
 def _header(file: Any) -> AudioHeader:
     if file.format not in _CONTAINERS:
         raise CodecError(f"is {file.format}, expected WAV, FLAC or OGG")
-    if not 0 < file.samplerate <= _MOST_HERTZ:
-        rule = f"has {file.samplerate:,} samples a second, the most is {_MOST_HERTZ:,}"
-        raise CodecError(rule, hint="Correct its header, or take it out")
-    if file.channels * file.frames > _MOST_NUMBERS:
+    if not 0 < file.samplerate <= _MAX_HERTZ:
+        rule = f"has a sample rate of {file.samplerate:,} Hz, the limit is {_MAX_HERTZ:,} Hz"
+        raise CodecError(rule, hint="Correct its header, or remove it")
+    if file.channels * file.frames > _MAX_NUMBERS:
         raise CodecError(
-            f"has {file.frames:,} samples of {file.channels} channels, the most is "
-            f"{_MOST_NUMBERS:,} in all",
+            f"has {file.frames:,} samples of {file.channels} channels, the limit is "
+            f"{_MAX_NUMBERS:,} in all",
             hint="Cut it",
         )
     return AudioHeader(_CONTAINERS[file.format], file.channels, file.frames, file.samplerate)
 
 
 def _frames(file: Any, length: int) -> Clip:
-    """The first ``length`` samples, float32 [length, C]."""
+    """Read the first ``length`` samples, float32 [length, C]."""
     frames: Clip = file.read(length, dtype="float32", always_2d=True)
-    if len(frames) != length:  # a torn file tells more than it has
+    if len(frames) != length:  # a truncated file
         raise CodecError(f"ends after {len(frames):,} of {file.frames:,} samples")
-    if not np.isfinite(frames).all():  # WAV may hold floats of any kind
-        raise CodecError(
-            "holds numbers that are not finite", hint="Take the sample out and pack again"
-        )
+    if not np.isfinite(frames).all():  # WAV may hold any floats
+        raise CodecError("holds non-finite numbers", hint="Remove the sample and pack again")
     return frames
 
 
-def _require_fitting(found: AudioHeader, channels: int, length: int, sample_rate: int) -> None:
+def _require_match(found: AudioHeader, channels: int, length: int, sample_rate: int) -> None:
     if found.sample_rate != sample_rate:
         raise CodecError(
-            f"has {found.sample_rate:,} samples a second, expected {sample_rate:,}",
+            f"has a sample rate of {found.sample_rate:,} Hz, expected {sample_rate:,} Hz",
             hint=f"Pack again with --sample-rate {sample_rate}",
         )
     if found.length < length:

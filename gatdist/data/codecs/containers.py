@@ -1,8 +1,7 @@
-"""What files of sounds really hold, whatever their headers say: FLAC, WAV and Ogg, walked through.
+"""Consistency checks and header repair of audio containers: FLAC, WAV and Ogg.
 
-libsndfile trusts headers: it reads half of a FLAC whose header says so, none of one whose header
-says nothing (as an encoder that wrote into a pipe leaves it), and the first of two files that were
-put together.
+libsndfile trusts headers: it reads half of a FLAC whose header says so, nothing of one without a
+length (as written to a pipe), and only the first of two concatenated files.
 """
 
 from __future__ import annotations
@@ -12,25 +11,24 @@ from collections.abc import Iterator
 
 from gatdist.data.codecs.errors import CodecError
 
-_PIPE_SIZES = (0, 0xFFFFFFFF)  # of a WAV that was written into a pipe
-_ID3 = b"TAG"  # 128 bytes that taggers put behind a file
-_ID3_BYTES = 128
-# Of FLAC's STREAMINFO: 4 bits of something else, and 36 of the number of samples.
+_PIPE_SIZES = (0, 0xFFFFFFFF)  # of a WAV that was written to a pipe
+_ID3, _ID3_BYTES = b"TAG", 128  # appended by taggers
+# In FLAC's STREAMINFO: 4 bits of something else, then 36 bits of the number of samples.
 _TOTAL = slice(21, 26)
 _FLAC_BEGINS = (b"fLaC\x00\x00\x00\x22", b"fLaC\x80\x00\x00\x22")
 _LARGEST_FRAME_BYTES = 2**21
-_HINT = "Write the file again, or take it out"
+_HINT = "Write the file again, or remove it"
 
 
-def honest(content: bytes, *, whole: bool = True) -> bytes:
-    """The file with a header that says what it holds; the same one where it does already.
+def repaired(content: bytes, *, whole: bool = True) -> bytes:
+    """Return the file with a header that matches its content.
 
     Args:
-        content: the file.
-        whole: look for data after the end of FLAC, too, which takes long.
+        content: a whole file.
+        whole: also check FLAC for data after its end, which is slow.
 
     Raises:
-        CodecError: it is cut short, or has data after its end.
+        CodecError: truncated, or with data after its end.
     """
     if content[:4] == b"fLaC":
         return _flac(content, whole=whole)
@@ -42,7 +40,7 @@ def honest(content: bytes, *, whole: bool = True) -> bytes:
 
 
 def _trailing(at: int) -> CodecError:
-    return CodecError(f"has data after the end at byte {at}", hint=_HINT)
+    return CodecError(f"has data after its end at byte {at}", hint=_HINT)
 
 
 def _wav(content: bytes) -> bytes:
@@ -58,7 +56,7 @@ def _wav(content: bytes) -> bytes:
         if at + 8 + length > size:
             if has_data:
                 raise _trailing(at)
-            rule = f"is cut short: {name.decode()!r} ends at byte {at + 8 + length} of {size}"
+            rule = f"is truncated: {name.decode()!r} ends at byte {at + 8 + length} of {size}"
             raise CodecError(rule, hint=_HINT)
         has_data = has_data or name == b"data"
         at += 8 + length + length % 2
@@ -68,15 +66,15 @@ def _wav(content: bytes) -> bytes:
 
 
 def _require_one_ogg(content: bytes) -> None:
-    at, size, ended = 0, len(content), set[int]()
-    begun: set[int] = set()
+    at, size = 0, len(content)
+    begun, ended = set[int](), set[int]()
     while at < size:
         if content[at : at + 4] != b"OggS":
             if any(content[at:]) and not _is_id3(content, at):
                 raise _trailing(at)
             break
         if at + 27 > size:
-            raise CodecError(f"is cut short at byte {at} of {size}", hint=_HINT)
+            raise CodecError(f"is truncated at byte {at} of {size}", hint=_HINT)
         flags, serial, count = content[at + 5], content[at + 14 : at + 18], content[at + 26]
         number = int.from_bytes(serial, "little")
         if flags & 2 and ended and ended == begun:
@@ -84,12 +82,12 @@ def _require_one_ogg(content: bytes) -> None:
         begun.add(number)
         stop = at + 27 + count + sum(content[at + 27 : at + 27 + count])
         if stop > size:
-            raise CodecError(f"is cut short: a page ends at byte {stop} of {size}", hint=_HINT)
+            raise CodecError(f"is truncated: a page ends at byte {stop} of {size}", hint=_HINT)
         if flags & 4:
             ended.add(number)
         at = stop
     if ended != begun:
-        raise CodecError("is cut short: it has no last page", hint=_HINT)
+        raise CodecError("is truncated: it has no last page", hint=_HINT)
 
 
 def _is_id3(content: bytes, at: int) -> bool:
@@ -97,43 +95,43 @@ def _is_id3(content: bytes, at: int) -> bool:
 
 
 def _flac(content: bytes, *, whole: bool) -> bytes:
-    """With the number of samples that the last frame tells."""
+    """Set the number of samples from the last frame."""
     end = len(content)
     if _is_id3(content, end - _ID3_BYTES):
         end -= _ID3_BYTES
     at, is_last = 4, False
     while not is_last:
         if at + 4 > end:
-            raise CodecError("is cut short in its header", hint=_HINT)
+            raise CodecError("is truncated in its header", hint=_HINT)
         is_last = bool(content[at] & 0x80)
         at += 4 + int.from_bytes(content[at + 1 : at + 4], "big")
     for marker in _FLAC_BEGINS:
         if (other := content.find(marker, at)) >= 0:
             raise _trailing(other)
-    message = int.from_bytes(content[_TOTAL], "big") & (2**36 - 1)
+    stated = int.from_bytes(content[_TOTAL], "big") & (2**36 - 1)
     for begin, total in _flac_frames(content, at, end):
-        if total == message and not whole:
+        if total == stated and not whole:
             return content
         if _crc16(content[begin:end]) == 0:
             break
     else:
-        rule = "does not end with a whole frame: it is cut short, or has data after the end"
+        rule = "does not end with a whole frame: it is truncated, or has data after its end"
         raise CodecError(rule, hint=_HINT)
-    if total == message:
+    if total == stated:
         return content
     number = (int.from_bytes(content[_TOTAL], "big") >> 36 << 36) | total
     return content[: _TOTAL.start] + number.to_bytes(5, "big") + content[_TOTAL.stop :]
 
 
 def _flac_frames(content: bytes, first: int, end: int) -> Iterator[tuple[int, int]]:
-    """What may be the last frame, from the end: where it begins, and the samples up to its end."""
+    """Yield candidates of the last frame, from the end: its first byte, and samples to its end."""
     stop, block = end, int.from_bytes(content[8:10], "big")
     while (begin := content.rfind(b"\xff", first, stop)) >= 0:
         stop = begin
         header = content[begin : min(begin + 16, end)]
-        if len(header) < 6 or header[1] & 0xFE != 0xF8 or begin < end - _LARGEST_FRAME_BYTES:
-            if begin < end - _LARGEST_FRAME_BYTES:
-                return
+        if begin < end - _LARGEST_FRAME_BYTES:
+            return
+        if len(header) < 6 or header[1] & 0xFE != 0xF8:
             continue
         if (read := _flac_header(header)) is not None:
             number, count = read
@@ -141,7 +139,7 @@ def _flac_frames(content: bytes, first: int, end: int) -> Iterator[tuple[int, in
 
 
 def _flac_header(header: bytes) -> tuple[int, int] | None:
-    """Number of the frame, or of its first sample, and how many samples it has."""
+    """Return the number of the frame or of its first sample, and its number of samples."""
     code, rate, length = header[2] >> 4, header[2] & 15, 1
     first = header[4]
     if first >= 0xC0:
@@ -166,7 +164,7 @@ def _flac_header(header: bytes) -> tuple[int, int] | None:
     return number, count
 
 
-def _table(polynomial: int, bits: int) -> list[int]:
+def _crc_table(polynomial: int, bits: int) -> list[int]:
     table = []
     for byte in range(256):
         crc = byte << (bits - 8)
@@ -176,7 +174,7 @@ def _table(polynomial: int, bits: int) -> list[int]:
     return table
 
 
-_CRC8, _CRC16 = _table(0x107, 8), _table(0x18005, 16)
+_CRC8, _CRC16 = _crc_table(0x107, 8), _crc_table(0x18005, 16)
 
 
 def _crc8(content: bytes) -> int:

@@ -1,14 +1,14 @@
-"""What all decoders raise."""
+"""The error of all decoders."""
 
 from __future__ import annotations
 
 
 class CodecError(ValueError):
-    """A file can't be decoded, or holds something else than expected.
+    """A file can't be decoded, or does not hold what is expected.
 
     Args:
-        problem: what is wrong, to be put after "sample 000042.png".
-        hint: what to do about it.
+        problem: what is wrong, to follow "sample 000042.png".
+        hint: how to fix it.
     """
 
     def __init__(

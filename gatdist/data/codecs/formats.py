@@ -1,22 +1,35 @@
-"""Image formats: which are read, how they are recognized, and those that are refused by name."""
+"""Image file formats: recognition by content, JPEG segments and EXIF orientation.
+
+Orientation, for every format and every command:
+
+* It is tag 0x0112 of the first directory (IFD0) of the file's EXIF data, a single integer from 1 to
+  8. Anything else (0, 9, several numbers, text, a directory cut short before the tag) means 1,
+  upright. The thumbnail's directory (IFD1) is ignored.
+* EXIF data is the first ``Exif`` segment of a JPEG before the scan, the ``eXIf`` chunk of a PNG, or
+  the ``EXIF`` chunk of a WebP. A TIFF is itself an EXIF directory.
+* ``tiff:Orientation`` in XMP is ignored, as in browsers.
+"""
 
 from __future__ import annotations
 
 import io
+import re
+import struct
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
+from numpy.typing import NDArray
 from PIL import Image, ImageFile, features
 from PIL.JpegImagePlugin import JpegImageFile
 
 from gatdist.data.codecs.errors import CodecError
-from gatdist.data.codecs.jpeg import JPEG_MAGIC
 
-# Extensions of the formats that are read. What a file is, its content decides.
+# File extensions of the supported formats. The content of a file decides its format.
 IMAGE_COMPONENTS = (
     *("png", "jpg", "jpeg", "jpe", "jfif", "jif", "webp", "bmp", "tif", "tiff", "gif"),
     *("ppm", "pgm", "pbm", "pnm", "avif"),
 )
-# Extensions of images that are not read, and what they are.
+# File extensions of unsupported image formats, with the format's name.
 UNSUPPORTED_IMAGES: Mapping[str, str] = {
     **dict.fromkeys(("heic", "heif", "hif"), "HEIC"),
     **dict.fromkeys(("psd", "psb"), "Photoshop"),
@@ -34,6 +47,7 @@ UNSUPPORTED_IMAGES: Mapping[str, str] = {
     **dict.fromkeys(("iiq", "erf", "mrw", "rwl", "dcr", "kdc"), "raw camera"),
 }
 
+JPEG_MAGIC = b"\xff\xd8\xff"
 _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\x89PNG\r\n\x1a\n", "PNG"),
@@ -61,20 +75,43 @@ _FOREIGN_MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\x76\x2f\x31\x01", "high dynamic range"),
 )
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_MOST_CHUNKS = 2**16
+_MAX_CHUNKS = 2**16
 _DNG_VERSION, _KIND_OF_PAGE, _REDUCED_PAGE = 50706, 254, 1
+
+EXIF_PREFIX = b"Exif\0\0"
+ORIENTATION = 0x0112  # EXIF tag
+_BYTE_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
+_INTEGER_TYPES = {3: "H", 4: "I", 8: "h", 9: "i"}  # EXIF's SHORT, LONG, SSHORT, SLONG
+_ENTRY_BYTES = 12
+
+# Decoders skip fill bytes and anything else between JPEG segments.
+_MARKER = re.compile(rb"\xff([\x01-\xfe])")
+_WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}
+_APP1, _APP2, _END, _SCAN = 0xE1, 0xE2, 0xD9, 0xDA
+# Frame headers (SOFn). C4, C8 and CC are not frames.
+_FRAMES = {
+    **{0xC0: "baseline", 0xC1: "sequential", 0xC2: "progressive"},
+    **dict.fromkeys((0xC3, 0xCB), "lossless"),
+    **dict.fromkeys((0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF), "hierarchical"),
+    **dict.fromkeys((0xC9, 0xCA), "arithmetic-coded"),
+}
+_PROFILE_PREFIX = b"ICC_PROFILE\0"
+# Camera files have fewer than a hundred segments, or some hundreds with a large ICC profile.
+_MAX_SEGMENTS = 4096
+# Each scan of a progressive JPEG visits every pixel again. Encoders write about ten.
+_MAX_SCANS = 200
 
 
 def unsupported_image(kind: str) -> str:
-    """The problem of an image of such a kind, to be put after its name."""
+    """Return the problem of an unsupported image format, to follow the file's name."""
     return f"has the format {kind}, which is not supported: convert it to PNG or JPEG"
 
 
 def image_format(content: bytes) -> str:
-    """Pillow's name of the format that the content has.
+    """Return Pillow's name of the format of ``content``.
 
     Raises:
-        CodecError: it is none that is read.
+        CodecError: the format is unknown or unsupported.
     """
     for at, magic, kind in _MAGIC:
         if content.startswith(magic, at) and (kind != "WEBP" or content.startswith(b"RIFF")):
@@ -82,49 +119,45 @@ def image_format(content: bytes) -> str:
     brands = content[8 : min(int.from_bytes(content[:4]), 256)] if content[4:8] == b"ftyp" else b""
     if b"avif" in brands or b"avis" in brands:
         if not features.check("avif"):
-            raise CodecError("is an AVIF image, which this Pillow does not read: install 11.3")
+            raise CodecError("is an AVIF image, which needs Pillow 11.3 or newer")
         return "AVIF"
     for at, magic, kind in _FOREIGN_MAGIC:
         if content.startswith(magic, at):
             raise CodecError(unsupported_image(kind), hint="Convert it to PNG or JPEG")
     if content.startswith(_TIFF_MAGIC):
         return "TIFF"
-    raise CodecError("is no readable picture (of no known format)")
+    raise CodecError("is not a readable image (unknown format)")
 
 
 def open_image(content: bytes) -> ImageFile.ImageFile:
-    """Open a file by what it is, whatever it is called. Its header is read, its pixels are not.
+    """Open an image by its content: read its header, not its pixels.
 
-    Nothing bounds its size yet: Pillow's own limit warns on standard error, ours is an error.
+    Does not limit the image size: Pillow's own limit would print a warning to stderr.
 
     Raises:
-        CodecError: it is no image, or one that is not supported.
-        Exception: nearly any, where it is damaged.
+        CodecError: not an image, or unsupported.
+        Exception: nearly any, if the file is damaged.
     """
     kind = image_format(content)
     file = io.BytesIO(content)
     if kind == "JPEG":
-        return JpegImageFile(file)  # Pillow's function would look for more images, as phones add
+        return JpegImageFile(file)  # Image.open would look for the extra images that phones add
     Image.preinit()
     if kind not in Image.OPEN:
         Image.init()
     image = Image.OPEN[kind][0](file, "")
     if kind == "TIFF":
-        _require_photo(image)
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        # A raw camera file begins with a small preview.
+        if _DNG_VERSION in tags or tags.get(_KIND_OF_PAGE) == _REDUCED_PAGE:
+            raise CodecError(unsupported_image("raw camera"), hint="Convert it to PNG or JPEG")
     return image
 
 
-def _require_photo(image: ImageFile.ImageFile) -> None:
-    """Refuse a raw file of a camera, which begins with a small preview."""
-    tags = image.tag_v2  # type: ignore[attr-defined]
-    if _DNG_VERSION in tags or tags.get(_KIND_OF_PAGE) == _REDUCED_PAGE:
-        raise CodecError(unsupported_image("raw camera"), hint="Convert it to PNG or JPEG")
-
-
 def png_exif(content: bytes) -> bytes:
-    """The ``eXIf`` chunk of a PNG, which may stand behind its pixels; empty without one."""
+    """Return the ``eXIf`` chunk of a PNG, which may follow its pixels; empty if absent."""
     at = 8
-    for _ in range(_MOST_CHUNKS):
+    for _ in range(_MAX_CHUNKS):
         size, kind = int.from_bytes(content[at : at + 4]), content[at + 4 : at + 8]
         if kind == b"eXIf":
             return content[at + 8 : at + 8 + size]
@@ -132,3 +165,121 @@ def png_exif(content: bytes) -> bytes:
             break
         at += size + 12
     return b""
+
+
+def exif_orientation(exif: bytes) -> int:
+    """Return the orientation, 1 to 8, in EXIF data with or without its ``Exif`` prefix."""
+    data = exif.removeprefix(EXIF_PREFIX)
+    order = _BYTE_ORDERS.get(data[:4])
+    if order is None:
+        return 1
+    try:
+        (begin,) = struct.unpack_from(f"{order}I", data, 4)
+        (count,) = struct.unpack_from(f"{order}H", data, begin)
+    except struct.error:
+        return 1
+    first = begin + 2
+    end = min(first + count * _ENTRY_BYTES, len(data) - _ENTRY_BYTES + 1)
+    found = 1
+    for entry in range(first, end, _ENTRY_BYTES):
+        tag, kind, number = struct.unpack_from(f"{order}HHI", data, entry)
+        if tag == ORIENTATION:  # the last one wins, as in Pillow, which reads TIFF
+            value = 0
+            if number == 1 and kind in _INTEGER_TYPES:
+                (value,) = struct.unpack_from(f"{order}{_INTEGER_TYPES[kind]}", data, entry + 8)
+            found = valid_orientation(value)
+    return found
+
+
+def valid_orientation(value: object) -> int:
+    """Return ``value`` if it is an integer from 1 to 8, else 1."""
+    return value if type(value) is int and 1 <= value <= 8 else 1
+
+
+def upright_size(height: int, width: int, orientation: int) -> tuple[int, int]:
+    """Return the upright (height, width) of an image stored as ``height`` × ``width``."""
+    return (width, height) if orientation >= 5 else (height, width)
+
+
+def upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Return an upright view of stored pixels [H, W, C]."""
+    if orientation >= 5:
+        pixels = pixels.swapaxes(0, 1)
+    down = -1 if orientation in (3, 4, 7, 8) else 1
+    across = -1 if orientation in (2, 3, 6, 7) else 1
+    return pixels[::down, ::across]
+
+
+class JpegHeader(NamedTuple):
+    """Contents of a JPEG's segments before its first scan.
+
+    Attributes:
+        height: in pixels, as stored.
+        width: in pixels, as stored.
+        channels: 1 (gray), 3 (color) or 4 (CMYK).
+        bits: per channel, usually 8.
+        process: such as ``baseline`` or ``progressive``.
+        orientation: 1 to 8.
+        profile: ICC profile; empty if absent, damaged if a part is missing.
+    """
+
+    height: int
+    width: int
+    channels: int
+    bits: int
+    process: str
+    orientation: int
+    profile: bytes
+
+
+def read_jpeg_header(content: bytes) -> JpegHeader:
+    """Read the segments before the first scan. Raises CodecError if there is no frame."""
+    exif = b""
+    parts: dict[bytes, bytes] = {}
+    frame: tuple[str, bytes] | None = None
+    at, size = 2, len(content)
+    for _ in range(_MAX_SEGMENTS):
+        if at + 4 > size:
+            break
+        marker = content[at + 1]
+        if content[at] != 0xFF or marker in (0x00, 0xFF):
+            found = _MARKER.search(content, at)
+            if found is None:
+                break
+            at = found.start()
+            continue
+        at += 2
+        if marker in (_END, _SCAN):
+            break
+        if marker in _WITHOUT_LENGTH:
+            continue
+        end = at + max(2, int.from_bytes(content[at : at + 2]))
+        if marker in _FRAMES and frame is None:
+            frame = _FRAMES[marker], content[at + 2 : end]
+        elif marker == _APP1 and not exif and content.startswith(EXIF_PREFIX, at + 2, end):
+            exif = content[at + 2 : end]
+        elif marker == _APP2 and content.startswith(_PROFILE_PREFIX, at + 2, end):
+            parts.setdefault(content[at + 14 : at + 15], content[at + 16 : end])
+        at = end
+    else:
+        raise CodecError(
+            f"is a JPEG with more than {_MAX_SEGMENTS:,} segments before its image",
+            hint="Remove it, or save it again",
+        )
+    if frame is None or len(frame[1]) < 6:
+        raise CodecError("is not a readable image (a JPEG without a frame)")
+    process, head = frame
+    if process == "progressive" and content.count(b"\xff\xda") > _MAX_SCANS:
+        raise CodecError(
+            f"is a progressive JPEG with more than {_MAX_SCANS} scans",
+            hint="Remove it, or save it again",
+        )
+    return JpegHeader(
+        height=int.from_bytes(head[1:3]),
+        width=int.from_bytes(head[3:5]),
+        channels=head[5],
+        bits=head[0],
+        process=process,
+        orientation=exif_orientation(exif) if exif else 1,
+        profile=b"".join(parts[number] for number in sorted(parts)),
+    )

@@ -1,4 +1,4 @@
-"""What the header of an image says, before any pixel is decoded."""
+"""Image headers, read before any pixel is decoded."""
 
 from __future__ import annotations
 
@@ -8,40 +8,41 @@ from typing import NamedTuple
 
 from PIL import ImageFile
 
-from gatdist.data.codecs.color import changes_colors
 from gatdist.data.codecs.errors import CodecError
-from gatdist.data.codecs.formats import open_image, png_exif
-from gatdist.data.codecs.jpeg import JPEG_MAGIC, read_jpeg_header
-from gatdist.data.codecs.levels import color_mode, depth_of, is_gray_image
-from gatdist.data.codecs.orientation import (
+from gatdist.data.codecs.formats import (
+    JPEG_MAGIC,
     ORIENTATION,
     exif_orientation,
+    open_image,
+    png_exif,
+    read_jpeg_header,
     upright_size,
     valid_orientation,
 )
+from gatdist.data.codecs.levels import changes_colors, color_mode, depth_of, is_gray_image
 
-JPEG_MODES = {1: "L", 3: "RGB", 4: "CMYK"}  # by the number of channels
+JPEG_MODES = {1: "L", 3: "RGB", 4: "CMYK"}  # by number of channels
 
-_MOST_PIXELS = 2**27
+_MAX_PIXELS = 2**27
 _TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
 
 
 class ImageHeader(NamedTuple):
-    """What the header of an image says.
+    """Header of an image.
 
     Attributes:
         height: in pixels, when upright.
         width: in pixels, when upright.
         format: Pillow's name, such as ``JPEG``.
-        mode: Pillow's name of how its pixels are stored, for messages.
+        mode: Pillow's name of the pixel mode, for messages.
         is_gray: has one channel, or one and transparency.
-        orientation: EXIF's, 1 to 8; 1 is upright.
-        bits: of each channel, as stored.
+        orientation: EXIF orientation, 1 to 8; 1 is upright.
+        bits: per channel, as stored.
         has_alpha: pixels may be transparent.
         profile: ``""`` for none or sRGB, ``"profiles"`` for another ICC profile,
-            ``"damaged_profiles"`` for one that can't be used.
-        icc: the profile itself; empty without one.
-        is_animated: has more images or pages behind the first.
+            ``"damaged_profiles"`` for an unusable one.
+        icc: ICC profile; empty if absent.
+        is_animated: has more frames or pages.
         process: of a JPEG, such as ``progressive``.
     """
 
@@ -60,7 +61,7 @@ class ImageHeader(NamedTuple):
 
     @property
     def stored_size(self) -> tuple[int, int]:
-        """Height and width before it is turned."""
+        """Height and width before rotation."""
         return upright_size(self.height, self.width, self.orientation)
 
 
@@ -68,7 +69,7 @@ def read_image_header(content: bytes) -> ImageHeader:
     """Read the header of an image.
 
     Raises:
-        CodecError: it is none, unsupported, or too large.
+        CodecError: not an image, unsupported, or too large.
     """
     with named_errors():
         if content.startswith(JPEG_MAGIC):
@@ -78,10 +79,10 @@ def read_image_header(content: bytes) -> ImageHeader:
 
 
 def read_image_shape(content: bytes) -> tuple[int, int, int]:
-    """(C, H, W) of an image by its header, upright; C is 1 (gray) or 3 (any other).
+    """Return the upright (C, H, W) in an image's header; C is 1 (gray) or 3 (all others).
 
     Raises:
-        CodecError: it is no image, or too large.
+        CodecError: not an image, or too large.
     """
     header = read_image_header(content)
     return 1 if header.is_gray else 3, header.height, header.width
@@ -89,17 +90,17 @@ def read_image_shape(content: bytes) -> tuple[int, int, int]:
 
 @contextmanager
 def named_errors() -> Iterator[None]:
-    """A damaged file makes Pillow raise nearly anything, which becomes a CodecError."""
+    """Raise any error as CodecError: Pillow raises nearly anything for a damaged file."""
     try:
         yield
     except CodecError:
         raise
     except Exception as error:
-        raise CodecError(f"is no readable picture ({described(error)})") from error
+        raise CodecError(f"is not a readable image ({described(error)})") from error
 
 
 def described(error: Exception) -> str:
-    """An error in one line, after its type."""
+    """Return an error in one line, after its type."""
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
@@ -109,7 +110,7 @@ def _described_jpeg(content: bytes) -> ImageHeader:
     if jpeg.bits != 8 or jpeg.process == "hierarchical" or jpeg.channels not in JPEG_MODES:
         raise CodecError(
             f"is a {jpeg.process} JPEG of {jpeg.bits} bits and {jpeg.channels} channels, which is "
-            "not supported: convert it to PNG",
+            "not supported",
             hint="Convert it to PNG",
         )
     height, width = upright_size(jpeg.height, jpeg.width, jpeg.orientation)
@@ -131,11 +132,10 @@ def _described(image: ImageFile.ImageFile, content: bytes) -> ImageHeader:
     tags = getattr(image, "tag_v2", None)
     if tags is None:
         orientation, (width, height) = exif_orientation(_exif(image, content)), image.size
-    else:  # newer versions of Pillow tell the size of a TIFF when upright, older do not
+    else:  # only newer versions of Pillow give the upright size of a TIFF
         orientation = valid_orientation(tags.get(ORIENTATION))
         width, height = tags[_TIFF_WIDTH], tags[_TIFF_HEIGHT]
     _require_size(height, width)
-    bits = depth_of(image)
     icc = image.info.get("icc_profile", b"")
     icc = icc if isinstance(icc, bytes) else b"damaged"
     height, width = upright_size(height, width, orientation)
@@ -146,7 +146,7 @@ def _described(image: ImageFile.ImageFile, content: bytes) -> ImageHeader:
         mode=image.mode,
         is_gray=is_gray_image(image),
         orientation=orientation,
-        bits=bits,
+        bits=depth_of(image),
         has_alpha=image.has_transparency_data,
         profile=changes_colors(icc, color_mode(image)),
         icc=icc,
@@ -155,11 +155,11 @@ def _described(image: ImageFile.ImageFile, content: bytes) -> ImageHeader:
 
 
 def _exif(image: ImageFile.ImageFile, content: bytes) -> bytes:
-    """The EXIF data of an image that is no JPEG and no TIFF."""
+    """Return the EXIF data of an image other than JPEG and TIFF."""
     found = png_exif(content) if image.format == "PNG" else image.info.get("exif")
     if found:
         return bytes(found)
-    hexadecimal = image.info.get("Raw profile type exif", "")  # ImageMagick's, in a text of PNG
+    hexadecimal = image.info.get("Raw profile type exif", "")  # ImageMagick writes it as PNG text
     try:
         return bytes.fromhex("".join(hexadecimal.split("\n")[3:]))
     except (ValueError, AttributeError):
@@ -169,16 +169,15 @@ def _exif(image: ImageFile.ImageFile, content: bytes) -> bytes:
 def _is_animated(image: ImageFile.ImageFile) -> bool:
     try:
         return bool(getattr(image, "is_animated", False))
-    except Exception:  # what is behind the first image is damaged, and not our concern
+    except Exception:  # damage after the first frame does not matter
         return True
 
 
 def _require_size(height: int, width: int) -> None:
     if height < 1 or width < 1:
         raise CodecError(f"has no pixels ({height} × {width})")
-    if width * height > _MOST_PIXELS:
+    if width * height > _MAX_PIXELS:
         raise CodecError(
-            f"is a picture of {height} × {width} pixels (height × width), the most is "
-            f"{_MOST_PIXELS:,} in all",
-            hint="Take it out, or make it smaller and pack again",
+            f"has {height} × {width} pixels (height × width), the limit is {_MAX_PIXELS:,} in all",
+            hint="Remove it, or make it smaller and pack again",
         )

@@ -1,23 +1,20 @@
 """Images: JPEG, PNG, WebP, TIFF, BMP, GIF, PPM and AVIF files.
 
-Whatever a file holds becomes gray or RGB of 8 or 16 bits a channel, upright, in sRGB, opaque. The
-same function decodes in packing, indexing, verifying and training:
+Images are decoded to opaque, upright gray or RGB in sRGB, 8 or 16 bits per channel. Packing,
+indexing, verifying and training share this code:
 
-* A file is what its content says, whatever its extension.
-* EXIF orientation is applied; see :mod:`~gatdist.data.codecs.orientation`.
+* The content of a file decides its format, not its extension.
+* EXIF orientation is applied; see :mod:`~gatdist.data.codecs.formats`.
 * ICC profiles are converted to sRGB (gray, RGB, CMYK; Lab without one). A damaged profile is
-  ignored. PNG's ``gAMA``, ``cHRM``, ``sRGB`` and ``cICP`` are ignored: levels are taken for sRGB.
-* Transparency is composited on a background, white by default, so that the colours under it do not
-  show.
-* Of 16 bits the upper 8 are taken where 8 are asked for; of 1 to 12 bits, the range is stretched.
-  Integers of 32 bits, signed and floating-point levels have no known range, and are refused.
-* Gray becomes RGB by repetition, RGB becomes gray by ITU-R 601's luma.
-* Of an animation, and of several pages, the first is taken.
+  ignored, as are PNG's ``gAMA``, ``cHRM``, ``sRGB`` and ``cICP``.
+* Transparency is composited on a background, white by default.
+* 16 bits are reduced to 8 by dropping the lower byte; 1 to 12 bits are stretched. Integers of 32
+  bits, signed and floating-point levels are refused, since their range is unknown.
+* Gray becomes RGB by repetition, RGB becomes gray by ITU-R 601 luma.
+* The first frame of an animation, or the first page, is used.
 
-JPEGs are decoded by simplejpeg, except CMYK and those that it refuses, which Pillow decodes.
-
-The header gives size and format before any pixel is decoded, so that a small file can't unfold into
-gigabytes.
+simplejpeg decodes JPEGs, except CMYK and those that it refuses, which Pillow decodes. The header is
+checked before any pixel is decoded: a small file can't expand to gigabytes.
 """
 
 from __future__ import annotations
@@ -33,8 +30,8 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from gatdist.data.codecs.color import Color, Levels, changes_colors, onto, to_srgb, with_channels
 from gatdist.data.codecs.errors import CodecError
+from gatdist.data.codecs.formats import JPEG_MAGIC, read_jpeg_header, upright
 from gatdist.data.codecs.headers import (
     JPEG_MODES,
     ImageHeader,
@@ -42,9 +39,16 @@ from gatdist.data.codecs.headers import (
     named_errors,
     read_image_header,
 )
-from gatdist.data.codecs.jpeg import JPEG_MAGIC, read_jpeg_header
-from gatdist.data.codecs.levels import Stored, read_levels
-from gatdist.data.codecs.orientation import upright
+from gatdist.data.codecs.levels import (
+    Color,
+    Levels,
+    Stored,
+    changes_colors,
+    onto,
+    read_levels,
+    to_srgb,
+    with_channels,
+)
 
 FILTERS: Mapping[str, Image.Resampling] = {
     "lanczos": Image.Resampling.LANCZOS,
@@ -62,47 +66,31 @@ _COLOR_SPACES = {1: "GRAY", 3: "RGB"}
 
 
 class DecodedImage(NamedTuple):
-    """Pixels, and what was done to get them.
+    """Decoded pixels and remarks.
 
     Attributes:
         pixels: uint8 or uint16 [H, W, C], upright.
-        remarks: what a user may want to know, with details: ``transparent``, ``profiles``,
-            ``damaged_profiles``, ``reduced`` (16 bits became 8).
+        remarks: details by kind: ``transparent``, ``profiles``, ``damaged_profiles``, ``reduced``
+            (16 bits became 8).
     """
 
     pixels: Pixels
     remarks: Mapping[str, str]
 
 
-def decode_image(
-    content: bytes | memoryview, shape: tuple[int, int, int], resize: str | None = None
-) -> Pixels:
-    """Decode an image to 8 bits a channel.
+def decode_image_into(content: bytes | memoryview, out: Pixels, resize: str | None = None) -> None:
+    """Decode an image into ``out``. Transparent images are composited on white.
 
     Args:
         content: a whole file.
-        shape: (C, H, W), C being 1 (gray) or 3 (RGB).
-        resize: a name of ``FILTERS``: an image of another size is cut to the aspect of H × W about
-            its centre, and resized by it. None: it is refused.
-
-    Returns:
-        uint8 [H, W, C].
+        out: contiguous uint8 or uint16 [H, W, C]; C is 1 (gray) or 3 (RGB).
+        resize: name in ``FILTERS``: center-crop an image of another size to the aspect ratio of
+            H × W, and resize it. None: refuse it.
 
     Raises:
-        CodecError: it is no such file, damaged, or of another size.
+        CodecError: not an image, damaged, or of another size.
     """
-    channels, height, width = shape
-    pixels = np.empty((height, width, channels), dtype=np.uint8)
-    decode_image_into(content, pixels, resize)
-    return pixels
-
-
-def decode_image_into(content: bytes | memoryview, out: Pixels, resize: str | None = None) -> None:
-    """Decode an image into ``out``, contiguous uint8 or uint16 [H, W, C].
-
-    See :func:`decode_image`. Transparent images are composited on white.
-    """
-    content = bytes(content)  # no copy of bytes
+    content = bytes(content)  # bytes are not copied
     height, width, channels = out.shape
     if content.startswith(JPEG_MAGIC):
         jpeg = read_jpeg_header(content)
@@ -116,17 +104,15 @@ def decode_image_into(content: bytes | memoryview, out: Pixels, resize: str | No
         ):
             return
     header = read_image_header(content)
-    is_right = (header.height, header.width) == (height, width)
-    if not is_right and resize is None:
-        expected = f"{height} × {width} {_MODES[channels]}"
+    is_right_size = (header.height, header.width) == (height, width)
+    if not is_right_size and resize is None:
         raise CodecError(
-            f"is a picture of {header.height} × {header.width} {header.mode}, expected "
-            f"{expected} (height × width)",
-            hint="Set data.resolution, so that it is resized, or pack again with --size "
-            f"{height}x{width}",
+            f"is {header.height} × {header.width} {header.mode}, expected "
+            f"{height} × {width} {_MODES[channels]} (height × width)",
+            hint=f"Set data.resolution to resize it, or pack again with --size {height}x{width}",
         )
     pixels = decode_pixels(content, channels, bits=8 * out.itemsize, header=header).pixels
-    if not is_right:
+    if not is_right_size:
         assert resize is not None
         fit = partial(ImageOps.fit, size=(width, height), method=FILTERS[resize])
         pixels = change_image(pixels, fit)
@@ -147,11 +133,11 @@ def decode_pixels(
         content: a whole file.
         channels: 1 (gray) or 3 (RGB).
         bits: 8 or 16.
-        background: what transparent images are composited on.
-        header: of the file, if it was read before.
+        background: shows through transparent pixels.
+        header: of the file, if already read.
 
     Raises:
-        CodecError: it is no image, damaged, unsupported or too large.
+        CodecError: not an image, damaged, unsupported or too large.
     """
     with named_errors():
         header = header or read_image_header(content)
@@ -166,9 +152,9 @@ def decode_pixels(
 
 
 def change_image(pixels: Pixels, change: Callable[[Image.Image], Image.Image]) -> Pixels:
-    """Apply what resizes a Pillow image to pixels [H, W, C] of 8 or 16 bits.
+    """Apply a function that resizes a Pillow image to pixels [H, W, C] of 8 or 16 bits.
 
-    Pillow has no colour images of 16 bits: their channels are changed one by one, as floats.
+    Pillow has no color images of 16 bits: their channels are changed one by one, as floats.
     """
     if pixels.dtype == np.uint8:
         array: Any = pixels[..., 0] if pixels.shape[2] == 1 else pixels
@@ -183,19 +169,19 @@ def change_image(pixels: Pixels, change: Callable[[Image.Image], Image.Image]) -
 
 
 def encode_png(pixels: Pixels, *, compression: int = 0) -> bytes:
-    """A PNG file of uint8 or uint16 [H, W, C], C being 1 or 3.
+    """Return a PNG file.
 
-    Without compression its bytes depend on the pixels alone. With it they depend on the version of
-    zlib, and so would the fingerprint of a data set that is written on first use.
+    Uncompressed bytes depend on the pixels alone. Compressed bytes also depend on the version of
+    zlib, and so would the fingerprint of a built-in data set.
 
     Args:
-        pixels: of the image.
-        compression: 0 for none, to 9.
+        pixels: uint8 or uint16 [H, W, 1 or 3].
+        compression: 0 (none) to 9.
     """
     height, width, channels = pixels.shape
     kind = {1: 0, 3: 2}[channels]
     header = struct.pack(">IIBBBBB", width, height, 8 * pixels.itemsize, kind, 0, 0, 0)
-    # Each row of pixels stands behind one byte that names its filter: 0, none.
+    # Each row begins with a byte that names its filter: 0, none.
     stored = pixels.astype(pixels.dtype.newbyteorder(">")).view(np.uint8)
     rows = np.pad(stored.reshape(height, -1), ((0, 0), (1, 0))).tobytes()
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows, compression)), (b"IEND", b""))
@@ -208,7 +194,7 @@ def encode_png(pixels: Pixels, *, compression: int = 0) -> bytes:
 def _opaque(
     content: bytes, header: ImageHeader, channels: int, bits: int, background: Color
 ) -> tuple[Levels, int, dict[str, str]]:
-    """Pixels in sRGB without transparency, the orientation to apply, and remarks."""
+    """Return opaque sRGB pixels, the orientation still to apply, and remarks."""
     remarks: dict[str, str] = {}
     color, alpha, orientation = _stored(content, header, channels)
     if isinstance(color, np.ndarray) and bits == 8:
@@ -226,7 +212,7 @@ def _opaque(
         levels, found = color, header.profile
         if found == "profiles":
             raise CodecError(
-                "has 16 bits and a color profile, which is converted with 8 bits only",
+                "has 16 bits and a color profile, which can only be converted with 8 bits",
                 hint="Convert it to sRGB, or pack with --bits 8",
             )
     if found:
@@ -243,7 +229,7 @@ def _stored(content: bytes, header: ImageHeader, channels: int) -> Stored:
     if header.format != "JPEG":
         return read_levels(content, header.orientation)
     if header.mode in ("L", "RGB"):
-        # Luma is what a colour JPEG stores, unless a profile says what its colours are.
+        # A color JPEG stores luma, unless a profile redefines its colors.
         gray = header.is_gray or (channels == 1 and header.profile != "profiles")
         decoded = _decoded_jpeg(content, "GRAY" if gray else "RGB", header.stored_size)
         if decoded is not None:
@@ -255,19 +241,19 @@ def _stored(content: bytes, header: ImageHeader, channels: int) -> Stored:
         raise
     except Exception as error:
         raise CodecError(
-            f"is no readable picture ({header.process} JPEG: {described(error)})"
+            f"is not a readable image ({header.process} JPEG: {described(error)})"
         ) from error
 
 
 def _decoded_jpeg(
     content: bytes, space: str, size: tuple[int, int], out: Pixels | None = None
 ) -> Pixels | None:
-    """A JPEG as simplejpeg decodes it, not turned; None where Pillow has to look at it.
+    """Decode a JPEG with simplejpeg, not rotated; None if Pillow must decode it.
 
-    It would decode CMYK, too, by a formula of its own.
+    simplejpeg would decode CMYK, too, by a formula of its own.
     """
     try:
-        # strict=False would fill what is missing of a torn file with gray.
+        # strict=False would fill the missing part of a truncated file with gray.
         decoded: Pixels = simplejpeg.decode_jpeg(content, colorspace=space, buffer=out, strict=True)
     except ValueError:  # damaged, or larger than its header says
         return None

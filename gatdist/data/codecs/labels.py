@@ -1,14 +1,14 @@
-"""Class labels. :func:`normalized` is the one rule for all sources, for ``index`` and for reading.
+"""Class labels. :func:`normalized` applies to all sources, to ``index`` and to reading.
 
-A label is the number of a class, the name of one, or missing:
+A label is a class number, a class name, or missing:
 
-* Blanks around it and a byte order mark do not count. ``3``, ``3.0``, ``+3``, ``3e0``, ``"3"`` and,
-  as written where a comma is the decimal point, ``3,0`` are the number 3.
-* −1, null, NaN and an empty text mean that a sample is not labelled.
-* ``true`` and ``false`` are names, in whatever case they are written.
-* Any other text is a name, in Unicode's form NFC. So are digits that are not ASCII.
-* Names with control characters are no classes: they would spoil terminals, tables and file names.
-* Other numbers (0.5, −2, 1,000,000 and above) and other values (lists, objects) are no classes.
+* Surrounding white space and a byte order mark are ignored. ``3``, ``3.0``, ``+3``, ``3e0``,
+  ``"3"`` and, with a decimal comma, ``3,0`` are the number 3.
+* −1, null, NaN and empty text mean unlabelled.
+* ``true`` and ``false`` are names, in any case.
+* Any other text is a name, in Unicode form NFC. So are non-ASCII digits.
+* Names with control characters or line separators are invalid.
+* Other numbers (0.5, −2, 1,000,000 and above) and other values (lists, objects) are invalid.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from gatdist.common.strict_json import parse_json
 from gatdist.data.codecs.errors import CodecError
 
 LABEL_COMPONENT = "cls"
-# Past this it is no class but an identity number, and a network could not embed it.
-MOST_CLASSES = 1_000_000
+# A larger number is an identifier, not a class.
+MAX_CLASSES = 1_000_000
 
 Label = int | str | None
 
@@ -32,20 +32,25 @@ _MISSING = {"", "null", "NULL", "nan", "NaN", "NAN", "None", "<NA>"}
 _NUMBER = re.compile(r"[+-]?(\d{1,40}([.]\d{0,40})?|[.]\d{1,40})([eE][+-]?\d{1,2})?", re.ASCII)
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,(\d+)", re.ASCII)
 _TOO_LONG = re.compile(r"[+-]?\d+", re.ASCII)
-_UNFIT = ("Cc", "Cs")  # control characters, and unpaired surrogates, which JSON may hold
+_UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # controls, unpaired surrogates, line separators
 _SHOWN = 40
 
 
+def is_printable(text: str) -> bool:
+    """Return whether a name has no control characters, surrogates or line separators."""
+    return text.isprintable() or not any(unicodedata.category(c) in _UNPRINTABLE for c in text)
+
+
 def normalized(value: object) -> Label:
-    """The class that a label means: a number from 0, a name, or None where it means none.
+    """Return the class of a label: a number from 0, a name, or None if unlabelled.
 
     Args:
-        value: a text, or what JSON, Parquet or NumPy has: a number, a truth value, None.
+        value: text, or a number, boolean or None from JSON, Parquet or NumPy.
 
     Raises:
-        CodecError: it is no class.
+        CodecError: not a valid label.
     """
-    if hasattr(value, "item") and getattr(value, "size", 1) == 1:  # NumPy's scalars and arrays
+    if hasattr(value, "item") and getattr(value, "size", 1) == 1:  # NumPy scalars and arrays
         value = value.item()
     if isinstance(value, bytes):
         value = _decoded(value)
@@ -64,16 +69,16 @@ def normalized(value: object) -> Label:
 
 def _from_text(value: str) -> Label:
     text = value.strip().lstrip("\ufeff").strip()
-    if not text.isprintable() and any(unicodedata.category(c) in _UNFIT for c in text):
+    if not is_printable(text):
         raise _no_class(value)
-    if text.isascii() and text.isdecimal() and len(text) <= len(str(MOST_CLASSES)):
-        return _class_number(int(text), value)  # what nearly all are
+    if text.isascii() and text.isdecimal() and len(text) <= len(str(MAX_CLASSES)):
+        return _class_number(int(text), value)  # the common case
     if text in _MISSING:
         return None
     if _NUMBER.fullmatch(text):
         return _class_number(Decimal(text), value)
     if comma := _DECIMAL_COMMA.fullmatch(text):
-        if len(comma[1]) == len("000"):  # or a thousand
+        if len(comma[1]) == len("000"):  # may be a thousands separator
             raise _no_class(value)
         return _class_number(Decimal(text.replace(",", ".")), value)
     if _TOO_LONG.fullmatch(text):
@@ -86,7 +91,7 @@ def _from_text(value: str) -> Label:
 def _class_number(number: int | float | Decimal, value: object) -> int | None:
     if number == -1:
         return None
-    if not 0 <= number < MOST_CLASSES or number != int(number):
+    if not 0 <= number < MAX_CLASSES or number != int(number):
         raise _no_class(value)
     return int(number)
 
@@ -94,10 +99,9 @@ def _class_number(number: int | float | Decimal, value: object) -> int | None:
 def _no_class(value: object) -> CodecError:
     shown = repr(value)
     shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
-    rule = f"a whole number from 0 to {MOST_CLASSES - 1}, or a name"
     return CodecError(
-        f"has the label {shown}, which is no class ({rule})",
-        hint="Name another column or field with --labels, or leave labels out with --labels none",
+        f"has the label {shown}, expected an integer from 0 to {MAX_CLASSES - 1}, or a name",
+        hint="Choose another column or field with --labels, or use --labels none",
     )
 
 
@@ -110,23 +114,23 @@ def decode_label(
     """Decode a class label.
 
     Args:
-        content: the number or the name, or with ``field`` a JSON object that holds it.
-        num_classes: labels are below it.
-        field: of the JSON object, that holds the label.
-        numbers: of the classes, by their names; None where they are numbers.
+        content: a number or a name, or with ``field`` a JSON object that holds it.
+        num_classes: upper bound (exclusive) of labels.
+        field: key of the label in the JSON object.
+        numbers: class numbers by name; None if labels are numbers.
 
     Raises:
-        CodecError: there is no such number or name.
+        CodecError: unlabelled, or no such class.
     """
     label = read_label(content, field)
     if label is None:
         raise CodecError("has no label", hint="Index the data again")
     if numbers is not None:
         if str(label) not in numbers:
-            raise CodecError(f"is {str(label)[:_SHOWN]!r}, which is no name of a class")
+            raise CodecError(f"is {str(label)[:_SHOWN]!r}, which is not the name of a class")
         return numbers[str(label)]
     if not isinstance(label, int):
-        raise CodecError(f"is {label[:_SHOWN]!r}, expected a whole number")
+        raise CodecError(f"is {label[:_SHOWN]!r}, expected an integer")
     if label >= num_classes:
         raise CodecError(
             f"is class {label}, expected 0 to {num_classes - 1}",
@@ -136,10 +140,10 @@ def decode_label(
 
 
 def read_label(content: bytes | memoryview, field: str = "") -> Label:
-    """The label in a file; None where it has none. See :func:`decode_label`.
+    """Return the label in a file, or None if unlabelled. See :func:`decode_label`.
 
     Raises:
-        CodecError: it is not UTF-8, no JSON object, or its label is no class.
+        CodecError: not UTF-8, not a JSON object, or an invalid label.
     """
     text = _decoded(bytes(content))
     if not field:
@@ -147,9 +151,9 @@ def read_label(content: bytes | memoryview, field: str = "") -> Label:
     try:
         found = parse_json(text)
     except ValueError:
-        raise CodecError("is no JSON object") from None
+        found = None
     if not isinstance(found, dict):
-        raise CodecError("is no JSON object")
+        raise CodecError("is not a JSON object")
     return normalized(found.get(field))
 
 

@@ -1,23 +1,31 @@
-"""The levels that an image stores, with all their bits, and its transparency.
+"""Pixels as stored: all their bits, transparency, and conversion to opaque sRGB.
 
-Pillow has no colour images of 16 bits and keeps the upper byte of each level. The bytes behind it
-are read by opening the file again and asking for the other byte of each pair.
+Pillow has no color images of 16 bits and keeps the upper byte of each level. The lower bytes are
+read by opening the file again and selecting the other byte of each pair.
 """
 
 from __future__ import annotations
 
+import io
 import sys
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile
+from PIL import Image, ImageCms, ImageFile
 
-from gatdist.data.codecs.color import Levels
 from gatdist.data.codecs.errors import CodecError
-from gatdist.data.codecs.formats import open_image
-from gatdist.data.codecs.orientation import ORIENTATION
+from gatdist.data.codecs.formats import ORIENTATION, open_image
 
+Levels = NDArray[Any]  # uint8 or uint16 [H, W, C]
+Color = tuple[int, int, int]  # 8 bits each, sRGB
+
+# A profile that changes no color of a grid by more levels than this counts as sRGB.
+_SAME_LEVELS = 2
+_GRID = 17
+_SPACES = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK"}
+_LUMA = np.array([19595, 38470, 7471], dtype=np.uint32)  # ITU-R 601 in 1/65,536, as in Pillow
 _PHOTOMETRIC, _PLANES, _BITS, _SAMPLE_FORMAT = 262, 284, 258, 339  # of TIFF
 _GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B")
 _GRAY_ALPHA_16 = "LA;16B"
@@ -26,12 +34,12 @@ _CONVERT = "Convert it to 8 or 16 bits"
 
 
 class Stored(NamedTuple):
-    """What a file holds.
+    """Pixels as stored in a file.
 
     Attributes:
         color: an image of mode L, RGB, CMYK or LAB; levels of more than 8 bits as uint16 [H, W, C].
-        alpha: opacity [H, W, 1], of as many bits; None where nothing can be transparent.
-        orientation: EXIF's, that is still to be applied.
+        alpha: opacity [H, W, 1] with as many bits; None without transparency.
+        orientation: EXIF orientation still to be applied.
     """
 
     color: Image.Image | Levels
@@ -40,30 +48,30 @@ class Stored(NamedTuple):
 
 
 def is_gray_image(image: ImageFile.ImageFile) -> bool:
-    """Whether it has one channel, or one and transparency."""
+    """Return whether an image has one channel, or one and transparency."""
     return image.mode in _GRAY_MODES or _raw_mode(image) == _GRAY_ALPHA_16
 
 
 def color_mode(image: ImageFile.ImageFile) -> str:
-    """Mode of its colours, as :func:`read_levels` returns them: L, RGB, CMYK or LAB."""
+    """Return the mode of colors from :func:`read_levels`: L, RGB, CMYK or LAB."""
     if is_gray_image(image):
         return "L"
     return image.mode if image.mode in ("CMYK", "LAB") else "RGB"
 
 
 def depth_of(image: ImageFile.ImageFile) -> int:
-    """Bits of each channel as they are stored: 16 if more than 8, else 8.
+    """Return the stored bits per channel: 16 if more than 8, else 8.
 
     Raises:
-        CodecError: its levels have no known range.
+        CodecError: the range of the levels is unknown.
     """
     tags = getattr(image, "tag_v2", {})
     if image.mode == "F" or max(_numbers(tags, _SAMPLE_FORMAT), default=1) == 3:
-        raise CodecError("has floating-point levels, whose range is not known", hint=_CONVERT)
+        raise CodecError("has floating-point levels, whose range is unknown", hint=_CONVERT)
     if max(_numbers(tags, _SAMPLE_FORMAT), default=1) == 2:
-        raise CodecError("has signed levels, which is not supported", hint=_CONVERT)
+        raise CodecError("has signed levels, which are not supported", hint=_CONVERT)
     if image.mode == "I" and image.format != "PPM":
-        raise CodecError("has levels of 32 bits, whose range is not known", hint=_CONVERT)
+        raise CodecError("has levels of 32 bits, whose range is unknown", hint=_CONVERT)
     is_deep = image.mode.startswith("I") or _raw_mode(image).endswith(_SIXTEEN)
     if is_deep and tags.get(_PLANES) == 2:
         raise CodecError("has 16 bits in separate planes, which is not supported", hint=_CONVERT)
@@ -71,15 +79,15 @@ def depth_of(image: ImageFile.ImageFile) -> int:
 
 
 def read_levels(content: bytes, orientation: int) -> Stored:
-    """Decode an image that is not decoded by simplejpeg.
+    """Decode an image with Pillow.
 
     Args:
         content: a whole file.
-        orientation: EXIF's.
+        orientation: EXIF orientation of the file.
 
     Raises:
-        CodecError: it is no image that is supported.
-        Exception: nearly any, where it is damaged.
+        CodecError: not a supported image.
+        Exception: nearly any, if the file is damaged.
     """
     with open_image(content) as image:
         deep = depth_of(image) == 16
@@ -101,7 +109,6 @@ def read_levels(content: bytes, orientation: int) -> Stored:
 
 
 def _plain(image: Image.Image, content: bytes, key: Any) -> tuple[Image.Image, Levels | None]:
-    """Colours and alpha of 8 bits."""
     if image.mode in ("P", "PA", "La", "RGBa"):
         alpha = image.has_transparency_data
         image, key = image.convert({"La": "LA"}.get(image.mode, "RGBA" if alpha else "RGB")), None
@@ -114,7 +121,7 @@ def _plain(image: Image.Image, content: bytes, key: Any) -> tuple[Image.Image, L
             key = None if key is None else (255 if key else 0)
         image = image.convert("L" if image.mode == "1" else "RGB")
     elif image.mode == "L" and isinstance(key, int) and image.format == "PNG":
-        # Pillow stretches gray of 2 and 4 bits, and leaves the key as it stands in the file.
+        # Pillow stretches gray of 2 and 4 bits, but not the color key.
         key = key * 255 // (2 ** content[24] - 1)
     if image.mode not in ("L", "RGB"):
         return image, None
@@ -123,7 +130,7 @@ def _plain(image: Image.Image, content: bytes, key: Any) -> tuple[Image.Image, L
 
 
 def _keyed(levels: Levels, key: Any) -> Levels | None:
-    """Opacity of PNG's colour key: pixels of that very colour are transparent."""
+    """Return opacity from PNG's color key: pixels of exactly that color are transparent."""
     if key is None or isinstance(key, bytes):
         return None
     most = np.iinfo(levels.dtype).max
@@ -139,13 +146,13 @@ def _deep_gray(image: Image.Image) -> Levels:
     bits = max(_numbers(tags, _BITS), default=16)
     if bits < 16:
         levels = levels * 65535 // (2**bits - 1)
-    if tags.get(_PHOTOMETRIC) == 0:  # white is zero, which Pillow overlooks at this depth
+    if tags.get(_PHOTOMETRIC) == 0:  # white is zero; Pillow ignores that at this depth
         levels = 65535 - levels
     return levels[..., None].astype(np.uint16)
 
 
 def _deep_colors(content: bytes, raw: str, orientation: int) -> tuple[Levels, Levels | None, int]:
-    """Colours of 16 bits, their alpha, and the orientation that is left."""
+    """Return colors of 16 bits, their alpha, and the remaining orientation."""
     kind, order = raw[:-1].replace("RGBa", "RGBA"), raw[-1]
     first, left = _unpacked(content, f"{kind}B", orientation)
     second, _ = _unpacked(content, f"{kind}L", orientation)
@@ -155,14 +162,14 @@ def _deep_colors(content: bytes, raw: str, orientation: int) -> tuple[Levels, Le
     if levels.shape[2] == 3:
         return levels, None, left
     color, alpha = levels[..., :3], levels[..., 3:]
-    if raw.startswith("RGBa"):  # multiplied by alpha already
+    if raw.startswith("RGBa"):  # premultiplied by alpha
         whole = color.astype(np.uint32) * np.uint32(65535) // np.maximum(alpha, 1)
         color = np.minimum(whole, 65535).astype(np.uint16)
     return color, alpha, left
 
 
 def _unpacked(content: bytes, raw: str, orientation: int) -> tuple[NDArray[np.uint8], int]:
-    """Pixels as ``raw`` says instead of Pillow's choice, and the orientation that is left."""
+    """Return pixels unpacked as ``raw``, and the remaining orientation."""
     with open_image(content) as image:
         tiles: list[Any] = list(image.tile)
         image.tile = [
@@ -174,9 +181,9 @@ def _unpacked(content: bytes, raw: str, orientation: int) -> tuple[NDArray[np.ui
 
 
 def _load(image: ImageFile.ImageFile, orientation: int) -> int:
-    """Decode, and return the orientation that is still to be applied.
+    """Decode, and return the remaining orientation.
 
-    Pillow turns a TIFF by itself: it is told our orientation, and removes the tag when it did.
+    Pillow itself rotates a TIFF: it gets our orientation, and removes the tag once applied.
     """
     if image.format != "TIFF":
         image.load()
@@ -187,7 +194,7 @@ def _load(image: ImageFile.ImageFile, orientation: int) -> int:
 
 
 def _ppm_max(image: ImageFile.ImageFile) -> int:
-    """The largest level of a PPM file; 0 for other files."""
+    """Return the largest level of a PPM file; 0 for other files."""
     if image.format != "PPM" or not image.tile or not isinstance(image.tile[0][3], tuple):
         return 0
     most = image.tile[0][3][-1]
@@ -195,7 +202,7 @@ def _ppm_max(image: ImageFile.ImageFile) -> int:
 
 
 def _ppm_levels(image: ImageFile.ImageFile, content: bytes) -> Image.Image | Levels:
-    """Binary PPM of a range other than 8 bits, which Pillow reads byte by byte in Python."""
+    """Decode a binary PPM of other than 8 bits, which Pillow reads byte by byte in Python."""
     found, most = _ppm_max(image), 65535 if _ppm_max(image) > 255 else 255
     bands = 3 if image.mode == "RGB" else 1
     count = image.height * image.width * bands
@@ -210,14 +217,132 @@ def _ppm_levels(image: ImageFile.ImageFile, content: bytes) -> Image.Image | Lev
 
 
 def _raw_mode(image: ImageFile.ImageFile) -> str:
-    """How the first tile's pixels are packed, by Pillow's name."""
+    """Return Pillow's name of how the first tile's pixels are packed."""
     arguments = image.tile[0][3] if image.tile else ""
     first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
     return first if isinstance(first, str) else ""
 
 
 def _numbers(tags: Any, tag: int) -> tuple[int, ...]:
-    """The whole numbers of a TIFF tag."""
+    """Return the integers in a TIFF tag."""
     found = tags.get(tag, ())
     values = found if isinstance(found, tuple) else (found,)
     return tuple(value for value in values if isinstance(value, int))
+
+
+def to_srgb(image: Image.Image, profile: bytes) -> tuple[Image.Image, str]:
+    """Convert to sRGB with relative colorimetric intent and black point compensation.
+
+    Args:
+        image: of mode L, RGB, CMYK or LAB.
+        profile: ICC; empty means sRGB (for CMYK, Pillow's plain formula).
+
+    Returns:
+        The image, L or RGB, and ``""``, ``"profiles"`` if it was converted, or
+        ``"damaged_profiles"`` if an unusable profile was ignored.
+    """
+    if image.mode == "LAB":
+        return ImageCms.applyTransform(image, _from_lab()) or image, ""
+    found = ""
+    if profile:
+        try:
+            transform = _transform(profile, image.mode)
+        except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+            found = "damaged_profiles"
+        else:
+            if transform is not None:
+                return _applied(transform, image), "profiles"
+    return (image.convert("RGB") if image.mode == "CMYK" else image), found
+
+
+def changes_colors(profile: bytes, mode: str) -> str:
+    """Return what :func:`to_srgb` would return besides an image of that mode."""
+    if not profile or mode not in _SPACES:
+        return ""
+    try:
+        return "" if _transform(profile, mode) is None else "profiles"
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return "damaged_profiles"
+
+
+def onto(levels: Levels, alpha: Levels, background: Color) -> Levels:
+    """Composite on a background in sRGB levels, as browsers do.
+
+    Args:
+        levels: [H, W, 1 or 3].
+        alpha: [H, W, 1], of the same dtype.
+        background: visible where alpha is 0.
+
+    Returns:
+        [H, W, C]; C is 3 if the background is not gray.
+    """
+    most = int(np.iinfo(levels.dtype).max)
+    behind = np.array(background, dtype=np.uint32) * np.uint32(most // 255)
+    if levels.shape[2] == 1 and is_gray(background):
+        behind = behind[:1]
+    opacity = alpha.astype(np.uint32)
+    # At most 65,535² + 32,767, which 32 bits hold.
+    mixed = levels.astype(np.uint32) * opacity + behind * (most - opacity) + np.uint32(most // 2)
+    mixed //= np.uint32(most)
+    return mixed.astype(levels.dtype)
+
+
+def with_channels(levels: Levels, channels: int) -> Levels:
+    """Convert gray to RGB by repetition, or RGB to gray by ITU-R 601 luma: [H, W, channels]."""
+    if levels.shape[2] == channels:
+        return levels
+    if channels == 3:
+        return np.repeat(levels, 3, axis=2)
+    luma = (levels.astype(np.uint32) @ _LUMA + np.uint32(0x8000)) >> np.uint32(16)
+    return luma[..., None].astype(levels.dtype)
+
+
+def is_gray(color: Color) -> bool:
+    """Return whether a color is a gray."""
+    return len(set(color)) == 1
+
+
+@lru_cache(maxsize=16)
+def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """Return the transform to sRGB; None if it changes nothing.
+
+    Raises:
+        ValueError: the profile does not fit the mode.
+        ImageCms.PyCMSError: it is damaged.
+    """
+    opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    space = opened.profile.xcolor_space.strip()
+    if space != _SPACES[mode] and (mode, space) != ("L", "RGB"):
+        raise ValueError(space)
+    # For gray, a precalculated table has few steps: 10 levels off where the curve is steep.
+    precision = ImageCms.Flags.NOOPTIMIZE if space == "GRAY" else ImageCms.Flags.HIGHRESPRECALC
+    transform = ImageCms.buildTransform(
+        opened,
+        ImageCms.createProfile("sRGB"),
+        "RGB" if space == "RGB" else mode,
+        "RGB",
+        ImageCms.Intent.RELATIVE_COLORIMETRIC,
+        ImageCms.Flags.BLACKPOINTCOMPENSATION | precision,
+    )
+    if mode == "CMYK":
+        return transform
+    steps = np.linspace(0, 255, _GRID if mode == "RGB" else 256).round().astype(np.uint8)
+    grid = np.stack(np.meshgrid(*[steps] * 3), axis=-1).reshape(1, -1, 3)
+    probe = Image.fromarray(grid) if mode == "RGB" else Image.fromarray(steps[None])
+    moved = np.asarray(_applied(transform, probe)).astype(int) - np.asarray(probe)
+    return None if np.abs(moved).max() <= _SAME_LEVELS else transform
+
+
+@lru_cache(maxsize=1)
+def _from_lab() -> ImageCms.ImageCmsTransform:
+    lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    return ImageCms.buildTransform(lab, srgb, "LAB", "RGB", ImageCms.Intent.RELATIVE_COLORIMETRIC)
+
+
+def _applied(transform: ImageCms.ImageCmsTransform, image: Image.Image) -> Image.Image:
+    was_gray = image.mode == "L"
+    if was_gray and transform.input_mode == "RGB":
+        image = image.convert("RGB")
+    converted = transform.apply(image)
+    # For gray, the three channels differ only by rounding.
+    return converted.getchannel("G") if was_gray else converted

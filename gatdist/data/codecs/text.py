@@ -1,4 +1,4 @@
-"""Texts: ``.txt`` files in UTF-8."""
+"""Text: ``.txt`` files in UTF-8."""
 
 from __future__ import annotations
 
@@ -8,18 +8,16 @@ from numpy.typing import NDArray
 from gatdist.data.codecs.errors import CodecError
 
 TEXT_COMPONENT = "txt"
-# Of a vocabulary: ids have 8 bits, and 0 is the end.
-MOST_CHARACTERS = 255
+MAX_CHARACTERS = 255  # of a vocabulary: ids have 8 bits, and 0 marks the end
 
 Ids = NDArray[np.uint8]
 
 
 class Vocabulary:
-    """What the ids of a text stand for. Id 0 is behind its end.
+    """Characters and their ids. Id 0 follows the end of a text.
 
     Args:
-        characters: those that texts may hold, each once, at most 255: id i is the i-th of them.
-            None: the ids are the bytes of UTF-8, so that every text has some.
+        characters: each once, at most 255: id i is the i-th of them. None: ids are UTF-8 bytes.
     """
 
     def __init__(self, characters: str | None = None) -> None:
@@ -27,39 +25,31 @@ class Vocabulary:
         self._ids = {c: i for i, c in enumerate(characters or "", start=1)}
 
     def __len__(self) -> int:
-        """Number of ids, that of the end among them."""
         return 256 if self.characters is None else 1 + len(self.characters)
 
     def encode(self, text: str, length: int | None = None) -> Ids:
-        """The ids of a text.
+        """Return the ids of a text, uint8 [length].
 
         Args:
             text: without the character 0.
-            length: ids to give. A longer text is cut behind the last whole character that fits, a
-                shorter one is followed by 0. None: as many as it has.
-
-        Returns:
-            uint8 [length].
+            length: longer text is cut after the last whole character that fits, shorter text is
+                padded with 0. None: the length of the text.
 
         Raises:
-            CodecError: the text is empty, or holds a character that is not known.
+            CodecError: empty, or a character is not in the vocabulary.
         """
         if not text:
-            raise CodecError("is empty", hint="Take it out and pack again")
+            raise CodecError("is empty", hint="Remove it and pack again")
         if self.characters is None:
             found = self._bytes(text, length)
         else:
-            text = text[:length]
-            found = bytes(self._id(c, at) for at, c in enumerate(text))
+            found = bytes(self._id(c, at) for at, c in enumerate(text[:length]))
         ids = np.zeros(len(found) if length is None else length, dtype=np.uint8)
         ids[: len(found)] = np.frombuffer(found, dtype=np.uint8)
         return ids
 
     def decode(self, ids: Ids) -> str:
-        """The text of ids uint8 [n], up to its end.
-
-        Bytes that are no UTF-8 become the character U+FFFD.
-        """
+        """Return the text of ids uint8 [n] up to its end. Invalid UTF-8 becomes U+FFFD."""
         known = ids.tobytes().partition(b"\0")[0]
         if self.characters is None:
             return known.decode(errors="replace")
@@ -69,49 +59,33 @@ class Vocabulary:
         data = text.encode()
         if 0 in data:
             raise CodecError(
-                f"holds the character 0 at byte {data.index(0)}", hint="Take it out and pack again"
+                f"holds the character 0 at byte {data.index(0)}", hint="Remove it and pack again"
             )
         if length is None or len(data) <= length:
             return data
-        # Of the character that is cut, only the beginning is there: what that holds is dropped.
-        return data[:length].decode(errors="ignore").encode()
+        return data[:length].decode(errors="ignore").encode()  # drops a partial last character
 
     def _id(self, character: str, at: int) -> int:
         if character not in self._ids:
             raise CodecError(
                 f"holds {character!r} at {at}, which is not in data.vocabulary",
-                hint="Add it there, or leave data.vocabulary out: then texts are read as bytes",
+                hint="Add it there, or remove data.vocabulary to read text as bytes",
             )
         return self._ids[character]
-
-
-def decode_text(content: bytes | memoryview, length: int) -> Ids:
-    """Decode a text.
-
-    Args:
-        content: a whole file.
-        length: bytes to give. A longer text is cut behind the last whole character that fits.
-
-    Returns:
-        uint8 [length]: the bytes of the text, and 0 behind its end.
-
-    Raises:
-        CodecError: it is not UTF-8, empty, or holds the character 0.
-    """
-    text = np.empty(length, dtype=np.uint8)
-    decode_text_into(content, text)
-    return text
 
 
 def decode_text_into(
     content: bytes | memoryview, out: Ids, vocabulary: Vocabulary | None = None
 ) -> None:
-    """Decode a text into ``out``, uint8 [length]. See :func:`decode_text`.
+    """Decode a text file into ``out``; see :meth:`Vocabulary.encode`.
 
     Args:
         content: a whole file.
-        out: for the ids.
-        vocabulary: what ids stand for; None for bytes.
+        out: uint8 [length].
+        vocabulary: of the ids; None for bytes.
+
+    Raises:
+        CodecError: not UTF-8, empty, or a character is not in the vocabulary.
     """
     data = bytes(content)
     try:

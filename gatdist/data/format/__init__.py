@@ -1,15 +1,14 @@
-"""Shards on storage: plain WebDataset tars, an index beside each, and the manifest, written last.
+"""Shards on storage: WebDataset tars, an index of each, and the manifest, written last.
 
 ::
 
     shard-000000.tar          USTAR, mtime 0; the files of a sample share their key: 000042.png,
                               000042.cls
-    shard-000000.index.npy    one row a file: key, component, offset, size, crc32
-    manifest.json             what the data set is, and each shard's size, count and SHA-256
+    shard-000000.index.npy    one row per file: key, component, offset, size, crc32
+    manifest.json             sample format; size, number of samples and SHA-256 of each shard
 
-A folder without a manifest is no data set, so that one half written is never taken for whole. The
-tars may lie elsewhere, in a folder that can't be written to: the manifest
-says where.
+A folder without a manifest is an incomplete data set. The tars may be in another folder, named in
+the manifest.
 """
 
 from gatdist.data.format.index import encode_index, read_index

@@ -1,4 +1,4 @@
-"""The index of a shard: where each of its files is."""
+"""The index of a shard: position of each file."""
 
 from __future__ import annotations
 
@@ -22,41 +22,37 @@ _MAKE_AGAIN = "Pack or index the data again"
 
 
 def read_index(store: Store, shard: Shard) -> NDArray[Any]:
-    """The index of a shard: a structured array, one row a file in the order of the tar.
+    """Read the index of a shard: a structured array, one row per file in tar order.
 
     Fields: ``key`` and ``component`` (bytes), ``offset`` and ``size`` of the content in bytes,
     ``crc32``.
 
     Raises:
-        DataError: it is absent, or not the one that the manifest names.
+        DataError: missing, or not the index in the manifest.
     """
     subject = f"{store.url}/{shard.index}"
     try:
         content = store.read(shard.index)
     except StorageError as error:
         raise DataError(
-            subject, f"the manifest names it, but it can't be read ({error})", hint=_MAKE_AGAIN
+            subject, f"is in the manifest, but can't be read ({error})", hint=_MAKE_AGAIN
         ) from error
     found = hashlib.sha256(content).hexdigest()
     if found != shard.index_sha256:
-        raise DataError(
-            subject,
-            f"has SHA-256 {found}, the manifest says {shard.index_sha256}",
-            hint=_MAKE_AGAIN,
-        )
+        rule = f"has SHA-256 {found}, the manifest says {shard.index_sha256}"
+        raise DataError(subject, rule, hint=_MAKE_AGAIN)
     try:
         index = _decode_index(content)
-        _require_fitting(index, shard)
-    except Exception as error:  # NumPy raises nearly anything where a header makes no sense
+        _check(index, shard)
+    except Exception as error:  # NumPy raises nearly anything for a damaged header
         problem = " ".join(str(error).split())
-        raise DataError(
-            subject, f"is no index of {shard.name} ({problem})", hint=_MAKE_AGAIN
-        ) from None
+        rule = f"is not an index of {shard.name} ({problem})"
+        raise DataError(subject, rule, hint=_MAKE_AGAIN) from None
     return index
 
 
 def encode_index(rows: Sequence[Row]) -> bytes:
-    """An index as a file, ``.npy``. ``rows`` has at least one."""
+    """Return an index file (``.npy``) of one or more rows."""
     keys, components, *_ = zip(*rows, strict=True)
     dtype = [
         ("key", f"S{max(map(len, keys))}"),
@@ -79,21 +75,21 @@ def _decode_index(content: bytes) -> NDArray[Any]:
     names = ("key", "component", "offset", "size", "crc32")
     if dtype.names != names or [dtype[name].str[:2] for name in names] != _KINDS:
         raise ValueError(f"rows of {dtype}")
-    # np.load would ask for as much memory as the header tells.
+    # np.load would allocate as much memory as the header says.
     if len(shape) != 1 or shape[0] * dtype.itemsize != len(content) - file.tell():
         raise ValueError(f"shape {shape} in {len(content)} bytes")
     index: NDArray[Any] = np.frombuffer(content, dtype=dtype, offset=file.tell())
     return index
 
 
-def _require_fitting(index: NDArray[Any], shard: Shard) -> None:
-    """Raise ValueError unless it tells of that many samples, within the tar."""
+def _check(index: NDArray[Any], shard: Shard) -> None:
+    """Raise ValueError unless files lie within the tar and samples are as many as listed."""
     offsets, sizes = index["offset"], index["size"]
     if offsets.min() < 0 or sizes.min() < 0 or (offsets > shard.size - sizes).any():
-        raise ValueError("files outside of the tar")
+        raise ValueError("files outside the tar")
     keys = index["key"]
     found = 1 + np.count_nonzero(keys[1:] != keys[:-1])
     if found != shard.num_samples:
         raise ValueError(f"{found} samples instead of {shard.num_samples}")
-    b"\n".join(np.unique(index["component"])).decode()
-    b"\n".join(keys).decode()
+    for names in (np.unique(index["component"]), keys):
+        b"\n".join(names).decode()  # raises ValueError unless UTF-8

@@ -1,10 +1,9 @@
-"""The manifest of a data set: what it is, and which shards it has."""
+"""The manifest of a data set: sample format and shards."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import unicodedata
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
@@ -22,6 +21,7 @@ from pydantic import (
 from gatdist.common.errors import DataError
 from gatdist.common.strict_json import parse_json
 from gatdist.config import DataConfig
+from gatdist.data.codecs import is_printable
 from gatdist.data.order import ORDER_VERSION
 from gatdist.storage import OutsideUrl, Store, options_for
 
@@ -32,51 +32,46 @@ _MAKE_AGAIN = "Pack or index the data again"
 
 Modality = Literal["image", "points", "audio", "text", "tokens"]
 
-_UNFIT = ("Cc", "Cs", "Zl", "Zp")  # control characters, unpaired surrogates, ends of lines
-
 _Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-# Sums of these must fit in 64 bits.
+# Sums must fit in 64 bits.
 _Positive = Annotated[int, Field(gt=0, lt=2**48)]
 
 
 def fits_manifest(name: str) -> bool:
-    """Whether a shard may have this name: it leads nowhere else, and can be printed and encoded."""
-    is_inside = not any(part in ("", ".", "..") for part in name.split("/"))
-    return is_inside and not any(unicodedata.category(c) in _UNFIT for c in name)
+    """Return whether a shard may have this name: printable, and inside the data set's folder."""
+    return is_printable(name) and not any(part in ("", ".", "..") for part in name.split("/"))
 
 
-def _inside(name: str) -> str:
-    """A shard's name comes from a file that others may have written."""
+def _valid_name(name: str) -> str:
     if not fits_manifest(name):
         raise ValueError("must be the name of a file in the folder, or in one below it")
     return name
 
 
-def _text(value: str) -> str:
-    value.encode()  # raises ValueError of half a character, which JSON may hold
+def _valid_text(value: str) -> str:
+    value.encode()  # raises ValueError for an unpaired surrogate, which JSON may hold
     return value
 
 
-_Name = Annotated[str, AfterValidator(_inside)]
-_Text = Annotated[str, AfterValidator(_text)]
+_Name = Annotated[str, AfterValidator(_valid_name)]
+_Text = Annotated[str, AfterValidator(_valid_text)]
 
 
 class SampleSpec(BaseModel):
-    """What the samples of a data set are.
+    """Sample format of a data set.
 
     Attributes:
         modality: ``image``, ``points`` (arrays of numbers), ``audio``, ``text`` or ``tokens``.
-        sample_shape: (C, H, W) of images, that of points, (C, n) of sounds, (n,) bytes of texts,
-            (n,) tokens. H and W, or n, are None where the samples differ in them.
-        bits: of each channel of images as they are read, 8 or 16.
-        component: the ending of each sample's file; None for any that the modality has.
-        sample_rate: of sounds, in hertz.
-        num_tokens: of the vocabulary of tokens.
-        num_classes: 0 where there are no labels.
-        class_names: of each class, where they have names.
-        label: where the class of a sample is: an ending (``cls``), or a field of a JSON file
-            (``json:FIELD``).
-        named_labels: whether it holds the name of the class, instead of its number.
+        sample_shape: (C, H, W) of images, (C, n) of audio, (n,) bytes of text, (n,) tokens, any
+            shape of points. H and W, or n, are None if samples differ in them.
+        bits: per channel of decoded images, 8 or 16.
+        component: file extension of samples; None for any of the modality.
+        sample_rate: of audio, in hertz.
+        num_tokens: size of the token vocabulary.
+        num_classes: 0 for an unlabelled data set.
+        class_names: by class; None if classes are only numbered.
+        label: a file extension (``cls``), or a key of a JSON file (``json:FIELD``).
+        named_labels: whether labels are class names instead of numbers.
     """
 
     model_config = ConfigDict(frozen=True, strict=True)
@@ -94,21 +89,21 @@ class SampleSpec(BaseModel):
 
     @property
     def label_component(self) -> str:
-        """The ending of the file that holds the label."""
+        """Extension of the file that holds the label."""
         return self.label.partition(":")[0]
 
     @property
     def label_field(self) -> str:
-        """The field of the JSON file that holds it, or ""."""
+        """Key of the label in a JSON file, or ""."""
         return self.label.partition(":")[2]
 
     @model_serializer(mode="wrap")
     def _without_usual_bits(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Data sets of 8 bits keep the manifest and the fingerprint that they always had."""
-        message: dict[str, Any] = write(self)
+        """Omit ``bits`` if 8, to keep the fingerprint of data sets from before it existed."""
+        values: dict[str, Any] = write(self)
         if self.bits == 8:
-            message.pop("bits", None)
-        return message
+            values.pop("bits", None)
+        return values
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -124,14 +119,12 @@ class SampleSpec(BaseModel):
             raise ValueError("only images have bits")
         elif modality == "points":
             if not shape or None in shape:
-                raise ValueError("the sample_shape of points must hold whole numbers")
+                raise ValueError("the sample_shape of points must hold integers")
         elif modality == "audio":
             if len(shape) != 2 or shape[0] is None or self.sample_rate is None:
-                raise ValueError(
-                    "sounds need a sample_rate, and the sample_shape [channels, length]"
-                )
+                raise ValueError("audio needs sample_rate and the sample_shape [channels, length]")
         elif len(shape) != 1 or (modality == "tokens" and self.num_tokens is None):
-            raise ValueError("texts need the sample_shape [length], and tokens num_tokens")
+            raise ValueError("text needs the sample_shape [length], and tokens num_tokens")
         if self.class_names is not None and len(self.class_names) != self.num_classes:
             raise ValueError("class_names must hold a name for each of num_classes")
         if self.named_labels and not self.class_names:
@@ -140,7 +133,7 @@ class SampleSpec(BaseModel):
 
 
 class Shard(BaseModel):
-    """One tar and its index, as the manifest tells them. Sizes in bytes."""
+    """Manifest entry of one tar and its index. Sizes in bytes."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
@@ -153,15 +146,15 @@ class Shard(BaseModel):
 
 
 class Manifest(SampleSpec):
-    """What a data set is.
+    """Manifest of a data set.
 
     Attributes:
         version: of the format.
-        order_version: of the order of samples that it was made for.
+        order_version: version of the sample order.
         num_samples: in all shards.
-        fingerprint: SHA-256 (hex) over all content, in its order.
-        shards_url: where the tars are; None beside the manifest. See :func:`open_shards`.
-        shards: in the order of their samples.
+        fingerprint: SHA-256 (hex) of sample format and content, in order.
+        shards_url: folder of the tars; None for that of the manifest. See :func:`open_shards`.
+        shards: in sample order.
     """
 
     version: int = FORMAT_VERSION
@@ -175,16 +168,16 @@ class Manifest(SampleSpec):
 def write_manifest(
     store: Store, shards: Sequence[Shard], spec: SampleSpec, *, shards_url: str | None = None
 ) -> Manifest:
-    """Turn a folder of finished shards into a data set.
+    """Write the manifest that turns a folder of finished shards into a data set.
 
     Args:
         store: the folder.
-        shards: in the order of their samples.
-        spec: what the samples are.
-        shards_url: where the tars are, if not beside the manifest.
+        shards: in sample order.
+        spec: sample format.
+        shards_url: folder of the tars, if another.
     """
     manifest = Manifest(
-        **_reported(spec),
+        **_spec_values(spec),
         num_samples=sum(shard.num_samples for shard in shards),
         fingerprint=_fingerprint(spec, shards),
         shards_url=None if shards_url is None else OutsideUrl(shards_url),
@@ -195,11 +188,11 @@ def write_manifest(
 
 
 def read_manifest(store: Store) -> Manifest:
-    """Read and check the manifest of the data set in ``store``.
+    """Read and check the manifest in ``store``.
 
     Raises:
-        DataError: there is none, or it is damaged, of an unknown version, or of no samples.
-        StorageError: the folder may not be read.
+        DataError: missing, damaged, of an unknown version, or without samples.
+        StorageError: the folder can't be read.
     """
     subject = f"{store.url}/{MANIFEST}"
     if not store.exists(MANIFEST):
@@ -209,13 +202,13 @@ def read_manifest(store: Store) -> Manifest:
         version = values["version"]
         order_version = values["order_version"]
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(subject, f"is no manifest ({error!r})", hint=_MAKE_AGAIN) from None
+        raise DataError(subject, f"is not a manifest ({error!r})", hint=_MAKE_AGAIN) from None
     if (version, order_version) != (FORMAT_VERSION, ORDER_VERSION):
         raise DataError(
             subject,
-            f"this gatdist reads version {FORMAT_VERSION} with order version {ORDER_VERSION}",
+            f"must be version {FORMAT_VERSION} with order version {ORDER_VERSION}",
             value=(version, order_version),
-            hint="Use the gatdist that wrote it, or pack or index the data again",
+            hint="Use the gatdist version that wrote it, or pack or index the data again",
         )
     try:
         manifest = Manifest.model_validate(values)
@@ -230,7 +223,7 @@ def read_manifest(store: Store) -> Manifest:
     if found != manifest.fingerprint or manifest.num_samples != sum(
         s.num_samples for s in manifest.shards
     ):
-        rule = f"was changed after it was written; what it lists has the fingerprint {found}"
+        rule = f"must be {found} for the listed content: the file was changed"
         raise DataError(
             f"{subject}: fingerprint", rule, value=manifest.fingerprint, hint=_MAKE_AGAIN
         )
@@ -242,19 +235,19 @@ def open_shards(
     manifest: Manifest,
     given: DataConfig,
     *,
-    fix: str = "Set data.shards_url, and data.shards_storage_options where they need credentials",
+    fix: str = "Set data.shards_url, and data.shards_storage_options for its credentials",
 ) -> Store:
     """Open the folder of a data set's tars.
 
-    The manifest was written by others: it may name another folder of its own origin, and nothing
-    else. What the user names takes precedence.
+    Others may have written the manifest: it may only name another folder of its own origin. The
+    user's ``shards_url`` takes precedence.
 
     Args:
-        store: of the manifest.
-        manifest: what is there.
-        given: by the user: ``shards_url``, and storage options, of which those of the store are
-            used for ``shards_url`` too where both are of one origin.
-        fix: how the user names another origin.
+        store: folder of the manifest.
+        manifest: of the data set.
+        given: the user's ``shards_url`` and storage options. Options of ``store`` also apply to a
+            ``shards_url`` of the same origin.
+        fix: hint on how to set another origin.
 
     Raises:
         DataError: the manifest names another origin.
@@ -270,19 +263,18 @@ def open_shards(
     except ValueError as error:
         raise DataError(
             f"{store.url}/{MANIFEST}: shards_url",
-            f"{error}, and the manifest alone doesn't decide where requests go",
+            f"{error}, which a manifest must not choose",
             value=manifest.shards_url.shown,
-            hint=f"If that is where the shards are: {fix}",
+            hint=f"If the shards are there: {fix}",
         ) from None
 
 
 def _fingerprint(spec: SampleSpec, shards: Sequence[Shard]) -> str:
-    """Over what the samples are and the content of shards; not over where they lie."""
-    content = [_reported(spec), [[s.num_samples, s.sha256] for s in shards]]
+    content = [_spec_values(spec), [[s.num_samples, s.sha256] for s in shards]]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def _reported(spec: SampleSpec) -> dict[str, Any]:
+def _spec_values(spec: SampleSpec) -> dict[str, Any]:
     return spec.model_dump(include=set(SampleSpec.model_fields))
 
 
@@ -299,6 +291,6 @@ def _raise_no_manifest(store: Store) -> None:
         raise DataError(
             store.url,
             f"holds no shards and no {MANIFEST}",
-            hint="Check data.url, or pack the data there",
+            hint="Check data.url, or pack data there",
         )
     raise DataError(store.url, "does not exist or is empty", hint="Check data.url")

@@ -1,7 +1,7 @@
-"""The one reader of tar headers: indexing, packing and verifying walk a tar with it.
+"""Reader of tar headers for indexing, packing and verifying. Headers are not trusted.
 
-Like ``tar --ignore-zeros``, it reads on behind an end-of-archive record where another tar follows
-(``cat a.tar b.tar``). Anything else behind the end is reported, and headers are not trusted.
+Like ``tar --ignore-zeros``, it continues after an end-of-archive record if another tar follows
+(``cat a.tar b.tar``), and reports any other data there.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from typing import Any, BinaryIO
 
 TAR_BLOCK = 512
 
-# Names and records of one member; more is no sensible header.
-_LARGEST_HEADER_BYTES = 2**20
+_MAX_HEADER_BYTES = 2**20
 _KINDS = {
     tarfile.LNKTYPE: "a hard link; write the tar with --hard-dereference",
     tarfile.SYMTYPE: "a symbolic link; write the tar with --dereference",
@@ -25,19 +24,19 @@ _KINDS = {
 
 
 class TarDamagedError(ValueError):
-    """A tar is cut short or damaged, so that not all of its files can be known."""
+    """A tar is truncated or damaged: its list of files is incomplete."""
 
 
 class Walk:
-    """Reads the headers of a tar, from its first byte to its last.
+    """Iterator over the members of a tar.
 
     Args:
-        file: the tar. It is sought forward only, or back by one block.
+        file: the tar; sought forward only, or back by one block.
         size: of the tar, in bytes.
 
     Attributes:
-        end: byte where the last end-of-archive record begins; after the last member.
-        trailing: byte where data begins that is neither zeros nor another tar; None without.
+        end: offset of the last end-of-archive record, after the last member.
+        trailing: offset of data that is neither zeros nor another tar; None without.
     """
 
     def __init__(self, file: BinaryIO | io.RawIOBase, size: int) -> None:
@@ -46,10 +45,10 @@ class Walk:
         self.trailing: int | None = None
 
     def __iter__(self) -> Iterator[tarfile.TarInfo]:
-        """Each member once, in the order of the tar. The file may be read between two of them.
+        """Yield each member once, in tar order. The file may be read between two of them.
 
         Raises:
-            TarDamagedError: the tar is cut short, or a header makes no sense.
+            TarDamagedError: the tar is truncated, or a header is invalid.
         """
         headers = _Headers(self._file)
         at, ended = 0, False
@@ -70,24 +69,23 @@ class Walk:
                 if ended:
                     self.trailing = at
                     return
-                what = f"is cut short or damaged at byte {at:,} of {self._size:,}"
-                raise TarDamagedError(
-                    f"{what if at else 'is no tar, or cut short'} ({e})"
-                ) from None
+                where = f"is truncated or damaged at byte {at:,} of {self._size:,}"
+                what = where if at else "is not a tar, or truncated"
+                raise TarDamagedError(f"{what} ({e})") from None
             stop = min(member.offset_data + member.size, headers.offset)  # links have no content
             if stop > self._size:
-                rule = f"{member.name} ends at byte {stop:,} of {self._size:,}"
-                raise TarDamagedError(f"is cut short: {rule}")
+                where = f"{member.name} ends at byte {stop:,} of {self._size:,}"
+                raise TarDamagedError(f"is truncated: {where}")
             yield member
             at, ended = headers.offset, False
         if not self._size:
-            raise TarDamagedError("is no tar, or cut short: it is empty")
+            raise TarDamagedError("is not a tar, or truncated: it is empty")
         if not ended:
-            raise TarDamagedError(f"is cut short: no end-of-archive record in {self._size:,} bytes")
+            raise TarDamagedError(f"is truncated: no end-of-archive record in {self._size:,} bytes")
 
 
 class _Headers:
-    """What :class:`tarfile.TarInfo` needs of a ``TarFile``, and of its file."""
+    """The parts of ``TarFile`` and its file that :class:`tarfile.TarInfo` needs."""
 
     encoding, errors = "utf-8", "surrogateescape"
 
@@ -98,18 +96,18 @@ class _Headers:
         self.seek, self.tell = file.seek, file.tell
 
     def read(self, size: int) -> bytes:
-        if not 0 <= size <= _LARGEST_HEADER_BYTES:
+        if not 0 <= size <= _MAX_HEADER_BYTES:
             raise ValueError(f"a header of {size:,} bytes")
         return self._file.read(size) or b""
 
 
 def not_a_file(member: tarfile.TarInfo) -> str:
-    """What a member is instead of a file or folder; "" where it is one."""
+    """Return what a member is if neither a file nor a folder, else ""."""
     if member.issparse():
         return "a sparse file; write the tar without --sparse"
-    return "" if member.isreg() or member.isdir() else _KINDS.get(member.type, "no plain file")
+    return "" if member.isreg() or member.isdir() else _KINDS.get(member.type, "not a regular file")
 
 
 def trailing_data(at: int) -> str:
-    """The reason given for data behind the end of any kind of container."""
-    return f"has data after the end at byte {at}, which is not read"
+    """Return the reason reported for data after the end of a container."""
+    return f"has data after its end at byte {at}, which is not read"

@@ -1,4 +1,4 @@
-"""Shards, written."""
+"""Writing shards."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from isal.isal_zlib import crc32
 from gatdist.common.errors import DataError
 from gatdist.data.format.index import Row, encode_index
 from gatdist.data.format.manifest import Manifest, Modality, SampleSpec, Shard, write_manifest
+from gatdist.data.format.tars import TAR_BLOCK
 from gatdist.storage import Store
 
-_TAR_BLOCK = 512
-
-# The files of one sample by component, which follows the first dot: {"png": b"…", "cls": b"7"}.
+# Files of one sample by component, the part after the first dot: {"png": b"…", "cls": b"7"}.
 Components = Mapping[str, bytes]
 
 
@@ -30,18 +29,18 @@ def write_dataset(
     sample_shape: Sequence[int | None],
     **spec: Any,
 ) -> Manifest:
-    """Write a data set: shards, their indexes, and at last the manifest.
+    """Write a data set: shards, their indexes, and last the manifest.
 
     Args:
         store: the folder.
-        shards: for each shard its samples, as for :func:`write_shard`.
-        modality: of the samples.
-        sample_shape: of each.
-        spec: what else there is to say of them. For all see :class:`SampleSpec`.
+        shards: samples of each shard, as for :func:`write_shard`.
+        modality: see :class:`SampleSpec`.
+        sample_shape: see :class:`SampleSpec`.
+        spec: further fields of :class:`SampleSpec`.
     """
-    message = SampleSpec(modality=modality, sample_shape=list(sample_shape), **spec)
+    sample_spec = SampleSpec(modality=modality, sample_shape=list(sample_shape), **spec)
     written = [write_shard(store, f"shard-{i:06d}", samples) for i, samples in enumerate(shards)]
-    return write_manifest(store, written, message)
+    return write_manifest(store, written, sample_spec)
 
 
 def write_shard(store: Store, name: str, samples: Iterable[tuple[str, Components]]) -> Shard:
@@ -50,11 +49,11 @@ def write_shard(store: Store, name: str, samples: Iterable[tuple[str, Components
     Args:
         store: the folder.
         name: of the shard, without extension.
-        samples: (key, components) of each, at least one. Keys are unique and without a dot in their
-            last part; components are lower case, as WebDataset has them.
+        samples: (key, components) of one or more. Keys are unique, with no dot in their last part;
+            components are lower case, as in WebDataset.
 
     Raises:
-        DataError: a key or component breaks these rules, or there is no sample.
+        DataError: an invalid key or component, or no sample.
     """
     rows: list[Row] = []
     digest = hashlib.sha256()
@@ -68,23 +67,16 @@ def write_shard(store: Store, name: str, samples: Iterable[tuple[str, Components
                 digest.update(data)
 
             for key, components in samples:
-                _require_names(name, key, components, seen)
+                _check_names(name, key, components, seen)
                 for component, content in components.items():
                     put(_tar_header(name, f"{key}.{component}", len(content)))
-                    rows.append(
-                        (
-                            key.encode(),
-                            component.encode(),
-                            tar.tell(),
-                            len(content),
-                            crc32(content),
-                        )
-                    )
-                    put(content + bytes(-len(content) % _TAR_BLOCK))
-            put(bytes(2 * _TAR_BLOCK))  # the end of a tar
+                    names = key.encode(), component.encode()
+                    rows.append((*names, tar.tell(), len(content), crc32(content)))
+                    put(content + bytes(-len(content) % TAR_BLOCK))
+            put(bytes(2 * TAR_BLOCK))  # end of archive
             size = tar.tell()
         if not rows:
-            raise DataError(f"{store.url}/{name}", "a shard needs at least one sample")
+            raise DataError(f"{store.url}/{name}", "a shard must have at least one sample")
         store.publish_file(f"{name}.tar", path)
     index = encode_index(rows)
     store.publish(f"{name}.index.npy", index)
@@ -98,32 +90,25 @@ def write_shard(store: Store, name: str, samples: Iterable[tuple[str, Components
     )
 
 
-def _require_names(shard: str, key: str, components: Components, seen: set[str]) -> None:
-    """WebDataset's rules: an extension begins at the first dot, in lower case; no file is twice."""
+def _check_names(shard: str, key: str, components: Components, seen: set[str]) -> None:
+    """Check WebDataset's rules: lower-case extensions after the first dot, unique names."""
     if not key or "." in key.rsplit("/", 1)[-1]:
-        raise DataError(
-            f"{shard}: key",
-            "must not be empty or hold a dot, which begins the extension",
-            value=key,
-        )
+        rule = "must not be empty or contain a dot, which begins the extension"
+        raise DataError(f"{shard}: key", rule, value=key)
     if key in seen:
-        raise DataError(f"{shard}: key", "stands twice in the shard", value=key)
+        raise DataError(f"{shard}: key", "must be unique in the shard", value=key)
     seen.add(key)
     for component in components:
         if not component or component != component.lower() or "/" in component:
-            raise DataError(
-                f"{shard}: {key}", "an extension must be lower case letters", value=component
-            )
+            raise DataError(f"{shard}: {key}", "an extension must be lower case", value=component)
 
 
 def _tar_header(shard: str, name: str, size: int) -> bytes:
-    info = tarfile.TarInfo(
-        name
-    )  # its mtime is 0, an integer: a float would add a header of 1,024 bytes
+    info = tarfile.TarInfo(name)  # mtime 0 is an integer: a float would add 1,024 bytes
     info.size = size
     try:
         return info.tobuf(tarfile.USTAR_FORMAT, encoding="utf-8", errors="strict")
     except ValueError as error:
         raise DataError(
-            f"{shard}: {name}", f"can't stand in a USTAR tar ({error})", hint="Shorten the key"
+            f"{shard}: {name}", f"does not fit a USTAR header ({error})", hint="Shorten the key"
         ) from None

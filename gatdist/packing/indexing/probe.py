@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from gatdist.data.codecs import (
     CodecError,
-    decode_text,
+    decode_text_into,
     read_audio,
     read_audio_header,
     read_image_header,
@@ -75,7 +77,7 @@ def _audio(content: bytes, facts: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def _text(content: bytes, facts: Mapping[str, Any]) -> tuple[int, ...]:
-    decode_text(content, len(content))
+    decode_text_into(content, np.empty(len(content), dtype=np.uint8))
     return (len(content),)
 
 
