@@ -12,7 +12,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from gatdist.config import Config
 from gatdist.models import build_networks
 from gatdist.models.image.stylegan2 import EPSILON, StyledConv2d
-from gatdist.models.spectral import normalizable
+from gatdist.models.layers import normalizable
 
 
 def reference_networks(config: Config, shape: tuple[int, ...]) -> tuple[nn.Module, nn.Module]:

@@ -26,7 +26,7 @@ from gatdist.data import Dataset
 from gatdist.data.sample_format import AudioFormat
 from gatdist.evaluation import cache
 from gatdist.evaluation.features import Extractor, register_feature_extractor
-from gatdist.models.audio.log_mel import LogMel
+from gatdist.models.audio import LogMel
 from gatdist.parallel.communicator import Communicator
 
 RECIPE_VERSION = 1

@@ -17,7 +17,7 @@ from gatdist.common.registry import Registry, user_code
 from gatdist.config import EvaluateConfig
 from gatdist.data import Dataset
 from gatdist.data.sample_format import AudioFormat
-from gatdist.models.audio.log_mel import LogMel
+from gatdist.models.audio import LogMel
 from gatdist.models.structure import dtype_name
 from gatdist.parallel.communicator import Communicator
 

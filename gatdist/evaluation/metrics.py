@@ -40,7 +40,7 @@ from gatdist.evaluation.frechet import (
 from gatdist.evaluation.kernel import cross_similarity, self_similarity
 from gatdist.evaluation.probe import linear_probe
 from gatdist.evaluation.sliced import sliced_wasserstein
-from gatdist.models.features import DiscriminatorFeatures
+from gatdist.models.layers import DiscriminatorFeatures
 from gatdist.parallel.communicator import Communicator
 
 _NGRAM_ORDERS = (1, 2, 3, 4)

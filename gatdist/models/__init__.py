@@ -1,16 +1,18 @@
 """Generators and discriminators, by name.
 
-A generator's builder takes ``latent_size``, ``sample_shape`` ((C, H, W) for pictures, (n,) for
-points, (C, t) for sounds, (V, t) for texts) and ``num_classes`` (0: unconditional) as keywords,
-then options of its own with defaults. It returns a module with ``forward(latents [n, latent_size],
-labels int64 [n] | None) -> samples [n, *sample_shape]``: of pictures and sounds in about [−1, 1],
-of texts probabilities. A discriminator's builder takes ``sample_shape`` and ``num_classes``; its
-module has ``forward(samples [n, *sample_shape], labels) -> logits [n]``. A builder with a parameter
-``sample_rate`` gets that of the sounds.
+A builder is a function or class that takes keywords: a generator's ``latent_size``,
+``sample_shape`` ((C, H, W) for images, (n,) for points, (C, t) for audio, (V, t) for text) and
+``num_classes`` (0: unconditional), a discriminator's the last two, then options with defaults. One
+with a parameter ``sample_rate`` gets that of the audio, in hertz.
 
-A network that is random beside its inputs has an attribute ``noise_size`` (see
-:mod:`gatdist.models.noise`). One whose ``modalities`` say what it is for (``image``, ``points``,
-``audio``, ``text`` or ``tokens``) is refused for other data.
+A generator has ``forward(latents [n, latent_size], labels int64 [n] | None) -> samples
+[n, *sample_shape]``: images and audio in about [−1, 1], for text probabilities. A discriminator has
+``forward(samples [n, *sample_shape], labels) -> logits [n]``.
+
+A network with an attribute ``noise_size: int`` is random beside its inputs: its forward takes
+standard normal noise [n, noise_size] as last argument. gatdist draws it by the sample's position in
+the run, so that the result does not depend on the number of workers. A network with ``modalities``
+(``image``, ``points``, ``audio``, ``text`` or ``tokens``) is refused for other data.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ from gatdist.common.errors import ConfigError, PluginError
 from gatdist.common.registry import Registry, call_with_options, user_code
 from gatdist.common.seeding import generators_kept, seed_all
 from gatdist.config import Config, NamedConfig, PlayerName
+from gatdist.models.layers import add_spectral_norm
 from gatdist.models.registry import discriminators, generators
-from gatdist.models.spectral import add_spectral_norm
 from gatdist.models.structure import require_apart, require_trainable
 
 # Importing these modules registers what they define.
@@ -36,7 +38,7 @@ from . import mlp, image, audio, text  # noqa: F401  isort:skip
 
 __all__ = ["build_networks", "register_discriminator", "register_generator"]
 
-# Of parameters and samples, and of what the networks compute in where that is another.
+# Of parameters and samples; and of the networks' computation where that differs.
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.float32,
@@ -48,17 +50,23 @@ Builder = Callable[..., nn.Module]
 
 
 def register_generator(name: str) -> Callable[[Builder], Builder]:
-    """Decorator: makes a builder (see the module) available as ``model.generator.name``."""
+    """Register a function or class that builds a generator.
+
+    The name is a value of ``model.generator.name``.
+    """
     return generators.register(name)
 
 
 def register_discriminator(name: str) -> Callable[[Builder], Builder]:
-    """Decorator: makes a builder (see the module) available as ``model.discriminator.name``."""
+    """Register a function or class that builds a discriminator.
+
+    The name is a value of ``model.discriminator.name``.
+    """
     return discriminators.register(name)
 
 
 def is_built_in(config: Config, player: PlayerName) -> bool:
-    """Whether the network of ``player`` comes with gatdist."""
+    """Return whether the network of ``player`` comes with gatdist."""
     registry = generators if player == "generator" else discriminators
     builder = registry[getattr(config.model, player).name]
     return getattr(builder, "__module__", "").startswith(f"{__name__}.")
@@ -93,7 +101,7 @@ def _build(
         kinds = " or ".join(map(repr, made))
         raise ConfigError(
             f"model.{player}.name",
-            f"is for data of the kind {kinds}, and this is {found!r}",
+            f"is for {kinds} data, and this is {found!r}",
             value=requested.name,
             hint="Choose another network, or another data.url",
         )
@@ -106,19 +114,17 @@ def build_networks(
     num_classes: int,
     metadata: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[nn.Module, nn.Module]:
-    """The generator and the discriminator that ``config`` names, on the CPU, in its dtype.
+    """Build the configured generator and discriminator, on the CPU, in the configured dtype.
 
     Args:
-        config: of the run; ``run.seed`` gives the weights, and torch's own random state is left
-            alone.
-        sample_shape: of one sample, (C, H, W) or (n,).
+        config: of the run; ``run.seed`` seeds the weights. torch's random state is unchanged.
+        sample_shape: of one sample, such as (C, H, W).
         num_classes: of the data; 0 if unlabelled.
-        metadata: of the samples: their ``modality``, and the ``sample_rate`` of audio in hertz.
+        metadata: of the samples: ``modality``, and ``sample_rate`` of audio in hertz.
 
     Raises:
-        ConfigError: an unknown name or option, a shape or kind of samples that a network can't do,
-            or labels that are missing.
-        PluginError: a user's network fails in its constructor, or is not one that can be trained.
+        ConfigError: an unknown name or option, missing labels, or data that a network can't take.
+        PluginError: a user's network fails in its constructor, or can't be trained.
     """
     model = config.model
     if model.conditional and not num_classes:
@@ -126,29 +132,25 @@ def build_networks(
             "model.conditional",
             "the data has no labels",
             value=True,
-            hint="Pack it with labels, or set false",
+            hint="Pack it with labels, or set it to false",
         )
     common = {"sample_shape": sample_shape, "num_classes": num_classes if model.conditional else 0}
     with generators_kept():
         seed_all(config.run.seed, "weights", 0)
         torch.manual_seed(config.run.seed)
-        generator = _build(
-            generators,
-            model.generator,
-            "generator",
-            metadata,
-            latent_size=model.latent_size,
-            **common,
-        )
+        latents = {"latent_size": model.latent_size}
+        generator = _build(generators, model.generator, "generator", metadata, **latents, **common)
         discriminator = _build(
             discriminators, model.discriminator, "discriminator", metadata, **common
         )
-        for player, network in (("generator", generator), ("discriminator", discriminator)):
+        networks: dict[PlayerName, nn.Module]
+        networks = {"generator": generator, "discriminator": discriminator}
+        for player, network in networks.items():  # in this order, since it draws
             if player in model.spectral_norm:
                 add_spectral_norm(network)
     dtype = DTYPES[config.precision.dtype]
     layout = torch.channels_last if config.precision.channels_last else torch.preserve_format
-    for player, network in (("generator", generator), ("discriminator", discriminator)):
+    for player, network in networks.items():
         name = getattr(model, player).name
         with user_code(f"model.{player}.name", f"can't be converted to {dtype}", value=name):
             network.to(dtype)

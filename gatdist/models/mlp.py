@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from gatdist.models.conditioning import to_logits
+from gatdist.models.layers import to_logits
 from gatdist.models.registry import discriminators, generators, require_rank
 
 Activation = Literal["leaky_relu", "relu", "tanh"]
@@ -39,81 +39,56 @@ def _with_labels(inputs: Tensor, labels: Tensor | None, num_classes: int) -> Ten
     return torch.cat([inputs, one_hot], dim=1)
 
 
+@generators.register("mlp")
 class PointGenerator(nn.Module):
-    """Latents [n, latent_size] → points [n, d]."""
+    """Multilayer perceptron, latents [n, latent_size] → points [n, d]; labels as one-hot inputs.
+
+    ``depth`` hidden layers of ``width`` units. Use ``tanh`` for modes far apart: it can be flat on
+    each mode and steep in between.
+    """
 
     def __init__(
         self,
+        *,
         latent_size: int,
-        num_dimensions: int,
+        sample_shape: tuple[int, ...],
         num_classes: int,
-        width: int,
-        depth: int,
-        activation: Activation,
+        width: int = 128,
+        depth: int = 3,
+        activation: Activation = "leaky_relu",
     ) -> None:
         super().__init__()
+        require_rank(sample_shape, 1, "mlp")
         self.num_classes = num_classes
-        self.layers = _perceptron(
-            latent_size + num_classes, num_dimensions, width, depth, activation
-        )
+        inputs = latent_size + num_classes
+        self.layers = _perceptron(inputs, sample_shape[0], width, depth, activation)
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Latents [n, latent_size] → points [n, d]."""
         points: Tensor = self.layers(_with_labels(latents, labels, self.num_classes))
         return points
 
 
+@discriminators.register("mlp")
 class PointDiscriminator(nn.Module):
-    """Points [n, d] → logits [n]."""
+    """Multilayer perceptron, points [n, d] → logits [n]; options as for the generator."""
 
     def __init__(
         self,
-        num_dimensions: int,
+        *,
+        sample_shape: tuple[int, ...],
         num_classes: int,
-        width: int,
-        depth: int,
-        activation: Activation,
+        width: int = 128,
+        depth: int = 3,
+        activation: Activation = "leaky_relu",
     ) -> None:
         super().__init__()
+        require_rank(sample_shape, 1, "mlp")
         self.num_classes = num_classes
-        self.layers = _perceptron(num_dimensions + num_classes, 1, width, depth, activation)
+        self.layers = _perceptron(sample_shape[0] + num_classes, 1, width, depth, activation)
 
     def forward(self, samples: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Points [n, d] → logits [n]."""
         *hidden, finish = self.layers
         features = _with_labels(samples, labels, self.num_classes)
         for layer in hidden:
             features = layer(features)
         return to_logits(features, None, finish, None)
-
-
-@generators.register("mlp")
-def mlp_generator(
-    *,
-    latent_size: int,
-    sample_shape: tuple[int, ...],
-    num_classes: int,
-    width: int = 128,
-    depth: int = 3,
-    activation: Activation = "leaky_relu",
-) -> nn.Module:
-    """``depth`` hidden layers of ``width`` units.
-
-    For modes far apart, ``tanh``: it can be flat on each and steep in between.
-    """
-    require_rank(sample_shape, 1, "mlp")
-    return PointGenerator(latent_size, sample_shape[0], num_classes, width, depth, activation)
-
-
-@discriminators.register("mlp")
-def mlp_discriminator(
-    *,
-    sample_shape: tuple[int, ...],
-    num_classes: int,
-    width: int = 128,
-    depth: int = 3,
-    activation: Activation = "leaky_relu",
-) -> nn.Module:
-    """``depth`` hidden layers of ``width`` units."""
-    require_rank(sample_shape, 1, "mlp")
-    return PointDiscriminator(sample_shape[0], num_classes, width, depth, activation)

@@ -1,4 +1,4 @@
-"""What must hold of a network before it is called: its parameters, buffers and ``state_dict``."""
+"""Checks of a network before its first forward: parameters, buffers and ``state_dict``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from gatdist.common.errors import PluginError
 from gatdist.config import PlayerName
 
-# Numbers of noise per sample. StyleGAN2 has 2^21 at 1024 x 1024 pixels.
+# Noise values per sample. StyleGAN2 has 2^21 at 1024 x 1024 pixels.
 _MOST_NOISE = 2**26
 
 # (rule, hint) → raises.
@@ -20,15 +20,9 @@ Refuse = Callable[..., NoReturn]
 
 
 def require_trainable(player: PlayerName, name: str, network: object) -> None:
-    """Refuse what the optimizers, checkpoints or workers could not handle.
+    """Raise PluginError unless optimizers, checkpoints and workers can handle the network.
 
-    Args:
-        player: whose network it is.
-        name: by which it is registered.
-        network: what its builder returned.
-
-    Raises:
-        PluginError: it is no module, or not one that can be trained; what was found is named.
+    ``name`` is its registered name, ``network`` what its builder returned.
     """
 
     def refuse(rule: str, hint: str = "") -> NoReturn:
@@ -40,7 +34,7 @@ def require_trainable(player: PlayerName, name: str, network: object) -> None:
     for key, module in network.named_modules():
         if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             kind, place = type(module).__name__, f"its module {key!r}" if key else "it"
-            refuse(f"{place} is a {kind}; gatdist distributes networks itself", "Leave it out")
+            refuse(f"{place} is a {kind}; gatdist distributes networks itself", "Remove it")
     size = getattr(network, "noise_size", 0)
     if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= _MOST_NOISE:
         refuse(f"noise_size must be an integer from 0 to {_MOST_NOISE:,}; found {size!r}")
@@ -63,7 +57,7 @@ def require_trainable(player: PlayerName, name: str, network: object) -> None:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """``float32`` and the like."""
+    """Return the dtype's name, such as ``float32``."""
     return str(dtype).removeprefix("torch.")
 
 
@@ -77,11 +71,11 @@ def _require_parameter(key: str, parameter: Tensor, refuse: Refuse) -> None:
     if parameter.is_meta and torch.get_default_device().type != "meta":
         refuse(f"the parameter {key!r} is on the device 'meta', without values")
     if any(n > 1 and s == 0 for n, s in zip(parameter.shape, parameter.stride(), strict=True)):
-        refuse(f"several entries of the parameter {key!r} are one in memory", "Use contiguous()")
+        refuse(f"entries of the parameter {key!r} overlap in memory", "Use contiguous()")
 
 
 def _require_state(network: nn.Module, refuse: Refuse) -> None:
-    """Refuse a ``state_dict`` that is not the parameters and persistent buffers themselves."""
+    """Refuse a ``state_dict`` of anything but the parameters and persistent buffers themselves."""
     try:
         state = network.state_dict()
         entries = dict(state.items())
@@ -93,7 +87,7 @@ def _require_state(network: nn.Module, refuse: Refuse) -> None:
             for key, tensor in store.items():
                 if tensor is not None and key not in module._non_persistent_buffers_set:
                     own[f"{prefix}.{key}".lstrip(".")] = tensor
-    hint = "Leave state_dict() and get_extra_state() as they are; keep state in buffers"
+    hint = "Do not override state_dict() or get_extra_state(); keep state in buffers"
     for key, value in entries.items():
         mine = own.get(key)
         if not isinstance(value, Tensor):
@@ -104,15 +98,11 @@ def _require_state(network: nn.Module, refuse: Refuse) -> None:
             refuse(f"state_dict()[{key!r}] must be the network's tensor itself, not a copy", hint)
     missing = sorted(own.keys() - entries.keys())
     if missing:
-        refuse(f"state_dict() lacks {missing[0]!r}, which no checkpoint would hold", hint)
+        refuse(f"state_dict() lacks {missing[0]!r}; checkpoints would lose it", hint)
 
 
 def require_apart(generator: nn.Module, discriminator: nn.Module) -> None:
-    """Refuse networks that share memory: a parameter or buffer, or a view of one.
-
-    Raises:
-        PluginError: they do; the first is named.
-    """
+    """Raise PluginError if the networks share memory: a parameter or buffer, or a view of one."""
     theirs = [(name, _memory(tensor)) for name, tensor in _tensors(generator)]
     for key, tensor in _tensors(discriminator):
         first, last = _memory(tensor)
@@ -131,10 +121,10 @@ def _tensors(network: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def _memory(tensor: Tensor) -> tuple[int, int]:
-    """The addresses that a tensor covers: the first byte, and the one after the last."""
+    """Return a tensor's address range: the first byte, and the one after the last."""
     if not tensor.numel():
         return 0, 0
-    if tensor.is_meta:  # has no address; is itself only
+    if tensor.is_meta:  # has no address
         return -id(tensor) - 1, -id(tensor)
     span = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) + 1
     return tensor.data_ptr(), tensor.data_ptr() + span * tensor.element_size()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gatdist.data.codecs import encode_wav
 from gatdist.data.sample_format import SampleFormat, TextFormat
-from gatdist.models.audio.log_mel import LogMel
+from gatdist.models.audio import LogMel
 from gatdist.monitor.grid import Pixels, encode_png, make_grid, make_scatter
 
 _PAUSE_S = 0.25  # between sounds that are played one after the other

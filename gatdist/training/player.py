@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gatdist.config import PlayerOptimConfig
-from gatdist.models.spectral import normalized_weights
+from gatdist.models.layers import normalized_weights
 from gatdist.parallel.communicator import bare
 from gatdist.parallel.reduction import Reduction
 from gatdist.training.directions import build_direction

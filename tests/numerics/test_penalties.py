@@ -11,15 +11,15 @@ from gatdist.game.losses import losses
 from gatdist.game.penalties import ScheduledPenalty, penalties
 from gatdist.models import mlp
 from gatdist.models.image import residual
-from gatdist.models.spectral import SpectralNorm, add_spectral_norm, normalized_weights
+from gatdist.models.layers import SpectralNorm, add_spectral_norm, normalized_weights
 from gatdist.parallel import draws
 
 
 def image_game(*scheduled, loss="nonsaturating", separate=False):
     torch.manual_seed(1)
     shape = {"sample_shape": (1, 6, 9), "num_classes": 0, "width": 4}
-    generator = residual.residual_generator(latent_size=6, **shape)
-    discriminator = residual.residual_discriminator(**shape)
+    generator = residual.ResidualGenerator(latent_size=6, **shape)
+    discriminator = residual.ResidualDiscriminator(**shape)
     for network in (generator, discriminator):
         for p in network.parameters():
             nn.init.normal_(p, std=0.3)
@@ -179,7 +179,7 @@ def spectral_norms(network):
 
 def test_every_normalized_weight_has_norm_one_also_one_that_started_at_zero():
     torch.manual_seed(0)
-    network = residual.residual_discriminator(sample_shape=(1, 8, 8), num_classes=3, width=8)
+    network = residual.ResidualDiscriminator(sample_shape=(1, 8, 8), num_classes=3, width=8)
     add_spectral_norm(network)
     for _ in range(200):
         for norm, weight in normalized_weights(network):
@@ -192,7 +192,7 @@ def test_every_normalized_weight_has_norm_one_also_one_that_started_at_zero():
 
 def test_looking_at_a_normalized_network_changes_nothing():
     torch.manual_seed(0)
-    network = add_spectral_norm(mlp.mlp_discriminator(sample_shape=(2,), num_classes=0, width=8))
+    network = add_spectral_norm(mlp.PointDiscriminator(sample_shape=(2,), num_classes=0, width=8))
     before = {name: t.clone() for name, t in network.state_dict().items()}
     first = network(torch.ones(3, 2))
     assert torch.equal(first, network(torch.ones(3, 2)))

@@ -27,8 +27,8 @@ from support import refused
 def test_one_discriminator_step_raises_its_accuracy():
     """Pins the sign: read literally, the article would teach the discriminator to be wrong."""
     torch.manual_seed(0)
-    discriminator = mlp.mlp_discriminator(sample_shape=(2,), num_classes=0, width=16).double()
-    generator = mlp.mlp_generator(
+    discriminator = mlp.PointDiscriminator(sample_shape=(2,), num_classes=0, width=16).double()
+    generator = mlp.PointGenerator(
         latent_size=4, sample_shape=(2,), num_classes=0, width=16
     ).double()
     game = Game(generator, discriminator, losses["minimax"], 0, 4)
@@ -52,10 +52,10 @@ def test_one_discriminator_step_raises_its_accuracy():
 
 def image_game(loss, r1=0.0, r2=0.0, num_classes=0, every=1):
     torch.manual_seed(1)
-    generator = residual.residual_generator(
+    generator = residual.ResidualGenerator(
         latent_size=6, sample_shape=(1, 6, 9), num_classes=num_classes, width=4
     )
-    discriminator = residual.residual_discriminator(
+    discriminator = residual.ResidualDiscriminator(
         sample_shape=(1, 6, 9), num_classes=num_classes, width=4
     )
     for network in (generator, discriminator):
@@ -188,7 +188,7 @@ def test_fresh_latents_differ_between_the_phases_and_shared_do_not():
     for mode in ("fresh", "shared"):
         game = Game(
             Spy(),
-            mlp.mlp_discriminator(sample_shape=(2,), num_classes=0, width=4).double(),
+            mlp.PointDiscriminator(sample_shape=(2,), num_classes=0, width=4).double(),
             losses["minimax"],
             0,
             2,
@@ -222,7 +222,7 @@ def test_a_discriminator_with_several_logits_a_sample_is_refused():
         def forward(self, samples, labels=None):
             return super().forward(samples)
 
-    generator = mlp.mlp_generator(latent_size=2, sample_shape=(2,), num_classes=0).double()
+    generator = mlp.PointGenerator(latent_size=2, sample_shape=(2,), num_classes=0).double()
     game = Game(generator, Patches(2, 3).double(), losses["minimax"], 0, 2)
     with refused(ConfigError, "model.discriminator.name"):
         gradients_of(game, rule_of(game, "alternating"), batch_of(torch.zeros(4, 2).double()))

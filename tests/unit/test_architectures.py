@@ -275,7 +275,7 @@ class TestWaveGAN:
 
     @pytest.mark.parametrize("places", [-2, -1, 0, 1, 2])
     def test_a_shift_moves_and_reflects(self, places):
-        from gatdist.models.audio.wavegan import shift
+        from gatdist.models.audio import shift
 
         x = torch.arange(8.0).view(1, 1, 8)
         padded = nn.functional.pad(x, (2, 2), mode="reflect")
@@ -318,7 +318,7 @@ class TestTexts:
 
     def test_characters_are_drawn_as_often_as_they_are_probable(self):
         """Gumbel's trick: the argmax of log p + noise is a draw from p."""
-        from gatdist.models.noise import gumbel
+        from gatdist.models.layers import gumbel
 
         p = torch.tensor([0.1, 0.2, 0.7])
         noise = torch.randn(20_000, 3, generator=torch.Generator().manual_seed(0))

@@ -14,7 +14,7 @@ from gatdist.common.errors import CheckpointError, ConfigError, DataError, UserE
 from gatdist.config import DataConfig, load_config
 from gatdist.data import open_dataset
 from gatdist.evaluation import classifier
-from gatdist.models.features import DiscriminatorFeatures
+from gatdist.models.layers import DiscriminatorFeatures
 from gatdist.runs.sampling import request as sample_request
 from gatdist.storage import Store
 from small_runs import AUDIO, LENGTH, RATE, RUN, TEXT, configured, spoken, written

@@ -1,4 +1,4 @@
-"""Networks for pictures. Importing this package registers them."""
+"""Networks for images [n, C, H, W]. Importing this package registers them."""
 
 from gatdist.models.image import biggan, dcgan, r3gan, residual, sngan, stylegan2
 

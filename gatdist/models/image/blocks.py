@@ -1,6 +1,6 @@
-"""Residual blocks, conditional normalization and attention, as in SNGAN and BigGAN.
+"""Residual blocks, conditional normalization and attention of SNGAN and BigGAN.
 
-Legend: n pictures, c channels, h × w pixels.
+Legend: n images, c channels, h × w pixels.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gatdist.models.conditioning import to_logits
+from gatdist.models.layers import label_embedding, to_logits
 
-# What a block's normalization is told beside its input: labels, vectors, or nothing.
+# What a normalization is conditioned on: labels, vectors, or nothing.
 Condition = Tensor | None
-# Makes the normalization of so many channels.
+# Number of channels → normalization.
 MakeNorm = Callable[[int], nn.Module]
 
 
@@ -24,17 +24,16 @@ class ConditionalBatchNorm(nn.Module):
 
     Args:
         channels: c.
-        gain: condition of n samples → [n, c], added to 1.
-        bias: condition of n samples → [n, c].
+        make: of the modules for the gain, which is added to 1, and the bias: condition of n samples
+            → [n, c].
     """
 
-    def __init__(self, channels: int, gain: nn.Module, bias: nn.Module) -> None:
+    def __init__(self, channels: int, make: Callable[[], nn.Module]) -> None:
         super().__init__()
         self.norm = nn.BatchNorm2d(channels, affine=False)
-        self.gain, self.bias = gain, bias
+        self.gain, self.bias = make(), make()
 
     def forward(self, x: Tensor, condition: Condition) -> Tensor:
-        """Takes x [n, c, h, w] and what ``gain`` and ``bias`` take of n samples → [n, c, h, w]."""
         normalized: Tensor = self.norm(x)
         gain = 1 + self.gain(condition)[:, :, None, None]
         return normalized * gain + self.bias(condition)[:, :, None, None]
@@ -48,13 +47,12 @@ class BatchNorm(nn.Module):
         self.norm = nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor, condition: Condition) -> Tensor:
-        """Maps x [n, c, h, w] → [n, c, h, w]."""
         normalized: Tensor = self.norm(x)
         return normalized
 
 
 class UpBlock(nn.Module):
-    """x [n, inputs, h, w] → [n, outputs, 2h, 2w], by two convolutions beside a 1×1 one."""
+    """x [n, inputs, h, w] → [n, outputs, 2h, 2w], by two convolutions and a 1×1 skip path."""
 
     def __init__(self, inputs: int, outputs: int, make_norm: MakeNorm) -> None:
         super().__init__()
@@ -64,10 +62,9 @@ class UpBlock(nn.Module):
         self.skip = nn.Conv2d(inputs, outputs, 1)
 
     def forward(self, x: Tensor, condition: Condition) -> Tensor:
-        """The condition is that of the normalization."""
         change = self.first(_double(functional.relu(self.norms[0](x, condition))))
         change = self.second(functional.relu(self.norms[1](change, condition)))
-        # A 1×1 convolution and a copying of pixels commute; this way round it costs a quarter.
+        # 1×1 convolution and upsampling commute; this order costs a quarter.
         shortcut: Tensor = _double(self.skip(x))
         return shortcut + change
 
@@ -78,9 +75,9 @@ class DownBlock(nn.Module):
     Args:
         inputs: channels.
         outputs: channels.
-        halves: whether the size is halved, by means of 2×2.
+        halves: average-pool 2×2.
         hidden: channels between the two convolutions.
-        is_first: takes the picture itself, which no activation comes before.
+        is_first: the input is the image itself, without an activation before.
     """
 
     def __init__(
@@ -93,21 +90,18 @@ class DownBlock(nn.Module):
         self.skip = nn.Conv2d(inputs, outputs, 1) if halves or inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
         start = x if self.is_first else functional.relu(x)
         change = self.second(functional.relu(self.first(start)))
-        # Means and 1×1 convolutions commute; means first cost a quarter.
+        # Pooling and 1×1 convolution commute; this order costs a quarter.
         shortcut: Tensor = self.skip(functional.avg_pool2d(x, 2) if self.halves else x)
         return shortcut + (functional.avg_pool2d(change, 2) if self.halves else change)
 
 
 class ProjectionDiscriminator(nn.Module):
-    """Pictures [n, C, H, W] → logits [n], by sums over places of what blocks give.
-
-    Labels by projection (Miyato & Koyama 2018).
+    """Images [n, C, H, W] → logits [n], from sum-pooled features; labels by projection.
 
     Args:
-        blocks: pictures → [n, width, h, w].
+        blocks: images → [n, width, h, w].
         width: channels behind them.
         num_classes: 0 for none.
     """
@@ -116,16 +110,15 @@ class ProjectionDiscriminator(nn.Module):
         super().__init__()
         self.blocks = blocks
         self.finish = nn.Linear(width, 1)
-        self.embedding = nn.Embedding(num_classes, width) if num_classes else None
+        self.embedding = label_embedding(num_classes, width)
 
     def forward(self, samples: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Pictures [n, C, H, W], labels int64 [n] if conditional → logits [n]."""
         features = functional.relu(self.blocks(samples)).sum(dim=(2, 3))
         return to_logits(features, labels, self.finish, self.embedding, scale=1.0)
 
 
 class SelfAttention(nn.Module):
-    """x + γ · attention of every place to every second one each way (Zhang et al. 2019); γ from 0.
+    """x + γ · attention of each pixel to a 2×2-pooled map (Zhang et al. 2019); γ starts at 0.
 
     Maps x [n, c, h, w] to the same shape; h and w are even.
     """
@@ -139,11 +132,11 @@ class SelfAttention(nn.Module):
         self.strength = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class. Written out, since fused attention has no second derivative."""
         height, width = x.shape[2:]
         query = self.query(x).flatten(2)  # [n, c/8, hw]
         key = functional.max_pool2d(self.key(x), 2).flatten(2)  # [n, c/8, hw/4]
         value = functional.max_pool2d(self.value(x), 2).flatten(2)  # [n, c/2, hw/4]
+        # Not scaled_dot_product_attention, which has no second derivative.
         weights = torch.softmax(query.transpose(1, 2) @ key, dim=2)  # [n, hw, hw/4]
         seen = (value @ weights.transpose(1, 2)).unflatten(2, (height, width))
         return x + self.strength * self.finish(seen)

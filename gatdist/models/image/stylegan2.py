@@ -1,13 +1,8 @@
-"""StyleGAN2 (Karras et al. 2020) in plain torch, so that every derivative there is exists.
+"""StyleGAN2 (Karras et al. 2020) in plain torch, so that all second derivatives exist.
 
-A mapping network turns latents z into styles w; the synthesis network starts from a constant and
-scales its channels by styles, layer by layer, with noise added at every pixel. The discriminator is
-residual. Both have equalized learning rates: weights are drawn with unit variance and scaled where
-they are used (Karras et al. 2018).
-
-The generator is random beside its latents: ``noise_size`` normal numbers a sample give the pixels'
-noise and, in training, a second latent to mix styles with. Without them it adds none and mixes
-none.
+A mapping network turns latents z into styles w. The synthesis network starts from a constant and
+scales its channels by styles, layer by layer, with noise added per pixel. Learning rates are
+equalized: weights have unit variance and are scaled in the forward (Karras et al. 2018).
 
 Legend: n samples, c channels, h × w pixels, s numbers in a style.
 """
@@ -21,31 +16,80 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gatdist.models.conditioning import to_logits
-from gatdist.models.image.equalized import Blur, EqualizedConv2d, EqualizedLinear
-from gatdist.models.image.sizes import require_halvings
-from gatdist.models.noise import uniform
-from gatdist.models.registry import discriminators, generators
+from gatdist.models.layers import label_embedding, to_logits, uniform
+from gatdist.models.registry import discriminators, generators, require_halvings
 
 _SLOPE = 0.2
+_TAPS = (1.0, 3.0, 3.0, 1.0)
 EPSILON = 1e-8
 
 
-def _activate(x: Tensor) -> Tensor:
-    return functional.leaky_relu(x, _SLOPE) * math.sqrt(2)
+class EqualizedLinear(nn.Module):
+    """W x + b, [n, inputs] → [n, outputs].
+
+    Args:
+        inputs: of W.
+        outputs: of W.
+        bias: initial b.
+        rate: factor of the learning rate of W and b.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, bias: float = 0.0, rate: float = 1.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs) / rate)
+        self.bias = nn.Parameter(torch.full((outputs,), bias / rate))
+        self.gain, self.rate = rate / math.sqrt(inputs), rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.weight * self.gain, self.bias * self.rate)
 
 
-def _channels(values: Tensor) -> Tensor:
-    """[n, c] as a factor or an addend of [n, c, h, w]."""
-    return values[:, :, None, None]
+class EqualizedConv2d(nn.Module):
+    """A convolution, [n, inputs, h, w] → [n, outputs, h, w], or half of h and w with ``down``."""
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, *, bias: bool = True, down: bool = False
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs, kernel, kernel))
+        self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
+        self.gain, self.down = 1 / math.sqrt(inputs * kernel**2), down
+        self.blur = Blur(kernel // 2 + 1) if down else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        padding = 0 if self.down else self.weight.shape[2] // 2
+        stride = 2 if self.down else 1
+        return functional.conv2d(self.blur(x), self.weight * self.gain, self.bias, stride, padding)
+
+
+class Blur(nn.Module):
+    """The filter [1, 3, 3, 1] both ways: [n, c, h, w] → [n, c, h + 2p − 3, w + 2p − 3].
+
+    Args:
+        padding: p, zeros at each side.
+        gain: sum of the filter.
+    """
+
+    taps: Tensor
+
+    def __init__(self, padding: int, gain: float = 1.0) -> None:
+        super().__init__()
+        taps = torch.tensor(_TAPS)
+        taps = taps[:, None] * taps
+        self.register_buffer("taps", taps * (gain / taps.sum()), persistent=False)
+        self.padding = padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        channels = x.shape[1]
+        taps = self.taps.to(x.dtype).expand(channels, 1, -1, -1)
+        return functional.conv2d(x, taps, padding=self.padding, groups=channels)
 
 
 class StyledConv2d(nn.Module):
-    """A 3×3 convolution whose inputs are scaled by a style, and its outputs back to unit variance.
+    """Modulated 3×3 convolution: inputs are scaled by a style, outputs to unit variance.
 
-    [n, inputs, h, w] → [n, outputs, h, w], or 2h × 2w with ``up``. Scaling weights by sample, as
-    the paper has it, is the same as scaling what goes in and what comes out, and needs no
-    convolution of its own for each sample.
+    [n, inputs, h, w] → [n, outputs, h, w], or 2h × 2w with ``up``. Scales inputs and outputs, which
+    equals the paper's scaling of the weights by sample and needs no grouped convolution.
     """
 
     def __init__(self, inputs: int, outputs: int, style_size: int, *, up: bool) -> None:
@@ -58,23 +102,23 @@ class StyledConv2d(nn.Module):
         self.blur = Blur(1, gain=4.0) if up else nn.Identity()
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:
-        """x, styles w [n, s], and noise [n, 1, h, w] of the output's size, or None."""
+        """Styles w are [n, s]; ``noise`` is [n, 1, h, w] of the output's size, or None."""
         x = self.convolve(x, w)
         if noise is not None:
             x = x + self.noise_strength * noise
         return _activate(x + self.bias[:, None, None])
 
     def convolve(self, x: Tensor, w: Tensor) -> Tensor:
-        """Without noise, bias and activation."""
+        """Apply the modulated convolution alone, without noise, bias and activation."""
         style, weight = self.style(w), self.weight * self.gain
         # Σ over inputs and taps of (weight · style)², [n, outputs].
         power = style.square() @ weight.square().sum(dim=(2, 3)).T
-        x = x * _channels(style)
+        x = x * style[:, :, None, None]
         if self.up:  # [n, outputs, 2h + 1, 2w + 1], which the blur makes 2h × 2w
             x = self.blur(functional.conv_transpose2d(x, weight.transpose(0, 1), stride=2))
         else:
             x = functional.conv2d(x, weight, padding=1)
-        return x * _channels((power + EPSILON).rsqrt())
+        return x * (power + EPSILON).rsqrt()[:, :, None, None]
 
 
 class ToImage(nn.Module):
@@ -88,26 +132,18 @@ class ToImage(nn.Module):
         self.gain = 1 / math.sqrt(inputs)
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        """Takes x and styles w [n, s]."""
-        return functional.conv2d(x * _channels(self.style(w)), self.weight * self.gain, self.bias)
+        style = self.style(w)[:, :, None, None]
+        return functional.conv2d(x * style, self.weight * self.gain, self.bias)
 
 
 class Mapping(nn.Module):
-    """Latents z [n, latent_size] and labels → styles w [n, s].
-
-    Args:
-        latent_size: numbers in a latent.
-        num_classes: 0 for none.
-        style_size: s.
-        layers: how many.
-        rate: multiplies their learning rate.
-    """
+    """Latents z [n, latent_size] and labels → styles w [n, s], with learning rates × ``rate``."""
 
     def __init__(
         self, latent_size: int, num_classes: int, style_size: int, layers: int, rate: float
     ) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(num_classes, latent_size) if num_classes else None
+        self.embedding = label_embedding(num_classes, latent_size)
         inputs = latent_size * (2 if num_classes else 1)
         sizes = [inputs, *[style_size] * layers]
         self.layers = nn.ModuleList(
@@ -115,7 +151,6 @@ class Mapping(nn.Module):
         )
 
     def forward(self, latents: Tensor, labels: Tensor | None) -> Tensor:
-        """See the class."""
         x = _to_unit_variance(latents)
         if self.embedding is not None:
             assert labels is not None
@@ -125,42 +160,52 @@ class Mapping(nn.Module):
         return x
 
 
+def _activate(x: Tensor) -> Tensor:
+    return functional.leaky_relu(x, _SLOPE) * math.sqrt(2)
+
+
 def _to_unit_variance(x: Tensor) -> Tensor:
-    """Each row over its root mean square."""
+    """Divide each row by its root mean square."""
     return x * (x.square().mean(dim=1, keepdim=True) + EPSILON).rsqrt()
 
 
-class StyleGAN2Generator(nn.Module):
-    """Latents [n, latent_size] → pictures [n, C, H, W], unbounded, in about [−1, 1].
+def _widths(sample_shape: tuple[int, ...], capacity: int, max_width: int) -> list[int]:
+    """Return channels from fine to coarse: ``capacity``/side, at most ``max_width``."""
+    times = require_halvings(sample_shape, "stylegan2", least=1)
+    side = min(sample_shape[1:])
+    return [min(capacity // (side >> level), max_width) for level in range(times + 1)]
 
-    Args:
-        latent_size: numbers in a latent.
-        sample_shape: (C, H, W).
-        num_classes: 0 for none.
-        widths: channels from coarse to fine, one more than the picture is doubled.
-        style_size: s.
-        mapping_layers: of the mapping network.
-        pixel_noise: whether noise is added at every pixel.
-        style_mixing: share of the samples, in training, whose finer layers get the styles of a
-            second latent.
+
+@generators.register("stylegan2")
+class StyleGAN2Generator(nn.Module):
+    """StyleGAN2 (Karras et al. 2020): latents [n, latent_size] → images [n, C, H, W], unbounded.
+
+    ``capacity``/side channels where the shorter side is that, at most ``max_width``; styles of
+    ``style_size`` from ``mapping_layers`` layers. The defaults are the paper's for 256 × 256, with
+    ``latent_size = 512``, except ``style_mixing``: the share of training samples whose finer layers
+    get the styles of a second latent, 0.9 in the paper. ``pixel_noise`` adds noise per pixel and
+    layer.
 
     Attributes:
-        noise_size: standard normal numbers that :meth:`forward` takes of each sample; may be 0.
-        mapping: gives the styles, at which path lengths are measured.
+        noise_size: standard normal numbers per sample that :meth:`forward` takes; may be 0.
+        mapping: latents → styles, where path lengths are measured.
     """
 
     def __init__(
         self,
+        *,
         latent_size: int,
         sample_shape: tuple[int, ...],
         num_classes: int,
-        widths: list[int],
-        style_size: int,
-        mapping_layers: int,
-        pixel_noise: bool,
-        style_mixing: float,
+        capacity: int = 16384,
+        max_width: int = 512,
+        style_size: int = 512,
+        mapping_layers: int = 8,
+        pixel_noise: bool = True,
+        style_mixing: float = 0.0,
     ) -> None:
         super().__init__()
+        widths = _widths(sample_shape, capacity, max_width)[::-1]
         channels, height, width = sample_shape
         times = len(widths) - 1
         self.mapping = Mapping(latent_size, num_classes, style_size, mapping_layers, rate=0.01)
@@ -183,15 +228,9 @@ class StyleGAN2Generator(nn.Module):
     def forward(
         self, latents: Tensor, labels: Tensor | None = None, noise: Tensor | None = None
     ) -> Tensor:
-        """Pictures [n, C, H, W].
-
-        Args:
-            latents: [n, latent_size].
-            labels: int64 [n] if conditional.
-            noise: standard normal [n, noise_size], or None.
-        """
+        """``noise`` is [n, noise_size]; None adds none and mixes no styles."""
         styles = self.mapping(latents, labels)
-        w = [styles] * (len(self.layers) + 1)  # of each layer, and of the last ToPicture
+        w = [styles] * (len(self.layers) + 1)  # of each layer, and of the last ToImage
         pixels: list[Tensor | None] = [None] * len(self.layers)
         if noise is not None:
             mixing, rest = noise.split([self._mixing_size, noise.shape[1] - self._mixing_size], 1)
@@ -214,12 +253,12 @@ class StyleGAN2Generator(nn.Module):
         return image
 
     def _mixed(self, w: list[Tensor], mixing: Tensor, labels: Tensor | None) -> list[Tensor]:
-        """Styles by layer, from some layer on those of a second latent.
+        """Return styles by layer, from a random layer on those of a second latent.
 
-        ``mixing``: standard normal [n, latent_size + 1].
+        ``mixing`` is standard normal [n, latent_size + 1].
         """
         second = self.mapping(mixing[:, 1:], labels)
-        # Uniform below ``style_mixing`` becomes a layer from 1 on; above it, none.
+        # A uniform number below ``style_mixing`` gives a layer from 1 on; one above it, none.
         first_layer = 1 + uniform(mixing[:, :1]) / self.style_mixing * (len(w) - 1)
         return [torch.where(i >= first_layer.floor(), second, mine) for i, mine in enumerate(w)]
 
@@ -234,33 +273,32 @@ class _Block(nn.Module):
         self.skip = EqualizedConv2d(inputs, outputs, 1, bias=False, down=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
         change = _activate(self.second(_activate(self.first(x))))
         return (self.skip(x) + change) / math.sqrt(2)
 
 
+@discriminators.register("stylegan2")
 class StyleGAN2Discriminator(nn.Module):
-    """Pictures [n, C, H, W] → logits [n]; labels by projection (Miyato & Koyama 2018).
+    """StyleGAN2 (Karras et al. 2020): images [n, C, H, W] → logits [n].
 
-    Args:
-        sample_shape: (C, H, W).
-        num_classes: 0 for none.
-        widths: channels from fine to coarse.
-        minibatch_deviation: whether a last feature map tells how far the samples differ, which
-            couples them.
+    ``capacity`` and ``max_width`` as for the generator. ``minibatch_deviation``, which the paper
+    uses, couples samples, so that the batch can't be split over workers. Labels by projection
+    (Miyato & Koyama 2018).
     """
 
     def __init__(
         self,
+        *,
         sample_shape: tuple[int, ...],
         num_classes: int,
-        widths: list[int],
-        minibatch_deviation: bool,
+        capacity: int = 16384,
+        max_width: int = 512,
+        minibatch_deviation: bool = False,
     ) -> None:
         super().__init__()
-        channels, height, width = sample_shape
-        times = len(widths) - 1
-        places = (height >> times) * (width >> times)
+        widths = _widths(sample_shape, capacity, max_width)
+        channels, *size = sample_shape
+        places = math.prod(side >> (len(widths) - 1) for side in size)
         last = widths[-1]
         self.start = EqualizedConv2d(channels, widths[0], 1)
         self.blocks = nn.Sequential(*(_Block(before, after) for before, after in pairwise(widths)))
@@ -268,10 +306,9 @@ class StyleGAN2Discriminator(nn.Module):
         self.mix = EqualizedConv2d(last + (1 if minibatch_deviation else 0), last, 3)
         self.gather = EqualizedLinear(last * places, last)
         self.finish = EqualizedLinear(last, 1)
-        self.embedding = nn.Embedding(num_classes, last) if num_classes else None
+        self.embedding = label_embedding(num_classes, last)
 
     def forward(self, samples: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Pictures [n, C, H, W], labels int64 [n] if conditional → logits [n]."""
         x = self.blocks(_activate(self.start(samples)))
         x = _activate(self.mix(self.deviation(x)))
         features = _activate(self.gather(x.flatten(1)))
@@ -279,70 +316,13 @@ class StyleGAN2Discriminator(nn.Module):
 
 
 class MinibatchDeviation(nn.Module):
-    """One more feature map: the samples' standard deviation, averaged over all features.
+    """Append the samples' standard deviation, averaged over all features, as a feature map.
 
-    Karras et al. 2018, over the whole batch. [n, c, h, w] → [n, c + 1, h, w]. It couples the
-    samples of a batch.
+    Karras et al. 2018, over the whole batch: [n, c, h, w] → [n, c + 1, h, w].
     """
 
     couples_samples = True
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
         deviation = (x.var(dim=0, correction=0) + EPSILON).sqrt().mean()
         return torch.cat([x, deviation.expand(len(x), 1, *x.shape[2:])], dim=1)
-
-
-def _widths(sample_shape: tuple[int, ...], capacity: int, max_width: int) -> list[int]:
-    """Channels from fine to coarse: ``capacity`` over the shorter side, at most ``max_width``."""
-    times = require_halvings(sample_shape, "stylegan2", least=1)
-    side = min(sample_shape[1:])
-    return [min(capacity // (side >> level), max_width) for level in range(times + 1)]
-
-
-@generators.register("stylegan2")
-def stylegan2_generator(
-    *,
-    latent_size: int,
-    sample_shape: tuple[int, ...],
-    num_classes: int,
-    capacity: int = 16384,
-    max_width: int = 512,
-    style_size: int = 512,
-    mapping_layers: int = 8,
-    pixel_noise: bool = True,
-    style_mixing: float = 0.0,
-) -> nn.Module:
-    """``capacity``/side channels where the pictures' shorter side is that, at most ``max_width``.
-
-    The defaults are the paper's for 256 × 256, with ``latent_size = 512``; ``style_mixing`` is 0.9
-    there. ``pixel_noise`` draws a number for every pixel of every layer.
-    """
-    widths = _widths(sample_shape, capacity, max_width)[::-1]
-    return StyleGAN2Generator(
-        latent_size,
-        sample_shape,
-        num_classes,
-        widths,
-        style_size,
-        mapping_layers,
-        pixel_noise,
-        style_mixing,
-    )
-
-
-@discriminators.register("stylegan2")
-def stylegan2_discriminator(
-    *,
-    sample_shape: tuple[int, ...],
-    num_classes: int,
-    capacity: int = 16384,
-    max_width: int = 512,
-    minibatch_deviation: bool = False,
-) -> nn.Module:
-    """``capacity``/side channels where the pictures' shorter side is that, at most ``max_width``.
-
-    ``minibatch_deviation``, which the paper has, can't be split over workers.
-    """
-    widths = _widths(sample_shape, capacity, max_width)
-    return StyleGAN2Discriminator(sample_shape, num_classes, widths, minibatch_deviation)

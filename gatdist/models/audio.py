@@ -1,0 +1,261 @@
+"""Networks for audio: WaveGAN, and a discriminator of log-mel spectrograms.
+
+Legend: n clips, c channels, t samples in time, b bands, f frames.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from gatdist.common.errors import ConfigError
+from gatdist.models.image.residual import ResidualDiscriminator
+from gatdist.models.layers import (
+    doubling_widths,
+    embed_labels,
+    initialized,
+    label_embedding,
+    leaky_gain,
+    to_logits,
+    uniform,
+    without_autocast,
+)
+from gatdist.models.registry import discriminators, generators, require_rank
+
+# WaveGAN: samples in the shortest feature maps, and the convolutions' stride and kernel.
+_SHORTEST, _STRIDE, _TAPS = 16, 4, 25
+_SLOPE = 0.2
+# Added to powers before the logarithm: about −60 dB of a full-scale tone.
+_FLOOR = 1e-4
+
+
+@generators.register("wavegan")
+class WaveGANGenerator(nn.Module):
+    """WaveGAN (Donahue et al. 2019, appendix D): latents → clips [n, C, t] in [−1, 1].
+
+    Transposed convolutions of 25 taps; t is 16 · 4ᵏ. ``width`` channels at the finest resolution,
+    doubling each time the length is divided by 4; the default is the paper's for 16,384 samples,
+    with ``latent_size = 100``. Labels, which the paper lacks, are embedded into the latents.
+    """
+
+    modalities = ("audio",)
+
+    def __init__(
+        self, *, latent_size: int, sample_shape: tuple[int, ...], num_classes: int, width: int = 64
+    ) -> None:
+        super().__init__()
+        widths = doubling_widths(width, _num_layers(sample_shape))[::-1]
+        self.embedding = label_embedding(num_classes, latent_size)
+        self.start_shape = (widths[0], _SHORTEST)
+        self.start = initialized(nn.Linear(latent_size, math.prod(self.start_shape)))
+        # Each output of a strided transposed convolution sees only every fourth tap.
+        self.layers = nn.ModuleList(
+            initialized(
+                nn.ConvTranspose1d(before, after, _TAPS, _STRIDE, 11, 1),
+                math.sqrt(2),
+                before * _TAPS / _STRIDE,
+            )
+            for before, after in pairwise([*widths, sample_shape[0]])
+        )
+
+    def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        x = self.start(embed_labels(latents, labels, self.embedding)).view(-1, *self.start_shape)
+        for layer in self.layers:
+            x = layer(functional.relu(x))
+        return torch.tanh(x)
+
+
+@discriminators.register("wavegan")
+class WaveGANDiscriminator(nn.Module):
+    """WaveGAN (Donahue et al. 2019, appendix D): clips [n, C, t] → logits [n].
+
+    Strided convolutions of 25 taps; ``width`` as for the generator. ``phase_shuffle``: each feature
+    map is shifted by up to so many samples, drawn per sample and layer, so that the phase of the
+    generator's artifacts does not identify fakes. Labels, which the paper lacks, by projection
+    (Miyato & Koyama 2018).
+
+    Attributes:
+        noise_size: standard normal numbers per sample that :meth:`forward` takes, one per shift.
+    """
+
+    modalities = ("audio",)
+
+    def __init__(
+        self,
+        *,
+        sample_shape: tuple[int, ...],
+        num_classes: int,
+        width: int = 64,
+        phase_shuffle: int = 2,
+    ) -> None:
+        super().__init__()
+        widths = doubling_widths(width, _num_layers(sample_shape))
+        if not 0 <= phase_shuffle < _SHORTEST * _STRIDE:
+            key = "model.discriminator.phase_shuffle"
+            raise ConfigError(key, "must be 0 to 63", value=phase_shuffle)
+        self.layers = nn.ModuleList(
+            initialized(
+                nn.Conv1d(before, after, _TAPS, _STRIDE, 11), leaky_gain(_SLOPE) if level else 1.0
+            )
+            for level, (before, after) in enumerate(pairwise([sample_shape[0], *widths]))
+        )
+        features = widths[-1] * _SHORTEST
+        self.finish = initialized(nn.Linear(features, 1), leaky_gain(_SLOPE))
+        self.embedding = label_embedding(num_classes, features)
+        self.phase_shuffle = phase_shuffle
+        self.noise_size = len(widths) - 1 if phase_shuffle else 0
+
+    def forward(
+        self, samples: Tensor, labels: Tensor | None = None, noise: Tensor | None = None
+    ) -> Tensor:
+        """``noise`` is [n, noise_size]; None shifts nothing."""
+        x = samples
+        for level, layer in enumerate(self.layers):
+            x = functional.leaky_relu(layer(x), _SLOPE)
+            if noise is not None and level < self.noise_size:
+                x = shift(x, self._places(noise[:, level]))
+        return to_logits(x.flatten(1), labels, self.finish, self.embedding)
+
+    def _places(self, noise: Tensor) -> Tensor:
+        """Map normal [n] to integers from −phase_shuffle to phase_shuffle, equally probable."""
+        count = 2 * self.phase_shuffle + 1
+        return (uniform(noise) * count).long().clamp(max=count - 1) - self.phase_shuffle
+
+
+def shift(x: Tensor, places: Tensor) -> Tensor:
+    """Shift x [n, c, t] in time by ``places`` (int64 [n], less than t), reflecting at the ends."""
+    last = x.shape[2] - 1
+    sources = (torch.arange(last + 1, device=x.device) - places[:, None]).abs()  # [n, t]
+    sources = last - (last - sources).abs()
+    return x.gather(2, sources[:, None].expand(-1, x.shape[1], -1))
+
+
+def _num_layers(sample_shape: tuple[int, ...]) -> int:
+    require_rank(sample_shape, 2, "wavegan")
+    length = sample_shape[1]
+    times = max(1, round(math.log(length / _SHORTEST, _STRIDE)))
+    if length != _SHORTEST * _STRIDE**times:
+        raise ConfigError(
+            "data.length",
+            "'wavegan' takes clips of 64, 256, 1024, 4096, 16384, 65536 … samples",
+            value=length,
+            hint=f"Set it to {_SHORTEST * _STRIDE**times}",
+        )
+    return times
+
+
+class LogMel(nn.Module):
+    """Log-mel spectrogram: clips [n, c, t] → [n, c, b, f]. Twice differentiable.
+
+    Hann windows, power spectra, triangular bands of equal width on the mel scale of O'Shaughnessy
+    (1987), 2595 log₁₀(1 + Hz/700). Natural logarithms, scaled so that silence is −1 and a
+    full-scale tone about 1.
+
+    Args:
+        sample_rate: in hertz.
+        num_bands: b.
+        window: samples in a window, a power of two.
+        hop: samples from one window to the next.
+    """
+
+    hann: Tensor
+    bands: Tensor
+
+    def __init__(self, sample_rate: int, num_bands: int, window: int, hop: int) -> None:
+        super().__init__()
+        self.window, self.hop = window, hop
+        self.register_buffer("hann", torch.hann_window(window), persistent=False)
+        bands = mel_bands(sample_rate, num_bands, window)
+        self.register_buffer("bands", bands, persistent=False)
+
+    @classmethod
+    def for_rate(cls, sample_rate: int) -> Self:
+        """Return one with windows of about 32 ms, a hop of a quarter, and 64 or 16 bands."""
+        window = 2 ** max(5, round(math.log2(0.032 * sample_rate)))
+        return cls(sample_rate, 64 if sample_rate >= 8000 else 16, window, window // 4)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        n, c, t = clips.shape
+        spectrum = torch.stft(
+            clips.reshape(n * c, t),
+            self.window,
+            self.hop,
+            window=self.hann,
+            pad_mode="reflect" if t > self.window // 2 else "constant",
+            return_complex=True,
+        )
+        real, imaginary = torch.view_as_real(spectrum).unbind(-1)
+        # A full-scale tone has a power of about 1 in its band.
+        power = (real.square() + imaginary.square()) * (2 / self.hann.sum()) ** 2
+        in_bands = (self.bands @ power + _FLOOR).log()  # [n·c, b, f]
+        scaled = in_bands * (-2 / math.log(_FLOOR)) + 1
+        return scaled.unflatten(0, (n, c))
+
+
+def mel_bands(sample_rate: int, num_bands: int, window: int) -> Tensor:
+    """Return triangular bands on the mel scale, [num_bands, window/2 + 1], each with peak 1.
+
+    Raises:
+        ConfigError: a band contains no frequency of the Fourier transform.
+    """
+    frequencies = torch.linspace(0, sample_rate / 2, window // 2 + 1, dtype=torch.float64)
+    highest = 2595 * math.log10(1 + sample_rate / 2 / 700)
+    mels = torch.linspace(0, highest, num_bands + 2, dtype=torch.float64)
+    edges = 700 * (10 ** (mels / 2595) - 1)
+    lower, peak, upper = edges[:-2, None], edges[1:-1, None], edges[2:, None]
+    rising, falling = (frequencies - lower) / (peak - lower), (upper - frequencies) / (upper - peak)
+    bands = torch.minimum(rising, falling).clamp_min(0)
+    if not bands.is_meta and not bands.sum(dim=1).all():
+        raise ConfigError(
+            "model.discriminator.num_bands",
+            f"some bands contain no frequency of a window of {window} samples",
+            value=num_bands,
+            hint="Use fewer bands, or a longer window",
+        )
+    return bands.float()
+
+
+@discriminators.register("log_mel")
+class LogMelDiscriminator(nn.Module):
+    """The discriminator ``residual`` on log-mel spectrograms: clips [n, C, t] → logits [n].
+
+    ``num_bands`` bands, windows of ``window`` samples every ``hop`` samples; ``width``,
+    ``max_width`` and ``blocks`` as for ``residual``.
+    """
+
+    modalities = ("audio",)
+
+    def __init__(
+        self,
+        *,
+        sample_shape: tuple[int, ...],
+        num_classes: int,
+        sample_rate: int,
+        num_bands: int = 64,
+        window: int = 512,
+        hop: int = 128,
+        width: int = 32,
+        max_width: int = 256,
+        blocks: int = 1,
+    ) -> None:
+        super().__init__()
+        require_rank(sample_shape, 2, "log_mel")
+        channels, length = sample_shape
+        self.front = LogMel(sample_rate, num_bands, window, hop)
+        self.body = ResidualDiscriminator(
+            sample_shape=(channels, num_bands, 1 + length // hop),
+            num_classes=num_classes,
+            width=width,
+            max_width=max_width,
+            blocks=blocks,
+        )
+
+    def forward(self, samples: Tensor, labels: Tensor | None = None) -> Tensor:
+        with without_autocast(samples.device.type):  # Fourier transforms have no half precision
+            spectrograms = self.front(samples)
+        return self.body(spectrograms, labels)
