@@ -46,10 +46,10 @@ from gatdist.data import Loader, SampleOrder, open_dataset
 from gatdist.parallel.communicator import Communicator
 from gatdist.runs import Checkpoints, RunDirectory
 from gatdist.storage import Store
+from gatdist.training.integrity import require_equal_replicas
 from gatdist.training.log_interval import LogInterval
 from gatdist.training.progress import Progress
 from gatdist.training.recorder import Recorder
-from gatdist.training.replicas import require_equal_replicas
 
 CHECKPOINT_EVERY_S = 30.0
 TARGETS = {"watched": 0.01, "checkpoint every 30 s": 0.03}

@@ -42,7 +42,7 @@ from gatdist.monitor.statistics import Statistics
 from gatdist.monitor.timing import PhaseTimer
 from gatdist.parallel.batch import Batch
 from gatdist.parallel.communicator import LocalCommunicator
-from gatdist.training.averaging import MovingAverage
+from gatdist.training.player import MovingAverage
 from gatdist.training.state import TrainState
 from gatdist.training.step import train_step
 

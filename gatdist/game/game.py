@@ -1,6 +1,4 @@
-"""The game: who plays, for what, with which penalties and from which noise.
-
-Update rules decide how.
+"""The game: both networks, their losses and penalties, and the random numbers they are given.
 
 Shapes: n local samples; samples [n, C, H, W] or [n, d]; latents [n, latent_size]; logits [n].
 """
@@ -38,34 +36,27 @@ from gatdist.parallel.communicator import bare, without_reduction
 
 @dataclass(frozen=True)
 class Scores:
-    """What the discriminator said of one side: samples, and their logits [n].
-
-    Attributes:
-        half: the side's half of the discriminator's loss, [n], if it is backpropagated already.
-    """
+    """Samples of one side, and their logits [n]."""
 
     samples: Tensor
     logits: Tensor
-    half: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Game:
-    """Both networks and what they play for.
+    """Both networks with their losses.
 
     Attributes:
-        generator: called where its parameters are to get (reduced) gradients.
-        discriminator: likewise.
+        generator: in its data-parallel wrapper, as is the discriminator.
         loss: both players' losses.
-        seed: of the run.
         latent_size: numbers in one latent.
         penalties: with their schedules.
-        separate: whether penalties that are not due at every step stay out of the players' losses.
-        averages: what penalties remember.
-        augmentation: of all that the discriminator sees; None for nothing.
-        autocast: what the networks compute in, if not in the dtype of their parameters.
-        step_samples: real samples that a step shows, globally; 0 if nobody knows.
-        forwards: by player, what makes forwards pure of networks that have hidden state.
+        separate: whether lazy penalties have optimizer steps of their own.
+        averages: running means that penalties use.
+        augmentation: of all inputs of the discriminator, or None.
+        autocast: dtype of the networks' computations, if not that of their parameters.
+        step_samples: real samples per step over all workers; 0 if unknown.
+        forwards: by player, makes forwards of networks with hidden state pure.
     """
 
     generator: nn.Module
@@ -90,18 +81,17 @@ class Game:
         sample_shape: tuple[int, ...],
         traits: Mapping[PlayerName, Traits] = MappingProxyType({}),
     ) -> Game:
-        """The game that ``config`` describes.
+        """Build the game that ``config`` describes.
 
         Args:
             config: of the run.
-            generator: on its device.
+            generator: on its device, as is the discriminator.
             discriminator: likewise.
             sample_shape: of one sample, (C, H, W) or (n,).
             traits: of the networks, from :func:`gatdist.game.contract.examine`.
 
         Raises:
-            ConfigError: an unknown loss, penalty or augmentation, or one that does not suit the
-                samples.
+            ConfigError: a loss, penalty or augmentation is unknown or does not suit the samples.
         """
         device = next(generator.parameters()).device
         scheduled = tuple(
@@ -142,25 +132,21 @@ class Game:
 
     @cached_property
     def adaptive_states(self) -> dict[str, AdaptiveState]:
-        """All that is adaptive, by name."""
         found: dict[str, AdaptiveState] = {"averages": self.averages}
         if self.augmentation is not None:
             found["augmentation"] = self.augmentation
         return found
 
     def without_replication(self) -> Game:
-        """The same game between the networks themselves: no backward is reduced over workers."""
+        """Return the game between the bare networks, whose backwards reduce nothing."""
         return replace(self, generator=bare(self.generator), discriminator=bare(self.discriminator))
 
     def latents(self, batch: Batch, stream: str = "latents") -> Tensor:
-        """Standard normal [n, latent_size], a function of (seed, stream, position)."""
+        """Draw standard normal latents, a function of (seed, stream, position)."""
         return self._draw_latents(batch.positions, _stream(stream, batch), batch.real.dtype)
 
     def generate(self, latents: Tensor, batch: Batch, generator: nn.Module | None = None) -> Tensor:
-        """Fakes from ``latents``, with the batch's labels, in the dtype of the real samples.
-
-        ``generator``: what to call; by default the one whose gradients are reduced.
-        """
+        """Generate fakes from ``latents`` and the batch's labels, in the dtype of real samples."""
         network = generator or self.generator
         noise = self._noise(network, "generator", batch)
         with self._forward("generator", "generator", batch), self._computing(latents):
@@ -169,20 +155,16 @@ class Game:
         return fakes.to(batch.real.dtype)
 
     def fakes(self, batch: Batch, stream: str = "latents") -> Tensor:
-        """Fakes without a graph, for a phase in which the generator stands still."""
+        """Generate fakes without a graph, for a phase that does not train the generator."""
         with torch.no_grad():
             return self.generate(self.latents(batch, stream), batch, bare(self.generator))
 
     def judge(
         self, samples: Tensor, batch: Batch, side: str, discriminator: nn.Module | None = None
     ) -> Scores:
-        """The discriminator's logits of (augmented) samples, in the samples' dtype.
+        """Return the discriminator's logits of augmented samples, in the samples' dtype.
 
-        Args:
-            samples: [n, ...], a sample for each position of the batch.
-            batch: gives labels, and positions to key the augmentation by.
-            side: names the augmentation's draws.
-            discriminator: what to call; by default the one whose gradients are reduced.
+        ``side`` names the random stream of the augmentation.
         """
         shown = samples
         if self.augmentation is not None:
@@ -195,54 +177,61 @@ class Game:
         _require_output("discriminator", logits, (len(samples),), samples)
         return Scores(samples, logits.to(samples.dtype))
 
-    def judge_real(self, batch: Batch) -> Scores:
-        """The discriminator's logits of the real samples, for :meth:`discriminator_loss`.
+    def backward_real(self, batch: Batch) -> tuple[Scores, Tensor | None]:
+        """Score the real samples; if the loss allows, backpropagate their part of it at once.
 
-        Where nothing couples their part of the loss to the fakes', it is backpropagated at once: so
-        what the two backwards need of activations is never held at the same time.
+        It does where nothing couples that part to the fakes. Then the activations of the two
+        backwards are never held at the same time.
+
+        Returns:
+            The scores, and the part of the discriminator's loss [n] whose gradient is in ``.grad``
+            already, or None; both for :meth:`discriminator_loss`.
         """
         loss = self.loss.discriminator
-        if (
-            not isinstance(loss, Sum)
-            or self.due(batch.step, "real")
-            or self.due(batch.step, "logits")
-        ):
-            return self.judge(self.differentiable(batch.real, batch.step, "real"), batch, "real")
+        coupled = self.due(batch.step, "real") or self.due(batch.step, "logits")
+        if not isinstance(loss, Sum) or coupled:
+            samples = self.differentiable(batch.real, batch.step, "real")
+            return self.judge(samples, batch, "real"), None
         with without_reduction(self.discriminator):  # the backward of the fakes sends both
             logits = self.judge(batch.real, batch, "real").logits
-            half = loss.real(logits)
-            torch.autograd.backward(batch.mean(half))
-        return Scores(batch.real, logits.detach(), half.detach())
+            real_loss = loss.real(logits)
+            torch.autograd.backward(batch.mean(real_loss))
+        return Scores(batch.real, logits.detach()), real_loss.detach()
 
     def due(self, step: int, at: Side) -> list[ScheduledPenalty]:
-        """The penalties at one side that this step's losses contain."""
+        """Return the penalties at one side that are part of this step's losses."""
         return [
             p for p in self.penalties if p.penalty.at == at and p.due(step) and not self.apart(p)
         ]
 
     def apart(self, penalty: ScheduledPenalty) -> bool:
-        """Whether a penalty has steps of its own."""
+        """Return whether a penalty has optimizer steps of its own."""
         return self.separate and penalty.every_steps > 1
 
     def differentiable(self, samples: Tensor, step: int, at: Side) -> Tensor:
-        """``samples`` as a leaf that collects gradients if a penalty of this step needs them."""
+        """Return ``samples`` as a leaf, with gradients if a penalty of this step needs them."""
         return samples.detach().requires_grad_(bool(self.due(step, at)))
 
     def discriminator_loss(
-        self, batch: Batch, real: Scores, fake: Scores, penalized: Scores
+        self,
+        batch: Batch,
+        real: Scores,
+        fake: Scores,
+        penalized: Scores,
+        real_loss: Tensor | None = None,
     ) -> tuple[Tensor, Observations]:
-        """The discriminator's weighted mean loss with the penalties due, and what to report.
+        """Return the discriminator's weighted mean loss with its penalties, and what to report.
 
         Args:
-            batch: this step's.
-            real: the real side.
-            fake: the fake side.
-            penalized: the fake side as the penalties at fakes are to see it: a leaf of its own
-                graph.
+            batch: of this phase.
+            real: scores of the real samples.
+            fake: scores of the fakes.
+            penalized: scores of the fakes, as a leaf of the graph that penalties differentiate.
+            real_loss: part of the loss that is backpropagated already (:meth:`backward_real`).
         """
         loss = self.loss.discriminator
-        if isinstance(loss, Sum) and real.half is not None:
-            total = real.half + loss.fake(fake.logits)
+        if isinstance(loss, Sum) and real_loss is not None:
+            total = real_loss + loss.fake(fake.logits)
         else:
             total = loss(real.logits, fake.logits)
         observations = {
@@ -263,37 +252,37 @@ class Game:
             sides["between"] = (between.samples, between.logits)
         for at, (inputs, scalars) in sides.items():
             for scheduled in self.due(batch.step, at):
-                value, seen = self._penalty(scheduled, inputs, scalars, batch)
-                observations |= seen
+                value, observed = self._penalty(scheduled, inputs, scalars, batch)
+                observations |= observed
                 total = total + value
         return batch.mean(total), observations
 
     def generator_penalties(self, batch: Batch) -> tuple[list[Tensor], Observations]:
-        """The weighted means of the generator's penalties that are due: none, or one tensor."""
+        """Return the weighted mean of the generator's penalties that are due, if there are any."""
         due = self.due(batch.step, "latents")
         return self._at_latents(batch, due) if due else ([], {})
 
     def penalty_loss(
         self, batch: Batch, due: list[ScheduledPenalty]
     ) -> tuple[Tensor, Observations]:
-        """The weighted mean of some penalties of one player, on graphs of their own."""
+        """Return the weighted mean of some penalties of one player, on a graph of their own."""
         total, observations = batch.real.new_zeros(()), Observations()
         for scheduled in due:
             at = scheduled.penalty.at
             if at == "latents":
-                (value,), seen = self._at_latents(batch, [scheduled])
+                (value,), observed = self._at_latents(batch, [scheduled])
             else:
                 inputs, scalars = self._side(batch, at)
-                value, seen = self._penalty(scheduled, inputs, scalars, batch)
-                # Biases do not move a gradient. With a part in the sum, if none in its value, they
-                # get the gradient 0 that the data-parallel reduction waits for.
+                value, observed = self._penalty(scheduled, inputs, scalars, batch)
+                # A penalty of gradients does not depend on biases. The term gives them the gradient
+                # 0, which the data-parallel reduction waits for.
                 value = batch.mean(value + 0 * scalars)
-            observations |= seen
+            observations |= observed
             total = total + value
         return total, observations
 
     def between(self, batch: Batch, real: Tensor, fake: Tensor) -> Scores:
-        """Points between real and fake samples, each at a place of its own, and their logits."""
+        """Score points between real and fake samples, each at a random place of its own."""
         share = draws.uniform(
             self.seed, _stream("between", batch), batch.positions, dtype=real.dtype
         ).view(-1, *[1] * (real.dim() - 1))
@@ -301,7 +290,7 @@ class Game:
         return self.judge(points, batch, "between")
 
     def _side(self, batch: Batch, at: Side) -> tuple[Tensor, Tensor]:
-        """What a penalty is a function of, computed for it alone."""
+        """Compute what a penalty is a function of, for it alone."""
 
         def scores(samples: Tensor, side: str) -> Scores:
             return self.judge(samples.detach().requires_grad_(at != "logits"), batch, side)
@@ -334,8 +323,8 @@ class Game:
         scalars = projections(fakes, noise)
         total, observations = torch.zeros_like(scalars), Observations()
         for scheduled in due:
-            value, seen = self._penalty(scheduled, start, scalars, batch)
-            observations |= seen
+            value, observed = self._penalty(scheduled, start, scalars, batch)
+            observations |= observed
             total = total + value
         return [batch.mean(total + 0 * scalars)], observations
 
@@ -352,21 +341,20 @@ class Game:
         return draws.of_network(network, self.seed, stream, batch.positions, batch.real.dtype)
 
     def _forward(self, player: PlayerName, name: str, batch: Batch) -> AbstractContextManager[None]:
-        """Around each call of a network: see :mod:`gatdist.game.hidden`."""
         forwards = self.forwards.get(player)
         if forwards is None:
             return nullcontext()
         return forwards.at(_stream(f"{player}/{name}", batch), batch)
 
     def _computing(self, like: Tensor) -> AbstractContextManager[object]:
-        """Around each call of a network. Not around more: autocast keeps weights it has cast."""
+        # Around each call of a network, not around more: autocast caches weights that it has cast.
         if self.autocast is None:
             return nullcontext()
         return torch.autocast(like.device.type, self.autocast)
 
 
 def _require_output(player: PlayerName, out: object, shape: tuple[int, ...], like: Tensor) -> None:
-    """Refuse what is no floating-point tensor of this shape beside ``like``, on each call."""
+    """Refuse what is no floating-point tensor of this shape on the device of ``like``."""
     if isinstance(out, Tensor) and out.shape == shape and out.is_floating_point():
         if out.device == like.device and out.layout == torch.strided:
             return
@@ -388,7 +376,7 @@ def _stream(name: str, batch: Batch) -> str:
 
 @contextmanager
 def _outputs(module: nn.Module | None) -> Iterator[list[Tensor]]:
-    """What a module gives meanwhile, call by call."""
+    """Collect a module's outputs."""
     given: list[Tensor] = []
     if module is None:
         yield given
@@ -402,7 +390,7 @@ def _outputs(module: nn.Module | None) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[nn.Module]:
-    """The bare network as a function of its inputs alone: its parameters collect no gradient."""
+    """Yield the bare network with parameters that collect no gradient."""
     network = bare(module)
     trainable = [p for p in network.parameters() if p.requires_grad]
     for parameter in trainable:

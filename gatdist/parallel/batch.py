@@ -1,4 +1,4 @@
-"""What one worker holds of a global batch."""
+"""One worker's share of a global batch."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ class Batch:
     """One worker's share of the global batch, or a part of it.
 
     Attributes:
-        real: n samples as the networks see them.
+        real: n samples in network representation.
         labels: int64 [n], or None for unlabelled data.
         positions: int64 [n], each sample's position in the run: the key of every random draw.
-        step: index of the step, a function of the clock.
+        step: index of the step, a function of ``samples_seen``.
         noise: number of the noise stream, raised by each rollback.
         host_positions: ``positions`` on the CPU, where they are on another device themselves.
         strengths: of penalties, by name, where they are kept on the device; others are a function
             of ``step``.
-        weight: what the mean loss over these samples counts in the mean over the global batch,
-            times the scale of float16's losses.
+        weight: factor of the mean loss over these samples in the mean over the global batch, times
+            the loss scale under float16.
+        part: index of this part within the worker's share.
     """
 
     real: Tensor
@@ -34,6 +35,7 @@ class Batch:
     weight: float | Tensor = 1.0
     strengths: Mapping[str, Tensor] = field(default_factory=dict)
     host_positions: Tensor | None = None
+    part: int = 0
 
     @property
     def first(self) -> int:
@@ -45,11 +47,11 @@ class Batch:
         return len(self.positions)
 
     def every(self, stride: int, start: int) -> Self:
-        """The samples ``start``, ``start + stride`` and so on."""
-        return self._at(slice(start, None, stride))
+        """Return part ``start`` of ``stride``: the samples ``start``, ``start + stride`` and so on."""
+        return replace(self._at(slice(start, None, stride)), part=start)
 
     def consecutive(self, count: int) -> list[Self]:
-        """``count`` equal pieces, one after the other."""
+        """Return ``count`` batches of equal size, in order."""
         if count == 1:
             return [self]
         size = len(self) // count
@@ -65,11 +67,11 @@ class Batch:
         )
 
     def mean(self, values: Tensor) -> Tensor:
-        """What ``values`` [n], one for each sample here, add to the mean over the global batch."""
+        """Return what ``values`` [n], one per sample, add to the mean over the global batch."""
         mean = values.mean()
         whole = isinstance(self.weight, float) and self.weight == 1.0
         return mean if whole else mean * self.weight
 
     def scaled(self, factor: float | Tensor) -> Self:
-        """The same samples, their weight multiplied."""
+        """Return the same samples, their weight multiplied."""
         return replace(self, weight=self.weight * factor)

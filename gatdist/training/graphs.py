@@ -1,9 +1,8 @@
-"""The phases of a step from CUDA graphs: recorded once, replayed at every step.
+"""CUDA graphs of a step's phases: captured once, replayed at every step.
 
-What a recording holds can't change: addresses of tensors and plain numbers. So whatever differs
-from step to step is copied to where the recording looks for it: samples, labels, positions (from
-which it draws all noise), learning rates and strengths of penalties that change. Steps that
-evaluate different penalties are different recordings.
+A graph holds addresses of tensors and plain numbers. Whatever differs from step to step is copied
+to the addresses that it reads: samples, labels, positions (which key all random numbers), learning
+rates, and strengths of penalties that change. Steps with different penalties are different graphs.
 """
 
 from __future__ import annotations
@@ -20,18 +19,18 @@ from gatdist.config import Config
 from gatdist.game import Step, UpdateRule
 from gatdist.parallel.recording import Recorder
 from gatdist.training.state import TrainState
-from gatdist.training.step import Seen, Timer, play_phases
+from gatdist.training.step import StepMetrics, Timer, run_phases
 
-# Steps of a kind that are computed as they are, so that libraries have chosen their kernels.
+# Steps of a kind before its capture, in which libraries choose their kernels.
 WARM_UP_STEPS = 3
 
 
 class StepGraphs:
-    """Plays phases as :func:`play_phases` does, from recordings.
+    """Run phases as :func:`run_phases` does, from graphs.
 
     Args:
-        recorder: makes them.
-        lengthy: the context in which they are made.
+        recorder: captures them.
+        lengthy: context in which they are captured.
     """
 
     def __init__(
@@ -53,11 +52,11 @@ class StepGraphs:
         step: Step,
         config: Config,
         timer: Timer,
-    ) -> Seen:
-        """See :func:`play_phases`. ``timer`` gets the time of all phases, as ``phases``.
+    ) -> StepMetrics:
+        """Run the phases; ``timer`` times all of them together, as ``phases``.
 
         Raises:
-            ConfigError: the step does what can't be recorded.
+            ConfigError: the step does what can't be captured.
         """
         batch = step.batch
         variant = (batch.noise, rule.variant)
@@ -70,8 +69,8 @@ class StepGraphs:
             self._inputs = _Inputs(rule, step)
         here = self._inputs.filled(step)
 
-        def play() -> Seen:
-            return play_phases(state, rule, here, config, _untimed)
+        def play() -> StepMetrics:
+            return run_phases(state, rule, here, config, _untimed)
 
         with timer("phases"):
             self._steps[kind] = self._steps.get(kind, 0) + 1
@@ -82,13 +81,13 @@ class StepGraphs:
                     self._recordings[kind] = self._record(play)
             return self._recordings[kind].replayed()
 
-    def _record(self, play: Callable[[], Seen]) -> _Recording:
-        def played() -> tuple[Seen, Tensor]:
-            seen = play()
-            return seen, torch.cat([values.detach().flatten() for _, values in seen.observed])
+    def _record(self, play: Callable[[], StepMetrics]) -> _Recording:
+        def played() -> tuple[StepMetrics, Tensor]:
+            metrics = play()
+            return metrics, torch.cat([v.detach().flatten() for _, v in metrics.observed])
 
         try:
-            (seen, values), replay = self._recorder.record(played)
+            (metrics, values), replay = self._recorder.record(played)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -99,8 +98,7 @@ class StepGraphs:
                 value=True,
                 hint="Leave it out",
             ) from error
-        sizes = [value.numel() for _, value in seen.observed]
-        return _Recording(replay, seen, values, sizes)
+        return _Recording(replay, metrics, values)
 
 
 @dataclass
@@ -109,31 +107,24 @@ class _Recording:
 
     Attributes:
         replay: computes it.
-        seen: what it observes, where each replay leaves it.
-        values: all observed values, one after another; likewise.
-        sizes: how many each has.
+        metrics: tensors that each replay overwrites.
+        values: all observed values, concatenated; likewise.
     """
 
     replay: Callable[[], None]
-    seen: Seen
+    metrics: StepMetrics
     values: Tensor
-    sizes: list[int]
 
-    def replayed(self) -> Seen:
-        """What a replay observed, of which what is to report outlasts the next replay."""
+    def replayed(self) -> StepMetrics:
+        """Replay, and return what it measured; observed values outlast the next replay."""
         self.replay()
-        values = self.values.clone().split(self.sizes)
-        tags = [tag for tag, _ in self.seen.observed]
-        return Seen(list(zip(tags, values, strict=True)), self.seen.tracked_metrics)
+        values = self.values.clone().split([v.numel() for _, v in self.metrics.observed])
+        tags = [tag for tag, _ in self.metrics.observed]
+        return StepMetrics(list(zip(tags, values, strict=True)), self.metrics.tracked)
 
 
 class _Inputs:
-    """Where recordings look for what differs from step to step.
-
-    Args:
-        rule: that is played.
-        step: whose batch has the shape of all.
-    """
+    """The addresses of what differs from step to step."""
 
     def __init__(self, rule: UpdateRule, step: Step) -> None:
         batch = step.batch
@@ -149,7 +140,7 @@ class _Inputs:
         )
 
     def filled(self, step: Step) -> Step:
-        """``step``, in the tensors that recordings know."""
+        """Copy ``step`` to the tensors that graphs read."""
         batch, mine = step.batch, self._batch
         mine.real.copy_(batch.real, non_blocking=True)
         mine.positions.copy_(batch.positions, non_blocking=True)
@@ -171,12 +162,10 @@ class _Number:
         self._value = 0.0
 
     def set(self, value: float) -> None:
-        """Without a copy from the host, for which it would have to wait."""
         if value != self._value:
             self._value = value
-            self.tensor.fill_(value)
+            self.tensor.fill_(value)  # no copy from the host, which would wait
 
 
 def _untimed(name: str) -> AbstractContextManager[object]:
-    """Within a recording there is no clock."""
     return nullcontext()

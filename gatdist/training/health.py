@@ -1,20 +1,122 @@
-"""Policies that look at a tick's numbers and return decisions; the loop carries them out."""
+"""Non-finite and exploding gradients, alarms and convergence: detection and policies."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from gatdist.config import ConvergenceConfig, HealthConfig
+import torch
+from torch import Tensor
+
+from gatdist.config import ConvergenceConfig, HealthConfig, PlayerName
+
+# A norm is compared with the mean of at least this many others.
+_WARM_UP_STEPS = 100
+_DECAY = 0.99
+
+
+class Guard:
+    """Decide for each phase, on the device, whether its players may make an optimizer step.
+
+    The norms are of reduced gradients, so the decision is identical on every rank.
+
+    Attributes:
+        tensors: ``nonfinite`` and ``spikes``, int64 counts of skipped phases; ``norm/PLAYER``,
+            running means of gradient norms, and ``count/PLAYER``, the number of norms in them.
+    """
+
+    def __init__(
+        self, config: HealthConfig, players: tuple[str, ...], device: torch.device
+    ) -> None:
+        self._factor = config.spike_factor if config.spike != "off" else None
+        self.tensors = {
+            name: torch.zeros((), dtype=torch.int64, device=device)
+            for name in ("nonfinite", "spikes")
+        }
+        if self._factor is not None:
+            for name in players:
+                self.tensors[f"norm/{name}"] = torch.zeros((), dtype=torch.float64, device=device)
+                self.tensors[f"count/{name}"] = torch.zeros((), dtype=torch.int64, device=device)
+
+    def __call__(self, norms: Mapping[PlayerName, Tensor], excused: Tensor | None = None) -> Tensor:
+        """Return 1.0 if all ``norms`` (by player) are finite and none is a spike, else 0.0.
+
+        Where ``excused`` is true, non-finite norms are not counted.
+        """
+        finite = all_finite(norms)
+        counted = ~finite if excused is None else ~finite & ~excused
+        self.tensors["nonfinite"] += counted
+        if self._factor is None:
+            return finite.float()
+        calm = torch.stack([self._is_calm(name, norm) for name, norm in norms.items()]).all()
+        self.tensors["spikes"] += finite & ~calm
+        ok = finite & calm
+        for name, norm in norms.items():
+            mean, count = self.tensors[f"norm/{name}"], self.tensors[f"count/{name}"]
+            count += ok
+            # The mean of the first few, then an exponential one.
+            share = (1.0 / count.clamp_min(1)).clamp_min(1 - _DECAY)
+            mean.copy_(mean.lerp(norm.to(mean.dtype), share).where(ok, mean))
+        return ok.float()
+
+    def _is_calm(self, name: str, norm: Tensor) -> Tensor:
+        mean, count = self.tensors[f"norm/{name}"], self.tensors[f"count/{name}"]
+        assert self._factor is not None
+        return (count < _WARM_UP_STEPS) | (norm <= self._factor * mean)
+
+
+def all_finite(norms: Mapping[PlayerName, Tensor]) -> Tensor:
+    """Return whether every norm (≥ 0) is finite, a boolean scalar."""
+    first, *others = norms.values()
+    return sum(others, first) < math.inf
+
+
+class LossScaler:
+    """Dynamic loss scale for float16 (Micikevicius et al. 2018), identical on every rank.
+
+    It doubles after ``GROWTH_STEPS`` finite phases in a row, and halves after a non-finite one.
+
+    Attributes:
+        tensors: ``scale``, and ``good_steps`` since it last changed.
+    """
+
+    INITIAL, GROWTH_STEPS = 2.0**16, 2000
+
+    def __init__(self, device: torch.device) -> None:
+        self.tensors = {
+            "scale": torch.full((), self.INITIAL, device=device),
+            "good_steps": torch.zeros((), dtype=torch.int64, device=device),
+        }
+
+    @property
+    def scale(self) -> Tensor:
+        """Factor of the losses: a scalar ≥ 1."""
+        return self.tensors["scale"]
+
+    @property
+    def may_overflow(self) -> Tensor:
+        """True while a smaller scale could make a non-finite gradient finite."""
+        return self.scale > 1
+
+    def update(self, finite: Tensor) -> None:
+        """Update the scale after a phase whose gradients were ``finite``, a boolean scalar."""
+        good = self.tensors["good_steps"]
+        good.copy_((good + 1).where(finite, 0))
+        grows = good >= self.GROWTH_STEPS
+        scale = self.scale.where(finite, (self.scale / 2).clamp_min(1))
+        self.scale.copy_(torch.where(grows, scale * 2, scale))
+        good.copy_(good.where(~grows, 0))
 
 
 @dataclass(frozen=True)
 class Alarm:
-    """Something a person should know.
+    """A condition that a person should know of.
 
     Attributes:
         name: the tag after ``health/``.
-        message: what was seen, what it means, and what to try.
+        message: what was observed, what it means, and what to try.
     """
 
     name: str
@@ -22,58 +124,43 @@ class Alarm:
 
 
 def alarms(config: HealthConfig, values: dict[str, float]) -> list[Alarm]:
-    """The alarms that a tick's means raise.
-
-    ``values`` are keyed by tag; tags that are absent raise nothing.
-    """
+    """Return the alarms that the means of a log interval raise, by tag; absent tags raise none."""
     raised = []
     for player in ("generator", "discriminator"):
-        norm = values.get(f"gradient_norm/{player}")
-        if norm is not None and norm < config.vanishing_norm:
+        norm = values.get(f"gradient_norm/{player}", math.nan)
+        if norm < config.vanishing_norm:
             remedy = "try game.loss = 'nonsaturating' or 'relativistic', or a slower discriminator"
-            raised.append(
-                Alarm(
-                    f"vanishing_gradient_{player}",
-                    f"the {player}'s gradient vanishes ({norm:.1e}): {remedy}",
-                )
-            )
-        if norm is not None and norm > config.exploding_norm:
+            message = f"the {player}'s gradient vanishes ({norm:.1e}): {remedy}"
+            raised.append(Alarm(f"vanishing_gradient_{player}", message))
+        if norm > config.exploding_norm:
             remedy = f"try optim.{player}.clip_norm, a lower learning rate, or stronger r1 and r2"
-            raised.append(
-                Alarm(
-                    f"exploding_gradient_{player}",
-                    f"the {player}'s gradient explodes ({norm:.1e}): {remedy}",
-                )
-            )
-    ratio = values.get("diversity/ratio")
-    if ratio is not None and ratio < config.collapse_ratio:
-        raised.append(
-            Alarm(
-                "collapse",
-                f"fakes vary {ratio:.0%} as much as real samples: the generator has collapsed; "
-                "try r1 and r2 penalties, game.loss = 'relativistic', or a lower learning rate",
-            )
+            message = f"the {player}'s gradient explodes ({norm:.1e}): {remedy}"
+            raised.append(Alarm(f"exploding_gradient_{player}", message))
+    ratio = values.get("diversity/ratio", math.nan)
+    if ratio < config.collapse_ratio:
+        message = (
+            f"fakes vary {ratio:.0%} as much as real samples: the generator has collapsed; "
+            "try r1 and r2 penalties, game.loss = 'relativistic', or a lower learning rate"
         )
-    accuracy = values.get("logits/pairwise_accuracy")
-    if accuracy is not None and accuracy > config.won_accuracy:
-        raised.append(
-            Alarm(
-                "discriminator_won",
-                f"the discriminator tells {accuracy:.1%} of the pairs apart and has won; "
-                "try stronger r1 and r2 penalties or a lower optim.discriminator.learning_rate",
-            )
+        raised.append(Alarm("collapse", message))
+    accuracy = values.get("logits/pairwise_accuracy", math.nan)
+    if accuracy > config.won_accuracy:
+        message = (
+            f"the discriminator separates {accuracy:.1%} of the pairs and has won; "
+            "try stronger r1 and r2 penalties or a lower optim.discriminator.learning_rate"
         )
+        raised.append(Alarm("discriminator_won", message))
     return raised
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What has gone wrong in a run so far.
+    """Numbers of bad events in a run.
 
     Attributes:
-        nonfinite: phases whose gradients were not finite; they moved nobody.
-        spikes: phases whose gradients were far too large; neither.
-        rollbacks: times the run went back.
+        nonfinite: phases skipped because of non-finite gradients.
+        spikes: phases skipped because of far too large gradients.
+        rollbacks: rollbacks to a checkpoint.
     """
 
     nonfinite: int
@@ -81,34 +168,25 @@ class Counts:
     rollbacks: int
 
     def since(self, earlier: Counts) -> Counts:
-        """What has come since ``earlier``."""
-        return Counts(
-            self.nonfinite - earlier.nonfinite,
-            self.spikes - earlier.spikes,
-            self.rollbacks - earlier.rollbacks,
-        )
+        """Return the difference from ``earlier``."""
+        return Counts(*(now - getattr(earlier, name) for name, now in asdict(self).items()))
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do.
-
-    Attributes:
-        action: to be carried out by the loop.
-        message: why; empty where there is nothing to tell.
-    """
+    """What the loop must do, and why ("" where there is nothing to report)."""
 
     action: Literal["go_on", "rollback", "stop"]
     message: str = ""
 
 
 def decide(config: HealthConfig, counts: Counts, new: Counts) -> Decision:
-    """What follows from bad steps, from counts that are the same on all workers.
+    """Decide what follows from skipped steps, from counts that are identical on every rank.
 
     Args:
         config: the policy.
         counts: of the whole run.
-        new: of the tick that ends.
+        new: of the log interval that ends.
     """
     kinds = (
         ("nonfinite", "had gradients that are not finite", counts.nonfinite, new.nonfinite),
@@ -130,14 +208,14 @@ def decide(config: HealthConfig, counts: Counts, new: Counts) -> Decision:
             return Decision(
                 "stop",
                 f"{count} {_steps(count)} {what}, and health.{key} = {policy!r} allows {budget}. "
-                f"No parameter moved in them. {_REMEDY}",
+                f"They changed no parameter. {_REMEDY}",
             )
         if fresh and policy == "rollback":
             message = f"{fresh} {_steps(fresh)} {what}"
             if counts.rollbacks >= config.rollback_budget:
                 return Decision(
                     "stop",
-                    f"{message} after {counts.rollbacks} rollbacks, which is all that "
+                    f"{message} after {counts.rollbacks} rollbacks, the most that "
                     f"health.rollback_budget allows. {_REMEDY}",
                 )
             decision = Decision("rollback", f"{message}: going back to the last checkpoint")
@@ -153,10 +231,9 @@ def _steps(count: int) -> str:
 
 @dataclass
 class Convergence:
-    """Says when a metric has stopped to improve.
+    """Early stopping: ``metric`` has not improved by ``min_improvement`` for ``patience_samples``.
 
-    The rule: stop when ``metric`` (lower is better) has not fallen below its best by
-    ``min_improvement`` (a share of the best) for ``patience_samples``.
+    Lower is better; ``min_improvement`` is a share of the best value so far.
     """
 
     config: ConvergenceConfig | None
@@ -164,7 +241,7 @@ class Convergence:
     best_samples: int = 0
 
     def update(self, samples_seen: int, metrics: dict[str, float]) -> str | None:
-        """Take note of an evaluation. Returns why the run has converged, or None."""
+        """Record an evaluation. Return why the run has converged, or None."""
         if self.config is None or self.config.metric not in metrics:
             return None
         value = metrics[self.config.metric]
@@ -179,13 +256,13 @@ class Convergence:
         )
 
     def state(self) -> dict[str, Any]:
-        """JSON values for the checkpoint."""
+        """Return JSON values for the checkpoint."""
         return {
             "best": None if self.best == float("inf") else self.best,
             "best_samples": self.best_samples,
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take over what :meth:`state` gave."""
+        """Restore what :meth:`state` returned."""
         self.best = float("inf") if state["best"] is None else state["best"]
         self.best_samples = state["best_samples"]

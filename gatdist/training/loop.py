@@ -37,17 +37,15 @@ from gatdist.runs import (
     require_saved_state,
 )
 from gatdist.storage import Store
-from gatdist.training.batches import to_device
 from gatdist.training.graphs import StepGraphs
 from gatdist.training.health import Convergence, Counts, decide
-from gatdist.training.intact import Intact
+from gatdist.training.integrity import Intact, require_equal_replicas
 from gatdist.training.log_interval import LogInterval
 from gatdist.training.profiling import Profiler
 from gatdist.training.progress import Progress
 from gatdist.training.recorder import Emit, Recorder
-from gatdist.training.replicas import require_equal_replicas
 from gatdist.training.state import TrainState
-from gatdist.training.step import train_step
+from gatdist.training.step import to_device, train_step
 
 _LOOK_S = 1.0  # between looks at storage while a checkpoint is waited for
 

@@ -20,7 +20,7 @@ from gatdist.models import build_networks
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.runs import Checkpoints, RunDirectory, require_saved_state
 from gatdist.storage import Store
-from gatdist.training.initial import start_from_another_run
+from gatdist.training.state import start_from_another_run
 
 # Adam keeps two moments a weight; each weight also has a gradient.
 _COPIES_A_PLAYER = 4

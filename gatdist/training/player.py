@@ -1,7 +1,8 @@
-"""A player as the step sees it: a network, its optimizer, and how it moves."""
+"""A player: a network, its optimizer, and the moving average of the generator."""
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 
@@ -12,12 +13,11 @@ from gatdist.config import PlayerOptimConfig
 from gatdist.models.layers import normalized_weights
 from gatdist.parallel.communicator import bare
 from gatdist.parallel.reduction import Reduction
-from gatdist.training.directions import build_direction
-from gatdist.training.optimizers import build_optimizer
+from gatdist.training.optim import SGD, Adam, Conjugate, Direction, Optimistic
 
 
 def learning_rate_factor(config: PlayerOptimConfig, samples_seen: int, total_samples: int) -> float:
-    """The schedule's factor in [0, 1]: linear warm-up, plateau, then decay to the end."""
+    """Return the schedule's factor in [0, 1]: linear warm-up, plateau, then decay to the end."""
     factor = 1.0
     if samples_seen < config.warmup_samples:
         factor = (samples_seen + 1) / config.warmup_samples
@@ -32,13 +32,13 @@ def learning_rate_factor(config: PlayerOptimConfig, samples_seen: int, total_sam
 
 
 class Player:
-    """One network that learns.
+    """One trained network with its optimizer.
 
     Args:
         network: on its device; replicated over the workers here.
         config: of its optimizer.
-        reduction: what makes the workers' gradients one.
-        direction: what the optimizer follows, where the configuration leaves it open.
+        reduction: averages the workers' gradients.
+        direction: what the optimizer follows unless the configuration says otherwise.
         lazy_steps: k, if the player has penalties with optimizer steps of their own, every k
             steps; its Adam is corrected by c = k/(k + 1) (Karras et al. 2020). 0: it has none.
         may_skip: whether a backward may leave a parameter without a gradient.
@@ -57,15 +57,23 @@ class Player:
         self.network = reduction.replicate(network, may_skip=may_skip)
         self.config = config
         self.parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
-        correction = lazy_steps / (lazy_steps + 1) if lazy_steps else 1.0
-        corrects = config.name == "adam"
-        self.learning_rate = config.learning_rate * (correction if corrects else 1.0)
         self._all: list[Tensor] = list(self.parameters.values())
         self._normalized = normalized_weights(network)
-        self.optimizer = build_optimizer(self._all, config, correction)
-        self.direction = build_direction(
-            config.direction or direction, self._all, config.conjugate_beta
-        )
+        self.learning_rate = config.learning_rate
+        self.optimizer: Adam | SGD
+        if config.name == "adam":
+            correction = lazy_steps / (lazy_steps + 1) if lazy_steps else 1.0
+            self.learning_rate *= correction
+            self.optimizer = Adam(self._all, config, correction)
+        else:
+            self.optimizer = SGD(self._all, config)
+        match config.direction or direction:
+            case "optimistic":
+                self.direction: Direction = Optimistic(self._all)
+            case "conjugate":
+                self.direction = Conjugate(self._all, config.conjugate_beta)
+            case _:
+                self.direction = Direction()
 
     @property
     def bare(self) -> nn.Module:
@@ -73,20 +81,18 @@ class Player:
         return bare(self.network)
 
     def rate(self, samples_seen: int, total_samples: int) -> float:
-        """The learning rate at a time of the run."""
+        """Return the learning rate after ``samples_seen`` samples."""
         return self.learning_rate * learning_rate_factor(self.config, samples_seen, total_samples)
 
-    def zero(self) -> None:
-        """Forget the gradient."""
+    def zero_grad(self) -> None:
         for parameter in self._all:
             parameter.grad = None
 
     @torch.no_grad()
     def gradient_norm(self, unscale: Tensor | None = None) -> Tensor:
-        """2-norm of the whole reduced gradient, on the device; non-finite if any entry is.
+        """Return the 2-norm of the whole reduced gradient; non-finite if any entry is.
 
-        Args:
-            unscale: what the gradient is multiplied by first.
+        The gradient is multiplied by ``unscale`` first.
         """
         gradients = self._gradients()
         if unscale is not None:
@@ -94,18 +100,17 @@ class Player:
         return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
 
     @torch.no_grad()
-    def move(
+    def step(
         self, ok: Tensor, norm: Tensor, rate: float | Tensor, origin: Sequence[Tensor] | None = None
     ) -> None:
-        """Clip, then step; where ``ok`` (a scalar) is 0, nothing moves or changes.
-
-        The fused optimizers read the flag on the device, so the host never waits for it.
+        """Clip the gradient and make an optimizer step; where ``ok`` (1 or 0) is 0, change nothing.
 
         Args:
-            ok: 1 or 0.
-            norm: the gradient's.
-            rate: the learning rate: a number, or a float32 scalar on the device.
-            origin: parameters to go back to first, also where ``ok`` is 0.
+            ok: scalar on the device; the host does not wait for it.
+            norm: of the gradient.
+            rate: learning rate, a number or a float32 scalar on the device.
+            origin: parameters to step from instead of the present ones, restored even if ``ok`` is
+                0.
         """
         gradients = self._gradients()
         if self.config.clip_norm:
@@ -125,14 +130,14 @@ class Player:
                 parameter.grad = torch.zeros_like(parameter)
         return [p.grad for p in self._all if p.grad is not None]
 
-    def moving(self) -> list[Tensor]:
-        """Every tensor that :meth:`move` changes in place."""
+    def changed_by_step(self) -> list[Tensor]:
+        """Return every tensor that :meth:`step` changes in place."""
         states = [t for tensors in self.optimizer.state.values() for t in tensors]
         directions = [t for tensors in self.direction.tensors.values() for t in tensors]
         return [*self.bare.state_dict().values(), *states, *directions]
 
     def tensors(self, name: str) -> Iterator[tuple[str, Tensor]]:
-        """All that the player has learned, by name.
+        """Yield the player's state by name.
 
         Weights and buffers as ``NAME/…``, the optimizer's state as ``optimizer_NAME/PARAMETER/…``,
         the direction's as ``direction_NAME/KIND/PARAMETER``.
@@ -146,3 +151,36 @@ class Player:
             names = list(self.parameters) if len(tensors) == len(self.parameters) else ["all"]
             for parameter_name, tensor in zip(names, tensors, strict=True):
                 yield f"direction_{name}/{kind}/{parameter_name}", tensor
+
+
+class MovingAverage:
+    """θ̄ ← β θ̄ + (1 − β) θ with β = ½^(batch / half-life), both in samples (Karras et al. 2018).
+
+    Args:
+        network: the generator; the average starts from its weights.
+        half_life_samples: samples after which a weight's share has halved (> 0).
+    """
+
+    def __init__(self, network: nn.Module, half_life_samples: float) -> None:
+        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        self.half_life_samples = half_life_samples
+        self._pairs: list[tuple[list[Tensor], list[Tensor]]] = []
+
+    @torch.no_grad()
+    def start(self, network: nn.Module) -> None:
+        """Restart the average from ``network``'s weights."""
+        self.network.load_state_dict(network.state_dict())
+
+    @torch.no_grad()
+    def update(self, network: nn.Module, num_samples: int) -> None:
+        """Average in ``network``'s weights after ``num_samples``; buffers are copied."""
+        weight = 1 - 0.5 ** (num_samples / self.half_life_samples)
+        if not self._pairs:  # gathered once: going through the modules takes as long as the sum
+            self._pairs = [
+                (list(self.network.parameters()), list(network.parameters())),
+                (list(self.network.buffers()), list(network.buffers())),
+            ]
+        (mine, theirs), (buffers, new) = self._pairs
+        torch._foreach_lerp_(mine, theirs, weight)
+        if buffers:
+            torch._foreach_copy_(buffers, new)

@@ -1,4 +1,4 @@
-"""All that a run has learned, and its one clock."""
+"""The state of a run: networks, optimizers, the averaged generator, and ``samples_seen``."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from gatdist.common.errors import CheckpointError
-from gatdist.config import BOTH, Config, PlayerName
+from gatdist.common.errors import CheckpointError, ConfigError
+from gatdist.config import BOTH, Config, PlayerName, redact_url
 from gatdist.game import Game, UpdateRule, build_update_rule, require_whole_batches, update_rules
 from gatdist.game.contract import examine
 from gatdist.game.exactness import require_exact
@@ -19,28 +19,26 @@ from gatdist.models import build_networks
 from gatdist.parallel.communicator import Communicator
 from gatdist.parallel.recording import OutsideCommunicator, Recorder
 from gatdist.parallel.reduction import Reduction
-from gatdist.training.averaging import MovingAverage
-from gatdist.training.guard import Guard, LossScaler
-from gatdist.training.initial import start_from_another_run
-from gatdist.training.player import Player
+from gatdist.training.health import Guard, LossScaler
+from gatdist.training.player import MovingAverage, Player
 
 
 class TrainState:
-    """Players, the game between them, the averaged generator, the clock, and what guards them.
+    """All that training changes and checkpoints hold.
 
     Args:
-        config: of the run; its seed initializes the networks, alike on every worker.
+        config: of the run; its seed initializes the networks identically on every worker.
         comm: the workers.
-        sample_shape: of one sample, as networks see it.
+        sample_shape: of one sample in network representation.
         num_classes: of the data; 0 if unlabelled.
-        metadata: what else networks may want to know of the samples.
-        recorder: of steps, if they are recorded: communication then stays outside.
+        metadata: of the samples, passed to the networks.
+        recorder: records steps as CUDA graphs; communication then stays outside of them.
 
     Attributes:
-        samples_seen: real samples shown so far, globally; the only counter there is.
-        rollbacks: how often the run went back; numbers the noise stream.
-        warnings: what a person should know of the networks.
-        scaler: of float16's losses; None in other precisions.
+        samples_seen: real samples shown so far over all workers, the only counter of progress.
+        rollbacks: number of rollbacks, which selects the noise stream.
+        warnings: about the networks, for the user.
+        scaler: loss scaler under float16, else None.
 
     Raises:
         ConfigError: networks, game and rule do not go together.
@@ -96,19 +94,19 @@ class TrainState:
         self.scaler = LossScaler(comm.device) if config.precision.dtype == "float16" else None
 
     def rule(self, config: Config) -> UpdateRule:
-        """The update rule between this state's players, whose own state is part of this one."""
+        """Build the update rule, whose own state becomes part of this one."""
         self._rule = build_update_rule(config, self.game)
         return self._rule
 
     def start_from_another_run(self, config: Config, run_dir: str) -> None:
-        """Take over the networks that ``model.init_from`` names, if it does. See ``initial``."""
+        """Copy the networks that ``model.init_from`` names. See :func:`start_from_another_run`."""
         if config.model.init_from:
             networks = {name: player.bare for name, player in self.players.items()}
             start_from_another_run(config, networks, run_dir)
             self.average.start(self.players["generator"].bare)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every trained tensor by name; the part before the first ``/`` names its file."""
+        """Return every trained tensor by name; the part before the first ``/`` names its file."""
         tensors = {
             name: t for player, owner in self.players.items() for name, t in owner.tensors(player)
         }
@@ -116,21 +114,22 @@ class TrainState:
         tensors |= {f"guard/{name}": t for name, t in self.guard.tensors.items()}
         if self.scaler:
             tensors |= {f"scaler/{name}": t for name, t in self.scaler.tensors.items()}
-        adaptive_states = self._rule.adaptive_states if self._rule else self.game.adaptive_states
-        for kind, adaptive_state in adaptive_states.items():
-            tensors |= {f"game/{kind}/{name}": t for name, t in adaptive_state.tensors.items()}
+        adaptive = self._rule.adaptive_states if self._rule else self.game.adaptive_states
+        for kind, state in adaptive.items():
+            tensors |= {f"game/{kind}/{name}": t for name, t in state.tensors.items()}
         return tensors
 
     @torch.no_grad()
-    def load(self, samples_seen: int, tensors: dict[str, Tensor], subject: str = "") -> None:
-        """Take over a checkpoint; ``subject`` names it in messages.
+    def load(self, samples_seen: int, tensors: Mapping[str, Tensor], subject: str = "") -> None:
+        """Restore a checkpoint; ``subject`` names it in messages.
 
         Raises:
-            CheckpointError: its tensors do not fit these networks, or hold what training never
-                gives; the first is named.
+            CheckpointError: its tensors do not fit these networks, or are not finite where training
+                never leaves such values; the first is named.
         """
         mine = self.tensors()
-        _require_fit(mine, tensors, f"{subject}: " if subject else "")
+        hint = "Use the networks it was made with, or choose another --run-dir"
+        require_fit(mine, tensors, f"{subject}: tensor " if subject else "tensor ", hint)
         for name, tensor in mine.items():
             tensor.copy_(tensors[name])
         self.samples_seen = samples_seen
@@ -139,24 +138,30 @@ class TrainState:
 
 
 def _lazy_steps(config: Config, player: PlayerName) -> int:
-    """The smallest interval of the player's penalties that have optimizer steps of their own."""
+    """Return the smallest interval of the player's penalties with optimizer steps of their own."""
     intervals = [
-        requested.every_steps
-        for name, requested in config.game.penalties.items()
-        if requested.every_steps > 1 and penalties[name].player == player
+        penalty.every_steps
+        for name, penalty in config.game.penalties.items()
+        if penalty.every_steps > 1 and penalties[name].player == player
     ]
     return min(intervals, default=0) if config.game.lazy_penalties == "separate" else 0
 
 
-def _require_fit(mine: dict[str, Tensor], theirs: dict[str, Tensor], subject: str) -> None:
+def require_fit(
+    mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor], subject: str, hint: str
+) -> None:
+    """Refuse a checkpoint whose tensors can't be copied to ``mine``.
+
+    Raises:
+        CheckpointError: a tensor is missing, of another shape or dtype, or not finite.
+    """
     for name in sorted(mine):
 
         def refuse(rule: str, name: str = name) -> NoReturn:
-            hint = "Use the networks it was made with, or choose another --run-dir"
-            raise CheckpointError(f"{subject}tensor {name}", rule, hint=hint)
+            raise CheckpointError(f"{subject}{name}", rule, hint=hint)
 
         if name not in theirs:
-            refuse("is missing in the checkpoint: it is of other networks")
+            refuse("is missing in the checkpoint, which is of other networks")
         here, there = mine[name], theirs[name]
         if here.shape != there.shape:
             shapes = tuple(there.shape), tuple(here.shape)
@@ -166,3 +171,49 @@ def _require_fit(mine: dict[str, Tensor], theirs: dict[str, Tensor], subject: st
         # Masks of a user's network may be infinite, and are so from the beginning.
         if here.isfinite().all() and not there.isfinite().all():
             refuse("is not finite in the checkpoint")
+
+
+@torch.no_grad()
+def start_from_another_run(
+    config: Config, networks: Mapping[PlayerName, nn.Module], run_dir: str
+) -> None:
+    """Copy the weights of the run that ``model.init_from`` names, if any, to both networks.
+
+    The generator starts from that run's average.
+
+    Args:
+        config: of this run.
+        networks: of both players.
+        run_dir: URL of this run's folder, or its origin: that run's credentials are for it alone.
+
+    Raises:
+        ConfigError: there is no run, or it has no complete checkpoint.
+        CheckpointError: its networks are others; the first tensor that differs is named.
+    """
+    url = config.model.init_from
+    if not url:
+        return
+    from gatdist.runs import PARTS, Checkpoints  # a machine that only benchmarks has no fsspec
+    from gatdist.storage import Store, absolute, options_for
+
+    url = absolute(url)
+    options = options_for(url, run_dir, config.run.storage_options)
+    store = Store(url, options | config.model.init_from_storage_options)
+    checkpoint = Checkpoints(store.child("checkpoints")).newest()
+    if checkpoint is None:
+        raise ConfigError(
+            "model.init_from",
+            "is no run with a complete checkpoint",
+            value=redact_url(url),
+            hint="Name the folder of a run that has reached run.checkpoint_every_samples",
+        )
+    for player, network in networks.items():
+        mine = network.state_dict()
+        weights = {  # another run may train in another dtype
+            name: tensor.to(mine[name].dtype) if name in mine else tensor
+            for name, tensor in checkpoint.weights(player).items()
+        }
+        subject = f"{redact_url(url)}: tensor {PARTS[player]}/"
+        require_fit(mine, weights, subject, "Make the section model that of the other run")
+        for name, tensor in mine.items():
+            tensor.copy_(weights[name])

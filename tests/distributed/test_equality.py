@@ -454,16 +454,16 @@ def test_a_fall_back_on_one_worker_is_said_once(tmp_path):
 def drift_apart(comm, folder):
     """Worker 1's average is changed behind everybody's back."""
     from gatdist.common.errors import WorkerLostError
-    from gatdist.training import averaging
+    from gatdist.training import player
 
-    update = averaging.MovingAverage.update
+    update = player.MovingAverage.update
 
     def drifting(self, network, num_samples):
         update(self, network, num_samples)
         if comm.rank == 1:
             next(iter(self.network.parameters())).data.view(-1)[0] += 1e-9
 
-    averaging.MovingAverage.update = drifting
+    player.MovingAverage.update = drifting
     try:
         train(comm, ["run.checkpoint_every_samples=48"], folder)
     except WorkerLostError as error:

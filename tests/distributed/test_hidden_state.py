@@ -21,7 +21,7 @@ from gatdist.monitor.timing import PhaseTimer
 from gatdist.parallel.batch import Batch
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.runs import Sampler
-from gatdist.training.replicas import require_equal_replicas
+from gatdist.training.integrity import require_equal_replicas
 from gatdist.training.state import TrainState
 from gatdist.training.step import train_step
 from support import refused, spawn

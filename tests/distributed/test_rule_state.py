@@ -17,8 +17,8 @@ from gatdist.parallel.batch import Batch
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.runs.inspection import digest
 from gatdist.storage import Store
+from gatdist.training.integrity import require_equal_replicas
 from gatdist.training.loop import run
-from gatdist.training.replicas import require_equal_replicas
 from gatdist.training.state import TrainState
 from gatdist.training.step import train_step
 from support import refused, spawn

@@ -14,9 +14,8 @@ from gatdist.monitor.timing import PhaseTimer
 from gatdist.parallel.batch import Batch
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.parallel.reduction import FastReduction, Reduction
-from gatdist.training.averaging import MovingAverage
-from gatdist.training.guard import Guard, LossScaler
-from gatdist.training.player import Player
+from gatdist.training.health import Guard, LossScaler
+from gatdist.training.player import MovingAverage, Player
 from gatdist.training.state import TrainState
 from gatdist.training.step import train_step
 

@@ -9,8 +9,7 @@ from torch import nn
 from gatdist.config import PlayerOptimConfig
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.parallel.reduction import FastReduction
-from gatdist.training.averaging import MovingAverage
-from gatdist.training.player import Player, learning_rate_factor
+from gatdist.training.player import MovingAverage, Player, learning_rate_factor
 
 REDUCTION = FastReduction(LocalCommunicator(torch.device("cpu")))
 KINDS = [
@@ -42,7 +41,7 @@ def give_gradient(player, value=None, seed=1):
 
 
 def move(player, finite=1.0, factor=1.0):
-    player.move(torch.tensor(finite), player.gradient_norm(), 0.1 * factor)
+    player.step(torch.tensor(finite), player.gradient_norm(), 0.1 * factor)
 
 
 def snapshot(player):

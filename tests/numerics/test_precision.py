@@ -9,7 +9,7 @@ from gatdist.monitor.statistics import Statistics
 from gatdist.monitor.timing import PhaseTimer
 from gatdist.parallel.batch import Batch
 from gatdist.parallel.communicator import LocalCommunicator
-from gatdist.training.guard import Guard, LossScaler
+from gatdist.training.health import Guard, LossScaler
 from gatdist.training.state import TrainState
 from gatdist.training.step import train_step
 from support import spawn

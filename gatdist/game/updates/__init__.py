@@ -1,13 +1,10 @@
-"""Update rules: which gradients, at which point, in which order. One file a rule."""
+"""Update rules: which gradients, at which point, in which order."""
 
 from gatdist.game.updates import (  # noqa: F401  (importing registers)
     alternating,
     competitive,
-    conjugate,
     consensus,
-    extragradient,
     one_stage,
-    optimistic,
     simultaneous,
 )
 from gatdist.game.updates.rule import (

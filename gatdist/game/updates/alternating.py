@@ -1,4 +1,4 @@
-"""Alternating descent: one player moves, then the other at the point that the first has reached.
+"""Alternating descent: the second player's gradient is taken after the first player's step.
 
 ``order = "discriminator_first"`` is Goodfellow et al. 2014, algorithm 1, with its k as
 ``num_discriminator_steps``; ``generator_first`` is the article's procedure in words.
@@ -6,17 +6,19 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from gatdist.config import GameConfig
-from gatdist.game.game import Game, frozen
+from gatdist.game.game import frozen
 from gatdist.game.penalties import Observations
 from gatdist.game.updates.rule import Phase, Step, UpdateRule, register_update_rule
 from gatdist.parallel.batch import Batch
+
+# Fakes with their graph, by part of the batch.
+Fakes = dict[int, Tensor]
 
 
 @register_update_rule("alternating")
@@ -30,41 +32,39 @@ class Alternating(UpdateRule):
     several_discriminator_steps = True
     recordable = True
 
-    def __init__(self, game: Game, config: GameConfig) -> None:
-        super().__init__(game, config)
-        # Parts come in the same order in both phases.
-        self._kept: deque[Tensor] = deque()
-
     def phases(self, step: Step) -> Iterator[Phase]:
-        """The discriminator's phases, each at its own batch, and the generator's, as ordered."""
         batches = step.batch.consecutive(self.config.num_discriminator_steps)
+        reused: Fakes = {}
         discriminator = [
-            Phase("discriminator", ("discriminator",), batch, self._discriminator)
+            Phase("discriminator", ("discriminator",), batch, partial(self._discriminator, reused))
             for batch in batches
         ]
-        generator = [Phase("generator", ("generator",), batches[-1], self._generator)]
+        generator = [
+            Phase("generator", ("generator",), batches[-1], partial(self._generator, reused))
+        ]
         first = self.config.order == "discriminator_first"
         yield from discriminator + generator if first else generator + discriminator
 
-    def _discriminator(self, batch: Batch) -> Observations:
+    def _discriminator(self, reused: Fakes, batch: Batch) -> Observations:
         game = self.game
-        real = game.judge_real(batch)
+        real, real_loss = game.backward_real(batch)
         if self.config.reuse_fakes:
-            fakes = game.generate(game.latents(batch), batch)
-            self._kept.append(fakes)
+            fakes = reused[batch.part] = game.generate(game.latents(batch), batch)
         else:
             fakes = game.fakes(batch)
         fake = game.judge(game.differentiable(fakes, batch.step, "fake"), batch, "fake")
-        loss, observations = game.discriminator_loss(batch, real, fake, penalized=fake)
+        loss, observations = game.discriminator_loss(
+            batch, real, fake, penalized=fake, real_loss=real_loss
+        )
         torch.autograd.backward(loss)
         return observations
 
-    def _generator(self, batch: Batch) -> Observations:
+    def _generator(self, reused: Fakes, batch: Batch) -> Observations:
         game = self.game
         stream = "latents" if self.config.latents == "shared" else "latents/generator"
         with frozen(game.discriminator) as discriminator:
-            if self._kept:
-                fakes = self._kept.popleft()
+            if batch.part in reused:
+                fakes = reused.pop(batch.part)
             else:
                 fakes = game.generate(game.latents(batch, stream), batch)
             fake = game.judge(fakes, batch, "generator", discriminator).logits

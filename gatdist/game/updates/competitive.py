@@ -39,8 +39,8 @@ class Competitive(SecondOrder):
     batch. The discriminator's penalties enter ∇_ψ f; A is that of the loss alone.
 
     Args:
-        game: what is played.
-        config: its section.
+        game: see :class:`UpdateRule`.
+        config: likewise.
         tolerance: of the residual, relative to the right-hand side.
         max_iterations: of conjugate gradients, ≥ 1.
 
@@ -76,14 +76,13 @@ class Competitive(SecondOrder):
     def compute(
         self, step: Step, reduction: Reduction, parts: Sequence[Batch]
     ) -> tuple[Gradients, list[Observations]]:
-        """See the class."""
         theta, psi = self.theta, self.psi
         rate_theta, rate_psi = (float(step.learning_rates[name]) for name in BOTH)
         observations: list[Observations] = []
 
         @OfLastPart
         def linearized(part: Batch) -> tuple[Losses, Gradients]:
-            """The losses at a part, and f's gradient by each player, differentiable: f = −L_D."""
+            """Return a part's losses, and the differentiable gradients of f = −L_D by player."""
             losses = self.losses(part)
             both = gradient(-losses.value, [*theta, *psi], graph=True)
             return losses, {"generator": both[: len(theta)], "discriminator": both[len(theta) :]}
@@ -113,13 +112,13 @@ class Competitive(SecondOrder):
             return mixed("generator", psi, vector)
 
         def system(vector: Vector) -> Vector:
-            return add(vector, rate_theta * rate_psi, a(a_transposed(vector)))
+            return _add(vector, rate_theta * rate_psi, a(a_transposed(vector)))
 
-        right = add(f_theta, -rate_psi, a(minus_f_psi))
+        right = _add(f_theta, -rate_psi, a(minus_f_psi))
         solution, iterations = conjugate_gradients(
             system, right, self.tolerance, self.max_iterations
         )
-        of_psi = add(minus_f_psi, rate_theta, a_transposed(solution))
+        of_psi = _add(minus_f_psi, rate_theta, a_transposed(solution))
         observations[0]["competitive/iterations"] = torch.tensor(float(iterations))
         return {"generator": solution, "discriminator": of_psi}, observations
 
@@ -129,10 +128,8 @@ def conjugate_gradients(
 ) -> tuple[Vector, int]:
     """Solve ``system(x) = right`` for a symmetric positive definite ``system``, from x = 0.
 
-    (Hestenes & Stiefel 1952.) Waits for the device once an iteration.
-
-    Returns:
-        x, and the number of iterations.
+    (Hestenes & Stiefel 1952.) Waits for the device once per iteration. Returns x and the number of
+    iterations.
     """
     x = [torch.zeros_like(r) for r in right]
     residual, direction = list(right), list(right)
@@ -143,13 +140,12 @@ def conjugate_gradients(
             return x, iteration
         image = system(direction)
         length = squared / dot(direction, image)
-        x = add(x, length, direction)
-        residual = add(residual, -length, image)
+        x = _add(x, length, direction)
+        residual = _add(residual, -length, image)
         before, squared = squared, dot(residual, residual)
-        direction = add(residual, squared / before, direction)
+        direction = _add(residual, squared / before, direction)
     return x, max_iterations
 
 
-def add(a: Vector, factor: float | torch.Tensor, b: Vector) -> Vector:
-    """A + factor · b."""
+def _add(a: Vector, factor: float | torch.Tensor, b: Vector) -> Vector:
     return [x + factor * y for x, y in zip(a, b, strict=True)]

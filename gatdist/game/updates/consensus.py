@@ -26,12 +26,7 @@ class Consensus(SecondOrder):
     """F + γ ∇(½ ‖F‖²), with F = (∇_θ L_G, ∇_ψ L_D) over the whole global batch.
 
     Since ‖F‖² is not linear in the batch, F is reduced first; then ∇(½ ‖F‖²) = JᵀF is linear in J,
-    the derivative of F, and can be gathered part by part.
-
-    Args:
-        game: what is played.
-        config: its section.
-        strength: γ > 0.
+    the derivative of F, and is summed part by part. ``strength`` is γ > 0.
     """
 
     recordable = True
@@ -45,19 +40,18 @@ class Consensus(SecondOrder):
     def compute(
         self, step: Step, reduction: Reduction, parts: Sequence[Batch]
     ) -> tuple[Gradients, list[Observations]]:
-        """See the class."""
         observations: list[Observations] = []
 
         @OfLastPart
         def field(part: Batch) -> tuple[Vector, Observations]:
-            """What a part adds to F, differentiable; and what it shows."""
+            """Return a part's summand of F, differentiable, and what to report."""
             losses = self.losses(part)
             theta = gradient(losses.generator, self.theta, graph=True)
             return theta + gradient(losses.discriminator, self.psi, graph=True), losses.observations
 
         def summand(part: Batch) -> Vector:
-            found, seen = field(part)
-            observations.append(seen)
+            found, observed = field(part)
+            observations.append(observed)
             return [g.detach().clone() for g in found]
 
         total = reduction.mean(map(summand, parts))

@@ -1,11 +1,11 @@
 """The one-stage step: the simultaneous gradients from one forward and one backward.
 
 Shen et al. 2021, "Training Generative Adversarial Networks in One Stage".
-With one logit ℓ a sample and no coupling between samples, the generator's gradient with respect to
-a fake is the discriminator's times γ = g′(ℓ)/d′(ℓ). So the discriminator's loss is backpropagated
-once, and each sample's gradient is multiplied by its γ where it enters the generator. It stays
-*one* backward through both networks, so that the discriminator's gradients travel while the
-generator's are computed.
+With one logit ℓ per sample and no coupling between samples, the generator's gradient with respect
+to a fake is the discriminator's times γ = g′(ℓ)/d′(ℓ). So the discriminator's loss is
+backpropagated once, and each sample's gradient is multiplied by its γ where it enters the
+generator. The single backward overlaps communication of the discriminator's gradients with
+computation of the generator's.
 """
 
 from __future__ import annotations
@@ -33,11 +33,10 @@ _UNUSABLE = "one_stage/unusable"
 class OneStage(Simultaneous):
     """(θ, ψ) ← (θ − η ∇_θ L_G(θ, ψ), ψ − η ∇_ψ L_D(θ, ψ)), as ``simultaneous``.
 
-    Where a sample's γ is so large that the discriminator's gradient has no digits left to multiply
-    (d′ ≈ 0), the gradients of that part of the batch are taken as ``simultaneous`` takes them.
-    On CUDA, where looking at γ would make the host wait, such a step comes out non-finite and
-    is skipped, and from the next tick on all steps are those of ``simultaneous``
-    (:meth:`reconsider`).
+    Where the discriminator's gradient underflows (d′ ≈ 0), γ is unusable, and that part of the
+    batch is computed as ``simultaneous`` does. On CUDA, where reading γ would make the host wait,
+    such a step is non-finite and skipped, and after the log interval all steps are those of
+    ``simultaneous`` (:meth:`reconsider`).
 
     Raises:
         ConfigError: the loss has no ratio γ, or the discriminator couples the samples of a batch.
@@ -64,27 +63,25 @@ class OneStage(Simultaneous):
             )
 
         self.given_up = False
-        # [n] of the part that is computed, where the host must not wait to look at it.
+        # [n] of the present part, where reading it would make the host wait.
         self._unusable: Tensor | None = None
         self.tags = (_UNUSABLE,)
-        # Two flags: whether a step had no usable γ, and whether that was acted on.
+        # Flags: whether γ was unusable in a step, and whether that has been acted on.
         self.tensors = {
             name: torch.zeros((), dtype=torch.int64, device=_device(game))
             for name in ("unusable", "given_up")
         }
 
     def update(self, means: Mapping[str, Tensor], step: int, num_samples: int) -> None:
-        """Remember that on any worker a sample of this step had no usable γ."""
         self.tensors["unusable"].copy_(self.tensors["unusable"] | (means[_UNUSABLE] > 0))
 
     def reconsider(self) -> None:
-        """Look, and wait, whether steps so far had no usable γ."""
         if int(self.tensors["unusable"]):
             self.tensors["given_up"].fill_(1)
             self.loaded()
 
     def loaded(self) -> None:
-        """Give up if it was given up before; a rollback takes nothing of that back."""
+        # A rollback does not undo the decision.
         self.given_up |= bool(self.tensors["given_up"])
         self.tensors["given_up"].fill_(self.given_up)
         if self.given_up:
@@ -99,16 +96,14 @@ class OneStage(Simultaneous):
 
     @property
     def variant(self) -> bool:
-        """Whether it has been given up."""
         return self.given_up
 
     def _note(self) -> None:
-        """Say it once."""
         if not self._noted:
             self._noted = True
             self.notes.append(
-                "one_stage: the discriminator is so sure of some fakes that their gradients "
-                "vanish; such steps are computed as update_rule = 'simultaneous' would"
+                "one_stage: the discriminator's gradient underflows at some fakes; such steps are "
+                "computed as with game.update_rule = 'simultaneous'"
             )
 
     def _to_generator(self, batch: Batch, real: Scores, fake: Scores) -> Callable[[Tensor], Tensor]:
@@ -123,12 +118,11 @@ class OneStage(Simultaneous):
         if not devices.is_readable(usable):
             self._unusable = (~usable).to(ratio.dtype).expand(len(ratio))
         factor = ratio.where(usable, torch.nan)
-        # One factor a sample, for all its pixels.
         factor = factor.view(-1, *[1] * (fake.samples.dim() - 1))
         return lambda gradient: gradient * factor
 
     def _penalized(self, batch: Batch, fake: Scores) -> Scores:
-        """The fakes cut off from the generator, so that no penalty at fakes is multiplied by γ."""
+        # Detached from the generator, so that no penalty at fakes is multiplied by γ.
         leaf = self.game.differentiable(fake.samples, batch.step, "fake")
         if not leaf.requires_grad:
             return Scores(leaf, fake.logits.detach())

@@ -1,4 +1,4 @@
-"""What an update rule is: a sequence of phases."""
+"""Update rules: a step as a sequence of phases, each with its gradients and optimizer steps."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ Direction = Literal["gradient", "optimistic", "conjugate"]
 
 @dataclass(frozen=True)
 class Step:
-    """What a step is taken at.
+    """The inputs of a step.
 
     Attributes:
-        batch: this worker's share: one global batch for each discriminator step, one after another.
-        learning_rates: each player's, at this step: numbers, or scalars on the device.
+        batch: this worker's share of a global batch per discriminator step, concatenated.
+        learning_rates: by player: numbers, or scalars on the device.
     """
 
     batch: Batch
@@ -38,15 +38,15 @@ class Step:
 
 @dataclass(frozen=True)
 class Phase:
-    """Zero, gradients of the parts, reduce, judge, clip, move: for these players together.
+    """Gradients of some players at one point, and the optimizer steps that follow.
 
     Attributes:
         name: for timing.
-        players: whose gradients are computed, and who then move.
-        batch: the samples that it is computed at.
+        players: whose gradients are computed, and who make an optimizer step.
+        batch: samples of this worker.
         backward: leaves the gradients of one part's weighted losses in ``.grad``; returns what to
-            report, by tag, one value a sample.
-        origin: parameters by player, from where they move; None: from where they are.
+            report, by tag, one value per sample.
+        origin: parameters by player to step from; None: from the present ones.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Phase:
     def gradients(
         self, game: Game, reduction: Reduction, parts: Sequence[Batch]
     ) -> list[Observations]:
-        """Leave the players' gradients in ``.grad``, those of the global batch on every worker."""
+        """Leave the players' gradients over the global batch in ``.grad``, on every worker."""
         networks = [getattr(game, name) for name in self.players]
         return reduction.gradients(networks, parts, self.backward)
 
@@ -67,8 +67,7 @@ class Phase:
 class ReducedPhase(Phase):
     """A phase whose gradients are a function of reduced ones, as in second-order rules.
 
-    Attributes:
-        compute: (reduction, parts) → each player's gradient, reduced, and what to report.
+    ``compute`` maps (reduction, parts) to each player's reduced gradient, and what to report.
     """
 
     compute: Callable[
@@ -78,7 +77,6 @@ class ReducedPhase(Phase):
     def gradients(
         self, game: Game, reduction: Reduction, parts: Sequence[Batch]
     ) -> list[Observations]:
-        """See :meth:`Phase.gradients`."""
         found, observations = self.compute(reduction, parts)
         for name, gradients in found.items():
             set_gradients(trainable(getattr(game, name)), gradients)
@@ -86,29 +84,29 @@ class ReducedPhase(Phase):
 
 
 class UpdateRule(ABC):
-    """Decides which gradients are taken, at which point, in which order: the *field*.
+    """Defines which gradients a step takes, at which point, in which order.
 
-    The step runs the phases one by one: a phase's gradients are computed after the one before it
-    has moved its players, so a rule reads like the algorithm in its paper.
+    A phase's gradients are computed after the optimizer steps of the phase before it, so a rule
+    reads like the algorithm in its paper.
 
     Args:
-        game: what is played.
-        config: its section. The rule's own options come as keywords, from ``rule_options``.
+        game: networks, losses, penalties.
+        config: section ``game``. The rule's own options are keywords, from ``rule_options``.
 
     Attributes:
         direction: what the players' optimizers follow, unless their configuration says otherwise.
-        second_order: whether it differentiates gradients, by bare networks.
-        plain_descent: whether its step is only right with optim.*.name = "sgd" without momentum.
-        several_discriminator_steps: whether it knows ``game.num_discriminator_steps``.
-        recordable: whether what its phases do is decided before the step, by :attr:`variant` and by
-            which penalties are due, so that a CUDA graph of one step does for others.
-        notes: what a person should be told once; whoever tells it takes it out.
-        tags: observations whose means over the global batch :meth:`update` gets.
-        tensors: all that it remembers from step to step and that changes what it computes, by name,
-            changed in place, the same on all workers. Checkpoints hold them.
+        second_order: whether it differentiates gradients, with bare networks.
+        plain_descent: whether it requires optim.*.name = "sgd" without momentum.
+        several_discriminator_steps: whether it supports ``game.num_discriminator_steps`` > 1.
+        recordable: whether :attr:`variant` and the penalties due determine before a step what its
+            phases do, so that a CUDA graph of one step serves others.
+        notes: messages for the user; the reader empties the list.
+        tags: observations whose means over the global batch :meth:`update` receives.
+        tensors: the rule's state by name, identical on every rank, changed in place and saved in
+            checkpoints.
 
     Raises:
-        ConfigError: the rule is not right for this game, by name, with what to use instead.
+        ConfigError: the rule does not suit this game.
     """
 
     direction: ClassVar[Direction] = "gradient"
@@ -126,16 +124,14 @@ class UpdateRule(ABC):
 
     @abstractmethod
     def phases(self, step: Step) -> Iterator[Phase]:
-        """The phases of one step, but for those of separate penalties."""
+        """Yield the phases of one step, without those of separate penalties."""
 
     @cached_property
     def adaptive_states(self) -> dict[str, AdaptiveState]:
-        """All that is adaptive, by name: the game's learners and the rule itself."""
         return self.game.adaptive_states | {"rule": self}
 
     @cached_property
     def tracked_metrics(self) -> frozenset[str]:
-        """The tags of all observations that a learner wants."""
         return frozenset(
             tag for adaptive_state in self.adaptive_states.values() for tag in adaptive_state.tags
         )
@@ -146,21 +142,21 @@ class UpdateRule(ABC):
         """See :meth:`gatdist.game.adaptive_state.AdaptiveState.update`."""
 
     def reconsider(self) -> None:  # noqa: B027
-        """Called at each tick, where waiting for the device costs nothing: adapt to what was seen.
+        """Adapt at the end of a log interval, where waiting for the device costs nothing.
 
-        What is decided must be the same on all workers and after resuming.
+        Decisions must be identical on every rank and after resuming.
         """
 
     def loaded(self) -> None:  # noqa: B027
-        """Called when :attr:`tensors` were loaded: derive from them what the host remembers."""
+        """Derive what the host remembers from :attr:`tensors`, which a checkpoint has set."""
 
     @property
     def variant(self) -> Hashable:
-        """What :meth:`reconsider` has decided: steps are recorded anew when it changes."""
+        """What :meth:`reconsider` decided. Steps are recorded anew when it changes."""
         return None
 
     def all_phases(self, step: Step) -> Iterator[Phase]:
-        """The phases of one step, those of the penalties that have steps of their own last."""
+        """Yield the phases of one step, those of separate penalties last."""
         yield from self.phases(step)
         batch = step.batch.consecutive(self.config.num_discriminator_steps)[-1]
         for player in BOTH:
@@ -183,16 +179,16 @@ update_rules: Registry[type[UpdateRule]] = Registry("game.update_rule")
 
 
 def register_update_rule(name: str) -> Callable[[type[UpdateRule]], type[UpdateRule]]:
-    """Decorator: makes an :class:`UpdateRule` available as ``game.update_rule = name``."""
+    """Decorate an :class:`UpdateRule` to make it available as ``game.update_rule = name``."""
     return update_rules.register(name)
 
 
 def build_update_rule(config: Config, game: Game) -> UpdateRule:
-    """The rule that ``game.update_rule`` names, checked against the rest of the configuration.
+    """Build the rule that ``game.update_rule`` names, checked against the configuration.
 
     Raises:
         ConfigError: an unknown rule or option, or a combination that would be wrong or inexact.
-        PluginError: a user's rule is none, or fails in its constructor.
+        PluginError: a user's rule is no UpdateRule, or fails in its constructor.
     """
     kind: Any = update_rules[config.game.update_rule]
     name = config.game.update_rule
@@ -207,7 +203,7 @@ def build_update_rule(config: Config, game: Game) -> UpdateRule:
         _check_optimizer(config, kind, name)
     _check_second_derivatives(config, kind, game)
     _check_discriminator_steps(config, kind)
-    _check_kept_fakes(config)
+    _check_reused_fakes(config)
     _check_recording(config, kind)
     return rule
 
@@ -218,20 +214,11 @@ def _check_optimizer(config: Config, kind: type[UpdateRule], name: PlayerName) -
     if not (conjugate or kind.plain_descent):
         return
     what = "a conjugate direction" if conjugate else f"the rule {config.game.update_rule!r}"
+    rule = f"{what} computes the whole step, so the optimizer must be plain descent"
     if player.name != "sgd":
-        raise ConfigError(
-            f"optim.{name}.name",
-            f"{what} finds the whole step by itself, so the optimizer must be plain descent",
-            value=player.name,
-            hint="Use 'sgd'",
-        )
+        raise ConfigError(f"optim.{name}.name", rule, value=player.name, hint="Use 'sgd'")
     if player.momentum:
-        raise ConfigError(
-            f"optim.{name}.momentum",
-            f"{what} finds the whole step by itself, without momentum",
-            value=player.momentum,
-            hint="Use 0",
-        )
+        raise ConfigError(f"optim.{name}.momentum", rule, value=player.momentum, hint="Use 0")
 
 
 def _check_second_derivatives(config: Config, kind: type[UpdateRule], game: Game) -> None:
@@ -253,8 +240,7 @@ def _check_second_derivatives(config: Config, kind: type[UpdateRule], game: Game
     if kind.second_order and config.precision.dtype == "float16":
         raise ConfigError(
             "precision.dtype",
-            f"the scaled losses of float16 do not suit {config.game.update_rule!r}, whose step is "
-            "not linear in them",
+            f"the rule {config.game.update_rule!r} is not linear in the scaled losses",
             value="float16",
             hint="Use 'bfloat16' or 'float32'",
         )
@@ -265,40 +251,32 @@ def _check_discriminator_steps(config: Config, kind: type[UpdateRule]) -> None:
     if count > 1 and not kind.several_discriminator_steps:
         raise ConfigError(
             "game.num_discriminator_steps",
-            f"the rule {config.game.update_rule!r} moves both players together, once a step",
+            f"the rule {config.game.update_rule!r} steps both players together, once per step",
             value=count,
             hint="Use 1, or game.update_rule = 'alternating'",
         )
 
 
-def _check_kept_fakes(config: Config) -> None:
+def _check_reused_fakes(config: Config) -> None:
     game = config.game
     if not game.reuse_fakes:
         return
-    wrong = [
-        (game.update_rule != "alternating", "game.update_rule", game.update_rule, "alternating"),
-        (game.latents != "shared", "game.latents", game.latents, "shared"),
-        (game.order != "discriminator_first", "game.order", game.order, "discriminator_first"),
-        (
-            game.num_discriminator_steps > 1,
-            "game.num_discriminator_steps",
-            game.num_discriminator_steps,
-            1,
-        ),
-        *(
-            (size is not None, f"optim.{name}.micro_batch", size, None)
-            for name in BOTH
-            for size in [getattr(config.optim, name).micro_batch]
-        ),
-    ]
-    for is_wrong, field, value, needed in wrong:
-        if is_wrong:
-            hint = "Leave it out" if needed is None else f"Use {needed!r}"
+    needed = {
+        "game.update_rule": (game.update_rule, "alternating"),
+        "game.latents": (game.latents, "shared"),
+        "game.order": (game.order, "discriminator_first"),
+        "game.num_discriminator_steps": (game.num_discriminator_steps, 1),
+        "optim.generator.micro_batch": (config.optim.generator.micro_batch, None),
+        "optim.discriminator.micro_batch": (config.optim.discriminator.micro_batch, None),
+    }
+    for field, (value, other) in needed.items():
+        if value != other:
+            hint = "Leave it out" if other is None else f"Use {other!r}"
             raise ConfigError(
                 field,
                 "does not go with game.reuse_fakes",
                 value=value,
-                hint=f"{hint}, or keep none",
+                hint=f"{hint}, or game.reuse_fakes = false",
             )
 
 
@@ -308,8 +286,7 @@ def _check_recording(config: Config, kind: type[UpdateRule]) -> None:
     if not kind.recordable:
         raise ConfigError(
             "precision.cuda_graphs",
-            f"the rule {config.game.update_rule!r} decides within a step how to go on, which a "
-            "recorded step can't",
+            f"the rule {config.game.update_rule!r} decides within a step what to compute next",
             value=True,
             hint="Leave it out, or use another rule",
         )
@@ -323,5 +300,5 @@ def _check_recording(config: Config, kind: type[UpdateRule]) -> None:
 
 
 def trainable(network: nn.Module) -> list[Tensor]:
-    """The parameters that learn."""
+    """Return the trainable parameters."""
     return [p for p in network.parameters() if p.requires_grad]

@@ -1,7 +1,7 @@
-"""What rules that differentiate gradients have in common.
+"""Common parts of rules that differentiate gradients.
 
-They call the bare networks: ``autograd.grad`` passes by the data-parallel reduction, so every
-gradient and product is averaged by the rule itself, over all parts of all workers.
+They call the bare networks: ``autograd.grad`` bypasses the data-parallel reduction, so the rule
+itself averages every gradient and product over all parts of all workers.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Losses:
 
 
 class SecondOrder(UpdateRule):
-    """A rule with one phase for both players, made of reduced gradients and products."""
+    """A rule with one phase for both players, computed from reduced gradients and products."""
 
     second_order = True
 
@@ -55,9 +55,7 @@ class SecondOrder(UpdateRule):
         self.psi = trainable(self._bare.discriminator)
 
     def phases(self, step: Step) -> Iterator[ReducedPhase]:
-        """One phase for both."""
-
-        def backward(batch: Batch) -> Observations:  # for those who only want to see a part's cost
+        def backward(batch: Batch) -> Observations:  # to estimate a part's cost
             losses = self.losses(batch)
             torch.autograd.backward([losses.generator, losses.discriminator])
             return losses.observations
@@ -73,38 +71,35 @@ class SecondOrder(UpdateRule):
     def compute(
         self, step: Step, reduction: Reduction, parts: Sequence[Batch]
     ) -> tuple[Gradients, list[Observations]]:
-        """Both players' gradients, reduced, and each part's observations."""
+        """Return both players' reduced gradients, and each part's observations."""
 
     def require_second_derivatives(self, batch: Batch) -> None:
         """Raise RuntimeError if a layer has none. Leaves something in ``.grad``."""
         losses = self.losses(batch)
         field = gradient(losses.generator, self.theta, graph=True)
         field += gradient(losses.discriminator, self.psi, graph=True)
-        # A backward visits every layer; ``autograd.grad`` would silently pass by those that refuse.
+        # A backward visits every layer; ``autograd.grad`` would skip those without derivatives.
         torch.autograd.backward(dot(field, field))
 
     def losses(self, batch: Batch) -> Losses:
-        """Both losses as functions of both players' parameters."""
+        """Return both losses as functions of both players' parameters."""
         game = self._bare
         fakes = game.generate(game.latents(batch), batch)
         real = game.judge(game.differentiable(batch.real, batch.step, "real"), batch, "real")
         fake = game.judge(fakes, batch, "fake")
         loss, observations = game.discriminator_loss(batch, real, fake, penalized=fake)
         generator_loss = game.loss.generator(real.logits, fake.logits)
-        penalties, seen = game.generator_penalties(batch)
+        penalties, of_generator = game.generator_penalties(batch)
         total = sum(penalties, batch.mean(generator_loss))
         value = batch.mean(game.loss.discriminator(real.logits, fake.logits))
-        observations |= seen | {"loss/generator": generator_loss.detach()}
+        observations |= of_generator | {"loss/generator": generator_loss.detach()}
         return Losses(total, loss, value, observations)
 
 
 class OfLastPart(Generic[T]):
-    """What was made of a part, kept until another is asked for: a single part is computed once.
+    """Cache of the result for the last part, so that a single part is computed once.
 
-    It is let go before the next is made, so no two parts' graphs are in memory together.
-
-    Args:
-        make: what to make of a part.
+    It is freed before the next result, so no two parts' graphs are in memory together.
     """
 
     def __init__(self, make: Callable[[Batch], T]) -> None:
@@ -112,7 +107,6 @@ class OfLastPart(Generic[T]):
         self._kept: tuple[Batch, T] | None = None
 
     def __call__(self, part: Batch) -> T:
-        """What is made of ``part``."""
         if self._kept is None or self._kept[0] is not part:
             self._kept = None
             self._kept = part, self._make(part)
@@ -122,13 +116,9 @@ class OfLastPart(Generic[T]):
 def gradient(
     loss: Tensor, parameters: Vector, *, graph: bool = False, keep: bool = False
 ) -> Vector:
-    """∂loss/∂parameters, zeros where there is no dependence.
+    """Return ∂loss/∂parameters, zeros where there is no dependence.
 
-    Args:
-        loss: a scalar, or one that depends on nothing.
-        parameters: to differentiate by.
-        graph: make the result differentiable.
-        keep: keep the loss's graph for more.
+    ``graph`` makes the result differentiable; ``keep`` retains the loss's graph.
     """
     if not loss.requires_grad:
         return [torch.zeros_like(p) for p in parameters]
@@ -145,5 +135,5 @@ def gradient(
 
 
 def dot(a: Vector, b: Vector) -> Tensor:
-    """⟨a, b⟩, a scalar."""
+    """Return ⟨a, b⟩, a scalar."""
     return torch.stack([(x * y).sum() for x, y in zip(a, b, strict=True)]).sum()

@@ -1,4 +1,4 @@
-"""Whether a state is still one that a run could go on from: what users' code does may spoil it."""
+"""Check that a training state is finite, complete, and identical on all workers."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from gatdist.common.errors import PluginError, TrainingError
+from gatdist.common.errors import PluginError, TrainingError, WorkerLostError
+from gatdist.parallel.communicator import Communicator
 from gatdist.training.state import TrainState
+
+# An odd multiplier is invertible modulo 2⁶⁴, so that every single changed word is detected.
+_MULTIPLIER = 6364136223846793005
 
 
 class Intact:
-    """What a state is like before training, to be compared with later.
-
-    Args:
-        state: with its update rule.
-    """
+    """Compare a state with what it was before training: user code may break it."""
 
     def __init__(self, state: TrainState) -> None:
         self._state = state
@@ -27,7 +27,7 @@ class Intact:
 
     @torch.no_grad()
     def require(self) -> None:
-        """Refuse a state whose checkpoint would be of no use.
+        """Refuse a state whose checkpoint could not be resumed.
 
         Raises:
             PluginError: tensors were added, removed or replaced.
@@ -54,7 +54,7 @@ class Intact:
     def _refuse(self, subject: str, how: str) -> None:
         raise PluginError(
             subject,
-            f"was added, removed, {how} during the run, so that no checkpoint could be read again",
+            f"was added, removed, {how} during the run; its checkpoints could not be resumed",
             hint="Create parameters and buffers in the constructor, and then change values only",
         )
 
@@ -64,6 +64,36 @@ def _kinds(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.d
 
 
 def _finite(tensors: Mapping[str, Tensor]) -> dict[str, bool]:
-    """Whether each tensor is finite, by one transfer from the device."""
+    """Return whether each tensor is finite, by one transfer from the device."""
     finite = torch.stack([tensor.isfinite().all() for tensor in tensors.values()])
     return dict(zip(tensors, finite.tolist(), strict=True))
+
+
+@torch.no_grad()
+def require_equal_replicas(tensors: Mapping[str, Tensor], comm: Communicator) -> None:
+    """Compare checksums of all tensors (the same names on every worker), in one collective.
+
+    Raises:
+        WorkerLostError: a tensor differs; the first is named, and a worker that holds it.
+    """
+    if comm.world_size == 1:
+        return
+    names = sorted(tensors)
+    mine = torch.stack([_checksum(tensors[name]).to(comm.device) for name in names])
+    rows = comm.all_gather(mine).cpu()  # [workers, tensors]
+    for column, name in enumerate(names):
+        for rank in range(1, comm.world_size):
+            if rows[rank, column] != rows[0, column]:
+                raise WorkerLostError(
+                    f"worker {rank} holds another {name} than worker 0, though they compute alike. "
+                    "A device, memory or network fault is likely: run gatdist doctor on its host. "
+                    "The last checkpoint is good"
+                )
+
+
+def _checksum(tensor: Tensor) -> Tensor:
+    """Return an int64 that changes with any byte and with their order."""
+    word = torch.int32 if tensor.element_size() % 4 == 0 else torch.uint8
+    words = tensor.detach().contiguous().view(-1).view(word).to(torch.int64)
+    places = torch.arange(1, 2 * len(words), 2, device=words.device)
+    return ((words + 1) * (places * _MULTIPLIER)).sum()
