@@ -47,7 +47,7 @@ class Batch:
         return len(self.positions)
 
     def every(self, stride: int, start: int) -> Self:
-        """Return part ``start`` of ``stride``: the samples ``start``, ``start + stride`` and so on."""
+        """Return part ``start`` of ``stride`` interleaved parts."""
         return replace(self._at(slice(start, None, stride)), part=start)
 
     def consecutive(self, count: int) -> list[Self]:
