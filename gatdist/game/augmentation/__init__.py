@@ -1,6 +1,6 @@
-"""Augmentation of all that the discriminator sees, differentiable, keyed by sample."""
+"""Augmentation of the discriminator's inputs: differentiable and keyed by sample."""
 
-from gatdist.game.augmentation.adaptive import AdaptiveAugmentation
+from gatdist.game.augmentation.ada import AdaptiveAugmentation
 from gatdist.game.augmentation.base import Augmentation, augmentations, build_augmentation
 from gatdist.game.augmentation.diffaugment import DiffAugment
 

@@ -1,12 +1,11 @@
-"""DiffAugment: the same kinds of change at all times (Zhao et al. 2020)."""
+"""DiffAugment: fixed augmentation (Zhao et al. 2020)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from gatdist.common.errors import ConfigError, nearest
-from gatdist.game.augmentation.base import Augmentation, augmentations
+from gatdist.game.augmentation.base import Augmentation, augmentations, require_policy
 from gatdist.game.augmentation.warp import take
 from gatdist.parallel import draws
 
@@ -18,49 +17,27 @@ _NUM_DRAWS = 7  # brightness, saturation, contrast; translation and cutout along
 class DiffAugment(Augmentation):
     """Zhao et al. 2020, "Differentiable Augmentation for Data-Efficient GAN Training".
 
-    In this order, whatever that of the policy, with uniform draws:
+    Applies the transformations of the policy in this order, with uniform draws.
 
-    * ``color``: x + b, b in (−0.5, 0.5); then saturation, the distance from the mean over the
-      channels times s in (0, 2); then contrast, the distance from the picture's mean times c in
-      (0.5, 1.5).
-    * ``translation``: by whole pixels, up to an eighth of each side; what comes in is 0.
-    * ``cutout``: a box of half of each side, wherever its middle falls in the picture, becomes 0.
-
-    One channel has no saturation.
-
-    Args:
-        sample_shape: (C, H, W).
-        device: where the samples will be.
-        policy: some of these names.
-
-    Raises:
-        ConfigError: an unknown name, or none.
+    * ``color``: brightness x + b, b in (−0.5, 0.5); then saturation (not for one channel), the
+      distance from the mean over the channels times s in (0, 2); then contrast, the distance from
+      the image's mean times c in (0.5, 1.5).
+    * ``translation``: by whole pixels, up to an eighth of each side, filled with 0.
+    * ``cutout``: a box of half of each side, with its middle anywhere in the image, becomes 0.
     """
 
     def __init__(
         self, *, sample_shape: tuple[int, ...], device: torch.device, policy: list[str] = _POLICY
     ) -> None:
-        if not policy:
-            raise ConfigError(
-                "game.augmentation.policy",
-                f"must name at least one of {', '.join(_POLICY)}",
-                value=policy,
-                hint="Leave out game.augmentation for none",
-            )
-        for name in policy:
-            if name not in _POLICY:
-                raise ConfigError(
-                    "game.augmentation.policy", f"not known. {nearest(name, _POLICY)}", value=name
-                )
+        require_policy(policy, _POLICY)
         self._policy = frozenset(policy)
 
     def __call__(self, samples: Tensor, seed: int, stream: str, positions: Tensor) -> Tensor:
-        """See :meth:`Augmentation.__call__`. Draws do not depend on the policy."""
         # In double precision, where a draw is never rounded to 1.
         drawn = draws.uniform(seed, stream, positions, (_NUM_DRAWS,), torch.float64)
         found = samples if samples.dtype == torch.float64 else samples.float()
         if "color" in self._policy:
-            found = _recolour(found, drawn[:, :3].to(found.dtype))
+            found = _recolor(found, drawn[:, :3].to(found.dtype))
         if "translation" in self._policy:
             index, beyond = _translation(drawn[:, 3:5], *samples.shape[2:])
             found = torch.where(beyond[:, None], 0, take(found, index))
@@ -70,32 +47,24 @@ class DiffAugment(Augmentation):
         return found.to(samples.dtype)
 
 
-def _recolour(images: Tensor, drawn: Tensor) -> Tensor:
-    """Brightness, saturation and contrast in one: both means are known in advance.
-
-    Args:
-        images: [n, C, H, W].
-        drawn: [n, 3] uniform in (0, 1).
-    """
+def _recolor(images: Tensor, drawn: Tensor) -> Tensor:
+    """Change brightness, saturation and contrast at once, by draws [n, 3] uniform in (0, 1)."""
     brightness, saturation, contrast = drawn.T[..., None, None, None]  # [n, 1, 1, 1]
     brightness, saturation, contrast = brightness - 0.5, 2 * saturation, contrast + 0.5
-    grey = images.mean(1, keepdim=True)
-    # One axis after the other: a mean over all that is left would depend on the size of the batch.
-    mean = grey.mean(3, keepdim=True).mean(2, keepdim=True)
+    gray = images.mean(1, keepdim=True)
+    # One axis after the other: a mean over several may depend on the size of the batch.
+    mean = gray.mean(3, keepdim=True).mean(2, keepdim=True)
     base = brightness + (1 - contrast) * mean
     if images.shape[1] == 1:
         return torch.addcmul(base, images, contrast)
-    base = torch.addcmul(base, grey, contrast * (1 - saturation))
+    base = torch.addcmul(base, gray, contrast * (1 - saturation))
     return torch.addcmul(base, images, contrast * saturation)
 
 
 def _translation(drawn: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Which pixel each one shows, int64 [n, H, W], and where it shows none, [n, H, W].
+    """Source of each pixel, int64 [n, H, W], and where it lies outside the image, [n, H, W].
 
-    Args:
-        drawn: [n, 2] uniform in (0, 1), for x and for y.
-        height: H.
-        width: W.
+    ``drawn`` is [n, 2] uniform in (0, 1), for x and y.
     """
 
     def along(uniform: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -111,7 +80,7 @@ def _translation(drawn: Tensor, height: int, width: int) -> tuple[Tensor, Tensor
 
 
 def _cutout(drawn: Tensor, height: int, width: int) -> Tensor:
-    """The boxes that are cut out, [n, H, W]; see :func:`_translation`."""
+    """Masks of the boxes, [n, H, W]; ``drawn`` as in :func:`_translation`."""
 
     def along(uniform: Tensor, size: int) -> Tensor:
         length = int(size / 2 + 0.5)

@@ -1,9 +1,7 @@
-"""Geometry: affine maps of the plane, and pictures shown through them.
+"""Affine maps of the plane, and resampling of images by them.
 
-Coordinates are in pixels from the picture's middle, x to the right and y downwards, so that a map
-means the same for pictures of any height and width.
-
-Legend: n samples; pictures [n, C, H, W]; maps [n, 3, 3], which act on columns (x, y, 1).
+Maps are [n, 3, 3] and act on columns (x, y, 1). Coordinates are in pixels from the middle of the
+image, x to the right and y downwards. Images are [n, C, H, W].
 """
 
 from __future__ import annotations
@@ -13,29 +11,29 @@ from torch import Tensor
 
 
 def translation(x: Tensor, y: Tensor) -> Tensor:
-    """Maps [n, 3, 3] that move by (x, y) pixels, [n] each."""
+    """Return maps that move by (x, y) pixels, [n] each."""
     found = _identity(x)
     found[:, 0, 2], found[:, 1, 2] = x, y
     return found
 
 
 def scaling(x: Tensor, y: Tensor) -> Tensor:
-    """Maps [n, 3, 3] that stretch by the factors x and y, [n] each; a negative one mirrors."""
+    """Return maps that scale by the factors x and y, [n] each; a negative factor mirrors."""
     found = _identity(x)
     found[:, 0, 0], found[:, 1, 1] = x, y
     return found
 
 
 def rotation(angle: Tensor) -> Tensor:
-    """Maps [n, 3, 3] that turn by ``angle`` [n], in radians."""
+    """Return maps that rotate by ``angle`` [n], in radians."""
     return _rotation(angle.cos(), angle.sin())
 
 
 def quarter_turn(count: Tensor, height: int, width: int) -> Tensor:
-    """Maps [n, 3, 3] that turn by ``count`` [n] quarters, pixel onto pixel.
+    """Return maps that rotate by ``count`` [n] quarters, pixel onto pixel.
 
-    The middles of the pixels of a 4 × 5 picture, turned about its middle, would fall between
-    pixels; there an odd number of quarters moves by half a pixel as well.
+    If H − W is odd, an odd number of quarters also moves by half a pixel: pixels would otherwise
+    fall between pixels.
     """
     angle = count * (torch.pi / 2)
     found = _rotation(angle.cos().round(), angle.sin().round())
@@ -56,32 +54,22 @@ def _identity(like: Tensor) -> Tensor:
 
 
 def take(images: Tensor, index: Tensor) -> Tensor:
-    """Pixels by their number within each picture, y · W + x.
-
-    Args:
-        images: [n, C, H, W].
-        index: int64 [n, H, W] in [0, H · W).
-
-    Returns:
-        [n, C, H, W], differentiable in the pictures as often as one likes.
-    """
+    """Return [n, C, H, W] with the pixels that ``index``, int64 [n, H, W], names by y · W + x."""
     flat = images.flatten(2)
-    requested = index.flatten(1)[:, None].expand(-1, flat.shape[1], -1)
-    return flat.gather(2, requested).view(images.shape)
+    index = index.flatten(1)[:, None].expand(-1, flat.shape[1], -1)
+    return flat.gather(2, index).view(images.shape)
 
 
 def resample(images: Tensor, sources: Tensor) -> Tensor:
-    """Pictures whose pixel at q shows what the given ones have at ``sources`` · q.
+    """Return images whose pixel at q is the given image at ``sources`` · q.
 
-    Bilinear between pixels, and beyond the edges the mirror image. Moves by whole pixels are exact,
-    for any H and W. Differentiable in the pictures as often as one likes, not in the maps.
-
-    Made of gathers because grid_sample is exact only for some sizes, and has no second derivative
-    in older versions of torch.
+    Bilinear, with mirrored images beyond the edges. Moves by whole pixels are exact for any H and
+    W. Infinitely differentiable by the images, not by the maps. It uses gathers because grid_sample
+    is exact only for some sizes, and has no second derivative in older versions of torch.
 
     Args:
-        images: [n, C, H, W] of float32 or float64.
-        sources: maps [n, 3, 3] of the same dtype.
+        images: float32 or float64.
+        sources: Maps of the same dtype.
     """
     height, width = images.shape[2:]
     maps = sources[:, :2, :, None, None]
@@ -99,13 +87,11 @@ def resample(images: Tensor, sources: Tensor) -> Tensor:
 
 
 def _neighbours(place: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The pixels before and after each place, int64, and how far it is on the way, in [0, 1).
+    """Indices of the pixels before and after each place, and its distance to the first, in [0, 1).
 
-    Args:
-        place: along one axis, from the middle.
-        size: pixels along it.
+    ``place`` is a coordinate from the middle of an axis of ``size`` pixels.
     """
-    # From the edge, and over the mirror image beside the picture, which repeats with it.
+    # Measure from the edge; the image and its mirror image repeat with the period 2 size.
     place = place + size / 2
     place = place - (place / (2 * size)).floor() * (2 * size)
     place = (size - 0.5 - (place - size).abs()).clamp(0, size - 1)
