@@ -1,8 +1,4 @@
-"""What the game learns from its own observations, alike on all workers.
-
-A learner sees means over the global batch, once a step, and keeps a few scalars on the device,
-which go into checkpoints.
-"""
+"""State that a game adapts to its own observations."""
 
 from __future__ import annotations
 
@@ -14,38 +10,33 @@ from torch import Tensor
 
 
 class AdaptiveState(Protocol):
-    """Something adaptive in a game.
+    """A few scalars that follow observations; identical on every rank and part of checkpoints.
 
     Attributes:
-        tags: the observations whose means it wants.
-        tensors: all that it remembers, by name: scalars on the device, changed in place.
+        tags: Observations whose means over the global batch it is updated with.
+        tensors: Its state by name: scalars on the device, changed in place.
     """
 
     @property
-    def tags(self) -> tuple[str, ...]:
-        """See the class."""
+    def tags(self) -> tuple[str, ...]: ...
 
     @property
-    def tensors(self) -> Mapping[str, Tensor]:
-        """See the class."""
+    def tensors(self) -> Mapping[str, Tensor]: ...
 
     def update(self, means: Mapping[str, Tensor], step: int, num_samples: int) -> None:
-        """Take note of a step's means over the global batch, without waiting for the device.
+        """Update the state once per step, without waiting for the device.
 
         Args:
-            means: scalars, by those of :attr:`tags` that the step observed. May be NaN.
-            step: its index.
-            num_samples: in the global batch.
+            means: Scalars, for those of :attr:`tags` that the step observed. May be NaN.
+            step: Index of the step.
+            num_samples: Size of the global batch.
         """
 
 
 class Averages(Mapping[str, Tensor]):
-    """Running means of observations: ā ← decay · ā + (1 − decay) · mean, from 0.
+    """Running means of observations by tag: ā ← decay · ā + (1 − decay) · mean, from 0.
 
-    Args:
-        decays: by tag, in [0, 1).
-        device: where they are kept.
-        dtype: what they are kept in.
+    ``decays`` are in [0, 1), by tag.
     """
 
     def __init__(
@@ -55,21 +46,15 @@ class Averages(Mapping[str, Tensor]):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self._decays = dict(decays)
-        self.tensors = {
-            tag: torch.zeros((), device=device, dtype=dtype) for tag in sorted(self._decays)
-        }
-
-    @property
-    def tags(self) -> tuple[str, ...]:
-        """The averaged observations."""
-        return tuple(self.tensors)
+        self.tags = tuple(sorted(decays))
+        self.tensors = {tag: torch.zeros((), device=device, dtype=dtype) for tag in self.tags}
 
     def update(self, means: Mapping[str, Tensor], step: int, num_samples: int) -> None:
-        """Move every average whose observation is there and finite."""
+        """Update the averages of the observations that are present and finite."""
         for tag, mean in means.items():
             average = self.tensors[tag]
-            moved = average.lerp(mean.to(average.dtype), 1 - self._decays[tag])
-            average.copy_(moved.where(moved.isfinite(), average))
+            updated = average.lerp(mean.to(average.dtype), 1 - self._decays[tag])
+            average.copy_(updated.where(updated.isfinite(), average))
 
     def __getitem__(self, tag: str) -> Tensor:
         return self.tensors[tag]

@@ -9,42 +9,41 @@ from torch import Tensor
 
 from gatdist.parallel import devices, draws
 
-# At most so many numbers are drawn at once, for at most so many steps.
-_MOST_NUMBERS, _MOST_STEPS = 2**17, 32
+# Limits of what is drawn ahead.
+_MAX_NUMBERS, _MAX_STEPS = 2**17, 32
 
 
 class Latents:
     """Standard normal numbers, a function of (seed, stream, position).
 
-    On the CPU they are drawn for some steps ahead, since a call costs more than the numbers of a
-    small batch. That changes nothing but the time.
+    On the CPU, latents of several steps are drawn at once, because a call costs more than the
+    numbers of a small batch.
 
     Args:
-        seed: of the run.
-        size: numbers in one latent.
-        step_samples: by how much the positions of one step differ from those of the one before; 0
-            if that is not known.
+        seed: Seed of the run.
+        size: Numbers per latent.
+        step_samples: Difference between the positions of consecutive steps; 0 if unknown.
     """
 
     def __init__(self, seed: int, size: int, step_samples: int = 0) -> None:
         self.seed, self.size, self._stride = seed, size, step_samples
         # By kind of batch: positions [n] of the first step, and latents [steps, n, size].
         self._ahead: dict[tuple[str, torch.dtype, int, int], tuple[Tensor, Tensor]] = {}
-        # The last question and answer: both players' phases ask for the same.
-        self._asked: tuple[Tensor | None, Any] = (None, None)
-        self._answer = torch.empty(0)
+        # The last request and its result: the phases of both players request the same latents.
+        self._request: tuple[Tensor | None, Any] = (None, None)
+        self._result = torch.empty(0)
 
     def __call__(self, positions: Tensor, stream: str, dtype: torch.dtype) -> Tensor:
-        """[n, size], for int64 positions [n]; not to be changed in place."""
-        what = (positions._version, stream, dtype)  # which tells of changes in place
-        if positions is not self._asked[0] or what != self._asked[1]:
-            self._answer = self._at(positions, stream, dtype)
-            self._asked = (positions, what)
-        return self._answer
+        """Return [n, size] for int64 positions [n]. Do not change it in place."""
+        what = (positions._version, stream, dtype)  # the version detects changes in place
+        if positions is not self._request[0] or what != self._request[1]:
+            self._result = self._at(positions, stream, dtype)
+            self._request = (positions, what)
+        return self._result
 
     def _at(self, positions: Tensor, stream: str, dtype: torch.dtype) -> Tensor:
         n = len(positions)
-        steps = min(_MOST_STEPS, _MOST_NUMBERS // max(1, n * self.size))
+        steps = min(_MAX_STEPS, _MAX_NUMBERS // max(1, n * self.size))
         if not devices.is_readable(positions) or not self._stride or steps < 2:
             return draws.normal(self.seed, stream, positions, (self.size,), dtype)
         first = int(positions[0])

@@ -1,8 +1,7 @@
 """Losses of both players as functions of logits, per sample.
 
-Everything works on logits r = D(x) of real and ℓ = D(G(z)) of fake samples, with log σ(ℓ) =
-−softplus(−ℓ) and log(1 − σ(ℓ)) = −softplus(ℓ), which stay finite for any logit that a dtype can
-hold.
+With logits r = D(x) of real and ℓ = D(G(z)) of fake samples, log σ(ℓ) = −softplus(−ℓ) and
+log(1 − σ(ℓ)) = −softplus(ℓ), which are finite for every logit.
 
 | name | discriminator | generator |
 | --- | --- | --- |
@@ -31,37 +30,31 @@ LogitsFunction = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Sum:
-    """f(r) + h(ℓ): the gradient of either half can be taken without the other.
+    """f(r) + h(ℓ), whose two gradients can be computed separately.
 
     Attributes:
-        real: f, of real logits [n]; gives [n].
-        fake: h, of fake logits [n]; gives [n].
+        real: f of real logits [n]; returns [n].
+        fake: h of fake logits [n]; returns [n].
     """
 
     real: Callable[[Tensor], Tensor]
     fake: Callable[[Tensor], Tensor]
 
     def __call__(self, real: Tensor, fake: Tensor) -> Tensor:
-        """Both halves, [n]."""
         return self.real(real) + self.fake(fake)
 
 
 @dataclass(frozen=True)
 class Loss:
-    """A pair of losses.
-
-    Each function maps (real logits [n], fake logits [n]) to a loss for each sample, [n].
+    """The losses of both players: functions of real logits [n] and fake logits [n] that return [n].
 
     Attributes:
-        discriminator: what the discriminator descends; a :class:`Sum` where it is one, for then a
-            step takes less memory.
-        generator: what the generator descends.
-        ratio: γ = (∂generator/∂ℓ) / (∂discriminator/∂ℓ), in closed form, for the one-stage step;
-            None where that step must not be used (the denominator is 0 for whole ranges of ℓ).
-        generator_reads_real: whether ``generator`` uses the real logits, which then have to be
-            computed for it.
-        zero_sum: whether what one player gains by moving ℓ the other loses, so that the loss is a
-            single function that one descends and the other ascends.
+        discriminator: The discriminator's loss. A :class:`Sum` takes less memory.
+        generator: The generator's loss.
+        ratio: γ = (∂generator/∂ℓ) / (∂discriminator/∂ℓ) in closed form, for the rule ``one_stage``.
+            None rules that out (the denominator is 0 on a range of ℓ).
+        generator_reads_real: Whether ``generator`` uses the real logits.
+        zero_sum: Whether the derivatives of both losses by ℓ are opposite.
     """
 
     discriminator: LogitsFunction
@@ -75,45 +68,40 @@ losses: Registry[Loss] = Registry("game.loss")
 
 
 def register_loss(name: str, loss: Loss) -> Loss:
-    """Make ``loss`` available as ``game.loss = name``. Returns it."""
+    """Make ``loss`` available as ``game.loss = name`` and return it."""
     return losses.register(name)(loss)
 
 
 def softplus(x: Tensor) -> Tensor:
-    """log(1 + eˣ) with full precision for any x.
+    """log(1 + eˣ) in full precision.
 
-    Torch's own becomes linear at 20, which costs 2e-9; at 40 the difference is below float64's.
+    Torch's becomes linear at 20, an error of 2e-9; at 40 the error is below float64's precision.
     """
     return functional.softplus(x, threshold=40)
 
 
+def _minus_one(real: Tensor, fake: Tensor) -> Tensor:
+    return fake.new_full(fake.shape, -1.0)
+
+
 _cross_entropy = Sum(real=lambda real: softplus(-real), fake=softplus)
 
-
-def _minimax_generator(real: Tensor, fake: Tensor) -> Tensor:
-    """L_G = −log D(x) + log(1 − D(G(z))).
-
-    The article prints L_D = E[log D(x)] + E[log(1 − D(G(z)))] and lets the discriminator *descend*
-    it; but that is the value V(G, D) which the discriminator must maximize (Goodfellow et al.
-    2014), so it descends −V here. The first term of L_G does not depend on the generator: it is in
-    the reported value and has no gradient.
-    """
-    return softplus(-real) - softplus(fake)
-
-
-minimax = register_loss(
+# Goodfellow et al. 2014: the discriminator ascends V = E[log D(x)] + E[log(1 − D(G(z)))], so it
+# descends −V here. (The GAT article prints L_D = V and lets the discriminator descend it.) The
+# generator's first term, −log D(x), does not depend on G: it has a value but no gradient.
+register_loss(
     "minimax",
     Loss(
         discriminator=_cross_entropy,
-        generator=_minimax_generator,
-        ratio=lambda real, fake: fake.new_full(fake.shape, -1.0),
+        generator=lambda real, fake: softplus(-real) - softplus(fake),
+        ratio=_minus_one,
         generator_reads_real=True,
         zero_sum=True,
     ),
 )
 
-# Goodfellow et al. 2014, §3: the same fixed point, but a gradient where the discriminator is sure.
-nonsaturating = register_loss(
+# Goodfellow et al. 2014, §3: the same fixed point, but a gradient where D(G(z)) is near 0.
+register_loss(
     "nonsaturating",
     Loss(
         discriminator=_cross_entropy,
@@ -123,7 +111,7 @@ nonsaturating = register_loss(
 )
 
 # Mao et al. 2017, with the labels 0, 1 and 1.
-least_squares = register_loss(
+register_loss(
     "least_squares",
     Loss(
         discriminator=Sum(real=lambda real: (real - 1).square(), fake=torch.square),
@@ -132,8 +120,8 @@ least_squares = register_loss(
     ),
 )
 
-# Lim & Ye 2017; no ratio, since d′ = 0 for every fake beyond the margin.
-hinge = register_loss(
+# Lim & Ye 2017. No ratio, because the discriminator's derivative is 0 for ℓ < −1.
+register_loss(
     "hinge",
     Loss(
         discriminator=Sum(real=lambda real: relu(1 - real), fake=lambda fake: relu(1 + fake)),
@@ -141,19 +129,19 @@ hinge = register_loss(
     ),
 )
 
-# Arjovsky et al. 2017; to be used with the penalty ``wgan_gp``.
-wasserstein = register_loss(
+# Arjovsky et al. 2017; use it with the penalty ``wgan_gp``.
+register_loss(
     "wasserstein",
     Loss(
         discriminator=Sum(real=torch.neg, fake=lambda fake: fake),
         generator=lambda real, fake: -fake,
-        ratio=lambda real, fake: fake.new_full(fake.shape, -1.0),
+        ratio=_minus_one,
         zero_sum=True,
     ),
 )
 
 # Jolicoeur-Martineau 2019, paired; with R1 and R2 the loss of R3GAN (Huang et al. 2024).
-relativistic = register_loss(
+register_loss(
     "relativistic",
     Loss(
         discriminator=lambda real, fake: softplus(fake - real),

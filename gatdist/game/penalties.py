@@ -1,4 +1,4 @@
-"""Penalties, per sample, and their schedules.
+"""Penalties per sample, and their schedules.
 
 | name | penalty, times its strength γ |
 | --- | --- |
@@ -8,8 +8,8 @@
 | ``lecam`` | (D(x) − ā_fake)² + (D(G(z)) − ā_real)², ā averages of logits (Tseng et al. 2021) |
 | ``path_length`` | (‖Jᵀy‖ − ā)², J = ∂G/∂z, y normal, ā the average length (Karras et al. 2020) |
 
-The last joins the generator's loss, the others the discriminator's. Where the generator has a
-``mapping``, path lengths are those from its outputs w, J = ∂G/∂w.
+The last is added to the generator's loss, the others to the discriminator's. If the generator has a
+``mapping`` with outputs w, path lengths use J = ∂G/∂w.
 """
 
 from __future__ import annotations
@@ -35,14 +35,13 @@ class Penalty:
     """A penalty and what it is a function of.
 
     Attributes:
-        at: what it differentiates by: the ``real`` samples, the ``fake`` ones, points ``between``
-            the two, or the generator's ``latents``. A penalty on ``logits`` differentiates nothing.
-        per_sample: (inputs [n, ...] that require gradients, their scalars [n], averages) → penalty
-            [n]. The scalars are the discriminator's logits, or at ``latents`` the pictures'
-            projections ⟨G(z), y⟩ / √pixels. At ``logits`` it takes (real logits [n], fake logits
-            [n], averages).
-        averages: the running means of observations that it reads, by tag, and their decay a step.
-        observe: (inputs, scalars) → observations of its own, [n] each; for ``averages``.
+        at: What it differentiates by: the ``real`` samples, the ``fake`` ones, points ``between``
+            both, or the generator's ``latents``. At ``logits`` it differentiates nothing.
+        per_sample: (inputs [n, ...] with gradients, their scalars [n], averages) → penalty [n].
+            Scalars are logits, or at ``latents`` the projections ⟨G(z), y⟩ / √pixels. At ``logits``
+            it takes (real logits [n], fake logits [n], averages).
+        averages: Decay per step of the running means that it reads, by tag of the observation.
+        observe: (inputs, scalars) → observations [n] by tag, for ``averages``.
     """
 
     at: Side
@@ -52,7 +51,7 @@ class Penalty:
 
     @property
     def player(self) -> PlayerName:
-        """Whose loss it joins."""
+        """The player to whose loss it is added."""
         return "generator" if self.at == "latents" else "discriminator"
 
     @property
@@ -63,9 +62,9 @@ class Penalty:
 
 @dataclass(frozen=True)
 class ScheduledPenalty:
-    """A penalty evaluated every ``every_steps`` steps with its strength multiplied by as many.
+    """A penalty evaluated every ``every_steps`` steps, with its strength multiplied by as many.
 
-    Its average over steps is that of the plain penalty (Karras et al. 2020, "lazy regularization").
+    Its mean over steps is that of the plain penalty ("lazy regularization", Karras et al. 2020).
     """
 
     name: str
@@ -76,11 +75,10 @@ class ScheduledPenalty:
     change_steps: float = 1.0
 
     def due(self, step: int) -> bool:
-        """Whether ``step`` evaluates it."""
         return step % self.every_steps == 0
 
     def strength_at(self, step: int) -> float:
-        """γ, which goes from ``strength`` to ``final_strength`` along half a cosine."""
+        """Return γ: from ``strength`` to ``final_strength`` along half a cosine."""
         if self.final_strength is None:
             return self.strength
         left = (1 + math.cos(math.pi * min(1.0, step / self.change_steps))) / 2
@@ -89,7 +87,7 @@ class ScheduledPenalty:
     def __call__(
         self, inputs: Tensor, scalars: Tensor, averages: Averages, strength: float | Tensor
     ) -> Tensor:
-        """The penalty's share of its player's loss, [n]; ``strength`` is γ."""
+        """Return the term of its player's loss, [n]; ``strength`` is γ."""
         value = self.penalty.per_sample(inputs, scalars, averages)
         return strength * self.every_steps * value
 
@@ -98,17 +96,17 @@ penalties: Registry[Penalty] = Registry("game.penalties")
 
 
 def input_gradient(inputs: Tensor, scalars: Tensor) -> Tensor:
-    """∂scalars_i/∂inputs_i for each sample, [n, numbers in a sample]; itself differentiable.
+    """∂scalars_i/∂inputs_i for each sample, [n, numbers in a sample]; differentiable.
 
-    One ``grad`` of the sum serves all samples, since no layer couples them. It does not touch
-    parameters' ``.grad``, so the data-parallel reduction sees only the plain backward that follows.
+    One ``grad`` of the sum serves all samples, because no layer couples them. Parameters' ``.grad``
+    stay unchanged, so the data-parallel reduction sees only the backward of the loss.
     """
     (gradient,) = torch.autograd.grad(scalars.sum(), inputs, create_graph=True)
     return gradient.flatten(1)
 
 
 def half_squared_gradient(inputs: Tensor, scalars: Tensor, averages: Averages) -> Tensor:
-    """½ ‖∂scalars_i/∂inputs_i‖² for each sample, [n]."""
+    """½ ‖∇ₓ D(x)‖² for each sample, [n]."""
     return 0.5 * input_gradient(inputs, scalars).square().sum(1)
 
 
@@ -119,7 +117,7 @@ def _norm(gradient: Tensor) -> Tensor:
 
 
 def unit_gradient(inputs: Tensor, scalars: Tensor, averages: Averages) -> Tensor:
-    """(‖∂scalars_i/∂inputs_i‖ − 1)² for each sample, [n]."""
+    """(‖∇ₓ D(x)‖ − 1)² for each sample, [n]."""
     return (_norm(input_gradient(inputs, scalars)) - 1).square()
 
 
@@ -141,7 +139,7 @@ def _path_lengths(latents: Tensor, projections: Tensor) -> Observations:
 
 
 def projections(samples: Tensor, noise: Tensor) -> Tensor:
-    """⟨sample_i, noise_i⟩ / √pixels, [n]; both [n, ...]. Pixels are counted without channels."""
+    """⟨sample_i, noise_i⟩ / √pixels, [n], of tensors [n, ...]; without channels in pixels."""
     pixels = math.prod(samples.shape[2:]) or 1
     return (samples * noise).flatten(1).sum(1) / math.sqrt(pixels)
 
