@@ -1,68 +1,56 @@
-"""What a run can guarantee with networks that have hidden state."""
+"""Settings that hidden state or layers that couple samples rule out, and what is not guaranteed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from torch import nn
+
 from gatdist.common.errors import ConfigError, PluginError
-from gatdist.config import Config, PlayerName
+from gatdist.config import BOTH, Config, PlayerName
 from gatdist.game.hidden import Traits
+from gatdist.parallel.communicator import bare
+
+_HINT = "Keep state in buffers, and draw from torch's default generator"
 
 
 def require_exact(config: Config, traits: Mapping[PlayerName, Traits]) -> list[str]:
-    """Refuse hidden state that a setting excludes; what people should know of the rest.
-
-    Args:
-        config: of the run.
-        traits: from :func:`gatdist.game.contract.examine`.
-
-    Returns:
-        Warnings, each of which says what is not guaranteed.
+    """Refuse hidden state that a setting rules out; return warnings about the rest.
 
     Raises:
-        ConfigError: a setting excludes what a network does.
-        PluginError: ``run.reduction = "canonical"`` can't be kept.
+        ConfigError: A setting rules out what a network does.
+        PluginError: ``run.reduction = "canonical"`` cannot be guaranteed.
     """
     warnings: list[str] = []
     for player, found in traits.items():
         name = getattr(config.model, player).name
-        whose = f"model.{player}.name = {name!r}"
+        field = f"model.{player}.name"
         warnings += found.warnings
-        hidden = [f"its attribute {each!r}" for each in found.attributes]
-        if found.is_erratic and not hidden:
-            hidden = ["something that gatdist can't see (a generator, a global, a clock)"]
-        if hidden and config.run.reduction == "canonical":
-            raise PluginError(
-                f"model.{player}.name",
-                f"a forward changes {hidden[0]}, which is neither in checkpoints nor shared by the "
-                "workers, as run.reduction = 'canonical' needs",
-                value=name,
-                hint="Keep state in buffers, and draw from torch's default generator",
-            )
-        if hidden:
+        state = [f"attribute {each!r}" for each in found.attributes]
+        if found.is_erratic and not state:
+            state = ["state that gatdist cannot see (a generator, a global variable, the time)"]
+        if state:
+            rule = f"a forward changes {state[0]}, which checkpoints and other workers lack"
+            if config.run.reduction == "canonical":
+                rule += "; run.reduction = 'canonical' cannot be guaranteed"
+                raise PluginError(field, rule, value=name, hint=_HINT)
             warnings.append(
-                f"{whose}: a forward changes {hidden[0]}, which is neither in checkpoints nor "
-                "shared by the workers: a resumed run, or one with other workers, may differ. Keep "
-                "state in buffers, and draw from torch's default generator"
+                f"{field} = {name!r}: {rule}. A resumed run, or a run on another number of "
+                f"workers, may differ. {_HINT}"
             )
-        if found.generators:
-            drawn = " and ".join(found.generators)
-            message = (
-                f"{whose} draws from {drawn}, which is seeded by run.seed and the samples seen"
+        if found.generators and config.run.reduction == "fast":
+            warnings.append(
+                f"{field} = {name!r}: draws from {' and '.join(found.generators)}, seeded by "
+                "run.seed and samples_seen. Draws differ for another number of workers or "
+                "micro-batch. Use the attribute noise_size or run.reduction = 'canonical' to "
+                "avoid that"
             )
-            if config.run.reduction == "fast":
-                message += (
-                    ": the same number of workers and micro-batch give the same run, others give "
-                    "other draws. For independence of both use an attribute noise_size, or "
-                    "run.reduction = 'canonical'"
-                )
-                warnings.append(message)
         if found.buffers and config.run.reduction == "fast":
+            more = f" and {len(found.buffers) - 1} more" if len(found.buffers) > 1 else ""
             warnings.append(
-                f"{whose}: a forward changes the buffer {found.buffers[0]!r}"
-                + (f" and {len(found.buffers) - 1} more" if len(found.buffers) > 1 else "")
-                + ". After each phase such buffers become the mean over the phase's forwards and "
-                "all workers, which depends on how the batch is divided"
+                f"{field} = {name!r}: a forward changes the buffer {found.buffers[0]!r}{more}. "
+                "After each phase it is set to the mean over forwards and workers, which depends "
+                "on how the batch is divided"
             )
         _require_recordable(config, player, found)
     return warnings
@@ -73,8 +61,8 @@ def _require_recordable(config: Config, player: PlayerName, found: Traits) -> No
     if config.precision.cuda_graphs and state:
         raise ConfigError(
             "precision.cuda_graphs",
-            f"the {player}'s forward draws from or changes {state[0]}, which a recorded step "
-            "would not do again",
+            f"the {player}'s forward draws from or changes {state[0]}, which a CUDA graph would "
+            "not repeat",
             value=True,
             hint="Leave it out",
         )
@@ -85,3 +73,47 @@ def _require_recordable(config: Config, player: PlayerName, found: Traits) -> No
             value=player,
             hint="Leave this network out",
         )
+
+
+def coupling_layer(network: nn.Module) -> str | None:
+    """Describe the first layer that couples the samples of a batch; None if there is none.
+
+    Such layers are batch normalization and modules with the attribute ``couples_samples = True``.
+    """
+    return next(iter(_coupling_layers(network)), None)
+
+
+def _coupling_layers(network: nn.Module) -> dict[str, bool]:
+    """By description: whether workers with GPUs can compute the layer together."""
+    found = {}
+    for name, module in bare(network).named_modules():
+        is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        if is_norm or getattr(module, "couples_samples", False):
+            found[f"{name!r} ({type(module).__name__})"] = is_norm
+    return found
+
+
+def require_whole_batches(config: Config, player: str, network: nn.Module, workers: int) -> None:
+    """Refuse to divide the batch if a layer of ``network``, on its device, couples its samples."""
+    layers = _coupling_layers(network)
+    if not layers:
+        return
+    layer = next(iter(layers))
+    unsynchronized = [name for name, is_norm in layers.items() if not is_norm]
+    if config.run.reduction == "canonical":
+        what, hint = "run.reduction = 'canonical'", "Use run.reduction = 'fast'"
+    elif any(getattr(config.optim, name).micro_batch for name in BOTH):
+        what, hint = "optim.*.micro_batch", "Leave out optim.*.micro_batch"
+    elif workers > 1 and next(network.parameters()).device.type != "cuda":
+        what, hint = f"training on {workers} workers on the CPU", "Use --workers 1"
+    elif workers > 1 and config.precision.cuda_graphs:
+        what, hint = f"precision.cuda_graphs on {workers} workers", "Leave it out"
+    elif workers > 1 and unsynchronized:
+        layer, what, hint = unsynchronized[0], f"training on {workers} workers", "Use --workers 1"
+    else:
+        return
+    raise ConfigError(
+        f"model.{player}.name",
+        f"the layer {layer} couples the samples of a batch, which {what} divides",
+        hint=f"{hint}, or a network without such layers",
+    )

@@ -1,24 +1,27 @@
-"""Hidden state of networks: what a forward uses or changes beside its inputs and parameters.
+"""Hidden state of networks: what a forward reads or changes besides inputs and parameters.
 
 A user's network may draw from a shared random generator (dropout) or change its buffers (running
-statistics, power iterations, codebooks). Within a phase each forward is made a function of
-(parameters, buffers at the beginning of the phase, inputs, seed, positions):
+statistics, power iterations, codebooks). :class:`Forwards` makes each forward of a phase a function
+of (parameters, buffers at the start of the phase, inputs, seed, positions):
 
-* The generators are seeded before it by (seed, stream, position of the part's first sample).
-* It sees the buffers of the phase's beginning. What it makes of them is set aside, and after the
-  phase the buffers become the mean over forwards, parts and workers (:meth:`Forwards.settle`), if
-  the phase moves its players.
+* The generators are seeded before it by (seed, stream, position of the first sample of the part).
+* It starts from the buffers at the start of the phase. Its changes are set aside. After the phase,
+  unless the step is skipped, the buffers become the mean over forwards, parts and workers.
 
-So the order and number of forwards do not matter, all workers hold the same buffers, and under
-``run.reduction = "canonical"`` they are the same bits on any number of workers.
+So the order and number of forwards do not matter, and buffers are identical on every rank; under
+``run.reduction = "canonical"`` they are bit-identical on any number of workers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import random
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -29,17 +32,16 @@ from gatdist.parallel.reduction import Reduction
 
 @dataclass(frozen=True)
 class Traits:
-    """What :mod:`gatdist.game.contract` found out about a network.
+    """What :mod:`gatdist.game.contract` finds out about a network.
 
     Attributes:
-        generators: names of the random generators that a forward or backward draws from.
-        buffers: names of the buffers that a forward changes, but for ``synchronized`` ones.
-        synchronized: the same, of batch normalization, whose layers synchronize the workers.
-        attributes: names of plain attributes (numbers, tensors, generators) that it changes.
-        is_erratic: whether the same input gives another output, all of the above being equal.
-        is_coupled: whether a sample's output depends on the other samples.
-        unused: names of trainable parameters without a gradient.
-        warnings: for people.
+        generators: Names of the random generators that a forward or backward draws from.
+        buffers: Names of the buffers that a forward changes, without ``synchronized`` ones.
+        synchronized: Names of the buffers of batch normalization, which synchronizes the workers.
+        attributes: Names of plain attributes (numbers, tensors, generators) that a forward changes.
+        is_erratic: Whether outputs for the same input differ, with all of the above being equal.
+        may_skip_parameters: Whether a backward may leave a trainable parameter without a gradient.
+        warnings: For the user.
     """
 
     generators: tuple[str, ...] = ()
@@ -47,36 +49,24 @@ class Traits:
     synchronized: tuple[str, ...] = ()
     attributes: tuple[str, ...] = ()
     is_erratic: bool = False
-    is_coupled: bool = False
-    unused: tuple[str, ...] = ()
+    may_skip_parameters: bool = False
     warnings: tuple[str, ...] = ()
-
-    @property
-    def may_skip_parameters(self) -> bool:
-        """Whether a backward may leave a trainable parameter without a gradient."""
-        return bool(self.unused or self.generators)
 
 
 class Forwards:
-    """Makes forwards of one network pure; see the module.
-
-    Args:
-        network: bare, as the game calls it.
-        traits: of this network.
-        seed: of the run.
-    """
+    """Makes the forwards of one bare network pure functions; see the module."""
 
     def __init__(self, network: nn.Module, traits: Traits, seed: int) -> None:
         self._seed = seed
         self._is_random = bool(traits.generators)
         self._buffers = [_Buffer(network, name) for name in traits.buffers]
-        self._guarded = [network.get_buffer(name) for name in traits.synchronized]
+        self._synchronized = [network.get_buffer(name) for name in traits.synchronized]
         self._before: list[Tensor] = []
-        # What forwards made of the buffers, by the part's first position and the stream.
+        # Buffers after each forward, by (first position of the part, stream).
         self._made: dict[tuple[int, str], list[Tensor]] = {}
 
     def at(self, stream: str, batch: Batch) -> AbstractContextManager[None]:
-        """Around a forward of a part of the batch; ``stream`` names it within the phase."""
+        """Wrap a forward of a part of the batch; ``stream`` names it within the phase."""
         if not self._is_random and not self._buffers:
             return nullcontext()
         return self._pure(stream, batch)
@@ -85,37 +75,33 @@ class Forwards:
     def _pure(self, stream: str, batch: Batch) -> Iterator[None]:
         if self._is_random:
             seed_all(self._seed, f"{stream}/forward", batch.first)
-        # New tensors, not changed ones: the graphs of earlier forwards may still need theirs.
+        # Copies, because the graphs of earlier forwards may still need the tensors themselves.
         for buffer in self._buffers:
-            buffer.replace()
+            buffer.swap(buffer.tensor.clone())
         try:
             yield
         finally:
-            made = [buffer.restore() for buffer in self._buffers]
+            made = [buffer.swap(buffer.tensor) for buffer in self._buffers]
             if made:
                 self._made[batch.first, stream] = made
 
     @torch.no_grad()
     def begin(self) -> None:
-        """Called before a phase."""
+        """Start a phase."""
         self._made.clear()
-        self._before = [tensor.clone() for tensor in self._guarded]
+        self._before = [tensor.clone() for tensor in self._synchronized]
 
     @torch.no_grad()
     def settle(self, reduction: Reduction, parts: Sequence[Batch], ok: Tensor) -> None:
-        """Called after a phase, on all workers.
+        """Set the buffers after a phase; collective.
 
         Floating-point buffers become the mean over forwards, parts and workers; others (counters,
-        masks) what the first part's first forward on worker 0 made of them.
-
-        Args:
-            reduction: of the run.
-            parts: this worker's, with their weights, in the order of the reduction.
-            ok: where it is 0, buffers stay as they were.
+        masks) those of the first forward of the first part on worker 0. If ``ok`` is 0, the step
+        is skipped and they keep their values. ``parts`` are in the order of the reduction.
         """
-        for tensor, before in zip(self._guarded, self._before, strict=True):
-            # By .data: fakes that are kept for the next phase have a graph with these statistics,
-            # which a backward in training mode does not read.
+        for tensor, before in zip(self._synchronized, self._before, strict=True):
+            # By .data: reused fakes have a graph with these statistics, which a backward in
+            # training mode does not read.
             tensor.data.copy_(tensor.where(ok > 0, before))
         if not self._made:
             return
@@ -142,7 +128,7 @@ class Forwards:
 
 
 class _Buffer:
-    """A buffer in all modules that hold it."""
+    """A buffer and all modules that hold it."""
 
     def __init__(self, network: nn.Module, name: str) -> None:
         self.tensor = network.get_buffer(name)
@@ -153,21 +139,84 @@ class _Buffer:
             if tensor is self.tensor
         ]
 
-    def replace(self) -> None:
-        """Let the modules hold a copy."""
-        copy = self.tensor.clone()
-        for module, key in self._places:
-            module._buffers[key] = copy
-
-    def restore(self) -> Tensor:
-        """Let them hold the tensor itself again; what they held."""
+    def swap(self, tensor: Tensor) -> Tensor:
+        """Let the modules hold ``tensor``; return what they held."""
         module, key = self._places[0]
-        made = module._buffers[key]
-        assert made is not None
+        held = module._buffers[key]
+        assert held is not None
         for module, key in self._places:
-            module._buffers[key] = self.tensor
-        return made.detach()
+            module._buffers[key] = tensor
+        return held.detach()
 
     def set(self, value: Tensor, ok: Tensor) -> None:
-        """Change the tensor, where ``ok`` is not 0."""
         self.tensor.copy_(value.to(self.tensor.dtype).where(ok > 0, self.tensor))
+
+
+# Attributes of every nn.Module; ``training`` is set by its caller.
+_OF_MODULES = frozenset(vars(nn.Module())) | {"training"}
+_PLAIN = (bool, int, float, complex, str, bytes, type(None))
+_MAX_DEPTH = 4
+# How to read the state of a random generator.
+_GENERATORS: dict[type, Callable[[Any], object]] = {
+    torch.Generator: torch.Generator.get_state,
+    random.Random: random.Random.getstate,
+    np.random.Generator: lambda generator: generator.bit_generator.state,
+    np.random.RandomState: lambda generator: generator.get_state(legacy=False),
+}
+
+
+def attribute_states(network: nn.Module) -> dict[str, object]:
+    """Return a fingerprint of each attribute that holds plain values, by name."""
+    states: dict[str, object] = {}
+    for prefix, module in network.named_modules():
+        of_class = {} if type(module).__module__.startswith("torch.") else vars(type(module))
+        attributes = {**of_class, **vars(module)}
+        skip = _OF_MODULES | {key for key in attributes if key.startswith("__")}
+        for key, state in object_states(attributes, skip).items():
+            states[f"{prefix}.{key}".lstrip(".")] = state
+    return states
+
+
+def object_states(attributes: Mapping[str, object], skip: frozenset[str]) -> dict[str, object]:
+    """Return a fingerprint of each of these attributes that holds plain values."""
+    states = {key: _state(value) for key, value in attributes.items() if key not in skip}
+    return {key: state for key, state in states.items() if state is not None}
+
+
+def changed(before: Mapping[str, object], after: Mapping[str, object]) -> tuple[str, ...]:
+    """Return the names whose fingerprints differ."""
+    names = before.keys() | after.keys()
+    return tuple(sorted(name for name in names if before.get(name) != after.get(name)))
+
+
+def equal(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are equal, NaNs included."""
+    same = a.shape == b.shape and a.dtype == b.dtype
+    return same and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+def _state(value: Any, depth: int = 0) -> object:
+    """What ``value`` holds, comparable by ``==``; None for values of other kinds."""
+    for kind, read in _GENERATORS.items():
+        if isinstance(value, kind):
+            return "generator", _state(read(value))
+    if isinstance(value, Tensor):
+        flat = value.detach().to("cpu", copy=True).contiguous().reshape(-1)
+        has_bytes = flat.layout == torch.strided and not flat.is_quantized and flat.numel()
+        held = flat.view(torch.uint8).numpy().tobytes() if has_bytes else b""
+        return "tensor", str(value.dtype), tuple(value.shape), held
+    if isinstance(value, np.ndarray):
+        return "array", str(value.dtype), value.shape, value.tobytes()
+    if isinstance(value, _PLAIN):
+        return "value", repr(value)
+    if depth == _MAX_DEPTH:
+        return None
+    if isinstance(value, Mapping):
+        return "mapping", [(repr(key), _state(each, depth + 1)) for key, each in value.items()]
+    if isinstance(value, (list, tuple, deque)):
+        return "sequence", [_state(each, depth + 1) for each in value]
+    if isinstance(value, (set, frozenset)):
+        return "set", sorted(map(repr, value))
+    if isinstance(value, Iterator):
+        return "iterator", repr(value)  # of itertools.count and the like
+    return None

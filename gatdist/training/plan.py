@@ -15,7 +15,7 @@ from gatdist.evaluation import Evaluator
 from gatdist.game import Game, Step, UpdateRule, build_update_rule, require_whole_batches
 from gatdist.game.contract import examine
 from gatdist.game.exactness import require_exact
-from gatdist.game.probe import probe_batch, require_playable
+from gatdist.game.probe import check_step, probe_batch
 from gatdist.models import build_networks
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.runs import Checkpoints, RunDirectory, require_saved_state
@@ -80,7 +80,7 @@ def check(config: Config, run_dir: str, device: torch.device | None = None) -> C
     generator, discriminator = networks
     game = Game.from_config(config, generator, discriminator, sample_shape, traits)
     rule = build_update_rule(config, game)
-    warnings += require_playable(config, rule, sample_shape, num_classes)
+    warnings += check_step(config, rule, sample_shape, num_classes)
     comm = LocalCommunicator(device)
     Evaluator(config.evaluate, dataset, comm, device, conditional=config.model.conditional)
     return Checked(dataset, generator, discriminator, rule, tuple(warnings))

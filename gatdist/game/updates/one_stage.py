@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gatdist.common.errors import ConfigError
 from gatdist.config import GameConfig
-from gatdist.game.coupling import coupling_layer
+from gatdist.game.exactness import coupling_layer
 from gatdist.game.game import Game, Scores
 from gatdist.game.losses import losses
 from gatdist.game.penalties import Observations
