@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gatdist.parallel import devices, draws
+from gatdist.parallel import draws
 
 # Limits of what is drawn ahead.
 _MAX_NUMBERS, _MAX_STEPS = 2**17, 32
@@ -44,7 +44,7 @@ class Latents:
     def _at(self, positions: Tensor, stream: str, dtype: torch.dtype) -> Tensor:
         n = len(positions)
         steps = min(_MAX_STEPS, _MAX_NUMBERS // max(1, n * self.size))
-        if not devices.is_readable(positions) or not self._stride or steps < 2:
+        if not draws.is_readable(positions) or not self._stride or steps < 2:
             return draws.normal(self.seed, stream, positions, (self.size,), dtype)
         first = int(positions[0])
         kind = (stream, dtype, n, first % self._stride)

@@ -1,8 +1,4 @@
-"""Communication as an argument: a single process, a torch process group, or a fake.
-
-No mathematics asks whether ``torch.distributed`` is initialized; it calls the communicator it was
-given.
-"""
+"""Communication as an argument: one process, or a torch process group."""
 
 from __future__ import annotations
 
@@ -22,13 +18,7 @@ if TYPE_CHECKING:
 
 
 class Communicator(ABC):
-    """The workers of one run, seen from one of them.
-
-    Attributes:
-        rank: 0 to ``world_size`` − 1.
-        world_size: number of workers.
-        device: where this worker computes.
-    """
+    """The workers of a run, seen from one of them, which computes on ``device``."""
 
     def __init__(self, rank: int, world_size: int, device: torch.device) -> None:
         self.rank = rank
@@ -37,7 +27,7 @@ class Communicator(ABC):
 
     @property
     def is_main(self) -> bool:
-        """True on the one worker that writes."""
+        """Whether this is rank 0, the worker that writes."""
         return self.rank == 0
 
     @torch.no_grad()
@@ -61,7 +51,7 @@ class Communicator(ABC):
 
     @abstractmethod
     def broadcast_object(self, value: Any) -> Any:
-        """Worker 0's ``value``, which must consist of JSON values; the others' is ignored."""
+        """Return worker 0's ``value``, which must consist of JSON values."""
 
     @abstractmethod
     def all_to_all(self, rows: Tensor) -> Tensor:
@@ -69,17 +59,14 @@ class Communicator(ABC):
 
     @abstractmethod
     def replicate(self, module: nn.Module, *, compress: bool = False) -> nn.Module:
-        """``module`` with worker 0's weights, in a wrapper whose backwards average gradients.
+        """Return ``module`` with worker 0's weights, wrapped so that backwards average gradients.
 
-        Where the module comes back as it is (:func:`bare`), its gradients are still to be averaged.
-
-        Args:
-            module: on its device.
-            compress: let gradients travel as bfloat16.
+        If it is returned unwrapped (:func:`bare`), its gradients are still to be averaged.
+        ``compress`` sends them as bfloat16.
         """
 
     def all_gather_object(self, value: Any) -> list[Any]:
-        """Every worker's ``value``, which must consist of JSON values, by rank."""
+        """Return every worker's ``value`` by rank; it must consist of JSON values."""
         text = json.dumps(value).encode()
         size = self.all_gather(torch.tensor(len(text), device=self.device))
         buffer = torch.zeros(int(size.max()), dtype=torch.uint8, device=self.device)
@@ -88,67 +75,40 @@ class Communicator(ABC):
         return [json.loads(row[:n].tobytes()) for row, n in zip(rows, size.tolist(), strict=True)]
 
     def take_communication_s(self) -> float:
-        """Seconds that gradient buckets were on their way since the last call, added up.
+        """Return and reset the seconds that gradient buckets were in flight, summed.
 
-        They overlap with the backward that produces the next bucket. Measured on the CPU only; 0
-        elsewhere.
+        They overlap with the backward of the next bucket. Measured on the CPU only; 0 elsewhere.
         """
         return 0.0
 
     def any(self, flag: bool) -> bool:
-        """True on every worker if ``flag`` is true on at least one."""
+        """Return true on every worker if ``flag`` is true on any."""
         return bool(self.all_reduce_(torch.tensor([float(flag)], device=self.device)).item())
 
 
 class LocalCommunicator(Communicator):
-    """One process that talks to nobody."""
+    """A single process."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(0, 1, device)
 
     def all_reduce_(self, tensor: Tensor) -> Tensor:
-        """The tensor as it is."""
         return tensor
 
     def all_gather(self, tensor: Tensor) -> Tensor:
-        """[1, ...]."""
         return tensor[None]
 
     def broadcast_(self, tensor: Tensor) -> Tensor:
-        """The tensor as it is."""
         return tensor
 
     def broadcast_object(self, value: Any) -> Any:
-        """The value as it is."""
         return value
 
     def all_to_all(self, rows: Tensor) -> Tensor:
-        """The rows as they are."""
         return rows
 
     def replicate(self, module: nn.Module, *, compress: bool = False) -> nn.Module:
-        """The module as it is."""
         return module
-
-
-class FakeCommunicator(LocalCommunicator):
-    """For tests: worker ``rank`` of ``world_size``, all of whose peers hold the same tensors."""
-
-    def __init__(self, rank: int, world_size: int, device: torch.device | None = None) -> None:
-        super().__init__(device or torch.device("cpu"))
-        self.rank, self.world_size = rank, world_size
-
-    def all_reduce_(self, tensor: Tensor) -> Tensor:
-        """``world_size`` times the tensor."""
-        return tensor.mul_(self.world_size)
-
-    def all_gather(self, tensor: Tensor) -> Tensor:
-        """``world_size`` copies."""
-        return tensor[None].expand(self.world_size, *tensor.shape).clone()
-
-    def all_to_all(self, rows: Tensor) -> Tensor:
-        """``world_size`` copies of this worker's row."""
-        return rows[self.rank].expand_as(rows).clone()
 
 
 class TorchCommunicator(Communicator):
@@ -162,20 +122,17 @@ class TorchCommunicator(Communicator):
         super().__init__(dist.get_rank(), dist.get_world_size(), device)
 
     def all_reduce_(self, tensor: Tensor) -> Tensor:
-        """Sum over the group, in place."""
         with _range():
             self._dist.all_reduce(tensor)
         return tensor
 
     def all_gather(self, tensor: Tensor) -> Tensor:
-        """[world_size, ...] by rank."""
         rows = [torch.empty_like(tensor) for _ in range(self.world_size)]
         with _range():
             self._dist.all_gather(rows, tensor.contiguous())
         return torch.stack(rows)
 
     def broadcast_(self, tensor: Tensor) -> Tensor:
-        """Worker 0's values, in place."""
         plain = tensor.view(torch.uint8) if tensor.dtype is torch.bool else tensor
         sent = plain.contiguous()
         with _range():
@@ -185,7 +142,7 @@ class TorchCommunicator(Communicator):
         return tensor
 
     def broadcast_object(self, value: Any) -> Any:
-        """Worker 0's value, sent as JSON: nothing is unpickled."""
+        # As JSON: nothing is unpickled.
         text = json.dumps(value).encode() if self.is_main else b""
         size = self.broadcast_(torch.tensor([len(text)], device=self.device))
         buffer = torch.empty(int(size), dtype=torch.uint8, device=self.device)
@@ -194,17 +151,13 @@ class TorchCommunicator(Communicator):
         return json.loads(self.broadcast_(buffer).cpu().numpy().tobytes())
 
     def all_to_all(self, rows: Tensor) -> Tensor:
-        """[world_size, n] by sender."""
         received = torch.empty_like(rows)
         with _range():
             self._dist.all_to_all_single(received, rows.contiguous())
         return received
 
     def replicate(self, module: nn.Module, *, compress: bool = False) -> nn.Module:
-        """``module`` in a DistributedDataParallel of its own; alone, as it is.
-
-        One around both networks can't tell phases apart.
-        """
+        # One wrapper per network: a common one could not separate the phases.
         if self.world_size == 1:
             return module
         from torch.nn.parallel import DistributedDataParallel
@@ -221,12 +174,11 @@ class TorchCommunicator(Communicator):
         return replicated
 
     def take_communication_s(self) -> float:
-        """See :meth:`Communicator.take_communication_s`."""
         taken, self._communication_s = self._communication_s, 0.0
         return taken
 
     def _mean(self, bucket: GradBucket, compress: bool) -> Future[Tensor]:
-        """The mean of a bucket over the workers, its time noted where clocks can tell it."""
+        """Average a bucket over the workers; on the CPU, measure how long it takes."""
         began = time.perf_counter()
         full = bucket.buffer()
         sent = full.div_(self.world_size)
@@ -239,7 +191,7 @@ class TorchCommunicator(Communicator):
             (mean,) = reduced.value()
             return full.copy_(mean) if compress else mean
 
-        with _range():  # in which it sets out; torch shows its way in a row of its own
+        with _range():
             future: Future[Tensor] = (
                 self._dist.all_reduce(sent, async_op=True).get_future().then(finish)
             )
@@ -247,19 +199,18 @@ class TorchCommunicator(Communicator):
 
 
 def _range() -> AbstractContextManager[object]:
-    """What a profile shows of communication."""
     return record_function("communication")
 
 
 def without_reduction(module: nn.Module) -> AbstractContextManager[object]:
-    """In this context, forward and backward of a replicated module add to ``.grad`` and no more."""
+    """Let backwards of a replicated module only add to ``.grad`` in this context."""
     from torch.nn.parallel import DistributedDataParallel
 
     return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 
 
 def bare(module: nn.Module) -> nn.Module:
-    """The network in :meth:`Communicator.replicate`'s wrapper, whose use starts no reduction."""
+    """Return the network inside :meth:`Communicator.replicate`'s wrapper."""
     from torch.nn.parallel import DistributedDataParallel
 
     inner = module.module if isinstance(module, DistributedDataParallel) else module

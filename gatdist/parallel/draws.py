@@ -1,11 +1,8 @@
 """Random numbers as a pure function of seed, stream and position, never of the rank.
 
-Every draw is keyed by the sample's position in the run's one stream of samples, so that N workers
-draw what one would, and resuming needs no generator state. The generator is Philox4x32-10 (Salmon
-et al. 2011, "Parallel random
-numbers: as easy as 1, 2, 3"), computed with torch on the device.
-
-Legend: n samples, k numbers for each.
+Every draw is keyed by the sample's position in the run, so that N workers draw the numbers of one,
+and resuming needs no generator state. The generator is Philox4x32-10 (Salmon et al. 2011, "Parallel
+random numbers: as easy as 1, 2, 3"). Shapes: n samples, k numbers for each.
 """
 
 from __future__ import annotations
@@ -20,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gatdist.parallel import devices
 from gatdist.parallel.communicator import bare
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -28,17 +24,14 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 _LOW = 0xFFFFFFFF
 
 
+def is_readable(tensor: Tensor) -> bool:
+    """Return whether the host can read the tensor's numbers without waiting."""
+    return tensor.device.type == "cpu"
+
+
 def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
-    """Philox4x32-10.
-
-    Args:
-        counter: int64 [4, ...], each entry in [0, 2³²).
-        key: two 32-bit words.
-
-    Returns:
-        int64 of the same shape, entries uniform in [0, 2³²).
-    """
-    if devices.is_readable(counter):
+    """Philox4x32-10: counter int64 [4, ...] → the same shape, all entries in [0, 2³²)."""
+    if is_readable(counter):
         words = _philox_by_numpy(counter.numpy().astype(np.uint64), key)
         return torch.from_numpy(words.view(np.int64))
     return _philox_by_torch(counter, key)
@@ -57,15 +50,14 @@ def _philox_by_torch(counter: Tensor, key: tuple[int, int]) -> Tensor:
     return torch.stack([even[0], odd[0], even[1], odd[1]]).view(counter.shape)
 
 
-@cache  # each copy to a device makes the host wait; CUDA graphs remember where these lie
+@cache  # each copy to a device makes the host wait; CUDA graphs keep these addresses
 def _constants(key: tuple[int, int], device: torch.device) -> tuple[Tensor, list[Tensor]]:
-    """The multipliers and the ten rounds' keys, [2, 1] each, on a device."""
     keys = torch.from_numpy(np.stack(_round_keys(key)).view(np.int64)).to(device)
     return torch.tensor(_MULTIPLIERS, device=device)[:, None], list(keys)
 
 
 def _philox_by_numpy(counter: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.uint64]:
-    """The same by numpy, whose unsigned words need no masks: 5 times as fast for a small batch."""
+    """NumPy version: unsigned words need no masks, 5 times as fast for a small batch."""
     words = counter.reshape(4, -1)
     even, odd = words[0::2].copy(), words[1::2].copy()
     multipliers = np.array(_MULTIPLIERS, np.uint64)[:, None]
@@ -81,25 +73,22 @@ def _philox_by_numpy(counter: NDArray[np.uint64], key: tuple[int, int]) -> NDArr
 
 @lru_cache(maxsize=8)
 def _round_keys(key: tuple[int, int]) -> list[NDArray[np.uint64]]:
-    """The ten rounds' keys, [2, 1] each."""
+    """Return the ten rounds' keys, [2, 1] each."""
     words = [[[(k + i * w) & _LOW] for k, w in zip(key, _WEYL, strict=True)] for i in range(10)]
     return list(np.array(words, np.uint64))
 
 
 def bits(seed: int, stream: str, positions: Tensor, count: int) -> Tensor:
-    """Raw 32-bit words.
+    """Draw 32-bit words, int64 [n, k].
 
     Args:
         seed: of the run, in [0, 2⁶³).
-        stream: names what is drawn, so that latents and labels of one sample are independent.
+        stream: name of what is drawn; different streams are independent.
         positions: int64 [n], each sample's position in the run (≥ 0).
-        count: k, words for each sample.
-
-    Returns:
-        int64 [n, k], entries in [0, 2³²).
+        count: k, words per sample.
     """
     blocks = -(-count // 4)
-    if devices.is_readable(positions):
+    if is_readable(positions):
         counters = np.empty((4, len(positions), blocks), np.uint64)
         counters[0], counters[1] = np.arange(blocks), zlib.crc32(stream.encode())
         place = positions.numpy().astype(np.uint64)[:, None]
@@ -127,10 +116,10 @@ def uniform(
     shape: Sequence[int] = (),
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """[n, *shape] uniform in (0, 1), on the device of ``positions``. 32 random bits each."""
+    """Draw [n, *shape] uniform in (0, 1) on the device of ``positions``, 32 random bits each."""
     words = bits(seed, stream, positions, math.prod(shape))
     values = ((words.double() + 0.5) / 2**32).to(dtype).view(len(positions), *shape)
-    # What rounds up to 1 in a narrow dtype becomes the number before it.
+    # Narrow dtypes would round up to 1.
     return values.clamp_(max=1 - torch.finfo(dtype).eps / 2)
 
 
@@ -141,7 +130,7 @@ def normal(
     shape: Sequence[int] = (),
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """[n, *shape] standard normal, on the device of ``positions`` (Box & Muller 1958)."""
+    """Draw [n, *shape] standard normal on the device of ``positions`` (Box & Muller 1958)."""
     count = math.prod(shape)
     pairs = -(-count // 2)
     u = uniform(seed, stream, positions, (2, pairs), torch.float64)
@@ -157,14 +146,11 @@ def of_network(
     positions: Tensor,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, ...]:
-    """What a network that is random beside its inputs takes as its last argument.
-
-    () for most; for one that has a ``noise_size``, standard normal numbers [n, noise_size].
-    """
+    """Draw the last argument of a network with a ``noise_size``, [n, noise_size]; () for others."""
     size = getattr(bare(network), "noise_size", 0)
     return (normal(seed, f"{stream}/noise", positions, (size,), dtype),) if size else ()
 
 
 def integers(seed: int, stream: str, positions: Tensor, high: int) -> Tensor:
-    """int64 [n] uniform in [0, high); the bias is below high / 2³²."""
+    """Draw int64 [n] uniform in [0, high); the bias is below high / 2³²."""
     return (bits(seed, stream, positions, 1)[:, 0] * high) >> 32

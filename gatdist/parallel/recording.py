@@ -1,8 +1,4 @@
-"""Recording what a function computes on the device, to have it computed again without the host.
-
-A CUDA graph holds kernels with their arguments: addresses and plain numbers. Communication stays
-outside: a function that communicates becomes several graphs with the collectives between them.
-"""
+"""CUDA graphs of functions that communicate: several graphs, with the collectives between them."""
 
 from __future__ import annotations
 
@@ -21,18 +17,18 @@ T = TypeVar("T")
 
 
 class Recorder(ABC):
-    """Makes what functions compute replayable."""
+    """Record what functions compute on the device, to replay it without the host."""
 
     @abstractmethod
     def warm_up(self, function: Callable[[], T]) -> T:
-        """Compute ``function`` as it is, where a recording of it would be made."""
+        """Call ``function`` on the stream of the recordings."""
 
     @abstractmethod
     def record(self, function: Callable[[], T]) -> tuple[T, Callable[[], None]]:
         """Record ``function``, which computes nothing yet.
 
         Returns:
-            What ``function`` returned, tensors that each replay computes anew; and the replay.
+            What ``function`` returned, tensors that each replay overwrites; and the replay.
 
         Raises:
             RuntimeError: ``function`` does what can't be recorded.
@@ -40,17 +36,14 @@ class Recorder(ABC):
 
     @abstractmethod
     def outside(self, function: Callable[[], object]) -> None:
-        """Call ``function``; within a recording: not now, but at this point of each replay."""
+        """Call ``function`` at this point of each replay; now, if nothing is being recorded."""
 
 
 class CudaRecorder(Recorder):
-    """Records CUDA graphs, all in one pool of memory, on a stream of their own.
+    """Record CUDA graphs on a stream of their own, all in one memory pool.
 
-    They share the pool since no two of them run at once, and nothing but what the functions
-    returned is looked at after a replay.
-
-    Args:
-        device: of CUDA.
+    They can share it since no two run at once, and only what the functions returned is read after
+    a replay.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -60,13 +53,11 @@ class CudaRecorder(Recorder):
         self._graph = torch.cuda.CUDAGraph()
 
     def warm_up(self, function: Callable[[], T]) -> T:
-        """On the stream of the graphs."""
         with self._on_stream():
             return function()
 
     def record(self, function: Callable[[], T]) -> tuple[T, Callable[[], None]]:
-        """See :meth:`Recorder.record`."""
-        # Nothing of before may be freed, nor memory be given back, within a recording.
+        # No memory may be freed within a recording.
         torch.cuda.synchronize()
         gc.collect()
         torch.cuda.empty_cache()
@@ -76,7 +67,7 @@ class CudaRecorder(Recorder):
             try:
                 value = function()
             except BaseException:
-                with suppress(RuntimeError):  # which would hide what is wrong
+                with suppress(RuntimeError):  # would hide the cause
                     self._graph.capture_end()
                 raise
             finally:
@@ -91,7 +82,6 @@ class CudaRecorder(Recorder):
         return value, replay
 
     def outside(self, function: Callable[[], object]) -> None:
-        """Between two graphs."""
         if self._pieces is None:
             function()
             return
@@ -101,7 +91,7 @@ class CudaRecorder(Recorder):
 
     def _begin(self) -> None:
         self._graph = torch.cuda.CUDAGraph()
-        # Other threads, such as the loader's, may do as they please meanwhile.
+        # Other threads, such as the loader's, may use CUDA meanwhile.
         self._graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
 
     @contextmanager
@@ -114,48 +104,37 @@ class CudaRecorder(Recorder):
 
 
 class OutsideCommunicator(Communicator):
-    """A communicator for recorded functions: its collectives stay outside of the recordings.
-
-    Args:
-        inner: communicates.
-        recorder: records what lies between.
-    """
+    """A communicator whose collectives, those of ``inner``, stay outside of recordings."""
 
     def __init__(self, inner: Communicator, recorder: Recorder) -> None:
         super().__init__(inner.rank, inner.world_size, inner.device)
         self._inner, self._recorder = inner, recorder
 
     def all_reduce_(self, tensor: Tensor) -> Tensor:
-        """See :class:`Communicator`."""
         self._recorder.outside(lambda: self._inner.all_reduce_(tensor))
         return tensor
 
     def all_gather(self, tensor: Tensor) -> Tensor:
-        """See :class:`Communicator`."""
         rows = tensor.new_empty(self.world_size, *tensor.shape)
         self._recorder.outside(lambda: rows.copy_(self._inner.all_gather(tensor)))
         return rows
 
     def all_to_all(self, rows: Tensor) -> Tensor:
-        """See :class:`Communicator`."""
         received = torch.empty_like(rows)
         self._recorder.outside(lambda: received.copy_(self._inner.all_to_all(rows)))
         return received
 
     def broadcast_(self, tensor: Tensor) -> Tensor:
-        """See :class:`Communicator`."""
         self._recorder.outside(lambda: self._inner.broadcast_(tensor))
         return tensor
 
     def broadcast_object(self, value: object) -> object:
-        """Not in a recording."""
         return self._inner.broadcast_object(value)
 
     def replicate(self, module: nn.Module, *, compress: bool = False) -> nn.Module:
-        """``module`` as it is, with worker 0's weights: its backward averages nothing."""
         return self.broadcast_module_(module)
 
 
 def cuda_recorder(device: torch.device) -> Recorder | None:
-    """A recorder for ``device``; None where it knows no CUDA graphs."""
+    """Return a recorder for ``device``, or None if it has no CUDA graphs."""
     return CudaRecorder(device) if device.type == "cuda" else None

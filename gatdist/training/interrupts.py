@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM, a hang-up: the first asks for a checkpoint and an end, the second leaves."""
+"""Signals: the first ends training after a checkpoint, the second at once."""
 
 from __future__ import annotations
 
@@ -14,32 +14,28 @@ from gatdist.common.errors import InterruptedRunError, Interruption
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LOOK_S = 0.1
-# A training loop that makes steps stops by itself within this.
+# A training loop between steps stops by itself within this.
 _PATIENCE_S = 0.8
-# Then what is under way is interrupted; where it does not end, the process is.
+# Then the main thread is interrupted; if that has no effect, the process ends.
 _LEAVE_S = 2.5
 
 
 class Interrupts:
-    """Context in which the signals are ours; afterwards the old handlers are back.
+    """Handle SIGINT, SIGTERM and SIGHUP in this context.
 
-    After the first signal, :meth:`requested` is true, and whoever trains ends after a checkpoint.
-    Where nothing is to be saved (at the start, or in an evaluation, whose checkpoint is written),
-    what is under way is interrupted: the main thread leaves this context, which raises
-    InterruptedRunError; if it is in code that can't be interrupted, the process ends with status
-    75. At the second signal it ends at once.
+    After the first signal, :meth:`requested` is true, and training ends after a checkpoint. Where
+    nothing is to be saved (at the start, or in an evaluation, whose checkpoint is complete), the
+    main thread is interrupted and leaves this context, which raises InterruptedRunError; if it is
+    in code that can't be interrupted, the process ends with status 75. A second signal ends it at
+    once.
 
-    A hang-up that is ignored, as ``nohup`` has it, stays ignored.
-
-    Outside the main thread, where Python allows no handlers, it does nothing.
-
-    Args:
-        emit: tells people what the first signal does.
+    A SIGHUP that is ignored, as under ``nohup``, stays ignored. Outside the main thread, where
+    Python allows no handlers, it does nothing.
 
     Attributes:
-        is_saved: whether nothing would be lost if the process ended now.
-        is_ending: whether the main thread is about to end by itself.
-        before_leaving: called just before the process is ended with status 75.
+        is_saved: returns whether no progress would be lost if the process ended now.
+        is_ending: returns whether the main thread is about to end by itself.
+        before_leaving: called just before the process ends with status 75.
     """
 
     def __init__(self, emit: Callable[[str, dict[str, Any]], None]) -> None:
@@ -52,7 +48,6 @@ class Interrupts:
         self._old: dict[int, Any] = {}
 
     def requested(self) -> bool:
-        """Whether a signal has come."""
         return self._event.is_set()
 
     def __enter__(self) -> Self:
@@ -62,7 +57,7 @@ class Interrupts:
         return self
 
     def renew(self) -> None:
-        """Take the signals back from a library that has taken them."""
+        """Set the handlers again, which a library may have replaced."""
         for number in self._old:
             signal.signal(number, self._handle)
 
@@ -73,8 +68,7 @@ class Interrupts:
             signal.signal(number, handler)
         if isinstance(error, Interruption):
             raise InterruptedRunError(
-                "interrupted; all that was trained is saved, and the same command goes on from "
-                "there"
+                "interrupted; all progress is saved, and the same command resumes"
             ) from None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -86,7 +80,7 @@ class Interrupts:
         self._event.set()
         threading.Thread(target=self._interrupt, name="interrupts", daemon=True).start()
         self._emit(
-            "note", {"message": "stopping after a checkpoint; press Ctrl-C again to leave at once"}
+            "note", {"message": "stopping after a checkpoint; press Ctrl-C again to stop at once"}
         )
 
     def _interrupt(self) -> None:

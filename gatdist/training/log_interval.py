@@ -1,4 +1,4 @@
-"""What happened between two ticks: numbers alike on all workers, and what each has to tell."""
+"""Metrics and notes of a log interval, gathered from all workers."""
 
 from __future__ import annotations
 
@@ -20,27 +20,18 @@ from gatdist.training.progress import Progress
 from gatdist.training.recorder import Emit
 from gatdist.training.state import TrainState
 
-# How often workers ask one another whether any of them was asked to stop.
+# How often the workers exchange whether any of them was asked to stop.
 _POLL_S = 0.5
 
 
 class LogInterval:
-    """Gathers what steps measure, and sums it up at each tick in a few collectives.
-
-    Args:
-        config: of the run.
-        comm: the workers.
-        state: whose clock, rates and loss scale are shown.
-        rule: may have notes to tell.
-        dataset: may have notes and bad samples to tell.
-        emit: tells people, on worker 0.
-        progress: is told of each phase.
+    """Accumulate what steps measure, and reduce it over the workers in a few collectives.
 
     Attributes:
-        statistics: takes the means of a step.
+        statistics: receives the values of a step.
         timer: times its phases.
-        wall_time_s: spent on training, over all starts of the run.
-        steps_between_polls: how often to ask whether any worker was told to stop; alike everywhere.
+        wall_time_s: training time over all attempts.
+        steps_between_polls: steps between checks for a request to stop; identical on every rank.
     """
 
     def __init__(
@@ -67,28 +58,25 @@ class LogInterval:
         self.start()
 
     def start(self) -> None:
-        """A tick begins."""
         self._steps = 0
         self._began = time.perf_counter()
 
     def note(self, message: str) -> None:
-        """Have people told of something at the next tick. Any thread of any worker may call it."""
+        """Show a message at the end of the interval. Any thread of any worker may call it."""
         self._notes.append(message)
 
     def step(self) -> None:
-        """A step was made."""
         self._steps += 1
 
-    def sum_up(self, loader: Loader) -> dict[str, Any]:
-        """The means since :meth:`start`, by tag, alike on all workers. Tells what they have to say.
+    def summary(self, loader: Loader) -> dict[str, Any]:
+        """Return means since :meth:`start`, identical on every rank; show notes and warnings.
 
         Raises:
             DataError: the workers together found too many bad samples.
         """
         elapsed_s = time.perf_counter() - self._began
         self.wall_time_s += elapsed_s
-        # The clock of each worker enters the mean, so that what follows from it is the same
-        # everywhere.
+        # Means of the workers' clocks, so that decisions are identical on every rank.
         seconds = self.timer.collect(self._steps) | {
             "time/step_s": elapsed_s / self._steps,
             "time/communication_s": self._comm.take_communication_s() / self._steps,
@@ -118,11 +106,11 @@ class LogInterval:
             "world_size": workers,
             "wall_time_s": self.wall_time_s,
         }
-        self._hear_all(values, seconds)
+        self._gather(values, seconds)
         return values
 
-    def _hear_all(self, values: dict[str, Any], seconds: dict[str, float]) -> None:
-        """Let each worker tell the others what only it knows, and say it once."""
+    def _gather(self, values: dict[str, Any], seconds: dict[str, float]) -> None:
+        """Gather notes, bad samples and times of all workers; show each once."""
         bad = self._dataset.bad_samples.items()
         notes, self._notes = self._notes, []
         mine = {
@@ -132,10 +120,10 @@ class LogInterval:
             "seconds": seconds,
         }
         self._rule.notes.clear()
-        everybody = self._comm.all_gather_object(mine)
-        self._report_bad(values, [one["bad"] for one in everybody])
-        self._report_slow(values, [WorkerTimes(one["host"], one["seconds"]) for one in everybody])
-        for note in sorted({note for one in everybody for note in one["notes"]} - self._reported):
+        gathered = self._comm.all_gather_object(mine)
+        self._report_bad(values, [one["bad"] for one in gathered])
+        self._report_slow(values, [WorkerTimes(one["host"], one["seconds"]) for one in gathered])
+        for note in sorted({note for one in gathered for note in one["notes"]} - self._reported):
             self._reported.add(note)
             self._emit("note", {"message": note})
 
@@ -152,7 +140,7 @@ class LogInterval:
         self._emit("warning", {"message": message})
 
     def _report_slow(self, values: dict[str, Any], times: list[WorkerTimes]) -> None:
-        """Name workers that hold the others up, each once as long as it does."""
+        """Warn of stragglers, once per worker as long as it is one."""
         slow = find_stragglers(times, self._config.health.straggler_factor)
         values["health/stragglers"] = float(len(slow))
         for straggler in slow:

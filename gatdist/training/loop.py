@@ -1,7 +1,4 @@
-"""The training loop: decides *when* to log, evaluate, commit and stop.
-
-What a step does is the step's business.
-"""
+"""The training loop: steps, and when to log, evaluate, checkpoint, roll back and stop."""
 
 from __future__ import annotations
 
@@ -47,7 +44,7 @@ from gatdist.training.recorder import Emit, Recorder
 from gatdist.training.state import TrainState
 from gatdist.training.step import to_device, train_step
 
-_LOOK_S = 1.0  # between looks at storage while a checkpoint is waited for
+_POLL_S = 1.0  # of storage, while waiting for a checkpoint
 
 
 @generators_kept()
@@ -61,27 +58,27 @@ def run(
     progress: Progress | None = None,
     reason: str = "",
 ) -> dict[str, Any]:
-    """Train until ``run.total_samples``, convergence, or a request to stop; resume what is there.
+    """Train until ``run.total_samples``, convergence, or a request to stop; resume if possible.
 
     Args:
         config: of the run.
-        comm: the workers; every one of them calls this function alike.
+        comm: the workers; every one of them calls this function.
         run_dir: the run directory.
-        should_stop: asked on every worker every few steps; true on any one stops all after a
-            checkpoint.
-        emit: called on worker 0 with what people should see: a kind and JSON values.
-        progress: is told where this worker is.
-        reason: for ``attempts.jsonl``: why it is started; "" tells how the run stood before.
+        should_stop: called on every worker every few steps; true on any worker stops all of them
+            after a checkpoint.
+        emit: called on worker 0 with events for the user: a kind and JSON values.
+        progress: updated with this worker's position.
+        reason: for ``attempts.jsonl``: why the run is started; "": how it stood before.
 
     Returns:
-        The outcome, alike on all workers: ``status`` ("finished", "converged" or "interrupted"),
-        ``reason`` for people, ``samples_seen``, and ``metrics`` of the last evaluation.
+        The outcome, identical on every rank: ``status`` ("finished", "converged" or "interrupted"),
+        ``reason``, ``samples_seen``, and ``metrics`` of the last evaluation.
 
     Raises:
-        UserError: something the user can fix.
+        UserError: the user can fix it.
         TrainingError: too many non-finite steps, or a state that is not finite.
-        StaleAttemptError: another attempt has taken the run over.
-        WorkerLostError: the workers have come to hold different states.
+        StaleAttemptError: another attempt has taken over the run.
+        WorkerLostError: the workers hold different states.
         PluginError: a user's network, loss, update rule or plugin failed.
     """
     try:
@@ -94,7 +91,6 @@ def run(
     except (GatdistError, KeyboardInterrupt, Interruption):
         raise
     except BaseException as error:
-        # Between this frame and the failure lies only what the loop has called.
         is_users = users_frame(error, config.plugins) is not None
         if is_machines_fault(error) or not (is_users or _has_user_code(config)):
             raise
@@ -142,13 +138,15 @@ class _Loop:
             sample_format.metadata,
             recorder,
         )
-        self.play = StepGraphs(recorder, progress.lengthy) if recorder else None
+        self.graphs = StepGraphs(recorder, progress.lengthy) if recorder else None
         self.rule = self.state.rule(config)
         self.intact = Intact(self.state)
         self.convergence = Convergence(config.run.convergence)
-        self.ticks = LogInterval(config, comm, self.state, self.rule, self.dataset, emit, progress)
+        self.interval = LogInterval(
+            config, comm, self.state, self.rule, self.dataset, emit, progress
+        )
         if config.precision.cuda_graphs and not recorder:
-            self.ticks.note(
+            self.interval.note(
                 f"precision.cuda_graphs: steps are not recorded: {comm.device} has no CUDA graphs"
             )
         self.evaluator = Evaluator(
@@ -170,10 +168,9 @@ class _Loop:
         self.background = Background("run-directory")
         self.skips, self.unwritten_metrics = False, list[dict[str, Any]]()
         self.evaluations = Evaluations(run_dir)
-        # The values of the log interval that the state's evaluation, which is still to be done,
-        # belongs to.
+        # Values of the log interval whose evaluation is still to be done.
         self.evaluating: dict[str, Any] | None = None
-        self.evaluated_attempt = 0  # the one that wrote the checkpoint to evaluate
+        self.evaluated_attempt = 0  # wrote the checkpoint to evaluate
         self.checkpoints = Checkpoints(
             run_dir.child("checkpoints"),
             Retention.from_config(config.run),
@@ -186,17 +183,16 @@ class _Loop:
         self._resume()
 
     def is_over(self) -> bool:
-        """Whether the checkpoint that was found already holds the run's result."""
+        """Return whether the checkpoint that was found is the end of the run."""
         if self.outcome["status"] == "converged" and self.config.run.convergence:
             return True
         all_seen = self.state.samples_seen >= self.config.run.total_samples
         return self.outcome["status"] == "finished" and all_seen
 
     def run(self) -> dict[str, Any]:
-        """The loop."""
         config = self.config
-        note = self._note if self.comm.is_main else self.ticks.note
-        self.profiler = Profiler(config, self.comm, self.ticks.timer, note)
+        note = self._note if self.comm.is_main else self.interval.note
+        self.profiler = Profiler(config, self.comm, self.interval.timer, note)
         with ExitStack() as stack:
             stack.enter_context(closing(self.background))
             self.recorder = stack.enter_context(closing(self._recorder()))
@@ -225,18 +221,18 @@ class _Loop:
             self.emit,
             self.background,
             self.unwritten_metrics,
-            # The line of an evaluation that is done again is written again.
+            # The metrics of an evaluation that is repeated are written again.
             resume_samples=self.state.samples_seen - (self.evaluating is not None),
         )
 
     def _train(self) -> bool:
-        """Train until the run is over (true), or until it has been rolled back (false)."""
+        """Train until the run is over (return true) or has been rolled back (return false)."""
         self.loader = Loader.for_worker(
             self.dataset, self.order, self.config, self.comm, position=self.state.samples_seen
         )
         with self.loader as batches:
-            self.ticks.start()
-            over, statistics, timer = False, self.ticks.statistics, self.ticks.timer
+            self.interval.start()
+            over, statistics, timer = False, self.interval.statistics, self.interval.timer
             while not over:
                 with self.profiler.step(self._steps_made):
                     with timer("data"):
@@ -244,9 +240,9 @@ class _Loop:
                             next(batches), step=self._steps_made, noise=self.state.rollbacks
                         )
                     train_step(
-                        self.state, self.rule, batch, self.config, statistics, timer, self.play
+                        self.state, self.rule, batch, self.config, statistics, timer, self.graphs
                     )
-                    self.ticks.step()
+                    self.interval.step()
                     here.step += 1
                     self.progress.step(self.state.samples_seen)
                     over = self._after_step()
@@ -270,10 +266,7 @@ class _Loop:
         self.emit("note", {"message": message})
 
     def _after_step(self) -> bool:
-        """Log, evaluate and commit where it is time to.
-
-        True when the run is over, its outcome set.
-        """
+        """Log, evaluate and checkpoint when due. Return whether the run is over."""
         self.rolls_back = False
         self.recorder.look_at_storage()
         run, samples_seen = self.config.run, self.state.samples_seen
@@ -291,17 +284,17 @@ class _Loop:
         self.outcome |= {"status": status, "reason": reason, "samples_seen": samples_seen}
         is_log_step = finished or evaluates or self._due(run.log_every_samples)
         if over or is_log_step:
-            values = self.ticks.sum_up(self.loader)
+            values = self.interval.summary(self.loader)
             self._judge_health(values, decides=is_log_step)
             if self.rolls_back:
-                self.recorder.tick(values)
+                self.recorder.log(values)
                 return False
             if evaluates:
                 self.evaluating = values
                 self.evaluated_attempt = self.directory.attempt
                 self._commit()
                 return stops or self._evaluate()
-            self._tick(values)
+            self._log(values)
         if over or self._due(run.checkpoint_every_samples):
             self._commit(must=over or self.config.health.may_roll_back)
         return over
@@ -310,25 +303,25 @@ class _Loop:
     def _all_seen(self) -> str:
         return f"run.total_samples = {self.config.run.total_samples:,} reached"
 
-    def _tick(self, values: dict[str, Any]) -> None:
+    def _log(self, values: dict[str, Any]) -> None:
         self.progress.enter("log")
         with record_function("log"):
-            self.recorder.tick(values)
+            self.recorder.log(values)
             self.profiler.retry()
-        self.ticks.start()
+        self.interval.start()
 
     def _due(self, interval: int) -> bool:
-        """Whether the last step reached or crossed a multiple of ``interval`` samples (0: no)."""
+        """Return whether the last step reached a multiple of ``interval`` samples (0: never)."""
         seen = self.state.samples_seen
         return bool(interval) and seen // interval > (seen - self.config.step_samples) // interval
 
     def _interrupted(self) -> bool:
-        """Whether any worker was asked to stop: all learn it after the same step."""
-        is_time = self._steps_made % self.ticks.steps_between_polls == 0
+        """Return whether any worker was asked to stop; all learn it after the same step."""
+        is_time = self._steps_made % self.interval.steps_between_polls == 0
         return is_time and self.comm.any(self.should_stop())
 
     def _judge_health(self, values: dict[str, Any], *, decides: bool) -> None:
-        """Report the steps that moved nobody, and decide what follows; an interruption does not.
+        """Report skipped steps, and decide what follows unless the run is only interrupted.
 
         Raises:
             TrainingError: the run must stop.
@@ -352,12 +345,9 @@ class _Loop:
         return Counts(int(guard["nonfinite"]), int(guard["spikes"]), self.state.rollbacks)
 
     def _evaluate(self) -> bool:
-        """Measure the averaged generator, whose checkpoint is written, with all workers.
+        """Evaluate the averaged generator on all workers. Return whether the run is over.
 
-        A run that ends in here does it again when it resumes.
-
-        Returns:
-            Whether the run is over, its outcome set.
+        Its checkpoint is complete: a run that ends here repeats the evaluation when it resumes.
         """
         values, samples_seen = self.evaluating, self.state.samples_seen
         assert values is not None
@@ -366,12 +356,12 @@ class _Loop:
         began = time.perf_counter()
         discriminator = self.state.players["discriminator"].bare
         with record_function("evaluation"):
-            evaluation = self.evaluator(self.average_sampler("evaluation"), discriminator)
+            evaluation = self.evaluator(self._average_sampler("evaluation"), discriminator)
         values |= {f"metric/{name}": value for name, value in evaluation.metrics.items()}
         values["protocol"] = evaluation.protocol
         values["time/evaluation_s"] = time.perf_counter() - began
         self.recorder.evaluation(evaluation.metrics, values["time/evaluation_s"])
-        self._tick(values)
+        self._log(values)
         finished = samples_seen >= self.config.run.total_samples
         converged = self.convergence.update(samples_seen, evaluation.metrics)
         status, reason = ("converged", converged) if converged else ("running", "")
@@ -390,22 +380,20 @@ class _Loop:
         self.evaluating = None
         return status != "running"
 
-    def average_sampler(self, stream: str) -> Sampler:
-        """Fakes of the averaged generator."""
+    def _average_sampler(self, stream: str) -> Sampler:
         model, seed = self.config.model, self.config.run.seed
         classes = self.dataset.num_classes if model.conditional else 0
         return Sampler(self.state.average.network, model.latent_size, classes, seed, stream)
 
     def _commit(self, *, must: bool = True) -> None:
-        """Hand the state to the background writer (worker 0).
+        """Pass the state to the background writer (worker 0).
 
-        Unless it ``must`` be (as where a rollback needs it, however slow storage is), the one
-        before may still be at it: then this one is left out.
+        If the previous checkpoint is still being written, this one is skipped unless ``must``.
 
         Raises:
-            PluginError: a user's code has made the state unfit to resume from.
+            PluginError: user code has made the state unfit to resume from.
             TrainingError: it is no longer finite.
-            WorkerLostError: the workers have come to hold different states.
+            WorkerLostError: the workers hold different states.
         """
         self.progress.enter("commit")
         self.intact.require()
@@ -415,7 +403,7 @@ class _Loop:
         if not must and not self.checkpoints.is_free():
             if not self.skips:
                 at = f"at {self.state.samples_seen:,} samples and until further notice"
-                message = f"no checkpoint {at}: the one before is still being written"
+                message = f"no checkpoint {at}: the previous one is still being written"
                 self.emit("warning", {"message": message})
             self.skips = True
             return
@@ -434,20 +422,18 @@ class _Loop:
         written.add_done_callback(lambda _: self._committed(written, samples_seen))
 
     def _await_checkpoint(self) -> None:
-        """Wait until no checkpoint is being written, and warn where that takes long."""
+        """Wait until no checkpoint is being written; warn if that takes long."""
         with self.progress.lengthy():
-            while not self.checkpoints.is_written(_LOOK_S):
+            while not self.checkpoints.is_written(_POLL_S):
                 self.recorder.look_at_storage(waits=True)
             self.checkpoints.wait()
 
     def _committed(self, written: Future[None], samples_seen: int) -> None:
-        """In the background: a checkpoint is complete, unless that failed."""
         if not self.background.failed and not written.exception():
             self.progress.saved_samples = samples_seen
             self.emit("checkpoint", {"samples_seen": samples_seen})
 
     def _checkpoint_state(self) -> dict[str, Any]:
-        """What ``state.json`` holds."""
         return self.outcome | {
             "version": 2,
             "attempt": self.directory.attempt,
@@ -455,14 +441,14 @@ class _Loop:
             "config_digest": self.config.digest(),
             "samples": self.dataset.spec.model_dump(mode="json"),
             "order": self.order.state(),
-            "wall_time_s": self.ticks.wall_time_s,
+            "wall_time_s": self.interval.wall_time_s,
             "convergence": self.convergence.state(),
             "rollbacks": self.state.rollbacks,
             "counted": asdict(self.counted),
         }
 
     def _roll_back(self) -> None:
-        """Go back to the newest checkpoint, and on from there with other noise."""
+        """Return to the newest checkpoint, and continue from there with other noise."""
         rollbacks = self.state.rollbacks + 1
         if self.comm.is_main:
             self.background.wait()
@@ -470,13 +456,15 @@ class _Loop:
             self._load_newest()
         self.state.rollbacks = rollbacks
         self.counted = self._counts()
-        self.ticks.statistics.clear()
+        self.interval.statistics.clear()
         self.recorder.rewind()
         if self.comm.is_main:
-            self._note(f"back to {self.state.samples_seen:,} samples, with noise {rollbacks}")
+            self._note(
+                f"back at {self.state.samples_seen:,} samples, with noise stream {rollbacks}"
+            )
 
     def _load_newest(self) -> bool:
-        """Take over the newest whole checkpoint, alike on all workers; false if there is none."""
+        """Restore the newest complete checkpoint on every worker; return false without one."""
         mine = self.checkpoints.newest() if self.comm.is_main else None
         if self.comm.is_main and not mine:
             self.directory.require_fresh()
@@ -499,12 +487,12 @@ class _Loop:
         self.evaluated_attempt = saved["attempt"]
         self.outcome = {key: saved[key] for key in self.outcome}
         self.convergence.load(saved["convergence"])
-        self.ticks.wall_time_s = saved["wall_time_s"]
+        self.interval.wall_time_s = saved["wall_time_s"]
         self.unwritten_metrics = saved.get("unwritten_metrics", [])
         return True
 
     def _resume(self) -> None:
-        """Go on from the newest whole checkpoint if there is one, and number this attempt."""
+        """Restore the newest complete checkpoint if there is one, and number this attempt."""
         here.step = 0
         self.progress.start(0)
         resumes = self._load_newest()
@@ -517,7 +505,7 @@ class _Loop:
             resumed_from = self.state.samples_seen if resumes else None
             reason = self.reason or self.outcome["status"]
             self.checkpoints.require_room(self.state.tensors())
-            # Only now: a configuration that can't train must not keep the folder from being used.
+            # Last: a configuration that can't train must not occupy the folder.
             self.directory.claim(self.config)
             self.directory.start_attempt(hosts, resumed_from, reason)
         here.rank = self.comm.rank

@@ -1,4 +1,4 @@
-"""What a run would do and need, found out without training a step."""
+"""Check a configuration, and estimate a run's memory, without training."""
 
 from __future__ import annotations
 
@@ -22,23 +22,15 @@ from gatdist.runs import Checkpoints, RunDirectory, require_saved_state
 from gatdist.storage import Store
 from gatdist.training.state import start_from_another_run
 
-# Adam keeps two moments a weight; each weight also has a gradient.
+# Weights, gradients and Adam's two moments.
 _COPIES_A_PLAYER = 4
-# What health.atomic keeps of the players that move first: weights and moments.
+# Copies of weights and moments that health.atomic keeps.
 _COPIES_TO_UNDO = 3
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What :func:`check` has built on the way.
-
-    Attributes:
-        dataset: opened.
-        generator: on the CPU, untrained.
-        discriminator: likewise.
-        rule: the update rule between them.
-        warnings: what a person should know of users' networks and rules.
-    """
+    """What :func:`check` has built: untrained networks, the rule, warnings about user code."""
 
     dataset: Dataset
     generator: nn.Module
@@ -49,15 +41,9 @@ class Checked:
 
 @generators_kept()
 def check(config: Config, run_dir: str, device: torch.device | None = None) -> Checked:
-    """Find what is wrong with a run before any worker starts.
+    """Raise every UserError that training would raise at its start, before any worker starts.
 
-    Args:
-        config: of the run.
-        run_dir: its folder; nothing is written there.
-        device: where networks are tried out; None is the CPU.
-
-    Raises:
-        UserError: what training would raise.
+    Nothing is written to ``run_dir``. Networks are tried out on ``device`` (default: the CPU).
     """
     fitting = config.fitting_workers()
     import_plugins(config.plugins)
@@ -89,18 +75,10 @@ def check(config: Config, run_dir: str, device: torch.device | None = None) -> C
 def plan(config: Config, run_dir: str) -> dict[str, Any]:
     """Check a run, and estimate what it needs.
 
-    Args:
-        config: of the run.
-        run_dir: its folder; nothing is written there.
-
     Returns:
         JSON values: ``config``, ``run_dir``, ``parameters`` by player, ``state_bytes`` and
-        ``activation_bytes`` (what one step of its share of the batch saves for backward) in each
-        worker, ``checkpoint_bytes``, ``num_shards``, ``num_samples``, ``samples_seen`` (where the
-        run would go on), ``steps_to_go``, ``warnings``.
-
-    Raises:
-        UserError: see :func:`check`.
+        ``activation_bytes`` (saved for backward) per worker, ``checkpoint_bytes``, ``num_shards``,
+        ``num_samples``, ``samples_seen`` (where the run resumes), ``steps_to_go``, ``warnings``.
     """
     checked = check(config, run_dir)
     networks = {"generator": checked.generator, "discriminator": checked.discriminator}
@@ -134,7 +112,7 @@ def plan(config: Config, run_dir: str) -> dict[str, Any]:
 
 
 def describe(found: dict[str, Any]) -> str:
-    """A plan for people."""
+    """Format a plan."""
     parameters = ", ".join(f"{name} {count:,}" for name, count in found["parameters"].items())
     lines = [f"{key} = {value!r}" for key, value in flatten(found["config"]).items()]
     lines += [
@@ -160,7 +138,7 @@ def _num_parameters(network: nn.Module) -> int:
 
 
 def _activation_bytes(config: Config, checked: Checked) -> int:
-    """Bytes that a step's largest phase saves for backward, scaled from two samples."""
+    """Return bytes that a step's largest phase saves for backward, scaled from two samples."""
     dataset = checked.dataset
     batch = probe_batch(config, dataset.sample_format.shape, dataset.num_classes)
     n = len(batch) // config.game.num_discriminator_steps
@@ -168,7 +146,7 @@ def _activation_bytes(config: Config, checked: Checked) -> int:
     networks = (checked.generator, checked.discriminator)
     parameters = {p.data_ptr() for network in networks for p in network.parameters()}
     largest = 0
-    at_once = config.run.global_batch // config.fitting_workers()[0]  # where most is at once
+    at_once = config.run.global_batch // config.fitting_workers()[0]  # on the fewest workers
     if config.run.reduction == "canonical":
         at_once = config.run.global_batch // config.run.virtual_workers
     for phase in checked.rule.all_phases(step):

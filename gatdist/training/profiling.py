@@ -1,14 +1,13 @@
-"""Profiles of a run's steps, on demand: where their time went, and their memory.
+"""Profiles of a run's steps (``monitor.profile_steps``): time and memory of each operation.
 
-``monitor.profile_steps`` says of which steps. Every worker writes into the folder ``profiles`` of
-the run directory, in a folder of the window and the attempt:
+Every worker writes into ``profiles/steps-FIRST-STOP-attempt-N`` in the run directory:
 
 =========================== ======================================================================
 file                        holds
 =========================== ======================================================================
 ``rank-0.pt.trace.json.gz`` all operations, for Perfetto and the trace viewers of Chrome and
-                            TensorBoard; the phases of a step are ranges, and so is the step
-``rank-0.txt``              tables of what took most time and most memory
+                            TensorBoard; steps and their phases are ranges
+``rank-0.txt``              tables of the operations that took most time and memory
 ``rank-0.memory.pickle``    on CUDA: each allocation with its stack, for PyTorch's memory viewer
 =========================== ======================================================================
 """
@@ -43,14 +42,7 @@ _MOST_ALLOCATIONS = 200_000
 
 
 class Profiler:
-    """Makes the profile of a window of steps, once. It changes nothing of what is computed.
-
-    Args:
-        config: of the run.
-        comm: the workers.
-        timer: of the steps' phases.
-        note: tells people.
-    """
+    """Profile a window of steps, once, without changing what is computed."""
 
     def __init__(
         self,
@@ -67,7 +59,7 @@ class Profiler:
         self._uploads: Uploads | None = None
 
     def step(self, number: int) -> AbstractContextManager[object]:
-        """The context of the step of that number, counted from 0 since the run began."""
+        """Return the context of step ``number``, counted from 0 since the run began."""
         if self._profile is None and number in self._steps:
             self._start(number)
         if self._profile is None:
@@ -75,16 +67,13 @@ class Profiler:
         return record_function(f"ProfilerStep#{number}")  # a name that viewers know
 
     def is_due(self, steps_made: int) -> bool:
-        """Whether the window is over, and its profile to be written."""
+        """Return whether the window is over and its profile is to be written."""
         return self._profile is not None and steps_made >= self._steps.stop
 
     def write(self, steps_made: int, store: Store, background: Background) -> None:
-        """End the profile, if there is one, and have it written behind the back of training.
+        """End the profile, if there is one, and write it to ``store`` in the background.
 
-        Args:
-            steps_made: since the run began.
-            store: the run directory.
-            background: does the writing; what fails there is kept for :meth:`retry`.
+        :meth:`retry` writes again what fails.
         """
         if self._profile is None:
             if steps_made <= self._steps.start < self._steps.stop and self._rank == 0:
@@ -109,12 +98,11 @@ class Profiler:
             self._note(f"profile of {steps}: {store.url}/{folder}; Perfetto opens *{TRACE_ENDING}")
 
     def retry(self) -> None:
-        """Have what is not written yet written in the background."""
         if self._uploads and self._uploads.missing:
             self._upload.request()
 
     def close(self) -> None:
-        """Write what is not written yet, and end a profile that nobody wants any more."""
+        """Write what is not written yet; discard an unfinished profile."""
         if self._uploads and not self._uploads.flush(patient=True):
             self._note(f"a profile could not be written: {self._uploads.error}")
         if self._profile is not None:
@@ -141,7 +129,7 @@ class Profiler:
 
 
 def _files(finished: profile, on_cuda: bool) -> dict[str, bytes]:
-    """What a profile leaves, by the endings of its files."""
+    """Return the contents of a profile's files, by extension."""
     with tempfile.TemporaryDirectory(prefix="gatdist-profile-") as folder:
         trace = Path(folder) / f"trace{TRACE_ENDING}"
         finished.export_chrome_trace(str(trace))
@@ -161,18 +149,14 @@ def _tables(finished: profile, on_cuda: bool) -> str:
     return "\n\n".join(
         f"{title}\n{averages.table(sort_by=key, row_limit=_ROWS, max_name_column_width=60)}"
         for title, key in (
-            ("What took most time of its own", f"self_{device}_time_total"),
-            ("What took most memory", f"self_{device}_memory_usage"),
+            ("Operations by their own time", f"self_{device}_time_total"),
+            ("Operations by memory", f"self_{device}_memory_usage"),
         )
     )
 
 
 def require_ahead(config: Config, run_dir: str) -> None:
-    """Refuse a profile of steps that the run in ``run_dir`` has behind it.
-
-    Raises:
-        ConfigError: it has.
-    """
+    """Raise ConfigError for a profile of steps that the run in ``run_dir`` has made already."""
     if config.monitor.profile_steps is None:
         return
     store = Store(run_dir, config.run.storage_options)

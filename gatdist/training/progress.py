@@ -1,4 +1,4 @@
-"""Where a worker's training thread is, for those who watch it from other threads."""
+"""The position of a worker's training thread, for threads that monitor it."""
 
 from __future__ import annotations
 
@@ -13,22 +13,20 @@ from typing import Any
 from gatdist.common.heartbeat import beat, beats, watch_this_thread
 from gatdist.common.position import here, reached
 
-# A thread that waits for the other workers stands in one of these: autograd's C++ engine waits for
-# the reduction of the last bucket, and collectives are called by torch.distributed.
+# Files of the innermost frames of a thread that waits for the other workers: autograd's C++ engine
+# waits for the reduction of the last bucket; torch.distributed calls collectives.
 _WAITING = ("torch/autograd/graph.py", "torch/distributed/")
 
 
 class Progress:
-    """Where the training thread is and what would be lost if it ended now.
-
-    Written by the training thread, and read by any other.
+    """Written by the training thread, read by others.
 
     Attributes:
-        phase: the one it is in.
-        moves: how many it has entered.
+        phase: of the step or loop.
+        moves: number of phases entered.
         samples_seen: by the steps made so far.
-        saved_samples: by the newest checkpoint that is complete.
-        is_ending: whether the run is over and only writes what is left.
+        saved_samples: by the newest complete checkpoint.
+        is_ending: whether the run is over and writes its last files.
     """
 
     def __init__(self) -> None:
@@ -43,30 +41,27 @@ class Progress:
         watch_this_thread()
 
     def enter(self, phase: str) -> None:
-        """The calling thread, which is the training thread, enters a phase."""
         self.phase = phase
         self.moves += 1
         reached(phase)
 
     def start(self, samples_seen: int) -> None:
-        """The state is the one of a complete checkpoint, or the first one (0)."""
         self._thread = threading.get_ident()
         watch_this_thread()
         self.samples_seen = self.saved_samples = samples_seen
 
     def step(self, samples_seen: int) -> None:
-        """A step was made."""
         self.samples_seen = samples_seen
         self._starts = False
 
     @property
     def is_saved(self) -> bool:
-        """Whether nothing would be lost if the training thread ended now."""
+        """Whether no progress would be lost if the training thread ended now."""
         return self.samples_seen == self.saved_samples
 
     @contextmanager
     def lengthy(self) -> Iterator[None]:
-        """In this context, heartbeats are due after ``cluster.startup_timeout_s`` only."""
+        """Allow ``cluster.startup_timeout_s`` without a heartbeat in this context."""
         self._lengthy += 1
         try:
             yield
@@ -76,7 +71,7 @@ class Progress:
 
     @contextmanager
     def compiling(self) -> Iterator[None]:
-        """In this context, whenever torch compiles a graph, that is :meth:`lengthy`."""
+        """Treat each compilation by torch in this context as :meth:`lengthy`."""
         from torch._dynamo.callback import callback_handler
 
         within: list[AbstractContextManager[None]] = []
@@ -98,7 +93,7 @@ class Progress:
             callback_handler.remove_end_callback(end)
 
     def report(self) -> dict[str, Any]:
-        """JSON values; see :class:`gatdist.cluster.watch.Pulse`. To be called by one thread."""
+        """Return JSON values of a heartbeat, for one thread only."""
         sign = self.moves, beats()
         if sign != self._last:
             self._last, self._last_at = sign, time.monotonic()
@@ -113,11 +108,7 @@ class Progress:
         }
 
     def stacks(self) -> dict[str, Any]:
-        """What all threads are at, as JSON values.
-
-        ``text`` holds their stacks; ``waits`` says whether the training thread waits for other
-        workers.
-        """
+        """Return the stacks of all threads, and whether the training thread waits for others."""
         names = {thread.ident: thread.name for thread in threading.enumerate()}
         frames = sys._current_frames()
         texts = [

@@ -1,4 +1,4 @@
-"""What a run shows of itself: metrics, pictures and alarms, written by worker 0 alone."""
+"""Metrics, previews and alarms of a run, written by worker 0."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ from gatdist.training.health import alarms
 from gatdist.training.state import TrainState
 
 Emit = Callable[[str, dict[str, Any]], None]
-# Writes that take longer are told of.
+# Slower writes cause a warning.
 _SLOW_STORAGE_S = 10.0
-# With so many previews waiting, no more are made.
+# At most so many previews wait to be written.
 _MAX_PREVIEWS = 4
 
 
 class Recorder:
-    """Ticks, pictures, evaluations and alarms of one attempt; silent on all workers but 0.
+    """Write metrics, previews, evaluations and alarms of one attempt; does nothing on ranks > 0.
 
     Args:
         config: of the run.
         comm: the workers.
-        directory: of the run, its attempt started.
-        dataset: the real samples, some of which are shown beside the fakes.
-        state: resumed; its averaged generator makes the pictures.
-        emit: tells people.
+        directory: the run directory, its attempt started.
+        dataset: real samples, some of which are shown beside the fakes.
+        state: resumed; its averaged generator makes the previews.
+        emit: shows events to the user.
         background: does the writing.
-        unwritten: metrics that the checkpoint holds, since they could not be written before it.
-        resume_samples: what was written past it by earlier attempts is taken back.
+        unwritten: metrics stored in the checkpoint because they could not be written before it.
+        resume_samples: metrics of earlier attempts beyond it are removed.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Recorder:
         self._write_soon = Coalesced(background, self._write)
         self._warned = False
         self.preview_path = ""
-        self._real = self._real_samples()  # may find that they are bad: before any thread starts
+        self._real = self._real_samples()  # may raise DataError: before any thread starts
         self.monitor = self._monitor(resume_samples, unwritten)
         self._introduce(state.samples_seen)
         emit(
@@ -98,12 +98,11 @@ class Recorder:
             },
         )
 
-    def tick(self, values: dict[str, Any]) -> None:
-        """Write one line of numbers and one picture, and raise the alarms they call for.
+    def log(self, values: dict[str, Any]) -> None:
+        """Write a row of metrics and a preview, and raise alarms.
 
         Raises:
-            StaleAttemptError: another attempt has taken the run over; nothing more is written. It
-                may be a later call that tells.
+            StaleAttemptError: another attempt has taken over the run; a later call may raise it.
         """
         if not self.active:
             return
@@ -115,7 +114,7 @@ class Recorder:
         raised = alarms(self.config.health, values)
         values |= {f"health/{alarm.name}": 1.0 for alarm in raised}
         samples_seen = int(values["samples_seen"])
-        # While storage keeps us waiting, previews would pile up in memory.
+        # While storage is slow, previews would fill memory.
         if not self._waits and len(self._previews) < _MAX_PREVIEWS:
             shown, path = self._preview(fakes), f"samples/fakes-{samples_seen:09d}"
             self._previews.append((samples_seen, "fakes", shown, path))
@@ -131,10 +130,9 @@ class Recorder:
             )
 
     def look_at_storage(self, *, waits: bool = False) -> None:
-        """Raise what failed in the background, and warn once of storage that is slow.
+        """Raise what failed in the background; warn once of slow storage.
 
-        Args:
-            waits: whether training waits for it at present.
+        ``waits`` says whether training is waiting for it.
         """
         if not self.active:
             return
@@ -147,7 +145,6 @@ class Recorder:
             self.emit("warning", {"message": f"{message}; {meanwhile} meanwhile"})
 
     def evaluation(self, metrics: dict[str, float], seconds: float) -> None:
-        """Tell people of an evaluation, and how long training waited for it."""
         if self.active:
             message = {"metrics": metrics, "seconds": seconds}
             self.emit("evaluation", {"samples_seen": self.state.samples_seen} | message)
@@ -155,7 +152,7 @@ class Recorder:
     def evaluated(
         self, evaluations: Evaluations, state: dict[str, Any], outcome: dict[str, Any]
     ) -> None:
-        """Record the outcome of an evaluation of the checkpoint with this state."""
+        """Record the outcome of evaluating the checkpoint with this state."""
 
         def record() -> None:
             self._directory.require_current()
@@ -165,16 +162,13 @@ class Recorder:
             self._background.submit(record)
 
     def finish(self, outcome: dict[str, Any]) -> None:
-        """Tell how the run ended."""
         if self.active:
             self.emit("done", outcome | {"samples": self.preview_path, "run_dir": self.store.url})
 
     def before_commit(self, state: dict[str, Any]) -> None:
-        """Have all metrics so far written before the checkpoint that is committed next.
+        """Write all metrics before the next checkpoint; add to its ``state`` what can't be written.
 
-        Args:
-            state: of the checkpoint; metrics that can't be written are added to it, so that a
-                checkpoint never knows more than the metrics do.
+        So a checkpoint is never ahead of the metrics.
         """
         if self.active:
 
@@ -186,7 +180,7 @@ class Recorder:
             self._background.submit(write)
 
     def close(self) -> None:
-        """Write out what is buffered, and warn once of what can't be written."""
+        """Write what is buffered; warn of what can't be written."""
         if self.active:
             self._close(final=True)
             if missing := self.monitor.missing:
@@ -197,7 +191,7 @@ class Recorder:
                 )
 
     def rewind(self) -> None:
-        """Take back what was written past the state's clock, which has been set back."""
+        """Remove metrics beyond the state's ``samples_seen``, after a rollback."""
         if self.active:
             self._close(final=False)
             waiting = self.monitor.unwritten, self.monitor.uploads
@@ -211,7 +205,7 @@ class Recorder:
         finally:
             while self._metrics:  # if the thread has failed
                 self.monitor.tick(*self._metrics.popleft())
-            # Storage that has just failed for a minute is not asked for another one.
+            # Storage that has just failed for a minute is not tried for another one.
             self.monitor.close(final=final, publish=not self._background.failed)
 
     def _warn_of_failures(self) -> None:
@@ -234,7 +228,7 @@ class Recorder:
         )
 
     def _fakes(self) -> Tensor:
-        """Samples of the same latents at every tick, in the networks' space, on the CPU."""
+        """Generate samples of the same latents every time, on the CPU."""
         model = self.config.model
         classes = self.dataset.num_classes if model.conditional else 0
         sampler = Sampler(
@@ -247,24 +241,23 @@ class Recorder:
         count = min(self._num_shown, self.dataset.num_samples)
         indices = np.linspace(0, self.dataset.num_samples - 1, count).astype(np.int64)
         samples, _ = self.dataset.read(indices)
-        seen = self.dataset.sample_format.to_network(torch.from_numpy(samples))
-        return seen.to(DTYPES[self.config.precision.dtype])
+        reals = self.dataset.sample_format.to_network(torch.from_numpy(samples))
+        return reals.to(DTYPES[self.config.precision.dtype])
 
     @property
     def _num_shown(self) -> int:
         shown = self.config.monitor.grid_samples
-        # A cloud of points says little below a few thousand; nobody listens to a hundred sounds.
+        # A scatter plot needs thousands of points; nobody listens to a hundred clips.
         return {"points": 4096, "audio": min(shown, 16)}.get(self.dataset.modality, shown)
 
     def _introduce(self, samples_seen: int) -> None:
-        """Show what is shown once."""
         self.monitor.text("configuration", config_table(self.config))
         self.monitor.hparams(self.config)
         self._previews.append((samples_seen, "reals", self._preview(self._real), "samples/reals"))
         self._write_soon.request()
 
     def _write(self, *, force: bool = False) -> None:
-        """In the background: write metrics and previews, unless another attempt has taken over."""
+        """Write metrics and previews in the background, unless another attempt has taken over."""
         while self._metrics:
             self.monitor.tick(*self._metrics.popleft())
         try:
@@ -276,7 +269,6 @@ class Recorder:
         self.monitor.flush(force=force)
 
     def _show(self, samples_seen: int, tag: str, shown: Preview, path: str) -> None:
-        """Have files uploaded to ``path`` and their endings, and show them in TensorBoard."""
         for ending, make in shown.files().items():
             self.monitor.uploads.add(f"{path}{ending}", make())
         self.monitor.preview(samples_seen, f"samples/{tag}", shown.image, shown.audio, shown.text)
@@ -288,12 +280,12 @@ class Recorder:
 
 
 def _diversity(samples: Tensor) -> float:
-    """How far samples differ: the deviation over the batch, averaged over pixels or coordinates."""
+    """Return the standard deviation over the batch, averaged over pixels or coordinates."""
     return float(samples.double().std(dim=0).mean())
 
 
 def config_table(config: Config) -> str:
-    """The configuration as a Markdown table a section."""
+    """Return the configuration as a Markdown table."""
     from gatdist.config import flatten
 
     rows = [

@@ -17,7 +17,7 @@ from gatdist.game.penalties import penalties
 from gatdist.models import DTYPES
 from gatdist.monitor.statistics import Statistics
 from gatdist.monitor.timing import PhaseTimer
-from gatdist.parallel import devices
+from gatdist.parallel import draws
 from gatdist.parallel.batch import Batch
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.training.graphs import StepGraphs
@@ -179,7 +179,7 @@ def test_a_game_is_refused_by_name_or_trained_alike_in_parts_and_from_a_checkpoi
 
 @pytest.mark.parametrize("seed", GAMES)
 def test_recorded_steps_are_the_steps_themselves(seed, monkeypatch):
-    monkeypatch.setattr(devices, "is_readable", lambda tensor: False)  # as on a device
+    monkeypatch.setattr(draws, "is_readable", lambda tensor: False)  # as on a device
     family, overrides = random_game(seed)
     game = family, [*overrides, "precision.cuda_graphs=true"]
     played, tape = train(LOCAL, *game, STEPS_RECORDED), Tape()

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from arrays import ALONE, Arrays, evaluator, fake_images, fake_points, images, points
+from fake_communicator import FakeCommunicator
 from gatdist.common.errors import ConfigError, DataError, PluginError
 from gatdist.evaluation import (
     Extractor,
@@ -21,7 +22,6 @@ from gatdist.evaluation import (
 )
 from gatdist.evaluation.frechet import GaussianSums, frechet_distance, halves_distance
 from gatdist.evaluation.kernel import cross_similarity, self_similarity
-from gatdist.parallel.communicator import FakeCommunicator
 from support import refused, spawn
 
 

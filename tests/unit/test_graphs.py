@@ -7,7 +7,7 @@ from gatdist.common.errors import ConfigError
 from gatdist.config import load_config
 from gatdist.monitor.statistics import Statistics
 from gatdist.monitor.timing import PhaseTimer
-from gatdist.parallel import devices
+from gatdist.parallel import draws
 from gatdist.parallel.batch import Batch
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.storage import Store
@@ -35,7 +35,7 @@ BASE = [
 @pytest.fixture(autouse=True)
 def numbers_far_away(monkeypatch):
     """As on a device: the host may not look."""
-    monkeypatch.setattr(devices, "is_readable", lambda tensor: False)
+    monkeypatch.setattr(draws, "is_readable", lambda tensor: False)
 
 
 def start(settings, recorder=None):

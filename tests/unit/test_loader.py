@@ -17,6 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fake_communicator import FakeCommunicator
 from gatdist.common.errors import ConfigError, DataError
 from gatdist.config import DataConfig, parse_config
 from gatdist.data import (
@@ -30,7 +31,6 @@ from gatdist.data import (
 from gatdist.data.codecs import encode_png
 from gatdist.data.format import read_manifest
 from gatdist.data.reading.buffers import Buffers
-from gatdist.parallel.communicator import FakeCommunicator
 from gatdist.storage import Store
 from support import refused
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from fake_communicator import FakeCommunicator
 from gatdist.monitor.statistics import Statistics
-from gatdist.parallel.communicator import FakeCommunicator, LocalCommunicator
+from gatdist.parallel.communicator import LocalCommunicator
 
 CPU = torch.device("cpu")
 

@@ -23,7 +23,7 @@ from gatdist.game.losses import losses
 from gatdist.game.penalties import Observations
 from gatdist.game.updates.rule import register_update_rule
 from gatdist.game.updates.simultaneous import Simultaneous
-from gatdist.parallel import devices
+from gatdist.parallel import draws
 from gatdist.parallel.batch import Batch
 
 _UNUSABLE = "one_stage/unusable"
@@ -112,10 +112,10 @@ class OneStage(Simultaneous):
         # Beyond this the other factor has left the range of the dtype that computes it.
         limit = torch.finfo(self.game.autocast or ratio.dtype).max ** 0.5
         usable = (ratio.abs() <= limit).all()
-        if self.given_up or (devices.is_readable(usable) and not usable):
+        if self.given_up or (draws.is_readable(usable) and not usable):
             self._note()
             return super()._to_generator(batch, real, fake)
-        if not devices.is_readable(usable):
+        if not draws.is_readable(usable):
             self._unusable = (~usable).to(ratio.dtype).expand(len(ratio))
         factor = ratio.where(usable, torch.nan)
         factor = factor.view(-1, *[1] * (fake.samples.dim() - 1))
