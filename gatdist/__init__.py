@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 from gatdist.common.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from gatdist.api import evaluate, export, load, sample, train
+    from gatdist.api import evaluate, export, index, load, pack, sample, train, verify
     from gatdist.common.errors import GatdistError
     from gatdist.common.heartbeat import beat
     from gatdist.config import Config, load_config
     from gatdist.evaluation import register_feature_extractor
     from gatdist.game import register_loss, register_update_rule
     from gatdist.models import register_discriminator, register_generator
-    from gatdist.shards import index, pack, verify
 
 # Imported on first use: `import gatdist` and `gatdist --help` must not wait for torch.
 _HOMES = {
@@ -24,10 +23,10 @@ _HOMES = {
     "beat": "gatdist.common.heartbeat",
     "evaluate": "gatdist.api",
     "export": "gatdist.api",
-    "index": "gatdist.shards",
+    "index": "gatdist.api",
     "load": "gatdist.api",
     "load_config": "gatdist.config",
-    "pack": "gatdist.shards",
+    "pack": "gatdist.api",
     "register_discriminator": "gatdist.models",
     "register_feature_extractor": "gatdist.evaluation",
     "register_generator": "gatdist.models",
@@ -35,7 +34,7 @@ _HOMES = {
     "register_update_rule": "gatdist.game",
     "sample": "gatdist.api",
     "train": "gatdist.api",
-    "verify": "gatdist.shards",
+    "verify": "gatdist.api",
 }
 
 __all__ = [

@@ -1,14 +1,16 @@
-"""The functions behind the commands, for Python: each takes what its command takes."""
+"""The functions behind the commands; each takes what its command takes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from gatdist.common.errors import CheckpointError, ClusterError, ConfigError, InterruptedRunError
 from gatdist.config import Config, redact_url
-from gatdist.storage import absolute
+from gatdist.storage import Store, absolute, at_file, options_for
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,15 +31,15 @@ def train(
     Args:
         config: from :func:`gatdist.load_config`.
         run_dir: any fsspec URL or path.
-        local: in this process, without Ray; else ``cluster.workers`` workers under Ray Train.
-        console: shows progress; None shows nothing.
+        local: train in this process, without Ray; else ``cluster.workers`` workers under Ray Train.
+        console: shows progress.
 
     Returns:
         ``status`` ("finished" or "converged"), ``reason``, ``samples_seen``, ``metrics`` of the
         last evaluation.
 
     Raises:
-        InterruptedRunError: asked to stop; a checkpoint was written and the same call resumes.
+        InterruptedRunError: stopped by a signal; a checkpoint was written, the same call resumes.
         GatdistError: see :mod:`gatdist.common.errors`.
     """
     from gatdist.training.interrupts import Interrupts
@@ -48,8 +50,7 @@ def train(
     if outcome["status"] == "interrupted":
         raise InterruptedRunError(
             f"interrupted at {outcome['samples_seen']:,} samples; everything is saved in "
-            f"{redact_url(absolute(run_dir))} "
-            "and the same command goes on from there"
+            f"{redact_url(absolute(run_dir))}. Run the same command to resume."
         )
     return outcome
 
@@ -61,7 +62,6 @@ def _train(
     console: Console | None,
     interrupts: Interrupts,
 ) -> dict[str, Any]:
-    """See :func:`train`; returns also where the run was interrupted."""
     from gatdist.runs import remember
     from gatdist.training.plan import check
     from gatdist.training.profiling import require_ahead
@@ -71,7 +71,7 @@ def _train(
     require_ahead(config, url)
     if local and config.cluster.max_workers > 1:
         raise ClusterError(
-            "--local", "runs one process", value=True, hint="Leave out --workers, or --local"
+            "--local", "runs one process", value=True, hint="Omit --workers, or --local"
         )
     # Here, since Ray takes a while to start.
     for message in check(config, url, default_device() if local else None).warnings:
@@ -103,26 +103,25 @@ def sample(
 
     Args:
         run: a run directory.
-        num: how many (> 0).
-        out: a folder (``000000.png`` …), or with ``grid`` one file, or an animation (``.gif``).
-        seed: of the noise; the same seed gives the same fakes, whatever ``num`` is.
-        grid: one picture, sound or text of all.
-        labels: classes that the fakes have in turn, by number or name; none: drawn.
+        num: > 0.
+        out: a folder (``000000.png`` …); with ``grid`` one file, or an animation (``.gif``).
+        seed: of the latents; the same seed gives the same fakes, whatever ``num`` is.
+        grid: one image, audio clip or text of all.
+        labels: classes by number or name, used cyclically; none: random classes.
         truncation: trades diversity for quality; see :class:`gatdist.runs.trained.Sampler`.
-        interpolate: above 0, so many fakes on the way from each to the next.
-        shards: as a data set that trains, in the folder ``out``.
+        interpolate: number of interpolated fakes from each to the next.
+        shards: write a data set for training into the folder ``out``.
         workers: processes that write shards.
 
     Returns:
         The URLs of the files written.
 
     Raises:
-        CheckpointError: ``run`` is no run, or has no whole checkpoint.
-        ConfigError: there are no such fakes.
+        CheckpointError: ``run`` is no run, or has no complete checkpoint.
+        ConfigError: an argument is out of range.
     """
     from gatdist.runs import load_run
     from gatdist.runs.sampling import SampleRequest, write_samples, write_shards
-    from gatdist.storage import Store
 
     requested = SampleRequest(num, seed, [str(label) for label in labels], truncation, interpolate)
     if grid and shards:
@@ -140,21 +139,20 @@ def export(run: str | PathLike[str], kind: str, *, out: str | PathLike[str]) -> 
     Args:
         run: a run directory.
         kind: ``onnx``, ``torch`` (a program of ``torch.export``) or ``safetensors``.
-        out: URL of the file; the format's ending is added where it lacks.
+        out: URL of the file; the format's extension is appended if missing.
 
     Returns:
         The URL written.
 
     Raises:
-        CheckpointError: ``run`` is no run, or has no whole checkpoint.
+        CheckpointError: ``run`` is no run, or has no complete checkpoint.
         ConfigError: no such format, or a package that it needs is not installed.
     """
-    run, url = absolute(run), absolute(out)  # first: torch does not load in a folder that is gone
+    run, url = absolute(run), absolute(out)  # first: torch does not load in a deleted folder
     import torch
 
     from gatdist.runs import load_run
     from gatdist.runs.export import ENDINGS, formats
-    from gatdist.storage import Store, at_file
 
     make = formats[kind]
     url = url if url.endswith(ENDINGS[kind]) else url + ENDINGS[kind]
@@ -167,23 +165,22 @@ def export(run: str | PathLike[str], kind: str, *, out: str | PathLike[str]) -> 
 def load(
     run: str | PathLike[str], player: Literal["generator", "discriminator"] = "generator"
 ) -> nn.Module:
-    """A trained network as a plain module, on the CPU, in evaluation mode.
+    """Return a trained network as a plain module, on the CPU, in evaluation mode.
 
     Args:
         run: a run directory, or a ``.safetensors`` file that :func:`export` made.
-        player: ``generator`` gives the averaged generator, latents [n, latent_size] and labels
-            int64 [n] or None → samples as networks see them; ``discriminator`` its opponent,
-            samples → logits [n].
+        player: ``generator`` is the averaged generator, latents [n, latent_size] and labels
+            int64 [n] or None → samples as the networks see them; ``discriminator`` is samples →
+            logits [n].
 
     Raises:
-        CheckpointError: no run there, or no whole checkpoint.
+        CheckpointError: no run there, or no complete checkpoint.
     """
     url = absolute(run)
     import torch
 
     from gatdist.runs import load_run
     from gatdist.runs.export import load_exported
-    from gatdist.storage import Store, at_file
 
     if url.endswith(".safetensors"):
         if player != "generator":
@@ -205,9 +202,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure the averaged generator of a run against its data.
 
-    The run's own configuration says where the data is if you trained the run on this machine. Of a
-    run that others made, only data beside the run (on the same server or bucket) is used; name
-    everything else in ``overrides``.
+    If you trained the run on this machine, its own configuration locates the data. For a run of
+    somebody else, only data beside the run (same server or bucket) is used; name everything else in
+    ``overrides``.
 
     Args:
         run: a run directory.
@@ -216,28 +213,26 @@ def evaluate(
         num: fakes to generate; None takes the run's ``evaluate.num_samples``.
 
     Returns:
-        ``metrics``, ``num_samples``, ``samples_seen`` and the ``protocol`` that the numbers were
-        made by.
+        ``metrics``, ``num_samples``, ``samples_seen`` and the measurement ``protocol``.
 
     Raises:
-        CheckpointError: ``run`` is no run, has no whole checkpoint, or its data has changed.
-        ConfigError: no metric, one that is not known, or the run is not yours and names a URL that
-            only you may name.
+        CheckpointError: ``run`` is no run, has no complete checkpoint, or its data has changed.
+        ConfigError: no metric, an unknown one, or the run is not yours and names a URL that only
+            you may name.
     """
     from gatdist.data import open_dataset
     from gatdist.evaluation import Evaluator
     from gatdist.parallel.communicator import LocalCommunicator
     from gatdist.runs import adopted, load_run
     from gatdist.runs.sampling.request import require_num
-    from gatdist.storage import Store
 
     if num is not None:
         require_num(num)
     comm, store = LocalCommunicator(default_device()), Store(absolute(run))
     trained = load_run(store, comm.device)
     config = _anchored(adopted(trained.config, overrides, store))
-    asked = {k: v for k, v in {"metrics": metrics, "num_samples": num}.items() if v is not None}
-    requested = config.evaluate.model_copy(update=asked)
+    given = {k: v for k, v in {"metrics": metrics, "num_samples": num}.items() if v is not None}
+    requested = config.evaluate.model_copy(update=given)
     if not requested.metrics:
         rule, hint = "names nothing to measure", "Name a metric: gatdist evaluate RUN --metric NAME"
         raise ConfigError("evaluate.metrics", rule, value=[], hint=hint)
@@ -250,13 +245,8 @@ def evaluate(
             value=dataset.fingerprint[:16] + "…",
             hint="Restore the data at data.url",
         )
-    evaluator = Evaluator(
-        requested,
-        dataset,
-        comm,
-        comm.device,
-        conditional=trained.config.model.conditional,
-    )
+    is_conditional = trained.config.model.conditional
+    evaluator = Evaluator(requested, dataset, comm, comm.device, conditional=is_conditional)
     sampler = trained.sampler(trained.config.run.seed, "evaluation")
     evaluation = evaluator(sampler, trained.discriminator)
     return {
@@ -268,7 +258,7 @@ def evaluate(
 
 
 def _anchored(config: Config) -> Config:
-    """The same with absolute paths: workers, and those who use the run later, stand elsewhere."""
+    """The configuration with absolute paths: workers run in other folders."""
 
     def anchor(url: str) -> str:
         is_path = url and not url.startswith("builtin:") and not url.startswith("${env:")
@@ -281,7 +271,296 @@ def _anchored(config: Config) -> Config:
 
 
 def default_device() -> Any:
-    """The first CUDA device if there is one, else the CPU."""
+    """Return the first CUDA device if there is one, else the CPU."""
     import torch
 
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def pack(
+    source: str | PathLike[str],
+    dest: str | PathLike[str],
+    *,
+    size: int | tuple[int, int] | None = None,
+    transform: str | None = None,
+    filter: str | None = None,
+    format: str = "keep",
+    quality: int | None = None,
+    color: str = "auto",
+    background: str | None = None,
+    bits: int | None = None,
+    length: int | None = None,
+    sample_rate: int | None = None,
+    shard_bytes: int = 256_000_000,
+    kind: str | None = None,
+    labels: str | None = None,
+    column: str | None = None,
+    workers: int | None = None,
+    address: str = "",
+    strict: bool = False,
+    dry_run: bool = False,
+    source_options: Mapping[str, Any] | None = None,
+    allowed_origins: Sequence[str] = (),
+    dest_options: Mapping[str, Any] | None = None,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Pack a source into shards, or resume after an interruption.
+
+    Args:
+        source: a folder, zip, tar, table or text, at any fsspec URL.
+        dest: URL of the folder for the shards; empty, or holding the same interrupted packing.
+        size: of images, (height, width) or one number for both; None keeps theirs.
+        transform: ``center-crop`` (default), ``center-crop-wide``, ``center-crop-dhariwal`` or
+            ``stretch``; see :mod:`gatdist.packing.images`.
+        filter: ``lanczos`` (default), ``bicubic``, ``hamming``, ``bilinear`` or ``box``.
+        format: of images: ``keep`` stores those that need no change as they are, others as PNG;
+            ``png``, ``jpeg`` and ``webp`` apply to all.
+        quality: 1 to 100, of JPEG (default 95) and WebP (default lossless).
+        color: ``rgb``, ``gray``, or ``auto``: gray if all images are.
+        background: color behind transparent images: a name or ``#rrggbb``; None is white.
+        bits: per channel of images: 8 (default) or 16, stored as PNG.
+        length: of audio, in samples: cut, or padded with silence. Of texts, in bytes read of each.
+            None: the one that they share.
+        sample_rate: of audio, in hertz; None: the commonest.
+        shard_bytes: approximate bytes per shard.
+        kind: of the source; None detects it.
+        labels: ``none``, ``folders``, a column of a table, or a list of files and labels; None
+            detects them.
+        column: of a table, the one that holds the samples; None detects it.
+        workers: processes, or concurrent tasks on Ray; None: one per core. Does not affect the
+            shards.
+        address: of a Ray cluster; ``local`` starts one here; "" works without Ray.
+        strict: raise an error that names the samples that can't be packed.
+        dry_run: plan only; write nothing.
+        source_options: of the source's storage.
+        allowed_origins: servers, buckets and folders that a list may name beside its own, such as
+            ``https://images.example`` or ``/data/images``. Nothing else is read, and servers get
+            no credentials.
+        dest_options: of the destination's storage.
+        console: shows progress.
+
+    Returns:
+        ``url, kind, modality, sample_shape, num_classes, shards, samples, bytes, skipped,
+        seconds, samples_per_s`` and more; of a dry run, the part that is known.
+
+    Raises:
+        ConfigError: an option is out of range, or does not go with another.
+        DataError: the source holds nothing usable, or the destination something else.
+        InterruptedRunError: Ctrl-C; the same call resumes.
+        GatdistError: see :mod:`gatdist.common.errors`.
+    """
+    from gatdist import packing
+    from gatdist.monitor import packing as events
+
+    given = {
+        "size": (size, size) if isinstance(size, int) else size,
+        **{"transform": transform, "filter": filter, "format": format},
+        **{"quality": quality, "color": color, "background": background, "bits": bits},
+        **{"shard_bytes": shard_bytes, "length": length, "sample_rate": sample_rate},
+    }
+    if labels and packing.is_list(labels):
+        labels = absolute(labels)
+    for url in allowed_origins:
+        if "://" not in url and not url.startswith("/"):
+            rule = "must be a URL or the absolute path of a folder"
+            raise ConfigError("--allow-origin", rule, value=url, hint=f"Use https://{url}")
+    request = packing.Request(
+        source=absolute(source),
+        dest=absolute(dest),
+        recipe=packing.read_recipe(given),
+        selection=packing.Selection(kind, labels, column),
+        strict=strict,
+        source_options=source_options or {},
+        allowed_origins=tuple(allowed_origins),
+        dest_options=dest_options or {},
+    )
+    with _Work(console, f"the shards that are complete stay in {dest}") as work:
+        plan = packing.prepare(request, dry_run=dry_run)
+        if dry_run:
+            return packing.preview(plan)
+        work.show(events.packing(packing.preview(plan)))
+        if address:
+            from gatdist.cluster.packing import do_all
+
+            records = do_all(plan.job, plan.tasks, address, workers, work.report, console)
+        else:
+            records = work.do_all(packing.Worker, plan.job, plan.tasks, workers)
+        outcome = packing.finish(plan, records) | work.speed("samples_per_s")
+        work.show(events.packed(outcome))
+    return outcome
+
+
+def index(
+    source: str | PathLike[str],
+    out: str | PathLike[str] | None = None,
+    *,
+    extension: str | None = None,
+    labels: str | None = None,
+    tokens: int | None = None,
+    bits: int = 8,
+    export: Sequence[str] = (),
+    workers: int | None = None,
+    strict: bool = False,
+    options: Mapping[str, Any] | None = None,
+    out_options: Mapping[str, Any] | None = None,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Make a data set of existing shards, or resume after an interruption.
+
+    Each tar is read once, from end to end; none is changed or copied.
+
+    Args:
+        source: the folder of the shards, at any fsspec URL.
+        out: folder for the indexes and the manifest; None: beside the shards.
+        extension: of each sample's file, such as ``jpg``; None detects it.
+        labels: source of each sample's class: an extension (``cls``, ``txt``), a field of its JSON
+            file (``json:FIELD``) or ``none``; None takes ``cls`` if present.
+        tokens: ``.npy`` files hold token ids of a vocabulary of this size, not points.
+        bits: per channel of images as they are read: 8 or 16.
+        export: indexes for other readers: ``dali``, ``energon``.
+        workers: processes; None: one per core. Does not affect the indexes.
+        strict: raise an error that names the samples that can't be used.
+        options: of the storage of the shards.
+        out_options: of the storage of ``out``; on the same origin (server, or bucket), ``options``
+            are used too.
+        console: shows progress.
+
+    Returns:
+        ``url, source, modality, sample_shape, num_classes, shards, samples, bytes, skipped,
+        seconds, bytes_per_s, shards_url`` (required value of ``data.shards_url``, or "") and more.
+
+    Raises:
+        ConfigError: an option is out of range.
+        DataError: there are no shards, or no sample can be used.
+        InterruptedRunError: Ctrl-C; the same call resumes.
+        GatdistError: see :mod:`gatdist.common.errors`.
+    """
+    from gatdist.monitor import packing as events
+    from gatdist.packing import indexing
+
+    url, dest = absolute(source), absolute(out or source)
+    request = indexing.Request(
+        source=url,
+        dest=dest,
+        extension=extension,
+        labels=labels,
+        num_tokens=tokens,
+        bits=bits,
+        exports=export,
+        strict=strict,
+        options=options or {},
+        out_options=options_for(dest, url, options or {}) | dict(out_options or {}),
+    )
+    with _Work(console, f"finished indexes stay in {out or source}") as work:
+        plan = indexing.prepare(request)
+        work.show(events.indexing(indexing.preview(plan)))
+        records = work.do_all(indexing.Worker, plan.job, plan.tasks, workers)
+        outcome = indexing.finish(plan, records) | work.speed("bytes_per_s")
+        work.show(events.indexed(outcome))
+    return outcome
+
+
+def verify(
+    url: str | PathLike[str],
+    *,
+    decode: bool = False,
+    workers: int | None = None,
+    options: Mapping[str, Any] | None = None,
+    shards_url: str = "",
+    shards_options: Mapping[str, Any] | None = None,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Check every digest of a data set, a checkpoint, or all checkpoints of a run.
+
+    Args:
+        url: of it.
+        decode: decode each sample of a data set, too.
+        workers: processes; None: one per core.
+        options: of its storage.
+        shards_url: of a data set, the folder of its tars if it is on another origin (server, or
+            bucket) than the manifest.
+        shards_options: of their storage.
+        console: shows progress.
+
+    Returns:
+        ``url, kind, whole`` (nothing is damaged), ``damaged`` (pairs of subject and problem),
+        numbers of ``checkpoints``, or ``shards`` and ``samples``, and ``seconds``.
+
+    Raises:
+        DataError: the manifest itself is damaged.
+        StorageError: no data set, checkpoint or run is there.
+        GatdistError: see :mod:`gatdist.common.errors`.
+    """
+    from gatdist.data.format import MANIFEST, read_manifest
+    from gatdist.monitor import packing as events
+
+    url = absolute(url)
+    store = Store(url, options)
+    with _Work(console, "nothing was changed") as work:
+        if store.exists(MANIFEST):
+            from gatdist.packing import verify as shards
+
+            manifest = read_manifest(store)
+            num_bytes = sum(shard.size for shard in manifest.shards)
+            work.show([events.verifying(store.url, len(manifest.shards), num_bytes)])
+            job = shards.Job(
+                url=url,
+                options=dict(options or {}),
+                shards_url=absolute(shards_url) if shards_url else "",
+                shards_options=dict(shards_options or {}),
+                decode=decode,
+            )
+            tasks = [shards.Task(number) for number in range(len(manifest.shards))]
+            records = work.do_all(shards.Worker, job, tasks, workers)
+            outcome: dict[str, Any] = {
+                "kind": "dataset",
+                "shards": len(manifest.shards),
+                "samples": manifest.num_samples,
+                "damaged": [list(found) for record in records for found in record.damaged],
+            }
+        else:
+            from gatdist.runs.inspection import damaged_checkpoints
+
+            outcome = damaged_checkpoints(store)
+        outcome |= {"url": store.url, "whole": not outcome["damaged"]} | work.speed("per_s")
+        work.show(events.verified(outcome))
+    return outcome
+
+
+class _Work:
+    """Long work that shows its progress and can be interrupted; ``kept`` says what then stays."""
+
+    def __init__(self, console: Console | None, kept: str) -> None:
+        self._console, self._kept = console, kept
+        self._started_s = time.monotonic()
+        self._done = 0
+
+    def show(self, events: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
+        for kind, fields in events:
+            if self._console:
+                self._console.event(kind, fields)
+
+    def report(self, done: int, found: int) -> None:
+        """Report what was done, and what an earlier start had done, since the last call."""
+        self._done += done
+        self.show([("progress", {"done": done, "found": found})])
+
+    def do_all(self, worker_type: Any, job: Any, tasks: Sequence[Any], workers: int | None) -> Any:
+        from gatdist.packing.processes import do_all
+
+        count = workers or len(os.sched_getaffinity(0))
+        return do_all(worker_type, job, tasks, count, self.report)
+
+    def speed(self, name: str) -> dict[str, float]:
+        seconds = time.monotonic() - self._started_s
+        return {"seconds": round(seconds, 3), name: round(self._done / seconds, 1)}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if error is not None and self._console:
+            self._console.close()
+        if isinstance(error, KeyboardInterrupt):
+            message = f"interrupted; {self._kept}. Run the same command to resume."
+            raise InterruptedRunError(message) from None

@@ -36,12 +36,12 @@ import numpy as np
 
 from benchmarks.cases import fuzz_images
 from benchmarks.environment import environment
+from gatdist.api import index, verify
 from gatdist.common.errors import GatdistError
 from gatdist.config import DataConfig
 from gatdist.data import open_dataset, write_dataset
 from gatdist.data.codecs import encode_png
 from gatdist.data.format import Manifest, manifest
-from gatdist.shards import index, verify
 from gatdist.storage import Store
 
 KINDS = ("shards", "images")

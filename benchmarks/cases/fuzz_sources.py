@@ -36,11 +36,11 @@ import soundfile
 
 from benchmarks.cases.fuzz import LIMIT_BYTES, alarm, bits, cut, noise, splice, values
 from benchmarks.environment import environment
+from gatdist.api import index, pack, verify
 from gatdist.common.errors import GatdistError
 from gatdist.config import DataConfig
 from gatdist.data import open_dataset
 from gatdist.data.codecs import encode_png
-from gatdist.shards import index, pack, verify
 
 SECRET_NAME, SECRET = "GATDIST_FUZZ_SECRET", "7c1d0f-planted-secret"
 CLASSES = ("cats", "dogs", "owls")

@@ -105,9 +105,9 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Pack as the arguments say, and print what came of it."""
+    from gatdist.api import pack
+    from gatdist.monitor.console import Console
     from gatdist.monitor.packing import described
-    from gatdist.monitor.progress import ProgressConsole
-    from gatdist.shards import pack
 
     names = (
         *("transform", "filter", "format", "quality", "color", "background", "bits"),
@@ -126,7 +126,7 @@ def run(arguments: argparse.Namespace) -> None:
         allowed_origins=arguments.allow_origin,
         source_options=values.options("--source-option", arguments.source_option),
         dest_options=values.options("--dest-option", arguments.dest_option),
-        console=None if arguments.dry_run else ProgressConsole(sys.stderr),
+        console=None if arguments.dry_run else Console(sys.stderr),
         **{name: getattr(arguments, name) for name in names},
     )
     if arguments.json:

@@ -73,8 +73,8 @@ def _add_options(sub: argparse.ArgumentParser, option: str, place: str) -> None:
 
 def index(arguments: argparse.Namespace) -> None:
     """Index as the arguments say, and print what came of it."""
-    from gatdist.monitor.progress import ProgressConsole
-    from gatdist.shards import index
+    from gatdist.api import index
+    from gatdist.monitor.console import Console
 
     outcome = index(
         arguments.source,
@@ -88,7 +88,7 @@ def index(arguments: argparse.Namespace) -> None:
         strict=arguments.strict,
         options=values.options("--set", arguments.set),
         out_options=values.options("--out-option", arguments.out_option),
-        console=ProgressConsole(sys.stderr),
+        console=Console(sys.stderr),
     )
     if arguments.json:
         print(json.dumps(outcome))
@@ -96,9 +96,9 @@ def index(arguments: argparse.Namespace) -> None:
 
 def verify(arguments: argparse.Namespace) -> None:
     """Verify, print what is damaged, and end with status 2 if anything is."""
+    from gatdist.api import verify
     from gatdist.common.errors import DataError
-    from gatdist.monitor.progress import ProgressConsole
-    from gatdist.shards import verify
+    from gatdist.monitor.console import Console
 
     outcome = verify(
         arguments.url,
@@ -107,7 +107,7 @@ def verify(arguments: argparse.Namespace) -> None:
         options=values.options("--set", arguments.set),
         shards_url=arguments.shards_url,
         shards_options=values.options("--shards-option", arguments.shards_option),
-        console=ProgressConsole(sys.stderr),
+        console=Console(sys.stderr),
     )
     if arguments.json:
         print(json.dumps(outcome))

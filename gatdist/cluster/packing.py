@@ -21,7 +21,7 @@ from gatdist.packing import Job, Record, Task, Worker
 from gatdist.packing.processes import Report
 
 if TYPE_CHECKING:
-    from gatdist.monitor.terminal import Terminal
+    from gatdist.monitor.console import Console
 
 # The address that asks for a Ray on this machine, which goes when the packing is done.
 OWN = "local"
@@ -34,7 +34,7 @@ def do_all(
     address: str,
     workers: int | None,
     report: Report,
-    console: Terminal | None,
+    console: Console | None,
 ) -> list[Record]:
     """Do tasks on a Ray cluster, each on one CPU core.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
-    from gatdist.monitor.terminal import Terminal
+    from gatdist.monitor.console import Console
 
 
 @contextmanager
@@ -41,7 +41,7 @@ def output_to_file(path: Path) -> Iterator[TextIO]:
 
 
 @contextmanager
-def shown_on(console: Terminal | None, stream: TextIO) -> Iterator[None]:
+def shown_on(console: Console | None, stream: TextIO) -> Iterator[None]:
     """Let the console write to ``stream`` for a while."""
     if console is None:
         yield

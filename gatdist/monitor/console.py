@@ -1,21 +1,24 @@
-"""What a person sees while a run goes on: one progress line on a terminal, plain lines elsewhere.
+"""Console output: a progress bar on a terminal, plain lines elsewhere.
 
-The training loop tells events as a kind and fields of JSON values, so that they can travel from a
-worker to the driver, which shows them. Fields that are absent are not shown.
+An event is a kind and fields of JSON values, so that it can travel from a worker to the driver.
+Absent fields are not shown.
 
 ============== ================================================================================
 kind           fields
 ============== ================================================================================
 ``start``      ``data, run_dir, total_samples, samples_seen, workers, device, num_samples,
-               num_shards, parameters`` (by player)
-``tick``       the line of ``metrics.jsonl``: ``samples_seen``, ``throughput/samples_per_s``,
+               num_shards, parameters`` (by network)
+``log``        the line of ``metrics.jsonl``: ``samples_seen``, ``throughput/samples_per_s``,
                ``loss/generator``, ``loss/discriminator``, ``metric/…``
-``note``       ``message``
-``warning``    ``message``
 ``alarm``      ``name, message, samples_seen``
 ``evaluation`` ``metrics, samples_seen, seconds``
 ``checkpoint`` ``samples_seen``
 ``done``       ``status, reason, samples_seen, metrics, run_dir, samples`` (a name in ``run_dir``)
+``note``       ``message``
+``warning``    ``message``
+``work``       other long work starts: ``message, total, unit`` (noun in the plural, or ``bytes``)
+``progress``   ``done`` and ``found`` (done by an earlier start), both since the last event
+``summary``    the work is done: ``message, rows`` (text by label)
 ============== ================================================================================
 """
 
@@ -25,213 +28,371 @@ import os
 import shlex
 import shutil
 import sys
-import textwrap
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, Self, TextIO, cast
 
-from gatdist.monitor.numbers import count, duration, number, percent
-from gatdist.monitor.terminal import MIN_BAR_COLUMNS, Style, Terminal
+import rich.console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from gatdist.common.errors import for_terminal
+from gatdist.monitor.numbers import count, duration, number, percent, plural, size
 
 Fields = Mapping[str, Any]
 
 _RATE_MEMORY = 0.7  # weight of the past in the rate that predicts the time left
+_RATE_AFTER_S = 0.5  # a rate measured over less time is a guess
+_DRAW_EVERY_S, _PRINT_EVERY_S = 0.1, 10.0
+_FALLBACK_COLUMNS = 80
+_MIN_BAR_COLUMNS, _MAX_BAR_COLUMNS = 6, 24
+_WARNING, _GOOD = "bold yellow", "green"
 
 
-class Console(Terminal):
-    """Shows the events of a run.
+class Console:
+    """Shows events. A context manager, which leaves the cursor on a fresh line.
 
     Args:
         stream: usually standard error.
-        is_terminal: whether a line may be rewritten in place, and in colours; None asks the stream.
+        is_terminal: whether to draw a progress bar, in colours; None asks the stream.
     """
 
     def __init__(self, stream: TextIO, is_terminal: bool | None = None) -> None:
-        super().__init__(stream, is_terminal)
-        self._progress = _Progress()
+        self._file = _UnbreakableFile(stream)
+        self._rich = rich.console.Console(
+            file=cast(IO[str], self._file),
+            force_terminal=stream.isatty() if is_terminal is None else is_terminal,
+        )
+        self._is_terminal = self._rich.is_interactive  # false on a dumb terminal
+        self._live: Live | None = None
+        self._progress: _Progress = _RunProgress()
         self._alarms: Counter[str] = Counter()
-        self._began = time.monotonic()
-        self._waiting: deque[tuple[str, Fields]] = deque()
+        self._started_s = self._shown_s = time.monotonic()
+        self._queue: deque[tuple[str, Fields]] = deque()
         self._is_busy = False
-        self._show: dict[str, Callable[[Fields], None]] = {
-            "start": self._start,
-            "log": self._tick,
-            "note": self._note,
-            "warning": self._warning,
-            "alarm": self._alarm,
-            "evaluation": self._evaluation,
-            "checkpoint": self._checkpoint,
-            "done": self._done,
-        }
+
+    @property
+    def stream(self) -> TextIO:
+        """Where the output goes; may be replaced while the console is in use."""
+        return self._file.stream
+
+    @stream.setter
+    def stream(self, stream: TextIO) -> None:
+        self._file.stream = stream
 
     def event(self, kind: str, fields: Fields) -> None:
         """Show one event; see the module's table."""
-        self._waiting.append((kind, fields))
+        self._queue.append((kind, fields))
         if self._is_busy:  # called by a signal handler while another event is being written
             return
         self._is_busy = True
         try:
-            while self._waiting:
-                kind, fields = self._waiting.popleft()
-                self._show[kind](fields)
+            while self._queue:
+                kind, fields = self._queue.popleft()
+                _SHOW[kind](self, fields)
         finally:
             self._is_busy = False
 
+    def close(self) -> None:
+        """Leave the cursor on a fresh line, below the last progress."""
+        self._end_progress(remove=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
     def _start(self, fields: Fields) -> None:
         self.close()
-        self._began = time.monotonic()
+        self._started_s = time.monotonic()
         data, total, seen = (fields.get(key) for key in ("data", "total_samples", "samples_seen"))
-        self._progress = _Progress(total or 0, seen or 0)
+        self._progress = _RunProgress(total or 0, seen or 0)
+        head = f"training on {data}"
         if seen and total:
             head = f"resuming on {data} at {count(seen)} of {count(total)} samples"
-        else:
-            head = f"training on {data}"
-        size = _plural(fields.get("num_samples"), "sample")
-        size += _plural(fields.get("num_shards"), "shard", " in ")
-        workers = _plural(fields.get("workers"), "worker")
-        device = f" on {fields['device']}" if "device" in fields else ""
+        parts = []
+        if "num_samples" in fields:
+            shards = f" in {plural(n, 'shard')}" if (n := fields.get("num_shards")) else ""
+            parts.append(plural(fields["num_samples"], "sample") + shards)
+        if "workers" in fields:
+            device = f" on {fields['device']}" if "device" in fields else ""
+            parts.append(plural(fields["workers"], "worker") + device)
         run_dir = fields.get("run_dir")
-        where = f" {self._style.arrow} {shown_path(run_dir)}" if run_dir else ""
-        self._say(f"{head}: {', '.join(fact for fact in (size, workers + device) if fact)}{where}")
+        self._print(f"{head}: {', '.join(parts)}{f' -> {shown_path(run_dir)}' if run_dir else ''}")
         if parameters := fields.get("parameters"):
-            sizes = ", ".join(f"{player} {count(size)}" for player, size in parameters.items())
-            self._say(f"parameters: {sizes}")
+            sizes = ", ".join(f"{player} {count(n)}" for player, n in parameters.items())
+            self._print(f"parameters: {sizes}")
         if self._is_terminal:
             self._draw()
 
-    def _tick(self, fields: Fields) -> None:
+    def _log(self, fields: Fields) -> None:
+        assert isinstance(self._progress, _RunProgress)
         self._progress.advance(fields)
-        if self._is_terminal:
-            self._draw()
-        else:
-            self._say("  ".join(self._progress.parts().values()).rstrip())
+        self._draw()
 
     def _note(self, fields: Fields) -> None:
-        self._say(fields["message"])
+        self._print(fields["message"])
 
     def _warning(self, fields: Fields) -> None:
-        self._say(f"{self._style.alarm}warning:{self._style.end} {fields['message']}")
+        self._print(f" {fields['message']}", "warning:", _WARNING)
 
     def _alarm(self, fields: Fields) -> None:
         self._alarms[fields["name"]] += 1
-        if self._alarms[fields["name"]] > 1:  # said once; the curves and the summary tell how often
-            return
-        message = textwrap.fill(
-            f"! {fields['message']} (at {count(fields['samples_seen'])} samples)",
-            self._columns(),
-            subsequent_indent="  ",
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-        self._say(f"{self._style.alarm}{message}{self._style.end}")
+        if self._alarms[fields["name"]] == 1:  # later ones are in the curves and the summary
+            message = f"! {fields['message']} (at {count(fields['samples_seen'])} samples)"
+            self._print("", message, _WARNING, wrap=self._is_terminal)
 
     def _evaluation(self, fields: Fields) -> None:
+        assert isinstance(self._progress, _RunProgress)
         self._progress.metrics = fields["metrics"]
         found = metrics_text(fields["metrics"])
         took = duration(fields["seconds"])
-        self._say(f"evaluated at {count(fields['samples_seen'])} samples in {took}: {found}")
+        self._print(f"evaluated at {count(fields['samples_seen'])} samples in {took}: {found}")
 
     def _checkpoint(self, fields: Fields) -> None:
         if not self._is_terminal:
-            self._say(f"checkpoint at {count(fields['samples_seen'])} samples")
+            self._print(f"checkpoint at {count(fields['samples_seen'])} samples")
 
     def _done(self, fields: Fields) -> None:
         self.close()
         metrics, run_dir = fields.get("metrics") or {}, fields.get("run_dir", "")
-        stopped = fields.get("status") == "interrupted"
-        word = f"{self._style.alarm}stopped" if stopped else f"{self._style.good}done"
-        head = f"{word}{self._style.end} after {duration(time.monotonic() - self._began)}"
-        head += f" at {count(fields['samples_seen'])} samples"
-        head += f": {fields['reason']}" if fields.get("reason") else ""
-        alarms = [f"{name} ({_plural(times, 'tick')})" for name, times in self._alarms.items()]
+        message = f"after {duration(time.monotonic() - self._started_s)}"
+        message += f" at {count(fields['samples_seen'])} samples"
+        message += f": {fields['reason']}" if fields.get("reason") else ""
+        alarms = [f"{name} ({plural(n, 'log interval')})" for name, n in self._alarms.items()]
+        samples = fields.get("samples")
         rows = {
             "metrics": metrics_text(metrics),
             "alarms": ", ".join(alarms),
-            "samples": shown_path(f"{run_dir}/{fields['samples']}")
-            if fields.get("samples")
-            else "",
+            "samples": shown_path(f"{run_dir}/{samples}") if samples else "",
             "curves": tensorboard_command(run_dir) if run_dir else "",
         }
-        lines = [f"  {label:<10}{text}" for label, text in rows.items() if text]
-        self._say("\n".join([head, *lines]))
+        stopped = fields.get("status") == "interrupted"
+        self._print_summary("stopped" if stopped else "done", message, rows)
 
-    def _line(self, columns: int) -> str:
-        return self._progress.line(columns, self._style)
+    def _work(self, fields: Fields) -> None:
+        self._print(fields["message"])
+        self._progress = _WorkProgress(fields["total"], unit=fields["unit"])
+        self._shown_s = time.monotonic()
+        if self._is_terminal:
+            self._draw()
+
+    def _advance(self, fields: Fields) -> None:
+        assert isinstance(self._progress, _WorkProgress)
+        self._progress.seen += fields["done"] + fields["found"]
+        self._progress.done += fields["done"]
+        is_last = self._progress.seen == self._progress.total
+        elapsed_s = time.monotonic() - self._shown_s
+        if self._is_terminal:
+            is_due = is_last or elapsed_s >= _DRAW_EVERY_S
+        else:
+            is_due = not is_last and elapsed_s >= _PRINT_EVERY_S  # the summary follows the last
+        if is_due:
+            self._shown_s += elapsed_s
+            self._draw()
+
+    def _summary(self, fields: Fields) -> None:
+        self._end_progress(remove=True)
+        self._print_summary("done", fields["message"], fields["rows"])
+
+    def _print_summary(self, head: str, message: str, rows: Mapping[str, str]) -> None:
+        lines = [f"  {label:<10}{text}" for label, text in rows.items() if text]
+        style = _GOOD if head == "done" else _WARNING
+        self._print("\n".join([f" {message}", *lines]), head, style)
+
+    def _print(self, text: str, label: str = "", style: str = "", *, wrap: bool = False) -> None:
+        """Print lines above the progress bar. Text is never markup; colours in it are kept."""
+        self._measure()
+        line = Text.assemble((for_terminal(label), style), Text.from_ansi(for_terminal(text)))
+        self._rich.print(line, soft_wrap=not wrap)
+
+    def _draw(self) -> None:
+        if not self._is_terminal:
+            self._print("  ".join(self._progress.parts().values()).rstrip())
+            return
+        self._measure()
+        if self._live is None:
+            self._live = Live(
+                console=self._rich,
+                auto_refresh=False,
+                redirect_stdout=False,
+                redirect_stderr=False,
+                get_renderable=self._line,
+            )
+            self._live.start()
+            self._rich.show_cursor(True)  # a killed process must not leave it hidden
+        self._live.refresh()
+
+    def _end_progress(self, remove: bool) -> None:
+        if self._live:
+            self._live.transient = remove
+            self._live.stop()
+            self._live = None
+
+    def _line(self) -> Table:
+        """The progress line; parts that do not fit are dropped, the least important first."""
+        columns = self._rich.width - 1
+        parts = self._progress.parts()
+        for name in [name for name in _DROPPED_FIRST if name in parts]:
+            if _columns(parts) + 2 + _MIN_BAR_COLUMNS <= columns:
+                break
+            del parts[name]
+        first, *others = (Text(part) for part in parts.values())
+        line = Table.grid(padding=(0, 2, 0, 0))
+        bar_columns = min(columns - _columns(parts) - 2, _MAX_BAR_COLUMNS)
+        if bar_columns >= _MIN_BAR_COLUMNS:
+            bar = ProgressBar(1.0, self._progress.share, width=bar_columns, complete_style=_GOOD)
+            line.add_row(first, bar, *others)
+        else:
+            line.add_row(first, *others)
+        return line
+
+    def _measure(self) -> None:
+        """Set the width; rich would ask standard input and output instead of the stream."""
+        try:
+            columns = os.get_terminal_size(self.stream.fileno()).columns
+        except (OSError, ValueError):  # no terminal
+            columns = 0
+        self._rich.size = rich.console.ConsoleDimensions(columns or _FALLBACK_COLUMNS, 25)
+
+
+_SHOW: Mapping[str, Callable[[Console, Fields], None]] = {
+    "start": Console._start,
+    "log": Console._log,
+    "alarm": Console._alarm,
+    "evaluation": Console._evaluation,
+    "checkpoint": Console._checkpoint,
+    "done": Console._done,
+    "note": Console._note,
+    "warning": Console._warning,
+    "work": Console._work,
+    "progress": Console._advance,
+    "summary": Console._summary,
+}
+
+
+class _UnbreakableFile:
+    """A stream whose failures end nothing.
+
+    A closed terminal is an OSError, a stream closed in Python a ValueError, and a write by a signal
+    handler in the middle of another write a RuntimeError.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    @property
+    def encoding(self) -> str:
+        return self.stream.encoding or "ascii"
+
+    def write(self, text: str) -> None:
+        with suppress(OSError, RuntimeError, ValueError):
+            self.stream.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, RuntimeError, ValueError):
+            self.stream.flush()
+
+
+# The order in which parts of the progress line give way on a narrow terminal.
+_DROPPED_FIRST = ("samples", "rate", "left", "losses", "metric")
+
+
+def _columns(parts: Mapping[str, str]) -> int:
+    return len("  ".join(parts.values()))
 
 
 @dataclass
 class _Progress:
-    """How far the run is, and how it does."""
-
     total: int = 0
     seen: int = 0
+
+    @property
+    def share(self) -> float:
+        return min(self.seen / self.total, 1.0) if self.total else 0.0
+
+    def parts(self) -> dict[str, str]:
+        """Each part's text, of about constant width."""
+        raise NotImplementedError
+
+
+@dataclass
+class _RunProgress(_Progress):
+    """Progress of a training run."""
+
     rate: float = 0.0
     smooth_rate: float = 0.0
-    generator_loss: float | None = None
-    discriminator_loss: float | None = None
-    metrics: Mapping[str, float] | None = None
+    losses: tuple[Any, Any] = (None, None)
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
     def advance(self, values: Fields) -> None:
-        """Take in the values of one tick."""
         self.seen = values["samples_seen"]
         self.rate = values.get("throughput/samples_per_s") or 0.0
         update = 1 - _RATE_MEMORY if self.smooth_rate else 1
         self.smooth_rate += update * (self.rate - self.smooth_rate)
-        self.generator_loss = values.get("loss/generator")
-        self.discriminator_loss = values.get("loss/discriminator")
+        self.losses = values.get("loss/generator"), values.get("loss/discriminator")
         metrics = {tag: value for tag, value in values.items() if tag.startswith("metric/")}
         if metrics:
             self.metrics = {tag.removeprefix("metric/"): value for tag, value in metrics.items()}
 
     def parts(self) -> dict[str, str]:
-        """Each part's text, of about constant width from tick to tick."""
         total = count(self.total)
         parts = {
-            "percent": f"{self._share():4.0%}",
+            "percent": f"{self.share:4.0%}",
             "samples": f"{count(self.seen):>{len(total)}}/{total}",
         }
         if not self.rate:
-            return parts | {"rate": "waiting for the first tick"}
-        left = max(self.total - self.seen, 0) / self.smooth_rate
+            return parts | {"rate": "waiting for the first log interval"}
+        left_s = max(self.total - self.seen, 0) / self.smooth_rate
+        generator, discriminator = map(number, self.losses)
         parts["rate"] = f"{count(self.rate):>6}/s"
-        parts["left"] = f"{duration(left):>7} left"
-        generator, discriminator = number(self.generator_loss), number(self.discriminator_loss)
+        parts["left"] = f"{duration(left_s):>7} left"
         parts["losses"] = f"loss G {generator:<6} D {discriminator:<6}"
-        for name, value in list((self.metrics or {}).items())[:1]:
+        for name, value in list(self.metrics.items())[:1]:
             parts["metric"] = f"{name} {number(value)}"
         return parts
 
-    def line(self, columns: int, style: Style) -> str:
-        """One line of at most ``columns``; what does not fit goes, the least needed first."""
-        parts = self.parts()
-        for name in ("samples", "rate", "left", "losses", "metric"):
-            if len("  ".join(parts.values())) + 2 + MIN_BAR_COLUMNS <= columns:
-                break
-            parts.pop(name, None)
-        texts = list(parts.values())
-        if bar := style.bar(self._share(), columns - len("  ".join(texts)) - 2):
-            texts.insert(1, bar)
-        return "  ".join(texts)
 
-    def _share(self) -> float:
-        return min(self.seen / self.total, 1.0) if self.total else 0.0
+@dataclass
+class _WorkProgress(_Progress):
+    """Progress of other long work; ``done`` excludes what an earlier start had done."""
+
+    unit: str = ""
+    done: int = 0
+    started_s: float = field(default_factory=time.monotonic)
+
+    def parts(self) -> dict[str, str]:
+        shown, unit = (size, "") if self.unit == "bytes" else (count, f" {self.unit}")
+        total = shown(self.total)
+        parts = {
+            "percent": f"{self.share:4.0%}",
+            "samples": f"{shown(self.seen):>{len(total)}}/{total}{unit}",
+        }
+        elapsed_s = time.monotonic() - self.started_s
+        if self.done and elapsed_s > _RATE_AFTER_S:
+            rate = self.done / elapsed_s
+            parts["rate"] = f"{shown(rate):>6}/s"
+            parts["left"] = f"{duration((self.total - self.seen) / rate):>7} left"
+        return parts
 
 
 def metrics_text(metrics: Mapping[str, float]) -> str:
-    """Metrics in words: ``fid 3.21 (1.4 x that of two real halves), kid 0.002, …``."""
+    """Metrics in words: ``fid 3.21 (1.40 x the real-vs-real FID), kid 0.002, …``."""
     parts = []
     for name, value in metrics.items():
-        if name in ("fid_real_split", "fid_over_real_split"):
-            continue
         if name == "class_share_min":
             parts.append(f"rarest class {percent(value)}")
         elif name == "fid" and "fid_over_real_split" in metrics:
             ratio = number(metrics["fid_over_real_split"])
-            parts.append(f"fid {number(value)} ({ratio} x that of two real halves)")
-        else:
+            parts.append(f"fid {number(value)} ({ratio} x the real-vs-real FID)")
+        elif name not in ("fid_real_split", "fid_over_real_split"):
             parts.append(f"{name} {number(value)}")
     return ", ".join(parts)
 
@@ -243,12 +404,7 @@ def shown_path(url: str) -> str:
 
 
 def tensorboard_command(run_dir: str) -> str:
-    """What to type to see the curves of a run, also where this environment is not activated."""
+    """The command that shows a run's curves, also where this environment is not activated."""
     beside = Path(sys.executable).parent / "tensorboard"
     name = "tensorboard" if shutil.which("tensorboard") else shown_path(str(beside))
     return shlex.join([name, "--logdir", shown_path(run_dir)])
-
-
-def _plural(value: int | None, noun: str, before: str = "") -> str:
-    """``2 workers``, ``1 worker``, or nothing for None."""
-    return "" if value is None else f"{before}{count(value)} {noun}{'' if value == 1 else 's'}"

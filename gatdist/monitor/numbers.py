@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -50,14 +51,25 @@ def size(num_bytes: float) -> str:
     return f"{num_bytes:.{0 if num_bytes >= 10 or power == 0 else 1}f} {units[power]}"
 
 
+def plural(value: float, noun: str, nouns: str = "") -> str:
+    """``1 shard``, ``2 shards``."""
+    return f"{count(value)} {noun if value == 1 else nouns or noun + 's'}"
+
+
 def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Columns of equal width: names to the left, numbers to the right, a line below the head."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    return "\n".join([lines[0], "─" * max(map(len, lines)), *lines[1:]])
+    """A table as text: the first column to the left, others to the right, a line below the head."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    head, *body = rows
+    for column, name in enumerate(head):
+        table.add_column(Text(name), justify="right" if column else "left", no_wrap=True)
+    for row in body:
+        table.add_row(*map(Text, row))
+    console = Console(file=io.StringIO(), width=10_000, color_system=None)
+    with console.capture() as captured:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())

@@ -4,21 +4,22 @@
 ``pack`` is the whole of it.
 """
 
+from gatdist.packing.entries import Selection
 from gatdist.packing.pack import Packing, Request, finish, prepare, preview
 from gatdist.packing.plan import Task
 from gatdist.packing.recipe import Recipe, read_recipe
-from gatdist.packing.sources import KINDS, Asked
+from gatdist.packing.sources import KINDS
 from gatdist.packing.sources.tables import is_list
 from gatdist.packing.task import Job, Record, Worker
 
 __all__ = [
     "KINDS",
-    "Asked",
     "Job",
     "Packing",
     "Recipe",
     "Record",
     "Request",
+    "Selection",
     "Task",
     "Worker",
     "finish",

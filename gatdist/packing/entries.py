@@ -155,3 +155,19 @@ class Listing:
     skipped: list[Skipped] = field(default_factory=list)
     ignored: list[Skipped] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How to read a source; None detects it.
+
+    Attributes:
+        kind: see :data:`~gatdist.packing.sources.KINDS`.
+        labels: ``none``, ``folders``, a column of a table, a field of WebDataset's ``.json``, or
+            the path of a CSV or JSON file that names each file's class.
+        column: of a table, the one that holds the samples.
+    """
+
+    kind: str | None = None
+    labels: str | None = None
+    column: str | None = None

@@ -26,13 +26,13 @@ from gatdist.data.codecs import CodecError
 from gatdist.data.format import MANIFEST, SampleSpec, write_manifest
 from gatdist.packing.convert import converter_like
 from gatdist.packing.converted import Converter, counted
-from gatdist.packing.entries import Entry, Listing, Skipped, printable
+from gatdist.packing.entries import Entry, Listing, Selection, Skipped, printable
 from gatdist.packing.fetch import Fetcher
 from gatdist.packing.labels import numbered, same_but_for_case
 from gatdist.packing.origins import require_allowed
 from gatdist.packing.plan import Task, cut, fingerprint, in_order
 from gatdist.packing.recipe import Recipe
-from gatdist.packing.sources import Asked, list_source
+from gatdist.packing.sources import list_source
 from gatdist.packing.sources.tree import same_label
 from gatdist.packing.task import NOTES, Job, Record, refused
 from gatdist.storage import Store
@@ -61,7 +61,7 @@ class Request:
         source: URL of a file or folder.
         dest: URL of the data set's folder.
         recipe: what is done to each sample.
-        asked: how the source is read.
+        selection: how the source is read.
         strict: a sample that can't be packed is an error.
         source_options: of the source's storage.
         dest_options: of the data set's storage.
@@ -71,7 +71,7 @@ class Request:
     source: str
     dest: str
     recipe: Recipe = field(default_factory=Recipe)
-    asked: Asked = field(default_factory=Asked)
+    selection: Selection = field(default_factory=Selection)
     strict: bool = False
     source_options: Mapping[str, Any] = field(default_factory=dict)
     dest_options: Mapping[str, Any] = field(default_factory=dict)
@@ -128,7 +128,7 @@ def prepare(request: Request, *, dry_run: bool = False) -> Packing:
         _note(request, dest, None)
     with _spool(dest, dry_run) as spool:
         kind, folder, listing = list_source(
-            request.source, request.asked, spool, request.source_options
+            request.source, request.selection, spool, request.source_options
         )
         require_allowed(listing, [listing.store, spool], request.allowed_origins)
         skipped = listing.skipped
@@ -302,7 +302,7 @@ def _notes(
     request: Request, listing: Listing, class_names: Sequence[str] | None, num_classes: int
 ) -> Iterator[str]:
     """What the user should know of the labels and of what is passed over."""
-    labels = request.asked.labels
+    labels = request.selection.labels
     if labels not in (None, "none") and not num_classes:
         rule = "no sample has a label there"
         raise DataError("--labels", rule, value=labels, hint="Name another place, or none")
@@ -395,7 +395,7 @@ def _settings(request: Request) -> dict[str, Any]:
     """All that decides which bytes are written."""
     return {
         "source": Store(request.source, request.source_options).url,  # without its secrets
-        **asdict(request.asked),
+        **asdict(request.selection),
         **request.recipe.model_dump(mode="json"),
     }
 

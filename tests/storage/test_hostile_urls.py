@@ -14,10 +14,10 @@ from PIL import Image
 from recorder import Recorder, recording
 
 import gatdist
+from gatdist.api import index, pack, verify
 from gatdist.cli import main
 from gatdist.common.errors import DataError, StorageError
 from gatdist.config import load_config
-from gatdist.shards import index, pack, verify
 from gatdist.storage import OutsideUrl, Store, origin
 from support import refused
 

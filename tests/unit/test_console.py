@@ -82,11 +82,11 @@ class Terminal:
 
     def show(self, *events):
         """Everything that was ever visible: lists of lines, one list after each event."""
-        console, raw, frames = Console(self.stream), "", []
+        console, raw, frames = Console(self.stream, is_terminal=True), "", []
         for kind, fields in events:
             console.event(kind, fields)
             raw += self._written()
-            frames.append(self.screen(raw))
+            frames.append(screen(raw))
         console.close()
         self.stream.close()
         os.close(self.ours)
@@ -100,13 +100,31 @@ class Terminal:
             written += os.read(self.ours, 1 << 16)
         return written[:-1].decode()
 
-    @staticmethod
-    def screen(raw):
-        lines = []
-        for line in raw.replace("\r\n", "\n").split("\n"):
-            visible = line.split("\r\x1b[K")[-1]  # each rewriting clears what was before
-            lines.append(re.sub(r"\x1b\[[0-9;]*m", "", visible))
-        return lines
+
+def screen(raw):
+    """The lines that these characters leave on a terminal that is as wide as they need."""
+    lines, row, column = [""], 0, 0
+    for control, text in re.findall(r"(\x1b\[[0-9;?]*[A-Za-z]|[\r\n])|([^\x1b\r\n]+)", raw):
+        if control == "\n":
+            row += 1
+            lines += [""] * (row == len(lines))
+        elif control == "\r":
+            column = 0
+        elif control == "\x1b[2K":
+            lines[row] = ""
+        elif found := re.fullmatch(r"\x1b\[(\d+)A", control):
+            row -= int(found[1])
+        elif text:
+            lines[row] = lines[row][:column].ljust(column) + text + lines[row][column + len(text) :]
+            column += len(text)
+    return [line.rstrip() for line in lines]
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    for name in ("COLUMNS", "FORCE_COLOR", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
 
 
 def test_plain_lines_have_one_line_a_tick_and_no_control_characters():
@@ -184,6 +202,49 @@ def test_notes_warnings_and_checkpoints_are_lines_of_their_own():
     assert plain(*events) == ["a", "warning: b", "checkpoint at 9 samples"]
 
 
+def test_messages_are_never_markup_and_cannot_control_the_terminal(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # a pipe still gets plain text
+    message = "[bold red]a[/] :smile: \x1b[31mred\x1b[0m \x1b[2J\rb"
+    assert plain(("note", {"message": message})) == [r"[bold red]a[/] :smile: red \x1b[2J\rb"]
+    [frame] = Terminal(80).show(("warning", {"message": message}))
+    assert frame[0] == r"warning: [bold red]a[/] :smile: red \x1b[2J\rb"
+
+
+def test_no_color_and_dumb_terminals_are_respected(monkeypatch):
+    def written():
+        stream = io.StringIO()
+        with Console(stream, is_terminal=True) as console:
+            console.event("start", START)
+            console.event("warning", {"message": "m"})
+        return stream.getvalue()
+
+    assert "\x1b[1;33mwarning:" in written()
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not re.search(r"\x1b\[[0-9;]*3[0-9]", written())
+    monkeypatch.setenv("TERM", "dumb")
+    assert "\x1b" not in written()
+
+
+def test_the_cursor_is_not_left_hidden_by_a_process_that_is_killed():
+    stream = io.StringIO()
+    console = Console(stream, is_terminal=True)
+    console.event("start", START)
+    assert stream.getvalue().rfind("\x1b[?25h") > stream.getvalue().rfind("\x1b[?25l")
+
+
+def test_other_long_work_shows_a_bar_that_its_summary_replaces():
+    work = {"message": "packing", "total": 4, "unit": "images"}
+    summary = {"message": "after 1 s", "rows": {"skipped": "a\n            b", "empty": ""}}
+    events = [("work", work), ("progress", {"done": 1, "found": 3}), ("summary", summary)]
+    frames = Terminal(80).show(*events)
+    assert [frame[0] for frame in frames] == ["packing"] * 3
+    assert frames[0][1].endswith("0/4 images")
+    assert frames[1][1].startswith("100%")
+    assert frames[1][1].endswith("4/4 images")
+    assert frames[2][1:4] == ["done after 1 s", "  skipped   a", "            b"]
+    assert plain(*events) == [frames[0][0], *frames[2][1:4]]
+
+
 def test_values_that_are_no_numbers_do_not_stop_the_show():
     bad = {"loss/generator": None, "loss/discriminator": float("nan"), "metric/fid": float("inf")}
     [line] = plain(("log", tick(4096, **bad)))
@@ -194,7 +255,8 @@ def test_values_that_are_no_numbers_do_not_stop_the_show():
 
 
 @pytest.mark.parametrize("columns", [12, 30, 60, 80, 120, 250])
-def test_a_terminal_shows_one_line_that_is_rewritten_and_always_fits(columns):
+def test_a_terminal_shows_one_line_that_is_rewritten_and_always_fits(columns, monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")  # else the rest of the bar is drawn in another colour
     ticks = [("log", tick(48_000 * i, **{"metric/fid": 12.3})) for i in (1, 2, 3, 4)]
     frames = Terminal(columns).show(("start", START), *ticks)
     for frame in frames:
@@ -259,7 +321,7 @@ def test_a_terminal_without_unicode_gets_none():
     console.event("log", tick(96_000))
     console.close()
     stream.seek(0)
-    assert "####" in stream.read()
+    assert "----" in stream.read()
 
 
 def test_paths_below_the_current_folder_are_short(tmp_path, monkeypatch):
@@ -308,7 +370,7 @@ def test_a_signal_in_the_middle_of_a_write_breaks_nothing():
 
         def handle(number, frame):
             try:
-                terminal._say("stopping after a checkpoint")
+                terminal.event("note", {"message": "stopping after a checkpoint"})
             finally:
                 heard.append(os.read(master, 65536))
 
@@ -316,7 +378,7 @@ def test_a_signal_in_the_middle_of_a_write_breaks_nothing():
         signal.setitimer(signal.ITIMER_REAL, 0.05, 0.01)
         try:
             for _ in range(400):
-                terminal._say("a line of progress " * 5)
+                terminal.event("note", {"message": "a line of progress " * 5})
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)

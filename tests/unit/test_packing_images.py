@@ -158,7 +158,7 @@ def test_png_of_what_was_not_resized_has_its_pixels(tmp_path: Path) -> None:
     assert (np.asarray(Image.open(io.BytesIO(found))) == expected).all()
 
 
-def test_pictures_that_are_enlarged_are_told(
+def test_upscaled_images_are_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = {"small.png": image(0, (4, 90)), "large.png": image(1, (90, 90))}
@@ -168,7 +168,7 @@ def test_pictures_that_are_enlarged_are_told(
     captured = capsys.readouterr()
     outcome = json.loads(captured.out)
     assert (outcome["upscaled"], outcome["upscaled_example"]) == (1, "small.png (4 × 90)")
-    assert "warning: 1 picture " in captured.err
+    assert "warning: 1 image " in captured.err
 
 
 # What is asked

@@ -30,7 +30,7 @@ from gatdist.common.errors import DataError, UserError
 from gatdist.config import DataConfig
 from gatdist.data import open_dataset
 from gatdist.data.codecs import encode_png
-from gatdist.monitor.packing import closing
+from gatdist.monitor.packing import packed
 from gatdist.packing.labels import folder_classes
 from gatdist.storage import Store
 from packing import content, image, pack, samples, write
@@ -271,7 +271,7 @@ def test_classes_that_no_packed_sample_has_are_counted_and_keep_their_numbers(
     assert (outcome["empty_classes"], outcome["empty_class_examples"]) == (1, ["cat"])
     assert outcome["num_classes"] == 3
     assert sorted(sample["cls"] for sample in samples(tmp_path / "out")) == [b"0", b"2"]
-    warnings = [fields["message"] for kind, fields in closing(outcome) if kind == "warning"]
+    warnings = [fields["message"] for kind, fields in packed(outcome) if kind == "warning"]
     assert any("cat" in message for message in warnings)
 
 
@@ -586,7 +586,7 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
     command = ["pack", str(source), str(tmp_path / "out"), "--size", "4", "--dry-run"]
     assert main(command) == 0
     message = capsys.readouterr().out
-    for fact in ("12 pictures", "3 classes (ant, bee, cow)", "4 × 4 RGB", "1 shard"):
+    for fact in ("12 images", "3 classes (ant, bee, cow)", "4 × 4 RGB", "1 shard"):
         assert fact in message
     assert main([*command, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -52,7 +52,7 @@ class Request:
     Attributes:
         source: URL of the folder of the shards.
         dest: URL of the folder for the indexes and the manifest; may be the same.
-        component: the ending of each sample's file; None recognizes it.
+        extension: of each sample's file; None detects it.
         labels: an ending, ``json:FIELD``, or ``none``; None takes ``cls`` where it is there.
         num_tokens: ``.npy`` files hold tokens of a vocabulary of this size; None: points.
         bits: of each channel of images as they are read, 8 or 16.
@@ -64,7 +64,7 @@ class Request:
 
     source: str
     dest: str
-    component: str | None = None
+    extension: str | None = None
     labels: str | None = None
     num_tokens: int | None = None
     bits: int = 8
@@ -263,7 +263,7 @@ def _look(request: Request, source: Store, tasks: Sequence[Task]) -> Job:
             options=dict(request.options),
             out_options=dict(request.out_options),
             modality=modality,
-            component=request.component,
+            component=request.extension,
             label=None if request.labels == "none" else request.labels or LABEL_COMPONENT,
             facts=facts,
             exports=sorted(request.exports),
@@ -320,13 +320,13 @@ def _modality(request: Request, found: Counter[str]) -> str | None:
     """What most of the samples have files of."""
     tokens = ("tokens",) if request.num_tokens else ("points",)
     known = [name for name in _RECOGNIZED if name != "points"] + list(tokens)
-    if request.component:
-        fitting = [name for name in known if request.component in MODALITIES[name].components]
+    if request.extension:
+        fitting = [name for name in known if request.extension in MODALITIES[name].components]
         if not fitting:
             endings = sorted({c for name in known for c in MODALITIES[name].components})
             rule = f"must be one of {', '.join(endings)}"
-            raise ConfigError("--extension", rule, value=request.component)
-        return fitting[0] if request.component in found else None
+            raise ConfigError("--extension", rule, value=request.extension)
+        return fitting[0] if request.extension in found else None
     counts = {name: sum(found[c] for c in MODALITIES[name].components) for name in known}
     # Captions stand beside pictures and sounds, so texts are what is left.
     best = max((name for name in known if name != "text"), key=lambda name: counts[name])
@@ -339,7 +339,7 @@ def _facts(request: Request, modality: str, samples: Sequence[Sample]) -> dict[s
     common: dict[str, Any] = {"bits": request.bits} if request.bits != 8 else {}
     if modality == "tokens":
         common["num_tokens"] = request.num_tokens
-    components = (request.component,) if request.component else MODALITIES[modality].components
+    components = (request.extension,) if request.extension else MODALITIES[modality].components
     contents = [m.content for s in samples for m in s.members if m.component in components]
     shapes, rates = [], []
     for content in contents:

@@ -8,10 +8,9 @@ from contextlib import suppress
 from typing import Any
 
 from gatdist.common.errors import DataError, StorageError, nearest
-from gatdist.packing.entries import MODALITY, Listing, Skipped, Span, each_readable
+from gatdist.packing.entries import MODALITY, Listing, Selection, Skipped, Span, each_readable
 from gatdist.packing.fetch import Fetcher
 from gatdist.packing.sources.archives import COMPRESSED, tar_files, unpack_tar, zip_files
-from gatdist.packing.sources.asked import Asked
 from gatdist.packing.sources.lines import list_lines
 from gatdist.packing.sources.names import plain_path, system_file
 from gatdist.packing.sources.parquet import list_parquet
@@ -21,7 +20,7 @@ from gatdist.packing.sources.webdataset import list_shards, split
 from gatdist.storage import Store
 from gatdist.storage.local import dangling_links
 
-__all__ = ["KINDS", "Asked", "list_source"]
+__all__ = ["KINDS", "list_source"]
 
 # Extensions of the files that a source of each kind consists of.
 KINDS: Mapping[str, tuple[str, ...]] = {
@@ -41,13 +40,13 @@ _COMPANIONS = ("cls", "json")
 
 
 def list_source(
-    url: str, asked: Asked, spool: Store, options: Mapping[str, Any] | None = None
+    url: str, selection: Selection, spool: Store, options: Mapping[str, Any] | None = None
 ) -> tuple[str, str, Listing]:
     """What the source at ``url`` holds.
 
     Args:
         url: a file or a folder.
-        asked: how to read it.
+        selection: how to read it.
         spool: gets what must be copied before it can be read in any order.
         options: of the source's storage.
 
@@ -58,10 +57,12 @@ def list_source(
         DataError: it holds nothing of a known kind, is damaged, or its labels don't fit.
         StorageError: there is no such source, or it may not be read.
     """
-    if asked.kind is not None and asked.kind not in KINDS:
-        raise DataError("--kind", f"no such kind. {nearest(asked.kind, KINDS)}", value=asked.kind)
+    if selection.kind is not None and selection.kind not in KINDS:
+        raise DataError(
+            "--kind", f"no such kind. {nearest(selection.kind, KINDS)}", value=selection.kind
+        )
     folder, files = _located(url, options or {})
-    kind = asked.kind or (
+    kind = selection.kind or (
         _kind_of_folder(files) if folder == url else _kind_of_file(next(iter(files)))
     )
     store = Store(folder, options)
@@ -72,17 +73,17 @@ def list_source(
     if kind == "folder":
         tree = (File(name, Span(name, size=size)) for name, size in files.items())
         skipped = [(name, "is a link to nothing") for name in _dangling(store)]
-        return kind, folder, list_tree(store, tree, asked, _reader(store), skipped)
+        return kind, folder, list_tree(store, tree, selection, _reader(store), skipped)
     if kind == "parquet":
-        return kind, folder, list_parquet(store, names, asked, spool)
+        return kind, folder, list_parquet(store, names, selection, spool)
     if kind == "text":
         return kind, folder, list_lines(store, names)
     if kind in ("csv", "jsonl"):
         if len(names) > 1:
             rule = f"holds {len(names)} lists"
             raise DataError(store.url, rule, hint=f"Name one, such as {names[0]}")
-        return kind, folder, list_table(store, names[0], asked)
-    kind, listing = _list_archives(kind, store, names, asked, spool)
+        return kind, folder, list_table(store, names[0], selection)
+    kind, listing = _list_archives(kind, store, names, selection, spool)
     return kind, folder, listing
 
 
@@ -95,7 +96,7 @@ def _dangling(store: Store) -> list[str]:
 
 
 def _list_archives(
-    kind: str, store: Store, names: list[str], asked: Asked, spool: Store
+    kind: str, store: Store, names: list[str], selection: Selection, spool: Store
 ) -> tuple[str, Listing]:
     skipped: list[Skipped] = []
 
@@ -105,7 +106,7 @@ def _list_archives(
         return list(_members(store, name, spool, skipped))
 
     archives = each_readable(names, members, skipped)
-    if kind == "tar" and asked.kind is None and any(map(_is_shard, archives.values())):
+    if kind == "tar" and selection.kind is None and any(map(_is_shard, archives.values())):
         kind = "webdataset"
     if kind == "webdataset":
         shards = {
@@ -113,14 +114,14 @@ def _list_archives(
             for name, files in archives.items()
         }
         listing = Listing(store, "", [], skipped=skipped)
-        return kind, list_shards([store, spool], shards, asked, listing)
+        return kind, list_shards([store, spool], shards, selection, listing)
     tree = (
         File(f"{archive}/{plain_path(name)}" if len(names) > 1 else name, span)
         for archive, files in archives.items()
         for name, span in files
     )
     archive = names[0] if len(names) == 1 else ""
-    return kind, list_tree(store, tree, asked, _reader(store, spool), skipped, archive)
+    return kind, list_tree(store, tree, selection, _reader(store, spool), skipped, archive)
 
 
 def _members(store: Store, name: str, spool: Store, skipped: list[Skipped]) -> Iterator[File]:

@@ -13,9 +13,16 @@ from typing import Any, BinaryIO
 
 from gatdist.common.errors import DataError
 from gatdist.common.strict_json import parse_json
-from gatdist.packing.entries import MODALITY, Entry, Listing, Skipped, Span, each_readable
+from gatdist.packing.entries import (
+    MODALITY,
+    Entry,
+    Listing,
+    Selection,
+    Skipped,
+    Span,
+    each_readable,
+)
 from gatdist.packing.ranges import open_file
-from gatdist.packing.sources.asked import Asked
 from gatdist.packing.sources.tables import (
     ROWS_JUDGED,
     Columns,
@@ -30,7 +37,7 @@ from gatdist.storage import Store
 _ROWS_AT_ONCE = 256
 
 
-def list_parquet(store: Store, names: Sequence[str], asked: Asked, spool: Store) -> Listing:
+def list_parquet(store: Store, names: Sequence[str], selection: Selection, spool: Store) -> Listing:
     """A sample for each row: bytes, a text, or the path or URL of a file.
 
     Parquet is compressed by columns, so that a row can't be read alone: the bytes of each file's
@@ -47,12 +54,12 @@ def list_parquet(store: Store, names: Sequence[str], asked: Asked, spool: Store)
             if not table.metadata.num_rows:
                 return
             rows: list[Row] = [dict.fromkeys(table.schema_arrow.names)]
-            if asked.column and _holds_text(table, asked.column):
-                rows += islice(_rows(table, Columns(asked.column, None, None)), ROWS_JUDGED)
-            columns = choose_columns(rows, asked, f"{store.url}/{name}")
+            if selection.column and _holds_text(table, selection.column):
+                rows += islice(_rows(table, Columns(selection.column, None, None)), ROWS_JUDGED)
+            columns = choose_columns(rows, selection, f"{store.url}/{name}")
             listing.class_names = listing.class_names or _class_names(table, columns.label)
             if not columns.content or _holds_text(table, columns.content):
-                part = list_rows(store, name, _rows(table, columns), asked)
+                part = list_rows(store, name, _rows(table, columns), selection)
                 entries.extend(part.entries)
                 listing.skipped += part.skipped
             else:

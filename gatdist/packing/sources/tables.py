@@ -11,9 +11,8 @@ from typing import Any, NamedTuple, TypeVar
 from gatdist.common.errors import DataError, nearest
 from gatdist.common.strict_json import parse_json
 from gatdist.config import unicode_encoding
-from gatdist.packing.entries import MODALITY, Entry, Label, Listing, Skipped, Span
+from gatdist.packing.entries import MODALITY, Entry, Label, Listing, Selection, Skipped, Span
 from gatdist.packing.ranges import open_file
-from gatdist.packing.sources.asked import Asked
 from gatdist.packing.sources.names import plain_path
 from gatdist.storage import Store
 
@@ -41,21 +40,21 @@ def is_list(name: str) -> bool:
     return extension_of(name) in EXTENSIONS
 
 
-def list_table(store: Store, name: str, asked: Asked) -> Listing:
+def list_table(store: Store, name: str, selection: Selection) -> Listing:
     """What the list ``name`` in ``store`` names: files relative to its folder, URLs, or texts.
 
     Raises:
         DataError: it can't be read as a list, or lacks a column.
     """
-    return read_table(store, name, lambda rows: list_rows(store, name, rows, asked))
+    return read_table(store, name, lambda rows: list_rows(store, name, rows, selection))
 
 
-def list_rows(store: Store, name: str, rows: Iterator[Row], asked: Asked) -> Listing:
+def list_rows(store: Store, name: str, rows: Iterator[Row], selection: Selection) -> Listing:
     """See :func:`list_table`."""
     first = list(islice(rows, ROWS_JUDGED))
     if not first:
         raise DataError(f"{store.url}/{name}", "is empty", hint="Name at least one file in it")
-    columns = choose_columns(first, asked, f"{store.url}/{name}")
+    columns = choose_columns(first, selection, f"{store.url}/{name}")
     listing = Listing(store, "text", [])
     listing.entries = list(_entries(chain(first, rows), columns, name, listing.skipped))
     if columns.content:
@@ -77,13 +76,13 @@ class Columns(NamedTuple):
     text: str | None
 
 
-def choose_columns(rows: Sequence[Row], asked: Asked, table: str) -> Columns:
+def choose_columns(rows: Sequence[Row], selection: Selection, table: str) -> Columns:
     """Choose columns by what was asked, or else by their names.
 
     Args:
         rows: the first ones, at least one. A column that was asked for holds texts if most of them
             name no file there.
-        asked: by the user.
+        selection: by the user.
         table: its name, for messages.
 
     Raises:
@@ -101,21 +100,25 @@ def choose_columns(rows: Sequence[Row], asked: Asked, table: str) -> Columns:
         rule = f"{table} has no such column, but {', '.join(names)}. {nearest(name, names)}"
         raise DataError(option, rule, value=name)
 
-    content = requested("--column", asked.column) if asked.column else usual(CONTENT_COLUMNS)
+    content = (
+        requested("--column", selection.column) if selection.column else usual(CONTENT_COLUMNS)
+    )
     text = usual(TEXT_COLUMNS)
-    if asked.column:
-        values = [row.get(asked.column) for row in rows]
+    if selection.column:
+        values = [row.get(selection.column) for row in rows]
         texts = [value for value in values if isinstance(value, str) and value.strip()]
         if 2 * sum(map(_is_file, texts)) < len(texts):
-            content, text = None, asked.column
+            content, text = None, selection.column
     if not content and not text:
         rule = f"no column is named like a file or a text, they are {', '.join(names)}"
         hint = "Name the columns in the first line, or say which one it is with --column NAME"
         raise DataError(table, rule, hint=hint)
-    if asked.labels in ("none", "folders"):
+    if selection.labels in ("none", "folders"):
         label = None
     else:
-        label = requested("--labels", asked.labels) if asked.labels else usual(LABEL_COLUMNS)
+        label = (
+            requested("--labels", selection.labels) if selection.labels else usual(LABEL_COLUMNS)
+        )
     return Columns(content, label, text)
 
 

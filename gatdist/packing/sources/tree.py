@@ -9,9 +9,17 @@ from typing import NamedTuple
 
 from gatdist.common.errors import DataError
 from gatdist.data.codecs import UNSUPPORTED_IMAGES, CodecError, normalized, unsupported_image
-from gatdist.packing.entries import MODALITY, Entry, Label, Listing, Skipped, Span, printable
+from gatdist.packing.entries import (
+    MODALITY,
+    Entry,
+    Label,
+    Listing,
+    Selection,
+    Skipped,
+    Span,
+    printable,
+)
 from gatdist.packing.labels import folder_classes, named
-from gatdist.packing.sources.asked import Asked
 from gatdist.packing.sources.names import plain_path, system_file
 from gatdist.packing.sources.tables import (
     EXTENSIONS,
@@ -40,7 +48,7 @@ class File(NamedTuple):
 def list_tree(
     store: Store,
     files: Iterable[File],
-    asked: Asked,
+    selection: Selection,
     read: Callable[[Span], bytes],
     skipped: Sequence[Skipped] = (),
     archive: str = "",
@@ -50,7 +58,7 @@ def list_tree(
     Args:
         store: the folder that spans are relative to.
         files: all there are.
-        asked: how labels are found.
+        selection: how labels are found.
         read: reads a file of the tree, for ``dataset.json``.
         skipped: what is known to be no sample already.
         archive: its name, where all files are in one.
@@ -70,8 +78,8 @@ def list_tree(
         else:
             seen[name] = span
     lists = [name for name in seen if plain_path(name).rpartition("/")[2] == STYLEGAN_LABELS]
-    if asked.labels:  # the list of labels may lie among the files
-        seen.pop(asked.labels.removeprefix(f"{store.url}/"), None)
+    if selection.labels:  # the list of labels may lie among the files
+        seen.pop(selection.labels.removeprefix(f"{store.url}/"), None)
     components = {name: extension_of(plain_path(name)) for name in seen if name not in lists}
     where = f"{store.url}/{archive}" if archive else store.url
     listing.modality = _modality(components.values(), where, listing)
@@ -86,17 +94,17 @@ def list_tree(
             what = _A_MODALITY[listing.modality]
             listing.skipped.append((name, f"is no {what} (.{component})"))
     labels: Sequence[Label]
-    if asked.labels == "none":
+    if selection.labels == "none":
         labels = [None] * len(names)
-    elif asked.labels is not None and asked.labels != "folders":
-        labels = _listed(names, _labels_file(asked.labels), asked.labels, listing)
-    elif lists and asked.labels is None:
+    elif selection.labels is not None and selection.labels != "folders":
+        labels = _listed(names, _labels_file(selection.labels), selection.labels, listing)
+    elif lists and selection.labels is None:
         found = Labels()
         for name in lists:
             _add_stylegan(found, name, read(seen[name]), store)
         labels = _listed(names, found, STYLEGAN_LABELS, listing)
     else:
-        requested = asked.labels == "folders"
+        requested = selection.labels == "folders"
         classes, strays = folder_classes([plain_path(name) for name in names], requested=requested)
         for i in sorted(strays, reverse=True):
             listing.skipped.append((names.pop(i), "lies beside the folders of the classes"))
@@ -173,7 +181,7 @@ def _labels_of(rows: Iterator[Row], labels: str) -> Labels:
     first = next(rows, None)
     if first is None:
         raise DataError("--labels", "the file is empty", value=labels)
-    columns = choose_columns([first], Asked(), labels)
+    columns = choose_columns([first], Selection(), labels)
     if columns.content is None or columns.label is None:
         names = ", ".join(filter(None, first))
         rule = f"needs a column called file and one called label, and has {names}"

@@ -8,9 +8,8 @@ from typing import NamedTuple
 
 from gatdist.common.errors import DataError
 from gatdist.data.codecs import LABEL_COMPONENT, CodecError, Label, read_label
-from gatdist.packing.entries import MODALITY, Entry, Listing, Span, printable
+from gatdist.packing.entries import MODALITY, Entry, Listing, Selection, Span, printable
 from gatdist.packing.fetch import Fetcher
-from gatdist.packing.sources.asked import Asked
 from gatdist.packing.sources.names import system_file
 from gatdist.packing.sources.tables import majority
 from gatdist.packing.sources.tree import File
@@ -23,14 +22,17 @@ class _Sample(NamedTuple):
 
 
 def list_shards(
-    stores: Sequence[Store], shards: Mapping[str, Iterable[File]], asked: Asked, listing: Listing
+    stores: Sequence[Store],
+    shards: Mapping[str, Iterable[File]],
+    selection: Selection,
+    listing: Listing,
 ) -> Listing:
     """A sample for each key of each shard; what else a sample has is kept beside it.
 
     Args:
         stores: the folder that spans are relative to, and others that they may be in.
         shards: the files of each tar, in its order, by the tar's name.
-        asked: ``labels`` is a field of ``.json``; by default, labels are read from ``.cls``.
+        selection: ``labels`` is a field of ``.json``; by default, labels are read from ``.cls``.
         listing: gets the samples.
     """
     samples = [
@@ -38,7 +40,7 @@ def list_shards(
     ]
     listing.modality = majority(component for sample in samples for component in sample.files)
     with Fetcher(stores) as fetcher:
-        labels = _labels(samples, asked, fetcher)
+        labels = _labels(samples, selection, fetcher)
     entries = []
     for sample, label in zip(samples, labels, strict=True):
         if isinstance(label, CodecError):
@@ -97,20 +99,22 @@ def split(name: str) -> tuple[str, str]:
     return f"{folder}{slash}{stem}", extension.lower()
 
 
-def _labels(samples: Sequence[_Sample], asked: Asked, fetcher: Fetcher) -> list[Label | CodecError]:
+def _labels(
+    samples: Sequence[_Sample], selection: Selection, fetcher: Fetcher
+) -> list[Label | CodecError]:
     """The label of each sample, or what is wrong with it."""
-    if asked.labels == "none":
+    if selection.labels == "none":
         return [None] * len(samples)
-    component = "json" if asked.labels else LABEL_COMPONENT
+    component = "json" if selection.labels else LABEL_COMPONENT
     spans = [sample.files[component] for sample in samples if component in sample.files]
     contents = dict(zip(spans, fetcher.read(spans), strict=True))
     labels: list[Label | CodecError] = []
     for sample in samples:
         content = contents[sample.files[component]] if component in sample.files else b""
-        labels.append(_label(content, asked.labels if content else None))
-    if asked.labels and not any(label is not None for label in labels):
+        labels.append(_label(content, selection.labels if content else None))
+    if selection.labels and not any(label is not None for label in labels):
         rule = "no sample has a .json with such a field"
-        raise DataError("--labels", rule, value=asked.labels, hint="Name another, or none")
+        raise DataError("--labels", rule, value=selection.labels, hint="Name another, or none")
     return labels
 
 
