@@ -158,9 +158,7 @@ def test_png_of_what_was_not_resized_has_its_pixels(tmp_path: Path) -> None:
     assert (np.asarray(Image.open(io.BytesIO(found))) == expected).all()
 
 
-def test_upscaled_images_are_reported(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_upscaled_images_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = {"small.png": image(0, (4, 90)), "large.png": image(1, (90, 90))}
     source = write(tmp_path / "in", files)
     command = ["pack", str(source), str(tmp_path / "out"), "--size", "8", "--workers", "1"]
