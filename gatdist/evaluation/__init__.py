@@ -1,4 +1,4 @@
-"""How good the generator is: features, distances between sets of them, and a protocol."""
+"""Evaluation of a generator: features, metrics of them, and the protocol of a measurement."""
 
 from gatdist.evaluation.evaluator import Evaluation, Evaluator
 from gatdist.evaluation.features import Extractor, extractors, register_feature_extractor

@@ -1,4 +1,4 @@
-"""What is costly to learn of real data, kept in the user's cache folder. It saves time, no more."""
+"""Cache of trained classifiers and features of real data, in the user's cache folder."""
 
 from __future__ import annotations
 
@@ -23,10 +23,7 @@ _MAX_BYTES = 2**30
 
 
 def read(name: str) -> dict[str, Tensor]:
-    """The tensors kept under a name, on the CPU.
-
-    Empty if there are none; what can't be read or is damaged counts as absent.
-    """
+    """Return the tensors of a cache entry, on the CPU; {} if it is absent or damaged."""
     store = _store()
     with suppress(StorageError, SafetensorError):
         if store.exists(name):
@@ -35,18 +32,17 @@ def read(name: str) -> dict[str, Tensor]:
 
 
 def keep(name: str, tensors: Mapping[str, Tensor]) -> None:
-    """Keep tensors under a name, if there is room."""
+    """Write a cache entry if the storage allows."""
     content = save({key: tensor.cpu().contiguous() for key, tensor in tensors.items()})
     with suppress(StorageError):
         _store().publish(name, content)
 
 
 class RealFeatures:
-    """Features of all real samples, kept for the run's next start and for other runs.
+    """Cached features of all real samples, read and written by worker 0.
 
-    They are kept if their extractor says which they are (:attr:`Extractor.protocol`), under all
-    that they depend on: the samples and how they are read, the extractor, torch and the kind of
-    device. Worker 0 reads and writes.
+    The key is a digest of the samples and how they are read, the extractor, torch and the kind of
+    device. An extractor without a :attr:`Extractor.protocol` is not cached.
 
     Args:
         name: of the extractor.
@@ -73,7 +69,7 @@ class RealFeatures:
         self._name = f"real-{digest[:32]}.safetensors" if protocol and small else ""
 
     def read(self) -> Tensor | None:
-        """Float32 [n, d] on the workers' device, alike on all of them; or None."""
+        """Return float32 [n, d] on the workers' device, identical on every worker; or None."""
         known = read(self._name).get("features") if self._name and self._comm.is_main else None
         fits = known is not None and known.shape == self._shape and known.dtype == torch.float32
         if not self._comm.any(fits):
@@ -82,7 +78,7 @@ class RealFeatures:
         return self._comm.broadcast_(features.to(self._comm.device))
 
     def keep(self, features: Tensor) -> None:
-        """Keep them, unless other samples had to stand in for bad ones."""
+        """Write them, unless bad samples were replaced by others."""
         bad = self._comm.any(bool(self._dataset.bad_samples))
         if self._name and self._comm.is_main and not bad:
             keep(self._name, {"features": features})

@@ -1,9 +1,8 @@
 """Features of a small classifier, trained on the labelled real data by a fixed recipe.
 
-For data that no published network knows, such as the embedded digits. The recipe draws from its own
-generator and, on a CPU, computes on one thread, so that it gives the same network again and leaves
-the run's randomness alone. Worker 0 trains it once; it is kept in the cache folder under the
-recipe's version and the data's fingerprint.
+For data that no published network fits, such as the built-in digits. Training has its own random
+generator and, on a CPU, one thread, so that it is reproducible and does not affect the run. Worker
+0 trains once and caches the network by the recipe's version and the data's fingerprint.
 """
 
 from __future__ import annotations
@@ -44,19 +43,19 @@ _MAX_BYTES = 2**28
 
 @register_feature_extractor("classifier")
 class Classifier(Extractor):
-    """The classifier's last hidden layer, before its activation. For labelled pictures and sounds.
+    """Last hidden layer of a classifier, before its activation; for labelled images and audio.
 
-    Of sounds it sees log-mel spectrograms.
+    Audio is classified by its log-mel spectrograms.
 
     Raises:
-        DataError: the data are no pictures or sounds, or have no labels, or are fewer than 20.
+        DataError: not images or audio, no labels, or fewer than 20 samples.
     """
 
     def __init__(self, dataset: Dataset, comm: Communicator) -> None:
         for holds, rule in (
             (
                 dataset.modality in ("image", "audio"),
-                "needs pictures or sounds, and the data set has none",
+                "needs images or audio, and the data set has none",
             ),
             (dataset.num_classes > 0, "needs class labels, and the data set has none"),
             (
@@ -72,12 +71,10 @@ class Classifier(Extractor):
 
     @property
     def num_features(self) -> int:
-        """64."""
         return _NUM_FEATURES
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """The recipe, what came of it on held-out samples, and a digest of the network."""
         digest = hashlib.sha256()
         for tensor in self._network.state_dict().values():
             digest.update(tensor.cpu().numpy().tobytes())
@@ -88,7 +85,7 @@ class Classifier(Extractor):
         }
 
     def prepare(self) -> None:
-        """Load the network from the cache or train it (worker 0), and hand it to all workers."""
+        """Load the network from the cache or train it on worker 0, and broadcast it."""
         device = self._comm.device
         network = ClassifierNetwork.empty(_image_shape(self._dataset), self._dataset.num_classes)
         if self._comm.is_main:
@@ -100,23 +97,21 @@ class Classifier(Extractor):
             self._comm.broadcast_(tensor)
 
     def __call__(self, samples: Tensor) -> Tensor:
-        """Samples as networks see them → [n, 64], of about unit variance on real data."""
+        """Return [n, 64], of about unit variance on real data."""
         features: Tensor = self._network.body(as_images(samples, self._dataset))
         return features
 
     @property
     def num_classes(self) -> int:
-        """Those of the data."""
         return self._dataset.num_classes
 
     def classify(self, features: Tensor) -> Tensor:
-        """Features [n, 64] → logits [n, K]."""
         logits: Tensor = self._network.head(features)
         return logits
 
 
 class ClassifierNetwork(nn.Module):
-    """Strided convolutions down to 4 × 4 or so, and two linear layers. See :class:`Classifier`."""
+    """Strided convolutions down to about 4 × 4, and two linear layers: [n, C, H, W] → [n, K]."""
 
     held_out_accuracy: Tensor
 
@@ -139,18 +134,17 @@ class ClassifierNetwork(nn.Module):
 
     @classmethod
     def empty(cls, sample_shape: tuple[int, ...], num_classes: int) -> Self:
-        """On the meta device: a network without values draws none from the global generator."""
+        """Return one on the meta device, which draws nothing from the global generator."""
         with torch.device("meta"):
             return cls(sample_shape, num_classes)
 
     def forward(self, samples: Tensor) -> Tensor:
-        """Pictures [n, C, H, W] in [−1, 1] → logits [n, num_classes]."""
         logits: Tensor = self.head(self.body(samples))
         return logits
 
 
 def as_images(samples: Tensor, dataset: Dataset) -> Tensor:
-    """What the classifier sees: pictures [n, C, H, W], of sounds log-mel spectrograms."""
+    """Return images [n, C, H, W]: samples as they are, or log-mel spectrograms of audio."""
     if not isinstance(dataset.sample_format, AudioFormat):
         return samples
     images: Tensor = _front(dataset.sample_format.sample_rate, samples.device)(samples)
@@ -159,7 +153,6 @@ def as_images(samples: Tensor, dataset: Dataset) -> Tensor:
 
 @lru_cache(maxsize=4)
 def _front(sample_rate: int, device: torch.device) -> LogMel:
-    """Made once, not for every batch."""
     return LogMel.for_rate(sample_rate).to(device)
 
 
@@ -168,12 +161,12 @@ def _image_shape(dataset: Dataset) -> tuple[int, ...]:
 
 
 def _load_or_train(network: ClassifierNetwork, dataset: Dataset, device: torch.device) -> None:
-    """Fill ``network``, which stands on the meta device, and move it to ``device``."""
+    """Fill ``network``, which is on the meta device, and move it to ``device``."""
     shape = "x".join(map(str, _image_shape(dataset)))
     name = f"classifier-v{RECIPE_VERSION}-{dataset.fingerprint[:16]}-{shape}.safetensors"
     try:
         network.load_state_dict(cache.read(name), assign=True)
-    except RuntimeError:  # not there, or of other parameters
+    except RuntimeError:  # absent, or of other parameters
         train_classifier(network, dataset, device)
         cache.keep(name, network.state_dict())
     else:
@@ -181,15 +174,14 @@ def _load_or_train(network: ClassifierNetwork, dataset: Dataset, device: torch.d
 
 
 def train_classifier(network: ClassifierNetwork, dataset: Dataset, device: torch.device) -> None:
-    """The recipe: 400 steps of Adam on batches of 64, the learning rate falling from 2e-3 to 0.
+    """Train by the recipe: 400 steps of Adam on batches of 64, learning rate from 2e-3 to 0.
 
-    Nine tenths of at most 20,000 samples are learned from; the rest tells ``held_out_accuracy``. At
-    last the features are scaled, and the head inversely, so that distances do not depend on how
-    large they happen to grow.
+    On 90 % of at most 20,000 samples; the rest gives ``held_out_accuracy``. The features are then
+    scaled to unit variance, and the head inversely, so that distances are comparable.
 
     Args:
-        network: gets trained parameters on ``device``; may stand on the meta device.
-        dataset: labelled pictures or sounds.
+        network: gets trained parameters on ``device``; may be on the meta device.
+        dataset: labelled images or audio.
         device: where to train.
     """
     generator = torch.Generator().manual_seed(_SEED)
@@ -205,7 +197,7 @@ def train_classifier(network: ClassifierNetwork, dataset: Dataset, device: torch
     samples, labels = torch.from_numpy(pixels), torch.from_numpy(known)
     num_held_out = count // 10
 
-    def look(at: Tensor | slice) -> Tensor:
+    def inputs(at: Tensor | slice) -> Tensor:
         return as_images(dataset.sample_format.to_network(samples[at].to(device)).float(), dataset)
 
     optimizer = torch.optim.Adam(network.parameters(), lr=_LEARNING_RATE)
@@ -213,20 +205,20 @@ def train_classifier(network: ClassifierNetwork, dataset: Dataset, device: torch
     with torch.enable_grad(), _one_thread():
         for _ in range(_NUM_STEPS):
             batch = torch.randint(num_held_out, count, (_BATCH,), generator=generator)
-            loss = functional.cross_entropy(network(look(batch)), labels[batch].to(device))
+            loss = functional.cross_entropy(network(inputs(batch)), labels[batch].to(device))
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()
             schedule.step()
             beat()
     with torch.no_grad(), _one_thread():
-        _scale_features(network, look(slice(-_SCALE_SAMPLES, None)))
-        predicted = network(look(slice(num_held_out))).argmax(dim=1).cpu()
+        _scale_features(network, inputs(slice(-_SCALE_SAMPLES, None)))
+        predicted = network(inputs(slice(num_held_out))).argmax(dim=1).cpu()
         network.held_out_accuracy.copy_((predicted == labels[:num_held_out]).float().mean())
 
 
 def _initialize(network: nn.Module, device: torch.device, generator: torch.Generator) -> None:
-    """He's initialization on the CPU, in a fixed order, then to ``device``."""
+    """Draw He-normal weights on the CPU, in a fixed order, then move to ``device``."""
     network.to_empty(device="cpu")
     for name, tensor in network.state_dict().items():
         if name.endswith("weight"):
@@ -237,7 +229,7 @@ def _initialize(network: nn.Module, device: torch.device, generator: torch.Gener
 
 
 def _scale_features(network: ClassifierNetwork, samples: Tensor) -> None:
-    """Divide the features by their deviation over ``samples``, and multiply the head by it."""
+    """Divide the features by their deviation over ``samples``; multiply the head by it."""
     deviation = network.body(samples).var(dim=0).mean().sqrt()
     last, head = network.body[-1], network.head[-1]
     assert isinstance(last, nn.Linear)
@@ -249,7 +241,7 @@ def _scale_features(network: ClassifierNetwork, samples: Tensor) -> None:
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Sums on a CPU depend on how many threads share them."""
+    """Compute on one thread: sums on a CPU depend on the number of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

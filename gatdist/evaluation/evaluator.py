@@ -1,4 +1,4 @@
-"""Measures a generator: its samples against all real ones, by a protocol told with the numbers."""
+"""The evaluator: a generator's samples against all real ones, with the protocol reported."""
 
 from __future__ import annotations
 
@@ -17,17 +17,23 @@ from gatdist.data import Dataset
 from gatdist.data.sample_format import TextFormat
 from gatdist.evaluation import classifier, from_file  # noqa: F401  (they register themselves)
 from gatdist.evaluation.cache import RealFeatures
+from gatdist.evaluation.distances import (
+    DENSITY_NEIGHBORS,
+    DIRECTIONS_SEED,
+    NUM_DIRECTIONS,
+    NUM_SPLITS,
+    PRECISION_NEIGHBORS,
+    SPLIT_SEED,
+    GaussianSums,
+)
 from gatdist.evaluation.features import Extractor, build_extractor
-from gatdist.evaluation.frechet import HALVES_SEED, HALVES_SPLITS, GaussianSums
-from gatdist.evaluation.metrics import Metric, SampleSet, metrics
-from gatdist.evaluation.neighbors import DENSITY_NEIGHBORS, PRECISION_NEIGHBORS
-from gatdist.evaluation.sliced import DIRECTIONS_SEED, NUM_DIRECTIONS
+from gatdist.evaluation.metrics import Need, SampleSet, metrics
 from gatdist.parallel.communicator import Communicator, LocalCommunicator
 
 _BATCH = 256
 _HOW: Mapping[str, str] = {
     "fid": "unbiased covariances, float64",
-    "fid_real_split": f"median of {HALVES_SPLITS} splits, seed {HALVES_SEED}",
+    "fid_real_split": f"median of {NUM_SPLITS} splits, seed {SPLIT_SEED}",
     "kid": "unbiased, kernel (x·y/d + 1)³, all samples",
     "swd": f"{NUM_DIRECTIONS} directions, seed {DIRECTIONS_SEED}",
     "precision_recall": f"{PRECISION_NEIGHBORS} neighbours",
@@ -36,21 +42,19 @@ _HOW: Mapping[str, str] = {
     "self_bleu": "characters up to 4-grams, smoothed by ½, 500 of 2,000 texts",
 }
 
-
-# Makes samples by their numbers: int64 [n], on the worker's device → [n, …] as networks see them.
-# Sample i must not depend on what else is asked for. One that makes them for labels has a method
-# ``labels``: numbers → int64 [n].
+# Positions int64 [n] on the worker's device → samples [n, …] as networks see them. Sample i must
+# not depend on the other positions. A class-conditional one has a method ``labels``: positions →
+# int64 [n].
 Generate = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured, alike on all workers.
+    """The result of a measurement, identical on every worker.
 
     Attributes:
-        metrics: numbers by name.
-        protocol: JSON values that say how they were measured. Numbers compare only where it is
-            equal.
+        metrics: values by name.
+        protocol: how they were measured, as JSON values. Compare values of equal protocols only.
     """
 
     metrics: dict[str, float]
@@ -60,22 +64,21 @@ class Evaluation:
 class Evaluator:
     """Built on all workers when a run starts, then called on all of them to measure.
 
-    Building checks, and is quick; without metrics it checks nothing. The first call prepares the
-    extractor and looks at the real data; what it learns of them is kept in memory for the next, and
-    their features on disk (:class:`~gatdist.evaluation.cache.RealFeatures`).
+    The constructor only validates. The first call prepares the extractor and measures the real
+    data; later calls reuse the results, and other runs their features
+    (:class:`~gatdist.evaluation.cache.RealFeatures`).
 
     Args:
-        config: which metrics, of which features, on how many samples.
+        config: metrics, features and number of samples.
         dataset: the real samples.
         comm: the workers.
         device: where features are computed.
-        conditional: whether fakes are made for labels.
-        exact: make the numbers the same, bit for bit, on any number of workers: each adds up all
-            features by itself.
+        conditional: whether the generator is class-conditional.
+        exact: make results bit-identical on any number of workers: each sums up all features.
 
     Raises:
-        ConfigError: a metric or extractor is not known, or needs what is not there, or there would
-            be fewer than two samples.
+        ConfigError: unknown metric or extractor, missing labels or classes, or fewer than two
+            samples.
         DataError: the extractor can't handle the data.
     """
 
@@ -95,15 +98,16 @@ class Evaluator:
         self._num_samples = config.num_samples or dataset.num_samples
         self._features = "none"
         self._extractor: Extractor | None = None
-        for name, metric in self._metrics.items():
-            self._require_suits(name, metric, conditional)
+        self._require_suitable(conditional)
         if any({"features", "classes"} & metric.needs for metric in self._metrics.values()):
-            # The default suits what has labels. Points are features as they are.
+            # The default needs labels. Points are features as they are.
             by_default = config.features == EvaluateConfig().features
             points = by_default and dataset.modality == "points"
             self._features = "points" if points else config.features
             self._extractor = build_extractor(self._features, dataset, comm, config)
-            self._require_classes()
+            rule = f"needs classes, and evaluate.features = {self._features!r} has none"
+            hint = "Remove it, or use the features 'classifier'"
+            self._refuse("classes", rule, hint, unless=self._extractor.num_classes > 0)
         if self._metrics:
             self._require_samples()
 
@@ -111,12 +115,12 @@ class Evaluator:
         """Measure a generator.
 
         Args:
-            generate: is asked for numbers 0 to ``num_samples`` − 1 in all, each by one worker.
-            discriminator: for metrics of what it has learned, which need it.
+            generate: called for positions 0 to ``num_samples`` − 1, each on one worker.
+            discriminator: for the metrics that need it.
 
         Returns:
-            Under the metrics' names, and ``class_share_min``, the rarest class's share, if the
-            features know classes.
+            The metrics, and ``class_share_min``, the rarest class's share, if the features have
+            classes.
         """
         real = self._real  # first, since it prepares the extractor
         made = self._sample_set(self._num_samples, generate)
@@ -133,32 +137,25 @@ class Evaluator:
             protocol["class_histogram"] = histogram.tolist()
         return Evaluation(values, protocol)
 
-    def _require_suits(self, name: str, metric: Metric, conditional: bool) -> None:
-        if "texts" in metric.needs and not isinstance(self._dataset.sample_format, TextFormat):
-            rule = f"{name!r} compares texts, and the data holds {self._dataset.modality}"
-            raise ConfigError("evaluate.metrics", rule, hint="Leave it out")
-        if "discriminator" in metric.needs and not self._dataset.num_classes:
-            rule = f"{name!r} needs class labels, and the data set has none"
-            raise ConfigError("evaluate.metrics", rule, hint="Leave it out")
-        if "labels" in metric.needs and not conditional:
-            raise ConfigError(
-                "evaluate.metrics",
-                f"{name!r} needs a generator that is told the class",
-                hint="Leave it out, or set model.conditional = true",
-            )
+    def _require_suitable(self, conditional: bool) -> None:
+        data = self._dataset
+        is_text = isinstance(data.sample_format, TextFormat)
+        labels = "needs class labels, and the data set has none"
+        generator = "needs a class-conditional generator"
+        hint = "Remove it, or set model.conditional = true"
+        self._refuse("texts", f"compares texts, and the data holds {data.modality}", unless=is_text)
+        self._refuse("discriminator", labels, unless=data.num_classes > 0)
+        self._refuse("labels", generator, hint, unless=conditional)
 
-    def _require_classes(self) -> None:
+    def _refuse(self, need: Need, rule: str, hint: str = "Remove it", *, unless: bool) -> None:
+        """Raise ConfigError if a metric has this need, unless it is met."""
         for name, metric in self._metrics.items():
-            if "classes" in metric.needs and self._extractor and not self._extractor.num_classes:
-                raise ConfigError(
-                    "evaluate.metrics",
-                    f"{name!r} needs classes, and evaluate.features = {self._features!r} know none",
-                    hint="Leave it out, or use the features 'classifier'",
-                )
+            if need in metric.needs and not unless:
+                raise ConfigError("evaluate.metrics", f"{name!r} {rule}", hint=hint)
 
     def _require_samples(self) -> None:
         if self._dataset.num_samples < 2:
-            rule = "holds fewer than 2 samples, too few to compare with"
+            rule = "holds fewer than 2 samples; metrics need 2"
             raise DataError("data.url", rule, hint="Set evaluate.metrics = []")
         if self._num_samples < 2:
             raise ConfigError("evaluate.num_samples", "must be at least 2", value=self._num_samples)
@@ -170,18 +167,21 @@ class Evaluator:
             self._extractor.prepare()
             kept = RealFeatures(self._features, self._extractor, self._dataset, self._comm)
         known = kept.read() if kept else None
-        make = _Real(self._dataset, self._device)
-        real = self._sample_set(self._dataset.num_samples, make, known)
+        real = self._sample_set(self._dataset.num_samples, self._real_samples, known)
         if kept and known is None:
             kept.keep(real.features)
         return replace(real, dataset=self._dataset)
 
+    def _real_samples(self, positions: Tensor) -> Tensor:
+        samples, _ = self._dataset.read(positions.cpu().numpy())
+        return self._dataset.sample_format.to_network(torch.from_numpy(samples).to(self._device))
+
     @torch.no_grad()
     def _sample_set(self, count: int, make: Generate, known: Tensor | None = None) -> SampleSet:
-        """Samples 0 to ``count`` − 1, whose features may be known.
+        """Return samples 0 to ``count`` − 1, whose features may be known.
 
-        They are cut into the same chunks whoever computes them, so that a sample's features do not
-        depend on the number of workers; worker r of W makes the chunks r, r + W and so on.
+        Worker r of W computes the chunks r, r + W, …; they do not depend on W, so that a sample's
+        features do not either.
         """
         sample_format, extractor = self._dataset.sample_format, self._extractor
         num_features = extractor.num_features if extractor and known is None else 0
@@ -229,46 +229,28 @@ class Evaluator:
         }
 
 
-@dataclass(frozen=True)
-class _Real:
-    """The real samples, by their numbers in the data set."""
-
-    dataset: Dataset
-    device: torch.device
-
-    def __call__(self, positions: Tensor) -> Tensor:
-        samples, _ = self.dataset.read(positions.cpu().numpy())
-        return self.dataset.sample_format.to_network(torch.from_numpy(samples).to(self.device))
-
-
 class _Shared:
-    """One row of numbers a sample, made chunk by chunk by all workers, then known to all.
-
-    Args:
-        comm: the workers.
-        count: samples.
-        shape: of a row.
-        dtype: of its numbers.
+    """Rows [count, *shape], computed chunk by chunk by all workers, then gathered.
 
     Attributes:
-        mine: the chunks that this worker makes.
+        mine: the chunks that this worker computes.
     """
 
     def __init__(
         self, comm: Communicator, count: int, shape: tuple[int, ...], dtype: torch.dtype
     ) -> None:
         num_chunks = -(-count // _BATCH)
-        rows = -(-num_chunks // comm.world_size)  # of the worker with the most: all gather alike
+        rows = -(-num_chunks // comm.world_size)  # of the worker with the most: gathers need it
         self.mine = range(comm.rank, num_chunks, comm.world_size)
         self._comm, self._count = comm, count
         self._rows = torch.zeros(rows, _BATCH, *shape, dtype=dtype, device=comm.device)
 
     def put(self, chunk: int, values: Tensor) -> None:
-        """Of a chunk of this worker, [samples in it, *shape]."""
+        """Set a chunk of this worker, [samples in it, *shape]."""
         self._rows[(chunk - self._comm.rank) // self._comm.world_size, : len(values)] = values
 
     def gathered(self) -> Tensor:
-        """[count, *shape], in the order of the samples."""
+        """Return [count, *shape], in the order of the samples."""
         if not self._rows.numel():
             return self._rows.new_zeros(self._count, *self._rows.shape[2:])
         # [W, rows, chunk, …], worker first → [rows, W, chunk, …]: row i of worker r is chunk

@@ -1,4 +1,4 @@
-"""Feature extractors: what a metric looks at instead of pixels. Users register their own."""
+"""Feature extractors, whose features metrics compare instead of samples."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from gatdist.parallel.communicator import Communicator
 
 
 class Extractor(ABC):
-    """Maps samples to feature vectors, alike on all workers.
+    """Maps samples to feature vectors, identically on every worker.
 
-    A subclass is registered under a name and built as ``subclass(dataset, comm)`` on every worker
-    when a run starts; there it refuses data that it can't handle, and does nothing that takes time.
-    One whose constructor has a parameter ``config`` gets the section ``evaluate`` too.
+    A registered subclass is built as ``subclass(dataset, comm)`` on every worker when a run starts.
+    The constructor refuses data that it can't handle, and is fast. One with a parameter ``config``
+    also gets the section ``evaluate``.
     """
 
     @property
@@ -37,27 +37,27 @@ class Extractor(ABC):
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """JSON values that say which features these are, beyond the name; after :meth:`prepare`.
+        """JSON values that identify the features beyond the name; read after :meth:`prepare`.
 
-        If there are any, features of real samples are kept on disk under them, so that they must
-        change when the features do.
+        Unless empty, features of real samples are cached under them: they must change when the
+        features do.
         """
         return {}
 
     def prepare(self) -> None:  # noqa: B027 - most extractors have nothing to prepare
-        """Do what takes time: once, on all workers at the same point, before any features."""
+        """Do slow preparations; called once, on all workers together, before any features."""
 
     @abstractmethod
     def __call__(self, samples: Tensor) -> Tensor:
-        """Samples [n, …] as networks see them, float32 → [n, d]; float32, on the device."""
+        """Map samples [n, …] as networks see them, float32 → float32 [n, d] on the same device."""
 
     @property
     def num_classes(self) -> int:
-        """Classes that the features know; 0 for none."""
+        """Number of classes that :meth:`classify` knows; 0 for none."""
         return 0
 
     def classify(self, features: Tensor) -> Tensor | None:
-        """Features [n, d] → logits of classes [n, K], or None where they know no classes."""
+        """Map features [n, d] → logits of classes [n, K]; None without classes."""
         return None
 
 
@@ -67,12 +67,12 @@ extractors: Registry[Callable[..., Extractor]] = Registry("evaluate.features")
 def build_extractor(
     name: str, dataset: Dataset, comm: Communicator, config: EvaluateConfig
 ) -> Extractor:
-    """The extractor that ``evaluate.features`` names.
+    """Build the extractor ``name``.
 
     Raises:
-        ConfigError: it is not known, or not configured as it needs.
+        ConfigError: unknown, or its configuration is incomplete.
         DataError: it can't handle the data.
-        PluginError: a user's extractor fails, or returns what it must not.
+        PluginError: a user's extractor fails, or returns a wrong type or shape.
     """
     builder: Callable[..., Extractor] = extractors[name]
     with user_code("evaluate.features", "can't be built", value=name):
@@ -91,15 +91,7 @@ def build_extractor(
 
 
 class _Verified(Extractor):
-    """A user's extractor; what it returns is checked.
-
-    Args:
-        name: that it is registered by.
-        inner: the extractor.
-
-    Raises:
-        PluginError: it fails, or returns what it must not.
-    """
+    """A user's extractor whose results are checked; raises PluginError."""
 
     def __init__(self, name: str, inner: Extractor) -> None:
         self._name, self._inner = name, inner
@@ -112,35 +104,29 @@ class _Verified(Extractor):
 
     @property
     def num_features(self) -> int:
-        """As it was at the beginning."""
         return int(self._num_features)
 
     @property
     def num_classes(self) -> int:
-        """As it was at the beginning."""
         return int(self._num_classes)
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """The extractor's."""
         found = self._get("protocol")
-        with user_code("evaluate.features", "its protocol is no JSON", value=self._name):
+        with user_code("evaluate.features", "its protocol is not JSON", value=self._name):
             json.dumps(found)
         return dict(found)
 
     def prepare(self) -> None:
-        """Prepare the extractor."""
         with user_code("evaluate.features", "fails in prepare()", value=self._name):
             self._inner.prepare()
 
     def __call__(self, samples: Tensor) -> Tensor:
-        """Features, checked."""
         with user_code("evaluate.features", "fails with samples", value=self._name):
             found: object = self._inner(samples)
         return self._checked(found, (len(samples), self.num_features), samples.device)
 
     def classify(self, features: Tensor) -> Tensor | None:
-        """Logits, checked."""
         with user_code("evaluate.features", "fails in classify()", value=self._name):
             found: object = self._inner.classify(features)
         if found is None:
@@ -165,7 +151,7 @@ class _Verified(Extractor):
 
 
 def register_feature_extractor(name: str) -> Callable[[Any], Any]:
-    """Decorator that names a subclass of :class:`Extractor`, or a function that builds one.
+    """Register a subclass of :class:`Extractor`, or a function that builds one.
 
     The name is a value of ``evaluate.features``.
 
@@ -177,32 +163,30 @@ def register_feature_extractor(name: str) -> Callable[[Any], Any]:
 
 @register_feature_extractor("points")
 class Coordinates(Extractor):
-    """The samples' own numbers. For points, and for small samples of any kind."""
+    """The samples' own values; for points, and for small samples of any kind."""
 
     def __init__(self, dataset: Dataset, comm: Communicator) -> None:
         self._num_features = math.prod(dataset.sample_format.shape)
 
     @property
     def num_features(self) -> int:
-        """The number of coordinates."""
         return self._num_features
 
     def __call__(self, samples: Tensor) -> Tensor:
-        """Samples [n, …] as they are."""
         return samples.flatten(1)
 
 
 @register_feature_extractor("log_mel")
 class LogMelStatistics(Extractor):
-    """Means and deviations over time of a sound's log-mel spectrogram. For sounds.
+    """Means and deviations over time of log-mel spectrograms, [n, 2·C·bands]; for audio.
 
     Raises:
-        DataError: the data are no sounds.
+        DataError: the data are not audio.
     """
 
     def __init__(self, dataset: Dataset, comm: Communicator) -> None:
         if not isinstance(dataset.sample_format, AudioFormat):
-            rule = "needs sounds, and the data set has none"
+            rule = "needs audio, and the data set has none"
             raise DataError(
                 "evaluate.features", rule, value="log_mel", hint="Choose other features"
             )
@@ -211,16 +195,13 @@ class LogMelStatistics(Extractor):
 
     @property
     def num_features(self) -> int:
-        """Two for each channel and band."""
         return self._num_features
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """The spectrogram's measures."""
         front = self._front
         return {"log_mel": {"bands": len(front.bands), "window": front.window, "hop": front.hop}}
 
     def __call__(self, samples: Tensor) -> Tensor:
-        """Sounds [n, C, t] → [n, 2·C·bands]."""
         levels = self._front(samples)  # [n, C, bands, frames]
         return torch.cat([levels.mean(dim=3), levels.std(dim=3)], dim=1).flatten(1)

@@ -1,4 +1,4 @@
-"""Features of pictures by a network from a file: weights of Inception, or a TorchScript program."""
+"""Features of images by a network from a file: Inception weights, or a TorchScript program."""
 
 from __future__ import annotations
 
@@ -23,25 +23,19 @@ from gatdist.storage import absolute, at_file
 
 
 class _FromFile(Extractor):
-    """What the network in ``evaluate.features_file`` makes of pictures.
+    """Features of images by the network in ``evaluate.features_file``.
 
-    Only the file whose SHA-256 is ``evaluate.features_sha256`` is used.
-
-    Args:
-        dataset: pictures.
-        comm: the workers.
-        config: names the file.
+    The file must have the SHA-256 ``evaluate.features_sha256``.
 
     Raises:
-        ConfigError: no file or digest is named, the file has another digest, or holds no such
-            network.
-        DataError: the data are no pictures.
+        ConfigError: file or digest is not set, the digest differs, or the file is of another kind.
+        DataError: the data are not images.
         StorageError: the file can't be read.
     """
 
     def __init__(self, dataset: Dataset, comm: Communicator, config: EvaluateConfig) -> None:
         if dataset.modality != "image":
-            rule = "needs pictures, and the data set has none"
+            rule = "needs images, and the data set has none"
             hint = "Choose other evaluate.features"
             raise DataError("evaluate.features", rule, value=config.features, hint=hint)
         for key in ("features_file", "features_sha256"):
@@ -53,68 +47,63 @@ class _FromFile(Extractor):
 
     @abstractmethod
     def _load(self, content: bytes, name: str, device: torch.device) -> None:
-        """Make the network of a file's content."""
+        """Build the network from a file's content."""
 
     @abstractmethod
-    def _see(self, pixels: Tensor) -> Tensor:
-        """Pixels, uint8 [n, 3, H, W] → features [n, …]."""
+    def _features(self, pixels: Tensor) -> Tensor:
+        """Map pixels, uint8 [n, 3, H, W] → features [n, …]."""
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """The file's digest."""
         return {"features_digest": self._digest}
 
     def __call__(self, samples: Tensor) -> Tensor:
-        """Pictures [n, C, H, W] in [−1, 1] → [n, d]; gray ones are shown in three channels."""
         pixels = ((samples + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        if pixels.shape[1] == 1:
+        if pixels.shape[1] == 1:  # grayscale
             pixels = pixels.expand(-1, 3, -1, -1)
-        return self._see(pixels).float().flatten(1)
+        return self._features(pixels).float().flatten(1)
 
 
 @register_feature_extractor("inception")
 class InceptionFeatures(_FromFile):
     """The Inception network of published FIDs, from a safetensors file of its weights.
 
-    See :class:`gatdist.evaluation.inception.Inception`. Classes, for the Inception score, are those
-    of its last layer without the bias, as Salimans et al. (2016) have it.
+    Classes, for the Inception score, are those of its last layer without the bias (Salimans et al.
+    2016): 1,008 for the weights of published FIDs.
     """
 
     def _load(self, content: bytes, name: str, device: torch.device) -> None:
         try:
             weights = load(content)
         except SafetensorError as error:
-            raise _no_such_network(
-                name, f"is no safetensors file ({error})", "Save the state_dict with safetensors"
+            raise _bad_file(
+                name, f"is not a safetensors file ({error})", "Save the state_dict with safetensors"
             ) from None
         self._network = Inception.with_weights(weights, name).to(device)
 
-    def _see(self, pixels: Tensor) -> Tensor:
+    def _features(self, pixels: Tensor) -> Tensor:
         features: Tensor = self._network(pixels)
         return features
 
     @property
     def num_features(self) -> int:
-        """2,048."""
         return NUM_FEATURES
 
     @property
     def num_classes(self) -> int:
-        """Those of the file: 1,008 for the weights of published FIDs."""
         return self._network.fc.out_features
 
     def classify(self, features: Tensor) -> Tensor:
-        """Features [n, 2048] → logits [n, K]."""
         return features @ self._network.fc.weight.t()
 
 
 @register_feature_extractor("torchscript")
 class TorchScriptFeatures(_FromFile):
-    """A TorchScript module that takes pixels, uint8 [n, 3, H, W], and gives [n, d].
+    """A TorchScript module that maps pixels, uint8 [n, 3, H, W], to features [n, d].
 
-    If its forward has a parameter ``return_features``, it is given True, as the Inception network
-    of Heusel et al. (2017) wants that was published as TorchScript with StyleGAN2-ADA (Karras et
-    al. 2020). TorchScript is a program, and the digest is all that says whose.
+    If its forward has a parameter ``return_features``, it gets True, as the Inception network that
+    was published with StyleGAN2-ADA (Karras et al. 2020) needs. TorchScript is a program: the
+    digest is the only check of its origin.
     """
 
     def __init__(self, dataset: Dataset, comm: Communicator, config: EvaluateConfig) -> None:
@@ -125,24 +114,22 @@ class TorchScriptFeatures(_FromFile):
 
     @property
     def num_features(self) -> int:
-        """What the module gives of each picture."""
         return self._num_features
 
     def _load(self, content: bytes, name: str, device: torch.device) -> None:
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # TorchScript is old, and so are such networks
+                warnings.simplefilter("ignore")  # TorchScript is deprecated
                 self._network = torch.jit.load(io.BytesIO(content), map_location=device).eval()
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0]
-            raise _no_such_network(
-                name, f"is no TorchScript ({reason})", "Save the network with torch.jit.save"
+            raise _bad_file(
+                name, f"is not TorchScript ({reason})", "Save the network with torch.jit.save"
             ) from None
-        # Parameters of the forward of a ScriptModule, as its schema tells them.
         known = [argument.name for argument in self._network.forward.schema.arguments]
         self._more = {"return_features": True} if "return_features" in known else {}
 
-    def _see(self, pixels: Tensor) -> Tensor:
+    def _features(self, pixels: Tensor) -> Tensor:
         features: Tensor = self._network(pixels, **self._more)
         return features
 
@@ -154,12 +141,12 @@ def _content(config: EvaluateConfig) -> bytes:
     if found != config.features_sha256:
         raise ConfigError(
             "evaluate.features_sha256",
-            f"{redact_url(config.features_file)} has another: {found}",
+            f"{redact_url(config.features_file)} has another digest: {found}",
             value=config.features_sha256,
-            hint="Fetch the file again, or correct the digest if you trust the file",
+            hint="Download the file again, or correct the digest if you trust the file",
         )
     return content
 
 
-def _no_such_network(name: str, rule: str, hint: str) -> ConfigError:
+def _bad_file(name: str, rule: str, hint: str) -> ConfigError:
     return ConfigError("evaluate.features_file", rule, value=name, hint=hint)

@@ -1,15 +1,14 @@
-"""The Inception network that published Fréchet distances are measured by.
+"""The Inception network of published FIDs.
 
-The architecture is that of Szegedy et al., "Rethinking the Inception Architecture for Computer
-Vision" (2016), as TensorFlow's graph of 2015-12-05 has it, which Heusel et al. (2017) took:
-averages that leave the border out, a maximum in the last block, and pictures enlarged the way
-TensorFlow did then. Parameters are named as in torchvision and in the weights that were converted
-from that graph.
+The architecture of Szegedy et al. 2016 ("Rethinking the Inception Architecture for Computer
+Vision") as in TensorFlow's graph of 2015-12-05, which Heusel et al. (2017) used: average pooling
+without the padding, max pooling in the last block, and TensorFlow's old bilinear resampling.
+Parameters are named as in torchvision and in the weights that were converted from that graph.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -20,15 +19,18 @@ from gatdist.common.errors import ConfigError
 
 NUM_FEATURES = 2048
 _SIDE = 299
-# What files hold beside: the classifier that only training has, and how many batches there were.
+# What files may also hold: the auxiliary classifier, and numbers of batches.
 _UNUSED = ("AuxLogits.", "num_batches_tracked")
+
+Kernel = int | tuple[int, int]
+_ROW7, _COLUMN7, _ROW3, _COLUMN3 = (1, 7), (7, 1), (1, 3), (3, 1)
 
 
 class Inception(nn.Module):
     """Pixels, uint8 [n, 3, H, W] of any size → features, float32 [n, 2048].
 
     Args:
-        num_classes: of the layer ``fc``, which :meth:`forward` leaves to others.
+        num_classes: of the layer ``fc``, which :meth:`forward` does not apply.
     """
 
     def __init__(self, num_classes: int) -> None:
@@ -38,26 +40,28 @@ class Inception(nn.Module):
         self.Conv2d_2b_3x3 = _Convolution(32, 64, 3, padding=1)
         self.Conv2d_3b_1x1 = _Convolution(64, 80, 1)
         self.Conv2d_4a_3x3 = _Convolution(80, 192, 3)
-        self.Mixed_5b = _Small(192, pooled=32)
-        self.Mixed_5c = _Small(256, pooled=64)
-        self.Mixed_5d = _Small(288, pooled=64)
-        self.Mixed_6a = _HalveOnce(288)
-        self.Mixed_6b = _Long(768, width=128)
-        self.Mixed_6c = _Long(768, width=160)
-        self.Mixed_6d = _Long(768, width=160)
-        self.Mixed_6e = _Long(768, width=192)
-        self.Mixed_7a = _HalveAgain(768)
-        self.Mixed_7b = _Wide(1280, _average)
-        self.Mixed_7c = _Wide(2048, _maximum)
+        self.Mixed_5b = _small(192, pooled=32)
+        self.Mixed_5c = _small(256, pooled=64)
+        self.Mixed_5d = _small(288, pooled=64)
+        self.Mixed_6a = _Mixed(
+            288, branch3x3=[(384, 3, 2)], branch3x3dbl=[(64, 1), (96, 3), (96, 3, 2)]
+        )
+        self.Mixed_6b = _factorized(128)
+        self.Mixed_6c = _factorized(160)
+        self.Mixed_6d = _factorized(160)
+        self.Mixed_6e = _factorized(192)
+        self.Mixed_7a = _Mixed(
+            768,
+            branch3x3=[(192, 1), (320, 3, 2)],
+            branch7x7x3=[(192, 1), (192, _ROW7), (192, _COLUMN7), (192, 3, 2)],
+        )
+        self.Mixed_7b = _wide(1280, _average)
+        self.Mixed_7c = _wide(2048, _maximum)
         self.fc = nn.Linear(NUM_FEATURES, num_classes)
 
     @classmethod
     def with_weights(cls, weights: Mapping[str, Tensor], name: str) -> Self:
-        """The network with the weights of a file, in evaluation mode.
-
-        Args:
-            weights: by the names of its parameters.
-            name: of the file, for messages.
+        """Return the network with the weights of the file ``name``, in evaluation mode.
 
         Raises:
             ConfigError: the weights are another network's; the first tensor that differs is named.
@@ -70,19 +74,18 @@ class Inception(nn.Module):
             if _is_unused(key):
                 used[key] = torch.zeros_like(tensor, device="cpu")
             elif key not in used:
-                raise _another(name, f"tensor {key} is missing")
+                raise _other_network(name, f"tensor {key} is missing")
             elif used[key].shape != tensor.shape:
                 there, here = tuple(used[key].shape), tuple(tensor.shape)
-                raise _another(name, f"tensor {key} has shape {there}, not {here}")
+                raise _other_network(name, f"tensor {key} has shape {there}, not {here}")
             else:
                 used[key] = used[key].float()
         if more := sorted(used.keys() - network.state_dict()):
-            raise _another(name, f"tensor {more[0]} is not of this network")
+            raise _other_network(name, f"tensor {more[0]} is not of this network")
         network.load_state_dict(used, assign=True)
         return network.eval().requires_grad_(False)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Features of pictures; see the class."""
         x = (enlarge(pixels.float(), _SIDE) - 128) / 128  # [n, 3, 299, 299]
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
         x = _halve(x)  # [n, 64, 73, 73]
@@ -94,10 +97,10 @@ class Inception(nn.Module):
 
 
 def enlarge(images: Tensor, side: int) -> Tensor:
-    """Bilinear, float [n, C, H, W] → [n, C, side, side], as TensorFlow's first one did it.
+    """Resample float [n, C, H, W] → [n, C, side, side] bilinearly, as TensorFlow 1 did.
 
-    Output pixel i lies at i · H / side: corners of pixels are laid upon one another, not centres,
-    and what lies beyond the last pixel is that pixel.
+    Output pixel i lies at i · H / side: pixels' corners are aligned, not their centres, and the
+    last pixel is repeated beyond the border.
     """
     for dim in (2, 3):
         size = images.shape[dim]
@@ -114,26 +117,93 @@ def enlarge(images: Tensor, side: int) -> Tensor:
 
 
 class _Convolution(nn.Module):
-    """Convolution, normalization, ReLU."""
+    """Convolution, batch normalization, ReLU."""
 
-    def __init__(
-        self, inputs: int, outputs: int, kernel: int | tuple[int, int], **options: Any
-    ) -> None:
+    def __init__(self, inputs: int, outputs: int, kernel: Kernel, **options: Any) -> None:
         super().__init__()
         self.conv = nn.Conv2d(inputs, outputs, kernel, bias=False, **options)
         self.bn = nn.BatchNorm2d(outputs, eps=1e-3)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[n, inputs, h, w] → [n, outputs, …]."""
         return functional.relu(self.bn(self.conv(x)))
 
 
-def _row(inputs: int, outputs: int, length: int) -> _Convolution:
-    return _Convolution(inputs, outputs, (1, length), padding=(0, length // 2))
+class _Mixed(nn.Module):
+    """Branches of convolutions side by side, concatenated; [n, inputs, h, w] → [n, outputs, …].
+
+    Args:
+        inputs: channels.
+        pool: what ``branch_pool`` starts with; None: halves h and w, with a branch of max pooling.
+        branches: by name, the (outputs, kernel, stride = 1) of their convolutions, in order. The
+            last may be a list of several, side by side. A convolution is named after its branch,
+            with its number and letter where there are several.
+    """
+
+    def __init__(
+        self, inputs: int, pool: Callable[[Tensor], Tensor] | None = None, **branches: Sequence[Any]
+    ) -> None:
+        super().__init__()
+        self.pool = pool
+        self.names: list[list[list[str]]] = []  # by branch and depth
+        for branch, layers in branches.items():
+            channels, names = inputs, []
+            for depth, layer in enumerate(layers, start=1):
+                parallel = layer if isinstance(layer, list) else [layer]
+                number = f"_{depth}" if len(layers) > 1 else ""
+                letters = "ab" if len(parallel) > 1 else [""]
+                names.append([f"{branch}{number}{letter}" for letter in letters])
+                for name, (outputs, kernel, *stride) in zip(names[-1], parallel, strict=True):
+                    sides = (kernel, kernel) if isinstance(kernel, int) else kernel
+                    options = {"stride": 2} if stride else {"padding": [s // 2 for s in sides]}
+                    self.add_module(name, _Convolution(channels, outputs, kernel, **options))
+                channels = outputs
+            self.names.append(names)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = []
+        for *chain, last in self.names:
+            y = self.pool(x) if self.pool and last == ["branch_pool"] else x
+            for (name,) in chain:
+                y = self.get_submodule(name)(y)
+            found += [self.get_submodule(name)(y) for name in last]
+        return torch.cat(found if self.pool else [*found, _halve(x)], dim=1)
 
 
-def _column(inputs: int, outputs: int, length: int) -> _Convolution:
-    return _Convolution(inputs, outputs, (length, 1), padding=(length // 2, 0))
+def _small(inputs: int, pooled: int) -> _Mixed:
+    """Return a block at 35 × 35."""
+    return _Mixed(
+        inputs,
+        _average,
+        branch1x1=[(64, 1)],
+        branch5x5=[(48, 1), (64, 5)],
+        branch3x3dbl=[(64, 1), (96, 3), (96, 3)],
+        branch_pool=[(pooled, 1)],
+    )
+
+
+def _factorized(width: int) -> _Mixed:
+    """Return a block at 17 × 17, with 7 × 7 kernels as rows and columns."""
+    rows, columns = (width, _ROW7), (width, _COLUMN7)
+    return _Mixed(
+        768,
+        _average,
+        branch1x1=[(192, 1)],
+        branch7x7=[(width, 1), rows, (192, _COLUMN7)],
+        branch7x7dbl=[(width, 1), columns, rows, columns, (192, _ROW7)],
+        branch_pool=[(192, 1)],
+    )
+
+
+def _wide(inputs: int, pool: Callable[[Tensor], Tensor]) -> _Mixed:
+    """Return a block at 8 × 8, with rows and columns side by side."""
+    return _Mixed(
+        inputs,
+        pool,
+        branch1x1=[(320, 1)],
+        branch3x3=[(384, 1), [(384, _ROW3), (384, _COLUMN3)]],
+        branch3x3dbl=[(448, 1), (384, 3), [(384, _ROW3), (384, _COLUMN3)]],
+        branch_pool=[(192, 1)],
+    )
 
 
 def _halve(x: Tensor) -> Tensor:
@@ -148,131 +218,14 @@ def _maximum(x: Tensor) -> Tensor:
     return functional.max_pool2d(x, 3, stride=1, padding=1)
 
 
-class _Small(nn.Module):
-    """35 × 35: kernels of 1, 5 and twice 3, and an average."""
-
-    def __init__(self, inputs: int, pooled: int) -> None:
-        super().__init__()
-        self.branch1x1 = _Convolution(inputs, 64, 1)
-        self.branch5x5_1 = _Convolution(inputs, 48, 1)
-        self.branch5x5_2 = _Convolution(48, 64, 5, padding=2)
-        self.branch3x3dbl_1 = _Convolution(inputs, 64, 1)
-        self.branch3x3dbl_2 = _Convolution(64, 96, 3, padding=1)
-        self.branch3x3dbl_3 = _Convolution(96, 96, 3, padding=1)
-        self.branch_pool = _Convolution(inputs, pooled, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[n, inputs, h, w] → [n, 224 + pooled, h, w]."""
-        fives = self.branch5x5_2(self.branch5x5_1(x))
-        threes = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
-        return torch.cat([self.branch1x1(x), fives, threes, self.branch_pool(_average(x))], dim=1)
-
-
-class _HalveOnce(nn.Module):
-    """35 × 35 to 17 × 17."""
-
-    def __init__(self, inputs: int) -> None:
-        super().__init__()
-        self.branch3x3 = _Convolution(inputs, 384, 3, stride=2)
-        self.branch3x3dbl_1 = _Convolution(inputs, 64, 1)
-        self.branch3x3dbl_2 = _Convolution(64, 96, 3, padding=1)
-        self.branch3x3dbl_3 = _Convolution(96, 96, 3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[n, inputs, h, w] → [n, 480 + inputs, …]."""
-        threes = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
-        return torch.cat([self.branch3x3(x), threes, _halve(x)], dim=1)
-
-
-class _Long(nn.Module):
-    """17 × 17: kernels of 7 in rows and columns."""
-
-    def __init__(self, inputs: int, width: int) -> None:
-        super().__init__()
-        self.branch1x1 = _Convolution(inputs, 192, 1)
-        self.branch7x7_1 = _Convolution(inputs, width, 1)
-        self.branch7x7_2 = _row(width, width, 7)
-        self.branch7x7_3 = _column(width, 192, 7)
-        self.branch7x7dbl_1 = _Convolution(inputs, width, 1)
-        self.branch7x7dbl_2 = _column(width, width, 7)
-        self.branch7x7dbl_3 = _row(width, width, 7)
-        self.branch7x7dbl_4 = _column(width, width, 7)
-        self.branch7x7dbl_5 = _row(width, 192, 7)
-        self.branch_pool = _Convolution(inputs, 192, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[n, inputs, h, w] → [n, 768, h, w]."""
-        once = self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x)))
-        twice = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
-        twice = self.branch7x7dbl_5(self.branch7x7dbl_4(twice))
-        return torch.cat([self.branch1x1(x), once, twice, self.branch_pool(_average(x))], dim=1)
-
-
-class _HalveAgain(nn.Module):
-    """17 × 17 to 8 × 8."""
-
-    def __init__(self, inputs: int) -> None:
-        super().__init__()
-        self.branch3x3_1 = _Convolution(inputs, 192, 1)
-        self.branch3x3_2 = _Convolution(192, 320, 3, stride=2)
-        self.branch7x7x3_1 = _Convolution(inputs, 192, 1)
-        self.branch7x7x3_2 = _row(192, 192, 7)
-        self.branch7x7x3_3 = _column(192, 192, 7)
-        self.branch7x7x3_4 = _Convolution(192, 192, 3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[n, inputs, h, w] → [n, 512 + inputs, …]."""
-        threes = self.branch3x3_2(self.branch3x3_1(x))
-        sevens = self.branch7x7x3_3(self.branch7x7x3_2(self.branch7x7x3_1(x)))
-        return torch.cat([threes, self.branch7x7x3_4(sevens), _halve(x)], dim=1)
-
-
-class _Wide(nn.Module):
-    """8 × 8: rows and columns side by side.
-
-    Args:
-        inputs: channels.
-        pool: what its last branch begins with.
-    """
-
-    def __init__(self, inputs: int, pool: Any) -> None:
-        super().__init__()
-        self.pool = pool
-        self.branch1x1 = _Convolution(inputs, 320, 1)
-        self.branch3x3_1 = _Convolution(inputs, 384, 1)
-        self.branch3x3_2a = _row(384, 384, 3)
-        self.branch3x3_2b = _column(384, 384, 3)
-        self.branch3x3dbl_1 = _Convolution(inputs, 448, 1)
-        self.branch3x3dbl_2 = _Convolution(448, 384, 3, padding=1)
-        self.branch3x3dbl_3a = _row(384, 384, 3)
-        self.branch3x3dbl_3b = _column(384, 384, 3)
-        self.branch_pool = _Convolution(inputs, 192, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[n, inputs, h, w] → [n, 2048, h, w]."""
-        once = self.branch3x3_1(x)
-        twice = self.branch3x3dbl_2(self.branch3x3dbl_1(x))
-        return torch.cat(
-            [
-                self.branch1x1(x),
-                self.branch3x3_2a(once),
-                self.branch3x3_2b(once),
-                self.branch3x3dbl_3a(twice),
-                self.branch3x3dbl_3b(twice),
-                self.branch_pool(self.pool(x)),
-            ],
-            dim=1,
-        )
-
-
 def _is_unused(key: str) -> bool:
     return key.startswith(_UNUSED[0]) or key.endswith(_UNUSED[1])
 
 
-def _another(name: str, rule: str) -> ConfigError:
+def _other_network(name: str, rule: str) -> ConfigError:
     return ConfigError(
         "evaluate.features_file",
-        f"holds no weights of Inception: {rule}",
+        f"holds weights of another network than Inception: {rule}",
         value=name,
-        hint="Take the weights of published FIDs, by torchvision's names of parameters",
+        hint="Use the weights of published FIDs, with torchvision's parameter names",
     )

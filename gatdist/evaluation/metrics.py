@@ -1,65 +1,51 @@
-"""The metrics, by name: what each looks at, and what it makes of real and fake samples.
+"""Metrics by name: what each needs, and what it computes of real and generated samples.
 
-| name | says | reported as |
-| --- | --- | --- |
-| ``fid`` | Fréchet distance (Heusel et al. 2017) | ``fid, fid_real_split`` and their ratio |
-| ``kid`` | kernel distance of features (Bińkowski et al. 2018) | ``kid`` |
-| ``swd`` | sliced Wasserstein distance (Bonneel et al. 2015) | ``swd, swd_real_split`` |
-| ``precision_recall`` | Kynkäänniemi et al. 2019 | ``precision, recall`` |
-| ``density_coverage`` | Naeem et al. 2020 | ``density, coverage`` |
-| ``inception_score`` | of the features' classes (Salimans et al. 2016) | ``inception_score`` |
-| ``modes`` | how many classes the fakes have | ``modes`` |
-| ``label_accuracy`` | share of fakes recognized as what they were to be | ``label_accuracy`` |
-| ``jsd`` | divergence of 1- to 4-grams of texts | ``jsd_1, jsd_2, jsd_3, jsd, jsd_real_split`` |
-| ``self_bleu`` | how alike texts are | ``self_bleu, self_bleu_real`` |
-| ``probe`` | what the discriminator's features tell of classes | ``probe, probe_raw`` |
-| ``novelty`` | texts that are new and well-formed | ``copies, novel_well_formed, distinct`` |
-
-What ends in ``_real_split`` compares two halves of the real samples, as good as a generator can be.
+Names that end in ``_real_split`` compare two random halves of the real samples, as a reference.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from gatdist.common.heartbeat import beat
 from gatdist.common.registry import Registry
 from gatdist.data import Dataset
-from gatdist.evaluation import neighbors, text
-from gatdist.evaluation.frechet import (
-    GaussianSums,
-    frechet_distance,
-    halves_distance,
-    random_halves,
-)
-from gatdist.evaluation.kernel import cross_similarity, self_similarity
-from gatdist.evaluation.probe import linear_probe
-from gatdist.evaluation.sliced import sliced_wasserstein
+from gatdist.evaluation import distances, text
+from gatdist.evaluation.distances import GaussianSums
 from gatdist.models.layers import DiscriminatorFeatures
 from gatdist.parallel.communicator import Communicator
 
 _NGRAM_ORDERS = (1, 2, 3, 4)
-_MOST_ALIKE = 2000  # texts of one side that self-BLEU compares
+_MAX_BLEU_TEXTS = 2000  # of one side
+
+# Of the probe: labelled samples per class, tested samples, seed of the split, and inverse strengths
+# of the regularization.
+_PROBE_LABELS, _PROBE_TESTED, _PROBE_SEED = 10, 2000, 0
+_PROBE_STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)
 
 
 @dataclass(frozen=True)
 class SampleSet:
-    """All samples of one side, alike on all workers.
+    """All real or all generated samples, identical on every worker.
 
     Attributes:
-        features: float32 [n, d], in the order of the samples; d is 0 where nobody asks for them.
+        features: float32 [n, d], in the order of the samples; d is 0 if no metric needs them.
         sums: their sums, all-reduced.
         comm: the workers, who share the work of the metrics.
-        scores: logits of the features' classes [n, K]; None where they know none.
-        labels: the classes that the samples are to be of, int64 [n]; None where there are none.
-        texts: the samples as strings; None where they are no texts.
-        dataset: where real samples are from.
-        discriminator: that fakes were made against.
+        scores: logits of the features' classes [n, K]; None without.
+        labels: the classes that the samples were generated for, int64 [n]; None without.
+        texts: the samples as strings; None if they are not text.
+        dataset: source of the real samples.
+        discriminator: of the generator.
     """
 
     features: Tensor
@@ -72,38 +58,39 @@ class SampleSet:
     discriminator: nn.Module | None = None
 
     @cached_property
-    def halves_distance(self) -> float | None:
-        """See :func:`gatdist.evaluation.frechet.halves_distance`; None for fewer than 4 samples."""
-        return halves_distance(self.features) if len(self.features) >= 4 else None
+    def split_frechet(self) -> float | None:
+        """Fréchet distance between halves; None for fewer than 4 samples."""
+        if len(self.features) < 4:
+            return None
+        return distances.split_half_distance(self.features)
 
     @cached_property
     def self_similarity(self) -> float:
-        """See :func:`gatdist.evaluation.kernel.self_similarity`."""
-        return self_similarity(self.features, self.comm)
+        return distances.self_similarity(self.features, self.comm)
 
     @cached_property
-    def halves_sliced(self) -> float:
+    def split_sliced(self) -> float:
         """Sliced Wasserstein distance between two random halves."""
-        first, second = (self.features[half] for half in random_halves(len(self.features)))
-        return sliced_wasserstein(first, second, self.comm)
+        halves = distances.random_halves(len(self.features))
+        first, second = (self.features[half] for half in halves)
+        return distances.sliced_wasserstein(first, second, self.comm)
 
     @cached_property
-    def halves_divergence(self) -> float:
+    def split_divergence(self) -> float:
         """Divergence of 4-grams between two random halves."""
         known = self.texts
         assert known is not None
-        first, second = ([known[i] for i in half] for half in random_halves(len(known)))
+        first, second = ([known[i] for i in half] for half in distances.random_halves(len(known)))
         return text.ngram_divergence(first, second, _NGRAM_ORDERS[-1])
 
     @cached_property
     def self_bleu(self) -> float:
-        """See :func:`gatdist.evaluation.text.self_bleu`; of the first 2,000 texts."""
         assert self.texts is not None
-        return text.self_bleu(self.texts[:_MOST_ALIKE])
+        return text.self_bleu(self.texts[:_MAX_BLEU_TEXTS])
 
     @cached_property
     def probe_raw(self) -> float:
-        """See :func:`gatdist.evaluation.probe.linear_probe`, by the samples' own numbers."""
+        """Accuracy of a linear probe of the samples' raw values."""
         assert self.dataset is not None
         return linear_probe(self.dataset, lambda samples: samples.flatten(1))
 
@@ -117,9 +104,9 @@ class Metric:
     """A metric.
 
     Attributes:
-        measure: (real, fake) → numbers by name, alike on all workers.
-        needs: what of the samples it looks at: ``features``, their ``classes``, the ``labels`` that
-            fakes were made for, ``texts``, or the ``discriminator`` and labelled real samples.
+        measure: (real, fake) → values by name, identical on every worker.
+        needs: ``features``, their ``classes``, the ``labels`` that samples were generated for,
+            ``texts``, or the ``discriminator`` and labelled real samples.
     """
 
     measure: Measure
@@ -139,44 +126,49 @@ def _metric(name: str, *needs: Need) -> Callable[[Measure], Measure]:
 
 @_metric("fid", "features")
 def fid(real: SampleSet, fake: SampleSet) -> dict[str, float]:
-    """Fréchet distance, the same between halves of the real data, and the first over the second."""
-    distance, halves = frechet_distance(real.sums, fake.sums), real.halves_distance
-    if not halves:
+    """Fréchet distance to all real samples (Heusel et al. 2017), with a real-vs-real reference.
+
+    ``fid_real_split`` is the FID between two halves of the real samples, ``fid_over_real_split``
+    the ratio of both. The ratio can be below 1: the bias of the FID falls with the number of
+    samples, and the halves are smaller than the sets that ``fid`` compares.
+    """
+    distance, split = distances.frechet_distance(real.sums, fake.sums), real.split_frechet
+    if not split:
         return {"fid": distance}
-    return {"fid": distance, "fid_real_split": halves, "fid_over_real_split": distance / halves}
+    return {"fid": distance, "fid_real_split": split, "fid_over_real_split": distance / split}
 
 
 @_metric("kid", "features")
 def kid(real: SampleSet, fake: SampleSet) -> dict[str, float]:
-    """Kernel distance."""
-    across = cross_similarity(real.features, fake.features, real.comm)
+    """Unbiased kernel distance of features (Bińkowski et al. 2018)."""
+    across = distances.cross_similarity(real.features, fake.features, real.comm)
     return {"kid": real.self_similarity + fake.self_similarity - 2 * across}
 
 
 @_metric("swd", "features")
 def swd(real: SampleSet, fake: SampleSet) -> dict[str, float]:
-    """Sliced Wasserstein distance. With ``evaluate.features = "points"`` it needs no network."""
-    distance = sliced_wasserstein(real.features, fake.features, real.comm)
-    return {"swd": distance, "swd_real_split": real.halves_sliced}
+    """Sliced Wasserstein distance (Bonneel et al. 2015); of ``points``, it needs no network."""
+    distance = distances.sliced_wasserstein(real.features, fake.features, real.comm)
+    return {"swd": distance, "swd_real_split": real.split_sliced}
 
 
 @_metric("precision_recall", "features")
 def precision_recall(real: SampleSet, fake: SampleSet) -> dict[str, float]:
-    """How many fakes could be real, and how many real samples could be fakes."""
-    precision, recall = neighbors.precision_and_recall(real.features, fake.features, real.comm)
+    """Precision (sample quality) and recall (coverage of the data) of Kynkäänniemi et al. 2019."""
+    precision, recall = distances.precision_and_recall(real.features, fake.features, real.comm)
     return {"precision": precision, "recall": recall}
 
 
 @_metric("density_coverage", "features")
 def density_coverage(real: SampleSet, fake: SampleSet) -> dict[str, float]:
-    """As ``precision_recall``, less sensitive to outliers."""
-    density, coverage = neighbors.density_and_coverage(real.features, fake.features, real.comm)
+    """Density and coverage (Naeem et al. 2020): as ``precision_recall``, robust to outliers."""
+    density, coverage = distances.density_and_coverage(real.features, fake.features, real.comm)
     return {"density": density, "coverage": coverage}
 
 
 @_metric("inception_score", "classes")
 def inception_score(real: SampleSet, fake: SampleSet) -> dict[str, float]:
-    """Exp of the mean KL(p(y|x) ‖ p(y)), over all fakes at once: 1 to the number of classes."""
+    """exp(mean KL(p(y|x) ‖ p(y))) (Salimans et al. 2016), one split: 1 to the number of classes."""
     assert fake.scores is not None
     given = fake.scores.double().log_softmax(dim=1)
     overall = given.exp().mean(dim=0)
@@ -186,14 +178,14 @@ def inception_score(real: SampleSet, fake: SampleSet) -> dict[str, float]:
 
 @_metric("modes", "classes")
 def modes(real: SampleSet, fake: SampleSet) -> dict[str, float]:
-    """How many classes at least one fake is recognized as."""
+    """Number of classes that at least one generated sample is classified as."""
     assert fake.scores is not None
     return {"modes": float(len(fake.scores.argmax(dim=1).unique()))}
 
 
 @_metric("label_accuracy", "classes", "labels")
 def label_accuracy(real: SampleSet, fake: SampleSet) -> dict[str, float]:
-    """The share of fakes that are recognized as the class that they were made for."""
+    """Share of generated samples that are classified as the class they were generated for."""
     assert fake.scores is not None
     assert fake.labels is not None
     right = fake.scores.argmax(dim=1) == fake.labels
@@ -202,7 +194,10 @@ def label_accuracy(real: SampleSet, fake: SampleSet) -> dict[str, float]:
 
 @_metric("probe", "discriminator")
 def probe(real: SampleSet, fake: SampleSet) -> dict[str, float]:
-    """Accuracy of a linear classifier that learns from 10 labels a class: by features, and raw."""
+    """Accuracy of a linear probe of the discriminator's features, and of raw samples.
+
+    It learns from 10 labels per class (Alain & Bengio 2017; of GANs, Radford et al. 2016).
+    """
     assert real.dataset is not None
     assert fake.discriminator is not None
     features = DiscriminatorFeatures(fake.discriminator)
@@ -214,23 +209,72 @@ def probe(real: SampleSet, fake: SampleSet) -> dict[str, float]:
 
 @_metric("jsd", "texts")
 def jsd(real: SampleSet, fake: SampleSet) -> dict[str, float]:
-    """Jensen–Shannon divergence of the distributions of n-grams of characters, in bits."""
+    """Jensen–Shannon divergence of the distributions of character n-grams, in bits.
+
+    ``jsd`` is that of 4-grams, ``jsd_1`` to ``jsd_3`` those of shorter ones.
+    """
     assert real.texts is not None
     assert fake.texts is not None
     found = [text.ngram_divergence(real.texts, fake.texts, n) for n in _NGRAM_ORDERS]
     short = {f"jsd_{n}": found[n - 1] for n in _NGRAM_ORDERS[:-1]}
-    return short | {"jsd": found[-1], "jsd_real_split": real.halves_divergence}
+    return short | {"jsd": found[-1], "jsd_real_split": real.split_divergence}
 
 
 @_metric("self_bleu", "texts")
 def self_bleu(real: SampleSet, fake: SampleSet) -> dict[str, float]:
-    """How alike fakes are, and how alike real texts are."""
+    """Similarity of generated texts to one another (Zhu et al. 2018), and of real texts."""
     return {"self_bleu": fake.self_bleu, "self_bleu_real": real.self_bleu}
 
 
 @_metric("novelty", "texts")
 def novelty(real: SampleSet, fake: SampleSet) -> dict[str, float]:
-    """Shares of fakes that are copies of real texts, or new and well-formed, or all different."""
+    """Shares of generated texts that are copies of real ones, new and well-formed, and distinct."""
     assert real.texts is not None
     assert fake.texts is not None
     return text.novelty(real.texts, fake.texts)
+
+
+def linear_probe(dataset: Dataset, features: Callable[[Tensor], Tensor]) -> float:
+    """Return the accuracy, 0 to 1, of logistic regression on 10 labels per class.
+
+    On at most 2,000 other samples. Features are standardized; the strength of the regularization is
+    chosen by 5-fold cross-validation.
+
+    Args:
+        dataset: labelled samples.
+        features: samples as networks see them [n, …] → [n, k].
+    """
+    from sklearn.linear_model import LogisticRegressionCV  # takes long to import
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    sets = []
+    for indices in _probe_split(dataset):
+        samples, labels = dataset.read(indices)
+        network_samples = dataset.sample_format.to_network(torch.from_numpy(samples)).float()
+        with torch.no_grad():
+            parts = []
+            for part in network_samples.split(256):
+                parts.append(features(part).flatten(1))
+                beat()
+        sets.append((torch.cat(parts).cpu().double().numpy(), labels))
+    training, test = sets
+    regression = LogisticRegressionCV(Cs=_PROBE_STRENGTHS, cv=5, max_iter=2000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of convergence, and of changes in scikit-learn
+        classifier = make_pipeline(StandardScaler(), regression).fit(*training)
+        return float(classifier.score(*test))
+
+
+def _probe_split(dataset: Dataset) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return indices of the samples to learn from, 10 per class where there are, and to test on."""
+    order = np.random.default_rng(_PROBE_SEED).permutation(dataset.num_samples)
+    candidates = order[: _PROBE_LABELS * dataset.num_classes * 20 + _PROBE_TESTED]
+    _, labels = dataset.read(candidates)
+    assert labels is not None
+    rank = np.zeros(len(candidates), dtype=np.int64)  # number of earlier samples of the same class
+    for label in range(dataset.num_classes):
+        members = np.flatnonzero(labels == label)
+        rank[members] = np.arange(len(members))
+    is_learned = rank < _PROBE_LABELS
+    return candidates[is_learned], candidates[~is_learned][:_PROBE_TESTED]

@@ -1,4 +1,4 @@
-"""Metrics of texts, which are compared as strings of characters."""
+"""Metrics of texts as strings of characters."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from collections.abc import Iterable, Sequence
 
 from gatdist.common.heartbeat import beat
 
-_START, _END = "\x02", "\x03"  # stand before and behind each text
+_START, _END = "\x02", "\x03"  # around each text
 _BLEU_ORDER = 4
-_MOST_JUDGED = 500  # of self-BLEU, which compares each text with all
+_MAX_SCORED = 500  # texts of which self-BLEU is the mean, each against all
 
 
 def ngrams(text: str, n: int) -> list[str]:
-    """All runs of n characters, the marks before and behind the text among them (n ≥ 1)."""
+    """Return all sequences of n characters; for n > 1 with marks around the text."""
     marked = f"{_START}{text}{_END}" if n > 1 else text
     return [marked[i : i + n] for i in range(len(marked) - n + 1)]
 
 
 def ngram_divergence(a: Iterable[str], b: Iterable[str], n: int) -> float:
-    """Jensen–Shannon divergence of the distributions of n-grams, in bits: 0 to 1.
+    """Return the Jensen–Shannon divergence of the n-gram distributions, in bits: 0 to 1.
 
     ::
 
         ½ Σ p log₂(p/m) + ½ Σ q log₂(q/m),   m = (p + q)/2
 
-    1 where either side has no n-gram.
+    1 if either side has no n-gram.
     """
     p, q = (Counter(gram for text in side for gram in ngrams(text, n)) for side in (a, b))
     num_p, num_q = p.total(), q.total()
     if not num_p or not num_q:
         return 1.0
     total = 0.0
-    for gram in sorted(p.keys() | q.keys()):  # in one order, for one sum
+    for gram in sorted(p.keys() | q.keys()):  # fixed order of summation
         mine, theirs = p[gram] / num_p, q[gram] / num_q
         mean = (mine + theirs) / 2
         total += sum(x / 2 * math.log2(x / mean) for x in (mine, theirs) if x)
@@ -41,30 +41,28 @@ def ngram_divergence(a: Iterable[str], b: Iterable[str], n: int) -> float:
 
 
 def self_bleu(texts: Sequence[str]) -> float:
-    """How alike texts are: the mean BLEU of each against all others (Zhu et al. 2018), 0 to 1.
+    """Return the mean BLEU of each text against all others (Zhu et al. 2018), 0 to 1.
 
-    BLEU is that of Papineni et al. (2002), on characters up to 4-grams, with the counts of one for
-    n-grams of an order that does not match at all left at ½ (Chen & Cherry 2014, method 1). Of more
-    than 500 texts the first 500 are judged, each against all. 0 for fewer than two texts.
+    BLEU (Papineni et al. 2002) on characters up to 4-grams; orders without a match count ½ match
+    (Chen & Cherry 2014, method 1). Only the first 500 texts are scored, each against all. 0 for
+    fewer than two texts.
     """
     if len(texts) < 2:
         return 0.0
     counts = [[Counter(ngrams(text, n)) for n in range(1, _BLEU_ORDER + 1)] for text in texts]
-    # For each n-gram, the most that one text has of it, that text, and the most that others have.
     tops = [_tops([count[n] for count in counts]) for n in range(_BLEU_ORDER)]
     lengths = Counter(len(text) for text in texts)
     scores = []
-    for i in range(min(len(texts), _MOST_JUDGED)):
+    for i in range(min(len(texts), _MAX_SCORED)):
         scores.append(_bleu(i, counts[i], tops, len(texts[i]), lengths))
         beat()
     return sum(scores) / len(scores)
 
 
 def novelty(real: Iterable[str], fakes: Iterable[str]) -> dict[str, float]:
-    """Shares of fakes that are copies of real texts, and of others that are well-formed.
+    """Return the shares of generated texts that are copies, new and well-formed, and distinct.
 
-    A text is well-formed where each of its 3-grams, with its beginning and end, occurs in a real
-    text.
+    A text is well-formed if each of its 3-grams, with its beginning and end, occurs in a real text.
 
     Returns:
         ``copies``, ``novel_well_formed`` and ``distinct`` (different texts over all), 0 to 1 each.
@@ -89,7 +87,7 @@ _Tops = dict[str, tuple[int, int, int]]
 
 
 def _tops(counts: Sequence[Counter[str]]) -> _Tops:
-    """By n-gram: the highest count, whose it is, and the highest of all others."""
+    """Return by n-gram the highest count in a text, that text, and the highest of the others."""
     tops: _Tops = {}
     for i, count in enumerate(counts):
         for gram, number in count.items():
@@ -108,7 +106,7 @@ def _bleu(
     length: int,
     lengths: Counter[int],
 ) -> float:
-    """BLEU of text i against all others."""
+    """Return the BLEU of text i against all others."""
     logs = 0.0
     for count, top in zip(counts, tops, strict=True):
         total = count.total()

@@ -20,8 +20,13 @@ from gatdist.evaluation import (
     metrics,
     register_feature_extractor,
 )
-from gatdist.evaluation.frechet import GaussianSums, frechet_distance, halves_distance
-from gatdist.evaluation.kernel import cross_similarity, self_similarity
+from gatdist.evaluation.distances import (
+    GaussianSums,
+    cross_similarity,
+    frechet_distance,
+    self_similarity,
+    split_half_distance,
+)
 from support import refused, spawn
 
 
@@ -76,8 +81,8 @@ def test_frechet_distance_of_two_samples_of_one_distribution():
 
 def test_halves_are_as_far_apart_as_two_samples_of_half_the_size():
     n, d = 4000, 16
-    assert halves_distance(normal(n, d)) == pytest.approx(d * (d + 5) / n, rel=0.15)
-    assert halves_distance(normal(n, d)) == halves_distance(normal(n, d))
+    assert split_half_distance(normal(n, d)) == pytest.approx(d * (d + 5) / n, rel=0.15)
+    assert split_half_distance(normal(n, d)) == split_half_distance(normal(n, d))
 
 
 def test_kernel_distance_of_two_gaussians():
@@ -110,7 +115,7 @@ def test_kernel_distance_is_the_double_sum_of_its_definition():
 def test_kernel_matrix_in_pieces_is_the_whole(monkeypatch):
     x, y = normal(50, 3), normal(40, 3, seed=1)
     whole = kid(x, y)
-    monkeypatch.setattr("gatdist.evaluation.kernel._MAX_ENTRIES", 77)
+    monkeypatch.setattr("gatdist.evaluation.distances._MAX_ENTRIES", 77)
     assert kid(x, y) == pytest.approx(whole, rel=1e-12)
 
 
@@ -259,8 +264,8 @@ def test_points_are_compared_as_they_are():
     assert evaluation.metrics == pytest.approx(
         {
             "fid": fid(x, y),
-            "fid_real_split": halves_distance(x),
-            "fid_over_real_split": fid(x, y) / halves_distance(x),
+            "fid_real_split": split_half_distance(x),
+            "fid_over_real_split": fid(x, y) / split_half_distance(x),
             "kid": kid(x, y),
         },
         rel=1e-6,

@@ -14,9 +14,14 @@ import torch
 from arrays import ALONE, Arrays, evaluator, fake_images, fake_points, images, points, texts
 from gatdist.common.errors import ConfigError
 from gatdist.evaluation import Extractor, classifier, register_feature_extractor
-from gatdist.evaluation.frechet import GaussianSums, frechet_distance
-from gatdist.evaluation.neighbors import density_and_coverage, precision_and_recall, radii
-from gatdist.evaluation.sliced import sliced_wasserstein
+from gatdist.evaluation.distances import (
+    GaussianSums,
+    density_and_coverage,
+    frechet_distance,
+    precision_and_recall,
+    radii,
+    sliced_wasserstein,
+)
 from gatdist.evaluation.text import ngram_divergence, ngrams, novelty, self_bleu
 from support import refused, spawn
 
@@ -89,7 +94,7 @@ class TestNeighbours:
     def test_the_matrix_in_pieces_is_the_whole(self, monkeypatch):
         x, y = normal(50, 3), normal(40, 3, seed=1)
         whole = precision_and_recall(x, y, ALONE), density_and_coverage(x, y, ALONE)
-        monkeypatch.setattr("gatdist.evaluation.neighbors._MAX_ENTRIES", 77)
+        monkeypatch.setattr("gatdist.evaluation.distances._MAX_ENTRIES", 77)
         assert (precision_and_recall(x, y, ALONE), density_and_coverage(x, y, ALONE)) == whole
 
 

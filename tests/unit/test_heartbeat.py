@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from gatdist.common.heartbeat import beat, beats, watch_this_thread
-from gatdist.evaluation import kernel, neighbors, text
-from gatdist.evaluation.frechet import halves_distance
+from gatdist.evaluation import distances, text
+from gatdist.evaluation.distances import split_half_distance
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.storage import Store
 from gatdist.training.progress import Progress
@@ -32,9 +32,9 @@ def test_only_the_training_threads_heartbeats_count():
 @pytest.mark.parametrize(
     "phase",
     [
-        lambda: kernel.self_similarity(X, COMM),
-        lambda: neighbors.radii(X, 3, COMM),
-        lambda: halves_distance(X),
+        lambda: distances.self_similarity(X, COMM),
+        lambda: distances.radii(X, 3, COMM),
+        lambda: split_half_distance(X),
         lambda: text.self_bleu(["one text", "another text", "a third"]),
         lambda: Store("memory://heartbeats").publish("file", b"x"),
     ],

@@ -1,0 +1,214 @@
+"""Distances between sets of feature vectors, computed by all workers together.
+
+Legend: m real and n generated samples, d features. Every worker holds all features, computes its
+share in float64, and returns the same result.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from gatdist.common.heartbeat import beat
+from gatdist.parallel.communicator import Communicator
+
+NUM_SPLITS = 5
+SPLIT_SEED = 0
+NUM_DIRECTIONS = 512
+DIRECTIONS_SEED = 0
+PRECISION_NEIGHBORS, DENSITY_NEIGHBORS = 3, 5
+_MAX_ENTRIES = 2**24  # of a matrix of sample pairs at a time: 128 MiB
+
+
+@dataclass(frozen=True)
+class GaussianSums:
+    """Sufficient statistics of a Gaussian fit, in float64.
+
+    Attributes:
+        count: n, a tensor of no axes.
+        total: Σx, [d].
+        outer: Σxxᵀ, [d, d].
+    """
+
+    count: Tensor
+    total: Tensor
+    outer: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor) -> Self:
+        """Return the sums of ``features`` [n, d]."""
+        x = features.double()
+        return cls(x.new_full((), len(x)), x.sum(dim=0), x.T @ x)
+
+    def reduced(self, comm: Communicator) -> Self:
+        """Return the sums over all workers, by one all-reduce."""
+        d = len(self.total)
+        packed = torch.cat([self.count.view(1), self.total, self.outer.flatten()])
+        packed = comm.all_reduce_(packed)
+        return type(self)(packed[0], packed[1 : 1 + d], packed[1 + d :].view(d, d))
+
+    @property
+    def mean(self) -> Tensor:
+        return self.total / self.count
+
+    @property
+    def covariance(self) -> Tensor:
+        """The unbiased estimate, [d, d]; needs two samples."""
+        return (self.outer - self.count * torch.outer(self.mean, self.mean)) / (self.count - 1)
+
+
+def frechet_distance(a: GaussianSums, b: GaussianSums) -> float:
+    """Return the squared 2-Wasserstein distance of fitted Gaussians (Fréchet 1957; Heusel 2017).
+
+    ::
+
+        ‖μ_a − μ_b‖² + tr(Σ_a + Σ_b − 2 (Σ_a^½ Σ_b Σ_a^½)^½)
+
+    The symmetric product under the root has the eigenvalues of Σ_a Σ_b, all real and ≥ 0, also
+    where a covariance is singular.
+
+    Returns:
+        The distance (≥ 0 but for rounding); NaN if any feature is not finite.
+    """
+    mean = (a.mean - b.mean).square().sum()
+    first, second = a.covariance, b.covariance
+    if not (first.isfinite().all() and second.isfinite().all()):
+        return float("nan")
+    values, vectors = torch.linalg.eigh(first)
+    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ second @ root).clamp_min(0).sqrt().sum()
+    return float(mean + first.trace() + second.trace() - 2 * cross)
+
+
+def split_half_distance(features: Tensor) -> float:
+    """Return the median Fréchet distance between halves of ``features`` [n, d], n ≥ 4.
+
+    Over 5 fixed random splits.
+    """
+    generator = torch.Generator().manual_seed(SPLIT_SEED)
+    distances = []
+    for _ in range(NUM_SPLITS):
+        halves = (features[half] for half in random_halves(len(features), generator))
+        distances.append(frechet_distance(*map(GaussianSums.of, halves)))
+        beat()
+    return statistics.median(distances)
+
+
+def random_halves(count: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    """Split the indices below ``count`` in random halves, int64; fixed without a generator."""
+    generator = generator or torch.Generator().manual_seed(SPLIT_SEED)
+    order = torch.randperm(count, generator=generator)
+    return order[: count // 2], order[count // 2 :]
+
+
+def self_similarity(x: Tensor, comm: Communicator) -> float:
+    """Return the mean of k(x_i, x_j) over i ≠ j, of ``x`` [n, d], n ≥ 2.
+
+    The kernel distance (KID) is the unbiased squared maximum mean discrepancy with the cubic kernel
+    k(x, y) = (x·y/d + 1)³ (Bińkowski et al. 2018), on all samples: the self-similarities of both
+    sets less twice their :func:`cross_similarity`.
+    """
+    n, d = x.shape
+    of_itself = ((x.double().square().sum(dim=1) / d + 1) ** 3).sum()
+    return float((_kernel_sum(x, x, comm) - of_itself) / (n * (n - 1)))
+
+
+def cross_similarity(x: Tensor, y: Tensor, comm: Communicator) -> float:
+    """Return the mean of k over all pairs of ``x`` [m, d] and ``y`` [n, d]."""
+    return float(_kernel_sum(x, y, comm) / (len(x) * len(y)))
+
+
+def _kernel_sum(x: Tensor, y: Tensor, comm: Communicator) -> Tensor:
+    total = torch.zeros((), dtype=torch.float64, device=x.device)
+    y = y.double()
+    for _, block in _blocks(x, len(y), comm):
+        total += ((block @ y.T / x.shape[1] + 1) ** 3).sum()
+    return comm.all_reduce_(total)
+
+
+def sliced_wasserstein(a: Tensor, b: Tensor, comm: Communicator) -> float:
+    """Return the sliced 2-Wasserstein distance (Bonneel et al. 2015) of [m, d] and [n, d].
+
+    Root mean square over 512 fixed directions of the distance between sorted projections; of sets
+    of different sizes, at as many quantiles as the smaller has samples.
+    """
+    generator = torch.Generator().manual_seed(DIRECTIONS_SEED)
+    directions = torch.randn(a.shape[1], NUM_DIRECTIONS, generator=generator, dtype=torch.float64)
+    directions = directions / directions.norm(dim=0)
+    mine = directions[:, comm.rank :: comm.world_size].to(a.device)
+    count = min(len(a), len(b))
+    places = (torch.arange(count, dtype=torch.float64, device=a.device) + 0.5) / count
+    first, second = (
+        (x.double() @ mine).sort(dim=0).values[(places * len(x)).long()] for x in (a, b)
+    )
+    total = comm.all_reduce_((first - second).square().mean(dim=0).sum())
+    return float((total / NUM_DIRECTIONS).sqrt())
+
+
+def radii(x: Tensor, k: int, comm: Communicator) -> Tensor:
+    """Return the distance of each of ``x`` [n, d], n ≥ 2, to its k-th nearest other sample, [n].
+
+    With fewer than k others, to the farthest of them.
+    """
+    k = min(k, len(x) - 1)
+    mine = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    for rows, distances in _distances(x, x, comm):
+        # The nearest is the sample itself, or a copy of it: skip one zero.
+        mine[rows] = distances.topk(k + 1, dim=1, largest=False).values[:, k]
+    return comm.all_reduce_(mine)
+
+
+def precision_and_recall(real: Tensor, fake: Tensor, comm: Communicator) -> tuple[float, float]:
+    """Return precision and recall of [m, d] and [n, d] (Kynkäänniemi et al. 2019); m, n ≥ 2.
+
+    A sample's ball reaches to its 3rd nearest neighbour in its own set. Precision is the share of
+    generated samples in some real sample's ball, recall the reverse.
+    """
+    k = PRECISION_NEIGHBORS
+    precision = _share_covered(fake, real, radii(real, k, comm), comm)
+    return precision, _share_covered(real, fake, radii(fake, k, comm), comm)
+
+
+def density_and_coverage(real: Tensor, fake: Tensor, comm: Communicator) -> tuple[float, float]:
+    """Return density and coverage of [m, d] and [n, d] (Naeem et al. 2020); m, n ≥ 2.
+
+    A real sample's ball reaches to its 5th nearest real neighbour. Density is the mean number of
+    balls that a generated sample is in, over 5; coverage the share of balls that contain one.
+    """
+    k = min(DENSITY_NEIGHBORS, len(real) - 1)
+    radius = radii(real, k, comm)
+    counts = torch.zeros(2, dtype=torch.float64, device=real.device)
+    for rows, distances in _distances(real, fake, comm):
+        inside = distances <= radius[rows, None]
+        counts += torch.stack([inside.sum(), inside.any(dim=1).sum()])
+    in_balls, covered = comm.all_reduce_(counts).tolist()
+    return in_balls / (k * len(fake)), covered / len(real)
+
+
+def _share_covered(x: Tensor, centres: Tensor, radius: Tensor, comm: Communicator) -> float:
+    count = torch.zeros((), dtype=torch.float64, device=x.device)
+    for _, distances in _distances(x, centres, comm):
+        count += (distances <= radius).any(dim=1).sum()
+    return float(comm.all_reduce_(count)) / len(x)
+
+
+def _distances(x: Tensor, y: Tensor, comm: Communicator) -> Iterator[tuple[Tensor, Tensor]]:
+    y = y.double()
+    for rows, block in _blocks(x, len(y), comm):
+        # Differences, not products: the distance of two copies must be exactly 0.
+        yield rows, torch.cdist(block, y, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _blocks(x: Tensor, num_columns: int, comm: Communicator) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield this worker's rows of ``x`` in blocks: their indices, and the rows in float64."""
+    rows = torch.arange(comm.rank, len(x), comm.world_size, device=x.device)
+    mine = x[comm.rank :: comm.world_size].double()
+    step = max(1, _MAX_ENTRIES // num_columns)
+    for block in zip(rows.split(step), mine.split(step), strict=True):
+        yield block
+        beat()
