@@ -108,7 +108,7 @@ class Steps:
 
         def connect(address: str) -> None:
             log = self.folder / "ray.log"
-            self.open.enter_context(connected(address, log, [], 100 * 2**20))
+            self.open.enter_context(connected(address, log))
 
         if self.comm.is_main:
             connect("")

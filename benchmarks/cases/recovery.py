@@ -133,7 +133,7 @@ def _first_step(run: HostsRun, attempt: int) -> tuple[Beat, Beat] | None:
 
 def _marks(run: HostsRun, since_s: float) -> list[tuple[str, float]]:
     """When phases ended, in order; those that the logs do not tell are left out."""
-    message = [at for at, line in run.message if at > since_s and "starting again" in line]
+    message = [at for at, line in run.message if at > since_s and "Restarting" in line]
     marks = [("detection", at) for at in message[:1]]
     marks += [("driver starts", at) for at in _connections(run) if at > since_s]
     entries = []

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from gatdist.cluster import connection  # noqa: F401  sets up what Ray's import needs
+from gatdist.cluster import connection  # noqa: F401  sets up Ray's import
 
 # isort: split
 import ray
@@ -27,35 +27,35 @@ from ray.util.placement_group import PlacementGroup
 
 from gatdist.cluster.bridge import Bridge
 from gatdist.cluster.network import choose_interface
-from gatdist.cluster.preflight import HostInfo, facts, require_alike
+from gatdist.cluster.preflight import HostInfo, host_info, require_alike
 from gatdist.cluster.worker import work
 from gatdist.common.errors import ClusterError, WorkerLostError, summary
-from gatdist.config import ClusterConfig, Config
+from gatdist.config import Config
 
-# Ray Train looks at its workers so often; what ours tell by themselves is faster still.
+# How often Ray Train polls its workers; gatdist's heartbeats are faster.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-# Notices of preemption are heeded by the driver, which needs no barrier for it.
+# The driver handles preemption notices itself.
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
 
-# The driver ends workers that hang, and tells which; the process group only where it can't.
+# The driver ends hung workers, and names them; the process group's timeout is the fallback.
 _GRACE_S = 30.0
 
 
 class Attempt(threading.Thread):
-    """Ray Train at work, in a thread of the driver.
+    """Ray Train in a thread of the driver.
 
     Args:
-        config: of the run.
-        num_workers: how many.
-        needs: what each worker needs, by resource.
-        bridge: of this launch; what workers need is in its mailbox, since Ray may log the rest.
-        records: an empty local folder for Ray Train's own records, on which nothing depends.
-        reason: for ``attempts.jsonl``.
-        first: whether no worker of this run has started yet.
+        config: Of the run.
+        num_workers: Number of workers.
+        needs: Resources of each worker.
+        bridge: Of this launch. Its mailbox holds what workers need, since Ray may log the rest.
+        records: An empty local folder for Ray Train's own records, which are not used.
+        reason: For ``attempts.jsonl``.
+        first: Whether this is the first launch of the run.
 
     Attributes:
-        error: what Ray Train raised, once the thread has ended.
+        error: What Ray Train raised, once the thread has ended.
     """
 
     def __init__(
@@ -72,14 +72,12 @@ class Attempt(threading.Thread):
         super().__init__(name="ray-train", daemon=True)
         self.error: BaseException | None = None
         cluster = config.cluster
+        automatic = "nccl" if "GPU" in needs else "gloo"
         self._trainer = _Trainer(
             work,
-            train_loop_config={
-                "bridge": bridge,
-                "reason": reason,
-            },
+            train_loop_config={"bridge": bridge, "reason": reason},
             torch_config=_TorchConfig(
-                backend=_backend(cluster, needs),
+                backend=automatic if cluster.backend == "auto" else cluster.backend,
                 timeout_s=int(cluster.heartbeat_timeout_s + _GRACE_S),
                 bridge=bridge,
                 first=first,
@@ -95,26 +93,25 @@ class Attempt(threading.Thread):
                 name="gatdist",
                 storage_path=records,
                 failure_config=FailureConfig(max_failures=0),
-                callbacks=[_Introduction(bridge)],  # type: ignore[list-item]
+                callbacks=[_ReportController(bridge)],  # type: ignore[list-item]
             ),
         )
 
     def run(self) -> None:
-        """Fit, and keep what it raises."""
         try:
             self._trainer.fit()
         except BaseException as error:
             self.error = error
 
     def abort(self, controller: Any, *, waits: bool = True) -> None:
-        """End all workers at once, also those that do not answer, and wait for Ray Train's end.
+        """End all workers at once, also those that do not answer.
 
         Args:
-            waits: whether to wait; where the driver ends, what is left goes with it.
-            controller: of the launch, from :class:`~gatdist.cluster.bridge.News`. All that it has
-                started goes with it.
+            controller: Of the launch, from :class:`~gatdist.cluster.bridge.DriverUpdate`. All that
+                it has started ends with it. None if it has not started: it ends with the driver.
+            waits: Whether to wait for Ray Train's end. What is left ends with the driver.
         """
-        if controller is None:  # it has yet to start: it goes with the driver
+        if controller is None:
             return
         with suppress(ray.exceptions.RayError):
             ray.kill(controller)
@@ -123,7 +120,7 @@ class Attempt(threading.Thread):
             self.release()
 
     def release(self) -> None:
-        """Give back what a controller had reserved that was killed."""
+        """Release the resources that a killed controller had reserved."""
         job = ray.get_runtime_context().get_job_id()
         for name, group in ray.util.placement_group_table().items():
             if name.endswith(job) and group["state"] != "REMOVED":
@@ -132,28 +129,25 @@ class Attempt(threading.Thread):
 
 class _Trainer(TorchTrainer):
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
-        # Each starts a process. The cleaner outlives the controller, without a dashboard for ever:
-        # what a controller leaves that was killed is given back by `abort`. The other one serves
-        # Ray Data, which training does not use.
-        unwanted = PlacementGroupCleanerCallback, DatasetsCallback
-        return [c for c in super()._create_default_callbacks() if not isinstance(c, unwanted)]
+        # Each starts a process. Without a dashboard, the cleaner outlives the controller for ever;
+        # `abort` does its work. The other one serves Ray Data, which training does not use.
+        unused = PlacementGroupCleanerCallback, DatasetsCallback
+        return [c for c in super()._create_default_callbacks() if not isinstance(c, unused)]
 
 
-class _Introduction(ControllerCallback):
-    """Tells the driver which actor the controller is, so that it can be ended."""
+class _ReportController(ControllerCallback):
+    """Sends the driver a handle of the controller, by which it can be ended."""
 
     def __init__(self, bridge: Bridge) -> None:
         self._bridge = bridge
 
     def after_controller_start(self, train_run_context: Any) -> None:
-        """Called in the controller, before it starts workers."""
-        controller = ray.get_runtime_context().current_actor
-        self._bridge.report("control", [controller])
+        self._bridge.report("control", [ray.get_runtime_context().current_actor])
 
 
 @dataclass
 class _TorchConfig(TorchConfig):
-    """Ray Train's, and what the workers are welcomed with."""
+    """Ray Train's, with what the preflight checks need."""
 
     bridge: Bridge | None = None
     first: bool = True
@@ -164,10 +158,9 @@ class _TorchConfig(TorchConfig):
 
 
 class _Preflight(_TorchBackend):
-    """Ray Train's torch backend, once the workers are known to fit together."""
+    """Ray Train's torch backend, which forms the process group after the preflight checks."""
 
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        """Called in the controller, before the process group is made."""
         config: _TorchConfig = backend_config
         bridge = config.bridge
         assert bridge is not None
@@ -186,18 +179,14 @@ class _Preflight(_TorchBackend):
                 f"the hosts {hosts} can't reach one another ({summary(error)})",
                 hint="gatdist doctor --address … says which; open all ports between them",
             )
-            # Where they could before, the network may be repaired soon.
+            # If they could before, the network may be repaired soon.
             kind = ClusterError if config.first else WorkerLostError
             bridge.report("fail", kind.__name__, str(message))
             raise
 
 
 def _look_around(bridge: Bridge, use_gpu: bool) -> HostInfo:
-    """In a worker: choose the network interface, and tell what must be alike."""
+    """In a worker: choose the network interface and examine the host."""
     address = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
     choose_interface(address)
-    return facts(address, bridge.given()["token"], use_gpu)
-
-
-def _backend(cluster: ClusterConfig, needs: dict[str, float]) -> str:
-    return {"auto": "nccl" if "GPU" in needs else "gloo"}.get(cluster.backend, cluster.backend)
+    return host_info(address, bridge.given()["token"], use_gpu)

@@ -1,4 +1,4 @@
-"""What driver and workers tell each other, through an actor beside the driver."""
+"""Messages between the driver and its workers, through an actor beside the driver."""
 
 from __future__ import annotations
 
@@ -8,26 +8,27 @@ from typing import Any, Literal, NamedTuple, cast
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from gatdist.cluster.watch import Heartbeat
+from gatdist.cluster.policies import Heartbeat
 from gatdist.common.errors import WorkerLostError
 from gatdist.config import set_env
 
 Event = tuple[str, dict[str, Any]]
 Orders = dict[str, Any]
-# Ray starts a mailbox again within seconds.
+_NO_ORDERS: Orders = {"stop": False, "stacks": 0}
+# Ray restarts a mailbox within seconds.
 _ANSWER_S = 60.0
 
 
 class DriverUpdate(NamedTuple):
-    """What has come in.
+    """What the driver reads from the mailbox.
 
     Attributes:
-        events: for people, since the last look.
-        heartbeats: the last of each worker.
-        stacks: of each worker that has told them, by rank.
-        outcome: what the training loop returned; None if it has not.
-        failure: class and message of the first error of gatdist's own.
-        controller: a handle to Ray Train's controller; None as long as it has not started.
+        events: For the console, since the last update.
+        heartbeats: The last one of each worker, by rank.
+        stacks: Requested stacks, by rank.
+        outcome: What the training loop returned; None before that.
+        failure: Class and message of the first GatdistError of a worker.
+        controller: Handle of Ray Train's controller; None until it has started.
     """
 
     events: list[Event]
@@ -39,10 +40,10 @@ class DriverUpdate(NamedTuple):
 
 
 class Mailbox:
-    """The state between driver and workers; an actor. An earlier launch is not listened to.
+    """An actor that holds the messages of one launch; those of an earlier launch are ignored.
 
-    Ray starts it again if it dies. It then holds nothing, and fills as all sides send what they
-    send all the time: workers their heartbeats, and the driver its orders.
+    If it dies, Ray restarts it empty. It fills up again, since workers keep sending heartbeats and
+    the driver its orders.
     """
 
     def __init__(self) -> None:
@@ -50,28 +51,27 @@ class Mailbox:
         self._begin(0)
 
     def _begin(self, launch: int) -> None:
-        """Forget everything: workers are launched anew."""
         self._launch = launch
         self._events: list[Event] = []
         self._heartbeats: dict[int, dict[str, Any]] = {}
         self._stacks: dict[int, dict[str, Any]] = {}
-        self._orders: Orders = {"stop": False, "stacks": 0}
+        self._orders = _NO_ORDERS
         self._outcome: dict[str, Any] | None = None
         self._failure: tuple[str, str] | None = None
         self._controller: Any = None
 
     def report(self, launch: int, what: str, *given: Any) -> Any:
-        """Something of a worker or controller; returns what it asks for."""
+        """Call the handler ``_what`` with a message of a worker or controller."""
         if launch > self._launch:
             self._begin(launch)
         return getattr(self, f"_{what}")(*given) if launch == self._launch else None
 
     def take(self, launch: int, orders: Orders) -> DriverUpdate:
-        """What has come in, events only once, and what the workers are to do.
+        """Store the driver's orders and return an update.
 
         Args:
-            launch: whose.
-            orders: to ``stop``, or to send their ``stacks`` (a number, raised).
+            launch: The driver's current launch.
+            orders: ``stop``, and the number of the last request for ``stacks``.
         """
         if launch > self._launch:
             self._begin(launch)
@@ -97,17 +97,19 @@ class Mailbox:
         )
 
     def give(self, given: dict[str, Any]) -> None:
-        """Keep what workers need to start, secrets too: Ray logs no arguments of methods."""
+        """Store what workers need to start, with secrets: Ray does not log arguments of methods."""
         self._given = given
 
     def given(self) -> dict[str, Any] | None:
-        """What was given; None to whom asks a mailbox that was started anew."""
+        """Return what was stored; None after a restart."""
         return self._given
+
+    # Handlers of `report`, by the names that workers send.
 
     def _event(self, kind: str, fields: dict[str, Any]) -> None:
         self._events.append((kind, fields))
 
-    def _heartbeat(self, rank: int, fields: dict[str, Any]) -> dict[str, Any]:
+    def _heartbeat(self, rank: int, fields: dict[str, Any]) -> Orders:
         self._heartbeats[rank] = fields | {"rank": rank, "heard": time.monotonic()}
         return self._orders
 
@@ -118,27 +120,26 @@ class Mailbox:
         self._outcome = outcome
 
     def _fail(self, kind: str, message: str) -> None:
-        """The first one is kept, since it causes the others."""
-        self._failure = self._failure or (kind, message)
+        self._failure = self._failure or (kind, message)  # the first one causes the others
 
     def _control(self, controller: list[Any]) -> None:
         (self._controller,) = controller
 
 
 class Bridge:
-    """A handle to a :class:`Mailbox`; may be sent to workers.
+    """A handle to a :class:`Mailbox` for one launch, which can be sent to workers.
 
     Args:
-        actor: the mailbox's handle; None starts one beside the driver.
-        launch: which launch of the workers this end belongs to.
+        actor: The mailbox; None starts one beside the driver.
+        launch: Number of the launch, from 1.
 
     Attributes:
-        controller: a handle to Ray Train's controller, once :meth:`take` has found it.
+        controller: Handle of Ray Train's controller, once :meth:`take` has found it.
     """
 
     def __init__(self, actor: Any = None, launch: int = 0) -> None:
         self.launch = launch
-        self._orders: Orders = {"stop": False, "stacks": 0}
+        self._orders = _NO_ORDERS
         self.controller: Any = None
         self.actor: Any = (
             actor
@@ -154,53 +155,51 @@ class Bridge:
         )
 
     def begin(self, launch: int) -> Bridge:
-        """The bridge of another launch; the mailbox forgets the one before."""
+        """Return the bridge of a new launch, and clear the mailbox."""
         bridge = Bridge(self.actor, launch)
         bridge.take()
         return bridge
 
     def emit(self, kind: str, fields: dict[str, Any]) -> None:
-        """Send an event for people, without waiting for its arrival."""
+        """Send an event for the console, without waiting for its arrival."""
         self.actor.report.remote(self.launch, "event", kind, fields)
 
     def report(self, what: str, *given: Any, timeout_s: float | None = None) -> Any:
-        """Tell the mailbox something, and wait for what it asks for."""
+        """Send a message to a handler of the mailbox, and return its answer."""
         return ray.get(self.actor.report.remote(self.launch, what, *given), timeout=timeout_s)
 
     def order(self, name: Literal["stop", "stacks"], value: Any = True) -> None:
-        """Ask all workers to do something; sent with the next :meth:`take`."""
+        """Set an order to all workers, which the next :meth:`take` sends."""
         self._orders = {**self._orders, name: value}
 
     def take(self) -> DriverUpdate:
         """See :meth:`Mailbox.take`.
 
         Raises:
-            WorkerLostError: the mailbox died, and does not come back.
+            WorkerLostError: the mailbox died and does not come back.
         """
         try:
             update: DriverUpdate = ray.get(
                 self.actor.take.remote(self.launch, self._orders), timeout=_ANSWER_S
             )
         except ray.exceptions.RayError as error:
-            raise WorkerLostError(
-                f"the driver's mailbox is lost ({type(error).__name__})"
-            ) from error
-        # It is told once, and not again to a mailbox that was started anew.
+            raise WorkerLostError(f"the driver's mailbox died ({type(error).__name__})") from error
+        # It is reported once, and not to a mailbox that was restarted.
         self.controller = update.controller or self.controller
         return update._replace(controller=self.controller)
 
     def give(self, given: dict[str, Any]) -> None:
-        """Leave in the mailbox what workers need to start. Nothing of it is logged or stored."""
+        """Store what workers need to start. It is neither logged nor written."""
         ray.get(self.actor.give.remote(given))
 
     def given(self) -> dict[str, Any]:
-        """What the driver has given; its variables are in the environment from now on.
+        """Return what the driver has stored, and set its environment variables here.
 
         Raises:
-            WorkerLostError: the mailbox was lost meanwhile.
+            WorkerLostError: the mailbox was restarted meanwhile.
         """
         given: dict[str, Any] | None = ray.get(self.actor.given.remote())
         if given is None:
-            raise WorkerLostError("what the driver had given to the workers is lost")
+            raise WorkerLostError("the driver's mailbox was restarted while workers started")
         set_env(given["environment"])
         return given

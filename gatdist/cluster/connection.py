@@ -1,9 +1,10 @@
-"""A Ray to work on: one of our own on this machine, or a cluster that runs already."""
+"""Connects to a Ray cluster, or starts Ray on this machine."""
 
 from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import socket
 import sys
 import tempfile
@@ -17,7 +18,7 @@ os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-# Of a head that is started from here: `ray job stop` waits so long for the last checkpoint.
+# For a head that is started from here: `ray job stop` waits this long for the last checkpoint.
 os.environ.setdefault("RAY_JOB_STOP_WAIT_TIME_S", "120")
 
 try:
@@ -35,14 +36,16 @@ except ImportError as error:
     raise ClusterError(
         "ray",
         f"can't be imported ({error})",
-        hint="pip install 'ray[default,train]', or work in this process with --local",
+        hint="pip install 'ray[default,train]', or train in this process with --local",
     ) from error
 
 from gatdist.common.errors import ClusterError
 from gatdist.storage import Store
 
 _CONNECT_S = 5.0
-# In Ray's temporary folder, and what Linux allows.
+# gatdist sends and stores little through Ray; Ray's default takes a third of the memory.
+_OBJECT_STORE_BYTES = 100 * 2**20
+# In Ray's temporary folder, and Linux' limit.
 _SOCKET = "session_2026-01-01_00-00-00_000000_{process}/sockets/plasma_store"
 _LONGEST_SOCKET_BYTES = 107
 
@@ -51,62 +54,53 @@ _LONGEST_SOCKET_BYTES = 107
 def connected(
     address: str,
     log: Path,
-    object_store_bytes: int,
+    *,
+    object_store_bytes: int = _OBJECT_STORE_BYTES,
     runtime_env: Mapping[str, Any] | None = None,
 ) -> Iterator[None]:
-    """Connected to a Ray.
+    """Connect this process to Ray for the length of a context.
 
     Args:
-        address: of a cluster; "" starts a Ray that lives and dies with this process.
-        log: where Ray's own output goes, for messages.
-        object_store_bytes: memory of a Ray of our own for what is sent through it.
-        runtime_env: what workers need beside gatdist. Ray logs it: it holds no secrets.
+        address: Of a cluster; "" starts a Ray that ends with the context.
+        log: File with Ray's own output, for messages.
+        object_store_bytes: Memory of a Ray that is started here, for objects sent through it.
+        runtime_env: Ray runtime environment of the workers. Ray logs it: it holds no secrets.
 
     Raises:
-        ClusterError: nobody answers at the address, the cluster does not take our token, or Ray
-            does not start.
+        ClusterError: the address does not answer or rejects our token, or Ray does not start.
     """
-    settings: dict[str, Any] = {"address": address}
-    if address:
-        reachable(address)
-    else:
-        settings = {
-            "address": "local",
-            "num_cpus": os.cpu_count() or 1,
-            "include_dashboard": False,
-            "object_store_memory": object_store_bytes,
-        }
     given = dict(runtime_env or {})
     runtime = given | {"env_vars": _environment(given.get("env_vars", {}))}
     with ExitStack() as stack:
-        if not address:
-            stack.enter_context(_token_of_our_own())
-        stack.enter_context(_initialized(runtime, settings, address, log))
+        if address:
+            reachable(address)
+            settings: dict[str, Any] = {"address": address}
+        else:
+            stack.enter_context(_private_token())
+            settings = {
+                "address": "local",
+                "num_cpus": os.cpu_count() or 1,
+                "include_dashboard": False,
+                "object_store_memory": object_store_bytes,
+            }
+        try:
+            ray.init(log_to_driver=False, runtime_env=runtime, **settings)
+        except ray.exceptions.AuthenticationError as error:
+            raise _token_rejected(address, "none is set here") from error
+        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+            what = "no Ray cluster answers" if address else "Ray does not start"
+            raise ClusterError(
+                "cluster.address", f"{what} ({error})", value=address, hint=f"See {log}"
+            ) from error
+        stack.callback(ray.shutdown)
         yield
 
 
 @contextmanager
-def _initialized(
-    runtime: dict[str, Any], settings: dict[str, Any], address: str, log: Path
-) -> Iterator[None]:
-    try:
-        ray.init(log_to_driver=False, runtime_env=runtime, **settings)
-    except ray.exceptions.AuthenticationError as error:
-        raise _preflight_failed(address, "there is none here") from error
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        what = f"no Ray cluster answers ({error})" if address else f"Ray did not start ({error})"
-        raise ClusterError("cluster.address", what, value=address, hint=f"See {log}") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
+def _private_token() -> Iterator[None]:
+    """Protect a Ray that is started here by a random token: its ports are open on all interfaces.
 
-
-@contextmanager
-def _token_of_our_own() -> Iterator[None]:
-    """Nobody else connects to a Ray that is started in here: its ports are open on all interfaces.
-
-    Who has set a mode of authentication has said what is wanted.
+    An authentication mode that the user has set is kept.
     """
     if "RAY_AUTH_MODE" in os.environ:
         yield
@@ -120,85 +114,81 @@ def _token_of_our_own() -> Iterator[None]:
 
 
 def _set_authentication(variables: Mapping[str, str | None]) -> None:
-    """Set or remove them, and let Ray, which keeps what they were, read them again."""
     for name, value in variables.items():
         os.environ.pop(name, None)
         if value is not None:
             os.environ[name] = value
-    AuthenticationTokenLoader.instance().reset_cache()
+    AuthenticationTokenLoader.instance().reset_cache()  # Ray keeps what they were
     Config.initialize("")
 
 
 def require_temporary_folder(*, for_ray: bool) -> None:
-    """Refuse a temporary folder that can't be used, or in which Ray could not make its sockets.
+    """Reject a temporary folder that is not writable, or too deep for Ray's sockets.
 
     Args:
-        for_ray: whether a Ray of our own is to be started.
+        for_ray: Whether Ray will be started on this machine.
 
     Raises:
-        ClusterError: names the variable, and what to set it to.
+        ClusterError: names the variable to set.
     """
     try:
         folder = Path(tempfile.gettempdir())
     except FileNotFoundError as error:
-        rule = f"no temporary folder can be written ({error.strerror})"
         raise ClusterError(
-            "TMPDIR", rule, hint="Set TMPDIR to a folder that you can write"
+            "TMPDIR",
+            f"no temporary folder is writable ({error.strerror})",
+            hint="Set TMPDIR to a writable folder",
         ) from None
     if not for_ray:
         return
     folder = Path(get_default_ray_temp_dir())  # type: ignore[no-untyped-call]
     variable = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
-    if len(os.fsencode(folder / _SOCKET.format(process=os.getpid()))) > _LONGEST_SOCKET_BYTES:
-        raise ClusterError(
-            variable,
-            f"Ray makes sockets in there, and the path of a socket has at most "
-            f"{_LONGEST_SOCKET_BYTES} bytes",
-            value=str(folder.parent),
-            hint=f"Set {variable} to a shorter folder",
-        )
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
-        raise ClusterError(
-            variable,
-            f"Ray keeps its files in {folder}, and {existing} can't be written",
-            value=str(folder.parent),
-            hint=f"Set {variable} to a folder that you can write",
-        )
+    if len(os.fsencode(folder / _SOCKET.format(process=os.getpid()))) > _LONGEST_SOCKET_BYTES:
+        limit = f"the path of a socket has at most {_LONGEST_SOCKET_BYTES} bytes"
+        rule, hint = f"is too long for Ray's sockets: {limit}", f"Set {variable} to a shorter path"
+    elif not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
+        rule = f"Ray keeps its files in {folder}, and {existing} is not writable"
+        hint = f"Set {variable} to a writable folder"
+    else:
+        return
+    raise ClusterError(variable, rule, value=str(folder.parent), hint=hint)
 
 
 def log_file(url: str) -> Path:
-    """Where Ray's output goes: into the folder ``logs`` at ``url`` where that is local."""
+    """Return the file for Ray's output: in ``logs`` at ``url`` if local, else a temporary one."""
     store = Store(url)
     if store.is_local:
         return store.local_path("logs") / "ray.log"
     return Path(tempfile.mkdtemp(prefix="gatdist-logs-")) / "ray.log"
 
 
+@contextmanager
+def temporary_log() -> Iterator[Path]:
+    """Yield a file for Ray's output in a new folder, which is kept only after an error."""
+    log = Path(tempfile.mkdtemp(prefix="gatdist-logs-")) / "ray.log"
+    yield log
+    shutil.rmtree(log.parent)
+
+
 def reachable(address: str) -> str:
-    """HOST:PORT of a cluster that answers and lets us in.
+    """Return HOST:PORT of a cluster that answers and accepts our token.
 
     Args:
-        address: that, or ``auto``.
+        address: HOST:PORT, or ``auto``, which is returned if it leads to none.
 
     Raises:
-        ClusterError: nobody answers there, or the cluster does not take our token.
+        ClusterError: nobody answers there, or the cluster rejects our token.
     """
-    found = _found(address)
-    if ":" in found:
-        _require_answer(found)
-        _require_preflight(found)
-    return found
-
-
-def _found(address: str) -> str:
-    """HOST:PORT of what ``auto`` leads to, as far as that can be told; any other address as is."""
-    if address != "auto":
-        return address
-    try:
-        return services.get_ray_address_from_environment(address, None)
-    except ConnectionError:  # which Ray will tell
-        return address
+    if address == "auto":
+        try:
+            address = services.get_ray_address_from_environment(address, None)
+        except ConnectionError:  # ray.init raises it
+            return address
+    if ":" in address:
+        _require_answer(address)
+        _require_token(address)
+    return address
 
 
 def _require_answer(address: str) -> None:
@@ -208,34 +198,31 @@ def _require_answer(address: str) -> None:
     except (OSError, ValueError) as error:
         raise ClusterError(
             "cluster.address",
-            f"nobody answers there ({error})",
+            f"does not answer ({error})",
             value=address,
             hint="Start Ray there (ray start --head), or leave it out to use this machine",
         ) from None
 
 
-def _require_preflight(address: str) -> None:
-    """Raise if the cluster refuses us.
-
-    Ray itself would try for 20 s, and then not say that it is about a token.
-    """
+def _require_token(address: str) -> None:
+    """Raise at once if the cluster rejects our token; Ray itself would retry for 20 s."""
     try:
         with create_gcs_channel(address) as channel:
             gcs = NodeInfoGcsServiceStub(channel)  # type: ignore[no-untyped-call]
             gcs.GetClusterId(GetClusterIdRequest(), timeout=_CONNECT_S)
     except ray.exceptions.AuthenticationError as error:
-        raise _preflight_failed(address, "there is none here") from error
+        raise _token_rejected(address, "none is set here") from error
     except grpc.RpcError as error:
         if error.code() is grpc.StatusCode.UNAUTHENTICATED:
-            raise _preflight_failed(address, "it does not take ours") from None
-        # Of the rest Ray tells.
+            raise _token_rejected(address, "rejects ours") from None
+        # ray.init raises the others.
 
 
-def _preflight_failed(address: str, why: str) -> ClusterError:
+def _token_rejected(address: str, why: str) -> ClusterError:
     mode = os.environ.get("RAY_AUTH_MODE", "not set")
     return ClusterError(
         "cluster.address",
-        f"the cluster wants a token, and {why} (RAY_AUTH_MODE is {mode})",
+        f"the cluster requires a token, and {why} (RAY_AUTH_MODE is {mode})",
         value=address,
         hint="Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token as they are on the "
         "head (ray get-auth-token)",
@@ -243,15 +230,15 @@ def _preflight_failed(address: str, why: str) -> ClusterError:
 
 
 def module_folders() -> list[str]:
-    """Where this process finds the user's modules, and gatdist."""
+    """Return the folders of the user's modules and of gatdist."""
     folders = [os.getcwd(), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     package = str(Path(sys.modules["gatdist"].__path__[0]).parent)
     return list(dict.fromkeys([*folders, package]))
 
 
 def _environment(given: Mapping[str, str]) -> dict[str, str]:
-    """What workers need of the driver's environment to find modules, and what the user gives."""
-    requested = ("GATDIST_CACHE", "OMP_NUM_THREADS")
-    found = {name: os.environ[name] for name in requested if name in os.environ} | dict(given)
+    """Return the variables of workers: the user's, and those that lead to modules."""
+    passed_on = ("GATDIST_CACHE", "OMP_NUM_THREADS")
+    found = {name: os.environ[name] for name in passed_on if name in os.environ} | dict(given)
     folders = [*filter(None, given.get("PYTHONPATH", "").split(os.pathsep)), *module_folders()]
     return found | {"PYTHONPATH": os.pathsep.join(folders)}

@@ -1,8 +1,8 @@
-"""Tells Ray that this host will be taken away, and waits until nothing runs on it any more.
+"""Tells Ray that this host will be taken away, and waits until nothing runs on it.
 
-``python -m gatdist.cluster.drain --within 100`` belongs wherever a host learns of its end: in the
-``preStop`` hook of a Kubernetes pod, or in what answers a cloud's notice. Ray hears of the end of a
-spot host from nobody else. A run on the host writes a checkpoint and goes on elsewhere.
+Run ``python -m gatdist.cluster.drain --within 100`` where a host learns of its end: in the
+``preStop`` hook of a Kubernetes pod, or in the handler of a cloud's preemption notice. A run on the
+host then writes a checkpoint and continues elsewhere.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from gatdist.cluster.connection import reachable  # sets up what Ray's import needs
+from gatdist.cluster.connection import reachable  # sets up Ray's import
 
 # isort: split
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
@@ -28,30 +28,26 @@ _LOOK_S = 0.5
 
 
 def drain(within_s: float, address: str = "auto") -> bool:
-    """Drain Ray's nodes on this host, and wait until they are gone. They go when they are idle.
+    """Drain Ray's nodes on this host and wait until they are gone. They leave when they are idle.
 
     Args:
-        within_s: seconds until the host is taken away.
+        within_s: Seconds until the host is taken away.
         address: HOST:PORT of Ray's head; ``auto`` finds it as Ray does.
 
     Returns:
-        Whether they went in time.
+        Whether they left in time.
 
     Raises:
-        ClusterError: Ray's head does not answer, or does not take our token.
+        ClusterError: Ray's head does not answer or rejects our token.
     """
     deadline = time.time() + within_s
     found = reachable(address)
     if ":" not in found:
         raise ClusterError("cluster.address", "no Ray runs on this host", value=address)
     gcs = GcsClient(address=found)
+    reason = f"taken away in {within_s:g} s"
     for node in _own(gcs):
-        gcs.drain_node(
-            node,
-            DRAIN_NODE_REASON_PREEMPTION,
-            f"taken away in {within_s:g} s",
-            int(deadline * 1e3),
-        )
+        gcs.drain_node(node, DRAIN_NODE_REASON_PREEMPTION, reason, int(deadline * 1e3))
     while _own(gcs):
         if time.time() > deadline:
             return False
@@ -60,7 +56,7 @@ def drain(within_s: float, address: str = "auto") -> bool:
 
 
 def _own(gcs: Any) -> list[str]:
-    """Ids of the nodes on this host that are alive."""
+    """Return the ids of the nodes on this host that are alive."""
     addresses = set(interfaces().values())
     return [
         identity.hex()
@@ -70,10 +66,10 @@ def _own(gcs: Any) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; its exit status is 0 if the host was left in time, and 1 if it was not."""
+    """Run the command. The exit status is 0 if the nodes left in time, else 1."""
     parser = argparse.ArgumentParser(prog="python -m gatdist.cluster.drain", description=__doc__)
     parser.add_argument(
-        "--within", type=float, required=True, metavar="SECONDS", help="until this host's end"
+        "--within", type=float, required=True, metavar="SECONDS", help="until the host goes away"
     )
     parser.add_argument("--address", default="auto", metavar="HOST:PORT", help="of Ray's head")
     given = parser.parse_args(arguments)

@@ -1,11 +1,9 @@
-"""Groups of workers on a Ray, one after the other, each of which runs a function together."""
+"""Groups of workers on Ray, one after the other, each of which runs a function together."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import socket
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +12,11 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, TextIO, cast
 
-from gatdist.cluster.connection import connected, require_temporary_folder  # sets up Ray's import
+from gatdist.cluster.connection import (
+    connected,
+    require_temporary_folder,
+    temporary_log,
+)  # sets up Ray's import
 
 # isort: split
 import ray
@@ -24,8 +26,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from gatdist.cluster.bridge import Bridge
 from gatdist.cluster.network import choose_interface, interfaces
 from gatdist.cluster.nodes import Nodes
-from gatdist.cluster.redirect import output_to_file
-from gatdist.cluster.sizing import needs_of, of_this_machine, room_for, too_small
+from gatdist.cluster.policies import needs_of, room_for, this_machine, too_small
+from gatdist.cluster.processes import output_to_file
 from gatdist.common.errors import (
     ClusterError,
     GatdistError,
@@ -36,7 +38,6 @@ from gatdist.common.errors import (
 )
 from gatdist.config import Config, parse_config
 
-_OBJECT_STORE_BYTES = 100 * 2**20
 _LOOK_S = 0.2
 _ROOM_S = 30.0
 _START_S = 120.0
@@ -44,36 +45,34 @@ _TIMEOUT_S = 120.0
 
 
 def require_room_here(workers: int) -> None:
-    """Raise ClusterError if so many workers have no room on this machine."""
-    has = of_this_machine()
+    """Raise ClusterError if this machine has no room for so many workers."""
+    has = this_machine()
     config = _config("", workers)
     _require_room(config, room_for(needs_of(config, has), [has]), has)
 
 
 @contextmanager
 def groups(address: str, most: int) -> Iterator[Groups]:
-    """Connected to a Ray on which there is room for groups of workers.
+    """Connect to a Ray with room for groups of workers.
 
     Args:
-        address: of a cluster; "" starts a Ray on this machine, which goes at the end.
-        most: workers of the largest group.
+        address: Of a cluster; "" starts a Ray on this machine that ends with the context.
+        most: Number of workers of the largest group.
 
     Raises:
-        ClusterError: nobody answers at the address, or it has no room for so many.
+        ClusterError: the address does not answer, or the cluster is too small.
     """
     config = _config(address, most)
     require_temporary_folder(for_ray=not address)
-    log = Path(tempfile.mkdtemp(prefix="gatdist-logs-")) / "ray.log"
-    with output_to_file(log) as terminal, connected(address, log, _OBJECT_STORE_BYTES):
+    with temporary_log() as log, output_to_file(log) as terminal, connected(address, log):
         has = ray.cluster_resources()  # type: ignore[no-untyped-call]
         needs = needs_of(config, has)
         _require_room(config, Nodes.now().capacity(needs), has)
         yield Groups(needs, config.cluster.placement.upper(), terminal, log)
-    shutil.rmtree(log.parent)
 
 
 def _config(address: str, workers: int) -> Config:
-    """Of a run with so many workers, for those who judge its needs."""
+    """Return the configuration of a run with so many workers, from which needs follow."""
     return parse_config(
         {
             "run": {"total_samples": workers, "global_batch": workers},
@@ -92,9 +91,9 @@ class Groups:
     """Starts groups; made by :func:`groups`.
 
     Args:
-        needs: what a worker needs, by resource.
-        placement: Ray's word for how workers are spread over the hosts.
-        terminal: where progress is told.
+        needs: Resources of each worker.
+        placement: Ray's placement strategy.
+        terminal: Shows progress.
         log: Ray's own, for messages.
     """
 
@@ -108,17 +107,16 @@ class Groups:
     ) -> tuple[list[Any], float]:
         """Run ``function(comm, report, interface, *args)`` in new workers, which then end.
 
-        ``comm`` is the workers' communicator, ``report`` takes lines of progress (of worker 0), and
-        ``interface`` is the name of the network interface that leads to the other workers, "" where
-        that is loopback.
+        ``comm`` is the workers' communicator, ``report`` shows lines of progress (of worker 0), and
+        ``interface`` is the name of the network interface to the other workers, "" for loopback.
 
         Args:
-            world_size: how many workers.
-            function: defined at the top of a module that all hosts have.
-            args: for it; sent through Ray, as its results are.
+            world_size: Number of workers.
+            function: Defined at the top of a module that all hosts have.
+            args: Sent through Ray, as the results are.
 
         Returns:
-            Its results, by rank, and the seconds from nothing to a group that communicates.
+            The results by rank, and the seconds until the group could communicate.
 
         Raises:
             WorkerLostError: there is no room at present, or a worker died.
@@ -127,21 +125,21 @@ class Groups:
         began = time.monotonic()
         bridge = Bridge()
         with self._placed(world_size) as actors:
-            self._meet(actors)
+            self._join(actors)
             start_s = time.monotonic() - began
             tasks = [actor.run.remote(function, bridge, args) for actor in actors]
             return self._results(tasks, bridge), start_s
 
     @contextmanager
     def _placed(self, world_size: int) -> Iterator[list[Any]]:
-        """Actors in places of their own, those of a host beside one another."""
+        """Yield actors with resources of their own, those of a host next to each other."""
         place = placement_group([self._needs] * world_size, strategy=self._placement)
         actors: list[Any] = []
         try:
             if not place.wait(_ROOM_S):
                 raise WorkerLostError(
-                    f"there is no room for {world_size} workers after {_ROOM_S:.0f} s: others use "
-                    "the cluster"
+                    f"no room for {world_size} workers after {_ROOM_S:.0f} s: others use the "
+                    "cluster"
                 )
             actors = [self._actor(place, index) for index in range(world_size)]
             addresses = self._get([actor.look.remote() for actor in actors])
@@ -167,11 +165,11 @@ class Groups:
             .remote()
         )
 
-    def _meet(self, actors: Sequence[Any]) -> None:
-        (meeting,) = self._get([actors[0].meeting.remote()])
+    def _join(self, actors: Sequence[Any]) -> None:
+        (rendezvous,) = self._get([actors[0].rendezvous.remote()])
         threads, on_gpu = int(self._needs["CPU"]), "GPU" in self._needs
         joining = [
-            actor.join.remote(rank, len(actors), meeting, threads, on_gpu)
+            actor.join.remote(rank, len(actors), rendezvous, threads, on_gpu)
             for rank, actor in enumerate(actors)
         ]
         if reasons := [reason for reason in self._get(joining) if reason]:
@@ -189,7 +187,7 @@ class Groups:
         return found
 
     def _results(self, tasks: Sequence[Any], bridge: Bridge) -> list[Any]:
-        """Each rank's result, or the first failure at once: the others may wait for it for ever."""
+        """Return each rank's result, or raise the first failure at once: others may wait for it."""
         waiting = list(tasks)
         while waiting:
             done, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=_LOOK_S)
@@ -209,26 +207,26 @@ class Groups:
 
 
 class _Worker:
-    """One of a group; an actor."""
+    """One worker of a group; an actor."""
 
     def __init__(self) -> None:
         self._rank = 0
         self._device: Any = None
 
     def look(self) -> str:
-        """This host's address, to which the process group's network interface is set."""
+        """Choose the network interface, and return this host's address."""
         self._address = str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
         choose_interface(self._address)
         return self._address
 
-    def meeting(self) -> str:
-        """A free place at which all can meet."""
+    def rendezvous(self) -> str:
+        """Return the URL of a free port on this host."""
         with socket.socket() as listener:
             listener.bind((self._address, 0))
             return f"tcp://{self._address}:{listener.getsockname()[1]}"
 
-    def join(self, rank: int, world_size: int, meeting: str, threads: int, on_gpu: bool) -> str:
-        """Form the process group; "" or why that failed."""
+    def join(self, rank: int, world_size: int, url: str, threads: int, on_gpu: bool) -> str:
+        """Form the process group; returns why that failed, or ""."""
         import torch
         import torch.distributed as dist
 
@@ -238,7 +236,7 @@ class _Worker:
         try:
             dist.init_process_group(
                 "nccl" if on_gpu else "gloo",
-                init_method=meeting,
+                init_method=url,
                 rank=rank,
                 world_size=world_size,
                 timeout=timedelta(seconds=_TIMEOUT_S),
@@ -251,7 +249,7 @@ class _Worker:
     def run(
         self, function: Callable[..., Any], bridge: Bridge, args: tuple[Any, ...]
     ) -> tuple[str, str, Any]:
-        """Class and message of a failure, "" if there is none, and the result."""
+        """Return class and message of a failure ("" for none), and the result."""
         from gatdist.parallel.communicator import TorchCommunicator
 
         def report(text: str) -> None:
@@ -265,11 +263,11 @@ class _Worker:
         except RuntimeError as error:
             if not is_lost_connection(error):
                 raise
-            return WorkerLostError.__name__, f"worker {self._rank} lost the others", None
+            return WorkerLostError.__name__, f"worker {self._rank} lost its connections", None
         return "", "", result
 
 
 def _interface() -> str:
-    """The network interface that the process group was told to use; "" if that is loopback."""
+    """Return the network interface that the process group uses; "" for loopback."""
     name = os.environ.get("GLOO_SOCKET_IFNAME", "")
     return "" if interfaces().get(name, "127.").startswith("127.") else name

@@ -1,21 +1,9 @@
-"""The numbers of a run as Prometheus metrics, which Ray exports on each node for its processes.
+"""A run's metrics for Prometheus, which Ray exports on each node for its processes.
 
 The driver sets them, so that a series outlives the workers. Ray puts ``ray_`` before each name and
-the node and process into labels; ours is ``run``, the run directory.
-
-==================================== ============================================================
-metric                               is
-==================================== ============================================================
-``gatdist_<tag>``                    a number of the last tick; see :func:`metric_name`
-``gatdist_total_samples``            where the run ends
-``gatdist_steps``                    steps made by the worker that has made the fewest
-``gatdist_workers``                  that have told of themselves lately
-``gatdist_workers_wanted``           the most that the run would take
-``gatdist_checkpoint_samples``       samples seen by the last checkpoint
-``gatdist_checkpoint_time_seconds``  when it was made, since 1970
-``gatdist_launches_total``           of the workers, from the first
-``gatdist_warnings_total``           that people were told
-==================================== ============================================================
+adds labels for the node and process; the label ``run`` is the run directory. Beside the metrics of
+``ABOUT`` and ``ABOUT_COUNTERS``, each number of a log interval is one, named by
+:func:`metric_name`; ``gatdist_total_samples`` is where the run ends.
 """
 
 from __future__ import annotations
@@ -27,42 +15,35 @@ from typing import Any
 
 from ray.util.metrics import Counter, Gauge
 
-from gatdist.cluster.watch import Heartbeat
+from gatdist.cluster.policies import Heartbeat
 from gatdist.config import Config, redact_url
 
 PREFIX = "gatdist_"
-# Beside those of a tick.
 ABOUT = {
-    "gatdist_steps": "Steps made by the worker that has made the fewest",
-    "gatdist_workers": "Workers that have told of themselves lately",
-    "gatdist_workers_wanted": "The most workers that the run would take",
+    "gatdist_steps": "Steps made by the slowest worker",
+    "gatdist_workers": "Workers that have sent a heartbeat recently",
+    "gatdist_workers_wanted": "Largest number of workers that the run can use",
     "gatdist_checkpoint_samples": "Samples seen by the last checkpoint",
-    "gatdist_checkpoint_time_seconds": "When the last checkpoint was made, since 1970",
+    "gatdist_checkpoint_time_seconds": "Time of the last checkpoint, since the epoch",
 }
 ABOUT_COUNTERS = {
     "gatdist_launches": "Launches of the workers",
-    "gatdist_warnings": "Warnings that people were told",
+    "gatdist_warnings": "Warnings shown on the console",
 }
 _HEALTH, _LASTING = f"{PREFIX}health_", (f"{PREFIX}metric_", f"{PREFIX}time_evaluation_")
 _SILENT_S = 10.0
-# What is not set again is soon forgotten by Ray.
-_REFRESH_S = 1.0
+_REFRESH_S = 1.0  # Ray soon forgets what is not set again
 
 
 def metric_name(tag: str) -> str:
-    """The metric's name for a tag: ``time/data_s`` becomes ``gatdist_time_data_seconds``."""
+    """Return the name of a tag's metric: ``gatdist_time_data_seconds`` for ``time/data_s``."""
     name = re.sub(r"[^a-zA-Z0-9_]", "_", tag)
     name = re.sub(r"(?<=_per)_s(?=_|$)", "_second", name)
     return PREFIX + re.sub(r"_s$", "_seconds", name)
 
 
 class Metrics:
-    """Those of one run.
-
-    Args:
-        config: of the run.
-        run_dir: its folder.
-    """
+    """Metrics of the run in ``run_dir``."""
 
     def __init__(self, config: Config, run_dir: str) -> None:
         self._run = {"run": redact_url(run_dir)}
@@ -71,15 +52,15 @@ class Metrics:
         self._values: dict[str, float] = {}
         self._refreshed = 0.0
         self._about = dict(ABOUT)
-        self._of_ticks: set[str] = set()
+        self._logged: set[str] = set()
         self._counters = {
             name: Counter(name, about, ("run",)) for name, about in ABOUT_COUNTERS.items()
         }
 
     def event(self, kind: str, fields: Mapping[str, Any]) -> None:
-        """Take note of what people are told; see :mod:`gatdist.monitor.console`."""
+        """Update metrics from an event of :mod:`gatdist.monitor.console`."""
         if kind == "log":
-            self._tick(fields)
+            self._log(fields)
         elif kind == "checkpoint":
             self._set("gatdist_checkpoint_samples", fields["samples_seen"])
             self._set("gatdist_checkpoint_time_seconds", time.time())
@@ -87,33 +68,31 @@ class Metrics:
             self._counters["gatdist_warnings"].inc(tags=self._run)
 
     def launch(self) -> None:
-        """Workers are launched."""
+        """Count a launch of the workers."""
         self._counters["gatdist_launches"].inc(tags=self._run)
 
     def look(self, heartbeats: Sequence[Heartbeat] = ()) -> None:
-        """Take note of what workers tell of themselves. To be called all the time."""
+        """Update metrics from heartbeats, and set all others again. To be called continuously."""
         if time.monotonic() - self._refreshed < _REFRESH_S:
             return
         self._refreshed = time.monotonic()
-        self._set(
-            "gatdist_workers", sum(heartbeat.silent_s < _SILENT_S for heartbeat in heartbeats)
-        )
+        self._set("gatdist_workers", sum(one.silent_s < _SILENT_S for one in heartbeats))
         self._set("gatdist_workers_wanted", self._workers_requested)
         if heartbeats:
             self._set("gatdist_steps", min(heartbeat.step for heartbeat in heartbeats))
         for name, value in self._values.items():
             self._gauges[name].set(value, tags=self._run)
 
-    def _tick(self, values: Mapping[str, Any]) -> None:
+    def _log(self, values: Mapping[str, Any]) -> None:
         numbers = {tag: v for tag, v in values.items() if isinstance(v, int | float)}
-        self._about |= {metric_name(tag): f"{tag} of the last tick" for tag in numbers}
+        self._about |= {metric_name(tag): f"{tag} of the last log interval" for tag in numbers}
         found = {metric_name(tag): float(value) for tag, value in numbers.items()}
-        for name in self._of_ticks - found.keys():
-            if name.startswith(_HEALTH):  # an alarm that is over
+        for name in self._logged - found.keys():
+            if name.startswith(_HEALTH):  # the alarm is over
                 found[name] = 0.0
-            elif not name.startswith(_LASTING):  # not one value was finite: it is shown no more
+            elif not name.startswith(_LASTING):  # no value was finite: it is shown no more
                 self._values.pop(name, None)
-        self._of_ticks |= found.keys()
+        self._logged |= found.keys()
         for name, value in found.items():
             self._set(name, value)
 

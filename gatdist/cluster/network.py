@@ -1,6 +1,6 @@
-"""Which network interface the workers' process group must use.
+"""Chooses the network interface of the workers' process group.
 
-Gloo binds to what the host's name resolves to, on every Debian 127.0.0.1, so that the first
+Gloo binds to the address of the host's name, which on every Debian is 127.0.0.1, so that the first
 collective between two hosts fails. The interface that carries Ray's own address works.
 """
 
@@ -10,7 +10,6 @@ import fcntl
 import os
 import socket
 import struct
-from collections.abc import MutableMapping
 
 VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "TP_SOCKET_IFNAME")
 
@@ -18,7 +17,7 @@ _SIOCGIFADDR = 0x8915  # Linux: "get the address of an interface"
 
 
 def interfaces() -> dict[str, str]:
-    """IPv4 address of each network interface that has one, by the interface's name."""
+    """Return the IPv4 address of each network interface that has one, by name."""
     found = {}
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
@@ -32,18 +31,13 @@ def interfaces() -> dict[str, str]:
 
 
 def interface_of(address: str) -> str | None:
-    """Name of the interface that carries ``address``; None if there is none on this host."""
+    """Return the name of the interface that carries ``address``; None if none does."""
     return next((name for name, own in interfaces().items() if own == address), None)
 
 
-def choose_interface(address: str, environment: MutableMapping[str, str] = os.environ) -> None:
-    """Point the process group's libraries to the interface of ``address``, unless the user has.
-
-    Args:
-        address: of this host, as Ray knows it.
-        environment: where the libraries look.
-    """
+def choose_interface(address: str) -> None:
+    """Set the libraries' variables to the interface of this host's ``address``, unless set."""
     name = interface_of(address)
     if name is not None:
         for variable in VARIABLES:
-            environment.setdefault(variable, name)
+            os.environ.setdefault(variable, name)

@@ -1,27 +1,32 @@
-"""What Ray knows of the hosts: which are alive, which are about to go, what they have to give."""
+"""Hosts of a Ray cluster as Ray sees them, and requests to its autoscaler."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
 
 import ray
-from ray._private import state  # no public name tells of single hosts without the dashboard
+import ray.autoscaler.sdk
+from ray._private import state  # no public API covers single hosts without the dashboard
 
-from gatdist.cluster.sizing import room_for
+from gatdist.cluster.policies import room_for
+
+_SET_BY_KUBERAY = "RAY_enable_autoscaler_v2"
 
 
 @dataclass(frozen=True)
 class Nodes:
-    """The hosts at one moment, by the ids that Ray gives them.
+    """A snapshot of the hosts, by Ray's node ids.
 
     Attributes:
-        alive: those that can be reached.
-        draining: seconds until each of those that were given notice is taken away; infinity where
-            nobody has said when.
-        free: what each of the others has to give that nobody uses, by resource.
-        total: what each of the others has, used or not.
+        alive: Reachable hosts.
+        draining: Seconds until each draining host is taken away; infinity if unknown.
+        free: Unused resources of each other host.
+        total: All resources of each other host.
     """
 
     alive: frozenset[str]
@@ -31,7 +36,7 @@ class Nodes:
 
     @classmethod
     def now(cls) -> Nodes:
-        """As Ray sees them."""
+        """Take a snapshot."""
         nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
         draining = {
             node: deadline_ms / 1e3 - time.time() if deadline_ms else float("inf")
@@ -44,23 +49,65 @@ class Nodes:
         total = {node: nodes[node]["Resources"] for node in staying}
         return cls(frozenset(nodes), draining, free, total)
 
-    @staticmethod
-    def dead_actors(actors: Collection[str]) -> set[str]:
-        """Those of ``actors`` that Ray knows to be dead."""
-        return {actor for actor in actors if state.actors(actor).get("State") == "DEAD"}
-
     def room(self, needs: Mapping[str, float]) -> int:
-        """For how many more workers there is room."""
+        """Return how many workers fit now."""
         return room_for(needs, list(self.free.values()))
 
     def capacity(self, needs: Mapping[str, float]) -> int:
-        """For how many workers there would be room if nobody else were there."""
+        """Return how many workers would fit on otherwise idle hosts."""
         return room_for(needs, list(self.total.values()))
 
     def lost(self, used: Collection[str]) -> list[str]:
-        """Those of ``used`` that are dead."""
+        """Return those of ``used`` that are dead."""
         return sorted(set(used) - self.alive)
 
     def leaving(self, used: Collection[str]) -> float | None:
-        """Seconds until the first of ``used`` is taken away; None if none is about to go."""
+        """Return the seconds until the first of ``used`` is taken away; None if none drains."""
         return min((s for node, s in self.draining.items() if node in used), default=None)
+
+
+def dead_actors(actors: Collection[str]) -> set[str]:
+    """Return those of ``actors`` that Ray reports as dead."""
+    return {actor for actor in actors if state.actors(actor).get("State") == "DEAD"}
+
+
+class Demand:
+    """A context that requests hosts from Ray's autoscaler, and cancels the request at its end.
+
+    Args:
+        needs: Resources of each worker.
+        count: Number of workers; 0 never requests anything.
+        at_once: Whether to send the request at the start, not only by :meth:`report`.
+    """
+
+    def __init__(self, needs: Mapping[str, float], count: int, *, at_once: bool) -> None:
+        self.needs, self.count, self.at_once = dict(needs), count, at_once
+        self._reported = False
+
+    def __enter__(self) -> Self:
+        if self.at_once:
+            self.report()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._reported:
+            ray.autoscaler.sdk.request_resources(bundles=[])
+
+    def report(self) -> None:
+        """Send the request."""
+        self._reported = bool(self.count)
+        if self._reported:
+            ray.autoscaler.sdk.request_resources(bundles=[self.needs] * self.count)
+
+
+def may_grow() -> bool:
+    """Whether an autoscaler may add hosts.
+
+    Ray does not say. It is derived from what is found on the head, where the driver of a job runs:
+    a variable that KubeRay sets, the file of ``ray up``, or the configuration in Ray's tables.
+    """
+    return (
+        os.environ.get(_SET_BY_KUBERAY) in ("1", "true")
+        or Path("~/ray_bootstrap_config.yaml").expanduser().exists()
+        or bool(state.state.get_max_resources_from_cluster_config())
+    )

@@ -1,20 +1,17 @@
-"""Runs the tasks of a packing on Ray Data, on one host or many."""
+"""Packs shards on Ray Data, on one host or many."""
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gatdist.cluster.connection import connected  # sets up what Ray's import needs
+from gatdist.cluster.connection import connected, temporary_log  # sets up Ray's import
 
 # isort: split
 import ray.data
 
 from gatdist.cluster.bridge import Bridge
-from gatdist.cluster.redirect import output_to_file, shown_on
+from gatdist.cluster.processes import output_to_file
 from gatdist.common.errors import GatdistError, WorkerLostError, rebuilt
 from gatdist.config import env_values
 from gatdist.packing import Job, Record, Task, Worker
@@ -23,8 +20,6 @@ from gatdist.packing.processes import Report
 if TYPE_CHECKING:
     from gatdist.monitor.console import Console
 
-# The address that asks for a Ray on this machine, which goes when the packing is done.
-OWN = "local"
 _OBJECT_STORE_BYTES = 256 * 2**20
 
 
@@ -39,28 +34,28 @@ def do_all(
     """Do tasks on a Ray cluster, each on one CPU core.
 
     Args:
-        job: what all tasks share; its URLs must be reachable from all hosts.
-        tasks: to do.
-        address: of the cluster; ``local`` starts a Ray on this machine.
-        workers: how many tasks at a time, at most; None for as many as there are cores.
-        report: gets progress, a shard at a time.
-        console: is kept apart from what Ray prints.
+        job: What all tasks share. All hosts must reach its URLs.
+        tasks: Tasks to do.
+        address: Of the cluster; ``local`` starts Ray on this machine.
+        workers: Largest number of concurrent tasks; None for one per core.
+        report: Gets the progress of each shard.
+        console: Is kept apart from Ray's output.
 
     Returns:
         The records of the tasks, in their order.
 
     Raises:
-        ClusterError: nobody answers at the address.
+        ClusterError: the address does not answer.
         WorkerLostError: Ray gave up a task.
         GatdistError: what a task raised, of the same class.
     """
-    log = Path(tempfile.mkdtemp(prefix="gatdist-logs-")) / "ray.log"
     shared = job.model_dump_json()
     records: dict[int, Record] = {}
+    address = "" if address == "local" else address
     with (
-        output_to_file(log) as terminal,
-        shown_on(console, terminal),
-        connected("" if address == OWN else address, log, _OBJECT_STORE_BYTES),
+        temporary_log() as log,
+        output_to_file(log, console),
+        connected(address, log, object_store_bytes=_OBJECT_STORE_BYTES),
     ):
         bridge = Bridge()
         bridge.give({"job": shared, "environment": env_values(shared)})
@@ -76,15 +71,12 @@ def do_all(
                 records[row["number"]] = Record.model_validate_json(row["record"])
                 report(row["packed"], row["found"])
         except ray.exceptions.RayError as error:
-            raise WorkerLostError(
-                f"Ray gave up a shard ({error}). The whole story: {log}"
-            ) from error
-    shutil.rmtree(log.parent)
+            raise WorkerLostError(f"Ray gave up a shard ({error}). See {log}") from error
     return [records[task.number] for task in tasks]
 
 
 def _do(row: dict[str, Any], bridge: Bridge) -> dict[str, Any]:
-    """One row of Ray Data: a task in, what became of it out."""
+    """Do the task in one row of Ray Data; returns the row of its result."""
     counts = [0, 0]
 
     def report(packed: int, found: int) -> None:

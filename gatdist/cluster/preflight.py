@@ -1,4 +1,4 @@
-"""What workers must have in common before they train together, looked at on each of their hosts."""
+"""Preflight checks on each worker's host: versions, device, storage and clock."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _PREFIX = "launching-"
 
 
 class HostInfo(NamedTuple):
-    """Of one worker.
+    """What a worker reports of its host.
 
     Attributes:
-        host: its name.
-        address: its own.
-        versions: of Python (major and minor), torch, Ray and gatdist.
-        clock_s: seconds since the epoch.
-        device: what failed in the device's first operation; "".
-        storage: why the run directory can't be used from there; "".
+        host: Its name.
+        address: Its IP address.
+        versions: Of Python (major and minor), torch, Ray and gatdist.
+        clock_s: Seconds since the epoch.
+        device: Error of the device's first operation; "".
+        storage: Why the run directory is not usable; "".
     """
 
     host: str
@@ -46,10 +46,10 @@ class Fault(NamedTuple):
     """Why a host can't train with the others.
 
     Attributes:
-        host: its facts.
+        host: The host.
         about: ``versions``, ``device``, ``storage`` or ``clock``.
-        rule: what is wrong, for people.
-        hint: what to do about it.
+        rule: What is wrong.
+        hint: How to fix it.
     """
 
     host: HostInfo
@@ -59,12 +59,12 @@ class Fault(NamedTuple):
 
 
 class Token(NamedTuple):
-    """A file in the run directory that all hosts must see.
+    """A file, whose content is its name, that all hosts must see in a folder.
 
     Attributes:
-        url: of the run directory.
-        options: of its storage.
-        name: of the file; its content is the name.
+        url: Of the folder.
+        options: Storage options of the folder.
+        name: Of the file.
     """
 
     url: str
@@ -74,10 +74,10 @@ class Token(NamedTuple):
 
 @contextmanager
 def token(config: Config, run_dir: str) -> Iterator[Token]:
-    """A file that the driver leaves in the run directory for as long as workers start.
+    """Leave a file in the run directory while workers start.
 
     Raises:
-        StorageError: it can't be written there.
+        StorageError: the run directory is not writable.
     """
     options = config.run.storage_options
     store = Store(run_dir, options)
@@ -89,16 +89,16 @@ def token(config: Config, run_dir: str) -> Iterator[Token]:
 
 @contextmanager
 def left_token(store: Store, url: str, options: Mapping[str, Any], prefix: str) -> Iterator[Token]:
-    """A file that is there for a while.
+    """Leave a file in ``store`` for the length of a context.
 
     Args:
-        store: where.
-        url: of that store, secrets and all.
-        options: of that store.
-        prefix: of the file's name.
+        store: The folder.
+        url: Of the folder, with secrets.
+        options: Storage options of the folder.
+        prefix: Of the file's name.
 
     Raises:
-        StorageError: it can't be written there.
+        StorageError: the folder is not writable.
     """
     name = f"{prefix}{uuid.uuid4().hex}"
     store.publish(name, name.encode())
@@ -109,13 +109,13 @@ def left_token(store: Store, url: str, options: Mapping[str, Any], prefix: str) 
             store.delete_files([name])
 
 
-def facts(address: str, expected: Token, use_gpu: bool) -> HostInfo:
-    """Look around in this process, which is a worker's.
+def host_info(address: str, expected: Token, use_gpu: bool) -> HostInfo:
+    """Examine this worker's host.
 
     Args:
-        address: of this host, as Ray knows it.
-        expected: must be found.
-        use_gpu: whether a CUDA device is to be tried.
+        address: Of this host, as Ray knows it.
+        expected: File that must be visible.
+        use_gpu: Whether to try a CUDA device.
     """
     device = device_error() if use_gpu else ""
     storage = storage_error(expected)
@@ -123,7 +123,7 @@ def facts(address: str, expected: Token, use_gpu: bool) -> HostInfo:
 
 
 def versions() -> dict[str, str]:
-    """Of what must be alike on all hosts, by name."""
+    """Return the versions that must be identical on all hosts."""
     import torch
 
     return {
@@ -135,7 +135,7 @@ def versions() -> dict[str, str]:
 
 
 def device_error() -> str:
-    """What a CUDA device's first operation fails with, in one line; "" if it does not."""
+    """Return the first line of the error of a CUDA operation; "" if it succeeds."""
     import torch
 
     try:
@@ -146,7 +146,7 @@ def device_error() -> str:
 
 
 def storage_error(expected: Token, *, retry_budget_s: float = 10.0, stall_s: float = 30.0) -> str:
-    """Why a token can't be read from this process; "" if it can. For the times see ``Store``."""
+    """Return why a token is not readable from here; "" if it is. For the times see ``Store``."""
     try:
         store = Store(
             expected.url, expected.options, retry_budget_s=retry_budget_s, stall_s=stall_s
@@ -159,14 +159,11 @@ def storage_error(expected: Token, *, retry_budget_s: float = 10.0, stall_s: flo
 
 
 def faults(found: Sequence[HostInfo], now_s: float) -> list[Fault]:
-    """All that keeps workers from training together.
+    """Return what is wrong, host by host. Versions are compared with the most common ones.
 
     Args:
-        found: facts of all of them.
-        now_s: the time at the driver when they were gathered, seconds since the epoch.
-
-    Returns:
-        What is wrong, host by host. Versions are compared with those that most hosts have.
+        found: All hosts.
+        now_s: The driver's clock when they were examined, in seconds since the epoch.
     """
     usual = {
         name: Counter(one.versions[name] for one in found).most_common(1)[0][0]
@@ -194,10 +191,6 @@ def faults(found: Sequence[HostInfo], now_s: float) -> list[Fault]:
 
 
 def require_alike(found: Sequence[HostInfo], now_s: float) -> None:
-    """Raise if workers can't train together. See :func:`faults` for the arguments.
-
-    Raises:
-        ClusterError: the first thing that is wrong, with its host.
-    """
+    """Raise ClusterError for the first of :func:`faults`."""
     for host, _, rule, hint in faults(found, now_s):
         raise ClusterError(f"host {host.host} ({host.address})", rule, hint=hint)

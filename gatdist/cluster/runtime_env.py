@@ -1,8 +1,8 @@
-"""What workers need beside gatdist: ``cluster.runtime_env``, the user's modules, and secrets.
+"""Workers' runtime environment: ``cluster.runtime_env``, the user's modules, and secrets.
 
-Ray writes a runtime environment to its logs, its head's tables and command lines. So what
-``${env:NAME}`` stands for is never in it: that is sent by the driver's mailbox, from memory to
-memory (:meth:`gatdist.cluster.bridge.Bridge.give`).
+Ray writes a runtime environment to its logs, its head's tables and command lines. Values of
+``${env:NAME}`` are never in it: the driver's mailbox sends them, from memory to memory
+(:meth:`gatdist.cluster.bridge.Bridge.give`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gatdist.cluster import connection  # sets up what Ray's import needs
+from gatdist.cluster.connection import module_folders  # sets up Ray's import
 
 # isort: split
 from ray.runtime_env import RuntimeEnv
@@ -28,18 +28,18 @@ _FIELD = "cluster.runtime_env"
 
 
 def of_run(config: Config) -> dict[str, Any]:
-    """Ray's runtime environment for the workers of a run, without secrets.
+    """Return Ray's runtime environment for a run's workers, without secrets.
 
-    Where a cluster is joined, plugins that are not installed are sent along, for hosts that have
-    not the driver's folder.
+    On a cluster, plugins that are not installed are sent along, for hosts without the driver's
+    folder.
 
     Raises:
-        ConfigError: Ray does not take it, or a folder or file in it does not exist.
+        ConfigError: Ray rejects it, or a folder or file in it does not exist.
     """
     runtime = {name: value for name, value in config.cluster.runtime_env.items() if value}
     variables = runtime.get("env_vars", {})
     if not isinstance(variables, dict) or not all(isinstance(v, str) for v in variables.values()):
-        rule = "must be a table of texts"
+        rule = "must be a table of strings"
         raise ConfigError(f"{_FIELD}.env_vars", rule, hint='Write env_vars = { NAME = "value" }')
     runtime["env_vars"] = {k: v for k, v in variables.items() if not REFERENCE.search(v)}
     if (folder := runtime.get("working_dir")) is not None:
@@ -49,24 +49,18 @@ def of_run(config: Config) -> dict[str, Any]:
         raise ConfigError(f"{_FIELD}.py_modules", "must be a list of paths or URLs")
     modules = [_local(module, f"{_FIELD}.py_modules") for module in modules]
     if config.cluster.address:
-        modules += _outside_of_environment(config.plugins)
+        modules += _not_installed(config.plugins)
     if modules:
         runtime["py_modules"] = list(dict.fromkeys(modules))
     try:
         RuntimeEnv(**runtime)
     except (TypeError, ValueError) as error:
-        message = " ".join(str(error).split())
-        raise ConfigError(_FIELD, f"Ray does not take it ({message})") from None
+        raise ConfigError(_FIELD, f"Ray rejects it ({' '.join(str(error).split())})") from None
     return runtime
 
 
 def at_start(config: Config, run_dir: str, token: Token) -> dict[str, Any]:
-    """What workers need to start, secrets too; for :meth:`gatdist.cluster.bridge.Bridge.give`.
-
-    Args:
-        config: of the run.
-        run_dir: its folder.
-        token: that all hosts must see.
+    """Return what workers need to start, with secrets; for :meth:`Bridge.give`.
 
     Raises:
         ConfigError: a variable that the configuration refers to is not set.
@@ -76,12 +70,12 @@ def at_start(config: Config, run_dir: str, token: Token) -> dict[str, Any]:
         "run_dir": run_dir,
         "token": token,
         "environment": secret_variables(config),
-        "folders": connection.module_folders(),
+        "folders": module_folders(),
     }
 
 
 def secret_variables(config: Config) -> dict[str, str]:
-    """Variables of the environment that workers get, and Ray must not see.
+    """Return the environment variables that workers get and Ray must not see.
 
     Raises:
         ConfigError: one that the configuration refers to is not set.
@@ -92,13 +86,13 @@ def secret_variables(config: Config) -> dict[str, str]:
 
 
 def prefer_folders(folders: Sequence[str]) -> None:
-    """In a worker: modules of the driver's folders go before copies that were sent along."""
+    """Prefer modules in the driver's folders, where a worker has them, to copies sent along."""
     there = [folder for folder in folders if os.path.isdir(folder)]
     sys.path[:] = [*there, *(path for path in sys.path if path not in there)]
 
 
 def _local(path: object, field: str, *, folders_only: bool = False) -> str:
-    """An absolute path that exists; a URL as it is."""
+    """Return an existing absolute path, or a URL as it is."""
     if not isinstance(path, str):
         raise ConfigError(field, "must be a path or URL", value=path)
     if "://" in path:
@@ -109,8 +103,8 @@ def _local(path: object, field: str, *, folders_only: bool = False) -> str:
     return str(found)
 
 
-def _outside_of_environment(plugins: Sequence[str]) -> list[str]:
-    """The files or folders of modules that are not installed."""
+def _not_installed(plugins: Sequence[str]) -> list[str]:
+    """Return the files or folders of modules that are not installed."""
     installed = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
     found = []
     for name in dict.fromkeys(plugin.partition(".")[0] for plugin in plugins):

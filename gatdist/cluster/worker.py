@@ -1,4 +1,4 @@
-"""What runs in a worker under Ray Train: the training loop, and a thread that tells of it."""
+"""Runs the training loop in a worker of Ray Train, and sends its heartbeats."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
-from gatdist.cluster import connection  # noqa: F401  sets up what Ray's import needs
+from gatdist.cluster import connection  # noqa: F401  sets up Ray's import
 
 # isort: split
 import ray.train.torch
@@ -32,25 +32,25 @@ from gatdist.storage import Store, secrets_of, without
 from gatdist.training.progress import Progress
 
 _HEARTBEAT_S = 0.5
-# An answer that takes longer is not waited for: the next heartbeat asks again.
+# A later answer is ignored: the next heartbeat brings the orders again.
 _ANSWER_S = 5.0
 
 
 def work(given: dict[str, Any]) -> None:
-    """One worker: the training loop with the process group that Ray Train has made."""
+    """Train as one worker, in the process group that Ray Train has made."""
     shared = given["bridge"].given()
     prefer_folders(shared["folders"])
     try:
         _work(given | shared)
     except Exception as error:
-        message = _reportable(error, shared)
+        message = _without_secrets(error, shared)
         if message is error:
             raise
         raise message from None
 
 
-def _reportable(error: Exception, shared: dict[str, Any]) -> Exception:
-    """An error as Ray may log it: with what led to it, unless there are secrets in that."""
+def _without_secrets(error: Exception, shared: dict[str, Any]) -> Exception:
+    """Return an error that Ray may log: without its traceback if that holds secrets."""
     secrets = secrets_of(shared["run_dir"], json.loads(shared["config"]))
     secrets += [value for value in shared["environment"].values() if value not in secrets]
     whole = "".join(traceback.format_exception(error))
@@ -71,8 +71,8 @@ def _work(given: dict[str, Any]) -> None:
     config = parse_config(json.loads(given["config"]))
     comm = TorchCommunicator(ray.train.torch.get_device())
     torch.set_num_threads(config.cluster.cpus_per_worker)
-    _wait_for_others()
-    here, progress = f"worker {comm.rank} on {socket.gethostname()}", Progress()
+    _disable_collective_timeout()
+    name, progress = f"worker {comm.rank} on {socket.gethostname()}", Progress()
     try:
         with _heartbeat(bridge, comm.rank, progress) as stop:
             outcome = run(
@@ -85,15 +85,15 @@ def _work(given: dict[str, Any]) -> None:
                 reason=given["reason"],
             )
     except GatdistError as error:
-        message = f"{error} ({here})" if comm.world_size > 1 else str(error)
+        message = f"{error} ({name})" if comm.world_size > 1 else str(error)
         bridge.report("fail", type(error).__name__, message)
         raise
     except RuntimeError as error:
         if is_lost_connection(error):
-            lost = f"{here} lost the others: one of them died, or the network failed"
+            lost = f"{name} lost its connections: another worker died, or the network failed"
             bridge.report("fail", WorkerLostError.__name__, lost)
         elif is_broken_device(error):
-            broken = f"the device of {here} failed: {str(error).splitlines()[0]}"
+            broken = f"the device of {name} failed: {str(error).splitlines()[0]}"
             bridge.report("fail", WorkerLostError.__name__, broken)
         raise
     if comm.is_main:
@@ -102,7 +102,7 @@ def _work(given: dict[str, Any]) -> None:
 
 @contextmanager
 def _heartbeat(bridge: Bridge, rank: int, progress: Progress) -> Iterator[threading.Event]:
-    """Tell of this worker twice a second. Yields an event that is set when it is asked to stop."""
+    """Send heartbeats from a thread. Yields an event that is set when the driver orders a stop."""
     stop, over = threading.Event(), threading.Event()
     about = {
         "host": socket.gethostname(),
@@ -112,18 +112,18 @@ def _heartbeat(bridge: Bridge, rank: int, progress: Progress) -> Iterator[thread
     }
 
     def beat() -> None:
-        stacks_told = 0
+        stacks_sent = 0
         while True:
             try:
                 report = progress.report() | about
                 orders = bridge.report("heartbeat", rank, report, timeout_s=_ANSWER_S)
                 if orders and orders["stop"]:
                     stop.set()
-                if orders and orders["stacks"] > stacks_told:
-                    stacks_told = orders["stacks"]
+                if orders and orders["stacks"] > stacks_sent:
+                    stacks_sent = orders["stacks"]
                     bridge.report("stack", rank, progress.stacks(), timeout_s=_ANSWER_S)
             except ray.exceptions.RayError:
-                pass  # no answer in time; or the driver is gone, and Ray ends this worker
+                pass  # a late answer; or the driver is gone, and Ray ends this worker
             if over.wait(_HEARTBEAT_S):
                 return
 
@@ -136,11 +136,11 @@ def _heartbeat(bridge: Bridge, rank: int, progress: Progress) -> Iterator[thread
         thread.join(_ANSWER_S)
 
 
-def _wait_for_others() -> None:
-    """Let collectives wait as long as the others have heartbeats.
+def _disable_collective_timeout() -> None:
+    """Let collectives wait while the others send heartbeats.
 
-    The driver ends workers that have none; a limit of the process group's own would end those that
-    wait for a long evaluation or commit of another one.
+    The driver ends hung workers. The process group's own timeout would end workers that wait for
+    another one's long evaluation or commit.
     """
     import torch.distributed.distributed_c10d as c10d
 

@@ -202,7 +202,7 @@ MISTAKES = {
         [CLUSTER, "template.metadata.labels", "NetworkPolicy"],
     ),
     "a host that goes without a word": (
-        *(LOCAL, CLUSTER, "gatdist.cluster.drain", "gatdist.cluster.live"),
+        *(LOCAL, CLUSTER, "gatdist.cluster.drain", "gatdist.cluster.drained"),
         [CLUSTER, f"{WORKER}.containers[0].lifecycle.preStop"],
     ),
     "a host that is killed too early": (

@@ -6,17 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gatdist.cluster.recovery import Recovery
-from gatdist.cluster.sizing import (
+from gatdist.cluster.policies import (
     Growth,
+    Heartbeat,
+    Recovery,
     is_worth_resizing,
     largest,
     needs_of,
-    quiet_s,
     room_for,
     size_to_launch,
+    straggler_report,
+    undisturbed_s,
 )
-from gatdist.cluster.watch import Heartbeat, straggler_report
 from gatdist.common.errors import (
     ClusterError,
     ConfigError,
@@ -83,12 +84,12 @@ def test_whether_hosts_that_are_yet_to_come_have_gpus_must_be_said():
 
 def test_workers_that_are_often_disturbed_are_not_stopped_for_a_few_more():
     def is_worth_it(disturbances):
-        left_s = quiet_s(3600, disturbances)
+        left_s = undisturbed_s(3600, disturbances)
         return is_worth_resizing(500, 512, left_s, cost_s=60)
 
-    assert quiet_s(0, 0) == 3600
-    assert quiet_s(10, 1) > 1800  # one that came early says little
-    assert is_worth_resizing(1, 2, quiet_s(10, 1), cost_s=60)
+    assert undisturbed_s(0, 0) == 3600
+    assert undisturbed_s(10, 1) > 1800  # one that came early says little
+    assert is_worth_resizing(1, 2, undisturbed_s(10, 1), cost_s=60)
     assert [is_worth_it(count) for count in (0, 1, 9)] == [True, False, False]
 
 
@@ -102,28 +103,28 @@ def test_a_host_that_comes_and_goes_is_not_taken_in():
 def test_failures_are_borne_as_long_as_the_run_gets_on():
     recovery = Recovery(max_failures=2)
     for reached in range(0, 6400, 640):
-        assert recovery.judge(LOST, reached).goes_on
-    assert recovery.judge(LOST, 5760).goes_on
-    last = recovery.judge(LOST, 5760)
-    assert not last.goes_on
-    assert "3 times" in last.why_not
+        assert recovery.decide(LOST, reached).retries
+    assert recovery.decide(LOST, 5760).retries
+    last = recovery.decide(LOST, 5760)
+    assert not last.retries
+    assert "3 times" in last.reason
 
 
 def test_the_first_start_is_at_once_and_the_next_ones_wait_longer():
     recovery = Recovery(max_failures=9)
-    delays = [recovery.judge(LOST, 0).delay_s for _ in range(9)]
+    delays = [recovery.decide(LOST, 0).delay_s for _ in range(9)]
     assert delays == [0, 1, 2, 4, 8, 16, 30, 30, 30]
-    assert recovery.judge(LOST, 64).delay_s == 0
+    assert recovery.decide(LOST, 64).delay_s == 0
 
 
 @pytest.mark.parametrize("error", [rebuilt("DataError", "x"), TrainingError("x")])
 def test_what_would_fail_again_is_not_tried_again(error):
-    assert not Recovery(9).judge(error, 0).goes_on
+    assert not Recovery(9).decide(error, 0).retries
 
 
 def test_storage_that_is_down_is_tried_again():
-    assert Recovery(1).judge(StorageUnavailableError("down"), 0).goes_on
-    assert not Recovery(0).judge(StorageUnavailableError("down"), 0).goes_on
+    assert Recovery(1).decide(StorageUnavailableError("down"), 0).retries
+    assert not Recovery(0).decide(StorageUnavailableError("down"), 0).retries
     assert isinstance(rebuilt("DataError", "x"), DataError)
 
 

@@ -22,7 +22,7 @@ from gatdist.cluster.doctor import assess, network, storage
 from gatdist.cluster.doctor.probe import Look, Probe
 from gatdist.cluster.doctor.report import Exchange, Finding, HostReport, Report
 from gatdist.cluster.preflight import Token
-from gatdist.cluster.redirect import output_to_file
+from gatdist.cluster.processes import output_to_file
 from gatdist.config import env_values
 from gatdist.storage import absolute
 
@@ -49,7 +49,7 @@ def examine(
     log = Path(tempfile.mkdtemp(prefix="gatdist-logs-")) / "ray.log"
     url = absolute(storage_url) if storage_url else ""
     secrets = env_values(url + json.dumps(dict(options)))
-    with output_to_file(log) as terminal, connected(address, log, 0):
+    with output_to_file(log) as terminal, connected(address, log):
 
         def show(text: str) -> None:
             print(text, file=terminal, flush=True)

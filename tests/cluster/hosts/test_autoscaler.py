@@ -51,7 +51,7 @@ import sys, time
 from pathlib import Path
 from gatdist.cluster.connection import connected
 import ray
-from gatdist.cluster.autoscaler import Demand, may_grow
+from gatdist.cluster.nodes import Demand, may_grow
 
 def wait_for(cpus):
     deadline = time.monotonic() + 40
@@ -61,7 +61,7 @@ def wait_for(cpus):
         time.sleep(0.2)
     print(cpus, flush=True)
 
-with connected(sys.argv[1], Path("log"), [], 0):
+with connected(sys.argv[1], Path("log")):
     assert may_grow()
     wait_for(0)
     with Demand({"CPU": 1.0}, 2, at_once=True):

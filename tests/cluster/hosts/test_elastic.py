@@ -43,14 +43,14 @@ def test_a_host_that_goes_when_the_work_is_done_costs_nothing(runs: Runs) -> Non
     runs.faults(
         """
         from gatdist.cluster.bridge import Bridge
-        tell = Bridge.tell
+        report = Bridge.report
         def last(self, what, *given, **options):
-            told = tell(self, what, *given, **options)
+            answer = report(self, what, *given, **options)
             if what == "finish":
                 note("finished")
                 hang()
-            return told
-        Bridge.tell = last
+            return answer
+        Bridge.report = last
         """
     )
     runs.start()

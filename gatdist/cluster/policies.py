@@ -1,0 +1,276 @@
+"""Decisions of the driver, without Ray: number of workers, retries, stragglers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from gatdist.common.errors import ClusterError, GatdistError, RetryableError
+from gatdist.config import Config
+
+_FIRST_DELAY_S, _MAX_DELAY_S = 1.0, 30.0
+_HOUR_S = 3600.0
+
+
+# Number of workers
+
+
+def this_machine() -> dict[str, float]:
+    """Return the resources of this machine, as a Ray started here would count them."""
+    import torch
+
+    return {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
+
+
+def needs_of(config: Config, has: Mapping[str, float], *, grows: bool = False) -> dict[str, float]:
+    """Return the resources that each worker needs.
+
+    Args:
+        config: Of the run.
+        has: Resources of the cluster.
+        grows: Whether an autoscaler may add hosts.
+
+    Raises:
+        ClusterError: ``cluster.gpus_per_worker`` is not set and can't be derived.
+    """
+    cluster = config.cluster
+    gpus = cluster.gpus_per_worker
+    if gpus is None:
+        gpus = int(has.get("GPU", 0) > 0)
+        if grows and not gpus:
+            raise ClusterError(
+                "cluster.gpus_per_worker",
+                "is required: the cluster has no GPU yet, and its autoscaler may add some",
+                hint="Use --set cluster.gpus_per_worker=1, or =0 to train on CPUs",
+            )
+    needs = {"CPU": float(cluster.cpus_per_worker)} | cluster.resources_per_worker
+    return needs | ({"GPU": float(gpus)} if gpus else {})
+
+
+def room_for(needs: Mapping[str, float], hosts: Sequence[Mapping[str, float]]) -> int:
+    """Return how many workers fit on hosts with these resources."""
+    requested = {name: amount for name, amount in needs.items() if amount > 0}
+    return sum(
+        int(min((has.get(name, 0.0) + 1e-6) // amount for name, amount in requested.items()))
+        for has in hosts
+    )
+
+
+def too_small(config: Config, needs: Mapping[str, float], has: Mapping[str, float]) -> ClusterError:
+    """Return the error of a cluster without room for the smallest size of a run."""
+    where = "the cluster" if config.cluster.address else "this machine"
+    size = config.fitting_workers()[0]
+    # The scarcest resource. If there is enough of each, they are in use or spread too thinly.
+    name = min(needs, key=lambda name: has.get(name, 0) / needs[name])
+    room = int(has.get(name, 0) // needs[name])
+    total = f"need {size * needs[name]:g} {name}s, and {where} has {has.get(name, 0):g}"
+    return ClusterError(
+        "--workers",
+        total if room < size else f"{total}, but too few on hosts where a worker fits",
+        value=config.cluster.workers,
+        hint=f"Use --workers {room}" if 0 < room < size else f"Add a host with a {name}",
+    )
+
+
+def largest(sizes: Sequence[int], room: int) -> int | None:
+    """Return the largest of ``sizes`` that fits; None if none does."""
+    return max((size for size in sizes if size <= room), default=None)
+
+
+def size_to_launch(
+    sizes: Sequence[int], room: int, capacity: int, waited_s: float, patience_s: float
+) -> int | None:
+    """Return how many workers to launch now; None to wait.
+
+    Ray takes a moment to release the resources of the last launch. Until ``patience_s``, wait for
+    the size that all hosts together allow.
+
+    Args:
+        sizes: Numbers of workers that the run can have.
+        room: Number of workers that fit now.
+        capacity: Number of workers that would fit on otherwise idle hosts.
+        waited_s: Seconds waited so far.
+        patience_s: Seconds after which less than the capacity is accepted.
+    """
+    now = largest(sizes, room)
+    return now if now == largest(sizes, capacity) or waited_s >= patience_s else None
+
+
+def is_worth_resizing(now: int, later: int, left_s: float, cost_s: float) -> bool:
+    """Whether resizing saves at least twice its cost.
+
+    Args:
+        now: Current number of workers.
+        later: Number of workers after the resize.
+        left_s: Seconds that the run would take at its current size.
+        cost_s: Seconds that a restart takes.
+    """
+    return later > now and left_s * (1 - now / later) > 2 * cost_s
+
+
+def undisturbed_s(elapsed_s: float, disturbances: int) -> float:
+    """Return the expected seconds until the next failure or preemption notice.
+
+    The observed rate, with a prior of one disturbance per hour. That restart adds new hosts anyway.
+
+    Args:
+        elapsed_s: Seconds since the first launch.
+        disturbances: Failures and notices since then.
+    """
+    return (elapsed_s + _HOUR_S) / (disturbances + 1)
+
+
+@dataclass
+class Growth:
+    """Decides when to add workers: once the room has lasted for ``patience_s`` seconds."""
+
+    patience_s: float
+    since_s: float | None = None
+
+    def decide(
+        self, now: int, later: int | None, left_s: float, cost_s: float, at_s: float
+    ) -> bool:
+        """Whether to resize at the time ``at_s``; see :func:`is_worth_resizing`."""
+        if later is None or not is_worth_resizing(now, later, left_s, cost_s):
+            self.since_s = None
+            return False
+        if self.since_s is None:
+            self.since_s = at_s
+        return at_s - self.since_s >= self.patience_s
+
+
+# Retries
+
+
+@dataclass(frozen=True)
+class RetryDecision:
+    """Whether to launch the workers again after a failure.
+
+    Attributes:
+        retries: Whether to launch them again.
+        delay_s: Seconds to wait before.
+        reason: Why not, unless the failure itself says so.
+    """
+
+    retries: bool
+    delay_s: float = 0.0
+    reason: str = ""
+
+
+class Recovery:
+    """Retries after a retryable error, with exponential backoff.
+
+    Args:
+        max_failures: Consecutive failures without a new checkpoint that are tolerated.
+    """
+
+    def __init__(self, max_failures: int) -> None:
+        self._max_failures = max_failures
+        self._failures = 0
+        self._reached = -1
+
+    def decide(self, error: GatdistError, reached: int) -> RetryDecision:
+        """Decide after ``error``; ``reached`` is ``samples_seen`` of the newest checkpoint."""
+        if not isinstance(error, RetryableError):
+            return RetryDecision(False)
+        if reached > self._reached:
+            self._failures, self._reached = 0, reached
+        self._failures += 1
+        if self._failures > self._max_failures:
+            reason = f"{self._failures} times in a row without a new checkpoint between them"
+            return RetryDecision(False, reason=reason if self._max_failures else "")
+        if self._failures == 1:  # at once: most often a host was taken away
+            return RetryDecision(True)
+        return RetryDecision(True, min(_FIRST_DELAY_S * 2 ** (self._failures - 2), _MAX_DELAY_S))
+
+
+# Stragglers. A worker that is stopped or cut off sends no heartbeats. One that is deadlocked sends
+# them, but enters no phase any more; nor do the others, who wait for it. It is the one that has
+# entered the fewest phases, or is in the same phase as the others without waiting for them.
+
+
+class Heartbeat(NamedTuple):
+    """The last heartbeat of a worker.
+
+    Attributes:
+        rank: Of the worker.
+        host: Name of its host.
+        node: Ray's id of the host.
+        actor: Ray's id of the worker.
+        pid: Process id.
+        phase: Phase that its training thread is in.
+        step: Steps made since the run began.
+        moves: Number of phases that it has entered.
+        silent_s: Seconds since the heartbeat.
+        still_s: Seconds since its training thread last made progress.
+        waits: Whether its training thread waits for other workers; None if unknown.
+        lengthy: Whether it starts, compiles or does something else that takes minutes.
+        samples_seen: Samples shown by the steps it has made.
+        is_saved: On worker 0, whether the newest checkpoint holds all of these steps.
+    """
+
+    rank: int
+    host: str
+    node: str
+    actor: str
+    pid: int
+    phase: str
+    step: int
+    moves: int
+    silent_s: float
+    still_s: float
+    waits: bool | None = None
+    lengthy: bool = False
+    samples_seen: int = 0
+    is_saved: bool = False
+
+    @classmethod
+    def parse(cls, fields: dict[str, Any]) -> Heartbeat:
+        """Return the heartbeat in JSON values, of which unknown ones are ignored."""
+        return cls(**{name: fields[name] for name in cls._fields if name in fields})
+
+    def __str__(self) -> str:
+        return f"worker {self.rank} on {self.host} (process {self.pid})"
+
+
+class StragglerReport(NamedTuple):
+    """The workers that the others wait for, for how many seconds, and a message."""
+
+    workers: tuple[Heartbeat, ...]
+    for_s: float
+    message: str
+
+
+def straggler_report(
+    heartbeats: Sequence[Heartbeat], straggler_warn_s: float, lengthy_s: float = 0.0
+) -> StragglerReport | None:
+    """Return which workers have been late for more than ``straggler_warn_s``, or None.
+
+    As long as one worker makes progress, the others may wait for it.
+
+    Args:
+        heartbeats: Of all workers.
+        straggler_warn_s: Limit in seconds.
+        lengthy_s: Seconds that a :attr:`~Heartbeat.lengthy` operation may take beyond that.
+    """
+    if not heartbeats:
+        return None
+    silent = [heartbeat for heartbeat in heartbeats if heartbeat.silent_s > straggler_warn_s]
+    if silent:
+        for_s = max(heartbeat.silent_s for heartbeat in silent)
+        return _report(silent, for_s, "sent no heartbeat")
+    for_s = min(heartbeat.still_s - lengthy_s * heartbeat.lengthy for heartbeat in heartbeats)
+    if for_s <= straggler_warn_s:
+        return None
+    fewest = min(heartbeat.moves for heartbeat in heartbeats)
+    behind = [heartbeat for heartbeat in heartbeats if heartbeat.moves == fewest]
+    working = [heartbeat for heartbeat in behind if heartbeat.waits is False]
+    return _report(working or behind, for_s, "made no progress")
+
+
+def _report(late: Sequence[Heartbeat], for_s: float, what: str) -> StragglerReport:
+    where = f"phase {late[0].phase!r} of step {late[0].step:,}"
+    message = f"{' and '.join(map(str, late))} {what} for {for_s:.0f} s; last seen in {where}"
+    return StragglerReport(tuple(late), for_s, message)
