@@ -155,7 +155,7 @@ def test_the_doctor_detects_what_would_end_a_run_and_cleans_up(
     with doctor.token(url, moto.options(moto.address)) as token:
         facts = doctor.look(token._replace(options=moto.options(proxy.url)))
     assert facts.error
-    assert doctor.judge(facts, url).ok is False
+    assert doctor.assess(facts, url).ok is False
     if what == "s3:ListBucket":
         assert what in facts.error
     if what != "delete":

@@ -132,11 +132,11 @@ def test_doctor_reports_a_shared_memory_that_is_small_or_read_only() -> None:
     ],
 )
 def test_doctor_proxies_must_leave_out_the_cluster(variables: dict[str, str], ok: bool) -> None:
-    found = environment.judge_proxies(variables, ["10.0.0.1", "10.0.0.2"])
+    found = environment.assess_proxies(variables, ["10.0.0.1", "10.0.0.2"])
     assert found.ok is (True if ok else None)
     assert bool(found.hint) is not ok
     ray_uses_them = variables | {"RAY_grpc_enable_http_proxy": "1"}
-    assert environment.judge_proxies(ray_uses_them, ["10.0.0.1", "10.0.0.2"]).ok is ok
+    assert environment.assess_proxies(ray_uses_them, ["10.0.0.1", "10.0.0.2"]).ok is ok
     assert "://" not in found.value + found.hint  # a proxy's URL may hold a password
 
 
@@ -145,7 +145,7 @@ def test_doctor_proxies_must_leave_out_the_cluster(variables: dict[str, str], ok
     [(1024, 4096, True), (1023, 4096, False), (256, 256, False), (-1, -1, True), (20, -1, False)],
 )
 def test_doctor_open_files_limits(soft: int, hard: int, ok: bool) -> None:
-    found = environment.judge_open_files(soft, hard)
+    found = environment.assess_open_files(soft, hard)
     assert found.ok is ok
     assert bool(found.hint) is not ok
 
@@ -155,7 +155,7 @@ def test_doctor_open_files_limits(soft: int, hard: int, ok: bool) -> None:
     [(None, None, True), (4096, None, True), (None, 100, False), (100, 9999, False)],
 )
 def test_doctor_process_limits(user: int | None, container: int | None, ok: bool) -> None:
-    assert environment.judge_processes(user, container).ok is ok
+    assert environment.assess_processes(user, container).ok is ok
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_doctor_process_limits(user: int | None, container: int | None, ok: bool
     ],
 )
 def test_doctor_temporary_folders(folder: str, error: str, mode: int, ok: bool | None) -> None:
-    found = environment.judge_temporary_folder(folder, error, mode)
+    found = environment.assess_temporary_folder(folder, error, mode)
     assert found.ok is ok
     assert bool(found.hint) is (ok is not True)
 
@@ -188,12 +188,12 @@ def test_doctor_temporary_folders(folder: str, error: str, mode: int, ok: bool |
     ],
 )
 def test_doctor_chosen_interfaces(chosen: dict[str, str], ok: bool) -> None:
-    assert environment.judge_chosen_interfaces(chosen, ["lo", "eth0"]).ok is ok
+    assert environment.assess_chosen_interfaces(chosen, ["lo", "eth0"]).ok is ok
 
 
 def scores(line: str, **others: Any) -> dict[str, bool | None]:
     given = {"num_visible": 1, "failed": {}} | others
-    found = environment.judge_gpus(environment.parsed_gpus(line), **given)
+    found = environment.assess_gpus(environment.parsed_gpus(line), **given)
     assert all(finding.hint for finding in found)
     return {finding.value: finding.ok for finding in found}
 
@@ -246,7 +246,7 @@ def test_doctor_tries_the_device_of_each_local_rank() -> None:
     failed = environment.tried_devices(4, attempt)
     assert tried == [0, 1, 2, 3]
     assert failed == {2: "CUDA error: out of memory"}
-    (found,) = environment.judge_gpus([], 4, failed)
+    (found,) = environment.assess_gpus([], 4, failed)
     assert (found.name, found.ok) == ("GPU 2", False)
 
 
@@ -263,10 +263,10 @@ def test_doctor_uses_every_gpu_of_this_machine() -> None:
 @pytest.mark.parametrize(
     ("found", "ok"),
     [
-        (local.judge_disk("disk", "/data", 3 * GB, True, 20_000), True),
-        (local.judge_disk("disk", "/data", 3 * GB, True, 10), False),
-        (local.judge_shared_memory(GB, "Permission denied"), False),
-        (local.judge_shared_memory(GB, ""), True),
+        (local.assess_disk("disk", "/data", 3 * GB, True, 20_000), True),
+        (local.assess_disk("disk", "/data", 3 * GB, True, 10), False),
+        (local.assess_shared_memory(GB, "Permission denied"), False),
+        (local.assess_shared_memory(GB, ""), True),
     ],
 )
 def test_doctor_inodes_and_permissions(found: Any, ok: bool) -> None:

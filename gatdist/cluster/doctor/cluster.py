@@ -1,10 +1,10 @@
-"""Examines every host of a Ray cluster, and what is between them."""
+"""Checks every host of a Ray cluster, and the network between them."""
 
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
+import os
+import socket
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -12,18 +12,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gatdist.cluster.connection import connected, require_temporary_folder  # sets up Ray's import
+from gatdist.cluster.connection import (
+    connected,
+    require_temporary_folder,
+    temporary_log,
+)  # sets up Ray's import
 
 # isort: split
 import ray
+from ray._private.worker import global_worker
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from gatdist.cluster.doctor import assess, network, storage
-from gatdist.cluster.doctor.probe import Look, Probe
+from gatdist.cluster.doctor import assess, environment, local, network, storage
 from gatdist.cluster.doctor.report import Exchange, Finding, HostReport, Report
-from gatdist.cluster.preflight import Token
+from gatdist.cluster.network import choose_interface
+from gatdist.cluster.preflight import HostInfo, Token, device_error, versions
 from gatdist.cluster.processes import output_to_file
-from gatdist.config import env_values
+from gatdist.config import env_values, set_env
 from gatdist.storage import absolute
 
 _CLOCK_ROUNDS = 5
@@ -32,92 +37,155 @@ _CLOCK_ROUNDS = 5
 def examine(
     address: str, storage_url: str, options: Mapping[str, Any], *, answer_s: float
 ) -> Report:
-    """Look at every host of a cluster, at storage from each, and at the network between them.
+    """Check every host of a cluster, storage from each, and the network between them.
 
     Args:
-        address: of the cluster.
-        storage_url: of a folder that all must reach; "" for none.
-        options: of its storage.
-        answer_s: how long a host may take for each answer, in seconds.
+        address: Of the cluster.
+        storage_url: Folder that all hosts must reach; "" for none.
+        options: Storage options of that folder.
+        answer_s: Seconds to wait for each answer of a host.
 
     Raises:
-        ClusterError: nobody answers at the address.
+        ClusterError: the address does not answer.
         StorageError: this process can't write to the storage.
-        StorageUnavailableError: storage does not answer this process.
+        StorageUnavailableError: the storage does not answer this process.
     """
     require_temporary_folder(for_ray=False)
-    log = Path(tempfile.mkdtemp(prefix="gatdist-logs-")) / "ray.log"
     url = absolute(storage_url) if storage_url else ""
     secrets = env_values(url + json.dumps(dict(options)))
-    with output_to_file(log) as terminal, connected(address, log):
+    with temporary_log() as log, output_to_file(log) as terminal, connected(address, log):
 
         def show(text: str) -> None:
             print(text, file=terminal, flush=True)
 
         with storage.token(url, options) if url else nullcontext() as token:
             run_folder = "" if "://" in url else url
-            report = _Examination(answer_s, show, run_folder).report(token, secrets)
-    shutil.rmtree(log.parent)
-    return report
+            return _Examination(answer_s, show, run_folder).report(token, secrets)
+
+
+class _Probe:
+    """An actor on each host, which checks it and takes part in exchanges."""
+
+    def __init__(self) -> None:
+        self._address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        choose_interface(self._address)
+
+    def look(
+        self, gpus: Mapping[str, float], run_folder: str
+    ) -> tuple[list[Finding], HostInfo, bool]:
+        """Check this host.
+
+        Args:
+            gpus: Number of GPUs that Ray has on each host, by address.
+            run_folder: A local path that all hosts share; "" for none.
+
+        Returns:
+            Findings, what is to be compared with other hosts, and whether there is a usable GPU.
+        """
+        import torch
+
+        assert global_worker.node is not None
+        folder = Path(global_worker.node.get_temp_dir_path())
+        folders = {"Ray": folder} | ({"run": Path(run_folder)} if run_folder else {})
+        findings = local.look(self._address, folders, num_ray_gpus=gpus.get(self._address))
+        findings.append(environment.assess_proxies(os.environ, list(gpus)))
+        head, _, _ = ray.get_runtime_context().gcs_address.rpartition(":")
+        if self._address == head:  # where `ray job` runs the driver
+            findings.append(assess.job_stop(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S")))
+        info = HostInfo(socket.gethostname(), self._address, versions(), time.time(), "", "")
+        return findings, info, torch.cuda.is_available() and not device_error()
+
+    def clock(self) -> float:
+        return time.time()
+
+    def storage(self, expected: Token, secrets: Mapping[str, str]) -> Finding:
+        """Check storage from here; ``secrets`` are variables that its URL refers to."""
+        set_env(secrets)
+        return storage.assess(storage.look(expected), storage.shown(expected))
+
+    def listen(self) -> int:
+        """Accept connections of other hosts from now on. Returns the port."""
+        self._listener = network.Listener(self._address)
+        return self._listener.port
+
+    def failures(self, targets: Mapping[str, int]) -> dict[str, str]:
+        return network.failures(targets)
+
+    def sending_rate(self, address: str, port: int) -> float:
+        return network.sending_rate(address, port)
+
+    def serve_store(self) -> int:
+        """Serve the store of a process group. Returns the port."""
+        self._store = network.rendezvous(self._address)
+        return self._store.port
+
+    def all_reduces(
+        self, master: tuple[str, int], rank: int, world_size: int, backend: str
+    ) -> list[Exchange]:
+        store = self._store if rank == 0 else network.rendezvous(*master)
+        return network.all_reduces(store, rank, world_size, backend)
 
 
 @dataclass
 class _Host:
-    """A host, and what is known of it.
-
-    Attributes:
-        gpus: that Ray has there.
-        look: once it has answered.
-        error: why it can't be asked any more; "".
-    """
-
     name: str
     address: str
-    trains: bool
+    trains: bool  # whether workers may run there
     probe: Any
-    gpus: float = 0.0
-    look: Look | None = None
-    error: str = ""
+    gpus: float = 0.0  # that Ray has there
+    info: HostInfo | None = None  # once it has answered
+    has_gpu: bool = False
+    error: str = ""  # why it is asked no more
     findings: list[Finding] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, node: Mapping[str, Any]) -> _Host:
+        """Start a probe on a node of Ray."""
+        strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        probe = ray.remote(_Probe).options(num_cpus=0, scheduling_strategy=strategy).remote()
+        trains = any(node["Resources"].get(name, 0) > 0 for name in ("CPU", "GPU"))
+        gpus = float(node["Resources"].get("GPU", 0))
+        return cls(node["NodeManagerHostname"], node["NodeManagerAddress"], trains, probe, gpus)
+
+    def report(self) -> HostReport:
+        findings = list(self.findings)
+        if self.error:
+            hint = "Check its Ray (ray status, and its logs), or take it out of the cluster"
+            findings.append(Finding("answers", self.error, False, hint))
+        return HostReport(self.name, self.address, findings)
 
 
 class _Examination:
     """One examination of a cluster.
 
     Args:
-        answer_s: see :func:`examine`.
-        report: gets what is being done.
-        run_folder: a local path that all hosts share; "" where there is none.
+        answer_s: See :func:`examine`.
+        show: Shows progress.
+        run_folder: A local path that all hosts share; "" for none.
     """
 
-    def __init__(
-        self, answer_s: float, report: Callable[[str], None], run_folder: str = ""
-    ) -> None:
-        self._answer_s, self._report, self._run_folder = answer_s, report, run_folder
+    def __init__(self, answer_s: float, show: Callable[[str], None], run_folder: str = "") -> None:
+        self._answer_s, self._show, self._run_folder = answer_s, show, run_folder
         self._findings: list[Finding] = []
         self._network: list[Exchange] = []
         nodes = ray.nodes()  # type: ignore[no-untyped-call]
         alive = [node for node in nodes if node["Alive"]]
-        self._hosts = [_host(node) for node in sorted(alive, key=_number)]
+        self._hosts = [_Host.of(node) for node in sorted(alive, key=_number)]
         present = {host.address for host in self._hosts}
         gone = {n["NodeManagerAddress"]: n["NodeManagerHostname"] for n in nodes}
         self._lost = [f"{gone[each]} ({each})" for each in gone if each not in present]
 
     def report(self, token: Token | None, secrets: Mapping[str, str]) -> Report:
-        """Do all, and tell what was found."""
-        self._report(f"asking all hosts: {len(self._hosts)}")
+        """Run all checks."""
+        self._show(f"asking all hosts: {len(self._hosts)}")
         self._look()
         self._clocks()
         if token:
-            self._report("trying storage from each")
+            self._show("trying storage from each")
             for host, finding in self._ask("storage", self._present, token, secrets):
                 host.findings.append(finding)
-        self._between()
-        return Report(
-            self._findings,
-            [HostReport(host.name, host.address, _shown(host)) for host in self._hosts],
-            self._network,
-        )
+        self._connections()
+        return Report(self._findings, [host.report() for host in self._hosts], self._network)
 
     @property
     def _present(self) -> list[_Host]:
@@ -128,7 +196,7 @@ class _Examination:
         return self._gather({getattr(host.probe, what).remote(*args): host for host in hosts}, what)
 
     def _gather(self, asked: Mapping[Any, _Host], what: str) -> list[tuple[_Host, Any]]:
-        """Answers of those hosts that give one in time; of the others, why not is kept."""
+        """Return the answers that arrive in time; the others' hosts get an error."""
         if not asked:
             return []
         answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=self._answer_s)
@@ -147,22 +215,23 @@ class _Examination:
 
     def _look(self) -> None:
         gpus = {host.address: host.gpus for host in self._hosts}
-        for host, look in self._ask("look", self._hosts, gpus, self._run_folder):
-            host.look, host.name, host.findings = look, look.facts.host, list(look.findings)
-        looks = [host.look for host in self._present if host.look]
-        answered = f"{len(looks)} of {len(self._hosts)} answered"
-        self._findings.append(Finding("hosts", answered, len(looks) == len(self._hosts)))
+        answers = self._ask("look", self._hosts, gpus, self._run_folder)
+        for host, (findings, info, has_gpu) in answers:
+            host.findings, host.info, host.has_gpu = list(findings), info, has_gpu
+            host.name = info.host
+        answered = f"{len(answers)} of {len(self._hosts)} answered"
+        self._findings.append(Finding("hosts", answered, len(answers) == len(self._hosts)))
         if self._lost:
             hint = "Start Ray there again, if they should be here"
             self._findings.append(Finding("lost hosts", ", ".join(self._lost), None, hint))
-        if looks:
-            odd, all_ = assess.versions([look.facts for look in looks])
+        if answers:
+            odd, all_ = assess.versions([info for _, (_, info, _) in answers])
             for host in self._present:
                 host.findings += [odd[host.address]] if host.address in odd else []
             self._findings.append(all_)
 
     def _clocks(self) -> None:
-        """Host after host, so that questions do not wait for one another."""
+        """Ask one host after the other, so that questions do not wait for one another."""
         for host in self._present:
             trips = []
             for _ in range(_CLOCK_ROUNDS):
@@ -175,17 +244,17 @@ class _Examination:
                 round_trip_s, ahead_s = min(trips)
                 host.findings.append(assess.clock(ahead_s, round_trip_s))
 
-    def _between(self) -> None:
-        """What is between the hosts on which workers may run."""
-        hosts = [host for host in self._present if host.trains and host.look]
-        gpu = {host.name: bool(host.look and host.look.has_gpu) for host in hosts}
+    def _connections(self) -> None:
+        """Check the connections between the hosts on which workers may run."""
+        hosts = [host for host in self._present if host.trains and host.info]
+        gpu = {host.name: host.has_gpu for host in hosts}
         mixed = assess.devices([n for n in gpu if gpu[n]], [n for n in gpu if not gpu[n]])
         self._findings += [mixed] if mixed else []
         if len(hosts) < 2:
             message = f"nothing to measure: {len(hosts)} of the hosts can have workers"
             self._findings.append(Finding("connections", message, None))
             return
-        self._report("measuring the network between them")
+        self._show("measuring the network between them")
         ports = {host.address: port for host, port in self._ask("listen", hosts)}
         tried = self._ask("failures", [host for host in hosts if not host.error], ports)
         if len(tried) < 2:
@@ -243,24 +312,8 @@ class _Examination:
         self._findings.append(Finding("all-reduce", f"{message}: failed ({why})", False, hint))
 
 
-def _host(node: Mapping[str, Any]) -> _Host:
-    """Start a probe on a node."""
-    strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-    probe = ray.remote(Probe).options(num_cpus=0, scheduling_strategy=strategy).remote()
-    trains = any(node["Resources"].get(name, 0) > 0 for name in ("CPU", "GPU"))
-    gpus = float(node["Resources"].get("GPU", 0))
-    return _Host(node["NodeManagerHostname"], node["NodeManagerAddress"], trains, probe, gpus)
-
-
 def _number(node: Mapping[str, Any]) -> list[int]:
     return [int(part) for part in node["NodeManagerAddress"].split(".")]
-
-
-def _shown(host: _Host) -> list[Finding]:
-    if not host.error:
-        return host.findings
-    hint = "Look at its Ray (ray status, and its logs), or take it out of the cluster"
-    return [*host.findings, Finding("answers", host.error, False, hint)]
 
 
 def _last_line(error: BaseException) -> str:

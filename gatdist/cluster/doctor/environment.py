@@ -1,6 +1,6 @@
-"""What surrounds a process on a host: its temporary folder, limits, proxies and GPUs.
+"""Checks of a process's surroundings: temporary folder, limits, proxies, interfaces, GPUs.
 
-The functions that look are thin; those named ``judge_…`` take what was seen, and look at nothing.
+Functions named ``assess_…`` are pure: they take what the others have measured.
 """
 
 from __future__ import annotations
@@ -21,25 +21,17 @@ from gatdist.cluster.network import VARIABLES, interfaces
 from gatdist.common.errors import ClusterError, summary
 
 _NEEDS_OPEN_FILES = 1024
-_NEEDS_PROCESSES = 512  # threads count, too: those of Ray, torch and the reader
+_NEEDS_PROCESSES = 512  # including threads of Ray, torch and the reader
 _NVIDIA_SMI_S = 10.0  # with a broken driver it may never end
-_GPU_FIELDS = (
-    *("index", "name", "driver_version", "memory.total", "memory.used"),
-    *("compute_mode", "mig.mode.current", "ecc.errors.uncorrected.volatile.total"),
-)
 _RAY_USES_PROXIES = "RAY_grpc_enable_http_proxy"
 _CGROUP = Path("/sys/fs/cgroup")
 
 
 def temporary_folder(*, for_ray: bool) -> Finding:
-    """Whether the temporary folder takes files and sockets.
-
-    Args:
-        for_ray: whether a Ray is to be started in it, whose sockets have longer paths.
-    """
+    """Check that the temporary folder takes files and sockets; Ray's sockets have longer paths."""
     try:
         from gatdist.cluster.connection import require_temporary_folder
-    except ClusterError:  # Ray is not installed, and a finding of its own says so
+    except ClusterError:  # Ray is not installed, which is a finding of its own
         pass
     else:
         try:
@@ -47,15 +39,10 @@ def temporary_folder(*, for_ray: bool) -> Finding:
         except ClusterError as error:
             message, _, hint = str(error).rstrip(".").rpartition(". ")
             return Finding("temporary folder", message, False, hint)
-    return judge_temporary_folder(*_tried_temporary_folder())
-
-
-def _tried_temporary_folder() -> tuple[str, str, int]:
-    """The folder, why no socket can be made in it ("" if it can), and its permissions."""
     try:
         folder = tempfile.gettempdir()
     except FileNotFoundError as error:
-        return "", str(error.strerror), 0
+        return assess_temporary_folder("", str(error.strerror), 0)
     try:
         with (
             tempfile.TemporaryDirectory(prefix="gatdist-") as own,
@@ -63,21 +50,15 @@ def _tried_temporary_folder() -> tuple[str, str, int]:
         ):
             listener.bind(f"{own}/s")
     except OSError as error:
-        return folder, error.strerror or str(error), 0
-    return folder, "", os.stat(folder).st_mode
+        return assess_temporary_folder(folder, error.strerror or str(error), 0)
+    return assess_temporary_folder(folder, "", os.stat(folder).st_mode)
 
 
-def judge_temporary_folder(folder: str, error: str, mode: int) -> Finding:
-    """The verdict.
-
-    Args:
-        folder: its path; "" where there is none.
-        error: why no file or socket can be made in it; "".
-        mode: its permissions.
-    """
+def assess_temporary_folder(folder: str, error: str, mode: int) -> Finding:
+    """Assess a folder ("" for none), the error of making a socket in it, and its permissions."""
     name = "temporary folder"
     if error:
-        hint = "Set TMPDIR to a short path of a local folder that you can write"
+        hint = "Set TMPDIR to a short path of a writable local folder"
         return Finding(name, f"{folder or 'none'}: takes no sockets ({error})", False, hint)
     if mode & 0o002 and not mode & 0o1000:
         hint = f"chmod +t {folder}: other users can replace files there"
@@ -86,12 +67,12 @@ def judge_temporary_folder(folder: str, error: str, mode: int) -> Finding:
 
 
 def open_files() -> Finding:
-    """Whether this process may open enough files."""
-    return judge_open_files(*resource.getrlimit(resource.RLIMIT_NOFILE))
+    """Check the limit of open files."""
+    return assess_open_files(*resource.getrlimit(resource.RLIMIT_NOFILE))
 
 
-def judge_open_files(soft: int, hard: int) -> Finding:
-    """The verdict on limits of open files; −1 is none."""
+def assess_open_files(soft: int, hard: int) -> Finding:
+    """Assess limits of open files; −1 is none."""
     ok = soft == resource.RLIM_INFINITY or soft >= _NEEDS_OPEN_FILES
     message = "no limit" if soft == resource.RLIM_INFINITY else f"{soft:,}"
     can_raise = hard == resource.RLIM_INFINITY or hard >= _NEEDS_OPEN_FILES
@@ -101,15 +82,15 @@ def judge_open_files(soft: int, hard: int) -> Finding:
 
 
 def processes() -> Finding:
-    """Whether this user, and this container, may have enough processes and threads."""
+    """Check the limits of processes and threads of this user and this container."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
     user = None if soft == resource.RLIM_INFINITY or os.geteuid() == 0 else soft
     most, now = _number(_CGROUP / "pids.max"), _number(_CGROUP / "pids.current")
-    return judge_processes(user, None if most is None else most - (now or 0))
+    return assess_processes(user, None if most is None else most - (now or 0))
 
 
-def judge_processes(user: int | None, container: int | None) -> Finding:
-    """The verdict on how many processes and threads a user may have, and a container may add."""
+def assess_processes(user: int | None, container: int | None) -> Finding:
+    """Assess how many processes a user may have, and how many a container may add."""
     known = [limit for limit in (user, container) if limit is not None]
     if not known:
         return Finding("processes", "no limit", True)
@@ -119,7 +100,7 @@ def judge_processes(user: int | None, container: int | None) -> Finding:
 
 
 def cgroup_memory() -> tuple[int, int] | None:
-    """Bytes free and the most of this container; None where it has no limit."""
+    """Return free bytes and the limit of this container; None without a limit."""
     for limit, usage in (
         ("memory.max", "memory.current"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
@@ -131,31 +112,21 @@ def cgroup_memory() -> tuple[int, int] | None:
 
 
 def _number(path: Path) -> int | None:
-    """The number in a file; None where there is none, or the word ``max``."""
+    """Return the number in a file; None if it is absent or says ``max``."""
     try:
         return int(path.read_text())
     except (OSError, ValueError):
         return None
 
 
-def proxies(addresses: Sequence[str]) -> Finding:
-    """Whether proxies in the environment are kept from hosts at these addresses."""
-    return judge_proxies(os.environ, addresses)
-
-
-def judge_proxies(environment: Mapping[str, str], addresses: Sequence[str]) -> Finding:
-    """The verdict on a process's environment.
-
-    Args:
-        environment: of the process.
-        addresses: of the hosts of the cluster; loopback is added.
-    """
-    found = {
-        name: environment[name]
+def assess_proxies(environment: Mapping[str, str], addresses: Sequence[str]) -> Finding:
+    """Assess whether a process bypasses proxies for the cluster's addresses and loopback."""
+    found = [
+        name
         for name in sorted(environment)
         if name.lower() in ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
         and environment[name]
-    }
+    ]
     if not found:
         return Finding("proxies", "none", True)
     named = ", ".join(found)
@@ -164,7 +135,7 @@ def judge_proxies(environment: Mapping[str, str], addresses: Sequence[str]) -> F
         return Finding("proxies", f"{named}; not for the cluster (no_proxy)", True)
     message = f"{named}: no_proxy lacks {', '.join(sorted(missed))}"
     hint = f"Add {','.join(sorted(missed))} to no_proxy and NO_PROXY where Ray is started"
-    # By default, Ray keeps its own connections from proxies; storage and `ray job` do not.
+    # By default, Ray's own connections bypass proxies; storage and `ray job` use them.
     is_used = environment.get(_RAY_USES_PROXIES, "").lower() in ("1", "true")
     return Finding("proxies", message, False if is_used else None, hint)
 
@@ -182,18 +153,15 @@ def _is_bypassed(environment: Mapping[str, str], address: str) -> bool:
 
 
 def chosen_interfaces() -> Finding:
-    """Whether the interfaces that the environment chooses for process groups exist."""
+    """Check that the network interfaces chosen by environment variables exist."""
     chosen = {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
-    return judge_chosen_interfaces(chosen, list(interfaces()))
+    return assess_chosen_interfaces(chosen, list(interfaces()))
 
 
-def judge_chosen_interfaces(chosen: Mapping[str, str], present: Sequence[str]) -> Finding:
-    """The verdict.
+def assess_chosen_interfaces(chosen: Mapping[str, str], present: Sequence[str]) -> Finding:
+    """Assess the interfaces chosen by each variable, given those that have an address.
 
-    Args:
-        chosen: interfaces by variable; NCCL's may begin with ^ (all but) or = (exactly), and its
-            names are beginnings of names.
-        present: names of interfaces that have an address.
+    NCCL's values may begin with ^ (all but) or = (exactly); else they are prefixes of names.
     """
     wrong = []
     for variable, value in chosen.items():
@@ -206,37 +174,33 @@ def judge_chosen_interfaces(chosen: Mapping[str, str], present: Sequence[str]) -
             for name in names
             if name not in present and not (by_prefix and any(p.startswith(name) for p in present))
         ]
-    message = "; ".join(wrong) or ", ".join(f"{k}={v}" for k, v in chosen.items()) or "chosen by us"
+    message = "; ".join(wrong) or ", ".join(f"{k}={v}" for k, v in chosen.items()) or "automatic"
     hint = f"Unset it, or choose one of {', '.join(present)}" if wrong else ""
     return Finding("chosen interface", message, not wrong, hint)
 
 
 class Gpu(NamedTuple):
-    """A GPU as nvidia-smi sees it; fields that it does not tell are "".
-
-    Attributes:
-        number: as nvidia-smi counts.
-        name: of the product.
-        driver: version of the driver.
-        memory_mb: of the GPU, in MiB.
-        used_mb: of that in use.
-        compute_mode: ``Default``, ``Exclusive_Process`` or ``Prohibited``.
-        mig: ``Enabled`` where it is split into instances.
-        ecc_errors: uncorrected errors of its memory since the driver was loaded.
-    """
+    """A GPU as nvidia-smi reports it; unknown fields are ""."""
 
     number: str
     name: str
     driver: str
-    memory_mb: str
+    memory_mb: str  # MiB, as used_mb
     used_mb: str
-    compute_mode: str
-    mig: str
-    ecc_errors: str
+    compute_mode: str  # Default, Exclusive_Process or Prohibited
+    mig: str  # Enabled if it is split into instances
+    ecc_errors: str  # uncorrected ones since the driver was loaded
+
+
+# Of nvidia-smi, in the order of the fields above.
+_GPU_FIELDS = (
+    *("index", "name", "driver_version", "memory.total", "memory.used"),
+    *("compute_mode", "mig.mode.current", "ecc.errors.uncorrected.volatile.total"),
+)
 
 
 def nvidia_gpus() -> list[Gpu]:
-    """What nvidia-smi tells; [] where it tells nothing."""
+    """Return what nvidia-smi reports; [] if it fails."""
     query = f"--query-gpu={','.join(_GPU_FIELDS)}"
     command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
     try:
@@ -249,7 +213,7 @@ def nvidia_gpus() -> list[Gpu]:
 
 
 def parsed_gpus(answer: str) -> list[Gpu]:
-    """Lines of nvidia-smi; those of another form are skipped."""
+    """Parse lines of nvidia-smi; other lines are skipped."""
     found = []
     for line in answer.splitlines():
         fields = [field.strip() for field in line.split(",")]
@@ -261,11 +225,11 @@ def parsed_gpus(answer: str) -> list[Gpu]:
 def tried_devices(
     num_devices: int, attempt: Callable[[int], object] | None = None
 ) -> dict[int, str]:
-    """Why local ranks can't use the GPU of their number; {} where all can.
+    """Return the errors of local ranks that can't use the GPU of their number.
 
     Args:
-        num_devices: that torch sees.
-        attempt: allocates on the device of a number and computes there; by default on CUDA.
+        num_devices: Number of GPUs that torch sees.
+        attempt: Computes on the device of a number; by default on CUDA.
     """
     failed = {}
     for number in range(num_devices):
@@ -284,16 +248,16 @@ def _use(number: int) -> None:
         raise RuntimeError("a product of matrices is wrong")
 
 
-def judge_gpus(
+def assess_gpus(
     gpus: Sequence[Gpu], num_visible: int, failed: Mapping[int, str], num_ray: float | None = None
 ) -> list[Finding]:
-    """The verdict on a host's GPUs; [] where there are none.
+    """Return what is wrong with a host's GPUs.
 
     Args:
-        gpus: that nvidia-smi tells of, including those hidden from this process.
-        num_visible: that torch sees.
-        failed: see :func:`tried_devices`.
-        num_ray: that Ray would give to workers; None without a cluster.
+        gpus: From nvidia-smi, including those hidden from this process.
+        num_visible: Number of GPUs that torch sees.
+        failed: See :func:`tried_devices`.
+        num_ray: Number of GPUs that Ray gives to workers; None without a cluster.
     """
     found = [
         Finding(f"GPU {number}", f"fails its first operation ({why})", False, "Check nvidia-smi")

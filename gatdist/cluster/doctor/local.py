@@ -1,6 +1,6 @@
-"""Looks at the machine that it runs on. Works without Ray, and imports nothing heavy at first.
+"""Checks this machine. Works without Ray, and imports torch only in the checks that need it.
 
-The functions that look are thin; those that take numbers say what is enough.
+Functions named ``assess_…`` are pure: they take what the others have measured.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,35 +27,31 @@ from gatdist.config import cache_folder
 _GB = 10**9
 _NEEDS_DISK_BYTES = 2 * _GB
 _NEEDS_MEMORY_BYTES = 2 * _GB
-_NEEDS_SHARED_MEMORY_BYTES = 10**8  # what our Ray's object store takes
+_NEEDS_SHARED_MEMORY_BYTES = 10**8  # of the object store of a Ray that is started here
 _NEEDS_RAY = (2, 60)
 _NEEDS_FILES = 10_000  # inodes
 
 
 def examine(storage_url: str = "", options: Mapping[str, Any] | None = None) -> Report:
-    """Look at this machine, and at storage as it is reached from here.
-
-    Args:
-        storage_url: of a folder to be tried; "" for none.
-        options: of its storage.
+    """Check this machine, and the storage at ``storage_url`` ("" for none) from here.
 
     Raises:
-        StorageError: nothing can be written to the storage.
-        StorageUnavailableError: it does not answer.
+        StorageError: the storage is not writable.
+        StorageUnavailableError: the storage does not answer.
     """
     address = _outward_address()
     folders = {"here": Path.cwd()}
     if storage_url and "://" not in storage_url:
         folders["run"] = Path(storage_url).expanduser().absolute()
     findings = look(address, folders, for_ray=True)
-    findings.append(environment.proxies([address]))
+    findings.append(environment.assess_proxies(os.environ, [address]))
     if storage_url:
         # With fsspec, which takes a moment to import.
         from gatdist.cluster.doctor import storage
         from gatdist.storage import absolute
 
         with storage.token(absolute(storage_url), options or {}) as token:
-            findings.append(storage.judge(storage.look(token), storage.shown(token)))
+            findings.append(storage.assess(storage.look(token), storage.shown(token)))
     return Report(findings)
 
 
@@ -66,34 +62,34 @@ def look(
     for_ray: bool = False,
     num_ray_gpus: float | None = None,
 ) -> list[Finding]:
-    """Software, devices, network, cores, memory, limits and disks of this machine.
+    """Check software, devices, network, cores, memory, limits and disks of this machine.
 
     Args:
-        address: by which other hosts reach it.
-        folders: that need room on a disk, by name; the cache and the temporary folder are added.
-        for_ray: whether training would start a Ray here.
-        num_ray_gpus: GPUs that the host's Ray would give to workers; None where none runs.
+        address: By which other hosts reach it.
+        folders: Folders that need disk space, by name, beside the cache and the temporary folder.
+        for_ray: Whether training would start Ray here.
+        num_ray_gpus: Number of GPUs that the host's Ray gives to workers; None without a Ray.
     """
-    checks: list[Callable[[], Finding]] = [
-        _python,
-        _torch,
-        _ray,
-        lambda: Finding("gatdist", __version__, True),
-        _device,
-        lambda: _interface(address),
-        environment.chosen_interfaces,
-        _cores,
-        _memory,
-        _shared_memory,
-        lambda: environment.temporary_folder(for_ray=for_ray),
-        environment.open_files,
-        environment.processes,
-    ]
     disks = {**folders, "cache": cache_folder()}
     with suppress(FileNotFoundError):  # a finding of its own says so
         disks["temporary"] = Path(tempfile.gettempdir())
-    found = [check() for check in checks] + _gpus(num_ray_gpus)
-    return found + [_disk(*disk) for disk in disks.items()]
+    return [
+        _python(),
+        _torch(),
+        _ray(),
+        Finding("gatdist", __version__, True),
+        _device(),
+        _interface(address),
+        environment.chosen_interfaces(),
+        Finding("cores", f"{len(os.sched_getaffinity(0))} usable of {os.cpu_count()}", True),
+        _memory(),
+        _shared_memory(),
+        environment.temporary_folder(for_ray=for_ray),
+        environment.open_files(),
+        environment.processes(),
+        *_gpus(num_ray_gpus),
+        *(_disk(name, folder) for name, folder in disks.items()),
+    ]
 
 
 def _python() -> Finding:
@@ -114,7 +110,7 @@ def _torch() -> Finding:
 
 
 def _device() -> Finding:
-    """The device that training would use, tried with one operation."""
+    """Try one operation on the device that training would use."""
     try:
         import torch
 
@@ -122,21 +118,15 @@ def _device() -> Finding:
     except ImportError:
         return Finding("device", "unknown without torch", None)
     if not torch.cuda.is_available():
-        return judge_device("", Path("/dev/nvidia0").exists(), "")
+        return assess_device("", Path("/dev/nvidia0").exists(), "")
     memory = torch.cuda.get_device_properties(0).total_memory
     names = f"{torch.cuda.device_count()} × {torch.cuda.get_device_name(0)}, {memory / _GB:.0f} GB"
     driver = next((gpu.driver for gpu in environment.nvidia_gpus()), "unknown")
-    return judge_device(f"{names}, driver {driver}", True, device_error())
+    return assess_device(f"{names}, driver {driver}", True, device_error())
 
 
-def judge_device(usable: str, present: bool, error: str) -> Finding:
-    """The verdict.
-
-    Args:
-        usable: the GPUs that torch sees, in words; "".
-        present: whether the machine has one.
-        error: what its first operation failed with; "".
-    """
+def assess_device(usable: str, present: bool, error: str) -> Finding:
+    """Assess the GPUs that torch sees, whether the machine has one, and the error of using it."""
     if error:
         message = f"the GPU fails its first operation ({error}): {usable}"
         return Finding("device", message, False, "Check nvidia-smi")
@@ -149,27 +139,24 @@ def judge_device(usable: str, present: bool, error: str) -> Finding:
 
 
 def _gpus(num_ray: float | None) -> list[Finding]:
-    """What is wrong with single GPUs: each is tried, as the worker with its local rank would."""
+    """Try each GPU as the worker with its local rank would."""
     try:
         import torch
     except ImportError:
         return []
     visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
     failed = environment.tried_devices(visible)
-    return environment.judge_gpus(environment.nvidia_gpus(), visible, failed, num_ray)
+    return environment.assess_gpus(environment.nvidia_gpus(), visible, failed, num_ray)
 
 
 def _ray() -> Finding:
+    install = "pip install 'ray[default,train]'"
     if importlib.util.find_spec("ray") is None:
-        return Finding(
-            "Ray", "not installed: only --local works", None, "pip install 'ray[default,train]'"
-        )
+        return Finding("Ray", "not installed: only --local works", None, install)
     try:
         version = importlib.metadata.version("ray")
     except importlib.metadata.PackageNotFoundError:
-        return Finding(
-            "Ray", "broken: it has no version", False, "pip install 'ray[default,train]'"
-        )
+        return Finding("Ray", "broken: it has no version", False, install)
     ok = tuple(map(int, version.split(".")[:2])) >= _NEEDS_RAY
     return Finding("Ray", version, ok, "" if ok else "pip install 'ray[default,train]>=2.60'")
 
@@ -179,22 +166,22 @@ def _interface(address: str) -> Finding:
         resolved = socket.gethostbyname(socket.gethostname())
     except OSError:
         resolved = "nothing"
-    return judge_interface(interface_of(address), address, resolved)
+    return assess_interface(interface_of(address), address, resolved)
 
 
-def judge_interface(name: str | None, address: str, resolved: str) -> Finding:
-    """The verdict on the interface by which other hosts reach this one.
+def assess_interface(name: str | None, address: str, resolved: str) -> Finding:
+    """Assess the interface of the address by which other hosts reach this one.
 
     Args:
-        name: of the interface that carries ``address``; None if there is none.
-        address: by which they reach it.
-        resolved: what this host's own name leads to.
+        name: Of the interface that carries ``address``; None if none does.
+        address: By which they reach it.
+        resolved: Address of this host's own name.
     """
     if name is None:
         hint = f"Start Ray with --node-ip-address=… of this host, not {address}"
         return Finding("interface", f"none carries {address}", False, hint)
     if address.startswith("127."):
-        hint = "Fine on one machine; hosts can't reach this one"
+        hint = "Fine on one machine; other hosts can't reach this one"
         return Finding("interface", f"{name} ({address}): loopback only", None, hint)
     same = resolved == address
     note = "" if same else f"; the host's name leads to {resolved}, which is not used"
@@ -202,20 +189,15 @@ def judge_interface(name: str | None, address: str, resolved: str) -> Finding:
 
 
 def _outward_address() -> str:
-    """Of the interface that leads elsewhere; that of loopback if there is none."""
+    """Return the address of the interface of the default route; loopback without one."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            # Connecting a UDP socket sends nothing; it only asks the routing table. The address is
-            # one that is reserved for documentation.
+            # Connecting a UDP socket sends nothing: it only asks the routing table. The address is
+            # reserved for documentation.
             probe.connect(("192.0.2.1", 9))
         except OSError:
             return "127.0.0.1"
         return str(probe.getsockname()[0])
-
-
-def _cores() -> Finding:
-    usable = len(os.sched_getaffinity(0))
-    return Finding("cores", f"{usable} usable of {os.cpu_count()}", True)
 
 
 def _memory() -> Finding:
@@ -224,11 +206,11 @@ def _memory() -> Finding:
         name, _, rest = line.partition(":")
         amounts[name] = int(rest.split()[0]) * 1024
     host = amounts["MemAvailable"], amounts["MemTotal"]
-    return judge_memory(*min(host, environment.cgroup_memory() or host))
+    return assess_memory(*min(host, environment.cgroup_memory() or host))
 
 
-def judge_memory(free_bytes: int, total_bytes: int) -> Finding:
-    """Whether memory is enough."""
+def assess_memory(free_bytes: int, total_bytes: int) -> Finding:
+    """Assess the memory of this machine or container."""
     ok = free_bytes >= _NEEDS_MEMORY_BYTES
     hint = "" if ok else f"End other programs: less than {_NEEDS_MEMORY_BYTES / _GB:.0f} GB is free"
     value = f"{free_bytes / _GB:.1f} GB free of {total_bytes / _GB:.1f} GB"
@@ -238,17 +220,12 @@ def judge_memory(free_bytes: int, total_bytes: int) -> Finding:
 def _shared_memory() -> Finding:
     folder = Path("/dev/shm")
     if not folder.is_dir():
-        return judge_shared_memory(None)
-    return judge_shared_memory(shutil.disk_usage(folder).free, _write_error(folder))
+        return assess_shared_memory(None)
+    return assess_shared_memory(shutil.disk_usage(folder).free, _write_error(folder))
 
 
-def judge_shared_memory(free_bytes: int | None, error: str = "") -> Finding:
-    """Whether ``/dev/shm`` is enough.
-
-    Args:
-        free_bytes: None where there is none.
-        error: why no file can be made there; "".
-    """
+def assess_shared_memory(free_bytes: int | None, error: str = "") -> Finding:
+    """Assess ``/dev/shm`` (None if absent), and the error of making a file there."""
     if free_bytes is None:
         return Finding("/dev/shm", "absent", False, "Mount a tmpfs there; Ray needs it")
     if error and free_bytes >= _NEEDS_SHARED_MEMORY_BYTES:
@@ -259,7 +236,7 @@ def judge_shared_memory(free_bytes: int | None, error: str = "") -> Finding:
 
 
 def _write_error(folder: Path) -> str:
-    """Why no file can be made in a folder; "" if one can."""
+    """Return the error of making a file in a folder; "" if it succeeds."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"1")
@@ -271,28 +248,20 @@ def _write_error(folder: Path) -> str:
 def _disk(name: str, folder: Path) -> Finding:
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not existing.is_dir():
-        return judge_disk(f"disk ({name})", str(folder), 0, False)
-    facts, usage = os.statvfs(existing), shutil.disk_usage(existing)
-    files = facts.f_favail if facts.f_files else None  # some file systems do not count them
+        return assess_disk(f"disk ({name})", str(folder), 0, False)
+    disk, usage = os.statvfs(existing), shutil.disk_usage(existing)
+    files = disk.f_favail if disk.f_files else None  # some file systems do not count them
     writable = not _write_error(existing) or usage.free < _NEEDS_DISK_BYTES
-    return judge_disk(f"disk ({name})", str(existing), usage.free, writable, files)
+    return assess_disk(f"disk ({name})", str(existing), usage.free, writable, files)
 
 
-def judge_disk(
+def assess_disk(
     name: str, folder: str, free_bytes: int, writable: bool, free_files: int | None = None
 ) -> Finding:
-    """Whether a folder has room and takes files.
-
-    Args:
-        name: of the finding.
-        folder: its path.
-        free_bytes: on its disk.
-        writable: whether a file can be made in it.
-        free_files: that its disk still takes; None where it does not count them.
-    """
+    """Assess a folder's permissions, and free bytes and inodes (None if unlimited) of its disk."""
     if not writable:
         hint = "Give yourself the right to write there"
-        return Finding(name, f"{folder} can't be written", False, hint)
+        return Finding(name, f"{folder} is not writable", False, hint)
     if free_files is not None and free_files < _NEEDS_FILES:
         return Finding(name, f"{free_files:,} more files in {folder}", False, "Delete small files")
     ok = free_bytes >= _NEEDS_DISK_BYTES

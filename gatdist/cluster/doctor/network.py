@@ -1,4 +1,4 @@
-"""The network between hosts, measured in one process on each: TCP pair by pair, and all-reduce."""
+"""Measures the network between hosts: TCP pair by pair, and all-reduce."""
 
 from __future__ import annotations
 
@@ -23,22 +23,18 @@ MESSAGE_BYTES = (4_000, 64_000, 1_000_000, 16_000_000)
 _CONNECT_S = 5.0
 _SEND_S = 0.5
 _DRAIN_S = 30.0
-# What may be under way when sending ends, and must arrive before the time is up.
+# Bytes in flight when sending ends, which must arrive before the time is up.
 _BUFFER_BYTES = 2**20
 _GROUP_S = 20.0
-_MEASURE_S = 1.0  # of each message size, about
-_LONGEST_S = 4.0  # a message that would take longer is not sent
+_MEASURE_S = 1.0  # per message size
+_LONGEST_S = 4.0  # messages that would take longer are skipped
 _ROUNDS = 3, 50
 
 
 class Listener:
-    """Takes connections at an address, and answers each with the number of bytes that came.
+    """Accepts connections, and answers each with the number of bytes that arrived.
 
-    Args:
-        address: of this host.
-
-    Attributes:
-        port: where it listens, chosen by the system as gloo's and NCCL's are.
+    The system chooses the ``port``, as for Gloo and NCCL.
     """
 
     def __init__(self, address: str) -> None:
@@ -47,7 +43,6 @@ class Listener:
         threading.Thread(target=self._accept, name="doctor-listener", daemon=True).start()
 
     def close(self) -> None:
-        """Take no more."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)  # wakes the thread
         self._socket.close()
@@ -71,11 +66,7 @@ def _answer(connection: socket.socket) -> None:
 
 
 def failures(targets: Mapping[str, int]) -> dict[str, str]:
-    """Which listeners can't be reached from here, and why.
-
-    Args:
-        targets: port by address.
-    """
+    """Return the errors of listeners (ports by address) that can't be reached, by address."""
 
     def attempt(target: tuple[str, int]) -> str:
         try:
@@ -85,12 +76,12 @@ def failures(targets: Mapping[str, int]) -> dict[str, str]:
         return ""
 
     with ThreadPoolExecutor(32) as pool:
-        message = zip(targets, pool.map(attempt, targets.items()), strict=True)
-        return {address: error for address, error in message if error}
+        errors = zip(targets, pool.map(attempt, targets.items()), strict=True)
+        return {address: error for address, error in errors if error}
 
 
 def sending_rate(address: str, port: int) -> float:
-    """Bytes per second that arrive at a listener over one connection.
+    """Return the bytes per second that arrive at a listener over one connection.
 
     Raises:
         OSError: the connection failed.
@@ -101,7 +92,7 @@ def sending_rate(address: str, port: int) -> float:
 
 
 def _send(address: str, port: int, seconds: float) -> int:
-    """Send for so long; returns how many bytes arrived."""
+    """Send for some seconds; returns how many bytes arrived."""
     block = memoryview(bytes(_BUFFER_BYTES // 4))
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
@@ -116,10 +107,10 @@ def _send(address: str, port: int, seconds: float) -> int:
 
 
 def rendezvous(address: str, port: int = 0) -> TCPStore:
-    """The store by which a process group finds itself: served here if no port is given.
+    """Return the store of a process group, served here if no port is given.
 
     Raises:
-        torch.distributed.DistError: it can't be reached.
+        torch.distributed.DistError: the store can't be reached.
     """
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
@@ -136,13 +127,13 @@ def all_reduces(store: TCPStore, rank: int, world_size: int, backend: str) -> li
     """Form a process group and time its all-reduce by message size.
 
     Args:
-        store: of all ranks.
-        rank: of this process.
-        world_size: number of processes, at least 2.
+        store: Of all ranks.
+        rank: Of this process.
+        world_size: Number of processes, at least 2.
         backend: ``gloo``, or ``nccl`` on the first GPU.
 
     Returns:
-        What this rank has seen; large messages are left out where they would take too long.
+        This rank's measurements; large messages are skipped where they would take too long.
 
     Raises:
         RuntimeError: the group can't be formed, or a collective failed.
@@ -174,13 +165,13 @@ def all_reduces(store: TCPStore, rank: int, world_size: int, backend: str) -> li
 
 
 def _expected_s(last: Exchange, num_bytes: int) -> float:
-    """What a message will take, at least if the last one's time was latency and not bandwidth."""
+    """Return a lower bound of a message's time: the last one's may be latency, not bandwidth."""
     return last.seconds * num_bytes / last.bytes if last.bytes >= 1_000_000 else last.seconds
 
 
 def _median_s(message: Any) -> float:
-    """Median time of an all-reduce; the same on all ranks, which decide alike by it."""
-    _timed(message)  # the first one makes connections
+    """Return the median time of an all-reduce, identical on every rank, as decisions need."""
+    _timed(message)  # connects
     fewest, most = _ROUNDS
     once = _agreed(_timed(message), message)
     rounds = min(most, max(fewest, int(_MEASURE_S / once)))
@@ -200,7 +191,7 @@ def _timed(message: Any) -> float:
 
 
 def _agreed(seconds: float, message: Any) -> float:
-    """The longest of all ranks."""
+    """Return the maximum over all ranks."""
     import torch
     import torch.distributed as dist
 
@@ -210,14 +201,14 @@ def _agreed(seconds: float, message: Any) -> float:
 
 
 def neighbours(addresses: Sequence[str]) -> dict[str, str]:
-    """To whom each host sends, so that each sends once and receives once, as in a ring."""
+    """Return the receiver of each host in a ring, so that each sends once and receives once."""
     return dict(zip(addresses, [*addresses[1:], *addresses[:1]], strict=True))
 
 
 def turns(ring: Sequence[_T]) -> list[list[_T]]:
-    """Who of a ring sends at the same time: in a turn nobody sends and receives.
+    """Return the members of a ring that send at the same time, so that none sends and receives.
 
-    What a host sends over a slow link would hold up the receipts of what it gets over a fast one.
+    Sending over a slow link would slow down what the same host receives over a fast one.
     """
-    even = len(ring) // 2 * 2  # the last of an odd ring sends to the first, and has its own turn
+    even = len(ring) // 2 * 2  # the last of an odd ring has its own turn
     return [list(turn) for turn in (ring[:even:2], ring[1:even:2], ring[even:]) if turn]

@@ -1,4 +1,4 @@
-"""What the doctor has found, for people and for programs."""
+"""Findings of the doctor, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -10,29 +10,16 @@ _MARKS = {True: "ok", False: "BAD", None: "--"}
 
 
 class Finding(NamedTuple):
-    """One thing that was looked at.
-
-    Attributes:
-        name: what.
-        value: what was found, for people.
-        ok: whether training can go on with it; None where that depends.
-        hint: what to do about it; "" where there is nothing to do.
-    """
+    """The result of one check."""
 
     name: str
     value: str
-    ok: bool | None
+    ok: bool | None  # None where it depends on what is trained
     hint: str = ""
 
 
 class HostReport(NamedTuple):
-    """What was found on one host.
-
-    Attributes:
-        name: as it calls itself; as Ray calls it, where it did not answer.
-        address: as Ray knows it.
-        findings: in the order to be shown.
-    """
+    """The findings on one host, in the order to be shown."""
 
     name: str
     address: str
@@ -40,64 +27,47 @@ class HostReport(NamedTuple):
 
 
 class Exchange(NamedTuple):
-    """An all-reduce of one message size between all hosts.
-
-    Attributes:
-        bytes: of the message.
-        seconds: that it takes, the median of several.
-        bandwidth_bytes_per_s: what each host's link carries meanwhile: of a ring of p hosts,
-            2 (p − 1) / p · bytes / seconds.
-    """
+    """An all-reduce of one message size between all hosts; the time is a median."""
 
     bytes: int
     seconds: float
-    bandwidth_bytes_per_s: float
+    bandwidth_bytes_per_s: float  # of each link; in a ring of p hosts 2 (p − 1) / p · bytes / s
 
 
 class Report(NamedTuple):
-    """All that was found.
-
-    Attributes:
-        findings: about this machine, or about a cluster as a whole.
-        hosts: of a cluster.
-        network: all-reduces between its hosts, the smallest message first.
-    """
+    """The findings about this machine or a cluster as a whole, its hosts and its network."""
 
     findings: list[Finding]
     hosts: Sequence[HostReport] = ()
-    network: Sequence[Exchange] = ()
+    network: Sequence[Exchange] = ()  # the smallest message first
 
     @property
     def all_findings(self) -> list[tuple[str, Finding]]:
-        """Each with the name of its host; "" for those of none."""
+        """All findings, each with the name of its host or ""."""
         own = [("", finding) for finding in self.findings]
         return [(host.name, finding) for host in self.hosts for finding in host.findings] + own
 
     @property
     def bad(self) -> list[str]:
-        """Names of what must be fixed, with their hosts."""
-        found = self.all_findings
-        return [f"{host} {f.name}".strip() for host, f in found if f.ok is False]
+        """Names of failed checks, with their hosts."""
+        return [f"{host} {f.name}".strip() for host, f in self.all_findings if f.ok is False]
 
     def to_json(self) -> dict[str, Any]:
-        """As ``--json`` prints it."""
+        """Return the JSON values that ``--json`` prints."""
+        hosts = [
+            host._asdict() | {"findings": [finding._asdict() for finding in host.findings]}
+            for host in self.hosts
+        ]
         return {
             "ok": not self.bad,
-            "hosts": [
-                {
-                    "name": host.name,
-                    "address": host.address,
-                    "findings": [finding._asdict() for finding in host.findings],
-                }
-                for host in self.hosts
-            ],
+            "hosts": hosts,
             "findings": [finding._asdict() for finding in self.findings],
             "network": [exchange._asdict() for exchange in self.network],
         }
 
 
 def described(report: Report) -> str:
-    """The report for people: host by host, then what concerns all."""
+    """Return the report as text: host by host, then what concerns all."""
     width = max(len(finding.name) for _, finding in report.all_findings)
     blocks = [
         _block(f"{host.name} ({host.address})", _folded(host.findings), width)
@@ -116,7 +86,7 @@ def described(report: Report) -> str:
 
 
 def _folded(findings: Sequence[Finding]) -> list[Finding]:
-    """Software that is as it should be in one line: of many hosts, it is the same."""
+    """Put software that is fine into one line."""
     well = [f for f in findings if f.name in _SOFTWARE and f.ok]
     message = ", ".join(f"{f.name} {f.value}" for f in well)
     folded = [Finding("software", message, True)] if well else []
@@ -133,7 +103,7 @@ def _block(title: str, findings: Sequence[Finding], width: int) -> str:
 
 
 def size(num_bytes: float) -> str:
-    """Bytes, in units of 1,000 and three digits."""
+    """Return bytes in units of 1,000, with three digits."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if num_bytes >= factor:
             return f"{num_bytes / factor:.3g} {unit}"
@@ -141,13 +111,13 @@ def size(num_bytes: float) -> str:
 
 
 def rate(bytes_per_s: float) -> str:
-    """Bytes per second, in MB/s."""
+    """Return bytes per second in MB/s."""
     in_mb = bytes_per_s / 1e6
     return f"{in_mb:,.0f} MB/s" if in_mb >= 10 else f"{in_mb:.2g} MB/s"
 
 
 def duration(seconds: float) -> str:
-    """A time, in three digits."""
+    """Return a time with three digits."""
     if seconds < 1e-3:
         return f"{seconds * 1e6:.3g} µs"
     return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"

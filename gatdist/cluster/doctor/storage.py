@@ -1,7 +1,6 @@
-"""Storage as it is reached from this process: whether a run works on it, and how fast it is.
+"""Checks that a run works on storage as it is reached from this process, and how fast it is.
 
-What a run does is done by the same classes that a run uses, in a folder of the doctor's own, which
-is deleted again.
+The same classes as in a run do what a run does, in a folder that is deleted again.
 """
 
 from __future__ import annotations
@@ -20,49 +19,41 @@ from gatdist.common.errors import GatdistError, StorageError
 from gatdist.storage import Store
 
 _PREFIX = "doctor-"
-# The next size is tried only where the one before was quick: slow storage must not be waited for.
+# A larger file is tried only after a quick one.
 _SIZES = (64_000, 1_000_000, 8_000_000)
 _LARGE_BYTES = 105_000_000  # what object stores take in several parts
 _QUICK_S, _LARGE_S = 1.0, 4.0
 _PROBE = "probe"
-_BUDGET_S = 10.0
+_LIMITS = {"retry_budget_s": 10.0, "stall_s": 10.0}
 
 
 class StorageInfo(NamedTuple):
-    """Of storage as one host reaches it.
-
-    Attributes:
-        error: why it can't be used from there; "" if it can.
-        bytes: of the file that was written and read.
-        write_s: seconds that writing it took.
-        read_s: seconds that reading it took.
-        note: what does not keep a run from working; "" for nothing.
-    """
+    """Storage as one host reaches it: why it is unusable ("" if it is usable), or its speed."""
 
     error: str
-    bytes: int = 0
+    bytes: int = 0  # of the file that was written and read
     write_s: float = 0.0
     read_s: float = 0.0
-    note: str = ""
+    note: str = ""  # a limitation with which a run works
 
 
 @contextmanager
 def token(url: str, options: Mapping[str, Any]) -> Iterator[Token]:
-    """A file that this process leaves in the folder at ``url`` for as long as hosts look for it.
+    """Leave a file in the folder at ``url`` while hosts look for it.
 
     Raises:
-        StorageError: it can't be written there.
-        StorageUnavailableError: storage does not answer.
+        StorageError: the folder is not writable.
+        StorageUnavailableError: the storage does not answer.
     """
-    with left_token(Store(url, options, **_limits()), url, options, _PREFIX) as found:
+    with left_token(Store(url, options, **_LIMITS), url, options, _PREFIX) as found:
         yield found
 
 
 def look(expected: Token) -> StorageInfo:
-    """Find what another process has written; then do all that a run does, and delete it again."""
-    if error := storage_error(expected, **_limits()):
+    """Find another process's file; then do all that a run does, and delete it again."""
+    if error := storage_error(expected, **_LIMITS):
         return StorageInfo(error)
-    store = Store(expected.url, expected.options, **_limits())
+    store = Store(expected.url, expected.options, **_LIMITS)
     name = f"{_PREFIX}{uuid.uuid4().hex}"
     try:
         with _deleted_again(store, name):
@@ -79,7 +70,7 @@ def look(expected: Token) -> StorageInfo:
 
 @contextmanager
 def _deleted_again(store: Store, name: str) -> Iterator[None]:
-    """Deletes the folder at the end, also after a failure, which is the one that is raised then."""
+    """Delete the folder at the end. A failure before that is raised rather than one of deleting."""
     try:
         yield
     except GatdistError:
@@ -92,17 +83,17 @@ def _deleted_again(store: Store, name: str) -> Iterator[None]:
 
 
 def _as_a_run_does(store: Store, name: str) -> str:
-    """Each operation of a run. Returns a note.
+    """Try each operation of a run. Returns a note.
 
     Raises:
-        GatdistError: one failed.
+        GatdistError: an operation failed.
     """
     _read_and_list(store, name)
     folder = store.child(name)
     for content in (b"first", b"second"):
         created = folder.create("created", content)
     note = (
-        "conditional writes are ignored: of two starts at the same instant, the first may go on "
+        "conditional writes are ignored: of two starts at the same instant, the first may continue "
         "until its next checkpoint"
     )
     _attempt_and_checkpoints(folder)
@@ -114,7 +105,7 @@ def _as_a_run_does(store: Store, name: str) -> str:
 
 
 def _read_and_list(store: Store, name: str) -> None:
-    """What else fails needs these to be deleted again."""
+    """Try the operations that deleting needs."""
     content, probe = uuid.uuid4().bytes, f"{name}/{_PROBE}"
     store.publish(probe, content)
     missing = f"{name}/absent"
@@ -134,7 +125,7 @@ def _read_and_list(store: Store, name: str) -> None:
 
 
 def _attempt_and_checkpoints(folder: Store) -> None:
-    """An attempt that appends metrics, commits two checkpoints and deletes the first."""
+    """Start an attempt that appends metrics, commits two checkpoints and deletes the first."""
     import torch
 
     from gatdist.runs import Checkpoints, Retention, RunDirectory, read_lines
@@ -159,13 +150,13 @@ def _attempt_and_checkpoints(folder: Store) -> None:
     if warnings:
         raise StorageError(folder.url, warnings[0])
     if newest is None or newest.state != {"samples_seen": 2} or len(checkpoints.committed()) != 1:
-        raise StorageError(folder.url, "does not give back the checkpoint that was committed")
+        raise StorageError(folder.url, "does not return the checkpoint that was committed")
     if len(read_lines(folder, "metrics.jsonl")) != 2:
-        raise StorageError(folder.url, "does not give back the lines that were appended")
+        raise StorageError(folder.url, "does not return the lines that were appended")
 
 
 def _speed(store: Store, name: str) -> StorageInfo:
-    """Of larger and larger files, as long as they do not take long."""
+    """Time larger and larger files while they are quick."""
     sizes = _SIZES if store.is_local else (*_SIZES, _LARGE_BYTES)
     found = StorageInfo("")
     for num_bytes in sizes:
@@ -180,31 +171,6 @@ def _speed(store: Store, name: str) -> StorageInfo:
     return found
 
 
-def judge(facts: StorageInfo, url: str) -> Finding:
-    """The verdict.
-
-    Args:
-        facts: of one host.
-        url: of the folder, without secrets.
-    """
-    if facts.error:
-        return Finding(
-            "storage",
-            facts.error,
-            False,
-            "Give all hosts the same storage, credentials and a way to it; a local path must be "
-            "shared",
-        )
-    up, down = rate(facts.bytes / facts.write_s), rate(facts.bytes / facts.read_s)
-    note = f"; {facts.note}" if facts.note else ""
-    return Finding("storage", f"{up} up, {down} down, by {size(facts.bytes)} ({url}){note}", True)
-
-
-def shown(expected: Token) -> str:
-    """The folder's URL without secrets."""
-    return Store(expected.url, expected.options).url
-
-
 def _timed(store: Store, name: str, num_bytes: int) -> StorageInfo:
     content = uuid.uuid4().bytes * (num_bytes // 16)
     began = time.perf_counter()
@@ -212,9 +178,20 @@ def _timed(store: Store, name: str, num_bytes: int) -> StorageInfo:
     written = time.perf_counter()
     same = store.read(name) == content
     read = time.perf_counter()
-    error = "" if same else f"{store.url} gives other bytes than were written"
+    error = "" if same else f"{store.url} returns other bytes than were written"
     return StorageInfo(error, len(content), written - began, read - written)
 
 
-def _limits() -> dict[str, float]:
-    return {"retry_budget_s": _BUDGET_S, "stall_s": _BUDGET_S}
+def assess(info: StorageInfo, url: str) -> Finding:
+    """Assess one host's storage at ``url``, which has no secrets."""
+    if info.error:
+        hint = "Give all hosts the same storage, credentials and network; a local path must be "
+        return Finding("storage", info.error, False, f"{hint}shared")
+    up, down = rate(info.bytes / info.write_s), rate(info.bytes / info.read_s)
+    note = f"; {info.note}" if info.note else ""
+    return Finding("storage", f"{up} up, {down} down, by {size(info.bytes)} ({url}){note}", True)
+
+
+def shown(expected: Token) -> str:
+    """Return the folder's URL without secrets."""
+    return Store(expected.url, expected.options).url
