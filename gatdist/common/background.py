@@ -1,4 +1,4 @@
-"""Writing behind the back of training: steps go on while storage is slow, or away for a while."""
+"""Writes in the background: training continues while storage is slow or unavailable."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 
 class Background:
-    """Does work in a thread of its own, in the order of the calls.
+    """Runs work in one thread, in the order of the calls.
 
-    What fails is raised by a later call, at the latest by :meth:`close`. After a failure nothing
-    more is done: what was to follow may rest on what failed.
+    A failure is raised by a later call, at the latest by :meth:`close`. After a failure nothing
+    more is done: what was to follow may depend on what failed.
 
     Args:
-        name: of the thread.
-        max_pending: with so much waiting, a call waits, too.
+        name: Of the thread.
+        max_pending: Length of the queue above which a call waits.
 
     Attributes:
-        failed: whether something has.
+        failed: Whether some work has failed.
     """
 
     def __init__(self, name: str, max_pending: int = 32) -> None:
@@ -31,12 +31,12 @@ class Background:
 
     @property
     def busy_s(self) -> float:
-        """For how long the present piece of work has taken so far; 0 where there is none."""
+        """Seconds that the present work has taken so far; 0 while idle."""
         since = self._working_since
         return 0.0 if since is None else time.monotonic() - since
 
     def submit(self, work: Callable[[], object]) -> Future[None]:
-        """Have ``work()`` done. Raises what went wrong since the last call."""
+        """Queue ``work()``. Raises failures since the last call."""
         self.check()
         while len(self._pending) >= self._max_pending:
             self._pending.popleft().result()
@@ -45,12 +45,12 @@ class Background:
         return future
 
     def check(self) -> None:
-        """Raise what went wrong since the last call; waits for nothing."""
+        """Raise failures since the last call, without waiting."""
         while self._pending and self._pending[0].done():
             self._pending.popleft().result()
 
     def wait(self) -> None:
-        """Return when all is done. Raises what went wrong since the last call."""
+        """Wait until all work is done. Raises failures since the last call."""
         while self._pending:
             self._pending.popleft().result()
 
@@ -75,24 +75,16 @@ class Background:
 
 
 class Coalesced:
-    """Work that a background thread runs soon after each request.
-
-    Requests made while one waits are joined, so that a request never waits, and no more than one
-    entry of the thread's queue is taken.
-
-    Args:
-        background: the thread.
-        work: what it runs.
-    """
+    """Work that a background thread runs once for all requests made while it is queued."""
 
     def __init__(self, background: Background, work: Callable[[], object]) -> None:
         self._background, self._work = background, work
         self._is_requested = False
 
     def request(self) -> None:
-        """Have the work run from its beginning at least once after this call.
+        """Run the work from its beginning at least once after this call, without waiting.
 
-        Raises what went wrong in the thread since the last call.
+        Raises failures in the thread since the last call.
         """
         if self._is_requested:
             self._background.check()

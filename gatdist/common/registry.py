@@ -1,4 +1,4 @@
-"""Names that a configuration can use, and what they stand for; plugins add to them."""
+"""Registries of what a configuration can name, and calls of users' code."""
 
 from __future__ import annotations
 
@@ -27,18 +27,14 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Entries by name.
-
-    Args:
-        field: the configuration key that holds such a name, for messages.
-    """
+    """Entries by name; ``field`` is the configuration key that holds a name, for messages."""
 
     def __init__(self, field: str) -> None:
         self.field = field
         self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Decorator that adds an entry. Raises PluginError if another one has the name."""
+        """Return a decorator that adds an entry. Raises PluginError if the name is taken."""
 
         def add(entry: T) -> T:
             if self._entries.setdefault(name, entry) is not entry:
@@ -50,13 +46,12 @@ class Registry(Generic[T]):
         return add
 
     def __getitem__(self, name: str) -> T:
-        """The entry. Raises ConfigError, with the nearest name, if there is none."""
         if name not in self._entries:
             raise ConfigError(self.field, f"not known. {nearest(name, self._entries)}", value=name)
         return self._entries[name]
 
     def names(self) -> list[str]:
-        """All names, sorted."""
+        """Return all names, sorted."""
         return sorted(self._entries)
 
 
@@ -66,13 +61,13 @@ def call_with_options(
     """Call ``function(**given, **options)`` if the options fit its signature.
 
     Args:
-        function: or a class; takes keyword arguments with type annotations.
-        options: from the user's configuration.
-        field: the configuration key that holds the options, for messages.
-        given: what the system passes; the user may not.
+        function: A function or class with annotated keyword arguments.
+        options: From the user's configuration.
+        field: Configuration key of the options, for messages.
+        given: Arguments that the user must not set.
 
     Raises:
-        ConfigError: an option that ``function`` does not take, lacks, or of the wrong type.
+        ConfigError: an option is unknown, missing or of the wrong type.
     """
     allowed = [name for name in inspect.signature(function).parameters if name not in given]
     for name in options:
@@ -82,7 +77,7 @@ def call_with_options(
             )
     check = validate_call(config=ConfigDict(strict=True, arbitrary_types_allowed=True))
     try:
-        if isinstance(function, type):  # whose call can't be checked, but that of __init__ can
+        if isinstance(function, type):  # only its __init__ can be checked
             kind: Any = function
             made: T = kind.__new__(kind)
             check(kind.__init__)(made, **given, **options)
@@ -101,22 +96,20 @@ def call_with_options(
 
 @contextmanager
 def user_code(subject: str, doing: str, *, value: object, hint: str = "") -> Iterator[None]:
-    """Turn whatever code of a user raises into a PluginError with the place that raised it.
+    """Turn exceptions of users' code into a PluginError that names the line.
 
     Args:
-        subject: the configuration key that names the code.
-        doing: what the code fails to do, for the message: "fails in its constructor".
-        value: of the key.
-        hint: a hint.
+        subject: Configuration key that names the code.
+        doing: What fails, for the message: "fails in its constructor".
+        value: Of the key.
+        hint: How to fix it.
 
     Raises:
         PluginError: chained to the exception, whose traceback ``gatdist train --debug`` prints.
     """
     try:
         yield
-    except GatdistError:
-        raise
-    except (KeyboardInterrupt, Interruption):
+    except (GatdistError, KeyboardInterrupt, Interruption):
         raise
     except BaseException as error:
         if is_machines_fault(error):
@@ -127,11 +120,11 @@ def user_code(subject: str, doing: str, *, value: object, hint: str = "") -> Ite
 
 
 def described(error: BaseException) -> str:
-    """Class and first line of an exception, and the user's line that raised it."""
+    """Return an exception's class and first line, and the user's line that raised it."""
     try:
         text = str(error)
-    except Exception:  # a class of the user's
-        text = "its message can't be read"
+    except Exception:  # of the user's class
+        text = "its message is unreadable"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     message = type(error).__name__
     if lines:
@@ -144,10 +137,7 @@ def described(error: BaseException) -> str:
 
 
 def is_machines_fault(error: BaseException) -> bool:
-    """Whether a device or another worker failed, and not the code that was called.
-
-    What a user's code raises itself is its own fault, whatever the message says.
-    """
+    """Whether a device or another worker failed, unless users' code itself raised the error."""
     frames = traceback.extract_tb(error.__traceback__)
     if frames and _is_users(frames[-1].filename, ()):
         return False
@@ -155,9 +145,9 @@ def is_machines_fault(error: BaseException) -> bool:
 
 
 def users_frame(error: BaseException, plugins: Iterable[str] = ()) -> traceback.FrameSummary | None:
-    """The innermost line of a user's code that an exception passed through; None if none.
+    """Return the innermost frame in users' code, or None.
 
-    Installed packages are a user's code only where ``plugins`` names a module of theirs.
+    An installed package is users' code only if ``plugins`` names a module of it.
     """
     packages = {name.partition(".")[0] for name in plugins}
     frames = traceback.extract_tb(error.__traceback__)
@@ -177,7 +167,7 @@ def _is_users(filename: str, packages: Collection[str]) -> bool:
 _FOLDER = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _STANDARD = [sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib")]
 _INSTALLED = re.compile(r"[\\/](?:site|dist)-packages[\\/](\w+)")
-# Frames that say little: of gatdist itself and of installed packages.
+# Frames that say little.
 _LIBRARIES = re.compile(
     rf"^{re.escape(_FOLDER)}|[\\/](site|dist)-packages[\\/](torch|pydantic|numpy)[\\/]"
     r"|^<|[\\/]lib(?:64)?[\\/]python3\.\d+[\\/](?!site-packages|dist-packages)"

@@ -1,7 +1,7 @@
-"""The process-wide random generators: torch's on every device, NumPy's and Python's.
+"""The process-wide random generators of torch (on every device), NumPy and Python.
 
-gatdist itself draws from :mod:`gatdist.parallel.draws`. Networks of users may draw from these
-generators in their forward (``nn.Dropout``, ``torch.randn_like``, ``random.random``); they are
+gatdist itself draws from :mod:`gatdist.parallel.draws`. Users' networks may draw from these
+generators in their forward (``nn.Dropout``, ``torch.randn_like``, ``random.random``). They are
 seeded before each such forward, so that what it draws is a function of the run's seed and of the
 samples' positions.
 """
@@ -18,17 +18,17 @@ import torch
 
 
 def seed_all(seed: int, stream: str, position: int) -> None:
-    """Seed all generators with a hash of the three; the host does not wait for a device.
+    """Seed all generators with a hash of the arguments, without waiting for a device.
 
     Args:
-        seed: of the run.
-        stream: names what is drawn.
-        position: of the first sample, in the run.
+        seed: Of the run.
+        stream: Name of what is drawn.
+        position: Position of the first sample in the run.
     """
     text = f"{seed}/{stream}/{position}".encode()
     key = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
-    # torch.manual_seed does the same in a hundred times the time: it also queues what to do once
-    # other devices are initialized.
+    # torch.manual_seed takes a hundred times as long: it also queues seeds for devices that are not
+    # initialized yet.
     torch.default_generator.manual_seed(key >> 1)
     if torch.cuda.is_initialized():
         for generator in torch.cuda.default_generators:
@@ -39,7 +39,7 @@ def seed_all(seed: int, stream: str, position: int) -> None:
 
 @contextmanager
 def generators_kept() -> Iterator[None]:
-    """Put all generators back at the end to where they were."""
+    """Restore the state of all generators at the end."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng(devices):
@@ -51,7 +51,7 @@ def generators_kept() -> Iterator[None]:
 
 
 def generator_states(device: torch.device) -> dict[str, object]:
-    """Each generator's state by name, to compare; torch's on the CPU and on ``device``."""
+    """Return each generator's state by name, torch's on the CPU and on ``device``, to compare."""
     _, words, place, *rest = np.random.get_state(legacy=True)  # noqa: NPY002
     states: dict[str, object] = {
         "random": random.getstate(),

@@ -1,8 +1,8 @@
-"""The configuration: frozen models, TOML files, ``--set`` overrides, and clear refusals.
+"""The configuration: frozen models, TOML files and ``--set`` overrides.
 
-A configuration is read once, by the driver, and travels as JSON to the workers and into
-``config.json``. ``${env:NAME}`` in URLs and storage options stays a reference until the moment of
-use (:func:`expand_env`), so that a secret never enters a file.
+The driver reads it once, and sends it as JSON to the workers and into ``config.json``.
+``${env:NAME}`` in URLs and storage options stays a reference until it is used
+(:func:`expand_env`), so that a secret never enters a file.
 """
 
 from gatdist.config.environment import (

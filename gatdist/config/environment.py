@@ -1,9 +1,8 @@
-"""What is read of the environment: secrets by reference, the cache folder, the user's modules."""
+"""Environment variables: references to secrets, the cache folder, and the user's modules."""
 
 from __future__ import annotations
 
 import importlib
-import importlib.resources
 import os
 import re
 import sys
@@ -17,18 +16,14 @@ _REFERENCES = re.compile(rf"(?:{REFERENCE.pattern}|:)+")  # USER:PASSWORD may be
 _SECRET = re.compile(
     r"key|secret|token|passw|credential|auth|sas|connection_string|cookie|signature", re.IGNORECASE
 )
-# Of HTTP, a user without a password may be a token; of Azure, it is the container.
+# In HTTP, a user without a password may be a token; in Azure, it is the container.
 _PASSWORD = re.compile(r"((?<=://)(?!\$\{)[^/\s:@]*:|(?<=http://)|(?<=https://))([^/\s]+)(?=@)")
 _URL_WITH_QUERY = re.compile(r"https?://[^\s'\"?]*\?[^\s'\"]*")
 _QUERY_VALUE = re.compile(r"([?&][^=&]*=)([^&]+)")
 
 
 def expand_env(text: str) -> str:
-    """Replace each ``${env:NAME}`` by that environment variable.
-
-    Raises:
-        ConfigError: it is not set.
-    """
+    """Replace each ``${env:NAME}`` by the variable. Raises ConfigError if it is not set."""
 
     def value(match: re.Match[str]) -> str:
         name = match.group(1)
@@ -42,34 +37,26 @@ def expand_env(text: str) -> str:
 
 
 def env_values(text: str, more: Iterable[tuple[str, str]] = ()) -> dict[str, str]:
-    """Variables for another process: those that ``text`` refers to, and others.
+    """Return variables for another process: those in ``text``, and expanded values of ``more``.
 
-    Args:
-        text: with references.
-        more: names and values; a value without a reference is left out.
-
-    Raises:
-        ConfigError: a variable is not set.
+    Values of ``more`` without a reference are skipped. Raises ConfigError if one is not set.
     """
     found = {name: expand_env(f"${{env:{name}}}") for name in REFERENCE.findall(text)}
     return found | {name: expand_env(value) for name, value in more if REFERENCE.search(value)}
 
 
 def set_env(values: Mapping[str, str]) -> None:
-    """Take over variables that another process has sent."""
+    """Set variables that another process has sent."""
     os.environ.update(values)
 
 
 def is_secret(key: str) -> bool:
-    """Whether the value of a storage option of that name is not to be shown."""
+    """Whether a key of that name may hold a secret."""
     return bool(_SECRET.search(key))
 
 
 def redact_url(text: str) -> str:
-    """A URL, or a text with URLs in it, without passwords and the values of a query.
-
-    References to the environment are kept.
-    """
+    """Mask passwords and query values in the URLs of a text. ``${env:NAME}`` is kept."""
 
     def masked(match: re.Match[str]) -> str:
         before, secret = match.groups()
@@ -80,28 +67,23 @@ def redact_url(text: str) -> str:
 
 
 def silence_profiler() -> None:
-    """Have torch's profiler tell standard error nothing of itself. For before torch is imported."""
+    """Keep torch's profiler from logging. Call it before torch is imported."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 def cache_folder() -> Path:
-    """Where embedded data sets and feature extractors are kept.
-
-    ``$GATDIST_CACHE``, else the user's cache folder.
-    """
+    """Return the folder of built-in data sets and features: ``$GATDIST_CACHE`` or the user's."""
     if own := os.environ.get("GATDIST_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gatdist"
 
 
 def import_plugins(names: Iterable[str]) -> None:
-    """Import the user's modules, which register networks, losses and so on.
-
-    The current folder is importable, as under ``python -m``.
+    """Import the user's modules, also from the current folder.
 
     Raises:
-        PluginError: a module is not found, or raises while it is imported.
+        PluginError: a module is not found, or raises an exception.
     """
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -114,5 +96,5 @@ def import_plugins(names: Iterable[str]) -> None:
                 "plugins",
                 f"the module does not import ({kind}: {error})",
                 value=name,
-                hint="Run the command from the folder that holds it, install it, or hint it",
+                hint="Run the command from the folder that holds it, install it, or fix it",
             ) from error

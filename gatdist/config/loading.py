@@ -1,8 +1,7 @@
-"""From presets, TOML files and ``--set`` to a checked configuration, or one clear message."""
+"""Loads a configuration from presets, TOML files and ``--set``."""
 
 from __future__ import annotations
 
-import importlib
 import importlib.resources
 import os
 import re
@@ -18,14 +17,14 @@ from gatdist.config.environment import is_secret
 from gatdist.config.models import Config
 from gatdist.config.sections import PenaltyConfig
 
-# Byte order marks, the longest first, since UTF-32's begins with UTF-16's.
+# Byte order marks. UTF-32 comes first, since its mark begins with that of UTF-16.
 _MARKS = {
     b"\xff\xfe\0\0": "utf-32",
     b"\0\0\xfe\xff": "utf-32",
     b"\xff\xfe": "utf-16",
     b"\xfe\xff": "utf-16",
 }
-# Which of the first four bytes are 0 where the file begins with ASCII characters and has no mark.
+# Which of the first four bytes are 0, in a file that begins with ASCII and has no mark.
 _ZEROS: dict[tuple[bool, ...], str] = {
     (False, True, True, True): "utf-32-le",
     (True, True, True, False): "utf-32-be",
@@ -35,7 +34,7 @@ _ZEROS: dict[tuple[bool, ...], str] = {
 _BARE_WORD = re.compile(r"[^\s\"'\[\]{}=,#]+")
 
 
-# Keys of earlier versions, which a run directory or a file may still have.
+# Keys of earlier versions, for hints.
 _RENAMED = {
     "run.tick_samples": "run.log_every_samples",
     "run.checkpoint_samples": "run.checkpoint_every_samples",
@@ -53,11 +52,11 @@ def load_config(source: str | os.PathLike[str], overrides: Iterable[str] = ()) -
     """Read a preset or TOML file, apply ``section.key=value`` overrides and check the result.
 
     Args:
-        source: the name of a preset (:func:`preset_names`) or the path of a ``.toml`` file.
-        overrides: ``--set`` arguments; values are TOML, a bare word is a string.
+        source: Name of a preset (:func:`preset_names`) or path of a ``.toml`` file.
+        overrides: Values are TOML; a bare word is a string.
 
     Raises:
-        ConfigError: the file can't be read, or a key or value is wrong.
+        ConfigError: the file is not readable, or a key or value is wrong.
     """
     source = os.fspath(source)
     values = read_toml(source) if source.endswith(".toml") else _preset(source)
@@ -72,7 +71,7 @@ def parse_config(values: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: a key is unknown, missing or wrong.
     """
-    # A section that is missing is told by the key that is missing in it.
+    # A missing section is reported by its first required key.
     values = {"run": {}, "data": {}, **values}
     try:
         return Config.model_validate(values)
@@ -81,27 +80,23 @@ def parse_config(values: Mapping[str, Any]) -> Config:
 
 
 def preset_names() -> list[str]:
-    """Names of the presets that come with the package, sorted."""
+    """Return the names of the built-in presets, sorted."""
     return sorted(
         p.name.removesuffix(".toml") for p in _presets().iterdir() if p.name.endswith(".toml")
     )
 
 
 def require_unchanged(old: Config, new: Config, where: str) -> None:
-    """Refuse to go on with a run made with ``old`` when ``new`` would change its mathematics.
-
-    Raises:
-        ConfigError: names the key and both values.
-    """
+    """Raise ConfigError if ``new`` changes a key that affects the result of the run ``where``."""
     before, after = old.result_keys(), new.result_keys()
-    # The lanes may follow from another key, which tells more.
+    # data.interleave may follow from another key, which says more.
     for key in sorted(before.keys() | after.keys(), key=lambda k: (k == "data.interleave", k)):
         if before.get(key) != after.get(key):
             raise ConfigError(
                 key,
-                f"the run in {where} was made with {before.get(key)!r}; two runs would mix",
+                f"the run in {where} was started with {before.get(key)!r}",
                 value=after.get(key),
-                hint="Give the old value to resume, or another --run-dir to start afresh",
+                hint="Use the old value to resume, or another --run-dir for a new run",
             )
 
 
@@ -110,11 +105,7 @@ def _presets() -> Any:
 
 
 def read_toml(path: str) -> dict[str, Any]:
-    """The tables of a TOML file, which may begin with a byte order mark.
-
-    Raises:
-        ConfigError: it can't be read, or is not TOML.
-    """
+    """Return the tables of a TOML file. Raises ConfigError if it is not readable or not TOML."""
     try:
         content = Path(path).read_bytes()
     except OSError as error:
@@ -135,10 +126,7 @@ def _preset(name: str) -> dict[str, Any]:
 
 
 def unicode_encoding(begin: bytes) -> str:
-    """The codec for a text file that begins with these four bytes, as RFC 4627 detects it.
-
-    UTF-8 where nothing speaks for another; its byte order mark is skipped.
-    """
+    """Return the codec of a text file by its first four bytes, as in RFC 4627; by default UTF-8."""
     for mark, codec in _MARKS.items():
         if begin.startswith(mark):
             return codec
@@ -163,13 +151,13 @@ def set_value(
     """Put the value of ``section.key=value`` into nested tables.
 
     Args:
-        values: the tables.
-        override: the value is TOML; a bare word is a string.
-        option: of the command line, for messages.
-        form: what it must look like, for messages.
+        values: The tables.
+        override: The value is TOML; a bare word is a string.
+        option: Command-line option, for messages.
+        form: Expected form, for messages.
 
     Raises:
-        ConfigError: it has another form, or its value can't be read.
+        ConfigError: it has another form, or its value is not TOML.
     """
     path, equals, text = override.partition("=")
     *sections, key = keys = path.strip().split(".")
@@ -179,7 +167,7 @@ def set_value(
         value = tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):
         if not _BARE_WORD.fullmatch(text.strip()):
-            rule, hint = "not a TOML value", "Put quotes around a string with blanks or signs"
+            rule, hint = "not a TOML value", "Quote a string with blanks or special characters"
             if any(map(may_be_secret, keys)):
                 raise ConfigError(f"{option} {path}", rule, hint=hint) from None
             raise ConfigError(f"{option} {path}", rule, value=text, hint=hint) from None
@@ -195,15 +183,9 @@ def set_value(
 def first_error(
     error: ValidationError, values: Mapping[str, Any], model: type[BaseModel]
 ) -> ConfigError:
-    """The most telling of the problems that pydantic found, as one of our messages.
+    """Return the most informative of the problems that pydantic found in ``values``.
 
-    Unknown keys go first: they explain the others. Of a union's branches, the one that came
-    furthest does.
-
-    Args:
-        error: what pydantic raised.
-        values: that it was given.
-        model: to which they should have fitted.
+    Unknown keys explain others. Of a union, the branch that matched furthest is reported.
     """
     problem = min(
         error.errors(),
@@ -212,11 +194,11 @@ def first_error(
     keys = _keys(problem["loc"], values, is_missing=problem["type"] == "missing")
     key = ".".join(keys)
     if key in _RENAMED:
-        return ConfigError(key, "unknown key", hint=f"It is called {_RENAMED[key]} now")
+        return ConfigError(key, "unknown key", hint=f"It was renamed to {_RENAMED[key]}")
     if problem["type"] == "extra_forbidden":
         return ConfigError(key, f"unknown key. {nearest(keys[-1], _fields_at(keys[:-1], model))}")
     if problem["type"] == "missing":
-        return ConfigError(key, "is required", hint=f"Add it to the file or say --set {key}=VALUE")
+        return ConfigError(key, "is required", hint=f"Add it to the file, or use --set {key}=VALUE")
     rule = (
         "must be a table of keys"
         if problem["type"] in ("dict_type", "model_type")
@@ -231,7 +213,7 @@ def first_error(
 def _keys(
     location: tuple[int | str, ...], values: Mapping[str, Any], *, is_missing: bool
 ) -> list[str]:
-    """A problem's location without the names of union branches, which no user wrote."""
+    """Return a problem's location without the names of union branches."""
     keys: list[str] = []
     level: Any = values
     for part in location:
@@ -246,12 +228,12 @@ def _keys(
 
 
 def may_be_secret(key: str) -> bool:
-    """Whether what a key holds is not to be shown in a message."""
+    """Whether messages must not show the value of a key."""
     return key.endswith("storage_options") or key == "runtime_env" or is_secret(key)
 
 
 def _fields_at(location: list[str], model: type[BaseModel]) -> list[str]:
-    """Names of the fields of the table there. An index of a list is no table of its own."""
+    """Return the names of the fields of the table at a location."""
     for part in location:
         if part not in model.model_fields:
             continue
@@ -261,7 +243,7 @@ def _fields_at(location: list[str], model: type[BaseModel]) -> list[str]:
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    """Models among a type, the branches of a union, and the items of a list."""
+    """Return the models in a type, the branches of a union, or the items of a list."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for argument in get_args(annotation) for model in _models_in(argument)]

@@ -1,4 +1,4 @@
-"""The whole configuration, its checks across sections, and what of it makes the result."""
+"""The whole configuration, its checks across sections, and the keys that affect the result."""
 
 from __future__ import annotations
 
@@ -33,11 +33,10 @@ class Config(Section):
     """The whole configuration of a run. See :func:`load_config`.
 
     Attributes:
-        plugins: modules of yours to import, which register networks, losses and the like.
+        plugins: Your own modules to import, which register networks, losses and so on.
 
     Raises:
-        ConfigError: from :func:`load_config` and :func:`parse_config`, for the first key that is
-            wrong.
+        ConfigError: from :func:`load_config` and :func:`parse_config`, for the first wrong key.
     """
 
     run: RunConfig
@@ -58,7 +57,7 @@ class Config(Section):
         if self.run.total_samples < self.step_samples:
             raise ConfigError(
                 "run.total_samples",
-                f"must be at least what one step shows ({self.step_samples})",
+                f"must be at least the samples of one step ({self.step_samples})",
                 value=self.run.total_samples,
             )
         if self.data.interleave is not None and self.run.global_batch % self.data.interleave:
@@ -71,7 +70,7 @@ class Config(Section):
         if self.cluster.min_workers > self.cluster.max_workers:
             raise ConfigError(
                 "cluster.workers",
-                "must hold the fewest first and the most second",
+                "must be [min, max]",
                 value=self.cluster.workers,
             )
         if self.run.convergence is not None:
@@ -87,9 +86,9 @@ class Config(Section):
         first, stop = self.monitor.profile_steps
         steps = -(-self.run.total_samples // self.step_samples)
         if first >= stop:
-            rule, hint = "must hold the first step, and a later one", f"Use {first}:{first + 10}"
+            rule, hint = "must be a first step and a later one", f"Use {first}:{first + 10}"
         elif stop - first > _MOST_PROFILED:
-            rule = f"may hold {_MOST_PROFILED} steps: nothing opens a longer trace"
+            rule = f"must be at most {_MOST_PROFILED} steps: nothing opens a longer trace"
             hint = f"Use {first}:{first + 10}"
         elif stop > steps:
             rule = f"must end within the run, which has {steps:,} steps"
@@ -99,7 +98,6 @@ class Config(Section):
         raise ConfigError("monitor.profile_steps (--profile)", rule, value=[first, stop], hint=hint)
 
     def _check_measured(self, key: str, metric: str) -> None:
-        """Raise ConfigError unless ``metric``, which ``key`` asks for, is measured on the way."""
         if metric not in self.evaluate.metrics:
             raise ConfigError(
                 key,
@@ -109,7 +107,7 @@ class Config(Section):
         if not self.evaluate.every_samples:
             raise ConfigError(
                 "evaluate.every_samples",
-                f"must be above 0 where {key} is asked for",
+                f"must be above 0 if {key} is set",
                 value=0,
                 hint="Set how often the metric is measured",
             )
@@ -117,19 +115,19 @@ class Config(Section):
     def _check_reduction(self) -> None:
         if self.run.reduction != "canonical":
             return
-        lanes, batch = self.run.virtual_workers, self.run.global_batch
-        if lanes & (lanes - 1):
+        parts, batch = self.run.virtual_workers, self.run.global_batch
+        if parts & (parts - 1):
             raise ConfigError(
                 "run.virtual_workers",
                 "must be a power of two",
-                value=lanes,
-                hint=f"Use {2 ** (lanes.bit_length() - 1)}",
+                value=parts,
+                hint=f"Use {2 ** (parts.bit_length() - 1)}",
             )
-        if batch % lanes:
+        if batch % parts:
             raise ConfigError(
                 "run.virtual_workers",
                 f"must divide run.global_batch ({batch})",
-                value=lanes,
+                value=parts,
                 hint=f"Use {batch & -batch}, or another batch",
             )
         for name in BOTH:
@@ -137,31 +135,28 @@ class Config(Section):
             if player.micro_batch is not None:
                 raise ConfigError(
                     f"optim.{name}.micro_batch",
-                    "has no use under run.reduction = 'canonical', whose lanes go through one by "
-                    "one",
+                    "has no effect under run.reduction = 'canonical', which computes one virtual "
+                    "worker at a time",
                     value=player.micro_batch,
                     hint="Leave it out, and raise run.virtual_workers",
                 )
         if self.precision.reduce_dtype != "full":
             raise ConfigError(
                 "precision.reduce_dtype",
-                "would round differently on other numbers of workers, which run.reduction = "
-                "'canonical' excludes",
+                "must be 'full' under run.reduction = 'canonical', whose result must not depend on "
+                "the number of workers",
                 value=self.precision.reduce_dtype,
                 hint="Use 'full', or run.reduction = 'fast'",
             )
 
     @property
     def step_samples(self) -> int:
-        """Real samples that one step shows, globally: a global batch each discriminator step."""
+        """Real samples per step, summed over workers: a global batch per discriminator step."""
         return self.run.global_batch * self.game.num_discriminator_steps
 
     @property
     def interleave(self) -> int:
-        """Number of lanes of the sample order.
-
-        ``data.interleave``, else the largest divisor of the batch up to 64.
-        """
+        """``data.interleave``, or its default: the largest divisor of the batch up to 64."""
         batch = self.run.global_batch
         return self.data.interleave or next(
             n for n in range(min(64, batch), 0, -1) if batch % n == 0
@@ -171,13 +166,13 @@ class Config(Section):
         """Raise ConfigError unless ``num_workers`` workers can share the global batch."""
         batch = self.run.global_batch
         if self.run.reduction == "canonical":
-            lanes = self.run.virtual_workers
-            fitting = min(lanes, 2 ** (num_workers.bit_length() - 1))
+            parts = self.run.virtual_workers
+            fitting = min(parts, 2 ** (num_workers.bit_length() - 1))
             if fitting != num_workers:
                 raise ConfigError(
                     "cluster.workers",
                     "must be a power of two up to run.virtual_workers "
-                    f"({lanes}) under run.reduction = 'canonical'",
+                    f"({parts}) under run.reduction = 'canonical'",
                     value=num_workers,
                     hint=f"Use --workers {fitting}, or run.reduction = 'fast'",
                 )
@@ -192,7 +187,7 @@ class Config(Section):
             )
 
     def fitting_workers(self) -> list[int]:
-        """The numbers of workers in ``cluster.workers`` that can share the global batch, ascending.
+        """Return the sizes in ``cluster.workers`` that can share the global batch, ascending.
 
         Raises:
             ConfigError: there is none.
@@ -210,17 +205,16 @@ class Config(Section):
         return found
 
     def redacted(self) -> dict[str, Any]:
-        """The configuration as JSON values; secrets masked, references kept."""
+        """Return the configuration as JSON values with secrets masked and references kept."""
         values = self.model_dump(mode="json")
         for section, key in _SECRETIVE:
             values[section][key] = _masked(values[section][key])
         return values
 
     def result_keys(self) -> dict[str, Any]:
-        """The dotted keys whose change would change the result, and their values.
+        """Return the dotted keys that affect the result, and their values.
 
-        Paths, workers, logging and evaluation are not among them. ``run.total_samples`` is, only
-        where the learning rate decays towards it.
+        ``run.total_samples`` does only if the learning rate decays towards it.
         """
         flat = flatten(self.model_dump(mode="json"))
         exact = {
@@ -235,14 +229,14 @@ class Config(Section):
         return exact
 
     def digest(self) -> str:
-        """SHA-256 (hex) of :meth:`result_keys`."""
+        """Return the SHA-256 (hex) of :meth:`result_keys`."""
         return hashlib.sha256(json.dumps(self.result_keys(), sort_keys=True).encode()).hexdigest()
 
 
 _MOST_PROFILED = 500
-# A reference, or one behind the word that HTTP wants before it.
+# A reference, or one after the scheme of an HTTP header.
 _AUTHORIZATION = re.compile(rf"(?:(?:Basic|Bearer|Token) )?{REFERENCE.pattern}")
-# Where secrets may be, as values by their names or in URLs.
+# Keys that may hold secrets, by the names of their values or in URLs.
 _SECRETIVE = (
     ("run", "storage_options"),
     ("data", "storage_options"),
@@ -276,7 +270,7 @@ _RESULT_KEYS = (
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one mapping with dotted keys."""
+    """Return nested mappings as one mapping with dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
@@ -287,7 +281,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _masked(value: Any, key: str = "") -> Any:
-    """JSON values without those of secret names, and without the secrets in URLs."""
+    """Mask JSON values of secret names, and secrets in URLs."""
     if isinstance(value, dict):
         return {name: _masked(one, f"{key}.{name}") for name, one in value.items()}
     if isinstance(value, list):
