@@ -43,7 +43,7 @@ _GRACE_S = 30.0
 
 
 class Attempt(threading.Thread):
-    """Ray Train in a thread of the driver.
+    """Ray Train in a thread of the driver; ``error`` is what it raised.
 
     Args:
         config: Of the run.
@@ -51,11 +51,8 @@ class Attempt(threading.Thread):
         needs: Resources of each worker.
         bridge: Of this launch. Its mailbox holds what workers need, since Ray may log the rest.
         records: An empty local folder for Ray Train's own records, which are not used.
-        reason: For ``attempts.jsonl``.
+        reason: Why there is this launch, for ``attempts.jsonl``.
         first: Whether this is the first launch of the run.
-
-    Attributes:
-        error: What Ray Train raised, once the thread has ended.
     """
 
     def __init__(

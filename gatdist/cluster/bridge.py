@@ -20,23 +20,14 @@ _ANSWER_S = 60.0
 
 
 class DriverUpdate(NamedTuple):
-    """What the driver reads from the mailbox.
+    """What the driver reads from the mailbox."""
 
-    Attributes:
-        events: For the console, since the last update.
-        heartbeats: The last one of each worker, by rank.
-        stacks: Requested stacks, by rank.
-        outcome: What the training loop returned; None before that.
-        failure: Class and message of the first GatdistError of a worker.
-        controller: Handle of Ray Train's controller; None until it has started.
-    """
-
-    events: list[Event]
-    heartbeats: list[Heartbeat]
-    stacks: dict[int, str]
-    outcome: dict[str, Any] | None
-    failure: tuple[str, str] | None
-    controller: Any
+    events: list[Event]  # for the console, since the last update
+    heartbeats: list[Heartbeat]  # the last one of each worker, by rank
+    stacks: dict[int, str]  # requested ones, by rank
+    outcome: dict[str, Any] | None  # what the training loop returned
+    failure: tuple[str, str] | None  # class and message of a worker's first GatdistError
+    controller: Any  # handle of Ray Train's controller; None until it has started
 
 
 class Mailbox:
@@ -69,9 +60,7 @@ class Mailbox:
     def take(self, launch: int, orders: Orders) -> DriverUpdate:
         """Store the driver's orders and return an update.
 
-        Args:
-            launch: The driver's current launch.
-            orders: ``stop``, and the number of the last request for ``stacks``.
+        The orders are to ``stop``, and the number of the last request for ``stacks``.
         """
         if launch > self._launch:
             self._begin(launch)
@@ -129,12 +118,7 @@ class Mailbox:
 class Bridge:
     """A handle to a :class:`Mailbox` for one launch, which can be sent to workers.
 
-    Args:
-        actor: The mailbox; None starts one beside the driver.
-        launch: Number of the launch, from 1.
-
-    Attributes:
-        controller: Handle of Ray Train's controller, once :meth:`take` has found it.
+    Without an ``actor``, it starts a mailbox beside the driver.
     """
 
     def __init__(self, actor: Any = None, launch: int = 0) -> None:

@@ -125,11 +125,8 @@ def _set_authentication(variables: Mapping[str, str | None]) -> None:
 def require_temporary_folder(*, for_ray: bool) -> None:
     """Reject a temporary folder that is not writable, or too deep for Ray's sockets.
 
-    Args:
-        for_ray: Whether Ray will be started on this machine.
-
-    Raises:
-        ClusterError: names the variable to set.
+    Ray's sockets matter if it will be started on this machine. The ClusterError names the variable
+    to set.
     """
     try:
         folder = Path(tempfile.gettempdir())
@@ -172,10 +169,7 @@ def temporary_log() -> Iterator[Path]:
 
 
 def reachable(address: str) -> str:
-    """Return HOST:PORT of a cluster that answers and accepts our token.
-
-    Args:
-        address: HOST:PORT, or ``auto``, which is returned if it leads to none.
+    """Return HOST:PORT of a cluster that answers and accepts our token; ``auto`` if there is none.
 
     Raises:
         ClusterError: nobody answers there, or the cluster rejects our token.

@@ -30,12 +30,7 @@ _LOOK_S = 0.5
 def drain(within_s: float, address: str = "auto") -> bool:
     """Drain Ray's nodes on this host and wait until they are gone. They leave when they are idle.
 
-    Args:
-        within_s: Seconds until the host is taken away.
-        address: HOST:PORT of Ray's head; ``auto`` finds it as Ray does.
-
-    Returns:
-        Whether they left in time.
+    Returns whether they left within ``within_s`` seconds. ``auto`` finds the head as Ray does.
 
     Raises:
         ClusterError: Ray's head does not answer or rejects our token.

@@ -68,7 +68,7 @@ def groups(address: str, most: int) -> Iterator[Groups]:
         has = ray.cluster_resources()  # type: ignore[no-untyped-call]
         needs = needs_of(config, has)
         _require_room(config, Nodes.now().capacity(needs), has)
-        yield Groups(needs, config.cluster.placement.upper(), terminal, log)
+        yield Groups(needs, terminal, log)
 
 
 def _config(address: str, workers: int) -> Config:
@@ -88,19 +88,10 @@ def _require_room(config: Config, room: int, has: dict[str, float]) -> None:
 
 
 class Groups:
-    """Starts groups; made by :func:`groups`.
+    """Starts groups of workers with these needs; made by :func:`groups`."""
 
-    Args:
-        needs: Resources of each worker.
-        placement: Ray's placement strategy.
-        terminal: Shows progress.
-        log: Ray's own, for messages.
-    """
-
-    def __init__(
-        self, needs: dict[str, float], placement: str, terminal: TextIO, log: Path
-    ) -> None:
-        self._needs, self._placement, self._terminal, self._log = needs, placement, terminal, log
+    def __init__(self, needs: dict[str, float], terminal: TextIO, log: Path) -> None:
+        self._needs, self._terminal, self._log = needs, terminal, log
 
     def together(
         self, world_size: int, function: Callable[..., Any], *args: Any
@@ -109,11 +100,7 @@ class Groups:
 
         ``comm`` is the workers' communicator, ``report`` shows lines of progress (of worker 0), and
         ``interface`` is the name of the network interface to the other workers, "" for loopback.
-
-        Args:
-            world_size: Number of workers.
-            function: Defined at the top of a module that all hosts have.
-            args: Sent through Ray, as the results are.
+        The function is defined at the top of a module that all hosts have.
 
         Returns:
             The results by rank, and the seconds until the group could communicate.
@@ -133,7 +120,7 @@ class Groups:
     @contextmanager
     def _placed(self, world_size: int) -> Iterator[list[Any]]:
         """Yield actors with resources of their own, those of a host next to each other."""
-        place = placement_group([self._needs] * world_size, strategy=self._placement)
+        place = placement_group([self._needs] * world_size, strategy="PACK")
         actors: list[Any] = []
         try:
             if not place.wait(_ROOM_S):
@@ -151,19 +138,10 @@ class Groups:
             remove_placement_group(place)
 
     def _actor(self, place: PlacementGroup, index: int) -> Any:
-        rest = {name: n for name, n in self._needs.items() if name not in ("CPU", "GPU")}
-        return (
-            ray.remote(cast(Any, _Worker))
-            .options(
-                num_cpus=self._needs["CPU"],
-                num_gpus=self._needs.get("GPU", 0),
-                resources=rest,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(
-                    place, placement_group_bundle_index=index
-                ),
-            )
-            .remote()
-        )
+        strategy = PlacementGroupSchedulingStrategy(place, placement_group_bundle_index=index)
+        cpus, gpus = self._needs["CPU"], self._needs.get("GPU", 0)
+        options = {"num_cpus": cpus, "num_gpus": gpus, "scheduling_strategy": strategy}
+        return ray.remote(cast(Any, _Worker)).options(**options).remote()
 
     def _join(self, actors: Sequence[Any]) -> None:
         (rendezvous,) = self._get([actors[0].rendezvous.remote()])

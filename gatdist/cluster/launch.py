@@ -78,14 +78,8 @@ def fit(
 ) -> dict[str, Any]:
     """Train with ``cluster.workers`` workers, here or on the cluster at ``cluster.address``.
 
-    Args:
-        config: Of the run.
-        run_dir: A URL, or an absolute path that all workers reach.
-        console: Shows progress; None shows nothing.
-        interrupts: Requests the end of the run.
-
-    Returns:
-        See :func:`gatdist.training.loop.run`.
+    All workers must reach ``run_dir``, a URL or absolute path. Returns what
+    :func:`gatdist.training.loop.run` returns.
 
     Raises:
         ClusterError: the address does not answer, or the cluster is too small.
@@ -109,17 +103,7 @@ def fit(
 
 
 class _Run:
-    """The driver's state of a run, from launch to launch.
-
-    Attributes:
-        sizes: Numbers of workers that the run can have, ascending.
-        needs: Resources of each worker.
-        launches: Number of launches so far.
-        reached: Samples seen by the newest checkpoint.
-        left_s: Seconds that the run takes at its present speed; 0 if unknown.
-        start_s: Seconds that the last start took.
-        disturbances: Number of failures and preemption notices so far.
-    """
+    """The driver's state of a run, from launch to launch."""
 
     def __init__(
         self,
@@ -141,8 +125,11 @@ class _Run:
         elastic = len(self.sizes) > 1
         self._demand = Demand(self.needs, self.sizes[-1] * joined, at_once=joined and elastic)
         self.began = time.monotonic()
-        self.launches = self.reached = self.disturbances = 0
-        self.left_s, self.start_s = 0.0, _USUAL_START_S
+        self.launches = 0
+        self.reached = 0  # samples seen by the newest checkpoint
+        self.disturbances = 0  # failures and preemption notices
+        self.left_s = 0.0  # seconds to the end at the present speed; 0 if unknown
+        self.start_s = _USUAL_START_S  # seconds that the last start took
 
     def train(self) -> dict[str, Any]:
         """Launch workers until the run is over. See :func:`fit`."""
@@ -243,15 +230,11 @@ class _Run:
 
 
 class _Launch:
-    """One launch of ``size`` workers.
-
-    Attributes:
-        stop_reason: Why the driver has asked the workers to stop; "" if it has not.
-    """
+    """One launch of ``size`` workers."""
 
     def __init__(self, run: _Run, size: int) -> None:
         self._run, self._size, self._cluster = run, size, run.config.cluster
-        self.stop_reason = ""
+        self.stop_reason = ""  # why the driver has asked the workers to stop
         self._began = self._looked = time.monotonic()
         self._has_started = False  # all workers have sent heartbeats
         self._growth = Growth(_GROWTH_PATIENCE_S)

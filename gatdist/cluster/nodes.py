@@ -20,19 +20,12 @@ _SET_BY_KUBERAY = "RAY_enable_autoscaler_v2"
 
 @dataclass(frozen=True)
 class Nodes:
-    """A snapshot of the hosts, by Ray's node ids.
-
-    Attributes:
-        alive: Reachable hosts.
-        draining: Seconds until each draining host is taken away; infinity if unknown.
-        free: Unused resources of each other host.
-        total: All resources of each other host.
-    """
+    """A snapshot of the hosts, by Ray's node ids."""
 
     alive: frozenset[str]
-    draining: Mapping[str, float]
-    free: Mapping[str, Mapping[str, float]]
-    total: Mapping[str, Mapping[str, float]]
+    draining: Mapping[str, float]  # seconds until it is taken away; infinity if unknown
+    free: Mapping[str, Mapping[str, float]]  # unused resources of each host that does not drain
+    total: Mapping[str, Mapping[str, float]]  # its resources, used or not
 
     @classmethod
     def now(cls) -> Nodes:
@@ -72,12 +65,9 @@ def dead_actors(actors: Collection[str]) -> set[str]:
 
 
 class Demand:
-    """A context that requests hosts from Ray's autoscaler, and cancels the request at its end.
+    """A context that requests hosts for ``count`` workers from Ray's autoscaler.
 
-    Args:
-        needs: Resources of each worker.
-        count: Number of workers; 0 never requests anything.
-        at_once: Whether to send the request at the start, not only by :meth:`report`.
+    It sends the request at the start (``at_once``) or by :meth:`report`, and cancels it at its end.
     """
 
     def __init__(self, needs: Mapping[str, float], count: int, *, at_once: bool) -> None:

@@ -33,6 +33,8 @@ def do_all(
 ) -> list[Record]:
     """Do tasks on a Ray cluster, each on one CPU core.
 
+    Returns the records of the tasks, in their order.
+
     Args:
         job: What all tasks share. All hosts must reach its URLs.
         tasks: Tasks to do.
@@ -40,9 +42,6 @@ def do_all(
         workers: Largest number of concurrent tasks; None for one per core.
         report: Gets the progress of each shard.
         console: Is kept apart from Ray's output.
-
-    Returns:
-        The records of the tasks, in their order.
 
     Raises:
         ClusterError: the address does not answer.

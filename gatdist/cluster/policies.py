@@ -25,15 +25,10 @@ def this_machine() -> dict[str, float]:
 
 
 def needs_of(config: Config, has: Mapping[str, float], *, grows: bool = False) -> dict[str, float]:
-    """Return the resources that each worker needs.
+    """Return the resources of each worker, given those of the cluster.
 
-    Args:
-        config: Of the run.
-        has: Resources of the cluster.
-        grows: Whether an autoscaler may add hosts.
-
-    Raises:
-        ClusterError: ``cluster.gpus_per_worker`` is not set and can't be derived.
+    Raises ClusterError if ``cluster.gpus_per_worker`` must be set: the cluster has no GPUs, and an
+    autoscaler may add some (``grows``).
     """
     cluster = config.cluster
     gpus = cluster.gpus_per_worker
@@ -84,28 +79,18 @@ def size_to_launch(
 ) -> int | None:
     """Return how many workers to launch now; None to wait.
 
-    Ray takes a moment to release the resources of the last launch. Until ``patience_s``, wait for
-    the size that all hosts together allow.
-
-    Args:
-        sizes: Numbers of workers that the run can have.
-        room: Number of workers that fit now.
-        capacity: Number of workers that would fit on otherwise idle hosts.
-        waited_s: Seconds waited so far.
-        patience_s: Seconds after which less than the capacity is accepted.
+    Ray takes a moment to release the resources of the last launch. For ``patience_s`` seconds,
+    wait for as many workers as fit on idle hosts (``capacity``); then accept what fits now
+    (``room``).
     """
     now = largest(sizes, room)
     return now if now == largest(sizes, capacity) or waited_s >= patience_s else None
 
 
 def is_worth_resizing(now: int, later: int, left_s: float, cost_s: float) -> bool:
-    """Whether resizing saves at least twice its cost.
+    """Whether going from ``now`` to ``later`` workers saves at least twice the cost of a restart.
 
-    Args:
-        now: Current number of workers.
-        later: Number of workers after the resize.
-        left_s: Seconds that the run would take at its current size.
-        cost_s: Seconds that a restart takes.
+    ``left_s`` are the seconds that the run would take at its current size.
     """
     return later > now and left_s * (1 - now / later) > 2 * cost_s
 
@@ -113,11 +98,8 @@ def is_worth_resizing(now: int, later: int, left_s: float, cost_s: float) -> boo
 def undisturbed_s(elapsed_s: float, disturbances: int) -> float:
     """Return the expected seconds until the next failure or preemption notice.
 
-    The observed rate, with a prior of one disturbance per hour. That restart adds new hosts anyway.
-
-    Args:
-        elapsed_s: Seconds since the first launch.
-        disturbances: Failures and notices since then.
+    That restart adds new hosts anyway. The estimate is the observed rate, with a prior of one
+    disturbance per hour.
     """
     return (elapsed_s + _HOUR_S) / (disturbances + 1)
 
@@ -146,25 +128,15 @@ class Growth:
 
 @dataclass(frozen=True)
 class RetryDecision:
-    """Whether to launch the workers again after a failure.
-
-    Attributes:
-        retries: Whether to launch them again.
-        delay_s: Seconds to wait before.
-        reason: Why not, unless the failure itself says so.
-    """
+    """Whether to launch the workers again after a failure."""
 
     retries: bool
     delay_s: float = 0.0
-    reason: str = ""
+    reason: str = ""  # why not, unless the failure itself says so
 
 
 class Recovery:
-    """Retries after a retryable error, with exponential backoff.
-
-    Args:
-        max_failures: Consecutive failures without a new checkpoint that are tolerated.
-    """
+    """Retries with backoff, until more than ``max_failures`` in a row without a new checkpoint."""
 
     def __init__(self, max_failures: int) -> None:
         self._max_failures = max_failures
@@ -192,39 +164,22 @@ class Recovery:
 
 
 class Heartbeat(NamedTuple):
-    """The last heartbeat of a worker.
-
-    Attributes:
-        rank: Of the worker.
-        host: Name of its host.
-        node: Ray's id of the host.
-        actor: Ray's id of the worker.
-        pid: Process id.
-        phase: Phase that its training thread is in.
-        step: Steps made since the run began.
-        moves: Number of phases that it has entered.
-        silent_s: Seconds since the heartbeat.
-        still_s: Seconds since its training thread last made progress.
-        waits: Whether its training thread waits for other workers; None if unknown.
-        lengthy: Whether it starts, compiles or does something else that takes minutes.
-        samples_seen: Samples shown by the steps it has made.
-        is_saved: On worker 0, whether the newest checkpoint holds all of these steps.
-    """
+    """The last heartbeat of a worker."""
 
     rank: int
     host: str
-    node: str
-    actor: str
+    node: str  # Ray's id of the host
+    actor: str  # Ray's id of the worker
     pid: int
     phase: str
-    step: int
-    moves: int
-    silent_s: float
-    still_s: float
-    waits: bool | None = None
-    lengthy: bool = False
+    step: int  # since the run began
+    moves: int  # phases entered
+    silent_s: float  # since the heartbeat
+    still_s: float  # since the training thread last made progress
+    waits: bool | None = None  # whether it waits for other workers; None if unknown
+    lengthy: bool = False  # starts, compiles or does something else that takes minutes
     samples_seen: int = 0
-    is_saved: bool = False
+    is_saved: bool = False  # on worker 0: the newest checkpoint holds all steps
 
     @classmethod
     def parse(cls, fields: dict[str, Any]) -> Heartbeat:
@@ -248,12 +203,8 @@ def straggler_report(
 ) -> StragglerReport | None:
     """Return which workers have been late for more than ``straggler_warn_s``, or None.
 
-    As long as one worker makes progress, the others may wait for it.
-
-    Args:
-        heartbeats: Of all workers.
-        straggler_warn_s: Limit in seconds.
-        lengthy_s: Seconds that a :attr:`~Heartbeat.lengthy` operation may take beyond that.
+    As long as one worker makes progress, the others may wait for it. A ``lengthy`` operation may
+    take ``lengthy_s`` longer.
     """
     if not heartbeats:
         return None

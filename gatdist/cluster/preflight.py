@@ -23,49 +23,27 @@ _PREFIX = "launching-"
 
 
 class HostInfo(NamedTuple):
-    """What a worker reports of its host.
-
-    Attributes:
-        host: Its name.
-        address: Its IP address.
-        versions: Of Python (major and minor), torch, Ray and gatdist.
-        clock_s: Seconds since the epoch.
-        device: Error of the device's first operation; "".
-        storage: Why the run directory is not usable; "".
-    """
+    """What a worker reports of its host."""
 
     host: str
     address: str
-    versions: dict[str, str]
-    clock_s: float
-    device: str
-    storage: str
+    versions: dict[str, str]  # of what must be identical on all hosts
+    clock_s: float  # since the epoch
+    device: str  # error of its first operation, or ""
+    storage: str  # error of using the run directory, or ""
 
 
 class Fault(NamedTuple):
-    """Why a host can't train with the others.
-
-    Attributes:
-        host: The host.
-        about: ``versions``, ``device``, ``storage`` or ``clock``.
-        rule: What is wrong.
-        hint: How to fix it.
-    """
+    """Why a host can't train with the others."""
 
     host: HostInfo
-    about: str
+    about: str  # versions, device, storage or clock
     rule: str
     hint: str
 
 
 class Token(NamedTuple):
-    """A file, whose content is its name, that all hosts must see in a folder.
-
-    Attributes:
-        url: Of the folder.
-        options: Storage options of the folder.
-        name: Of the file.
-    """
+    """A file, whose content is its name, that all hosts must see in the folder at ``url``."""
 
     url: str
     options: dict[str, Any]
@@ -89,13 +67,7 @@ def token(config: Config, run_dir: str) -> Iterator[Token]:
 
 @contextmanager
 def left_token(store: Store, url: str, options: Mapping[str, Any], prefix: str) -> Iterator[Token]:
-    """Leave a file in ``store`` for the length of a context.
-
-    Args:
-        store: The folder.
-        url: Of the folder, with secrets.
-        options: Storage options of the folder.
-        prefix: Of the file's name.
+    """Leave a file in ``store``, the folder at ``url`` with ``options``, for a while.
 
     Raises:
         StorageError: the folder is not writable.
@@ -110,13 +82,7 @@ def left_token(store: Store, url: str, options: Mapping[str, Any], prefix: str) 
 
 
 def host_info(address: str, expected: Token, use_gpu: bool) -> HostInfo:
-    """Examine this worker's host.
-
-    Args:
-        address: Of this host, as Ray knows it.
-        expected: File that must be visible.
-        use_gpu: Whether to try a CUDA device.
-    """
+    """Examine this worker's host, which Ray knows by ``address``."""
     device = device_error() if use_gpu else ""
     storage = storage_error(expected)
     return HostInfo(socket.gethostname(), address, versions(), time.time(), device, storage)
@@ -161,9 +127,7 @@ def storage_error(expected: Token, *, retry_budget_s: float = 10.0, stall_s: flo
 def faults(found: Sequence[HostInfo], now_s: float) -> list[Fault]:
     """Return what is wrong, host by host. Versions are compared with the most common ones.
 
-    Args:
-        found: All hosts.
-        now_s: The driver's clock when they were examined, in seconds since the epoch.
+    ``now_s`` is the driver's clock when they were examined, in seconds since the epoch.
     """
     usual = {
         name: Counter(one.versions[name] for one in found).most_common(1)[0][0]

@@ -6,7 +6,8 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from typing import Any, Self
+from operator import attrgetter
+from typing import Any, NoReturn, Self
 
 from pydantic import Field, model_validator
 
@@ -53,32 +54,31 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _across_fields(self) -> Self:
-        self._check_reduction()
+        batch, workers = self.run.global_batch, self.cluster
+        if self.run.reduction == "canonical":
+            self._check_canonical()
         if self.run.total_samples < self.step_samples:
-            raise ConfigError(
+            self._refuse(
                 "run.total_samples",
                 f"must be at least the samples of one step ({self.step_samples})",
-                value=self.run.total_samples,
             )
-        if self.data.interleave is not None and self.run.global_batch % self.data.interleave:
-            raise ConfigError(
+        if self.data.interleave is not None and batch % self.data.interleave:
+            self._refuse(
                 "data.interleave",
-                f"must divide run.global_batch ({self.run.global_batch})",
-                value=self.data.interleave,
-                hint=f"Use {_nearest_divisor(self.run.global_batch, self.data.interleave)}",
+                f"must divide run.global_batch ({batch})",
+                f"Use {_nearest_divisor(batch, self.data.interleave)}",
             )
-        if self.cluster.min_workers > self.cluster.max_workers:
-            raise ConfigError(
-                "cluster.workers",
-                "must be [min, max]",
-                value=self.cluster.workers,
-            )
+        if workers.min_workers > workers.max_workers:
+            self._refuse("cluster.workers", "must be [min, max]")
         if self.run.convergence is not None:
-            self._check_measured("run.convergence.metric", self.run.convergence.metric)
+            self._check_measured("run.convergence.metric")
         if self.run.keep_best_checkpoints:
-            self._check_measured("run.best_metric", self.run.best_metric)
+            self._check_measured("run.best_metric")
         self._check_profile()
         return self
+
+    def _refuse(self, key: str, rule: str, hint: str = "") -> NoReturn:
+        raise ConfigError(key, rule, value=attrgetter(key)(self), hint=hint)
 
     def _check_profile(self) -> None:
         if self.monitor.profile_steps is None:
@@ -97,56 +97,38 @@ class Config(Section):
             return
         raise ConfigError("monitor.profile_steps (--profile)", rule, value=[first, stop], hint=hint)
 
-    def _check_measured(self, key: str, metric: str) -> None:
-        if metric not in self.evaluate.metrics:
-            raise ConfigError(
-                key,
-                f"must be one of evaluate.metrics ({', '.join(self.evaluate.metrics)})",
-                value=metric,
+    def _check_measured(self, key: str) -> None:
+        if attrgetter(key)(self) not in self.evaluate.metrics:
+            self._refuse(
+                key, f"must be one of evaluate.metrics ({', '.join(self.evaluate.metrics)})"
             )
         if not self.evaluate.every_samples:
-            raise ConfigError(
-                "evaluate.every_samples",
-                f"must be above 0 if {key} is set",
-                value=0,
-                hint="Set how often the metric is measured",
-            )
+            hint = "Set how often the metric is measured"
+            self._refuse("evaluate.every_samples", f"must be above 0 if {key} is set", hint)
 
-    def _check_reduction(self) -> None:
-        if self.run.reduction != "canonical":
-            return
+    def _check_canonical(self) -> None:
         parts, batch = self.run.virtual_workers, self.run.global_batch
         if parts & (parts - 1):
-            raise ConfigError(
-                "run.virtual_workers",
-                "must be a power of two",
-                value=parts,
-                hint=f"Use {2 ** (parts.bit_length() - 1)}",
-            )
+            hint = f"Use {2 ** (parts.bit_length() - 1)}"
+            self._refuse("run.virtual_workers", "must be a power of two", hint)
         if batch % parts:
-            raise ConfigError(
-                "run.virtual_workers",
-                f"must divide run.global_batch ({batch})",
-                value=parts,
-                hint=f"Use {batch & -batch}, or another batch",
-            )
+            hint = f"Use {batch & -batch}, or another batch"
+            self._refuse("run.virtual_workers", f"must divide run.global_batch ({batch})", hint)
         for name in BOTH:
             player: PlayerOptimConfig = getattr(self.optim, name)
             if player.micro_batch is not None:
-                raise ConfigError(
+                self._refuse(
                     f"optim.{name}.micro_batch",
                     "has no effect under run.reduction = 'canonical', which computes one virtual "
                     "worker at a time",
-                    value=player.micro_batch,
-                    hint="Leave it out, and raise run.virtual_workers",
+                    "Leave it out, and raise run.virtual_workers",
                 )
         if self.precision.reduce_dtype != "full":
-            raise ConfigError(
+            self._refuse(
                 "precision.reduce_dtype",
                 "must be 'full' under run.reduction = 'canonical', whose result must not depend on "
                 "the number of workers",
-                value=self.precision.reduce_dtype,
-                hint="Use 'full', or run.reduction = 'fast'",
+                "Use 'full', or run.reduction = 'fast'",
             )
 
     @property

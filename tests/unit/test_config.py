@@ -368,7 +368,7 @@ def test_what_changes_the_mathematics_is_refused_on_resume(load, override):
 def test_a_refused_change_names_both_values(load):
     error = refusal(require_unchanged, load(), load("run.seed=5"), "runs/x")
     assert is_of(error, "run.seed", 5)
-    assert " 0;" in str(error)
+    assert " 0. " in str(error)
 
 
 @pytest.mark.parametrize(

@@ -37,12 +37,7 @@ def job_stop(wait_s: str | None) -> Finding:
 def round_trip(sent_s: float, there_s: float, back_s: float) -> tuple[float, float]:
     """Return the round-trip time of a question, and how far ahead the other clock is.
 
-    The answer is assumed to be given halfway.
-
-    Args:
-        sent_s: When it was asked, by the clock here.
-        there_s: The answer: the clock there.
-        back_s: When the answer arrived, by the clock here.
+    The other clock is assumed to be read halfway.
     """
     return back_s - sent_s, there_s - (sent_s + back_s) / 2
 
@@ -73,15 +68,10 @@ def devices(with_gpu: Collection[str], without: Collection[str]) -> Finding | No
 
 
 def reach(names: Mapping[str, str], failed: Mapping[tuple[str, str], str]) -> list[Finding]:
-    """Assess the connections between hosts.
+    """Assess the connections between hosts, given their names by address and failures by pair.
 
-    Args:
-        names: Of the hosts, by address.
-        failed: Errors of failed connections, by addresses from and to.
-
-    Returns:
-        One finding if none failed; else one for each host that reaches no other, and one for each
-        other pair without a connection.
+    Returns one finding if none failed; else one for each host that reaches no other, and one for
+    each other pair without a connection.
     """
     if not failed:
         *most, last = names.values()
@@ -114,9 +104,7 @@ def reach(names: Mapping[str, str], failed: Mapping[tuple[str, str], str]) -> li
 def sending(names: Mapping[str, str], rates: Mapping[str, tuple[str, float]]) -> dict[str, Finding]:
     """Assess each host's link; returns findings by address.
 
-    Args:
-        names: Of the hosts, by address.
-        rates: By the sender's address: the receiver's, and bytes per second that arrived.
+    ``rates`` has the receiver's address and bytes per second that arrived, by the sender's.
     """
     found = {}
     for address, (to, bytes_per_s) in rates.items():

@@ -39,11 +39,7 @@ def examine(
 ) -> Report:
     """Check every host of a cluster, storage from each, and the network between them.
 
-    Args:
-        address: Of the cluster.
-        storage_url: Folder that all hosts must reach; "" for none.
-        options: Storage options of that folder.
-        answer_s: Seconds to wait for each answer of a host.
+    All hosts must reach ``storage_url`` ("" for none), and answer within ``answer_s`` seconds.
 
     Raises:
         ClusterError: the address does not answer.
@@ -73,14 +69,9 @@ class _Probe:
     def look(
         self, gpus: Mapping[str, float], run_folder: str
     ) -> tuple[list[Finding], HostInfo, bool]:
-        """Check this host.
+        """Return findings, what is compared with other hosts, and whether a GPU is usable.
 
-        Args:
-            gpus: Number of GPUs that Ray has on each host, by address.
-            run_folder: A local path that all hosts share; "" for none.
-
-        Returns:
-            Findings, what is to be compared with other hosts, and whether there is a usable GPU.
+        ``gpus`` has the number of GPUs that Ray has on each host, by address.
         """
         import torch
 
@@ -156,13 +147,7 @@ class _Host:
 
 
 class _Examination:
-    """One examination of a cluster.
-
-    Args:
-        answer_s: See :func:`examine`.
-        show: Shows progress.
-        run_folder: A local path that all hosts share; "" for none.
-    """
+    """One examination of a cluster; ``run_folder`` is a local path that all hosts share, or ""."""
 
     def __init__(self, answer_s: float, show: Callable[[str], None], run_folder: str = "") -> None:
         self._answer_s, self._show, self._run_folder = answer_s, show, run_folder

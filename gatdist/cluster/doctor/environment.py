@@ -225,12 +225,7 @@ def parsed_gpus(answer: str) -> list[Gpu]:
 def tried_devices(
     num_devices: int, attempt: Callable[[int], object] | None = None
 ) -> dict[int, str]:
-    """Return the errors of local ranks that can't use the GPU of their number.
-
-    Args:
-        num_devices: Number of GPUs that torch sees.
-        attempt: Computes on the device of a number; by default on CUDA.
-    """
+    """Compute on each GPU (by default with torch). Returns the errors by number."""
     failed = {}
     for number in range(num_devices):
         try:
@@ -251,13 +246,10 @@ def _use(number: int) -> None:
 def assess_gpus(
     gpus: Sequence[Gpu], num_visible: int, failed: Mapping[int, str], num_ray: float | None = None
 ) -> list[Finding]:
-    """Return what is wrong with a host's GPUs.
+    """Return what is wrong with a host's GPUs; ``failed`` is of :func:`tried_devices`.
 
-    Args:
-        gpus: From nvidia-smi, including those hidden from this process.
-        num_visible: Number of GPUs that torch sees.
-        failed: See :func:`tried_devices`.
-        num_ray: Number of GPUs that Ray gives to workers; None without a cluster.
+    nvidia-smi sees all, torch those that are visible to this process, Ray those it gives to workers
+    (None without a cluster).
     """
     found = [
         Finding(f"GPU {number}", f"fails its first operation ({why})", False, "Check nvidia-smi")

@@ -170,12 +170,9 @@ def _interface(address: str) -> Finding:
 
 
 def assess_interface(name: str | None, address: str, resolved: str) -> Finding:
-    """Assess the interface of the address by which other hosts reach this one.
+    """Assess the interface (None for none) that carries the address by which hosts reach this one.
 
-    Args:
-        name: Of the interface that carries ``address``; None if none does.
-        address: By which they reach it.
-        resolved: Address of this host's own name.
+    ``resolved`` is the address of this host's own name.
     """
     if name is None:
         hint = f"Start Ray with --node-ip-address=… of this host, not {address}"

@@ -124,16 +124,9 @@ def rendezvous(address: str, port: int = 0) -> TCPStore:
 
 
 def all_reduces(store: TCPStore, rank: int, world_size: int, backend: str) -> list[Exchange]:
-    """Form a process group and time its all-reduce by message size.
+    """Form a process group of at least 2 ranks and time its all-reduce by message size.
 
-    Args:
-        store: Of all ranks.
-        rank: Of this process.
-        world_size: Number of processes, at least 2.
-        backend: ``gloo``, or ``nccl`` on the first GPU.
-
-    Returns:
-        This rank's measurements; large messages are skipped where they would take too long.
+    NCCL uses the first GPU. Large messages are skipped where they would take too long.
 
     Raises:
         RuntimeError: the group can't be formed, or a collective failed.
