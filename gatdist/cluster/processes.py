@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
-    from gatdist.monitor.terminal import Terminal
+    from gatdist.monitor.console import Console
 
 
 @contextmanager
-def output_to_file(path: Path, console: Terminal | None = None) -> Iterator[TextIO]:
+def output_to_file(path: Path, console: Console | None = None) -> Iterator[TextIO]:
     """Redirect descriptors 1 and 2 of this process and its children to the file ``path``.
 
     Ray writes to them from Python and from C++, so ``sys.stdout`` is not enough.
@@ -43,7 +43,7 @@ def output_to_file(path: Path, console: Terminal | None = None) -> Iterator[Text
 
 
 @contextmanager
-def _shown_on(console: Terminal | None, stream: TextIO) -> Iterator[None]:
+def _shown_on(console: Console | None, stream: TextIO) -> Iterator[None]:
     if console is None:
         yield
         return
