@@ -1,4 +1,4 @@
-"""What the records in ``benchmarks/results`` say, in a line or two each."""
+"""Summarize the records in ``benchmarks/results`` in a line or two each."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Found = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Line:
-    """One thing that a record says.
+    """One result of a record.
 
     Attributes:
-        what: was measured.
-        value: what came out, with its unit.
-        spread: how far repetitions lie apart, or how many there were.
+        what: What was measured.
+        value: The result, with its unit and baseline.
+        spread: The range or number of repetitions.
     """
 
     what: str
@@ -30,24 +30,24 @@ class Line:
 
 @dataclass(frozen=True)
 class Record:
-    """A folder of ``results``: its name, its date and what is in ``result.json``."""
+    """A folder of ``results`` and the content of its ``result.json``."""
 
     folder: Path
     found: Found
 
     @property
     def date(self) -> str:
-        """As in ``2026-11-23``."""
+        """The date, such as ``2026-11-23``."""
         return self.folder.name.partition("_")[0]
 
     @property
     def name(self) -> str:
-        """Of the case."""
+        """Name of the case."""
         return self.folder.name.partition("_")[2]
 
     @property
     def made_on(self) -> str:
-        """Commit (``+``: and changes; ``r``: the one that recorded it) and hardware."""
+        """Commit (``+``: with changes; ``r``: of the record) and hardware."""
         facts = self.found.get("environment") or self.found["hosts"][0]
         if facts.get("commit"):
             commit, changes, _ = facts["commit"].partition("+")
@@ -59,7 +59,7 @@ class Record:
         return f"{message}, {facts.get('gpu') or hardware}"
 
     def lines(self) -> list[Line]:
-        """What it says; none if nothing is known of such records."""
+        """Return its results; none for an unknown kind of record."""
         if "samples_seen" in self.found and "metrics" in self.found:
             return _run(self.name, self.found)
         report = REPORTERS.get(self.name)
@@ -67,7 +67,7 @@ class Record:
 
 
 def newest(results: Path = RESULTS) -> list[Record]:
-    """The newest record of each case, by name of the case."""
+    """Return the newest record of each case, sorted by name."""
     found: dict[str, Record] = {}
     for file in sorted(results.glob("*/result.json")):
         record = Record(file.parent, json.loads(file.read_text(encoding="utf-8")))
@@ -76,7 +76,7 @@ def newest(results: Path = RESULTS) -> list[Record]:
 
 
 def _number(value: float) -> str:
-    """Three digits that matter, as people write them."""
+    """Format with three significant digits."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -96,20 +96,20 @@ def _run(name: str, found: Found) -> list[Line]:
     main = next(key for key in ("fid", "jsd") if key in metrics)
     message = [f"{main.upper()} {_number(metrics[main])} ({_compared(main, metrics, found)})"]
     for key, text in (
-        ("label_accuracy", "labelled rightly"),
+        ("label_accuracy", "label accuracy"),
         ("precision", "precision"),
         ("recall", "recall"),
         ("novel_well_formed", "new and well-formed"),
     ):
         if key in metrics:
-            message.append(f"{_share(metrics[key])} {text}")
-    how = "" if "--local" in found["command"] else ", two workers"
+            message.append(f"{text} {_share(metrics[key])}")
+    how = ", one process" if "--local" in found["command"] else ", two workers"
     what = f"`{name}`: {found['samples_seen']:,} samples, {found['seconds'] / 60:.1f} min{how}"
     return [Line(what, "; ".join(message), "one run")]
 
 
 def _compared(main: str, metrics: Mapping[str, float], found: Found) -> str:
-    message = f"halves of the real {_number(metrics[f'{main}_real_split'])}"
+    message = f"real-vs-real {_number(metrics[f'{main}_real_split'])}"
     if "baseline_metrics" in found:
         message += f", baseline {_number(found['baseline_metrics'][main])}"
     return message
@@ -125,7 +125,7 @@ def _ring(found: Found) -> list[Line]:
 
 
 def _quality(found: Found) -> list[Line]:
-    """What bfloat16 does for the lowest of the goals that all seeds reached."""
+    """Report bfloat16 at the lowest goal that all seeds reached."""
     for reached in found["goals"]:
         one = next(s for s in reached["settings"] if s["name"] == "alternating_fresh_bfloat16")
         if one["reached_the_goal"] == one["seeds"]:
@@ -133,9 +133,9 @@ def _quality(found: Found) -> list[Line]:
     samples, end = one["samples_to_goal"], one["at_the_end"]
     return [
         Line(
-            f"`{found['preset']}` in bfloat16, to {reached['goal']} times the FID of halves",
-            f"{_number(samples['mean'])} samples, {_number(one['time_over_bare'])} of the time of "
-            f"a bare loop in float32; at the end {_number(end['mean'])} times",
+            f"`{found['preset']}` in bfloat16, to {reached['goal']} × the real-vs-real FID",
+            f"{_number(samples['mean'])} samples; {_number(one['time_over_bare'])} × the time of a "
+            f"hand-written float32 loop; at the end {_number(end['mean'])} × the real-vs-real FID",
             f"{one['seeds']} seeds, ± {_number(samples['deviation'])} samples",
         )
     ]
@@ -148,15 +148,16 @@ def _step(found: Found) -> list[Line]:
     size = "dcgan64_w32"
     rows = {row["name"]: row for row in found["cases"] if row["size"] == size}
     peers = [
-        f"{name} {_number(rows[name]['ratio_to_bare'])}"
+        f"{name.capitalize()} {_number(rows[name]['ratio_to_bare'])}"
         for name in ("lightning", "accelerate")
         if name in rows
     ]
     lines = []
     for name in ("alternating", "alternating_bfloat16", "one_stage_bfloat16"):
         beside = f" ({', '.join(peers)})" if name == "alternating" and peers else ""
-        value = f"{_number(rows[name]['ratio_to_bare'])} times a bare loop in float32{beside}"
-        lines.append(Line(f"step, DCGAN-64, {_spaced(name)}", value, _range(rows[name])))
+        value = f"{_number(rows[name]['ratio_to_bare'])} × a hand-written float32 loop{beside}"
+        what = f"throughput of a step, DCGAN-64, {_spaced(name)}, one process"
+        lines.append(Line(what, value, _range(rows[name])))
     return lines
 
 
@@ -172,9 +173,9 @@ def _data(found: Found) -> list[Line]:
     }
     ours = rows.pop("gatdist")
     peers = [f"{_spaced(name)} {_number(row['ratio_to_limit'])}" for name, row in rows.items()]
-    value = f"{_number(ours['ratio_to_limit'])} of decoding alone"
+    value = f"{_number(ours['ratio_to_limit'])} of decode-only throughput"
     value += f" ({', '.join(peers)})" if peers else ""
-    return [Line("reading pictures of 256²", value, _range(ours))]
+    return [Line("reading images of 256²", value, _range(ours))]
 
 
 def _storage(found: Found) -> list[Line]:
@@ -182,24 +183,25 @@ def _storage(found: Found) -> list[Line]:
     row = cases["cold"]
     lines = [
         Line(
-            "the same from a slow S3, a first epoch",
-            f"{_number(row['ratio_to_limit'])} of what is possible",
+            "the same from S3 at 30 ms, first epoch",
+            f"{_number(row['ratio_to_limit'])} of the measured upper bound",
             _range(row) if "ratio_low" in row else "not kept",
         )
     ]
     if "faults" in cases:
         row = cases["faults"]
-        value = f"{_number(row['ratio_to_clean'])} times as fast as without"
+        value = f"{_number(row['ratio_to_clean'])} of the throughput without failures"
         spread = _range(row, "clean") if "clean_low" in row else "not kept"
-        lines.append(Line("the same, one request in a hundred failing", value, spread))
+        lines.append(Line("the same, 1 % of requests failing", value, spread))
     return lines
 
 
 def _scaling(found: Found) -> list[Line]:
     return [
         Line(
-            f"{point['workers']} workers, {point['mode']} scaling of DCGAN-64",
-            f"{_share(point['efficiency'])} of as many that do not communicate",
+            f"{point['workers']} workers, {point['mode']} scaling, DCGAN-64",
+            f"{_share(point['efficiency'])} of the throughput of {point['workers']} independent "
+            "processes",
             f"{_share(point['efficiency_low'])} to {_share(point['efficiency_high'])}",
         )
         for point in found["points"]
@@ -214,9 +216,9 @@ def _seconds(values: Sequence[float]) -> tuple[str, str]:
 
 def _recovery(found: Found) -> list[Line]:
     what = {
-        "worker": "a worker is killed: to the next new step",
-        "host": "a host is killed, and back after 6 s: likewise",
-        "driver": "the driver is killed, and started again: likewise",
+        "worker": "recovery time after a worker is killed, to the next new step",
+        "host": "the same after a host is killed (it is back after 6 s)",
+        "driver": "the same after the driver is killed and restarted",
     }
     return [
         Line(what[kind], *_seconds([one["total_s"] for one in measured]))
@@ -230,16 +232,16 @@ def _startup(found: Found) -> list[Line]:
 
 def _soak(found: Found) -> list[Line]:
     count = len(found["faults"])
-    ended = "the bytes of an undisturbed run" if found["equal"] else "other bytes"
+    ended = "bit-identical to an undisturbed run" if found["equal"] else "other bytes"
     what = f"{found['minutes']:.0f} minutes with {count} faults on two hosts"
-    return [Line(what, f"{_share(found['goodput'])} of the time in steps; {ended}", "one run")]
+    return [Line(what, f"goodput {_share(found['goodput'])}; {ended}", "one run")]
 
 
 def _using(found: Found) -> list[Line]:
     rows = found["generation"]
     ratios = [row["ratio_to_bare"] for row in rows]
-    value = f"{_number(median(ratios))} times a bare loop, median of {len(rows)} networks"
-    return [Line("generating samples", value, f"{_number(min(ratios))} to {_number(max(ratios))}")]
+    value = f"{_number(median(ratios))} × a hand-written loop, median of {len(rows)} networks"
+    return [Line("throughput of generating samples", value, f"{_number(min(ratios))} to {_number(max(ratios))}")]
 
 
 def _gpu(found: Found) -> list[Line]:
@@ -247,8 +249,8 @@ def _gpu(found: Found) -> list[Line]:
     return [
         Line(
             f"step of {row['size']}, alternating bfloat16",
-            f"{_number(row['samples_per_s'])} samples a second, "
-            f"{_number(row['ratio_to_bare'])} times a bare loop in float32",
+            f"{_number(row['samples_per_s'])} samples per second, "
+            f"{_number(row['ratio_to_bare'])} × a hand-written float32 loop",
             _range(row),
         )
         for row in rows

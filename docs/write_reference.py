@@ -204,7 +204,7 @@ def names() -> Iterator[str]:
         yield f"\n## `{title}`\n\n| name | |\n| --- | --- |"
         for name, thing in entries.items():
             yield f"| `{name}` | {markdown(' '.join(paragraphs(thing)[:1]))} |"
-    yield "\n## `game.loss`\n\nFormulas stand in [the guide](../game.md#losses-gameloss).\n"
+    yield "\n## `game.loss`\n\nFormulas stand in [the guide](../how-to/losses-and-rules.md#losses-gameloss).\n"
     yield "| name | with `one_stage` | zero-sum, as `competitive` needs | a sum |"
     yield "| --- | --- | --- | --- |"
     for name, loss in own(losses).items():
@@ -293,7 +293,7 @@ def metric_tags() -> Iterator[str]:
 
 
 def presets() -> Iterator[str]:
-    yield "`gatdist train NAME`; what they reach stands in the project's README."
+    yield "Start one by `gatdist train NAME`. [Results](../results.md) lists what they reach."
     yield "\n| name | samples | data | generator | loss | |\n| --- | --- | --- | --- | --- | --- |"
     for name in preset_names():
         config = load_config(name)

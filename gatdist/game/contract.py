@@ -1,6 +1,6 @@
 """The contract of users' networks, checked with a few samples before a run.
 
-``docs/own-networks.md`` has it as a table.
+``docs/how-to/own-networks.md`` has it as a table.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the documents hold: their fenced blocks, and the commands in those of the shell."""
+"""Read the documents: fenced blocks, and the commands in shell blocks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FILE = re.compile(r"# (\S+\.(?:py|toml))\n")
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: its language, what it holds, and the line of its first line."""
+    """A fenced block: its language, text and first line."""
 
     document: str
     language: str
@@ -24,12 +24,12 @@ class Block:
 
     @property
     def file(self) -> str | None:
-        """The file that it is, by its first line: ``# my_networks.py``."""
+        """Name of the file that it shows, from its first line: ``# my_networks.py``."""
         found = _FILE.match(self.text)
         return found[1] if found else None
 
     def commands(self) -> list[Command]:
-        """Those of a block of the shell; lines that go on joined, comments and ``> …`` left out."""
+        """Commands of a shell block, without comments and redirections."""
         found: list[Command] = []
         begun = ""
         for number, line in enumerate(self.text.splitlines(), self.line):
@@ -49,7 +49,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Command:
-    """A command of a document, as the shell would hand it over."""
+    """A command of a document, split into words."""
 
     place: str
     words: tuple[str, ...]
@@ -59,15 +59,16 @@ class Command:
 
 
 def documents() -> list[str]:
-    """All that a reader may follow, by their paths in the repository."""
+    """Paths of the documents whose commands are run, relative to the repository."""
     found = [REPOSITORY / "README.md"]
-    for pattern in ("docs/*.md", "deploy/**/*.md"):
+    for pattern in ("docs/**/*.md", "deploy/**/*.md"):
         found += sorted(REPOSITORY.glob(pattern))
+    found = [path for path in found if path.parent.name != "reference"]
     return [str(path.relative_to(REPOSITORY)) for path in found]
 
 
 def blocks(document: str) -> list[Block]:
-    """The fenced blocks of a document, in order."""
+    """Return the fenced blocks of a document, in order."""
     text = (REPOSITORY / document).read_text(encoding="utf-8")
     return [
         Block(document, match[1], text.count("\n", 0, match.start(2)) + 1, match[2])

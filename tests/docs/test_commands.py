@@ -32,7 +32,7 @@ STAND_INS = {
     "RUN": "runs/classes",
 }
 # Where TOML is no configuration.
-SCENARIOS = ("docs/simulate.md",)
+SCENARIOS = ("docs/how-to/simulate.md",)
 # Patterns of commands, why they are not run here, and the tests that run them.
 ELSEWHERE = (
     (r"gatdist .*--address", "a Ray cluster is needed", "tests/cluster"),

@@ -1,4 +1,4 @@
-"""What is written by scripts is as they would write it now."""
+"""Generated tables are up to date."""
 
 from __future__ import annotations
 
@@ -8,32 +8,34 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import CASES, LONG, NEEDS, attempted
-from benchmarks.readme import BEGIN, QUALITY, README, SPEED, with_results
+from benchmarks.readme import ALL_RESULTS, BEGIN, HIGHLIGHTS, QUALITY, README, SPEED, with_results
 from benchmarks.records import REPORTERS, RESULTS, Record, newest
 
 
-def test_the_readme_tells_what_was_recorded() -> None:
-    text = README.read_text(encoding="utf-8")
-    assert text == with_results(text, newest()), "stale: python -m benchmarks.readme"
+@pytest.mark.parametrize("page", [README, ALL_RESULTS])
+def test_tables_show_the_newest_records(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert text == with_results(page, text, newest()), "stale: python -m benchmarks.readme"
 
 
-def test_another_record_makes_it_stale() -> None:
-    text = README.read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", [README, ALL_RESULTS])
+def test_another_record_makes_a_table_stale(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
     records = newest()
     digits = next(record for record in records if record.name == "digits")
     better = json.loads(json.dumps(digits.found))
     better["metrics"]["metric/fid"] = 0.123
     changed = [Record(r.folder, better) if r is digits else r for r in records]
-    assert "FID 0.123" in with_results(text, changed)
+    assert "FID 0.123" in with_results(page, text, changed)
     assert "FID 0.123" not in text
 
 
-def test_a_readme_without_marks_is_refused() -> None:
+def test_a_page_without_marks_is_rejected() -> None:
     with pytest.raises(SystemExit, match="has no lines"):
-        with_results(README.read_text(encoding="utf-8").replace(BEGIN, ""), newest())
+        with_results(README, README.read_text(encoding="utf-8").replace(BEGIN, ""), newest())
 
 
-def test_every_record_names_what_it_was_made_on() -> None:
+def test_every_record_names_its_environment() -> None:
     for record in newest():
         facts = record.found.get("environment") or record.found["hosts"][0]
         assert facts.get("commit") or facts["recorded_in"], record.folder
@@ -42,8 +44,9 @@ def test_every_record_names_what_it_was_made_on() -> None:
         assert facts["packages"]["torch"], record.folder
 
 
-def test_what_the_readme_shows_is_recorded_or_told_by_a_case() -> None:
+def test_every_row_has_a_record_or_a_reporter() -> None:
     recorded = {record.name for record in newest()}
+    assert {name for name, _ in HIGHLIGHTS} <= recorded
     for name in (*QUALITY, *SPEED):
         assert name in recorded or name in REPORTERS, name
     for record in newest():
@@ -57,7 +60,7 @@ def test_what_make_bench_needs_and_leaves_out_are_cases(monkeypatch: pytest.Monk
     assert attempted("step").endswith("left out: needs two moons")
 
 
-def test_every_picture_of_a_record_can_be_drawn(tmp_path: Path) -> None:
+def test_every_plot_of_a_record_can_be_drawn(tmp_path: Path) -> None:
     from benchmarks import plots
 
     pytest.importorskip("matplotlib")

@@ -1,4 +1,4 @@
-"""What documents name is there: files, folders, modules, headings; arrows are imports."""
+"""Documents name existing files, folders, modules, headings and tests; arrows are imports."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ PAGES = [
     for pattern in ("*.md", "docs/**/*.md", "deploy/**/*.md", "benchmarks/*.md")
     for path in sorted(REPOSITORY.glob(pattern))
 ]
-_LINK = re.compile(r"\]\(([^)\s]+)\)")
+_LINK = re.compile(r"\]\(([^)\s]+)(?: \"[^\"]*\")?\)")
+_TEST = re.compile(r"\[(?:(test_\w+)|[^]]*)\]\((\S*tests/\S+\.py)(?: \"(\w+)\")?\)")
 _CODE = re.compile(r"```.*?```", re.DOTALL)
 _PATH = re.compile(r"`((?:gatdist|tests|benchmarks|docs|deploy)/[\w./-]*)`")
 
 
 def anchors(page: Path) -> set[str]:
-    """Of its headings, as code hosts make them."""
+    """Anchors of the headings of a page, as GitHub makes them."""
     titles = re.findall(r"^#+ (.*)$", _CODE.sub("", page.read_text()), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
@@ -64,7 +65,7 @@ def imported(part: str) -> set[str]:
 
 
 def test_the_diagram_of_the_architecture_is_true() -> None:
-    chart = next(b.text for b in blocks("docs/architecture.md") if b.language == "mermaid")
+    chart = next(b.text for b in blocks("docs/explanation/architecture.md") if b.language == "mermaid")
     labels = dict(re.findall(r'(\w+)\["([\w, ]+)<br/>', chart))
     assert labels
     for node, label in labels.items():
@@ -80,13 +81,28 @@ def test_the_diagram_of_the_architecture_is_true() -> None:
 
 
 def test_the_architecture_names_every_part() -> None:
-    text = (REPOSITORY / "docs" / "architecture.md").read_text()
+    text = (REPOSITORY / "docs" / "explanation" / "architecture.md").read_text()
     unnamed = parts() - {"__init__", "__pycache__", "py"}
     for part in unnamed - {"background"}:
         assert re.search(rf"\b{part}\b", text), part
 
 
-def test_the_readme_maps_every_folder_and_guide() -> None:
-    text = (REPOSITORY / "README.md").read_text()
-    for guide in sorted((REPOSITORY / "docs").glob("*.md")):
-        assert f"docs/{guide.name}" in text, guide.name
+def test_the_index_links_every_guide() -> None:
+    docs = REPOSITORY / "docs"
+    links = _LINK.findall((docs / "README.md").read_text())
+    for guide in sorted(docs.rglob("*.md")):
+        name = str(guide.relative_to(docs))
+        assert name in links or name == "README.md", name
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/explanation/guarantees.md"])
+def test_guarantees_name_existing_tests(page: str) -> None:
+    found = _TEST.findall((REPOSITORY / page).read_text())
+    assert len(found) > 5
+    for text, path, title in found:
+        source = ((REPOSITORY / page).parent / path).read_text()
+        assert f"def {text or title}(" in source, f"{page}: {text or title} in {path}"
+
+
+def test_the_readme_is_short() -> None:
+    assert len((REPOSITORY / "README.md").read_text().splitlines()) <= 110

@@ -270,7 +270,7 @@ def test_scenarios_of_the_package_are_answered_drawn_and_sourced(name, tmp_path,
 
 
 def test_the_guides_scenarios_are_answered(tmp_path):
-    guide = (RESULTS.parents[1] / "docs/simulate.md").read_text()
+    guide = (RESULTS.parents[1] / "docs/how-to/simulate.md").read_text()
     blocks = re.findall(r"```toml\n(.*?)```", guide, re.DOTALL)
     assert len(blocks) == 4
     (tmp_path / "measured").mkdir()
