@@ -241,7 +241,9 @@ def _using(found: Found) -> list[Line]:
     rows = found["generation"]
     ratios = [row["ratio_to_bare"] for row in rows]
     value = f"{_number(median(ratios))} × a hand-written loop, median of {len(rows)} networks"
-    return [Line("throughput of generating samples", value, f"{_number(min(ratios))} to {_number(max(ratios))}")]
+    return [
+        Line("generated samples per s", value, f"{_number(min(ratios))} to {_number(max(ratios))}")
+    ]
 
 
 def _gpu(found: Found) -> list[Line]:

@@ -204,7 +204,7 @@ def names() -> Iterator[str]:
         yield f"\n## `{title}`\n\n| name | |\n| --- | --- |"
         for name, thing in entries.items():
             yield f"| `{name}` | {markdown(' '.join(paragraphs(thing)[:1]))} |"
-    yield "\n## `game.loss`\n\nFormulas stand in [the guide](../how-to/losses-and-rules.md#losses-gameloss).\n"
+    yield "\n## `game.loss`\n\nSee [the formulas](../how-to/losses-and-rules.md#losses-gameloss).\n"
     yield "| name | with `one_stage` | zero-sum, as `competitive` needs | a sum |"
     yield "| --- | --- | --- | --- |"
     for name, loss in own(losses).items():

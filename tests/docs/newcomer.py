@@ -1,4 +1,4 @@
-"""What the documents suppose that a reader has: data of every kind, and a run, all small."""
+"""Small versions of the files that the documents expect: data of every kind, and a run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -16,12 +17,12 @@ import small_runs
 from gatdist.config import Config, load_config
 from gatdist.data.codecs import encode_wav
 
-# Given before what a document says, which may say otherwise …
+# Settings before those of a document, which may override them …
 SMALL_NETWORKS = (
     'model.generator={name="residual", width=4}',
     'model.discriminator={name="residual", width=4}',
 )
-# … and after it, to the last word. Few samples are measured, and a batch goes to any four workers.
+# … and settings after them. A batch can be divided among up to four workers.
 FEW_SAMPLES = (
     "run.total_samples=64",
     "run.global_batch=16",
@@ -30,12 +31,12 @@ FEW_SAMPLES = (
     "evaluate.num_samples=64",
     "evaluate.every_samples=0",
 )
-# For data other than the digits, on which a classifier is trained once for all.
+# For data other than the digits, whose classifier is trained only once.
 CHEAP_FEATURES = ("evaluate.features=points", 'evaluate.metrics=["swd"]')
 
 
 def small(arguments: list[str]) -> list[str]:
-    """The arguments of a gatdist command, so that it takes a second and one process."""
+    """Change the arguments of a gatdist command so that it takes a second and one process."""
 
     def sets(settings: tuple[str, ...]) -> list[str]:
         return [word for setting in settings for word in ("--set", setting)]
@@ -59,12 +60,23 @@ def small(arguments: list[str]) -> list[str]:
 
 
 def load_small_config(source: str, overrides: Sequence[str] = ()) -> Config:
-    """What ``gatdist.load_config`` gives to the Python of a document."""
+    """Replace ``gatdist.load_config`` for the Python blocks of a document."""
     return load_config(source, [*SMALL_NETWORKS, *overrides, *FEW_SAMPLES])
 
 
+def train_in_this_process(config: Config, run_dir: str, **options: Any) -> dict[str, Any]:
+    """Replace ``gatdist.train`` for the Python blocks of a document.
+
+    ``test_the_python_of_the_readme_trains_two_workers`` starts real workers.
+    """
+    from gatdist.api import train
+
+    cluster = config.cluster.model_copy(update={"workers": 1})
+    return train(config.model_copy(update={"cluster": cluster}), run_dir, local=True)
+
+
 def furnish(folder: Path) -> None:
-    """Write the files that the documents name, as small as they may be."""
+    """Write the files that the documents expect."""
     rng = np.random.default_rng(0)
     for kind in ("cats", "dogs"):
         (folder / "photos" / kind).mkdir(parents=True)
@@ -92,7 +104,7 @@ def _table(path: Path, photos: Path) -> None:
 
 
 def _shards(folder: Path, photos: Path) -> None:
-    """WebDataset shards of pictures and JSON, as img2dataset writes them."""
+    """Write WebDataset shards of images and JSON, as img2dataset does."""
     folder.mkdir(parents=True)
     for shard in range(2):
         with tarfile.open(folder / f"{shard:05d}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:

@@ -1,8 +1,8 @@
-"""Every command of the documents is run, or taken apart by its real parser where it can't be.
+"""Run every command of the documents, or parse it with its real parser if it can't be run here.
 
-Commands run for real in a folder that has what a reader has (``newcomer``), document by document
-and in their order, with networks and numbers of samples made small. ``ELSEWHERE`` lists all that
-need more than one process here, why, and which test runs them; their options are still checked.
+Commands run in a folder with the files that a reader has (``newcomer``), document by document and
+in order, with small networks and few samples. ``ELSEWHERE`` lists commands that need more than
+one process, why, and which test runs them; their options are still parsed.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from documents import REPOSITORY, Command, blocks, documents
 from gatdist.cli import main, parser
 from gatdist.config import load_config, parse_config
 
-# What a document names and nobody here has, and what stands for it.
+# Replacements for addresses that do not exist here.
 STAND_INS = {
     "s3://bucket/": "bucket/",
     "s3://mine/": "mine/",
     "https://": "runs/",
     "RUN": "runs/classes",
 }
-# Where TOML is no configuration.
+# Documents whose TOML blocks are scenarios, not configurations.
 SCENARIOS = ("docs/how-to/simulate.md",)
-# Patterns of commands, why they are not run here, and the tests that run them.
+# Patterns of commands, why they are not run here, and the tests that run them instead.
 ELSEWHERE = (
     (r"gatdist .*--address", "a Ray cluster is needed", "tests/cluster"),
     (r"gatdist train .*--workers", "Ray is started", "tests/cluster/test_launch.py"),
@@ -75,7 +75,7 @@ ELSEWHERE = (
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory, own_cache: Path) -> Path:
-    """What a reader has, and finished runs, with classes and without. Tests copy it."""
+    """Create the files of a reader, and finished runs with and without classes. Tests copy it."""
     folder = tmp_path_factory.mktemp("newcomer")
     newcomer.furnish(folder)
     for name, classes in (("digits", "false"), ("classes", "true")):
@@ -88,18 +88,19 @@ def home(tmp_path_factory: pytest.TempPathFactory, own_cache: Path) -> Path:
 
 @pytest.fixture
 def here(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it as the current folder, for Python as well."""
+    """Copy it and make the copy the current folder, also for imports."""
     folder = tmp_path / "home"
     shutil.copytree(home, folder)
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(gatdist, "load_config", newcomer.load_small_config, raising=False)
+    monkeypatch.setattr(gatdist, "train", newcomer.train_in_this_process, raising=False)
     return folder
 
 
 @pytest.fixture
 def forgotten_modules() -> Iterator[None]:
-    """Modules that a test imports are not left to the next."""
+    """Remove the modules that a test has imported."""
     before = set(sys.modules)
     yield
     for name in set(sys.modules) - before:
@@ -109,11 +110,11 @@ def forgotten_modules() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("document", documents())
-def test_what_a_document_says_works(
+def test_the_commands_of_a_document_work(
     document: str, here: Path, forgotten_modules: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if document == "README.md":
-        shutil.rmtree(here / "runs" / "digits")  # its reader trains it
+    if document in ("README.md", "docs/tutorial/first-run.md"):
+        shutil.rmtree(here / "runs" / "digits")  # trained by the commands of the document
     for block in blocks(document):
         place = f"{document}:{block.line}"
         if block.file:
@@ -134,7 +135,7 @@ def test_what_a_document_says_works(
 
 
 def _configured(text: str) -> None:
-    """Check a part of a configuration, as a part of the digits preset."""
+    """Check a part of a configuration as part of the digits preset."""
     values = load_config("digits").model_dump(mode="json")
     for section, keys in tomllib.loads(text).items():
         values[section] |= keys
@@ -144,22 +145,22 @@ def _configured(text: str) -> None:
 def _follow(command: Command) -> None:
     for pattern, _, _ in ELSEWHERE:
         if re.match(pattern, str(command)):
-            _taken_apart(command)
+            _parse(command)
             return
-    program, *arguments = map(_stood_in, command.words)
-    assert program == "gatdist", f"{command.place}: nobody tests `{command}` (see ELSEWHERE)"
+    program, *arguments = map(_replaced, command.words)
+    assert program == "gatdist", f"{command.place}: `{command}` is not tested (see ELSEWHERE)"
     arguments = newcomer.small(arguments)
     assert main(arguments) == 0, f"{command.place}: {shlex.join(arguments)}"
 
 
-def _stood_in(word: str) -> str:
+def _replaced(word: str) -> str:
     for there, ours in STAND_INS.items():
         word = ours if word == there else word.replace(there, ours)
     return word
 
 
-def _taken_apart(command: Command) -> None:
-    """Let the program's own parser, or what it reads, judge the words."""
+def _parse(command: Command) -> None:
+    """Parse the words with the program's own parser, or check them against its files."""
     program, *words = command.words
     if program == "gatdist":
         arguments = parser().parse_args(words)
@@ -167,7 +168,7 @@ def _taken_apart(command: Command) -> None:
             preset = "digits" if arguments.preset.endswith(".toml") else arguments.preset
             load_config(preset, arguments.set)
     elif program == "ray":
-        _taken_apart_by_ray(words, command)
+        _parse_by_ray(words, command)
     elif program == "make":
         targets = re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
         named = [word for word in words if "=" not in word]
@@ -178,7 +179,7 @@ def _taken_apart(command: Command) -> None:
             assert set(extras.split(",")) <= set(known), command.place
 
 
-def _taken_apart_by_ray(words: list[str], command: Command) -> None:
+def _parse_by_ray(words: list[str], command: Command) -> None:
     from ray.scripts.scripts import cli
 
     group, name = cli, words.pop(0)
@@ -187,10 +188,10 @@ def _taken_apart_by_ray(words: list[str], command: Command) -> None:
     theirs, ours = words, []
     if "--" in words:
         theirs, ours = words[: words.index("--")], words[words.index("--") + 1 :]
-        _taken_apart(Command(command.place, tuple(ours)))
+        _parse(Command(command.place, tuple(ours)))
     group.commands[name].make_context(name, [*theirs, *(["--", *ours] if ours else [])])
 
 
-def test_those_who_run_the_others_are_there() -> None:
+def test_the_tests_of_the_other_commands_exist() -> None:
     for _, _, where in ELSEWHERE:
         assert where.startswith("pyproject") or (REPOSITORY / where).exists(), where

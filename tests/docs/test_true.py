@@ -65,7 +65,9 @@ def imported(part: str) -> set[str]:
 
 
 def test_the_diagram_of_the_architecture_is_true() -> None:
-    chart = next(b.text for b in blocks("docs/explanation/architecture.md") if b.language == "mermaid")
+    chart = next(
+        b.text for b in blocks("docs/explanation/architecture.md") if b.language == "mermaid"
+    )
     labels = dict(re.findall(r'(\w+)\["([\w, ]+)<br/>', chart))
     assert labels
     for node, label in labels.items():
