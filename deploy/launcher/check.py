@@ -1,14 +1,13 @@
 """Checks files of Ray's cluster launcher before they cost money.
 
-``python deploy/launcher/check.py FILE...`` tells of each mistake the file, the field, the rule and
-the hint, and exits with status 2 if there is one. It needs Ray, and for AWS botocore; no cloud.
+``python deploy/launcher/check.py FILE...`` prints the file, the field, the rule and a hint for each
+mistake, and exits with status 2 if there is one. It needs Ray, and for AWS botocore; no cloud.
 
-Ray checks what all clouds have in common; what a cloud is told of its machines is passed on unread,
-and a mistake there would show only when the first worker is wanted. So here machines of AWS are
-checked by botocore's own description of the request, those of Azure by the parameters of Ray's
-template, and those of Google by the fields that we know. The rest are rules of ours: what runs the
-driver is not taken away, nobody gets in without the token, nothing secret lies in the file, and
-nothing grows without a limit.
+Ray checks what all clouds have in common, but passes the description of a machine on to the cloud,
+so that a mistake there shows up only when the first worker is requested. This script checks
+machines of AWS by botocore's description of the request, those of Azure by the parameters of Ray's
+template, and those of Google by the fields that our files use. It also checks that the head is not
+on spot, that Ray requires a token, that the file holds no secret, and that workers have a limit.
 """
 
 from __future__ import annotations
@@ -35,122 +34,99 @@ _SECRET = re.compile(
     r"AKIA[0-9A-Z]{16}|-----BEGIN [A-Z ]*PRIVATE KEY|\b[0-9a-f]{40,}\b|\bAccountKey="
     r"|(?i:(?:auth_token|access_key|account_key|password|private_key)\s*[=:]\s*[\w+/\"'-]{8})"
 )
-# Of an instance of Google's, as far as our files go.
-_GOOGLE: dict[str, Any] = {
-    "type": "object",
-    "additionalProperties": False,
-    "required": ["machineType", "disks"],
-    "properties": {
-        "machineType": {"type": "string"},
-        "disks": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "additionalProperties": False,
-                "properties": {
-                    "boot": {"type": "boolean"},
-                    "autoDelete": {"type": "boolean"},
-                    "type": {"enum": ["PERSISTENT", "SCRATCH"]},
-                    "initializeParams": {
-                        "type": "object",
-                        "additionalProperties": False,
-                        "required": ["diskSizeGb", "sourceImage"],
-                        "properties": {
-                            "diskSizeGb": {"type": "integer", "minimum": 10},
-                            "diskType": {"type": "string"},
-                            "sourceImage": {"type": "string"},
-                        },
-                    },
-                },
-            },
-        },
-        "guestAccelerators": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "additionalProperties": False,
-                "required": ["acceleratorType", "acceleratorCount"],
-                "properties": {
-                    "acceleratorType": {"type": "string"},
-                    "acceleratorCount": {"type": "integer", "minimum": 1},
-                },
-            },
-        },
-        "serviceAccounts": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "additionalProperties": False,
-                "required": ["email", "scopes"],
-                "properties": {
-                    "email": {"type": "string"},
-                    "scopes": {"type": "array", "items": {"type": "string"}},
-                },
-            },
-        },
-        "scheduling": {
-            "type": "object",
-            "additionalProperties": False,
-            "properties": {
-                "provisioningModel": {"enum": ["SPOT", "STANDARD"]},
-                "instanceTerminationAction": {"enum": ["DELETE", "STOP"]},
-                "onHostMaintenance": {"enum": ["TERMINATE", "MIGRATE"]},
-                "automaticRestart": {"type": "boolean"},
-                "preemptible": {"type": "boolean"},
-            },
-        },
-        "networkInterfaces": {"type": "array"},
-        "metadata": {"type": "object"},
-        "labels": {"type": "object"},
-        "tags": {"type": "object"},
-    },
-}
+
+
+def _table(required: Iterable[str] = (), /, **properties: Any) -> dict[str, Any]:
+    """Return the schema of a table without other keys."""
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "required": list(required),
+        "properties": properties,
+    }
+
+
+def _list(items: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": items}
+
+
+def _integer(minimum: int) -> dict[str, Any]:
+    return {"type": "integer", "minimum": minimum}
+
+
+_STRING, _BOOLEAN, _OBJECT = {"type": "string"}, {"type": "boolean"}, {"type": "object"}
+# The fields of a Google Cloud instance that our files use.
+_GOOGLE = _table(
+    ("machineType", "disks"),
+    machineType=_STRING,
+    disks=_list(
+        _table(
+            boot=_BOOLEAN,
+            autoDelete=_BOOLEAN,
+            type={"enum": ["PERSISTENT", "SCRATCH"]},
+            initializeParams=_table(
+                ("diskSizeGb", "sourceImage"),
+                diskSizeGb=_integer(10),
+                diskType=_STRING,
+                sourceImage=_STRING,
+            ),
+        )
+    ),
+    guestAccelerators=_list(
+        _table(
+            ("acceleratorType", "acceleratorCount"),
+            acceleratorType=_STRING,
+            acceleratorCount=_integer(1),
+        )
+    ),
+    serviceAccounts=_list(_table(("email", "scopes"), email=_STRING, scopes=_list(_STRING))),
+    scheduling=_table(
+        provisioningModel={"enum": ["SPOT", "STANDARD"]},
+        instanceTerminationAction={"enum": ["DELETE", "STOP"]},
+        onHostMaintenance={"enum": ["TERMINATE", "MIGRATE"]},
+        automaticRestart=_BOOLEAN,
+        preemptible=_BOOLEAN,
+    ),
+    networkInterfaces={"type": "array"},
+    metadata=_OBJECT,
+    labels=_OBJECT,
+    tags=_OBJECT,
+)
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """What is wrong, and where.
-
-    Attributes:
-        file: its name.
-        field: with dots between the names of what it lies in.
-        what: the rule, and the hint.
-    """
+    """A mistake in a file."""
 
     file: str
-    field: str
-    what: str
+    field: str  # dotted
+    what: str  # the rule, and a hint
 
     def __str__(self) -> str:
         return f"{self.file}: {self.field}: {self.what}"
 
 
 def mistakes(text: str, name: str) -> list[Mistake]:
-    """All that is wrong with a file.
-
-    Args:
-        text: its content.
-        name: how it is called in messages.
-    """
+    """Return all mistakes in a file's text; ``name`` is the file's."""
     try:
         config = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        return [Mistake(name, "file", f"is no YAML ({error})")]
+        return [Mistake(name, "file", f"is not YAML ({error})")]
     if not isinstance(config, dict):
         return [Mistake(name, "file", "holds no settings; start with a copy of ours")]
     found = [Mistake(name, *message) for message in _of_ray(config)]
     found += [Mistake(name, *message) for message in _of_all(text, config)]
-    if found:  # what follows takes the form of the file for granted
+    if found:  # the other rules rely on the form of the file
         return found
     rules = (_of_types, _of_machines, _of_commands)
     return [Mistake(name, *message) for rule in rules for message in rule(config)]
 
 
-_Told = Iterator[tuple[str, str]]
+_Mistakes = Iterator[tuple[str, str]]  # field and message
 
 
-def _of_ray(config: dict[str, Any]) -> _Told:
-    """What Ray itself finds."""
+def _of_ray(config: dict[str, Any]) -> _Mistakes:
+    """Check by Ray's own rules."""
     provider = config.get("provider")
     cloud = provider.get("type") if isinstance(provider, dict) else None
     if cloud not in _SPOT:
@@ -158,23 +134,23 @@ def _of_ray(config: dict[str, Any]) -> _Told:
         return
     head, types = config.get("head_node_type"), config.get("available_node_types")
     if not isinstance(types, dict):
-        yield "available_node_types", "is missing: the head and the workers are told there"
+        yield "available_node_types", "is missing: it describes the head and the workers"
         return
     if head not in types:
         yield "head_node_type", f"= {head!r}: is none of available_node_types ({', '.join(types)})"
         return
     try:
-        # Ray prints that files which are mounted are not synced later; they need not be.
+        # Ray prints that mounted files are not synced later; they need not be.
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             validate_config(prepare_config(json.loads(json.dumps(config))))
     except jsonschema.ValidationError as error:
-        yield from told_of(error)
+        yield from refused_by(error)
     except (ValueError, RuntimeError, KeyError, TypeError, AttributeError, AssertionError) as error:
         yield "file", f"Ray refuses it: {error}"
 
 
-def _of_all(text: str, config: dict[str, Any]) -> _Told:
-    """Secrets anywhere, comments too, and what was not filled in."""
+def _of_all(text: str, config: dict[str, Any]) -> _Mistakes:
+    """Check for secrets, also in comments, and placeholders."""
     for number, line in enumerate(text.splitlines(), 1):
         if _SECRET.search(line):
             field = line.partition(":")[0].strip(" -#") or "file"
@@ -185,25 +161,25 @@ def _of_all(text: str, config: dict[str, Any]) -> _Told:
             )
     for field, value in _leaves(config):
         if PLACEHOLDER in str(value):
-            yield field, f"= {value!r}: is not filled in; README.md tells where to find it"
+            yield field, f"= {value!r}: is not filled in; README.md says where to find it"
 
 
-def _of_types(config: dict[str, Any]) -> _Told:
-    """The head stays, works for nobody and is one; workers have a limit."""
+def _of_types(config: dict[str, Any]) -> _Mistakes:
+    """Check that there is one head, not on spot and without workers, and a limit of workers."""
     head, types = config["head_node_type"], config["available_node_types"]
     spot = _SPOT[config["provider"]["type"]]
     for name, kind in types.items():
         place = f"available_node_types.{name}"
         for key in ("min_workers", "max_workers"):
             if key not in kind:
-                yield f"{place}.{key}", "is missing: without it Ray's default holds; say it"
+                yield f"{place}.{key}", "is missing: set it, rather than use Ray's default"
         where, is_spot = spot(kind["node_config"])
         if name == head:
             if is_spot:
                 yield (
                     f"{place}.node_config.{where}",
-                    "the head is on spot: when it is taken away the cluster and the driver are "
-                    "gone, and nobody starts them again; put it on demand",
+                    "the head is on spot: when it is taken away, the cluster and the driver end for "
+                    "good; put it on demand",
                 )
             if kind["resources"].get("CPU") != 0:
                 yield f"{place}.resources.CPU", "must be 0, so that no worker runs on the head"
@@ -211,25 +187,23 @@ def _of_types(config: dict[str, Any]) -> _Told:
                 yield f"{place}.max_workers", "must be 0: there is one head"
     for key in ("max_workers", "idle_timeout_minutes"):
         if key not in config:
-            yield key, "is missing: without it Ray's default holds; say it"
+            yield key, "is missing: set it, rather than use Ray's default"
 
 
-def _of_machines(config: dict[str, Any]) -> _Told:
-    """What the cloud would refuse, or not understand."""
+def _of_machines(config: dict[str, Any]) -> _Mistakes:
+    """Check what the cloud would refuse."""
     check = _MACHINES[config["provider"]["type"]]
     for name, kind in config["available_node_types"].items():
         for field, message in check(kind["node_config"]):
-            yield (
-                _dotted(["available_node_types", name, "node_config", *filter(None, [field])]),
-                message,
-            )
+            inside = ["available_node_types", name, "node_config", *filter(None, [field])]
+            yield _dotted(inside), message
 
 
-def _of_commands(config: dict[str, Any]) -> _Told:
-    """Ray starts with the token, on the head without CPUs, and tells nobody of its use."""
+def _of_commands(config: dict[str, Any]) -> _Mistakes:
+    """Check that Ray requires the token, has no CPUs on the head, and sends no statistics."""
     token = "/.ray/auth_token"
     if not any(remote.endswith(token) for remote in config.get("file_mounts", {})):
-        yield "file_mounts", f"no file is mounted as ~{token}: nodes would not know the token"
+        yield "file_mounts", f"no file is mounted as ~{token}: nodes would have no token"
     for key in ("head_start_ray_commands", "worker_start_ray_commands"):
         starts = [line for line in config.get(key, []) if "ray start" in line]
         if not starts:
@@ -240,14 +214,15 @@ def _of_commands(config: dict[str, Any]) -> _Told:
             if "RAY_USAGE_STATS_ENABLED=0" not in line:
                 yield key, "starts Ray without RAY_USAGE_STATS_ENABLED=0"
             if key.startswith("head") and "RAY_JOB_STOP_WAIT_TIME_S=" not in line:
-                yield (
-                    key,
-                    "starts the head without RAY_JOB_STOP_WAIT_TIME_S: ray job stop waits 3 s",
-                )
+                rule = "starts the head without RAY_JOB_STOP_WAIT_TIME_S: ray job stop waits 3 s"
+                yield key, rule
             if key.startswith("head") and "--num-cpus=0" not in line:
                 yield key, "starts the head without --num-cpus=0: workers would run on it"
             if "--dashboard-host=0.0.0.0" in line:
-                yield key, "shows the dashboard to all: leave it on loopback, use `ray dashboard`"
+                yield (
+                    key,
+                    "shows the dashboard to all: leave it on loopback, and use `ray dashboard`",
+                )
     if not any("requirements.lock" in line for line in config.get("setup_commands", [])):
         yield "setup_commands", "do not install what requirements.lock says"
 
@@ -272,14 +247,12 @@ def _spot_of_azure(machine: Mapping[str, Any]) -> tuple[str, bool]:
 _SPOT = {"aws": _spot_of_aws, "gcp": _spot_of_google, "azure": _spot_of_azure}
 
 
-def _machine_of_aws(machine: Mapping[str, Any]) -> _Told:
-    """By botocore's description of the request that starts it."""
+def _machine_of_aws(machine: Mapping[str, Any]) -> _Mistakes:
+    """Check by botocore's description of the request that starts it."""
     from botocore.validate import ParamValidator
 
-    request = {k: v for k, v in machine.items() if k != "SubnetIds"} | {
-        "MinCount": 1,
-        "MaxCount": 1,
-    }
+    request = {k: v for k, v in machine.items() if k != "SubnetIds"}
+    request |= {"MinCount": 1, "MaxCount": 1}
     report = ParamValidator().validate(request, _request_of_aws())
     for line in report.generate_report().splitlines():
         if found := re.match(r'Unknown parameter in (\S+): "(\w+)", must be one of: (.*)', line):
@@ -292,7 +265,7 @@ def _machine_of_aws(machine: Mapping[str, Any]) -> _Told:
     if "ImageId" not in machine:
         yield "ImageId", "is missing: Ray's default has no driver for today's GPUs"
     if "IamInstanceProfile" not in machine:
-        yield "IamInstanceProfile", "is missing: without it, reaching the bucket would take keys"
+        yield "IamInstanceProfile", "is missing: without it, access to the bucket needs keys"
     if "BlockDeviceMappings" not in machine:
         yield "BlockDeviceMappings", "is missing: the image's own disk has no room for torch"
 
@@ -305,15 +278,15 @@ def _request_of_aws() -> Any:
     return service.operation_model("RunInstances").input_shape
 
 
-def _machine_of_google(machine: Mapping[str, Any]) -> _Told:
+def _machine_of_google(machine: Mapping[str, Any]) -> _Mistakes:
     for error in jsonschema.Draft7Validator(_GOOGLE).iter_errors(machine):
-        yield from told_of(error)
+        yield from refused_by(error)
     if "guestAccelerators" in machine and "serviceAccounts" not in machine:
-        yield "serviceAccounts", "is missing: without it, reaching the bucket would take keys"
+        yield "serviceAccounts", "is missing: without it, access to the bucket needs keys"
 
 
-def _machine_of_azure(machine: Mapping[str, Any]) -> _Told:
-    """By the parameters of the template with which Ray starts it."""
+def _machine_of_azure(machine: Mapping[str, Any]) -> _Mistakes:
+    """Check by the parameters of Ray's template."""
     folder = Path(ray.autoscaler.__file__).parent / "_private/_azure"
     template = json.loads((folder / "azure-vm-template.json").read_text())
     kinds = {"string": str, "int": int, "bool": bool, "object": dict, "array": list}
@@ -335,8 +308,8 @@ def _machine_of_azure(machine: Mapping[str, Any]) -> _Told:
 _MACHINES = {"aws": _machine_of_aws, "gcp": _machine_of_google, "azure": _machine_of_azure}
 
 
-def told_of(error: jsonschema.ValidationError) -> _Told:
-    """Field and rule of what a schema refuses; names that it does not know one by one."""
+def refused_by(error: jsonschema.ValidationError) -> _Mistakes:
+    """Return what a schema refuses; unknown names one by one."""
     best = jsonschema.exceptions.best_match([error])
     if best.validator == "additionalProperties":
         known = best.schema.get("properties", {})
@@ -381,14 +354,14 @@ def main(files: list[str]) -> int:
         try:
             found = mistakes(Path(file).read_text(), file)
         except (OSError, UnicodeDecodeError) as error:
-            print(f"{file}: can't be read ({error})", file=sys.stderr)
+            print(f"{file}: is not readable ({error})", file=sys.stderr)
             status = 2
             continue
         for mistake in found:
             print(mistake, file=sys.stderr)
             status = 2
         if not found:
-            print(f"{file}: nothing is wrong with it that can be seen from here")
+            print(f"{file}: no mistakes found")
     return status
 
 

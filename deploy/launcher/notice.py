@@ -1,9 +1,8 @@
-"""Tells Ray when the cloud is about to take this machine away.
+"""Drains this Ray node when the cloud gives notice of preemption.
 
-``notice.py CLOUD ADDRESS`` runs on each worker, asks the cloud's metadata service every few
-seconds, and at its notice drains the node at the Ray cluster's ADDRESS: a run that has workers here
-writes a checkpoint before the deadline. Then it ends. AWS gives two minutes, Google and Azure half
-a minute; none of them promises it.
+``notice.py CLOUD ADDRESS`` runs on each worker and polls the cloud's metadata service. At a notice
+it drains the node at the Ray cluster's ADDRESS, so that a run with workers here writes a checkpoint
+before the deadline. AWS gives two minutes, Google and Azure half a minute; none guarantees it.
 
 Sources: AWS, "Spot Instance interruption notices"; Google Cloud, "Handle preemption of Spot VMs";
 Azure, "Scheduled Events for Linux VMs".
@@ -26,7 +25,7 @@ _SHORT_S = 30.0  # that Google and Azure give
 
 
 def _ask(url: str, headers: Mapping[str, str], method: str = "GET") -> str:
-    """What is answered; "" where there is nothing at the address."""
+    """Return the answer; "" for status 404."""
     request = urllib.request.Request(url, headers=dict(headers), method=method)
     try:
         with urllib.request.urlopen(request, timeout=_POLL_S) as answer:
@@ -39,13 +38,9 @@ def _ask(url: str, headers: Mapping[str, str], method: str = "GET") -> str:
 
 
 def of_aws(service: str) -> float | None:
-    """Seconds that are left to a machine on AWS; None if nothing was said.
+    """Return the seconds until AWS takes this machine away; None without a notice.
 
-    Args:
-        service: the URL of the metadata service.
-
-    Raises:
-        OSError: it does not answer.
+    ``service`` is the URL of the metadata service. Raises OSError if it does not answer.
     """
     seconds = {"X-aws-ec2-metadata-token-ttl-seconds": "60"}
     token = _ask(f"{service}/latest/api/token", seconds, "PUT")
@@ -65,7 +60,7 @@ def of_gcp(service: str) -> float | None:
 
 
 def of_azure(service: str) -> float | None:
-    """As :func:`of_aws`, on Azure. All machines of a group see the events of all."""
+    """As :func:`of_aws`, on Azure, where all machines of a group see the events of all."""
     headers = {"Metadata": "true"}
     message = _ask(f"{service}/metadata/scheduledevents?api-version=2020-07-01", headers)
     events = json.loads(message or "{}").get("Events", [])
@@ -87,7 +82,7 @@ CLOUDS = {"aws": of_aws, "gcp": of_gcp, "azure": of_azure}
 
 
 def main() -> None:
-    """Wait for the notice, pass it on, and end."""
+    """Wait for a notice, drain the node, and end."""
     parser = argparse.ArgumentParser(description="Drain this node when the cloud gives notice.")
     parser.add_argument("cloud", choices=CLOUDS)
     parser.add_argument("address", help="of the Ray cluster, HOST:PORT")
@@ -101,7 +96,7 @@ def main() -> None:
         except (OSError, ValueError, KeyError) as error:
             left_s = None
             if not silent:
-                print(f"{given.service} does not answer as it should: {error}", flush=True)
+                print(f"{given.service} gives no valid answer: {error}", flush=True)
             silent = True
         if left_s is not None:
             print(f"notice: {left_s:.0f} s are left", flush=True)

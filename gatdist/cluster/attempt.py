@@ -27,7 +27,7 @@ from ray.util.placement_group import PlacementGroup
 
 from gatdist.cluster.bridge import Bridge
 from gatdist.cluster.network import choose_interface
-from gatdist.cluster.preflight import HostInfo, host_info, require_alike
+from gatdist.cluster.preflight import HostInfo, host_info, require_compatible
 from gatdist.cluster.worker import work
 from gatdist.common.errors import ClusterError, WorkerLostError, summary
 from gatdist.config import Config
@@ -163,7 +163,7 @@ class _Preflight(_TorchBackend):
         assert bridge is not None
         try:
             found = worker_group.execute(_look_around, bridge, config.backend == "nccl")
-            require_alike(found, time.time())
+            require_compatible(found, time.time())
         except ClusterError as error:
             bridge.report("fail", ClusterError.__name__, str(error))
             raise

@@ -36,7 +36,7 @@ from gatdist.common.errors import (
     rebuilt,
     summary,
 )
-from gatdist.config import Config, parse_config
+from gatdist.config import ClusterConfig
 
 _LOOK_S = 0.2
 _ROOM_S = 30.0
@@ -47,44 +47,29 @@ _TIMEOUT_S = 120.0
 def require_room_here(workers: int) -> None:
     """Raise ClusterError if this machine has no room for so many workers."""
     has = this_machine()
-    config = _config("", workers)
-    _require_room(config, room_for(needs_of(config, has), [has]), has)
+    cluster = ClusterConfig(workers=workers)
+    needs = needs_of(cluster, has)
+    if room_for(needs, [has]) < workers:
+        raise too_small(cluster, workers, needs, has)
 
 
 @contextmanager
 def groups(address: str, most: int) -> Iterator[Groups]:
-    """Connect to a Ray with room for groups of workers.
+    """Connect to a Ray with room for groups of up to ``most`` workers.
 
-    Args:
-        address: Of a cluster; "" starts a Ray on this machine that ends with the context.
-        most: Number of workers of the largest group.
+    Without an address, a Ray is started on this machine, which ends with the context.
 
     Raises:
         ClusterError: the address does not answer, or the cluster is too small.
     """
-    config = _config(address, most)
+    cluster = ClusterConfig(workers=most, address=address)
     require_temporary_folder(for_ray=not address)
     with temporary_log() as log, output_to_file(log) as terminal, connected(address, log):
         has = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        needs = needs_of(config, has)
-        _require_room(config, Nodes.now().capacity(needs), has)
+        needs = needs_of(cluster, has)
+        if Nodes.now().capacity(needs) < most:
+            raise too_small(cluster, most, needs, has)
         yield Groups(needs, terminal, log)
-
-
-def _config(address: str, workers: int) -> Config:
-    """Return the configuration of a run with so many workers, from which needs follow."""
-    return parse_config(
-        {
-            "run": {"total_samples": workers, "global_batch": workers},
-            "data": {"url": "none"},
-            "cluster": {"workers": workers, "address": address},
-        }
-    )
-
-
-def _require_room(config: Config, room: int, has: dict[str, float]) -> None:
-    if room < config.cluster.max_workers:
-        raise too_small(config, needs_of(config, has), has)
 
 
 class Groups:

@@ -93,9 +93,9 @@ def fit(
     log = log_file(run_dir)
     if not address:  # before Ray is started for nothing
         has = this_machine()
-        needs = needs_of(config, has)
-        if largest(config.fitting_workers(), room_for(needs, [has])) is None:
-            raise too_small(config, needs, has)
+        needs, sizes = needs_of(config.cluster, has), config.fitting_workers()
+        if largest(sizes, room_for(needs, [has])) is None:
+            raise too_small(config.cluster, sizes[0], needs, has)
         interrupts.before_leaving = end_descendants  # of Ray; a cluster that was joined stays
     with output_to_file(log, console), connected(address, log, runtime_env=runtime):
         interrupts.renew()  # Ray has taken over SIGTERM
@@ -118,7 +118,7 @@ class _Run:
         self.sizes = config.fitting_workers()
         joined = bool(config.cluster.address)  # a Ray that was started here has no autoscaler
         has = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        self.needs = needs_of(config, has, grows=joined and may_grow())
+        self.needs = needs_of(config.cluster, has, grows=joined and may_grow())
         self.bridge = Bridge()
         self.metrics = Metrics(config, run_dir)
         self._recovery = Recovery(config.cluster.max_failures)
@@ -210,7 +210,7 @@ class _Run:
                 return size
             if first and largest(self.sizes, capacity) is None and not may_grow():
                 has = ray.cluster_resources()  # type: ignore[no-untyped-call]
-                raise too_small(self.config, self.needs, has)
+                raise too_small(self.config.cluster, self.sizes[0], self.needs, has)
             if self.interrupted:
                 raise InterruptedRunError(
                     f"interrupted while waiting for workers. The checkpoint at {self.reached:,} "

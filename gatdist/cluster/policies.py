@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from gatdist.common.errors import ClusterError, GatdistError, RetryableError
-from gatdist.config import Config
+from gatdist.config import ClusterConfig
 
 _FIRST_DELAY_S, _MAX_DELAY_S = 1.0, 30.0
 _HOUR_S = 3600.0
@@ -24,13 +24,14 @@ def this_machine() -> dict[str, float]:
     return {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
 
 
-def needs_of(config: Config, has: Mapping[str, float], *, grows: bool = False) -> dict[str, float]:
+def needs_of(
+    cluster: ClusterConfig, has: Mapping[str, float], *, grows: bool = False
+) -> dict[str, float]:
     """Return the resources of each worker, given those of the cluster.
 
     Raises ClusterError if ``cluster.gpus_per_worker`` must be set: the cluster has no GPUs, and an
     autoscaler may add some (``grows``).
     """
-    cluster = config.cluster
     gpus = cluster.gpus_per_worker
     if gpus is None:
         gpus = int(has.get("GPU", 0) > 0)
@@ -53,10 +54,11 @@ def room_for(needs: Mapping[str, float], hosts: Sequence[Mapping[str, float]]) -
     )
 
 
-def too_small(config: Config, needs: Mapping[str, float], has: Mapping[str, float]) -> ClusterError:
-    """Return the error of a cluster without room for the smallest size of a run."""
-    where = "the cluster" if config.cluster.address else "this machine"
-    size = config.fitting_workers()[0]
+def too_small(
+    cluster: ClusterConfig, size: int, needs: Mapping[str, float], has: Mapping[str, float]
+) -> ClusterError:
+    """Return the error of a cluster without room for ``size`` workers."""
+    where = "the cluster" if cluster.address else "this machine"
     # The scarcest resource. If there is enough of each, they are in use or spread too thinly.
     name = min(needs, key=lambda name: has.get(name, 0) / needs[name])
     room = int(has.get(name, 0) // needs[name])
@@ -64,7 +66,7 @@ def too_small(config: Config, needs: Mapping[str, float], has: Mapping[str, floa
     return ClusterError(
         "--workers",
         total if room < size else f"{total}, but too few on hosts where a worker fits",
-        value=config.cluster.workers,
+        value=cluster.workers,
         hint=f"Use --workers {room}" if 0 < room < size else f"Add a host with a {name}",
     )
 
@@ -173,7 +175,7 @@ class Heartbeat(NamedTuple):
     pid: int
     phase: str
     step: int  # since the run began
-    moves: int  # phases entered
+    num_phases: int  # entered so far
     silent_s: float  # since the heartbeat
     still_s: float  # since the training thread last made progress
     waits: bool | None = None  # whether it waits for other workers; None if unknown
@@ -215,8 +217,8 @@ def straggler_report(
     for_s = min(heartbeat.still_s - lengthy_s * heartbeat.lengthy for heartbeat in heartbeats)
     if for_s <= straggler_warn_s:
         return None
-    fewest = min(heartbeat.moves for heartbeat in heartbeats)
-    behind = [heartbeat for heartbeat in heartbeats if heartbeat.moves == fewest]
+    fewest = min(heartbeat.num_phases for heartbeat in heartbeats)
+    behind = [heartbeat for heartbeat in heartbeats if heartbeat.num_phases == fewest]
     working = [heartbeat for heartbeat in behind if heartbeat.waits is False]
     return _report(working or behind, for_s, "made no progress")
 

@@ -154,7 +154,7 @@ def faults(found: Sequence[HostInfo], now_s: float) -> list[Fault]:
     return wrong
 
 
-def require_alike(found: Sequence[HostInfo], now_s: float) -> None:
+def require_compatible(found: Sequence[HostInfo], now_s: float) -> None:
     """Raise ClusterError for the first of :func:`faults`."""
     for host, _, rule, hint in faults(found, now_s):
         raise ClusterError(f"host {host.host} ({host.address})", rule, hint=hint)

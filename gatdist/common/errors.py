@@ -1,22 +1,4 @@
-"""Exceptions of gatdist and their exit statuses.
-
-::
-
-    GatdistError                   1   base class
-    ├── UserError                  2   the user can fix it
-    │   ├── ConfigError                a key of the configuration
-    │   ├── DataError                  shards, indexes, samples
-    │   ├── StorageError               a URL: missing, not permitted, not writable
-    │   ├── CheckpointError            a run directory or a checkpoint in it
-    │   ├── ClusterError               Ray, workers, hosts
-    │   └── PluginError                a user's own module or network
-    ├── RetryableError             75  the same command may succeed later
-    │   ├── StorageUnavailableError    storage is down or throttles past the retry budget
-    │   ├── InterruptedRunError        Ctrl-C, SIGTERM or a preemption notice
-    │   └── WorkerLostError            a worker or host died, hangs or computes wrong results
-    └── TrainingError              1   training failed (too many non-finite steps)
-        └── StaleAttemptError          a newer start of the same run has taken over
-"""
+"""Exceptions of gatdist, and the exit statuses of the commands that raise them."""
 
 from __future__ import annotations
 

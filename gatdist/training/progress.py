@@ -23,7 +23,7 @@ class Progress:
 
     Attributes:
         phase: of the step or loop.
-        moves: number of phases entered.
+        num_phases: number of phases entered.
         samples_seen: by the steps made so far.
         saved_samples: by the newest complete checkpoint.
         is_ending: whether the run is over and writes its last files.
@@ -31,7 +31,7 @@ class Progress:
 
     def __init__(self) -> None:
         self.phase = "start"
-        self.moves = 0
+        self.num_phases = 0
         self.samples_seen = self.saved_samples = 0
         self.is_ending = False
         self._lengthy = 0
@@ -42,7 +42,7 @@ class Progress:
 
     def enter(self, phase: str) -> None:
         self.phase = phase
-        self.moves += 1
+        self.num_phases += 1
         reached(phase)
 
     def start(self, samples_seen: int) -> None:
@@ -94,12 +94,12 @@ class Progress:
 
     def report(self) -> dict[str, Any]:
         """Return JSON values of a heartbeat, for one thread only."""
-        sign = self.moves, beats()
+        sign = self.num_phases, beats()
         if sign != self._last:
             self._last, self._last_at = sign, time.monotonic()
         return {
             "phase": self.phase,
-            "moves": self.moves,
+            "num_phases": self.num_phases,
             "step": here.step,
             "still_s": time.monotonic() - self._last_at,
             "lengthy": bool(self._starts or self._lengthy),

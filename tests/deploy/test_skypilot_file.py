@@ -16,7 +16,7 @@ import jsonschema
 import pytest
 import yaml
 
-from deploy.launcher.check import told_of
+from deploy.launcher.check import refused_by
 from support import TOOLS
 
 FILE = Path(__file__).resolve().parents[2] / "deploy/skypilot/train.yaml"
@@ -51,7 +51,7 @@ def message(task: dict[str, Any], schemas: dict[str, Any]) -> list[str]:
         part = task.get(place, {}) if place else {k: v for k, v in task.items() if v is not None}
         for error in jsonschema.Draft7Validator(schema).iter_errors(part):
             found += [
-                ".".join(filter(None, [place, at])) + f": {rule}" for at, rule in told_of(error)
+                ".".join(filter(None, [place, at])) + f": {rule}" for at, rule in refused_by(error)
             ]
     if found:
         return found

@@ -28,7 +28,7 @@ from gatdist.common.errors import (
     rebuilt,
     summary,
 )
-from gatdist.config import load_config
+from gatdist.config import ClusterConfig, load_config
 from support import refused
 
 LOST = WorkerLostError("gone")
@@ -74,7 +74,7 @@ def test_a_resize_must_save_more_than_it_costs():
 
 
 def test_whether_hosts_that_are_yet_to_come_have_gpus_must_be_said():
-    config, asked = load_config("digits"), load_config("digits", ["cluster.gpus_per_worker=1"])
+    config, asked = ClusterConfig(), ClusterConfig(gpus_per_worker=1)
     assert needs_of(config, {"CPU": 2}) == {"CPU": 1}
     assert needs_of(config, {"CPU": 2, "GPU": 1}, grows=True) == {"CPU": 1, "GPU": 1}
     assert needs_of(asked, {"CPU": 0}, grows=True) == {"CPU": 1, "GPU": 1}
@@ -129,16 +129,16 @@ def test_storage_that_is_down_is_tried_again():
 
 
 def heartbeat(
-    rank, *, phase="generator", moves=10, silent=0.2, still=0.2, waits=None, lengthy=False
+    rank, *, phase="generator", num_phases=10, silent=0.2, still=0.2, waits=None, lengthy=False
 ):
-    about = (rank, f"w{rank}", "n", "a", 100 + rank, phase, 3, moves)
+    about = (rank, f"w{rank}", "n", "a", 100 + rank, phase, 3, num_phases)
     return Heartbeat(*about, silent, still, waits, lengthy)
 
 
-def test_workers_on_the_move_are_not_late():
+def test_workers_that_make_progress_are_not_late():
     assert (
         straggler_report([heartbeat(0), heartbeat(1, still=60)], 5) is None
-    )  # the other one moves
+    )  # the other one makes progress
     assert straggler_report([], 5) is None
 
 
@@ -154,7 +154,7 @@ def test_a_silent_worker_is_late():
 
 def test_the_one_that_is_behind_is_late():
     late = straggler_report(
-        [heartbeat(0, still=9), heartbeat(1, moves=9, phase="data", still=9.5)], 5
+        [heartbeat(0, still=9), heartbeat(1, num_phases=9, phase="data", still=9.5)], 5
     )
     assert [one.rank for one in late.workers] == [1]
     assert "9 s" in late.message

@@ -13,7 +13,7 @@ import pytest
 from gatdist.cli import main
 from gatdist.cluster.doctor import assess, local, network, storage
 from gatdist.cluster.doctor.report import Exchange, Finding, HostReport, Report, described
-from gatdist.cluster.preflight import HostInfo, faults, require_alike
+from gatdist.cluster.preflight import HostInfo, faults, require_compatible
 from gatdist.common.errors import ClusterError
 from support import refused
 
@@ -45,13 +45,13 @@ def test_the_odd_one_out_is_named_wherever_it_stands():
 
 
 def test_workers_are_refused_for_the_first_fault():
-    require_alike([facts("a", 100.0), facts("b", 399.0)], 100.0)
+    require_compatible([facts("a", 100.0), facts("b", 399.0)], 100.0)
     with refused(ClusterError, "host b (10.0.0.2)"):
-        require_alike([facts("a", 100.0), facts("b", 401.0)], 100.0)
+        require_compatible([facts("a", 100.0), facts("b", 401.0)], 100.0)
     with refused(ClusterError, "host b (10.0.0.2)"):
-        require_alike([facts("a"), facts("b", folder="gone")], 0.0)
+        require_compatible([facts("a"), facts("b", folder="gone")], 0.0)
     with refused(ClusterError, "host a (10.0.0.1)"):
-        require_alike([facts("a", device="CUDA error"), facts("b")], 0.0)
+        require_compatible([facts("a", device="CUDA error"), facts("b")], 0.0)
 
 
 @pytest.mark.parametrize(

@@ -21,12 +21,12 @@ def nowhere(monkeypatch):
     monkeypatch.setattr(fault_injection, "_waiting", [])
 
 
-def test_each_phase_is_a_move():
+def test_each_phase_is_counted():
     progress = Progress()
     for phase in ("data", "discriminator", "data"):
         progress.enter(phase)
     report = progress.report()
-    assert (report["phase"], report["moves"], report["step"]) == ("data", 3, 0)
+    assert (report["phase"], report["num_phases"], report["step"]) == ("data", 3, 0)
     assert 0 <= report["still_s"] < 10
 
 
