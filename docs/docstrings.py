@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+import itertools
 import re
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
 
-def message(model: type) -> dict[str, str]:
-    """Of each attribute, what the docstring's section ``Attributes`` says."""
-    return args_of(model, "Attributes")
+def fields_of(model: type) -> dict[str, str]:
+    """Return the docstring below each annotated field of a class."""
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(model))).body
+    assert isinstance(tree, ast.ClassDef)
+    found: dict[str, str] = {}
+    for field, below in itertools.pairwise(tree.body):
+        match field, below:
+            case (
+                ast.AnnAssign(target=ast.Name(id=name)),
+                ast.Expr(value=ast.Constant(value=str(text))),
+            ):
+                found[name] = sentence(markdown(" ".join(text.split())))
+    return found
 
 
 def args_of(thing: Any, title: str) -> dict[str, str]:

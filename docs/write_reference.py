@@ -19,7 +19,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 import gatdist
-from docs.docstrings import args_of, markdown, message, paragraphs, prose, section_of
+from docs.docstrings import args_of, fields_of, markdown, paragraphs, prose, section_of
 from gatdist.cli import parser as command_line
 from gatdist.common import errors
 from gatdist.config import Config, NamedConfig, PenaltyConfig, load_config, preset_names
@@ -71,8 +71,9 @@ def pages() -> dict[str, str]:
 
 def configuration() -> Iterator[str]:
     yield (
-        "Sections and keys of a TOML file, and of `--set section.key=value`. "
-        "[What keys can name](names.md) stands elsewhere, with the options of each."
+        "Sections and keys of a TOML file and of `--set section.key=value`. "
+        "The networks, losses, metrics and so on that keys refer to, and their options, are listed "
+        "in [names](names.md)."
     )
     seen: set[type[BaseModel]] = set()
     for name, field in Config.model_fields.items():
@@ -80,7 +81,7 @@ def configuration() -> Iterator[str]:
         if models:
             yield from section(name, models[0], seen)
     yield "\n## `plugins`\n"
-    yield f"{message(Config)['plugins']} Default: `[]`."
+    yield f"{fields_of(Config)['plugins']} Default: `[]`."
 
 
 def section(path: str, model: type[BaseModel], seen: set[type[BaseModel]]) -> Iterator[str]:
@@ -89,7 +90,7 @@ def section(path: str, model: type[BaseModel], seen: set[type[BaseModel]]) -> It
     yield from prose(model)
     inner: list[tuple[str, type[BaseModel]]] = []  # where each stands, and what it is
     schema = model.model_json_schema()
-    meanings = message(model)
+    meanings = fields_of(model)
     yield "| key | value | default | meaning |\n| --- | --- | --- | --- |"
     for key, field in model.model_fields.items():
         below = [m for m in models_in(field.annotation) if m is not NamedConfig]
@@ -126,19 +127,19 @@ def kind(schema: dict[str, Any], defs: dict[str, Any]) -> str:
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
     base = {
-        "integer": "whole number",
+        "integer": "integer",
         "number": "number",
         "boolean": "`true`, `false`",
-        "string": "text",
+        "string": "string",
         "null": "none",
         "object": "table",
     }.get(schema.get("type", ""), "any")
     if schema.get("type") == "array":
         count = schema.get("maxItems")
         one = kind(schema["items"], defs)
-        return f"{count} times {one}" if count else f"list of {one}"
+        return f"list of {count} × {one}" if count else f"list of {one}"
     if "pattern" in schema:
-        return "64 hexadecimal digits, or nothing"
+        return "64 hexadecimal digits or empty"
     signs = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
     limits = [
         f"{sign} {shown(schema[key]).strip('`')}"

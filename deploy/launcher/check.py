@@ -178,8 +178,8 @@ def _of_types(config: dict[str, Any]) -> _Mistakes:
             if is_spot:
                 yield (
                     f"{place}.node_config.{where}",
-                    "the head is on spot: when it is taken away, the cluster and the driver end for "
-                    "good; put it on demand",
+                    "the head is on spot: when it is taken away, the cluster and the driver end; "
+                    "put it on demand",
                 )
             if kind["resources"].get("CPU") != 0:
                 yield f"{place}.resources.CPU", "must be 0, so that no worker runs on the head"

@@ -31,14 +31,7 @@ from gatdist.config.sections import (
 
 
 class Config(Section):
-    """The whole configuration of a run. See :func:`load_config`.
-
-    Attributes:
-        plugins: Your own modules to import, which register networks, losses and so on.
-
-    Raises:
-        ConfigError: from :func:`load_config` and :func:`parse_config`, for the first wrong key.
-    """
+    """The whole configuration of a run. See :func:`load_config`."""
 
     run: RunConfig
     data: DataConfig
@@ -51,6 +44,7 @@ class Config(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     cluster: ClusterConfig = ClusterConfig()
     plugins: list[str] = Field(default_factory=list)
+    """Your own modules to import, which register networks, losses and so on."""
 
     @model_validator(mode="after")
     def _across_fields(self) -> Self:

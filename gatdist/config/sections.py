@@ -54,289 +54,242 @@ class Section(BaseModel):
 
 
 class ConvergenceConfig(Section):
-    """Stop early when a metric no longer improves.
-
-    Attributes:
-        metric: Metric to watch, one of ``evaluate.metrics``. Lower is better.
-        patience_samples: Training samples without an improvement after which the run ends.
-        min_improvement: Smallest relative decrease below the best value that counts as an
-            improvement.
-    """
+    """Stop early when a metric no longer improves."""
 
     metric: str = "fid"
+    """Metric to watch, one of ``evaluate.metrics``. Lower is better."""
     patience_samples: PositiveInt
+    """Training samples without an improvement after which the run ends."""
     min_improvement: NonNegativeFloat = 0.0
+    """Smallest relative decrease below the best value that counts as an improvement."""
 
 
 class RunConfig(Section):
-    """Length of training, batch size, seed, checkpoints and reproducibility.
-
-    Attributes:
-        total_samples: Real samples shown in total, summed over all workers. The run then ends.
-        global_batch: Samples per discriminator step, summed over all workers.
-        seed: Seed of all random numbers.
-        log_every_samples: Samples per log interval. Metrics and a preview are written after each.
-        checkpoint_every_samples: Samples between two checkpoints.
-        keep_checkpoints: Number of recent checkpoints to keep.
-        keep_best_checkpoints: Number of checkpoints with the lowest ``best_metric`` to keep in
-            addition. Above 0, every evaluation writes a checkpoint.
-        best_metric: Metric that ranks the best checkpoints, one of ``evaluate.metrics``.
-        keep_every_samples: Keep the first checkpoint at or after each multiple of this many
-            samples for good. 0 disables it.
-        reduction: How gradients are summed over workers. ``fast`` uses all-reduce: results on
-            different numbers of workers agree within rounding. ``canonical`` sums along one fixed
-            tree: results are bit-identical on any power of two of workers up to
-            ``virtual_workers``.
-        virtual_workers: Number of parts, a power of two, that ``canonical`` cuts the global batch
-            into. Ignored under ``fast``.
-        convergence: End the run before ``total_samples`` when a metric stops improving. None trains
-            to the end.
-        storage_options: Options passed to fsspec for the run directory. ``${env:NAME}`` is replaced
-            when it is used and never written to a file.
-    """
+    """Length of training, batch size, seed, checkpoints and reproducibility."""
 
     total_samples: PositiveInt
+    """Real samples shown in total, summed over all workers. The run then ends."""
     global_batch: PositiveInt = 64
+    """Samples per discriminator step, summed over all workers."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Seed of all random numbers."""
     log_every_samples: PositiveInt = 4096
+    """Samples per log interval. Metrics and a preview are written after each."""
     checkpoint_every_samples: PositiveInt = 16384
+    """Samples between two checkpoints."""
     keep_checkpoints: PositiveInt = 2
+    """Number of recent checkpoints to keep."""
     keep_best_checkpoints: NonNegativeInt = 0
+    """Number of checkpoints with the lowest ``best_metric`` to keep in addition. Above 0, every
+    evaluation writes a checkpoint."""
     best_metric: str = "fid"
+    """Metric that ranks the best checkpoints, one of ``evaluate.metrics``."""
     keep_every_samples: NonNegativeInt = 0
+    """Keep the first checkpoint at or after each multiple of this many samples for good. 0 disables
+    it."""
     reduction: Literal["fast", "canonical"] = "fast"
+    """How gradients are summed over workers. ``fast`` uses all-reduce: results on different numbers
+    of workers agree within rounding. ``canonical`` sums along one fixed tree: results are
+    bit-identical on any power of two of workers up to ``virtual_workers``."""
     virtual_workers: PositiveInt = 4
+    """Number of parts, a power of two, that ``canonical`` cuts the global batch into. Ignored under
+    ``fast``."""
     convergence: ConvergenceConfig | None = None
+    """End the run before ``total_samples`` when a metric stops improving. None trains to the
+    end."""
     storage_options: dict[str, Any] = {}
+    """Options passed to fsspec for the run directory. ``${env:NAME}`` is replaced when it is used
+    and never written to a file."""
 
 
 class DataConfig(Section):
-    """Location of the data set, preprocessing, shuffling, read-ahead and caching.
-
-    Attributes:
-        url: Folder of the data set. ``builtin:digits`` and ``builtin:ring`` need no files.
-        resolution: Height and width in pixels, as one number for both or ``[height, width]``.
-            Images of another size are center-cropped to this aspect ratio and resized. None keeps
-            their size.
-        resize: Resampling filter.
-        channels: Channels of an image (1 gray, 3 RGB) or of audio (1 mixes to mono). None keeps
-            those of the data set.
-        length: Length read of each sample: audio samples, bytes of text (characters with a
-            ``vocabulary``) or tokens.
-        vocabulary: Characters of the text, each once, at most 255. None reads text as bytes.
-        interleave: Number of sequential read streams that make up a global batch. Each contributes
-            equally many samples, so it must divide ``run.global_batch``. None uses the largest
-            divisor up to 64.
-        shuffle_window_samples: Samples of one read stream that are shuffled together. None uses as
-            many as fit into 256 MiB for the windows of all streams, at most 4096.
-        block_bytes: Approximate size in bytes of one read from a shard. Neighboring samples are
-            read together.
-        prefetch_batches: Number of batches that each worker reads ahead.
-        decode_threads: Decoding threads per worker.
-        memory_bytes: Memory limit per worker, in bytes, for fetched data, indexes and batches read
-            ahead.
-        cache_dir: Folder on a local disk where all workers of a host cache data from remote
-            storage. Several runs may share it. None disables the cache.
-        cache_bytes: Size limit of ``cache_dir`` in bytes. The least recently used data is evicted
-            first.
-        on_bad_sample: What to do with a sample that can't be read, even after fetching it again.
-            ``raise`` ends the run. ``substitute`` shows another sample, the same one on any number
-            of workers.
-        bad_sample_budget: Number of different bad samples that ``substitute`` tolerates. One more
-            ends the run.
-        storage_options: Options passed to fsspec for the server or bucket of ``url``. See
-            ``run.storage_options``.
-        shards_url: Folder of the tar files, instead of the one in the manifest. Required if they
-            are on another server or bucket than the manifest.
-        shards_storage_options: Options passed to fsspec for ``shards_url``. See
-            ``run.storage_options``.
-    """
+    """Location of the data set, preprocessing, shuffling, read-ahead and caching."""
 
     url: str
+    """Folder of the data set. ``builtin:digits`` and ``builtin:ring`` need no files."""
     resolution: PositiveInt | TwoPositiveInts | None = None
+    """Height and width in pixels, as one number for both or ``[height, width]``. Images of another
+    size are center-cropped to this aspect ratio and resized. None keeps their size."""
     resize: Literal["lanczos", "bicubic", "hamming", "bilinear", "box"] = "lanczos"
+    """Resampling filter."""
     channels: PositiveInt | None = None
+    """Channels of an image (1 gray, 3 RGB) or of audio (1 mixes to mono). None keeps those of the
+    data set."""
     length: PositiveInt | None = None
+    """Length read of each sample: audio samples, bytes of text (characters with a ``vocabulary``)
+    or tokens."""
     vocabulary: Vocabulary | None = None
+    """Characters of the text, each once, at most 255. None reads text as bytes."""
     interleave: PositiveInt | None = None
+    """Number of sequential read streams that make up a global batch. Each contributes equally many
+    samples, so it must divide ``run.global_batch``. None uses the largest divisor up to 64."""
     shuffle_window_samples: PositiveInt | None = None
+    """Samples of one read stream that are shuffled together. None uses as many as fit into 256 MiB
+    for the windows of all streams, at most 4096."""
     block_bytes: PositiveInt = 4 * 2**20
+    """Approximate size in bytes of one read from a shard. Neighboring samples are read together."""
     prefetch_batches: PositiveInt = 4
+    """Number of batches that each worker reads ahead."""
     decode_threads: PositiveInt = 1
+    """Decoding threads per worker."""
     memory_bytes: PositiveInt = 2**30
+    """Memory limit per worker, in bytes, for fetched data, indexes and batches read ahead."""
     cache_dir: str | None = None
+    """Folder on a local disk where all workers of a host cache data from remote storage. Several
+    runs may share it. None disables the cache."""
     cache_bytes: PositiveInt = 64 * 2**30
+    """Size limit of ``cache_dir`` in bytes. The least recently used data is evicted first."""
     on_bad_sample: Literal["raise", "substitute"] = "raise"
+    """What to do with a sample that can't be read, even after fetching it again. ``raise`` ends the
+    run. ``substitute`` shows another sample, the same one on any number of workers."""
     bad_sample_budget: NonNegativeInt = 100
+    """Number of different bad samples that ``substitute`` tolerates. One more ends the run."""
     storage_options: dict[str, Any] = {}
+    """Options passed to fsspec for the server or bucket of ``url``. See ``run.storage_options``."""
     shards_url: str = ""
+    """Folder of the tar files, instead of the one in the manifest. Required if they are on another
+    server or bucket than the manifest."""
     shards_storage_options: dict[str, Any] = {}
+    """Options passed to fsspec for ``shards_url``. See ``run.storage_options``."""
 
 
 class ModelConfig(Section):
-    """The generator, the discriminator and their initial weights.
-
-    Attributes:
-        generator: Generator network: its ``name`` and its options.
-        discriminator: Discriminator network: its ``name`` and its options.
-        latent_size: Number of components of a latent vector.
-        conditional: Whether both networks are class-conditional.
-        spectral_norm: Networks whose weights are spectrally normalized (divided by their largest
-            singular value).
-        init_from: Run directory to take initial weights from, for fine-tuning on other data.
-            Ignored when the run resumes.
-        init_from_storage_options: Options passed to fsspec for ``init_from``, if it is on another
-            server than the run directory.
-    """
+    """The generator, the discriminator and their initial weights."""
 
     generator: NamedConfig = NamedConfig(name="residual")
+    """Generator network: its ``name`` and its options."""
     discriminator: NamedConfig = NamedConfig(name="residual")
+    """Discriminator network: its ``name`` and its options."""
     latent_size: PositiveInt = 64
+    """Number of components of a latent vector."""
     conditional: bool = False
+    """Whether both networks are class-conditional."""
     spectral_norm: list[PlayerName] = []
+    """Networks whose weights are spectrally normalized (divided by their largest singular
+    value)."""
     init_from: str = ""
+    """Run directory to take initial weights from, for fine-tuning on other data. Ignored when the
+    run resumes."""
     init_from_storage_options: dict[str, Any] = {}
+    """Options passed to fsspec for ``init_from``, if it is on another server than the run
+    directory."""
 
 
 class PenaltyConfig(Section):
-    """A penalty, computed lazily: every N steps with N times its strength.
-
-    Attributes:
-        strength: Weight in the loss.
-        every_steps: Steps between two evaluations of the penalty. Its weight is multiplied by the
-            same number.
-        final_strength: Weight at the end of a half-cosine schedule. None keeps ``strength``.
-        change_samples: Length of that schedule in samples, from the start of the run.
-    """
+    """A penalty, computed lazily: every N steps with N times its strength."""
 
     strength: PositiveFloat
+    """Weight in the loss."""
     every_steps: PositiveInt = 1
+    """Steps between two evaluations of the penalty. Its weight is multiplied by the same number."""
     final_strength: PositiveFloat | None = None
+    """Weight at the end of a half-cosine schedule. None keeps ``strength``."""
     change_samples: PositiveInt = 1
+    """Length of that schedule in samples, from the start of the run."""
 
 
 class GameConfig(Section):
-    """Loss, penalties, augmentation, update rule and the generator's moving average.
-
-    Attributes:
-        loss: Loss of both players.
-        update_rule: Which gradients are taken and in which order.
-        rule_options: Options of the update rule, such as the strength of ``consensus``.
-        order: Which player steps first under ``alternating``.
-        latents: Whether the two players of ``alternating`` draw their own latents (``fresh``) or
-            use the same (``shared``).
-        reuse_fakes: Reuse the discriminator phase's fakes in the generator phase. Needs shared
-            latents. Saves one forward pass and costs the memory of its activations.
-        num_discriminator_steps: Discriminator steps per generator step. Each uses its own global
-            batch.
-        penalties: Penalties by name.
-        lazy_penalties: Whether a penalty with ``every_steps`` above 1 is added to the loss of its
-            step (``joined``) or gets its own optimizer step, with Adam's settings corrected for it
-            (``separate``).
-        augmentation: Augmentation of what the discriminator sees: its ``name`` and its options.
-        ema_half_life_samples: Half-life in samples of the generator's exponential moving average,
-            which is evaluated and sampled.
-    """
+    """Loss, penalties, augmentation, update rule and the generator's moving average."""
 
     loss: str = "nonsaturating"
+    """Loss of both players."""
     update_rule: str = "alternating"
+    """Which gradients are taken and in which order."""
     rule_options: dict[str, Any] = {}
+    """Options of the update rule, such as the strength of ``consensus``."""
     order: Literal["discriminator_first", "generator_first"] = "discriminator_first"
+    """Which player steps first under ``alternating``."""
     latents: Literal["fresh", "shared"] = "fresh"
+    """Whether the two players of ``alternating`` draw their own latents (``fresh``) or use the same
+    (``shared``)."""
     reuse_fakes: bool = False
+    """Reuse the discriminator phase's fakes in the generator phase. Needs shared latents. Saves one
+    forward pass and costs the memory of its activations."""
     num_discriminator_steps: PositiveInt = 1
+    """Discriminator steps per generator step. Each uses its own global batch."""
     penalties: dict[str, PenaltyConfig] = {}
+    """Penalties by name."""
     lazy_penalties: Literal["joined", "separate"] = "joined"
+    """Whether a penalty with ``every_steps`` above 1 is added to the loss of its step (``joined``)
+    or gets its own optimizer step, with Adam's settings corrected for it (``separate``)."""
     augmentation: NamedConfig | None = None
+    """Augmentation of what the discriminator sees: its ``name`` and its options."""
     ema_half_life_samples: PositiveFloat = 10_000.0
+    """Half-life in samples of the generator's exponential moving average, which is evaluated and
+    sampled."""
 
 
 class PlayerOptimConfig(Section):
-    """Optimizer, learning-rate schedule and gradient accumulation of one player.
-
-    Attributes:
-        name: Optimizer. Some update rules need plain gradient descent, ``sgd``.
-        direction: What the optimizer receives: the gradient, or the ``optimistic`` or ``conjugate``
-            direction computed from it. None leaves the choice to the update rule.
-        conjugate_beta: Formula for β of a conjugate direction.
-        learning_rate: Peak learning rate.
-        betas: Adam's decay rates.
-        eps: Adam's ε.
-        momentum: Momentum of ``sgd``.
-        weight_decay: Weight decay, decoupled under Adam (AdamW).
-        clip_norm: Upper bound of the 2-norm of the whole gradient. 0 disables clipping.
-        warmup_samples: Samples over which the learning rate rises linearly from 0.
-        decay: Schedule after ``decay_start_samples``.
-        decay_start_samples: Samples after which the learning rate decays.
-        final_fraction: Learning rate at ``run.total_samples``, as a share of the peak.
-        micro_batch: Largest number of samples per forward and backward pass in a worker. Gradients
-            are accumulated over the micro-batches of a step. None uses one pass.
-    """
+    """Optimizer, learning-rate schedule and gradient accumulation of one player."""
 
     name: Literal["adam", "sgd"] = "adam"
+    """Optimizer. Some update rules need plain gradient descent, ``sgd``."""
     direction: Literal["gradient", "optimistic", "conjugate"] | None = None
+    """What the optimizer receives: the gradient, or the ``optimistic`` or ``conjugate`` direction
+    computed from it. None leaves the choice to the update rule."""
     conjugate_beta: Literal["FR", "PR", "HS", "DY", "HZ", "FR-PR", "HS-DY"] = "PR"
+    """Formula for β of a conjugate direction."""
     learning_rate: PositiveFloat = 2e-4
+    """Peak learning rate."""
     betas: Annotated[list[ShareBelow1], Field(min_length=2, max_length=2)] = [0.0, 0.99]
+    """Adam's decay rates."""
     eps: PositiveFloat = 1e-8
+    """Adam's ε."""
     momentum: ShareBelow1 = 0.0
+    """Momentum of ``sgd``."""
     weight_decay: NonNegativeFloat = 0.0
+    """Weight decay, decoupled under Adam (AdamW)."""
     clip_norm: NonNegativeFloat = 0.0
+    """Upper bound of the 2-norm of the whole gradient. 0 disables clipping."""
     warmup_samples: NonNegativeInt = 0
+    """Samples over which the learning rate rises linearly from 0."""
     decay: Literal["none", "linear", "cosine"] = "none"
+    """Schedule after ``decay_start_samples``."""
     decay_start_samples: NonNegativeInt = 0
+    """Samples after which the learning rate decays."""
     final_fraction: Share = 0.0
+    """Learning rate at ``run.total_samples``, as a share of the peak."""
     micro_batch: PositiveInt | None = None
+    """Largest number of samples per forward and backward pass in a worker. Gradients are
+    accumulated over the micro-batches of a step. None uses one pass."""
 
 
 class OptimConfig(Section):
-    """Optimizers of both players.
-
-    Attributes:
-        generator: The generator's optimizer.
-        discriminator: The discriminator's optimizer.
-    """
+    """Optimizers of both players."""
 
     generator: PlayerOptimConfig = PlayerOptimConfig()
+    """The generator's optimizer."""
     discriminator: PlayerOptimConfig = PlayerOptimConfig()
+    """The discriminator's optimizer."""
 
 
 class PrecisionConfig(Section):
-    """Number formats, memory layout, compilation and CUDA graphs.
-
-    Attributes:
-        dtype: Format of the computation. bfloat16 and float16 use autocast with float32
-            parameters, float16 also scales the loss. ``float64`` is for tests.
-        channels_last: Use the channels-last memory layout for images. Faster with bfloat16 and on
-            GPUs.
-        compile: Networks to compile with ``torch.compile``.
-        reduce_dtype: Format in which gradients are sent between workers. ``full`` is the
-            parameters' own.
-        cuda_graphs: On CUDA, record a step once as a graph and replay it. Pays for small networks
-            that are bound by kernel launches. Gradients are then sent after the backward pass
-            instead of during it.
-    """
+    """Number formats, memory layout, compilation and CUDA graphs."""
 
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    """Format of the computation. bfloat16 and float16 use autocast with float32 parameters, float16
+    also scales the loss. ``float64`` is for tests."""
     channels_last: bool = False
+    """Use the channels-last memory layout for images. Faster with bfloat16 and on GPUs."""
     compile: list[PlayerName] = []
+    """Networks to compile with ``torch.compile``."""
     reduce_dtype: Literal["full", "bfloat16"] = "full"
+    """Format in which gradients are sent between workers. ``full`` is the parameters' own."""
     cuda_graphs: bool = False
+    """On CUDA, record a step once as a graph and replay it. Pays for small networks that are bound
+    by kernel launches. Gradients are then sent after the backward pass instead of during it."""
 
 
 class MonitorConfig(Section):
-    """TensorBoard, previews and profiles.
-
-    Attributes:
-        tensorboard: Whether to write TensorBoard event files.
-        grid_samples: Samples in a preview. Of audio, at most 16 are shown.
-        profile_steps: Steps to profile: the first one and the one after the last, counted from 0.
-            ``[100, 110]`` profiles ten steps. None profiles none.
-    """
+    """TensorBoard, previews and profiles."""
 
     tensorboard: bool = True
+    """Whether to write TensorBoard event files."""
     grid_samples: PositiveInt = 100
+    """Samples in a preview. Of audio, at most 16 are shown."""
     profile_steps: Annotated[list[NonNegativeInt], Field(min_length=2, max_length=2)] | None = None
+    """Steps to profile: the first one and the one after the last, counted from 0. ``[100, 110]``
+    profiles ten steps. None profiles none."""
 
 
 class HealthConfig(Section):
@@ -346,37 +299,34 @@ class HealthConfig(Section):
     then continues (``skip``), returns to its last checkpoint at the end of the log interval and
     continues with other noise (``rollback``), or ends (``stop``). Alarms compare the means of each
     log interval with their thresholds.
-
-    Attributes:
-        nonfinite: Response to a non-finite gradient.
-        nonfinite_budget: Number of such steps that a run tolerates. One more ends it.
-        spike: Response to a gradient spike.
-        spike_factor: Ratio of a gradient's norm to its running mean above which it is a spike.
-        spike_budget: Number of such steps that a run tolerates. One more ends it.
-        rollback_budget: Number of rollbacks that a run tolerates. One more ends it.
-        atomic: Undo the first player's update if the second player's gradient is bad, under update
-            rules that step them in turn. Costs a copy of the first player and its optimizer state.
-        vanishing_norm: Alarm if the norm of a player's gradient is below this.
-        exploding_norm: Alarm if the norm of a player's gradient is above this.
-        collapse_ratio: Alarm if the fakes' standard deviation over the batch is below this share of
-            the real samples'.
-        won_accuracy: Alarm if the discriminator ranks more than this share of (real, fake) pairs
-            correctly.
-        straggler_factor: Alarm if a worker computes this many times as long per step as the others.
     """
 
     nonfinite: Literal["skip", "rollback", "stop"] = "skip"
+    """Response to a non-finite gradient."""
     nonfinite_budget: NonNegativeInt = 20
+    """Number of such steps that a run tolerates. One more ends it."""
     spike: Literal["off", "skip", "rollback", "stop"] = "off"
+    """Response to a gradient spike."""
     spike_factor: Annotated[float, Field(gt=1)] = 20.0
+    """Ratio of a gradient's norm to its running mean above which it is a spike."""
     spike_budget: NonNegativeInt = 200
+    """Number of such steps that a run tolerates. One more ends it."""
     rollback_budget: NonNegativeInt = 5
+    """Number of rollbacks that a run tolerates. One more ends it."""
     atomic: bool = False
+    """Undo the first player's update if the second player's gradient is bad, under update rules
+    that step them in turn. Costs a copy of the first player and its optimizer state."""
     vanishing_norm: NonNegativeFloat = 1e-6
+    """Alarm if the norm of a player's gradient is below this."""
     exploding_norm: PositiveFloat = 1e4
+    """Alarm if the norm of a player's gradient is above this."""
     collapse_ratio: NonNegativeFloat = 0.1
+    """Alarm if the fakes' standard deviation over the batch is below this share of the real
+    samples'."""
     won_accuracy: Annotated[float, Field(gt=0.5, le=1)] = 0.99
+    """Alarm if the discriminator ranks more than this share of (real, fake) pairs correctly."""
     straggler_factor: Annotated[float, Field(gt=1)] = 1.5
+    """Alarm if a worker computes this many times as long per step as the others."""
 
     @property
     def may_roll_back(self) -> bool:
@@ -385,71 +335,61 @@ class HealthConfig(Section):
 
 
 class EvaluateConfig(Section):
-    """Metrics, their samples and features, and how often they are measured.
-
-    Attributes:
-        metrics: Names of the metrics. An empty list disables evaluation.
-        num_samples: Number of fakes per evaluation. None uses as many as there are real samples.
-        every_samples: Training samples between two evaluations. 0 evaluates at the end only.
-        features: Feature extractor that samples are compared by.
-        features_file: URL of the network file for the features ``inception`` (safetensors) or
-            ``torchscript``.
-        features_sha256: SHA-256 of ``features_file``, in hex. Required with it.
-    """
+    """Metrics, their samples and features, and how often they are measured."""
 
     metrics: list[str] = ["fid", "kid"]
+    """Names of the metrics. An empty list disables evaluation."""
     num_samples: PositiveInt | None = None
+    """Number of fakes per evaluation. None uses as many as there are real samples."""
     every_samples: NonNegativeInt = 0
+    """Training samples between two evaluations. 0 evaluates at the end only."""
     features: str = "classifier"
+    """Feature extractor that samples are compared by."""
     features_file: str = ""
+    """URL of the network file for the features ``inception`` (safetensors) or ``torchscript``."""
     features_sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
+    """SHA-256 of the file, in hex. Required with ``features_file``."""
 
 
 class ClusterConfig(Section):
-    """Workers, their resources, the network between them and fault tolerance.
-
-    Attributes:
-        workers: Number of workers. ``[min, max]`` makes the run elastic: it continues with fewer
-            when hosts leave and grows when hosts join.
-        address: HOST:PORT of a Ray cluster. Empty starts Ray on this machine.
-        backend: Communication library. ``auto`` uses NCCL on GPUs, else Gloo.
-        gpus_per_worker: GPUs per worker. None uses 1 if the cluster has GPUs, else 0. Required if
-            an autoscaler has yet to add the GPU hosts.
-        cpus_per_worker: CPU cores per worker, and its number of torch threads.
-        resources_per_worker: Custom Ray resources per worker, by name.
-        placement: Ray's strategy for placing workers on hosts.
-        labels: Node labels that a host must have, as Ray label selectors.
-        runtime_env: Ray runtime environment of the workers (``pip``, ``working_dir``, ``env_vars``
-            …). Plugins that are not installed are added.
-        heartbeat_timeout_s: Seconds without a heartbeat after which a worker counts as hung. Steps
-            and every part of an evaluation, a commit or a read are heartbeats, so that this limits
-            the longest part, not the whole.
-        startup_timeout_s: The same limit from a worker's start to the end of its first step
-            (imports, plugins, reading the checkpoint), while networks are compiled or CUDA graphs
-            recorded, while a profile is written or a run is rolled back, and while a worker waits
-            until its checkpoint is written.
-        straggler_warn_s: Seconds without a heartbeat after which a worker is reported as a
-            straggler, with the stacks of all workers.
-        max_failures: Consecutive failures without a new checkpoint that a run tolerates. One more
-            ends it.
-        wait_for_workers_s: Seconds to wait for hosts to come back or, with an autoscaler, to be
-            added.
-    """
+    """Workers, their resources, the network between them and fault tolerance."""
 
     workers: PositiveInt | TwoPositiveInts = 1
+    """Number of workers. ``[min, max]`` makes the run elastic: it continues with fewer when hosts
+    leave and grows when hosts join."""
     address: str = ""
+    """HOST:PORT of a Ray cluster. Empty starts Ray on this machine."""
     backend: Literal["auto", "gloo", "nccl"] = "auto"
+    """Communication library. ``auto`` uses NCCL on GPUs, else Gloo."""
     gpus_per_worker: NonNegativeInt | None = None
+    """GPUs per worker. None uses 1 if the cluster has GPUs, else 0. Required if an autoscaler has
+    yet to add the GPU hosts."""
     cpus_per_worker: PositiveInt = 1
+    """CPU cores per worker, and its number of torch threads."""
     resources_per_worker: dict[str, PositiveFloat] = {}
+    """Custom Ray resources per worker, by name."""
     placement: Literal["pack", "spread", "strict_pack", "strict_spread"] = "pack"
+    """Ray's strategy for placing workers on hosts."""
     labels: dict[str, str] = {}
+    """Node labels that a host must have, as Ray label selectors."""
     runtime_env: dict[str, Any] = {}
+    """Ray runtime environment of the workers (``pip``, ``working_dir``, ``env_vars`` …). Plugins
+    that are not installed are added."""
     heartbeat_timeout_s: PositiveFloat = 120.0
+    """Seconds without a heartbeat after which a worker counts as hung. Steps and every part of an
+    evaluation, a commit or a read are heartbeats, so that this limits the longest part, not the
+    whole."""
     startup_timeout_s: PositiveFloat = 1800.0
+    """The same limit from a worker's start to the end of its first step (imports, plugins, reading
+    the checkpoint), while networks are compiled or CUDA graphs recorded, while a profile is written
+    or a run is rolled back, and while a worker waits until its checkpoint is written."""
     straggler_warn_s: PositiveFloat = 15.0
+    """Seconds without a heartbeat after which a worker is reported as a straggler, with the stacks
+    of all workers."""
     max_failures: NonNegativeInt = 8
+    """Consecutive failures without a new checkpoint that a run tolerates. One more ends it."""
     wait_for_workers_s: NonNegativeFloat = 600.0
+    """Seconds to wait for hosts to come back or, with an autoscaler, to be added."""
 
     @property
     def min_workers(self) -> int:

@@ -43,7 +43,7 @@ def test_every_key_is_explained_and_nothing_else_is() -> None:
             models |= new
             waiting += new
     for model in models - {Config}:
-        assert docstrings.message(model).keys() == model.model_fields.keys(), model
+        assert docstrings.fields_of(model).keys() == model.model_fields.keys(), model
 
 
 def written_tags() -> set[str]:
