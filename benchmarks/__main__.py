@@ -1,8 +1,7 @@
-"""Runs what this machine can, one after the other: ``python -m benchmarks [NAME …]``.
+"""Run benchmarks: ``python -m benchmarks [NAME …]``, or one with its own options.
 
-Each writes ``benchmarks/results/<date>_<name>`` with a picture; at the end a table tells what came
-of each, and what was left out for which reason. Without names all run, which takes hours: those of
-``LONG`` only when they are named.
+Each writes ``benchmarks/results/DATE_NAME``; at the end a table shows the results, and what was
+skipped and why. Without names, all run except those of ``LONG``, which takes hours.
 """
 
 from __future__ import annotations
@@ -17,18 +16,13 @@ from collections.abc import Callable
 from importlib.util import find_spec
 
 from benchmarks import plots
-from benchmarks.records import RESULTS, Record
+from benchmarks.case import RESULTS, gatdist_command
+from benchmarks.records import Record
 
-OWN = ("games", "ring", "remedies", "overlap", "packing", "using", "overheads", "startup")
-OWN += ("recovery", "soak", "simulation", "fuzz")
+NAMES = ("games", "ring", "remedies", "overlap", "packing", "using", "overheads", "startup")
+NAMES += ("recovery", "soak", "simulation", "fuzz", "data", "storage")
 PRESETS = ("digits", "digits-conditional", "speech", "words", "glyphs-r3gan", "glyphs-stylegan2")
-MEASURED = {
-    "step": ["--two-processes"],
-    "data": [],
-    "storage": ["--num", "50000"],
-    "scaling": ["--workers", "1,2"],
-}
-# The settings that an hour of glyphs can tell something of, and goals that they reach.
+# Settings and goals that an hour of glyphs can distinguish.
 _SETTINGS = (
     "alternating",
     "alternating_fresh_bfloat16",
@@ -36,24 +30,30 @@ _SETTINGS = (
     "simultaneous",
 )
 _SETTINGS += ("one_stage", "one_stage_warmed_bfloat16", "extragradient", "optimistic")
-QUALITY_OF_GLYPHS = ["--preset", "glyphs", "--goal", "1.7", "--goal", "2.5", "--goal", "4"]
-QUALITY_OF_GLYPHS += [word for name in _SETTINGS for word in ("--only", name)]
-# The module that each runs as, and its arguments; in this order.
-CASES: dict[str, tuple[str, ...]] = {
-    **{name: (f"benchmarks.cases.{name}",) for name in OWN},
-    "gpu": ("benchmarks.gpu",),
-    "quality_digits": ("benchmarks.cases.quality", "--preset", "digits"),
-    "quality_ring": ("benchmarks.cases.quality", "--preset", "ring"),
-    "quality_glyphs": ("benchmarks.cases.quality", *QUALITY_OF_GLYPHS),
-    **{name: ("benchmarks.cases.preset", name) for name in PRESETS},
-    **{name: ("gatdist.cli", "bench", name, *more) for name, more in MEASURED.items()},
+_GLYPHS = ["--preset", "glyphs", "--goal", "1.7", "--goal", "2.5", "--goal", "4"]
+_GLYPHS += [word for name in _SETTINGS for word in ("--only", name)]
+
+
+def _case(name: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", f"benchmarks.cases.{name}", *arguments]
+
+
+# Commands, in order. Those of gatdist have no record of their own, see `run`.
+CASES: dict[str, list[str]] = {
+    **{name: _case(name) for name in NAMES},
+    "gpu": [sys.executable, "-m", "benchmarks.gpu"],
+    "quality_digits": _case("quality", "--preset", "digits"),
+    "quality_ring": _case("quality", "--preset", "ring"),
+    "quality_glyphs": _case("quality", *_GLYPHS),
+    **{name: _case("preset", name) for name in PRESETS},
+    "step": gatdist_command("bench", "step", "--two-processes"),
+    "scaling": gatdist_command("bench", "scaling", "--workers", "1,2"),
 }
 LONG = {"soak", "fuzz", "speech", "words", "glyphs-r3gan", "glyphs-stylegan2"}
 LONG |= {"quality_digits", "quality_ring", "quality_glyphs"}
-
-
 # Where `make setup-system` puts it.
 NGINX = RESULTS.parents[1] / ".tools/nginx/usr/sbin"
+FAILED = "failed with status"
 
 
 def _no_cuda() -> bool:
@@ -63,12 +63,12 @@ def _no_cuda() -> bool:
 
 
 def _no_nginx() -> bool:
-    from gatdist.bench.data.servers import nginx_program
+    from benchmarks.servers import nginx_program
 
     return nginx_program() is None
 
 
-# What some need, and whether it is lacking here.
+# Requirements, and whether they are missing.
 NEEDS: dict[str, tuple[str, Callable[[], bool]]] = {
     **{
         name: ("root, for hosts in network namespaces", lambda: os.geteuid() != 0)
@@ -81,53 +81,52 @@ NEEDS: dict[str, tuple[str, Callable[[], bool]]] = {
 
 
 def main() -> int:
-    """Run them; 0 if all went well."""
     os.environ["PATH"] += f":{NGINX}"
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__.splitlines()[0],
+        epilog="Options after a single NAME go to that benchmark, such as --help.",
+    )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(CASES)}")
+    words, first = sys.argv[1:], next((w for w in sys.argv[1:2] if w in CASES), "")
+    if first and any(word.startswith("-") for word in words):
+        return subprocess.run([*CASES[first], *words[1:]], check=False).returncode
     names = parser.parse_args().names or [name for name in CASES if name not in LONG]
     for name in names:
         if name not in CASES:
             parser.error(f"{name}: not known; there are {', '.join(CASES)}")
     rows = [attempted(name) for name in names]
-    print("\n" + "\n".join(line for row in rows for line in row.splitlines()))
+    print("\n" + "\n".join(rows))
     return int(any(FAILED in row for row in rows))
 
 
-FAILED = "failed with status"
-
-
 def attempted(name: str) -> str:
-    """Run one where it can be; what came of it, in some lines."""
+    """Run a benchmark if its requirements are met, and return its summary."""
     what, is_lacking = NEEDS.get(name, ("", lambda: False))
     if is_lacking():
-        return f"{name:20} left out: needs {what}"
+        return f"{name:20} skipped: needs {what}"
     print(f"== {name}", flush=True)
     began = time.monotonic()
     status = run(name)
-    message = f"{name:20} {time.monotonic() - began:6.0f} s  "
-    if status:
-        return f"{message}{FAILED} {status}"
-    return message + summed_up(name)
+    head = f"{name:20} {time.monotonic() - began:6.0f} s  "
+    return f"{head}{FAILED} {status}" if status else head + summary(name)
 
 
 def run(name: str) -> int:
-    """The status of one. What prints JSON has it written down for it."""
-    command = [sys.executable, "-m", *CASES[name]]
+    """Run a benchmark, and return its exit status."""
     out = RESULTS / f"{time.strftime('%Y-%m-%d')}_{name}"
-    if name == "scaling":  # it draws by itself
-        command += ["--out", str(out)]
-    if name not in MEASURED or name == "scaling":
-        return subprocess.run(command, check=False).returncode
-    done = subprocess.run([*command, "--json"], stdout=subprocess.PIPE, check=False)
+    if name != "step":
+        more = ["--out", str(out)] if name == "scaling" else []
+        return subprocess.run([*CASES[name], *more], check=False).returncode
+    done = subprocess.run([*CASES[name], "--json"], stdout=subprocess.PIPE, check=False)
     if not done.returncode:
         out.mkdir(parents=True, exist_ok=True)
         (out / "result.json").write_bytes(done.stdout)
     return done.returncode
 
 
-def summed_up(name: str) -> str:
-    """What its newest record says, after its picture was drawn."""
+def summary(name: str) -> str:
+    """Draw the newest record, and return its lines."""
     folders = sorted(RESULTS.glob(f"[0-9]*_{name}"))
     if not folders:
         return "done"

@@ -1,7 +1,7 @@
-"""Several hosts on one machine: network namespaces, each with its own address, name and Ray.
+"""Several hosts on one machine: network namespaces with their own address, name and Ray.
 
-A host's processes are found by their namespace and ended by their ids; ``/etc/hosts`` is as Debian
-writes it, so that a host's own name leads to 127.0.1.1. Needs root and iproute2.
+``/etc/hosts`` is as on Debian: a host's own name resolves to 127.0.1.1. Needs root and iproute2.
+As a program (``hosts.py ADDRESS``), it runs on the head and answers queries about Ray's nodes.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any, Self
 
 _PORT = 6399
-# Tells of a host that died after some 3 s, and bears a network that is gone for 5 s: a host that
-# refuses connections fails each check at once, one that does not answer fails it after its timeout.
+# Detects a dead host after about 3 s, and tolerates a network outage of 5 s: a host that refuses
+# connections fails each check at once, one that does not answer fails it after the timeout.
 _HEALTH = {
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "500",
@@ -35,7 +35,7 @@ _NUMBERS = itertools.count()
 
 
 def why_not() -> str:
-    """Why hosts can't be made here; "" if they can."""
+    """Return why hosts can't be created here; "" if they can."""
     if os.geteuid() != 0:
         return "network namespaces need root"
     if shutil.which("ip") is None:
@@ -43,7 +43,7 @@ def why_not() -> str:
     name = f"gd{os.getpid()}try"
     made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True)
     if made.returncode:
-        return f"network namespaces can't be made: {made.stderr.strip()}"
+        return f"network namespaces can't be created: {made.stderr.strip()}"
     subprocess.run(["ip", "netns", "delete", name], check=True)
     return ""
 
@@ -52,11 +52,10 @@ class Host:
     """One host.
 
     Attributes:
-        name: as it calls itself.
-        address: its own.
-        folder: for what it writes of itself.
-        disguises: files and folders by their paths, and what is found there instead by programs
-            that are started on it from now on.
+        name: Its host name.
+        address: Its IP address.
+        folder: For its own files.
+        disguises: Bind mounts for programs that are started from now on: path and replacement.
     """
 
     def __init__(
@@ -70,7 +69,7 @@ class Host:
         self._etc = Path("/etc/netns") / self.namespace
 
     def make(self, others: Iterable[Host]) -> None:
-        """Make the namespace, and plug it into the bridge; it knows the names of ``others``."""
+        """Create the namespace, connected to the bridge; it resolves the names of ``others``."""
         self._etc.mkdir(parents=True)
         lines = ["127.0.0.1 localhost", f"127.0.1.1 {self.name}"]
         lines += [f"{host.address} {host.name}" for host in others]
@@ -87,7 +86,7 @@ class Host:
         _ip("link", "set", "eth0", "up", namespace=self.namespace)
 
     def start(self, *command: object, **options: Any) -> subprocess.Popen[str]:
-        """Start a program on the host; ``env`` is added to the environment."""
+        """Start a program on the host; ``env`` extends the environment."""
         environment = os.environ | self._environment | options.pop("env", {})
         enter = ["ip", "netns", "exec", self.namespace, "unshare", "--uts", "sh", "-c"]
         mounts = [["mount", "--bind", f"{it}", f"{at}"] for at, it in self.disguises.items()]
@@ -101,11 +100,7 @@ class Host:
         )
 
     def start_ray(self, head: Host | None, cpus: int) -> Callable[[], None]:
-        """Start Ray's processes on it: of a head, or of a worker that joins one.
-
-        Returns:
-            A function that waits until they have started; it must be called.
-        """
+        """Start Ray: a head, or a worker that joins one. Call the result to wait for it."""
         place = (
             ["--head", f"--port={_PORT}", "--include-dashboard=false"]
             if head is None
@@ -128,18 +123,16 @@ class Host:
 
     @property
     def ray_address(self) -> str:
-        """HOST:PORT of the Ray whose head it is."""
         return f"{self.address}:{_PORT}"
 
     def processes(self) -> list[int]:
-        """Ids of all that runs on it."""
         found = subprocess.run(
             ["ip", "netns", "pids", self.namespace], capture_output=True, text=True, check=False
         )
         return [int(word) for word in found.stdout.split()]
 
     def kill(self) -> None:
-        """It dies: all of its processes at once."""
+        """Kill all of its processes."""
         while alive := self.processes():
             for process in alive:
                 with suppress(ProcessLookupError):
@@ -147,15 +140,14 @@ class Host:
             time.sleep(0.02)
 
     def cut(self) -> None:
-        """Pull its network cable."""
+        """Disconnect it from the network."""
         _ip("link", "set", self._port, "down", namespace=self._bridge)
 
     def plug(self) -> None:
-        """Put it back."""
         _ip("link", "set", self._port, "up", namespace=self._bridge)
 
     def slow(self, megabits: float | None) -> None:
-        """Bound what it sends, in Mbit/s; None takes the bound away."""
+        """Limit its sending rate in Mbit/s; None removes the limit."""
         command = ["ip", "netns", "exec", self.namespace, "tc", "qdisc"]
         subprocess.run([*command, "del", "dev", "eth0", "root"], capture_output=True)
         if megabits:
@@ -163,21 +155,20 @@ class Host:
             subprocess.run([*command, "add", "dev", "eth0", "root", *shape], check=True)
 
     def delete(self) -> None:
-        """End all that runs on it, and take it away."""
         self.kill()
         subprocess.run(["ip", "netns", "delete", self.namespace], capture_output=True)
         shutil.rmtree(self._etc, ignore_errors=True)
 
 
 class Hosts:
-    """A head, which trains nothing, and workers with one CPU each; a context manager.
+    """A head, which does not train, and workers; a context manager.
 
     Args:
-        workers: how many.
-        cpus: of each worker.
-        environment: of all hosts, added to this process's.
-        ray: whether Ray is started on them.
-        host: makes each.
+        workers: Number of workers.
+        cpus: Per worker.
+        environment: Of all hosts, added to this process's.
+        ray: Whether to start Ray on them.
+        host: Class of the hosts.
     """
 
     def __init__(
@@ -188,9 +179,9 @@ class Hosts:
         ray: bool = True,
         host: Callable[..., Host] = Host,
     ) -> None:
-        # Ray's sockets lie there, and the paths of sockets must be short.
+        # Ray's sockets are here, and paths of sockets must be short.
         self.folder = Path(tempfile.mkdtemp(prefix="gdh"))
-        # Of its own, as a process may have several at once; interfaces' names are 15 letters long.
+        # Unique, as a process may have several at once; names of interfaces have 15 letters.
         prefix = f"gd{os.getpid() % 100_000}x{next(_NUMBERS)}"
         shared = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", **_HEALTH}
         shared |= environment or {}
@@ -200,7 +191,7 @@ class Hosts:
             host(f"w{n}", n + 1, prefix, self.folder, shared) for n in range(1, workers + 1)
         ]
         self._stack = ExitStack()
-        self._clerk: subprocess.Popen[str] | None = None
+        self._queries: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Self:
         with self._stack as stack:
@@ -229,19 +220,18 @@ class Hosts:
         self._stack.close()
 
     def _dismiss(self) -> None:
-        if self._clerk is not None:
-            self._clerk.communicate(timeout=10)
+        if self._queries is not None:
+            self._queries.communicate(timeout=10)
 
     def join(self, host: Host) -> None:
-        """Start Ray on a worker."""
         host.start_ray(self.head, self._cpus)()
 
     def alive(self) -> list[str]:
-        """Names of the hosts that Ray counts on."""
+        """Names of the hosts that are alive in Ray."""
         return [node["name"] for node in self._ask("nodes") if node["alive"]]
 
     def wait_for(self, count: int, timeout_s: float = 90.0) -> None:
-        """Wait until Ray counts on so many hosts."""
+        """Wait until ``count`` hosts are alive in Ray."""
         deadline = time.monotonic() + timeout_s
         while len(self.alive()) != count:
             if time.monotonic() > deadline:
@@ -249,23 +239,21 @@ class Hosts:
             time.sleep(0.2)
 
     def drain(self, host: Host, deadline_s: float) -> None:
-        """Give notice that a host will be taken away. It is not, by this."""
+        """Announce to Ray that a host will be preempted."""
         (node,) = [n for n in self._ask("nodes") if n["name"] == host.name and n["alive"]]
         if not self._ask("drain", node["id"], deadline_s):
             raise RuntimeError(f"Ray refused to drain {host.name}")
 
     def _ask(self, *words: object) -> Any:
-        """Ask the process on the head that knows Ray's nodes."""
-        if self._clerk is None:
-            source = Path(__file__).with_name("hosts_clerk.py")
-            self._clerk = self.head.start(
-                sys.executable, source, self.head.ray_address,
+        if self._queries is None:
+            self._queries = self.head.start(
+                sys.executable, __file__, self.head.ray_address,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             )  # fmt: skip
-        assert self._clerk.stdin is not None
-        assert self._clerk.stdout is not None
-        print(json.dumps(words), file=self._clerk.stdin, flush=True)
-        return json.loads(self._clerk.stdout.readline())
+        assert self._queries.stdin is not None
+        assert self._queries.stdout is not None
+        print(json.dumps(words), file=self._queries.stdin, flush=True)
+        return json.loads(self._queries.stdout.readline())
 
 
 def _ip(*words: str, namespace: str = "") -> None:
@@ -273,3 +261,25 @@ def _ip(*words: str, namespace: str = "") -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
+
+
+def _answer_queries(address: str) -> None:
+    """Answer JSON lines, ``["nodes"]`` or ``["drain", ID, SECONDS]``, by JSON lines."""
+    from ray._raylet import GcsClient
+
+    client = GcsClient(address=address)
+    for line in sys.stdin:
+        match json.loads(line):
+            case ["drain", node, seconds]:
+                deadline_ms = int((time.time() + seconds) * 1000)
+                answer, _ = client.drain_node(node, 2, "spot", deadline_ms)
+            case _:
+                answer = [
+                    {"name": info.node_name, "id": identity.hex(), "alive": info.state == 0}
+                    for identity, info in client.get_all_node_info().items()
+                ]
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    _answer_queries(sys.argv[1])

@@ -13,7 +13,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.records import RESULTS, Record, newest
+from benchmarks.case import RESULTS
+from benchmarks.records import Record, newest
 
 REPOSITORY = RESULTS.parents[1]
 README = REPOSITORY / "README.md"

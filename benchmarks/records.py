@@ -7,21 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
-RESULTS = Path(__file__).parent / "results"
+from benchmarks.case import RESULTS
+
 Found = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Line:
-    """One result of a record.
-
-    Attributes:
-        what: What was measured.
-        value: The result, with its unit and baseline.
-        spread: The range or number of repetitions.
-    """
+class Line(NamedTuple):
+    """A result: what was measured, its value with unit and baseline, its spread."""
 
     what: str
     value: str
@@ -37,12 +31,10 @@ class Record:
 
     @property
     def date(self) -> str:
-        """The date, such as ``2026-11-23``."""
         return self.folder.name.partition("_")[0]
 
     @property
     def name(self) -> str:
-        """Name of the case."""
         return self.folder.name.partition("_")[2]
 
     @property
@@ -76,7 +68,6 @@ def newest(results: Path = RESULTS) -> list[Record]:
 
 
 def _number(value: float) -> str:
-    """Format with three significant digits."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -94,7 +85,10 @@ def _range(row: Mapping[str, Any], key: str = "ratio") -> str:
 def _run(name: str, found: Found) -> list[Line]:
     metrics = {key.removeprefix("metric/"): value for key, value in found["metrics"].items()}
     main = next(key for key in ("fid", "jsd") if key in metrics)
-    message = [f"{main.upper()} {_number(metrics[main])} ({_compared(main, metrics, found)})"]
+    compared = f"real-vs-real {_number(metrics[f'{main}_real_split'])}"
+    if "baseline_metrics" in found:
+        compared += f", baseline {_number(found['baseline_metrics'][main])}"
+    values = [f"{main.upper()} {_number(metrics[main])} ({compared})"]
     for key, text in (
         ("label_accuracy", "label accuracy"),
         ("precision", "precision"),
@@ -102,17 +96,10 @@ def _run(name: str, found: Found) -> list[Line]:
         ("novel_well_formed", "new and well-formed"),
     ):
         if key in metrics:
-            message.append(f"{text} {_share(metrics[key])}")
+            values.append(f"{text} {_share(metrics[key])}")
     how = ", one process" if "--local" in found["command"] else ", two workers"
     what = f"`{name}`: {found['samples_seen']:,} samples, {found['seconds'] / 60:.1f} min{how}"
-    return [Line(what, "; ".join(message), "one run")]
-
-
-def _compared(main: str, metrics: Mapping[str, float], found: Found) -> str:
-    message = f"real-vs-real {_number(metrics[f'{main}_real_split'])}"
-    if "baseline_metrics" in found:
-        message += f", baseline {_number(found['baseline_metrics'][main])}"
-    return message
+    return [Line(what, "; ".join(values), "one run")]
 
 
 def _ring(found: Found) -> list[Line]:
@@ -145,8 +132,7 @@ def _quality(found: Found) -> list[Line]:
 
 
 def _step(found: Found) -> list[Line]:
-    size = "dcgan64_w32"
-    rows = {row["name"]: row for row in found["cases"] if row["size"] == size}
+    rows = {row["name"]: row for row in found["cases"] if row["size"] == "dcgan64_w32"}
     peers = [
         f"{name.capitalize()} {_number(rows[name]['ratio_to_bare'])}"
         for name in ("lightning", "accelerate")
@@ -154,10 +140,13 @@ def _step(found: Found) -> list[Line]:
     ]
     lines = []
     for name in ("alternating", "alternating_bfloat16", "one_stage_bfloat16"):
+        row = rows[name]
         beside = f" ({', '.join(peers)})" if name == "alternating" and peers else ""
-        value = f"{_number(rows[name]['ratio_to_bare'])} × a hand-written float32 loop{beside}"
+        value = f"{_number(row['ratio_to_bare'])} × a hand-written float32 loop{beside}"
+        if "cpu_to_bare" in row:
+            value += f"; {_number(row['cpu_to_bare'])} × its CPU time"
         what = f"throughput of a step, DCGAN-64, {_spaced(name)}, one process"
-        lines.append(Line(what, value, _range(rows[name])))
+        lines.append(Line(what, value, _range(row)))
     return lines
 
 
@@ -171,11 +160,11 @@ def _data(found: Found) -> list[Line]:
         for row in found["cases"]
         if row["resolution"] == 256 and not row["reader"].startswith("bare")
     }
-    ours = rows.pop("gatdist")
+    mine = rows.pop("gatdist")
     peers = [f"{_spaced(name)} {_number(row['ratio_to_limit'])}" for name, row in rows.items()]
-    value = f"{_number(ours['ratio_to_limit'])} of decode-only throughput"
+    value = f"{_number(mine['ratio_to_limit'])} of decode-only throughput"
     value += f" ({', '.join(peers)})" if peers else ""
-    return [Line("reading images of 256²", value, _range(ours))]
+    return [Line("reading images of 256²", value, _range(mine))]
 
 
 def _storage(found: Found) -> list[Line]:

@@ -1,7 +1,6 @@
-"""A run of ``gatdist train`` on :mod:`benchmarks.hosts`, and what can be seen of it from outside.
+"""A run of ``gatdist train`` on :mod:`benchmarks.hosts`, observed from outside.
 
-A plugin, which every worker imports, notes how far the run is and who its workers are. Used by
-cases that disturb runs.
+A plugin, which every worker imports, records the run's progress and its workers.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -18,16 +16,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+from benchmarks.case import gatdist_command
 from benchmarks.hosts import Host, Hosts
 
-# Detection as fast as a network that may be gone for 5 s allows; see `benchmarks.hosts`.
+# The fastest detection that tolerates a network outage of 5 s; see `benchmarks.hosts`.
 SETTINGS = (
     "evaluate.metrics=[]",
     "cluster.backend=gloo",
     "cluster.heartbeat_timeout_s=20",
     "cluster.straggler_warn_s=4",
 )
-# What is written a few times a second costs a step nothing; at the start, each step counts.
+# Writing a few times a second does not slow a step; at the start, each step is written.
 _PLUGIN = '''
 """Notes where the run is. Written by benchmarks.runs_on_hosts."""
 import json, os, pathlib, signal, socket, time
@@ -73,13 +72,7 @@ _PLUGIN_NAME = "notes_of_this_run"
 
 
 class Beat(NamedTuple):
-    """Where worker 0 was.
-
-    Attributes:
-        time_s: since the epoch.
-        attempt: the start of the run, from 1.
-        step: steps made.
-    """
+    """Progress of worker 0: seconds since the epoch, start of the run from 1, steps made."""
 
     time_s: float
     attempt: int
@@ -87,16 +80,16 @@ class Beat(NamedTuple):
 
 
 class Worker(NamedTuple):
-    """One process that trains, or did.
+    """A training process.
 
     Attributes:
-        attempt: the start of the run that it belongs to.
-        rank: of it.
-        pid: its process.
-        host: where.
-        born: when its process started, seconds since the epoch.
-        imported: when it began to set up the training loop.
-        ready: when it asked for its first batch.
+        attempt: Start of the run, from 1.
+        rank: In that attempt.
+        pid: Of the process.
+        host: Name of its host.
+        born: Start of the process, seconds since the epoch.
+        imported: Start of the training loop's set-up.
+        ready: Request of the first batch.
     """
 
     attempt: int
@@ -109,24 +102,24 @@ class Worker(NamedTuple):
 
 
 class HostsRun:
-    """One run directory on the hosts' common file system, and the commands that train in it.
+    """A run directory on the hosts' common file system, and the commands that train in it.
 
     Args:
-        hosts: where.
-        folder: an empty one; ``run`` in it is the run directory.
-        settings: of the configuration, beside ``SETTINGS``.
-        workers: as ``--workers`` takes them.
+        hosts: Where to train.
+        folder: Empty; ``run`` in it is the run directory.
+        settings: Beside ``SETTINGS``.
+        workers: As in ``--workers``.
 
     Attributes:
-        message: what the commands have written on standard error, with the time of each line.
-        ended: when the last of them ended, seconds since the epoch; 0 while it runs.
+        messages: Standard error of the commands, with the time of each line.
+        ended: End of the last command, seconds since the epoch; 0 while it runs.
     """
 
     def __init__(
         self, hosts: Hosts, folder: Path, settings: Sequence[str], workers: str = "2"
     ) -> None:
         self.hosts, self.folder, self.run_dir = hosts, folder, folder / "run"
-        self.message: list[tuple[float, str]] = []
+        self.messages: list[tuple[float, str]] = []
         self.ended = 0.0
         self._settings = [*SETTINGS, *settings, f'plugins=["{_PLUGIN_NAME}"]']
         self._workers = workers
@@ -144,11 +137,12 @@ class HostsRun:
 
     def start(self) -> None:
         """Start ``gatdist train`` on the head."""
-        sets = [word for setting in self._settings for word in ("--set", setting)]
         self.ended = 0.0
         self._process = self.hosts.head.start(
-            sys.executable, "-m", "gatdist.cli", "train", "digits", "--workers", self._workers,
-            "--address", self.hosts.head.ray_address, "--run-dir", "run", "--json", *sets,
+            *gatdist_command(
+                "train", "digits", "--workers", self._workers, "--address",
+                self.hosts.head.ray_address, "--run-dir", "run", "--json", settings=self._settings,
+            ),
             cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         )  # fmt: skip
         threading.Thread(target=self._listen, args=[self._process], daemon=True).start()
@@ -157,7 +151,7 @@ class HostsRun:
         assert process.stderr is not None
         with process.stderr as pipe, (self.folder / "driver.log").open("a") as log:
             for line in pipe:
-                self.message.append((time.time(), line.rstrip()))
+                self.messages.append((time.time(), line.rstrip()))
                 log.write(f"{time.strftime('%H:%M:%S')} {line}")
                 log.flush()
         process.wait()
@@ -166,24 +160,21 @@ class HostsRun:
 
     @property
     def status(self) -> int | None:
-        """The command's exit status; None while it runs."""
         assert self._process is not None
         return self._process.poll()
 
     def kill_driver(self) -> None:
-        """SIGKILL for the command."""
         assert self._process is not None
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
     def _await_no_workers(self) -> None:
-        """Wait until Ray has ended what the command had started."""
+        """Wait until Ray has ended the command's workers."""
         with suppress(TimeoutError):
             until(lambda: not any(map(lives, self.workers())), "the workers' end", 30)
 
     def last(self) -> Beat | None:
-        """The newest beat."""
         with suppress(FileNotFoundError), (self.folder / "journal").open("rb") as journal:
             size = journal.seek(0, os.SEEK_END)
             journal.seek(max(0, size - 200))
@@ -192,7 +183,6 @@ class HostsRun:
         return None
 
     def beats(self) -> list[Beat]:
-        """All of them, oldest first."""
         with suppress(FileNotFoundError):
             return sorted(map(_beat, (self.folder / "journal").read_text().splitlines()))
         return []
@@ -203,7 +193,7 @@ class HostsRun:
         return last is not None and time.time() - last.time_s < 1.5
 
     def workers(self, attempt: int | None = None) -> list[Worker]:
-        """Those of an attempt, by rank; None: of the newest."""
+        """Return the workers of an attempt by rank; None: of the newest."""
         with suppress(FileNotFoundError):
             lines = (self.folder / "workers.jsonl").read_text().splitlines()
             found = [Worker(**json.loads(line)) for line in lines]
@@ -212,43 +202,36 @@ class HostsRun:
         return []
 
     def host_of(self, worker: Worker) -> Host:
-        """Where a worker runs."""
         return next(host for host in self.hosts.workers if host.name == worker.host)
 
     def die_in_upload(self, file: str) -> None:
-        """Let worker 0 die just before it publishes ``file`` of its next checkpoint."""
+        """Kill worker 0 just before it publishes ``file`` of its next checkpoint."""
         (self.folder / "die-in-upload").write_text(f"commit/{file}")
 
     def committed(self) -> list[Path]:
-        """Folders of the checkpoints that have a manifest, oldest first."""
+        """Return the folders of complete checkpoints, oldest first."""
         found = [path.parent for path in self.run_dir.glob("checkpoints/*/MANIFEST.json")]
         return sorted(found, key=lambda path: [int(part) for part in path.name.split(".")])
 
     def attempts(self) -> list[dict[str, Any]]:
-        """The lines of ``attempts.jsonl``."""
         return _lines(self.run_dir / "attempts.jsonl")
 
     def ticks(self) -> list[dict[str, Any]]:
-        """The lines of ``metrics.jsonl``."""
         return _lines(self.run_dir / "metrics.jsonl")
 
 
 def until(condition: Callable[[], Any], what: str, timeout_s: float) -> Any:
-    """Wait until ``condition()`` is true, and return its value.
-
-    Raises:
-        TimeoutError: it was not for too long.
-    """
+    """Wait until ``condition()`` is true, and return its value; raise TimeoutError if it is not."""
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):
         if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {timeout_s:g} s in vain for {what}")
+            raise TimeoutError(f"waited {timeout_s:g} s for {what}")
         time.sleep(0.05)
     return value
 
 
 def lives(worker: Worker) -> bool:
-    """Whether its process is there and no other has taken its number since."""
+    """Whether its process is alive, and not another one with its id."""
     try:
         words = Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()
         up_s = float(Path("/proc/uptime").read_text().split()[0])

@@ -1,8 +1,8 @@
-"""Scaling on hosts whose links are slowed, as `gatdist bench scaling` measures it, without Ray.
+"""Scaling on hosts with slowed links, as ``gatdist bench scaling`` measures it, without Ray.
 
-Each host is a network namespace of this machine; a token bucket (`tc … tbf`) bounds what it sends.
-For each rate this measures steps on 1, 2 and 4 workers, and all-reduces by message size. Processes
-of a group stay for all rates: they are told to go on by a line on their standard input.
+Each host is a network namespace of this machine; a token bucket (``tc … tbf``) limits its sending
+rate. For each rate, steps on 1, 2 and 4 workers and all-reduces are measured. Processes are kept
+for all rates; a line on their standard input starts a measurement.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ import torch.distributed as dist
 
 from benchmarks.hosts import Hosts
 from gatdist.bench.scaling.measure import Plan, measure, plan
-from gatdist.bench.scaling.member import take_turns
+from gatdist.bench.scaling.worker import take_turns
 from gatdist.cluster.doctor.network import all_reduces
 from gatdist.parallel.communicator import TorchCommunicator
 
-# Mbit/s of each host; None is as fast as this machine is.
+# Mbit/s of each host; None: unlimited.
 RATES = (None, 200.0, 100.0, 50.0)
 COUNTS = (1, 2, 4)
 _SIZE, _BATCH, _PORT = "dcgan64_w32", 16, 29555
 
 
 def planned(counts: Sequence[int], rounds: int) -> Plan:
-    """Weak scaling, so that each worker's computation stays the same."""
+    """Plan weak scaling, so that each worker's computation is constant."""
     return plan(counts, sizes=[_SIZE], modes=["weak"], batch=_BATCH, rounds=rounds)
 
 
 def measured(
     rounds: int, counts: Sequence[int] = COUNTS, rates: Sequence[float | None] = RATES
 ) -> list[dict[str, Any]]:
-    """Of each rate, what ``gatdist bench scaling --json`` prints, and all-reduces by workers."""
+    """Return the result of ``gatdist bench scaling`` and all-reduces by workers, for each rate."""
     found = []
     with Hosts(max(counts), ray=False) as hosts:
         groups = {count: Group(hosts, count, rounds) for count in counts}
@@ -67,7 +67,7 @@ def _at_this_rate(groups: dict[int, Group], rounds: int) -> dict[str, Any]:
 
 
 class Group:
-    """Processes, one on each of the first hosts."""
+    """One process on each of the first hosts."""
 
     def __init__(self, hosts: Hosts, count: int, rounds: int) -> None:
         first = hosts.workers[0]
@@ -81,7 +81,7 @@ class Group:
         ]  # fmt: skip
 
     def go(self) -> list[dict[str, Any]]:
-        """Measure once; each process's answer."""
+        """Measure once, and return the answers."""
         for process in self.processes:
             assert process.stdin is not None
             print("go", file=process.stdin, flush=True)
@@ -98,7 +98,7 @@ class Group:
 
 
 def member(rank: int, count: int, address: str, port: int, rounds: int) -> None:
-    """One process: answers each line that it reads."""
+    """Measure after each line on standard input."""
     torch.set_num_threads(1)
     shared = dist.TCPStore(address, port, is_master=rank == 0, world_size=count)
     for number, _ in enumerate(sys.stdin):

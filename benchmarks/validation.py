@@ -1,4 +1,4 @@
-"""The simulator held against closed forms, published tables, and what was measured here.
+"""``gatdist simulate`` compared with closed forms, published tables, and measurements.
 
 Each check is a row: what was compared, the true value, the simulated one, and its error.
 """
@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.case import RESULTS
 from gatdist.bench.simulate.faults import Kind, Situation, best_interval, play
 from gatdist.bench.simulate.measured import fitted_link
 from gatdist.bench.simulate.model import Link, Phase, StepModel, Topology, expected_maximum, ring_s
 from gatdist.bench.simulate.scenario import parse
 from gatdist.bench.simulate.study import study
 
-RESULTS = Path("benchmarks/results")
 Row = dict[str, Any]
 
 # Seconds for 1,000 images on 1, 2, 4 and 8 GPUs, batch 32 (NVIDIA, StyleGAN3, docs/configs.md).
@@ -51,7 +51,7 @@ STYLEGAN3: dict[str, dict[str, tuple[float, ...]]] = {
     },
 }
 # The same of V100, and the batch, which grew with the GPUs: the middle of the range that is
-# told, as 12.8 to 13.7 (NVIDIA, StyleGAN2-ADA, README and `--cfg=auto`).
+# given, as 12.8 to 13.7 (NVIDIA, StyleGAN2-ADA, README and `--cfg=auto`).
 STYLEGAN2_ADA: dict[str, tuple[tuple[float, ...], tuple[int, ...]]] = {
     "128²": ((13.25, 6.65, 4.35, 4.40), (32, 64, 64, 64)),
     "256²": ((22.90, 11.50, 5.75, 4.95), (16, 32, 64, 64)),
@@ -83,16 +83,16 @@ def row(
     counts: bool = True,
     between: tuple[float, float] | None = None,
 ) -> Row:
-    """One check.
+    """Return one check.
 
     Args:
-        family: of rows whose errors are averaged.
-        what: was compared, in words.
-        truth: the true value.
-        simulated: the simulated one.
-        kind: of the truth: exact, published or measured.
-        counts: whether the model claims to be right here.
-        between: the range in which it expects the true value with a chance of eight tenths.
+        family: Of rows whose errors are averaged.
+        what: What is compared.
+        truth: The true value.
+        simulated: The simulated value.
+        kind: Of the truth: exact, published or measured.
+        counts: Whether the model applies.
+        between: 80 % interval of the prediction.
     """
     groups = {"exact": "closed forms", "published": "published", "measured": "measured here"}
     return {
@@ -103,18 +103,15 @@ def row(
 
 
 def is_inside(row: Row) -> bool:
-    """Whether the true value lies in the range that is told of it."""
     low, high = row["between"]
     return bool(low <= row["truth"] <= high)
 
 
 def answer(**scenario: Any) -> dict[str, Any]:
-    """What ``gatdist simulate`` answers to a scenario's tables."""
     return study(parse(scenario), Path())
 
 
 def closed_forms() -> Iterator[Row]:
-    """Limits that have a formula."""
 
     def exact(what: str, truth: float, simulated: float) -> Row:
         return row("closed forms", what, truth, simulated, "exact")
@@ -142,7 +139,6 @@ def closed_forms() -> Iterator[Row]:
 
 
 def published() -> Iterator[Row]:
-    """Tables of others: fitted to one and two workers, or from figures alone."""
     for family, sizes in STYLEGAN3.items():
         for size, times in sizes.items():
             yield from _from_one_and_two(family, size, times, workload={"batch": "shared"})
@@ -175,7 +171,7 @@ def _from_one_and_two(
     batches: Sequence[int] | None = None,
     **scenario: Any,
 ) -> Iterator[Row]:
-    """Seconds for 1,000 images on 4 and 8 GPUs, from those on 1 and 2."""
+    """Predict 4 and 8 GPUs from 1 and 2."""
     seen, ahead = ({}, {}) if batches is None else (
         {"global_batch": list(part)} for part in (batches[:2], batches[2:])
     )  # fmt: skip
@@ -192,26 +188,26 @@ def _from_one_and_two(
 
 
 def links(found: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
-    """All-reduces and steps under slowed links, as :mod:`benchmarks.slow_links` measured them."""
+    """Compare all-reduces and steps measured by :mod:`benchmarks.slow_links`."""
     as_they_are = _link(found[0])
     for rate in found:
         mbit_per_s = rate["mbit_per_s"]
         slowed = mbit_per_s is not None  # else two cores are the bottleneck of four hosts
         name = f"{mbit_per_s:.0f} Mbit/s" if slowed else "links as they are"
-        for message in rate["network"].get("4", ()):
-            if message["bytes"] >= 1_000_000:
-                what = f"{name}: all-reduce of {message['bytes'] / 1e6:.0f} MB on 4 hosts from 2, s"
-                simulated = ring_s(message["bytes"], 4, _link(rate))
+        for one in rate["network"].get("4", ()):
+            if one["bytes"] >= 1_000_000:
+                what = f"{name}: all-reduce of {one['bytes'] / 1e6:.0f} MB on 4 hosts from 2, s"
+                simulated = ring_s(one["bytes"], 4, _link(rate))
                 family = "all-reduce, 4 hosts from 2"
-                yield row(family, what, message["seconds"], simulated, "measured", counts=slowed)
+                yield row(family, what, one["seconds"], simulated, "measured", counts=slowed)
         points = {point["workers"]: point for point in rate["scaling"]["points"]}
         network = network_at(as_they_are, mbit_per_s)
         seen = network_at(_link(rate), None)
-        for workers, (source, told_of) in product(
+        for workers, (source, figures) in product(
             (2, 4), {"rate": network, "doctor": seen}.items()
         ):
             what = f"{name}: step on {workers} hosts from computation alone and the {source}, s"
-            simulated = step_s(points[workers], points[1], told_of)
+            simulated = step_s(points[workers], points[1], figures)
             truth = points[workers]["step_s"]
             family = f"step from the {source}"
             yield row(family, what, truth, simulated, "measured", counts=slowed)
@@ -225,31 +221,26 @@ def _link(rate: Mapping[str, Any]) -> Link:
 
 
 def network_at(as_they_are: Link, mbit_per_s: float | None) -> dict[str, Any]:
-    """A slowed link's rate, or what two hosts measured.
+    """Return network figures from a link's rate, or the measured link.
 
-    Of the rate, headers take 66 of each 1,514 bytes, and acknowledgements, which in a ring go the
-    way of the data, 66 for every second packet.
+    Headers take 66 of each 1,514 bytes, and acknowledgements, which in a ring go the way of the
+    data, 66 for every second packet.
     """
+    figures = {"latency_s": as_they_are.latency_s, "algorithm": "ring"}
     if mbit_per_s is None:
-        return {
-            "latency_s": as_they_are.latency_s, "efficiency": 1.0, "algorithm": "ring",
-            "bandwidth_bytes_per_s": as_they_are.bandwidth_bytes_per_s,
-        }  # fmt: skip
-    return {
-        "latency_s": as_they_are.latency_s,
-        "efficiency": 1448 / (1514 + 66 / 2),
-        "algorithm": "ring",
-        "bandwidth_bits_per_s": 1e6 * mbit_per_s,
-    }
+        bandwidth = as_they_are.bandwidth_bytes_per_s
+        return figures | {"efficiency": 1.0, "bandwidth_bytes_per_s": bandwidth}
+    efficiency = 1448 / (1514 + 66 / 2)
+    return figures | {"efficiency": efficiency, "bandwidth_bits_per_s": 1e6 * mbit_per_s}
 
 
 def alone_s(point: Mapping[str, Any]) -> float:
-    """A step of as many that do not communicate: the workers share this machine's cores."""
+    """Return the step time of N independent processes, which share this machine's cores."""
     return float(point["global_batch"] / point["limit_samples_per_s"])
 
 
 def _players(point: Mapping[str, Any], one: Mapping[str, Any]) -> dict[str, Any]:
-    """Both players' work, from one worker's phases, as slow as so many are without a network."""
+    """Return both players' work, from one worker's phases, scaled to independent processes."""
     phases = one["phases"]
     slower = alone_s(point) / sum(phases.values()) / one["global_batch"]
     sent = point["bytes_sent"] * point["workers"] / (2 * (point["workers"] - 1))
@@ -272,9 +263,9 @@ def step_s(point: Mapping[str, Any], one: Mapping[str, Any], network: Mapping[st
 def _held_out(
     points: Mapping[int, Mapping[str, Any]], network: Mapping[str, Any]
 ) -> tuple[float, float]:
-    """Four workers' seconds for 1,000 samples, and their prediction from one and two.
+    """Return four workers' seconds for 1,000 samples, and their prediction from one and two.
 
-    What workers take from one another's cores is not the network's, and taken out of all three.
+    The contention for cores is subtracted from all three.
     """
     one = alone_s(points[1])
     steps = {p: one + max(0.0, points[p]["step_s"] - alone_s(points[p])) for p in (2, 4)} | {1: one}
@@ -298,11 +289,9 @@ def _held_out(
 
 
 def soak() -> Iterator[Row]:
-    """Goodput of the recorded hour of faults, from times that the recovery benchmark measured."""
-    (soaked,) = _newest("soak")
-    (recovered,) = _newest("recovery")
-    (overheads,) = _newest("overheads")
-    cost = overheads["checkpoint_s"]
+    """Predict the goodput of the recorded soak from recovery times."""
+    soaked, recovered = _newest("soak"), _newest("recovery")
+    cost = _newest("overheads")["checkpoint_s"]
     worker_s = recovered["median_s"]["worker"]
     driver_s = recovered["median_s"]["driver"]
     faults = list(_soak_faults(soaked, worker_s, driver_s))
@@ -313,9 +302,9 @@ def soak() -> Iterator[Row]:
     truth = soaked["goodput"]
     run = played(soaked["step_s"])
     yield row("soak", "goodput of the soak", truth, run["goodput"], "measured")
-    # This machine was slower between the soak's faults than it had been before them.
+    # This machine was slower between the soak's faults than before them.
     slower = soaked["step_s_in_soak"]
-    what = "goodput of the soak, steps as slow as they were between faults"
+    what = "goodput of the soak, with the step time between faults"
     goodput = played(slower)["goodput"] * soaked["step_s"] / slower
     yield row("soak", what, truth, goodput, "measured")
 
@@ -346,10 +335,8 @@ def _soaked(
     return dict(run)
 
 
-# What each fault of the soak does by design: seconds that the run stands still before it starts
-# anew (0: a worker's death is seen at once; 10: Ray's health checks; 20:
-# cluster.heartbeat_timeout_s), for
-# which a host is away, of which it was told before; and whether it ends the workers at all.
+# Design of the soak's faults: detection (0: a worker's death is seen at once; 10: Ray's health
+# checks; 20: cluster.heartbeat_timeout_s), absence of a host, notice, and whether work is lost.
 _JOIN_S = 3.0
 _SOAK: dict[str, dict[str, Any]] = {
     "network_cut_for_5_s": {"detection_s": 5.0, "restart_s": 0.0, "loses_work": False},
@@ -368,11 +355,10 @@ def _soak_faults(
     names = [fault["name"] for fault in soaked["faults"]]
     for name in dict.fromkeys(names):
         restart_s = driver_s if name == "driver_dies" else worker_s
-        message = {"detection_s": 0.0, "restart_s": restart_s, **_SOAK.get(name, {})}
+        figures = {"detection_s": 0.0, "restart_s": restart_s, **_SOAK.get(name, {})}
         mtbf_hours = soaked["wall_s"] / names.count(name) / 3600
-        yield {"name": name, "of": "run", "mtbf_hours": mtbf_hours, **message}
+        yield {"name": name, "of": "run", "mtbf_hours": mtbf_hours, **figures}
 
 
-def _newest(case: str) -> Iterator[dict[str, Any]]:
-    """The newest record of a case."""
-    yield json.loads(max(RESULTS.glob(f"*_{case}/result.json")).read_text())
+def _newest(case: str) -> dict[str, Any]:
+    return dict(json.loads(max(RESULTS.glob(f"*_{case}/result.json")).read_text()))

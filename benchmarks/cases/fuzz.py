@@ -1,21 +1,17 @@
-"""Fuzzing: what damaged or hostile shards, indexes and manifests can do to a reader.
+"""Fuzzing: damaged or hostile data sets, images, and sources of ``gatdist pack`` and ``index``.
 
-python -m benchmarks.cases.fuzz [--seconds 600] [--seed 0] [--only shards|images] [--out DIR]
-
-A small data set is damaged at random: bits, bytes, lengths, cuts, splices, values of the manifest's
-JSON and of the index's rows. Every other time the digests are made to fit again, as a hostile
-author would, so that the damage reaches what they protect. Then it is opened, verified and read to
-the end, or indexed anew. The outcome must be the samples, or an error with a name, within time and
-memory, and no file outside of the folder may be opened. Every other case is an image whose parts
-are shuffled; see :mod:`benchmarks.cases.fuzz_images`.
+Each case damages a valid input at random, then opens, verifies, reads, packs or indexes it. The
+outcome must be a result or a named error, within limits of time and memory. No connection may be
+opened, no file outside of the case's folder may be read, and the value of an environment variable
+may appear in no message and no written file.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import io
 import json
+import os
 import random
 import resource
 import shutil
@@ -34,8 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cases import fuzz_images
-from benchmarks.environment import environment
+from benchmarks.case import parser, save, shuffled_shards
 from gatdist.api import index, verify
 from gatdist.common.errors import GatdistError
 from gatdist.config import DataConfig
@@ -44,114 +39,145 @@ from gatdist.data.codecs import encode_png
 from gatdist.data.format import Manifest, manifest
 from gatdist.storage import Store
 
-KINDS = ("shards", "images")
-NUM_SAMPLES, SHARDS = 12, 3
 LIMIT_S = 10
 LIMIT_BYTES = 3 * 2**30
-PIXELS = np.random.default_rng(0).integers(0, 256, (NUM_SAMPLES, 8, 8, 3), dtype=np.uint8)
+SECRET_NAME, SECRET = "GATDIST_FUZZ_SECRET", "7c1d0f-planted-secret"
+# Writes a damaged input; returns what was damaged, and the act to attempt, whose result is "right…"
+# or "named…", or None for "right".
+Target = Callable[[Path, random.Random], tuple[str, Callable[[], str | None]]]
+Way = Callable[[bytes, random.Random], bytes]
 
 
 def main() -> None:
-    """Fuzz for the time given, and record what came of it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=600)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", choices=KINDS, help="of both kinds of cases")
-    parser.add_argument(
-        "--out", type=Path, default=Path(f"benchmarks/results/{time.strftime('%Y-%m-%d')}_fuzz")
-    )
-    arguments = parser.parse_args()
-    kinds = (arguments.only,) if arguments.only else KINDS
-    outcomes, violations = fuzz(arguments.seconds, arguments.seed, kinds)
-    facts = {"seconds": arguments.seconds, "seed": arguments.seed, "cases": outcomes.total()}
-    result = facts | {"outcomes": dict(outcomes.most_common()), "violations": violations}
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(result | {"environment": environment()}, indent=1, ensure_ascii=False)
-    (arguments.out / "result.json").write_text(text + "\n")
-    print(json.dumps(facts | {"outcomes": result["outcomes"], "violations": len(violations)}))
+    arguments = parser("fuzz", __doc__)
+    arguments.add_argument("--seconds", type=float, default=1500)
+    arguments.add_argument("--seed", type=int, default=0)
+    arguments.add_argument("--target", choices=targets(), action="append", help="default: all")
+    given = arguments.parse_args()
+    outcomes, violations = fuzz(given.seconds, given.seed, given.target)
+    result = {"seconds": given.seconds, "seed": given.seed, "cases": outcomes.total()}
+    result |= {"outcomes": dict(outcomes.most_common())}
+    save(given.out, result | {"violations": violations})
+    print(json.dumps(result | {"violations": len(violations)}))
     sys.exit(bool(violations))
 
 
+def targets() -> dict[str, Target]:
+    from benchmarks.cases import fuzz_images, fuzz_sources
+
+    return {"data_set": damaged_data_set, "images": fuzz_images.damaged, **fuzz_sources.TARGETS}
+
+
 def fuzz(
-    seconds: float, seed: int, kinds: Sequence[str] = KINDS
+    seconds: float, seed: int, names: Sequence[str] | None = None
 ) -> tuple[Counter[str], list[dict[str, Any]]]:
-    """Cases for so long: how often each outcome came, and each violation with its case."""
+    """Run cases for some time; return how often each outcome occurred, and all violations."""
     warnings.simplefilter("ignore")
     resource.setrlimit(resource.RLIMIT_AS, (LIMIT_BYTES, resource.RLIM_INFINITY))
+    os.environ[SECRET_NAME] = SECRET
+    known, names = targets(), names or list(targets())
     outcomes: Counter[str] = Counter()
     violations: list[dict[str, Any]] = []
+    ends, case = time.monotonic() + seconds, 0
     with tempfile.TemporaryDirectory() as folder:
-        good, place = Path(folder, "good"), Path(folder, "damaged")
-        write(good)
-        for _, content in fuzz_images.SEEDS:  # imports what is imported on first use
-            fuzz_images.decode(content)
-        opened = watched_opens(place)
-        ends, case = time.monotonic() + seconds, 0
+        tempfile.tempdir = folder  # spooled files are inside, too
+        watch, place = Watch(Path(folder)), Path(folder, "case")
         while time.monotonic() < ends:
-            chance = random.Random(f"{seed} {case}")
-            opened.clear()
-            act: Callable[[Any], str]
-            if chance.choice(kinds) == "images":
-                act = fuzz_images.decode
-                what, content = fuzz_images.damaged(chance)
-                outcome, message = attempt(act, content)
-            else:
-                shutil.rmtree(place, ignore_errors=True)
-                shutil.copytree(good, place)
-                what = damage(place, chance)
-                act = chance.choice(ACTS)
-                opened.clear()
-                outcome, message = attempt(act, place)
-            if opened:
-                outcome, message = "opened a file outside", str(opened[0])
-            outcomes[f"{act.__name__}: {outcome}"] += 1
-            if not outcome.startswith(("right", "Gatdist", "named ")):
-                violations.append(
-                    {"case": case, "damage": what, "outcome": outcome, "told": message}
-                )
+            name = names[case % len(names)]
+            shutil.rmtree(place, ignore_errors=True)
+            place.mkdir()
+            damage, act = known[name](place, random.Random(f"{seed} {case}"))
+            outcome, text = attempt(act, watch, place)
+            outcomes[f"{name}: {outcome}"] += 1
+            if not outcome.startswith(("right", "named")):
+                found = {"case": case, "target": name, "damage": damage}
+                violations.append(found | {"outcome": outcome, "text": text})
             case += 1
     return outcomes, violations
 
 
-def write(folder: Path) -> None:
-    """The data set that is damaged."""
-    size = NUM_SAMPLES // SHARDS
+def attempt(act: Callable[[], str | None], watch: Watch, place: Path) -> tuple[str, str]:
+    """Return the outcome, and details of a violation."""
+    text = ""
+    with watch:
+        try:
+            with alarm():
+                outcome = act() or "right"
+        except GatdistError as error:
+            outcome, text = f"named {type(error).__name__}", str(error)
+        except BaseException as error:
+            return type(error).__name__, traceback.format_exc()[-1500:]
+    if watch.found:
+        return "reached outside", str(watch.found[:3])
+    written = (path for path in place.glob("out*/**/*") if path.is_file())
+    if SECRET in text or any(SECRET.encode() in path.read_bytes() for path in written):
+        return "secret shown", text
+    return outcome, text
 
-    def samples(first: int) -> Iterator[tuple[str, dict[str, bytes]]]:
-        for i in range(first, first + size):
-            yield f"{i:06d}", {"png": encode_png(PIXELS[i]), "cls": b"%d" % (i % 3)}
 
-    write_dataset(
-        Store(str(folder)),
-        (samples(shard * size) for shard in range(SHARDS)),
-        modality="image",
-        sample_shape=(3, 8, 8),
-        num_classes=3,
-    )
+@contextmanager
+def alarm() -> Iterator[None]:
+    """Raise TimeoutError after ``LIMIT_S`` of CPU time, or 30 times as much wall time."""
+
+    def ring(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError
+
+    signal.signal(signal.SIGALRM, ring)
+    signal.signal(signal.SIGPROF, ring)
+    signal.setitimer(signal.ITIMER_PROF, LIMIT_S)
+    signal.alarm(30 * LIMIT_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.alarm(0)
 
 
-# Damage
+class Watch:
+    """Records connections and files opened outside of ``folder`` while it is entered."""
+
+    def __init__(self, folder: Path) -> None:
+        self.found: list[str] = []
+        self._is_on = False
+        libraries = os.path.realpath(Path(np.__file__).parents[1])
+        allowed = (str(folder), sys.prefix, sys.base_prefix, libraries, os.getcwd())
+        # What libraries read by themselves.
+        allowed += ("/proc/", "/dev/", "/sys/", "/etc/mime.types", "/usr/share", "/usr/lib")
+        allowed += ("/etc/ssl", "/etc/localtime")
+
+        def hook(event: str, arguments: tuple[Any, ...]) -> None:
+            if not self._is_on:
+                return
+            if event in ("socket.connect", "socket.getaddrinfo"):
+                self.found.append(f"{event} {arguments[1:] if event[7] == 'c' else arguments[:2]}")
+            if event == "open" and isinstance(arguments[0], str | bytes):
+                path = os.path.realpath(os.fsdecode(arguments[0]))
+                if not path.startswith(allowed):
+                    self.found.append(f"open {path}")
+
+        sys.addaudithook(hook)
+
+    def __enter__(self) -> None:
+        self.found.clear()
+        self._is_on = True
+
+    def __exit__(self, *exception: object) -> None:
+        self._is_on = False
 
 
-def damage(folder: Path, chance: random.Random) -> str:
-    """Damage one file, and perhaps make the digests fit."""
-    path = chance.choice(sorted(p for p in folder.iterdir() if p.is_file()))
-    content = path.read_bytes()
-    ways: list[Callable[[bytes, random.Random], bytes]] = [bits, lengths, cut, splice, noise]
-    if path.suffix == ".json":
-        ways += [values] * 5
-    if path.suffix == ".npy":
-        ways += [rows] * 5
-    way = chance.choice(ways)
+# Ways to damage bytes
+
+
+def damage_file(path: Path, chance: random.Random, ways: Sequence[Way]) -> str:
+    """Damage a file, and return how."""
+    content, way = path.read_bytes(), chance.choice(ways)
     for _ in range(chance.choice([1, 1, 1, 3, 10])):
         content = way(content, chance)
     path.write_bytes(content)
-    fits = chance.random() < 0.5 and repaired(folder)
-    return f"{path.name} {way.__name__}{', digests made to fit' if fits else ''}"
+    return f"{path.name} {way.__name__}"
 
 
 def bits(content: bytes, chance: random.Random) -> bytes:
-    """Flip one."""
     if not content:
         return content
     changed = bytearray(content)
@@ -159,39 +185,38 @@ def bits(content: bytes, chance: random.Random) -> bytes:
     return bytes(changed)
 
 
-def noise(content: bytes, chance: random.Random) -> bytes:
-    """Some bytes become others."""
-    at = chance.randrange(len(content) + 1)
-    put = chance.randbytes(chance.choice([1, 4, 60, 512]))
+def _overwritten(content: bytes, chance: random.Random, options: Sequence[bytes]) -> bytes:
+    at, put = chance.randrange(len(content) + 1), chance.choice(options)
     return content[:at] + put + content[at + len(put) :]
+
+
+def noise(content: bytes, chance: random.Random) -> bytes:
+    return _overwritten(content, chance, [chance.randbytes(n) for n in (1, 4, 60, 512)])
 
 
 def lengths(content: bytes, chance: random.Random) -> bytes:
-    """A number, in decimal, octal or binary, becomes another."""
-    at = chance.randrange(len(content) + 1)
-    put = chance.choice(
-        [b"77777777777", b"\x80" + b"\xff" * 11, b"-1", b"0", b"\xff" * 8, b"9" * 20, bytes(8)]
-    )
-    return content[:at] + put + content[at + len(put) :]
+    """Overwrite with a number in decimal, octal or binary."""
+    numbers = [b"77777777777", b"\x80" + b"\xff" * 11, b"-1", b"0", b"\xff" * 8, b"9" * 20]
+    return _overwritten(content, chance, [*numbers, bytes(8)])
 
 
 def cut(content: bytes, chance: random.Random) -> bytes:
-    """The end is lost."""
     return content[: chance.randrange(len(content) + 1)]
 
 
 def splice(content: bytes, chance: random.Random) -> bytes:
-    """A part stands elsewhere, or twice."""
+    """Move or repeat a part."""
     first, last = sorted(chance.randrange(len(content) + 1) for _ in range(2))
     at = chance.randrange(len(content) + 1)
     return content[:at] + content[first:last] + content[at + chance.choice([0, last - first]) :]
 
 
+WAYS: tuple[Way, ...] = (bits, noise, cut, splice)
 _ODD = [None, True, -1, 0, 1, 2**63, 1e308, "", "../../etc/passwd", "/etc/passwd", [], {}, [[]]]
 
 
 def values(content: bytes, chance: random.Random) -> bytes:
-    """A value of JSON becomes another."""
+    """Replace a value of JSON."""
     try:
         root = json.loads(content)
     except ValueError:
@@ -214,12 +239,12 @@ def values(content: bytes, chance: random.Random) -> bytes:
     return json.dumps(root).encode()
 
 
-def rows(content: bytes, chance: random.Random) -> bytes:
-    """A field of a row of an index becomes another."""
+def index_rows(content: bytes, chance: random.Random) -> bytes:
+    """Replace a field of an index's row."""
     try:
-        index = np.load(io.BytesIO(content), allow_pickle=False)
-        row = index[chance.randrange(len(index))]
-        field = chance.choice(index.dtype.names)
+        found = np.load(io.BytesIO(content), allow_pickle=False)
+        row = found[chance.randrange(len(found))]
+        field = chance.choice(found.dtype.names)
         if field in ("key", "component"):
             row[field] = chance.choice([b"", b"x", b"\xff\xfe", b"../x", b"png", b"cls"])
         elif field == "crc32":
@@ -227,112 +252,83 @@ def rows(content: bytes, chance: random.Random) -> bytes:
         else:
             row[field] = chance.choice([-1, 0, 1, 2**62, -(2**62), int(row[field]) + 512, 2**31])
         file = io.BytesIO()
-        np.save(file, index, allow_pickle=False)
+        np.save(file, found, allow_pickle=False)
         return file.getvalue()
     except Exception:  # it is no index any more
         return content
 
 
-def repaired(folder: Path) -> bool:
-    """Make all digests fit, as far as there is a manifest."""
+# Damaged shards, indexes and manifests
+
+NUM_SAMPLES, SHARDS = 12, 3
+PIXELS = np.random.default_rng(0).integers(0, 256, (NUM_SAMPLES, 8, 8, 3), dtype=np.uint8)
+
+
+def damaged_data_set(place: Path, chance: random.Random) -> tuple[str, Callable[[], str | None]]:
+    """Damage a file of a data set; half of the time, fix the digests as an attacker would."""
+    folder = place / "data"
+    write_dataset(
+        Store(str(folder)),
+        shuffled_shards(
+            NUM_SAMPLES,
+            SHARDS,
+            lambda i: {"png": encode_png(PIXELS[i]), "cls": b"%d" % (i % 3)},
+        ),
+        modality="image",
+        sample_shape=(3, 8, 8),
+        num_classes=3,
+    )
+    path = chance.choice(sorted(p for p in folder.iterdir() if p.is_file()))
+    ways = [*WAYS, lengths]
+    ways += [values] * 5 * (path.suffix == ".json") + [index_rows] * 5 * (path.suffix == ".npy")
+    damage = damage_file(path, chance, ways)
+    if chance.random() < 0.5 and fixed_digests(folder):
+        damage += ", digests fixed"
+
+    def check() -> str:
+        found = verify(str(folder), decode=True, workers=1)
+        return "right: whole" if found["whole"] else "named damage"
+
+    def make_index() -> str:
+        index(str(folder), str(place / "out"), workers=1)
+        return _read(place / "out")
+
+    return damage, chance.choice([lambda: _read(folder), check, make_index])
+
+
+def fixed_digests(folder: Path) -> bool:
+    """Make the manifest's digests match the files, if it can be read."""
     path = folder / "manifest.json"
     try:
-        message = json.loads(path.read_bytes())
-        for shard in message["shards"]:
+        found = json.loads(path.read_bytes())
+        for shard in found["shards"]:
             for name, digest in (("name", "sha256"), ("index", "index_sha256")):
                 content = (folder / shard[name]).read_bytes()
                 shard[digest] = hashlib.sha256(content).hexdigest()
             shard["size"] = (folder / shard["name"]).stat().st_size
-        message["num_samples"] = sum(shard["num_samples"] for shard in message["shards"])
-        read = Manifest.model_validate(message)
-        message["fingerprint"] = manifest._fingerprint(read, read.shards)
-    except Exception:  # too damaged for that
+        found["num_samples"] = sum(shard["num_samples"] for shard in found["shards"])
+        read = Manifest.model_validate(found)
+        found["fingerprint"] = manifest._fingerprint(read, read.shards)
+    except Exception:  # too damaged
         return False
-    path.write_text(json.dumps(message))
+    path.write_text(json.dumps(found))
     return True
 
 
-# What is done with it
-
-
-def read(folder: Path) -> str:
-    """Open it, and read all samples."""
-    dataset = open_dataset(DataConfig(url=str(folder)))
-    samples, labels = dataset.read(np.arange(dataset.num_samples))
-    assert labels is None or len(labels) == len(samples)
-    whole = samples.shape == PIXELS.shape and (samples == PIXELS).all()
+def _read(folder: Path) -> str:
+    samples = read_all(str(folder))
+    order = np.random.default_rng(0).permutation(NUM_SAMPLES)
+    whole = samples.shape == PIXELS.shape and (samples == PIXELS[order]).all()
     return "right samples" if whole else "named samples of a changed data set"
 
 
-def check(folder: Path) -> str:
-    """Verify it."""
-    outcome = verify(str(folder), decode=True, workers=1)
-    return "right: whole" if outcome["whole"] else "named damage"
-
-
-def make_index(folder: Path) -> str:
-    """Index the shards anew, and read them."""
-    out = folder / "index"
-    index(str(folder), str(out), workers=1)
-    return read(out)
-
-
-ACTS = [read, check, make_index]
-
-
-def attempt(act: Callable[[Any], str], given: Any) -> tuple[str, str]:
-    """What came of it, and for what must not be, the traceback."""
-    try:
-        with alarm():
-            return act(given), ""
-    except GatdistError as error:
-        return f"Gatdist's {type(error).__name__}", ""
-    except BaseException as error:
-        return type(error).__name__, traceback.format_exc()[-1500:]
-
-
-@contextmanager
-def alarm() -> Iterator[None]:
-    """Raise TimeoutError past the limit of CPU time, or past 30 times as much on the clock.
-
-    A busy machine takes its time; what hangs without computing is seen by the clock.
-    """
-
-    def ring(number: int, frame: FrameType | None) -> None:
-        raise TimeoutError
-
-    signal.signal(signal.SIGALRM, ring)
-    signal.signal(signal.SIGPROF, ring)
-    signal.setitimer(signal.ITIMER_PROF, LIMIT_S)
-    signal.alarm(30 * LIMIT_S)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.alarm(0)
-
-
-def watched_opens(folder: Path) -> list[str]:
-    """A list that gets the name of each file that is opened outside of ``folder``."""
-    found: list[str] = []
-    allowed = (
-        str(folder),
-        sys.prefix,
-        sys.base_prefix,
-        str(Path.cwd()),
-        "/proc/",
-        "/dev/",
-        "/sys/",
-    )
-
-    def watch(event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "open" and isinstance(arguments[0], str | bytes):
-            name = arguments[0].decode() if isinstance(arguments[0], bytes) else arguments[0]
-            if name.startswith("/") and not name.startswith(allowed):
-                found.append(name)
-
-    sys.addaudithook(watch)
-    return found
+def read_all(url: str) -> Any:
+    """Read all samples of a data set, and check their number and labels."""
+    dataset = open_dataset(DataConfig(url=url))
+    samples, labels = dataset.read(np.arange(dataset.num_samples))
+    assert len(samples) == dataset.num_samples
+    assert labels is None or set(labels.tolist()) <= set(range(dataset.num_classes))
+    return samples
 
 
 if __name__ == "__main__":

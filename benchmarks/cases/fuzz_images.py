@@ -1,8 +1,7 @@
 """Images whose parts are shuffled, repeated, removed and damaged, for :mod:`.fuzz`.
 
 Parts are the segments of a JPEG, the chunks of a PNG or WebP, and the entries of a TIFF's
-directory. CRCs of PNG chunks and the size of a RIFF file are made to fit again, so that the damage
-reaches what they protect.
+directory. CRCs of PNG chunks and the size of a RIFF file are fixed afterwards.
 """
 
 from __future__ import annotations
@@ -12,6 +11,8 @@ import random
 import struct
 import zlib
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,8 @@ _ENTRY_BYTES = 12
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
 
-def damaged(chance: random.Random) -> tuple[str, bytes]:
-    """What was done, and an image of which some parts were damaged."""
+def damaged(place: Path, chance: random.Random) -> tuple[str, Callable[[], str]]:
+    """Damage parts of an image."""
     name, content = chance.choice(SEEDS)
     split, join = _PARTS[name.partition(" ")[0]]
     head, parts, tail = split(content)
@@ -38,11 +39,11 @@ def damaged(chance: random.Random) -> tuple[str, bytes]:
     if chance.random() < 0.1:
         found = found[: chance.randrange(len(found) + 1)]
         done.append("cut")
-    return f"{name}: {', '.join(done)}", found
+    return f"{name}: {', '.join(done)}", partial(decode, found)
 
 
 def decode(content: bytes) -> str:
-    """Read the header and the pixels, in every way: they must agree, or raise CodecError."""
+    """Read header and pixels in every way; they must agree, or raise CodecError."""
     try:
         header = read_image_header(content)
     except CodecError:
@@ -153,7 +154,7 @@ def _tiff_parts(content: bytes) -> Parts:
 
 
 def _tiff(head: bytes, parts: list[bytes], tail: bytes) -> bytes:
-    """The directory stands anew behind all else."""
+    """Append the new directory."""
     entries = b"".join(part[:_ENTRY_BYTES].ljust(_ENTRY_BYTES, b"\0") for part in parts)
     directory = struct.pack("<H", len(parts)) + entries + bytes(4)
     return head[:4] + struct.pack("<I", len(head)) + head[8:] + directory + tail
@@ -164,46 +165,40 @@ def _shuffle(parts: list[bytes], chance: random.Random) -> list[bytes]:
 
 
 def _swap(parts: list[bytes], chance: random.Random) -> list[bytes]:
-    found = list(parts)
-    if len(found) > 1:
-        i, j = chance.sample(range(len(found)), 2)
-        found[i], found[j] = found[j], found[i]
-    return found
+    if len(parts) > 1:
+        i, j = chance.sample(range(len(parts)), 2)
+        parts[i], parts[j] = parts[j], parts[i]
+    return parts
 
 
 def _repeat(parts: list[bytes], chance: random.Random) -> list[bytes]:
-    found = list(parts)
-    if found:
-        found.insert(chance.randrange(len(found) + 1), chance.choice(found))
-    return found
+    if parts:
+        parts.insert(chance.randrange(len(parts) + 1), chance.choice(parts))
+    return parts
 
 
 def _remove(parts: list[bytes], chance: random.Random) -> list[bytes]:
-    found = list(parts)
-    if found:
-        del found[chance.randrange(len(found))]
-    return found
+    if parts:
+        del parts[chance.randrange(len(parts))]
+    return parts
 
 
 def _flip(parts: list[bytes], chance: random.Random) -> list[bytes]:
-    """Bytes of a part become others."""
-    found = list(parts)
-    if found:
-        i = chance.randrange(len(found))
-        part = bytearray(found[i])
+    """Replace bytes of a part, mostly the first, which hold its kind and length."""
+    if parts:
+        i = chance.randrange(len(parts))
+        part = bytearray(parts[i])
         for _ in range(chance.choice([1, 1, 3]) if part else 0):
-            # The first bytes say what the part is, and how long.
             at = chance.randrange(min(len(part), chance.choice([4, 16, 64, 10**6])))
             part[at] = chance.choice([0, 1, 127, 128, 255, chance.randrange(256)])
-        found[i] = bytes(part)
-    return found
+        parts[i] = bytes(part)
+    return parts
 
 
 def _noise(parts: list[bytes], chance: random.Random) -> list[bytes]:
-    """Noise is put in."""
-    found = list(parts)
-    found.insert(chance.randrange(len(found) + 1), chance.randbytes(chance.choice([0, 4, 12, 300])))
-    return found
+    noise = chance.randbytes(chance.choice([0, 4, 12, 300]))
+    parts.insert(chance.randrange(len(parts) + 1), noise)
+    return parts
 
 
 _WAYS = [_shuffle, _swap, _swap, _repeat, _remove, _flip, _flip, _flip, _noise]

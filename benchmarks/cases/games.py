@@ -1,17 +1,12 @@
-"""Every update rule on two games whose behaviour is known, beside what the papers say of it.
+"""Every update rule on two games with known behaviour, compared with published results.
 
-python -m benchmarks.cases.games [--out benchmarks/results/DATE_games]
-
-The bilinear game min_θ max_ψ θψ, and Dirac-GAN (Mescheder et al. 2018), where the real distribution
-is a point at 0, the generator puts all its fakes at θ, and the discriminator is D(x) = ψx.
+The bilinear game min_θ max_ψ θψ, and Dirac-GAN (Mescheder et al. 2018): the real distribution is a
+point at 0, all fakes are at θ, and the discriminator is D(x) = ψx.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,18 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.environment import environment
+from benchmarks.case import parser, save
+from gatdist.bench.cases import GatdistCase
 from gatdist.config import Config, parse_config
 from gatdist.game import Loss, register_loss
 from gatdist.models import register_discriminator, register_generator
-from gatdist.monitor.statistics import Statistics
-from gatdist.monitor.timing import PhaseTimer
-from gatdist.parallel.batch import Batch
-from gatdist.parallel.communicator import LocalCommunicator
-from gatdist.training.state import TrainState
-from gatdist.training.step import train_step
+from gatdist.monitor.figures import figure
 
-CPU = torch.device("cpu")
 RATE = 0.2
 STEPS = 200
 
@@ -44,7 +34,7 @@ RULES: dict[str, dict[str, Any]] = {
     "competitive": {},
     "conjugate": {},
 }
-# ‖w‖ over that of the step before, on the bilinear game, a = η; and the source.
+# Growth of ‖w‖ per step on the bilinear game, a = η; and the formula.
 BILINEAR: dict[str, tuple[Callable[[float], float], str]] = {
     "simultaneous": (lambda a: math.sqrt(1 + a**2), "√(1 + a²): diverges"),
     "one_stage": (lambda a: math.sqrt(1 + a**2), "√(1 + a²): diverges"),
@@ -60,26 +50,18 @@ BILINEAR: dict[str, tuple[Callable[[float], float], str]] = {
 
 
 class Point(nn.Module):
-    """A generator whose every fake is θ, or the discriminator D(x) = ψx."""
-
     def __init__(self, value: float) -> None:
         super().__init__()
         self.value = nn.Parameter(torch.tensor([value]))
 
 
 class PointGenerator(Point):
-    """θ, whatever the latent."""
-
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Latents [n, 1] → θ [n, 1]."""
         return self.value.expand(len(latents), 1)
 
 
 class LinearDiscriminator(Point):
-    """D(x) = ψx."""
-
     def forward(self, samples: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Samples [n, 1] → logits [n]."""
         return (samples * self.value)[:, 0]
 
 
@@ -97,7 +79,7 @@ register_loss(
 
 
 def configuration(rule: str, loss: str, **game: Any) -> Config:
-    """Plain descent at the rate 0.2, from (θ, ψ) = (1, −1)."""
+    """Return gradient descent from (θ, ψ) = (1, −1)."""
     player = {"name": "sgd", "learning_rate": RATE}
     return parse_config(
         {
@@ -116,31 +98,22 @@ def configuration(rule: str, loss: str, **game: Any) -> Config:
 
 
 def play(config: Config, steps: int = STEPS) -> Tensor:
-    """The points (θ, ψ), [steps + 1, 2]."""
-    state = TrainState(config, LocalCommunicator(CPU), (1,), 0)
-    rule = state.rule(config)
-    statistics, timer = Statistics(CPU), PhaseTimer(CPU)
-    real = torch.zeros(1, 1, dtype=torch.float64)
+    """Return the points (θ, ψ), [steps + 1, 2]."""
+    case = GatdistCase(config, torch.zeros(1, 1, dtype=torch.float64))
 
     def point() -> Tensor:
-        return torch.cat([p.detach() for n in state.players.values() for p in n.bare.parameters()])
+        networks = case.state.players.values()
+        return torch.cat([p.detach() for n in networks for p in n.bare.parameters()])
 
     points = [point()]
-    for step in range(steps):
-        batch = Batch(real, None, torch.tensor([step]), step)
-        train_step(state, rule, batch, config, statistics, timer)
+    for _ in range(steps):
+        case.step()
         points.append(point())
     return torch.stack(points)
 
 
 def main() -> None:
-    """Play, compare, draw, record."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--out", type=Path, default=Path(f"benchmarks/results/{time.strftime('%Y-%m-%d')}_games")
-    )
-    out = parser.parse_args().out
-    out.mkdir(parents=True, exist_ok=True)
+    out = parser("games", __doc__).parse_args().out
     bilinear = {rule: play(configuration(rule, "bilinear")) for rule in RULES}
     dirac = {
         rule: play(configuration(rule, "minimax", penalties={"r1": {"strength": 0.3}}))
@@ -160,49 +133,41 @@ def main() -> None:
             "dirac_r1_radius": dirac[rule][-1].norm().item(),
         }
         print(f"{rule:14}", {k: v for k, v in rows[rule].items() if k != "bilinear_source"})
-    result = {"learning_rate": RATE, "steps": STEPS, "rules": rows, "environment": environment()}
-    (out / "result.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    save(out, {"learning_rate": RATE, "steps": STEPS, "rules": rows})
     draw(bilinear, out / "bilinear.png", "The bilinear game θψ", published=True)
     draw(plain, out / "dirac.png", "Dirac-GAN, minimax loss, no penalty")
     draw(dirac, out / "dirac_r1.png", "Dirac-GAN, minimax loss, R1 with γ = 0.3")
 
 
 def draw(trajectories: dict[str, Tensor], path: Path, title: str, published: bool = False) -> None:
-    """One trajectory a rule, in the plane of θ and ψ, and the radius over the steps below it."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot
-
+    """Draw one trajectory per rule in the plane of θ and ψ, and the radius over the steps."""
     columns = len(trajectories)
-    figure, axes = pyplot.subplots(
-        2, columns, figsize=(2.1 * columns, 4.6), layout="constrained", height_ratios=[2, 1]
-    )
-    for (rule, points), (plane, radius) in zip(trajectories.items(), axes.T, strict=True):
-        shown = points.clamp(-4, 4)
-        steps = torch.arange(len(points))
-        plane.plot(*shown.T, color="tab:blue", linewidth=0.8)
-        plane.plot(*shown[0], "o", color="black", markersize=4)
-        plane.plot(0, 0, "+", color="tab:red")
-        plane.set(title=rule, xlim=(-2.2, 2.2), ylim=(-2.2, 2.2), aspect="equal")
-        found = points.norm(dim=1).clamp_min(1e-16)
-        radius.semilogy(steps, found, color="tab:blue", label="measured")
-        if published and rule in BILINEAR:
-            factor, text = BILINEAR[rule]
-            radius.semilogy(
-                steps, found[0] * factor(RATE) ** steps, "--", color="tab:orange", label="published"
-            )
-            radius.set_xlabel(text, fontsize=7)
-        radius.set(ylim=(1e-9, 1e3))
-        for axis in (plane, radius):
-            axis.tick_params(labelsize=6)
-            axis.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].set(ylabel="ψ over θ")
-    axes[1, 0].set(ylabel="distance from (0, 0)")
-    if published:
-        axes[1, 0].legend(frameon=False, fontsize=6)
-    figure.suptitle(f"{title} · η = {RATE}, {STEPS} steps from (1, −1)", fontsize=10)
-    figure.savefig(path, dpi=110)
+    with figure(2.1 * columns, 4.6) as made:
+        axes = made.subplots(2, columns, height_ratios=[2, 1])
+        for (rule, points), (plane, radius) in zip(trajectories.items(), axes.T, strict=True):
+            shown = points.clamp(-4, 4)
+            steps = torch.arange(len(points))
+            plane.plot(*shown.T, color="tab:blue", linewidth=0.8)
+            plane.plot(*shown[0], "o", color="black", markersize=4)
+            plane.plot(0, 0, "+", color="tab:red")
+            plane.set(title=rule, xlim=(-2.2, 2.2), ylim=(-2.2, 2.2), aspect="equal")
+            found = points.norm(dim=1).clamp_min(1e-16)
+            radius.semilogy(steps, found, color="tab:blue", label="measured")
+            if published and rule in BILINEAR:
+                factor, text = BILINEAR[rule]
+                curve = found[0] * factor(RATE) ** steps
+                radius.semilogy(steps, curve, "--", color="tab:orange", label="published")
+                radius.set_xlabel(text, fontsize=7)
+            radius.set(ylim=(1e-9, 1e3))
+            for axis in (plane, radius):
+                axis.tick_params(labelsize=6)
+                axis.spines[["top", "right"]].set_visible(False)
+        axes[0, 0].set(ylabel="ψ over θ")
+        axes[1, 0].set(ylabel="distance from (0, 0)")
+        if published:
+            axes[1, 0].legend(frameon=False, fontsize=6)
+        made.suptitle(f"{title} · η = {RATE}, {STEPS} steps from (1, −1)", fontsize=10)
+        made.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":

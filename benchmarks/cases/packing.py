@@ -1,24 +1,18 @@
-"""Packs pictures with one core, beside webdataset's ShardWriter doing the same to the same files.
+"""``gatdist pack`` compared with webdataset's ``ShardWriter`` on the same files, with one core.
 
-python -m benchmarks.cases.packing [--pictures 300] [--rounds 5]
-
-Sources are parts of two photographs (scikit-learn's), 320 × 400, as JPEG files in two folders.
-Both sides read them from the page cache, crop about the centre, resize by Lanczos' filter to 256²
-and write shards; ``copy`` only stores files. Of PNG, webdataset writes what Pillow does by default;
-the case with ``tuned`` has the effort that gatdist uses. Both run in one thread of one process, in
-turns; gatdist also makes an index and digests, and flushes its files to the disk.
+Sources are JPEG crops of two photographs (scikit-learn's), 320 × 400, in two folders. Both read
+them from the page cache, crop the centre, resize to 256² by Lanczos' filter and write shards;
+``copy`` only stores files. ``tuned`` uses gatdist's PNG settings. gatdist also makes an index and
+digests, and flushes its files to the disk.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
-import json
 import tempfile
-import time
 import zlib
 from collections.abc import Callable
-from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -27,16 +21,15 @@ import webdataset
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from benchmarks.environment import environment
+from benchmarks.case import parser, positive, save
 from gatdist import pack
-from gatdist.bench.rounds import compare, interleave, settled
+from gatdist.bench.rounds import compare, interleave, settled, timed
 
 HEIGHT, WIDTH, SIZE = 320, 400, 256
 Encode = Callable[[Image.Image], object]
 
 
 def write_sources(folder: Path, count: int) -> list[Path]:
-    """JPEG files in two classes."""
     generator = np.random.default_rng(0)
     photographs = load_sample_images().images
     paths = []
@@ -53,7 +46,7 @@ def write_sources(folder: Path, count: int) -> list[Path]:
 
 
 def shard_writer(paths: list[Path], dest: Path, component: str, encode: Encode | None) -> None:
-    """What a user of webdataset would write."""
+    """Pack as in webdataset's manual."""
     dest.mkdir()
     with webdataset.ShardWriter(str(dest / "%06d.tar"), maxsize=256e6, verbose=0) as writer:
         for number, path in enumerate(paths):
@@ -81,62 +74,51 @@ def jpeg(image: Image.Image) -> bytes:
 
 
 def cases(source: Path, paths: list[Path]) -> dict[str, Callable[[Path], None]]:
-    """By name, a function that packs into a folder; the peer of ``x, gatdist`` is ``x, …``."""
+    """Return functions that pack into a folder; ``x, gatdist`` is compared with other ``x, …``."""
 
-    def ours(**options: object) -> Callable[[Path], None]:
+    def gatdist(**options: object) -> Callable[[Path], None]:
         return lambda dest: pack(str(source), str(dest), workers=1, **options) and None
 
     def theirs(component: str, encode: Encode | None) -> Callable[[Path], None]:
         return lambda dest: shard_writer(paths, dest, component, encode)
 
     return {
-        "png, gatdist": ours(size=SIZE),
+        "png, gatdist": gatdist(size=SIZE),
         "png, webdataset": theirs("png", lambda image: image),
         "png, webdataset tuned": theirs("png", tuned_png),
-        "jpeg, gatdist": ours(size=SIZE, format="jpeg"),
+        "jpeg, gatdist": gatdist(size=SIZE, format="jpeg"),
         "jpeg, webdataset": theirs("jpg", jpeg),
-        "copy, gatdist": ours(),
+        "copy, gatdist": gatdist(),
         "copy, webdataset": theirs("jpg", None),
     }
 
 
 def main() -> None:
-    """Measure and record."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pictures", type=int, default=300)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--out", type=Path, default=Path(f"benchmarks/results/{time.strftime('%Y-%m-%d')}_packing")
-    )
-    arguments = parser.parse_args()
+    arguments = parser("packing", __doc__)
+    arguments.add_argument("--images", type=positive, default=300)
+    arguments.add_argument("--rounds", type=positive, default=5)
+    given = arguments.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        paths = write_sources(folder / "in", arguments.images)
+        paths = write_sources(folder / "in", given.images)
         found = cases(folder / "in", paths)
         turns = iter(range(10**6))
 
         def turn(case: str) -> float:
-            began = time.perf_counter()
-            found[case](folder / f"out{next(turns)}")
-            return time.perf_counter() - began
+            return timed(partial(found[case], folder / f"out{next(turns)}")).wall
 
         with settled():
-            seconds = interleave(list(found), arguments.rounds, turn, print)
+            seconds = interleave(list(found), given.rounds, turn, print)
     rows = []
     for case, taken in seconds.items():
-        row = {"name": case, "samples_per_s": len(paths) / median(taken), "seconds": taken}
+        rows.append({"name": case, "samples_per_s": len(paths) / median(taken), "seconds": taken})
+        print(f"{case:<24}{rows[-1]['samples_per_s']:8.1f} images/s")
         aim, _, who = case.partition(", ")
         if who != "gatdist":
             ratio = compare(seconds[f"{aim}, gatdist"], taken)
-            row["gatdist_to_this"] = asdict(ratio)
-        rows.append(row)
-        print(f"{case:<24}{row['samples_per_s']:8.1f} pictures/s")
-        if who != "gatdist":
-            spread = f"{ratio.low:.2f} to {ratio.high:.2f}"
-            print(f"{'':24}gatdist is {ratio.median:.2f} × as fast ({spread})")
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    result = {"pictures": len(paths), "cases": rows, "environment": environment()}
-    (arguments.out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+            rows[-1]["gatdist_to_this"] = ratio._asdict()
+            print(f"{'':24}gatdist: {ratio.median:.2f} × ({ratio.low:.2f} to {ratio.high:.2f})")
+    save(given.out, {"pictures": len(paths), "cases": rows})
 
 
 if __name__ == "__main__":

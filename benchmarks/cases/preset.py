@@ -1,23 +1,16 @@
-"""Trains a preset from nothing and records configuration, environment, curves and samples.
+"""Training of a preset: configuration, curves, samples, and metrics compared with baselines.
 
-python -m benchmarks.cases.preset digits [--workers 2] [--set KEY=VALUE …]
-    [--run-dir FOLDER] [--out benchmarks/results/DATE_PRESET]
-
-Beside what the run measures of itself, the same metrics are taken of the generator before its first
-step, and of a simple baseline: of pictures their mean (of their class), of sounds real ones with
-their frames shuffled, of texts a Markov chain of characters. Several --out folders of the same
-preset are several runs. A --run-dir stays, and a run that was begun there goes on.
+The run's metrics are also computed for the untrained generator and a simple baseline: for images
+their mean (per class), for audio real clips with shuffled frames, for text a Markov chain of
+characters. A run that exists in ``--run-dir`` is resumed.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import subprocess
-import sys
 import tempfile
-import time
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
@@ -26,12 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.environment import environment
+from benchmarks.case import RESULTS, gatdist_command, parser, save
 from gatdist.config import Config, load_config
 from gatdist.data import Dataset, open_dataset
 from gatdist.data.sample_format import TextFormat
 from gatdist.evaluation import Evaluator
 from gatdist.models import build_networks
+from gatdist.monitor.figures import figure
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.runs import Sampler
 
@@ -40,37 +34,34 @@ SAMPLE_ENDINGS = (".png", ".wav", ".txt")
 
 
 def main() -> None:
-    """Train in a temporary folder, then copy what is worth keeping."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("preset")
-    parser.add_argument(
-        "--workers", type=int, default=2, help="0 trains in one process, without Ray"
-    )
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--run-dir", help="to train in (default: one that goes afterwards)")
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
-    out = arguments.out or Path(
-        f"benchmarks/results/{time.strftime('%Y-%m-%d')}_{arguments.preset}"
-    )
-    config = load_config(arguments.preset, arguments.set)
+    arguments = parser("preset", __doc__)
+    arguments.add_argument("preset")
+    arguments.add_argument("--workers", type=int, default=2, help="0: one process without Ray")
+    arguments.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    arguments.add_argument("--run-dir", help="default: a temporary one")
+    given = arguments.parse_args()
+    out = given.out
+    if out == arguments.get_default("out"):
+        out = RESULTS / out.name.replace("preset", given.preset)
+    config = load_config(given.preset, given.set)
     compared = baselines(config)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = arguments.run_dir or temporary
-        how = ["--workers", str(arguments.workers)] if arguments.workers else ["--local"]
-        sets = [word for setting in arguments.set for word in ("--set", setting)]
-        command = ["train", arguments.preset, *how, *sets, "--run-dir", folder]
-        subprocess.run([sys.executable, "-m", "gatdist.cli", *command], check=True)
-        shown = {"command": " ".join(["gatdist", *command[:-1], "…"])}
+        folder = given.run_dir or temporary
+        how = ["--workers", str(given.workers)] if given.workers else ["--local"]
+        words = ["train", given.preset, *how]
+        command = gatdist_command(*words, "--run-dir", folder, settings=given.set)
+        subprocess.run(command, check=True)
+        sets = [word for setting in given.set for word in ("--set", setting)]
+        shown = {"command": " ".join(["gatdist", *words, *sets, "--run-dir", "…"])}
         record(Path(folder), out, shown | compared)
 
 
 def baselines(config: Config) -> dict[str, Any]:
-    """The run's metrics of its generator before training, and of a simple baseline."""
+    """Return the run's metrics for the untrained generator and a simple baseline."""
     dataset, comm = open_dataset(config.data), LocalCommunicator(torch.device("cpu"))
-    asked = [name for name in config.evaluate.metrics if name != "probe"]
+    metrics = [name for name in config.evaluate.metrics if name != "probe"]
     evaluator = Evaluator(
-        config.evaluate.model_copy(update={"metrics": asked}),
+        config.evaluate.model_copy(update={"metrics": metrics}),
         dataset,
         comm,
         comm.device,
@@ -93,7 +84,7 @@ def baselines(config: Config) -> dict[str, Any]:
 
 
 class Baseline:
-    """Samples as networks see them, by their numbers."""
+    """A sampler by sample number."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.sample_format = dataset.sample_format
@@ -101,17 +92,15 @@ class Baseline:
         self.order = np.random.default_rng(0).permutation(dataset.num_samples)
 
     def labels(self, positions: Tensor) -> Tensor | None:
-        """Those of real samples in a random order."""
         if self.classes is None:
             return None
         return torch.from_numpy(self.classes[self.order[positions.numpy() % len(self.order)]])
 
 
 class MeanImage(Baseline):
-    """The mean of all pictures, or of all of the class."""
+    """The mean of all images, or of those of the class."""
 
     def __call__(self, positions: Tensor) -> Tensor:
-        """The same for all of a class."""
         seen = self.sample_format.to_network(torch.from_numpy(self.samples))
         labels = self.labels(positions)
         if labels is None or self.classes is None:
@@ -122,27 +111,25 @@ class MeanImage(Baseline):
 
 
 class ShuffledFrames(Baseline):
-    """Real sounds whose frames of 32 ms are shuffled."""
+    """Real audio with shuffled frames of 32 ms."""
 
     def __call__(self, positions: Tensor) -> Tensor:
-        """Each in an order of its own."""
         length = self.samples.shape[2]
         frame = max(1, int(FRAME_S * self.sample_format.metadata["sample_rate"]))
         starts = np.arange(0, length - frame + 1, frame)
         made = []
         for i in positions.tolist():
             audio = self.samples[self.order[i % len(self.order)]].copy()
-            pieces = [audio[:, s : s + frame].copy() for s in starts]
-            for start, k in zip(
-                starts, np.random.default_rng(i).permutation(len(pieces)), strict=True
-            ):
-                audio[:, start : start + frame] = pieces[k]
+            order = np.random.default_rng(i).permutation(len(starts))
+            frames = [audio[:, starts[k] : starts[k] + frame].copy() for k in order]
+            for start, shuffled in zip(starts, frames, strict=True):
+                audio[:, start : start + frame] = shuffled
             made.append(audio)
         return torch.from_numpy(np.stack(made))
 
 
 class MarkovChain(Baseline):
-    """A Markov chain of characters of order 1, with the frequencies of the real texts."""
+    """A Markov chain of characters of order 1, with the frequencies of the data."""
 
     def __init__(self, dataset: Dataset) -> None:
         super().__init__(dataset)
@@ -161,7 +148,6 @@ class MarkovChain(Baseline):
         }
 
     def __call__(self, positions: Tensor) -> Tensor:
-        """Each by a random stream of its own."""
         length = self.samples.shape[1]
         ids = np.zeros((len(positions), length), dtype=np.uint8)
         for row, i in enumerate(positions.tolist()):
@@ -176,7 +162,7 @@ class MarkovChain(Baseline):
 
 
 def record(run: Path, out: Path, metadata: dict[str, Any]) -> None:
-    """Copy a finished run's configuration, metrics and last samples to ``out``; draw its curves."""
+    """Copy a run's configuration, metrics and last samples, and draw its curves."""
     out.mkdir(parents=True, exist_ok=True)
     shutil.copy(run / "config.json", out / "config.json")
     shutil.copy(run / "metrics.jsonl", out / "metrics.jsonl")
@@ -189,52 +175,38 @@ def record(run: Path, out: Path, metadata: dict[str, Any]) -> None:
     measured = {key: value for key, value in lines[-1].items() if key.startswith("metric/")}
     result = metadata | {
         "samples_seen": lines[-1]["samples_seen"],
-        "seconds": lines[-1]["wall_time_s"],  # of training; starting is not among them
+        "seconds": lines[-1]["wall_time_s"],  # of training, without the start
         "metrics": measured,
-        "environment": environment(),
     }
-    (out / "result.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    save(out, result)
     draw(lines, out / "curve.png", json.loads((out / "config.json").read_text()))
 
 
 def draw(lines: list[dict[str, Any]], path: Path, config: dict[str, Any]) -> None:
-    """Losses, gradient norms and the first metric over samples seen."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.2), layout="constrained")
-    for axis, family in zip(axes, ("loss", "gradient_norm"), strict=False):
-        for player in ("generator", "discriminator"):
-            axis.plot(
-                [x["samples_seen"] for x in lines],
-                [x[f"{family}/{player}"] for x in lines],
-                label=player,
-            )
-        axis.set(title=family.replace("_", " "), xlabel="samples seen")
-        axis.legend(frameon=False)
-    axes[1].set_yscale("log")
+    """Draw losses, gradient norms and the first metric over samples seen."""
     name = config["evaluate"]["metrics"][0]
     scored = [x for x in lines if f"metric/{name}" in x]
-    axes[2].plot(
-        [x["samples_seen"] for x in scored],
-        [x[f"metric/{name}"] for x in scored],
-        "o-",
-        label="generated",
-    )
-    axes[2].axhline(
-        scored[-1][f"metric/{name}_real_split"],
-        color="grey",
-        linestyle="--",
-        label="two halves of the real data",
-    )
-    axes[2].set(title=name.upper(), xlabel="samples seen", yscale="log")
-    axes[2].legend(frameon=False)
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:.0f}k")
-    figure.savefig(path, dpi=110)
+
+    def plot(axis: Any, rows: list[dict[str, Any]], tag: str, style: str, label: str) -> None:
+        axis.plot([x["samples_seen"] for x in rows], [x[tag] for x in rows], style, label=label)
+
+    with figure(12, 3.2) as made:
+        axes = made.subplots(1, 3)
+        for axis, family in zip(axes, ("loss", "gradient_norm"), strict=False):
+            for player in ("generator", "discriminator"):
+                plot(axis, lines, f"{family}/{player}", "-", player)
+            axis.set(title=family.replace("_", " "))
+        axes[1].set_yscale("log")
+        plot(axes[2], scored, f"metric/{name}", "o-", "generated")
+        split = scored[-1][f"metric/{name}_real_split"]
+        axes[2].axhline(split, color="grey", linestyle="--", label="real-vs-real (split-half)")
+        axes[2].set(title=name.upper(), yscale="log")
+        for axis in axes:
+            axis.set_xlabel("samples seen")
+            axis.legend(frameon=False)
+            axis.spines[["top", "right"]].set_visible(False)
+            axis.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:.0f}k")
+        made.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,13 @@
-"""How long a run stands still when a worker, a host or the driver dies, and where the time goes.
-
-python -m benchmarks.cases.recovery [--times 5] [--out benchmarks/results/DATE_recovery]
+"""Recovery time after the death of a worker, a host or the driver, by phase.
 
 One run of two workers on a head and two hosts (network namespaces of this machine). In turn: a
-worker is killed; a host is killed and comes back after 6 s; the driver is killed and its command
-run again, on the Ray that is there (of whose own start only what each command and each launch of
-workers pays is in it). Each lasts until the first step that is made anew. Phases are read from the
-driver's messages, the logs of Ray and of Ray Train's controller, and the notes of a plugin.
+worker is killed; a host is killed and returns after 6 s; the driver is killed and its command run
+again, on the same Ray. Recovery ends with the first new step. Phases are read from the driver's
+messages, the logs of Ray and of Ray Train's controller, and the records of a plugin.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import signal
@@ -25,7 +21,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.environment import environment
+from benchmarks.case import parser, positive, save
 from benchmarks.hosts import Hosts, why_not
 from benchmarks.runs_on_hosts import Beat, HostsRun, until
 
@@ -38,7 +34,7 @@ SETTINGS = [
     'model.generator={name="residual", width=16}',
     'model.discriminator={name="residual", width=16}',
 ]
-# What Ray Train's controller logs at the end of each phase.
+# Messages of Ray Train's controller at the end of each phase.
 _LOGGED = {
     "controller starts": "Requesting resources",
     "wait for the hosts": "Placement group ready",
@@ -49,17 +45,12 @@ _LOGGED = {
 
 
 def main() -> None:
-    """Kill, measure, record."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--times", type=int, default=5)
-    parser.add_argument(
-        "--out", type=Path, default=Path(f"benchmarks/results/{time.strftime('%Y-%m-%d')}_recovery")
-    )
-    arguments = parser.parse_args()
+    arguments = parser("recovery", __doc__)
+    arguments.add_argument("--times", type=positive, default=5)
+    given = arguments.parse_args()
     if reason := why_not():
         raise SystemExit(f"needs hosts: {reason}")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that hosts are taken away
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that hosts are deleted
     measured: dict[str, list[dict[str, Any]]] = {}
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -68,21 +59,19 @@ def main() -> None:
     ):
         run.start()
         for kind, kill in KILLS.items():
-            for number in range(arguments.times):
+            for number in range(given.times):
                 measured.setdefault(kind, []).append(measure(run, partial(kill, run, number)))
-                record(measured, arguments.out)
+                record(measured, given.out)
                 print(f"{kind} {number + 1}: {measured[kind][-1]['total_s']:.1f} s", flush=True)
     print(table(measured))
 
 
 def kill_worker(run: HostsRun, number: int) -> None:
-    """SIGKILL for one worker, each in turn."""
     workers = run.workers()
     os.kill(workers[number % len(workers)].pid, signal.SIGKILL)
 
 
 def kill_host(run: HostsRun, number: int) -> None:
-    """A worker's host dies, and joins again."""
     workers = run.workers()
     host = run.host_of(workers[number % len(workers)])
     host.kill()
@@ -91,7 +80,6 @@ def kill_host(run: HostsRun, number: int) -> None:
 
 
 def kill_driver(run: HostsRun, number: int) -> None:
-    """SIGKILL for the command, which is run again at once."""
     run.kill_driver()
     run.start()
 
@@ -104,7 +92,7 @@ KILLS: dict[str, Callable[[HostsRun, int], None]] = {
 
 
 def measure(run: HostsRun, kill: Callable[[], None]) -> dict[str, Any]:
-    """Seconds from one kill to the first step after it, in all and by phase."""
+    """Return the seconds from a kill to the next new step, in total and by phase."""
     calm = time.time()
     until(lambda: run.moves() and _newest_commit(run) > calm, "a checkpoint after the last", 120)
     before = run.last()
@@ -132,9 +120,9 @@ def _first_step(run: HostsRun, attempt: int) -> tuple[Beat, Beat] | None:
 
 
 def _marks(run: HostsRun, since_s: float) -> list[tuple[str, float]]:
-    """When phases ended, in order; those that the logs do not tell are left out."""
-    message = [at for at, line in run.message if at > since_s and "Restarting" in line]
-    marks = [("detection", at) for at in message[:1]]
+    """Ends of phases in order, as far as they are logged."""
+    restarts = [at for at, line in run.messages if at > since_s and "Restarting" in line]
+    marks = [("detection", at) for at in restarts[:1]]
     marks += [("driver starts", at) for at in _connections(run) if at > since_s]
     entries = []
     for file in run.hosts.folder.glob("head/ray/session_2*/logs/train/*sys-controller*"):
@@ -143,13 +131,13 @@ def _marks(run: HostsRun, since_s: float) -> list[tuple[str, float]]:
             entries.append((entry.get("timestamp_ns", 0) / 1e9, str(entry.get("message", ""))))
     new = sorted(entry for entry in entries if entry[0] > since_s)
     for name, text in _LOGGED.items():
-        # The last one: a start that failed was made again.
+        # The last one, if a failed start was repeated.
         marks += [(name, at) for at, message in new if text in message][-1:]
     return marks
 
 
 def _connections(run: HostsRun) -> list[float]:
-    """When drivers connected to Ray, which starts a log for each."""
+    """Times when drivers connected to Ray, which starts a log for each."""
     found = []
     for file in run.hosts.folder.glob("head/ray/session_2*/logs/python-core-driver-*"):
         with file.open() as log:
@@ -159,7 +147,6 @@ def _connections(run: HostsRun) -> list[float]:
 
 
 def record(measured: dict[str, list[dict[str, Any]]], out: Path) -> None:
-    """Write what is known so far."""
     result = {
         "settings": SETTINGS,
         "back_after_s": BACK_AFTER_S,
@@ -167,10 +154,8 @@ def record(measured: dict[str, list[dict[str, Any]]], out: Path) -> None:
         "median_s": {kind: median(o["total_s"] for o in ones) for kind, ones in measured.items()},
         "phases_s": {kind: _phases(ones) for kind, ones in measured.items()},
         "measured": measured,
-        "environment": environment(),
     }
-    text = json.dumps(result, indent=1, ensure_ascii=False)
-    (out / "result.json").write_text(text + "\n")
+    save(out, result)
 
 
 def _phases(ones: list[dict[str, Any]]) -> dict[str, float]:
@@ -180,7 +165,6 @@ def _phases(ones: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def table(measured: dict[str, list[dict[str, Any]]]) -> str:
-    """Medians for people; a column for each kind."""
     phases = {kind: _phases(ones) for kind, ones in measured.items()}
     names = ["detection", "driver starts", *_LOGGED, "set up", "first step"]
     lines = [f"{'seconds, median':<30}" + "".join(f"{kind:>9}" for kind in measured)]
@@ -190,7 +174,7 @@ def table(measured: dict[str, list[dict[str, Any]]]) -> str:
             f"{name:<30}" + "".join(f"{'–' if c is None else f'{c:.1f}':>9}" for c in cells)
         )
     totals = {kind: median(one["total_s"] for one in ones) for kind, ones in measured.items()}
-    lines.append(f"{'in all':<30}" + "".join(f"{totals[kind]:>9.1f}" for kind in measured))
+    lines.append(f"{'total':<30}" + "".join(f"{totals[kind]:>9.1f}" for kind in measured))
     targets = [f"≤ {TARGETS_S[kind]:.0f}" if kind in TARGETS_S else "–" for kind in measured]
     lines.append(f"{'target':<30}" + "".join(f"{target:>9}" for target in targets))
     return "\n".join(lines)

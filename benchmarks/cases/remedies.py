@@ -1,25 +1,19 @@
-"""Runs that go wrong in the ways the field knows, each beside the same run with the fix.
-
-python -m benchmarks.cases.remedies [--out benchmarks/results/DATE_remedies]
-
-Every pair differs in the one setting that its title names.
-"""
+"""Runs with exploding or vanishing gradients, each compared with the same run with the fix."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.environment import environment
+from benchmarks.case import parser, save
 from gatdist.common.errors import TrainingError
 from gatdist.config import load_config
+from gatdist.monitor.figures import figure
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.storage import Store
 from gatdist.training.loop import run
@@ -40,16 +34,7 @@ COMMON = [
 
 @dataclass(frozen=True)
 class Pair:
-    """A trouble and its remedy.
-
-    Attributes:
-        title: for people.
-        labels: of the run that goes wrong, and of its twin.
-        tag: the metric that shows it.
-        both: settings of both runs.
-        trouble: of the one that goes wrong.
-        remedy: of the other.
-    """
+    """A problem and its fix; ``tag`` is the metric that shows it, the rest are settings."""
 
     title: str
     labels: tuple[str, str]
@@ -86,13 +71,7 @@ PAIRS = {
 
 
 def main() -> None:
-    """Run all pairs, draw, record."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--out", type=Path, default=Path(f"benchmarks/results/{time.strftime('%Y-%m-%d')}_remedies")
-    )
-    out = parser.parse_args().out
-    out.mkdir(parents=True, exist_ok=True)
+    out = parser("remedies", __doc__).parse_args().out
     curves = {
         name: {
             which: curve([*COMMON, *pair.both, *getattr(pair, which)], pair.tag)
@@ -105,20 +84,16 @@ def main() -> None:
         | {w: {"settings": getattr(pair, w), "curve": c} for w, c in curves[name].items()}
         for name, pair in PAIRS.items()
     }
-    text = json.dumps(result | {"environment": environment()}, ensure_ascii=False)
-    (out / "result.json").write_text(text + "\n")
+    save(out, result, indent=None)
     draw(curves, out / "remedies.png")
 
 
 def curve(settings: list[str], tag: str) -> list[tuple[int, float]]:
-    """(samples seen, value of ``tag``) at each tick of a run."""
+    """Return (samples seen, value of ``tag``) at each log interval of a run."""
     with tempfile.TemporaryDirectory() as folder:
         try:
-            run(
-                load_config("digits", settings),
-                LocalCommunicator(torch.device("cpu")),
-                Store(folder),
-            )
+            config = load_config("digits", settings)
+            run(config, LocalCommunicator(torch.device("cpu")), Store(folder))
         except TrainingError as error:
             print(error)
         lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
@@ -129,25 +104,18 @@ def curve(settings: list[str], tag: str) -> list[tuple[int, float]]:
 
 
 def draw(curves: dict[str, dict[str, list[tuple[int, float]]]], path: Path) -> None:
-    """One panel a pair."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(
-        1, len(curves), figsize=(4 * len(curves), 3.2), layout="constrained"
-    )
-    for axis, (name, pair) in zip(axes, curves.items(), strict=True):
-        colors = ("tab:red", "tab:green")
-        for points, label, color in zip(pair.values(), PAIRS[name].labels, colors, strict=True):
-            axis.semilogy(*zip(*points, strict=True), color=color, label=label)
-        axis.set(title=PAIRS[name].title, xlabel="samples seen", ylabel=PAIRS[name].tag)
-        axis.title.set_fontsize(9)
-        axis.legend(frameon=False)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:.0f}k")
-    figure.savefig(path, dpi=110)
+    with figure(4 * len(curves), 3.2) as made:
+        axes = made.subplots(1, len(curves))
+        for axis, (name, pair) in zip(axes, curves.items(), strict=True):
+            colors = ("tab:red", "tab:green")
+            for points, label, color in zip(pair.values(), PAIRS[name].labels, colors, strict=True):
+                axis.semilogy(*zip(*points, strict=True), color=color, label=label)
+            axis.set(title=PAIRS[name].title, xlabel="samples seen", ylabel=PAIRS[name].tag)
+            axis.title.set_fontsize(9)
+            axis.legend(frameon=False)
+            axis.spines[["top", "right"]].set_visible(False)
+            axis.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:.0f}k")
+        made.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":

@@ -1,23 +1,17 @@
-"""The ring preset with five seeds: how many modes, and how much of what is made lies on them.
-
-python -m benchmarks.cases.ring [--seeds 5] [--out benchmarks/results/DATE_ring]
-"""
+"""The ring preset with several seeds: number of modes, and share of samples that lie on them."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import subprocess
-import sys
 import tempfile
-import time
-from pathlib import Path
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from benchmarks.environment import environment
+from benchmarks.case import gatdist_command, parser, positive, save
+from gatdist.bench.rounds import timed
 from gatdist.monitor.grid import encode_png, make_scatter
 from gatdist.runs import load_run
 from gatdist.storage import Store
@@ -26,49 +20,37 @@ MODES, DEVIATION, NUM_SAMPLES = 8, 0.01, 20_000
 
 
 def main() -> None:
-    """Train with each seed, count, record."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
-    parser.add_argument(
-        "--out", type=Path, default=Path(f"benchmarks/results/{time.strftime('%Y-%m-%d')}_ring")
-    )
-    arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    arguments = parser("ring", __doc__)
+    arguments.add_argument("--seeds", type=positive, default=5)
+    arguments.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
+    given = arguments.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
     runs = []
-    for seed in range(arguments.seeds):
-        settings = [f"run.seed={seed}", *arguments.set]
+    for seed in range(given.seeds):
+        settings = [f"run.seed={seed}", *given.set]
         with tempfile.TemporaryDirectory() as folder:
-            began = time.perf_counter()
-            train(folder, settings)
-            seconds = time.perf_counter() - began
+            seconds = timed(partial(train, folder, settings)).wall
             points = generate(folder)
         runs.append({"seed": seed, "seconds": seconds} | quality(points))
         print(runs[-1], flush=True)
         image = make_scatter(points[:4000].double().numpy(), extent=1.5)
-        (arguments.out / f"seed-{seed}.png").write_bytes(encode_png(image))
-    result = {"settings": arguments.set, "runs": runs, "environment": environment()}
-    text = json.dumps(result, indent=1, ensure_ascii=False)
-    (arguments.out / "result.json").write_text(text + "\n")
+        (given.out / f"seed-{seed}.png").write_bytes(encode_png(image))
+    save(given.out, {"settings": given.set, "runs": runs})
 
 
 def train(folder: str, settings: list[str]) -> None:
-    """As a user would, in one process."""
-    sets = [word for setting in settings for word in ("--set", setting)]
-    command = ["train", "ring", "--local", "--run-dir", folder, *sets]
-    subprocess.run(
-        [sys.executable, "-m", "gatdist.cli", *command], check=True, stdout=subprocess.DEVNULL
-    )
+    command = gatdist_command("train", "ring", "--local", "--run-dir", folder, settings=settings)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
 def generate(folder: str) -> Tensor:
-    """Points of the averaged generator, [n, 2]."""
+    """Return points of the EMA generator, [n, 2]."""
     trained = load_run(Store(folder), torch.device("cpu"))
     return trained.sampler(0, "ring")(torch.arange(NUM_SAMPLES))
 
 
 def quality(points: Tensor) -> dict[str, float]:
-    """Modes that at least 1 % of the points lie within 3 σ of, and the share of such points."""
+    """Count modes with at least 1 % of the points within 3 σ, and the share of such points."""
     angles = torch.arange(MODES) * (2 * math.pi / MODES)
     centres = torch.stack([angles.cos(), angles.sin()], dim=1)
     distance, mode = torch.cdist(points.float(), centres).min(dim=1)

@@ -1,21 +1,17 @@
-"""`gatdist simulate` held against what is known, and a scaling study of 1 to 4,096 workers.
+"""Validation of ``gatdist simulate``, and a scaling study of 1 to 4,096 workers.
 
-python -m benchmarks.cases.simulation [--rounds 5] [--links FILE]
-                                       [--out benchmarks/results/DATE_simulation]
+The truth is a closed form, a published table, or measured here: steps and all-reduces on 1, 2 and 4
+hosts with slowed links (``tc … tbf``), and the goodput of the recorded soak. Hosts are network
+namespaces, which need root; without it, or with ``--links``, an earlier measurement is used. No
+prediction is fitted to its own truth: four hosts are predicted from one and two, slowed links from
+their rates, the soak from recovery times.
 
-The truth is a closed form, a table that somebody has published, or what was measured here: steps
-and all-reduces on 1, 2 and 4 hosts whose links are slowed (`tc … tbf`), and the goodput of the
-recorded soak. Hosts are network namespaces, which need root; without it, or with ``--links``, an
-earlier measurement is used. Nothing is fitted to what it is held against: four hosts are predicted
-from one and two, slowed links from their rates, the soak from times that `recovery` has measured.
-
-Links as they are, and steps of four hosts, are as fast as two cores let four hosts be: the model
-has each worker on a machine of its own. They are told, and not counted among the errors.
+With unslowed links, four hosts are limited by this machine's two cores, while the model has each
+worker on its own machine. Those rows are reported, but not counted among the errors.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import time
@@ -26,8 +22,9 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks import validation
-from benchmarks.environment import environment
+from benchmarks.case import RESULTS, parser, positive, save, write_json
 from benchmarks.hosts import why_not
+from gatdist.bench.environment import environment
 from gatdist.bench.simulate.report import draw
 from gatdist.bench.simulate.study import simulate
 from gatdist.monitor.figures import LIMIT, MEASURED, figure, files, tidy
@@ -40,17 +37,11 @@ MONTH_TARGET_S = 10.0
 
 
 def main() -> None:
-    """Measure, compare, draw, record."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--links", type=Path, help="an earlier links.json, instead of measuring")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path(f"benchmarks/results/{time.strftime('%Y-%m-%d')}_simulation"),
-    )
-    arguments = parser.parse_args()
-    links = _links(arguments.links, arguments.rounds)
+    arguments = parser("simulation", __doc__)
+    arguments.add_argument("--rounds", type=positive, default=5)
+    arguments.add_argument("--links", type=Path, help="an earlier links.json")
+    given = arguments.parse_args()
+    links = _links(given.links, given.rounds)
     rows = [
         *validation.closed_forms(),
         *validation.published(),
@@ -69,34 +60,32 @@ def main() -> None:
         "targets": {**TARGET, "month_s": MONTH_TARGET_S},
         "month": month,
         "study": study,
-        "environment": environment(),
     }
-    out = arguments.out
-    out.mkdir(parents=True, exist_ok=True)
-    _write(out / "result.json", result)
-    _write(out / "links.json", links)
+    out = given.out
+    save(out, result)
+    write_json(out / "links.json", links)
     (out / "study.png").write_bytes(draw(study)["simulation.png"])
     (out / "validation.png").write_bytes(drawn(rows)["validation.png"])
     print(table(result))
 
 
 def _links(earlier: Path | None, rounds: int) -> dict[str, Any]:
-    """Measured now, where hosts can be made; else the newest record."""
+    """Measure if hosts can be created; else use the newest record."""
     if earlier is None and (os.geteuid() or why_not()):
-        earlier = max(validation.RESULTS.glob("*_simulation/links.json"))
+        earlier = max(RESULTS.glob("*_simulation/links.json"))
     if earlier is not None:
         return dict(json.loads(earlier.read_text()))
     from benchmarks.slow_links import measured
 
-    return {"rounds": rounds, "rates": measured(rounds), "environment": environment()}
-
-
-def _write(path: Path, values: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+    return {
+        "rounds": rounds,
+        "rates": measured(rounds),
+        "environment": environment("torch", "numpy"),
+    }
 
 
 def _mean_errors(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Mean of the absolute errors by what stands before the first comma or colon; counted ones."""
+    """Mean absolute error of the counted rows by family."""
     names = dict.fromkeys(row["family"] for row in rows if row["counts"])
     return {
         name: fmean(abs(row["error"]) for row in rows if row["counts"] and row["family"] == name)
@@ -105,13 +94,12 @@ def _mean_errors(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _in_range(rows: Sequence[validation.Row]) -> dict[str, int]:
-    """How many true values lie in the range that should hold eight tenths, and of how many."""
-    message = [row for row in rows if row["between"]]
-    return {"inside": sum(map(validation.is_inside, message)), "of": len(message)}
+    """Number of true values in the 80 % interval."""
+    known = [row for row in rows if row["between"]]
+    return {"inside": sum(map(validation.is_inside, known)), "of": len(known)}
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """For people."""
     blocks = []
     for group, rows in groupby(result["rows"], key=lambda row: row["group"]):
         lines = [
@@ -126,13 +114,13 @@ def table(result: Mapping[str, Any]) -> str:
         blocks.append(aligned([(group, "true", "simulated", "error"), *lines]))
     means = [(name, f"{error:.1%}") for name, error in result["mean_errors"].items()]
     blocks.append(aligned([("mean error", ""), *means]))
-    blocks.append("in the range of eight tenths: {inside} of {of}".format(**result["in_range"]))
+    blocks.append("in the 80 % interval: {inside} of {of}".format(**result["in_range"]))
     blocks.append(f"a month on 4,096 workers is simulated in {result['month_s']:.1f} s")
     return "\n\n".join(blocks)
 
 
 def drawn(rows: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
-    """True and simulated times, and the error of each family's rows."""
+    """Draw the errors by family."""
     compared = [row for row in rows if row["kind"] != "exact"]
     families = list(dict.fromkeys(row["family"] for row in compared))
     with figure(9.0, 0.42 * len(families) + 1.6) as made:

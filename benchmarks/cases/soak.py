@@ -1,30 +1,22 @@
-"""A long run on two hosts in which something breaks every minute or two: it ends in the same bytes.
+"""Soak test: a long run on two hosts with a fault every minute or two ends in the same bytes.
 
-python -m benchmarks.cases.soak [--minutes 60] [--seed 0] [--every 60:120] [--faults NAME,NAME]
-                                [--out benchmarks/results/DATE_soak]
-python -m benchmarks.cases.soak --check benchmarks/results/DATE_soak
+python -m benchmarks soak --check benchmarks/results/DATE_soak    only compares the digest
 
-Head and two hosts are network namespaces of this machine. First a run is left alone for a while:
-that tells what a step takes undisturbed. The soak is then made so long that it takes about
-``--minutes`` with its faults, which come as a deck of cards does: every kind once, in random
-order, then again. The hosts' keeper, as a cluster has one, starts a host again that has died, and
-runs the command again when it has ended without having finished.
+Head and two hosts are network namespaces of this machine. First, an undisturbed run measures the
+time of a step. The soak then has so many steps that it takes about ``--minutes`` with its faults,
+which come in random order, each once before any is repeated. A keeper restarts hosts that died, and
+the command when it ended before the run was finished. Afterwards, the same configuration is trained
+without faults in one process. With the canonical reduction, both digests must be equal.
 
-Once the soak is over, the same configuration is trained in one process without faults, for the
-digest (``--check`` does, or goes on with, only this). With the canonical reduction the two are
-equal bit for bit, or something was lost, shown twice or damaged.
-
-Goodput is what the run's steps would have taken undisturbed on two hosts, over what it took: from
-the first command to the last one's end. What is missing to 1 is given to the faults: the time from
-one to the next, less what the steps gained in it would have taken. A step counts as gained the
-first time it is made, so that one made again is a loss of the fault that made it necessary; and so
-is slower work on one host while the other is away. This machine is shared and noisy: what a step
-takes while nothing is broken is told beside it, as the soak itself saw it.
+Goodput is the undisturbed time of the run's steps on two hosts, divided by the time from the first
+command to the end of the last. The rest is attributed to the faults: the time from one to the next,
+minus the undisturbed time of the new steps in it. A repeated step is not new, and slower steps on
+one host while the other is away are a loss of its fault. This machine is shared and noisy, so the
+step time between faults is reported, too.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import os
@@ -41,9 +33,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.environment import environment
+from benchmarks.case import gatdist_command, parser, save
 from benchmarks.hosts import Host, Hosts, why_not
 from benchmarks.runs_on_hosts import SETTINGS, Beat, HostsRun, Worker, lives, until
+from gatdist.monitor.figures import figure
 from gatdist.runs.inspection import digest
 
 BATCH, TICK = 64, 8192
@@ -57,33 +50,26 @@ TRAINING = [
     'model.discriminator={name="residual", width=16}',
     'game.augmentation={name="ada", adjust_samples=20000}',
 ]
-# Of the soak's time, what the steps take; the rest goes to the faults.
+# Share of the soak's time for steps; the rest is for faults.
 SHARE = 0.8
 MAX_DRIVER_RESTARTS = 20
 CHECKPOINT_FILES = ["generator.safetensors", "discriminator.safetensors", "MANIFEST.json"]
 
 
 def main() -> None:
-    """Soak, compare, draw, record."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=60.0)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--every", default="60:120", help="seconds between faults, LOW:HIGH")
-    parser.add_argument("--faults", help="only these, by name", default=",".join(FAULTS))
-    parser.add_argument("--check", type=Path, help="a result: only make the run it is held against")
-    parser.add_argument(
-        "--reference-s", type=float, default=3 * 3600.0, help="the most it may take"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path(f"benchmarks/results/{time.strftime('%Y-%m-%d')}_soak")
-    )
-    arguments = parser.parse_args()
+    options = parser("soak", __doc__)
+    options.add_argument("--minutes", type=float, default=60.0)
+    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--every", default="60:120", help="seconds between faults, LOW:HIGH")
+    options.add_argument("--faults", default=",".join(FAULTS), help="names (default: all)")
+    options.add_argument("--check", type=Path, help="a result: only train its reference")
+    options.add_argument("--reference-s", type=float, default=3 * 3600.0, help="its longest time")
+    arguments = options.parse_args()
     out = arguments.check or arguments.out
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that hosts are taken away
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that hosts are deleted
     if not arguments.check:
         if reason := why_not():
             raise SystemExit(f"needs hosts: {reason}")
-        out.mkdir(parents=True, exist_ok=True)
         low_s, high_s = map(float, arguments.every.split(":"))
         cards = deck(arguments.faults.split(","), arguments.seed)
         gaps = random.Random(arguments.seed)
@@ -96,25 +82,25 @@ def main() -> None:
     print(table(result), flush=True)
     if result["finished"]:
         result |= compare(result, arguments.reference_s)
-        write(result, out)
+        save(out, result, indent=None)
         print(f"the same bytes as one undisturbed process: {result['equal']}")
 
 
 def deck(names: list[str], seed: int) -> Iterator[str]:
-    """Each name once in random order, and again, for ever."""
+    """Yield each name once in random order, endlessly."""
     shuffler = random.Random(seed)
     while True:
         yield from shuffler.sample(names, len(names))
 
 
 class Soak:
-    """One soak; what it finds is in ``result``, and on disk after each fault.
+    """A soak; its ``result`` is written after each fault.
 
     Args:
-        hosts: a head and two.
-        folder: an empty one.
-        minutes: it should take.
-        out: for ``result.json``.
+        hosts: A head and two.
+        folder: Empty.
+        minutes: Intended duration.
+        out: For ``result.json``.
     """
 
     def __init__(self, hosts: Hosts, folder: Path, minutes: float, out: Path) -> None:
@@ -131,7 +117,7 @@ class Soak:
         print(f"undisturbed, a step takes {step_s:.4f} s; {ticks * TICK // BATCH:,} steps to go")
 
     def _undisturbed_step_s(self, calm_s: float) -> float:
-        """What a step takes on two hosts when nobody disturbs, with ticks and checkpoints."""
+        """Time of a step on two hosts, with log intervals and checkpoints."""
         settings = [*TRAINING, f"run.total_samples={10**12}"]
         with HostsRun(self.hosts, self.folder / "calm", settings) as run:
             run.start()
@@ -142,7 +128,6 @@ class Soak:
             return (last.time_s - first.time_s) / (last.step - first.step)
 
     def run(self, cards: Iterator[str], gap_s: Callable[[], float]) -> None:
-        """From the first command to the end of the last."""
         result, began = self.result, time.time()
         result |= {"began": began, "driver_restarts": 0}
         with self.train as train:
@@ -156,15 +141,15 @@ class Soak:
                     self._record(time.time() - began)
                 time.sleep(0.5)
             ended = time.time()
-            if result["finished"]:  # which the last fault may have outlasted
+            if result["finished"]:  # perhaps before the end of the last fault
                 ended = until(lambda: train.ended, "the end of the command's output", 30)
             self._record(ended - began)
             if result["finished"]:
                 result["digest"] = digest(str(train.run_dir))
-            write(result, self.out)
+            save(self.out, result, indent=None)
 
     def _goes_on(self, began: float) -> bool:
-        """Whether the run is neither finished nor out of time; a command that failed runs again."""
+        """Whether the run is unfinished and in time; a failed command is run again."""
         status = self.train.status
         if status is None:
             return time.time() - began < self.limit_s
@@ -172,14 +157,14 @@ class Soak:
             self.result["finished"] = True
         elif self.result["driver_restarts"] < MAX_DRIVER_RESTARTS:
             self.result["driver_restarts"] += 1
-            message = self.train.message[-1][1] if self.train.message else ""
+            message = self.train.messages[-1][1] if self.train.messages else ""
             print(f"the command ended with {status} ({message}); running it again", flush=True)
             self.train.start()
             return True
         return False
 
     def keep_hosts(self) -> None:
-        """Start those again that Ray has lost."""
+        """Restart hosts that Ray has lost."""
         alive = self.hosts.alive()
         for host in self.hosts.workers:
             if host.name not in alive:
@@ -187,7 +172,7 @@ class Soak:
                 self.join(host)
 
     def join(self, host: Host) -> None:
-        """Start Ray on a host; where that fails, the keeper tries again."""
+        """Start Ray on a host; if that fails, the keeper retries."""
         with suppress(RuntimeError, subprocess.TimeoutExpired):
             self.hosts.join(host)
 
@@ -206,7 +191,7 @@ class Soak:
         try:
             fault["note"] = FAULTS[name](self) or ""
         except (OSError, RuntimeError, TimeoutError, ValueError, IndexError) as error:
-            fault["note"] = f"not done as meant: {error!r}"
+            fault["note"] = f"failed: {error!r}"
         finally:
             for host in self.hosts.workers:
                 host.plug()
@@ -214,7 +199,7 @@ class Soak:
         return fault
 
     def _record(self, wall_s: float) -> None:
-        """Sum up what was seen so far, and write it."""
+        """Summarize and write the results so far."""
         result, beats = self.result, self.train.beats()
         result |= {
             "wall_s": wall_s,
@@ -225,7 +210,7 @@ class Soak:
             "attempts": self.train.attempts(),
             "told": [
                 [round(at - result["began"], 1), line]
-                for at, line in self.train.message
+                for at, line in self.train.messages
                 if "samples/s" not in line and ("warning" in line or ": going on" in line)
             ],
             "step_s_in_soak": calm_step_s(beats, self.train.attempts(), result["faults"], result),
@@ -235,21 +220,20 @@ class Soak:
         result["goodput"] = gained * result["step_s"] / wall_s
         result["lost_s"] = losses(beats, result, wall_s)
         note_returns(beats, result)
-        write(result, self.out)
+        save(self.out, result, indent=None)
 
     # What the faults below use.
 
     def worker(self, rank: int) -> Worker:
-        """The worker of that rank, or the only one."""
+        """The worker of that rank, or the last one."""
         workers = self.train.workers()
         return workers[min(rank, len(workers) - 1)]
 
     def some_host(self) -> Host:
-        """The host of one of the workers."""
         return self.train.host_of(self.random.choice(self.train.workers()))
 
     def await_next_attempt(self, timeout_s: float) -> None:
-        """Wait until another start of the run has made a step, or the time is over."""
+        """Wait until another attempt has made a step, or the time is over."""
         before = self.result["faults"][-1]["attempt"]
 
         def again() -> bool:
@@ -261,17 +245,14 @@ class Soak:
 
 
 def kill_worker_0(soak: Soak) -> None:
-    """SIGKILL."""
     os.kill(soak.worker(0).pid, signal.SIGKILL)
 
 
 def kill_another_worker(soak: Soak) -> None:
-    """SIGKILL."""
     os.kill(soak.worker(1).pid, signal.SIGKILL)
 
 
 def kill_all_workers(soak: Soak) -> None:
-    """SIGKILL, all at once."""
     for worker in soak.train.workers():
         os.kill(worker.pid, signal.SIGKILL)
 
@@ -285,23 +266,19 @@ def _host_dies(soak: Soak, away_s: float) -> str:
 
 
 def host_dies_for_6_s(soak: Soak) -> str:
-    """All its processes are killed; Ray is started on it after 6 s."""
     return _host_dies(soak, 6)
 
 
 def host_dies_for_40_s(soak: Soak) -> str:
-    """After 40 s."""
     return _host_dies(soak, 40)
 
 
 def driver_dies(soak: Soak) -> None:
-    """The command is killed, and run again at once."""
     soak.train.kill_driver()
     soak.train.start()
 
 
 def preemption(soak: Soak) -> str:
-    """Notice, 12 s later the host is gone; it joins again after a while."""
     host = soak.some_host()
     soak.hosts.drain(host, 12)
     time.sleep(12)
@@ -321,17 +298,14 @@ def _cut(soak: Soak, seconds: float) -> str:
 
 
 def network_cut_for_5_s(soak: Soak) -> str:
-    """A host's cable is pulled."""
     return _cut(soak, 5)
 
 
 def network_cut_for_40_s(soak: Soak) -> str:
-    """A host's cable is pulled; Ray gives it up, and it joins anew."""
     return _cut(soak, 40)
 
 
 def worker_stops_for_8_s(soak: Soak) -> None:
-    """SIGSTOP, and SIGCONT in time."""
     worker = soak.worker(soak.random.randrange(2))
     os.kill(worker.pid, signal.SIGSTOP)
     time.sleep(8)
@@ -340,7 +314,7 @@ def worker_stops_for_8_s(soak: Soak) -> None:
 
 
 def worker_stops_for_good(soak: Soak) -> str:
-    """SIGSTOP; it is given up after cluster.heartbeat_timeout_s."""
+    """SIGSTOP; it is replaced after cluster.heartbeat_timeout_s."""
     worker = soak.worker(soak.random.randrange(2))
     os.kill(worker.pid, signal.SIGSTOP)
     soak.await_next_attempt(60)
@@ -348,7 +322,7 @@ def worker_stops_for_good(soak: Soak) -> str:
 
 
 def bit_flips(soak: Soak) -> str:
-    """In the newest checkpoint; then all workers are killed."""
+    """Flip a bit in the newest checkpoint, and kill all workers."""
     newest = soak.train.committed()[-1]
     file = newest / soak.random.choice(CHECKPOINT_FILES)
     content = bytearray(file.read_bytes())
@@ -356,13 +330,13 @@ def bit_flips(soak: Soak) -> str:
     file.write_bytes(content)
     kill_all_workers(soak)
     soak.await_next_attempt(60)
-    time.sleep(2)  # for what the workers have told meanwhile
-    met = any(f"{newest}/" in line for _, line in soak.train.message[-30:])
+    time.sleep(2)  # for messages of the workers
+    met = any(f"{newest}/" in line for _, line in soak.train.messages[-30:])
     return f"{newest.name}/{file.name}, {'passed over' if met else 'not met'}"
 
 
 def upload_dies(soak: Soak) -> str:
-    """Worker 0 is killed just before it publishes a file of its next checkpoint."""
+    """Kill worker 0 just before it publishes a file of its next checkpoint."""
     file = soak.random.choice(CHECKPOINT_FILES)
     soak.train.die_in_upload(file)
     soak.await_next_attempt(60)
@@ -380,7 +354,7 @@ FAULTS: dict[str, Callable[[Soak], str | None]] = {
 
 
 def thinned(beats: list[Beat], every_s: float = 2.0) -> list[Beat]:
-    """One at most every so many seconds, and all at which an attempt begins or ends."""
+    """Return at most one beat every ``every_s``, and the first and last of each attempt."""
     kept: list[Beat] = []
     for before, beat, after in zip([None, *beats], beats, [*beats[1:], None], strict=False):
         turns = not before or not after or not before.attempt == beat.attempt == after.attempt
@@ -390,7 +364,7 @@ def thinned(beats: list[Beat], every_s: float = 2.0) -> list[Beat]:
 
 
 def note_returns(beats: list[Beat], result: dict[str, Any]) -> None:
-    """Add ``again_after_s`` to each fault: until the next start worked; None where none was due."""
+    """Add ``again_after_s`` to each fault: the seconds until the next attempt, or None."""
     faults, began = result["faults"], result["began"]
     for fault, following in itertools.zip_longest(faults, faults[1:]):
         end_s = following["at_s"] if following else float("inf")
@@ -400,7 +374,7 @@ def note_returns(beats: list[Beat], result: dict[str, Any]) -> None:
 
 
 def losses(beats: list[Beat], result: dict[str, Any], wall_s: float) -> dict[str, list[float]]:
-    """Seconds that each fault cost, by its name; ``start`` is what came before the first."""
+    """Return the seconds lost by name of the fault; ``start``: before the first."""
     began, faults = result["began"], result["faults"]
     edges = [0.0, *(fault["at_s"] for fault in faults), wall_s]
     names = ["start", *(fault["name"] for fault in faults)]
@@ -420,7 +394,7 @@ def calm_step_s(
     faults: list[dict[str, Any]],
     result: dict[str, Any],
 ) -> float | None:
-    """The median of what a step took on two hosts over 5 s or more while no fault was at work."""
+    """Return the median step time on two hosts over 5 s or more between faults."""
     sizes = {one["attempt"]: one["world_size"] for one in attempts}
     began = result["began"]
     broken = [(fault["at_s"], fault.get("over_s", float("inf")) + 2) for fault in faults]
@@ -435,7 +409,7 @@ def calm_step_s(
 
 
 def tick_errors(ticks: list[dict[str, Any]], total_samples: int) -> dict[str, Any]:
-    """Whether every tick so far was written once, in order."""
+    """Check that every log interval was written once, in order."""
     seen = [tick["samples_seen"] for tick in ticks]
     last = seen[-1] if seen else 0
     return {
@@ -448,19 +422,18 @@ def tick_errors(ticks: list[dict[str, Any]], total_samples: int) -> dict[str, An
 
 
 def compare(result: dict[str, Any], limit_s: float) -> dict[str, Any]:
-    """The same configuration in one process, undisturbed: its digest, and whether it is equal."""
-    # A folder that is found again: a check that was cut off goes on.
+    """Train the configuration in one process without faults, and compare the digests."""
+    # A fixed folder, so that an interrupted check is resumed.
     folder = Path(tempfile.gettempdir()) / f"gatdist-soak-{result['digest'][:16]}"
     settings = [*SETTINGS, *result["settings"]]
-    sets = [word for setting in settings for word in ("--set", setting)]
+    command = gatdist_command(
+        "train", "digits", "--local", "--run-dir", str(folder), settings=settings
+    )
+    # As in the workers: another number of threads rounds differently.
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     began = time.monotonic()
-    subprocess.run(
-        [sys.executable, "-m", "gatdist.cli", "train", "digits", "--local",
-         "--run-dir", str(folder), *sets],
-        check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=limit_s,
-        # As each of the workers: another number of threads rounds differently.
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    subprocess.run(command, check=True, timeout=limit_s, env=environment, **quiet)
     found = digest(str(folder))
     shutil.rmtree(folder)
     return {
@@ -470,15 +443,8 @@ def compare(result: dict[str, Any], limit_s: float) -> dict[str, Any]:
     }
 
 
-def write(result: dict[str, Any], out: Path) -> None:
-    """Into ``result.json``."""
-    text = json.dumps(result | {"environment": environment()}, ensure_ascii=False)
-    (out / "result.json").write_text(text + "\n")
-
-
 def table(result: dict[str, Any]) -> str:
-    """What each kind of fault cost, and the goodput."""
-    lines = [f"{'fault':<24}{'times':>6}{'stands still, s':>17}{'costs, s':>10}{'share':>8}"]
+    lines = [f"{'fault':<24}{'times':>6}{'recovery, s':>17}{'lost, s':>10}{'share':>8}"]
     for name, lost in result["lost_s"].items():
         stood = [
             fault["again_after_s"]
@@ -490,45 +456,36 @@ def table(result: dict[str, Any]) -> str:
         lines.append(f"{name:<24}{len(lost):>6}{still:>17}{median(lost):>10.1f}{share:>8.1%}")
     lines.append(
         f"{len(result['faults'])} faults, {len(result['attempts'])} starts, "
-        f"{result['driver_restarts']} commands that failed; {result['wall_s'] / 60:.1f} minutes; "
+        f"{result['driver_restarts']} failed commands; {result['wall_s'] / 60:.1f} minutes; "
         f"finished: {result['finished']}; goodput {result['goodput']:.2f}"
     )
     return "\n".join(lines)
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """Samples seen over time; faults by name; gray where one host was at work."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot
-
+    """Draw samples seen over time and faults; gray: one worker."""
     minutes = result["wall_s"] / 60
-    figure, axis = pyplot.subplots(figsize=(min(18.0, 9 + minutes / 4), 6), layout="constrained")
-    sizes = {one["attempt"]: one["world_size"] for one in result["attempts"]}
-    for attempt, group in itertools.groupby(result["beats"], key=lambda beat: beat[1]):
-        beats = list(group)
-        x = [at / 60 for at, _, _ in beats]
-        axis.plot(x, [step * BATCH / 1e3 for *_, step in beats], color="tab:blue", linewidth=1.5)
-        if sizes.get(attempt) == 1:
-            axis.axvspan(x[0], x[-1], color="0.88", linewidth=0)
-    full = result["wall_s"] / result["step_s"] * BATCH / 1e3
-    axis.plot([0, minutes], [0, full], color="0.6", linestyle=":", linewidth=1)
-    axis.set_xlim(0, minutes)
-    axis.set_ylim(0, result["steps"] * BATCH / 1e3 * 1.03)
-    for fault in result["faults"]:
-        at = fault["at_s"] / 60
-        axis.axvline(at, color="tab:red", linewidth=0.6, alpha=0.6)
-        axis.text(
-            at, 1.01, fault["name"].replace("_", " "), rotation=60, fontsize=7,
-            transform=axis.get_xaxis_transform(), ha="left", va="bottom",
-        )  # fmt: skip
-    axis.set_xlabel(
-        "minutes (gray: one worker; dotted: two hosts that nobody disturbs; red: faults)"
-    )
-    axis.set_ylabel("thousand samples seen")
-    axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110)
+    with figure(min(18.0, 9 + minutes / 4), 6) as made:
+        axis = made.subplots()
+        sizes = {one["attempt"]: one["world_size"] for one in result["attempts"]}
+        for attempt, group in itertools.groupby(result["beats"], key=lambda beat: beat[1]):
+            beats = list(group)
+            x = [at / 60 for at, _, _ in beats]
+            axis.plot(x, [step * BATCH / 1e3 for *_, step in beats], color="tab:blue")
+            if sizes.get(attempt) == 1:
+                axis.axvspan(x[0], x[-1], color="0.88", linewidth=0)
+        full = result["wall_s"] / result["step_s"] * BATCH / 1e3
+        axis.plot([0, minutes], [0, full], color="0.6", linestyle=":", linewidth=1)
+        axis.set(xlim=(0, minutes), ylim=(0, result["steps"] * BATCH / 1e3 * 1.03))
+        for fault in result["faults"]:
+            at, name = fault["at_s"] / 60, fault["name"].replace("_", " ")
+            axis.axvline(at, color="tab:red", linewidth=0.6, alpha=0.6)
+            place = {"transform": axis.get_xaxis_transform(), "ha": "left", "va": "bottom"}
+            axis.text(at, 1.01, name, rotation=60, fontsize=7, **place)
+        axis.set_xlabel("minutes (gray: one worker; dotted: two hosts without faults; red: faults)")
+        axis.set_ylabel("thousand samples seen")
+        axis.spines[["top", "right"]].set_visible(False)
+        made.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":

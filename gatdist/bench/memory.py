@@ -1,6 +1,6 @@
-"""How much memory a step needs: counted by torch's allocator, so the same in every run.
+"""Memory of a step, as counted by torch's allocator, which is the same in every run.
 
-The resident size of a process tells little: it holds what the C library has not given back.
+A process's resident size is less exact: it includes what the C library has not given back.
 """
 
 from __future__ import annotations
@@ -10,21 +10,20 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import accumulate
+from typing import NamedTuple
 
 from torch.profiler import ProfilerActivity, profile
 
-from gatdist.bench.case import Case
+from gatdist.bench.cases import Case
 
 
-@dataclass(frozen=True)
-class Memory:
-    """Of one case.
+class Memory(NamedTuple):
+    """Memory of one case.
 
     Attributes:
-        state_bytes: what lasts from step to step: weights, Adam's moments, the average, the batch.
-        peak_bytes: the most that a step needs beside it, the gradients included.
+        state_bytes: Kept from step to step: weights, Adam's moments, EMA, batch.
+        peak_bytes: Peak of a step beside the state, gradients included.
     """
 
     state_bytes: int
@@ -32,7 +31,7 @@ class Memory:
 
 
 def measure_memory(build: Callable[[], Case]) -> Memory:
-    """Build a case, let it take steps, and count what they take from torch's CPU allocator.
+    """Build a case, run steps, and count their allocations on the CPU.
 
     The peak is that of two steps in a row, since gradients of the first may last into the second.
     """
@@ -49,8 +48,8 @@ def measure_memory(build: Callable[[], Case]) -> Memory:
 
 
 def _allocated(function: Callable[[], object]) -> tuple[int, int]:
-    """Bytes that a call leaves allocated, and the most that it had allocated at once."""
-    gc.collect()  # what others left behind must not be freed meanwhile
+    """Bytes that a call leaves allocated, and its peak."""
+    gc.collect()  # so that earlier garbage is not freed meanwhile
     with _quiet_standard_error():
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
             function()
@@ -65,7 +64,7 @@ def _allocated(function: Callable[[], object]) -> tuple[int, int]:
 
 @contextmanager
 def _quiet_standard_error() -> Iterator[None]:
-    """Some builds of torch's profiler write two lines there each time, from C++."""
+    """Some builds of torch's profiler print two lines from C++."""
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:

@@ -1,8 +1,7 @@
-"""The alternating step by the frameworks that people use, as their manuals show it.
+"""The alternating step in Lightning and accelerate, as their manuals show it.
 
-Both do what :class:`~gatdist.bench.bare.Bare` does, with the same settings and without any
-logging, which is in their favour. They come with ``pip install 'gatdist[bench]'``; the functions
-import them when called.
+Both do the work of :class:`~gatdist.bench.reference.Bare`, with the same settings and without any
+logging, which is in their favour. They come with ``pip install 'gatdist[bench]'``.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from itertools import repeat
 from typing import Any
 
@@ -19,33 +19,20 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from gatdist.bench.case import Case, HandWritten, Size, adam
+from gatdist.bench.cases import Case, Size
+from gatdist.bench.reference import ReferenceCase
+from gatdist.bench.rounds import Seconds
 
 
-def lightning(size: Size) -> Case:
-    """Lightning with manual optimization. Raises ImportError where it is not installed."""
+def _imported(name: str) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import lightning.pytorch
-
-    return _Lightning(size, lightning.pytorch)
-
-
-def accelerate(size: Size) -> Case:
-    """Hugging Face's accelerate. Raises ImportError where it is not installed."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import accelerate
-
-    return _Accelerate(size, accelerate)
-
-
-PEERS: dict[str, Callable[[Size], Case]] = {"lightning": lightning, "accelerate": accelerate}
+        return import_module(name)
 
 
 @dataclass(frozen=True)
-class _Again:
-    """One batch, so many times: a loader that costs nothing."""
+class _Repeated:
+    """A loader of one batch, ``count`` times."""
 
     batch: Tensor
     count: int
@@ -57,22 +44,24 @@ class _Again:
         return repeat(self.batch, self.count)
 
 
-class _Lightning(HandWritten):
-    """Steps that a ``Trainer`` takes; its loop is measured, and its start is not."""
+class Lightning(ReferenceCase):
+    """A ``Trainer`` with manual optimization; its loop is measured, not its start.
 
-    def __init__(self, size: Size, library: Any) -> None:
+    Raises:
+        ImportError: It is not installed.
+    """
+
+    def __init__(self, size: Size) -> None:
+        self._library = _imported("lightning.pytorch")
         super().__init__(size)
-        self._library = library
-        self._module = _lightning_module(library, self)
+        self._module = _lightning_module(self._library, self)
 
     def step(self) -> None:
-        """Only a trainer takes steps."""
         self.run(1)
 
-    def run(self, num_steps: int) -> float:
-        """See :meth:`Case.run`."""
-        # One step before the first that counts and one after the last: from the beginning of one
-        # to that of another, so that all of the trainer's loop is in between.
+    def run(self, num_steps: int) -> Seconds:
+        # One step before the first that counts and one after the last: from the start of one step
+        # to that of another, so that all of the trainer's loop is measured.
         logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
         trainer = self._library.Trainer(
             accelerator="cpu",
@@ -85,32 +74,25 @@ class _Lightning(HandWritten):
         )
         began = self._module.began = []
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it would like workers for the made-up data
-            trainer.fit(self._module, _Again(self.real, num_steps + 2))
-        return began[num_steps + 1] - began[1]
+            warnings.simplefilter("ignore")  # it recommends workers for the loader
+            trainer.fit(self._module, _Repeated(self.real, num_steps + 2))
+        first, last = began[1], began[num_steps + 1]
+        return Seconds(last.wall - first.wall, last.cpu - first.cpu)
 
 
-def _lightning_module(library: Any, case: HandWritten) -> Any:
-    """The game as a ``LightningModule``."""
-
+def _lightning_module(library: Any, case: ReferenceCase) -> Any:
     class Module(library.LightningModule):  # type: ignore[misc]  # the library is Any
-        """Discriminator, then generator, by hand."""
-
         def __init__(self) -> None:
             super().__init__()
             self.automatic_optimization = False
             self.generator, self.discriminator = case.generator, case.discriminator
-            self.began: list[float] = []
+            self.began: list[Seconds] = []
 
         def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-            optim = case.config.optim
-            return [
-                adam(self.generator.parameters(), optim.generator),
-                adam(self.discriminator.parameters(), optim.discriminator),
-            ]
+            return [case.g_optimizer, case.d_optimizer]
 
         def training_step(self, real: Tensor, batch_idx: int) -> None:
-            self.began.append(time.perf_counter())
+            self.began.append(Seconds(time.perf_counter(), time.process_time()))
             g_optimizer, d_optimizer = self.optimizers()
             latents = case.latents()
 
@@ -132,21 +114,21 @@ def _lightning_module(library: Any, case: HandWritten) -> Any:
     return Module()
 
 
-class _Accelerate(HandWritten):
-    """A hand-written loop whose networks and optimizers were prepared."""
+class Accelerate(ReferenceCase):
+    """A hand-written loop with prepared networks and optimizers.
 
-    def __init__(self, size: Size, library: Any) -> None:
+    Raises:
+        ImportError: It is not installed.
+    """
+
+    def __init__(self, size: Size) -> None:
+        library = _imported("accelerate")
         super().__init__(size)
-        optim = self.config.optim
         self._accelerator = library.Accelerator(cpu=True)
         self._networks = self._accelerator.prepare(self.generator, self.discriminator)
-        self._optimizers = self._accelerator.prepare(
-            adam(self.generator.parameters(), optim.generator),
-            adam(self.discriminator.parameters(), optim.discriminator),
-        )
+        self._optimizers = self._accelerator.prepare(self.g_optimizer, self.d_optimizer)
 
     def step(self) -> None:
-        """Discriminator, then generator."""
         generator, discriminator = self._networks
         g_optimizer, d_optimizer = self._optimizers
         latents = self.latents()
@@ -164,3 +146,6 @@ class _Accelerate(HandWritten):
         self._accelerator.backward(loss.mean())
         g_optimizer.step()
         discriminator.requires_grad_(True)
+
+
+PEERS: dict[str, Callable[[Size], Case]] = {"lightning": Lightning, "accelerate": Accelerate}

@@ -1,4 +1,4 @@
-"""Some processes on this machine in a gloo group of their own, each answering once."""
+"""A gloo process group on this machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from gatdist.common.errors import GatdistError, WorkerLostError
-from gatdist.parallel.communicator import Communicator
 
 Report = Callable[[str], None]
 _END_S = 10.0
@@ -25,20 +24,20 @@ def together(
     report: Report,
     silence_s: float = 300.0,
 ) -> list[Any]:
-    """Run ``function(comm, report, *args)`` in new processes; what it returned, by rank.
+    """Run ``function(comm, report, *args)`` in new processes, and return the results by rank.
 
     All processes have ended when this returns or raises.
 
     Args:
-        world_size: how many.
-        function: defined at the top of a module, since each process imports it.
-        args: picklable, as the results must be.
-        report: gets the lines of progress that the first process tells.
-        silence_s: for how long nothing may be heard of any of them.
+        world_size: Number of processes.
+        function: Defined at the top of a module, since each process imports it.
+        args: Picklable, as the results must be.
+        report: Gets lines of progress of rank 0.
+        silence_s: Longest time without progress or result.
 
     Raises:
-        WorkerLostError: a process died, or nothing was heard of them for too long.
-        GatdistError: one of them raised something, which is told.
+        WorkerLostError: A process died, or ``silence_s`` passed.
+        GatdistError: A process raised an error.
     """
     context = get_context("spawn")
     links: dict[Connection, int] = {}
@@ -46,15 +45,15 @@ def together(
     with tempfile.TemporaryDirectory() as folder:
         try:
             for rank in range(world_size):
-                ours, theirs = context.Pipe(duplex=False)
-                links[ours] = rank
+                mine, theirs = context.Pipe(duplex=False)
+                links[mine] = rank
                 place = rank, world_size, f"{folder}/rendezvous", silence_s
                 process = context.Process(
                     target=_member, args=(*place, theirs, function, args), daemon=True
                 )
                 process.start()
                 processes.append(process)
-                theirs.close()  # so that the death of a process is the end of its pipe
+                theirs.close()  # so that the death of a process closes its pipe
             results = _listen(links, report, silence_s)
             for process in processes:
                 process.join(_END_S)
@@ -69,19 +68,19 @@ def together(
 
 
 def _listen(links: Mapping[Connection, int], report: Report, silence_s: float) -> dict[int, Any]:
-    """Each rank's result, or the first failure at once: the others may wait for it for ever."""
+    """Each rank's result; the first failure is raised at once, since the others may hang."""
     results: dict[int, Any] = {}
     while len(results) < len(links):
         waiting = [link for link, rank in links.items() if rank not in results]
         ready = [link for link in waiting if link in wait(waiting, silence_s)]
         if not ready:
             ranks = ", ".join(str(links[link]) for link in waiting)
-            raise WorkerLostError(f"nothing heard of process {ranks} for {silence_s:g} s")
+            raise WorkerLostError(f"no message from process {ranks} for {silence_s:g} s")
         for link in ready:
             try:
                 kind, value = link.recv()
             except EOFError:
-                raise WorkerLostError(f"process {links[link]} died without an answer") from None
+                raise WorkerLostError(f"process {links[link]} died without a result") from None
             if kind == "progress":
                 report(value)
             elif kind == "failure":
@@ -105,7 +104,7 @@ def _member(
 
     from gatdist.parallel.communicator import TorchCommunicator
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
 
     def report(text: str) -> None:
         if rank == 0:
@@ -119,8 +118,7 @@ def _member(
             world_size=world_size,
             timeout=timedelta(seconds=timeout_s),
         )
-        comm: Communicator = TorchCommunicator(torch.device("cpu"))
-        answer = "result", function(comm, report, *args)
+        answer = "result", function(TorchCommunicator(torch.device("cpu")), report, *args)
         dist.destroy_process_group()
     except Exception:
         answer = "failure", traceback.format_exc()

@@ -1,24 +1,38 @@
-"""Fair timing on a machine that is never quite quiet: rounds in which everyone has a turn."""
+"""Timing in interleaved rounds, so that cases are compared under the same load of the machine."""
 
 from __future__ import annotations
 
 import gc
 import random
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from statistics import median
+from typing import NamedTuple, TypeVar
 
-# What one case's turn in a round should take.
+T = TypeVar("T")
+
+# Duration of one case's turn in a round.
 TURN_S = 1.0
+
+
+class Seconds(NamedTuple):
+    """Wall time, and CPU time (user + system) of this process."""
+
+    wall: float
+    cpu: float
+
+
+def timed(function: Callable[[], object]) -> Seconds:
+    """Time a call."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    function()
+    return Seconds(time.perf_counter() - wall, time.process_time() - cpu)
 
 
 @contextmanager
 def settled() -> Iterator[None]:
-    """In this context the garbage collector looks at new objects only, so that it is quick.
-
-    Thousands of modules' objects would otherwise be gone through before each turn.
-    """
+    """Exclude existing objects from garbage collection, so that collections are quick."""
     gc.collect()
     gc.freeze()
     try:
@@ -27,55 +41,82 @@ def settled() -> Iterator[None]:
         gc.unfreeze()
 
 
-@dataclass(frozen=True)
-class Ratio:
-    """How many times as fast, compared round by round: the median round and the extremes."""
+def interleave(
+    names: Sequence[str],
+    rounds: int,
+    turn: Callable[[str], T],
+    report: Callable[[str], object] = lambda text: None,
+) -> dict[str, list[T]]:
+    """Give every case a turn in each round, after a first round that is dropped.
+
+    Args:
+        names: Cases. Their order is shuffled in each round, from a fixed seed.
+        rounds: Number of rounds that count.
+        turn: Runs a case and returns its time.
+        report: Gets one line per round.
+
+    Returns:
+        The times by case, in the order of the rounds.
+    """
+    taken: dict[str, list[T]] = {name: [] for name in names}
+    order, shuffler = list(names), random.Random(0)
+    for number in range(rounds + 1):
+        report(f"round {number} of {rounds}" if number else "warm-up")
+        shuffler.shuffle(order)
+        for name in order:
+            gc.collect()  # so that no case collects another's garbage
+            taken[name].append(turn(name))
+    return {name: times[1:] for name, times in taken.items()}
+
+
+def steps_in_a_turn(seconds: float, turn_s: float) -> int:
+    """Return the number of steps per turn, if one takes ``seconds``."""
+    return max(1, round(turn_s / seconds))
+
+
+class Ratio(NamedTuple):
+    """Ratios round by round: median, lowest, highest."""
 
     median: float
     low: float
     high: float
 
-
-def interleave(
-    names: Sequence[str], rounds: int, turn: Callable[[str], float], message: Callable[[str], None]
-) -> dict[str, list[float]]:
-    """Seconds that each case's turns took, round by round; a first round is not counted.
-
-    Args:
-        names: of the cases. Their order is shuffled in each round, by a fixed seed, so that none
-            always comes after the same other one.
-        rounds: to count.
-        turn: takes a case's steps; returns seconds.
-        message: gets a line of progress each round.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    order, shuffler = list(names), random.Random(0)
-    for number in range(rounds + 1):
-        message(f"round {number} of {rounds}" if number else "warming up")
-        shuffler.shuffle(order)
-        for name in order:
-            gc.collect()  # nobody pays for what another left behind
-            seconds[name].append(turn(name))
-    return {name: taken[1:] for name, taken in seconds.items()}
-
-
-def steps_in_a_turn(num_steps: int, seconds: float, turn_s: float) -> int:
-    """How many steps to take, where ``num_steps`` of the unit's took so many seconds."""
-    return max(1, round(turn_s * num_steps / seconds))
+    def named(self, name: str, spread: str | None = None) -> dict[str, float]:
+        """Return JSON values ``name``, ``<spread>_low`` and ``<spread>_high``."""
+        spread = spread or name
+        return {name: self.median, f"{spread}_low": self.low, f"{spread}_high": self.high}
 
 
 def compare(seconds: Sequence[float], unit: Sequence[float]) -> Ratio:
-    """How many times as fast as ``unit``, in seconds for the same work in the same rounds."""
+    """Return the speed relative to ``unit``, from times for the same work in the same rounds."""
     ratios = [theirs / mine for mine, theirs in zip(seconds, unit, strict=True)]
     return Ratio(median(ratios), min(ratios), max(ratios))
 
 
-def speed(samples: int, seconds: Sequence[float], bare: Sequence[float]) -> dict[str, float]:
-    """Samples a second, of so many in each round, and how many times that of a bare loop."""
-    ratio = compare(seconds, bare)
+def walls(turns: Sequence[Seconds]) -> list[float]:
+    """Return the wall times."""
+    return [turn.wall for turn in turns]
+
+
+def speed(samples: int, turns: Sequence[Seconds], bare: Sequence[Seconds]) -> dict[str, float]:
+    """Compare turns of ``samples`` samples with those of the bare loop.
+
+    Returns:
+        JSON values ``samples_per_s``, ``ratio_to_bare`` (of speeds) with ``ratio_low`` and
+        ``ratio_high``, and ``cpu_to_bare`` (of CPU times) with ``…_low`` and ``…_high``.
+    """
+    cpu = compare([turn.cpu for turn in bare], [turn.cpu for turn in turns])
     return {
-        "samples_per_s": samples / median(seconds),
-        "ratio_to_bare": ratio.median,
-        "ratio_low": ratio.low,
-        "ratio_high": ratio.high,
+        "samples_per_s": samples / median(walls(turns)),
+        **compare(walls(turns), walls(bare)).named("ratio_to_bare", "ratio"),
+        **cpu.named("cpu_to_bare"),
     }
+
+
+def harmonic(by_rank: Sequence[Sequence[float]]) -> list[float]:
+    """Return the time of each round in which N workers, at their rates, do N times one's work.
+
+    The harmonic mean, so that independent processes count by their total work, not by the slowest.
+    """
+    rounds = zip(*by_rank, strict=True)
+    return [len(taken) / sum(1 / seconds for seconds in taken) for taken in rounds]

@@ -1,25 +1,30 @@
-"""Two processes: gatdist, plain DistributedDataParallel, and the limit of both.
+"""Two processes: gatdist, plain DistributedDataParallel, and the upper bound of both.
 
-Every process has the size's batch, whatever the number of processes. The limit of a case is the
-same work by two processes at the same time that do not communicate: each runs the one-process step.
+Every process has the size's batch. The upper bound ("limit") of a case is the same work in two
+independent processes (no communication) at the same time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from statistics import median
 from typing import Any
 
 import torch
-from torch import nn
-from torch.nn.functional import softplus
 from torch.nn.parallel import DistributedDataParallel
 
-from gatdist.bench.case import Case, HandWritten, Size, adam
-from gatdist.bench.gatdist_case import RULES, GatdistCase
+from gatdist.bench.cases import RULES, Case, Size, alone, gatdist_case
 from gatdist.bench.processes import Report, together
-from gatdist.bench.rounds import compare, interleave, settled, steps_in_a_turn
+from gatdist.bench.reference import Plain
+from gatdist.bench.rounds import (
+    Seconds,
+    compare,
+    harmonic,
+    interleave,
+    settled,
+    steps_in_a_turn,
+)
 from gatdist.parallel.communicator import Communicator
 
 PLAIN = "ddp"
@@ -34,38 +39,6 @@ TWO_PROCESSES = (
 _WORKERS = 2
 
 
-class Plain(HandWritten):
-    """A loop as torch's manual writes it: each network in a DistributedDataParallel, no more.
-
-    The discriminator is not frozen while the generator learns, so its gradients are computed and
-    sent for nothing; the fakes are made once, as in the manual's DCGAN: 3 g + 9 d.
-
-    Args:
-        size: of the networks and the batch.
-        wrap: makes the two networks distributed.
-    """
-
-    def __init__(self, size: Size, wrap: Callable[[nn.Module], nn.Module]) -> None:
-        super().__init__(size)
-        self.networks = wrap(self.generator), wrap(self.discriminator)
-        self.g_optimizer = adam(self.generator.parameters(), self.config.optim.generator)
-        self.d_optimizer = adam(self.discriminator.parameters(), self.config.optim.discriminator)
-
-    def step(self) -> None:
-        """Discriminator, then generator."""
-        generator, discriminator = self.networks
-        fakes = generator(self.latents())
-        self.d_optimizer.zero_grad()
-        real, fake = discriminator(self.real), discriminator(fakes.detach())
-        loss = softplus(-real).mean() + softplus(fake).mean()
-        loss.backward()
-        self.d_optimizer.step()
-        self.g_optimizer.zero_grad()
-        loss = softplus(-discriminator(fakes)).mean()
-        loss.backward()
-        self.g_optimizer.step()
-
-
 def measure_two_processes(
     sizes: Sequence[Size],
     names: Sequence[str],
@@ -74,36 +47,36 @@ def measure_two_processes(
     turn_s: float,
     report: Report,
 ) -> list[dict[str, Any]]:
-    """The rows of ``two_processes``, a size and case each.
+    """Measure the cases of ``names`` in :data:`TWO_PROCESSES`, and always plain DDP.
 
-    Args:
-        sizes: to measure.
-        names: of :data:`TWO_PROCESSES`; plain DDP is measured in any case.
-        rounds: that count.
-        threads: of each process.
-        turn_s: what a case's turn in a round should take.
-        report: gets lines of progress.
+    Returns:
+        A row per size and case: ``name``, ``size``, ``samples_per_s``, ``step_s``, and ratios
+        (median, lowest, highest): ``ratio_to_ddp`` and ``ratio_to_limit`` of speeds, ``cpu_to_ddp``
+        of the CPU time of both processes. For ``canonical`` also ``ratio_to_fast``.
 
     Raises:
-        WorkerLostError: a process died or hangs.
+        WorkerLostError: A process died or hangs.
     """
-    rows = []
     requested = {PLAIN, *names}
     if "canonical" in requested:
-        requested.add("alternating")  # which it is compared with
+        requested.add("alternating")  # for ratio_to_fast
     chosen = [name for name in TWO_PROCESSES if name in requested]
+    rows = []
     for size in sizes:
+
+        def report_size(text: str, name: str = size.name) -> None:
+            report(f"{name} in two processes: {text}")
+
         arguments = size, chosen, rounds, threads, turn_s
-        say = partial(_say, report, size)
-        answers = together(_WORKERS, _member, *arguments, report=say)
-        steps = answers[0]["steps"]
-        seconds = _both([answer["seconds"] for answer in answers])
-        rows += [_row(size, name, steps, seconds) for name in chosen]
+        answers = together(_WORKERS, _member, *arguments, report=report_size)
+        turns = [answer["turns"] for answer in answers]
+        wall, cpu = {}, {}
+        for name in turns[0]:
+            both = [by_name[name] for by_name in turns]
+            wall[name] = harmonic([[turn.wall for turn in taken] for taken in both])
+            cpu[name] = [sum(turn.cpu for turn in pair) for pair in zip(*both, strict=True)]
+        rows += [_row(size, name, answers[0]["steps"], wall, cpu) for name in chosen]
     return rows
-
-
-def _say(report: Report, size: Size, text: str) -> None:
-    report(f"{size.name} in two processes: {text}")
 
 
 def _member(
@@ -115,66 +88,46 @@ def _member(
     threads: int,
     turn_s: float,
 ) -> dict[str, Any]:
-    """One process's share: seconds of its turns by case, those of the limits beside them."""
+    """One process's turns, by case and limit."""
     torch.set_num_threads(threads)
     cases: dict[str, Case] = {}
     for name in names:
         cases[name], cases[_limit(name)] = _pair(size, name, comm)
 
-    def turn(name: str, num_steps: int) -> float:
-        comm.any(False)  # both begin at the same time
+    def turn(name: str, num_steps: int) -> Seconds:
+        comm.any(False)  # both start at the same time
         return cases[name].run(num_steps)
 
-    seconds = turn(PLAIN, 1)
-    steps: int = comm.broadcast_object(steps_in_a_turn(1, seconds, turn_s))
+    steps: int = comm.broadcast_object(steps_in_a_turn(turn(PLAIN, 1).wall, turn_s))
     with settled():
-        found = interleave(list(cases), rounds, lambda name: turn(name, steps), report)
-    return {"steps": steps, "seconds": found}
+        found = interleave(list(cases), rounds, partial(turn, num_steps=steps), report)
+    return {"steps": steps, "turns": found}
 
 
 def _limit(name: str) -> str:
-    # A canonical step of one process would do both lanes.
     return f"limit of {'alternating' if name == 'canonical' else name}"
 
 
 def _pair(size: Size, name: str, comm: Communicator) -> tuple[Case, Case]:
-    """The case, and what one process does by itself."""
+    """The case, and the same work in an independent process."""
     if name == PLAIN:
         return Plain(size, DistributedDataParallel), Plain(size, lambda network: network)
-    alone = RULES["alternating" if name == "canonical" else name]
-    return GatdistCase(size, RULES[name], comm), GatdistCase(size, alone)
+    return gatdist_case(size, RULES[name], comm), gatdist_case(size, alone(name))
 
 
-def _both(by_rank: Sequence[dict[str, list[float]]]) -> dict[str, list[float]]:
-    """Seconds of each round in which both processes together, at their rates, do one's work twice.
-
-    That is the harmonic mean, so that a limit counts what both have done, not who was last.
-    """
-    return {
-        name: [
-            len(taken) / sum(1 / seconds for seconds in taken)
-            for taken in zip(*(answer[name] for answer in by_rank), strict=True)
-        ]
-        for name in by_rank[0]
-    }
-
-
-def _row(size: Size, name: str, steps: int, seconds: dict[str, list[float]]) -> dict[str, Any]:
-    to_ddp = compare(seconds[name], seconds[PLAIN])
-    to_limit = compare(seconds[name], seconds[_limit(name)])
-    step_s = median(seconds[name]) / steps
+def _row(
+    size: Size, name: str, steps: int, wall: dict[str, list[float]], cpu: dict[str, list[float]]
+) -> dict[str, Any]:
+    step_s = median(wall[name]) / steps
     row = {
         "name": name,
         "size": size.name,
         "samples_per_s": _WORKERS * size.batch / step_s,
-        "ratio_to_ddp": to_ddp.median,
-        "ratio_to_ddp_low": to_ddp.low,
-        "ratio_to_ddp_high": to_ddp.high,
-        "ratio_to_limit": to_limit.median,
-        "ratio_to_limit_low": to_limit.low,
-        "ratio_to_limit_high": to_limit.high,
+        **compare(wall[name], wall[PLAIN]).named("ratio_to_ddp"),
+        **compare(wall[name], wall[_limit(name)]).named("ratio_to_limit"),
+        **compare(cpu[PLAIN], cpu[name]).named("cpu_to_ddp"),
         "step_s": step_s,
     }
     if name == "canonical":
-        row["ratio_to_fast"] = compare(seconds[name], seconds["alternating"]).median
+        row["ratio_to_fast"] = compare(wall[name], wall["alternating"]).median
     return row

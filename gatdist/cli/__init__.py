@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, TextIO
 
-from gatdist.cli import bench, doctor, pack, report, shards, simulate
+from gatdist.cli import bench, doctor, pack, report, shards
 from gatdist.cli.values import profiled_steps, workers_range
 from gatdist.common.errors import GatdistError, InterruptedRunError, for_terminal
 
@@ -234,7 +234,7 @@ def parser() -> argparse.ArgumentParser:
     report.add(command)
     doctor.add(command)
     bench.add(commands, _command)
-    simulate.add(command)
+    bench.add_simulate(command)
     return parser
 
 

@@ -1,81 +1,135 @@
-"""``gatdist bench``."""
+"""``gatdist bench`` and ``gatdist simulate``."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import socket
 import sys
-from collections.abc import Callable
-from typing import Any
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
-from gatdist.cli import scaling, values
+from gatdist.common.errors import (
+    ClusterError,
+    ConfigError,
+    GatdistError,
+    InterruptedRunError,
+    StorageError,
+)
+
+if TYPE_CHECKING:
+    from gatdist.config import Config
+    from gatdist.storage import Store
 
 
 def add(commands: Any, command: Callable[..., argparse.ArgumentParser]) -> None:
-    """Add the commands."""
+    """Add ``bench``."""
     text = "measure how fast this machine is"
     bench = commands.add_parser("bench", help=text, description=f"{text[0].upper()}{text[1:]}.")
     what = bench.add_subparsers(title="what to measure", required=True, metavar="WHAT")
 
-    sub = command(what, "step", step, "time a training step beside the same step written by others")
+    sub = command(what, "step", step, "compare a training step with reference implementations")
+    _add_sizes(sub, "such as dcgan64_w32 or r3gan32 (default: the usual ones)")
     _add_rounds(sub, 7)
+    sub.add_argument(
+        "--case",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="such as one_stage or lightning (default: all); may be given often",
+    )
+    sub.add_argument(
+        "--two-processes", action="store_true", help="also measure two communicating processes"
+    )
+    sub.add_argument("--threads", type=int, default=1, metavar="N", help="per process (default: 1)")
+
+    sub = command(what, "scaling", scaling, "measure training on increasing numbers of workers")
+    sub.add_argument(
+        "--workers", required=True, metavar="N,N,…", help="numbers of workers, such as 1,2,4"
+    )
+    sub.add_argument(
+        "--address",
+        default="",
+        metavar="RAY",
+        help="a running Ray cluster, such as auto or HOST:PORT (default: this machine)",
+    )
+    _add_sizes(sub, "as in bench step (default: dcgan64_w32)")
+    _add_rounds(sub, 5)
+    sub.add_argument(
+        "--rule", default="alternating", metavar="NAME", help="such as one_stage, as in bench step"
+    )
+    sub.add_argument(
+        "--mode",
+        default="strong,weak",
+        metavar="MODES",
+        help="strong: the workers share one batch; weak: each has its own (default: both)",
+    )
+    sub.add_argument(
+        "--batch", type=int, metavar="N", help="samples of that batch (default: the size's)"
+    )
+    sub.add_argument(
+        "--quality",
+        metavar="PRESET_OR_FILE",
+        help="also train it on each number of workers, and report its metrics",
+    )
+    sub.add_argument(
+        "--run-dir",
+        metavar="URL",
+        help="a folder that all hosts reach, for runs on several hosts (they are kept there)",
+    )
+    sub.add_argument("--out", metavar="FOLDER", help="write result.json, scaling.svg, scaling.png")
+
+
+def _add_sizes(sub: argparse.ArgumentParser, text: str) -> None:
     sub.add_argument(
         "--size",
         action="append",
         default=[],
         metavar="NAME",
-        help="such as dcgan64_w32 or r3gan32 (default: the usual ones); may be given often",
-    )
-    _add_case(sub, "one_stage or lightning")
-    sub.add_argument(
-        "--two-processes", action="store_true", help="measure two processes that communicate too"
-    )
-    sub.add_argument(
-        "--threads", type=int, default=1, metavar="N", help="of each process (default: 1)"
+        help=f"{text}; may be given often",
     )
 
-    scaling.add(what, command)
 
-    sub = command(what, "data", data, "time the reading of data beside other readers")
-    _add_rounds(sub, 5)
+def _add_rounds(sub: argparse.ArgumentParser, default: int) -> None:
     sub.add_argument(
-        "--size",
+        "--rounds",
         type=int,
-        action="append",
-        default=[],
-        metavar="H",
-        help="of the pictures, in pixels (default: 64 and 256); may be given often",
-    )
-    _add_case(sub, "gatdist or litdata")
-    sub.add_argument(
-        "--num", type=int, default=10_000, metavar="N", help="of pictures (default: 10,000)"
-    )
-    sub.add_argument(
-        "--threads", type=int, default=2, metavar="N", help="or processes that decode (default: 2)"
+        default=default,
+        metavar="N",
+        help=f"turns of each case (default: {default}); more make the median more accurate",
     )
 
-    sub = command(what, "storage", storage, "time the reading of data from object storage")
-    _add_rounds(sub, 5)
+
+def add_simulate(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add ``simulate``."""
+    sub = command(
+        "simulate", simulate, "predict time, failures and cost of training on many workers"
+    )
     sub.add_argument(
-        "--url", metavar="URL", help="a folder to write to (default: a slow S3 on this machine)"
+        "scenario",
+        metavar="SCENARIO",
+        help="a .toml file, or the name of a scenario that comes with gatdist",
     )
     sub.add_argument(
         "--set",
         action="append",
         default=[],
-        metavar="KEY=VALUE",
-        help="storage option of --url; may be given often",
+        metavar="SECTION.KEY=VALUE",
+        help="override a key, such as predict.workers=[8,16]; may be given often",
     )
     sub.add_argument(
-        "--num", type=int, default=2_000, metavar="N", help="of pictures (default: 2,000)"
+        "--out",
+        metavar="URL",
+        help="a folder for result.json and, with matplotlib, simulation.svg and simulation.png",
     )
-    sub.add_argument("--threads", type=int, default=1, metavar="N", help="that decode (default: 1)")
 
 
 def step(arguments: argparse.Namespace) -> None:
-    """``gatdist bench step``."""
-    from gatdist.bench.step import measure
-    from gatdist.bench.table import table
+    """Run ``gatdist bench step``."""
+    from gatdist.bench.step import measure, table
 
     found = measure(
         arguments.size,
@@ -88,57 +142,152 @@ def step(arguments: argparse.Namespace) -> None:
     print(json.dumps(found) if arguments.json else table(found))
 
 
-def data(arguments: argparse.Namespace) -> None:
-    """``gatdist bench data``."""
-    from gatdist.bench.data.local import RESOLUTIONS, measure
-    from gatdist.bench.data.table import table_of_data
+def simulate(arguments: argparse.Namespace) -> None:
+    """Run ``gatdist simulate``."""
+    from gatdist.bench.simulate.report import draw, table
+    from gatdist.bench.simulate.study import simulate as answer
 
-    found = measure(
-        arguments.size or RESOLUTIONS,
-        arguments.case,
-        num_images=arguments.num,
+    out = _writable(arguments.out)
+    found = answer(arguments.scenario, arguments.set)
+    if out:
+        publish(found, draw, out)
+    print(json.dumps(found) if arguments.json else table(found))
+
+
+def scaling(arguments: argparse.Namespace) -> None:
+    """Run ``gatdist bench scaling``."""
+    from gatdist.bench.scaling.measure import measure, plan
+    from gatdist.bench.scaling.report import draw, table
+    from gatdist.bench.scaling.runs import quality_config
+    from gatdist.cluster.groups import groups, require_room_here
+
+    counts = _counts(arguments.workers)
+    if not arguments.address:
+        require_room_here(max(counts))
+    made = plan(
+        counts,
+        sizes=arguments.size,
+        modes=arguments.mode.split(","),
+        rule=arguments.rule,
+        batch=arguments.batch,
         rounds=arguments.rounds,
-        threads=arguments.threads,
-        report=_report,
     )
-    print(json.dumps(found) if arguments.json else table_of_data(found))
+    configs = [
+        quality_config(arguments.quality, workers, arguments.address)
+        for workers in made.counts
+        if arguments.quality
+    ]
+    out = _writable(arguments.out)
+    with groups(arguments.address, made.counts[-1]) as group:
+        found = measure(made, group.together)
+    found |= {"recovery": None, "skipped": [], "rounds": made.rounds}
+    _add_runs(found, made.counts[-1], configs, arguments)
+    if out:
+        publish(found, draw, out)
+    print(json.dumps(found) if arguments.json else table(found))
 
 
-def storage(arguments: argparse.Namespace) -> None:
-    """``gatdist bench storage``."""
-    from gatdist.bench.data.remote import measure
-    from gatdist.bench.data.table import table_of_storage
+def _counts(text: str) -> list[int]:
+    words = text.split(",")
+    if not all(word.isdecimal() and int(word) > 0 for word in words):
+        raise ConfigError("--workers", "must be whole numbers above 0, such as 1,2,4", value=text)
+    return [int(word) for word in words]
 
-    found = measure(
-        arguments.url,
-        values.options("--set", arguments.set),
-        num_images=arguments.num,
-        rounds=arguments.rounds,
-        threads=arguments.threads,
-        report=_report,
-    )
-    print(json.dumps(found) if arguments.json else table_of_storage(found))
+
+def _add_runs(
+    found: dict[str, Any], workers: int, configs: list[Config], arguments: argparse.Namespace
+) -> None:
+    """Add recovery time and quality from real runs, or the reason why they are skipped."""
+    from gatdist.api import train
+    from gatdist.bench.scaling.runs import measure_quality
+
+    one_host = [host["host"] for host in found["hosts"]] == [socket.gethostname()]
+    with _folder(arguments.run_dir, one_host) as url:
+        if workers > 1:
+            with _skipping(found, "recovery"):
+                found["recovery"] = _recovery(url, workers, arguments.address)
+        if configs:
+            with _skipping(found, "quality"):
+                quality = measure_quality(configs, _required(url), train, _report)
+                for point in found["points"]:
+                    point["quality"] = quality[point["workers"]]
+
+
+@contextmanager
+def _skipping(found: dict[str, Any], what: str) -> Iterator[None]:
+    """Note an error instead of raising it, so that earlier results are kept."""
+    try:
+        yield
+    except InterruptedRunError:
+        raise
+    except GatdistError as error:
+        found["skipped"].append({"what": what, "reason": str(error)})
+
+
+def _recovery(url: str | None, workers: int, address: str) -> dict[str, Any]:
+    from gatdist.api import train
+    from gatdist.bench.scaling.runs import time_to_recover
+    from gatdist.storage import Store
+
+    store = Store(_required(url)).child("recovery")
+    if not store.is_local:
+        rule = "must be a path for the recovery time, which is measured by files on all hosts"
+        raise ClusterError("--run-dir", rule, value=url)
+    folder = store.local_path()
+    folder.mkdir(parents=True)
+    _report(f"recovery: a run of {workers} workers, one of which is killed")
+    return time_to_recover(workers, address, folder, train)
+
+
+def _required(url: str | None) -> str:
+    if url is None:
+        hint = "Name a folder that all hosts reach"
+        raise ClusterError("--run-dir", "is required on several hosts", hint=hint)
+    return url
+
+
+@contextmanager
+def _folder(run_dir: str | None, one_host: bool) -> Iterator[str | None]:
+    """A new folder for runs that all hosts reach; None if there is none."""
+    from gatdist.storage import absolute
+
+    if run_dir is not None:
+        yield f"{absolute(run_dir).rstrip('/')}/scaling-{uuid.uuid4().hex[:8]}"
+    elif one_host:
+        with tempfile.TemporaryDirectory(prefix="gatdist-scaling-") as folder:
+            yield folder
+    else:
+        yield None
+
+
+def _writable(folder: str | None) -> Store | None:
+    """Check that files can be written to ``--out``, before any work is done."""
+    if folder is None:
+        return None
+    from gatdist.storage import Store, absolute
+
+    store, name = Store(absolute(folder)), f".{uuid.uuid4().hex}"
+    try:
+        store.publish(name, b"")
+        store.delete_files([name])
+    except GatdistError as error:
+        raise StorageError("--out", f"can't be written ({error})", value=folder) from None
+    return store
+
+
+def publish(
+    found: dict[str, Any], draw: Callable[[Mapping[str, Any]], dict[str, bytes]], out: Store
+) -> None:
+    """Write ``result.json``, and the figures if matplotlib is installed."""
+    files = {"result.json": (json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode()}
+    try:
+        files |= draw(found)
+    except ImportError as error:
+        _report(f"no plot ({error}): pip install 'gatdist[bench]', or matplotlib alone")
+    for name, content in files.items():
+        out.publish(name, content)
+        _report(f"wrote {out.url}/{name}")
 
 
 def _report(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def _add_rounds(sub: argparse.ArgumentParser, default: int) -> None:
-    sub.add_argument(
-        "--rounds",
-        type=int,
-        default=default,
-        metavar="N",
-        help=f"how often each case has its turn (default: {default}); more give a truer median",
-    )
-
-
-def _add_case(sub: argparse.ArgumentParser, examples: str) -> None:
-    sub.add_argument(
-        "--case",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help=f"such as {examples} (default: all); may be given often",
-    )

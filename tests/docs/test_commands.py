@@ -39,7 +39,6 @@ ELSEWHERE = (
     (r"gatdist train .*--workers", "Ray is started", "tests/cluster/test_launch.py"),
     (r"gatdist bench scaling", "Ray is started", "tests/cluster/test_scaling.py"),
     (r"gatdist bench step", "minutes of measuring", "tests/unit/test_bench_step.py"),
-    (r"gatdist bench (data|storage)", "minutes of measuring", "tests/unit/test_bench_data.py"),
     (r"gatdist simulate my\.toml", "it needs what was measured", "tests/unit/test_simulate.py"),
     (r"ray (start|job submit)", "a Ray cluster is needed", "tests/cluster/hosts"),
     (r"ray (up|exec|down|dashboard)", "a cloud is needed", "tests/deploy/test_launcher_files.py"),

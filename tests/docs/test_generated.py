@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import CASES, LONG, NEEDS, attempted
+from benchmarks.case import RESULTS
 from benchmarks.readme import ALL_RESULTS, BEGIN, HIGHLIGHTS, QUALITY, README, SPEED, with_results
-from benchmarks.records import REPORTERS, RESULTS, Record, newest
+from benchmarks.records import REPORTERS, Record, newest
 
 
 @pytest.mark.parametrize("page", [README, ALL_RESULTS])
@@ -57,7 +58,7 @@ def test_every_row_has_a_record_or_a_reporter() -> None:
 def test_what_make_bench_needs_and_leaves_out_are_cases(monkeypatch: pytest.MonkeyPatch) -> None:
     assert LONG | NEEDS.keys() <= CASES.keys()
     monkeypatch.setitem(NEEDS, "step", ("two moons", lambda: True))
-    assert attempted("step").endswith("left out: needs two moons")
+    assert attempted("step").endswith("skipped: needs two moons")
 
 
 def test_every_plot_of_a_record_can_be_drawn(tmp_path: Path) -> None:

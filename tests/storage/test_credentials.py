@@ -17,7 +17,7 @@ import boto3
 import pytest
 from servers import Server, azure_options, s3_options
 
-from gatdist.bench.proxy import Fault, Proxy
+from benchmarks.proxy import Fault, Proxy
 from gatdist.common.errors import StorageError
 from gatdist.storage import Store
 from support import refused

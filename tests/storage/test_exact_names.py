@@ -11,7 +11,7 @@ import pytest
 import torch
 from servers import Server
 
-from gatdist.bench.proxy import Proxy
+from benchmarks.proxy import Proxy
 from gatdist.cli import main
 from gatdist.common.errors import StorageError
 from gatdist.runs import Checkpoints, Retention

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pytest
 from servers import Server, azure_options, s3_options
 
-from gatdist.bench.proxy import Fault, Proxy
+from benchmarks.proxy import Fault, Proxy
 from gatdist.common.errors import StorageError, StorageUnavailableError
 from gatdist.storage import Store, connection
 from support import free_port, refused

@@ -11,7 +11,7 @@ import pytest
 import torch
 from servers import Server
 
-from gatdist.bench.proxy import Fault, Proxy
+from benchmarks.proxy import Fault, Proxy
 from gatdist.common.errors import GatdistError, StaleAttemptError, StorageUnavailableError
 from gatdist.runs import Checkpoints, Retention, RunDirectory, read_checkpoint, read_lines
 from gatdist.storage import Store

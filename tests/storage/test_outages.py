@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import servers
 
+from benchmarks.proxy import Fault, Proxy
 from faulty_runs import CANONICAL, HEAD, SETTINGS, TOTAL
-from gatdist.bench.proxy import Fault, Proxy
 from gatdist.runs import Checkpoints, read_lines
 from gatdist.storage import Store
 from support import end_group, free_port, start_gatdist, wait_until

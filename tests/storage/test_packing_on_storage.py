@@ -10,7 +10,7 @@ import pytest
 from servers import Server
 
 import gatdist
-from gatdist.bench.proxy import Fault, Proxy
+from benchmarks.proxy import Fault, Proxy
 from gatdist.cli import main
 from gatdist.common.errors import StorageError
 from gatdist.storage import Store

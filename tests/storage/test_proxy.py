@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import pytest
 
-from gatdist.bench.proxy import Fault, Proxy, proxy_process
+from benchmarks.proxy import Fault, Proxy, proxy_process
 
 pytestmark = pytest.mark.storage
 

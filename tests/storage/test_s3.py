@@ -13,7 +13,7 @@ import pytest
 import torch
 from servers import Server
 
-from gatdist.bench.proxy import Fault, Proxy
+from benchmarks.proxy import Fault, Proxy
 from gatdist.common.errors import DataError, UserError
 from gatdist.config import DataConfig, load_config
 from gatdist.data import Loader, SampleOrder, open_dataset

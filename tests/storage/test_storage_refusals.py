@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from servers import Server
 
-from gatdist.bench.proxy import Fault, Proxy
+from benchmarks.proxy import Fault, Proxy
 from gatdist.cluster.doctor import storage as doctor
 from gatdist.common.errors import StorageError, StorageUnavailableError
 from gatdist.storage import Store

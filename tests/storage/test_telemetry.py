@@ -18,7 +18,7 @@ import torch
 from servers import Server
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from gatdist.bench.proxy import Fault, Proxy
+from benchmarks.proxy import Fault, Proxy
 from gatdist.config import load_config
 from gatdist.monitor import event_files, metrics, uploads
 from gatdist.monitor.metrics import read_metrics

@@ -1,4 +1,4 @@
-"""``gatdist bench data`` and ``bench storage``: what they count. Benchmarks tell how fast it is."""
+"""The benchmarks of data loading and storage: what they count."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from gatdist.bench.data import images, remote
-from gatdist.cli import main
+from benchmarks import readers
+from benchmarks.cases import data, storage
 from gatdist.config import DataConfig
 from gatdist.data import open_dataset
 from support import PROGRAMS, need
@@ -21,32 +21,33 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GATDIST_CACHE", str(tmp_path / "cache"))
 
 
-def test_made_up_pictures_are_many_and_always_the_same() -> None:
-    first = list(images.images(20, 64))
-    assert list(images.images(20, 64)) == first
+def test_random_images_are_many_and_always_the_same() -> None:
+    first = list(readers.images(20, 64))
+    assert list(readers.images(20, 64)) == first
     assert len(set(first)) == 20
-    assert set(first).isdisjoint(images.images(20, 64, seed=1))
+    assert set(first).isdisjoint(readers.images(20, 64, seed=1))
     assert simplejpeg.decode_jpeg(first[0]).shape == (64, 64, 3)
 
 
-def test_made_up_pictures_compress_as_photographs_do() -> None:
-    sizes = [len(content) for content in images.images(10, 256)]
+def test_random_images_compress_as_photographs_do() -> None:
+    sizes = [len(content) for content in readers.images(10, 256)]
     assert 20_000 < np.mean(sizes) < 45_000
 
 
 def test_they_are_written_once() -> None:
-    folder = images.folder(12, 64, 3)
+    folder = readers.image_folder(12, 64, 3)
     dataset = open_dataset(DataConfig(url=str(folder)))
     assert (dataset.num_samples, dataset.num_shards) == (12, 3)
     before = (folder / "manifest.json").stat().st_mtime_ns
-    assert images.folder(12, 64, 3) == folder
+    assert readers.image_folder(12, 64, 3) == folder
     assert (folder / "manifest.json").stat().st_mtime_ns == before
 
 
-def test_bench_data(capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["bench", "data", "--num", "900", "--size", "64", "--rounds", "2", "--threads", "1"]
-    assert main([*command, "--case", "gatdist", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+def test_data(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ["--num", "900", "--size", "64", "--rounds", "2", "--threads", "1", "--case", "gatdist"]
+    data.main([*words, "--out", str(out)])
+    found = json.loads((out / "result.json").read_text())
     rates = {row["reader"]: row for row in found["cases"]}
     assert rates.keys() == {"bare_read", "bare_decode", "gatdist"}
     for row in found["cases"]:
@@ -59,37 +60,27 @@ def test_bench_data(capsys: pytest.CaptureFixture[str]) -> None:
     assert 0 < found["order"]["resident_bytes"] < 100e6
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--case", "gatdits"], "--case = 'gatdits'"),
-        (["--rounds", "0"], "--rounds = 0"),
-        (["--num", "0"], "--num = 0"),
-    ],
-)
-def test_options_that_make_no_sense(
-    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["bench", "data", *options]) == 2
-    assert f"gatdist: {message}: " in capsys.readouterr().err
+@pytest.mark.parametrize("option", [["--case", "gatdits"], ["--rounds", "0"], ["--num", "0"]])
+def test_options_that_make_no_sense(option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        data.main(option)
+    assert option[0] in capsys.readouterr().err
 
 
 @pytest.mark.slow
 @pytest.mark.storage
 @pytest.mark.parametrize("server", ["nginx", "moto"])
-def test_bench_storage(
-    server: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_storage(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if server == "nginx":
         need("nginx")
         monkeypatch.setenv("PATH", PROGRAMS)
     else:
-        monkeypatch.setattr(remote, "nginx_program", lambda: None)
-    monkeypatch.setattr(remote, "_RESOLUTION", 64)
-    assert main(["bench", "storage", "--num", "256", "--rounds", "1", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+        monkeypatch.setattr(storage, "nginx_program", lambda: None)
+    monkeypatch.setattr(storage, "_RESOLUTION", 64)
+    storage.main(["--num", "256", "--rounds", "1", "--out", str(tmp_path)])
+    found = json.loads((tmp_path / "result.json").read_text())
     assert [row["concurrency"] for row in found["ranges"]] == [1, 4, 16]
-    assert found["first_byte_s"] > remote.LATENCY_S
+    assert found["first_byte_s"] > storage.LATENCY_S
     cold, faults = found["cases"]
     for row in (cold, faults):
         assert row["samples_per_s"] > 0
@@ -100,9 +91,10 @@ def test_bench_storage(
 
 
 @pytest.mark.slow
-def test_bench_storage_at_a_url(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_storage_at_a_url(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     url = str(tmp_path / "there")
-    assert main(["bench", "storage", "--url", url, "--num", "128", "--rounds", "1"]) == 0
-    message = capsys.readouterr().out
-    assert "16 ranges" in message
-    assert "4 ranks" in message
+    out = str(tmp_path / "out")
+    storage.main(["--url", url, "--num", "128", "--rounds", "1", "--out", out])
+    shown = capsys.readouterr().out
+    assert "16 concurrent ranges" in shown
+    assert "4 ranks" in shown

@@ -11,15 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from gatdist.bench.case import SIZES, Size
-from gatdist.bench.gatdist_case import RULES, GatdistCase
+from gatdist.bench.cases import RULES, SIZES, Size, gatdist_case
 from gatdist.bench.processes import together
 from gatdist.bench.scaling.measure import measure, plan
-from gatdist.bench.scaling.plot import draw
-from gatdist.bench.scaling.table import table
-from gatdist.bench.scaling.traffic import reduced_bytes, ring_bytes, sent_by_interface
+from gatdist.bench.scaling.report import draw, table
+from gatdist.bench.scaling.worker import reduced_bytes, ring_bytes, sent_by_interface
 from gatdist.cli import main
-from gatdist.cli.scaling import write
+from gatdist.cli.bench import publish
 from gatdist.common.errors import ConfigError
 from gatdist.storage import Store
 from support import refused, spawn
@@ -54,7 +52,7 @@ def test_points_hold_what_the_contract_says(tiny):
         ("weak", 1, 4),
         ("weak", 2, 8),
     ]
-    sent = gradient_bytes(GatdistCase(TINY, RULES["alternating"]))  # 2 (p − 1) / p is 1
+    sent = gradient_bytes(gatdist_case(TINY, RULES["alternating"]))  # 2 (p − 1) / p is 1
     for point in found["points"]:
         assert point["samples_per_s"] == pytest.approx(point["global_batch"] / point["step_s"])
         ratio = point["samples_per_s"] / point["limit_samples_per_s"]
@@ -141,15 +139,15 @@ def test_the_ring_sends_twice_all_but_ones_share():
 
 
 def test_reduced_bytes_follow_the_rule_and_the_type():
-    case = GatdistCase(TINY, RULES["alternating"])
+    case = gatdist_case(TINY, RULES["alternating"])
     once = gradient_bytes(case)
     assert reduced_bytes(case) == once
     assert reduced_bytes(case) == once  # the count leaves the case as it was
-    assert reduced_bytes(GatdistCase(TINY, RULES["one_stage"])) == once
-    assert reduced_bytes(GatdistCase(TINY, RULES["extragradient"])) == 2 * once
-    assert reduced_bytes(GatdistCase(TINY, RULES["canonical"])) == once
+    assert reduced_bytes(gatdist_case(TINY, RULES["one_stage"])) == once
+    assert reduced_bytes(gatdist_case(TINY, RULES["extragradient"])) == 2 * once
+    assert reduced_bytes(gatdist_case(TINY, RULES["canonical"])) == once
     half = RULES["alternating"] | {"precision": {"reduce_dtype": "bfloat16"}}
-    assert reduced_bytes(GatdistCase(TINY, half)) == once / 2
+    assert reduced_bytes(gatdist_case(TINY, half)) == once / 2
 
 
 def _loopback_bytes(comm, num_bytes):
@@ -258,14 +256,14 @@ def test_the_plot_is_a_picture_in_both_formats(counts):
 def test_what_was_found_is_written(tmp_path):
     pytest.importorskip("matplotlib")
     found = result()
-    write(found, Store(str(tmp_path)))
+    publish(found, draw, Store(str(tmp_path)))
     assert json.loads((tmp_path / "result.json").read_text()) == found
     assert {p.name for p in tmp_path.iterdir()} == {"result.json", "scaling.svg", "scaling.png"}
 
 
 def test_without_matplotlib_the_numbers_are_written_and_that_is_told(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    write(result(), Store(str(tmp_path)))
+    publish(result(), draw, Store(str(tmp_path)))
     assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
     assert "matplotlib" in capsys.readouterr().err
 

@@ -4,25 +4,31 @@ import json
 import os
 import subprocess
 import sys
+import time
 from functools import partial
 from importlib.util import find_spec
 
 import pytest
 import torch
 
-from gatdist.bench import case as case_module
+from gatdist.bench import cases as cases_module
 from gatdist.bench import step as step_module
-from gatdist.bench.bare import Bare, BareReusing
-from gatdist.bench.case import BFLOAT16, FAMILY_SIZES, SIZES, Case, Size
-from gatdist.bench.gatdist_case import RULES, GatdistCase
+from gatdist.bench.cases import BFLOAT16, FAMILY_SIZES, RULES, SIZES, Case, Size, gatdist_case
 from gatdist.bench.memory import measure_memory
 from gatdist.bench.peers import PEERS
 from gatdist.bench.processes import together
-from gatdist.bench.reference import reference_networks
-from gatdist.bench.rounds import compare, interleave, settled, steps_in_a_turn
-from gatdist.bench.step import CASES, measure
-from gatdist.bench.table import table
-from gatdist.bench.two_processes import TWO_PROCESSES, Plain
+from gatdist.bench.reference import Bare, BareReusing, Plain, reference_networks
+from gatdist.bench.rounds import (
+    Seconds,
+    compare,
+    interleave,
+    settled,
+    speed,
+    steps_in_a_turn,
+    timed,
+)
+from gatdist.bench.step import CASES, measure, table
+from gatdist.bench.two_processes import TWO_PROCESSES
 from gatdist.cli import main
 from gatdist.common.errors import ConfigError, GatdistError, WorkerLostError
 from gatdist.models import build_networks
@@ -59,11 +65,11 @@ def tiny(monkeypatch):
 def test_a_reference_network_is_the_same_function(size):
     config = size.config({"model": dict(size.model) | {"spectral_norm": []}})
     torch.manual_seed(0)
-    ours = build_networks(config, size.shape, 0)
+    built = build_networks(config, size.shape, 0)
     torch.manual_seed(0)
     theirs = reference_networks(config, size.shape)
     real, latents = size.real(config)[:2], torch.randn(2, config.model.latent_size)
-    for mine, other, x in zip(ours, theirs, (latents, real), strict=True):
+    for mine, other, x in zip(built, theirs, (latents, real), strict=True):
         noise = ()
         if count := getattr(mine, "noise_size", 0):
             torch.manual_seed(1)
@@ -77,7 +83,7 @@ def test_a_reference_network_is_the_same_function(size):
 
 @pytest.mark.parametrize("size", FAMILY_SIZES, ids=lambda size: size.name)
 def test_families_take_steps(size):
-    for case in (Bare(size), GatdistCase(size, RULES["alternating_kept"])):
+    for case in (Bare(size), gatdist_case(size, RULES["alternating_kept"])):
         case.run(1)
         for network in (case.generator, case.discriminator):
             assert all(p.isfinite().all() for p in network.parameters())
@@ -104,33 +110,33 @@ def test_a_reference_network_has_torchs_spectral_norm():
         peer("accelerate"),
     ],
 )
-def test_everyone_ends_where_gatdists_alternating_step_ends(build, monkeypatch):
-    monkeypatch.setattr(case_module, "LEARNING_RATE", 1e-3)
-    ours, theirs = GatdistCase(TINY, RULES["alternating"]), build(TINY)
-    start = {name: p.clone() for name, p in theirs.generator.named_parameters()}
+def test_references_end_where_gatdists_alternating_step_ends(build, monkeypatch):
+    monkeypatch.setattr(cases_module, "LEARNING_RATE", 1e-3)
+    case, reference = gatdist_case(TINY, RULES["alternating"]), build(TINY)
+    start = {name: p.clone() for name, p in reference.generator.named_parameters()}
     drawn = [
         draws.normal(0, "latents", torch.arange(4) + 4 * step, (64,), torch.float32)
         for step in range(3)
     ]
-    monkeypatch.setattr(theirs, "latents", partial(next, iter(drawn)), raising=False)
+    monkeypatch.setattr(reference, "latents", partial(next, iter(drawn)), raising=False)
     # A trainer takes a step before and one after those that it counts, others one before.
-    theirs.run(1 if type(theirs).__name__ == "_Lightning" else 2)
-    ours.run(2)
+    reference.run(1 if type(reference).__name__ == "Lightning" else 2)
+    case.run(2)
     for player in ("generator", "discriminator"):
-        mine = dict(getattr(ours, player).named_parameters())
-        for name, parameter in getattr(theirs, player).named_parameters():
+        mine = dict(getattr(case, player).named_parameters())
+        for name, parameter in getattr(reference, player).named_parameters():
             torch.testing.assert_close(
                 parameter, mine[name], rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
             )
-    moved = [(p - start[name]).abs().max() for name, p in theirs.generator.named_parameters()]
+    moved = [(p - start[name]).abs().max() for name, p in reference.generator.named_parameters()]
     assert min(moved) > 5e-4  # so the tolerance is a small part of it
 
 
 @pytest.mark.parametrize("name", RULES)
 def test_gatdists_cases_take_real_steps(name):
-    case = GatdistCase(TINY, RULES[name])
+    case = gatdist_case(TINY, RULES[name])
     before = torch.cat([p.detach().flatten().clone() for p in case.generator.parameters()])
-    assert case.run(2) > 0
+    assert case.run(2).wall > 0
     assert case.state.samples_seen == 3 * TINY.batch
     assert int(case.state.guard.tensors["nonfinite"]) == 0
     after = torch.cat([p.detach().flatten() for p in case.generator.parameters()])
@@ -167,8 +173,24 @@ def test_all_have_a_turn_each_round_in_changing_order_and_the_first_round_is_dro
 def test_a_ratio_compares_what_ran_in_the_same_round():
     ratio = compare([1.0, 10.0, 3.0], [2.0, 10.0, 12.0])
     assert (ratio.median, ratio.low, ratio.high) == (2.0, 1.0, 4.0)
-    assert steps_in_a_turn(1, 0.03, 1.5) == 50
-    assert steps_in_a_turn(1, 7.0, 1.5) == 1
+    assert steps_in_a_turn(0.03, 1.5) == 50
+    assert steps_in_a_turn(7.0, 1.5) == 1
+
+
+def test_cpu_time_is_that_of_this_process_per_step():
+    waiting, working = timed(lambda: time.sleep(0.2)), timed(busy)
+    assert waiting.cpu < 0.1 < 0.2 <= waiting.wall
+    assert working.cpu == pytest.approx(0.2, abs=0.05)
+    turns, bare = [Seconds(1.0, 0.6), Seconds(3.0, 0.9)], [Seconds(2.0, 0.4), Seconds(2.0, 0.6)]
+    row = speed(10, turns, bare)
+    assert row["ratio_low"] < row["ratio_to_bare"] < row["ratio_high"]
+    assert [row[f"cpu_to_bare{end}"] for end in ("", "_low", "_high")] == pytest.approx([1.5] * 3)
+
+
+def busy():
+    ends = time.process_time() + 0.2
+    while time.process_time() < ends:
+        pass
 
 
 class Allocates(Case):
@@ -210,10 +232,13 @@ def test_the_result_has_the_contracts_fields(tiny, capsys):
         assert row["size"] == "tiny"
         assert row["samples_per_s"] == pytest.approx(TINY.batch / row["step_s"])
         assert row["ratio_low"] <= row["ratio_to_bare"] <= row["ratio_high"]
+        assert row["cpu_to_bare_low"] <= row["cpu_to_bare"] <= row["cpu_to_bare_high"]
+        assert row["cpu_step_s"] > 0
         assert row["peak_bytes"] > 0
         assert row["state_bytes"] > 0
     bare = found["cases"][0]
-    assert (bare["name"], bare["ratio_to_bare"], bare["peak_to_bare"]) == ("bare", 1, 1)
+    assert bare["name"] == "bare"
+    assert bare["ratio_to_bare"] == bare["cpu_to_bare"] == bare["peak_to_bare"] == 1
     assert found["two_processes"] == []
     assert found["environment"]["threads"] == 1
     assert found["environment"]["packages"]["torch"] == torch.__version__
@@ -252,13 +277,18 @@ def row(name, ratio, **more):
         "ratio_low": ratio - 0.1,
         "ratio_high": ratio + 0.1,
         "step_s": 0.0123,
+        "cpu_step_s": 0.0246,
+        "cpu_to_bare": 1.25,
+        "cpu_to_bare_low": 1.2,
+        "cpu_to_bare_high": 1.3,
         "peak_bytes": 3 * 2**20,
         "peak_to_bare": 1.0,
     } | more
 
 
 def test_the_table_is_aligned():
-    pair = {f"ratio_to_{of}{end}": 0.9 for of in ("ddp", "limit") for end in ("", "_low", "_high")}
+    ratios = ("ratio_to_ddp", "ratio_to_limit", "cpu_to_ddp")
+    pair = {f"{ratio}{end}": 0.9 for ratio in ratios for end in ("", "_low", "_high")}
     found = {
         "cases": [row("bare", 1.0), row("one_stage_bfloat16", 12.25, step_s=1.5)],
         "two_processes": [row("canonical", 1.0, ratio_to_fast=0.875, **pair)],
@@ -276,7 +306,7 @@ def test_the_table_is_aligned():
     assert {len(text) for text in (head, line, first, second)} == {len(line)}
     assert second.split() == [
         *("one_stage_bfloat16", "1,234", "1500", "ms", "12.250", "12.150", "to", "12.350"),
-        *("3.0", "MiB", "1.000"),
+        *("24.60", "ms", "1.250", "1.200", "to", "1.300", "3.0", "MiB", "1.000"),
     ]
     assert two.startswith("tiny, two processes")
     assert "0.875" in notes
@@ -312,6 +342,7 @@ def test_two_processes_are_compared_with_plain_ddp_and_with_two_that_do_not_comm
         assert row["samples_per_s"] == pytest.approx(2 * TINY.batch / row["step_s"])
         assert row["ratio_to_ddp"] > 0
         assert row["ratio_to_limit"] > 0
+        assert row["cpu_to_ddp"] > 0
         assert ("ratio_to_fast" in row) == (row["name"] == "canonical")
     assert found["two_processes"][0]["ratio_to_ddp"] == 1
     assert any("round 1 of 1" in one for one in message)

@@ -1,4 +1,4 @@
-"""The script for accelerators runs without Ray and storage, and tells what is wrong."""
+"""The GPU benchmark runs without Ray and storage, and reports what is wrong."""
 
 import json
 import subprocess
@@ -61,6 +61,6 @@ def test_a_wrong_step_is_told(monkeypatch, capsys, tmp_path):
 
 def test_what_breaks_is_a_row_of_its_own():
     rows = []
-    with gpu.telling("a graph", rows):
+    with gpu.failing("a graph", rows):
         raise RuntimeError("not while capturing")
     assert rows == [{"name": "a graph", "ok": False, "reason": "RuntimeError: not while capturing"}]

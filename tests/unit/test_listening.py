@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gatdist.bench.data.servers import moto, nginx
-from gatdist.bench.proxy import Proxy
+from benchmarks.proxy import Proxy
+from benchmarks.servers import moto, nginx
 from support import PROGRAMS, need
 
 LOOPBACK = {"0100007F", "00000000000000000000000001000000"}

@@ -1,1 +1,1 @@
-"""``gatdist bench scaling``: what a worker more brings, and how soon a lost one is made good."""
+"""``gatdist bench scaling``: efficiency by number of workers, and recovery time after a failure."""

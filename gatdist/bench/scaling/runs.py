@@ -1,4 +1,4 @@
-"""What only real runs tell: how soon a lost worker is made good, and the quality reached."""
+"""Real runs: recovery time after a worker failure, and quality by number of workers."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from gatdist.bench.processes import Report
 from gatdist.common.errors import GatdistError
 from gatdist.config import Config, load_config
 
-# Trains a run, to its end; returns its outcome.
+# Trains a run and returns its outcome.
 Train = Callable[[Config, str], dict[str, Any]]
 
 _PLUGIN = "dies_on_purpose"
 _STEPS, _KILL_STEP, _CHECKPOINT_STEPS = 60, 30, 20
-# The dates of both files are those of one file system, so the hosts' clocks need not agree.
+# Both files get the time of one file system, so the hosts' clocks need not agree.
 _SOURCE = f"""
 import os, pathlib, signal
 from gatdist.common import position
@@ -36,20 +36,20 @@ position.hook = hook
 
 
 def time_to_recover(workers: int, address: str, folder: Path, train: Train) -> dict[str, Any]:
-    """Kill one of the workers of a small run, and wait for the first step of those that follow.
+    """Kill one worker of a small run, and time the recovery.
 
     Args:
-        workers: how many (≥ 2); the last one dies.
-        address: of a Ray cluster; "" for this machine.
-        folder: empty; all hosts see it under this path.
-        train: what ``gatdist train`` calls.
+        workers: Number of workers (≥ 2); the last one is killed.
+        address: Of a Ray cluster; "" for this machine.
+        folder: Empty; at this path on every host.
+        train: The function behind ``gatdist train``.
 
     Returns:
         JSON values: ``workers``; ``recovery_s``, from the kill until the gradients of a new step
         are reduced; ``steps_repeated``, from the last checkpoint to the kill.
 
     Raises:
-        GatdistError: what training raised; or nobody was killed, or nobody followed.
+        GatdistError: Training failed, no worker was killed, or the run did not recover.
     """
     (folder / f"{_PLUGIN}.py").write_text(_SOURCE.replace("RANK", str(workers - 1)))
     batch = 8 * workers
@@ -72,8 +72,9 @@ def time_to_recover(workers: int, address: str, folder: Path, train: Train) -> d
         train(config, str(folder / "run"))
     killed, moves = folder / "killed", folder / "moves"
     if not (killed.exists() and moves.exists()):
-        raise GatdistError("no worker was killed, or no new step was seen after that")
-    seen = _resumed_from(folder / "run")
+        raise GatdistError("no worker was killed, or no new step followed")
+    attempts = (folder / "run/attempts.jsonl").read_text().splitlines()
+    seen = int(json.loads(attempts[1])["resumed_from"] or 0)
     return {
         "workers": workers,
         "recovery_s": moves.stat().st_mtime - killed.stat().st_mtime,
@@ -82,10 +83,10 @@ def time_to_recover(workers: int, address: str, folder: Path, train: Train) -> d
 
 
 def quality_config(preset: str, workers: int, address: str) -> Config:
-    """A preset or a TOML file for so many workers.
+    """Load a preset or a TOML file for ``workers`` workers.
 
     Raises:
-        ConfigError: there is none, or it does not suit so many.
+        ConfigError: It does not exist, or does not suit that number.
     """
     config = load_config(preset, _where(workers, address))
     config.check_workers(workers)
@@ -95,19 +96,16 @@ def quality_config(preset: str, workers: int, address: str) -> Config:
 def measure_quality(
     configs: Iterable[Config], url: str, train: Train, report: Report
 ) -> dict[int, dict[str, float]]:
-    """Train each configuration from nothing: its metrics at the end and ``samples_seen``.
+    """Train each configuration, and return its last metrics and ``samples_seen`` by workers.
 
     Args:
-        configs: that differ in ``cluster.workers`` only.
-        url: a folder that all hosts reach, in which the runs are kept.
-        train: what ``gatdist train`` calls.
-        report: gets a line a run.
-
-    Returns:
-        By number of workers.
+        configs: They differ in ``cluster.workers`` only.
+        url: A folder that all hosts reach; the runs are kept there.
+        train: The function behind ``gatdist train``.
+        report: Gets one line per run.
 
     Raises:
-        GatdistError: what training raised.
+        GatdistError: Training failed.
     """
     found = {}
     for config in configs:
@@ -120,8 +118,3 @@ def measure_quality(
 
 def _where(workers: int, address: str) -> list[str]:
     return [f"cluster.workers={workers}", f"cluster.address={json.dumps(address)}"]
-
-
-def _resumed_from(run: Path) -> int:
-    lines = (run / "attempts.jsonl").read_text().splitlines()
-    return int(json.loads(lines[1])["resumed_from"] or 0)

@@ -1,13 +1,10 @@
-"""An HTTP proxy that makes a server slow and faulty: object storage far away, on a bad day.
+"""HTTP proxy on loopback that makes a server slow and faulty, for tests and benchmarks of storage.
 
-Which requests fail is told beforehand, by name and number, so that what is measured or tested is
-the same each time. In this process::
+Faults are chosen by path and request number, so they are the same in every run::
 
     with Proxy("http://127.0.0.1:9000", latency_s=0.03, faults=[Fault("reset")]) as proxy:
         Store("s3://bucket", {"client_kwargs": {"endpoint_url": proxy.url}}).read("x")
         proxy.exchanges  # two, of which the first was reset
-
-:func:`proxy_process` runs it in a process of its own, which takes no time from the one measured.
 """
 
 from __future__ import annotations
@@ -26,36 +23,35 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import aiohttp
 from aiohttp import web
 from yarl import URL
 
 _CHUNK_BYTES = 64 * 2**10
-# What holds for one connection only (RFC 9110, 7.6.1), and what this proxy answers itself.
+# Headers of one connection (RFC 9110, 7.6.1).
 _OF_ONE_CONNECTION = {"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"}
 _ADDED_BY_AIOHTTP = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What is done to some requests.
+    """A fault of some requests.
 
     Args:
         kind: ``refuse``: answered with ``status``, ``headers`` and ``body``. ``silence``: never
-            answered. ``stall``: nothing more comes after half of the body. ``reset``: the
-            connection is reset there. ``short``: only half of the range comes, as if the file
-            ended. ``flip_bit``: one bit in the middle of the body is turned. ``ignore_range``: the
-            whole file is sent with status 200. ``late``: never answered, and passed on when
-            :meth:`Proxy.deliver_late` is called. ``lost``: passed on, but never answered.
-        path: a shell pattern for the URL's path, for example ``*/shard-000003.tar``.
-        methods: the methods concerned.
-        requests: [first, stop): which of the requests for one path, counted from 0 among those of
-            these methods.
-        rate: where given, what fails is instead this share of all ranges, chosen by a hash of path
-            and range, and only when asked for the first time.
-        holding: only requests with this text in a header's value, for example an old key.
+            answered. ``stall``: the body stops at half. ``reset``: the connection is reset there.
+            ``short``: only half of the range is sent, as if the file ended. ``flip_bit``: a bit in
+            the middle of the body is flipped. ``ignore_range``: the whole file is sent with status
+            200. ``late``: never answered, and forwarded by :meth:`Proxy.deliver_late`. ``lost``:
+            forwarded, but never answered.
+        path: Shell pattern of the URL's path, for example ``*/shard-000003.tar``.
+        methods: HTTP methods.
+        requests: [first, stop) among the requests for one path with these methods.
+        rate: If given, this share of all ranges fails instead, chosen by a hash of path and range,
+            on the first request only.
+        holding: Only requests with this text in a header's value.
     """
 
     kind: Literal[
@@ -73,7 +69,7 @@ class Fault:
 
 @dataclass
 class Exchange:
-    """A request, what was done to it, and how many bytes of body were sent and have come back."""
+    """A request, its fault, and the bytes of its body and of the answer's."""
 
     method: str
     path: str
@@ -85,18 +81,18 @@ class Exchange:
 
 
 class Proxy:
-    """Serves on loopback what ``upstream`` serves; a context manager.
+    """Proxy of ``upstream``; a context manager.
 
     Args:
-        upstream: the server's URL, without a path.
-        latency_s: waited before each request is passed on.
-        bytes_per_s: the most that one connection carries.
-        faults: the first that concerns a request is done. May be assigned anew while it runs.
+        upstream: URL of the server, without a path.
+        latency_s: Delay before each request is forwarded.
+        bytes_per_s: Bandwidth of one connection.
+        faults: The first that matches a request applies. Assigning them resets their counts.
 
     Attributes:
-        url: of the proxy.
-        exchanges: all so far, in the order of the requests.
-        most_at_once: the largest number of requests that were in progress at the same time.
+        url: Of the proxy.
+        exchanges: All so far, in the order of the requests.
+        most_at_once: Largest number of concurrent requests.
     """
 
     def __init__(
@@ -118,7 +114,6 @@ class Proxy:
 
     @property
     def faults(self) -> Sequence[Fault]:
-        """What is done to which requests. Assigned, their counts start anew."""
         return self._faults
 
     @faults.setter
@@ -128,11 +123,10 @@ class Proxy:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all bodies that went back."""
-        return sum(exchange.num_bytes for exchange in self.exchanges)
+        return sum(exchange.num_bytes for exchange in list(self.exchanges))
 
     def deliver_late(self) -> list[int]:
-        """Pass on, in their order, the requests that were kept (``late``); their statuses."""
+        """Forward the ``late`` requests in order, and return their statuses."""
 
         async def deliver() -> list[int]:
             late, self._late, statuses = self._late, [], []
@@ -181,7 +175,7 @@ class Proxy:
         try:
             return await self._pass_on(request)
         except ConnectionResetError:
-            return web.Response()  # nobody is there to have it
+            return web.Response()  # the client has gone
         except aiohttp.ClientError as error:
             return web.Response(status=502, text=f"{self._upstream}: {error}")
         finally:
@@ -198,7 +192,7 @@ class Proxy:
         if request.headers.get("Expect", "").lower() == "100-continue" and request.transport:
             request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         if kind == "silence":
-            await asyncio.Event().wait()  # until the client leaves
+            await asyncio.Event().wait()  # until the client disconnects
         if fault and kind == "refuse":
             await request.read()
             exchange.status, exchange.num_bytes = fault.status, len(fault.body)
@@ -214,7 +208,7 @@ class Proxy:
         }
         if kind == "late":
             self._late.append(passed_on | {"data": await request.read()})
-            await asyncio.Event().wait()  # until the client leaves
+            await asyncio.Event().wait()
         async with self._session.request(**passed_on, allow_redirects=False) as upstream:
             if kind == "lost":
                 await upstream.read()
@@ -230,7 +224,7 @@ class Proxy:
                 answer.headers.add(name, value)
         exchange.status = upstream.status
         kind, length = exchange.fault, upstream.content_length
-        stop = (length or 0) // 2  # where a fault is done
+        stop = (length or 0) // 2  # where the fault happens
         if kind == "short":
             answer.content_length = length = stop
         if length is None and request.method != "HEAD":
@@ -244,7 +238,7 @@ class Proxy:
             elif kind == "flip_bit" and sent <= stop < sent + len(chunk):
                 i = stop - sent
                 data = chunk[:i] + bytes([chunk[i] ^ 1]) + chunk[i + 1 :]
-            exchange.num_bytes += len(data)  # before the client can have it all
+            exchange.num_bytes += len(data)  # before the client can have received it
             early_s = exchange.num_bytes / self._bytes_per_s - (self._loop.time() - began)
             if early_s > 0:
                 await asyncio.sleep(early_s)
@@ -255,7 +249,7 @@ class Proxy:
             await asyncio.Event().wait()
         if kind == "reset" and request.transport:
             connection = request.transport.get_extra_info("socket")
-            # A close that does not linger is a reset.
+            # Closing without lingering resets the connection.
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             request.transport.abort()
             return answer
@@ -263,7 +257,7 @@ class Proxy:
         return answer
 
     def _fault_for(self, request: web.BaseRequest) -> Fault | None:
-        """The fault that concerns a request, which is counted."""
+        """Count the request, and return its fault."""
         path = request.rel_url.path
         concerning = []
         for number, fault in enumerate(self._faults):
@@ -288,20 +282,19 @@ def _range(request: web.BaseRequest) -> str:
     return str(request.headers.get("Range") or request.headers.get("x-ms-range", ""))
 
 
-@dataclass(frozen=True)
-class ProxyProcess:
-    """A proxy in a process of its own: its URL, and what it has counted so far."""
+class ProxyProcess(NamedTuple):
+    """A proxy in its own process."""
 
     url: str
-    _process: subprocess.Popen[str]
+    process: subprocess.Popen[str]
 
     def counts(self) -> dict[str, int]:
-        """``num_requests``, ``num_faults`` and ``num_bytes`` of all bodies that went back."""
-        assert self._process.stdin
-        assert self._process.stdout
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
-        counts: dict[str, int] = json.loads(self._process.stdout.readline())
+        """Return ``num_requests``, ``num_faults`` and ``num_bytes`` of all answers' bodies."""
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        counts: dict[str, int] = json.loads(self.process.stdout.readline())
         return counts
 
 
@@ -313,7 +306,7 @@ def proxy_process(
     bytes_per_s: float = math.inf,
     faults: Sequence[Fault] = (),
 ) -> Iterator[ProxyProcess]:
-    """A :class:`Proxy` in a process of its own, which ends with the block or with this process."""
+    """Run a :class:`Proxy` in its own process, which takes no time from the one measured."""
     settings = {
         "upstream": upstream,
         "latency_s": latency_s,
@@ -336,17 +329,14 @@ def proxy_process(
 def _main(settings: dict[str, Any]) -> None:
     faults = [Fault(**fault) for fault in settings.pop("faults")]
     with Proxy(**settings, faults=faults) as proxy:
-        sys.stdout.write(f"{proxy.url}\n")
-        sys.stdout.flush()
-        for _ in sys.stdin:  # each line is a question, and its end the end
-            exchanges = list(proxy.exchanges)
+        print(proxy.url, flush=True)
+        for _ in sys.stdin:  # each line asks for the counts
             counts = {
-                "num_requests": len(exchanges),
-                "num_faults": sum(bool(exchange.fault) for exchange in exchanges),
-                "num_bytes": sum(exchange.num_bytes for exchange in exchanges),
+                "num_requests": len(proxy.exchanges),
+                "num_faults": sum(bool(exchange.fault) for exchange in list(proxy.exchanges)),
+                "num_bytes": proxy.num_bytes,
             }
-            sys.stdout.write(f"{json.dumps(counts)}\n")
-            sys.stdout.flush()
+            print(json.dumps(counts), flush=True)
 
 
 if __name__ == "__main__":

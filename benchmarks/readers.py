@@ -1,7 +1,6 @@
-"""Readers of the same pictures, and the limits: each an endless iterator of uint8 batches.
+"""Readers of one data set of JPEGs, and upper bounds: endless iterators of uint8 batches.
 
-All decode with simplejpeg, shuffle as their users would, and have the same number of threads or
-worker processes.
+All decode with simplejpeg, shuffle, and have the same number of threads or worker processes.
 """
 
 from __future__ import annotations
@@ -18,22 +17,23 @@ from typing import Any
 import numpy as np
 import simplejpeg
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
-from gatdist.config import DataConfig, load_config
-from gatdist.data import Loader, SampleOrder, open_dataset
+from gatdist.config import DataConfig, cache_folder, load_config
+from gatdist.data import Loader, SampleOrder, open_dataset, write_dataset
 from gatdist.data.codecs import decode_image_into
+from gatdist.storage import Store
 
 BATCH = 64
-_LANES = 64
 _READ_BYTES = 4 * 2**20
 
-# Given the folder of a data set, threads and what to close at the end: batches, as long as wanted.
+# (folder of a data set, threads, stack of what to close) -> endless batches
 Reader = Callable[[Path, int, ExitStack], Iterator[Any]]
 
 
 def gatdist(folder: Path, threads: int, stack: ExitStack) -> Iterator[Tensor]:
-    """Ours."""
     loader = stack.enter_context(open_loader(str(folder), threads))
     return (batch.samples for batch in loader)
 
@@ -41,16 +41,7 @@ def gatdist(folder: Path, threads: int, stack: ExitStack) -> Iterator[Tensor]:
 def open_loader(
     url: str, threads: int, *, position: int = 0, rank: int = 0, world_size: int = 1, **data: Any
 ) -> Loader:
-    """A loader as one worker of a run has it.
-
-    Args:
-        url: of the data set.
-        threads: that decode.
-        position: where the run is.
-        rank: of the worker.
-        world_size: of the run; each worker has ``BATCH`` samples a step.
-        data: more keys of the configuration's section.
-    """
+    """Open the loader of one worker, with ``BATCH`` samples per step and keys of ``[data]``."""
     config = load_config("digits", [f"run.global_batch={BATCH * world_size}"])
     keys = {"url": url, "decode_threads": threads} | data
     config = config.model_copy(update={"data": DataConfig.model_validate(keys)})
@@ -67,10 +58,10 @@ def open_loader(
 
 
 def bare_read(folder: Path, threads: int, stack: ExitStack) -> Iterator[int]:
-    """A limit: all bytes of the shards, read one after the other; gives samples, not batches."""
-    manifest_samples = open_dataset(DataConfig(url=str(folder)))
-    sizes = [size for _, size in manifest_samples.shard_sizes]
-    per_batch = sum(sizes) / manifest_samples.num_samples * BATCH
+    """Upper bound: sequential reads of the shards; yields numbers of samples."""
+    shards = open_dataset(DataConfig(url=str(folder))).shard_sizes
+    samples, sizes = zip(*shards, strict=True)
+    per_batch = sum(sizes) / sum(samples) * BATCH
     read = 0.0
     for path in itertools.cycle(sorted(folder.glob("*.tar"))):
         with path.open("rb", buffering=0) as file:
@@ -82,7 +73,7 @@ def bare_read(folder: Path, threads: int, stack: ExitStack) -> Iterator[int]:
 
 
 def bare_decode(folder: Path, threads: int, stack: ExitStack) -> Iterator[Tensor]:
-    """A limit: decoding from memory into batches that are there already."""
+    """Upper bound: decoding from memory into allocated batches."""
     contents = list(itertools.islice(_files(folder), 2048))
     size = open_dataset(DataConfig(url=str(folder))).sample_shape[1]
     out = [np.empty((BATCH, size, size, 3), np.uint8) for _ in range(4)]
@@ -102,7 +93,6 @@ def bare_decode(folder: Path, threads: int, stack: ExitStack) -> Iterator[Tensor
 
 
 def webdataset(folder: Path, threads: int, stack: ExitStack) -> Iterator[Tensor]:
-    """The webdataset library, in worker processes."""
     import webdataset as wds
 
     shards = sorted(str(path) for path in folder.glob("*.tar"))
@@ -110,14 +100,14 @@ def webdataset(folder: Path, threads: int, stack: ExitStack) -> Iterator[Tensor]
         wds.WebDataset(shards, shardshuffle=len(shards), resampled=False, seed=0)
         .repeat()
         .shuffle(1000)
-        .map(_decoded_jpg)
-        .batched(BATCH, collation_fn=_stacked)
+        .map(_decode_sample)
+        .batched(BATCH, collation_fn=_stack)
     )
     return iter(wds.WebLoader(dataset, batch_size=None, num_workers=threads))
 
 
 def litdata(folder: Path, threads: int, stack: ExitStack) -> Iterator[Tensor]:
-    """litdata, from chunks of its own, in worker processes."""
+    """Read litdata's own chunks."""
     from litdata import StreamingDataLoader, StreamingDataset
     from litdata.streaming.writer import BinaryWriter
 
@@ -132,7 +122,7 @@ def litdata(folder: Path, threads: int, stack: ExitStack) -> Iterator[Tensor]:
 
     class Decoded(StreamingDataset):  # type: ignore[misc]
         def __getitem__(self, index: Any) -> Tensor:
-            return torch.from_numpy(_decoded(super().__getitem__(index)))
+            return torch.from_numpy(simplejpeg.decode_jpeg(super().__getitem__(index)))
 
     dataset = Decoded(str(chunks), shuffle=True)
     loader = StreamingDataLoader(dataset, batch_size=BATCH, num_workers=threads)
@@ -140,7 +130,7 @@ def litdata(folder: Path, threads: int, stack: ExitStack) -> Iterator[Tensor]:
 
 
 def grain(folder: Path, threads: int, stack: ExitStack) -> Iterator[Any]:
-    """grain, over loose files, with its reading threads (its processes fork)."""
+    """Read loose files with grain's threads, since its processes fork."""
     import grain as library
 
     source = _Loose(_loose(folder))
@@ -150,26 +140,26 @@ def grain(folder: Path, threads: int, stack: ExitStack) -> Iterator[Any]:
 
 
 def torch_files(folder: Path, threads: int, stack: ExitStack) -> Iterator[Tensor]:
-    """Torch's DataLoader over loose files, in worker processes."""
+    """Read loose files with torch's DataLoader."""
     dataset: Any = _Loose(_loose(folder))
     loader = torch.utils.data.DataLoader(
-        dataset, BATCH, shuffle=True, num_workers=threads, collate_fn=_stacked, drop_last=True
+        dataset, BATCH, shuffle=True, num_workers=threads, collate_fn=_stack, drop_last=True
     )
     return itertools.chain.from_iterable(itertools.repeat(loader))
 
 
 LIMITS: dict[str, Reader] = {"bare_read": bare_read, "bare_decode": bare_decode}
-PEERS: dict[str, tuple[str, Reader]] = {
-    "webdataset": ("webdataset", webdataset),
-    "litdata": ("litdata", litdata),
-    "grain": ("grain", grain),
-    "torch_files": ("torch", torch_files),
+READERS: dict[str, Reader] = {
+    **LIMITS,
+    "gatdist": gatdist,
+    "webdataset": webdataset,
+    "litdata": litdata,
+    "grain": grain,
+    "torch_files": torch_files,
 }
-OURS: dict[str, Reader] = {"gatdist": gatdist}
 
 
 def _files(folder: Path) -> Iterator[bytes]:
-    """The JPEGs of all shards."""
     for path in sorted(folder.glob("*.tar")):
         with tarfile.open(path) as archive:
             for member in archive:
@@ -179,7 +169,7 @@ def _files(folder: Path) -> Iterator[bytes]:
 
 
 def _loose(folder: Path) -> list[str]:
-    """The same pictures as files of their own, written on first use."""
+    """Write the images as single files on first use."""
     loose = folder / "loose"
     done = loose / "done"
     if not done.exists():
@@ -191,7 +181,7 @@ def _loose(folder: Path) -> list[str]:
 
 
 class _Loose:
-    """Files by number, decoded."""
+    """Decoded files by number."""
 
     def __init__(self, paths: list[str]) -> None:
         self._paths = paths
@@ -200,16 +190,56 @@ class _Loose:
         return len(self._paths)
 
     def __getitem__(self, index: int) -> Any:
-        return _decoded(Path(self._paths[index]).read_bytes())
+        return simplejpeg.decode_jpeg(Path(self._paths[index]).read_bytes())
 
 
-def _decoded(content: bytes) -> Any:
-    return simplejpeg.decode_jpeg(content)
+def _decode_sample(sample: dict[str, Any]) -> Any:
+    return simplejpeg.decode_jpeg(sample["jpg"])
 
 
-def _decoded_jpg(sample: dict[str, Any]) -> Any:
-    return _decoded(sample["jpg"])
-
-
-def _stacked(samples: list[Any]) -> Tensor:
+def _stack(samples: list[Any]) -> Tensor:
     return torch.from_numpy(np.stack(samples))
+
+
+# The data set: random images whose JPEGs are as large as those of photographs.
+
+_POOL = 24
+_OCTAVES = ((4, 60.0), (16, 30.0), (64, 14.0), (256, 9.0))
+_QUALITY = 94  # 256 × 256 pixels then take about 30 KB
+
+
+def images(num: int, size: int, seed: int = 0) -> Iterator[bytes]:
+    """Yield ``num`` different JPEGs of ``size`` × ``size`` in RGB."""
+    draws = np.random.default_rng([seed, size])
+    pool = [_texture(draws, size) for _ in range(_POOL)]
+    for _ in range(num):
+        first, second = draws.choice(_POOL, 2, replace=False)
+        down, right = (int(n) for n in draws.integers(0, size, 2))
+        mixed = pool[first] + np.roll(pool[second], (down, right), axis=(0, 1))
+        levels = np.clip(mixed + 128 + draws.uniform(-30, 30, 3), 0, 255).astype(np.uint8)
+        yield simplejpeg.encode_jpeg(levels, quality=_QUALITY)
+
+
+def image_folder(num: int, size: int, num_shards: int) -> Path:
+    """Return a data set of random images in the cache folder, written on first use."""
+    path = cache_folder() / "benchmarks" / f"pictures-v1-{size}-{num}-{num_shards}-0"
+    if not (path / "manifest.json").exists():
+        made = images(num, size)
+        bounds = [num * i // num_shards for i in range(num_shards + 1)]
+        shards = (
+            ((f"{i:08d}", {"jpg": next(made)}) for i in range(first, end))
+            for first, end in itertools.pairwise(bounds)
+        )
+        write_dataset(Store(str(path)), shards, modality="image", sample_shape=(3, size, size))
+    return path
+
+
+def _texture(draws: np.random.Generator, size: int) -> NDArray[np.float64]:
+    """Noise that is weaker at finer scales, [size, size, 3], about 0."""
+    total = np.zeros((size, size, 3))
+    for cells, strength in _OCTAVES:
+        cells = min(cells, size)
+        noise = draws.uniform(0, 255, (cells, cells, 3)).astype(np.uint8)
+        grown = Image.fromarray(noise).resize((size, size), Image.Resampling.BICUBIC)
+        total += (np.asarray(grown) / 127.5 - 1) * strength
+    return total / 2

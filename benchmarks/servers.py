@@ -1,4 +1,4 @@
-"""Servers of S3 objects on this machine, each in a process of its own."""
+"""S3 servers on loopback, each in its own process."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _START_S = 30.0
 
 @contextmanager
 def moto(root: Path) -> Iterator[str]:
-    """Moto's S3 in a process of its own, with an empty bucket of the folder's name; its address.
+    """Serve Moto's S3 with an empty bucket of the folder's name; yields the address.
 
     Raises:
-        UserError: it is not installed, or does not start.
+        UserError: It is not installed, or does not start.
     """
     port = _free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
@@ -37,20 +37,19 @@ def moto(root: Path) -> Iterator[str]:
 
 @contextmanager
 def nginx(root: Path) -> Iterator[str]:
-    """What is in the folder, as a bucket of its name that can only be read; the address.
+    """Serve the folder's files as a read-only bucket of its name; yields the address.
 
-    To read an object is to ask for a file, with or without a range: nginx needs to know no more of
-    S3 than that, and what it takes of this machine's time is hardly to be seen.
+    Reading an S3 object is a GET of a file, with or without a range; nginx takes next to no CPU.
 
     Raises:
-        UserError: it does not start.
+        UserError: It does not start.
     """
     port = _free_port()
     with tempfile.TemporaryDirectory() as name:
         own = Path(name)
         kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         (own / "conf").write_text(
-            # Where root runs it, its workers would be of a user who may not read the folder.
+            # Workers started by root would run as a user who can't read the folder.
             f"{'user root;' * (os.geteuid() == 0)} daemon off; pid {own}/pid; events {{}} http {{ "
             + "".join(f"{kind}_temp_path {own}/temporary; " for kind in kinds)
             + f"access_log off; sendfile on; keepalive_requests 1000000; server {{ "
@@ -64,7 +63,7 @@ def nginx(root: Path) -> Iterator[str]:
 
 
 def nginx_program() -> str | None:
-    """Where nginx is, if it is; Debian keeps it where only root looks."""
+    """Path of nginx, if it is installed."""
     return shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
 
 
@@ -77,7 +76,6 @@ def _free_port() -> int:
 
 @contextmanager
 def _server(command: Sequence[str], port: int, path: str = "/") -> Iterator[str]:
-    """A server in a process of its own, once it answers at ``path``; its address."""
     address = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
@@ -85,7 +83,7 @@ def _server(command: Sequence[str], port: int, path: str = "/") -> Iterator[str]
             deadline = time.monotonic() + _START_S
             while not _answers(address + path):
                 if process.poll() is not None or time.monotonic() > deadline:
-                    rule = "there is no S3 server to start"
+                    rule = "is required, since no S3 server can be started"
                     hint = "Name a folder, such as s3://bucket/bench, or install moto[server]"
                     raise UserError("--url", rule, hint=hint)
                 time.sleep(0.1)

@@ -1,1 +1,0 @@
-"""How fast data is read: ``local`` from this machine, ``remote`` from object storage far away."""
