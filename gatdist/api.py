@@ -224,7 +224,7 @@ def evaluate(
     from gatdist.evaluation import Evaluator
     from gatdist.parallel.communicator import LocalCommunicator
     from gatdist.runs import adopted, load_run
-    from gatdist.runs.sampling.request import require_num
+    from gatdist.runs.sampling import require_num
 
     if num is not None:
         require_num(num)

@@ -23,7 +23,7 @@ from gatdist.bench.rounds import TURN_S, interleave, settled, speed, steps_in_a_
 from gatdist.config import load_config
 from gatdist.models import build_networks
 from gatdist.runs import Sampler
-from gatdist.runs.sampling.request import CHUNK, chunks_of
+from gatdist.runs.sampling import CHUNK, chunks_of
 
 SIZES_MADE = ("residual_w32", "dcgan64_w32", "r3gan32", "stylegan2_32", "wavegan4096", "text16")
 METRICS = ["fid", "kid", "swd", "precision_recall", "density_coverage", "inception_score"]

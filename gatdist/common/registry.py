@@ -84,14 +84,17 @@ def call_with_options(
             return made
         return check(function)(**given, **options)
     except ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "missing_keyword_only_argument":
+        key, rule, value = validation_problem(error)
+        if error.errors()[0]["type"] == "missing_keyword_only_argument":
             raise ConfigError(f"{field}.{key}", "is required by this network") from None
-        rule = problem["msg"]
-        raise ConfigError(
-            f"{field}.{key}", rule[0].lower() + rule[1:], value=problem["input"]
-        ) from None
+        raise ConfigError(f"{field}.{key}", rule, value=value) from None
+
+
+def validation_problem(error: ValidationError) -> tuple[str, str, Any]:
+    """Return the dotted key, the rule and the value of the first error that pydantic found."""
+    problem = error.errors()[0]
+    rule = problem["msg"]
+    return ".".join(map(str, problem["loc"])), rule[0].lower() + rule[1:], problem["input"]
 
 
 @contextmanager

@@ -1,11 +1,9 @@
-"""What a run keeps on storage: its folder, its checkpoints, and the networks in them."""
+"""Run directories: configuration, attempts, checkpoints, and the networks in them."""
 
 from gatdist.runs.checkpoint import PARTS, Checkpoint, read_checkpoint, require_same_order
 from gatdist.runs.checkpoints import Checkpoints, Retention
-from gatdist.runs.directory import RunDirectory, read_config, read_lines
-from gatdist.runs.evaluations import Evaluations
-from gatdist.runs.ownership import adopted, remember
-from gatdist.runs.saved_state import require_saved_state
+from gatdist.runs.directory import RunDirectory, adopted, read_config, read_lines, remember
+from gatdist.runs.state import Evaluations, require_saved_state
 from gatdist.runs.trained import Sampler, TrainedRun, load_run, networks_with
 
 __all__ = [

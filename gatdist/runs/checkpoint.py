@@ -1,8 +1,8 @@
-"""One checkpoint: a folder that is whole, or does not exist.
+"""One checkpoint: a folder of safetensors files, ``state.json`` and ``MANIFEST.json``.
 
-It holds safetensors files, ``state.json``, and ``MANIFEST.json`` with each file's size and SHA-256,
-written last. A folder without a valid manifest does not exist. Nothing in it depends on the number
-of workers, and loading never unpickles.
+The manifest lists each file's size and SHA-256 and is written last: a folder without a valid
+manifest is no checkpoint. The content does not depend on the number of workers; loading never
+unpickles.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from gatdist.storage import Store
 
 MANIFEST = "MANIFEST.json"
 FILE = re.compile(r"[\w-]+\.safetensors|state\.json")
-# The part of a checkpoint's tensors that holds each player as it is used.
+# The part of a checkpoint's tensors with each network for inference.
 PARTS: Mapping[PlayerName, str] = {"generator": "average", "discriminator": "discriminator"}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A committed checkpoint whose every byte was verified.
+    """A verified checkpoint.
 
     Attributes:
-        name: its folder.
+        name: of its folder.
         state: the content of ``state.json``.
         tensors: all trained tensors, on the CPU.
     """
@@ -46,11 +46,11 @@ class Checkpoint:
 
     @property
     def named_samples(self) -> int:
-        """The clock, as the folder's name tells it."""
+        """``samples_seen`` in the folder's name."""
         return int(self.name.partition(".")[0])
 
     def weights(self, player: PlayerName) -> dict[str, Tensor]:
-        """Of a player as it is used: the averaged generator's, or the discriminator's."""
+        """Return the weights for inference: the averaged generator's, or the discriminator's."""
         prefix = f"{PARTS[player]}/"
         return {
             name.removeprefix(prefix): tensor
@@ -59,7 +59,7 @@ class Checkpoint:
         }
 
     def digest(self) -> str:
-        """SHA-256 (hex) over the names, dtypes, shapes and bytes of all trained state, by name."""
+        """Return a SHA-256 (hex) of the names, dtypes, shapes and bytes of all tensors."""
         total = hashlib.sha256()
         for name in sorted(self.tensors):
             tensor = self.tensors[name].contiguous()
@@ -69,10 +69,10 @@ class Checkpoint:
 
 
 def read_manifest(store: Store) -> dict[str, Any]:
-    """The manifest of the checkpoint in the folder ``store``.
+    """Read the manifest of the checkpoint in the folder ``store``.
 
     Raises:
-        CheckpointError: there is none, or it is damaged.
+        CheckpointError: it is missing or damaged.
     """
     subject = f"{store.url}/{MANIFEST}"
     try:
@@ -87,7 +87,7 @@ def read_manifest(store: Store) -> dict[str, Any]:
         raise CheckpointError(subject, "lists no state.json")
     for name in manifest["files"]:
         if not FILE.fullmatch(name):  # it could lead out of the folder
-            raise CheckpointError(subject, "lists a file that no checkpoint has", value=name)
+            raise CheckpointError(subject, "lists a file that is not of a checkpoint", value=name)
     return manifest
 
 
@@ -95,14 +95,14 @@ def read_checkpoint(store: Store) -> Checkpoint:
     """Read and verify the checkpoint in the folder ``store``.
 
     Raises:
-        CheckpointError: no manifest, or a file that is missing or differs from it.
+        CheckpointError: no manifest, or a file is missing or differs from it.
     """
     contents: dict[str, bytes] = {}
     for file, entry in read_manifest(store)["files"].items():
         subject = f"{store.url}/{file}"
         try:
             size = store.size(file)
-            if size != entry["size"]:  # and what is longer than it should be is not read
+            if size != entry["size"]:  # checked first, so that no oversized file is read
                 rule = f"is damaged: expected {entry['size']} bytes, found {size}"
                 raise CheckpointError(subject, rule)
             contents[file] = store.read(file)
@@ -126,7 +126,7 @@ def read_checkpoint(store: Store) -> Checkpoint:
                 tensors |= {f"{part}/{key}": tensor for key, tensor in loaded.items()}
         state = dict(parse_json(contents["state.json"]))
     except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
-        raise CheckpointError(store.url, f"holds what no checkpoint has ({error!r})") from None
+        raise CheckpointError(store.url, f"is not a checkpoint ({error!r})") from None
     name = store.url.rstrip("/").rsplit("/", 1)[-1]
     return Checkpoint(name, state, tensors)
 
@@ -141,10 +141,10 @@ def write_checkpoint(
     """Write a checkpoint into the folder ``store``.
 
     Args:
-        store: the folder, into which nobody else writes.
+        store: the folder, which has no other writer.
         tensors: by name; the part before the first ``/`` names the file.
         state: JSON values.
-        about: JSON values that the manifest has beside its list of files.
+        about: further JSON values of the manifest.
         may_commit: called just before the manifest is written; may raise.
     """
     groups: dict[str, dict[str, Tensor]] = {}
@@ -162,15 +162,9 @@ def write_checkpoint(
 
 
 def require_same_order(saved: Mapping[str, Any], now: Mapping[str, Any], url: str) -> None:
-    """Refuse to go on from a checkpoint that was made with other data, or another order of it.
+    """Raise CheckpointError unless a checkpoint's data and sample order are the run's.
 
-    Args:
-        saved: of the checkpoint: its ``order``.
-        now: the same of the run.
-        url: of the run directory, for messages.
-
-    Raises:
-        CheckpointError: names what differs.
+    ``url`` is the run directory's, for messages.
     """
     for key in saved.keys() | now.keys():
         if saved.get(key) != now.get(key):
@@ -190,5 +184,4 @@ def _publish(store: Store, file: str, content: bytes) -> dict[str, Any]:
 
 
 def _entry(content: bytes) -> dict[str, Any]:
-    """What a manifest says of a file."""
     return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}

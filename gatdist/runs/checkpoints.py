@@ -1,16 +1,16 @@
-"""The checkpoints of a run: written in the background, fenced, and kept as long as is asked.
+"""The checkpoints of a run: written in the background, fenced, and deleted by age and metric.
 
-Each commit writes into a folder of its own, ``000000640.2-9f3ac21b0004``: samples seen, the number
-of the attempt, and an id, of which eight digits are random and the last four count the commits of
-the attempt. What makes that safe where attempts overlap, and requests arrive late or twice:
+Each commit writes into its own folder, such as ``000000640.2-9f3ac21b0004``: ``samples_seen``, the
+attempt, and an id of eight random digits and four that count the attempt's commits. That is safe
+with overlapping attempts, and with requests that arrive late or twice:
 
-* Nobody else writes into that folder, so no late request changes what another one committed.
-* A checkpoint exists once its manifest does, which is written last. Where that arrives after its
-  files were deleted, files are missing that it lists; such a folder is never counted as kept.
-* An attempt deletes in folders of its own and of earlier attempts only, which are stale, and only
-  those older than a checkpoint that it has just committed itself.
-* Deleted are exactly the files that a folder's manifest lists, and of a folder without a manifest
-  those with names that checkpoints have. The folder ``checkpoints`` is listed once.
+* A folder has one writer, so that late requests change no other commit.
+* The manifest is written last. If it arrives after its files were deleted, the folder lacks files
+  that it lists, and never counts as a checkpoint to keep.
+* An attempt deletes only folders of its own and of earlier attempts, which are stale, and only
+  those older than a checkpoint that it has just committed.
+* It deletes exactly the files that a folder's manifest lists or, without a manifest, those with
+  names of a checkpoint's files.
 """
 
 from __future__ import annotations
@@ -47,20 +47,17 @@ from gatdist.runs.checkpoint import (
 from gatdist.storage import Store, unfinished
 
 _NAME = re.compile(r"(\d{9,18})(?:\.(\d{1,18})(?:-([0-9a-f]{12}))?)?", re.ASCII)
-# How often the newest checkpoint is looked for again, where another attempt deletes meanwhile.
+# Tries to find the newest checkpoint while another attempt deletes.
 _LOOKS = 5
-# A commit that takes no longer is waited for, where the next one is due.
+# Time after the start of a commit for which the next one waits for it.
 _PATIENCE_S = 5.0
 
 
 @dataclass(frozen=True, order=True)
 class Name:
-    """What the name of a checkpoint's folder says; ordered by age.
+    """The parsed name of a checkpoint's folder (see the module); ordered by age.
 
-    Attributes:
-        samples_seen: the clock.
-        attempt: that wrote it; 0 where the name does not say.
-        id: of the commit; "" where the name does not say. See the module.
+    ``attempt`` is 0, and ``id`` "", if the name has none.
     """
 
     samples_seen: int
@@ -69,7 +66,7 @@ class Name:
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
-        """The name, or None if ``text`` is none."""
+        """Parse a folder's name; None for other folders."""
         match = _NAME.fullmatch(text)
         return cls(int(match[1]), int(match[2] or 0), match[3] or "") if match else None
 
@@ -83,10 +80,10 @@ class Retention:
     """Which checkpoints are kept.
 
     Attributes:
-        newest: so many of the newest (≥ 1).
-        best: so many of those with the lowest ``metric``, measured at their clock.
+        newest: number of recent checkpoints to keep (≥ 1).
+        best: number of checkpoints to keep with the lowest ``metric``.
         metric: lower is better.
-        every_samples: the first at or after each multiple of so many samples; 0 for none.
+        every_samples: also keep the first at or after each multiple; 0: none.
     """
 
     newest: int = 1
@@ -96,7 +93,6 @@ class Retention:
 
     @classmethod
     def from_config(cls, run: RunConfig) -> Self:
-        """What ``run`` asks for."""
         return cls(
             newest=run.keep_checkpoints,
             best=run.keep_best_checkpoints,
@@ -105,7 +101,7 @@ class Retention:
         )
 
     def kept(self, metrics: Mapping[Name, Mapping[str, float]]) -> set[Name]:
-        """Those to keep of checkpoints whose metrics are known, by name."""
+        """Return the checkpoints to keep, of all with their metrics."""
         names = sorted(metrics)
         kept = set(names[-self.newest :])
         measured = [name for name in names if self.metric in metrics[name]]
@@ -124,16 +120,13 @@ class Checkpoints:
     Args:
         store: the folder ``checkpoints`` of the run directory.
         retention: which are kept.
-        may_commit: called just before each commit; raises if another attempt has taken the run
-            over.
-        on_damaged: called with a message for each damaged checkpoint that is passed over; None
-            calls ``on_warning``.
-        background: writes; None makes one.
+        may_commit: called before each commit; raises if another attempt has taken the run over.
+        on_damaged: called with a message for each damaged checkpoint; None: ``on_warning``.
+        background: the writer; None creates one.
         on_commit: called in the background after each commit.
-        on_warning: called with a message; in the background, and once, where old checkpoints can't
-            be deleted or ``on_commit`` fails. Both are tried again after the next commit.
-        measured: metrics of a checkpoint, measured after it was written, by its samples seen and
-            attempt.
+        on_warning: called with a message, in the background and once, if deleting old checkpoints
+            or ``on_commit`` fails. Both are retried after the next commit.
+        measured: (samples_seen, attempt) → metrics measured after the checkpoint was written.
     """
 
     def __init__(
@@ -152,7 +145,7 @@ class Checkpoints:
         self._may_commit = may_commit
         self._on_commit, self._on_warning = on_commit, on_warning
         self._on_damaged = on_damaged or (
-            lambda message: on_warning(f"{message}; falling back to the one before")
+            lambda message: on_warning(f"{message}; using the one before")
         )
         self._id, self._num_commits = secrets.token_hex(4), 0
         self._manifests: dict[Name, Mapping[str, Any]] = {}
@@ -164,14 +157,14 @@ class Checkpoints:
         self._began = 0.0
 
     def committed(self) -> list[str]:
-        """Names of the folders that hold a manifest, oldest first."""
+        """Return the names of the folders with a manifest, oldest first."""
         return [str(name) for name in self._committed()]
 
     def _committed(self) -> list[Name]:
         return sorted(name for name, files in self._folders().items() if MANIFEST in files)
 
     def _folders(self) -> dict[Name, dict[str, int | None]]:
-        """The files in each folder with a checkpoint's name, and their sizes, by one listing."""
+        """Return the files and sizes in each folder with a checkpoint's name, by one listing."""
         found: dict[Name, dict[str, int | None]] = {}
         for path, size in self.store.find(with_unfinished=True).items():
             folder, _, file = path.partition("/")
@@ -181,15 +174,13 @@ class Checkpoints:
         return found
 
     def read(self, name: str) -> Checkpoint:
-        """See :func:`read_checkpoint`."""
         return read_checkpoint(self.store.child(name))
 
     def read_too(self, name: str) -> Checkpoint:
         """Read a checkpoint that worker 0 has just verified.
 
         Raises:
-            WorkerLostError: it is not whole (any more): an attempt that is just ending may have
-                deleted it. Starting again helps.
+            WorkerLostError: it is incomplete: an ending attempt may have deleted it. Restart.
         """
         try:
             return self.read(name)
@@ -197,11 +188,10 @@ class Checkpoints:
             raise WorkerLostError(f"{error}; worker 0 has just read it") from None
 
     def newest(self) -> Checkpoint | None:
-        """The newest checkpoint that verifies, or None; damaged ones are told and passed over.
+        """Return the newest undamaged checkpoint, or None if there are no checkpoints.
 
         Raises:
-            CheckpointError: there are checkpoints, and all are damaged: starting afresh would bury
-                them.
+            CheckpointError: all checkpoints are damaged.
         """
         names = self._committed()
         for _ in range(_LOOKS):
@@ -211,7 +201,7 @@ class Checkpoints:
                 except CheckpointError as error:
                     self._damaged.add(name)
                     self._on_damaged(str(error))
-            # An attempt that is just ending may have committed another, and deleted these.
+            # An ending attempt may have committed another, and deleted these.
             before, names = names, self._committed()
             if names == before:
                 break
@@ -235,17 +225,17 @@ class Checkpoints:
         """Snapshot the tensors once the last commit has ended, and commit in the background.
 
         Args:
-            samples_seen: the clock.
+            samples_seen: training progress.
             tensors: all trained state by name.
             state: JSON values.
-            attempt: that writes; enters the name.
-            metrics: measured at this clock.
+            attempt: the writing attempt, for the name.
+            metrics: measured at ``samples_seen``.
 
         Returns:
-            What is done once the checkpoint is complete.
+            A future that is done once the checkpoint is complete.
 
         Raises:
-            GatdistError: what went wrong in the background since the last call.
+            GatdistError: an error of the last commit.
         """
         self.wait()
         snapshot = {
@@ -261,14 +251,7 @@ class Checkpoints:
         return self._pending
 
     def require_room(self, tensors: Mapping[str, Tensor]) -> None:
-        """Raise if what is kept, and one more that is being written, would not fit.
-
-        Args:
-            tensors: what a checkpoint will hold.
-
-        Raises:
-            StorageError: see above.
-        """
+        """Raise StorageError unless the kept checkpoints, and one being written, fit."""
         free = self.store.free_bytes()
         if free is None:
             return
@@ -283,21 +266,21 @@ class Checkpoints:
             )
 
     def is_free(self) -> bool:
-        """Whether the last commit has ended; while it is young, that is waited for."""
+        """Return whether the last commit has ended, waiting up to 5 s from its start."""
         return self.is_written(max(0.0, self._began + _PATIENCE_S - time.monotonic()))
 
     def is_written(self, timeout_s: float) -> bool:
-        """Whether no checkpoint is being written, after waiting so long at most."""
+        """Return whether no checkpoint is being written, waiting up to ``timeout_s``."""
         return self._pending is None or bool(wait([self._pending], timeout_s).done)
 
     def wait(self) -> None:
-        """Return when no checkpoint is being written. Raises what went wrong in the background."""
+        """Wait until no checkpoint is being written. Raises the error of the commit."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
             pending.result()
 
     def close(self) -> None:
-        """Wait, and end the background thread."""
+        """Wait, and stop the background thread."""
         self._background.close()
 
     def _commit(
@@ -312,7 +295,7 @@ class Checkpoints:
         try:
             write_checkpoint(self.store.child(str(name)), tensors, state, about, self._may_commit)
         except StorageError:
-            self._may_commit()  # what a stale attempt writes is deleted while it does
+            self._may_commit()  # a stale attempt's files are deleted while it writes
             raise
         try:
             self._may_commit()
@@ -325,23 +308,20 @@ class Checkpoints:
             self._retire(name)
         except (StorageError, StorageUnavailableError) as error:
             if not self._warned:
-                again = "Training goes on; this is tried again after each checkpoint"
+                again = "Training continues; this is retried after each checkpoint"
                 self._on_warning(f"cleaning up after a checkpoint failed: {error}. {again}")
             self._warned = True
         else:
             self._warned = False
 
     def _drop_if_incomplete(self, name: Name) -> None:
-        """Take back a commit of a stale attempt whose files were deleted before its manifest."""
+        """Delete a stale attempt's commit whose files were deleted before its manifest."""
         files = self._folders().get(name, {})
         if not self._is_whole(name, files):
             self._delete(name, files)
 
     def _retire(self, last: Name) -> None:
-        """Delete what is not to be kept, and what never became a checkpoint.
-
-        Only what is older than ``last``, and not of a later attempt: see the module.
-        """
+        """Delete checkpoints not to keep, and incomplete ones, if older than ``last``."""
         folders = self._folders()
         whole = {name for name, files in folders.items() if self._is_whole(name, files)}
         kept = self._retention.kept({name: self._metrics_of(name) for name in whole})
@@ -350,12 +330,12 @@ class Checkpoints:
                 self._delete(name, files)
 
     def _may_delete(self, name: Name, attempt: int) -> bool:
-        """Whether a folder is this attempt's, or an earlier one's."""
+        """Return whether a folder is this attempt's, or an earlier one's."""
         mine = name.id[: len(self._id)] in ("", self._id)
         return name.attempt < attempt or (name.attempt == attempt and mine)
 
     def _is_whole(self, name: Name, files: Mapping[str, int | None]) -> bool:
-        """Whether a folder holds all files that its manifest lists, by their sizes."""
+        """Return whether a folder has all files that its manifest lists, by their sizes."""
         if MANIFEST not in files or name in self._damaged:
             return False
         listed = self._manifest_of(name).get("files", {})
@@ -365,10 +345,10 @@ class Checkpoints:
         )
 
     def _delete(self, name: Name, files: Mapping[str, int | None]) -> None:
-        """Delete the files of a checkpoint, or of what never became one; no others."""
+        """Delete the files of a complete or incomplete checkpoint, and no others."""
         listed: Mapping[str, Any] = {}
         if MANIFEST in files:
-            # First, so that what is half deleted is no checkpoint.
+            # The manifest first: a partly deleted folder is no checkpoint.
             listed = self._manifest_of(name).get("files", {})
             self.store.delete_files([f"{name}/{MANIFEST}"])
         ours = listed.__contains__ if listed else FILE.fullmatch
@@ -377,7 +357,7 @@ class Checkpoints:
         self._manifests.pop(name, None)
 
     def _manifest_of(self, name: Name) -> Mapping[str, Any]:
-        """The manifest; {} if it is damaged."""
+        """Return the manifest; {} if it is damaged."""
         if name not in self._manifests:
             try:
                 self._manifests[name] = read_manifest(self.store.child(str(name)))
@@ -386,14 +366,13 @@ class Checkpoints:
         return self._manifests[name]
 
     def _metrics_of(self, name: Name) -> Mapping[str, float]:
-        """Those of its manifest, or measured later; finite ones."""
+        """Return its finite metrics, from its manifest or measured later."""
         manifest = self._manifest_of(name)
         attempt = manifest.get("attempt", name.attempt)
         found = manifest.get("metrics") or self._measured(name.samples_seen, attempt)
         values = found.items() if isinstance(found, Mapping) else ()
-        return {key: value for key, value in values if _is_finite(value)}
-
-
-def _is_finite(value: object) -> bool:
-    """Whether this is a number, and a finite one."""
-    return isinstance(value, int | float) and math.isfinite(value)
+        return {
+            key: value
+            for key, value in values
+            if isinstance(value, int | float) and math.isfinite(value)
+        }

@@ -1,32 +1,48 @@
-"""The folder of one run: whose it is, which attempt works on it, and what it has reached."""
+"""The folder of one run: its configuration, its attempts, and whose it is."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
 import re
 import time
 import uuid
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
 import torch
 
-from gatdist.common.errors import CheckpointError, StaleAttemptError
+from gatdist.common.errors import CheckpointError, ConfigError, GatdistError, StaleAttemptError
 from gatdist.common.strict_json import parse_json
 from gatdist.common.version import __version__
-from gatdist.config import Config, parse_config, require_unchanged
-from gatdist.storage import Store
+from gatdist.config import (
+    Config,
+    cache_folder,
+    parse_config,
+    redact_url,
+    require_unchanged,
+    set_value,
+)
+from gatdist.storage import OutsideUrl, Store
 
 _CONFIG = "config.json"
 _RECORD = "attempts.jsonl"
 _ATTEMPTS = "attempts"
 _CLAIM = re.compile(r"(\d{6,})\.json", re.ASCII)
+# Keys of a configuration that lead elsewhere, or run a program, when a run is evaluated.
+_LOCATIONS = (
+    ("data", "storage_options"),
+    ("data", "shards_url"),
+    ("data", "shards_storage_options"),
+    ("evaluate", "features_file"),
+)
 
 
 class RunDirectory:
-    """A run directory at any URL, with the contract's files (see the README's map).
+    """A run directory at any URL.
 
     Args:
         store: the folder.
@@ -45,10 +61,10 @@ class RunDirectory:
             require_unchanged(old, config, self.store.url)
 
     def claim(self, config: Config) -> None:
-        """Write ``config.json``: from now on the folder belongs to this configuration.
+        """Write ``config.json``, which reserves the folder for this configuration.
 
         Raises:
-            ConfigError: a start at the same instant has claimed it for another one.
+            ConfigError: a concurrent start has claimed it for another one.
             StorageError: the folder can't be written.
         """
         content = json.dumps(config.redacted(), indent=1).encode()
@@ -57,19 +73,15 @@ class RunDirectory:
             self.store.publish(_CONFIG, content)
 
     def start_attempt(self, hosts: list[str], resumed_from: int | None, reason: str) -> int:
-        """Take the next attempt number, which fences all earlier attempts.
+        """Take the next attempt number, from 1, which fences all earlier attempts.
 
-        The number is taken by creating ``attempts/NUMBER.json``, which only one of several starts
-        at the same instant can (see :meth:`~gatdist.storage.Store.create`); then this start is
-        added to ``attempts.jsonl``.
+        Creating ``attempts/NUMBER.json`` takes the number; of concurrent starts only one can (see
+        :meth:`~gatdist.storage.Store.create`). Then this start is added to ``attempts.jsonl``.
 
         Args:
             hosts: of the workers, by rank.
-            resumed_from: samples seen by the checkpoint that this start goes on from.
+            resumed_from: ``samples_seen`` of the checkpoint that this start resumes.
             reason: why it was needed.
-
-        Returns:
-            Its number, from 1.
         """
         self._id = uuid.uuid4().hex
         entry = {
@@ -84,7 +96,9 @@ class RunDirectory:
             },
             "platform": platform.platform(),
             "cpus": os.cpu_count(),
-            "device": _device(),
+            "device": (
+                torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+            ),
             "resumed_from": resumed_from,
             "reason": reason,
         }
@@ -94,7 +108,7 @@ class RunDirectory:
         ):
             number += 1
         self.attempt = number
-        # Of starts at the same instant, each may have written this file without the others.
+        # Concurrent starts may each have written this file without the others.
         record = {entry["attempt"]: entry for entry in self.attempts()}
         for each in set(self._taken()) - set(record):
             record[each] = self._claimed(each) | {"attempt": each}
@@ -105,8 +119,8 @@ class RunDirectory:
     def require_current(self) -> None:
         """Raise StaleAttemptError if another attempt has taken over this run.
 
-        That is one with a higher number, or, where storage could not keep two from taking the same
-        number, the one whose name the number holds.
+        That is one with a higher number, or, where storage let two take the same number, the one
+        whose id the number's file holds.
         """
         newest = max(self._taken(), default=0)
         if newest == self.attempt and (
@@ -124,43 +138,43 @@ class RunDirectory:
         )
 
     def note_commit(self) -> None:
-        """Record, once an attempt, that it has committed a checkpoint."""
+        """Record, once per attempt, that it has committed a checkpoint."""
         if not self._has_committed:
             self.store.publish(_committed(self.attempt), b"")
             self._has_committed = True
 
     def require_fresh(self) -> None:
-        """Raise CheckpointError if the run had a checkpoint: it must not start afresh without.
+        """Raise CheckpointError if the run had a checkpoint, and so must not start from scratch.
 
-        Attempts that ended before their first checkpoint are no reason. Of those whose files are
-        gone nobody knows whether they had one.
+        Attempts that ended before their first checkpoint are no reason. For those whose files are
+        missing it is unknown.
         """
         starts = self.attempts()
-        resumed = [entry["resumed_from"] for entry in starts if "resumed_from" in entry]
+        resumed = [entry.get("resumed_from") for entry in starts]
         resumed = [samples_seen for samples_seen in resumed if samples_seen is not None]
-        # Asked for by name: a listing that is empty, or late, may be why no checkpoint was found.
+        # Checked by name: an empty or late listing may be why no checkpoint was found.
         recorded = {entry["attempt"] for entry in starts}
         numbers = sorted(recorded | set(self._taken()))
         committed = any(self.store.exists(_committed(each)) for each in numbers)
         if resumed or committed:
-            at = f" (the last start went on from {resumed[-1]} samples)" if resumed else ""
+            at = f" (the last start resumed at {resumed[-1]} samples)" if resumed else ""
             raise CheckpointError(
                 f"{self.store.url}/checkpoints",
-                f"holds no whole checkpoint, though this run has committed one{at}",
+                f"holds no complete checkpoint, though this run has committed one{at}",
                 hint="Restore one from a copy, or choose another --run-dir to start afresh",
             )
         for each in sorted(recorded):
             if not self.store.exists(_claim(each)):
                 raise CheckpointError(
                     f"{self.store.url}/{_claim(each)}",
-                    f"is lost, though {_RECORD} names this attempt, and there is no whole "
-                    "checkpoint; whether the run has committed one is not known",
+                    f"is missing, though {_RECORD} lists this attempt, and there is no complete "
+                    "checkpoint; whether the run has committed one is unknown",
                     hint="Restore the folders attempts/ and checkpoints/ from a copy, or choose "
                     "another --run-dir to start afresh",
                 )
 
     def attempts(self) -> list[dict[str, Any]]:
-        """All starts, oldest first."""
+        """Return all starts, oldest first."""
         return [
             entry
             for entry in read_lines(self.store, _RECORD)
@@ -168,12 +182,11 @@ class RunDirectory:
         ]
 
     def _taken(self) -> list[int]:
-        """Attempt numbers that are taken."""
         names = map(_CLAIM.fullmatch, self.store.list(_ATTEMPTS))
         return [int(name[1]) for name in names if name]
 
     def _claimed(self, number: int) -> dict[str, Any]:
-        """What the attempt with this number has said of itself."""
+        """Return the entry of the attempt with this number."""
         with suppress(ValueError, TypeError):
             return dict(parse_json(self.store.read_if_exists(_claim(number)) or b"{}"))
         return {}
@@ -187,41 +200,107 @@ def _claim(number: int) -> str:
     return f"{_ATTEMPTS}/{number:06d}.json"
 
 
-def _device() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
-
-
 def read_config(store: Store) -> Config | None:
-    """The configuration of the run in ``store``; None where there is no ``config.json``.
+    """Return the configuration of the run in ``store``; None without ``config.json``.
 
     Raises:
-        CheckpointError: the file is no JSON object.
-        ConfigError: it is no configuration.
+        CheckpointError: the file is not a JSON object.
+        ConfigError: it is not a configuration.
     """
-    content = store.read_if_exists("config.json")
+    content = store.read_if_exists(_CONFIG)
     if content is None:
         return None
     try:
         return parse_config(dict(parse_json(content)))
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError) as error:
         raise CheckpointError(
-            f"{store.url}/config.json",
-            f"is no JSON object ({error})",
+            f"{store.url}/{_CONFIG}",
+            f"is not a JSON object ({error})",
             hint="Restore it, or choose another --run-dir",
         ) from None
 
 
 def read_lines(store: Store, name: str) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file; [] where it does not exist.
+    """Return the objects of a JSON-lines file, without damaged lines; [] if it does not exist."""
+    return parse_lines(store.read_if_exists(name) or b"")[0]
 
-    A torn line, as a kill leaves it, is left out.
-    """
+
+def parse_lines(content: bytes) -> tuple[list[dict[str, Any]], int]:
+    """Return the objects of JSON lines, and the number of damaged lines."""
     entries = []
-    for line in (store.read_if_exists(name) or b"").decode(errors="replace").splitlines():
-        try:
+    lines = [line for line in content.decode(errors="replace").splitlines() if line]
+    for line in lines:
+        with suppress(ValueError):
             entry = parse_json(line)
-        except ValueError:
-            continue
-        if isinstance(entry, dict):
-            entries.append(entry)
-    return entries
+            if isinstance(entry, dict):
+                entries.append(entry)
+    return entries, len(lines) - len(entries)
+
+
+def remember(config: Config) -> None:
+    """Record the configuration as the user's own, if the cache folder is writable."""
+    with suppress(GatdistError):
+        store = _own_configs()
+        if not store.exists(_digest(config)):
+            store.publish(_digest(config), b"")
+
+
+def adopted(config: Config, overrides: Sequence[str], run: Store) -> Config:
+    """Return a run's configuration for evaluation, as far as it can be trusted.
+
+    A configuration names URLs, with references to the environment, and programs. It is the user's
+    own if a run with it was trained here: its digest is in the user's cache folder. Of somebody
+    else's, only data beside the run is used.
+
+    Args:
+        config: of the run.
+        overrides: the user's own ``section.key=value``.
+        run: its folder.
+
+    Raises:
+        ConfigError: it is not the user's own, and names what only the user may name; the hint says
+            how to allow it.
+    """
+    values = config.model_dump(mode="json")
+    given: dict[str, Any] = {}
+    for override in overrides:
+        set_value(given, override)
+        set_value(values, override)
+    if not _is_own(config):
+        if "url" not in given.get("data", {}) and not config.data.url.startswith("builtin:"):
+            try:
+                run.reach(OutsideUrl(config.data.url))
+            except ValueError:
+                raise _refused(run, "data.url", config.data.url) from None
+        for section, key in _LOCATIONS:
+            if key not in given.get(section, {}) and values[section][key]:
+                raise _refused(run, f"{section}.{key}", values[section][key])
+        if "cache_dir" not in given.get("data", {}):
+            values["data"]["cache_dir"] = None
+    return parse_config(values)
+
+
+def _refused(run: Store, key: str, value: object) -> ConfigError:
+    is_text = isinstance(value, str)
+    shown = redact_url(value) if isinstance(value, str) else "{…}"
+    return ConfigError(
+        f"{run.url}/{_CONFIG}: {key}",
+        "may be named only by your own configuration, and this run was not trained by you here",
+        value=shown,
+        hint=f"If you trust it: --set '{key}={json.dumps(shown) if is_text else shown}'",
+    )
+
+
+def _is_own(config: Config) -> bool:
+    try:
+        return _own_configs().exists(_digest(config))
+    except GatdistError:
+        return False
+
+
+def _digest(config: Config) -> str:
+    return hashlib.sha256(json.dumps(config.redacted(), sort_keys=True).encode()).hexdigest()
+
+
+def _own_configs() -> Store:
+    return Store(str(cache_folder() / "own"))

@@ -1,9 +1,8 @@
-"""Takes a trained generator elsewhere: ONNX, ``torch.export``, or weights that gatdist loads.
+"""Export of a trained generator: ONNX, ``torch.export``, or weights that gatdist loads.
 
-What is exported is a function of latents [n, latent_size], labels int64 [n] where there are any,
-and standard normal noise [n, noise_size] where the generator is random beside its latents; n is
-free. It gives samples [n, …] as networks see them: pictures in [−1, 1], sounds, or probabilities of
-characters.
+An exported generator maps latents [n, latent_size], labels int64 [n] if class-conditional, and
+standard normal noise [n, noise_size] if it takes noise, to samples [n, …] as networks see them, for
+any n.
 """
 
 from __future__ import annotations
@@ -30,20 +29,20 @@ from gatdist.config import parse_config
 from gatdist.data import ReadSpec, sample_format_of
 from gatdist.runs import TrainedRun, networks_with
 
-TOLERANCE = 1e-4  # between what ONNX and torch make of the same latents
+TOLERANCE = 1e-4  # of the exported generator's samples to torch's
 _INPUTS = ("latents", "labels", "noise")
 _ONNX_VERSION = 18
-_CHECKED = 5  # samples that are compared; not the number that was traced with
+_CHECKED = 5  # compared samples; not the number of the traced ones
 _METADATA = "gatdist"
 
-# Each makes a file of a trained generator, or raises TrainingError if that does not give the same.
+# Run → content of a file; TrainingError if the exported generator's samples differ.
 formats: Registry[Callable[[TrainedRun], bytes]] = Registry("--format")
 ENDINGS = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors"}
 
 
 @formats.register("safetensors")
 def to_safetensors(run: TrainedRun) -> bytes:
-    """The weights, and in the metadata what :func:`load_exported` builds the network from."""
+    """Return the weights, with the configuration for :func:`load_exported` in the metadata."""
     about = {
         "config": run.config.redacted(),
         "samples": run.sample_format.spec.model_dump(mode="json"),
@@ -54,14 +53,14 @@ def to_safetensors(run: TrainedRun) -> bytes:
 
 
 def load_exported(content: bytes, name: str) -> nn.Module:
-    """The generator of a file that :func:`to_safetensors` made, in evaluation mode.
+    """Return the generator in a file by :func:`to_safetensors`, in evaluation mode.
 
     Args:
         content: of the file.
         name: of the file, for messages.
 
     Raises:
-        CheckpointError: it is no such file.
+        CheckpointError: it is not such a file.
     """
     try:
         header = parse_json(content[8 : 8 + int.from_bytes(content[:8], "little")])
@@ -72,7 +71,7 @@ def load_exported(content: bytes, name: str) -> nn.Module:
         *(ValueError, KeyError, TypeError, RecursionError, OverflowError),
         *(ConfigError, safetensors.SafetensorError),
     ) as error:
-        rule = f"is no generator that gatdist exported ({error!r})"
+        rule = f"is not a generator exported by gatdist ({error!r})"
         raise CheckpointError(name, rule, hint="Export it again") from None
     network, _ = networks_with(config, sample_format_of(spec), {"generator": weights}, name)
     return network
@@ -80,7 +79,7 @@ def load_exported(content: bytes, name: str) -> nn.Module:
 
 @formats.register("torch")
 def to_torch(run: TrainedRun) -> bytes:
-    """A program of ``torch.export``; ``torch.export.load`` reads it, with nothing of gatdist."""
+    """Return a program of ``torch.export``, which ``torch.export.load`` reads without gatdist."""
     file = io.BytesIO()
     torch.export.save(_program(run), file)
     content = file.getvalue()
@@ -91,10 +90,7 @@ def to_torch(run: TrainedRun) -> bytes:
 
 @formats.register("onnx")
 def to_onnx(run: TrainedRun) -> bytes:
-    """An ONNX model, compared with torch on a few samples by onnxruntime.
-
-    Its inputs are called ``latents``, ``labels`` and ``noise``, its output ``samples``.
-    """
+    """Return an ONNX model: ``latents``, ``labels``, ``noise`` → ``samples``."""
     try:
         import onnxruntime
         import onnxscript  # noqa: F401  (torch's exporter needs it)
@@ -132,7 +128,7 @@ def to_onnx(run: TrainedRun) -> bytes:
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Without what torch's exporter says of its own internals, and of packages it could have."""
+    """Silence torch's exporter, which reports internals and optional packages."""
     logger = logging.getLogger("torch.onnx")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -145,7 +141,7 @@ def _quiet_exporter() -> Iterator[None]:
 
 
 class _Exported(nn.Module):
-    """A generator that takes no argument it does not need."""
+    """A generator that takes only the arguments that it needs."""
 
     def __init__(self, network: nn.Module, names: list[str]) -> None:
         super().__init__()
@@ -168,11 +164,11 @@ def _inputs(run: TrainedRun, count: int) -> tuple[Tensor, ...]:
 
 
 def given(run: TrainedRun, positions: Tensor, seed: int) -> tuple[Tensor, ...]:
-    """What an exported generator takes to make the samples of ``gatdist sample`` with this seed.
+    """Return an exported generator's arguments for the samples of ``gatdist sample``.
 
     Args:
-        run: that was exported.
-        positions: int64 [n], the samples' numbers.
+        run: the exported one.
+        positions: int64 [n].
         seed: of the noise.
     """
     inputs = run.sampler(seed, "sample").inputs(positions)
@@ -196,5 +192,5 @@ def _require_equal(run: TrainedRun, make: Callable[[tuple[Tensor, ...]], Tensor]
     if not difference <= TOLERANCE:
         raise TrainingError(
             f"the exported generator differs from torch's by {difference:.2g}, more than "
-            f"{TOLERANCE}; tell the authors"
+            f"{TOLERANCE}. Report this to the authors"
         )

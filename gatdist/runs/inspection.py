@@ -1,4 +1,4 @@
-"""Tells what is at a URL: a run, a checkpoint, or a data set."""
+"""Description and verification of a run, a checkpoint or a data set at a URL."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from gatdist.storage import Store
 
 
 def inspect(url: str) -> dict[str, Any]:
-    """What a run, checkpoint or data set is, as JSON values; ``kind`` says which.
+    """Describe a run, checkpoint or data set (``kind``) as JSON values.
 
     Raises:
-        StorageError: nothing of ours is there.
+        StorageError: there is none.
         CheckpointError: it is damaged.
         DataError: likewise.
     """
@@ -39,11 +39,11 @@ def inspect(url: str) -> dict[str, Any]:
 
 
 def digest(url: str) -> str:
-    """SHA-256 (hex) over all trained state of a checkpoint, or of a run's newest.
+    """Return a SHA-256 (hex) of all trained state of a checkpoint, or of a run's newest one.
 
     Raises:
-        StorageError: no run or checkpoint is there.
-        CheckpointError: it is damaged, or the run has no checkpoint yet.
+        StorageError: no checkpoint is there.
+        CheckpointError: it is damaged.
     """
     store = Store(url)
     if store.exists(MANIFEST):
@@ -61,10 +61,10 @@ def digest(url: str) -> str:
 
 
 def damaged_checkpoints(store: Store) -> dict[str, Any]:
-    """Every digest of a checkpoint, or of all those of a run, checked.
+    """Verify the digests of a checkpoint, or of all checkpoints of a run.
 
     Returns:
-        ``kind``, ``checkpoints`` (how many) and ``damaged``: which, and what is wrong with it.
+        ``kind``, ``checkpoints`` (their number) and ``damaged``: [URL, message] of each.
 
     Raises:
         StorageError: neither is there.
@@ -86,13 +86,13 @@ def damaged_checkpoints(store: Store) -> dict[str, Any]:
     if kind == "run" and not names:
         try:
             RunDirectory(store).require_fresh()
-        except CheckpointError as error:  # all are lost
+        except CheckpointError as error:  # all are missing
             damaged.append([folder.url, str(error)])
     return {"kind": kind, "checkpoints": len(names), "damaged": damaged}
 
 
 def describe(found: dict[str, Any]) -> str:
-    """An inspection for people."""
+    """Format the result of :func:`inspect` as text."""
     width = max(len(key) for key in found) + 2
     return "\n".join(
         f"{key:<{width}}{_text(value)}"
@@ -107,7 +107,7 @@ def _run(store: Store) -> dict[str, Any]:
     damaged: list[str] = []
     newest = Checkpoints(store.child("checkpoints"), on_damaged=damaged.append).newest()
     attempts = RunDirectory(store).attempts()
-    ticks = read_metrics(store).records
+    logs = read_metrics(store).records
     return {
         "kind": "run",
         "url": store.url,
@@ -119,7 +119,7 @@ def _run(store: Store) -> dict[str, Any]:
         "total_samples": config.run.total_samples,
         "attempts": len(attempts),
         "last_attempt": attempts[-1] if attempts else None,
-        "last_tick": ticks[-1] if ticks else None,
+        "last_log": logs[-1] if logs else None,
         "damaged": damaged,
         "checkpoint": {"name": newest.name} | _checkpoint(newest, store) if newest else None,
     }

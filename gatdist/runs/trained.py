@@ -1,4 +1,4 @@
-"""The networks of a run, and fakes as a pure function of their numbers."""
+"""The networks of a run, and its samples as a pure function of their positions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gatdist.parallel import draws
 from gatdist.runs.checkpoint import Checkpoint
 from gatdist.runs.checkpoints import Checkpoints
 from gatdist.runs.directory import read_config
-from gatdist.runs.saved_state import require_saved_state
+from gatdist.runs.state import require_saved_state
 from gatdist.storage import Store
 
 _SMALL_ANGLE = 1e-6
@@ -28,12 +28,12 @@ _MEAN_SAMPLES = 4096
 
 
 class Inputs(NamedTuple):
-    """What a generator is called with.
+    """A generator's arguments.
 
     Attributes:
         latents: [n, latent_size].
         labels: int64 [n], or None.
-        noise: () or one tensor, [n, noise_size]: see :mod:`gatdist.models.noise`.
+        noise: () or one tensor, [n, noise_size]; see :mod:`gatdist.models`.
     """
 
     latents: Tensor
@@ -42,18 +42,17 @@ class Inputs(NamedTuple):
 
 
 class Sampler:
-    """Sample number i of a stream, whoever asks for it and in what company.
+    """Generates sample i of a stream, independent of the device, the batch and other samples.
 
     Args:
         network: a generator, in evaluation mode.
         latent_size: of its latents.
         num_classes: that it is conditioned on; 0 if it is not.
         seed: of the noise.
-        stream: names the noise; different streams of one seed are independent.
-        truncation: trades diversity for quality (> 0); None does not. Styles of a network with a
-            ``mapping`` move towards their mean w̄, w̄ + ψ (w − w̄) with this ψ (Karras et al. 2019);
-            latents of others are normal numbers cut off at this many deviations (Brock et al.
-            2019).
+        stream: name of the noise; the streams of a seed are independent.
+        truncation: trades diversity for quality (> 0); None: off. For a network with a ``mapping``,
+            ψ in w̄ + ψ (w − w̄) with the mean style w̄ (Karras et al. 2019); for others, latents are
+            drawn from the normal distribution truncated at this value (Brock et al. 2019).
     """
 
     def __init__(
@@ -76,13 +75,13 @@ class Sampler:
         self._mapping: nn.Module | None = getattr(network, "mapping", None)
 
     def labels(self, positions: Tensor) -> Tensor | None:
-        """The classes int64 [n] of samples with these numbers; None without any."""
+        """Return the classes int64 [n] of the samples at these positions; None without."""
         if not self.num_classes:
             return None
         return draws.integers(self.seed, f"{self.stream}/labels", positions, self.num_classes)
 
     def inputs(self, positions: Tensor, labels: Tensor | None = None) -> Inputs:
-        """What the network is called with for int64 numbers [n]."""
+        """Return the network's arguments for int64 positions [n]."""
         dtype = next(self.network.parameters()).dtype
         latents = draws.normal(self.seed, self.stream, positions, (self.latent_size,), dtype)
         if self.truncation is not None and self._mapping is None:
@@ -96,15 +95,14 @@ class Sampler:
 
     @torch.no_grad()
     def __call__(self, positions: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Samples [n, …] as networks see them, of int64 numbers [n]; labels drawn unless given."""
+        """Return samples [n, …] as networks see them; classes are random unless given."""
         return self._generate(self.inputs(positions, labels), positions)
 
     @torch.no_grad()
     def between(self, first: int, last: int, shares: Tensor, label: int | None = None) -> Tensor:
-        """Samples [n, …] at ``shares`` [n] of the way from sample ``first`` (0) to ``last`` (1).
+        """Interpolate from sample ``first`` (share 0) to ``last`` (1), at ``shares`` [n]: [n, …].
 
-        Latents go along a great circle (Shoemake 1985). The class, and what the network draws for
-        itself, stay those of ``first``.
+        Latents follow a great circle (Shoemake 1985). Class and noise are those of ``first``.
         """
         device = next(self.network.parameters()).device
         ends = torch.tensor([first, last], device=device)
@@ -113,7 +111,7 @@ class Sampler:
         start, end = both.latents
         share, steps = shares.to(start)[:, None], len(shares)
         angle = torch.arccos((start @ end / (start.norm() * end.norm())).clamp(-1, 1))
-        if angle.sin().abs() < _SMALL_ANGLE:  # the same, or opposite: no great circle is the one
+        if angle.sin().abs() < _SMALL_ANGLE:  # equal or opposite: the great circle is not unique
             latents = (1 - share) * start + share * end
         else:
             weights = ((1 - share) * angle).sin(), (share * angle).sin()
@@ -123,10 +121,9 @@ class Sampler:
         return self._generate(Inputs(latents, labels, noise), ends[:1].expand(steps))
 
     def _generate(self, inputs: Inputs, positions: Tensor) -> Tensor:
-        """Samples of these inputs; the network's buffers stay as they are.
+        """Call the network, and restore its buffers.
 
-        A network that draws random numbers of its own is called once a sample, seeded by the
-        sample's number.
+        A network that draws from torch's generator is called once per sample, seeded by position.
         """
         before = {name: tensor.clone() for name, tensor in self.network.named_buffers()}
         with generators_kept():
@@ -146,7 +143,7 @@ class Sampler:
                         tensor.copy_(before[name])
 
     def _draws(self, inputs: Inputs) -> bool:
-        """Whether the network draws from a shared generator, found out with the first sample."""
+        """Return whether the network draws from torch's generator, tried with the first sample."""
         if self._is_random is None:
             labels = None if inputs.labels is None else inputs.labels[:1]
             seed_all(self.seed, f"{self.stream}/forward", 0)
@@ -170,7 +167,7 @@ class Sampler:
 
     @cached_property
     def _mean_style(self) -> Tensor:
-        """Of 4,096 latents (and classes), the same for every seed."""
+        """The mean style of 4,096 latents (and classes), the same for every seed."""
         assert self._mapping is not None
         like = next(self.network.parameters())
         drawn = Sampler(self.network, self.latent_size, self.num_classes, 0, "truncation")
@@ -181,7 +178,7 @@ class Sampler:
 
 
 def _cut_off(latents: Tensor, limit: float) -> Tensor:
-    """Normal numbers as ones of the normal distribution between −limit and limit."""
+    """Map normal numbers to the normal distribution truncated to ±limit."""
     below = torch.special.ndtr(torch.tensor(-limit, dtype=torch.float64))
     share = torch.special.ndtr(latents.double())
     return torch.special.ndtri(below + share * (1 - 2 * below)).to(latents.dtype)
@@ -189,15 +186,7 @@ def _cut_off(latents: Tensor, limit: float) -> Tensor:
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """Both networks of a run's newest checkpoint, with what is known of them.
-
-    Attributes:
-        generator: the averaged one, in evaluation mode.
-        discriminator: in evaluation mode.
-        config: of the run.
-        checkpoint: where they are from.
-        sample_format: of the samples.
-    """
+    """Both networks of a run's newest checkpoint, in evaluation mode; the averaged generator."""
 
     generator: nn.Module
     discriminator: nn.Module
@@ -207,20 +196,19 @@ class TrainedRun:
 
     @property
     def num_classes(self) -> int:
-        """That the networks are conditioned on; 0 if they are not."""
+        """Classes that the networks are conditioned on; 0: unconditional."""
         return self.sample_format.num_classes if self.config.model.conditional else 0
 
     def sampler(self, seed: int, stream: str, truncation: float | None = None) -> Sampler:
-        """See :class:`Sampler`."""
         size, classes = self.config.model.latent_size, self.num_classes
         return Sampler(self.generator, size, classes, seed, stream, truncation=truncation)
 
 
 def load_run(run: Store, device: torch.device) -> TrainedRun:
-    """The networks of the run in the folder ``run``.
+    """Load the networks of the run in the folder ``run``.
 
     Raises:
-        CheckpointError: no run there, no whole checkpoint, or one of other networks.
+        CheckpointError: no run there, no complete checkpoint, or one of other networks.
     """
     config = read_config(run)
     if config is None:
@@ -238,7 +226,7 @@ def load_run(run: Store, device: torch.device) -> TrainedRun:
         sample_format = sample_format_of(ReadSpec.model_validate(checkpoint.state["samples"]))
     except (ValidationError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(
-            f"{subject}: samples", f"does not say what the samples are ({error!r})"
+            f"{subject}: samples", f"is not a sample format ({error!r})"
         ) from None
     import_plugins(config.plugins)
     weights = {player: checkpoint.weights(player) for player in BOTH}
@@ -254,16 +242,15 @@ def networks_with(
     weights: Mapping[PlayerName, Mapping[str, Tensor]],
     subject: str,
 ) -> tuple[nn.Module, nn.Module]:
-    """Generator and discriminator with these weights, on the CPU, in evaluation mode.
+    """Build generator and discriminator with these weights, on the CPU, in evaluation mode.
 
-    Nothing is allocated for networks of gatdist that the weights, which are there already, do not
-    fit.
+    Shapes of built-in networks are checked on the meta device first, before anything is allocated.
 
     Args:
         config: names the networks.
         sample_format: of the samples.
-        weights: by player and name; a player without any keeps its first ones.
-        subject: where they are from, for messages.
+        weights: by player and name; a player without any keeps its initial ones.
+        subject: origin of the weights, for messages.
 
     Raises:
         CheckpointError: they are of other networks.
@@ -281,13 +268,13 @@ def networks_with(
             network.eval().requires_grad_(False)
 
     try:
-        if all(is_built_in(config, player) for player in BOTH):  # others may look at numbers
+        if all(is_built_in(config, player) for player in BOTH):  # others may read values
             with torch.device("meta"):
                 shapes = build()
             fill(shapes, assign=True)
         built = build()
         fill(built)
     except RuntimeError as error:
-        rule = f"holds the weights of other networks ({error})"
+        rule = f"holds weights of other networks ({error})"
         raise CheckpointError(subject, rule) from None
     return built

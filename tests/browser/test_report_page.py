@@ -79,7 +79,7 @@ def test_a_report_shows_the_run_and_needs_nobody(opened, run_dir):
     })(document.querySelector("input[type=range]"))""")
     assert page.ask(f"{seen}.map(f => f.innerText.trim())") == ["generated, at 128 samples"]
     # Curves end at the numbers of the last tick, and tell them under the mouse.
-    chart = page.browser.find_element(By.CSS_SELECTOR, ".chart[data-told*=generator]")
+    chart = page.browser.find_element(By.CSS_SELECTOR, ".chart[data-chart*=generator]")
     legend = {item.text for item in chart.find_elements(By.TAG_NAME, "li")}
     players = "generator", "discriminator"
     assert legend == {f"{player} {number(lines[-1][f'loss/{player}'])}" for player in players}

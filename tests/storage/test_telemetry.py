@@ -208,14 +208,14 @@ def test_telemetry_rejected_never_ends_a_run(
     found = read_metrics(store).records
     assert [line["samples_seen"] for line in found] == sorted({*ticks, *range(128, 769, 128)})
     assert store.list("metrics") == []
-    assert inspect_last(store) == find(store).ticks[-1]["samples_seen"] == 768
+    assert inspect_last(store) == find(store).logs[-1]["samples_seen"] == 768
 
 
 def inspect_last(store: Store) -> int:
     """By the function that the command ``inspect`` calls."""
     from gatdist.runs.inspection import _run
 
-    last = _run(store)["last_tick"]
+    last = _run(store)["last_log"]
     return int(last["samples_seen"])
 
 

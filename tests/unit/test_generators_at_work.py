@@ -15,7 +15,7 @@ from gatdist.config import DataConfig, load_config
 from gatdist.data import open_dataset
 from gatdist.evaluation import classifier
 from gatdist.models.layers import DiscriminatorFeatures
-from gatdist.runs.sampling import request as sample_request
+from gatdist.runs import sampling
 from gatdist.storage import Store
 from small_runs import AUDIO, LENGTH, RATE, RUN, TEXT, configured, spoken, written
 from support import refused
@@ -173,7 +173,7 @@ def test_one_file_holds_all_by_its_ending(audio_run, text_run, tmp_path):
 
 
 def test_a_long_walk_is_made_in_chunks_that_fit_together(image_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(sample_request, "CHUNK", 3)
+    monkeypatch.setattr(sampling, "CHUNK", 3)
     args = {"labels": ["3"], "interpolate": 8}
     few = gatdist.sample(str(image_run), 2, out=str(tmp_path / "few"), **args)
     monkeypatch.undo()
@@ -356,7 +356,7 @@ def test_bytes_of_wav_are_what_a_sample_is(audio_run, tmp_path):
 
 
 def test_shards_of_samples_are_a_data_set_of_the_same_samples(audio_run, tmp_path, monkeypatch):
-    monkeypatch.setattr("gatdist.runs.sampling.shards.SHARD_SAMPLES", 256)
+    monkeypatch.setattr("gatdist.runs.sampling.SHARD_SAMPLES", 256)
     options = {"shards": True, "seed": 3, "labels": ["high", "low", "low"]}
     written = gatdist.sample(str(audio_run), 600, out=str(tmp_path / "two"), workers=2, **options)
     assert written == [str(tmp_path / "two" / f"shard-{i:06d}.tar") for i in range(3)]

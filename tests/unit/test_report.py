@@ -64,7 +64,7 @@ def test_an_empty_run(tmp_path: Path) -> None:
 
 
 def test_a_damaged_run(tmp_path: Path) -> None:
-    """Whatever is not damaged is shown, whatever is, is told."""
+    """What is not damaged is shown; what is, is reported."""
     written(tmp_path)
     (tmp_path / "config.json").write_text("{")
     line = {"samples_seen": "many", "loss/generator": "a lot"}
@@ -173,7 +173,7 @@ def test_alarms_of_successive_ticks_are_one_event() -> None:
         {"samples_seen": 256, "health/skipped_steps": 3.0} | alarm,
     ]
     first, skipped, again = events(ticks)
-    assert [(one.first, one.last, one.ticks) for one in (first, skipped, again)] == [
+    assert [(one.first, one.last, one.logs) for one in (first, skipped, again)] == [
         (64, 128, 2),
         (192, 192, 1),
         (256, 256, 1),

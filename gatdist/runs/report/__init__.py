@@ -1,4 +1,4 @@
-"""A run as one page that opens anywhere: no server, no network, nothing beside the file."""
+"""A run as one self-contained HTML page: no server, no network, no other files."""
 
 from gatdist.runs.report.page import report
 

@@ -1,4 +1,4 @@
-"""Curves as SVG, drawn here, so that a page needs no library; what is under the mouse is told."""
+"""Curves as SVG with their values as JSON, for tooltips, so that a page needs no library."""
 
 from __future__ import annotations
 
@@ -18,21 +18,16 @@ Values = NDArray[np.float64]
 
 _WIDTH, _HEIGHT = 440, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 10, 10, 24
-_MOST_POINTS = 240
+_MAX_POINTS = 240
 _LOG_RANGE = 100.0
 _COLORS = 6
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A thinned curve.
+    """A curve: mean, minimum and maximum of each bucket of logs, NaN without values.
 
-    Attributes:
-        label: of the curve.
-        color: class of its colour.
-        mean: of each bucket of ticks; NaN where nothing was told.
-        low: the least in each bucket.
-        high: the most.
+    ``color`` is a CSS class.
     """
 
     label: str
@@ -43,7 +38,7 @@ class Curve:
 
 
 def color_of(label: str, index: int) -> str:
-    """The players have colours of their own, and so do what they make and what they see."""
+    """Return a CSS class: one for each network and its samples, others by index."""
     if label in ("generator", "fake"):
         return "generator"
     if label in ("discriminator", "real"):
@@ -51,11 +46,11 @@ def color_of(label: str, index: int) -> str:
     return f"c{index % _COLORS}"
 
 
-def thinned(clocks: Sequence[int], values: Sequence[Any]) -> tuple[Values, Values, Values, Values]:
-    """Ticks in at most so many buckets as can be seen: last clock, mean, least and most of each."""
-    x = np.asarray(clocks, dtype=np.float64)
+def thinned(seen: Sequence[int], values: Sequence[Any]) -> tuple[Values, Values, Values, Values]:
+    """Return last ``samples_seen``, mean, minimum and maximum of at most 240 buckets of logs."""
+    x = np.asarray(seen, dtype=np.float64)
     y = np.array([v if _is_finite(v) else np.nan for v in values], dtype=np.float64)
-    starts = np.linspace(0, len(x), min(len(x), _MOST_POINTS) + 1).astype(int)[:-1]
+    starts = np.linspace(0, len(x), min(len(x), _MAX_POINTS) + 1).astype(int)[:-1]
     ends = np.append(starts[1:], len(x)) - 1
     known, counted = np.isfinite(y), np.add.reduceat(np.isfinite(y).astype(float), starts)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -75,14 +70,9 @@ def chart(
     *,
     stacked: bool = False,
 ) -> str:
-    """A figure of HTML: title, legend, curves.
+    """Return an HTML figure: title, legend, curves at ``x`` (``samples_seen``, ascending).
 
-    Args:
-        title: of the figure.
-        x: samples seen, ascending.
-        curves: at ``x``.
-        marks: clocks at which a run was resumed.
-        stacked: as areas, one on the other.
+    ``marks`` are where the run was resumed; ``stacked`` draws areas on top of one another.
     """
     if stacked:
         tops = np.cumsum([np.nan_to_num(c.mean) for c in curves], axis=0)
@@ -94,7 +84,7 @@ def chart(
         log = low > 0 and high / low > _LOG_RANGE
     axis = _Axis.around(low, high, log)
     px = _LEFT + (x - x[0]) / max(x[-1] - x[0], 1.0) * (_WIDTH - _LEFT - _RIGHT)
-    parts = [_frame(axis, x), *(_mark(x, px, clock) for clock in marks)]
+    parts = [_frame(axis, x), *(_mark(x, px, seen) for seen in marks)]
     if stacked:
         below = np.zeros(len(x))
         for curve, top in zip(curves, tops, strict=True):
@@ -106,9 +96,9 @@ def chart(
                 band = _area(px, axis.pixels(curve.low), axis.pixels(curve.high), "band")
                 parts.append(f'<g class="{curve.color}">{band}</g>')
         parts += [_line(px, axis.pixels(curve.mean), curve.color) for curve in curves]
-    message = {
+    values = {
         "x": _rounded(px),
-        "clock": [int(clock) for clock in x],
+        "samples_seen": [int(seen) for seen in x],
         "curves": [
             {"label": c.label, "color": c.color, "value": _significant(c.mean)} for c in curves
         ],
@@ -119,7 +109,7 @@ def chart(
     )
     note = " <small>logarithmic</small>" if log else ""
     return (
-        f'<figure class="chart" data-told="{escape(json.dumps(message, allow_nan=False))}">'
+        f'<figure class="chart" data-chart="{escape(json.dumps(values, allow_nan=False))}">'
         f"<figcaption>{escape(title)}{note}</figcaption>"
         f'<ul class="legend">{legend}</ul>'
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}">'
@@ -156,7 +146,7 @@ class _Axis:
 
 
 def nice_ticks(low: float, high: float, most: int) -> list[float]:
-    """Round numbers between two, about as many as ``most``."""
+    """Return about ``most`` round numbers between two."""
     raw = (high - low) / most
     size = 10.0 ** math.floor(math.log10(raw))
     step = next(size * n for n in (1, 2, 2.5, 5, 10) if size * n >= raw)
@@ -165,7 +155,7 @@ def nice_ticks(low: float, high: float, most: int) -> list[float]:
 
 
 def short(value: float) -> str:
-    """A clock, shortly: ``1.2M``, ``64k``, ``500``."""
+    """Format a number as ``1.2M``, ``64k`` or ``500``."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.3g}{letter}"
@@ -189,16 +179,16 @@ def _frame(axis: _Axis, x: Values) -> str:
     return "".join(parts)
 
 
-def _mark(x: Values, px: Values, clock: int) -> str:
-    if not x[0] <= clock <= x[-1]:
+def _mark(x: Values, px: Values, seen: int) -> str:
+    if not x[0] <= seen <= x[-1]:
         return ""
-    place, bottom = np.interp(clock, x, px), _HEIGHT - _BOTTOM
+    place, bottom = np.interp(seen, x, px), _HEIGHT - _BOTTOM
     line = f'<line class="mark" x1="{place:.1f}" x2="{place:.1f}" y1="{_TOP}" y2="{bottom}">'
-    return f"{line}<title>resumed at {clock:,} samples</title></line>"
+    return f"{line}<title>resumed at {seen:,} samples</title></line>"
 
 
 def _line(x: Values, y: Values, color: str) -> str:
-    """A path with gaps where nothing is known; what stands alone is a dot."""
+    """Draw a line with gaps at NaN; isolated points are dots."""
     parts = []
     for run in _known(y):
         points = " ".join(f"{x[i]:.1f},{y[i]:.1f}" for i in run)
@@ -221,7 +211,7 @@ def _area(x: Values, low: Values, high: Values, kind: str) -> str:
 
 
 def _known(y: Values) -> list[list[int]]:
-    """Successive indices of finite values."""
+    """Return runs of successive indices of finite values."""
     runs: list[list[int]] = []
     for i in np.flatnonzero(np.isfinite(y)):
         if runs and runs[-1][-1] == i - 1:

@@ -1,4 +1,4 @@
-"""What a run directory holds, whatever state it is in: in progress, damaged, or all but empty."""
+"""What a run directory contains, in whatever state it is: in progress, damaged, or almost empty."""
 
 from __future__ import annotations
 
@@ -13,38 +13,45 @@ from gatdist.monitor.metrics import METRICS_FILE, read_metrics
 from gatdist.monitor.numbers import count
 from gatdist.runs import Checkpoints, Evaluations
 from gatdist.runs.checkpoint import read_manifest
+from gatdist.runs.directory import parse_lines
 from gatdist.storage import Store
 
 Record = dict[str, Any]
-_SIGNS = ("config.json", "attempts.jsonl", "metrics.jsonl")
+_ATTEMPTS_FILE = "attempts.jsonl"
+_RUN_FILES = ("config.json", _ATTEMPTS_FILE, METRICS_FILE)
 _FOLDERS = ("profiles", "logs")
-_MOST_EVENTS = 200
+_MAX_EVENTS = 200
 _ALARMS = {
-    "collapse": "fakes vary far less than real samples: the generator collapses",
-    "discriminator_won": "the discriminator tells nearly all fakes: it has won",
+    "collapse": "mode collapse: generated samples vary far less than real ones",
+    "discriminator_won": "the discriminator separates nearly all samples: it has won",
+}
+_COUNTERS = {
+    "health/skipped_steps": "steps skipped on every rank: non-finite gradients",
+    "health/rollbacks": "rollbacks to the last checkpoint",
+    "health/bad_samples": "bad samples",
 }
 
 
 @dataclass
 class Findings:
-    """What was found of a run.
+    """The content of a run directory.
 
     Attributes:
-        url: of its directory.
-        config: the content of ``config.json``; not checked, anybody may have written it.
-        attempts: its starts, oldest first.
-        ticks: the lines of ``metrics.jsonl`` that can be used.
-        state: of the newest checkpoint, without its tensors.
-        checkpoints: name, samples and bytes of each.
+        url: of the directory.
+        config: the content of ``config.json``, unchecked.
+        attempts: oldest first.
+        logs: the valid lines of ``metrics.jsonl``.
+        state: of the newest checkpoint.
+        checkpoints: name, ``samples_seen`` and ``num_bytes`` of each.
         samples: names of the files in ``samples/``.
-        files: in the folders ``profiles/`` and ``logs/``.
-        lacks: what is missing or damaged, for people.
+        files: names of the files in ``profiles/`` and ``logs/``.
+        lacks: messages of what is missing or damaged.
     """
 
     url: str
     config: Record = field(default_factory=dict)
     attempts: list[Record] = field(default_factory=list)
-    ticks: list[Record] = field(default_factory=list)
+    logs: list[Record] = field(default_factory=list)
     state: Record = field(default_factory=dict)
     checkpoints: list[Record] = field(default_factory=list)
     samples: list[str] = field(default_factory=list)
@@ -53,46 +60,44 @@ class Findings:
 
     @property
     def total_samples(self) -> int:
-        """Where the run ends; 0 where nobody knows."""
+        """``run.total_samples``; 0 if unknown."""
         run = self.config.get("run")
         total = run.get("total_samples") if isinstance(run, dict) else 0
         return total if isinstance(total, int) and total > 0 else 0
 
     @property
     def samples_seen(self) -> int:
-        """By its last tick or checkpoint."""
-        clocks = [self.ticks[-1]["samples_seen"]] if self.ticks else []
-        return max([*clocks, *(one["samples_seen"] for one in self.checkpoints)], default=0)
+        """By the last log or checkpoint."""
+        seen = [self.logs[-1]["samples_seen"]] if self.logs else []
+        return max([*seen, *(one["samples_seen"] for one in self.checkpoints)], default=0)
 
     @property
     def status(self) -> str:
         """``finished``, ``converged``, ``interrupted``, ``unfinished`` or ``not begun``."""
-        message = self.state.get("status")
-        if message in ("finished", "converged", "interrupted"):
-            return str(message)
+        status = self.state.get("status")
+        if status in ("finished", "converged", "interrupted"):
+            return str(status)
         return "unfinished" if self.samples_seen else "not begun"
 
 
 def find(store: Store) -> Findings:
-    """Read all but the tensors.
-
-    Raises:
-        StorageError: this is no run directory.
-    """
-    if not any(store.exists(name) for name in _SIGNS):
-        raise StorageError(
-            store.url, f"is no run directory: there is no {' and no '.join(_SIGNS)}",
-            hint="Check the URL",
-        )  # fmt: skip
+    """Read everything but the tensors; raise StorageError if this is not a run directory."""
+    if not any(store.exists(name) for name in _RUN_FILES):
+        rule = f"is not a run directory: it has no {' and no '.join(_RUN_FILES)}"
+        raise StorageError(store.url, rule, hint="Check the URL")
     found = Findings(store.url)
     found.config = _config(store, found.lacks)
-    found.attempts = _lines(store, "attempts.jsonl", found.lacks)
-    found.ticks = _metrics(store, found.lacks)
+    content = store.read_if_exists(_ATTEMPTS_FILE)
+    found.attempts, num_damaged = parse_lines(content or b"")
+    _note_lines(found, _ATTEMPTS_FILE, content is not None, found.attempts, num_damaged)
+    metrics = read_metrics(store)
+    found.logs = metrics.records
+    _note_lines(found, METRICS_FILE, metrics.exists, found.logs, metrics.num_damaged)
     found.samples = store.list("samples")
     found.files = [f"{folder}/{name}" for folder in _FOLDERS for name in store.list(folder)]
     if not any(name.startswith("fakes") for name in found.samples):
         found.lacks.append("there are no samples yet")
-    _checkpoints(store, found)
+    _find_checkpoints(store, found)
     return found
 
 
@@ -101,7 +106,7 @@ def _config(store: Store, lacks: list[str]) -> Record:
         lacks.append("config.json is missing")
         return {}
     try:
-        found = parse_json(store.read("config.json"), int64=True)
+        found = parse_json(store.read("config.json"))
     except (ValueError, GatdistError):
         found = None
     if not isinstance(found, dict):
@@ -110,43 +115,20 @@ def _config(store: Store, lacks: list[str]) -> Record:
     return found
 
 
-def _lines(store: Store, name: str, lacks: list[str]) -> list[Record]:
-    """The objects of a JSON-lines file that can be read."""
-    if not store.exists(name):
-        lacks.append(f"{name} is missing")
-        return []
-    found, lost = [], 0
-    lines = store.read(name).decode(errors="replace").splitlines()
-    for line in filter(None, lines):
-        try:
-            entry = parse_json(line, int64=True)
-        except ValueError:
-            entry = None
-        if isinstance(entry, dict):
-            found.append(entry)
-        else:
-            lost += 1
-    if lost:
-        lacks.append(f"{count(lost)} of {count(len(lines))} lines of {name} can't be read")
-    if not found:
-        lacks.append(f"{name} holds nothing yet")
-    return found
+def _note_lines(
+    found: Findings, file: str, exists: bool, records: list[Record], num_damaged: int
+) -> None:
+    if not exists:
+        found.lacks.append(f"{file} is missing")
+        return
+    if num_damaged:
+        total = count(num_damaged + len(records))
+        found.lacks.append(f"{count(num_damaged)} of {total} lines of {file} are damaged")
+    if not records:
+        found.lacks.append(f"{file} is empty")
 
 
-def _metrics(store: Store, lacks: list[str]) -> list[Record]:
-    found = read_metrics(store)
-    if not found.exists:
-        lacks.append(f"{METRICS_FILE} is missing")
-        return []
-    if found.num_damaged:
-        damaged, total = count(found.num_damaged), count(found.num_lines)
-        lacks.append(f"{damaged} of {total} lines of {METRICS_FILE} can't be read")
-    if not found.records:
-        lacks.append(f"{METRICS_FILE} holds nothing yet")
-    return found.records
-
-
-def _checkpoints(store: Store, found: Findings) -> None:
+def _find_checkpoints(store: Store, found: Findings) -> None:
     folder = store.child("checkpoints")
     names = Checkpoints(folder).committed()
     if not names:
@@ -165,8 +147,8 @@ def _checkpoints(store: Store, found: Findings) -> None:
         ]
         if wrong:
             found.lacks.append(f"checkpoint {name} is damaged: {', '.join(sorted(wrong))}")
-        clock, num_bytes = int(name.partition(".")[0]), sum(e["size"] for e in files.values())
-        found.checkpoints.append({"name": name, "samples_seen": clock, "num_bytes": num_bytes})
+        seen, num_bytes = int(name.partition(".")[0]), sum(e["size"] for e in files.values())
+        found.checkpoints.append({"name": name, "samples_seen": seen, "num_bytes": num_bytes})
         try:
             state = parse_json(folder.read(f"{name}/state.json"))
             found.state = evaluations.complete(state) if isinstance(state, dict) else {}
@@ -176,53 +158,42 @@ def _checkpoints(store: Store, found: Findings) -> None:
 
 @dataclass
 class Event:
-    """Something that a person should know of a run.
-
-    Attributes:
-        what: it was.
-        first: samples seen when it was first told.
-        last: when it was last told.
-        ticks: how often.
-    """
+    """A problem of a run: ``logs`` log intervals, from ``samples_seen`` first to last."""
 
     what: str
     first: int
     last: int
-    ticks: int = 1
+    logs: int = 1
 
 
-def events(ticks: list[Record]) -> list[Event]:
-    """What went wrong, in the order in which it began; alarms of successive ticks are one event."""
+def events(logs: list[Record]) -> list[Event]:
+    """Return problems by their beginning; alarms of successive logs are one event."""
     found: list[Event] = []
-    open_: dict[str, Event] = {}
+    active: dict[str, Event] = {}
     before: Record = {}
-    for tick in ticks:
-        clock = tick["samples_seen"]
-        raised = {t for t, v in tick.items() if re.fullmatch(ALARMS, t) and v}
-        raised |= {"health/stragglers"} if tick.get("health/stragglers") else set()
-        for tag in raised & open_.keys():
-            open_[tag].last, open_[tag].ticks = clock, open_[tag].ticks + 1
-        for tag in sorted(raised - open_.keys()):
-            open_[tag] = Event(_reported(tag.removeprefix("health/")), clock, clock)
-            found.append(open_[tag])
-        open_ = {tag: event for tag, event in open_.items() if tag in raised}
-        for tag, what in (
-            ("health/skipped_steps", "steps moved nobody: bad gradients"),
-            ("health/rollbacks", "times back to the last checkpoint"),
-            ("health/bad_samples", "bad samples"),
-        ):  # fmt: skip
-            new = _number(tick.get(tag)) - _number(before.get(tag))
+    for log in logs:
+        seen = log["samples_seen"]
+        raised = {t for t, v in log.items() if re.fullmatch(ALARMS, t) and v}
+        raised |= {"health/stragglers"} if log.get("health/stragglers") else set()
+        for tag in raised & active.keys():
+            active[tag].last, active[tag].logs = seen, active[tag].logs + 1
+        for tag in sorted(raised - active.keys()):
+            active[tag] = Event(_described(tag.removeprefix("health/")), seen, seen)
+            found.append(active[tag])
+        active = {tag: event for tag, event in active.items() if tag in raised}
+        for tag, what in _COUNTERS.items():
+            new = _number(log.get(tag)) - _number(before.get(tag))
             if new > 0:
-                found.append(Event(f"{count(new)} {what}", clock, clock))
-        before = tick
-    return found[:_MOST_EVENTS]
+                found.append(Event(f"{count(new)} {what}", seen, seen))
+        before = log
+    return found[:_MAX_EVENTS]
 
 
-def _reported(alarm: str) -> str:
+def _described(alarm: str) -> str:
     kind, _, player = alarm.partition("_gradient_")
     if player:
         return f"the {player}'s gradient is {kind}"
-    return _ALARMS.get(alarm, "a worker holds the others up")
+    return _ALARMS.get(alarm, "a worker is a straggler")
 
 
 def _number(value: Any) -> float:

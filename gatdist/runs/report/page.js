@@ -1,7 +1,7 @@
 "use strict";
 // What a curve is worth under the mouse.
 for (const figure of document.querySelectorAll(".chart")) {
-  const told = JSON.parse(figure.dataset.told);
+  const data = JSON.parse(figure.dataset.chart);
   const svg = figure.querySelector("svg");
   const cursor = document.createElementNS(svg.namespaceURI, "line");
   cursor.setAttribute("class", "cursor");
@@ -13,12 +13,12 @@ for (const figure of document.querySelectorAll(".chart")) {
     const box = svg.getBoundingClientRect();
     const x = (event.clientX - box.left) / box.width * svg.viewBox.baseVal.width;
     let at = 0;
-    told.x.forEach((place, i) => { if (Math.abs(place - x) < Math.abs(told.x[at] - x)) at = i; });
-    for (const [name, value] of [["x1", told.x[at]], ["x2", told.x[at]], ["y1", 10], ["y2", 206]])
+    data.x.forEach((place, i) => { if (Math.abs(place - x) < Math.abs(data.x[at] - x)) at = i; });
+    for (const [name, value] of [["x1", data.x[at]], ["x2", data.x[at]], ["y1", 10], ["y2", 206]])
       cursor.setAttribute(name, value);
     svg.append(cursor);
-    tip.replaceChildren(`${told.clock[at].toLocaleString("en")} samples`);
-    for (const curve of told.curves) {
+    tip.replaceChildren(`${data.samples_seen[at].toLocaleString("en")} samples`);
+    for (const curve of data.curves) {
       const row = document.createElement("div");
       const value = curve.value[at];
       row.className = curve.color;

@@ -1,4 +1,4 @@
-"""The page: everything that was found of a run, in one file of HTML."""
+"""The page of a run: samples, curves, problems, attempts, files and configuration."""
 
 from __future__ import annotations
 
@@ -25,21 +25,23 @@ from gatdist.runs.report.previews import Preview, previews
 from gatdist.storage import Store
 
 _STACKED = "Seconds a step by phase"
-_MOST_ROWS = 100
+_MAX_ROWS = 100
+_REAL_SPLIT = (
+    "<p>fid_real_split is the FID between two halves of the real samples, fid_over_real_split the "
+    "ratio of fid to it. The ratio can be below 1: the bias of the FID falls with the number of "
+    "samples, and the halves are smaller than the sets that fid compares.</p>"
+)
 
 
 def report(url: str, storage_options: dict[str, Any] | None = None) -> tuple[str, list[str]]:
-    """A run as one page of HTML that needs nothing but itself.
+    """Return a run's self-contained HTML page, and messages of what is missing or damaged.
 
     Args:
-        url: of the run directory; the run may be in progress, damaged or all but empty.
+        url: of the run directory; the run may be in progress, damaged or almost empty.
         storage_options: of the storage.
 
-    Returns:
-        The page, and what the run lacks, for people.
-
     Raises:
-        StorageError: this is no run directory.
+        StorageError: this is not a run directory.
     """
     store = Store(url, storage_options or {})
     found = find(store)
@@ -49,7 +51,7 @@ def report(url: str, storage_options: dict[str, Any] | None = None) -> tuple[str
         *((title, html) for title, html in _charts(found)),
         ("Health", _health(found)),
         ("Attempts", _attempts(found)),
-        ("Files", _kept(found)),
+        ("Files", _files(found)),
         ("Environment", _environment(found)),
         ("Configuration", _configuration(found)),
     ]
@@ -64,7 +66,7 @@ def _page(found: Findings, sections: dict[str, str]) -> str:
     own = files("gatdist.runs.report")
     style, script = (own / "page.css").read_text(), (own / "page.js").read_text()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    # Nothing but this script may run, and nothing may be fetched, whatever a run has written.
+    # Allow this script only, and no fetches, whatever the run's files contain.
     policy = (
         "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; "
         f"script-src 'sha256-{digest}'"
@@ -78,7 +80,7 @@ def _page(found: Findings, sections: dict[str, str]) -> str:
         for title, html in sections.items()
     )
     lacks = "".join(f"<li>{escape(lack)}</li>" for lack in found.lacks)
-    notice = f'<div class="lacks"><b>What is missing</b><ul>{lacks}</ul></div>' if lacks else ""
+    notice = f'<div class="lacks"><b>Missing or damaged</b><ul>{lacks}</ul></div>' if lacks else ""
     made = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -95,19 +97,19 @@ def _page(found: Findings, sections: dict[str, str]) -> str:
 def _summary(found: Findings) -> str:
     seen, total = found.samples_seen, found.total_samples
     share = min(seen / total, 1.0) if total else 0.0
-    last = found.ticks[-1] if found.ticks else {}
+    last = found.logs[-1] if found.logs else {}
     state_s = found.state.get("wall_time_s")
     spent_s = last.get("wall_time_s", state_s)
     facts = {
         "samples seen": f"{count(seen)} of {count(total)}" if total else count(seen),
         "time spent": duration(spent_s) if isinstance(spent_s, int | float) else "",
-        "samples a second": number(last.get("throughput/samples_per_s")) if last else "",
+        "samples per second": number(last.get("throughput/samples_per_s")) if last else "",
         "workers": _text(last.get("world_size")),
         "attempts": count(len(found.attempts)),
     }
-    for tag in sorted({t for tick in found.ticks for t in tick if t.startswith("metric/")}):
+    for tag in sorted({t for log in found.logs for t in log if t.startswith("metric/")}):
         if not tag.endswith("_real_split") and len(facts) < 8:
-            values = [tick[tag] for tick in found.ticks if isinstance(tick.get(tag), int | float)]
+            values = [log[tag] for log in found.logs if isinstance(log.get(tag), int | float)]
             facts[tag.removeprefix("metric/")] = number(values[-1]) if values else ""
     rows = "".join(
         f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>"
@@ -124,16 +126,14 @@ def _summary(found: Findings) -> str:
 
 
 def _samples(shown: Sequence[Preview]) -> str:
-    """Real samples, and fakes through time."""
-
     def frame(one: Preview, title: str) -> str:
         return f"<figure><figcaption>{title}</figcaption>{''.join(one.html)}</figure>"
 
-    reals = "".join(frame(one, "real") for one in shown if one.clock is None)
+    reals = "".join(frame(one, "real") for one in shown if one.samples_seen is None)
     fakes = "".join(
-        frame(one, f"generated, at {count(one.clock)} samples")
+        frame(one, f"generated, at {count(one.samples_seen)} samples")
         for one in shown
-        if one.clock is not None
+        if one.samples_seen is not None
     )
     if not reals and not fakes:
         return ""
@@ -141,37 +141,40 @@ def _samples(shown: Sequence[Preview]) -> str:
 
 
 def _charts(found: Findings) -> Iterable[tuple[str, str]]:
-    """The curves, by the name of their group."""
-    tags = list(dict.fromkeys(tag for tick in found.ticks for tag in tick if "/" in tag))
+    """Yield titles of chart groups and their HTML."""
+    tags = list(dict.fromkeys(tag for log in found.logs for tag in log if "/" in tag))
     resumed = [one.get("resumed_from") for one in found.attempts]
-    marks = [clock for clock in resumed if isinstance(clock, int) and clock > 0]
+    marks = [seen for seen in resumed if isinstance(seen, int) and seen > 0]
     for title, charts in charts_of(tags).items():
-        shown, still = "", dict[str, str]()
+        shown, constants = "", dict[str, str]()
         for one in charts:
-            values = {tag: _still(found.ticks, tag) for tag in one.tags(tags)}
+            values = {tag: _constant(found.logs, tag) for tag in one.tags(tags)}
             if all(values.values()):
-                still |= values
+                constants |= values
             else:
-                shown += _chart(found.ticks, one, list(values), marks)
-        html = f'<div class="charts">{shown}</div>' if shown else ""
-        if message := ", ".join(f"{tag} {value}" for tag, value in still.items()):
-            html += f'<p class="still">The same throughout: {escape(message)}</p>'
-        yield title, (_shares(found.ticks) if title == "Time" else "") + html
+                shown += _chart(found.logs, one, list(values), marks)
+        html = _shares(found.logs) if title == "Time" else ""
+        html += f'<div class="charts">{shown}</div>' if shown else ""
+        if text := ", ".join(f"{tag} {value}" for tag, value in constants.items()):
+            html += f'<p class="still">Constant: {escape(text)}</p>'
+        if "metric/fid_real_split" in tags and title == "Metrics":
+            html += _REAL_SPLIT
+        yield title, html
 
 
-def _still(ticks: list[dict[str, Any]], tag: str) -> str:
-    """The value that a tag has at all ticks that tell it; "" if it changes."""
-    values = {tick[tag] for tick in ticks if isinstance(tick.get(tag), int | float)}
+def _constant(logs: list[dict[str, Any]], tag: str) -> str:
+    """Return the value of a tag in all logs that have it; "" if it changes."""
+    values = {log[tag] for log in logs if isinstance(log.get(tag), int | float)}
     return number(values.pop()) if len(values) == 1 and not re.fullmatch(ALARMS, tag) else ""
 
 
-def _chart(ticks: list[dict[str, Any]], one: Chart, tags: list[str], marks: list[int]) -> str:
-    absent = 0.0 if one.pattern == ALARMS else None  # told only while they are raised
-    used = ticks if absent is not None else [t for t in ticks if any(tag in t for tag in tags)]
-    clocks, curves = [tick["samples_seen"] for tick in used], []
+def _chart(logs: list[dict[str, Any]], one: Chart, tags: list[str], marks: list[int]) -> str:
+    absent = 0.0 if one.pattern == ALARMS else None  # alarms are logged only while raised
+    used = logs if absent is not None else [log for log in logs if any(t in log for t in tags)]
+    seen, curves = [log["samples_seen"] for log in used], []
     x = np.zeros(0)
     for index, tag in enumerate(sorted(tags)):
-        x, mean, low, high = thinned(clocks, [tick.get(tag, absent) for tick in used])
+        x, mean, low, high = thinned(seen, [log.get(tag, absent) for log in used])
         label = tag.partition("/")[2].removesuffix("_s") if tag.startswith("time/") else ""
         label = label or tag.partition("/")[2].replace("_", " ")
         curves.append(Curve(label, color_of(label, index), mean, low, high))
@@ -180,10 +183,10 @@ def _chart(ticks: list[dict[str, Any]], one: Chart, tags: list[str], marks: list
     return chart(one.title, x, curves, marks, stacked=one.title == _STACKED)
 
 
-def _shares(ticks: list[dict[str, Any]]) -> str:
-    """Where the time of a step goes, over the whole run, as one bar."""
+def _shares(logs: list[dict[str, Any]]) -> str:
+    """Return the phases' shares of the step time over the whole run, as one bar."""
     pattern = charts_of(["time/data_s"])["Time"][0]
-    known = [t for t in ticks if isinstance(t.get("time/step_s"), int | float)]
+    known = [t for t in logs if isinstance(t.get("time/step_s"), int | float)]
     total = sum(t["time/step_s"] for t in known)
     if not total:
         return ""
@@ -196,7 +199,7 @@ def _shares(ticks: list[dict[str, Any]]) -> str:
         for tag in tags
     }
     colors = {label: color_of(label, index) for index, label in enumerate(shares)}
-    shares["the rest"] = max(0.0, 1.0 - sum(shares.values()))
+    shares["other"] = max(0.0, 1.0 - sum(shares.values()))
     cells = "".join(
         f'<i class="{colors.get(label, "rest")}" style="width:{share:.2%}"></i>'
         for label, share in shares.items()
@@ -209,20 +212,20 @@ def _shares(ticks: list[dict[str, Any]]) -> str:
 
 
 def _health(found: Findings) -> str:
-    if not found.ticks:
+    if not found.logs:
         return ""
     rows = [
-        [one.what, count(one.first), "" if one.ticks == 1 else count(one.last), count(one.ticks)]
-        for one in events(found.ticks)
+        [one.what, count(one.first), "" if one.logs == 1 else count(one.last), count(one.logs)]
+        for one in events(found.logs)
     ]
     if not rows:
-        return "<p>No alarm, no skipped step, no bad sample.</p>"
-    return _table(["what", "at samples", "until", "ticks"], rows)
+        return "<p>No alarms, skipped steps or bad samples.</p>"
+    return _table(["event", "at samples", "until", "log intervals"], rows)
 
 
 def _attempts(found: Findings) -> str:
     rows = []
-    for one in found.attempts[-_MOST_ROWS:]:
+    for one in found.attempts[-_MAX_ROWS:]:
         hosts = one.get("hosts")
         resumed = one.get("resumed_from")
         rows.append(
@@ -231,21 +234,21 @@ def _attempts(found: Findings) -> str:
                 _text(one.get("time")),
                 _text(one.get("world_size")),
                 ", ".join(sorted(set(map(str, hosts)))) if isinstance(hosts, list) else "",
-                "the beginning" if resumed is None else _text(resumed),
+                "start" if resumed is None else _text(resumed),
                 _text(one.get("reason")),
             ]
         )
-    titles = ["attempt", "time", "workers", "hosts", "from", "why"]
+    titles = ["attempt", "time", "workers", "hosts", "resumed from", "reason"]
     return _table(titles, rows) if rows else ""
 
 
-def _kept(found: Findings) -> str:
+def _files(found: Findings) -> str:
     rows = [
         [one["name"], count(one["samples_seen"]), size(one["num_bytes"])]
-        for one in found.checkpoints[-_MOST_ROWS:]
+        for one in found.checkpoints[-_MAX_ROWS:]
     ]
     html = _table(["checkpoint", "samples", "size"], rows) if rows else ""
-    names = "".join(f"<li><code>{escape(name)}</code></li>" for name in found.files[:_MOST_ROWS])
+    names = "".join(f"<li><code>{escape(name)}</code></li>" for name in found.files[:_MAX_ROWS])
     return html + (f"<ul>{names}</ul>" if names else "")
 
 
@@ -268,12 +271,12 @@ def _configuration(found: Findings) -> str:
         usual = flatten(parse_config({"run": run, "data": data}).redacted())
         parse_config(found.config)
     except ConfigError as error:
-        found.lacks.append(f"config.json is not what this version knows: {error}")
+        found.lacks.append(f"config.json is not valid for this version: {error}")
         usual = {}
     changed = [[key, json.dumps(v)] for key, v in flat.items() if usual.get(key, usual) != v]
     everything = [[key, json.dumps(value)] for key, value in flat.items()]
     return (
-        _table(["set", "value"], changed)
+        _table(["changed", "value"], changed)
         + f"<details><summary>all {len(everything)} keys</summary>"
         + f"{_table(['key', 'value'], everything)}</details>"
     )

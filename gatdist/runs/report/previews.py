@@ -1,4 +1,4 @@
-"""What a run has shown of its samples, thinned until it fits into a page."""
+"""The previews of a run's samples, subsampled and downscaled to fit into a page."""
 
 from __future__ import annotations
 
@@ -17,60 +17,55 @@ from gatdist.monitor.numbers import count, size
 from gatdist.storage import Store
 
 _NAME = re.compile(r"(?:fakes-(\d{1,15})|reals)\.(png|wav|txt)")
-_MOST_CLOCKS = {"txt": 16, "wav": 6, "png": 16}  # the most telling kind first
-_MOST_PIXELS = 1000
-_LEAST_PIXELS = 200
-_SMALL_PIXELS = 640  # enlarged, they are shown pixel by pixel
+_MAX_PREVIEWS = {"txt": 16, "wav": 6, "png": 16}  # in the order shown
+_MAX_PIXELS = 1000
+_MIN_PIXELS = 200
+_SMALL_PIXELS = 640  # smaller images are shown without interpolation
 _MAX_IMAGE_BYTES = 400_000
 _MAX_AUDIO_BYTES = 2_500_000
-_MOST_TEXT = 6000
+_MAX_TEXT = 6000
 _QUALITY = 85
 
 
 @dataclass
 class Preview:
-    """Samples of one clock, or real ones, as HTML.
+    """Samples generated at ``samples_seen``, or real ones (None), as HTML: image, audio or text."""
 
-    Attributes:
-        clock: samples seen; None of real ones.
-        html: picture, player or text.
-    """
-
-    clock: int | None
+    samples_seen: int | None
     html: list[str] = field(default_factory=list)
 
 
 def previews(store: Store, names: list[str], lacks: list[str]) -> list[Preview]:
-    """Real samples first, then fakes of some clocks from the first to the last.
+    """Return previews of real samples, then of generated ones, evenly spaced over training.
 
     Args:
         store: the folder ``samples`` of a run.
         names: of the files in it.
-        lacks: what can't be shown is added.
+        lacks: gets messages of what can't be shown.
     """
     found: dict[int | None, Preview] = {}
-    for ending, most in _MOST_CLOCKS.items():
+    for ending, most in _MAX_PREVIEWS.items():
         parsed = [(match, name) for name in names if (match := _NAME.fullmatch(name))]
-        clocks = {int(m[1]): name for m, name in parsed if m[2] == ending and m[1]}
+        fakes = {int(m[1]): name for m, name in parsed if m[2] == ending and m[1]}
         chosen: list[tuple[int | None, str]]
         chosen = [(None, name) for m, name in parsed if m[2] == ending and not m[1]]
-        chosen += [(clock, clocks[clock]) for clock in spread(sorted(clocks), most)]
-        for clock, name in chosen:
-            shown = _shown(store, name, lacks)
-            if shown:
-                found.setdefault(clock, Preview(clock)).html.append(shown)
-    return sorted(found.values(), key=lambda one: -1 if one.clock is None else one.clock)
+        chosen += [(seen, fakes[seen]) for seen in spread(sorted(fakes), most)]
+        for seen, name in chosen:
+            if shown := _shown(store, name, lacks):
+                found.setdefault(seen, Preview(seen)).html.append(shown)
+    return sorted(
+        found.values(), key=lambda one: -1 if one.samples_seen is None else one.samples_seen
+    )
 
 
 def spread(items: list[int], most: int) -> list[int]:
-    """At most so many, evenly, the first and the last among them."""
+    """Return at most ``most`` items, evenly spaced, with the first and the last."""
     if len(items) <= most:
         return items
     return [items[i] for i in np.linspace(0, len(items) - 1, most).round().astype(int)]
 
 
 def _shown(store: Store, name: str, lacks: list[str]) -> str:
-    """A file as HTML; "" where it can't be shown."""
     try:
         content = store.read(name)
         if name.endswith(".png"):
@@ -84,13 +79,12 @@ def _shown(store: Store, name: str, lacks: list[str]) -> str:
 
 
 def _image(name: str, content: bytes) -> str:
-    """A picture as it is, or smaller where it is large."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             image.load()
             kind = "small" if max(image.size) <= _SMALL_PIXELS else "large"
-            if max(image.size) <= _MOST_PIXELS and len(content) <= _MAX_IMAGE_BYTES:
+            if max(image.size) <= _MAX_PIXELS and len(content) <= _MAX_IMAGE_BYTES:
                 source = _data("image/png", content)
             else:
                 source = _data("image/webp", _smaller(image.convert("RGB")))
@@ -98,9 +92,9 @@ def _image(name: str, content: bytes) -> str:
 
 
 def _smaller(image: Image.Image) -> bytes:
-    """As large as it may be, in pixels and bytes."""
-    side, content = _MOST_PIXELS, b""
-    while not content or (len(content) > _MAX_IMAGE_BYTES and side > _LEAST_PIXELS):
+    """Downscale until it fits, in pixels and bytes."""
+    side, content = _MAX_PIXELS, b""
+    while not content or (len(content) > _MAX_IMAGE_BYTES and side > _MIN_PIXELS):
         image.thumbnail((side, side))
         encoded = io.BytesIO()
         image.save(encoded, "WEBP", quality=_QUALITY)
@@ -110,17 +104,17 @@ def _smaller(image: Image.Image) -> bytes:
 
 def _audio(name: str, content: bytes) -> str:
     if content[:4] != b"RIFF":
-        raise ValueError("no WAV file")
+        raise ValueError("not a WAV file")
     if len(content) > _MAX_AUDIO_BYTES:
-        raise ValueError(f"it has {size(len(content))}, a page takes {size(_MAX_AUDIO_BYTES)}")
+        raise ValueError(f"it has {size(len(content))}, the limit is {size(_MAX_AUDIO_BYTES)}")
     source = _data("audio/wav", content)
     return f'<audio controls preload="metadata" title="{escape(name)}" src="{source}"></audio>'
 
 
 def _cut(text: str) -> str:
-    if len(text) <= _MOST_TEXT:
+    if len(text) <= _MAX_TEXT:
         return text
-    return f"{text[:_MOST_TEXT]}…\n({count(len(text) - _MOST_TEXT)} more characters)"
+    return f"{text[:_MAX_TEXT]}…\n({count(len(text) - _MAX_TEXT)} more characters)"
 
 
 def _data(kind: str, content: bytes) -> str:
