@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from gatdist.common.errors import ConfigError
+from gatdist.common.registry import validation_problem
 
 DEFAULT_SHARD_BYTES = 256_000_000
 
@@ -101,10 +102,9 @@ def read_recipe(given: Mapping[str, Any]) -> Recipe:
     try:
         return Recipe(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
-        problem = error.errors()[0]
-        rule = problem["msg"][0].lower() + problem["msg"][1:]
-        option = str(problem["loc"][0]).replace("_", "-")
-        raise ConfigError(f"--{option}", rule, value=problem["input"]) from None
+        key, rule, value = validation_problem(error)
+        option = key.partition(".")[0].replace("_", "-")
+        raise ConfigError(f"--{option}", rule, value=value) from None
 
 
 def _refused(option: str, rule: str, value: object) -> ConfigError:

@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from gatdist.common.errors import DataError
+from gatdist.common.registry import validation_problem
 from gatdist.common.strict_json import parse_json
 from gatdist.config import DataConfig
 from gatdist.data.codecs import is_printable
@@ -213,10 +214,8 @@ def read_manifest(store: Store) -> Manifest:
     try:
         manifest = Manifest.model_validate(values)
     except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"]))
-        message = f"{where}: {problem['msg']}" if where else problem["msg"]
-        raise DataError(subject, message, hint=_MAKE_AGAIN) from None
+        key, rule, _ = validation_problem(error)
+        raise DataError(subject, f"{key}: {rule}" if key else rule, hint=_MAKE_AGAIN) from None
     if not manifest.shards:
         raise DataError(store.url, "the data set is empty", hint="Pack at least one sample")
     found = _fingerprint(manifest, manifest.shards)
