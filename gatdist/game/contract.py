@@ -98,6 +98,8 @@ class _NetworkCheck:
         self._buffers = dict(self.original.named_buffers())
         self._persistent = self.original.state_dict().keys()
         self._warnings: list[str] = []
+        seed_all(0, "contract", 0)
+        self._seeded = generator_states(self.device)
 
     def traits(self) -> Traits:
         """Run all checks."""
@@ -171,14 +173,12 @@ class _NetworkCheck:
 
     def _check_backward(self) -> Traits:
         """Find out which random generators are used and which parameters are not."""
-        seed_all(0, "contract", 0)
-        seeded = generator_states(self.device)
         out = self._call(_SAMPLES)
         if self.player == "generator":
             self._warn_of_values(out.detach())
         with self._user_code("backward fails"):
             out.float().square().mean().backward()
-        after = generator_states(self.device)
+        drawn = self._drawn_from()
         unused = []
         for name, parameter in self.network.named_parameters():
             if not parameter.requires_grad:
@@ -195,7 +195,6 @@ class _NetworkCheck:
                 f"the output does not depend on the parameters {names}{more}. Their gradient "
                 "counts as zero"
             )
-        drawn = tuple(name for name in seeded if seeded[name] != after[name])
         may_skip = bool(unused or drawn or getattr(self.network, "may_skip_parameters", False))
         return Traits(generators=drawn, may_skip_parameters=may_skip)
 
@@ -260,10 +259,8 @@ class _NetworkCheck:
             for module in self.network.modules():
                 if isinstance(module, (nn.modules.dropout._DropoutNd, nn.RReLU)):
                     module.eval()
-            seed_all(0, "contract", 0)
-            seeded = generator_states(self.device)
             self._call([0, 1])
-            is_random = seeded != generator_states(self.device)
+            is_random = bool(self._drawn_from())
             if is_random:
                 self.network.eval()
         first, second = self._call([0, 1]).detach()
@@ -280,13 +277,10 @@ class _NetworkCheck:
     def _check_evaluation_mode(self) -> None:
         with self._user_code("eval() fails"):
             self.network.eval()
-        seed_all(0, "contract", 0)
-        seeded = generator_states(self.device)
         with torch.no_grad():
             alone, several, again = (
                 self._call(numbers, in_training=False) for numbers in ([0], [0, 1, 7], [0])
             )
-            draws_numbers = seeded != generator_states(self.device)
         if self.player != "generator":
             return
         if not self._near(alone, again):
@@ -295,7 +289,7 @@ class _NetworkCheck:
                 "latents, labels and noise",
                 "Change state in training mode only",
             )
-        if draws_numbers:
+        if self._drawn_from():
             self._warn(
                 "draws random numbers in evaluation mode. Samples are generated one by one, so "
                 "that each is a function of its number. The attribute noise_size is faster"
@@ -320,6 +314,11 @@ class _NetworkCheck:
                     "does not return probabilities over the vocabulary (axis 1). End it with a "
                     "softmax"
                 )
+
+    def _drawn_from(self) -> tuple[str, ...]:
+        """Names of the random generators used since the start of the last call."""
+        states = generator_states(self.device)
+        return tuple(name for name, state in self._seeded.items() if state != states[name])
 
     def _near(self, a: Tensor, b: Tensor) -> bool:
         """Whether two outputs are equal within rounding."""

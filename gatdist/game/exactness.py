@@ -11,8 +11,6 @@ from gatdist.config import BOTH, Config, PlayerName
 from gatdist.game.hidden import Traits
 from gatdist.parallel.communicator import bare
 
-_HINT = "Keep state in buffers, and draw from torch's default generator"
-
 
 def require_exact(config: Config, traits: Mapping[PlayerName, Traits]) -> list[str]:
     """Refuse hidden state that a setting rules out; return warnings about the rest.
@@ -26,18 +24,12 @@ def require_exact(config: Config, traits: Mapping[PlayerName, Traits]) -> list[s
         name = getattr(config.model, player).name
         field = f"model.{player}.name"
         warnings += found.warnings
-        state = [f"attribute {each!r}" for each in found.attributes]
+        state = [f"the attribute {each!r}" for each in found.attributes]
         if found.is_erratic and not state:
             state = ["state that gatdist cannot see (a generator, a global variable, the time)"]
         if state:
-            rule = f"a forward changes {state[0]}, which checkpoints and other workers lack"
-            if config.run.reduction == "canonical":
-                rule += "; run.reduction = 'canonical' cannot be guaranteed"
-                raise PluginError(field, rule, value=name, hint=_HINT)
-            warnings.append(
-                f"{field} = {name!r}: {rule}. A resumed run, or a run on another number of "
-                f"workers, may differ. {_HINT}"
-            )
+            hint = "Keep state in buffers, and draw from torch's default generator"
+            warnings.append(warn_of_state(config, field, name, f"forward changes {state[0]}", hint))
         if found.generators and config.run.reduction == "fast":
             warnings.append(
                 f"{field} = {name!r}: draws from {' and '.join(found.generators)}, seeded by "
@@ -48,12 +40,25 @@ def require_exact(config: Config, traits: Mapping[PlayerName, Traits]) -> list[s
         if found.buffers and config.run.reduction == "fast":
             more = f" and {len(found.buffers) - 1} more" if len(found.buffers) > 1 else ""
             warnings.append(
-                f"{field} = {name!r}: a forward changes the buffer {found.buffers[0]!r}{more}. "
+                f"{field} = {name!r}: forward changes the buffer {found.buffers[0]!r}{more}. "
                 "After each phase it is set to the mean over forwards and workers, which depends "
                 "on how the batch is divided"
             )
         _require_recordable(config, player, found)
     return warnings
+
+
+def warn_of_state(config: Config, field: str, name: str, change: str, hint: str) -> str:
+    """Return a warning of state outside checkpoints; refuse it if ``run.reduction = "canonical"``."""
+    rule = f"{change}, which is neither in checkpoints nor shared by the workers"
+    if config.run.reduction == "canonical":
+        raise PluginError(
+            field, f"{rule}, as run.reduction = 'canonical' requires", value=name, hint=hint
+        )
+    return (
+        f"{field} = {name!r}: {rule}. A resumed run, or a run on another number of workers, may "
+        f"differ. {hint}"
+    )
 
 
 def _require_recordable(config: Config, player: PlayerName, found: Traits) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,14 +65,9 @@ class Forwards:
         # Buffers after each forward, by (first position of the part, stream).
         self._made: dict[tuple[int, str], list[Tensor]] = {}
 
-    def at(self, stream: str, batch: Batch) -> AbstractContextManager[None]:
-        """Wrap a forward of a part of the batch; ``stream`` names it within the phase."""
-        if not self._is_random and not self._buffers:
-            return nullcontext()
-        return self._pure(stream, batch)
-
     @contextmanager
-    def _pure(self, stream: str, batch: Batch) -> Iterator[None]:
+    def at(self, stream: str, batch: Batch) -> Iterator[None]:
+        """Wrap a forward of a part of the batch; ``stream`` names it within the phase."""
         if self._is_random:
             seed_all(self._seed, f"{stream}/forward", batch.first)
         # Copies, because the graphs of earlier forwards may still need the tensors themselves.
@@ -161,26 +156,19 @@ _GENERATORS: dict[type, Callable[[Any], object]] = {
     torch.Generator: torch.Generator.get_state,
     random.Random: random.Random.getstate,
     np.random.Generator: lambda generator: generator.bit_generator.state,
-    np.random.RandomState: lambda generator: generator.get_state(legacy=False),
+    np.random.RandomState: lambda generator: generator.getfingerprint(legacy=False),
 }
 
 
 def attribute_states(network: nn.Module) -> dict[str, object]:
-    """Return a fingerprint of each attribute that holds plain values, by name."""
+    """Return the :func:`fingerprint` of each attribute of its modules, by name."""
     states: dict[str, object] = {}
     for prefix, module in network.named_modules():
         of_class = {} if type(module).__module__.startswith("torch.") else vars(type(module))
-        attributes = {**of_class, **vars(module)}
-        skip = _OF_MODULES | {key for key in attributes if key.startswith("__")}
-        for key, state in object_states(attributes, skip).items():
-            states[f"{prefix}.{key}".lstrip(".")] = state
+        for key, value in {**of_class, **vars(module)}.items():
+            if key not in _OF_MODULES and not key.startswith("__"):
+                states[f"{prefix}.{key}".lstrip(".")] = fingerprint(value)
     return states
-
-
-def object_states(attributes: Mapping[str, object], skip: frozenset[str]) -> dict[str, object]:
-    """Return a fingerprint of each of these attributes that holds plain values."""
-    states = {key: _state(value) for key, value in attributes.items() if key not in skip}
-    return {key: state for key, state in states.items() if state is not None}
 
 
 def changed(before: Mapping[str, object], after: Mapping[str, object]) -> tuple[str, ...]:
@@ -195,11 +183,11 @@ def equal(a: Tensor, b: Tensor) -> bool:
     return same and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
 
 
-def _state(value: Any, depth: int = 0) -> object:
-    """What ``value`` holds, comparable by ``==``; None for values of other kinds."""
+def fingerprint(value: Any, depth: int = 0) -> object:
+    """Return what a plain value holds, comparable by ``==``; None for values of other kinds."""
     for kind, read in _GENERATORS.items():
         if isinstance(value, kind):
-            return "generator", _state(read(value))
+            return "generator", fingerprint(read(value))
     if isinstance(value, Tensor):
         flat = value.detach().to("cpu", copy=True).contiguous().reshape(-1)
         has_bytes = flat.layout == torch.strided and not flat.is_quantized and flat.numel()
@@ -212,9 +200,9 @@ def _state(value: Any, depth: int = 0) -> object:
     if depth == _MAX_DEPTH:
         return None
     if isinstance(value, Mapping):
-        return "mapping", [(repr(key), _state(each, depth + 1)) for key, each in value.items()]
+        return "mapping", [(repr(key), fingerprint(each, depth + 1)) for key, each in value.items()]
     if isinstance(value, (list, tuple, deque)):
-        return "sequence", [_state(each, depth + 1) for each in value]
+        return "sequence", [fingerprint(each, depth + 1) for each in value]
     if isinstance(value, (set, frozenset)):
         return "set", sorted(map(repr, value))
     if isinstance(value, Iterator):

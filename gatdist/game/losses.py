@@ -86,67 +86,48 @@ def _minus_one(real: Tensor, fake: Tensor) -> Tensor:
 
 _cross_entropy = Sum(real=lambda real: softplus(-real), fake=softplus)
 
-# Goodfellow et al. 2014: the discriminator ascends V = E[log D(x)] + E[log(1 − D(G(z)))], so it
-# descends −V here. (The GAT article prints L_D = V and lets the discriminator descend it.) The
-# generator's first term, −log D(x), does not depend on G: it has a value but no gradient.
-register_loss(
-    "minimax",
-    Loss(
+_LOSSES = {
+    # Goodfellow et al. 2014: the discriminator ascends V = E[log D(x)] + E[log(1 − D(G(z)))], so it
+    # descends −V here. (The GAT article prints L_D = V and lets the discriminator descend it.) The
+    # generator's first term, −log D(x), does not depend on G: it has a value but no gradient.
+    "minimax": Loss(
         discriminator=_cross_entropy,
         generator=lambda real, fake: softplus(-real) - softplus(fake),
         ratio=_minus_one,
         generator_reads_real=True,
         zero_sum=True,
     ),
-)
-
-# Goodfellow et al. 2014, §3: the same fixed point, but a gradient where D(G(z)) is near 0.
-register_loss(
-    "nonsaturating",
-    Loss(
+    # Goodfellow et al. 2014, §3: the same fixed point, but a gradient where D(G(z)) is near 0.
+    "nonsaturating": Loss(
         discriminator=_cross_entropy,
         generator=lambda real, fake: softplus(-fake),
         ratio=lambda real, fake: -(-fake).exp(),
     ),
-)
-
-# Mao et al. 2017, with the labels 0, 1 and 1.
-register_loss(
-    "least_squares",
-    Loss(
+    # Mao et al. 2017, with the labels 0, 1 and 1.
+    "least_squares": Loss(
         discriminator=Sum(real=lambda real: (real - 1).square(), fake=torch.square),
         generator=lambda real, fake: (fake - 1).square(),
         ratio=lambda real, fake: (fake - 1) / fake,
     ),
-)
-
-# Lim & Ye 2017. No ratio, because the discriminator's derivative is 0 for ℓ < −1.
-register_loss(
-    "hinge",
-    Loss(
+    # Lim & Ye 2017. No ratio, because the discriminator's derivative is 0 for ℓ < −1.
+    "hinge": Loss(
         discriminator=Sum(real=lambda real: relu(1 - real), fake=lambda fake: relu(1 + fake)),
         generator=lambda real, fake: -fake,
     ),
-)
-
-# Arjovsky et al. 2017; use it with the penalty ``wgan_gp``.
-register_loss(
-    "wasserstein",
-    Loss(
+    # Arjovsky et al. 2017; use it with the penalty ``wgan_gp``.
+    "wasserstein": Loss(
         discriminator=Sum(real=torch.neg, fake=lambda fake: fake),
         generator=lambda real, fake: -fake,
         ratio=_minus_one,
         zero_sum=True,
     ),
-)
-
-# Jolicoeur-Martineau 2019, paired; with R1 and R2 the loss of R3GAN (Huang et al. 2024).
-register_loss(
-    "relativistic",
-    Loss(
+    # Jolicoeur-Martineau 2019, paired; with R1 and R2 the loss of R3GAN (Huang et al. 2024).
+    "relativistic": Loss(
         discriminator=lambda real, fake: softplus(fake - real),
         generator=lambda real, fake: softplus(real - fake),
         ratio=lambda real, fake: -(real - fake).exp(),
         generator_reads_real=True,
     ),
-)
+}
+for _name, _loss in _LOSSES.items():
+    register_loss(_name, _loss)

@@ -1,16 +1,4 @@
-"""Penalties per sample, and their schedules.
-
-| name | penalty, times its strength γ |
-| --- | --- |
-| ``r1`` | ½ ‖∇ₓ D(x)‖² at real samples (Mescheder et al. 2018) |
-| ``r2`` | ½ ‖∇ₓ D(x)‖² at fake samples |
-| ``wgan_gp`` | (‖∇ₓ D(x)‖ − 1)² at ε x + (1 − ε) G(z), ε uniform (Gulrajani et al. 2017) |
-| ``lecam`` | (D(x) − ā_fake)² + (D(G(z)) − ā_real)², ā averages of logits (Tseng et al. 2021) |
-| ``path_length`` | (‖Jᵀy‖ − ā)², J = ∂G/∂z, y normal, ā the average length (Karras et al. 2020) |
-
-The last is added to the generator's loss, the others to the discriminator's. If the generator has a
-``mapping`` with outputs w, path lengths use J = ∂G/∂w.
-"""
+"""Penalties per sample, and their schedules."""
 
 from __future__ import annotations
 
@@ -139,17 +127,24 @@ def _path_lengths(latents: Tensor, projections: Tensor) -> Observations:
 
 
 def projections(samples: Tensor, noise: Tensor) -> Tensor:
-    """⟨sample_i, noise_i⟩ / √pixels, [n], of tensors [n, ...]; without channels in pixels."""
+    """⟨sample_i, noise_i⟩ / √pixels, [n], of tensors [n, C, ...]; C does not count as pixels."""
     pixels = math.prod(samples.shape[2:]) or 1
     return (samples * noise).flatten(1).sum(1) / math.sqrt(pixels)
 
 
-penalties.register("r1")(Penalty("real", half_squared_gradient))
-penalties.register("r2")(Penalty("fake", half_squared_gradient))
-penalties.register("wgan_gp")(Penalty("between", unit_gradient))
-penalties.register("lecam")(
-    Penalty("logits", lecam, averages={"logits/real": 0.99, "logits/fake": 0.99})
-)
-penalties.register("path_length")(
-    Penalty("latents", path_length, averages={"path_length": 0.99}, observe=_path_lengths)
-)
+_PENALTIES = {
+    # Mescheder et al. 2018.
+    "r1": Penalty("real", half_squared_gradient),
+    "r2": Penalty("fake", half_squared_gradient),
+    # Gulrajani et al. 2017: at ε x + (1 − ε) G(z), ε uniform.
+    "wgan_gp": Penalty("between", unit_gradient),
+    # Tseng et al. 2021: ā are running means of logits.
+    "lecam": Penalty("logits", lecam, averages={"logits/real": 0.99, "logits/fake": 0.99}),
+    # Karras et al. 2020: y is normal, ā the mean length. If the generator has a ``mapping`` with
+    # outputs w, the derivative is by w.
+    "path_length": Penalty(
+        "latents", path_length, averages={"path_length": 0.99}, observe=_path_lengths
+    ),
+}
+for _name, _penalty in _PENALTIES.items():
+    penalties.register(_name)(_penalty)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import NoReturn
 
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor
 from gatdist.common.errors import ConfigError, PluginError
 from gatdist.common.registry import described, user_code
 from gatdist.config import BOTH, Config
-from gatdist.game.hidden import changed, object_states
+from gatdist.game.exactness import warn_of_state
+from gatdist.game.hidden import changed, fingerprint
 from gatdist.game.losses import Loss, Sum
 from gatdist.game.penalties import ScheduledPenalty
 from gatdist.game.updates.rule import Phase, Step, UpdateRule
@@ -72,15 +74,23 @@ def check_step(
     states = []
     for _ in range(1 if type(rule).__module__.startswith("gatdist.") else 3):
         _check_phases(config, rule, batch)
-        states.append(object_states(vars(rule), _NOT_STATE))
-    return _check_state(config, changed(states[0], states[-1]))
+        attributes = vars(rule).items()
+        states.append(
+            {key: fingerprint(value) for key, value in attributes if key not in _NOT_STATE}
+        )
+    changes = changed(states[0], states[-1])
+    if not changes:
+        return []
+    change = f"a step changes the attribute {changes[0]!r}"
+    hint = "Keep state that affects the result in tensors"
+    return [warn_of_state(config, "game.update_rule", config.game.update_rule, change, hint)]
 
 
 def _check_phases(config: Config, rule: UpdateRule, batch: Batch) -> None:
     subject, name = "game.update_rule", config.game.update_rule
 
-    def refuse(rule: str) -> NoReturn:
-        raise PluginError(subject, rule, value=name)
+    def refuse(message: str) -> NoReturn:
+        raise PluginError(subject, message, value=name)
 
     reduction = FastReduction(LocalCommunicator(batch.positions.device))
     rates = {player: getattr(config.optim, player).learning_rate for player in BOTH}
@@ -100,18 +110,6 @@ def _check_phases(config: Config, rule: UpdateRule, batch: Batch) -> None:
                             f"observations of phase {phase.name!r} must be tensors; found "
                             f"{type(value).__name__} for {tag!r}"
                         )
-
-
-def _check_state(config: Config, names: tuple[str, ...]) -> list[str]:
-    """Refuse, or warn of, attributes of a rule that steps change."""
-    if not names:
-        return []
-    name = config.game.update_rule
-    rule = f"a step changes the attribute {names[0]!r}, which is not in checkpoints"
-    hint = "Keep state that affects the result in tensors"
-    if config.run.reduction == "canonical":
-        raise PluginError("game.update_rule", rule, value=name, hint=hint)
-    return [f"game.update_rule = {name!r}: {rule}. A resumed run may differ. {hint}"]
 
 
 class _LossCheck:
@@ -152,11 +150,9 @@ class _LossCheck:
             )
 
     def _value(self, name: str, *logits: Tensor) -> Tensor:
-        function = self._loss
-        for part in name.split("."):
-            function = getattr(function, part)
+        function = attrgetter(name)(self._loss)
         with user_code("game.loss", f"{name} fails", value=self._name):
-            found = function(*logits)  # type: ignore[operator]
+            found = function(*logits)
         n = len(logits[0])
         expected = f"{name} must return one finite floating-point value per sample, ({n},)"
         if not isinstance(found, Tensor):

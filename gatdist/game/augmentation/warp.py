@@ -26,7 +26,11 @@ def scaling(x: Tensor, y: Tensor) -> Tensor:
 
 def rotation(angle: Tensor) -> Tensor:
     """Return maps that rotate by ``angle`` [n], in radians."""
-    return _rotation(angle.cos(), angle.sin())
+    found = _identity(angle)
+    found[:, 0, 0] = found[:, 1, 1] = angle.cos()
+    found[:, 1, 0] = angle.sin()
+    found[:, 0, 1] = -found[:, 1, 0]
+    return found
 
 
 def quarter_turn(count: Tensor, height: int, width: int) -> Tensor:
@@ -35,17 +39,9 @@ def quarter_turn(count: Tensor, height: int, width: int) -> Tensor:
     If H − W is odd, an odd number of quarters also moves by half a pixel: pixels would otherwise
     fall between pixels.
     """
-    angle = count * (torch.pi / 2)
-    found = _rotation(angle.cos().round(), angle.sin().round())
+    found = rotation(count * (torch.pi / 2)).round()
     if (height - width) % 2:
         found[:, :2, 2] = 0.5 * found[:, 1, 0].abs()[:, None]
-    return found
-
-
-def _rotation(cosine: Tensor, sine: Tensor) -> Tensor:
-    found = _identity(cosine)
-    found[:, 0, 0], found[:, 0, 1] = cosine, -sine
-    found[:, 1, 0], found[:, 1, 1] = sine, cosine
     return found
 
 
