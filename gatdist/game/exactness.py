@@ -49,7 +49,7 @@ def require_exact(config: Config, traits: Mapping[PlayerName, Traits]) -> list[s
 
 
 def warn_of_state(config: Config, field: str, name: str, change: str, hint: str) -> str:
-    """Return a warning of state outside checkpoints; refuse it if ``run.reduction = "canonical"``."""
+    """Return a warning of state outside checkpoints, or refuse it if the run is canonical."""
     rule = f"{change}, which is neither in checkpoints nor shared by the workers"
     if config.run.reduction == "canonical":
         raise PluginError(

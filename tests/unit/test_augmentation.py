@@ -27,13 +27,13 @@ GEOMETRIC = [
     "post_rotation",
     "fractional_translation",
 ]
-COLOURING = ["brightness", "contrast", "luma_flip", "hue", "saturation"]
+COLOR = ["brightness", "contrast", "luma_flip", "hue", "saturation"]
 SHAPES = [(3, 16, 16), (1, 5, 9), (3, 9, 4), (4, 8, 7), (2, 1, 6), (1, 1, 1)]
 both = pytest.mark.parametrize("name", ["diffaugment", "ada"])
 
 
 def augmentation(name, **options):
-    """With ADA at p = 1 unless told otherwise."""
+    """ADA has p = 1 by default."""
     if name == "ada":
         options = {"initial_p": 1.0, **options}
     return augmentations[name](sample_shape=(3, 8, 8), device=CPU, **options)
@@ -57,7 +57,7 @@ def augmented(augment, samples, stream="s", seed=7):
 @both
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_sample_is_changed_alike_in_any_company(name, shape, dtype):
+def test_augmentation_of_a_sample_does_not_depend_on_its_batch(name, shape, dtype):
     augment = augmentation(name, initial_p=0.5) if name == "ada" else augmentation(name)
     samples, positions = images(23, *shape).to(dtype), 5 * torch.arange(23) + 2**33
     together = augment(samples, 3, "s", positions)
@@ -72,7 +72,7 @@ def test_a_sample_is_changed_alike_in_any_company(name, shape, dtype):
 
 
 @both
-def test_seed_stream_and_position_each_change_what_is_done(name):
+def test_draws_depend_on_seed_stream_and_position(name):
     augment, samples, positions = augmentation(name), images(16, 3, 8, 8), torch.arange(16)
     base = augment(samples, 1, "real", positions)
     for other in (
@@ -84,7 +84,7 @@ def test_seed_stream_and_position_each_change_what_is_done(name):
 
 
 @both
-def test_the_order_of_the_policy_is_of_no_account(name):
+def test_the_order_of_the_policy_has_no_effect(name):
     policy = {"ada": ["blit", "geometry", "color"], "diffaugment": ["color", "cutout"]}[name]
     samples = images(16, 3, 8, 8)
     assert torch.equal(
@@ -94,7 +94,7 @@ def test_the_order_of_the_policy_is_of_no_account(name):
 
 
 @both
-def test_the_layout_in_memory_is_of_no_account(name):
+def test_the_memory_layout_has_no_effect(name):
     augment, samples = augmentation(name), images(8, 3, 6, 8)
     last = samples.to(memory_format=torch.channels_last)
     torch.testing.assert_close(augmented(augment, last), augmented(augment, samples))
@@ -102,7 +102,7 @@ def test_the_layout_in_memory_is_of_no_account(name):
 
 @both
 def test_nothing_waits_for_the_device(name):
-    """On the meta device there are no values: whatever asked for one would fail."""
+    """The meta device has no values, so that reading one fails."""
     meta = torch.device("meta")
     augment = augmentations[name](sample_shape=(3, 8, 8), device=meta)
     samples = torch.empty(4, 3, 8, 8, device=meta)
@@ -143,8 +143,8 @@ def test_a_gradient_penalty_on_augmented_samples(name):
 # DiffAugment
 
 
-def test_diffaugment_colour_is_the_papers():
-    """Recovered from pictures, its three numbers are in range, and its steps give the same."""
+def test_diffaugment_color_follows_the_paper():
+    """Its three numbers, recovered from images, are in range and reproduce the result."""
     x = images(500, 3, 4, 5, dtype=torch.float64)
     grey, mean = x.mean(1, keepdim=True).expand_as(x), x.mean((1, 2, 3), keepdim=True)
     found = augmented(augmentation("diffaugment", policy=["color"]), x)
@@ -228,8 +228,8 @@ def test_quarter_turns_of_squares_are_exact(size):
 
 
 @pytest.mark.parametrize(("height", "width"), [(6, 10), (10, 6), (5, 8), (8, 5)])
-def test_quarter_turns_of_other_pictures_show_the_middle_turned(height, width):
-    """Whole pixels in the right proportions: a square around the middle is turned in itself."""
+def test_quarter_turns_of_other_images_rotate_the_middle(height, width):
+    """A square around the middle is rotated onto itself, pixel by pixel."""
     samples = images(64, 1, height, width)
     found = augmented(ada("quarter_turn"), samples)
     least = min(height, width) - 1
@@ -268,8 +268,8 @@ def test_translation_by_whole_pixels_is_exact_and_mirrors_the_edge(shape):
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**20))
-def test_resampling_is_bilinear_over_the_mirrored_picture(height, width, seed):
-    """As scipy does it."""
+def test_resampling_is_bilinear_over_the_mirrored_image(height, width, seed):
+    """As scipy's map_coordinates."""
     generator = torch.manual_seed(seed)
     image = torch.randn(1, 1, height, width, dtype=torch.float64, generator=generator)
     sources = torch.eye(3, dtype=torch.float64)[None].clone()
@@ -290,16 +290,15 @@ def test_resampling_is_bilinear_over_the_mirrored_picture(height, width, seed):
     )
 
 
-# ADA: strengths, chances, and how the transformations are composed
+# ADA: strengths, probabilities and order of the transformations
 
 
-def colour_maps(*policy, n=1500):
-    """What is done to colours, recovered from four: matrices [n, 3, 3] and offsets [n, 3]."""
+def color_maps(*policy, n=1500):
+    """Color maps recovered from four colors: matrices [n, 3, 3] and offsets [n, 3]."""
     basis = torch.cat([torch.zeros(1, 3), torch.eye(3)]).double()
     augment = ada(*policy)
     offset, *columns = (
-        augmented(augment, colour.view(1, 3, 1, 1).repeat(n, 1, 1, 1))[:, :, 0, 0]
-        for colour in basis
+        augmented(augment, color.view(1, 3, 1, 1).repeat(n, 1, 1, 1))[:, :, 0, 0] for color in basis
     )
     return torch.stack(columns, 2) - offset[:, :, None], offset
 
@@ -310,38 +309,38 @@ def homogeneous(matrix, offset):
     return found
 
 
-def test_colours_are_composed_in_the_papers_order():
-    whole = homogeneous(*colour_maps("color"))
-    single = [homogeneous(*colour_maps(name)) for name in reversed(COLOURING)]
+def test_color_transformations_follow_the_papers_order():
+    whole = homogeneous(*color_maps("color"))
+    single = [homogeneous(*color_maps(name)) for name in reversed(COLOR)]
     torch.testing.assert_close(reduce(torch.matmul, single), whole, atol=1e-5, rtol=1e-5)
 
 
-def test_colour_strengths():
+def test_color_strengths():
     identity, grey = torch.eye(3).double(), torch.full((3, 3), 1 / 3).double()
 
-    matrix, offset = colour_maps("brightness")
+    matrix, offset = color_maps("brightness")
     torch.testing.assert_close(matrix, identity.expand_as(matrix))
     torch.testing.assert_close(offset, offset[:, :1].expand(-1, 3))
     assert offset.std().item() == pytest.approx(0.2, rel=0.1)
 
-    matrix, offset = colour_maps("contrast")
+    matrix, offset = color_maps("contrast")
     factor = matrix[:, 0, 0]
     torch.testing.assert_close(matrix, factor[:, None, None] * identity)
     assert factor.log2().std().item() == pytest.approx(0.5, rel=0.1)
 
-    matrix, offset = colour_maps("luma_flip")
+    matrix, offset = color_maps("luma_flip")
     flipped = matrix[:, 0, 0] < 0.9
     assert flipped.double().mean().item() == pytest.approx(0.5, abs=0.06)
     expected = torch.where(flipped[:, None, None], identity - 2 * grey, identity)
     torch.testing.assert_close(matrix, expected, atol=1e-6, rtol=0)
 
-    matrix, offset = colour_maps("hue")
+    matrix, offset = color_maps("hue")
     torch.testing.assert_close(matrix @ matrix.mT, identity.expand_as(matrix), atol=1e-6, rtol=0)
     torch.testing.assert_close(matrix @ grey, grey.expand_as(matrix), atol=1e-6, rtol=0)
     torch.testing.assert_close(matrix.det(), torch.ones(len(matrix)).double())
     assert matrix[:, 0, 0].min() < -0.32, "half a turn takes 1 to −1/3"
 
-    matrix, offset = colour_maps("saturation")
+    matrix, offset = color_maps("saturation")
     factor = (matrix[:, 0, 0] - 1 / 3) * 3 / 2
     torch.testing.assert_close(
         matrix, grey + factor[:, None, None] * (identity - grey), atol=1e-6, rtol=1e-6
@@ -361,7 +360,7 @@ def test_one_channel_has_the_luma_of_three_equal_ones():
 
 
 def geometric_maps(*policy, n=1500, size=64):
-    """Where two neighbours in the middle look, in pixels from it: maps [n, 3, 3]."""
+    """Maps [n, 3, 3] recovered from two neighbors of the middle, in pixels from it."""
     ramp = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
     places = torch.stack([ramp.expand(size, size), ramp[:, None].expand(size, size)])
     found = augmented(ada(*policy), places.expand(n, -1, -1, -1))
@@ -375,8 +374,8 @@ def geometric_maps(*policy, n=1500, size=64):
     return maps
 
 
-def test_geometry_is_composed_in_the_papers_order():
-    """The picture's map is the product of the single ones; this one is its inverse."""
+def test_geometric_transformations_follow_the_papers_order():
+    """The image's map is the product of the single ones; this one is its inverse."""
     whole = geometric_maps("blit", "geometry", n=200)
     expected = reduce(torch.matmul, [geometric_maps(name, n=200) for name in GEOMETRIC])
     inside = expected[:, :2, 2].abs().amax(1) < 25  # beyond it a mirror image is seen
@@ -415,22 +414,22 @@ def test_each_transformation_happens_with_its_probability(p):
     seen = {"flip": p / 2, "quarter_turn": p * 3 / 4, "luma_flip": p / 2}
     seen |= dict.fromkeys(["pre_rotation", "post_rotation"], 1 - math.sqrt(1 - p))
     seen["integer_translation"] = p * 15 / 16  # 2 U rounds to 0 with probability 1/4
-    for name in GEOMETRIC + COLOURING:
+    for name in GEOMETRIC + COLOR:
         share = (augmented(ada(name, p=p), samples) != samples).flatten(1).any(1)
         assert share.double().mean().item() == pytest.approx(seen.get(name, p), abs=0.045), name
 
 
-# ADA: what it learns
+# ADA: updates of p
 
 
-def taught(means, start=0, num_samples=10, **options):
-    """ADA after some steps' means of the sign of real logits."""
+def updated(means, start=0, num_samples=10, **options):
+    """Return ADA updated by means of the sign of real logits, one per step."""
     adaptive_state = augmentation("ada", **{"initial_p": 0.5, "adjust_samples": 1000, **options})
-    teach(adaptive_state, means, start, num_samples)
+    feed(adaptive_state, means, start, num_samples)
     return adaptive_state
 
 
-def teach(adaptive_state, means, start=0, num_samples=10):
+def feed(adaptive_state, means, start=0, num_samples=10):
     for step, mean in enumerate(means, start):
         seen = {} if mean is None else {"augmentation/sign_real": torch.tensor(mean)}
         adaptive_state.update(seen, step, num_samples)
@@ -440,49 +439,49 @@ def p_of(adaptive_state):
     return adaptive_state.tensors["p"].item()
 
 
-def test_p_rises_when_the_discriminator_is_too_sure_and_falls_when_not():
-    assert p_of(taught([0.7] * 4)) == pytest.approx(0.54)
-    assert p_of(taught([0.5] * 4)) == pytest.approx(0.46)
-    assert p_of(taught([0.5] * 4, target=0.4)) == pytest.approx(0.54)
-    assert p_of(taught([1.0, 1.0, 0.1, 0.1])) == pytest.approx(0.46), "their mean decides"
-    assert p_of(taught([0.7] * 3)) == 0.5, "not before the interval's end"
-    assert p_of(taught([0.7] * 2, interval_steps=1)) == pytest.approx(0.52)
+def test_p_rises_with_overfitting_and_falls_without():
+    assert p_of(updated([0.7] * 4)) == pytest.approx(0.54)
+    assert p_of(updated([0.5] * 4)) == pytest.approx(0.46)
+    assert p_of(updated([0.5] * 4, target=0.4)) == pytest.approx(0.54)
+    assert p_of(updated([1.0, 1.0, 0.1, 0.1])) == pytest.approx(0.46), "their mean decides"
+    assert p_of(updated([0.7] * 3)) == 0.5, "not before the interval's end"
+    assert p_of(updated([0.7] * 2, interval_steps=1)) == pytest.approx(0.52)
 
 
-def test_p_goes_from_0_to_1_in_so_many_samples():
-    assert p_of(taught([0.9] * 96, initial_p=0.0)) == pytest.approx(0.96)
-    assert p_of(taught([0.9] * 100, initial_p=0.0)) == pytest.approx(1.0)
+def test_p_goes_from_0_to_1_in_adjust_samples():
+    assert p_of(updated([0.9] * 96, initial_p=0.0)) == pytest.approx(0.96)
+    assert p_of(updated([0.9] * 100, initial_p=0.0)) == pytest.approx(1.0)
 
 
 @given(st.lists(st.floats(-1, 1), max_size=60), st.floats(0, 1), st.integers(1, 500))
 def test_p_stays_a_probability(means, initial_p, num_samples):
-    adaptive_state = taught(means, num_samples=num_samples, initial_p=initial_p, interval_steps=2)
+    adaptive_state = updated(means, num_samples=num_samples, initial_p=initial_p, interval_steps=2)
     assert 0 <= p_of(adaptive_state) <= 1
 
 
 @pytest.mark.parametrize("nothing", [math.nan, math.inf, -math.inf, None])
-def test_a_mean_that_is_not_finite_or_missing_counts_for_nothing(nothing):
-    assert p_of(taught([0.7, nothing, 0.7, nothing])) == pytest.approx(0.54)
-    assert p_of(taught([0.5, 0.5, 0.5, nothing])) == pytest.approx(0.46)
-    adaptive_state = taught([nothing] * 4)
+def test_a_missing_or_non_finite_mean_is_skipped(nothing):
+    assert p_of(updated([0.7, nothing, 0.7, nothing])) == pytest.approx(0.54)
+    assert p_of(updated([0.5, 0.5, 0.5, nothing])) == pytest.approx(0.46)
+    adaptive_state = updated([nothing] * 4)
     assert p_of(adaptive_state) == 0.5
-    teach(adaptive_state, [0.7] * 4, start=4)
+    feed(adaptive_state, [0.7] * 4, start=4)
     assert p_of(adaptive_state) == pytest.approx(0.54)
 
 
 def test_fixed_p_stays():
-    assert p_of(taught([0.9] * 8, fixed=True)) == 0.5
+    assert p_of(updated([0.9] * 8, fixed=True)) == 0.5
 
 
 @pytest.mark.parametrize("cut", range(9))
-def test_a_run_cut_anywhere_goes_on_exactly(cut):
+def test_a_resumed_run_is_exact_wherever_it_was_interrupted(cut):
     means = [0.9, 0.1, 0.8, 0.7, -0.3, 0.9, 0.9, 0.9, 0.61]
-    whole, first = taught(means), taught(means[:cut])
+    whole, first = updated(means), updated(means[:cut])
     resumed = augmentation("ada", adjust_samples=1000)
     held = dict(resumed.tensors)
     for name, tensor in first.tensors.items():
         resumed.tensors[name].copy_(tensor)
-    teach(resumed, means[cut:], start=cut)
+    feed(resumed, means[cut:], start=cut)
     for name, tensor in whole.tensors.items():
         assert torch.equal(held[name], tensor), "changed in place, and equal"
     samples = images(8, 3, 8, 8)
@@ -492,7 +491,7 @@ def test_a_run_cut_anywhere_goes_on_exactly(cut):
 def test_it_reports_signs_and_p():
     adaptive_state = augmentation("ada", initial_p=0.25)
     seen = adaptive_state.observe(torch.tensor([-3.0, 0.0, 0.2]))
-    teach(adaptive_state, [0.9] * 4)
+    feed(adaptive_state, [0.9] * 4)
     assert set(adaptive_state.tags) <= set(seen)
     assert seen["augmentation/sign_real"].tolist() == [-1, 0, 1]
     assert seen["augmentation/p"].tolist() == [0.25] * 3, "p as it was"
