@@ -25,7 +25,7 @@ from benchmarks.readers import BATCH, bare_decode, image_folder, open_loader
 from benchmarks.servers import moto, nginx, nginx_program
 from gatdist.bench.processes import Report, together
 from gatdist.bench.rounds import compare, interleave
-from gatdist.cli import values
+from gatdist.cli import common
 from gatdist.monitor.numbers import aligned, number, size
 from gatdist.parallel.communicator import Communicator
 from gatdist.storage import Store
@@ -56,7 +56,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = image_folder(given.num, _RESOLUTION, shards)
     with ExitStack() as stack:
         if given.url:
-            place = Place(given.url, values.options("--set", given.set), None, folder, given.num)
+            place = Place(
+                given.url, common.storage_options(given, "--set"), None, folder, given.num
+            )
             _upload(folder, Store(place.url, place.options))
         else:
             server = nginx if nginx_program() else moto

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import socket
-import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from gatdist.cli import common
 from gatdist.common.errors import (
     ClusterError,
     ConfigError,
@@ -25,28 +25,37 @@ if TYPE_CHECKING:
     from gatdist.storage import Store
 
 
-def add(commands: Any, command: Callable[..., argparse.ArgumentParser]) -> None:
-    """Add ``bench``."""
+def add(commands: Any) -> None:
+    """Add the commands."""
     text = "measure how fast this machine is"
     bench = commands.add_parser("bench", help=text, description=f"{text[0].upper()}{text[1:]}.")
     what = bench.add_subparsers(title="what to measure", required=True, metavar="WHAT")
 
-    sub = command(what, "step", step, "compare a training step with reference implementations")
-    _add_sizes(sub, "such as dcgan64_w32 or r3gan32 (default: the usual ones)")
+    text = "compare a training step with reference implementations"
+    sub = common.add_command(what, "step", _step, text)
+    text = "such as dcgan64_w32 or r3gan32 (default: the usual ones)"
+    common.add_repeated(sub, "--size", "NAME", text)
     _add_rounds(sub, 7)
-    sub.add_argument(
-        "--case",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="such as one_stage or lightning (default: all); may be given often",
-    )
+    common.add_repeated(sub, "--case", "NAME", "such as one_stage or lightning (default: all)")
     sub.add_argument(
         "--two-processes", action="store_true", help="also measure two communicating processes"
     )
     sub.add_argument("--threads", type=int, default=1, metavar="N", help="per process (default: 1)")
 
-    sub = command(what, "scaling", scaling, "measure training on increasing numbers of workers")
+    _add_scaling(what)
+
+    text = "predict time, failures and cost of training on many workers"
+    sub = common.add_command(commands, "simulate", _simulate, text)
+    text = "a .toml file, or the name of a scenario that comes with gatdist"
+    sub.add_argument("scenario", metavar="SCENARIO", help=text)
+    common.add_overrides(sub, "override a key, such as predict.workers=[8,16]")
+    text = "a folder for result.json and, with matplotlib, simulation.svg and simulation.png"
+    sub.add_argument("--out", metavar="URL", help=text)
+
+
+def _add_scaling(what: Any) -> None:
+    text = "measure training on increasing numbers of workers"
+    sub = common.add_command(what, "scaling", _scaling, text)
     sub.add_argument(
         "--workers", required=True, metavar="N,N,…", help="numbers of workers, such as 1,2,4"
     )
@@ -56,7 +65,7 @@ def add(commands: Any, command: Callable[..., argparse.ArgumentParser]) -> None:
         metavar="RAY",
         help="a running Ray cluster, such as auto or HOST:PORT (default: this machine)",
     )
-    _add_sizes(sub, "as in bench step (default: dcgan64_w32)")
+    common.add_repeated(sub, "--size", "NAME", "as in bench step (default: dcgan64_w32)")
     _add_rounds(sub, 5)
     sub.add_argument(
         "--rule", default="alternating", metavar="NAME", help="such as one_stage, as in bench step"
@@ -67,9 +76,8 @@ def add(commands: Any, command: Callable[..., argparse.ArgumentParser]) -> None:
         metavar="MODES",
         help="strong: the workers share one batch; weak: each has its own (default: both)",
     )
-    sub.add_argument(
-        "--batch", type=int, metavar="N", help="samples of that batch (default: the size's)"
-    )
+    text = "samples of that batch (default: the size's)"
+    sub.add_argument("--batch", type=int, metavar="N", help=text)
     sub.add_argument(
         "--quality",
         metavar="PRESET_OR_FILE",
@@ -83,52 +91,12 @@ def add(commands: Any, command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--out", metavar="FOLDER", help="write result.json, scaling.svg, scaling.png")
 
 
-def _add_sizes(sub: argparse.ArgumentParser, text: str) -> None:
-    sub.add_argument(
-        "--size",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help=f"{text}; may be given often",
-    )
+def _add_rounds(sub: common.Parser, default: int) -> None:
+    text = f"turns of each case (default: {default}); more make the median more accurate"
+    sub.add_argument("--rounds", type=int, default=default, metavar="N", help=text)
 
 
-def _add_rounds(sub: argparse.ArgumentParser, default: int) -> None:
-    sub.add_argument(
-        "--rounds",
-        type=int,
-        default=default,
-        metavar="N",
-        help=f"turns of each case (default: {default}); more make the median more accurate",
-    )
-
-
-def add_simulate(command: Callable[..., argparse.ArgumentParser]) -> None:
-    """Add ``simulate``."""
-    sub = command(
-        "simulate", simulate, "predict time, failures and cost of training on many workers"
-    )
-    sub.add_argument(
-        "scenario",
-        metavar="SCENARIO",
-        help="a .toml file, or the name of a scenario that comes with gatdist",
-    )
-    sub.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        help="override a key, such as predict.workers=[8,16]; may be given often",
-    )
-    sub.add_argument(
-        "--out",
-        metavar="URL",
-        help="a folder for result.json and, with matplotlib, simulation.svg and simulation.png",
-    )
-
-
-def step(arguments: argparse.Namespace) -> None:
-    """Run ``gatdist bench step``."""
+def _step(arguments: argparse.Namespace) -> None:
     from gatdist.bench.step import measure, table
 
     found = measure(
@@ -137,25 +105,23 @@ def step(arguments: argparse.Namespace) -> None:
         rounds=arguments.rounds,
         threads=arguments.threads,
         two_processes=arguments.two_processes,
-        report=_report,
+        report=common.log,
     )
-    print(json.dumps(found) if arguments.json else table(found))
+    common.print_result(arguments, found, table)
 
 
-def simulate(arguments: argparse.Namespace) -> None:
-    """Run ``gatdist simulate``."""
+def _simulate(arguments: argparse.Namespace) -> None:
     from gatdist.bench.simulate.report import draw, table
-    from gatdist.bench.simulate.study import simulate as answer
+    from gatdist.bench.simulate.study import simulate
 
     out = _writable(arguments.out)
-    found = answer(arguments.scenario, arguments.set)
+    found = simulate(arguments.scenario, arguments.set)
     if out:
         publish(found, draw, out)
-    print(json.dumps(found) if arguments.json else table(found))
+    common.print_result(arguments, found, table)
 
 
-def scaling(arguments: argparse.Namespace) -> None:
-    """Run ``gatdist bench scaling``."""
+def _scaling(arguments: argparse.Namespace) -> None:
     from gatdist.bench.scaling.measure import measure, plan
     from gatdist.bench.scaling.report import draw, table
     from gatdist.bench.scaling.runs import quality_config
@@ -184,7 +150,7 @@ def scaling(arguments: argparse.Namespace) -> None:
     _add_runs(found, made.counts[-1], configs, arguments)
     if out:
         publish(found, draw, out)
-    print(json.dumps(found) if arguments.json else table(found))
+    common.print_result(arguments, found, table)
 
 
 def _counts(text: str) -> list[int]:
@@ -208,7 +174,7 @@ def _add_runs(
                 found["recovery"] = _recovery(url, workers, arguments.address)
         if configs:
             with _skipping(found, "quality"):
-                quality = measure_quality(configs, _required(url), train, _report)
+                quality = measure_quality(configs, _required(url), train, common.log)
                 for point in found["points"]:
                     point["quality"] = quality[point["workers"]]
 
@@ -235,7 +201,7 @@ def _recovery(url: str | None, workers: int, address: str) -> dict[str, Any]:
         raise ClusterError("--run-dir", rule, value=url)
     folder = store.local_path()
     folder.mkdir(parents=True)
-    _report(f"recovery: a run of {workers} workers, one of which is killed")
+    common.log(f"recovery: a run of {workers} workers, one of which is killed")
     return time_to_recover(workers, address, folder, train)
 
 
@@ -283,11 +249,7 @@ def publish(
     try:
         files |= draw(found)
     except ImportError as error:
-        _report(f"no plot ({error}): pip install 'gatdist[bench]', or matplotlib alone")
+        common.log(f"no plot ({error}): pip install 'gatdist[bench]', or matplotlib alone")
     for name, content in files.items():
         out.publish(name, content)
-        _report(f"wrote {out.url}/{name}")
-
-
-def _report(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+        common.log(f"wrote {out.url}/{name}")

@@ -3,57 +3,40 @@
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Callable
+from typing import Any
 
-from gatdist.cli import values
+from gatdist.cli import common
 from gatdist.common.errors import ConfigError, UserError
 
 _ANSWER_S = 60.0
 
 
-def add(command: Callable[..., argparse.ArgumentParser]) -> None:
+def add(commands: Any) -> None:
     """Add the command."""
-    sub = command("doctor", run, "check this machine, or a cluster, before training on it")
+    text = "check this machine, or a cluster, before training on it"
+    sub = common.add_command(commands, "doctor", _doctor, text)
     sub.add_argument(
         "--address",
         default="",
         metavar="RAY",
-        help="check every host of a Ray cluster, such as auto or HOST:PORT, and what is between "
-        "them",
+        help="check every host of a Ray cluster, such as auto or HOST:PORT, and their network",
     )
     sub.add_argument(
         "--storage",
         default="",
         metavar="URL",
-        help="a folder that must be reached, such as that of a run: small files are written, read "
-        "and deleted there",
+        help="a folder to check, such as that of a run: small files are written, read and deleted",
     )
-    sub.add_argument(
-        "--storage-option",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="storage option of --storage, such as anon=true; may be given often",
-    )
-    sub.add_argument(
-        "--timeout",
-        type=float,
-        default=_ANSWER_S,
-        metavar="S",
-        help=f"seconds to wait for a host's answer (default: {_ANSWER_S:.0f})",
-    )
+    common.add_storage_options(sub, "--storage-option", "--storage")
+    text = f"seconds to wait for a host's answer (default: {_ANSWER_S:.0f})"
+    sub.add_argument("--timeout", type=float, default=_ANSWER_S, metavar="S", help=text)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Examine, and print what was found.
-
-    Raises:
-        UserError: something must be fixed.
-    """
+def _doctor(arguments: argparse.Namespace) -> None:
+    """Raises UserError (exit status 2) if a check failed."""
     from gatdist.cluster.doctor.report import described
 
-    options = values.options("--storage-option", arguments.storage_option)
+    options = common.storage_options(arguments, "--storage-option")
     if not arguments.timeout > 0:
         raise ConfigError("--timeout", "must be above 0, in seconds", value=arguments.timeout)
     if arguments.address:
@@ -66,7 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
         from gatdist.cluster.doctor import local
 
         report = local.examine(arguments.storage, options)
-    print(json.dumps(report.to_json()) if arguments.json else described(report))
+    common.print_result(arguments, report.to_json(), lambda _: described(report))
     if report.bad:
         total = len(report.all_findings)
         raise UserError(

@@ -15,7 +15,7 @@ from kubernetes_pods import Pod, clusters, jobs, pods, strings
 from manifests import REPOSITORY, Finding, Resource
 
 from gatdist.cli import parser
-from gatdist.cli.values import workers_range
+from gatdist.cli.common import workers_range
 from gatdist.common.errors import GatdistError
 from gatdist.config import load_config
 

@@ -126,6 +126,7 @@ def masked(text: str, folder: Path) -> str:
     text = re.sub(r"\x1b\[[0-9;]*m", "", text)
     text = re.sub(r"\b[0-9a-f]{12,64}\b", "HEX", text)
     text = re.sub(r"(?<!status )[-+]?\d[\d.,]*(?:e[-+]?\d+)?(?<![.,])", "#", text)
+    text = re.sub(r"(?<= )#(:#){1,2}", "# s", text)  # durations of a minute or more
     text = re.sub(r"# ?([kMGT]?B|[mµn]?s|min|h)(/s)?\b", r"# UNIT\2", text)
     text = re.sub(r"^( *)(hosts|platform|device)( .*)$", r"\1\2  MACHINE", text, flags=re.M)
     text = re.sub(r"^ *\S*health/storage_wait_s.*\n", "", text, flags=re.M)  # only where it waits

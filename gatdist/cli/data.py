@@ -1,0 +1,191 @@
+"""``gatdist pack``, ``index`` and ``verify``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from gatdist.cli import common
+
+
+def add(commands: Any) -> None:
+    """Add the commands."""
+    _add_pack(commands)
+    sub = common.add_command(commands, "index", _index, "make a data set of existing shards")
+    sub.add_argument("source", metavar="SHARDS", help="their folder, at any URL")
+    sub.add_argument("--out", metavar="URL", help="folder of the index (default: SHARDS)")
+    sub.add_argument(
+        "--extension", metavar="EXT", help="of each sample's file, such as jpg (default: detected)"
+    )
+    sub.add_argument(
+        "--labels", metavar="SOURCE", help="cls, txt, json:FIELD or none (default: cls, if present)"
+    )
+    sub.add_argument(
+        "--tokens", type=int, metavar="N", help=".npy files hold tokens of a vocabulary of N"
+    )
+    sub.add_argument(
+        "--bits", type=int, default=8, metavar="N", help="read images with 8 (default) or 16 bits"
+    )
+    text = "also write the index of another reader: dali or energon"
+    common.add_repeated(sub, "--export", "NAME", text)
+    common.add_processes(sub)
+    common.add_storage_options(sub, "--set", "SHARDS")
+    common.add_storage_options(sub, "--out-option", "--out, if on another server or bucket")
+    _add_strict(sub)
+
+    text = "check every digest of a data set, a checkpoint or a run"
+    sub = common.add_command(commands, "verify", _verify, text)
+    sub.add_argument("url", metavar="URL")
+    sub.add_argument("--decode", action="store_true", help="decode every sample, too")
+    sub.add_argument(
+        "--shards-url", default="", metavar="URL", help="the tars, if on another server or bucket"
+    )
+    common.add_processes(sub)
+    common.add_storage_options(sub, "--set", "URL")
+    common.add_storage_options(sub, "--shards-option", "--shards-url")
+
+
+def _add_pack(commands: Any) -> None:
+    text = "pack images, audio, texts or arrays into shards"
+    sub = common.add_command(commands, "pack", _pack, text)
+    sub.add_argument(
+        "source", metavar="SOURCE", help="a folder, zip, tar, table or text, at any URL"
+    )
+    sub.add_argument("dest", metavar="DEST", help="the folder for the shards, at any URL")
+    images = sub.add_argument_group("images")
+    images.add_argument("--size", metavar="H[xW]", help="resize all to this size, in pixels")
+    images.add_argument(
+        "--transform",
+        metavar="NAME",
+        help="center-crop (default), center-crop-wide, center-crop-dhariwal or stretch",
+    )
+    images.add_argument(
+        "--filter", metavar="NAME", help="lanczos (default), bicubic, hamming, bilinear or box"
+    )
+    images.add_argument(
+        "--format",
+        default="keep",
+        metavar="NAME",
+        help="keep (default: unchanged files as they are, others png), png, jpeg or webp",
+    )
+    images.add_argument(
+        "--quality", type=int, metavar="N", help="of jpeg (default: 95) or webp (default: lossless)"
+    )
+    images.add_argument(
+        "--color", default="auto", metavar="NAME", help="rgb, gray or auto (default)"
+    )
+    images.add_argument(
+        "--background",
+        metavar="COLOR",
+        help="behind transparent images: white (default), another name or #rrggbb",
+    )
+    images.add_argument(
+        "--bits", type=int, metavar="N", help="per channel: 8 (default) or 16, stored as png"
+    )
+    others = sub.add_argument_group("audio and texts")
+    others.add_argument(
+        "--length", type=int, metavar="N", help="same length for all: samples, or bytes"
+    )
+    others.add_argument(
+        "--sample-rate", type=int, metavar="HZ", help="of audio (default: the commonest)"
+    )
+    source = sub.add_argument_group("source")
+    source.add_argument(
+        "--kind",
+        metavar="NAME",
+        help="folder, zip, tar, webdataset, parquet, csv, jsonl or text (default: detected)",
+    )
+    source.add_argument(
+        "--labels",
+        metavar="SOURCE",
+        help="folders, a column, a CSV or JSON list of files and labels, or none",
+    )
+    source.add_argument("--column", metavar="NAME", help="of a table: where the samples are")
+    common.add_repeated(
+        source,
+        "--allow-origin",
+        "URL",
+        "a server, bucket or local folder that a list may name beside its own, such as "
+        "https://images.example or /data/images",
+    )
+    text = "approximate size of a shard (default: 256MB)"
+    sub.add_argument("--shard-bytes", default="256MB", metavar="N", help=text)
+    common.add_processes(sub)
+    sub.add_argument(
+        "--address",
+        default="",
+        metavar="RAY",
+        help="work on a Ray cluster, such as auto or HOST:PORT; local starts one here",
+    )
+    common.add_storage_options(sub, "--source-option", "SOURCE")
+    common.add_storage_options(sub, "--dest-option", "DEST")
+    _add_strict(sub)
+    text = "print what would be written, and stop"
+    sub.add_argument("--dry-run", action="store_true", help=text)
+
+
+def _add_strict(sub: common.Parser) -> None:
+    text = "fail if any sample can't be used, and name them"
+    sub.add_argument("--strict", action="store_true", help=text)
+
+
+def _pack(arguments: argparse.Namespace) -> None:
+    from gatdist.api import pack
+    from gatdist.monitor.console import Console
+    from gatdist.monitor.packing import described
+
+    names = (
+        *("transform", "filter", "format", "quality", "color", "background", "bits"),
+        *("length", "sample_rate", "kind", "labels", "column", "address", "strict", "dry_run"),
+    )
+    outcome = pack(
+        arguments.source,
+        arguments.dest,
+        size=common.image_size(arguments.size),
+        shard_bytes=common.num_bytes(arguments.shard_bytes),
+        workers=common.processes(arguments),
+        allowed_origins=arguments.allow_origin,
+        source_options=common.storage_options(arguments, "--source-option"),
+        dest_options=common.storage_options(arguments, "--dest-option"),
+        console=None if arguments.dry_run else Console(sys.stderr),
+        **{name: getattr(arguments, name) for name in names},
+    )
+    common.print_result(arguments, outcome, described if arguments.dry_run else None)
+
+
+def _index(arguments: argparse.Namespace) -> None:
+    from gatdist.api import index
+    from gatdist.monitor.console import Console
+
+    names = ("extension", "labels", "tokens", "bits", "export", "strict")
+    outcome = index(
+        arguments.source,
+        arguments.out,
+        workers=common.processes(arguments),
+        options=common.storage_options(arguments, "--set"),
+        out_options=common.storage_options(arguments, "--out-option"),
+        console=Console(sys.stderr),
+        **{name: getattr(arguments, name) for name in names},
+    )
+    common.print_result(arguments, outcome)
+
+
+def _verify(arguments: argparse.Namespace) -> None:
+    """Raises DataError (exit status 2) if anything is damaged."""
+    from gatdist.api import verify
+    from gatdist.common.errors import DataError
+    from gatdist.monitor.console import Console
+
+    outcome = verify(
+        arguments.url,
+        decode=arguments.decode,
+        workers=common.processes(arguments),
+        options=common.storage_options(arguments, "--set"),
+        shards_url=arguments.shards_url,
+        shards_options=common.storage_options(arguments, "--shards-option"),
+        console=Console(sys.stderr),
+    )
+    common.print_result(arguments, outcome)
+    if not outcome["whole"]:
+        raise DataError(outcome["url"], "is damaged", hint="Restore it from a copy")

@@ -1,0 +1,205 @@
+"""``gatdist train`` and the commands that read a run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from typing import Any
+
+from gatdist.cli import common
+
+
+def add(commands: Any) -> None:
+    """Add the commands that read a run."""
+    text = "show what a run, checkpoint or data set contains"
+    sub = common.add_command(commands, "inspect", _inspect, text)
+    sub.add_argument("url", metavar="URL")
+    sub.add_argument(
+        "--digest", action="store_true", help="print one SHA-256 over all trained state"
+    )
+
+    text = "measure a run's generator against its data"
+    sub = common.add_command(commands, "evaluate", _evaluate, text)
+    sub.add_argument("run", metavar="RUN")
+    common.add_repeated(sub, "--metric", "NAME", "such as fid")
+    sub.add_argument("--num", type=int, metavar="N", help="number of fakes")
+    text = "override a key of the run's configuration, such as data.url=…"
+    common.add_overrides(sub, text)
+
+    _add_sample(commands)
+
+    text = "write a run's generator for use elsewhere"
+    sub = common.add_command(commands, "export", _export, text)
+    sub.add_argument("run", metavar="RUN")
+    sub.add_argument("--format", required=True, metavar="NAME", help="onnx, torch or safetensors")
+    sub.add_argument("--out", required=True, metavar="URL", help="the file")
+
+    text = "show a run as one HTML page that opens without a server"
+    sub = common.add_command(commands, "report", _report, text)
+    sub.add_argument("run", metavar="RUN")
+    sub.add_argument(
+        "--out", default="report.html", metavar="URL", help="the file (default: report.html)"
+    )
+    common.add_storage_options(sub, "--storage-option", "RUN")
+
+
+def _add_sample(commands: Any) -> None:
+    sub = common.add_command(commands, "sample", _sample, "write samples of a run's generator")
+    sub.add_argument("run", metavar="RUN")
+    sub.add_argument("--num", type=int, required=True, metavar="N", help="number of samples")
+    sub.add_argument("--seed", type=int, default=0, metavar="S", help="of the latents (default: 0)")
+    sub.add_argument("--out", required=True, metavar="URL", help="a folder; with --grid a file")
+    sub.add_argument("--grid", action="store_true", help="one image, audio clip or text of all")
+    sub.add_argument("--labels", metavar="K,…", help="classes, used cyclically, by number or name")
+    sub.add_argument(
+        "--truncation", type=float, metavar="T", help="less diversity, more quality, such as 0.7"
+    )
+    sub.add_argument(
+        "--interpolate",
+        type=int,
+        default=0,
+        metavar="N",
+        help="N samples from each to the next; --out walk.gif animates them",
+    )
+    sub.add_argument(
+        "--shards", action="store_true", help="write a data set for training into the folder --out"
+    )
+    text = "processes that write shards (default: 1)"
+    sub.add_argument("--workers", type=int, default=1, metavar="N", help=text)
+
+
+def add_train(commands: Any) -> None:
+    """Add ``gatdist train``."""
+    text = "train a preset or a TOML file; run it again to resume"
+    sub = common.add_command(commands, "train", _train, text)
+    sub.add_argument(
+        "preset", metavar="PRESET_OR_FILE", help="a preset's name (such as digits) or a .toml file"
+    )
+    text = "override a key; the value is TOML, a bare word is a string"
+    common.add_overrides(sub, text)
+    sub.add_argument("--run-dir", metavar="URL", help="the run directory (default: runs/PRESET)")
+    sub.add_argument(
+        "--workers",
+        metavar="N or MIN:MAX",
+        help="number of workers, or the fewest and the most (default: cluster.workers, 1)",
+    )
+    sub.add_argument("--local", action="store_true", help="train in this process, without Ray")
+    sub.add_argument(
+        "--address", metavar="RAY", help="an existing Ray cluster, such as auto or HOST:PORT"
+    )
+    sub.add_argument(
+        "--profile",
+        metavar="steps=FIRST:STOP",
+        help="profile time and memory of these steps, such as steps=100:110; traces are written to "
+        "profiles/ of the run",
+    )
+    sub.add_argument(
+        "--dry-run", action="store_true", help="print the plan and its requirements, and stop"
+    )
+    sub.add_argument(
+        "--debug", action="store_true", help="print the full traceback of an error before it"
+    )
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from gatdist.config import load_config, silence_profiler
+
+    overrides = list(arguments.set)
+    if arguments.workers is not None:
+        overrides.append(f"cluster.workers={common.workers_range(arguments.workers)}")
+    if arguments.address is not None:
+        overrides.append(f"cluster.address={json.dumps(arguments.address)}")
+    if arguments.profile is not None:
+        overrides.append(f"monitor.profile_steps={common.profiled_steps(arguments.profile)}")
+    config = load_config(arguments.preset, overrides)
+    if config.monitor.profile_steps:
+        silence_profiler()
+    from gatdist.api import train
+    from gatdist.monitor.console import Console
+
+    run_dir = arguments.run_dir
+    if run_dir is None:
+        run_dir = f"runs/{os.path.basename(arguments.preset).removesuffix('.toml')}"
+    if arguments.dry_run:
+        from gatdist.storage import absolute
+        from gatdist.training.plan import describe, plan
+
+        common.print_result(arguments, plan(config, absolute(run_dir)), describe)
+        return
+    console = Console(sys.stderr)
+    if run_dir.startswith("memory://"):
+        message = f"--run-dir = {run_dir}: is deleted when this command ends"
+        console.event("warning", {"message": message})
+    outcome = train(config, run_dir, local=arguments.local, console=console)
+    common.print_result(arguments, outcome)
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    from gatdist.runs.inspection import describe, digest, inspect
+    from gatdist.storage import absolute
+
+    url = absolute(arguments.url)
+    if arguments.digest:
+        common.print_result(arguments, {"digest": digest(url)}, lambda found: str(found["digest"]))
+    else:
+        common.print_result(arguments, inspect(url), describe)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from gatdist.api import evaluate
+
+    metrics, overrides = arguments.metric or None, arguments.set
+    found = evaluate(arguments.run, metrics, arguments.num, overrides=overrides)
+    common.print_result(arguments, found, _described)
+
+
+def _described(found: dict[str, Any]) -> str:
+    def brief(value: Any) -> str:
+        return " ".join(map(brief, value)) if isinstance(value, list) else str(value)
+
+    metrics = (f"{name:<20} {value:.5g}" for name, value in found["metrics"].items())
+    samples = (
+        f"{found['num_samples']:,} fakes of the generator at {found['samples_seen']:,} samples"
+    )
+    protocol = ", ".join(f"{key} {brief(value)}" for key, value in found["protocol"].items())
+    return "\n".join([*metrics, samples, f"protocol: {protocol}"])
+
+
+def _sample(arguments: argparse.Namespace) -> None:
+    from gatdist.api import sample
+
+    names = ("seed", "out", "grid", "truncation", "interpolate", "shards", "workers")
+    written = sample(
+        arguments.run,
+        arguments.num,
+        labels=arguments.labels.split(",") if arguments.labels else (),
+        **{name: getattr(arguments, name) for name in names},
+    )
+    first, last = written[0], written[-1]
+    text = first if len(written) == 1 else f"{len(written)} files, {first} to {last}"
+    common.print_result(arguments, {"files": written}, lambda found: text)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from gatdist.api import export
+
+    written = export(arguments.run, arguments.format, out=arguments.out)
+    common.print_result(arguments, {"file": written}, lambda found: str(found["file"]))
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from gatdist.runs.report import report
+    from gatdist.storage import absolute, at_file
+
+    options = common.storage_options(arguments, "--storage-option")
+    page, missing = report(absolute(arguments.run), options)
+    out = absolute(arguments.out)
+    store, name = at_file(out)
+    store.publish(name, page.encode())
+    if not arguments.json:
+        for what in missing:
+            common.log(f"missing: {what}")
+    found = {"file": out, "missing": missing}
+    common.print_result(arguments, found, lambda found: str(arguments.out))
