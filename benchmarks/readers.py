@@ -48,7 +48,7 @@ def open_loader(
     dataset = open_dataset(config.data)
     return Loader(
         dataset,
-        SampleOrder.from_config(config, dataset),
+        SampleOrder.from_config(config, dataset.layout),
         global_batch=config.step_samples,
         rank=rank,
         world_size=world_size,
@@ -59,9 +59,8 @@ def open_loader(
 
 def bare_read(folder: Path, threads: int, stack: ExitStack) -> Iterator[int]:
     """Upper bound: sequential reads of the shards; yields numbers of samples."""
-    shards = open_dataset(DataConfig(url=str(folder))).shard_sizes
-    samples, sizes = zip(*shards, strict=True)
-    per_batch = sum(sizes) / sum(samples) * BATCH
+    dataset = open_dataset(DataConfig(url=str(folder)))
+    per_batch = dataset.num_bytes / dataset.num_samples * BATCH
     read = 0.0
     for path in itertools.cycle(sorted(folder.glob("*.tar"))):
         with path.open("rb", buffering=0) as file:

@@ -54,7 +54,7 @@ class Steps:
         self.case = gatdist_case(size, overrides, comm)
         config, self.state = self.case.config, self.case.state
         dataset = open_dataset(config.data, comm)
-        order = SampleOrder.from_config(config, dataset)
+        order = SampleOrder.from_config(config, dataset.layout)
         self.loader = self.open.enter_context(
             Loader.for_worker(dataset, order, config, comm, position=0)
         )

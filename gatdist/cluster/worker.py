@@ -28,7 +28,7 @@ from gatdist.common.errors import (
     rebuilt,
 )
 from gatdist.config import parse_config
-from gatdist.storage import Store, secrets_of, without
+from gatdist.storage import Store, redact_secrets, secrets_of
 from gatdist.training.progress import Progress
 
 _HEARTBEAT_S = 0.5
@@ -54,11 +54,11 @@ def _without_secrets(error: Exception, shared: dict[str, Any]) -> Exception:
     secrets = secrets_of(shared["run_dir"], json.loads(shared["config"]))
     secrets += [value for value in shared["environment"].values() if value not in secrets]
     whole = "".join(traceback.format_exception(error))
-    if without(secrets, whole) == whole:
+    if redact_secrets(secrets, whole) == whole:
         return error
     if isinstance(error, GatdistError):
         return rebuilt(type(error).__name__, str(error))
-    return TrainingError(without(secrets, whole))
+    return TrainingError(redact_secrets(secrets, whole))
 
 
 def _work(given: dict[str, Any]) -> None:

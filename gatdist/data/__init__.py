@@ -1,4 +1,4 @@
-"""Data: shards on any storage, read in an order that is a pure function of seed and position."""
+"""Data: shards on any storage, read in an order that depends on seed and position only."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ from gatdist.data.format import (
 )
 from gatdist.data.modalities import ReadSpec
 from gatdist.data.order import ORDER_VERSION, SampleOrder
-from gatdist.data.reading.allotment import allot
 
 if TYPE_CHECKING:
     from gatdist.data.loader import Batch, Loader
     from gatdist.data.sample_format import SampleFormat, sample_format_of
 
-# Imported on first use: what packs, indexes and verifies data does without torch.
-_OF_TORCH = {
+# Imported on first use: packing, indexing and verifying do without torch.
+_NEEDS_TORCH = {
     "Batch": "gatdist.data.loader",
     "Loader": "gatdist.data.loader",
     "SampleFormat": "gatdist.data.sample_format",
@@ -40,7 +39,6 @@ __all__ = [
     "SampleFormat",
     "SampleOrder",
     "Shard",
-    "allot",
     "open_dataset",
     "read_manifest",
     "sample_format_of",
@@ -51,6 +49,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _OF_TORCH:
+    if name not in _NEEDS_TORCH:
         raise AttributeError(f"module 'gatdist.data' has no attribute {name!r}")
-    return getattr(importlib.import_module(_OF_TORCH[name]), name)
+    return getattr(importlib.import_module(_NEEDS_TORCH[name]), name)

@@ -1,7 +1,7 @@
-"""Data sets that come with the package, written as shards into the cache folder when first used.
+"""Built-in data sets, written as shards to the cache folder on first use.
 
 ``builtin:digits``  scikit-learn's 1,797 handwritten digits, 8 × 8, gray, 10 classes
-``builtin:ring``    20,000 points of 8 Gaussians on a circle; the class is the Gaussian
+``builtin:ring``    20,000 points from 8 Gaussians on a circle; the class is the Gaussian
 """
 
 from __future__ import annotations
@@ -26,22 +26,19 @@ _RING_SAMPLES, _RING_MODES, _RING_RADIUS, _RING_DEVIATION = 20_000, 8, 1.0, 0.01
 
 
 def prepare(url: str) -> str:
-    """The folder of a built-in data set, written if it is not there yet.
-
-    Processes that do so at once all end with the same folder, and a killed one leaves none.
+    """Return the folder of a built-in data set, written if absent. Safe to call concurrently.
 
     Args:
         url: ``builtin:`` and a name.
 
     Raises:
-        DataError: no such data set, or a package it needs is not installed.
+        DataError: no such data set, or a required package is not installed.
         StorageError: the cache folder can't be written.
     """
     name = url.removeprefix(PREFIX)
     if name not in _WRITERS:
-        raise DataError(
-            "data.url", f"no such built-in data set. {nearest(name, _WRITERS)}", value=url
-        )
+        rule = f"no such built-in data set. {nearest(name, _WRITERS)}"
+        raise DataError("data.url", rule, value=url)
     folder = cache_folder() / "datasets" / f"{name}-v2"
     if not (folder / MANIFEST).exists():
         _write_aside(folder, _WRITERS[name])
@@ -49,7 +46,7 @@ def prepare(url: str) -> str:
 
 
 def write_digits(store: Store) -> None:
-    """Write the digits. Values 0 to 16 become gray levels 0 to 255."""
+    """Write the digits, with their levels 0 to 16 scaled to 0 to 255."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -66,14 +63,11 @@ def write_digits(store: Store) -> None:
 
 
 def write_ring(store: Store) -> None:
-    """Write the ring. A sample's class is its number modulo 8, its mean at class · 45°."""
-    # Of NumPy's generators only the raw bits are promised to stay the same over versions.
+    """Write the ring. A sample's class is its number modulo 8, with its mean at class · 45°."""
+    # Only the raw bits of NumPy's generators are stable across versions.
     words = np.random.Philox(key=0).random_raw((2, _RING_SAMPLES))
     uniform = ((words >> np.uint64(11)).astype(np.float64) + 0.5) / 2**53  # in (0, 1)
-    distance, direction = (
-        np.sqrt(-2 * np.log(uniform[0])),
-        2 * np.pi * uniform[1],
-    )  # Box & Muller 1958
+    distance, direction = np.sqrt(-2 * np.log(uniform[0])), 2 * np.pi * uniform[1]  # Box & Muller
     modes = np.arange(_RING_SAMPLES) % _RING_MODES
     angles = modes * (2 * np.pi / _RING_MODES)
     x = _RING_RADIUS * np.cos(angles) + _RING_DEVIATION * distance * np.cos(direction)
@@ -88,13 +82,13 @@ _WRITERS: dict[str, Callable[[Store], None]] = {"digits": write_digits, "ring": 
 
 
 def _keyed(files: Iterator[Components], count: int) -> Iterator[Iterator[tuple[str, Components]]]:
-    """Deal ``count`` samples, keyed 000000, 000001 and so on, to shards of nearly equal length."""
+    """Yield shards of nearly equal length of ``count`` samples, keyed by number."""
     for numbers in np.array_split(np.arange(count), _NUM_SHARDS):
         yield ((f"{i:06d}", next(files)) for i in numbers)
 
 
 def _write_aside(folder: Path, write: Callable[[Store], None]) -> None:
-    """Write a data set aside and rename it to ``folder``, unless another process was first."""
+    """Write a data set to a temporary folder and rename it, unless another process was first."""
     aside = folder.with_name(f".{folder.name}-{secrets.token_hex(8)}")
     try:
         aside.mkdir(parents=True)
@@ -103,16 +97,10 @@ def _write_aside(folder: Path, write: Callable[[Store], None]) -> None:
             aside.rename(folder)
         except OSError as error:
             if not (folder / MANIFEST).exists():
-                raise StorageError(
-                    str(folder),
-                    f"should hold a built-in data set ({error})",
-                    hint="Remove what stands there",
-                ) from error
+                rule = f"is not a built-in data set ({error})"
+                raise StorageError(str(folder), rule, hint="Remove it") from error
     except OSError as error:
-        raise StorageError(
-            str(folder),
-            f"can't be written ({error})",
-            hint="Set GATDIST_CACHE to a folder that you may write to",
-        ) from error
+        hint = "Set GATDIST_CACHE to a writable folder"
+        raise StorageError(str(folder), f"can't be written ({error})", hint=hint) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -1,8 +1,4 @@
-"""A data set of shards, read by sample number.
-
-Bytes are fetched in pieces, neighbouring samples of one shard. A data set that is small when
-decoded is decoded once and stays in memory.
-"""
+"""A data set of shards, read by sample number."""
 
 from __future__ import annotations
 
@@ -13,6 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gatdist.common.errors import DataError, GatdistError, rebuilt
 from gatdist.common.heartbeat import beat
@@ -20,47 +17,44 @@ from gatdist.config import DataConfig
 from gatdist.data import builtin
 from gatdist.data.codecs import CodecError
 from gatdist.data.format import Manifest, open_shards, read_manifest
-from gatdist.data.modalities import MODALITIES, new_samples
-from gatdist.data.order import Indices, block_bounds, cut_blocks, substitute
-from gatdist.data.reading.allotment import index_bytes
-from gatdist.data.reading.decoded import DecodedSamples, Samples
+from gatdist.data.layout import Indices, ShardLayout, block_bounds
+from gatdist.data.modalities import MODALITIES, new_samples, read_spec, resizing
+from gatdist.data.order import SampleOrder, substitute
 from gatdist.data.reading.host_cache import HostCache, block_key
-from gatdist.data.reading.plan import Piece, cut_runs
-from gatdist.data.reading.shape import read_spec, resizing
-from gatdist.data.reading.shards import OpenShards
-from gatdist.data.shard import OpenShard
+from gatdist.data.reading.memory import MemoryBudget, index_bytes, memory_budget
+from gatdist.data.reading.plan import ReadRange, cut_runs
+from gatdist.data.reading.shards import OpenShard, OpenShards
 from gatdist.storage import Store
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # both need torch, which packing and indexing do without
     from gatdist.data.sample_format import SampleFormat
     from gatdist.parallel.communicator import Communicator
 
-# A data set whose decoded samples take no more than this, and no more than this share of
-# data.memory_bytes, is kept decoded.
+Samples = NDArray[Any]  # see `new_samples`
+
+# Decoded samples stay in memory if they take no more than this, and no more than this share of
+# data.memory_bytes.
 _DECODED_BYTES, _DECODED_SHARE = 64 * 2**20, 4
-# What one call of `read` fetches at a time.
-_PORTION_BYTES = 32 * 2**20
+_PORTION_BYTES = 32 * 2**20  # fetched at a time by `read`
 _BLOCK_BYTES = 2**19
-# Rises when the same files are decoded to other samples, so that no cache of those is used.
+# Increase when the same files are decoded to other samples, to invalidate caches of them.
 _DECODING = 2
-_MOST_SUBSTITUTES = 16
+_MAX_SUBSTITUTES = 16
 
 
 def open_dataset(config: DataConfig, comm: Communicator | None = None) -> Dataset:
-    """Open the data set that the section ``data`` of a configuration names.
+    """Open the data set of the configuration section ``data``.
 
     ``builtin:digits`` and ``builtin:ring`` are written to the cache folder on first use. Shards are
-    looked at when their samples are first read.
+    opened when their samples are first read.
 
     Args:
         config: the section.
-        comm: the workers of a run, all of which call this: worker 0 alone asks storage for the
-            manifest, and what it raises, all raise. None: this process alone.
+        comm: called by all workers: worker 0 reads the manifest, and all raise its errors.
 
     Raises:
-        DataError: there is no data set, it is empty or damaged, or its pictures are not of
-            ``data.resolution``.
-        StorageError: the URL can't be read, or the cache folder not written.
+        DataError: no data set, empty, damaged, or not of the requested format.
+        StorageError: the URL can't be read, or the cache folder can't be written.
     """
     url = builtin.prepare(config.url) if config.url.startswith(builtin.PREFIX) else config.url
     store = Store(url, config.storage_options)
@@ -69,56 +63,55 @@ def open_dataset(config: DataConfig, comm: Communicator | None = None) -> Datase
 
 
 class Dataset:
-    """Samples by number, 0 to ``num_samples`` − 1. Safe to read from several threads.
+    """Samples by number, 0 to ``num_samples`` − 1. Thread-safe.
+
+    A data set that is small when decoded is decoded once and stays in memory.
 
     Args:
-        store: the folder of the shards.
-        manifest: what is there.
+        store: folder of the manifest.
+        manifest: of the data set.
         config: how to read.
 
     Attributes:
         config: as given.
+        layout: sizes of the shards.
         num_samples: N.
-        num_shards: tars.
+        num_shards: number of tars.
         num_bytes: of all tars.
         fingerprint: SHA-256 (hex) of the content and its order.
-        reading: SHA-256 (hex) of that and of how it is decoded: of all that makes the samples.
-        spec: what the samples are, as they are read.
-        sample_shape: of each, as they are read: (C, H, W) of images, that of points, (C, n) of
-            sounds, (n,) of texts and tokens.
+        reading: SHA-256 (hex) of the fingerprint and of how samples are decoded.
+        spec: sample format as read.
+        sample_shape: as read: (C, H, W) of images, (C, n) of audio, (n,) of text and tokens, any
+            shape of points.
         sample_bytes: of a decoded sample.
-        num_classes: 0 where there are no labels.
+        num_classes: 0 for an unlabelled data set.
         modality: ``image``, ``points``, ``audio``, ``text`` or ``tokens``.
         is_decoded: whether all samples stay in memory, decoded.
         is_local: whether the shards are on this machine.
-        is_cached: whether what is fetched is shared with other workers of the host.
-        shard_sizes: (samples, bytes) of each shard.
+        is_cached: whether fetched blocks are shared with other workers of the host.
         bytes_fetched: from storage so far.
     """
 
     def __init__(self, store: Store, manifest: Manifest, config: DataConfig) -> None:
-        self.num_samples = manifest.num_samples
-        self.num_shards = len(manifest.shards)
-        self.num_bytes = sum(shard.size for shard in manifest.shards)
         self.fingerprint = manifest.fingerprint
+        shards = [(shard.num_samples, shard.size) for shard in manifest.shards]
+        self.layout = ShardLayout(shards, self.fingerprint)
+        self.num_samples, self.num_shards = manifest.num_samples, len(shards)
+        self.num_bytes = self.layout.num_bytes
         self.spec = read_spec(manifest, config, store.url)
         self.sample_shape = self.spec.shape
         self.num_classes = manifest.num_classes
         self.modality = manifest.modality
-        self.shard_sizes = [(shard.num_samples, shard.size) for shard in manifest.shards]
         self.sample_bytes = self.new_samples(1).nbytes
         self.bytes_fetched = 0
 
         tars = open_shards(store, manifest, config)
         self.is_local = tars.is_local
         self._store, self._manifest, self.config = tars, manifest, config
-        samples, sizes = np.array(self.shard_sizes, dtype=np.int64).T
-        self._shard_ends, self._shard_begins = np.cumsum(samples), np.cumsum(samples) - samples
-        self._mean_bytes = np.maximum(1, sizes // samples)
         resize = resizing(manifest, config, self.sample_shape)
         decode = MODALITIES[self.modality].decoder(self.spec, resize)
-        message = f"{self.fingerprint} {self.spec.model_dump_json()} {resize} {_DECODING}"
-        self.reading = hashlib.sha256(message.encode()).hexdigest()
+        reading = f"{self.fingerprint} {self.spec.model_dump_json()} {resize} {_DECODING}"
+        self.reading = hashlib.sha256(reading.encode()).hexdigest()
         self._shards = OpenShards(
             lambda number: OpenShard(tars, store, manifest, manifest.shards[number], decode),
             index_bytes(config),
@@ -129,72 +122,84 @@ class Dataset:
             else None
         )
         self.is_cached = self._cache is not None
-        # What is kept decoded is fetched in blocks, which are the same for all that share a cache.
-        self._block_ends = np.cumsum(cut_blocks(self.shard_sizes, _BLOCK_BYTES), dtype=np.int64)
+        # Samples that stay decoded are fetched in the same blocks by all that share a cache.
+        self._block_ends = np.cumsum(self.layout.cut_blocks(_BLOCK_BYTES), dtype=np.int64)
         self._bad: dict[int, str] = {}
-        self._lock = threading.Lock()  # of what is decoded
-        self._bad_lock = threading.Lock()
-        self._fetched: dict[tuple[int, int, int], Piece] = {}  # until all is decoded
-        self._decoded: DecodedSamples | None = None
-        if self.sample_bytes * self.num_samples <= min(
-            _DECODED_BYTES, config.memory_bytes // _DECODED_SHARE
-        ):
-            self._decoded = DecodedSamples(
+        self._bad_lock, self._decoded_lock = threading.Lock(), threading.Lock()
+        self._fetched: dict[tuple[int, int, int], ReadRange] = {}  # until all is decoded
+        self._decoded: _DecodedSamples | None = None
+        limit = min(_DECODED_BYTES, config.memory_bytes // _DECODED_SHARE)
+        if self.sample_bytes * self.num_samples <= limit:
+            self._decoded = _DecodedSamples(
                 self.new_samples(self.num_samples), self.new_labels(self.num_samples)
             )
         self.is_decoded = self._decoded is not None
 
     @cached_property
     def sample_format(self) -> SampleFormat:
-        """Where networks see the samples."""
-        from gatdist.data.sample_format import (
-            sample_format_of,  # needs torch, which mere readers do without
-        )
+        """Conversion between samples and network tensors."""
+        from gatdist.data.sample_format import sample_format_of  # needs torch
 
         return sample_format_of(self.spec)
 
     @property
     def cache_hits(self) -> int:
-        """Blocks that were in the host's cache so far."""
+        """Blocks found in the host cache so far."""
         return self._cache.hits if self._cache else 0
 
     @property
     def notes(self) -> list[str]:
-        """What to tell people about the reading."""
+        """Warnings of the host cache."""
         return list(self._cache.notes) if self._cache else []
 
     @property
     def bad_samples(self) -> dict[int, str]:
-        """What is wrong with each sample that another one had to stand in for, by its number."""
+        """Problem of each sample that was substituted, by its number."""
         with self._bad_lock:
             return dict(self._bad)
 
+    def memory_budget(
+        self, order: SampleOrder, config: DataConfig, *, global_batch: int, world_size: int
+    ) -> MemoryBudget:
+        """Divide the memory of a worker; see :func:`~gatdist.data.reading.memory.memory_budget`."""
+        if self.is_decoded:
+            return MemoryBudget(0, keeps=True, rows=order.window)
+        return memory_budget(
+            self.layout,
+            order,
+            config,
+            sample_bytes=self.sample_bytes,
+            is_cached=self.is_cached,
+            global_batch=global_batch,
+            world_size=world_size,
+        )
+
     def new_samples(self, count: int) -> Samples:
-        """Memory for samples; see :func:`~gatdist.data.modalities.new_samples`."""
+        """Allocate samples; see :func:`~gatdist.data.modalities.new_samples`."""
         return new_samples(self.spec, count)
 
     def new_labels(self, count: int) -> Indices | None:
-        """Memory for their labels, int64 [count]; None where there are no classes."""
+        """Allocate labels, int64 [count]; None if unlabelled."""
         return np.empty(count, dtype=np.int64) if self.num_classes else None
 
     def read(self, indices: Indices) -> tuple[Samples, Indices | None]:
         """Read and decode samples.
 
         Args:
-            indices: int64 [n], each in [0, N), in any order, also repeated.
+            indices: int64 [n], each in [0, N), in any order, may repeat.
 
         Returns:
-            The samples in the order asked, as :meth:`new_samples` has them, and their labels,
-            int64 [n], or None where there are no classes. The arrays are the caller's.
+            New arrays: the samples as :meth:`new_samples` has them, and their labels, int64 [n], or
+            None if unlabelled.
 
         Raises:
-            DataError: a sample is damaged or not what the manifest says.
+            DataError: a sample is damaged or differs from the manifest.
             StorageUnavailableError: storage kept failing.
         """
         indices = np.asarray(indices, dtype=np.int64)
         if self._decoded is None:
             return self._read(indices)
-        with self._lock:
+        with self._decoded_lock:
             missing = self._decoded.missing(indices)
             if missing.size:
                 self._decoded.put(missing, *self._read(missing))
@@ -202,57 +207,56 @@ class Dataset:
                     self._fetched.clear()
             return self._decoded.get(indices)
 
-    def fetch(self, pieces: Sequence[Piece], stopped: Callable[[], bool] = lambda: False) -> None:
-        """Give pieces their bytes, unless ``stopped`` while another process fetches them.
+    def fetch(
+        self, ranges: Sequence[ReadRange], stopped: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Fetch the data of read ranges, unless ``stopped`` while another process fetches them.
 
         Raises:
-            DataError: an index or shard is not the one of the manifest.
+            DataError: an index or shard differs from the manifest.
             StorageError: storage can't be read.
         """
-        shards = [self._shards[piece.shard] for piece in pieces]
-        spans = [shard.span(p.first, p.end) for shard, p in zip(shards, pieces, strict=True)]
+        shards = [self._shards[each.shard] for each in ranges]
+        spans = [shard.span(r.first, r.end) for shard, r in zip(shards, ranges, strict=True)]
         if self._cache is None:
             contents = self._fetch_spans(shards, spans)
         else:
-            contents = self._fetch_blocks(self._cache, pieces, shards, spans, stopped)
-        for piece, shard, (start, _), data in zip(pieces, shards, spans, contents, strict=False):
-            piece.rows, piece.start, piece.data = shard, start, data
-
-    def forget(self, piece: Piece) -> None:
-        """Do not trust the copy of a piece in the host's cache any more."""
-        if self._cache is not None and piece.block is not None:
-            self._cache.forget(self._key(piece, self._shards[piece.shard]))
+            contents = self._fetch_blocks(self._cache, ranges, shards, spans, stopped)
+        for each, shard, (start, _), data in zip(ranges, shards, spans, contents, strict=False):
+            each.opened, each.start, each.data = shard, start, data
 
     def decode(
         self,
-        pieces: Sequence[Piece],
-        piece_of: Sequence[int],
+        ranges: Sequence[ReadRange],
+        range_of: Sequence[int],
         numbers: Sequence[int],
         rows: Iterable[int],
         samples: Samples,
         labels: Indices | None,
     ) -> None:
-        """Decode samples of fetched pieces.
+        """Decode samples of fetched read ranges.
 
         Args:
-            pieces: fetched.
-            piece_of: for each sample, which of the pieces holds it,
-            numbers: its number in its shard, and
-            rows: where it belongs in
-            samples: the memory for decoded samples, and in
-            labels: that for labels.
+            ranges: fetched.
+            range_of: read range of each sample.
+            numbers: number of each sample in its shard.
+            rows: row of each sample in ``samples`` and ``labels``.
+            samples: for decoded samples.
+            labels: for labels.
 
         Raises:
-            DataError: a sample is bad, even after it was fetched again, and ``data.on_bad_sample``
-                is "raise", or there were too many.
+            DataError: a sample is bad, even when fetched again, and ``data.on_bad_sample`` is
+                "raise", or too many are.
         """
-        for row, k, number in zip(rows, piece_of, numbers, strict=True):
-            piece = pieces[k]
+        for row, k, number in zip(rows, range_of, numbers, strict=True):
+            each = ranges[k]
+            assert each.opened is not None
             try:
-                label = piece.rows.decode_into(number, piece.start, piece.data, samples[row])
+                label = each.opened.decode_into(number, each.start, each.data, samples[row])
             except CodecError:
-                self.forget(piece)
-                index = int(self._shard_begins[piece.shard]) + number
+                if self._cache is not None and each.block is not None:
+                    self._cache.forget(self._key(each.shard, each.opened.span(*each.block)))
+                index = int(self.layout.begins[each.shard]) + number
                 label = self._recover(index, samples[row])
             if labels is not None:
                 labels[row] = label
@@ -263,40 +267,41 @@ class Dataset:
             return samples, labels
         by_index = np.argsort(indices, kind="stable")
         ordered = indices[by_index]
-        shards = np.searchsorted(self._shard_ends, ordered, side="right")
-        numbers = ordered - self._shard_begins[shards]
+        shards = self.layout.shard_of(ordered)
+        begins, mean_bytes = self.layout.begins[shards], self.layout.mean_bytes
+        numbers = ordered - begins
         if self._decoded is None:
-            starts = cut_runs(ordered, shards, self._mean_bytes)
+            starts = cut_runs(ordered, shards, mean_bytes)
         else:
             blocks = block_bounds(ordered, self._block_ends)
             starts = np.flatnonzero(np.diff(blocks[0], prepend=-1))
-            firsts, ends = (bounds - self._shard_begins[shards] for bounds in blocks)
+            firsts, ends = (bounds - begins for bounds in blocks)
         stops = np.append(starts[1:], len(ordered))
-        num_bytes = (ordered[stops - 1] + 1 - ordered[starts]) * self._mean_bytes[shards[starts]]
+        num_bytes = (ordered[stops - 1] + 1 - ordered[starts]) * mean_bytes[shards[starts]]
         portions = np.cumsum(num_bytes) // _PORTION_BYTES
         for first, last in _runs(portions):
             if self._decoded is None:
-                pieces = [
-                    Piece(int(shards[i]), int(numbers[i]), int(numbers[j - 1]) + 1, 0, None)
+                ranges = [
+                    ReadRange(int(shards[i]), int(numbers[i]), int(numbers[j - 1]) + 1)
                     for i, j in zip(starts[first:last], stops[first:last], strict=True)
                 ]
-                self.fetch(pieces)
+                self.fetch(ranges)
             else:
                 portion = starts[first:last]
                 columns = shards[portion], firsts[portion], ends[portion]
-                pieces = self._whole(list(zip(*(c.tolist() for c in columns), strict=True)))
+                ranges = self._whole(list(zip(*(c.tolist() for c in columns), strict=True)))
             here = slice(starts[first], stops[last - 1])
-            piece_of = np.repeat(np.arange(last - first), (stops - starts)[first:last])
+            range_of = np.repeat(np.arange(last - first), (stops - starts)[first:last])
             rows = by_index[here].tolist()
-            self.decode(pieces, piece_of.tolist(), numbers[here].tolist(), rows, samples, labels)
+            self.decode(ranges, range_of.tolist(), numbers[here].tolist(), rows, samples, labels)
             beat()
         return samples, labels
 
-    def _whole(self, blocks: Sequence[tuple[int, int, int]]) -> list[Piece]:
-        """Blocks of samples (shard, first, end), each fetched once."""
-        new = [Piece(*block, 0, block[1:]) for block in blocks if block not in self._fetched]
+    def _whole(self, blocks: Sequence[tuple[int, int, int]]) -> list[ReadRange]:
+        """Return blocks of samples (shard, first, end), each fetched once."""
+        new = [ReadRange(*block, block=block[1:]) for block in blocks if block not in self._fetched]
         self.fetch(new)
-        self._fetched.update({(piece.shard, piece.first, piece.end): piece for piece in new})
+        self._fetched.update({(each.shard, each.first, each.end): each for each in new})
         return [self._fetched[block] for block in blocks]
 
     def _fetch_spans(
@@ -310,40 +315,40 @@ class Dataset:
     def _fetch_blocks(
         self,
         cache: HostCache,
-        pieces: Sequence[Piece],
+        ranges: Sequence[ReadRange],
         shards: Sequence[OpenShard],
         spans: Sequence[tuple[int, int]],
         stopped: Callable[[], bool],
     ) -> list[bytes]:
-        """Pieces of blocks that the cache has, or gets."""
-        places: dict[str, tuple[OpenShard, tuple[int, int]]] = {}
+        """Return the data of spans, from blocks that the cache has or loads."""
+        blocks: dict[str, tuple[OpenShard, tuple[int, int]]] = {}
         keys = []
-        for piece, shard in zip(pieces, shards, strict=True):
-            block = shard.span(*(piece.block or (piece.first, piece.end)))
-            keys.append(block_key(self._manifest.shards[piece.shard].sha256, *block))
-            places[keys[-1]] = shard, block
-        absent = list(places.values())
+        for each, shard in zip(ranges, shards, strict=True):
+            block = shard.span(*(each.block or (each.first, each.end)))
+            keys.append(self._key(each.shard, block))
+            blocks[keys[-1]] = shard, block
+        wanted = list(blocks.values())
 
         def load(numbers: list[int]) -> list[bytes]:
-            return self._fetch_spans(*zip(*(absent[i] for i in numbers), strict=True))
+            return self._fetch_spans(*zip(*(wanted[i] for i in numbers), strict=True))
 
-        blocks = dict(zip(places, cache.fetch(list(places), load, stopped), strict=False))
-        if not blocks:
+        contents = dict(zip(blocks, cache.fetch(list(blocks), load, stopped), strict=False))
+        if not contents:
             return []
-        contents = []
-        for key, (start, stop) in zip(keys, spans, strict=True):
-            begin = places[key][1][0]
-            contents.append(blocks[key][start - begin : stop - begin])
-        return contents
+        offsets = [blocks[key][1][0] for key in keys]
+        return [
+            contents[key][start - offset : stop - offset]
+            for key, offset, (start, stop) in zip(keys, offsets, spans, strict=True)
+        ]
 
     def _recover(self, index: int, out: Samples) -> int:
-        """Decode a sample that was damaged into ``out``: fetched again, or else by the policy."""
+        """Fetch a bad sample again and decode it into ``out``, or else a substitute."""
         try:
             if index not in self.bad_samples:
                 return self._decode_alone(index, out)
         except DataError as error:
             self._count_bad(index, error)
-        for attempt in range(_MOST_SUBSTITUTES):
+        for attempt in range(_MAX_SUBSTITUTES):
             other = substitute(index, attempt, self.num_samples)
             if other in self.bad_samples:
                 continue
@@ -353,20 +358,19 @@ class Dataset:
                 self._count_bad(other, error)
         raise DataError(
             self._store.url,
-            f"sample {index:,} is bad, and so are the {_MOST_SUBSTITUTES} that would stand in",
+            f"sample {index:,} is bad, and so are its {_MAX_SUBSTITUTES} substitutes",
             hint="Restore the shards from a copy, or pack them again",
         )
 
     def _decode_alone(self, index: int, out: Samples) -> int:
-        """Fetch one sample from storage and decode it into ``out``; its label."""
-        number = int(np.searchsorted(self._shard_ends, index, side="right"))
-        shard, i = self._shards[number], index - int(self._shard_begins[number])
-        span = shard.span(i, i + 1)
-        (data,) = self._fetch_spans([shard], [span])
+        """Fetch one sample from storage, decode it into ``out``, and return its label."""
+        number = int(self.layout.shard_of(np.array(index)))
+        shard, i = self._shards[number], index - int(self.layout.begins[number])
+        (data,) = self._fetch_spans([shard], [shard.span(i, i + 1)])
         return shard.decode_again(i, data, out)
 
     def _count_bad(self, index: int, error: DataError) -> None:
-        """Note a sample as bad, or raise."""
+        """Record a sample as bad, or raise."""
         if self.config.on_bad_sample == "raise":
             raise error
         budget = self.config.bad_sample_budget
@@ -375,16 +379,43 @@ class Dataset:
             if len(self._bad) > budget:
                 raise too_many_bad(len(self._bad), budget, str(error)) from error
 
-    def _key(self, piece: Piece, shard: OpenShard) -> str:
-        assert piece.block is not None
-        return block_key(self._manifest.shards[piece.shard].sha256, *shard.span(*piece.block))
+    def _key(self, shard: int, span: tuple[int, int]) -> str:
+        return block_key(self._manifest.shards[shard].sha256, *span)
 
 
-def too_many_bad(count: int, budget: int, message: str) -> DataError:
-    """The error of a run that had to replace too many samples; ``message`` is about the last."""
+class _DecodedSamples:
+    """All samples of a small data set, filled as they are first read.
+
+    Args:
+        samples: memory for all of them, [N, ...].
+        labels: memory for their labels, int64 [N]; None if unlabelled.
+    """
+
+    def __init__(self, samples: Samples, labels: Indices | None) -> None:
+        self._samples, self._labels = samples, labels
+        self._known = np.zeros(len(samples), dtype=bool)
+        self.is_full = False
+
+    def missing(self, indices: Indices) -> Indices:
+        """Return those of ``indices`` that are not known yet, sorted, each once."""
+        return indices[:0] if self.is_full else np.unique(indices[~self._known[indices]])
+
+    def put(self, indices: Indices, samples: Samples, labels: Indices | None) -> None:
+        self._samples[indices] = samples
+        if self._labels is not None and labels is not None:
+            self._labels[indices] = labels
+        self._known[indices] = True
+        self.is_full = bool(self._known.all())
+
+    def get(self, indices: Indices) -> tuple[Samples, Indices | None]:
+        return self._samples[indices], None if self._labels is None else self._labels[indices]
+
+
+def too_many_bad(count: int, budget: int, last: str) -> DataError:
+    """Return the error of a run with too many bad samples; ``last`` is about the last one."""
     return DataError(
         "data.bad_sample_budget",
-        f"{count:,} samples are bad, the last: {message.rstrip('.')}",
+        f"{count:,} samples are bad, the last: {last.rstrip('.')}",
         value=budget,
         hint="Restore the shards from a copy, pack them again, or raise the budget",
     )
@@ -404,6 +435,6 @@ def _shared_manifest(store: Store, comm: Communicator) -> Manifest:
 
 
 def _runs(values: Indices) -> list[tuple[int, int]]:
-    """First and end of each run of equal values."""
+    """Return first and end of each run of equal values."""
     starts = np.flatnonzero(np.diff(values, prepend=-1))
     return list(zip(starts.tolist(), [*starts[1:].tolist(), len(values)], strict=True))

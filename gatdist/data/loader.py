@@ -1,49 +1,45 @@
-"""Batches of one worker, read ahead in the background."""
+"""Batches of one worker, prefetched in background threads."""
 
 from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Any, Self
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gatdist.common.heartbeat import beat
 from gatdist.config import Config, DataConfig
 from gatdist.data.dataset import Dataset
-from gatdist.data.order import Indices, SampleOrder
-from gatdist.data.reading.allotment import Allotment, allot
-from gatdist.data.reading.buffers import Buffers
+from gatdist.data.layout import Indices
+from gatdist.data.order import SampleOrder
 from gatdist.data.reading.plan import Plan
-from gatdist.data.reading.sources import Decoded, Source, Stream
+from gatdist.data.sources import Decoded, Source, Stream
+from gatdist.parallel.communicator import Communicator
 
-if TYPE_CHECKING:
-    from gatdist.parallel.communicator import Communicator
-
-# Opening a shard and asking for its bytes costs several round trips, if it is far away.
-_FETCH_THREADS_FAR, _FETCH_THREADS_LOCAL = 16, 1
-# A thread decodes at least so many samples in a row; to hand work over costs as much as one.
-_FEWEST_IN_A_CHUNK = 8
-# So often a worker that waits for data looks whether any has come.
-_LOOK_S = 1.0
-# Threads that hang in storage are left to end by themselves.
-_CLOSE_S = 1.0
+# Opening a remote shard and fetching its bytes takes several round trips.
+_FETCH_THREADS_REMOTE, _FETCH_THREADS_LOCAL = 16, 1
+_MIN_CHUNK = 8  # samples that a thread decodes in a row; a hand-over costs as much as one sample
+_POLL_S = 1.0  # interval of heartbeats while waiting for data
+_CLOSE_S = 1.0  # time to wait for threads, which may hang in storage
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One worker's share of a global batch: n samples, as they are stored.
+    """One worker's share of a global batch: n samples, as stored.
 
     Attributes:
-        samples: uint8 [n, H, W, C] or float32 [n, d], on the CPU.
-        labels: int64 [n]; None where there are no classes.
-        positions: each sample's position in the run, int64 [n].
+        samples: on the CPU; see :func:`~gatdist.data.modalities.new_samples`.
+        labels: int64 [n]; None if unlabelled.
+        positions: of each sample in the run, int64 [n].
     """
 
     samples: Tensor
@@ -57,37 +53,54 @@ class _Work:
     def __init__(self, begin: int, end: int, samples: Tensor, labels: Indices | None) -> None:
         self.begin, self.end = begin, end
         self.samples, self.labels = samples, labels
-        self.todo: deque[tuple[int, int]] = deque()  # chunks that no thread has begun
+        self.todo: deque[tuple[int, int]] = deque()  # chunks not begun
         self.num_undone = 0  # chunks
         self.batch: Batch | None = None
         self.error: BaseException | None = None
 
     @property
     def is_done(self) -> bool:
-        """Whether it can be taken, or raises."""
         return self.batch is not None or (self.error is not None and not self.num_undone)
 
 
-class Loader:
-    """Iterates over one worker's batches for ever, without epochs or short batches.
-
-    Threads in the background fetch and decode ahead. What goes wrong there is raised by ``next``,
-    in its turn, again and again. Use as a context manager, or call :meth:`close`.
+class Buffers:
+    """Pool of arrays of one shape, since fresh memory costs a page fault every 4 KiB.
 
     Args:
-        dataset: read from.
+        make: allocates an array.
+        most: number of free arrays to keep.
+    """
+
+    def __init__(self, make: Callable[[], NDArray[Any]], most: int) -> None:
+        self._make = make
+        self._free: deque[NDArray[Any]] = deque(maxlen=most)
+
+    def take(self) -> NDArray[Any]:
+        """Return an uninitialized array, whose memory is reused once it is no longer referenced."""
+        memory = self._free.popleft() if self._free else self._make()
+        array = memory[...]  # a view, which tensors made from it keep alive
+        weakref.finalize(array, self._free.append, memory).atexit = False
+        return array
+
+
+class Loader:
+    """Endless iterator over one worker's batches, all of equal size.
+
+    Background threads fetch and decode ahead. Their errors are raised by ``next`` at the batch
+    concerned, and re-raised on every call. Use as a context manager, or call :meth:`close`.
+
+    Args:
+        dataset: to read.
         order: of its samples.
-        global_batch: samples of all workers a step, a multiple of ``world_size``.
-        rank: of this worker; it shows positions ``position + rank + world_size · i`` of each global
-            batch.
+        global_batch: samples per step, summed over all workers; a multiple of ``world_size``.
+        rank: of this worker, which reads positions ``position + rank + world_size · i``.
         world_size: number of workers.
-        position: samples shown globally so far.
-        config: how many batches are read ahead (``prefetch_batches``), how many threads decode
-            (``decode_threads``), and how much memory all of that may take (``memory_bytes``).
-        pin_memory: put batches into page-locked memory, from which a GPU copies while it computes.
+        position: samples used globally so far.
+        config: ``prefetch_batches``, ``decode_threads`` and ``memory_bytes`` apply.
+        pin_memory: allocate batches in page-locked memory.
 
     Raises:
-        ConfigError: the memory or the shared cache is too small.
+        ConfigError: memory or host cache are too small.
     """
 
     def __init__(
@@ -108,7 +121,7 @@ class Loader:
         self._lock = threading.Lock()
         self._can_decode = threading.Condition(self._lock)
         self._is_ready = threading.Condition(self._lock)
-        self._ahead: deque[_Work] = deque()  # begun and not taken, in their order
+        self._ahead: deque[_Work] = deque()  # begun and not taken, in order
         self._begun = 0  # samples
         self._failure: BaseException | None = None
         self._closed = False
@@ -116,20 +129,31 @@ class Loader:
         self._buffers = Buffers(
             lambda: dataset.new_samples(self._local_batch), config.prefetch_batches + 1
         )
-        allotment = allot(dataset, order, config, global_batch=global_batch, world_size=world_size)
+        budget = dataset.memory_budget(
+            order, config, global_batch=global_batch, world_size=world_size
+        )
         self._plan = Plan(
             order,
-            dataset.shard_sizes,
+            dataset.layout,
+            budget,
             position=position,
             global_batch=global_batch,
             rank=rank,
             world_size=world_size,
-            rows=allotment.rows,
             by_block=dataset.is_cached,
-            keeps=allotment.keeps,
-            least_bytes=allotment.least_bytes,
         )
-        self._source = self._open(self._plan, order, allotment)
+        self._source: Source
+        if dataset.is_decoded:
+            self._source = Decoded(dataset, order, self._plan)
+        else:
+            self._source = Stream(
+                dataset,
+                self._plan,
+                budget,
+                lock=self._lock,
+                on_loaded=self._can_decode.notify_all,
+                num_threads=_FETCH_THREADS_LOCAL if dataset.is_local else _FETCH_THREADS_REMOTE,
+            )
         self._threads = [
             threading.Thread(target=self._decode, name=f"decode-{i}", daemon=True)
             for i in range(config.decode_threads)
@@ -147,7 +171,7 @@ class Loader:
         *,
         position: int,
     ) -> Self:
-        """The loader of one worker of a run."""
+        """Return the loader of one worker of a run."""
         return cls(
             dataset,
             order,
@@ -166,7 +190,7 @@ class Loader:
         with self._lock:
             while not (self._closed or self._failure or (self._ahead and self._ahead[0].is_done)):
                 before = self._dataset.bytes_fetched
-                self._is_ready.wait(_LOOK_S)
+                self._is_ready.wait(_POLL_S)
                 if self._dataset.bytes_fetched != before:
                     beat()
             if self._closed:
@@ -174,8 +198,7 @@ class Loader:
             if self._failure:
                 raise self._failure
             head = self._ahead[0]
-            if head.error is not None:
-                # It stays, so that a batch that failed fails again rather than being passed over.
+            if head.error is not None:  # it stays, to be raised again
                 raise head.error
             self._ahead.popleft()
             self._can_decode.notify_all()
@@ -183,7 +206,7 @@ class Loader:
             return head.batch
 
     def take_counts(self) -> dict[str, float]:
-        """What was fetched since the last call, and how many batches are ready, by tag."""
+        """Return bytes fetched and cache hits since the last call, and ready batches, by tag."""
         now = {
             "data/bytes_fetched": self._dataset.bytes_fetched,
             "data/cache_hits": self._dataset.cache_hits,
@@ -195,7 +218,7 @@ class Loader:
         return counts | {"data/ready_batches": float(ready)}
 
     def close(self) -> None:
-        """End iteration and the threads. One that hangs in storage ends when that answers."""
+        """End iteration and threads. A thread that hangs in storage ends when that answers."""
         with self._lock:
             self._closed = True
             self._ahead.clear()
@@ -217,22 +240,8 @@ class Loader:
     ) -> None:
         self.close()
 
-    def _open(self, plan: Plan, order: SampleOrder, allotment: Allotment) -> Source:
-        dataset = self._dataset
-        if dataset.is_decoded:
-            return Decoded(dataset, order, plan)
-        return Stream(
-            dataset,
-            plan,
-            piece_bytes=allotment.piece_bytes,
-            keeps=allotment.keeps,
-            lock=self._lock,
-            on_loaded=self._can_decode.notify_all,
-            num_threads=_FETCH_THREADS_LOCAL if dataset.is_local else _FETCH_THREADS_FAR,
-        )
-
     def _decode(self) -> None:
-        """What each decoding thread does."""
+        """Run one decoding thread."""
         try:
             while True:
                 with self._lock:
@@ -247,7 +256,7 @@ class Loader:
                 self._is_ready.notify_all()
 
     def _next_chunk(self) -> tuple[_Work, int, int] | None:
-        """What to decode next: of the newest batch if something of it is left, or of another."""
+        """Return the next chunk to decode: of the newest batch, or of a new one."""
         if self._closed:
             return None
         if not self._ahead or not self._ahead[-1].todo:
@@ -261,7 +270,7 @@ class Loader:
 
     def _new_work(self, end: int) -> _Work:
         if self._pin_memory:
-            # PyTorch uses such memory again only after the copies that were begun from it.
+            # PyTorch reuses pinned memory only after pending copies from it.
             template = torch.from_numpy(self._dataset.new_samples(0))
             shape = (self._local_batch, *template.shape[1:])
             samples = torch.empty(shape, dtype=template.dtype, pin_memory=True)
@@ -269,7 +278,7 @@ class Loader:
             samples = torch.from_numpy(self._buffers.take())
         labels = self._dataset.new_labels(self._local_batch)
         work = _Work(self._begun, end, samples, labels)
-        chunks = max(1, min(self._config.decode_threads, self._local_batch // _FEWEST_IN_A_CHUNK))
+        chunks = max(1, min(self._config.decode_threads, self._local_batch // _MIN_CHUNK))
         bounds = [work.begin + self._local_batch * i // chunks for i in range(chunks + 1)]
         work.todo.extend(pairwise(bounds))
         work.num_undone = chunks

@@ -1,4 +1,4 @@
-"""What a sample of each kind is: its files, its array, and how the one becomes the other."""
+"""Modalities: sample files, sample arrays and decoders, and the configured sample format."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from gatdist.common.errors import DataError
+from gatdist.config import DataConfig
 from gatdist.data.codecs import (
     AUDIO_EXTENSIONS,
     IMAGE_COMPONENTS,
@@ -22,36 +24,36 @@ from gatdist.data.codecs import (
     decode_text_into,
     decode_tokens_into,
 )
-from gatdist.data.format import SampleSpec
+from gatdist.data.format import Manifest, SampleSpec
 
-# Decodes a file into the array of a sample, or raises CodecError.
+# Decodes a file into a sample's array, or raises CodecError.
 Decode = Callable[[bytes | memoryview, NDArray[Any]], None]
 
 
 class ReadSpec(SampleSpec):
-    """What samples are as they are read: all of one shape.
+    """Sample format as read: all samples have the same shape.
 
     Attributes:
-        vocabulary: of texts: the characters that ids 1, 2 and so on stand for; None for bytes.
+        vocabulary: of text: the characters of ids 1, 2, …; None for bytes.
     """
 
     vocabulary: str | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(C, H, W) of pictures, that of points, (C, n) of sounds, (n,) of texts and tokens."""
+        """(C, H, W) of images, (C, n) of audio, (n,) of text and tokens, any shape of points."""
         return tuple(n for n in self.sample_shape if n is not None)
 
 
 class Modality(NamedTuple):
-    """A kind of samples.
+    """Properties of a modality.
 
     Attributes:
-        noun: what one of them is called.
-        components: endings of their files.
-        dtype: of their arrays.
-        decoder: makes the decoder, given what the samples are and how pictures are resized (the
-            name of a filter, or None where they must have their size).
+        noun: singular, for messages.
+        components: file extensions.
+        dtype: of sample arrays.
+        decoder: returns a decoder, given the sample format and the filter that resizes images (None
+            if they must have the right size).
     """
 
     noun: str
@@ -62,7 +64,7 @@ class Modality(NamedTuple):
 
 MODALITIES: Mapping[str, Modality] = {
     "image": Modality(
-        "picture",
+        "image",
         IMAGE_COMPONENTS,
         np.uint8,
         lambda spec, resize: partial(decode_image_into, resize=resize),
@@ -71,7 +73,7 @@ MODALITIES: Mapping[str, Modality] = {
         "array", (POINT_COMPONENT,), np.float32, lambda spec, resize: decode_point_into
     ),
     "audio": Modality(
-        "sound",
+        "audio clip",
         AUDIO_EXTENSIONS,
         np.float32,
         lambda spec, resize: partial(decode_audio_into, sample_rate=spec.sample_rate or 0),
@@ -83,7 +85,7 @@ MODALITIES: Mapping[str, Modality] = {
         lambda spec, resize: partial(decode_text_into, vocabulary=Vocabulary(spec.vocabulary)),
     ),
     "tokens": Modality(
-        "sequence of tokens",
+        "token sequence",
         (TOKENS_COMPONENT,),
         np.int32,
         lambda spec, resize: partial(decode_tokens_into, num_tokens=spec.num_tokens or 0),
@@ -92,18 +94,87 @@ MODALITIES: Mapping[str, Modality] = {
 
 
 def new_samples(spec: ReadSpec, count: int) -> NDArray[Any]:
-    """Memory for decoded samples.
+    """Allocate an array for decoded samples.
 
     Args:
-        spec: what they are.
-        count: how many.
+        spec: their format.
+        count: number of samples.
 
     Returns:
-        uint8 or, of 16 bits, uint16 [count, H, W, C] for images, [count, *sample_shape] for all
-        else: float32 points and sounds, uint8 texts, int32 tokens.
+        uint8 or (16 bits) uint16 [count, H, W, C] of images, else [count, *sample_shape]: float32
+        points and audio, uint8 text, int32 tokens.
     """
     shape, dtype = spec.shape, MODALITIES[spec.modality].dtype
     if spec.modality == "image":
         shape = (*shape[1:], shape[0])
         dtype = np.uint16 if spec.bits == 16 else dtype
     return np.empty((count, *shape), dtype=dtype)
+
+
+# Configuration keys of each modality.
+_KEYS = {
+    "image": ("resolution", "channels"),
+    "points": (),
+    "audio": ("channels", "length"),
+    "text": ("length", "vocabulary"),
+    "tokens": ("length",),
+}
+
+
+def read_spec(manifest: Manifest, config: DataConfig, url: str) -> ReadSpec:
+    """Return the format in which a data set is read.
+
+    Args:
+        manifest: of the data set.
+        config: with the requested resolution, channels, length and vocabulary.
+        url: of the data set, for messages.
+
+    Raises:
+        DataError: the data set does not have that format, or a key is missing.
+    """
+    noun = f"{MODALITIES[manifest.modality].noun}s"
+    for key in ("resolution", "channels", "length", "vocabulary"):
+        value = getattr(config, key)
+        if value is not None and key not in _KEYS[manifest.modality]:
+            rule = f"does not apply to the {noun} in {url}"
+            raise DataError(f"data.{key}", rule, value=value, hint="Remove it")
+    shape = list(manifest.sample_shape)
+    if config.channels is not None:
+        shape[0] = _channels(manifest, config.channels, url)
+    if config.resolution is not None:
+        size = config.resolution
+        shape[1:] = [size, size] if isinstance(size, int) else size
+    if config.length is not None:
+        longest = manifest.sample_shape[-1]
+        if longest is not None and config.length > longest:
+            rule = f"must be at most {longest:,}, the length of the {noun} in {url}"
+            raise DataError("data.length", rule, value=config.length, hint="Lower or remove it")
+        shape[-1] = config.length
+    found = [number for number in shape if number is not None]
+    if len(found) < len(shape):
+        is_image = manifest.modality == "image"
+        key, what = ("resolution", "size") if is_image else ("length", "length")
+        hint = f"Choose one with data.{key}"
+        raise DataError(f"data.{key}", f"the {noun} in {url} differ in {what}", hint=hint)
+    values = {name: getattr(manifest, name) for name in SampleSpec.model_fields}
+    values |= {"sample_shape": shape, "vocabulary": config.vocabulary}
+    return ReadSpec.model_validate(values)
+
+
+def resizing(manifest: Manifest, config: DataConfig, shape: tuple[int, ...]) -> str | None:
+    """Return the filter that resizes images; None if all have the right size."""
+    if manifest.modality != "image" or tuple(manifest.sample_shape[1:]) == shape[1:]:
+        return None
+    return config.resize
+
+
+def _channels(manifest: Manifest, channels: int, url: str) -> int:
+    if manifest.modality == "image":
+        allowed: tuple[int | None, ...] = (1, 3)
+        rule = "must be 1 (gray) or 3 (RGB)"
+    else:
+        allowed = (1, manifest.sample_shape[0])
+        rule = f"must be 1 or {manifest.sample_shape[0]} for the audio in {url}"
+    if channels not in allowed:
+        raise DataError("data.channels", rule, value=channels)
+    return channels

@@ -18,9 +18,8 @@ from gatdist.config import DataConfig
 from gatdist.data.codecs import CodecError
 from gatdist.data.format import Shard, open_shards, read_index, read_manifest
 from gatdist.data.format.tars import trailing_data
-from gatdist.data.modalities import MODALITIES, new_samples
-from gatdist.data.reading.shape import read_spec, resizing
-from gatdist.data.shard import OpenShard
+from gatdist.data.modalities import MODALITIES, new_samples, read_spec, resizing
+from gatdist.data.reading.shards import OpenShard
 from gatdist.packing.indexing.probe import sample_shape
 from gatdist.packing.indexing.scan import Scan
 from gatdist.packing.indexing.whole import REPORT

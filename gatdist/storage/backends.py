@@ -1,15 +1,16 @@
-"""Opens the file system of a URL: time limits set, its library's own retries turned off.
+"""File systems of URLs, with time limits and without their libraries' own retries.
 
-If a library tried again by itself, a server that is down would be told minutes after the budget
-that the user set, and no ``Retry-After`` would be kept. What each does, and what is done about it:
+Library retries would exceed the user's retry budget by minutes, and ignore ``Retry-After``:
 
-=======  =====================================  ================================================
+=======  =====================================  ===================================================
+library  its own retries                        turned off by
+=======  =====================================  ===================================================
 s3fs     5 times, and botocore 5 times each     settings of both
-gcsfs    6 times, with pauses of 1 to 32 s      its HTTP client raises what it does not try again
-adlfs    4 times, with pauses of 15 s and more  the client's policy is set to none; but an answer
-                                                that is cut off it asks for 3 times, a second apart
-http     never                                  –
-=======  =====================================  ================================================
+gcsfs    6 times, with pauses of 1 to 32 s      raising errors that it does not retry
+adlfs    4 times, with pauses of 15 s and more  the client's policy; but it requests a truncated
+                                                answer 3 times, a second apart
+http     none                                   –
+=======  =====================================  ===================================================
 """
 
 from __future__ import annotations
@@ -28,24 +29,24 @@ from gatdist.storage.failures import LostError, RangeIgnoredError, RefusalError
 from gatdist.storage.urls import is_chain, open_plain, protocol_of
 
 _CONNECT_S = 10.0
-_CONNECTIONS = 64  # botocore would keep ten, which all threads share
+_CONNECTIONS = 64  # shared by all threads; botocore's default is ten
 _MESSAGE_BYTES = 4096
+_MIN_SECRET = 4  # shorter ones would be redacted too often
 
-_SHORTEST_SECRET = 4  # what is shorter would be struck out of much
 Options = dict[str, Any]
 
 
 class Backend(NamedTuple):
-    """What is particular to a kind of storage.
+    """Properties of a kind of storage.
 
     Attributes:
-        extra: of gatdist's package that installs its library; "" where none is needed.
-        credentials: where its library looks for them.
-        configured: adds what gatdist needs to the user's options, given the URL, those options
-            (both expanded), and a time limit.
-        adjust: does to the file system what no option does, given the same.
-        clash: what in a URL and in options, both expanded, excludes one another; "" for nothing.
-        listing: the permission without which absent files are answered with 403; "" for none.
+        extra: extra of gatdist's package that installs its library, if any.
+        credentials: where its library looks for credentials.
+        configured: adds to the user's options, given the expanded URL, these options, and a time
+            limit.
+        adjust: changes the file system where there is no option, given a time limit.
+        clash: describes a conflict between expanded URL and options, if any.
+        listing: permission without which absent files are answered with 403, if any.
     """
 
     extra: str
@@ -57,29 +58,29 @@ class Backend(NamedTuple):
 
 
 def backend_of(url: str) -> Backend:
-    """The kind of storage that a URL is of."""
+    """Return the kind of storage of a URL."""
     return _BACKENDS.get(protocol_of(url), _OTHER)
 
 
 def open_file_system(url: str, options: Mapping[str, Any], stall_s: float) -> tuple[Any, str]:
-    """The fsspec file system for a URL, and the path on it.
+    """Return the fsspec file system of a URL, and the path on it.
 
     Args:
-        url: with ``${env:NAME}`` for secrets.
-        options: the user's, with the same.
-        stall_s: a connection on which nothing comes for so long counts as lost.
+        url: may contain ``${env:NAME}``.
+        options: of the user; may contain the same.
+        stall_s: time without data after which a connection counts as lost.
 
     Raises:
-        StorageError: the protocol is not known or its package not installed, an option is wrong, or
-            the URL is a chain of file systems.
+        StorageError: unknown protocol, package not installed, an invalid option, or a URL that is a
+            chain of file systems.
         ConfigError: an environment variable is not set.
     """
     if is_chain(expand_env(url)):
-        rule = "must not contain '::' (no chain of file systems is opened)"
+        rule = "must not contain '::', which chains file systems"
         raise StorageError(redact_url(url), rule, hint="Use another name, or a local path")
     backend = backend_of(url)
     expanded = expand_all(dict(options))
-    for name, value in expanded.items():  # libraries fail late over these, and far away
+    for name, value in expanded.items():  # libraries fail late on these
         if name.endswith("kwargs") and not isinstance(value, Mapping):
             hint = f"Write {name} = {{ … }}"
             raise StorageError(redact_url(url), f"option {name} must be a table", hint=hint)
@@ -97,14 +98,14 @@ def open_file_system(url: str, options: Mapping[str, Any], stall_s: float) -> tu
             redact_url(url), f"its package is not installed ({error})", hint=hint
         ) from error
     except (TypeError, ValueError) as error:
-        message = without(secrets_of(url, options), str(error))
+        message = redact_secrets(secrets_of(url, options), str(error))
         hint = "Check the protocol and storage_options"
         raise StorageError(redact_url(url), f"can't be opened ({message})", hint=hint) from error
     return file_system, root
 
 
 def expand_all(value: Any) -> Any:
-    """``value`` with each ``${env:NAME}`` in its strings replaced."""
+    """Return ``value`` with each ``${env:NAME}`` in its strings replaced."""
     if isinstance(value, str):
         return expand_env(value)
     if isinstance(value, Mapping):
@@ -113,7 +114,7 @@ def expand_all(value: Any) -> Any:
 
 
 def secrets_of(url: str, options: Mapping[str, Any]) -> list[str]:
-    """What of these must not be shown, the longest first."""
+    """Return the secrets in a URL and options, the longest first."""
     found: set[str] = set()
 
     def collect(value: object, key: str) -> None:
@@ -126,11 +127,11 @@ def secrets_of(url: str, options: Mapping[str, Any]) -> list[str]:
                 found.add(expand_env(value))
 
     collect({"": url} | dict(options), "")
-    return sorted((s for s in found if len(s) >= _SHORTEST_SECRET), key=len, reverse=True)
+    return sorted((s for s in found if len(s) >= _MIN_SECRET), key=len, reverse=True)
 
 
-def without(secrets: Iterable[str], text: str) -> str:
-    """A text with neither these words nor the secrets in URLs."""
+def redact_secrets(secrets: Iterable[str], text: str) -> str:
+    """Return a text without these secrets, and without those in URLs."""
     for secret in secrets:
         text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", text)
     return redact_url(text)
@@ -164,20 +165,19 @@ def _gcs_options(url: str, options: Options, stall_s: float) -> Options:
 def _http_options(url: str, options: Options, stall_s: float) -> Options:
     from yarl import URL
 
-    secretive = _Secretive(str(URL(url).origin()))
-    ours = {"middlewares": (secretive, _raise_refusals), "timeout": _limits(stall_s)}
+    drop_headers = _DropHeaders(str(URL(url).origin()))
+    ours = {"middlewares": (drop_headers, _raise_refusals), "timeout": _limits(stall_s)}
     return options | {"client_kwargs": ours | options.get("client_kwargs", {})}
 
 
 _HARMLESS = {"host", "accept", "accept-encoding", "range"}
 
 
-@dataclass(frozen=True)  # so that fsspec takes those of one origin for the same
-class _Secretive:
-    """Middleware of aiohttp: after a redirect to another origin, no header of the user's is sent.
+@dataclass(frozen=True)  # so that fsspec reuses file systems of one origin
+class _DropHeaders:
+    """Middleware of aiohttp that drops the user's headers after a redirect to another origin.
 
-    aiohttp itself takes ``Authorization`` and cookies away, but no other header, such as
-    ``X-Api-Key``. Where a server redirects to is its own decision.
+    aiohttp itself only drops ``Authorization`` and cookies, but not, for example, ``X-Api-Key``.
     """
 
     origin: str
@@ -191,11 +191,11 @@ class _Secretive:
 
 
 def _http_clash(url: str, options: Options) -> str:
-    """A user in the URL, and another in the options, which aiohttp refuses late."""
+    """Describe a user in the URL and another in the options, which aiohttp refuses late."""
     client = options.get("client_kwargs", {})
-    names = {name.lower() for message in (options, client) for name in message.get("headers", {})}
+    names = {name.lower() for given in (options, client) for name in given.get("headers", {})}
     if "@" in urlsplit(url).netloc and ("authorization" in names or "auth" in client):
-        return "holds a password, and storage_options an Authorization header, which excludes it"
+        return "must not have a password if storage_options have an Authorization header"
     return ""
 
 
@@ -206,15 +206,12 @@ def _limits(stall_s: float) -> Any:
 
 
 async def _raise_refusals(request: Any, handler: Any) -> Any:
-    """Middleware of aiohttp: raises an answer that is an error, or is not the range asked for.
-
-    A whole file that comes instead of a range is not read.
-    """
+    """Middleware of aiohttp that raises errors and ignored ranges, without reading the file."""
     requested = re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers.get("Range", ""))
     if requested:
-        request.headers["Accept-Encoding"] = "identity"  # of a compressed file there are no ranges
+        request.headers["Accept-Encoding"] = "identity"  # compression would change offsets
     response = await handler(request)
-    if response.status >= 400 and response.status != 404:  # which fsspec knows
+    if response.status >= 400 and response.status != 404:  # fsspec handles 404
         message, code = await _explanation(response)
         raise RefusalError(response.status, response.headers, message, code)
     if requested and response.status == 200:
@@ -230,7 +227,7 @@ async def _raise_refusals(request: Any, handler: Any) -> Any:
 
 
 async def _read_or_raise(request: Any, handler: Any) -> Any:
-    """Middleware of aiohttp for gcsfs, which retries what is an error of aiohttp, and only that."""
+    """Middleware of aiohttp that raises other errors than aiohttp's, which gcsfs would retry."""
     from aiohttp import ClientError
 
     try:
@@ -242,9 +239,9 @@ async def _read_or_raise(request: Any, handler: Any) -> Any:
 
 
 async def _explanation(response: Any) -> tuple[str, str]:
-    """Google's explanation of an error and its code, else the status in words and no code."""
+    """Return Google's error message and code, else the HTTP reason and no code."""
     text = await response.content.read(_MESSAGE_BYTES)
-    response.release()  # for the next request, if that was all
+    response.release()  # for reuse, if complete
     with suppress(ValueError, KeyError, TypeError, AttributeError):
         error = parse_json(text)["error"]
         reasons = [str(each.get("reason", "")) for each in error.get("errors", [])]
@@ -260,14 +257,14 @@ def _azure_options(url: str, options: Options, stall_s: float) -> Options:
 
 
 def _set_azure(file_system: Any, stall_s: float) -> None:
-    # It would parse a name with ? or # as a URL, and put it together again in another order.
+    # adlfs would parse a name with ? or # as a URL, and join its parts in another order.
     strip = type(file_system)._strip_protocol
     file_system._strip_protocol = lambda path: (
         path.lstrip("/") if isinstance(path, str) and "://" not in path else strip(path)
     )
     file_system._parent = lambda path: path.rstrip("/").rpartition("/")[0]
-    # adlfs uses those for content only, and has none for retries. Its client keeps them here; that
-    # of another version may not.
+    # adlfs applies the time limits to content only, and has no option for retries. These attributes
+    # of its client may not exist in other versions.
     with suppress(AttributeError):
         client = file_system.service_client
         client._config.retry_policy.total_retries = 0

@@ -1,7 +1,6 @@
-"""A file system in use: opened, opened anew when its credentials expire, and tried again.
+"""Connection to a folder's file system: reopened when credentials expire, with retries.
 
-What an operation does is given as a function of the fsspec file system, so that it can be done
-once more on another one.
+An operation is a function of the fsspec file system, so that it can be repeated on another one.
 """
 
 from __future__ import annotations
@@ -24,29 +23,27 @@ from gatdist.common.errors import StorageError, StorageUnavailableError, for_ter
 from gatdist.common.heartbeat import beat
 from gatdist.config import REFERENCE, expand_env, redact_url
 from gatdist.storage import failures
-from gatdist.storage.backends import backend_of, open_file_system, secrets_of, without
-from gatdist.storage.origin import origin
-from gatdist.storage.urls import is_exact
+from gatdist.storage.backends import backend_of, open_file_system, redact_secrets, secrets_of
+from gatdist.storage.urls import is_exact, origin
 
 T = TypeVar("T")
 
-# Its own: Python's shared generator is seeded for users' networks, alike on all workers.
+# Not Python's shared generator, which is seeded identically on every rank.
 _JITTER = random.SystemRandom()
-_FIRST_DELAY_S, _LONGEST_DELAY_S = 0.05, 10.0
-# In a URL; a name with it must stay quoted.
-_MEANS_SOMETHING = re.compile(r"\?|%[0-9A-Fa-f]{2}")
-# A person who waits for a command is told why, once, if an operation takes longer.
-_REPORT_AFTER_S = 5.0
+_FIRST_DELAY_S, _MAX_DELAY_S = 0.05, 10.0
+# A name with these must stay quoted in a URL.
+_SPECIAL = re.compile(r"\?|%[0-9A-Fa-f]{2}")
+_WARN_AFTER_S = 5.0  # of retries, in the foreground of a command
 _LOGGER = logging.getLogger(__name__)
 
 
 class OneOfManyError(Exception):
-    """Of many things that one operation does, the one with this name failed.
+    """A part of a batch operation failed.
 
     Args:
-        name: of a file.
-        error: what it failed with.
-        progressed: whether others were done, which will not be asked for again.
+        name: of the file that failed.
+        error: of that file.
+        progressed: whether other files succeeded, which are not repeated.
     """
 
     def __init__(self, name: str, error: Exception, *, progressed: bool) -> None:
@@ -55,12 +52,12 @@ class OneOfManyError(Exception):
 
 
 class Connection:
-    """The file system of a folder's URL. See :class:`~gatdist.storage.Store` for the arguments.
+    """File system of a folder's URL. See :class:`~gatdist.storage.Store` for the arguments.
 
     Attributes:
-        url: as given, secrets and all: to open another with.
-        root: the folder's path on the file system.
-        is_local: whether that is one of this machine.
+        url: as given, with secrets.
+        root: path of the folder on the file system.
+        is_local: whether it is a file system of this machine.
         is_http: whether files are read by plain HTTP(S).
     """
 
@@ -77,22 +74,18 @@ class Connection:
 
     @property
     def origin(self) -> str:
-        """See :mod:`gatdist.storage.origin`."""
+        """See :mod:`gatdist.storage.urls`."""
         return origin(expand_env(self.url))
 
     def child_url(self, name: str) -> str:
-        """Of the folder ``name`` in this one, secrets and all. The name may be from a listing."""
+        """Return the URL of a subfolder, with secrets. The name may be from a listing."""
         if REFERENCE.search(name) or "://" in name or ".." in name.split("/"):
-            rule = "is no name of a folder in this one"
+            rule = "is not the name of a subfolder"
             raise StorageError(self.shown(name), rule, hint="Rename it")
         return _joined(self.url, name)
 
     def path(self, name: str) -> str:
-        """Where a file is on the file system.
-
-        Raises:
-            StorageError: the file system would take it for another name.
-        """
+        """Return the path of a file. Raises StorageError if it would mean another file."""
         if self.is_http:
             return _joined(self.root, name)
         self._require_exact(name)
@@ -105,32 +98,32 @@ class Connection:
         if "\0" in name:
             raise StorageError(self.shown(name), "contains a NUL character", hint="Check the name")
         if not self.is_http and not is_exact(self._file_system, self._plain_path(name)):
-            rule = "is a name that this kind of storage takes for another one, or for a version"
+            rule = "means another name or a version in this kind of storage"
             raise StorageError(self.shown(name), rule, hint="Use a name without ? and #")
 
     def name(self, path: str) -> str:
-        """The name of what a listing calls so; "" for a link that only sorts a page of links."""
+        """Return the name of a listed path; "" of a link that only sorts the listing."""
         if not self.is_http:
             return path
         plain = unquote(path)
         if "?" in path:
             return ""
-        return path if _MEANS_SOMETHING.search(plain) else plain
+        return path if _SPECIAL.search(plain) else plain
 
     def shown(self, name: str = "") -> str:
-        """The URL of a file, without secrets."""
+        """Return the URL of a file, without secrets."""
         return redact_url(_joined(self.url, name))
 
     def run(self, name: str, operation: Callable[[Any], T]) -> T:
-        """``operation(file_system)``; on a passing failure again, until the budget is used up.
+        """Return ``operation(file_system)``, retried on transient failures within the budget.
 
         Args:
-            name: of the file that it is about, to be told. See also :class:`OneOfManyError`.
-            operation: raises what the file system does.
+            name: of the file, for messages. See also :class:`OneOfManyError`.
+            operation: may raise errors of the file system.
 
         Raises:
-            StorageError: another failure of storage. Failures that are none are raised as they are.
-            StorageUnavailableError: the budget is used up.
+            StorageError: a permanent failure of storage. Other errors are re-raised.
+            StorageUnavailableError: the retry budget is used up.
         """
         attempts, delay_s, failing_since, is_renewed = 0, _FIRST_DELAY_S, 0.0, False
         began = time.monotonic()
@@ -153,9 +146,9 @@ class Connection:
                     is_renewed = True
                     self._renew(file_system)
                     continue
-                if not failures.is_passing(error):
-                    message = self._lasting(name, error)
-                    raise message from (None if message is error else error)
+                if not failures.is_transient(error):
+                    explained = self._explained(name, error)
+                    raise explained from (None if explained is error else error)
                 now = time.monotonic()
                 failing_since = failing_since or now
                 left_s = self._retry_budget_s - (now - failing_since)
@@ -166,18 +159,18 @@ class Connection:
                         f"{now - failing_since:.0f} s ({self._reported(error)}). {hint}, then run "
                         "the same command again."
                     ) from error
-                if began and now - began > _REPORT_AFTER_S and _is_waited_for():
+                if began and now - began > _WARN_AFTER_S and _is_in_foreground():
                     _LOGGER.warning(
                         for_terminal(
                             f"{self.shown(name)}: no success for {now - began:.0f} s "
-                            f"({self._reported(error)}); trying for {left_s:.0f} s more"
+                            f"({self._reported(error)}); retrying for {left_s:.0f} s more"
                         )
                     )
                     began = 0.0
-                # Jitter keeps many workers from coming back at the same moment.
+                # Jitter keeps workers from retrying at the same moment.
                 pause_s = delay_s * (0.5 + _JITTER.random())
                 time.sleep(min(max(pause_s, failures.retry_after_s(error)), left_s))
-                delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
+                delay_s = min(2 * delay_s, _MAX_DELAY_S)
 
     def _open(self) -> None:
         self._process, self._lock = os.getpid(), threading.Lock()
@@ -190,20 +183,20 @@ class Connection:
         self._require_exact("")
 
     def _present(self) -> Any:
-        """The file system; one of its own for a process that was forked: fsspec's do not fork."""
+        """Return the file system; a new one after a fork, which fsspec's do not survive."""
         if self._process != os.getpid():
             self._open()
         return self._file_system
 
     def _renew(self, stale: Any) -> None:
-        """Open the file system anew, unless another thread has done it."""
+        """Reopen the file system, unless another thread did."""
         with self._lock:
             if self._file_system is stale:
                 type(stale).clear_instance_cache()
                 self._connect()
 
-    def _lasting(self, name: str, error: Exception) -> Exception:
-        """A failure that will not pass, as the user is told; itself, if it is none of storage."""
+    def _explained(self, name: str, error: Exception) -> Exception:
+        """Return a permanent failure of storage as StorageError; any other error itself."""
         rule = "" if isinstance(error, StorageError) else failures.meaning(error)
         if not rule:
             return error
@@ -217,7 +210,7 @@ class Connection:
             source = f" ({source}, or storage_options)" if source else ""
             listing = backend_of(self.url).listing
             if listing:
-                listing = f"; without {listing}, absent files are not permitted either"
+                listing = f"; without {listing}, absent files are refused, too"
             bucket = "" if self.is_http else "; the bucket must exist already"
             hints = {
                 "does not exist": f"Check the URL{bucket}",
@@ -232,21 +225,21 @@ class Connection:
         )
 
     def _reported(self, error: Exception) -> str:
-        """What the error says, in one line and without secrets; "" if that is but a path."""
+        """Return an error's message in one line, without secrets; "" if it is only a path."""
         if isinstance(error, OSError) and error.strerror and error.filename:
-            return error.strerror  # the path is told already
+            return error.strerror  # the path is in the message already
         lines = (failures.answer(error).message or str(error)).strip().splitlines()
         message = lines[0] if lines else type(error).__name__
         if " " not in message and "/" in message:
             return ""
-        return without(self._secrets, message).rstrip(".")
+        return redact_secrets(self._secrets, message).rstrip(".")
 
 
 def _joined(base: str, name: str) -> str:
-    """The URL of ``name`` in a folder.
+    """Return the URL of ``name`` in a folder.
 
-    By HTTP a name may be quoted, and have a query, as in a list of URLs. The folder's own query,
-    which may be its signature, is every file's.
+    By HTTP, a name may be quoted and have a query. The folder's query, which may be a signature,
+    applies to every file.
     """
     if not name:
         return base
@@ -255,23 +248,23 @@ def _joined(base: str, name: str) -> str:
         name = re.sub("%(?![0-9A-Fa-f]{2})", "%25", quote(name, safe="/?:@!$&'()*+,;=~%"))
         base, mark, query = base.partition("?")
         query = f"&{query}" if "?" in name and mark else mark + query
-    slash = "" if base.endswith("/") else "/"  # of memory:// none may be taken away
+    slash = "" if base.endswith("/") else "/"  # memory:// keeps its slashes
     return f"{base}{slash}{name}{query}"
 
 
-def _is_waited_for() -> bool:
-    """Whether this is the thread of a command, and not one of its helpers."""
+def _is_in_foreground() -> bool:
+    """Return whether this is the main thread of a command's main process."""
     in_main = threading.current_thread() is threading.main_thread()
     return in_main and multiprocessing.parent_process() is None
 
 
 def _obstacle(path: str) -> str:
-    """Why nothing can be below a path: what is there in place of a folder; "" if nothing is."""
+    """Return what stands in place of a parent folder of a path; "" if nothing does."""
     for folder in map(str, Path(path).parents):
         if os.path.isdir(folder):
             return ""
         if os.path.islink(folder):
-            return f"{folder} is a link that leads to no folder"
+            return f"{folder} is a link, but not to a folder"
         if os.path.exists(folder):
-            return f"{folder} is no folder"
+            return f"{folder} is not a folder"
     return ""

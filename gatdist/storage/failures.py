@@ -1,7 +1,6 @@
-"""What an error means that a file system raised: come back later, renew credentials, or give up.
+"""Classification of file system errors: transient, expired credentials, or permanent.
 
-Each library tells the same thing in its own way, and none of them need be installed; so errors are
-known by their attributes and by the names of their classes.
+Libraries need not be installed, so errors are recognized by attributes and names of classes.
 """
 
 from __future__ import annotations
@@ -15,36 +14,35 @@ from typing import Any
 
 from gatdist.common.errors import GatdistError
 
-# Trying again can't help against these. A full disk is not among them: it may be about to be freed.
+# Permanent errors. A full disk is not among them: it may be freed soon.
 _PERMANENT = {
     *(errno.EACCES, errno.EEXIST, errno.EFBIG, errno.EINVAL, errno.EISDIR, errno.ELOOP),
     *(errno.EMSGSIZE, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOSYS, errno.ENOTDIR),
     *(errno.ENOTEMPTY, errno.EPERM, errno.EROFS),
 }
 _ABSENT = (FileNotFoundError, NotADirectoryError)
-# Connections lost, and answers cut short, as aiohttp, botocore and Azure's library name them.
+# Lost connections and truncated answers in aiohttp, botocore and Azure's library.
 _LOST = {
     *("ClientConnectionError", "ClientPayloadError", "ConnectionError", "HTTPClientError"),
     *("IncompleteReadError", "JSONDecodeError", "ResponseParserError"),
     *("ServiceRequestError", "ServiceResponseError", "LostError", "RangeIgnoredError"),
 }
-# A server that leads nowhere does not say that a file is absent.
+# Redirects to nowhere do not mean that a file is absent.
 _MISLED = {
     "TooManyRedirects": "redirects in a loop",
-    "RedirectClientError": "redirects to what is no HTTP URL",
-    "InvalidURL": "is no URL",
+    "RedirectClientError": "redirects to a URL that is not HTTP",
+    "InvalidURL": "is not a URL",
 }
 _LIBRARIES = {"AzureError", "BotoCoreError", "ClientError", "GoogleAuthError", "HttpError"}
-# Statuses of HTTP that ask to try again. 421: on another connection.
-_PASSING_STATUSES = {408, 421, 425, 429}
+_TRANSIENT_STATUSES = {408, 421, 425, 429}
 # Transient failures that object stores answer with another 4xx status. SignatureDoesNotMatch is not
-# among them: nearly always the secret is wrong, and TLS lets nothing in transit change a signature.
-# Nor is InvalidDigest (Azure: InvalidMd5), a header that is no digest at all.
-_PASSING_CODES = {
-    # S3: the body was damaged or cut short in transit, or an upload's parts have gone
+# among them: the secret is wrong, since TLS protects a signature in transit. Nor is InvalidDigest
+# (Azure: InvalidMd5), a malformed header.
+_TRANSIENT_CODES = {
+    # S3: the body was damaged or truncated in transit, or an upload's parts are gone
     *("BadDigest", "IncompleteBody", "NoSuchUpload", "XAmzContentChecksumMismatch"),
     *("XAmzContentSHA256Mismatch",),
-    # S3: somebody else is writing, or the server is busy
+    # S3: another client is writing, or the server is busy
     *("BandwidthLimitExceeded", "ClientTokenConflict", "ConditionalRequestConflict"),
     *("InternalError", "LimitExceededException", "OperationAborted", "PriorRequestNotComplete"),
     *("ProvisionedThroughputExceededException", "RequestLimitExceeded", "RequestThrottled"),
@@ -58,25 +56,24 @@ _PASSING_CODES = {
     *("AccountBeingCreated", "Crc64Mismatch", "InvalidBlockList", "Md5Mismatch"),
     *("OperationTimedOut", "ServerBusy", "SnapshotOperationRateExceeded", "SystemInUse"),
 }
-# In what copies of S3 answer to checksums that they do not know.
-_OF_CHECKSUMS = (
+# Words in the answers of S3-compatible servers to unknown checksums.
+_CHECKSUM_WORDS = (
     *("aws-chunked", "baddigest", "checksum", "content-md5", "contentmd5", "sha256mismatch"),
     *("implies functionality", "missingcontentlength", "streaming-", "trailer"),
 )
-# A server refuses requests whose date is further from its own than this.
-_LARGEST_SKEW_S = 300.0
-# Of keys that were right. "400" is an answer without a body, as an expired token gets from HEAD.
+_MAX_SKEW_S = 300.0  # servers refuse requests with a date further off
+# "400" is an answer without a body, to HEAD with an expired token.
 _EXPIRED_CODES = {
     *("400", "AuthenticationFailed", "ExpiredToken", "ExpiredTokenException"),
     *("RequestExpired", "TokenRefreshRequired"),
 }
 
 
-# aiohttp makes its own error of an OSError that its middleware raises; so these are none.
+# Not OSErrors, which aiohttp would replace by errors of its own.
 
 
 class RefusalError(Exception):
-    """An HTTP answer that is an error, with Google's own code where it has one."""
+    """An HTTP error response, with Google's error code if it has one."""
 
     def __init__(
         self, status: int, headers: Mapping[str, str], message: str, code: str = ""
@@ -86,22 +83,22 @@ class RefusalError(Exception):
 
 
 class RangeIgnoredError(Exception):
-    """A server sent other bytes than those asked for: all of them, as a rule."""
+    """A server sent other bytes than those requested, usually the whole file."""
 
 
 class LostError(Exception):
-    """A connection was lost, or some of what it carried."""
+    """A connection or some of its data was lost."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a server answered.
+    """Answer of a server.
 
     Attributes:
         status: of HTTP.
-        code: the protocol's own.
-        message: in words.
-        headers: their names in lower case.
+        code: error code of the service.
+        message: error message.
+        headers: by name in lower case.
     """
 
     status: int
@@ -111,7 +108,7 @@ class Answer:
 
 
 def answer(error: BaseException) -> Answer:
-    """The answer that an error was made of; its status is 0 where there was none."""
+    """Return the answer that caused an error; status 0 if there was none."""
     for each in _chain(error):
         if found := _own_answer(each):
             return found
@@ -119,31 +116,31 @@ def answer(error: BaseException) -> Answer:
 
 
 def is_absent(error: Exception) -> bool:
-    """Whether there is no such file, folder or bucket. A server that is down can't tell."""
+    """Return whether there is no such file, folder or bucket."""
     status = answer(error).status
     if status:
         return status in (404, 410)
     if _misled(error):
         return False
-    return isinstance(error, _ABSENT) and not is_passing(error)
+    return isinstance(error, _ABSENT) and not is_transient(error)
 
 
-def is_passing(error: Exception) -> bool:
-    """Whether trying again may help."""
+def is_transient(error: Exception) -> bool:
+    """Return whether a retry may help."""
     found = answer(error)
     if found.status:
-        if found.status in _PASSING_STATUSES or found.code in _PASSING_CODES:
+        if found.status in _TRANSIENT_STATUSES or found.code in _TRANSIENT_CODES:
             return True
         if found.status >= 500:
             return found.status not in (501, 505)
-        # Some servers and proxies limit rates with 403 or 409, and say when to come back.
+        # Some servers and proxies limit rates with 403 or 409 and Retry-After.
         final = found.status in (404, 410, 412, 416)
         return ("retry-after" in found.headers and not final) or is_skewed(error)
     cause: BaseException | None = error
     while cause:
         if isinstance(cause, OSError):
-            lasting = (*_ABSENT, PermissionError)
-            if cause.errno not in _PERMANENT and not isinstance(cause, lasting):
+            permanent = (*_ABSENT, PermissionError)
+            if cause.errno not in _PERMANENT and not isinstance(cause, permanent):
                 return True
         elif _LOST & _class_names(cause):
             return True
@@ -152,49 +149,49 @@ def is_passing(error: Exception) -> bool:
 
 
 def is_skewed(error: Exception) -> bool:
-    """Whether a request was refused for its date, as when it was late or a clock is wrong.
+    """Return whether a request was refused for its date: it was late, or a clock is wrong.
 
-    S3 answers HEAD without a code: there the server's own date tells.
+    S3 answers HEAD without a code, so the server's date is compared.
     """
     found = answer(error)
     if found.code == "RequestTimeTooSkewed":
         return True
-    if "reasonable timeframe" in str(error):  # Google's word on a token's dates
+    if "reasonable timeframe" in str(error):  # Google, on a token's dates
         return True
-    return found.status == 403 and abs(_server_ahead_s(found)) > _LARGEST_SKEW_S
+    return found.status == 403 and abs(_server_ahead_s(found)) > _MAX_SKEW_S
 
 
 def is_taken(error: Exception) -> bool:
-    """Whether a file was not created because there is one already."""
+    """Return whether a file was not created because it exists."""
     found = answer(error)
     taken = found.status == 412 or found.code == "BlobAlreadyExists"
     return taken or isinstance(error, FileExistsError)
 
 
 def is_unsupported(error: Exception) -> bool:
-    """Whether a server does not know the operation or a header of it, as copies of S3 answer."""
+    """Return whether a server does not support an operation or one of its headers."""
     found = answer(error)
     return found.status in (405, 411, 501) or found.code in ("InvalidArgument", "NotImplemented")
 
 
 def hint(error: Exception) -> str:
-    """What to do about some refusals, as an imperative sentence; "" about the others."""
+    """Return a hint, as an imperative sentence; "" if there is none."""
     found = answer(error)
     if is_skewed(error):
         ahead_s = _server_ahead_s(found)
         differs = f" (it differs from the server's by {abs(ahead_s):.0f} s)" if ahead_s else ""
         return f"Set this machine's clock{differs}: the server refuses the date of requests"
     message = f"{found.code} {found.message}".lower()
-    if found.status and any(word in message for word in _OF_CHECKSUMS):
+    if found.status and any(word in message for word in _CHECKSUM_WORDS):
         return (
             "If the server is not Amazon's, set AWS_REQUEST_CHECKSUM_CALCULATION=when_required: it "
-            "may not know the checksums that newer clients send"
+            "may not support the checksums that newer clients send"
         )
     return ""
 
 
 def _server_ahead_s(found: Answer) -> float:
-    """By how much the server's clock is ahead of ours; 0 where it does not say."""
+    """Return how far the server's clock is ahead of ours; 0 if unknown."""
     try:
         return _ahead_s(found.headers["date"])
     except (KeyError, ValueError, OverflowError):
@@ -206,13 +203,13 @@ def _ahead_s(date: str) -> float:
 
 
 def is_expired(error: Exception) -> bool:
-    """Whether new credentials may help."""
+    """Return whether new credentials may help."""
     found = answer(error)
     return found.status == 401 or found.code in _EXPIRED_CODES
 
 
 def retry_after_s(error: Exception) -> float:
-    """How long the server asks to wait; 0 where it does not say."""
+    """Return the Retry-After of the server; 0 if absent."""
     requested = answer(error).headers.get("retry-after", "")
     try:
         return max(0.0, float(requested) if requested.isdecimal() else _ahead_s(requested))
@@ -221,7 +218,7 @@ def retry_after_s(error: Exception) -> float:
 
 
 def meaning(error: Exception) -> str:
-    """What a lasting failure means, in words; "" where it is no failure of storage."""
+    """Describe a permanent failure; "" if it is not one of storage."""
     if is_absent(error):
         return "does not exist"
     if misled := _misled(error):
@@ -238,13 +235,13 @@ def meaning(error: Exception) -> str:
 
 
 def _misled(error: BaseException) -> str:
-    """Where a server leads that leads nowhere; "" if it does not."""
+    """Describe a redirect to nowhere; "" if it is none."""
     names = set().union(*map(_class_names, _chain(error)))
     return next((meaning for name, meaning in _MISLED.items() if name in names), "")
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error, and those it was made of; not what was being handled when it was raised."""
+    """Yield an error and its causes."""
     each: BaseException | None = error
     while each and not isinstance(each, GatdistError):
         yield each
@@ -254,10 +251,10 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 def _own_answer(error: BaseException) -> Answer | None:
     response = getattr(error, "response", None)
     if isinstance(response, Mapping):  # botocore's
-        facts, message = response.get("ResponseMetadata", {}), response.get("Error", {})
+        metadata, message = response.get("ResponseMetadata", {}), response.get("Error", {})
         code, message = str(message.get("Code", "")), str(message.get("Message", ""))
-        headers = _lower(facts.get("HTTPHeaders"))
-        return Answer(facts.get("HTTPStatusCode", 0), code, f"{code}: {message}", headers)
+        headers = _lower(metadata.get("HTTPHeaders"))
+        return Answer(metadata.get("HTTPStatusCode", 0), code, f"{code}: {message}", headers)
     for name in ("status", "status_code"):  # aiohttp's and ours, Azure's
         status = getattr(error, name, None)
         if isinstance(status, int):

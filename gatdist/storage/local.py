@@ -1,4 +1,4 @@
-"""This machine's file systems: files kept open, folders walked, files replaced whole."""
+"""Local files: kept open for reading, replaced atomically, walked and deleted."""
 
 from __future__ import annotations
 
@@ -16,26 +16,23 @@ from typing import BinaryIO
 
 TEMPORARY = ".publishing"
 _NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
-
-
 _UNFINISHED = re.compile(rf"\.(.+)\.[0-9a-f]{{16}}{re.escape(TEMPORARY)}", re.DOTALL)
 
 
 def unfinished(name: str) -> str:
-    """Of a file that a killed process left, the one that it was writing; "" for any other."""
+    """Return the file that a killed process was writing to ``name``; "" if it is no such file."""
     folder, slash, name = name.rpartition("/")
     match = _UNFINISHED.fullmatch(name)
     return f"{folder}{slash}{match[1]}" if match else ""
 
 
 class OpenFiles:
-    """Reads ranges of files, which stay open: opening one takes longer than reading a sample of it.
+    """Cache of open files, since opening one takes longer than reading a sample. Thread-safe.
 
-    A file that was replaced or changed since it was opened is opened anew. Safe to use from several
-    threads. Files are closed when this object is dropped.
+    A file that was replaced or changed is opened again.
 
     Args:
-        most: how many files stay open; those not read for longest are closed first.
+        most: number of files that stay open; the least recently used are closed first.
     """
 
     def __init__(self, most: int = 64) -> None:
@@ -44,17 +41,13 @@ class OpenFiles:
         self._process, self._lock = os.getpid(), threading.Lock()
 
     def read(self, path: str, ranges: Iterable[tuple[int, int]]) -> list[bytes]:
-        """Bytes ``start`` to ``stop`` (exclusive) of a file, fewer where it ends before.
-
-        Raises:
-            OSError: it can't be opened or read.
-        """
+        """Return bytes ``start`` to ``stop`` (exclusive), fewer at the end. Raises OSError."""
         file = self._open(path)
         return [_read(file.descriptor, start, stop) for start, stop in ranges]
 
     def _open(self, path: str) -> _OpenFile:
         version = _version(os.stat(path))
-        if self._process != os.getpid():  # forked, perhaps while another thread had the lock
+        if self._process != os.getpid():  # forked, perhaps while another thread held the lock
             self._process, self._lock = os.getpid(), threading.Lock()
         with self._lock:
             file = self._files.get(path)
@@ -71,7 +64,7 @@ class OpenFiles:
 
 
 class _OpenFile:
-    """Open until nobody holds it: a thread may be reading while another drops it from the files."""
+    """Closed when no longer referenced: a thread may read while another evicts it."""
 
     def __init__(self, path: str) -> None:
         self.descriptor = _opened(path)
@@ -82,23 +75,22 @@ class _OpenFile:
             close(self.descriptor)
 
 
-def require_regular(facts: os.stat_result) -> None:
-    """Raise OSError for what is no file: a folder, pipe, socket or device."""
-    if stat.S_ISDIR(facts.st_mode):
+def require_regular(status: os.stat_result) -> None:
+    """Raise OSError for a folder, pipe, socket or device."""
+    if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-    if not stat.S_ISREG(facts.st_mode):
-        raise OSError(errno.EINVAL, "is no regular file")
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "is not a regular file")
 
 
 def read(path: str) -> bytes:
-    """The whole content of a file. Raises OSError."""
+    """Return the content of a file. Raises OSError."""
     with os.fdopen(_opened(path), "rb") as file:
         return file.read()
 
 
 def _opened(path: str) -> int:
-    """A descriptor of a regular file. Raises OSError."""
-    # Opening a pipe would wait for whoever writes to it; a device may have no end.
+    # Opening a pipe would wait for its writer; a device may have no end.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         require_regular(os.fstat(descriptor))
@@ -108,9 +100,9 @@ def _opened(path: str) -> int:
     return descriptor
 
 
-def _version(facts: os.stat_result) -> tuple[int, ...]:
-    """Equal as long as a file is the same and nobody writes to it."""
-    return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns
+def _version(status: os.stat_result) -> tuple[int, ...]:
+    """Identify a file and its content."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _read(descriptor: int, start: int, stop: int) -> bytes:
@@ -124,32 +116,32 @@ def _read(descriptor: int, start: int, stop: int) -> bytes:
 
 
 def walk(folder: str) -> Iterator[tuple[str, int]]:
-    """Path and size of each file below a folder; links are followed, but not in circles."""
+    """Yield path and size of each file below a folder; links are followed, but not in cycles."""
     seen = set()
     waiting = [folder]
     while waiting:
         folder = waiting.pop()
-        facts = os.stat(folder)
-        if (facts.st_dev, facts.st_ino) in seen:
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
             continue
-        seen.add((facts.st_dev, facts.st_ino))
+        seen.add((status.st_dev, status.st_ino))
         with os.scandir(folder) as entries:
             for entry in entries:
                 if is_dangling(entry):
                     continue
                 if entry.is_dir():
                     waiting.append(entry.path)
-                elif entry.is_file():  # no socket
+                elif entry.is_file():  # not a socket
                     yield entry.path, entry.stat().st_size
 
 
 def is_dangling(entry: os.DirEntry[str]) -> bool:
-    """Whether a folder's entry is a link to nothing, or to itself."""
+    """Return whether a folder's entry is a broken link."""
     return entry.is_symlink() and not os.path.exists(entry.path)
 
 
 def dangling_links(folder: str) -> Iterator[str]:
-    """Paths of the links below a folder that lead to nothing; links to folders aren't followed."""
+    """Yield paths of broken links below a folder; links to folders are not followed."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if is_dangling(entry):
@@ -159,24 +151,18 @@ def dangling_links(folder: str) -> Iterator[str]:
 
 
 def replace(path: str, write: Callable[[BinaryIO], object]) -> None:
-    """Write aside, flush to the disk, and rename over ``path``, or over what a link there leads to.
-
-    Raises:
-        OSError: there is something else than a file, such as a device.
-    """
+    """Replace a file atomically, or the target of a link. Raises OSError if it is no file."""
     path = os.path.realpath(path)
     if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
-        raise OSError(errno.EINVAL, "is no regular file")
+        raise OSError(errno.EINVAL, "is not a regular file")
     _write(path, write, os.replace)
 
 
 def create(path: str, data: bytes) -> None:
-    """Write aside, flush to the disk, and link to ``path``.
-
-    Where a file system has no hard links, the file is created in place; it may be seen unfinished.
+    """Create a file atomically; non-atomically on file systems without hard links.
 
     Raises:
-        FileExistsError: there is a file already.
+        FileExistsError: it exists.
     """
 
     def link(aside: str, path: str) -> None:
@@ -194,14 +180,14 @@ def create(path: str, data: bytes) -> None:
 
 
 def remove(root: str, name: str) -> None:
-    """Delete a file below ``root``. Where a folder on the way is a link, nothing is deleted."""
+    """Delete a file below ``root``, unless a folder on the way is a link."""
     folders = name.split("/")[:-1]
     if not any(os.path.islink("/".join([root, *folders[: i + 1]])) for i in range(len(folders))):
         os.unlink(f"{root}/{name}")
 
 
 def remove_all(path: str) -> None:
-    """Delete a file, or a folder with all that is in it. Links are deleted, not followed."""
+    """Delete a file or a folder with its content. Links are deleted, not followed."""
     if os.path.isdir(path) and not os.path.islink(path):
         shutil.rmtree(path)
     else:
@@ -212,7 +198,7 @@ def remove_all(path: str) -> None:
 def _write(
     path: str, write: Callable[[BinaryIO], object], put: Callable[[str, str], object]
 ) -> None:
-    """Write aside, flush to the disk, and ``put`` what was written at ``path``."""
+    """Write a temporary file, flush it to the disk, and ``put`` it at ``path``."""
     folder, _, name = path.rpartition("/")
     os.makedirs(folder or "/", exist_ok=True)
     aside = f"{folder}/.{name}.{secrets.token_hex(8)}{TEMPORARY}"
@@ -226,9 +212,9 @@ def _write(
         with suppress(OSError):
             os.unlink(aside)
         raise
-    with suppress(OSError):  # not every file system can
+    with suppress(OSError):  # not supported everywhere
         handle = os.open(folder or "/", os.O_RDONLY)
         try:
-            os.fsync(handle)  # the new name, too, shall survive a power cut
+            os.fsync(handle)  # the new name must survive a power cut, too
         finally:
             os.close(handle)

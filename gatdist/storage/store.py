@@ -1,8 +1,7 @@
-"""A folder at any URL: local paths, ``memory://``, ``s3://`` and what else fsspec knows.
+"""A folder at any URL: local paths, ``memory://``, ``s3://`` and others that fsspec supports.
 
-Two promises hold on every kind of storage: what is published is seen whole or not at all, and an
-operation that fails for a passing reason is tried again, with jittered exponential back-off, until
-its time is used up.
+On every kind of storage, files are published atomically, and transient failures are retried with
+jittered exponential back-off, until the retry budget is used up.
 """
 
 from __future__ import annotations
@@ -20,40 +19,35 @@ from typing import Any, BinaryIO
 from gatdist.common.errors import StorageError
 from gatdist.config import redact_url
 from gatdist.storage import failures, local
+from gatdist.storage.batches import Deletion, RequestedRanges, truncated
 from gatdist.storage.connection import Connection
-from gatdist.storage.deletion import Deletion
 from gatdist.storage.local import TEMPORARY, OpenFiles, create, remove_all, replace, walk
-from gatdist.storage.origin import OutsideUrl
-from gatdist.storage.ranges import RequestedRanges, cut_short
+from gatdist.storage.urls import OutsideUrl
 
 
 class Store:
-    """A folder, which need not exist yet.
+    """A folder, which need not exist.
 
-    Names are paths inside it, with ``/``; ``""`` is the folder itself. Safe to use from several
-    threads, and after a fork in both processes. ``${env:NAME}`` in ``url`` and ``options`` is
-    replaced at once, and never shown.
+    Names are paths inside it, with ``/``; ``""`` is the folder itself. Thread-safe, and usable in
+    both processes after a fork. ``${env:NAME}`` in ``url`` and ``options`` is replaced at once, and
+    never shown. Expired credentials are looked up again, once per operation.
 
-    Credentials that have expired are looked up anew, once an operation: where the cloud's library
-    looks for them, and in the environment.
-
-    By HTTP(S) files are only read, from servers that know ranges. A listing is made of the links
-    of the folder's page, if there is one; files whose names are known need none. Names may be as in
-    a URL, quoted and with a query.
+    HTTP(S) is read-only and needs servers that support ranges. Listings come from the links of the
+    folder's page, if there is one. Names may be quoted and have a query, as in a URL.
 
     Args:
-        url: a path, or any URL that fsspec knows.
-        options: passed to the fsspec file system; S3 takes ``key``, ``secret`` and
-            ``client_kwargs = { endpoint_url = "…" }``, or the usual ``AWS_*`` variables.
-        retry_budget_s: for how long an operation is tried again after it first failed.
-        stall_s: a connection on which nothing comes for so long counts as lost. Of S3, GCS, Azure
-            and HTTP; other file systems have their own limits, or none.
+        url: a path, or any URL that fsspec supports.
+        options: of the fsspec file system; S3 takes ``key``, ``secret`` and
+            ``client_kwargs = { endpoint_url = "…" }``, or the ``AWS_*`` variables.
+        retry_budget_s: how long an operation is retried after its first failure.
+        stall_s: time without data after which a connection counts as lost, for S3, GCS, Azure and
+            HTTP.
 
     Attributes:
-        url: as given, but without passwords: to be shown.
+        url: as given, but without secrets.
 
     Raises:
-        StorageError: the protocol is not known or its package not installed, or an option is wrong.
+        StorageError: unknown protocol, package not installed, or an invalid option.
     """
 
     def __init__(
@@ -79,32 +73,28 @@ class Store:
 
     @property
     def is_local(self) -> bool:
-        """Whether the folder is on a file system of this machine."""
+        """Whether the folder is on a local file system."""
         return self._connection.is_local
 
     def local_path(self, name: str = "") -> Path:
-        """Where ``name`` is on this machine's file system; only for a local store."""
+        """Return the path of ``name`` in a local store."""
         assert self.is_local, f"{self.url} is not local"
         return Path(self._connection.path(name))
 
     def child(self, name: str) -> Store:
-        """The folder ``name`` in this one.
-
-        Raises:
-            StorageError: the name leads out of this folder, or holds a reference.
-        """
+        """Return a subfolder. Raises StorageError if the name leads out of this folder."""
         return self._anew(self._connection.child_url(name))
 
     @property
     def origin(self) -> str:
-        """Where its credentials may go; see :mod:`gatdist.storage.origin`."""
+        """Where its credentials may be sent; see :mod:`gatdist.storage.urls`."""
         return self._connection.origin
 
     def reach(self, url: OutsideUrl) -> Store:
-        """The folder at a URL that others wrote, with the options of this store.
+        """Return the folder at a URL that others wrote, with the options of this store.
 
         Raises:
-            ValueError: it is on another origin, or no plain URL; the message is the rule.
+            ValueError: on another origin, or not a plain URL; the message is the rule.
         """
         url.require_plain()
         if url.origin != self.origin:
@@ -112,20 +102,20 @@ class Store:
         return self._anew(url.on(self._connection.url))
 
     def with_retry_budget(self, retry_budget_s: float) -> Store:
-        """The same folder, with another limit on how long an operation is retried."""
+        """Return the same folder with another retry budget."""
         return partial(self._anew, retry_budget_s=retry_budget_s)(self._connection.url)
 
     def read(self, name: str) -> bytes:
-        """The whole content of a file.
+        """Return the content of a file.
 
         Raises:
-            StorageError: it does not exist or may not be read.
-            StorageUnavailableError: storage kept failing. So do all methods below.
+            StorageError: it does not exist or can't be read.
+            StorageUnavailableError: storage kept failing. All methods below raise this, too.
         """
         return self._connection.run(name, lambda fs: self._content(fs, name))
 
     def read_if_exists(self, name: str) -> bytes | None:
-        """The whole content of a file; None where there is none."""
+        """Return the content of a file; None if absent."""
 
         def content(file_system: Any) -> bytes | None:
             with _nothing_if_absent():
@@ -142,22 +132,19 @@ class Store:
     def read_ranges(
         self, ranges: Sequence[tuple[str, int, int]], *, concurrency: int = 16
     ) -> list[bytes]:
-        """Bytes ``start`` (inclusive) to ``stop`` (exclusive) of files, many at a time.
-
-        Each range is a request of its own: join those that lie close together before. Of a local
-        file, the newest version is read.
+        """Read ranges of files concurrently.
 
         Args:
-            ranges: (name, start, stop), with 0 ≤ start ≤ stop.
-            concurrency: requests under way at the same time. fsspec would make over a thousand,
-                more than servers and limits of open files bear.
+            ranges: (name, start, stop), with 0 ≤ start ≤ stop (exclusive). Each is a request.
+            concurrency: number of concurrent requests. fsspec's default is over a thousand, more
+                than servers and limits of open files allow.
 
         Returns:
-            Each range, in the order asked, of exactly the length asked.
+            The content of each range, complete.
 
         Raises:
-            StorageError: a file is absent, may not be read, or ends before ``stop``; or the server
-                sends whole files where ranges are asked for, twice in a row.
+            StorageError: a file is absent, can't be read, or ends before ``stop``; or the server
+                ignores a range twice.
         """
         if self.is_local:
             contents: list[bytes] = []
@@ -169,10 +156,10 @@ class Store:
         return requested.contents()
 
     def publish(self, name: str, data: bytes) -> None:
-        """Write a file whole: whoever reads it, even after a crash, finds the old one or the new.
+        """Write a file atomically, also with regard to crashes.
 
         Raises:
-            StorageError: it may not be written there.
+            StorageError: not permitted.
         """
         if self.is_local:
             self._connection.run(
@@ -182,20 +169,19 @@ class Store:
             self._upload(name, lambda fs, path: fs.pipe_file(path, data))
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write a file unless there is one: of several that try at once, one succeeds.
+        """Create a file unless it exists: one of several concurrent writers succeeds.
 
-        S3, Google, Azure and this machine decide that themselves, as do fsspec's other file systems
-        as far as they can. Where a copy of S3 refuses conditions or ignores them, the last writer
-        wins, and of writers at the same instant more than one may believe that it has created the
-        file: whoever reads it later sees whose it is.
+        S3, Google, Azure and local file systems guarantee that. If an S3-compatible server refuses
+        or ignores conditions, the last writer wins, and concurrent writers may each see success
+        until they read the file again.
 
         Args:
             name: of the file.
-            data: what no other writer writes: hold a random number in it. By this, a request that
-                was made again after its answer was lost is known to have succeeded.
+            data: unique to this writer, for example with a random number, which identifies a
+                request that was repeated after its answer was lost.
 
         Returns:
-            Whether the file holds ``data`` now.
+            Whether the file now holds ``data``.
         """
 
         def put(file_system: Any, path: str) -> None:
@@ -210,7 +196,7 @@ class Store:
                     return
                 if not failures.is_unsupported(error):
                     raise
-            # Out of the handler: what fails here must not seem to come of what failed there.
+            # Outside the handler, so that errors here do not have that one as context.
             if self.read_if_exists(name) is None:
                 file_system.pipe_file(path, data)
 
@@ -218,7 +204,7 @@ class Store:
         return self.read(name) == data
 
     def publish_file(self, name: str, path: Path) -> None:
-        """Copy a local file to ``name``, whole as :meth:`publish` does."""
+        """Copy a local file to ``name`` atomically; see :meth:`publish`."""
 
         def copy(target: BinaryIO) -> None:
             with path.open("rb") as source:
@@ -230,9 +216,9 @@ class Store:
             self._upload(name, lambda fs, target: fs.put_file(str(path), target))
 
     def append(self, name: str, text: str | bytes) -> None:
-        """Add to the end of a file, which is created if absent. A kill may cut short what is added.
+        """Append to a file, which is created if absent. Not atomic if the process is killed.
 
-        One process at a time: unless it is local, the file is read and published anew.
+        For one process at a time: a remote file is read and published again.
         """
         data = text.encode() if isinstance(text, str) else text
         if not self.is_local:
@@ -249,14 +235,14 @@ class Store:
                 try:
                     while left:
                         left = left[file.write(left) :]
-                except OSError:  # a full disk takes a part of it
+                except OSError:  # a full disk stores only a part
                     file.truncate(before)
                     raise
 
         self._connection.run(name, add)
 
     def free_bytes(self) -> int | None:
-        """How much room is left; None where nobody can tell, as on object stores."""
+        """Return the free space of a local file system; None if remote."""
         if not self.is_local:
             return None
         path = Path(os.path.realpath(self.local_path("")))
@@ -264,24 +250,20 @@ class Store:
         return shutil.disk_usage(existing).free
 
     def exists(self, name: str = "") -> bool:
-        """Whether there is a file or folder of that name."""
+        """Return whether a file or folder exists."""
         return self._info(name) is not None
 
     def size(self, name: str) -> int:
-        """Bytes of a file.
-
-        Raises:
-            StorageError: there is no such file, or the server does not tell.
-        """
+        """Return the bytes of a file. Raises StorageError if absent or unknown."""
         info = self._info(name)
         if info is None or info["type"] != "file":
             raise StorageError(self._connection.shown(name), "no such file", hint="Check the URL")
         if info["size"] is None:
-            raise StorageError(self._connection.shown(name), "the server does not tell its size")
+            raise StorageError(self._connection.shown(name), "the server does not report its size")
         return int(info["size"])
 
     def list(self, name: str = "") -> list[str]:
-        """Names of the files and folders directly in a folder, sorted; [] where there are none."""
+        """Return the sorted names of files and folders directly in a folder; [] if absent."""
 
         def names(file_system: Any) -> list[str]:
             with _nothing_if_absent():
@@ -289,33 +271,33 @@ class Store:
                 return [entry.rstrip("/") for entry in entries]
             return []
 
-        # Some file systems list a folder, or a file that is none, as an entry of itself, and adlfs
-        # lists what is in folders whose names only begin like this one's.
+        # Some file systems list a folder or file as an entry of itself, and adlfs lists folders
+        # whose names only begin like this one's.
         entries = filter(self._is_in(name), self._connection.run(name, names))
         return sorted(filter(None, (self._name(entry.rsplit("/", 1)[-1]) for entry in entries)))
 
     def find(self, name: str = "", *, with_unfinished: bool = False) -> dict[str, int | None]:
-        """All files in a folder and in the folders below it, by name; {} where there are none.
+        """Return the size of each file below a folder, by sorted name; {} if absent.
 
         Args:
             name: of the folder.
-            with_unfinished: whether those are among them that killed processes have left; see
+            with_unfinished: include files left by killed processes; see
                 :func:`~gatdist.storage.unfinished`.
 
         Returns:
-            Bytes of each file; None where the server does not tell.
+            Bytes; None if unknown.
         """
 
         def sizes(file_system: Any) -> dict[str, int | None]:
             with _nothing_if_absent():
-                if self.is_local:  # fsspec would pass over a folder that may not be listed
+                if self.is_local:  # fsspec would skip a folder without permission
                     return dict(walk(self._connection.path(name)))
                 found = file_system.find(self._connection.path(name), detail=True)
-                if isinstance(found, Mapping):  # adlfs answers otherwise where it is a file
+                if isinstance(found, Mapping):  # adlfs returns a list for a file
                     return {path: info.get("size") for path, info in found.items()}
             return {}
 
-        # Some file systems find a file that is asked for as a folder in itself.
+        # Some file systems find a file in itself.
         is_in = self._is_in(name)
         found = {
             self._name(path[len(self._connection.root) :].lstrip("/"), with_unfinished): size
@@ -325,10 +307,7 @@ class Store:
         return {name: found[name] for name in sorted(found) if name}
 
     def delete(self, name: str) -> None:
-        """Remove a file, or a folder with all that is in it; do nothing where there is none.
-
-        Names are exact, never patterns. What is in a folder is listed once.
-        """
+        """Delete a file or a folder with its content, if it exists. Names are never patterns."""
         self._connection.run(name, self._writable)
         if self.is_local:
             self._connection.run(name, lambda _: remove_all(self._connection.path(name)))
@@ -336,33 +315,29 @@ class Store:
             self.delete_files([*filter(None, [name]), *self.find(name)])
 
     def delete_files(self, names: Iterable[str]) -> None:
-        """Remove these files, and folders that hold nothing then; absent ones are passed over.
-
-        Names are exact, never patterns. Nothing is listed.
-        """
+        """Delete files that exist, then empty folders. Names are never patterns."""
         deletion = Deletion(self._connection, list(names))
         self._connection.run("", lambda fs: deletion.attempt(self._writable(fs)))
 
     def _is_in(self, name: str) -> Callable[[str], bool]:
-        """Whether a path is one of something in a folder."""
+        """Return a predicate of whether a path is in a folder."""
         folder = self._connection.path(name).rstrip("/")
-        if self._connection.is_http:  # what is listed are links of the folder's page
+        if self._connection.is_http:  # listings are the links of the folder's page
             return lambda path: path.rstrip("/") != folder
         return lambda path: path.startswith(f"{folder}/") and path != f"{folder}/"
 
     def _name(self, path: str, with_unfinished: bool = False) -> str:
-        """The name of what a listing calls so; "" for what is not to be seen."""
+        """Return the name of a listed path; "" if it is hidden."""
         hidden = path.endswith(TEMPORARY) and not with_unfinished
         return "" if hidden else self._connection.name(path)
 
     def _upload(self, name: str, put: Callable[[Any, str], object]) -> None:
-        """``put(file_system, path)``, and again on a transient failure."""
 
         def upload(file_system: Any) -> None:
             try:
                 put(self._writable(file_system), self._connection.path(name))
             except Exception as error:
-                if failures.answer(error).status == 410:  # Google has forgotten a resumable upload
+                if failures.answer(error).status == 410:  # Google dropped a resumable upload
                     raise failures.LostError(str(error)) from None
                 raise
 
@@ -374,7 +349,7 @@ class Store:
         return file_system
 
     def _info(self, name: str) -> dict[str, Any] | None:
-        # Not fsspec's `exists`, which takes every failure for absence.
+        # fsspec's `exists` takes every failure for absence.
         def info(file_system: Any) -> dict[str, Any] | None:
             with _nothing_if_absent():
                 found: dict[str, Any] = file_system.info(self._connection.path(name))
@@ -391,7 +366,7 @@ class Store:
             contents = self._connection.run(name, lambda _: self._files.read(path, ranges))
         for (start, stop), content in zip(ranges, contents, strict=True):
             if len(content) != stop - start:
-                raise cut_short(self._connection.shown(name), start, stop, content, self.size(name))
+                raise truncated(self._connection.shown(name), start, stop, content, self.size(name))
         return contents
 
 
@@ -405,10 +380,10 @@ def _nothing_if_absent() -> Iterator[None]:
 
 
 def at_file(url: str) -> tuple[Store, str]:
-    """The folder that a file at an absolute path or URL is in, and its name there.
+    """Return the folder and name of a file at an absolute path or URL.
 
     Raises:
-        StorageError: the URL has a host or bucket only.
+        StorageError: the URL has only a host or bucket.
     """
     protocol, mark, path = url.partition("://")
     if not mark:
@@ -416,6 +391,6 @@ def at_file(url: str) -> tuple[Store, str]:
         return Store(folder or "/"), name
     folder, slash, name = path.rpartition("/")
     if not slash:
-        rule = "names no file in a folder or bucket"
+        rule = "must name a file in a folder or bucket"
         raise StorageError(redact_url(url), rule, hint="Add a name: PROTOCOL://FOLDER/FILE")
     return Store(f"{protocol}://{folder or '/'}"), name

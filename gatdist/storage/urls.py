@@ -1,8 +1,21 @@
-"""URLs of folders: local paths and remote URLs, opened without fsspec's URL parsing.
+"""URLs of folders: their origins, and opening them without fsspec's URL parsing.
+
+Credentials are sent only to the origin (server, bucket or file system) they were given for. A URL
+from outside (a manifest, a list, another user's run) never decides where a request goes: it is
+opened only if the user has named its origin, as the user's own URL with another path. So
+differences between URL parsers can't redirect requests.
+
+========================  ====================================================================
+URL                       origin
+========================  ====================================================================
+``http``, ``https``       scheme, host and port
+``s3``, ``gs``, ``az`` …  protocol and bucket (container and account); the endpoint is an option
+local paths, ``file``     this machine
+========================  ====================================================================
 
 fsspec splits a URL at ``::`` into a chain of file systems, and reads a version from ``?versionId=``
-or ``#`` at its end. A folder's name may hold any of these, so a local path is never parsed, and
-of a URL only the protocol and the host are. Nothing here decides which requests carry credentials.
+or ``#`` at its end. Folder names may contain these, so local paths are never parsed, and of other
+URLs only protocol and host are.
 """
 
 from __future__ import annotations
@@ -14,27 +27,133 @@ from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+from pydantic import ConfigDict, RootModel
 
 from gatdist.common.errors import StorageError
-from gatdist.config import expand_env
+from gatdist.config import REFERENCE, expand_env, redact_url
 
-LOCAL_PROTOCOLS = ("file", "local")
-# Names of these characters only mean the same to every file system.
+LOCAL = "this machine"
+
+_LOCAL_PROTOCOLS = ("file", "local")
+_ON_THIS_MACHINE = ("", *_LOCAL_PROTOCOLS)
+_SAME = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az"}
+_PORTS = {"http": "80", "https": "443"}
+# Names of these characters mean the same to every file system.
 _PLAIN = re.compile(r"[\w./ -]*", re.ASCII)
 
 
+class OutsideUrl(RootModel[str]):
+    """A URL that others wrote. Not a ``str``, so that nothing opens it by mistake.
+
+    See :meth:`gatdist.storage.Store.reach`.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    def require_plain(self) -> None:
+        """Raise ValueError, with the rule, unless it is only a place on a server."""
+        if REFERENCE.search(self.root):
+            raise ValueError("${env:…} is replaced in your own configuration only")
+        if "::" in self.root:
+            raise ValueError("must not chain URLs with '::'")
+        if not self.root.isprintable():
+            raise ValueError("must not contain control characters")
+        protocol, netloc, path = _parts(self.root)
+        if protocol in _PORTS and ("@" in netloc or "\\" in netloc + path):
+            raise ValueError("must not contain a user, a password or a backslash")
+
+    @property
+    def origin(self) -> str:
+        """See :func:`origin`."""
+        return origin(self.root)
+
+    @property
+    def shown(self) -> str:
+        """The URL without secrets."""
+        return redact_url(self.root)
+
+    def on(self, own: str) -> str:
+        """Return the user's own URL of the same origin, with this one's path and query."""
+        protocol, netloc, path = _parts(self.root)
+        if self.origin == LOCAL:
+            return path
+        if "://" not in own:  # all of it is a reference
+            own = expand_env(own)
+        own_protocol, own_netloc, own_path = _parts(own)
+        path = path if not path or path.startswith(("/", "?")) else f"/{path}"
+        if protocol in _PORTS and "?" not in path:
+            path += "".join(own_path.partition("?")[1:])
+        if protocol == "memory":  # has no buckets
+            own_netloc = netloc
+        return f"{own_protocol}://{own_netloc}{path}"
+
+
+def origin(url: str) -> str:
+    """Return the origin of a URL, without secrets: ``https://host:8080``, ``s3://bucket``.
+
+    References in it are taken literally.
+    """
+    protocol, netloc, _ = _parts(url)
+    if protocol in _ON_THIS_MACHINE:
+        return LOCAL
+    if protocol == "memory":
+        return "memory://"
+    protocol = _SAME.get(protocol, protocol)
+    if protocol not in _PORTS:
+        return f"{protocol}://{netloc}"
+    place = netloc.rpartition("@")[2].lower()
+    host, _, port = place.rpartition(":") if re.search(r":\d*$", place) else (place, "", "")
+    port = f":{port}" if port not in ("", _PORTS[protocol]) else ""
+    return f"{protocol}://{host.removesuffix('.')}{port}"
+
+
+def options_for(url: str, given_for: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return storage options if given for the origin of the user's own ``url``, else none.
+
+    Args:
+        url: to open.
+        given_for: URL or origin that the options were given for.
+        options: of storage.
+
+    Raises:
+        ConfigError: an environment variable is not set.
+    """
+    same = origin(expand_env(url)) == origin(expand_env(given_for))
+    return dict(options) if same else {}
+
+
+def without_credentials(url: str) -> str:
+    """Return a URL of the user without user, password and query, to write to a file."""
+    protocol, netloc, path = _parts(url)
+    if protocol not in _PORTS:
+        return redact_url(url)
+    return f"{protocol}://{netloc.rpartition('@')[2]}{path.partition('?')[0]}"
+
+
+def _parts(url: str) -> tuple[str, str, str]:
+    """Return protocol in lower case ("" of a path), host or bucket, and the rest."""
+    protocol, separator, rest = url.partition("://")
+    protocol = protocol.lower()
+    if not separator:
+        return "", "", url
+    if protocol in _ON_THIS_MACHINE:
+        return protocol, "", rest
+    ends = r"[/?#\\]" if protocol in _PORTS else "/"
+    netloc = re.split(ends, rest, maxsplit=1)[0]
+    return protocol, netloc, rest[len(netloc) :]
+
+
 def protocol_of(url: str) -> str:
-    """The protocol of a URL; "" for a local path, which is whatever has no ``://``."""
+    """Return the protocol of a URL; "" of a local path, which has no ``://``."""
     protocol, mark, _ = url.partition("://")
     return protocol if mark else ""
 
 
 def absolute(url: str | os.PathLike[str]) -> str:
-    """A local path made absolute, since workers may start in another folder; a URL as it is.
+    """Return a local path as absolute, since workers may start elsewhere; a URL unchanged.
 
     Raises:
-        StorageError: it is no text, or empty, which would be the current folder; or the current
-            folder is gone.
+        StorageError: not text, or empty; or the current folder does not exist any more.
     """
     if isinstance(url, os.PathLike):
         url = os.fspath(url)
@@ -42,7 +161,7 @@ def absolute(url: str | os.PathLike[str]) -> str:
         raise StorageError("path or URL", "must be text or a pathlib.Path", value=url)
     if not url:
         raise StorageError("path or URL", "must not be empty", value=url)
-    if url.startswith("${env:"):  # a value that is a URL stays a reference: it may be a secret
+    if url.startswith("${env:"):  # a reference to a URL is kept: it may be secret
         expanded = expand_env(url)
         return url if protocol_of(expanded) else absolute(expanded)
     try:
@@ -53,26 +172,26 @@ def absolute(url: str | os.PathLike[str]) -> str:
 
 
 def is_chain(url: str) -> bool:
-    """Whether fsspec would take this for a chain of file systems.
+    """Return whether fsspec would take this for a chain of file systems.
 
-    A local path is none, whatever is in it, nor is an IPv6 address.
+    Local paths and IPv6 addresses are not.
     """
     protocol, _, rest = url.partition("://")
-    if "://" not in url or protocol in LOCAL_PROTOCOLS:
+    if "://" not in url or protocol in _LOCAL_PROTOCOLS:
         return False
     host, _, path = rest.partition("/")
     return "::" in protocol or "::" in path or "::" in re.sub(r"\[[^\]]*\]", "", host)
 
 
 def open_plain(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
-    """The fsspec file system of a URL, and the path on it.
+    """Return the fsspec file system of a URL, and the path on it.
 
     Args:
-        url: no chain; what follows the protocol of ``file://`` is a path as it is, unquoted.
+        url: not a chain; the part after ``file://`` is an unquoted path.
         options: of the file system.
     """
     protocol = protocol_of(url)
-    if not protocol or protocol in LOCAL_PROTOCOLS:
+    if not protocol or protocol in _LOCAL_PROTOCOLS:
         path = url.partition("://")[2] if protocol else url
         return fsspec.filesystem("file", **options), absolute(path or "/")
     kind = fsspec.get_filesystem_class(protocol)
@@ -87,10 +206,9 @@ def open_plain(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
 
 
 def is_exact(file_system: Any, path: str) -> bool:
-    """Whether a file system takes a path for the name that it is, and not for that of a version.
+    """Return whether a file system takes a path literally, not as that of a version.
 
-    s3fs cuts off ``?versionId=…``, adlfs ``?versionid=…``, gcsfs ``#1234`` if it is told to know
-    versions.
+    s3fs cuts off ``?versionId=…``, adlfs ``?versionid=…``, version-aware gcsfs ``#1234``.
     """
     if _PLAIN.fullmatch(path) or isinstance(file_system, LocalFileSystem):
         return True

@@ -124,7 +124,7 @@ class _Loop:
         if comm.is_main:
             self.directory.require_same(config)
         self.dataset = open_dataset(config.data, comm)
-        self.order = SampleOrder.from_config(config, self.dataset)
+        self.order = SampleOrder.from_config(config, self.dataset.layout)
         sample_format = self.dataset.sample_format
         self.to_device = partial(
             to_device, sample_format=sample_format, config=config, device=comm.device

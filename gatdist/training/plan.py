@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gatdist.common.seeding import generators_kept
 from gatdist.config import BOTH, Config, flatten, import_plugins, redact_url
-from gatdist.data import Dataset, SampleOrder, allot, open_dataset
+from gatdist.data import Dataset, SampleOrder, open_dataset
 from gatdist.evaluation import Evaluator
 from gatdist.game import Game, Step, UpdateRule, build_update_rule, require_whole_batches
 from gatdist.game.contract import examine
@@ -49,9 +49,11 @@ def check(config: Config, run_dir: str, device: torch.device | None = None) -> C
     import_plugins(config.plugins)
     RunDirectory(Store(run_dir, config.run.storage_options)).require_same(config)
     dataset = open_dataset(config.data)
-    order = SampleOrder.from_config(config, dataset)
+    order = SampleOrder.from_config(config, dataset.layout)
     for workers in {fitting[0], fitting[-1]}:
-        allot(dataset, order, config.data, global_batch=config.step_samples, world_size=workers)
+        dataset.memory_budget(
+            order, config.data, global_batch=config.step_samples, world_size=workers
+        )
     sample_shape, num_classes = dataset.sample_format.shape, dataset.num_classes
     networks = build_networks(config, sample_shape, num_classes, dataset.sample_format.metadata)
     on_gpus = config.cluster.gpus_per_worker or torch.cuda.is_available()

@@ -18,7 +18,6 @@ from gatdist.common.errors import DataError, UserError
 from gatdist.config import DataConfig, load_config
 from gatdist.data import Loader, SampleOrder, open_dataset
 from gatdist.data.builtin import write_digits
-from gatdist.data.order import cut_blocks
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.runs import Checkpoints, read_lines
 from gatdist.storage import Store
@@ -66,7 +65,7 @@ def test_a_data_set_on_s3(store: Store, options: dict[str, Any]) -> None:
     config = DataConfig(url=store.url, storage_options=options)
     here, there = open_dataset(DataConfig(url="builtin:digits")), open_dataset(config)
     assert there.fingerprint == here.fingerprint
-    order = SampleOrder.from_config(load_config("digits"), there)
+    order = SampleOrder.from_config(load_config("digits"), there.layout)
     share = {"global_batch": 64, "rank": 0, "world_size": 2, "position": 640}
     with Loader(there, order, config=there.config, **share) as loader:
         for _ in range(3):
@@ -96,7 +95,7 @@ def test_a_bucket_that_goes_while_it_is_read(moto: Server, options: dict[str, An
         url=bucket, storage_options=options, memory_bytes=400_000, prefetch_batches=1
     )
     dataset = open_dataset(config)
-    order = SampleOrder(cut_blocks(dataset.shard_sizes, 8192), seed=0, lanes=8, window=4)
+    order = SampleOrder(dataset.layout.cut_blocks(8192), seed=0, lanes=8, window=4)
     share = {"global_batch": 64, "rank": 0, "world_size": 1, "position": 0}
     with Loader(dataset, order, config=config, **share) as loader:
         next(loader)
@@ -133,7 +132,7 @@ def test_a_run_on_a_bad_day_ends_as_one_on_disk(
     moto: Server, tmp_path: Path, cached: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Latency, 503s, resets, an expired token, flipped bits: not one of them changes the result."""
-    monkeypatch.setattr("gatdist.data.reading.allotment._CACHED_BYTES", 0)  # for more requests
+    monkeypatch.setattr("gatdist.data.reading.memory._CACHED_BYTES", 0)  # for more requests
     with Proxy(moto.address, latency_s=0.005, faults=BAD_DAY) as proxy:
         bucket = moto.new_bucket()
         write_digits(Store(f"{bucket}/digits", moto.options(moto.address)))

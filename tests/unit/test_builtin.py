@@ -52,7 +52,7 @@ def test_the_ring_has_eight_narrow_modes() -> None:
 def test_an_order_over_the_digits_shows_each_once() -> None:
     config = load_config("digits")
     dataset = open_dataset(config.data)
-    order = SampleOrder.from_config(config, dataset)
+    order = SampleOrder.from_config(config, dataset.layout)
     assert sorted(order.indices(np.arange(1797)).tolist()) == list(range(1797))
     state = order.state()
     assert state["fingerprint"] == dataset.fingerprint

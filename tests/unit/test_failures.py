@@ -63,17 +63,17 @@ LASTING = [
 
 @pytest.mark.parametrize("error", TRANSIENT, ids=lambda e: str(failures.answer(e).code or e))
 def test_transient_error_codes_are_tried_again(error: Exception) -> None:
-    assert failures.is_passing(error)
+    assert failures.is_transient(error)
 
 
 @pytest.mark.parametrize("error", LASTING, ids=lambda e: str(failures.answer(e).code or e))
 def test_lasting_error_codes_are_not_tried_again(error: Exception) -> None:
-    assert not failures.is_passing(error)
+    assert not failures.is_transient(error)
     assert failures.meaning(error)
 
 
 def test_a_denial_with_the_right_time_is_lasting() -> None:
-    assert not failures.is_passing(of_s3("403", 403, date=formatdate()))
+    assert not failures.is_transient(of_s3("403", 403, date=formatdate()))
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_rejected_checksums_name_their_setting(error: Exception) -> None:
 @given(st.text(max_size=30), st.sampled_from(["date", "retry-after"]), st.integers(400, 599))
 def test_no_header_of_a_server_breaks_the_judgement(text: str, name: str, status: int) -> None:
     error = of_s3("X", status, **{name: text})
-    assert failures.is_passing(error) in (True, False)
+    assert failures.is_transient(error) in (True, False)
     assert failures.retry_after_s(error) >= 0
     assert isinstance(failures.hint(error), str)
 

@@ -30,7 +30,7 @@ from gatdist.data import (
 )
 from gatdist.data.codecs import encode_png
 from gatdist.data.format import read_manifest
-from gatdist.data.reading.buffers import Buffers
+from gatdist.data.loader import Buffers
 from gatdist.storage import Store
 from support import refused
 
@@ -201,7 +201,7 @@ def test_for_worker_takes_the_configuration(dataset: Dataset) -> None:
             "data": {"url": "unused", "prefetch_batches": 2, "shuffle_window_samples": 2},
         }
     )
-    order = SampleOrder.from_config(config, dataset)
+    order = SampleOrder.from_config(config, dataset.layout)
     comm = FakeCommunicator(rank=2, world_size=3)
     (batch,) = take(Loader.for_worker(dataset, order, config, comm, position=24), 1)
     assert batch.positions.tolist() == [26, 29, 32, 35]
@@ -243,9 +243,9 @@ class Counting(Dataset):
 
     num_decoded = 0
 
-    def decode(self, pieces, piece_of, *rest):  # type: ignore[no-untyped-def]
-        super().decode(pieces, piece_of, *rest)
-        self.num_decoded += len(piece_of)
+    def decode(self, ranges, range_of, *rest):  # type: ignore[no-untyped-def]
+        super().decode(ranges, range_of, *rest)
+        self.num_decoded += len(range_of)
 
 
 def test_reading_ahead_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,16 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gatdist.data.layout import ShardLayout
 from gatdist.data.order import (
     SampleOrder,
-    bytes_of,
-    cut_blocks,
     fitting_block_bytes,
     fitting_window,
     hash_words,
     local_positions,
     permute,
-    samples_within,
     substitute,
 )
 
@@ -178,8 +176,8 @@ def test_permutations_are_even_handed() -> None:
 def test_blocks_hold_all_samples_and_are_small_enough(
     shards: list[tuple[int, int]], requested: int, lanes: int
 ) -> None:
-    block_bytes = fitting_block_bytes(shards, requested, lanes)
-    blocks = cut_blocks(shards, block_bytes)
+    block_bytes = fitting_block_bytes(ShardLayout(shards), requested, lanes)
+    blocks = ShardLayout(shards).cut_blocks(block_bytes)
     num_samples = sum(samples for samples, _ in shards)
     assert blocks.min() >= 1
     assert blocks.sum() == num_samples
@@ -200,27 +198,29 @@ def test_bytes_and_samples_are_each_others_inverse(
     shards: list[tuple[int, int]], num_bytes: int
 ) -> None:
     total = sum(samples for samples, _ in shards)
-    fitting = samples_within(shards, num_bytes)
+    fitting = ShardLayout(shards).samples_within(num_bytes)
     assert 0 <= fitting <= total
-    assert bytes_of(shards, fitting) <= num_bytes
+    assert ShardLayout(shards).bytes_of(fitting) <= num_bytes
     # No other samples are heavier than those that were counted.
-    assert fitting == total or bytes_of(shards, fitting + 1) > num_bytes - 1
-    assert bytes_of(shards, total) == pytest.approx(sum(size for _, size in shards), abs=1)
+    assert fitting == total or ShardLayout(shards).bytes_of(fitting + 1) > num_bytes - 1
+    assert ShardLayout(shards).bytes_of(total) == pytest.approx(
+        sum(size for _, size in shards), abs=1
+    )
 
 
 def test_windows_take_a_fixed_amount_of_memory() -> None:
     # Pictures of 30 KB: 139 of them in each of 64 lanes make 256 MiB. Small samples: 4,096.
-    assert fitting_window([(10_000, 10_000 * 30_000)] * 50, 64) == 139
-    assert fitting_window([(10_000, 10_000 * 1_000)] * 50, 64) == 4096
-    assert fitting_window([(10, 10 * 2**30)], 64) == 1
+    assert fitting_window(ShardLayout([(10_000, 10_000 * 30_000)] * 50), 64) == 139
+    assert fitting_window(ShardLayout([(10_000, 10_000 * 1_000)] * 50), 64) == 4096
+    assert fitting_window(ShardLayout([(10, 10 * 2**30)]), 64) == 1
     # A few heavy shards count as much as their samples take.
-    assert fitting_window([(10_000, 10_000 * 30_000)] * 50 + [(1, 2**27)], 64) == 69
+    assert fitting_window(ShardLayout([(10_000, 10_000 * 30_000)] * 50 + [(1, 2**27)]), 64) == 69
 
 
 def test_a_huge_data_set_has_a_bounded_number_of_blocks() -> None:
     shards = [(10_000, 10_000 * 500_000)] * 10_000  # 50 TB
-    block_bytes = fitting_block_bytes(shards, 2**20, 64)
-    blocks = cut_blocks(shards, block_bytes)
+    block_bytes = fitting_block_bytes(ShardLayout(shards), 2**20, 64)
+    blocks = ShardLayout(shards).cut_blocks(block_bytes)
     assert 2**18 <= len(blocks) <= 2**19
     assert blocks.sum(dtype=np.int64) == 10**8
 

@@ -1,4 +1,4 @@
-"""The plan of a worker's reading: every sample in a piece, every piece as long as it is needed."""
+"""The plan of a worker's reading: every sample in a each, every each as long as it is needed."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gatdist.data.order import SampleOrder, block_bounds, cut_blocks, local_positions
+from gatdist.data.layout import ShardLayout, block_bounds
+from gatdist.data.order import SampleOrder, local_positions
 from gatdist.data.reading import plan as planning
-from gatdist.data.reading.plan import Plan, Stretch, cut_runs
+from gatdist.data.reading.memory import MemoryBudget
+from gatdist.data.reading.plan import Plan, Segment, cut_runs
 
 many = settings(max_examples=60, deadline=None)
 
@@ -40,61 +42,63 @@ def cases(draw: st.DrawFn) -> tuple[SampleOrder, list[tuple[int, int]], dict[str
 
 @many
 @given(cases(), st.booleans(), st.booleans(), st.sampled_from([0, 1, 10**5, 10**9]))
-def test_each_sample_lies_in_its_piece_while_it_is_there(
+def test_each_sample_lies_in_its_each_while_it_is_there(
     case: tuple[SampleOrder, list[tuple[int, int]], dict[str, int]],
     by_block: bool,
     keeps: bool,
     least_bytes: int,
 ) -> None:
     order, shards, given = case
-    plan = Plan(order, shards, by_block=by_block, keeps=keeps, least_bytes=least_bytes, **given)
-    larger = np.cumsum(cut_blocks(shards, least_bytes)) if least_bytes else np.empty(0)
+    budget = MemoryBudget(0, keeps, given["rows"], least_bytes)
+    worker = {key: value for key, value in given.items() if key != "rows"}
+    plan = Plan(order, ShardLayout(shards), budget, by_block=by_block, **worker)
+    larger = np.cumsum(ShardLayout(shards).cut_blocks(least_bytes)) if least_bytes else np.empty(0)
     bounds = order.blocks_of
     if 0 < len(larger) < order.num_blocks:
         bounds = partial(block_bounds, ends=larger)
     shard_begins = np.cumsum([0] + [samples for samples, _ in shards])
     end, known = 0, set()
     for _ in range(4):
-        stretch = plan.next()
-        assert stretch.begin == end
-        end = stretch.end
-        assert stretch.begin < end
+        segment = plan.next()
+        assert segment.begin == end
+        end = segment.end
+        assert segment.begin < end
         positions = local_positions(
             *(given[key] for key in ("position", "global_batch", "rank", "world_size")),
-            stretch.begin,
+            segment.begin,
             end,
         )
-        assert (plan.positions(stretch.begin, end) == positions).all()
-        # A stretch lies in one epoch, and between two multiples of its rows.
+        assert (plan.positions(segment.begin, end) == positions).all()
+        # A segment lies in one epoch, and between two multiples of its rows.
         epochs, q = np.divmod(positions, order.num_samples)
         assert len(set(epochs)) == len(set(q // (given["rows"] * order.lanes))) == 1
 
-        pieces = [stretch.pieces[k] for k in stretch.piece_of]
-        for piece, number, index in zip(
-            pieces, stretch.numbers, order.indices(positions), strict=True
+        ranges = [segment.ranges[k] for k in segment.range_of]
+        for each, number, index in zip(
+            ranges, segment.numbers, order.indices(positions), strict=True
         ):
-            assert shard_begins[piece.shard] + number == index
-            assert piece.first <= number < piece.end <= shards[piece.shard][0]
-        used = {id(p): [] for p in stretch.pieces}
-        for i, piece in enumerate(pieces, stretch.begin):
-            used[id(piece)].append(i)
-        assert [used[id(p)][0] for p in stretch.new] == stretch.new_from == sorted(stretch.new_from)
-        assert stretch.last_used == sorted(stretch.last_used)
-        for last, k in zip(stretch.last_used, stretch.dropped, strict=True):
-            assert used[id(stretch.pieces[k])][-1] == last
-        new = {id(piece) for piece in stretch.new}
-        assert new == {id(p) for p in stretch.pieces} - (known if keeps else set())
+            assert shard_begins[each.shard] + number == index
+            assert each.first <= number < each.end <= shards[each.shard][0]
+        used = {id(p): [] for p in segment.ranges}
+        for i, each in enumerate(ranges, segment.begin):
+            used[id(each)].append(i)
+        assert [used[id(p)][0] for p in segment.new] == segment.new_from == sorted(segment.new_from)
+        assert segment.last_used == sorted(segment.last_used)
+        for last, k in zip(segment.last_used, segment.dropped, strict=True):
+            assert used[id(segment.ranges[k])][-1] == last
+        new = {id(each) for each in segment.new}
+        assert new == {id(p) for p in segment.ranges} - (known if keeps else set())
         known |= new
         if by_block or keeps:
-            for piece in stretch.pieces:
-                first, stop = bounds(shard_begins[piece.shard] + np.array([piece.first]))
-                assert piece.block is not None
-                assert piece.block[0] == first[0] - shard_begins[piece.shard]
-                assert piece.block[1] == stop[0] - shard_begins[piece.shard] >= piece.end
-                assert not keeps or (piece.first, piece.end) == piece.block
+            for each in segment.ranges:
+                first, stop = bounds(shard_begins[each.shard] + np.array([each.first]))
+                assert each.block is not None
+                assert each.block[0] == first[0] - shard_begins[each.shard]
+                assert each.block[1] == stop[0] - shard_begins[each.shard] >= each.end
+                assert not keeps or (each.first, each.end) == each.block
 
 
-def stretches_of_an_epoch(plan: Plan, share: int) -> list[Stretch]:
+def segments_of_an_epoch(plan: Plan, share: int) -> list[Segment]:
     found = [plan.next()]
     while found[-1].end < share:
         found.append(plan.next())
@@ -104,19 +108,19 @@ def stretches_of_an_epoch(plan: Plan, share: int) -> list[Stretch]:
 
 @pytest.mark.parametrize("world_size", [1, 2, 4, 8, 64])
 def test_no_byte_is_needed_twice_in_an_epoch(world_size: int) -> None:
-    # Windows end inside of blocks, lanes too; still each sample is in one piece of one worker.
+    # Windows end inside of blocks, lanes too; still each sample is in one each of one worker.
     shards = [(700, 700 * 30_000)] * 10
     order = SampleOrder([35] * 200, seed=1, lanes=64, window=24)
     fetched: Counter[tuple[int, int]] = Counter()
     reads = 0
     for rank in range(world_size):
         given = {"position": 0, "global_batch": 64, "rank": rank, "world_size": world_size}
-        plan = Plan(order, shards, rows=48, by_block=False, keeps=False, **given)
+        plan = Plan(order, ShardLayout(shards), MemoryBudget(0, False, 48), by_block=False, **given)
         share = len(range(rank, 7000, world_size))
-        for stretch in stretches_of_an_epoch(plan, share):
-            reads += len(stretch.pieces)
-            for piece in stretch.pieces:
-                fetched.update((piece.shard, i) for i in range(piece.first, piece.end))
+        for segment in segments_of_an_epoch(plan, share):
+            reads += len(segment.ranges)
+            for each in segment.ranges:
+                fetched.update((each.shard, i) for i in range(each.first, each.end))
     assert len(fetched) == 7000
     assert set(fetched.values()) == {1}
     # A window of 24 samples lies in one or two blocks of 35.
@@ -127,18 +131,18 @@ def test_workers_that_do_not_divide_the_lanes_read_what_they_need() -> None:
     shards = [(700, 700 * 30_000)] * 10
     order = SampleOrder([35] * 200, seed=1, lanes=64, window=24)
     given = {"position": 0, "global_batch": 192, "rank": 1, "world_size": 3}
-    plan = Plan(order, shards, rows=24, by_block=False, keeps=False, **given)
+    plan = Plan(order, ShardLayout(shards), MemoryBudget(0, False, 24), by_block=False, **given)
     mine = np.flatnonzero(np.arange(7000) % 192 % 3 == 1)
     num_read = sum(
-        piece.end - piece.first
-        for stretch in stretches_of_an_epoch(plan, len(mine))
-        for piece in stretch.pieces
+        each.end - each.first
+        for segment in segments_of_an_epoch(plan, len(mine))
+        for each in segment.ranges
     )
     assert len(mine) <= num_read <= 7000
 
 
 def test_reads_are_neither_long_nor_full_of_gaps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "_LONGEST_BYTES", 1000)
+    monkeypatch.setattr(planning, "_MAX_RANGE_BYTES", 1000)
     ordered = np.array([0, 1, 2, 6, 7, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 20, 21, 30])
     shards = (ordered >= 18).astype(np.int64)
     starts = cut_runs(ordered, shards, np.array([100, 100]), gap_bytes=300)

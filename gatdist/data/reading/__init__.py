@@ -1,1 +1,1 @@
-"""Reading: what a worker will need is fetched ahead, in pieces, and kept no longer than needed."""
+"""Reading: what to fetch when, how much of it to keep, and the cache on the host's disk."""

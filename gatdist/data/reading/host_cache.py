@@ -1,17 +1,16 @@
-"""Fetched blocks on a local disk, shared by the workers of a host and by several runs.
+"""Cache of fetched blocks on a local disk, shared by the workers of a host and by several runs.
 
 ::
 
     <folder>/gatdist-blocks-1/
-        lock             empty; byte k of it is locked by whoever fetches the block of number k
-        usage            bytes of all blocks, in decimal; never less than there are
+        lock             empty; the process that fetches block number k locks byte k
+        usage            upper bound on the bytes of all blocks, in decimal
         0123abcd….block  one block: magic, CRC-32 and length of its content, then the content
-        ….part           a block that is being written, and locked by its writer
+        ….part           a block being written, locked by its writer
 
-A block's name is a digest of its shard's digest and its place there, so that other data sets, and
-other versions of one, never meet. Locks are the kernel's and go with the process that held them:
-after a kill at any moment there is nothing to clean up by hand. Where the folder belongs to another
-user, one with the user's number in its name is used.
+A block's name is a digest of its shard's digest and its byte range, so that data sets and their
+versions do not collide. The kernel releases the locks of a killed process. If the folder belongs to
+another user, one with the user's id in its name is used.
 """
 
 from __future__ import annotations
@@ -39,13 +38,13 @@ _MAGIC = b"gatdist1"
 # struct flock of Linux: type, whence, start, length, process (0 for locks of an open file).
 _FLOCK = struct.Struct("hhqqi4x")
 _USAGE_LOCK, _SWEEP_LOCK = 2**62, 2**62 + 1  # above the number of any block
-# Others may write to the folder that ours is in: links are not followed, pipes not waited for.
+# Others may write to the parent folder: do not follow links or wait for pipes.
 _OPEN = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _OURS = re.compile(r"[0-9a-f]{40}\.block(?:-[0-9a-f]{16}\.part)?", re.ASCII)
-# Once full, it is emptied to this share at once, since to find what is oldest costs a listing.
+# A full cache is emptied to this share at once, since finding the oldest blocks takes a listing.
 _KEPT_SHARE = 0.9
 _POLL_S = 0.005
-# Who fetches a block may hang. Past this time, whoever waits for it fetches it too.
+# A process that fetches a block may hang: others then fetch it, too.
 _PATIENCE_S = 20.0
 _USAGE_PATIENCE_S = 10.0
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -54,27 +53,26 @@ Load = Callable[[list[int]], list[bytes]]
 
 
 def block_key(shard_digest: str, start: int, stop: int) -> str:
-    """The name of bytes ``start`` to ``stop`` of the shard with that SHA-256 (hex)."""
+    """Return the key of bytes ``start`` to ``stop`` of the shard with that SHA-256 (hex)."""
     return hashlib.sha256(f"{shard_digest} {start} {stop}".encode()).hexdigest()[:40]
 
 
 class HostCache:
     """Blocks by key. Safe to use from several threads and processes.
 
-    It never fails later than at the start: what can't be written is not kept, and ``notes`` tells.
-    Whatever others do to its folder costs no more than fetching blocks again.
+    After construction it never fails: if writing fails, it stops caching and adds to ``notes``.
+    Damage to its folder only costs fetching blocks again.
 
     Args:
-        folder: made if absent; only a folder of our own in it is touched.
-        max_bytes: the most that blocks may take. Of several runs that share the folder, the one
-            with the lowest limit has its way.
+        folder: created if absent; only a subfolder of our own is touched.
+        max_bytes: of all blocks. Among runs that share the folder, the lowest limit applies.
 
     Attributes:
-        notes: what to tell people, once.
-        hits: blocks that were there.
+        notes: warnings to show once.
+        hits: blocks found in the cache.
 
     Raises:
-        StorageError: ``folder`` is no folder, or may not be written to.
+        StorageError: ``folder`` is not a folder, or not writable.
     """
 
     def __init__(self, folder: str, max_bytes: int) -> None:
@@ -98,25 +96,22 @@ class HostCache:
                     "data.cache_dir",
                     f"can't be used ({error.strerror or error})",
                     value=folder,
-                    hint="Choose a folder on a local disk that may be written to, or leave it out",
+                    hint="Choose a writable folder on a local disk, or remove the key",
                 ) from error
             self._stop_writing(error)
             return
-        # Listing a large folder takes long, and nothing waits for it.
+        # Listing a large folder is slow.
         threading.Thread(target=self._tidy, name="gatdist-cache-sweep", daemon=True).start()
 
     def fetch(
         self, keys: Sequence[str], load: Load, stopped: Callable[[], bool] = lambda: False
     ) -> list[bytes]:
-        """The blocks of ``keys``; each that is absent is loaded by one process, and kept.
+        """Return the content of blocks. An absent block is loaded by one process, and kept.
 
         Args:
-            keys: of :func:`block_key`, each once.
-            load: gives the content of ``keys[i]`` for each i that it is asked for.
-            stopped: asked while waiting for another process; true gives up.
-
-        Returns:
-            The content of each block; [] if given up.
+            keys: from :func:`block_key`, each once.
+            load: returns the content of ``keys[i]`` for each given i.
+            stopped: polled while waiting for another process; if true, return [].
         """
         found = {i: data for i, key in enumerate(keys) if (data := self._read(key)) is not None}
         self.hits += len(found)
@@ -133,14 +128,14 @@ class HostCache:
         return [found[i] for i in range(len(keys))]
 
     def forget(self, key: str) -> None:
-        """Remove a block whose content has turned out to be damaged."""
+        """Remove a damaged block."""
         with suppress(OSError), self._opened() as folder:
             os.unlink(f"{key}.block", dir_fd=folder)
 
     def _load_unless_others_do(
         self, keys: Sequence[str], missing: list[int], load: Load
     ) -> dict[int, bytes]:
-        """Those of the ``missing`` that nobody else is loading, or has loaded meanwhile."""
+        """Load those of the ``missing`` that no other process is loading."""
         try:
             with self._opened() as folder:
                 lock = _open_lock(folder)
@@ -148,7 +143,7 @@ class HostCache:
             self._stop_writing(error)
             return {}
         try:
-            # Nobody waits while holding a lock, lest two processes wait for one another.
+            # Never wait while holding a lock: no deadlock.
             mine = [i for i in missing if _lock(lock, _number(keys[i]))]
             found = {i: data for i in mine if (data := self._read(keys[i])) is not None}
             self.hits += len(found)
@@ -168,18 +163,18 @@ class HostCache:
         except OSError:
             return None
         try:
-            facts = os.fstat(file)
-            if not self._is_ours(facts):
+            status = os.fstat(file)
+            if not self._is_ours(status):
                 return None
             magic, crc, length = _HEADER.unpack(os.read(file, _HEADER.size))
-            if magic == _MAGIC and facts.st_size == _HEADER.size + length:
+            if magic == _MAGIC and status.st_size == _HEADER.size + length:
                 content = os.pread(file, length, _HEADER.size)
                 if len(content) == length and crc32(content) == crc:
                     with suppress(OSError):
-                        os.utime(file)  # used just now
+                        os.utime(file)  # marks it as used
                     return content
         except (OSError, struct.error):
-            pass  # torn by a power cut, or the disk fails
+            pass  # truncated by a power cut, or the disk fails
         finally:
             os.close(file)
         self.forget(key)
@@ -198,11 +193,11 @@ class HostCache:
                 if file is not None:
                     _finish(folder, file, part, f"{key}.block", content)
         except OSError as error:
-            if error.errno != errno.ENOENT:  # others have removed the folder; it is made anew
+            if error.errno != errno.ENOENT:  # the folder was removed; it is created again
                 self._stop_writing(error)
 
     def _begin(self, folder: int, part: str, size: int) -> int | None:
-        """A new file of ``size`` bytes, locked; None where there is no room for it."""
+        """Create and lock a file of ``size`` bytes; None if there is no room for it."""
         with _usage_locked(folder):
             usage = _usage(folder)
             if usage is None or usage + size > self._max_bytes:
@@ -210,7 +205,7 @@ class HostCache:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _OPEN
             file = os.open(part, flags, 0o600, dir_fd=folder)
             try:
-                # All that is counted is in a listing that begins later, with its whole size.
+                # A later listing includes all that is counted, with its whole size.
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 os.ftruncate(file, size)
                 _set_usage(folder, usage + size)
@@ -222,15 +217,14 @@ class HostCache:
             return file
 
     def _tidy(self) -> None:
-        """In a thread: remove what dead processes left, and count anew what is there."""
+        """Remove files of dead processes and count the rest, in a background thread."""
         with suppress(OSError), self._opened() as folder:
             self._sweep(folder, 0)
 
     def _sweep(self, folder: int, size: int) -> bool:
-        """Remove what dead processes were writing, and what was not used for longest if it is full.
+        """Remove files of dead processes and, if full, the least recently used blocks.
 
-        One process of the host does that at a time; false if another one does. If it is killed, its
-        lock goes with it.
+        One process of the host does so at a time; false if another one does.
         """
         lock = _open_lock(folder)
         try:
@@ -256,28 +250,28 @@ class HostCache:
                     kept -= num_bytes
             with _usage_locked(folder):
                 now = _usage(folder)
-                # What others have reserved meanwhile may be in the listing, or not.
+                # The listing may or may not include what others reserved meanwhile.
                 _set_usage(folder, kept + max(0, (now or 0) - (before or 0)))
             return True
         finally:
             _unlock(lock)
 
     def _files(self, folder: int) -> Iterator[tuple[int, int, str]]:
-        """When it was used last, size, and name of each file that is ours, and of no other."""
+        """Yield last use in ns, size and name of each of our files."""
         with os.scandir(folder) as entries:
             for entry in entries:
                 if _OURS.fullmatch(entry.name):
                     with suppress(FileNotFoundError):
-                        facts = entry.stat(follow_symlinks=False)
-                        if self._is_ours(facts):
-                            yield facts.st_mtime_ns, facts.st_size, entry.name
+                        status = entry.stat(follow_symlinks=False)
+                        if self._is_ours(status):
+                            yield status.st_mtime_ns, status.st_size, entry.name
 
-    def _is_ours(self, facts: os.stat_result) -> bool:
-        return stat.S_ISREG(facts.st_mode) and facts.st_uid == self._uid
+    def _is_ours(self, status: os.stat_result) -> bool:
+        return stat.S_ISREG(status.st_mode) and status.st_uid == self._uid
 
     @contextmanager
     def _opened(self) -> Iterator[int]:
-        """A handle of our folder, which is made if absent, and is no link and no other user's."""
+        """Open our folder, created if absent: neither a link nor another user's."""
         for name in (_FOLDER, f"{_FOLDER}-{self._uid}"):
             path = os.path.join(self._parent, name)
             is_new = True
@@ -287,12 +281,12 @@ class HostCache:
                 is_new = False
             try:
                 folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | _OPEN)
-            except (NotADirectoryError, PermissionError):  # a link is no folder either
+            except (NotADirectoryError, PermissionError):  # a link is not a directory
                 continue
             try:
-                facts = os.fstat(folder)
-                if facts.st_uid == self._uid:
-                    if facts.st_mode & 0o022:
+                status = os.fstat(folder)
+                if status.st_uid == self._uid:
+                    if status.st_mode & 0o022:
                         os.fchmod(folder, 0o700)
                     if is_new:
                         _count_from_zero(folder)
@@ -300,27 +294,26 @@ class HostCache:
                     return
             finally:
                 os.close(folder)
-        raise PermissionError(errno.EPERM, "the folders for it belong to another user")
+        raise PermissionError(errno.EPERM, "its folders belong to another user")
 
     def _stop_writing(self, error: OSError) -> None:
         if self._writes:
             self._writes = False
             self.notes.append(
-                f"{self._parent}: nothing more is cached here "
-                f"({error.strerror or error}). Training goes on, and fetches again what is not "
-                "there."
+                f"{self._parent}: caching stopped ({error.strerror or error}). "
+                "Training continues, and fetches other blocks from storage."
             )
 
 
 @contextmanager
 def _usage_locked(folder: int) -> Iterator[None]:
-    """Hold the lock of the file ``usage``; never for as long as a listing takes."""
+    """Hold the lock of the file ``usage``, never during a listing."""
     file = _open_lock(folder)
     try:
         deadline = time.monotonic() + _USAGE_PATIENCE_S
         while not _lock(file, _USAGE_LOCK):
             if time.monotonic() > deadline:
-                raise TimeoutError(errno.ETIMEDOUT, "another process holds the lock and hangs")
+                raise TimeoutError(errno.ETIMEDOUT, "another process hangs with the lock")
             time.sleep(_POLL_S / 10)
         yield
     finally:
@@ -328,12 +321,12 @@ def _usage_locked(folder: int) -> Iterator[None]:
 
 
 def _open_lock(folder: int) -> int:
-    # An open file of its own each time: the threads of a process exclude one another, too.
+    # A new open file each time, so that threads of a process exclude one another, too.
     return os.open("lock", os.O_RDWR | os.O_CREAT | _OPEN, 0o600, dir_fd=folder)
 
 
 def _usage(folder: int) -> int | None:
-    """What is counted as used; None where only a listing can tell."""
+    """Return the counted bytes; None if unknown until a listing."""
     try:
         file = os.open("usage", os.O_RDONLY | _OPEN, dir_fd=folder)
         try:
@@ -353,14 +346,14 @@ def _set_usage(folder: int, usage: int) -> None:
 
 
 def _count_from_zero(folder: int) -> None:
-    """In a new folder, so that blocks are kept from the first on, without a listing."""
+    """Initialize a new folder, so that caching starts without a listing."""
     with _usage_locked(folder):
         if _usage(folder) is None:
             _set_usage(folder, 0)
 
 
 def _finish(folder: int, file: int, part: str, name: str, content: bytes) -> None:
-    """Fill a file that was begun, close it, and give it its name."""
+    """Write the content of a file from :meth:`HostCache._begin`, close and rename it."""
     header = _HEADER.pack(_MAGIC, crc32(content), len(content))
     try:
         if os.writev(file, [header, content]) < len(header) + len(content):
@@ -375,8 +368,7 @@ def _finish(folder: int, file: int, part: str, name: str, content: bytes) -> Non
 
 
 def _remove_if_dead(folder: int, part: str) -> bool:
-    """Remove a file that nobody is writing any more."""
-    with suppress(OSError):  # its writer lives, or is just done
+    with suppress(OSError):  # its writer lives, or has just finished
         file = os.open(part, os.O_RDONLY | _OPEN, dir_fd=folder)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -388,7 +380,7 @@ def _remove_if_dead(folder: int, part: str) -> bool:
 
 
 def _lock(file: int, number: int) -> bool:
-    """Lock byte ``number`` until ``file`` is closed; false if it is locked already."""
+    """Lock byte ``number`` until ``file`` is closed; false if already locked."""
     request = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, number, 1, 0)
     try:
         fcntl.fcntl(file, fcntl.F_OFD_SETLK, request)
@@ -398,7 +390,7 @@ def _lock(file: int, number: int) -> bool:
 
 
 def _unlock(file: int) -> None:
-    """Unlock all and close. A process forked meanwhile has the file, too, but no lock."""
+    """Unlock all bytes and close: a forked process still has the file open."""
     with suppress(OSError):
         fcntl.fcntl(file, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0))
     os.close(file)

@@ -1,37 +1,186 @@
-"""Shards opened for reading, as many as there is memory for."""
+"""Shards opened for reading: position of each sample in the tar, and decoding."""
 
 from __future__ import annotations
 
 import threading
+from array import array
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from gatdist.data.shard import OpenShard
+import numpy as np
+from isal.isal_zlib import crc32
+from numpy.typing import NDArray
+
+from gatdist.common.errors import DataError
+from gatdist.data.codecs import CodecError, decode_label
+from gatdist.data.format import Manifest, Shard, read_index
+from gatdist.data.modalities import MODALITIES, Decode
+from gatdist.storage import Store
+
+_FIELDS = ("offset", "size", "crc32")
+
+
+class OpenShard:
+    """A shard of n samples with its index, both checked against the manifest.
+
+    Args:
+        tars: folder of the tars.
+        indexes: folder of the indexes.
+        manifest: of the data set.
+        shard: manifest entry of this shard.
+        decode: decodes the file of a sample.
+
+    Attributes:
+        name: of the tar.
+        starts: first byte of each sample, int64 [n].
+        stops: byte after the end of each sample, int64 [n].
+
+    Raises:
+        DataError: index or tar differ from the manifest, or a sample lacks a file.
+    """
+
+    def __init__(
+        self, tars: Store, indexes: Store, manifest: Manifest, shard: Shard, decode: Decode
+    ) -> None:
+        self.name = shard.name
+        self._url = f"{tars.url}/{shard.name}"
+        self._decode, self._num_classes = decode, manifest.num_classes
+        self._label_field = manifest.label_field
+        names = manifest.class_names if manifest.named_labels else None
+        self._numbers = {name: i for i, name in enumerate(names)} if names else None
+        index = read_index(indexes, shard)
+        size = tars.size(shard.name)
+        if size != shard.size:
+            raise DataError(
+                self._url,
+                f"has {size} bytes, the manifest says {shard.size}",
+                hint="Restore it from a copy, or pack or index the data again",
+            )
+        component = manifest.component
+        requested = [(component,) if component else MODALITIES[manifest.modality].components]
+        if self._num_classes:
+            requested.append((manifest.label_component,))
+        # Index rows of samples, and of their labels.
+        self._rows = [_one_file_per_sample(index, names, self._url) for names in requested]
+        # Their fields for reading: access to a NumPy scalar takes a microsecond.
+        self._files = [
+            tuple(array("q", rows[field].astype(np.int64).tobytes()) for field in _FIELDS)
+            for rows in self._rows
+        ]
+        self.starts = np.min([rows["offset"] for rows in self._rows], axis=0)
+        self.stops = np.max([rows["offset"] + rows["size"] for rows in self._rows], axis=0)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the index."""
+        files = sum(len(column) * column.itemsize for columns in self._files for column in columns)
+        rows = sum(rows.nbytes for rows in self._rows)
+        return int(files + rows + self.starts.nbytes + self.stops.nbytes)
+
+    def span(self, first: int, end: int) -> tuple[int, int]:
+        """Return the byte range of samples ``first`` to ``end`` (exclusive)."""
+        return int(self.starts[first]), int(self.stops[end - 1])
+
+    def decode_into(self, i: int, start: int, data: bytes | memoryview, out: NDArray[Any]) -> int:
+        """Decode a sample.
+
+        Args:
+            i: number of the sample in this shard.
+            start: offset of ``data`` in the tar.
+            data: bytes that include the sample.
+            out: for the sample; see :func:`~gatdist.data.modalities.new_samples`.
+
+        Returns:
+            Its class; 0 if unlabelled.
+
+        Raises:
+            CodecError: it is damaged, or differs from the manifest.
+        """
+        try:
+            self._decode(self._checked(0, i, start, data), out)
+        except CodecError as error:
+            raise self._named(error, 0, i) from error
+        if not self._num_classes:
+            return 0
+        try:
+            content = self._checked(1, i, start, data)
+            return decode_label(content, self._num_classes, self._label_field, self._numbers)
+        except CodecError as error:
+            raise self._named(error, 1, i) from error
+
+    def _named(self, error: CodecError, part: int, i: int) -> CodecError:
+        file = self._rows[part][i]
+        name = f"{file['key'].decode()}.{file['component'].decode()}"
+        return CodecError(f"sample {name} at byte {file['offset']} {error}", error.hint)
+
+    def check(
+        self, i: int, start: int, data: bytes | memoryview, check: Callable[[bytes], object]
+    ) -> None:
+        """Call ``check`` with a sample's file; see :meth:`decode_into`. Raises CodecError."""
+        try:
+            check(bytes(self._checked(0, i, start, data)))
+        except CodecError as error:
+            raise self._named(error, 0, i) from error
+
+    def decode_again(self, i: int, data: bytes, out: NDArray[Any]) -> int:
+        """Decode a damaged sample from its bytes, fetched again.
+
+        Raises:
+            DataError: it is still damaged.
+        """
+        try:
+            return self.decode_into(i, int(self.starts[i]), data, out)
+        except CodecError as error:
+            raise DataError(self._url, f"{error}; fetched twice", hint=error.hint) from error
+
+    def _checked(
+        self, part: int, i: int, start: int, data: bytes | memoryview
+    ) -> bytes | memoryview:
+        offsets, sizes, crcs = self._files[part]
+        begin = offsets[i] - start
+        content = data[begin : begin + sizes[i]]  # copying is cheaper than a view
+        found = crc32(content)
+        if found != crcs[i]:
+            raise CodecError(f"has CRC-32 {found:08x}, expected {crcs[i]:08x}")
+        return content
+
+
+def _one_file_per_sample(index: NDArray[Any], requested: Sequence[str], url: str) -> NDArray[Any]:
+    """Return the rows of ``index`` with a requested component, which each sample has once, [n]."""
+    begins = np.ones(len(index), dtype=bool)  # whether a row is the first of its sample
+    begins[1:] = index["key"][1:] != index["key"][:-1]
+    sample_of_row = np.cumsum(begins) - 1
+    chosen = np.flatnonzero(np.isin(index["component"], [name.encode() for name in requested]))
+    counts = np.bincount(sample_of_row[chosen], minlength=int(begins.sum()))
+    wrong = np.flatnonzero(counts != 1)
+    if wrong.size:
+        key = index["key"][begins][wrong[0]].decode()
+        raise DataError(
+            url,
+            f"sample {key} has {counts[wrong[0]]} files .{' or .'.join(requested)}, expected 1",
+            hint="Fix or remove the sample, and pack or index again",
+        )
+    rows: NDArray[Any] = index[chosen]
+    return rows
 
 
 class OpenShards:
-    """Shards by number, each opened when it is first needed. Safe to use from several threads.
+    """Cache of open shards by number. Thread-safe.
 
     Args:
-        opened: opens the shard of a number.
-        max_bytes: those unused for longest are closed when their indexes take more than this; the
-            one used last stays.
+        open_shard: opens the shard of a number.
+        max_bytes: of indexes; the least recently used are closed beyond this, but for one.
     """
 
-    def __init__(self, opened: Callable[[int], OpenShard], max_bytes: int) -> None:
-        self._open, self._max_bytes = opened, max_bytes
+    def __init__(self, open_shard: Callable[[int], OpenShard], max_bytes: int) -> None:
+        self._open, self._max_bytes = open_shard, max_bytes
         self._shards: OrderedDict[int, OpenShard] = OrderedDict()
         self._num_bytes = 0
         self._being_opened: set[int] = set()
         self._changed = threading.Condition()
 
     def __getitem__(self, number: int) -> OpenShard:
-        """The shard of that number.
-
-        Raises:
-            DataError: see :class:`OpenShard`.
-            StorageError: it can't be read.
-        """
         with self._changed:
             while number in self._being_opened:
                 self._changed.wait()

@@ -1,4 +1,4 @@
-"""Where a loader's samples come from: fetched ahead piece by piece, or from memory."""
+"""Sources of a loader: read ranges fetched ahead, or decoded samples in memory."""
 
 from __future__ import annotations
 
@@ -7,52 +7,42 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gatdist.common.errors import UserError
-from gatdist.data.order import Indices, SampleOrder
-from gatdist.data.reading.plan import Piece, Plan, Stretch
-
-if TYPE_CHECKING:
-    from gatdist.data.dataset import Dataset
+from gatdist.data.dataset import Dataset
+from gatdist.data.layout import Indices
+from gatdist.data.order import SampleOrder
+from gatdist.data.reading.memory import MemoryBudget
+from gatdist.data.reading.plan import Plan, ReadRange, Segment
 
 _GROUP_BYTES = 4 * 2**20  # fetched with one call
-_AHEAD = 4096  # samples whose indices are looked up at once
+_LOOK_AHEAD = 4096  # samples
 
 
 class Source(Protocol):
-    """A worker's samples, counted from where its loader begins.
-
-    Attributes:
-        threads: of its own.
-    """
+    """A worker's samples, counted from where its loader begins."""
 
     threads: Sequence[threading.Thread]
 
     def is_loaded(self, end: int) -> bool:
-        """Whether all samples before ``end`` can be decoded. Under the loader's lock."""
+        """Return whether all samples before ``end`` can be decoded. Needs the loader's lock."""
 
     def release(self, end: int) -> None:
-        """Samples before ``end`` are not needed any more. Under the loader's lock."""
+        """Release samples before ``end``. Needs the loader's lock."""
 
     def decode(self, begin: int, end: int, samples: NDArray[Any], labels: Indices | None) -> None:
         """Decode samples ``begin`` to ``end`` into arrays of that length."""
 
     def close(self) -> None:
-        """Tell its threads to end. Not under the loader's lock."""
+        """Stop the threads. Must not hold the loader's lock."""
 
 
 class Decoded:
-    """A small data set, which is decoded once and stays in memory.
-
-    Args:
-        dataset: keeps its samples decoded.
-        order: of the samples.
-        plan: where the worker's samples stand.
-    """
+    """Source of a small data set, which is decoded once and stays in memory."""
 
     def __init__(self, dataset: Dataset, order: SampleOrder, plan: Plan) -> None:
         self.threads: Sequence[threading.Thread] = ()
@@ -61,72 +51,68 @@ class Decoded:
         self._begin, self._known = 0, np.empty(0, dtype=np.int64)
 
     def is_loaded(self, end: int) -> bool:
-        """Always: what is absent is read by :meth:`decode`."""
         return True
 
     def release(self, end: int) -> None:
-        """All stays."""
+        pass
 
     def decode(self, begin: int, end: int, samples: NDArray[Any], labels: Indices | None) -> None:
-        """Copy samples out of memory."""
         samples[...], found = self._dataset.read(self._indices(begin, end))
         if labels is not None and found is not None:
             labels[...] = found
 
     def close(self) -> None:
-        """Nothing to end."""
+        pass
 
     def _indices(self, begin: int, end: int) -> Indices:
         with self._lock:
             if begin < self._begin or end > self._begin + len(self._known):
                 self._begin = begin
-                positions = self._plan.positions(begin, max(end, begin + _AHEAD))
+                positions = self._plan.positions(begin, max(end, begin + _LOOK_AHEAD))
                 self._known = self._order.indices(positions)
             return self._known[begin - self._begin : end - self._begin]
 
 
 class Stream:
-    """Pieces of shards, fetched ahead by threads of their own, in the order of need.
+    """Source that fetches read ranges ahead, in background threads, in order of first use.
 
-    About two stretches of the plan are in memory. A piece is dropped when the last of its samples
-    is released.
+    About two segments of the plan are in memory. A read range is dropped when the last of its
+    samples is released.
 
     Args:
-        dataset: what is read.
+        dataset: to read.
         plan: of the worker.
-        piece_bytes: the most that fetched pieces may take. Only what the very next batch needs
-            may go past it, where samples differ in size more than the manifest tells.
-        keeps: whether no piece is dropped.
-        lock: the loader's; it guards all state.
-        on_loaded: called under the lock when more can be decoded, or something went wrong.
-        num_threads: that fetch.
+        budget: limit on fetched data. Only the next batch may exceed it, if samples differ in size
+            more than the manifest says.
+        lock: of the loader; it guards all state.
+        on_loaded: called with the lock when more can be decoded, or fetching failed.
+        num_threads: number of fetching threads.
     """
 
     def __init__(
         self,
         dataset: Dataset,
         plan: Plan,
+        budget: MemoryBudget,
         *,
-        piece_bytes: int,
-        keeps: bool,
         lock: threading.Lock,
         on_loaded: Callable[[], None],
         num_threads: int,
     ) -> None:
         self._dataset, self._plan = dataset, plan
-        self._piece_bytes, self._keeps = piece_bytes, keeps
+        self._max_bytes, self._keeps = budget.fetched_bytes, budget.keeps
         self._lock, self._on_loaded = lock, on_loaded
         self._has_work = threading.Condition(lock)
-        self._stretches: deque[tuple[Stretch, int]] = deque()  # and pieces new before each
+        self._segments: deque[tuple[Segment, int]] = deque()  # and number of earlier read ranges
         self._planned_end = self._requested_end = 0
         self._is_planning = False
-        self._num_planned = 0  # pieces; they are numbered as they are planned
-        self._to_fetch: deque[Piece] = deque()
-        self._num_taken = 0  # pieces that some thread fetches or has fetched
+        self._num_planned = 0  # read ranges, which are numbered as they are planned
+        self._to_fetch: deque[ReadRange] = deque()
+        self._num_taken = 0  # being fetched, or fetched
         self._arrived: set[int] = set()
-        self._num_loaded = 0  # all pieces before this number have arrived
-        self._num_requested = 0  # the next batch needs the pieces before this number
-        self._num_dropped = 0  # of the oldest stretch
+        self._num_loaded = 0  # all before this number have arrived
+        self._num_requested = 0  # the next batch needs those before this number
+        self._num_dropped = 0  # of the first segment
         self._held_bytes = 0
         self._failure: tuple[int, BaseException] | None = None
         self._closed = False
@@ -138,7 +124,6 @@ class Stream:
             thread.start()
 
     def is_loaded(self, end: int) -> bool:
-        """Whether all samples before ``end`` can be decoded, or will never be."""
         if end > self._planned_end:
             self._requested_end, self._num_requested = end, self._num_planned
             self._has_work.notify_all()
@@ -152,51 +137,43 @@ class Stream:
         return False
 
     def release(self, end: int) -> None:
-        """Drop the pieces that only samples before ``end`` needed."""
-        while self._stretches:
-            stretch, _ = self._stretches[0]
+        while self._segments:
+            segment, _ = self._segments[0]
             if not self._keeps:
-                self._drop(stretch, end)
-            if stretch.end > end:
+                self._drop(segment, end)
+            if segment.end > end:
                 return
-            self._stretches.popleft()
+            self._segments.popleft()
             self._num_dropped = 0
             self._has_work.notify_all()
 
     def decode(self, begin: int, end: int, samples: NDArray[Any], labels: Indices | None) -> None:
-        """Decode samples.
-
-        Raises:
-            DataError: one is bad, and the policy is to raise.
-            StorageError: what fetching raised. So for all errors.
-        """
         with self._lock:
             if self._failure is not None and (
                 end > self._planned_end or self._fails(self._needed(end))
             ):
                 raise self._failure[1]
             parts = [
-                (stretch, max(begin, stretch.begin), min(end, stretch.end))
-                for stretch, _ in self._stretches
-                if stretch.begin < end and begin < stretch.end
+                (segment, max(begin, segment.begin), min(end, segment.end))
+                for segment, _ in self._segments
+                if segment.begin < end and begin < segment.end
             ]
-        for stretch, first, last in parts:
-            here = slice(first - stretch.begin, last - stretch.begin)
+        for segment, first, last in parts:
+            here = slice(first - segment.begin, last - segment.begin)
             self._dataset.decode(
-                stretch.pieces,
-                stretch.piece_of[here].tolist(),
-                stretch.numbers[here].tolist(),
+                segment.ranges,
+                segment.range_of[here].tolist(),
+                segment.numbers[here].tolist(),
                 range(first - begin, last - begin),
                 samples,
                 labels,
             )
 
     def close(self) -> None:
-        """Tell the threads to end. One that hangs in storage does when that answers."""
         with self._lock:
             self._closed = True
             self._to_fetch.clear()
-            self._stretches.clear()
+            self._segments.clear()
             self._plan.forget()
             self._has_work.notify_all()
 
@@ -213,26 +190,26 @@ class Stream:
             self._fail(0, error)
 
     def _next_work(self) -> Callable[[], None] | None:
-        """What a thread should do now. Under the lock."""
+        """Return the next task of a thread, if any. Needs the lock."""
         if self._closed or self._failure is not None:
             return None
         if group := self._next_group():
             return partial(self._fetch, group, self._num_taken - len(group))
-        # At an epoch's end a stretch may be short, and a batch lie in three.
-        is_due = len(self._stretches) < 2 and not self._to_fetch
-        is_due = is_due or self._planned_end < self._requested_end
+        # At an epoch's end a segment may be short, so that a batch spans three.
+        is_idle = len(self._segments) < 2 and not self._to_fetch
+        is_due = is_idle or self._planned_end < self._requested_end
         if is_due and not self._is_planning:
             self._is_planning = True
             return self._plan_next
         return None
 
-    def _next_group(self) -> list[Piece]:
-        """The pieces that are needed next, as many as are fetched at once and as there is room."""
-        group: list[Piece] = []
+    def _next_group(self) -> list[ReadRange]:
+        """Return the next read ranges to fetch with one call, within the memory limit."""
+        group: list[ReadRange] = []
         group_bytes = 0
         while self._to_fetch:
             num_bytes = self._to_fetch[0].num_bytes
-            fits = self._held_bytes + num_bytes <= self._piece_bytes
+            fits = self._held_bytes + num_bytes <= self._max_bytes
             if not fits and self._num_taken >= self._num_requested:
                 break
             if group and group_bytes + num_bytes > _GROUP_BYTES:
@@ -244,18 +221,18 @@ class Stream:
         return group
 
     def _plan_next(self) -> None:
-        stretch = self._plan.next()
+        segment = self._plan.next()
         with self._lock:
-            self._stretches.append((stretch, self._num_planned))
-            self._to_fetch.extend(stretch.new)
-            self._num_planned += len(stretch.new)
-            self._planned_end = stretch.end
+            self._segments.append((segment, self._num_planned))
+            self._to_fetch.extend(segment.new)
+            self._num_planned += len(segment.new)
+            self._planned_end = segment.end
             self._is_planning = False
             self._on_loaded()
             self._has_work.notify_all()
 
-    def _fetch(self, group: list[Piece], number: int) -> None:
-        """Fetch pieces, the first of which has that number."""
+    def _fetch(self, group: list[ReadRange], number: int) -> None:
+        """Fetch read ranges; ``number`` is that of the first."""
         try:
             self._dataset.fetch(group, self._is_closed)
             self._arrive(group, number)
@@ -263,50 +240,49 @@ class Stream:
             if len(group) == 1:
                 self._fail(number, error)
                 return
-            for i, piece in enumerate(group):  # find out which of them it is
-                self._fetch([piece], number + i)
+            for i, each in enumerate(group):  # find the one that failed
+                self._fetch([each], number + i)
         except Exception as error:
             self._fail(number, error)
 
-    def _arrive(self, group: list[Piece], number: int) -> None:
-        """Pieces are fetched, the first of which has that number."""
+    def _arrive(self, group: list[ReadRange], number: int) -> None:
         with self._lock:
             if self._closed:
                 return
-            for piece in group:
-                self._held_bytes += len(piece.data) - piece.num_bytes
-                piece.num_bytes = len(piece.data)
+            for each in group:
+                self._held_bytes += len(each.data) - each.num_bytes
+                each.num_bytes = len(each.data)
             self._arrived.update(range(number, number + len(group)))
             while self._num_loaded in self._arrived:
                 self._arrived.remove(self._num_loaded)
                 self._num_loaded += 1
             self._on_loaded()
 
-    def _drop(self, stretch: Stretch, end: int) -> None:
+    def _drop(self, segment: Segment, end: int) -> None:
         before = self._held_bytes
-        while self._num_dropped < len(stretch.pieces) and (
-            stretch.last_used[self._num_dropped] < end
+        while self._num_dropped < len(segment.ranges) and (
+            segment.last_used[self._num_dropped] < end
         ):
-            piece = stretch.pieces[stretch.dropped[self._num_dropped]]
-            self._held_bytes -= piece.num_bytes
-            piece.data, piece.rows = b"", None
+            each = segment.ranges[segment.dropped[self._num_dropped]]
+            self._held_bytes -= each.num_bytes
+            each.data, each.opened = b"", None
             self._num_dropped += 1
         if self._held_bytes < before:
             self._has_work.notify_all()
 
     def _needed(self, end: int) -> int:
-        """How many pieces, as numbered, all samples before ``end`` need."""
-        for stretch, before in reversed(self._stretches):
-            if stretch.begin < end:
-                return before + bisect_left(stretch.new_from, end)
+        """Return the number of read ranges that all samples before ``end`` need."""
+        for segment, before in reversed(self._segments):
+            if segment.begin < end:
+                return before + bisect_left(segment.new_from, end)
         return 0
 
     def _fails(self, needed: int) -> bool:
-        """Whether one of the pieces before that number could not be fetched."""
+        """Return whether a read range before number ``needed`` could not be fetched."""
         return self._failure is not None and self._failure[0] < needed
 
     def _fail(self, number: int, error: BaseException) -> None:
-        """Piece ``number`` can't be fetched. Those after it need not be: no batch passes it."""
+        """Record that a read range can't be fetched. Later ones are not needed: no batch passes."""
         with self._lock:
             if self._failure is None or number < self._failure[0]:
                 self._failure = number, error
