@@ -26,10 +26,7 @@ _RING_SAMPLES, _RING_MODES, _RING_RADIUS, _RING_DEVIATION = 20_000, 8, 1.0, 0.01
 
 
 def prepare(url: str) -> str:
-    """Return the folder of a built-in data set, written if absent. Safe to call concurrently.
-
-    Args:
-        url: ``builtin:`` and a name.
+    """Return the folder of the data set at a ``builtin:`` URL, written if absent.
 
     Raises:
         DataError: no such data set, or a required package is not installed.

@@ -67,17 +67,8 @@ class Dataset:
 
     A data set that is small when decoded is decoded once and stays in memory.
 
-    Args:
-        store: folder of the manifest.
-        manifest: of the data set.
-        config: how to read.
-
     Attributes:
-        config: as given.
         layout: sizes of the shards.
-        num_samples: N.
-        num_shards: number of tars.
-        num_bytes: of all tars.
         fingerprint: SHA-256 (hex) of the content and its order.
         reading: SHA-256 (hex) of the fingerprint and of how samples are decoded.
         spec: sample format as read.
@@ -183,14 +174,10 @@ class Dataset:
         return np.empty(count, dtype=np.int64) if self.num_classes else None
 
     def read(self, indices: Indices) -> tuple[Samples, Indices | None]:
-        """Read and decode samples.
-
-        Args:
-            indices: int64 [n], each in [0, N), in any order, may repeat.
+        """Read and decode samples ``indices``, int64 [n], which may repeat.
 
         Returns:
-            New arrays: the samples as :meth:`new_samples` has them, and their labels, int64 [n], or
-            None if unlabelled.
+            New arrays of samples, see :meth:`new_samples`, and labels, int64 [n], if any.
 
         Raises:
             DataError: a sample is damaged or differs from the manifest.
@@ -384,12 +371,7 @@ class Dataset:
 
 
 class _DecodedSamples:
-    """All samples of a small data set, filled as they are first read.
-
-    Args:
-        samples: memory for all of them, [N, ...].
-        labels: memory for their labels, int64 [N]; None if unlabelled.
-    """
+    """All samples and labels (if any) of a small data set, filled as they are first read."""
 
     def __init__(self, samples: Samples, labels: Indices | None) -> None:
         self._samples, self._labels = samples, labels

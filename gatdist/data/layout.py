@@ -18,9 +18,8 @@ class ShardLayout:
         fingerprint: of the data set.
 
     Attributes:
-        ends: index after the last sample of each shard, int64 [shards].
-        begins: index of the first sample of each shard, int64 [shards].
-        mean_bytes: of a sample of each shard, at least 1, int64 [shards].
+        begins, ends: index of the first sample of each shard, and one past its last, int64.
+        mean_bytes: of a sample of each shard, at least 1, int64.
     """
 
     def __init__(self, shards: Sequence[tuple[int, int]], fingerprint: str = "") -> None:
@@ -43,13 +42,10 @@ class ShardLayout:
         return np.clip(-(-self._bytes // block_bytes), 1, self._samples)
 
     def cut_blocks(self, block_bytes: int) -> NDArray[np.int32]:
-        """Cut each shard into blocks of nearly equal numbers of samples.
-
-        Args:
-            block_bytes: mean size of a block, at most; > 0. A block has at least one sample.
+        """Cut each shard into blocks of nearly equal numbers of samples, at least one.
 
         Returns:
-            Samples in each block, int32 [blocks].
+            Samples in each block, int32 [blocks], with a mean of at most ``block_bytes`` bytes.
         """
         blocks = self.num_blocks(block_bytes)
         length, longer = np.divmod(self._samples, blocks)
@@ -82,12 +78,7 @@ class ShardLayout:
 
 
 def block_bounds(samples: Indices, ends: Indices) -> tuple[Indices, Indices]:
-    """Return the first sample, and the one after the last, of the block of each sample.
-
-    Args:
-        samples: int64 [k].
-        ends: index after the last sample of each block, ascending.
-    """
+    """Return first sample and end of the block of each sample; ``ends`` of blocks are ascending."""
     blocks = np.searchsorted(ends, samples, side="right")
     begins = np.concatenate(([0], ends[:-1]))
     return begins[blocks], ends[blocks]

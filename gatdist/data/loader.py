@@ -34,17 +34,11 @@ _CLOSE_S = 1.0  # time to wait for threads, which may hang in storage
 
 @dataclass(frozen=True)
 class Batch:
-    """One worker's share of a global batch: n samples, as stored.
+    """One worker's share of a global batch: n samples, as stored."""
 
-    Attributes:
-        samples: on the CPU; see :func:`~gatdist.data.modalities.new_samples`.
-        labels: int64 [n]; None if unlabelled.
-        positions: of each sample in the run, int64 [n].
-    """
-
-    samples: Tensor
-    labels: Tensor | None
-    positions: Tensor
+    samples: Tensor  # on the CPU; see :func:`~gatdist.data.modalities.new_samples`
+    labels: Tensor | None  # int64 [n]; None if unlabelled
+    positions: Tensor  # of each sample in the run, int64 [n]
 
 
 class _Work:
@@ -64,12 +58,7 @@ class _Work:
 
 
 class Buffers:
-    """Pool of arrays of one shape, since fresh memory costs a page fault every 4 KiB.
-
-    Args:
-        make: allocates an array.
-        most: number of free arrays to keep.
-    """
+    """Pool of up to ``most`` free arrays, since fresh memory costs a page fault every 4 KiB."""
 
     def __init__(self, make: Callable[[], NDArray[Any]], most: int) -> None:
         self._make = make

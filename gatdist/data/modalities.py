@@ -31,13 +31,9 @@ Decode = Callable[[bytes | memoryview, NDArray[Any]], None]
 
 
 class ReadSpec(SampleSpec):
-    """Sample format as read: all samples have the same shape.
+    """Sample format as read: all samples have the same shape."""
 
-    Attributes:
-        vocabulary: of text: the characters of ids 1, 2, …; None for bytes.
-    """
-
-    vocabulary: str | None = None
+    vocabulary: str | None = None  # of text: the characters of ids 1, 2, …; None for bytes
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -46,19 +42,13 @@ class ReadSpec(SampleSpec):
 
 
 class Modality(NamedTuple):
-    """Properties of a modality.
+    """Properties of a modality."""
 
-    Attributes:
-        noun: singular, for messages.
-        components: file extensions.
-        dtype: of sample arrays.
-        decoder: returns a decoder, given the sample format and the filter that resizes images (None
-            if they must have the right size).
-    """
-
-    noun: str
-    components: tuple[str, ...]
-    dtype: DTypeLike
+    noun: str  # singular, for messages
+    components: tuple[str, ...]  # file extensions
+    dtype: DTypeLike  # of sample arrays
+    # returns a decoder, given the sample format and the filter that resizes images (None if they
+    # must have the right size)
     decoder: Callable[[ReadSpec, str | None], Decode]
 
 
@@ -94,11 +84,7 @@ MODALITIES: Mapping[str, Modality] = {
 
 
 def new_samples(spec: ReadSpec, count: int) -> NDArray[Any]:
-    """Allocate an array for decoded samples.
-
-    Args:
-        spec: their format.
-        count: number of samples.
+    """Allocate decoded samples.
 
     Returns:
         uint8 or (16 bits) uint16 [count, H, W, C] of images, else [count, *sample_shape]: float32
@@ -123,11 +109,6 @@ _KEYS = {
 
 def read_spec(manifest: Manifest, config: DataConfig, url: str) -> ReadSpec:
     """Return the format in which a data set is read.
-
-    Args:
-        manifest: of the data set.
-        config: with the requested resolution, channels, length and vocabulary.
-        url: of the data set, for messages.
 
     Raises:
         DataError: the data set does not have that format, or a key is missing.

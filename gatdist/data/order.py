@@ -100,14 +100,7 @@ class SampleOrder:
         )
 
     def indices(self, positions: ArrayLike) -> Indices:
-        """Return the index of the sample at each position.
-
-        Args:
-            positions: int64 [k], each ≥ 0, in any order.
-
-        Returns:
-            int64 [k].
-        """
+        """Return the sample index at each position; both int64 [k], in any order."""
         epochs, q = np.divmod(np.asarray(positions, dtype=np.int64), self.num_samples)
         rows, lanes = np.divmod(q, self.lanes)
         # The first `longer` lanes have one sample more than the others.
@@ -171,20 +164,9 @@ class SampleOrder:
 def local_positions(
     position: int, global_batch: int, rank: int, world_size: int, begin: int, end: int
 ) -> Indices:
-    """Return the positions of one worker's samples ``begin`` to ``end``.
+    """Return the positions of one worker's samples ``begin`` to ``end``, counted from ``position``.
 
     The worker uses ``rank + world_size · i`` of each batch.
-
-    Args:
-        position: where the run begins or resumes.
-        global_batch: a multiple of ``world_size``.
-        rank: of the worker.
-        world_size: number of workers.
-        begin: first sample of the worker, counted from ``position``.
-        end: one past the last.
-
-    Returns:
-        int64 [end − begin].
     """
     assert global_batch % world_size == 0, f"{global_batch} samples, {world_size} workers"
     batches, places = np.divmod(np.arange(begin, end), global_batch // world_size)
@@ -194,10 +176,7 @@ def local_positions(
 def substitute(sample: int, attempt: int, num_samples: int) -> int:
     """Return the sample that replaces an unreadable one, on any number of workers.
 
-    Args:
-        sample: index of the unreadable one.
-        attempt: 0, 1, …: the previous substitutes are unreadable, too.
-        num_samples: N.
+    Further attempts 1, 2, … are for unreadable substitutes.
     """
     keys = hash_words(_SUBSTITUTES, attempt)
     return int(permute(np.array([sample]), np.array([num_samples]), keys)[0])

@@ -21,11 +21,7 @@ from gatdist.data.modalities import ReadSpec
 class SampleFormat(ABC):
     """Conversion between samples as read from a data set and network tensors.
 
-    Args:
-        spec: sample format as read.
-
     Attributes:
-        modality: of the spec.
         ending: file extension of a sample, with its dot.
         rounding: loss of precision in a file, for evaluation protocols.
         sample_shape: of a sample as read.

@@ -77,16 +77,11 @@ class Stream:
     """Source that fetches read ranges ahead, in background threads, in order of first use.
 
     About two segments of the plan are in memory. A read range is dropped when the last of its
-    samples is released.
+    samples is released. Only the next batch may exceed the budget, if samples differ in size more
+    than the manifest says.
 
-    Args:
-        dataset: to read.
-        plan: of the worker.
-        budget: limit on fetched data. Only the next batch may exceed it, if samples differ in size
-            more than the manifest says.
-        lock: of the loader; it guards all state.
-        on_loaded: called with the lock when more can be decoded, or fetching failed.
-        num_threads: number of fetching threads.
+    The loader's ``lock`` guards all state. ``on_loaded`` is called with the lock when more can be
+    decoded, or fetching failed.
     """
 
     def __init__(

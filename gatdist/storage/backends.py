@@ -37,24 +37,17 @@ Options = dict[str, Any]
 
 
 class Backend(NamedTuple):
-    """Properties of a kind of storage.
+    """Properties of a kind of storage."""
 
-    Attributes:
-        extra: extra of gatdist's package that installs its library, if any.
-        credentials: where its library looks for credentials.
-        configured: adds to the user's options, given the expanded URL, these options, and a time
-            limit.
-        adjust: changes the file system where there is no option, given a time limit.
-        clash: describes a conflict between expanded URL and options, if any.
-        listing: permission without which absent files are answered with 403, if any.
-    """
-
-    extra: str
-    credentials: str
+    extra: str  # extra of gatdist's package that installs its library, if any
+    credentials: str  # where its library looks for credentials
+    # adds to the user's options, given the expanded URL, these options, and a time limit
     configured: Callable[[str, Options, float], Options] = lambda url, options, stall_s: options
+    # changes the file system where there is no option, given a time limit
     adjust: Callable[[Any, float], None] = lambda file_system, stall_s: None
+    # describes a conflict between expanded URL and options, if any
     clash: Callable[[str, Options], str] = lambda url, options: ""
-    listing: str = ""
+    listing: str = ""  # permission without which absent files are answered with 403, if any
 
 
 def backend_of(url: str) -> Backend:
@@ -65,10 +58,8 @@ def backend_of(url: str) -> Backend:
 def open_file_system(url: str, options: Mapping[str, Any], stall_s: float) -> tuple[Any, str]:
     """Return the fsspec file system of a URL, and the path on it.
 
-    Args:
-        url: may contain ``${env:NAME}``.
-        options: of the user; may contain the same.
-        stall_s: time without data after which a connection counts as lost.
+    URL and options may contain ``${env:NAME}``. A connection counts as lost after ``stall_s``
+    without data.
 
     Raises:
         StorageError: unknown protocol, package not installed, an invalid option, or a URL that is a

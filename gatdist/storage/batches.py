@@ -25,14 +25,7 @@ def _raise_failed(failed: Sequence[tuple[str, Exception]], attempted: int) -> No
 
 
 class RequestedRanges:
-    """Ranges of files on a server.
-
-    Args:
-        connection: to the folder.
-        size: returns the bytes of a file, by name.
-        ranges: (name, start, stop), with 0 ≤ start ≤ stop.
-        concurrency: number of concurrent requests.
-    """
+    """Ranges (name, start, stop) of files on a server; ``size`` returns the bytes of a file."""
 
     def __init__(
         self,
@@ -102,15 +95,11 @@ def truncated(url: str, start: int, stop: int, content: bytes, size: int) -> Sto
 
 
 class Deletion:
-    """Files to delete by their exact names.
+    """Files to delete by their exact names; absent ones are skipped.
 
     fsspec's ``rm`` takes ``[ ] * ?`` in a name for a pattern, lists again, and ignores what a bulk
     delete on S3 reports of single files. Some S3-compatible servers refuse bulk deletes;
     concurrent requests for single files are as cheap.
-
-    Args:
-        connection: to the folder.
-        names: of files in it; absent ones are skipped.
     """
 
     def __init__(self, connection: Connection, names: Sequence[str]) -> None:

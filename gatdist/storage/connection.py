@@ -38,13 +38,7 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class OneOfManyError(Exception):
-    """A part of a batch operation failed.
-
-    Args:
-        name: of the file that failed.
-        error: of that file.
-        progressed: whether other files succeeded, which are not repeated.
-    """
+    """One file of a batch operation failed; ``progressed`` if others succeeded."""
 
     def __init__(self, name: str, error: Exception, *, progressed: bool) -> None:
         super().__init__()
@@ -57,8 +51,6 @@ class Connection:
     Attributes:
         url: as given, with secrets.
         root: path of the folder on the file system.
-        is_local: whether it is a file system of this machine.
-        is_http: whether files are read by plain HTTP(S).
     """
 
     def __init__(
@@ -117,9 +109,7 @@ class Connection:
     def run(self, name: str, operation: Callable[[Any], T]) -> T:
         """Return ``operation(file_system)``, retried on transient failures within the budget.
 
-        Args:
-            name: of the file, for messages. See also :class:`OneOfManyError`.
-            operation: may raise errors of the file system.
+        ``name`` of the file is for messages. See also :class:`OneOfManyError`.
 
         Raises:
             StorageError: a permanent failure of storage. Other errors are re-raised.
@@ -236,10 +226,9 @@ class Connection:
 
 
 def _joined(base: str, name: str) -> str:
-    """Return the URL of ``name`` in a folder.
+    """Return the URL of ``name`` in a folder. By HTTP, a name may be quoted and have a query.
 
-    By HTTP, a name may be quoted and have a query. The folder's query, which may be a signature,
-    applies to every file.
+    The folder's own query, which may be a signature, applies to every file.
     """
     if not name:
         return base

@@ -92,19 +92,12 @@ class LostError(Exception):
 
 @dataclass(frozen=True)
 class Answer:
-    """Answer of a server.
+    """Answer of a server."""
 
-    Attributes:
-        status: of HTTP.
-        code: error code of the service.
-        message: error message.
-        headers: by name in lower case.
-    """
-
-    status: int
-    code: str = ""
-    message: str = ""
-    headers: Mapping[str, str] = field(default_factory=dict)
+    status: int  # of HTTP
+    code: str = ""  # error code of the service
+    message: str = ""  # error message
+    headers: Mapping[str, str] = field(default_factory=dict)  # by name in lower case
 
 
 def answer(error: BaseException) -> Answer:

@@ -27,12 +27,9 @@ def unfinished(name: str) -> str:
 
 
 class OpenFiles:
-    """Cache of open files, since opening one takes longer than reading a sample. Thread-safe.
+    """Cache of ``most`` open files, since opening is slower than reading a sample. Thread-safe.
 
     A file that was replaced or changed is opened again.
-
-    Args:
-        most: number of files that stay open; the least recently used are closed first.
     """
 
     def __init__(self, most: int = 64) -> None:
@@ -159,11 +156,7 @@ def replace(path: str, write: Callable[[BinaryIO], object]) -> None:
 
 
 def create(path: str, data: bytes) -> None:
-    """Create a file atomically; non-atomically on file systems without hard links.
-
-    Raises:
-        FileExistsError: it exists.
-    """
+    """Create a file atomically if the file system has hard links. Raises FileExistsError."""
 
     def link(aside: str, path: str) -> None:
         try:

@@ -132,15 +132,7 @@ class Store:
     def read_ranges(
         self, ranges: Sequence[tuple[str, int, int]], *, concurrency: int = 16
     ) -> list[bytes]:
-        """Read ranges of files concurrently.
-
-        Args:
-            ranges: (name, start, stop), with 0 ≤ start ≤ stop (exclusive). Each is a request.
-            concurrency: number of concurrent requests. fsspec's default is over a thousand, more
-                than servers and limits of open files allow.
-
-        Returns:
-            The content of each range, complete.
+        """Return ranges (name, start, stop) of files, each complete, with concurrent requests.
 
         Raises:
             StorageError: a file is absent, can't be read, or ends before ``stop``; or the server
@@ -156,11 +148,7 @@ class Store:
         return requested.contents()
 
     def publish(self, name: str, data: bytes) -> None:
-        """Write a file atomically, also with regard to crashes.
-
-        Raises:
-            StorageError: not permitted.
-        """
+        """Write a file atomically, also with regard to crashes. Raises StorageError."""
         if self.is_local:
             self._connection.run(
                 name, lambda _: replace(self._connection.path(name), lambda file: file.write(data))
@@ -169,19 +157,14 @@ class Store:
             self._upload(name, lambda fs, path: fs.pipe_file(path, data))
 
     def create(self, name: str, data: bytes) -> bool:
-        """Create a file unless it exists: one of several concurrent writers succeeds.
+        """Create a file unless it exists, and return whether it now holds ``data``.
 
-        S3, Google, Azure and local file systems guarantee that. If an S3-compatible server refuses
-        or ignores conditions, the last writer wins, and concurrent writers may each see success
-        until they read the file again.
+        One of several concurrent writers succeeds: S3, Google, Azure and local file systems
+        guarantee that. If an S3-compatible server refuses or ignores conditions, the last writer
+        wins, and concurrent writers may each see success until they read the file again.
 
-        Args:
-            name: of the file.
-            data: unique to this writer, for example with a random number, which identifies a
-                request that was repeated after its answer was lost.
-
-        Returns:
-            Whether the file now holds ``data``.
+        ``data`` must be unique to this writer, for example by a random number: it identifies a
+        request that was repeated after its answer was lost.
         """
 
         def put(file_system: Any, path: str) -> None:
@@ -277,15 +260,9 @@ class Store:
         return sorted(filter(None, (self._name(entry.rsplit("/", 1)[-1]) for entry in entries)))
 
     def find(self, name: str = "", *, with_unfinished: bool = False) -> dict[str, int | None]:
-        """Return the size of each file below a folder, by sorted name; {} if absent.
+        """Return the size of each file below a folder, by sorted name: None if unknown.
 
-        Args:
-            name: of the folder.
-            with_unfinished: include files left by killed processes; see
-                :func:`~gatdist.storage.unfinished`.
-
-        Returns:
-            Bytes; None if unknown.
+        ``with_unfinished`` includes files left by killed processes; see :func:`unfinished`.
         """
 
         def sizes(file_system: Any) -> dict[str, int | None]:
@@ -380,11 +357,7 @@ def _nothing_if_absent() -> Iterator[None]:
 
 
 def at_file(url: str) -> tuple[Store, str]:
-    """Return the folder and name of a file at an absolute path or URL.
-
-    Raises:
-        StorageError: the URL has only a host or bucket.
-    """
+    """Return folder and name of a file at an absolute path or URL. Raises StorageError."""
     protocol, mark, path = url.partition("://")
     if not mark:
         folder, _, name = url.rpartition("/")

@@ -108,15 +108,9 @@ def origin(url: str) -> str:
 
 
 def options_for(url: str, given_for: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return storage options if given for the origin of the user's own ``url``, else none.
+    """Return ``options`` if given for the origin of the user's own ``url``, else none.
 
-    Args:
-        url: to open.
-        given_for: URL or origin that the options were given for.
-        options: of storage.
-
-    Raises:
-        ConfigError: an environment variable is not set.
+    ``given_for`` is a URL or origin. Raises ConfigError if an environment variable is not set.
     """
     same = origin(expand_env(url)) == origin(expand_env(given_for))
     return dict(options) if same else {}
@@ -184,12 +178,7 @@ def is_chain(url: str) -> bool:
 
 
 def open_plain(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
-    """Return the fsspec file system of a URL, and the path on it.
-
-    Args:
-        url: not a chain; the part after ``file://`` is an unquoted path.
-        options: of the file system.
-    """
+    """Return the fsspec file system of a URL that is not a chain, and the path on it."""
     protocol = protocol_of(url)
     if not protocol or protocol in _LOCAL_PROTOCOLS:
         path = url.partition("://")[2] if protocol else url

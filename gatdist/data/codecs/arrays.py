@@ -15,11 +15,7 @@ POINT_COMPONENT = TOKENS_COMPONENT = "npy"
 
 
 def decode_point_into(content: bytes | memoryview, out: NDArray[np.float32]) -> None:
-    """Decode an ``.npy`` file of finite numbers into ``out``, which has its shape.
-
-    Raises:
-        CodecError: another shape or dtype, or damaged.
-    """
+    """Decode an ``.npy`` file of finite numbers into ``out``, of its shape. Raises CodecError."""
     point = read_npy(content)
     if point.shape != out.shape or point.dtype.kind not in "fiu":
         raise CodecError(
@@ -34,15 +30,10 @@ def decode_point_into(content: bytes | memoryview, out: NDArray[np.float32]) -> 
 def decode_tokens_into(
     content: bytes | memoryview, out: NDArray[np.int32], num_tokens: int
 ) -> None:
-    """Decode the first ``len(out)`` token ids of a one-dimensional ``.npy`` file.
-
-    Args:
-        content: a whole file.
-        out: int32 [length].
-        num_tokens: size of the vocabulary.
+    """Decode the beginning of a one-dimensional ``.npy`` file of ids into ``out``, int32 [length].
 
     Raises:
-        CodecError: not such a file, shorter, or with an id outside the vocabulary.
+        CodecError: not such a file, shorter, or with an id that is not below ``num_tokens``.
     """
     ids = read_npy(content)
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
@@ -66,11 +57,7 @@ def decode_tokens_into(
 
 
 def read_npy(content: bytes | memoryview) -> NDArray[Any]:
-    """Return the array in an ``.npy`` file, without copying.
-
-    Raises:
-        CodecError: not such a file, holds objects, or its size differs from its header.
-    """
+    """Return the array in an ``.npy`` file, not copied. Raises CodecError."""
     file = io.BytesIO(content)
     try:
         version = np.lib.format.read_magic(file)

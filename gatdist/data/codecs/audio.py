@@ -31,19 +31,12 @@ _MAX_HERTZ = 1_000_000  # a resampling filter grows with the rates divided by th
 
 
 class AudioHeader(NamedTuple):
-    """Header of an audio file.
+    """Header of an audio file."""
 
-    Attributes:
-        component: one of ``AUDIO_EXTENSIONS``.
-        channels: number of channels.
-        length: samples per channel.
-        sample_rate: in hertz.
-    """
-
-    component: str
-    channels: int
-    length: int
-    sample_rate: int
+    component: str  # one of ``AUDIO_EXTENSIONS``
+    channels: int  # number of channels
+    length: int  # samples per channel
+    sample_rate: int  # in hertz
 
 
 def read_audio_header(content: bytes) -> AudioHeader:
@@ -64,16 +57,12 @@ def read_audio(content: bytes) -> Clip:
 
 
 def decode_audio_into(content: bytes | memoryview, out: Clip, sample_rate: int) -> None:
-    """Decode the beginning of a clip into ``out``; full scale is −1 to 1.
+    """Decode the beginning of a clip into ``out``, float32 [C, n]; full scale is −1 to 1.
 
-    Args:
-        content: a whole file.
-        out: float32 [C, n]. One channel is the mean of the file's channels; a file with one channel
-            is copied to all.
-        sample_rate: of the file, in hertz.
+    One channel is the mean of the file's channels; a file with one channel is copied to all.
 
     Raises:
-        CodecError: not audio, damaged, another sample rate, shorter, or other channels.
+        CodecError: not audio, damaged, another sample rate (in hertz), shorter, or other channels.
     """
     channels, length = out.shape
     with _opened(repaired(bytes(content), whole=False)) as file:
@@ -83,12 +72,7 @@ def decode_audio_into(content: bytes | memoryview, out: Clip, sample_rate: int) 
 
 
 def encode_wav(clip: Clip, sample_rate: int) -> bytes:
-    """Return a 16-bit WAV file.
-
-    Args:
-        clip: float32 [C, n], clipped to −1 to 1.
-        sample_rate: in hertz.
-    """
+    """Return a clip, float32 [C, n] clipped to −1 to 1, as a 16-bit WAV file."""
     import soundfile
 
     file = io.BytesIO()

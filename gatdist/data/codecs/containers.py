@@ -23,9 +23,7 @@ _HINT = "Write the file again, or remove it"
 def repaired(content: bytes, *, whole: bool = True) -> bytes:
     """Return the file with a header that matches its content.
 
-    Args:
-        content: a whole file.
-        whole: also check FLAC for data after its end, which is slow.
+    With ``whole``, also look for data after the end of FLAC, which is slow.
 
     Raises:
         CodecError: truncated, or with data after its end.

@@ -6,9 +6,7 @@ from __future__ import annotations
 class CodecError(ValueError):
     """A file can't be decoded, or does not hold what is expected.
 
-    Args:
-        problem: what is wrong, to follow "sample 000042.png".
-        hint: how to fix it.
+    ``problem`` follows "sample 000042.png" in messages.
     """
 
     def __init__(

@@ -108,11 +108,7 @@ def unsupported_image(kind: str) -> str:
 
 
 def image_format(content: bytes) -> str:
-    """Return Pillow's name of the format of ``content``.
-
-    Raises:
-        CodecError: the format is unknown or unsupported.
-    """
+    """Return Pillow's name of the format. Raises CodecError if unknown or unsupported."""
     for at, magic, kind in _MAGIC:
         if content.startswith(magic, at) and (kind != "WEBP" or content.startswith(b"RIFF")):
             return kind
@@ -130,9 +126,7 @@ def image_format(content: bytes) -> str:
 
 
 def open_image(content: bytes) -> ImageFile.ImageFile:
-    """Open an image by its content: read its header, not its pixels.
-
-    Does not limit the image size: Pillow's own limit would print a warning to stderr.
+    """Open an image by its content: read its header, not its pixels. The size is not limited.
 
     Raises:
         CodecError: not an image, or unsupported.
@@ -211,25 +205,15 @@ def upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
 
 
 class JpegHeader(NamedTuple):
-    """Contents of a JPEG's segments before its first scan.
+    """Contents of a JPEG's segments before its first scan."""
 
-    Attributes:
-        height: in pixels, as stored.
-        width: in pixels, as stored.
-        channels: 1 (gray), 3 (color) or 4 (CMYK).
-        bits: per channel, usually 8.
-        process: such as ``baseline`` or ``progressive``.
-        orientation: 1 to 8.
-        profile: ICC profile; empty if absent, damaged if a part is missing.
-    """
-
-    height: int
-    width: int
-    channels: int
-    bits: int
-    process: str
-    orientation: int
-    profile: bytes
+    height: int  # in pixels, as stored
+    width: int  # in pixels, as stored
+    channels: int  # 1 (gray), 3 (color) or 4 (CMYK)
+    bits: int  # per channel, usually 8
+    process: str  # such as ``baseline`` or ``progressive``
+    orientation: int  # 1 to 8
+    profile: bytes  # ICC profile; empty if absent, damaged if a part is missing
 
 
 def read_jpeg_header(content: bytes) -> JpegHeader:

@@ -28,36 +28,22 @@ _TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
 
 
 class ImageHeader(NamedTuple):
-    """Header of an image.
+    """Header of an image."""
 
-    Attributes:
-        height: in pixels, when upright.
-        width: in pixels, when upright.
-        format: Pillow's name, such as ``JPEG``.
-        mode: Pillow's name of the pixel mode, for messages.
-        is_gray: has one channel, or one and transparency.
-        orientation: EXIF orientation, 1 to 8; 1 is upright.
-        bits: per channel, as stored.
-        has_alpha: pixels may be transparent.
-        profile: ``""`` for none or sRGB, ``"profiles"`` for another ICC profile,
-            ``"damaged_profiles"`` for an unusable one.
-        icc: ICC profile; empty if absent.
-        is_animated: has more frames or pages.
-        process: of a JPEG, such as ``progressive``.
-    """
-
-    height: int
-    width: int
-    format: str
-    mode: str
-    is_gray: bool
-    orientation: int
-    bits: int = 8
-    has_alpha: bool = False
+    height: int  # in pixels, when upright
+    width: int  # in pixels, when upright
+    format: str  # Pillow's name, such as ``JPEG``
+    mode: str  # Pillow's name of the pixel mode, for messages
+    is_gray: bool  # has one channel, or one and transparency
+    orientation: int  # EXIF orientation, 1 to 8; 1 is upright
+    bits: int = 8  # per channel, as stored
+    has_alpha: bool = False  # pixels may be transparent
+    # ``""`` for none or sRGB, ``"profiles"`` for another ICC profile, ``"damaged_profiles"`` for an
+    # unusable one
     profile: str = ""
-    icc: bytes = b""
-    is_animated: bool = False
-    process: str = ""
+    icc: bytes = b""  # ICC profile; empty if absent
+    is_animated: bool = False  # has more frames or pages
+    process: str = ""  # of a JPEG, such as ``progressive``
 
     @property
     def stored_size(self) -> tuple[int, int]:
@@ -66,11 +52,7 @@ class ImageHeader(NamedTuple):
 
 
 def read_image_header(content: bytes) -> ImageHeader:
-    """Read the header of an image.
-
-    Raises:
-        CodecError: not an image, unsupported, or too large.
-    """
+    """Read the header. Raises CodecError if not an image, unsupported, or too large."""
     with named_errors():
         if content.startswith(JPEG_MAGIC):
             return _described_jpeg(content)
@@ -79,11 +61,7 @@ def read_image_header(content: bytes) -> ImageHeader:
 
 
 def read_image_shape(content: bytes) -> tuple[int, int, int]:
-    """Return the upright (C, H, W) in an image's header; C is 1 (gray) or 3 (all others).
-
-    Raises:
-        CodecError: not an image, or too large.
-    """
+    """Return the upright (C, H, W) in the header; C is 1 (gray) or 3. Raises CodecError."""
     header = read_image_header(content)
     return 1 if header.is_gray else 3, header.height, header.width
 

@@ -66,15 +66,10 @@ _COLOR_SPACES = {1: "GRAY", 3: "RGB"}
 
 
 class DecodedImage(NamedTuple):
-    """Decoded pixels and remarks.
+    """Decoded pixels and remarks."""
 
-    Attributes:
-        pixels: uint8 or uint16 [H, W, C], upright.
-        remarks: details by kind: ``transparent``, ``profiles``, ``damaged_profiles``, ``reduced``
-            (16 bits became 8).
-    """
-
-    pixels: Pixels
+    pixels: Pixels  # upright
+    # Details by kind: transparent, profiles, damaged_profiles, reduced (16 bits became 8).
     remarks: Mapping[str, str]
 
 
@@ -127,13 +122,13 @@ def decode_pixels(
     background: Color = WHITE,
     header: ImageHeader | None = None,
 ) -> DecodedImage:
-    """Decode an image at its own size.
+    """Decode an image of 1 (gray) or 3 (RGB) channels at its own size.
 
     Args:
         content: a whole file.
-        channels: 1 (gray) or 3 (RGB).
+        channels: 1 or 3.
         bits: 8 or 16.
-        background: shows through transparent pixels.
+        background: visible through transparent pixels.
         header: of the file, if already read.
 
     Raises:
@@ -169,14 +164,10 @@ def change_image(pixels: Pixels, change: Callable[[Image.Image], Image.Image]) -
 
 
 def encode_png(pixels: Pixels, *, compression: int = 0) -> bytes:
-    """Return a PNG file.
+    """Return pixels, uint8 or uint16 [H, W, 1 or 3], as a PNG file.
 
-    Uncompressed bytes depend on the pixels alone. Compressed bytes also depend on the version of
-    zlib, and so would the fingerprint of a built-in data set.
-
-    Args:
-        pixels: uint8 or uint16 [H, W, 1 or 3].
-        compression: 0 (none) to 9.
+    Without compression (0 to 9), its bytes depend on the pixels alone, otherwise also on the
+    version of zlib; and so would the fingerprint of a built-in data set.
     """
     height, width, channels = pixels.shape
     kind = {1: 0, 3: 2}[channels]

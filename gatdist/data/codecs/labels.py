@@ -44,11 +44,7 @@ def is_printable(text: str) -> bool:
 def normalized(value: object) -> Label:
     """Return the class of a label: a number from 0, a name, or None if unlabelled.
 
-    Args:
-        value: text, or a number, boolean or None from JSON, Parquet or NumPy.
-
-    Raises:
-        CodecError: not a valid label.
+    ``value`` is text, or a number, boolean or None from JSON, Parquet or NumPy. Raises CodecError.
     """
     if hasattr(value, "item") and getattr(value, "size", 1) == 1:  # NumPy scalars and arrays
         value = value.item()
@@ -140,11 +136,7 @@ def decode_label(
 
 
 def read_label(content: bytes | memoryview, field: str = "") -> Label:
-    """Return the label in a file, or None if unlabelled. See :func:`decode_label`.
-
-    Raises:
-        CodecError: not UTF-8, not a JSON object, or an invalid label.
-    """
+    """Return the label in a file, None if unlabelled; see :func:`decode_label`. Raises CodecError."""
     text = _decoded(bytes(content))
     if not field:
         return normalized(text)

@@ -34,17 +34,12 @@ _CONVERT = "Convert it to 8 or 16 bits"
 
 
 class Stored(NamedTuple):
-    """Pixels as stored in a file.
+    """Pixels as stored in a file."""
 
-    Attributes:
-        color: an image of mode L, RGB, CMYK or LAB; levels of more than 8 bits as uint16 [H, W, C].
-        alpha: opacity [H, W, 1] with as many bits; None without transparency.
-        orientation: EXIF orientation still to be applied.
-    """
-
+    # an image of mode L, RGB, CMYK or LAB; levels of more than 8 bits as uint16 [H, W, C]
     color: Image.Image | Levels
-    alpha: Levels | None
-    orientation: int
+    alpha: Levels | None  # opacity [H, W, 1] with as many bits; None without transparency
+    orientation: int  # EXIF orientation still to be applied
 
 
 def is_gray_image(image: ImageFile.ImageFile) -> bool:
@@ -60,7 +55,7 @@ def color_mode(image: ImageFile.ImageFile) -> str:
 
 
 def depth_of(image: ImageFile.ImageFile) -> int:
-    """Return the stored bits per channel: 16 if more than 8, else 8.
+    """Return 16 if more than 8 bits per channel are stored, else 8.
 
     Raises:
         CodecError: the range of the levels is unknown.
@@ -79,11 +74,7 @@ def depth_of(image: ImageFile.ImageFile) -> int:
 
 
 def read_levels(content: bytes, orientation: int) -> Stored:
-    """Decode an image with Pillow.
-
-    Args:
-        content: a whole file.
-        orientation: EXIF orientation of the file.
+    """Decode an image with Pillow, given its EXIF orientation.
 
     Raises:
         CodecError: not a supported image.
@@ -233,9 +224,7 @@ def _numbers(tags: Any, tag: int) -> tuple[int, ...]:
 def to_srgb(image: Image.Image, profile: bytes) -> tuple[Image.Image, str]:
     """Convert to sRGB with relative colorimetric intent and black point compensation.
 
-    Args:
-        image: of mode L, RGB, CMYK or LAB.
-        profile: ICC; empty means sRGB (for CMYK, Pillow's plain formula).
+    Without ICC profile, an image of mode L, RGB, CMYK or LAB counts as sRGB.
 
     Returns:
         The image, L or RGB, and ``""``, ``"profiles"`` if it was converted, or
@@ -266,15 +255,10 @@ def changes_colors(profile: bytes, mode: str) -> str:
 
 
 def onto(levels: Levels, alpha: Levels, background: Color) -> Levels:
-    """Composite on a background in sRGB levels, as browsers do.
-
-    Args:
-        levels: [H, W, 1 or 3].
-        alpha: [H, W, 1], of the same dtype.
-        background: visible where alpha is 0.
+    """Composite levels [H, W, C] with ``alpha`` [H, W, 1] on a background, in sRGB, as browsers do.
 
     Returns:
-        [H, W, C]; C is 3 if the background is not gray.
+        [H, W, C]; C becomes 3 if the background is not gray.
     """
     most = int(np.iinfo(levels.dtype).max)
     behind = np.array(background, dtype=np.uint32) * np.uint32(most // 255)
@@ -304,12 +288,7 @@ def is_gray(color: Color) -> bool:
 
 @lru_cache(maxsize=16)
 def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """Return the transform to sRGB; None if it changes nothing.
-
-    Raises:
-        ValueError: the profile does not fit the mode.
-        ImageCms.PyCMSError: it is damaged.
-    """
+    """Return the transform to sRGB; None if it changes nothing. Raises ValueError or PyCMSError."""
     opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     space = opened.profile.xcolor_space.strip()
     if space != _SPACES[mode] and (mode, space) != ("L", "RGB"):

@@ -14,11 +14,7 @@ Ids = NDArray[np.uint8]
 
 
 class Vocabulary:
-    """Characters and their ids. Id 0 follows the end of a text.
-
-    Args:
-        characters: each once, at most 255: id i is the i-th of them. None: ids are UTF-8 bytes.
-    """
+    """Ids of up to 255 distinct characters, from 1; or of bytes of UTF-8. Id 0 follows the end."""
 
     def __init__(self, characters: str | None = None) -> None:
         self.characters = characters
@@ -30,13 +26,8 @@ class Vocabulary:
     def encode(self, text: str, length: int | None = None) -> Ids:
         """Return the ids of a text, uint8 [length].
 
-        Args:
-            text: without the character 0.
-            length: longer text is cut after the last whole character that fits, shorter text is
-                padded with 0. None: the length of the text.
-
-        Raises:
-            CodecError: empty, or a character is not in the vocabulary.
+        With ``length``, longer text is cut after the last whole character that fits, and shorter
+        text is padded with 0. Raises CodecError if it is empty or has an unknown character.
         """
         if not text:
             raise CodecError("is empty", hint="Remove it and pack again")
@@ -77,16 +68,7 @@ class Vocabulary:
 def decode_text_into(
     content: bytes | memoryview, out: Ids, vocabulary: Vocabulary | None = None
 ) -> None:
-    """Decode a text file into ``out``; see :meth:`Vocabulary.encode`.
-
-    Args:
-        content: a whole file.
-        out: uint8 [length].
-        vocabulary: of the ids; None for bytes.
-
-    Raises:
-        CodecError: not UTF-8, empty, or a character is not in the vocabulary.
-    """
+    """Decode a UTF-8 file into ``out``; see :meth:`Vocabulary.encode`. Raises CodecError."""
     data = bytes(content)
     try:
         text = data.decode()

@@ -25,10 +25,7 @@ def read_index(store: Store, shard: Shard) -> NDArray[Any]:
     """Read the index of a shard: a structured array, one row per file in tar order.
 
     Fields: ``key`` and ``component`` (bytes), ``offset`` and ``size`` of the content in bytes,
-    ``crc32``.
-
-    Raises:
-        DataError: missing, or not the index in the manifest.
+    ``crc32``. Raises DataError if missing, or not the index in the manifest.
     """
     subject = f"{store.url}/{shard.index}"
     try:

@@ -59,34 +59,25 @@ _Text = Annotated[str, AfterValidator(_valid_text)]
 
 
 class SampleSpec(BaseModel):
-    """Sample format of a data set.
-
-    Attributes:
-        modality: ``image``, ``points`` (arrays of numbers), ``audio``, ``text`` or ``tokens``.
-        sample_shape: (C, H, W) of images, (C, n) of audio, (n,) bytes of text, (n,) tokens, any
-            shape of points. H and W, or n, are None if samples differ in them.
-        bits: per channel of decoded images, 8 or 16.
-        component: file extension of samples; None for any of the modality.
-        sample_rate: of audio, in hertz.
-        num_tokens: size of the token vocabulary.
-        num_classes: 0 for an unlabelled data set.
-        class_names: by class; None if classes are only numbered.
-        label: a file extension (``cls``), or a key of a JSON file (``json:FIELD``).
-        named_labels: whether labels are class names instead of numbers.
-    """
+    """Sample format of a data set."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
+    # ``image``, ``points`` (arrays of numbers), ``audio``, ``text`` or ``tokens``
     modality: Modality
+    # (C, H, W) of images, (C, n) of audio, (n,) bytes of text, (n,) tokens, any shape of points. H
+    # and W, or n, are None if samples differ in them
     sample_shape: list[_Positive | None]
-    bits: Literal[8, 16] = 8
+    bits: Literal[8, 16] = 8  # per channel of decoded images, 8 or 16
+    # file extension of samples; None for any of the modality
     component: Annotated[str, Field(pattern=r"^[^/A-Z]+$")] | None = None
-    sample_rate: _Positive | None = None
-    num_tokens: _Positive | None = None
-    num_classes: Annotated[int, Field(ge=0)] = 0
-    class_names: list[_Text] | None = None
+    sample_rate: _Positive | None = None  # of audio, in hertz
+    num_tokens: _Positive | None = None  # size of the token vocabulary
+    num_classes: Annotated[int, Field(ge=0)] = 0  # 0 for an unlabelled data set
+    class_names: list[_Text] | None = None  # by class; None if classes are only numbered
+    # a file extension (``cls``), or a key of a JSON file (``json:FIELD``)
     label: Annotated[str, Field(pattern=r"^([^/:A-Z]+|json:.+)$")] = "cls"
-    named_labels: bool = False
+    named_labels: bool = False  # whether labels are class names instead of numbers
 
     @property
     def label_component(self) -> str:
@@ -147,23 +138,15 @@ class Shard(BaseModel):
 
 
 class Manifest(SampleSpec):
-    """Manifest of a data set.
+    """Manifest of a data set."""
 
-    Attributes:
-        version: of the format.
-        order_version: version of the sample order.
-        num_samples: in all shards.
-        fingerprint: SHA-256 (hex) of sample format and content, in order.
-        shards_url: folder of the tars; None for that of the manifest. See :func:`open_shards`.
-        shards: in sample order.
-    """
-
-    version: int = FORMAT_VERSION
-    order_version: int = ORDER_VERSION
-    num_samples: int
-    fingerprint: _Digest
+    version: int = FORMAT_VERSION  # of the format
+    order_version: int = ORDER_VERSION  # version of the sample order
+    num_samples: int  # in all shards
+    fingerprint: _Digest  # SHA-256 (hex) of sample format and content, in order
+    # folder of the tars; None for that of the manifest. See :func:`open_shards`
     shards_url: OutsideUrl | None = None
-    shards: list[Shard]
+    shards: list[Shard]  # in sample order
 
 
 def write_manifest(
@@ -239,14 +222,8 @@ def open_shards(
     """Open the folder of a data set's tars.
 
     Others may have written the manifest: it may only name another folder of its own origin. The
-    user's ``shards_url`` takes precedence.
-
-    Args:
-        store: folder of the manifest.
-        manifest: of the data set.
-        given: the user's ``shards_url`` and storage options. Options of ``store`` also apply to a
-            ``shards_url`` of the same origin.
-        fix: hint on how to set another origin.
+    user's ``given.shards_url`` takes precedence; options of ``store`` apply to it, too, if it is of
+    the same origin. ``fix`` is the hint on how to set another origin.
 
     Raises:
         DataError: the manifest names another origin.

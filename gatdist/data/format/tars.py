@@ -28,11 +28,7 @@ class TarDamagedError(ValueError):
 
 
 class Walk:
-    """Iterator over the members of a tar.
-
-    Args:
-        file: the tar; sought forward only, or back by one block.
-        size: of the tar, in bytes.
+    """Iterator over the members of a tar, which is sought forward only, or back by one block.
 
     Attributes:
         end: offset of the last end-of-archive record, after the last member.

@@ -31,12 +31,8 @@ def write_dataset(
 ) -> Manifest:
     """Write a data set: shards, their indexes, and last the manifest.
 
-    Args:
-        store: the folder.
-        shards: samples of each shard, as for :func:`write_shard`.
-        modality: see :class:`SampleSpec`.
-        sample_shape: see :class:`SampleSpec`.
-        spec: further fields of :class:`SampleSpec`.
+    ``shards`` holds the samples of each, as for :func:`write_shard`; the other arguments are fields
+    of :class:`SampleSpec`.
     """
     sample_spec = SampleSpec(modality=modality, sample_shape=list(sample_shape), **spec)
     written = [write_shard(store, f"shard-{i:06d}", samples) for i, samples in enumerate(shards)]

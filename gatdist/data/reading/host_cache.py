@@ -67,10 +67,6 @@ class HostCache:
         folder: created if absent; only a subfolder of our own is touched.
         max_bytes: of all blocks. Among runs that share the folder, the lowest limit applies.
 
-    Attributes:
-        notes: warnings to show once.
-        hits: blocks found in the cache.
-
     Raises:
         StorageError: ``folder`` is not a folder, or not writable.
     """
@@ -80,8 +76,8 @@ class HostCache:
         self._uid = os.geteuid()
         self._max_bytes = max_bytes
         self._writes = True
-        self.notes: list[str] = []
-        self.hits = 0
+        self.notes: list[str] = []  # warnings to show once
+        self.hits = 0  # blocks found in the cache
         try:
             with suppress(FileExistsError):
                 os.makedirs(self._parent)

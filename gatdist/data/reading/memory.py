@@ -19,19 +19,12 @@ _KEPT_BYTES, _CACHED_BYTES = 2 * 2**20, 2**19
 
 @dataclass(frozen=True)
 class MemoryBudget:
-    """Limits on what a worker keeps in memory.
+    """Limits on what a worker keeps in memory."""
 
-    Attributes:
-        fetched_bytes: of fetched data.
-        keeps: whether the whole data set stays in memory once fetched.
-        rows: samples of each lane in a segment, a multiple of the window.
-        min_block_bytes: mean size of fetched blocks, at least.
-    """
-
-    fetched_bytes: int
-    keeps: bool
-    rows: int
-    min_block_bytes: int = 0
+    fetched_bytes: int  # of fetched data
+    keeps: bool  # whether the whole data set stays in memory once fetched
+    rows: int  # samples of each lane in a segment, a multiple of the window
+    min_block_bytes: int = 0  # mean size of fetched blocks, at least
 
 
 def index_bytes(config: DataConfig) -> int:

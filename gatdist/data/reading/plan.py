@@ -29,54 +29,31 @@ _MAX_GAP_BYTES = 256 * 2**10  # read rather than skipped
 
 @dataclass(slots=True, eq=False)
 class ReadRange:
-    """Neighbouring samples of one shard, in memory together.
+    """Neighbouring samples of one shard, in memory together."""
 
-    Attributes:
-        shard: its number.
-        first: number in the shard of the first sample.
-        end: one past the last.
-        num_bytes: an estimate, until it is fetched.
-        block: first and end of the block to fetch instead, if any.
-        start: offset of ``data`` in the shard.
-        data: empty before it is fetched and after it is dropped.
-        opened: the shard, while there is data.
-    """
-
-    shard: int
-    first: int
-    end: int
-    num_bytes: int = 0
-    block: tuple[int, int] | None = None
-    start: int = 0
-    data: bytes = b""
-    opened: OpenShard | None = None
+    shard: int  # its number
+    first: int  # number in the shard of the first sample
+    end: int  # one past the last
+    num_bytes: int = 0  # an estimate, until it is fetched
+    block: tuple[int, int] | None = None  # first and end of the block to fetch instead, if any
+    start: int = 0  # offset of ``data`` in the shard
+    data: bytes = b""  # empty before it is fetched and after it is dropped
+    opened: OpenShard | None = None  # the shard, while there is data
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Consecutive samples of one worker, counted from where its plan begins.
+    """Consecutive samples of one worker, counted from where its plan begins."""
 
-    Attributes:
-        begin: the first sample.
-        end: one past the last.
-        ranges: their read ranges, in order of first use.
-        range_of: read range of each sample, int32 [m].
-        numbers: number of each sample in its shard, int64 [m].
-        new: the read ranges that no earlier segment has.
-        new_from: the sample that needs each of ``new`` first, ascending.
-        last_used: the last sample that needs each read range, ascending, [r].
-        dropped: read ranges in the order of ``last_used``, [r].
-    """
-
-    begin: int
-    end: int
-    ranges: list[ReadRange]
-    range_of: NDArray[np.int32]
-    numbers: Indices
-    new: list[ReadRange]
-    new_from: list[int]
-    last_used: list[int]
-    dropped: list[int]
+    begin: int  # the first sample
+    end: int  # one past the last
+    ranges: list[ReadRange]  # their read ranges, in order of first use
+    range_of: NDArray[np.int32]  # read range of each sample, int32 [m]
+    numbers: Indices  # number of each sample in its shard, int64 [m]
+    new: list[ReadRange]  # the read ranges that no earlier segment has
+    new_from: list[int]  # the sample that needs each of ``new`` first, ascending
+    last_used: list[int]  # the last sample that needs each read range, ascending, [r]
+    dropped: list[int]  # read ranges in the order of ``last_used``, [r]
 
 
 class Plan:
@@ -200,13 +177,7 @@ class Plan:
     def _ranges(
         self, shards: Indices, firsts: Indices, ends: Indices
     ) -> tuple[list[ReadRange], list[bool]]:
-        """Return the read ranges, and whether each is new.
-
-        Args:
-            shards: shard of each, [r].
-            firsts: index of the first sample of each, [r].
-            ends: one past the last, [r].
-        """
+        """Return the read ranges, given their shards, first indices and ends; and which are new."""
         blocks = self._blocks_of(firsts) if self._by_block else (firsts, ends)
         if self._keeps:
             firsts, ends = blocks
@@ -241,9 +212,6 @@ def cut_runs(
         shards: shard of each, [m].
         mean_bytes: of a sample of each shard.
         gap_bytes: the most bytes between two samples of a run.
-
-    Returns:
-        Numbers 0 ≤ i < m, ascending.
     """
     begins = np.ones(len(ordered), dtype=bool)
     bytes_here = mean_bytes[shards]

@@ -24,17 +24,7 @@ _FIELDS = ("offset", "size", "crc32")
 class OpenShard:
     """A shard of n samples with its index, both checked against the manifest.
 
-    Args:
-        tars: folder of the tars.
-        indexes: folder of the indexes.
-        manifest: of the data set.
-        shard: manifest entry of this shard.
-        decode: decodes the file of a sample.
-
-    Attributes:
-        name: of the tar.
-        starts: first byte of each sample, int64 [n].
-        stops: byte after the end of each sample, int64 [n].
+    ``starts`` and ``stops`` are the byte offsets of each sample, int64 [n].
 
     Raises:
         DataError: index or tar differ from the manifest, or a sample lacks a file.
@@ -83,16 +73,9 @@ class OpenShard:
         return int(self.starts[first]), int(self.stops[end - 1])
 
     def decode_into(self, i: int, start: int, data: bytes | memoryview, out: NDArray[Any]) -> int:
-        """Decode a sample.
+        """Decode sample ``i`` of the shard into ``out``, and return its class (0 if unlabelled).
 
-        Args:
-            i: number of the sample in this shard.
-            start: offset of ``data`` in the tar.
-            data: bytes that include the sample.
-            out: for the sample; see :func:`~gatdist.data.modalities.new_samples`.
-
-        Returns:
-            Its class; 0 if unlabelled.
+        ``data`` includes the sample, and begins at offset ``start`` in the tar.
 
         Raises:
             CodecError: it is damaged, or differs from the manifest.
@@ -124,11 +107,7 @@ class OpenShard:
             raise self._named(error, 0, i) from error
 
     def decode_again(self, i: int, data: bytes, out: NDArray[Any]) -> int:
-        """Decode a damaged sample from its bytes, fetched again.
-
-        Raises:
-            DataError: it is still damaged.
-        """
+        """Decode a damaged sample from its bytes, fetched again. Raises DataError."""
         try:
             return self.decode_into(i, int(self.starts[i]), data, out)
         except CodecError as error:
@@ -168,9 +147,7 @@ def _one_file_per_sample(index: NDArray[Any], requested: Sequence[str], url: str
 class OpenShards:
     """Cache of open shards by number. Thread-safe.
 
-    Args:
-        open_shard: opens the shard of a number.
-        max_bytes: of indexes; the least recently used are closed beyond this, but for one.
+    Beyond ``max_bytes`` of indexes, the least recently used are closed, except the last one.
     """
 
     def __init__(self, open_shard: Callable[[int], OpenShard], max_bytes: int) -> None:
