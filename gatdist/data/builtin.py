@@ -47,9 +47,8 @@ def write_digits(store: Store) -> None:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise DataError(
-            "builtin:digits", f"needs scikit-learn ({error})", hint="pip install scikit-learn"
-        ) from error
+        rule = f"needs scikit-learn ({error})"
+        raise DataError("builtin:digits", rule, hint="pip install scikit-learn") from error
     digits = load_digits()
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]  # [1797, 8, 8, 1]
     files = (

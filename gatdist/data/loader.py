@@ -20,9 +20,9 @@ from gatdist.common.heartbeat import beat
 from gatdist.config import Config, DataConfig
 from gatdist.data.dataset import Dataset
 from gatdist.data.layout import Indices
-from gatdist.data.order import SampleOrder
+from gatdist.data.order import SampleOrder, WorkerShare
 from gatdist.data.reading.plan import Plan
-from gatdist.data.sources import Decoded, Source, Stream
+from gatdist.data.sources import Decoded, Stream
 from gatdist.parallel.communicator import Communicator
 
 # Opening a remote shard and fetching its bytes takes several round trips.
@@ -105,7 +105,8 @@ class Loader:
         pin_memory: bool = False,
     ) -> None:
         self._dataset, self._config = dataset, config
-        self._local_batch = global_batch // world_size
+        self._share = WorkerShare(position, global_batch, rank, world_size)
+        self._local_batch = self._share.local_batch
         self._pin_memory = pin_memory
         self._lock = threading.Lock()
         self._can_decode = threading.Condition(self._lock)
@@ -121,23 +122,13 @@ class Loader:
         budget = dataset.memory_budget(
             order, config, global_batch=global_batch, world_size=world_size
         )
-        self._plan = Plan(
-            order,
-            dataset.layout,
-            budget,
-            position=position,
-            global_batch=global_batch,
-            rank=rank,
-            world_size=world_size,
-            by_block=dataset.is_cached,
-        )
-        self._source: Source
+        self._source: Decoded | Stream
         if dataset.is_decoded:
-            self._source = Decoded(dataset, order, self._plan)
+            self._source = Decoded(dataset, order, self._share)
         else:
             self._source = Stream(
                 dataset,
-                self._plan,
+                Plan(order, dataset.layout, budget, self._share, by_block=dataset.is_cached),
                 budget,
                 lock=self._lock,
                 on_loaded=self._can_decode.notify_all,
@@ -294,7 +285,7 @@ class Loader:
             self._source.release(undone.begin if undone else self._begun)
 
     def _batch(self, work: _Work) -> Batch:
-        positions = torch.from_numpy(self._plan.positions(work.begin, work.end))
+        positions = torch.from_numpy(self._share.positions(work.begin, work.end))
         labels = None if work.labels is None else torch.from_numpy(work.labels)
         if self._pin_memory:
             positions = positions.pin_memory()

@@ -24,6 +24,7 @@ Legend: N samples, L lanes, k positions, b blocks.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -161,16 +162,32 @@ class SampleOrder:
         return layout, np.cumsum(self._sizes[layout], dtype=np.int64)
 
 
-def local_positions(
-    position: int, global_batch: int, rank: int, world_size: int, begin: int, end: int
-) -> Indices:
-    """Return the positions of one worker's samples ``begin`` to ``end``, counted from ``position``.
+@dataclass(frozen=True)
+class WorkerShare:
+    """Samples of one worker: positions ``position + rank + world_size · i`` of each batch."""
 
-    The worker uses ``rank + world_size · i`` of each batch.
-    """
-    assert global_batch % world_size == 0, f"{global_batch} samples, {world_size} workers"
-    batches, places = np.divmod(np.arange(begin, end), global_batch // world_size)
-    return position + batches * global_batch + rank + places * world_size
+    position: int  # where the run begins or resumes
+    global_batch: int  # a multiple of world_size
+    rank: int
+    world_size: int
+
+    @property
+    def local_batch(self) -> int:
+        """Samples per step of the worker."""
+        return self.global_batch // self.world_size
+
+    def positions(self, begin: int, end: int) -> Indices:
+        """Return the positions in the run of the worker's samples ``begin`` to ``end``."""
+        assert self.global_batch % self.world_size == 0, self
+        batches, places = np.divmod(np.arange(begin, end), self.local_batch)
+        start = self.position + self.rank
+        return start + batches * self.global_batch + places * self.world_size
+
+    def samples_before(self, position: int) -> int:
+        """Return how many of the worker's samples precede a position."""
+        batches, places = divmod(position - self.position, self.global_batch)
+        mine = -(-(places - self.rank) // self.world_size)
+        return batches * self.local_batch + min(max(0, mine), self.local_batch)
 
 
 def substitute(sample: int, attempt: int, num_samples: int) -> int:

@@ -1,4 +1,9 @@
-"""Sources of a loader: read ranges fetched ahead, or decoded samples in memory."""
+"""Sources of a loader: read ranges fetched ahead, or decoded samples in memory.
+
+Samples are those of one worker, counted from where its loader begins. ``is_loaded`` returns whether
+all before ``end`` can be decoded, ``release`` drops them, both with the loader's lock held.
+``decode`` decodes samples ``begin`` to ``end``. ``close`` stops the threads, without the lock.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +20,7 @@ from numpy.typing import NDArray
 from gatdist.common.errors import UserError
 from gatdist.data.dataset import Dataset
 from gatdist.data.layout import Indices
-from gatdist.data.order import SampleOrder
+from gatdist.data.order import SampleOrder, WorkerShare
 from gatdist.data.reading.memory import MemoryBudget
 from gatdist.data.reading.plan import Plan, ReadRange, Segment
 
@@ -23,30 +28,13 @@ _GROUP_BYTES = 4 * 2**20  # fetched with one call
 _LOOK_AHEAD = 4096  # samples
 
 
-class Source(Protocol):
-    """A worker's samples, counted from where its loader begins."""
-
-    threads: Sequence[threading.Thread]
-
-    def is_loaded(self, end: int) -> bool:
-        """Return whether all samples before ``end`` can be decoded. Needs the loader's lock."""
-
-    def release(self, end: int) -> None:
-        """Release samples before ``end``. Needs the loader's lock."""
-
-    def decode(self, begin: int, end: int, samples: NDArray[Any], labels: Indices | None) -> None:
-        """Decode samples ``begin`` to ``end`` into arrays of that length."""
-
-    def close(self) -> None:
-        """Stop the threads. Must not hold the loader's lock."""
-
-
 class Decoded:
     """Source of a small data set, which is decoded once and stays in memory."""
 
-    def __init__(self, dataset: Dataset, order: SampleOrder, plan: Plan) -> None:
-        self.threads: Sequence[threading.Thread] = ()
-        self._dataset, self._order, self._plan = dataset, order, plan
+    threads: Sequence[threading.Thread] = ()
+
+    def __init__(self, dataset: Dataset, order: SampleOrder, share: WorkerShare) -> None:
+        self._dataset, self._order, self._share = dataset, order, share
         self._lock = threading.Lock()
         self._begin, self._known = 0, np.empty(0, dtype=np.int64)
 
@@ -68,7 +56,7 @@ class Decoded:
         with self._lock:
             if begin < self._begin or end > self._begin + len(self._known):
                 self._begin = begin
-                positions = self._plan.positions(begin, max(end, begin + _LOOK_AHEAD))
+                positions = self._share.positions(begin, max(end, begin + _LOOK_AHEAD))
                 self._known = self._order.indices(positions)
             return self._known[begin - self._begin : end - self._begin]
 

@@ -85,9 +85,8 @@ def open_file_system(url: str, options: Mapping[str, Any], stall_s: float) -> tu
         backend.adjust(file_system, stall_s)
     except ImportError as error:
         hint = f'pip install "gatdist[{backend.extra}]"' if backend.extra else "Install its package"
-        raise StorageError(
-            redact_url(url), f"its package is not installed ({error})", hint=hint
-        ) from error
+        rule = f"its package is not installed ({error})"
+        raise StorageError(redact_url(url), rule, hint=hint) from error
     except (TypeError, ValueError) as error:
         message = redact_secrets(secrets_of(url, options), str(error))
         hint = "Check the protocol and storage_options"

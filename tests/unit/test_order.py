@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from gatdist.data.layout import ShardLayout
 from gatdist.data.order import (
     SampleOrder,
+    WorkerShare,
     fitting_block_bytes,
     fitting_window,
     hash_words,
-    local_positions,
     permute,
     substitute,
 )
@@ -70,7 +70,7 @@ def test_all_ranks_together_show_the_prefix_whenever_their_number_changes(
         order = SampleOrder(blocks, seed=seed, lanes=lanes, window=window)  # as resumed elsewhere
         for rank in range(world_size):
             share = steps * batch // world_size
-            positions = local_positions(position, batch, rank, world_size, 0, share)
+            positions = WorkerShare(position, batch, rank, world_size).positions(0, share)
             shown += order.indices(positions).tolist()
         position += steps * batch
     n = order.num_samples
@@ -82,10 +82,11 @@ def test_all_ranks_together_show_the_prefix_whenever_their_number_changes(
 
 
 def test_a_rank_is_the_place_in_the_batch_modulo_the_ranks() -> None:
-    positions = local_positions(240, global_batch=12, rank=1, world_size=3, begin=0, end=400)
+    share = WorkerShare(240, global_batch=12, rank=1, world_size=3)
+    positions = share.positions(0, 400)
     assert positions[:6].tolist() == [241, 244, 247, 250, 253, 256]
     assert ((positions % 12) % 3 == 1).all()
-    assert (local_positions(240, 12, 1, 3, 130, 150) == positions[130:150]).all()
+    assert (share.positions(130, 150) == positions[130:150]).all()
 
 
 def test_epochs_and_seeds_differ() -> None:

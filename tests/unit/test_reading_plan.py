@@ -1,4 +1,4 @@
-"""The plan of a worker's reading: every sample in a each, every each as long as it is needed."""
+"""A worker's reading plan: each sample is in a read range, which is kept as long as it is needed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gatdist.data.layout import ShardLayout, block_bounds
-from gatdist.data.order import SampleOrder, local_positions
+from gatdist.data.order import SampleOrder, WorkerShare
 from gatdist.data.reading import plan as planning
 from gatdist.data.reading.memory import MemoryBudget
 from gatdist.data.reading.plan import Plan, Segment, cut_runs
@@ -42,7 +42,7 @@ def cases(draw: st.DrawFn) -> tuple[SampleOrder, list[tuple[int, int]], dict[str
 
 @many
 @given(cases(), st.booleans(), st.booleans(), st.sampled_from([0, 1, 10**5, 10**9]))
-def test_each_sample_lies_in_its_each_while_it_is_there(
+def test_each_sample_lies_in_its_read_range_while_it_is_there(
     case: tuple[SampleOrder, list[tuple[int, int]], dict[str, int]],
     by_block: bool,
     keeps: bool,
@@ -50,8 +50,8 @@ def test_each_sample_lies_in_its_each_while_it_is_there(
 ) -> None:
     order, shards, given = case
     budget = MemoryBudget(0, keeps, given["rows"], least_bytes)
-    worker = {key: value for key, value in given.items() if key != "rows"}
-    plan = Plan(order, ShardLayout(shards), budget, by_block=by_block, **worker)
+    worker = WorkerShare(**{key: value for key, value in given.items() if key != "rows"})
+    plan = Plan(order, ShardLayout(shards), budget, worker, by_block=by_block)
     larger = np.cumsum(ShardLayout(shards).cut_blocks(least_bytes)) if least_bytes else np.empty(0)
     bounds = order.blocks_of
     if 0 < len(larger) < order.num_blocks:
@@ -63,12 +63,7 @@ def test_each_sample_lies_in_its_each_while_it_is_there(
         assert segment.begin == end
         end = segment.end
         assert segment.begin < end
-        positions = local_positions(
-            *(given[key] for key in ("position", "global_batch", "rank", "world_size")),
-            segment.begin,
-            end,
-        )
-        assert (plan.positions(segment.begin, end) == positions).all()
+        positions = worker.positions(segment.begin, end)
         # A segment lies in one epoch, and between two multiples of its rows.
         epochs, q = np.divmod(positions, order.num_samples)
         assert len(set(epochs)) == len(set(q // (given["rows"] * order.lanes))) == 1
@@ -108,14 +103,14 @@ def segments_of_an_epoch(plan: Plan, share: int) -> list[Segment]:
 
 @pytest.mark.parametrize("world_size", [1, 2, 4, 8, 64])
 def test_no_byte_is_needed_twice_in_an_epoch(world_size: int) -> None:
-    # Windows end inside of blocks, lanes too; still each sample is in one each of one worker.
+    # Windows end inside of blocks, lanes too; still each sample is in one read range of one worker.
     shards = [(700, 700 * 30_000)] * 10
     order = SampleOrder([35] * 200, seed=1, lanes=64, window=24)
     fetched: Counter[tuple[int, int]] = Counter()
     reads = 0
     for rank in range(world_size):
-        given = {"position": 0, "global_batch": 64, "rank": rank, "world_size": world_size}
-        plan = Plan(order, ShardLayout(shards), MemoryBudget(0, False, 48), by_block=False, **given)
+        given = WorkerShare(0, 64, rank, world_size)
+        plan = Plan(order, ShardLayout(shards), MemoryBudget(0, False, 48), given, by_block=False)
         share = len(range(rank, 7000, world_size))
         for segment in segments_of_an_epoch(plan, share):
             reads += len(segment.ranges)
@@ -130,8 +125,8 @@ def test_no_byte_is_needed_twice_in_an_epoch(world_size: int) -> None:
 def test_workers_that_do_not_divide_the_lanes_read_what_they_need() -> None:
     shards = [(700, 700 * 30_000)] * 10
     order = SampleOrder([35] * 200, seed=1, lanes=64, window=24)
-    given = {"position": 0, "global_batch": 192, "rank": 1, "world_size": 3}
-    plan = Plan(order, ShardLayout(shards), MemoryBudget(0, False, 24), by_block=False, **given)
+    given = WorkerShare(0, 192, rank=1, world_size=3)
+    plan = Plan(order, ShardLayout(shards), MemoryBudget(0, False, 24), given, by_block=False)
     mine = np.flatnonzero(np.arange(7000) % 192 % 3 == 1)
     num_read = sum(
         each.end - each.first

@@ -18,10 +18,8 @@ def decode_point_into(content: bytes | memoryview, out: NDArray[np.float32]) -> 
     """Decode an ``.npy`` file of finite numbers into ``out``, of its shape. Raises CodecError."""
     point = read_npy(content)
     if point.shape != out.shape or point.dtype.kind not in "fiu":
-        raise CodecError(
-            f"is {point.dtype} of shape {point.shape}, expected numbers of shape {out.shape}",
-            hint="Pack again",
-        )
+        rule = f"is {point.dtype} of shape {point.shape}, expected numbers of shape {out.shape}"
+        raise CodecError(rule, hint="Pack again")
     if not np.isfinite(point).all():
         raise CodecError("holds non-finite numbers", hint="Remove the sample and pack again")
     out[...] = point
@@ -37,22 +35,16 @@ def decode_tokens_into(
     """
     ids = read_npy(content)
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
-        raise CodecError(
-            f"is {ids.dtype} of shape {ids.shape}, expected integers of one dimension",
-            hint="Pack again",
-        )
+        rule = f"is {ids.dtype} of shape {ids.shape}, expected integers of one dimension"
+        raise CodecError(rule, hint="Pack again")
     if len(ids) < len(out):
-        raise CodecError(
-            f"has {len(ids):,} tokens, expected {len(out):,} or more",
-            hint=f"Remove it, or set data.length = {len(ids)} or less",
-        )
+        rule = f"has {len(ids):,} tokens, expected {len(out):,} or more"
+        raise CodecError(rule, hint=f"Remove it, or set data.length = {len(ids)} or less")
     ids = ids[: len(out)]
     outside = np.flatnonzero((ids < 0) | (ids >= num_tokens))
     if outside.size:
-        raise CodecError(
-            f"has token {ids[outside[0]]} at {outside[0]}, expected 0 to {num_tokens - 1}",
-            hint="Pack again with the vocabulary that encoded the text",
-        )
+        rule = f"has token {ids[outside[0]]} at {outside[0]}, expected 0 to {num_tokens - 1}"
+        raise CodecError(rule, hint="Pack again with the vocabulary that encoded the text")
     out[...] = ids
 
 

@@ -122,17 +122,13 @@ def _frames(file: Any, length: int) -> Clip:
 
 def _require_match(found: AudioHeader, channels: int, length: int, sample_rate: int) -> None:
     if found.sample_rate != sample_rate:
-        raise CodecError(
-            f"has a sample rate of {found.sample_rate:,} Hz, expected {sample_rate:,} Hz",
-            hint=f"Pack again with --sample-rate {sample_rate}",
-        )
+        rule = f"has a sample rate of {found.sample_rate:,} Hz, expected {sample_rate:,} Hz"
+        raise CodecError(rule, hint=f"Pack again with --sample-rate {sample_rate}")
     if found.length < length:
         raise CodecError(
             f"has {found.length:,} samples, expected {length:,} or more",
             hint=f"Pack again with --length {length}, or set data.length = {found.length} or less",
         )
     if channels not in (1, found.channels) and found.channels != 1:
-        raise CodecError(
-            f"has {found.channels} channels, expected {channels}",
-            hint=f"Set data.channels to 1 or {found.channels}",
-        )
+        rule = f"has {found.channels} channels, expected {channels}"
+        raise CodecError(rule, hint=f"Set data.channels to 1 or {found.channels}")

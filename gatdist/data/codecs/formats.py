@@ -246,18 +246,14 @@ def read_jpeg_header(content: bytes) -> JpegHeader:
             parts.setdefault(content[at + 14 : at + 15], content[at + 16 : end])
         at = end
     else:
-        raise CodecError(
-            f"is a JPEG with more than {_MAX_SEGMENTS:,} segments before its image",
-            hint="Remove it, or save it again",
-        )
+        rule = f"is a JPEG with more than {_MAX_SEGMENTS:,} segments before its image"
+        raise CodecError(rule, hint="Remove it, or save it again")
     if frame is None or len(frame[1]) < 6:
         raise CodecError("is not a readable image (a JPEG without a frame)")
     process, head = frame
     if process == "progressive" and content.count(b"\xff\xda") > _MAX_SCANS:
-        raise CodecError(
-            f"is a progressive JPEG with more than {_MAX_SCANS} scans",
-            hint="Remove it, or save it again",
-        )
+        rule = f"is a progressive JPEG with more than {_MAX_SCANS} scans"
+        raise CodecError(rule, hint="Remove it, or save it again")
     return JpegHeader(
         height=int.from_bytes(head[1:3]),
         width=int.from_bytes(head[3:5]),

@@ -202,10 +202,8 @@ def _opaque(
     else:
         levels, found = color, header.profile
         if found == "profiles":
-            raise CodecError(
-                "has 16 bits and a color profile, which can only be converted with 8 bits",
-                hint="Convert it to sRGB, or pack with --bits 8",
-            )
+            rule = "has 16 bits and a color profile, which can only be converted with 8 bits"
+            raise CodecError(rule, hint="Convert it to sRGB, or pack with --bits 8")
     if found:
         remarks[found] = ""
     if alpha is not None and alpha.min() < np.iinfo(alpha.dtype).max:
@@ -231,9 +229,8 @@ def _stored(content: bytes, header: ImageHeader, channels: int) -> Stored:
     except CodecError:
         raise
     except Exception as error:
-        raise CodecError(
-            f"is not a readable image ({header.process} JPEG: {described(error)})"
-        ) from error
+        rule = f"is not a readable image ({header.process} JPEG: {described(error)})"
+        raise CodecError(rule) from error
 
 
 def _decoded_jpeg(

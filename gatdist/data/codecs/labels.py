@@ -128,15 +128,13 @@ def decode_label(
     if not isinstance(label, int):
         raise CodecError(f"is {label[:_SHOWN]!r}, expected an integer")
     if label >= num_classes:
-        raise CodecError(
-            f"is class {label}, expected 0 to {num_classes - 1}",
-            hint="Pack again with the right labels",
-        )
+        rule = f"is class {label}, expected 0 to {num_classes - 1}"
+        raise CodecError(rule, hint="Pack again with the right labels")
     return label
 
 
 def read_label(content: bytes | memoryview, field: str = "") -> Label:
-    """Return the label in a file, None if unlabelled; see :func:`decode_label`. Raises CodecError."""
+    """Return the label in a file; None if unlabelled. See :func:`decode_label`."""
     text = _decoded(bytes(content))
     if not field:
         return normalized(text)

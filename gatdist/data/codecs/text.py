@@ -49,9 +49,8 @@ class Vocabulary:
     def _bytes(self, text: str, length: int | None) -> bytes:
         data = text.encode()
         if 0 in data:
-            raise CodecError(
-                f"holds the character 0 at byte {data.index(0)}", hint="Remove it and pack again"
-            )
+            rule = f"holds the character 0 at byte {data.index(0)}"
+            raise CodecError(rule, hint="Remove it and pack again")
         if length is None or len(data) <= length:
             return data
         return data[:length].decode(errors="ignore").encode()  # drops a partial last character
@@ -73,8 +72,6 @@ def decode_text_into(
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
-        raise CodecError(
-            f"is not UTF-8 (byte {data[error.start]:#04x} at {error.start})",
-            hint="Convert it to UTF-8 and pack again",
-        ) from None
+        rule = f"is not UTF-8 (byte {data[error.start]:#04x} at {error.start})"
+        raise CodecError(rule, hint="Convert it to UTF-8 and pack again") from None
     out[...] = (vocabulary or Vocabulary()).encode(text, len(out))

@@ -31,9 +31,8 @@ def read_index(store: Store, shard: Shard) -> NDArray[Any]:
     try:
         content = store.read(shard.index)
     except StorageError as error:
-        raise DataError(
-            subject, f"is in the manifest, but can't be read ({error})", hint=_MAKE_AGAIN
-        ) from error
+        rule = f"is in the manifest, but can't be read ({error})"
+        raise DataError(subject, rule, hint=_MAKE_AGAIN) from error
     found = hashlib.sha256(content).hexdigest()
     if found != shard.index_sha256:
         rule = f"has SHA-256 {found}, the manifest says {shard.index_sha256}"

@@ -258,15 +258,9 @@ def _raise_no_manifest(store: Store) -> None:
     names = store.list()
     tars = [name for name in names if name.endswith((".tar", ".tar.gz", ".tgz"))]
     if tars:
-        raise DataError(
-            store.url,
-            f"holds {len(tars)} tars such as {tars[0]} but no {MANIFEST}",
-            hint=f"Run gatdist index {store.url}",
-        )
+        rule = f"holds {len(tars)} tars such as {tars[0]} but no {MANIFEST}"
+        raise DataError(store.url, rule, hint=f"Run gatdist index {store.url}")
     if names:
-        raise DataError(
-            store.url,
-            f"holds no shards and no {MANIFEST}",
-            hint="Check data.url, or pack data there",
-        )
+        rule = f"holds no shards and no {MANIFEST}"
+        raise DataError(store.url, rule, hint="Check data.url, or pack data there")
     raise DataError(store.url, "does not exist or is empty", hint="Check data.url")

@@ -105,6 +105,5 @@ def _tar_header(shard: str, name: str, size: int) -> bytes:
     try:
         return info.tobuf(tarfile.USTAR_FORMAT, encoding="utf-8", errors="strict")
     except ValueError as error:
-        raise DataError(
-            f"{shard}: {name}", f"does not fit a USTAR header ({error})", hint="Shorten the key"
-        ) from None
+        rule = f"does not fit a USTAR header ({error})"
+        raise DataError(f"{shard}: {name}", rule, hint="Shorten the key") from None

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatdist.data.layout import Indices, ShardLayout, block_bounds
-from gatdist.data.order import SampleOrder, local_positions
+from gatdist.data.order import SampleOrder, WorkerShare
 from gatdist.data.reading.memory import MemoryBudget
 from gatdist.data.reading.shards import OpenShard
 
@@ -65,10 +65,7 @@ class Plan:
         budget: ``rows`` is the length of a segment. With ``keeps``, all read ranges are whole
             blocks and stay in memory. Blocks of the order that are smaller than ``min_block_bytes``
             on average are replaced by larger ones for fetching.
-        position: samples used globally so far.
-        global_batch: samples per step, summed over all workers.
-        rank: of the worker.
-        world_size: number of workers.
+        share: of the worker.
         by_block: whether read ranges end at block bounds, as a shared cache requires: blocks are
             the same in each epoch.
     """
@@ -78,35 +75,24 @@ class Plan:
         order: SampleOrder,
         layout: ShardLayout,
         budget: MemoryBudget,
+        share: WorkerShare,
         *,
-        position: int,
-        global_batch: int,
-        rank: int,
-        world_size: int,
         by_block: bool,
     ) -> None:
-        self._order, self._layout = order, layout
+        self._order, self._layout, self._share = order, layout, share
         self._keeps, self._by_block = budget.keeps, by_block or budget.keeps
-        self._position, self._global_batch = position, global_batch
-        self._rank, self._world_size = rank, world_size
         self._span = budget.rows * order.lanes
-        self._shares_lanes = order.lanes % world_size != 0
+        self._shares_lanes = order.lanes % share.world_size != 0
         window_samples = order.window * order.lanes
-        self._begins_in_window = position % order.num_samples % window_samples != 0
+        self._begins_in_window = share.position % order.num_samples % window_samples != 0
         self._blocks_of = order.blocks_of
         if budget.min_block_bytes:
             ends = np.cumsum(layout.cut_blocks(budget.min_block_bytes), dtype=np.int64)
             if len(ends) < order.num_blocks:
                 self._blocks_of = partial(block_bounds, ends=ends)
         self._planned = 0  # samples
-        self._boundary = position  # where the next segment begins, among all workers' samples
+        self._boundary = share.position  # where the next segment begins, among all workers' samples
         self._kept: dict[int, ReadRange] = {}  # by first sample of the block
-
-    def positions(self, begin: int, end: int) -> Indices:
-        """Return the positions in the run of the worker's samples ``begin`` to ``end``."""
-        return local_positions(
-            self._position, self._global_batch, self._rank, self._world_size, begin, end
-        )
 
     def next(self) -> Segment:
         """Return the next segment."""
@@ -115,20 +101,13 @@ class Plan:
             epoch, q = divmod(self._boundary, self._order.num_samples)
             q = min(self._order.num_samples, (q // self._span + 1) * self._span)
             self._boundary = epoch * self._order.num_samples + q
-            end = self._samples_before(self._boundary)
+            end = self._share.samples_before(self._boundary)
         self._planned = end
-        return self._segment(begin, end, self._order.indices(self.positions(begin, end)))
+        return self._segment(begin, end, self._order.indices(self._share.positions(begin, end)))
 
     def forget(self) -> None:
         """Drop the read ranges that are kept."""
         self._kept.clear()
-
-    def _samples_before(self, position: int) -> int:
-        """Return how many of the worker's samples precede a position."""
-        batches, places = divmod(position - self._position, self._global_batch)
-        mine = -(-(places - self._rank) // self._world_size)
-        local_batch = self._global_batch // self._world_size
-        return batches * local_batch + min(max(0, mine), local_batch)
 
     def _segment(self, begin: int, end: int, indices: Indices) -> Segment:
         by_index = np.argsort(indices, kind="stable")

@@ -135,11 +135,8 @@ def _one_file_per_sample(index: NDArray[Any], requested: Sequence[str], url: str
     wrong = np.flatnonzero(counts != 1)
     if wrong.size:
         key = index["key"][begins][wrong[0]].decode()
-        raise DataError(
-            url,
-            f"sample {key} has {counts[wrong[0]]} files .{' or .'.join(requested)}, expected 1",
-            hint="Fix or remove the sample, and pack or index again",
-        )
+        rule = f"sample {key} has {counts[wrong[0]]} files .{' or .'.join(requested)}, expected 1"
+        raise DataError(url, rule, hint="Fix or remove the sample, and pack or index again")
     rows: NDArray[Any] = index[chosen]
     return rows
 
