@@ -135,12 +135,10 @@ class Dataset:
 
     @property
     def cache_hits(self) -> int:
-        """Blocks found in the host cache so far."""
         return self._cache.hits if self._cache else 0
 
     @property
     def notes(self) -> list[str]:
-        """Warnings of the host cache."""
         return list(self._cache.notes) if self._cache else []
 
     @property
@@ -166,7 +164,6 @@ class Dataset:
         )
 
     def new_samples(self, count: int) -> Samples:
-        """Allocate samples; see :func:`~gatdist.data.modalities.new_samples`."""
         return new_samples(self.spec, count)
 
     def new_labels(self, count: int) -> Indices | None:
@@ -350,14 +347,12 @@ class Dataset:
         )
 
     def _decode_alone(self, index: int, out: Samples) -> int:
-        """Fetch one sample from storage, decode it into ``out``, and return its label."""
         number = int(self.layout.shard_of(np.array(index)))
         shard, i = self._shards[number], index - int(self.layout.begins[number])
         (data,) = self._fetch_spans([shard], [shard.span(i, i + 1)])
         return shard.decode_again(i, data, out)
 
     def _count_bad(self, index: int, error: DataError) -> None:
-        """Record a sample as bad, or raise."""
         if self.config.on_bad_sample == "raise":
             raise error
         budget = self.config.bad_sample_budget

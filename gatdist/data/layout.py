@@ -34,7 +34,6 @@ class ShardLayout:
         return len(self._samples)
 
     def shard_of(self, indices: Indices) -> Indices:
-        """Return the shard that holds each sample."""
         return np.searchsorted(self.ends, indices, side="right")
 
     def num_blocks(self, block_bytes: int) -> Indices:
@@ -71,7 +70,6 @@ class ShardLayout:
         return int((np.clip(num_samples - before, 0, samples) * means).sum())
 
     def _heaviest_first(self) -> tuple[Indices, NDArray[np.float64]]:
-        """Return samples and mean bytes of each shard, ordered by the latter."""
         means = self._bytes / self._samples
         order = np.argsort(-means, kind="stable")
         return self._samples[order], means[order]

@@ -42,8 +42,6 @@ class Batch:
 
 
 class _Work:
-    """A batch that is being decoded."""
-
     def __init__(self, begin: int, end: int, samples: Tensor, labels: Indices | None) -> None:
         self.begin, self.end = begin, end
         self.samples, self.labels = samples, labels
@@ -151,7 +149,6 @@ class Loader:
         *,
         position: int,
     ) -> Self:
-        """Return the loader of one worker of a run."""
         return cls(
             dataset,
             order,
@@ -221,7 +218,6 @@ class Loader:
         self.close()
 
     def _decode(self) -> None:
-        """Run one decoding thread."""
         try:
             while True:
                 with self._lock:

@@ -117,16 +117,13 @@ class SampleOrder:
 
     @property
     def num_blocks(self) -> int:
-        """Number of blocks."""
         return len(self._sizes)
 
     @property
     def longest_block(self) -> int:
-        """Samples in the longest block."""
         return int(self._sizes.max())
 
     def blocks_of(self, samples: Indices) -> tuple[Indices, Indices]:
-        """Return the bounds of the block of each sample; see :func:`block_bounds`."""
         return block_bounds(samples, self._ends)
 
     def state(self) -> dict[str, Any]:
@@ -173,7 +170,6 @@ class WorkerShare:
 
     @property
     def local_batch(self) -> int:
-        """Samples per step of the worker."""
         return self.global_batch // self.world_size
 
     def positions(self, begin: int, end: int) -> Indices:
@@ -184,7 +180,6 @@ class WorkerShare:
         return start + batches * self.global_batch + places * self.world_size
 
     def samples_before(self, position: int) -> int:
-        """Return how many of the worker's samples precede a position."""
         batches, places = divmod(position - self.position, self.global_batch)
         mine = -(-(places - self.rank) // self.world_size)
         return batches * self.local_batch + min(max(0, mine), self.local_batch)

@@ -39,7 +39,6 @@ class SampleFormat(ABC):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of a sample as a network tensor."""
         return self.sample_shape
 
     @property
@@ -47,13 +46,13 @@ class SampleFormat(ABC):
         """Keyword arguments for networks, besides shape and number of classes."""
         return {"modality": self.modality}
 
-    @abstractmethod
     def to_network(self, samples: Tensor) -> Tensor:
         """Convert samples as read to network tensors, float [n, *shape]."""
+        return samples
 
-    @abstractmethod
     def to_samples(self, outputs: Tensor) -> Tensor:
         """Convert network outputs, float [n, *shape], to samples as they would be read."""
+        return outputs
 
     @abstractmethod
     def encode(self, sample: NDArray[Any]) -> bytes:
@@ -92,12 +91,6 @@ class PointFormat(SampleFormat):
 
     modality, ending = "points", ".npy"
 
-    def to_network(self, samples: Tensor) -> Tensor:
-        return samples
-
-    def to_samples(self, outputs: Tensor) -> Tensor:
-        return outputs
-
     def encode(self, sample: NDArray[Any]) -> bytes:
         return encode_array(sample.astype(np.float32))
 
@@ -109,16 +102,12 @@ class AudioFormat(SampleFormat):
 
     @property
     def sample_rate(self) -> int:
-        """Sample rate in hertz."""
         assert self.spec.sample_rate is not None
         return self.spec.sample_rate
 
     @property
     def metadata(self) -> Mapping[str, Any]:
         return {"modality": self.modality, "sample_rate": self.sample_rate}
-
-    def to_network(self, samples: Tensor) -> Tensor:
-        return samples
 
     def to_samples(self, outputs: Tensor) -> Tensor:
         return outputs.mul(32768).round_().clamp_(-32768, 32767).div_(32768)
@@ -134,7 +123,6 @@ class TextFormat(SampleFormat):
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """Characters of the ids."""
         return Vocabulary(self.spec.vocabulary)
 
     @property
@@ -184,6 +172,5 @@ def sample_format_of(spec: ReadSpec) -> SampleFormat:
 
 
 def _one_hot(ids: Tensor, count: int) -> Tensor:
-    """Convert ids [n, t] to float32 [n, count, t]."""
     encoded = torch.zeros(len(ids), count, ids.shape[1], device=ids.device)
     return encoded.scatter_(1, ids.long()[:, None], 1.0)

@@ -215,7 +215,6 @@ class Stream:
             self._has_work.notify_all()
 
     def _fetch(self, group: list[ReadRange], number: int) -> None:
-        """Fetch read ranges; ``number`` is that of the first."""
         try:
             self._dataset.fetch(group, self._is_closed)
             self._arrive(group, number)

@@ -40,7 +40,6 @@ class RequestedRanges:
         self._ignored: set[int] = set()  # answered with other bytes
 
     def contents(self) -> list[bytes]:
-        """Return the contents, in the order of the ranges."""
         return [self._found[i] for i in range(len(self._ranges))]
 
     def fetch(self, file_system: Any) -> None:
@@ -64,7 +63,6 @@ class RequestedRanges:
         _raise_failed(failed, len(missing))
 
     def _error(self, i: int, content: object) -> Exception:
-        """Return the error of an answer to a range."""
         name, start, stop = self._ranges[i]
         if isinstance(content, bytes) and len(content) > stop - start:
             content = failures.RangeIgnoredError(
@@ -147,7 +145,6 @@ class Deletion:
 
 
 async def _delete_each(file_system: Any, paths: Sequence[str]) -> list[BaseException | None]:
-    """Delete files, and return the error of each."""
     gate = asyncio.Semaphore(_CONCURRENCY)
 
     async def delete(path: str) -> None:

@@ -66,7 +66,6 @@ class Connection:
 
     @property
     def origin(self) -> str:
-        """See :mod:`gatdist.storage.urls`."""
         return origin(expand_env(self.url))
 
     def child_url(self, name: str) -> str:
@@ -103,7 +102,6 @@ class Connection:
         return path if _SPECIAL.search(plain) else plain
 
     def shown(self, name: str = "") -> str:
-        """Return the URL of a file, without secrets."""
         return redact_url(_joined(self.url, name))
 
     def run(self, name: str, operation: Callable[[Any], T]) -> T:
@@ -179,7 +177,6 @@ class Connection:
         return self._file_system
 
     def _renew(self, stale: Any) -> None:
-        """Reopen the file system, unless another thread did."""
         with self._lock:
             if self._file_system is stale:
                 type(stale).clear_instance_cache()

@@ -184,7 +184,6 @@ def hint(error: Exception) -> str:
 
 
 def _server_ahead_s(found: Answer) -> float:
-    """Return how far the server's clock is ahead of ours; 0 if unknown."""
     try:
         return _ahead_s(found.headers["date"])
     except (KeyError, ValueError, OverflowError):
@@ -228,13 +227,11 @@ def meaning(error: Exception) -> str:
 
 
 def _misled(error: BaseException) -> str:
-    """Describe a redirect to nowhere; "" if it is none."""
     names = set().union(*map(_class_names, _chain(error)))
     return next((meaning for name, meaning in _MISLED.items() if name in names), "")
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and its causes."""
     each: BaseException | None = error
     while each and not isinstance(each, GatdistError):
         yield each

@@ -98,7 +98,6 @@ def _opened(path: str) -> int:
 
 
 def _version(status: os.stat_result) -> tuple[int, ...]:
-    """Identify a file and its content."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 

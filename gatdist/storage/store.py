@@ -73,11 +73,9 @@ class Store:
 
     @property
     def is_local(self) -> bool:
-        """Whether the folder is on a local file system."""
         return self._connection.is_local
 
     def local_path(self, name: str = "") -> Path:
-        """Return the path of ``name`` in a local store."""
         assert self.is_local, f"{self.url} is not local"
         return Path(self._connection.path(name))
 
@@ -102,7 +100,6 @@ class Store:
         return self._anew(url.on(self._connection.url))
 
     def with_retry_budget(self, retry_budget_s: float) -> Store:
-        """Return the same folder with another retry budget."""
         return partial(self._anew, retry_budget_s=retry_budget_s)(self._connection.url)
 
     def read(self, name: str) -> bytes:
@@ -115,8 +112,6 @@ class Store:
         return self._connection.run(name, lambda fs: self._content(fs, name))
 
     def read_if_exists(self, name: str) -> bytes | None:
-        """Return the content of a file; None if absent."""
-
         def content(file_system: Any) -> bytes | None:
             with _nothing_if_absent():
                 return self._content(file_system, name)
@@ -187,8 +182,6 @@ class Store:
         return self.read(name) == data
 
     def publish_file(self, name: str, path: Path) -> None:
-        """Copy a local file to ``name`` atomically; see :meth:`publish`."""
-
         def copy(target: BinaryIO) -> None:
             with path.open("rb") as source:
                 shutil.copyfileobj(source, target)
@@ -233,7 +226,6 @@ class Store:
         return shutil.disk_usage(existing).free
 
     def exists(self, name: str = "") -> bool:
-        """Return whether a file or folder exists."""
         return self._info(name) is not None
 
     def size(self, name: str) -> int:
@@ -297,14 +289,12 @@ class Store:
         self._connection.run("", lambda fs: deletion.attempt(self._writable(fs)))
 
     def _is_in(self, name: str) -> Callable[[str], bool]:
-        """Return a predicate of whether a path is in a folder."""
         folder = self._connection.path(name).rstrip("/")
         if self._connection.is_http:  # listings are the links of the folder's page
             return lambda path: path.rstrip("/") != folder
         return lambda path: path.startswith(f"{folder}/") and path != f"{folder}/"
 
     def _name(self, path: str, with_unfinished: bool = False) -> str:
-        """Return the name of a listed path; "" if it is hidden."""
         hidden = path.endswith(TEMPORARY) and not with_unfinished
         return "" if hidden else self._connection.name(path)
 

@@ -64,12 +64,10 @@ class OutsideUrl(RootModel[str]):
 
     @property
     def origin(self) -> str:
-        """See :func:`origin`."""
         return origin(self.root)
 
     @property
     def shown(self) -> str:
-        """The URL without secrets."""
         return redact_url(self.root)
 
     def on(self, own: str) -> str:

@@ -1,4 +1,4 @@
-"""A worker's reading plan: each sample is in a read range, which is kept as long as it is needed."""
+"""A worker's reading plan: each sample is in a read range, kept as long as it is needed."""
 
 from __future__ import annotations
 

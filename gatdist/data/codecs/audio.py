@@ -111,7 +111,6 @@ def _header(file: Any) -> AudioHeader:
 
 
 def _frames(file: Any, length: int) -> Clip:
-    """Read the first ``length`` samples, float32 [length, C]."""
     frames: Clip = file.read(length, dtype="float32", always_2d=True)
     if len(frames) != length:  # a truncated file
         raise CodecError(f"ends after {len(frames):,} of {file.frames:,} samples")

@@ -133,7 +133,6 @@ def _described(image: ImageFile.ImageFile, content: bytes) -> ImageHeader:
 
 
 def _exif(image: ImageFile.ImageFile, content: bytes) -> bytes:
-    """Return the EXIF data of an image other than JPEG and TIFF."""
     found = png_exif(content) if image.format == "PNG" else image.info.get("exif")
     if found:
         return bytes(found)

@@ -185,7 +185,6 @@ def _load(image: ImageFile.ImageFile, orientation: int) -> int:
 
 
 def _ppm_max(image: ImageFile.ImageFile) -> int:
-    """Return the largest level of a PPM file; 0 for other files."""
     if image.format != "PPM" or not image.tile or not isinstance(image.tile[0][3], tuple):
         return 0
     most = image.tile[0][3][-1]
@@ -208,14 +207,12 @@ def _ppm_levels(image: ImageFile.ImageFile, content: bytes) -> Image.Image | Lev
 
 
 def _raw_mode(image: ImageFile.ImageFile) -> str:
-    """Return Pillow's name of how the first tile's pixels are packed."""
     arguments = image.tile[0][3] if image.tile else ""
     first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
     return first if isinstance(first, str) else ""
 
 
 def _numbers(tags: Any, tag: int) -> tuple[int, ...]:
-    """Return the integers in a TIFF tag."""
     found = tags.get(tag, ())
     values = found if isinstance(found, tuple) else (found,)
     return tuple(value for value in values if isinstance(value, int))
@@ -232,15 +229,9 @@ def to_srgb(image: Image.Image, profile: bytes) -> tuple[Image.Image, str]:
     """
     if image.mode == "LAB":
         return ImageCms.applyTransform(image, _from_lab()) or image, ""
-    found = ""
-    if profile:
-        try:
-            transform = _transform(profile, image.mode)
-        except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-            found = "damaged_profiles"
-        else:
-            if transform is not None:
-                return _applied(transform, image), "profiles"
+    found = changes_colors(profile, image.mode)
+    if found == "profiles" and (transform := _transform(profile, image.mode)):
+        return _applied(transform, image), found
     return (image.convert("RGB") if image.mode == "CMYK" else image), found
 
 

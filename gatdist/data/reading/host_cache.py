@@ -124,7 +124,6 @@ class HostCache:
         return [found[i] for i in range(len(keys))]
 
     def forget(self, key: str) -> None:
-        """Remove a damaged block."""
         with suppress(OSError), self._opened() as folder:
             os.unlink(f"{key}.block", dir_fd=folder)
 
@@ -253,7 +252,6 @@ class HostCache:
             _unlock(lock)
 
     def _files(self, folder: int) -> Iterator[tuple[int, int, str]]:
-        """Yield last use in ns, size and name of each of our files."""
         with os.scandir(folder) as entries:
             for entry in entries:
                 if _OURS.fullmatch(entry.name):
@@ -342,7 +340,6 @@ def _set_usage(folder: int, usage: int) -> None:
 
 
 def _count_from_zero(folder: int) -> None:
-    """Initialize a new folder, so that caching starts without a listing."""
     with _usage_locked(folder):
         if _usage(folder) is None:
             _set_usage(folder, 0)

@@ -95,7 +95,6 @@ class Plan:
         self._kept: dict[int, ReadRange] = {}  # by first sample of the block
 
     def next(self) -> Segment:
-        """Return the next segment."""
         begin = end = self._planned
         while end == begin:
             epoch, q = divmod(self._boundary, self._order.num_samples)
@@ -106,7 +105,6 @@ class Plan:
         return self._segment(begin, end, self._order.indices(self._share.positions(begin, end)))
 
     def forget(self) -> None:
-        """Drop the read ranges that are kept."""
         self._kept.clear()
 
     def _segment(self, begin: int, end: int, indices: Indices) -> Segment:

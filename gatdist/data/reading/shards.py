@@ -63,7 +63,6 @@ class OpenShard:
 
     @property
     def num_bytes(self) -> int:
-        """Memory of the index."""
         files = sum(len(column) * column.itemsize for columns in self._files for column in columns)
         rows = sum(rows.nbytes for rows in self._rows)
         return int(files + rows + self.starts.nbytes + self.stops.nbytes)
@@ -100,7 +99,6 @@ class OpenShard:
     def check(
         self, i: int, start: int, data: bytes | memoryview, check: Callable[[bytes], object]
     ) -> None:
-        """Call ``check`` with a sample's file; see :meth:`decode_into`. Raises CodecError."""
         try:
             check(bytes(self._checked(0, i, start, data)))
         except CodecError as error:
