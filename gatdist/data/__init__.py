@@ -6,16 +6,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from gatdist.data.dataset import Dataset, open_dataset
-from gatdist.data.format import (
-    Manifest,
-    Shard,
-    read_manifest,
-    write_dataset,
-    write_manifest,
-    write_shard,
-)
+from gatdist.data.format import Shard, write_dataset, write_manifest, write_shard
 from gatdist.data.modalities import ReadSpec
-from gatdist.data.order import ORDER_VERSION, SampleOrder
+from gatdist.data.order import SampleOrder
 
 if TYPE_CHECKING:
     from gatdist.data.loader import Batch, Loader
@@ -30,17 +23,14 @@ _NEEDS_TORCH = {
 }
 
 __all__ = [
-    "ORDER_VERSION",
     "Batch",
     "Dataset",
     "Loader",
-    "Manifest",
     "ReadSpec",
     "SampleFormat",
     "SampleOrder",
     "Shard",
     "open_dataset",
-    "read_manifest",
     "sample_format_of",
     "write_dataset",
     "write_manifest",

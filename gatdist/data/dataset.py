@@ -18,7 +18,7 @@ from gatdist.data import builtin
 from gatdist.data.codecs import CodecError
 from gatdist.data.format import Manifest, open_shards, read_manifest
 from gatdist.data.layout import Indices, ShardLayout, block_bounds
-from gatdist.data.modalities import MODALITIES, new_samples, read_spec, resizing
+from gatdist.data.modalities import decoder_of, new_samples, read_spec, resizing
 from gatdist.data.order import SampleOrder, substitute
 from gatdist.data.reading.host_cache import HostCache, block_key
 from gatdist.data.reading.memory import MemoryBudget, index_bytes, memory_budget
@@ -100,7 +100,7 @@ class Dataset:
         self.is_local = tars.is_local
         self._store, self._manifest, self.config = tars, manifest, config
         resize = resizing(manifest, config, self.sample_shape)
-        decode = MODALITIES[self.modality].decoder(self.spec, resize)
+        decode = decoder_of(self.spec, resize)
         reading = f"{self.fingerprint} {self.spec.model_dump_json()} {resize} {_DECODING}"
         self.reading = hashlib.sha256(reading.encode()).hexdigest()
         self._shards = OpenShards(

@@ -14,9 +14,6 @@ from gatdist.config import DataConfig
 from gatdist.data.codecs import (
     AUDIO_EXTENSIONS,
     IMAGE_COMPONENTS,
-    POINT_COMPONENT,
-    TEXT_COMPONENT,
-    TOKENS_COMPONENT,
     Vocabulary,
     decode_audio_into,
     decode_image_into,
@@ -47,40 +44,27 @@ class Modality(NamedTuple):
     noun: str  # singular, for messages
     components: tuple[str, ...]  # file extensions
     dtype: DTypeLike  # of sample arrays
-    # returns a decoder, given the sample format and the filter that resizes images (None if they
-    # must have the right size)
-    decoder: Callable[[ReadSpec, str | None], Decode]
 
 
 MODALITIES: Mapping[str, Modality] = {
-    "image": Modality(
-        "image",
-        IMAGE_COMPONENTS,
-        np.uint8,
-        lambda spec, resize: partial(decode_image_into, resize=resize),
-    ),
-    "points": Modality(
-        "array", (POINT_COMPONENT,), np.float32, lambda spec, resize: decode_point_into
-    ),
-    "audio": Modality(
-        "audio clip",
-        AUDIO_EXTENSIONS,
-        np.float32,
-        lambda spec, resize: partial(decode_audio_into, sample_rate=spec.sample_rate or 0),
-    ),
-    "text": Modality(
-        "text",
-        (TEXT_COMPONENT,),
-        np.uint8,
-        lambda spec, resize: partial(decode_text_into, vocabulary=Vocabulary(spec.vocabulary)),
-    ),
-    "tokens": Modality(
-        "token sequence",
-        (TOKENS_COMPONENT,),
-        np.int32,
-        lambda spec, resize: partial(decode_tokens_into, num_tokens=spec.num_tokens or 0),
-    ),
+    "image": Modality("image", IMAGE_COMPONENTS, np.uint8),
+    "points": Modality("array", ("npy",), np.float32),
+    "audio": Modality("audio clip", AUDIO_EXTENSIONS, np.float32),
+    "text": Modality("text", ("txt",), np.uint8),
+    "tokens": Modality("token sequence", ("npy",), np.int32),
 }
+_DECODERS: Mapping[str, Callable[[ReadSpec, str | None], Decode]] = {
+    "image": lambda spec, resize: partial(decode_image_into, resize=resize),
+    "points": lambda spec, resize: decode_point_into,
+    "audio": lambda spec, resize: partial(decode_audio_into, sample_rate=spec.sample_rate or 0),
+    "text": lambda spec, resize: partial(decode_text_into, vocabulary=Vocabulary(spec.vocabulary)),
+    "tokens": lambda spec, resize: partial(decode_tokens_into, num_tokens=spec.num_tokens or 0),
+}
+
+
+def decoder_of(spec: ReadSpec, resize: str | None) -> Decode:
+    """Return the decoder of sample files; ``resize`` is from :func:`resizing`."""
+    return _DECODERS[spec.modality](spec, resize)
 
 
 def new_samples(spec: ReadSpec, count: int) -> NDArray[Any]:

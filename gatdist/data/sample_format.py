@@ -58,10 +58,6 @@ class SampleFormat(ABC):
     def encode(self, sample: NDArray[Any]) -> bytes:
         """Return one sample of :meth:`to_samples` as a file."""
 
-    def rounded(self, outputs: Tensor) -> Tensor:
-        """Return network outputs [n, *shape] as if written to files and read again."""
-        return self.to_network(self.to_samples(outputs))
-
 
 class ImageFormat(SampleFormat):
     """Images: uint8 or uint16 [n, H, W, C] ↔ float32 [n, C, H, W] in [−1, 1]."""

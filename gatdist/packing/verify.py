@@ -18,7 +18,7 @@ from gatdist.config import DataConfig
 from gatdist.data.codecs import CodecError
 from gatdist.data.format import Shard, open_shards, read_index, read_manifest
 from gatdist.data.format.tars import trailing_data
-from gatdist.data.modalities import MODALITIES, new_samples, read_spec, resizing
+from gatdist.data.modalities import decoder_of, new_samples, read_spec, resizing
 from gatdist.data.reading.shards import OpenShard
 from gatdist.packing.indexing.probe import sample_shape
 from gatdist.packing.indexing.scan import Scan
@@ -214,7 +214,7 @@ class Worker:
         asked = {"resolution": _ANY_RESOLUTION} if manifest.modality == "image" else {"length": 1}
         config = DataConfig.model_validate({"url": self._indexes.url} | (asked if differ else {}))
         spec = read_spec(manifest, config, self._indexes.url)
-        decode = MODALITIES[manifest.modality].decoder(spec, resizing(manifest, config, spec.shape))
+        decode = decoder_of(spec, resizing(manifest, config, spec.shape))
         opened = OpenShard(self._tars, self._indexes, manifest, shard, decode)
         out = new_samples(spec, 1)[0]
         facts = {"num_tokens": manifest.num_tokens}

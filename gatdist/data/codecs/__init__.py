@@ -1,8 +1,6 @@
 """Encoders and decoders of sample files. They take bytes, never a path."""
 
 from gatdist.data.codecs.arrays import (
-    POINT_COMPONENT,
-    TOKENS_COMPONENT,
     decode_point_into,
     decode_tokens_into,
     encode_array,
@@ -10,7 +8,6 @@ from gatdist.data.codecs.arrays import (
 )
 from gatdist.data.codecs.audio import (
     AUDIO_EXTENSIONS,
-    AudioHeader,
     decode_audio_into,
     encode_wav,
     read_audio,
@@ -21,7 +18,6 @@ from gatdist.data.codecs.formats import IMAGE_COMPONENTS, UNSUPPORTED_IMAGES, un
 from gatdist.data.codecs.headers import ImageHeader, read_image_header, read_image_shape
 from gatdist.data.codecs.images import (
     FILTERS,
-    DecodedImage,
     change_image,
     decode_image_into,
     decode_pixels,
@@ -36,22 +32,16 @@ from gatdist.data.codecs.labels import (
     normalized,
     read_label,
 )
-from gatdist.data.codecs.text import MAX_CHARACTERS, TEXT_COMPONENT, Vocabulary, decode_text_into
+from gatdist.data.codecs.text import Vocabulary, decode_text_into
 
 __all__ = [
     "AUDIO_EXTENSIONS",
     "FILTERS",
     "IMAGE_COMPONENTS",
     "LABEL_COMPONENT",
-    "MAX_CHARACTERS",
     "MAX_CLASSES",
-    "POINT_COMPONENT",
-    "TEXT_COMPONENT",
-    "TOKENS_COMPONENT",
     "UNSUPPORTED_IMAGES",
-    "AudioHeader",
     "CodecError",
-    "DecodedImage",
     "ImageHeader",
     "Label",
     "Vocabulary",

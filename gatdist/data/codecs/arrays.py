@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 
 from gatdist.data.codecs.errors import CodecError
 
-POINT_COMPONENT = TOKENS_COMPONENT = "npy"
-
 
 def decode_point_into(content: bytes | memoryview, out: NDArray[np.float32]) -> None:
     """Decode an ``.npy`` file of finite numbers into ``out``, of its shape. Raises CodecError."""

@@ -7,9 +7,6 @@ from numpy.typing import NDArray
 
 from gatdist.data.codecs.errors import CodecError
 
-TEXT_COMPONENT = "txt"
-MAX_CHARACTERS = 255  # of a vocabulary: ids have 8 bits, and 0 marks the end
-
 Ids = NDArray[np.uint8]
 
 
