@@ -66,7 +66,18 @@ def decode_audio_into(content: bytes | memoryview, out: Clip, sample_rate: int) 
     """
     channels, length = out.shape
     with _opened(repaired(bytes(content), whole=False)) as file:
-        _require_match(_header(file), channels, length, sample_rate)
+        found = _header(file)
+        if found.sample_rate != sample_rate:
+            rule = f"has a sample rate of {found.sample_rate:,} Hz, expected {sample_rate:,} Hz"
+            raise CodecError(rule, hint=f"Pack again with --sample-rate {sample_rate}")
+        if found.length < length:
+            raise CodecError(
+                f"has {found.length:,} samples, expected {length:,} or more",
+                hint=f"Pack again with --length {length}, or lower data.length to {found.length}",
+            )
+        if channels not in (1, found.channels) and found.channels != 1:
+            rule = f"has {found.channels} channels, expected {channels}"
+            raise CodecError(rule, hint=f"Set data.channels to 1 or {found.channels}")
         frames = _frames(file, length)
     out[...] = frames.mean(axis=1) if channels == 1 else frames.T
 
@@ -102,11 +113,8 @@ def _header(file: Any) -> AudioHeader:
         rule = f"has a sample rate of {file.samplerate:,} Hz, the limit is {_MAX_HERTZ:,} Hz"
         raise CodecError(rule, hint="Correct its header, or remove it")
     if file.channels * file.frames > _MAX_NUMBERS:
-        raise CodecError(
-            f"has {file.frames:,} samples of {file.channels} channels, the limit is "
-            f"{_MAX_NUMBERS:,} in all",
-            hint="Cut it",
-        )
+        size = f"{file.frames:,} samples of {file.channels} channels"
+        raise CodecError(f"has {size}, the limit is {_MAX_NUMBERS:,} in all", hint="Cut it")
     return AudioHeader(_CONTAINERS[file.format], file.channels, file.frames, file.samplerate)
 
 
@@ -117,17 +125,3 @@ def _frames(file: Any, length: int) -> Clip:
     if not np.isfinite(frames).all():  # WAV may hold any floats
         raise CodecError("holds non-finite numbers", hint="Remove the sample and pack again")
     return frames
-
-
-def _require_match(found: AudioHeader, channels: int, length: int, sample_rate: int) -> None:
-    if found.sample_rate != sample_rate:
-        rule = f"has a sample rate of {found.sample_rate:,} Hz, expected {sample_rate:,} Hz"
-        raise CodecError(rule, hint=f"Pack again with --sample-rate {sample_rate}")
-    if found.length < length:
-        raise CodecError(
-            f"has {found.length:,} samples, expected {length:,} or more",
-            hint=f"Pack again with --length {length}, or set data.length = {found.length} or less",
-        )
-    if channels not in (1, found.channels) and found.channels != 1:
-        rule = f"has {found.channels} channels, expected {channels}"
-        raise CodecError(rule, hint=f"Set data.channels to 1 or {found.channels}")

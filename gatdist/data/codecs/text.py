@@ -28,10 +28,14 @@ class Vocabulary:
         """
         if not text:
             raise CodecError("is empty", hint="Remove it and pack again")
-        if self.characters is None:
-            found = self._bytes(text, length)
-        else:
+        if self.characters is not None:
             found = bytes(self._id(c, at) for at, c in enumerate(text[:length]))
+        elif "\0" in text:
+            raise CodecError("holds the character 0", hint="Remove it and pack again")
+        else:
+            found = text.encode()
+            if length is not None and len(found) > length:  # drop a partial last character
+                found = found[:length].decode(errors="ignore").encode()
         ids = np.zeros(len(found) if length is None else length, dtype=np.uint8)
         ids[: len(found)] = np.frombuffer(found, dtype=np.uint8)
         return ids
@@ -42,15 +46,6 @@ class Vocabulary:
         if self.characters is None:
             return known.decode(errors="replace")
         return "".join(self.characters[i - 1] for i in known)
-
-    def _bytes(self, text: str, length: int | None) -> bytes:
-        data = text.encode()
-        if 0 in data:
-            rule = f"holds the character 0 at byte {data.index(0)}"
-            raise CodecError(rule, hint="Remove it and pack again")
-        if length is None or len(data) <= length:
-            return data
-        return data[:length].decode(errors="ignore").encode()  # drops a partial last character
 
     def _id(self, character: str, at: int) -> int:
         if character not in self._ids:

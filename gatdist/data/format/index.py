@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatdist.common.errors import DataError, StorageError
+from gatdist.data.codecs import encode_array, read_npy
 from gatdist.data.format.manifest import Shard
 from gatdist.storage import Store
 
 # Key and component (bytes), offset and size of the content in bytes, CRC-32.
 Row = tuple[bytes, bytes, int, int, int]
 
-_KINDS = ["|S", "|S", "<i", "<i", "<u"]
+_KINDS = {"key": "|S", "component": "|S", "offset": "<i", "size": "<i", "crc32": "<u"}
 _MAKE_AGAIN = "Pack or index the data again"
 
 
@@ -38,7 +38,7 @@ def read_index(store: Store, shard: Shard) -> NDArray[Any]:
         rule = f"has SHA-256 {found}, the manifest says {shard.index_sha256}"
         raise DataError(subject, rule, hint=_MAKE_AGAIN)
     try:
-        index = _decode_index(content)
+        index = read_npy(content)
         _check(index, shard)
     except Exception as error:  # NumPy raises nearly anything for a damaged header
         problem = " ".join(str(error).split())
@@ -57,29 +57,16 @@ def encode_index(rows: Sequence[Row]) -> bytes:
         ("size", "<i8"),
         ("crc32", "<u4"),
     ]
-    file = io.BytesIO()
-    np.save(file, np.array(rows, dtype=dtype), allow_pickle=False)
-    return file.getvalue()
-
-
-def _decode_index(content: bytes) -> NDArray[Any]:
-    file = io.BytesIO(content)
-    version = np.lib.format.read_magic(file)
-    if version != (1, 0):
-        raise ValueError(f"version {version} of .npy")
-    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    names = ("key", "component", "offset", "size", "crc32")
-    if dtype.names != names or [dtype[name].str[:2] for name in names] != _KINDS:
-        raise ValueError(f"rows of {dtype}")
-    # np.load would allocate as much memory as the header says.
-    if len(shape) != 1 or shape[0] * dtype.itemsize != len(content) - file.tell():
-        raise ValueError(f"shape {shape} in {len(content)} bytes")
-    index: NDArray[Any] = np.frombuffer(content, dtype=dtype, offset=file.tell())
-    return index
+    return encode_array(np.array(rows, dtype=dtype))
 
 
 def _check(index: NDArray[Any], shard: Shard) -> None:
     """Raise ValueError unless files lie within the tar and samples are as many as listed."""
+    dtype = index.dtype
+    if dtype.names != tuple(_KINDS) or any(dtype[k].str[:2] != v for k, v in _KINDS.items()):
+        raise ValueError(f"rows of {dtype}")
+    if index.ndim != 1:
+        raise ValueError(f"shape {index.shape}")
     offsets, sizes = index["offset"], index["size"]
     if offsets.min() < 0 or sizes.min() < 0 or (offsets > shard.size - sizes).any():
         raise ValueError("files outside the tar")
