@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 from operator import itemgetter
@@ -112,12 +111,8 @@ class Store:
         return self._connection.run(name, lambda fs: self._content(fs, name))
 
     def read_if_exists(self, name: str) -> bytes | None:
-        def content(file_system: Any) -> bytes | None:
-            with _nothing_if_absent():
-                return self._content(file_system, name)
-            return None
-
-        return self._connection.run(name, content)
+        content: bytes | None = self._run_if_exists(name, lambda fs: self._content(fs, name), None)
+        return content
 
     def _content(self, file_system: Any, name: str) -> bytes:
         path = self._connection.path(name)
@@ -144,12 +139,10 @@ class Store:
 
     def publish(self, name: str, data: bytes) -> None:
         """Write a file atomically, also with regard to crashes. Raises StorageError."""
-        if self.is_local:
-            self._connection.run(
-                name, lambda _: replace(self._connection.path(name), lambda file: file.write(data))
-            )
-        else:  # an object store shows an object only when it is complete
-            self._upload(name, lambda fs, path: fs.pipe_file(path, data))
+        # An object store shows an object only when it is complete.
+        self._publish(
+            name, lambda file: file.write(data), lambda fs, path: fs.pipe_file(path, data)
+        )
 
     def create(self, name: str, data: bytes) -> bool:
         """Create a file unless it exists, and return whether it now holds ``data``.
@@ -186,10 +179,7 @@ class Store:
             with path.open("rb") as source:
                 shutil.copyfileobj(source, target)
 
-        if self.is_local:
-            self._connection.run(name, lambda _: replace(self._connection.path(name), copy))
-        else:
-            self._upload(name, lambda fs, target: fs.put_file(str(path), target))
+        self._publish(name, copy, lambda fs, target: fs.put_file(str(path), target))
 
     def append(self, name: str, text: str | bytes) -> None:
         """Append to a file, which is created if absent. Not atomic if the process is killed.
@@ -239,16 +229,12 @@ class Store:
 
     def list(self, name: str = "") -> list[str]:
         """Return the sorted names of files and folders directly in a folder; [] if absent."""
-
-        def names(file_system: Any) -> list[str]:
-            with _nothing_if_absent():
-                entries = file_system.ls(self._connection.path(name), detail=False)
-                return [entry.rstrip("/") for entry in entries]
-            return []
-
+        found = self._run_if_exists(
+            name, lambda fs: fs.ls(self._connection.path(name), detail=False), []
+        )
         # Some file systems list a folder or file as an entry of itself, and adlfs lists folders
         # whose names only begin like this one's.
-        entries = filter(self._is_in(name), self._connection.run(name, names))
+        entries = filter(self._is_in(name), (entry.rstrip("/") for entry in found))
         return sorted(filter(None, (self._name(entry.rsplit("/", 1)[-1]) for entry in entries)))
 
     def find(self, name: str = "", *, with_unfinished: bool = False) -> dict[str, int | None]:
@@ -258,19 +244,18 @@ class Store:
         """
 
         def sizes(file_system: Any) -> dict[str, int | None]:
-            with _nothing_if_absent():
-                if self.is_local:  # fsspec would skip a folder without permission
-                    return dict(walk(self._connection.path(name)))
-                found = file_system.find(self._connection.path(name), detail=True)
-                if isinstance(found, Mapping):  # adlfs returns a list for a file
-                    return {path: info.get("size") for path, info in found.items()}
-            return {}
+            if self.is_local:  # fsspec would skip a folder without permission
+                return dict(walk(self._connection.path(name)))
+            found = file_system.find(self._connection.path(name), detail=True)
+            # adlfs returns a list for a file.
+            files = found.items() if isinstance(found, Mapping) else ()
+            return {path: info.get("size") for path, info in files}
 
         # Some file systems find a file in itself.
         is_in = self._is_in(name)
         found = {
             self._name(path[len(self._connection.root) :].lstrip("/"), with_unfinished): size
-            for path, size in self._connection.run(name, sizes).items()
+            for path, size in self._run_if_exists(name, sizes, {}).items()
             if is_in(path)
         }
         return {name: found[name] for name in sorted(found) if name}
@@ -298,6 +283,17 @@ class Store:
         hidden = path.endswith(TEMPORARY) and not with_unfinished
         return "" if hidden else self._connection.name(path)
 
+    def _publish(
+        self,
+        name: str,
+        write: Callable[[BinaryIO], object],
+        put: Callable[[Any, str], object],
+    ) -> None:
+        if self.is_local:
+            self._connection.run(name, lambda _: replace(self._connection.path(name), write))
+        else:
+            self._upload(name, put)
+
     def _upload(self, name: str, put: Callable[[Any, str], object]) -> None:
 
         def upload(file_system: Any) -> None:
@@ -317,13 +313,18 @@ class Store:
 
     def _info(self, name: str) -> dict[str, Any] | None:
         # fsspec's `exists` takes every failure for absence.
-        def info(file_system: Any) -> dict[str, Any] | None:
-            with _nothing_if_absent():
-                found: dict[str, Any] = file_system.info(self._connection.path(name))
-                return found
-            return None
+        return self._run_if_exists(name, lambda fs: fs.info(self._connection.path(name)), None)
 
-        return self._connection.run(name, info)
+    def _run_if_exists(self, name: str, operation: Callable[[Any], Any], absent: Any) -> Any:
+        def run(file_system: Any) -> Any:
+            try:
+                return operation(file_system)
+            except Exception as error:
+                if not failures.is_absent(error):
+                    raise
+                return absent
+
+        return self._connection.run(name, run)
 
     def _read_local(self, name: str, ranges: Sequence[tuple[int, int]]) -> Sequence[bytes]:
         path = self._connection.path(name)
@@ -335,15 +336,6 @@ class Store:
             if len(content) != stop - start:
                 raise truncated(self._connection.shown(name), start, stop, content, self.size(name))
         return contents
-
-
-@contextmanager
-def _nothing_if_absent() -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        if not failures.is_absent(error):
-            raise
 
 
 def at_file(url: str) -> tuple[Store, str]:

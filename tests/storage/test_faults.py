@@ -199,10 +199,10 @@ def test_a_server_that_is_down_is_told_after_the_budget(protocol: str) -> None:
         assert 0.2 <= time.monotonic() - began < 10  # no library waits by itself
 
 
-def test_who_waits_for_a_server_is_told_once(
+def test_a_slow_operation_is_reported_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(connection, "_TELL_AFTER_S", 0.1)
+    monkeypatch.setattr(connection, "_WARN_AFTER_S", 0.1)
     store = Store(f"http://user:secret@127.0.0.1:{free_port()}/run", retry_budget_s=1.0)
     with pytest.raises(StorageUnavailableError):
         store.read("x")
