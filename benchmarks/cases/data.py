@@ -26,7 +26,8 @@ from gatdist.bench.processes import Report, together
 from gatdist.bench.rounds import interleave, settled, timed
 from gatdist.config import DataConfig
 from gatdist.data import SampleOrder, open_dataset
-from gatdist.data.order import cut_blocks, fitting_block_bytes, fitting_window
+from gatdist.data.layout import ShardLayout
+from gatdist.data.order import fitting_block_bytes, fitting_window
 from gatdist.monitor.numbers import aligned, number, size
 from gatdist.parallel.communicator import Communicator
 
@@ -153,10 +154,10 @@ def memory(comm: Communicator, report: Report, folder: str, num: int) -> dict[st
 def order(comm: Communicator, report: Report) -> dict[str, Any]:
     """Memory and time of the order of 100 million samples."""
     before = _resident_bytes()
-    shards = [(_HUGE_SAMPLES, _HUGE_BYTES)] * _HUGE_SHARDS
+    layout = ShardLayout([(_HUGE_SAMPLES, _HUGE_BYTES)] * _HUGE_SHARDS)
     lanes = 1024
-    window = fitting_window(shards, lanes)
-    blocks = cut_blocks(shards, fitting_block_bytes(shards, 4 * 2**20, lanes))
+    window = fitting_window(layout, lanes)
+    blocks = layout.cut_blocks(fitting_block_bytes(layout, 4 * 2**20, lanes))
     made = SampleOrder(blocks, seed=0, lanes=lanes, window=window)
     first_s = timed(lambda: made.indices(np.arange(10**7, 10**7 + 4096))).wall
     return {
