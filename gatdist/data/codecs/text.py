@@ -30,10 +30,11 @@ class Vocabulary:
             raise CodecError("is empty", hint="Remove it and pack again")
         if self.characters is not None:
             found = bytes(self._id(c, at) for at, c in enumerate(text[:length]))
-        elif "\0" in text:
-            raise CodecError("holds the character 0", hint="Remove it and pack again")
         else:
             found = text.encode()
+            if 0 in found:
+                rule = f"holds the character 0 at byte {found.index(0)}"
+                raise CodecError(rule, hint="Remove it and pack again")
             if length is not None and len(found) > length:  # drop a partial last character
                 found = found[:length].decode(errors="ignore").encode()
         ids = np.zeros(len(found) if length is None else length, dtype=np.uint8)
