@@ -1,4 +1,4 @@
-# Every target does its own set-up on a machine that has only Python 3.11 (or newer) and make.
+# Every target sets up what it needs, on a machine with Python 3.11 or newer and make.
 
 PYTHON ?= python3
 VENV := .venv
@@ -6,9 +6,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 ARGS ?=
 
-# Only errors are told. pip would compile every module on one core; compileall does it on all.
-# It must be done: where PYTHONDONTWRITEBYTECODE is set, each process would compile torch and Ray again.
-# What does not compile is written for a newer Python, and not used.
+# Print errors only. pip would compile modules on one core; compileall uses all cores. Compiling is necessary: with
+# PYTHONDONTWRITEBYTECODE set, each process would compile torch and Ray again. Modules that fail to compile are for a newer
+# Python and unused.
 INSTALL := $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check --progress-bar off
 
 .DEFAULT_GOAL := help
@@ -18,12 +18,12 @@ help:  ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
 		printf '  make %-14s %s\n' "$$name" "$$text"; done
 
-setup: $(READY)  ## install gatdist and its tools into .venv, exactly as requirements.lock says
+setup: $(READY)  ## install gatdist and its tools into .venv, as pinned in requirements.lock
 
-# Remade when the lock or the project's own metadata changes; the code itself is linked, not copied.
+# Rebuilt when the lock or the project's metadata changes; the code is linked, not copied.
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-		echo "setup: gatdist needs Python 3.11 or newer; say which: make setup PYTHON=/path/to/python3.11"; exit 1; }
+		echo "setup: gatdist needs Python 3.11 or newer: make setup PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "setup: installing into $(VENV) (a minute)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(INSTALL) -r requirements.lock
@@ -31,44 +31,45 @@ $(READY): requirements.lock pyproject.toml
 	@$(INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@
 
-setup-system:  ## install what tests need beside Python: Chromium, nginx, object stores, Slurm, promtool; needs root, Debian, npm
+setup-system:  ## install the tests' other dependencies: Chromium, nginx, object stores, Slurm, promtool; needs root, Debian, npm
 	@tests/setup-system
 
 train: setup  ## train the digits preset on two workers; ARGS="--set run.seed=1" goes to gatdist train
 	$(BIN)/gatdist train digits --workers 2 $(ARGS)
 
-# In order: the files that take longest come first, and the many short ones fill the ends.
+# The longest files first, so that the many short ones fill the gaps at the end.
 test: setup setup-system check  ## check, then run all tests but gpu, slow and hosts; ARGS="-k name" goes to pytest
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-# Files of tests/unit and tests/numerics that take longest; they repeat in full what others try in small.
+# The longest files of tests/unit and tests/numerics; other tests cover the same with smaller cases.
 LENGTHY := bench_data bench_scaling bench_step builtin generators_at_work gpu_script graphs listening more_metrics \
 	no_waiting packing precision presets published_games ring simulate simulated_runs user_code_contract
 
-test-fast: setup  ## run what is essential, in about two minutes; ARGS goes to pytest
+test-fast: setup  ## run the essential tests, in about two minutes; ARGS goes to pytest
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/numerics \
 		$(LENGTHY:%=--ignore-glob=*/test_%.py) $(ARGS)
 
-test-cluster: setup setup-system  ## break hosts, networks and disks under real runs; needs root; ARGS goes to pytest
+test-cluster: setup setup-system  ## run with failing hosts, networks and disks; needs root; ARGS goes to pytest
 	$(BIN)/python -m pytest -m "hosts and not slow" tests/cluster/hosts $(ARGS)
 
-check: setup  ## format, lint, types and import layers; changes nothing
+check: setup  ## format, lint, types, import layers, plain language; changes nothing
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m docs.plain_language
 	$(BIN)/python -m pip check
 
-audit:  ## ask online whether weaknesses of the pinned packages were published; in an environment of its own
+audit:  ## check the pinned packages for known vulnerabilities, online, in a separate environment
 	$(PYTHON) -m venv .venv-audit
 	.venv-audit/bin/python -m pip install -qq --disable-pip-version-check pip-audit
 	.venv-audit/bin/pip-audit --no-deps --disable-pip -r requirements.lock
 
-format: setup  ## rewrite the code in the house's format
+format: setup  ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: setup  ## rewrite what is generated: docs/reference from the code, README's results from the records
+docs: setup  ## regenerate docs/reference and the tables of results
 	$(BIN)/python -m docs.write_reference
 	$(BIN)/python -m benchmarks.readme
 
@@ -76,7 +77,7 @@ bench: setup  ## run the benchmarks; ARGS goes to them
 	@test -f benchmarks/__main__.py || { echo "bench: benchmarks/ has no cases yet"; exit 1; }
 	$(BIN)/python -m benchmarks $(ARGS)
 
-# torch stays at the version in the present lock: its newest release may be a build for CUDA.
+# Keep the locked version of torch: its newest release may be a build for CUDA.
 lock:  ## rewrite requirements.lock with the newest versions that pyproject.toml allows
 	$(PYTHON) -m venv --clear .venv-lock
 	.venv-lock/bin/python -m pip install -qq "$$(grep '^torch==' requirements.lock)" setuptools
