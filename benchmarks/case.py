@@ -49,7 +49,7 @@ def write_json(path: Path, values: Mapping[str, Any], indent: int | None = 1) ->
 def gatdist_command(*words: str, settings: Sequence[str] = ()) -> list[str]:
     """Return the command line of ``gatdist WORDS --set SETTING …``."""
     sets = [word for setting in settings for word in ("--set", setting)]
-    return [sys.executable, "-m", "gatdist.cli", *words, *sets]
+    return [sys.executable, "-m", "gatdist", *words, *sets]
 
 
 def shuffled_shards(

@@ -28,11 +28,15 @@ def train(
 ) -> dict[str, Any]:
     """Train, or resume the run in ``run_dir``.
 
+    In a process that torchrun or srun has started (RANK, WORLD_SIZE and MASTER_ADDR are set), the
+    process is one of WORLD_SIZE workers; all of them make this call. Otherwise Ray Train launches
+    ``cluster.workers`` workers.
+
     Args:
         config: from :func:`gatdist.load_config`.
         run_dir: any fsspec URL or path.
-        local: train in this process, without Ray; else ``cluster.workers`` workers under Ray Train.
-        console: shows progress.
+        local: train in this process alone.
+        console: shows progress; None shows nothing.
 
     Returns:
         ``status`` ("finished" or "converged"), ``reason``, ``samples_seen``, ``metrics`` of the
@@ -42,16 +46,21 @@ def train(
         InterruptedRunError: stopped by a signal; a checkpoint was written, the same call resumes.
         GatdistError: see :mod:`gatdist.common.errors`.
     """
+    from gatdist.cluster.torchrun import is_main
     from gatdist.training.interrupts import Interrupts
 
+    if not is_main():
+        console = None
     emit = console.event if console else lambda kind, fields: None
     with Interrupts(emit) as interrupts:
         outcome = _train(config, run_dir, local, console, interrupts)
     if outcome["status"] == "interrupted":
-        raise InterruptedRunError(
+        error = InterruptedRunError(
             f"interrupted at {outcome['samples_seen']:,} samples; everything is saved in "
             f"{redact_url(absolute(run_dir))}. Run the same command to resume."
         )
+        error.reported = not is_main()
+        raise error
     return outcome
 
 
@@ -62,25 +71,35 @@ def _train(
     console: Console | None,
     interrupts: Interrupts,
 ) -> dict[str, Any]:
+    from gatdist.cluster import torchrun
     from gatdist.runs import remember
     from gatdist.training.plan import check
     from gatdist.training.profiling import require_ahead
 
     url, config = absolute(run_dir), _anchored(config)
     remember(config)
-    require_ahead(config, url)
-    if local and config.cluster.max_workers > 1:
-        raise ClusterError(
-            "--local", "runs one process", value=True, hint="Omit --workers, or --local"
-        )
-    # Here, since Ray takes a while to start.
-    for message in check(config, url, default_device() if local else None).warnings:
+    launch = torchrun.launched()
+    if local and max(config.cluster.max_workers, launch.world_size if launch else 1) > 1:
+        hint = "Omit --workers, or --local" if launch is None else "Omit it"
+        raise ClusterError("--local", "runs one process", value=True, hint=hint)
+
+    def checked(config: Config) -> Sequence[str]:
+        require_ahead(config, url)
+        return check(config, url, default_device() if local else None).warnings
+
+    if launch is not None and not local:
+        return torchrun.train(config, url, launch, checked, console, interrupts)
+    for message in checked(config):  # here, since Ray takes a while to start
         if console:
             console.event("warning", {"message": message})
     if local:
-        from gatdist.training.local import run_here
+        from gatdist.parallel.communicator import LocalCommunicator
+        from gatdist.training.local import run_in_process
 
-        return run_here(config, url, console, interrupts)
+        canonical = config.run.reduction == "canonical"
+        threads = config.cluster.cpus_per_worker if canonical else None
+        comm = LocalCommunicator(default_device())
+        return run_in_process(config, url, comm, console, interrupts, threads=threads)
     from gatdist.cluster.launch import fit
 
     return fit(config, url, console, interrupts)

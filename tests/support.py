@@ -163,7 +163,7 @@ def start_gatdist(
     """
     requested = os.environ | dict(env or {})
     return subprocess.Popen(
-        [sys.executable, "-m", "gatdist.cli", *map(str, args)],
+        [sys.executable, "-m", "gatdist", *map(str, args)],
         stdin=subprocess.DEVNULL,
         **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams},
         text=True,

@@ -41,7 +41,8 @@ def _status(argv: Sequence[str] | None) -> int:
     except GatdistError as error:
         if getattr(arguments, "debug", False):
             traceback.print_exc()
-        _complain(str(error))
+        if not error.reported:
+            _complain(str(error))
         if isinstance(error, InterruptedRunError) and argv is None:
             # There may be seconds left to live, and Python would wait for threads and libraries.
             os._exit(error.exit_status)

@@ -117,6 +117,7 @@ def _train(arguments: argparse.Namespace) -> None:
     if config.monitor.profile_steps:
         silence_profiler()
     from gatdist.api import train
+    from gatdist.cluster.torchrun import is_main
     from gatdist.monitor.console import Console
 
     run_dir = arguments.run_dir
@@ -133,7 +134,8 @@ def _train(arguments: argparse.Namespace) -> None:
         message = f"--run-dir = {run_dir}: is deleted when this command ends"
         console.event("warning", {"message": message})
     outcome = train(config, run_dir, local=arguments.local, console=console)
-    common.print_result(arguments, outcome)
+    if is_main():
+        common.print_result(arguments, outcome)
 
 
 def _inspect(arguments: argparse.Namespace) -> None:

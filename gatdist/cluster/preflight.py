@@ -95,9 +95,16 @@ def versions() -> dict[str, str]:
     return {
         "Python": ".".join(platform.python_version_tuple()[:2]),
         "torch": torch.__version__.partition("+")[0],
-        "Ray": importlib.metadata.version("ray"),
+        "Ray": _version("ray"),
         "gatdist": __version__,
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
 
 
 def device_error() -> str:

@@ -23,8 +23,7 @@ from gatdist.common.errors import (
     GatdistError,
     TrainingError,
     WorkerLostError,
-    is_broken_device,
-    is_lost_connection,
+    lost_worker,
     rebuilt,
 )
 from gatdist.config import parse_config
@@ -89,12 +88,8 @@ def _work(given: dict[str, Any]) -> None:
         bridge.report("fail", type(error).__name__, message)
         raise
     except RuntimeError as error:
-        if is_lost_connection(error):
-            lost = f"{name} lost its connections: another worker died, or the network failed"
-            bridge.report("fail", WorkerLostError.__name__, lost)
-        elif is_broken_device(error):
-            broken = f"the device of {name} failed: {str(error).splitlines()[0]}"
-            bridge.report("fail", WorkerLostError.__name__, broken)
+        if lost := lost_worker(error, name):
+            bridge.report("fail", WorkerLostError.__name__, str(lost))
         raise
     if comm.is_main:
         bridge.report("finish", outcome)

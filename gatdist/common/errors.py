@@ -15,6 +15,7 @@ class GatdistError(Exception):
     """Base class of all errors that gatdist raises on purpose."""
 
     exit_status = 1
+    reported = False  # whether another process of the run has shown it
 
 
 class Interruption(BaseException):
@@ -127,6 +128,18 @@ def is_broken_device(error: BaseException) -> bool:
     names = _class_names(error)
     of_cuda = isinstance(error, RuntimeError) and "CUDA error" in str(error)
     return "OutOfMemoryError" not in names and ("AcceleratorError" in names or of_cuda)
+
+
+def lost_worker(error: RuntimeError, here: str) -> WorkerLostError | None:
+    """Return the error of a worker that lost the others or its device, else None.
+
+    ``here`` names the worker.
+    """
+    if is_lost_connection(error):
+        return WorkerLostError(f"{here} lost its connections: another worker died, or the network failed")
+    if is_broken_device(error):
+        return WorkerLostError(f"the device of {here} failed: {str(error).splitlines()[0]}")
+    return None
 
 
 def _class_names(error: BaseException) -> set[str]:

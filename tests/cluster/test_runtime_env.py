@@ -94,7 +94,7 @@ def test_runtime_env_and_plugins_are_shipped(ray_address: str, tmp_path: Path) -
         *("run.checkpoint_every_samples=32", "evaluate.metrics=[]", 'plugins=["notes_hidden"]'),
         f'cluster.runtime_env={{env_vars={{{variables}}}, working_dir="{tmp_path}/working"}}',
     ]
-    train = [sys.executable, "-m", "gatdist.cli", "train", "ring", "--workers", "2", "--json"]
+    train = [sys.executable, "-m", "gatdist", "train", "ring", "--workers", "2", "--json"]
     train += ["--address", ray_address, "--run-dir", str(tmp_path / "run")]
     train += [word for setting in sets for word in ("--set", setting)]
     hidden = f"{tmp_path}/hidden"

@@ -15,7 +15,7 @@ from gatdist.game import require_whole_batches
 from gatdist.models import DTYPES
 from gatdist.monitor.statistics import Statistics
 from gatdist.monitor.timing import PhaseTimer
-from gatdist.parallel import devices
+from gatdist.parallel import draws
 from gatdist.parallel.batch import Batch
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.training.graphs import StepGraphs
@@ -55,7 +55,7 @@ def train(comm, settings, records):
     config = load_config("digits", BASE + settings)
     tape = Tape() if records else None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(devices, "is_readable", lambda tensor: False)
+        patch.setattr(draws, "is_readable", lambda tensor: False)
         state = TrainState(config, comm, SHAPE, 0, recorder=tape)
         rule = state.rule(config)
         play = StepGraphs(tape) if tape else None

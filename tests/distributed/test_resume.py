@@ -35,7 +35,7 @@ def command(run_dir, *more):
     return [
         sys.executable,
         "-m",
-        "gatdist.cli",
+        "gatdist",
         "train",
         "digits",
         "--local",

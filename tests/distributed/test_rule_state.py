@@ -12,7 +12,7 @@ from gatdist.models import register_discriminator, register_generator
 from gatdist.models.registry import discriminators, generators
 from gatdist.monitor.statistics import Statistics
 from gatdist.monitor.timing import PhaseTimer
-from gatdist.parallel import devices, draws
+from gatdist.parallel import draws
 from gatdist.parallel.batch import Batch
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.runs.inspection import digest
@@ -81,7 +81,7 @@ def rarest(num_samples):
 def train(comm, limit, resume_at=None):
     """Steps; whether the rule was given up after each, the unusable flag, and all tensors."""
     register()
-    devices.is_readable = lambda tensor: False  # as on a device; this process is the test's own
+    draws.is_readable = lambda tensor: False  # as on a device; this process is the test's own
     config = load_config(
         "ring",
         [*SETTINGS, f"run.global_batch={BATCH}", f"model.discriminator.limit={limit}"],
@@ -109,7 +109,7 @@ def train(comm, limit, resume_at=None):
 
 @pytest.fixture
 def on_a_device(monkeypatch):
-    monkeypatch.setattr(devices, "is_readable", devices.is_readable)  # put back afterwards
+    monkeypatch.setattr(draws, "is_readable", draws.is_readable)  # put back afterwards
 
 
 @pytest.mark.parametrize("workers", [2, 4])
@@ -136,7 +136,7 @@ def test_rule_state_is_resumed_right_after_it_changed(resume_at, on_a_device):
 def test_rule_state_is_not_decided_by_an_interruption(tmp_path, on_a_device):
     """The tick decides; a run stopped after the rule's last usable step, before it, does not."""
     register()
-    devices.is_readable = lambda tensor: False
+    draws.is_readable = lambda tensor: False
     limit, _ = rarest(2 * 16)
     settings = [*SETTINGS, f"model.discriminator.limit={limit}", "run.global_batch=16"]
     settings += [
@@ -159,8 +159,8 @@ def test_rule_state_counted_bad_steps_survive_an_interruption(tmp_path, monkeypa
     """A budget of bad steps since the last tick is judged at the tick, with those before."""
     register()
     limit, _ = rarest(2 * 16)
-    devices_readable = devices.is_readable
-    monkeypatch.setattr(devices, "is_readable", lambda tensor: False)
+    devices_readable = draws.is_readable
+    monkeypatch.setattr(draws, "is_readable", lambda tensor: False)
     settings = [*SETTINGS, f"model.discriminator.limit={limit}", "run.global_batch=16"]
     settings += [
         "run.total_samples=160",
@@ -181,7 +181,7 @@ def test_rule_state_counted_bad_steps_survive_an_interruption(tmp_path, monkeypa
     ticks = [fields["health/rollbacks"] for kind, fields in events if kind == "log"]
     assert ticks[0] == 0
     assert ticks[-1] == 1
-    monkeypatch.setattr(devices, "is_readable", devices_readable)
+    monkeypatch.setattr(draws, "is_readable", devices_readable)
 
 
 class Counting(UpdateRule):

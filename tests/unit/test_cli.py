@@ -346,7 +346,7 @@ def test_no_ray_is_needed_to_train_locally(tmp_path, run_gatdist):
 def test_standard_streams_may_be_closed(tmp_path, closed):
     """As cron and daemons start commands."""
     sets = " ".join(f"--set '{setting}'" for setting in TINY)
-    command = f"{sys.executable} -m gatdist.cli train digits --local --run-dir run {sets} {closed}"
+    command = f"{sys.executable} -m gatdist train digits --local --run-dir run {sets} {closed}"
     done = subprocess.run(["sh", "-c", command], cwd=tmp_path, timeout=HANG_S, check=False)
     assert done.returncode == 0
     assert list(tmp_path.glob("run/checkpoints/*/MANIFEST.json"))

@@ -27,7 +27,7 @@ def doctor(*args: str, env: Mapping[str, str] | None = None, before: Any = None)
     """The exit status of ``gatdist doctor --json`` in a process of its own, and its findings."""
     clean = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
     finished = subprocess.run(
-        [sys.executable, "-m", "gatdist.cli", "doctor", "--json", *args],
+        [sys.executable, "-m", "gatdist", "doctor", "--json", *args],
         env=clean | dict(env or {}),
         preexec_fn=before,
         capture_output=True,
@@ -102,7 +102,7 @@ def test_doctor_reports_a_full_disk_or_no_free_inodes_of_the_run(
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 def test_doctor_reports_a_shared_memory_that_is_small_or_read_only() -> None:
     for options in ("size=64m", "size=1g,ro"):
-        script = f"mount -t tmpfs -o {options} shm /dev/shm && exec {sys.executable} -m gatdist.cli"
+        script = f"mount -t tmpfs -o {options} shm /dev/shm && exec {sys.executable} -m gatdist"
         finished = subprocess.run(
             ["unshare", "-m", "sh", "-c", f"{script} doctor --json"],
             capture_output=True,

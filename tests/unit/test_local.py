@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import gatdist
+from gatdist import api
 from gatdist.common.errors import ConfigError, GatdistError, PluginError, TrainingError
 from gatdist.common.registry import users_frame
 from gatdist.config import load_config
@@ -21,8 +22,6 @@ from gatdist.models.registry import generators
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.runs import Checkpoints
 from gatdist.storage import Store
-from gatdist.training.interrupts import Interrupts
-from gatdist.training.local import run_here
 from gatdist.training.loop import run
 from support import refused
 
@@ -50,12 +49,8 @@ def test_a_canonical_run_has_as_many_threads_as_a_worker(
             seen.add(torch.get_num_threads())
 
     settings = ["run.total_samples=128", f"run.reduction={reduction}", "evaluate.metrics=[]"]
-    run_here(
-        load_config("digits", settings),
-        str(tmp_path / "run"),
-        Console(),
-        Interrupts(lambda kind, fields: None),
-    )
+    config = load_config("digits", settings)
+    api.train(config, tmp_path / "run", local=True, console=Console())
     assert seen == {threads}
     assert torch.get_num_threads() == 2
 

@@ -83,7 +83,7 @@ class Runs:
                 streams = dict.fromkeys(("stdin", "stdout", "stderr"), terminal)
             self._process = self.hosts.head.start(
                 *(TERMINAL if terminal is not None else ()),
-                sys.executable, "-m", "gatdist.cli", "train", self.preset, "--workers", workers,
+                sys.executable, "-m", "gatdist", "train", self.preset, "--workers", workers,
                 "--address", self.hosts.head.ray_address, "--run-dir", "run", "--json", *sets,
                 cwd=self.folder, env={"TMPDIR": str(own)}, **streams,
             )  # fmt: skip

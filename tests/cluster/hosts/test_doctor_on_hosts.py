@@ -38,7 +38,7 @@ else:
 def doctor(hosts: Hosts, folder: Path, *args: str) -> tuple[int, str, str]:
     """Run it on the head; its status, output and errors."""
     process = hosts.head.start(
-        sys.executable, "-m", "gatdist.cli", "doctor", "--address", hosts.head.ray_address, *args,
+        sys.executable, "-m", "gatdist", "doctor", "--address", hosts.head.ray_address, *args,
         cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     try:

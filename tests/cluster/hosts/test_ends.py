@@ -88,7 +88,7 @@ def ray_job(dashboard: str, *words: str, timeout_s: float = 300) -> str:
 
 def test_a_ray_job_shows_progress_and_can_be_stopped(dashboard: str, tmp_path: Path) -> None:
     sets = [word for s in SETTINGS for word in ("--set", s)]
-    train = [sys.executable, "-m", "gatdist.cli", "train", "digits", "--address", "auto"]
+    train = [sys.executable, "-m", "gatdist", "train", "digits", "--address", "auto"]
     train += ["--workers", "2", "--run-dir", str(tmp_path / "run"), *sets]
     store = Store(str(tmp_path / "run"))
 

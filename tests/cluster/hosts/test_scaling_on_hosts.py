@@ -18,7 +18,7 @@ pytestmark = pytest.mark.hosts
 
 def scale(hosts: Hosts, folder: Path, *more: object) -> dict[str, Any]:
     process = hosts.head.start(
-        sys.executable, "-m", "gatdist.cli", "bench", "scaling", "--workers", "1,2", "--json",
+        sys.executable, "-m", "gatdist", "bench", "scaling", "--workers", "1,2", "--json",
         "--address", hosts.head.ray_address, "--mode", "weak", "--batch", "8", "--rounds", "2",
         *more, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""``python -m gatdist.cli``."""
+"""``python -m gatdist``."""
 
 import sys
 

@@ -1,0 +1,218 @@
+"""Training in processes that torchrun or srun has started, without Ray."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from gatdist.cluster.network import choose_interface
+from gatdist.cluster.preflight import HostInfo, Token, facts, require_alike, token
+from gatdist.common.errors import (
+    ClusterError,
+    ConfigError,
+    GatdistError,
+    lost_worker,
+    rebuilt,
+    summary,
+)
+from gatdist.config import Config
+
+if TYPE_CHECKING:
+    from gatdist.monitor.console import Console
+    from gatdist.parallel.communicator import Communicator
+    from gatdist.training.interrupts import Interrupts
+
+
+@dataclass(frozen=True)
+class Launch:
+    """The place of this process among those of a launcher."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    master_addr: str
+
+
+def launched(environment: Mapping[str, str] = os.environ) -> Launch | None:
+    """Return this process's place if a launcher has set RANK and WORLD_SIZE, else None.
+
+    Raises:
+        ConfigError: one of the other variables is missing, or a number is none.
+    """
+    if not {"RANK", "WORLD_SIZE"} <= environment.keys():
+        return None
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        if not environment.get(name):
+            raise ConfigError(
+                name,
+                "the environment variable is not set, though RANK and WORLD_SIZE are",
+                hint="Export it for all processes, or unset RANK and WORLD_SIZE",
+            )
+
+    def number(name: str, below: int | None = None) -> int:
+        value = environment[name]
+        if not value.isascii() or not value.isdecimal() or (below and int(value) >= below):
+            limit = f" below {below}" if below else ""
+            raise ConfigError(name, f"must be a whole number{limit}", value=value)
+        return int(value)
+
+    world_size = number("WORLD_SIZE")
+    if not world_size:
+        raise ConfigError("WORLD_SIZE", "must be above 0", value=0)
+    rank = number("RANK", world_size)
+    local_rank = number("LOCAL_RANK") if "LOCAL_RANK" in environment else 0
+    return Launch(rank, world_size, local_rank, environment["MASTER_ADDR"])
+
+
+def is_main() -> bool:
+    """Return false in processes of a launcher other than rank 0."""
+    launch = launched()
+    return launch is None or launch.rank == 0
+
+
+def train(
+    config: Config,
+    run_dir: str,
+    launch: Launch,
+    check: Callable[[Config], Iterable[str]],
+    console: Console | None,
+    interrupts: Interrupts,
+) -> dict[str, Any]:
+    """Train in this process, one of ``launch.world_size`` that call this function.
+
+    Args:
+        config: of the run, the same in all processes.
+        run_dir: its folder, which all processes reach.
+        launch: the place of this process.
+        check: called on rank 0 before training; returns warnings or raises.
+        console: shows progress on rank 0.
+        interrupts: requests the end of training.
+
+    Returns:
+        See :func:`gatdist.training.loop.run`.
+
+    Raises:
+        ClusterError: the processes can't reach one another or do not fit together.
+        WorkerLostError: a process or its device failed.
+        GatdistError: what the training loop raises.
+    """
+    import torch
+    import torch.distributed as dist
+
+    from gatdist.parallel.communicator import TorchCommunicator
+    from gatdist.training.local import run_in_process
+
+    config = _sized(config, launch)
+    gpus = torch.cuda.device_count()
+    if gpus and launch.local_rank >= gpus:
+        raise ClusterError("LOCAL_RANK", f"this host has {gpus} GPUs", value=launch.local_rank)
+    device = torch.device("cuda", launch.local_rank) if gpus else torch.device("cpu")
+    if gpus:
+        torch.cuda.set_device(device)
+    backend = {"auto": "nccl" if gpus else "gloo"}.get(
+        config.cluster.backend, config.cluster.backend
+    )
+    address = _own_address(launch.master_addr)
+    choose_interface(address)
+    try:
+        # Nobody ends workers that wait for one that hangs, as the driver does under Ray.
+        limit = timedelta(seconds=config.cluster.startup_timeout_s)
+        dist.init_process_group(backend, timeout=limit)
+    except (RuntimeError, ValueError) as error:
+        raise ClusterError(
+            "MASTER_ADDR",
+            f"the {launch.world_size} processes did not connect ({summary(error)})",
+            value=launch.master_addr,
+            hint="Start all of them, and open all ports between their hosts",
+        ) from error
+    here = f"worker {launch.rank} on {socket.gethostname()}"
+    try:
+        comm = TorchCommunicator(device)
+        _agree(config, run_dir, comm, check, console, address)
+        shown = console if comm.is_main else None
+        threads = config.cluster.cpus_per_worker
+        return run_in_process(config, run_dir, comm, shown, interrupts, threads=threads)
+    except RuntimeError as error:
+        if lost := lost_worker(error, here):
+            raise lost from error
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+def _sized(config: Config, launch: Launch) -> Config:
+    """Return the configuration with as many workers as were started."""
+    cluster, count = config.cluster, launch.world_size
+    if cluster.max_workers > 1 and not cluster.min_workers <= count <= cluster.max_workers:
+        raise ClusterError(
+            "cluster.workers",
+            f"WORLD_SIZE is {count}",
+            value=cluster.workers,
+            hint="Leave out --workers: the launcher says how many",
+        )
+    if cluster.address:
+        raise ClusterError(
+            "cluster.address",
+            "is of Ray, which is not used in processes of another launcher",
+            value=cluster.address,
+            hint="Leave it out",
+        )
+    config = config.model_copy(update={"cluster": cluster.model_copy(update={"workers": count})})
+    config.check_workers(count)
+    return config
+
+
+def _agree(
+    config: Config,
+    run_dir: str,
+    comm: Communicator,
+    check: Callable[[Config], Iterable[str]],
+    console: Console | None,
+    address: str,
+) -> None:
+    """Check the run on rank 0 and the hosts on every rank; raise the same error on all of them."""
+    options = config.run.storage_options
+    with ExitStack() as stack:
+        try:
+            said: dict[str, Any] = {}
+            if comm.is_main:
+                for message in check(config):
+                    if console:
+                        console.event("warning", {"message": message})
+                name = stack.enter_context(token(config, run_dir)).name
+                said = {"token": name, "now_s": time.time()}
+        except BaseException as error:
+            message = str(error) if isinstance(error, GatdistError) else summary(error)
+            comm.broadcast_object({"error": [type(error).__name__, message]})
+            raise
+        said = comm.broadcast_object(said)
+        if "error" in said:
+            raise _reported(rebuilt(*said["error"]))
+        expected = Token(run_dir, dict(options), said["token"])
+        mine = facts(address, expected, comm.device.type == "cuda")
+        found = [HostInfo(*one) for one in comm.all_gather_object(list(mine))]
+        try:
+            require_alike(found, said["now_s"])
+        except ClusterError as error:
+            raise (error if comm.is_main else _reported(error)) from None
+
+
+def _reported(error: GatdistError) -> GatdistError:
+    error.reported = True
+    return error
+
+
+def _own_address(master: str) -> str:
+    """Return this host's IPv4 address on the way to ``master``; "" if that is not known."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((master, 9))  # sends nothing
+            return str(probe.getsockname()[0])
+    except OSError:
+        return ""
