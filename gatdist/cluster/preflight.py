@@ -82,7 +82,7 @@ def left_token(store: Store, url: str, options: Mapping[str, Any], prefix: str) 
 
 
 def host_info(address: str, expected: Token, use_gpu: bool) -> HostInfo:
-    """Examine this worker's host, which Ray knows by ``address``."""
+    """Examine this worker's host, whose address is ``address``."""
     device = device_error() if use_gpu else ""
     storage = storage_error(expected)
     return HostInfo(socket.gethostname(), address, versions(), time.time(), device, storage)

@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from gatdist.cluster.network import choose_interface
-from gatdist.cluster.preflight import HostInfo, Token, facts, require_alike, token
+from gatdist.cluster.preflight import HostInfo, Token, host_info, require_alike, token
 from gatdist.common.errors import (
     ClusterError,
     ConfigError,
@@ -195,7 +195,7 @@ def _agree(
         if "error" in said:
             raise _reported(rebuilt(*said["error"]))
         expected = Token(run_dir, dict(options), said["token"])
-        mine = facts(address, expected, comm.device.type == "cuda")
+        mine = host_info(address, expected, comm.device.type == "cuda")
         found = [HostInfo(*one) for one in comm.all_gather_object(list(mine))]
         try:
             require_alike(found, said["now_s"])

@@ -136,7 +136,8 @@ def lost_worker(error: RuntimeError, here: str) -> WorkerLostError | None:
     ``here`` names the worker.
     """
     if is_lost_connection(error):
-        return WorkerLostError(f"{here} lost its connections: another worker died, or the network failed")
+        why = "another worker died, or the network failed"
+        return WorkerLostError(f"{here} lost its connections: {why}")
     if is_broken_device(error):
         return WorkerLostError(f"the device of {here} failed: {str(error).splitlines()[0]}")
     return None

@@ -168,6 +168,21 @@ def test_two_workers_train_and_the_terminal_shows_ours_only(undisturbed):
     assert (folder / "run/logs/ray.log").exists()
 
 
+def test_torchrun_trains_the_same_run(undisturbed, folder, run_gatdist):
+    words = arguments("", "--json")
+    at = words.index("--workers")
+    del words[at : at + 4]  # nor an address
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    subprocess.run(
+        [*command, "-m", "gatdist", *words],
+        cwd=folder,
+        timeout=300,
+        check=True,
+        capture_output=True,
+    )
+    assert digest(run_gatdist, folder) == digest(run_gatdist, undisturbed[0])
+
+
 def test_prometheus_sees_the_run(undisturbed):
     folder, *_ = undisturbed
     found = shown((folder / "scraped").read_text(), folder / "run")

@@ -37,6 +37,11 @@ SCENARIOS = ("docs/how-to/simulate.md",)
 ELSEWHERE = (
     (r"gatdist .*--address", "a Ray cluster is needed", "tests/cluster"),
     (r"gatdist train .*--workers", "Ray is started", "tests/cluster/test_launch.py"),
+    (
+        r"(torchrun|srun) ",
+        "several processes are needed",
+        "tests/distributed/test_torchrun.py",
+    ),
     (r"gatdist bench scaling", "Ray is started", "tests/cluster/test_scaling.py"),
     (r"gatdist bench step", "minutes of measuring", "tests/unit/test_bench_step.py"),
     (r"gatdist simulate my\.toml", "it needs what was measured", "tests/unit/test_simulate.py"),
