@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from gatdist.cluster.network import choose_interface
-from gatdist.cluster.preflight import HostInfo, Token, host_info, require_alike, token
+from gatdist.cluster.preflight import HostInfo, Token, host_info, require_compatible, token
 from gatdist.common.errors import (
     ClusterError,
     ConfigError,
@@ -198,7 +198,7 @@ def _agree(
         mine = host_info(address, expected, comm.device.type == "cuda")
         found = [HostInfo(*one) for one in comm.all_gather_object(list(mine))]
         try:
-            require_alike(found, said["now_s"])
+            require_compatible(found, said["now_s"])
         except ClusterError as error:
             raise (error if comm.is_main else _reported(error)) from None
 
