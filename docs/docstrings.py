@@ -1,4 +1,4 @@
-"""Google-style docstrings, taken apart and turned into Markdown."""
+"""Parse Google-style docstrings and convert them to Markdown."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def fields_of(model: type) -> dict[str, str]:
 
 
 def args_of(thing: Any, title: str) -> dict[str, str]:
-    """A Google-style section of a docstring, by name."""
+    """Return the entries of a Google-style section of a docstring by name."""
     found: dict[str, str] = {}
     name = ""
     for line in section_of(thing, title):
@@ -40,7 +40,7 @@ def args_of(thing: Any, title: str) -> dict[str, str]:
 
 
 def section_of(thing: Any, title: str) -> Iterator[str]:
-    """The lines of a section, its own indentation taken away."""
+    """Yield the lines of a section without its indentation."""
     inside = False
     for line in (inspect.getdoc(thing) or "").splitlines():
         if re.match(r"\w+:$", line):
@@ -50,23 +50,23 @@ def section_of(thing: Any, title: str) -> Iterator[str]:
 
 
 def prose(thing: Any) -> Iterator[str]:
-    """A docstring before its sections."""
+    """Yield a docstring up to its first section, as Markdown."""
     yield from (markdown(text) + "\n" for text in paragraphs(thing))
 
 
 def paragraphs(thing: Any) -> list[str]:
-    """Of a docstring, before its first section."""
+    """Return the paragraphs of a docstring up to its first section."""
     text = re.split(r"^\w+:$", inspect.getdoc(thing) or "", maxsplit=1, flags=re.MULTILINE)[0]
     return [" ".join(part.split()) for part in text.split("\n\n") if part.strip()]
 
 
 def markdown(text: str) -> str:
-    """ReStructuredText's signs as Markdown's."""
+    """Convert reStructuredText markup to Markdown."""
     text = re.sub(r":\w+:`~?\.?(?:[\w.]*\.)?(\w+)`", r"`\1`", text)
     return text.replace("``", "`").replace("|", "\\|")
 
 
 def sentence(text: str) -> str:
-    """With a capital and a full stop, unless it begins with code."""
+    """Capitalize and end with a full stop, unless the text starts with code."""
     text = text if text.startswith(("`", "ψ")) else text[0].upper() + text[1:]
     return text if text.endswith((".", "…", "!")) else text + "."

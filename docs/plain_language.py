@@ -34,7 +34,7 @@ EXPRESSIONS = {
     r"halves of the real(?! data)": "real-vs-real FID",
     r"rightly": "correctly; label accuracy, pairwise accuracy",
     r"left out|leaves? out|leaving out": "skip, omit",
-    r"enlarged?": "upscale",
+    r"enlarged": "upscale",
     r"h[eo]lds? (the )?others up": "straggler",
     r"carried on( to)?": "extrapolate",
     r"in its turn|in their turn": "in order; re-raised on every call",

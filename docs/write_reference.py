@@ -1,4 +1,4 @@
-"""Writes ``docs/reference`` from the code: ``python -m docs.write_reference [--check]``.
+"""Write ``docs/reference`` from the code: ``python -m docs.write_reference [--check]``.
 
 With ``--check`` nothing is written, and the exit status is 1 if a page is stale.
 """
@@ -44,18 +44,18 @@ def main() -> int:
 
 
 def stale(found: dict[str, str]) -> list[str]:
-    """Names of the pages that are not as they should be, or should not be there."""
+    """Return the names of pages that are stale or superfluous."""
     there = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.glob("*.md")}
     return sorted(n for n in there.keys() | found.keys() if there.get(n) != found.get(n))
 
 
 def pages() -> dict[str, str]:
-    """The text of each page, by its name."""
+    """Return the text of each page by its name."""
     made = {
         "configuration.md": ("Configuration", configuration()),
-        "names.md": ("What the configuration can name", names()),
+        "names.md": ("Networks, losses and other names", names()),
         "commands.md": ("Commands", commands()),
-        "metrics.md": ("Tags of a run's numbers", metric_tags()),
+        "metrics.md": ("Metrics and tags", metric_tags()),
         "presets.md": ("Presets", presets()),
         "errors.md": ("Errors and exit statuses", exit_statuses()),
         "python.md": ("Python", python()),
@@ -85,7 +85,7 @@ def configuration() -> Iterator[str]:
 
 
 def section(path: str, model: type[BaseModel], seen: set[type[BaseModel]]) -> Iterator[str]:
-    """A table of its keys, and a section for each table among them."""
+    """Yield a table of the keys of a section, and the sections inside it."""
     yield f"\n## `{path}`\n"
     yield from prose(model)
     inner: list[tuple[str, type[BaseModel]]] = []  # where each stands, and what it is
@@ -112,14 +112,14 @@ def section(path: str, model: type[BaseModel], seen: set[type[BaseModel]]) -> It
 
 
 def models_in(annotation: Any) -> list[type[BaseModel]]:
-    """Those that an annotation names."""
+    """Return the models in an annotation."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for part in get_args(annotation) for model in models_in(part)]
 
 
 def kind(schema: dict[str, Any], defs: dict[str, Any]) -> str:
-    """What a JSON schema allows, in words."""
+    """Describe the values that a JSON schema allows."""
     if "$ref" in schema:
         return "table"
     if "anyOf" in schema:
@@ -150,7 +150,7 @@ def kind(schema: dict[str, Any], defs: dict[str, Any]) -> str:
 
 
 def shown(value: Any) -> str:
-    """A default as TOML has it."""
+    """Format a default as TOML."""
     if value is None:
         return "none"
     if isinstance(value, NamedConfig):
@@ -181,13 +181,14 @@ def names() -> Iterator[str]:
     from gatdist.models.registry import discriminators, generators
 
     given = {"latent_size", "sample_shape", "num_classes", "sample_rate", "seed", "device", "self"}
-    yield "Your own are registered in a module that `plugins` names; see [Python](python.md)."
+    yield "Register your own in a module listed in `plugins`; see [Python](python.md)."
     for title, registry in (
         ("model.generator.name", generators),
         ("model.discriminator.name", discriminators),
         ("game.augmentation.name", augmentations),
     ):
-        yield f"\n## `{title}`\n\n| name | options, and their defaults | |\n| --- | --- | --- |"
+        yield f"\n## `{title}`\n\n| name | options and defaults | description |"
+        yield "| --- | --- | --- |"
         for name, builder in own(registry).items():
             options = ", ".join(
                 f"`{p.name} = {shown(p.default).strip('`')}`"
@@ -202,16 +203,16 @@ def names() -> Iterator[str]:
         ("evaluate.metrics", {n: m.measure for n, m in own(metrics).items()}),
         ("evaluate.features", own(extractors)),
     ):
-        yield f"\n## `{title}`\n\n| name | |\n| --- | --- |"
+        yield f"\n## `{title}`\n\n| name | description |\n| --- | --- |"
         for name, thing in entries.items():
             yield f"| `{name}` | {markdown(' '.join(paragraphs(thing)[:1]))} |"
     yield "\n## `game.loss`\n\nSee [the formulas](../how-to/losses-and-rules.md#losses-gameloss).\n"
-    yield "| name | with `one_stage` | zero-sum, as `competitive` needs | a sum |"
+    yield "| name | supports `one_stage` | zero-sum (for `competitive`) | sum of two parts |"
     yield "| --- | --- | --- | --- |"
     for name, loss in own(losses).items():
         facts = (loss.ratio is not None, loss.zero_sum, isinstance(loss.discriminator, Sum))
         yield f"| `{name}` | {' | '.join(map(yes, facts))} |"
-    yield "\n## `game.penalties`\n\n| name | joins the loss of the | at | for each sample |"
+    yield "\n## `game.penalties`\n\n| name | added to the loss of the | at | value per sample |"
     yield "| --- | --- | --- | --- |"
     for name, penalty in own(penalties).items():
         what = paragraphs(penalty.per_sample)[0].removesuffix(", [n].")
@@ -222,20 +223,20 @@ def names() -> Iterator[str]:
 PLACES = {
     "real": "real samples",
     "fake": "fakes",
-    "between": "points between both",
+    "between": "points between real and fake samples",
     "logits": "pairs of logits",
     "latents": "latents",
 }
 
 
 def own(registry: Any) -> dict[str, Any]:
-    """Its entries by name, without those of plugins that this process has imported."""
+    """Return the built-in entries of a registry by name."""
     entries = {name: registry[name] for name in registry.names()}
     return {name: entry for name, entry in entries.items() if home(entry).startswith("gatdist.")}
 
 
 def home(entry: Any) -> str:
-    """The module that made an entry, or the functions that it is made of."""
+    """Return the module that defines an entry or its functions."""
     if inspect.isroutine(entry) or isinstance(entry, type):
         return entry.__module__
     return next(f.__module__ for f in vars(entry).values() if inspect.isroutine(f))
@@ -276,7 +277,7 @@ def options(parser: argparse.ArgumentParser) -> Iterator[str]:
         must = "" if not (action.required and action.option_strings) else " (required)"
         rows.append(f"| `{flag}` | {what}{must} |")
     if rows:
-        yield "| | |\n| --- | --- |"
+        yield "| argument | meaning |\n| --- | --- |"
         yield from rows
 
 
@@ -285,17 +286,18 @@ def options(parser: argparse.ArgumentParser) -> Iterator[str]:
 
 def metric_tags() -> Iterator[str]:
     yield (
-        "TensorBoard shows these; a line of `metrics.jsonl` is an object of all of a tick. "
-        "`<player>` is `generator` or `discriminator`; other words in brackets are names of yours."
+        "TensorBoard shows these tags. A line of `metrics.jsonl` has the values of one log interval. "
+        "`<player>` is `generator` or `discriminator`; other placeholders are names you choose."
     )
-    for title, tags in (("Tags", TAGS), ("Beside them in `metrics.jsonl`", FIELDS)):
-        yield f"\n## {title}\n\n| tag | |\n| --- | --- |"
+    for title, tags in (("Tags", TAGS), ("Other fields of `metrics.jsonl`", FIELDS)):
+        yield f"\n## {title}\n\n| tag | meaning |\n| --- | --- |"
         yield from (f"| `{tag.name}` | {tag.meaning} |" for tag in tags)
 
 
 def presets() -> Iterator[str]:
-    yield "Start one by `gatdist train NAME`. [Results](../results.md) lists what they reach."
-    yield "\n| name | samples | data | generator | loss | |\n| --- | --- | --- | --- | --- | --- |"
+    yield "Train one with `gatdist train NAME`. [Results](../results.md) has what they reach."
+    yield "\n| name | samples | data | generator | loss | notes |"
+    yield "| --- | --- | --- | --- | --- | --- |"
     for name in preset_names():
         config = load_config(name)
         text = (Path(gatdist.__file__).parent / "config" / "presets" / f"{name}.toml").read_text()
@@ -332,7 +334,7 @@ def exit_statuses() -> Iterator[str]:
 
 
 def python() -> Iterator[str]:
-    yield "The names that `import gatdist` offers."
+    yield "The public names of `import gatdist`."
     for name in gatdist.__all__:
         thing = getattr(gatdist, name)
         home = importlib.import_module(gatdist._HOMES[name])
@@ -347,7 +349,7 @@ def python() -> Iterator[str]:
 
 
 def signature(function: Any) -> str:
-    """As one writes it, a parameter a line where it is long."""
+    """Format a signature, with one parameter per line if it is long."""
     parameters, was_keyword_only = [], False
     for p in inspect.signature(function).parameters.values():
         if p.kind is p.KEYWORD_ONLY and not was_keyword_only:
@@ -360,7 +362,7 @@ def signature(function: Any) -> str:
 
 
 def listed(title: str, entries: dict[str, str]) -> Iterable[str]:
-    """A list under a title; nothing for none."""
+    """Yield a titled list, or nothing if it is empty."""
     if entries:
         yield f"{title}:\n"
         yield "\n".join(f"* `{name}`: {text}" for name, text in entries.items()) + "\n"
