@@ -286,7 +286,7 @@ def options(parser: argparse.ArgumentParser) -> Iterator[str]:
 
 def metric_tags() -> Iterator[str]:
     yield (
-        "TensorBoard shows these tags. A line of `metrics.jsonl` has the values of one log interval. "
+        "TensorBoard shows these tags. Each line of `metrics.jsonl` is one log interval. "
         "`<player>` is `generator` or `discriminator`; other placeholders are names you choose."
     )
     for title, tags in (("Tags", TAGS), ("Other fields of `metrics.jsonl`", FIELDS)):
