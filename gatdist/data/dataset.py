@@ -43,14 +43,9 @@ _MAX_SUBSTITUTES = 16
 
 
 def open_dataset(config: DataConfig, comm: Communicator | None = None) -> Dataset:
-    """Open the data set of the configuration section ``data``.
+    """Open the data set of the configuration section ``data``; shards are opened when first read.
 
-    ``builtin:digits`` and ``builtin:ring`` are written to the cache folder on first use. Shards are
-    opened when their samples are first read.
-
-    Args:
-        config: the section.
-        comm: called by all workers: worker 0 reads the manifest, and all raise its errors.
+    All workers of a run pass ``comm``: worker 0 reads the manifest, and all raise its errors.
 
     Raises:
         DataError: no data set, empty, damaged, or not of the requested format.
@@ -225,8 +220,8 @@ class Dataset:
             range_of: read range of each sample.
             numbers: number of each sample in its shard.
             rows: row of each sample in ``samples`` and ``labels``.
-            samples: for decoded samples.
-            labels: for labels.
+            samples: for the result.
+            labels: for the result.
 
         Raises:
             DataError: a sample is bad, even when fetched again, and ``data.on_bad_sample`` is

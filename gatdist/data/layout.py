@@ -11,15 +11,10 @@ Indices = NDArray[np.int64]
 
 
 class ShardLayout:
-    """Number of samples and bytes of each shard of a data set.
+    """Number of samples and bytes of each shard of a data set, given as (samples, bytes).
 
-    Args:
-        shards: (samples, bytes) of each; every shard has at least one sample.
-        fingerprint: of the data set.
-
-    Attributes:
-        begins, ends: index of the first sample of each shard, and one past its last, int64.
-        mean_bytes: of a sample of each shard, at least 1, int64.
+    Every shard has at least one sample. ``begins`` and ``ends`` are the index of the first sample
+    of each shard, and one past its last; ``mean_bytes`` is the size of a sample, at least 1.
     """
 
     def __init__(self, shards: Sequence[tuple[int, int]], fingerprint: str = "") -> None:

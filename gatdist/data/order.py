@@ -225,12 +225,9 @@ def permute(values: Indices, sizes: Indices, keys: _Words) -> Indices:
     with cycle-walking of Black & Rogaway 2002, "Ciphers with arbitrary finite domains").
 
     Args:
-        values: int64 [k], 0 ≤ value < size.
+        values: int64 [k], 0 ≤ value < size, as the result.
         sizes: int64 [k], each ≥ 1.
         keys: uint64 [k]; key and size select the permutation.
-
-    Returns:
-        int64 [k], 0 ≤ result < size.
     """
     size = sizes.astype(np.uint64)
     width = np.ceil(np.sqrt(sizes)).astype(np.uint64)

@@ -78,9 +78,9 @@ def test_a_cache_folder_that_cannot_be_written(
 PREPARE = """
 import os, signal, sys
 from gatdist.data import builtin
-from gatdist.data.format import writing
+from gatdist.data.format import shard_files
 if "--killed" in sys.argv:
-    writing.write_manifest = lambda *args, **options: os.kill(os.getpid(), signal.SIGKILL)
+    shard_files.write_manifest = lambda *args, **options: os.kill(os.getpid(), signal.SIGKILL)
 print("ready", flush=True)
 sys.stdin.readline()
 print(builtin.prepare("builtin:digits"))

@@ -122,14 +122,9 @@ def decode_pixels(
     background: Color = WHITE,
     header: ImageHeader | None = None,
 ) -> DecodedImage:
-    """Decode an image of 1 (gray) or 3 (RGB) channels at its own size.
+    """Decode an image to 1 (gray) or 3 (RGB) channels of 8 or 16 bits, at its own size.
 
-    Args:
-        content: a whole file.
-        channels: 1 or 3.
-        bits: 8 or 16.
-        background: visible through transparent pixels.
-        header: of the file, if already read.
+    ``background`` is visible through transparent pixels. Pass the ``header`` if already read.
 
     Raises:
         CodecError: not an image, damaged, unsupported or too large.

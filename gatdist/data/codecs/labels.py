@@ -107,13 +107,9 @@ def decode_label(
     field: str = "",
     numbers: Mapping[str, int] | None = None,
 ) -> int:
-    """Decode a class label.
+    """Decode a class label: a number or a name, or with ``field`` the value of that JSON key.
 
-    Args:
-        content: a number or a name, or with ``field`` a JSON object that holds it.
-        num_classes: upper bound (exclusive) of labels.
-        field: key of the label in the JSON object.
-        numbers: class numbers by name; None if labels are numbers.
+    ``numbers`` are the class numbers by name; None if labels are numbers.
 
     Raises:
         CodecError: unlabelled, or no such class.

@@ -11,7 +11,6 @@ A folder without a manifest is an incomplete data set. The tars may be in anothe
 the manifest.
 """
 
-from gatdist.data.format.index import encode_index, read_index
 from gatdist.data.format.manifest import (
     MANIFEST,
     Manifest,
@@ -22,7 +21,13 @@ from gatdist.data.format.manifest import (
     read_manifest,
     write_manifest,
 )
-from gatdist.data.format.writing import Components, write_dataset, write_shard
+from gatdist.data.format.shard_files import (
+    Components,
+    encode_index,
+    read_index,
+    write_dataset,
+    write_shard,
+)
 
 __all__ = [
     "MANIFEST",

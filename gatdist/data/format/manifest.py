@@ -154,11 +154,7 @@ def write_manifest(
 ) -> Manifest:
     """Write the manifest that turns a folder of finished shards into a data set.
 
-    Args:
-        store: the folder.
-        shards: in sample order.
-        spec: sample format.
-        shards_url: folder of the tars, if another.
+    The tars are in the folder ``shards_url``, if not in the same one.
     """
     manifest = Manifest(
         **_spec_values(spec),

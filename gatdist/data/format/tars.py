@@ -41,7 +41,7 @@ class Walk:
         self.trailing: int | None = None
 
     def __iter__(self) -> Iterator[tarfile.TarInfo]:
-        """Yield each member once, in tar order. The file may be read between two of them.
+        """Yield each member once, in tar order. The file may be read in between.
 
         Raises:
             TarDamagedError: the tar is truncated, or a header is invalid.

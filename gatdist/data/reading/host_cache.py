@@ -319,24 +319,25 @@ def _open_lock(folder: int) -> int:
     return os.open("lock", os.O_RDWR | os.O_CREAT | _OPEN, 0o600, dir_fd=folder)
 
 
+@contextmanager
+def _opened_file(folder: int, name: str, flags: int) -> Iterator[int]:
+    file = os.open(name, flags | _OPEN, 0o600, dir_fd=folder)
+    try:
+        yield file
+    finally:
+        os.close(file)
+
+
 def _usage(folder: int) -> int | None:
     """Return the counted bytes; None if unknown until a listing."""
-    try:
-        file = os.open("usage", os.O_RDONLY | _OPEN, dir_fd=folder)
-        try:
-            return int(os.read(file, 32))
-        finally:
-            os.close(file)
-    except (OSError, ValueError):
-        return None
+    with suppress(OSError, ValueError), _opened_file(folder, "usage", os.O_RDONLY) as file:
+        return int(os.read(file, 32))
+    return None
 
 
 def _set_usage(folder: int, usage: int) -> None:
-    file = os.open("usage", os.O_WRONLY | os.O_CREAT | _OPEN, 0o600, dir_fd=folder)
-    try:
+    with _opened_file(folder, "usage", os.O_WRONLY | os.O_CREAT) as file:
         os.ftruncate(file, os.pwrite(file, str(usage).encode().rjust(20), 0))
-    finally:
-        os.close(file)
 
 
 def _count_from_zero(folder: int) -> None:
@@ -361,14 +362,11 @@ def _finish(folder: int, file: int, part: str, name: str, content: bytes) -> Non
 
 
 def _remove_if_dead(folder: int, part: str) -> bool:
-    with suppress(OSError):  # its writer lives, or has just finished
-        file = os.open(part, os.O_RDONLY | _OPEN, dir_fd=folder)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.unlink(part, dir_fd=folder)
-            return True
-        finally:
-            os.close(file)
+    # OSError: its writer lives, or has just finished.
+    with suppress(OSError), _opened_file(folder, part, os.O_RDONLY) as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.unlink(part, dir_fd=folder)
+        return True
     return False
 
 

@@ -42,16 +42,10 @@ def memory_budget(
     global_batch: int,
     world_size: int,
 ) -> MemoryBudget:
-    """Divide ``data.memory_bytes``.
+    """Divide ``data.memory_bytes``; the windows of the order must fit.
 
-    Args:
-        layout: of the data set.
-        order: its windows must fit in memory.
-        config: with the limits.
-        sample_bytes: of a decoded sample.
-        is_cached: whether fetched blocks are shared through the host cache.
-        global_batch: samples per step, summed over all workers.
-        world_size: number of workers.
+    ``sample_bytes`` is the size of a decoded sample. With ``is_cached``, fetched blocks are
+    shared through the host cache.
 
     Raises:
         ConfigError: memory or host cache are too small for what is needed at the same time.

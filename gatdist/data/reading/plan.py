@@ -59,15 +59,10 @@ class Segment:
 class Plan:
     """The segments of one worker.
 
-    Args:
-        order: of the samples.
-        layout: of the data set.
-        budget: ``rows`` is the length of a segment. With ``keeps``, all read ranges are whole
-            blocks and stay in memory. Blocks of the order that are smaller than ``min_block_bytes``
-            on average are replaced by larger ones for fetching.
-        share: of the worker.
-        by_block: whether read ranges end at block bounds, as a shared cache requires: blocks are
-            the same in each epoch.
+    ``budget.rows`` is the length of a segment. With ``budget.keeps``, all read ranges are whole
+    blocks and stay in memory. Blocks of the order that are smaller than ``budget.min_block_bytes``
+    on average are replaced by larger ones for fetching. With ``by_block``, read ranges end at block
+    bounds, as a shared cache requires: blocks are the same in each epoch.
     """
 
     def __init__(
@@ -184,11 +179,8 @@ def cut_runs(
 ) -> Indices:
     """Return where runs of samples begin that are fetched with one read.
 
-    Args:
-        ordered: indices of samples, ascending, [m].
-        shards: shard of each, [m].
-        mean_bytes: of a sample of each shard.
-        gap_bytes: the most bytes between two samples of a run.
+    ``ordered`` are ascending indices, [m], ``shards`` their shards, ``mean_bytes`` the size of a
+    sample of each shard, and ``gap_bytes`` the most bytes between two samples of a run.
     """
     begins = np.ones(len(ordered), dtype=bool)
     bytes_here = mean_bytes[shards]

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from gatdist.common.errors import DataError, StorageError
 from gatdist.data.codecs import CodecError, read_label
 from gatdist.data.format import Shard, encode_index
-from gatdist.data.format.index import Row
+from gatdist.data.format.shard_files import Row
 from gatdist.data.modalities import MODALITIES
 from gatdist.packing.entries import Skipped
 from gatdist.packing.indexing import exports
