@@ -15,13 +15,15 @@ from gatdist.data.codecs.audio import (
 )
 from gatdist.data.codecs.errors import CodecError
 from gatdist.data.codecs.formats import IMAGE_COMPONENTS, UNSUPPORTED_IMAGES, unsupported_image
-from gatdist.data.codecs.headers import ImageHeader, read_image_header, read_image_shape
 from gatdist.data.codecs.images import (
     FILTERS,
+    ImageHeader,
     change_image,
     decode_image_into,
     decode_pixels,
     encode_png,
+    read_image_header,
+    read_image_shape,
 )
 from gatdist.data.codecs.labels import (
     LABEL_COMPONENT,

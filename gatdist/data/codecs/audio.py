@@ -19,12 +19,8 @@ Clip = NDArray[np.float32]
 
 # Accepted formats: libsndfile also knows headerless ones, which match any file.
 _CONTAINERS = {
-    "WAV": "wav",
-    "WAVEX": "wav",
-    "RF64": "wav",
-    "W64": "wav",
-    "FLAC": "flac",
-    "OGG": "ogg",
+    **dict.fromkeys(("WAV", "WAVEX", "RF64", "W64"), "wav"),
+    **{"FLAC": "flac", "OGG": "ogg"},
 }
 _MAX_NUMBERS = 2**28
 _MAX_HERTZ = 1_000_000  # a resampling filter grows with the rates divided by their common factor

@@ -21,29 +21,35 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import simplejpeg
-from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from gatdist.data.codecs.errors import CodecError
-from gatdist.data.codecs.formats import JPEG_MAGIC, read_jpeg_header, upright
-from gatdist.data.codecs.headers import (
-    JPEG_MODES,
-    ImageHeader,
-    described,
-    named_errors,
-    read_image_header,
+from gatdist.data.codecs.formats import (
+    JPEG_MAGIC,
+    ORIENTATION,
+    exif_orientation,
+    open_image,
+    png_exif,
+    read_jpeg_header,
+    upright,
+    upright_size,
+    valid_orientation,
 )
 from gatdist.data.codecs.levels import (
     Color,
     Levels,
     Stored,
     changes_colors,
+    color_mode,
+    depth_of,
+    is_gray_image,
     onto,
     read_levels,
     to_srgb,
@@ -51,29 +57,161 @@ from gatdist.data.codecs.levels import (
 )
 
 FILTERS: Mapping[str, Image.Resampling] = {
-    "lanczos": Image.Resampling.LANCZOS,
-    "bicubic": Image.Resampling.BICUBIC,
-    "hamming": Image.Resampling.HAMMING,
-    "bilinear": Image.Resampling.BILINEAR,
-    "box": Image.Resampling.BOX,
+    name: Image.Resampling[name.upper()]
+    for name in ("lanczos", "bicubic", "hamming", "bilinear", "box")
 }
 WHITE: Color = (255, 255, 255)
 
-Pixels = NDArray[Any]  # uint8 or uint16 [H, W, C]
-
 _MODES = {1: "L", 3: "RGB"}
 _COLOR_SPACES = {1: "GRAY", 3: "RGB"}
+_JPEG_MODES = {1: "L", 3: "RGB", 4: "CMYK"}  # by number of channels
+
+_MAX_PIXELS = 2**27
+_TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
+
+
+class ImageHeader(NamedTuple):
+    """Header of an image."""
+
+    height: int  # in pixels, when upright
+    width: int  # in pixels, when upright
+    format: str  # Pillow's name, such as ``JPEG``
+    mode: str  # Pillow's name of the pixel mode, for messages
+    is_gray: bool  # has one channel, or one and transparency
+    orientation: int  # EXIF orientation, 1 to 8; 1 is upright
+    bits: int = 8  # per channel, as stored
+    has_alpha: bool = False  # pixels may be transparent
+    # ``""`` for none or sRGB, ``"profiles"`` for another ICC profile, ``"damaged_profiles"`` for an
+    # unusable one
+    profile: str = ""
+    icc: bytes = b""  # ICC profile; empty if absent
+    is_animated: bool = False  # has more frames or pages
+    process: str = ""  # of a JPEG, such as ``progressive``
+
+    @property
+    def stored_size(self) -> tuple[int, int]:
+        """Height and width before rotation."""
+        return upright_size(self.height, self.width, self.orientation)
+
+
+def read_image_header(content: bytes) -> ImageHeader:
+    """Read the header. Raises CodecError if not an image, unsupported, or too large."""
+    with _named_errors():
+        if content.startswith(JPEG_MAGIC):
+            return _jpeg_header(content)
+        with open_image(content) as image:
+            return _read_header(image, content)
+
+
+def read_image_shape(content: bytes) -> tuple[int, int, int]:
+    """Return the upright (C, H, W) in the header; C is 1 (gray) or 3. Raises CodecError."""
+    header = read_image_header(content)
+    return 1 if header.is_gray else 3, header.height, header.width
+
+
+@contextmanager
+def _named_errors() -> Iterator[None]:
+    """Raise any error as CodecError: Pillow raises nearly anything for a damaged file."""
+    try:
+        yield
+    except CodecError:
+        raise
+    except Exception as error:
+        raise CodecError(f"is not a readable image ({_one_line(error)})") from error
+
+
+def _one_line(error: Exception) -> str:
+    """Return an error in one line, after its type."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _jpeg_header(content: bytes) -> ImageHeader:
+    jpeg = read_jpeg_header(content)
+    _require_size(jpeg.height, jpeg.width)
+    if jpeg.bits != 8 or jpeg.process == "hierarchical" or jpeg.channels not in _JPEG_MODES:
+        raise CodecError(
+            f"is a {jpeg.process} JPEG of {jpeg.bits} bits and {jpeg.channels} channels, which is "
+            "not supported",
+            hint="Convert it to PNG",
+        )
+    height, width = upright_size(jpeg.height, jpeg.width, jpeg.orientation)
+    mode = _JPEG_MODES[jpeg.channels]
+    return ImageHeader(
+        height=height,
+        width=width,
+        format="JPEG",
+        mode=mode,
+        is_gray=mode == "L",
+        orientation=jpeg.orientation,
+        profile=changes_colors(jpeg.profile, mode),
+        icc=jpeg.profile,
+        process=jpeg.process,
+    )
+
+
+def _read_header(image: ImageFile.ImageFile, content: bytes) -> ImageHeader:
+    tags = getattr(image, "tag_v2", None)
+    if tags is None:
+        orientation, (width, height) = exif_orientation(_exif(image, content)), image.size
+    else:  # only newer versions of Pillow give the upright size of a TIFF
+        orientation = valid_orientation(tags.get(ORIENTATION))
+        width, height = tags[_TIFF_WIDTH], tags[_TIFF_HEIGHT]
+    _require_size(height, width)
+    icc = image.info.get("icc_profile", b"")
+    icc = icc if isinstance(icc, bytes) else b"damaged"
+    height, width = upright_size(height, width, orientation)
+    return ImageHeader(
+        height=height,
+        width=width,
+        format=image.format or "",
+        mode=image.mode,
+        is_gray=is_gray_image(image),
+        orientation=orientation,
+        bits=depth_of(image),
+        has_alpha=image.has_transparency_data,
+        profile=changes_colors(icc, color_mode(image)),
+        icc=icc,
+        is_animated=_is_animated(image),
+    )
+
+
+def _exif(image: ImageFile.ImageFile, content: bytes) -> bytes:
+    found = png_exif(content) if image.format == "PNG" else image.info.get("exif")
+    if found:
+        return bytes(found)
+    hexadecimal = image.info.get("Raw profile type exif", "")  # ImageMagick writes it as PNG text
+    try:
+        return bytes.fromhex("".join(hexadecimal.split("\n")[3:]))
+    except (ValueError, AttributeError):
+        return b""
+
+
+def _is_animated(image: ImageFile.ImageFile) -> bool:
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception:  # damage after the first frame does not matter
+        return True
+
+
+def _require_size(height: int, width: int) -> None:
+    if height < 1 or width < 1:
+        raise CodecError(f"has no pixels ({height} × {width})")
+    if width * height > _MAX_PIXELS:
+        raise CodecError(
+            f"has {height} × {width} pixels (height × width), the limit is {_MAX_PIXELS:,} in all",
+            hint="Remove it, or make it smaller and pack again",
+        )
 
 
 class DecodedImage(NamedTuple):
     """Decoded pixels and remarks."""
 
-    pixels: Pixels  # upright
+    pixels: Levels  # upright
     # Details by kind: transparent, profiles, damaged_profiles, reduced (16 bits became 8).
     remarks: Mapping[str, str]
 
 
-def decode_image_into(content: bytes | memoryview, out: Pixels, resize: str | None = None) -> None:
+def decode_image_into(content: bytes | memoryview, out: Levels, resize: str | None = None) -> None:
     """Decode an image into ``out``. Transparent images are composited on white.
 
     Args:
@@ -89,7 +227,7 @@ def decode_image_into(content: bytes | memoryview, out: Pixels, resize: str | No
     height, width, channels = out.shape
     if content.startswith(JPEG_MAGIC):
         jpeg = read_jpeg_header(content)
-        mode = JPEG_MODES.get(jpeg.channels, "")
+        mode = _JPEG_MODES.get(jpeg.channels, "")
         if (
             (jpeg.height, jpeg.width, jpeg.orientation) == (height, width, 1)
             and out.dtype == np.uint8
@@ -129,7 +267,7 @@ def decode_pixels(
     Raises:
         CodecError: not an image, damaged, unsupported or too large.
     """
-    with named_errors():
+    with _named_errors():
         header = header or read_image_header(content)
         levels, orientation, remarks = _opaque(content, header, channels, bits, background)
         pixels = upright(levels, orientation)
@@ -141,7 +279,7 @@ def decode_pixels(
         return DecodedImage(with_channels(pixels, channels), remarks)
 
 
-def change_image(pixels: Pixels, change: Callable[[Image.Image], Image.Image]) -> Pixels:
+def change_image(pixels: Levels, change: Callable[[Image.Image], Image.Image]) -> Levels:
     """Apply a function that resizes a Pillow image to pixels [H, W, C] of 8 or 16 bits.
 
     Pillow has no color images of 16 bits: their channels are changed one by one, as floats.
@@ -158,7 +296,7 @@ def change_image(pixels: Pixels, change: Callable[[Image.Image], Image.Image]) -
     return np.clip(np.rint(np.stack(planes, axis=2)), 0, most).astype(pixels.dtype)
 
 
-def encode_png(pixels: Pixels, *, compression: int = 0) -> bytes:
+def encode_png(pixels: Levels, *, compression: int = 0) -> bytes:
     """Return pixels, uint8 or uint16 [H, W, 1 or 3], as a PNG file.
 
     Without compression (0 to 9), its bytes depend on the pixels alone, otherwise also on the
@@ -224,20 +362,20 @@ def _stored(content: bytes, header: ImageHeader, channels: int) -> Stored:
     except CodecError:
         raise
     except Exception as error:
-        rule = f"is not a readable image ({header.process} JPEG: {described(error)})"
+        rule = f"is not a readable image ({header.process} JPEG: {_one_line(error)})"
         raise CodecError(rule) from error
 
 
 def _decoded_jpeg(
-    content: bytes, space: str, size: tuple[int, int], out: Pixels | None = None
-) -> Pixels | None:
+    content: bytes, space: str, size: tuple[int, int], out: Levels | None = None
+) -> Levels | None:
     """Decode a JPEG with simplejpeg, not rotated; None if Pillow must decode it.
 
     simplejpeg would decode CMYK, too, by a formula of its own.
     """
     try:
         # strict=False would fill the missing part of a truncated file with gray.
-        decoded: Pixels = simplejpeg.decode_jpeg(content, colorspace=space, buffer=out, strict=True)
+        decoded: Levels = simplejpeg.decode_jpeg(content, colorspace=space, buffer=out, strict=True)
     except ValueError:  # damaged, or larger than its header says
         return None
     return decoded if decoded.shape[:2] == size else None
