@@ -41,11 +41,11 @@ class Backend(NamedTuple):
 
     extra: str  # extra of gatdist's package that installs its library, if any
     credentials: str  # where its library looks for credentials
-    # adds to the user's options, given the expanded URL, these options, and a time limit
+    # Adds to the user's options, given the expanded URL, these options, and a time limit.
     configured: Callable[[str, Options, float], Options] = lambda url, options, stall_s: options
-    # changes the file system where there is no option, given a time limit
+    # Changes the file system where there is no option, given a time limit.
     adjust: Callable[[Any, float], None] = lambda file_system, stall_s: None
-    # describes a conflict between expanded URL and options, if any
+    # Describes a conflict between expanded URL and options, if any.
     clash: Callable[[str, Options], str] = lambda url, options: ""
     listing: str = ""  # permission without which absent files are answered with 403, if any
 

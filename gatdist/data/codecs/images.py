@@ -81,8 +81,7 @@ class ImageHeader(NamedTuple):
     orientation: int  # EXIF orientation, 1 to 8; 1 is upright
     bits: int = 8  # per channel, as stored
     has_alpha: bool = False  # pixels may be transparent
-    # ``""`` for none or sRGB, ``"profiles"`` for another ICC profile, ``"damaged_profiles"`` for an
-    # unusable one
+    # "" for none or sRGB, "profiles" for another ICC profile, "damaged_profiles" if unusable.
     profile: str = ""
     icc: bytes = b""  # ICC profile; empty if absent
     is_animated: bool = False  # has more frames or pages

@@ -36,7 +36,7 @@ _CONVERT = "Convert it to 8 or 16 bits"
 class Stored(NamedTuple):
     """Pixels as stored in a file."""
 
-    # an image of mode L, RGB, CMYK or LAB; levels of more than 8 bits as uint16 [H, W, C]
+    # An image of mode L, RGB, CMYK or LAB; levels of more than 8 bits as uint16 [H, W, C].
     color: Image.Image | Levels
     alpha: Levels | None  # opacity [H, W, 1] with as many bits; None without transparency
     orientation: int  # EXIF orientation still to be applied

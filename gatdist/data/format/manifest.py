@@ -63,19 +63,18 @@ class SampleSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True)
 
-    # ``image``, ``points`` (arrays of numbers), ``audio``, ``text`` or ``tokens``
     modality: Modality
-    # (C, H, W) of images, (C, n) of audio, (n,) bytes of text, (n,) tokens, any shape of points. H
-    # and W, or n, are None if samples differ in them
+    # (C, H, W) of images, (C, n) of audio, (n,) bytes of text, (n,) tokens, any shape of points.
+    # H and W, or n, are None if samples differ in them.
     sample_shape: list[_Positive | None]
-    bits: Literal[8, 16] = 8  # per channel of decoded images, 8 or 16
-    # file extension of samples; None for any of the modality
+    bits: Literal[8, 16] = 8  # per channel of decoded images
+    # File extension of samples; None for any of the modality.
     component: Annotated[str, Field(pattern=r"^[^/A-Z]+$")] | None = None
     sample_rate: _Positive | None = None  # of audio, in hertz
     num_tokens: _Positive | None = None  # size of the token vocabulary
     num_classes: Annotated[int, Field(ge=0)] = 0  # 0 for an unlabelled data set
     class_names: list[_Text] | None = None  # by class; None if classes are only numbered
-    # a file extension (``cls``), or a key of a JSON file (``json:FIELD``)
+    # A file extension ("cls"), or a key of a JSON file ("json:FIELD").
     label: Annotated[str, Field(pattern=r"^([^/:A-Z]+|json:.+)$")] = "cls"
     named_labels: bool = False  # whether labels are class names instead of numbers
 
@@ -144,7 +143,7 @@ class Manifest(SampleSpec):
     order_version: int = ORDER_VERSION  # version of the sample order
     num_samples: int  # in all shards
     fingerprint: _Digest  # SHA-256 (hex) of sample format and content, in order
-    # folder of the tars; None for that of the manifest. See :func:`open_shards`
+    # Folder of the tars; None for that of the manifest. See `open_shards`.
     shards_url: OutsideUrl | None = None
     shards: list[Shard]  # in sample order
 
