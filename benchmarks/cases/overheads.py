@@ -31,7 +31,8 @@ from gatdist.bench.processes import Report, together
 from gatdist.bench.rounds import Seconds, interleave, settled, steps_in_a_turn, timed, walls
 from gatdist.common.background import Background
 from gatdist.common.position import here
-from gatdist.data import Loader, SampleOrder, open_dataset
+from gatdist.data import SampleOrder, open_dataset
+from gatdist.data.loader import Loader
 from gatdist.parallel.communicator import Communicator
 from gatdist.runs import Checkpoints, RunDirectory
 from gatdist.storage import Store

@@ -21,7 +21,7 @@ from gatdist.training.health import all_finite
 from gatdist.training.state import TrainState
 
 if TYPE_CHECKING:  # a machine that only benchmarks steps has no fsspec
-    from gatdist.data import Batch as LoadedBatch
+    from gatdist.data.loader import Batch as LoadedBatch
     from gatdist.data.sample_format import SampleFormat
 
 

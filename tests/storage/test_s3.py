@@ -16,8 +16,9 @@ from servers import Server
 from benchmarks.proxy import Fault, Proxy
 from gatdist.common.errors import DataError, UserError
 from gatdist.config import DataConfig, load_config
-from gatdist.data import Loader, SampleOrder, open_dataset
+from gatdist.data import SampleOrder, open_dataset
 from gatdist.data.builtin import write_digits
+from gatdist.data.loader import Loader
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.runs import Checkpoints, read_lines
 from gatdist.storage import Store

@@ -20,17 +20,10 @@ from hypothesis import strategies as st
 from fake_communicator import FakeCommunicator
 from gatdist.common.errors import ConfigError, DataError
 from gatdist.config import DataConfig, parse_config
-from gatdist.data import (
-    Batch,
-    Dataset,
-    Loader,
-    SampleOrder,
-    open_dataset,
-    write_dataset,
-)
+from gatdist.data import Dataset, SampleOrder, open_dataset, write_dataset
 from gatdist.data.codecs import encode_png
 from gatdist.data.format import read_manifest
-from gatdist.data.loader import Buffers
+from gatdist.data.loader import Batch, Buffers, Loader
 from gatdist.storage import Store
 from support import refused
 

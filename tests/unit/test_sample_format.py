@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from gatdist.data import ReadSpec, sample_format_of
+from gatdist.data import ReadSpec
 from gatdist.data.codecs import CodecError, Vocabulary
+from gatdist.data.sample_format import sample_format_of
 from gatdist.monitor.previews import preview
 
 
