@@ -1,4 +1,4 @@
-"""Codecs: what becomes of every kind of picture, label and array."""
+"""Codecs: what becomes of every kind of image, label and array."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def saved(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
 
 
 def smooth(height: int, width: int) -> Image.Image:
-    """A picture that survives JPEG and resizing."""
+    """An image that survives JPEG and resizing."""
     y, x = np.mgrid[0:height, 0:width]
     levels = np.stack([255 * y / height, 255 * x / width, 0 * x + 128], axis=-1)
     return Image.fromarray(levels.astype(np.uint8))
@@ -112,7 +112,7 @@ def test_cmyk() -> None:
     assert np.abs(found - np.asarray(image)).max() < 12
 
 
-def test_an_animation_is_its_first_picture() -> None:
+def test_an_animation_is_its_first_image() -> None:
     first, second = Image.fromarray(RGB), Image.fromarray(255 - RGB)
     content = saved(first, "PNG", save_all=True, append_images=[second])
     assert (decode_image(content, SHAPE) == RGB).all()
@@ -120,7 +120,7 @@ def test_an_animation_is_its_first_picture() -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_exif_turns_a_picture(kind: str, orientation: int) -> None:
+def test_exif_turns_an_image(kind: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     content = saved(smooth(16, 24), kind, exif=exif, quality=95)
@@ -172,7 +172,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_is_no_picture(name: str) -> None:
+def test_what_is_no_image(name: str) -> None:
     with pytest.raises(CodecError):
         decode_image(BAD[name], SHAPE)
 

@@ -1,4 +1,4 @@
-"""Codecs of sounds, texts and tokens."""
+"""Codecs of audio, texts and tokens."""
 
 from __future__ import annotations
 

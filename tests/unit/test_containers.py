@@ -1,4 +1,4 @@
-"""What stands behind the end of a container, or is cut off: tars, zips, compressed tars, sounds."""
+"""What stands behind the end of a container, or is cut off: tars, zips, compressed tars, audio."""
 
 from __future__ import annotations
 
@@ -280,7 +280,7 @@ def test_a_zip_whose_own_header_has_another_name_than_the_directory(tmp_path: Pa
     assert list(report(tmp_path / "out")) == ["a/0.png"]
 
 
-# Sounds and arrays
+# Audio and arrays
 
 TONE = np.random.default_rng(1).uniform(-0.5, 0.5, (10_000, 1)).astype(np.float32)
 

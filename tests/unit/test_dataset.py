@@ -188,7 +188,7 @@ def test_points_without_labels(tmp_path: Path) -> None:
     assert labels is None
 
 
-def test_pictures_of_many_formats(tmp_path: Path) -> None:
+def test_images_of_many_formats(tmp_path: Path) -> None:
     smooth = (np.add.outer(np.arange(16), np.arange(24))[..., None] * [2, 3, 5]).astype(np.uint8)
 
     def with_pillow(kind: str, mode: str = "RGB") -> bytes:
@@ -327,7 +327,7 @@ def test_a_manifest_that_is_none(folder: Path, content: bytes) -> None:
 
 @pytest.mark.parametrize("resize", ["lanczos", "box"])
 @pytest.mark.parametrize("resolution", [5, [6, 5], [10, 12]])
-def test_pictures_at_another_resolution(
+def test_images_at_another_resolution(
     folder: Path, resolution: int | list[int], resize: str
 ) -> None:
     height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
@@ -341,19 +341,19 @@ def test_pictures_at_another_resolution(
         assert (found == np.asarray(fitted)).all()
 
 
-def test_pictures_at_their_own_resolution_are_not_touched(folder: Path) -> None:
+def test_images_at_their_own_resolution_are_not_touched(folder: Path) -> None:
     samples, _ = opened(folder, resolution=[5, 6]).read(np.arange(20))
     assert (samples == PIXELS).all()
 
 
-def test_pictures_in_gray(folder: Path) -> None:
+def test_images_in_gray(folder: Path) -> None:
     dataset = opened(folder, channels=1)
     assert dataset.sample_shape == (1, 5, 6)
     luma = PIXELS @ np.array([0.299, 0.587, 0.114])
     assert np.abs(dataset.read(np.arange(20))[0][..., 0] - luma).max() < 1
 
 
-def test_pictures_of_many_sizes_need_a_resolution(tmp_path: Path) -> None:
+def test_images_of_many_sizes_need_a_resolution(tmp_path: Path) -> None:
     sizes = [(3 + i % 4, 4 + i % 3) for i in range(20)]
     write(
         tmp_path,
@@ -367,7 +367,7 @@ def test_pictures_of_many_sizes_need_a_resolution(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("key", "value"), [("channels", 2), ("length", 8)])
-def test_what_pictures_do_not_have(folder: Path, key: str, value: int) -> None:
+def test_what_images_do_not_have(folder: Path, key: str, value: int) -> None:
     with refused(DataError, f"data.{key}") as caught:
         opened(folder, **{key: value})
     assert caught.value.value == value
@@ -381,7 +381,7 @@ def test_points_have_one_shape(tmp_path: Path, key: str) -> None:
     assert caught.value.value == 1
 
 
-# Sounds, texts and tokens
+# Audio, texts and tokens
 
 CLIPS = np.random.default_rng(1).uniform(-1, 1, (20, 2, 30)).astype(np.float32)
 TEXTS = [f"Satz {i} größer als" for i in range(20)]
@@ -568,7 +568,7 @@ def test_a_damaged_index(folder: Path) -> None:
 
 
 def flip_a_bit(folder: Path, key: str) -> int:
-    """Damage one picture of the first shard; its offset."""
+    """Damage one image of the first shard; its offset."""
     path = folder / "shard-000000.tar"
     with tarfile.open(path) as tar:
         offset = tar.getmember(key).offset_data
@@ -649,7 +649,7 @@ def test_too_many_bad_samples_are_an_error_all_the_same(folder: Path) -> None:
 
 
 def test_nothing_stands_in_where_all_is_bad(tmp_path: Path) -> None:
-    write(tmp_path, image=lambda i: b"no picture")
+    write(tmp_path, image=lambda i: b"no image")
     dataset = opened(tmp_path, on_bad_sample="substitute")
     with refused(DataError, tmp_path.name):
         dataset.read(np.array([4]))
@@ -663,7 +663,7 @@ def saved(image: Image.Image, kind: str = "PNG") -> bytes:
 
 RGB = Image.fromarray(PIXELS[0])
 BAD_IMAGES = {
-    "no picture": b"GIF89a nonsense",
+    "no image": b"GIF89a nonsense",
     "empty": b"",
     "cut short": encode_png(PIXELS[0])[:80],
     "cut jpeg": simplejpeg.encode_jpeg(np.zeros((5, 6, 3), np.uint8))[:-200],
@@ -674,7 +674,7 @@ BAD_IMAGES = {
 
 
 @pytest.mark.parametrize("name", BAD_IMAGES)
-def test_a_picture_that_is_bad(tmp_path: Path, name: str) -> None:
+def test_an_image_that_is_bad(tmp_path: Path, name: str) -> None:
     content = BAD_IMAGES[name]
     write(tmp_path, image=lambda i: content if i == 4 else encode_png(PIXELS[i]))
     dataset = opened(tmp_path)
@@ -720,7 +720,7 @@ def test_a_label_that_is_bad(tmp_path: Path, content: bytes | None) -> None:
         opened(tmp_path).read(np.array([4]))
 
 
-def test_a_sample_without_a_picture(tmp_path: Path) -> None:
+def test_a_sample_without_an_image(tmp_path: Path) -> None:
     write(tmp_path, component="wav")
     with refused(DataError, "shard-000000.tar"):
         opened(tmp_path).read(np.array([0]))

@@ -149,7 +149,7 @@ FORMATS: dict[str, tuple[Callable[..., Path], dict[str, str]]] = {
 
 
 def classes(folder: Path) -> tuple[int, list[str] | None, dict[bytes, int | None]]:
-    """Number and names of classes, and the class of each picture."""
+    """Number and names of classes, and the class of each image."""
     manifest = read_manifest(Store(str(folder)))
     pixels, labels = open_dataset(DataConfig(url=str(folder))).read(np.arange(manifest.num_samples))
     found = [None] * len(pixels) if labels is None else labels.tolist()

@@ -210,7 +210,7 @@ def test_bytes_and_samples_are_each_others_inverse(
 
 
 def test_windows_take_a_fixed_amount_of_memory() -> None:
-    # Pictures of 30 KB: 139 of them in each of 64 lanes make 256 MiB. Small samples: 4,096.
+    # Images of 30 KB: 139 of them in each of 64 lanes make 256 MiB. Small samples: 4,096.
     assert fitting_window(ShardLayout([(10_000, 10_000 * 30_000)] * 50), 64) == 139
     assert fitting_window(ShardLayout([(10_000, 10_000 * 1_000)] * 50), 64) == 4096
     assert fitting_window(ShardLayout([(10, 10 * 2**30)]), 64) == 1

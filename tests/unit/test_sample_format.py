@@ -24,7 +24,7 @@ def image_format(*shape):
     return sample_format("image", shape)
 
 
-class TestPictures:
+class TestImages:
     def test_pixels_survive_the_way_to_the_network_and_back(self):
         pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).expand(2, 16, 16, 3)
         images = image_format(3, 16, 16)
@@ -64,7 +64,7 @@ class TestPointsAndTokens:
         assert (np.load(io.BytesIO(tokens.encode(ids[0].numpy()))) == ids[0].numpy()).all()
 
 
-class TestSounds:
+class TestAudio:
     clips = sample_format("audio", (1, 100), sample_rate=8000)
 
     def test_fakes_are_rounded_as_a_file_rounds_them(self):
@@ -119,7 +119,7 @@ class TestTexts:
 
 
 class TestExhibits:
-    def test_pictures_and_points_are_shown_as_one_picture(self):
+    def test_images_and_points_are_shown_as_one_image(self):
         for kind in (image_format(1, 8, 8), sample_format("points", (2,))):
             shown = preview(kind, torch.randn(9, *kind.shape))
             assert list(shown.files()) == [".png"]
