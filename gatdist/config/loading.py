@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import json
 import os
 import re
 import tomllib
@@ -17,20 +18,6 @@ from gatdist.config.environment import is_secret
 from gatdist.config.models import Config
 from gatdist.config.sections import PenaltyConfig
 
-# Byte order marks. UTF-32 comes first, since its mark begins with that of UTF-16.
-_MARKS = {
-    b"\xff\xfe\0\0": "utf-32",
-    b"\0\0\xfe\xff": "utf-32",
-    b"\xff\xfe": "utf-16",
-    b"\xfe\xff": "utf-16",
-}
-# Which of the first four bytes are 0, in a file that begins with ASCII and has no mark.
-_ZEROS: dict[tuple[bool, ...], str] = {
-    (False, True, True, True): "utf-32-le",
-    (True, True, True, False): "utf-32-be",
-    (False, True, False, True): "utf-16-le",
-    (True, False, True, False): "utf-16-be",
-}
 _BARE_WORD = re.compile(r"[^\s\"'\[\]{}=,#]+")
 
 
@@ -127,14 +114,12 @@ def _preset(name: str) -> dict[str, Any]:
 
 def unicode_encoding(begin: bytes) -> str:
     """Return the codec of a text file by its first four bytes, as in RFC 4627; by default UTF-8."""
-    for mark, codec in _MARKS.items():
-        if begin.startswith(mark):
-            return codec
-    return _ZEROS.get(tuple(byte == 0 for byte in begin[:4]), "utf-8-sig")
+    found = json.detect_encoding(begin)
+    return "utf-8-sig" if found == "utf-8" else found
 
 
 def _tables(source: str, content: bytes) -> dict[str, Any]:
-    encoding = unicode_encoding(content)
+    encoding = unicode_encoding(content[:4])
     if encoding != "utf-8-sig":
         raise ConfigError(source, f"is encoded as {encoding.upper()}", hint="Save it as UTF-8")
     try:
