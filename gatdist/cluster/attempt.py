@@ -186,4 +186,4 @@ def _look_around(bridge: Bridge, use_gpu: bool) -> HostInfo:
     """In a worker: choose the network interface and examine the host."""
     address = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
     choose_interface(address)
-    return host_info(address, bridge.given()["token"], use_gpu)
+    return host_info(address, bridge.given()["marker"], use_gpu)

@@ -44,7 +44,7 @@ from gatdist.cluster.policies import (
     too_small,
     undisturbed_s,
 )
-from gatdist.cluster.preflight import token
+from gatdist.cluster.preflight import marker
 from gatdist.cluster.processes import end_descendants, output_to_file
 from gatdist.common.errors import (
     GatdistError,
@@ -251,7 +251,7 @@ class _Launch:
         run.left_s = 0.0
         folder = tempfile.TemporaryDirectory(prefix="gatdist-ray-", ignore_cleanup_errors=True)
         with folder as records, ExitStack() as start:
-            left = start.enter_context(token(run.config, run.run_dir))
+            left = start.enter_context(marker(run.run_dir, run.config.run.storage_options))
             run.bridge.give(runtime_env.at_start(run.config, run.run_dir, left))
             attempt = Attempt(
                 run.config,
@@ -267,7 +267,7 @@ class _Launch:
                 attempt.join(_LOOK_S)
                 update = self._take(attempt)
                 if self._has_started:
-                    start.close()  # deletes the token
+                    start.close()  # deletes the marker
                 error = self._check(update)
                 if not error and not self._can_end(update):
                     continue

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 from gatdist.common.errors import ClusterError, GatdistError
 from gatdist.common.version import __version__
-from gatdist.config import Config
 from gatdist.storage import Store
 
 # Object stores refuse requests whose clock is 15 minutes off.
@@ -42,49 +41,44 @@ class Fault(NamedTuple):
     hint: str
 
 
-class Token(NamedTuple):
+class Marker(NamedTuple):
     """A file, whose content is its name, that all hosts must see in the folder at ``url``."""
 
     url: str
     options: dict[str, Any]
     name: str
 
-
-@contextmanager
-def token(config: Config, run_dir: str) -> Iterator[Token]:
-    """Leave a file in the run directory while workers start.
-
-    Raises:
-        StorageError: the run directory is not writable.
-    """
-    options = config.run.storage_options
-    store = Store(run_dir, options)
-    with suppress(GatdistError):  # left by drivers that were killed
-        store.delete_files(left for left in store.list() if left.startswith(_PREFIX))
-    with left_token(store, run_dir, options, _PREFIX) as found:
-        yield found
+    def store(self, **limits: float) -> Store:
+        """Return the folder."""
+        return Store(self.url, self.options, **limits)
 
 
 @contextmanager
-def left_token(store: Store, url: str, options: Mapping[str, Any], prefix: str) -> Iterator[Token]:
-    """Leave a file in ``store``, the folder at ``url`` with ``options``, for a while.
+def marker(
+    url: str, options: Mapping[str, Any], prefix: str = _PREFIX, **limits: float
+) -> Iterator[Marker]:
+    """Leave a file in the folder at ``url`` for a while. For the limits see ``Store``.
 
     Raises:
         StorageError: the folder is not writable.
     """
-    name = f"{prefix}{uuid.uuid4().hex}"
-    store.publish(name, name.encode())
+    found = Marker(url, dict(options), f"{prefix}{uuid.uuid4().hex}")
+    store = found.store(**limits)
+    if prefix == _PREFIX:
+        with suppress(GatdistError):  # left by drivers that were killed
+            store.delete_files(left for left in store.list() if left.startswith(_PREFIX))
+    store.publish(found.name, found.name.encode())
     try:
-        yield Token(url, dict(options), name)
+        yield found
     finally:
         with suppress(GatdistError):
-            store.delete_files([name])
+            store.delete_files([found.name])
 
 
-def host_info(address: str, expected: Token, use_gpu: bool) -> HostInfo:
+def host_info(address: str, expected: Marker, use_gpu: bool) -> HostInfo:
     """Examine this worker's host, whose address is ``address``."""
     device = device_error() if use_gpu else ""
-    storage = storage_error(expected)
+    storage = storage_error(expected, retry_budget_s=10.0, stall_s=30.0)
     return HostInfo(socket.gethostname(), address, versions(), time.time(), device, storage)
 
 
@@ -118,12 +112,10 @@ def device_error() -> str:
     return ""
 
 
-def storage_error(expected: Token, *, retry_budget_s: float = 10.0, stall_s: float = 30.0) -> str:
-    """Return why a token is not readable from here; "" if it is. For the times see ``Store``."""
+def storage_error(expected: Marker, **limits: float) -> str:
+    """Return why a marker is not readable from here; "" if it is. For the limits see ``Store``."""
     try:
-        store = Store(
-            expected.url, expected.options, retry_budget_s=retry_budget_s, stall_s=stall_s
-        )
+        store = expected.store(**limits)
         if store.read_if_exists(expected.name) == expected.name.encode():
             return ""
         return f"{store.url} is another folder there"

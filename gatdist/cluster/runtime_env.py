@@ -20,7 +20,7 @@ from gatdist.cluster.connection import module_folders  # sets up Ray's import
 # isort: split
 from ray.runtime_env import RuntimeEnv
 
-from gatdist.cluster.preflight import Token
+from gatdist.cluster.preflight import Marker
 from gatdist.common.errors import ConfigError
 from gatdist.config import REFERENCE, Config, env_values
 
@@ -59,7 +59,7 @@ def of_run(config: Config) -> dict[str, Any]:
     return runtime
 
 
-def at_start(config: Config, run_dir: str, token: Token) -> dict[str, Any]:
+def at_start(config: Config, run_dir: str, marker: Marker) -> dict[str, Any]:
     """Return what workers need to start, with secrets; for :meth:`Bridge.give`.
 
     Raises:
@@ -68,7 +68,7 @@ def at_start(config: Config, run_dir: str, token: Token) -> dict[str, Any]:
     return {
         "config": config.model_dump_json(),
         "run_dir": run_dir,
-        "token": token,
+        "marker": marker,
         "environment": secret_variables(config),
         "folders": module_folders(),
     }

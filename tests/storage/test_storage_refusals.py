@@ -88,8 +88,8 @@ def test_a_copy_of_s3_that_rejects_checksums_names_the_setting(store: Store, pro
 
 
 def look(url: str, options: dict[str, Any]) -> doctor.StorageInfo:
-    with doctor.token(url, options) as token:
-        return doctor.look(token)
+    with doctor.marker(url, options) as marker:
+        return doctor.look(marker)
 
 
 # aiohttp's, of 1 MB and more, which it then sends in pieces
@@ -107,9 +107,9 @@ def test_the_doctor_does_all_that_a_run_does_and_deletes_exactly_that(
     mine = ["checkpoints/000000001.1-000000000000/MANIFEST.json", "doctor-notes", "probe"]
     for name in mine:
         store.publish(name, b"mine")
-    facts = look(url, options)
-    assert facts.error == ""
-    assert ("conditional" in facts.note) == (server in ("gcs", "s3rver"))
+    info = look(url, options)
+    assert info.error == ""
+    assert ("conditional" in info.note) == (server in ("gcs", "s3rver"))
     assert list(store.find()) == mine
 
 
@@ -152,11 +152,11 @@ def test_the_doctor_detects_what_would_end_a_run_and_cleans_up(
     direct = Store(url, moto.options(moto.address))
     direct.publish("mine", b"1")
     proxy.faults = FAULTS[what]
-    with doctor.token(url, moto.options(moto.address)) as token:
-        facts = doctor.look(token._replace(options=moto.options(proxy.url)))
-    assert facts.error
-    assert doctor.assess(facts, url).ok is False
+    with doctor.marker(url, moto.options(moto.address)) as marker:
+        info = doctor.look(marker._replace(options=moto.options(proxy.url)))
+    assert info.error
+    assert doctor.assess(info, url).ok is False
     if what == "s3:ListBucket":
-        assert what in facts.error
+        assert what in info.error
     if what != "delete":
         assert list(direct.find()) == ["mine"]

@@ -21,7 +21,7 @@ ADDRESSES = {"10.0.0.1": "a", "10.0.0.2": "b", "10.0.0.3": "c"}
 GB = 10**9
 
 
-def facts(host: str, clock_s: float = 0.0, device: str = "", folder: str = "", **versions: str):
+def host_info(host: str, clock_s: float = 0.0, device: str = "", folder: str = "", **versions: str):
     address = next(address for address, name in ADDRESSES.items() if name == host)
     return HostInfo(
         host, address, {"Python": "3.11", "torch": "2.8"} | versions, clock_s, device, folder
@@ -30,7 +30,7 @@ def facts(host: str, clock_s: float = 0.0, device: str = "", folder: str = "", *
 
 def test_the_odd_one_out_is_named_wherever_it_stands():
     for odd in "abc":
-        found = [facts(name, torch="2.9" if name == odd else "2.8") for name in "abc"]
+        found = [host_info(name, torch="2.9" if name == odd else "2.8") for name in "abc"]
         (fault,) = faults(found, 0.0)
         assert (fault.host.host, fault.about) == (odd, "versions")
         own, all_ = assess.versions(found)
@@ -38,20 +38,20 @@ def test_the_odd_one_out_is_named_wherever_it_stands():
         assert "torch 2.9" in own[fault.host.address].value
         for fact in (odd, "Python 3.11", "torch 2.8"):
             assert fact in all_.value
-    own, all_ = assess.versions([facts(name) for name in "abc"])
+    own, all_ = assess.versions([host_info(name) for name in "abc"])
     assert not own
     assert (all_.name, all_.ok) == ("versions", True)
     assert "Python 3.11, torch 2.8" in all_.value
 
 
 def test_workers_are_refused_for_the_first_fault():
-    require_compatible([facts("a", 100.0), facts("b", 399.0)], 100.0)
+    require_compatible([host_info("a", 100.0), host_info("b", 399.0)], 100.0)
     with refused(ClusterError, "host b (10.0.0.2)"):
-        require_compatible([facts("a", 100.0), facts("b", 401.0)], 100.0)
+        require_compatible([host_info("a", 100.0), host_info("b", 401.0)], 100.0)
     with refused(ClusterError, "host b (10.0.0.2)"):
-        require_compatible([facts("a"), facts("b", folder="gone")], 0.0)
+        require_compatible([host_info("a"), host_info("b", folder="gone")], 0.0)
     with refused(ClusterError, "host a (10.0.0.1)"):
-        require_compatible([facts("a", device="CUDA error"), facts("b")], 0.0)
+        require_compatible([host_info("a", device="CUDA error"), host_info("b")], 0.0)
 
 
 @pytest.mark.parametrize(
@@ -199,10 +199,10 @@ def test_storage_is_tried_from_here_and_nothing_is_left(tmp_path: Path, capsys):
 
 
 def test_a_folder_that_another_process_does_not_see(tmp_path: Path):
-    with storage.token(str(tmp_path / "a"), {}) as token:
-        assert storage.look(token).error == ""
+    with storage.marker(str(tmp_path / "a"), {}) as marker:
+        assert storage.look(marker).error == ""
         (elsewhere := tmp_path / "b").mkdir()
-        found = storage.look(token._replace(url=str(elsewhere)))
+        found = storage.look(marker._replace(url=str(elsewhere)))
         assert found.error
     assert os.listdir(tmp_path / "a") == os.listdir(elsewhere) == []
 

@@ -26,7 +26,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from gatdist.cluster.doctor import assess, environment, local, network, storage
 from gatdist.cluster.doctor.report import Exchange, Finding, HostReport, Report
 from gatdist.cluster.network import choose_interface
-from gatdist.cluster.preflight import HostInfo, Token, device_error, versions
+from gatdist.cluster.preflight import HostInfo, Marker, device_error, versions
 from gatdist.cluster.processes import output_to_file
 from gatdist.config import env_values, set_env
 from gatdist.storage import absolute
@@ -54,9 +54,9 @@ def examine(
         def show(text: str) -> None:
             print(text, file=terminal, flush=True)
 
-        with storage.token(url, options) if url else nullcontext() as token:
+        with storage.marker(url, options) if url else nullcontext() as marker:
             run_folder = "" if "://" in url else url
-            return _Examination(answer_s, show, run_folder).report(token, secrets)
+            return _Examination(answer_s, show, run_folder).report(marker, secrets)
 
 
 class _Probe:
@@ -89,10 +89,10 @@ class _Probe:
     def clock(self) -> float:
         return time.time()
 
-    def storage(self, expected: Token, secrets: Mapping[str, str]) -> Finding:
+    def storage(self, expected: Marker, secrets: Mapping[str, str]) -> Finding:
         """Check storage from here; ``secrets`` are variables that its URL refers to."""
         set_env(secrets)
-        return storage.assess(storage.look(expected), storage.shown(expected))
+        return storage.assess(storage.look(expected), expected.store().url)
 
     def listen(self) -> int:
         """Accept connections of other hosts from now on. Returns the port."""
@@ -160,14 +160,14 @@ class _Examination:
         gone = {n["NodeManagerAddress"]: n["NodeManagerHostname"] for n in nodes}
         self._lost = [f"{gone[each]} ({each})" for each in gone if each not in present]
 
-    def report(self, token: Token | None, secrets: Mapping[str, str]) -> Report:
+    def report(self, marker: Marker | None, secrets: Mapping[str, str]) -> Report:
         """Run all checks."""
         self._show(f"asking all hosts: {len(self._hosts)}")
         self._look()
         self._clocks()
-        if token:
+        if marker:
             self._show("trying storage from each")
-            for host, finding in self._ask("storage", self._present, token, secrets):
+            for host, finding in self._ask("storage", self._present, marker, secrets):
                 host.findings.append(finding)
         self._connections()
         return Report(self._findings, [host.report() for host in self._hosts], self._network)

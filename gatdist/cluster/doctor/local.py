@@ -50,8 +50,8 @@ def examine(storage_url: str = "", options: Mapping[str, Any] | None = None) -> 
         from gatdist.cluster.doctor import storage
         from gatdist.storage import absolute
 
-        with storage.token(absolute(storage_url), options or {}) as token:
-            findings.append(storage.assess(storage.look(token), storage.shown(token)))
+        with storage.marker(absolute(storage_url), options or {}) as marker:
+            findings.append(storage.assess(storage.look(marker), marker.store().url))
     return Report(findings)
 
 

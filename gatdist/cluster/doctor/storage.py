@@ -9,12 +9,13 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gatdist.cluster import preflight
 from gatdist.cluster.doctor.report import Finding, rate, size
-from gatdist.cluster.preflight import Token, left_token, storage_error
+from gatdist.cluster.preflight import Marker, storage_error
 from gatdist.common.errors import GatdistError, StorageError
 from gatdist.storage import Store
 
@@ -37,23 +38,16 @@ class StorageInfo(NamedTuple):
     note: str = ""  # a limitation with which a run works
 
 
-@contextmanager
-def token(url: str, options: Mapping[str, Any]) -> Iterator[Token]:
-    """Leave a file in the folder at ``url`` while hosts look for it.
-
-    Raises:
-        StorageError: the folder is not writable.
-        StorageUnavailableError: the storage does not answer.
-    """
-    with left_token(Store(url, options, **_LIMITS), url, options, _PREFIX) as found:
-        yield found
+def marker(url: str, options: Mapping[str, Any]) -> AbstractContextManager[Marker]:
+    """See :func:`gatdist.cluster.preflight.marker`."""
+    return preflight.marker(url, options, _PREFIX, **_LIMITS)
 
 
-def look(expected: Token) -> StorageInfo:
+def look(expected: Marker) -> StorageInfo:
     """Find another process's file; then do all that a run does, and delete it again."""
     if error := storage_error(expected, **_LIMITS):
         return StorageInfo(error)
-    store = Store(expected.url, expected.options, **_LIMITS)
+    store = expected.store(**_LIMITS)
     name = f"{_PREFIX}{uuid.uuid4().hex}"
     try:
         with _deleted_again(store, name):
@@ -190,8 +184,3 @@ def assess(info: StorageInfo, url: str) -> Finding:
     up, down = rate(info.bytes / info.write_s), rate(info.bytes / info.read_s)
     note = f"; {info.note}" if info.note else ""
     return Finding("storage", f"{up} up, {down} down, by {size(info.bytes)} ({url}){note}", True)
-
-
-def shown(expected: Token) -> str:
-    """Return the folder's URL without secrets."""
-    return Store(expected.url, expected.options).url

@@ -114,7 +114,7 @@ def test_all_is_well(hosts: Hosts, tmp_path: Path, bucket: list[str]) -> None:
         assert "MB/s up" in own["storage"]["value"]
         assert {"Python", "torch", "Ray", "gatdist", "device", "cores", "memory"} <= own.keys()
         assert {"/dev/shm", "disk (Ray)"} <= own.keys()
-    assert findings(found)["versions"]["value"].startswith("alike: Python 3")
+    assert findings(found)["versions"]["value"].startswith("the same on all: Python 3")
     assert findings(found)["connections"]["value"] == "w1 and w2 reach one another"
     assert [one["bytes"] for one in found["network"]] == [4_000, 64_000, 1_000_000, 16_000_000]
     seconds = [one["seconds"] for one in found["network"]]
