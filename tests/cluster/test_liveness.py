@@ -224,8 +224,10 @@ def test_a_signal_at_the_start_in_a_commit_or_twice_corrupts_nothing(
     plugin = {
         "start": '(folder / "here").touch(); time.sleep(20)\n',
         "first step": 'fail_at("generator", lambda: ((folder / "here").touch(), time.sleep(20)))\n',
+        # With steps so slow that the run is not over before it looks for signals again.
         "commit": 'fail_at("commit/MANIFEST.json", lambda: ((folder / "here").touch(), '
-        "time.sleep(2)), rank=0, step=5)\n",
+        "time.sleep(2)), rank=0, step=5)\n"
+        'for step in range(6, 20): fail_at("data", lambda: time.sleep(0.2), step=step)\n',
         "twice": 'fail_at("commit/MANIFEST.json", lambda: ((folder / "here").touch(), '
         "time.sleep(2)), rank=0, step=5)\n",
     }[where]
