@@ -25,25 +25,11 @@ from gatdist.cluster.connection import (
 import ray
 from ray.train.v2._internal.exceptions import RayTrainError
 
-from gatdist.cluster import runtime_env
+from gatdist.cluster import policies, runtime_env
 from gatdist.cluster.attempt import Attempt
 from gatdist.cluster.bridge import Bridge, DriverUpdate, Event
 from gatdist.cluster.metrics import Metrics
 from gatdist.cluster.nodes import Demand, Nodes, dead_actors, may_grow
-from gatdist.cluster.policies import (
-    Growth,
-    Heartbeat,
-    Recovery,
-    StragglerReport,
-    largest,
-    needs_of,
-    room_for,
-    size_to_launch,
-    straggler_report,
-    this_machine,
-    too_small,
-    undisturbed_s,
-)
 from gatdist.cluster.preflight import marker
 from gatdist.cluster.processes import end_descendants, output_to_file
 from gatdist.common.errors import (
@@ -92,10 +78,10 @@ def fit(
     require_temporary_folder(for_ray=not address)
     log = log_file(run_dir)
     if not address:  # before Ray is started for nothing
-        has = this_machine()
-        needs, sizes = needs_of(config.cluster, has), config.fitting_workers()
-        if largest(sizes, room_for(needs, [has])) is None:
-            raise too_small(config.cluster, sizes[0], needs, has)
+        has = policies.this_machine()
+        needs, sizes = policies.needs_of(config.cluster, has), config.fitting_workers()
+        if policies.largest(sizes, policies.room_for(needs, [has])) is None:
+            raise policies.too_small(config.cluster, sizes[0], needs, has)
         interrupts.before_leaving = end_descendants  # of Ray; a cluster that was joined stays
     with output_to_file(log, console), connected(address, log, runtime_env=runtime):
         interrupts.renew()  # Ray has taken over SIGTERM
@@ -118,10 +104,10 @@ class _Run:
         self.sizes = config.fitting_workers()
         joined = bool(config.cluster.address)  # a Ray that was started here has no autoscaler
         has = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        self.needs = needs_of(config.cluster, has, grows=joined and may_grow())
+        self.needs = policies.needs_of(config.cluster, has, grows=joined and may_grow())
         self.bridge = Bridge()
         self.metrics = Metrics(config, run_dir)
-        self._recovery = Recovery(config.cluster.max_failures)
+        self._recovery = policies.Recovery(config.cluster.max_failures)
         elastic = len(self.sizes) > 1
         self._demand = Demand(self.needs, self.sizes[-1] * joined, at_once=joined and elastic)
         self.began = time.monotonic()
@@ -205,12 +191,12 @@ class _Run:
             nodes, waited_s = Nodes.now(), time.monotonic() - began
             room, capacity = nodes.room(self.needs), nodes.capacity(self.needs)
             patience_s = 0.0 if first else _RELEASE_S
-            size = size_to_launch(self.sizes, room, capacity, waited_s, patience_s)
+            size = policies.size_to_launch(self.sizes, room, capacity, waited_s, patience_s)
             if size is not None:
                 return size
-            if first and largest(self.sizes, capacity) is None and not may_grow():
+            if first and policies.largest(self.sizes, capacity) is None and not may_grow():
                 has = ray.cluster_resources()  # type: ignore[no-untyped-call]
-                raise too_small(self.config.cluster, self.sizes[0], self.needs, has)
+                raise policies.too_small(self.config.cluster, self.sizes[0], self.needs, has)
             if self.interrupted:
                 raise InterruptedRunError(
                     f"interrupted while waiting for workers. The checkpoint at {self.reached:,} "
@@ -237,7 +223,7 @@ class _Launch:
         self.stop_reason = ""  # why the driver has asked the workers to stop
         self._began = self._looked = time.monotonic()
         self._has_started = False  # all workers have sent heartbeats
-        self._growth = Growth(_GROWTH_PATIENCE_S)
+        self._growth = policies.Growth(_GROWTH_PATIENCE_S)
         self._late_since: float | None = None
         self._straggler_reported = False
         self._stacks_requested = 0
@@ -353,7 +339,7 @@ class _Launch:
         """Report stragglers with the stacks of all workers, and then end the launch."""
         timeout_s, warn_s = self._cluster.heartbeat_timeout_s, self._cluster.straggler_warn_s
         lengthy_s = max(0.0, self._cluster.startup_timeout_s - timeout_s)
-        late = straggler_report(update.heartbeats, warn_s, lengthy_s)
+        late = policies.straggler_report(update.heartbeats, warn_s, lengthy_s)
         if late is None:
             self._late_since, self._straggler_reported = None, False
             return None
@@ -373,7 +359,7 @@ class _Launch:
             return None
         return WorkerLostError(f"{late.message}, more than cluster.heartbeat_timeout_s")
 
-    def _write_stacks(self, update: DriverUpdate, late: StragglerReport) -> str:
+    def _write_stacks(self, update: DriverUpdate, late: policies.StragglerReport) -> str:
         store = Store(self._run.run_dir, self._run.config.run.storage_options)
         name = f"logs/stacks-{self._run.launches:03d}-{self._stacks_requested:02d}.txt"
         workers = {heartbeat.rank: str(heartbeat) for heartbeat in update.heartbeats}
@@ -398,8 +384,8 @@ class _Launch:
             run.disturbances += 1
             self._ask_to_stop(f"{hosts} will be taken away {soon}")
             return None
-        later = largest(run.sizes, self._size + nodes.room(run.needs))
-        left_s = min(run.left_s, undisturbed_s(now - run.began, run.disturbances))
+        later = policies.largest(run.sizes, self._size + nodes.room(run.needs))
+        left_s = min(run.left_s, policies.undisturbed_s(now - run.began, run.disturbances))
         if self._growth.decide(self._size, later, left_s, run.start_s, now):
             self._ask_to_stop(f"room for {later} workers instead of {self._size}")
         return None
@@ -434,7 +420,7 @@ def _reported(update: DriverUpdate) -> GatdistError:
 
 
 def _explained(
-    error: BaseException | None, heartbeats: Sequence[Heartbeat], log: Path
+    error: BaseException | None, heartbeats: Sequence[policies.Heartbeat], log: Path
 ) -> GatdistError:
     """Return the cause of Ray Train's error."""
     failures = getattr(error, "worker_failures", None) or {}

@@ -12,37 +12,24 @@ from typing import Any, NoReturn, Self
 from pydantic import Field, model_validator
 
 from gatdist.common.errors import ConfigError
+from gatdist.config import sections
 from gatdist.config.environment import REFERENCE, is_secret, redact_url
-from gatdist.config.sections import (
-    BOTH,
-    ClusterConfig,
-    DataConfig,
-    EvaluateConfig,
-    GameConfig,
-    HealthConfig,
-    ModelConfig,
-    MonitorConfig,
-    OptimConfig,
-    PlayerOptimConfig,
-    PrecisionConfig,
-    RunConfig,
-    Section,
-)
+from gatdist.config.sections import BOTH, PlayerOptimConfig, Section
 
 
 class Config(Section):
     """The whole configuration of a run. See :func:`load_config`."""
 
-    run: RunConfig
-    data: DataConfig
-    model: ModelConfig = ModelConfig()
-    game: GameConfig = GameConfig()
-    optim: OptimConfig = OptimConfig()
-    precision: PrecisionConfig = PrecisionConfig()
-    monitor: MonitorConfig = MonitorConfig()
-    health: HealthConfig = HealthConfig()
-    evaluate: EvaluateConfig = EvaluateConfig()
-    cluster: ClusterConfig = ClusterConfig()
+    run: sections.RunConfig
+    data: sections.DataConfig
+    model: sections.ModelConfig = sections.ModelConfig()
+    game: sections.GameConfig = sections.GameConfig()
+    optim: sections.OptimConfig = sections.OptimConfig()
+    precision: sections.PrecisionConfig = sections.PrecisionConfig()
+    monitor: sections.MonitorConfig = sections.MonitorConfig()
+    health: sections.HealthConfig = sections.HealthConfig()
+    evaluate: sections.EvaluateConfig = sections.EvaluateConfig()
+    cluster: sections.ClusterConfig = sections.ClusterConfig()
     plugins: list[str] = Field(default_factory=list)
     """Your own modules to import, which register networks, losses and so on."""
 
