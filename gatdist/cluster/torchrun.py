@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from gatdist.cluster.network import choose_interface
-from gatdist.cluster.preflight import HostInfo, Token, host_info, require_compatible, token
+from gatdist.cluster.preflight import HostInfo, Marker, host_info, marker, require_compatible
 from gatdist.common.errors import (
     ClusterError,
     ConfigError,
@@ -185,8 +185,8 @@ def _agree(
                 for message in check(config):
                     if console:
                         console.event("warning", {"message": message})
-                name = stack.enter_context(token(config, run_dir)).name
-                said = {"token": name, "now_s": time.time()}
+                name = stack.enter_context(marker(run_dir, options)).name
+                said = {"marker": name, "now_s": time.time()}
         except BaseException as error:
             message = str(error) if isinstance(error, GatdistError) else summary(error)
             comm.broadcast_object({"error": [type(error).__name__, message]})
@@ -194,7 +194,7 @@ def _agree(
         said = comm.broadcast_object(said)
         if "error" in said:
             raise _reported(rebuilt(*said["error"]))
-        expected = Token(run_dir, dict(options), said["token"])
+        expected = Marker(run_dir, dict(options), said["marker"])
         mine = host_info(address, expected, comm.device.type == "cuda")
         found = [HostInfo(*one) for one in comm.all_gather_object(list(mine))]
         try:
