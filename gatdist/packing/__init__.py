@@ -1,16 +1,11 @@
-"""Packs files, archives, tables and texts on any storage into shards.
-
-``sources`` lists what there is, ``plan`` says which sample goes where, ``task`` packs a shard;
-``pack`` is the whole of it.
-"""
+"""Pack files, archives, tables and texts on any storage into shards; index existing shards."""
 
 from gatdist.packing.entries import Selection
 from gatdist.packing.pack import Packing, Request, finish, prepare, preview
-from gatdist.packing.plan import Task
 from gatdist.packing.recipe import Recipe, read_recipe
 from gatdist.packing.sources import KINDS
 from gatdist.packing.sources.tables import is_list
-from gatdist.packing.task import Job, Record, Worker
+from gatdist.packing.task import Job, Record, Task, Worker
 
 __all__ = [
     "KINDS",

@@ -1,11 +1,12 @@
-"""Turns the files of a source into those of a data set, all alike."""
+"""Convert the files of a source into those of a data set, all of one shape."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Self
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
 
@@ -14,31 +15,70 @@ from gatdist.data.codecs import (
     FILTERS,
     CodecError,
     ImageHeader,
+    decode_audio_into,
     decode_pixels,
     decode_point_into,
+    decode_text_into,
+    encode_wav,
+    read_audio,
+    read_audio_header,
     read_image_header,
     read_npy,
 )
+from gatdist.data.codecs.containers import repaired
 from gatdist.data.codecs.levels import is_gray
 from gatdist.packing import images
-from gatdist.packing.converted import Converted, Converter
 from gatdist.packing.images import FORMATS, STORED, TRANSFORMS
 from gatdist.packing.recipe import Recipe
-from gatdist.packing.sequences import Audio, Texts
 
-# What makes the pixels of a file other than those that any reader would see.
+# Remarks on files whose pixels other readers would decode differently.
 _CHANGING = {"transparent", "profiles", "reduced", "animated"}
+
+T = TypeVar("T")
+
+
+class Converted(NamedTuple):
+    """A file as it is packed: its extension, its bytes, and remarks with details by kind."""
+
+    component: str
+    content: bytes
+    remarks: Mapping[str, str] = {}
+
+
+class Converter(Protocol):
+    """Converts the files of one modality.
+
+    Attributes:
+        recipe: with what else all samples must have in common.
+        sample_shape: as in the manifest.
+    """
+
+    recipe: Recipe
+
+    def __init__(self, recipe: Recipe, sample_shape: Sequence[int]) -> None: ...
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]: ...
+
+    @classmethod
+    def like(cls, recipe: Recipe, contents: Sequence[bytes]) -> Self | None:
+        """Return a converter to what most of these have in common; None if none is usable.
+
+        Raises:
+            DataError: they have too little in common.
+        """
+
+    def __call__(self, content: bytes) -> Converted:
+        """Convert one file. Raises CodecError if it is unreadable or does not fit."""
 
 
 class Images:
-    """Crops, resizes and stores pictures as the recipe says; those that fit stay as they are.
+    """Crops, resizes and encodes images; those that fit stay as they are.
 
     Args:
-        recipe: what is asked.
-        sample_shape: (C, H, W) of all pictures, C being 1 or 3.
+        recipe: of the packing.
+        sample_shape: (C, H, W), C being 1 or 3.
     """
-
-    sample_rate = None
 
     def __init__(self, recipe: Recipe, sample_shape: Sequence[int]) -> None:
         self.recipe = recipe
@@ -50,15 +90,7 @@ class Images:
 
     @classmethod
     def like(cls, recipe: Recipe, contents: Sequence[bytes]) -> Self | None:
-        """For pictures like these; None where none of them is one.
-
-        Raises:
-            DataError: most of them have no size in common, and the recipe has none.
-        """
-        headers = []
-        for content in contents:
-            with suppress(CodecError):
-                headers.append(read_image_header(content))
+        headers = _readable(read_image_header, contents)
         if not headers:
             return None
         if recipe.color == "auto":
@@ -70,34 +102,32 @@ class Images:
         size, count = sizes.most_common(1)[0]
         if recipe.size is None and 2 * count <= len(headers):
             most = ", ".join(f"{n} of {h} × {w}" for (h, w), n in sizes.most_common(3))
-            rule = f"the pictures differ in height × width: among {len(headers)} are {most}"
-            raise DataError("--size", rule, hint="Make all of one size with --size HxW")
+            rule = f"the images differ in height × width: among {len(headers)} are {most}"
+            raise DataError("--size", rule, hint="Resize all with --size HxW")
         return cls(recipe, (channels, *(recipe.size or size)))
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
-        """(C, H, W) of what is packed."""
         height, width = self._size
         is_wide = self.recipe.size and self.recipe.transform == "center-crop-wide"
         return self._channels, width if is_wide else height, width
 
     def __call__(self, content: bytes) -> Converted:
-        """Convert one file. Raises CodecError if it is no picture, or of another size."""
         header = read_image_header(content)
         height, width = self._size
         if self.recipe.size is None and (header.height, header.width) != self._size:
             raise CodecError(
                 f"is {header.height} × {header.width}, others {height} × {width} (height × width)",
-                hint="Make all of one size with --size HxW",
+                hint="Resize all with --size HxW",
             )
-        pixels, remarks = decode_pixels(
+        pixels, found = decode_pixels(
             content,
             self._channels,
             bits=self.recipe.bits,
             background=self.recipe.background_color,
             header=header,
         )
-        remarks = {**remarks, **({"animated": ""} if header.is_animated else {})}
+        remarks = {**found, **({"animated": ""} if header.is_animated else {})}
         if self._stays(header) and not remarks.keys() & _CHANGING:
             return Converted(STORED[header.format], content, remarks)
         if self.recipe.size is not None:
@@ -119,15 +149,76 @@ class Images:
         )
 
 
-class Arrays:
-    """Takes ``.npy`` files of one shape as they are.
+class Audio:
+    """Resamples audio, and cuts or pads it at the end; files that fit stay as they are.
+
+    The others become 16-bit WAV. Resampling is polyphase, with a Kaiser window of β = 5
+    (``scipy.signal.resample_poly``).
 
     Args:
-        recipe: what is asked.
-        sample_shape: of all arrays.
+        recipe: of the packing, with a sample rate.
+        sample_shape: (C, n).
     """
 
-    sample_rate = None
+    def __init__(self, recipe: Recipe, sample_shape: Sequence[int]) -> None:
+        assert recipe.sample_rate is not None
+        self.recipe = recipe
+        self._rate = recipe.sample_rate
+        self._channels, self._length = sample_shape
+
+    @classmethod
+    def like(cls, recipe: Recipe, contents: Sequence[bytes]) -> Self | None:
+        headers = _readable(read_audio_header, contents)
+        if not headers:
+            return None
+        rate = recipe.sample_rate or commonest([header.sample_rate for header in headers])
+        channels = commonest([header.channels for header in headers])
+        lengths = Counter(-(-header.length * rate // header.sample_rate) for header in headers)
+        length, count = lengths.most_common(1)[0]
+        if recipe.length is None and 2 * count <= len(headers):
+            seconds = f"{min(lengths) / rate:.2f} to {max(lengths) / rate:.2f} seconds long"
+            rule = f"the audio files differ in length: {len(headers)} are {seconds}, at {rate:,} Hz"
+            raise DataError("--length", rule, hint="Cut or pad all with --length SAMPLES")
+        resolved = recipe.model_copy(update={"sample_rate": rate})
+        return cls(resolved, (channels, recipe.length or length))
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        return self._channels, self._length
+
+    def __call__(self, content: bytes) -> Converted:
+        header = read_audio_header(content)
+        if header[1:] == (self._channels, self._length, self._rate):
+            decode_audio_into(content, np.empty(self.sample_shape, dtype=np.float32), self._rate)
+            return Converted(header.component, repaired(content))
+        if self._channels not in (1, header.channels) and header.channels != 1:
+            raise CodecError(f"has {header.channels} channels, others {self._channels}")
+        clip = read_audio(content)
+        if self._channels == 1:
+            clip = clip.mean(axis=0, keepdims=True)
+        if header.sample_rate != self._rate:
+            from scipy.signal import resample_poly  # takes long to import
+
+            factor = math.gcd(header.sample_rate, self._rate)
+            up, down = self._rate // factor, header.sample_rate // factor
+            # Samples that only affect what is cut off below are not resampled: a low rate would
+            # unfold into gigabytes. The filter reaches 10 max(up, down) / up samples to each side.
+            needed = math.ceil((self._length * down + 20 * max(up, down)) / up) + 1
+            clip = resample_poly(clip[:, :needed], up, down, axis=1)
+        found = clip.shape[1]
+        packed = np.zeros((self._channels, self._length), dtype=np.float32)
+        packed[:, :found] = clip[:, : self._length]
+        remarks = {"upscaled": f"{found:,} samples"} if found < self._length else {}
+        return Converted("wav", encode_wav(packed, self._rate), remarks)
+
+
+class Texts:
+    """Keeps texts as they are; reading cuts them to their length.
+
+    Args:
+        recipe: of the packing.
+        sample_shape: (n,) bytes that are read of each.
+    """
 
     def __init__(self, recipe: Recipe, sample_shape: Sequence[int]) -> None:
         self.recipe = recipe
@@ -135,20 +226,47 @@ class Arrays:
 
     @classmethod
     def like(cls, recipe: Recipe, contents: Sequence[bytes]) -> Self | None:
-        """For arrays of the shape that most of these have; None where none of them is one."""
-        shapes: Counter[tuple[int, ...]] = Counter()
+        lengths = []
         for content in contents:
             with suppress(CodecError):
-                shapes[read_npy(content).shape] += 1
-        return cls(recipe, shapes.most_common(1)[0][0]) if shapes else None
+                decode_text_into(content, np.empty(len(content), dtype=np.uint8))
+                lengths.append(len(content))
+        if not lengths:
+            return None
+        if recipe.length is None and min(lengths) < max(lengths):
+            rule = f"the texts differ in length: {len(lengths)} have {min(lengths):,} to "
+            hint = "Choose one with --length BYTES: longer texts are cut when they are read"
+            raise DataError("--length", f"{rule}{max(lengths):,} bytes", hint=hint)
+        return cls(recipe, (recipe.length or lengths[0],))
 
     def __call__(self, content: bytes) -> Converted:
-        """Check one file. Raises CodecError if it is no array of numbers, or of another shape."""
+        decode_text_into(content, np.empty(self.sample_shape, dtype=np.uint8))
+        return Converted("txt", content)
+
+
+class Arrays:
+    """Keeps ``.npy`` files of one shape as they are.
+
+    Args:
+        recipe: of the packing.
+        sample_shape: of all arrays.
+    """
+
+    def __init__(self, recipe: Recipe, sample_shape: Sequence[int]) -> None:
+        self.recipe = recipe
+        self.sample_shape = tuple(sample_shape)
+
+    @classmethod
+    def like(cls, recipe: Recipe, contents: Sequence[bytes]) -> Self | None:
+        arrays = _readable(read_npy, contents)
+        return cls(recipe, commonest([array.shape for array in arrays])) if arrays else None
+
+    def __call__(self, content: bytes) -> Converted:
         decode_point_into(content, np.empty(self.sample_shape, dtype=np.float32))
         return Converted("npy", content)
 
 
-_CONVERTERS: Mapping[str, type[Images | Audio | Texts | Arrays]] = {
+CONVERTERS: Mapping[str, type[Converter]] = {
     "image": Images,
     "audio": Audio,
     "text": Texts,
@@ -156,15 +274,14 @@ _CONVERTERS: Mapping[str, type[Images | Audio | Texts | Arrays]] = {
 }
 
 
-def converter(modality: str, recipe: Recipe, sample_shape: Sequence[int]) -> Converter:
-    """What makes samples of that shape."""
-    return _CONVERTERS[modality](recipe, sample_shape)
+def commonest(values: Sequence[Any]) -> Any:
+    """Return the commonest value; of several the first."""
+    return Counter(values).most_common(1)[0][0]
 
 
-def converter_like(modality: str, recipe: Recipe, contents: Sequence[bytes]) -> Converter | None:
-    """What makes all samples like most of these; None where none of them can be used.
-
-    Raises:
-        DataError: they have too little in common.
-    """
-    return _CONVERTERS[modality].like(recipe, contents)
+def _readable(read: Callable[[bytes], T], contents: Sequence[bytes]) -> list[T]:
+    found = []
+    for content in contents:
+        with suppress(CodecError):
+            found.append(read(content))
+    return found

@@ -1,4 +1,4 @@
-"""What a source holds, known without reading its pictures, sounds or texts."""
+"""What a source holds, known without reading its images, audio or texts."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from gatdist.storage import Store
 
 # A class as the source has it; see :func:`~gatdist.data.codecs.labels.normalized`.
 Label = Any
-# Something of a source that is not packed, and why: ("cats/7.jpg", "is no readable JPEG").
+# A part of a source that is not packed, and the reason: ("cats/7.jpg", "is not a readable image").
 Skipped = tuple[str, str]
 
-_MOST_NAMED = 10
+_MAX_NAMED = 10
 T = TypeVar("T")
 
 # Modality of a file by its extension.
@@ -29,17 +29,17 @@ MODALITY = {component: modality for modality, names in COMPONENTS.items() for co
 
 
 def printable(name: str) -> str:
-    """A name as it is told: what is not UTF-8 in it, which Python keeps as surrogates, escaped."""
+    """Escape what is not UTF-8 in a name, which Python keeps as surrogates."""
     return name.encode(errors="backslashreplace").decode()
 
 
 def all_named(skipped: Sequence[Skipped], hint: str = "") -> DataError:
-    """An error that names all, or the first ten and how many more there are."""
+    """Return an error that names the first ten, and the number of the others."""
     named = [
-        f"{printable(name)}: {reason}" if reason else name for name, reason in skipped[:_MOST_NAMED]
+        f"{printable(name)}: {reason}" if reason else name for name, reason in skipped[:_MAX_NAMED]
     ]
-    if len(skipped) > _MOST_NAMED:
-        named.append(f"and {len(skipped) - _MOST_NAMED:,} more")
+    if len(skipped) > _MAX_NAMED:
+        named.append(f"and {len(skipped) - _MAX_NAMED:,} more")
     message = "; ".join(line.rstrip(".") for line in named)
     subject, _, rule = message.partition(": ")
     return DataError(subject, rule, hint=hint)
@@ -48,25 +48,25 @@ def all_named(skipped: Sequence[Skipped], hint: str = "") -> DataError:
 def each_readable(
     names: Sequence[str], read: Callable[[str], T], skipped: list[Skipped]
 ) -> dict[str, T]:
-    """What ``read`` gives for each file, without those that are damaged.
+    """Return ``read(name)`` of each file; damaged files are added to ``skipped``.
 
     Raises:
-        DataError: all of them are; names the first ones.
+        DataError: all are damaged.
     """
     found, damaged = {}, []
     for name in names:
         try:
             found[name] = read(name)
         except DataError as error:
-            damaged.append((name, error))
+            damaged.append((name, str(error)))
     if not found:
-        raise all_named([(str(error), "") for _, error in damaged])
-    skipped += [(name, str(error)) for name, error in damaged]
+        raise all_named([(error, "") for _, error in damaged])
+    skipped += damaged
     return found
 
 
 class Zipped(NamedTuple):
-    """What a zip's directory says of a member. Sizes in bytes; the name by its CRC-32."""
+    """A zip member's entry in the directory. Sizes in bytes."""
 
     method: int
     size: int
@@ -75,14 +75,13 @@ class Zipped(NamedTuple):
 
 
 class Span(NamedTuple):
-    """Where some bytes are.
+    """A range of bytes.
 
     Attributes:
         file: a name in the source's folder, an absolute path, or a URL.
-        start: the first byte.
-        stop: the byte after the last; None for the file's end.
-        size: how many bytes come out; None where nobody knows before reading.
-        zipped: set for a member of a zip, whose own header stands at ``start``.
+        stop: None for the file's end.
+        size: bytes of the content, uncompressed; None if unknown before reading.
+        zipped: set for a member of a zip, whose local header is at ``start``.
     """
 
     file: str
@@ -96,8 +95,8 @@ class Entry(NamedTuple):
     """One sample of a source.
 
     Attributes:
-        name: what people know it by, unique in the source: ``cats/1.jpg``, ``train.parquet:17``.
-        component: its extension in lower case, such as ``jpg``.
+        name: unique in the source: ``cats/1.jpg``, ``train.parquet:17``.
+        component: extension in lower case, such as ``jpg``.
         content: where its bytes are, or a text itself.
         label: its class: a number, a name, or None.
         others: more files of the sample, by extension: ``(("txt", "a cat"),)``.
@@ -111,20 +110,17 @@ class Entry(NamedTuple):
 
     @property
     def size(self) -> int | None:
-        """Bytes of all its files; None where nobody knows before reading."""
-        sizes = [_size(self.content), *(_size(content) for _, content in self.others)]
+        """Bytes of all its files; None if unknown before reading."""
+        contents = [self.content, *(content for _, content in self.others)]
+        sizes = [len(c.encode()) if isinstance(c, str) else c.size for c in contents]
         return None if None in sizes else sum(size for size in sizes if size)
 
     @classmethod
     def from_json(cls, values: Sequence[Any]) -> Entry:
-        """The entry that JSON made a list of."""
+        """Return the entry that JSON made a list of."""
         name, component, content, label, others = values
         pairs = tuple((component, _content(part)) for component, part in others)
         return cls(name, component, _content(content), label, pairs)
-
-
-def _size(content: Span | str) -> int | None:
-    return len(content.encode()) if isinstance(content, str) else content.size
 
 
 def _content(value: Any) -> Span | str:
@@ -142,10 +138,10 @@ class Listing:
         store: the folder that names of files are relative to.
         modality: ``image``, ``audio``, ``text`` or ``array``.
         entries: the samples, in any order.
-        class_names: of labels that are numbers already, where the source tells.
+        class_names: of labels that are numbers already, if the source names them.
         skipped: what is no sample, with the reason.
         ignored: files of operating systems and tools, with the reason.
-        notes: what the user should know, as sentences.
+        notes: warnings for the user, as sentences.
     """
 
     store: Store

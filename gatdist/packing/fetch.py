@@ -1,46 +1,49 @@
-"""Reads the bytes of samples, a group at a time, the next one while the caller uses the last."""
+"""Read the bytes of samples, from the origins and folders that the user allows."""
 
 from __future__ import annotations
 
+import os
 import struct
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Self
 from urllib.parse import unquote
 
-from gatdist.common.errors import StorageError, StorageUnavailableError
-from gatdist.packing.entries import Entry, Span, Zipped
-from gatdist.packing.origins import is_within, local_folders, local_path
+from gatdist.common.errors import DataError, StorageError, StorageUnavailableError
+from gatdist.config import expand_env
+from gatdist.packing.entries import Entry, Listing, Span, Zipped
 from gatdist.storage import LOCAL, OutsideUrl, Store, origin
 
 _GROUP_BYTES, _GROUP_ENTRIES = 16 * 2**20, 512
-_UNKNOWN_BYTES = 256 * 2**10  # taken for the size of a file that nobody knows
+_UNKNOWN_BYTES = 256 * 2**10  # assumed for files of unknown size
 _LARGEST_SAMPLE_BYTES = 2**30
-# Two ranges with less than this between them are asked for as one.
+# Ranges with a smaller gap are read by one request.
 _GAP_BYTES = 64 * 2**10
 _RUN_BYTES = 16 * 2**20
 _CONCURRENT_FILES = 16
-# A list of URLs is full of dead hosts; none may hold up the rest for long.
+_MAX_PLACES_SHOWN = 5
+# Lists of URLs are full of dead hosts; none may delay the rest for long.
 _ELSEWHERE_BUDGET_S = 10.0
 
 _ZIP_HEADER = struct.Struct("<4s22x2H")  # signature, length of the name, length of the extra field
 
-# The files of a sample by extension; or why they can't be read.
+# The files of a sample by extension, or the reason why they can't be read.
 Contents = Mapping[str, bytes] | str
 
 
 class Fetcher:
-    """Reads the files of samples.
+    """Reads the files of samples in groups, the next one while the caller uses the last.
 
-    A file that is gone or cut short is the sample's own fault, and told. Storage that is down or
-    permits nothing is not, and raised: it would cost all samples that come after.
+    A missing or truncated file concerns its sample alone: the reason is returned. Storage that is
+    down or denies access concerns all samples: the error is raised.
 
     Args:
         stores: folders that files may be in. Relative names are in the first.
-        allowed_origins: of the user's own, and absolute paths of folders: files may be there too.
-            Elsewhere nothing is asked for.
+        allowed_origins: URLs of other allowed origins, and absolute paths of allowed folders.
+            Nothing is requested from elsewhere.
     """
 
     def __init__(self, stores: Sequence[Store], allowed_origins: Sequence[str] = ()) -> None:
@@ -64,10 +67,10 @@ class Fetcher:
             executor.shutdown(wait=True, cancel_futures=True)
 
     def fetch(self, entries: Iterable[Entry]) -> Iterator[tuple[Entry, Contents]]:
-        """Each entry with its files, in the order given.
+        """Yield each entry with its files, in order.
 
         Raises:
-            StorageError: the source's storage permits nothing.
+            StorageError: the source's storage denies access.
             StorageUnavailableError: the source's storage kept failing.
         """
         waiting: tuple[Sequence[Entry], Future[list[Contents]]] | None = None
@@ -92,11 +95,11 @@ class Fetcher:
         return found
 
     def read(self, spans: Sequence[Span]) -> list[bytes | str]:
-        """The bytes of each span, or why they can't be read. Raises as :meth:`fetch` does."""
+        """Return the bytes of each span, or the reason why not. Raises as :meth:`fetch` does."""
         read: dict[Span, bytes | str] = {}
         whole = [span for span in spans if span.stop is None]
         near = all("://" not in span.file for span in whole) and self._stores[0].is_local
-        # Waiting for storage is what takes long; reading from the disk, threads only slow down.
+        # Threads hide the latency of storage; on a local disk they only cost time.
         each = map(self._read_one, whole) if near else self._files.map(self._read_one, whole)
         read.update(zip(whole, each, strict=True))
         for run in _runs(span for span in spans if span.stop is not None):
@@ -133,10 +136,9 @@ class Fetcher:
             return _reason(error)
 
     def _store(self, file: str) -> tuple[Store, str, bool]:
-        """The store a file is in, its name there, and whether the store is one of those given.
+        """A file's store, its name there, and whether the store is one of the source's.
 
-        Raises:
-            ValueError: it is where the user has not allowed; the message is the rule.
+        Raises ValueError, whose message is the rule, if the place is not allowed.
         """
         for store in self._stores:
             if file.startswith(f"{store.url}/") and ".." not in file.split("/"):
@@ -159,7 +161,7 @@ class Fetcher:
         return store, name, is_ours
 
     def _reached(self, root: OutsideUrl) -> tuple[Store, bool]:
-        """The store at a URL of a list. Credentials of the source are for its origin alone."""
+        """The store at a URL of a list. The source's credentials are for its origin alone."""
         for known in (self._stores[0], *self._others):
             if root.origin == known.origin:
                 return known.reach(root), known is self._stores[0] and not known.is_local
@@ -167,10 +169,7 @@ class Fetcher:
 
 
 def _root_and_name(url: str) -> tuple[str, str]:
-    """The URL of a server or bucket, and a file's name there. A query of HTTP is part of the first.
-
-    Names are taken as they are by a store, and in HTTP's URLs with ``%20`` for a blank.
-    """
+    """The URL of a server or bucket, with the query of HTTP, and the unquoted name there."""
     protocol, _, rest = url.partition("://")
     host, _, name = rest.partition("/")
     if not protocol.startswith("http"):
@@ -194,7 +193,7 @@ def _groups(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
 
 
 def _runs(spans: Iterable[Span]) -> Iterator[list[Span]]:
-    """Spans of one file that lie close together, as one run each."""
+    """Group spans of one file that are close together."""
     run: list[Span] = []
     stop = 0
     for span in sorted(spans, key=lambda span: (span.file, span.start)):
@@ -217,14 +216,14 @@ def _unzipped(content: bytes | str, zipped: Zipped | None) -> bytes | str:
         raw = content[_ZIP_HEADER.size + name_length + extra_length :]
         if zipped.method == zipfile.ZIP_STORED:
             found = raw[: zipped.size]
-        else:  # no more than the directory says: a few bytes could unfold into gigabytes
+        else:  # no more than the directory says: a few bytes could inflate to gigabytes
             found = zlib.decompressobj(-zlib.MAX_WBITS).decompress(raw, zipped.size or 1)
     except (struct.error, zlib.error) as error:
         return f"is damaged in the zip ({error})"
     if signature != b"PK\x03\x04" or zlib.crc32(found) != zipped.crc32:
-        return "is damaged in the zip: it has not the CRC-32 of the zip's directory"
+        return "is damaged in the zip: its CRC-32 differs from the zip's directory"
     if zlib.crc32(name) != zipped.name_crc32:
-        return "is damaged in the zip: its own header has another name than the zip's directory"
+        return "is damaged in the zip: its name differs from the zip's directory"
     return found
 
 
@@ -233,3 +232,92 @@ def _reason(error: Exception) -> str:
     if cause is None:
         return f"can't be read ({error})"
     return f"can't be read ({getattr(cause, 'strerror', None) or ' '.join(str(cause).split())})"
+
+
+def require_allowed(listing: Listing, stores: Sequence[Store], allowed: Sequence[str]) -> None:
+    """Raise unless all files of a source are in places that the user has named.
+
+    On this machine, these are the source's folder and the named ones: a list written by somebody
+    else must not read private files.
+
+    Args:
+        listing: of the source, whose own origin is allowed.
+        stores: more folders that files may be in.
+        allowed: URLs of other origins, and absolute paths of folders.
+
+    Raises:
+        DataError: names the other origins or folders, and their numbers of files.
+    """
+    known = {listing.store.origin, *(origin(expand_env(url)) for url in allowed)} - {LOCAL}
+    folders = local_folders([listing.store, *stores], allowed)
+    ours = tuple(f"{store.url}/" for store in stores)
+    found: Counter[str] = Counter()
+    for entry in listing.entries:
+        for content in (entry.content, *(content for _, content in entry.others)):
+            if isinstance(content, str):
+                continue
+            if content.file.startswith(ours) and ".." not in content.file.split("/"):
+                continue
+            place = _place(content, listing.store, folders)
+            if place and place not in known:
+                found[place] += 1
+    if not found:
+        return
+    message = [f"{place} ({count:,})" for place, count in found.most_common(_MAX_PLACES_SHOWN)]
+    if len(found) > _MAX_PLACES_SHOWN:
+        message.append(f"{len(found) - _MAX_PLACES_SHOWN:,} more")
+    place = found.most_common(1)[0][0]
+    rule = "names files in places that are not allowed"
+    hint = f"Allow what you trust: --allow-origin {place}"
+    if not place.startswith("/"):
+        hint += "; it gets no credentials"
+    raise DataError(listing.store.url, f"{rule}: {', '.join(message)}", hint=hint)
+
+
+def local_path(file: str, store: Store | None = None) -> str | None:
+    """Return the absolute path of a file of this machine; None for any other.
+
+    Args:
+        file: an absolute path or URL; or, with ``..`` in it, a path relative to ``store``.
+        store: the folder of the source.
+    """
+    if "://" in file:
+        url = OutsideUrl(file)
+        if url.origin != LOCAL:
+            return None
+        file = "/" + url.on("")
+    elif not file.startswith("/"):
+        if store is None or not store.is_local or ".." not in file.split("/"):
+            return None
+        file = f"{store.local_path()}/{file}"
+    return os.path.normpath(f"/{file.lstrip('/')}")
+
+
+def local_folders(stores: Sequence[Store], allowed: Sequence[str]) -> list[str]:
+    """Return the folders of this machine that files may be read from."""
+    paths = [str(store.local_path()) for store in stores if store.is_local]
+    paths += [path for url in allowed if (path := local_path(expand_env(url)))]
+    return sorted(
+        {normal(path) for path in paths for normal in (os.path.abspath, os.path.realpath)}
+    )
+
+
+def is_within(path: str, folders: Sequence[str]) -> bool:
+    """Return whether a path of :func:`local_path` is below one of the folders."""
+    return any(path.startswith(f"{folder.rstrip('/')}/") for folder in folders)
+
+
+def _place(span: Span, store: Store, folders: Sequence[str]) -> str:
+    """The origin or folder of a file; "" for allowed folders. DataError if the URL is not plain."""
+    if "://" in span.file:
+        url = OutsideUrl(span.file)
+        try:
+            url.require_plain()
+        except ValueError as error:
+            raise DataError(f"{store.url}: URL", str(error), value=url.shown) from None
+        if url.origin != LOCAL:
+            return url.origin
+    path = local_path(span.file, store)
+    if path is None or is_within(path, folders):
+        return ""
+    return os.path.dirname(path)

@@ -1,8 +1,8 @@
-"""Crops, resizes and stores pictures.
+"""Crop, resize and encode images.
 
-The transforms are called as in the tools of ADM (Dhariwal & Nichol 2021, ``image_datasets.py``) and
-EDM (Karras et al. 2022, ``dataset_tool.py``), and do the same to a picture. Of Pillow's filters,
-``lanczos`` is EDM's; all of them look at every pixel of the source that a target pixel covers.
+The transforms have the names of the tools of ADM (Dhariwal & Nichol 2021, ``image_datasets.py``)
+and EDM (Karras et al. 2022, ``dataset_tool.py``), and compute the same. Of Pillow's filters,
+``lanczos`` is EDM's; all of them use every source pixel that a target pixel covers.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from PIL import Image
 
 from gatdist.data.codecs import change_image, encode_png
 
-# Extension of each of Pillow's formats that every reader of WebDataset opens, and that is stored as
-# it is where nothing changes; and the formats to choose from.
+# Extensions of Pillow's formats that every reader of WebDataset opens, and that may be stored
+# unchanged; and the formats to choose from.
 STORED: Mapping[str, str] = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 FORMATS: Mapping[str, str | None] = {"keep": None, "png": "png", "jpeg": "jpg", "webp": "webp"}
 
@@ -31,7 +31,7 @@ Pixels = NDArray[Any]  # uint8 or uint16 [H, W, C]
 
 
 def center_crop(pixels: Pixels, height: int, width: int, resample: Image.Resampling) -> Pixels:
-    """The largest part about the centre with the aspect of height × width, resized to it."""
+    """The largest central part with the aspect of height × width, resized to it."""
     found_height, found_width = pixels.shape[:2]
     part_height = min(found_height, max(1, round(found_width * height / width)))
     part_width = min(found_width, max(1, round(found_height * width / height)))
@@ -67,7 +67,7 @@ def center_crop_dhariwal(
 
 
 def stretch(pixels: Pixels, height: int, width: int, resample: Image.Resampling) -> Pixels:
-    """The whole picture resized to height × width, whatever its aspect was."""
+    """The whole image resized to height × width, whatever its aspect."""
     if pixels.shape[:2] == (height, width):
         return pixels
     return _resized(pixels, height, width, resample)
@@ -83,7 +83,7 @@ TRANSFORMS: Mapping[str, Transform] = {
 
 
 def encode(pixels: Pixels, component: str, quality: int | None) -> bytes:
-    """A file of uint8 [H, W, C], C being 1 or 3; PNG also of uint16.
+    """Encode uint8 [H, W, C], C being 1 or 3; PNG also uint16.
 
     Args:
         pixels: to store.
@@ -108,7 +108,7 @@ def encode(pixels: Pixels, component: str, quality: int | None) -> bytes:
         image.save(file, "WEBP", quality=quality)
     elif component == "webp":  # the least effort: smaller than PNG and quicker, and still lossless
         image.save(file, "WEBP", lossless=True, quality=0, method=0)
-    else:  # of pictures, runs alone make a file as small as zlib's default does in 2.5 × the time
+    else:  # run lengths alone are as small as zlib's default, 2.5 × as fast
         image.save(file, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
     return file.getvalue()
 

@@ -1,4 +1,4 @@
-"""Classes: where they come from, and their numbers."""
+"""Classes: their sources and numbers."""
 
 from __future__ import annotations
 
@@ -9,36 +9,30 @@ from gatdist.common.errors import DataError
 from gatdist.data.codecs import MAX_CLASSES, CodecError, Label, normalized
 from gatdist.packing.entries import Entry, Skipped, printable
 
-_OTHER = "Name another column with --labels, or leave labels out with --labels none"
-# Files beside the folders of classes are strays up to one in so many.
+_OTHER = "Name another column with --labels, or use --labels none"
+# Files beside the folders of classes are strays if they are at most one in so many.
 _STRAYS = 10
 
 
 class FolderClasses(NamedTuple):
-    """Classes by folders.
-
-    Attributes:
-        classes: the class of each file; None for strays, and for all where folders are no classes.
-        strays: numbers of the files that lie beside the folders.
-    """
+    """The class of each file, None without one, and the indices of files beside the folders."""
 
     classes: list[str | None]
     strays: list[int]
 
 
 def folder_classes(names: Sequence[str], *, requested: bool = False) -> FolderClasses:
-    """The class of each file: the first folder of its path in which the files differ.
+    """Return the class of each file: the first folder of its path in which the files differ.
 
-    A few files that lie beside the folders are strays. Without folders that differ, there are no
-    classes.
+    A few files beside the folders are strays. Without folders that differ, there are no classes.
 
     Args:
         names: paths of the files, with ``/``.
-        requested: folders are classes, however many files lie beside them, and be it one folder.
+        requested: folders are classes, even a single one, with any number of strays.
 
     Raises:
-        DataError: as many files lie beside the folders as may be meant to be there; or folders are
-            wanted, and there are none.
+        DataError: too many files are beside the folders to be strays; or folders are requested, and
+            there are none.
     """
     parts = [name.split("/") for name in names]
     inside, strays, depth = list(range(len(parts))), list[int](), 0
@@ -54,7 +48,7 @@ def folder_classes(names: Sequence[str], *, requested: bool = False) -> FolderCl
             return FolderClasses([chosen.get(i) for i in range(len(names))], strays)
         depth += 1
     if requested:
-        rule = "all files lie in one folder, so that folders are no classes"
+        rule = "all files are in one folder"
         raise DataError("--labels", rule, value="folders", hint="Use --labels none")
     return FolderClasses([None] * len(names), [])
 
@@ -62,16 +56,19 @@ def folder_classes(names: Sequence[str], *, requested: bool = False) -> FolderCl
 def _ambiguous(strays: Sequence[str], folders: set[str], inside: int) -> DataError:
     return DataError(
         "--labels",
-        f"{inside} files lie in {len(folders)} folders, such as {min(folders)}, and {len(strays)} "
+        f"{inside} files are in {len(folders)} folders, such as {min(folders)}, and {len(strays)} "
         f"beside them, such as {min(strays)}",
-        hint="Say --labels folders to leave out those beside, or --labels none to pack all",
+        hint="Use --labels folders to skip those beside, or --labels none to pack all",
     )
 
 
 def named(classes: Sequence[str | None]) -> tuple[list[int | None], list[str] | None]:
-    """Numbers for names of classes, by their order (that of numbers where all are), and the names.
+    """Number the names of classes in their order (numeric if all are numbers).
 
-    Unlike numbers in a list, folders called 00000 and 01000 are two classes, not a thousand.
+    Unlike labels in a list, folders called 00000 and 01000 are two classes, not a thousand.
+
+    Returns:
+        The number of each, and the names.
     """
     names = {name for name in classes if name is not None}
     if not names:
@@ -86,20 +83,20 @@ def named(classes: Sequence[str | None]) -> tuple[list[int | None], list[str] | 
 def numbered(
     entries: Sequence[Entry], given: Sequence[str] | None, skipped: list[Skipped]
 ) -> tuple[list[Entry], list[str] | None, int]:
-    """Give each entry the number of its class.
+    """Replace each entry's label by the number of its class.
 
-    See :func:`~gatdist.data.codecs.labels.normalized` for what a label means. Where all are
-    numbers, these are the classes. Else all are names, which are sorted and numbered in that order.
-    Where some samples have a label, those without are left out; where none has, all are kept.
+    See :func:`~gatdist.data.codecs.labels.normalized` for what a label means. If all are numbers,
+    they are the classes. Otherwise all are names, numbered in sorted order. If some samples have a
+    label, those without are skipped.
 
     Args:
-        entries: with labels as the source has them, all None where it has none.
-        given: names of the classes, where the source has them apart.
-        skipped: gets the entries without a label, where others have one.
+        entries: with labels as the source has them.
+        given: names of the classes, if the source has them separately.
+        skipped: gets the entries that are skipped.
 
     Returns:
-        The entries that have a class, the classes' names (None where they have none), and how many
-        classes there are (0 where there are no labels).
+        The entries, the classes' names (None without names), and the number of classes (0 without
+        labels).
 
     Raises:
         DataError: no label is a class, or there are more than 1,000,000.
@@ -134,13 +131,13 @@ def numbered(
     return kept, names, count
 
 
-UNLABELLED = "has no label, as others have"
+UNLABELLED = "has no label, unlike others"
 
 
 def numbering(
     labels: set[int | str],
 ) -> tuple[list[str] | None, Mapping[int | str, int], int]:
-    """Names of the classes (None where labels are numbers), each label's number, and how many.
+    """Return the classes' names (None if labels are numbers), each label's number, and their count.
 
     Raises:
         DataError: there are too many.
@@ -156,7 +153,7 @@ def numbering(
 
 
 def same_but_for_case(names: Sequence[str] | None) -> list[str]:
-    """Two of the names that differ in upper and lower case only; [] without."""
+    """Return two names that differ in upper and lower case only; [] without."""
     seen: dict[str, str] = {}
     for name in names or ():
         if (other := seen.setdefault(name.casefold(), name)) != name:

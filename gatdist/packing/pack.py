@@ -1,12 +1,12 @@
-"""Packing as a whole: what is to be done, and what is left when all of it is done.
+"""Packing as a whole: plan the shards, and finish the data set when all are packed.
 
-In the destination, the folder ``packing/`` holds what a rerun needs::
+The destination's folder ``packing/`` holds the state for a rerun::
 
-    packing/plan.json           what is packed, and how; another packing is refused
-    packing/shard-000000.json   what became of a shard, written after it
-    packing/spool/              what had to be copied before it could be read in any order
+    packing/plan.json           the request, and a fingerprint of the plan; others are refused
+    packing/shard-000000.json   the record of a shard, written after it
+    packing/spool/              copies of what can't be read in any order, such as compressed tars
 
-A kill at any moment leaves files that are whole and belong to the plan, or nothing.
+A kill at any moment leaves complete files of the plan, or nothing.
 """
 
 from __future__ import annotations
@@ -24,47 +24,37 @@ from gatdist.common.errors import DataError
 from gatdist.config import redact_url
 from gatdist.data.codecs import CodecError
 from gatdist.data.format import MANIFEST, SampleSpec, write_manifest
-from gatdist.packing.convert import converter_like
-from gatdist.packing.converted import Converter, counted
+from gatdist.packing.convert import CONVERTERS, Converter
 from gatdist.packing.entries import Entry, Listing, Selection, Skipped, printable
-from gatdist.packing.fetch import Fetcher
+from gatdist.packing.fetch import Fetcher, require_allowed
 from gatdist.packing.labels import numbered, same_but_for_case
-from gatdist.packing.origins import require_allowed
-from gatdist.packing.plan import Task, cut, fingerprint, in_order
+from gatdist.packing.outcome import EXAMPLES, REPORT, outcome, strict_error, write_report
 from gatdist.packing.recipe import Recipe
 from gatdist.packing.sources import list_source
 from gatdist.packing.sources.tree import same_label
-from gatdist.packing.task import NOTES, Job, Record, refused
+from gatdist.packing.task import NOTES, Job, Record, Task, cut, fingerprint, in_order
 from gatdist.storage import Store
 from gatdist.storage.local import TEMPORARY
 
 PLAN = f"{NOTES}/plan.json"
 SPOOL = f"{NOTES}/spool"
-REPORT = "report.jsonl"
 
-# So many samples are looked at to see what they have in common, and so many converted to see how
-# large they become.
-_LOOKED_AT, _CONVERTED = 64, 8
+# Samples that are read to find what all have in common, and converted to estimate their sizes.
+_PROBED, _CONVERTED = 64, 8
 _PLAN_VERSION = 1
-_EXAMPLES = 3
-# In a tar a file has a header of 512 bytes, and is filled up to a multiple of 512.
+# Overhead of a file in a tar: a header of 512 bytes, and padding to a multiple of 512.
 _TAR_BYTES = 512 + 256
-# What the manifest calls a modality, where it is not the same.
+# Names in the manifest that differ.
 _MODALITIES = {"array": "points"}
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the user wants.
+    """What to pack, and where; options as in :func:`gatdist.pack`.
 
     Attributes:
         source: URL of a file or folder.
         dest: URL of the data set's folder.
-        recipe: what is done to each sample.
-        selection: how the source is read.
-        strict: a sample that can't be packed is an error.
-        source_options: of the source's storage.
-        dest_options: of the data set's storage.
         allowed_origins: servers, buckets and folders, other than its own, that a list may name.
     """
 
@@ -80,20 +70,17 @@ class Request:
 
 @dataclass(frozen=True)
 class Packing:
-    """A plan, ready to be carried out.
+    """A plan.
 
     Attributes:
-        job: what all tasks share.
-        tasks: one a shard.
+        tasks: one per shard.
         source: its URL, without secrets.
         kind: of the source.
-        class_names: None where the classes have no names.
-        num_classes: 0 where there are no labels.
-        skipped: what of the source is no sample.
-        ignored: files of operating systems and tools.
-        notes: what the user should know, as sentences.
-        num_bytes: what the shards will have, about.
-        began_s: when this start was made, in seconds of the clock that files are dated by.
+        class_names: None if the classes have no names.
+        num_classes: 0 without labels.
+        notes: warnings for the user, as sentences.
+        num_bytes: estimated bytes of the shards.
+        began_s: time of this start, by the clock of file dates.
     """
 
     job: Job
@@ -110,10 +97,10 @@ class Packing:
 
 
 def prepare(request: Request, *, dry_run: bool = False) -> Packing:
-    """List the source, look at some of it, and plan the shards.
+    """List the source, probe some samples, and plan the shards.
 
     Args:
-        request: what the user wants.
+        request: what to pack.
         dry_run: write nothing to the destination.
 
     Raises:
@@ -137,9 +124,9 @@ def prepare(request: Request, *, dry_run: bool = False) -> Packing:
         )
         notes = [*listing.notes, *_notes(request, listing, class_names, num_classes)]
         if request.strict and skipped:
-            raise refused(sorted(skipped))
+            raise strict_error(sorted(skipped))
         entries = in_order(entries)
-        convert, sizes = _look(request, listing, entries, spool)
+        convert, sizes = _probe(request, listing, entries, spool)
     tasks = cut(entries, sizes, request.recipe.shard_bytes)
     found = fingerprint(tasks)
     if noted and noted["fingerprint"] != found:
@@ -177,7 +164,7 @@ def prepare(request: Request, *, dry_run: bool = False) -> Packing:
 
 
 def preview(packing: Packing) -> dict[str, Any]:
-    """What is planned, as JSON values. ``bytes`` is a guess, from the first samples."""
+    """Return the plan as JSON values; ``bytes`` is an estimate from the first samples."""
     job = packing.job
     return {
         "url": Store(job.dest).url,
@@ -191,7 +178,7 @@ def preview(packing: Packing) -> dict[str, Any]:
         "samples": sum(len(task.entries) for task in packing.tasks),
         "bytes": packing.num_bytes,
         "skipped": len(packing.skipped),
-        "skipped_examples": [list(out) for out in packing.skipped[:_EXAMPLES]],
+        "skipped_examples": [list(pair) for pair in packing.skipped[:EXAMPLES]],
         "ignored": len(packing.ignored),
         "notes": list(packing.notes),
         "recipe": job.recipe.model_dump(mode="json"),
@@ -199,62 +186,44 @@ def preview(packing: Packing) -> dict[str, Any]:
 
 
 def finish(packing: Packing, records: Sequence[Record]) -> dict[str, Any]:
-    """Write the report and the manifest, and tell what there is.
+    """Write the report and the manifest.
 
     Args:
         packing: the plan.
-        records: what became of its tasks, in their order.
+        records: of its tasks, in their order.
 
     Returns:
-        ``url, kind, modality, sample_shape, num_classes, shards, samples, bytes, skipped,
-        skipped_examples`` and ``report`` (a name, None without one); of each of ``REMARKS``, such
-        as ``transparent``, how many samples, and under ``transparent_example`` the first; of
-        classes without a sample, how many in ``empty_classes``, and the first ones in
-        ``empty_class_examples``. These keep their numbers.
+        ``kind``, ``empty_classes`` (number of classes without a sample; they keep their numbers),
+        ``empty_class_examples``, and what :func:`~gatdist.packing.outcome.outcome` returns.
 
     Raises:
         DataError: no sample could be packed; or strict, and some could not.
-        StorageError: nothing can be written to the destination.
+        StorageError: the destination can't be written.
     """
     job = packing.job
     dest = Store(job.dest, job.dest_options)
-    skipped = [*packing.skipped, *(out for record in records for out in record.skipped)]
-    reported = [*skipped, *packing.ignored]
-    if reported:
-        lines = (json.dumps({"source": name, "reason": why}) for name, why in reported)
-        dest.publish(REPORT, "".join(f"{line}\n" for line in lines).encode())
-    if job.strict and skipped:
-        raise refused(skipped)
+    skipped = [*packing.skipped, *(pair for record in records for pair in record.skipped)]
+    write_report(dest, skipped, packing.ignored, strict=job.strict)
     shards = [record.shard for record in records if record.shard]
     if not shards:
-        rule = "none of its samples can be packed"
         name, reason = skipped[0]
-        rule += f" ({name} {reason})"
+        rule = f"none of its samples can be packed ({name} {reason})"
         raise DataError(redact_url(job.source), rule, hint=f"See {dest.url}/{REPORT}")
-    write_manifest(dest, shards, _spec(packing))
+    spec = _spec(packing)
+    write_manifest(dest, shards, spec)
     dest.delete(SPOOL)
-    _sweep(dest, packing.began_s)
+    _remove_temporary(dest, packing.began_s)
+    remarks = [record.remarks for record in records]
     return {
-        "url": dest.url,
         "kind": packing.kind,
-        "modality": _spec(packing).modality,
-        "sample_shape": list(job.sample_shape),
-        "num_classes": packing.num_classes,
-        "shards": len(shards),
-        "samples": sum(shard.num_samples for shard in shards),
-        "bytes": sum(shard.size for shard in shards),
-        "skipped": len(skipped),
-        "skipped_examples": [list(out) for out in skipped[:_EXAMPLES]],
-        **counted([record.remarks for record in records]),
+        **outcome(dest, spec, shards, skipped, packing.ignored, remarks),
         **_empty_classes(packing, records),
-        "ignored": len(packing.ignored),
-        "report": REPORT if reported else None,
     }
 
 
 def _empty_classes(packing: Packing, records: Sequence[Record]) -> dict[str, Any]:
-    """Of the classes that no packed sample has: how many, and the first."""
-    unpacked = {out[0] for record in records for out in record.skipped}
+    """The number of classes that no packed sample has, and the first ones."""
+    unpacked = {name for record in records for name, _ in record.skipped}
     used = {
         entry.label
         for task in packing.tasks
@@ -263,7 +232,7 @@ def _empty_classes(packing: Packing, records: Sequence[Record]) -> dict[str, Any
     }
     empty = [number for number in range(packing.num_classes) if number not in used]
     names = packing.class_names or range(packing.num_classes)
-    examples = [str(names[number]) for number in empty[:_EXAMPLES]]
+    examples = [str(names[number]) for number in empty[:EXAMPLES]]
     return {"empty_classes": len(empty), "empty_class_examples": examples}
 
 
@@ -289,7 +258,7 @@ def _once(entries: Iterable[Entry], skipped: list[Skipped]) -> list[Entry]:
         if first is entry:
             continue
         if same_label(first.label, entry.label):
-            skipped.append((entry.name, "stands twice, and the first was taken"))
+            skipped.append((entry.name, "is duplicate; the first was taken"))
         else:
             conflicts.setdefault(entry.name, entry)
     for name, entry in conflicts.items():
@@ -301,7 +270,7 @@ def _once(entries: Iterable[Entry], skipped: list[Skipped]) -> list[Entry]:
 def _notes(
     request: Request, listing: Listing, class_names: Sequence[str] | None, num_classes: int
 ) -> Iterator[str]:
-    """What the user should know of the labels and of what is passed over."""
+    """Warnings about labels and ignored files."""
     labels = request.selection.labels
     if labels not in (None, "none") and not num_classes:
         rule = "no sample has a label there"
@@ -310,26 +279,26 @@ def _notes(
         yield f"the classes {pair[0]} and {pair[1]} differ in upper and lower case only"
     if count := len(listing.ignored):
         name, reason = listing.ignored[0]
-        yield f"{count} files are passed over, such as {name}, which {reason}"
+        yield f"{count} files are ignored, such as {name}, which {reason}"
 
 
-def _look(
+def _probe(
     request: Request, listing: Listing, entries: Sequence[Entry], spool: Store
 ) -> tuple[Converter, list[float]]:
-    """What the samples have in common, and about how many bytes each will take in a shard.
+    """The converter for all samples, and the estimated bytes of each in a shard.
 
-    A function of the first samples alone, in their order, so that a rerun finds the same.
+    They depend on the first samples alone, in their order, so that a rerun finds the same.
     """
     reason = ""
     with Fetcher([listing.store, spool], request.allowed_origins) as fetcher:
-        for first in range(0, len(entries), _LOOKED_AT):
+        for first in range(0, len(entries), _PROBED):
             contents = []
-            for entry, files in fetcher.fetch(entries[first : first + _LOOKED_AT]):
+            for entry, files in fetcher.fetch(entries[first : first + _PROBED]):
                 if isinstance(files, str):
                     reason = reason or f"{entry.name} {files}"
                 else:
                     contents.append(files[entry.component])
-            convert = converter_like(listing.modality, request.recipe, contents)
+            convert = CONVERTERS[listing.modality].like(request.recipe, contents)
             packed: list[tuple[bytes, bytes]] = []
             if convert is None:
                 continue
@@ -347,22 +316,22 @@ def _look(
 
 
 def _sizes(entries: Sequence[Entry], packed: Sequence[tuple[bytes, bytes]]) -> list[float]:
-    """Bytes in a shard: the source's own where files stay as they are, else the usual ones."""
-    usual = sum(len(after) for _, after in packed) / len(packed)
+    """Bytes in a shard: the source's own if files stay as they are, else the mean."""
+    mean = sum(len(after) for _, after in packed) / len(packed)
     stay = all(before == after for before, after in packed)
     sizes = []
     for entry in entries:
         num_files = 1 + (entry.label is not None) + len(entry.others)
-        size = entry.size if stay and entry.size is not None else usual
+        size = entry.size if stay and entry.size is not None else mean
         sizes.append(size + num_files * _TAR_BYTES)
     return sizes
 
 
 def _noted(request: Request, dest: Store) -> dict[str, Any] | None:
-    """What a former start has noted in the destination; None where no shard can be there.
+    """The plan of an earlier start; None if no shard was packed.
 
     Raises:
-        DataError: the folder holds something else than this packing.
+        DataError: the folder holds something other than this packing.
     """
     hint = "Choose another DEST, or delete that folder"
     if not dest.exists(PLAN):
@@ -375,7 +344,7 @@ def _noted(request: Request, dest: Store) -> dict[str, Any] | None:
         theirs = noted["request"]
         noted["fingerprint"]
     except (ValueError, KeyError, TypeError):
-        raise DataError(f"{dest.url}/{PLAN}", "is no plan of a packing", hint=hint) from None
+        raise DataError(f"{dest.url}/{PLAN}", "is not the plan of a packing", hint=hint) from None
     if noted["fingerprint"] is None:  # nothing was packed yet
         return None
     ours = _settings(request)
@@ -392,7 +361,7 @@ def _note(request: Request, dest: Store, found: str | None) -> None:
 
 
 def _settings(request: Request) -> dict[str, Any]:
-    """All that decides which bytes are written."""
+    """All settings that affect the shards."""
     return {
         "source": Store(request.source, request.source_options).url,  # without its secrets
         **asdict(request.selection),
@@ -400,8 +369,8 @@ def _settings(request: Request) -> dict[str, Any]:
     }
 
 
-def _sweep(dest: Store, before_s: float) -> None:
-    """Remove what writers that were killed left beside the files that they wrote."""
+def _remove_temporary(dest: Store, before_s: float) -> None:
+    """Remove the temporary files of processes that were killed."""
     if dest.is_local:
         for path in dest.local_path().rglob(f".*{TEMPORARY}"):
             if path.stat().st_mtime < before_s:
@@ -423,6 +392,6 @@ def _require_apart(source: str, dest: str) -> None:
     inside, outside = (f"{path.rstrip('/')}/" for path in paths)
     if inside.startswith(outside):
         hint = "Choose a folder outside of it"
-        raise DataError("DEST", f"lies inside SOURCE ({source})", value=dest, hint=hint)
+        raise DataError("DEST", f"is inside SOURCE ({source})", value=dest, hint=hint)
     if outside.startswith(inside):
-        raise DataError("SOURCE", f"lies inside DEST ({dest})", value=source, hint="Choose another")
+        raise DataError("SOURCE", f"is inside DEST ({dest})", value=source, hint="Choose another")

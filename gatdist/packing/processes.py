@@ -1,8 +1,8 @@
-"""Does tasks in processes of this machine, without Ray: a shard is packed, indexed or verified.
+"""Do tasks in processes of this machine, without Ray.
 
-A worker is a fresh interpreter that is given lines of JSON: whose work it does, the job, then one
-task after the other. Nothing is forked, and the user's own script is not run again. A worker whose
-parent is gone ends as soon as it would tell it something.
+A worker is a fresh interpreter that reads lines of JSON: its type, the job, and one task after the
+other. Nothing is forked, and the user's own script is not run again. A worker whose parent is gone
+ends at its next report.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 from pydantic import BaseModel
@@ -29,8 +30,7 @@ _BOOT = (
 )
 _REPORT_S = 0.1
 
-# Gets how many samples (or bytes, or what else is counted) were done, and how many were found done
-# already, since it was last called.
+# Called with two numbers since the last call: what was done, and what an earlier start had done.
 Report = Callable[[int, int], None]
 
 
@@ -38,15 +38,28 @@ class Task(Protocol):
     """What one worker does in one go. Tasks of a job have different numbers."""
 
     @property
-    def number(self) -> int:
-        """Its own."""
+    def number(self) -> int: ...
+
+    def to_json(self) -> str: ...
+
+    @classmethod
+    def from_json(cls, text: str) -> Self: ...
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """A task for one shard, whose number it has; its other fields are JSON values."""
+
+    number: int
 
     def to_json(self) -> str:
-        """On one line, for another process."""
+        """Return one line of JSON."""
+        return json.dumps([getattr(self, field.name) for field in fields(self)])
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """What :meth:`to_json` wrote."""
+        """Return what :meth:`to_json` wrote."""
+        return cls(*json.loads(text))
 
 
 RecordT = TypeVar("RecordT", bound=BaseModel, covariant=True)
@@ -61,12 +74,14 @@ class Worker(Protocol[RecordT]):
 
     def __init__(self, job: Any) -> None: ...
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Self:
+        return self
 
-    def __exit__(self, *exception: object) -> None: ...
+    def __exit__(self, *exception: object) -> None:
+        return None
 
     def do(self, task: Any, report: Report) -> RecordT:
-        """Do a task, and tell now and then how far it is."""
+        """Do a task; report progress now and then."""
 
 
 def do_all(
@@ -76,28 +91,20 @@ def do_all(
     workers: int,
     report: Report,
 ) -> list[RecordT]:
-    """Do tasks in this process, or in several others.
-
-    Args:
-        worker_type: the class of the workers.
-        job: what all tasks share.
-        tasks: to do.
-        workers: how many processes; with 1, this one.
-        report: gets progress.
+    """Do tasks in several processes; with one worker, in this process.
 
     Returns:
         The records of the tasks, in their order.
 
     Raises:
         WorkerLostError: a process died.
-        GatdistError: what a task raised, of the same class.
+        GatdistError: an error of a task, of the same class.
     """
     workers = min(workers, len(tasks))
     if workers == 1:
         with worker_type(job) as worker:
             return [worker.do(task, report) for task in tasks]
     records: dict[int, RecordT] = {}
-
     waiting, lock = iter(tasks), threading.Lock()
 
     def take() -> Task | None:
@@ -146,15 +153,15 @@ def do_all(
 
 
 def serve() -> None:
-    """What a worker runs: job and tasks come on standard input, answers go to standard output."""
-    # What libraries print goes elsewhere.
+    """Run a worker: read job and tasks from standard input, write answers to standard output."""
+    # Libraries may print: their standard output becomes standard error.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
     def answer(**fields: Any) -> None:
         try:
             print(json.dumps(fields), file=answers, flush=True)
-        except BrokenPipeError:  # the parent is gone; nothing is to be told or tidied up
+        except BrokenPipeError:  # the parent is gone
             os._exit(1)
 
     message = _Throttled(lambda done, found: answer(done=[done, found]))
@@ -172,19 +179,19 @@ def serve() -> None:
 
 
 class _Throttled:
-    """Adds up what is told, and passes it on ten times a second."""
+    """Adds up reports, and passes them on ten times a second."""
 
     def __init__(self, report: Report) -> None:
-        self._report, self._packed, self._found, self._last_s = report, 0, 0, time.monotonic()
+        self._report, self._done, self._found, self._last_s = report, 0, 0, time.monotonic()
 
-    def report(self, packed: int, found: int) -> None:
-        self._packed, self._found = self._packed + packed, self._found + found
+    def report(self, done: int, found: int) -> None:
+        self._done, self._found = self._done + done, self._found + found
         if time.monotonic() - self._last_s > _REPORT_S:
             self.flush()
 
     def flush(self) -> None:
-        self._report(self._packed, self._found)
-        self._packed, self._found, self._last_s = 0, 0, time.monotonic()
+        self._report(self._done, self._found)
+        self._done, self._found, self._last_s = 0, 0, time.monotonic()
 
 
 @contextmanager
@@ -211,5 +218,7 @@ def _started(count: int) -> Iterator[Sequence[subprocess.Popen[str]]]:
 def _lost(status: int) -> GatdistError:
     if status < 0:
         reason = f"a process was killed by {signal.Signals(-status).name}"
-        return WorkerLostError(f"{reason}; the same command goes on. Was there memory enough?")
-    return GatdistError(f"a process failed with status {status}; its error stands above")
+        return WorkerLostError(
+            f"{reason}; run the same command to resume. Was there enough memory?"
+        )
+    return GatdistError(f"a process failed with status {status}; its error is printed above")

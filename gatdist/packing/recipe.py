@@ -1,4 +1,4 @@
-"""What is done to each sample, as the user asks for it."""
+"""The recipe: how samples are converted."""
 
 from __future__ import annotations
 
@@ -16,13 +16,11 @@ from pydantic import (
 )
 
 from gatdist.common.errors import ConfigError
-from gatdist.common.registry import validation_problem
 
 DEFAULT_SHARD_BYTES = 256_000_000
 
 
 def _hexadecimal(color: str) -> str:
-    """An opaque color as ``#rrggbb``."""
     try:
         found: tuple[int, ...] = ImageColor.getrgb(color)
     except ValueError:
@@ -33,21 +31,20 @@ def _hexadecimal(color: str) -> str:
 
 
 class Recipe(BaseModel):
-    """What is done to each sample, and how many go into a shard. Names as on the command line.
+    """How samples are converted, and the size of shards. Names as on the command line.
 
     Attributes:
-        size: (height, width) of the pictures; None leaves them as they are.
-        transform: how a picture comes to that size, None being ``center-crop``; see
+        size: (height, width) of the images; None keeps theirs.
+        transform: how an image gets that size; None is ``center-crop``; see
             :mod:`~gatdist.packing.images`.
-        filter: of the resizing.
-        format: of the pictures that must change; ``keep`` leaves the others as they are.
-        quality: of JPEG and WebP, 1 to 100.
-        color: ``auto`` is gray where all pictures are, else RGB.
-        background: what transparent images are composited on: a name or ``#rrggbb``.
-        bits: of each channel, 8 or 16; 16 is stored as PNG.
-        length: samples of a sound, which is cut or padded with silence; bytes of a text.
-        sample_rate: of sounds, in hertz; others are resampled. None: that of most.
-        shard_bytes: what a shard should have, about.
+        format: of the images that change; ``keep`` leaves the others as they are.
+        quality: of JPEG and WebP.
+        color: ``auto`` is gray if all images are, else RGB.
+        background: color behind transparent images: a name or ``#rrggbb``.
+        bits: per channel; 16 is stored as PNG.
+        length: samples of audio, which is cut or padded with silence; bytes of a text.
+        sample_rate: of audio, in hertz; others are resampled. None: the commonest.
+        shard_bytes: approximate bytes per shard.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -68,7 +65,7 @@ class Recipe(BaseModel):
 
     @property
     def background_color(self) -> tuple[int, int, int]:
-        """Red, green and blue of the background, 0 to 255."""
+        """RGB of the background, 0 to 255."""
         red, green, blue = bytes.fromhex(self.background[1:])
         return red, green, blue
 
@@ -94,7 +91,7 @@ class Recipe(BaseModel):
 
 
 def read_recipe(given: Mapping[str, Any]) -> Recipe:
-    """A recipe of these fields; those that are None are at their default.
+    """Return a recipe; fields that are None have their default.
 
     Raises:
         ConfigError: a field is out of range or does not go with another.
@@ -102,9 +99,10 @@ def read_recipe(given: Mapping[str, Any]) -> Recipe:
     try:
         return Recipe(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
-        key, rule, value = validation_problem(error)
-        option = key.partition(".")[0].replace("_", "-")
-        raise ConfigError(f"--{option}", rule, value=value) from None
+        problem = error.errors()[0]
+        rule = problem["msg"][0].lower() + problem["msg"][1:]
+        option = str(problem["loc"][0]).replace("_", "-")
+        raise ConfigError(f"--{option}", rule, value=problem["input"]) from None
 
 
 def _refused(option: str, rule: str, value: object) -> ConfigError:

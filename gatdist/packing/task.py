@@ -1,45 +1,97 @@
-"""Packs one shard; done again, it finds the shard there and leaves it."""
+"""The shards of a packing: which sample goes where, and the work of one shard."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 from collections.abc import Iterator, Sequence
-from itertools import chain
+from dataclasses import dataclass
+from itertools import accumulate, chain, pairwise
 from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from gatdist.common.errors import DataError, StorageError
+from gatdist.common.errors import StorageError
 from gatdist.data.codecs import LABEL_COMPONENT, CodecError
 from gatdist.data.format import Components, Shard, write_shard
-from gatdist.packing.convert import converter
-from gatdist.packing.converted import Converter
-from gatdist.packing.entries import Skipped, all_named, printable
+from gatdist.packing.convert import CONVERTERS, Converter
+from gatdist.packing.entries import Entry, Skipped, printable
 from gatdist.packing.fetch import Fetcher
-from gatdist.packing.plan import Task
-from gatdist.packing.processes import Report
+from gatdist.packing.outcome import Remarks, add_remark
+from gatdist.packing.processes import Report, ShardTask
+from gatdist.packing.processes import Worker as BaseWorker
 from gatdist.packing.recipe import Recipe
 from gatdist.storage import Store
 
-# What a rerun needs to know; the folder may be deleted when a data set is whole.
+# The state of a packing; it may be deleted when the data set is complete.
 NOTES = "packing"
-_HASHED_AT_ONCE_BYTES = 8 * 2**20
+_HASH_CHUNK_BYTES = 8 * 2**20
+
+
+@dataclass(frozen=True)
+class Task(ShardTask):
+    """One shard: its samples in order, and the number of the first one in the whole plan."""
+
+    first: int
+    entries: Sequence[Entry]
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        number, first, entries = json.loads(text)
+        return cls(number, first, [Entry.from_json(entry) for entry in entries])
+
+
+def in_order(entries: Sequence[Entry]) -> list[Entry]:
+    """Return the samples ordered by a hash of their names.
+
+    This mixes classes in every shard, and does not depend on the order in which storage lists.
+    """
+    return sorted(entries, key=lambda entry: (_hash(entry.name), entry.name))
+
+
+def _hash(name: str) -> bytes:
+    return hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+
+
+def cut(entries: Sequence[Entry], sizes: Sequence[float], shard_bytes: int) -> list[Task]:
+    """Cut samples into shards of about equal size, of at most about ``shard_bytes``.
+
+    Args:
+        entries: at least one, in order.
+        sizes: estimated bytes of each in a shard.
+        shard_bytes: > 0.
+    """
+    total = sum(sizes)
+    count = min(len(entries), max(1, math.ceil(total / shard_bytes)))
+    ends: list[int] = []  # number of the sample after each shard's last
+    for number, size in enumerate(accumulate(sizes), 1):
+        if size >= total * (len(ends) + 1) / count and len(ends) < count - 1:
+            ends.append(number)
+    bounds = sorted({0, *ends, len(entries)})
+    return [
+        Task(number, first, entries[first:end])
+        for number, (first, end) in enumerate(pairwise(bounds))
+    ]
+
+
+def fingerprint(tasks: Sequence[Task]) -> str:
+    """Return a SHA-256 (hex) over the samples of each shard."""
+    digest = hashlib.sha256()
+    for task in tasks:
+        samples: list[Any] = [[entry.name, entry.size, entry.label] for entry in task.entries]
+        digest.update(json.dumps([task.number, task.first, samples]).encode())
+    return digest.hexdigest()
 
 
 class Job(BaseModel):
-    """What all tasks of a packing share, as JSON can carry it.
+    """What all tasks of a packing share; see :class:`~gatdist.packing.pack.Request`.
 
     Attributes:
         source: URL of the folder that the entries' files are in.
-        source_options: of its storage.
-        dest: URL of the data set.
-        dest_options: of its storage.
-        allowed_origins: others than the source's that entries may be read from.
-        recipe: what is done to each sample.
         modality: of the source's samples.
-        sample_shape: of what is packed.
+        sample_shape: after conversion.
         has_labels: each sample gets the file ``cls``.
-        strict: samples that can't be packed are an error, when all are known.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -57,27 +109,23 @@ class Job(BaseModel):
 
 
 class Record(BaseModel):
-    """What became of a task.
+    """The result of a task.
 
     Attributes:
-        shard: what was written; None where no sample could be packed.
-        skipped: name and reason of each sample that was not.
-        remarks: of each of ``REMARKS`` that came up, how many samples, and the first, with details.
+        shard: None if no sample could be packed.
+        skipped: name and reason of each sample that could not.
+        remarks: examples have details.
     """
 
     model_config = ConfigDict(frozen=True)
 
     shard: Shard | None = None
     skipped: list[Skipped] = []
-    remarks: dict[str, tuple[int, str]] = {}
+    remarks: Remarks = {}
 
 
-class Worker:
-    """Does tasks of one job. A context manager, which ends its threads.
-
-    Args:
-        job: what all tasks share.
-    """
+class Worker(BaseWorker[Record]):
+    """Packs shards. A context manager, which ends its threads."""
 
     job_type: ClassVar = Job
     task_type: ClassVar = Task
@@ -89,47 +137,33 @@ class Worker:
         self._notes = self._dest.child(NOTES)
         source = Store(job.source, job.source_options)
         self._fetcher = Fetcher([source, self._notes.child("spool")], job.allowed_origins)
-        self._convert: Converter = converter(job.modality, job.recipe, job.sample_shape)
-
-    def __enter__(self) -> Self:
-        return self
+        self._convert: Converter = CONVERTERS[job.modality](job.recipe, job.sample_shape)
 
     def __exit__(self, *exception: object) -> None:
         self._fetcher.__exit__(*exception)
 
     def do(self, task: Task, report: Report) -> Record:
-        """Pack a shard, or find that it was packed already.
-
-        Args:
-            task: which samples.
-            report: is called now and then.
+        """Pack a shard, unless an earlier start has packed it.
 
         Raises:
-            StorageError: the source can't be read, or nothing be written to the destination.
+            StorageError: the source can't be read, or the destination not be written.
         """
         name = f"shard-{task.number:06d}"
         record = self._record(f"{name}.json")
-        if record is None:
-            record = self._pack(name, task, report)
-            self._notes.publish(f"{name}.json", record.model_dump_json().encode())
-        else:
+        if record:
             report(0, len(task.entries))
-        return record
-
-    def _pack(self, name: str, task: Task, report: Report) -> Record:
+            return record
         skipped: list[Skipped] = []
-        remarks: dict[str, tuple[int, str]] = {}
+        remarks: Remarks = {}
         samples = self._samples(task, skipped, remarks, report)
         first = next(samples, None)  # a tar can't be empty
         shard = write_shard(self._dest, name, chain([first], samples)) if first else None
-        return Record(shard=shard, skipped=skipped, remarks=remarks)
+        record = Record(shard=shard, skipped=skipped, remarks=remarks)
+        self._notes.publish(f"{name}.json", record.model_dump_json().encode())
+        return record
 
     def _samples(
-        self,
-        task: Task,
-        skipped: list[Skipped],
-        remarks: dict[str, tuple[int, str]],
-        report: Report,
+        self, task: Task, skipped: list[Skipped], remarks: Remarks, report: Report
     ) -> Iterator[tuple[str, Components]]:
         for number, (entry, files) in enumerate(self._fetcher.fetch(task.entries), task.first):
             report(1, 0)
@@ -141,9 +175,9 @@ class Worker:
                 skipped.append((printable(entry.name), str(error)))
                 continue
             for kind, detail in converted.remarks.items():
-                example = printable(entry.name) + (f" ({detail})" if detail else "")
-                count, first = remarks.get(kind, (0, example))
-                remarks[kind] = count + 1, first
+                add_remark(
+                    remarks, kind, printable(entry.name) + (f" ({detail})" if detail else "")
+                )
             components = {converted.component: converted.content}
             if self._job.has_labels:
                 components[LABEL_COMPONENT] = str(entry.label).encode()
@@ -151,30 +185,25 @@ class Worker:
             yield f"{number:08d}", components | others
 
     def _record(self, name: str) -> Record | None:
-        """The record of a shard that is there and whole; None where there is no such."""
+        """The record of an earlier start, if its shard is complete."""
         if not self._notes.exists(name):
             return None
         try:
             record = Record.model_validate_json(self._notes.read(name))
-            if record.shard is None or _is_whole(self._dest, record.shard):
+            if record.shard is None or _is_complete(self._dest, record.shard):
                 return record
         except (ValidationError, StorageError):
             pass
         return None
 
 
-def refused(skipped: Sequence[Skipped]) -> DataError:
-    """What is raised for samples that can't be packed, when strict."""
-    return all_named(skipped, hint="Fix them, take them out, or leave out --strict")
-
-
-def _is_whole(store: Store, shard: Shard) -> bool:
-    """Whether a shard and its index have the digests that they were written with."""
+def _is_complete(store: Store, shard: Shard) -> bool:
+    """Whether a shard and its index have the digests of the record."""
     if store.size(shard.name) != shard.size:
         return False
     digest = hashlib.sha256()
-    for start in range(0, shard.size, _HASHED_AT_ONCE_BYTES):
-        stop = min(start + _HASHED_AT_ONCE_BYTES, shard.size)
+    for start in range(0, shard.size, _HASH_CHUNK_BYTES):
+        stop = min(start + _HASH_CHUNK_BYTES, shard.size)
         digest.update(store.read_ranges([(shard.name, start, stop)])[0])
     index = hashlib.sha256(store.read(shard.index)).hexdigest()
     return (digest.hexdigest(), index) == (shard.sha256, shard.index_sha256)

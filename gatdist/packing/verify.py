@@ -1,12 +1,10 @@
-"""Checks every byte of a data set against what its manifest and indexes say."""
+"""Check every byte of a data set against its manifest and indexes."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from isal.isal_zlib import crc32
 from numpy.typing import NDArray
@@ -22,26 +20,24 @@ from gatdist.data.modalities import decoder_of, new_samples, read_spec, resizing
 from gatdist.data.reading.shards import OpenShard
 from gatdist.packing.indexing.probe import sample_shape
 from gatdist.packing.indexing.scan import Scan
-from gatdist.packing.indexing.whole import REPORT
-from gatdist.packing.processes import Report
-from gatdist.packing.sources.webdataset import split
+from gatdist.packing.outcome import REPORT
+from gatdist.packing.processes import Report, ShardTask
+from gatdist.packing.processes import Worker as BaseWorker
+from gatdist.packing.sources.files import split
 from gatdist.storage import Store
 
-_AT_ONCE_BYTES = 2**20
-_MOST_NAMED = 10
-# Where samples differ in size, one is as good as another to decode them at.
+_REPORT_BYTES = 2**20
+_MAX_NAMED = 10
+# For samples that differ in size.
 _ANY_RESOLUTION = 64
 
 
 class Job(BaseModel):
-    """What all tasks share, as JSON can carry it.
+    """What all tasks share.
 
     Attributes:
-        url: of the data set.
-        options: of its storage.
-        shards_url: the user's own, where the shards are elsewhere.
-        shards_options: of their storage.
-        decode: whether each sample is decoded, too.
+        shards_url: the user's own, "" for the manifest's.
+        decode: also decode each sample.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -53,40 +49,19 @@ class Job(BaseModel):
     decode: bool
 
 
-@dataclass(frozen=True)
-class Task:
-    """One shard, by its number."""
-
-    number: int
-
-    def to_json(self) -> str:
-        """As JSON, for another process."""
-        return json.dumps(self.number)
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """What :meth:`to_json` wrote."""
-        return cls(json.loads(text))
+Task = ShardTask
 
 
 class Record(BaseModel):
-    """What was found: what is damaged, and what is wrong with it."""
+    """Pairs of a damaged file and the problem."""
 
     model_config = ConfigDict(frozen=True)
 
     damaged: list[tuple[str, str]] = []
 
 
-class Worker:
-    """Verifies shards of one data set.
-
-    Args:
-        job: what all tasks share.
-
-    Raises:
-        DataError: the manifest is damaged.
-        StorageError: it can't be read.
-    """
+class Worker(BaseWorker[Record]):
+    """Verifies shards. Raises DataError if the manifest is damaged."""
 
     job_type: ClassVar = Job
     task_type: ClassVar = Task
@@ -101,18 +76,12 @@ class Worker:
             shards_url=job.shards_url,
             shards_storage_options=job.shards_options,
         )
-        fix = "Say --shards-url URL, and --shards-option KEY=VALUE where they need credentials"
+        fix = "Use --shards-url URL, and --shards-option KEY=VALUE if they need credentials"
         self._tars = open_shards(self._indexes, self._manifest, given, fix=fix)
         self._decodes = job.decode
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        pass
-
     def do(self, task: Task, report: Report) -> Record:
-        """Verify a shard. Progress is told in bytes.
+        """Verify a shard; progress is in bytes.
 
         Raises:
             StorageUnavailableError: storage kept failing.
@@ -140,7 +109,7 @@ class Worker:
         try:
             for member in scan.members():
                 files[member.offset] = f"{member.key}.{member.component}", len(member.content)
-                scan.report(report, _AT_ONCE_BYTES)
+                scan.report(report, _REPORT_BYTES)
         except DataError as error:
             problem = str(error)
             scan.drain()
@@ -167,7 +136,7 @@ class Worker:
         files: Mapping[int, tuple[str, int]],
         damaged: list[tuple[str, str]],
     ) -> None:
-        """Find what the index says otherwise than the tar, and samples of the tar it lacks."""
+        """Find differences between index and tar, and samples missing from the index."""
         url = f"{self._tars.url}/{shard.name}"
         rows = index.tolist()
         wrong = []
@@ -175,9 +144,9 @@ class Worker:
             name = f"{key.decode()}.{component.decode()}"
             if files.get(offset) != (name, size):
                 wrong.append(f"{name} is not at byte {offset} with {size} bytes")
-        damaged += [(f"{url}: index", problem) for problem in wrong[:_MOST_NAMED]]
-        if len(wrong) > _MOST_NAMED:
-            damaged.append((f"{url}: index", f"and {len(wrong) - _MOST_NAMED:,} more"))
+        damaged += [(f"{url}: index", problem) for problem in wrong[:_MAX_NAMED]]
+        if len(wrong) > _MAX_NAMED:
+            damaged.append((f"{url}: index", f"and {len(wrong) - _MAX_NAMED:,} more"))
         known = {key.decode() for key, *_ in rows} | self._reported(shard)
         keys = {split(name)[0] for name, _ in files.values()}
         if lost := {key for key in keys if key not in known}:
@@ -185,7 +154,7 @@ class Worker:
             damaged.append((url, f"has {what}, such as {min(lost)}; index it again"))
 
     def _reported(self, shard: Shard) -> set[str]:
-        """Keys of the samples that were left out of the index when it was made."""
+        """Keys of the samples that indexing skipped."""
         report, names = self._indexes.read_if_exists(REPORT) or b"", set()
         for line in report.decode(errors="replace").splitlines():
             try:
@@ -198,7 +167,7 @@ class Worker:
         return names
 
     def _find_files(self, shard: Shard, index: Any, damaged: list[tuple[str, str]]) -> None:
-        """Which files the damage is in."""
+        """Find the damaged files."""
         for row in index:
             begin, end = int(row["offset"]), int(row["offset"] + row["size"])
             (content,) = self._tars.read_ranges([(shard.name, begin, end)])
@@ -211,20 +180,20 @@ class Worker:
     def _decode(self, shard: Shard, damaged: list[tuple[str, str]]) -> None:
         manifest = self._manifest
         differ = None in manifest.sample_shape
-        asked = {"resolution": _ANY_RESOLUTION} if manifest.modality == "image" else {"length": 1}
-        config = DataConfig.model_validate({"url": self._indexes.url} | (asked if differ else {}))
+        size = {"resolution": _ANY_RESOLUTION} if manifest.modality == "image" else {"length": 1}
+        config = DataConfig.model_validate({"url": self._indexes.url} | (size if differ else {}))
         spec = read_spec(manifest, config, self._indexes.url)
         decode = decoder_of(spec, resizing(manifest, config, spec.shape))
         opened = OpenShard(self._tars, self._indexes, manifest, shard, decode)
         out = new_samples(spec, 1)[0]
-        facts = {"num_tokens": manifest.num_tokens}
-        whole = partial(sample_shape, modality=manifest.modality, facts=facts, whole=True)
+        common = {"num_tokens": manifest.num_tokens}
+        whole = partial(sample_shape, modality=manifest.modality, common=common, whole=True)
         for i in range(shard.num_samples):
             begin, end = opened.span(i, i + 1)
             (data,) = self._tars.read_ranges([(shard.name, begin, end)])
             try:
                 opened.decode_into(i, begin, data, out)
-                # That reads a sample only as far as a run needs it.
+                # The above decodes a sample only as far as a run needs it.
                 opened.check(i, begin, data, whole)
             except CodecError as error:
                 damaged.append((f"{self._tars.url}/{shard.name}:", str(error)))

@@ -18,7 +18,7 @@ from decoding import decode_audio
 from gatdist.common.errors import DataError
 from gatdist.data.codecs import CodecError, encode_wav, read_audio
 from gatdist.packing.recipe import Recipe
-from gatdist.packing.sequences import Audio, Texts
+from gatdist.packing.convert import Audio, Texts
 from support import refused
 
 RATE = 8_000
@@ -81,14 +81,14 @@ def test_the_rate_the_channels_and_the_length_are_those_of_most() -> None:
     ]
     convert = Audio.like(Recipe(), contents)
     assert convert is not None
-    assert (convert.sample_rate, convert.sample_shape) == (RATE, (2, 300))
+    assert (convert.recipe.sample_rate, convert.sample_shape) == (RATE, (2, 300))
     assert convert(contents[3]).content  # one channel becomes two
 
 
 def test_what_the_recipe_says_goes_first() -> None:
     convert = Audio.like(Recipe(sample_rate=16_000, length=100), [flac(tone(440, 300))])
     assert convert is not None
-    assert (convert.sample_rate, convert.sample_shape) == (16_000, (1, 100))
+    assert (convert.recipe.sample_rate, convert.sample_shape) == (16_000, (1, 100))
 
 
 def test_sounds_of_many_lengths_need_one() -> None:

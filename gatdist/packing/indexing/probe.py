@@ -1,4 +1,4 @@
-"""What a file's header tells, checked against what the data set holds."""
+"""Check the header of a sample's file against the data set."""
 
 from __future__ import annotations
 
@@ -19,16 +19,15 @@ from gatdist.data.codecs import (
 
 
 def sample_shape(
-    content: bytes, modality: str, facts: Mapping[str, Any], *, whole: bool = False
+    content: bytes, modality: str, common: Mapping[str, Any], *, whole: bool = False
 ) -> tuple[int, ...]:
-    """The shape of one sample, as :class:`~gatdist.data.format.SampleSpec` has it.
+    """Return the shape of one sample, as in :class:`~gatdist.data.format.SampleSpec`.
 
     Args:
         content: of its file.
-        modality: what it should be.
-        facts: ``sample_rate``, ``channels``, ``sample_shape`` and ``num_tokens``, as far as all
-            samples must have them in common.
-        whole: decode a sound to its end, which takes long; else its container is checked.
+        modality: expected.
+        common: expected ``sample_rate``, ``channels``, ``sample_shape`` and ``num_tokens``, if any.
+        whole: decode audio to its end, which is slow; else only its container is checked.
 
     Raises:
         CodecError: it is something else.
@@ -37,18 +36,13 @@ def sample_shape(
         raise CodecError("is empty")
     if whole and modality == "audio":
         read_audio(content)
-    return _PROBES[modality](content, facts)
+    return _PROBES[modality](content, common)
 
 
 def image_remarks(content: bytes) -> list[str]:
-    """What reading does to an image, by its header; see :func:`gatdist.data.codecs.decode_pixels`.
+    """Return kinds of remarks on an image, by its header; CodecError if it is no image.
 
-    ``transparent``: may have transparent pixels, which are composited on white. ``profiles``: is
-    converted to sRGB. ``damaged_profiles``: is taken for sRGB. ``reduced``: stores 16 bits.
-    ``animated``: the first of several images is read.
-
-    Raises:
-        CodecError: it is no image.
+    See :data:`gatdist.packing.outcome.REMARKS` and :func:`gatdist.data.codecs.decode_pixels`.
     """
     header = read_image_header(content)
     found = {
@@ -60,15 +54,15 @@ def image_remarks(content: bytes) -> list[str]:
     return [name for name, applies in found.items() if applies]
 
 
-def _image(content: bytes, facts: Mapping[str, Any]) -> tuple[int, ...]:
+def _image(content: bytes, common: Mapping[str, Any]) -> tuple[int, ...]:
     return read_image_shape(content)
 
 
-def _audio(content: bytes, facts: Mapping[str, Any]) -> tuple[int, ...]:
+def _audio(content: bytes, common: Mapping[str, Any]) -> tuple[int, ...]:
     header = read_audio_header(content)
-    rate, channels = facts.get("sample_rate"), facts.get("channels")
+    rate, channels = common.get("sample_rate"), common.get("channels")
     if rate and header.sample_rate != rate:
-        raise CodecError(f"has {header.sample_rate:,} samples a second, others {rate:,}")
+        raise CodecError(f"has {header.sample_rate:,} Hz, others {rate:,}")
     if channels and header.channels not in (1, channels):
         raise CodecError(f"has {header.channels} channels, others {channels}")
     if not header.length:
@@ -76,14 +70,14 @@ def _audio(content: bytes, facts: Mapping[str, Any]) -> tuple[int, ...]:
     return channels or header.channels, header.length
 
 
-def _text(content: bytes, facts: Mapping[str, Any]) -> tuple[int, ...]:
+def _text(content: bytes, common: Mapping[str, Any]) -> tuple[int, ...]:
     decode_text_into(content, np.empty(len(content), dtype=np.uint8))
     return (len(content),)
 
 
-def _points(content: bytes, facts: Mapping[str, Any]) -> tuple[int, ...]:
+def _points(content: bytes, common: Mapping[str, Any]) -> tuple[int, ...]:
     array = read_npy(content)
-    expected = facts.get("sample_shape")
+    expected = common.get("sample_shape")
     if array.dtype.kind not in "fiu" or not array.shape or 0 in array.shape:
         raise CodecError(f"is {array.dtype} of shape {array.shape}, expected numbers")
     if expected and array.shape != tuple(expected):
@@ -91,9 +85,9 @@ def _points(content: bytes, facts: Mapping[str, Any]) -> tuple[int, ...]:
     return array.shape
 
 
-def _tokens(content: bytes, facts: Mapping[str, Any]) -> tuple[int, ...]:
+def _tokens(content: bytes, common: Mapping[str, Any]) -> tuple[int, ...]:
     ids = read_npy(content)
-    num_tokens = facts["num_tokens"]
+    num_tokens = common["num_tokens"]
     if ids.dtype.kind not in "iu" or ids.ndim != 1 or not ids.size:
         raise CodecError(f"is {ids.dtype} of shape {ids.shape}, expected a row of whole numbers")
     if int(ids.min()) < 0 or int(ids.max()) >= num_tokens:

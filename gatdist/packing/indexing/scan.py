@@ -1,9 +1,8 @@
-"""Reads a tar from its first byte to its last, once, in memory that does not grow with it."""
+"""Read a tar once from end to end, in constant memory."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
@@ -15,15 +14,13 @@ from gatdist.common.errors import DataError
 from gatdist.data.format.tars import TAR_BLOCK, TarDamagedError, Walk, not_a_file, trailing_data
 from gatdist.packing.entries import Skipped, printable
 from gatdist.packing.processes import Report
-from gatdist.packing.sources.names import system_file
-from gatdist.packing.sources.webdataset import split
+from gatdist.packing.sources.files import SeekableFile, split, system_file
 from gatdist.storage import Store
 
-# A request to an object store should be worth its round trip.
 _CHUNK_BYTES = 8 * 2**20
 _LARGEST_FILE_BYTES = 2**30
 _RESTORE = "Restore it from a copy, or write it again"
-# What compressed files begin with, and what makes a tar of one.
+# Magic bytes of compressed files, and the command that unpacks them.
 _COMPRESSED = {
     b"\x1f\x8b": "gzip -dc",
     b"BZh": "bzip2 -dc",
@@ -33,15 +30,11 @@ _COMPRESSED = {
 
 
 class Member(NamedTuple):
-    """A file of a sample.
+    """A file of a sample; its extension is in lower case.
 
     Attributes:
-        key: of the sample.
-        component: ending, in lower case.
-        name: as it stands in the tar.
-        header: byte where its header begins, and
-        offset: where its content begins.
-        content: of the file.
+        header: first byte of its header in the tar.
+        offset: first byte of its content.
     """
 
     key: str
@@ -60,20 +53,15 @@ class Sample(NamedTuple):
 
 
 class Scan:
-    """A tar being read.
-
-    Args:
-        store: its folder.
-        name: of the tar.
+    """A tar that is being read, and what was found so far.
 
     Attributes:
         size: of the tar, in bytes.
-        skipped: what is no file of a sample, or can't be used, and why; filled while reading.
-        ignored: files of operating systems and tools, and why; filled while reading.
-        scattered: keys whose files are not adjacent; filled while reading.
-        trailing: byte where data begins that belongs to no tar; None without.
-        begins: byte where each key's first header begins, those left out too, and at last where
-            the end of the tar begins; filled while reading.
+        skipped: unusable files and the reasons.
+        ignored: files of operating systems and tools.
+        scattered: keys whose files are not adjacent.
+        trailing: first byte of data after the tar, if there is any.
+        begins: first byte of each key, skipped ones included, and at last of the end of the tar.
 
     Raises:
         DataError: it is compressed.
@@ -93,30 +81,30 @@ class Scan:
         self._stream = _Hashed(store, name, self.size)
 
     def drain(self) -> None:
-        """Read the rest of a tar that is damaged, for its digest."""
+        """Read the rest of a damaged tar, for its digest."""
         self._stream.drain()
 
     def report(self, report: Report, at_least: int = 1) -> None:
-        """Report the bytes that were read since the last report, unless they are few."""
+        """Report the bytes read since the last report, if there are ``at_least`` as many."""
         if (read := self._stream.tell() - self._reported) >= at_least:
             report(read, 0)
             self._reported += read
 
     def report_rest(self, report: Report) -> None:
-        """Report all bytes as read, as the rest will not be."""
+        """Report all bytes, though the rest is not read."""
         report(self.size - self._reported, 0)
 
     @property
     def sha256(self) -> str:
-        """Of the whole tar, in hex; after all samples were taken."""
+        """Hex digest of the whole tar, after all of it was read."""
         assert self._stream.tell() == self.size
         return self._stream.digest.hexdigest()
 
     def samples(self) -> Iterator[Sample]:
-        """Each sample, once.
+        """Yield each sample.
 
         Raises:
-            DataError: it is no tar, compressed, cut short or damaged.
+            DataError: it is no tar, compressed, truncated or damaged.
             StorageError: it can't be read.
         """
         seen: dict[str, set[str]] = {}
@@ -129,7 +117,7 @@ class Scan:
                     self.scattered.add(key)
                     self._skip(key, "its files are not adjacent in the tar")
                 else:
-                    self._skip(key, "its files stand in two places of the shard")
+                    self._skip(key, "its files are in two places of the shard")
             elif twice := next((c for c, count in components.items() if count > 1), None):
                 self._skip(key, f"has two files .{twice}")
             else:
@@ -138,7 +126,7 @@ class Scan:
         self.begins.append(self._end)
 
     def members(self) -> Iterator[Member]:
-        """Each file of a sample, in the order of the tar. Raises as :meth:`samples` does."""
+        """Yield each file of a sample, in order. Raises as :meth:`samples` does."""
         self._require_plain()
         walk = Walk(self._stream, self.size)
         try:
@@ -157,7 +145,7 @@ class Scan:
         name = info.name.removeprefix("./")
         key, component = split(name)
         if name.startswith("/") or ".." in name.split("/"):
-            self._skip(name, "has a name that leads out of the shard")
+            self._skip(name, "has a name outside the shard")
         elif info.isdir():
             return None
         elif reason := system_file(name):
@@ -167,7 +155,7 @@ class Scan:
         elif what := not_a_file(info):
             self._skip(name, f"is {what}")
         elif not component or not key.rpartition("/")[2]:
-            self._skip(name, "has no key or no ending")
+            self._skip(name, "has no key or no extension")
         elif info.size > _LARGEST_FILE_BYTES:
             self._skip(name, f"has {info.size:,} bytes, the most is {_LARGEST_FILE_BYTES:,}")
         else:
@@ -190,30 +178,17 @@ class Scan:
                 raise DataError(self._url, rule, hint=hint)
 
 
-class _Hashed(io.RawIOBase):
-    """The tar as a file. Every byte is fetched and hashed once, in order."""
+class _Hashed(SeekableFile):
+    """The tar as a file whose bytes are fetched and hashed once, in order."""
 
     def __init__(self, store: Store, name: str, size: int) -> None:
-        self._store, self._name, self._size = store, name, size
-        self._begin, self._chunk, self._position = 0, b"", 0
+        super().__init__(size)
+        self._store, self._name = store, name
+        self._begin, self._chunk = 0, b""
         self.digest = hashlib.sha256()
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        assert whence == io.SEEK_SET
-        assert offset >= self._begin, "what was passed is gone"
-        self._position = offset
-        return offset
-
     def read(self, size: int | None = -1) -> bytes:
+        assert self._position >= self._begin, "these bytes were dropped"
         stop = self._size if size is None or size < 0 else min(self._size, self._position + size)
         parts = []
         while self._position < stop:
@@ -227,7 +202,6 @@ class _Hashed(io.RawIOBase):
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def drain(self) -> None:
-        """Read what is left."""
         while self._position < self._size:
             self.read(_CHUNK_BYTES)
 
@@ -235,6 +209,6 @@ class _Hashed(io.RawIOBase):
         stop = min(begin + _CHUNK_BYTES, self._size)
         (content,) = self._store.read_ranges([(self._name, begin, stop)])
         self.digest.update(content)
-        # The walk goes back by one block.
+        # The reader of headers goes back by one block.
         kept = self._chunk[-TAR_BLOCK:]
         self._begin, self._chunk = begin - len(kept), kept + content

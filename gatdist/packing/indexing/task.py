@@ -1,13 +1,22 @@
-"""Makes the index of one shard; done again, it finds it there and leaves it."""
+"""Index one shard.
+
+Indexes for other readers of WebDataset shards:
+
+* DALI's ``.idx``: a line ``v1.2 N``, then one line per sample: extension, offset, size and name of
+  each file.
+* Megatron-Energon's ``.tar.idx``: where each sample begins, and the last one ends, as little-endian
+  64-bit numbers; and the folder ``.nv-meta``, which lists the shards.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
+import numpy as np
 from isal.isal_zlib import crc32
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -17,34 +26,29 @@ from gatdist.data.format import Shard, encode_index
 from gatdist.data.format.shard_files import Row
 from gatdist.data.modalities import MODALITIES
 from gatdist.packing.entries import Skipped
-from gatdist.packing.indexing import exports
 from gatdist.packing.indexing.probe import image_remarks, sample_shape
 from gatdist.packing.indexing.scan import Member, Sample, Scan
-from gatdist.packing.processes import Report
+from gatdist.packing.outcome import Remarks, add_remark
+from gatdist.packing.processes import Report, ShardTask
+from gatdist.packing.processes import Worker as BaseWorker
 from gatdist.storage import Store
 
-# What a rerun needs to know; the folder may be deleted when a data set is whole.
+EXPORTS = ("dali", "energon")
+# The state of an indexing; it may be deleted when the data set is complete.
 NOTES = "indexing"
 _REPORT_BYTES = 2**20
-_MOST_SHAPES = 2
-# Of records: raised where the same job would find something else than it did before.
+_MAX_SHAPES = 2
+# Of records: increased if the same job gives another result.
 _VERSION = 2
 
 
 class Job(BaseModel):
-    """What all tasks of an indexing share, as JSON can carry it.
+    """What all tasks of an indexing share; see :class:`~gatdist.packing.indexing.plan.Request`.
 
     Attributes:
-        source: URL of the shards.
-        dest: URL of the indexes and the manifest.
-        options: of the source's storage.
-        out_options: of the destination's storage.
-        modality: of the samples.
-        component: the ending of each sample's file; None for any that the modality has.
-        label: see :class:`~gatdist.data.format.SampleSpec`; None where there are no labels.
+        component: extension of each sample's file; None for any of the modality.
+        label: see :class:`~gatdist.data.format.SampleSpec`; None without labels.
         facts: what all samples must have in common.
-        exports: other indexes to write, ``dali`` and ``energon``.
-        strict: samples that can't be used are an error, when all are known.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -62,44 +66,27 @@ class Job(BaseModel):
 
 
 @dataclass(frozen=True)
-class Task:
-    """One shard.
+class Task(ShardTask):
+    """One shard: its name in the folder, and its size in bytes."""
 
-    Attributes:
-        number: of the shard.
-        name: in its folder.
-        size: in bytes.
-    """
-
-    number: int
     name: str
     size: int
 
-    def to_json(self) -> str:
-        """As JSON, for another process."""
-        return json.dumps(astuple(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """What :meth:`to_json` wrote."""
-        return cls(*json.loads(text))
-
 
 class Record(BaseModel):
-    """What became of a task.
+    """The result of a task.
 
     Attributes:
-        settings: a digest of the job that it was made for.
-        shard: as the manifest tells it; None where no sample can be used, or the tar is damaged.
+        settings: a digest of the job.
+        shard: as in the manifest; None if no sample can be used, or the tar is damaged.
         skipped: name and reason of each sample that is not in the index.
         ignored: name and reason of files of operating systems and tools.
         unlabelled: keys of the samples in the index that have no label.
-        scattered: how many keys have files that are not adjacent.
+        scattered: number of keys whose files are not adjacent.
         shapes: different shapes of samples, two at most.
-        longest: the largest last number of all shapes.
+        longest: the largest last dimension of all shapes.
         labels: different labels.
-        num_keys: samples in the tar, those left out too.
-        remarks: of each of ``REMARKS`` that came up, how many samples, and the first.
+        num_keys: samples in the tar, skipped ones included.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -114,15 +101,11 @@ class Record(BaseModel):
     longest: int = 0
     labels: list[int | str] = []
     num_keys: int = 0
-    remarks: dict[str, tuple[int, str]] = {}
+    remarks: Remarks = {}
 
 
-class Worker:
-    """Does tasks of one job.
-
-    Args:
-        job: what all tasks share.
-    """
+class Worker(BaseWorker[Record]):
+    """Indexes shards."""
 
     job_type: ClassVar = Job
     task_type: ClassVar = Task
@@ -137,42 +120,32 @@ class Worker:
         message |= {"version": _VERSION}
         self._settings = hashlib.sha256(json.dumps(message).encode()).hexdigest()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        pass
-
     def do(self, task: Task, report: Report) -> Record:
-        """Index a shard, or find that it was indexed already. Progress is told in bytes.
+        """Index a shard, unless an earlier start has indexed it; progress is in bytes.
 
         Raises:
-            StorageError: it can't be read, or nothing be written to the destination.
+            StorageError: it can't be read, or the destination not be written.
         """
-        record = self._record(task)
-        if record is None:
-            scan = Scan(self._source, task.name)
-            try:
-                record = self._index(task, scan, report)
-            except DataError as error:
-                scan.report_rest(report)
-                skipped = [(task.name, str(error))]
-                record = Record(settings=self._settings, skipped=skipped)
-            self._notes.publish(f"{task.name}.json", record.model_dump_json().encode())
-        else:
+        if record := self._record(task):
             report(0, task.size)
+            return record
+        scan = Scan(self._source, task.name)
+        try:
+            record = self._index(task, scan, report)
+        except DataError as error:
+            scan.report_rest(report)
+            record = Record(settings=self._settings, skipped=[(task.name, str(error))])
+        self._notes.publish(f"{task.name}.json", record.model_dump_json().encode())
         return record
 
     def _index(self, task: Task, scan: Scan, report: Report) -> Record:
-        look = Look(self._job)
-        export = exports.Exports(self._job.exports)
+        checks = _Checks(self._job)
         rows: list[Row] = []
-        num_samples = 0
+        dali: list[str] = []
         for sample in scan.samples():
             try:
-                rows += look(sample)
-                num_samples += 1
-                export.add(sample)
+                rows += checks(sample)
+                dali.append(_dali_line(sample))
             except CodecError as error:
                 scan.skipped.append((f"{task.name}/{sample.key}", str(error)))
             scan.report(report, _REPORT_BYTES)
@@ -182,10 +155,10 @@ class Worker:
             index = encode_index(rows)
             name = f"{task.name.removesuffix('.tar')}.index.npy"
             self._dest.publish(name, index)
-            export.write(self._dest, task.name, scan.begins)
+            self._export(task.name, dali, scan.begins)
             shard = Shard(
                 name=task.name,
-                num_samples=num_samples,
+                num_samples=len(dali),
                 size=scan.size,
                 sha256=scan.sha256,
                 index=name,
@@ -196,17 +169,24 @@ class Worker:
             shard=shard,
             skipped=scan.skipped,
             ignored=scan.ignored,
-            unlabelled=look.unlabelled,
+            unlabelled=checks.unlabelled,
             scattered=len(scan.scattered),
-            shapes=[list(shape) for shape in look.shapes],
-            longest=look.longest,
-            labels=sorted(look.labels, key=str),
+            shapes=[list(shape) for shape in checks.shapes],
+            longest=checks.longest,
+            labels=sorted(checks.labels, key=str),
             num_keys=len(scan.begins) - 1,
-            remarks={kind: (n, f"{task.name}/{key}") for kind, (n, key) in look.remarks.items()},
+            remarks={kind: (n, f"{task.name}/{key}") for kind, (n, key) in checks.remarks.items()},
         )
 
+    def _export(self, tar: str, dali: Sequence[str], begins: Sequence[int]) -> None:
+        if "dali" in self._job.exports:
+            text = "\n".join([f"v1.2 {len(dali)}", *dali])
+            self._dest.publish(f"{tar.removesuffix('.tar')}.idx", f"{text}\n".encode())
+        if "energon" in self._job.exports:
+            self._dest.publish(f"{tar}.idx", np.array(begins, dtype="<u8").tobytes())
+
     def _record(self, task: Task) -> Record | None:
-        """The record of a shard that was indexed for such a job, and has not changed in size."""
+        """The record of an earlier start of the same job, if the shard has the same size."""
         name = f"{task.name}.json"
         if not self._notes.exists(name):
             return None
@@ -223,19 +203,12 @@ class Worker:
             return None
 
 
-class Look:
-    """Checks samples, one after the other, and notes what they have in common.
+def _dali_line(sample: Sample) -> str:
+    return " ".join(f"{m.component} {m.offset} {len(m.content)} {m.name}" for m in sample.members)
 
-    Args:
-        job: what they should be.
 
-    Attributes:
-        shapes: the first different ones, two at most.
-        longest: the largest last number of all shapes.
-        labels: all different ones.
-        remarks: of each kind, how many samples, and the key of the first.
-        unlabelled: keys of the samples without a label.
-    """
+class _Checks:
+    """Checks samples, and collects what a record holds of them."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -247,10 +220,10 @@ class Look:
         self.longest = 0
         self.labels: set[int | str] = set()
         self.unlabelled: list[str] = []
-        self.remarks: dict[str, tuple[int, str]] = {}
+        self.remarks: Remarks = {}
 
     def __call__(self, sample: Sample) -> list[Row]:
-        """The rows of a sample. Raises CodecError if it is not what it should be."""
+        """Return the rows of a sample. Raises CodecError if it is not usable."""
         chosen = _only(sample.members, self._components, MODALITIES[self._job.modality].noun)
         shape = sample_shape(chosen.content, self._job.modality, self._job.facts)
         members = [chosen]
@@ -264,9 +237,8 @@ class Look:
                 members.append(file)
         if self._job.modality == "image":
             for kind in image_remarks(chosen.content):
-                count, first = self.remarks.get(kind, (0, sample.key))
-                self.remarks[kind] = count + 1, first
-        if len(self.shapes) < _MOST_SHAPES:
+                add_remark(self.remarks, kind, sample.key)
+        if len(self.shapes) < _MAX_SHAPES:
             self.shapes.add(shape)
         self.longest = max(self.longest, shape[-1])
         key = sample.key.encode()
@@ -282,3 +254,21 @@ def _only(members: Sequence[Member], components: Iterable[str], noun: str) -> Me
         has = ", ".join(f".{member.component}" for member in members)
         raise CodecError(f"needs one {noun}, has {has}")
     return found[0]
+
+
+def write_energon_folder(dest: Store, shards: Sequence[Shard], num_keys: Sequence[int]) -> None:
+    """Write ``.nv-meta``.
+
+    Args:
+        dest: the folder.
+        shards: all of them.
+        num_keys: of each shard, as in its ``.tar.idx``.
+    """
+    names = [shard.name for shard in shards]
+    counts = dict(zip(names, num_keys, strict=True))
+    info = {"energon_version": "7.0.0", "shard_counts": counts}
+    split = {"split_parts": {"train": names, "val": [], "test": []}, "exclude": []}
+    kind = {"__module__": "megatron.energon", "__class__": "CrudeWebdataset"}
+    for name, values in ((".info.json", info), ("split.yaml", split), ("dataset.yaml", kind)):
+        # JSON is YAML, too.
+        dest.publish(f".nv-meta/{name}", json.dumps(values, indent=1).encode())

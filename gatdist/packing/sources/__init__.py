@@ -1,4 +1,4 @@
-"""Sources: what kind one is, and the samples that it holds."""
+"""Sources: detect the kind of one, and list its samples."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ from gatdist.common.errors import DataError, StorageError, nearest
 from gatdist.packing.entries import MODALITY, Listing, Selection, Skipped, Span, each_readable
 from gatdist.packing.fetch import Fetcher
 from gatdist.packing.sources.archives import COMPRESSED, tar_files, unpack_tar, zip_files
-from gatdist.packing.sources.lines import list_lines
-from gatdist.packing.sources.names import plain_path, system_file
+from gatdist.packing.sources.files import File, extension_of, plain_path, split, system_file
 from gatdist.packing.sources.parquet import list_parquet
-from gatdist.packing.sources.tables import extension_of, list_table
-from gatdist.packing.sources.tree import File, list_tree
-from gatdist.packing.sources.webdataset import list_shards, split
+from gatdist.packing.sources.tables import list_lines, list_table
+from gatdist.packing.sources.tree import list_tree
+from gatdist.packing.sources.webdataset import list_shards
 from gatdist.storage import Store
 from gatdist.storage.local import dangling_links
 
 __all__ = ["KINDS", "list_source"]
 
-# Extensions of the files that a source of each kind consists of.
+# Extensions of the files of each kind of source.
 KINDS: Mapping[str, tuple[str, ...]] = {
     "folder": ("",),
     "zip": (".zip",),
@@ -35,19 +34,19 @@ KINDS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-# Files of a sample that are none themselves. Others, such as .xmp, are no sign of WebDataset.
+# Files beside a sample that indicate WebDataset; others, such as .xmp, do not.
 _COMPANIONS = ("cls", "json")
 
 
 def list_source(
     url: str, selection: Selection, spool: Store, options: Mapping[str, Any] | None = None
 ) -> tuple[str, str, Listing]:
-    """What the source at ``url`` holds.
+    """List what the source at ``url`` holds.
 
     Args:
         url: a file or a folder.
         selection: how to read it.
-        spool: gets what must be copied before it can be read in any order.
+        spool: gets copies of what can't be read in any order.
         options: of the source's storage.
 
     Returns:
@@ -55,7 +54,7 @@ def list_source(
 
     Raises:
         DataError: it holds nothing of a known kind, is damaged, or its labels don't fit.
-        StorageError: there is no such source, or it may not be read.
+        StorageError: it does not exist, or can't be read.
     """
     if selection.kind is not None and selection.kind not in KINDS:
         raise DataError(
@@ -72,7 +71,7 @@ def list_source(
         raise DataError(store.url, rule, hint="Check SOURCE and --kind")
     if kind == "folder":
         tree = (File(name, Span(name, size=size)) for name, size in files.items())
-        skipped = [(name, "is a link to nothing") for name in _dangling(store)]
+        skipped = [(name, "is a broken link") for name in _dangling(store)]
         return kind, folder, list_tree(store, tree, selection, _reader(store), skipped)
     if kind == "parquet":
         return kind, folder, list_parquet(store, names, selection, spool)
@@ -88,7 +87,7 @@ def list_source(
 
 
 def _dangling(store: Store) -> list[str]:
-    """Names of the links in a local folder that lead to nothing."""
+    """Names of broken links in a local folder."""
     if not store.is_local:
         return []
     root = str(store.local_path())
@@ -134,7 +133,7 @@ def _members(store: Store, name: str, spool: Store, skipped: list[Skipped]) -> I
 
 
 def _is_shard(files: Iterable[File]) -> bool:
-    """Whether samples are of several files with one key, of different kinds, as WebDataset has."""
+    """Whether samples have several files of different kinds, as in WebDataset."""
     kinds: dict[str, set[str]] = {}
     for name, _ in files:
         key, component = split(name)
@@ -146,7 +145,7 @@ def _is_shard(files: Iterable[File]) -> bool:
 
 
 def _located(url: str, options: Mapping[str, Any]) -> tuple[str, Mapping[str, int | None]]:
-    """The folder that is meant, or that the file lies in, and the files of it that are meant."""
+    """The source's folder, and its files there with their sizes."""
     parent, name = _cut(url)
     if name:
         with suppress(StorageError):
@@ -160,7 +159,7 @@ def _located(url: str, options: Mapping[str, Any]) -> tuple[str, Mapping[str, in
 
 
 def _cut(url: str) -> tuple[str, str]:
-    """Folder and name, which is "" where there is none. An HTTP query goes with the folder."""
+    """Folder and name, "" if there is none. An HTTP query goes with the folder."""
     path, mark, query = url.partition("?") if "://" in url else (url, "", "")
     protocol, separator, rest = path.rpartition("://")
     folder, slash, name = rest.rpartition("/")
@@ -174,12 +173,12 @@ def _kind_of_file(name: str) -> str:
     raise DataError(
         name,
         f"is one file of an unknown kind. Known: {', '.join(KINDS)}",
-        hint="Give the folder that it is in, or say what it is with --kind",
+        hint="Name its folder, or choose one with --kind",
     )
 
 
 def _kind_of_folder(files: Iterable[str]) -> str:
-    """Shards or Parquet files where they lie among no other samples, else files."""
+    """Shards or Parquet files if there are no other samples, else files."""
     visible = [name for name in files if not system_file(name)]
     samples = {MODALITY.get(extension_of(name)) for name in visible} - {None, "array"}
     if not samples:  # arrays may be indexes of shards

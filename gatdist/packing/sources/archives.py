@@ -1,10 +1,9 @@
-"""Zips and tars: where in them each file is."""
+"""Zips and tars: the positions of their files."""
 
 from __future__ import annotations
 
 import bz2
 import hashlib
-import io
 import json
 import lzma
 import struct
@@ -20,17 +19,15 @@ from typing import Any, BinaryIO, cast
 from gatdist.common.errors import DataError
 from gatdist.data.format.tars import TarDamagedError, Walk, not_a_file, trailing_data
 from gatdist.packing.entries import Skipped, Span, Zipped
-from gatdist.packing.ranges import open_file
-from gatdist.packing.sources.names import plain_path
-from gatdist.packing.sources.tree import File
+from gatdist.packing.sources.files import File, SeekableFile, open_file, plain_path
 from gatdist.storage import Store
 
 _ENCRYPTED = 0x1  # bit of a zip's flags
 _UTF8 = 0x800
 _ZIP_END = struct.Struct("<20xH")  # the length of the comment behind it
-# A few bytes may unfold into a thousand times as many.
+# A few bytes may inflate to a thousand times as many.
 _CHUNK_BYTES = 2**14
-_MAGIC_BYTES = 10  # by then, what is no compressed stream is known not to be one
+_MAGIC_BYTES = 10  # after these, a stream is known to be of the format
 _gzip = partial(zlib.decompressobj, wbits=16 + zlib.MAX_WBITS)
 _UNPACKERS: Mapping[str, Callable[[], Any]] = {
     **{".tar.gz": _gzip, ".tgz": _gzip},
@@ -41,11 +38,7 @@ COMPRESSED = tuple(_UNPACKERS)
 
 
 def zip_files(store: Store, name: str, skipped: list[Skipped]) -> Iterator[File]:
-    """The files of a zip, as its directory lists them.
-
-    Raises:
-        DataError: it is no zip.
-    """
+    """Yield the files in a zip's directory. Raises DataError if it is no zip."""
     with open_file(store, name) as file:
         yield from _zip_files(file, name, store.size(name), f"{store.url}/{name}", skipped)
 
@@ -59,11 +52,11 @@ def _zip_files(
             members = archive.infolist()
             end = archive.start_dir
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError) as error:
-        raise DataError(subject, f"is no readable zip ({error})") from None
+        raise DataError(subject, f"is not a readable zip ({error})") from None
     stop = _zip_end(file, size)
     if stop < size:
         skipped.append((name, trailing_data(stop)))
-    # A member ends before the next begins; its own header may be longer than the directory tells.
+    # A member ends before the next; its own header may be longer than in the directory.
     starts = sorted({member.header_offset for member in members} | {end})
     next_start = dict(pairwise(starts))
     if starts[0]:  # as after `cat a.zip b.zip`
@@ -72,7 +65,7 @@ def _zip_files(
             yield from list(_zip_files(file, name, starts[0], subject, before))
             skipped += before
         except DataError:
-            rule = f"has {starts[0]} bytes before its first file that are no zip, and are not read"
+            rule = f"has {starts[0]} bytes before its first file that are not a zip (ignored)"
             skipped.append((name, rule))
     for member in members:
         path = plain_path(member.filename)
@@ -84,7 +77,7 @@ def _zip_files(
             method = f"is compressed by method {member.compress_type}, expected 8 (deflate)"
             skipped.append((path, method))
         elif member.header_offset not in next_start:
-            skipped.append((path, "is damaged in the zip: it lies behind the directory"))
+            skipped.append((path, "is damaged in the zip: it is after the directory"))
         else:
             encoding = "utf-8" if member.flag_bits & _UTF8 else "cp437"
             crc = zlib.crc32(member.orig_filename.encode(encoding, "replace"))
@@ -94,7 +87,7 @@ def _zip_files(
 
 
 def _zip_end(file: BinaryIO, size: int) -> int:
-    """Byte behind the end record of a zip, which ``zipfile`` finds in the last 64 KiB."""
+    """The byte after a zip's end record, which ``zipfile`` finds in the last 64 KiB."""
     begin = max(0, size - 2**16 - _ZIP_END.size)
     file.seek(begin)
     tail = file.read(size - begin)
@@ -104,27 +97,12 @@ def _zip_end(file: BinaryIO, size: int) -> int:
     return begin + at + _ZIP_END.size + int(_ZIP_END.unpack_from(tail, at)[0])
 
 
-class _Begin(io.RawIOBase):
+class _Begin(SeekableFile):
     """The first bytes of a file as a file."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
-        self._file, self._size, self._position = file, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        if base + offset < 0:
-            raise OSError("a byte before the begin")
-        self._position = base + offset
-        return self._position
+        super().__init__(size)
+        self._file = file
 
     def read(self, size: int | None = -1) -> bytes:
         left = max(0, self._size - self._position)
@@ -137,10 +115,10 @@ class _Begin(io.RawIOBase):
 def tar_files(
     store: Store, name: str, skipped: list[Skipped], shown: str | None = None
 ) -> Iterator[File]:
-    """The files of an uncompressed tar, from its headers.
+    """Yield the files of an uncompressed tar, from its headers.
 
     Raises:
-        DataError: it is no tar, compressed, cut short or damaged.
+        DataError: it is no tar, compressed, truncated or damaged.
     """
     subject = shown or f"{store.url}/{name}"
     hint = "Fetch it again; one that is compressed must end in .tar.gz, .tar.bz2 or .tar.xz"
@@ -160,12 +138,9 @@ def tar_files(
 
 
 def unpack_tar(store: Store, name: str, spool: Store, skipped: list[Skipped]) -> str:
-    """Copy a compressed tar, uncompressed, into the folder ``spool``, once.
+    """Copy a compressed tar, uncompressed, into the folder ``spool``, once; return the copy's name.
 
-    Files in a compressed tar can't be read in another order than they stand there.
-
-    Returns:
-        The name of the copy in ``spool``.
+    Files of a compressed tar can only be read in its order.
 
     Raises:
         DataError: it can't be uncompressed.
@@ -183,7 +158,7 @@ def unpack_tar(store: Store, name: str, spool: Store, skipped: list[Skipped]) ->
                 raise DataError(
                     f"{store.url}/{name}",
                     f"can't be uncompressed ({error})",
-                    hint="Fetch it again, and see that there is room for it uncompressed",
+                    hint="Fetch it again, and check the free space",
                 ) from error
             spool.publish_file(copy, path)
         spool.publish(f"{stem}.json", json.dumps(trailing).encode())
@@ -194,11 +169,7 @@ def unpack_tar(store: Store, name: str, spool: Store, skipped: list[Skipped]) ->
 
 
 def _unpack(packed: BinaryIO, unpacker: Callable[[], Any], plain: BinaryIO) -> int | None:
-    """Uncompress all streams of a file, one after the other.
-
-    Returns:
-        The byte where data begins that is no such stream, nor zeros; None without.
-    """
+    """Uncompress all streams of a file; return the first byte of trailing data, if there is any."""
     at, whole, rest = 0, 0, packed.read(_CHUNK_BYTES)
     while rest:
         begin, stream, size = at, unpacker(), 0
@@ -209,7 +180,7 @@ def _unpack(packed: BinaryIO, unpacker: Callable[[], Any], plain: BinaryIO) -> i
                 at += len(rest)
                 rest = packed.read(_CHUNK_BYTES) if not stream.eof else stream.unused_data
             if not stream.eof:
-                raise EOFError("it is cut short")
+                raise EOFError("it is truncated")
         except (EOFError, lzma.LZMAError, zlib.error, OSError) as error:
             is_stream = size or (isinstance(error, EOFError) and at - begin > _MAGIC_BYTES)
             if whole and not is_stream:
@@ -217,7 +188,7 @@ def _unpack(packed: BinaryIO, unpacker: Callable[[], Any], plain: BinaryIO) -> i
             raise
         whole += 1
         at -= len(rest)
-        while True:  # gzip and xz may be filled up with zeros
+        while True:  # gzip and xz may be padded with zeros
             stripped = rest.lstrip(b"\0")
             at, rest = at + len(rest) - len(stripped), stripped
             if rest or not (rest := packed.read(_CHUNK_BYTES)):

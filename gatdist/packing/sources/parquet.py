@@ -1,4 +1,4 @@
-"""Parquet files with a column of bytes, or of texts."""
+"""Parquet files with a column of bytes or texts."""
 
 from __future__ import annotations
 
@@ -22,13 +22,12 @@ from gatdist.packing.entries import (
     Span,
     each_readable,
 )
-from gatdist.packing.ranges import open_file
+from gatdist.packing.sources.files import extension_of, open_file
 from gatdist.packing.sources.tables import (
-    ROWS_JUDGED,
+    ROWS_PROBED,
     Columns,
     Row,
     choose_columns,
-    extension_of,
     list_rows,
     majority,
 )
@@ -38,10 +37,10 @@ _ROWS_AT_ONCE = 256
 
 
 def list_parquet(store: Store, names: Sequence[str], selection: Selection, spool: Store) -> Listing:
-    """A sample for each row: bytes, a text, or the path or URL of a file.
+    """List a sample for each row: bytes, a text, or the path or URL of a file.
 
-    Parquet is compressed by columns, so that a row can't be read alone: the bytes of each file's
-    rows are copied once into the folder ``spool``, one after the other.
+    Parquet is compressed by columns, so that a row can't be read alone: bytes are copied once into
+    the folder ``spool``.
 
     Raises:
         DataError: a file is no Parquet, lacks a column, or pyarrow is not installed.
@@ -55,7 +54,7 @@ def list_parquet(store: Store, names: Sequence[str], selection: Selection, spool
                 return
             rows: list[Row] = [dict.fromkeys(table.schema_arrow.names)]
             if selection.column and _holds_text(table, selection.column):
-                rows += islice(_rows(table, Columns(selection.column, None, None)), ROWS_JUDGED)
+                rows += islice(_rows(table, Columns(selection.column, None, None)), ROWS_PROBED)
             columns = choose_columns(rows, selection, f"{store.url}/{name}")
             listing.class_names = listing.class_names or _class_names(table, columns.label)
             if not columns.content or _holds_text(table, columns.content):
@@ -82,11 +81,11 @@ def _opened(store: Store, name: str) -> Iterator[Any]:
             yield pyarrow.parquet.ParquetFile(file)
     except pyarrow.ArrowException as error:
         subject = f"{store.url}/{name}"
-        raise DataError(subject, f"is no readable Parquet file ({error})") from None
+        raise DataError(subject, f"is not a readable Parquet file ({error})") from None
 
 
 def _holds_text(table: Any, column: str) -> bool:
-    """Whether a column's type is text; bytes are files themselves. A first value may be null."""
+    """Whether a column's type is text; bytes are files. Values may be null."""
     from pyarrow import types
 
     if column not in table.schema_arrow.names:
@@ -132,7 +131,7 @@ def _spooled(
 
 
 def _copied(row: Row, columns: Columns, copy: BinaryIO) -> tuple[Any, ...]:
-    """Add a row's bytes to ``copy``; extension, start, stop, label, text, and what is wrong."""
+    """Append a row's bytes to ``copy``; return extension, start, stop, label, text and problem."""
     component, content, problem = _content(row[columns.content or ""])
     start = copy.tell()
     copy.write(content)
@@ -142,25 +141,25 @@ def _copied(row: Row, columns: Columns, copy: BinaryIO) -> tuple[Any, ...]:
 
 
 def _plain(value: Any) -> str:
-    """A label or text of a type that JSON lacks: bytes, decimals, dates."""
+    """Convert a label or text of a type that JSON lacks: bytes, decimals, dates."""
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def _content(value: Any) -> tuple[str, bytes, str]:
-    """Extension and bytes of a sample, or what is wrong with it."""
+    """Extension and bytes of a sample, and the problem, if any."""
     path = ""
-    if isinstance(value, dict):  # as Hugging Face's datasets have pictures and sounds
+    if isinstance(value, dict):  # as Hugging Face's datasets store images and audio
         path, value = value.get("path") or "", value.get("bytes")
     if not isinstance(value, bytes) or not value:
         return "", b"", "holds no bytes"
     component = sniffed(value)
     if not component and extension_of(path) in MODALITY:
         component = extension_of(path)
-    return component, value, "" if component else "is no picture, sound or array"
+    return component, value, "" if component else "is not an image, audio or an array"
 
 
 def sniffed(content: bytes) -> str:
-    """Extension for the kind of file that ``content`` begins like; "" for an unknown kind."""
+    """Return the extension for the magic bytes of ``content``; "" if unknown."""
     if content.startswith(b"RIFF"):
         return {b"WAVE": "wav", b"WEBP": "webp"}.get(content[8:12], "")
     for magic, component in _MAGIC:
@@ -177,7 +176,7 @@ _MAGIC = (
 
 
 def _class_names(table: Any, label: str | None) -> list[str] | None:
-    """The classes' names, where Hugging Face's datasets have noted them in the file."""
+    """The classes' names in the metadata of Hugging Face's datasets."""
     try:
         features = parse_json(table.schema_arrow.metadata[b"huggingface"])["info"]["features"]
         names = features[label]["names"]

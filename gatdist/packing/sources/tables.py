@@ -1,9 +1,10 @@
-"""Lists: CSV, TSV, JSON and JSON lines, of files or of texts."""
+"""Lists of files or texts: CSV, TSV, JSON and JSON lines; and texts with one sample per line."""
 
 from __future__ import annotations
 
 import csv
 import io
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import Any, NamedTuple, TypeVar
@@ -12,13 +13,12 @@ from gatdist.common.errors import DataError, nearest
 from gatdist.common.strict_json import parse_json
 from gatdist.config import unicode_encoding
 from gatdist.packing.entries import MODALITY, Entry, Label, Listing, Selection, Skipped, Span
-from gatdist.packing.ranges import open_file
-from gatdist.packing.sources.names import plain_path
+from gatdist.packing.sources.files import extension_of, open_file, plain_path
 from gatdist.storage import Store
 
 EXTENSIONS = ("csv", "tsv", "jsonl", "ndjson", "json")
 
-# Names that columns usually have, the surest first.
+# Usual names of columns, the most certain first.
 CONTENT_COLUMNS = (
     *("image", "audio", "path", "file", "file_name", "filename", "file_path", "filepath"),
     *("image_path", "audio_path", "url", "uri", "image_url", "audio_url"),
@@ -28,7 +28,7 @@ TEXT_COLUMNS = ("text", "caption", "sentence", "txt")
 
 _KNOWN_COLUMNS = {*CONTENT_COLUMNS, *LABEL_COLUMNS, *TEXT_COLUMNS}
 _DELIMITERS = (",", ";", "\t", "|")
-ROWS_JUDGED = 64
+ROWS_PROBED = 64
 _LONGEST_FIELD_BYTES = 64 * 2**20
 
 Row = Mapping[str, Any]
@@ -36,22 +36,22 @@ T = TypeVar("T")
 
 
 def is_list(name: str) -> bool:
-    """Whether a file of that name is a list, by its extension."""
+    """Return whether a file is a list, by its extension."""
     return extension_of(name) in EXTENSIONS
 
 
 def list_table(store: Store, name: str, selection: Selection) -> Listing:
-    """What the list ``name`` in ``store`` names: files relative to its folder, URLs, or texts.
+    """List what a list names: files relative to its folder, URLs, or texts.
 
     Raises:
-        DataError: it can't be read as a list, or lacks a column.
+        DataError: it is not a list, or lacks a column.
     """
     return read_table(store, name, lambda rows: list_rows(store, name, rows, selection))
 
 
 def list_rows(store: Store, name: str, rows: Iterator[Row], selection: Selection) -> Listing:
     """See :func:`list_table`."""
-    first = list(islice(rows, ROWS_JUDGED))
+    first = list(islice(rows, ROWS_PROBED))
     if not first:
         raise DataError(f"{store.url}/{name}", "is empty", hint="Name at least one file in it")
     columns = choose_columns(first, selection, f"{store.url}/{name}")
@@ -63,12 +63,11 @@ def list_rows(store: Store, name: str, rows: Iterator[Row], selection: Selection
 
 
 class Columns(NamedTuple):
-    """The columns of a table that matter.
+    """The columns that are used, None if absent.
 
     Attributes:
-        content: files or their bytes; None where the texts are the samples.
-        label: None where there is none.
-        text: texts, or captions of the files; None where there are none.
+        content: files or their bytes; None if the texts are the samples.
+        text: texts, or captions of the files.
     """
 
     content: str | None
@@ -77,18 +76,19 @@ class Columns(NamedTuple):
 
 
 def choose_columns(rows: Sequence[Row], selection: Selection, table: str) -> Columns:
-    """Choose columns by what was asked, or else by their names.
+    """Choose columns by the user's selection, or else by their names.
+
+    A selected column holds texts if most of its values are not files.
 
     Args:
-        rows: the first ones, at least one. A column that was asked for holds texts if most of them
-            name no file there.
+        rows: the first ones, at least one.
         selection: by the user.
         table: its name, for messages.
 
     Raises:
         DataError: there is no column of that name, or none that could be the samples.
     """
-    names = list(filter(None, rows[0]))  # ``csv`` puts what has no name under None
+    names = list(filter(None, rows[0]))  # None is the key of fields without a name in ``csv``
     known = {name.lower(): name for name in names}
 
     def usual(candidates: Sequence[str]) -> str | None:
@@ -111,7 +111,7 @@ def choose_columns(rows: Sequence[Row], selection: Selection, table: str) -> Col
             content, text = None, selection.column
     if not content and not text:
         rule = f"no column is named like a file or a text, they are {', '.join(names)}"
-        hint = "Name the columns in the first line, or say which one it is with --column NAME"
+        hint = "Name the columns in the first line, or choose one with --column NAME"
         raise DataError(table, rule, hint=hint)
     if selection.labels in ("none", "folders"):
         label = None
@@ -127,11 +127,11 @@ def _is_file(value: str) -> bool:
 
 
 def read_table(store: Store, name: str, use: Callable[[Iterator[Row]], T]) -> T:
-    """Give the rows of a list to ``use``, as mappings from column to value.
+    """Return ``use`` of the rows of a list, as mappings from column to value.
 
-    A ``dataset.json`` as the StyleGAN tools write it gives rows of ``file`` and ``label``. Text is
-    UTF-8, UTF-16 or UTF-32. A CSV file that is neither is taken for Windows-1252,
-    which is what spreadsheets write in western Europe and America.
+    A ``dataset.json`` of the StyleGAN tools has rows of ``file`` and ``label``. Text is UTF-8,
+    UTF-16 or UTF-32; a CSV file may also be Windows-1252, as spreadsheets write it in western
+    Europe and America.
 
     Raises:
         DataError: it is no such list; names the line.
@@ -182,7 +182,9 @@ def _csv_rows(text: io.TextIOWrapper, usual: str, table: str) -> Iterator[Row]:
             _require_closed(lines, delimiter, table, rows.line_num)
             yield row
     except csv.Error as error:
-        raise DataError(f"{table}:{rows.line_num}", f"is no row of a CSV file ({error})") from None
+        raise DataError(
+            f"{table}:{rows.line_num}", f"is not a row of a CSV file ({error})"
+        ) from None
 
 
 def _kept(lines: Iterable[str], kept: list[str]) -> Iterator[str]:
@@ -192,9 +194,9 @@ def _kept(lines: Iterable[str], kept: list[str]) -> Iterator[str]:
 
 
 def _require_closed(lines: list[str], delimiter: str, table: str, last: int) -> None:
-    """Raise DataError if the row in these lines ends within quotation marks; take the lines.
+    """Clear the lines of a row; raise DataError if it ends within quotation marks.
 
-    ``csv`` takes the end of the file for their end, and with it all rows between for one field.
+    For ``csv`` the end of the file closes them, so that all rows up to it are one field.
     """
     row = lines.copy()
     lines.clear()
@@ -209,7 +211,7 @@ def _require_closed(lines: list[str], delimiter: str, table: str, last: int) -> 
 
 
 def _delimiter(head: str, usual: str) -> str:
-    """What separates the names of columns: that with most names that are known, and then most."""
+    """The delimiter that gives most known names of columns, and then most names."""
 
     def found(delimiter: str) -> tuple[int, int]:
         names = next(csv.reader([head], delimiter=delimiter, skipinitialspace=True), [])
@@ -220,11 +222,11 @@ def _delimiter(head: str, usual: str) -> str:
 
 
 def json_rows(text: str, table: str) -> Iterator[Row]:
-    """The rows of a JSON list of objects, or of a StyleGAN ``dataset.json``. Raises DataError."""
+    """Yield the rows of a JSON list of objects, or of a StyleGAN ``dataset.json``."""
     try:
         values = parse_json(text)
     except ValueError as error:
-        raise DataError(table, f"is no JSON ({error})") from None
+        raise DataError(table, f"is not JSON ({error})") from None
     if isinstance(values, dict) and "labels" in values:
         pairs = values["labels"] or []
         if not isinstance(pairs, list) or not all(isinstance(pair, list) for pair in pairs):
@@ -243,7 +245,7 @@ def _json_lines(lines: Iterable[str], table: str) -> Iterator[Row]:
         try:
             row = parse_json(line)
         except ValueError as error:
-            raise DataError(f"{table}:{number}", f"is no JSON ({error})") from None
+            raise DataError(f"{table}:{number}", f"is not JSON ({error})") from None
         if not isinstance(row, dict):
             raise DataError(f"{table}:{number}", "must be a JSON object", value=row)
         yield row
@@ -254,7 +256,7 @@ def _entries(
 ) -> Iterator[Entry]:
     for number, row in enumerate(rows, 1):
         where = f"{name}:{number}"
-        if None in row:  # where ``csv`` puts what has no name
+        if None in row:  # the key of fields without a name in ``csv``
             skipped.append((where, "has more fields than the first line names"))
             continue
         label: Label = row.get(columns.label) if columns.label else None
@@ -272,7 +274,7 @@ def _entries(
             skipped.append((where, f"names no file in the column {columns.content}"))
             continue
         if not is_name(file):
-            skipped.append((where, "names a file with half a character"))
+            skipped.append((where, "names a file with a lone surrogate"))
             continue
         others = (("txt", text),) if text is not None else ()
         path = file_path(file)
@@ -280,7 +282,7 @@ def _entries(
 
 
 def file_path(file: str) -> str:
-    """A file that a list names, as storage has it: Windows' separators are turned."""
+    """Return the path of a file in a list, with ``/`` for Windows' separators."""
     file = file.strip()
     if "://" in file or file.startswith("/") or "\\" not in file:
         return file.removeprefix("./")
@@ -290,12 +292,12 @@ def file_path(file: str) -> str:
 def _is_text(value: object) -> bool:
     try:
         return isinstance(value, str) and bool(value.encode())
-    except UnicodeEncodeError:  # JSON may hold half a character
+    except UnicodeEncodeError:  # JSON may hold lone surrogates
         return False
 
 
 def is_name(name: str) -> bool:
-    """Whether it can be the name of a file: JSON may hold half a character."""
+    """Return whether it can be the name of a file: JSON may hold lone surrogates."""
     try:
         name.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -303,16 +305,26 @@ def is_name(name: str) -> bool:
     return "\0" not in name
 
 
-def extension_of(file: str) -> str:
-    """Extension of a path or URL, in lower case, without the dot; "" where there is none."""
-    path = file.partition("?")[0].partition("#")[0] if "://" in file else file
-    return path.rpartition("/")[2].rpartition(".")[2].lower() if "." in path else ""
-
-
 def majority(components: Iterable[str]) -> str:
-    """The modality that most of these extensions belong to; ``image`` where none is known."""
+    """Return the modality of most of these extensions; ``image`` if none is known."""
     counts = dict.fromkeys(("image", "audio", "text", "array"), 0)
     for component in components:
         if component in MODALITY:
             counts[MODALITY[component]] += 1
     return max(counts, key=lambda modality: counts[modality])
+
+
+def list_lines(store: Store, names: Sequence[str]) -> Listing:
+    """List each line of text files that is not blank, without its end."""
+    return Listing(store, "text", [entry for name in names for entry in _lines(store, name)])
+
+
+def _lines(store: Store, name: str) -> Iterator[Entry]:
+    start = 0
+    with open_file(store, name) as file:
+        for number, line in enumerate(file, 1):
+            begin = start + (len(BOM_UTF8) if line.startswith(BOM_UTF8) else 0)
+            end = start + len(line.rstrip(b"\r\n"))
+            if line[begin - start : end - start].strip():
+                yield Entry(f"{name}:{number}", "txt", Span(name, begin, end, end - begin))
+            start += len(line)

@@ -1,11 +1,10 @@
-"""Files in folders, be they on storage or in an archive."""
+"""Files in folders, on storage or in an archive."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import NamedTuple
 
 from gatdist.common.errors import DataError
 from gatdist.data.codecs import UNSUPPORTED_IMAGES, CodecError, normalized, unsupported_image
@@ -20,12 +19,11 @@ from gatdist.packing.entries import (
     printable,
 )
 from gatdist.packing.labels import folder_classes, named
-from gatdist.packing.sources.names import plain_path, system_file
+from gatdist.packing.sources.files import File, extension_of, plain_path, system_file
 from gatdist.packing.sources.tables import (
     EXTENSIONS,
     Row,
     choose_columns,
-    extension_of,
     is_list,
     json_rows,
     read_table,
@@ -35,14 +33,7 @@ from gatdist.storage import Store
 # The StyleGAN tools' list of labels, at the top of a folder or zip.
 STYLEGAN_LABELS = "dataset.json"
 
-_A_MODALITY = {"image": "picture", "audio": "sound", "text": "text", "array": "array"}
-
-
-class File(NamedTuple):
-    """A file of a tree: its path in it, and where its bytes are."""
-
-    name: str
-    span: Span
+_A_MODALITY = {"image": "an image", "audio": "audio", "text": "a text", "array": "an array"}
 
 
 def list_tree(
@@ -53,15 +44,15 @@ def list_tree(
     skipped: Sequence[Skipped] = (),
     archive: str = "",
 ) -> Listing:
-    """A sample for each file of the kind that most files are.
+    """List a sample for each file of the commonest modality.
 
     Args:
         store: the folder that spans are relative to.
-        files: all there are.
+        files: all of them.
         selection: how labels are found.
         read: reads a file of the tree, for ``dataset.json``.
-        skipped: what is known to be no sample already.
-        archive: its name, where all files are in one.
+        skipped: already.
+        archive: its name, if all files are in one.
 
     Raises:
         DataError: no file is of a known kind, or the labels can't be read or fit no file.
@@ -72,13 +63,13 @@ def list_tree(
         if reason := system_file(name):
             listing.ignored.append((printable(name), reason))
         elif ".." in plain_path(name).split("/"):
-            listing.skipped.append((name, "has a name that leads out of the source"))
+            listing.skipped.append((name, "has a name outside the source"))
         elif name in seen:
-            listing.skipped.append((name, "stands twice, and the first was taken"))
+            listing.skipped.append((name, "is duplicate; the first was taken"))
         else:
             seen[name] = span
     lists = [name for name in seen if plain_path(name).rpartition("/")[2] == STYLEGAN_LABELS]
-    if selection.labels:  # the list of labels may lie among the files
+    if selection.labels:  # the list of labels may be among the files
         seen.pop(selection.labels.removeprefix(f"{store.url}/"), None)
     components = {name: extension_of(plain_path(name)) for name in seen if name not in lists}
     where = f"{store.url}/{archive}" if archive else store.url
@@ -92,7 +83,7 @@ def list_tree(
             listing.skipped.append((name, reason))
         else:
             what = _A_MODALITY[listing.modality]
-            listing.skipped.append((name, f"is no {what} (.{component})"))
+            listing.skipped.append((name, f"is not {what} (.{component})"))
     labels: Sequence[Label]
     if selection.labels == "none":
         labels = [None] * len(names)
@@ -107,7 +98,7 @@ def list_tree(
         requested = selection.labels == "folders"
         classes, strays = folder_classes([plain_path(name) for name in names], requested=requested)
         for i in sorted(strays, reverse=True):
-            listing.skipped.append((names.pop(i), "lies beside the folders of the classes"))
+            listing.skipped.append((names.pop(i), "is beside the folders of the classes"))
             classes.pop(i)
         labels, listing.class_names = named(classes)
     listing.entries = [
@@ -137,16 +128,11 @@ def _hint(counts: Mapping[str, int]) -> str:
         return "Unpack the archives inside it first"
     if UNSUPPORTED_IMAGES.keys() & counts.keys():
         return "Convert images to PNG or JPEG"
-    return f"Give files of these kinds: {', '.join(MODALITY)}"
+    return f"Supported are: {', '.join(MODALITY)}"
 
 
 class Labels:
-    """Labels by file, as a list has them.
-
-    Attributes:
-        files: label of each file, by its plain path.
-        conflicts: files that are listed with two different labels, and these.
-    """
+    """Labels of a list by the files' plain paths; ``conflicts`` are two different labels of one."""
 
     def __init__(self) -> None:
         self.files: dict[str, Label] = {}
@@ -161,7 +147,7 @@ class Labels:
 
 
 def same_label(one: Label, other: Label) -> bool:
-    """Whether two labels mean the same class."""
+    """Return whether two labels mean the same class."""
     try:
         return normalized(one) == normalized(other)
     except CodecError:
@@ -193,14 +179,14 @@ def _labels_of(rows: Iterator[Row], labels: str) -> Labels:
 
 
 def _add_stylegan(found: Labels, name: str, content: bytes, store: Store) -> None:
-    """Add what a ``dataset.json`` says of the files in its folder."""
+    """Add the labels in a ``dataset.json`` for the files in its folder."""
     folder = name[: -len(STYLEGAN_LABELS)]
     for row in json_rows(content.decode("utf-8-sig", "replace"), f"{store.url}/{name}"):
         found.add(f"{folder}{row.get('file', '')}", row.get("label"))
 
 
 def _listed(names: list[str], found: Labels, where: str, listing: Listing) -> list[Label]:
-    """The label of each file; takes files with two labels out of ``names``."""
+    """The label of each file; removes files with two labels from ``names``."""
     if not found.files:
         return [None] * len(names)
     paths = {name: plain_path(name) for name in names}

@@ -1,4 +1,4 @@
-"""WebDataset shards: tars in which the files of a sample share their key and stand together."""
+"""WebDataset shards: tars in which the files of a sample share a key."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from gatdist.common.errors import DataError
 from gatdist.data.codecs import LABEL_COMPONENT, CodecError, Label, read_label
 from gatdist.packing.entries import MODALITY, Entry, Listing, Selection, Span, printable
 from gatdist.packing.fetch import Fetcher
-from gatdist.packing.sources.names import system_file
+from gatdist.packing.sources.files import File, split, system_file
 from gatdist.packing.sources.tables import majority
-from gatdist.packing.sources.tree import File
 from gatdist.storage import Store
 
 
@@ -27,7 +26,7 @@ def list_shards(
     selection: Selection,
     listing: Listing,
 ) -> Listing:
-    """A sample for each key of each shard; what else a sample has is kept beside it.
+    """List a sample for each key of each shard, with all its files.
 
     Args:
         stores: the folder that spans are relative to, and others that they may be in.
@@ -62,9 +61,9 @@ def list_shards(
 
 
 def _samples(shard: str, files: Iterable[File], listing: Listing) -> Iterator[_Sample]:
-    """The samples of a shard. The files of a key need not be adjacent: they are read in any order.
+    """The samples of a shard; the files of a key need not be adjacent.
 
-    A key that stands in two places with files of one kind is two samples: the first one is taken.
+    A key with files of one kind in two places is two samples: the first one is taken.
     """
     samples: dict[str, dict[str, Span]] = {}
     visible = (file for file in files if not _is_ignored(shard, file.name, listing))
@@ -73,14 +72,14 @@ def _samples(shard: str, files: Iterable[File], listing: Listing) -> Iterator[_S
         for name, span in members:
             component = split(name)[1]
             if component in found:
-                listing.skipped.append((f"{shard}/{name}", "stands twice, and the first was taken"))
+                listing.skipped.append((f"{shard}/{name}", "is duplicate; the first was taken"))
             else:
                 found[component] = span
         former = samples.setdefault(key, {})
         if former.keys().isdisjoint(found):
             former.update(found)
         else:
-            listing.skipped.append((f"{shard}/{key}", "its key stands in two places of the shard"))
+            listing.skipped.append((f"{shard}/{key}", "its key is in two places of the shard"))
     for key, found in samples.items():
         yield _Sample(f"{shard}/{key}", found)
 
@@ -92,17 +91,10 @@ def _is_ignored(shard: str, name: str, listing: Listing) -> bool:
     return bool(reason)
 
 
-def split(name: str) -> tuple[str, str]:
-    """Key and extension, in lower case: the extension begins at the first dot of the last part."""
-    folder, slash, last = name.rpartition("/")
-    stem, _, extension = last.partition(".")
-    return f"{folder}{slash}{stem}", extension.lower()
-
-
 def _labels(
     samples: Sequence[_Sample], selection: Selection, fetcher: Fetcher
 ) -> list[Label | CodecError]:
-    """The label of each sample, or what is wrong with it."""
+    """The label of each sample, or its problem."""
     if selection.labels == "none":
         return [None] * len(samples)
     component = "json" if selection.labels else LABEL_COMPONENT
@@ -119,7 +111,7 @@ def _labels(
 
 
 def _label(content: bytes | str, field: str | None) -> Label | CodecError:
-    """A class out of ``.cls``, or out of a field of ``.json``; None where there is none."""
+    """The class in ``.cls`` or a field of ``.json``; None without one."""
     if isinstance(content, str):
         return CodecError(f"its label {content}")
     try:

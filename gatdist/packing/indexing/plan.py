@@ -1,9 +1,8 @@
-"""Indexing as a whole: which shards, what they hold, and at last the manifest."""
+"""Indexing as a whole: find the shards, probe them, and write the manifest."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -26,41 +25,31 @@ from gatdist.data.format import (
     write_manifest,
 )
 from gatdist.data.modalities import MODALITIES
-from gatdist.packing.converted import counted
+from gatdist.packing.convert import commonest
 from gatdist.packing.entries import Skipped, all_named
-from gatdist.packing.indexing import exports
 from gatdist.packing.indexing.probe import sample_shape
 from gatdist.packing.indexing.scan import Sample, Scan
-from gatdist.packing.indexing.task import NOTES, Job, Record, Task
+from gatdist.packing.indexing.task import (
+    EXPORTS,
+    NOTES,
+    Job,
+    Record,
+    Task,
+    write_energon_folder,
+)
 from gatdist.packing.labels import UNLABELLED, numbering
-from gatdist.packing.sources.names import system_file
+from gatdist.packing.outcome import REPORT, outcome, write_report
+from gatdist.packing.sources.files import system_file
 from gatdist.storage import OutsideUrl, Store, without_credentials
 
-REPORT = "report.jsonl"
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
-# So many samples are looked at to see what they are.
-_LOOKED_AT = 64
-_EXAMPLES = 3
-# With .npy, --tokens makes the difference.
-_RECOGNIZED = ("image", "audio", "points", "text")
+# Samples that are read to find what all have in common.
+_PROBED = 64
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the user wants.
-
-    Attributes:
-        source: URL of the folder of the shards.
-        dest: URL of the folder for the indexes and the manifest; may be the same.
-        extension: of each sample's file; None detects it.
-        labels: an ending, ``json:FIELD``, or ``none``; None takes ``cls`` where it is there.
-        num_tokens: ``.npy`` files hold tokens of a vocabulary of this size; None: points.
-        bits: of each channel of images as they are read, 8 or 16.
-        exports: of ``exports.NAMES``.
-        strict: a sample that can't be used is an error.
-        options: of the source's storage.
-        out_options: of the destination's storage.
-    """
+    """What to index, and where; options as in :func:`gatdist.index`."""
 
     source: str
     dest: str
@@ -76,13 +65,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Indexing:
-    """A plan, ready to be carried out.
+    """A plan.
 
     Attributes:
-        job: what all tasks share.
-        tasks: one a shard.
+        tasks: one per shard.
         skipped: shards that can't be used.
-        labels: whether the user said where labels are.
+        labels: whether the user chose a source of labels.
     """
 
     job: Job
@@ -92,22 +80,22 @@ class Indexing:
 
 
 def prepare(request: Request) -> Indexing:
-    """List the shards, and look at the first samples.
+    """List the shards, and probe the first samples.
 
     Raises:
-        ConfigError: an option makes no sense.
+        ConfigError: an option is out of range.
         DataError: there is no shard, or none of their samples can be used.
         StorageError: a URL can't be used.
     """
     for name in request.exports:
-        if name not in exports.NAMES:
-            raise ConfigError("--export", f"must be {' or '.join(exports.NAMES)}", value=name)
+        if name not in EXPORTS:
+            raise ConfigError("--export", f"must be {' or '.join(EXPORTS)}", value=name)
     if request.bits not in (8, 16):
         raise ConfigError("--bits", "must be 8 or 16", value=request.bits)
     source = Store(request.source, request.options)
     dest = Store(request.dest, request.out_options)
     if dest.exists(MANIFEST) and not dest.exists(NOTES):
-        hint = "It can be used as it is; to make another index of it, choose another --out"
+        hint = "Use it as it is, or choose another --out for another index"
         raise DataError(dest.url, f"has a {MANIFEST} already", hint=hint)
     sizes = {name: size for name, size in sorted(source.find().items()) if not system_file(name)}
     names = [name for name in sizes if name.lower().endswith(".tar")]
@@ -125,11 +113,11 @@ def prepare(request: Request) -> Indexing:
         for number, name in enumerate(names)
     ]
     requested = request.labels not in (None, "none")
-    return Indexing(_look(request, source, tasks), tasks, skipped, requested)
+    return Indexing(_probe(request, source, tasks), tasks, skipped, requested)
 
 
 def preview(indexing: Indexing) -> dict[str, Any]:
-    """What is planned, as JSON values."""
+    """Return the plan as JSON values."""
     job = indexing.job
     return {
         "url": Store(job.dest).url,
@@ -142,22 +130,19 @@ def preview(indexing: Indexing) -> dict[str, Any]:
 
 
 def finish(indexing: Indexing, records: Sequence[Record]) -> dict[str, Any]:
-    """Write the report and the manifest, and tell what there is.
+    """Write the report and the manifest.
 
     Args:
         indexing: the plan.
-        records: what became of its tasks, in their order.
+        records: of its tasks, in their order.
 
     Returns:
-        ``url, source, modality, sample_shape, num_classes, shards, samples, bytes, skipped,
-        skipped_examples``, ``report`` (a name, None without one) and ``shards_url`` (what
-        ``data.shards_url`` must be set to; "" where it need not be set); of each of
-        :data:`~gatdist.packing.converted.REMARKS`, such as ``transparent``, how many samples,
-        and under ``transparent_example`` the first.
+        ``source``, ``shards_url`` (required value of ``data.shards_url``, or ""), and what
+        :func:`~gatdist.packing.outcome.outcome` returns.
 
     Raises:
         DataError: no sample can be used; or strict, and some can't.
-        StorageError: nothing can be written to the destination.
+        StorageError: the destination can't be written.
     """
     job = indexing.job
     dest = Store(job.dest, job.out_options)
@@ -175,12 +160,7 @@ def finish(indexing: Indexing, records: Sequence[Record]) -> dict[str, Any]:
             shard = _labelled(dest, shard, job)
         if shard:
             used.append((shard, record))
-    if skipped or ignored:
-        reported = [*skipped, *ignored]
-        lines = (json.dumps({"source": name, "reason": why}) for name, why in reported)
-        dest.publish(REPORT, "".join(f"{line}\n" for line in lines).encode())
-    if job.strict and skipped:
-        raise all_named(skipped, hint="Fix them, take them out, or leave out --strict")
+    write_report(dest, skipped, ignored, strict=job.strict)
     if not used:
         raise _unusable(indexing, records, skipped)
     shards = [shard for shard, _ in used]
@@ -189,27 +169,19 @@ def finish(indexing: Indexing, records: Sequence[Record]) -> dict[str, Any]:
     elsewhere = None if is_beside else without_credentials(job.source)
     write_manifest(dest, shards, spec, shards_url=elsewhere)
     if "energon" in job.exports:
-        exports.write_energon_folder(dest, shards, [record.num_keys for _, record in used])
+        write_energon_folder(dest, shards, [record.num_keys for _, record in used])
+    remarks = [record.remarks for _, record in used]
+    if spec.bits == 16:  # nothing is lost
+        remarks = [{k: n for k, n in each.items() if k != "reduced"} for each in remarks]
     return {
-        "url": dest.url,
         "source": Store(job.source).url,
-        "modality": spec.modality,
-        "sample_shape": list(spec.sample_shape),
-        "num_classes": spec.num_classes,
-        "shards": len(shards),
-        "samples": sum(shard.num_samples for shard in shards),
-        "bytes": sum(shard.size for shard in shards),
-        "skipped": len(skipped),
-        "skipped_examples": [list(out) for out in skipped[:_EXAMPLES]],
-        **_remarks(job, [record for _, record in used]),
-        "ignored": len(ignored),
-        "report": REPORT if skipped or ignored else None,
-        "shards_url": elsewhere if elsewhere and not _is_reached(dest, elsewhere) else "",
+        **outcome(dest, spec, shards, skipped, ignored, remarks),
+        "shards_url": elsewhere if elsewhere and not _is_reachable(dest, elsewhere) else "",
     }
 
 
-def _is_reached(dest: Store, shards_url: str) -> bool:
-    """Whether the manifest alone may name the folder of the shards."""
+def _is_reachable(dest: Store, shards_url: str) -> bool:
+    """Whether the manifest may name this folder without the user's."""
     try:
         dest.reach(OutsideUrl(shards_url))
     except ValueError:
@@ -217,38 +189,32 @@ def _is_reached(dest: Store, shards_url: str) -> bool:
     return True
 
 
-def _remarks(job: Job, records: Sequence[Record]) -> dict[str, Any]:
-    found = [record.remarks for record in records]
-    if job.facts.get("bits") == 16:  # nothing is lost
-        found = [{k: n for k, n in remarks.items() if k != "reduced"} for remarks in found]
-    return counted(found)
-
-
-def _look(request: Request, source: Store, tasks: Sequence[Task]) -> Job:
-    """What the first samples that can be read have in common."""
-    reason = "they are empty"
-    scattered = nested = is_named = False
+def _probe(request: Request, source: Store, tasks: Sequence[Task]) -> Job:
+    """The job, from what the first readable samples have in common."""
+    reason, hint = "they are empty", "Name the extension of the samples' files: --extension jpg"
+    scattered = False
     damaged: list[Skipped] = []
     for task in tasks:
         scan = Scan(source, task.name)
-        found_samples = scan.samples()
+        scanned = scan.samples()
         try:
-            samples = list(islice(found_samples, _LOOKED_AT))
+            samples = list(islice(scanned, _PROBED))
         except DataError as error:
             damaged.append((str(error), ""))
             continue
         if not samples:
-            for name, why in scan.skipped[:1]:
-                reason = f"{name} {why}"
-                is_named = True
+            if scan.skipped:
+                name, why = scan.skipped[0]
+                reason, hint = f"{name} {why}", "Rename the files in its tars"
             continue
         found = Counter(member.component for sample in samples for member in sample.members)
         modality = _modality(request, found)
         if modality is None:
             reason = f"{task.name} holds " + ", ".join(f".{name}" for name in found)
-            nested = nested or "tar" in found
+            if "tar" in found:
+                hint = "Unpack the tars inside it first"
             with suppress(DataError):
-                deque(found_samples, maxlen=0)
+                deque(scanned, maxlen=0)  # finds all scattered keys
             scattered = scattered or bool(scan.scattered)
             continue
         facts = _facts(request, modality, samples)
@@ -273,19 +239,13 @@ def _look(request: Request, source: Store, tasks: Sequence[Task]) -> Job:
         raise _not_adjacent(source.url)
     if damaged and len(damaged) == len(tasks):
         raise all_named(damaged)
-    rule = f"none of its samples can be used ({reason})"
-    hint = "Name the ending of the samples' files: --extension jpg"
-    if nested:
-        hint = "Unpack the tars inside it first"
-    elif is_named:
-        hint = "Name the files in its tars otherwise"
-    raise DataError(source.url, rule, hint=hint)
+    raise DataError(source.url, f"none of its samples can be used ({reason})", hint=hint)
 
 
 def _not_adjacent(url: str) -> DataError:
-    rule = "the files of a key must be adjacent in the tar, and they are not"
+    rule = "the files of a key must be adjacent in the tar"
     hint = "Sort the tar: tar xf X.tar -C FOLDER, and tar cf X.tar --sort=name -C FOLDER ."
-    return DataError(url, rule, hint=f"{hint} Or write it anew with gatdist pack")
+    return DataError(url, rule, hint=f"{hint} Or pack it again with gatdist pack")
 
 
 def _unusable(
@@ -302,7 +262,7 @@ def _unusable(
 
 
 def _labelled(dest: Store, shard: Shard, job: Job) -> Shard | None:
-    """A shard with an index of those samples only that have a label; None where none has."""
+    """The shard with an index of its labelled samples only; None without any."""
     component = (job.label or "").partition(":")[0].encode()
     index = read_index(dest, shard)
     keys = index["key"][index["component"] == component]
@@ -317,9 +277,9 @@ def _labelled(dest: Store, shard: Shard, job: Job) -> Shard | None:
 
 
 def _modality(request: Request, found: Counter[str]) -> str | None:
-    """What most of the samples have files of."""
-    tokens = ("tokens",) if request.num_tokens else ("points",)
-    known = [name for name in _RECOGNIZED if name != "points"] + list(tokens)
+    """The modality of most files; None if none is known."""
+    # Only --tokens tells tokens from points, which are .npy files, too.
+    known = ("image", "audio", "text", "tokens" if request.num_tokens else "points")
     if request.extension:
         fitting = [name for name in known if request.extension in MODALITIES[name].components]
         if not fitting:
@@ -328,14 +288,14 @@ def _modality(request: Request, found: Counter[str]) -> str | None:
             raise ConfigError("--extension", rule, value=request.extension)
         return fitting[0] if request.extension in found else None
     counts = {name: sum(found[c] for c in MODALITIES[name].components) for name in known}
-    # Captions stand beside pictures and sounds, so texts are what is left.
+    # Texts beside images and audio are captions.
     best = max((name for name in known if name != "text"), key=lambda name: counts[name])
     best = best if counts[best] else "text"
     return best if counts[best] else None
 
 
 def _facts(request: Request, modality: str, samples: Sequence[Sample]) -> dict[str, Any] | None:
-    """What all samples must have in common; None where none of these can be read."""
+    """What all samples must have in common; None if none of these can be read."""
     common: dict[str, Any] = {"bits": request.bits} if request.bits != 8 else {}
     if modality == "tokens":
         common["num_tokens"] = request.num_tokens
@@ -350,14 +310,10 @@ def _facts(request: Request, modality: str, samples: Sequence[Sample]) -> dict[s
     if not shapes:
         return None
     if modality == "audio":
-        common |= {"sample_rate": _commonest(rates), "channels": _commonest([s[0] for s in shapes])}
+        common |= {"sample_rate": commonest(rates), "channels": commonest([s[0] for s in shapes])}
     elif modality == "points":
-        common["sample_shape"] = list(_commonest(shapes))
+        common["sample_shape"] = list(commonest(shapes))
     return common
-
-
-def _commonest(values: Sequence[Any]) -> Any:
-    return Counter(values).most_common(1)[0][0]
 
 
 def _spec(
@@ -396,8 +352,8 @@ def _common_shape(job: Job, records: Sequence[Record]) -> list[int | None]:
 
 def _raise_no_shards(source: Store, packed: Sequence[str]) -> None:
     if packed:
-        rule = f"its shards are compressed, such as {packed[0]}: no sample can be read by itself"
+        rule = f"its shards are compressed, such as {packed[0]}"
         hint = f"Unpack them, such as: gzip -dk {packed[0]}"
         raise DataError(source.url, rule, hint=hint)
-    hint = "Check the URL; pictures in folders are packed with gatdist pack"
+    hint = "Check the URL; pack images in folders with gatdist pack"
     raise DataError(source.url, "holds no shards (.tar)", hint=hint)
