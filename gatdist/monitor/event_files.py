@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatdist.common.background import Background, Coalesced
-from gatdist.monitor.charts import Chart
 from gatdist.monitor.grid import Pixels
+from gatdist.monitor.tags import Chart
 from gatdist.monitor.uploads import MAX_BYTES, MIN_GROWTH, RETRY_BUDGET_S
 
 if TYPE_CHECKING:
@@ -42,20 +42,20 @@ class _Work:
 class TensorBoard:
     """Event files, written in the background in the order of the calls, which never wait.
 
-    TensorBoard's library is imported in the background, too, so that the first step need not wait.
-    On a local disk the thread appends to one event file per attempt. Elsewhere each upload is an
-    event file of its own, a segment: TensorBoard reads the files of a folder in the order of their
-    names as one run. Uploads become rarer as the run goes on; see :data:`MIN_GROWTH`. What could
-    not be written is tried again by the next :meth:`flush`.
+    TensorBoard's library, which is slow to import, is imported there, too. On a local disk the
+    thread appends to one event file per attempt. Elsewhere each upload is an event file of its own,
+    a segment: TensorBoard reads the files of a folder in the order of their names as one run.
+    Uploads become rarer as the run grows; see :data:`MIN_GROWTH`. The next :meth:`flush` retries
+    what could not be written.
 
     Args:
         run_dir: the run directory.
-        purge_step: what earlier event files hold at this step and above is not shown.
-        background: writes.
+        purge_step: TensorBoard hides events of earlier files at this step and above.
+        background: the thread.
 
     Attributes:
-        error: why the last write failed; "" if it succeeded.
-        num_dropped: calls that left nothing: too many images waited, or encoding failed.
+        error: of the last write; "" if it succeeded.
+        num_dropped: calls without effect: too many images waited, or encoding failed.
     """
 
     def __init__(self, run_dir: Store, purge_step: int, background: Background) -> None:
@@ -67,7 +67,7 @@ class TensorBoard:
         # Touched by the thread alone:
         self._events = io.BytesIO()
         self._prefix = ""
-        self._segment: tuple[str, bytes] | None = None  # of which it is not known if it got there
+        self._segment: tuple[str, bytes] | None = None  # that may or may not be stored
         self._num_segments, self._sent_bytes = 0, 0
         self.error = ""
         self.num_dropped = 0
@@ -76,12 +76,9 @@ class TensorBoard:
 
     @property
     def is_complete(self) -> bool:
-        """Whether all is written."""
         return not (self._queue or self._segment or self._events.tell() or self.num_dropped)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """One scalar a tag."""
-
         def work(writer: _Writer) -> None:
             from torch.utils.tensorboard.summary import scalar
 
@@ -91,12 +88,12 @@ class TensorBoard:
         self._submit(work)
 
     def layout(self, step: int, groups: Mapping[str, Sequence[Chart]]) -> None:
-        """The charts of the tab *Custom scalars*, by group; the last call's are shown."""
+        """Set the charts of the tab *Custom scalars*, by group."""
 
         def work(writer: _Writer) -> None:
             from torch.utils.tensorboard.summary import custom_scalars
 
-            # TensorBoard looks at the beginning of a tag only.
+            # TensorBoard matches the beginning of a tag only.
             charts = {
                 name: {chart.title: ["Multiline", [f"({chart.pattern})$"]] for chart in group}
                 for name, group in groups.items()
@@ -106,7 +103,7 @@ class TensorBoard:
         self._submit(work)
 
     def image(self, step: int, tag: str, image: Pixels) -> None:
-        """A picture, uint8 [height, width, C]."""
+        """Add an image, uint8 [height, width, C]."""
 
         def work(writer: _Writer) -> None:
             from torch.utils.tensorboard.summary import image as summary
@@ -116,7 +113,7 @@ class TensorBoard:
         self._submit(work, may_drop=True)
 
     def audio(self, step: int, tag: str, clip: NDArray[np.float32], rate: int) -> None:
-        """A sound, float32 [C, t], as one channel; ``rate`` in hertz."""
+        """Add audio, float32 [C, t], as one channel; ``rate`` in hertz."""
 
         def work(writer: _Writer) -> None:
             from torch.utils.tensorboard.summary import audio
@@ -126,8 +123,6 @@ class TensorBoard:
         self._submit(work, may_drop=True)
 
     def text(self, step: int, tag: str, markdown: str) -> None:
-        """A text in Markdown."""
-
         def work(writer: _Writer) -> None:
             from torch.utils.tensorboard.summary import text
 
@@ -136,10 +131,10 @@ class TensorBoard:
         self._submit(work)
 
     def hparams(self, values: Mapping[str, str | float], metrics: list[str]) -> None:
-        """The row in the table of runs: hyperparameters, and tags of the scalars to compare."""
+        """Set the row in the table of runs: hyperparameters, and tags of the scalars to compare."""
 
         def work(writer: _Writer) -> None:
-            # SummaryWriter.add_hparams would open a run of its own beside this one.
+            # SummaryWriter.add_hparams would open another run.
             from torch.utils.tensorboard.summary import hparams
 
             experiment, start, _ = hparams(dict(values), dict.fromkeys(metrics, 0))
@@ -166,7 +161,7 @@ class TensorBoard:
         self._drain.request()
 
     def _run(self) -> None:
-        """In the thread: do all that is queued, and write. What fails here ends no run."""
+        """In the thread: do the queued work, and write. Failures end no run."""
         flushes, self._flushes = self._flushes, False
         while self._queue:
             work = self._queue.popleft()
@@ -218,7 +213,7 @@ class TensorBoard:
             self._events = io.BytesIO()
 
     def _upload(self, store: Store, force: bool) -> None:
-        # First what failed, as it was: it may have got there, and only its answer been lost.
+        # First the segment that failed, unchanged: it may have been stored, and its answer lost.
         self._send(store)
         num_bytes = self._events.tell()
         if num_bytes and (force or num_bytes >= MIN_GROWTH * self._sent_bytes):
@@ -237,10 +232,9 @@ class TensorBoard:
 
 
 def _prefix_after(names: list[str]) -> str:
-    """The name of an event file that TensorBoard reads after those of these names.
+    """The name of an event file that TensorBoard reads after these.
 
-    It reads them in the order of names, which begin with a time in seconds. The clock of the host
-    that wrote the others may be ahead.
+    Names begin with a time in seconds; the clock of the host that wrote the others may be ahead.
     """
     times = [int(found[1]) for name in names if (found := _EVENT_FILE.match(name))]
     start = max(int(time.time()), *(t + 1 for t in times)) if times else int(time.time())

@@ -1,4 +1,4 @@
-"""Figures that are the same bytes whenever the same numbers are drawn; they need matplotlib."""
+"""Figures with reproducible bytes; they need matplotlib."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _STYLE: Any = {
     "xtick.color": "#555555",
     "ytick.color": "#555555",
     "svg.fonttype": "path",
-    "svg.hashsalt": "gatdist",  # names of its parts; else they are random
+    "svg.hashsalt": "gatdist",  # ids are random without it
 }
 
 
 @contextmanager
 def figure(width: float, height: float) -> Iterator[Any]:
-    """An empty figure of so many inches, which opens no window.
+    """An empty figure, size in inches, which opens no window.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -39,11 +39,10 @@ def figure(width: float, height: float) -> Iterator[Any]:
 
 
 def files(made: Any, name: str) -> dict[str, bytes]:
-    """The contents of ``name.svg`` and ``name.png``, by name. Within :func:`figure` only."""
+    """Return ``name.svg`` and ``name.png`` with their contents. Only within :func:`figure`."""
     found = {}
     for kind in ("svg", "png"):
         buffer = io.BytesIO()
-        # Without a date, the same numbers are the same bytes.
         metadata = {"Date": None} if kind == "svg" else {}
         made.savefig(buffer, format=kind, dpi=144, metadata=metadata)
         found[f"{name}.{kind}"] = buffer.getvalue()
@@ -51,7 +50,7 @@ def files(made: Any, name: str) -> dict[str, bytes]:
 
 
 def tidy(axis: Any) -> None:
-    """Nothing around the curves but a faint grid."""
+    """Leave only a faint grid around the curves."""
     axis.minorticks_off()
     axis.grid(axis="y", color="#e6e8eb", linewidth=0.8)
     axis.set_axisbelow(True)

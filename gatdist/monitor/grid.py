@@ -1,4 +1,4 @@
-"""Samples as one picture that a person can read."""
+"""Images that show samples."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8]
 
-_READABLE_PIXELS = 48  # of a picture's shorter side, at least
+_READABLE_PIXELS = 48  # of an image's shorter side, at least
 _GAP_PIXELS = 4
 _BACKGROUND = 255
 
 
 def make_grid(samples: Pixels, columns: int | None = None) -> Pixels:
-    """Pictures side by side on white; small ones are enlarged by a whole number, to be read by eye.
+    """Arrange images on white; small ones are upscaled by an integer factor.
 
     Args:
         samples: uint8 [n, H, W, C], n ≥ 1. Of 2 channels the first is shown, of more than 4 the
             first three.
-        columns: pictures in a row; by default as many as make the grid about square.
+        columns: images per row; by default the grid is about square.
 
     Returns:
-        uint8 [height, width, C], filled row by row, the cells behind the last picture white.
+        uint8 [height, width, C], filled row by row.
     """
     n, height, width, channels = samples.shape
     if channels not in (1, 3, 4):
@@ -33,7 +33,7 @@ def make_grid(samples: Pixels, columns: int | None = None) -> Pixels:
     columns = min(columns or math.ceil(math.sqrt(n)), n)
     rows = -(-n // columns)
     scale = max(1, -(-_READABLE_PIXELS // min(height, width)))
-    # A pixel becomes scale × scale, a picture carries the gap at bottom and right: [n, h, w, C].
+    # Upscale, and add the gap at bottom and right: [n, h, w, C].
     cells = samples.repeat(scale, axis=1).repeat(scale, axis=2)
     gap = (0, _GAP_PIXELS)
     cells = _pad(cells, (0, rows * columns - n), gap, gap, (0, 0))
@@ -44,11 +44,11 @@ def make_grid(samples: Pixels, columns: int | None = None) -> Pixels:
 
 
 def make_scatter(points: NDArray[np.floating[Any]], extent: float = 1.5, size: int = 384) -> Pixels:
-    """Points in the plane as black dots on white.
+    """Draw points in the plane as black dots on white.
 
     Args:
         points: float [n, d], d ≥ 2; the first two coordinates are drawn.
-        extent: the square [−extent, extent]² is shown (> 0); points outside are left out.
+        extent: > 0; the square [−extent, extent]² is shown.
         size: its side in pixels.
 
     Returns:
@@ -78,5 +78,4 @@ def encode_png(image: Pixels) -> bytes:
 
 
 def _pad(pixels: Pixels, *widths: tuple[int, int]) -> Pixels:
-    """Background before and after each axis."""
     return np.pad(pixels, widths, constant_values=_BACKGROUND)

@@ -1,9 +1,9 @@
 """The metrics of a run: one JSON object per log interval, ``samples_seen`` strictly increasing.
 
-On a local disk they are appended to ``metrics.jsonl``. Object stores cannot append. There, each
-upload adds a segment, ``metrics/<first samples_seen>.jsonl``, and segments are merged into
+On a local disk they are appended to ``metrics.jsonl``. Object stores cannot append: there, each
+upload adds a segment, ``metrics/<first samples_seen>.jsonl``. Segments are merged into
 ``metrics.jsonl`` when the run ends, and in long runs each time their size has doubled.
-:func:`read_metrics` reads both, at any moment.
+:func:`read_metrics` reads both, at any time.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ Record = dict[str, Any]
 
 @dataclass
 class Metrics:
-    """What was read.
+    """Metrics as read.
 
     Attributes:
         records: by increasing ``samples_seen``.
         num_lines: lines that are not blank.
-        num_damaged: those of them that are no objects with an integer ``samples_seen``.
+        num_damaged: lines that are no objects with an integer ``samples_seen``.
         exists: whether there was any file.
     """
 
@@ -50,15 +50,15 @@ class Metrics:
 
 
 def read_metrics(store: Store) -> Metrics:
-    """Read the metrics of the run in ``store``, also while it is running.
+    """Read the metrics of the run in ``store``, even while it is running.
 
-    Records of the same ``samples_seen`` are merged; the later one's values win.
+    Records of the same ``samples_seen`` are merged; later values win.
 
     Raises:
-        StorageError: a file may not be read.
+        StorageError: a file can't be read.
         StorageUnavailableError: storage kept failing.
     """
-    # Segments are deleted only after metrics.jsonl has all that they hold. So it is read last.
+    # Segments are deleted only after metrics.jsonl includes them, so it is read last.
     segments = _read_all(store, _segments(store))
     contents = [store.read_if_exists(METRICS_FILE), *segments.values()]
     found, merged = Metrics(), dict[int, Record]()
@@ -78,14 +78,12 @@ def read_metrics(store: Store) -> Metrics:
 
 
 class MetricsWriter:
-    """Writes the metrics of a run; lines that cannot be written are kept for the next time.
-
-    Not safe to use from several threads at once.
+    """Writes the metrics of a run; keeps lines that cannot be written. Not thread-safe.
 
     Args:
         store: the run directory.
-        resume_samples: records with more samples are removed, and so are damaged lines.
-        unwritten: records that a checkpoint holds because they could not be written before it.
+        resume_samples: records with more samples, and damaged lines, are removed.
+        unwritten: records in the checkpoint, which could not be written before it.
     """
 
     def __init__(self, store: Store, resume_samples: int, unwritten: Iterable[Record] = ()) -> None:
@@ -103,7 +101,6 @@ class MetricsWriter:
 
     @property
     def unwritten(self) -> list[Record]:
-        """Records that have not been written yet."""
         return list(self._pending.values())
 
     def add(self, samples_seen: int, values: Mapping[str, Any]) -> None:
@@ -116,15 +113,15 @@ class MetricsWriter:
         self._pending[samples_seen] = self._last
 
     def flush(self, *, force: bool = True) -> None:
-        """Write what is pending.
+        """Write pending records. They stay pending if an error is raised.
 
         Args:
-            force: false lets small amounts wait on object stores (see the module), and retries for
-                less time.
+            force: false leaves small amounts pending on object stores (see the module), and retries
+                for less time.
 
         Raises:
-            StorageError: it may not be written; it stays pending.
-            StorageUnavailableError: storage kept failing; it stays pending.
+            StorageError: they can't be written.
+            StorageUnavailableError: storage kept failing.
         """
         if not self._pending:
             return
@@ -160,7 +157,7 @@ class MetricsWriter:
         self._segments.clear()
 
     def _cut(self, resume_samples: int) -> None:
-        """Remove what is damaged or came after the checkpoint, and find the last record."""
+        """Remove damaged lines and records after the checkpoint, and find the last record."""
         names = _segments(self._store)
         files = {METRICS_FILE: self._store.read_if_exists(METRICS_FILE)}
         files |= _read_all(self._store, names)
@@ -218,5 +215,5 @@ def _is_record(value: Any) -> bool:
 
 
 def _json_value(value: Any) -> Any:
-    """JSON has no NaN and no infinity: null."""
+    """Replace NaN and infinities, which JSON lacks, by null."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

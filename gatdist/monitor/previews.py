@@ -1,4 +1,4 @@
-"""Samples as people look at them, listen to them or read them."""
+"""Previews of samples: image grids, audio and text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gatdist.data.sample_format import SampleFormat, TextFormat
 from gatdist.models.audio import LogMel
 from gatdist.monitor.grid import Pixels, encode_png, make_grid, make_scatter
 
-_PAUSE_S = 0.25  # between sounds that are played one after the other
+_PAUSE_S = 0.25  # between clips
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Preview:
     """Some samples together.
 
     Attributes:
-        image: uint8 [height, width, C]: of pictures side by side, of points, or of spectrograms.
-        audio: float32 [C, t] and the sample rate in hertz: sounds one after the other.
-        text: one sample a line.
+        image: uint8 [height, width, C]: a grid of images or spectrograms, or points.
+        audio: float32 [C, t] and the sample rate in hertz: concatenated clips.
+        text: one sample per line.
     """
 
     image: Pixels | None = None
@@ -34,7 +34,7 @@ class Preview:
     text: str | None = None
 
     def files(self) -> dict[str, Callable[[], bytes]]:
-        """What makes the contents of its files, by their endings, the most telling one first."""
+        """Return functions that encode its files, by extension, the most informative first."""
         found: dict[str, Callable[[], bytes]] = {}
         text, audio, image = self.text, self.audio, self.image
         if text is not None:
@@ -53,13 +53,13 @@ def preview(
     extent: float | None = None,
     columns: int | None = None,
 ) -> Preview:
-    """Show samples.
+    """Preview samples.
 
     Args:
         sample_format: of them.
-        seen: as networks see them, [n, *space.shape], on the CPU.
+        seen: as networks see them, [n, *shape], on the CPU.
         extent: of points, the square [−extent, extent]² is shown; None fits it to these.
-        columns: of pictures, in a row; None makes them about square.
+        columns: images per row; None makes the grid about square.
     """
     samples = sample_format.to_samples(seen).numpy()
     if sample_format.modality == "image":
@@ -80,14 +80,14 @@ def preview(
 
 
 def _in_a_row(clips: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
-    """Sounds [n, C, t] one after the other, with pauses: [C, …]."""
+    """Concatenate clips [n, C, t] with pauses: [C, …]."""
     paused = np.pad(clips, ((0, 0), (0, 0), (0, int(_PAUSE_S * rate))))
-    # [n, C, t] → [C, n, t] → [C, n·t]: of each channel all sounds.
+    # [n, C, t] → [C, n, t] → [C, n·t]
     return np.ascontiguousarray(paused.transpose(1, 0, 2).reshape(clips.shape[1], -1))
 
 
 def _spectrograms(clips: Tensor, rate: int) -> Pixels:
-    """Log-mel spectrograms of sounds [n, C, t] side by side, high tones on top, loud bright."""
+    """A grid of log-mel spectrograms of clips [n, C, t], high frequencies on top."""
     front = LogMel.for_rate(rate)
     with torch.no_grad():
         levels = front(clips.float().mean(dim=1, keepdim=True)).clamp(-1, 1)  # [n, 1, b, f]

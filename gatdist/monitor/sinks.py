@@ -1,7 +1,7 @@
-"""Where the metrics and previews of a run go: ``metrics.jsonl``, TensorBoard and ``samples/``.
+"""Write a run's metrics and previews to ``metrics.jsonl``, TensorBoard and ``samples/``.
 
-Only worker 0 has a :class:`Monitor`. Nothing here ends a run, and no call but the constructor and
-:meth:`Monitor.close` waits for TensorBoard or previews: what storage rejects is kept, and uploaded
+Only worker 0 has a :class:`Monitor`. Its failures end no run, and only the constructor and
+:meth:`Monitor.close` wait for TensorBoard or previews. What storage rejects is kept, and uploaded
 again at the next log interval and at the end.
 """
 
@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from gatdist.common.background import Background, Coalesced
 from gatdist.config import Config
-from gatdist.monitor.charts import charts_of
 from gatdist.monitor.event_files import TensorBoard
 from gatdist.monitor.grid import Pixels
 from gatdist.monitor.metrics import MetricsWriter, Record
+from gatdist.monitor.tags import charts_of
 from gatdist.monitor.uploads import Uploads
 
 if TYPE_CHECKING:
@@ -31,18 +31,17 @@ if TYPE_CHECKING:
 class Monitor:
     """The metrics, previews and texts of a run.
 
-    On resume, what earlier attempts wrote after the checkpoint is removed: records are cut from
-    the metrics, and TensorBoard is told to purge the steps.
+    On resume, it removes what earlier attempts wrote after the checkpoint.
 
     Args:
         run_dir: the run directory.
-        tensorboard: whether TensorBoard's files are written too.
-        resume_samples: the clock at which training goes on; 0 for a fresh run.
-        unwritten: metrics that the checkpoint holds; see :class:`MetricsWriter`.
-        uploads: waiting files of an earlier monitor of this attempt.
+        tensorboard: also write TensorBoard's files.
+        resume_samples: ``samples_seen`` of the checkpoint; 0 for a fresh run.
+        unwritten: metrics in the checkpoint; see :class:`MetricsWriter`.
+        uploads: pending files of an earlier monitor of this attempt.
 
     Attributes:
-        uploads: files that wait.
+        uploads: pending files.
     """
 
     def __init__(
@@ -67,13 +66,13 @@ class Monitor:
 
     @property
     def error(self) -> str:
-        """What keeps something from being written at present; "" if nothing does."""
+        """The current error of writing; "" without one."""
         board = self._board.error if self._board else ""
         return self._metrics_error or board or self.uploads.error
 
     @property
     def missing(self) -> list[str]:
-        """What has not been written, for people; complete after :meth:`close`."""
+        """Descriptions of what has not been written; complete after :meth:`close`."""
         found = []
         if count := len(self._metrics.unwritten):
             found.append(f"{count:,} records of metrics")
@@ -85,7 +84,6 @@ class Monitor:
 
     @property
     def unwritten(self) -> list[Record]:
-        """Metrics that could not be written yet."""
         return self._metrics.unwritten
 
     def tick(self, samples_seen: int, values: Mapping[str, float]) -> None:
@@ -94,7 +92,7 @@ class Monitor:
         A second call at the same ``samples_seen`` adds to its record.
 
         Args:
-            samples_seen: the clock; never less than in the call before.
+            samples_seen: never decreases.
             values: by TensorBoard tag; a name without a slash, such as ``world_size``, is no tag.
         """
         self._metrics.add(samples_seen, values)
@@ -104,12 +102,12 @@ class Monitor:
             self._board.scalars(samples_seen, scalars)
 
     def flush(self, *, force: bool = False) -> None:
-        """Write the metrics so far, and have the rest written in the background.
+        """Write the metrics so far; write the rest in the background.
 
-        What fails is kept for the next time, and :attr:`error` says why.
+        Failures are kept for the next call, and set :attr:`error`.
 
         Args:
-            force: whether to write even little to an object store, and to retry for long.
+            force: write even little to an object store, and retry longer.
         """
         try:
             self._metrics.flush(force=force)
@@ -132,38 +130,37 @@ class Monitor:
         """Show samples in TensorBoard.
 
         Args:
-            samples_seen: the clock.
-            tag: of what is shown; of a sound with ``/audio`` behind it.
+            samples_seen: the step.
+            tag: audio gets the suffix ``/audio``.
             image: uint8 [height, width, C].
             audio: float32 [C, t] and its sample rate in hertz.
-            text: one sample a line.
+            text: one sample per line.
         """
         if self._board is None:
             return
         if image is not None:
             self._board.image(samples_seen, tag, image)
         if audio is not None:
-            # TensorBoard takes all that has one tag for the kind that it saw first.
+            # TensorBoard allows one kind of data per tag.
             self._board.audio(samples_seen, f"{tag}/audio", *audio)
         if text is not None:
             self._board.text(samples_seen, tag, _verbatim(text))
 
     def text(self, tag: str, markdown: str) -> None:
-        """Show a text in TensorBoard, at the clock where this attempt began."""
+        """Show a text in TensorBoard, at the step where this attempt began."""
         if self._board:
             self._board.text(self._resume_samples, tag, markdown)
 
     def hparams(self, config: Config) -> None:
-        """Give the run a row in TensorBoard's table of runs: what makes its result, and metrics."""
+        """Add the run to TensorBoard's table of runs: keys that affect the result, and metrics."""
         if self._board:
-            # What people compare, since the table shows its first columns by name: not paths, nor
-            # how data is read.
+            # Without data keys: the table shows the first columns by name.
             compared = config.result_keys().items()
             values = _hparam_values({k: v for k, v in compared if not k.startswith("data.")})
             self._board.hparams(values, [f"metric/{name}" for name in config.evaluate.metrics])
 
     def _lay_out(self, samples_seen: int, scalars: Mapping[str, float]) -> None:
-        """Tell TensorBoard which curves go together: at the first tick, and as metrics come."""
+        """Set TensorBoard's charts, at first and whenever a new metric needs one."""
         assert self._board
         before = charts_of(self._tags)
         self._tags |= dict.fromkeys(scalars)
@@ -174,9 +171,8 @@ class Monitor:
         """Write what is pending, and end the thread.
 
         Args:
-            final: whether the attempt ends; if so, segments of metrics are merged, and failures
-                are retried for longer.
-            publish: false writes nothing any more, since storage is known to be away.
+            final: the attempt ends: merge segments of metrics, and retry longer.
+            publish: false writes nothing, for storage that is known to be unavailable.
         """
         if publish:
             self.flush(force=final)
@@ -190,7 +186,7 @@ class Monitor:
 
 
 def _hparam_values(values: Mapping[str, Any]) -> dict[str, str | float]:
-    """Dotted keys and values as the table of runs takes them: numbers, and text for the rest."""
+    """Values as the table of runs accepts them: numbers and texts."""
     return {
         key: value
         if isinstance(value, int | float | str) and not isinstance(value, bool)
@@ -201,5 +197,5 @@ def _hparam_values(values: Mapping[str, Any]) -> dict[str, str | float]:
 
 
 def _verbatim(text: str) -> str:
-    """Lines as Markdown that shows them as they are."""
+    """Format lines as a code block in Markdown."""
     return "\n".join(f"    {line}" for line in text.splitlines())

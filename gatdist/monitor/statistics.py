@@ -1,4 +1,4 @@
-"""Means over a tick, gathered on the device: nothing waits until the one reduction at its end."""
+"""Means over a log interval, summed on the device and reduced once at its end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MOST_WAITING = 64
 
 @dataclass(frozen=True)
 class Moments:
-    """What is known of one name: of all its values, on all workers, since the last reduction."""
+    """Moments of one name's values on all workers since the last reduction."""
 
     count: float
     mean: float
@@ -32,10 +32,7 @@ class Moments:
 class Statistics:
     """Count, sum and sum of squares of named values, in float64 on ``device``.
 
-    Every worker must add the same names between two reductions, but any number of values to each.
-
-    Args:
-        device: where the values are.
+    Every worker must add the same names between two reductions, but any number of values.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -46,7 +43,7 @@ class Statistics:
     def add(self, name: str, values: Tensor) -> None:
         """Add the finite entries of ``values``, of any shape and real dtype, without waiting.
 
-        They are only looked at later, many calls at once, and must not be changed in between.
+        They are read later, for many calls at once, and must not be changed before.
         """
         waiting = self._waiting.setdefault(name, [])
         waiting.append(values.detach())
@@ -56,7 +53,7 @@ class Statistics:
     def _add_up(self, name: str) -> None:
         values = [value.flatten() for value in self._waiting.pop(name)]
         x = torch.cat(values).to(self._device, torch.float64, non_blocking=True)
-        # What is not finite is left out: one skipped step must not hide the others of its tick.
+        # Without values that are not finite: one skipped step must not hide the others.
         finite = x.isfinite()
         x = x.where(finite, 0.0)
         sums = torch.stack([finite.double(), x, x.square()]).sum(dim=1)  # [3]
@@ -66,15 +63,14 @@ class Statistics:
             self._sums[name] = sums
 
     def clear(self) -> None:
-        """Forget all values."""
         self._sums.clear()
         self._waiting.clear()
 
     def moments(self, comm: SupportsAllReduce) -> dict[str, Moments]:
-        """Reduce all names over all workers, in one collective, and start afresh.
+        """Reduce all names over all workers in one collective, and reset.
 
         Returns:
-            What is known of each name, sorted by name; names without a single value are left out.
+            Moments by name, sorted; names without a value are absent.
         """
         for name in list(self._waiting):
             self._add_up(name)
@@ -87,7 +83,7 @@ class Statistics:
         return {name: _moments(*row) for name, row in rows if row[0]}
 
     def reduce(self, comm: SupportsAllReduce) -> dict[str, float]:
-        """The means of :meth:`moments`."""
+        """Return the means of :meth:`moments`."""
         return {name: moments.mean for name, moments in self.moments(comm).items()}
 
 

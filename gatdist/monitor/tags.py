@@ -1,76 +1,149 @@
-"""What the numbers of a tick are, by their tags in TensorBoard and ``metrics.jsonl``."""
+"""The tags of a run's metrics, and the charts that group them in TensorBoard and in the report."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Tag:
-    """Of one number, or of several of a kind.
+    """A metric, or several of a kind.
 
     Attributes:
-        name: with ``<player>`` for ``generator`` and ``discriminator``, and other words in such
-            brackets for what the configuration names.
-        meaning: of the number, with its unit. Means are over the tick and all workers.
+        name: with ``<player>`` for ``generator`` and ``discriminator``, and other placeholders for
+            names in the configuration.
+        meaning: with its unit. Means are over the log interval and all workers.
     """
 
     name: str
     meaning: str
 
     def matches(self, tag: str) -> bool:
-        """Whether ``tag`` is one of these."""
+        """Return whether ``tag`` is one of these."""
         pattern = re.sub(r"<\w+>", r"[^/]+", re.escape(self.name))
         return re.fullmatch(pattern, tag) is not None
 
 
 TAGS = (
-    Tag("loss/<player>", "mean loss, penalties left out"),
-    Tag("penalty/<name>", "mean of the penalty, times its strength, where it was due"),
+    Tag("loss/<player>", "mean loss without penalties"),
+    Tag("penalty/<name>", "mean penalty times its strength, over the steps that compute it"),
     Tag("logits/real", "mean logit of real samples"),
     Tag("logits/fake", "mean logit of fakes"),
     Tag(
         "logits/pairwise_accuracy",
-        "share of (real, fake) pairs in which the real sample has the higher logit: ½ where the "
-        "discriminator knows nothing, 1 where it has won",
+        "share of (real, fake) pairs in which the real sample has the higher logit: 0.5 for a "
+        "discriminator that guesses, 1 for one that has won",
     ),
-    Tag("gradient_norm/<player>", "mean 2-norm of the whole gradient, over all workers"),
-    Tag("learning_rate/<player>", "at the end of the tick"),
-    Tag("diversity/ratio", "deviation of fakes over the batch, over that of real samples"),
-    Tag("augmentation/p", "probability that `ada` changes a sample with"),
-    Tag("augmentation/sign_real", "what `ada` steers by: mean sign of real samples' logits"),
-    Tag("competitive/iterations", "iterations of the solver of `competitive` in a step"),
-    Tag("throughput/samples_per_s", "real samples a second, of all workers"),
-    Tag("throughput/samples_per_s_per_worker", "real samples a second, of one worker"),
-    Tag("throughput/workers", "how many there are"),
-    Tag("time/step_s", "seconds a step"),
-    Tag("time/data_s", "seconds of a step that wait for data"),
+    Tag("gradient_norm/<player>", "mean 2-norm of the whole gradient, after the reduction"),
+    Tag("learning_rate/<player>", "at the end of the log interval"),
+    Tag("diversity/ratio", "standard deviation of fakes over the batch, divided by that of reals"),
+    Tag("augmentation/p", "augmentation probability of `ada`"),
+    Tag("augmentation/sign_real", "control signal of `ada`: mean sign of real samples' logits"),
+    Tag("competitive/iterations", "solver iterations per step of `competitive`"),
+    Tag("throughput/samples_per_s", "real samples per second, all workers"),
+    Tag("throughput/samples_per_s_per_worker", "real samples per second, one worker"),
+    Tag("throughput/workers", "number of workers"),
+    Tag("time/step_s", "seconds per step"),
+    Tag("time/data_s", "seconds per step spent waiting for data"),
     Tag(
         "time/<phase>_s",
-        "seconds of a step in each phase: the players, `optimizer`; `phases` of recorded ones",
+        "seconds per step in each phase: the players, `optimizer`; `phases` of recorded ones",
     ),
-    Tag("time/communication_s", "seconds of a step in which gradients are on their way"),
-    Tag("time/evaluation_s", "seconds that the last evaluation took"),
-    Tag("data/bytes_fetched", "bytes that all workers fetched in the tick"),
-    Tag("data/cache_hits", "blocks that the cache had"),
-    Tag("data/ready_batches", "batches that were ready when one was asked for"),
-    Tag("health/bad_samples", "different samples that could not be read, so far"),
-    Tag("health/skipped_steps", "phases that moved nobody, so far"),
-    Tag("health/rollbacks", "times that the run went back, so far"),
-    Tag("health/storage_wait_s", "seconds for which the present write has been under way"),
-    Tag("health/stragglers", "workers that hold the others up"),
-    Tag("health/loss_scale", "of float16"),
-    Tag("health/vanishing_gradient_<player>", "1 where the alarm was raised"),
-    Tag("health/exploding_gradient_<player>", "1 where the alarm was raised"),
-    Tag("health/collapse", "1 where the alarm was raised: fakes hardly differ"),
-    Tag("health/discriminator_won", "1 where the alarm was raised"),
-    Tag("metric/<name>", "of the averaged generator; the protocol stands beside it"),
+    Tag("time/communication_s", "seconds per step during which gradients are communicated"),
+    Tag("time/evaluation_s", "seconds of the last evaluation"),
+    Tag("data/bytes_fetched", "bytes fetched by all workers in the log interval"),
+    Tag("data/cache_hits", "blocks found in the cache"),
+    Tag("data/ready_batches", "batches that were ready when one was requested"),
+    Tag("health/bad_samples", "different unreadable samples, so far"),
+    Tag("health/skipped_steps", "phases skipped on every rank, so far"),
+    Tag("health/rollbacks", "rollbacks, so far"),
+    Tag("health/storage_wait_s", "seconds since the current write began"),
+    Tag("health/stragglers", "number of stragglers"),
+    Tag("health/loss_scale", "loss scale of float16"),
+    Tag("health/vanishing_gradient_<player>", "1 if the alarm was raised"),
+    Tag("health/exploding_gradient_<player>", "1 if the alarm was raised"),
+    Tag("health/collapse", "1 if the alarm was raised: fakes hardly differ"),
+    Tag("health/discriminator_won", "1 if the alarm was raised"),
+    Tag("metric/<name>", "of the averaged generator; see `protocol`"),
 )
-# What else a line of metrics.jsonl holds.
+# Other fields of a line of metrics.jsonl.
 FIELDS = (
-    Tag("samples_seen", "real samples shown so far: the clock"),
+    Tag("samples_seen", "real samples shown so far: the training progress"),
     Tag("world_size", "workers"),
-    Tag("wall_time_s", "seconds of training so far, over all starts"),
+    Tag("wall_time_s", "seconds of training so far, over all attempts"),
     Tag("protocol", "how the metrics were measured"),
 )
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Curves in one chart: those whose tags fully match the regular expression ``pattern``."""
+
+    title: str
+    pattern: str
+
+    def tags(self, known: Iterable[str]) -> list[str]:
+        """Return the ``known`` tags that match, in their order."""
+        return [tag for tag in known if re.fullmatch(self.pattern, tag)]
+
+
+_PLAYERS = "(generator|discriminator)"
+_METRIC = "metric/"
+ALARMS = r"health/(collapse|discriminator_won|(vanishing|exploding)_gradient_.+)"
+
+CHARTS = {
+    "Players": (
+        Chart("Losses", f"loss/{_PLAYERS}"),
+        Chart("Logits", "logits/(real|fake)"),
+        Chart("Pairwise accuracy", "logits/pairwise_accuracy"),
+        Chart("Gradient norms", f"gradient_norm/{_PLAYERS}"),
+        Chart("Penalties", "penalty/.+"),
+        Chart("Augmentation", "augmentation/.+"),
+        Chart("Learning rates", f"learning_rate/{_PLAYERS}"),
+    ),
+    "Metrics": (),  # see `charts_of`
+    "Health": (
+        Chart("Diversity of fakes, divided by that of reals", "diversity/ratio"),
+        Chart("Alarms", ALARMS),
+        Chart("Skipped steps, rollbacks", "health/(skipped_steps|rollbacks)"),
+        Chart("Stragglers", "health/stragglers"),
+        Chart("Bad samples", "health/bad_samples"),
+        Chart("Seconds since the current write began", "health/storage_wait_s"),
+        Chart("Loss scale of float16", "health/loss_scale"),
+    ),
+    "Time": (
+        Chart("Seconds per step by phase", "time/(?!step_s|evaluation_s|communication_s).+"),
+        Chart("Seconds per step, and of communication", "time/(step|communication)_s"),
+        Chart("Seconds per evaluation", "time/evaluation_s"),
+    ),
+    "Data": (
+        Chart("Seconds per step spent waiting for data", "time/data_s"),
+        Chart("Ready batches", "data/ready_batches"),
+        Chart("Bytes fetched per log interval", "data/bytes_fetched"),
+        Chart("Cached blocks per log interval", "data/cache_hits"),
+    ),
+    "Scaling": (
+        Chart("Samples per second", "throughput/samples_per_s"),
+        Chart("Samples per second and worker", "throughput/samples_per_s_per_worker"),
+        Chart("Workers", "throughput/workers"),
+    ),
+}
+
+
+def charts_of(tags: Iterable[str]) -> dict[str, list[Chart]]:
+    """Return the charts that have a curve among ``tags``, by group.
+
+    Each metric has a chart of its own, together with its real-vs-real value.
+    """
+    tags = list(tags)
+    names = [tag for tag in tags if tag.startswith(_METRIC)]
+    metrics = [
+        Chart(tag.removeprefix(_METRIC), f"{re.escape(tag)}(_real_split)?")
+        for tag in names
+        if tag.removesuffix("_real_split") == tag or tag.removesuffix("_real_split") not in names
+    ]
+    groups = {name: list(charts) for name, charts in CHARTS.items()} | {"Metrics": metrics}
+    shown = {name: [c for c in charts if c.tags(tags)] for name, charts in groups.items()}
+    return {name: charts for name, charts in shown.items() if charts}

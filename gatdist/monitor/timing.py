@@ -1,30 +1,35 @@
-"""How long each phase of a step takes, without making the host wait for the device."""
+"""Time each phase of a step without synchronizing with the device, and find stragglers."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Self
+from dataclasses import dataclass
+from statistics import median
+from typing import NamedTuple, Self
 
 import torch
 from torch.profiler import record_function
 
+_COMMUNICATION, _STEP = "time/communication_s", "time/step_s"
+_MIN_SHARE = 0.2  # of a step, by which a straggler is late
+
 
 class PhaseTimer:
-    """Seconds that each phase of a step takes: ``with timer("discriminator"): ...``.
+    """Times the phases of a step: ``with timer("discriminator"): ...``.
 
     On the CPU a phase is wall time. On CUDA it is the time between two events on the current
-    stream, read only in :meth:`collect`; around a wait of the host (for data, say) that is how long
-    the device stood idle for it, and next to nothing while earlier work still kept it busy. Phases
-    of different names may nest.
+    stream, read only in :meth:`collect`; around a wait of the host (for data, say) it is the idle
+    time of the device, near zero while earlier work keeps it busy. Phases of different names may
+    nest.
 
     Args:
         device: where the phases compute.
         on_enter: called with the name of each phase, once its clock has started.
 
     Attributes:
-        makes_ranges: whether phases are ranges in a profile, too.
+        makes_ranges: whether phases are also ranges in a profile.
     """
 
     def __init__(
@@ -36,10 +41,7 @@ class PhaseTimer:
         self._phases: dict[str, _Phase] = {}
 
     def __call__(self, name: str) -> AbstractContextManager[object]:
-        """The context in which phase ``name``, which begins now, is timed.
-
-        A step may enter it several times.
-        """
+        """Begin phase ``name``; return its context. A step may enter it several times."""
         if name not in self._phases:
             self._phases[name] = self._phase_type()
         phase = self._phases[name]
@@ -48,10 +50,12 @@ class PhaseTimer:
         return _in_range(phase, name) if self.makes_ranges else phase
 
     def collect(self, num_steps: int = 1) -> dict[str, float]:
-        """Mean seconds a step since the last call, by ``time/<phase>_s``. Waits for the device.
+        """Return mean seconds per step since the last call, by ``time/<phase>_s``.
+
+        Synchronizes with the device.
 
         Args:
-            num_steps: how many steps were made since then (≥ 1).
+            num_steps: since the last call (≥ 1).
         """
         phases = sorted(self._phases.items())
         return {f"time/{name}_s": phase.take() / num_steps for name, phase in phases}
@@ -64,14 +68,13 @@ def _in_range(phase: _Phase, name: str) -> Iterator[None]:
 
 
 class _Phase:
-    """One name's wall time."""
+    """Wall time of one name."""
 
     def __init__(self) -> None:
         self._seconds = 0.0
         self._start = 0.0
 
     def begin(self) -> None:
-        """Its clock starts."""
         self._start = time.perf_counter()
 
     def __enter__(self) -> Self:
@@ -81,13 +84,12 @@ class _Phase:
         self._seconds += time.perf_counter() - self._start
 
     def take(self) -> float:
-        """Seconds in all; starts afresh."""
         seconds, self._seconds = self._seconds, 0.0
         return seconds
 
 
 class _CudaPhase(_Phase):
-    """One name's pairs of events. Events that were read are used again."""
+    """Pairs of events of one name, which are reused."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,7 +97,6 @@ class _CudaPhase(_Phase):
         self._free: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     def begin(self) -> None:
-        """Its first event is recorded."""
         self._pairs.append(self._free.pop() if self._free else (_event(), _event()))
         self._pairs[-1][0].record()
 
@@ -103,7 +104,6 @@ class _CudaPhase(_Phase):
         self._pairs[-1][1].record()
 
     def take(self) -> float:
-        """Seconds in all; starts afresh."""
         if self._pairs:
             self._pairs[-1][1].synchronize()
         milliseconds: float = sum(start.elapsed_time(end) for start, end in self._pairs)
@@ -114,3 +114,75 @@ class _CudaPhase(_Phase):
 
 def _event() -> torch.cuda.Event:
     return torch.cuda.Event(enable_timing=True)
+
+
+class WorkerTimes(NamedTuple):
+    """Mean seconds per step of one worker.
+
+    Attributes:
+        host: where it runs.
+        seconds: by tag: ``time/<phase>_s``, ``time/step_s``, and ``time/communication_s``, which
+            includes waiting for others.
+    """
+
+    host: str
+    seconds: Mapping[str, float]
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds per step without communication."""
+        return max(self.seconds[_STEP] - self.seconds[_COMMUNICATION], 0.0)
+
+
+@dataclass(frozen=True)
+class Straggler:
+    """A slow worker, and the phase in which it loses most time."""
+
+    rank: int
+    phase: str
+    message: str
+
+
+def find_stragglers(times: Sequence[WorkerTimes], factor: float) -> list[Straggler]:
+    """Return the workers that slow the others down.
+
+    In a synchronized step all workers take as long as the slowest; the others spend the difference
+    in communication. So their times without communication are compared. A slow link looks the same:
+    its sender receives early what it needs, and the others wait.
+
+    Args:
+        times: of all workers by rank.
+        factor: a straggler takes more than this many times the others' median; above 1.
+    """
+    found = []
+    for rank, mine in enumerate(times):
+        others = [other for r, other in enumerate(times) if r != rank]
+        if not others:
+            continue
+        usual_s = median(other.busy_s for other in others)
+        late_s = mine.busy_s - usual_s
+        if mine.busy_s <= factor * usual_s or late_s <= _MIN_SHARE * mine.seconds[_STEP]:
+            continue
+        phase = _slowest_phase(mine, others)
+        message = (
+            f"worker {rank} on {mine.host} is a straggler: {mine.busy_s:.3g} s per step without "
+            f"communication, the others {usual_s:.3g} s; phase {phase!r} loses most. "
+            "gatdist doctor checks its host and network"
+        )
+        found.append(Straggler(rank, phase, message))
+    return found
+
+
+def _slowest_phase(mine: WorkerTimes, others: Sequence[WorkerTimes]) -> str:
+    """The phase in which a worker is furthest behind.
+
+    If the others wait for it within the same phase, none is, and its own longest phase is returned.
+    """
+    phases = [tag for tag in mine.seconds if tag not in (_COMMUNICATION, _STEP)]
+    late = {
+        tag: mine.seconds[tag] - median(o.seconds.get(tag, 0.0) for o in others) for tag in phases
+    }
+    tag = max(phases, key=lambda tag: late[tag])
+    if late[tag] <= _MIN_SHARE * mine.seconds[_STEP]:
+        tag = max(phases, key=lambda tag: mine.seconds[tag])
+    return tag.removeprefix("time/").removesuffix("_s")

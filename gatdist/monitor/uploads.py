@@ -1,4 +1,4 @@
-"""Files that a run shows, such as previews and profiles: uploaded when storage takes them."""
+"""Uploads of a run's previews, profiles and other files, which may fail and are retried."""
 
 from __future__ import annotations
 
@@ -10,26 +10,25 @@ from gatdist.common.errors import StorageUnavailableError
 if TYPE_CHECKING:
     from gatdist.storage import Store
 
-# How long one operation is retried while training runs; at the next log interval it is tried again.
+# Retries of one operation while training runs; the next log interval tries again.
 RETRY_BUDGET_S = 10.0
-# A segment of what grows is uploaded when it exceeds this share of what was uploaded before, which
-# bounds their number: about 100 each time the run has become 2.7 times as long.
+# A segment is uploaded when it exceeds this share of what was uploaded before, which bounds their
+# number: about 100 each time the run becomes 2.7 times as long.
 MIN_GROWTH = 0.01
-# What may wait in memory.
+# Pending bytes in memory.
 MAX_BYTES = 64 * 2**20
 
 
 class Uploads:
-    """Files that wait to be uploaded. Safe to use from several threads.
-
-    Failures are kept, not raised: no file here is worth ending a run for.
+    """Pending files. Thread-safe. Failures are kept, not raised.
 
     Args:
-        store: where to.
-        max_bytes: that may wait; with more, the oldest files are dropped, but never the last one.
+        store: the run directory.
+        max_bytes: limit of pending bytes; beyond it, the oldest files are dropped, but never the
+            last one.
 
     Attributes:
-        error: of the last upload that failed; "" once none waits.
+        error: of the last failed upload; "" once none is pending.
         num_dropped: files that were dropped.
     """
 
@@ -43,11 +42,11 @@ class Uploads:
 
     @property
     def missing(self) -> int:
-        """How many files have not been uploaded."""
+        """Number of files that have not been uploaded."""
         return len(self._waiting) + self.num_dropped
 
     def add(self, name: str, data: bytes) -> None:
-        """Have a file uploaded by the next :meth:`flush`."""
+        """Add a file, which the next :meth:`flush` uploads."""
         with self._lock:
             self._waiting.pop(name, None)
             self._waiting[name] = data
@@ -56,13 +55,10 @@ class Uploads:
                 self.num_dropped += 1
 
     def flush(self, *, patient: bool = False) -> bool:
-        """Upload what waits; what fails waits on, behind the others.
+        """Upload pending files; those that fail are queued again. Return whether all are uploaded.
 
         Args:
-            patient: whether to retry for as long as the store does otherwise.
-
-        Returns:
-            Whether all is uploaded.
+            patient: retry as long as the store usually does.
         """
         with self._flushing:
             self._flush(self._store if patient else self._hasty)
@@ -81,7 +77,7 @@ class Uploads:
                     if self._waiting.get(name) is data:
                         self._waiting[name] = self._waiting.pop(name)
                 if isinstance(error, StorageUnavailableError):
-                    break  # the others would most likely wait in vain, too
+                    break  # the others would most likely fail, too
             else:
                 with self._lock:
                     if self._waiting.get(name) is data:

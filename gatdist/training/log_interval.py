@@ -14,8 +14,7 @@ from gatdist.data.dataset import too_many_bad
 from gatdist.data.loader import Loader
 from gatdist.game import UpdateRule
 from gatdist.monitor.statistics import Statistics
-from gatdist.monitor.stragglers import WorkerTimes, find_stragglers
-from gatdist.monitor.timing import PhaseTimer
+from gatdist.monitor.timing import PhaseTimer, WorkerTimes, find_stragglers
 from gatdist.parallel.communicator import Communicator
 from gatdist.training.progress import Progress
 from gatdist.training.recorder import Emit

@@ -17,8 +17,8 @@ from scipy.signal import resample_poly
 from decoding import decode_audio
 from gatdist.common.errors import DataError
 from gatdist.data.codecs import CodecError, encode_wav, read_audio
-from gatdist.packing.recipe import Recipe
 from gatdist.packing.convert import Audio, Texts
+from gatdist.packing.recipe import Recipe
 from support import refused
 
 RATE = 8_000

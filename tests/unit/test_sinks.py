@@ -16,9 +16,9 @@ import pytest
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 from gatdist.config import parse_config
-from gatdist.monitor.charts import charts_of
 from gatdist.monitor.metrics import MetricsWriter, read_metrics
 from gatdist.monitor.sinks import Monitor
+from gatdist.monitor.tags import charts_of
 from gatdist.storage import Store
 from support import wait_until
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gatdist.monitor.stragglers import WorkerTimes, find_stragglers
+from gatdist.monitor.timing import WorkerTimes, find_stragglers
 
 
 def worker(host, step, communication, **phases):

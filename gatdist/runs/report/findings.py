@@ -8,9 +8,9 @@ from typing import Any
 
 from gatdist.common.errors import CheckpointError, GatdistError, StorageError
 from gatdist.common.strict_json import parse_json
-from gatdist.monitor.charts import ALARMS
 from gatdist.monitor.metrics import METRICS_FILE, read_metrics
 from gatdist.monitor.numbers import count
+from gatdist.monitor.tags import ALARMS
 from gatdist.runs import Checkpoints, Evaluations
 from gatdist.runs.checkpoint import read_manifest
 from gatdist.runs.directory import parse_lines

@@ -17,8 +17,8 @@ import numpy as np
 from gatdist.common.errors import ConfigError
 from gatdist.common.version import __version__
 from gatdist.config import flatten, parse_config, redact_url
-from gatdist.monitor.charts import ALARMS, Chart, charts_of
 from gatdist.monitor.numbers import count, duration, number, size
+from gatdist.monitor.tags import ALARMS, Chart, charts_of
 from gatdist.runs.report.curves import Curve, chart, color_of, thinned
 from gatdist.runs.report.findings import Findings, events, find
 from gatdist.runs.report.previews import Preview, previews
