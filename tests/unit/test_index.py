@@ -221,7 +221,7 @@ def test_audio(tmp_path: Path) -> None:
     files += [("6.wav", encode_wav(clips[0], 16000))]
     outcome = indexed(put(tmp_path, a=tar(files)))
     assert (outcome["modality"], outcome["sample_shape"]) == ("audio", [1, 40])
-    assert outcome["skipped_examples"] == [["a.tar/6", "has 16,000 samples a second, others 8,000"]]
+    assert outcome["skipped_examples"] == [["a.tar/6", "has 16,000 Hz, others 8,000"]]
     assert np.abs(opened(tmp_path).read(np.arange(5))[0] - clips).max() <= 2**-15
 
 
