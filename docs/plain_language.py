@@ -21,7 +21,7 @@ PATTERNS = (
 )
 # A pattern of an expression, and what to write instead.
 EXPRESSIONS = {
-    r"tells?|told": "report, log, print, show, state",
+    r"(?<!\.)tells?|told": "report, log, print, show, state",
     r"mend(s|ed|ing)?": "fix; in an error: hint",
     r"borne?": "tolerate, survive",
     r"befalls?|befell": "happen to, failure model",
@@ -31,9 +31,9 @@ EXPRESSIONS = {
     r"of what is possible": "of the measured upper bound",
     r"made good|makes good": "recovery time",
     r"by heart": "overfit",
-    r"halves of the real(?! data)": "real-vs-real FID",
+    r"halves of the real(?! data| samples)": "real-vs-real FID",
     r"rightly": "correctly; label accuracy, pairwise accuracy",
-    r"left out|leaves? out|leaving out": "skip, omit",
+    r"left out|leaves out|leaving out": "skip, omit",
     r"enlarged": "upscale",
     r"h[eo]lds? (the )?others up": "straggler",
     r"carried on( to)?": "extrapolate",
