@@ -13,13 +13,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from importlib.util import find_spec
 
 from benchmarks import plots
 from benchmarks.case import RESULTS, gatdist_command
 from benchmarks.records import Record
 
-NAMES = ("games", "ring", "remedies", "overlap", "packing", "using", "overheads", "startup")
+NAMES = ("games", "ring", "remedies", "overlap", "using", "overheads", "startup")
 NAMES += ("recovery", "soak", "simulation", "fuzz", "data", "storage")
 PRESETS = ("digits", "digits-conditional", "speech", "words", "glyphs-r3gan", "glyphs-stylegan2")
 # Settings and goals that an hour of glyphs can distinguish.
@@ -76,7 +75,6 @@ NEEDS: dict[str, tuple[str, Callable[[], bool]]] = {
     },
     "gpu": ("an accelerator", _no_cuda),
     "storage": ("nginx (make setup-system)", _no_nginx),
-    "packing": ("webdataset", lambda: find_spec("webdataset") is None),
 }
 
 

@@ -49,13 +49,9 @@ def why_not() -> str:
 
 
 class Host:
-    """One host.
+    """One host, with an own folder.
 
-    Attributes:
-        name: Its host name.
-        address: Its IP address.
-        folder: For its own files.
-        disguises: Bind mounts for programs that are started from now on: path and replacement.
+    ``disguises`` are bind mounts (path, replacement) for programs that are started from now on.
     """
 
     def __init__(
@@ -161,15 +157,7 @@ class Host:
 
 
 class Hosts:
-    """A head, which does not train, and workers; a context manager.
-
-    Args:
-        workers: Number of workers.
-        cpus: Per worker.
-        environment: Of all hosts, added to this process's.
-        ray: Whether to start Ray on them.
-        host: Class of the hosts.
-    """
+    """A head, which does not train, and workers, each of class ``host``; a context manager."""
 
     def __init__(
         self,

@@ -81,16 +81,12 @@ class Exchange:
 
 
 class Proxy:
-    """Proxy of ``upstream``; a context manager.
+    """Proxy of ``upstream``, a URL without a path; a context manager.
 
-    Args:
-        upstream: URL of the server, without a path.
-        latency_s: Delay before each request is forwarded.
-        bytes_per_s: Bandwidth of one connection.
-        faults: The first that matches a request applies. Assigning them resets their counts.
+    ``latency_s`` delays each request; ``bytes_per_s`` is the bandwidth of a connection. The first
+    fault that matches a request applies; assigning faults resets their counts.
 
     Attributes:
-        url: Of the proxy.
         exchanges: All so far, in the order of the requests.
         most_at_once: Largest number of concurrent requests.
     """

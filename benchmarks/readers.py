@@ -133,7 +133,7 @@ def grain(folder: Path, threads: int, stack: ExitStack) -> Iterator[Any]:
     """Read loose files with grain's threads, since its processes fork."""
     import grain as library
 
-    source = _Loose(_loose(folder))
+    source = _Loose(loose_files(folder))
     dataset = library.MapDataset.source(source).shuffle(seed=0).repeat().batch(BATCH)
     options = library.ReadOptions(num_threads=threads, prefetch_buffer_size=4)
     return iter(dataset.to_iter_dataset(options))
@@ -141,7 +141,7 @@ def grain(folder: Path, threads: int, stack: ExitStack) -> Iterator[Any]:
 
 def torch_files(folder: Path, threads: int, stack: ExitStack) -> Iterator[Tensor]:
     """Read loose files with torch's DataLoader."""
-    dataset: Any = _Loose(_loose(folder))
+    dataset: Any = _Loose(loose_files(folder))
     loader = torch.utils.data.DataLoader(
         dataset, BATCH, shuffle=True, num_workers=threads, collate_fn=_stack, drop_last=True
     )
@@ -168,7 +168,7 @@ def _files(folder: Path) -> Iterator[bytes]:
                 yield file.read()
 
 
-def _loose(folder: Path) -> list[str]:
+def loose_files(folder: Path) -> list[str]:
     """Write the images as single files on first use."""
     loose = folder / "loose"
     done = loose / "done"

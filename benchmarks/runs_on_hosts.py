@@ -80,16 +80,9 @@ class Beat(NamedTuple):
 
 
 class Worker(NamedTuple):
-    """A training process.
+    """A training process; times in seconds since the epoch.
 
-    Attributes:
-        attempt: Start of the run, from 1.
-        rank: In that attempt.
-        pid: Of the process.
-        host: Name of its host.
-        born: Start of the process, seconds since the epoch.
-        imported: Start of the training loop's set-up.
-        ready: Request of the first batch.
+    ``imported``: the training loop's set-up starts; ``ready``: the first batch is requested.
     """
 
     attempt: int

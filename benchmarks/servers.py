@@ -1,4 +1,4 @@
-"""S3 servers on loopback, each in its own process."""
+"""S3 server on loopback for the benchmark of storage."""
 
 from __future__ import annotations
 
@@ -6,45 +6,30 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.error import HTTPError
-
-from gatdist.common.errors import UserError
 
 _START_S = 30.0
 
 
 @contextmanager
-def moto(root: Path) -> Iterator[str]:
-    """Serve Moto's S3 with an empty bucket of the folder's name; yields the address.
-
-    Raises:
-        UserError: It is not installed, or does not start.
-    """
-    port = _free_port()
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with _server(command, port, "/moto-api/") as address:
-        request = urllib.request.Request(f"{address}/{root.name}", method="PUT")
-        urllib.request.urlopen(request).close()
-        yield address
-
-
-@contextmanager
 def nginx(root: Path) -> Iterator[str]:
-    """Serve the folder's files as a read-only bucket of its name; yields the address.
+    """Serve the folder as a read-only bucket of its name; yields the address.
 
-    Reading an S3 object is a GET of a file, with or without a range; nginx takes next to no CPU.
-
-    Raises:
-        UserError: It does not start.
+    Reading an S3 object is a GET of a file, with or without a range; nginx takes next to no CPU,
+    while moto copies a whole object for each range.
     """
-    port = _free_port()
+    program = nginx_program()
+    if program is None:
+        raise SystemExit("nginx is not installed (make setup-system); or give --url")
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
     with tempfile.TemporaryDirectory() as name:
         own = Path(name)
         kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
@@ -55,42 +40,22 @@ def nginx(root: Path) -> Iterator[str]:
             + f"access_log off; sendfile on; keepalive_requests 1000000; server {{ "
             f"listen 127.0.0.1:{port}; location /{root.name}/ {{ alias {root}/; }} }} }}"
         )
-        program = nginx_program()
-        assert program
-        command = [program, "-e", f"{own}/errors", "-p", name, "-c", f"{own}/conf"]
-        with _server(command, port) as address:
-            yield address
+        process = subprocess.Popen([program, "-e", f"{own}/errors", "-p", name, "-c", own / "conf"])
+        try:
+            deadline = time.monotonic() + _START_S
+            while not _answers(f"http://127.0.0.1:{port}"):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise SystemExit("nginx does not start")
+                time.sleep(0.1)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait()
 
 
 def nginx_program() -> str | None:
     """Path of nginx, if it is installed."""
     return shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
-
-
-@contextmanager
-def _server(command: Sequence[str], port: int, path: str = "/") -> Iterator[str]:
-    address = f"http://127.0.0.1:{port}"
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-        try:
-            deadline = time.monotonic() + _START_S
-            while not _answers(address + path):
-                if process.poll() is not None or time.monotonic() > deadline:
-                    rule = "is required, since no S3 server can be started"
-                    hint = "Name a folder, such as s3://bucket/bench, or install moto[server]"
-                    raise UserError("--url", rule, hint=hint)
-                time.sleep(0.1)
-            yield address
-        finally:
-            process.terminate()
-            process.wait()
 
 
 def _answers(url: str) -> bool:

@@ -83,16 +83,9 @@ def row(
     counts: bool = True,
     between: tuple[float, float] | None = None,
 ) -> Row:
-    """Return one check.
+    """Return a check of kind exact, published or measured.
 
-    Args:
-        family: Of rows whose errors are averaged.
-        what: What is compared.
-        truth: The true value.
-        simulated: The simulated value.
-        kind: Of the truth: exact, published or measured.
-        counts: Whether the model applies.
-        between: 80 % interval of the prediction.
+    ``counts``: whether the model applies; ``between``: the prediction's 80 % interval.
     """
     groups = {"exact": "closed forms", "published": "published", "measured": "measured here"}
     return {

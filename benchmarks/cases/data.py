@@ -1,15 +1,20 @@
-"""Reading images from this machine: gatdist, other readers, and the upper bound.
+"""Reading and packing images on this machine: gatdist, other libraries, and the upper bound.
 
-The upper bound is the slower of sequential reading and of decoding from memory in the same round.
-Also measured: the first batch early and late in an epoch, memory over ten epochs under a limit, and
-the memory of the order of 100 million samples.
+The upper bound of reading is the slower of sequential reads and of decoding from memory in the same
+round. Also measured: the first batch early and late in an epoch, memory over ten epochs under a
+limit, and the memory of the order of 100 million samples. Packing (with one core) is compared with
+webdataset's ``ShardWriter`` on the same files, which are resized by Lanczos' filter or copied;
+gatdist also makes an index and digests, and flushes its files to the disk.
 """
 
 from __future__ import annotations
 
 import gc
 import importlib.util
+import io
+import tempfile
 import time
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -19,10 +24,21 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from benchmarks.case import parser, positive, progress, save
-from benchmarks.readers import BATCH, LIMITS, READERS, Reader, image_folder, open_loader
+from benchmarks.readers import (
+    BATCH,
+    LIMITS,
+    READERS,
+    Reader,
+    image_folder,
+    loose_files,
+    open_loader,
+)
+from gatdist.api import pack
 from gatdist.bench.processes import Report, together
+from gatdist.bench.rounds import compare as ratio_of
 from gatdist.bench.rounds import interleave, settled, timed
 from gatdist.config import DataConfig
 from gatdist.data import SampleOrder, open_dataset
@@ -60,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "first_batch_s": first_batches(folder, given.rounds, given.threads),
         "memory": run(memory, str(folder), given.num)[0],
         "order": run(order)[0],
+        "packing": packing(folder, resolution, given.rounds),
         "num_pictures": given.num,
         "skipped": skipped,
     }
@@ -171,6 +188,57 @@ def _resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
+def packing(folder: Path, resolution: int, rounds: int, count: int = 300) -> list[dict[str, Any]]:
+    """Pack some images, resized to 3/4; ``gatdist_to_this`` is the ratio of speeds."""
+    size = resolution * 3 // 4
+    paths = [Path(path) for path in loose_files(folder)[:count]]
+    with tempfile.TemporaryDirectory() as name:
+        source, turns = Path(name, "in"), iter(range(10**6))
+        source.mkdir()
+        for path in paths:
+            (source / path.name).symlink_to(path)
+
+        def turn(case: str) -> float:
+            kind, _, library = case.partition(", ")
+            write = _gatdist_pack if library == "gatdist" else _shard_writer
+            return timed(partial(write, source, Path(name, f"out{next(turns)}"), kind, size)).wall
+
+        libraries = ["gatdist"] + ["webdataset"] * bool(importlib.util.find_spec("webdataset"))
+        cases = [f"{kind}, {name}" for kind in ("copy", "png", "jpeg") for name in libraries]
+        seconds = interleave(cases, rounds, turn, progress)
+    rows = []
+    for case, taken in seconds.items():
+        rows.append({"name": case, "samples_per_s": len(paths) / median(taken)})
+        if not case.endswith("gatdist"):
+            ratio = ratio_of(seconds[case.replace("webdataset", "gatdist")], taken)
+            rows[-1] |= ratio.named("gatdist_to_this")
+    return rows
+
+
+def _gatdist_pack(source: Path, dest: Path, kind: str, size: int) -> None:
+    options = {} if kind == "copy" else {"size": size, "format": kind}
+    pack(str(source), str(dest), workers=1, **options)
+
+
+def _shard_writer(source: Path, dest: Path, kind: str, size: int) -> None:
+    """Pack as in webdataset's manual, with gatdist's settings of JPEG and PNG."""
+    import webdataset
+
+    options = {"png": {"compress_level": 1, "compress_type": zlib.Z_RLE}}
+    options |= {"jpeg": {"quality": 95, "subsampling": 0}}
+    dest.mkdir()
+    with webdataset.ShardWriter(str(dest / "%06d.tar"), maxsize=256e6, verbose=0) as writer:
+        for number, path in enumerate(sorted(source.iterdir())):
+            content = path.read_bytes()
+            if kind != "copy":
+                file = io.BytesIO()
+                with Image.open(path) as image:
+                    made = image.resize((size, size), Image.Resampling.LANCZOS)
+                    made.save(file, kind, **options[kind])
+                content = file.getvalue()
+            writer.write({"__key__": f"{number:08d}", "png" if kind == "png" else "jpg": content})
+
+
 def table(found: Mapping[str, Any]) -> str:
     blocks = []
     for resolution, rows in groupby(found["cases"], key=lambda row: row["resolution"]):
@@ -193,6 +261,12 @@ def table(found: Mapping[str, Any]) -> str:
         f"{size(used['ceiling_bytes'])}, growth {used['growth']:+.1%}",
         f"order of {huge['num_samples']:,} samples: {size(huge['resident_bytes'])}",
     ]
+    packed = [
+        f"{row['name']} {row['samples_per_s']:.0f} images/s"
+        + (f" (gatdist {row['gatdist_to_this']:.2f} ×)" if "gatdist_to_this" in row else "")
+        for row in found["packing"]
+    ]
+    notes.append(f"packing: {'; '.join(packed)}")
     if found["skipped"]:
         notes.append(f"not installed: {', '.join(found['skipped'])}")
     return "\n\n".join([*blocks, "\n".join(notes)])

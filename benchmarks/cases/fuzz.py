@@ -270,9 +270,7 @@ def damaged_data_set(place: Path, chance: random.Random) -> tuple[str, Callable[
     write_dataset(
         Store(str(folder)),
         shuffled_shards(
-            NUM_SAMPLES,
-            SHARDS,
-            lambda i: {"png": encode_png(PIXELS[i]), "cls": b"%d" % (i % 3)},
+            NUM_SAMPLES, SHARDS, lambda i: {"png": encode_png(PIXELS[i]), "cls": b"%d" % (i % 3)}
         ),
         modality="image",
         sample_shape=(3, 8, 8),

@@ -29,6 +29,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -94,14 +95,7 @@ def deck(names: list[str], seed: int) -> Iterator[str]:
 
 
 class Soak:
-    """A soak; its ``result`` is written after each fault.
-
-    Args:
-        hosts: A head and two.
-        folder: Empty.
-        minutes: Intended duration.
-        out: For ``result.json``.
-    """
+    """A soak of about ``minutes``; its ``result`` is written to ``out`` after each fault."""
 
     def __init__(self, hosts: Hosts, folder: Path, minutes: float, out: Path) -> None:
         self.hosts, self.folder, self.out = hosts, folder, out
@@ -244,20 +238,14 @@ class Soak:
             until(again, "the next start", timeout_s)
 
 
-def kill_worker_0(soak: Soak) -> None:
-    os.kill(soak.worker(0).pid, signal.SIGKILL)
-
-
-def kill_another_worker(soak: Soak) -> None:
-    os.kill(soak.worker(1).pid, signal.SIGKILL)
-
-
-def kill_all_workers(soak: Soak) -> None:
-    for worker in soak.train.workers():
+def kill_workers(soak: Soak, *ranks: int) -> None:
+    """Kill the workers of these ranks; none: all."""
+    workers = [soak.worker(rank) for rank in ranks] if ranks else soak.train.workers()
+    for worker in workers:
         os.kill(worker.pid, signal.SIGKILL)
 
 
-def _host_dies(soak: Soak, away_s: float) -> str:
+def kill_host(soak: Soak, away_s: float) -> str:
     host = soak.some_host()
     host.kill()
     time.sleep(away_s)
@@ -265,20 +253,12 @@ def _host_dies(soak: Soak, away_s: float) -> str:
     return host.name
 
 
-def host_dies_for_6_s(soak: Soak) -> str:
-    return _host_dies(soak, 6)
-
-
-def host_dies_for_40_s(soak: Soak) -> str:
-    return _host_dies(soak, 40)
-
-
-def driver_dies(soak: Soak) -> None:
+def kill_driver(soak: Soak) -> None:
     soak.train.kill_driver()
     soak.train.start()
 
 
-def preemption(soak: Soak) -> str:
+def preempt(soak: Soak) -> str:
     host = soak.some_host()
     soak.hosts.drain(host, 12)
     time.sleep(12)
@@ -289,7 +269,7 @@ def preemption(soak: Soak) -> str:
     return f"{host.name}, {'left in time' if moved else 'not left in time'}"
 
 
-def _cut(soak: Soak, seconds: float) -> str:
+def cut_network(soak: Soak, seconds: float) -> str:
     host = soak.some_host()
     host.cut()
     time.sleep(seconds)
@@ -297,15 +277,7 @@ def _cut(soak: Soak, seconds: float) -> str:
     return host.name
 
 
-def network_cut_for_5_s(soak: Soak) -> str:
-    return _cut(soak, 5)
-
-
-def network_cut_for_40_s(soak: Soak) -> str:
-    return _cut(soak, 40)
-
-
-def worker_stops_for_8_s(soak: Soak) -> None:
+def pause_worker(soak: Soak) -> None:
     worker = soak.worker(soak.random.randrange(2))
     os.kill(worker.pid, signal.SIGSTOP)
     time.sleep(8)
@@ -313,7 +285,7 @@ def worker_stops_for_8_s(soak: Soak) -> None:
         os.kill(worker.pid, signal.SIGCONT)
 
 
-def worker_stops_for_good(soak: Soak) -> str:
+def stop_worker(soak: Soak) -> str:
     """SIGSTOP; it is replaced after cluster.heartbeat_timeout_s."""
     worker = soak.worker(soak.random.randrange(2))
     os.kill(worker.pid, signal.SIGSTOP)
@@ -321,21 +293,21 @@ def worker_stops_for_good(soak: Soak) -> str:
     return "its process is still there" if lives(worker) else ""
 
 
-def bit_flips(soak: Soak) -> str:
+def flip_bit(soak: Soak) -> str:
     """Flip a bit in the newest checkpoint, and kill all workers."""
     newest = soak.train.committed()[-1]
     file = newest / soak.random.choice(CHECKPOINT_FILES)
     content = bytearray(file.read_bytes())
     content[soak.random.randrange(len(content))] ^= 1 << soak.random.randrange(8)
     file.write_bytes(content)
-    kill_all_workers(soak)
+    kill_workers(soak)
     soak.await_next_attempt(60)
     time.sleep(2)  # for messages of the workers
     met = any(f"{newest}/" in line for _, line in soak.train.messages[-30:])
     return f"{newest.name}/{file.name}, {'passed over' if met else 'not met'}"
 
 
-def upload_dies(soak: Soak) -> str:
+def kill_in_upload(soak: Soak) -> str:
     """Kill worker 0 just before it publishes a file of its next checkpoint."""
     file = soak.random.choice(CHECKPOINT_FILES)
     soak.train.die_in_upload(file)
@@ -344,13 +316,20 @@ def upload_dies(soak: Soak) -> str:
 
 
 FAULTS: dict[str, Callable[[Soak], str | None]] = {
-    function.__name__: function
-    for function in (
-        kill_worker_0, kill_another_worker, kill_all_workers, host_dies_for_6_s,
-        host_dies_for_40_s, driver_dies, preemption, network_cut_for_5_s, network_cut_for_40_s,
-        worker_stops_for_8_s, worker_stops_for_good, bit_flips, upload_dies,
-    )
-}  # fmt: skip
+    "kill_worker_0": lambda soak: kill_workers(soak, 0),
+    "kill_another_worker": lambda soak: kill_workers(soak, 1),
+    "kill_all_workers": kill_workers,
+    "host_dies_for_6_s": partial(kill_host, away_s=6),
+    "host_dies_for_40_s": partial(kill_host, away_s=40),
+    "driver_dies": kill_driver,
+    "preemption": preempt,
+    "network_cut_for_5_s": partial(cut_network, seconds=5),
+    "network_cut_for_40_s": partial(cut_network, seconds=40),
+    "worker_stops_for_8_s": pause_worker,
+    "worker_stops_for_good": stop_worker,
+    "bit_flips": flip_bit,
+    "upload_dies": kill_in_upload,
+}
 
 
 def thinned(beats: list[Beat], every_s: float = 2.0) -> list[Beat]:

@@ -1,6 +1,6 @@
 """Reading images from object storage with latency and faults: epochs, ranges, a shared cache.
 
-Without ``--url``: an S3 server on this machine (nginx, or moto if it is missing) behind a proxy
+Without ``--url``: an S3 server (nginx) on this machine behind a proxy
 with 30 ms of latency and 100 MB/s per connection. The upper bound of an epoch is the slower of the
 fastest range reads and of decoding alone. With ``faults``, one request in a hundred fails.
 """
@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks.case import parser, positive, progress, save
 from benchmarks.proxy import Fault, proxy_process
 from benchmarks.readers import BATCH, bare_decode, image_folder, open_loader
-from benchmarks.servers import moto, nginx, nginx_program
+from benchmarks.servers import nginx
 from gatdist.bench.processes import Report, together
 from gatdist.bench.rounds import compare, interleave
 from gatdist.cli import common
@@ -61,10 +61,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
             _upload(folder, Store(place.url, place.options))
         else:
-            server = nginx if nginx_program() else moto
-            address = stack.enter_context(server(folder.parent))
+            address = stack.enter_context(nginx(folder.parent))
             url = f"s3://{folder.parent.name}/{folder.name}"
-            _upload(folder, Store(url, _s3(address)))
             slow = partial(proxy_process, address, latency_s=LATENCY_S, bytes_per_s=BYTES_PER_S)
             clean, faulty = (stack.enter_context(slow(faults=f)) for f in ([], FAULTS))
             place = Place(url, _s3(clean.url), _s3(faulty.url), folder, given.num)
@@ -75,15 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 @dataclass(frozen=True)
 class Place:
-    """Where images are read from.
-
-    Attributes:
-        url: Of their shards.
-        options: Storage options.
-        faulty: Storage options with faults, if there are any.
-        folder: The same shards on this machine.
-        num: Number of images.
-    """
+    """Where images are read from; ``folder`` has the same shards on this machine."""
 
     url: str
     options: dict[str, Any]
@@ -250,7 +240,7 @@ def table(found: Mapping[str, Any]) -> str:
     ]
     notes = [
         f"first byte after {found['first_byte_s'] * 1e3:.0f} ms; decoding alone "
-        f"{number(found['decode_samples_per_s'])} samples/s",
+        f"{number(found['decode_samples_per_s'])} samples/s"
     ]
     for row in found["cases"]:
         if "ratio_to_clean" in row:

@@ -38,16 +38,7 @@ LEARNING_RATE = 1e-5
 
 @dataclass(frozen=True)
 class Size:
-    """A pair of networks and their batch.
-
-    Attributes:
-        name: As in ``--size``.
-        network: Registered name of both networks.
-        options: Of both networks.
-        shape: Of one sample.
-        batch: Samples per process and step.
-        model: More keys of the section ``model``.
-    """
+    """A pair of registered networks, the shape of a sample, and the batch per process."""
 
     name: str
     network: str
@@ -121,12 +112,7 @@ def chosen(option: str, requested: Sequence[str], known: Iterable[str]) -> list[
 
 
 class Case(ABC):
-    """An implementation of the game's step.
-
-    Attributes:
-        generator: Without wrappers.
-        discriminator: Without wrappers.
-    """
+    """An implementation of the game's step; its networks have no wrappers."""
 
     generator: nn.Module
     discriminator: nn.Module

@@ -20,17 +20,7 @@ from gatdist.models.layers import normalizable
 
 
 class ReferenceCase(Case):
-    """Networks, optimizers and batch of a reference loop.
-
-    Args:
-        size: Networks and batch.
-        overrides: The precision.
-        device: Of networks and batch.
-
-    Attributes:
-        config: That of gatdist's cases, for the networks and Adam.
-        real: The batch.
-    """
+    """Networks, optimizers and batch of a reference loop; ``overrides`` set the precision."""
 
     def __init__(self, size: Size, overrides: Overrides | None = None, device: str = "cpu") -> None:
         self.size = size
@@ -149,10 +139,6 @@ def reference_networks(config: Config, shape: tuple[int, ...]) -> tuple[nn.Modul
     * Spectral normalization is torch's own, which iterates in every forward pass.
     * StyleGAN2's convolutions have weights per sample, as in the paper.
     * Noise is drawn where it is used, from torch's generator.
-
-    Args:
-        config: Of the run.
-        shape: Of a sample.
     """
     plain = config.model.model_copy(update={"spectral_norm": []})
     generator, discriminator = build_networks(config.model_copy(update={"model": plain}), shape, 0)

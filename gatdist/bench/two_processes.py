@@ -17,14 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from gatdist.bench.cases import RULES, Case, Size, alone, gatdist_case
 from gatdist.bench.processes import Report, together
 from gatdist.bench.reference import Plain
-from gatdist.bench.rounds import (
-    Seconds,
-    compare,
-    harmonic,
-    interleave,
-    settled,
-    steps_in_a_turn,
-)
+from gatdist.bench.rounds import Seconds, compare, harmonic, interleave, settled, steps_in_a_turn
 from gatdist.parallel.communicator import Communicator
 
 PLAIN = "ddp"

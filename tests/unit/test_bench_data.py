@@ -58,6 +58,9 @@ def test_data(tmp_path: Path) -> None:
     assert len(found["memory"]["bytes_by_epoch"]) == 10
     assert found["order"]["num_samples"] == 100_000_000
     assert 0 < found["order"]["resident_bytes"] < 100e6
+    packing = {row["name"]: row for row in found["packing"]}
+    assert packing.keys() >= {"copy, gatdist", "png, gatdist", "jpeg, gatdist"}
+    assert all(row["samples_per_s"] > 0 for row in packing.values())
 
 
 @pytest.mark.parametrize("option", [["--case", "gatdits"], ["--rounds", "0"], ["--num", "0"]])
@@ -69,13 +72,9 @@ def test_options_that_make_no_sense(option: list[str], capsys: pytest.CaptureFix
 
 @pytest.mark.slow
 @pytest.mark.storage
-@pytest.mark.parametrize("server", ["nginx", "moto"])
-def test_storage(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if server == "nginx":
-        need("nginx")
-        monkeypatch.setenv("PATH", PROGRAMS)
-    else:
-        monkeypatch.setattr(storage, "nginx_program", lambda: None)
+def test_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    need("nginx")
+    monkeypatch.setenv("PATH", PROGRAMS)
     monkeypatch.setattr(storage, "_RESOLUTION", 64)
     storage.main(["--num", "256", "--rounds", "1", "--out", str(tmp_path)])
     found = json.loads((tmp_path / "result.json").read_text())

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.proxy import Proxy
-from benchmarks.servers import moto, nginx
+from benchmarks.servers import nginx
 from support import PROGRAMS, need
 
 LOOPBACK = {"0100007F", "00000000000000000000000001000000"}
@@ -36,10 +36,8 @@ def test_the_proxy() -> None:
 
 
 def test_the_store_that_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("moto")
     need("nginx")
     monkeypatch.setenv("PATH", PROGRAMS)
-    for server in (moto, nginx):
-        with server(tmp_path) as address:
-            assert listening(port_of(address)) <= LOOPBACK
-            assert listening(port_of(address))
+    with nginx(tmp_path) as address:
+        assert listening(port_of(address)) <= LOOPBACK
+        assert listening(port_of(address))

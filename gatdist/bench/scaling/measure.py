@@ -35,16 +35,7 @@ class Launch(Protocol):
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure; made by :func:`plan`.
-
-    Attributes:
-        counts: Numbers of workers, ascending.
-        sizes: Their batch is global under ``strong``, per worker under ``weak``.
-        modes: Of :data:`MODES`.
-        rule: Of :data:`~gatdist.bench.cases.RULES`.
-        rounds: Number of rounds.
-        turn_s: Duration of a turn.
-    """
+    """What to measure; made by :func:`plan`. Batches are global if strong, per worker if weak."""
 
     counts: tuple[int, ...]
     sizes: tuple[Size, ...]
@@ -83,7 +74,7 @@ def plan(
         rule: Name of :data:`~gatdist.bench.cases.RULES`.
         batch: Samples, instead of those of the sizes.
         rounds: Number of rounds (≥ 1).
-        turn_s: Duration of a turn, in seconds.
+        turn_s: Duration of a turn.
 
     Raises:
         ConfigError: An unknown name, a number below 1, a global batch that does not divide by a

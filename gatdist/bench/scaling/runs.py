@@ -36,10 +36,10 @@ position.hook = hook
 
 
 def time_to_recover(workers: int, address: str, folder: Path, train: Train) -> dict[str, Any]:
-    """Kill one worker of a small run, and time the recovery.
+    """Kill the last worker of a small run, and time the recovery.
 
     Args:
-        workers: Number of workers (≥ 2); the last one is killed.
+        workers: Number of workers (≥ 2).
         address: Of a Ray cluster; "" for this machine.
         folder: Empty; at this path on every host.
         train: The function behind ``gatdist train``.
@@ -98,11 +98,7 @@ def measure_quality(
 ) -> dict[int, dict[str, float]]:
     """Train each configuration, and return its last metrics and ``samples_seen`` by workers.
 
-    Args:
-        configs: They differ in ``cluster.workers`` only.
-        url: A folder that all hosts reach; the runs are kept there.
-        train: The function behind ``gatdist train``.
-        report: Gets one line per run.
+    The runs are kept in ``url``, a folder that all hosts reach.
 
     Raises:
         GatdistError: Training failed.

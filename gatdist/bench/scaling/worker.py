@@ -27,15 +27,7 @@ TOGETHER, ALONE = "together", "alone"
 
 @dataclass(frozen=True)
 class Work:
-    """One measurement of a group.
-
-    Attributes:
-        size: With the batch of one worker.
-        mode: ``strong`` or ``weak``.
-        rule: Of :data:`~gatdist.bench.cases.RULES`.
-        rounds: Number of rounds.
-        turn_s: Duration of a turn.
-    """
+    """One measurement of a group; ``size`` has the batch of one worker."""
 
     size: Size
     mode: str
@@ -56,19 +48,13 @@ class _Turn(NamedTuple):
 def take_turns(
     comm: Communicator, report: Report, interface: str, works: Sequence[Work]
 ) -> dict[str, Any]:
-    """Measure ``works`` together with all other workers of the group.
-
-    Args:
-        comm: The group.
-        report: Gets lines of progress.
-        interface: Network interface to other hosts; "" if there is none.
-        works: Identical on every rank.
+    """Measure ``works``, identical on every rank, together with all other workers of the group.
 
     Returns:
         JSON values of this worker: ``host`` (hardware and versions) and ``measured``, one entry per
         work: ``steps`` per turn; ``seconds`` of each round's turn, ``together`` and ``alone``;
         ``phases`` and ``communication_s``, seconds per communicating step; ``reduced_bytes`` per
-        step; ``sent_bytes`` per step by the host's interface, or None.
+        step; ``sent_bytes`` per step by the host's interface to other hosts, or None.
     """
     with settled():
         measured = [_measure(comm, report, interface, work) for work in works]

@@ -29,17 +29,7 @@ _MOST_EVENTS = 6_000
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of fault.
-
-    Attributes:
-        rate_per_s: With all hosts.
-        grows_with_hosts: Whether the rate is proportional to the hosts.
-        detection_s: Seconds until it is detected.
-        restart_s: From then to the first new step.
-        away_s: Mean time for which a host is away; 0 if none is.
-        notice_s: Advance notice.
-        loses_work: Whether work since the last checkpoint is lost.
-    """
+    """A kind of fault, see :class:`~.sections.Fault`; the rate is with all hosts."""
 
     name: str
     rate_per_s: float
@@ -103,14 +93,9 @@ class Situation:
 class Outcome:
     """Time of simulated runs by use, in seconds, each of shape (runs,).
 
-    Attributes:
-        useful: Kept steps, at the speed of all hosts.
-        slower: Additional time of kept steps because hosts were away.
-        repeated: Steps that were lost.
-        snapshots: Stopped for checkpoints.
-        standing: Detection, restarts, waiting for hosts.
-        faults: Number of faults.
-        finished: Whether the run ended.
+    ``useful`` are kept steps at the speed of all hosts, ``slower`` their additional time because
+    hosts were away, ``repeated`` lost steps, ``snapshots`` stops for checkpoints, ``standing``
+    detection, restarts and waiting for hosts.
     """
 
     useful: Array
@@ -230,12 +215,7 @@ class _Runs:
         return wait_s, np.minimum(event, 2 * len(self.rates) - 1)
 
     def _stand(
-        self,
-        runs: Indices,
-        wait_s: Array,
-        event: Indices,
-        down: Mask,
-        enough: Mask,
+        self, runs: Indices, wait_s: Array, event: Indices, down: Mask, enough: Mask
     ) -> None:
         """Update runs that restart or have too few hosts."""
         still = down | ~enough

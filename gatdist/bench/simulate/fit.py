@@ -49,13 +49,9 @@ class Known:
 
 @dataclass(frozen=True)
 class Fit:
-    """Weighted variants of a step.
+    """Weighted variants of a step: arrays of shape (n,), weights sum to 1.
 
-    Attributes:
-        model: With arrays of n variants.
-        weights: Shape (n,); they sum to 1.
-        log_evidence: Of the points under this model.
-        unit_s: One worker's step, of which shares are taken. Shape (n,).
+    ``unit_s`` is one worker's step, of which shares are taken.
     """
 
     model: StepModel

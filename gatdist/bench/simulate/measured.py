@@ -19,14 +19,7 @@ _COMMANDS = {"points": "bench scaling", "cases": "bench step", "network": "docto
 
 @dataclass(frozen=True)
 class Timed:
-    """One measured number of workers.
-
-    Attributes:
-        workers: How many.
-        global_batch: Samples per step.
-        step_s: Seconds per step.
-        alone_s: The same for N independent processes (no communication).
-    """
+    """Step time of a number of workers; ``alone_s``: of N independent processes."""
 
     workers: int
     global_batch: int
@@ -41,7 +34,7 @@ class Findings:
     Attributes:
         points: Ascending in workers.
         gradient_bytes: Reduced per step; None if fewer than two workers were measured.
-        shares: Share of each player's phase in the step, by name, if measured.
+        shares: Share of each player's phase in the step, if measured.
         link: Fitted to all-reduces between hosts; None without the doctor's file.
         most_on_a_host: Most workers that shared a host when they were measured.
     """

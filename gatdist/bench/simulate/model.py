@@ -67,14 +67,7 @@ def hierarchical_s(
 
 @dataclass(frozen=True)
 class Topology:
-    """Hosts of equal size.
-
-    Attributes:
-        workers_per_host: g; the last host may have fewer.
-        inside: Link between the workers of one host.
-        between: Link of a host, shared by its workers.
-        algorithm: ``fastest`` is the fastest of the others.
-    """
+    """Hosts of equal size, and the links inside a host and of a host, shared by its workers."""
 
     workers_per_host: int
     inside: Link
@@ -97,15 +90,7 @@ class Topology:
 
 
 class Parts(NamedTuple):
-    """Components of a step's time.
-
-    Attributes:
-        computation: Work of each worker on its samples.
-        overhead: Time that does not depend on the batch.
-        communication: Communication that computation does not hide.
-        stragglers: Waiting for the slowest worker.
-        data: Waiting for samples.
-    """
+    """Components of a step's time; ``communication`` is what computation does not hide."""
 
     computation: Values
     overhead: Values
@@ -120,14 +105,7 @@ class Parts(NamedTuple):
 
 @dataclass(frozen=True)
 class Phase:
-    """One player's part of the step.
-
-    Attributes:
-        seconds_per_sample: Forward and backward on one worker.
-        gradient_bytes: Size of the gradients that are reduced.
-        backward_share: Share of the phase that can hide communication.
-        ready: When most gradients are ready in the backward pass.
-    """
+    """One player's part of the step; ``backward_share`` of it can hide communication."""
 
     seconds_per_sample: Values
     gradient_bytes: float = 0.0

@@ -64,8 +64,7 @@ def _observed(observed: Points) -> str:
         (
             f"{seen['workers']:,}",
             seen["kind"],
-            number(seen[_SECONDS]),
-            number(seen["fitted_seconds_per_1000_samples"]),
+            *(number(seen[k]) for k in (_SECONDS, f"fitted_{_SECONDS}")),
         )
         for seen in observed
     ]
@@ -77,7 +76,7 @@ def _held_out(points: Points) -> str:
         (
             f"{point['workers']:,}",
             number(point[_SECONDS]),
-            number(point["simulated_seconds_per_1000_samples"]),
+            number(point[f"simulated_{_SECONDS}"]),
             f"{point['error']:+.1%}",
         )
         for point in points
@@ -186,16 +185,13 @@ def draw(found: Mapping[str, Any]) -> dict[str, bytes]:
     panels: list[tuple[Callable[..., None], float]] = [(_draw_speed, 5.0), (_draw_parts, 3.8)]
     if with_runs:
         panels.append((_draw_runs, 3.8))
-    if len(counts) == 1:
-        panels = [(_draw_bars, 1.6 + 0.8 * len(points[0]["runs"]))]
     heights = [height for _, height in panels]
     with figure(9.0, sum(heights) * 0.85) as made:
         axes = made.subplots(len(panels), 1, height_ratios=heights, squeeze=False)[:, 0]
         for axis, (panel, _) in zip(axes, panels, strict=True):
             panel(axis, found, points)
-            if panel is not _draw_bars:
-                _by_workers(axis, counts)
-                axis.set_xlabel("workers")
+            _by_workers(axis, counts)
+            axis.set_xlabel("workers")
         made.suptitle(found["scenario"] or "scenario", fontweight="bold", fontsize=12)
         made.supxlabel(_kinds(found), fontsize=8, color="#777777")
         return files(made, "simulation")
@@ -257,46 +253,16 @@ def _draw_parts(axis: Any, found: Mapping[str, Any], points: Points) -> None:
     market = found["advice"]["market"]
     runs = [run for point in points for run in point["runs"] if run["market"] == market]
     counts = [point["workers"] for point in points]
-    _stack(axis.bar, "bottom", counts, runs or points, [0.5 * count for count in counts])
-    what = f"run ({market})" if runs else "step"
-    axis.set(ylabel="% of time", ylim=(0, 100))
-    axis.set_title(f"simulated: time of a {what}")
-    axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), reverse=True)
-
-
-def _draw_bars(axis: Any, found: Mapping[str, Any], points: Points) -> None:
-    """For a single number of workers: one bar for a step, one for the run in each market."""
-    (point,) = points
-    seconds = number(point[_SECONDS])
-    names = [f"a step\n{seconds} s for 1,000"]
-    for run in point["runs"]:
-        hours = "never ends" if run["hours"] is None else f"{number(run['hours'])} h"
-        usd = "" if run["usd"] is None else f", {run['usd']:,.0f} USD"
-        names.append(f"the run, {run['market']}\n{hours}{usd}")
-    rows = list(range(len(names)))
-    _stack(axis.barh, "left", rows, [point, *point["runs"]], [0.6] * len(rows))
-    axis.set_yticks(rows, names)
-    axis.invert_yaxis()
-    axis.set(xlabel="% of time", xlim=(0, 100))
-    axis.set_title(f"simulated: time of {point['workers']:,} workers")
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
-
-
-def _stack(
-    bar: Callable[..., Any],
-    begins: str,
-    places: Sequence[float],
-    of: Points,
-    widths: Sequence[float],
-) -> None:
-    """Stacked bars of the visible parts."""
-    reached = [0.0] * len(of)
+    reached = [0.0] * len(points)
     for name, colour in _COLOURS.items():
-        sizes = [100 * one["parts"].get(name, 0.0) for one in of]
-        if max(sizes) >= 0.05:
-            bar(places, sizes, widths, **{begins: reached}, color=colour, label=name)
+        sizes = [100 * one["parts"].get(name, 0.0) for one in runs or points]
+        if max(sizes) >= 0.05:  # visible
+            widths = [0.5 * count for count in counts]
+            axis.bar(counts, sizes, widths, bottom=reached, color=colour, label=name)
             reached = [a + b for a, b in zip(reached, sizes, strict=True)]
+    axis.set(ylabel="% of time", ylim=(0, 100))
+    axis.set_title(f"simulated: time of a {f'run ({market})' if runs else 'step'}")
+    axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), reverse=True)
 
 
 def _draw_runs(axis: Any, found: Mapping[str, Any], points: Points) -> None:

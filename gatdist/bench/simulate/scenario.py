@@ -63,10 +63,7 @@ class Scenario(Section):
     @property
     def players(self) -> dict[str, Player]:
         """Configured players by name, in the order of their phases."""
-        both = {
-            "discriminator": self.workload.discriminator,
-            "generator": self.workload.generator,
-        }
+        both = {"discriminator": self.workload.discriminator, "generator": self.workload.generator}
         return {name: player for name, player in both.items() if player is not None}
 
     @property

@@ -59,11 +59,8 @@ def _require_lengths(section: str, it: Observed | HeldOut | Predict) -> None:
 class Observed(Section):
     """Timed points to which the model is fitted.
 
-    Attributes:
-        workers: Numbers of workers, each once.
-        seconds_per_1000_samples: Per number of workers, of all workers together.
-        global_batch: Samples per step, one value or one per number of workers.
-        deviation: Relative error of the times.
+    Times and batches are per number of workers, of all workers together; one batch may hold for
+    all. ``deviation`` is the relative error of the times.
     """
 
     workers: Counts
@@ -80,13 +77,7 @@ class Observed(Section):
 
 
 class HeldOut(Section):
-    """Timed points that are not fitted; the error of their prediction is reported.
-
-    Attributes:
-        workers: Numbers of workers.
-        seconds_per_1000_samples: Per number of workers.
-        global_batch: One value or one per number of workers, if it differs from the observed.
-    """
+    """Timed points that are not fitted; the error of their prediction is reported."""
 
     workers: Counts
     seconds_per_1000_samples: Times
@@ -99,12 +90,7 @@ class HeldOut(Section):
 
 
 class Predict(Section):
-    """Points to predict.
-
-    Attributes:
-        workers: Numbers of workers; results keep this order.
-        global_batch: One value or one per number of workers, if it differs from the observed.
-    """
+    """Points to predict; ``global_batch`` is needed if it differs from the observed one."""
 
     workers: Counts
     global_batch: Batches | None = None
@@ -145,14 +131,13 @@ class Player(Section):
         flop_per_sample: Instead of seconds, with ``[hardware]``.
         share: Share of the step's work, if times were observed.
         parameters: Number of parameters whose gradients are sent.
-        bytes_per_gradient: Bytes sent per parameter.
         backward_share: Share of the phase in which gradients become ready and communication can be
-            hidden. Default: 2/3 for a single network; for a pair, 0.4 of the generator's phase,
-            most of which goes through the discriminator, and 0.3 of the discriminator's, whose
+            hidden. Default: 2/3 for a single network; for a pair, 0.4 for the generator, most of
+            whose phase goes through the discriminator, and 0.3 for the discriminator, whose
             gradients of real and fake samples are ready with the last pass.
-        gradients_ready: When most gradients are ready in the backward pass. Image networks have
-            most parameters at low resolutions. Default: early for a discriminator, as for any
-            classifier, late for a generator.
+        gradients_ready: When most gradients are ready in the backward pass. Default: early for a
+            discriminator, late for a generator, as image networks have most parameters at low
+            resolutions.
     """
 
     seconds_per_sample: StepSeconds | None = None
@@ -246,14 +231,7 @@ class Stragglers(Section):
 
 
 class Data(Section):
-    """Rates of data loading; whatever is slower than the step is a bottleneck.
-
-    Attributes:
-        bytes_per_sample: As stored.
-        storage_bytes_per_s: Of the storage, for all workers together.
-        host_bytes_per_s: Of one host's network.
-        worker_samples_per_s: Decoding rate of one worker.
-    """
+    """Rates of data loading: of the storage, per host, and of decoding per worker."""
 
     bytes_per_sample: Annotated[float, between(1, 1e11, "bytes", "1 MB is 1e6")]
     storage_bytes_per_s: BytesPerSecond | None = None
@@ -265,10 +243,8 @@ class Checkpoints(Section):
     """Cost and interval of checkpoints.
 
     Attributes:
-        bytes: Size.
         snapshot_s: Seconds for which training stops.
-        write_bytes_per_s: Rate at which it is written in the background.
-        write_s: Instead of the rate, seconds.
+        write_bytes_per_s: Rate at which it is written in the background; or give ``write_s``.
         interval_s: Seconds of training between two; default: the best that is found.
         interval_samples: Instead, as ``run.checkpoint_every_samples``.
     """
@@ -339,13 +315,7 @@ class Run(Section):
 
 
 class Price(Section):
-    """Price of machines, which are also paid while a run recovers.
-
-    Attributes:
-        usd_per_host_hour: One host with all its workers.
-        head_usd_per_hour: The machine of Ray's head and the driver, never a spot instance.
-        storage_usd_per_hour: Everything that is stored.
-    """
+    """Prices, also paid while a run recovers; the head is never a spot instance."""
 
     usd_per_host_hour: Usd
     head_usd_per_hour: Usd = 0.0
@@ -353,15 +323,7 @@ class Price(Section):
 
 
 class Spot(Section):
-    """The same hosts as spot instances.
-
-    Attributes:
-        usd_per_host_hour: Price of one host.
-        mtbf_hours: Mean time until one host is preempted.
-        notice_s: Advance notice.
-        restart_s: From the checkpoint to the first new step.
-        away_s: Mean time until a replacement is there.
-    """
+    """The same hosts as spot instances, see :class:`Price` and :class:`Fault`."""
 
     usd_per_host_hour: Usd
     mtbf_hours: Hours

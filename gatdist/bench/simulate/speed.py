@@ -11,15 +11,7 @@ import numpy as np
 
 from gatdist.bench.simulate.fit import Fit, Known, Observation, fit
 from gatdist.bench.simulate.measured import Findings
-from gatdist.bench.simulate.model import (
-    DataFlow,
-    Link,
-    Parts,
-    Phase,
-    Ready,
-    StepModel,
-    Topology,
-)
+from gatdist.bench.simulate.model import DataFlow, Link, Parts, Phase, Ready, StepModel, Topology
 from gatdist.bench.simulate.scenario import Scenario, spread
 from gatdist.bench.simulate.sections import Player
 from gatdist.common.errors import ConfigError
@@ -43,13 +35,7 @@ _UNSEEN, _QUANTILE_90 = 0.04, 1.2816
 
 @dataclass(frozen=True)
 class Batch:
-    """Batch of a step.
-
-    Attributes:
-        samples: Global, or per worker.
-        shared: Whether ``samples`` is global.
-        known: Whether ``samples`` is given; otherwise only ratios of times are meaningful.
-    """
+    """Batch of a step; if it is not ``known``, only ratios of times are meaningful."""
 
     samples: int
     shared: bool
@@ -71,13 +57,9 @@ class Batch:
 
 @dataclass(frozen=True)
 class Point:
-    """A step of some number of workers.
+    """A step: samples of all workers, components in seconds, and its 80 % interval.
 
-    Attributes:
-        workers: How many.
-        samples: Samples per step, of all workers.
-        parts: Components of the step, in seconds.
-        range_s: 80 % interval of the step; its time twice if nothing was observed.
+    The interval is the step's time twice if nothing was observed.
     """
 
     workers: int
@@ -96,15 +78,9 @@ class Point:
 
 @dataclass(frozen=True)
 class Speed:
-    """Step times by number of workers.
+    """Step times by number of workers; ``fit`` is None if nothing was observed.
 
-    Attributes:
-        batch: Of a step.
-        model: Fitted, if there is a fit.
-        fit: None if nothing was observed.
-        observations: The fitted points.
-        seen: Their workers and seconds per 1,000 samples.
-        notes: Assumptions.
+    ``seen`` are the workers and seconds per 1,000 samples of the observations.
     """
 
     batch: Batch
@@ -226,11 +202,7 @@ def _possible_batches(
             _LOG_ODDS if most <= _MOST_WHO_SHARE else -_LOG_ODDS,
             (note.format("shared by all workers", '"per_worker"'),),
         ),
-        (
-            Batch(_UNIT_SAMPLES, False, False),
-            0.0,
-            (note.format("one per worker", '"shared"'),),
-        ),
+        (Batch(_UNIT_SAMPLES, False, False), 0.0, (note.format("one per worker", '"shared"'),)),
     ]
 
 

@@ -1,0 +1,175 @@
+"""Data sets of the presets glyphs, speech and words, as shards.
+
+python -m benchmarks.datasets glyphs data/glyphs [--size 16] [--all]
+python -m benchmarks.datasets speech data/speech
+python -m benchmarks.datasets words data/words [--list /usr/share/dict/american-english]
+
+Glyphs: letters and digits of the DejaVu fonts, which come with matplotlib, in gray. The 62 ASCII
+ones, or those of any script that all twelve faces have, are drawn in each face, which is the class.
+Speech: the digits zero to nine, spoken by espeak-ng (Debian's package of that name) with 18 voices,
+at four speeds and three pitches, without leading silence. Clips have 4,096 samples (half a second)
+at 8 kHz; the class is the digit.
+Words: English words of 3 to 12 lower-case letters, from Debian's package wamerican.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import re
+import shutil
+import subprocess
+import unicodedata
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.ft2font import FT2Font
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from scipy.signal import resample_poly
+
+from benchmarks.case import shuffled_shards
+from gatdist.data import write_dataset
+from gatdist.data.codecs import encode_png, encode_wav
+from gatdist.storage import Store
+
+NUM_SHARDS = 4
+
+FONTS = Path(matplotlib.get_data_path(), "fonts", "ttf")
+CATEGORIES = {"Lu", "Ll", "Lo", "Nd"}  # letters and digits of any script
+# All but a few of the widest letters fit.
+POINTS_PER_PIXEL = 0.72
+
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+ACCENTS = ("en-us", "en-gb", "en-gb-scotland")
+SPEAKERS = ("m1", "m3", "m7", "f2", "f3", "f4")
+SPEEDS = (200, 220, 240, 260)  # words a minute
+PITCHES = (35, 50, 65)  # of 0 to 99
+RATE, LENGTH = 8000, 4096
+_SILENCE = 0.01  # of full scale
+_LEAD = 80  # samples before the first loud one that are kept
+
+LIST = "/usr/share/dict/american-english"
+SHORTEST, LONGEST = 3, 12
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    kinds = parser.add_subparsers(required=True, metavar="NAME")
+    for name, write in WRITERS.items():
+        kind = kinds.add_parser(name)
+        kind.set_defaults(write=write)
+        kind.add_argument("destination", help="a folder, or any URL that fsspec supports")
+        if name == "glyphs":
+            kind.add_argument("--size", type=int, default=16, help="pixels of a side (default: 16)")
+            kind.add_argument("--all", action="store_true", help="letters of all scripts")
+        elif name == "words":
+            kind.add_argument("--list", default=LIST, help=f"one word a line (default: {LIST})")
+    arguments = parser.parse_args()
+    arguments.write(arguments, Store(arguments.destination))
+
+
+def write_glyphs(arguments: argparse.Namespace, store: Store) -> None:
+    drawn = [c for c in characters() if arguments.all or c.isascii()]
+    points = round(POINTS_PER_PIXEL * arguments.size)
+    fonts = [ImageFont.truetype(str(path), points) for path in faces()]
+    pairs = [(face, c) for c in drawn for face in range(len(fonts))]
+
+    def sample(number: int) -> dict[str, bytes]:
+        face, character = pairs[number]
+        pixels = draw(character, fonts[face], arguments.size)
+        return {"png": encode_png(pixels), "cls": b"%d" % face}
+
+    write_dataset(
+        store,
+        shuffled_shards(len(pairs), NUM_SHARDS, sample),
+        modality="image",
+        sample_shape=(1, arguments.size, arguments.size),
+        num_classes=len(fonts),
+    )
+
+
+def faces() -> list[Path]:
+    """Return the files of the twelve faces, in the order of their classes."""
+    kinds = ("Sans", "SansMono", "Serif")
+    return sorted(path for kind in kinds for path in FONTS.glob(f"DejaVu{kind}[-.]*ttf"))
+
+
+def characters() -> list[str]:
+    """Return the letters and digits that every face has."""
+    sets = [set(FT2Font(str(path)).get_charmap()) for path in faces()]
+    common = map(chr, sorted(set.intersection(*sets)))
+    return [c for c in common if unicodedata.category(c) in CATEGORIES]
+
+
+def draw(character: str, font: ImageFont.FreeTypeFont, size: int) -> NDArray[np.uint8]:
+    """Draw white on black, centred; uint8 [size, size, 1]."""
+    left, top, right, bottom = font.getbbox(character)
+    image = Image.new("L", (size, size))
+    at = ((size - left - right) / 2, (size - top - bottom) / 2)
+    ImageDraw.Draw(image).text(at, character, fill=255, font=font)
+    return np.asarray(image)[..., None]
+
+
+def write_speech(arguments: argparse.Namespace, store: Store) -> None:
+    if shutil.which("espeak-ng") is None:
+        raise SystemExit("espeak-ng is not installed: apt install espeak-ng")
+    voices = [f"{accent}+{speaker}" for accent in ACCENTS for speaker in SPEAKERS]
+    takes = [*itertools.product(range(len(DIGITS)), voices, SPEEDS, PITCHES)]
+    with ThreadPoolExecutor() as pool:
+        clips = list(pool.map(speak, takes))
+
+    def sample(number: int) -> dict[str, bytes]:
+        return {"wav": encode_wav(clips[number], RATE), "cls": b"%d" % takes[number][0]}
+
+    write_dataset(
+        store,
+        shuffled_shards(len(takes), NUM_SHARDS, sample),
+        modality="audio",
+        sample_shape=(1, LENGTH),
+        sample_rate=RATE,
+        num_classes=len(DIGITS),
+        class_names=list(DIGITS),
+    )
+    print(f"{len(takes):,} clips in {store.url}")
+
+
+def speak(take: tuple[int, str, int, int]) -> NDArray[np.float32]:
+    """Speak a digit, float32 [1, LENGTH], with a peak of 0.9 of full scale."""
+    digit, voice, speed, pitch = take
+    command = ["espeak-ng", "--stdout", "-v", voice, "-s", str(speed), "-p", str(pitch)]
+    spoken = subprocess.run([*command, DIGITS[digit]], check=True, capture_output=True)
+    # In a pipe, the header has no length.
+    audio = np.frombuffer(spoken.stdout[44:], dtype="<i2").astype(np.float32) / 32768
+    audio = resample_poly(audio, 160, 441)  # 22,050 to 8,000
+    start = max(0, int(np.argmax(np.abs(audio) > _SILENCE)) - _LEAD)
+    clip = np.zeros(LENGTH, dtype=np.float32)
+    heard = audio[start : start + LENGTH]
+    clip[: len(heard)] = heard * (0.9 / np.abs(heard).max())
+    return clip[None]
+
+
+def write_words(arguments: argparse.Namespace, store: Store) -> None:
+    pattern = re.compile(rf"[a-z]{{{SHORTEST},{LONGEST}}}")
+    text = Path(arguments.list).read_text(encoding="utf-8")
+    words = list(dict.fromkeys(word for word in text.split() if pattern.fullmatch(word)))
+    write_dataset(
+        store,
+        shuffled_shards(len(words), NUM_SHARDS, lambda number: {"txt": words[number].encode()}),
+        modality="text",
+        sample_shape=(LONGEST,),
+    )
+    print(f"{len(words):,} words in {store.url}")
+
+
+WRITERS: dict[str, Callable[[argparse.Namespace, Store], None]] = {
+    "glyphs": write_glyphs,
+    "speech": write_speech,
+    "words": write_words,
+}
+
+if __name__ == "__main__":
+    main()
