@@ -32,7 +32,7 @@ from gatdist.common.errors import (
     ClusterError,
     GatdistError,
     WorkerLostError,
-    is_lost_connection,
+    lost_worker,
     rebuilt,
     summary,
 )
@@ -224,9 +224,9 @@ class _Worker:
         except GatdistError as error:
             return type(error).__name__, str(error), None
         except RuntimeError as error:
-            if not is_lost_connection(error):
-                raise
-            return WorkerLostError.__name__, f"worker {self._rank} lost its connections", None
+            if lost := lost_worker(error, f"worker {self._rank}"):
+                return type(lost).__name__, str(lost), None
+            raise
         return "", "", result
 
 
