@@ -222,7 +222,7 @@ def test_an_alarm_that_is_over_is_0_and_a_loss_that_is_not_finite_is_shown_no_mo
 
 
 @pytest.mark.slow
-def test_a_killed_worker_is_told_and_the_same_command_ends_the_same(
+def test_a_killed_worker_is_reported_and_the_same_command_ends_the_same(
     undisturbed, folder, ray_address, run_gatdist
 ):
     process = start(folder, ray_address, settings=["cluster.max_failures=0"])
@@ -269,7 +269,7 @@ def test_ctrl_c_checkpoints_on_all_workers_and_the_same_command_ends_the_same(
         ),
     ],
 )
-def test_what_goes_wrong_in_a_worker_is_told_without_a_traceback(
+def test_an_error_in_a_worker_is_shown_without_a_traceback(
     loss, status, message, folder, ray_address
 ):
     settings = ['plugins=["broken_losses"]', f"game.loss={loss}", "health.nonfinite=stop"]
@@ -295,7 +295,7 @@ def test_more_workers_than_this_machine_has_are_refused_before_ray_starts(run_ga
     assert not (tmp_path / "runs/digits/logs/ray.log").exists()
 
 
-def test_an_address_where_nobody_answers_is_told(run_gatdist):
+def test_an_address_that_does_not_answer_is_refused(run_gatdist):
     finished = run_gatdist("train", "digits", "--workers", "2", "--address", "127.0.0.1:9")
     assert finished.returncode == 2
     assert finished.stderr.startswith("gatdist: cluster.address = '127.0.0.1:9': ")
@@ -333,7 +333,7 @@ def test_a_second_ctrl_c_leaves_at_once_and_takes_our_ray_along(folder):
     assert committed(folder) == []
 
 
-def test_a_ray_of_our_own_lets_nobody_else_in_and_is_gone_afterwards(folder, run_gatdist):
+def test_our_own_ray_requires_a_token_and_ends_with_the_run(folder, run_gatdist):
     mark = f"gatdist-test-{os.getpid()}"
     sets = [w for s in (*SETTINGS, "run.total_samples=6400000") for w in ("--set", s)]
     process = start_gatdist(

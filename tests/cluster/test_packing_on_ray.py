@@ -14,7 +14,7 @@ from packing import content, image, pack, write
 pytestmark = pytest.mark.cluster
 
 
-def test_ray_packs_the_same_bytes_and_goes_on_where_another_stopped(
+def test_ray_packs_the_same_bytes_and_resumes_another_packing(
     tmp_path: Path, ray_address: str, run_gatdist: Callable[..., CompletedProcess[str]]
 ) -> None:
     files = {f"{'ab'[i % 2]}/{i}.png": image(i, (9, 9)) for i in range(60)}
@@ -31,7 +31,7 @@ def test_ray_packs_the_same_bytes_and_goes_on_where_another_stopped(
     assert content(tmp_path / "ray") == content(tmp_path / "alone")
     for noise in ("INFO", "WARNING", "ray::", "Traceback", "Running Dataset"):
         assert noise not in finished.stderr
-    # What a task raises on Ray is told as it is.
+    # An error of a task on Ray is raised as it is.
     write(source, {"a/torn.png": image(0, (9, 9))[:-9]})
     command = ["pack", source, tmp_path / "strict", "--size", "6", "--strict"]
     finished = run_gatdist(*command, "--address", ray_address, timeout=300)

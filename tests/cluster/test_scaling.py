@@ -99,7 +99,7 @@ def test_without_an_address_a_ray_of_our_own_comes_and_goes(run_gatdist, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_is_told_and_its_place_given_back(ray_address, tmp_path):
+def test_a_worker_that_dies_is_reported_and_its_resources_released(ray_address, tmp_path):
     (tmp_path / "dies.py").write_text(DIES)
     command = [sys.executable, "-c", "import dies; dies.main()", ray_address]
     finished = subprocess.run(

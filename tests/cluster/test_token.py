@@ -37,7 +37,7 @@ def guarded_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.mark.parametrize(
     "command", [["doctor"], pytest.param(["train", "digits"], marks=pytest.mark.slow)]
 )
-def test_a_token_that_does_not_fit_is_told_at_once(
+def test_a_wrong_token_is_refused_at_once(
     guarded_address, run_gatdist, tmp_path, command, environment
 ):
     began = time.monotonic()

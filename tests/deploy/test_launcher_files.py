@@ -173,7 +173,7 @@ SEEDED = {
 
 
 @pytest.mark.parametrize("mistake", SEEDED)
-def test_a_mistake_is_told(mistake):
+def test_a_mistake_is_reported(mistake):
     cloud, good, bad, expected = SEEDED[mistake]
     text = filled(cloud)
     assert good in text
@@ -196,7 +196,7 @@ def test_commands_are_right_by_shellcheck(cloud, tmp_path):
     assert done.returncode == 0, done.stdout
 
 
-def test_the_command_tells_what_is_left_to_fill_in():
+def test_the_command_names_what_is_left_to_fill_in():
     done = subprocess.run(
         [sys.executable, FOLDER / "check.py", FOLDER / "gcp.yaml", FOLDER / "none.yaml"],
         capture_output=True, text=True, check=False,
@@ -208,5 +208,5 @@ def test_the_command_tells_what_is_left_to_fill_in():
 
 
 @pytest.mark.parametrize("text", ["", "[1, 2]", "a: [", "provider: {type: aws}"])
-def test_what_is_no_such_file_is_told(text):
+def test_other_files_are_refused(text):
     assert message(text, "aws")

@@ -72,7 +72,7 @@ def test_prometheus_takes_configuration_and_rules() -> None:
     assert f"SUCCESS: {len(ALERTS) + 1} rules found" in checked.stdout
 
 
-def test_each_alarm_tells_what_it_should_and_only_that() -> None:
+def test_each_alarm_fires_when_it_should_and_only_then() -> None:
     tests = yaml.safe_load((MONITORING / "rules-test.yml").read_text())["tests"]
     cases = [case for test in tests for case in test["alert_rule_test"]]
     assert {c["alertname"] for c in cases if c.get("exp_alerts")} == {r["alert"] for r in ALERTS}

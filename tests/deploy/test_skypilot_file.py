@@ -156,7 +156,7 @@ SEEDED = {
 
 
 @pytest.mark.parametrize("mistake", SEEDED)
-def test_a_mistake_is_told(mistake, schemas):
+def test_a_mistake_is_reported(mistake, schemas):
     edit, expected = SEEDED[mistake]
     wrong = copy.deepcopy(task())
     edit(wrong)

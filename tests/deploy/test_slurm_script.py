@@ -113,7 +113,7 @@ SLIPS = {
 
 
 @pytest.mark.parametrize("mistake", [*SEEDED, *SLIPS])
-def test_a_mistake_is_told(mistake, tmp_path):
+def test_a_mistake_is_reported(mistake, tmp_path):
     good, bad, expected = (SEEDED | SLIPS)[mistake]
     text = FILE.read_text()
     assert good in text

@@ -1,4 +1,4 @@
-"""Work done behind one's back: in order, told when it fails, and nothing after a failure."""
+"""Work in the background: its order, and failures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gatdist.common.background import Background
 from support import wait_until
 
 
-def test_work_is_done_in_order_while_the_caller_goes_on() -> None:
+def test_work_is_done_in_order_without_blocking_the_caller() -> None:
     gate, done = threading.Event(), []
     background = Background("test")
     background.submit(lambda: gate.wait(10))
@@ -37,7 +37,7 @@ def test_a_call_waits_where_too_much_is_pending() -> None:
     background.close()
 
 
-def test_a_failure_is_told_once_and_nothing_is_done_after_it() -> None:
+def test_a_failure_is_raised_once_and_nothing_is_done_after_it() -> None:
     gate, done = threading.Event(), []
     background = Background("test")
 

@@ -1,4 +1,4 @@
-"""What a cluster's driver decides, from numbers alone: sizes, recovery, who is late."""
+"""Decisions of a cluster's driver: sizes, retries, stragglers."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_a_host_that_comes_and_goes_is_not_taken_in():
     assert decisions == [False, False, False, False, False, False, True]
 
 
-def test_failures_are_borne_as_long_as_the_run_gets_on():
+def test_failures_are_retried_while_the_run_makes_progress():
     recovery = Recovery(max_failures=2)
     for reached in range(0, 6400, 640):
         assert recovery.decide(LOST, reached).retries

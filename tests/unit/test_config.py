@@ -1,4 +1,4 @@
-"""The configuration: what is refused and how it is told, what resumes, what enters no file."""
+"""The configuration: what is refused, what resumes, what is written to no file."""
 
 import json
 import sys
@@ -73,7 +73,7 @@ def test_every_preset_loads_and_survives_json(name):
     assert config.run.global_batch % config.interleave == 0
 
 
-def test_an_unknown_preset_is_told_with_the_nearest():
+def test_an_unknown_preset_suggests_the_nearest():
     error = refusal(load_config, "digit")
     assert is_of(error, "preset", "digit")
     assert "'digits'" in str(error)
@@ -88,7 +88,7 @@ def test_a_folder_is_no_file(tmp_path):
     assert refusal(load_config, str(tmp_path / "folder.toml")).subject.endswith("folder.toml")
 
 
-def test_broken_toml_tells_the_line(load):
+def test_broken_toml_names_the_line(load):
     error = refusal(load, toml="[run]\ntotal_samples = \n")
     assert error.subject.endswith("own.toml")
     assert "line 2" in str(error)
@@ -146,7 +146,7 @@ def test_integers_that_no_tensor_holds_are_refused():
         ("data.zzz", "block_bytes"),
     ],
 )
-def test_an_unknown_key_is_told_with_the_nearest(load, key, known):
+def test_an_unknown_key_suggests_the_nearest(load, key, known):
     error = refusal(load, f"{key}=1")
     assert is_of(error, key, None)
     assert known in str(error)
@@ -212,7 +212,7 @@ def test_a_key_that_is_missing(load, toml, key):
     assert is_of(refusal(load, toml=toml), key, None)
 
 
-def test_an_unknown_key_is_told_before_the_one_that_is_missing_for_it(load):
+def test_an_unknown_key_is_reported_before_a_missing_one(load):
     assert refusal(load, toml="[data]\nurll = 'x'").subject == "data.urll"
 
 

@@ -104,7 +104,7 @@ def test_of_two_hosts_the_pair_is_named():
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 7])
-def test_in_a_turn_nobody_sends_and_receives(count: int):
+def test_no_host_sends_and_receives_in_the_same_turn(count: int):
     addresses = [f"10.0.0.{n}" for n in range(count)]
     to = network.neighbours(addresses)
     turns = network.turns(addresses)
@@ -217,7 +217,7 @@ def test_a_folder_that_another_process_does_not_see(tmp_path: Path):
         (["--timeout", "0"], "--timeout = 0.0: "),
     ],
 )
-def test_bad_input_is_told_in_one_message(arguments, message, capsys):
+def test_bad_input_gives_one_message(arguments, message, capsys):
     assert main(["doctor", *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error

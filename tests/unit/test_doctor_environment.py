@@ -198,7 +198,7 @@ def scores(line: str, **others: Any) -> dict[str, bool | None]:
     return {finding.value: finding.ok for finding in found}
 
 
-def test_doctor_parses_what_nvidia_smi_tells() -> None:
+def test_doctor_parses_nvidia_smi() -> None:
     noise = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.\n"
     well, old = environment.parsed_gpus(f"{noise}\n{WELL}\n{OLD}\nx, y\n")
     assert (well.number, well.name, well.driver) == ("0", "NVIDIA H100 80GB HBM3", "550.54.15")
