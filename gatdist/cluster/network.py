@@ -35,6 +35,16 @@ def interface_of(address: str) -> str | None:
     return next((name for name, own in interfaces().items() if own == address), None)
 
 
+def address_towards(host: str) -> str:
+    """Return this host's IPv4 address on the way to ``host``; "" if there is none."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((host, 9))  # sends nothing: it only asks the routing table
+            return str(probe.getsockname()[0])
+    except OSError:
+        return ""
+
+
 def choose_interface(address: str) -> None:
     """Set the libraries' variables to the interface of this host's ``address``, unless set."""
     name = interface_of(address)

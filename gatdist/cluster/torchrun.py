@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from gatdist.cluster.network import choose_interface
+from gatdist.cluster.network import address_towards, choose_interface
 from gatdist.cluster.preflight import HostInfo, Marker, host_info, marker, require_compatible
 from gatdist.common.errors import (
     ClusterError,
@@ -118,7 +118,7 @@ def train(
     backend = {"auto": "nccl" if gpus else "gloo"}.get(
         config.cluster.backend, config.cluster.backend
     )
-    address = _own_address(launch.master_addr)
+    address = address_towards(launch.master_addr)
     choose_interface(address)
     try:
         # Nobody ends workers that wait for one that hangs, as the driver does under Ray.
@@ -206,13 +206,3 @@ def _agree(
 def _reported(error: GatdistError) -> GatdistError:
     error.reported = True
     return error
-
-
-def _own_address(master: str) -> str:
-    """Return this host's IPv4 address on the way to ``master``; "" if that is not known."""
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((master, 9))  # sends nothing
-            return str(probe.getsockname()[0])
-    except OSError:
-        return ""

@@ -20,7 +20,7 @@ from typing import Any
 
 from gatdist.cluster.doctor import environment
 from gatdist.cluster.doctor.report import Finding, Report
-from gatdist.cluster.network import interface_of
+from gatdist.cluster.network import address_towards, interface_of
 from gatdist.common.version import __version__
 from gatdist.config import cache_folder
 
@@ -39,7 +39,8 @@ def examine(storage_url: str = "", options: Mapping[str, Any] | None = None) -> 
         StorageError: the storage is not writable.
         StorageUnavailableError: the storage does not answer.
     """
-    address = _outward_address()
+    # Of the default route; the host is one reserved for documentation.
+    address = address_towards("192.0.2.1") or "127.0.0.1"
     folders = {"here": Path.cwd()}
     if storage_url and "://" not in storage_url:
         folders["run"] = Path(storage_url).expanduser().absolute()
@@ -183,18 +184,6 @@ def assess_interface(name: str | None, address: str, resolved: str) -> Finding:
     same = resolved == address
     note = "" if same else f"; the host's name leads to {resolved}, which is not used"
     return Finding("interface", f"{name} ({address}{note})", True)
-
-
-def _outward_address() -> str:
-    """Return the address of the interface of the default route; loopback without one."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            # Connecting a UDP socket sends nothing: it only asks the routing table. The address is
-            # reserved for documentation.
-            probe.connect(("192.0.2.1", 9))
-        except OSError:
-            return "127.0.0.1"
-        return str(probe.getsockname()[0])
 
 
 def _memory() -> Finding:
