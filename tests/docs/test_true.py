@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import pkgutil
 import re
 from pathlib import Path
 
@@ -19,6 +20,7 @@ PAGES = [
 _LINK = re.compile(r"\]\(([^)\s]+)(?: \"[^\"]*\")?\)")
 _TEST = re.compile(r"\[(?:(test_\w+)|[^]]*)\]\((\S*tests/\S+\.py)(?: \"(\w+)\")?\)")
 _CODE = re.compile(r"```.*?```", re.DOTALL)
+_NAME = re.compile(r"`(gatdist(?:\.\w+)+)`")
 _PATH = re.compile(r"`((?:gatdist|tests|benchmarks|docs|deploy)/[\w./-]*)`")
 
 
@@ -45,6 +47,12 @@ def test_links_lead_somewhere(page: str) -> None:
 def test_paths_are_there(page: str) -> None:
     for path in _PATH.findall(_CODE.sub("", (REPOSITORY / page).read_text())):
         assert (REPOSITORY / path).exists(), f"{page}: {path}"
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if not p.endswith(("LOG.md", "CHANGELOG.md"))])
+def test_names_can_be_imported(page: str) -> None:
+    for name in _NAME.findall(_CODE.sub("", (REPOSITORY / page).read_text())):
+        pkgutil.resolve_name(name)
 
 
 def parts() -> set[str]:
