@@ -14,14 +14,15 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PATTERNS = (
     "*.md",
     "benchmarks/*.md",
-    "docs/*.md",
-    "docs/[!r]*/*.md",
+    "docs/**/*.md",
+    "gatdist/**/*.py",
+    "gatdist/**/*.toml",
     "deploy/**/*",
     "Makefile",
 )
 # A pattern of an expression, and what to write instead.
 EXPRESSIONS = {
-    r"(?<!\.)tells?|told": "report, log, print, show, state",
+    r"(?<!\.)(?<!def )tells?|told": "report, log, print, show, state",
     r"mend(s|ed|ing)?": "fix; in an error: hint",
     r"borne?": "tolerate, survive",
     r"befalls?|befell": "happen to, failure model",
@@ -44,7 +45,12 @@ EXPRESSIONS = {
     r"exhibits?": "preview",
     r"heeds?|heeded": "respect, follow, use",
     r"no digits left": "underflow",
-    r"a sample each|a worker each|logits? a sample": "per sample, per worker",
+    r"logits? a sample": "per sample",
+    r"pictures?": "image",
+    r"sounds": "audio",
+    r"verdicts?": "decision, check",
+    r"pulses?": "heartbeat",
+    r"one's own|of yours": "your own",
 }
 # Justified exceptions: a path, and text in which an expression may occur.
 EXCEPTIONS: dict[str, tuple[str, ...]] = {}

@@ -1,4 +1,4 @@
-"""Tells Ray that this host will be taken away, and waits until nothing runs on it.
+"""Drain this host: announce its end to Ray, and wait until nothing runs on it.
 
 Run ``python -m gatdist.cluster.drain --within 100`` where a host learns of its end: in the
 ``preStop`` hook of a Kubernetes pod, or in the handler of a cloud's preemption notice. A run on the

@@ -278,7 +278,7 @@ def _labelled(dest: Store, shard: Shard, job: Job) -> Shard | None:
 
 def _modality(request: Request, found: Counter[str]) -> str | None:
     """The modality of most files; None if none is known."""
-    # Only --tokens tells tokens from points, which are .npy files, too.
+    # Points are .npy files too; only --tokens distinguishes them from tokens.
     known = ("image", "audio", "text", "tokens" if request.num_tokens else "points")
     if request.extension:
         fitting = [name for name in known if request.extension in MODALITIES[name].components]
