@@ -41,14 +41,8 @@ def keep(name: str, tensors: Mapping[str, Tensor]) -> None:
 class RealFeatures:
     """Cached features of all real samples, read and written by worker 0.
 
-    The key is a digest of the samples and how they are read, the extractor, torch and the kind of
-    device. An extractor without a :attr:`Extractor.protocol` is not cached.
-
-    Args:
-        name: of the extractor.
-        extractor: prepared.
-        dataset: the real samples.
-        comm: the workers.
+    The key is a digest of the samples and how they are read, the (prepared) extractor ``name``,
+    torch and the kind of device. An extractor without a :attr:`Extractor.protocol` is not cached.
     """
 
     def __init__(

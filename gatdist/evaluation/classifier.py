@@ -52,18 +52,14 @@ class Classifier(Extractor):
     """
 
     def __init__(self, dataset: Dataset, comm: Communicator) -> None:
-        for holds, rule in (
-            (
-                dataset.modality in ("image", "audio"),
-                "needs images or audio, and the data set has none",
-            ),
-            (dataset.num_classes > 0, "needs class labels, and the data set has none"),
-            (
-                dataset.num_samples >= _MIN_SAMPLES,
-                f"needs at least {_MIN_SAMPLES} samples to be trained on",
-            ),
-        ):
-            if not holds:
+        needs = {
+            "images or audio": dataset.modality in ("image", "audio"),
+            "class labels": dataset.num_classes > 0,
+            f"at least {_MIN_SAMPLES} samples": dataset.num_samples >= _MIN_SAMPLES,
+        }
+        for need, is_met in needs.items():
+            if not is_met:
+                rule = f"needs {need}, and the data set does not have that"
                 hint = "Choose other evaluate.features or evaluate.metrics"
                 raise DataError("evaluate.features", rule, value="classifier", hint=hint)
         self._dataset, self._comm = dataset, comm
@@ -98,16 +94,14 @@ class Classifier(Extractor):
 
     def __call__(self, samples: Tensor) -> Tensor:
         """Return [n, 64], of about unit variance on real data."""
-        features: Tensor = self._network.body(as_images(samples, self._dataset))
-        return features
+        return self._network.body(as_images(samples, self._dataset))
 
     @property
     def num_classes(self) -> int:
         return self._dataset.num_classes
 
     def classify(self, features: Tensor) -> Tensor:
-        logits: Tensor = self._network.head(features)
-        return logits
+        return self._network.head(features)
 
 
 class ClassifierNetwork(nn.Module):
@@ -139,16 +133,14 @@ class ClassifierNetwork(nn.Module):
             return cls(sample_shape, num_classes)
 
     def forward(self, samples: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.body(samples))
-        return logits
+        return self.head(self.body(samples))
 
 
 def as_images(samples: Tensor, dataset: Dataset) -> Tensor:
     """Return images [n, C, H, W]: samples as they are, or log-mel spectrograms of audio."""
     if not isinstance(dataset.sample_format, AudioFormat):
         return samples
-    images: Tensor = _front(dataset.sample_format.sample_rate, samples.device)(samples)
-    return images
+    return _front(dataset.sample_format.sample_rate, samples.device)(samples)
 
 
 @lru_cache(maxsize=4)
@@ -177,12 +169,8 @@ def train_classifier(network: ClassifierNetwork, dataset: Dataset, device: torch
     """Train by the recipe: 400 steps of Adam on batches of 64, learning rate from 2e-3 to 0.
 
     On 90 % of at most 20,000 samples; the rest gives ``held_out_accuracy``. The features are then
-    scaled to unit variance, and the head inversely, so that distances are comparable.
-
-    Args:
-        network: gets trained parameters on ``device``; may be on the meta device.
-        dataset: labelled images or audio.
-        device: where to train.
+    scaled to unit variance, and the head inversely, so that distances are comparable. ``network``
+    may be on the meta device.
     """
     generator = torch.Generator().manual_seed(_SEED)
     _initialize(network, device, generator)

@@ -50,11 +50,9 @@ Generate = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The result of a measurement, identical on every worker.
+    """Metrics by name, and how they were measured, as JSON values; identical on every worker.
 
-    Attributes:
-        metrics: values by name.
-        protocol: how they were measured, as JSON values. Compare values of equal protocols only.
+    Compare metrics of equal protocols only.
     """
 
     metrics: dict[str, float]
@@ -112,19 +110,13 @@ class Evaluator:
             self._require_samples()
 
     def __call__(self, generate: Generate, discriminator: nn.Module | None = None) -> Evaluation:
-        """Measure a generator.
+        """Measure a generator, called for positions 0 to ``num_samples`` − 1, each on one worker.
 
-        Args:
-            generate: called for positions 0 to ``num_samples`` − 1, each on one worker.
-            discriminator: for the metrics that need it.
-
-        Returns:
-            The metrics, and ``class_share_min``, the rarest class's share, if the features have
-            classes.
+        If the features have classes, the metrics include ``class_share_min``, the rarest's share.
         """
         real = self._real  # first, since it prepares the extractor
-        made = self._sample_set(self._num_samples, generate)
-        fake = replace(made, discriminator=discriminator)
+        fake = self._sample_set(self._num_samples, generate)
+        fake = replace(fake, discriminator=discriminator)
         values: dict[str, float] = {}
         for metric in self._metrics.values():
             values |= metric.measure(real, fake)
@@ -186,8 +178,8 @@ class Evaluator:
         sample_format, extractor = self._dataset.sample_format, self._extractor
         num_features = extractor.num_features if extractor and known is None else 0
         num_ids = sample_format.sample_shape[0] if isinstance(sample_format, TextFormat) else 0
-        features = _Shared(self._comm, count, (num_features,), torch.float32)
-        ids = _Shared(self._comm, count, (num_ids,), torch.uint8)
+        features = _Shared(self._comm, count, num_features, torch.float32)
+        ids = _Shared(self._comm, count, num_ids, torch.uint8)
         labels = getattr(make, "labels", lambda positions: None)
         for chunk in features.mine if num_features or num_ids else ():
             start, end = chunk * _BATCH, min(count, (chunk + 1) * _BATCH)
@@ -199,7 +191,7 @@ class Evaluator:
             beat()
         found = features.gathered() if known is None else known
         share = found[self._sharing.rank :: self._sharing.world_size]
-        texts = None
+        texts: list[str] = []
         if isinstance(sample_format, TextFormat):
             texts = [sample_format.vocabulary.decode(row) for row in ids.gathered().cpu().numpy()]
         return SampleSet(
@@ -230,30 +222,24 @@ class Evaluator:
 
 
 class _Shared:
-    """Rows [count, *shape], computed chunk by chunk by all workers, then gathered.
+    """Rows [count, width], computed chunk by chunk by all workers (``mine``), then gathered."""
 
-    Attributes:
-        mine: the chunks that this worker computes.
-    """
-
-    def __init__(
-        self, comm: Communicator, count: int, shape: tuple[int, ...], dtype: torch.dtype
-    ) -> None:
+    def __init__(self, comm: Communicator, count: int, width: int, dtype: torch.dtype) -> None:
         num_chunks = -(-count // _BATCH)
         rows = -(-num_chunks // comm.world_size)  # of the worker with the most: gathers need it
         self.mine = range(comm.rank, num_chunks, comm.world_size)
         self._comm, self._count = comm, count
-        self._rows = torch.zeros(rows, _BATCH, *shape, dtype=dtype, device=comm.device)
+        self._rows = torch.zeros(rows, _BATCH, width, dtype=dtype, device=comm.device)
 
     def put(self, chunk: int, values: Tensor) -> None:
-        """Set a chunk of this worker, [samples in it, *shape]."""
+        """Set a chunk of this worker, [samples in it, width]."""
         self._rows[(chunk - self._comm.rank) // self._comm.world_size, : len(values)] = values
 
     def gathered(self) -> Tensor:
-        """Return [count, *shape], in the order of the samples."""
+        """Return [count, width], in the order of the samples."""
+        width = self._rows.shape[2]
         if not self._rows.numel():
-            return self._rows.new_zeros(self._count, *self._rows.shape[2:])
-        # [W, rows, chunk, …], worker first → [rows, W, chunk, …]: row i of worker r is chunk
-        # i·W + r.
+            return self._rows.new_zeros(self._count, width)
+        # [W, rows, batch, width] → [rows, W, …]: row i of worker r is chunk i·W + r.
         everything = self._comm.all_gather(self._rows).transpose(0, 1)
-        return everything.reshape(-1, *self._rows.shape[2:])[: self._count].contiguous()
+        return everything.reshape(-1, width)[: self._count].contiguous()

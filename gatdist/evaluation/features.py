@@ -81,8 +81,7 @@ def build_extractor(
     if getattr(builder, "__module__", "").startswith("gatdist."):
         return extractor
     if not isinstance(extractor, Extractor):
-        found = type(extractor).__name__
-        rule = f"must build an Extractor; found {found}"
+        rule = f"must build an Extractor; found {type(extractor).__name__}"
         raise PluginError("evaluate.features", rule, value=name)
     verified = _Verified(name, extractor)
     if type(extractor).prepare is Extractor.prepare:  # else it can't be called yet
@@ -113,29 +112,28 @@ class _Verified(Extractor):
     @property
     def protocol(self) -> dict[str, Any]:
         found = self._get("protocol")
-        with user_code("evaluate.features", "its protocol is not JSON", value=self._name):
-            json.dumps(found)
+        self._run("its protocol is not JSON", json.dumps, found)
         return dict(found)
 
     def prepare(self) -> None:
-        with user_code("evaluate.features", "fails in prepare()", value=self._name):
-            self._inner.prepare()
+        self._run("fails in prepare()", self._inner.prepare)
 
     def __call__(self, samples: Tensor) -> Tensor:
-        with user_code("evaluate.features", "fails with samples", value=self._name):
-            found: object = self._inner(samples)
+        found = self._run("fails with samples", self._inner, samples)
         return self._checked(found, (len(samples), self.num_features), samples.device)
 
     def classify(self, features: Tensor) -> Tensor | None:
-        with user_code("evaluate.features", "fails in classify()", value=self._name):
-            found: object = self._inner.classify(features)
+        found = self._run("fails in classify()", self._inner.classify, features)
         if found is None:
             return None
         return self._checked(found, (len(features), self.num_classes), features.device)
 
     def _get(self, key: str) -> Any:
-        with user_code("evaluate.features", f"its {key} fails", value=self._name):
-            return getattr(self._inner, key)
+        return self._run(f"its {key} fails", getattr, self._inner, key)
+
+    def _run(self, doing: str, function: Callable[..., Any], *args: Any) -> Any:
+        with user_code("evaluate.features", doing, value=self._name):
+            return function(*args)
 
     def _checked(self, found: object, shape: tuple[int, ...], device: torch.device) -> Tensor:
         expected = f"must return float32 {shape} on {device}"
@@ -186,10 +184,8 @@ class LogMelStatistics(Extractor):
 
     def __init__(self, dataset: Dataset, comm: Communicator) -> None:
         if not isinstance(dataset.sample_format, AudioFormat):
-            rule = "needs audio, and the data set has none"
-            raise DataError(
-                "evaluate.features", rule, value="log_mel", hint="Choose other features"
-            )
+            rule, hint = "needs audio, and the data set has none", "Choose other features"
+            raise DataError("evaluate.features", rule, value="log_mel", hint=hint)
         self._front = LogMel.for_rate(dataset.sample_format.sample_rate).to(comm.device)
         self._num_features = 2 * dataset.sample_format.shape[0] * len(self._front.bands)
 

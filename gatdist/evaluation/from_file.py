@@ -35,8 +35,7 @@ class _FromFile(Extractor):
 
     def __init__(self, dataset: Dataset, comm: Communicator, config: EvaluateConfig) -> None:
         if dataset.modality != "image":
-            rule = "needs images, and the data set has none"
-            hint = "Choose other evaluate.features"
+            rule, hint = "needs images, and the data set has none", "Choose other evaluate.features"
             raise DataError("evaluate.features", rule, value=config.features, hint=hint)
         for key in ("features_file", "features_sha256"):
             if not getattr(config, key):
@@ -82,8 +81,7 @@ class InceptionFeatures(_FromFile):
         self._network = Inception.with_weights(weights, name).to(device)
 
     def _features(self, pixels: Tensor) -> Tensor:
-        features: Tensor = self._network(pixels)
-        return features
+        return self._network(pixels)
 
     @property
     def num_features(self) -> int:
@@ -130,8 +128,7 @@ class TorchScriptFeatures(_FromFile):
         self._more = {"return_features": True} if "return_features" in known else {}
 
     def _features(self, pixels: Tensor) -> Tensor:
-        features: Tensor = self._network(pixels, **self._more)
-        return features
+        return self._network(pixels, **self._more)
 
 
 def _content(config: EvaluateConfig) -> bytes:

@@ -43,7 +43,7 @@ class SampleSet:
         comm: the workers, who share the work of the metrics.
         scores: logits of the features' classes [n, K]; None without.
         labels: the classes that the samples were generated for, int64 [n]; None without.
-        texts: the samples as strings; None if they are not text.
+        texts: the samples as strings, if they are text.
         dataset: source of the real samples.
         discriminator: of the generator.
     """
@@ -53,16 +53,14 @@ class SampleSet:
     comm: Communicator
     scores: Tensor | None = None
     labels: Tensor | None = None
-    texts: Sequence[str] | None = None
+    texts: Sequence[str] = ()
     dataset: Dataset | None = None
     discriminator: nn.Module | None = None
 
     @cached_property
     def split_frechet(self) -> float | None:
         """Fréchet distance between halves; None for fewer than 4 samples."""
-        if len(self.features) < 4:
-            return None
-        return distances.split_half_distance(self.features)
+        return distances.split_half_distance(self.features) if len(self.features) >= 4 else None
 
     @cached_property
     def self_similarity(self) -> float:
@@ -78,14 +76,12 @@ class SampleSet:
     @cached_property
     def split_divergence(self) -> float:
         """Divergence of 4-grams between two random halves."""
-        known = self.texts
-        assert known is not None
-        first, second = ([known[i] for i in half] for half in distances.random_halves(len(known)))
+        halves = distances.random_halves(len(self.texts))
+        first, second = ([self.texts[i] for i in half] for half in halves)
         return text.ngram_divergence(first, second, _NGRAM_ORDERS[-1])
 
     @cached_property
     def self_bleu(self) -> float:
-        assert self.texts is not None
         return text.self_bleu(self.texts[:_MAX_BLEU_TEXTS])
 
     @cached_property
@@ -95,19 +91,14 @@ class SampleSet:
         return linear_probe(self.dataset, lambda samples: samples.flatten(1))
 
 
+# The labels are those that samples were generated for.
 Need = Literal["features", "classes", "labels", "texts", "discriminator"]
 Measure = Callable[[SampleSet, SampleSet], dict[str, float]]
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric.
-
-    Attributes:
-        measure: (real, fake) → values by name, identical on every worker.
-        needs: ``features``, their ``classes``, the ``labels`` that samples were generated for,
-            ``texts``, or the ``discriminator`` and labelled real samples.
-    """
+    """A function (real, fake) → values by name, identical on every worker, and what it needs."""
 
     measure: Measure
     needs: frozenset[Need]
@@ -213,8 +204,6 @@ def jsd(real: SampleSet, fake: SampleSet) -> dict[str, float]:
 
     ``jsd`` is that of 4-grams, ``jsd_1`` to ``jsd_3`` those of shorter ones.
     """
-    assert real.texts is not None
-    assert fake.texts is not None
     found = [text.ngram_divergence(real.texts, fake.texts, n) for n in _NGRAM_ORDERS]
     short = {f"jsd_{n}": found[n - 1] for n in _NGRAM_ORDERS[:-1]}
     return short | {"jsd": found[-1], "jsd_real_split": real.split_divergence}
@@ -229,8 +218,6 @@ def self_bleu(real: SampleSet, fake: SampleSet) -> dict[str, float]:
 @_metric("novelty", "texts")
 def novelty(real: SampleSet, fake: SampleSet) -> dict[str, float]:
     """Shares of generated texts that are copies of real ones, new and well-formed, and distinct."""
-    assert real.texts is not None
-    assert fake.texts is not None
     return text.novelty(real.texts, fake.texts)
 
 

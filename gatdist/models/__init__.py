@@ -85,13 +85,9 @@ def _build(
     takes_all = any(p.kind is p.VAR_KEYWORD for p in known.values())
     lacking = [name for name in given if name not in known and not takes_all]
     if lacking:
-        raise PluginError(
-            subject,
-            f"its constructor must take {', '.join(given)} as keywords; it does not take "
-            f"{', '.join(lacking)}",
-            value=requested.name,
-            hint=f"Add a keyword argument {lacking[0]!r}",
-        )
+        rule = f"its constructor must take the keywords {', '.join(given)}; lacks {lacking[0]}"
+        hint = f"Add a keyword argument {lacking[0]!r}"
+        raise PluginError(subject, rule, value=requested.name, hint=hint)
     given |= {name: value for name, value in metadata.items() if name in known}
     with user_code(subject, "fails in its constructor", value=requested.name):
         network = call_with_options(builder, requested.options, f"model.{player}", **given)
@@ -99,12 +95,8 @@ def _build(
     made, found = getattr(network, "modalities", None), metadata.get("modality")
     if made and found and found not in made:
         kinds = " or ".join(map(repr, made))
-        raise ConfigError(
-            f"model.{player}.name",
-            f"is for {kinds} data, and this is {found!r}",
-            value=requested.name,
-            hint="Choose another network, or another data.url",
-        )
+        rule, hint = f"is for {kinds} data, and this is {found!r}", "Choose another network or data"
+        raise ConfigError(subject, rule, value=requested.name, hint=hint)
     return network
 
 
@@ -128,12 +120,8 @@ def build_networks(
     """
     model = config.model
     if model.conditional and not num_classes:
-        raise ConfigError(
-            "model.conditional",
-            "the data has no labels",
-            value=True,
-            hint="Pack it with labels, or set it to false",
-        )
+        hint = "Pack it with labels, or set it to false"
+        raise ConfigError("model.conditional", "the data has no labels", value=True, hint=hint)
     common = {"sample_shape": sample_shape, "num_classes": num_classes if model.conditional else 0}
     with generators_kept():
         seed_all(config.run.seed, "weights", 0)

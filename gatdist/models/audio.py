@@ -152,15 +152,9 @@ def _num_layers(sample_shape: tuple[int, ...]) -> int:
 class LogMel(nn.Module):
     """Log-mel spectrogram: clips [n, c, t] → [n, c, b, f]. Twice differentiable.
 
-    Hann windows, power spectra, triangular bands of equal width on the mel scale of O'Shaughnessy
-    (1987), 2595 log₁₀(1 + Hz/700). Natural logarithms, scaled so that silence is −1 and a
-    full-scale tone about 1.
-
-    Args:
-        sample_rate: in hertz.
-        num_bands: b.
-        window: samples in a window, a power of two.
-        hop: samples from one window to the next.
+    Hann windows of ``window`` samples every ``hop``, power spectra, triangular bands of equal width
+    on the mel scale of O'Shaughnessy (1987), 2595 log₁₀(1 + Hz/700). Natural logarithms, scaled so
+    that silence is −1 and a full-scale tone about 1.
     """
 
     hann: Tensor

@@ -30,8 +30,7 @@ def leaky_gain(slope: float) -> float:
 def initialized(layer: Layer, gain: float = 1.0, fan_in: float | None = None) -> Layer:
     """Draw the weights from N(0, gain²/fan_in) and set the biases to 0 (He et al. 2015).
 
-    ``fan_in`` is the number of inputs to one output: that of a convolution that is not transposed,
-    unless given.
+    The default ``fan_in`` is wrong for transposed convolutions.
     """
     fan_in = fan_in or layer.weight[0].numel()
     nn.init.normal_(layer.weight, std=gain / math.sqrt(fan_in))
@@ -55,8 +54,7 @@ def embed_labels(latents: Tensor, labels: Tensor | None, embedding: nn.Module | 
     if embedding is None:
         return latents
     assert labels is not None
-    conditioned: Tensor = (latents + embedding(labels)) / math.sqrt(2)
-    return conditioned
+    return (latents + embedding(labels)) / math.sqrt(2)
 
 
 def to_logits(
@@ -69,14 +67,9 @@ def to_logits(
     """Return a discriminator's logits [n], with label projection (Miyato & Koyama 2018).
 
     Computed in the dtype of the weights, also under autocast: bfloat16 rounds logits more coarsely
-    than a good generator's fakes differ from real samples.
-
-    Args:
-        features: [n, k].
-        labels: int64 [n], or None.
-        finish: [n, k] → [n, 1].
-        embedding: labels → [n, k]; None for no projection.
-        scale: Factor of the projection; None: 1/√k, which keeps the variance of unit normals.
+    than a good generator's fakes differ from real samples. ``finish`` maps features [n, k] → [n,
+    1], ``embedding`` labels int64 [n] → [n, k]. ``scale`` is the factor of the projection; None:
+    1/√k, which keeps the variance of unit normals.
     """
     with without_autocast(features.device.type):
         features = features.to(next(finish.parameters()).dtype)
@@ -117,12 +110,7 @@ def one_hot(scores: Tensor, temperature: float) -> Tensor:
 class DiscriminatorFeatures(nn.Module):
     """Samples [n, …] → features [n, k]: the inputs of the discriminator's layer ``finish``.
 
-    Args:
-        discriminator: a network whose last layer is called ``finish``, as in all that come with
-            gatdist; or a wrapper of one.
-
-    Raises:
-        ConfigError: it has no such layer.
+    All built-in discriminators have such a last layer; ConfigError without.
     """
 
     def __init__(self, discriminator: nn.Module) -> None:

@@ -64,8 +64,7 @@ class PointGenerator(nn.Module):
         self.layers = _perceptron(inputs, sample_shape[0], width, depth, activation)
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
-        points: Tensor = self.layers(_with_labels(latents, labels, self.num_classes))
-        return points
+        return self.layers(_with_labels(latents, labels, self.num_classes))
 
 
 @discriminators.register("mlp")

@@ -43,10 +43,8 @@ def require_trainable(player: PlayerName, name: str, network: object) -> None:
             refuse(f"{attribute} must be a plain value; found a tensor")
     for key, tensor in _tensors(network):
         if is_lazy(tensor):
-            refuse(
-                f"{key!r} has no shape yet (a lazy module)",
-                "Give the module its input size, from sample_shape",
-            )
+            hint = "Give the module its input size, from sample_shape"
+            refuse(f"{key!r} has no shape yet (a lazy module)", hint)
         if tensor.layout != torch.strided:
             refuse(f"the tensor {key!r} is {tensor.layout}; expected a dense tensor")
     for key, parameter in network.named_parameters():

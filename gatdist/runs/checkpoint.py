@@ -107,16 +107,12 @@ def read_checkpoint(store: Store) -> Checkpoint:
                 raise CheckpointError(subject, rule)
             contents[file] = store.read(file)
         except StorageError as error:
-            raise CheckpointError(
-                subject, f"is listed in {MANIFEST} but can't be read ({error})"
-            ) from None
+            rule = f"is listed in {MANIFEST} but can't be read ({error})"
+            raise CheckpointError(subject, rule) from None
         found = _entry(contents[file])
         if found != entry:
-            raise CheckpointError(
-                subject,
-                f"is damaged: expected {entry['size']} bytes with SHA-256 {entry['sha256']}, "
-                f"found {found['size']} with {found['sha256']}",
-            )
+            rule = f"is damaged: expected SHA-256 {entry['sha256']}, found {found['sha256']}"
+            raise CheckpointError(subject, rule)
     tensors: dict[str, Tensor] = {}
     try:
         for file, content in contents.items():

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 from torch import Tensor
@@ -142,14 +143,11 @@ class Checkpoints:
     ) -> None:
         self.store = store
         self._retention = retention or Retention()
-        self._may_commit = may_commit
+        self._may_commit, self._measured = may_commit, measured
         self._on_commit, self._on_warning = on_commit, on_warning
-        self._on_damaged = on_damaged or (
-            lambda message: on_warning(f"{message}; using the one before")
-        )
+        self._on_damaged = on_damaged or (lambda text: on_warning(f"{text}; using the one before"))
         self._id, self._num_commits = secrets.token_hex(4), 0
         self._manifests: dict[Name, Mapping[str, Any]] = {}
-        self._measured = measured
         self._damaged: set[Name] = set()
         self._warned = False
         self._background = background or Background("checkpoint")
@@ -206,11 +204,9 @@ class Checkpoints:
             if names == before:
                 break
         if names:
-            raise CheckpointError(
-                self.store.url,
-                f"all {len(names)} checkpoints are damaged",
-                hint="Restore one from a copy, or choose another --run-dir to start afresh",
-            )
+            hint = "Restore one from a copy, or choose another --run-dir to start afresh"
+            rule = f"all {len(names)} checkpoints are damaged"
+            raise CheckpointError(self.store.url, rule, hint=hint)
         return None
 
     def save(
@@ -224,18 +220,8 @@ class Checkpoints:
     ) -> Future[None]:
         """Snapshot the tensors once the last commit has ended, and commit in the background.
 
-        Args:
-            samples_seen: training progress.
-            tensors: all trained state by name.
-            state: JSON values.
-            attempt: the writing attempt, for the name.
-            metrics: measured at ``samples_seen``.
-
-        Returns:
-            A future that is done once the checkpoint is complete.
-
-        Raises:
-            GatdistError: an error of the last commit.
+        ``state`` holds JSON values, ``metrics`` those measured at ``samples_seen``. The future is
+        done once the checkpoint is complete. Raises the error of the last commit.
         """
         self.wait()
         snapshot = {
@@ -245,9 +231,8 @@ class Checkpoints:
         self._num_commits += 1
         name = Name(samples_seen, attempt, f"{self._id}{self._num_commits:04x}"[:12])
         measured, self._began = dict(metrics or {}), time.monotonic()
-        self._pending = self._background.submit(
-            lambda: self._commit(name, snapshot, state, measured)
-        )
+        commit = partial(self._commit, name, snapshot, state, measured)
+        self._pending = self._background.submit(commit)
         return self._pending
 
     def require_room(self, tensors: Mapping[str, Tensor]) -> None:
@@ -258,12 +243,10 @@ class Checkpoints:
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         missing = max(1, self._retention.newest + 1 - len(self._committed()))
         if free < missing * size:
-            raise StorageError(
-                self.store.url,
-                f"has {free / 1e6:,.1f} MB free, and {missing} more checkpoints take "
-                f"{missing * size / 1e6:,.1f} MB",
-                hint="Make room, keep fewer (run.keep_checkpoints), or choose another --run-dir",
-            )
+            mega, needed = free / 1e6, missing * size / 1e6
+            rule = f"has {mega:,.1f} MB free, and {missing} more checkpoints take {needed:,.1f} MB"
+            hint = "Make room, keep fewer (run.keep_checkpoints), or choose another --run-dir"
+            raise StorageError(self.store.url, rule, hint=hint)
 
     def is_free(self) -> bool:
         """Return whether the last commit has ended, waiting up to 5 s from its start."""

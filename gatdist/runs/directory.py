@@ -42,11 +42,7 @@ _LOCATIONS = (
 
 
 class RunDirectory:
-    """A run directory at any URL.
-
-    Args:
-        store: the folder.
-    """
+    """A run directory at any URL."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -80,10 +76,10 @@ class RunDirectory:
 
         Args:
             hosts: of the workers, by rank.
-            resumed_from: ``samples_seen`` of the checkpoint that this start resumes.
+            resumed_from: ``samples_seen`` of the resumed checkpoint.
             reason: why it was needed.
         """
-        self._id = uuid.uuid4().hex
+        self._id, has_cuda = uuid.uuid4().hex, torch.cuda.is_available()
         entry = {
             "id": self._id,
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -96,9 +92,7 @@ class RunDirectory:
             },
             "platform": platform.platform(),
             "cpus": os.cpu_count(),
-            "device": (
-                torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
-            ),
+            "device": torch.cuda.get_device_name() if has_cuda else platform.machine(),
             "resumed_from": resumed_from,
             "reason": reason,
         }
@@ -213,11 +207,8 @@ def read_config(store: Store) -> Config | None:
     try:
         return parse_config(dict(parse_json(content)))
     except (ValueError, TypeError) as error:
-        raise CheckpointError(
-            f"{store.url}/{_CONFIG}",
-            f"is not a JSON object ({error})",
-            hint="Restore it, or choose another --run-dir",
-        ) from None
+        rule, hint = f"is not a JSON object ({error})", "Restore it, or choose another --run-dir"
+        raise CheckpointError(f"{store.url}/{_CONFIG}", rule, hint=hint) from None
 
 
 def read_lines(store: Store, name: str) -> list[dict[str, Any]]:
@@ -250,16 +241,10 @@ def adopted(config: Config, overrides: Sequence[str], run: Store) -> Config:
 
     A configuration names URLs, with references to the environment, and programs. It is the user's
     own if a run with it was trained here: its digest is in the user's cache folder. Of somebody
-    else's, only data beside the run is used.
-
-    Args:
-        config: of the run.
-        overrides: the user's own ``section.key=value``.
-        run: its folder.
+    else's, only data beside the run and the user's ``overrides`` (``section.key=value``) are used.
 
     Raises:
-        ConfigError: it is not the user's own, and names what only the user may name; the hint says
-            how to allow it.
+        ConfigError: it names what only the user may name; the hint says how to allow it.
     """
     values = config.model_dump(mode="json")
     given: dict[str, Any] = {}

@@ -54,11 +54,7 @@ def to_safetensors(run: TrainedRun) -> bytes:
 
 
 def load_exported(content: bytes, name: str) -> nn.Module:
-    """Return the generator in a file by :func:`to_safetensors`, in evaluation mode.
-
-    Args:
-        content: of the file.
-        name: of the file, for messages.
+    """Return the generator in a file ``name`` by :func:`to_safetensors`, in evaluation mode.
 
     Raises:
         CheckpointError: it is not such a file.
@@ -96,12 +92,8 @@ def to_onnx(run: TrainedRun) -> bytes:
         import onnxruntime
         import onnxscript  # noqa: F401  (torch's exporter needs it)
     except ImportError as error:
-        raise ConfigError(
-            "--format",
-            f"needs a package that is not installed ({error})",
-            value="onnx",
-            hint="pip install 'gatdist[export]'",
-        ) from None
+        rule, hint = f"needs a missing package ({error})", "pip install 'gatdist[export]'"
+        raise ConfigError("--format", rule, value="onnx", hint=hint) from None
     names = _input_names(run)
     with tempfile.TemporaryDirectory(prefix="gatdist-export-") as folder, _quiet_exporter():
         path = Path(folder, "generator.onnx")
@@ -151,8 +143,7 @@ class _Exported(nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor:
         given = dict(zip(self.names, inputs, strict=True))
         more = (given["noise"],) if "noise" in given else ()
-        samples: Tensor = self.network(given["latents"], given.get("labels"), *more)
-        return samples
+        return self.network(given["latents"], given.get("labels"), *more)
 
 
 def _input_names(run: TrainedRun) -> list[str]:
@@ -160,25 +151,15 @@ def _input_names(run: TrainedRun) -> list[str]:
     return [name for name in _INPUTS if has.get(name, True)]
 
 
-def _inputs(run: TrainedRun, count: int) -> tuple[Tensor, ...]:
-    return given(run, torch.arange(count), seed=0)
-
-
 def given(run: TrainedRun, positions: Tensor, seed: int) -> tuple[Tensor, ...]:
-    """Return an exported generator's arguments for the samples of ``gatdist sample``.
-
-    Args:
-        run: the exported one.
-        positions: int64 [n].
-        seed: of the noise.
-    """
+    """Return an exported generator's arguments for samples of ``gatdist sample``, int64 [n]."""
     inputs = run.sampler(seed, "sample").inputs(positions)
     labels = () if inputs.labels is None else (inputs.labels,)
     return (inputs.latents, *labels, *inputs.noise)
 
 
 def _program(run: TrainedRun) -> torch.export.ExportedProgram:
-    inputs = _inputs(run, 2)
+    inputs = given(run, torch.arange(2), seed=0)
     batch = torch.export.Dim("batch")
     network = _Exported(run.generator.cpu(), _input_names(run)).eval()
     shapes: Any = {"inputs": tuple({0: batch} for _ in inputs)}
@@ -186,7 +167,7 @@ def _program(run: TrainedRun) -> torch.export.ExportedProgram:
 
 
 def _require_equal(run: TrainedRun, make: Callable[[tuple[Tensor, ...]], Tensor]) -> None:
-    inputs = _inputs(run, _CHECKED)
+    inputs = given(run, torch.arange(_CHECKED), seed=0)
     with torch.no_grad():
         expected = _Exported(run.generator.cpu(), _input_names(run))(*inputs)
     difference = float((make(inputs) - expected).abs().max())

@@ -7,15 +7,10 @@ from typing import Any
 from gatdist.common.errors import CheckpointError, StorageError
 from gatdist.data.format import read_manifest as manifest_of_data
 from gatdist.monitor.metrics import read_metrics
-from gatdist.runs import (
-    Checkpoint,
-    Checkpoints,
-    Evaluations,
-    RunDirectory,
-    read_checkpoint,
-    read_config,
-)
-from gatdist.runs.checkpoint import MANIFEST
+from gatdist.runs.checkpoint import MANIFEST, Checkpoint, read_checkpoint
+from gatdist.runs.checkpoints import Checkpoints
+from gatdist.runs.directory import RunDirectory, read_config
+from gatdist.runs.state import Evaluations
 from gatdist.storage import Store
 
 
@@ -48,26 +43,18 @@ def digest(url: str) -> str:
     store = Store(url)
     if store.exists(MANIFEST):
         return read_checkpoint(store).digest()
-    newest = (
-        Checkpoints(store.child("checkpoints")).newest() if store.exists("config.json") else None
-    )
+    is_run = store.exists("config.json")
+    newest = Checkpoints(store.child("checkpoints")).newest() if is_run else None
     if newest is None:
-        raise StorageError(
-            store.url,
-            "holds no checkpoint",
-            hint="Check the URL, or let the run reach its first one",
-        )
+        hint = "Check the URL, or let the run reach its first one"
+        raise StorageError(store.url, "holds no checkpoint", hint=hint)
     return newest.digest()
 
 
 def damaged_checkpoints(store: Store) -> dict[str, Any]:
-    """Verify the digests of a checkpoint, or of all checkpoints of a run.
+    """Verify the digests of a checkpoint, or of all of a run; raise StorageError without either.
 
-    Returns:
-        ``kind``, ``checkpoints`` (their number) and ``damaged``: [URL, message] of each.
-
-    Raises:
-        StorageError: neither is there.
+    Returns ``kind``, ``checkpoints`` (their number) and ``damaged``: [URL, message] of each.
     """
     if store.exists(MANIFEST):
         kind, names, folder = "checkpoint", [""], store

@@ -6,7 +6,7 @@ import io
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -44,12 +44,11 @@ class SampleRequest:
     """Which samples to generate.
 
     Attributes:
-        num: number of samples (> 0).
-        seed: of the noise. Sample i of a seed does not depend on ``num``.
+        num: number of samples (> 0); sample i of a seed does not depend on it.
+        seed: of the noise.
         labels: classes as numbers or names, used cyclically; empty: random.
         truncation: see :class:`~gatdist.runs.trained.Sampler`.
-        interpolate: samples on the way from each sample to the next, and from the last to the
-            first; 0: no interpolation.
+        interpolate: steps from each sample to the next, and from the last to the first; 0: none.
     """
 
     num: int
@@ -74,9 +73,8 @@ def write_samples(run: TrainedRun, requested: SampleRequest, *, out: str, grid: 
         run: trained.
         requested: which samples.
         out: URL of a folder, of one file with ``grid``, or of an animation (``.gif``, ``.webp``).
-        grid: all in one file, by the ending of ``out``: ``.png`` shows images in a grid (a row per
-            interpolation), points or spectrograms, ``.wav`` is the concatenated audio, ``.txt`` has
-            one text per line.
+        grid: all in one file: ``.png`` of images (a row per interpolation), points or spectrograms,
+            ``.wav`` of concatenated audio, or ``.txt`` with one text per line.
 
     Raises:
         ConfigError: unknown class, too many samples for one file, or an animation of other data
@@ -266,7 +264,6 @@ def write_shards(
     *,
     out: str,
     workers: int = 1,
-    report: Callable[[int, int], None] = lambda done, known: None,
 ) -> list[str]:
     """Write samples as a data set; return the shards' URLs. The manifest is written last.
 
@@ -276,7 +273,6 @@ def write_shards(
         requested: which samples.
         out: URL of a folder.
         workers: number of processes.
-        report: called with the number of samples since the last call.
 
     Raises:
         ConfigError: unknown class, interpolation, or no worker.
@@ -297,15 +293,12 @@ def write_shards(
         _Task(number, begin, min(requested.num, begin + SHARD_SAMPLES))
         for number, begin in enumerate(range(0, requested.num, SHARD_SAMPLES))
     ]
-    shards = do_all(_ShardSampler, job, tasks, workers, report)
+    shards = do_all(_ShardSampler, job, tasks, workers, lambda done, known: None)
     spec = run.sample_format.spec
-    given: dict[str, Any] = {
-        "modality": spec.modality,
-        "sample_shape": list(run.sample_format.sample_shape),
-        "bits": spec.bits,
-        "sample_rate": spec.sample_rate,
-        "num_tokens": spec.num_tokens,
-    }
+    given: dict[str, Any] = spec.model_dump(
+        include={"modality", "bits", "sample_rate", "num_tokens"}
+    )
+    given["sample_shape"] = list(run.sample_format.sample_shape)
     if run.num_classes:
         given |= {"num_classes": run.num_classes, "class_names": spec.class_names}
     write_manifest(Store(out), shards, SampleSpec(**given))

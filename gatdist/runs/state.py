@@ -78,11 +78,8 @@ def require_saved_state(
         _SavedState.model_validate(dict(state))
     except ValidationError as error:
         key, rule, _ = validation_problem(error)
-        raise CheckpointError(
-            f"{subject}: {key}",
-            rule,
-            hint="Another version of gatdist wrote it, or it was edited: choose another --run-dir",
-        ) from None
+        hint = "Another version of gatdist wrote it, or it was edited: choose another --run-dir"
+        raise CheckpointError(f"{subject}: {key}", rule, hint=hint) from None
     if named_samples not in (None, state["samples_seen"]):
         raise CheckpointError(
             f"{subject}: samples_seen",

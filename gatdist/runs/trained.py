@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from typing import NamedTuple
+from functools import cached_property, partial
+from typing import NamedTuple, Self
 
 import torch
 from pydantic import ValidationError
@@ -29,17 +29,17 @@ _MEAN_SAMPLES = 4096
 
 
 class Inputs(NamedTuple):
-    """A generator's arguments.
-
-    Attributes:
-        latents: [n, latent_size].
-        labels: int64 [n], or None.
-        noise: () or one tensor, [n, noise_size]; see :mod:`gatdist.models`.
-    """
+    """Latents [n, latent_size], labels int64 [n] or None, noise () or ([n, noise_size],)."""
 
     latents: Tensor
     labels: Tensor | None
     noise: tuple[Tensor, ...]
+
+    def row(self, i: int) -> Self:
+        """Return the arguments of sample i alone."""
+        latents, labels, noise = self
+        labels = None if labels is None else labels[i : i + 1]
+        return type(self)(latents[i : i + 1], labels, tuple(t[i : i + 1] for t in noise))
 
 
 class Sampler:
@@ -66,12 +66,8 @@ class Sampler:
         *,
         truncation: float | None = None,
     ) -> None:
-        self.network = network
-        self.latent_size = latent_size
-        self.num_classes = num_classes
-        self.seed = seed
-        self.stream = stream
-        self.truncation = truncation
+        self.network, self.latent_size, self.num_classes = network, latent_size, num_classes
+        self.seed, self.stream, self.truncation = seed, stream, truncation
         self._is_random: bool | None = None
         self._mapping: nn.Module | None = getattr(network, "mapping", None)
 
@@ -117,9 +113,10 @@ class Sampler:
         else:
             weights = ((1 - share) * angle).sin(), (share * angle).sin()
             latents = (weights[0] * start + weights[1] * end) / angle.sin()
-        labels = None if both.labels is None else both.labels[:1].expand(steps)
-        noise = tuple(t[:1].expand(steps, -1) for t in both.noise)
-        return self._generate(Inputs(latents, labels, noise), ends[:1].expand(steps))
+        _, labels, noise = both.row(0)
+        labels = None if labels is None else labels.expand(steps)
+        inputs = Inputs(latents, labels, tuple(t.expand(steps, -1) for t in noise))
+        return self._generate(inputs, ends[:1].expand(steps))
 
     def _generate(self, inputs: Inputs, positions: Tensor) -> Tensor:
         """Call the network, and restore its buffers.
@@ -134,9 +131,7 @@ class Sampler:
                 made = []
                 for i, position in enumerate(positions.tolist()):
                     seed_all(self.seed, f"{self.stream}/forward", position)
-                    labels = None if inputs.labels is None else inputs.labels[i : i + 1]
-                    noise = tuple(t[i : i + 1] for t in inputs.noise)
-                    made.append(self._call(Inputs(inputs.latents[i : i + 1], labels, noise)))
+                    made.append(self._call(inputs.row(i)))
                 return torch.cat(made)
             finally:
                 for name, tensor in self.network.named_buffers():
@@ -146,17 +141,15 @@ class Sampler:
     def _draws(self, inputs: Inputs) -> bool:
         """Return whether the network draws from torch's generator, tried with the first sample."""
         if self._is_random is None:
-            labels = None if inputs.labels is None else inputs.labels[:1]
             seed_all(self.seed, f"{self.stream}/forward", 0)
             before = generator_states(inputs.latents.device)
-            self._call(Inputs(inputs.latents[:1], labels, tuple(t[:1] for t in inputs.noise)))
+            self._call(inputs.row(0))
             self._is_random = before != generator_states(inputs.latents.device)
         return self._is_random
 
     def _call(self, inputs: Inputs) -> Tensor:
         if self.truncation is None or self._mapping is None:
-            samples: Tensor = self.network(inputs.latents, inputs.labels, *inputs.noise)
-            return samples
+            return self.network(inputs.latents, inputs.labels, *inputs.noise)
         mean, share = self._mean_style, self.truncation
         handle = self._mapping.register_forward_hook(
             lambda module, inputs, styles: mean + share * (styles - mean)
@@ -174,8 +167,7 @@ class Sampler:
         drawn = Sampler(self.network, self.latent_size, self.num_classes, 0, "truncation")
         positions = torch.arange(_MEAN_SAMPLES, device=like.device)
         found = drawn.inputs(positions)
-        mean: Tensor = self._mapping(found.latents, found.labels).mean(dim=0)
-        return mean
+        return self._mapping(found.latents, found.labels).mean(dim=0)
 
 
 def _cut_off(latents: Tensor, limit: float) -> Tensor:
@@ -213,22 +205,19 @@ def load_run(run: Store, device: torch.device) -> TrainedRun:
     """
     config = read_config(run)
     if config is None:
-        raise CheckpointError(
-            run.url, "is no run directory (it has no config.json)", hint="Check the path"
-        )
+        rule = "is not a run directory (it has no config.json)"
+        raise CheckpointError(run.url, rule, hint="Check the path")
     checkpoint = Checkpoints(run.child("checkpoints")).newest()
     if checkpoint is None:
-        raise CheckpointError(
-            run.url, "has no checkpoint yet", hint="Let the run reach run.checkpoint_every_samples"
-        )
+        hint = "Let the run reach run.checkpoint_every_samples"
+        raise CheckpointError(run.url, "has no checkpoint yet", hint=hint)
     subject = f"{run.url}: {checkpoint.name}/state.json"
     require_saved_state(checkpoint.state, subject, checkpoint.named_samples)
     try:
         sample_format = sample_format_of(ReadSpec.model_validate(checkpoint.state["samples"]))
     except (ValidationError, KeyError, TypeError, ValueError, OverflowError) as error:
-        raise CheckpointError(
-            f"{subject}: samples", f"is not a sample format ({error!r})"
-        ) from None
+        rule = f"is not a sample format ({error!r})"
+        raise CheckpointError(f"{subject}: samples", rule) from None
     import_plugins(config.plugins)
     weights = {player: checkpoint.weights(player) for player in BOTH}
     built = networks_with(config, sample_format, weights, run.url)
@@ -246,21 +235,13 @@ def networks_with(
     """Build generator and discriminator with these weights, on the CPU, in evaluation mode.
 
     Shapes of built-in networks are checked on the meta device first, before anything is allocated.
-
-    Args:
-        config: names the networks.
-        sample_format: of the samples.
-        weights: by player and name; a player without any keeps its initial ones.
-        subject: origin of the weights, for messages.
+    A player without weights keeps its initial ones. ``subject`` is their origin, for messages.
 
     Raises:
-        CheckpointError: they are of other networks.
+        CheckpointError: the weights are of other networks.
     """
-
-    def build() -> tuple[nn.Module, nn.Module]:
-        return build_networks(
-            config, sample_format.shape, sample_format.num_classes, sample_format.metadata
-        )
+    shape, num_classes = sample_format.shape, sample_format.num_classes
+    build = partial(build_networks, config, shape, num_classes, sample_format.metadata)
 
     def fill(networks: tuple[nn.Module, nn.Module], *, assign: bool = False) -> None:
         for network, player in zip(networks, BOTH, strict=True):

@@ -125,8 +125,7 @@ class R3GANGenerator(nn.Module):
         for transition, stage in zip(self.transitions, self.stages[1:], strict=True):
             x = functional.interpolate(transition(x), scale_factor=2, mode="bilinear")
             x = stage(x)
-        images: Tensor = self.finish(x)
-        return images
+        return self.finish(x)
 
 
 @discriminators.register("r3gan")

@@ -116,8 +116,7 @@ class ResidualGenerator(nn.Module):
         x = self.start(latents).view(-1, *self.start_shape)
         for size, level in zip(self.sizes, self.levels, strict=True):
             x = level(_resize(x, size))
-        images: Tensor = self.bound(self.finish(_activate(x)))
-        return images
+        return self.bound(self.finish(_activate(x)))
 
 
 @discriminators.register("residual")

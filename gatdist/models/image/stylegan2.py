@@ -25,14 +25,7 @@ EPSILON = 1e-8
 
 
 class EqualizedLinear(nn.Module):
-    """W x + b, [n, inputs] → [n, outputs].
-
-    Args:
-        inputs: of W.
-        outputs: of W.
-        bias: initial b.
-        rate: factor of the learning rate of W and b.
-    """
+    """W x + b, [n, inputs] → [n, outputs], from b = ``bias``; learning rates × ``rate``."""
 
     def __init__(self, inputs: int, outputs: int, *, bias: float = 0.0, rate: float = 1.0) -> None:
         super().__init__()
@@ -63,11 +56,9 @@ class EqualizedConv2d(nn.Module):
 
 
 class Blur(nn.Module):
-    """The filter [1, 3, 3, 1] both ways: [n, c, h, w] → [n, c, h + 2p − 3, w + 2p − 3].
+    """The filter [1, 3, 3, 1] both ways, with sum ``gain`` and zero padding p.
 
-    Args:
-        padding: p, zeros at each side.
-        gain: sum of the filter.
+    [n, c, h, w] → [n, c, h + 2p − 3, w + 2p − 3].
     """
 
     taps: Tensor

@@ -82,7 +82,11 @@ def chart(
         known = everything[np.isfinite(everything)]
         low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
         log = low > 0 and high / low > _LOG_RANGE
-    axis = _Axis.around(low, high, log)
+    if log:
+        low, high = math.log10(low), math.log10(high)
+    elif low == high:
+        low, high = low - (abs(low) or 1.0) * 0.5, high + (abs(high) or 1.0) * 0.5
+    axis = _Axis(low, high, log)
     px = _LEFT + (x - x[0]) / max(x[-1] - x[0], 1.0) * (_WIDTH - _LEFT - _RIGHT)
     parts = [_frame(axis, x), *(_mark(x, px, seen) for seen in marks)]
     if stacked:
@@ -97,10 +101,10 @@ def chart(
                 parts.append(f'<g class="{curve.color}">{band}</g>')
         parts += [_line(px, axis.pixels(curve.mean), curve.color) for curve in curves]
     values = {
-        "x": _rounded(px),
+        "x": _json(px, ".1f"),
         "samples_seen": [int(seen) for seen in x],
         "curves": [
-            {"label": c.label, "color": c.color, "value": _significant(c.mean)} for c in curves
+            {"label": c.label, "color": c.color, "value": _json(c.mean, ".5g")} for c in curves
         ],
     }
     legend = "".join(
@@ -122,14 +126,6 @@ class _Axis:
     low: float
     high: float
     log: bool
-
-    @classmethod
-    def around(cls, low: float, high: float, log: bool) -> _Axis:
-        if log:
-            return cls(math.log10(low), math.log10(high), True)
-        if low == high:
-            low, high = low - (abs(low) or 1.0) * 0.5, high + (abs(high) or 1.0) * 0.5
-        return cls(low, high, False)
 
     def pixels(self, values: Values) -> Values:
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -193,9 +189,8 @@ def _line(x: Values, y: Values, color: str) -> str:
     for run in _known(y):
         points = " ".join(f"{x[i]:.1f},{y[i]:.1f}" for i in run)
         if len(run) == 1:
-            parts.append(
-                f'<circle class="{color}" cx="{x[run[0]]:.1f}" cy="{y[run[0]]:.1f}" r="2.5"/>'
-            )
+            at = f'cx="{x[run[0]]:.1f}" cy="{y[run[0]]:.1f}"'
+            parts.append(f'<circle class="{color}" {at} r="2.5"/>')
         else:
             parts.append(f'<polyline class="{color}" points="{points}"/>')
     return "".join(parts)
@@ -230,9 +225,5 @@ def _is_finite(value: Any) -> bool:
     return isinstance(value, int | float) and abs(value) < 1e300 and math.isfinite(value)
 
 
-def _rounded(values: Values) -> list[float | None]:
-    return [round(float(v), 1) if math.isfinite(v) else None for v in values]
-
-
-def _significant(values: Values) -> list[float | None]:
-    return [float(f"{v:.5g}") if math.isfinite(v) else None for v in values]
+def _json(values: Values, digits: str) -> list[float | None]:
+    return [float(f"{v:{digits}}") if math.isfinite(v) else None for v in values]

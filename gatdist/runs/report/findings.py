@@ -37,12 +37,10 @@ class Findings:
     """The content of a run directory.
 
     Attributes:
-        url: of the directory.
         config: the content of ``config.json``, unchecked.
-        attempts: oldest first.
         logs: the valid lines of ``metrics.jsonl``.
         state: of the newest checkpoint.
-        checkpoints: name, ``samples_seen`` and ``num_bytes`` of each.
+        checkpoints: ``name``, ``samples_seen`` and ``num_bytes`` of each.
         samples: names of the files in ``samples/``.
         files: names of the files in ``profiles/`` and ``logs/``.
         lacks: messages of what is missing or damaged.

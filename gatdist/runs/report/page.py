@@ -48,7 +48,7 @@ def report(url: str, storage_options: dict[str, Any] | None = None) -> tuple[str
     shown = previews(store.child("samples"), found.samples, found.lacks)
     sections = [
         ("Samples", _samples(shown)),
-        *((title, html) for title, html in _charts(found)),
+        *_charts(found),
         ("Health", _health(found)),
         ("Attempts", _attempts(found)),
         ("Files", _files(found)),
@@ -129,12 +129,12 @@ def _samples(shown: Sequence[Preview]) -> str:
     def frame(one: Preview, title: str) -> str:
         return f"<figure><figcaption>{title}</figcaption>{''.join(one.html)}</figure>"
 
-    reals = "".join(frame(one, "real") for one in shown if one.samples_seen is None)
-    fakes = "".join(
-        frame(one, f"generated, at {count(one.samples_seen)} samples")
-        for one in shown
-        if one.samples_seen is not None
-    )
+    reals = fakes = ""
+    for one in shown:
+        if one.samples_seen is None:
+            reals += frame(one, "real")
+        else:
+            fakes += frame(one, f"generated, at {count(one.samples_seen)} samples")
     if not reals and not fakes:
         return ""
     return f'<div class="samples"><div class="frames">{fakes}</div><div>{reals}</div></div>'
@@ -191,13 +191,10 @@ def _shares(logs: list[dict[str, Any]]) -> str:
     if not total:
         return ""
     tags = sorted({tag for t in known for tag in pattern.tags(t)})
-    shares = {
-        tag.removeprefix("time/").removesuffix("_s"): sum(
-            t[tag] for t in known if isinstance(t.get(tag), int | float)
-        )
-        / total
-        for tag in tags
-    }
+    shares = {}
+    for tag in tags:
+        spent = sum(t[tag] for t in known if isinstance(t.get(tag), int | float))
+        shares[tag.removeprefix("time/").removesuffix("_s")] = spent / total
     colors = {label: color_of(label, index) for index, label in enumerate(shares)}
     shares["other"] = max(0.0, 1.0 - sum(shares.values()))
     cells = "".join(
@@ -227,17 +224,10 @@ def _attempts(found: Findings) -> str:
     rows = []
     for one in found.attempts[-_MAX_ROWS:]:
         hosts = one.get("hosts")
-        resumed = one.get("resumed_from")
-        rows.append(
-            [
-                _text(one.get("attempt")),
-                _text(one.get("time")),
-                _text(one.get("world_size")),
-                ", ".join(sorted(set(map(str, hosts)))) if isinstance(hosts, list) else "",
-                "start" if resumed is None else _text(resumed),
-                _text(one.get("reason")),
-            ]
-        )
+        named = ", ".join(sorted(set(map(str, hosts)))) if isinstance(hosts, list) else ""
+        resumed = "start" if one.get("resumed_from") is None else _text(one["resumed_from"])
+        attempt, at, workers = (_text(one.get(key)) for key in ("attempt", "time", "world_size"))
+        rows.append([attempt, at, workers, named, resumed, _text(one.get("reason"))])
     titles = ["attempt", "time", "workers", "hosts", "resumed from", "reason"]
     return _table(titles, rows) if rows else ""
 
