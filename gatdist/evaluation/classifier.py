@@ -51,6 +51,8 @@ class Classifier(Extractor):
         DataError: not images or audio, no labels, or fewer than 20 samples.
     """
 
+    num_features = _NUM_FEATURES
+
     def __init__(self, dataset: Dataset, comm: Communicator) -> None:
         needs = {
             "images or audio": dataset.modality in ("image", "audio"),
@@ -64,10 +66,6 @@ class Classifier(Extractor):
                 raise DataError("evaluate.features", rule, value="classifier", hint=hint)
         self._dataset, self._comm = dataset, comm
         self._network: ClassifierNetwork
-
-    @property
-    def num_features(self) -> int:
-        return _NUM_FEATURES
 
     @property
     def protocol(self) -> dict[str, Any]:

@@ -15,17 +15,8 @@ from gatdist.common.heartbeat import beat
 from gatdist.config import EvaluateConfig
 from gatdist.data import Dataset
 from gatdist.data.sample_format import TextFormat
-from gatdist.evaluation import classifier, from_file  # noqa: F401  (they register themselves)
+from gatdist.evaluation import classifier, distances, from_file  # noqa: F401  (they register)
 from gatdist.evaluation.cache import RealFeatures
-from gatdist.evaluation.distances import (
-    DENSITY_NEIGHBORS,
-    DIRECTIONS_SEED,
-    NUM_DIRECTIONS,
-    NUM_SPLITS,
-    PRECISION_NEIGHBORS,
-    SPLIT_SEED,
-    GaussianSums,
-)
 from gatdist.evaluation.features import Extractor, build_extractor
 from gatdist.evaluation.metrics import Need, SampleSet, metrics
 from gatdist.parallel.communicator import Communicator, LocalCommunicator
@@ -33,11 +24,11 @@ from gatdist.parallel.communicator import Communicator, LocalCommunicator
 _BATCH = 256
 _HOW: Mapping[str, str] = {
     "fid": "unbiased covariances, float64",
-    "fid_real_split": f"median of {NUM_SPLITS} splits, seed {SPLIT_SEED}",
+    "fid_real_split": f"median of {distances.NUM_SPLITS} splits, seed {distances.SPLIT_SEED}",
     "kid": "unbiased, kernel (x·y/d + 1)³, all samples",
-    "swd": f"{NUM_DIRECTIONS} directions, seed {DIRECTIONS_SEED}",
-    "precision_recall": f"{PRECISION_NEIGHBORS} neighbours",
-    "density_coverage": f"{DENSITY_NEIGHBORS} neighbours",
+    "swd": f"{distances.NUM_DIRECTIONS} directions, seed {distances.DIRECTIONS_SEED}",
+    "precision_recall": f"{distances.PRECISION_NEIGHBORS} neighbours",
+    "density_coverage": f"{distances.DENSITY_NEIGHBORS} neighbours",
     "jsd": "characters, with beginning and end, bits",
     "self_bleu": "characters up to 4-grams, smoothed by ½, 500 of 2,000 texts",
 }
@@ -196,7 +187,7 @@ class Evaluator:
             texts = [sample_format.vocabulary.decode(row) for row in ids.gathered().cpu().numpy()]
         return SampleSet(
             found,
-            GaussianSums.of(share).reduced(self._sharing),
+            distances.GaussianSums.of(share).reduced(self._sharing),
             self._sharing,
             scores=extractor.classify(found) if extractor else None,
             labels=labels(torch.arange(count, device=self._device)),

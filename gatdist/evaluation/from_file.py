@@ -71,6 +71,8 @@ class InceptionFeatures(_FromFile):
     2016): 1,008 for the weights of published FIDs.
     """
 
+    num_features = NUM_FEATURES
+
     def _load(self, content: bytes, name: str, device: torch.device) -> None:
         try:
             weights = load(content)
@@ -82,10 +84,6 @@ class InceptionFeatures(_FromFile):
 
     def _features(self, pixels: Tensor) -> Tensor:
         return self._network(pixels)
-
-    @property
-    def num_features(self) -> int:
-        return NUM_FEATURES
 
     @property
     def num_classes(self) -> int:

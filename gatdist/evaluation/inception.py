@@ -64,25 +64,27 @@ class Inception(nn.Module):
         """Return the network with the weights of the file ``name``, in evaluation mode.
 
         Raises:
-            ConfigError: the weights are another network's; the first tensor that differs is named.
+            ConfigError: the weights are another network's; names tensors that differ.
         """
         last = weights.get("fc.weight")
         with torch.device("meta"):
             network = cls(len(last) if last is not None and last.dim() else 1)
-        used: dict[str, Any] = {key: x for key, x in weights.items() if not _is_unused(key)}
-        for key, tensor in network.state_dict().items():
-            if _is_unused(key):
-                used[key] = torch.zeros_like(tensor, device="cpu")
-            elif key not in used:
-                raise _other_network(name, f"tensor {key} is missing")
-            elif used[key].shape != tensor.shape:
-                there, here = tuple(used[key].shape), tuple(tensor.shape)
-                raise _other_network(name, f"tensor {key} has shape {there}, not {here}")
-            else:
-                used[key] = used[key].float()
-        if more := sorted(used.keys() - network.state_dict()):
-            raise _other_network(name, f"tensor {more[0]} is not of this network")
-        network.load_state_dict(used, assign=True)
+        used = {key: x.float() for key, x in weights.items() if not _is_unused(key)}
+        used |= {
+            key: torch.zeros((), dtype=torch.long)
+            for key in network.state_dict()
+            if _is_unused(key)
+        }
+        try:
+            network.load_state_dict(used, assign=True)
+        except RuntimeError as error:
+            problem = str(error).splitlines()[1].strip()  # the first after a title
+            raise ConfigError(
+                "evaluate.features_file",
+                f"holds weights of another network than Inception: {problem}",
+                value=name,
+                hint="Use the weights of published FIDs, with torchvision's parameter names",
+            ) from None
         return network.eval().requires_grad_(False)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -220,12 +222,3 @@ def _maximum(x: Tensor) -> Tensor:
 
 def _is_unused(key: str) -> bool:
     return key.startswith(_UNUSED[0]) or key.endswith(_UNUSED[1])
-
-
-def _other_network(name: str, rule: str) -> ConfigError:
-    return ConfigError(
-        "evaluate.features_file",
-        f"holds weights of another network than Inception: {rule}",
-        value=name,
-        hint="Use the weights of published FIDs, with torchvision's parameter names",
-    )

@@ -9,10 +9,13 @@ A generator has ``forward(latents [n, latent_size], labels int64 [n] | None) -> 
 [n, *sample_shape]``: images and audio in about [−1, 1], for text probabilities. A discriminator has
 ``forward(samples [n, *sample_shape], labels) -> logits [n]``.
 
-A network with an attribute ``noise_size: int`` is random beside its inputs: its forward takes
+A network with an attribute ``noise_size: int`` is random itself: its forward takes
 standard normal noise [n, noise_size] as last argument. gatdist draws it by the sample's position in
 the run, so that the result does not depend on the number of workers. A network with ``modalities``
 (``image``, ``points``, ``audio``, ``text`` or ``tokens``) is refused for other data.
+
+Unless their docstrings differ, built-in generators embed labels into the latents, and
+discriminators take them by projection (Miyato & Koyama 2018).
 """
 
 from __future__ import annotations

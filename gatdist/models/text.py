@@ -96,8 +96,7 @@ class ConvolutionalTextGenerator(nn.Module):
 class ConvolutionalTextDiscriminator(nn.Module):
     """Residual 1-D convolutions (Gulrajani et al. 2017, section 4.4): texts [n, V, t] → logits [n].
 
-    ``blocks`` residual blocks of ``width`` channels; the defaults are the paper's. Labels by
-    projection (Miyato & Koyama 2018).
+    ``blocks`` residual blocks of ``width`` channels; the defaults are the paper's.
     """
 
     modalities = _MODALITIES

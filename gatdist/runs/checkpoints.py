@@ -300,14 +300,14 @@ class Checkpoints:
     def _drop_if_incomplete(self, name: Name) -> None:
         """Delete a stale attempt's commit whose files were deleted before its manifest."""
         files = self._folders().get(name, {})
-        if not self._is_whole(name, files):
+        if not self._is_complete(name, files):
             self._delete(name, files)
 
     def _retire(self, last: Name) -> None:
         """Delete checkpoints not to keep, and incomplete ones, if older than ``last``."""
         folders = self._folders()
-        whole = {name for name, files in folders.items() if self._is_whole(name, files)}
-        kept = self._retention.kept({name: self._metrics_of(name) for name in whole})
+        complete = {name for name, files in folders.items() if self._is_complete(name, files)}
+        kept = self._retention.kept({name: self._metrics_of(name) for name in complete})
         for name, files in folders.items():
             if name < last and name not in kept and self._may_delete(name, last.attempt):
                 self._delete(name, files)
@@ -317,7 +317,7 @@ class Checkpoints:
         mine = name.id[: len(self._id)] in ("", self._id)
         return name.attempt < attempt or (name.attempt == attempt and mine)
 
-    def _is_whole(self, name: Name, files: Mapping[str, int | None]) -> bool:
+    def _is_complete(self, name: Name, files: Mapping[str, int | None]) -> bool:
         """Return whether a folder has all files that its manifest lists, by their sizes."""
         if MANIFEST not in files or name in self._damaged:
             return False

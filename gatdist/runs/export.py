@@ -35,6 +35,7 @@ _INPUTS = ("latents", "labels", "noise")
 _ONNX_VERSION = 18
 _CHECKED = 5  # compared samples; not the number of the traced ones
 _METADATA = "gatdist"
+_MALFORMED = (ValueError, KeyError, TypeError, RecursionError, OverflowError)
 
 # Run → content of a file; TrainingError if the exported generator's samples differ.
 formats: Registry[Callable[[TrainedRun], bytes]] = Registry("--format")
@@ -64,10 +65,7 @@ def load_exported(content: bytes, name: str) -> nn.Module:
         about = parse_json(header["__metadata__"][_METADATA])
         weights = safetensors.torch.load(content)
         config, spec = parse_config(about["config"]), ReadSpec.model_validate(about["samples"])
-    except (
-        *(ValueError, KeyError, TypeError, RecursionError, OverflowError),
-        *(ConfigError, safetensors.SafetensorError),
-    ) as error:
+    except (*_MALFORMED, ConfigError, safetensors.SafetensorError) as error:
         rule = f"is not a generator exported by gatdist ({error!r})"
         raise CheckpointError(name, rule, hint="Export it again") from None
     network, _ = networks_with(config, sample_format_of(spec), {"generator": weights}, name)

@@ -86,7 +86,7 @@ def test_features_are_those_of_the_weights_in_the_file(network, file):
     ("change", "fact"),
     [
         ({"Mixed_7c.branch1x1.conv.weight": None}, "Mixed_7c.branch1x1.conv.weight"),
-        ({"Conv2d_1a_3x3.conv.weight": torch.zeros(32, 3, 7, 7)}, "(32, 3, 7, 7)"),
+        ({"Conv2d_1a_3x3.conv.weight": torch.zeros(32, 3, 7, 7)}, "[32, 3, 7, 7]"),
         ({"layer4.weight": torch.zeros(1)}, "layer4.weight"),
         ({"fc.weight": None}, "fc.weight"),
     ],

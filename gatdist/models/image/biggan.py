@@ -116,10 +116,7 @@ class DownBlock(nn.Module):
 
 
 class ProjectionDiscriminator(nn.Module):
-    """Images [n, C, H, W] → blocks → [n, width, h, w], sum-pooled → logits [n].
-
-    Labels by projection (Miyato & Koyama 2018).
-    """
+    """Images [n, C, H, W] → blocks → [n, width, h, w], sum-pooled → logits [n]."""
 
     def __init__(self, blocks: nn.Sequential, width: int, num_classes: int) -> None:
         super().__init__()
@@ -206,8 +203,7 @@ class SNGANDiscriminator(ProjectionDiscriminator):
 
     The paper's is spectrally normalized: set ``model.spectral_norm = ["discriminator"]``. ``width``
     channels at the finest resolution, by default 64, doubling up to 16 × ``width``; up to a side of
-    32 two halvings with ``width`` channels everywhere, by default 128. Labels by projection (Miyato
-    & Koyama 2018).
+    32 two halvings with ``width`` channels everywhere, by default 128.
     """
 
     def __init__(
@@ -344,8 +340,7 @@ class BigGANGenerator(nn.Module):
 class BigGANDiscriminator(ProjectionDiscriminator):
     """BigGAN (Brock et al. 2019): images [n, C, H, W] → logits [n].
 
-    ``width`` and ``attention_side`` as for the generator. Labels by projection (Miyato & Koyama
-    2018).
+    ``width`` and ``attention_side`` as for the generator.
     """
 
     def __init__(

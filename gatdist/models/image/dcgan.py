@@ -111,8 +111,7 @@ class DCGANGenerator(nn.Module):
 class DCGANDiscriminator(nn.Module):
     """DCGAN (Radford et al. 2016): images [n, C, S, S] → logits [n].
 
-    Options and differences from the paper as for the generator. Labels by projection (Miyato &
-    Koyama 2018).
+    Options and differences from the paper as for the generator.
     """
 
     def __init__(

@@ -130,10 +130,7 @@ class R3GANGenerator(nn.Module):
 
 @discriminators.register("r3gan")
 class R3GANDiscriminator(nn.Module):
-    """R3GAN (Huang et al. 2024): images [n, C, H, W] → logits [n]; options as for the generator.
-
-    Labels by projection (Miyato & Koyama 2018).
-    """
+    """R3GAN (Huang et al. 2024): images [n, C, H, W] → logits [n]; options as for the generator."""
 
     def __init__(
         self,

@@ -123,8 +123,7 @@ class ResidualGenerator(nn.Module):
 class ResidualDiscriminator(nn.Module):
     """Residual network of any height × width: images [n, C, H, W] → logits [n].
 
-    ``width``, ``max_width`` and ``blocks`` as for the generator. Labels by projection (Miyato &
-    Koyama 2018).
+    ``width``, ``max_width`` and ``blocks`` as for the generator.
     """
 
     def __init__(

@@ -273,8 +273,7 @@ class StyleGAN2Discriminator(nn.Module):
     """StyleGAN2 (Karras et al. 2020): images [n, C, H, W] → logits [n].
 
     ``capacity`` and ``max_width`` as for the generator. ``minibatch_deviation``, which the paper
-    uses, couples samples, so that the batch can't be split over workers. Labels by projection
-    (Miyato & Koyama 2018).
+    uses, couples samples, so that the batch can't be split over workers.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ from gatdist.monitor.numbers import count, duration, number, size
 from gatdist.monitor.tags import ALARMS, Chart, charts_of
 from gatdist.runs.report.curves import Curve, chart, color_of, thinned
 from gatdist.runs.report.findings import Findings, events, find
-from gatdist.runs.report.previews import Preview, previews
+from gatdist.runs.report.previews import previews
 from gatdist.storage import Store
 
 _STACKED = "Seconds a step by phase"
@@ -125,16 +125,15 @@ def _summary(found: Findings) -> str:
     )
 
 
-def _samples(shown: Sequence[Preview]) -> str:
-    def frame(one: Preview, title: str) -> str:
-        return f"<figure><figcaption>{title}</figcaption>{''.join(one.html)}</figure>"
-
+def _samples(shown: Sequence[tuple[int | None, str]]) -> str:
     reals = fakes = ""
-    for one in shown:
-        if one.samples_seen is None:
-            reals += frame(one, "real")
+    for seen, html in shown:
+        title = "real" if seen is None else f"generated, at {count(seen)} samples"
+        figure = f"<figure><figcaption>{title}</figcaption>{html}</figure>"
+        if seen is None:
+            reals += figure
         else:
-            fakes += frame(one, f"generated, at {count(one.samples_seen)} samples")
+            fakes += figure
     if not reals and not fakes:
         return ""
     return f'<div class="samples"><div class="frames">{fakes}</div><div>{reals}</div></div>'

@@ -6,7 +6,6 @@ import base64
 import io
 import re
 import warnings
-from dataclasses import dataclass, field
 from html import escape
 
 import numpy as np
@@ -27,23 +26,17 @@ _MAX_TEXT = 6000
 _QUALITY = 85
 
 
-@dataclass
-class Preview:
-    """Samples generated at ``samples_seen``, or real ones (None), as HTML: image, audio or text."""
+def previews(store: Store, names: list[str], lacks: list[str]) -> list[tuple[int | None, str]]:
+    """Return images, audio and text as HTML, evenly spaced over training.
 
-    samples_seen: int | None
-    html: list[str] = field(default_factory=list)
-
-
-def previews(store: Store, names: list[str], lacks: list[str]) -> list[Preview]:
-    """Return previews of real samples, then of generated ones, evenly spaced over training.
+    Of real samples (None), then by ``samples_seen``.
 
     Args:
         store: the folder ``samples`` of a run.
         names: of the files in it.
         lacks: gets messages of what can't be shown.
     """
-    found: dict[int | None, Preview] = {}
+    found: dict[int | None, str] = {}
     for ending, most in _MAX_PREVIEWS.items():
         parsed = [(match, name) for name in names if (match := _NAME.fullmatch(name))]
         fakes = {int(m[1]): name for m, name in parsed if m[2] == ending and m[1]}
@@ -52,10 +45,8 @@ def previews(store: Store, names: list[str], lacks: list[str]) -> list[Preview]:
         chosen += [(seen, fakes[seen]) for seen in spread(sorted(fakes), most)]
         for seen, name in chosen:
             if shown := _shown(store, name, lacks):
-                found.setdefault(seen, Preview(seen)).html.append(shown)
-    return sorted(
-        found.values(), key=lambda one: -1 if one.samples_seen is None else one.samples_seen
-    )
+                found[seen] = found.get(seen, "") + shown
+    return sorted(found.items(), key=lambda item: -1 if item[0] is None else item[0])
 
 
 def spread(items: list[int], most: int) -> list[int]:
