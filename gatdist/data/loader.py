@@ -80,7 +80,7 @@ class Loader:
         dataset: to read.
         order: of its samples.
         global_batch: samples per step, summed over all workers; a multiple of ``world_size``.
-        rank: of this worker, which reads positions ``position + rank + world_size · i``.
+        rank: of this worker; see :class:`~gatdist.data.order.WorkerShare`.
         world_size: number of workers.
         position: samples used globally so far.
         config: ``prefetch_batches``, ``decode_threads`` and ``memory_bytes`` apply.

@@ -35,15 +35,11 @@ class Store:
     folder's page, if there is one. Names may be quoted and have a query, as in a URL.
 
     Args:
-        url: a path, or any URL that fsspec supports.
+        url: a path, or any URL that fsspec supports. The attribute has no secrets.
         options: of the fsspec file system; S3 takes ``key``, ``secret`` and
             ``client_kwargs = { endpoint_url = "…" }``, or the ``AWS_*`` variables.
         retry_budget_s: how long an operation is retried after its first failure.
-        stall_s: time without data after which a connection counts as lost, for S3, GCS, Azure and
-            HTTP.
-
-    Attributes:
-        url: as given, but without secrets.
+        stall_s: time without data after which a connection of S3, GCS, Azure or HTTP is lost.
 
     Raises:
         StorageError: unknown protocol, package not installed, or an invalid option.
