@@ -223,7 +223,9 @@ def _soak(found: Found) -> list[Line]:
     count = len(found["faults"])
     ended = "bit-identical to an undisturbed run" if found["equal"] else "other bytes"
     what = f"{found['minutes']:.0f} minutes with {count} faults on two hosts"
-    return [Line(what, f"goodput {_share(found['goodput'])}; {ended}", "one run")]
+    return [
+        Line(what, f"goodput {_share(found['goodput'])} (100 %: no faults); {ended}", "one run")
+    ]
 
 
 def _using(found: Found) -> list[Line]:
