@@ -86,9 +86,9 @@ def main() -> int:
         epilog="Options after a single NAME go to that benchmark, such as --help.",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(CASES)}")
-    words, first = sys.argv[1:], next((w for w in sys.argv[1:2] if w in CASES), "")
-    if first and any(word.startswith("-") for word in words):
-        return subprocess.run([*CASES[first], *words[1:]], check=False).returncode
+    name, *words = sys.argv[1:] or [""]
+    if name in ("preset", "quality") or (name in CASES and any(w[0] == "-" for w in words)):
+        return subprocess.run([*CASES.get(name, _case(name)), *words], check=False).returncode
     names = parser.parse_args().names or [name for name in CASES if name not in LONG]
     for name in names:
         if name not in CASES:

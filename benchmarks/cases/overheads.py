@@ -15,6 +15,7 @@ every 30 s, and of a log interval every ``run.log_every_samples``.
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -60,7 +61,7 @@ class Steps:
             Loader.for_worker(dataset, order, config, comm, position=0)
         )
         self.progress = Progress()
-        self.ticks = LogInterval(
+        self.interval = LogInterval(
             config, comm, self.state, self.case.rule, dataset, _ignore, self.progress
         )
         self.plain = self.case.statistics, self.case.timer
@@ -70,7 +71,15 @@ class Steps:
         self.background = Background("run-directory")
         self.open.callback(self.background.close)
         self.recorder = Recorder(
-            config, comm, directory, dataset, self.state, _ignore, self.background
+            config,
+            comm,
+            directory,
+            dataset,
+            self.state,
+            _ignore,
+            self.background,
+            unwritten=(),
+            resume_samples=0,
         )
         self.open.callback(self.recorder.close)
         self.checkpoints = Checkpoints(
@@ -112,7 +121,7 @@ class Steps:
 
     def ticked(self, num_steps: int) -> Seconds:
         def write(values: dict[str, Any]) -> None:
-            self.recorder.tick(values)
+            self.recorder.log(values)
             self.background.wait()
 
         return self._watched(num_steps, write)
@@ -151,22 +160,22 @@ class Steps:
     def _watched(self, num_steps: int, use: Callable[[dict[str, Any]], None]) -> Seconds:
         from gatdist.cluster.worker import _heartbeat
 
-        case, ticks = self.case, self.ticks
-        case.statistics, case.timer = ticks.statistics, ticks.timer
+        case, interval = self.case, self.interval
+        case.statistics, case.timer = interval.statistics, interval.timer
         try:
             with _heartbeat(self.bridge, self.comm.rank, self.progress) as stop:
 
                 def turn() -> None:
-                    ticks.start()
+                    interval.start()
                     for _ in range(num_steps):
-                        with ticks.timer("data"):
+                        with interval.timer("data"):
                             pass
                         case.step()
-                        ticks.step()
+                        interval.step()
                         here.step += 1
-                        if here.step % ticks.steps_between_polls == 0:
+                        if here.step % interval.steps_between_polls == 0:
                             self.comm.any(stop.is_set())
-                    use(ticks.sum_up(self.loader))
+                    use(interval.summary(self.loader))
 
                 return self._timed(turn)
         finally:
@@ -271,6 +280,7 @@ def main() -> None:
     arguments.add_argument("--turn-s", type=float, default=6.0)
     arguments.add_argument("--size", choices=SIZES, default="dcgan64_w32")
     given = arguments.parse_args()
+    os.environ["RAY_AUTH_MODE"] = "disabled"  # process 1 joins the Ray of process 0
     with tempfile.TemporaryDirectory() as folder:
         plan = SIZES[given.size], given.rounds, given.turn_s, Path(folder)
         found = together(2, _member, *plan, report=print)[0]
