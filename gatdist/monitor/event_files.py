@@ -8,10 +8,8 @@ import re
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,12 +27,13 @@ _EVENT_FILE = re.compile(r"events\.out\.tfevents\.(\d{10})\.", re.ASCII)
 # Images and audio that wait to be encoded.
 _MAX_QUEUED = 64
 
-_Writer = Callable[[Any, int | None], None]
+# Name, arguments and options of a function of torch.utils.tensorboard.summary.
+_Summary = tuple[str, tuple[Any, ...], dict[str, Any]]
 
 
-@dataclass(frozen=True)
-class _Work:
-    do: Callable[[_Writer], None]
+class _Work(NamedTuple):
+    summaries: Sequence[_Summary]
+    step: int | None
     may_drop: bool
     time: float
 
@@ -66,82 +65,47 @@ class TensorBoard:
         self._flushes = self._finishes = self._is_patient = False
         # Touched by the thread alone:
         self._events = io.BytesIO()
+        self._has_head = False
         self._prefix = ""
         self._segment: tuple[str, bytes] | None = None  # that may or may not be stored
         self._num_segments, self._sent_bytes = 0, 0
         self.error = ""
         self.num_dropped = 0
         self._drain = Coalesced(background, self._run)
-        self._submit(self._open)
+        self._submit(None)  # writes the head of the file
 
     @property
     def is_complete(self) -> bool:
         return not (self._queue or self._segment or self._events.tell() or self.num_dropped)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        def work(writer: _Writer) -> None:
-            from torch.utils.tensorboard.summary import scalar
-
-            for tag, value in values.items():
-                writer(scalar(tag, value), step)
-
-        self._submit(work)
+        self._submit(step, *(("scalar", item, {}) for item in values.items()))
 
     def layout(self, step: int, groups: Mapping[str, Sequence[Chart]]) -> None:
         """Set the charts of the tab *Custom scalars*, by group."""
-
-        def work(writer: _Writer) -> None:
-            from torch.utils.tensorboard.summary import custom_scalars
-
-            # TensorBoard matches the beginning of a tag only.
-            charts = {
-                name: {chart.title: ["Multiline", [f"({chart.pattern})$"]] for chart in group}
-                for name, group in groups.items()
-            }
-            writer(custom_scalars(charts), step)
-
-        self._submit(work)
+        # TensorBoard matches the beginning of a tag only.
+        charts = {
+            name: {chart.title: ["Multiline", [f"({chart.pattern})$"]] for chart in group}
+            for name, group in groups.items()
+        }
+        self._submit(step, ("custom_scalars", (charts,), {}))
 
     def image(self, step: int, tag: str, image: Pixels) -> None:
         """Add an image, uint8 [height, width, C]."""
-
-        def work(writer: _Writer) -> None:
-            from torch.utils.tensorboard.summary import image as summary
-
-            writer(summary(tag, image, dataformats="HWC"), step)
-
-        self._submit(work, may_drop=True)
+        self._submit(step, ("image", (tag, image), {"dataformats": "HWC"}), may_drop=True)
 
     def audio(self, step: int, tag: str, clip: NDArray[np.float32], rate: int) -> None:
         """Add audio, float32 [C, t], as one channel; ``rate`` in hertz."""
-
-        def work(writer: _Writer) -> None:
-            from torch.utils.tensorboard.summary import audio
-
-            writer(audio(tag, clip.mean(axis=0, keepdims=True), sample_rate=rate), step)
-
-        self._submit(work, may_drop=True)
+        mono = clip.mean(axis=0, keepdims=True)
+        self._submit(step, ("audio", (tag, mono), {"sample_rate": rate}), may_drop=True)
 
     def text(self, step: int, tag: str, markdown: str) -> None:
-        def work(writer: _Writer) -> None:
-            from torch.utils.tensorboard.summary import text
-
-            writer(text(tag, markdown), step)
-
-        self._submit(work)
+        self._submit(step, ("text", (tag, markdown), {}))
 
     def hparams(self, values: Mapping[str, str | float], metrics: list[str]) -> None:
         """Set the row in the table of runs: hyperparameters, and tags of the scalars to compare."""
-
-        def work(writer: _Writer) -> None:
-            # SummaryWriter.add_hparams would open another run.
-            from torch.utils.tensorboard.summary import hparams
-
-            experiment, start, _ = hparams(dict(values), dict.fromkeys(metrics, 0))
-            writer(experiment, None)
-            writer(start, None)
-
-        self._submit(work)
+        # SummaryWriter.add_hparams would open another run.
+        self._submit(None, ("hparams", (dict(values), dict.fromkeys(metrics, 0)), {}))
 
     def flush(self) -> None:
         """Make what was added visible to readers, soon."""
@@ -153,11 +117,11 @@ class TensorBoard:
         self._finishes, self._is_patient = True, patient
         self._drain.request()
 
-    def _submit(self, do: Callable[[_Writer], None], *, may_drop: bool = False) -> None:
+    def _submit(self, step: int | None, *summaries: _Summary, may_drop: bool = False) -> None:
         if may_drop and len(self._queue) >= _MAX_QUEUED:
             self.num_dropped += 1
             return
-        self._queue.append(_Work(do, may_drop, time.time()))
+        self._queue.append(_Work(summaries, step, may_drop, time.time()))
         self._drain.request()
 
     def _run(self) -> None:
@@ -169,24 +133,27 @@ class TensorBoard:
                 self.num_dropped += 1
                 continue
             try:
-                work.do(partial(self._add, work.time))
+                self._add(work)
             except Exception as error:
                 self.error = f"TensorBoard: {error}"
                 self.num_dropped += 1
         if flushes or self._finishes:
             self._write(self._run_dir if self._is_patient else self._hasty, self._finishes)
 
-    def _open(self, writer: _Writer) -> None:
+    def _add(self, work: _Work) -> None:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from torch.utils.tensorboard import summary
 
-        start = SessionLog(status=SessionLog.START)
-        self._record(Event(file_version="brain.Event:2", step=self._purge_step))
-        self._record(Event(session_log=start, step=self._purge_step))
-
-    def _add(self, wall_time: float, summary: Any, step: int | None) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
-
-        self._record(Event(summary=summary, step=step, wall_time=wall_time))
+        if not self._has_head:
+            self._has_head = True
+            start = SessionLog(status=SessionLog.START)
+            self._record(Event(file_version="brain.Event:2", step=self._purge_step))
+            self._record(Event(session_log=start, step=self._purge_step))
+        for name, args, options in work.summaries:
+            found = getattr(summary, name)(*args, **options)
+            # Of hparams' three summaries, the last ends the session.
+            for one in found[:2] if name == "hparams" else (found,):
+                self._record(Event(summary=one, step=work.step, wall_time=work.time))
 
     def _record(self, event: Any) -> None:
         from tensorboard.summary.writer.record_writer import RecordWriter
