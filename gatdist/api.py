@@ -389,9 +389,9 @@ def pack(
         recipe=packing.read_recipe(given),
         selection=packing.Selection(kind, labels, column),
         strict=strict,
-        source_options=source_options or {},
+        source_options=dict(source_options or {}),
         allowed_origins=tuple(allowed_origins),
-        dest_options=dest_options or {},
+        dest_options=dict(dest_options or {}),
     )
     with _Work(console, f"the shards that are complete stay in {dest}") as work:
         plan = packing.prepare(request, dry_run=dry_run)
@@ -465,9 +465,9 @@ def index(
         labels=labels,
         num_tokens=tokens,
         bits=bits,
-        exports=export,
+        exports=tuple(sorted(export)),
         strict=strict,
-        options=options or {},
+        options=dict(options or {}),
         out_options=options_for(dest, url, options or {}) | dict(out_options or {}),
     )
     with _Work(console, f"finished indexes stay in {out or source}") as work:

@@ -1,11 +1,11 @@
 """Pack files, archives, tables and texts on any storage into shards; index existing shards."""
 
 from gatdist.packing.entries import Selection
-from gatdist.packing.pack import Packing, Request, finish, prepare, preview
+from gatdist.packing.pack import Packing, finish, prepare, preview
 from gatdist.packing.recipe import Recipe, read_recipe
 from gatdist.packing.sources import KINDS
 from gatdist.packing.sources.tables import is_list
-from gatdist.packing.task import Job, Record, Task, Worker
+from gatdist.packing.task import Job, Record, Request, Task, Worker
 
 __all__ = [
     "KINDS",

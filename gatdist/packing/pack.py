@@ -15,9 +15,9 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from gatdist.common.errors import DataError
@@ -25,14 +25,13 @@ from gatdist.config import redact_url
 from gatdist.data.codecs import CodecError
 from gatdist.data.format import MANIFEST, SampleSpec, write_manifest
 from gatdist.packing.convert import CONVERTERS, Converter
-from gatdist.packing.entries import Entry, Listing, Selection, Skipped, printable
+from gatdist.packing.entries import Entry, Listing, Skipped, printable
 from gatdist.packing.fetch import Fetcher, require_allowed
 from gatdist.packing.labels import numbered, same_but_for_case
 from gatdist.packing.outcome import EXAMPLES, REPORT, outcome, strict_error, write_report
-from gatdist.packing.recipe import Recipe
 from gatdist.packing.sources import list_source
 from gatdist.packing.sources.tree import same_label
-from gatdist.packing.task import NOTES, Job, Record, Task, cut, fingerprint, in_order
+from gatdist.packing.task import NOTES, Job, Record, Request, Task, cut, fingerprint, in_order
 from gatdist.storage import Store
 from gatdist.storage.local import TEMPORARY
 
@@ -46,26 +45,6 @@ _PLAN_VERSION = 1
 _TAR_BYTES = 512 + 256
 # Names in the manifest that differ.
 _MODALITIES = {"array": "points"}
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to pack, and where; options as in :func:`gatdist.pack`.
-
-    Attributes:
-        source: URL of a file or folder.
-        dest: URL of the data set's folder.
-        allowed_origins: servers, buckets and folders, other than its own, that a list may name.
-    """
-
-    source: str
-    dest: str
-    recipe: Recipe = field(default_factory=Recipe)
-    selection: Selection = field(default_factory=Selection)
-    strict: bool = False
-    source_options: Mapping[str, Any] = field(default_factory=dict)
-    dest_options: Mapping[str, Any] = field(default_factory=dict)
-    allowed_origins: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -97,11 +76,7 @@ class Packing:
 
 
 def prepare(request: Request, *, dry_run: bool = False) -> Packing:
-    """List the source, probe some samples, and plan the shards.
-
-    Args:
-        request: what to pack.
-        dry_run: write nothing to the destination.
+    """List the source, probe some samples, and plan the shards; a dry run writes nothing.
 
     Raises:
         DataError: the source holds nothing usable, or the destination something else.
@@ -136,17 +111,12 @@ def prepare(request: Request, *, dry_run: bool = False) -> Packing:
         )
     if not dry_run:
         _note(request, dest, found)
+    resolved = request.model_dump() | {"source": folder, "recipe": convert.recipe}
     job = Job(
-        source=folder,
-        source_options=dict(request.source_options),
-        dest=request.dest,
-        dest_options=dict(request.dest_options),
-        allowed_origins=list(request.allowed_origins),
-        recipe=convert.recipe,
+        **resolved,
         modality=listing.modality,
         sample_shape=convert.sample_shape,
         has_labels=num_classes > 0,
-        strict=request.strict,
     )
     return Packing(
         job=job,
@@ -186,11 +156,7 @@ def preview(packing: Packing) -> dict[str, Any]:
 
 
 def finish(packing: Packing, records: Sequence[Record]) -> dict[str, Any]:
-    """Write the report and the manifest.
-
-    Args:
-        packing: the plan.
-        records: of its tasks, in their order.
+    """Write the report and the manifest, given the records of all tasks in their order.
 
     Returns:
         ``kind``, ``empty_classes`` (number of classes without a sample; they keep their numbers),

@@ -16,7 +16,7 @@ from gatdist.common.errors import StorageError
 from gatdist.data.codecs import LABEL_COMPONENT, CodecError
 from gatdist.data.format import Components, Shard, write_shard
 from gatdist.packing.convert import CONVERTERS, Converter
-from gatdist.packing.entries import Entry, Skipped, printable
+from gatdist.packing.entries import Entry, Selection, Skipped, printable
 from gatdist.packing.fetch import Fetcher
 from gatdist.packing.outcome import Remarks, add_remark
 from gatdist.packing.processes import Report, ShardTask
@@ -84,28 +84,39 @@ def fingerprint(tasks: Sequence[Task]) -> str:
     return digest.hexdigest()
 
 
-class Job(BaseModel):
-    """What all tasks of a packing share; see :class:`~gatdist.packing.pack.Request`.
+class Request(BaseModel):
+    """What to pack, and where; options as in :func:`gatdist.pack`.
 
     Attributes:
-        source: URL of the folder that the entries' files are in.
-        modality: of the source's samples.
-        sample_shape: after conversion.
-        has_labels: each sample gets the file ``cls``.
+        source: URL of a file or folder.
+        dest: URL of the data set's folder.
+        allowed_origins: servers, buckets and folders, other than its own, that a list may name.
     """
 
     model_config = ConfigDict(frozen=True)
 
     source: str
-    source_options: dict[str, Any]
     dest: str
-    dest_options: dict[str, Any]
-    allowed_origins: list[str] = []
-    recipe: Recipe
+    recipe: Recipe = Recipe()
+    selection: Selection = Selection()
+    strict: bool = False
+    source_options: dict[str, Any] = {}
+    dest_options: dict[str, Any] = {}
+    allowed_origins: tuple[str, ...] = ()
+
+
+class Job(Request):
+    """What all tasks share: a request whose source is the folder of the files, and more.
+
+    Attributes:
+        modality: of the source's samples.
+        sample_shape: after conversion.
+        has_labels: each sample gets the file ``cls``.
+    """
+
     modality: str
     sample_shape: tuple[int, ...]
     has_labels: bool
-    strict: bool
 
 
 class Record(BaseModel):

@@ -1,7 +1,7 @@
 """Make a data set of existing shards, such as WebDataset's and img2dataset's."""
 
-from gatdist.packing.indexing.plan import Indexing, Request, finish, prepare, preview
-from gatdist.packing.indexing.task import Job, Record, Task, Worker
+from gatdist.packing.indexing.plan import Indexing, finish, prepare, preview
+from gatdist.packing.indexing.task import Job, Record, Request, Task, Worker
 
 __all__ = [
     "Indexing",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -34,6 +34,7 @@ from gatdist.packing.indexing.task import (
     NOTES,
     Job,
     Record,
+    Request,
     Task,
     write_energon_folder,
 )
@@ -45,22 +46,6 @@ from gatdist.storage import OutsideUrl, Store, without_credentials
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 # Samples that are read to find what all have in common.
 _PROBED = 64
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to index, and where; options as in :func:`gatdist.index`."""
-
-    source: str
-    dest: str
-    extension: str | None = None
-    labels: str | None = None
-    num_tokens: int | None = None
-    bits: int = 8
-    exports: Sequence[str] = ()
-    strict: bool = False
-    options: Mapping[str, Any] = field(default_factory=dict)
-    out_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -130,11 +115,7 @@ def preview(indexing: Indexing) -> dict[str, Any]:
 
 
 def finish(indexing: Indexing, records: Sequence[Record]) -> dict[str, Any]:
-    """Write the report and the manifest.
-
-    Args:
-        indexing: the plan.
-        records: of its tasks, in their order.
+    """Write the report and the manifest, given the records of all tasks in their order.
 
     Returns:
         ``source``, ``shards_url`` (required value of ``data.shards_url``, or ""), and what
@@ -223,18 +204,8 @@ def _probe(request: Request, source: Store, tasks: Sequence[Task]) -> Job:
             continue
         if request.bits != 8 and modality != "image":
             raise ConfigError("--bits", f"the shards hold {modality}, not images", value=16)
-        return Job(
-            source=request.source,
-            dest=request.dest,
-            options=dict(request.options),
-            out_options=dict(request.out_options),
-            modality=modality,
-            component=request.extension,
-            label=None if request.labels == "none" else request.labels or LABEL_COMPONENT,
-            facts=facts,
-            exports=sorted(request.exports),
-            strict=request.strict,
-        )
+        label = None if request.labels == "none" else request.labels or LABEL_COMPONENT
+        return Job(**request.model_dump(), modality=modality, label=label, facts=facts)
     if scattered:
         raise _not_adjacent(source.url)
     if damaged and len(damaged) == len(tasks):
@@ -324,7 +295,7 @@ def _spec(
         {
             "modality": job.modality,
             "sample_shape": _common_shape(job, records),
-            "component": job.component,
+            "component": job.extension,
             "bits": facts.get("bits", 8),
             "sample_rate": facts.get("sample_rate"),
             "num_tokens": facts.get("num_tokens"),

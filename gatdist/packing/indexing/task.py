@@ -42,27 +42,34 @@ _MAX_SHAPES = 2
 _VERSION = 2
 
 
-class Job(BaseModel):
-    """What all tasks of an indexing share; see :class:`~gatdist.packing.indexing.plan.Request`.
-
-    Attributes:
-        component: extension of each sample's file; None for any of the modality.
-        label: see :class:`~gatdist.data.format.SampleSpec`; None without labels.
-        facts: what all samples must have in common.
-    """
+class Request(BaseModel):
+    """What to index, and where; options as in :func:`gatdist.index`."""
 
     model_config = ConfigDict(frozen=True)
 
     source: str
     dest: str
-    options: dict[str, Any]
-    out_options: dict[str, Any]
+    extension: str | None = None
+    labels: str | None = None
+    num_tokens: int | None = None
+    bits: int = 8
+    exports: tuple[str, ...] = ()
+    strict: bool = False
+    options: dict[str, Any] = {}
+    out_options: dict[str, Any] = {}
+
+
+class Job(Request):
+    """What all tasks share.
+
+    Attributes:
+        label: see :class:`~gatdist.data.format.SampleSpec`; None without labels.
+        facts: what all samples must have in common.
+    """
+
     modality: str
-    component: str | None
     label: str | None
     facts: dict[str, Any]
-    exports: list[str]
-    strict: bool
 
 
 @dataclass(frozen=True)
@@ -116,9 +123,9 @@ class Worker(BaseWorker[Record]):
         self._source = Store(job.source, job.options)
         self._dest = Store(job.dest, job.out_options)
         self._notes = self._dest.child(NOTES)
-        message = job.model_dump(exclude={"dest", "options", "out_options", "strict"})
-        message |= {"version": _VERSION}
-        self._settings = hashlib.sha256(json.dumps(message).encode()).hexdigest()
+        names = {"source", "extension", "exports", "modality", "label", "facts"}
+        settings = job.model_dump(mode="json", include=names) | {"version": _VERSION}
+        self._settings = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
     def do(self, task: Task, report: Report) -> Record:
         """Index a shard, unless an earlier start has indexed it; progress is in bytes.
@@ -213,7 +220,7 @@ class _Checks:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._components = (
-            (job.component,) if job.component else MODALITIES[job.modality].components
+            (job.extension,) if job.extension else MODALITIES[job.modality].components
         )
         self._label_component, _, self._label_field = (job.label or "").partition(":")
         self.shapes: set[tuple[int, ...]] = set()
