@@ -53,10 +53,9 @@ class Packing:
 
     Attributes:
         tasks: one per shard.
+        spec: as in the manifest.
         source: its URL, without secrets.
         kind: of the source.
-        class_names: None if the classes have no names.
-        num_classes: 0 without labels.
         notes: warnings for the user, as sentences.
         num_bytes: estimated bytes of the shards.
         began_s: time of this start, by the clock of file dates.
@@ -64,10 +63,9 @@ class Packing:
 
     job: Job
     tasks: Sequence[Task]
+    spec: SampleSpec
     source: str
     kind: str
-    class_names: Sequence[str] | None
-    num_classes: int
     skipped: Sequence[Skipped]
     ignored: Sequence[Skipped]
     notes: Sequence[str]
@@ -121,10 +119,9 @@ def prepare(request: Request, *, dry_run: bool = False) -> Packing:
     return Packing(
         job=job,
         tasks=tasks,
+        spec=_spec(job, class_names, num_classes),
         source=Store(request.source, request.source_options).url,
         kind=kind,
-        class_names=class_names,
-        num_classes=num_classes,
         skipped=sorted(skipped),
         ignored=sorted(listing.ignored),
         notes=notes,
@@ -140,10 +137,10 @@ def preview(packing: Packing) -> dict[str, Any]:
         "url": Store(job.dest).url,
         "source": packing.source,
         "kind": packing.kind,
-        "modality": _spec(packing).modality,
+        "modality": packing.spec.modality,
         "sample_shape": list(job.sample_shape),
-        "num_classes": packing.num_classes,
-        "class_names": list(packing.class_names or ()),
+        "num_classes": packing.spec.num_classes,
+        "class_names": list(packing.spec.class_names or ()),
         "shards": len(packing.tasks),
         "samples": sum(len(task.entries) for task in packing.tasks),
         "bytes": packing.num_bytes,
@@ -175,14 +172,13 @@ def finish(packing: Packing, records: Sequence[Record]) -> dict[str, Any]:
         name, reason = skipped[0]
         rule = f"none of its samples can be packed ({name} {reason})"
         raise DataError(redact_url(job.source), rule, hint=f"See {dest.url}/{REPORT}")
-    spec = _spec(packing)
-    write_manifest(dest, shards, spec)
+    write_manifest(dest, shards, packing.spec)
     dest.delete(SPOOL)
     _remove_temporary(dest, packing.began_s)
     remarks = [record.remarks for record in records]
     return {
         "kind": packing.kind,
-        **outcome(dest, spec, shards, skipped, packing.ignored, remarks),
+        **outcome(dest, packing.spec, shards, skipped, packing.ignored, remarks),
         **_empty_classes(packing, records),
     }
 
@@ -196,24 +192,23 @@ def _empty_classes(packing: Packing, records: Sequence[Record]) -> dict[str, Any
         for entry in task.entries
         if printable(entry.name) not in unpacked
     }
-    empty = [number for number in range(packing.num_classes) if number not in used]
-    names = packing.class_names or range(packing.num_classes)
+    empty = [number for number in range(packing.spec.num_classes) if number not in used]
+    names = packing.spec.class_names or range(packing.spec.num_classes)
     examples = [str(names[number]) for number in empty[:EXAMPLES]]
     return {"empty_classes": len(empty), "empty_class_examples": examples}
 
 
-def _spec(packing: Packing) -> SampleSpec:
-    job = packing.job
-    return SampleSpec.model_validate(
-        {
-            "modality": _MODALITIES.get(job.modality, job.modality),
-            "sample_shape": list(job.sample_shape),
-            "bits": job.recipe.bits if job.modality == "image" else 8,
-            "sample_rate": job.recipe.sample_rate if job.modality == "audio" else None,
-            "num_classes": packing.num_classes,
-            "class_names": list(packing.class_names) if packing.class_names else None,
-        }
-    )
+def _spec(job: Job, class_names: Sequence[str] | None, num_classes: int) -> SampleSpec:
+    is_image, is_audio = job.modality == "image", job.modality == "audio"
+    values = {
+        "modality": _MODALITIES.get(job.modality, job.modality),
+        "sample_shape": list(job.sample_shape),
+        "bits": job.recipe.bits if is_image else 8,
+        "sample_rate": job.recipe.sample_rate if is_audio else None,
+        "num_classes": num_classes,
+        "class_names": class_names or None,
+    }
+    return SampleSpec.model_validate(values)
 
 
 def _once(entries: Iterable[Entry], skipped: list[Skipped]) -> list[Entry]:

@@ -34,21 +34,9 @@ _REPORT_S = 0.1
 Report = Callable[[int, int], None]
 
 
-class Task(Protocol):
-    """What one worker does in one go. Tasks of a job have different numbers."""
-
-    @property
-    def number(self) -> int: ...
-
-    def to_json(self) -> str: ...
-
-    @classmethod
-    def from_json(cls, text: str) -> Self: ...
-
-
 @dataclass(frozen=True)
 class ShardTask:
-    """A task for one shard, whose number it has; its other fields are JSON values."""
+    """The task of one shard, identified by its number; other fields are JSON values."""
 
     number: int
 
@@ -87,7 +75,7 @@ class Worker(Protocol[RecordT]):
 def do_all(
     worker_type: type[Worker[RecordT]],
     job: BaseModel,
-    tasks: Sequence[Task],
+    tasks: Sequence[ShardTask],
     workers: int,
     report: Report,
 ) -> list[RecordT]:
@@ -107,11 +95,11 @@ def do_all(
     records: dict[int, RecordT] = {}
     waiting, lock = iter(tasks), threading.Lock()
 
-    def take() -> Task | None:
+    def take() -> ShardTask | None:
         with lock:
             return next(waiting, None)
 
-    def put(answer: dict[str, Any], task: Task) -> bool:
+    def put(answer: dict[str, Any], task: ShardTask) -> bool:
         """Whether the task is done."""
         with lock:
             if "done" in answer:

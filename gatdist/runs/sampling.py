@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import io
 import itertools
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from gatdist.common.errors import ConfigError, StorageError
 from gatdist.data import Shard, write_manifest, write_shard
 from gatdist.data.format import SampleSpec
 from gatdist.monitor.previews import preview
-from gatdist.packing.processes import Report, do_all
+from gatdist.packing.processes import Report, ShardTask, Worker, do_all
 from gatdist.runs import Sampler, TrainedRun, load_run
 from gatdist.storage import Store, at_file
 
@@ -202,23 +201,16 @@ class _Job(BaseModel):
     labels: list[int] | None
 
 
-class _Task(NamedTuple):
+@dataclass(frozen=True)
+class _Task(ShardTask):
     """One shard: samples ``begin`` to ``end`` − 1."""
 
-    number: int
     begin: int
     end: int
 
-    def to_json(self) -> str:
-        return json.dumps(self)
 
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        return cls(*json.loads(text))
-
-
-class _ShardSampler:
-    """Writes shards of samples; see :class:`gatdist.packing.processes.Worker`."""
+class _ShardSampler(Worker[Shard]):
+    """Writes shards of samples."""
 
     job_type: ClassVar = _Job
     task_type: ClassVar = _Task
@@ -227,12 +219,6 @@ class _ShardSampler:
     def __init__(self, job: _Job) -> None:
         self._job = job
         self._run: TrainedRun | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._run = None
 
     def do(self, task: _Task, report: Report) -> Shard:
         if self._run is None:
