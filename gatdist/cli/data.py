@@ -53,6 +53,43 @@ def _add_pack(commands: Any) -> None:
         "source", metavar="SOURCE", help="a folder, zip, tar, table or text, at any URL"
     )
     sub.add_argument("dest", metavar="DEST", help="the folder for the shards, at any URL")
+    _add_conversion(sub)
+    source = sub.add_argument_group("source")
+    source.add_argument(
+        "--kind",
+        metavar="NAME",
+        help="folder, zip, tar, webdataset, parquet, csv, jsonl or text (default: detected)",
+    )
+    source.add_argument(
+        "--labels",
+        metavar="SOURCE",
+        help="folders, a column, a CSV or JSON list of files and labels, or none",
+    )
+    source.add_argument("--column", metavar="NAME", help="of a table: where the samples are")
+    common.add_repeated(
+        source,
+        "--allow-origin",
+        "URL",
+        "a server, bucket or local folder that a list may name beside its own, such as "
+        "https://images.example or /data/images",
+    )
+    text = "approximate size of a shard (default: 256MB)"
+    sub.add_argument("--shard-bytes", default="256MB", metavar="N", help=text)
+    common.add_processes(sub)
+    sub.add_argument(
+        "--address",
+        default="",
+        metavar="RAY",
+        help="work on a Ray cluster, such as auto or HOST:PORT; local starts one here",
+    )
+    common.add_storage_options(sub, "--source-option", "SOURCE")
+    common.add_storage_options(sub, "--dest-option", "DEST")
+    _add_strict(sub)
+    text = "print what would be written, and stop"
+    sub.add_argument("--dry-run", action="store_true", help=text)
+
+
+def _add_conversion(sub: common.Parser) -> None:
     images = sub.add_argument_group("images")
     images.add_argument("--size", metavar="H[xW]", help="resize all to this size, in pixels")
     images.add_argument(
@@ -90,39 +127,6 @@ def _add_pack(commands: Any) -> None:
     others.add_argument(
         "--sample-rate", type=int, metavar="HZ", help="of audio (default: the commonest)"
     )
-    source = sub.add_argument_group("source")
-    source.add_argument(
-        "--kind",
-        metavar="NAME",
-        help="folder, zip, tar, webdataset, parquet, csv, jsonl or text (default: detected)",
-    )
-    source.add_argument(
-        "--labels",
-        metavar="SOURCE",
-        help="folders, a column, a CSV or JSON list of files and labels, or none",
-    )
-    source.add_argument("--column", metavar="NAME", help="of a table: where the samples are")
-    common.add_repeated(
-        source,
-        "--allow-origin",
-        "URL",
-        "a server, bucket or local folder that a list may name beside its own, such as "
-        "https://images.example or /data/images",
-    )
-    text = "approximate size of a shard (default: 256MB)"
-    sub.add_argument("--shard-bytes", default="256MB", metavar="N", help=text)
-    common.add_processes(sub)
-    sub.add_argument(
-        "--address",
-        default="",
-        metavar="RAY",
-        help="work on a Ray cluster, such as auto or HOST:PORT; local starts one here",
-    )
-    common.add_storage_options(sub, "--source-option", "SOURCE")
-    common.add_storage_options(sub, "--dest-option", "DEST")
-    _add_strict(sub)
-    text = "print what would be written, and stop"
-    sub.add_argument("--dry-run", action="store_true", help=text)
 
 
 def _add_strict(sub: common.Parser) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 
@@ -45,22 +46,20 @@ class Converted(NamedTuple):
     remarks: Mapping[str, str] = {}
 
 
-class Converter(Protocol):
+class Converter(ABC):
     """Converts the files of one modality.
 
     Attributes:
-        recipe: with what else all samples must have in common.
+        recipe: of the packing, with all that samples must have in common.
         sample_shape: as in the manifest.
     """
 
-    recipe: Recipe
-
-    def __init__(self, recipe: Recipe, sample_shape: Sequence[int]) -> None: ...
-
-    @property
-    def sample_shape(self) -> tuple[int, ...]: ...
+    def __init__(self, recipe: Recipe, sample_shape: Sequence[int]) -> None:
+        self.recipe = recipe
+        self.sample_shape = tuple(sample_shape)
 
     @classmethod
+    @abstractmethod
     def like(cls, recipe: Recipe, contents: Sequence[bytes]) -> Self | None:
         """Return a converter to what most of these have in common; None if none is usable.
 
@@ -68,25 +67,22 @@ class Converter(Protocol):
             DataError: they have too little in common.
         """
 
+    @abstractmethod
     def __call__(self, content: bytes) -> Converted:
         """Convert one file. Raises CodecError if it is unreadable or does not fit."""
 
 
-class Images:
-    """Crops, resizes and encodes images; those that fit stay as they are.
-
-    Args:
-        recipe: of the packing.
-        sample_shape: (C, H, W), C being 1 or 3.
-    """
+class Images(Converter):
+    """Crops, resizes and encodes images; those that fit stay as they are. [C, H, W], C 1 or 3."""
 
     def __init__(self, recipe: Recipe, sample_shape: Sequence[int]) -> None:
-        self.recipe = recipe
         self._channels, *size = sample_shape
-        self._size = recipe.size or (size[0], size[1])
+        self._size = height, width = recipe.size or (size[0], size[1])
         self._transform = TRANSFORMS[recipe.transform or "center-crop"]
         self._filter = FILTERS[recipe.filter or "lanczos"]
         self._component = FORMATS[recipe.format]
+        is_wide = recipe.size and recipe.transform == "center-crop-wide"
+        super().__init__(recipe, (self._channels, width if is_wide else height, width))
 
     @classmethod
     def like(cls, recipe: Recipe, contents: Sequence[bytes]) -> Self | None:
@@ -105,12 +101,6 @@ class Images:
             rule = f"the images differ in height × width: among {len(headers)} are {most}"
             raise DataError("--size", rule, hint="Resize all with --size HxW")
         return cls(recipe, (channels, *(recipe.size or size)))
-
-    @property
-    def sample_shape(self) -> tuple[int, ...]:
-        height, width = self._size
-        is_wide = self.recipe.size and self.recipe.transform == "center-crop-wide"
-        return self._channels, width if is_wide else height, width
 
     def __call__(self, content: bytes) -> Converted:
         header = read_image_header(content)
@@ -149,20 +139,16 @@ class Images:
         )
 
 
-class Audio:
-    """Resamples audio, and cuts or pads it at the end; files that fit stay as they are.
+class Audio(Converter):
+    """Resamples audio, and cuts or pads it at the end; files that fit stay as they are. [C, n].
 
     The others become 16-bit WAV. Resampling is polyphase, with a Kaiser window of β = 5
-    (``scipy.signal.resample_poly``).
-
-    Args:
-        recipe: of the packing, with a sample rate.
-        sample_shape: (C, n).
+    (``scipy.signal.resample_poly``). The recipe has a sample rate.
     """
 
     def __init__(self, recipe: Recipe, sample_shape: Sequence[int]) -> None:
+        super().__init__(recipe, sample_shape)
         assert recipe.sample_rate is not None
-        self.recipe = recipe
         self._rate = recipe.sample_rate
         self._channels, self._length = sample_shape
 
@@ -181,10 +167,6 @@ class Audio:
             raise DataError("--length", rule, hint="Cut or pad all with --length SAMPLES")
         resolved = recipe.model_copy(update={"sample_rate": rate})
         return cls(resolved, (channels, recipe.length or length))
-
-    @property
-    def sample_shape(self) -> tuple[int, ...]:
-        return self._channels, self._length
 
     def __call__(self, content: bytes) -> Converted:
         header = read_audio_header(content)
@@ -212,17 +194,8 @@ class Audio:
         return Converted("wav", encode_wav(packed, self._rate), remarks)
 
 
-class Texts:
-    """Keeps texts as they are; reading cuts them to their length.
-
-    Args:
-        recipe: of the packing.
-        sample_shape: (n,) bytes that are read of each.
-    """
-
-    def __init__(self, recipe: Recipe, sample_shape: Sequence[int]) -> None:
-        self.recipe = recipe
-        self.sample_shape = tuple(sample_shape)
+class Texts(Converter):
+    """Keeps texts as they are; reading cuts them to their length. [n] bytes."""
 
     @classmethod
     def like(cls, recipe: Recipe, contents: Sequence[bytes]) -> Self | None:
@@ -244,17 +217,8 @@ class Texts:
         return Converted("txt", content)
 
 
-class Arrays:
-    """Keeps ``.npy`` files of one shape as they are.
-
-    Args:
-        recipe: of the packing.
-        sample_shape: of all arrays.
-    """
-
-    def __init__(self, recipe: Recipe, sample_shape: Sequence[int]) -> None:
-        self.recipe = recipe
-        self.sample_shape = tuple(sample_shape)
+class Arrays(Converter):
+    """Keeps ``.npy`` files of one shape as they are."""
 
     @classmethod
     def like(cls, recipe: Recipe, contents: Sequence[bytes]) -> Self | None:

@@ -84,28 +84,38 @@ def list_tree(
         else:
             what = _A_MODALITY[listing.modality]
             listing.skipped.append((name, f"is not {what} (.{component})"))
-    labels: Sequence[Label]
-    if selection.labels == "none":
-        labels = [None] * len(names)
-    elif selection.labels is not None and selection.labels != "folders":
-        labels = _listed(names, _labels_file(selection.labels), selection.labels, listing)
-    elif lists and selection.labels is None:
-        found = Labels()
-        for name in lists:
-            _add_stylegan(found, name, read(seen[name]), store)
-        labels = _listed(names, found, STYLEGAN_LABELS, listing)
-    else:
-        requested = selection.labels == "folders"
-        classes, strays = folder_classes([plain_path(name) for name in names], requested=requested)
-        for i in sorted(strays, reverse=True):
-            listing.skipped.append((names.pop(i), "is beside the folders of the classes"))
-            classes.pop(i)
-        labels, listing.class_names = named(classes)
+    labels = _labels(names, selection, {name: seen[name] for name in lists}, read, listing)
     listing.entries = [
         Entry(name, components[name], seen[name], label)
         for name, label in zip(names, labels, strict=True)
     ]
     return listing
+
+
+def _labels(
+    names: list[str],
+    selection: Selection,
+    lists: Mapping[str, Span],
+    read: Callable[[Span], bytes],
+    listing: Listing,
+) -> Sequence[Label]:
+    """The label of each file; removes files that are skipped from ``names``."""
+    if selection.labels == "none":
+        return [None] * len(names)
+    if selection.labels is not None and selection.labels != "folders":
+        return _listed(names, _labels_file(selection.labels), selection.labels, listing)
+    if lists and selection.labels is None:
+        found = Labels()
+        for name, span in lists.items():
+            _add_stylegan(found, name, read(span), listing.store)
+        return _listed(names, found, STYLEGAN_LABELS, listing)
+    requested = selection.labels == "folders"
+    classes, strays = folder_classes([plain_path(name) for name in names], requested=requested)
+    for i in sorted(strays, reverse=True):
+        listing.skipped.append((names.pop(i), "is beside the folders of the classes"))
+        classes.pop(i)
+    labels, listing.class_names = named(classes)
+    return labels
 
 
 def _modality(components: Iterable[str], where: str, listing: Listing) -> str:
