@@ -1,8 +1,4 @@
-"""Data: shards on any storage, read in an order that depends on seed and position only.
-
-:mod:`~gatdist.data.loader` and :mod:`~gatdist.data.sample_format` need torch; the rest, such as
-packing, indexing and verifying, does without.
-"""
+"""Data: shards on any storage, read in an order that depends on seed and position only."""
 
 from gatdist.data.dataset import Dataset, open_dataset
 from gatdist.data.format import Shard, write_dataset, write_manifest, write_shard

@@ -26,12 +26,7 @@ _RING_SAMPLES, _RING_MODES, _RING_RADIUS, _RING_DEVIATION = 20_000, 8, 1.0, 0.01
 
 
 def prepare(url: str) -> str:
-    """Return the folder of the data set at a ``builtin:`` URL, written if absent.
-
-    Raises:
-        DataError: no such data set, or a required package is not installed.
-        StorageError: the cache folder can't be written.
-    """
+    """Return the folder of a ``builtin:`` data set, written if absent. Raises DataError if unknown."""
     name = url.removeprefix(PREFIX)
     if name not in _WRITERS:
         rule = f"no such built-in data set. {nearest(name, _WRITERS)}"
@@ -78,7 +73,6 @@ _WRITERS: dict[str, Callable[[Store], None]] = {"digits": write_digits, "ring": 
 
 
 def _keyed(files: Iterator[Components], count: int) -> Iterator[Iterator[tuple[str, Components]]]:
-    """Yield shards of nearly equal length of ``count`` samples, keyed by number."""
     for numbers in np.array_split(np.arange(count), _NUM_SHARDS):
         yield ((f"{i:06d}", next(files)) for i in numbers)
 

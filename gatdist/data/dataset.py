@@ -43,13 +43,9 @@ _MAX_SUBSTITUTES = 16
 
 
 def open_dataset(config: DataConfig, comm: Communicator | None = None) -> Dataset:
-    """Open the data set of the configuration section ``data``; shards are opened when first read.
+    """Open the data set of a configuration. Raises DataError and StorageError.
 
     All workers of a run pass ``comm``: worker 0 reads the manifest, and all raise its errors.
-
-    Raises:
-        DataError: no data set, empty, damaged, or not of the requested format.
-        StorageError: the URL can't be read, or the cache folder can't be written.
     """
     url = builtin.prepare(config.url) if config.url.startswith(builtin.PREFIX) else config.url
     store = Store(url, config.storage_options)
@@ -63,12 +59,9 @@ class Dataset:
     A data set that is small when decoded is decoded once and stays in memory.
 
     Attributes:
-        layout: sizes of the shards.
         fingerprint: SHA-256 (hex) of the content and its order.
         reading: SHA-256 (hex) of the fingerprint and of how samples are decoded.
-        spec: sample format as read.
-        sample_shape: as read: (C, H, W) of images, (C, n) of audio, (n,) of text and tokens, any
-            shape of points.
+        sample_shape: as read; see :attr:`~gatdist.data.modalities.ReadSpec.shape`.
         sample_bytes: of a decoded sample.
         num_classes: 0 for an unlabelled data set.
         modality: ``image``, ``points``, ``audio``, ``text`` or ``tokens``.
@@ -123,7 +116,6 @@ class Dataset:
 
     @cached_property
     def sample_format(self) -> SampleFormat:
-        """Conversion between samples and network tensors."""
         from gatdist.data.sample_format import sample_format_of  # needs torch
 
         return sample_format_of(self.spec)
@@ -145,7 +137,6 @@ class Dataset:
     def memory_budget(
         self, order: SampleOrder, config: DataConfig, *, global_batch: int, world_size: int
     ) -> MemoryBudget:
-        """Divide the memory of a worker; see :func:`~gatdist.data.reading.memory.memory_budget`."""
         if self.is_decoded:
             return MemoryBudget(0, keeps=True, rows=order.window)
         return memory_budget(
@@ -166,14 +157,9 @@ class Dataset:
         return np.empty(count, dtype=np.int64) if self.num_classes else None
 
     def read(self, indices: Indices) -> tuple[Samples, Indices | None]:
-        """Read and decode samples ``indices``, int64 [n], which may repeat.
+        """Return samples and labels, int64 [n] if any, of ``indices``, int64 [n], which may repeat.
 
-        Returns:
-            New arrays of samples, see :meth:`new_samples`, and labels, int64 [n], if any.
-
-        Raises:
-            DataError: a sample is damaged or differs from the manifest.
-            StorageUnavailableError: storage kept failing.
+        Raises DataError if one is damaged, StorageUnavailableError if storage kept failing.
         """
         indices = np.asarray(indices, dtype=np.int64)
         if self._decoded is None:
@@ -189,12 +175,7 @@ class Dataset:
     def fetch(
         self, ranges: Sequence[ReadRange], stopped: Callable[[], bool] = lambda: False
     ) -> None:
-        """Fetch the data of read ranges, unless ``stopped`` while another process fetches them.
-
-        Raises:
-            DataError: an index or shard differs from the manifest.
-            StorageError: storage can't be read.
-        """
+        """Fetch the data of read ranges, unless ``stopped`` while another process fetches them."""
         shards = [self._shards[each.shard] for each in ranges]
         spans = [shard.span(r.first, r.end) for shard, r in zip(shards, ranges, strict=True)]
         if self._cache is None:
@@ -213,19 +194,10 @@ class Dataset:
         samples: Samples,
         labels: Indices | None,
     ) -> None:
-        """Decode samples of fetched read ranges.
+        """Decode samples of fetched read ranges into these ``rows`` of ``samples`` and ``labels``.
 
-        Args:
-            ranges: fetched.
-            range_of: read range of each sample.
-            numbers: number of each sample in its shard.
-            rows: row of each sample in ``samples`` and ``labels``.
-            samples: for the result.
-            labels: for the result.
-
-        Raises:
-            DataError: a sample is bad, even when fetched again, and ``data.on_bad_sample`` is
-                "raise", or too many are.
+        ``range_of`` is the read range of each sample, ``numbers`` its number in its shard. Raises
+        DataError if one is bad, even when fetched again, and may not be substituted.
         """
         for row, k, number in zip(rows, range_of, numbers, strict=True):
             each = ranges[k]
@@ -299,7 +271,6 @@ class Dataset:
         spans: Sequence[tuple[int, int]],
         stopped: Callable[[], bool],
     ) -> list[bytes]:
-        """Return the data of spans, from blocks that the cache has or loads."""
         blocks: dict[str, tuple[OpenShard, tuple[int, int]]] = {}
         keys = []
         for each, shard in zip(ranges, shards, strict=True):
@@ -369,7 +340,6 @@ class _DecodedSamples:
         self.is_full = False
 
     def missing(self, indices: Indices) -> Indices:
-        """Return those of ``indices`` that are not known yet, sorted, each once."""
         return indices[:0] if self.is_full else np.unique(indices[~self._known[indices]])
 
     def put(self, indices: Indices, samples: Samples, labels: Indices | None) -> None:

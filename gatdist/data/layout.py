@@ -11,10 +11,9 @@ Indices = NDArray[np.int64]
 
 
 class ShardLayout:
-    """Number of samples and bytes of each shard of a data set, given as (samples, bytes).
+    """Sizes of the shards of a data set, given as (samples, bytes), each with one sample or more.
 
-    Every shard has at least one sample. ``begins`` and ``ends`` are the index of the first sample
-    of each shard, and one past its last; ``mean_bytes`` is the size of a sample, at least 1.
+    ``begins`` and ``ends`` are the index of the first sample of each shard, and one past its last.
     """
 
     def __init__(self, shards: Sequence[tuple[int, int]], fingerprint: str = "") -> None:
@@ -32,15 +31,10 @@ class ShardLayout:
         return np.searchsorted(self.ends, indices, side="right")
 
     def num_blocks(self, block_bytes: int) -> Indices:
-        """Return the number of blocks of each shard; see :meth:`cut_blocks`."""
         return np.clip(-(-self._bytes // block_bytes), 1, self._samples)
 
     def cut_blocks(self, block_bytes: int) -> NDArray[np.int32]:
-        """Cut each shard into blocks of nearly equal numbers of samples, at least one.
-
-        Returns:
-            Samples in each block, int32 [blocks], with a mean of at most ``block_bytes`` bytes.
-        """
+        """Return int32 [blocks]: samples per block, of at most ``block_bytes`` bytes on average."""
         blocks = self.num_blocks(block_bytes)
         length, longer = np.divmod(self._samples, blocks)
         # The first `longer` blocks of a shard have one sample more than its others.

@@ -80,14 +80,11 @@ class Loader:
         dataset: to read.
         order: of its samples.
         global_batch: samples per step, summed over all workers; a multiple of ``world_size``.
-        rank: of this worker; see :class:`~gatdist.data.order.WorkerShare`.
+        rank: of this worker.
         world_size: number of workers.
         position: samples used globally so far.
-        config: ``prefetch_batches``, ``decode_threads`` and ``memory_bytes`` apply.
+        config: a ConfigError is raised if ``memory_bytes`` or the host cache are too small.
         pin_memory: allocate batches in page-locked memory.
-
-    Raises:
-        ConfigError: memory or host cache are too small.
     """
 
     def __init__(

@@ -68,12 +68,7 @@ def decoder_of(spec: ReadSpec, resize: str | None) -> Decode:
 
 
 def new_samples(spec: ReadSpec, count: int) -> NDArray[Any]:
-    """Allocate decoded samples.
-
-    Returns:
-        uint8 or (16 bits) uint16 [count, H, W, C] of images, else [count, *sample_shape]: float32
-        points and audio, uint8 text, int32 tokens.
-    """
+    """Allocate uint8 or uint16 [count, H, W, C] of images, else [count, *sample_shape]."""
     shape, dtype = spec.shape, MODALITIES[spec.modality].dtype
     if spec.modality == "image":
         shape = (*shape[1:], shape[0])
@@ -92,11 +87,7 @@ _KEYS = {
 
 
 def read_spec(manifest: Manifest, config: DataConfig, url: str) -> ReadSpec:
-    """Return the format in which a data set is read.
-
-    Raises:
-        DataError: the data set does not have that format, or a key is missing.
-    """
+    """Return the format in which a data set is read. Raises DataError if the keys do not fit."""
     noun = f"{MODALITIES[manifest.modality].noun}s"
     for key in ("resolution", "channels", "length", "vocabulary"):
         value = getattr(config, key)

@@ -56,8 +56,7 @@ class SampleOrder:
         seed: of the run, in [0, 2⁶³).
         lanes: L ≥ 1; may exceed N.
         window: samples of one lane that are shuffled together, ≥ 1.
-        block_bytes: for :meth:`state` only.
-        fingerprint: of the data set; for :meth:`state` only.
+        block_bytes: for :meth:`state` only, as ``fingerprint``.
     """
 
     def __init__(
@@ -82,7 +81,6 @@ class SampleOrder:
     def from_config(cls, config: Config, layout: ShardLayout) -> SampleOrder:
         """Return the order of a run, which depends on its configuration and data alone.
 
-        Without ``data.shuffle_window_samples``, the windows of all lanes take 256 MiB together.
         Blocks are smaller than ``data.block_bytes`` if the data set or a window has too few.
         """
         lanes = config.interleave
@@ -153,7 +151,6 @@ class SampleOrder:
         return self._ends[layout[at]] - (ends[at] - places)
 
     def _lay_out_blocks(self, epoch: int) -> tuple[NDArray[np.int32], Indices]:
-        """Return the epoch's order of blocks, and the place where each ends."""
         keys = hash_words(self.seed, _BLOCKS, epoch, np.arange(len(self._sizes)))
         layout = np.argsort(keys, kind="stable").astype(np.int32)
         return layout, np.cumsum(self._sizes[layout], dtype=np.int64)
@@ -173,7 +170,6 @@ class WorkerShare:
         return self.global_batch // self.world_size
 
     def positions(self, begin: int, end: int) -> Indices:
-        """Return the positions in the run of the worker's samples ``begin`` to ``end``."""
         assert self.global_batch % self.world_size == 0, self
         batches, places = np.divmod(np.arange(begin, end), self.local_batch)
         start = self.position + self.rank
@@ -186,10 +182,7 @@ class WorkerShare:
 
 
 def substitute(sample: int, attempt: int, num_samples: int) -> int:
-    """Return the sample that replaces an unreadable one, on any number of workers.
-
-    Further attempts 1, 2, … are for unreadable substitutes.
-    """
+    """Return the sample that replaces an unreadable one; ``attempt`` is above 1 if that is, too."""
     keys = hash_words(_SUBSTITUTES, attempt)
     return int(permute(np.array([sample]), np.array([num_samples]), keys)[0])
 
@@ -201,11 +194,7 @@ def fitting_window(layout: ShardLayout, lanes: int) -> int:
 
 
 def fitting_block_bytes(layout: ShardLayout, block_bytes: int, lanes: int) -> int:
-    """Adapt ``block_bytes`` to the data set.
-
-    Halve it until lanes / blocks is below 6 % or every block is one sample; double it while there
-    are more than 2¹⁹ blocks.
-    """
+    """Halve ``block_bytes`` until lanes / blocks is below 6 %; double it above 2¹⁹ blocks."""
     while block_bytes > 1:
         blocks = int(layout.num_blocks(block_bytes).sum())
         if 100 * lanes < _LANES_PERCENT_OF_BLOCKS * blocks or blocks == layout.num_samples:
@@ -218,16 +207,12 @@ def fitting_block_bytes(layout: ShardLayout, block_bytes: int, lanes: int) -> in
 
 
 def permute(values: Indices, sizes: Indices, keys: _Words) -> Indices:
-    """Evaluate a pseudorandom permutation of {0, …, size − 1} at single points.
+    """Evaluate a pseudorandom permutation of {0, …, size − 1} at int64 ``values`` [k].
 
     A Feistel network over two digits, ``left`` < ``width`` and ``right`` < ``height``, where
     width · height ≥ size, repeated until the result is below size (the generalized Feistel cipher
-    with cycle-walking of Black & Rogaway 2002, "Ciphers with arbitrary finite domains").
-
-    Args:
-        values: int64 [k], 0 ≤ value < size, as the result.
-        sizes: int64 [k], each ≥ 1.
-        keys: uint64 [k]; key and size select the permutation.
+    with cycle-walking of Black & Rogaway 2002, "Ciphers with arbitrary finite domains"). Keys
+    (uint64) and sizes (int64, ≥ 1), both [k], select the permutation.
     """
     size = sizes.astype(np.uint64)
     width = np.ceil(np.sqrt(sizes)).astype(np.uint64)

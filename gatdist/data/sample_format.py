@@ -21,11 +21,8 @@ from gatdist.data.modalities import ReadSpec
 class SampleFormat(ABC):
     """Conversion between samples as read from a data set and network tensors.
 
-    Attributes:
-        ending: file extension of a sample, with its dot.
-        rounding: loss of precision in a file, for evaluation protocols.
-        sample_shape: of a sample as read.
-        num_classes: 0 if unlabelled.
+    ``ending`` is the file extension of a sample, with its dot; ``rounding`` names the loss of
+    precision in a file.
     """
 
     modality: ClassVar[str]

@@ -64,12 +64,8 @@ class Decoded:
 class Stream:
     """Source that fetches read ranges ahead, in background threads, in order of first use.
 
-    About two segments of the plan are in memory. A read range is dropped when the last of its
-    samples is released. Only the next batch may exceed the budget, if samples differ in size more
-    than the manifest says.
-
-    The loader's ``lock`` guards all state. ``on_loaded`` is called with the lock when more can be
-    decoded, or fetching failed.
+    About two segments of the plan are in memory; only the next batch may exceed the budget. The
+    loader's ``lock`` guards all state, and is held when ``on_loaded`` reports progress or failure.
     """
 
     def __init__(
@@ -173,7 +169,6 @@ class Stream:
             self._fail(0, error)
 
     def _next_work(self) -> Callable[[], None] | None:
-        """Return the next task of a thread, if any. Needs the lock."""
         if self._closed or self._failure is not None:
             return None
         if group := self._next_group():
@@ -187,7 +182,6 @@ class Stream:
         return None
 
     def _next_group(self) -> list[ReadRange]:
-        """Return the next read ranges to fetch with one call, within the memory limit."""
         group: list[ReadRange] = []
         group_bytes = 0
         while self._to_fetch:
@@ -260,7 +254,6 @@ class Stream:
         return 0
 
     def _fails(self, needed: int) -> bool:
-        """Return whether a read range before number ``needed`` could not be fetched."""
         return self._failure is not None and self._failure[0] < needed
 
     def _fail(self, number: int, error: BaseException) -> None:

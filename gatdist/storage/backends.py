@@ -56,15 +56,9 @@ def backend_of(url: str) -> Backend:
 
 
 def open_file_system(url: str, options: Mapping[str, Any], stall_s: float) -> tuple[Any, str]:
-    """Return the fsspec file system of a URL, and the path on it.
+    """Return the fsspec file system of a URL, and the path on it. Raises StorageError.
 
-    URL and options may contain ``${env:NAME}``. A connection counts as lost after ``stall_s``
-    without data.
-
-    Raises:
-        StorageError: unknown protocol, package not installed, an invalid option, or a URL that is a
-            chain of file systems.
-        ConfigError: an environment variable is not set.
+    A connection counts as lost after ``stall_s`` without data.
     """
     if is_chain(expand_env(url)):
         rule = "must not contain '::', which chains file systems"
@@ -165,10 +159,7 @@ _HARMLESS = {"host", "accept", "accept-encoding", "range"}
 
 @dataclass(frozen=True)  # so that fsspec reuses file systems of one origin
 class _DropHeaders:
-    """Middleware of aiohttp that drops the user's headers after a redirect to another origin.
-
-    aiohttp itself only drops ``Authorization`` and cookies, but not, for example, ``X-Api-Key``.
-    """
+    """Middleware that drops the user's headers after a redirect: aiohttp keeps ``X-Api-Key``."""
 
     origin: str
 

@@ -95,9 +95,8 @@ def truncated(url: str, start: int, stop: int, content: bytes, size: int) -> Sto
 class Deletion:
     """Files to delete by their exact names; absent ones are skipped.
 
-    fsspec's ``rm`` takes ``[ ] * ?`` in a name for a pattern, lists again, and ignores what a bulk
-    delete on S3 reports of single files. Some S3-compatible servers refuse bulk deletes;
-    concurrent requests for single files are as cheap.
+    fsspec's ``rm`` takes ``[ ] * ?`` in a name for a pattern, and ignores what a bulk delete on S3
+    reports of single files. Some S3-compatible servers refuse bulk deletes.
     """
 
     def __init__(self, connection: Connection, names: Sequence[str]) -> None:

@@ -1,7 +1,4 @@
-"""Connection to a folder's file system: reopened when credentials expire, with retries.
-
-An operation is a function of the fsspec file system, so that it can be repeated on another one.
-"""
+"""Connection to a folder's file system: reopened when credentials expire, with retries."""
 
 from __future__ import annotations
 
@@ -46,12 +43,7 @@ class OneOfManyError(Exception):
 
 
 class Connection:
-    """File system of a folder's URL. See :class:`~gatdist.storage.Store` for the arguments.
-
-    Attributes:
-        url: as given, with secrets.
-        root: path of the folder on the file system.
-    """
+    """File system of a folder's URL. ``url`` has secrets; ``root`` is the folder's path on it."""
 
     def __init__(
         self, url: str, options: Mapping[str, Any], *, retry_budget_s: float, stall_s: float
@@ -107,11 +99,7 @@ class Connection:
     def run(self, name: str, operation: Callable[[Any], T]) -> T:
         """Return ``operation(file_system)``, retried on transient failures within the budget.
 
-        ``name`` of the file is for messages. See also :class:`OneOfManyError`.
-
-        Raises:
-            StorageError: a permanent failure of storage. Other errors are re-raised.
-            StorageUnavailableError: the retry budget is used up.
+        Raises StorageError for permanent failures, StorageUnavailableError after the budget.
         """
         attempts, delay_s, failing_since, is_renewed = 0, _FIRST_DELAY_S, 0.0, False
         began = time.monotonic()
@@ -183,7 +171,6 @@ class Connection:
                 self._connect()
 
     def _explained(self, name: str, error: Exception) -> Exception:
-        """Return a permanent failure of storage as StorageError; any other error itself."""
         rule = "" if isinstance(error, StorageError) else failures.meaning(error)
         if not rule:
             return error
@@ -223,10 +210,7 @@ class Connection:
 
 
 def _joined(base: str, name: str) -> str:
-    """Return the URL of ``name`` in a folder. By HTTP, a name may be quoted and have a query.
-
-    The folder's own query, which may be a signature, applies to every file.
-    """
+    """Return the URL of ``name`` in a folder, whose query (a signature?) applies to every file."""
     if not name:
         return base
     query = ""
@@ -239,7 +223,6 @@ def _joined(base: str, name: str) -> str:
 
 
 def _is_in_foreground() -> bool:
-    """Return whether this is the main thread of a command's main process."""
     in_main = threading.current_thread() is threading.main_thread()
     return in_main and multiprocessing.parent_process() is None
 

@@ -1,7 +1,4 @@
-"""Classification of file system errors: transient, expired credentials, or permanent.
-
-Libraries need not be installed, so errors are recognized by attributes and names of classes.
-"""
+"""Classification of file system errors, by names of classes: libraries need not be installed."""
 
 from __future__ import annotations
 
@@ -142,10 +139,7 @@ def is_transient(error: Exception) -> bool:
 
 
 def is_skewed(error: Exception) -> bool:
-    """Return whether a request was refused for its date: it was late, or a clock is wrong.
-
-    S3 answers HEAD without a code, so the server's date is compared.
-    """
+    """Return whether a request was refused for its date. S3 answers HEAD without a code."""
     found = answer(error)
     if found.code == "RequestTimeTooSkewed":
         return True

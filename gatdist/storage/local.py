@@ -27,10 +27,7 @@ def unfinished(name: str) -> str:
 
 
 class OpenFiles:
-    """Cache of ``most`` open files, since opening is slower than reading a sample. Thread-safe.
-
-    A file that was replaced or changed is opened again.
-    """
+    """Cache of ``most`` open files, opened again if replaced or changed. Thread-safe."""
 
     def __init__(self, most: int = 64) -> None:
         self._most = most
@@ -190,7 +187,6 @@ def remove_all(path: str) -> None:
 def _write(
     path: str, write: Callable[[BinaryIO], object], put: Callable[[str, str], object]
 ) -> None:
-    """Write a temporary file, flush it to the disk, and ``put`` it at ``path``."""
     folder, _, name = path.rpartition("/")
     os.makedirs(folder or "/", exist_ok=True)
     aside = f"{folder}/.{name}.{secrets.token_hex(8)}{TEMPORARY}"

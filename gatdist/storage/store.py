@@ -1,8 +1,4 @@
-"""A folder at any URL: local paths, ``memory://``, ``s3://`` and others that fsspec supports.
-
-On every kind of storage, files are published atomically, and transient failures are retried with
-jittered exponential back-off, until the retry budget is used up.
-"""
+"""Folders at any URL, with atomic publishing and retries with exponential back-off."""
 
 from __future__ import annotations
 
@@ -25,14 +21,11 @@ from gatdist.storage.urls import OutsideUrl
 
 
 class Store:
-    """A folder, which need not exist.
+    """A folder, which need not exist. Names are paths inside it; ``""`` is the folder itself.
 
-    Names are paths inside it, with ``/``; ``""`` is the folder itself. Thread-safe, and usable in
-    both processes after a fork. ``${env:NAME}`` in ``url`` and ``options`` is replaced at once, and
-    never shown. Expired credentials are looked up again, once per operation.
-
-    HTTP(S) is read-only and needs servers that support ranges. Listings come from the links of the
-    folder's page, if there is one. Names may be quoted and have a query, as in a URL.
+    Thread-safe, and usable after a fork. ``${env:NAME}`` in ``url`` and ``options`` is replaced.
+    Expired credentials are looked up again, once per operation. HTTP(S) is read-only and needs
+    servers that support ranges; listings come from the links of the folder's page.
 
     Args:
         url: a path, or any URL that fsspec supports. The attribute has no secrets.
@@ -40,9 +33,6 @@ class Store:
             ``client_kwargs = { endpoint_url = "…" }``, or the ``AWS_*`` variables.
         retry_budget_s: how long an operation is retried after its first failure.
         stall_s: time without data after which a connection of S3, GCS, Azure or HTTP is lost.
-
-    Raises:
-        StorageError: unknown protocol, package not installed, or an invalid option.
     """
 
     def __init__(
@@ -80,15 +70,10 @@ class Store:
 
     @property
     def origin(self) -> str:
-        """Where its credentials may be sent; see :mod:`gatdist.storage.urls`."""
         return self._connection.origin
 
     def reach(self, url: OutsideUrl) -> Store:
-        """Return the folder at a URL that others wrote, with the options of this store.
-
-        Raises:
-            ValueError: on another origin, or not a plain URL; the message is the rule.
-        """
+        """Return the folder at ``url``. Raises ValueError on another origin, or if not a plain URL."""
         url.require_plain()
         if url.origin != self.origin:
             raise ValueError(f"is on another origin than {self.origin}")
@@ -98,12 +83,7 @@ class Store:
         return partial(self._anew, retry_budget_s=retry_budget_s)(self._connection.url)
 
     def read(self, name: str) -> bytes:
-        """Return the content of a file.
-
-        Raises:
-            StorageError: it does not exist or can't be read.
-            StorageUnavailableError: storage kept failing. All methods below raise this, too.
-        """
+        """Return the content of a file. Raises StorageError, as all methods below."""
         return self._connection.run(name, lambda fs: self._content(fs, name))
 
     def read_if_exists(self, name: str) -> bytes | None:
@@ -118,12 +98,7 @@ class Store:
     def read_ranges(
         self, ranges: Sequence[tuple[str, int, int]], *, concurrency: int = 16
     ) -> list[bytes]:
-        """Return ranges (name, start, stop) of files, each complete, with concurrent requests.
-
-        Raises:
-            StorageError: a file is absent, can't be read, or ends before ``stop``; or the server
-                ignores a range twice.
-        """
+        """Return ranges (name, start, stop) of files, each complete, with concurrent requests."""
         if self.is_local:
             contents: list[bytes] = []
             for name, group in groupby(ranges, key=itemgetter(0)):
@@ -143,12 +118,9 @@ class Store:
     def create(self, name: str, data: bytes) -> bool:
         """Create a file unless it exists, and return whether it now holds ``data``.
 
-        One of several concurrent writers succeeds: S3, Google, Azure and local file systems
-        guarantee that. If an S3-compatible server refuses or ignores conditions, the last writer
-        wins, and concurrent writers may each see success until they read the file again.
-
-        ``data`` must be unique to this writer, for example by a random number: it identifies a
-        request that was repeated after its answer was lost.
+        One of several concurrent writers succeeds on S3, Google, Azure and local file systems. If
+        an S3-compatible server refuses or ignores conditions, the last writer wins. ``data`` must
+        be unique to this writer, to identify a request repeated after its answer was lost.
         """
 
         def put(file_system: Any, path: str) -> None:
@@ -178,10 +150,7 @@ class Store:
         self._publish(name, copy, lambda fs, target: fs.put_file(str(path), target))
 
     def append(self, name: str, text: str | bytes) -> None:
-        """Append to a file, which is created if absent. Not atomic if the process is killed.
-
-        For one process at a time: a remote file is read and published again.
-        """
+        """Append to a file, created if absent; one process at a time, and not atomic."""
         data = text.encode() if isinstance(text, str) else text
         if not self.is_local:
             self.publish(name, (self.read_if_exists(name) or b"") + data)
@@ -234,10 +203,7 @@ class Store:
         return sorted(filter(None, (self._name(entry.rsplit("/", 1)[-1]) for entry in entries)))
 
     def find(self, name: str = "", *, with_unfinished: bool = False) -> dict[str, int | None]:
-        """Return the size of each file below a folder, by sorted name: None if unknown.
-
-        ``with_unfinished`` includes files left by killed processes; see :func:`unfinished`.
-        """
+        """Return the size of each file below a folder, by sorted name: None if unknown."""
 
         def sizes(file_system: Any) -> dict[str, int | None]:
             if self.is_local:  # fsspec would skip a folder without permission

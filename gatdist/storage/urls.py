@@ -1,21 +1,11 @@
 """URLs of folders: their origins, and opening them without fsspec's URL parsing.
 
-Credentials are sent only to the origin (server, bucket or file system) they were given for. A URL
-from outside (a manifest, a list, another user's run) never decides where a request goes: it is
-opened only if the user has named its origin, as the user's own URL with another path. So
-differences between URL parsers can't redirect requests.
-
-========================  ====================================================================
-URL                       origin
-========================  ====================================================================
-``http``, ``https``       scheme, host and port
-``s3``, ``gs``, ``az`` …  protocol and bucket (container and account); the endpoint is an option
-local paths, ``file``     this machine
-========================  ====================================================================
+Credentials are sent only to the origin (server, bucket or this machine) they were given for. A URL
+from outside (a manifest, a list, another user's run) is opened only if the user has named its
+origin, as the user's own URL with another path: URL parsers may differ.
 
 fsspec splits a URL at ``::`` into a chain of file systems, and reads a version from ``?versionId=``
-or ``#`` at its end. Folder names may contain these, so local paths are never parsed, and of other
-URLs only protocol and host are.
+or ``#``. Local paths are never parsed, and of other URLs only protocol and host are.
 """
 
 from __future__ import annotations
@@ -43,10 +33,7 @@ _PLAIN = re.compile(r"[\w./ -]*", re.ASCII)
 
 
 class OutsideUrl(RootModel[str]):
-    """A URL that others wrote. Not a ``str``, so that nothing opens it by mistake.
-
-    See :meth:`gatdist.storage.Store.reach`.
-    """
+    """A URL that others wrote. Not a ``str``, so that nothing opens it by mistake."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
@@ -87,10 +74,7 @@ class OutsideUrl(RootModel[str]):
 
 
 def origin(url: str) -> str:
-    """Return the origin of a URL, without secrets: ``https://host:8080``, ``s3://bucket``.
-
-    References in it are taken literally.
-    """
+    """Return the origin of a URL, such as ``https://host:8080`` or ``s3://bucket``."""
     protocol, netloc, _ = _parts(url)
     if protocol in _ON_THIS_MACHINE:
         return LOCAL
@@ -106,10 +90,7 @@ def origin(url: str) -> str:
 
 
 def options_for(url: str, given_for: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``options`` if given for the origin of the user's own ``url``, else none.
-
-    ``given_for`` is a URL or origin. Raises ConfigError if an environment variable is not set.
-    """
+    """Return ``options`` if given for the origin of ``url``, else none. Raises ConfigError."""
     same = origin(expand_env(url)) == origin(expand_env(given_for))
     return dict(options) if same else {}
 
@@ -142,11 +123,7 @@ def protocol_of(url: str) -> str:
 
 
 def absolute(url: str | os.PathLike[str]) -> str:
-    """Return a local path as absolute, since workers may start elsewhere; a URL unchanged.
-
-    Raises:
-        StorageError: not text, or empty; or the current folder does not exist any more.
-    """
+    """Return a local path as absolute, since workers may start elsewhere. Raises StorageError."""
     if isinstance(url, os.PathLike):
         url = os.fspath(url)
     if not isinstance(url, str):
@@ -164,10 +141,7 @@ def absolute(url: str | os.PathLike[str]) -> str:
 
 
 def is_chain(url: str) -> bool:
-    """Return whether fsspec would take this for a chain of file systems.
-
-    Local paths and IPv6 addresses are not.
-    """
+    """Return whether fsspec would chain file systems: not local paths and IPv6 addresses."""
     protocol, _, rest = url.partition("://")
     if "://" not in url or protocol in _LOCAL_PROTOCOLS:
         return False
@@ -193,10 +167,7 @@ def open_plain(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
 
 
 def is_exact(file_system: Any, path: str) -> bool:
-    """Return whether a file system takes a path literally, not as that of a version.
-
-    s3fs cuts off ``?versionId=…``, adlfs ``?versionid=…``, version-aware gcsfs ``#1234``.
-    """
+    """Return whether a file system takes a path literally, not as that of a version."""
     if _PLAIN.fullmatch(path) or isinstance(file_system, LocalFileSystem):
         return True
     if str(file_system._strip_protocol(path)) != path.rstrip("/"):

@@ -26,11 +26,7 @@ def decode_point_into(content: bytes | memoryview, out: NDArray[np.float32]) -> 
 def decode_tokens_into(
     content: bytes | memoryview, out: NDArray[np.int32], num_tokens: int
 ) -> None:
-    """Decode the beginning of a one-dimensional ``.npy`` file of ids into ``out``, int32 [length].
-
-    Raises:
-        CodecError: not such a file, shorter, or with an id that is not below ``num_tokens``.
-    """
+    """Decode the first ids of an ``.npy`` file into ``out``, int32 [length]. Raises CodecError."""
     ids = read_npy(content)
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
         rule = f"is {ids.dtype} of shape {ids.shape}, expected integers of one dimension"

@@ -53,12 +53,9 @@ def read_audio(content: bytes) -> Clip:
 
 
 def decode_audio_into(content: bytes | memoryview, out: Clip, sample_rate: int) -> None:
-    """Decode the beginning of a clip into ``out``, float32 [C, n]; full scale is −1 to 1.
+    """Decode the beginning of a clip into ``out``, float32 [C, n]. Raises CodecError.
 
     One channel is the mean of the file's channels; a file with one channel is copied to all.
-
-    Raises:
-        CodecError: not audio, damaged, another sample rate (in hertz), shorter, or other channels.
     """
     channels, length = out.shape
     with _opened(repaired(bytes(content), whole=False)) as file:

@@ -21,12 +21,9 @@ _HINT = "Write the file again, or remove it"
 
 
 def repaired(content: bytes, *, whole: bool = True) -> bytes:
-    """Return the file with a header that matches its content.
+    """Return the file with a header that matches its content. Raises CodecError if truncated.
 
     With ``whole``, also look for data after the end of FLAC, which is slow.
-
-    Raises:
-        CodecError: truncated, or with data after its end.
     """
     if content[:4] == b"fLaC":
         return _flac(content, whole=whole)
@@ -137,7 +134,6 @@ def _flac_frames(content: bytes, first: int, end: int) -> Iterator[tuple[int, in
 
 
 def _flac_header(header: bytes) -> tuple[int, int] | None:
-    """Return the number of the frame or of its first sample, and its number of samples."""
     code, rate, length = header[2] >> 4, header[2] & 15, 1
     first = header[4]
     if first >= 0xC0:

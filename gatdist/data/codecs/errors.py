@@ -4,10 +4,7 @@ from __future__ import annotations
 
 
 class CodecError(ValueError):
-    """A file can't be decoded, or does not hold what is expected.
-
-    ``problem`` follows "sample 000042.png" in messages.
-    """
+    """A file can't be decoded. ``problem`` follows "sample 000042.png" in messages."""
 
     def __init__(
         self, problem: str, hint: str = "Restore the shard from a copy, or pack again"

@@ -1,13 +1,8 @@
 """Image file formats: recognition by content, JPEG segments and EXIF orientation.
 
-Orientation, for every format and every command:
-
-* It is tag 0x0112 of the first directory (IFD0) of the file's EXIF data, a single integer from 1 to
-  8. Anything else (0, 9, several numbers, text, a directory cut short before the tag) means 1,
-  upright. The thumbnail's directory (IFD1) is ignored.
-* EXIF data is the first ``Exif`` segment of a JPEG before the scan, the ``eXIf`` chunk of a PNG, or
-  the ``EXIF`` chunk of a WebP. A TIFF is itself an EXIF directory.
-* ``tiff:Orientation`` in XMP is ignored, as in browsers.
+Orientation is EXIF tag 0x0112 of the first directory (IFD0), an integer from 1 to 8; anything else
+means 1, upright. XMP's is ignored, as in browsers. EXIF data is the first ``Exif`` segment of a
+JPEG, the ``eXIf`` chunk of a PNG, or the ``EXIF`` chunk of a WebP; a TIFF is a directory itself.
 """
 
 from __future__ import annotations
@@ -126,12 +121,7 @@ def image_format(content: bytes) -> str:
 
 
 def open_image(content: bytes) -> ImageFile.ImageFile:
-    """Open an image by its content: read its header, not its pixels. The size is not limited.
-
-    Raises:
-        CodecError: not an image, or unsupported.
-        Exception: nearly any, if the file is damaged.
-    """
+    """Open an image by its content and read its header, which may raise any error if damaged."""
     kind = image_format(content)
     file = io.BytesIO(content)
     if kind == "JPEG":

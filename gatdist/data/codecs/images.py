@@ -1,20 +1,9 @@
-"""Images: JPEG, PNG, WebP, TIFF, BMP, GIF, PPM and AVIF files.
+"""Images: JPEG, PNG, WebP, TIFF, BMP, GIF, PPM and AVIF files, decoded to opaque, upright sRGB.
 
-Images are decoded to opaque, upright gray or RGB in sRGB, 8 or 16 bits per channel. Packing,
-indexing, verifying and training share this code:
-
-* The content of a file decides its format, not its extension.
-* EXIF orientation is applied; see :mod:`~gatdist.data.codecs.formats`.
-* ICC profiles are converted to sRGB (gray, RGB, CMYK; Lab without one). A damaged profile is
-  ignored, as are PNG's ``gAMA``, ``cHRM``, ``sRGB`` and ``cICP``.
-* Transparency is composited on a background, white by default.
-* 16 bits are reduced to 8 by dropping the lower byte; 1 to 12 bits are stretched. Integers of 32
-  bits, signed and floating-point levels are refused, since their range is unknown.
-* Gray becomes RGB by repetition, RGB becomes gray by ITU-R 601 luma.
-* The first frame of an animation, or the first page, is used.
-
-simplejpeg decodes JPEGs, except CMYK and those that it refuses, which Pillow decodes. The header is
-checked before any pixel is decoded: a small file can't expand to gigabytes.
+The result is gray or RGB of 8 or 16 bits. Damaged ICC profiles are ignored, as are PNG's ``gAMA``,
+``cHRM``, ``sRGB`` and ``cICP``. 16 bits are reduced to 8 by dropping the lower byte; fewer bits are
+stretched. The first frame or page is used. simplejpeg decodes JPEGs, except CMYK and those that it
+refuses. The header is checked first: a small file can't expand to gigabytes.
 """
 
 from __future__ import annotations
@@ -110,7 +99,6 @@ def read_image_shape(content: bytes) -> tuple[int, int, int]:
 
 @contextmanager
 def _named_errors() -> Iterator[None]:
-    """Raise any error as CodecError: Pillow raises nearly anything for a damaged file."""
     try:
         yield
     except CodecError:
@@ -120,7 +108,6 @@ def _named_errors() -> Iterator[None]:
 
 
 def _one_line(error: Exception) -> str:
-    """Return an error in one line, after its type."""
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
@@ -211,16 +198,10 @@ class DecodedImage(NamedTuple):
 
 
 def decode_image_into(content: bytes | memoryview, out: Levels, resize: str | None = None) -> None:
-    """Decode an image into ``out``. Transparent images are composited on white.
+    """Decode an image into ``out``, uint8 or uint16 [H, W, 1 or 3], on white. Raises CodecError.
 
-    Args:
-        content: a whole file.
-        out: contiguous uint8 or uint16 [H, W, C]; C is 1 (gray) or 3 (RGB).
-        resize: name in ``FILTERS``: center-crop an image of another size to the aspect ratio of
-            H × W, and resize it. None: refuse it.
-
-    Raises:
-        CodecError: not an image, damaged, or of another size.
+    ``resize`` is the name in ``FILTERS`` for center-cropping to the aspect ratio of H × W, and
+    resizing; None refuses another size.
     """
     content = bytes(content)  # bytes are not copied
     height, width, channels = out.shape
@@ -259,12 +240,9 @@ def decode_pixels(
     background: Color = WHITE,
     header: ImageHeader | None = None,
 ) -> DecodedImage:
-    """Decode an image to 1 (gray) or 3 (RGB) channels of 8 or 16 bits, at its own size.
+    """Decode an image to gray or RGB of 8 or 16 bits, at its own size. Raises CodecError.
 
     ``background`` is visible through transparent pixels. Pass the ``header`` if already read.
-
-    Raises:
-        CodecError: not an image, damaged, unsupported or too large.
     """
     with _named_errors():
         header = header or read_image_header(content)
@@ -279,10 +257,7 @@ def decode_pixels(
 
 
 def change_image(pixels: Levels, change: Callable[[Image.Image], Image.Image]) -> Levels:
-    """Apply a function that resizes a Pillow image to pixels [H, W, C] of 8 or 16 bits.
-
-    Pillow has no color images of 16 bits: their channels are changed one by one, as floats.
-    """
+    """Apply a function that resizes a Pillow image to pixels [H, W, C] of 8 or 16 bits."""
     if pixels.dtype == np.uint8:
         array: Any = pixels[..., 0] if pixels.shape[2] == 1 else pixels
         changed = change(Image.fromarray(np.ascontiguousarray(array)))
@@ -298,8 +273,7 @@ def change_image(pixels: Levels, change: Callable[[Image.Image], Image.Image]) -
 def encode_png(pixels: Levels, *, compression: int = 0) -> bytes:
     """Return pixels, uint8 or uint16 [H, W, 1 or 3], as a PNG file.
 
-    Without compression (0 to 9), its bytes depend on the pixels alone, otherwise also on the
-    version of zlib; and so would the fingerprint of a built-in data set.
+    With compression (1 to 9), its bytes depend on the version of zlib.
     """
     height, width, channels = pixels.shape
     kind = {1: 0, 3: 2}[channels]
@@ -368,10 +342,7 @@ def _stored(content: bytes, header: ImageHeader, channels: int) -> Stored:
 def _decoded_jpeg(
     content: bytes, space: str, size: tuple[int, int], out: Levels | None = None
 ) -> Levels | None:
-    """Decode a JPEG with simplejpeg, not rotated; None if Pillow must decode it.
-
-    simplejpeg would decode CMYK, too, by a formula of its own.
-    """
+    """Decode a JPEG with simplejpeg, not rotated; None if Pillow must decode it, as CMYK."""
     try:
         # strict=False would fill the missing part of a truncated file with gray.
         decoded: Levels = simplejpeg.decode_jpeg(content, colorspace=space, buffer=out, strict=True)

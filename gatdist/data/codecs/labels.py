@@ -1,13 +1,9 @@
-"""Class labels. :func:`normalized` applies to all sources, to ``index`` and to reading.
-
-A label is a class number, a class name, or missing:
+"""Class labels: a class number, a class name, or missing.
 
 * Surrounding white space and a byte order mark are ignored. ``3``, ``3.0``, ``+3``, ``3e0``,
   ``"3"`` and, with a decimal comma, ``3,0`` are the number 3.
 * −1, null, NaN and empty text mean unlabelled.
-* ``true`` and ``false`` are names, in any case.
-* Any other text is a name, in Unicode form NFC. So are non-ASCII digits.
-* Names with control characters or line separators are invalid.
+* ``true``, ``false`` and any other printable text are names, in Unicode form NFC.
 * Other numbers (0.5, −2, 1,000,000 and above) and other values (lists, objects) are invalid.
 """
 
@@ -42,10 +38,7 @@ def is_printable(text: str) -> bool:
 
 
 def normalized(value: object) -> Label:
-    """Return the class of a label: a number from 0, a name, or None if unlabelled.
-
-    ``value`` is text, or a number, boolean or None from JSON, Parquet or NumPy. Raises CodecError.
-    """
+    """Return the class of a text, number, boolean or None. Raises CodecError."""
     if hasattr(value, "item") and getattr(value, "size", 1) == 1:  # NumPy scalars and arrays
         value = value.item()
     if isinstance(value, bytes):
@@ -107,12 +100,9 @@ def decode_label(
     field: str = "",
     numbers: Mapping[str, int] | None = None,
 ) -> int:
-    """Decode a class label: a number or a name, or with ``field`` the value of that JSON key.
+    """Decode a class label, or with ``field`` the value of that JSON key. Raises CodecError.
 
     ``numbers`` are the class numbers by name; None if labels are numbers.
-
-    Raises:
-        CodecError: unlabelled, or no such class.
     """
     label = read_label(content, field)
     if label is None:

@@ -55,11 +55,7 @@ def color_mode(image: ImageFile.ImageFile) -> str:
 
 
 def depth_of(image: ImageFile.ImageFile) -> int:
-    """Return 16 if more than 8 bits per channel are stored, else 8.
-
-    Raises:
-        CodecError: the range of the levels is unknown.
-    """
+    """Return 16 if more than 8 bits per channel are stored, else 8. Raises CodecError."""
     tags = getattr(image, "tag_v2", {})
     if image.mode == "F" or max(_numbers(tags, _SAMPLE_FORMAT), default=1) == 3:
         raise CodecError("has floating-point levels, whose range is unknown", hint=_CONVERT)
@@ -74,12 +70,7 @@ def depth_of(image: ImageFile.ImageFile) -> int:
 
 
 def read_levels(content: bytes, orientation: int) -> Stored:
-    """Decode an image with Pillow, given its EXIF orientation.
-
-    Raises:
-        CodecError: not a supported image.
-        Exception: nearly any, if the file is damaged.
-    """
+    """Decode an image with Pillow, given its EXIF orientation. Raises nearly any error."""
     with open_image(content) as image:
         deep = depth_of(image) == 16
         raw, key = _raw_mode(image), image.info.get("transparency")
@@ -143,7 +134,6 @@ def _deep_gray(image: Image.Image) -> Levels:
 
 
 def _deep_colors(content: bytes, raw: str, orientation: int) -> tuple[Levels, Levels | None, int]:
-    """Return colors of 16 bits, their alpha, and the remaining orientation."""
     kind, order = raw[:-1].replace("RGBa", "RGBA"), raw[-1]
     first, left = _unpacked(content, f"{kind}B", orientation)
     second, _ = _unpacked(content, f"{kind}L", orientation)
@@ -160,7 +150,6 @@ def _deep_colors(content: bytes, raw: str, orientation: int) -> tuple[Levels, Le
 
 
 def _unpacked(content: bytes, raw: str, orientation: int) -> tuple[NDArray[np.uint8], int]:
-    """Return pixels unpacked as ``raw``, and the remaining orientation."""
     with open_image(content) as image:
         tiles: list[Any] = list(image.tile)
         image.tile = [
@@ -172,10 +161,7 @@ def _unpacked(content: bytes, raw: str, orientation: int) -> tuple[NDArray[np.ui
 
 
 def _load(image: ImageFile.ImageFile, orientation: int) -> int:
-    """Decode, and return the remaining orientation.
-
-    Pillow itself rotates a TIFF: it gets our orientation, and removes the tag once applied.
-    """
+    """Decode, and return the remaining orientation: Pillow itself rotates a TIFF."""
     if image.format != "TIFF":
         image.load()
         return orientation
@@ -219,13 +205,9 @@ def _numbers(tags: Any, tag: int) -> tuple[int, ...]:
 
 
 def to_srgb(image: Image.Image, profile: bytes) -> tuple[Image.Image, str]:
-    """Convert to sRGB with relative colorimetric intent and black point compensation.
+    """Convert to L or RGB in sRGB; without ICC profile, an image counts as sRGB.
 
-    Without ICC profile, an image of mode L, RGB, CMYK or LAB counts as sRGB.
-
-    Returns:
-        The image, L or RGB, and ``""``, ``"profiles"`` if it was converted, or
-        ``"damaged_profiles"`` if an unusable profile was ignored.
+    The second result is ``""``, ``"profiles"`` if it was converted, or ``"damaged_profiles"``.
     """
     if image.mode == "LAB":
         return ImageCms.applyTransform(image, _from_lab()) or image, ""
@@ -246,11 +228,7 @@ def changes_colors(profile: bytes, mode: str) -> str:
 
 
 def onto(levels: Levels, alpha: Levels, background: Color) -> Levels:
-    """Composite levels [H, W, C] with ``alpha`` [H, W, 1] on a background, in sRGB, as browsers do.
-
-    Returns:
-        [H, W, C]; C becomes 3 if the background is not gray.
-    """
+    """Composite [H, W, C] with ``alpha`` [H, W, 1] on a background (RGB if not gray), in sRGB."""
     most = int(np.iinfo(levels.dtype).max)
     behind = np.array(background, dtype=np.uint32) * np.uint32(most // 255)
     if levels.shape[2] == 1 and is_gray(background):

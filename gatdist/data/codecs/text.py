@@ -21,10 +21,10 @@ class Vocabulary:
         return 256 if self.characters is None else 1 + len(self.characters)
 
     def encode(self, text: str, length: int | None = None) -> Ids:
-        """Return the ids of a text, uint8 [length].
+        """Return the ids of a text, uint8 [length]. Raises CodecError.
 
         With ``length``, longer text is cut after the last whole character that fits, and shorter
-        text is padded with 0. Raises CodecError if it is empty or has an unknown character.
+        text is padded with 0.
         """
         if not text:
             raise CodecError("is empty", hint="Remove it and pack again")

@@ -80,7 +80,6 @@ class SampleSpec(BaseModel):
 
     @property
     def label_component(self) -> str:
-        """Extension of the file that holds the label."""
         return self.label.partition(":")[0]
 
     @property
@@ -151,10 +150,7 @@ class Manifest(SampleSpec):
 def write_manifest(
     store: Store, shards: Sequence[Shard], spec: SampleSpec, *, shards_url: str | None = None
 ) -> Manifest:
-    """Write the manifest that turns a folder of finished shards into a data set.
-
-    The tars are in the folder ``shards_url``, if not in the same one.
-    """
+    """Write the manifest, which completes a data set. The tars may be in ``shards_url``."""
     manifest = Manifest(
         **_spec_values(spec),
         num_samples=sum(shard.num_samples for shard in shards),
@@ -167,12 +163,7 @@ def write_manifest(
 
 
 def read_manifest(store: Store) -> Manifest:
-    """Read and check the manifest in ``store``.
-
-    Raises:
-        DataError: missing, damaged, of an unknown version, or without samples.
-        StorageError: the folder can't be read.
-    """
+    """Read and check the manifest in ``store``. Raises DataError and StorageError."""
     subject = f"{store.url}/{MANIFEST}"
     if not store.exists(MANIFEST):
         _raise_no_manifest(store)
@@ -214,15 +205,10 @@ def open_shards(
     *,
     fix: str = "Set data.shards_url, and data.shards_storage_options for its credentials",
 ) -> Store:
-    """Open the folder of a data set's tars.
+    """Open the folder of a data set's tars: the user's ``given.shards_url``, or the manifest's.
 
-    Others may have written the manifest: it may only name another folder of its own origin. The
-    user's ``given.shards_url`` takes precedence; options of ``store`` apply to it, too, if it is of
-    the same origin. ``fix`` is the hint on how to set another origin.
-
-    Raises:
-        DataError: the manifest names another origin.
-        StorageError: the URL can't be used.
+    Others may have written the manifest, so it may only name a folder of its own origin, else a
+    DataError with the hint ``fix`` is raised. Options of ``store`` apply to its own origin only.
     """
     if given.shards_url:
         options = options_for(given.shards_url, store.origin, given.storage_options)

@@ -29,11 +29,7 @@ _MAKE_AGAIN = "Pack or index the data again"
 
 
 def read_index(store: Store, shard: Shard) -> NDArray[Any]:
-    """Read the index of a shard: a structured array, one row per file in tar order.
-
-    Fields: ``key`` and ``component`` (bytes), ``offset`` and ``size`` of the content in bytes,
-    ``crc32``. Raises DataError if missing, or not the index in the manifest.
-    """
+    """Read the index of a shard: an array of ``_KINDS``, one row per file. Raises DataError."""
     subject = f"{store.url}/{shard.index}"
     try:
         content = store.read(shard.index)
@@ -93,10 +89,9 @@ def write_dataset(
     sample_shape: Sequence[int | None],
     **spec: Any,
 ) -> Manifest:
-    """Write a data set: shards, their indexes, and last the manifest.
+    """Write shards of samples (see :func:`write_shard`), their indexes, and last the manifest.
 
-    ``shards`` holds the samples of each, as for :func:`write_shard`; the other arguments are fields
-    of :class:`SampleSpec`.
+    ``spec`` are more fields of :class:`SampleSpec`.
     """
     sample_spec = SampleSpec(modality=modality, sample_shape=list(sample_shape), **spec)
     written = [write_shard(store, f"shard-{i:06d}", samples) for i, samples in enumerate(shards)]
@@ -104,16 +99,10 @@ def write_dataset(
 
 
 def write_shard(store: Store, name: str, samples: Iterable[tuple[str, Components]]) -> Shard:
-    """Write one tar and its index.
+    """Write one tar and its index. Raises DataError.
 
-    Args:
-        store: the folder.
-        name: of the shard, without extension.
-        samples: (key, components) of one or more. Keys are unique, with no dot in their last part;
-            components are lower case, as in WebDataset.
-
-    Raises:
-        DataError: an invalid key or component, or no sample.
+    ``samples`` are one or more (key, components). Keys are unique, with no dot in their last part;
+    components are lower case, as in WebDataset.
     """
     rows: list[Row] = []
     digest = hashlib.sha256()
@@ -151,7 +140,6 @@ def write_shard(store: Store, name: str, samples: Iterable[tuple[str, Components
 
 
 def _check_names(shard: str, key: str, components: Components, seen: set[str]) -> None:
-    """Check WebDataset's rules: lower-case extensions after the first dot, unique names."""
     if not key or "." in key.rsplit("/", 1)[-1]:
         rule = "must not be empty or contain a dot, which begins the extension"
         raise DataError(f"{shard}: key", rule, value=key)

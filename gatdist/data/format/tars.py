@@ -1,8 +1,4 @@
-"""Reader of tar headers for indexing, packing and verifying. Headers are not trusted.
-
-Like ``tar --ignore-zeros``, it continues after an end-of-archive record if another tar follows
-(``cat a.tar b.tar``), and reports any other data there.
-"""
+"""Reader of tar headers, which are not trusted. Concatenated tars are read like one."""
 
 from __future__ import annotations
 
@@ -41,11 +37,7 @@ class Walk:
         self.trailing: int | None = None
 
     def __iter__(self) -> Iterator[tarfile.TarInfo]:
-        """Yield each member once, in tar order. The file may be read in between.
-
-        Raises:
-            TarDamagedError: the tar is truncated, or a header is invalid.
-        """
+        """Yield each member once, in tar order. Raises TarDamagedError."""
         headers = _Headers(self._file)
         at, ended = 0, False
         while at < self._size:

@@ -61,14 +61,8 @@ class HostCache:
     """Blocks by key. Safe to use from several threads and processes.
 
     After construction it never fails: if writing fails, it stops caching and adds to ``notes``.
-    Damage to its folder only costs fetching blocks again.
-
-    Args:
-        folder: created if absent; only a subfolder of our own is touched.
-        max_bytes: of all blocks. Among runs that share the folder, the lowest limit applies.
-
-    Raises:
-        StorageError: ``folder`` is not a folder, or not writable.
+    Only a subfolder of ``folder`` is touched. Among runs that share it, the lowest ``max_bytes``
+    applies.
     """
 
     def __init__(self, folder: str, max_bytes: int) -> None:
@@ -104,10 +98,8 @@ class HostCache:
     ) -> list[bytes]:
         """Return the content of blocks. An absent block is loaded by one process, and kept.
 
-        Args:
-            keys: from :func:`block_key`, each once.
-            load: returns the content of ``keys[i]`` for each given i.
-            stopped: polled while waiting for another process; if true, return [].
+        ``load`` returns the content of ``keys[i]`` for each given i; each key is given once. While
+        waiting for another process, return [] if ``stopped``.
         """
         found = {i: data for i, key in enumerate(keys) if (data := self._read(key)) is not None}
         self.hits += len(found)
@@ -130,7 +122,6 @@ class HostCache:
     def _load_unless_others_do(
         self, keys: Sequence[str], missing: list[int], load: Load
     ) -> dict[int, bytes]:
-        """Load those of the ``missing`` that no other process is loading."""
         try:
             with self._opened() as folder:
                 lock = _open_lock(folder)
@@ -212,14 +203,13 @@ class HostCache:
             return file
 
     def _tidy(self) -> None:
-        """Remove files of dead processes and count the rest, in a background thread."""
         with suppress(OSError), self._opened() as folder:
             self._sweep(folder, 0)
 
     def _sweep(self, folder: int, size: int) -> bool:
         """Remove files of dead processes and, if full, the least recently used blocks.
 
-        One process of the host does so at a time; false if another one does.
+        Return False if another process of the host does so.
         """
         lock = _open_lock(folder)
         try:

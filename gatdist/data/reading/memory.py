@@ -42,14 +42,7 @@ def memory_budget(
     global_batch: int,
     world_size: int,
 ) -> MemoryBudget:
-    """Divide ``data.memory_bytes``; the windows of the order must fit.
-
-    ``sample_bytes`` is the size of a decoded sample. With ``is_cached``, fetched blocks are
-    shared through the host cache.
-
-    Raises:
-        ConfigError: memory or host cache are too small for what is needed at the same time.
-    """
+    """Divide ``data.memory_bytes``. Raises ConfigError if it or the host cache is too small."""
     if is_cached:
         _require_cache_fits(layout, order, config)
     local_batch = global_batch // world_size

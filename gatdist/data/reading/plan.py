@@ -57,12 +57,11 @@ class Segment:
 
 
 class Plan:
-    """The segments of one worker.
+    """The segments of one worker, of ``budget.rows`` rows each.
 
-    ``budget.rows`` is the length of a segment. With ``budget.keeps``, all read ranges are whole
-    blocks and stay in memory. Blocks of the order that are smaller than ``budget.min_block_bytes``
-    on average are replaced by larger ones for fetching. With ``by_block``, read ranges end at block
-    bounds, as a shared cache requires: blocks are the same in each epoch.
+    With ``budget.keeps``, all read ranges are whole blocks and stay in memory. Blocks smaller than
+    ``budget.min_block_bytes`` on average are replaced by larger ones for fetching. With
+    ``by_block``, read ranges end at block bounds, as a shared cache requires.
     """
 
     def __init__(
@@ -149,7 +148,6 @@ class Plan:
     def _ranges(
         self, shards: Indices, firsts: Indices, ends: Indices
     ) -> tuple[list[ReadRange], list[bool]]:
-        """Return the read ranges, given their shards, first indices and ends; and which are new."""
         blocks = self._blocks_of(firsts) if self._by_block else (firsts, ends)
         if self._keeps:
             firsts, ends = blocks
@@ -177,10 +175,9 @@ class Plan:
 def cut_runs(
     ordered: Indices, shards: Indices, mean_bytes: Indices, gap_bytes: int = _MAX_GAP_BYTES
 ) -> Indices:
-    """Return where runs of samples begin that are fetched with one read.
+    """Return where runs of the ascending indices ``ordered``, [m], begin that are fetched at once.
 
-    ``ordered`` are ascending indices, [m], ``shards`` their shards, ``mean_bytes`` the size of a
-    sample of each shard, and ``gap_bytes`` the most bytes between two samples of a run.
+    ``mean_bytes`` is the size of a sample of each shard, ``gap_bytes`` the largest gap in a run.
     """
     begins = np.ones(len(ordered), dtype=bool)
     bytes_here = mean_bytes[shards]

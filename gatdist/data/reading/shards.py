@@ -22,12 +22,9 @@ _FIELDS = ("offset", "size", "crc32")
 
 
 class OpenShard:
-    """A shard of n samples with its index, both checked against the manifest.
+    """A shard of n samples with its index, both checked against the manifest. Raises DataError.
 
     ``starts`` and ``stops`` are the byte offsets of each sample, int64 [n].
-
-    Raises:
-        DataError: index or tar differ from the manifest, or a sample lacks a file.
     """
 
     def __init__(
@@ -72,12 +69,9 @@ class OpenShard:
         return int(self.starts[first]), int(self.stops[end - 1])
 
     def decode_into(self, i: int, start: int, data: bytes | memoryview, out: NDArray[Any]) -> int:
-        """Decode sample ``i`` of the shard into ``out``, and return its class (0 if unlabelled).
+        """Decode sample ``i`` into ``out``, return its class (0 if unlabelled). Raises CodecError.
 
         ``data`` includes the sample, and begins at offset ``start`` in the tar.
-
-        Raises:
-            CodecError: it is damaged, or differs from the manifest.
         """
         try:
             self._decode(self._checked(0, i, start, data), out)
@@ -140,10 +134,7 @@ def _one_file_per_sample(index: NDArray[Any], requested: Sequence[str], url: str
 
 
 class OpenShards:
-    """Cache of open shards by number. Thread-safe.
-
-    Beyond ``max_bytes`` of indexes, the least recently used are closed, except the last one.
-    """
+    """Cache of open shards by number, thread-safe. The last one may exceed ``max_bytes``."""
 
     def __init__(self, open_shard: Callable[[int], OpenShard], max_bytes: int) -> None:
         self._open, self._max_bytes = open_shard, max_bytes
