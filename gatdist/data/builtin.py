@@ -26,7 +26,7 @@ _RING_SAMPLES, _RING_MODES, _RING_RADIUS, _RING_DEVIATION = 20_000, 8, 1.0, 0.01
 
 
 def prepare(url: str) -> str:
-    """Return the folder of a ``builtin:`` data set, written if absent. Raises DataError if unknown."""
+    """Return the folder of a ``builtin:`` data set, written if absent. Raises DataError."""
     name = url.removeprefix(PREFIX)
     if name not in _WRITERS:
         rule = f"no such built-in data set. {nearest(name, _WRITERS)}"

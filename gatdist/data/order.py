@@ -182,7 +182,7 @@ class WorkerShare:
 
 
 def substitute(sample: int, attempt: int, num_samples: int) -> int:
-    """Return the sample that replaces an unreadable one; ``attempt`` is above 1 if that is, too."""
+    """Return the sample that replaces an unreadable one; ``attempt`` counts bad substitutes."""
     keys = hash_words(_SUBSTITUTES, attempt)
     return int(permute(np.array([sample]), np.array([num_samples]), keys)[0])
 

@@ -73,7 +73,7 @@ class Store:
         return self._connection.origin
 
     def reach(self, url: OutsideUrl) -> Store:
-        """Return the folder at ``url``. Raises ValueError on another origin, or if not a plain URL."""
+        """Return the folder at ``url``. Raises ValueError on another origin or if unsafe."""
         url.require_plain()
         if url.origin != self.origin:
             raise ValueError(f"is on another origin than {self.origin}")
