@@ -47,12 +47,7 @@ class Converted(NamedTuple):
 
 
 class Converter(ABC):
-    """Converts the files of one modality.
-
-    Attributes:
-        recipe: of the packing, with all that samples must have in common.
-        sample_shape: as in the manifest.
-    """
+    """Converts the files of one modality."""
 
     def __init__(self, recipe: Recipe, sample_shape: Sequence[int]) -> None:
         self.recipe = recipe
@@ -63,8 +58,7 @@ class Converter(ABC):
     def like(cls, recipe: Recipe, contents: Sequence[bytes]) -> Self | None:
         """Return a converter to what most of these have in common; None if none is usable.
 
-        Raises:
-            DataError: they have too little in common.
+        Raises DataError if they have too little in common.
         """
 
     @abstractmethod

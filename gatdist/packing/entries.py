@@ -48,11 +48,7 @@ def all_named(skipped: Sequence[Skipped], hint: str = "") -> DataError:
 def each_readable(
     names: Sequence[str], read: Callable[[str], T], skipped: list[Skipped]
 ) -> dict[str, T]:
-    """Return ``read(name)`` of each file; damaged files are added to ``skipped``.
-
-    Raises:
-        DataError: all are damaged.
-    """
+    """Return ``read(name)`` by name, unless damaged; raise DataError if all are damaged."""
     found, damaged = {}, []
     for name in names:
         try:
@@ -75,38 +71,23 @@ class Zipped(NamedTuple):
 
 
 class Span(NamedTuple):
-    """A range of bytes.
+    """A range of bytes."""
 
-    Attributes:
-        file: a name in the source's folder, an absolute path, or a URL.
-        stop: None for the file's end.
-        size: bytes of the content, uncompressed; None if unknown before reading.
-        zipped: set for a member of a zip, whose local header is at ``start``.
-    """
-
-    file: str
+    file: str  # a name in the source's folder, an absolute path, or a URL
     start: int = 0
-    stop: int | None = None
-    size: int | None = None
-    zipped: Zipped | None = None
+    stop: int | None = None  # None: the end of the file
+    size: int | None = None  # of the uncompressed content; None if unknown before reading
+    zipped: Zipped | None = None  # of a member of a zip, whose local header is at ``start``
 
 
 class Entry(NamedTuple):
-    """One sample of a source.
+    """One sample of a source."""
 
-    Attributes:
-        name: unique in the source: ``cats/1.jpg``, ``train.parquet:17``.
-        component: extension in lower case, such as ``jpg``.
-        content: where its bytes are, or a text itself.
-        label: its class: a number, a name, or None.
-        others: more files of the sample, by extension: ``(("txt", "a cat"),)``.
-    """
-
-    name: str
-    component: str
-    content: Span | str
-    label: Label = None
-    others: tuple[tuple[str, Span | str], ...] = ()
+    name: str  # unique in the source: ``cats/1.jpg``, ``train.parquet:17``
+    component: str  # extension in lower case
+    content: Span | str  # where its bytes are, or a text itself
+    label: Label = None  # a number, a name, or None
+    others: tuple[tuple[str, Span | str], ...] = ()  # more files, by extension: (("txt", "a cat"),)
 
     @property
     def size(self) -> int | None:
@@ -117,7 +98,6 @@ class Entry(NamedTuple):
 
     @classmethod
     def from_json(cls, values: Sequence[Any]) -> Entry:
-        """Return the entry that JSON made a list of."""
         name, component, content, label, others = values
         pairs = tuple((component, _content(part)) for component, part in others)
         return cls(name, component, _content(content), label, pairs)
@@ -132,38 +112,21 @@ def _content(value: Any) -> Span | str:
 
 @dataclass
 class Listing:
-    """All that a source holds.
+    """All that a source holds."""
 
-    Attributes:
-        store: the folder that names of files are relative to.
-        modality: ``image``, ``audio``, ``text`` or ``array``.
-        entries: the samples, in any order.
-        class_names: of labels that are numbers already, if the source names them.
-        skipped: what is no sample, with the reason.
-        ignored: files of operating systems and tools, with the reason.
-        notes: warnings for the user, as sentences.
-    """
-
-    store: Store
-    modality: str
+    store: Store  # the folder that names of files are relative to
+    modality: str  # ``image``, ``audio``, ``text`` or ``array``
     entries: Sequence[Entry]
-    class_names: Sequence[str] | None = None
+    class_names: Sequence[str] | None = None  # of labels that are numbers
     skipped: list[Skipped] = field(default_factory=list)
-    ignored: list[Skipped] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    ignored: list[Skipped] = field(default_factory=list)  # files of operating systems and tools
+    notes: list[str] = field(default_factory=list)  # warnings
 
 
 @dataclass(frozen=True)
 class Selection:
-    """How to read a source; None detects it.
+    """How to read a source; None detects it."""
 
-    Attributes:
-        kind: see :data:`~gatdist.packing.sources.KINDS`.
-        labels: ``none``, ``folders``, a column of a table, a field of WebDataset's ``.json``, or
-            the path of a CSV or JSON file that names each file's class.
-        column: of a table, the one that holds the samples.
-    """
-
-    kind: str | None = None
-    labels: str | None = None
-    column: str | None = None
+    kind: str | None = None  # see :data:`~gatdist.packing.sources.KINDS`
+    labels: str | None = None  # none, folders, a column, a field of .json, or a CSV or JSON file
+    column: str | None = None  # of a table, the one that holds the samples

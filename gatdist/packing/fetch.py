@@ -37,8 +37,8 @@ Contents = Mapping[str, bytes] | str
 class Fetcher:
     """Reads the files of samples in groups, the next one while the caller uses the last.
 
-    A missing or truncated file concerns its sample alone: the reason is returned. Storage that is
-    down or denies access concerns all samples: the error is raised.
+    A missing or truncated file concerns its sample alone: the reason is returned. StorageError is
+    raised if the source's own storage is down or denies access.
 
     Args:
         stores: folders that files may be in. Relative names are in the first.
@@ -67,12 +67,7 @@ class Fetcher:
             executor.shutdown(wait=True, cancel_futures=True)
 
     def fetch(self, entries: Iterable[Entry]) -> Iterator[tuple[Entry, Contents]]:
-        """Yield each entry with its files, in order.
-
-        Raises:
-            StorageError: the source's storage denies access.
-            StorageUnavailableError: the source's storage kept failing.
-        """
+        """Yield each entry with its files, in order."""
         waiting: tuple[Sequence[Entry], Future[list[Contents]]] | None = None
         for group in _groups(entries):
             reading = self._ahead.submit(self._read, group)
@@ -95,7 +90,7 @@ class Fetcher:
         return found
 
     def read(self, spans: Sequence[Span]) -> list[bytes | str]:
-        """Return the bytes of each span, or the reason why not. Raises as :meth:`fetch` does."""
+        """Return the bytes of each span, or the reason why not."""
         read: dict[Span, bytes | str] = {}
         whole = [span for span in spans if span.stop is None]
         near = all("://" not in span.file for span in whole) and self._stores[0].is_local
@@ -136,10 +131,7 @@ class Fetcher:
             return _reason(error)
 
     def _store(self, file: str) -> tuple[Store, str, bool]:
-        """A file's store, its name there, and whether the store is one of the source's.
-
-        Raises ValueError, whose message is the rule, if the place is not allowed.
-        """
+        """The store, the name there, and whether it is the source's; ValueError if not allowed."""
         for store in self._stores:
             if file.startswith(f"{store.url}/") and ".." not in file.split("/"):
                 return store, file[len(store.url) + 1 :], True
@@ -235,7 +227,7 @@ def _reason(error: Exception) -> str:
 
 
 def require_allowed(listing: Listing, stores: Sequence[Store], allowed: Sequence[str]) -> None:
-    """Raise unless all files of a source are in places that the user has named.
+    """Raise DataError unless all files of a source are in places that the user has named.
 
     On this machine, these are the source's folder and the named ones: a list written by somebody
     else must not read private files.
@@ -244,9 +236,6 @@ def require_allowed(listing: Listing, stores: Sequence[Store], allowed: Sequence
         listing: of the source, whose own origin is allowed.
         stores: more folders that files may be in.
         allowed: URLs of other origins, and absolute paths of folders.
-
-    Raises:
-        DataError: names the other origins or folders, and their numbers of files.
     """
     known = {listing.store.origin, *(origin(expand_env(url)) for url in allowed)} - {LOCAL}
     folders = local_folders([listing.store, *stores], allowed)
@@ -277,9 +266,7 @@ def require_allowed(listing: Listing, stores: Sequence[Store], allowed: Sequence
 def local_path(file: str, store: Store | None = None) -> str | None:
     """Return the absolute path of a file of this machine; None for any other.
 
-    Args:
-        file: an absolute path or URL; or, with ``..`` in it, a path relative to ``store``.
-        store: the folder of the source.
+    A path relative to ``store``, the source's folder, is resolved only if ``..`` is in it.
     """
     if "://" in file:
         url = OutsideUrl(file)
@@ -308,7 +295,7 @@ def is_within(path: str, folders: Sequence[str]) -> bool:
 
 
 def _place(span: Span, store: Store, folders: Sequence[str]) -> str:
-    """The origin or folder of a file; "" for allowed folders. DataError if the URL is not plain."""
+    """The origin or folder of a file; "" if its folder is allowed."""
     if "://" in span.file:
         url = OutsideUrl(span.file)
         try:

@@ -1,8 +1,7 @@
 """Crop, resize and encode images.
 
-The transforms have the names of the tools of ADM (Dhariwal & Nichol 2021, ``image_datasets.py``)
-and EDM (Karras et al. 2022, ``dataset_tool.py``), and compute the same. Of Pillow's filters,
-``lanczos`` is EDM's; all of them use every source pixel that a target pixel covers.
+The transforms are named after, and compute the same as, the tools of ADM (Dhariwal & Nichol 2021,
+``image_datasets.py``) and EDM (Karras et al. 2022, ``dataset_tool.py``; its filter is ``lanczos``).
 """
 
 from __future__ import annotations
@@ -83,13 +82,10 @@ TRANSFORMS: Mapping[str, Transform] = {
 
 
 def encode(pixels: Pixels, component: str, quality: int | None) -> bytes:
-    """Encode uint8 [H, W, C], C being 1 or 3; PNG also uint16.
+    """Encode uint8 [H, W, C], C being 1 or 3, as ``png`` (also uint16), ``jpg`` or ``webp``.
 
-    Args:
-        pixels: to store.
-        component: ``png``, ``jpg`` or ``webp``.
-        quality: 1 to 100; None for 95 in JPEG, whose colours are never subsampled, and for lossless
-            WebP.
+    ``quality`` is 1 to 100; None is 95 for JPEG, whose colours are never subsampled, and lossless
+    for WebP.
     """
     if component == "jpg":
         space, sampling = ("GRAY", "Gray") if pixels.shape[2] == 1 else ("RGB", "444")

@@ -24,11 +24,8 @@ class FolderClasses(NamedTuple):
 def folder_classes(names: Sequence[str], *, requested: bool = False) -> FolderClasses:
     """Return the class of each file: the first folder of its path in which the files differ.
 
-    A few files beside the folders are strays. Without folders that differ, there are no classes.
-
-    Args:
-        names: paths of the files, with ``/``.
-        requested: folders are classes, even a single one, with any number of strays.
+    A few files beside the folders are strays. Without folders that differ, there are no classes. If
+    ``requested``, even a single folder is a class, with any number of strays.
 
     Raises:
         DataError: too many files are beside the folders to be strays; or folders are requested, and
@@ -63,12 +60,9 @@ def _ambiguous(strays: Sequence[str], folders: set[str], inside: int) -> DataErr
 
 
 def named(classes: Sequence[str | None]) -> tuple[list[int | None], list[str] | None]:
-    """Number the names of classes in their order (numeric if all are numbers).
+    """Return the number of each class, and the names in that order (numeric if all are numbers).
 
     Unlike labels in a list, folders called 00000 and 01000 are two classes, not a thousand.
-
-    Returns:
-        The number of each, and the names.
     """
     names = {name for name in classes if name is not None}
     if not names:
@@ -87,12 +81,7 @@ def numbered(
 
     See :func:`~gatdist.data.codecs.labels.normalized` for what a label means. If all are numbers,
     they are the classes. Otherwise all are names, numbered in sorted order. If some samples have a
-    label, those without are skipped.
-
-    Args:
-        entries: with labels as the source has them.
-        given: names of the classes, if the source has them separately.
-        skipped: gets the entries that are skipped.
+    label, those without are skipped. ``given`` are names that the source has separately.
 
     Returns:
         The entries, the classes' names (None without names), and the number of classes (0 without
@@ -137,11 +126,7 @@ UNLABELLED = "has no label, unlike others"
 def numbering(
     labels: set[int | str],
 ) -> tuple[list[str] | None, Mapping[int | str, int], int]:
-    """Return the classes' names (None if labels are numbers), each label's number, and their count.
-
-    Raises:
-        DataError: there are too many.
-    """
+    """Return the classes' names (None if labels are numbers), each one's number, and the count."""
     if all(isinstance(label, int) for label in labels):
         return None, {label: int(label) for label in labels}, max(map(int, labels), default=-1) + 1
     names = sorted({str(label) for label in labels})

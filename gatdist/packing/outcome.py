@@ -37,11 +37,7 @@ def strict_error(skipped: Sequence[Skipped]) -> DataError:
 def write_report(
     dest: Store, skipped: Sequence[Skipped], ignored: Sequence[Skipped], *, strict: bool
 ) -> None:
-    """Write ``report.jsonl`` if there is something to report.
-
-    Raises:
-        DataError: strict, and something was skipped.
-    """
+    """Write ``report.jsonl`` if it is not empty. DataError if strict and samples were skipped."""
     reported = [*skipped, *ignored]
     if reported:
         lines = (json.dumps({"source": name, "reason": why}) for name, why in reported)
@@ -58,11 +54,7 @@ def outcome(
     ignored: Sequence[Skipped],
     remarks: Sequence[Remarks],
 ) -> dict[str, Any]:
-    """Return the part of the outcome that packing and indexing share, as JSON values.
-
-    Each of ``REMARKS``, such as ``transparent``, holds the number of samples, and
-    ``transparent_example`` the first one.
-    """
+    """Return the part of the outcome that packing and indexing share, as JSON values."""
     found: dict[str, Any] = {
         "url": dest.url,
         "modality": spec.modality,

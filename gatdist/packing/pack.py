@@ -49,36 +49,24 @@ _MODALITIES = {"array": "points"}
 
 @dataclass(frozen=True)
 class Packing:
-    """A plan.
-
-    Attributes:
-        tasks: one per shard.
-        spec: as in the manifest.
-        source: its URL, without secrets.
-        kind: of the source.
-        notes: warnings for the user, as sentences.
-        num_bytes: estimated bytes of the shards.
-        began_s: time of this start, by the clock of file dates.
-    """
+    """A plan."""
 
     job: Job
-    tasks: Sequence[Task]
+    tasks: Sequence[Task]  # one per shard
     spec: SampleSpec
-    source: str
+    source: str  # its URL, without secrets
     kind: str
     skipped: Sequence[Skipped]
     ignored: Sequence[Skipped]
-    notes: Sequence[str]
-    num_bytes: int
-    began_s: float
+    notes: Sequence[str]  # warnings for the user
+    num_bytes: int  # estimated, of the shards
+    began_s: float  # by the clock of file dates
 
 
 def prepare(request: Request, *, dry_run: bool = False) -> Packing:
     """List the source, probe some samples, and plan the shards; a dry run writes nothing.
 
-    Raises:
-        DataError: the source holds nothing usable, or the destination something else.
-        StorageError: a URL can't be used.
+    Raises DataError if the source holds nothing usable, or the destination something else.
     """
     began_s = time.time()
     dest = Store(request.dest, request.dest_options)
@@ -155,13 +143,10 @@ def preview(packing: Packing) -> dict[str, Any]:
 def finish(packing: Packing, records: Sequence[Record]) -> dict[str, Any]:
     """Write the report and the manifest, given the records of all tasks in their order.
 
-    Returns:
-        ``kind``, ``empty_classes`` (number of classes without a sample; they keep their numbers),
-        ``empty_class_examples``, and what :func:`~gatdist.packing.outcome.outcome` returns.
+    Returns ``kind``, ``empty_classes`` (the number of classes without a sample, which keep their
+    numbers), ``empty_class_examples``, and what :func:`~gatdist.packing.outcome.outcome` returns.
 
-    Raises:
-        DataError: no sample could be packed; or strict, and some could not.
-        StorageError: the destination can't be written.
+    Raises DataError if no sample could be packed; or, if strict, one could not.
     """
     job = packing.job
     dest = Store(job.dest, job.dest_options)
@@ -184,7 +169,6 @@ def finish(packing: Packing, records: Sequence[Record]) -> dict[str, Any]:
 
 
 def _empty_classes(packing: Packing, records: Sequence[Record]) -> dict[str, Any]:
-    """The number of classes that no packed sample has, and the first ones."""
     unpacked = {name for record in records for name, _ in record.skipped}
     used = {
         entry.label
@@ -231,7 +215,6 @@ def _once(entries: Iterable[Entry], skipped: list[Skipped]) -> list[Entry]:
 def _notes(
     request: Request, listing: Listing, class_names: Sequence[str] | None, num_classes: int
 ) -> Iterator[str]:
-    """Warnings about labels and ignored files."""
     labels = request.selection.labels
     if labels not in (None, "none") and not num_classes:
         rule = "no sample has a label there"
@@ -248,7 +231,7 @@ def _probe(
 ) -> tuple[Converter, list[float]]:
     """The converter for all samples, and the estimated bytes of each in a shard.
 
-    They depend on the first samples alone, in their order, so that a rerun finds the same.
+    Both depend on the first samples alone, in their order, so that a rerun finds the same.
     """
     reason = ""
     with Fetcher([listing.store, spool], request.allowed_origins) as fetcher:
@@ -289,11 +272,7 @@ def _sizes(entries: Sequence[Entry], packed: Sequence[tuple[bytes, bytes]]) -> l
 
 
 def _noted(request: Request, dest: Store) -> dict[str, Any] | None:
-    """The plan of an earlier start; None if no shard was packed.
-
-    Raises:
-        DataError: the folder holds something other than this packing.
-    """
+    """The plan of an earlier start; None if no shard was packed. DataError if it is another."""
     hint = "Choose another DEST, or delete that folder"
     if not dest.exists(PLAN):
         if names := [name for name in dest.list() if name != NOTES]:
@@ -322,7 +301,6 @@ def _note(request: Request, dest: Store, found: str | None) -> None:
 
 
 def _settings(request: Request) -> dict[str, Any]:
-    """All settings that affect the shards."""
     return {
         "source": Store(request.source, request.source_options).url,  # without its secrets
         **asdict(request.selection),
@@ -331,7 +309,6 @@ def _settings(request: Request) -> dict[str, Any]:
 
 
 def _remove_temporary(dest: Store, before_s: float) -> None:
-    """Remove the temporary files of processes that were killed."""
     if dest.is_local:
         for path in dest.local_path().rglob(f".*{TEMPORARY}"):
             if path.stat().st_mtime < before_s:

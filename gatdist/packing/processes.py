@@ -1,8 +1,7 @@
-"""Do tasks in processes of this machine, without Ray.
+"""Run tasks in processes of this machine, without Ray.
 
 A worker is a fresh interpreter that reads lines of JSON: its type, the job, and one task after the
-other. Nothing is forked, and the user's own script is not run again. A worker whose parent is gone
-ends at its next report.
+other. Nothing is forked, and the user's own script does not run again.
 """
 
 from __future__ import annotations
@@ -41,12 +40,10 @@ class ShardTask:
     number: int
 
     def to_json(self) -> str:
-        """Return one line of JSON."""
         return json.dumps([getattr(self, field.name) for field in fields(self)])
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Return what :meth:`to_json` wrote."""
         return cls(*json.loads(text))
 
 
@@ -69,7 +66,7 @@ class Worker(Protocol[RecordT]):
         return None
 
     def do(self, task: Any, report: Report) -> RecordT:
-        """Do a task; report progress now and then."""
+        pass
 
 
 def do_all(
@@ -79,14 +76,9 @@ def do_all(
     workers: int,
     report: Report,
 ) -> list[RecordT]:
-    """Do tasks in several processes; with one worker, in this process.
+    """Run tasks in processes, or with one worker in this one; return their records in order.
 
-    Returns:
-        The records of the tasks, in their order.
-
-    Raises:
-        WorkerLostError: a process died.
-        GatdistError: an error of a task, of the same class.
+    Raises WorkerLostError if a process died, and errors of tasks with their own class.
     """
     workers = min(workers, len(tasks))
     if workers == 1:
@@ -100,7 +92,6 @@ def do_all(
             return next(waiting, None)
 
     def put(answer: dict[str, Any], task: ShardTask) -> bool:
-        """Whether the task is done."""
         with lock:
             if "done" in answer:
                 report(*answer["done"])
@@ -167,8 +158,6 @@ def serve() -> None:
 
 
 class _Throttled:
-    """Adds up reports, and passes them on ten times a second."""
-
     def __init__(self, report: Report) -> None:
         self._report, self._done, self._found, self._last_s = report, 0, 0, time.monotonic()
 

@@ -11,6 +11,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PositiveInt,
     ValidationError,
     model_validator,
 )
@@ -31,25 +32,11 @@ def _hexadecimal(color: str) -> str:
 
 
 class Recipe(BaseModel):
-    """How samples are converted, and the size of shards. Names as on the command line.
-
-    Attributes:
-        size: (height, width) of the images; None keeps theirs.
-        transform: how an image gets that size; None is ``center-crop``; see
-            :mod:`~gatdist.packing.images`.
-        format: of the images that change; ``keep`` leaves the others as they are.
-        quality: of JPEG and WebP.
-        color: ``auto`` is gray if all images are, else RGB.
-        background: color behind transparent images: a name or ``#rrggbb``.
-        bits: per channel; 16 is stored as PNG.
-        length: samples of audio, which is cut or padded with silence; bytes of a text.
-        sample_rate: of audio, in hertz; others are resampled. None: the commonest.
-        shard_bytes: approximate bytes per shard.
-    """
+    """How samples are converted, and the size of shards; see :func:`gatdist.pack`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    size: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] | None = None
+    size: tuple[PositiveInt, PositiveInt] | None = None  # height, width
     transform: (
         Literal["center-crop", "center-crop-wide", "center-crop-dhariwal", "stretch"] | None
     ) = None
@@ -59,13 +46,12 @@ class Recipe(BaseModel):
     color: Literal["auto", "rgb", "gray"] = "auto"
     background: Annotated[str, AfterValidator(_hexadecimal)] = "#ffffff"
     bits: Literal[8, 16] = 8
-    length: Annotated[int, Field(gt=0)] | None = None
-    sample_rate: Annotated[int, Field(gt=0)] | None = None
-    shard_bytes: Annotated[int, Field(gt=0)] = DEFAULT_SHARD_BYTES
+    length: PositiveInt | None = None  # samples of audio, bytes of a text
+    sample_rate: PositiveInt | None = None
+    shard_bytes: PositiveInt = DEFAULT_SHARD_BYTES
 
     @property
     def background_color(self) -> tuple[int, int, int]:
-        """RGB of the background, 0 to 255."""
         red, green, blue = bytes.fromhex(self.background[1:])
         return red, green, blue
 
@@ -91,11 +77,7 @@ class Recipe(BaseModel):
 
 
 def read_recipe(given: Mapping[str, Any]) -> Recipe:
-    """Return a recipe; fields that are None have their default.
-
-    Raises:
-        ConfigError: a field is out of range or does not go with another.
-    """
+    """Return a recipe, without the fields that are None. ConfigError if a field is invalid."""
     try:
         return Recipe(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:

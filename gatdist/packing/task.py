@@ -55,12 +55,9 @@ def _hash(name: str) -> bytes:
 
 
 def cut(entries: Sequence[Entry], sizes: Sequence[float], shard_bytes: int) -> list[Task]:
-    """Cut samples into shards of about equal size, of at most about ``shard_bytes``.
+    """Cut samples, at least one, into shards of about equal size, of at most about ``shard_bytes``.
 
-    Args:
-        entries: at least one, in order.
-        sizes: estimated bytes of each in a shard.
-        shard_bytes: > 0.
+    ``sizes`` are the estimated bytes of each sample in a shard.
     """
     total = sum(sizes)
     count = min(len(entries), max(1, math.ceil(total / shard_bytes)))
@@ -85,13 +82,7 @@ def fingerprint(tasks: Sequence[Task]) -> str:
 
 
 class Request(BaseModel):
-    """What to pack, and where; options as in :func:`gatdist.pack`.
-
-    Attributes:
-        source: URL of a file or folder.
-        dest: URL of the data set's folder.
-        allowed_origins: servers, buckets and folders, other than its own, that a list may name.
-    """
+    """What to pack, and where; options as in :func:`gatdist.pack`."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -106,37 +97,25 @@ class Request(BaseModel):
 
 
 class Job(Request):
-    """What all tasks share: a request whose source is the folder of the files, and more.
-
-    Attributes:
-        modality: of the source's samples.
-        sample_shape: after conversion.
-        has_labels: each sample gets the file ``cls``.
-    """
+    """What all tasks share: a request whose source is the folder of the files, and more."""
 
     modality: str
-    sample_shape: tuple[int, ...]
-    has_labels: bool
+    sample_shape: tuple[int, ...]  # after conversion
+    has_labels: bool  # each sample gets the file ``cls``
 
 
 class Record(BaseModel):
-    """The result of a task.
-
-    Attributes:
-        shard: None if no sample could be packed.
-        skipped: name and reason of each sample that could not.
-        remarks: examples have details.
-    """
+    """The result of a task."""
 
     model_config = ConfigDict(frozen=True)
 
-    shard: Shard | None = None
+    shard: Shard | None = None  # None if no sample could be packed
     skipped: list[Skipped] = []
     remarks: Remarks = {}
 
 
 class Worker(BaseWorker[Record]):
-    """Packs shards. A context manager, which ends its threads."""
+    """Packs shards."""
 
     job_type: ClassVar = Job
     task_type: ClassVar = Task
@@ -154,11 +133,7 @@ class Worker(BaseWorker[Record]):
         self._fetcher.__exit__(*exception)
 
     def do(self, task: Task, report: Report) -> Record:
-        """Pack a shard, unless an earlier start has packed it.
-
-        Raises:
-            StorageError: the source can't be read, or the destination not be written.
-        """
+        """Pack a shard, unless an earlier start has packed it."""
         name = f"shard-{task.number:06d}"
         record = self._record(f"{name}.json")
         if record:
@@ -209,7 +184,6 @@ class Worker(BaseWorker[Record]):
 
 
 def _is_complete(store: Store, shard: Shard) -> bool:
-    """Whether a shard and its index have the digests of the record."""
     if store.size(shard.name) != shard.size:
         return False
     digest = hashlib.sha256()

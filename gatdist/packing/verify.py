@@ -33,20 +33,15 @@ _ANY_RESOLUTION = 64
 
 
 class Job(BaseModel):
-    """What all tasks share.
-
-    Attributes:
-        shards_url: the user's own, "" for the manifest's.
-        decode: also decode each sample.
-    """
+    """What all tasks share."""
 
     model_config = ConfigDict(frozen=True)
 
     url: str
     options: dict[str, Any]
-    shards_url: str
+    shards_url: str  # the user's own, "" for the manifest's
     shards_options: dict[str, Any]
-    decode: bool
+    decode: bool  # also decode each sample
 
 
 Task = ShardTask
@@ -81,11 +76,7 @@ class Worker(BaseWorker[Record]):
         self._decodes = job.decode
 
     def do(self, task: Task, report: Report) -> Record:
-        """Verify a shard; progress is in bytes.
-
-        Raises:
-            StorageUnavailableError: storage kept failing.
-        """
+        """Verify a shard; progress is in bytes."""
         shard = self._manifest.shards[task.number]
         damaged: list[tuple[str, str]] = []
         try:
@@ -154,7 +145,6 @@ class Worker(BaseWorker[Record]):
             damaged.append((url, f"has {what}, such as {min(lost)}; index it again"))
 
     def _reported(self, shard: Shard) -> set[str]:
-        """Keys of the samples that indexing skipped."""
         report, names = self._indexes.read_if_exists(REPORT) or b"", set()
         for line in report.decode(errors="replace").splitlines():
             try:
@@ -167,7 +157,6 @@ class Worker(BaseWorker[Record]):
         return names
 
     def _find_files(self, shard: Shard, index: Any, damaged: list[tuple[str, str]]) -> None:
-        """Find the damaged files."""
         for row in index:
             begin, end = int(row["offset"]), int(row["offset"] + row["size"])
             (content,) = self._tars.read_ranges([(shard.name, begin, end)])

@@ -50,27 +50,18 @@ _PROBED = 64
 
 @dataclass(frozen=True)
 class Indexing:
-    """A plan.
-
-    Attributes:
-        tasks: one per shard.
-        skipped: shards that can't be used.
-        labels: whether the user chose a source of labels.
-    """
+    """A plan."""
 
     job: Job
-    tasks: Sequence[Task]
-    skipped: Sequence[Skipped]
-    labels: bool
+    tasks: Sequence[Task]  # one per shard
+    skipped: Sequence[Skipped]  # shards that can't be used
+    labels: bool  # whether the user chose a source of labels
 
 
 def prepare(request: Request) -> Indexing:
     """List the shards, and probe the first samples.
 
-    Raises:
-        ConfigError: an option is out of range.
-        DataError: there is no shard, or none of their samples can be used.
-        StorageError: a URL can't be used.
+    Raises DataError if there is no shard, or none of their samples can be used.
     """
     for name in request.exports:
         if name not in EXPORTS:
@@ -117,13 +108,10 @@ def preview(indexing: Indexing) -> dict[str, Any]:
 def finish(indexing: Indexing, records: Sequence[Record]) -> dict[str, Any]:
     """Write the report and the manifest, given the records of all tasks in their order.
 
-    Returns:
-        ``source``, ``shards_url`` (required value of ``data.shards_url``, or ""), and what
-        :func:`~gatdist.packing.outcome.outcome` returns.
+    Returns ``source``, ``shards_url`` (required value of ``data.shards_url``, or ""), and what
+    :func:`~gatdist.packing.outcome.outcome` returns.
 
-    Raises:
-        DataError: no sample can be used; or strict, and some can't.
-        StorageError: the destination can't be written.
+    Raises DataError if no sample can be used; or, if strict, one can't.
     """
     job = indexing.job
     dest = Store(job.dest, job.out_options)
@@ -162,7 +150,6 @@ def finish(indexing: Indexing, records: Sequence[Record]) -> dict[str, Any]:
 
 
 def _is_reachable(dest: Store, shards_url: str) -> bool:
-    """Whether the manifest may name this folder without the user's."""
     try:
         dest.reach(OutsideUrl(shards_url))
     except ValueError:

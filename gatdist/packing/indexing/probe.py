@@ -25,12 +25,9 @@ def sample_shape(
 
     Args:
         content: of its file.
-        modality: expected.
+        modality: expected; CodecError if it is another.
         common: expected ``sample_rate``, ``channels``, ``sample_shape`` and ``num_tokens``, if any.
         whole: decode audio to its end, which is slow; else only its container is checked.
-
-    Raises:
-        CodecError: it is something else.
     """
     if not content:
         raise CodecError("is empty")
@@ -40,10 +37,7 @@ def sample_shape(
 
 
 def image_remarks(content: bytes) -> list[str]:
-    """Return kinds of remarks on an image, by its header; CodecError if it is no image.
-
-    See :data:`gatdist.packing.outcome.REMARKS` and :func:`gatdist.data.codecs.decode_pixels`.
-    """
+    """Return the kinds of :data:`~gatdist.packing.outcome.REMARKS` on an image, by its header."""
     header = read_image_header(content)
     found = {
         "transparent": header.has_alpha,

@@ -30,18 +30,13 @@ _COMPRESSED = {
 
 
 class Member(NamedTuple):
-    """A file of a sample; its extension is in lower case.
-
-    Attributes:
-        header: first byte of its header in the tar.
-        offset: first byte of its content.
-    """
+    """A file of a sample; its extension is in lower case."""
 
     key: str
     component: str
     name: str
-    header: int
-    offset: int
+    header: int  # first byte of its header in the tar
+    offset: int  # first byte of its content
     content: bytes
 
 
@@ -53,35 +48,21 @@ class Sample(NamedTuple):
 
 
 class Scan:
-    """A tar that is being read, and what was found so far.
-
-    Attributes:
-        size: of the tar, in bytes.
-        skipped: unusable files and the reasons.
-        ignored: files of operating systems and tools.
-        scattered: keys whose files are not adjacent.
-        trailing: first byte of data after the tar, if there is any.
-        begins: first byte of each key, skipped ones included, and at last of the end of the tar.
-
-    Raises:
-        DataError: it is compressed.
-        StorageError: it can't be read.
-    """
+    """A tar that is being read, and what was found so far; DataError if it is compressed."""
 
     def __init__(self, store: Store, name: str) -> None:
         self._store, self._name = store, name
         self._url = f"{store.url}/{name}"
         self.size = store.size(name)
         self.skipped: list[Skipped] = []
-        self.ignored: list[Skipped] = []
-        self.scattered: set[str] = set()
-        self.begins: list[int] = []
-        self.trailing: int | None = None
+        self.ignored: list[Skipped] = []  # files of operating systems and tools
+        self.scattered: set[str] = set()  # keys whose files are not adjacent
+        self.begins: list[int] = []  # first byte of each key, skipped ones included, and the end
+        self.trailing: int | None = None  # first byte of data after the tar
         self._end = self._reported = 0
         self._stream = _Hashed(store, name, self.size)
 
     def drain(self) -> None:
-        """Read the rest of a damaged tar, for its digest."""
         self._stream.drain()
 
     def report(self, report: Report, at_least: int = 1) -> None:
@@ -91,22 +72,15 @@ class Scan:
             self._reported += read
 
     def report_rest(self, report: Report) -> None:
-        """Report all bytes, though the rest is not read."""
         report(self.size - self._reported, 0)
 
     @property
     def sha256(self) -> str:
-        """Hex digest of the whole tar, after all of it was read."""
         assert self._stream.tell() == self.size
         return self._stream.digest.hexdigest()
 
     def samples(self) -> Iterator[Sample]:
-        """Yield each sample.
-
-        Raises:
-            DataError: it is no tar, compressed, truncated or damaged.
-            StorageError: it can't be read.
-        """
+        """Yield each sample. DataError if it is no tar, compressed, truncated or damaged."""
         seen: dict[str, set[str]] = {}
         for key, members in groupby(self.members(), key=attrgetter("key")):
             sample = Sample(key, list(members))
@@ -126,7 +100,7 @@ class Scan:
         self.begins.append(self._end)
 
     def members(self) -> Iterator[Member]:
-        """Yield each file of a sample, in order. Raises as :meth:`samples` does."""
+        """Yield each file of a sample, in order. DataError as for :meth:`samples`."""
         self._require_plain()
         walk = Walk(self._stream, self.size)
         try:

@@ -60,16 +60,11 @@ class Request(BaseModel):
 
 
 class Job(Request):
-    """What all tasks share.
-
-    Attributes:
-        label: see :class:`~gatdist.data.format.SampleSpec`; None without labels.
-        facts: what all samples must have in common.
-    """
+    """What all tasks share."""
 
     modality: str
-    label: str | None
-    facts: dict[str, Any]
+    label: str | None  # as in SampleSpec; None without labels
+    facts: dict[str, Any]  # what all samples must have in common
 
 
 @dataclass(frozen=True)
@@ -81,33 +76,20 @@ class Task(ShardTask):
 
 
 class Record(BaseModel):
-    """The result of a task.
-
-    Attributes:
-        settings: a digest of the job.
-        shard: as in the manifest; None if no sample can be used, or the tar is damaged.
-        skipped: name and reason of each sample that is not in the index.
-        ignored: name and reason of files of operating systems and tools.
-        unlabelled: keys of the samples in the index that have no label.
-        scattered: number of keys whose files are not adjacent.
-        shapes: different shapes of samples, two at most.
-        longest: the largest last dimension of all shapes.
-        labels: different labels.
-        num_keys: samples in the tar, skipped ones included.
-    """
+    """The result of a task."""
 
     model_config = ConfigDict(frozen=True)
 
-    settings: str
-    shard: Shard | None = None
-    skipped: list[Skipped] = []
-    ignored: list[Skipped] = []
-    unlabelled: list[str] = []
-    scattered: int = 0
-    shapes: list[list[int]] = []
-    longest: int = 0
+    settings: str  # a digest of the job
+    shard: Shard | None = None  # None if no sample can be used, or the tar is damaged
+    skipped: list[Skipped] = []  # samples that are not in the index
+    ignored: list[Skipped] = []  # files of operating systems and tools
+    unlabelled: list[str] = []  # keys of the samples in the index that have no label
+    scattered: int = 0  # number of keys whose files are not adjacent
+    shapes: list[list[int]] = []  # different shapes of samples, two at most
+    longest: int = 0  # the largest last dimension of all shapes
     labels: list[int | str] = []
-    num_keys: int = 0
+    num_keys: int = 0  # samples in the tar, skipped ones included
     remarks: Remarks = {}
 
 
@@ -128,11 +110,7 @@ class Worker(BaseWorker[Record]):
         self._settings = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
     def do(self, task: Task, report: Report) -> Record:
-        """Index a shard, unless an earlier start has indexed it; progress is in bytes.
-
-        Raises:
-            StorageError: it can't be read, or the destination not be written.
-        """
+        """Index a shard, unless an earlier start has indexed it; progress is in bytes."""
         if record := self._record(task):
             report(0, task.size)
             return record
@@ -264,13 +242,7 @@ def _only(members: Sequence[Member], components: Iterable[str], noun: str) -> Me
 
 
 def write_energon_folder(dest: Store, shards: Sequence[Shard], num_keys: Sequence[int]) -> None:
-    """Write ``.nv-meta``.
-
-    Args:
-        dest: the folder.
-        shards: all of them.
-        num_keys: of each shard, as in its ``.tar.idx``.
-    """
+    """Write ``.nv-meta``; ``num_keys`` of each shard as in its ``.tar.idx``."""
     names = [shard.name for shard in shards]
     counts = dict(zip(names, num_keys, strict=True))
     info = {"energon_version": "7.0.0", "shard_counts": counts}

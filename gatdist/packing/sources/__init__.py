@@ -41,13 +41,7 @@ _COMPANIONS = ("cls", "json")
 def list_source(
     url: str, selection: Selection, spool: Store, options: Mapping[str, Any] | None = None
 ) -> tuple[str, str, Listing]:
-    """List what the source at ``url`` holds.
-
-    Args:
-        url: a file or a folder.
-        selection: how to read it.
-        spool: gets copies of what can't be read in any order.
-        options: of the source's storage.
+    """List what the file or folder at ``url`` holds; ``spool`` gets copies of compressed files.
 
     Returns:
         The source's kind, the URL of the folder that its files are in, and its samples.
@@ -87,7 +81,6 @@ def list_source(
 
 
 def _dangling(store: Store) -> list[str]:
-    """Names of broken links in a local folder."""
     if not store.is_local:
         return []
     root = str(store.local_path())

@@ -98,8 +98,6 @@ def _zip_end(file: BinaryIO, size: int) -> int:
 
 
 class _Begin(SeekableFile):
-    """The first bytes of a file as a file."""
-
     def __init__(self, file: BinaryIO, size: int) -> None:
         super().__init__(size)
         self._file = file
@@ -115,11 +113,7 @@ class _Begin(SeekableFile):
 def tar_files(
     store: Store, name: str, skipped: list[Skipped], shown: str | None = None
 ) -> Iterator[File]:
-    """Yield the files of an uncompressed tar, from its headers.
-
-    Raises:
-        DataError: it is no tar, compressed, truncated or damaged.
-    """
+    """Yield the files of an uncompressed tar, from its headers. DataError if it is none."""
     subject = shown or f"{store.url}/{name}"
     hint = "Fetch it again; one that is compressed must end in .tar.gz, .tar.bz2 or .tar.xz"
     try:
@@ -141,9 +135,6 @@ def unpack_tar(store: Store, name: str, spool: Store, skipped: list[Skipped]) ->
     """Copy a compressed tar, uncompressed, into the folder ``spool``, once; return the copy's name.
 
     Files of a compressed tar can only be read in its order.
-
-    Raises:
-        DataError: it can't be uncompressed.
     """
     stem = hashlib.sha256(f"{name}:{store.size(name)}".encode()).hexdigest()[:16]
     copy = f"{stem}.tar"

@@ -68,11 +68,7 @@ def split(name: str) -> tuple[str, str]:
 
 
 def open_file(store: Store, name: str) -> BinaryIO:
-    """Open a file for reading; it may be closed, but need not be.
-
-    Raises:
-        StorageError: there is no such file. Reading raises what ``Store.read_ranges`` does.
-    """
+    """Open a file for reading; it may be closed, but need not be."""
     if store.is_local:
         store.size(name)  # raises the store's errors
         return store.local_path(name).open("rb")

@@ -41,9 +41,6 @@ def list_parquet(store: Store, names: Sequence[str], selection: Selection, spool
 
     Parquet is compressed by columns, so that a row can't be read alone: bytes are copied once into
     the folder ``spool``.
-
-    Raises:
-        DataError: a file is no Parquet, lacks a column, or pyarrow is not installed.
     """
     listing = Listing(store, "", [])
     entries: list[Entry] = []
@@ -85,7 +82,6 @@ def _opened(store: Store, name: str) -> Iterator[Any]:
 
 
 def _holds_text(table: Any, column: str) -> bool:
-    """Whether a column's type is text; bytes are files. Values may be null."""
     from pyarrow import types
 
     if column not in table.schema_arrow.names:
@@ -146,7 +142,6 @@ def _plain(value: Any) -> str:
 
 
 def _content(value: Any) -> tuple[str, bytes, str]:
-    """Extension and bytes of a sample, and the problem, if any."""
     path = ""
     if isinstance(value, dict):  # as Hugging Face's datasets store images and audio
         path, value = value.get("path") or "", value.get("bytes")

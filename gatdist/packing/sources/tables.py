@@ -41,11 +41,7 @@ def is_list(name: str) -> bool:
 
 
 def list_table(store: Store, name: str, selection: Selection) -> Listing:
-    """List what a list names: files relative to its folder, URLs, or texts.
-
-    Raises:
-        DataError: it is not a list, or lacks a column.
-    """
+    """List what a list names: files relative to its folder, URLs, or texts."""
     return read_table(store, name, lambda rows: list_rows(store, name, rows, selection))
 
 
@@ -63,30 +59,18 @@ def list_rows(store: Store, name: str, rows: Iterator[Row], selection: Selection
 
 
 class Columns(NamedTuple):
-    """The columns that are used, None if absent.
+    """The columns that are used, None if absent."""
 
-    Attributes:
-        content: files or their bytes; None if the texts are the samples.
-        text: texts, or captions of the files.
-    """
-
-    content: str | None
+    content: str | None  # of files or their bytes; None if the texts are the samples
     label: str | None
-    text: str | None
+    text: str | None  # texts, or captions of the files
 
 
 def choose_columns(rows: Sequence[Row], selection: Selection, table: str) -> Columns:
     """Choose columns by the user's selection, or else by their names.
 
-    A selected column holds texts if most of its values are not files.
-
-    Args:
-        rows: the first ones, at least one.
-        selection: by the user.
-        table: its name, for messages.
-
-    Raises:
-        DataError: there is no column of that name, or none that could be the samples.
+    A selected column holds texts if most of its values in ``rows``, the first ones, are not files.
+    Messages call the table ``table``. DataError without a column of that name or of samples.
     """
     names = list(filter(None, rows[0]))  # None is the key of fields without a name in ``csv``
     known = {name.lower(): name for name in names}
@@ -131,10 +115,7 @@ def read_table(store: Store, name: str, use: Callable[[Iterator[Row]], T]) -> T:
 
     A ``dataset.json`` of the StyleGAN tools has rows of ``file`` and ``label``. Text is UTF-8,
     UTF-16 or UTF-32; a CSV file may also be Windows-1252, as spreadsheets write it in western
-    Europe and America.
-
-    Raises:
-        DataError: it is no such list; names the line.
+    Europe and America. DataError names the damaged line.
     """
     table = f"{store.url}/{name}"
     is_csv = extension_of(name) in ("csv", "tsv")

@@ -53,9 +53,6 @@ def list_tree(
         read: reads a file of the tree, for ``dataset.json``.
         skipped: already.
         archive: its name, if all files are in one.
-
-    Raises:
-        DataError: no file is of a known kind, or the labels can't be read or fit no file.
     """
     seen: dict[str, Span] = {}
     listing = Listing(store, "", [], skipped=list(skipped))
@@ -149,7 +146,6 @@ class Labels:
         self.conflicts: dict[str, tuple[Label, Label]] = {}
 
     def add(self, file: object, label: Label) -> None:
-        """Add a line of the list."""
         path = plain_path(str(file).strip())
         first = self.files.setdefault(path, label)
         if not same_label(first, label):
@@ -165,7 +161,6 @@ def same_label(one: Label, other: Label) -> bool:
 
 
 def _labels_file(labels: str) -> Labels:
-    """Label of each file, from a CSV or JSON list."""
     if not is_list(labels):
         rule = f"must be none, folders, or a list that ends in .{', .'.join(EXTENSIONS)}"
         raise DataError("--labels", rule, value=labels)

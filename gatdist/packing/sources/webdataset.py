@@ -26,13 +26,9 @@ def list_shards(
     selection: Selection,
     listing: Listing,
 ) -> Listing:
-    """List a sample for each key of each shard, with all its files.
+    """Add a sample to ``listing`` for each key of each shard, with all its files.
 
-    Args:
-        stores: the folder that spans are relative to, and others that they may be in.
-        shards: the files of each tar, in its order, by the tar's name.
-        selection: ``labels`` is a field of ``.json``; by default, labels are read from ``.cls``.
-        listing: gets the samples.
+    Labels are read from a field of ``.json`` if ``selection`` names one, else from ``.cls``.
     """
     samples = [
         sample for shard, files in shards.items() for sample in _samples(shard, files, listing)
@@ -111,7 +107,6 @@ def _labels(
 
 
 def _label(content: bytes | str, field: str | None) -> Label | CodecError:
-    """The class in ``.cls`` or a field of ``.json``; None without one."""
     if isinstance(content, str):
         return CodecError(f"its label {content}")
     try:
