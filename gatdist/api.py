@@ -121,8 +121,6 @@ def sample(
     """Write ``num`` fakes of the run's averaged generator into the folder ``out``.
 
     Args:
-        run: a run directory.
-        num: > 0.
         out: a folder (``000000.png`` …); with ``grid`` one file, or an animation (``.gif``).
         seed: of the latents; the same seed gives the same fakes, whatever ``num`` is.
         grid: one image, audio clip or text of all.
@@ -153,15 +151,11 @@ def sample(
 
 
 def export(run: str | PathLike[str], kind: str, *, out: str | PathLike[str]) -> str:
-    """Write the run's averaged generator for use elsewhere.
+    """Write the run's averaged generator for use elsewhere; return the URL written.
 
     Args:
-        run: a run directory.
         kind: ``onnx``, ``torch`` (a program of ``torch.export``) or ``safetensors``.
         out: URL of the file; the format's extension is appended if missing.
-
-    Returns:
-        The URL written.
 
     Raises:
         CheckpointError: ``run`` is no run, or has no complete checkpoint.
@@ -226,18 +220,16 @@ def evaluate(
     ``overrides``.
 
     Args:
-        run: a run directory.
-        overrides: ``section.key=value``, such as ``data.url=…``, ``data.storage_options={…}``.
         metrics: names; None takes the run's ``evaluate.metrics``.
         num: fakes to generate; None takes the run's ``evaluate.num_samples``.
+        overrides: ``section.key=value``, such as ``data.url=…``, ``data.storage_options={…}``.
 
     Returns:
         ``metrics``, ``num_samples``, ``samples_seen`` and the measurement ``protocol``.
 
     Raises:
         CheckpointError: ``run`` is no run, has no complete checkpoint, or its data has changed.
-        ConfigError: no metric, an unknown one, or the run is not yours and names a URL that only
-            you may name.
+        ConfigError: no metric, an unknown one, or a URL that only you may name.
     """
     from gatdist.data import open_dataset
     from gatdist.evaluation import Evaluator
@@ -341,22 +333,18 @@ def pack(
         length: of audio, in samples: cut, or padded with silence. Of texts, in bytes read of each.
             None: the one that they share.
         sample_rate: of audio, in hertz; None: the commonest.
-        shard_bytes: approximate bytes per shard.
+        shard_bytes: approximate.
         kind: of the source; None detects it.
         labels: ``none``, ``folders``, a column of a table, or a list of files and labels; None
             detects them.
         column: of a table, the one that holds the samples; None detects it.
-        workers: processes, or concurrent tasks on Ray; None: one per core. Does not affect the
-            shards.
+        workers: processes, or concurrent tasks on Ray; None: one per core.
         address: of a Ray cluster; ``local`` starts one here; "" works without Ray.
         strict: raise an error that names the samples that can't be packed.
         dry_run: plan only; write nothing.
-        source_options: of the source's storage.
         allowed_origins: servers, buckets and folders that a list may name beside its own, such as
             ``https://images.example`` or ``/data/images``. Nothing else is read, and servers get
             no credentials.
-        dest_options: of the destination's storage.
-        console: shows progress.
 
     Returns:
         ``url, kind, modality, sample_shape, num_classes, shards, samples, bytes, skipped,
@@ -366,7 +354,6 @@ def pack(
         ConfigError: an option is out of range, or does not go with another.
         DataError: the source holds nothing usable, or the destination something else.
         InterruptedRunError: Ctrl-C; the same call resumes.
-        GatdistError: see :mod:`gatdist.common.errors`.
     """
     from gatdist import packing
     from gatdist.monitor import packing as events
@@ -437,12 +424,10 @@ def index(
         tokens: ``.npy`` files hold token ids of a vocabulary of this size, not points.
         bits: per channel of images as they are read: 8 or 16.
         export: indexes for other readers: ``dali``, ``energon``.
-        workers: processes; None: one per core. Does not affect the indexes.
+        workers: processes; None: one per core.
         strict: raise an error that names the samples that can't be used.
-        options: of the storage of the shards.
         out_options: of the storage of ``out``; on the same origin (server, or bucket), ``options``
             are used too.
-        console: shows progress.
 
     Returns:
         ``url, source, modality, sample_shape, num_classes, shards, samples, bytes, skipped,
@@ -452,7 +437,6 @@ def index(
         ConfigError: an option is out of range.
         DataError: there are no shards, or no sample can be used.
         InterruptedRunError: Ctrl-C; the same call resumes.
-        GatdistError: see :mod:`gatdist.common.errors`.
     """
     from gatdist.monitor import packing as events
     from gatdist.packing import indexing
@@ -492,14 +476,10 @@ def verify(
     """Check every digest of a data set, a checkpoint, or all checkpoints of a run.
 
     Args:
-        url: of it.
         decode: decode each sample of a data set, too.
         workers: processes; None: one per core.
-        options: of its storage.
         shards_url: of a data set, the folder of its tars if it is on another origin (server, or
             bucket) than the manifest.
-        shards_options: of their storage.
-        console: shows progress.
 
     Returns:
         ``url, kind, whole`` (nothing is damaged), ``damaged`` (pairs of subject and problem),
@@ -508,7 +488,6 @@ def verify(
     Raises:
         DataError: the manifest itself is damaged.
         StorageError: no data set, checkpoint or run is there.
-        GatdistError: see :mod:`gatdist.common.errors`.
     """
     from gatdist.data.format import MANIFEST, read_manifest
     from gatdist.monitor import packing as events
@@ -560,7 +539,6 @@ class _Work:
                 self._console.event(kind, fields)
 
     def report(self, done: int, found: int) -> None:
-        """Report what was done, and what an earlier start had done, since the last call."""
         self._done += done
         self.show([("progress", {"done": done, "found": found})])
 

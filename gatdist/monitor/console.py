@@ -56,12 +56,7 @@ _WARNING, _GOOD = "bold yellow", "green"
 
 
 class Console:
-    """Shows events. A context manager, which leaves the cursor on a fresh line.
-
-    Args:
-        stream: usually standard error.
-        is_terminal: whether to draw a progress bar, in colours; None asks the stream.
-    """
+    """Shows events, usually on standard error. A context manager, which ends the progress bar."""
 
     def __init__(self, stream: TextIO, is_terminal: bool | None = None) -> None:
         self._file = _UnbreakableFile(stream)
@@ -79,7 +74,6 @@ class Console:
 
     @property
     def stream(self) -> TextIO:
-        """Where the output goes; may be replaced while the console is in use."""
         return self._file.stream
 
     @stream.setter
@@ -325,8 +319,6 @@ class _Progress:
 
 @dataclass
 class _RunProgress(_Progress):
-    """Progress of a training run."""
-
     rate: float = 0.0
     smooth_rate: float = 0.0
     losses: tuple[Any, Any] = (None, None)

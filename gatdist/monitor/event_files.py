@@ -41,20 +41,11 @@ class _Work(NamedTuple):
 class TensorBoard:
     """Event files, written in the background in the order of the calls, which never wait.
 
-    TensorBoard's library, which is slow to import, is imported there, too. On a local disk the
-    thread appends to one event file per attempt. Elsewhere each upload is an event file of its own,
+    On a local disk, one event file per attempt. Elsewhere each upload is an event file of its own,
     a segment: TensorBoard reads the files of a folder in the order of their names as one run.
     Uploads become rarer as the run grows; see :data:`MIN_GROWTH`. The next :meth:`flush` retries
-    what could not be written.
-
-    Args:
-        run_dir: the run directory.
-        purge_step: TensorBoard hides events of earlier files at this step and above.
-        background: the thread.
-
-    Attributes:
-        error: of the last write; "" if it succeeded.
-        num_dropped: calls without effect: too many images waited, or encoding failed.
+    what could not be written. TensorBoard hides events of earlier files at ``purge_step`` and
+    above.
     """
 
     def __init__(self, run_dir: Store, purge_step: int, background: Background) -> None:
@@ -108,12 +99,10 @@ class TensorBoard:
         self._submit(None, ("hparams", (dict(values), dict.fromkeys(metrics, 0)), {}))
 
     def flush(self) -> None:
-        """Make what was added visible to readers, soon."""
         self._flushes = True
         self._drain.request()
 
     def finish(self, *, patient: bool) -> None:
-        """Write all that is pending, soon."""
         self._finishes, self._is_patient = True, patient
         self._drain.request()
 
@@ -125,7 +114,6 @@ class TensorBoard:
         self._drain.request()
 
     def _run(self) -> None:
-        """In the thread: do the queued work, and write. Failures end no run."""
         flushes, self._flushes = self._flushes, False
         while self._queue:
             work = self._queue.popleft()

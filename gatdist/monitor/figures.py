@@ -23,11 +23,7 @@ _STYLE: Any = {
 
 @contextmanager
 def figure(width: float, height: float) -> Iterator[Any]:
-    """An empty figure, size in inches, which opens no window.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-    """
+    """An empty figure, size in inches, which opens no window."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -17,15 +17,10 @@ _BACKGROUND = 255
 
 
 def make_grid(samples: Pixels, columns: int | None = None) -> Pixels:
-    """Arrange images on white; small ones are upscaled by an integer factor.
+    """Arrange images uint8 [n, H, W, C] on white; return uint8 [height, width, C].
 
-    Args:
-        samples: uint8 [n, H, W, C], n ≥ 1. Of 2 channels the first is shown, of more than 4 the
-            first three.
-        columns: images per row; by default the grid is about square.
-
-    Returns:
-        uint8 [height, width, C], filled row by row.
+    Small images are upscaled by an integer factor. Of 2 channels the first is shown, of more than 4
+    the first three. Without ``columns``, the number of images per row, the grid is about square.
     """
     n, height, width, channels = samples.shape
     if channels not in (1, 3, 4):
@@ -44,15 +39,9 @@ def make_grid(samples: Pixels, columns: int | None = None) -> Pixels:
 
 
 def make_scatter(points: NDArray[np.floating[Any]], extent: float = 1.5, size: int = 384) -> Pixels:
-    """Draw points in the plane as black dots on white.
+    """Draw points [n, d ≥ 2] as black dots on white; return uint8 [size, size, 1].
 
-    Args:
-        points: float [n, d], d ≥ 2; the first two coordinates are drawn.
-        extent: > 0; the square [−extent, extent]² is shown.
-        size: its side in pixels.
-
-    Returns:
-        uint8 [size, size, 1], the second coordinate growing upwards.
+    The square [−extent, extent]² of the first two coordinates is shown, the second growing upwards.
     """
     image = np.full((size, size, 1), _BACKGROUND, dtype=np.uint8)
     xy = points[:, :2]

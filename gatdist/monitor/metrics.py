@@ -34,18 +34,11 @@ Record = dict[str, Any]
 
 @dataclass
 class Metrics:
-    """Metrics as read.
-
-    Attributes:
-        records: by increasing ``samples_seen``.
-        num_lines: lines that are not blank.
-        num_damaged: lines that are no objects with an integer ``samples_seen``.
-        exists: whether there was any file.
-    """
+    """Metrics as read; ``records`` by increasing ``samples_seen``."""
 
     records: list[Record] = field(default_factory=list)
-    num_lines: int = 0
-    num_damaged: int = 0
+    num_lines: int = 0  # that are not blank
+    num_damaged: int = 0  # lines without an integer ``samples_seen``
     exists: bool = False
 
 
@@ -53,10 +46,6 @@ def read_metrics(store: Store) -> Metrics:
     """Read the metrics of the run in ``store``, even while it is running.
 
     Records of the same ``samples_seen`` are merged; later values win.
-
-    Raises:
-        StorageError: a file can't be read.
-        StorageUnavailableError: storage kept failing.
     """
     # Segments are deleted only after metrics.jsonl includes them, so it is read last.
     segments = _read_all(store, _segments(store))
@@ -80,10 +69,8 @@ def read_metrics(store: Store) -> Metrics:
 class MetricsWriter:
     """Writes the metrics of a run; keeps lines that cannot be written. Not thread-safe.
 
-    Args:
-        store: the run directory.
-        resume_samples: records with more samples, and damaged lines, are removed.
-        unwritten: records in the checkpoint, which could not be written before it.
+    Records beyond ``resume_samples`` and damaged lines are removed. ``unwritten`` are records in
+    the checkpoint, which could not be written before it.
     """
 
     def __init__(self, store: Store, resume_samples: int, unwritten: Iterable[Record] = ()) -> None:
@@ -113,15 +100,10 @@ class MetricsWriter:
         self._pending[samples_seen] = self._last
 
     def flush(self, *, force: bool = True) -> None:
-        """Write pending records. They stay pending if an error is raised.
+        """Write pending records. They stay pending if StorageError is raised.
 
-        Args:
-            force: false leaves small amounts pending on object stores (see the module), and retries
-                for less time.
-
-        Raises:
-            StorageError: they can't be written.
-            StorageUnavailableError: storage kept failing.
+        Without ``force``, small amounts stay pending on object stores (see the module), and retries
+        are shorter.
         """
         if not self._pending:
             return
@@ -147,7 +129,7 @@ class MetricsWriter:
             self.merge()
 
     def merge(self) -> None:
-        """Merge all segments into ``metrics.jsonl``. Raises as :meth:`flush` does."""
+        """Merge all segments into ``metrics.jsonl``."""
         if not self._segments:
             return
         content = b"".join(map(_line, read_metrics(self._store).records))
@@ -157,7 +139,6 @@ class MetricsWriter:
         self._segments.clear()
 
     def _cut(self, resume_samples: int) -> None:
-        """Remove damaged lines and records after the checkpoint, and find the last record."""
         names = _segments(self._store)
         files = {METRICS_FILE: self._store.read_if_exists(METRICS_FILE)}
         files |= _read_all(self._store, names)

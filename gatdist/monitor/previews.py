@@ -21,17 +21,11 @@ _PAUSE_S = 0.25  # between clips
 
 @dataclass(frozen=True)
 class Preview:
-    """Some samples together.
+    """Some samples together."""
 
-    Attributes:
-        image: uint8 [height, width, C]: a grid of images or spectrograms, or points.
-        audio: float32 [C, t] and the sample rate in hertz: concatenated clips.
-        text: one sample per line.
-    """
-
-    image: Pixels | None = None
-    audio: tuple[NDArray[np.float32], int] | None = None
-    text: str | None = None
+    image: Pixels | None = None  # uint8 [height, width, C]: a grid, or points
+    audio: tuple[NDArray[np.float32], int] | None = None  # float32 [C, t], and hertz
+    text: str | None = None  # one sample per line
 
     def files(self) -> dict[str, Callable[[], bytes]]:
         """Return functions that encode its files, by extension, the most informative first."""
@@ -53,13 +47,10 @@ def preview(
     extent: float | None = None,
     columns: int | None = None,
 ) -> Preview:
-    """Preview samples.
+    """Preview samples as the networks see them, [n, *shape], on the CPU.
 
-    Args:
-        sample_format: of them.
-        seen: as networks see them, [n, *shape], on the CPU.
-        extent: of points, the square [−extent, extent]² is shown; None fits it to these.
-        columns: images per row; None makes the grid about square.
+    Of points, the square [−extent, extent]² is shown; None fits it. ``columns`` is the number of
+    images per row; None makes the grid about square.
     """
     samples = sample_format.to_samples(seen).numpy()
     if sample_format.modality == "image":

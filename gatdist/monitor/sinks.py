@@ -34,14 +34,9 @@ class Monitor:
     On resume, it removes what earlier attempts wrote after the checkpoint.
 
     Args:
-        run_dir: the run directory.
-        tensorboard: also write TensorBoard's files.
         resume_samples: ``samples_seen`` of the checkpoint; 0 for a fresh run.
         unwritten: metrics in the checkpoint; see :class:`MetricsWriter`.
         uploads: pending files of an earlier monitor of this attempt.
-
-    Attributes:
-        uploads: pending files.
     """
 
     def __init__(
@@ -66,7 +61,6 @@ class Monitor:
 
     @property
     def error(self) -> str:
-        """The current error of writing; "" without one."""
         board = self._board.error if self._board else ""
         return self._metrics_error or board or self.uploads.error
 
@@ -87,13 +81,10 @@ class Monitor:
         return self._metrics.unwritten
 
     def tick(self, samples_seen: int, values: Mapping[str, float]) -> None:
-        """Add one log interval's values, which :meth:`flush` writes.
+        """Add one log interval's values, by TensorBoard tag, which :meth:`flush` writes.
 
-        A second call at the same ``samples_seen`` adds to its record.
-
-        Args:
-            samples_seen: never decreases.
-            values: by TensorBoard tag; a name without a slash, such as ``world_size``, is no tag.
+        A second call at the same ``samples_seen`` adds to its record. A name without a slash, such
+        as ``world_size``, is no tag.
         """
         self._metrics.add(samples_seen, values)
         if self._board:
@@ -104,10 +95,8 @@ class Monitor:
     def flush(self, *, force: bool = False) -> None:
         """Write the metrics so far; write the rest in the background.
 
-        Failures are kept for the next call, and set :attr:`error`.
-
-        Args:
-            force: write even little to an object store, and retry longer.
+        Failures are kept for the next call, and set :attr:`error`. With ``force``, even little is
+        written to an object store, and retries take longer.
         """
         try:
             self._metrics.flush(force=force)
@@ -127,11 +116,9 @@ class Monitor:
         audio: tuple[NDArray[np.float32], int] | None = None,
         text: str | None = None,
     ) -> None:
-        """Show samples in TensorBoard.
+        """Show samples in TensorBoard; audio has the tag ``<tag>/audio``.
 
         Args:
-            samples_seen: the step.
-            tag: audio gets the suffix ``/audio``.
             image: uint8 [height, width, C].
             audio: float32 [C, t] and its sample rate in hertz.
             text: one sample per line.
@@ -160,7 +147,6 @@ class Monitor:
             self._board.hparams(values, [f"metric/{name}" for name in config.evaluate.metrics])
 
     def _lay_out(self, samples_seen: int, scalars: Mapping[str, float]) -> None:
-        """Set TensorBoard's charts, at first and whenever a new metric needs one."""
         assert self._board
         before = charts_of(self._tags)
         self._tags |= dict.fromkeys(scalars)
@@ -197,5 +183,4 @@ def _hparam_values(values: Mapping[str, Any]) -> dict[str, str | float]:
 
 
 def _verbatim(text: str) -> str:
-    """Format lines as a code block in Markdown."""
     return "\n".join(f"    {line}" for line in text.splitlines())

@@ -69,8 +69,7 @@ class Statistics:
     def moments(self, comm: SupportsAllReduce) -> dict[str, Moments]:
         """Reduce all names over all workers in one collective, and reset.
 
-        Returns:
-            Moments by name, sorted; names without a value are absent.
+        Returns moments by name, sorted; names without a value are absent.
         """
         for name in list(self._waiting):
             self._add_up(name)

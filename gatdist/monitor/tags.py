@@ -9,19 +9,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Tag:
-    """A metric, or several of a kind.
+    """A metric, or several of a kind: placeholders in ``<>`` stand for names such as of players.
 
-    Attributes:
-        name: with ``<player>`` for ``generator`` and ``discriminator``, and other placeholders for
-            names in the configuration.
-        meaning: with its unit. Means are over the log interval and all workers.
+    ``meaning`` includes the unit. Means are over the log interval and all workers.
     """
 
     name: str
     meaning: str
 
     def matches(self, tag: str) -> bool:
-        """Return whether ``tag`` is one of these."""
         pattern = re.sub(r"<\w+>", r"[^/]+", re.escape(self.name))
         return re.fullmatch(pattern, tag) is not None
 
@@ -85,7 +81,6 @@ class Chart:
     pattern: str
 
     def tags(self, known: Iterable[str]) -> list[str]:
-        """Return the ``known`` tags that match, in their order."""
         return [tag for tag in known if re.fullmatch(self.pattern, tag)]
 
 

@@ -22,14 +22,8 @@ class PhaseTimer:
     On the CPU a phase is wall time. On CUDA it is the time between two events on the current
     stream, read only in :meth:`collect`; around a wait of the host (for data, say) it is the idle
     time of the device, near zero while earlier work keeps it busy. Phases of different names may
-    nest.
-
-    Args:
-        device: where the phases compute.
-        on_enter: called with the name of each phase, once its clock has started.
-
-    Attributes:
-        makes_ranges: whether phases are also ranges in a profile.
+    nest. ``on_enter`` is called with the name of each phase, once its clock has started. With
+    ``makes_ranges``, phases are also ranges in a profile.
     """
 
     def __init__(
@@ -52,10 +46,8 @@ class PhaseTimer:
     def collect(self, num_steps: int = 1) -> dict[str, float]:
         """Return mean seconds per step since the last call, by ``time/<phase>_s``.
 
-        Synchronizes with the device.
-
-        Args:
-            num_steps: since the last call (≥ 1).
+        Synchronizes with the device. ``num_steps`` is the number of steps since the last call (≥
+        1).
         """
         phases = sorted(self._phases.items())
         return {f"time/{name}_s": phase.take() / num_steps for name, phase in phases}
@@ -68,8 +60,6 @@ def _in_range(phase: _Phase, name: str) -> Iterator[None]:
 
 
 class _Phase:
-    """Wall time of one name."""
-
     def __init__(self) -> None:
         self._seconds = 0.0
         self._start = 0.0
@@ -117,12 +107,9 @@ def _event() -> torch.cuda.Event:
 
 
 class WorkerTimes(NamedTuple):
-    """Mean seconds per step of one worker.
+    """Mean seconds per step of the worker on ``host``, by tag.
 
-    Attributes:
-        host: where it runs.
-        seconds: by tag: ``time/<phase>_s``, ``time/step_s``, and ``time/communication_s``, which
-            includes waiting for others.
+    ``time/communication_s`` includes waiting for others.
     """
 
     host: str
@@ -130,7 +117,6 @@ class WorkerTimes(NamedTuple):
 
     @property
     def busy_s(self) -> float:
-        """Seconds per step without communication."""
         return max(self.seconds[_STEP] - self.seconds[_COMMUNICATION], 0.0)
 
 
@@ -144,15 +130,11 @@ class Straggler:
 
 
 def find_stragglers(times: Sequence[WorkerTimes], factor: float) -> list[Straggler]:
-    """Return the workers that slow the others down.
+    """Return the workers that take more than ``factor`` times the others' median.
 
     In a synchronized step all workers take as long as the slowest; the others spend the difference
     in communication. So their times without communication are compared. A slow link looks the same:
     its sender receives early what it needs, and the others wait.
-
-    Args:
-        times: of all workers by rank.
-        factor: a straggler takes more than this many times the others' median; above 1.
     """
     found = []
     for rank, mine in enumerate(times):

@@ -22,14 +22,8 @@ MAX_BYTES = 64 * 2**20
 class Uploads:
     """Pending files. Thread-safe. Failures are kept, not raised.
 
-    Args:
-        store: the run directory.
-        max_bytes: limit of pending bytes; beyond it, the oldest files are dropped, but never the
-            last one.
-
-    Attributes:
-        error: of the last failed upload; "" once none is pending.
-        num_dropped: files that were dropped.
+    Beyond ``max_bytes`` of pending files, the oldest are dropped, but never the last one. ``error``
+    is that of the last failed upload; "" once none is pending.
     """
 
     def __init__(self, store: Store, max_bytes: int = MAX_BYTES) -> None:
@@ -42,11 +36,9 @@ class Uploads:
 
     @property
     def missing(self) -> int:
-        """Number of files that have not been uploaded."""
         return len(self._waiting) + self.num_dropped
 
     def add(self, name: str, data: bytes) -> None:
-        """Add a file, which the next :meth:`flush` uploads."""
         with self._lock:
             self._waiting.pop(name, None)
             self._waiting[name] = data
@@ -57,8 +49,7 @@ class Uploads:
     def flush(self, *, patient: bool = False) -> bool:
         """Upload pending files; those that fail are queued again. Return whether all are uploaded.
 
-        Args:
-            patient: retry as long as the store usually does.
+        ``patient`` retries as long as the store usually does.
         """
         with self._flushing:
             self._flush(self._store if patient else self._hasty)
