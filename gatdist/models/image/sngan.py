@@ -1,0 +1,126 @@
+"""SNGAN (Miyato et al. 2018): residual networks with spectral normalization."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from itertools import pairwise
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from gatdist.models.image.blocks import (
+    BatchNorm,
+    ConditionalBatchNorm,
+    DownBlock,
+    ProjectionDiscriminator,
+    UpBlock,
+)
+from gatdist.models.layers import doubling_widths
+from gatdist.models.registry import discriminators, generators, halvings, require_halvings
+
+# Channels at the coarsest resolution, as a multiple of ``width``.
+_MAX_MULTIPLE = 16
+
+
+@generators.register("sngan")
+class SNGANGenerator(nn.Module):
+    """SNGAN (Miyato et al. 2018): latents [n, latent_size] → images [n, C, H, W] in [−1, 1].
+
+    Residual blocks with batch normalization, class-conditional with labels. ``width`` channels at
+    the finest resolution, by default 64, doubling up to 16 × ``width``; up to a side of 32, as for
+    CIFAR in the paper, ``width`` channels everywhere, by default 256.
+    """
+
+    def __init__(
+        self,
+        *,
+        latent_size: int,
+        sample_shape: tuple[int, ...],
+        num_classes: int,
+        width: int | None = None,
+    ) -> None:
+        super().__init__()
+        times = require_halvings(sample_shape, "sngan", least=2)
+        if _is_small(sample_shape):
+            widths = [width or 256] * (times + 1)
+        else:
+            # As published for 128 × 128: the coarsest width occurs at most twice.
+            widths = _doubling(width or 64, times)[::-1]
+        self.start_shape = (widths[0], *(side >> times for side in sample_shape[1:]))
+        self.start = nn.Linear(latent_size, math.prod(self.start_shape))
+        make_norm = partial(_norm, num_classes)
+        self.blocks = nn.ModuleList(UpBlock(*pair, make_norm) for pair in pairwise(widths))
+        self.norm = nn.BatchNorm2d(widths[-1])
+        self.finish = nn.Conv2d(widths[-1], sample_shape[0], 3, padding=1)
+        _initialize(self)
+
+    def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        x = self.start(latents).view(-1, *self.start_shape)
+        for block in self.blocks:
+            x = block(x, labels)
+        return self.finish(functional.relu(self.norm(x))).tanh()
+
+
+@discriminators.register("sngan")
+class SNGANDiscriminator(ProjectionDiscriminator):
+    """SNGAN (Miyato et al. 2018): images [n, C, H, W] → logits [n].
+
+    The paper's is spectrally normalized: set ``model.spectral_norm = ["discriminator"]``. ``width``
+    channels at the finest resolution, by default 64, doubling up to 16 × ``width``; up to a side of
+    32 two halvings with ``width`` channels everywhere, by default 128.
+    """
+
+    def __init__(
+        self, *, sample_shape: tuple[int, ...], num_classes: int, width: int | None = None
+    ) -> None:
+        require_halvings(sample_shape, "sngan", least=2)
+        if _is_small(sample_shape):
+            times, widths = 2, [width or 128] * 4
+        else:
+            times = halvings((sample_shape[1], sample_shape[2]), 3)
+            widths = _doubling(width or 64, times)
+        blocks = [
+            DownBlock(
+                before,
+                after,
+                halves=level < times,
+                hidden=before if level else after,
+                is_first=level == 0,
+            )
+            for level, (before, after) in enumerate(pairwise([sample_shape[0], *widths]))
+        ]
+        super().__init__(nn.Sequential(*blocks), widths[-1], num_classes)
+        _initialize(self)
+        if self.embedding is not None:
+            nn.init.xavier_uniform_(self.embedding.weight)
+
+
+def _is_small(sample_shape: tuple[int, ...]) -> bool:
+    return min(sample_shape[1:]) <= 32
+
+
+def _doubling(width: int, times: int) -> list[int]:
+    return doubling_widths(width, times + 1, _MAX_MULTIPLE * width)
+
+
+def _norm(num_classes: int, channels: int) -> nn.Module:
+    if not num_classes:
+        return BatchNorm(channels)
+    return ConditionalBatchNorm(channels, partial(_zero_embedding, num_classes, channels))
+
+
+def _zero_embedding(num_classes: int, channels: int) -> nn.Embedding:
+    embedding = nn.Embedding(num_classes, channels)
+    nn.init.zeros_(embedding.weight)
+    return embedding
+
+
+def _initialize(network: nn.Module) -> None:
+    """Draw Glorot-uniform weights, with gain √2 where an activation follows, as in the paper."""
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            gain = math.sqrt(2) if name.endswith(("first", "second")) else 1.0
+            nn.init.xavier_uniform_(module.weight, gain)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
