@@ -41,8 +41,7 @@ def keep(name: str, tensors: Mapping[str, Tensor]) -> None:
 class RealFeatures:
     """Cached features of all real samples, read and written by worker 0.
 
-    The key is a digest of the samples and how they are read, the (prepared) extractor ``name``,
-    torch and the kind of device. An extractor without a :attr:`Extractor.protocol` is not cached.
+    Keyed by data, (prepared) extractor, torch and device type; only of extractors with a protocol.
     """
 
     def __init__(

@@ -46,9 +46,6 @@ class Classifier(Extractor):
     """Last hidden layer of a classifier, before its activation; for labelled images and audio.
 
     Audio is classified by its log-mel spectrograms.
-
-    Raises:
-        DataError: not images or audio, no labels, or fewer than 20 samples.
     """
 
     num_features = _NUM_FEATURES
@@ -64,7 +61,7 @@ class Classifier(Extractor):
                 rule = f"needs {need}, and the data set does not have that"
                 hint = "Choose other evaluate.features or evaluate.metrics"
                 raise DataError("evaluate.features", rule, value="classifier", hint=hint)
-        self._dataset, self._comm = dataset, comm
+        self._dataset, self._comm, self.num_classes = dataset, comm, dataset.num_classes
         self._network: ClassifierNetwork
 
     @property
@@ -79,11 +76,18 @@ class Classifier(Extractor):
         }
 
     def prepare(self) -> None:
-        """Load the network from the cache or train it on worker 0, and broadcast it."""
-        device = self._comm.device
-        network = ClassifierNetwork.empty(_image_shape(self._dataset), self._dataset.num_classes)
+        dataset, device = self._dataset, self._comm.device
+        image_shape = as_images(torch.zeros(1, *dataset.sample_format.shape), dataset).shape[1:]
+        network = ClassifierNetwork.empty(image_shape, self.num_classes)
         if self._comm.is_main:
-            _load_or_train(network, self._dataset, device)
+            shape = "x".join(map(str, image_shape))
+            name = f"classifier-v{RECIPE_VERSION}-{dataset.fingerprint[:16]}-{shape}.safetensors"
+            try:
+                network.load_state_dict(cache.read(name), assign=True)
+            except RuntimeError:  # absent, or of other parameters
+                train_classifier(network, dataset, device)
+                cache.keep(name, network.state_dict())
+            network.to(device)
         else:
             network.to_empty(device=device)
         self._network = network.eval().requires_grad_(False)
@@ -93,10 +97,6 @@ class Classifier(Extractor):
     def __call__(self, samples: Tensor) -> Tensor:
         """Return [n, 64], of about unit variance on real data."""
         return self._network.body(as_images(samples, self._dataset))
-
-    @property
-    def num_classes(self) -> int:
-        return self._dataset.num_classes
 
     def classify(self, features: Tensor) -> Tensor:
         return self._network.head(features)
@@ -144,23 +144,6 @@ def as_images(samples: Tensor, dataset: Dataset) -> Tensor:
 @lru_cache(maxsize=4)
 def _front(sample_rate: int, device: torch.device) -> LogMel:
     return LogMel.for_rate(sample_rate).to(device)
-
-
-def _image_shape(dataset: Dataset) -> tuple[int, ...]:
-    return as_images(torch.zeros(1, *dataset.sample_format.shape), dataset).shape[1:]
-
-
-def _load_or_train(network: ClassifierNetwork, dataset: Dataset, device: torch.device) -> None:
-    """Fill ``network``, which is on the meta device, and move it to ``device``."""
-    shape = "x".join(map(str, _image_shape(dataset)))
-    name = f"classifier-v{RECIPE_VERSION}-{dataset.fingerprint[:16]}-{shape}.safetensors"
-    try:
-        network.load_state_dict(cache.read(name), assign=True)
-    except RuntimeError:  # absent, or of other parameters
-        train_classifier(network, dataset, device)
-        cache.keep(name, network.state_dict())
-    else:
-        network.to(device)
 
 
 def train_classifier(network: ClassifierNetwork, dataset: Dataset, device: torch.device) -> None:

@@ -27,13 +27,12 @@ class Extractor(ABC):
 
     A registered subclass is built as ``subclass(dataset, comm)`` on every worker when a run starts.
     The constructor refuses data that it can't handle, and is fast. One with a parameter ``config``
-    also gets the section ``evaluate``.
+    also gets the section ``evaluate``. It sets ``num_features``, the length d of a feature vector,
+    and ``num_classes`` if it classifies.
     """
 
-    @property
-    @abstractmethod
-    def num_features(self) -> int:
-        """Length d of a feature vector."""
+    num_features: int
+    num_classes: int = 0
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -51,13 +50,8 @@ class Extractor(ABC):
     def __call__(self, samples: Tensor) -> Tensor:
         """Map samples [n, …] as networks see them, float32 → float32 [n, d] on the same device."""
 
-    @property
-    def num_classes(self) -> int:
-        """Number of classes that :meth:`classify` knows; 0 for none."""
-        return 0
-
     def classify(self, features: Tensor) -> Tensor | None:
-        """Map features [n, d] → logits of classes [n, K]; None without classes."""
+        """Map features [n, d] → logits of classes [n, num_classes]; None without classes."""
         return None
 
 
@@ -67,13 +61,7 @@ extractors: Registry[Callable[..., Extractor]] = Registry("evaluate.features")
 def build_extractor(
     name: str, dataset: Dataset, comm: Communicator, config: EvaluateConfig
 ) -> Extractor:
-    """Build the extractor ``name``.
-
-    Raises:
-        ConfigError: unknown, or its configuration is incomplete.
-        DataError: it can't handle the data.
-        PluginError: a user's extractor fails, or returns a wrong type or shape.
-    """
+    """Build a registered extractor; raise PluginError if a user's returns a wrong type or shape."""
     builder: Callable[..., Extractor] = extractors[name]
     with user_code("evaluate.features", "can't be built", value=name):
         more = {"config": config} if "config" in inspect.signature(builder).parameters else {}
@@ -94,20 +82,11 @@ class _Verified(Extractor):
 
     def __init__(self, name: str, inner: Extractor) -> None:
         self._name, self._inner = name, inner
-        self._num_features = self._get("num_features")
-        self._num_classes = self._get("num_classes")
         for key, least in (("num_features", 1), ("num_classes", 0)):
-            value = getattr(self, f"_{key}")
+            value = self._get(key)
             if not isinstance(value, int) or value < least:
                 self._refuse(f"{key} must be an integer >= {least}; found {value!r}")
-
-    @property
-    def num_features(self) -> int:
-        return int(self._num_features)
-
-    @property
-    def num_classes(self) -> int:
-        return int(self._num_classes)
+            setattr(self, key, value)
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -149,13 +128,7 @@ class _Verified(Extractor):
 
 
 def register_feature_extractor(name: str) -> Callable[[Any], Any]:
-    """Register a subclass of :class:`Extractor`, or a function that builds one.
-
-    The name is a value of ``evaluate.features``.
-
-    Raises:
-        PluginError: the name is taken.
-    """
+    """Register a subclass of :class:`Extractor`, or its builder, for ``evaluate.features``."""
     return extractors.register(name)
 
 
@@ -164,11 +137,7 @@ class Coordinates(Extractor):
     """The samples' own values; for points, and for small samples of any kind."""
 
     def __init__(self, dataset: Dataset, comm: Communicator) -> None:
-        self._num_features = math.prod(dataset.sample_format.shape)
-
-    @property
-    def num_features(self) -> int:
-        return self._num_features
+        self.num_features = math.prod(dataset.sample_format.shape)
 
     def __call__(self, samples: Tensor) -> Tensor:
         return samples.flatten(1)
@@ -176,22 +145,14 @@ class Coordinates(Extractor):
 
 @register_feature_extractor("log_mel")
 class LogMelStatistics(Extractor):
-    """Means and deviations over time of log-mel spectrograms, [n, 2·C·bands]; for audio.
-
-    Raises:
-        DataError: the data are not audio.
-    """
+    """Means and deviations over time of log-mel spectrograms, [n, 2·C·bands]; for audio."""
 
     def __init__(self, dataset: Dataset, comm: Communicator) -> None:
         if not isinstance(dataset.sample_format, AudioFormat):
             rule, hint = "needs audio, and the data set has none", "Choose other features"
             raise DataError("evaluate.features", rule, value="log_mel", hint=hint)
         self._front = LogMel.for_rate(dataset.sample_format.sample_rate).to(comm.device)
-        self._num_features = 2 * dataset.sample_format.shape[0] * len(self._front.bands)
-
-    @property
-    def num_features(self) -> int:
-        return self._num_features
+        self.num_features = 2 * dataset.sample_format.shape[0] * len(self._front.bands)
 
     @property
     def protocol(self) -> dict[str, Any]:

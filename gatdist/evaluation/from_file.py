@@ -26,12 +26,11 @@ class _FromFile(Extractor):
     """Features of images by the network in ``evaluate.features_file``.
 
     The file must have the SHA-256 ``evaluate.features_sha256``.
-
-    Raises:
-        ConfigError: file or digest is not set, the digest differs, or the file is of another kind.
-        DataError: the data are not images.
-        StorageError: the file can't be read.
     """
+
+    file_kind: str
+    file_error: type[Exception]
+    hint: str
 
     def __init__(self, dataset: Dataset, comm: Communicator, config: EvaluateConfig) -> None:
         if dataset.modality != "image":
@@ -42,11 +41,15 @@ class _FromFile(Extractor):
                 rule = f"is required by evaluate.features = '{config.features}'"
                 raise ConfigError(f"evaluate.{key}", rule)
         self._digest = config.features_sha256
-        self._load(_content(config), redact_url(config.features_file), comm.device)
+        name = redact_url(config.features_file)
+        try:
+            self._load(_content(config), name, comm.device)
+        except self.file_error as error:
+            rule = f"is not {self.file_kind} ({str(error).strip().splitlines()[0]})"
+            raise ConfigError("evaluate.features_file", rule, value=name, hint=self.hint) from None
 
     @abstractmethod
-    def _load(self, content: bytes, name: str, device: torch.device) -> None:
-        """Build the network from a file's content."""
+    def _load(self, content: bytes, name: str, device: torch.device) -> None: ...
 
     @abstractmethod
     def _features(self, pixels: Tensor) -> Tensor:
@@ -72,22 +75,15 @@ class InceptionFeatures(_FromFile):
     """
 
     num_features = NUM_FEATURES
+    file_kind, file_error = "a safetensors file", SafetensorError
+    hint = "Save the state_dict with safetensors"
 
     def _load(self, content: bytes, name: str, device: torch.device) -> None:
-        try:
-            weights = load(content)
-        except SafetensorError as error:
-            raise _bad_file(
-                name, f"is not a safetensors file ({error})", "Save the state_dict with safetensors"
-            ) from None
-        self._network = Inception.with_weights(weights, name).to(device)
+        self._network = Inception.with_weights(load(content), name).to(device)
+        self.num_classes = self._network.fc.out_features
 
     def _features(self, pixels: Tensor) -> Tensor:
         return self._network(pixels)
-
-    @property
-    def num_classes(self) -> int:
-        return self._network.fc.out_features
 
     def classify(self, features: Tensor) -> Tensor:
         return features @ self._network.fc.weight.t()
@@ -102,26 +98,19 @@ class TorchScriptFeatures(_FromFile):
     digest is the only check of its origin.
     """
 
+    file_kind, file_error = "TorchScript", RuntimeError
+    hint = "Save the network with torch.jit.save"
+
     def __init__(self, dataset: Dataset, comm: Communicator, config: EvaluateConfig) -> None:
         super().__init__(dataset, comm, config)
         with torch.no_grad():
             shown = self(torch.zeros(1, *dataset.sample_format.shape, device=comm.device))
-        self._num_features = shown.shape[1]
-
-    @property
-    def num_features(self) -> int:
-        return self._num_features
+        self.num_features = shown.shape[1]
 
     def _load(self, content: bytes, name: str, device: torch.device) -> None:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # TorchScript is deprecated
-                self._network = torch.jit.load(io.BytesIO(content), map_location=device).eval()
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
-            raise _bad_file(
-                name, f"is not TorchScript ({reason})", "Save the network with torch.jit.save"
-            ) from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # TorchScript is deprecated
+            self._network = torch.jit.load(io.BytesIO(content), map_location=device).eval()
         known = [argument.name for argument in self._network.forward.schema.arguments]
         self._more = {"return_features": True} if "return_features" in known else {}
 
@@ -141,7 +130,3 @@ def _content(config: EvaluateConfig) -> bytes:
             hint="Download the file again, or correct the digest if you trust the file",
         )
     return content
-
-
-def _bad_file(name: str, rule: str, hint: str) -> ConfigError:
-    return ConfigError("evaluate.features_file", rule, value=name, hint=hint)
