@@ -32,13 +32,7 @@ PARTS: Mapping[PlayerName, str] = {"generator": "average", "discriminator": "dis
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint.
-
-    Attributes:
-        name: of its folder.
-        state: the content of ``state.json``.
-        tensors: all trained tensors, on the CPU.
-    """
+    """A verified checkpoint: its folder's name, ``state.json`` and all tensors on the CPU."""
 
     name: str
     state: dict[str, Any]
@@ -46,7 +40,6 @@ class Checkpoint:
 
     @property
     def named_samples(self) -> int:
-        """``samples_seen`` in the folder's name."""
         return int(self.name.partition(".")[0])
 
     def weights(self, player: PlayerName) -> dict[str, Tensor]:
@@ -69,11 +62,7 @@ class Checkpoint:
 
 
 def read_manifest(store: Store) -> dict[str, Any]:
-    """Read the manifest of the checkpoint in the folder ``store``.
-
-    Raises:
-        CheckpointError: it is missing or damaged.
-    """
+    """Read a checkpoint's manifest; raise CheckpointError if it is missing or damaged."""
     subject = f"{store.url}/{MANIFEST}"
     try:
         manifest: dict[str, Any] = parse_json(store.read(MANIFEST))
@@ -92,11 +81,7 @@ def read_manifest(store: Store) -> dict[str, Any]:
 
 
 def read_checkpoint(store: Store) -> Checkpoint:
-    """Read and verify the checkpoint in the folder ``store``.
-
-    Raises:
-        CheckpointError: no manifest, or a file is missing or differs from it.
-    """
+    """Read and verify a checkpoint; raise CheckpointError if a file is missing or damaged."""
     contents: dict[str, bytes] = {}
     for file, entry in read_manifest(store)["files"].items():
         subject = f"{store.url}/{file}"
@@ -134,14 +119,10 @@ def write_checkpoint(
     about: Mapping[str, Any],
     may_commit: Callable[[], None],
 ) -> None:
-    """Write a checkpoint into the folder ``store``.
+    """Write a checkpoint into its folder, which has no other writer.
 
-    Args:
-        store: the folder, which has no other writer.
-        tensors: by name; the part before the first ``/`` names the file.
-        state: JSON values.
-        about: further JSON values of the manifest.
-        may_commit: called just before the manifest is written; may raise.
+    The part of a tensor's name before the first ``/`` names its file. ``about`` goes into the
+    manifest; ``may_commit`` is called just before that is written, and may raise.
     """
     groups: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
@@ -158,10 +139,7 @@ def write_checkpoint(
 
 
 def require_same_order(saved: Mapping[str, Any], now: Mapping[str, Any], url: str) -> None:
-    """Raise CheckpointError unless a checkpoint's data and sample order are the run's.
-
-    ``url`` is the run directory's, for messages.
-    """
+    """Raise CheckpointError unless a checkpoint's data and sample order are the run's."""
     for key in saved.keys() | now.keys():
         if saved.get(key) != now.get(key):
             what = "another data set" if key == "fingerprint" else "another order of samples"

@@ -56,10 +56,7 @@ _PATIENCE_S = 5.0
 
 @dataclass(frozen=True, order=True)
 class Name:
-    """The parsed name of a checkpoint's folder (see the module); ordered by age.
-
-    ``attempt`` is 0, and ``id`` "", if the name has none.
-    """
+    """The parsed name of a checkpoint's folder (see the module); ordered by age."""
 
     samples_seen: int
     attempt: int = 0
@@ -67,7 +64,6 @@ class Name:
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
-        """Parse a folder's name; None for other folders."""
         match = _NAME.fullmatch(text)
         return cls(int(match[1]), int(match[2] or 0), match[3] or "") if match else None
 
@@ -78,31 +74,19 @@ class Name:
 
 @dataclass(frozen=True)
 class Retention:
-    """Which checkpoints are kept.
-
-    Attributes:
-        newest: number of recent checkpoints to keep (≥ 1).
-        best: number of checkpoints to keep with the lowest ``metric``.
-        metric: lower is better.
-        every_samples: also keep the first at or after each multiple; 0: none.
-    """
+    """Which checkpoints are kept."""
 
     newest: int = 1
-    best: int = 0
+    best: int = 0  # those with the lowest ``metric``
     metric: str = "fid"
-    every_samples: int = 0
+    every_samples: int = 0  # the first at or after each multiple; 0: none
 
     @classmethod
     def from_config(cls, run: RunConfig) -> Self:
-        return cls(
-            newest=run.keep_checkpoints,
-            best=run.keep_best_checkpoints,
-            metric=run.best_metric,
-            every_samples=run.keep_every_samples,
-        )
+        best = run.keep_best_checkpoints
+        return cls(run.keep_checkpoints, best, run.best_metric, run.keep_every_samples)
 
     def kept(self, metrics: Mapping[Name, Mapping[str, float]]) -> set[Name]:
-        """Return the checkpoints to keep, of all with their metrics."""
         names = sorted(metrics)
         kept = set(names[-self.newest :])
         measured = [name for name in names if self.metric in metrics[name]]
@@ -120,10 +104,8 @@ class Checkpoints:
 
     Args:
         store: the folder ``checkpoints`` of the run directory.
-        retention: which are kept.
         may_commit: called before each commit; raises if another attempt has taken the run over.
         on_damaged: called with a message for each damaged checkpoint; None: ``on_warning``.
-        background: the writer; None creates one.
         on_commit: called in the background after each commit.
         on_warning: called with a message, in the background and once, if deleting old checkpoints
             or ``on_commit`` fails. Both are retried after the next commit.
@@ -162,7 +144,6 @@ class Checkpoints:
         return sorted(name for name, files in self._folders().items() if MANIFEST in files)
 
     def _folders(self) -> dict[Name, dict[str, int | None]]:
-        """Return the files and sizes in each folder with a checkpoint's name, by one listing."""
         found: dict[Name, dict[str, int | None]] = {}
         for path, size in self.store.find(with_unfinished=True).items():
             folder, _, file = path.partition("/")
@@ -175,22 +156,14 @@ class Checkpoints:
         return read_checkpoint(self.store.child(name))
 
     def read_too(self, name: str) -> Checkpoint:
-        """Read a checkpoint that worker 0 has just verified.
-
-        Raises:
-            WorkerLostError: it is incomplete: an ending attempt may have deleted it. Restart.
-        """
+        """Read what worker 0 has verified; WorkerLostError if an attempt has since deleted it."""
         try:
             return self.read(name)
         except CheckpointError as error:
             raise WorkerLostError(f"{error}; worker 0 has just read it") from None
 
     def newest(self) -> Checkpoint | None:
-        """Return the newest undamaged checkpoint, or None if there are no checkpoints.
-
-        Raises:
-            CheckpointError: all checkpoints are damaged.
-        """
+        """Return the newest undamaged checkpoint, None without any; raise if all are damaged."""
         names = self._committed()
         for _ in range(_LOOKS):
             for name in reversed(names):
@@ -220,8 +193,7 @@ class Checkpoints:
     ) -> Future[None]:
         """Snapshot the tensors once the last commit has ended, and commit in the background.
 
-        ``state`` holds JSON values, ``metrics`` those measured at ``samples_seen``. The future is
-        done once the checkpoint is complete. Raises the error of the last commit.
+        The future is done once the checkpoint is complete. Raises the error of the last commit.
         """
         self.wait()
         snapshot = {
@@ -263,7 +235,6 @@ class Checkpoints:
             pending.result()
 
     def close(self) -> None:
-        """Wait, and stop the background thread."""
         self._background.close()
 
     def _commit(
@@ -313,7 +284,6 @@ class Checkpoints:
                 self._delete(name, files)
 
     def _may_delete(self, name: Name, attempt: int) -> bool:
-        """Return whether a folder is this attempt's, or an earlier one's."""
         mine = name.id[: len(self._id)] in ("", self._id)
         return name.attempt < attempt or (name.attempt == attempt and mine)
 
@@ -322,13 +292,11 @@ class Checkpoints:
         if MANIFEST not in files or name in self._damaged:
             return False
         listed = self._manifest_of(name).get("files", {})
-        sizes = {file: files.get(file, -1) for file in listed}
         return bool(listed) and all(
-            sizes[file] in (entry["size"], None) for file, entry in listed.items()
+            files.get(file, -1) in (entry["size"], None) for file, entry in listed.items()
         )
 
     def _delete(self, name: Name, files: Mapping[str, int | None]) -> None:
-        """Delete the files of a complete or incomplete checkpoint, and no others."""
         listed: Mapping[str, Any] = {}
         if MANIFEST in files:
             # The manifest first: a partly deleted folder is no checkpoint.
@@ -340,7 +308,6 @@ class Checkpoints:
         self._manifests.pop(name, None)
 
     def _manifest_of(self, name: Name) -> Mapping[str, Any]:
-        """Return the manifest; {} if it is damaged."""
         if name not in self._manifests:
             try:
                 self._manifests[name] = read_manifest(self.store.child(str(name)))

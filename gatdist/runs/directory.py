@@ -51,18 +51,12 @@ class RunDirectory:
         self._has_committed = False
 
     def require_same(self, config: Config) -> None:
-        """Raise ConfigError, with the key and both values, if the run there is another one."""
         old = read_config(self.store)
         if old is not None:
             require_unchanged(old, config, self.store.url)
 
     def claim(self, config: Config) -> None:
-        """Write ``config.json``, which reserves the folder for this configuration.
-
-        Raises:
-            ConfigError: a concurrent start has claimed it for another one.
-            StorageError: the folder can't be written.
-        """
+        """Write ``config.json``, which reserves the folder for this configuration."""
         content = json.dumps(config.redacted(), indent=1).encode()
         if not self.store.create(_CONFIG, content):
             self.require_same(config)
@@ -73,11 +67,6 @@ class RunDirectory:
 
         Creating ``attempts/NUMBER.json`` takes the number; of concurrent starts only one can (see
         :meth:`~gatdist.storage.Store.create`). Then this start is added to ``attempts.jsonl``.
-
-        Args:
-            hosts: of the workers, by rank.
-            resumed_from: ``samples_seen`` of the resumed checkpoint.
-            reason: why it was needed.
         """
         self._id, has_cuda = uuid.uuid4().hex, torch.cuda.is_available()
         entry = {
@@ -132,7 +121,6 @@ class RunDirectory:
         )
 
     def note_commit(self) -> None:
-        """Record, once per attempt, that it has committed a checkpoint."""
         if not self._has_committed:
             self.store.publish(_committed(self.attempt), b"")
             self._has_committed = True
@@ -168,7 +156,6 @@ class RunDirectory:
                 )
 
     def attempts(self) -> list[dict[str, Any]]:
-        """Return all starts, oldest first."""
         return [
             entry
             for entry in read_lines(self.store, _RECORD)
@@ -180,7 +167,6 @@ class RunDirectory:
         return [int(name[1]) for name in names if name]
 
     def _claimed(self, number: int) -> dict[str, Any]:
-        """Return the entry of the attempt with this number."""
         with suppress(ValueError, TypeError):
             return dict(parse_json(self.store.read_if_exists(_claim(number)) or b"{}"))
         return {}
@@ -195,12 +181,7 @@ def _claim(number: int) -> str:
 
 
 def read_config(store: Store) -> Config | None:
-    """Return the configuration of the run in ``store``; None without ``config.json``.
-
-    Raises:
-        CheckpointError: the file is not a JSON object.
-        ConfigError: it is not a configuration.
-    """
+    """Return the configuration of the run in ``store``; None without ``config.json``."""
     content = store.read_if_exists(_CONFIG)
     if content is None:
         return None
@@ -241,10 +222,8 @@ def adopted(config: Config, overrides: Sequence[str], run: Store) -> Config:
 
     A configuration names URLs, with references to the environment, and programs. It is the user's
     own if a run with it was trained here: its digest is in the user's cache folder. Of somebody
-    else's, only data beside the run and the user's ``overrides`` (``section.key=value``) are used.
-
-    Raises:
-        ConfigError: it names what only the user may name; the hint says how to allow it.
+    else's, only data beside the run and the user's ``overrides`` (``section.key=value``) are used;
+    what else it names raises ConfigError, whose hint says how to allow it.
     """
     values = config.model_dump(mode="json")
     given: dict[str, Any] = {}
@@ -266,13 +245,15 @@ def adopted(config: Config, overrides: Sequence[str], run: Store) -> Config:
 
 
 def _refused(run: Store, key: str, value: object) -> ConfigError:
-    is_text = isinstance(value, str)
-    shown = redact_url(value) if isinstance(value, str) else "{…}"
+    shown, quoted = "{…}", "{…}"
+    if isinstance(value, str):
+        shown = redact_url(value)
+        quoted = json.dumps(shown)
     return ConfigError(
         f"{run.url}/{_CONFIG}: {key}",
         "may be named only by your own configuration, and this run was not trained by you here",
         value=shown,
-        hint=f"If you trust it: --set '{key}={json.dumps(shown) if is_text else shown}'",
+        hint=f"If you trust it: --set '{key}={quoted}'",
     )
 
 

@@ -55,11 +55,7 @@ def to_safetensors(run: TrainedRun) -> bytes:
 
 
 def load_exported(content: bytes, name: str) -> nn.Module:
-    """Return the generator in a file ``name`` by :func:`to_safetensors`, in evaluation mode.
-
-    Raises:
-        CheckpointError: it is not such a file.
-    """
+    """Return the generator in a file ``name`` by :func:`to_safetensors`, in evaluation mode."""
     try:
         header = parse_json(content[8 : 8 + int.from_bytes(content[:8], "little")])
         about = parse_json(header["__metadata__"][_METADATA])

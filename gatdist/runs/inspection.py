@@ -15,13 +15,7 @@ from gatdist.storage import Store
 
 
 def inspect(url: str) -> dict[str, Any]:
-    """Describe a run, checkpoint or data set (``kind``) as JSON values.
-
-    Raises:
-        StorageError: there is none.
-        CheckpointError: it is damaged.
-        DataError: likewise.
-    """
+    """Describe a run, checkpoint or data set (``kind``) as JSON values."""
     store = Store(url)
     if store.exists("config.json"):
         return _run(store)
@@ -34,12 +28,7 @@ def inspect(url: str) -> dict[str, Any]:
 
 
 def digest(url: str) -> str:
-    """Return a SHA-256 (hex) of all trained state of a checkpoint, or of a run's newest one.
-
-    Raises:
-        StorageError: no checkpoint is there.
-        CheckpointError: it is damaged.
-    """
+    """Return a SHA-256 (hex) of all trained state of a checkpoint, or of a run's newest one."""
     store = Store(url)
     if store.exists(MANIFEST):
         return read_checkpoint(store).digest()

@@ -40,21 +40,13 @@ def require_num(num: int) -> None:
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """Which samples to generate.
-
-    Attributes:
-        num: number of samples (> 0); sample i of a seed does not depend on it.
-        seed: of the noise.
-        labels: classes as numbers or names, used cyclically; empty: random.
-        truncation: see :class:`~gatdist.runs.trained.Sampler`.
-        interpolate: steps from each sample to the next, and from the last to the first; 0: none.
-    """
+    """Which samples to generate. Sample i of a seed does not depend on their number."""
 
     num: int
     seed: int = 0
-    labels: Sequence[str] = ()
-    truncation: float | None = None
-    interpolate: int = 0
+    labels: Sequence[str] = ()  # numbers or names of classes, used cyclically; (): random
+    truncation: float | None = None  # see gatdist.runs.trained.Sampler
+    interpolate: int = 0  # steps from each sample to the next, and from the last to the first
 
     def __post_init__(self) -> None:
         require_num(self.num)
@@ -68,17 +60,9 @@ class SampleRequest:
 def write_samples(run: TrainedRun, requested: SampleRequest, *, out: str, grid: bool) -> list[str]:
     """Write samples to a file each (``000000.png`` …), or all in one; return the URLs.
 
-    Args:
-        run: trained.
-        requested: which samples.
-        out: URL of a folder, of one file with ``grid``, or of an animation (``.gif``, ``.webp``).
-        grid: all in one file: ``.png`` of images (a row per interpolation), points or spectrograms,
-            ``.wav`` of concatenated audio, or ``.txt`` with one text per line.
-
-    Raises:
-        ConfigError: unknown class, too many samples for one file, or an animation of other data
-            than images.
-        StorageError: ``out`` can't be written.
+    ``out`` is the URL of a folder, of an animation (``.gif``, ``.webp``) or, with ``grid``, of one
+    file: ``.png`` of images (a row per interpolation), points or spectrograms, ``.wav`` of
+    concatenated audio, or ``.txt`` with one text per line.
     """
     labels = _class_numbers(run, requested.labels)
     animation = next((kind for ending, kind in _ANIMATIONS.items() if out.endswith(ending)), None)
@@ -210,8 +194,6 @@ class _Task(ShardTask):
 
 
 class _ShardSampler(Worker[Shard]):
-    """Writes shards of samples."""
-
     job_type: ClassVar = _Job
     task_type: ClassVar = _Task
     record_type: ClassVar = Shard
@@ -251,18 +233,9 @@ def write_shards(
     out: str,
     workers: int = 1,
 ) -> list[str]:
-    """Write samples as a data set; return the shards' URLs. The manifest is written last.
+    """Write samples as a data set by ``workers`` processes; return the shards' URLs.
 
-    Args:
-        run: trained.
-        url: of the run, for other processes.
-        requested: which samples.
-        out: URL of a folder.
-        workers: number of processes.
-
-    Raises:
-        ConfigError: unknown class, interpolation, or no worker.
-        StorageError: ``out`` can't be written, or is a run directory.
+    ``url`` is the run's, for the other processes. The manifest is written last.
     """
     if workers < 1:
         raise ConfigError("--workers", "must be at least 1", value=workers)

@@ -69,10 +69,7 @@ def require_saved_state(
 ) -> None:
     """Raise CheckpointError for a state that training can't have written, with the first bad key.
 
-    Args:
-        state: the content of ``state.json``, completed by its evaluation if there is one.
-        subject: the file, for messages.
-        named_samples: ``samples_seen`` in the folder's name; None if unknown.
+    ``named_samples`` is ``samples_seen`` in the folder's name, if known.
     """
     try:
         _SavedState.model_validate(dict(state))
@@ -95,9 +92,6 @@ class Evaluations:
     A checkpoint at which the run evaluates is written before, with its log values under
     ``evaluating`` in ``state.json``. If the run ends before the evaluation is recorded here, it is
     repeated on resume, so that results do not depend on interruptions.
-
-    Args:
-        store: the run directory.
     """
 
     def __init__(self, store: Store) -> None:
@@ -105,7 +99,6 @@ class Evaluations:
         self._entries: dict[str, Any] | None = None
 
     def record(self, state: Mapping[str, Any], outcome: Mapping[str, Any]) -> None:
-        """Record the evaluation of the checkpoint with this state."""
         entries = self._known() | {_key(state): {name: outcome[name] for name in _EVALUATED}}
         self._store.publish(_EVALUATIONS, json.dumps(entries, indent=1).encode())
         self._entries = entries
@@ -147,5 +140,4 @@ class Evaluations:
 
 
 def _key(state: Mapping[str, Any]) -> str:
-    """Return a key that is unique among the states of a run."""
     return f"{state.get('samples_seen')}/{state.get('attempt', 0)}/{state.get('rollbacks', 0)}"

@@ -36,7 +36,6 @@ class Inputs(NamedTuple):
     noise: tuple[Tensor, ...]
 
     def row(self, i: int) -> Self:
-        """Return the arguments of sample i alone."""
         latents, labels, noise = self
         labels = None if labels is None else labels[i : i + 1]
         return type(self)(latents[i : i + 1], labels, tuple(t[i : i + 1] for t in noise))
@@ -45,15 +44,10 @@ class Inputs(NamedTuple):
 class Sampler:
     """Generates sample i of a stream, independent of the device, the batch and other samples.
 
-    Args:
-        network: a generator, in evaluation mode.
-        latent_size: of its latents.
-        num_classes: that it is conditioned on; 0 if it is not.
-        seed: of the noise.
-        stream: name of the noise; the streams of a seed are independent.
-        truncation: trades diversity for quality (> 0); None: off. For a network with a ``mapping``,
-            ψ in w̄ + ψ (w − w̄) with the mean style w̄ (Karras et al. 2019); for others, latents are
-            drawn from the normal distribution truncated at this value (Brock et al. 2019).
+    The streams of a seed are independent. ``truncation`` trades diversity for quality (> 0; None:
+    off). For a network with a ``mapping``, it is ψ in w̄ + ψ (w − w̄) with the mean style w̄ (Karras
+    et al. 2019); for others, latents are drawn from the normal distribution truncated at this value
+    (Brock et al. 2019).
     """
 
     def __init__(
@@ -72,7 +66,6 @@ class Sampler:
         self._mapping: nn.Module | None = getattr(network, "mapping", None)
 
     def labels(self, positions: Tensor) -> Tensor | None:
-        """Return the classes int64 [n] of the samples at these positions; None without."""
         if not self.num_classes:
             return None
         return draws.integers(self.seed, f"{self.stream}/labels", positions, self.num_classes)
@@ -189,7 +182,6 @@ class TrainedRun:
 
     @property
     def num_classes(self) -> int:
-        """Classes that the networks are conditioned on; 0: unconditional."""
         return self.sample_format.num_classes if self.config.model.conditional else 0
 
     def sampler(self, seed: int, stream: str, truncation: float | None = None) -> Sampler:
@@ -198,11 +190,7 @@ class TrainedRun:
 
 
 def load_run(run: Store, device: torch.device) -> TrainedRun:
-    """Load the networks of the run in the folder ``run``.
-
-    Raises:
-        CheckpointError: no run there, no complete checkpoint, or one of other networks.
-    """
+    """Load the networks of a run; raise CheckpointError without a checkpoint of these networks."""
     config = read_config(run)
     if config is None:
         rule = "is not a run directory (it has no config.json)"
@@ -235,10 +223,7 @@ def networks_with(
     """Build generator and discriminator with these weights, on the CPU, in evaluation mode.
 
     Shapes of built-in networks are checked on the meta device first, before anything is allocated.
-    A player without weights keeps its initial ones. ``subject`` is their origin, for messages.
-
-    Raises:
-        CheckpointError: the weights are of other networks.
+    A player without weights keeps its initial ones. Weights of other networks: CheckpointError.
     """
     shape, num_classes = sample_format.shape, sample_format.num_classes
     build = partial(build_networks, config, shape, num_classes, sample_format.metadata)
