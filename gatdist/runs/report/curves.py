@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from gatdist.monitor.numbers import number
 
 Values = NDArray[np.float64]
+Indices = NDArray[np.int64]
 
 _WIDTH, _HEIGHT = 440, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 10, 10, 24
@@ -25,13 +26,10 @@ _COLORS = 6
 
 @dataclass(frozen=True)
 class Curve:
-    """A curve: mean, minimum and maximum of each bucket of logs, NaN without values.
-
-    ``color`` is a CSS class.
-    """
+    """A curve: mean, minimum and maximum of each bucket of logs, NaN without values."""
 
     label: str
-    color: str
+    color: str  # a CSS class
     mean: Values
     low: Values
     high: Values
@@ -50,16 +48,13 @@ def thinned(seen: Sequence[int], values: Sequence[Any]) -> tuple[Values, Values,
     """Return last ``samples_seen``, mean, minimum and maximum of at most 240 buckets of logs."""
     x = np.asarray(seen, dtype=np.float64)
     y = np.array([v if _is_finite(v) else np.nan for v in values], dtype=np.float64)
-    starts = np.linspace(0, len(x), min(len(x), _MAX_POINTS) + 1).astype(int)[:-1]
-    ends = np.append(starts[1:], len(x)) - 1
-    known, counted = np.isfinite(y), np.add.reduceat(np.isfinite(y).astype(float), starts)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean = np.add.reduceat(np.where(known, y, 0.0), starts) / counted
-    low = np.minimum.reduceat(np.where(known, y, np.inf), starts)
-    high = np.maximum.reduceat(np.where(known, y, -np.inf), starts)
-    empty = counted == 0
-    low[empty] = high[empty] = np.nan
-    return x[ends], mean, low, high
+    rows = []
+    for bucket in np.array_split(np.arange(len(x)), min(len(x), _MAX_POINTS)):
+        known = y[bucket][np.isfinite(y[bucket])]
+        summary = (known.mean(), known.min(), known.max()) if len(known) else (np.nan,) * 3
+        rows.append((x[bucket[-1]], *summary))
+    ends, mean, low, high = np.array(rows).T
+    return ends, mean, low, high
 
 
 def chart(
@@ -107,18 +102,23 @@ def chart(
             {"label": c.label, "color": c.color, "value": _json(c.mean, ".5g")} for c in curves
         ],
     }
-    legend = "".join(
-        f'<li class="{c.color}">{escape(c.label)} <b>{number(_last(c.mean))}</b></li>'
-        for c in curves
-    )
+    shown = legend((c.color, c.label, number(_last(c.mean))) for c in curves)
     note = " <small>logarithmic</small>" if log else ""
     return (
         f'<figure class="chart" data-chart="{escape(json.dumps(values, allow_nan=False))}">'
         f"<figcaption>{escape(title)}{note}</figcaption>"
-        f'<ul class="legend">{legend}</ul>'
+        f"{shown}"
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}">'
         f"{''.join(parts)}</svg></figure>"
     )
+
+
+def legend(items: Iterable[tuple[str, str, str]]) -> str:
+    """Return a list of (CSS class, label, value)."""
+    shown = (
+        f'<li class="{kind}">{escape(label)} <b>{value}</b></li>' for kind, label, value in items
+    )
+    return f'<ul class="legend">{"".join(shown)}</ul>'
 
 
 @dataclass(frozen=True)
@@ -162,10 +162,9 @@ def _frame(axis: _Axis, x: Values) -> str:
     parts = []
     for value in axis.ticks():
         y = float(axis.pixels(np.array([value]))[0])
-        text = short(value) if abs(value) >= 1000 else f"{value:.3g}"
         parts.append(
             f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-            f'<text x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{text}</text>'
+            f'<text x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{short(value)}</text>'
         )
     if x[-1] > x[0]:
         for value in nice_ticks(float(x[0]), float(x[-1]), 5):
@@ -187,33 +186,29 @@ def _line(x: Values, y: Values, color: str) -> str:
     """Draw a line with gaps at NaN; isolated points are dots."""
     parts = []
     for run in _known(y):
-        points = " ".join(f"{x[i]:.1f},{y[i]:.1f}" for i in run)
         if len(run) == 1:
             at = f'cx="{x[run[0]]:.1f}" cy="{y[run[0]]:.1f}"'
             parts.append(f'<circle class="{color}" {at} r="2.5"/>')
         else:
-            parts.append(f'<polyline class="{color}" points="{points}"/>')
+            parts.append(f'<polyline class="{color}" points="{_points(x, y, run)}"/>')
     return "".join(parts)
 
 
 def _area(x: Values, low: Values, high: Values, kind: str) -> str:
-    parts = []
-    for run in _known(high):
-        there = " ".join(f"{x[i]:.1f},{high[i]:.1f}" for i in run)
-        back = " ".join(f"{x[i]:.1f},{low[i]:.1f}" for i in reversed(run))
-        parts.append(f'<polygon class="{kind}" points="{there} {back}"/>')
-    return "".join(parts)
+    return "".join(
+        f'<polygon class="{kind}" points="{_points(x, high, run)} {_points(x, low, run[::-1])}"/>'
+        for run in _known(high)
+    )
 
 
-def _known(y: Values) -> list[list[int]]:
+def _points(x: Values, y: Values, places: Indices) -> str:
+    return " ".join(f"{x[i]:.1f},{y[i]:.1f}" for i in places)
+
+
+def _known(y: Values) -> list[Indices]:
     """Return runs of successive indices of finite values."""
-    runs: list[list[int]] = []
-    for i in np.flatnonzero(np.isfinite(y)):
-        if runs and runs[-1][-1] == i - 1:
-            runs[-1].append(int(i))
-        else:
-            runs.append([int(i)])
-    return runs
+    found = np.flatnonzero(np.isfinite(y))
+    return [run for run in np.split(found, np.flatnonzero(np.diff(found) > 1) + 1) if len(run)]
 
 
 def _last(values: Values) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,27 +35,17 @@ _COUNTERS = {
 
 @dataclass
 class Findings:
-    """The content of a run directory.
-
-    Attributes:
-        config: the content of ``config.json``, unchecked.
-        logs: the valid lines of ``metrics.jsonl``.
-        state: of the newest checkpoint.
-        checkpoints: ``name``, ``samples_seen`` and ``num_bytes`` of each.
-        samples: names of the files in ``samples/``.
-        files: names of the files in ``profiles/`` and ``logs/``.
-        lacks: messages of what is missing or damaged.
-    """
+    """The content of a run directory."""
 
     url: str
-    config: Record = field(default_factory=dict)
+    config: Record = field(default_factory=dict)  # unchecked
     attempts: list[Record] = field(default_factory=list)
-    logs: list[Record] = field(default_factory=list)
-    state: Record = field(default_factory=dict)
-    checkpoints: list[Record] = field(default_factory=list)
-    samples: list[str] = field(default_factory=list)
-    files: list[str] = field(default_factory=list)
-    lacks: list[str] = field(default_factory=list)
+    logs: list[Record] = field(default_factory=list)  # the valid lines of metrics.jsonl
+    state: Record = field(default_factory=dict)  # of the newest checkpoint
+    checkpoints: list[Record] = field(default_factory=list)  # name, samples_seen, num_bytes
+    samples: list[str] = field(default_factory=list)  # names of files
+    files: list[str] = field(default_factory=list)  # in profiles/ and logs/
+    lacks: list[str] = field(default_factory=list)  # messages of what is missing or damaged
 
     @property
     def total_samples(self) -> int:
@@ -103,14 +94,12 @@ def _config(store: Store, lacks: list[str]) -> Record:
     if not store.exists("config.json"):
         lacks.append("config.json is missing")
         return {}
-    try:
+    with suppress(ValueError, GatdistError):
         found = parse_json(store.read("config.json"))
-    except (ValueError, GatdistError):
-        found = None
-    if not isinstance(found, dict):
-        lacks.append("config.json is damaged")
-        return {}
-    return found
+        if isinstance(found, dict):
+            return found
+    lacks.append("config.json is damaged")
+    return {}
 
 
 def _note_lines(

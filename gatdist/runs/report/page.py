@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
+from string import Template
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from gatdist.common.version import __version__
 from gatdist.config import flatten, parse_config, redact_url
 from gatdist.monitor.numbers import count, duration, number, size
 from gatdist.monitor.tags import ALARMS, Chart, charts_of
-from gatdist.runs.report.curves import Curve, chart, color_of, thinned
+from gatdist.runs.report.curves import Curve, chart, color_of, legend, thinned
 from gatdist.runs.report.findings import Findings, events, find
 from gatdist.runs.report.previews import previews
 from gatdist.storage import Store
@@ -36,12 +37,7 @@ _REAL_SPLIT = (
 def report(url: str, storage_options: dict[str, Any] | None = None) -> tuple[str, list[str]]:
     """Return a run's self-contained HTML page, and messages of what is missing or damaged.
 
-    Args:
-        url: of the run directory; the run may be in progress, damaged or almost empty.
-        storage_options: of the storage.
-
-    Raises:
-        StorageError: this is not a run directory.
+    The run may be in progress, damaged or almost empty.
     """
     store = Store(url, storage_options or {})
     found = find(store)
@@ -66,11 +62,6 @@ def _page(found: Findings, sections: dict[str, str]) -> str:
     own = files("gatdist.runs.report")
     style, script = (own / "page.css").read_text(), (own / "page.js").read_text()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    # Allow this script only, and no fetches, whatever the run's files contain.
-    policy = (
-        "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; "
-        f"script-src 'sha256-{digest}'"
-    )
     url = redact_url(found.url)
     name = escape(url.rstrip("/").rsplit("/", 1)[-1])
     anchors = {title: re.sub(r"\W+", "-", title.lower()) for title in sections}
@@ -81,16 +72,17 @@ def _page(found: Findings, sections: dict[str, str]) -> str:
     )
     lacks = "".join(f"<li>{escape(lack)}</li>" for lack in found.lacks)
     notice = f'<div class="lacks"><b>Missing or damaged</b><ul>{lacks}</ul></div>' if lacks else ""
-    made = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<link rel="icon" href="data:,">'
-        f"<title>{name} – gatdist</title><style>{style}</style></head><body>"
-        f"<header><h1>{name}</h1><p>{escape(url)}</p>{_summary(found)}<nav>{links}</nav></header>"
-        f"<main>{notice}{body}</main>"
-        f"<footer>gatdist {__version__}, {made}</footer><script>{script}</script></body></html>\n"
+    return Template((own / "page.html").read_text()).substitute(
+        name=name,
+        url=escape(url),
+        style=style,
+        script=script,
+        digest=digest,
+        summary=_summary(found),
+        links=links,
+        body=notice + body,
+        version=__version__,
+        made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     )
 
 
@@ -184,27 +176,20 @@ def _chart(logs: list[dict[str, Any]], one: Chart, tags: list[str], marks: list[
 
 def _shares(logs: list[dict[str, Any]]) -> str:
     """Return the phases' shares of the step time over the whole run, as one bar."""
-    pattern = charts_of(["time/data_s"])["Time"][0]
+    phases = charts_of(["time/data_s"])["Time"][0]
     known = [t for t in logs if isinstance(t.get("time/step_s"), int | float)]
     total = sum(t["time/step_s"] for t in known)
     if not total:
         return ""
-    tags = sorted({tag for t in known for tag in pattern.tags(t)})
-    shares = {}
-    for tag in tags:
+    shares: list[tuple[str, str, float]] = []  # CSS class, phase, share
+    for index, tag in enumerate(sorted({tag for t in known for tag in phases.tags(t)})):
         spent = sum(t[tag] for t in known if isinstance(t.get(tag), int | float))
-        shares[tag.removeprefix("time/").removesuffix("_s")] = spent / total
-    colors = {label: color_of(label, index) for index, label in enumerate(shares)}
-    shares["other"] = max(0.0, 1.0 - sum(shares.values()))
-    cells = "".join(
-        f'<i class="{colors.get(label, "rest")}" style="width:{share:.2%}"></i>'
-        for label, share in shares.items()
-    )
-    legend = "".join(
-        f'<li class="{colors.get(label, "rest")}">{escape(label)} <b>{share:.1%}</b></li>'
-        for label, share in shares.items()
-    )
-    return f'<div class="shares"><div>{cells}</div><ul class="legend">{legend}</ul></div>'
+        label = tag.removeprefix("time/").removesuffix("_s")
+        shares.append((color_of(label, index), label, spent / total))
+    shares.append(("rest", "other", max(0.0, 1.0 - sum(share for *_, share in shares))))
+    cells = "".join(f'<i class="{c}" style="width:{share:.2%}"></i>' for c, _, share in shares)
+    shown = legend((c, label, f"{share:.1%}") for c, label, share in shares)
+    return f'<div class="shares"><div>{cells}</div>{shown}</div>'
 
 
 def _health(found: Findings) -> str:

@@ -27,14 +27,9 @@ _QUALITY = 85
 
 
 def previews(store: Store, names: list[str], lacks: list[str]) -> list[tuple[int | None, str]]:
-    """Return images, audio and text as HTML, evenly spaced over training.
+    """Return HTML of real samples (None), then of generated ones by ``samples_seen``.
 
-    Of real samples (None), then by ``samples_seen``.
-
-    Args:
-        store: the folder ``samples`` of a run.
-        names: of the files in it.
-        lacks: gets messages of what can't be shown.
+    ``lacks`` gets messages of what can't be shown.
     """
     found: dict[int | None, str] = {}
     for ending, most in _MAX_PREVIEWS.items():
@@ -63,7 +58,10 @@ def _shown(store: Store, name: str, lacks: list[str]) -> str:
             return _image(name, content)
         if name.endswith(".wav"):
             return _audio(name, content)
-        return f"<pre>{escape(_cut(content.decode(errors='replace')))}</pre>"
+        text = content.decode(errors="replace")
+        cut = len(text) - _MAX_TEXT
+        more = f"…\n({count(cut)} more characters)" if cut > 0 else ""
+        return f"<pre>{escape(text[:_MAX_TEXT] + more)}</pre>"
     except (GatdistError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         lacks.append(f"samples/{name} can't be shown ({str(error) or type(error).__name__})")
         return ""
@@ -100,12 +98,6 @@ def _audio(name: str, content: bytes) -> str:
         raise ValueError(f"it has {size(len(content))}, the limit is {size(_MAX_AUDIO_BYTES)}")
     source = _data("audio/wav", content)
     return f'<audio controls preload="metadata" title="{escape(name)}" src="{source}"></audio>'
-
-
-def _cut(text: str) -> str:
-    if len(text) <= _MAX_TEXT:
-        return text
-    return f"{text[:_MAX_TEXT]}…\n({count(len(text) - _MAX_TEXT)} more characters)"
 
 
 def _data(kind: str, content: bytes) -> str:
