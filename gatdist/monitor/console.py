@@ -2,24 +2,6 @@
 
 An event is a kind and fields of JSON values, so that it can travel from a worker to the driver.
 Absent fields are not shown.
-
-============== ================================================================================
-kind           fields
-============== ================================================================================
-``start``      ``data, run_dir, total_samples, samples_seen, workers, device, num_samples,
-               num_shards, parameters`` (by network)
-``log``        the line of ``metrics.jsonl``: ``samples_seen``, ``throughput/samples_per_s``,
-               ``loss/generator``, ``loss/discriminator``, ``metric/…``
-``alarm``      ``name, message, samples_seen``
-``evaluation`` ``metrics, samples_seen, seconds``
-``checkpoint`` ``samples_seen``
-``done``       ``status, reason, samples_seen, metrics, run_dir, samples`` (a name in ``run_dir``)
-``note``       ``message``
-``warning``    ``message``
-``work``       other long work starts: ``message, total, unit`` (noun in the plural, or ``bytes``)
-``progress``   ``done`` and ``found`` (done by an earlier start), both since the last event
-``summary``    the work is done: ``message, rows`` (text by label)
-============== ================================================================================
 """
 
 from __future__ import annotations
@@ -81,7 +63,7 @@ class Console:
         self._file.stream = stream
 
     def event(self, kind: str, fields: Fields) -> None:
-        """Show one event; see the module's table."""
+        """Show one event; see ``_SHOW``."""
         self._queue.append((kind, fields))
         if self._is_busy:  # called by a signal handler while another event is being written
             return
@@ -258,17 +240,21 @@ class Console:
 
 
 _SHOW: Mapping[str, Callable[[Console, Fields], None]] = {
+    # data, run_dir, total_samples, samples_seen, workers, device, num_samples, num_shards,
+    # parameters (by network)
     "start": Console._start,
-    "log": Console._log,
-    "alarm": Console._alarm,
-    "evaluation": Console._evaluation,
-    "checkpoint": Console._checkpoint,
+    "log": Console._log,  # a line of metrics.jsonl
+    "alarm": Console._alarm,  # name, message, samples_seen
+    "evaluation": Console._evaluation,  # metrics, samples_seen, seconds
+    "checkpoint": Console._checkpoint,  # samples_seen
+    # status, reason, samples_seen, metrics, run_dir, samples (a name in run_dir)
     "done": Console._done,
-    "note": Console._note,
-    "warning": Console._warning,
+    "note": Console._note,  # message
+    "warning": Console._warning,  # message
+    # Other long work: message, total, unit (noun in the plural, or bytes)
     "work": Console._work,
-    "progress": Console._advance,
-    "summary": Console._summary,
+    "progress": Console._advance,  # done, found (by an earlier start), both since the last event
+    "summary": Console._summary,  # message, rows (text by label)
 }
 
 

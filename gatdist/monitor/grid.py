@@ -60,9 +60,7 @@ def encode_png(image: Pixels) -> bytes:
     from PIL import Image
 
     encoded = io.BytesIO()
-    Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(
-        encoded, "PNG", optimize=False
-    )
+    Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(encoded, "PNG")
     return encoded.getvalue()
 
 

@@ -17,10 +17,6 @@ class Tag:
     name: str
     meaning: str
 
-    def matches(self, tag: str) -> bool:
-        pattern = re.sub(r"<\w+>", r"[^/]+", re.escape(self.name))
-        return re.fullmatch(pattern, tag) is not None
-
 
 TAGS = (
     Tag("loss/<player>", "mean loss without penalties"),
