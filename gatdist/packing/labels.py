@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from gatdist.common.errors import DataError
 from gatdist.data.codecs import MAX_CLASSES, CodecError, Label, normalized
@@ -14,18 +13,14 @@ _OTHER = "Name another column with --labels, or use --labels none"
 _STRAYS = 10
 
 
-class FolderClasses(NamedTuple):
-    """The class of each file, None without one, and the indices of files beside the folders."""
+def folder_classes(
+    names: Sequence[str], *, requested: bool = False
+) -> tuple[list[str | None], list[int]]:
+    """Return the class of each file, None without one, and the indices of strays.
 
-    classes: list[str | None]
-    strays: list[int]
-
-
-def folder_classes(names: Sequence[str], *, requested: bool = False) -> FolderClasses:
-    """Return the class of each file: the first folder of its path in which the files differ.
-
-    A few files beside the folders are strays. Without folders that differ, there are no classes. If
-    ``requested``, even a single folder is a class, with any number of strays.
+    A class is the first folder of the path in which the files differ. A few files beside the
+    folders are strays. Without folders that differ, there are no classes. If ``requested``, even a
+    single folder is a class, with any number of strays.
 
     Raises:
         DataError: too many files are beside the folders to be strays; or folders are requested, and
@@ -40,23 +35,19 @@ def folder_classes(names: Sequence[str], *, requested: bool = False) -> FolderCl
         folders = {parts[i][depth] for i in inside}
         if len(folders) > 1 or (requested and folders and beside):
             if not requested and len(strays) > max(len(folders), len(inside) // _STRAYS):
-                raise _ambiguous([names[i] for i in strays], folders, len(inside))
+                raise DataError(
+                    "--labels",
+                    f"{len(inside)} files are in {len(folders)} folders, such as {min(folders)}, "
+                    f"and {len(strays)} beside them, such as {min(names[i] for i in strays)}",
+                    hint="Use --labels folders to skip those beside, or --labels none to pack all",
+                )
             chosen = {i: parts[i][depth] for i in inside}
-            return FolderClasses([chosen.get(i) for i in range(len(names))], strays)
+            return [chosen.get(i) for i in range(len(names))], strays
         depth += 1
     if requested:
         rule = "all files are in one folder"
         raise DataError("--labels", rule, value="folders", hint="Use --labels none")
-    return FolderClasses([None] * len(names), [])
-
-
-def _ambiguous(strays: Sequence[str], folders: set[str], inside: int) -> DataError:
-    return DataError(
-        "--labels",
-        f"{inside} files are in {len(folders)} folders, such as {min(folders)}, and {len(strays)} "
-        f"beside them, such as {min(strays)}",
-        hint="Use --labels folders to skip those beside, or --labels none to pack all",
-    )
+    return [None] * len(names), []
 
 
 def named(classes: Sequence[str | None]) -> tuple[list[int | None], list[str] | None]:
@@ -123,9 +114,7 @@ def numbered(
 UNLABELLED = "has no label, unlike others"
 
 
-def numbering(
-    labels: set[int | str],
-) -> tuple[list[str] | None, Mapping[int | str, int], int]:
+def numbering(labels: set[int | str]) -> tuple[list[str] | None, Mapping[int | str, int], int]:
     """Return the classes' names (None if labels are numbers), each one's number, and the count."""
     if all(isinstance(label, int) for label in labels):
         return None, {label: int(label) for label in labels}, max(map(int, labels), default=-1) + 1

@@ -47,11 +47,12 @@ def in_order(entries: Sequence[Entry]) -> list[Entry]:
 
     This mixes classes in every shard, and does not depend on the order in which storage lists.
     """
-    return sorted(entries, key=lambda entry: (_hash(entry.name), entry.name))
 
+    def key(entry: Entry) -> tuple[bytes, str]:
+        name = entry.name.encode("utf-8", "surrogateescape")
+        return hashlib.blake2b(name, digest_size=8).digest(), entry.name
 
-def _hash(name: str) -> bytes:
-    return hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    return sorted(entries, key=key)
 
 
 def cut(entries: Sequence[Entry], sizes: Sequence[float], shard_bytes: int) -> list[Task]:

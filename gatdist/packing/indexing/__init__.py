@@ -3,14 +3,4 @@
 from gatdist.packing.indexing.plan import Indexing, finish, prepare, preview
 from gatdist.packing.indexing.task import Job, Record, Request, Task, Worker
 
-__all__ = [
-    "Indexing",
-    "Job",
-    "Record",
-    "Request",
-    "Task",
-    "Worker",
-    "finish",
-    "prepare",
-    "preview",
-]
+__all__ = ["Indexing", "Job", "Record", "Request", "Task", "Worker", "finish", "prepare", "preview"]

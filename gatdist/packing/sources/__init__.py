@@ -33,7 +33,6 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "text": (".txt",),
 }
 
-
 # Files beside a sample that indicate WebDataset; others, such as .xmp, do not.
 _COMPANIONS = ("cls", "json")
 
@@ -65,7 +64,11 @@ def list_source(
         raise DataError(store.url, rule, hint="Check SOURCE and --kind")
     if kind == "folder":
         tree = (File(name, Span(name, size=size)) for name, size in files.items())
-        skipped = [(name, "is a broken link") for name in _dangling(store)]
+        skipped = []
+        if store.is_local:
+            root = str(store.local_path())
+            links = [os.path.relpath(path, root) for path in dangling_links(root)]
+            skipped = [(name, "is a broken link") for name in links]
         return kind, folder, list_tree(store, tree, selection, _reader(store), skipped)
     if kind == "parquet":
         return kind, folder, list_parquet(store, names, selection, spool)
@@ -78,13 +81,6 @@ def list_source(
         return kind, folder, list_table(store, names[0], selection)
     kind, listing = _list_archives(kind, store, names, selection, spool)
     return kind, folder, listing
-
-
-def _dangling(store: Store) -> list[str]:
-    if not store.is_local:
-        return []
-    root = str(store.local_path())
-    return [os.path.relpath(path, root) for path in dangling_links(root)]
 
 
 def _list_archives(

@@ -99,12 +99,7 @@ def _rows(table: Any, columns: Columns) -> Iterator[Row]:
 
 
 def _spooled(
-    store: Store,
-    name: str,
-    table: Any,
-    columns: Columns,
-    spool: Store,
-    skipped: list[Skipped],
+    store: Store, name: str, table: Any, columns: Columns, spool: Store, skipped: list[Skipped]
 ) -> Iterator[Entry]:
     settings = [name, store.size(name), *columns]
     stem = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
