@@ -176,7 +176,6 @@ def _index(arguments: argparse.Namespace) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> None:
-    """Raises DataError (exit status 2) if anything is damaged."""
     from gatdist.api import verify
     from gatdist.common.errors import DataError
     from gatdist.monitor.console import Console

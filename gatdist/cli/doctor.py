@@ -33,7 +33,6 @@ def add(commands: Any) -> None:
 
 
 def _doctor(arguments: argparse.Namespace) -> None:
-    """Raises UserError (exit status 2) if a check failed."""
     from gatdist.cluster.doctor.report import described
 
     options = common.storage_options(arguments, "--storage-option")

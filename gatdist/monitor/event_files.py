@@ -153,19 +153,15 @@ class TensorBoard:
         try:
             if not self._prefix:
                 self._prefix = _prefix_after(store.list(TENSORBOARD_FOLDER))
-            if store.is_local:
-                self._append(store)
-            else:
+            if not store.is_local:
                 self._upload(store, force)
+            elif self._events.tell():
+                store.append(f"{TENSORBOARD_FOLDER}/{self._prefix}", self._events.getvalue())
+                self._events = io.BytesIO()
         except Exception as error:
             self.error = str(error)
         else:
             self.error = ""
-
-    def _append(self, store: Store) -> None:
-        if self._events.tell():
-            store.append(f"{TENSORBOARD_FOLDER}/{self._prefix}", self._events.getvalue())
-            self._events = io.BytesIO()
 
     def _upload(self, store: Store, force: bool) -> None:
         # First the segment that failed, unchanged: it may have been stored, and its answer lost.

@@ -78,7 +78,6 @@ def _in_a_row(clips: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
 
 
 def _spectrograms(clips: Tensor, rate: int) -> Pixels:
-    """A grid of log-mel spectrograms of clips [n, C, t], high frequencies on top."""
     front = LogMel.for_rate(rate)
     with torch.no_grad():
         levels = front(clips.float().mean(dim=1, keepdim=True)).clamp(-1, 1)  # [n, 1, b, f]

@@ -89,7 +89,10 @@ class Monitor:
         self._metrics.add(samples_seen, values)
         if self._board:
             scalars = {tag: value for tag, value in values.items() if "/" in tag}
-            self._lay_out(samples_seen, scalars)
+            before = charts_of(self._tags)
+            self._tags |= dict.fromkeys(scalars)
+            if (now := charts_of(self._tags)) != before:  # a new metric needs a chart
+                self._board.layout(samples_seen, now)
             self._board.scalars(samples_seen, scalars)
 
     def flush(self, *, force: bool = False) -> None:
@@ -131,7 +134,8 @@ class Monitor:
             # TensorBoard allows one kind of data per tag.
             self._board.audio(samples_seen, f"{tag}/audio", *audio)
         if text is not None:
-            self._board.text(samples_seen, tag, _verbatim(text))
+            code = "\n".join(f"    {line}" for line in text.splitlines())  # a block in Markdown
+            self._board.text(samples_seen, tag, code)
 
     def text(self, tag: str, markdown: str) -> None:
         """Show a text in TensorBoard, at the step where this attempt began."""
@@ -145,13 +149,6 @@ class Monitor:
             compared = config.result_keys().items()
             values = _hparam_values({k: v for k, v in compared if not k.startswith("data.")})
             self._board.hparams(values, [f"metric/{name}" for name in config.evaluate.metrics])
-
-    def _lay_out(self, samples_seen: int, scalars: Mapping[str, float]) -> None:
-        assert self._board
-        before = charts_of(self._tags)
-        self._tags |= dict.fromkeys(scalars)
-        if (now := charts_of(self._tags)) != before:
-            self._board.layout(samples_seen, now)
 
     def close(self, *, final: bool = True, publish: bool = True) -> None:
         """Write what is pending, and end the thread.
@@ -172,7 +169,6 @@ class Monitor:
 
 
 def _hparam_values(values: Mapping[str, Any]) -> dict[str, str | float]:
-    """Values as the table of runs accepts them: numbers and texts."""
     return {
         key: value
         if isinstance(value, int | float | str) and not isinstance(value, bool)
@@ -180,7 +176,3 @@ def _hparam_values(values: Mapping[str, Any]) -> dict[str, str | float]:
         for key, value in values.items()
         if value is not None
     }
-
-
-def _verbatim(text: str) -> str:
-    return "\n".join(f"    {line}" for line in text.splitlines())

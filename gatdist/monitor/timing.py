@@ -79,8 +79,6 @@ class _Phase:
 
 
 class _CudaPhase(_Phase):
-    """Pairs of events of one name, which are reused."""
-
     def __init__(self) -> None:
         super().__init__()
         self._pairs: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []

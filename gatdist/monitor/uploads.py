@@ -42,7 +42,9 @@ class Uploads:
         with self._lock:
             self._waiting.pop(name, None)
             self._waiting[name] = data
-            while len(self._waiting) > 1 and self._num_bytes() > self._max_bytes:
+            while (
+                len(self._waiting) > 1 and sum(map(len, self._waiting.values())) > self._max_bytes
+            ):
                 self._waiting.pop(next(iter(self._waiting)))
                 self.num_dropped += 1
 
@@ -75,6 +77,3 @@ class Uploads:
                         del self._waiting[name]
         if not self._waiting:
             self.error = ""
-
-    def _num_bytes(self) -> int:
-        return sum(map(len, self._waiting.values()))

@@ -185,7 +185,6 @@ def _groups(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
 
 
 def _runs(spans: Iterable[Span]) -> Iterator[list[Span]]:
-    """Group spans of one file that are close together."""
     run: list[Span] = []
     stop = 0
     for span in sorted(spans, key=lambda span: (span.file, span.start)):

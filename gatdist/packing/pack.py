@@ -260,7 +260,6 @@ def _probe(
 
 
 def _sizes(entries: Sequence[Entry], packed: Sequence[tuple[bytes, bytes]]) -> list[float]:
-    """Bytes in a shard: the source's own if files stay as they are, else the mean."""
     mean = sum(len(after) for _, after in packed) / len(packed)
     stay = all(before == after for before, after in packed)
     sizes = []

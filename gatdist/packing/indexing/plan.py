@@ -76,8 +76,13 @@ def prepare(request: Request) -> Indexing:
     sizes = {name: size for name, size in sorted(source.find().items()) if not system_file(name)}
     names = [name for name in sizes if name.lower().endswith(".tar")]
     packed = [name for name in sizes if name.lower().endswith(_COMPRESSED)]
+    if packed and not names:
+        rule = f"its shards are compressed, such as {packed[0]}"
+        hint = f"Unpack them, such as: gzip -dk {packed[0]}"
+        raise DataError(source.url, rule, hint=hint)
     if not names:
-        _raise_no_shards(source, packed)
+        hint = "Check the URL; pack images in folders with gatdist pack"
+        raise DataError(source.url, "holds no shards (.tar)", hint=hint)
     skipped = [(name, "is compressed; unpack it, and index again") for name in packed]
     unfit = {name for name in names if not fits_manifest(name)}
     skipped += [(repr(name)[1:-1], "has control characters in its name") for name in sorted(unfit)]
@@ -158,7 +163,6 @@ def _is_reachable(dest: Store, shards_url: str) -> bool:
 
 
 def _probe(request: Request, source: Store, tasks: Sequence[Task]) -> Job:
-    """The job, from what the first readable samples have in common."""
     reason, hint = "they are empty", "Name the extension of the samples' files: --extension jpg"
     scattered = False
     damaged: list[Skipped] = []
@@ -235,7 +239,6 @@ def _labelled(dest: Store, shard: Shard, job: Job) -> Shard | None:
 
 
 def _modality(request: Request, found: Counter[str]) -> str | None:
-    """The modality of most files; None if none is known."""
     # Points are .npy files too; only --tokens distinguishes them from tokens.
     known = ("image", "audio", "text", "tokens" if request.num_tokens else "points")
     if request.extension:
@@ -253,7 +256,6 @@ def _modality(request: Request, found: Counter[str]) -> str | None:
 
 
 def _facts(request: Request, modality: str, samples: Sequence[Sample]) -> dict[str, Any] | None:
-    """What all samples must have in common; None if none of these can be read."""
     common: dict[str, Any] = {"bits": request.bits} if request.bits != 8 else {}
     if modality == "tokens":
         common["num_tokens"] = request.num_tokens
@@ -306,12 +308,3 @@ def _common_shape(job: Job, records: Sequence[Record]) -> list[int | None]:
         return list(shapes.pop())
     (*rest, _) = next(iter(shapes))
     return [*rest, None]
-
-
-def _raise_no_shards(source: Store, packed: Sequence[str]) -> None:
-    if packed:
-        rule = f"its shards are compressed, such as {packed[0]}"
-        hint = f"Unpack them, such as: gzip -dk {packed[0]}"
-        raise DataError(source.url, rule, hint=hint)
-    hint = "Check the URL; pack images in folders with gatdist pack"
-    raise DataError(source.url, "holds no shards (.tar)", hint=hint)

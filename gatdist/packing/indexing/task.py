@@ -193,8 +193,6 @@ def _dali_line(sample: Sample) -> str:
 
 
 class _Checks:
-    """Checks samples, and collects what a record holds of them."""
-
     def __init__(self, job: Job) -> None:
         self._job = job
         self._components = (

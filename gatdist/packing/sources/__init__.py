@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from gatdist.common.errors import DataError, StorageError, nearest
@@ -13,7 +14,7 @@ from gatdist.packing.fetch import Fetcher
 from gatdist.packing.sources.archives import COMPRESSED, tar_files, unpack_tar, zip_files
 from gatdist.packing.sources.files import File, extension_of, plain_path, split, system_file
 from gatdist.packing.sources.parquet import list_parquet
-from gatdist.packing.sources.tables import list_lines, list_table
+from gatdist.packing.sources.tables import list_lines, list_rows, read_table
 from gatdist.packing.sources.tree import list_tree
 from gatdist.packing.sources.webdataset import list_shards
 from gatdist.storage import Store
@@ -78,7 +79,9 @@ def list_source(
         if len(names) > 1:
             rule = f"holds {len(names)} lists"
             raise DataError(store.url, rule, hint=f"Name one, such as {names[0]}")
-        return kind, folder, list_table(store, names[0], selection)
+        name = names[0]
+        rows = partial(list_rows, store, name, selection=selection)
+        return kind, folder, read_table(store, name, rows)
     kind, listing = _list_archives(kind, store, names, selection, spool)
     return kind, folder, listing
 
@@ -91,7 +94,11 @@ def _list_archives(
     def members(name: str) -> list[File]:
         if kind == "zip":
             return list(zip_files(store, name, skipped))
-        return list(_members(store, name, spool, skipped))
+        if not name.lower().endswith(COMPRESSED):
+            return list(tar_files(store, name, skipped))
+        copy = unpack_tar(store, name, spool, skipped)
+        files = tar_files(spool, copy, skipped, f"{store.url}/{name}")
+        return [File(file, span._replace(file=f"{spool.url}/{copy}")) for file, span in files]
 
     archives = each_readable(names, members, skipped)
     if kind == "tar" and selection.kind is None and any(map(_is_shard, archives.values())):
@@ -112,17 +119,7 @@ def _list_archives(
     return kind, list_tree(store, tree, selection, _reader(store, spool), skipped, archive)
 
 
-def _members(store: Store, name: str, spool: Store, skipped: list[Skipped]) -> Iterator[File]:
-    if not name.lower().endswith(COMPRESSED):
-        yield from tar_files(store, name, skipped)
-        return
-    copy = unpack_tar(store, name, spool, skipped)
-    for file, span in tar_files(spool, copy, skipped, f"{store.url}/{name}"):
-        yield File(file, span._replace(file=f"{spool.url}/{copy}"))
-
-
 def _is_shard(files: Iterable[File]) -> bool:
-    """Whether samples have several files of different kinds, as in WebDataset."""
     kinds: dict[str, set[str]] = {}
     for name, _ in files:
         key, component = split(name)
@@ -134,7 +131,6 @@ def _is_shard(files: Iterable[File]) -> bool:
 
 
 def _located(url: str, options: Mapping[str, Any]) -> tuple[str, Mapping[str, int | None]]:
-    """The source's folder, and its files there with their sizes."""
     parent, name = _cut(url)
     if name:
         with suppress(StorageError):

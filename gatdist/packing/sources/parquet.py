@@ -166,7 +166,6 @@ _MAGIC = (
 
 
 def _class_names(table: Any, label: str | None) -> list[str] | None:
-    """The classes' names in the metadata of Hugging Face's datasets."""
     try:
         features = parse_json(table.schema_arrow.metadata[b"huggingface"])["info"]["features"]
         names = features[label]["names"]

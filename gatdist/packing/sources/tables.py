@@ -40,13 +40,8 @@ def is_list(name: str) -> bool:
     return extension_of(name) in EXTENSIONS
 
 
-def list_table(store: Store, name: str, selection: Selection) -> Listing:
-    """List what a list names: files relative to its folder, URLs, or texts."""
-    return read_table(store, name, lambda rows: list_rows(store, name, rows, selection))
-
-
 def list_rows(store: Store, name: str, rows: Iterator[Row], selection: Selection) -> Listing:
-    """See :func:`list_table`."""
+    """List what the rows of a list name: files relative to its folder, URLs, or texts."""
     first = list(islice(rows, ROWS_PROBED))
     if not first:
         raise DataError(f"{store.url}/{name}", "is empty", hint="Name at least one file in it")
@@ -297,15 +292,15 @@ def majority(components: Iterable[str]) -> str:
 
 def list_lines(store: Store, names: Sequence[str]) -> Listing:
     """List each line of text files that is not blank, without its end."""
-    return Listing(store, "text", [entry for name in names for entry in _lines(store, name)])
-
-
-def _lines(store: Store, name: str) -> Iterator[Entry]:
-    start = 0
-    with open_file(store, name) as file:
-        for number, line in enumerate(file, 1):
-            begin = start + (len(BOM_UTF8) if line.startswith(BOM_UTF8) else 0)
-            end = start + len(line.rstrip(b"\r\n"))
-            if line[begin - start : end - start].strip():
-                yield Entry(f"{name}:{number}", "txt", Span(name, begin, end, end - begin))
-            start += len(line)
+    entries = []
+    for name in names:
+        start = 0
+        with open_file(store, name) as file:
+            for number, line in enumerate(file, 1):
+                begin = start + (len(BOM_UTF8) if line.startswith(BOM_UTF8) else 0)
+                end = start + len(line.rstrip(b"\r\n"))
+                if line[begin - start : end - start].strip():
+                    span = Span(name, begin, end, end - begin)
+                    entries.append(Entry(f"{name}:{number}", "txt", span))
+                start += len(line)
+    return Listing(store, "text", entries)

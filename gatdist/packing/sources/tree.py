@@ -104,7 +104,10 @@ def _labels(
     if lists and selection.labels is None:
         found = Labels()
         for name, span in lists.items():
-            _add_stylegan(found, name, read(span), listing.store)
+            folder = name[: -len(STYLEGAN_LABELS)]
+            text = read(span).decode("utf-8-sig", "replace")
+            for row in json_rows(text, f"{listing.store.url}/{name}"):
+                found.add(f"{folder}{row.get('file', '')}", row.get("label"))
         return _listed(names, found, STYLEGAN_LABELS, listing)
     requested = selection.labels == "folders"
     classes, strays = folder_classes([plain_path(name) for name in names], requested=requested)
@@ -181,13 +184,6 @@ def _labels_of(rows: Iterator[Row], labels: str) -> Labels:
     for row in chain([first], rows):
         found.add(row.get(columns.content), row.get(columns.label))
     return found
-
-
-def _add_stylegan(found: Labels, name: str, content: bytes, store: Store) -> None:
-    """Add the labels in a ``dataset.json`` for the files in its folder."""
-    folder = name[: -len(STYLEGAN_LABELS)]
-    for row in json_rows(content.decode("utf-8-sig", "replace"), f"{store.url}/{name}"):
-        found.add(f"{folder}{row.get('file', '')}", row.get("label"))
 
 
 def _listed(names: list[str], found: Labels, where: str, listing: Listing) -> list[Label]:

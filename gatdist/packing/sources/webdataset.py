@@ -62,7 +62,12 @@ def _samples(shard: str, files: Iterable[File], listing: Listing) -> Iterator[_S
     A key with files of one kind in two places is two samples: the first one is taken.
     """
     samples: dict[str, dict[str, Span]] = {}
-    visible = (file for file in files if not _is_ignored(shard, file.name, listing))
+    visible = []
+    for file in files:
+        if reason := system_file(file.name):
+            listing.ignored.append((f"{shard}/{printable(file.name)}", reason))
+        else:
+            visible.append(file)
     for key, members in groupby(visible, key=lambda file: split(file.name)[0]):
         found: dict[str, Span] = {}
         for name, span in members:
@@ -80,17 +85,9 @@ def _samples(shard: str, files: Iterable[File], listing: Listing) -> Iterator[_S
         yield _Sample(f"{shard}/{key}", found)
 
 
-def _is_ignored(shard: str, name: str, listing: Listing) -> bool:
-    reason = system_file(name)
-    if reason:
-        listing.ignored.append((f"{shard}/{printable(name)}", reason))
-    return bool(reason)
-
-
 def _labels(
     samples: Sequence[_Sample], selection: Selection, fetcher: Fetcher
 ) -> list[Label | CodecError]:
-    """The label of each sample, or its problem."""
     if selection.labels == "none":
         return [None] * len(samples)
     component = "json" if selection.labels else LABEL_COMPONENT
