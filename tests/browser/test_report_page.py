@@ -136,7 +136,7 @@ def test_nothing_that_a_run_has_written_is_run(opened, run_dir, tmp_path):
     (copy / "attempts.jsonl").write_text(f"{text}\n")
     with (copy / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"samples_seen": 640, f"penalty/{evil}": 2.0, "penalty/a": 1.0}))
-    lacks = "config.json is not what this version knows: plugins"
+    lacks = "config.json is not valid for this version: plugins"
     page, missing = report(str(copy))
     assert missing[0].startswith(lacks)
     page = opened(copy, missing)

@@ -164,4 +164,4 @@ def test_a_run_directory_of_another_configuration_is_refused_with_both_values(un
     )
     assert finished.returncode == 2
     assert finished.stderr.startswith("gatdist: run.seed = 5: ")
-    assert " 0;" in finished.stderr
+    assert "started with 0" in finished.stderr
