@@ -65,8 +65,7 @@ def run(
         config: of the run.
         comm: the workers; every one of them calls this function.
         run_dir: the run directory.
-        should_stop: called on every worker every few steps; true on any worker stops all of them
-            after a checkpoint.
+        should_stop: true on any worker stops all of them after a checkpoint.
         emit: called on worker 0 with events for the user: a kind and JSON values.
         progress: updated with this worker's position.
         reason: for ``attempts.jsonl``: why the run is started; "": how it stood before.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -35,16 +36,8 @@ _MAX_PREVIEWS = 4
 class Recorder:
     """Write metrics, previews, evaluations and alarms of one attempt; does nothing on ranks > 0.
 
-    Args:
-        config: of the run.
-        comm: the workers.
-        directory: the run directory, its attempt started.
-        dataset: real samples, some of which are shown beside the fakes.
-        state: resumed; its averaged generator makes the previews.
-        emit: shows events to the user.
-        background: does the writing.
-        unwritten: metrics stored in the checkpoint because they could not be written before it.
-        resume_samples: metrics of earlier attempts beyond it are removed.
+    ``unwritten`` are metrics that a checkpoint holds because they could not be written before it;
+    metrics of earlier attempts beyond ``resume_samples`` are removed.
     """
 
     def __init__(
@@ -62,13 +55,8 @@ class Recorder:
         self.active = comm.is_main
         if not self.active:
             return
-        self.config, self.device, self.dataset, self.state, self.emit = (
-            config,
-            comm.device,
-            dataset,
-            state,
-            emit,
-        )
+        self.config, self.device, self.dataset = config, comm.device, dataset
+        self.state, self.emit = state, emit
         self.store, self._directory = directory.store, directory
         self._background, self._waits = background, False
         self._metrics: deque[tuple[int, dict[str, Any]]] = deque()
@@ -124,10 +112,7 @@ class Recorder:
         self._warn_of_failures()
         self.emit("log", values | {"total_samples": self.config.run.total_samples})
         for alarm in raised:
-            self.emit(
-                "alarm",
-                {"name": alarm.name, "message": alarm.message, "samples_seen": samples_seen},
-            )
+            self.emit("alarm", asdict(alarm) | {"samples_seen": samples_seen})
 
     def look_at_storage(self, *, waits: bool = False) -> None:
         """Raise what failed in the background; warn once of slow storage.

@@ -82,14 +82,8 @@ def train_step(
 ) -> None:
     """Make one step: run the rule's phases, update what is adaptive, count the samples.
 
-    Args:
-        state: changed in place.
-        rule: yields the phases.
-        batch: this worker's share of the step's samples.
-        config: of the run.
-        statistics: receives losses, logits, penalties and gradient norms.
-        timer: times the phases.
-        graphs: runs the phases from CUDA graphs instead of :func:`run_phases`.
+    ``batch`` is this worker's share of the step's samples. ``statistics`` receives losses, logits,
+    penalties and gradient norms. ``graphs`` runs the phases instead of :func:`run_phases`.
     """
     # What a network draws without having done so at the start follows from the seed and the step.
     seed_all(config.run.seed, f"step/{state.reduction.comm.rank}#{batch.noise}", batch.step)
