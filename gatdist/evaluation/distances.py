@@ -27,21 +27,14 @@ _MAX_ENTRIES = 2**24  # of a matrix of sample pairs at a time: 128 MiB
 
 @dataclass(frozen=True)
 class GaussianSums:
-    """Sufficient statistics of a Gaussian fit, in float64.
+    """Sufficient statistics of a Gaussian fit, in float64."""
 
-    Attributes:
-        count: n, a tensor of no axes.
-        total: Σx, [d].
-        outer: Σxxᵀ, [d, d].
-    """
-
-    count: Tensor
-    total: Tensor
-    outer: Tensor
+    count: Tensor  # n, []
+    total: Tensor  # Σx, [d]
+    outer: Tensor  # Σxxᵀ, [d, d]
 
     @classmethod
     def of(cls, features: Tensor) -> Self:
-        """Return the sums of ``features`` [n, d]."""
         x = features.double()
         return cls(x.new_full((), len(x)), x.sum(dim=0), x.T @ x)
 
@@ -70,10 +63,7 @@ def frechet_distance(a: GaussianSums, b: GaussianSums) -> float:
         ‖μ_a − μ_b‖² + tr(Σ_a + Σ_b − 2 (Σ_a^½ Σ_b Σ_a^½)^½)
 
     The symmetric product under the root has the eigenvalues of Σ_a Σ_b, all real and ≥ 0, also
-    where a covariance is singular.
-
-    Returns:
-        The distance (≥ 0 but for rounding); NaN if any feature is not finite.
+    where a covariance is singular. NaN if any feature is not finite.
     """
     mean = (a.mean - b.mean).square().sum()
     first, second = a.covariance, b.covariance
@@ -86,10 +76,7 @@ def frechet_distance(a: GaussianSums, b: GaussianSums) -> float:
 
 
 def split_half_distance(features: Tensor) -> float:
-    """Return the median Fréchet distance between halves of ``features`` [n, d], n ≥ 4.
-
-    Over 5 fixed random splits.
-    """
+    """Return the median Fréchet distance between halves of [n, d], n ≥ 4, over 5 fixed splits."""
     generator = torch.Generator().manual_seed(SPLIT_SEED)
     distances = []
     for _ in range(NUM_SPLITS):

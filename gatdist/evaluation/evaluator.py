@@ -55,20 +55,8 @@ class Evaluator:
 
     The constructor only validates. The first call prepares the extractor and measures the real
     data; later calls reuse the results, and other runs their features
-    (:class:`~gatdist.evaluation.cache.RealFeatures`).
-
-    Args:
-        config: metrics, features and number of samples.
-        dataset: the real samples.
-        comm: the workers.
-        device: where features are computed.
-        conditional: whether the generator is class-conditional.
-        exact: make results bit-identical on any number of workers: each sums up all features.
-
-    Raises:
-        ConfigError: unknown metric or extractor, missing labels or classes, or fewer than two
-            samples.
-        DataError: the extractor can't handle the data.
+    (:class:`~gatdist.evaluation.cache.RealFeatures`). ``exact`` makes results bit-identical on any
+    number of workers: each sums up all features.
     """
 
     def __init__(
@@ -97,8 +85,11 @@ class Evaluator:
             rule = f"needs classes, and evaluate.features = {self._features!r} has none"
             hint = "Remove it, or use the features 'classifier'"
             self._refuse("classes", rule, hint, unless=self._extractor.num_classes > 0)
-        if self._metrics:
-            self._require_samples()
+        if self._metrics and dataset.num_samples < 2:
+            rule = "holds fewer than 2 samples; metrics need 2"
+            raise DataError("data.url", rule, hint="Set evaluate.metrics = []")
+        if self._metrics and self._num_samples < 2:
+            raise ConfigError("evaluate.num_samples", "must be at least 2", value=self._num_samples)
 
     def __call__(self, generate: Generate, discriminator: nn.Module | None = None) -> Evaluation:
         """Measure a generator, called for positions 0 to ``num_samples`` − 1, each on one worker.
@@ -135,13 +126,6 @@ class Evaluator:
         for name, metric in self._metrics.items():
             if need in metric.needs and not unless:
                 raise ConfigError("evaluate.metrics", f"{name!r} {rule}", hint=hint)
-
-    def _require_samples(self) -> None:
-        if self._dataset.num_samples < 2:
-            rule = "holds fewer than 2 samples; metrics need 2"
-            raise DataError("data.url", rule, hint="Set evaluate.metrics = []")
-        if self._num_samples < 2:
-            raise ConfigError("evaluate.num_samples", "must be at least 2", value=self._num_samples)
 
     @cached_property
     def _real(self) -> SampleSet:
@@ -204,12 +188,7 @@ class Evaluator:
             "num_generated": self._num_samples,
             "resize": "none",
             "rounding": self._dataset.sample_format.rounding,
-            **{
-                key: how
-                for key, how in _HOW.items()
-                if key.removesuffix("_real_split") in self._metrics
-            },
-        }
+        } | {k: how for k, how in _HOW.items() if k.removesuffix("_real_split") in self._metrics}
 
 
 class _Shared:
@@ -223,11 +202,9 @@ class _Shared:
         self._rows = torch.zeros(rows, _BATCH, width, dtype=dtype, device=comm.device)
 
     def put(self, chunk: int, values: Tensor) -> None:
-        """Set a chunk of this worker, [samples in it, width]."""
         self._rows[(chunk - self._comm.rank) // self._comm.world_size, : len(values)] = values
 
     def gathered(self) -> Tensor:
-        """Return [count, width], in the order of the samples."""
         width = self._rows.shape[2]
         if not self._rows.numel():
             return self._rows.new_zeros(self._count, width)

@@ -27,11 +27,7 @@ _ROW7, _COLUMN7, _ROW3, _COLUMN3 = (1, 7), (7, 1), (1, 3), (3, 1)
 
 
 class Inception(nn.Module):
-    """Pixels, uint8 [n, 3, H, W] of any size → features, float32 [n, 2048].
-
-    Args:
-        num_classes: of the layer ``fc``, which :meth:`forward` does not apply.
-    """
+    """Pixels, uint8 [n, 3, H, W] of any size → features, float32 [n, 2048], without ``fc``."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -61,20 +57,13 @@ class Inception(nn.Module):
 
     @classmethod
     def with_weights(cls, weights: Mapping[str, Tensor], name: str) -> Self:
-        """Return the network with the weights of the file ``name``, in evaluation mode.
-
-        Raises:
-            ConfigError: the weights are another network's; names tensors that differ.
-        """
+        """Return the network with the weights of the file ``name``, in evaluation mode."""
         last = weights.get("fc.weight")
         with torch.device("meta"):
             network = cls(len(last) if last is not None and last.dim() else 1)
-        used = {key: x.float() for key, x in weights.items() if not _is_unused(key)}
-        used |= {
-            key: torch.zeros((), dtype=torch.long)
-            for key in network.state_dict()
-            if _is_unused(key)
-        }
+        no_count = torch.zeros((), dtype=torch.long)
+        used = {key: no_count.clone() for key in network.state_dict() if _is_unused(key)}
+        used |= {key: x.float() for key, x in weights.items() if not _is_unused(key)}
         try:
             network.load_state_dict(used, assign=True)
         except RuntimeError as error:

@@ -35,31 +35,19 @@ _PROBE_STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)
 
 @dataclass(frozen=True)
 class SampleSet:
-    """All real or all generated samples, identical on every worker.
+    """All real or all generated samples, identical on every worker."""
 
-    Attributes:
-        features: float32 [n, d], in the order of the samples; d is 0 if no metric needs them.
-        sums: their sums, all-reduced.
-        comm: the workers, who share the work of the metrics.
-        scores: logits of the features' classes [n, K]; None without.
-        labels: the classes that the samples were generated for, int64 [n]; None without.
-        texts: the samples as strings, if they are text.
-        dataset: source of the real samples.
-        discriminator: of the generator.
-    """
-
-    features: Tensor
-    sums: GaussianSums
-    comm: Communicator
-    scores: Tensor | None = None
-    labels: Tensor | None = None
-    texts: Sequence[str] = ()
-    dataset: Dataset | None = None
-    discriminator: nn.Module | None = None
+    features: Tensor  # float32 [n, d], in the order of the samples; d = 0 if no metric needs them
+    sums: GaussianSums  # of the features, all-reduced
+    comm: Communicator  # the workers, who share the work of the metrics
+    scores: Tensor | None = None  # logits of the features' classes [n, K]
+    labels: Tensor | None = None  # the classes that samples were generated for, int64 [n]
+    texts: Sequence[str] = ()  # the samples, if they are text
+    dataset: Dataset | None = None  # of real samples
+    discriminator: nn.Module | None = None  # of generated samples
 
     @cached_property
     def split_frechet(self) -> float | None:
-        """Fréchet distance between halves; None for fewer than 4 samples."""
         return distances.split_half_distance(self.features) if len(self.features) >= 4 else None
 
     @cached_property
@@ -68,14 +56,12 @@ class SampleSet:
 
     @cached_property
     def split_sliced(self) -> float:
-        """Sliced Wasserstein distance between two random halves."""
         halves = distances.random_halves(len(self.features))
         first, second = (self.features[half] for half in halves)
         return distances.sliced_wasserstein(first, second, self.comm)
 
     @cached_property
     def split_divergence(self) -> float:
-        """Divergence of 4-grams between two random halves."""
         halves = distances.random_halves(len(self.texts))
         first, second = ([self.texts[i] for i in half] for half in halves)
         return text.ngram_divergence(first, second, _NGRAM_ORDERS[-1])
@@ -86,7 +72,6 @@ class SampleSet:
 
     @cached_property
     def probe_raw(self) -> float:
-        """Accuracy of a linear probe of the samples' raw values."""
         assert self.dataset is not None
         return linear_probe(self.dataset, lambda samples: samples.flatten(1))
 
@@ -224,12 +209,8 @@ def novelty(real: SampleSet, fake: SampleSet) -> dict[str, float]:
 def linear_probe(dataset: Dataset, features: Callable[[Tensor], Tensor]) -> float:
     """Return the accuracy, 0 to 1, of logistic regression on 10 labels per class.
 
-    On at most 2,000 other samples. Features are standardized; the strength of the regularization is
-    chosen by 5-fold cross-validation.
-
-    Args:
-        dataset: labelled samples.
-        features: samples as networks see them [n, …] → [n, k].
+    On at most 2,000 other samples. ``features`` maps samples as networks see them [n, …] → [n, k].
+    They are standardized; 5-fold cross-validation chooses the strength of the regularization.
     """
     from sklearn.linear_model import LogisticRegressionCV  # takes long to import
     from sklearn.pipeline import make_pipeline

@@ -63,9 +63,6 @@ def novelty(real: Iterable[str], fakes: Iterable[str]) -> dict[str, float]:
     """Return the shares of generated texts that are copies, new and well-formed, and distinct.
 
     A text is well-formed if each of its 3-grams, with its beginning and end, occurs in a real text.
-
-    Returns:
-        ``copies``, ``novel_well_formed`` and ``distinct`` (different texts over all), 0 to 1 each.
     """
     known, grams = set(), set()
     for text in real:
@@ -106,7 +103,6 @@ def _bleu(
     length: int,
     lengths: Counter[int],
 ) -> float:
-    """Return the BLEU of text i against all others."""
     logs = 0.0
     for count, top in zip(counts, tops, strict=True):
         total = count.total()

@@ -53,18 +53,12 @@ Builder = Callable[..., nn.Module]
 
 
 def register_generator(name: str) -> Callable[[Builder], Builder]:
-    """Register a function or class that builds a generator.
-
-    The name is a value of ``model.generator.name``.
-    """
+    """Register a builder of generators, for ``model.generator.name``."""
     return generators.register(name)
 
 
 def register_discriminator(name: str) -> Callable[[Builder], Builder]:
-    """Register a function or class that builds a discriminator.
-
-    The name is a value of ``model.discriminator.name``.
-    """
+    """Register a builder of discriminators, for ``model.discriminator.name``."""
     return discriminators.register(name)
 
 
@@ -111,15 +105,8 @@ def build_networks(
 ) -> tuple[nn.Module, nn.Module]:
     """Build the configured generator and discriminator, on the CPU, in the configured dtype.
 
-    Args:
-        config: of the run; ``run.seed`` seeds the weights. torch's random state is unchanged.
-        sample_shape: of one sample, such as (C, H, W).
-        num_classes: of the data; 0 if unlabelled.
-        metadata: of the samples: ``modality``, and ``sample_rate`` of audio in hertz.
-
-    Raises:
-        ConfigError: an unknown name or option, missing labels, or data that a network can't take.
-        PluginError: a user's network fails in its constructor, or can't be trained.
+    ``run.seed`` seeds the weights; torch's random state is unchanged. ``metadata`` of the samples:
+    ``modality``, and ``sample_rate`` of audio in hertz.
     """
     model = config.model
     if model.conditional and not num_classes:

@@ -78,9 +78,6 @@ class WaveGANDiscriminator(nn.Module):
     map is shifted by up to so many samples, drawn per sample and layer, so that the phase of the
     generator's artifacts does not identify fakes. Labels, which the paper lacks, by projection
     (Miyato & Koyama 2018).
-
-    Attributes:
-        noise_size: standard normal numbers per sample that :meth:`forward` takes, one per shift.
     """
 
     modalities = ("audio",)
@@ -192,11 +189,7 @@ class LogMel(nn.Module):
 
 
 def mel_bands(sample_rate: int, num_bands: int, window: int) -> Tensor:
-    """Return triangular bands on the mel scale, [num_bands, window/2 + 1], each with peak 1.
-
-    Raises:
-        ConfigError: a band contains no frequency of the Fourier transform.
-    """
+    """Return triangular bands on the mel scale, [num_bands, window/2 + 1], each with peak 1."""
     frequencies = torch.linspace(0, sample_rate / 2, window // 2 + 1, dtype=torch.float64)
     highest = 2595 * math.log10(1 + sample_rate / 2 / 700)
     mels = torch.linspace(0, highest, num_bands + 2, dtype=torch.float64)

@@ -130,7 +130,6 @@ class DiscriminatorFeatures(nn.Module):
         )
 
     def close(self) -> None:
-        """Remove the hook from the discriminator."""
         self._handle.remove()
 
     def forward(self, samples: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -147,10 +146,7 @@ class SpectralNorm(nn.Module):
 
     W is seen as a matrix [outputs, rest]. One power iteration (:meth:`advance`) per optimizer step,
     never in a forward, moves u and v towards its first singular pair. They depend neither on how a
-    batch is split nor on forwards in between.
-
-    Args:
-        weight: W, not zero; its first axis is the outputs'.
+    batch is split nor on forwards in between. W is not zero.
     """
 
     u: Tensor

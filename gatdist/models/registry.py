@@ -41,9 +41,7 @@ def halvings(size: Size, smallest: int = COARSEST) -> int:
 def require_halvings(sample_shape: tuple[int, ...], name: str, *, least: int, most: int = 8) -> int:
     """Return how often images [C, H, W] halve, down to a shorter side of 4 or more.
 
-    Raises:
-        ConfigError: not images, or fewer than ``least`` or more than ``most`` halvings; the hint
-            has the nearest size that fits.
+    ConfigError for other data or numbers of halvings, with the nearest size that fits as a hint.
     """
     require_rank(sample_shape, 3, name)
     size = sample_shape[1], sample_shape[2]

@@ -20,10 +20,7 @@ Refuse = Callable[..., NoReturn]
 
 
 def require_trainable(player: PlayerName, name: str, network: object) -> None:
-    """Raise PluginError unless optimizers, checkpoints and workers can handle the network.
-
-    ``name`` is its registered name, ``network`` what its builder returned.
-    """
+    """Raise PluginError unless optimizers, checkpoints and workers can handle the network."""
 
     def refuse(rule: str, hint: str = "") -> NoReturn:
         raise PluginError(f"model.{player}.name", rule, value=name, hint=hint)

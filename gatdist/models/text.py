@@ -51,9 +51,6 @@ class ConvolutionalTextGenerator(nn.Module):
     ``blocks`` residual blocks of ``width`` channels; the defaults are the paper's. With
     ``temperature = 0``, the paper's, texts are probabilities. Above 0 they are characters drawn by
     straight-through Gumbel-softmax at this temperature (Jang et al. 2017).
-
-    Attributes:
-        noise_size: standard normal numbers per sample that :meth:`forward` takes.
     """
 
     modalities = _MODALITIES
@@ -82,7 +79,6 @@ class ConvolutionalTextGenerator(nn.Module):
     def forward(
         self, latents: Tensor, labels: Tensor | None = None, noise: Tensor | None = None
     ) -> Tensor:
-        """``noise`` is [n, noise_size]; None takes the most probable characters."""
         x = self.start(embed_labels(latents, labels, self.embedding)).view(-1, *self.start_shape)
         scores: Tensor = self.finish(self.blocks(x))
         if not self.temperature:
@@ -131,9 +127,6 @@ class RecurrentTextGenerator(nn.Module):
     Each step gets the latent and the character drawn before, by straight-through Gumbel-softmax
     (Jang et al. 2017; Kusner & Hernández-Lobato 2016). A lower ``temperature`` (> 0) gives
     gradients that are closer to those of the drawn characters, with more variance.
-
-    Attributes:
-        noise_size: standard normal numbers per sample that :meth:`forward` takes, V per place.
     """
 
     modalities = _MODALITIES
@@ -162,11 +155,11 @@ class RecurrentTextGenerator(nn.Module):
     def forward(
         self, latents: Tensor, labels: Tensor | None = None, noise: Tensor | None = None
     ) -> Tensor:
-        """``noise`` is [n, noise_size]; None takes the most probable characters."""
         latents = embed_labels(latents, labels, self.embedding)
         state = torch.tanh(self.start(latents))
         drawn = latents.new_zeros(latents.shape[0], self.num_characters)
         places = []
+        # Without noise, take the most probable characters.
         chances = None if noise is None else gumbel(noise).unflatten(1, (self.length, -1))
         for place in range(self.length):
             state = self.cell(torch.cat([drawn, latents], dim=1), state)

@@ -74,9 +74,6 @@ class BigGANGenerator(nn.Module):
     ``model.spectral_norm = ["generator", "discriminator"]``. ``width`` is the paper's ``ch``,
     ``label_size`` the size of the class embedding. ``attention_side``: shorter side of the feature
     maps with attention; by default 16 for images of side 32, 32 for 64, 64 above.
-
-    Raises:
-        ConfigError: ``latent_size`` does not split into equal parts.
     """
 
     def __init__(

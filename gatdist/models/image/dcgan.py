@@ -1,9 +1,4 @@
-"""DCGAN (Radford et al. 2016), for square images.
-
-4 × 4 kernels instead of the paper's 5 × 5, since a stride of 2 covers them evenly.
-``normalization = "batch"`` is the paper's. ``none`` starts each layer with variance-preserving
-weights (He et al. 2015) and couples no samples.
-"""
+"""DCGAN (Radford et al. 2016), for square images."""
 
 from __future__ import annotations
 
@@ -30,7 +25,7 @@ from gatdist.models.registry import COARSEST, discriminators, generators, requir
 Normalization = Literal["none", "batch"]
 
 _SIDES = (16, 32, 64, 128)
-_KERNEL, _STRIDE = 4, 2
+_KERNEL, _STRIDE = 4, 2  # not the paper's 5: a stride of 2 covers 4 evenly
 _SLOPE = 0.2
 _PAPERS_STD = 0.02
 

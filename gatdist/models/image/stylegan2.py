@@ -93,9 +93,8 @@ class StyledConv2d(nn.Module):
         self.blur = Blur(1, gain=4.0) if up else nn.Identity()
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:
-        """Styles w are [n, s]; ``noise`` is [n, 1, h, w] of the output's size, or None."""
         x = self.convolve(x, w)
-        if noise is not None:
+        if noise is not None:  # [n, 1, h, w] of the output's size
             x = x + self.noise_strength * noise
         return _activate(x + self.bias[:, None, None])
 
@@ -176,10 +175,6 @@ class StyleGAN2Generator(nn.Module):
     ``latent_size = 512``, except ``style_mixing``: the share of training samples whose finer layers
     get the styles of a second latent, 0.9 in the paper. ``pixel_noise`` adds noise per pixel and
     layer.
-
-    Attributes:
-        noise_size: standard normal numbers per sample that :meth:`forward` takes; may be 0.
-        mapping: latents → styles, where path lengths are measured.
     """
 
     def __init__(
@@ -244,10 +239,7 @@ class StyleGAN2Generator(nn.Module):
         return image
 
     def _mixed(self, w: list[Tensor], mixing: Tensor, labels: Tensor | None) -> list[Tensor]:
-        """Return styles by layer, from a random layer on those of a second latent.
-
-        ``mixing`` is standard normal [n, latent_size + 1].
-        """
+        """Return styles by layer, from a random layer on those of a second latent."""
         second = self.mapping(mixing[:, 1:], labels)
         # A uniform number below ``style_mixing`` gives a layer from 1 on; one above it, none.
         first_layer = 1 + uniform(mixing[:, :1]) / self.style_mixing * (len(w) - 1)
