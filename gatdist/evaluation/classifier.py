@@ -13,7 +13,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,7 +78,8 @@ class Classifier(Extractor):
     def prepare(self) -> None:
         dataset, device = self._dataset, self._comm.device
         image_shape = as_images(torch.zeros(1, *dataset.sample_format.shape), dataset).shape[1:]
-        network = ClassifierNetwork.empty(image_shape, self.num_classes)
+        with torch.device("meta"):  # draws nothing from the global generator
+            network = ClassifierNetwork(image_shape, self.num_classes)
         if self._comm.is_main:
             shape = "x".join(map(str, image_shape))
             name = f"classifier-v{RECIPE_VERSION}-{dataset.fingerprint[:16]}-{shape}.safetensors"
@@ -123,12 +124,6 @@ class ClassifierNetwork(nn.Module):
         self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), features)
         self.head = nn.Sequential(nn.ReLU(), nn.Linear(_NUM_FEATURES, num_classes))
         self.register_buffer("held_out_accuracy", torch.zeros(()))
-
-    @classmethod
-    def empty(cls, sample_shape: tuple[int, ...], num_classes: int) -> Self:
-        """Return one on the meta device, which draws nothing from the global generator."""
-        with torch.device("meta"):
-            return cls(sample_shape, num_classes)
 
     def forward(self, samples: Tensor) -> Tensor:
         return self.head(self.body(samples))

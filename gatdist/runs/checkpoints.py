@@ -254,7 +254,10 @@ class Checkpoints:
         try:
             self._may_commit()
         except StaleAttemptError:
-            self._drop_if_incomplete(name)
+            # The newer attempt may have deleted files of this one before its manifest.
+            files = self._folders().get(name, {})
+            if not self._is_complete(name, files):
+                self._delete(name, files)
             raise
         reached("commit/retire")
         try:
@@ -267,12 +270,6 @@ class Checkpoints:
             self._warned = True
         else:
             self._warned = False
-
-    def _drop_if_incomplete(self, name: Name) -> None:
-        """Delete a stale attempt's commit whose files were deleted before its manifest."""
-        files = self._folders().get(name, {})
-        if not self._is_complete(name, files):
-            self._delete(name, files)
 
     def _retire(self, last: Name) -> None:
         """Delete checkpoints not to keep, and incomplete ones, if older than ``last``."""

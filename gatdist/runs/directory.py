@@ -212,9 +212,9 @@ def parse_lines(content: bytes) -> tuple[list[dict[str, Any]], int]:
 def remember(config: Config) -> None:
     """Record the configuration as the user's own, if the cache folder is writable."""
     with suppress(GatdistError):
-        store = _own_configs()
-        if not store.exists(_digest(config)):
-            store.publish(_digest(config), b"")
+        store, digest = _own_record(config)
+        if not store.exists(digest):
+            store.publish(digest, b"")
 
 
 def adopted(config: Config, overrides: Sequence[str], run: Store) -> Config:
@@ -258,15 +258,12 @@ def _refused(run: Store, key: str, value: object) -> ConfigError:
 
 
 def _is_own(config: Config) -> bool:
-    try:
-        return _own_configs().exists(_digest(config))
-    except GatdistError:
-        return False
+    with suppress(GatdistError):
+        store, digest = _own_record(config)
+        return store.exists(digest)
+    return False
 
 
-def _digest(config: Config) -> str:
-    return hashlib.sha256(json.dumps(config.redacted(), sort_keys=True).encode()).hexdigest()
-
-
-def _own_configs() -> Store:
-    return Store(str(cache_folder() / "own"))
+def _own_record(config: Config) -> tuple[Store, str]:
+    content = json.dumps(config.redacted(), sort_keys=True).encode()
+    return Store(str(cache_folder() / "own")), hashlib.sha256(content).hexdigest()

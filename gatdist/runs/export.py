@@ -31,7 +31,6 @@ from gatdist.data.sample_format import sample_format_of
 from gatdist.runs import TrainedRun, networks_with
 
 TOLERANCE = 1e-4  # of the exported generator's samples to torch's
-_INPUTS = ("latents", "labels", "noise")
 _ONNX_VERSION = 18
 _CHECKED = 5  # compared samples; not the number of the traced ones
 _METADATA = "gatdist"
@@ -75,7 +74,7 @@ def to_torch(run: TrainedRun) -> bytes:
     torch.export.save(_program(run), file)
     content = file.getvalue()
     program = torch.export.load(io.BytesIO(content)).module()
-    _require_equal(run, lambda inputs: program(*inputs))
+    _require_equal(run, lambda inputs: program(*inputs.values()))
     return content
 
 
@@ -88,7 +87,7 @@ def to_onnx(run: TrainedRun) -> bytes:
     except ImportError as error:
         rule, hint = f"needs a missing package ({error})", "pip install 'gatdist[export]'"
         raise ConfigError("--format", rule, value="onnx", hint=hint) from None
-    names = _input_names(run)
+    names = list(given(run, torch.arange(1), seed=0))
     with tempfile.TemporaryDirectory(prefix="gatdist-export-") as folder, _quiet_exporter():
         path = Path(folder, "generator.onnx")
         exported = torch.onnx.export(
@@ -105,8 +104,8 @@ def to_onnx(run: TrainedRun) -> bytes:
         content = path.read_bytes()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
 
-    def make(inputs: tuple[Tensor, ...]) -> Tensor:
-        fed = {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
+    def make(inputs: dict[str, Tensor]) -> Tensor:
+        fed = {name: tensor.numpy() for name, tensor in inputs.items()}
         return torch.from_numpy(np.asarray(session.run(None, fed)[0]))
 
     _require_equal(run, make)
@@ -130,40 +129,38 @@ def _quiet_exporter() -> Iterator[None]:
 class _Exported(nn.Module):
     """A generator that takes only the arguments that it needs."""
 
-    def __init__(self, network: nn.Module, names: list[str]) -> None:
+    def __init__(self, run: TrainedRun) -> None:
         super().__init__()
-        self.network, self.names = network, names
+        self.network, self.has_labels = run.generator.cpu(), bool(run.num_classes)
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        given = dict(zip(self.names, inputs, strict=True))
-        more = (given["noise"],) if "noise" in given else ()
-        return self.network(given["latents"], given.get("labels"), *more)
-
-
-def _input_names(run: TrainedRun) -> list[str]:
-    has = {"labels": bool(run.num_classes), "noise": bool(getattr(run.generator, "noise_size", 0))}
-    return [name for name in _INPUTS if has.get(name, True)]
+    def forward(self, latents: Tensor, *more: Tensor) -> Tensor:
+        return (
+            self.network(latents, *more) if self.has_labels else self.network(latents, None, *more)
+        )
 
 
-def given(run: TrainedRun, positions: Tensor, seed: int) -> tuple[Tensor, ...]:
+def given(run: TrainedRun, positions: Tensor, seed: int) -> dict[str, Tensor]:
     """Return an exported generator's arguments for samples of ``gatdist sample``, int64 [n]."""
-    inputs = run.sampler(seed, "sample").inputs(positions)
-    labels = () if inputs.labels is None else (inputs.labels,)
-    return (inputs.latents, *labels, *inputs.noise)
+    latents, labels, noise = run.sampler(seed, "sample").inputs(positions)
+    found = {"latents": latents}
+    if labels is not None:
+        found["labels"] = labels
+    if noise:
+        found["noise"] = noise[0]
+    return found
 
 
 def _program(run: TrainedRun) -> torch.export.ExportedProgram:
-    inputs = given(run, torch.arange(2), seed=0)
-    batch = torch.export.Dim("batch")
-    network = _Exported(run.generator.cpu(), _input_names(run)).eval()
-    shapes: Any = {"inputs": tuple({0: batch} for _ in inputs)}
-    return torch.export.export(network, inputs, dynamic_shapes=shapes)
+    inputs = tuple(given(run, torch.arange(2), seed=0).values())
+    size = {0: torch.export.Dim("batch")}
+    shapes: Any = {"latents": size, "more": (size,) * (len(inputs) - 1)}
+    return torch.export.export(_Exported(run).eval(), inputs, dynamic_shapes=shapes)
 
 
-def _require_equal(run: TrainedRun, make: Callable[[tuple[Tensor, ...]], Tensor]) -> None:
+def _require_equal(run: TrainedRun, make: Callable[[dict[str, Tensor]], Tensor]) -> None:
     inputs = given(run, torch.arange(_CHECKED), seed=0)
     with torch.no_grad():
-        expected = _Exported(run.generator.cpu(), _input_names(run))(*inputs)
+        expected = _Exported(run)(*inputs.values())
     difference = float((make(inputs) - expected).abs().max())
     if not difference <= TOLERANCE:
         raise TrainingError(

@@ -46,25 +46,24 @@ def damaged_checkpoints(store: Store) -> dict[str, Any]:
     Returns ``kind``, ``checkpoints`` (their number) and ``damaged``: [URL, message] of each.
     """
     if store.exists(MANIFEST):
-        kind, names, folder = "checkpoint", [""], store
+        kind, found = "checkpoint", [store]
     elif store.exists("config.json"):
         folder = store.child("checkpoints")
-        kind, names = "run", Checkpoints(folder).committed()
+        kind, found = "run", [folder.child(name) for name in Checkpoints(folder).committed()]
     else:
         raise StorageError(store.url, "holds no data set, run or checkpoint", hint="Check the URL")
     damaged = []
-    for name in names:
-        one = folder.child(name) if name else folder
+    for one in found:
         try:
             read_checkpoint(one)
         except CheckpointError as error:
             damaged.append([one.url, str(error)])
-    if kind == "run" and not names:
+    if not found:
         try:
             RunDirectory(store).require_fresh()
         except CheckpointError as error:  # all are missing
             damaged.append([folder.url, str(error)])
-    return {"kind": kind, "checkpoints": len(names), "damaged": damaged}
+    return {"kind": kind, "checkpoints": len(found), "damaged": damaged}
 
 
 def describe(found: dict[str, Any]) -> str:

@@ -218,7 +218,7 @@ def test_an_exported_generator_gives_the_same_samples(run, request, tmp_path):
         assert name == other
         assert torch.equal(mine, theirs)
     program = torch.export.load(gatdist.export(str(run), "torch", out=str(tmp_path / "g")))
-    _require_equal(trained, lambda inputs: program.module()(*inputs))
+    _require_equal(trained, lambda inputs: program.module()(*inputs.values()))
     assert len(given(trained, torch.arange(3), seed=0)) >= 1
 
 
@@ -227,15 +227,15 @@ def test_an_onnx_model_gives_the_same_samples(run, request, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     run = request.getfixturevalue(run)
     from gatdist.runs import load_run
-    from gatdist.runs.export import _input_names, given
+    from gatdist.runs.export import given
 
     path = gatdist.export(str(run), "onnx", out=str(tmp_path / "g.onnx"))
     trained = load_run(Store(str(run)), torch.device("cpu"))
     sampler = trained.sampler(1, "sample")
     positions = torch.arange(7)
-    inputs = [t.numpy() for t in given(trained, positions, seed=1)]
+    inputs = {name: t.numpy() for name, t in given(trained, positions, seed=1).items()}
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    [samples] = session.run(None, dict(zip(_input_names(trained), inputs, strict=True)))
+    [samples] = session.run(None, inputs)
     assert abs(samples - sampler(positions).numpy()).max() < 1e-4
 
 

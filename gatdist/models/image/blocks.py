@@ -21,29 +21,23 @@ MakeNorm = Callable[[int], nn.Module]
 class ConditionalBatchNorm(nn.Module):
     """Batch normalization whose gain and bias depend on the sample (de Vries et al. 2017).
 
-    ``make`` builds the modules for the gain, added to 1, and the bias: n conditions → [n, c].
+    ``make`` builds the modules for the gain, added to 1, and the bias: n conditions → [n, c]. None:
+    plain batch normalization.
     """
 
-    def __init__(self, channels: int, make: Callable[[], nn.Module]) -> None:
+    def __init__(self, channels: int, make: Callable[[], nn.Module] | None) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm2d(channels, affine=False)
-        self.gain, self.bias = make(), make()
+        self.is_conditional = make is not None
+        self.norm = nn.BatchNorm2d(channels, affine=make is None)
+        if make is not None:
+            self.gain, self.bias = make(), make()
 
     def forward(self, x: Tensor, condition: Condition) -> Tensor:
         normalized: Tensor = self.norm(x)
+        if not self.is_conditional:
+            return normalized
         gain = 1 + self.gain(condition)[:, :, None, None]
         return normalized * gain + self.bias(condition)[:, :, None, None]
-
-
-class BatchNorm(nn.Module):
-    """Plain batch normalization, for blocks that may also be conditional."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm2d(channels)
-
-    def forward(self, x: Tensor, condition: Condition) -> Tensor:
-        return self.norm(x)
 
 
 class UpBlock(nn.Module):

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gatdist.models.image.blocks import (
-    BatchNorm,
     ConditionalBatchNorm,
     DownBlock,
     ProjectionDiscriminator,
@@ -105,15 +104,12 @@ def _doubling(width: int, times: int) -> list[int]:
 
 
 def _norm(num_classes: int, channels: int) -> nn.Module:
-    if not num_classes:
-        return BatchNorm(channels)
-    return ConditionalBatchNorm(channels, partial(_zero_embedding, num_classes, channels))
+    def zero_embedding() -> nn.Embedding:
+        embedding = nn.Embedding(num_classes, channels)
+        nn.init.zeros_(embedding.weight)
+        return embedding
 
-
-def _zero_embedding(num_classes: int, channels: int) -> nn.Embedding:
-    embedding = nn.Embedding(num_classes, channels)
-    nn.init.zeros_(embedding.weight)
-    return embedding
+    return ConditionalBatchNorm(channels, zero_embedding if num_classes else None)
 
 
 def _initialize(network: nn.Module) -> None:

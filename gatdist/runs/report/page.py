@@ -118,16 +118,15 @@ def _summary(found: Findings) -> str:
 
 
 def _samples(shown: Sequence[tuple[int | None, str]]) -> str:
+    if not shown:
+        return ""
     reals = fakes = ""
     for seen, html in shown:
-        title = "real" if seen is None else f"generated, at {count(seen)} samples"
-        figure = f"<figure><figcaption>{title}</figcaption>{html}</figure>"
         if seen is None:
-            reals += figure
+            reals += f"<figure><figcaption>real</figcaption>{html}</figure>"
         else:
-            fakes += figure
-    if not reals and not fakes:
-        return ""
+            title = f"generated, at {count(seen)} samples"
+            fakes += f"<figure><figcaption>{title}</figcaption>{html}</figure>"
     return f'<div class="samples"><div class="frames">{fakes}</div><div>{reals}</div></div>'
 
 
