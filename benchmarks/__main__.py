@@ -18,8 +18,10 @@ from benchmarks import plots
 from benchmarks.case import RESULTS, gatdist_command
 from benchmarks.records import Record
 
-NAMES = ("games", "ring", "remedies", "overlap", "using", "overheads", "startup")
-NAMES += ("recovery", "soak", "simulation", "fuzz", "data", "storage")
+NAMES = (
+    *("games", "ring", "overlap", "using", "startup"),
+    *("recovery", "soak", "simulation", "fuzz", "data", "storage"),
+)
 PRESETS = ("digits", "digits-conditional", "speech", "words", "glyphs-r3gan", "glyphs-stylegan2")
 # Settings and goals that an hour of glyphs can distinguish.
 _SETTINGS = (
