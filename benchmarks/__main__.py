@@ -1,7 +1,6 @@
 """Run benchmarks: ``python -m benchmarks [NAME …]``, or one with its own options.
 
-Each writes ``benchmarks/results/DATE_NAME``; at the end a table shows the results, and what was
-skipped and why. Without names, all run except those of ``LONG``, which takes hours.
+Each writes ``benchmarks/results/DATE_NAME``. Without names, all run except those of ``LONG``.
 """
 
 from __future__ import annotations
@@ -101,7 +100,6 @@ def main() -> int:
 
 
 def attempted(name: str) -> str:
-    """Run a benchmark if its requirements are met, and return its summary."""
     what, is_lacking = NEEDS.get(name, ("", lambda: False))
     if is_lacking():
         return f"{name:20} skipped: needs {what}"
@@ -113,7 +111,6 @@ def attempted(name: str) -> str:
 
 
 def run(name: str) -> int:
-    """Run a benchmark, and return its exit status."""
     out = RESULTS / f"{time.strftime('%Y-%m-%d')}_{name}"
     if name != "step":
         more = ["--out", str(out)] if name == "scaling" else []

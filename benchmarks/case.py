@@ -29,14 +29,12 @@ def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
 
 
 def positive(text: str) -> int:
-    """Parse a whole number above 0."""
     if int(text) < 1:
         raise ValueError(text)
     return int(text)
 
 
 def save(out: Path, result: Mapping[str, Any], indent: int | None = 1, **more: Any) -> None:
-    """Write ``result.json`` with the environment."""
     facts = environment("torch", "ray", "numpy", "fsspec", "tensorboard", **more)
     write_json(out / "result.json", {**result, "environment": facts}, indent)
 
@@ -47,7 +45,6 @@ def write_json(path: Path, values: Mapping[str, Any], indent: int | None = 1) ->
 
 
 def gatdist_command(*words: str, settings: Sequence[str] = ()) -> list[str]:
-    """Return the command line of ``gatdist WORDS --set SETTING …``."""
     sets = [word for setting in settings for word in ("--set", setting)]
     return [sys.executable, "-m", "gatdist", *words, *sets]
 
@@ -66,5 +63,4 @@ def shuffled_shards(
 
 
 def progress(text: str) -> None:
-    """Report progress on standard error."""
     print(text, file=sys.stderr, flush=True)

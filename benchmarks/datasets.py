@@ -1,14 +1,7 @@
 """Data sets of the presets glyphs, speech and words, as shards.
 
-python -m benchmarks.datasets glyphs data/glyphs [--size 16] [--all]
-python -m benchmarks.datasets speech data/speech
-python -m benchmarks.datasets words data/words [--list /usr/share/dict/american-english]
-
-Glyphs: letters and digits of the DejaVu fonts, which come with matplotlib, in gray. The 62 ASCII
-ones, or those of any script that all twelve faces have, are drawn in each face, which is the class.
-Speech: the digits zero to nine, spoken by espeak-ng (Debian's package of that name) with 18 voices,
-at four speeds and three pitches, without leading silence. Clips have 4,096 samples (half a second)
-at 8 kHz; the class is the digit.
+Glyphs: letters and digits of twelve DejaVu faces, from matplotlib; the class is the face.
+Speech: digits spoken by espeak-ng, 4,096 samples at 8 kHz; the class is the digit.
 Words: English words of 3 to 12 lower-case letters, from Debian's package wamerican.
 """
 
@@ -93,13 +86,11 @@ def write_glyphs(arguments: argparse.Namespace, store: Store) -> None:
 
 
 def faces() -> list[Path]:
-    """Return the files of the twelve faces, in the order of their classes."""
     kinds = ("Sans", "SansMono", "Serif")
     return sorted(path for kind in kinds for path in FONTS.glob(f"DejaVu{kind}[-.]*ttf"))
 
 
 def characters() -> list[str]:
-    """Return the letters and digits that every face has."""
     sets = [set(FT2Font(str(path)).get_charmap()) for path in faces()]
     common = map(chr, sorted(set.intersection(*sets)))
     return [c for c in common if unicodedata.category(c) in CATEGORIES]

@@ -1,11 +1,7 @@
 """Correctness and speed of the step on an accelerator. Needs torch, numpy and pydantic; no Ray.
 
-* Correctness: after a few steps in every precision and layout, weights are close to those of
-  float64; compiled networks, and a step or generator replayed from a CUDA graph, match eager ones.
-* Speed: samples per second of gatdist's rules and of the bare loop, in interleaved rounds, and the
-  peak memory of a step.
-
-Exit status 1: something is wrong. ``--device cpu`` tries the script.
+Weights after a few steps are compared with those of float64, compiled and recorded steps with eager
+ones. Exit status 1: something is wrong. ``--device cpu`` tries the script.
 """
 
 from __future__ import annotations
@@ -125,7 +121,6 @@ def graphs(device: torch.device) -> Iterator[Row]:
 
 @contextmanager
 def failing(name: str, rows: list[Row]) -> Iterator[None]:
-    """Turn an error into a row."""
     try:
         yield
     except Exception as error:
@@ -142,7 +137,6 @@ def _error(here: Tensor, there: Tensor, start: Tensor) -> float:
 
 
 def trained(device: torch.device, overrides: Overrides, steps: int = STEPS) -> Tensor:
-    """Train a few steps, and return the weights."""
     case = gatdist_case(SMALL, overrides, LocalCommunicator(device))
     for _ in range(steps):
         case.step()
@@ -190,8 +184,6 @@ def recorded_generator(device: torch.device, title: str) -> Row:
 
 
 def call_s(function: Callable[[], object], calls: int = 50) -> float:
-    """Return the mean seconds of consecutive calls."""
-
     def many(count: int) -> None:
         for _ in range(count):
             function()
@@ -229,7 +221,6 @@ def throughput(
 
 
 def peak_bytes(device: torch.device, build: Callable[[], Case]) -> int:
-    """Return the peak memory of two steps beside the state."""
     if device.type != "cuda":
         return measure_memory(build).peak_bytes
     case = build()

@@ -35,7 +35,6 @@ _NUMBERS = itertools.count()
 
 
 def why_not() -> str:
-    """Return why hosts can't be created here; "" if they can."""
     if os.geteuid() != 0:
         return "network namespaces need root"
     if shutil.which("ip") is None:
@@ -49,10 +48,7 @@ def why_not() -> str:
 
 
 class Host:
-    """One host, with an own folder.
-
-    ``disguises`` are bind mounts (path, replacement) for programs that are started from now on.
-    """
+    """One host; ``disguises`` are bind mounts (path, replacement) for programs started later."""
 
     def __init__(
         self, name: str, number: int, prefix: str, folder: Path, environment: Mapping[str, str]
@@ -82,7 +78,6 @@ class Host:
         _ip("link", "set", "eth0", "up", namespace=self.namespace)
 
     def start(self, *command: object, **options: Any) -> subprocess.Popen[str]:
-        """Start a program on the host; ``env`` extends the environment."""
         environment = os.environ | self._environment | options.pop("env", {})
         enter = ["ip", "netns", "exec", self.namespace, "unshare", "--uts", "sh", "-c"]
         mounts = [["mount", "--bind", f"{it}", f"{at}"] for at, it in self.disguises.items()]
@@ -128,7 +123,6 @@ class Host:
         return [int(word) for word in found.stdout.split()]
 
     def kill(self) -> None:
-        """Kill all of its processes."""
         while alive := self.processes():
             for process in alive:
                 with suppress(ProcessLookupError):
@@ -136,7 +130,6 @@ class Host:
             time.sleep(0.02)
 
     def cut(self) -> None:
-        """Disconnect it from the network."""
         _ip("link", "set", self._port, "down", namespace=self._bridge)
 
     def plug(self) -> None:
@@ -215,11 +208,9 @@ class Hosts:
         host.start_ray(self.head, self._cpus)()
 
     def alive(self) -> list[str]:
-        """Names of the hosts that are alive in Ray."""
         return [node["name"] for node in self._ask("nodes") if node["alive"]]
 
     def wait_for(self, count: int, timeout_s: float = 90.0) -> None:
-        """Wait until ``count`` hosts are alive in Ray."""
         deadline = time.monotonic() + timeout_s
         while len(self.alive()) != count:
             if time.monotonic() > deadline:
@@ -252,7 +243,6 @@ def _ip(*words: str, namespace: str = "") -> None:
 
 
 def _answer_queries(address: str) -> None:
-    """Answer JSON lines, ``["nodes"]`` or ``["drain", ID, SECONDS]``, by JSON lines."""
     from ray._raylet import GcsClient
 
     client = GcsClient(address=address)

@@ -13,8 +13,6 @@ Found = Mapping[str, Any]
 
 
 class Bar(NamedTuple):
-    """One case, with its extremes if they are known."""
-
     name: str
     value: float
     low: float | None = None
@@ -74,7 +72,6 @@ BARS: dict[str, tuple[str, Callable[[Found], dict[str, list[Bar]]]]] = {
 
 
 def draw(name: str, found: Found, path: Path) -> bool:
-    """Draw the bars of a record; return False if it has none."""
     if name not in BARS:
         return False
     title, bars = BARS[name]

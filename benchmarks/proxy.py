@@ -1,10 +1,6 @@
 """HTTP proxy on loopback that makes a server slow and faulty, for tests and benchmarks of storage.
 
-Faults are chosen by path and request number, so they are the same in every run::
-
-    with Proxy("http://127.0.0.1:9000", latency_s=0.03, faults=[Fault("reset")]) as proxy:
-        Store("s3://bucket", {"client_kwargs": {"endpoint_url": proxy.url}}).read("x")
-        proxy.exchanges  # two, of which the first was reset
+Faults are chosen by path and request number, so they are the same in every run.
 """
 
 from __future__ import annotations
@@ -40,14 +36,11 @@ class Fault:
     """A fault of some requests.
 
     Args:
-        kind: ``refuse``: answered with ``status``, ``headers`` and ``body``. ``silence``: never
-            answered. ``stall``: the body stops at half. ``reset``: the connection is reset there.
-            ``short``: only half of the range is sent, as if the file ended. ``flip_bit``: a bit in
-            the middle of the body is flipped. ``ignore_range``: the whole file is sent with status
-            200. ``late``: never answered, and forwarded by :meth:`Proxy.deliver_late`. ``lost``:
-            forwarded, but never answered.
+        kind: ``silence``: never answered. ``stall``, ``reset``: happens at half of the body.
+            ``short``: only half of the range is sent, as if the file ended. ``ignore_range``: the
+            whole file is sent with status 200. ``late``: never answered, and forwarded by
+            :meth:`Proxy.deliver_late`. ``lost``: forwarded, but never answered.
         path: Shell pattern of the URL's path, for example ``*/shard-000003.tar``.
-        methods: HTTP methods.
         requests: [first, stop) among the requests for one path with these methods.
         rate: If given, this share of all ranges fails instead, chosen by a hash of path and range,
             on the first request only.
@@ -83,12 +76,8 @@ class Exchange:
 class Proxy:
     """Proxy of ``upstream``, a URL without a path; a context manager.
 
-    ``latency_s`` delays each request; ``bytes_per_s`` is the bandwidth of a connection. The first
-    fault that matches a request applies; assigning faults resets their counts.
-
-    Attributes:
-        exchanges: All so far, in the order of the requests.
-        most_at_once: Largest number of concurrent requests.
+    ``bytes_per_s`` is the bandwidth of a connection. The first fault that matches a request
+    applies; assigning faults resets their counts.
     """
 
     def __init__(
@@ -253,7 +242,6 @@ class Proxy:
         return answer
 
     def _fault_for(self, request: web.BaseRequest) -> Fault | None:
-        """Count the request, and return its fault."""
         path = request.rel_url.path
         concerning = []
         for number, fault in enumerate(self._faults):
@@ -279,8 +267,6 @@ def _range(request: web.BaseRequest) -> str:
 
 
 class ProxyProcess(NamedTuple):
-    """A proxy in its own process."""
-
     url: str
     process: subprocess.Popen[str]
 

@@ -1,7 +1,4 @@
-"""Readers of one data set of JPEGs, and upper bounds: endless iterators of uint8 batches.
-
-All decode with simplejpeg, shuffle, and have the same number of threads or worker processes.
-"""
+"""Endless iterators of shuffled batches of JPEGs, and upper bounds, with equally many threads."""
 
 from __future__ import annotations
 
@@ -42,7 +39,6 @@ def gatdist(folder: Path, threads: int, stack: ExitStack) -> Iterator[Tensor]:
 def open_loader(
     url: str, threads: int, *, position: int = 0, rank: int = 0, world_size: int = 1, **data: Any
 ) -> Loader:
-    """Open the loader of one worker, with ``BATCH`` samples per step and keys of ``[data]``."""
     config = load_config("digits", [f"run.global_batch={BATCH * world_size}"])
     keys = {"url": url, "decode_threads": threads} | data
     config = config.model_copy(update={"data": DataConfig.model_validate(keys)})
@@ -107,7 +103,6 @@ def webdataset(folder: Path, threads: int, stack: ExitStack) -> Iterator[Tensor]
 
 
 def litdata(folder: Path, threads: int, stack: ExitStack) -> Iterator[Tensor]:
-    """Read litdata's own chunks."""
     from litdata import StreamingDataLoader, StreamingDataset
     from litdata.streaming.writer import BinaryWriter
 
@@ -140,7 +135,6 @@ def grain(folder: Path, threads: int, stack: ExitStack) -> Iterator[Any]:
 
 
 def torch_files(folder: Path, threads: int, stack: ExitStack) -> Iterator[Tensor]:
-    """Read loose files with torch's DataLoader."""
     dataset: Any = _Loose(loose_files(folder))
     loader = torch.utils.data.DataLoader(
         dataset, BATCH, shuffle=True, num_workers=threads, collate_fn=_stack, drop_last=True
@@ -169,7 +163,6 @@ def _files(folder: Path) -> Iterator[bytes]:
 
 
 def loose_files(folder: Path) -> list[str]:
-    """Write the images as single files on first use."""
     loose = folder / "loose"
     done = loose / "done"
     if not done.exists():
@@ -181,8 +174,6 @@ def loose_files(folder: Path) -> list[str]:
 
 
 class _Loose:
-    """Decoded files by number."""
-
     def __init__(self, paths: list[str]) -> None:
         self._paths = paths
 
@@ -209,7 +200,6 @@ _QUALITY = 94  # 256 × 256 pixels then take about 30 KB
 
 
 def images(num: int, size: int, seed: int = 0) -> Iterator[bytes]:
-    """Yield ``num`` different JPEGs of ``size`` × ``size`` in RGB."""
     draws = np.random.default_rng([seed, size])
     pool = [_texture(draws, size) for _ in range(_POOL)]
     for _ in range(num):

@@ -1,10 +1,4 @@
-"""Write the tables of results in README.md and docs/results.md from ``benchmarks/results``.
-
-python -m benchmarks.readme [--check]
-
-Each table is between two marks. With ``--check`` nothing is written, and the exit status is 1 if a
-table is stale.
-"""
+"""Write the tables of results in README.md and docs/results.md from ``benchmarks/results``."""
 
 from __future__ import annotations
 
@@ -29,7 +23,6 @@ HIGHLIGHTS = (("digits", 0), ("step", 0), ("data", 0), ("scaling", 1), ("soak", 
 
 
 def main() -> int:
-    """Write, or check."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing; status 1 if stale")
     arguments = parser.parse_args()
@@ -44,7 +37,6 @@ def main() -> int:
 
 
 def with_results(page: Path, text: str, records: Sequence[Record]) -> str:
-    """Return the text of a page with the table of these records between its marks."""
     head, begin, rest = text.partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not (begin and end):
@@ -77,7 +69,6 @@ def _tables(records: Sequence[Record]) -> Iterator[str]:
 
 
 def _rows(record: Record) -> Iterator[str]:
-    """Yield a record's lines; the first one has its date, commit and hardware."""
     made = f"[{record.date}](../benchmarks/results/{record.folder.name}), {record.made_on}"
     for line in record.lines():
         yield f"| {line.what} | {line.value} | {line.spread} | {made} |\n"

@@ -24,8 +24,6 @@ class Line(NamedTuple):
 
 @dataclass(frozen=True)
 class Record:
-    """A folder of ``results`` and the content of its ``result.json``."""
-
     folder: Path
     found: Found
 
@@ -51,7 +49,6 @@ class Record:
         return f"{message}, {facts.get('gpu') or hardware}"
 
     def lines(self) -> list[Line]:
-        """Return its results; none for an unknown kind of record."""
         if "samples_seen" in self.found and "metrics" in self.found:
             return _run(self.name, self.found)
         report = REPORTERS.get(self.name)
@@ -59,7 +56,6 @@ class Record:
 
 
 def newest(results: Path = RESULTS) -> list[Record]:
-    """Return the newest record of each case, sorted by name."""
     found: dict[str, Record] = {}
     for file in sorted(results.glob("*/result.json")):
         record = Record(file.parent, json.loads(file.read_text(encoding="utf-8")))

@@ -1,7 +1,4 @@
-"""A run of ``gatdist train`` on :mod:`benchmarks.hosts`, observed from outside.
-
-A plugin, which every worker imports, records the run's progress and its workers.
-"""
+"""A run of ``gatdist train`` on :mod:`benchmarks.hosts`, recorded by a plugin of its workers."""
 
 from __future__ import annotations
 
@@ -80,10 +77,7 @@ class Beat(NamedTuple):
 
 
 class Worker(NamedTuple):
-    """A training process; times in seconds since the epoch.
-
-    ``imported``: the training loop's set-up starts; ``ready``: the first batch is requested.
-    """
+    """A training process; times in seconds since the epoch, ``ready``: of the first batch."""
 
     attempt: int
     rank: int
@@ -97,15 +91,7 @@ class Worker(NamedTuple):
 class HostsRun:
     """A run directory on the hosts' common file system, and the commands that train in it.
 
-    Args:
-        hosts: Where to train.
-        folder: Empty; ``run`` in it is the run directory.
-        settings: Beside ``SETTINGS``.
-        workers: As in ``--workers``.
-
-    Attributes:
-        messages: Standard error of the commands, with the time of each line.
-        ended: End of the last command, seconds since the epoch; 0 while it runs.
+    ``messages`` are standard error with the time of each line; ``ended`` is 0 while a command runs.
     """
 
     def __init__(
@@ -129,7 +115,6 @@ class HostsRun:
             self._await_no_workers()
 
     def start(self) -> None:
-        """Start ``gatdist train`` on the head."""
         self.ended = 0.0
         self._process = self.hosts.head.start(
             *gatdist_command(
@@ -163,7 +148,6 @@ class HostsRun:
         self._process.wait()
 
     def _await_no_workers(self) -> None:
-        """Wait until Ray has ended the command's workers."""
         with suppress(TimeoutError):
             until(lambda: not any(map(lives, self.workers())), "the workers' end", 30)
 
@@ -181,12 +165,10 @@ class HostsRun:
         return []
 
     def moves(self) -> bool:
-        """Whether worker 0 has made a step within the last second or so."""
         last = self.last()
         return last is not None and time.time() - last.time_s < 1.5
 
     def workers(self, attempt: int | None = None) -> list[Worker]:
-        """Return the workers of an attempt by rank; None: of the newest."""
         with suppress(FileNotFoundError):
             lines = (self.folder / "workers.jsonl").read_text().splitlines()
             found = [Worker(**json.loads(line)) for line in lines]
@@ -198,11 +180,9 @@ class HostsRun:
         return next(host for host in self.hosts.workers if host.name == worker.host)
 
     def die_in_upload(self, file: str) -> None:
-        """Kill worker 0 just before it publishes ``file`` of its next checkpoint."""
         (self.folder / "die-in-upload").write_text(f"commit/{file}")
 
     def committed(self) -> list[Path]:
-        """Return the folders of complete checkpoints, oldest first."""
         found = [path.parent for path in self.run_dir.glob("checkpoints/*/MANIFEST.json")]
         return sorted(found, key=lambda path: [int(part) for part in path.name.split(".")])
 
@@ -214,7 +194,6 @@ class HostsRun:
 
 
 def until(condition: Callable[[], Any], what: str, timeout_s: float) -> Any:
-    """Wait until ``condition()`` is true, and return its value; raise TimeoutError if it is not."""
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):
         if time.monotonic() > deadline:
@@ -224,7 +203,6 @@ def until(condition: Callable[[], Any], what: str, timeout_s: float) -> Any:
 
 
 def lives(worker: Worker) -> bool:
-    """Whether its process is alive, and not another one with its id."""
     try:
         words = Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()
         up_s = float(Path("/proc/uptime").read_text().split()[0])

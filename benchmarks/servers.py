@@ -19,11 +19,7 @@ _START_S = 30.0
 
 @contextmanager
 def nginx(root: Path) -> Iterator[str]:
-    """Serve the folder as a read-only bucket of its name; yields the address.
-
-    Reading an S3 object is a GET of a file, with or without a range; nginx takes next to no CPU,
-    while moto copies a whole object for each range.
-    """
+    """Serve the folder as a read-only S3 bucket of its name; yields the address."""
     program = nginx_program()
     if program is None:
         raise SystemExit("nginx is not installed (make setup-system); or give --url")
@@ -54,7 +50,6 @@ def nginx(root: Path) -> Iterator[str]:
 
 
 def nginx_program() -> str | None:
-    """Path of nginx, if it is installed."""
     return shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
 
 

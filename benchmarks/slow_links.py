@@ -1,8 +1,6 @@
 """Scaling on hosts with slowed links, as ``gatdist bench scaling`` measures it, without Ray.
 
-Each host is a network namespace of this machine; a token bucket (``tc … tbf``) limits its sending
-rate. For each rate, steps on 1, 2 and 4 workers and all-reduces are measured. Processes are kept
-for all rates; a line on their standard input starts a measurement.
+A token bucket (``tc … tbf``) limits each host's sending rate. Processes are kept for all rates.
 """
 
 from __future__ import annotations
@@ -67,8 +65,6 @@ def _at_this_rate(groups: dict[int, Group], rounds: int) -> dict[str, Any]:
 
 
 class Group:
-    """One process on each of the first hosts."""
-
     def __init__(self, hosts: Hosts, count: int, rounds: int) -> None:
         first = hosts.workers[0]
         self.processes = [
@@ -81,7 +77,6 @@ class Group:
         ]  # fmt: skip
 
     def go(self) -> list[dict[str, Any]]:
-        """Measure once, and return the answers."""
         for process in self.processes:
             assert process.stdin is not None
             print("go", file=process.stdin, flush=True)
@@ -98,7 +93,6 @@ class Group:
 
 
 def member(rank: int, count: int, address: str, port: int, rounds: int) -> None:
-    """Measure after each line on standard input."""
     torch.set_num_threads(1)
     shared = dist.TCPStore(address, port, is_master=rank == 0, world_size=count)
     for number, _ in enumerate(sys.stdin):

@@ -1,7 +1,4 @@
-"""``gatdist simulate`` compared with closed forms, published tables, and measurements.
-
-Each check is a row: what was compared, the true value, the simulated one, and its error.
-"""
+"""``gatdist simulate`` compared with closed forms, published tables, and measurements."""
 
 from __future__ import annotations
 
@@ -83,10 +80,7 @@ def row(
     counts: bool = True,
     between: tuple[float, float] | None = None,
 ) -> Row:
-    """Return a check of kind exact, published or measured.
-
-    ``counts``: whether the model applies; ``between``: the prediction's 80 % interval.
-    """
+    """Return a check; ``counts``: whether the model applies; ``between``: the 80 % interval."""
     groups = {"exact": "closed forms", "published": "published", "measured": "measured here"}
     return {
         "group": groups[kind], "family": family, "what": what, "truth": truth,
@@ -164,7 +158,6 @@ def _from_one_and_two(
     batches: Sequence[int] | None = None,
     **scenario: Any,
 ) -> Iterator[Row]:
-    """Predict 4 and 8 GPUs from 1 and 2."""
     seen, ahead = ({}, {}) if batches is None else (
         {"global_batch": list(part)} for part in (batches[:2], batches[2:])
     )  # fmt: skip
@@ -214,11 +207,7 @@ def _link(rate: Mapping[str, Any]) -> Link:
 
 
 def network_at(as_they_are: Link, mbit_per_s: float | None) -> dict[str, Any]:
-    """Return network figures from a link's rate, or the measured link.
-
-    Headers take 66 of each 1,514 bytes, and acknowledgements, which in a ring go the way of the
-    data, 66 for every second packet.
-    """
+    """Return network figures from a link's rate, or the measured link."""
     figures = {"latency_s": as_they_are.latency_s, "algorithm": "ring"}
     if mbit_per_s is None:
         bandwidth = as_they_are.bandwidth_bytes_per_s
@@ -228,12 +217,10 @@ def network_at(as_they_are: Link, mbit_per_s: float | None) -> dict[str, Any]:
 
 
 def alone_s(point: Mapping[str, Any]) -> float:
-    """Return the step time of N independent processes, which share this machine's cores."""
     return float(point["global_batch"] / point["limit_samples_per_s"])
 
 
 def _players(point: Mapping[str, Any], one: Mapping[str, Any]) -> dict[str, Any]:
-    """Return both players' work, from one worker's phases, scaled to independent processes."""
     phases = one["phases"]
     slower = alone_s(point) / sum(phases.values()) / one["global_batch"]
     sent = point["bytes_sent"] * point["workers"] / (2 * (point["workers"] - 1))
@@ -256,10 +243,7 @@ def step_s(point: Mapping[str, Any], one: Mapping[str, Any], network: Mapping[st
 def _held_out(
     points: Mapping[int, Mapping[str, Any]], network: Mapping[str, Any]
 ) -> tuple[float, float]:
-    """Return four workers' seconds for 1,000 samples, and their prediction from one and two.
-
-    The contention for cores is subtracted from all three.
-    """
+    """Four workers' seconds for 1,000 samples, and their prediction from one and two."""
     one = alone_s(points[1])
     steps = {p: one + max(0.0, points[p]["step_s"] - alone_s(points[p])) for p in (2, 4)} | {1: one}
     batch = points[1]["global_batch"]
@@ -282,7 +266,6 @@ def _held_out(
 
 
 def soak() -> Iterator[Row]:
-    """Predict the goodput of the recorded soak from recovery times."""
     soaked, recovered = _newest("soak"), _newest("recovery")
     cost = _newest("overheads")["checkpoint_s"]
     worker_s = recovered["median_s"]["worker"]

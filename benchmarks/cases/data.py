@@ -1,10 +1,8 @@
 """Reading and packing images on this machine: gatdist, other libraries, and the upper bound.
 
-The upper bound of reading is the slower of sequential reads and of decoding from memory in the same
-round. Also measured: the first batch early and late in an epoch, memory over ten epochs under a
-limit, and the memory of the order of 100 million samples. Packing (with one core) is compared with
-webdataset's ``ShardWriter`` on the same files, which are resized by Lanczos' filter or copied;
-gatdist also makes an index and digests, and flushes its files to the disk.
+The upper bound is the slower of sequential reads and of decoding from memory in the same round.
+Packing (with one core) is compared with webdataset's ``ShardWriter``; gatdist also makes an index
+and digests, and flushes its files to the disk.
 """
 
 from __future__ import annotations
@@ -147,7 +145,6 @@ def first_batches(folder: Path, rounds: int, threads: int) -> dict[str, float]:
 
 
 def memory(comm: Communicator, report: Report, folder: str, num: int) -> dict[str, Any]:
-    """Peak memory of a process by epoch."""
     before = _resident_bytes()
     epochs = []
     with open_loader(
@@ -169,7 +166,6 @@ def memory(comm: Communicator, report: Report, folder: str, num: int) -> dict[st
 
 
 def order(comm: Communicator, report: Report) -> dict[str, Any]:
-    """Memory and time of the order of 100 million samples."""
     before = _resident_bytes()
     layout = ShardLayout([(_HUGE_SAMPLES, _HUGE_BYTES)] * _HUGE_SHARDS)
     lanes = 1024

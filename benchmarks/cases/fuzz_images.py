@@ -1,8 +1,4 @@
-"""Images whose parts are shuffled, repeated, removed and damaged, for :mod:`.fuzz`.
-
-Parts are the segments of a JPEG, the chunks of a PNG or WebP, and the entries of a TIFF's
-directory. CRCs of PNG chunks and the size of a RIFF file are fixed afterwards.
-"""
+"""Images whose segments, chunks or directory entries are shuffled and damaged, for :mod:`.fuzz`."""
 
 from __future__ import annotations
 
@@ -26,7 +22,6 @@ _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
 
 def damaged(place: Path, chance: random.Random) -> tuple[str, Callable[[], str]]:
-    """Damage parts of an image."""
     name, content = chance.choice(SEEDS)
     split, join = _PARTS[name.partition(" ")[0]]
     head, parts, tail = split(content)
@@ -154,7 +149,6 @@ def _tiff_parts(content: bytes) -> Parts:
 
 
 def _tiff(head: bytes, parts: list[bytes], tail: bytes) -> bytes:
-    """Append the new directory."""
     entries = b"".join(part[:_ENTRY_BYTES].ljust(_ENTRY_BYTES, b"\0") for part in parts)
     directory = struct.pack("<H", len(parts)) + entries + bytes(4)
     return head[:4] + struct.pack("<I", len(head)) + head[8:] + directory + tail

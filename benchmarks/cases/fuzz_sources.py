@@ -41,8 +41,6 @@ Damage = Callable[[Path, random.Random], str]
 def _target(
     write: Callable[[Path], str], damage: Damage, act: Callable[[Path, str], None]
 ) -> Target:
-    """A target whose source is written, damaged, then packed or indexed."""
-
     def prepared(place: Path, chance: random.Random) -> tuple[str, Callable[[], str | None]]:
         source = write(place)
         return damage(place, chance), partial(act, place, source)
@@ -85,7 +83,6 @@ def _names() -> list[str]:
 
 
 def write_folder(place: Path) -> str:
-    """Images in folders of classes, with ``dataset.json``."""
     root = place / "source"
     for number, name in enumerate(_names()):
         path = root / name
@@ -179,7 +176,6 @@ ODD_LABELS += [float("inf"), [0], {"a": 1}, "\ufeff1", "e\u0301", "é", "cat\x00
 
 
 def hostile_names(chance: random.Random) -> list[Any]:
-    """Names and URLs that must not be opened."""
     reference = f"${{env:{SECRET_NAME}}}"
     host = chance.choice([NOWHERE, f"u:{reference}@{NOWHERE}", f"{NOWHERE}:80", "localhost"])
     scheme = chance.choice(
@@ -227,7 +223,6 @@ def cells(content: bytes, chance: random.Random) -> bytes:
 
 
 def dialects(content: bytes, chance: random.Random) -> bytes:
-    """Change separators, line ends and encoding."""
     text = content.decode(errors="replace")
     text = text.replace(",", chance.choice([",", ";", "\t", "|", " , ", "\x00"]))
     text = text.replace("\n", chance.choice(["\n", "\r\n", "\r", "\n\n"]))
@@ -258,14 +253,12 @@ def damage_shards(place: Path, chance: random.Random) -> str:
 
 
 def zeros(content: bytes, chance: random.Random) -> bytes:
-    """Insert a block of zeros or garbage."""
     at = 512 * chance.randrange(len(content) // 512 + 1)
     block = chance.choice([bytes(512), bytes(1024), chance.randbytes(512), b"\x00garbage"])
     return content[:at] + block + content[at:]
 
 
 def classes(content: bytes, chance: random.Random) -> bytes:
-    """Replace a label."""
     at = content.find(b".cls")
     return (
         content[: at + 412] + chance.choice([b"-", b" ", b"9", b"\xff", b"x"]) + content[at + 413 :]
@@ -273,7 +266,6 @@ def classes(content: bytes, chance: random.Random) -> bytes:
 
 
 def joined(content: bytes, chance: random.Random) -> bytes:
-    """Concatenate tars."""
     return content + content[512 * chance.randrange(1 + len(content) // 512) :]
 
 
@@ -287,7 +279,6 @@ def damage_audio(place: Path, chance: random.Random) -> str:
 
 
 def header(content: bytes, chance: random.Random) -> bytes:
-    """Overwrite some of the first 64 bytes."""
     at, size = chance.randrange(64), chance.choice([1, 2, 4, 8])
     put = chance.choice([bytes(size), b"\xff" * size, chance.randbytes(size)])
     return content[:at] + put + content[at + size :]

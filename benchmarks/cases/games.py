@@ -79,7 +79,6 @@ register_loss(
 
 
 def configuration(rule: str, loss: str, **game: Any) -> Config:
-    """Return gradient descent from (θ, ψ) = (1, −1)."""
     player = {"name": "sgd", "learning_rate": RATE}
     return parse_config(
         {
@@ -98,7 +97,6 @@ def configuration(rule: str, loss: str, **game: Any) -> Config:
 
 
 def play(config: Config, steps: int = STEPS) -> Tensor:
-    """Return the points (θ, ψ), [steps + 1, 2]."""
     case = GatdistCase(config, torch.zeros(1, 1, dtype=torch.float64))
 
     def point() -> Tensor:
@@ -140,7 +138,6 @@ def main() -> None:
 
 
 def draw(trajectories: dict[str, Tensor], path: Path, title: str, published: bool = False) -> None:
-    """Draw one trajectory per rule in the plane of θ and ψ, and the radius over the steps."""
     columns = len(trajectories)
     with figure(2.1 * columns, 4.6) as made:
         axes = made.subplots(2, columns, height_ratios=[2, 1])

@@ -1,8 +1,6 @@
 """Overlap of communication and computation: gradient buckets in flight during a backward pass.
 
-Two gloo processes run a step; one records when each bucket is sent and arrives, and when each
-gradient is ready. ``trace.json.gz`` is torch's profile of the one-stage step (open it in Perfetto),
-``overlap.png`` a drawing of the records.
+``trace.json.gz`` is torch's profile of the one-stage step (open it in Perfetto).
 """
 
 from __future__ import annotations
@@ -38,7 +36,6 @@ class Event:
 
 
 def events_of(comm: TorchCommunicator, rule: str, trace: Path | None = None) -> list[Event]:
-    """Record a step's backward passes on this worker, after three steps of warm-up."""
     config = SIZE.config({"game": {"update_rule": rule, "latents": "shared"}}, comm.world_size)
     case = GatdistCase(config, torch.randn(SIZE.batch, *SIZE.shape), comm)
     events: list[Event] = []
@@ -117,7 +114,6 @@ def main() -> None:
 
 
 def draw(found: dict[str, list[Event]], path: Path) -> None:
-    """Draw a panel per rule, with rows for each player's gradients and buckets."""
     rows = [(p, k) for p in ("generator", "discriminator") for k in ("bucket", "ready")]
     names = {"ready": "gradients ready", "bucket": "buckets in flight"}
     colors = {"discriminator": "tab:orange", "generator": "tab:blue"}

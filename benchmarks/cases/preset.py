@@ -1,8 +1,7 @@
 """Training of a preset: configuration, curves, samples, and metrics compared with baselines.
 
-The run's metrics are also computed for the untrained generator and a simple baseline: for images
-their mean (per class), for audio real clips with shuffled frames, for text a Markov chain of
-characters. A run that exists in ``--run-dir`` is resumed.
+Baselines: the untrained generator, and the mean image (per class), real audio with shuffled frames,
+or a Markov chain of characters. A run that exists in ``--run-dir`` is resumed.
 """
 
 from __future__ import annotations
@@ -57,7 +56,6 @@ def main() -> None:
 
 
 def baselines(config: Config) -> dict[str, Any]:
-    """Return the run's metrics for the untrained generator and a simple baseline."""
     dataset, comm = open_dataset(config.data), LocalCommunicator(torch.device("cpu"))
     metrics = [name for name in config.evaluate.metrics if name != "probe"]
     evaluator = Evaluator(
@@ -84,8 +82,6 @@ def baselines(config: Config) -> dict[str, Any]:
 
 
 class Baseline:
-    """A sampler by sample number."""
-
     def __init__(self, dataset: Dataset) -> None:
         self.sample_format = dataset.sample_format
         self.samples, self.classes = dataset.read(np.arange(dataset.num_samples))
@@ -162,7 +158,6 @@ class MarkovChain(Baseline):
 
 
 def record(run: Path, out: Path, metadata: dict[str, Any]) -> None:
-    """Copy a run's configuration, metrics and last samples, and draw its curves."""
     out.mkdir(parents=True, exist_ok=True)
     shutil.copy(run / "config.json", out / "config.json")
     shutil.copy(run / "metrics.jsonl", out / "metrics.jsonl")
@@ -183,7 +178,6 @@ def record(run: Path, out: Path, metadata: dict[str, Any]) -> None:
 
 
 def draw(lines: list[dict[str, Any]], path: Path, config: dict[str, Any]) -> None:
-    """Draw losses, gradient norms and the first metric over samples seen."""
     name = config["evaluate"]["metrics"][0]
     scored = [x for x in lines if f"metric/{name}" in x]
 

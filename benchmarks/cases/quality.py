@@ -1,13 +1,8 @@
 """Time to quality of every update rule and precision.
 
-Every setting trains the preset with each seed in one thread, as many runs at once as there are
-cores, and is evaluated every ``EVERY_SAMPLES`` samples. Afterwards the steps of all settings and of
-the bare loop are timed in interleaved rounds. Time to quality is the number of samples to
-``--goal`` times the real-vs-real (split-half) FID, times the time per sample.
-
-The bare loop plays ``alternating`` with shared latents, which is tested to compute the same, so it
-needs that setting's samples at its own speed. Runs that are in the folder already are kept: the
-command can be stopped and resumed.
+Time to quality is the number of samples to ``--goal`` times the real-vs-real (split-half) FID,
+times the time per sample. The bare loop needs as many samples as ``alternating``, which computes
+the same. Runs that are in the folder already are kept: the command can be resumed.
 """
 
 from __future__ import annotations
@@ -112,14 +107,12 @@ def settings_of(preset: str, name: str) -> list[str]:
 
 
 def recorded(out: Path) -> dict[tuple[str, int], dict[str, Any]]:
-    """Return the existing runs, by setting and seed."""
     file = out / "runs.jsonl"
     lines = file.read_text().splitlines() if file.exists() else []
     return {(run["name"], run["seed"]): run for run in map(json.loads, lines)}
 
 
 def train(preset: str, name: str, seed: int, more: list[str]) -> dict[str, Any]:
-    """Run ``gatdist train``, and return the ratio of FID to real-vs-real FID over samples."""
     every = EVERY_SAMPLES[preset]
     settings = [
         f"run.seed={seed}",
@@ -258,7 +251,6 @@ class BareLoop(Case):
 
 
 def time_steps(preset: str, names: list[str], more: list[str]) -> dict[str, float]:
-    """Return the median seconds per sample, for ``names`` and ``bare``."""
     torch.set_num_threads(1)
     base = load_config(preset, [*more, *PLAINEST])
     dataset = open_dataset(base.data)

@@ -1,9 +1,7 @@
 """Recovery time after the death of a worker, a host or the driver, by phase.
 
-One run of two workers on a head and two hosts (network namespaces of this machine). In turn: a
-worker is killed; a host is killed and returns after 6 s; the driver is killed and its command run
-again, on the same Ray. Recovery ends with the first new step. Phases are read from the driver's
-messages, the logs of Ray and of Ray Train's controller, and the records of a plugin.
+A host returns after 6 s; the driver's command is run again, on the same Ray. Recovery ends with the
+first new step. Phases are read from the driver's messages, Ray's logs and a plugin's records.
 """
 
 from __future__ import annotations
@@ -92,7 +90,6 @@ KILLS: dict[str, Callable[[HostsRun, int], None]] = {
 
 
 def measure(run: HostsRun, kill: Callable[[], None]) -> dict[str, Any]:
-    """Return the seconds from a kill to the next new step, in total and by phase."""
     calm = time.time()
     until(lambda: run.moves() and _newest_commit(run) > calm, "a checkpoint after the last", 120)
     before = run.last()
@@ -120,7 +117,6 @@ def _first_step(run: HostsRun, attempt: int) -> tuple[Beat, Beat] | None:
 
 
 def _marks(run: HostsRun, since_s: float) -> list[tuple[str, float]]:
-    """Ends of phases in order, as far as they are logged."""
     restarts = [at for at, line in run.messages if at > since_s and "Restarting" in line]
     marks = [("detection", at) for at in restarts[:1]]
     marks += [("driver starts", at) for at in _connections(run) if at > since_s]
@@ -159,7 +155,6 @@ def record(measured: dict[str, list[dict[str, Any]]], out: Path) -> None:
 
 
 def _phases(ones: list[dict[str, Any]]) -> dict[str, float]:
-    """The median of each phase."""
     names = dict.fromkeys(name for one in ones for name in one["phases_s"])
     return {name: median(one["phases_s"].get(name, 0.0) for one in ones) for name in names}
 

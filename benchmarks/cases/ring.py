@@ -44,7 +44,6 @@ def train(folder: str, settings: list[str]) -> None:
 
 
 def generate(folder: str) -> Tensor:
-    """Return points of the EMA generator, [n, 2]."""
     trained = load_run(Store(folder), torch.device("cpu"))
     return trained.sampler(0, "ring")(torch.arange(NUM_SAMPLES))
 

@@ -1,13 +1,8 @@
 """Validation of ``gatdist simulate``, and a scaling study of 1 to 4,096 workers.
 
-The truth is a closed form, a published table, or measured here: steps and all-reduces on 1, 2 and 4
-hosts with slowed links (``tc … tbf``), and the goodput of the recorded soak. Hosts are network
-namespaces, which need root; without it, or with ``--links``, an earlier measurement is used. No
-prediction is fitted to its own truth: four hosts are predicted from one and two, slowed links from
-their rates, the soak from recovery times.
-
-With unslowed links, four hosts are limited by this machine's two cores, while the model has each
-worker on its own machine. Those rows are reported, but not counted among the errors.
+Without root, or with ``--links``, an earlier measurement of slowed links is used. No prediction is
+fitted to its own truth. With unslowed links, four hosts are limited by this machine's two cores;
+those rows are not counted among the errors.
 """
 
 from __future__ import annotations
@@ -70,7 +65,6 @@ def main() -> None:
 
 
 def _links(earlier: Path | None, rounds: int) -> dict[str, Any]:
-    """Measure if hosts can be created; else use the newest record."""
     if earlier is None and (os.geteuid() or why_not()):
         earlier = max(RESULTS.glob("*_simulation/links.json"))
     if earlier is not None:
@@ -85,7 +79,6 @@ def _links(earlier: Path | None, rounds: int) -> dict[str, Any]:
 
 
 def _mean_errors(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Mean absolute error of the counted rows by family."""
     names = dict.fromkeys(row["family"] for row in rows if row["counts"])
     return {
         name: fmean(abs(row["error"]) for row in rows if row["counts"] and row["family"] == name)
@@ -94,7 +87,6 @@ def _mean_errors(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _in_range(rows: Sequence[validation.Row]) -> dict[str, int]:
-    """Number of true values in the 80 % interval."""
     known = [row for row in rows if row["between"]]
     return {"inside": sum(map(validation.is_inside, known)), "of": len(known)}
 
@@ -120,7 +112,6 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def drawn(rows: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
-    """Draw the errors by family."""
     compared = [row for row in rows if row["kind"] != "exact"]
     families = list(dict.fromkeys(row["family"] for row in compared))
     with figure(9.0, 0.42 * len(families) + 1.6) as made:

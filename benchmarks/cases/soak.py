@@ -1,18 +1,12 @@
 """Soak test: a long run on two hosts with a fault every minute or two ends in the same bytes.
 
-python -m benchmarks soak --check benchmarks/results/DATE_soak    only compares the digest
+Faults come in random order, each once before any is repeated. Hosts that died, and a command that
+ended early, are restarted. Afterwards the configuration is trained without faults in one process;
+with the canonical reduction, both digests must be equal. ``--check RESULT`` only does that.
 
-Head and two hosts are network namespaces of this machine. First, an undisturbed run measures the
-time of a step. The soak then has so many steps that it takes about ``--minutes`` with its faults,
-which come in random order, each once before any is repeated. A keeper restarts hosts that died, and
-the command when it ended before the run was finished. Afterwards, the same configuration is trained
-without faults in one process. With the canonical reduction, both digests must be equal.
-
-Goodput is the undisturbed time of the run's steps on two hosts, divided by the time from the first
-command to the end of the last. The rest is attributed to the faults: the time from one to the next,
-minus the undisturbed time of the new steps in it. A repeated step is not new, and slower steps on
-one host while the other is away are a loss of its fault. This machine is shared and noisy, so the
-step time between faults is reported, too.
+Goodput is the undisturbed time of the run's steps, divided by the time from the first command to
+the end of the last. The rest is attributed to the faults: the time from one to the next, minus the
+undisturbed time of the new steps in it.
 """
 
 from __future__ import annotations
@@ -88,7 +82,6 @@ def main() -> None:
 
 
 def deck(names: list[str], seed: int) -> Iterator[str]:
-    """Yield each name once in random order, endlessly."""
     shuffler = random.Random(seed)
     while True:
         yield from shuffler.sample(names, len(names))
@@ -143,7 +136,6 @@ class Soak:
             save(self.out, result, indent=None)
 
     def _goes_on(self, began: float) -> bool:
-        """Whether the run is unfinished and in time; a failed command is run again."""
         status = self.train.status
         if status is None:
             return time.time() - began < self.limit_s
@@ -158,7 +150,6 @@ class Soak:
         return False
 
     def keep_hosts(self) -> None:
-        """Restart hosts that Ray has lost."""
         alive = self.hosts.alive()
         for host in self.hosts.workers:
             if host.name not in alive:
@@ -166,7 +157,6 @@ class Soak:
                 self.join(host)
 
     def join(self, host: Host) -> None:
-        """Start Ray on a host; if that fails, the keeper retries."""
         with suppress(RuntimeError, subprocess.TimeoutExpired):
             self.hosts.join(host)
 
@@ -193,7 +183,6 @@ class Soak:
         return fault
 
     def _record(self, wall_s: float) -> None:
-        """Summarize and write the results so far."""
         result, beats = self.result, self.train.beats()
         result |= {
             "wall_s": wall_s,
@@ -219,7 +208,6 @@ class Soak:
     # What the faults below use.
 
     def worker(self, rank: int) -> Worker:
-        """The worker of that rank, or the last one."""
         workers = self.train.workers()
         return workers[min(rank, len(workers) - 1)]
 
@@ -227,7 +215,6 @@ class Soak:
         return self.train.host_of(self.random.choice(self.train.workers()))
 
     def await_next_attempt(self, timeout_s: float) -> None:
-        """Wait until another attempt has made a step, or the time is over."""
         before = self.result["faults"][-1]["attempt"]
 
         def again() -> bool:
@@ -239,7 +226,6 @@ class Soak:
 
 
 def kill_workers(soak: Soak, *ranks: int) -> None:
-    """Kill the workers of these ranks; none: all."""
     workers = [soak.worker(rank) for rank in ranks] if ranks else soak.train.workers()
     for worker in workers:
         os.kill(worker.pid, signal.SIGKILL)
@@ -286,7 +272,6 @@ def pause_worker(soak: Soak) -> None:
 
 
 def stop_worker(soak: Soak) -> str:
-    """SIGSTOP; it is replaced after cluster.heartbeat_timeout_s."""
     worker = soak.worker(soak.random.randrange(2))
     os.kill(worker.pid, signal.SIGSTOP)
     soak.await_next_attempt(60)
@@ -294,7 +279,6 @@ def stop_worker(soak: Soak) -> str:
 
 
 def flip_bit(soak: Soak) -> str:
-    """Flip a bit in the newest checkpoint, and kill all workers."""
     newest = soak.train.committed()[-1]
     file = newest / soak.random.choice(CHECKPOINT_FILES)
     content = bytearray(file.read_bytes())
@@ -353,7 +337,6 @@ def note_returns(beats: list[Beat], result: dict[str, Any]) -> None:
 
 
 def losses(beats: list[Beat], result: dict[str, Any], wall_s: float) -> dict[str, list[float]]:
-    """Return the seconds lost by name of the fault; ``start``: before the first."""
     began, faults = result["began"], result["faults"]
     edges = [0.0, *(fault["at_s"] for fault in faults), wall_s]
     names = ["start", *(fault["name"] for fault in faults)]
@@ -388,7 +371,6 @@ def calm_step_s(
 
 
 def tick_errors(ticks: list[dict[str, Any]], total_samples: int) -> dict[str, Any]:
-    """Check that every log interval was written once, in order."""
     seen = [tick["samples_seen"] for tick in ticks]
     last = seen[-1] if seen else 0
     return {
@@ -442,7 +424,6 @@ def table(result: dict[str, Any]) -> str:
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """Draw samples seen over time and faults; gray: one worker."""
     minutes = result["wall_s"] / 60
     with figure(min(18.0, 9 + minutes / 4), 6) as made:
         axis = made.subplots()

@@ -1,8 +1,4 @@
-"""Seconds from the command to ``gatdist --help`` and to the first step of a run.
-
-Each command in turn, round by round, after a round that fills the cache. The first step is done
-when the run's first log interval, of one step, is on disk.
-"""
+"""Seconds from the command to ``gatdist --help`` and to the first step of a run."""
 
 from __future__ import annotations
 
@@ -47,7 +43,6 @@ def main() -> None:
 
 
 def first_step(how: list[str]) -> float:
-    """Return the seconds until a run has made a step, and stop it."""
     with tempfile.TemporaryDirectory() as folder:
         words = ["train", "digits", *how, "--run-dir", f"{folder}/run"]
         command = gatdist_command(*words, settings=SETTINGS)

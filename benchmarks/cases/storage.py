@@ -1,8 +1,6 @@
 """Reading images from object storage with latency and faults: epochs, ranges, a shared cache.
 
-Without ``--url``: an S3 server (nginx) on this machine behind a proxy
-with 30 ms of latency and 100 MB/s per connection. The upper bound of an epoch is the slower of the
-fastest range reads and of decoding alone. With ``faults``, one request in a hundred fails.
+The upper bound of an epoch is the slower of the fastest range reads and of decoding alone.
 """
 
 from __future__ import annotations
@@ -91,7 +89,6 @@ class Place:
 
     @cached_property
     def ranges(self) -> list[tuple[str, int, int]]:
-        """Name, start and end of the shards' first ranges."""
         every = (
             (name, begin, min(begin + _RANGE_BYTES, length))
             for name, length in sorted(self.sizes.items())
@@ -101,7 +98,6 @@ class Place:
 
     @property
     def epochs(self) -> dict[str, dict[str, Any]]:
-        """Storage options of the cases that read an epoch."""
         return {"cold": self.options} | ({"faults": self.faulty} if self.faulty else {})
 
 
@@ -136,7 +132,6 @@ def measure(place: Place, rounds: int, threads: int) -> dict[str, Any]:
 def take_turns(
     place: Place, rounds: int, threads: int
 ) -> tuple[dict[str, list[float]], dict[str, list[dict[str, Any]]]]:
-    """Seconds by case and round, and what all epochs delivered."""
     store = Store(place.url, place.options)
     epochs: dict[str, list[dict[str, Any]]] = {name: [] for name in place.epochs}
 
@@ -177,7 +172,6 @@ def _row(
 
 
 def _read(place: Place, num: int, threads: int, **data: Any) -> dict[str, Any]:
-    """Read ``num`` images from the start of an epoch."""
     began = time.perf_counter()
     digest, samples = hashlib.sha256(), 0
     # Enough memory for the windows, and for all of a small data set.

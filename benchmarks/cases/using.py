@@ -1,9 +1,6 @@
 """Speed of sampling compared with a bare loop, and seconds of an evaluation.
 
-Both make the same number of samples with the same network, in the batches of ``gatdist sample``,
-without gradients, in one thread. The bare loop draws latents and noise from torch's generator,
-gatdist by sample number. The evaluation is of an untrained run of the preset ``digits``, first with
-an empty cache folder, then again.
+The bare loop draws latents and noise from torch's generator, gatdist by sample number.
 """
 
 from __future__ import annotations
@@ -68,7 +65,6 @@ def generation(name: str, rounds: int) -> dict[str, Any]:
 
 
 def evaluation(num: int) -> list[dict[str, Any]]:
-    """Return the seconds of metrics of ``num`` samples, without and with a filled cache."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         os.environ["GATDIST_CACHE"] = f"{folder}/cache"

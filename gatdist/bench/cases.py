@@ -1,7 +1,6 @@
 """Networks and batches that are measured, and gatdist's own step by rule and precision.
 
-All cases play the same game: nonsaturating losses without penalties, Adam for both players, and one
-fixed batch of random samples, so that no loader is measured.
+The game: nonsaturating losses, no penalties, Adam, and one fixed random batch (no loader).
 """
 
 from __future__ import annotations
@@ -99,11 +98,7 @@ SIZES = {size.name: size for size in (*USUAL_SIZES, *FAMILY_SIZES)}
 
 
 def chosen(option: str, requested: Sequence[str], known: Iterable[str]) -> list[str]:
-    """Return the requested names in the order of ``known``; all if none is requested.
-
-    Raises:
-        ConfigError: A name is not known.
-    """
+    """Return the requested names (default: all) as ordered in ``known``, or raise ConfigError."""
     known = list(known)
     for name in requested:
         if name not in known:
@@ -118,8 +113,7 @@ class Case(ABC):
     discriminator: nn.Module
 
     @abstractmethod
-    def step(self) -> None:
-        """Take one step of the game."""
+    def step(self) -> None: ...
 
     def run(self, num_steps: int) -> Seconds:
         """Time ``num_steps`` steps, after one that warms up caches."""
@@ -168,14 +162,9 @@ def alone(rule: str) -> Overrides:
 
 
 class GatdistCase(Case):
-    """gatdist's step on a fixed batch: training's own function, with guard, EMA and statistics.
+    """gatdist's own training step on a fixed batch [n, *shape] of this worker.
 
-    Args:
-        config: Of the run.
-        real: The batch of this worker, [n, *shape].
-        comm: The workers; default: this process alone.
-        recorder: Records steps as graphs, if given.
-        labels: Of the batch, for class-conditional networks.
+    Default ``comm``: this process alone. With a ``recorder``, steps are recorded as graphs.
     """
 
     def __init__(

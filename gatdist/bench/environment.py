@@ -31,10 +31,7 @@ def environment(*packages: str, **more: Any) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """Return the commit of this source, with ``+changes`` if tracked files were changed.
-
-    None if gatdist is installed as a package, or there is no git.
-    """
+    """Return the commit, with ``+changes`` if modified; None without a git checkout."""
     try:
         if not _git("ls-files", Path(__file__).name):
             return None  # some other repository, around the environment that gatdist is in

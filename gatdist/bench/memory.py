@@ -1,7 +1,4 @@
-"""Memory of a step, as counted by torch's allocator, which is the same in every run.
-
-A process's resident size is less exact: it includes what the C library has not given back.
-"""
+"""Memory of a step as counted by torch's allocator, which is the same in every run."""
 
 from __future__ import annotations
 
@@ -19,22 +16,14 @@ from gatdist.bench.cases import Case
 
 
 class Memory(NamedTuple):
-    """Memory of one case.
-
-    Attributes:
-        state_bytes: Kept from step to step: weights, Adam's moments, EMA, batch.
-        peak_bytes: Peak of a step beside the state, gradients included.
-    """
+    """Memory kept from step to step, and the peak of a step beside it, gradients included."""
 
     state_bytes: int
     peak_bytes: int
 
 
 def measure_memory(build: Callable[[], Case]) -> Memory:
-    """Build a case, run steps, and count their allocations on the CPU.
-
-    The peak is that of two steps in a row, since gradients of the first may last into the second.
-    """
+    """Count the CPU allocations of two steps, since gradients may last into the second."""
     built: list[Case] = []
 
     def start() -> None:
@@ -48,7 +37,6 @@ def measure_memory(build: Callable[[], Case]) -> Memory:
 
 
 def _allocated(function: Callable[[], object]) -> tuple[int, int]:
-    """Bytes that a call leaves allocated, and its peak."""
     gc.collect()  # so that earlier garbage is not freed meanwhile
     with _quiet_standard_error():
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:

@@ -1,8 +1,4 @@
-"""The alternating step in Lightning and accelerate, as their manuals show it.
-
-Both do the work of :class:`~gatdist.bench.reference.Bare`, with the same settings and without any
-logging, which is in their favour. They come with ``pip install 'gatdist[bench]'``.
-"""
+"""The alternating step of :class:`.reference.Bare` in Lightning and accelerate, without logging."""
 
 from __future__ import annotations
 
@@ -45,11 +41,7 @@ class _Repeated:
 
 
 class Lightning(ReferenceCase):
-    """A ``Trainer`` with manual optimization; its loop is measured, not its start.
-
-    Raises:
-        ImportError: It is not installed.
-    """
+    """A ``Trainer`` with manual optimization; its loop is measured, not its start."""
 
     def __init__(self, size: Size) -> None:
         self._library = _imported("lightning.pytorch")
@@ -115,11 +107,7 @@ def _lightning_module(library: Any, case: ReferenceCase) -> Any:
 
 
 class Accelerate(ReferenceCase):
-    """A hand-written loop with prepared networks and optimizers.
-
-    Raises:
-        ImportError: It is not installed.
-    """
+    """A hand-written loop with prepared networks and optimizers."""
 
     def __init__(self, size: Size) -> None:
         library = _imported("accelerate")

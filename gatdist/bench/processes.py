@@ -26,17 +26,10 @@ def together(
 ) -> list[Any]:
     """Run ``function(comm, report, *args)`` in new processes, and return the results by rank.
 
-    All processes have ended when this returns or raises.
-
-    Args:
-        world_size: Number of processes.
-        function: Defined at the top of a module, since each process imports it.
-        args: Picklable, as the results must be.
-        report: Gets lines of progress of rank 0.
-        silence_s: Longest time without progress or result.
+    Function, arguments and results are pickled. ``report`` gets rank 0's progress.
 
     Raises:
-        WorkerLostError: A process died, or ``silence_s`` passed.
+        WorkerLostError: A process died, or sent nothing for ``silence_s``.
         GatdistError: A process raised an error.
     """
     context = get_context("spawn")

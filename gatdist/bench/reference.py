@@ -39,7 +39,7 @@ class ReferenceCase(Case):
 
 
 def adam(parameters: Iterable[Tensor], config: PlayerOptimConfig) -> torch.optim.Adam:
-    """Build torch's fused Adam with a player's settings."""
+    """Return the fused Adam of a player's settings."""
     return torch.optim.Adam(
         parameters,
         lr=config.learning_rate,
@@ -50,10 +50,9 @@ def adam(parameters: Iterable[Tensor], config: PlayerOptimConfig) -> torch.optim
 
 
 class Bare(ReferenceCase):
-    """The bare loop, the unit of all ratios.
+    """The bare loop, the unit of all ratios; D is frozen in the generator's phase.
 
-    The discriminator is frozen in the generator's phase. Fakes are generated twice from the same
-    latents, without a graph for the discriminator, which takes least memory: 4 g + 8 d, g and d
+    Fakes are generated twice, once without a graph, which takes least memory: 4 g + 8 d, g and d
     being the costs of one forward pass.
     """
 
@@ -71,7 +70,6 @@ class Bare(ReferenceCase):
         self.step_generator(fakes)
 
     def step_discriminator(self, fakes: Tensor) -> None:
-        """Take one step of Adam; ``fakes`` have no graph."""
         self.d_optimizer.zero_grad()
         with self._autocast():
             real, fake = self.discriminator(self.real), self.discriminator(fakes)
@@ -80,7 +78,6 @@ class Bare(ReferenceCase):
         self.d_optimizer.step()
 
     def step_generator(self, fakes: Tensor) -> None:
-        """Take one step of Adam; ``fakes`` have a graph."""
         self.g_optimizer.zero_grad()
         self.discriminator.requires_grad_(False)
         with self._autocast():
@@ -105,14 +102,10 @@ class BareReusing(Bare):
 
 
 class Plain(ReferenceCase):
-    """A loop as in torch's DCGAN tutorial, each network in a DistributedDataParallel.
+    """A loop as in torch's DCGAN tutorial; ``wrap`` makes a network distributed.
 
-    The discriminator is not frozen in the generator's phase, so its gradients are computed and sent
-    in vain; fakes are generated once: 3 g + 9 d.
-
-    Args:
-        size: Networks and batch.
-        wrap: Makes a network distributed.
+    D is not frozen in the generator's phase, so its gradients are computed and sent in vain:
+    3 g + 9 d.
     """
 
     def __init__(self, size: Size, wrap: Callable[[nn.Module], nn.Module]) -> None:
@@ -134,11 +127,9 @@ class Plain(ReferenceCase):
 
 
 def reference_networks(config: Config, shape: tuple[int, ...]) -> tuple[nn.Module, nn.Module]:
-    """Build the configured generator and discriminator, without classes, by the obvious means.
+    """Build the configured networks with torch's spectral norm and weights per sample.
 
-    * Spectral normalization is torch's own, which iterates in every forward pass.
-    * StyleGAN2's convolutions have weights per sample, as in the paper.
-    * Noise is drawn where it is used, from torch's generator.
+    Noise is drawn in every forward pass, from torch's generator.
     """
     plain = config.model.model_copy(update={"spectral_norm": []})
     generator, discriminator = build_networks(config.model_copy(update={"model": plain}), shape, 0)

@@ -47,13 +47,7 @@ def interleave(
     turn: Callable[[str], T],
     report: Callable[[str], object] = lambda text: None,
 ) -> dict[str, list[T]]:
-    """Give every case a turn in each round, after a first round that is dropped.
-
-    Args:
-        names: Cases. Their order is shuffled in each round, from a fixed seed.
-        rounds: Number of rounds that count.
-        turn: Runs a case and returns its time.
-        report: Gets one line per round.
+    """Give every case a turn in each round, in shuffled order; the first round is dropped.
 
     Returns:
         The times by case, in the order of the rounds.
@@ -99,12 +93,7 @@ def walls(turns: Sequence[Seconds]) -> list[float]:
 
 
 def speed(samples: int, turns: Sequence[Seconds], bare: Sequence[Seconds]) -> dict[str, float]:
-    """Compare turns of ``samples`` samples with those of the bare loop.
-
-    Returns:
-        JSON values ``samples_per_s``, ``ratio_to_bare`` (of speeds) with ``ratio_low`` and
-        ``ratio_high``, and ``cpu_to_bare`` (of CPU times) with ``…_low`` and ``…_high``.
-    """
+    """Return ``samples_per_s``, ``ratio_to_bare`` of speeds, and ``cpu_to_bare`` of CPU times."""
     cpu = compare([turn.cpu for turn in bare], [turn.cpu for turn in turns])
     return {
         "samples_per_s": samples / median(walls(turns)),
@@ -114,9 +103,6 @@ def speed(samples: int, turns: Sequence[Seconds], bare: Sequence[Seconds]) -> di
 
 
 def harmonic(by_rank: Sequence[Sequence[float]]) -> list[float]:
-    """Return the time of each round in which N workers, at their rates, do N times one's work.
-
-    The harmonic mean, so that independent processes count by their total work, not by the slowest.
-    """
+    """Return each round's harmonic mean, by which independent processes count by total work."""
     rounds = zip(*by_rank, strict=True)
     return [len(taken) / sum(1 / seconds for seconds in taken) for taken in rounds]

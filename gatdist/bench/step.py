@@ -55,8 +55,7 @@ def measure(
 
     Args:
         sizes: Names of :data:`~gatdist.bench.cases.SIZES`; none: the usual ones.
-        cases: Names of :data:`CASES` and, with two processes, of theirs; none: all. The bare loop
-            is always measured.
+        cases: Names of :data:`CASES` and :data:`TWO_PROCESSES`; none: all. Bare is always measured.
         rounds: Number of rounds (≥ 1).
         threads: Torch's threads per process (≥ 1).
         two_processes: Also measure two communicating processes.
@@ -64,10 +63,8 @@ def measure(
         report: Gets lines of progress.
 
     Returns:
-        JSON values. ``cases``: one row per size and case, see :func:`measure_cases`, with
-        ``peak_bytes``, ``peak_to_bare`` and ``state_bytes``, see :mod:`gatdist.bench.memory`.
-        ``two_processes``: see :func:`measure_two_processes`. ``skipped``: cases whose library is
-        not installed. ``environment``: hardware and versions.
+        ``cases`` (see :func:`measure_cases`, with the memory), ``two_processes`` (see
+        :func:`measure_two_processes`), ``skipped`` (library not installed), ``environment``.
 
     Raises:
         ConfigError: An unknown name, or a number below 1.
@@ -110,12 +107,11 @@ def _threads(count: int) -> Iterator[None]:
 def measure_cases(
     size: Size, cases: Mapping[str, Case], rounds: int, turn_s: float, report: Report
 ) -> list[dict[str, Any]]:
-    """Measure cases in interleaved rounds; one of them is :data:`BARE`.
+    """Measure cases, one of which is :data:`BARE`, in interleaved rounds.
 
     Returns:
-        A row per case: ``name``, ``size``, ``step_s`` and ``cpu_step_s`` (wall and CPU seconds per
-        step, medians), ``samples_per_s``, and ratios to the bare loop round by round (median,
-        lowest, highest): ``ratio_to_bare`` of speeds and ``cpu_to_bare`` of CPU times.
+        A row per case; times are medians, ratios to the bare loop (median, lowest, highest) are
+        taken round by round.
     """
     cases[BARE].run(1)
     steps = steps_in_a_turn(cases[BARE].run(1).wall, turn_s)
@@ -140,7 +136,6 @@ def measure_cases(
 def _measure_size(
     size: Size, names: Sequence[str], rounds: int, turn_s: float, report: Report
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """The rows of one size, and the cases whose library is missing."""
     cases: dict[str, Case] = {}
     skipped = []
     for name, build in CASES.items():

@@ -1,8 +1,4 @@
-"""Two processes: gatdist, plain DistributedDataParallel, and the upper bound of both.
-
-Every process has the size's batch. The upper bound ("limit") of a case is the same work in two
-independent processes (no communication) at the same time.
-"""
+"""Two processes: gatdist, plain DistributedDataParallel, and two independent processes (limit)."""
 
 from __future__ import annotations
 
@@ -43,9 +39,7 @@ def measure_two_processes(
     """Measure the cases of ``names`` in :data:`TWO_PROCESSES`, and always plain DDP.
 
     Returns:
-        A row per size and case: ``name``, ``size``, ``samples_per_s``, ``step_s``, and ratios
-        (median, lowest, highest): ``ratio_to_ddp`` and ``ratio_to_limit`` of speeds, ``cpu_to_ddp``
-        of the CPU time of both processes. For ``canonical`` also ``ratio_to_fast``.
+        A row per size and case; ``cpu_to_ddp`` is of both processes.
 
     Raises:
         WorkerLostError: A process died or hangs.
@@ -81,7 +75,6 @@ def _member(
     threads: int,
     turn_s: float,
 ) -> dict[str, Any]:
-    """One process's turns, by case and limit."""
     torch.set_num_threads(threads)
     cases: dict[str, Case] = {}
     for name in names:
@@ -102,7 +95,6 @@ def _limit(name: str) -> str:
 
 
 def _pair(size: Size, name: str, comm: Communicator) -> tuple[Case, Case]:
-    """The case, and the same work in an independent process."""
     if name == PLAIN:
         return Plain(size, DistributedDataParallel), Plain(size, lambda network: network)
     return gatdist_case(size, RULES[name], comm), gatdist_case(size, alone(name))

@@ -163,7 +163,6 @@ def _counts(text: str) -> list[int]:
 def _add_runs(
     found: dict[str, Any], workers: int, configs: list[Config], arguments: argparse.Namespace
 ) -> None:
-    """Add recovery time and quality from real runs, or the reason why they are skipped."""
     from gatdist.api import train
     from gatdist.bench.scaling.runs import measure_quality
 
@@ -214,7 +213,6 @@ def _required(url: str | None) -> str:
 
 @contextmanager
 def _folder(run_dir: str | None, one_host: bool) -> Iterator[str | None]:
-    """A new folder for runs that all hosts reach; None if there is none."""
     from gatdist.storage import absolute
 
     if run_dir is not None:

@@ -1,8 +1,6 @@
 """Strong and weak scaling: the plan, its checks, and the evaluation of the workers' turns.
 
-The upper bound ("limit") of a group is N independent processes (no communication) in the same
-places at the same time. It includes contention for cores, memory bandwidth and clock rate on a
-host, and excludes communication. Efficiency is the share of this upper bound that is reached.
+The limit is N independent processes (no communication) in the same places at the same time.
 """
 
 from __future__ import annotations
@@ -23,14 +21,12 @@ USUAL_SIZE = "dcgan64_w32"
 
 
 class Launch(Protocol):
-    """Starts a group of workers, and ends it once each has returned."""
+    """Run ``function(comm, report, interface, *args)`` in a group of workers.
 
-    def __call__(self, world_size: int, function: Any, *args: Any) -> tuple[list[Any], float]:
-        """Run ``function(comm, report, interface, *args)`` in each worker.
+    Returns the results by rank, and the seconds until the group had formed.
+    """
 
-        Returns:
-            The results by rank, and the seconds until the group had formed.
-        """
+    def __call__(self, world_size: int, function: Any, *args: Any) -> tuple[list[Any], float]: ...
 
 
 @dataclass(frozen=True)
@@ -45,7 +41,6 @@ class Plan:
     turn_s: float
 
     def works(self, workers: int) -> list[Work]:
-        """Return the measurements of a group."""
         works = []
         for size in self.sizes:
             for mode in self.modes:
@@ -66,15 +61,6 @@ def plan(
     turn_s: float = TURN_S,
 ) -> Plan:
     """Check a request before anything is started.
-
-    Args:
-        counts: Numbers of workers (≥ 1), in any order.
-        sizes: Names of :data:`~gatdist.bench.cases.SIZES`; none: :data:`USUAL_SIZE`.
-        modes: ``strong`` (one global batch, shared) and ``weak`` (a batch per worker).
-        rule: Name of :data:`~gatdist.bench.cases.RULES`.
-        batch: Samples, instead of those of the sizes.
-        rounds: Number of rounds (≥ 1).
-        turn_s: Duration of a turn.
 
     Raises:
         ConfigError: An unknown name, a number below 1, a global batch that does not divide by a

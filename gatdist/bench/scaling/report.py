@@ -98,10 +98,7 @@ def _host(host: Mapping[str, Any]) -> str:
 
 
 def draw(found: Mapping[str, Any]) -> dict[str, bytes]:
-    """Draw speed and efficiency: two rows per size, a column per mode.
-
-    Returns:
-        Contents of ``scaling.svg`` and ``scaling.png``, by name.
+    """Draw ``scaling.svg`` and ``.png``: speed and efficiency by size, a column per mode.
 
     Raises:
         ImportError: matplotlib is not installed.

@@ -36,17 +36,13 @@ position.hook = hook
 
 
 def time_to_recover(workers: int, address: str, folder: Path, train: Train) -> dict[str, Any]:
-    """Kill the last worker of a small run, and time the recovery.
+    """Kill the last of ``workers`` (≥ 2) workers of a small run, and time the recovery.
 
-    Args:
-        workers: Number of workers (≥ 2).
-        address: Of a Ray cluster; "" for this machine.
-        folder: Empty; at this path on every host.
-        train: The function behind ``gatdist train``.
+    ``folder`` is empty, and at the same path on every host.
 
     Returns:
-        JSON values: ``workers``; ``recovery_s``, from the kill until the gradients of a new step
-        are reduced; ``steps_repeated``, from the last checkpoint to the kill.
+        ``workers``; ``recovery_s``, from the kill until the gradients of a new step are reduced;
+        ``steps_repeated``, from the last checkpoint to the kill.
 
     Raises:
         GatdistError: Training failed, no worker was killed, or the run did not recover.
@@ -83,11 +79,7 @@ def time_to_recover(workers: int, address: str, folder: Path, train: Train) -> d
 
 
 def quality_config(preset: str, workers: int, address: str) -> Config:
-    """Load a preset or a TOML file for ``workers`` workers.
-
-    Raises:
-        ConfigError: It does not exist, or does not suit that number.
-    """
+    """Load a preset or a TOML file; ConfigError if it does not suit ``workers``."""
     config = load_config(preset, _where(workers, address))
     config.check_workers(workers)
     return config
@@ -96,12 +88,10 @@ def quality_config(preset: str, workers: int, address: str) -> Config:
 def measure_quality(
     configs: Iterable[Config], url: str, train: Train, report: Report
 ) -> dict[int, dict[str, float]]:
-    """Train each configuration, and return its last metrics and ``samples_seen`` by workers.
+    """Train each configuration in ``url``, a folder that all hosts reach.
 
-    The runs are kept in ``url``, a folder that all hosts reach.
-
-    Raises:
-        GatdistError: Training failed.
+    Returns:
+        The last metrics and ``samples_seen`` by number of workers.
     """
     found = {}
     for config in configs:

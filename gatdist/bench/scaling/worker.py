@@ -108,7 +108,6 @@ def _measure(comm: Communicator, report: Report, interface: str, work: Work) -> 
 
 
 def _turn(case: GatdistCase, comm: Communicator, num_steps: int, interface: str) -> _Turn:
-    """Time steps that all workers start together, after one that warms up caches."""
     case.step()
     case.timer.collect()
     comm.take_communication_s()
@@ -141,10 +140,7 @@ def reduced_bytes(case: GatdistCase) -> int:
 
 
 def ring_bytes(num_bytes: int, workers: int) -> int:
-    """Return the bytes that each worker sends to reduce ``num_bytes``: 2 (p − 1) / p of them.
-
-    Of a ring, or if each worker reduces a slice; this is optimal (Patarasuk and Yuan 2009).
-    """
+    """Return the bytes a worker sends in a ring: 2 (p − 1) / p n (Patarasuk and Yuan 2009)."""
     return round(2 * (workers - 1) / workers * num_bytes)
 
 

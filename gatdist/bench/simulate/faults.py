@@ -1,12 +1,7 @@
 """Simulation of whole runs: faults, checkpoints, lost work, restarts, absent hosts.
 
-Nothing random happens between two faults, so time jumps from one event to the next. Many runs are
-simulated at once, one per entry of the arrays. Faults are Poisson processes and a host is away for
-an exponential time, so waiting times have no memory and are drawn anew after each event.
-
-A checkpoint starts after every interval of training. Training stops for its snapshot, and it is
-usable once it is written in the background; one that is due before that waits. A fault without
-notice loses the work since the last usable checkpoint.
+Faults are Poisson processes and absences are exponential, so waiting times have no memory and are
+drawn anew after each event. Arrays have one entry per run.
 """
 
 from __future__ import annotations
@@ -47,12 +42,9 @@ class Situation:
 
     Attributes:
         work_s: Undisturbed time of all steps on all hosts.
-        hosts: At the start.
-        min_hosts: Fewest hosts to continue with.
         speeds: Relative speed with 0, 1, 2 … hosts away.
         snapshot_s: Seconds for which a checkpoint stops training.
         write_s: Seconds from then until it is usable.
-        kinds: Kinds of faults.
         grows_at_once: Whether a host that returns interrupts the others to join.
     """
 
@@ -77,7 +69,6 @@ class Situation:
 
     @property
     def losing_mtbf_s(self) -> float:
-        """Mean time between faults that lose work."""
         rate = sum(kind.rate_per_s for kind in self.kinds if not self.saved(kind))
         return 1 / rate if rate else math.inf
 
@@ -91,11 +82,10 @@ class Situation:
 
 @dataclass
 class Outcome:
-    """Time of simulated runs by use, in seconds, each of shape (runs,).
+    """Seconds of simulated runs by use, each of shape (runs,).
 
-    ``useful`` are kept steps at the speed of all hosts, ``slower`` their additional time because
-    hosts were away, ``repeated`` lost steps, ``snapshots`` stops for checkpoints, ``standing``
-    detection, restarts and waiting for hosts.
+    ``useful``: kept steps at full speed; ``slower``: their additional time with hosts away;
+    ``repeated``: lost steps; ``standing``: detection, restarts and waiting for hosts.
     """
 
     useful: Array
@@ -108,7 +98,6 @@ class Outcome:
 
     @property
     def total(self) -> Array:
-        """Wall time."""
         return self.useful + self.slower + self.repeated + self.snapshots + self.standing
 
     @property
@@ -127,16 +116,9 @@ def daly_s(cost_s: float, mtbf_s: float, restart_s: float) -> float:
 
 
 def play(situation: Situation, intervals_s: Array, seed: int, repeats: int) -> Outcome:
-    """Simulate runs to their end, or to their 6,000th event if they make no progress.
+    """Simulate ``repeats`` runs per interval to their end, or to their 6,000th event.
 
-    Args:
-        situation: Of all runs.
-        intervals_s: Seconds between checkpoints, shape (n,).
-        seed: Of the faults, which are the same under every interval as far as possible.
-        repeats: Runs per interval.
-
-    Returns:
-        Runs in the order (interval, repeat).
+    Every interval gets the same faults as far as possible. The order is (interval, repeat).
     """
     runs = _Runs(situation, np.repeat(intervals_s, repeats), repeats, seed)
     for _ in range(_MOST_EVENTS):
@@ -182,7 +164,6 @@ class _Runs:
         self.speeds = np.array(situation.speeds)
 
     def advance(self) -> bool:
-        """Advance every run to its next event; False once all have ended."""
         runs = np.flatnonzero(~self.outcome.finished)
         if not len(runs):
             return False
@@ -293,9 +274,8 @@ def best_interval(
 ) -> tuple[float, float, float]:
     """Find the checkpoint interval with the highest goodput by simulation.
 
-    Runs with ``repeats`` × ``faults`` faults that lose work are simulated under intervals from a
-    ninth to nine times Young's. Near its maximum, goodput is a parabola over the logarithm of the
-    interval.
+    Intervals range from a ninth to nine times Young's. Near its maximum, goodput is a parabola over
+    the logarithm of the interval.
 
     Returns:
         The best interval, and the range of intervals with at most 0.2 % less goodput.
@@ -316,7 +296,6 @@ def best_interval(
 
 
 def _top(logs: Array, values: Array) -> float:
-    """Maximum of a parabola through the neighbourhood of the highest value."""
     near = np.abs(logs - logs[np.argmax(values)]) < 1.0
     if near.sum() < 4:
         return float(logs[np.argmax(values)])
@@ -327,10 +306,7 @@ def _top(logs: Array, values: Array) -> float:
 
 
 def mean_and_spread(outcome: Outcome, times: float) -> tuple[float, float, float]:
-    """Return the mean and 80 % interval of a whole run in seconds.
-
-    A run that is ``times`` as long as the simulated part spreads √times as much.
-    """
+    """Return a run's mean and 80 % interval in seconds; the spread grows with √times."""
     total = outcome.total
     low, high = np.quantile(total, [0.1, 0.9])
     mean, wide = float(total.mean()), math.sqrt(times)

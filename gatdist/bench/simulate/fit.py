@@ -1,16 +1,12 @@
 """Fit of a step's unknown parameters to observed points, by Bayes' rule on a grid.
 
-Points of one and two workers determine the work and the loss of two workers, but not whether that
-loss is overhead, communication or stragglers. All parameter values are therefore weighted by how
-well they explain the points. A prediction is the weighted median, with its 80 % interval.
+A prediction is the weighted median, with its 80 % interval. Priors:
 
-* Work W: flat prior on log W.
+* Work W: flat on log W.
 * Overhead and communication, as shares of one worker's step: half-Cauchy, median 1 %. If network
   figures are given, its slowdown is log-normal with deviation 0.3.
 * Deviation of workers: half-normal, 3 %.
 * Noise of observations: Student's t with 4 degrees of freedom, scale ``observed.deviation``.
-
-The grid is refined around likely values; there are no random numbers.
 """
 
 from __future__ import annotations
@@ -49,10 +45,7 @@ class Known:
 
 @dataclass(frozen=True)
 class Fit:
-    """Weighted variants of a step: arrays of shape (n,), weights sum to 1.
-
-    ``unit_s`` is one worker's step, of which shares are taken.
-    """
+    """Variants of a step, arrays of shape (n,); ``unit_s`` is one worker's step."""
 
     model: StepModel
     weights: Array
@@ -77,7 +70,6 @@ class Fit:
         return float(low), float(middle), float(high)
 
     def parameters(self) -> dict[str, dict[str, float]]:
-        """Return each parameter's median and 80 % interval."""
         found = {
             "overhead_share": self.model.overhead_s / self.unit_s,
             "deviation": self.model.deviation,
@@ -99,12 +91,11 @@ def fit(
     noise: float,
     known: Known,
 ) -> Fit:
-    """Weight the variants of ``model`` by how well they explain ``observations``.
+    """Weight the variants of ``model`` by how well they explain at least one observation.
 
     Args:
-        model: Its phases' work is known up to a common factor; its overhead, deviation, slowdown
-            and exchange are replaced.
-        observations: At least one.
+        model: Its phases' work is known up to a common factor.
+        observations: Timed points.
         reference_batch: Samples of the one-worker step of which overhead and exchange are shares.
         noise: Relative deviation of an observation.
         known: Parameters that are not fitted.
@@ -145,7 +136,6 @@ def _axes(model: StepModel, known: Known) -> dict[str, Array]:
 
 
 def _log_prior(name: str, logs: Array) -> Array:
-    """Log density over the logarithm of a parameter, up to a constant."""
     if name == "slowdown":
         return -0.5 * (logs / _LOG_SLOWDOWN) ** 2
     values = np.exp(logs)
@@ -223,7 +213,6 @@ def _log_likelihood(
 
 
 def _zoomed(axis: Array, log_weights: Array, number: int) -> Array:
-    """The axis between its outermost likely values, with as many points."""
     others = tuple(n for n in range(log_weights.ndim) if n != number)
     likely = np.flatnonzero(log_weights.max(axis=others) > log_weights.max() - _NEGLIGIBLE)
     low, high = max(0, likely[0] - 1), min(len(axis) - 1, likely[-1] + 1)

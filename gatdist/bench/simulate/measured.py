@@ -29,14 +29,10 @@ class Timed:
 
 @dataclass(frozen=True)
 class Findings:
-    """Contents of the files.
+    """Contents of the files; ``points`` ascend in workers.
 
-    Attributes:
-        points: Ascending in workers.
-        gradient_bytes: Reduced per step; None if fewer than two workers were measured.
-        shares: Share of each player's phase in the step, if measured.
-        link: Fitted to all-reduces between hosts; None without the doctor's file.
-        most_on_a_host: Most workers that shared a host when they were measured.
+    ``gradient_bytes`` are reduced per step, ``shares`` are each player's part of it, ``link`` is
+    fitted to all-reduces between hosts, ``most_on_a_host`` is the most workers that shared a host.
     """
 
     points: tuple[Timed, ...] = ()
@@ -47,7 +43,6 @@ class Findings:
 
     @property
     def is_weak(self) -> bool:
-        """Whether each worker has the same batch at every number of workers."""
         return len({point.global_batch / point.workers for point in self.points}) == 1
 
     def step_times(self, workers_per_host: int) -> list[float]:
@@ -63,11 +58,7 @@ class Findings:
 
 
 def read(measured: Measured, folder: Path) -> Findings:
-    """Read the files that a scenario names.
-
-    Raises:
-        ConfigError: A file can't be read, is of another command, or lacks a requested point.
-    """
+    """Read a scenario's files; ConfigError if one is unreadable or lacks a requested point."""
     points: list[Timed] = []
     gradient_bytes = shares = link = None
     most = 1
@@ -99,7 +90,6 @@ def _load(name: str, path: Path, needed: str) -> dict[str, Any]:
 
 
 def _curve(found: Mapping[str, Any], measured: Measured) -> list[Mapping[str, Any]]:
-    """The requested points of one size and mode, ascending in workers."""
     try:
         points = [p for p in found["points"] if p["mode"] == measured.mode]
         size = _chosen("measured.size", measured.size, [p["size"] for p in points])
@@ -114,7 +104,6 @@ def _curve(found: Mapping[str, Any], measured: Measured) -> list[Mapping[str, An
 
 
 def _chosen(key: str, requested: Any, known: Sequence[Any]) -> Any:
-    """``requested``, which must be known; without a request, the only one."""
     options = list(dict.fromkeys(known))
     if requested is None and len(options) == 1:
         return options[0]
@@ -169,12 +158,9 @@ def _step(found: Mapping[str, Any], measured: Measured) -> Timed:
 
 
 def fitted_link(report: Mapping[str, Any]) -> Link:
-    """Fit α and β to the doctor's ring all-reduces between p hosts, by least relative squares.
+    """Fit α and β to ring all-reduces between p hosts, by least relative squares.
 
     seconds = 2 (p − 1) α + 2 (p − 1) / p · n / β
-
-    Raises:
-        ConfigError: The report has fewer than two hosts or message sizes.
     """
     try:
         workers = len(report["hosts"])

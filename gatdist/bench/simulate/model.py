@@ -1,11 +1,7 @@
 """Analytic model of one training step: computation, all-reduces, stragglers and data loading.
 
-::
-
-    phase = forward + backward of the slowest worker, gradients sent bucket by bucket
-    step  = Σ phases + overhead        or the time to load the data, if that is longer
-
-All times are in seconds per step. Numbers may be arrays of one shape, one entry per variant.
+A phase is the slowest worker's forward and backward, its gradients sent bucket by bucket. A step is
+Σ phases + overhead, or the time to load the data, if that is longer.
 """
 
 from __future__ import annotations
@@ -38,10 +34,7 @@ class Link(NamedTuple):
 
 
 def ring_s(num_bytes: float, workers: int, link: Link) -> float:
-    """Seconds of a ring all-reduce: 2 (p − 1) α + 2 (p − 1) / p · n / β.
-
-    Reduce-scatter, then all-gather, p − 1 steps of n / p bytes each (Patarasuk and Yuan, 2009).
-    """
+    """Seconds of a ring (Patarasuk and Yuan, 2009): 2 (p − 1) α + 2 (p − 1) / p · n / β."""
     steps = 2 * (workers - 1)
     return steps * link.latency_s + steps / workers * num_bytes / link.bandwidth_bytes_per_s
 
@@ -153,15 +146,10 @@ class StepModel:
     """Parameters of a step.
 
     Attributes:
-        phases: In order.
-        overhead_s: Seconds per step, whatever the batch.
         deviation: Standard deviation of one worker's phase, as a share of it.
         topology: None if only ``exchange_s`` is known of the network.
         slowdown: Factor on the times of ``topology``.
         exchange_s: Exposed communication of two workers; p workers take 2 (p − 1) / p times this.
-        bucket_bytes: Size of the gradient buckets.
-        overlap: Whether buckets are sent during the backward pass.
-        data: None if loading is never the bottleneck.
     """
 
     phases: tuple[Phase, ...]

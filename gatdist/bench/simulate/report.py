@@ -266,7 +266,6 @@ def _draw_parts(axis: Any, found: Mapping[str, Any], points: Points) -> None:
 
 
 def _draw_runs(axis: Any, found: Mapping[str, Any], points: Points) -> None:
-    """Hours on the left axis, dollars on the right; one line style per market."""
     from matplotlib.ticker import EngFormatter
 
     right = axis.twinx()

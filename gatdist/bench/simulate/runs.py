@@ -29,11 +29,7 @@ _SPEEDS = 9
 
 
 def runs(scenario: Scenario, speed: Speed, point: Point) -> list[dict[str, Any]]:
-    """Simulate the run on on-demand hosts, and on spot hosts if the scenario has ``[spot]``.
-
-    Returns:
-        JSON values, see :func:`~gatdist.bench.simulate.study.simulate`; empty without ``[run]``.
-    """
+    """Simulate the run per market, see :func:`~.study.simulate`; [] without ``[run]``."""
     if scenario.run is None:
         return []
     markets = [ON_DEMAND, *([SPOT] if scenario.spot else [])]
@@ -176,7 +172,6 @@ def _checkpoint(
 
 
 def _parts(step: Parts, outcome: Outcome) -> dict[str, float]:
-    """Shares of the wall time; kept steps are split by their own parts."""
     total, whole = float(outcome.total.sum()), float(step.total)
     useful = float(outcome.useful.sum()) / total
     found = {name: useful * float(s) / whole for name, s in step._asdict().items()}

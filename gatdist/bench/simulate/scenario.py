@@ -62,7 +62,6 @@ class Scenario(Section):
 
     @property
     def players(self) -> dict[str, Player]:
-        """Configured players by name, in the order of their phases."""
         both = {"discriminator": self.workload.discriminator, "generator": self.workload.generator}
         return {name: player for name, player in both.items() if player is not None}
 
@@ -98,12 +97,7 @@ def scenario_names() -> list[str]:
 def load(source: str, overrides: Iterable[str] = ()) -> tuple[Scenario, Path]:
     """Read a scenario, apply ``section.key=value`` overrides, and check it.
 
-    Args:
-        source: Path of a ``.toml`` file, or a name of :func:`scenario_names`.
-        overrides: ``--set`` arguments.
-
-    Returns:
-        The scenario, and the folder that its paths are relative to.
+    ``source`` is a ``.toml`` file or one of :func:`scenario_names`; its folder is returned, too.
 
     Raises:
         ConfigError: The file can't be read, or a figure is unknown, missing or impossible.
@@ -121,11 +115,7 @@ def load(source: str, overrides: Iterable[str] = ()) -> tuple[Scenario, Path]:
 
 
 def parse(values: dict[str, Any]) -> Scenario:
-    """Check a scenario's tables.
-
-    Raises:
-        ConfigError: A figure is unknown, missing or impossible.
-    """
+    """Check a scenario's tables; ConfigError if a figure is unknown, missing or impossible."""
     values = {"predict": {}, **values}
     try:
         scenario = Scenario.model_validate(values)
@@ -174,7 +164,6 @@ def _require_possible(observed: Observed, *, has_network: bool) -> None:
 
 
 def _require_timing(scenario: Scenario) -> None:
-    """Refuse a scenario that does not determine the time of a step."""
     measured, workload, network = scenario.measured, scenario.workload, scenario.network
     if scenario.observed or (measured and (measured.scaling or measured.step)):
         return
@@ -210,7 +199,6 @@ def _require_timing(scenario: Scenario) -> None:
 
 
 def _require_batches(scenario: Scenario) -> None:
-    """Refuse a predicted batch without an observed one, and two sources of observed points."""
     observed, measured, held_out = scenario.observed, scenario.measured, scenario.held_out
     known = scenario.workload.samples or measured or (observed and observed.global_batch)
     others = scenario.predict.global_batch or (held_out and held_out.global_batch)
@@ -222,7 +210,6 @@ def _require_batches(scenario: Scenario) -> None:
 
 
 def _require_known_sources(scenario: Scenario) -> None:
-    """Refuse sources of absent keys, and those that do not start with a kind."""
     known = set(dotted(scenario.model_dump(exclude={"sources", "predict", "simulation"})))
     for key in list(known):
         while key := key.rpartition(".")[0]:

@@ -33,7 +33,6 @@ from gatdist.config import Section
 
 
 def _refuse_both(section: str, it: BaseModel, one: str, other: str) -> None:
-    """Raise ConfigError if two keys with the same meaning are both set."""
     if getattr(it, one) is not None and getattr(it, other) is not None:
         raise ConfigError(
             f"{section}.{other}",
@@ -44,7 +43,6 @@ def _refuse_both(section: str, it: BaseModel, one: str, other: str) -> None:
 
 
 def _require_lengths(section: str, it: Observed | HeldOut | Predict) -> None:
-    """Raise ConfigError unless there is a time per count, and a batch per count or one for all."""
     count = len(it.workers)
     for name, fitting in (("seconds_per_1000_samples", {count}), ("global_batch", {count, 1})):
         values = getattr(it, name, None)
@@ -57,11 +55,7 @@ def _require_lengths(section: str, it: Observed | HeldOut | Predict) -> None:
 
 
 class Observed(Section):
-    """Timed points to which the model is fitted.
-
-    Times and batches are per number of workers, of all workers together; one batch may hold for
-    all. ``deviation`` is the relative error of the times.
-    """
+    """Timed points to fit: seconds and batches of all workers together, one per count."""
 
     workers: Counts
     seconds_per_1000_samples: Times
@@ -102,16 +96,9 @@ class Predict(Section):
 
 
 class Measured(Section):
-    """JSON files that gatdist's commands wrote, as paths relative to the scenario's folder.
+    """JSON files of ``bench scaling``, ``bench step`` and ``doctor --address``.
 
-    Attributes:
-        scaling: From ``gatdist bench scaling``; its points are fitted.
-        step: From ``gatdist bench step``; one point of one worker.
-        doctor: From ``gatdist doctor --address``, for the network.
-        size: Measured networks; optional if the file has one size.
-        case: Case of ``bench step``.
-        mode: Curve of ``bench scaling``.
-        workers: Numbers of workers to fit; default: all.
+    Paths are relative to the scenario's folder. Default ``workers``: all that were measured.
     """
 
     scaling: str | None = None
@@ -131,13 +118,11 @@ class Player(Section):
         flop_per_sample: Instead of seconds, with ``[hardware]``.
         share: Share of the step's work, if times were observed.
         parameters: Number of parameters whose gradients are sent.
-        backward_share: Share of the phase in which gradients become ready and communication can be
-            hidden. Default: 2/3 for a single network; for a pair, 0.4 for the generator, most of
-            whose phase goes through the discriminator, and 0.3 for the discriminator, whose
-            gradients of real and fake samples are ready with the last pass.
-        gradients_ready: When most gradients are ready in the backward pass. Default: early for a
-            discriminator, late for a generator, as image networks have most parameters at low
-            resolutions.
+        backward_share: Share of the phase that can hide communication. Default: 2/3 for a single
+            network; for a pair, 0.4 for the generator and 0.3 for the discriminator, as most of the
+            other passes come before the last one.
+        gradients_ready: Default: early for a discriminator, late for a generator, as image networks
+            have most parameters at low resolutions.
     """
 
     seconds_per_sample: StepSeconds | None = None
@@ -152,11 +137,8 @@ class Player(Section):
 class Workload(Section):
     """What is trained; one player suffices for a network without an opponent.
 
-    Attributes:
-        global_batch: Samples per step, shared by all workers.
-        batch_per_worker: Instead, samples per worker: more workers make a larger batch.
-        batch: Which of the two, if the number is unknown.
-        overhead_s: Seconds per step, whatever the batch: kernel launches, optimizers, Python.
+    ``global_batch`` is shared by all workers; with ``batch_per_worker``, more workers make a larger
+    batch. If the number is unknown, ``batch`` says which of the two it is.
     """
 
     global_batch: Count | None = None
@@ -176,7 +158,6 @@ class Workload(Section):
 
     @property
     def samples(self) -> int | None:
-        """``global_batch`` or ``batch_per_worker``."""
         return self.global_batch or self.batch_per_worker
 
 
@@ -188,15 +169,10 @@ class Hardware(Section):
 
 
 class Network(Section):
-    """The network of gradients; ``bandwidth`` and ``latency`` are between hosts, per host.
+    """The network of gradients; ``bandwidth`` and ``latency`` are of a host, ``host_…`` inside it.
 
-    Attributes:
-        algorithm: All-reduce algorithm; ``fastest`` picks one per message, as NCCL does.
-        workers_per_host: Workers that share a host and its network.
-        efficiency: Share of the bandwidth that is reached.
-        host_bandwidth_bytes_per_s: Between the workers of one host, per worker.
-        bucket_bytes: Size of the gradient buckets.
-        overlap: Whether gradients are sent during the backward pass.
+    ``efficiency`` is the reached share of the bandwidth. The ``fastest`` algorithm picks one per
+    message, as NCCL does.
     """
 
     algorithm: Literal["fastest", "ring", "tree", "hierarchical"] = "fastest"

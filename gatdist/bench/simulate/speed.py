@@ -57,10 +57,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Point:
-    """A step: samples of all workers, components in seconds, and its 80 % interval.
-
-    The interval is the step's time twice if nothing was observed.
-    """
+    """A step: samples of all workers, components in seconds, and its 80 % interval."""
 
     workers: int
     samples: int
@@ -159,7 +156,6 @@ def _fitted(
     seen: Sequence[tuple[int, float]],
     batches: Sequence[int | None],
 ) -> Speed:
-    """Fit each possible kind of batch, and keep the most likely."""
     stragglers = scenario.stragglers
     known = Known(scenario.workload.overhead_s, stragglers.deviation if stragglers else None)
     noise = scenario.observed.deviation if scenario.observed else 0.02
@@ -207,7 +203,6 @@ def _possible_batches(
 
 
 def _model(scenario: Scenario, findings: Findings) -> StepModel:
-    """The step before fitting: relative work, and all figures of the network."""
     network, stragglers, data = scenario.network, scenario.stragglers, scenario.data
     phases = _phases(scenario, findings)
     topology, flow = None, None
@@ -245,7 +240,6 @@ def _topology(scenario: Scenario, measured: Link | None) -> Topology | None:
 
 
 def _phases(scenario: Scenario, findings: Findings) -> tuple[Phase, ...]:
-    """One per player; a single one if no players are given."""
     players = scenario.players
     shares = dict(findings.shares or {})
     if not players:

@@ -46,11 +46,7 @@ def simulate(source: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
 
 
 def study(scenario: Scenario, folder: Path) -> dict[str, Any]:
-    """Answer a scenario whose paths are relative to ``folder``; see :func:`simulate`.
-
-    Raises:
-        ConfigError: A measured file can't be used, or figures contradict each other.
-    """
+    """Answer a scenario whose paths are relative to ``folder``; see :func:`simulate`."""
     findings = read(scenario.measured, folder) if scenario.measured else Findings()
     made = speed(scenario, findings)
     alone = made.at(1)
@@ -93,7 +89,6 @@ def _point(scenario: Scenario, made: Speed, alone: Point, point: Point) -> dict[
 
 
 def _largest(parts: Mapping[str, float]) -> dict[str, str | None]:
-    """The largest part by name, and the largest except computation."""
     losses = {name: share for name, share in parts.items() if name != "computation"}
     largest = max(losses, key=lambda name: losses[name])
     return {
@@ -163,14 +158,12 @@ def inputs(scenario: Scenario, findings: Findings) -> list[dict[str, Any]]:
 
 
 def _is_figure(value: Any) -> bool:
-    """Whether it is a number, or a list of numbers."""
     if isinstance(value, list):
         return bool(value) and all(map(_is_figure, value))
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _source(scenario: Scenario, key: str, given: bool) -> tuple[str, str]:
-    """Kind and source of the key, or of a table that contains it."""
     name = key
     while name:
         if name in scenario.sources:
@@ -217,13 +210,7 @@ def _notes(scenario: Scenario, findings: Findings) -> list[str]:
 
 
 def advice(goal: Goal, points: Points, alone_s: float) -> dict[str, Any]:
-    """Choose numbers of workers; JSON values, see :func:`simulate`.
-
-    Args:
-        goal: Deadline, budget and worth.
-        points: Of the study.
-        alone_s: Seconds for 1,000 samples on one worker; the first point if there are no runs.
-    """
+    """Choose numbers of workers; ``alone_s``: seconds for 1,000 samples on one worker."""
     market = cheapest_market(points)
     hours, usd = _of_market(points, market, "hours"), _of_market(points, market, "usd")
     times = _of_market(points, market, "hours_per_million_samples")
@@ -247,12 +234,9 @@ def advice(goal: Goal, points: Points, alone_s: float) -> dict[str, Any]:
 def stops_paying(curve: Sequence[tuple[int, float]], worth: float) -> int | None:
     """Return the number of workers beyond which another adds less than ``worth`` of one.
 
-    Between neighbours a < b of the curve, each added worker adds (S(b) − S(a)) / (b − a) of one
-    worker's speed at the smallest number, S being the speedup over it times that number.
-
-    Args:
-        curve: Workers and times, ascending in workers.
-        worth: Above 0, at most 1.
+    Between neighbours a < b of the (workers, times) curve, each added worker adds (S(b) − S(a)) /
+    (b − a) of one worker's speed at the smallest number, S being the speedup over it times that
+    number.
     """
     for (a, a_s), (b, b_s) in pairwise(curve):
         smallest, unit_s = curve[0]
