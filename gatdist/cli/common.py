@@ -26,6 +26,13 @@ def add_command(
     return sub
 
 
+def add_options(sub: Any, options: dict[str, str], **settings: Any) -> None:
+    """Add options with a value: help by option and metavar, such as ``--size H[xW]``."""
+    for option, text in options.items():
+        name, metavar = option.split()
+        sub.add_argument(name, metavar=metavar, help=text, **settings)
+
+
 def add_repeated(sub: Any, option: str, metavar: str, text: str) -> None:
     """Add an option whose values are gathered in a list."""
     text = f"{text}; repeatable"

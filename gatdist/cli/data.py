@@ -14,13 +14,12 @@ def add(commands: Any) -> None:
     _add_pack(commands)
     sub = common.add_command(commands, "index", _index, "make a data set of existing shards")
     sub.add_argument("source", metavar="SHARDS", help="their folder, at any URL")
-    sub.add_argument("--out", metavar="URL", help="folder of the index (default: SHARDS)")
-    sub.add_argument(
-        "--extension", metavar="EXT", help="of each sample's file, such as jpg (default: detected)"
-    )
-    sub.add_argument(
-        "--labels", metavar="SOURCE", help="cls, txt, json:FIELD or none (default: cls, if present)"
-    )
+    texts = {
+        "--out URL": "folder of the index (default: SHARDS)",
+        "--extension EXT": "of each sample's file, such as jpg (default: detected)",
+        "--labels SOURCE": "cls, txt, json:FIELD or none (default: cls, if present)",
+    }
+    common.add_options(sub, texts)
     sub.add_argument(
         "--tokens", type=int, metavar="N", help=".npy files hold tokens of a vocabulary of N"
     )
@@ -55,17 +54,13 @@ def _add_pack(commands: Any) -> None:
     sub.add_argument("dest", metavar="DEST", help="the folder for the shards, at any URL")
     _add_conversion(sub)
     source = sub.add_argument_group("source")
-    source.add_argument(
-        "--kind",
-        metavar="NAME",
-        help="folder, zip, tar, webdataset, parquet, csv, jsonl or text (default: detected)",
-    )
-    source.add_argument(
-        "--labels",
-        metavar="SOURCE",
-        help="folders, a column, a CSV or JSON list of files and labels, or none",
-    )
-    source.add_argument("--column", metavar="NAME", help="of a table: where the samples are")
+    texts = {
+        "--kind NAME": "folder, zip, tar, webdataset, parquet, csv, jsonl or text "
+        "(default: detected)",
+        "--labels SOURCE": "folders, a column, a CSV or JSON list of files and labels, or none",
+        "--column NAME": "of a table: where the samples are",
+    }
+    common.add_options(source, texts)
     common.add_repeated(
         source,
         "--allow-origin",
@@ -91,42 +86,27 @@ def _add_pack(commands: Any) -> None:
 
 def _add_conversion(sub: common.Parser) -> None:
     images = sub.add_argument_group("images")
-    images.add_argument("--size", metavar="H[xW]", help="resize all to this size, in pixels")
-    images.add_argument(
-        "--transform",
-        metavar="NAME",
-        help="center-crop (default), center-crop-wide, center-crop-dhariwal or stretch",
-    )
-    images.add_argument(
-        "--filter", metavar="NAME", help="lanczos (default), bicubic, hamming, bilinear or box"
-    )
-    images.add_argument(
-        "--format",
-        default="keep",
-        metavar="NAME",
-        help="keep (default: unchanged files as they are, others png), png, jpeg or webp",
-    )
-    images.add_argument(
-        "--quality", type=int, metavar="N", help="of jpeg (default: 95) or webp (default: lossless)"
-    )
-    images.add_argument(
-        "--color", default="auto", metavar="NAME", help="rgb, gray or auto (default)"
-    )
-    images.add_argument(
-        "--background",
-        metavar="COLOR",
-        help="behind transparent images: white (default), another name or #rrggbb",
-    )
-    images.add_argument(
-        "--bits", type=int, metavar="N", help="per channel: 8 (default) or 16, stored as png"
-    )
-    others = sub.add_argument_group("audio and texts")
-    others.add_argument(
-        "--length", type=int, metavar="N", help="same length for all: samples, or bytes"
-    )
-    others.add_argument(
-        "--sample-rate", type=int, metavar="HZ", help="of audio (default: the commonest)"
-    )
+    texts = {
+        "--size H[xW]": "resize all to this size, in pixels",
+        "--transform NAME": "center-crop (default), center-crop-wide, center-crop-dhariwal "
+        "or stretch",
+        "--filter NAME": "lanczos (default), bicubic, hamming, bilinear or box",
+        "--background COLOR": "behind transparent images: white (default), another name or #rrggbb",
+    }
+    common.add_options(images, texts)
+    text = "keep (default: unchanged files as they are, others png), png, jpeg or webp"
+    common.add_options(images, {"--format NAME": text}, default="keep")
+    common.add_options(images, {"--color NAME": "rgb, gray or auto (default)"}, default="auto")
+    numbers = {
+        "--quality N": "of jpeg (default: 95) or webp (default: lossless)",
+        "--bits N": "per channel: 8 (default) or 16, stored as png",
+    }
+    common.add_options(images, numbers, type=int)
+    numbers = {
+        "--length N": "same length for all: samples, or bytes",
+        "--sample-rate HZ": "of audio (default: the commonest)",
+    }
+    common.add_options(sub.add_argument_group("audio and texts"), numbers, type=int)
 
 
 def _add_strict(sub: common.Parser) -> None:
