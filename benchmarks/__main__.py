@@ -24,12 +24,9 @@ NAMES = (
 PRESETS = ("digits", "digits-conditional", "speech", "words", "glyphs-r3gan", "glyphs-stylegan2")
 # Settings and goals that an hour of glyphs can distinguish.
 _SETTINGS = (
-    "alternating",
-    "alternating_fresh_bfloat16",
-    "alternating_kept_bfloat16",
-    "simultaneous",
+    *("alternating", "alternating_fresh_bfloat16", "alternating_kept_bfloat16", "simultaneous"),
+    *("one_stage", "one_stage_warmed_bfloat16", "extragradient", "optimistic"),
 )
-_SETTINGS += ("one_stage", "one_stage_warmed_bfloat16", "extragradient", "optimistic")
 _GLYPHS = ["--preset", "glyphs", "--goal", "1.7", "--goal", "2.5", "--goal", "4"]
 _GLYPHS += [word for name in _SETTINGS for word in ("--only", name)]
 

@@ -243,7 +243,7 @@ def _ip(*words: str, namespace: str = "") -> None:
 
 
 def _answer_queries(address: str) -> None:
-    from ray._raylet import GcsClient
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
     client = GcsClient(address=address)
     for line in sys.stdin:

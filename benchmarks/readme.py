@@ -15,8 +15,10 @@ README = REPOSITORY / "README.md"
 ALL_RESULTS = REPOSITORY / "docs" / "results.md"
 BEGIN = "<!-- results: written by `python -m benchmarks.readme` -->"
 END = "<!-- end of results -->"
-QUALITY = ("digits", "digits-conditional", "glyphs", "glyphs-r3gan", "glyphs-stylegan2")
-QUALITY += ("ring", "speech", "words", "quality_digits", "quality_glyphs")
+QUALITY = (
+    *("digits", "digits-conditional", "glyphs", "glyphs-r3gan", "glyphs-stylegan2"),
+    *("ring", "speech", "words", "quality_digits", "quality_glyphs"),
+)
 SPEED = ("step", "gpu", "using", "data", "storage", "scaling", "startup", "recovery", "soak")
 # Of the README: a record, and which of its lines.
 HIGHLIGHTS = (("digits", 0), ("step", 0), ("data", 0), ("scaling", 1), ("soak", 0))

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from benchmarks.hosts import Hosts
 from gatdist.bench.scaling.measure import Plan, measure, plan
@@ -94,13 +95,13 @@ class Group:
 
 def member(rank: int, count: int, address: str, port: int, rounds: int) -> None:
     torch.set_num_threads(1)
-    shared = dist.TCPStore(address, port, is_master=rank == 0, world_size=count)
+    shared = TCPStore(address, port, is_master=rank == 0, world_size=count)
     for number, _ in enumerate(sys.stdin):
         exchanges: Sequence[Any] = ()
         if count > 1:
-            store = dist.PrefixStore(f"exchanges{number}", shared)
+            store = PrefixStore(f"exchanges{number}", shared)
             exchanges = all_reduces(store, rank, count, "gloo")  # type: ignore[arg-type]
-        store = dist.PrefixStore(f"steps{number}", shared)
+        store = PrefixStore(f"steps{number}", shared)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=count)
         comm = TorchCommunicator(torch.device("cpu"))
         turns = take_turns(comm, lambda text: None, "eth0", planned([count], rounds).works(count))

@@ -212,7 +212,7 @@ def packing(folder: Path, resolution: int, rounds: int, count: int = 300) -> lis
 
 
 def _gatdist_pack(source: Path, dest: Path, kind: str, size: int) -> None:
-    options = {} if kind == "copy" else {"size": size, "format": kind}
+    options: dict[str, Any] = {} if kind == "copy" else {"size": size, "format": kind}
     pack(str(source), str(dest), workers=1, **options)
 
 

@@ -137,10 +137,12 @@ class Watch:
         self.found: list[str] = []
         self._is_on = False
         libraries = os.path.realpath(Path(np.__file__).parents[1])
-        allowed = (str(folder), sys.prefix, sys.base_prefix, libraries, os.getcwd())
-        # What libraries read by themselves.
-        allowed += ("/proc/", "/dev/", "/sys/", "/etc/mime.types", "/usr/share", "/usr/lib")
-        allowed += ("/etc/ssl", "/etc/localtime")
+        allowed = (
+            *(str(folder), sys.prefix, sys.base_prefix, libraries, os.getcwd()),
+            # What libraries read by themselves.
+            *("/proc/", "/dev/", "/sys/", "/etc/mime.types", "/usr/share", "/usr/lib"),
+            *("/etc/ssl", "/etc/localtime"),
+        )
 
         def hook(event: str, arguments: tuple[Any, ...]) -> None:
             if not self._is_on:
@@ -206,7 +208,8 @@ def splice(content: bytes, chance: random.Random) -> bytes:
 
 
 WAYS: tuple[Way, ...] = (bits, noise, cut, splice)
-_ODD = [None, True, -1, 0, 1, 2**63, 1e308, "", "../../etc/passwd", "/etc/passwd", [], {}, [[]]]
+_ODD: list[Any] = [None, True, -1, 0, 1, 2**63, 1e308, ""]
+_ODD += ["../../etc/passwd", "/etc/passwd", [], {}, [[]]]
 
 
 def values(content: bytes, chance: random.Random) -> bytes:

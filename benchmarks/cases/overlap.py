@@ -8,12 +8,12 @@ from __future__ import annotations
 import gzip
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.case import parser, save
@@ -61,7 +61,7 @@ def events_of(comm: TorchCommunicator, rule: str, trace: Path | None = None) -> 
     return found
 
 
-def _record_buckets(comm: TorchCommunicator, owner: dict[Tensor, str], events: list[Event]) -> None:
+def _record_buckets(comm: TorchCommunicator, owner: Mapping[Any, str], events: list[Event]) -> None:
     original = comm._mean
 
     def recorded(bucket: Any, compress: bool) -> Any:

@@ -92,6 +92,9 @@ class Baseline:
             return None
         return torch.from_numpy(self.classes[self.order[positions.numpy() % len(self.order)]])
 
+    def __call__(self, positions: Tensor) -> Tensor:
+        raise NotImplementedError
+
 
 class MeanImage(Baseline):
     """The mean of all images, or of those of the class."""

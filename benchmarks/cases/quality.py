@@ -86,7 +86,7 @@ def main() -> None:
     requested = [(n, seed) for seed in range(given.seeds) for n in names if n not in SAME_RUNS]
     missing = [key for key in requested if key not in recorded(out)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for run in pool.map(lambda key: train(given.preset, *key, given.set), missing):
+        for run in pool.map(lambda key: train(given.preset, key[0], key[1], given.set), missing):
             with (out / "runs.jsonl").open("a") as file:
                 file.write(json.dumps(run) + "\n")
             print(run["name"], run["seed"], [round(x, 2) for _, x in run["ratios"]], flush=True)

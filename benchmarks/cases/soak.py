@@ -392,9 +392,8 @@ def compare(result: dict[str, Any], limit_s: float) -> dict[str, Any]:
     )
     # As in the workers: another number of threads rounds differently.
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     began = time.monotonic()
-    subprocess.run(command, check=True, timeout=limit_s, env=environment, **quiet)
+    subprocess.run(command, check=True, timeout=limit_s, env=environment, capture_output=True)
     found = digest(str(folder))
     shutil.rmtree(folder)
     return {
