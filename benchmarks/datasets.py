@@ -26,7 +26,8 @@ from scipy.signal import resample_poly
 
 from benchmarks.case import shuffled_shards
 from gatdist.data import write_dataset
-from gatdist.data.codecs import encode_png, encode_wav
+from gatdist.data.codecs.audio import encode_wav
+from gatdist.data.codecs.images import encode_png
 from gatdist.storage import Store
 
 NUM_SHARDS = 4

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from gatdist.config import DataConfig, cache_folder, load_config
 from gatdist.data import SampleOrder, open_dataset, write_dataset
-from gatdist.data.codecs import decode_image_into
+from gatdist.data.codecs.images import decode_image_into
 from gatdist.data.loader import Loader
 from gatdist.storage import Store
 

@@ -489,7 +489,7 @@ def verify(
         DataError: the manifest itself is damaged.
         StorageError: no data set, checkpoint or run is there.
     """
-    from gatdist.data.format import MANIFEST, read_manifest
+    from gatdist.data.format.manifest import MANIFEST, read_manifest
     from gatdist.monitor import packing as events
 
     url = absolute(url)

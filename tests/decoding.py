@@ -6,7 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from gatdist.data import codecs
+from gatdist.data.codecs.arrays import decode_tokens_into
+from gatdist.data.codecs.audio import decode_audio_into
+from gatdist.data.codecs.images import decode_image_into
+from gatdist.data.codecs.text import decode_text_into
 
 
 def decode_image(
@@ -14,7 +17,7 @@ def decode_image(
 ) -> np.ndarray[Any, Any]:
     """uint8 [H, W, C] of a shape (C, H, W)."""
     pixels = np.empty((*shape[1:], shape[0]), dtype=np.uint8)
-    codecs.decode_image_into(content, pixels, resize)
+    decode_image_into(content, pixels, resize)
     return pixels
 
 
@@ -22,13 +25,13 @@ def decode_audio(
     content: bytes | memoryview, shape: tuple[int, ...], sample_rate: int
 ) -> np.ndarray[Any, Any]:
     clip = np.empty(shape, dtype=np.float32)
-    codecs.decode_audio_into(content, clip, sample_rate)
+    decode_audio_into(content, clip, sample_rate)
     return clip
 
 
 def decode_text(content: bytes | memoryview, length: int) -> np.ndarray[Any, Any]:
     text = np.empty(length, dtype=np.uint8)
-    codecs.decode_text_into(content, text)
+    decode_text_into(content, text)
     return text
 
 
@@ -36,5 +39,5 @@ def decode_tokens(
     content: bytes | memoryview, length: int, num_tokens: int
 ) -> np.ndarray[Any, Any]:
     tokens = np.empty(length, dtype=np.int32)
-    codecs.decode_tokens_into(content, tokens, num_tokens)
+    decode_tokens_into(content, tokens, num_tokens)
     return tokens

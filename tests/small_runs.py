@@ -10,7 +10,7 @@ import numpy as np
 
 from gatdist.config import Config, parse_config
 from gatdist.data import write_dataset
-from gatdist.data.codecs import encode_wav
+from gatdist.data.codecs.audio import encode_wav
 from gatdist.storage import Store
 
 RATE, LENGTH = 8000, 256

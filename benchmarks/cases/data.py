@@ -40,8 +40,7 @@ from gatdist.bench.rounds import compare as ratio_of
 from gatdist.bench.rounds import interleave, settled, timed
 from gatdist.config import DataConfig
 from gatdist.data import SampleOrder, open_dataset
-from gatdist.data.layout import ShardLayout
-from gatdist.data.order import fitting_block_bytes, fitting_window
+from gatdist.data.order import ShardLayout, fitting_block_bytes, fitting_window
 from gatdist.monitor.numbers import aligned, number, size
 from gatdist.parallel.communicator import Communicator
 

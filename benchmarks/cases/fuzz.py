@@ -33,8 +33,9 @@ from gatdist.api import index, verify
 from gatdist.common.errors import GatdistError
 from gatdist.config import DataConfig
 from gatdist.data import open_dataset, write_dataset
-from gatdist.data.codecs import encode_png
-from gatdist.data.format import Manifest, manifest
+from gatdist.data.codecs.images import encode_png
+from gatdist.data.format import manifest
+from gatdist.data.format.manifest import Manifest
 from gatdist.storage import Store
 
 LIMIT_S = 10

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms
 
-from gatdist.data.codecs import CodecError, decode_image_into, decode_pixels, read_image_header
+from gatdist.data.codecs import CodecError
+from gatdist.data.codecs.images import decode_image_into, decode_pixels, read_image_header
 
 _SIZE = 24, 36
 _ENTRY_BYTES = 12

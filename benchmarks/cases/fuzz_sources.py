@@ -28,7 +28,7 @@ from benchmarks.cases.fuzz import (
     values,
 )
 from gatdist.api import index, pack, verify
-from gatdist.data.codecs import encode_png
+from gatdist.data.codecs.images import encode_png
 
 CLASSES = ("cats", "dogs", "owls")
 NUM_SAMPLES = 6

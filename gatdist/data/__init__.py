@@ -1,7 +1,8 @@
 """Data: shards on any storage, read in an order that depends on seed and position only."""
 
 from gatdist.data.dataset import Dataset, open_dataset
-from gatdist.data.format import Shard, write_dataset, write_manifest, write_shard
+from gatdist.data.format.manifest import Shard, write_manifest
+from gatdist.data.format.shard_files import write_dataset, write_shard
 from gatdist.data.modalities import ReadSpec
 from gatdist.data.order import SampleOrder
 

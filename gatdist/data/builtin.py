@@ -15,8 +15,10 @@ import numpy as np
 
 from gatdist.common.errors import DataError, StorageError, nearest
 from gatdist.config import cache_folder
-from gatdist.data.codecs import encode_array, encode_png
-from gatdist.data.format import MANIFEST, Components, write_dataset
+from gatdist.data.codecs.arrays import encode_array
+from gatdist.data.codecs.images import encode_png
+from gatdist.data.format.manifest import MANIFEST
+from gatdist.data.format.shard_files import Components, write_dataset
 from gatdist.storage import Store
 
 PREFIX = "builtin:"

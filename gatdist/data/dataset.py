@@ -16,10 +16,9 @@ from gatdist.common.heartbeat import beat
 from gatdist.config import DataConfig
 from gatdist.data import builtin
 from gatdist.data.codecs import CodecError
-from gatdist.data.format import Manifest, open_shards, read_manifest
-from gatdist.data.layout import Indices, ShardLayout, block_bounds
+from gatdist.data.format.manifest import Manifest, open_shards, read_manifest
 from gatdist.data.modalities import decoder_of, new_samples, read_spec, resizing
-from gatdist.data.order import SampleOrder, substitute
+from gatdist.data.order import Indices, SampleOrder, ShardLayout, block_bounds, substitute
 from gatdist.data.reading.host_cache import HostCache, block_key
 from gatdist.data.reading.memory import MemoryBudget, index_bytes, memory_budget
 from gatdist.data.reading.plan import ReadRange, cut_runs

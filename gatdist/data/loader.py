@@ -19,8 +19,7 @@ from torch import Tensor
 from gatdist.common.heartbeat import beat
 from gatdist.config import Config, DataConfig
 from gatdist.data.dataset import Dataset
-from gatdist.data.layout import Indices
-from gatdist.data.order import SampleOrder, WorkerShare
+from gatdist.data.order import Indices, SampleOrder, WorkerShare
 from gatdist.data.reading.plan import Plan
 from gatdist.data.sources import Decoded, Stream
 from gatdist.parallel.communicator import Communicator

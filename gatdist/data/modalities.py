@@ -11,17 +11,12 @@ from numpy.typing import DTypeLike, NDArray
 
 from gatdist.common.errors import DataError
 from gatdist.config import DataConfig
-from gatdist.data.codecs import (
-    AUDIO_EXTENSIONS,
-    IMAGE_COMPONENTS,
-    Vocabulary,
-    decode_audio_into,
-    decode_image_into,
-    decode_point_into,
-    decode_text_into,
-    decode_tokens_into,
-)
-from gatdist.data.format import Manifest, SampleSpec
+from gatdist.data.codecs.arrays import decode_point_into, decode_tokens_into
+from gatdist.data.codecs.audio import AUDIO_EXTENSIONS, decode_audio_into
+from gatdist.data.codecs.formats import IMAGE_COMPONENTS
+from gatdist.data.codecs.images import decode_image_into
+from gatdist.data.codecs.text import Vocabulary, decode_text_into
+from gatdist.data.format.manifest import Manifest, SampleSpec
 
 # Decodes a file into a sample's array, or raises CodecError.
 Decode = Callable[[bytes | memoryview, NDArray[Any]], None]

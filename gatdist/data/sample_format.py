@@ -14,7 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gatdist.data.codecs import Vocabulary, encode_array, encode_png, encode_wav
+from gatdist.data.codecs.arrays import encode_array
+from gatdist.data.codecs.audio import encode_wav
+from gatdist.data.codecs.images import encode_png
+from gatdist.data.codecs.text import Vocabulary
 from gatdist.data.modalities import ReadSpec
 
 

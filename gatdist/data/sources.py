@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 
 from gatdist.common.errors import UserError
 from gatdist.data.dataset import Dataset
-from gatdist.data.layout import Indices
-from gatdist.data.order import SampleOrder, WorkerShare
+from gatdist.data.order import Indices, SampleOrder, WorkerShare
 from gatdist.data.reading.memory import MemoryBudget
 from gatdist.data.reading.plan import Plan, ReadRange, Segment
 

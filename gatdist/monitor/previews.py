@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gatdist.data.codecs import encode_wav
+from gatdist.data.codecs.audio import encode_wav
 from gatdist.data.sample_format import SampleFormat, TextFormat
 from gatdist.models.audio import LogMel
 from gatdist.monitor.grid import Pixels, encode_png, make_grid, make_scatter

@@ -12,10 +12,13 @@ from typing import Any, NamedTuple, Self, TypeVar
 import numpy as np
 
 from gatdist.common.errors import DataError
-from gatdist.data import codecs
 from gatdist.data.codecs import CodecError
+from gatdist.data.codecs.arrays import decode_point_into, read_npy
+from gatdist.data.codecs.audio import decode_audio_into, encode_wav, read_audio, read_audio_header
 from gatdist.data.codecs.containers import repaired
+from gatdist.data.codecs.images import FILTERS, ImageHeader, decode_pixels, read_image_header
 from gatdist.data.codecs.levels import is_gray
+from gatdist.data.codecs.text import decode_text_into
 from gatdist.packing import images
 from gatdist.packing.images import FORMATS, STORED, TRANSFORMS
 from gatdist.packing.recipe import Recipe
@@ -61,14 +64,14 @@ class Images(Converter):
         self._channels, *size = sample_shape
         self._size = height, width = recipe.size or (size[0], size[1])
         self._transform = TRANSFORMS[recipe.transform or "center-crop"]
-        self._filter = codecs.FILTERS[recipe.filter or "lanczos"]
+        self._filter = FILTERS[recipe.filter or "lanczos"]
         self._component = FORMATS[recipe.format]
         is_wide = recipe.size and recipe.transform == "center-crop-wide"
         super().__init__(recipe, (self._channels, width if is_wide else height, width))
 
     @classmethod
     def like(cls, recipe: Recipe, contents: Sequence[bytes]) -> Self | None:
-        headers = _readable(codecs.read_image_header, contents)
+        headers = _readable(read_image_header, contents)
         if not headers:
             return None
         if recipe.color == "auto":
@@ -85,14 +88,14 @@ class Images(Converter):
         return cls(recipe, (channels, *(recipe.size or size)))
 
     def __call__(self, content: bytes) -> Converted:
-        header = codecs.read_image_header(content)
+        header = read_image_header(content)
         height, width = self._size
         if self.recipe.size is None and (header.height, header.width) != self._size:
             raise CodecError(
                 f"is {header.height} × {header.width}, others {height} × {width} (height × width)",
                 hint="Resize all with --size HxW",
             )
-        pixels, found = codecs.decode_pixels(
+        pixels, found = decode_pixels(
             content,
             self._channels,
             bits=self.recipe.bits,
@@ -110,7 +113,7 @@ class Images(Converter):
             remarks["upscaled"] = f"{header.height} × {header.width}"
         return Converted(component, packed, remarks)
 
-    def _stays(self, header: codecs.ImageHeader) -> bool:
+    def _stays(self, header: ImageHeader) -> bool:
         component = STORED.get(header.format)
         return (
             (header.height, header.width) == self._size
@@ -136,7 +139,7 @@ class Audio(Converter):
 
     @classmethod
     def like(cls, recipe: Recipe, contents: Sequence[bytes]) -> Self | None:
-        headers = _readable(codecs.read_audio_header, contents)
+        headers = _readable(read_audio_header, contents)
         if not headers:
             return None
         rate = recipe.sample_rate or commonest([header.sample_rate for header in headers])
@@ -151,15 +154,13 @@ class Audio(Converter):
         return cls(resolved, (channels, recipe.length or length))
 
     def __call__(self, content: bytes) -> Converted:
-        header = codecs.read_audio_header(content)
+        header = read_audio_header(content)
         if header[1:] == (self._channels, self._length, self._rate):
-            codecs.decode_audio_into(
-                content, np.empty(self.sample_shape, dtype=np.float32), self._rate
-            )
+            decode_audio_into(content, np.empty(self.sample_shape, dtype=np.float32), self._rate)
             return Converted(header.component, repaired(content))
         if self._channels not in (1, header.channels) and header.channels != 1:
             raise CodecError(f"has {header.channels} channels, others {self._channels}")
-        clip = codecs.read_audio(content)
+        clip = read_audio(content)
         if self._channels == 1:
             clip = clip.mean(axis=0, keepdims=True)
         if header.sample_rate != self._rate:
@@ -175,7 +176,7 @@ class Audio(Converter):
         packed = np.zeros((self._channels, self._length), dtype=np.float32)
         packed[:, :found] = clip[:, : self._length]
         remarks = {"upscaled": f"{found:,} samples"} if found < self._length else {}
-        return Converted("wav", codecs.encode_wav(packed, self._rate), remarks)
+        return Converted("wav", encode_wav(packed, self._rate), remarks)
 
 
 class Texts(Converter):
@@ -186,7 +187,7 @@ class Texts(Converter):
         lengths = []
         for content in contents:
             with suppress(CodecError):
-                codecs.decode_text_into(content, np.empty(len(content), dtype=np.uint8))
+                decode_text_into(content, np.empty(len(content), dtype=np.uint8))
                 lengths.append(len(content))
         if not lengths:
             return None
@@ -197,7 +198,7 @@ class Texts(Converter):
         return cls(recipe, (recipe.length or lengths[0],))
 
     def __call__(self, content: bytes) -> Converted:
-        codecs.decode_text_into(content, np.empty(self.sample_shape, dtype=np.uint8))
+        decode_text_into(content, np.empty(self.sample_shape, dtype=np.uint8))
         return Converted("txt", content)
 
 
@@ -206,11 +207,11 @@ class Arrays(Converter):
 
     @classmethod
     def like(cls, recipe: Recipe, contents: Sequence[bytes]) -> Self | None:
-        arrays = _readable(codecs.read_npy, contents)
+        arrays = _readable(read_npy, contents)
         return cls(recipe, commonest([array.shape for array in arrays])) if arrays else None
 
     def __call__(self, content: bytes) -> Converted:
-        codecs.decode_point_into(content, np.empty(self.sample_shape, dtype=np.float32))
+        decode_point_into(content, np.empty(self.sample_shape, dtype=np.float32))
         return Converted("npy", content)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 from gatdist.common.errors import DataError
-from gatdist.data.codecs import IMAGE_COMPONENTS
+from gatdist.data.codecs.formats import IMAGE_COMPONENTS
 from gatdist.storage import Store
 
 # A class as the source has it; see :func:`~gatdist.data.codecs.labels.normalized`.

@@ -16,7 +16,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from gatdist.data.codecs import change_image, encode_png
+from gatdist.data.codecs.images import change_image, encode_png
 
 # Extensions of Pillow's formats that every reader of WebDataset opens, and that may be stored
 # unchanged; and the formats to choose from.

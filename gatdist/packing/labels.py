@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from gatdist.common.errors import DataError
-from gatdist.data.codecs import MAX_CLASSES, CodecError, Label, normalized
+from gatdist.data.codecs import CodecError
+from gatdist.data.codecs.labels import MAX_CLASSES, Label, normalized
 from gatdist.packing.entries import Entry, Skipped, printable
 
 _OTHER = "Name another column with --labels, or use --labels none"

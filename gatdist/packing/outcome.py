@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gatdist.common.errors import DataError
-from gatdist.data.format import SampleSpec, Shard
+from gatdist.data.format.manifest import SampleSpec, Shard
 from gatdist.packing.entries import Skipped, all_named
 from gatdist.storage import Store
 

@@ -23,7 +23,7 @@ from typing import Any
 from gatdist.common.errors import DataError
 from gatdist.config import redact_url
 from gatdist.data.codecs import CodecError
-from gatdist.data.format import MANIFEST, SampleSpec, write_manifest
+from gatdist.data.format.manifest import MANIFEST, SampleSpec, write_manifest
 from gatdist.packing.convert import CONVERTERS, Converter
 from gatdist.packing.entries import Entry, Listing, Skipped, printable
 from gatdist.packing.fetch import Fetcher, require_allowed

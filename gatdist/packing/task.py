@@ -13,8 +13,10 @@ from typing import Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gatdist.common.errors import StorageError
-from gatdist.data.codecs import LABEL_COMPONENT, CodecError
-from gatdist.data.format import Components, Shard, write_shard
+from gatdist.data.codecs import CodecError
+from gatdist.data.codecs.labels import LABEL_COMPONENT
+from gatdist.data.format.manifest import Shard
+from gatdist.data.format.shard_files import Components, write_shard
 from gatdist.packing.convert import CONVERTERS, Converter
 from gatdist.packing.entries import Entry, Selection, Skipped, printable
 from gatdist.packing.fetch import Fetcher

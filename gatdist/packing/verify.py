@@ -14,7 +14,8 @@ from gatdist.common.errors import DataError, StorageError
 from gatdist.common.strict_json import parse_json
 from gatdist.config import DataConfig
 from gatdist.data.codecs import CodecError
-from gatdist.data.format import Shard, open_shards, read_index, read_manifest
+from gatdist.data.format.manifest import Shard, open_shards, read_manifest
+from gatdist.data.format.shard_files import read_index
 from gatdist.data.format.tars import trailing_data
 from gatdist.data.modalities import decoder_of, new_samples, read_spec, resizing
 from gatdist.data.reading.shards import OpenShard

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gatdist.common.errors import CheckpointError, StorageError
-from gatdist.data.format import read_manifest as manifest_of_data
+from gatdist.data.format.manifest import read_manifest as manifest_of_data
 from gatdist.monitor.metrics import read_metrics
 from gatdist.runs.checkpoint import MANIFEST, Checkpoint, read_checkpoint
 from gatdist.runs.checkpoints import Checkpoints

@@ -15,7 +15,7 @@ from PIL import Image
 import gatdist
 import small_runs
 from gatdist.config import Config, load_config
-from gatdist.data.codecs import encode_wav
+from gatdist.data.codecs.audio import encode_wav
 
 # Settings before those of a document, which may override them …
 SMALL_NETWORKS = (

@@ -11,7 +11,7 @@ import torch
 
 from gatdist.config import EvaluateConfig
 from gatdist.data import ReadSpec
-from gatdist.data.codecs import Vocabulary
+from gatdist.data.codecs.text import Vocabulary
 from gatdist.data.sample_format import sample_format_of
 from gatdist.evaluation import Evaluator
 from gatdist.parallel.communicator import LocalCommunicator

@@ -12,7 +12,7 @@ from recorder import Recorder, recording
 
 from gatdist.cli import main
 from gatdist.data import write_dataset
-from gatdist.data.codecs import encode_array
+from gatdist.data.codecs.arrays import encode_array
 from gatdist.storage import Store
 
 SECRET = "planted-5ecret-value"

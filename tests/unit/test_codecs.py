@@ -16,12 +16,9 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from decoding import decode_image
-from gatdist.data.codecs import (
-    CodecError,
-    decode_image_into,
-    decode_label,
-    encode_png,
-)
+from gatdist.data.codecs import CodecError
+from gatdist.data.codecs.images import decode_image_into, encode_png
+from gatdist.data.codecs.labels import decode_label
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (6, 10, 3), dtype=np.uint8)

@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps, features
 
 from decoding import decode_image
-from gatdist.data.codecs import (
-    CodecError,
+from gatdist.data.codecs import CodecError
+from gatdist.data.codecs.formats import exif_orientation
+from gatdist.data.codecs.images import (
     decode_image_into,
     decode_pixels,
     encode_png,
     read_image_header,
     read_image_shape,
 )
-from gatdist.data.codecs.formats import exif_orientation
 
 RNG = np.random.default_rng(0)
 TAG = 0x0112

@@ -15,11 +15,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from decoding import decode_audio, decode_text, decode_tokens
-from gatdist.data.codecs import (
-    CodecError,
-    encode_array,
-    encode_wav,
-)
+from gatdist.data.codecs import CodecError
+from gatdist.data.codecs.arrays import encode_array
+from gatdist.data.codecs.audio import encode_wav
 
 RATE = 16_000
 TIME = np.arange(800) / RATE

@@ -24,14 +24,10 @@ from decoding import decode_audio
 from gatdist.common.errors import DataError
 from gatdist.config import DataConfig
 from gatdist.data import open_dataset
-from gatdist.data.codecs import (
-    CodecError,
-    encode_array,
-    encode_png,
-    read_audio,
-    read_audio_header,
-    read_npy,
-)
+from gatdist.data.codecs import CodecError
+from gatdist.data.codecs.arrays import encode_array, read_npy
+from gatdist.data.codecs.audio import read_audio, read_audio_header
+from gatdist.data.codecs.images import encode_png
 from gatdist.data.format.tars import TarDamagedError, Walk
 from packing import pack, samples
 from support import refused
@@ -124,7 +120,8 @@ def test_an_index_that_stops_at_the_first_end_of_a_concatenated_tar_is_damage(
     """As versions before this one made it."""
     (tmp_path / "c.tar").write_bytes(A + B)
     indexed(tmp_path)
-    from gatdist.data.format import encode_index, read_index, read_manifest, write_manifest
+    from gatdist.data.format.manifest import read_manifest, write_manifest
+    from gatdist.data.format.shard_files import encode_index, read_index
     from gatdist.storage import Store
 
     store = Store(str(tmp_path))

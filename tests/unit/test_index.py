@@ -24,8 +24,10 @@ from gatdist.cli import main
 from gatdist.common.errors import ConfigError, DataError
 from gatdist.config import DataConfig
 from gatdist.data import Dataset, open_dataset
-from gatdist.data.codecs import encode_png, encode_wav
-from gatdist.data.format import read_index, read_manifest
+from gatdist.data.codecs.audio import encode_wav
+from gatdist.data.codecs.images import encode_png
+from gatdist.data.format.manifest import read_manifest
+from gatdist.data.format.shard_files import read_index
 from gatdist.storage import Store
 from support import refused
 

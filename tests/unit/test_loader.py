@@ -21,8 +21,8 @@ from fake_communicator import FakeCommunicator
 from gatdist.common.errors import ConfigError, DataError
 from gatdist.config import DataConfig, parse_config
 from gatdist.data import Dataset, SampleOrder, open_dataset, write_dataset
-from gatdist.data.codecs import encode_png
-from gatdist.data.format import read_manifest
+from gatdist.data.codecs.images import encode_png
+from gatdist.data.format.manifest import read_manifest
 from gatdist.data.loader import Batch, Buffers, Loader
 from gatdist.storage import Store
 from support import refused

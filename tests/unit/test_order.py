@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gatdist.data.layout import ShardLayout
 from gatdist.data.order import (
     SampleOrder,
+    ShardLayout,
     WorkerShare,
     fitting_block_bytes,
     fitting_window,

@@ -16,7 +16,8 @@ from scipy.signal import resample_poly
 
 from decoding import decode_audio
 from gatdist.common.errors import DataError
-from gatdist.data.codecs import CodecError, encode_wav, read_audio
+from gatdist.data.codecs import CodecError
+from gatdist.data.codecs.audio import encode_wav, read_audio
 from gatdist.packing.convert import Audio, Texts
 from gatdist.packing.recipe import Recipe
 from support import refused

@@ -29,7 +29,7 @@ from gatdist.cli import main
 from gatdist.common.errors import DataError, UserError
 from gatdist.config import DataConfig
 from gatdist.data import open_dataset
-from gatdist.data.codecs import encode_png
+from gatdist.data.codecs.images import encode_png
 from gatdist.monitor.packing import packed
 from gatdist.packing.labels import folder_classes
 from gatdist.storage import Store

@@ -5,7 +5,8 @@ import pytest
 
 from gatdist.config import load_config
 from gatdist.data import write_dataset
-from gatdist.data.codecs import encode_png, encode_wav
+from gatdist.data.codecs.audio import encode_wav
+from gatdist.data.codecs.images import encode_png
 from gatdist.storage import Store
 from gatdist.training.plan import plan
 

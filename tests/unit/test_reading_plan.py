@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gatdist.data.layout import ShardLayout, block_bounds
-from gatdist.data.order import SampleOrder, WorkerShare
+from gatdist.data.order import SampleOrder, ShardLayout, WorkerShare, block_bounds
 from gatdist.data.reading import plan as planning
 from gatdist.data.reading.memory import MemoryBudget
 from gatdist.data.reading.plan import Plan, Segment, cut_runs

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from gatdist.data import ReadSpec
-from gatdist.data.codecs import CodecError, Vocabulary
+from gatdist.data.codecs import CodecError
+from gatdist.data.codecs.text import Vocabulary
 from gatdist.data.sample_format import sample_format_of
 from gatdist.monitor.previews import preview
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from gatdist.cli import main
-from gatdist.data.codecs import encode_png
+from gatdist.data.codecs.images import encode_png
 from scenarios import OBSERVED
 from small_runs import spoken
 

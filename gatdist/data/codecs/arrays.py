@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gatdist.data.codecs.errors import CodecError
+from gatdist.data.codecs import CodecError
 
 
 def decode_point_into(content: bytes | memoryview, out: NDArray[np.float32]) -> None:

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from gatdist.data.codecs import CodecError
 from gatdist.data.codecs.containers import repaired
-from gatdist.data.codecs.errors import CodecError
 
 AUDIO_EXTENSIONS = ("wav", "flac", "ogg")
 

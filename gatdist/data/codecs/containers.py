@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
-from gatdist.data.codecs.errors import CodecError
+from gatdist.data.codecs import CodecError
 
 _PIPE_SIZES = (0, 0xFFFFFFFF)  # of a WAV that was written to a pipe
 _ID3, _ID3_BYTES = b"TAG", 128  # appended by taggers

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, features
 from PIL.JpegImagePlugin import JpegImageFile
 
-from gatdist.data.codecs.errors import CodecError
+from gatdist.data.codecs import CodecError
 
 # File extensions of the supported formats. The content of a file decides its format.
 IMAGE_COMPONENTS = (

@@ -19,7 +19,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageFile, ImageOps
 
-from gatdist.data.codecs.errors import CodecError
+from gatdist.data.codecs import CodecError
 from gatdist.data.codecs.formats import (
     JPEG_MAGIC,
     ORIENTATION,

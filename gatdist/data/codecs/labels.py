@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 
 from gatdist.common.strict_json import parse_json
-from gatdist.data.codecs.errors import CodecError
+from gatdist.data.codecs import CodecError
 
 LABEL_COMPONENT = "cls"
 # A larger number is an identifier, not a class.

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageFile
 
-from gatdist.data.codecs.errors import CodecError
+from gatdist.data.codecs import CodecError
 from gatdist.data.codecs.formats import ORIENTATION, open_image
 
 Levels = NDArray[Any]  # uint8 or uint16 [H, W, C]

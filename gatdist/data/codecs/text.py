@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from gatdist.data.codecs.errors import CodecError
+from gatdist.data.codecs import CodecError
 
 Ids = NDArray[np.uint8]
 

@@ -22,7 +22,7 @@ from gatdist.common.errors import DataError
 from gatdist.common.registry import validation_problem
 from gatdist.common.strict_json import parse_json
 from gatdist.config import DataConfig
-from gatdist.data.codecs import is_printable
+from gatdist.data.codecs.labels import is_printable
 from gatdist.data.order import ORDER_VERSION
 from gatdist.storage import OutsideUrl, Store, options_for
 

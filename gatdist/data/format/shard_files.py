@@ -14,7 +14,7 @@ from isal.isal_zlib import crc32
 from numpy.typing import NDArray
 
 from gatdist.common.errors import DataError, StorageError
-from gatdist.data.codecs import encode_array, read_npy
+from gatdist.data.codecs.arrays import encode_array, read_npy
 from gatdist.data.format.manifest import Manifest, Modality, SampleSpec, Shard, write_manifest
 from gatdist.data.format.tars import TAR_BLOCK
 from gatdist.storage import Store

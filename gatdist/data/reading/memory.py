@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from gatdist.common.errors import ConfigError
 from gatdist.config import DataConfig
-from gatdist.data.layout import ShardLayout
-from gatdist.data.order import SampleOrder
+from gatdist.data.order import SampleOrder, ShardLayout
 
 # Limits of a segment of the reading plan. Two must fit in memory; planning takes time, too.
 _SEGMENT_BYTES, _SEGMENT_SAMPLES = 128 * 2**20, 2**17

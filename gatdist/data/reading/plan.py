@@ -17,8 +17,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from gatdist.data.layout import Indices, ShardLayout, block_bounds
-from gatdist.data.order import SampleOrder, WorkerShare
+from gatdist.data.order import Indices, SampleOrder, ShardLayout, WorkerShare, block_bounds
 from gatdist.data.reading.memory import MemoryBudget
 from gatdist.data.reading.shards import OpenShard
 

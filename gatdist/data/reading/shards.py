@@ -13,8 +13,10 @@ from isal.isal_zlib import crc32
 from numpy.typing import NDArray
 
 from gatdist.common.errors import DataError
-from gatdist.data.codecs import CodecError, decode_label
-from gatdist.data.format import Manifest, Shard, read_index
+from gatdist.data.codecs import CodecError
+from gatdist.data.codecs.labels import decode_label
+from gatdist.data.format.manifest import Manifest, Shard
+from gatdist.data.format.shard_files import read_index
 from gatdist.data.modalities import MODALITIES, Decode
 from gatdist.storage import Store
 

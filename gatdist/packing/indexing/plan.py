@@ -14,16 +14,11 @@ import numpy as np
 
 from gatdist.common.errors import ConfigError, DataError
 from gatdist.config import redact_url
-from gatdist.data.codecs import LABEL_COMPONENT, CodecError, read_audio_header
-from gatdist.data.format import (
-    MANIFEST,
-    SampleSpec,
-    Shard,
-    encode_index,
-    fits_manifest,
-    read_index,
-    write_manifest,
-)
+from gatdist.data.codecs import CodecError
+from gatdist.data.codecs.audio import read_audio_header
+from gatdist.data.codecs.labels import LABEL_COMPONENT
+from gatdist.data.format.manifest import MANIFEST, SampleSpec, Shard, fits_manifest, write_manifest
+from gatdist.data.format.shard_files import encode_index, read_index
 from gatdist.data.modalities import MODALITIES
 from gatdist.packing.convert import commonest
 from gatdist.packing.entries import Skipped, all_named

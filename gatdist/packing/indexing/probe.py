@@ -7,14 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from gatdist.data import codecs
 from gatdist.data.codecs import CodecError
+from gatdist.data.codecs.arrays import read_npy
+from gatdist.data.codecs.audio import read_audio, read_audio_header
+from gatdist.data.codecs.images import read_image_header, read_image_shape
+from gatdist.data.codecs.text import decode_text_into
 
 
 def sample_shape(
     content: bytes, modality: str, common: Mapping[str, Any], *, whole: bool = False
 ) -> tuple[int, ...]:
-    """Return the shape of one sample, as in :class:`~gatdist.data.format.SampleSpec`.
+    """Return the shape of one sample, as in :class:`~gatdist.data.format.manifest.SampleSpec`.
 
     Args:
         content: of its file.
@@ -25,13 +28,13 @@ def sample_shape(
     if not content:
         raise CodecError("is empty")
     if whole and modality == "audio":
-        codecs.read_audio(content)
+        read_audio(content)
     return _PROBES[modality](content, common)
 
 
 def image_remarks(content: bytes) -> list[str]:
     """Return the kinds of :data:`~gatdist.packing.outcome.REMARKS` on an image, by its header."""
-    header = codecs.read_image_header(content)
+    header = read_image_header(content)
     found = {
         "transparent": header.has_alpha,
         header.profile: bool(header.profile),
@@ -42,11 +45,11 @@ def image_remarks(content: bytes) -> list[str]:
 
 
 def _image(content: bytes, common: Mapping[str, Any]) -> tuple[int, ...]:
-    return codecs.read_image_shape(content)
+    return read_image_shape(content)
 
 
 def _audio(content: bytes, common: Mapping[str, Any]) -> tuple[int, ...]:
-    header = codecs.read_audio_header(content)
+    header = read_audio_header(content)
     rate, channels = common.get("sample_rate"), common.get("channels")
     if rate and header.sample_rate != rate:
         raise CodecError(f"has {header.sample_rate:,} Hz, others {rate:,}")
@@ -58,12 +61,12 @@ def _audio(content: bytes, common: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def _text(content: bytes, common: Mapping[str, Any]) -> tuple[int, ...]:
-    codecs.decode_text_into(content, np.empty(len(content), dtype=np.uint8))
+    decode_text_into(content, np.empty(len(content), dtype=np.uint8))
     return (len(content),)
 
 
 def _points(content: bytes, common: Mapping[str, Any]) -> tuple[int, ...]:
-    array = codecs.read_npy(content)
+    array = read_npy(content)
     expected = common.get("sample_shape")
     if array.dtype.kind not in "fiu" or not array.shape or 0 in array.shape:
         raise CodecError(f"is {array.dtype} of shape {array.shape}, expected numbers")
@@ -73,7 +76,7 @@ def _points(content: bytes, common: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def _tokens(content: bytes, common: Mapping[str, Any]) -> tuple[int, ...]:
-    ids = codecs.read_npy(content)
+    ids = read_npy(content)
     num_tokens = common["num_tokens"]
     if ids.dtype.kind not in "iu" or ids.ndim != 1 or not ids.size:
         raise CodecError(f"is {ids.dtype} of shape {ids.shape}, expected a row of whole numbers")

@@ -21,9 +21,10 @@ from isal.isal_zlib import crc32
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gatdist.common.errors import DataError, StorageError
-from gatdist.data.codecs import CodecError, read_label
-from gatdist.data.format import Shard, encode_index
-from gatdist.data.format.shard_files import Row
+from gatdist.data.codecs import CodecError
+from gatdist.data.codecs.labels import read_label
+from gatdist.data.format.manifest import Shard
+from gatdist.data.format.shard_files import Row, encode_index
 from gatdist.data.modalities import MODALITIES
 from gatdist.packing.entries import Skipped
 from gatdist.packing.indexing.probe import image_remarks, sample_shape

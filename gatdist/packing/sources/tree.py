@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 
 from gatdist.common.errors import DataError
-from gatdist.data.codecs import UNSUPPORTED_IMAGES, CodecError, normalized, unsupported_image
+from gatdist.data.codecs import CodecError
+from gatdist.data.codecs.formats import UNSUPPORTED_IMAGES, unsupported_image
+from gatdist.data.codecs.labels import normalized
 from gatdist.packing.entries import (
     MODALITY,
     Entry,

@@ -7,7 +7,8 @@ from itertools import groupby
 from typing import NamedTuple
 
 from gatdist.common.errors import DataError
-from gatdist.data.codecs import LABEL_COMPONENT, CodecError, Label, read_label
+from gatdist.data.codecs import CodecError
+from gatdist.data.codecs.labels import LABEL_COMPONENT, Label, read_label
 from gatdist.packing.entries import MODALITY, Entry, Listing, Selection, Span, printable
 from gatdist.packing.fetch import Fetcher
 from gatdist.packing.sources.files import File, split, system_file

@@ -13,7 +13,7 @@ from host_runs import Runs
 
 from faulty_runs import CANONICAL, TICK, TOTAL
 from gatdist.data import write_dataset
-from gatdist.data.codecs import encode_wav
+from gatdist.data.codecs.audio import encode_wav
 from gatdist.storage import Store
 
 pytestmark = pytest.mark.hosts
