@@ -5,9 +5,8 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from gatdist.common.errors import GatdistError
 
@@ -31,6 +30,9 @@ _MISLED = {
     "InvalidURL": "is not a URL",
 }
 _LIBRARIES = {"AzureError", "BotoCoreError", "ClientError", "GoogleAuthError", "HttpError"}
+_NOT_PERMITTED = {
+    *("ClientAuthenticationError", "GoogleAuthError", "NoCredentialsError", "PermissionError"),
+}
 _TRANSIENT_STATUSES = {408, 421, 425, 429}
 # Transient failures that object stores answer with another 4xx status. SignatureDoesNotMatch is not
 # among them: the secret is wrong, since TLS protects a signature in transit. Nor is InvalidDigest
@@ -87,14 +89,13 @@ class LostError(Exception):
     """A connection or some of its data was lost."""
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """Answer of a server."""
 
     status: int  # of HTTP
     code: str = ""  # error code of the service
     message: str = ""  # error message
-    headers: Mapping[str, str] = field(default_factory=dict)  # by name in lower case
+    headers: Mapping[str, str] = {}  # by name in lower case
 
 
 def answer(error: BaseException) -> Answer:
@@ -129,8 +130,7 @@ def is_transient(error: Exception) -> bool:
     cause: BaseException | None = error
     while cause:
         if isinstance(cause, OSError):
-            permanent = (*_ABSENT, PermissionError)
-            if cause.errno not in _PERMANENT and not isinstance(cause, permanent):
+            if cause.errno not in _PERMANENT and not isinstance(cause, (*_ABSENT, PermissionError)):
                 return True
         elif _LOST & _class_names(cause):
             return True
@@ -150,15 +150,14 @@ def is_skewed(error: Exception) -> bool:
 
 def is_taken(error: Exception) -> bool:
     """Return whether a file was not created because it exists."""
-    found = answer(error)
-    taken = found.status == 412 or found.code == "BlobAlreadyExists"
-    return taken or isinstance(error, FileExistsError)
+    status, code, *_ = answer(error)
+    return status == 412 or code == "BlobAlreadyExists" or isinstance(error, FileExistsError)
 
 
 def is_unsupported(error: Exception) -> bool:
     """Return whether a server does not support an operation or one of its headers."""
-    found = answer(error)
-    return found.status in (405, 411, 501) or found.code in ("InvalidArgument", "NotImplemented")
+    status, code, *_ = answer(error)
+    return status in (405, 411, 501) or code in ("InvalidArgument", "NotImplemented")
 
 
 def hint(error: Exception) -> str:
@@ -210,10 +209,8 @@ def meaning(error: Exception) -> str:
     if misled := _misled(error):
         return misled
     status = answer(error).status
-    if isinstance(error, PermissionError) or status in (401, 403):
-        return "not permitted"
     names = _class_names(error)
-    if names & {"ClientAuthenticationError", "GoogleAuthError", "NoCredentialsError"}:
+    if status in (401, 403) or names & _NOT_PERMITTED:
         return "not permitted"
     if isinstance(error, NotImplementedError):
         return "can't be written"
