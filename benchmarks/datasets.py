@@ -25,9 +25,9 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy.signal import resample_poly
 
 from benchmarks.case import shuffled_shards
-from gatdist.data import write_dataset
 from gatdist.data.codecs.audio import encode_wav
 from gatdist.data.codecs.images import encode_png
+from gatdist.data.format.shard_files import write_dataset
 from gatdist.storage import Store
 
 NUM_SHARDS = 4

@@ -19,9 +19,11 @@ from PIL import Image
 from torch import Tensor
 
 from gatdist.config import DataConfig, cache_folder, load_config
-from gatdist.data import SampleOrder, open_dataset, write_dataset
 from gatdist.data.codecs.images import decode_image_into
+from gatdist.data.dataset import open_dataset
+from gatdist.data.format.shard_files import write_dataset
 from gatdist.data.loader import Loader
+from gatdist.data.order import SampleOrder
 from gatdist.storage import Store
 
 BATCH = 64

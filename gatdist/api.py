@@ -231,7 +231,7 @@ def evaluate(
         CheckpointError: ``run`` is no run, has no complete checkpoint, or its data has changed.
         ConfigError: no metric, an unknown one, or a URL that only you may name.
     """
-    from gatdist.data import open_dataset
+    from gatdist.data.dataset import open_dataset
     from gatdist.evaluation import Evaluator
     from gatdist.parallel.communicator import LocalCommunicator
     from gatdist.runs import adopted, load_run

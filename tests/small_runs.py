@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from gatdist.config import Config, parse_config
-from gatdist.data import write_dataset
 from gatdist.data.codecs.audio import encode_wav
+from gatdist.data.format.shard_files import write_dataset
 from gatdist.storage import Store
 
 RATE, LENGTH = 8000, 256

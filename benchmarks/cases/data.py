@@ -39,8 +39,8 @@ from gatdist.bench.processes import Report, together
 from gatdist.bench.rounds import compare as ratio_of
 from gatdist.bench.rounds import interleave, settled, timed
 from gatdist.config import DataConfig
-from gatdist.data import SampleOrder, open_dataset
-from gatdist.data.order import ShardLayout, fitting_block_bytes, fitting_window
+from gatdist.data.dataset import open_dataset
+from gatdist.data.order import SampleOrder, ShardLayout, fitting_block_bytes, fitting_window
 from gatdist.monitor.numbers import aligned, number, size
 from gatdist.parallel.communicator import Communicator
 

@@ -32,10 +32,11 @@ from benchmarks.case import parser, save, shuffled_shards
 from gatdist.api import index, verify
 from gatdist.common.errors import GatdistError
 from gatdist.config import DataConfig
-from gatdist.data import open_dataset, write_dataset
 from gatdist.data.codecs.images import encode_png
+from gatdist.data.dataset import open_dataset
 from gatdist.data.format import manifest
 from gatdist.data.format.manifest import Manifest
+from gatdist.data.format.shard_files import write_dataset
 from gatdist.storage import Store
 
 LIMIT_S = 10

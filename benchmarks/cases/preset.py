@@ -20,7 +20,7 @@ from torch import Tensor
 
 from benchmarks.case import RESULTS, gatdist_command, parser, save
 from gatdist.config import Config, load_config
-from gatdist.data import Dataset, open_dataset
+from gatdist.data.dataset import Dataset, open_dataset
 from gatdist.data.sample_format import TextFormat
 from gatdist.evaluation import Evaluator
 from gatdist.models import build_networks

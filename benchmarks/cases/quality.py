@@ -28,7 +28,7 @@ from gatdist.bench.cases import Case, GatdistCase, layout
 from gatdist.bench.reference import adam
 from gatdist.bench.rounds import interleave, settled
 from gatdist.config import Config, load_config
-from gatdist.data import open_dataset
+from gatdist.data.dataset import open_dataset
 from gatdist.models import build_networks
 from gatdist.training.player import MovingAverage
 

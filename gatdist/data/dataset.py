@@ -20,8 +20,7 @@ from gatdist.data.format.manifest import Manifest, open_shards, read_manifest
 from gatdist.data.modalities import decoder_of, new_samples, read_spec, resizing
 from gatdist.data.order import Indices, SampleOrder, ShardLayout, block_bounds, substitute
 from gatdist.data.reading.host_cache import HostCache, block_key
-from gatdist.data.reading.memory import MemoryBudget, index_bytes, memory_budget
-from gatdist.data.reading.plan import ReadRange, cut_runs
+from gatdist.data.reading.plan import MemoryBudget, ReadRange, cut_runs, index_bytes, memory_budget
 from gatdist.data.reading.shards import OpenShard, OpenShards
 from gatdist.storage import Store
 
@@ -94,11 +93,9 @@ class Dataset:
             lambda number: OpenShard(tars, store, manifest, manifest.shards[number], decode),
             index_bytes(config),
         )
-        self._cache = (
-            HostCache(config.cache_dir, config.cache_bytes)
-            if config.cache_dir is not None and not tars.is_local
-            else None
-        )
+        self._cache: HostCache | None = None
+        if config.cache_dir is not None and not tars.is_local:
+            self._cache = HostCache(config.cache_dir, config.cache_bytes)
         self.is_cached = self._cache is not None
         # Samples that stay decoded are fetched in the same blocks by all that share a cache.
         self._block_ends = np.cumsum(self.layout.cut_blocks(_BLOCK_BYTES), dtype=np.int64)
@@ -270,24 +267,23 @@ class Dataset:
         spans: Sequence[tuple[int, int]],
         stopped: Callable[[], bool],
     ) -> list[bytes]:
-        blocks: dict[str, tuple[OpenShard, tuple[int, int]]] = {}
-        keys = []
-        for each, shard in zip(ranges, shards, strict=True):
-            block = shard.span(*(each.block or (each.first, each.end)))
-            keys.append(self._key(each.shard, block))
-            blocks[keys[-1]] = shard, block
-        wanted = list(blocks.values())
+        blocks = [
+            shard.span(*(each.block or (each.first, each.end)))
+            for each, shard in zip(ranges, shards, strict=True)
+        ]
+        keys = [self._key(each.shard, block) for each, block in zip(ranges, blocks, strict=True)]
+        distinct = dict(zip(keys, zip(shards, blocks, strict=True), strict=True))
+        wanted = list(distinct.values())
 
         def load(numbers: list[int]) -> list[bytes]:
             return self._fetch_spans(*zip(*(wanted[i] for i in numbers), strict=True))
 
-        contents = dict(zip(blocks, cache.fetch(list(blocks), load, stopped), strict=False))
+        contents = dict(zip(distinct, cache.fetch(list(distinct), load, stopped), strict=False))
         if not contents:
             return []
-        offsets = [blocks[key][1][0] for key in keys]
         return [
             contents[key][start - offset : stop - offset]
-            for key, offset, (start, stop) in zip(keys, offsets, spans, strict=True)
+            for key, (offset, _), (start, stop) in zip(keys, blocks, spans, strict=True)
         ]
 
     def _recover(self, index: int, out: Samples) -> int:

@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from types import TracebackType
 from typing import Any, Self
 
 import torch
@@ -21,7 +20,7 @@ from gatdist.config import Config, DataConfig
 from gatdist.data.dataset import Dataset
 from gatdist.data.order import Indices, SampleOrder, WorkerShare
 from gatdist.data.reading.plan import Plan
-from gatdist.data.sources import Decoded, Stream
+from gatdist.data.sources import Decoded, Stream, start_threads
 from gatdist.parallel.communicator import Communicator
 
 # Opening a remote shard and fetching its bytes takes several round trips.
@@ -128,12 +127,7 @@ class Loader:
                 on_loaded=self._can_decode.notify_all,
                 num_threads=_FETCH_THREADS_LOCAL if dataset.is_local else _FETCH_THREADS_REMOTE,
             )
-        self._threads = [
-            threading.Thread(target=self._decode, name=f"decode-{i}", daemon=True)
-            for i in range(config.decode_threads)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._threads = start_threads("decode", self._decode, config.decode_threads)
 
     @classmethod
     def for_worker(
@@ -205,12 +199,7 @@ class Loader:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _decode(self) -> None:

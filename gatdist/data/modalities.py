@@ -39,14 +39,15 @@ class Modality(NamedTuple):
     noun: str  # singular, for messages
     components: tuple[str, ...]  # file extensions
     dtype: DTypeLike  # of sample arrays
+    keys: tuple[str, ...] = ()  # of the configuration
 
 
 MODALITIES: Mapping[str, Modality] = {
-    "image": Modality("image", IMAGE_COMPONENTS, np.uint8),
+    "image": Modality("image", IMAGE_COMPONENTS, np.uint8, ("resolution", "channels")),
     "points": Modality("array", ("npy",), np.float32),
-    "audio": Modality("audio clip", AUDIO_EXTENSIONS, np.float32),
-    "text": Modality("text", ("txt",), np.uint8),
-    "tokens": Modality("token sequence", ("npy",), np.int32),
+    "audio": Modality("audio clip", AUDIO_EXTENSIONS, np.float32, ("channels", "length")),
+    "text": Modality("text", ("txt",), np.uint8, ("length", "vocabulary")),
+    "tokens": Modality("token sequence", ("npy",), np.int32, ("length",)),
 }
 _DECODERS: Mapping[str, Callable[[ReadSpec, str | None], Decode]] = {
     "image": lambda spec, resize: partial(decode_image_into, resize=resize),
@@ -71,22 +72,13 @@ def new_samples(spec: ReadSpec, count: int) -> NDArray[Any]:
     return np.empty((count, *shape), dtype=dtype)
 
 
-# Configuration keys of each modality.
-_KEYS = {
-    "image": ("resolution", "channels"),
-    "points": (),
-    "audio": ("channels", "length"),
-    "text": ("length", "vocabulary"),
-    "tokens": ("length",),
-}
-
-
 def read_spec(manifest: Manifest, config: DataConfig, url: str) -> ReadSpec:
     """Return the format in which a data set is read. Raises DataError if the keys do not fit."""
-    noun = f"{MODALITIES[manifest.modality].noun}s"
+    modality = MODALITIES[manifest.modality]
+    noun = f"{modality.noun}s"
     for key in ("resolution", "channels", "length", "vocabulary"):
         value = getattr(config, key)
-        if value is not None and key not in _KEYS[manifest.modality]:
+        if value is not None and key not in modality.keys:
             rule = f"does not apply to the {noun} in {url}"
             raise DataError(f"data.{key}", rule, value=value, hint="Remove it")
     shape = list(manifest.sample_shape)

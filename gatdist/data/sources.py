@@ -20,11 +20,18 @@ from numpy.typing import NDArray
 from gatdist.common.errors import UserError
 from gatdist.data.dataset import Dataset
 from gatdist.data.order import Indices, SampleOrder, WorkerShare
-from gatdist.data.reading.memory import MemoryBudget
-from gatdist.data.reading.plan import Plan, ReadRange, Segment
+from gatdist.data.reading.plan import MemoryBudget, Plan, ReadRange, Segment
 
 _GROUP_BYTES = 4 * 2**20  # fetched with one call
 _LOOK_AHEAD = 4096  # samples
+
+
+def start_threads(name: str, run: Callable[[], None], count: int) -> list[threading.Thread]:
+    """Start daemon threads, numbered from 0."""
+    threads = [threading.Thread(target=run, name=f"{name}-{i}", daemon=True) for i in range(count)]
+    for thread in threads:
+        thread.start()
+    return threads
 
 
 class Decoded:
@@ -94,12 +101,7 @@ class Stream:
         self._held_bytes = 0
         self._failure: tuple[int, BaseException] | None = None
         self._closed = False
-        self.threads: Sequence[threading.Thread] = [
-            threading.Thread(target=self._run, name=f"fetch-{i}", daemon=True)
-            for i in range(num_threads)
-        ]
-        for thread in self.threads:
-            thread.start()
+        self.threads = start_threads("fetch", self._run, num_threads)
 
     def is_loaded(self, end: int) -> bool:
         if end > self._planned_end:
@@ -209,7 +211,7 @@ class Stream:
 
     def _fetch(self, group: list[ReadRange], number: int) -> None:
         try:
-            self._dataset.fetch(group, self._is_closed)
+            self._dataset.fetch(group, lambda: self._closed)
             self._arrive(group, number)
         except UserError as error:
             if len(group) == 1:
@@ -263,6 +265,3 @@ class Stream:
             self._to_fetch.clear()
             self._on_loaded()
             self._has_work.notify_all()
-
-    def _is_closed(self) -> bool:
-        return self._closed

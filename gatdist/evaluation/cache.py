@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gatdist.common.errors import StorageError
 from gatdist.config import cache_folder
-from gatdist.data import Dataset
+from gatdist.data.dataset import Dataset
 from gatdist.evaluation.features import Extractor
 from gatdist.parallel.communicator import Communicator
 from gatdist.storage import Store

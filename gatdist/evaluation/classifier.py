@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from gatdist.common.errors import DataError
 from gatdist.common.heartbeat import beat
-from gatdist.data import Dataset
+from gatdist.data.dataset import Dataset
 from gatdist.data.sample_format import AudioFormat
 from gatdist.evaluation import cache
 from gatdist.evaluation.features import Extractor, register_feature_extractor

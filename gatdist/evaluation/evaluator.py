@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gatdist.common.errors import ConfigError, DataError
 from gatdist.common.heartbeat import beat
 from gatdist.config import EvaluateConfig
-from gatdist.data import Dataset
+from gatdist.data.dataset import Dataset
 from gatdist.data.sample_format import TextFormat
 from gatdist.evaluation import classifier, distances, from_file  # noqa: F401  (they register)
 from gatdist.evaluation.cache import RealFeatures

@@ -15,7 +15,7 @@ from torch import Tensor
 from gatdist.common.errors import DataError, PluginError
 from gatdist.common.registry import Registry, user_code
 from gatdist.config import EvaluateConfig
-from gatdist.data import Dataset
+from gatdist.data.dataset import Dataset
 from gatdist.data.sample_format import AudioFormat
 from gatdist.models.audio import LogMel
 from gatdist.models.structure import dtype_name

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gatdist.common.errors import ConfigError, DataError
 from gatdist.config import EvaluateConfig, redact_url
-from gatdist.data import Dataset
+from gatdist.data.dataset import Dataset
 from gatdist.evaluation.features import Extractor, register_feature_extractor
 from gatdist.evaluation.inception import NUM_FEATURES, Inception
 from gatdist.parallel.communicator import Communicator

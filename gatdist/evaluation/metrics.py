@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from gatdist.common.heartbeat import beat
 from gatdist.common.registry import Registry
-from gatdist.data import Dataset
+from gatdist.data.dataset import Dataset
 from gatdist.evaluation import distances, text
 from gatdist.evaluation.distances import GaussianSums
 from gatdist.models.layers import DiscriminatorFeatures

@@ -26,7 +26,7 @@ from gatdist.common.errors import CheckpointError, ConfigError, TrainingError
 from gatdist.common.registry import Registry
 from gatdist.common.strict_json import parse_json
 from gatdist.config import parse_config
-from gatdist.data import ReadSpec
+from gatdist.data.modalities import ReadSpec
 from gatdist.data.sample_format import sample_format_of
 from gatdist.runs import TrainedRun, networks_with
 

@@ -16,8 +16,8 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from gatdist.common.errors import ConfigError, StorageError
-from gatdist.data import Shard, write_manifest, write_shard
-from gatdist.data.format.manifest import SampleSpec
+from gatdist.data.format.manifest import SampleSpec, Shard, write_manifest
+from gatdist.data.format.shard_files import write_shard
 from gatdist.monitor.previews import preview
 from gatdist.packing.processes import Report, ShardTask, Worker, do_all
 from gatdist.runs import Sampler, TrainedRun, load_run

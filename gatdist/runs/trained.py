@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gatdist.common.errors import CheckpointError
 from gatdist.common.seeding import generator_states, generators_kept, seed_all
 from gatdist.config import BOTH, Config, PlayerName, import_plugins
-from gatdist.data import ReadSpec
+from gatdist.data.modalities import ReadSpec
 from gatdist.data.sample_format import SampleFormat, sample_format_of
 from gatdist.models import build_networks, is_built_in
 from gatdist.parallel import draws

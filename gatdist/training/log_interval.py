@@ -9,8 +9,7 @@ from typing import Any
 import torch
 
 from gatdist.config import Config
-from gatdist.data import Dataset
-from gatdist.data.dataset import too_many_bad
+from gatdist.data.dataset import Dataset, too_many_bad
 from gatdist.data.loader import Loader
 from gatdist.game import UpdateRule
 from gatdist.monitor.statistics import Statistics

@@ -19,8 +19,9 @@ from gatdist.common.position import here
 from gatdist.common.registry import described, is_machines_fault, users_frame
 from gatdist.common.seeding import generators_kept
 from gatdist.config import BOTH, Config, import_plugins
-from gatdist.data import SampleOrder, open_dataset
+from gatdist.data.dataset import open_dataset
 from gatdist.data.loader import Loader
+from gatdist.data.order import SampleOrder
 from gatdist.evaluation import Evaluator
 from gatdist.models import is_built_in
 from gatdist.parallel.communicator import Communicator

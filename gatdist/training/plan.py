@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from gatdist.common.seeding import generators_kept
 from gatdist.config import BOTH, Config, flatten, import_plugins, redact_url
-from gatdist.data import Dataset, SampleOrder, open_dataset
+from gatdist.data.dataset import Dataset, open_dataset
+from gatdist.data.order import SampleOrder
 from gatdist.evaluation import Evaluator
 from gatdist.game import Game, Step, UpdateRule, build_update_rule, require_whole_batches
 from gatdist.game.contract import examine

@@ -15,7 +15,7 @@ from torch import Tensor
 from gatdist.common.background import Background, Coalesced
 from gatdist.common.errors import StorageUnavailableError
 from gatdist.config import Config, redact_url
-from gatdist.data import Dataset
+from gatdist.data.dataset import Dataset
 from gatdist.models import DTYPES
 from gatdist.monitor.metrics import Record
 from gatdist.monitor.previews import Preview, preview

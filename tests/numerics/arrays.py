@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from gatdist.config import EvaluateConfig
-from gatdist.data import ReadSpec
 from gatdist.data.codecs.text import Vocabulary
+from gatdist.data.modalities import ReadSpec
 from gatdist.data.sample_format import sample_format_of
 from gatdist.evaluation import Evaluator
 from gatdist.parallel.communicator import LocalCommunicator

@@ -11,7 +11,7 @@ import torch
 
 from arrays import ALONE, CPU, Arrays, evaluator, fake_images, images
 from gatdist.config import DataConfig, cache_folder
-from gatdist.data import open_dataset
+from gatdist.data.dataset import open_dataset
 from gatdist.evaluation import classifier
 from gatdist.evaluation.classifier import Classifier, ClassifierNetwork, train_classifier
 

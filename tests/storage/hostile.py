@@ -11,8 +11,8 @@ import pytest
 from recorder import Recorder, recording
 
 from gatdist.cli import main
-from gatdist.data import write_dataset
 from gatdist.data.codecs.arrays import encode_array
+from gatdist.data.format.shard_files import write_dataset
 from gatdist.storage import Store
 
 SECRET = "planted-5ecret-value"

@@ -16,9 +16,10 @@ from servers import Server
 from benchmarks.proxy import Fault, Proxy
 from gatdist.common.errors import DataError, UserError
 from gatdist.config import DataConfig, load_config
-from gatdist.data import SampleOrder, open_dataset
 from gatdist.data.builtin import write_digits
+from gatdist.data.dataset import open_dataset
 from gatdist.data.loader import Loader
+from gatdist.data.order import SampleOrder
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.runs import Checkpoints, read_lines
 from gatdist.storage import Store
@@ -133,7 +134,7 @@ def test_a_run_on_a_bad_day_ends_as_one_on_disk(
     moto: Server, tmp_path: Path, cached: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Latency, 503s, resets, an expired token, flipped bits: not one of them changes the result."""
-    monkeypatch.setattr("gatdist.data.reading.memory._CACHED_BYTES", 0)  # for more requests
+    monkeypatch.setattr("gatdist.data.reading.plan._CACHED_BYTES", 0)  # for more requests
     with Proxy(moto.address, latency_s=0.005, faults=BAD_DAY) as proxy:
         bucket = moto.new_bucket()
         write_digits(Store(f"{bucket}/digits", moto.options(moto.address)))

@@ -12,7 +12,7 @@ import simplejpeg
 from benchmarks import readers
 from benchmarks.cases import data, storage
 from gatdist.config import DataConfig
-from gatdist.data import open_dataset
+from gatdist.data.dataset import open_dataset
 from support import PROGRAMS, need
 
 

@@ -13,7 +13,8 @@ from sklearn.datasets import load_digits
 
 from gatdist.common.errors import DataError, UserError
 from gatdist.config import DataConfig, load_config
-from gatdist.data import SampleOrder, open_dataset
+from gatdist.data.dataset import open_dataset
+from gatdist.data.order import SampleOrder
 from support import refused
 
 

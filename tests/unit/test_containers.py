@@ -23,11 +23,11 @@ import gatdist
 from decoding import decode_audio
 from gatdist.common.errors import DataError
 from gatdist.config import DataConfig
-from gatdist.data import open_dataset
 from gatdist.data.codecs import CodecError
 from gatdist.data.codecs.arrays import encode_array, read_npy
 from gatdist.data.codecs.audio import read_audio, read_audio_header
 from gatdist.data.codecs.images import encode_png
+from gatdist.data.dataset import open_dataset
 from gatdist.data.format.tars import TarDamagedError, Walk
 from packing import pack, samples
 from support import refused

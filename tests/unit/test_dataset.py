@@ -20,12 +20,12 @@ from pydantic import ValidationError
 
 from gatdist.common.errors import DataError, StorageError
 from gatdist.config import DataConfig
-from gatdist.data import Dataset, open_dataset, write_dataset, write_shard
 from gatdist.data.codecs.arrays import encode_array
 from gatdist.data.codecs.audio import encode_wav
 from gatdist.data.codecs.images import encode_png
+from gatdist.data.dataset import Dataset, open_dataset
 from gatdist.data.format.manifest import read_manifest, write_manifest
-from gatdist.data.format.shard_files import read_index
+from gatdist.data.format.shard_files import read_index, write_dataset, write_shard
 from gatdist.data.order import substitute
 from gatdist.data.reading.shards import OpenShards
 from gatdist.storage import Store

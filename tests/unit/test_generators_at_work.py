@@ -12,7 +12,7 @@ from PIL import Image
 import gatdist
 from gatdist.common.errors import CheckpointError, ConfigError, DataError, UserError
 from gatdist.config import DataConfig, load_config
-from gatdist.data import open_dataset
+from gatdist.data.dataset import open_dataset
 from gatdist.evaluation import classifier
 from gatdist.models.layers import DiscriminatorFeatures
 from gatdist.runs import sampling

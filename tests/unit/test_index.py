@@ -23,9 +23,9 @@ import gatdist
 from gatdist.cli import main
 from gatdist.common.errors import ConfigError, DataError
 from gatdist.config import DataConfig
-from gatdist.data import Dataset, open_dataset
 from gatdist.data.codecs.audio import encode_wav
 from gatdist.data.codecs.images import encode_png
+from gatdist.data.dataset import Dataset, open_dataset
 from gatdist.data.format.manifest import read_manifest
 from gatdist.data.format.shard_files import read_index
 from gatdist.storage import Store

@@ -23,10 +23,10 @@ from hypothesis import strategies as st
 import gatdist
 from gatdist.common.errors import DataError
 from gatdist.config import DataConfig
-from gatdist.data import open_dataset
 from gatdist.data.codecs import CodecError
 from gatdist.data.codecs.images import encode_png
 from gatdist.data.codecs.labels import normalized
+from gatdist.data.dataset import open_dataset
 from gatdist.data.format.manifest import read_manifest
 from gatdist.storage import Store
 from packing import pack, write

@@ -20,10 +20,12 @@ from hypothesis import strategies as st
 from fake_communicator import FakeCommunicator
 from gatdist.common.errors import ConfigError, DataError
 from gatdist.config import DataConfig, parse_config
-from gatdist.data import Dataset, SampleOrder, open_dataset, write_dataset
 from gatdist.data.codecs.images import encode_png
+from gatdist.data.dataset import Dataset, open_dataset
 from gatdist.data.format.manifest import read_manifest
+from gatdist.data.format.shard_files import write_dataset
 from gatdist.data.loader import Batch, Buffers, Loader
+from gatdist.data.order import SampleOrder
 from gatdist.storage import Store
 from support import refused
 

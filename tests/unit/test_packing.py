@@ -21,7 +21,7 @@ from PIL import Image
 import gatdist
 from gatdist.common.errors import DataError
 from gatdist.config import DataConfig
-from gatdist.data import open_dataset
+from gatdist.data.dataset import open_dataset
 from gatdist.packing import convert
 from gatdist.packing import task as tasks
 from packing import content, image, pack, samples, write

@@ -21,8 +21,8 @@ import gatdist
 from gatdist.cli import main
 from gatdist.common.errors import ConfigError, DataError
 from gatdist.config import DataConfig
-from gatdist.data import open_dataset
 from gatdist.data.codecs.images import FILTERS, decode_pixels, encode_png
+from gatdist.data.dataset import open_dataset
 from gatdist.monitor.previews import preview
 from gatdist.packing import images
 from gatdist.packing.images import TRANSFORMS

@@ -28,8 +28,8 @@ import gatdist
 from gatdist.cli import main
 from gatdist.common.errors import DataError, UserError
 from gatdist.config import DataConfig
-from gatdist.data import open_dataset
 from gatdist.data.codecs.images import encode_png
+from gatdist.data.dataset import open_dataset
 from gatdist.monitor.packing import packed
 from gatdist.packing.labels import folder_classes
 from gatdist.storage import Store

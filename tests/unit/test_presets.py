@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from gatdist.config import load_config
-from gatdist.data import write_dataset
 from gatdist.data.codecs.audio import encode_wav
 from gatdist.data.codecs.images import encode_png
+from gatdist.data.format.shard_files import write_dataset
 from gatdist.storage import Store
 from gatdist.training.plan import plan
 

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from gatdist.data.order import SampleOrder, ShardLayout, WorkerShare, block_bounds
 from gatdist.data.reading import plan as planning
-from gatdist.data.reading.memory import MemoryBudget
-from gatdist.data.reading.plan import Plan, Segment, cut_runs
+from gatdist.data.reading.plan import MemoryBudget, Plan, Segment, cut_runs
 
 many = settings(max_examples=60, deadline=None)
 

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from gatdist.data import ReadSpec
 from gatdist.data.codecs import CodecError
 from gatdist.data.codecs.text import Vocabulary
+from gatdist.data.modalities import ReadSpec
 from gatdist.data.sample_format import sample_format_of
 from gatdist.monitor.previews import preview
 

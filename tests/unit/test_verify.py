@@ -15,9 +15,9 @@ import soundfile
 import gatdist
 from gatdist.cli import main
 from gatdist.common.errors import DataError, StorageError
-from gatdist.data import write_dataset
 from gatdist.data.codecs.audio import encode_wav
 from gatdist.data.codecs.images import encode_png
+from gatdist.data.format.shard_files import write_dataset
 from gatdist.packing.entries import printable
 from gatdist.storage import Store
 from support import refused

@@ -12,8 +12,8 @@ import pytest
 from host_runs import Runs
 
 from faulty_runs import CANONICAL, TICK, TOTAL
-from gatdist.data import write_dataset
 from gatdist.data.codecs.audio import encode_wav
+from gatdist.data.format.shard_files import write_dataset
 from gatdist.storage import Store
 
 pytestmark = pytest.mark.hosts
