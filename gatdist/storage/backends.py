@@ -1,16 +1,9 @@
 """File systems of URLs, with time limits and without their libraries' own retries.
 
-Library retries would exceed the user's retry budget by minutes, and ignore ``Retry-After``:
-
-=======  =====================================  ===================================================
-library  its own retries                        turned off by
-=======  =====================================  ===================================================
-s3fs     5 times, and botocore 5 times each     settings of both
-gcsfs    6 times, with pauses of 1 to 32 s      raising errors that it does not retry
-adlfs    4 times, with pauses of 15 s and more  the client's policy; but it requests a truncated
-                                                answer 3 times, a second apart
-http     none                                   –
-=======  =====================================  ===================================================
+Library retries would exceed the user's retry budget by minutes, and ignore ``Retry-After``. Those
+of s3fs and botocore (5 times each) are turned off by settings, of gcsfs (6 times) by raising errors
+that it does not retry, of adlfs (4 times) by the client's policy; but adlfs requests a truncated
+answer 3 times, a second apart.
 """
 
 from __future__ import annotations

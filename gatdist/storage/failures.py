@@ -145,7 +145,7 @@ def is_skewed(error: Exception) -> bool:
         return True
     if "reasonable timeframe" in str(error):  # Google, on a token's dates
         return True
-    return found.status == 403 and abs(_server_ahead_s(found)) > _MAX_SKEW_S
+    return found.status == 403 and abs(_ahead_s(found.headers.get("date", ""))) > _MAX_SKEW_S
 
 
 def is_taken(error: Exception) -> bool:
@@ -164,7 +164,7 @@ def hint(error: Exception) -> str:
     """Return a hint, as an imperative sentence; "" if there is none."""
     found = answer(error)
     if is_skewed(error):
-        ahead_s = _server_ahead_s(found)
+        ahead_s = _ahead_s(found.headers.get("date", ""))
         differs = f" (it differs from the server's by {abs(ahead_s):.0f} s)" if ahead_s else ""
         return f"Set this machine's clock{differs}: the server refuses the date of requests"
     message = f"{found.code} {found.message}".lower()
@@ -176,15 +176,11 @@ def hint(error: Exception) -> str:
     return ""
 
 
-def _server_ahead_s(found: Answer) -> float:
-    try:
-        return _ahead_s(found.headers["date"])
-    except (KeyError, ValueError, OverflowError):
-        return 0.0
-
-
 def _ahead_s(date: str) -> float:
-    return parsedate_to_datetime(date).timestamp() - time.time()
+    try:
+        return parsedate_to_datetime(date).timestamp() - time.time()
+    except (ValueError, OverflowError):
+        return 0.0
 
 
 def is_expired(error: Exception) -> bool:
@@ -196,10 +192,7 @@ def is_expired(error: Exception) -> bool:
 def retry_after_s(error: Exception) -> float:
     """Return the Retry-After of the server; 0 if absent."""
     requested = answer(error).headers.get("retry-after", "")
-    try:
-        return max(0.0, float(requested) if requested.isdecimal() else _ahead_s(requested))
-    except (ValueError, OverflowError):
-        return 0.0
+    return max(0.0, float(requested) if requested.isdecimal() else _ahead_s(requested))
 
 
 def meaning(error: Exception) -> str:

@@ -13,8 +13,7 @@ from typing import Any, BinaryIO
 
 from gatdist.common.errors import StorageError
 from gatdist.config import redact_url
-from gatdist.storage import failures, local
-from gatdist.storage.batches import Deletion, RequestedRanges, truncated
+from gatdist.storage import batches, failures, local
 from gatdist.storage.connection import Connection
 from gatdist.storage.local import TEMPORARY, OpenFiles, create, remove_all, replace, walk
 from gatdist.storage.urls import OutsideUrl
@@ -104,9 +103,7 @@ class Store:
             for name, group in groupby(ranges, key=itemgetter(0)):
                 contents += self._read_local(name, [(start, stop) for _, start, stop in group])
             return contents
-        requested = RequestedRanges(self._connection, self.size, ranges, concurrency)
-        self._connection.run("", requested.fetch)
-        return requested.contents()
+        return batches.read_ranges(self._connection, self.size, ranges, concurrency)
 
     def publish(self, name: str, data: bytes) -> None:
         """Write a file atomically, also with regard to crashes. Raises StorageError."""
@@ -232,8 +229,8 @@ class Store:
 
     def delete_files(self, names: Iterable[str]) -> None:
         """Delete files that exist, then empty folders. Names are never patterns."""
-        deletion = Deletion(self._connection, list(names))
-        self._connection.run("", lambda fs: deletion.attempt(self._writable(fs)))
+        self._connection.run("", self._writable)
+        batches.delete_files(self._connection, list(names))
 
     def _is_in(self, name: str) -> Callable[[str], bool]:
         folder = self._connection.path(name).rstrip("/")
@@ -296,7 +293,9 @@ class Store:
             contents = self._connection.run(name, lambda _: self._files.read(path, ranges))
         for (start, stop), content in zip(ranges, contents, strict=True):
             if len(content) != stop - start:
-                raise truncated(self._connection.shown(name), start, stop, content, self.size(name))
+                raise batches.truncated(
+                    self._connection.shown(name), start, stop, content, self.size(name)
+                )
         return contents
 
 
