@@ -102,13 +102,13 @@ class Dataset:
         self._bad: dict[int, str] = {}
         self._bad_lock, self._decoded_lock = threading.Lock(), threading.Lock()
         self._fetched: dict[tuple[int, int, int], ReadRange] = {}  # until all is decoded
-        self._decoded: _DecodedSamples | None = None
         limit = min(_DECODED_BYTES, config.memory_bytes // _DECODED_SHARE)
-        if self.sample_bytes * self.num_samples <= limit:
-            self._decoded = _DecodedSamples(
-                self.new_samples(self.num_samples), self.new_labels(self.num_samples)
-            )
-        self.is_decoded = self._decoded is not None
+        self.is_decoded = self.sample_bytes * self.num_samples <= limit
+        if self.is_decoded:  # samples and labels are filled as they are first read
+            self._decoded = self.new_samples(self.num_samples)
+            self._decoded_labels = self.new_labels(self.num_samples)
+            self._is_known = np.zeros(self.num_samples, dtype=bool)
+            self._is_full = False
 
     @cached_property
     def sample_format(self) -> SampleFormat:
@@ -158,15 +158,13 @@ class Dataset:
         Raises DataError if one is damaged, StorageUnavailableError if storage kept failing.
         """
         indices = np.asarray(indices, dtype=np.int64)
-        if self._decoded is None:
+        if not self.is_decoded:
             return self._read(indices)
         with self._decoded_lock:
-            missing = self._decoded.missing(indices)
-            if missing.size:
-                self._decoded.put(missing, *self._read(missing))
-                if self._decoded.is_full:
-                    self._fetched.clear()
-            return self._decoded.get(indices)
+            if not self._is_full and (missing := indices[~self._is_known[indices]]).size:
+                self._decode_missing(np.unique(missing))
+            labels = self._decoded_labels
+            return self._decoded[indices], None if labels is None else labels[indices]
 
     def fetch(
         self, ranges: Sequence[ReadRange], stopped: Callable[[], bool] = lambda: False
@@ -208,6 +206,15 @@ class Dataset:
             if labels is not None:
                 labels[row] = label
 
+    def _decode_missing(self, missing: Indices) -> None:
+        self._decoded[missing], labels = self._read(missing)
+        if self._decoded_labels is not None and labels is not None:
+            self._decoded_labels[missing] = labels
+        self._is_known[missing] = True
+        self._is_full = bool(self._is_known.all())
+        if self._is_full:
+            self._fetched.clear()
+
     def _read(self, indices: Indices) -> tuple[Samples, Indices | None]:
         samples, labels = self.new_samples(len(indices)), self.new_labels(len(indices))
         if not len(indices):
@@ -217,7 +224,7 @@ class Dataset:
         shards = self.layout.shard_of(ordered)
         begins, mean_bytes = self.layout.begins[shards], self.layout.mean_bytes
         numbers = ordered - begins
-        if self._decoded is None:
+        if not self.is_decoded:
             starts = cut_runs(ordered, shards, mean_bytes)
         else:
             blocks = block_bounds(ordered, self._block_ends)
@@ -227,7 +234,7 @@ class Dataset:
         num_bytes = (ordered[stops - 1] + 1 - ordered[starts]) * mean_bytes[shards[starts]]
         portions = np.cumsum(num_bytes) // _PORTION_BYTES
         for first, last in _runs(portions):
-            if self._decoded is None:
+            if not self.is_decoded:
                 ranges = [
                     ReadRange(int(shards[i]), int(numbers[i]), int(numbers[j - 1]) + 1)
                     for i, j in zip(starts[first:last], stops[first:last], strict=True)
@@ -245,7 +252,6 @@ class Dataset:
         return samples, labels
 
     def _whole(self, blocks: Sequence[tuple[int, int, int]]) -> list[ReadRange]:
-        """Return blocks of samples (shard, first, end), each fetched once."""
         new = [ReadRange(*block, block=block[1:]) for block in blocks if block not in self._fetched]
         self.fetch(new)
         self._fetched.update({(each.shard, each.first, each.end): each for each in new})
@@ -324,28 +330,6 @@ class Dataset:
 
     def _key(self, shard: int, span: tuple[int, int]) -> str:
         return block_key(self._manifest.shards[shard].sha256, *span)
-
-
-class _DecodedSamples:
-    """All samples and labels (if any) of a small data set, filled as they are first read."""
-
-    def __init__(self, samples: Samples, labels: Indices | None) -> None:
-        self._samples, self._labels = samples, labels
-        self._known = np.zeros(len(samples), dtype=bool)
-        self.is_full = False
-
-    def missing(self, indices: Indices) -> Indices:
-        return indices[:0] if self.is_full else np.unique(indices[~self._known[indices]])
-
-    def put(self, indices: Indices, samples: Samples, labels: Indices | None) -> None:
-        self._samples[indices] = samples
-        if self._labels is not None and labels is not None:
-            self._labels[indices] = labels
-        self._known[indices] = True
-        self.is_full = bool(self._known.all())
-
-    def get(self, indices: Indices) -> tuple[Samples, Indices | None]:
-        return self._samples[indices], None if self._labels is None else self._labels[indices]
 
 
 def too_many_bad(count: int, budget: int, last: str) -> DataError:

@@ -74,15 +74,9 @@ class Loader:
     Background threads fetch and decode ahead. Their errors are raised by ``next`` at the batch
     concerned, and re-raised on every call. Use as a context manager, or call :meth:`close`.
 
-    Args:
-        dataset: to read.
-        order: of its samples.
-        global_batch: samples per step, summed over all workers; a multiple of ``world_size``.
-        rank: of this worker.
-        world_size: number of workers.
-        position: samples used globally so far.
-        config: a ConfigError is raised if ``memory_bytes`` or the host cache are too small.
-        pin_memory: allocate batches in page-locked memory.
+    ``global_batch`` are the samples per step, summed over all workers, a multiple of
+    ``world_size``; ``position`` the samples used globally so far. With ``pin_memory``, batches
+    are in page-locked memory. Raises ConfigError if memory or the host cache are too small.
     """
 
     def __init__(
@@ -217,7 +211,6 @@ class Loader:
                 self._is_ready.notify_all()
 
     def _next_chunk(self) -> tuple[_Work, int, int] | None:
-        """Return the next chunk to decode: of the newest batch, or of a new one."""
         if self._closed:
             return None
         if not self._ahead or not self._ahead[-1].todo:

@@ -215,7 +215,6 @@ class Plan:
         )
 
     def _cut(self, ordered: Indices, shards: Indices, *, is_first: bool) -> Indices:
-        """Return where read ranges begin among the sorted samples of a segment."""
         if self._by_block:
             blocks, _ = self._blocks_of(ordered)
             return np.flatnonzero(np.diff(blocks, prepend=-1))

@@ -75,17 +75,16 @@ class OpenShard:
 
         ``data`` includes the sample, and begins at offset ``start`` in the tar.
         """
+        part = 0
         try:
-            self._decode(self._checked(0, i, start, data), out)
-        except CodecError as error:
-            raise self._named(error, 0, i) from error
-        if not self._num_classes:
-            return 0
-        try:
-            content = self._checked(1, i, start, data)
+            self._decode(self._checked(part, i, start, data), out)
+            if not self._num_classes:
+                return 0
+            part = 1
+            content = self._checked(part, i, start, data)
             return decode_label(content, self._num_classes, self._label_field, self._numbers)
         except CodecError as error:
-            raise self._named(error, 1, i) from error
+            raise self._named(error, part, i) from error
 
     def _named(self, error: CodecError, part: int, i: int) -> CodecError:
         file = self._rows[part][i]
