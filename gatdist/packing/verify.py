@@ -15,8 +15,7 @@ from gatdist.common.strict_json import parse_json
 from gatdist.config import DataConfig
 from gatdist.data.codecs import CodecError
 from gatdist.data.format.manifest import Shard, open_shards, read_manifest
-from gatdist.data.format.shard_files import read_index
-from gatdist.data.format.tars import trailing_data
+from gatdist.data.format.shard_files import read_index, trailing_data
 from gatdist.data.modalities import decoder_of, new_samples, read_spec, resizing
 from gatdist.data.reading.shards import OpenShard
 from gatdist.packing.indexing.probe import sample_shape

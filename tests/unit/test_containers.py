@@ -28,7 +28,7 @@ from gatdist.data.codecs.arrays import encode_array, read_npy
 from gatdist.data.codecs.audio import read_audio, read_audio_header
 from gatdist.data.codecs.images import encode_png
 from gatdist.data.dataset import open_dataset
-from gatdist.data.format.tars import TarDamagedError, Walk
+from gatdist.data.format.shard_files import TarDamagedError, Walk
 from packing import pack, samples
 from support import refused
 

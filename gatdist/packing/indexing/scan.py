@@ -11,7 +11,13 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from gatdist.common.errors import DataError
-from gatdist.data.format.tars import TAR_BLOCK, TarDamagedError, Walk, not_a_file, trailing_data
+from gatdist.data.format.shard_files import (
+    TAR_BLOCK,
+    TarDamagedError,
+    Walk,
+    not_a_file,
+    trailing_data,
+)
 from gatdist.packing.entries import Skipped, printable
 from gatdist.packing.processes import Report
 from gatdist.packing.sources.files import SeekableFile, split, system_file

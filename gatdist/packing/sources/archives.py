@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from gatdist.common.errors import DataError
-from gatdist.data.format.tars import TarDamagedError, Walk, not_a_file, trailing_data
+from gatdist.data.format.shard_files import TarDamagedError, Walk, not_a_file, trailing_data
 from gatdist.packing.entries import Skipped, Span, Zipped
 from gatdist.packing.sources.files import File, SeekableFile, open_file, plain_path
 from gatdist.storage import Store
