@@ -147,7 +147,7 @@ def test_opening_again_needs_no_scikit_learn() -> None:
     program = """
 import sys
 from gatdist.config import DataConfig
-from gatdist.data import open_dataset
+from gatdist.data.dataset import open_dataset
 open_dataset(DataConfig(url="builtin:digits")).read(range(64))
 assert "sklearn" not in sys.modules
 """
