@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from gatdist.common.errors import CheckpointError, ClusterError, ConfigError, InterruptedRunError
 from gatdist.config import Config, redact_url
-from gatdist.storage import Store, absolute, at_file, options_for
+from gatdist.storage import Store
+from gatdist.storage.store import at_file
+from gatdist.storage.urls import absolute, options_for
 
 if TYPE_CHECKING:
     from torch import nn

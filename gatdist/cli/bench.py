@@ -213,7 +213,7 @@ def _required(url: str | None) -> str:
 
 @contextmanager
 def _folder(run_dir: str | None, one_host: bool) -> Iterator[str | None]:
-    from gatdist.storage import absolute
+    from gatdist.storage.urls import absolute
 
     if run_dir is not None:
         yield f"{absolute(run_dir).rstrip('/')}/scaling-{uuid.uuid4().hex[:8]}"
@@ -228,7 +228,8 @@ def _writable(folder: str | None) -> Store | None:
     """Check that files can be written to ``--out``, before any work is done."""
     if folder is None:
         return None
-    from gatdist.storage import Store, absolute
+    from gatdist.storage import Store
+    from gatdist.storage.urls import absolute
 
     store, name = Store(absolute(folder)), f".{uuid.uuid4().hex}"
     try:

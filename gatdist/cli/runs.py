@@ -124,7 +124,7 @@ def _train(arguments: argparse.Namespace) -> None:
     if run_dir is None:
         run_dir = f"runs/{os.path.basename(arguments.preset).removesuffix('.toml')}"
     if arguments.dry_run:
-        from gatdist.storage import absolute
+        from gatdist.storage.urls import absolute
         from gatdist.training.plan import describe, plan
 
         common.print_result(arguments, plan(config, absolute(run_dir)), describe)
@@ -140,7 +140,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
 def _inspect(arguments: argparse.Namespace) -> None:
     from gatdist.runs.inspection import describe, digest, inspect
-    from gatdist.storage import absolute
+    from gatdist.storage.urls import absolute
 
     url = absolute(arguments.url)
     if arguments.digest:
@@ -193,7 +193,8 @@ def _export(arguments: argparse.Namespace) -> None:
 
 def _report(arguments: argparse.Namespace) -> None:
     from gatdist.runs.report import report
-    from gatdist.storage import absolute, at_file
+    from gatdist.storage.store import at_file
+    from gatdist.storage.urls import absolute
 
     options = common.storage_options(arguments, "--storage-option")
     page, missing = report(absolute(arguments.run), options)

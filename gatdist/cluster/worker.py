@@ -27,7 +27,8 @@ from gatdist.common.errors import (
     rebuilt,
 )
 from gatdist.config import parse_config
-from gatdist.storage import Store, redact_secrets, secrets_of
+from gatdist.storage import Store
+from gatdist.storage.backends import redact_secrets, secrets_of
 from gatdist.training.progress import Progress
 
 _HEARTBEAT_S = 0.5

@@ -62,9 +62,7 @@ class Dataset:
         sample_shape: as read; see :attr:`~gatdist.data.modalities.ReadSpec.shape`.
         sample_bytes: of a decoded sample.
         num_classes: 0 for an unlabelled data set.
-        modality: ``image``, ``points``, ``audio``, ``text`` or ``tokens``.
         is_decoded: whether all samples stay in memory, decoded.
-        is_local: whether the shards are on this machine.
         is_cached: whether fetched blocks are shared with other workers of the host.
         bytes_fetched: from storage so far.
     """
@@ -97,6 +95,7 @@ class Dataset:
         if config.cache_dir is not None and not tars.is_local:
             self._cache = HostCache(config.cache_dir, config.cache_bytes)
         self.is_cached = self._cache is not None
+        self.notes = self._cache.notes if self._cache else []
         # Samples that stay decoded are fetched in the same blocks by all that share a cache.
         self._block_ends = np.cumsum(self.layout.cut_blocks(_BLOCK_BYTES), dtype=np.int64)
         self._bad: dict[int, str] = {}
@@ -119,10 +118,6 @@ class Dataset:
     @property
     def cache_hits(self) -> int:
         return self._cache.hits if self._cache else 0
-
-    @property
-    def notes(self) -> list[str]:
-        return list(self._cache.notes) if self._cache else []
 
     @property
     def bad_samples(self) -> dict[int, str]:

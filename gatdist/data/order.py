@@ -133,7 +133,8 @@ class SampleOrder:
     ) -> None:
         self._sizes = np.asarray(block_sizes, dtype=np.int32)
         self._ends = np.cumsum(self._sizes, dtype=np.int64)
-        self.num_samples = int(self._ends[-1])
+        self.num_samples, self.num_blocks = int(self._ends[-1]), len(self._sizes)
+        self.longest_block = int(self._sizes.max())
         self.seed, self.lanes, self.window = seed, lanes, window
         self._block_bytes, self._fingerprint = block_bytes, fingerprint
         # A batch spans at most two epochs.
@@ -174,14 +175,6 @@ class SampleOrder:
             here = epochs == epoch
             samples[here] = self._lookup(int(epoch), places[here])
         return samples
-
-    @property
-    def num_blocks(self) -> int:
-        return len(self._sizes)
-
-    @property
-    def longest_block(self) -> int:
-        return int(self._sizes.max())
 
     def blocks_of(self, samples: Indices) -> tuple[Indices, Indices]:
         return block_bounds(samples, self._ends)

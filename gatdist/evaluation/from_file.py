@@ -19,7 +19,8 @@ from gatdist.data.dataset import Dataset
 from gatdist.evaluation.features import Extractor, register_feature_extractor
 from gatdist.evaluation.inception import NUM_FEATURES, Inception
 from gatdist.parallel.communicator import Communicator
-from gatdist.storage import absolute, at_file
+from gatdist.storage.store import at_file
+from gatdist.storage.urls import absolute
 
 
 class _FromFile(Extractor):

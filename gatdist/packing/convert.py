@@ -17,7 +17,6 @@ from gatdist.data.codecs.arrays import decode_point_into, read_npy
 from gatdist.data.codecs.audio import decode_audio_into, encode_wav, read_audio, read_audio_header
 from gatdist.data.codecs.containers import repaired
 from gatdist.data.codecs.images import FILTERS, ImageHeader, decode_pixels, read_image_header
-from gatdist.data.codecs.levels import is_gray
 from gatdist.data.codecs.text import decode_text_into
 from gatdist.packing import images
 from gatdist.packing.images import FORMATS, STORED, TRANSFORMS
@@ -75,7 +74,7 @@ class Images(Converter):
         if not headers:
             return None
         if recipe.color == "auto":
-            shows = not is_gray(recipe.background_color)
+            shows = len(set(recipe.background_color)) > 1  # not gray
             channels = 1 if all(h.is_gray and not (h.has_alpha and shows) for h in headers) else 3
         else:
             channels = {"gray": 1, "rgb": 3}[recipe.color]

@@ -15,7 +15,8 @@ from urllib.parse import unquote
 from gatdist.common.errors import DataError, StorageError, StorageUnavailableError
 from gatdist.config import expand_env
 from gatdist.packing.entries import Entry, Listing, Span, Zipped
-from gatdist.storage import LOCAL, OutsideUrl, Store, origin
+from gatdist.storage import Store
+from gatdist.storage.urls import LOCAL, OutsideUrl, origin
 
 _GROUP_BYTES, _GROUP_ENTRIES = 16 * 2**20, 512
 _UNKNOWN_BYTES = 256 * 2**10  # assumed for files of unknown size

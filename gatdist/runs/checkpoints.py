@@ -45,7 +45,8 @@ from gatdist.runs.checkpoint import (
     read_manifest,
     write_checkpoint,
 )
-from gatdist.storage import Store, unfinished
+from gatdist.storage import Store
+from gatdist.storage.local import unfinished
 
 _NAME = re.compile(r"(\d{9,18})(?:\.(\d{1,18})(?:-([0-9a-f]{12}))?)?", re.ASCII)
 # Tries to find the newest checkpoint while another attempt deletes.

@@ -26,7 +26,8 @@ from gatdist.config import (
     require_unchanged,
     set_value,
 )
-from gatdist.storage import OutsideUrl, Store
+from gatdist.storage import Store
+from gatdist.storage.urls import OutsideUrl
 
 _CONFIG = "config.json"
 _RECORD = "attempts.jsonl"

@@ -21,7 +21,8 @@ from gatdist.data.format.shard_files import write_shard
 from gatdist.monitor.previews import preview
 from gatdist.packing.processes import Report, ShardTask, Worker, do_all
 from gatdist.runs import Sampler, TrainedRun, load_run
-from gatdist.storage import Store, at_file
+from gatdist.storage import Store
+from gatdist.storage.store import at_file
 
 # Samples per forward. Always the same, since convolutions may round differently in other batches.
 CHUNK = 256

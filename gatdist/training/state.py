@@ -194,7 +194,8 @@ def start_from_another_run(
     if not url:
         return
     from gatdist.runs import PARTS, Checkpoints  # a machine that only benchmarks has no fsspec
-    from gatdist.storage import Store, absolute, options_for
+    from gatdist.storage import Store
+    from gatdist.storage.urls import absolute, options_for
 
     url = absolute(url)
     options = options_for(url, run_dir, config.run.storage_options)

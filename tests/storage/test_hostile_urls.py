@@ -18,7 +18,8 @@ from gatdist.api import index, pack, verify
 from gatdist.cli import main
 from gatdist.common.errors import DataError, StorageError
 from gatdist.config import load_config
-from gatdist.storage import OutsideUrl, Store, origin
+from gatdist.storage import Store
+from gatdist.storage.urls import OutsideUrl, origin
 from support import refused
 
 pytestmark = pytest.mark.storage

@@ -18,8 +18,10 @@ from typing import Any
 import pytest
 
 from gatdist.common.errors import ConfigError, StorageError, for_terminal
-from gatdist.storage import Store, absolute, at_file
+from gatdist.storage import Store
 from gatdist.storage.local import OpenFiles
+from gatdist.storage.store import at_file
+from gatdist.storage.urls import absolute
 from support import refused
 
 

@@ -29,7 +29,7 @@ from gatdist.cluster.network import choose_interface
 from gatdist.cluster.preflight import HostInfo, Marker, device_error, versions
 from gatdist.cluster.processes import output_to_file
 from gatdist.config import env_values, set_env
-from gatdist.storage import absolute
+from gatdist.storage.urls import absolute
 
 _CLOCK_ROUNDS = 5
 

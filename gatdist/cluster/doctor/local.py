@@ -49,7 +49,7 @@ def examine(storage_url: str = "", options: Mapping[str, Any] | None = None) -> 
     if storage_url:
         # With fsspec, which takes a moment to import.
         from gatdist.cluster.doctor import storage
-        from gatdist.storage import absolute
+        from gatdist.storage.urls import absolute
 
         with storage.marker(absolute(storage_url), options or {}) as marker:
             findings.append(storage.assess(storage.look(marker), marker.store().url))

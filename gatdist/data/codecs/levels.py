@@ -231,7 +231,7 @@ def onto(levels: Levels, alpha: Levels, background: Color) -> Levels:
     """Composite [H, W, C] with ``alpha`` [H, W, 1] on a background (RGB if not gray), in sRGB."""
     most = int(np.iinfo(levels.dtype).max)
     behind = np.array(background, dtype=np.uint32) * np.uint32(most // 255)
-    if levels.shape[2] == 1 and is_gray(background):
+    if levels.shape[2] == 1 and len(set(background)) == 1:  # gray
         behind = behind[:1]
     opacity = alpha.astype(np.uint32)
     # At most 65,535² + 32,767, which 32 bits hold.
@@ -248,11 +248,6 @@ def with_channels(levels: Levels, channels: int) -> Levels:
         return np.repeat(levels, 3, axis=2)
     luma = (levels.astype(np.uint32) @ _LUMA + np.uint32(0x8000)) >> np.uint32(16)
     return luma[..., None].astype(levels.dtype)
-
-
-def is_gray(color: Color) -> bool:
-    """Return whether a color is a gray."""
-    return len(set(color)) == 1
 
 
 @lru_cache(maxsize=16)

@@ -24,7 +24,8 @@ from gatdist.common.strict_json import parse_json
 from gatdist.config import DataConfig
 from gatdist.data.codecs.labels import is_printable
 from gatdist.data.order import ORDER_VERSION
-from gatdist.storage import OutsideUrl, Store, options_for
+from gatdist.storage import Store
+from gatdist.storage.urls import OutsideUrl, options_for
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 2

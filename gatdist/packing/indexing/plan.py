@@ -36,7 +36,8 @@ from gatdist.packing.indexing.task import (
 from gatdist.packing.labels import UNLABELLED, numbering
 from gatdist.packing.outcome import REPORT, outcome, write_report
 from gatdist.packing.sources.files import system_file
-from gatdist.storage import OutsideUrl, Store, without_credentials
+from gatdist.storage import Store
+from gatdist.storage.urls import OutsideUrl, without_credentials
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 # Samples that are read to find what all have in common.
