@@ -133,10 +133,11 @@ class _Exported(nn.Module):
         super().__init__()
         self.network, self.has_labels = run.generator.cpu(), bool(run.num_classes)
 
-    def forward(self, latents: Tensor, *more: Tensor) -> Tensor:
-        return (
-            self.network(latents, *more) if self.has_labels else self.network(latents, None, *more)
-        )
+    def forward(self, *inputs: Tensor) -> Tensor:
+        latents, *more = inputs
+        labels = () if self.has_labels else (None,)
+        samples: Tensor = self.network(latents, *labels, *more)
+        return samples
 
 
 def given(run: TrainedRun, positions: Tensor, seed: int) -> dict[str, Tensor]:
@@ -152,8 +153,7 @@ def given(run: TrainedRun, positions: Tensor, seed: int) -> dict[str, Tensor]:
 
 def _program(run: TrainedRun) -> torch.export.ExportedProgram:
     inputs = tuple(given(run, torch.arange(2), seed=0).values())
-    size = {0: torch.export.Dim("batch")}
-    shapes: Any = {"latents": size, "more": (size,) * (len(inputs) - 1)}
+    shapes: Any = {"inputs": ({0: torch.export.Dim("batch")},) * len(inputs)}
     return torch.export.export(_Exported(run).eval(), inputs, dynamic_shapes=shapes)
 
 
