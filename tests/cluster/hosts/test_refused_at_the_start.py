@@ -51,7 +51,7 @@ def test_another_version_on_one_host(runs: Runs, tmp_path: Path) -> None:
     other = tmp_path / "version.py"
     other.write_text('__version__ = "9.9.9"\n')
     host, usual = runs.hosts.workers[1], runs.hosts.workers[0]
-    with disguised(runs, host, PACKAGE / "version.py", other):
+    with disguised(runs, host, PACKAGE / "common" / "version.py", other):
         errors = refused(runs)
     assert "9.9.9" in errors
     assert gatdist.__version__ in errors
