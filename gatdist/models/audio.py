@@ -115,11 +115,13 @@ class WaveGANDiscriminator(nn.Module):
         for level, layer in enumerate(self.layers):
             x = functional.leaky_relu(layer(x), _SLOPE)
             if noise is not None and level < self.noise_size:
-                # Normal numbers to integers from −phase_shuffle to phase_shuffle, equally probable.
-                count = 2 * self.phase_shuffle + 1
-                places = (uniform(noise[:, level]) * count).long().clamp(max=count - 1)
-                x = shift(x, places - self.phase_shuffle)
+                x = shift(x, self._places(noise[:, level]))
         return to_logits(x.flatten(1), labels, self.finish, self.embedding)
+
+    def _places(self, noise: Tensor) -> Tensor:
+        """Map normal numbers [n] to integers in ±phase_shuffle, equally probable."""
+        count = 2 * self.phase_shuffle + 1
+        return (uniform(noise) * count).long().clamp(max=count - 1) - self.phase_shuffle
 
 
 def shift(x: Tensor, places: Tensor) -> Tensor:
