@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 from statistics import median
 from typing import Any
-
-import torch
 
 from gatdist.bench.cases import (
     BFLOAT16,
@@ -30,6 +27,7 @@ from gatdist.bench.rounds import TURN_S, interleave, settled, speed, steps_in_a_
 from gatdist.bench.two_processes import TWO_PROCESSES, measure_two_processes
 from gatdist.common.errors import ConfigError
 from gatdist.monitor.numbers import aligned, number
+from gatdist.parallel.reduction import torch_threads
 
 BARE = "bare"
 CASES: dict[str, Callable[[Size], Case]] = {
@@ -79,7 +77,7 @@ def measure(
     names = chosen("--case", cases, dict.fromkeys((*CASES, *pairs)))
     rows: list[dict[str, Any]] = []
     skipped: list[dict[str, str]] = []
-    with settled(), _threads(threads):
+    with settled(), torch_threads(threads):
         for size in chosen_sizes:
             some, skipped = _measure_size(size, names, rounds, turn_s, report)
             rows += some
@@ -92,16 +90,6 @@ def measure(
         "skipped": skipped,
         "environment": environment("gatdist", "torch", "lightning", "accelerate", threads=threads),
     }
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def measure_cases(

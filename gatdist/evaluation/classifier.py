@@ -7,11 +7,9 @@ generator and, on a CPU, one thread, so that it is reproducible and does not aff
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
 import math
-from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -27,6 +25,7 @@ from gatdist.evaluation import cache
 from gatdist.evaluation.features import Extractor, register_feature_extractor
 from gatdist.models.audio import LogMel
 from gatdist.parallel.communicator import Communicator
+from gatdist.parallel.reduction import torch_threads
 
 RECIPE_VERSION = 1
 
@@ -166,7 +165,7 @@ def train_classifier(network: ClassifierNetwork, dataset: Dataset, device: torch
 
     optimizer = torch.optim.Adam(network.parameters(), lr=_LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, _NUM_STEPS)
-    with torch.enable_grad(), _one_thread():
+    with torch.enable_grad(), torch_threads(1):
         for _ in range(_NUM_STEPS):
             batch = torch.randint(num_held_out, count, (_BATCH,), generator=generator)
             loss = functional.cross_entropy(network(inputs(batch)), labels[batch].to(device))
@@ -175,7 +174,7 @@ def train_classifier(network: ClassifierNetwork, dataset: Dataset, device: torch
             optimizer.step()
             schedule.step()
             beat()
-    with torch.no_grad(), _one_thread():
+    with torch.no_grad(), torch_threads(1):
         _scale_features(network, inputs(slice(-_SCALE_SAMPLES, None)))
         predicted = network(inputs(slice(num_held_out))).argmax(dim=1).cpu()
         network.held_out_accuracy.copy_((predicted == labels[:num_held_out]).float().mean())
@@ -201,14 +200,3 @@ def _scale_features(network: ClassifierNetwork, samples: Tensor) -> None:
     last.weight.div_(deviation)
     last.bias.div_(deviation)
     head.weight.mul_(deviation)  # the activation between them is homogeneous
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute on one thread: sums on a CPU depend on the number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

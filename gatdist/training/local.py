@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +9,7 @@ import torch
 from gatdist.config import Config
 from gatdist.monitor.console import Console
 from gatdist.parallel.communicator import Communicator
+from gatdist.parallel.reduction import torch_threads
 from gatdist.storage import Store
 from gatdist.training.interrupts import Interrupts
 from gatdist.training.loop import run
@@ -47,7 +46,7 @@ def run_in_process(
         interrupts.renew()  # a library that a user's network calls may have replaced the handlers
         return interrupts.requested()
 
-    with _threads(threads or torch.get_num_threads()):
+    with torch_threads(threads or torch.get_num_threads()):
         return run(
             config,
             comm,
@@ -56,13 +55,3 @@ def run_in_process(
             emit=console.event if console else lambda kind, fields: None,
             progress=progress,
         )
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
