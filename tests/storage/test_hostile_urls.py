@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from recorder import Recorder, recording
 
-import gatdist
 from gatdist.api import index, pack, verify
 from gatdist.cli import main
 from gatdist.common.errors import DataError, StorageError
 from gatdist.config import load_config
+from gatdist.data.dataset import open_dataset
 from gatdist.storage import Store
 from gatdist.storage.urls import OutsideUrl, origin
 from support import refused
@@ -106,9 +106,7 @@ def test_shards_elsewhere_need_a_key_and_credentials_stay_with_their_origin(
         assert all("Authorization" in headers for _, _, headers in tars)
 
 
-def test_index_writes_no_secret_and_says_which_key_to_set(
-    dataset: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_index_writes_no_secret_and_says_which_key_to_set(dataset: Path) -> None:
     (dataset / "manifest.json").unlink()
     for path in dataset.glob("*.npy"):
         path.unlink()
@@ -116,9 +114,9 @@ def test_index_writes_no_secret_and_says_which_key_to_set(
     assert outcome["shards_url"] == str(dataset)
     config = load_config("ring", ["data.url=memory://hostile-index"]).data
     with refused(DataError, "manifest.json: shards_url"):
-        gatdist.data.open_dataset(config)
+        open_dataset(config)
     ours = config.model_copy(update={"shards_url": outcome["shards_url"]})
-    assert gatdist.data.open_dataset(ours).num_samples == len(POINTS)
+    assert open_dataset(ours).num_samples == len(POINTS)
 
 
 # Lists
