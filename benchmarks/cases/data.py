@@ -167,10 +167,10 @@ def memory(comm: Communicator, report: Report, folder: str, num: int) -> dict[st
 def order(comm: Communicator, report: Report) -> dict[str, Any]:
     before = _resident_bytes()
     layout = ShardLayout([(_HUGE_SAMPLES, _HUGE_BYTES)] * _HUGE_SHARDS)
-    lanes = 1024
-    window = fitting_window(layout, lanes)
-    blocks = layout.cut_blocks(fitting_block_bytes(layout, 4 * 2**20, lanes))
-    made = SampleOrder(blocks, seed=0, lanes=lanes, window=window)
+    interleave = 1024
+    window = fitting_window(layout, interleave)
+    blocks = layout.cut_blocks(fitting_block_bytes(layout, 4 * 2**20, interleave))
+    made = SampleOrder(blocks, seed=0, interleave=interleave, window=window)
     first_s = timed(lambda: made.indices(np.arange(10**7, 10**7 + 4096))).wall
     return {
         "num_samples": made.num_samples,

@@ -4,22 +4,22 @@ Position counts the samples that all workers of the run have used so far.
 
 ::
 
-    epoch, q  = divmod(position, N)
-    row, lane = divmod(q, L)
-    u         = start(lane) + permute_window(seed, epoch, lane, row)
-    sample    = lookup(permute_blocks(seed, epoch), u)
+    epoch, q    = divmod(position, N)
+    row, stream = divmod(q, L)
+    u           = start(stream) + permute_window(seed, epoch, stream, row)
+    sample      = lookup(permute_blocks(seed, epoch), u)
 
 A block is a group of neighbouring samples of one shard, fetched with one read. Each epoch puts the
-blocks in a new order and cuts this sequence of samples into L lanes of (nearly) equal length. Every
-L positions advance each lane by one sample, and samples are shuffled in windows within a lane.
-Hence each epoch uses every sample once, a batch mixes L distant places, and few blocks are in use
-at a time. The order does not depend on the number of workers or threads, and has no state beyond
-the position.
+blocks in a new order and cuts this sequence of samples into L streams (``data.interleave``) of
+(nearly) equal length. Every L positions advance each stream by one sample, and samples are shuffled
+in windows within a stream. Hence each epoch uses every sample once, a batch mixes L distant places,
+and few blocks are in use at a time. The order does not depend on the number of workers or threads,
+and has no state beyond the position.
 
 Hash and permutation are implemented here, so that no library version changes the order;
 ``ORDER_VERSION`` fixes what they compute.
 
-Legend: N samples, L lanes, k positions, b blocks.
+Legend: N samples, L streams, k positions, b blocks.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ _Words = NDArray[np.uint64]
 
 ORDER_VERSION = 1
 
-_LANES_PERCENT_OF_BLOCKS = 6  # upper bound: a lane has many blocks per epoch
+_STREAMS_PERCENT_OF_BLOCKS = 6  # upper bound: a stream has many blocks per epoch
 _BLOCKS_PER_WINDOW = 4  # a window mixes distant places
 _MAX_BLOCKS = 2**19  # larger data sets have larger blocks
-_WINDOWS_BYTES = 256 * 2**20  # of all lanes together
+_WINDOWS_BYTES = 256 * 2**20  # of all streams together
 _MAX_WINDOW = 4096
 _ROUNDS = 3
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -116,8 +116,8 @@ class SampleOrder:
     Args:
         block_sizes: samples in each block, [b], each ≥ 1; see :meth:`ShardLayout.cut_blocks`.
         seed: of the run, in [0, 2⁶³).
-        lanes: L ≥ 1; may exceed N.
-        window: samples of one lane that are shuffled together, ≥ 1.
+        interleave: L ≥ 1; may exceed N.
+        window: samples of one stream that are shuffled together, ≥ 1.
         block_bytes: for :meth:`state` only, as ``fingerprint``.
     """
 
@@ -126,7 +126,7 @@ class SampleOrder:
         block_sizes: ArrayLike,
         *,
         seed: int,
-        lanes: int,
+        interleave: int,
         window: int,
         block_bytes: int = 0,
         fingerprint: str = "",
@@ -135,7 +135,7 @@ class SampleOrder:
         self._ends = np.cumsum(self._sizes, dtype=np.int64)
         self.num_samples, self.num_blocks = int(self._ends[-1]), len(self._sizes)
         self.longest_block = int(self._sizes.max())
-        self.seed, self.lanes, self.window = seed, lanes, window
+        self.seed, self.interleave, self.window = seed, interleave, window
         self._block_bytes, self._fingerprint = block_bytes, fingerprint
         # A batch spans at most two epochs.
         self._laid_out = lru_cache(maxsize=2)(self._lay_out_blocks)
@@ -146,16 +146,16 @@ class SampleOrder:
 
         Blocks are smaller than ``data.block_bytes`` if the data set or a window has too few.
         """
-        lanes = config.interleave
-        window = config.data.shuffle_window_samples or fitting_window(layout, lanes)
+        interleave = config.interleave
+        window = config.data.shuffle_window_samples or fitting_window(layout, interleave)
         window_bytes = window * layout.num_bytes // layout.num_samples
         # The largest power of two that is not above a window's share, or 1.
         most = 1 << max(0, (window_bytes // _BLOCKS_PER_WINDOW).bit_length() - 1)
-        block_bytes = fitting_block_bytes(layout, min(config.data.block_bytes, most), lanes)
+        block_bytes = fitting_block_bytes(layout, min(config.data.block_bytes, most), interleave)
         return cls(
             layout.cut_blocks(block_bytes),
             seed=config.run.seed,
-            lanes=lanes,
+            interleave=interleave,
             window=window,
             block_bytes=block_bytes,
             fingerprint=layout.fingerprint,
@@ -164,12 +164,12 @@ class SampleOrder:
     def indices(self, positions: ArrayLike) -> Indices:
         """Return the sample index at each position; both int64 [k], in any order."""
         epochs, q = np.divmod(np.asarray(positions, dtype=np.int64), self.num_samples)
-        rows, lanes = np.divmod(q, self.lanes)
-        # The first `longer` lanes have one sample more than the others.
-        length, longer = divmod(self.num_samples, self.lanes)
-        # `places` count along the reordered blocks, lane after lane.
-        places = lanes * length + np.minimum(lanes, longer)
-        places += self._shuffled_rows(epochs, lanes, rows, length + (lanes < longer))
+        rows, streams = np.divmod(q, self.interleave)
+        # The first `longer` streams have one sample more than the others.
+        length, longer = divmod(self.num_samples, self.interleave)
+        # `places` count along the reordered blocks, stream after stream.
+        places = streams * length + np.minimum(streams, longer)
+        places += self._shuffled_rows(epochs, streams, rows, length + (streams < longer))
         samples = np.empty_like(places)
         for epoch in np.unique(epochs):
             here = epochs == epoch
@@ -184,19 +184,19 @@ class SampleOrder:
         return {
             "order_version": ORDER_VERSION,
             "seed": self.seed,
-            "interleave": self.lanes,
+            "interleave": self.interleave,
             "window": self.window,
             "block_bytes": self._block_bytes,
             "fingerprint": self._fingerprint,
         }
 
     def _shuffled_rows(
-        self, epochs: Indices, lanes: Indices, rows: Indices, lengths: Indices
+        self, epochs: Indices, streams: Indices, rows: Indices, lengths: Indices
     ) -> Indices:
-        """Shuffle rows in the windows of their lanes; a lane's last window may be shorter."""
+        """Shuffle rows in the windows of their streams; a stream's last window may be shorter."""
         windows, inside = np.divmod(rows, self.window)
         first = windows * self.window
-        keys = hash_words(self.seed, _WINDOWS, epochs, lanes, windows)
+        keys = hash_words(self.seed, _WINDOWS, epochs, streams, windows)
         return first + permute(inside, np.minimum(self.window, lengths - first), keys)
 
     def _lookup(self, epoch: int, places: Indices) -> Indices:
@@ -242,17 +242,17 @@ def substitute(sample: int, attempt: int, num_samples: int) -> int:
     return int(permute(np.array([sample]), np.array([num_samples]), keys)[0])
 
 
-def fitting_window(layout: ShardLayout, lanes: int) -> int:
-    """Return the samples per lane for which the windows of all lanes take 256 MiB, 1 to 4,096."""
-    fitting = layout.samples_within(_WINDOWS_BYTES) // lanes
+def fitting_window(layout: ShardLayout, interleave: int) -> int:
+    """Return the samples per stream for which all windows take 256 MiB, 1 to 4,096."""
+    fitting = layout.samples_within(_WINDOWS_BYTES) // interleave
     return max(1, min(fitting, _MAX_WINDOW))
 
 
-def fitting_block_bytes(layout: ShardLayout, block_bytes: int, lanes: int) -> int:
-    """Halve ``block_bytes`` until lanes / blocks is below 6 %; double it above 2¹⁹ blocks."""
+def fitting_block_bytes(layout: ShardLayout, block_bytes: int, interleave: int) -> int:
+    """Halve ``block_bytes`` until L / b is below 6 %; double it above 2¹⁹ blocks."""
     while block_bytes > 1:
         blocks = int(layout.num_blocks(block_bytes).sum())
-        if 100 * lanes < _LANES_PERCENT_OF_BLOCKS * blocks or blocks == layout.num_samples:
+        if 100 * interleave < _STREAMS_PERCENT_OF_BLOCKS * blocks or blocks == layout.num_samples:
             break
         block_bytes //= 2
     most = max(_MAX_BLOCKS, len(layout))  # no block spans two shards

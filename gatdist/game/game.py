@@ -159,7 +159,7 @@ class Game:
         with torch.no_grad():
             return self.generate(self.latents(batch, stream), batch, bare(self.generator))
 
-    def judge(
+    def discriminate(
         self, samples: Tensor, batch: Batch, side: str, discriminator: nn.Module | None = None
     ) -> Scores:
         """Return the discriminator's logits of augmented samples, in the samples' dtype.
@@ -191,9 +191,9 @@ class Game:
         coupled = self.due(batch.step, "real") or self.due(batch.step, "logits")
         if not isinstance(loss, Sum) or coupled:
             samples = self.differentiable(batch.real, batch.step, "real")
-            return self.judge(samples, batch, "real"), None
+            return self.discriminate(samples, batch, "real"), None
         with without_reduction(self.discriminator):  # the backward of the fakes sends both
-            logits = self.judge(batch.real, batch, "real").logits
+            logits = self.discriminate(batch.real, batch, "real").logits
             real_loss = loss.real(logits)
             torch.autograd.backward(batch.mean(real_loss))
         return Scores(batch.real, logits.detach()), real_loss.detach()
@@ -287,13 +287,13 @@ class Game:
             self.seed, _stream("between", batch), batch.positions, dtype=real.dtype
         ).view(-1, *[1] * (real.dim() - 1))
         points = (share * real + (1 - share) * fake).detach().requires_grad_()
-        return self.judge(points, batch, "between")
+        return self.discriminate(points, batch, "between")
 
     def _side(self, batch: Batch, at: Side) -> tuple[Tensor, Tensor]:
         """Compute what a penalty is a function of, for it alone."""
 
         def scores(samples: Tensor, side: str) -> Scores:
-            return self.judge(samples.detach().requires_grad_(at != "logits"), batch, side)
+            return self.discriminate(samples.detach().requires_grad_(at != "logits"), batch, side)
 
         if at == "real":
             side = scores(batch.real, "real")

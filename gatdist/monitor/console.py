@@ -11,6 +11,7 @@ import shlex
 import shutil
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -290,7 +291,7 @@ def _columns(parts: Mapping[str, str]) -> int:
 
 
 @dataclass
-class _Progress:
+class _Progress(ABC):
     total: int = 0
     seen: int = 0
 
@@ -298,9 +299,9 @@ class _Progress:
     def share(self) -> float:
         return min(self.seen / self.total, 1.0) if self.total else 0.0
 
+    @abstractmethod
     def parts(self) -> dict[str, str]:
         """Each part's text, of about constant width."""
-        raise NotImplementedError
 
 
 @dataclass

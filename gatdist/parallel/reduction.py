@@ -1,18 +1,20 @@
 """Reduction of gradients and means over the parts of a batch and over the workers.
 
-A worker's share of a batch goes through the networks in parts: micro-batches, or lanes. Each part
-has a weight (``batch.weight``); weighted means are summed over parts and workers.
+A worker's share of a batch goes through the networks in parts: micro-batches, or the shares of
+virtual workers. Each part has a weight (``batch.weight``); weighted means are summed over parts and
+workers.
 
 * :class:`FastReduction`: the parts of one worker are summed in ``.grad``, and the workers' sums by
   DistributedDataParallel, which sends a bucket of gradients while the next is computed. Results on
   different numbers of workers are equal within rounding.
-* :class:`CanonicalReduction`: the global batch is cut into L lanes (``run.virtual_workers``), each
-  lane's gradient is computed by itself, and lanes are summed along one fixed tree. Results on 1, 2,
-  4 … L workers are bit-identical.
+* :class:`CanonicalReduction`: the global batch is cut into the shares of L virtual workers
+  (``run.virtual_workers``), the gradient of each share is computed by itself, and gradients are
+  summed along one fixed tree. Results on 1, 2, 4 … L workers are bit-identical.
 
-Position p of the global batch is in lane p mod L, and worker r of W holds positions r, r + W, …,
-hence all of the lanes r, r + W, …. The tree adds lane l + L/2 to lane l, then l + L/4 to l, and so
-on: its first levels lie within a worker for every W, the last log₂ W are between workers.
+Position p of the global batch belongs to virtual worker p mod L, and worker r of W holds positions
+r, r + W, …, hence all of the virtual workers r, r + W, …. The tree adds the sum of virtual worker
+v + L/2 to that of v, then v + L/4 to v, and so on: its first levels lie within a worker for every
+W, the last log₂ W are between workers.
 """
 
 from __future__ import annotations
@@ -145,22 +147,22 @@ class FastReduction(Reduction):
 
 
 class CanonicalReduction(Reduction):
-    """Sums lanes along one fixed tree. The numbers of lanes and workers are powers of two."""
+    """Sums virtual workers along one fixed tree; their number and W are powers of two."""
 
-    def __init__(self, comm: Communicator, lanes: int) -> None:
+    def __init__(self, comm: Communicator, virtual_workers: int) -> None:
         super().__init__(comm)
-        self.lanes = lanes
+        self.virtual_workers = virtual_workers
 
     def replicate(self, network: nn.Module, *, may_skip: bool = False) -> nn.Module:
         return self.comm.broadcast_module_(network)
 
     def split(self, batch: Batch, micro_batch: int | None) -> list[Batch]:
-        # The worker's lanes in the order of the tree.
-        count = self.lanes // self.comm.world_size
-        return [batch.every(count, i).scaled(1 / self.lanes) for i in _reversed(count)]
+        # The worker's virtual workers in the order of the tree.
+        count = self.virtual_workers // self.comm.world_size
+        return [batch.every(count, i).scaled(1 / self.virtual_workers) for i in _reversed(count)]
 
     def mean(self, parts: Iterable[Tensors]) -> Tensors:
-        # A binary counter: two waiting sums of equally many lanes are added. At most log₂ L wait.
+        # A binary counter: two waiting sums of equally many parts are added. At most log₂ L wait.
         waiting: list[tuple[int, Tensors]] = []
         for part in parts:
             count, total = 1, list(part)
@@ -179,13 +181,13 @@ class CanonicalReduction(Reduction):
         parameters = _parameters(networks)
         found: list[T] = []
 
-        def lane(part: Batch) -> Tensors:
+        def gradient(part: Batch) -> Tensors:
             for p in parameters:
                 p.grad = None
             found.append(backward(part))
             return _gradients(parameters)
 
-        set_gradients(parameters, self.mean(map(lane, parts)))
+        set_gradients(parameters, self.mean(map(gradient, parts)))
         return found
 
     def _between(self, flat: Tensor) -> Tensor:

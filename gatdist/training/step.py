@@ -145,7 +145,7 @@ def run_phases(
 
 
 def _parts(state: TrainState, phase: Phase, config: Config) -> list[Batch]:
-    """Split the phase's batch into micro-batches or lanes, weighted by the loss scale."""
+    """Split the phase's batch into micro-batches or virtual workers, weighted by the loss scale."""
     sizes = [getattr(config.optim, name).micro_batch for name in phase.players]
     micro_batch = min((size for size in sizes if size is not None), default=None)
     parts = state.reduction.split(phase.batch, micro_batch)

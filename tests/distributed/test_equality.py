@@ -424,14 +424,14 @@ def sure_on_one_worker(comm, folder):
     """Worker 1's fakes get logits that leave the one-stage ratio no range; what people are told."""
     from gatdist.game.game import Game, Scores
 
-    judge = Game.judge
+    discriminate = Game.discriminate
 
     def sure(self, samples, batch, side, discriminator=None):
-        scores = judge(self, samples, batch, side, discriminator)
+        scores = discriminate(self, samples, batch, side, discriminator)
         far = -500.0 if comm.rank == 1 and side == "fake" else 0.0
         return Scores(scores.samples, scores.logits + far)
 
-    Game.judge = sure
+    Game.discriminate = sure
     message = []
     overrides = ["game.update_rule=one_stage", "run.total_samples=480", "run.log_every_samples=48"]
     run(

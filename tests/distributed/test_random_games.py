@@ -27,7 +27,7 @@ from support import spawn
 from tape import Tape
 
 LOCAL = LocalCommunicator(torch.device("cpu"))
-BATCH, CLASSES, STEPS, STEPS_RECORDED, LANES = 8, 3, 4, 18, 4
+BATCH, CLASSES, STEPS, STEPS_RECORDED, VIRTUAL_WORKERS = 8, 3, 4, 18, 4
 BOTH = ("generator", "discriminator")
 # Names, before another test registers its own.
 LOSSES, PENALTIES, RULES = sorted(losses.names()), sorted(penalties.names()), update_rules.names()
@@ -42,7 +42,7 @@ FAMILIES = {  # the shape of a sample, the network and its options
     "text": ((9, 8), "text_convolutional", "width=8, blocks=1"),
 }
 MICRO_BATCHES = [f"optim.{player}.micro_batch=3" for player in BOTH]  # of 2, which divides 8
-LANES_SET = ["run.reduction=canonical", f"run.virtual_workers={LANES}"]
+CANONICAL = ["run.reduction=canonical", f"run.virtual_workers={VIRTUAL_WORKERS}"]
 GAMES = [*range(12), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(12, 200))]
 # Solving a system, or dividing by a difference of gradients, spreads what rounding began.
 TOLERANCE = 1e-6
@@ -171,7 +171,7 @@ def test_a_game_is_refused_by_name_or_trained_alike_in_parts_and_from_a_checkpoi
         return
     assert all(tensor.double().isfinite().all() for tensor in whole.values())
     require_same_bits(train(LOCAL, family, overrides, resume_at=2), whole)
-    for in_parts in (MICRO_BATCHES, LANES_SET):
+    for in_parts in (MICRO_BATCHES, CANONICAL):
         found = train(LOCAL, family, overrides + in_parts)
         if not is_refusal(found):
             require_near(found, whole)
@@ -195,13 +195,13 @@ def train_all(comm, games):
 
 @pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("seeds", [range(4), pytest.param(range(4, 60), marks=pytest.mark.slow)])
-def test_workers_train_a_game_as_one_does_and_by_lanes_to_the_same_bits(world_size, seeds):
+def test_workers_train_a_game_as_one_does_and_canonically_to_the_same_bits(world_size, seeds):
     games = [random_game(seed) for seed in seeds]
-    by_lanes = [(family, overrides + LANES_SET) for family, overrides in games]
-    equal = [require_near] * len(games) + [require_same_bits] * len(by_lanes)
-    expected = train_all(LOCAL, games + by_lanes)
+    canonical = [(family, overrides + CANONICAL) for family, overrides in games]
+    equal = [require_near] * len(games) + [require_same_bits] * len(canonical)
+    expected = train_all(LOCAL, games + canonical)
     assert sum(not is_refusal(found) for found in expected) > len(games)
-    for results in spawn(world_size, train_all, games + by_lanes, timeout_s=500):
+    for results in spawn(world_size, train_all, games + canonical, timeout_s=500):
         for mine, alone, require in zip(results, expected, equal, strict=True):
             if is_refusal(mine):
                 assert is_refusal(alone) or "worker" in mine, mine

@@ -207,7 +207,7 @@ class Counting(UpdateRule):
     def _backward(self, batch):
         game = self.game
         real, fake = (
-            game.judge(samples, batch, side)
+            game.discriminate(samples, batch, side)
             for samples, side in (
                 (batch.real, "real"),
                 (game.generate(game.latents(batch), batch), "fake"),

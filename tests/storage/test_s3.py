@@ -97,7 +97,7 @@ def test_a_bucket_that_goes_while_it_is_read(moto: Server, options: dict[str, An
         url=bucket, storage_options=options, memory_bytes=400_000, prefetch_batches=1
     )
     dataset = open_dataset(config)
-    order = SampleOrder(dataset.layout.cut_blocks(8192), seed=0, lanes=8, window=4)
+    order = SampleOrder(dataset.layout.cut_blocks(8192), seed=0, interleave=8, window=4)
     share = {"global_batch": 64, "rank": 0, "world_size": 1, "position": 0}
     with Loader(dataset, order, config=config, **share) as loader:
         next(loader)

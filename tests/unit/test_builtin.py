@@ -57,7 +57,7 @@ def test_an_order_over_the_digits_shows_each_once() -> None:
     assert sorted(order.indices(np.arange(1797)).tolist()) == list(range(1797))
     state = order.state()
     assert state["fingerprint"] == dataset.fingerprint
-    # 64 lanes ask for over 1,067 blocks, which 1,797 samples only give one by one.
+    # 64 streams ask for over 1,067 blocks, which 1,797 samples only give one by one.
     assert (state["interleave"], state["block_bytes"]) == (64, 2048)
 
 

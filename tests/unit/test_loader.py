@@ -33,7 +33,7 @@ N = 200
 PIXELS = np.random.default_rng(0).integers(0, 256, (N, 16, 16, 1)).astype(np.uint8)
 SHARD_SIZES = (80, 3, 60, 57)
 # How the samples are kept: the memory that makes it so, and whether a cache is shared. In tars
-# they take 410 KB, decoded 51 KB; in the windows of all lanes are 24 of them.
+# they take 410 KB, decoded 51 KB; in the windows of all streams are 24 of them.
 MODES: dict[str, dict[str, Any]] = {
     "decoded": {"memory_bytes": 2**30},
     "kept": {"memory_bytes": 2**30},
@@ -85,9 +85,9 @@ def opened(mode: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **more: Any
     return found
 
 
-def order_of(window: int = 6, lanes: int = 4) -> SampleOrder:
+def order_of(window: int = 6, interleave: int = 4) -> SampleOrder:
     return SampleOrder(
-        [8] * 10 + [3] + [6] * 10 + [7] * 8 + [1], seed=1, lanes=lanes, window=window
+        [8] * 10 + [3] + [6] * 10 + [7] * 8 + [1], seed=1, interleave=interleave, window=window
     )
 
 
@@ -153,8 +153,8 @@ def test_any_settings_read_the_prefix(datasets: dict[str, Dataset], data: st.Dat
     draw = data.draw
     mode = draw(st.sampled_from(list(MODES)), "mode")
     batch = 12 * draw(st.integers(1, 2), "B / 12")
-    lanes = draw(st.sampled_from([n for n in range(1, 13) if batch % n == 0]), "L")
-    order = order_of(draw(st.integers(1, 40 // lanes), "window"), lanes)
+    interleave = draw(st.sampled_from([n for n in range(1, 13) if batch % n == 0]), "L")
+    order = order_of(draw(st.integers(1, 40 // interleave), "window"), interleave)
     config = {
         "prefetch_batches": draw(st.integers(1, 3), "prefetch"),
         "decode_threads": draw(st.integers(1, 3), "threads"),
@@ -329,7 +329,7 @@ def test_memory_that_is_too_small_is_told_at_once(
     with pytest.raises(ConfigError):
         loader_of(dataset, memory_bytes=enough - 100)
     assert len(take(loader_of(dataset, memory_bytes=enough), 30)) == 30
-    # Two workers have half of the lanes each.
+    # Two workers have half of the streams each.
     assert len(take(loader_of(dataset, memory_bytes=enough * 2 // 3, world_size=2), 30)) == 30
 
 
@@ -380,7 +380,7 @@ def test_one_shard_and_eight_ranks(
         sample_shape=(1, 16, 16),
         num_classes=5,
     )
-    order = SampleOrder([1] * num_samples, seed=0, lanes=8, window=4)
+    order = SampleOrder([1] * num_samples, seed=0, interleave=8, window=4)
     for decoded_bytes in (0, 2**20):
         monkeypatch.setattr("gatdist.data.dataset._DECODED_BYTES", decoded_bytes)
         dataset = open_dataset(DataConfig(url=str(tmp_path)))

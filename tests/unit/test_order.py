@@ -29,9 +29,9 @@ many = settings(max_examples=60, deadline=None)
 @many
 @given(block_lists, seeds, st.integers(1, 100), st.integers(1, 50), st.integers(0, 2**40))
 def test_every_epoch_shows_every_sample_once(
-    blocks: list[int], seed: int, lanes: int, window: int, epoch: int
+    blocks: list[int], seed: int, interleave: int, window: int, epoch: int
 ) -> None:
-    order = SampleOrder(blocks, seed=seed, lanes=lanes, window=window)
+    order = SampleOrder(blocks, seed=seed, interleave=interleave, window=window)
     n = order.num_samples
     found = order.indices(np.arange(epoch * n, (epoch + 1) * n))
     assert sorted(found.tolist()) == list(range(n))
@@ -40,9 +40,9 @@ def test_every_epoch_shows_every_sample_once(
 @many
 @given(block_lists, seeds, st.integers(1, 20), st.randoms(use_true_random=False))
 def test_each_position_has_its_sample_however_it_is_asked(
-    blocks: list[int], seed: int, lanes: int, random: object
+    blocks: list[int], seed: int, interleave: int, random: object
 ) -> None:
-    order = SampleOrder(blocks, seed=seed, lanes=lanes, window=7)
+    order = SampleOrder(blocks, seed=seed, interleave=interleave, window=7)
     positions = np.arange(3 * order.num_samples)
     together = order.indices(positions)
     random.shuffle(positions)  # type: ignore[attr-defined]
@@ -58,7 +58,7 @@ def test_all_ranks_together_show_the_prefix_whenever_their_number_changes(
 ) -> None:
     world_sizes = st.sampled_from([1, 2, 3, 4, 6, 12])
     batch = 12 * data.draw(st.integers(1, 3), label="B / 12")
-    lanes = data.draw(st.sampled_from([n for n in range(1, batch + 1) if batch % n == 0]), "L")
+    interleave = data.draw(st.sampled_from([n for n in range(1, batch + 1) if batch % n == 0]), "L")
     window = data.draw(st.integers(1, 20), label="window")
     attempts = data.draw(  # each goes on where the one before was cut off
         st.lists(st.tuples(world_sizes, st.integers(1, 4)), min_size=1, max_size=4),
@@ -67,7 +67,9 @@ def test_all_ranks_together_show_the_prefix_whenever_their_number_changes(
     shown: list[int] = []
     position = 0
     for world_size, steps in attempts:
-        order = SampleOrder(blocks, seed=seed, lanes=lanes, window=window)  # as resumed elsewhere
+        order = SampleOrder(
+            blocks, seed=seed, interleave=interleave, window=window
+        )  # as resumed elsewhere
         for rank in range(world_size):
             share = steps * batch // world_size
             positions = WorkerShare(position, batch, rank, world_size).positions(0, share)
@@ -90,27 +92,27 @@ def test_a_rank_is_the_place_in_the_batch_modulo_the_ranks() -> None:
 
 
 def test_epochs_and_seeds_differ() -> None:
-    order = SampleOrder([4] * 50, seed=0, lanes=8, window=16)
-    other = SampleOrder([4] * 50, seed=1, lanes=8, window=16)
+    order = SampleOrder([4] * 50, seed=0, interleave=8, window=16)
+    other = SampleOrder([4] * 50, seed=1, interleave=8, window=16)
     first, second = order.indices(np.arange(200)), order.indices(np.arange(200, 400))
     assert np.mean(first == second) < 0.05
     assert np.mean(first == other.indices(np.arange(200))) < 0.05
 
 
 def test_few_blocks_are_in_use_at_a_time() -> None:
-    # 64 lanes over blocks of 16 samples, windows of 32: each lane has two or three blocks open.
-    blocks, lanes = 1280, 64
-    order = SampleOrder([16] * blocks, seed=5, lanes=lanes, window=32)
+    # 64 streams over blocks of 16 samples, windows of 32: each stream has two or three blocks open.
+    blocks, interleave = 1280, 64
+    order = SampleOrder([16] * blocks, seed=5, interleave=interleave, window=32)
     block_of = order.indices(np.arange(order.num_samples)) // 16  # [positions]
-    by_lane = block_of.reshape(-1, lanes).T  # [lanes, rows]
-    for lane in by_lane:
-        for window in lane.reshape(-1, 32):
+    by_stream = block_of.reshape(-1, interleave).T  # [streams, rows]
+    for stream in by_stream:
+        for window in stream.reshape(-1, 32):
             assert len(set(window.tolist())) <= 3
-    # A memory of three blocks a lane loads nearly every block once only.
+    # A memory of three blocks per stream loads nearly every block once only.
     loads = sum(
-        len(set(lane[i : i + 32].tolist()) - set(lane[max(0, i - 32) : i].tolist()))
-        for lane in by_lane
-        for i in range(0, len(lane), 32)
+        len(set(stream[i : i + 32].tolist()) - set(stream[max(0, i - 32) : i].tolist()))
+        for stream in by_stream
+        for i in range(0, len(stream), 32)
     )
     assert loads <= 1.06 * blocks
 
@@ -120,9 +122,9 @@ def test_few_blocks_are_in_use_at_a_time() -> None:
     [(1, 1.0, 1.0), (2, 1.0, 1.16), (8, 1.0, 1.16), (64, 1.0, 1.16), (3, 2.5, 3.0), (48, 3.0, 3.5)],
 )
 def test_a_block_is_read_by_few_ranks(world_size: int, least: float, most: float) -> None:
-    # 64 lanes over 400 blocks. Where W divides L, only the blocks in which a lane ends are shared.
+    # 64 streams over 400 blocks. Where W divides L, only blocks in which a stream ends are shared.
     batch = 64 * world_size // math.gcd(64, world_size)
-    order = SampleOrder([60] * 400, seed=3, lanes=64, window=240)
+    order = SampleOrder([60] * 400, seed=3, interleave=64, window=240)
     positions = np.arange(order.num_samples)
     blocks = order.indices(positions) // 60
     ranks = positions % batch % world_size
@@ -131,7 +133,7 @@ def test_a_block_is_read_by_few_ranks(world_size: int, least: float, most: float
 
 
 def test_a_batch_mixes_distant_places() -> None:
-    order = SampleOrder([16] * 1280, seed=5, lanes=64, window=32)
+    order = SampleOrder([16] * 1280, seed=5, interleave=64, window=32)
     batch = order.indices(np.arange(64))
     assert len(set((batch // 16).tolist())) >= 60
     # Neighbours in time are no neighbours in the data set.
@@ -175,9 +177,9 @@ def test_permutations_are_even_handed() -> None:
     st.integers(1, 64),
 )
 def test_blocks_hold_all_samples_and_are_small_enough(
-    shards: list[tuple[int, int]], requested: int, lanes: int
+    shards: list[tuple[int, int]], requested: int, interleave: int
 ) -> None:
-    block_bytes = fitting_block_bytes(ShardLayout(shards), requested, lanes)
+    block_bytes = fitting_block_bytes(ShardLayout(shards), requested, interleave)
     blocks = ShardLayout(shards).cut_blocks(block_bytes)
     num_samples = sum(samples for samples, _ in shards)
     assert blocks.min() >= 1
@@ -185,7 +187,7 @@ def test_blocks_hold_all_samples_and_are_small_enough(
     # No block spans two shards.
     assert set(np.cumsum([samples for samples, _ in shards])) <= set(np.cumsum(blocks).tolist())
     assert 1 <= block_bytes <= requested
-    assert lanes / len(blocks) < 0.06 or len(blocks) == num_samples or block_bytes == 1
+    assert interleave / len(blocks) < 0.06 or len(blocks) == num_samples or block_bytes == 1
 
 
 shard_lists = st.lists(
@@ -210,7 +212,7 @@ def test_bytes_and_samples_are_each_others_inverse(
 
 
 def test_windows_take_a_fixed_amount_of_memory() -> None:
-    # Images of 30 KB: 139 of them in each of 64 lanes make 256 MiB. Small samples: 4,096.
+    # Images of 30 KB: 139 of them in each of 64 streams make 256 MiB. Small samples: 4,096.
     assert fitting_window(ShardLayout([(10_000, 10_000 * 30_000)] * 50), 64) == 139
     assert fitting_window(ShardLayout([(10_000, 10_000 * 1_000)] * 50), 64) == 4096
     assert fitting_window(ShardLayout([(10, 10 * 2**30)]), 64) == 1
@@ -227,7 +229,7 @@ def test_a_huge_data_set_has_a_bounded_number_of_blocks() -> None:
 
 
 def test_blocks_of_samples_are_those_they_were_cut_into() -> None:
-    order = SampleOrder([3, 1, 4], seed=0, lanes=2, window=2)
+    order = SampleOrder([3, 1, 4], seed=0, interleave=2, window=2)
     first, end = order.blocks_of(np.arange(8))
     assert first.tolist() == [0, 0, 0, 3, 4, 4, 4, 4]
     assert end.tolist() == [3, 3, 3, 4, 8, 8, 8, 8]
@@ -243,7 +245,9 @@ def test_no_two_samples_have_the_same_substitute() -> None:
 
 
 def test_state_is_small_and_names_all_that_fixes_the_order() -> None:
-    order = SampleOrder([2] * 9, seed=4, lanes=3, window=5, block_bytes=1024, fingerprint="f" * 64)
+    order = SampleOrder(
+        [2] * 9, seed=4, interleave=3, window=5, block_bytes=1024, fingerprint="f" * 64
+    )
     before = order.state()
     order.indices(np.arange(1000))
     assert (
@@ -267,11 +271,11 @@ def test_the_order_of_version_1_never_changes() -> None:
         4694278504405454232,
         9483795012377406068,
     ]
-    small = SampleOrder([3, 1, 4, 1, 5], seed=9, lanes=3, window=4)
+    small = SampleOrder([3, 1, 4, 1, 5], seed=9, interleave=3, window=4)
     assert small.indices(np.arange(28)).tolist() == [
         *(1, 4, 11, 0, 5, 12, 3, 6, 10, 2, 7, 13, 8, 9),
         *(8, 12, 6, 2, 10, 7, 1, 11, 4, 0, 13, 5, 9, 3),
     ]
-    large = SampleOrder([100, 80] * 300, seed=2**62 + 1, lanes=64, window=256)
+    large = SampleOrder([100, 80] * 300, seed=2**62 + 1, interleave=64, window=256)
     digest = hashlib.sha256(large.indices(np.arange(10**9, 10**9 + 54_000)).astype("<i8").tobytes())
     assert digest.hexdigest() == "a5b5e7a7850eaef13400db2b310b421f2e87bdfa16c7542e7420cbaaf5865014"

@@ -23,10 +23,10 @@ def cases(draw: st.DrawFn) -> tuple[SampleOrder, list[tuple[int, int]], dict[str
     blocks = draw(st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=8), min_size=1))
     shards = [(sum(sizes), sum(sizes) * draw(st.integers(100, 10**6))) for sizes in blocks]
     world_size = draw(st.sampled_from([1, 2, 3, 4]))
-    lanes = draw(st.integers(1, 12))
+    interleave = draw(st.integers(1, 12))
     window = draw(st.integers(1, 20))
     sizes = [size for shard in blocks for size in shard]
-    order = SampleOrder(sizes, seed=draw(st.integers(0, 99)), lanes=lanes, window=window)
+    order = SampleOrder(sizes, seed=draw(st.integers(0, 99)), interleave=interleave, window=window)
     batch = world_size * draw(st.integers(1, 9))
     given = {
         "position": batch * draw(st.integers(0, 50)),
@@ -64,7 +64,7 @@ def test_each_sample_lies_in_its_read_range_while_it_is_there(
         positions = worker.positions(segment.begin, end)
         # A segment lies in one epoch, and between two multiples of its rows.
         epochs, q = np.divmod(positions, order.num_samples)
-        assert len(set(epochs)) == len(set(q // (given["rows"] * order.lanes))) == 1
+        assert len(set(epochs)) == len(set(q // (given["rows"] * order.interleave))) == 1
 
         ranges = [segment.ranges[k] for k in segment.range_of]
         for each, number, index in zip(
@@ -101,9 +101,9 @@ def segments_of_an_epoch(plan: Plan, share: int) -> list[Segment]:
 
 @pytest.mark.parametrize("world_size", [1, 2, 4, 8, 64])
 def test_no_byte_is_needed_twice_in_an_epoch(world_size: int) -> None:
-    # Windows end inside of blocks, lanes too; still each sample is in one read range of one worker.
+    # Windows and streams end inside of blocks; each sample is in one read range of one worker.
     shards = [(700, 700 * 30_000)] * 10
-    order = SampleOrder([35] * 200, seed=1, lanes=64, window=24)
+    order = SampleOrder([35] * 200, seed=1, interleave=64, window=24)
     fetched: Counter[tuple[int, int]] = Counter()
     reads = 0
     for rank in range(world_size):
@@ -122,7 +122,7 @@ def test_no_byte_is_needed_twice_in_an_epoch(world_size: int) -> None:
 
 def test_workers_that_do_not_divide_the_lanes_read_what_they_need() -> None:
     shards = [(700, 700 * 30_000)] * 10
-    order = SampleOrder([35] * 200, seed=1, lanes=64, window=24)
+    order = SampleOrder([35] * 200, seed=1, interleave=64, window=24)
     given = WorkerShare(0, 192, rank=1, world_size=3)
     plan = Plan(order, ShardLayout(shards), MemoryBudget(0, False, 24), given, by_block=False)
     mine = np.flatnonzero(np.arange(7000) % 192 % 3 == 1)

@@ -96,7 +96,7 @@ CASES = {
         [*RING, "game.update_rule=one_stage", "game.num_discriminator_steps=2"],
         ["game.num_discriminator_steps = 2", "'one_stage'", "alternating"],
     ),
-    "canonical, more workers than lanes": (
+    "canonical, more workers than virtual workers": (
         ["run.reduction=canonical", "run.virtual_workers=2", "cluster.workers=4"],
         ["cluster.workers = 4", "run.virtual_workers (2)", "--workers 2"],
     ),
@@ -104,11 +104,11 @@ CASES = {
         ["run.reduction=canonical", "run.global_batch=48", "cluster.workers=3"],
         ["cluster.workers = 3", "--workers 2"],
     ),
-    "lanes, no power of two": (
+    "virtual workers, no power of two": (
         ["run.reduction=canonical", "run.virtual_workers=6"],
         ["run.virtual_workers = 6", " 4"],
     ),
-    "lanes that do not divide the batch": (
+    "virtual workers that do not divide the batch": (
         ["run.reduction=canonical", "run.virtual_workers=8", "run.global_batch=36"],
         ["run.virtual_workers = 8", "run.global_batch (36)", " 4"],
     ),
@@ -187,7 +187,7 @@ CASES = {
         [*RING, with_network("Normalized"), "cluster.workers=2"],
         ["model.discriminator.name", "BatchNorm1d", "2 workers", "--workers 1"],
     ),
-    "batch norm in lanes": (
+    "batch norm under canonical reduction": (
         [*RING, with_network("Normalized"), "run.reduction=canonical"],
         ["model.discriminator.name", "BatchNorm1d", "canonical"],
     ),

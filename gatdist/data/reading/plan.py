@@ -1,10 +1,10 @@
 """Memory budget and reading plan: which ranges of shards a worker needs, from when until when.
 
 The order is a pure function of the position, so a worker plans its reads ahead, a segment at a
-time: some windows of all lanes. Neighbouring samples of a segment form a read range, which is
+time: some windows of all streams. Neighbouring samples of a segment form a read range, which is
 fetched with one read and dropped after its last sample. A window covers neighbouring places of the
 reordered blocks, so its read ranges are whole blocks except at its two ends, and no byte is needed
-twice in an epoch if the number of workers divides that of the lanes.
+twice in an epoch if the number of workers divides that of the streams.
 
 Legend: m samples in a segment, r read ranges.
 """
@@ -39,7 +39,7 @@ class MemoryBudget:
 
     fetched_bytes: int  # of fetched data
     keeps: bool  # whether the whole data set stays in memory once fetched
-    rows: int  # samples of each lane in a segment, a multiple of the window
+    rows: int  # samples of each stream in a segment, a multiple of the window
     min_block_bytes: int = 0  # mean size of fetched blocks, at least
 
 
@@ -65,9 +65,9 @@ def memory_budget(
     batch_bytes = (config.prefetch_batches + 1) * local_batch * sample_bytes  # + 1 in use
     available = config.memory_bytes - batch_bytes - index_bytes(config)
 
-    # If workers share every lane, each needs some samples of every window.
-    lanes = order.lanes if order.lanes % world_size else order.lanes // world_size
-    window_samples = lanes * order.window
+    # If workers share every stream, each needs some samples of every window.
+    streams = order.interleave if order.interleave % world_size else order.interleave // world_size
+    window_samples = streams * order.window
     # The windows of a batch, and the next ones.
     at_once = 1 + -(-local_batch // window_samples)
     needed = layout.bytes_of(at_once * window_samples)
@@ -77,8 +77,8 @@ def memory_budget(
         least = (needed + batch_bytes) * _INDEX_SHARE // (_INDEX_SHARE - 1) + 1
         raise ConfigError(
             "data.memory_bytes",
-            f"must be at least {least:,} for windows of {order.window:,} samples in {lanes} lanes "
-            f"per worker, the next windows, and {config.prefetch_batches + 1} batches",
+            f"must be at least {least:,} for windows of {order.window:,} samples in {streams} "
+            f"streams per worker, the next windows, and {config.prefetch_batches + 1} batches",
             value=config.memory_bytes,
             hint="Raise it, lower data.prefetch_batches, or, in a new run, "
             "data.shuffle_window_samples",
@@ -95,8 +95,8 @@ def memory_budget(
 
 
 def _require_cache_fits(layout: ShardLayout, order: SampleOrder, config: DataConfig) -> None:
-    # At worst all lanes are on one host, and a window that ends in a block needs its rest next.
-    needed = layout.bytes_of(2 * order.lanes * (order.window + order.longest_block))
+    # At worst all streams are on one host, and a window that ends in a block needs its rest next.
+    needed = layout.bytes_of(2 * order.interleave * (order.window + order.longest_block))
     if config.cache_bytes < needed:
         raise ConfigError(
             "data.cache_bytes",
@@ -154,9 +154,9 @@ class Plan:
     ) -> None:
         self._order, self._layout, self._share = order, layout, share
         self._keeps, self._by_block = budget.keeps, by_block or budget.keeps
-        self._span = budget.rows * order.lanes
-        self._shares_lanes = order.lanes % share.world_size != 0
-        window_samples = order.window * order.lanes
+        self._span = budget.rows * order.interleave
+        self._shares_streams = order.interleave % share.world_size != 0
+        window_samples = order.window * order.interleave
         self._begins_in_window = share.position % order.num_samples % window_samples != 0
         self._blocks_of = order.blocks_of
         if budget.min_block_bytes:
@@ -219,7 +219,7 @@ class Plan:
             blocks, _ = self._blocks_of(ordered)
             return np.flatnonzero(np.diff(blocks, prepend=-1))
         # A window lacks samples that other workers read, or that precede the plan.
-        has_gaps = self._shares_lanes or (is_first and self._begins_in_window)
+        has_gaps = self._shares_streams or (is_first and self._begins_in_window)
         gap_bytes = _MAX_GAP_BYTES if has_gaps else 0
         return cut_runs(ordered, shards, self._layout.mean_bytes, gap_bytes)
 

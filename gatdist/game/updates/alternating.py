@@ -52,7 +52,7 @@ class Alternating(UpdateRule):
             fakes = reused[batch.part] = game.generate(game.latents(batch), batch)
         else:
             fakes = game.fakes(batch)
-        fake = game.judge(game.differentiable(fakes, batch.step, "fake"), batch, "fake")
+        fake = game.discriminate(game.differentiable(fakes, batch.step, "fake"), batch, "fake")
         loss, observations = game.discriminator_loss(
             batch, real, fake, penalized=fake, real_loss=real_loss
         )
@@ -67,11 +67,11 @@ class Alternating(UpdateRule):
                 fakes = reused.pop(batch.part)
             else:
                 fakes = game.generate(game.latents(batch, stream), batch)
-            fake = game.judge(fakes, batch, "generator", discriminator).logits
+            fake = game.discriminate(fakes, batch, "generator", discriminator).logits
             real = torch.zeros_like(fake)
             if game.loss.generator_reads_real:
                 with torch.no_grad():
-                    real = game.judge(batch.real, batch, "real", discriminator).logits
+                    real = game.discriminate(batch.real, batch, "real", discriminator).logits
             loss = game.loss.generator(real, fake)
             penalties, observations = game.generator_penalties(batch)
             torch.autograd.backward([batch.mean(loss), *penalties])

@@ -126,7 +126,7 @@ class OneStage(Simultaneous):
         leaf = self.game.differentiable(fake.samples, batch.step, "fake")
         if not leaf.requires_grad:
             return Scores(leaf, fake.logits.detach())
-        return self.game.judge(leaf, batch, "fake")
+        return self.game.discriminate(leaf, batch, "fake")
 
 
 def _device(game: Game) -> torch.device:

@@ -85,8 +85,8 @@ class SecondOrder(UpdateRule):
         """Return both losses as functions of both players' parameters."""
         game = self._bare
         fakes = game.generate(game.latents(batch), batch)
-        real = game.judge(game.differentiable(batch.real, batch.step, "real"), batch, "real")
-        fake = game.judge(fakes, batch, "fake")
+        real = game.discriminate(game.differentiable(batch.real, batch.step, "real"), batch, "real")
+        fake = game.discriminate(fakes, batch, "fake")
         loss, observations = game.discriminator_loss(batch, real, fake, penalized=fake)
         generator_loss = game.loss.generator(real.logits, fake.logits)
         penalties, of_generator = game.generator_penalties(batch)

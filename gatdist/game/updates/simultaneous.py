@@ -31,7 +31,7 @@ class Simultaneous(UpdateRule):
         game = self.game
         real, real_loss = game.backward_real(batch)
         fakes = game.generate(game.latents(batch), batch)
-        fake = game.judge(fakes, batch, "fake")
+        fake = game.discriminate(fakes, batch, "fake")
         to_generator = self._to_generator(batch, real, fake)
         loss, observations = game.discriminator_loss(
             batch, real, fake, penalized=self._penalized(batch, fake), real_loss=real_loss
