@@ -30,7 +30,7 @@ from gatdist.bench.rounds import interleave, settled
 from gatdist.config import Config, load_config
 from gatdist.data.dataset import open_dataset
 from gatdist.models import build_networks
-from gatdist.training.player import MovingAverage
+from gatdist.training.player import MovingAverage, ema_weight
 
 GOAL = 1.7
 EVERY_SAMPLES = {"digits": 6400, "glyphs": 9600, "ring": 25600}
@@ -39,15 +39,15 @@ ROUNDS, STEPS_A_ROUND = 9, 12
 # Settings that presets change by default.
 PLAINEST = ["precision.dtype=float32", "precision.channels_last=false", "game.reuse_fakes=false"]
 BFLOAT16 = ["precision.dtype=bfloat16", "precision.channels_last=true"]
-WARMED = [f"optim.{p}.warmup_samples=6400" for p in ("generator", "discriminator")]
+WARMED = [f"optim.{p}.learning_rate.warmup=6400" for p in ("generator", "discriminator")]
 PLAIN = [f"optim.{p}.name=sgd" for p in ("generator", "discriminator")]
 # Learning rates of the two rules that need gradient descent, found with one seed.
 RATES = {
     preset: [f"optim.{p}.{setting}" for p in ("generator", "discriminator") for setting in settings]
     for preset, settings in {
-        "digits": ["learning_rate=0.005", "clip_norm=1.0"],
-        "glyphs": ["learning_rate=0.005", "clip_norm=1.0"],
-        "ring": ["learning_rate=0.1"],
+        "digits": ["learning_rate.start=0.005", "clip_norm=1.0"],
+        "glyphs": ["learning_rate.start=0.005", "clip_norm=1.0"],
+        "ring": ["learning_rate.start=0.1"],
     }.items()
 }
 SETTINGS: dict[str, list[str]] = {
@@ -212,7 +212,7 @@ class BareLoop(Case):
         self.generator, self.discriminator = build_networks(config, shape, classes)
         self.g_optimizer = adam(self.generator.parameters(), config.optim.generator)
         self.d_optimizer = adam(self.discriminator.parameters(), config.optim.discriminator)
-        self.average = MovingAverage(self.generator, config.game.ema_half_life_samples)
+        self.average = MovingAverage(self.generator)
         self.real = torch.rand(self.batch, *shape) * 2 - 1
         self.steps = 0
 
@@ -222,7 +222,7 @@ class BareLoop(Case):
         with torch.no_grad():
             fakes = self.generator(latents, self.labels)
         due = {
-            name: penalty.strength * penalty.every_steps
+            name: penalty.strength.at(0) * penalty.every_steps
             for name, penalty in self.config.game.penalties.items()
             if self.steps % penalty.every_steps == 0
         }
@@ -246,7 +246,8 @@ class BareLoop(Case):
         softplus(real - self.discriminator(fakes, self.labels)).mean().backward()
         self.g_optimizer.step()
         self.discriminator.requires_grad_(True)
-        self.average.update(self.generator, self.batch)
+        half_life = self.config.game.ema_half_life_samples.at(0)
+        self.average.update(self.generator, ema_weight(half_life, self.batch))
         self.steps += 1
 
 

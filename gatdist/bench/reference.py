@@ -42,8 +42,8 @@ def adam(parameters: Iterable[Tensor], config: PlayerOptimConfig) -> torch.optim
     """Return the fused Adam of a player's settings."""
     return torch.optim.Adam(
         parameters,
-        lr=config.learning_rate,
-        betas=(config.betas[0], config.betas[1]),
+        lr=config.learning_rate.at(0),
+        betas=(config.betas[0].at(0), config.betas[1].at(0)),
         eps=config.eps,
         fused=True,
     )

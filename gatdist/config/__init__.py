@@ -27,6 +27,7 @@ from gatdist.config.loading import (
     unicode_encoding,
 )
 from gatdist.config.models import Config, flatten
+from gatdist.config.schedule import Schedule
 from gatdist.config.sections import (
     BOTH,
     ClusterConfig,
@@ -58,6 +59,7 @@ __all__ = [
     "PlayerName",
     "PlayerOptimConfig",
     "RunConfig",
+    "Schedule",
     "Section",
     "cache_folder",
     "env_values",

@@ -21,8 +21,14 @@ from gatdist.config.sections import PenaltyConfig
 _BARE_WORD = re.compile(r"[^\s\"'\[\]{}=,#]+")
 
 
-# Keys of earlier versions, for hints.
+# Keys of earlier versions, for hints; * is any key.
 _RENAMED = {
+    "optim.*.warmup_samples": "optim.*.learning_rate.warmup",
+    "optim.*.decay": "optim.*.learning_rate.shape",
+    "optim.*.decay_start_samples": "optim.*.learning_rate.delay",
+    "optim.*.final_fraction": "optim.*.learning_rate.end",
+    "game.penalties.*.final_strength": "game.penalties.*.strength.end",
+    "game.penalties.*.change_samples": "game.penalties.*.strength.samples",
     "run.tick_samples": "run.log_every_samples",
     "run.checkpoint_samples": "run.checkpoint_every_samples",
     "run.reduction_lanes": "run.virtual_workers",
@@ -178,8 +184,8 @@ def first_error(
     )
     keys = _keys(problem["loc"], values, is_missing=problem["type"] == "missing")
     key = ".".join(keys)
-    if key in _RENAMED:
-        return ConfigError(key, "unknown key", hint=f"It was renamed to {_RENAMED[key]}")
+    if renamed := _renamed(keys):
+        return ConfigError(key, "unknown key", hint=f"It was renamed to {renamed}")
     if problem["type"] == "extra_forbidden":
         return ConfigError(key, f"unknown key. {nearest(keys[-1], _fields_at(keys[:-1], model))}")
     if problem["type"] == "missing":
@@ -193,6 +199,16 @@ def first_error(
     if any(map(may_be_secret, keys)):
         return ConfigError(key, rule)
     return ConfigError(key, rule, value=problem["input"])
+
+
+def _renamed(keys: list[str]) -> str | None:
+    for old, new in _RENAMED.items():
+        pattern = old.split(".")
+        if len(pattern) == len(keys) and all(
+            p in ("*", k) for p, k in zip(pattern, keys, strict=True)
+        ):
+            return new.replace("*", keys[pattern.index("*")]) if "*" in pattern else new
+    return None
 
 
 def _keys(

@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from operator import attrgetter
 from typing import Any, NoReturn, Self
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from gatdist.common.errors import ConfigError
 from gatdist.config import sections
 from gatdist.config.environment import REFERENCE, is_secret, redact_url
+from gatdist.config.schedule import Schedule
 from gatdist.config.sections import BOTH, PlayerOptimConfig, Section
 
 
@@ -56,10 +57,21 @@ class Config(Section):
         if self.run.keep_best_checkpoints:
             self._check_measured("run.best_metric")
         self._check_profile()
+        self._check_generator_batch()
         return self
 
     def _refuse(self, key: str, rule: str, hint: str = "") -> NoReturn:
         raise ConfigError(key, rule, value=attrgetter(key)(self), hint=hint)
+
+    def _check_generator_batch(self) -> None:
+        if self.generator_batch > self.step_samples:
+            rule = (
+                f"must be at most the samples of a step's discriminator steps, {self.step_samples}"
+            )
+            self._refuse("game.generator_batch", rule, f"Use {self.step_samples}")
+        if self.run.reduction == "canonical" and self.generator_batch % self.run.virtual_workers:
+            rule = f"must be divisible by run.virtual_workers ({self.run.virtual_workers})"
+            self._refuse("game.generator_batch", rule)
 
     def _check_profile(self) -> None:
         if self.monitor.profile_steps is None:
@@ -118,6 +130,11 @@ class Config(Section):
         return self.run.global_batch * self.game.num_discriminator_steps
 
     @property
+    def generator_batch(self) -> int:
+        """Samples per generator step, summed over workers."""
+        return self.game.generator_batch or self.run.global_batch
+
+    @property
     def interleave(self) -> int:
         """``data.interleave``, or its default: the largest divisor of the batch up to 64."""
         batch = self.run.global_batch
@@ -127,7 +144,6 @@ class Config(Section):
 
     def check_workers(self, num_workers: int) -> None:
         """Raise ConfigError unless ``num_workers`` workers can share the global batch."""
-        batch = self.run.global_batch
         if self.run.reduction == "canonical":
             parts = self.run.virtual_workers
             fitting = min(parts, 2 ** (num_workers.bit_length() - 1))
@@ -139,15 +155,20 @@ class Config(Section):
                     value=num_workers,
                     hint=f"Use --workers {fitting}, or run.reduction = 'fast'",
                 )
-        if batch % num_workers:
-            below = batch // num_workers * num_workers
-            choices = " or ".join(str(n) for n in (below, below + num_workers) if n)
-            raise ConfigError(
-                "run.global_batch",
-                f"must be divisible by the {num_workers} workers",
-                value=batch,
-                hint=f"Use {choices}, or --workers {_nearest_divisor(batch, num_workers)}",
-            )
+        batches = {
+            "run.global_batch": self.run.global_batch,
+            "game.generator_batch": self.generator_batch,
+        }
+        for key, batch in batches.items():
+            if batch % num_workers:
+                below = batch // num_workers * num_workers
+                choices = " or ".join(str(n) for n in (below, below + num_workers) if n)
+                raise ConfigError(
+                    key,
+                    f"must be divisible by the {num_workers} workers",
+                    value=batch,
+                    hint=f"Use {choices}, or --workers {_nearest_divisor(batch, num_workers)}",
+                )
 
     def fitting_workers(self) -> list[int]:
         """Return the sizes in ``cluster.workers`` that can share the global batch, ascending.
@@ -167,6 +188,24 @@ class Config(Section):
             raise refusal
         return found
 
+    def schedules(self) -> dict[str, Schedule]:
+        """Return the schedules that change, by dotted key."""
+        found: dict[str, Schedule] = {}
+
+        def collect(value: Any, key: str) -> None:
+            if isinstance(value, Schedule):
+                if not value.is_constant:
+                    found[key] = value
+            elif isinstance(value, BaseModel | Mapping):
+                for name, inner in dict(value).items():
+                    collect(inner, f"{key}.{name}".lstrip("."))
+            elif isinstance(value, list):
+                for i, inner in enumerate(value):
+                    collect(inner, f"{key}.{i}")
+
+        collect(self, "")
+        return found
+
     def redacted(self) -> dict[str, Any]:
         """Return the configuration as JSON values with secrets masked and references kept."""
         values = self.model_dump(mode="json")
@@ -175,10 +214,7 @@ class Config(Section):
         return values
 
     def result_keys(self) -> dict[str, Any]:
-        """Return the dotted keys that affect the result, and their values.
-
-        ``run.total_samples`` does only if the learning rate decays towards it.
-        """
+        """Return the dotted keys that affect the result of a step, and their values."""
         flat = flatten(self.model_dump(mode="json"))
         exact = {
             key: value
@@ -187,8 +223,6 @@ class Config(Section):
         }
         exact["data.interleave"] = self.interleave
         exact["model.init_from"] = redact_url(self.model.init_from)
-        if any(p.decay != "none" for p in (self.optim.generator, self.optim.discriminator)):
-            exact["run.total_samples"] = self.run.total_samples
         return exact
 
     def digest(self) -> str:

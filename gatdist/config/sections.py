@@ -7,6 +7,13 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
+from gatdist.config.schedule import (
+    DecayRateSchedule,
+    NonNegativeSchedule,
+    PositiveSchedule,
+    Schedule,
+)
+
 
 def _fits_int64(value: int) -> int:
     if value >= 2**63:
@@ -178,14 +185,10 @@ class ModelConfig(Section):
 class PenaltyConfig(Section):
     """A penalty, computed lazily: every N steps with N times its strength."""
 
-    strength: PositiveFloat
-    """Weight in the loss."""
+    strength: PositiveSchedule
+    """Weight in the loss: a number or a schedule."""
     every_steps: PositiveInt = 1
     """Steps between two evaluations of the penalty. Its weight is multiplied by the same number."""
-    final_strength: PositiveFloat | None = None
-    """Weight at the end of a half-cosine schedule. None keeps ``strength``."""
-    change_samples: PositiveInt = 1
-    """Length of that schedule in samples, from the start of the run."""
 
 
 class GameConfig(Section):
@@ -207,6 +210,9 @@ class GameConfig(Section):
     forward pass and costs the memory of its activations."""
     num_discriminator_steps: PositiveInt = 1
     """Discriminator steps per generator step. Each uses its own global batch."""
+    generator_batch: PositiveInt | None = None
+    """Samples per generator step under ``alternating``, summed over all workers, at most those of
+    its discriminator steps. None uses ``run.global_batch``."""
     penalties: dict[str, PenaltyConfig] = {}
     """Penalties by name."""
     lazy_penalties: Literal["joined", "separate"] = "joined"
@@ -214,9 +220,9 @@ class GameConfig(Section):
     or gets its own optimizer step, with Adam's settings corrected for it (``separate``)."""
     augmentation: NamedConfig | None = None
     """Augmentation of what the discriminator sees: its ``name`` and its options."""
-    ema_half_life_samples: PositiveFloat = 10_000.0
+    ema_half_life_samples: NonNegativeSchedule = Schedule.constant(10_000.0)
     """Half-life in samples of the generator's exponential moving average, which is evaluated and
-    sampled."""
+    sampled: a number or a schedule. While it is 0, the average equals the generator."""
 
 
 class PlayerOptimConfig(Section):
@@ -229,10 +235,13 @@ class PlayerOptimConfig(Section):
     computed from it. None leaves the choice to the update rule."""
     conjugate_beta: Literal["FR", "PR", "HS", "DY", "HZ", "FR-PR", "HS-DY"] = "PR"
     """Formula for β of a conjugate direction."""
-    learning_rate: PositiveFloat = 2e-4
-    """Peak learning rate."""
-    betas: Annotated[list[ShareBelow1], Field(min_length=2, max_length=2)] = [0.0, 0.99]
-    """Adam's decay rates."""
+    learning_rate: PositiveSchedule = Schedule.constant(2e-4)
+    """Learning rate: a number or a schedule."""
+    betas: Annotated[list[DecayRateSchedule], Field(min_length=2, max_length=2)] = [
+        Schedule.constant(0.0),
+        Schedule.constant(0.99),
+    ]
+    """Adam's decay rates, each a number or a schedule."""
     eps: PositiveFloat = 1e-8
     """Adam's ε."""
     momentum: ShareBelow1 = 0.0
@@ -241,14 +250,6 @@ class PlayerOptimConfig(Section):
     """Weight decay, decoupled under Adam (AdamW)."""
     clip_norm: NonNegativeFloat = 0.0
     """Upper bound of the 2-norm of the whole gradient. 0 disables clipping."""
-    warmup_samples: NonNegativeInt = 0
-    """Samples over which the learning rate rises linearly from 0."""
-    decay: Literal["none", "linear", "cosine"] = "none"
-    """Schedule after ``decay_start_samples``."""
-    decay_start_samples: NonNegativeInt = 0
-    """Samples after which the learning rate decays."""
-    final_fraction: Share = 0.0
-    """Learning rate at ``run.total_samples``, as a share of the peak."""
     micro_batch: PositiveInt | None = None
     """Largest number of samples per forward and backward pass in a worker. Gradients are
     accumulated over the micro-batches of a step. None uses one pass."""

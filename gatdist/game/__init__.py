@@ -5,6 +5,7 @@ from gatdist.game.game import Game
 from gatdist.game.losses import Loss, register_loss
 from gatdist.game.penalties import Observations, Penalty
 from gatdist.game.updates import (
+    Hyperparameters,
     Phase,
     Step,
     UpdateRule,
@@ -15,6 +16,7 @@ from gatdist.game.updates import (
 
 __all__ = [
     "Game",
+    "Hyperparameters",
     "Loss",
     "Observations",
     "Penalty",

@@ -95,14 +95,7 @@ class Game:
         """
         device = next(generator.parameters()).device
         scheduled = tuple(
-            ScheduledPenalty(
-                name,
-                penalties[name],
-                requested.strength,
-                requested.every_steps,
-                requested.final_strength,
-                requested.change_samples / config.step_samples,
-            )
+            ScheduledPenalty(name, penalties[name], requested.strength, requested.every_steps)
             for name, requested in sorted(config.game.penalties.items())
         )
         networks = dict(zip(BOTH, (generator, discriminator), strict=True))
@@ -331,7 +324,8 @@ class Game:
     def _penalty(
         self, scheduled: ScheduledPenalty, inputs: Tensor, scalars: Tensor, batch: Batch
     ) -> tuple[Tensor, Observations]:
-        strength = batch.strengths.get(scheduled.name, scheduled.strength_at(batch.step))
+        now = scheduled.strength.at(batch.step * self.step_samples)
+        strength = batch.strengths.get(scheduled.name, now)
         value = scheduled(inputs, scalars, self.averages, strength)
         reported = {f"penalty/{scheduled.name}": value.detach() / scheduled.every_steps}
         return value, reported | scheduled.penalty.observe(inputs, scalars)

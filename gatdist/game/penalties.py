@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gatdist.common.registry import Registry
-from gatdist.config import PlayerName
+from gatdist.config import PlayerName, Schedule
 
 Observations = dict[str, Tensor]
 Averages = Mapping[str, Tensor]
@@ -57,20 +57,11 @@ class ScheduledPenalty:
 
     name: str
     penalty: Penalty
-    strength: float
+    strength: Schedule
     every_steps: int = 1
-    final_strength: float | None = None
-    change_steps: float = 1.0
 
     def due(self, step: int) -> bool:
         return step % self.every_steps == 0
-
-    def strength_at(self, step: int) -> float:
-        """Return γ: from ``strength`` to ``final_strength`` along half a cosine."""
-        if self.final_strength is None:
-            return self.strength
-        left = (1 + math.cos(math.pi * min(1.0, step / self.change_steps))) / 2
-        return self.final_strength + left * (self.strength - self.final_strength)
 
     def __call__(
         self, inputs: Tensor, scalars: Tensor, averages: Averages, strength: float | Tensor

@@ -15,7 +15,7 @@ from gatdist.game.exactness import warn_of_state
 from gatdist.game.hidden import changed, fingerprint
 from gatdist.game.losses import Loss, Sum
 from gatdist.game.penalties import ScheduledPenalty
-from gatdist.game.updates.rule import Phase, Step, UpdateRule
+from gatdist.game.updates.rule import Hyperparameters, Phase, Step, UpdateRule
 from gatdist.game.updates.second_order import SecondOrder
 from gatdist.models import DTYPES
 from gatdist.models.structure import dtype_name
@@ -93,9 +93,9 @@ def _check_phases(config: Config, rule: UpdateRule, batch: Batch) -> None:
         raise PluginError(subject, message, value=name)
 
     reduction = FastReduction(LocalCommunicator(batch.positions.device))
-    rates = {player: getattr(config.optim, player).learning_rate for player in BOTH}
+    optim = {p: Hyperparameters(getattr(config.optim, p).learning_rate.at(0)) for p in BOTH}
     with user_code(subject, f"a step with {_NUM_SAMPLES} samples fails", value=name):
-        for phase in rule.all_phases(Step(batch, rates)):
+        for phase in rule.all_phases(Step(batch, optim)):
             if not isinstance(phase, Phase):
                 refuse(f"phases() must yield Phase; found {type(phase).__name__}")
             if not phase.players or not set(phase.players) <= set(BOTH):

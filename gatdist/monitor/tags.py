@@ -30,6 +30,7 @@ TAGS = (
     ),
     Tag("gradient_norm/<player>", "mean 2-norm of the whole gradient, after the reduction"),
     Tag("learning_rate/<player>", "at the end of the log interval"),
+    Tag("schedule/<key>", "value of a scheduled key at the end of the log interval"),
     Tag("diversity/ratio", "standard deviation of fakes over the batch, divided by that of reals"),
     Tag("augmentation/p", "augmentation probability of `ada`"),
     Tag("augmentation/sign_real", "control signal of `ada`: mean sign of real samples' logits"),
@@ -93,6 +94,7 @@ CHARTS = {
         Chart("Penalties", "penalty/.+"),
         Chart("Augmentation", "augmentation/.+"),
         Chart("Learning rates", f"learning_rate/{_PLAYERS}"),
+        Chart("Schedules", "schedule/.+"),
     ),
     "Metrics": (),  # see `charts_of`
     "Health": (

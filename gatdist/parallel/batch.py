@@ -57,6 +57,10 @@ class Batch:
         size = len(self) // count
         return [self._at(slice(i * size, (i + 1) * size)) for i in range(count)]
 
+    def last(self, size: int) -> Self:
+        """Return the last ``size`` of these samples."""
+        return self if size == len(self) else self._at(slice(len(self) - size, None))
+
     def _at(self, where: slice) -> Self:
         return replace(
             self,

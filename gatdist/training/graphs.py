@@ -1,8 +1,8 @@
 """CUDA graphs of a step's phases: captured once, replayed at every step.
 
 A graph holds addresses of tensors and plain numbers. Whatever differs from step to step is copied
-to the addresses that it reads: samples, labels, positions (which key all random numbers), learning
-rates, and strengths of penalties that change. Steps with different penalties are different graphs.
+to the addresses that it reads: samples, labels, positions (which key all random numbers), and
+scheduled values. Steps with different penalties are different graphs.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class StepGraphs:
             self._recordings.clear()
         kind = tuple(p.name for p in rule.game.penalties if p.due(batch.step))
         if self._inputs is None:
-            self._inputs = _Inputs(rule, step)
+            self._inputs = _Inputs(rule, step, config)
         here = self._inputs.filled(step)
 
         def play() -> StepMetrics:
@@ -126,11 +126,14 @@ class _Recording:
 class _Inputs:
     """The addresses of what differs from step to step."""
 
-    def __init__(self, rule: UpdateRule, step: Step) -> None:
+    def __init__(self, rule: UpdateRule, step: Step, config: Config) -> None:
         batch = step.batch
-        self._changing = [p for p in rule.game.penalties if p.final_strength is not None]
+        self._step_samples = config.step_samples
+        self._changing = [p for p in rule.game.penalties if not p.strength.is_constant]
         self._strengths = {p.name: _Number(batch.real) for p in self._changing}
-        self._rates = {name: _Number(batch.real) for name in step.learning_rates}
+        self._rates = {name: _Number(batch.real) for name in step.optim}
+        constant = config.game.ema_half_life_samples.is_constant
+        self._ema_weight = None if constant else _Number(batch.real)
         self._batch = replace(
             batch,
             real=batch.real.clone(),
@@ -147,11 +150,18 @@ class _Inputs:
         if mine.labels is not None and batch.labels is not None:
             mine.labels.copy_(batch.labels, non_blocking=True)
         for penalty in self._changing:
-            self._strengths[penalty.name].set(penalty.strength_at(batch.step))
-        for name, rate in step.learning_rates.items():
-            self._rates[name].set(float(rate))
-        rates = {name: number.tensor for name, number in self._rates.items()}
-        return Step(replace(mine, step=batch.step, noise=batch.noise), rates)
+            self._strengths[penalty.name].set(penalty.strength.at(batch.step * self._step_samples))
+        for name, settings in step.optim.items():
+            self._rates[name].set(float(settings.learning_rate))
+        optim = {
+            name: replace(settings, learning_rate=self._rates[name].tensor)
+            for name, settings in step.optim.items()
+        }
+        ema_weight = step.ema_weight
+        if self._ema_weight:
+            self._ema_weight.set(float(ema_weight))
+            ema_weight = self._ema_weight.tensor
+        return Step(replace(mine, step=batch.step, noise=batch.noise), optim, ema_weight)
 
 
 class _Number:

@@ -95,9 +95,12 @@ class LogInterval:
             "throughput/samples_per_s_per_worker": samples_per_s / workers,
             "throughput/workers": float(workers),
         }
-        total_samples = self._config.run.total_samples
         for name, player in self._state.players.items():
-            values[f"learning_rate/{name}"] = player.rate(self._state.samples_seen, total_samples)
+            settings = player.hyperparameters(self._state.samples_seen)
+            values[f"learning_rate/{name}"] = float(settings.learning_rate)
+        for key, schedule in self._config.schedules().items():
+            if not key.endswith(".learning_rate"):
+                values[f"schedule/{key}"] = schedule.at(self._state.samples_seen)
         if self._state.scaler:
             values["health/loss_scale"] = float(self._state.scaler.scale)
         values |= {

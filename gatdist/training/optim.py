@@ -15,6 +15,7 @@ from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
 from gatdist.config import PlayerOptimConfig
+from gatdist.game import Hyperparameters
 
 Tensors = list[Tensor]
 
@@ -31,34 +32,28 @@ class Optimizer(ABC):
         self.state: dict[str, Tensors] = {}
 
     @abstractmethod
-    def step(self, gradients: Tensors, rate: float | Tensor, found_inf: Tensor) -> None:
+    def step(self, gradients: Tensors, settings: Hyperparameters, found_inf: Tensor) -> None:
         """Update the parameters.
 
         Args:
             gradients: laid out in memory as the parameters are.
-            rate: learning rate, a number or a float32 scalar on the device.
+            settings: of this step.
             found_inf: float32 scalar; 1 skips the step.
         """
 
 
 class Adam(Optimizer):
-    """Adam (Kingma & Ba 2015); with ``weight_decay``, AdamW (Loshchilov & Hutter 2019).
+    """Adam (Kingma & Ba 2015); with ``weight_decay``, AdamW (Loshchilov & Hutter 2019)."""
 
-    Both betas are raised to the power ``correction``.
-    """
-
-    def __init__(
-        self, parameters: Sequence[Tensor], config: PlayerOptimConfig, correction: float
-    ) -> None:
+    def __init__(self, parameters: Sequence[Tensor], config: PlayerOptimConfig) -> None:
         super().__init__(parameters, config)
-        self.betas = config.betas[0] ** correction, config.betas[1] ** correction
         self.state = {
             "step": [torch.zeros((), dtype=torch.float32, device=p.device) for p in parameters],
             "exp_avg": [torch.zeros_like(p) for p in parameters],
             "exp_avg_sq": [torch.zeros_like(p) for p in parameters],
         }
 
-    def step(self, gradients: Tensors, rate: float | Tensor, found_inf: Tensor) -> None:
+    def step(self, gradients: Tensors, settings: Hyperparameters, found_inf: Tensor) -> None:
         adam(
             self._parameters,
             gradients,
@@ -69,9 +64,9 @@ class Adam(Optimizer):
             fused=True,
             found_inf=found_inf,
             amsgrad=False,
-            beta1=self.betas[0],
-            beta2=self.betas[1],
-            lr=rate,
+            beta1=settings.betas[0],
+            beta2=settings.betas[1],
+            lr=settings.learning_rate,
             weight_decay=self._config.weight_decay,
             eps=self._config.eps,
             maximize=False,
@@ -89,7 +84,7 @@ class SGD(Optimizer):
             self.state = {"momentum_buffer": [torch.zeros_like(p) for p in parameters]}
             self._momenta = [*self.state["momentum_buffer"]]
 
-    def step(self, gradients: Tensors, rate: float | Tensor, found_inf: Tensor) -> None:
+    def step(self, gradients: Tensors, settings: Hyperparameters, found_inf: Tensor) -> None:
         sgd(
             self._parameters,
             gradients,
@@ -98,7 +93,7 @@ class SGD(Optimizer):
             found_inf=found_inf,
             weight_decay=self._config.weight_decay,
             momentum=self._config.momentum,
-            lr=cast("float", rate),  # a tensor does as well
+            lr=cast("float", settings.learning_rate),  # a tensor does as well
             dampening=0.0,
             nesterov=False,
             maximize=False,

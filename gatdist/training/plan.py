@@ -13,7 +13,14 @@ from gatdist.config import BOTH, Config, flatten, import_plugins, redact_url
 from gatdist.data.dataset import Dataset, open_dataset
 from gatdist.data.order import SampleOrder
 from gatdist.evaluation import Evaluator
-from gatdist.game import Game, Step, UpdateRule, build_update_rule, require_whole_batches
+from gatdist.game import (
+    Game,
+    Hyperparameters,
+    Step,
+    UpdateRule,
+    build_update_rule,
+    require_whole_batches,
+)
 from gatdist.game.contract import examine
 from gatdist.game.exactness import require_exact
 from gatdist.game.probe import check_step, probe_batch
@@ -144,8 +151,8 @@ def _activation_bytes(config: Config, checked: Checked) -> int:
     """Return bytes that a step's largest phase saves for backward, scaled from two samples."""
     dataset = checked.dataset
     batch = probe_batch(config, dataset.sample_format.shape, dataset.num_classes)
-    n = len(batch) // config.game.num_discriminator_steps
-    step = Step(batch, {name: getattr(config.optim, name).learning_rate for name in BOTH})
+    optim = {p: Hyperparameters(getattr(config.optim, p).learning_rate.at(0)) for p in BOTH}
+    step = Step(batch, optim)
     networks = (checked.generator, checked.discriminator)
     parameters = {p.data_ptr() for network in networks for p in network.parameters()}
     largest = 0
@@ -163,7 +170,7 @@ def _activation_bytes(config: Config, checked: Checked) -> int:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             phase.backward(phase.batch)
         sizes = [getattr(config.optim, name).micro_batch or at_once for name in phase.players]
-        largest = max(largest, sum(saved.values()) * min(at_once, *sizes) // n)
+        largest = max(largest, sum(saved.values()) * min(at_once, *sizes) // len(phase.batch))
     return largest
 
 

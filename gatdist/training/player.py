@@ -3,32 +3,17 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from gatdist.config import PlayerOptimConfig
+from gatdist.game import Hyperparameters
 from gatdist.models.layers import normalized_weights
 from gatdist.parallel.communicator import bare
 from gatdist.parallel.reduction import Reduction
-from gatdist.training.optim import SGD, Adam, Conjugate, Direction, Optimistic
-
-
-def learning_rate_factor(config: PlayerOptimConfig, samples_seen: int, total_samples: int) -> float:
-    """Return the schedule's factor in [0, 1]: linear warm-up, plateau, then decay to the end."""
-    factor = 1.0
-    if samples_seen < config.warmup_samples:
-        factor = (samples_seen + 1) / config.warmup_samples
-    start = config.decay_start_samples
-    if config.decay != "none" and samples_seen > start:
-        progress = min(1.0, (samples_seen - start) / max(1, total_samples - start))
-        falling = (
-            1 - progress if config.decay == "linear" else (1 + math.cos(math.pi * progress)) / 2
-        )
-        factor *= config.final_fraction + (1 - config.final_fraction) * falling
-    return min(factor, 1.0)
+from gatdist.training.optim import SGD, Adam, Conjugate, Direction, Optimistic, Optimizer
 
 
 class Player:
@@ -59,14 +44,11 @@ class Player:
         self.parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
         self._all: list[Tensor] = list(self.parameters.values())
         self._normalized = normalized_weights(network)
-        self.learning_rate = config.learning_rate
-        self.optimizer: Adam | SGD
-        if config.name == "adam":
-            correction = lazy_steps / (lazy_steps + 1) if lazy_steps else 1.0
-            self.learning_rate *= correction
-            self.optimizer = Adam(self._all, config, correction)
-        else:
-            self.optimizer = SGD(self._all, config)
+        self._correction = 1.0
+        if lazy_steps and config.name == "adam":
+            self._correction = lazy_steps / (lazy_steps + 1)
+        kind = Adam if config.name == "adam" else SGD
+        self.optimizer: Optimizer = kind(self._all, config)
         match config.direction or direction:
             case "optimistic":
                 self.direction: Direction = Optimistic(self._all)
@@ -80,9 +62,11 @@ class Player:
         """The network without its data-parallel wrapper."""
         return bare(self.network)
 
-    def rate(self, samples_seen: int, total_samples: int) -> float:
-        """Return the learning rate after ``samples_seen`` samples."""
-        return self.learning_rate * learning_rate_factor(self.config, samples_seen, total_samples)
+    def hyperparameters(self, samples_seen: int) -> Hyperparameters:
+        """Return the optimizer's settings after ``samples_seen`` samples."""
+        c = self._correction
+        beta1, beta2 = (schedule.at(samples_seen) ** c for schedule in self.config.betas)
+        return Hyperparameters(c * self.config.learning_rate.at(samples_seen), (beta1, beta2))
 
     def zero_grad(self) -> None:
         for parameter in self._all:
@@ -101,14 +85,18 @@ class Player:
 
     @torch.no_grad()
     def step(
-        self, ok: Tensor, norm: Tensor, rate: float | Tensor, origin: Sequence[Tensor] | None = None
+        self,
+        ok: Tensor,
+        norm: Tensor,
+        settings: Hyperparameters,
+        origin: Sequence[Tensor] | None = None,
     ) -> None:
         """Clip the gradient and make an optimizer step; where ``ok`` (1 or 0) is 0, change nothing.
 
         Args:
             ok: scalar on the device; the host does not wait for it.
             norm: of the gradient.
-            rate: learning rate, a number or a float32 scalar on the device.
+            settings: of the optimizer, from :meth:`hyperparameters`.
             origin: parameters to step from instead of the present ones, restored even if ``ok`` is
                 0.
         """
@@ -119,7 +107,7 @@ class Player:
             torch._foreach_copy_(self._all, list(origin))
         start = [p.clone() for p in self._all] if self.direction.needs_start else []
         self.direction.before(gradients, ok)
-        self.optimizer.step(gradients, rate, 1.0 - ok)
+        self.optimizer.step(gradients, settings, 1.0 - ok)
         self.direction.after(self._all, start, ok)
         for normalization, weight in self._normalized:
             normalization.advance(weight)
@@ -153,17 +141,20 @@ class Player:
                 yield f"direction_{name}/{kind}/{parameter_name}", tensor
 
 
+def ema_weight(half_life_samples: float, num_samples: int) -> float:
+    """Return 1 − β after ``num_samples``; 1 for a half-life of 0."""
+    return 1 - 0.5 ** (num_samples / half_life_samples) if half_life_samples else 1.0
+
+
 class MovingAverage:
     """θ̄ ← β θ̄ + (1 − β) θ with β = ½^(batch / half-life), both in samples (Karras et al. 2018).
 
     Args:
         network: the generator; the average starts from its weights.
-        half_life_samples: samples after which a weight's share has halved (> 0).
     """
 
-    def __init__(self, network: nn.Module, half_life_samples: float) -> None:
+    def __init__(self, network: nn.Module) -> None:
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
-        self.half_life_samples = half_life_samples
         self._pairs: list[tuple[list[Tensor], list[Tensor]]] = []
 
     @torch.no_grad()
@@ -172,15 +163,18 @@ class MovingAverage:
         self.network.load_state_dict(network.state_dict())
 
     @torch.no_grad()
-    def update(self, network: nn.Module, num_samples: int) -> None:
-        """Average in ``network``'s weights after ``num_samples``; buffers are copied."""
-        weight = 1 - 0.5 ** (num_samples / self.half_life_samples)
+    def update(self, network: nn.Module, weight: float | Tensor) -> None:
+        """Average in ``network``'s weights with ``weight`` 1 − β; buffers are copied."""
         if not self._pairs:  # gathered once: going through the modules takes as long as the sum
             self._pairs = [
                 (list(self.network.parameters()), list(network.parameters())),
                 (list(self.network.buffers()), list(network.buffers())),
             ]
         (mine, theirs), (buffers, new) = self._pairs
-        torch._foreach_lerp_(mine, theirs, weight)
+        if isinstance(weight, float):
+            torch._foreach_lerp_(mine, theirs, weight)
+        else:
+            for average, parameter in zip(mine, theirs, strict=True):
+                average.lerp_(parameter, weight)
         if buffers:
             torch._foreach_copy_(buffers, new)

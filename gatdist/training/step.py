@@ -18,6 +18,7 @@ from gatdist.monitor.statistics import Statistics
 from gatdist.monitor.timing import PhaseTimer
 from gatdist.parallel.batch import Batch
 from gatdist.training.health import all_finite
+from gatdist.training.player import ema_weight
 from gatdist.training.state import TrainState
 
 if TYPE_CHECKING:  # a machine that only benchmarks steps has no fsspec
@@ -87,11 +88,15 @@ def train_step(
     """
     # What a network draws without having done so at the start follows from the seed and the step.
     seed_all(config.run.seed, f"step/{state.reduction.comm.rank}#{batch.noise}", batch.step)
-    rates = {
-        name: player.rate(state.samples_seen, config.run.total_samples)
-        for name, player in state.players.items()
-    }
-    metrics = (graphs or run_phases)(state, rule, Step(batch, rates), config, timer)
+    step = Step(
+        batch,
+        {
+            name: player.hyperparameters(state.samples_seen)
+            for name, player in state.players.items()
+        },
+        ema_weight(config.game.ema_half_life_samples.at(state.samples_seen), config.step_samples),
+    )
+    metrics = (graphs or run_phases)(state, rule, step, config, timer)
     with timer("optimizer"):
         _update_adaptive_states(rule, metrics.tracked, batch.step, config.run.global_batch)
     for tag, values in metrics.observed:
@@ -129,7 +134,7 @@ def run_phases(
                 undo.before(phase.players, ok)
             for name, player in players.items():
                 origin = (phase.origin or {}).get(name)
-                player.step(ok, norms[name], step.learning_rates[name], origin)
+                player.step(ok, norms[name], step.optim[name], origin)
             for forwards in rule.game.forwards.values():
                 forwards.settle(state.reduction, parts, ok)
             if scaler:
@@ -140,7 +145,7 @@ def run_phases(
     with timer("optimizer"):
         if undo:
             undo.unless_all_ok()
-        state.average.update(state.players["generator"].bare, config.step_samples)
+        state.average.update(state.players["generator"].bare, step.ema_weight)
     return metrics
 
 

@@ -212,6 +212,12 @@ EXTRAS = {
         "game.update_rule=one_stage",
         "game.penalties={path_length={strength=2.0}, r1={strength=1.0}}",
     ],
+    "generator_batch_above_one": ["game.num_discriminator_steps=2", "game.generator_batch=36"],
+    "generator_batch_below_one": ["game.generator_batch=12", "game.loss=relativistic"],
+    "ema_and_decay_rates_scheduled": [
+        "game.ema_half_life_samples={start=0, end=50, samples=48}",
+        "optim.generator.betas=[0.0, {start=0.5, end=0.9, samples=48}]",
+    ],
     "separate": ["game.lazy_penalties=separate", "game.update_rule=one_stage"],
     "spectral_norm": ['model.spectral_norm=["generator", "discriminator"]'],
     "diffaugment": ['game.augmentation={name="diffaugment"}'],

@@ -59,12 +59,13 @@ def random_game(seed):
     found += [f"game.rule_options={{{options.get(rule, '')}}}"]
     if rule == "alternating":
         found += draw.choice([[], ["game.order=generator_first"], ["game.reuse_fakes=true"]])
-        found += draw.choice([[], ["game.num_discriminator_steps=2"]])
+        more = [["game.num_discriminator_steps=2"], ["game.generator_batch=4"]]
+        found += draw.choice([[], *more, [*more[0], "game.generator_batch=16"]])
     found += [f"game.latents={draw.choice(['fresh', 'shared'])}"]
     chosen = []
     for name in draw.sample(PENALTIES, draw.randrange(3)):
-        change = draw.choice(["", ", final_strength=0.0625, change_samples=24"])
-        chosen.append(f"{name}={{strength=0.25, every_steps={draw.randint(1, 3)}{change}}}")
+        strength = draw.choice(["0.25", "{start=0.25, end=0.0625, samples=24}"])
+        chosen.append(f"{name}={{strength={strength}, every_steps={draw.randint(1, 3)}}}")
     found += [f"game.penalties={{{', '.join(chosen)}}}"]
     found += draw.choice([[], ["game.lazy_penalties=separate"]])
     if len(FAMILIES[family][0]) == 3:
@@ -82,12 +83,10 @@ def _optimizers(draw, plain):
     sgd = plain or draw.random() < 0.3
     found = []
     for player in BOTH:
-        settings = (
-            ["name=sgd", f"learning_rate={2.0**-7}"]
-            if sgd
-            else ["eps=1e-3", f"learning_rate={2.0**-10}"]
-        )
-        more = ["clip_norm=0.5", "weight_decay=0.01", "warmup_samples=16", "direction=optimistic"]
+        rate = 2.0**-7 if sgd else 2.0**-10
+        settings = ["name=sgd" if sgd else "eps=1e-3", f"learning_rate={rate}"]
+        warmup = f"learning_rate={{start={rate}, warmup=16}}"
+        more = ["clip_norm=0.5", "weight_decay=0.01", warmup, "direction=optimistic"]
         if not plain and sgd:
             more += ["momentum=0.5", "direction=conjugate", "conjugate_beta=HS-DY"]
         settings += draw.sample(more, draw.randrange(3))

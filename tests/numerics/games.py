@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from gatdist.config import parse_config
-from gatdist.game import Game, Loss, Step, build_update_rule
+from gatdist.config import BOTH, Schedule, parse_config
+from gatdist.game import Game, Hyperparameters, Loss, Step, build_update_rule
 from gatdist.game.losses import losses
 from gatdist.game.penalties import ScheduledPenalty, penalties
 from gatdist.monitor.statistics import Statistics
@@ -57,18 +57,19 @@ def bilinear_loss(alpha):
 def dirac_game(loss, theta=1.0, psi=-1.0, **strengths):
     """Mescheder et al. 2018: the real distribution is a point at 0."""
     scheduled = tuple(
-        ScheduledPenalty(name, penalties[name], strength) for name, strength in strengths.items()
+        ScheduledPenalty(name, penalties[name], Schedule.constant(strength))
+        for name, strength in strengths.items()
     )
     loss = losses[loss] if isinstance(loss, str) else loss
     return Game(DiracGenerator(theta), DiracDiscriminator(psi), loss, 0, 1, scheduled)
 
 
-def config_of(rule, *, rate=0.2, optim=None, health=None, precision=None, **game):
+def config_of(rule, *, rate=0.2, batch=1, optim=None, health=None, precision=None, **game):
     """A configuration with plain descent, unless ``optim`` says otherwise for both players."""
     player = {"name": "sgd", "learning_rate": rate} | (optim or {})
     return parse_config(
         {
-            "run": {"total_samples": 64, "global_batch": 1},
+            "run": {"total_samples": 64, "global_batch": batch},
             "data": {"url": "builtin:ring"},
             "game": {"update_rule": rule} | game,
             "optim": {"generator": player, "discriminator": player},
@@ -90,7 +91,7 @@ def batch_of(real, step=0, labels=None):
 
 def phases_of(rule, batch, rate=0.2):
     """The phases of one step."""
-    return rule.phases(Step(batch, {"generator": rate, "discriminator": rate}))
+    return rule.phases(Step(batch, dict.fromkeys(BOTH, Hyperparameters(rate))))
 
 
 def gradients_of(game, rule, batch, reduction=None, parts=1):
@@ -127,7 +128,7 @@ class Arena:
             )
             for name in ("generator", "discriminator")
         }
-        state.average = MovingAverage(game.generator, 1e9)
+        state.average = MovingAverage(game.generator)
         state.game = game
         state.guard = Guard(config.health, ("generator", "discriminator"), CPU)
         state.scaler = LossScaler(CPU) if config.precision.dtype == "float16" else None

@@ -1,11 +1,14 @@
 """Penalties against their definitions, and what their schedules do over steps."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from games import Arena, batch_of, config_of, dirac_game, phases_of, rule_of
-from gatdist.game import Game
+from gatdist.config import BOTH, Schedule
+from gatdist.game import Game, Hyperparameters
 from gatdist.game.adaptive_state import Averages
 from gatdist.game.losses import losses
 from gatdist.game.penalties import ScheduledPenalty, penalties
@@ -15,7 +18,11 @@ from gatdist.models.layers import SpectralNorm, add_spectral_norm, normalized_we
 from gatdist.parallel import draws
 
 
-def image_game(*scheduled, loss="nonsaturating", separate=False):
+def scheduled(name, strength, every_steps=1):
+    return ScheduledPenalty(name, penalties[name], Schedule.constant(strength), every_steps)
+
+
+def image_game(*due, loss="nonsaturating", separate=False):
     torch.manual_seed(1)
     shape = {"sample_shape": (1, 6, 9), "num_classes": 0, "width": 4}
     generator = residual.ResidualGenerator(latent_size=6, **shape)
@@ -23,14 +30,14 @@ def image_game(*scheduled, loss="nonsaturating", separate=False):
     for network in (generator, discriminator):
         for p in network.parameters():
             nn.init.normal_(p, std=0.3)
-    decays = {tag: d for p in scheduled for tag, d in p.penalty.averages.items()}
+    decays = {tag: d for p in due for tag, d in p.penalty.averages.items()}
     return Game(
         generator.double(),
         discriminator.double(),
         losses[loss],
         3,
         6,
-        scheduled,
+        due,
         separate=separate,
         averages=Averages(decays, dtype=torch.float64),
     )
@@ -47,7 +54,7 @@ def observed(game, rule, batch, player):
 
 
 def test_wgan_gp_is_the_squared_distance_of_the_gradients_norm_from_one_in_between():
-    game = image_game(ScheduledPenalty("wgan_gp", penalties["wgan_gp"], 10.0))
+    game = image_game(scheduled("wgan_gp", 10.0))
     batch = real_batch()
     found = observed(game, rule_of(game, "alternating"), batch, "discriminator")["penalty/wgan_gp"]
     share = draws.uniform(3, "between", batch.positions, dtype=torch.float64).view(-1, 1, 1, 1)
@@ -67,7 +74,7 @@ def test_a_gradient_of_zero_has_a_finite_penalty_and_derivative():
 
 
 def test_lecam_pulls_logits_towards_the_other_sides_average():
-    game = image_game(ScheduledPenalty("lecam", penalties["lecam"], 0.5), loss="hinge")
+    game = image_game(scheduled("lecam", 0.5), loss="hinge")
     arena = Arena(game, config_of("simultaneous", rate=1e-4))
     real_average = fake_average = 0.0
     for step in range(4):
@@ -86,7 +93,7 @@ def test_lecam_pulls_logits_towards_the_other_sides_average():
 
 
 def test_path_length_is_the_distance_of_the_jacobians_projection_from_its_average():
-    game = image_game(ScheduledPenalty("path_length", penalties["path_length"], 2.0))
+    game = image_game(scheduled("path_length", 2.0))
     arena = Arena(game, config_of("simultaneous", rate=0.01))
     average = 0.0
     for step in range(3):
@@ -108,10 +115,10 @@ def test_path_length_is_the_distance_of_the_jacobians_projection_from_its_averag
 
 
 def test_path_length_reaches_the_generator_alike_by_every_rule_at_one_point():
-    scheduled = ScheduledPenalty("path_length", penalties["path_length"], 2.0)
+    penalty = scheduled("path_length", 2.0)
     gradients = {}
     for rule in ("simultaneous", "one_stage", "extragradient"):
-        game = image_game(scheduled)
+        game = image_game(penalty)
         phase = next(phases_of(rule_of(game, rule), real_batch()))
         phase.backward(phase.batch)
         gradients[rule] = torch.cat([p.grad.flatten() for p in game.generator.parameters()])
@@ -120,7 +127,7 @@ def test_path_length_reaches_the_generator_alike_by_every_rule_at_one_point():
 
 
 def test_separate_penalties_have_steps_of_their_own_and_stay_out_of_the_losses():
-    r1 = ScheduledPenalty("r1", penalties["r1"], 1.0, 3)
+    r1 = scheduled("r1", 1.0, 3)
     joined, separate = image_game(r1), image_game(r1, separate=True)
     config = config_of("one_stage", penalties={"r1": {"strength": 1.0, "every_steps": 3}})
     arena = Arena(separate, config)
@@ -150,7 +157,7 @@ def test_separate_penalties_have_steps_of_their_own_and_stay_out_of_the_losses()
 def next_step(arena, batch):
     from gatdist.game import Step
 
-    return Step(batch, {"generator": 0.1, "discriminator": 0.1})
+    return Step(batch, dict.fromkeys(BOTH, Hyperparameters(0.1)))
 
 
 def test_several_discriminator_steps_see_a_batch_each_and_the_generator_the_last():
@@ -164,6 +171,16 @@ def test_several_discriminator_steps_see_a_batch_each_and_the_generator_the_last
         ("discriminator", [4.0, 5.0]),
         ("generator", [4.0, 5.0]),
     ]
+
+
+@pytest.mark.parametrize(("size", "expected"), [(4, [2.0, 3.0, 4.0, 5.0]), (1, [5.0])])
+def test_generator_batch_takes_the_last_samples_of_the_step(size, expected):
+    game = replace(dirac_game("minimax"), step_samples=6)
+    rule = rule_of(game, "alternating", batch=2, num_discriminator_steps=3, generator_batch=size)
+    batch = batch_of(torch.arange(6.0).view(6, 1).double())
+    *_, last = phases_of(rule, batch)
+    assert last.batch.real.flatten().tolist() == expected
+    assert last.batch.positions.tolist() == [int(x) for x in expected]
 
 
 # Spectral normalization

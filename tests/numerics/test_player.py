@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from gatdist.config import PlayerOptimConfig
+from gatdist.game import Hyperparameters
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.parallel.reduction import FastReduction
-from gatdist.training.player import MovingAverage, Player, learning_rate_factor
+from gatdist.training.player import MovingAverage, Player, ema_weight
 
 REDUCTION = FastReduction(LocalCommunicator(torch.device("cpu")))
 KINDS = [
@@ -41,7 +42,8 @@ def give_gradient(player, value=None, seed=1):
 
 
 def move(player, finite=1.0, factor=1.0):
-    player.step(torch.tensor(finite), player.gradient_norm(), 0.1 * factor)
+    settings = Hyperparameters(0.1 * factor, player.hyperparameters(0).betas)
+    player.step(torch.tensor(finite), player.gradient_norm(), settings)
 
 
 def snapshot(player):
@@ -127,48 +129,49 @@ def test_a_player_resumes_exactly(options):
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_the_schedule_warms_up_stays_and_decays_to_its_final_fraction():
-    config = PlayerOptimConfig(
-        warmup_samples=100, decay="linear", decay_start_samples=500, final_fraction=0.2
-    )
-    factors = [
-        learning_rate_factor(config, seen, 1000) for seen in (0, 49, 99, 100, 500, 750, 1000, 2000)
-    ]
-    assert factors == pytest.approx([0.01, 0.5, 1.0, 1.0, 1.0, 0.6, 0.2, 0.2])
-    cosine = PlayerOptimConfig(decay="cosine")
-    assert learning_rate_factor(cosine, 500, 1000) == pytest.approx(0.5)
-    assert learning_rate_factor(cosine, 250, 1000) == pytest.approx((1 + 0.5**0.5) / 2)
-
-
 def test_adam_is_corrected_for_penalties_with_steps_of_their_own():
     """Karras et al. 2020: lr·c and β^c with c = k/(k + 1), so that k + 1 steps do what k did."""
     config = PlayerOptimConfig(learning_rate=0.1, betas=[0.5, 0.99])
     player = Player(nn.Linear(3, 2), config, REDUCTION, lazy_steps=4)
-    assert player.rate(0, 1) == pytest.approx(0.1 * 0.8)
-    assert player.optimizer.betas == pytest.approx((0.5**0.8, 0.99**0.8))
+    settings = player.hyperparameters(0)
+    assert settings.learning_rate == pytest.approx(0.1 * 0.8)
+    assert settings.betas == pytest.approx((0.5**0.8, 0.99**0.8))
     plain = Player(nn.Linear(3, 2), PlayerOptimConfig(name="sgd"), REDUCTION, lazy_steps=4)
-    assert plain.rate(0, 1) == PlayerOptimConfig().learning_rate
-
-
-def test_without_a_schedule_the_rate_is_constant():
-    assert learning_rate_factor(PlayerOptimConfig(), 10**9, 10) == 1.0
+    assert plain.hyperparameters(0).learning_rate == PlayerOptimConfig().learning_rate.start
 
 
 def test_the_average_forgets_half_in_a_half_life_whatever_the_batch_size():
     for batch in (10, 25, 100):
         network = nn.Linear(2, 1).double()
         nn.init.ones_(network.weight)
-        average = MovingAverage(copy.deepcopy(network), half_life_samples=100.0)
+        average = MovingAverage(copy.deepcopy(network))
         nn.init.zeros_(network.weight)
         for _ in range(100 // batch):
-            average.update(network, batch)
+            average.update(network, ema_weight(100.0, batch))
         assert average.network.weight.flatten().tolist() == pytest.approx([0.5, 0.5], rel=1e-12)
+
+
+def test_average_with_a_half_life_of_zero_equals_the_generator():
+    network = nn.Linear(2, 1)
+    average = MovingAverage(network)
+    nn.init.normal_(network.weight)
+    average.update(network, ema_weight(0.0, 8))
+    assert torch.equal(average.network.weight, network.weight)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.25, 0.75, 1.0])
+def test_average_is_the_same_for_a_weight_on_the_device(weight):
+    network, other = nn.Linear(5, 3), nn.Linear(5, 3)
+    by_number, by_tensor = MovingAverage(network), MovingAverage(network)
+    by_number.update(other, weight)
+    by_tensor.update(other, torch.tensor(weight))
+    assert torch.equal(by_number.network.weight, by_tensor.network.weight)
 
 
 def test_the_average_learns_nothing_by_gradient_and_copies_buffers():
     network = nn.BatchNorm1d(2)
-    average = MovingAverage(network, 100.0)
+    average = MovingAverage(network)
     network(torch.randn(8, 2))
-    average.update(network, 8)
+    average.update(network, 0.5)
     assert torch.equal(average.network.running_mean, network.running_mean)
     assert not any(p.requires_grad for p in average.network.parameters())

@@ -77,7 +77,9 @@ def reference_gradients(game, batch):
     for scheduled in game.penalties:
         x, logits = (real_x, real) if scheduled.name == "r1" else (fake_x, fake)
         (g,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
-        loss = loss + scheduled.strength * scheduled.every_steps * g.square().sum() / 2 / len(x)
+        loss = loss + scheduled.strength.at(0) * scheduled.every_steps * g.square().sum() / 2 / len(
+            x
+        )
     d = torch.autograd.grad(loss, list(game.discriminator.parameters()))
     g_loss = game.loss.generator(real.detach(), game.discriminator(fakes, batch.labels)).mean()
     g = torch.autograd.grad(g_loss, list(game.generator.parameters()))

@@ -118,10 +118,11 @@ def test_what_changes_from_step_to_step_is_not_recorded():
     """Rates, and strengths that fall, come to a recording as numbers on the device."""
     settings = [
         *(
-            f"optim.{player}.warmup_samples={N * STEPS}"
+            f"optim.{player}.learning_rate={{start={RATE}, warmup={N * STEPS}}}"
             for player in ("generator", "discriminator")
         ),
-        "game.penalties={r1={strength=2.0, final_strength=0.2, change_samples=100}}",
+        "game.penalties={r1={strength={start=2.0, end=0.2, samples=100}}}",
+        "game.ema_half_life_samples={start=0, end=50, samples=100}",
     ]
     (there, seen_there), (here, seen_here) = train(settings), train(settings, tape := Tape())
     assert tape.recorded == 1

@@ -96,6 +96,29 @@ CASES = {
         [*RING, "game.update_rule=one_stage", "game.num_discriminator_steps=2"],
         ["game.num_discriminator_steps = 2", "'one_stage'", "alternating"],
     ),
+    "one stage, another generator batch": (
+        [*RING, "game.update_rule=one_stage", "game.generator_batch=16"],
+        ["game.generator_batch = 16", "'one_stage'", "alternating"],
+    ),
+    "generator batch above a step's samples": (
+        ["run.global_batch=64", "game.num_discriminator_steps=2", "game.generator_batch=129"],
+        ["game.generator_batch = 129", "128"],
+    ),
+    "generator batch that workers can't share": (
+        ["game.generator_batch=30", "cluster.workers=4"],
+        ["game.generator_batch = 30", "4 workers"],
+    ),
+    "generator batch that virtual workers can't share": (
+        ["run.reduction=canonical", "game.generator_batch=30"],
+        ["game.generator_batch = 30", "run.virtual_workers (4)"],
+    ),
+    "decay rates that change, recorded": (
+        [
+            "precision.cuda_graphs=true",
+            "optim.generator.betas=[0.0, {start=0.9, end=0.99, samples=9}]",
+        ],
+        ["optim.generator.betas", "precision.cuda_graphs"],
+    ),
     "canonical, more workers than virtual workers": (
         ["run.reduction=canonical", "run.virtual_workers=2", "cluster.workers=4"],
         ["cluster.workers = 4", "run.virtual_workers (2)", "--workers 2"],

@@ -8,6 +8,7 @@ from gatdist.game.updates import (  # noqa: F401  (importing registers)
     simultaneous,
 )
 from gatdist.game.updates.rule import (
+    Hyperparameters,
     Phase,
     Step,
     UpdateRule,
@@ -17,6 +18,7 @@ from gatdist.game.updates.rule import (
 )
 
 __all__ = [
+    "Hyperparameters",
     "Phase",
     "Step",
     "UpdateRule",

@@ -40,10 +40,17 @@ class Alternating(UpdateRule):
             for batch in batches
         ]
         generator = [
-            Phase("generator", ("generator",), batches[-1], partial(self._generator, reused))
+            Phase("generator", ("generator",), self._last(step), partial(self._generator, reused))
         ]
         first = self.config.order == "discriminator_first"
         yield from discriminator + generator if first else generator + discriminator
+
+    def _last(self, step: Step) -> Batch:
+        """Return this worker's share of the last ``generator_batch`` samples."""
+        batch, size = step.batch, self.config.generator_batch
+        if size is None:
+            return batch.consecutive(self.config.num_discriminator_steps)[-1]
+        return batch.last(max(1, len(batch) * size // self.game.step_samples))
 
     def _discriminator(self, reused: Fakes, batch: Batch) -> Observations:
         game = self.game

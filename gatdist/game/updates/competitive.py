@@ -77,7 +77,7 @@ class Competitive(SecondOrder):
         self, step: Step, reduction: Reduction, parts: Sequence[Batch]
     ) -> tuple[Gradients, list[Observations]]:
         theta, psi = self.theta, self.psi
-        rate_theta, rate_psi = (float(step.learning_rates[name]) for name in BOTH)
+        rate_theta, rate_psi = (float(step.optim[name].learning_rate) for name in BOTH)
         observations: list[Observations] = []
 
         @OfLastPart

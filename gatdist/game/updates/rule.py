@@ -24,16 +24,31 @@ Direction = Literal["gradient", "optimistic", "conjugate"]
 
 
 @dataclass(frozen=True)
+class Hyperparameters:
+    """Scheduled settings of an optimizer.
+
+    Attributes:
+        learning_rate: a number, or a float32 scalar on the device.
+        betas: of Adam.
+    """
+
+    learning_rate: float | Tensor
+    betas: tuple[float, float] = (0.0, 0.99)
+
+
+@dataclass(frozen=True)
 class Step:
     """The inputs of a step.
 
     Attributes:
         batch: this worker's share of a global batch per discriminator step, concatenated.
-        learning_rates: by player: numbers, or scalars on the device.
+        optim: settings of the optimizers, by player.
+        ema_weight: of the generator in its moving average, a number or a scalar on the device.
     """
 
     batch: Batch
-    learning_rates: Mapping[PlayerName, float | Tensor]
+    optim: Mapping[PlayerName, Hyperparameters]
+    ema_weight: float | Tensor = 1.0
 
 
 @dataclass(frozen=True)
@@ -247,14 +262,18 @@ def _check_second_derivatives(config: Config, kind: type[UpdateRule], game: Game
 
 
 def _check_discriminator_steps(config: Config, kind: type[UpdateRule]) -> None:
-    count = config.game.num_discriminator_steps
-    if count > 1 and not kind.several_discriminator_steps:
-        raise ConfigError(
-            "game.num_discriminator_steps",
-            f"the rule {config.game.update_rule!r} steps both players together, once per step",
-            value=count,
-            hint="Use 1, or game.update_rule = 'alternating'",
-        )
+    if kind.several_discriminator_steps:
+        return
+    for key, default in (("num_discriminator_steps", 1), ("generator_batch", None)):
+        value = getattr(config.game, key)
+        if value != default:
+            hint = "Leave it out" if default is None else f"Use {default}"
+            raise ConfigError(
+                f"game.{key}",
+                f"the rule {config.game.update_rule!r} steps both players together, once per step",
+                value=value,
+                hint=f"{hint}, or game.update_rule = 'alternating'",
+            )
 
 
 def _check_reused_fakes(config: Config) -> None:
@@ -266,6 +285,7 @@ def _check_reused_fakes(config: Config) -> None:
         "game.latents": (game.latents, "shared"),
         "game.order": (game.order, "discriminator_first"),
         "game.num_discriminator_steps": (game.num_discriminator_steps, 1),
+        "game.generator_batch": (game.generator_batch, None),
         "optim.generator.micro_batch": (config.optim.generator.micro_batch, None),
         "optim.discriminator.micro_batch": (config.optim.discriminator.micro_batch, None),
     }
@@ -290,6 +310,14 @@ def _check_recording(config: Config, kind: type[UpdateRule]) -> None:
             value=True,
             hint="Leave it out, or use another rule",
         )
+    for name in BOTH:
+        betas = getattr(config.optim, name).betas
+        if not all(beta.is_constant for beta in betas):
+            raise ConfigError(
+                f"optim.{name}.betas",
+                "must be constant under precision.cuda_graphs: a graph holds their values",
+                hint="Leave precision.cuda_graphs out",
+            )
     if config.precision.compile:
         raise ConfigError(
             "precision.compile",
