@@ -22,7 +22,14 @@ import gatdist
 from docs.docstrings import args_of, fields_of, markdown, paragraphs, prose, section_of
 from gatdist.cli import parser as command_line
 from gatdist.common import errors
-from gatdist.config import Config, NamedConfig, PenaltyConfig, load_config, preset_names
+from gatdist.config import (
+    Config,
+    NamedConfig,
+    PenaltyConfig,
+    Schedule,
+    load_config,
+    preset_names,
+)
 from gatdist.monitor.tags import FIELDS, TAGS
 
 FOLDER = Path(__file__).parent / "reference"
@@ -82,6 +89,7 @@ def configuration() -> Iterator[str]:
             yield from section(name, models[0], seen)
     yield "\n## `plugins`\n"
     yield f"{fields_of(Config)['plugins']} Default: `[]`."
+    yield from section("schedule", Schedule, seen)
 
 
 def section(path: str, model: type[BaseModel], seen: set[type[BaseModel]]) -> Iterator[str]:
@@ -93,7 +101,7 @@ def section(path: str, model: type[BaseModel], seen: set[type[BaseModel]]) -> It
     meanings = fields_of(model)
     yield "| key | value | default | meaning |\n| --- | --- | --- | --- |"
     for key, field in model.model_fields.items():
-        below = [m for m in models_in(field.annotation) if m is not NamedConfig]
+        below = [m for m in models_in(field.annotation) if m not in (NamedConfig, Schedule)]
         if below:
             by_name = ".<name>" if below[0] is PenaltyConfig else ""
             inner.append((f"{path}.{key}{by_name}", below[0]))
@@ -120,6 +128,8 @@ def models_in(annotation: Any) -> list[type[BaseModel]]:
 
 def kind(schema: dict[str, Any], defs: dict[str, Any]) -> str:
     """Describe the values that a JSON schema allows."""
+    if schema.get("$ref") == "#/$defs/Schedule":
+        return "number or [schedule](#schedule)"
     if "$ref" in schema:
         return "table"
     if "anyOf" in schema:
@@ -155,6 +165,8 @@ def shown(value: Any) -> str:
         return "none"
     if isinstance(value, NamedConfig):
         return f'`{{ name = "{value.name}" }}`'
+    if isinstance(value, Schedule):
+        return shown(value.start)
     if isinstance(value, BaseModel):
         return "as below"
     if isinstance(value, bool):

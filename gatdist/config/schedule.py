@@ -21,10 +21,11 @@ NonNegativeInt = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Schedule(BaseModel):
-    """A value as a function of ``samples_seen``; a plain number is a constant.
+    """A value as a function of ``samples_seen``. A plain number is a constant.
 
-    From ``start`` to ``end`` over ``samples`` samples, and ``end`` from then on. It does not depend
-    on ``run.total_samples``.
+    It goes from ``start`` to ``end`` over ``samples`` samples, and stays there. For example,
+    ``learning_rate = { start = 2e-4, end = 5e-5, samples = 20_000_000 }``. It does not depend on
+    ``run.total_samples``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)

@@ -186,7 +186,7 @@ class PenaltyConfig(Section):
     """A penalty, computed lazily: every N steps with N times its strength."""
 
     strength: PositiveSchedule
-    """Weight in the loss: a number or a schedule."""
+    """Weight in the loss, above 0."""
     every_steps: PositiveInt = 1
     """Steps between two evaluations of the penalty. Its weight is multiplied by the same number."""
 
@@ -222,7 +222,7 @@ class GameConfig(Section):
     """Augmentation of what the discriminator sees: its ``name`` and its options."""
     ema_half_life_samples: NonNegativeSchedule = Schedule.constant(10_000.0)
     """Half-life in samples of the generator's exponential moving average, which is evaluated and
-    sampled: a number or a schedule. While it is 0, the average equals the generator."""
+    sampled. While it is 0, the average equals the generator."""
 
 
 class PlayerOptimConfig(Section):
@@ -236,12 +236,12 @@ class PlayerOptimConfig(Section):
     conjugate_beta: Literal["FR", "PR", "HS", "DY", "HZ", "FR-PR", "HS-DY"] = "PR"
     """Formula for β of a conjugate direction."""
     learning_rate: PositiveSchedule = Schedule.constant(2e-4)
-    """Learning rate: a number or a schedule."""
+    """Learning rate, above 0."""
     betas: Annotated[list[DecayRateSchedule], Field(min_length=2, max_length=2)] = [
         Schedule.constant(0.0),
         Schedule.constant(0.99),
     ]
-    """Adam's decay rates, each a number or a schedule."""
+    """Adam's decay rates β₁ and β₂, from 0 to below 1."""
     eps: PositiveFloat = 1e-8
     """Adam's ε."""
     momentum: ShareBelow1 = 0.0
