@@ -177,6 +177,10 @@ class ModelConfig(Section):
     init_from: str = ""
     """Run directory to take initial weights from, for fine-tuning on other data. Ignored when the
     run resumes."""
+    init_from_strict: bool = True
+    """Whether the networks of ``init_from`` must be those of this run. If false, every weight that
+    both have with the same shape is copied, and others are initialized: for another resolution or
+    number of classes."""
     init_from_storage_options: dict[str, Any] = {}
     """Options passed to fsspec for ``init_from``, if it is on another server than the run
     directory."""
@@ -250,6 +254,8 @@ class PlayerOptimConfig(Section):
     """Weight decay, decoupled under Adam (AdamW)."""
     clip_norm: NonNegativeFloat = 0.0
     """Upper bound of the 2-norm of the whole gradient. 0 disables clipping."""
+    freeze: list[str] = []
+    """Parameters that are not trained: names, or patterns such as ``mapping.*``."""
     micro_batch: PositiveInt | None = None
     """Largest number of samples per forward and backward pass in a worker. Gradients are
     accumulated over the micro-batches of a step. None uses one pass."""

@@ -20,15 +20,16 @@ discriminators take them by projection (Miyato & Koyama 2018).
 
 from __future__ import annotations
 
+import fnmatch
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 
-from gatdist.common.errors import ConfigError, PluginError
+from gatdist.common.errors import ConfigError, PluginError, nearest
 from gatdist.common.registry import Registry, call_with_options, user_code
 from gatdist.common.seeding import generators_kept, seed_all
 from gatdist.config import Config, NamedConfig, PlayerName
@@ -97,6 +98,22 @@ def _build(
     return network
 
 
+def _freeze(network: nn.Module, patterns: Sequence[str], player: PlayerName) -> None:
+    """Exclude parameters from training by their names."""
+    parameters = dict(network.named_parameters())
+    for pattern in patterns:
+        found = fnmatch.filter(parameters, pattern)
+        if not found:
+            rule = "matches no parameter of the network"
+            hint = nearest(pattern, {f"{name.partition('.')[0]}.*" for name in parameters})
+            raise ConfigError(f"optim.{player}.freeze", rule, value=pattern, hint=hint)
+        for name in found:
+            parameters[name].requires_grad_(False)
+    if not any(p.requires_grad for p in parameters.values()):
+        rule = "leaves no parameter to train"
+        raise ConfigError(f"optim.{player}.freeze", rule, value=list(patterns))
+
+
 def build_networks(
     config: Config,
     sample_shape: tuple[int, ...],
@@ -123,6 +140,8 @@ def build_networks(
         )
         networks: dict[PlayerName, nn.Module]
         networks = {"generator": generator, "discriminator": discriminator}
+        for player, network in networks.items():
+            _freeze(network, getattr(config.optim, player).freeze, player)
         for player, network in networks.items():  # in this order, since it draws
             if player in model.spectral_norm:
                 add_spectral_norm(network)

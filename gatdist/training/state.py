@@ -215,6 +215,21 @@ def start_from_another_run(
             for name, tensor in checkpoint.weights(player).items()
         }
         subject = f"{redact_url(url)}: tensor {PARTS[player]}/"
-        require_fit(mine, weights, subject, "Make the section model that of the other run")
+        hint = "Make the section model that of the other run, or set model.init_from_strict = false"
+        if not config.model.init_from_strict:
+            mine = _shared(mine, weights)
+            if not mine:
+                rule = f"has no tensor of the {player} with the same name and shape"
+                raise CheckpointError(redact_url(url), rule, hint="Choose another run")
+        require_fit(mine, weights, subject, hint)
         for name, tensor in mine.items():
             tensor.copy_(weights[name])
+
+
+def _shared(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of ``mine`` that ``theirs`` has with the same shape."""
+    return {
+        name: tensor
+        for name, tensor in mine.items()
+        if name in theirs and theirs[name].shape == tensor.shape
+    }

@@ -218,6 +218,7 @@ EXTRAS = {
         "game.ema_half_life_samples={start=0, end=50, samples=48}",
         "optim.generator.betas=[0.0, {start=0.5, end=0.9, samples=48}]",
     ],
+    "frozen": ['optim.discriminator.freeze=["levels.0.*"]', "optim.generator.clip_norm=0.01"],
     "separate": ["game.lazy_penalties=separate", "game.update_rule=one_stage"],
     "spectral_norm": ['model.spectral_norm=["generator", "discriminator"]'],
     "diffaugment": ['game.augmentation={name="diffaugment"}'],

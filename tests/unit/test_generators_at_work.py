@@ -312,6 +312,24 @@ class TestStartingFromAnotherRun:
         with refused(CheckpointError, "run: tensor average/layers.0.bias"):
             gatdist.train(config, str(tmp_path / "run"), local=True)
 
+    def test_unless_strict_only_tensors_of_another_shape_are_initialized(self, audio_run, tmp_path):
+        from gatdist.parallel.communicator import LocalCommunicator
+        from gatdist.training.state import TrainState
+
+        longer = 4 * LENGTH
+        config = self.config(audio_run.parent / "data", audio_run, init_from_strict=False)
+        metadata = {"sample_rate": RATE}
+        state = TrainState(config, LocalCommunicator(torch.device("cpu")), (1, longer), 3, metadata)
+        fresh = {k: t.clone() for k, t in state.players["generator"].bare.state_dict().items()}
+        state.start_from_another_run(config, str(tmp_path))
+        theirs = gatdist.load(str(audio_run)).state_dict()
+        copied = 0
+        for name, tensor in state.players["generator"].bare.state_dict().items():
+            same = name in theirs and theirs[name].shape == tensor.shape
+            copied += same
+            assert torch.equal(tensor, theirs[name] if same else fresh[name]), name
+        assert 0 < copied < len(fresh)
+
     def test_a_run_that_is_not_there_is_refused(self, audio_run, tmp_path):
         config = self.config(audio_run.parent / "data", tmp_path / "nothing")
         with refused(ConfigError, "model.init_from"):
