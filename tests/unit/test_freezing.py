@@ -45,7 +45,9 @@ def test_frozen_parameters_keep_their_values_and_others_do_not(tmp_path):
 
 def test_frozen_weights_may_be_spectrally_normalized():
     norm = 'model.spectral_norm=["discriminator"]'
-    config = load_config("digits", [*SMALL, norm, 'optim.discriminator.freeze=["levels.0.*.weight"]'])
+    config = load_config(
+        "digits", [*SMALL, norm, 'optim.discriminator.freeze=["levels.0.*.weight"]']
+    )
     state = TrainState(config, LocalCommunicator(torch.device("cpu")), (1, 8, 8), 0)
     names = state.players["discriminator"].parameters
     assert any(name.startswith("levels.0.") and name.endswith("bias") for name in names)
