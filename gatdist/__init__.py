@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gatdist.common.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from gatdist.api import evaluate, export, index, load, pack, sample, train, verify
+    from gatdist.api import evaluate, export, index, load, pack, sample, statistics, train, verify
     from gatdist.common.errors import GatdistError
     from gatdist.common.heartbeat import beat
     from gatdist.config import Config, load_config
@@ -33,6 +33,7 @@ _HOMES = {
     "register_loss": "gatdist.game",
     "register_update_rule": "gatdist.game",
     "sample": "gatdist.api",
+    "statistics": "gatdist.api",
     "train": "gatdist.api",
     "verify": "gatdist.api",
 }
@@ -53,6 +54,7 @@ __all__ = [
     "register_loss",
     "register_update_rule",
     "sample",
+    "statistics",
     "train",
     "verify",
 ]

@@ -213,61 +213,75 @@ def evaluate(
     metrics: list[str] | None = None,
     num: int | None = None,
     *,
+    against: str | PathLike[str] | None = None,
     overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Measure the averaged generator of a run against its data.
+    """Measure the averaged generator of a run, or samples generated elsewhere.
 
     If you trained the run on this machine, its own configuration locates the data. For a run of
     somebody else, only data beside the run (same server or bucket) is used; name everything else in
     ``overrides``.
 
     Args:
-        metrics: names; None takes the run's ``evaluate.metrics``.
-        num: fakes to generate; None takes the run's ``evaluate.num_samples``.
-        overrides: ``section.key=value``, such as ``data.url=…``, ``data.storage_options={…}``.
+        run: a run directory; with ``against``, also generated samples: a folder or zip of files, or
+            a data set of shards.
+        metrics: names; None takes ``evaluate.metrics`` (``fid`` and ``kid`` without a run), with
+            statistics only those that need no real samples.
+        num: samples to generate, or the number of the given ones to use; None takes
+            ``evaluate.num_samples``, without a run all.
+        against: real data instead of the run's own: a data set of shards, a folder or zip of files,
+            or a file of statistics (``.npz``), see :func:`gatdist.statistics`.
+        overrides: ``section.key=value``, such as ``evaluate.features=…``, ``data.resolution=…``.
 
     Returns:
-        ``metrics``, ``num_samples``, ``samples_seen`` and the measurement ``protocol``.
+        ``metrics``, ``num_samples``, ``samples_seen`` of a run, and the measurement ``protocol``.
 
     Raises:
         CheckpointError: ``run`` is no run, has no complete checkpoint, or its data has changed.
-        ConfigError: no metric, an unknown one, or a URL that only you may name.
+        ConfigError: no metric, an unknown one, one that needs more than there is, or a URL that
+            only you may name.
+        DataError: samples or statistics are damaged, or do not fit together.
     """
-    from gatdist.data.dataset import open_dataset
-    from gatdist.evaluation import Evaluator
-    from gatdist.parallel.communicator import LocalCommunicator
-    from gatdist.runs import adopted, load_run
-    from gatdist.runs.sampling import require_num
+    url, other = _location(run), None if against is None else _location(against)
+    from gatdist.runs import evaluation
 
-    if num is not None:
-        require_num(num)
-    comm, store = LocalCommunicator(default_device()), Store(absolute(run))
-    trained = load_run(store, comm.device)
-    config = _anchored(adopted(trained.config, overrides, store))
-    given = {k: v for k, v in {"metrics": metrics, "num_samples": num}.items() if v is not None}
-    requested = config.evaluate.model_copy(update=given)
-    if not requested.metrics:
-        rule, hint = "names nothing to measure", "Name a metric: gatdist evaluate RUN --metric NAME"
-        raise ConfigError("evaluate.metrics", rule, value=[], hint=hint)
-    dataset = open_dataset(config.data)
-    state = trained.checkpoint.state
-    if dataset.fingerprint != state["order"]["fingerprint"]:
-        raise CheckpointError(
-            f"{store.url}: fingerprint",
-            f"the run was trained on other data ({state['order']['fingerprint'][:16]}…)",
-            value=dataset.fingerprint[:16] + "…",
-            hint="Restore the data at data.url",
-        )
-    is_conditional = trained.config.model.conditional
-    evaluator = Evaluator(requested, dataset, comm, comm.device, conditional=is_conditional)
-    sampler = trained.sampler(trained.config.run.seed, "evaluation")
-    evaluation = evaluator(sampler, trained.discriminator)
-    return {
-        "metrics": evaluation.metrics,
-        "num_samples": evaluation.protocol["num_generated"],
-        "samples_seen": state["samples_seen"],
-        "protocol": evaluation.protocol,
-    }
+    requested = evaluation.Requested(metrics, num, tuple(overrides))
+    return evaluation.evaluate(url, requested, other, default_device())
+
+
+def statistics(
+    data: str | PathLike[str],
+    out: str | PathLike[str],
+    *,
+    overrides: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Write mean and covariance of the features of real data, for :func:`gatdist.evaluate`.
+
+    The file has the format of TTUR and pytorch-fid: an ``.npz`` with ``mu`` and ``sigma``.
+
+    Args:
+        data: a data set of shards, or a folder or zip of files.
+        out: URL of the file; ``.npz`` is appended if missing.
+        overrides: ``section.key=value``, such as ``evaluate.features=…``, ``data.resolution=…``.
+
+    Returns:
+        ``file``, ``num_samples``, ``num_features`` and the ``protocol``, which is in the file too.
+
+    Raises:
+        ConfigError: the features can't be used without the data.
+        DataError: the data is damaged, or features do not fit it.
+    """
+    url, file = _location(data), absolute(out)
+    from gatdist.evaluation.statistics import ENDING
+    from gatdist.runs import evaluation
+
+    file = file if file.endswith(ENDING) else file + ENDING
+    return evaluation.save_statistics(url, file, overrides, default_device())
+
+
+def _location(url: str | PathLike[str]) -> str:
+    is_builtin = isinstance(url, str) and url.startswith("builtin:")
+    return str(url) if is_builtin else absolute(url)
 
 
 def _anchored(config: Config) -> Config:

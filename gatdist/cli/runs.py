@@ -10,6 +10,8 @@ from typing import Any
 
 from gatdist.cli import common
 
+_MAX_SHOWN = 100  # values of a list, such as the histogram of classes
+
 
 def add(commands: Any) -> None:
     """Add the commands that read a run."""
@@ -20,12 +22,26 @@ def add(commands: Any) -> None:
         "--digest", action="store_true", help="print one SHA-256 over all trained state"
     )
 
-    text = "measure a run's generator against its data"
+    text = "measure a run's generator, or samples generated elsewhere, against real data"
     sub = common.add_command(commands, "evaluate", _evaluate, text)
-    sub.add_argument("run", metavar="RUN")
+    text = "a run; with --against also a folder, zip or data set of generated samples"
+    sub.add_argument("run", metavar="RUN", help=text)
+    sub.add_argument(
+        "--against",
+        metavar="URL",
+        help="real data: a folder, zip, data set, or a file of statistics (.npz); default: the "
+        "run's own data",
+    )
     common.add_repeated(sub, "--metric", "NAME", "such as fid")
-    sub.add_argument("--num", type=int, metavar="N", help="number of fakes")
-    text = "override a key of the run's configuration, such as data.url=…"
+    sub.add_argument("--num", type=int, metavar="N", help="number of generated samples")
+    text = "override a key of the configuration, such as evaluate.features=…"
+    common.add_overrides(sub, text)
+
+    text = "write mean and covariance of the features of real data, for evaluate --against"
+    sub = common.add_command(commands, "statistics", _statistics, text)
+    sub.add_argument("data", metavar="DATA", help="a folder, zip or data set")
+    sub.add_argument("--out", required=True, metavar="URL", help="the file, .npz")
+    text = "set a key of the configuration, such as evaluate.features=…"
     common.add_overrides(sub, text)
 
     _add_sample(commands)
@@ -153,20 +169,44 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from gatdist.api import evaluate
 
     metrics, overrides = arguments.metric or None, arguments.set
-    found = evaluate(arguments.run, metrics, arguments.num, overrides=overrides)
+    found = evaluate(
+        arguments.run, metrics, arguments.num, against=arguments.against, overrides=overrides
+    )
     common.print_result(arguments, found, _described)
 
 
+def _statistics(arguments: argparse.Namespace) -> None:
+    from gatdist.api import statistics
+
+    found = statistics(arguments.data, arguments.out, overrides=arguments.set)
+    common.print_result(arguments, found, _described_statistics)
+
+
 def _described(found: dict[str, Any]) -> str:
+    metrics = (f"{name:<20} {value:.5g}" for name, value in found["metrics"].items())
+    samples = f"{found['num_samples']:,} generated samples"
+    if "samples_seen" in found:
+        samples = (
+            f"{found['num_samples']:,} fakes of the generator at {found['samples_seen']:,} samples"
+        )
+    if "against" in found:
+        samples += f", compared with {found['against']}"
+    return "\n".join([*metrics, samples, _described_protocol(found)])
+
+
+def _described_statistics(found: dict[str, Any]) -> str:
+    what = f"{found['num_features']:,} features of {found['num_samples']:,} samples"
+    return f"{found['file']}: {what}\n{_described_protocol(found)}"
+
+
+def _described_protocol(found: dict[str, Any]) -> str:
     def brief(value: Any) -> str:
+        if isinstance(value, list) and len(value) > _MAX_SHOWN:
+            return f"({len(value):,} values)"
         return " ".join(map(brief, value)) if isinstance(value, list) else str(value)
 
-    metrics = (f"{name:<20} {value:.5g}" for name, value in found["metrics"].items())
-    samples = (
-        f"{found['num_samples']:,} fakes of the generator at {found['samples_seen']:,} samples"
-    )
     protocol = ", ".join(f"{key} {brief(value)}" for key, value in found["protocol"].items())
-    return "\n".join([*metrics, samples, f"protocol: {protocol}"])
+    return f"protocol: {protocol}"
 
 
 def _sample(arguments: argparse.Namespace) -> None:

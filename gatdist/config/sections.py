@@ -353,9 +353,11 @@ class EvaluateConfig(Section):
     features: str = "classifier"
     """Feature extractor that samples are compared by."""
     features_file: str = ""
-    """URL of the network file for the features ``inception`` (safetensors) or ``torchscript``."""
+    """URL of the network file for the features ``inception`` (the published ``.pth``, or
+    safetensors) or ``torchscript``."""
     features_sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
-    """SHA-256 of the file, in hex. Required with ``features_file``."""
+    """SHA-256 of the file, in hex. Required with ``features_file``, except for the published
+    Inception weights."""
 
 
 class ClusterConfig(Section):

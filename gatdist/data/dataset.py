@@ -59,6 +59,7 @@ class Dataset:
     Attributes:
         fingerprint: SHA-256 (hex) of the content and its order.
         reading: SHA-256 (hex) of the fingerprint and of how samples are decoded.
+        resize: filter that resizes images as they are read; None if all have the right size.
         sample_shape: as read; see :attr:`~gatdist.data.modalities.ReadSpec.shape`.
         sample_bytes: of a decoded sample.
         num_classes: 0 for an unlabelled data set.
@@ -83,9 +84,9 @@ class Dataset:
         tars = open_shards(store, manifest, config)
         self.is_local = tars.is_local
         self._store, self._manifest, self.config = tars, manifest, config
-        resize = resizing(manifest, config, self.sample_shape)
-        decode = decoder_of(self.spec, resize)
-        reading = f"{self.fingerprint} {self.spec.model_dump_json()} {resize} {_DECODING}"
+        self.resize = resizing(manifest, config, self.sample_shape)
+        decode = decoder_of(self.spec, self.resize)
+        reading = f"{self.fingerprint} {self.spec.model_dump_json()} {self.resize} {_DECODING}"
         self.reading = hashlib.sha256(reading.encode()).hexdigest()
         self._shards = OpenShards(
             lambda number: OpenShard(tars, store, manifest, manifest.shards[number], decode),

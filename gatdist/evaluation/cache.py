@@ -1,4 +1,4 @@
-"""Cache of trained classifiers and features of real data, in the user's cache folder."""
+"""Cache of trained classifiers and of features of real data, in the user's cache folder."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def keep(name: str, tensors: Mapping[str, Tensor]) -> None:
 
 
 class RealFeatures:
-    """Cached features of all real samples, read and written by worker 0.
+    """Cached features and labels of all real samples, read and written by worker 0.
 
     Keyed by data, (prepared) extractor, torch and device type; only of extractors with a protocol.
     """
@@ -61,20 +61,32 @@ class RealFeatures:
         small = 4 * self._shape[0] * self._shape[1] <= _MAX_BYTES
         self._name = f"real-{digest[:32]}.safetensors" if protocol and small else ""
 
-    def read(self) -> Tensor | None:
-        """Return float32 [n, d] on the workers' device, identical on every worker; or None."""
-        known = read(self._name).get("features") if self._name and self._comm.is_main else None
-        fits = known is not None and known.shape == self._shape and known.dtype == torch.float32
+    def read(self) -> tuple[Tensor, Tensor | None] | None:
+        """Return features, float32 [n, d], and labels, int64 [n], or None if unlabelled.
+
+        On the workers' device, identical on every worker. None if they are not cached.
+        """
+        like = {"features": torch.empty(self._shape)}
+        if self._dataset.num_classes:
+            like["labels"] = torch.empty(self._shape[0], dtype=torch.long)
+        known = read(self._name) if self._name and self._comm.is_main else {}
+        fits = known.keys() == like.keys() and all(
+            (known[key].shape, known[key].dtype) == (x.shape, x.dtype) for key, x in like.items()
+        )
         if not self._comm.any(fits):
             return None
-        features = torch.empty(self._shape) if known is None else known
-        return self._comm.broadcast_(features.to(self._comm.device))
+        found = {
+            key: self._comm.broadcast_((known if fits else like)[key].to(self._comm.device))
+            for key in like
+        }
+        return found["features"], found.get("labels")
 
-    def keep(self, features: Tensor) -> None:
+    def keep(self, features: Tensor, labels: Tensor | None) -> None:
         """Write them, unless bad samples were replaced by others."""
         bad = self._comm.any(bool(self._dataset.bad_samples))
         if self._name and self._comm.is_main and not bad:
-            keep(self._name, {"features": features})
+            given = {"features": features} | ({} if labels is None else {"labels": labels})
+            keep(self._name, given)
 
 
 def _store() -> Store:

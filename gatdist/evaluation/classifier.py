@@ -11,16 +11,19 @@ import hashlib
 import itertools
 import math
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
 from gatdist.common.errors import DataError
 from gatdist.common.heartbeat import beat
 from gatdist.data.dataset import Dataset
-from gatdist.data.sample_format import AudioFormat
+from gatdist.data.modalities import ReadSpec
+from gatdist.data.sample_format import AudioFormat, ImageFormat
 from gatdist.evaluation import cache
 from gatdist.evaluation.features import Extractor, register_feature_extractor
 from gatdist.models.audio import LogMel
@@ -48,6 +51,7 @@ class Classifier(Extractor):
     """
 
     num_features = _NUM_FEATURES
+    is_trained = True
 
     def __init__(self, dataset: Dataset, comm: Communicator) -> None:
         needs = {
@@ -100,6 +104,75 @@ class Classifier(Extractor):
 
     def classify(self, features: Tensor) -> Tensor:
         return self._network.head(features)
+
+
+@register_feature_extractor("channel_classifier")
+class ChannelClassifier(Extractor):
+    """Features of a ``classifier`` of channels, concatenated; for images stacked as channels.
+
+    For data like Stacked MNIST (Metz et al. 2017): each of C channels shows one of K things, and
+    the class is their number in base K, the first channel's first. One classifier, trained on all
+    channels, classifies each; the logit of a class is the sum of its channels' log-probabilities.
+    """
+
+    is_trained = True
+
+    def __init__(self, dataset: Dataset, comm: Communicator) -> None:
+        self._channels = dataset.sample_format.shape[0] if dataset.modality == "image" else 1
+        kinds = round(dataset.num_classes ** (1 / self._channels))
+        if self._channels < 2 or kinds < 2 or kinds**self._channels != dataset.num_classes:
+            rule = "needs images with 2 or more channels C and K to the power of C classes, K > 1"
+            hint = "Choose other evaluate.features"
+            raise DataError("evaluate.features", rule, value="channel_classifier", hint=hint)
+        # A classifier takes it for a data set.
+        single = cast("Dataset", _SingleChannels(dataset, kinds))
+        self._classifier = Classifier(single, comm)
+        self.num_classes = dataset.num_classes
+        self.num_features = self._channels * _NUM_FEATURES
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        return self._classifier.protocol | {"classes": f"{self._channels} channels"}
+
+    def prepare(self) -> None:
+        self._classifier.prepare()
+
+    def __call__(self, samples: Tensor) -> Tensor:
+        """Return [n, C·64]."""
+        return self._classifier(samples.flatten(0, 1)[:, None]).view(len(samples), -1)
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Return [n, K to the power of C]."""
+        parts = features.view(len(features), self._channels, _NUM_FEATURES)
+        found = features.new_zeros(len(features), 1)
+        for channel in range(self._channels):
+            scores = self._classifier.classify(parts[:, channel]).log_softmax(dim=1)
+            found = (found[:, :, None] + scores[:, None]).flatten(1)
+        return found
+
+
+class _SingleChannels:
+    """The channels of a data set's images as gray images, with the things that they show."""
+
+    modality = "image"
+
+    def __init__(self, dataset: Dataset, kinds: int) -> None:
+        self._dataset, self.num_classes = dataset, kinds
+        spec = dataset.sample_format.spec
+        self._channels, *size = spec.shape
+        self.num_samples = dataset.num_samples * self._channels
+        values = spec.model_dump() | {"sample_shape": [1, *size], "num_classes": kinds}
+        self.sample_format = ImageFormat(ReadSpec.model_validate(values | {"class_names": None}))
+        message = f"{dataset.fingerprint} channels"
+        self.fingerprint = hashlib.sha256(message.encode()).hexdigest()
+
+    def read(self, indices: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        samples, labels = self._dataset.read(indices // self._channels)
+        assert labels is not None
+        channel = indices % self._channels
+        place = self.num_classes ** (self._channels - 1 - channel)
+        pixels = np.take_along_axis(samples, channel[:, None, None, None], axis=3)
+        return pixels, labels // place % self.num_classes
 
 
 class ClassifierNetwork(nn.Module):

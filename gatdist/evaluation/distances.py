@@ -55,7 +55,15 @@ class GaussianSums:
         return (self.outer - self.count * torch.outer(self.mean, self.mean)) / (self.count - 1)
 
 
-def frechet_distance(a: GaussianSums, b: GaussianSums) -> float:
+@dataclass(frozen=True)
+class Gaussian:
+    """Mean [d] and covariance [d, d] of features, in float64."""
+
+    mean: Tensor
+    covariance: Tensor
+
+
+def frechet_distance(a: GaussianSums | Gaussian, b: GaussianSums | Gaussian) -> float:
     """Return the squared 2-Wasserstein distance of fitted Gaussians (Fréchet 1957; Heusel 2017).
 
     ::

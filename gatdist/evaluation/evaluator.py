@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,26 +17,47 @@ from gatdist.data.dataset import Dataset
 from gatdist.data.sample_format import TextFormat
 from gatdist.evaluation import classifier, distances, from_file  # noqa: F401  (they register)
 from gatdist.evaluation.cache import RealFeatures
-from gatdist.evaluation.features import Extractor, build_extractor
+from gatdist.evaluation.distances import Gaussian
+from gatdist.evaluation.features import Extractor, build_extractor, extractors
 from gatdist.evaluation.metrics import Need, SampleSet, metrics
+from gatdist.evaluation.statistics import Statistics, StatisticsOnly
 from gatdist.parallel.communicator import Communicator, LocalCommunicator
 
 _BATCH = 256
-_HOW: Mapping[str, str] = {
-    "fid": "unbiased covariances, float64",
-    "fid_real_split": f"median of {distances.NUM_SPLITS} splits, seed {distances.SPLIT_SEED}",
-    "kid": "unbiased, kernel (x·y/d + 1)³, all samples",
-    "swd": f"{distances.NUM_DIRECTIONS} directions, seed {distances.DIRECTIONS_SEED}",
-    "precision_recall": f"{distances.PRECISION_NEIGHBORS} neighbours",
-    "density_coverage": f"{distances.DENSITY_NEIGHBORS} neighbours",
-    "jsd": "characters, with beginning and end, bits",
-    "self_bleu": "characters up to 4-grams, smoothed by ½, 500 of 2,000 texts",
-}
 
 # Positions int64 [n] on the worker's device → samples [n, …] as networks see them. Sample i must
 # not depend on the other positions. A class-conditional one has a method ``labels``: positions →
 # int64 [n].
 Generate = Callable[[Tensor], Tensor]
+
+
+class DatasetSamples:
+    """The samples of a data set, or the first of them, and their labels, as :data:`Generate`."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+        self._positions = torch.empty(0, dtype=torch.long)
+        self._read: tuple[Tensor, Tensor | None] | None = None
+
+    def __call__(self, positions: Tensor) -> Tensor:
+        """Return samples as networks see them."""
+        samples, _ = self._at(positions)
+        return self._dataset.sample_format.to_network(samples.to(positions.device))
+
+    def labels(self, positions: Tensor) -> Tensor | None:
+        """Return int64 [n]; None if the data set has no classes."""
+        _, labels = self._at(positions)
+        return None if labels is None else labels.to(positions.device)
+
+    def _at(self, positions: Tensor) -> tuple[Tensor, Tensor | None]:
+        positions = positions.cpu()
+        if self._read is None or not torch.equal(positions, self._positions):
+            samples, labels = self._dataset.read(positions.numpy())
+            self._positions = positions
+            self._read = torch.from_numpy(samples), None
+            if labels is not None:
+                self._read = self._read[0], torch.from_numpy(labels)
+        return self._read
 
 
 @dataclass(frozen=True)
@@ -56,13 +77,14 @@ class Evaluator:
     The constructor only validates. The first call prepares the extractor and measures the real
     data; later calls reuse the results, and other runs their features
     (:class:`~gatdist.evaluation.cache.RealFeatures`). ``exact`` makes results bit-identical on any
-    number of workers: each sums up all features.
+    number of workers: each sums up all features. Of ``StatisticsOnly``, metrics that need real
+    samples raise ConfigError.
     """
 
     def __init__(
         self,
         config: EvaluateConfig,
-        dataset: Dataset,
+        dataset: Dataset | StatisticsOnly,
         comm: Communicator,
         device: torch.device,
         *,
@@ -70,53 +92,95 @@ class Evaluator:
         exact: bool = False,
     ) -> None:
         self._metrics = {name: metrics[name] for name in config.metrics}
-        self._dataset, self._comm, self._device = dataset, comm, device
+        self._needs = {need for metric in self._metrics.values() for need in metric.needs}
+        self._statistics = dataset.statistics if isinstance(dataset, StatisticsOnly) else None
+        # Extractors take it for one; those that read it refuse it.
+        self._dataset = cast("Dataset", dataset)
+        self._comm, self._device = comm, device
         self._sharing = LocalCommunicator(device) if exact else comm
         self._num_samples = config.num_samples or dataset.num_samples
         self._features = "none"
         self._extractor: Extractor | None = None
         self._require_suitable(conditional)
-        if any({"features", "classes"} & metric.needs for metric in self._metrics.values()):
+        if self._needs & {"features", "classes"}:
             # The default needs labels. Points are features as they are.
             by_default = config.features == EvaluateConfig().features
             points = by_default and dataset.modality == "points"
             self._features = "points" if points else config.features
-            self._extractor = build_extractor(self._features, dataset, comm, config)
+            self._extractor = self._built_extractor(config)
             rule = f"needs classes, and evaluate.features = {self._features!r} has none"
             hint = "Remove it, or use the features 'classifier'"
             self._refuse("classes", rule, hint, unless=self._extractor.num_classes > 0)
-        if self._metrics and dataset.num_samples < 2:
+        if self._metrics and not self._statistics and dataset.num_samples < 2:
             rule = "holds fewer than 2 samples; metrics need 2"
             raise DataError("data.url", rule, hint="Set evaluate.metrics = []")
+        if self._metrics and self._statistics and not self._num_samples:
+            rule = f"is required: {self._statistics.url} does not record how many samples it is of"
+            raise ConfigError("evaluate.num_samples", rule, hint="Set it, or use --num")
         if self._metrics and self._num_samples < 2:
             raise ConfigError("evaluate.num_samples", "must be at least 2", value=self._num_samples)
 
     def __call__(self, generate: Generate, discriminator: nn.Module | None = None) -> Evaluation:
         """Measure a generator, called for positions 0 to ``num_samples`` − 1, each on one worker.
 
-        If the features have classes, the metrics include ``class_share_min``, the rarest's share.
+        If the features' classes are those of the data, the metrics include ``class_share_min``, the
+        rarest's share.
         """
         real = self._real  # first, since it prepares the extractor
-        fake = self._sample_set(self._num_samples, generate)
+        fake = self._sample_set(self._num_samples, generate, with_labels="labels" in self._needs)
+        if self._extractor and "classes" in self._needs | self._classes_of_data:
+            fake = replace(fake, scores=self._extractor.classify(fake.features))
         fake = replace(fake, discriminator=discriminator)
         values: dict[str, float] = {}
         for metric in self._metrics.values():
             values |= metric.measure(real, fake)
             beat()
         protocol = self._protocol()
-        if fake.scores is not None:
+        if fake.scores is not None and self._classes_of_data:
             classes = fake.scores.argmax(dim=1).cpu()
             histogram = torch.bincount(classes, minlength=self._dataset.num_classes)
             values["class_share_min"] = int(histogram.min()) / self._num_samples
             protocol["class_histogram"] = histogram.tolist()
         return Evaluation(values, protocol)
 
+    def statistics(self) -> Statistics:
+        """Return mean and covariance of the real features; the metrics include ``fid``.
+
+        Raises ConfigError if the features are trained on the data.
+        """
+        assert self._extractor is not None
+        if self._extractor.is_trained:
+            rule = "are trained on the data, so that their statistics are useless without it"
+            hint = "Choose others, such as inception or points"
+            raise ConfigError("evaluate.features", rule, value=self._features, hint=hint)
+        fit = self._real.fit
+        found = Gaussian(fit.mean, fit.covariance)
+        if not (found.mean.isfinite().all() and found.covariance.isfinite().all()):
+            raise DataError("evaluate.features", "are not all finite", value=self._features)
+        return Statistics(found, self._protocol_of_extractor() | self._protocol_of_data())
+
+    @property
+    def _classes_of_data(self) -> set[Need]:
+        """``classes`` if the features' are those of the data set."""
+        num_classes = self._extractor.num_classes if self._extractor else 0
+        return {"classes"} if num_classes and num_classes == self._dataset.num_classes else set()
+
+    def _built_extractor(self, config: EvaluateConfig) -> Extractor:
+        if self._statistics and getattr(extractors[self._features], "is_trained", False):
+            rule = f"are trained on data, and {self._statistics.url} holds statistics alone"
+            hint = "Choose others, or use --against DATA"
+            raise ConfigError("evaluate.features", rule, value=self._features, hint=hint)
+        return build_extractor(self._features, self._dataset, self._comm, config)
+
     def _require_suitable(self, conditional: bool) -> None:
         data = self._dataset
+        if self._statistics:
+            rule = f"needs real samples, and {self._statistics.url} holds statistics alone"
+            self._refuse("real_samples", rule, "Remove it, or use --against DATA", unless=False)
         is_text = isinstance(data.sample_format, TextFormat)
         labels = "needs class labels, and the data set has none"
-        generator = "needs a class-conditional generator"
-        hint = "Remove it, or set model.conditional = true"
+        generator = "needs the classes that samples were generated for"
+        hint = "Remove it, set model.conditional = true, or give samples the classes of the data"
         self._refuse("texts", f"compares texts, and the data holds {data.modality}", unless=is_text)
         self._refuse("discriminator", labels, unless=data.num_classes > 0)
         self._refuse("labels", generator, hint, unless=conditional)
@@ -132,20 +196,34 @@ class Evaluator:
         kept = None
         if self._extractor:
             self._extractor.prepare()
+            if self._statistics:
+                return self._known(self._extractor, self._statistics)
             kept = RealFeatures(self._features, self._extractor, self._dataset, self._comm)
         known = kept.read() if kept else None
-        real = self._sample_set(self._dataset.num_samples, self._real_samples, known)
+        samples = DatasetSamples(self._dataset)
+        has_labels = self._dataset.num_classes > 0
+        real = self._sample_set(self._dataset.num_samples, samples, known, with_labels=has_labels)
         if kept and known is None:
-            kept.keep(real.features)
+            kept.keep(real.features, real.labels)
         return replace(real, dataset=self._dataset)
 
-    def _real_samples(self, positions: Tensor) -> Tensor:
-        samples, _ = self._dataset.read(positions.cpu().numpy())
-        return self._dataset.sample_format.to_network(torch.from_numpy(samples).to(self._device))
+    def _known(self, extractor: Extractor, statistics: Statistics) -> SampleSet:
+        num_features = extractor.num_features
+        statistics.require_features(self._protocol_of_extractor(), num_features)
+        features = torch.zeros(0, num_features, device=self._device)
+        fit = Gaussian(*(x.to(self._device) for x in vars(statistics.fit).values()))
+        return SampleSet(features, fit, self._sharing)
 
     @torch.no_grad()
-    def _sample_set(self, count: int, make: Generate, known: Tensor | None = None) -> SampleSet:
-        """Return samples 0 to ``count`` − 1, whose features may be known.
+    def _sample_set(
+        self,
+        count: int,
+        make: Generate,
+        known: tuple[Tensor, Tensor | None] | None = None,
+        *,
+        with_labels: bool = False,
+    ) -> SampleSet:
+        """Return samples 0 to ``count`` − 1, whose features and labels may be known.
 
         Worker r of W computes the chunks r, r + W, …; they do not depend on W, so that a sample's
         features do not either.
@@ -153,18 +231,24 @@ class Evaluator:
         sample_format, extractor = self._dataset.sample_format, self._extractor
         num_features = extractor.num_features if extractor and known is None else 0
         num_ids = sample_format.sample_shape[0] if isinstance(sample_format, TextFormat) else 0
+        with_labels = with_labels and num_features > 0
         features = _Shared(self._comm, count, num_features, torch.float32)
         ids = _Shared(self._comm, count, num_ids, torch.uint8)
-        labels = getattr(make, "labels", lambda positions: None)
+        labels = _Shared(self._comm, count, int(with_labels), torch.long)
+        labels_of = getattr(make, "labels", lambda positions: None)
         for chunk in features.mine if num_features or num_ids else ():
             start, end = chunk * _BATCH, min(count, (chunk + 1) * _BATCH)
-            samples = sample_format.to_samples(make(torch.arange(start, end, device=self._device)))
+            positions = torch.arange(start, end, device=self._device)
+            samples = sample_format.to_samples(make(positions))
             if extractor and num_features:
                 features.put(chunk, extractor(sample_format.to_network(samples).float()))
             if num_ids:
                 ids.put(chunk, samples)
+            if with_labels:
+                labels.put(chunk, labels_of(positions)[:, None])
             beat()
-        found = features.gathered() if known is None else known
+        gathered = features.gathered(), labels.gathered()[:, 0] if with_labels else None
+        found, classes = gathered if known is None else known
         share = found[self._sharing.rank :: self._sharing.world_size]
         texts: list[str] = []
         if isinstance(sample_format, TextFormat):
@@ -173,22 +257,37 @@ class Evaluator:
             found,
             distances.GaussianSums.of(share).reduced(self._sharing),
             self._sharing,
-            scores=extractor.classify(found) if extractor else None,
-            labels=labels(torch.arange(count, device=self._device)),
+            labels=classes,
             texts=texts,
         )
 
     def _protocol(self) -> dict[str, Any]:
+        how = {k: v for metric in self._metrics.values() for k, v in metric.protocol.items()}
+        if self._statistics:
+            how = {k: v for k, v in how.items() if not k.endswith("_real_split")}
+            unknown = dict.fromkeys(("data", "num_real"), "not recorded")
+            real = unknown | self._statistics.of_data | {"statistics": self._statistics.sha256}
+        else:
+            real = self._protocol_of_data()
         return {
-            "features": self._features,
-            **(self._extractor.protocol if self._extractor else {}),
+            **self._protocol_of_extractor(),
+            **real,
+            "num_generated": self._num_samples,
+            "rounding": self._dataset.sample_format.rounding,
+            **how,
+        }
+
+    def _protocol_of_extractor(self) -> dict[str, Any]:
+        found = self._extractor.protocol if self._extractor else {}
+        return {"features": self._features, "resize": "none"} | found
+
+    def _protocol_of_data(self) -> dict[str, Any]:
+        return {
             "data": self._dataset.fingerprint,
+            "data_resize": self._dataset.resize or "none",
             "split": "all real",
             "num_real": self._dataset.num_samples,
-            "num_generated": self._num_samples,
-            "resize": "none",
-            "rounding": self._dataset.sample_format.rounding,
-        } | {k: how for k, how in _HOW.items() if k.removesuffix("_real_split") in self._metrics}
+        }
 
 
 class _Shared:

@@ -28,11 +28,13 @@ class Extractor(ABC):
     A registered subclass is built as ``subclass(dataset, comm)`` on every worker when a run starts.
     The constructor refuses data that it can't handle, and is fast. One with a parameter ``config``
     also gets the section ``evaluate``. It sets ``num_features``, the length d of a feature vector,
-    and ``num_classes`` if it classifies.
+    ``num_classes`` if it classifies, and ``is_trained`` if it is trained on the data set, so that
+    statistics of its features are useless without the data.
     """
 
     num_features: int
     num_classes: int = 0
+    is_trained: bool = False
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -87,6 +89,7 @@ class _Verified(Extractor):
             if not isinstance(value, int) or value < least:
                 self._refuse(f"{key} must be an integer >= {least}; found {value!r}")
             setattr(self, key, value)
+        self.is_trained = bool(self._get("is_trained"))
 
     @property
     def protocol(self) -> dict[str, Any]:

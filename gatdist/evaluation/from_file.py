@@ -17,34 +17,38 @@ from gatdist.common.errors import ConfigError, DataError
 from gatdist.config import EvaluateConfig, redact_url
 from gatdist.data.dataset import Dataset
 from gatdist.evaluation.features import Extractor, register_feature_extractor
-from gatdist.evaluation.inception import NUM_FEATURES, Inception
+from gatdist.evaluation.inception import NUM_FEATURES, SIDE, Inception
 from gatdist.parallel.communicator import Communicator
 from gatdist.storage.store import at_file
 from gatdist.storage.urls import absolute
+
+# Of pt_inception-2015-12-05-6726825d.pth, in the release fid_weights of mseitzer/pytorch-fid.
+PUBLISHED_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
 
 class _FromFile(Extractor):
     """Features of images by the network in ``evaluate.features_file``.
 
-    The file must have the SHA-256 ``evaluate.features_sha256``.
+    The file must have the SHA-256 ``evaluate.features_sha256``, or the default.
     """
 
     file_kind: str
     file_error: type[Exception]
     hint: str
+    default_sha256 = ""
 
     def __init__(self, dataset: Dataset, comm: Communicator, config: EvaluateConfig) -> None:
         if dataset.modality != "image":
             rule, hint = "needs images, and the data set has none", "Choose other evaluate.features"
             raise DataError("evaluate.features", rule, value=config.features, hint=hint)
-        for key in ("features_file", "features_sha256"):
-            if not getattr(config, key):
+        self._digest = config.features_sha256 or self.default_sha256
+        for key, value in (("file", config.features_file), ("sha256", self._digest)):
+            if not value:
                 rule = f"is required by evaluate.features = '{config.features}'"
-                raise ConfigError(f"evaluate.{key}", rule)
-        self._digest = config.features_sha256
+                raise ConfigError(f"evaluate.features_{key}", rule)
         name = redact_url(config.features_file)
         try:
-            self._load(_content(config), name, comm.device)
+            self._load(_content(config, self._digest), name, comm.device)
         except self.file_error as error:
             rule = f"is not {self.file_kind} ({str(error).strip().splitlines()[0]})"
             raise ConfigError("evaluate.features_file", rule, value=name, hint=self.hint) from None
@@ -69,19 +73,31 @@ class _FromFile(Extractor):
 
 @register_feature_extractor("inception")
 class InceptionFeatures(_FromFile):
-    """The Inception network of published FIDs, from a safetensors file of its weights.
+    """The Inception network of published FIDs, from a file of its weights.
 
-    Classes, for the Inception score, are those of its last layer without the bias (Salimans et al.
-    2016): 1,008 for the weights of published FIDs.
+    The file is the published ``.pth``, or a safetensors file with the same names. Classes, for the
+    Inception score, are those of the last layer without its bias (Salimans et al. 2016): 1,008.
     """
 
     num_features = NUM_FEATURES
-    file_kind, file_error = "a safetensors file", SafetensorError
-    hint = "Save the state_dict with safetensors"
+    default_sha256 = PUBLISHED_SHA256
+    file_kind, file_error = "the published .pth file or a safetensors file", SafetensorError
+    hint = "Download the published file, or save the state_dict with safetensors"
 
     def _load(self, content: bytes, name: str, device: torch.device) -> None:
-        self._network = Inception.with_weights(load(content), name).to(device)
+        if self._digest == PUBLISHED_SHA256:
+            # The only pickle that is read, and a known one.
+            file = io.BytesIO(content)
+            weights = torch.load(file, map_location="cpu", weights_only=True)  # noqa: TID251
+        else:
+            weights = load(content)
+        self._network = Inception.with_weights(weights, name).to(device)
         self.num_classes = self._network.fc.out_features
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        resize = f"{SIDE} × {SIDE}, bilinear without antialiasing, as TensorFlow 1"
+        return super().protocol | {"resize": resize}
 
     def _features(self, pixels: Tensor) -> Tensor:
         return self._network(pixels)
@@ -119,15 +135,15 @@ class TorchScriptFeatures(_FromFile):
         return self._network(pixels, **self._more)
 
 
-def _content(config: EvaluateConfig) -> bytes:
+def _content(config: EvaluateConfig, digest: str) -> bytes:
     store, name = at_file(absolute(config.features_file))
     content = store.read(name)
     found = hashlib.sha256(content).hexdigest()
-    if found != config.features_sha256:
+    if found != digest:
         raise ConfigError(
             "evaluate.features_sha256",
             f"{redact_url(config.features_file)} has another digest: {found}",
-            value=config.features_sha256,
+            value=digest,
             hint="Download the file again, or correct the digest if you trust the file",
         )
     return content

@@ -18,7 +18,7 @@ from torch.nn import functional
 from gatdist.common.errors import ConfigError
 
 NUM_FEATURES = 2048
-_SIDE = 299
+SIDE = 299
 # What files may also hold: the auxiliary classifier, and numbers of batches.
 _UNUSED = ("AuxLogits.", "num_batches_tracked")
 
@@ -77,7 +77,7 @@ class Inception(nn.Module):
         return network.eval().requires_grad_(False)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        x = (enlarge(pixels.float(), _SIDE) - 128) / 128  # [n, 3, 299, 299]
+        x = (enlarge(pixels.float(), SIDE) - 128) / 128  # [n, 3, 299, 299]
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
         x = _halve(x)  # [n, 64, 73, 73]
         x = _halve(self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x)))  # [n, 192, 35, 35]

@@ -5,9 +5,10 @@ Names that end in ``_real_split`` compare two random halves of the real samples,
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
@@ -20,12 +21,14 @@ from gatdist.common.heartbeat import beat
 from gatdist.common.registry import Registry
 from gatdist.data.dataset import Dataset
 from gatdist.evaluation import distances, text
-from gatdist.evaluation.distances import GaussianSums
+from gatdist.evaluation.distances import Gaussian, GaussianSums
 from gatdist.models.layers import DiscriminatorFeatures
 from gatdist.parallel.communicator import Communicator
 
 _NGRAM_ORDERS = (1, 2, 3, 4)
 _MAX_BLEU_TEXTS = 2000  # of one side
+_SCORE_SPLITS, _SCORE_SEED = 10, 0  # of the Inception score
+_MIN_CLASS_SAMPLES = 10  # of a class, real and generated, to compare them
 
 # Of the probe: labelled samples per class, tested samples, seed of the split, and inverse strengths
 # of the regularization.
@@ -37,11 +40,13 @@ _PROBE_STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)
 class SampleSet:
     """All real or all generated samples, identical on every worker."""
 
-    features: Tensor  # float32 [n, d], in the order of the samples; d = 0 if no metric needs them
-    sums: GaussianSums  # of the features, all-reduced
+    # float32 [n, d], in the order of the samples; d = 0 if no metric needs them, n = 0 if only the
+    # statistics of real samples are known.
+    features: Tensor
+    fit: GaussianSums | Gaussian  # of the features of all samples
     comm: Communicator  # the workers, who share the work of the metrics
-    scores: Tensor | None = None  # logits of the features' classes [n, K]
-    labels: Tensor | None = None  # the classes that samples were generated for, int64 [n]
+    scores: Tensor | None = None  # of generated samples: logits of the features' classes [n, K]
+    labels: Tensor | None = None  # classes of real samples, or to generate, int64 [n]
     texts: Sequence[str] = ()  # the samples, if they are text
     dataset: Dataset | None = None  # of real samples
     discriminator: nn.Module | None = None  # of generated samples
@@ -76,31 +81,41 @@ class SampleSet:
         return linear_probe(self.dataset, lambda samples: samples.flatten(1))
 
 
-# The labels are those that samples were generated for.
-Need = Literal["features", "classes", "labels", "texts", "discriminator"]
+# ``classes`` are those of the features, ``labels`` those that samples were generated for, and
+# ``real_samples`` more of the real data than the mean and covariance of their features.
+Need = Literal["features", "classes", "labels", "texts", "discriminator", "real_samples"]
 Measure = Callable[[SampleSet, SampleSet], dict[str, float]]
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A function (real, fake) → values by name, identical on every worker, and what it needs."""
+    """A function (real, fake) → values by name, identical on every worker, and what it needs.
+
+    ``protocol`` describes by name how values are computed.
+    """
 
     measure: Measure
     needs: frozenset[Need]
+    protocol: Mapping[str, str] = field(default_factory=dict)
 
 
 metrics: Registry[Metric] = Registry("evaluate.metrics")
 
 
-def _metric(name: str, *needs: Need) -> Callable[[Measure], Measure]:
+def _metric(name: str, *needs: Need, **protocol: str) -> Callable[[Measure], Measure]:
     def add(measure: Measure) -> Measure:
-        metrics.register(name)(Metric(measure, frozenset(needs)))
+        metrics.register(name)(Metric(measure, frozenset(needs), protocol))
         return measure
 
     return add
 
 
-@_metric("fid", "features")
+@_metric(
+    "fid",
+    "features",
+    fid="unbiased covariances, float64",
+    fid_real_split=f"median of {distances.NUM_SPLITS} splits, seed {distances.SPLIT_SEED}",
+)
 def fid(real: SampleSet, fake: SampleSet) -> dict[str, float]:
     """Fréchet distance to all real samples (Heusel et al. 2017), with a real-vs-real reference.
 
@@ -108,55 +123,136 @@ def fid(real: SampleSet, fake: SampleSet) -> dict[str, float]:
     the ratio of both. The ratio can be below 1: the bias of the FID falls with the number of
     samples, and the halves are smaller than the sets that ``fid`` compares.
     """
-    distance, split = distances.frechet_distance(real.sums, fake.sums), real.split_frechet
+    distance, split = distances.frechet_distance(real.fit, fake.fit), real.split_frechet
     if not split:
         return {"fid": distance}
     return {"fid": distance, "fid_real_split": split, "fid_over_real_split": distance / split}
 
 
-@_metric("kid", "features")
+@_metric(
+    "fid_per_class",
+    "features",
+    "labels",
+    "real_samples",
+    fid_per_class=f"classes with at least {_MIN_CLASS_SAMPLES} real and generated samples",
+)
+def fid_per_class(real: SampleSet, fake: SampleSet) -> dict[str, float]:
+    """FID within each class (intra-FID, Miyato & Koyama 2018): mean, largest, and by class.
+
+    ``fid_class_3`` is that of class 3. Classes with fewer than 10 samples, real or generated, are
+    skipped; NaN if all are.
+    """
+    assert real.dataset is not None
+    assert real.labels is not None
+    assert fake.labels is not None
+    num_classes, comm = real.dataset.num_classes, real.comm
+    sides = (real.features, real.labels), (fake.features, fake.labels)
+    counts = [torch.bincount(labels.cpu(), minlength=num_classes) for _, labels in sides]
+    measured = (torch.minimum(*counts) >= _MIN_CLASS_SAMPLES).nonzero()[:, 0].tolist()
+    mine = real.features.new_zeros(num_classes, dtype=torch.float64)
+    for label in measured[comm.rank :: comm.world_size]:
+        fits = (GaussianSums.of(features[labels == label]) for features, labels in sides)
+        mine[label] = distances.frechet_distance(*fits)
+        beat()
+    values = comm.all_reduce_(mine)[measured]
+    by_class = zip(measured, values.tolist(), strict=True)
+    return {
+        "fid_per_class": float(values.mean()),
+        "fid_per_class_max": float(values.max()) if measured else math.nan,
+        **{f"fid_class_{label}": value for label, value in by_class},
+    }
+
+
+@_metric("kid", "features", "real_samples", kid="unbiased, kernel (x·y/d + 1)³, all samples")
 def kid(real: SampleSet, fake: SampleSet) -> dict[str, float]:
     """Unbiased kernel distance of features (Bińkowski et al. 2018)."""
     across = distances.cross_similarity(real.features, fake.features, real.comm)
     return {"kid": real.self_similarity + fake.self_similarity - 2 * across}
 
 
-@_metric("swd", "features")
+@_metric(
+    "swd",
+    "features",
+    "real_samples",
+    swd=f"{distances.NUM_DIRECTIONS} directions, seed {distances.DIRECTIONS_SEED}",
+)
 def swd(real: SampleSet, fake: SampleSet) -> dict[str, float]:
     """Sliced Wasserstein distance (Bonneel et al. 2015); of ``points``, it needs no network."""
     distance = distances.sliced_wasserstein(real.features, fake.features, real.comm)
     return {"swd": distance, "swd_real_split": real.split_sliced}
 
 
-@_metric("precision_recall", "features")
+@_metric(
+    "precision_recall",
+    "features",
+    "real_samples",
+    precision_recall=f"{distances.PRECISION_NEIGHBORS} neighbours",
+)
 def precision_recall(real: SampleSet, fake: SampleSet) -> dict[str, float]:
     """Precision (sample quality) and recall (coverage of the data) of Kynkäänniemi et al. 2019."""
     precision, recall = distances.precision_and_recall(real.features, fake.features, real.comm)
     return {"precision": precision, "recall": recall}
 
 
-@_metric("density_coverage", "features")
+@_metric(
+    "density_coverage",
+    "features",
+    "real_samples",
+    density_coverage=f"{distances.DENSITY_NEIGHBORS} neighbours",
+)
 def density_coverage(real: SampleSet, fake: SampleSet) -> dict[str, float]:
     """Density and coverage (Naeem et al. 2020): as ``precision_recall``, robust to outliers."""
     density, coverage = distances.density_and_coverage(real.features, fake.features, real.comm)
     return {"density": density, "coverage": coverage}
 
 
-@_metric("inception_score", "classes")
+@_metric(
+    "inception_score",
+    "classes",
+    inception_score=f"{_SCORE_SPLITS} splits, seed {_SCORE_SEED}",
+)
 def inception_score(real: SampleSet, fake: SampleSet) -> dict[str, float]:
-    """exp(mean KL(p(y|x) ‖ p(y))) (Salimans et al. 2016), one split: 1 to the number of classes."""
+    """exp(mean KL(p(y|x) ‖ p(y))) (Salimans et al. 2016): 1 to the number of classes.
+
+    Mean over 10 random splits of the samples, and ``inception_score_std``, the standard deviation.
+    """
     assert fake.scores is not None
-    given = fake.scores.double().log_softmax(dim=1)
-    overall = given.exp().mean(dim=0)
-    divergence = (given.exp() * given).sum(dim=1).mean() - torch.xlogy(overall, overall).sum()
-    return {"inception_score": float(divergence.exp())}
+    count = len(fake.scores)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(_SCORE_SEED))
+    scores = []
+    for split in order.to(fake.scores.device).tensor_split(min(_SCORE_SPLITS, count)):
+        given = fake.scores[split].double().log_softmax(dim=1)
+        overall = given.exp().mean(dim=0)
+        divergence = (given.exp() * given).sum(dim=1).mean() - torch.xlogy(overall, overall).sum()
+        scores.append(divergence.exp())
+        beat()
+    found = torch.stack(scores)
+    deviation = found.std(correction=0)
+    return {"inception_score": float(found.mean()), "inception_score_std": float(deviation)}
 
 
 @_metric("modes", "classes")
 def modes(real: SampleSet, fake: SampleSet) -> dict[str, float]:
     """Number of classes that at least one generated sample is classified as."""
-    assert fake.scores is not None
-    return {"modes": float(len(fake.scores.argmax(dim=1).unique()))}
+    return {"modes": float((_class_counts(fake) > 0).sum())}
+
+
+@_metric("kl", "classes")
+def kl(real: SampleSet, fake: SampleSet) -> dict[str, float]:
+    """KL(q ‖ uniform) in nats, of the shares q of classes among generated samples.
+
+    0 to the logarithm of the number of classes. With ``modes``, the measure of mode coverage on
+    Stacked MNIST (Metz et al. 2017), whose 1,000 classes are equally likely.
+    """
+    counts = _class_counts(fake).double()
+    shares = counts / counts.sum()
+    return {"kl": float(torch.xlogy(shares, shares * len(shares)).sum())}
+
+
+def _class_counts(samples: SampleSet) -> Tensor:
+    assert samples.scores is not None
+    found = samples.scores.argmax(dim=1).cpu()  # CUDA's bincount is not deterministic
+    return torch.bincount(found, minlength=samples.scores.shape[1])
 
 
 @_metric("label_accuracy", "classes", "labels")
@@ -168,7 +264,7 @@ def label_accuracy(real: SampleSet, fake: SampleSet) -> dict[str, float]:
     return {"label_accuracy": float(right.double().mean())}
 
 
-@_metric("probe", "discriminator")
+@_metric("probe", "discriminator", "real_samples")
 def probe(real: SampleSet, fake: SampleSet) -> dict[str, float]:
     """Accuracy of a linear probe of the discriminator's features, and of raw samples.
 
@@ -183,7 +279,7 @@ def probe(real: SampleSet, fake: SampleSet) -> dict[str, float]:
     return {"probe": accuracy, "probe_raw": real.probe_raw}
 
 
-@_metric("jsd", "texts")
+@_metric("jsd", "texts", "real_samples", jsd="characters, with beginning and end, bits")
 def jsd(real: SampleSet, fake: SampleSet) -> dict[str, float]:
     """Jensen–Shannon divergence of the distributions of character n-grams, in bits.
 
@@ -194,13 +290,18 @@ def jsd(real: SampleSet, fake: SampleSet) -> dict[str, float]:
     return short | {"jsd": found[-1], "jsd_real_split": real.split_divergence}
 
 
-@_metric("self_bleu", "texts")
+@_metric(
+    "self_bleu",
+    "texts",
+    "real_samples",
+    self_bleu="characters up to 4-grams, smoothed by ½, 500 of 2,000 texts",
+)
 def self_bleu(real: SampleSet, fake: SampleSet) -> dict[str, float]:
     """Similarity of generated texts to one another (Zhu et al. 2018), and of real texts."""
     return {"self_bleu": fake.self_bleu, "self_bleu_real": real.self_bleu}
 
 
-@_metric("novelty", "texts")
+@_metric("novelty", "texts", "real_samples")
 def novelty(real: SampleSet, fake: SampleSet) -> dict[str, float]:
     """Shares of generated texts that are copies of real ones, new and well-formed, and distinct."""
     return text.novelty(real.texts, fake.texts)

@@ -29,11 +29,13 @@ from gatdist.config import (
 from gatdist.storage import Store
 from gatdist.storage.urls import OutsideUrl
 
-_CONFIG = "config.json"
+CONFIG = "config.json"
 _RECORD = "attempts.jsonl"
 _ATTEMPTS = "attempts"
 _CLAIM = re.compile(r"(\d{6,})\.json", re.ASCII)
 # Keys of a configuration that lead elsewhere, or run a program, when a run is evaluated.
+# Keys of the section ``data`` that say how samples are read, not where they are.
+_READING = ("resolution", "resize", "channels", "length", "vocabulary")
 _LOCATIONS = (
     ("data", "storage_options"),
     ("data", "shards_url"),
@@ -59,9 +61,9 @@ class RunDirectory:
     def claim(self, config: Config) -> None:
         """Write ``config.json``, which reserves the folder for this configuration."""
         content = json.dumps(config.redacted(), indent=1).encode()
-        if not self.store.create(_CONFIG, content):
+        if not self.store.create(CONFIG, content):
             self.require_same(config)
-            self.store.publish(_CONFIG, content)
+            self.store.publish(CONFIG, content)
 
     def start_attempt(self, hosts: list[str], resumed_from: int | None, reason: str) -> int:
         """Take the next attempt number, from 1, which fences all earlier attempts.
@@ -183,14 +185,14 @@ def _claim(number: int) -> str:
 
 def read_config(store: Store) -> Config | None:
     """Return the configuration of the run in ``store``; None without ``config.json``."""
-    content = store.read_if_exists(_CONFIG)
+    content = store.read_if_exists(CONFIG)
     if content is None:
         return None
     try:
         return parse_config(dict(parse_json(content)))
     except (ValueError, TypeError) as error:
         rule, hint = f"is not a JSON object ({error})", "Restore it, or choose another --run-dir"
-        raise CheckpointError(f"{store.url}/{_CONFIG}", rule, hint=hint) from None
+        raise CheckpointError(f"{store.url}/{CONFIG}", rule, hint=hint) from None
 
 
 def read_lines(store: Store, name: str) -> list[dict[str, Any]]:
@@ -218,8 +220,13 @@ def remember(config: Config) -> None:
             store.publish(digest, b"")
 
 
-def adopted(config: Config, overrides: Sequence[str], run: Store) -> Config:
+def adopted(
+    config: Config, overrides: Sequence[str], run: Store, against: str | None = None
+) -> Config:
     """Return a run's configuration for evaluation, as far as it can be trusted.
+
+    With ``against``, that URL replaces the data. It is read with the same resolution, channels
+    and so on.
 
     A configuration names URLs, with references to the environment, and programs. It is the user's
     own if a run with it was trained here: its digest is in the user's cache folder. Of somebody
@@ -228,6 +235,9 @@ def adopted(config: Config, overrides: Sequence[str], run: Store) -> Config:
     """
     values = config.model_dump(mode="json")
     given: dict[str, Any] = {}
+    if against is not None:
+        given = {"data": {"url": against}}
+        values["data"] = {key: values["data"][key] for key in _READING} | given["data"]
     for override in overrides:
         set_value(given, override)
         set_value(values, override)
@@ -238,7 +248,7 @@ def adopted(config: Config, overrides: Sequence[str], run: Store) -> Config:
             except ValueError:
                 raise _refused(run, "data.url", config.data.url) from None
         for section, key in _LOCATIONS:
-            if key not in given.get(section, {}) and values[section][key]:
+            if key not in given.get(section, {}) and values[section].get(key):
                 raise _refused(run, f"{section}.{key}", values[section][key])
         if "cache_dir" not in given.get("data", {}):
             values["data"]["cache_dir"] = None
@@ -251,7 +261,7 @@ def _refused(run: Store, key: str, value: object) -> ConfigError:
         shown = redact_url(value)
         quoted = json.dumps(shown)
     return ConfigError(
-        f"{run.url}/{_CONFIG}: {key}",
+        f"{run.url}/{CONFIG}: {key}",
         "may be named only by your own configuration, and this run was not trained by you here",
         value=shown,
         hint=f"If you trust it: --set '{key}={quoted}'",

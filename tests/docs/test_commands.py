@@ -70,6 +70,11 @@ ELSEWHERE = (
         "tests/deploy/test_monitoring.py",
     ),
     (r"tensorboard ", "a server is started", "tests/browser/test_tensorboard.py"),
+    (
+        r"gatdist .*inception",
+        "the published weights are needed",
+        "tests/numerics/test_published_inception.py",
+    ),
     (r"make ", "it installs, or runs the tests themselves", ".ci/run"),
     (r"pip install ", "it installs", "pyproject.toml"),
     (r"python -m benchmarks", "hours of measuring", "benchmarks/README.md"),

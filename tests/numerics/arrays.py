@@ -56,6 +56,8 @@ class Arrays:
     def fingerprint(self):
         return hashlib.sha256(self.samples.tobytes()).hexdigest()
 
+    resize = None
+
     @property
     def reading(self):
         return self.fingerprint
