@@ -235,7 +235,7 @@ class Evaluator:
         features = _Shared(self._comm, count, num_features, torch.float32)
         ids = _Shared(self._comm, count, num_ids, torch.uint8)
         labels = _Shared(self._comm, count, int(with_labels), torch.long)
-        labels_of = getattr(make, "labels", lambda positions: None)
+        labels_of: Any = getattr(make, "labels", None)
         for chunk in features.mine if num_features or num_ids else ():
             start, end = chunk * _BATCH, min(count, (chunk + 1) * _BATCH)
             positions = torch.arange(start, end, device=self._device)
