@@ -9,6 +9,7 @@ from torch import nn
 from gatdist.common.errors import ConfigError, PluginError
 from gatdist.config import BOTH, Config, PlayerName
 from gatdist.game.hidden import Traits
+from gatdist.models.buffers import BatchNorm
 from gatdist.parallel.communicator import bare
 
 
@@ -92,7 +93,7 @@ def _coupling_layers(network: nn.Module) -> dict[str, bool]:
     """By description: whether workers with GPUs can compute the layer together."""
     found = {}
     for name, module in bare(network).named_modules():
-        is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        is_norm = isinstance(module, BatchNorm)
         if is_norm or getattr(module, "couples_samples", False):
             found[f"{name!r} ({type(module).__name__})"] = is_norm
     return found
