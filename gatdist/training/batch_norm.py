@@ -19,14 +19,14 @@ MAX_BATCH = 256
 
 
 @torch.no_grad()
-def recompute(sampler: Sampler, global_batch: int, comm: Communicator) -> None:
+def recompute(sampler: Sampler, batch: int, comm: Communicator) -> None:
     """Set the network's running statistics to means over 16 generated batches, in place.
 
-    "Standing statistics" (Brock et al. 2019): each batch, of ``global_batch`` but at most 256
-    samples, is normalized by its own mean and variance. A function of weights, seed and stream; the
+    "Standing statistics" (Brock et al. 2019): each batch, of ``batch`` but at most 256 samples,
+    is normalized by its own mean and variance. A function of weights, seed and stream; the
     workers share the batches, but each is computed by one. Collective.
     """
-    network, size = sampler.network, min(global_batch, MAX_BATCH)
+    network, size = sampler.network, min(batch, MAX_BATCH)
     norms = batch_norms(network)
     buffers = [tensor for norm in norms for tensor in running_statistics(norm)]
     if not norms:

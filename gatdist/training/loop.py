@@ -306,7 +306,7 @@ class _Loop:
 
     def _recompute_statistics(self) -> None:
         self.progress.enter("batch_norm")
-        recompute(self._average_sampler("batch_norm"), self.config.run.global_batch, self.comm)
+        recompute(self._average_sampler("batch_norm"), self.config.generator_batch, self.comm)
 
     @property
     def _all_seen(self) -> str:
