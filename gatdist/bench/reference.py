@@ -15,6 +15,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from gatdist.bench.cases import Case, Overrides, Size
 from gatdist.config import Config, PlayerOptimConfig
 from gatdist.models import COMPUTE_DTYPES, build_networks
+from gatdist.models.image.resampling import blur
 from gatdist.models.image.stylegan2 import EPSILON, StyledConv2d
 from gatdist.models.layers import normalizable
 
@@ -172,7 +173,7 @@ class _WeightsBySample(StyledConv2d):
 
     def convolve(self, x: Tensor, w: Tensor) -> Tensor:
         n, inputs = x.shape[:2]
-        weight = self.weight * self.gain * self.style(w)[:, None, :, None, None]  # [n, o, i, 3, 3]
+        weight = self.weight * self.style(w)[:, None, :, None, None]  # [n, o, i, 3, 3]
         weight = weight * (weight.square().sum(dim=(2, 3, 4), keepdim=True) + EPSILON).rsqrt()
         together = x.reshape(1, n * inputs, *x.shape[2:])
         if self.up:
@@ -180,5 +181,5 @@ class _WeightsBySample(StyledConv2d):
             x = functional.conv_transpose2d(together, transposed, stride=2, groups=n)
         else:
             x = functional.conv2d(together, weight.flatten(0, 1), padding=1, groups=n)
-        blurred: Tensor = self.blur(x.unflatten(1, (n, -1))[0])
-        return blurred
+        x = x.unflatten(1, (n, -1))[0]
+        return 4 * blur(x, padding=1) if self.up else x

@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.functional import normalize
 from torch.nn.utils import parametrize
 
 from gatdist.common.errors import ConfigError
-from gatdist.config import LatentDistribution
 
 Layer = TypeVar("Layer", bound=nn.Linear | nn.modules.conv._ConvNd)
 
@@ -82,6 +82,19 @@ def to_logits(
         return logits + projections * (1 / math.sqrt(features.shape[1]) if scale is None else scale)
 
 
+def to_conditional_logits(
+    features: Tensor, embedded: Tensor | None, finish: nn.Module, scale: float = 1.0
+) -> Tensor:
+    """Return a discriminator's logits [n]: scale · ⟨finish(features), embedded labels⟩.
+
+    Computed in the dtype of the weights, as in :func:`to_logits`. ``finish`` maps features [n, k] →
+    [n, e]; ``embedded`` is [n, e], or None for e = 1.
+    """
+    with without_autocast(features.device.type):
+        outputs: Tensor = finish(features.to(next(finish.parameters()).dtype))
+        return outputs[:, 0] if embedded is None else (outputs * embedded).sum(1) * scale
+
+
 def without_autocast(device_type: str) -> AbstractContextManager[object]:
     """Disable autocast where the device has it."""
     if not torch.amp.is_autocast_available(device_type):  # such as torch's meta device
@@ -89,30 +102,11 @@ def without_autocast(device_type: str) -> AbstractContextManager[object]:
     return torch.autocast(device_type, enabled=False)
 
 
-def glorot(layer: Layer, gain: float = 1.0) -> Layer:
-    """Draw the weights from U(−a, a), a = gain · √(6 / (fan_in + fan_out)); set the biases to 0.
-
-    Glorot & Bengio 2010. The default initialization of TensorFlow.
-    """
-    nn.init.xavier_uniform_(layer.weight, gain)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
-    return layer
-
-
 def uniform(normal: Tensor) -> Tensor:
     """Map standard normal numbers to uniform ones in (0, 1), elementwise."""
     smallest = torch.finfo(normal.dtype).eps
     share = 0.5 + 0.5 * torch.erf(normal * math.sqrt(0.5))
     return share.clamp(smallest, 1 - smallest)
-
-
-def latents_from(normal: Tensor, distribution: LatentDistribution) -> Tensor:
-    """Map standard normal numbers to latents of a distribution, elementwise.
-
-    ``uniform`` is U(−1, 1).
-    """
-    return normal if distribution == "normal" else torch.erf(normal * math.sqrt(0.5))
 
 
 def gumbel(normal: Tensor) -> Tensor:
@@ -125,6 +119,16 @@ def one_hot(scores: Tensor, temperature: float) -> Tensor:
     soft = (scores / temperature).softmax(dim=1)
     hard = torch.zeros_like(soft).scatter_(1, soft.argmax(dim=1, keepdim=True), 1.0)
     return hard + soft - soft.detach()
+
+
+class LabelLinear(nn.Linear):
+    """A linear layer of one-hot labels, without bias: int64 [n] → [n, size]."""
+
+    def __init__(self, num_classes: int, size: int) -> None:
+        super().__init__(num_classes, size, bias=False)
+
+    def forward(self, labels: Tensor) -> Tensor:
+        return functional.embedding(labels, self.weight.T)
 
 
 class DiscriminatorFeatures(nn.Module):
@@ -198,8 +202,7 @@ class SpectralNorm(nn.Module):
 def add_spectral_norm(network: nn.Module) -> nn.Module:
     """Normalize every linear, embedding and (not transposed) convolution weight, in place.
 
-    Modules with the attribute ``spectral_norm = False`` are exempt. A weight that is all zero has
-    no singular vectors and is replaced by an orthogonal one.
+    A weight that is all zero has no singular vectors and is replaced by an orthogonal one.
     """
     for module in normalizable(network):
         if not module.weight.is_meta and not module.weight.any():
@@ -213,9 +216,7 @@ def normalizable(network: nn.Module) -> list[Any]:
     return [
         module
         for module in network.modules()
-        if isinstance(module, _NORMALIZED)
-        and not getattr(module, "transposed", False)
-        and getattr(module, "spectral_norm", True)
+        if isinstance(module, _NORMALIZED) and not getattr(module, "transposed", False)
     ]
 
 

@@ -1,8 +1,20 @@
 """R3GAN (Huang et al. 2024), a baseline without normalization or style.
 
 Stages of residual blocks with inverted bottlenecks and grouped 3×3 convolutions, "fix-up"
-initialization (Zhang et al. 2019), bilinear resampling between stages, and a learned 4×4 basis at
-the coarse end. Trained with the loss ``relativistic`` and the penalties ``r1`` and ``r2``.
+initialization (Zhang et al. 2019), resampling with [1, 3, 3, 1] between stages, and a learned 4×4
+basis at the coarse end. Trained with the loss ``relativistic`` and the penalties ``r1`` and ``r2``.
+Operators and initial weights are those of the authors' code.
+
+Published configurations, as options (``blocks = 2`` in all):
+
+========================  =====  =========  ===========
+data                      width  max_width  group_width
+========================  =====  =========  ===========
+CIFAR-10, Stacked MNIST   768    768        16
+FFHQ-64                   384    768        16
+FFHQ-256                  96     768        16
+ImageNet-32, ImageNet-64  1536   1536       32
+========================  =====  =========  ===========
 """
 
 from __future__ import annotations
@@ -15,13 +27,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gatdist.common.errors import ConfigError
+from gatdist.models.image.resampling import downsample, upsample
 from gatdist.models.layers import (
+    LabelLinear,
     doubling_widths,
-    embed_labels,
     initialized,
-    label_embedding,
     leaky_gain,
-    to_logits,
+    to_conditional_logits,
 )
 from gatdist.models.registry import discriminators, generators, require_halvings
 
@@ -51,6 +63,10 @@ class _Block(nn.Module):
 
 def _pointwise(inputs: int, outputs: int) -> nn.Conv2d:
     return initialized(nn.Conv2d(inputs, outputs, 1, bias=False))
+
+
+def _embedding(num_classes: int, size: int, gain: float) -> LabelLinear | None:
+    return initialized(LabelLinear(num_classes, size), gain) if num_classes else None
 
 
 def _transitions(widths: list[int]) -> nn.ModuleList:
@@ -94,7 +110,8 @@ class R3GANGenerator(nn.Module):
 
     ``blocks`` residual blocks per stage; ``width`` channels at the finest stage, doubling up to
     ``max_width``; ``group_width`` channels in each group of the grouped convolutions. The defaults
-    are the paper's for 256 × 256, with ``latent_size = 64``. Labels are embedded into the latents.
+    are the paper's for 256 × 256, with ``latent_size = 64``. Embedded labels, ``latent_size``
+    numbers each, are appended to the latents.
     """
 
     def __init__(
@@ -111,26 +128,31 @@ class R3GANGenerator(nn.Module):
         super().__init__()
         widths = _widths(sample_shape, width, max_width, group_width)[::-1]
         size = [side >> (len(widths) - 1) for side in sample_shape[1:]]
-        self.embedding = label_embedding(num_classes, latent_size)
+        self.embedding = _embedding(num_classes, latent_size, gain=1.0)
         self.basis = nn.Parameter(torch.randn(widths[0], *size))
-        self.start = initialized(nn.Linear(latent_size, widths[0], bias=False))
+        inputs = latent_size * (2 if num_classes else 1)
+        self.start = initialized(nn.Linear(inputs, widths[0], bias=False))
         self.stages = _stages(widths, group_width, blocks)
         self.transitions = _transitions(widths)
         self.finish = _pointwise(widths[-1], sample_shape[0])
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
-        latents = embed_labels(latents, labels, self.embedding)
+        if self.embedding is not None:
+            latents = torch.cat([latents, self.embedding(labels)], dim=1)
         x = self.basis * self.start(latents)[:, :, None, None]
         x = self.stages[0](x)
         for transition, stage in zip(self.transitions, self.stages[1:], strict=True):
-            x = functional.interpolate(transition(x), scale_factor=2, mode="bilinear")
-            x = stage(x)
+            x = stage(upsample(transition(x)))
         return self.finish(x)
 
 
 @discriminators.register("r3gan")
 class R3GANDiscriminator(nn.Module):
-    """R3GAN (Huang et al. 2024): images [n, C, H, W] → logits [n]; options as for the generator."""
+    """R3GAN (Huang et al. 2024): images [n, C, H, W] → logits [n]; options as for the generator.
+
+    A class-conditional logit is the product of an output per coarsest channel with the embedded
+    label.
+    """
 
     def __init__(
         self,
@@ -149,12 +171,14 @@ class R3GANDiscriminator(nn.Module):
         self.stages = _stages(widths, group_width, blocks)
         self.transitions = _transitions(widths)
         self.basis = nn.Parameter(torch.randn(widths[-1], *size) / math.sqrt(math.prod(size)))
-        self.finish = initialized(nn.Linear(widths[-1], 1, bias=False))
-        self.embedding = label_embedding(num_classes, widths[-1])
+        outputs = widths[-1] if num_classes else 1
+        self.finish = initialized(nn.Linear(widths[-1], outputs, bias=False))
+        self.embedding = _embedding(num_classes, outputs, gain=outputs**-0.5)
 
     def forward(self, samples: Tensor, labels: Tensor | None = None) -> Tensor:
         x = self.stages[0](self.start(samples))
         for transition, stage in zip(self.transitions, self.stages[1:], strict=True):
-            x = stage(transition(functional.avg_pool2d(x, 2)))
+            x = stage(transition(downsample(x)))
         features = (x * self.basis).sum(dim=(2, 3))
-        return to_logits(features, labels, self.finish, self.embedding)
+        embedded = None if self.embedding is None else self.embedding(labels)
+        return to_conditional_logits(features, embedded, self.finish)

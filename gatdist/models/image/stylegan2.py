@@ -2,7 +2,9 @@
 
 A mapping network turns latents z into styles w. The synthesis network starts from a constant and
 scales its channels by styles, layer by layer, with noise added per pixel. Learning rates are
-equalized: weights have unit variance and are scaled in the forward (Karras et al. 2018).
+equalized: weights have unit variance and are scaled in the forward (Karras et al. 2018). Operators
+and initial weights are those of StyleGAN2-ADA's published code, but for what serves its mixed
+precision (``conv_clamp``, scaling of styles and weights by their largest).
 
 Legend: n samples, c channels, h × w pixels, s numbers in a style.
 """
@@ -16,11 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gatdist.models.layers import label_embedding, to_logits, uniform
+from gatdist.common.errors import ConfigError
+from gatdist.models.image.resampling import blur, downsample, upsample
+from gatdist.models.layers import to_conditional_logits, uniform, without_autocast
 from gatdist.models.registry import discriminators, generators, require_halvings
 
 _SLOPE = 0.2
-_TAPS = (1.0, 3.0, 3.0, 1.0)
+_LABEL_LAYERS = 8  # of the discriminator's mapping of labels
+_RATE = 0.01  # of mapping networks
 EPSILON = 1e-8
 
 
@@ -37,6 +42,13 @@ class EqualizedLinear(nn.Module):
         return functional.linear(x, self.weight * self.gain, self.bias * self.rate)
 
 
+class LabelEmbedding(EqualizedLinear):
+    """W x + b of one-hot labels x: int64 [n] → [n, outputs]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.embedding(x, self.weight.T) * self.gain + self.bias
+
+
 class EqualizedConv2d(nn.Module):
     """A convolution, [n, inputs, h, w] → [n, outputs, h, w], or half of h and w with ``down``."""
 
@@ -47,33 +59,14 @@ class EqualizedConv2d(nn.Module):
         self.weight = nn.Parameter(torch.randn(outputs, inputs, kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
         self.gain, self.down = 1 / math.sqrt(inputs * kernel**2), down
-        self.blur = Blur(kernel // 2 + 1) if down else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        padding = 0 if self.down else self.weight.shape[2] // 2
-        stride = 2 if self.down else 1
-        return functional.conv2d(self.blur(x), self.weight * self.gain, self.bias, stride, padding)
-
-
-class Blur(nn.Module):
-    """The filter [1, 3, 3, 1] both ways, with sum ``gain`` and zero padding p.
-
-    [n, c, h, w] → [n, c, h + 2p − 3, w + 2p − 3].
-    """
-
-    taps: Tensor
-
-    def __init__(self, padding: int, gain: float = 1.0) -> None:
-        super().__init__()
-        taps = torch.tensor(_TAPS)
-        taps = taps[:, None] * taps
-        self.register_buffer("taps", taps * (gain / taps.sum()), persistent=False)
-        self.padding = padding
-
-    def forward(self, x: Tensor) -> Tensor:
-        channels = x.shape[1]
-        taps = self.taps.to(x.dtype).expand(channels, 1, -1, -1)
-        return functional.conv2d(x, taps, padding=self.padding, groups=channels)
+        stride, padding = 1, self.weight.shape[2] // 2
+        if self.down and padding == 0:
+            x = downsample(x)
+        elif self.down:
+            x, stride, padding = blur(x, padding + 1), 2, 0
+        return functional.conv2d(x, self.weight * self.gain, self.bias, stride, padding)
 
 
 class StyledConv2d(nn.Module):
@@ -90,7 +83,6 @@ class StyledConv2d(nn.Module):
         self.bias = nn.Parameter(torch.zeros(outputs))
         self.noise_strength = nn.Parameter(torch.zeros(()))
         self.gain, self.up = 1 / math.sqrt(inputs * 9), up
-        self.blur = Blur(1, gain=4.0) if up else nn.Identity()
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:
         x = self.convolve(x, w)
@@ -104,11 +96,13 @@ class StyledConv2d(nn.Module):
         # Σ over inputs and taps of (weight · style)², [n, outputs].
         power = style.square() @ weight.square().sum(dim=(2, 3)).T
         x = x * style[:, :, None, None]
+        scale = (power + EPSILON * self.gain**2).rsqrt()
         if self.up:  # [n, outputs, 2h + 1, 2w + 1], which the blur makes 2h × 2w
-            x = self.blur(functional.conv_transpose2d(x, weight.transpose(0, 1), stride=2))
+            x = blur(functional.conv_transpose2d(x, weight.transpose(0, 1), stride=2), padding=1)
+            scale = 4 * scale
         else:
             x = functional.conv2d(x, weight, padding=1)
-        return x * (power + EPSILON).rsqrt()[:, :, None, None]
+        return x * scale[:, :, None, None]
 
 
 class ToImage(nn.Module):
@@ -127,27 +121,31 @@ class ToImage(nn.Module):
 
 
 class Mapping(nn.Module):
-    """Latents z [n, latent_size] and labels → styles w [n, s], with learning rates × ``rate``."""
+    """Latents z [n, latent_size] and labels → styles w [n, s], with learning rates × 0.01.
 
-    def __init__(
-        self, latent_size: int, num_classes: int, style_size: int, layers: int, rate: float
-    ) -> None:
+    ``latent_size`` is 0, and z None, for styles of labels alone. Computed in the dtype of the
+    weights, also under autocast.
+    """
+
+    def __init__(self, latent_size: int, num_classes: int, style_size: int, layers: int) -> None:
         super().__init__()
-        self.embedding = label_embedding(num_classes, latent_size)
-        inputs = latent_size * (2 if num_classes else 1)
+        self.embedding = LabelEmbedding(num_classes, style_size) if num_classes else None
+        inputs = latent_size + (style_size if num_classes else 0)
         sizes = [inputs, *[style_size] * layers]
         self.layers = nn.ModuleList(
-            EqualizedLinear(before, after, rate=rate) for before, after in pairwise(sizes)
+            EqualizedLinear(before, after, rate=_RATE) for before, after in pairwise(sizes)
         )
 
-    def forward(self, latents: Tensor, labels: Tensor | None) -> Tensor:
-        x = _to_unit_variance(latents)
-        if self.embedding is not None:
-            assert labels is not None
-            x = torch.cat([x, _to_unit_variance(self.embedding(labels))], dim=1)
-        for layer in self.layers:
-            x = _activate(layer(x))
-        return x
+    def forward(self, latents: Tensor | None, labels: Tensor | None) -> Tensor:
+        weight = next(self.parameters())
+        with without_autocast(weight.device.type):
+            inputs = [] if latents is None else [_to_unit_variance(latents.to(weight.dtype))]
+            if self.embedding is not None:
+                inputs.append(_to_unit_variance(self.embedding(labels)))
+            x = torch.cat(inputs, dim=1)
+            for layer in self.layers:
+                x = _activate(layer(x))
+            return x
 
 
 def _activate(x: Tensor) -> Tensor:
@@ -174,7 +172,7 @@ class StyleGAN2Generator(nn.Module):
     ``style_size`` from ``mapping_layers`` layers. The defaults are the paper's for 256 × 256, with
     ``latent_size = 512``, except ``style_mixing``: the share of training samples whose finer layers
     get the styles of a second latent, 0.9 in the paper. ``pixel_noise`` adds noise per pixel and
-    layer.
+    layer. Labels are embedded as in StyleGAN2-ADA (Karras et al. 2020).
     """
 
     def __init__(
@@ -194,7 +192,7 @@ class StyleGAN2Generator(nn.Module):
         widths = _widths(sample_shape, capacity, max_width)[::-1]
         channels, height, width = sample_shape
         times = len(widths) - 1
-        self.mapping = Mapping(latent_size, num_classes, style_size, mapping_layers, rate=0.01)
+        self.mapping = Mapping(latent_size, num_classes, style_size, mapping_layers)
         coarsest = height >> times, width >> times
         self.constant = nn.Parameter(torch.randn(widths[0], *coarsest))
         # One layer at the coarsest size, two at each other, the first of which doubles it.
@@ -206,6 +204,9 @@ class StyleGAN2Generator(nn.Module):
             sizes += [(coarsest[0] << level, coarsest[1] << level)] * 2
         self.layers = nn.ModuleList(layers)
         self.to_image = nn.ModuleList(ToImage(c, channels, style_size) for c in widths)
+        # Its output [n, layers + 1, s] is what the penalty path_length differentiates by. The last
+        # style is of the last ToImage; others share that of the layer after them.
+        self.styles = nn.Identity()
         self.style_mixing, self.latent_size = style_mixing, latent_size
         self._noise_shapes = [(1, *size) for size in sizes] if pixel_noise else []
         self._mixing_size = latent_size + 1 if style_mixing else 0
@@ -215,35 +216,39 @@ class StyleGAN2Generator(nn.Module):
         self, latents: Tensor, labels: Tensor | None = None, noise: Tensor | None = None
     ) -> Tensor:
         """``noise`` is [n, noise_size]; None adds none and mixes no styles."""
-        styles = self.mapping(latents, labels)
-        w = [styles] * (len(self.layers) + 1)  # of each layer, and of the last ToImage
+        styles = self.mapping(latents, labels)[:, None].expand(-1, len(self.layers) + 1, -1)
         pixels: list[Tensor | None] = [None] * len(self.layers)
         if noise is not None:
             mixing, rest = noise.split([self._mixing_size, noise.shape[1] - self._mixing_size], 1)
             if self.training and self.style_mixing:
-                w = self._mixed(w, mixing, labels)
+                styles = self._mixed(styles, mixing, labels)
             if self._noise_shapes:
                 parts = rest.split([*map(math.prod, self._noise_shapes)], dim=1)
                 pixels = [
                     part.unflatten(1, shape)
                     for part, shape in zip(parts, self._noise_shapes, strict=True)
                 ]
+        w = self.styles(styles).unbind(1)
         x = self.constant.expand(latents.shape[0], -1, -1, -1)
         x = self.layers[0](x, w[0], pixels[0])
         image = self.to_image[0](x, w[1])
         for level, to_image in enumerate(self.to_image[1:], start=1):
             for i in (2 * level - 1, 2 * level):
                 x = self.layers[i](x, w[i], pixels[i])
-            image = functional.interpolate(image, scale_factor=2, mode="bilinear")
-            image = image + to_image(x, w[2 * level + 1])
+            image = upsample(image) + to_image(x, w[2 * level + 1])
         return image
 
-    def _mixed(self, w: list[Tensor], mixing: Tensor, labels: Tensor | None) -> list[Tensor]:
-        """Return styles by layer, from a random layer on those of a second latent."""
-        second = self.mapping(mixing[:, 1:], labels)
+    def _mixed(self, styles: Tensor, mixing: Tensor, labels: Tensor | None) -> Tensor:
+        """Return styles [n, layers + 1, s], from a random layer on those of a second latent.
+
+        The layer is drawn per sample, by the published code once per worker and batch.
+        """
+        second = self.mapping(mixing[:, 1:], labels)[:, None]
         # A uniform number below ``style_mixing`` gives a layer from 1 on; one above it, none.
-        first_layer = 1 + uniform(mixing[:, :1]) / self.style_mixing * (len(w) - 1)
-        return [torch.where(i >= first_layer.floor(), second, mine) for i, mine in enumerate(w)]
+        count = styles.shape[1]
+        first_layer = 1 + uniform(mixing[:, :1]) / self.style_mixing * (count - 1)
+        layer = torch.arange(count, device=styles.device)
+        return torch.where((layer >= first_layer.floor())[:, :, None], second, styles)
 
 
 class _Block(nn.Module):
@@ -264,8 +269,9 @@ class _Block(nn.Module):
 class StyleGAN2Discriminator(nn.Module):
     """StyleGAN2 (Karras et al. 2020): images [n, C, H, W] → logits [n].
 
-    ``capacity`` and ``max_width`` as for the generator. ``minibatch_deviation``, which the paper
-    uses, couples samples, so that the batch can't be split over workers.
+    ``capacity`` and ``max_width`` as for the generator. ``minibatch_deviation``: samples per group
+    of the minibatch standard deviation, 4 or 8 in the paper's recipes; 0: none. Labels go through a
+    mapping network, as in StyleGAN2-ADA (Karras et al. 2020).
     """
 
     def __init__(
@@ -275,36 +281,64 @@ class StyleGAN2Discriminator(nn.Module):
         num_classes: int,
         capacity: int = 16384,
         max_width: int = 512,
-        minibatch_deviation: bool = False,
+        minibatch_deviation: int = 0,
     ) -> None:
         super().__init__()
         widths = _widths(sample_shape, capacity, max_width)
         channels, *size = sample_shape
         places = math.prod(side >> (len(widths) - 1) for side in size)
         last = widths[-1]
+        outputs = last if num_classes else 1
         self.start = EqualizedConv2d(channels, widths[0], 1)
         self.blocks = nn.Sequential(*(_Block(before, after) for before, after in pairwise(widths)))
-        self.deviation = MinibatchDeviation() if minibatch_deviation else nn.Identity()
+        self.deviation: nn.Module = nn.Identity()
+        if minibatch_deviation:
+            self.deviation = MinibatchDeviation(minibatch_deviation)
         self.mix = EqualizedConv2d(last + (1 if minibatch_deviation else 0), last, 3)
         self.gather = EqualizedLinear(last * places, last)
-        self.finish = EqualizedLinear(last, 1)
-        self.embedding = label_embedding(num_classes, last)
+        self.finish = EqualizedLinear(last, outputs)
+        self.embedding = Mapping(0, num_classes, last, _LABEL_LAYERS) if num_classes else None
 
     def forward(self, samples: Tensor, labels: Tensor | None = None) -> Tensor:
         x = self.blocks(_activate(self.start(samples)))
-        x = _activate(self.mix(self.deviation(x)))
-        features = _activate(self.gather(x.flatten(1)))
-        return to_logits(features, labels, self.finish, self.embedding)
+        with without_autocast(x.device.type):  # as published, and on few pixels
+            x = self.deviation(x.to(self.mix.weight.dtype))
+            x = _activate(self.mix(x))
+            features = _activate(self.gather(x.flatten(1)))
+        embedded = None if self.embedding is None else self.embedding(None, labels)
+        return to_conditional_logits(features, embedded, self.finish, features.shape[1] ** -0.5)
 
 
 class MinibatchDeviation(nn.Module):
-    """Append the samples' standard deviation, averaged over all features, as a feature map.
+    """Append the standard deviation within groups of samples, averaged over features, as a map.
 
-    Karras et al. 2018, over the whole batch: [n, c, h, w] → [n, c + 1, h, w].
+    Karras et al. 2018: [n, c, h, w] → [n, c + 1, h, w]. Of m groups, sample i is in group i mod m.
+    If ``group`` does not divide n, the last n mod ``group`` samples form a group of their own.
     """
 
-    couples_samples = True
+    def __init__(self, group: int) -> None:
+        super().__init__()
+        if group < 2:
+            raise ConfigError(
+                "model.discriminator.minibatch_deviation",
+                "must be at least 2 samples, or 0 for none",
+                value=group,
+                hint="Use 4",
+            )
+        self.couples_samples = group
 
     def forward(self, x: Tensor) -> Tensor:
-        deviation = (x.var(dim=0, correction=0) + EPSILON).sqrt().mean()
-        return torch.cat([x, deviation.expand(len(x), 1, *x.shape[2:])], dim=1)
+        rest = len(x) % self.couples_samples
+        deviations = [
+            self._deviations(part, min(len(part), self.couples_samples))
+            for part in x.split([len(x) - rest, rest])
+            if len(part)
+        ]
+        places = torch.cat(deviations)[:, None, None, None].expand(-1, 1, *x.shape[2:])
+        return torch.cat([x, places], dim=1)
+
+    @staticmethod
+    def _deviations(x: Tensor, group: int) -> Tensor:
+        """Return each sample's deviation within its group, [n]; n is a multiple of ``group``."""
+        variances = x.unflatten(0, (group, -1)).var(dim=0, correction=0)  # [n / group, c, h, w]
+        return (variances + EPSILON).sqrt().mean(dim=(1, 2, 3)).repeat(group)

@@ -1,0 +1,116 @@
+"""Resampling with the filter [1, 3, 3, 1] in both axes and zero padding, as in StyleGAN2.
+
+Shifted additions instead of depthwise convolutions, whose derivatives are slow. Each operator is
+linear, and its adjoint is one of these operators too, so derivatives of every order cost as much as
+a forward. All are deterministic, and keep the dtype and the memory format.
+
+Legend: n samples, c channels, h × w pixels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+_AXES = (2, 3)
+
+
+def upsample(x: Tensor) -> Tensor:
+    """Double the sides: zeros between pixels, then the filter with sum 4.
+
+    [n, c, h, w] → [n, c, 2h, 2w].
+    """
+    found: Tensor = _Upsample.apply(x)  # type: ignore[no-untyped-call]
+    return found
+
+
+def downsample(x: Tensor) -> Tensor:
+    """Halve the even sides: the filter with sum 1, then every other pixel.
+
+    [n, c, 2h, 2w] → [n, c, h, w].
+    """
+    found: Tensor = _Downsample.apply(x)  # type: ignore[no-untyped-call]
+    return found
+
+
+def blur(x: Tensor, padding: int) -> Tensor:
+    """Apply the filter with sum 1, with zero padding p from 0 to 3.
+
+    [n, c, h, w] → [n, c, h + 2p − 3, w + 2p − 3].
+    """
+    found: Tensor = _Blur.apply(x, padding)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _Upsample(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        layout = _layout(x)
+        out = torch.empty(
+            (n, c, 2 * h, 2 * w), dtype=x.dtype, device=x.device, memory_format=layout
+        )
+        for i, rows in enumerate(_between(x, 2)):
+            for j, pixels in enumerate(_between(rows, 3)):
+                out[:, :, i::2, j::2] = pixels
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return 4 * downsample(gradient)
+
+
+class _Downsample(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        for axis in _AXES:
+            half = x.shape[axis] // 2
+            even, odd = _every_other(x, axis)
+            x = (even + odd).mul_(3 / 8)
+            x.narrow(axis, 1, half - 1).add_(odd.narrow(axis, 0, half - 1), alpha=1 / 8)
+            x.narrow(axis, 0, half - 1).add_(even.narrow(axis, 1, half - 1), alpha=1 / 8)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return upsample(gradient) / 4
+
+
+class _Blur(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, padding: int) -> Tensor:
+        ctx.padding = padding
+        x = functional.pad(x, [padding] * 4)
+        for axis in _AXES:
+            size = x.shape[axis] - 3
+            first, second, third, fourth = (x.narrow(axis, k, size) for k in range(4))
+            x = (second + third).mul_(3 / 8).add_(first, alpha=1 / 8).add_(fourth, alpha=1 / 8)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return blur(gradient, 3 - ctx.padding), None
+
+
+def _between(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """Return ¾ x_i + ¼ x_{i−1} and ¾ x_i + ¼ x_{i+1} along an axis: the two halves of pixel i."""
+    size = x.shape[axis] - 1
+    before = 3 / 4 * x
+    after = before.clone()
+    before.narrow(axis, 1, size).add_(x.narrow(axis, 0, size), alpha=1 / 4)
+    after.narrow(axis, 0, size).add_(x.narrow(axis, 1, size), alpha=1 / 4)
+    return before, after
+
+
+def _every_other(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    if axis == 2:
+        return x[:, :, 0::2], x[:, :, 1::2]
+    return x[..., 0::2], x[..., 1::2]
+
+
+def _layout(x: Tensor) -> torch.memory_format:
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
