@@ -1,6 +1,6 @@
 """What GAT is: losses, penalties, augmentation, and the update rules that play them."""
 
-from gatdist.game.exactness import require_whole_batches
+from gatdist.game.exactness import require_whole_batches, require_whole_groups
 from gatdist.game.game import Game
 from gatdist.game.losses import Loss, register_loss
 from gatdist.game.penalties import Observations, Penalty
@@ -27,5 +27,6 @@ __all__ = [
     "register_loss",
     "register_update_rule",
     "require_whole_batches",
+    "require_whole_groups",
     "update_rules",
 ]

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -18,11 +19,9 @@ from gatdist.common.errors import PluginError
 from gatdist.common.registry import user_code
 from gatdist.common.seeding import generator_states, generators_kept, seed_all
 from gatdist.config import Config, PlayerName
-from gatdist.game.exactness import coupling_layer
+from gatdist.game.exactness import couplings
 from gatdist.game.hidden import Traits, attribute_states, changed, equal
 from gatdist.models import COMPUTE_DTYPES, DTYPES, is_built_in
-from gatdist.models.buffers import BatchNorm
-from gatdist.models.layers import latents_from
 from gatdist.models.structure import dtype_name
 from gatdist.parallel import draws
 
@@ -66,7 +65,7 @@ def _batch_norm_buffers(network: nn.Module) -> tuple[str, ...]:
     return tuple(
         key
         for prefix, module in network.named_modules()
-        if isinstance(module, BatchNorm)
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
         for key, _ in module.named_buffers(prefix, recurse=False)
     )
 
@@ -108,10 +107,14 @@ class _NetworkCheck:
         with self._user_code("train() fails"):
             self.network.train()
         traits = self._check_state(self._check_backward())
-        if coupling_layer(self.network) is None:
+        declared = couplings(self.network)
+        if not declared:
             if self._is_coupled(bool(traits.generators)):
                 self.original.couples_samples = True  # type: ignore[assignment]
             self.network.train()
+        groups = [found.group for found in declared if found.group]
+        if groups and len(groups) == len(declared) and not traits.generators:
+            self._check_groups(math.lcm(*groups))
         self._check_evaluation_mode()
         return replace(traits, warnings=tuple(self._warnings))
 
@@ -123,8 +126,7 @@ class _NetworkCheck:
             labels = draws.integers(0, "contract/labels", positions, self.num_classes)
         if self.player == "generator":
             shape: tuple[int, ...] = (self.config.model.latent_size,)
-            normal = draws.normal(0, "contract/latents", positions, shape, self.dtype)
-            inputs = latents_from(normal, self.config.model.latent_distribution)
+            inputs = draws.normal(0, "contract/latents", positions, shape, self.dtype)
         else:
             inputs = draws.uniform(0, "contract/samples", positions, self.sample_shape, self.dtype)
             if self.modality in ("text", "tokens"):  # one-hot, [n, vocabulary, length]
@@ -276,6 +278,18 @@ class _NetworkCheck:
             return not self._near(first, self._call([0, 1, 7]).detach()[0])
         except PluginError:
             return True
+
+    def _check_groups(self, group: int) -> None:
+        """Refuse groups that are not as declared: of 2 · ``group`` samples, even and odd ones."""
+        numbers = list(range(2 * group))
+        others = [n + n % 2 * len(numbers) for n in numbers]
+        first, second = (self._call(each).detach()[::2] for each in (numbers, others))
+        if not self._near(first, second):
+            self._refuse(
+                f"declares couples_samples = {group}, but a sample depends on others than those of "
+                f"its group: of n samples, i and j are in one group if i = j modulo n / {group}",
+                "Split a batch by unflatten(0, (group, -1)), or declare couples_samples = True",
+            )
 
     def _check_evaluation_mode(self) -> None:
         with self._user_code("eval() fails"):

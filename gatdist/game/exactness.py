@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import nn
 
 from gatdist.common.errors import ConfigError, PluginError
 from gatdist.config import BOTH, Config, PlayerName
 from gatdist.game.hidden import Traits
-from gatdist.models.buffers import BatchNorm
 from gatdist.parallel.communicator import bare
+from gatdist.parallel.reduction import micro_batches
 
 
 def require_exact(config: Config, traits: Mapping[PlayerName, Traits]) -> list[str]:
@@ -81,31 +83,49 @@ def _require_recordable(config: Config, player: PlayerName, found: Traits) -> No
         )
 
 
-def coupling_layer(network: nn.Module) -> str | None:
-    """Describe the first layer that couples the samples of a batch; None if there is none.
+@dataclass(frozen=True)
+class Coupling:
+    """A layer that couples samples of a batch.
 
-    Such layers are batch normalization and modules with the attribute ``couples_samples = True``.
+    Attributes:
+        layer: Its name and class.
+        group: Samples per group, where it couples samples i and j of n only if i ≡ j modulo
+            n / group; None: it couples the whole batch.
+        is_norm: Whether it is batch normalization, which workers with GPUs compute together.
     """
-    return next(iter(_coupling_layers(network)), None)
+
+    layer: str
+    group: int | None
+    is_norm: bool
 
 
-def _coupling_layers(network: nn.Module) -> dict[str, bool]:
-    """By description: whether workers with GPUs can compute the layer together."""
-    found = {}
+def couplings(network: nn.Module) -> list[Coupling]:
+    """Return the layers that couple samples: batch normalization, and what declares it.
+
+    A module declares it by the attribute ``couples_samples``: True, or the samples per group.
+    """
+    found = []
     for name, module in bare(network).named_modules():
-        is_norm = isinstance(module, BatchNorm)
-        if is_norm or getattr(module, "couples_samples", False):
-            found[f"{name!r} ({type(module).__name__})"] = is_norm
+        is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        declared = is_norm or getattr(module, "couples_samples", False)
+        if declared:
+            group = None if declared is True else int(declared)
+            found.append(Coupling(f"{name!r} ({type(module).__name__})", group, is_norm))
     return found
 
 
+def coupling_layer(network: nn.Module) -> str | None:
+    """Describe the first layer that couples samples; None if there is none."""
+    return next((found.layer for found in couplings(network)), None)
+
+
 def require_whole_batches(config: Config, player: str, network: nn.Module, workers: int) -> None:
-    """Refuse to divide the batch if a layer of ``network``, on its device, couples its samples."""
-    layers = _coupling_layers(network)
+    """Refuse to divide the batch if a layer of ``network``, on its device, couples all of it."""
+    layers = [found for found in couplings(network) if found.group is None]
     if not layers:
         return
-    layer = next(iter(layers))
-    unsynchronized = [name for name, is_norm in layers.items() if not is_norm]
+    layer = layers[0].layer
+    unsynchronized = [found.layer for found in layers if not found.is_norm]
     if config.run.reduction == "canonical":
         what, hint = "run.reduction = 'canonical'", "Use run.reduction = 'fast'"
     elif any(getattr(config.optim, name).micro_batch for name in BOTH):
@@ -123,3 +143,50 @@ def require_whole_batches(config: Config, player: str, network: nn.Module, worke
         f"the layer {layer} couples the samples of a batch, which {what} divides",
         hint=f"{hint}, or a network without such layers",
     )
+
+
+def require_whole_groups(
+    config: Config, player: str, network: nn.Module, sizes: Sequence[int]
+) -> None:
+    """Refuse parts of a batch that cut the groups of samples that a layer of ``network`` couples.
+
+    Parts hold every k-th sample of the global batch, and groups every (batch / group)-th. So groups
+    are the same for all numbers of workers (``sizes``), virtual workers and micro-batches with
+    whole groups.
+    """
+    for found in couplings(network):
+        if found.group is not None:
+            what = f"the {player}'s layer {found.layer} couples samples in groups of {found.group}"
+            for key, batch in (
+                ("run.global_batch", config.run.global_batch),
+                ("game.generator_batch", config.generator_batch),
+            ):
+                if batch % found.group:
+                    hint = f"Use {max(found.group, batch // found.group * found.group)}"
+                    rule = f"{what}, which must divide it"
+                    raise ConfigError(key, rule, value=batch, hint=hint)
+                _require_multiple(config, batch, found.group, what, sizes)
+
+
+def _require_multiple(
+    config: Config, batch: int, group: int, what: str, sizes: Sequence[int]
+) -> None:
+    if config.run.reduction == "canonical":
+        sizes = [config.run.virtual_workers]
+    for size in sizes:
+        share = batch // size
+        if share % group:
+            fitting = next(n for n in range(size, 0, -1) if batch // group % n == 0)
+            field, hint = "cluster.workers", f"Use --workers {fitting}, or a larger batch"
+            if config.run.reduction == "canonical":  # a divisor of a power of two is one
+                field, hint = "run.virtual_workers", f"Use {math.gcd(size, batch // group)}"
+            rule = f"{what}, which must divide the {share} samples of each worker"
+            raise ConfigError(field, rule, value=size, hint=hint)
+        for name in BOTH:
+            micro_batch = getattr(config.optim, name).micro_batch
+            part = share // micro_batches(share, micro_batch)
+            if part % group:
+                choices = [n for n in range(group, micro_batch, group) if share % n == 0]
+                hint = f"Use {max(choices, default=group)}"
+                rule = f"{what}, which must divide its {part} samples"
+                raise ConfigError(f"optim.{name}.micro_batch", rule, value=micro_batch, hint=hint)

@@ -35,9 +35,11 @@ def require_trainable(player: PlayerName, name: str, network: object) -> None:
     size = getattr(network, "noise_size", 0)
     if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= _MOST_NOISE:
         refuse(f"noise_size must be an integer from 0 to {_MOST_NOISE:,}; found {size!r}")
-    for attribute in ("noise_size", "couples_samples"):
-        if isinstance(getattr(network, attribute, 0), Tensor):
-            refuse(f"{attribute} must be a plain value; found a tensor")
+    for key, module in network.named_modules():
+        group = getattr(module, "couples_samples", False)
+        if not isinstance(group, (bool, int)) or group < 0:
+            place = f"{key}.couples_samples".lstrip(".")
+            refuse(f"{place} must be a bool, or the samples per group; found {group!r}")
     for key, tensor in _tensors(network):
         if is_lazy(tensor):
             hint = "Give the module its input size, from sample_shape"

@@ -101,12 +101,7 @@ class FastReduction(Reduction):
         return self.comm.replicate(network, compress=self._compress)
 
     def split(self, batch: Batch, micro_batch: int | None) -> list[Batch]:
-        size = len(batch.real)
-        count = 1
-        if micro_batch is not None:
-            count = next(
-                n for n in range(1, size + 1) if size % n == 0 and size // n <= micro_batch
-            )
+        count = micro_batches(len(batch.real), micro_batch)
         if count == 1:
             return [batch]
         return [batch.every(count, i).scaled(1 / count) for i in range(count)]
@@ -200,6 +195,16 @@ class CanonicalReduction(Reduction):
             half = len(rows) // 2
             rows = rows[:half] + rows[half:]
         return self.comm.all_gather(rows[0]).flatten()[:size]
+
+
+def micro_batches(size: int, micro_batch: int | None) -> int:
+    """Return the number of equal micro-batches of a share: the fewest of ``micro_batch`` or less.
+
+    One if ``micro_batch`` is None.
+    """
+    if micro_batch is None:
+        return 1
+    return next(n for n in range(1, size + 1) if size % n == 0 and size // n <= micro_batch)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from gatdist.game import (
     UpdateRule,
     build_update_rule,
     require_whole_batches,
+    require_whole_groups,
 )
 from gatdist.game.contract import examine
 from gatdist.game.exactness import require_exact
@@ -71,6 +72,7 @@ def check(config: Config, run_dir: str, device: torch.device | None = None) -> C
     traits = examine(config, by_player, sample_shape, num_classes, dataset.sample_format.metadata)
     warnings = require_exact(config, traits)
     for name, network in by_player.items():
+        require_whole_groups(config, name, network, fitting)
         if not on_gpus:
             require_whole_batches(config, name, network, fitting[-1])
     generator, discriminator = networks

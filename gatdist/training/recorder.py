@@ -214,10 +214,12 @@ class Recorder:
 
     def _fakes(self) -> Tensor:
         """Generate samples of the same latents every time, on the CPU."""
-        sampler = Sampler.from_config(
-            self.config, self.state.average.network, self.dataset.num_classes, "grid"
+        model = self.config.model
+        classes = self.dataset.num_classes if model.conditional else 0
+        sampler = Sampler(
+            self.state.average.network, model.latent_size, classes, self.config.run.seed, "grid"
         )
-        positions, classes = torch.arange(self._num_shown, device=self.device), sampler.num_classes
+        positions = torch.arange(self._num_shown, device=self.device)
         return sampler(positions, positions % classes if classes else None).cpu()
 
     def _real_samples(self) -> Tensor:

@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 from gatdist.common.errors import CheckpointError, ConfigError
 from gatdist.config import BOTH, Config, PlayerName, redact_url
-from gatdist.game import Game, UpdateRule, build_update_rule, require_whole_batches, update_rules
+from gatdist.game import (
+    Game,
+    UpdateRule,
+    build_update_rule,
+    require_whole_batches,
+    require_whole_groups,
+    update_rules,
+)
 from gatdist.game.contract import examine
 from gatdist.game.exactness import require_exact
 from gatdist.game.penalties import penalties
@@ -66,9 +73,10 @@ class TrainState:
         self.warnings = require_exact(config, traits)
         for name, network in networks.items():
             require_whole_batches(config, name, network, comm.world_size)
+            require_whole_groups(config, name, network, [comm.world_size])
             if comm.world_size > 1:
                 networks[name] = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-        self.average = MovingAverage(networks["generator"], config.game.ema_batch_norm)
+        self.average = MovingAverage(networks["generator"])
         for name in config.precision.compile:
             networks[name].compile()
         self.players: dict[PlayerName, Player] = {
