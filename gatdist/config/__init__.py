@@ -30,14 +30,12 @@ from gatdist.config.models import Config, flatten
 from gatdist.config.schedule import Schedule
 from gatdist.config.sections import (
     BOTH,
-    BatchNormStatistics,
     ClusterConfig,
     ConvergenceConfig,
     DataConfig,
     EvaluateConfig,
     GameConfig,
     HealthConfig,
-    LatentDistribution,
     NamedConfig,
     PenaltyConfig,
     PlayerName,
@@ -49,7 +47,6 @@ from gatdist.config.sections import (
 __all__ = [
     "BOTH",
     "REFERENCE",
-    "BatchNormStatistics",
     "ClusterConfig",
     "Config",
     "ConvergenceConfig",
@@ -57,7 +54,6 @@ __all__ = [
     "EvaluateConfig",
     "GameConfig",
     "HealthConfig",
-    "LatentDistribution",
     "NamedConfig",
     "PenaltyConfig",
     "PlayerName",

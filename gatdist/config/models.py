@@ -252,7 +252,6 @@ _RESULT_KEYS = (
     "run.virtual_workers",
     "data.resolution",
     "data.resize",
-    "data.dequantize",
     "data.channels",
     "data.length",
     "data.vocabulary",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gatdist.common.errors import ConfigError
-from gatdist.config import BOTH, Config, LatentDistribution, PlayerName
+from gatdist.config import BOTH, Config, PlayerName
 from gatdist.game.adaptive_state import AdaptiveState, Averages
 from gatdist.game.augmentation import Augmentation, build_augmentation
 from gatdist.game.hidden import Forwards, Traits
@@ -50,7 +50,6 @@ class Game:
         generator: in its data-parallel wrapper, as is the discriminator.
         loss: both players' losses.
         latent_size: numbers in one latent.
-        latent_distribution: of each of them.
         penalties: with their schedules.
         separate: whether lazy penalties have optimizer steps of their own.
         averages: running means that penalties use.
@@ -71,7 +70,6 @@ class Game:
     augmentation: Augmentation | None = None
     autocast: torch.dtype | None = None
     step_samples: int = 0
-    latent_distribution: LatentDistribution = "normal"
     forwards: Mapping[PlayerName, Forwards] = field(default_factory=dict)
 
     @classmethod
@@ -114,7 +112,6 @@ class Game:
             augmentation=build_augmentation(config, sample_shape, device),
             autocast=COMPUTE_DTYPES.get(config.precision.dtype),
             step_samples=config.step_samples,
-            latent_distribution=config.model.latent_distribution,
             forwards={
                 player: Forwards(bare(network), traits[player], config.run.seed)
                 for player, network in networks.items()
@@ -124,7 +121,7 @@ class Game:
 
     @cached_property
     def _draw_latents(self) -> Latents:
-        return Latents(self.seed, self.latent_size, self.step_samples, self.latent_distribution)
+        return Latents(self.seed, self.latent_size, self.step_samples)
 
     @cached_property
     def adaptive_states(self) -> dict[str, AdaptiveState]:
@@ -138,7 +135,7 @@ class Game:
         return replace(self, generator=bare(self.generator), discriminator=bare(self.discriminator))
 
     def latents(self, batch: Batch, stream: str = "latents") -> Tensor:
-        """Draw latents, a function of (seed, stream, position)."""
+        """Draw standard normal latents, a function of (seed, stream, position)."""
         return self._draw_latents(batch.positions, _stream(stream, batch), batch.real.dtype)
 
     def generate(self, latents: Tensor, batch: Batch, generator: nn.Module | None = None) -> Tensor:
@@ -306,9 +303,14 @@ class Game:
         self, batch: Batch, due: list[ScheduledPenalty]
     ) -> tuple[list[Tensor], Observations]:
         latents = self.latents(batch).detach().requires_grad_()
-        with _outputs(getattr(bare(self.generator), "mapping", None)) as styles:
+        styles_of = getattr(bare(self.generator), "styles", None)
+        with _outputs(styles_of if isinstance(styles_of, nn.Module) else None) as styles:
             fakes = self.generate(latents, batch)
         start = styles[0] if styles else latents
+        if not isinstance(start, Tensor) or len(start) != len(latents):
+            found = tuple(start.shape) if isinstance(start, Tensor) else type(start).__name__
+            rule = f"its module 'styles' must return a tensor [n, layers, s]; found {found}"
+            raise ConfigError("model.generator.name", rule)
         noise = draws.normal(
             self.seed,
             _stream("projections", batch),
@@ -372,9 +374,9 @@ def _stream(name: str, batch: Batch) -> str:
 
 
 @contextmanager
-def _outputs(module: nn.Module | None) -> Iterator[list[Tensor]]:
+def _outputs(module: nn.Module | None) -> Iterator[list[object]]:
     """Collect a module's outputs."""
-    given: list[Tensor] = []
+    given: list[object] = []
     if module is None:
         yield given
         return

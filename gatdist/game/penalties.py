@@ -107,14 +107,20 @@ def lecam(real: Tensor, fake: Tensor, averages: Averages) -> Tensor:
 
 
 def path_length(latents: Tensor, projections: Tensor, averages: Averages) -> Tensor:
-    """(‖∂⟨G(z), y⟩/∂z‖ / √pixels − ā)² for each sample, [n]."""
-    lengths = _norm(input_gradient(latents, projections))
+    """(‖∂⟨G(w), y⟩/∂w‖ / √(layers · pixels) − ā)² for each sample, [n]."""
+    lengths = _norm(input_gradient(latents, projections)) / math.sqrt(_num_layers(latents))
     return (lengths - averages["path_length"]).square()
 
 
 def _path_lengths(latents: Tensor, projections: Tensor) -> Observations:
     (gradient,) = torch.autograd.grad(projections.sum(), latents, retain_graph=True)
-    return {"path_length": gradient.flatten(1).norm(dim=1)}
+    lengths = gradient.flatten(1).norm(dim=1) / math.sqrt(_num_layers(latents))
+    return {"path_length": lengths}
+
+
+def _num_layers(latents: Tensor) -> int:
+    """Return the number of styles in a sample of [n, layers, s]; 1 for latents [n, s]."""
+    return math.prod(latents.shape[1:-1])
 
 
 def projections(samples: Tensor, noise: Tensor) -> Tensor:
@@ -131,8 +137,8 @@ _PENALTIES = {
     "wgan_gp": Penalty("between", unit_gradient),
     # Tseng et al. 2021: ā are running means of logits.
     "lecam": Penalty("logits", lecam, averages={"logits/real": 0.99, "logits/fake": 0.99}),
-    # Karras et al. 2020: y is normal, ā the mean length. If the generator has a ``mapping`` with
-    # outputs w, the derivative is by w.
+    # Karras et al. 2020: y is normal, ā the mean length in the steps before. w are the outputs
+    # [n, layers, s] of the generator's module ``styles``, or its latents [n, s].
     "path_length": Penalty(
         "latents", path_length, averages={"path_length": 0.99}, observe=_path_lengths
     ),

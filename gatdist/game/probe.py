@@ -198,6 +198,8 @@ def _check_penalty(rule: UpdateRule, scheduled: ScheduledPenalty, batch: Batch) 
     try:
         loss, _ = rule.game.penalty_loss(batch, [scheduled])
         torch.autograd.backward(loss)
+    except ConfigError:
+        raise
     except Exception as error:
         raise ConfigError(
             subject,
