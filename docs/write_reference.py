@@ -176,7 +176,8 @@ def shown(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"`[{', '.join(shown(one).strip('`') for one in value)}]`"
     if isinstance(value, dict):
-        return "`{}`"
+        pairs = ", ".join(f"{key} = {shown(one).strip('`')}" for key, one in value.items())
+        return f"`{{ {pairs} }}`" if pairs else "`{}`"
     return f"`{value:_}`" if isinstance(value, int) and value >= 10_000 else f"`{value:g}`"
 
 

@@ -69,9 +69,8 @@ def baselines(config: Config) -> dict[str, Any]:
     generator, _ = build_networks(
         config, sample_format.shape, sample_format.num_classes, sample_format.metadata
     )
-    classes = sample_format.num_classes if config.model.conditional else 0
-    untrained = Sampler(
-        generator.float().eval(), config.model.latent_size, classes, config.run.seed, "evaluation"
+    untrained = Sampler.from_config(
+        config, generator.float().eval(), sample_format.num_classes, "evaluation"
     )
     simple = {"image": MeanImage, "audio": ShuffledFrames, "text": MarkovChain}[dataset.modality]
     return {

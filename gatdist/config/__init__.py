@@ -30,12 +30,14 @@ from gatdist.config.models import Config, flatten
 from gatdist.config.schedule import Schedule
 from gatdist.config.sections import (
     BOTH,
+    BatchNormStatistics,
     ClusterConfig,
     ConvergenceConfig,
     DataConfig,
     EvaluateConfig,
     GameConfig,
     HealthConfig,
+    LatentDistribution,
     NamedConfig,
     PenaltyConfig,
     PlayerName,
@@ -47,6 +49,7 @@ from gatdist.config.sections import (
 __all__ = [
     "BOTH",
     "REFERENCE",
+    "BatchNormStatistics",
     "ClusterConfig",
     "Config",
     "ConvergenceConfig",
@@ -54,6 +57,7 @@ __all__ = [
     "EvaluateConfig",
     "GameConfig",
     "HealthConfig",
+    "LatentDistribution",
     "NamedConfig",
     "PenaltyConfig",
     "PlayerName",

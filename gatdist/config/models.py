@@ -252,6 +252,7 @@ _RESULT_KEYS = (
     "run.virtual_workers",
     "data.resolution",
     "data.resize",
+    "data.dequantize",
     "data.channels",
     "data.length",
     "data.vocabulary",

@@ -38,6 +38,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 ShareBelow1 = Annotated[float, Field(ge=0, lt=1)]
 Vocabulary = Annotated[str, AfterValidator(_is_vocabulary)]
 PlayerName = Literal["generator", "discriminator"]
+BatchNormStatistics = Literal["averaged", "recomputed", "live"]
+LatentDistribution = Literal["normal", "uniform"]
 BOTH: tuple[PlayerName, PlayerName] = ("generator", "discriminator")
 
 
@@ -119,6 +121,9 @@ class DataConfig(Section):
     size are center-cropped to this aspect ratio and resized. None keeps their size."""
     resize: Literal["lanczos", "bicubic", "hamming", "bilinear", "box"] = "lanczos"
     """Resampling filter."""
+    dequantize: bool = False
+    """Whether to add uniform noise of one quantization level, centered on 0, to the images that the
+    discriminator is trained on (Theis et al. 2016). The noise is a function of the position."""
     channels: PositiveInt | None = None
     """Channels of an image (1 gray, 3 RGB) or of audio (1 mixes to mono). None keeps those of the
     data set."""
@@ -169,6 +174,8 @@ class ModelConfig(Section):
     """Discriminator network: its ``name`` and its options."""
     latent_size: PositiveInt = 64
     """Number of components of a latent vector."""
+    latent_distribution: LatentDistribution = "normal"
+    """Distribution of the components: ``normal`` N(0, 1), or ``uniform`` between −1 and 1."""
     conditional: bool = False
     """Whether both networks are class-conditional."""
     spectral_norm: list[PlayerName] = []
@@ -227,6 +234,11 @@ class GameConfig(Section):
     ema_half_life_samples: NonNegativeSchedule = Schedule.constant(10_000.0)
     """Half-life in samples of the generator's exponential moving average, which is evaluated and
     sampled. While it is 0, the average equals the generator."""
+    ema_batch_norm: BatchNormStatistics = "averaged"
+    """Running statistics of batch normalization in the averaged generator: ``averaged`` like its
+    weights; ``recomputed`` as means over 16 generated batches whenever it is evaluated, shown or
+    saved ("standing statistics", Brock et al. 2019); ``live``, copied from the generator that is
+    trained."""
 
 
 class PlayerOptimConfig(Section):

@@ -43,7 +43,9 @@ class Modality(NamedTuple):
 
 
 MODALITIES: Mapping[str, Modality] = {
-    "image": Modality("image", IMAGE_COMPONENTS, np.uint8, ("resolution", "channels")),
+    "image": Modality(
+        "image", IMAGE_COMPONENTS, np.uint8, ("resolution", "channels", "dequantize")
+    ),
     "points": Modality("array", ("npy",), np.float32),
     "audio": Modality("audio clip", AUDIO_EXTENSIONS, np.float32, ("channels", "length")),
     "text": Modality("text", ("txt",), np.uint8, ("length", "vocabulary")),
@@ -76,9 +78,9 @@ def read_spec(manifest: Manifest, config: DataConfig, url: str) -> ReadSpec:
     """Return the format in which a data set is read. Raises DataError if the keys do not fit."""
     modality = MODALITIES[manifest.modality]
     noun = f"{modality.noun}s"
-    for key in ("resolution", "channels", "length", "vocabulary"):
+    for key in ("resolution", "channels", "length", "vocabulary", "dequantize"):
         value = getattr(config, key)
-        if value is not None and key not in modality.keys:
+        if value not in (None, False) and key not in modality.keys:
             rule = f"does not apply to the {noun} in {url}"
             raise DataError(f"data.{key}", rule, value=value, hint="Remove it")
     shape = list(manifest.sample_shape)

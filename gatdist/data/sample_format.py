@@ -25,12 +25,14 @@ class SampleFormat(ABC):
     """Conversion between samples as read from a data set and network tensors.
 
     ``ending`` is the file extension of a sample, with its dot; ``rounding`` names the loss of
-    precision in a file.
+    precision in a file; ``level`` is the difference of neighboring values in network
+    representation, 0 if samples are continuous.
     """
 
     modality: ClassVar[str]
     ending: ClassVar[str]
     rounding: str = "none"
+    level: float = 0.0
 
     def __init__(self, spec: ReadSpec) -> None:
         self.spec = spec
@@ -69,6 +71,7 @@ class ImageFormat(SampleFormat):
         self.rounding = f"{spec.bits} bits"
         self._dtype = torch.uint16 if spec.bits == 16 else torch.uint8
         self._half = (2**spec.bits - 1) / 2
+        self.level = 1 / self._half
 
     def to_network(self, samples: Tensor) -> Tensor:
         levels = samples.permute(0, 3, 1, 2).to(torch.float32)

@@ -22,6 +22,8 @@ from gatdist.config import Config, PlayerName
 from gatdist.game.exactness import couplings
 from gatdist.game.hidden import Traits, attribute_states, changed, equal
 from gatdist.models import COMPUTE_DTYPES, DTYPES, is_built_in
+from gatdist.models.buffers import BatchNorm
+from gatdist.models.layers import latents_from
 from gatdist.models.structure import dtype_name
 from gatdist.parallel import draws
 
@@ -65,7 +67,7 @@ def _batch_norm_buffers(network: nn.Module) -> tuple[str, ...]:
     return tuple(
         key
         for prefix, module in network.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        if isinstance(module, BatchNorm)
         for key, _ in module.named_buffers(prefix, recurse=False)
     )
 
@@ -126,7 +128,8 @@ class _NetworkCheck:
             labels = draws.integers(0, "contract/labels", positions, self.num_classes)
         if self.player == "generator":
             shape: tuple[int, ...] = (self.config.model.latent_size,)
-            inputs = draws.normal(0, "contract/latents", positions, shape, self.dtype)
+            normal = draws.normal(0, "contract/latents", positions, shape, self.dtype)
+            inputs = latents_from(normal, self.config.model.latent_distribution)
         else:
             inputs = draws.uniform(0, "contract/samples", positions, self.sample_shape, self.dtype)
             if self.modality in ("text", "tokens"):  # one-hot, [n, vocabulary, length]

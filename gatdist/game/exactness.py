@@ -11,6 +11,7 @@ from torch import nn
 from gatdist.common.errors import ConfigError, PluginError
 from gatdist.config import BOTH, Config, PlayerName
 from gatdist.game.hidden import Traits
+from gatdist.models.buffers import BatchNorm
 from gatdist.parallel.communicator import bare
 from gatdist.parallel.reduction import micro_batches
 
@@ -106,7 +107,7 @@ def couplings(network: nn.Module) -> list[Coupling]:
     """
     found = []
     for name, module in bare(network).named_modules():
-        is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        is_norm = isinstance(module, BatchNorm)
         declared = is_norm or getattr(module, "couples_samples", False)
         if declared:
             group = None if declared is True else int(declared)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gatdist.common.errors import ConfigError
-from gatdist.config import BOTH, Config, PlayerName
+from gatdist.config import BOTH, Config, LatentDistribution, PlayerName
 from gatdist.game.adaptive_state import AdaptiveState, Averages
 from gatdist.game.augmentation import Augmentation, build_augmentation
 from gatdist.game.hidden import Forwards, Traits
@@ -50,6 +50,7 @@ class Game:
         generator: in its data-parallel wrapper, as is the discriminator.
         loss: both players' losses.
         latent_size: numbers in one latent.
+        latent_distribution: of each of them.
         penalties: with their schedules.
         separate: whether lazy penalties have optimizer steps of their own.
         averages: running means that penalties use.
@@ -70,6 +71,7 @@ class Game:
     augmentation: Augmentation | None = None
     autocast: torch.dtype | None = None
     step_samples: int = 0
+    latent_distribution: LatentDistribution = "normal"
     forwards: Mapping[PlayerName, Forwards] = field(default_factory=dict)
 
     @classmethod
@@ -112,6 +114,7 @@ class Game:
             augmentation=build_augmentation(config, sample_shape, device),
             autocast=COMPUTE_DTYPES.get(config.precision.dtype),
             step_samples=config.step_samples,
+            latent_distribution=config.model.latent_distribution,
             forwards={
                 player: Forwards(bare(network), traits[player], config.run.seed)
                 for player, network in networks.items()
@@ -121,7 +124,7 @@ class Game:
 
     @cached_property
     def _draw_latents(self) -> Latents:
-        return Latents(self.seed, self.latent_size, self.step_samples)
+        return Latents(self.seed, self.latent_size, self.step_samples, self.latent_distribution)
 
     @cached_property
     def adaptive_states(self) -> dict[str, AdaptiveState]:
@@ -135,7 +138,7 @@ class Game:
         return replace(self, generator=bare(self.generator), discriminator=bare(self.discriminator))
 
     def latents(self, batch: Batch, stream: str = "latents") -> Tensor:
-        """Draw standard normal latents, a function of (seed, stream, position)."""
+        """Draw latents, a function of (seed, stream, position)."""
         return self._draw_latents(batch.positions, _stream(stream, batch), batch.real.dtype)
 
     def generate(self, latents: Tensor, batch: Batch, generator: nn.Module | None = None) -> Tensor:

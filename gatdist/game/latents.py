@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gatdist.config import LatentDistribution
+from gatdist.models.layers import latents_from
 from gatdist.parallel import draws
 
 # Limits of what is drawn ahead.
@@ -14,7 +16,7 @@ _MAX_NUMBERS, _MAX_STEPS = 2**17, 32
 
 
 class Latents:
-    """Standard normal numbers, a function of (seed, stream, position).
+    """Random numbers, a function of (seed, stream, position).
 
     On the CPU, latents of several steps are drawn at once, because a call costs more than the
     numbers of a small batch.
@@ -23,10 +25,18 @@ class Latents:
         seed: Seed of the run.
         size: Numbers per latent.
         step_samples: Difference between the positions of consecutive steps; 0 if unknown.
+        distribution: Of each number.
     """
 
-    def __init__(self, seed: int, size: int, step_samples: int = 0) -> None:
+    def __init__(
+        self,
+        seed: int,
+        size: int,
+        step_samples: int = 0,
+        distribution: LatentDistribution = "normal",
+    ) -> None:
         self.seed, self.size, self._stride = seed, size, step_samples
+        self.distribution = distribution
         # By kind of batch: positions [n] of the first step, and latents [steps, n, size].
         self._ahead: dict[tuple[str, torch.dtype, int, int], tuple[Tensor, Tensor]] = {}
         # The last request and its result: the phases of both players request the same latents.
@@ -45,7 +55,7 @@ class Latents:
         n = len(positions)
         steps = min(_MAX_STEPS, _MAX_NUMBERS // max(1, n * self.size))
         if not draws.is_readable(positions) or not self._stride or steps < 2:
-            return draws.normal(self.seed, stream, positions, (self.size,), dtype)
+            return self._draw(positions, stream, dtype)
         first = int(positions[0])
         kind = (stream, dtype, n, first % self._stride)
         if kind in self._ahead:
@@ -54,7 +64,10 @@ class Latents:
             if 0 <= step < len(drawn) and torch.equal(start + self._stride * step, positions):
                 return drawn[step]
         later = positions + self._stride * torch.arange(steps)[:, None]
-        drawn = draws.normal(self.seed, stream, later.flatten(), (self.size,), dtype)
-        drawn = drawn.view(steps, n, self.size)
+        drawn = self._draw(later.flatten(), stream, dtype).view(steps, n, self.size)
         self._ahead[kind] = (positions.clone(), drawn)
         return drawn[0]
+
+    def _draw(self, positions: Tensor, stream: str, dtype: torch.dtype) -> Tensor:
+        normal = draws.normal(self.seed, stream, positions, (self.size,), dtype)
+        return latents_from(normal, self.distribution)

@@ -18,9 +18,8 @@ from gatdist.models.image.residual import ResidualDiscriminator
 from gatdist.models.layers import (
     doubling_widths,
     embed_labels,
-    initialized,
+    glorot,
     label_embedding,
-    leaky_gain,
     to_logits,
     uniform,
     without_autocast,
@@ -38,9 +37,11 @@ _FLOOR = 1e-4
 class WaveGANGenerator(nn.Module):
     """WaveGAN (Donahue et al. 2019, appendix D): latents → clips [n, C, t] in [−1, 1].
 
-    Transposed convolutions of 25 taps; t is 16 · 4ᵏ. ``width`` channels at the finest resolution,
-    doubling each time the length is divided by 4; the default is the paper's for 16,384 samples,
-    with ``latent_size = 100``. Labels, which the paper lacks, are embedded into the latents.
+    Transposed convolutions of 25 taps; t is 16 · 4ᵏ, or 32 · 4ᵏ with a last stride of 2. ``width``
+    channels at the finest resolution, doubling each time the length is divided by 4; the default is
+    the paper's, with ``latent_size = 100`` and ``latent_distribution = "uniform"``. Padding and
+    initial weights are those of the paper's code. Labels, which the paper lacks, are embedded into
+    the latents.
     """
 
     modalities = ("audio",)
@@ -49,24 +50,23 @@ class WaveGANGenerator(nn.Module):
         self, *, latent_size: int, sample_shape: tuple[int, ...], num_classes: int, width: int = 64
     ) -> None:
         super().__init__()
-        widths = doubling_widths(width, _num_layers(sample_shape))[::-1]
+        self.strides = _strides(sample_shape)
+        widths = doubling_widths(width, len(self.strides))[::-1]
         self.embedding = label_embedding(num_classes, latent_size)
         self.start_shape = (widths[0], _SHORTEST)
-        self.start = initialized(nn.Linear(latent_size, math.prod(self.start_shape)))
-        # Each output of a strided transposed convolution sees only every fourth tap.
+        self.start = glorot(nn.Linear(latent_size, math.prod(self.start_shape)))
         self.layers = nn.ModuleList(
-            initialized(
-                nn.ConvTranspose1d(before, after, _TAPS, _STRIDE, 11, 1),
-                math.sqrt(2),
-                before * _TAPS / _STRIDE,
+            glorot(nn.ConvTranspose1d(before, after, _TAPS, stride, _padding(stride)[0]))
+            for stride, (before, after) in zip(
+                self.strides, pairwise([*widths, sample_shape[0]]), strict=True
             )
-            for before, after in pairwise([*widths, sample_shape[0]])
         )
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
         x = self.start(embed_labels(latents, labels, self.embedding)).view(-1, *self.start_shape)
-        for layer in self.layers:
-            x = layer(functional.relu(x))
+        for stride, layer in zip(self.strides, self.layers, strict=True):
+            # One sample too many: the padding is larger on the right.
+            x = layer(functional.relu(x))[..., : x.shape[2] * stride]
         return torch.tanh(x)
 
 
@@ -74,10 +74,10 @@ class WaveGANGenerator(nn.Module):
 class WaveGANDiscriminator(nn.Module):
     """WaveGAN (Donahue et al. 2019, appendix D): clips [n, C, t] → logits [n].
 
-    Strided convolutions of 25 taps; ``width`` as for the generator. ``phase_shuffle``: each feature
-    map is shifted by up to so many samples, drawn per sample and layer, so that the phase of the
-    generator's artifacts does not identify fakes. Labels, which the paper lacks, by projection
-    (Miyato & Koyama 2018).
+    Strided convolutions of 25 taps; ``width``, padding and initial weights as for the generator.
+    ``phase_shuffle``: each feature map is shifted by up to so many samples, drawn per sample and
+    layer as in the paper (its code draws per batch), so that the phase of the generator's artifacts
+    does not identify fakes. Labels, which the paper lacks, by projection (Miyato & Koyama 2018).
     """
 
     modalities = ("audio",)
@@ -91,18 +91,20 @@ class WaveGANDiscriminator(nn.Module):
         phase_shuffle: int = 2,
     ) -> None:
         super().__init__()
-        widths = doubling_widths(width, _num_layers(sample_shape))
-        if not 0 <= phase_shuffle < _SHORTEST * _STRIDE:
+        self.strides = _strides(sample_shape)
+        widths = doubling_widths(width, len(self.strides))
+        shortest = _SHORTEST * self.strides[-1]  # of the maps that are shifted
+        if not 0 <= phase_shuffle < shortest:
             key = "model.discriminator.phase_shuffle"
-            raise ConfigError(key, "must be 0 to 63", value=phase_shuffle)
+            raise ConfigError(key, f"must be 0 to {shortest - 1}", value=phase_shuffle)
         self.layers = nn.ModuleList(
-            initialized(
-                nn.Conv1d(before, after, _TAPS, _STRIDE, 11), leaky_gain(_SLOPE) if level else 1.0
+            glorot(nn.Conv1d(before, after, _TAPS, stride))
+            for stride, (before, after) in zip(
+                self.strides, pairwise([sample_shape[0], *widths]), strict=True
             )
-            for level, (before, after) in enumerate(pairwise([sample_shape[0], *widths]))
         )
         features = widths[-1] * _SHORTEST
-        self.finish = initialized(nn.Linear(features, 1), leaky_gain(_SLOPE))
+        self.finish = glorot(nn.Linear(features, 1))
         self.embedding = label_embedding(num_classes, features)
         self.phase_shuffle = phase_shuffle
         self.noise_size = len(widths) - 1 if phase_shuffle else 0
@@ -112,8 +114,8 @@ class WaveGANDiscriminator(nn.Module):
     ) -> Tensor:
         """``noise`` is [n, noise_size]; None shifts nothing."""
         x = samples
-        for level, layer in enumerate(self.layers):
-            x = functional.leaky_relu(layer(x), _SLOPE)
+        for level, (stride, layer) in enumerate(zip(self.strides, self.layers, strict=True)):
+            x = functional.leaky_relu(layer(functional.pad(x, _padding(stride))), _SLOPE)
             if noise is not None and level < self.noise_size:
                 x = shift(x, self._places(noise[:, level]))
         return to_logits(x.flatten(1), labels, self.finish, self.embedding)
@@ -132,18 +134,25 @@ def shift(x: Tensor, places: Tensor) -> Tensor:
     return x.gather(2, sources[:, None].expand(-1, x.shape[1], -1))
 
 
-def _num_layers(sample_shape: tuple[int, ...]) -> int:
+def _strides(sample_shape: tuple[int, ...]) -> list[int]:
+    """Return the strides, of both networks: 4, and a last 2 for lengths of 32 · 4ᵏ."""
     require_rank(sample_shape, 2, "wavegan")
     length = sample_shape[1]
-    times = max(1, round(math.log(length / _SHORTEST, _STRIDE)))
-    if length != _SHORTEST * _STRIDE**times:
+    doublings = max(2, round(math.log2(length / _SHORTEST)))
+    if length != _SHORTEST * 2**doublings:
         raise ConfigError(
             "data.length",
-            "'wavegan' takes clips of 64, 256, 1024, 4096, 16384, 65536 … samples",
+            "'wavegan' takes clips of 64, 128, 256 … 16384, 32768, 65536 … samples",
             value=length,
-            hint=f"Set it to {_SHORTEST * _STRIDE**times}",
+            hint=f"Set it to {_SHORTEST * 2**doublings}",
         )
-    return times
+    return [_STRIDE] * (doublings // 2) + [2] * (doublings % 2)
+
+
+def _padding(stride: int) -> tuple[int, int]:
+    """Return the zeros left and right of lengths that ``stride`` divides: TensorFlow's "SAME"."""
+    total = _TAPS - stride
+    return total // 2, total - total // 2
 
 
 class LogMel(nn.Module):

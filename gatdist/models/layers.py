@@ -16,6 +16,7 @@ from torch.nn.functional import normalize
 from torch.nn.utils import parametrize
 
 from gatdist.common.errors import ConfigError
+from gatdist.config import LatentDistribution
 
 Layer = TypeVar("Layer", bound=nn.Linear | nn.modules.conv._ConvNd)
 
@@ -102,11 +103,30 @@ def without_autocast(device_type: str) -> AbstractContextManager[object]:
     return torch.autocast(device_type, enabled=False)
 
 
+def glorot(layer: Layer, gain: float = 1.0) -> Layer:
+    """Draw the weights from U(−a, a), a = gain · √(6 / (fan_in + fan_out)); set the biases to 0.
+
+    Glorot & Bengio 2010. The default initialization of TensorFlow.
+    """
+    nn.init.xavier_uniform_(layer.weight, gain)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
 def uniform(normal: Tensor) -> Tensor:
     """Map standard normal numbers to uniform ones in (0, 1), elementwise."""
     smallest = torch.finfo(normal.dtype).eps
     share = 0.5 + 0.5 * torch.erf(normal * math.sqrt(0.5))
     return share.clamp(smallest, 1 - smallest)
+
+
+def latents_from(normal: Tensor, distribution: LatentDistribution) -> Tensor:
+    """Map standard normal numbers to latents of a distribution, elementwise.
+
+    ``uniform`` is U(−1, 1).
+    """
+    return normal if distribution == "normal" else torch.erf(normal * math.sqrt(0.5))
 
 
 def gumbel(normal: Tensor) -> Tensor:
@@ -202,7 +222,8 @@ class SpectralNorm(nn.Module):
 def add_spectral_norm(network: nn.Module) -> nn.Module:
     """Normalize every linear, embedding and (not transposed) convolution weight, in place.
 
-    A weight that is all zero has no singular vectors and is replaced by an orthogonal one.
+    Modules with the attribute ``spectral_norm = False`` are exempt. A weight that is all zero has
+    no singular vectors and is replaced by an orthogonal one.
     """
     for module in normalizable(network):
         if not module.weight.is_meta and not module.weight.any():
@@ -216,7 +237,9 @@ def normalizable(network: nn.Module) -> list[Any]:
     return [
         module
         for module in network.modules()
-        if isinstance(module, _NORMALIZED) and not getattr(module, "transposed", False)
+        if isinstance(module, _NORMALIZED)
+        and not getattr(module, "transposed", False)
+        and getattr(module, "spectral_norm", True)
     ]
 
 

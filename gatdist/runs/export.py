@@ -1,8 +1,8 @@
 """Export of a trained generator: ONNX, ``torch.export``, or weights that gatdist loads.
 
-An exported generator maps latents [n, latent_size], labels int64 [n] if class-conditional, and
-standard normal noise [n, noise_size] if it takes noise, to samples [n, …] as networks see them, for
-any n.
+An exported generator maps latents [n, latent_size] of the run's distribution, labels int64 [n] if
+class-conditional, and standard normal noise [n, noise_size] if it takes noise, to samples [n, …] as
+networks see them, for any n.
 """
 
 from __future__ import annotations

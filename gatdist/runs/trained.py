@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from gatdist.common.errors import CheckpointError
 from gatdist.common.seeding import generator_states, generators_kept, seed_all
-from gatdist.config import BOTH, Config, PlayerName, import_plugins
+from gatdist.config import BOTH, Config, LatentDistribution, PlayerName, import_plugins
 from gatdist.data.modalities import ReadSpec
 from gatdist.data.sample_format import SampleFormat, sample_format_of
 from gatdist.models import build_networks, is_built_in
+from gatdist.models.buffers import buffers_kept
+from gatdist.models.layers import latents_from
 from gatdist.parallel import draws
 from gatdist.runs.checkpoint import Checkpoint
 from gatdist.runs.checkpoints import Checkpoints
@@ -47,7 +49,7 @@ class Sampler:
     The streams of a seed are independent. ``truncation`` trades diversity for quality (> 0; None:
     off). For a network with a ``mapping``, it is ψ in w̄ + ψ (w − w̄) with the mean style w̄ (Karras
     et al. 2019); for others, latents are drawn from the normal distribution truncated at this value
-    (Brock et al. 2019).
+    (Brock et al. 2019). Uniform latents are a function of normal ones, and these are truncated.
     """
 
     def __init__(
@@ -58,12 +60,40 @@ class Sampler:
         seed: int,
         stream: str,
         *,
+        distribution: LatentDistribution = "normal",
         truncation: float | None = None,
     ) -> None:
         self.network, self.latent_size, self.num_classes = network, latent_size, num_classes
+        self.distribution = distribution
         self.seed, self.stream, self.truncation = seed, stream, truncation
         self._is_random: bool | None = None
         self._mapping: nn.Module | None = getattr(network, "mapping", None)
+
+    @classmethod
+    def from_config(
+        cls,
+        config: Config,
+        network: nn.Module,
+        num_classes: int,
+        stream: str,
+        *,
+        seed: int | None = None,
+        truncation: float | None = None,
+    ) -> Self:
+        """Return a sampler of a run's generator.
+
+        ``num_classes`` is that of the data. ``seed`` is that of the run by default.
+        """
+        model = config.model
+        return cls(
+            network,
+            model.latent_size,
+            num_classes if model.conditional else 0,
+            config.run.seed if seed is None else seed,
+            stream,
+            distribution=model.latent_distribution,
+            truncation=truncation,
+        )
 
     def labels(self, positions: Tensor) -> Tensor | None:
         if not self.num_classes:
@@ -73,15 +103,20 @@ class Sampler:
     def inputs(self, positions: Tensor, labels: Tensor | None = None) -> Inputs:
         """Return the network's arguments for int64 positions [n]."""
         dtype = next(self.network.parameters()).dtype
-        latents = draws.normal(self.seed, self.stream, positions, (self.latent_size,), dtype)
-        if self.truncation is not None and self._mapping is None:
-            latents = _cut_off(latents, self.truncation)
+        latents = latents_from(self._normal(positions, dtype), self.distribution)
         if not self.num_classes:
             labels = None
         elif labels is None:
             labels = self.labels(positions)
         noise = draws.of_network(self.network, self.seed, self.stream, positions, dtype)
         return Inputs(latents, labels, noise)
+
+    def _normal(self, positions: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return the normal numbers [n, latent_size] that latents are made from."""
+        drawn = draws.normal(self.seed, self.stream, positions, (self.latent_size,), dtype)
+        if self.truncation is None or self._mapping is not None:
+            return drawn
+        return _cut_off(drawn, self.truncation)
 
     @torch.no_grad()
     def __call__(self, positions: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -92,13 +127,14 @@ class Sampler:
     def between(self, first: int, last: int, shares: Tensor, label: int | None = None) -> Tensor:
         """Interpolate from sample ``first`` (share 0) to ``last`` (1), at ``shares`` [n]: [n, …].
 
-        Latents follow a great circle (Shoemake 1985). Class and noise are those of ``first``.
+        Latents follow a great circle (Shoemake 1985), uniform ones that of the normal numbers that
+        they are made from. Class and noise are those of ``first``.
         """
         device = next(self.network.parameters()).device
         ends = torch.tensor([first, last], device=device)
         given = None if label is None else torch.full_like(ends, label)
         both = self.inputs(ends, given)
-        start, end = both.latents
+        start, end = self._normal(ends, both.latents.dtype)
         share, steps = shares.to(start)[:, None], len(shares)
         angle = torch.arccos((start @ end / (start.norm() * end.norm())).clamp(-1, 1))
         if angle.sin().abs() < _SMALL_ANGLE:  # equal or opposite: the great circle is not unique
@@ -108,6 +144,7 @@ class Sampler:
             latents = (weights[0] * start + weights[1] * end) / angle.sin()
         _, labels, noise = both.row(0)
         labels = None if labels is None else labels.expand(steps)
+        latents = latents_from(latents, self.distribution)
         inputs = Inputs(latents, labels, tuple(t.expand(steps, -1) for t in noise))
         return self._generate(inputs, ends[:1].expand(steps))
 
@@ -116,20 +153,14 @@ class Sampler:
 
         A network that draws from torch's generator is called once per sample, seeded by position.
         """
-        before = {name: tensor.clone() for name, tensor in self.network.named_buffers()}
-        with generators_kept():
-            try:
-                if not self._draws(inputs):
-                    return self._call(inputs)
-                made = []
-                for i, position in enumerate(positions.tolist()):
-                    seed_all(self.seed, f"{self.stream}/forward", position)
-                    made.append(self._call(inputs.row(i)))
-                return torch.cat(made)
-            finally:
-                for name, tensor in self.network.named_buffers():
-                    if name in before:
-                        tensor.copy_(before[name])
+        with generators_kept(), buffers_kept(self.network):
+            if not self._draws(inputs):
+                return self._call(inputs)
+            made = []
+            for i, position in enumerate(positions.tolist()):
+                seed_all(self.seed, f"{self.stream}/forward", position)
+                made.append(self._call(inputs.row(i)))
+            return torch.cat(made)
 
     def _draws(self, inputs: Inputs) -> bool:
         """Return whether the network draws from torch's generator, tried with the first sample."""
@@ -157,7 +188,14 @@ class Sampler:
         """The mean style of 4,096 latents (and classes), the same for every seed."""
         assert self._mapping is not None
         like = next(self.network.parameters())
-        drawn = Sampler(self.network, self.latent_size, self.num_classes, 0, "truncation")
+        drawn = Sampler(
+            self.network,
+            self.latent_size,
+            self.num_classes,
+            0,
+            "truncation",
+            distribution=self.distribution,
+        )
         positions = torch.arange(_MEAN_SAMPLES, device=like.device)
         found = drawn.inputs(positions)
         return self._mapping(found.latents, found.labels).mean(dim=0)
@@ -185,8 +223,14 @@ class TrainedRun:
         return self.sample_format.num_classes if self.config.model.conditional else 0
 
     def sampler(self, seed: int, stream: str, truncation: float | None = None) -> Sampler:
-        size, classes = self.config.model.latent_size, self.num_classes
-        return Sampler(self.generator, size, classes, seed, stream, truncation=truncation)
+        return Sampler.from_config(
+            self.config,
+            self.generator,
+            self.sample_format.num_classes,
+            stream,
+            seed=seed,
+            truncation=truncation,
+        )
 
 
 def load_run(run: Store, device: torch.device) -> TrainedRun:

@@ -36,6 +36,7 @@ from gatdist.runs import (
     require_saved_state,
 )
 from gatdist.storage import Store
+from gatdist.training.batch_norm import recompute
 from gatdist.training.graphs import StepGraphs
 from gatdist.training.health import Convergence, Counts, decide
 from gatdist.training.integrity import Intact, require_equal_replicas
@@ -284,6 +285,9 @@ class _Loop:
             status = "interrupted" if stops else "running"  # until it is evaluated
         self.outcome |= {"status": status, "reason": reason, "samples_seen": samples_seen}
         is_log_step = finished or evaluates or self._due(run.log_every_samples)
+        commits = over or evaluates or self._due(run.checkpoint_every_samples)
+        if (commits or is_log_step) and self.config.game.ema_batch_norm == "recomputed":
+            self._recompute_statistics()
         if over or is_log_step:
             values = self.interval.summary(self.loader)
             self._judge_health(values, decides=is_log_step)
@@ -296,9 +300,13 @@ class _Loop:
                 self._commit()
                 return stops or self._evaluate()
             self._log(values)
-        if over or self._due(run.checkpoint_every_samples):
+        if commits:
             self._commit(must=over or self.config.health.may_roll_back)
         return over
+
+    def _recompute_statistics(self) -> None:
+        self.progress.enter("batch_norm")
+        recompute(self._average_sampler("batch_norm"), self.config.generator_batch, self.comm)
 
     @property
     def _all_seen(self) -> str:
@@ -382,9 +390,8 @@ class _Loop:
         return status != "running"
 
     def _average_sampler(self, stream: str) -> Sampler:
-        model, seed = self.config.model, self.config.run.seed
-        classes = self.dataset.num_classes if model.conditional else 0
-        return Sampler(self.state.average.network, model.latent_size, classes, seed, stream)
+        network, classes = self.state.average.network, self.dataset.num_classes
+        return Sampler.from_config(self.config, network, classes, stream)
 
     def _commit(self, *, must: bool = True) -> None:
         """Pass the state to the background writer (worker 0).

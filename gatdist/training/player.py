@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from gatdist.config import PlayerOptimConfig
+from gatdist.config import BatchNormStatistics, PlayerOptimConfig
 from gatdist.game import Hyperparameters
+from gatdist.models.buffers import batch_norms, running_statistics
 from gatdist.models.layers import normalized_weights
 from gatdist.parallel.communicator import bare
 from gatdist.parallel.reduction import Reduction
@@ -151,10 +152,14 @@ class MovingAverage:
 
     Args:
         network: the generator; the average starts from its weights.
+        batch_norm: running statistics of batch normalization: ``averaged`` like the weights,
+            ``live`` copied like other buffers, ``recomputed`` left to
+            :func:`gatdist.training.batch_norm.recompute`.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, batch_norm: BatchNormStatistics = "averaged") -> None:
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        self.batch_norm = batch_norm
         self._pairs: list[tuple[list[Tensor], list[Tensor]]] = []
 
     @torch.no_grad()
@@ -164,12 +169,9 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, network: nn.Module, weight: float | Tensor) -> None:
-        """Average in ``network``'s weights with ``weight`` 1 − β; buffers are copied."""
+        """Average in ``network``'s weights with ``weight`` 1 − β; other buffers are copied."""
         if not self._pairs:  # gathered once: going through the modules takes as long as the sum
-            self._pairs = [
-                (list(self.network.parameters()), list(network.parameters())),
-                (list(self.network.buffers()), list(network.buffers())),
-            ]
+            self._pairs = self._averaged_and_copied(network)
         (mine, theirs), (buffers, new) = self._pairs
         if isinstance(weight, float):
             torch._foreach_lerp_(mine, theirs, weight)
@@ -178,3 +180,19 @@ class MovingAverage:
                 average.lerp_(parameter, weight)
         if buffers:
             torch._foreach_copy_(buffers, new)
+
+    def _averaged_and_copied(self, network: nn.Module) -> list[tuple[list[Tensor], list[Tensor]]]:
+        """Return (averages, tensors of ``network``): those to average, and those to copy."""
+        statistics = {
+            id(tensor) for norm in batch_norms(self.network) for tensor in running_statistics(norm)
+        }
+        averaged: list[tuple[Tensor, Tensor]] = list(
+            zip(self.network.parameters(), network.parameters(), strict=True)
+        )
+        copied: list[tuple[Tensor, Tensor]] = []
+        for mine, theirs in zip(self.network.buffers(), network.buffers(), strict=True):
+            if id(mine) not in statistics or self.batch_norm == "live":
+                copied.append((mine, theirs))
+            elif self.batch_norm == "averaged":
+                averaged.append((mine, theirs))
+        return [([a for a, _ in pairs], [b for _, b in pairs]) for pairs in (averaged, copied)]

@@ -214,12 +214,10 @@ class Recorder:
 
     def _fakes(self) -> Tensor:
         """Generate samples of the same latents every time, on the CPU."""
-        model = self.config.model
-        classes = self.dataset.num_classes if model.conditional else 0
-        sampler = Sampler(
-            self.state.average.network, model.latent_size, classes, self.config.run.seed, "grid"
+        sampler = Sampler.from_config(
+            self.config, self.state.average.network, self.dataset.num_classes, "grid"
         )
-        positions = torch.arange(self._num_shown, device=self.device)
+        positions, classes = torch.arange(self._num_shown, device=self.device), sampler.num_classes
         return sampler(positions, positions % classes if classes else None).cpu()
 
     def _real_samples(self) -> Tensor:

@@ -76,7 +76,7 @@ class TrainState:
             require_whole_groups(config, name, network, [comm.world_size])
             if comm.world_size > 1:
                 networks[name] = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-        self.average = MovingAverage(networks["generator"])
+        self.average = MovingAverage(networks["generator"], config.game.ema_batch_norm)
         for name in config.precision.compile:
             networks[name].compile()
         self.players: dict[PlayerName, Player] = {

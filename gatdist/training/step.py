@@ -16,6 +16,7 @@ from gatdist.game import Observations, Phase, Step, UpdateRule
 from gatdist.models import DTYPES
 from gatdist.monitor.statistics import Statistics
 from gatdist.monitor.timing import PhaseTimer
+from gatdist.parallel import draws
 from gatdist.parallel.batch import Batch
 from gatdist.training.health import all_finite
 from gatdist.training.player import ema_weight
@@ -59,13 +60,18 @@ def to_device(
     ``noise`` is the number of the noise stream.
     """
     real = sample_format.to_network(loaded.samples.to(device, non_blocking=True))
+    positions = loaded.positions.to(device, non_blocking=True)
+    if config.data.dequantize:
+        stream = f"dequantization#{noise}" if noise else "dequantization"
+        drawn = draws.uniform(config.run.seed, stream, positions, real.shape[1:], real.dtype)
+        real += sample_format.level * (drawn - 0.5)
     images = config.precision.channels_last and real.dim() == 4
     layout = torch.channels_last if images else torch.contiguous_format
     labels = loaded.labels if config.model.conditional else None
     return Batch(
         real=real.to(DTYPES[config.precision.dtype]).contiguous(memory_format=layout),
         labels=None if labels is None else labels.to(device, non_blocking=True),
-        positions=loaded.positions.to(device, non_blocking=True),
+        positions=positions,
         step=step,
         noise=noise,
         host_positions=loaded.positions if device.type != "cpu" else None,

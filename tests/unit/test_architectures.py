@@ -38,7 +38,7 @@ def num_parameters(network):
     ("name", "shape", "num_classes", "latent_size", "published"),
     [
         # Miyato et al. 2018, conditional: 4.30 M and 1.06 M.
-        ("sngan", CIFAR, 10, 128, (4_304_387, 1_055_105)),
+        ("sngan", CIFAR, 10, 128, (4_304_387, 1_055_104)),
         # Brock et al. 2019 with 96 channels: 9.42 M and 2.42 M; 70.43 M and 87.98 M.
         ("biggan", CIFAR, 10, 80, (9_416_196, 2_415_170)),
         ("biggan", IMAGENET_128, 1000, 120, (70_433_988, 87_982_370)),

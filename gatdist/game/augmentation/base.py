@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any
 
 import torch
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 from torch import Tensor
 
 from gatdist.common.errors import ConfigError, nearest
@@ -71,13 +74,28 @@ def build_augmentation(
     )
 
 
-def require_policy(policy: Sequence[str], known: Collection[str]) -> None:
+def _by_name(policy: Any) -> Any:
+    if isinstance(policy, list) and all(isinstance(name, str) for name in policy):
+        return dict.fromkeys(policy, 1.0)
+    if not isinstance(policy, dict):
+        rule = "must be a list of names, or a table of names and strengths"
+        raise PydanticCustomError("policy", rule)
+    return policy
+
+
+# Transformations and their strengths, factors of their probability; a list of names means 1 each.
+Strengths = Annotated[
+    dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]], BeforeValidator(_by_name)
+]
+
+
+def require_policy(policy: Collection[str], known: Collection[str]) -> None:
     """Refuse a policy that is empty or has unknown names."""
     if not policy:
         raise ConfigError(
             "game.augmentation.policy",
             f"must name at least one of {', '.join(known)}",
-            value=policy,
+            value=list(policy),
             hint="Leave out game.augmentation for none",
         )
     for name in policy:

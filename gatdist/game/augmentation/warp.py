@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gatdist.game.augmentation import filters
+
 
 def translation(x: Tensor, y: Tensor) -> Tensor:
     """Return maps that move by (x, y) pixels, [n] each."""
@@ -33,64 +35,67 @@ def rotation(angle: Tensor) -> Tensor:
     return found
 
 
-def quarter_turn(count: Tensor, height: int, width: int) -> Tensor:
-    """Return maps that rotate by ``count`` [n] quarters, pixel onto pixel.
-
-    If H − W is odd, an odd number of quarters also moves by half a pixel: pixels would otherwise
-    fall between pixels.
-    """
-    found = rotation(count * (torch.pi / 2)).round()
-    if (height - width) % 2:
-        found[:, :2, 2] = 0.5 * found[:, 1, 0].abs()[:, None]
-    return found
-
-
 def _identity(like: Tensor) -> Tensor:
     return torch.eye(3, dtype=like.dtype, device=like.device).repeat(len(like), 1, 1)
 
 
 def take(images: Tensor, index: Tensor) -> Tensor:
-    """Return [n, C, H, W] with the pixels that ``index``, int64 [n, H, W], names by y · W + x."""
+    """Return [n, C, …] with the pixels that ``index``, int64 [n, …], names by y · W + x."""
     flat = images.flatten(2)
-    index = index.flatten(1)[:, None].expand(-1, flat.shape[1], -1)
-    return flat.gather(2, index).view(images.shape)
+    index, size = index.flatten(1), index.shape[1:]
+    return flat.gather(2, index[:, None].expand(-1, flat.shape[1], -1)).unflatten(2, size)
 
 
 def resample(images: Tensor, sources: Tensor) -> Tensor:
     """Return images whose pixel at q is the given image at ``sources`` · q.
 
-    Bilinear, with mirrored images beyond the edges. Moves by whole pixels are exact for any H and
-    W. Infinitely differentiable by the images, not by the maps. It uses gathers because grid_sample
-    is exact only for some sizes, and has no second derivative in older versions of torch.
+    As in Karras et al. 2020 (ADA): the mirrored image is upsampled by 2 with the wavelet filter
+    sym6, sampled bilinearly at twice the resolution, and downsampled with the same filter. Their
+    image is continued as far as any sample of the batch needs, at most by W − 1 and H − 1 pixels
+    (zeros beyond); here it is continued without end, so that no sample depends on another.
+
+    Infinitely differentiable by the images, not by the maps. It uses gathers because grid_sample
+    has no deterministic backward on CUDA, and no second derivative in older versions of torch.
 
     Args:
         images: float32 or float64.
         sources: Maps of the same dtype.
     """
     height, width = images.shape[2:]
+    at, dtype = images.device, images.dtype
+    up = [filters.on(at, dtype, filters.upsampling, size)[None, None] for size in (height, width)]
+    down = [
+        filters.on(at, dtype, filters.downsampling, size)[None, None] for size in (height, width)
+    ]
+    fine = filters.along_axes(images, *up)
+    # Where the columns of `downsampling` are, from the middle of the image.
+    y, x = (
+        (torch.arange(matrix.shape[3], dtype=dtype, device=at) - (size + filters.HALF - 1)) / 2
+        for matrix, size in zip(down, (height, width), strict=True)
+    )
     maps = sources[:, :2, :, None, None]
-    x = torch.arange(width, dtype=sources.dtype, device=sources.device) - (width - 1) / 2
-    y = torch.arange(height, dtype=sources.dtype, device=sources.device) - (height - 1) / 2
-    places = (maps[:, :, 0] * x + maps[:, :, 2]) + maps[:, :, 1] * y[:, None]  # [n, 2, H, W]
-    left, right, over_x = _neighbours(places[:, 0], width)
-    above, below, over_y = _neighbours(places[:, 1], height)
-    found = torch.zeros((), dtype=images.dtype, device=images.device)
-    for row, share_y in ((above * width, 1 - over_y), (below * width, over_y)):
-        for column, share_x in ((left, 1 - over_x), (right, over_x)):
-            share = (share_y * share_x)[:, None]
-            found = torch.addcmul(found, take(images, row + column), share)
-    return found
+    places = (maps[:, :, 0] * x + maps[:, :, 2]) + maps[:, :, 1] * y[:, None]  # [n, 2, h, w]
+    left, over_x = _before(places[:, 0], width)
+    above, over_y = _before(places[:, 1], height)
+    stride = fine.shape[3]
+    first = (above * stride + left)[:, None]  # [n, 1, h, w]
+    corners = torch.cat([first, first + 1, first + stride, first + stride + 1], 1)
+    shares = [(1 - over_y) * (1 - over_x), (1 - over_y) * over_x]
+    shares += [over_y * (1 - over_x), over_y * over_x]
+    found = torch.zeros((), dtype=dtype, device=at)
+    for pixels, share in zip(take(fine, corners).unbind(2), shares, strict=True):
+        found = torch.addcmul(found, pixels, share[:, None])
+    return filters.along_axes(found, *down)[..., :height, :width]
 
 
-def _neighbours(place: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Indices of the pixels before and after each place, and its distance to the first, in [0, 1).
+def _before(place: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Index of the upsampled pixel before each place, and its distance to it, in [0, 1].
 
-    ``place`` is a coordinate from the middle of an axis of ``size`` pixels.
+    ``place`` is a coordinate from the middle of an axis of ``size`` pixels; the distance is in
+    upsampled pixels.
     """
-    # Measure from the edge; the image and its mirror image repeat with the period 2 size.
-    place = place + size / 2
-    place = place - (place / (2 * size)).floor() * (2 * size)
-    place = (size - 0.5 - (place - size).abs()).clamp(0, size - 1)
-    before = place.floor()
-    index = before.long()
-    return index, (index + 1).clamp(max=size - 1), place - before
+    period = 2 * filters.period(size)
+    place = 2 * place + (size - 1)
+    place = place - (place / period).floor() * period  # may be rounded to the period
+    before = place.floor().clamp(max=period - 1)
+    return before.long(), place - before

@@ -22,22 +22,26 @@ from gatdist.models.registry import discriminators, generators, require_halvings
 
 # Channels as multiples of ``width``, by number of halvings: behind the generator's start
 # and blocks, from coarse to fine; behind the discriminator's blocks, the last without halving.
+# 5 to 7 (sides of 128 to 512): Brock et al. 2019, appendix B. 4: BigGAN-PyTorch. 3: StudioGAN
+# (Kang et al. 2023) for CIFAR-10.
 _GENERATOR = {
     3: [4, 4, 4, 4],
     4: [16, 16, 8, 4, 2],
     5: [16, 16, 8, 4, 2, 1],
     6: [16, 16, 8, 8, 4, 2, 1],
+    7: [16, 16, 8, 8, 4, 2, 1, 1],
 }
 _DISCRIMINATOR = {
     3: [2, 2, 2, 2],
     4: [1, 2, 4, 8, 16],
     5: [1, 2, 4, 8, 16, 16],
     6: [1, 2, 4, 8, 8, 16, 16],
+    7: [1, 1, 2, 4, 8, 8, 16, 16],
 }
 # Of images that halve three times, the discriminator halves two, as in SNGAN.
-_NUM_HALVINGS = {3: 2, 4: 4, 5: 5, 6: 6}
+_NUM_HALVINGS = {3: 2, 4: 4, 5: 5, 6: 6, 7: 7}
 # Shorter side of the feature maps with attention, by number of halvings.
-_ATTENTION_SIDES = {3: 16, 4: 32, 5: 64, 6: 64}
+_ATTENTION_SIDES = {3: 16, 4: 32, 5: 64, 6: 64, 7: 64}
 
 
 class SelfAttention(nn.Module):
@@ -71,9 +75,10 @@ class BigGANGenerator(nn.Module):
 
     The class and a part of the latent condition each block's batch normalization; ``latent_size``
     is a multiple of the number of blocks plus one. The paper's is spectrally normalized: set
-    ``model.spectral_norm = ["generator", "discriminator"]``. ``width`` is the paper's ``ch``,
-    ``label_size`` the size of the class embedding. ``attention_side``: shorter side of the feature
-    maps with attention; by default 16 for images of side 32, 32 for 64, 64 above.
+    ``model.spectral_norm = ["generator", "discriminator"]``; the generator's class embedding is
+    exempt, as in BigGAN-PyTorch. ``width`` is the paper's ``ch``, ``label_size`` the size of the
+    class embedding. ``attention_side``: shorter side of the feature maps with attention; by default
+    16 for images of side 32, 32 for 64, 64 above. Sides of 128, 256 and 512 are the paper's.
     """
 
     def __init__(
@@ -101,6 +106,8 @@ class BigGANGenerator(nn.Module):
         self.start_shape = (widths[0], *(side >> times for side in size))
         self.part_size = latent_size // parts
         self.embedding = label_embedding(num_classes, label_size)
+        if self.embedding is not None:
+            self.embedding.spectral_norm = False  # type: ignore[assignment]
         self.start = nn.Linear(self.part_size, math.prod(self.start_shape))
         condition_size = self.part_size + (label_size if num_classes else 0)
 

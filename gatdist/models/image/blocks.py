@@ -25,10 +25,12 @@ class ConditionalBatchNorm(nn.Module):
     plain batch normalization.
     """
 
-    def __init__(self, channels: int, make: Callable[[], nn.Module] | None) -> None:
+    def __init__(
+        self, channels: int, make: Callable[[], nn.Module] | None, eps: float = 1e-5
+    ) -> None:
         super().__init__()
         self.is_conditional = make is not None
-        self.norm = nn.BatchNorm2d(channels, affine=make is None)
+        self.norm = nn.BatchNorm2d(channels, eps, affine=make is None)
         if make is not None:
             self.gain, self.bias = make(), make()
 
@@ -84,10 +86,12 @@ class DownBlock(nn.Module):
 class ProjectionDiscriminator(nn.Module):
     """Images [n, C, H, W] → blocks → [n, width, h, w], sum-pooled → logits [n]."""
 
-    def __init__(self, blocks: nn.Sequential, width: int, num_classes: int) -> None:
+    def __init__(
+        self, blocks: nn.Sequential, width: int, num_classes: int, *, bias: bool = True
+    ) -> None:
         super().__init__()
         self.blocks = blocks
-        self.finish = nn.Linear(width, 1)
+        self.finish = nn.Linear(width, 1, bias)
         self.embedding = label_embedding(num_classes, width)
 
     def forward(self, samples: Tensor, labels: Tensor | None = None) -> Tensor:
