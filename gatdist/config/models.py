@@ -253,6 +253,7 @@ _RESULT_KEYS = (
     "data.resolution",
     "data.resize",
     "data.dequantize",
+    "data.x_flip",
     "data.channels",
     "data.length",
     "data.vocabulary",

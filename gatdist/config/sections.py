@@ -124,6 +124,10 @@ class DataConfig(Section):
     dequantize: bool = False
     """Whether to add uniform noise of one quantization level, centered on 0, to the images that the
     discriminator is trained on (Theis et al. 2016). The noise is a function of the position."""
+    x_flip: bool = False
+    """Whether to mirror each image that the discriminator is trained on, left to right, with
+    probability ½. The choice is a function of the position. Evaluation uses unmirrored images, as
+    StyleGAN2-ADA and R3GAN do."""
     channels: PositiveInt | None = None
     """Channels of an image (1 gray, 3 RGB) or of audio (1 mixes to mono). None keeps those of the
     data set."""

@@ -44,7 +44,7 @@ class Modality(NamedTuple):
 
 MODALITIES: Mapping[str, Modality] = {
     "image": Modality(
-        "image", IMAGE_COMPONENTS, np.uint8, ("resolution", "channels", "dequantize")
+        "image", IMAGE_COMPONENTS, np.uint8, ("resolution", "channels", "dequantize", "x_flip")
     ),
     "points": Modality("array", ("npy",), np.float32),
     "audio": Modality("audio clip", AUDIO_EXTENSIONS, np.float32, ("channels", "length")),
@@ -78,7 +78,7 @@ def read_spec(manifest: Manifest, config: DataConfig, url: str) -> ReadSpec:
     """Return the format in which a data set is read. Raises DataError if the keys do not fit."""
     modality = MODALITIES[manifest.modality]
     noun = f"{modality.noun}s"
-    for key in ("resolution", "channels", "length", "vocabulary", "dequantize"):
+    for key in ("resolution", "channels", "length", "vocabulary", "dequantize", "x_flip"):
         value = getattr(config, key)
         if value not in (None, False) and key not in modality.keys:
             rule = f"does not apply to the {noun} in {url}"

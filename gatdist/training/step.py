@@ -61,8 +61,12 @@ def to_device(
     """
     real = sample_format.to_network(loaded.samples.to(device, non_blocking=True))
     positions = loaded.positions.to(device, non_blocking=True)
+    suffix = f"#{noise}" if noise else ""
+    if config.data.x_flip:
+        mirrored = draws.integers(config.run.seed, f"x_flip{suffix}", positions, 2) == 1
+        real = torch.where(mirrored[:, None, None, None], real.flip(3), real)
     if config.data.dequantize:
-        stream = f"dequantization#{noise}" if noise else "dequantization"
+        stream = f"dequantization{suffix}"
         drawn = draws.uniform(config.run.seed, stream, positions, real.shape[1:], real.dtype)
         real += sample_format.level * (drawn - 0.5)
     images = config.precision.channels_last and real.dim() == 4
