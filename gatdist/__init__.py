@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Any
 from gatdist.common.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from gatdist.api import evaluate, export, index, load, pack, sample, statistics, train, verify
+    from gatdist.api import (
+        evaluate,
+        export,
+        import_weights,
+        index,
+        load,
+        pack,
+        sample,
+        statistics,
+        train,
+        verify,
+    )
     from gatdist.common.errors import GatdistError
     from gatdist.common.heartbeat import beat
     from gatdist.config import Config, load_config
@@ -23,6 +34,7 @@ _HOMES = {
     "beat": "gatdist.common.heartbeat",
     "evaluate": "gatdist.api",
     "export": "gatdist.api",
+    "import_weights": "gatdist.api",
     "index": "gatdist.api",
     "load": "gatdist.api",
     "load_config": "gatdist.config",
@@ -44,6 +56,7 @@ __all__ = [
     "beat",
     "evaluate",
     "export",
+    "import_weights",
     "index",
     "load",
     "load_config",

@@ -177,6 +177,45 @@ def export(run: str | PathLike[str], kind: str, *, out: str | PathLike[str]) -> 
     return url
 
 
+def import_weights(
+    family: str,
+    generator: str | PathLike[str],
+    run_dir: str | PathLike[str],
+    *,
+    discriminator: str | PathLike[str] | None = None,
+    allow_pickle: bool = False,
+    overrides: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Make a run of published weights, to sample, evaluate, export, and train from it.
+
+    To train from it, set ``model.init_from`` to its folder and the section ``model`` as returned.
+
+    Args:
+        family: ``r3gan``, ``stylegan2-ada`` or ``biggan``.
+        generator: a state dict of the averaged generator with the names of its authors' code:
+            safetensors, of this network or of several under ``G_ema.``, ``G.`` and ``D.``.
+        run_dir: the run directory, which must hold no run.
+        discriminator: likewise; None keeps initial weights.
+        allow_pickle: the files are pickles, and read with ``weights_only=True``.
+        overrides: ``section.key=value``, for what shapes do not say.
+
+    Returns:
+        ``run_dir``, ``family``, ``model`` (the section), ``sample_shape``, ``num_classes``,
+        ``imported`` (the networks with imported weights).
+
+    Raises:
+        CheckpointError: a file can't be read, or its tensors are not those of the family.
+        ConfigError: an unknown family or key.
+    """
+    from gatdist.training.importing import import_weights
+
+    files: dict[Any, str] = {"generator": absolute(generator)}
+    if discriminator is not None:
+        files["discriminator"] = absolute(discriminator)
+    url = absolute(run_dir)
+    return import_weights(family, url, files, allow_pickle=allow_pickle, overrides=overrides)
+
+
 def load(
     run: str | PathLike[str], player: Literal["generator", "discriminator"] = "generator"
 ) -> nn.Module:

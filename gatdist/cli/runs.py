@@ -52,6 +52,18 @@ def add(commands: Any) -> None:
     sub.add_argument("--format", required=True, metavar="NAME", help="onnx, torch or safetensors")
     sub.add_argument("--out", required=True, metavar="URL", help="the file")
 
+    text = "make a run of published weights"
+    sub = common.add_command(commands, "import", _import, text)
+    sub.add_argument("family", metavar="FAMILY", help="r3gan, stylegan2-ada or biggan")
+    sub.add_argument(
+        "--generator", required=True, metavar="URL", help="safetensors of the averaged generator"
+    )
+    sub.add_argument("--discriminator", metavar="URL", help="safetensors of the discriminator")
+    sub.add_argument("--run-dir", required=True, metavar="URL", help="the run directory")
+    text = "the files are pickles; read them with weights_only=True"
+    sub.add_argument("--pickle", action="store_true", help=text)
+    common.add_overrides(sub, "set what shapes do not say, such as model.discriminator.…")
+
     text = "show a run as one HTML page that opens without a server"
     sub = common.add_command(commands, "report", _report, text)
     sub.add_argument("run", metavar="RUN")
@@ -229,6 +241,22 @@ def _export(arguments: argparse.Namespace) -> None:
 
     written = export(arguments.run, arguments.format, out=arguments.out)
     common.print_result(arguments, {"file": written}, lambda found: str(found["file"]))
+
+
+def _import(arguments: argparse.Namespace) -> None:
+    from gatdist.api import import_weights
+
+    found = import_weights(
+        arguments.family,
+        arguments.generator,
+        arguments.run_dir,
+        discriminator=arguments.discriminator,
+        allow_pickle=arguments.pickle,
+        overrides=arguments.set,
+    )
+    networks, shape = " and ".join(found["imported"]), "x".join(map(str, found["sample_shape"]))
+    text = f"imported {networks} for samples of {shape} into {found['run_dir']}"
+    common.print_result(arguments, found, lambda found: text)
 
 
 def _report(arguments: argparse.Namespace) -> None:

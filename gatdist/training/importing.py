@@ -1,0 +1,178 @@
+"""Runs from published weights: to sample, evaluate and export them, and to train from them."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from gatdist.common.errors import CheckpointError
+from gatdist.config import BOTH, Config, PlayerName, parse_config, redact_url, set_value
+from gatdist.data.modalities import ReadSpec
+from gatdist.models.published import Published, converted, families
+from gatdist.parallel.communicator import LocalCommunicator
+from gatdist.runs import Checkpoints, RunDirectory
+from gatdist.storage import Store
+from gatdist.storage.store import at_file
+from gatdist.training.health import Counts
+from gatdist.training.state import TrainState
+
+# Prefixes of names in a file of both networks, or of wrapped ones; the first that occurs is removed.
+_PREFIXES: Mapping[PlayerName, Sequence[str]] = {
+    "generator": ("G_ema.", "G."),
+    "discriminator": ("D.",),
+}
+_WRAPPERS = ("state_dict.", "module.", "Model.")
+
+
+def import_weights(
+    family: str,
+    run_dir: str,
+    files: Mapping[PlayerName, str],
+    *,
+    allow_pickle: bool = False,
+    overrides: Sequence[str] = (),
+) -> dict[str, Any]:
+    """See :func:`gatdist.import_weights`."""
+    tensors = {player: _read(url, player, allow_pickle) for player, url in files.items()}
+    subject = redact_url(files["generator"])
+    try:
+        published = families[family](tensors["generator"])
+    except (KeyError, StopIteration, IndexError, ValueError) as error:
+        rule = f"is no generator of {family!r} (lacks {error})"
+        raise CheckpointError(subject, rule, hint="Name its family") from None
+    config = _config(published, overrides)
+    state = _state(config, published)
+    for player in BOTH:
+        if player not in tensors:
+            continue
+        network = state.players[player].bare
+        names = published.generator if player == "generator" else published.discriminator
+        try:
+            values = converted(network.state_dict(), tensors[player], names, published.ignored)
+        except (ValueError, KeyError) as error:
+            rule = f"does not fit the {player} of {family!r}: {error}"
+            hint = "Set its options with --set, such as model.discriminator.minibatch_deviation=8"
+            raise CheckpointError(redact_url(files[player]), rule, hint=hint) from None
+        network.load_state_dict(values)
+    state.average.start(state.players["generator"].bare)
+    _write(config, state, _spec(published), run_dir)
+    return {
+        "run_dir": redact_url(run_dir),
+        "family": family,
+        "model": config.redacted()["model"],
+        "sample_shape": list(published.sample_shape),
+        "num_classes": published.num_classes,
+        "imported": sorted(tensors),
+    }
+
+
+def _read(url: str, player: PlayerName, allow_pickle: bool) -> dict[str, Tensor]:
+    """Read a state dict: safetensors, or a pickle without code, of one or both networks."""
+    store, name = at_file(url)
+    content, subject = store.read(name), redact_url(url)
+    if allow_pickle:
+        try:
+            loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError) as error:
+            rule = f"can't be read with weights_only=True ({str(error).splitlines()[0]})"
+            hint = "Save its state dicts alone: torch.save(network.state_dict(), FILE)"
+            raise CheckpointError(subject, rule, hint=hint) from None
+        tensors = _flat(loaded)
+    else:
+        try:
+            tensors = safetensors.torch.load(content)
+        except (SafetensorError, ValueError, KeyError) as error:
+            hint = "Convert it with safetensors, or use --pickle to read it with weights_only=True"
+            raise CheckpointError(subject, f"is no safetensors file ({error})", hint=hint) from None
+    for prefix in _PREFIXES[player]:
+        if any(key.startswith(prefix) for key in tensors):
+            tensors = _within(tensors, prefix)
+            break
+    for prefix in _WRAPPERS:
+        if tensors and all(key.startswith(prefix) for key in tensors):
+            tensors = _within(tensors, prefix)
+    for key, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{subject}: tensor {key}", "is not finite")
+    return tensors
+
+
+def _flat(loaded: Any, prefix: str = "") -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for key, value in loaded.items() if isinstance(loaded, dict) else ():
+        if isinstance(value, Tensor):
+            found[f"{prefix}{key}"] = value
+        elif isinstance(value, dict):
+            found |= _flat(value, f"{prefix}{key}.")
+    return found
+
+
+def _within(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {
+        key.removeprefix(prefix): tensor
+        for key, tensor in tensors.items()
+        if key.startswith(prefix)
+    }
+
+
+def _config(published: Published, overrides: Sequence[str]) -> Config:
+    height, width = published.sample_shape[1:]
+    values: dict[str, Any] = {
+        "run": {"total_samples": 1, "global_batch": 1},
+        "data": {"url": "", "resolution": [height, width]},
+        "model": dict(published.model),
+        "evaluate": {"metrics": []},
+    }
+    for override in overrides:
+        set_value(values, override)
+    return parse_config(values)
+
+
+def _spec(published: Published) -> ReadSpec:
+    return ReadSpec(
+        modality="image",
+        sample_shape=list(published.sample_shape),
+        num_classes=published.num_classes,
+    )
+
+
+def _state(config: Config, published: Published) -> TrainState:
+    comm = LocalCommunicator(torch.device("cpu"))
+    shape, metadata = published.sample_shape, {"modality": "image"}
+    return TrainState(config, comm, shape, published.num_classes, metadata)
+
+
+def _write(config: Config, state: TrainState, spec: ReadSpec, run_dir: str) -> None:
+    """Write the run directory of a run that has not begun, with a checkpoint."""
+    directory = RunDirectory(Store(run_dir))
+    checkpoints = Checkpoints(directory.store.child("checkpoints"))
+    if checkpoints.committed():
+        hint = "Choose another --run-dir"
+        raise CheckpointError(redact_url(run_dir), "holds a run already", hint=hint)
+    directory.claim(config)
+    directory.start_attempt([], None, "imported")
+    saved = {
+        "version": 2,
+        "status": "imported",
+        "reason": "",
+        "samples_seen": 0,
+        "metrics": {},
+        "attempt": directory.attempt,
+        "evaluating": None,
+        "config_digest": config.digest(),
+        "samples": spec.model_dump(mode="json"),
+        "order": {"fingerprint": ""},
+        "wall_time_s": 0.0,
+        "convergence": {"best": None, "best_samples": 0},
+        "rollbacks": 0,
+        "counted": vars(Counts(0, 0, 0)),
+    }
+    checkpoints.save(0, state.tensors(), saved, attempt=directory.attempt)
+    checkpoints.wait()
