@@ -201,8 +201,9 @@ class SpectralNorm(nn.Module):
         matrix = weight.detach().flatten(1)
         self.register_buffer("u", normalize(torch.randn_like(matrix[:, 0]), dim=0))
         self.register_buffer("v", normalize(torch.randn_like(matrix[0]), dim=0))
-        for _ in range(_FIRST_ITERATIONS):
-            self.advance(weight)
+        if not weight.is_meta:  # slow, and without a result
+            for _ in range(_FIRST_ITERATIONS):
+                self.advance(weight)
 
     def forward(self, weight: Tensor) -> Tensor:
         sigma = self.u @ weight.flatten(1) @ self.v

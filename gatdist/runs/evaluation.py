@@ -263,7 +263,7 @@ def _pack(config: DataConfig, dest: str, like: ReadSpec | None) -> None:
 
 
 def _require_same_data(run: Store, data: Dataset, fingerprint: str) -> None:
-    if data.fingerprint != fingerprint:
+    if fingerprint and data.fingerprint != fingerprint:  # "" of imported weights
         raise CheckpointError(
             f"{run.url}: fingerprint",
             f"the run was trained on other data ({fingerprint[:16]}…)",

@@ -116,7 +116,8 @@ class BigGANGenerator(nn.Module):
             return ConditionalBatchNorm(channels, linear)
 
         self.blocks = nn.ModuleList(UpBlock(*pair, make_norm) for pair in pairwise(widths))
-        attention_side = attention_side or _ATTENTION_SIDES[times]
+        if attention_side is None:
+            attention_side = _ATTENTION_SIDES[times]
         sides = [min(size) >> level for level in range(times)][::-1]
         self.attention = nn.ModuleDict(
             {
@@ -162,7 +163,8 @@ class BigGANDiscriminator(ProjectionDiscriminator):
         times = _halvings(sample_shape)
         channels, *size = sample_shape
         widths = [width * multiple for multiple in _DISCRIMINATOR[times]]
-        attention_side = attention_side or _ATTENTION_SIDES[times]
+        if attention_side is None:
+            attention_side = _ATTENTION_SIDES[times]
         layers: list[nn.Module] = []
         for level, (before, after) in enumerate(pairwise([channels, *widths])):
             halves = level < _NUM_HALVINGS[times]
