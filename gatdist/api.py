@@ -207,7 +207,7 @@ def import_weights(
         CheckpointError: a file can't be read, or its tensors are not those of the family.
         ConfigError: an unknown family or key.
     """
-    from gatdist.training.importing import import_weights
+    from gatdist.runs.importing import import_weights
 
     files: dict[Any, str] = {"generator": absolute(generator)}
     if discriminator is not None:

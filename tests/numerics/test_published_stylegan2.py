@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from games import batch_of
+from gatdist.config import Schedule
 from gatdist.game import Game
 from gatdist.game.adaptive_state import Averages
 from gatdist.game.losses import losses
@@ -168,7 +169,7 @@ def test_the_discriminator_is_the_published_function(num_classes, group):
     labels = torch.arange(8) % CLASSES if num_classes else None
     with torch.no_grad():
         x = activated(convolved(images, weights, "start"))
-        for i in range(2):
+        for i in (1, 0):  # numbered from the coarsest
             y = activated(convolved(x, weights, f"blocks.{i}.first"))
             y = activated(convolved(y, weights, f"blocks.{i}.second", down=True))
             x = (convolved(x, weights, f"blocks.{i}.skip", down=True) + y) * 0.5**0.5
@@ -229,7 +230,7 @@ class Noted(nn.Module):
 
 
 def path_length_game(generator):
-    scheduled = ScheduledPenalty("path_length", penalties["path_length"], 2.0)
+    scheduled = ScheduledPenalty("path_length", penalties["path_length"], Schedule.constant(2.0))
     discriminator = discriminator_of()
     averages = Averages({"path_length": 0.99}, dtype=F64)
     averages.tensors["path_length"].fill_(0.1)

@@ -16,6 +16,7 @@ from games import (
     rule_of,
 )
 from gatdist.common.errors import ConfigError
+from gatdist.config import Schedule
 from gatdist.game import Game, Loss
 from gatdist.game.losses import losses
 from gatdist.game.penalties import ScheduledPenalty, penalties
@@ -62,7 +63,9 @@ def image_game(loss, r1=0.0, r2=0.0, num_classes=0, every=1):
         for p in network.parameters():
             nn.init.normal_(p, std=0.3)  # no zeros, so that every path carries gradient
     scheduled = [
-        ScheduledPenalty(n, penalties[n], s, every) for n, s in (("r1", r1), ("r2", r2)) if s
+        ScheduledPenalty(n, penalties[n], Schedule.constant(s), every)
+        for n, s in (("r1", r1), ("r2", r2))
+        if s
     ]
     return Game(generator.double(), discriminator.double(), losses[loss], 3, 6, tuple(scheduled))
 

@@ -290,7 +290,10 @@ class StyleGAN2Discriminator(nn.Module):
         last = widths[-1]
         outputs = last if num_classes else 1
         self.start = EqualizedConv2d(channels, widths[0], 1)
-        self.blocks = nn.Sequential(*(_Block(before, after) for before, after in pairwise(widths)))
+        # From coarse to fine, so that the same weights have the same names at any resolution.
+        self.blocks = nn.ModuleList(
+            _Block(before, after) for after, before in pairwise(widths[::-1])
+        )
         self.deviation: nn.Module = nn.Identity()
         if minibatch_deviation:
             self.deviation = MinibatchDeviation(minibatch_deviation)
@@ -300,7 +303,9 @@ class StyleGAN2Discriminator(nn.Module):
         self.embedding = Mapping(0, num_classes, last, _LABEL_LAYERS) if num_classes else None
 
     def forward(self, samples: Tensor, labels: Tensor | None = None) -> Tensor:
-        x = self.blocks(_activate(self.start(samples)))
+        x = _activate(self.start(samples))
+        for block in reversed(self.blocks):
+            x = block(x)
         with without_autocast(x.device.type):  # as published, and on few pixels
             x = self.deviation(x.to(self.mix.weight.dtype))
             x = _activate(self.mix(x))

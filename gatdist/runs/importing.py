@@ -9,18 +9,18 @@ from typing import Any
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from gatdist.common.errors import CheckpointError
 from gatdist.config import BOTH, Config, PlayerName, parse_config, redact_url, set_value
 from gatdist.data.modalities import ReadSpec
+from gatdist.models import build_networks
 from gatdist.models.published import Published, converted, families
-from gatdist.parallel.communicator import LocalCommunicator
-from gatdist.runs import Checkpoints, RunDirectory
+from gatdist.runs.checkpoint import PARTS
+from gatdist.runs.checkpoints import Checkpoints
+from gatdist.runs.directory import RunDirectory
 from gatdist.storage import Store
 from gatdist.storage.store import at_file
-from gatdist.training.health import Counts
-from gatdist.training.state import TrainState
 
 # Prefixes of names in a file of several networks, the best first; and of wrapped networks.
 _PREFIXES: Mapping[PlayerName, Sequence[str]] = {
@@ -47,21 +47,18 @@ def import_weights(
         rule = f"is no generator of {family!r} (lacks {error})"
         raise CheckpointError(subject, rule, hint="Name its family") from None
     config = _config(published, overrides)
-    state = _state(config, published)
-    for player in BOTH:
-        if player not in tensors:
-            continue
-        network = state.players[player].bare
-        names = published.generator if player == "generator" else published.discriminator
+    built = build_networks(config, published.sample_shape, published.num_classes)
+    networks = dict(zip(BOTH, built, strict=True))
+    for player, file in files.items():
+        network, names = networks[player], getattr(published, player)
         try:
             values = converted(network.state_dict(), tensors[player], names, published.ignored)
         except (ValueError, KeyError) as error:
             rule = f"does not fit the {player} of {family!r}: {error}"
             hint = "Set its options with --set, such as model.discriminator.minibatch_deviation=8"
-            raise CheckpointError(redact_url(files[player]), rule, hint=hint) from None
+            raise CheckpointError(redact_url(file), rule, hint=hint) from None
         network.load_state_dict(values)
-    state.average.start(state.players["generator"].bare)
-    _write(config, state, _spec(published), run_dir)
+    _write(config, networks, _spec(published), run_dir)
     return {
         "run_dir": redact_url(run_dir),
         "family": family,
@@ -144,13 +141,9 @@ def _spec(published: Published) -> ReadSpec:
     )
 
 
-def _state(config: Config, published: Published) -> TrainState:
-    comm = LocalCommunicator(torch.device("cpu"))
-    shape, metadata = published.sample_shape, {"modality": "image"}
-    return TrainState(config, comm, shape, published.num_classes, metadata)
-
-
-def _write(config: Config, state: TrainState, spec: ReadSpec, run_dir: str) -> None:
+def _write(
+    config: Config, networks: Mapping[PlayerName, nn.Module], spec: ReadSpec, run_dir: str
+) -> None:
     """Write the run directory of a run that has not begun, with a checkpoint."""
     directory = RunDirectory(Store(run_dir))
     checkpoints = Checkpoints(directory.store.child("checkpoints"))
@@ -173,7 +166,13 @@ def _write(config: Config, state: TrainState, spec: ReadSpec, run_dir: str) -> N
         "wall_time_s": 0.0,
         "convergence": {"best": None, "best_samples": 0},
         "rollbacks": 0,
-        "counted": vars(Counts(0, 0, 0)),
+        "counted": {"nonfinite": 0, "spikes": 0, "rollbacks": 0},
     }
-    checkpoints.save(0, state.tensors(), saved, attempt=directory.attempt)
+    tensors = {
+        f"{part}/{name}": tensor
+        for player, network in networks.items()
+        for part in {player, PARTS[player]}
+        for name, tensor in network.state_dict().items()
+    }
+    checkpoints.save(0, tensors, saved, attempt=directory.attempt)
     checkpoints.wait()
