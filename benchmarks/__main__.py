@@ -18,7 +18,7 @@ from benchmarks.case import RESULTS, gatdist_command
 from benchmarks.records import Record
 
 NAMES = (
-    *("games", "ring", "overlap", "using", "startup"),
+    *("games", "ring", "modes", "overlap", "using", "startup"),
     *("recovery", "soak", "simulation", "fuzz", "data", "storage"),
 )
 PRESETS = ("digits", "digits-conditional", "speech", "words", "glyphs-r3gan", "glyphs-stylegan2")
@@ -46,7 +46,7 @@ CASES: dict[str, list[str]] = {
     "step": gatdist_command("bench", "step", "--two-processes"),
     "scaling": gatdist_command("bench", "scaling", "--workers", "1,2"),
 }
-LONG = {"soak", "fuzz", "speech", "words", "glyphs-r3gan", "glyphs-stylegan2"}
+LONG = {"soak", "fuzz", "modes", "speech", "words", "glyphs-r3gan", "glyphs-stylegan2"}
 LONG |= {"quality_digits", "quality_ring", "quality_glyphs"}
 # Where `make setup-system` puts it.
 NGINX = RESULTS.parents[1] / ".tools/nginx/usr/sbin"

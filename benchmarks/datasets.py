@@ -1,8 +1,9 @@
-"""Data sets of the presets glyphs, speech and words, as shards.
+"""Data sets of the presets glyphs, speech and words, and of mode coverage, as shards.
 
 Glyphs: letters and digits of twelve DejaVu faces, from matplotlib; the class is the face.
 Speech: digits spoken by espeak-ng, 4,096 samples at 8 kHz; the class is the digit.
 Words: English words of 3 to 12 lower-case letters, from Debian's package wamerican.
+Stacked digits: three of scikit-learn's digits as red, green and blue; the class is their number.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy.signal import resample_poly
 
 from benchmarks.case import shuffled_shards
+from gatdist.data.builtin import digits
 from gatdist.data.codecs.audio import encode_wav
 from gatdist.data.codecs.images import encode_png
 from gatdist.data.format.shard_files import write_dataset
@@ -49,6 +51,8 @@ _LEAD = 80  # samples before the first loud one that are kept
 LIST = "/usr/share/dict/american-english"
 SHORTEST, LONGEST = 3, 12
 
+STACKS, MODES = 50_000, 1000
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -60,6 +64,9 @@ def main() -> None:
         if name == "glyphs":
             kind.add_argument("--size", type=int, default=16, help="pixels of a side (default: 16)")
             kind.add_argument("--all", action="store_true", help="letters of all scripts")
+        elif name == "stacked-digits":
+            text = f"images (default: {STACKS:,})"
+            kind.add_argument("--count", type=int, default=STACKS, help=text)
         elif name == "words":
             kind.add_argument("--list", default=LIST, help=f"one word a line (default: {LIST})")
     arguments = parser.parse_args()
@@ -157,9 +164,35 @@ def write_words(arguments: argparse.Namespace, store: Store) -> None:
     print(f"{len(words):,} words in {store.url}")
 
 
+def write_stacked_digits(arguments: argparse.Namespace, store: Store) -> None:
+    """Write each of the 1,000 numbers equally often, with random images of its three digits.
+
+    As Stacked MNIST (Metz et al. 2017), but with 8 × 8 images of digits.
+    """
+    images, shown = digits()
+    by_digit = [images[shown == digit] for digit in range(10)]
+    # Only the raw bits of NumPy's generators are stable across versions.
+    words = np.random.Philox(key=0).random_raw((arguments.count, 3))
+
+    def sample(number: int) -> dict[str, bytes]:
+        mode = number % MODES
+        chosen = [by_digit[digit] for digit in (mode // 100, mode // 10 % 10, mode % 10)]
+        channels = [x[int(w) % len(x)] for x, w in zip(chosen, words[number], strict=True)]
+        return {"png": encode_png(np.concatenate(channels, axis=2)), "cls": b"%d" % mode}
+
+    write_dataset(
+        store,
+        shuffled_shards(arguments.count, NUM_SHARDS, sample),
+        modality="image",
+        sample_shape=(3, *images.shape[1:3]),
+        num_classes=MODES,
+    )
+
+
 WRITERS: dict[str, Callable[[argparse.Namespace, Store], None]] = {
     "glyphs": write_glyphs,
     "speech": write_speech,
+    "stacked-digits": write_stacked_digits,
     "words": write_words,
 }
 

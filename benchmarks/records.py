@@ -107,6 +107,20 @@ def _ring(found: Found) -> list[Line]:
     return [Line(f"`ring`: {median(run['seconds'] for run in runs) / 60:.1f} min", value, spread)]
 
 
+def _modes(found: Found) -> list[Line]:
+    real, runs = found["real"], found["runs"]
+    count = f"{found['num_fakes']:,}"
+    lines = []
+    for name in dict.fromkeys(run["loss"] for run in runs):
+        modes, kl = ([run[key] for run in runs if run["loss"] == name] for key in ("modes", "kl"))
+        value = f"{median(modes):.0f} of 1,000 modes, KL {_number(median(kl))} nats"
+        baseline = f"({count} real samples: {real['modes']:.0f}, {_number(real['kl'])})"
+        spread = f"{len(modes)} seeds, {min(modes):.0f} to {max(modes):.0f} modes"
+        what = f"mode coverage, stacked digits, {_spaced(name)}, {found['samples']:,} samples"
+        lines.append(Line(what, f"{value} {baseline}", spread))
+    return lines
+
+
 def _quality(found: Found) -> list[Line]:
     """Report bfloat16 at the lowest goal that all seeds reached."""
     for reached in found["goals"]:
@@ -248,6 +262,7 @@ def _gpu(found: Found) -> list[Line]:
 
 REPORTERS: dict[str, Callable[[Found], list[Line]]] = {
     "ring": _ring,
+    "modes": _modes,
     "quality_digits": _quality,
     "quality_glyphs": _quality,
     "step": _step,

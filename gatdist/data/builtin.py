@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gatdist.common.errors import DataError, StorageError, nearest
 from gatdist.config import cache_folder
@@ -39,18 +40,25 @@ def prepare(url: str) -> str:
     return str(folder)
 
 
-def write_digits(store: Store) -> None:
-    """Write the digits, with their levels 0 to 16 scaled to 0 to 255."""
+def digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Return the digits, uint8 [1797, 8, 8, 1] of 0 to 255, and which they are, int64 [1797].
+
+    Raises DataError without scikit-learn.
+    """
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
         rule = f"needs scikit-learn ({error})"
         raise DataError("builtin:digits", rule, hint="pip install scikit-learn") from error
-    digits = load_digits()
-    images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]  # [1797, 8, 8, 1]
-    files = (
-        {"png": encode_png(p), "cls": b"%d" % t} for p, t in zip(images, digits.target, strict=True)
-    )
+    found = load_digits()  # levels 0 to 16
+    images = np.round(found.images * (255 / 16)).astype(np.uint8)[..., None]
+    return images, found.target.astype(np.int64)
+
+
+def write_digits(store: Store) -> None:
+    """Write the digits; the class is the digit."""
+    images, shown = digits()
+    files = ({"png": encode_png(p), "cls": b"%d" % t} for p, t in zip(images, shown, strict=True))
     shards = _keyed(files, len(images))
     write_dataset(store, shards, modality="image", sample_shape=(1, 8, 8), num_classes=10)
 
