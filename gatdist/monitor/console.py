@@ -371,7 +371,7 @@ def metrics_text(metrics: Mapping[str, float]) -> str:
         elif name == "fid" and "fid_over_real_split" in metrics:
             ratio = number(metrics["fid_over_real_split"])
             parts.append(f"fid {number(value)} ({ratio} x the real-vs-real FID)")
-        elif name not in ("fid_real_split", "fid_over_real_split"):
+        elif not name.startswith(("fid_real_split", "fid_over_real_split", "fid_class_")):
             parts.append(f"{name} {number(value)}")
     return ", ".join(parts)
 

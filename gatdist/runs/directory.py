@@ -236,11 +236,13 @@ def adopted(
     values = config.model_dump(mode="json")
     given: dict[str, Any] = {}
     if against is not None:
-        given = {"data": {"url": against}}
-        values["data"] = {key: values["data"][key] for key in _READING} | given["data"]
+        values["data"] = {key: values["data"][key] for key in _READING}
     for override in overrides:
         set_value(given, override)
         set_value(values, override)
+    if against is not None:
+        for each in (given, values):
+            each["data"] = {**each.get("data", {}), "url": against}
     if not _is_own(config):
         if "url" not in given.get("data", {}) and not config.data.url.startswith("builtin:"):
             try:

@@ -186,9 +186,11 @@ def _is_statistics(against: str | None) -> bool:
 
 
 def _settings(url: str, overrides: Sequence[str]) -> _Settings:
-    values: dict[str, Any] = {"data": {"url": url}}
+    values: dict[str, Any] = {"data": {}}
     for override in overrides:
         set_value(values, override)
+    if isinstance(values["data"], dict):  # else an error below
+        values["data"]["url"] = url
     try:
         settings = _Settings.model_validate(values)
     except ValidationError as error:

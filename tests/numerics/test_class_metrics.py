@@ -17,7 +17,7 @@ from fake_communicator import FakeCommunicator
 from gatdist.common.errors import ConfigError, DataError
 from gatdist.evaluation import Extractor, SampleSet, classifier, metrics, register_feature_extractor
 from gatdist.evaluation.distances import GaussianSums
-from support import refused
+from support import refused, spawn
 
 
 def sample_set(features, **more):
@@ -237,3 +237,23 @@ class TestChannelClassifier:
         labels = np.arange(60) % classes
         with refused(DataError, "evaluate.features"):
             evaluator(Arrays(images, labels), metrics=["modes"], features="channel_classifier")
+
+
+def measure_labelled(comm):
+    """What one worker measures of samples with classes, in numbers that no world size divides."""
+    x, y = labelled(601, 3, 4)
+    u, v = labelled(307, 3, 4, seed=1)
+
+    def generate(positions):
+        return u[positions]
+
+    generate.labels = lambda positions: v[positions]
+    asked = {"metrics": ["fid_per_class", "fid"], "features": "points", "num_samples": 307}
+    data = Arrays(x.numpy(), y.numpy())
+    return evaluator(data, comm, conditional=True, **asked)(generate).metrics
+
+
+def test_any_number_of_workers_measures_the_same_within_classes():
+    by_rank = spawn(3, measure_labelled)
+    assert by_rank[0] == by_rank[1] == by_rank[2]
+    assert by_rank[0] == pytest.approx(measure_labelled(ALONE), rel=1e-9)

@@ -153,6 +153,25 @@ class TestRuns:
             evaluate(theirs)
         assert evaluate(theirs, data / "shards")["metrics"] == evaluate(run)["metrics"]
 
+    def test_data_named_twice_is_that_of_against(self, run: Path, data: Path) -> None:
+        overrides = ("data.url=s3://elsewhere/data", *POINTS)
+        for samples in (run, data / "folder"):
+            found = evaluate(samples, data / "shards", overrides=overrides)
+            assert found["protocol"]["num_real"] == COUNT
+
+    @pytest.mark.parametrize("key", ["data=5", "data.urls=x", "run.seed=1"])
+    def test_wrong_keys_are_refused(self, data: Path, key: str) -> None:
+        with pytest.raises(ConfigError):
+            evaluate(data / "folder", data / "shards", overrides=(key,))
+
+    def test_paths_may_be_relative(
+        self, run: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(data)
+        expected = evaluate(run)["metrics"]
+        assert evaluate("run", "shards")["metrics"] == expected
+        assert evaluate("run", overrides=("data.url=shards", *POINTS))["metrics"] == expected
+
 
 class TestGeneratedSamples:
     def test_samples_in_files_score_as_the_run_that_generated_them(
