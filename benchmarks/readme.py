@@ -17,7 +17,7 @@ BEGIN = "<!-- results: written by `python -m benchmarks.readme` -->"
 END = "<!-- end of results -->"
 QUALITY = (
     *("digits", "digits-conditional", "glyphs", "glyphs-r3gan", "glyphs-stylegan2"),
-    *("ring", "speech", "words", "quality_digits", "quality_glyphs"),
+    *("ring", "modes", "speech", "words", "quality_digits", "quality_glyphs"),
 )
 SPEED = ("step", "gpu", "using", "data", "storage", "scaling", "startup", "recovery", "soak")
 # Of the README: a record, and which of its lines.
