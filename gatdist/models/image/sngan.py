@@ -69,7 +69,7 @@ class SNGANDiscriminator(ProjectionDiscriminator):
     The paper's is spectrally normalized: set ``model.spectral_norm = ["discriminator"]``. ``width``
     channels at the finest resolution, by default 64, doubling up to 16 × ``width``; up to a side of
     32 two halvings with ``width`` channels everywhere, by default 128. The last block does not
-    halve, but for a side of 64.
+    halve, but for 64 × 64.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class SNGANDiscriminator(ProjectionDiscriminator):
         else:
             times = halvings((sample_shape[1], sample_shape[2]), 3)
             widths = _widths(width or 64, times)
-            if min(sample_shape[1:]) == 64:
+            if tuple(sample_shape[1:]) == (64, 64):
                 times += 1
         blocks = [
             DownBlock(
