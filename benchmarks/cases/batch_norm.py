@@ -31,7 +31,7 @@ from gatdist.training.batch_norm import recompute
 COMM = LocalCommunicator(torch.device("cpu"))
 SETTINGS = [
     "data.resolution=16",
-    "run.total_samples=96000",
+    "run.total_samples=64000",
     "run.checkpoint_every_samples=16000",
     "run.keep_checkpoints=100",
     'model.generator={name="sngan", width=32}',
@@ -39,6 +39,7 @@ SETTINGS = [
     'model.spectral_norm=["discriminator"]',
     "game.loss=hinge",
     "game.penalties={}",
+    "game.ema_half_life_samples=10000",
     "optim.generator={learning_rate=2e-4, betas=[0.0, 0.9]}",
     "optim.discriminator={learning_rate=4e-4, betas=[0.0, 0.9]}",
     'evaluate.metrics=["fid"]',
@@ -49,7 +50,7 @@ SETTINGS = [
 
 def main() -> None:
     arguments = parser("batch_norm", __doc__)
-    arguments.add_argument("--seeds", type=positive, default=3)
+    arguments.add_argument("--seeds", type=positive, default=2)
     arguments.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     given = arguments.parse_args()
     rows: list[dict[str, Any]] = []
