@@ -106,6 +106,8 @@ def train_step(
         },
         ema_weight(config.game.ema_half_life_samples.at(state.samples_seen), config.step_samples),
     )
+    if rule.game.augmentation is not None:
+        rule.game.augmentation.follow(state.samples_seen)
     metrics = (graphs or run_phases)(state, rule, step, config, timer)
     with timer("optimizer"):
         _update_adaptive_states(rule, metrics.tracked, batch.step, config.run.global_batch)

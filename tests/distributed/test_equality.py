@@ -223,6 +223,7 @@ EXTRAS = {
     "spectral_norm": ['model.spectral_norm=["generator", "discriminator"]'],
     "diffaugment": ['game.augmentation={name="diffaugment"}'],
     "ada": ['game.augmentation={name="ada", initial_p=0.5, adjust_samples=100, interval_steps=2}'],
+    "ada_on_a_schedule": ['game.augmentation={name="ada", p={start=0.2, end=0.9, samples=48}}'],
     "generator_first": ["game.order=generator_first", "game.latents=shared"],
     "kept_fakes": ["game.latents=shared", "game.reuse_fakes=true"],
     "clipped": ["optim.generator.clip_norm=0.01", "optim.discriminator.clip_norm=0.01"],

@@ -123,6 +123,7 @@ def test_what_changes_from_step_to_step_is_not_recorded():
         ),
         "game.penalties={r1={strength={start=2.0, end=0.2, samples=100}}}",
         "game.ema_half_life_samples={start=0, end=50, samples=100}",
+        'game.augmentation={name="ada", p={start=0, end=0.8, samples=100}, policy=["color"]}',
     ]
     (there, seen_there), (here, seen_here) = train(settings), train(settings, tape := Tape())
     assert tape.recorded == 1

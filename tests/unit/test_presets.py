@@ -43,34 +43,38 @@ def words(folder):
     write_dataset(Store(str(folder)), [samples], modality="text", sample_shape=(12,))
 
 
-# By preset: what writes such data, and the millions of parameters of both networks.
+# By preset: what writes such data.
 PRESETS = {
-    "glyphs": (lambda folder: images(folder, 16, 1, 12), None),
-    "glyphs-r3gan": (lambda folder: images(folder, 32, 1, 12), None),
-    "glyphs-stylegan2": (lambda folder: images(folder, 32, 1, 12), None),
-    "words": (words, None),
-    "speech": (lambda folder: clips(folder, 4096, 8000, 10), None),
-    "sngan-32": (lambda folder: images(folder, 32, 3, 10), (4.30, 1.06)),
-    "biggan-128": (lambda folder: images(folder, 128, 3, 12), (70.3, 86.5)),
-    "r3gan-64": (lambda folder: images(folder, 64, 3, 1), (25.9, 25.9)),
-    "r3gan-256": (lambda folder: images(folder, 256, 3, 1), (23.06, 23.01)),
-    "stylegan2-256": (lambda folder: images(folder, 256, 3, 1), (24.77, 24.00)),
-    "wavegan-16384": (lambda folder: clips(folder, 16384, 16000, 2), (19.07, 17.43)),
+    "glyphs": lambda folder: images(folder, 16, 1, 12),
+    "glyphs-r3gan": lambda folder: images(folder, 32, 1, 12),
+    "glyphs-stylegan2": lambda folder: images(folder, 32, 1, 12),
+    "words": words,
+    "speech": lambda folder: clips(folder, 4096, 8000, 10),
+    "sngan-32": lambda folder: images(folder, 32, 3, 10),
+    "sngan-64": lambda folder: images(folder, 64, 3, 10),
+    "sngan-128": lambda folder: images(folder, 128, 3, 10),
+    "biggan-128": lambda folder: images(folder, 128, 3, 12),
+    "r3gan-64": lambda folder: images(folder, 64, 3, 1),
+    "r3gan-256": lambda folder: images(folder, 256, 3, 1),
+    "r3gan-cifar10": lambda folder: images(folder, 32, 3, 10),
+    "r3gan-stacked-mnist": lambda folder: images(folder, 32, 3, 1),
+    "r3gan-imagenet-32": lambda folder: images(folder, 32, 3, 10),
+    "r3gan-imagenet-64": lambda folder: images(folder, 64, 3, 10),
+    "stylegan2-256": lambda folder: images(folder, 256, 3, 1),
+    "stylegan2-auto-256": lambda folder: images(folder, 256, 3, 1),
+    "wavegan-16384": lambda folder: clips(folder, 16384, 16000, 2),
 }
 
 
 # Seconds to a minute each, on a CPU.
-SLOW = ("biggan-128", "r3gan-64", "r3gan-256", "stylegan2-256", "wavegan-16384")
+SLOW = {name for name in PRESETS if name.startswith(("biggan", "r3gan", "stylegan2", "wavegan"))}
+SLOW |= {"sngan-64", "sngan-128"}
 
 
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in PRESETS]
 )
 def test_a_preset_fits_data_of_its_kind(name, tmp_path):
-    write, expected = PRESETS[name]
-    write(tmp_path / "data")
+    PRESETS[name](tmp_path / "data")
     found = plan(load_config(name, [f"data.url={tmp_path / 'data'}"]), str(tmp_path / "run"))
-    if expected:
-        millions = tuple(count / 1e6 for count in found["parameters"].values())
-        assert millions == pytest.approx(expected, abs=0.06)
     assert found["steps_to_go"] > 1000

@@ -11,6 +11,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from gatdist.common.errors import ConfigError
+from gatdist.config.schedule import NonNegativeSchedule
 from gatdist.game.augmentation import filters, warp
 from gatdist.game.augmentation.base import (
     Augmentation,
@@ -83,7 +84,7 @@ class AdaptiveAugmentation(Augmentation):
         sample_shape: (C, H, W).
         device: Device of the samples.
         target: Target of r, in (−1, 1).
-        p: Constant p, at least 0. None adapts it.
+        p: p as a number or a schedule, at least 0. None adapts it.
         initial_p: Initial p if it adapts, at least 0.
         adjust_samples: Samples in which p can rise by 1.
         interval_steps: Steps between changes of p.
@@ -102,7 +103,7 @@ class AdaptiveAugmentation(Augmentation):
         sample_shape: tuple[int, ...],
         device: torch.device,
         target: Annotated[float, Field(gt=-1, lt=1)] = 0.6,
-        p: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None,
+        p: NonNegativeSchedule | None = None,
         initial_p: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0,
         adjust_samples: PositiveInt = 500_000,
         interval_steps: PositiveInt = 4,
@@ -110,7 +111,7 @@ class AdaptiveAugmentation(Augmentation):
     ) -> None:
         require_policy(policy, _MEMBERS)
         if p is not None and initial_p:
-            rule = "is the start of an adaptive p, and game.augmentation.p is constant"
+            rule = "is the start of an adaptive p, and game.augmentation.p is set"
             raise ConfigError(
                 "game.augmentation.initial_p", rule, value=initial_p, hint="Remove it"
             )
@@ -119,7 +120,7 @@ class AdaptiveAugmentation(Augmentation):
             strengths |= dict.fromkeys(_MEMBERS[name], policy[name])
         self._requested = frozenset(name for name, strength in strengths.items() if strength)
         self._target = target
-        self._adapts = p is None
+        self._schedule = p
         self._adjust_samples = adjust_samples
         self._interval_steps = interval_steps
         self._strengths = torch.tensor(
@@ -127,15 +128,14 @@ class AdaptiveAugmentation(Augmentation):
         )
         self._rotates = torch.tensor([name.endswith("_rotation") for name in _ALL], device=device)
         self.tensors = {
-            "p": torch.full((), initial_p if p is None else p, device=device),
+            "p": torch.full((), p.at(0) if p else initial_p, device=device),
             "sum": torch.zeros((), device=device),
             "count": torch.zeros((), device=device),
         }
 
-    @property
-    def p(self) -> Tensor:
-        """The factor of all probabilities, a scalar that may be changed in place."""
-        return self.tensors["p"]
+    def follow(self, samples_seen: int) -> None:
+        if self._schedule is not None:
+            self.tensors["p"].fill_(self._schedule.at(samples_seen))
 
     def __call__(self, samples: Tensor, seed: int, stream: str, positions: Tensor) -> Tensor:
         # In double precision, where a draw is never rounded to 1.
@@ -172,7 +172,7 @@ class AdaptiveAugmentation(Augmentation):
 
     def update(self, means: Mapping[str, Tensor], step: int, num_samples: int) -> None:
         """Change p at the last step of each interval. Missing and non-finite means are skipped."""
-        if not self._adapts:
+        if self._schedule is not None:
             return
         p, total, count = (self.tensors[name] for name in ("p", "sum", "count"))
         if _SIGN in means:
@@ -189,7 +189,7 @@ class AdaptiveAugmentation(Augmentation):
             count.zero_()
 
     def _probabilities(self) -> Tensor:
-        each = self.p.double() * self._strengths  # above 1: always
+        each = self.tensors["p"].double() * self._strengths  # above 1: always
         return torch.where(self._rotates, 1 - (1 - each).clamp(min=0).sqrt(), each)
 
 

@@ -41,6 +41,9 @@ class Augmentation(ABC):
         """Return observations [n] by tag, from the logits of real samples [n]."""
         return {}
 
+    def follow(self, samples_seen: int) -> None:  # noqa: B027
+        """Set what follows a schedule, before a step, without waiting for the device."""
+
     def update(  # noqa: B027  (most have no state)
         self, means: Mapping[str, Tensor], step: int, num_samples: int
     ) -> None:
