@@ -20,6 +20,7 @@ PUBLIC = [
     "beat",
     "evaluate",
     "export",
+    "import_weights",
     "index",
     "load",
     "load_config",
@@ -30,6 +31,7 @@ PUBLIC = [
     "register_loss",
     "register_update_rule",
     "sample",
+    "statistics",
     "train",
     "verify",
 ]
