@@ -183,6 +183,25 @@ def test_initial_weights_have_the_published_deviations():
         assert all(not p.any() for name, p in weights.items() if name.endswith("bias"))
 
 
+@pytest.mark.parametrize("full", [0, 1, 3])
+def test_stages_but_the_coarsest_are_computed_in_bfloat16_under_autocast(full):
+    both = networks(32, 0, torch.float32, full_precision_stages=full, **SMALL)
+    inputs = torch.randn(2, 8), torch.randn(2, 3, 32, 32)
+    for network, x in zip(both, inputs, strict=True):
+        perturbed(network).float()
+        found = {}
+        for i, stage in enumerate(network.stages):
+            stage.register_forward_hook(
+                lambda _, given, out, i=i, found=found: found.update({i: out.dtype})
+            )
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs = network(x)
+        expected = [torch.float32] * full + [torch.bfloat16] * (4 - full)
+        assert [found[i] for i in range(4)] == expected
+        exact = network(x)
+        assert (outputs - exact).norm() < 0.1 * exact.norm()
+
+
 def test_features_of_a_conditional_discriminator_are_the_inputs_of_its_last_layer():
     from gatdist.models.layers import DiscriminatorFeatures
 

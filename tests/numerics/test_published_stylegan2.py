@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from games import batch_of
+from gatdist.common.errors import ConfigError
 from gatdist.config import Schedule
 from gatdist.game import Game
 from gatdist.game.adaptive_state import Averages
@@ -21,6 +22,7 @@ from gatdist.models.image.stylegan2 import (
 )
 from gatdist.parallel import draws
 from published_resampling import blurred, downsampled, stuffing, upsampled
+from support import refused
 
 F64 = torch.float64
 SMALL = {"capacity": 64, "max_width": 8}
@@ -276,6 +278,22 @@ def test_path_lengths_are_those_of_the_styles_of_each_layer_after_mixing(mixing)
     torch.testing.assert_close(found["path_length"], lengths, rtol=1e-10, atol=1e-12)
     expected = 2 * (lengths - 0.1).square()
     torch.testing.assert_close(found["penalty/path_length"], expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("styles", [torch.zeros(3, 6, dtype=F64), None])
+def test_styles_that_are_no_tensor_of_as_many_samples_are_refused(styles):
+    class Aside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.styles = nn.Linear(4, 3 * 16 * 16).double(), Given(styles)
+
+        def forward(self, latents, labels=None):
+            self.styles(latents)
+            return self.layer(latents).view(-1, 3, 16, 16)
+
+    scheduled, game = path_length_game(Aside())
+    with refused(ConfigError, "model.generator.name"):
+        game.penalty_loss(batch_of(torch.randn(4, 3, 16, 16, dtype=F64)), [scheduled])
 
 
 def test_the_gradient_of_path_lengths_is_that_of_differences():

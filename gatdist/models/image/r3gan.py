@@ -106,6 +106,8 @@ def _widths(
 class _Mixed(nn.Module):
     """A network whose coarsest stages compute in the dtype of their weights, also under autocast.
 
+    Other stages get their inputs in the dtype of autocast, so that sums of blocks have it too.
+
     Stages and transitions are numbered from the coarsest, so that the same weights have the same
     names at any resolution.
     """
@@ -121,10 +123,13 @@ class _Mixed(nn.Module):
 
     def at(self, stage: int, layers: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """Apply layers of a stage in its precision."""
-        if stage >= self.full_precision_stages:
-            return layers(x)
-        with without_autocast(x.device.type):
-            return layers(x.to(self.basis.dtype))
+        kind = x.device.type
+        if stage < self.full_precision_stages:
+            with without_autocast(kind):
+                return layers(x.to(self.basis.dtype))
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            x = x.to(torch.get_autocast_dtype(kind))
+        return layers(x)
 
 
 @generators.register("r3gan")
