@@ -1,6 +1,7 @@
 """Imported published weights give the outputs of the published networks."""
 
 import json
+import re
 
 import pytest
 import safetensors.torch
@@ -194,3 +195,40 @@ def test_unknown_families_and_used_run_directories_are_refused(tmp_path):
     gatdist.import_weights("r3gan", tmp_path / "G.safetensors", tmp_path / "run")
     with refused(CheckpointError, "run"):
         gatdist.import_weights("r3gan", tmp_path / "G.safetensors", tmp_path / "run")
+
+
+@pytest.mark.parametrize("family", ["r3gan", "stylegan2-ada"])
+def test_coarse_layers_are_the_start_of_a_run_at_a_higher_resolution(family, tmp_path):
+    from gatdist.config import parse_config
+    from gatdist.parallel.communicator import LocalCommunicator
+    from gatdist.training.state import TrainState
+
+    _, shapes, *_ = r3gan(0) if family == "r3gan" else stylegan2(0)
+    files = [tmp_path / "G.safetensors", tmp_path / "D.safetensors"]
+    for file, state in zip(files, states(shapes), strict=True):
+        safetensors.torch.save_file(state, file)
+    run = tmp_path / "run"
+    model = gatdist.import_weights(family, files[0], run, discriminator=files[1])["model"]
+    if family == "stylegan2-ada":  # 4 channels at a side of 32, as many as before at 16
+        for player in ("generator", "discriminator"):
+            model[player]["capacity"] *= 2
+    values = {
+        "run": {"total_samples": 8, "global_batch": 4},
+        "data": {"url": "", "resolution": 32},
+        "model": model | {"init_from": str(run), "init_from_strict": False},
+        "evaluate": {"metrics": []},
+    }
+    config = parse_config(values)
+    state = TrainState(config, LocalCommunicator(torch.device("cpu")), (3, 32, 32), 0)
+    state.start_from_another_run(config, str(tmp_path / "new"))
+    layers = {
+        "r3gan": (r"stages\.[01]\.|start|basis", r"stages\.[01]\.|basis|finish"),
+        "stylegan2-ada": (r"mapping|constant|layers\.[012]\.", r"mix|gather|finish"),
+    }[family]
+    for player, pattern in zip(("generator", "discriminator"), layers, strict=True):
+        before = gatdist.load(str(run), player).state_dict()
+        after = state.players[player].bare.state_dict()
+        names = [name for name in before if re.match(pattern, name)]
+        assert names
+        assert all(torch.equal(after[name], before[name]) for name in names)
+        assert any(name not in before or after[name].shape != before[name].shape for name in after)
