@@ -75,6 +75,11 @@ ELSEWHERE = (
         "the published weights are needed",
         "tests/numerics/test_published_inception.py",
     ),
+    (
+        r"gatdist (import|sample runs/ffhq|evaluate runs/ffhq)",
+        "published weights are needed",
+        "tests/numerics/test_published_networks.py",
+    ),
     (r"make ", "it installs, or runs the tests themselves", ".ci/run"),
     (r"pip install ", "it installs", "pyproject.toml"),
     (r"python -m benchmarks", "hours of measuring", "benchmarks/README.md"),
