@@ -35,7 +35,7 @@ _ATTEMPTS = "attempts"
 _CLAIM = re.compile(r"(\d{6,})\.json", re.ASCII)
 # Keys of a configuration that lead elsewhere, or run a program, when a run is evaluated.
 # Keys of the section ``data`` that say how samples are read, not where they are.
-_READING = ("resolution", "resize", "channels", "length", "vocabulary")
+READING = ("resolution", "resize", "channels", "length", "vocabulary")
 _LOCATIONS = (
     ("data", "storage_options"),
     ("data", "shards_url"),
@@ -236,7 +236,7 @@ def adopted(
     values = config.model_dump(mode="json")
     given: dict[str, Any] = {}
     if against is not None:
-        values["data"] = {key: values["data"][key] for key in _READING}
+        values["data"] = {key: values["data"][key] for key in READING}
     for override in overrides:
         set_value(given, override)
         set_value(values, override)

@@ -34,7 +34,7 @@ from gatdist.evaluation.evaluator import DatasetSamples
 from gatdist.evaluation.statistics import ENDING, StatisticsOnly, read_statistics
 from gatdist.packing.processes import do_all
 from gatdist.parallel.communicator import LocalCommunicator
-from gatdist.runs.directory import CONFIG, adopted
+from gatdist.runs.directory import CONFIG, READING, adopted
 from gatdist.runs.sampling import require_num
 from gatdist.runs.trained import load_run
 from gatdist.storage import Store
@@ -278,7 +278,8 @@ def _require_same_format(reference: Dataset, generated: SampleFormat, url: str) 
     theirs, ours = (_shown(spec) for spec in (reference.spec, generated.spec))
     if theirs != ours:
         rule = f"holds {theirs}, and the generated samples are {ours}"
-        keys = [f"data.{key}" for key in MODALITIES[generated.modality].keys]
+        known = MODALITIES[generated.modality].keys
+        keys = [f"data.{key}" for key in READING if key in known]
         is_same = reference.modality == generated.modality
         hint = f"Set {' and '.join(keys)} to read them alike" if keys and is_same else ""
         raise DataError(redact_url(url), rule, hint=hint)
