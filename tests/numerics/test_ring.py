@@ -15,7 +15,9 @@ def test_each_seed_finds_all_modes_and_stays_on_them(seed, tmp_path):
 
 
 def test_a_third_of_the_preset_is_well_on_its_way(tmp_path):
-    ring.train(str(tmp_path), ["run.total_samples=153600"])
+    length = 153_600
+    rates = [f"optim.{p}.learning_rate.samples={length}" for p in ("generator", "discriminator")]
+    ring.train(str(tmp_path), [f"run.total_samples={length}", *rates])
     found = ring.quality(ring.generate(str(tmp_path)))
     assert found["modes"] == 8
     assert found["share_within_3_sigma"] >= 0.7
