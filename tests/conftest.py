@@ -1,4 +1,4 @@
-"""Guards: a test leaves no thread, environment variable, process group or file behind."""
+"""Guards against leaked threads, environment variables, process groups and files."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ import pytest
 from faulty_runs import SETTINGS
 from support import HANG_S, end_group, start_gatdist
 
-# Before torch is imported, here and in every process that a test starts: two cores, many processes.
+# Set before torch is imported, here and in all child processes: two cores, many processes.
 os.environ["OMP_NUM_THREADS"] = "1"
-# Processes that tests start would compile the package again, each for half a second.
+# Otherwise each child process would compile the package again, which takes half a second.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
-# Who started the tests in the background, or with nohup, has turned these off for all that follows.
+# A shell that starts the tests in the background or with nohup ignores these signals.
 for number in (signal.SIGINT, signal.SIGHUP):
     signal.signal(number, signal.default_int_handler)
 
-# pytest's time limit is enough; one example may be slow on a busy machine.
+# pytest's time limit suffices; a single example may be slow on a busy machine.
 hypothesis.settings.register_profile("house", deadline=None)
 hypothesis.settings.load_profile("house")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-# Threads that a library keeps for the life of the process, by the beginning of their names.
+# Prefixes of the names of threads that a library keeps until the process exits.
 LASTING_THREADS = ("fsspecIO", "asyncio_", "pytest_timeout", "ray_", "PythonGCThread")
-# Variables that pytest, or a library when it is imported, sets for the process.
+# Variables that pytest, or a library on import, sets for the process.
 LASTING_VARIABLES = (
     "PYTEST_",
     "KINETO_",
@@ -49,14 +49,14 @@ LASTING_VARIABLES = (
     "GRPC_",
     "PYTHONBREAKPOINT",
 )
-# Where tools keep their caches. Sources are ignored too: a person may be editing them meanwhile.
+# Caches of tools. Sources are excluded, too, since they may be edited during the tests.
 IGNORED_FOLDERS = {"__pycache__", "artifacts", "build"}
 SOURCES = {".py", ".md", ".toml"}
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Embedded data sets and the like are made once a session, and not in the user's cache."""
+def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Use one temporary cache folder per session, so that embedded data sets are written once."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GATDIST_CACHE", str(folder))
@@ -65,16 +65,16 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    """What a test draws from shared generators depends neither on its order nor on other tests."""
+    """Seed the global random generators, so that tests do not depend on their order."""
     random.seed(0)
-    np.random.seed(0)  # noqa: NPY002  (networks of users draw from it)
+    np.random.seed(0)  # noqa: NPY002  (user networks may draw from it)
     if torch := sys.modules.get("torch"):
         torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
 def no_leaked_thread() -> Iterator[None]:
-    """A test ends the threads it started; those that are just ending get two seconds."""
+    """Fail if a test leaves threads running; threads that are ending get two seconds."""
     before = set(threading.enumerate())
     yield
     deadline = time.monotonic() + 2
@@ -86,7 +86,7 @@ def no_leaked_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def no_leaked_environment() -> Iterator[None]:
-    """A test puts environment variables back (``monkeypatch.setenv`` does)."""
+    """Fail if a test leaves environment variables changed (use ``monkeypatch.setenv``)."""
     before = dict(os.environ)
     yield
     after = dict(os.environ)
@@ -105,7 +105,7 @@ def no_leaked_environment() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def no_leaked_process_group() -> Iterator[None]:
-    """A test destroys the torch process group it made."""
+    """Fail if a test does not destroy the torch process group that it created."""
     yield
     distributed = sys.modules.get("torch.distributed")
     if distributed and distributed.is_available() and distributed.is_initialized():
@@ -115,7 +115,7 @@ def no_leaked_process_group() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def no_files_in_repository() -> Iterator[None]:
-    """A test writes to ``tmp_path``, or to ``tests/artifacts`` what people look at afterwards."""
+    """Fail if a test writes to the repository, except to ``tests/artifacts``."""
     before = _files()
     yield
     left = sorted(_files() - before)
@@ -134,10 +134,10 @@ def _files() -> set[str]:
 def run_gatdist(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """``run_gatdist(*args, timeout=300, env={}, cwd=None)``: a gatdist command, run to its end.
+    """``run_gatdist(*args, timeout=300, env={}, cwd=None)``: run a gatdist command until it exits.
 
-    ``env`` is added to the environment (None removes a variable). Past ``timeout`` seconds the
-    command's process group is killed and the test fails with what it had written.
+    ``env`` is added to the environment (None removes a variable). After ``timeout`` seconds the
+    command's process group is killed, and the test fails and shows the output.
     """
 
     def run(
@@ -161,15 +161,15 @@ def run_gatdist(
 
 
 @pytest.fixture(scope="session")
-def alone(
+def reference_digest(
     tmp_path_factory: pytest.TempPathFactory, run_gatdist: Callable[..., Any]
 ) -> Callable[..., str]:
-    """The digests of ``faulty_runs`` of one worker, without Ray and left alone, by settings."""
+    """Return the digest of a fault-free ``faulty_runs`` run: one worker, no Ray; by settings."""
     found: dict[tuple[str, ...], str] = {}
 
     def digest_of(*settings: str) -> str:
         if settings not in found:
-            folder = tmp_path_factory.mktemp("alone")
+            folder = tmp_path_factory.mktemp("reference")
             sets = [word for s in (*SETTINGS, *settings) for word in ("--set", s)]
             trained = run_gatdist(
                 "train", "digits", "--local", "--run-dir", "run", *sets, cwd=folder, timeout=300

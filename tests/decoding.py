@@ -15,7 +15,7 @@ from gatdist.data.codecs.text import decode_text_into
 def decode_image(
     content: bytes | memoryview, shape: tuple[int, ...], resize: str | None = None
 ) -> np.ndarray[Any, Any]:
-    """uint8 [H, W, C] of a shape (C, H, W)."""
+    """Return uint8 [H, W, C] for a shape (C, H, W)."""
     pixels = np.empty((*shape[1:], shape[0]), dtype=np.uint8)
     decode_image_into(content, pixels, resize)
     return pixels

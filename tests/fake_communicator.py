@@ -1,4 +1,4 @@
-"""A communicator for tests, whose workers all hold the same tensors."""
+"""A fake communicator whose workers all hold the same tensors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gatdist.parallel.communicator import LocalCommunicator
 
 
 class FakeCommunicator(LocalCommunicator):
-    """Worker ``rank`` of ``world_size``, all of whose peers hold the same tensors."""
+    """Worker ``rank`` of ``world_size``; its peers hold the same tensors."""
 
     def __init__(self, rank: int, world_size: int, device: torch.device | None = None) -> None:
         super().__init__(device or torch.device("cpu"))

@@ -1,15 +1,15 @@
-"""Faults by name, worker and step, for plugins that the workers of a test import.
+"""Fault injection by place, worker and step, for plugins that the workers of a test import.
 
 ============================ =====================================================================
 place                        reached
 ============================ =====================================================================
-``data``                     before the batch of a step is waited for
-``discriminator`` …          before the phase of that name; all phases of an update rule have one
-``optimizer``                once a phase's gradients are reduced, before its players move
-``log``, ``evaluation``      before numbers are written; before fakes are measured
+``data``                     before waiting for the batch of a step
+``discriminator`` …          before the phase of that name; all phases of an update rule
+``optimizer``                after a phase's gradients are reduced, before its optimizer steps
+``log``, ``evaluation``      before metrics are written; before fakes are measured
 ``commit``                   before a checkpoint is handed to its writer
-``commit/FILE``              before the writer publishes that file; ``MANIFEST.json`` comes last
-``commit/retire``            once a checkpoint is committed, before older ones are deleted
+``commit/FILE``              before the writer publishes that file; ``MANIFEST.json`` is last
+``commit/retire``            after a checkpoint is committed, before older ones are deleted
 ============================ =====================================================================
 """
 
@@ -22,7 +22,7 @@ from pathlib import Path
 from gatdist.common import position
 from gatdist.common.position import here
 
-# The first lines of a plugin: workers do not have the folder of the tests on their path.
+# Prefix of a plugin: workers do not have the tests' folder on their import path.
 IMPORT = f"""
 import sys
 sys.path.append({str(Path(__file__).parent)!r})
@@ -58,14 +58,14 @@ def fail_at(
     step: int = 0,
     attempt: int | None = 1,
 ) -> None:
-    """Call ``action`` once, where ``place`` is first reached at or after ``step``.
+    """Call ``action`` once, the first time that ``place`` is reached at or after ``step``.
 
     Args:
-        place: see the module's table.
-        action: may raise, kill, freeze or cut.
-        rank: of the worker; None for every one.
-        step: steps made since the run began.
-        attempt: start of the run, from 1; None for any.
+        place: See the table of the module.
+        action: May raise, kill or freeze the process, or cut the network.
+        rank: Rank of the worker; None for every worker.
+        step: Number of steps since the start of the run.
+        attempt: Attempt of the run, from 1; None for any.
     """
     position.hook = _reached
     _waiting.append(_Fault(place, action, rank, step, attempt))

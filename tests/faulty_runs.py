@@ -1,4 +1,4 @@
-"""Short runs with all defaults enabled, in which tests inject faults."""
+"""Short runs with all defaults enabled, for fault injection."""
 
 from fault_injection import IMPORT
 
@@ -20,7 +20,7 @@ SETTINGS = [
     "cluster.backend=gloo",
 ]
 CANONICAL = ["run.reduction=canonical", "run.virtual_workers=2"]
-# What plugins that fail on purpose start with.
+# Prefix of plugins that inject faults.
 HEAD = (
     IMPORT
     + """

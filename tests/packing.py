@@ -1,4 +1,4 @@
-"""What tests of packing share: small sources, packing them, and what came of it."""
+"""Shared helpers of packing tests: small sources, packing, and its results."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def pack(source: Path, dest: Path, **options: Any) -> dict[str, Any]:
 
 
 def content(folder: Path) -> dict[str, str]:
-    """Digest of every file, those that are hidden, too."""
+    """Return a digest of every file, including hidden ones."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in folder.rglob("*")
@@ -45,7 +45,7 @@ def content(folder: Path) -> dict[str, str]:
 
 
 def samples(folder: Path) -> list[dict[str, bytes]]:
-    """The files of each sample by extension, read by Python's own tarfile."""
+    """Return the files of each sample by extension, read by Python's own tarfile."""
     found: dict[str, dict[str, bytes]] = {}
     for path in sorted(folder.glob("*.tar")):
         with tarfile.open(path) as tar:

@@ -1,4 +1,4 @@
-"""Scenarios that several tests change, and recorded measurements that they are fitted to."""
+"""Scenarios that several tests modify, and recorded measurements to fit them to."""
 
 from pathlib import Path
 

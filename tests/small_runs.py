@@ -1,4 +1,4 @@
-"""Sounds and texts that are quickly written, and networks that are quickly trained on them."""
+"""Small audio and text data sets, and networks that train on them in seconds."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from gatdist.storage import Store
 RATE, LENGTH = 8000, 256
 
 
-def spoken(folder: Path) -> None:
-    """Write tones of three heights: a class each."""
+def write_clips(folder: Path) -> None:
+    """Write tones of three pitches, one class each."""
     rng = np.random.default_rng(0)
 
     def samples() -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -40,7 +40,7 @@ def spoken(folder: Path) -> None:
 LINES = ("abba", "baab", "cab", "abc", "caba", "bac") * 8
 
 
-def written(folder: Path, lines: Sequence[str] = LINES) -> None:
+def write_texts(folder: Path, lines: Sequence[str] = LINES) -> None:
     """Write words of three letters."""
     samples = ((f"{i:03d}", {"txt": line.encode()}) for i, line in enumerate(lines))
     write_dataset(Store(str(folder)), [samples], modality="text", sample_shape=(6,))
@@ -71,6 +71,6 @@ TEXT: dict[str, Any] = {
 }
 
 
-def configured(url: Path | str, values: dict[str, Any], **data: Any) -> Config:
-    """A run of 96 samples on the data at ``url``."""
+def small_config(url: Path | str, values: dict[str, Any], **data: Any) -> Config:
+    """Return a configuration of 96 samples on the data at ``url``."""
     return parse_config({"run": RUN, "data": {"url": str(url), **data}, **values})

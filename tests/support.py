@@ -1,4 +1,4 @@
-"""What several tests share: process groups, gatdist's commands, waiting without hoping."""
+"""Shared helpers: process groups, gatdist commands, and polling with a timeout."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ import pytest
 
 from gatdist.common.errors import GatdistError
 
-# Only what hangs takes so long, also beside other processes on a slow machine. A test that asserts
-# how soon something happens compares it with what it would take otherwise, or counts.
+# Only a hang takes this long, even on a slow, busy machine. A test of how soon something
+# happens compares it with the alternative, or counts.
 HANG_S = 300.0
 
 
 @contextmanager
 def refused(kind: type[GatdistError], subject: str = "") -> Iterator[pytest.ExceptionInfo[Any]]:
-    """The block must raise an error of this class, about this field or file.
+    """Assert that the block raises an error of this class, about this field or file.
 
     Args:
-        kind: the class; a subclass will do.
-        subject: the error's subject, or its end after a ``/`` or a blank; "" for any.
+        kind: The class, or a base class of it.
+        subject: The error's subject, or its end after a ``/`` or a space; "" for any.
     """
     with pytest.raises(kind) as caught:
         yield caught
@@ -50,15 +50,15 @@ PRELOADED = ["pytest", "hypothesis", "torch.distributed", "gatdist.training.loop
 def spawn(
     world_size: int, function: Callable[..., Any], *args: Any, timeout_s: float = HANG_S
 ) -> list[Any]:
-    """Run ``function(comm, *args)`` in a real gloo process group; its results by rank.
+    """Run ``function(comm, *args)`` in a real gloo process group; return the results by rank.
 
     Args:
-        world_size: number of processes.
-        function: defined at the top of a module, since each process imports it.
-        args: picklable; the results must be so too.
-        timeout_s: past it, all processes are killed and the test fails.
+        world_size: Number of processes.
+        function: A module-level function, since each process imports it.
+        args: Must be picklable, as must the results.
+        timeout_s: After this time, all processes are killed and the test fails.
     """
-    # Forked from a process that has imported what takes seconds, and has no threads.
+    # Forked from a process that has imported the slow modules and has no threads.
     context = get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     deadline = time.monotonic() + timeout_s
@@ -82,7 +82,7 @@ def spawn(
                     ),
                 )
                 process.start()
-                theirs.close()  # so that the death of a process is the end of its pipe
+                theirs.close()  # so that the pipe ends when the process dies
                 processes.append(process)
                 ranks[ours] = rank
             results = _results(ranks, deadline)
@@ -99,7 +99,7 @@ def spawn(
 
 
 def _results(ranks: Mapping[Connection, int], deadline: float) -> dict[int, Any]:
-    """Each rank's result, or the first failure at once: the others may wait for it for ever."""
+    """Return each rank's result, or raise the first failure at once: other ranks may hang."""
     results: dict[int, Any] = {}
     while len(results) < len(ranks):
         waiting = [connection for connection, rank in ranks.items() if rank not in results]
@@ -149,7 +149,7 @@ def _member(
         outcome = True, function(TorchCommunicator(torch.device("cpu")), *args)
     except BaseException:
         outcome = False, traceback.format_exc()
-    # Pickled here: a tensor sent as an object is a file descriptor, which dies with this process.
+    # Pickled here: a tensor sent as an object is a file descriptor, which dies with the process.
     connection.send_bytes(pickle.dumps(outcome))
     dist.destroy_process_group()
 
@@ -157,9 +157,9 @@ def _member(
 def start_gatdist(
     *args: object, cwd: Path, env: Mapping[str, str | None] | None = None, **streams: Any
 ) -> subprocess.Popen[str]:
-    """Start ``gatdist ARGS`` in a process group of its own. See :func:`end_group`.
+    """Start ``gatdist ARGS`` in its own process group. See :func:`end_group`.
 
-    Output is piped, unless ``stdout`` or ``stderr`` says where it goes.
+    Output is piped, unless ``stdout`` or ``stderr`` is given.
     """
     requested = os.environ | dict(env or {})
     return subprocess.Popen(
@@ -174,20 +174,20 @@ def start_gatdist(
 
 
 def end_group(process: subprocess.Popen[Any]) -> None:
-    """Kill whatever is left of the process group that ``process`` leads, and reap it."""
+    """Kill the remaining processes of the group that ``process`` leads, and reap it."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 def marked_processes(mark: str) -> list[int]:
-    """Ids of the processes whose environment, inherited from the first, holds ``mark``."""
+    """Return ids of processes whose inherited environment contains ``mark``."""
     found = []
     for path in Path("/proc").glob("[0-9]*/environ"):
         try:
             if mark.encode() in path.read_bytes():
                 found.append(int(path.parent.name))
-        except OSError:  # it ended meanwhile, or is another user's
+        except OSError:  # it has ended, or belongs to another user
             continue
     return found
 
@@ -196,13 +196,13 @@ def marked_processes(mark: str) -> list[int]:
 def ray_head(
     folder: Path, *options: str, env: Mapping[str, str], port: int | None = None
 ) -> Iterator[str]:
-    """HOST:PORT of a Ray on this machine, ended by its processes' ids.
+    """Start a Ray head on this machine, yield its HOST:PORT, and stop it by process id.
 
     Args:
-        folder: for what it prints.
-        options: of ``ray start --head``.
-        env: added to the environment.
-        port: of its head; None takes a free one.
+        folder: Folder for its output.
+        options: Options of ``ray start --head``.
+        env: Variables added to the environment.
+        port: Port of the head; None takes a free one.
     """
     port = port or free_port()
     mark = f"gatdist-ray-{port}"
@@ -223,14 +223,14 @@ def ray_head(
             )
         yield f"127.0.0.1:{port}"
     finally:
-        # `ray stop` would end every Ray on this machine.
+        # `ray stop` would stop every Ray on this machine.
         for process in marked_processes(mark):
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
 
 
 def wait_until(condition: Callable[[], Any], what: str, *, timeout_s: float = HANG_S) -> Any:
-    """Poll until ``condition()`` is true, and return its value; past the time, fail."""
+    """Poll until ``condition()`` is true and return its value; fail after the timeout."""
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):
         if time.monotonic() > deadline:
@@ -240,13 +240,13 @@ def wait_until(condition: Callable[[], Any], what: str, *, timeout_s: float = HA
 
 
 def free_port() -> int:
-    """A TCP port on loopback that nobody listens on."""
+    """Return a free TCP port on loopback."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
 
 
-# Where the programs are that tests need; some `make setup-system` puts into .tools.
+# Folders of programs that tests need; `make setup-system` puts some into .tools.
 TOOLS = Path(__file__).resolve().parent.parent / ".tools"
 UNPACKED = ("nginx/usr/sbin", "prometheus/usr/bin", "slurm/usr/bin", "slurm/usr/sbin")
 PROGRAMS = ":".join(
@@ -259,7 +259,7 @@ PROGRAMS = ":".join(
 
 
 def need(*programs: str) -> list[str]:
-    """Paths of programs. Unless all are installed, skip; in CI, where set-up does it, fail."""
+    """Return paths of programs. Skip unless all are installed; in CI, where they must be, fail."""
     found = {program: shutil.which(program, path=PROGRAMS) for program in programs}
     missing = [program for program, path in found.items() if path is None]
     if missing:

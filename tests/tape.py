@@ -1,7 +1,7 @@
-"""A CUDA graph's stand-in where there is no CUDA: it holds to the same rules, on the CPU.
+"""A CPU stand-in for CUDA graphs, with the same rules.
 
-Like a graph, a tape holds operations with their arguments, tensors by address and numbers by value;
-recording computes nothing that lasts; and what would read or bring in numbers of the host raises.
+Like a graph, a tape records operations with their arguments: tensors by address, numbers by value.
+Recording computes nothing, and reading or copying numbers from the host raises.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from gatdist.parallel.recording import Recorder
 
 aten = torch.ops.aten
-# Each makes the host wait for the device, or depends on numbers in a way that no recording can.
+# Each makes the host wait for the device, or depends on numbers in a way that can't be recorded.
 FORBIDDEN = {
     aten._local_scalar_dense.default: "reads a number",
     aten.equal.default: "reads numbers",
@@ -26,14 +26,14 @@ FORBIDDEN = {
     aten.lift_fresh.default: "brings in numbers of the host",
 }
 COPIES = {aten._to_copy.default, aten.copy_.default}
-# These change arguments of which their schema does not say so.
+# These modify arguments, although their schema does not say so.
 MORE_CHANGED = {aten.native_batch_norm.default: {"running_mean", "running_var"}}
-# These change the shape of a tensor and nothing that a device would compute: once is enough.
+# These change the shape of a tensor and compute nothing on a device: they need no replay.
 SHAPES = {aten.unsqueeze_.default, aten.squeeze_.dim, aten.t_.default, aten.transpose_.default}
 
 
 class Tape(Recorder):
-    """Records operations, and does them again."""
+    """Records operations and replays them."""
 
     def __init__(self):
         self.pieces = None
@@ -70,8 +70,8 @@ class Tape(Recorder):
 
 
 @contextmanager
-def no_numbers_of_the_host():
-    """Tensors made of Python's numbers, and copies from the host to a device, raise."""
+def no_host_values():
+    """Raise on tensors made from Python numbers and on copies from the host to a device."""
     with _NoCopies(), _NoLiterals():
         yield
 
@@ -86,7 +86,7 @@ class _NoCopies(TorchDispatchMode):
 
 
 class _NoLiterals(TorchFunctionMode):
-    """``torch.tensor`` shows no mode what it does."""
+    """Intercepts ``torch.tensor``, which a dispatch mode does not see."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func in (torch.tensor, torch.as_tensor, torch.asarray):
@@ -108,27 +108,27 @@ class _Mode(TorchDispatchMode):
         kwargs = kwargs or {}
         if func in FORBIDDEN:
             raise RuntimeError(f"{func} {FORBIDDEN[func]}")
-        self._save_what_it_changes(func, args, kwargs)
+        self._save_mutated(func, args, kwargs)
         args, kwargs = tree_map(lambda x: x, (args, kwargs))  # lists may be changed later
         out = func(*args, **kwargs)
         outs = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
         known = {_storage(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         fresh = [i for i, t in enumerate(outs) if _storage(t) not in known]
         self._own |= {_storage(outs[i]) for i in fresh}
-        self.made.append(outs)  # kept, so that no address is given twice
+        self.made.append(outs)  # kept alive, so that no address is reused
 
         if func in SHAPES:
             return out
 
-        def again():
+        def replay_all():
             new = [t for t in tree_leaves(func(*args, **kwargs)) if isinstance(t, Tensor)]
             for i in fresh:
                 outs[i].copy_(new[i].reshape(outs[i].shape))
 
-        self.pieces.append(again)
+        self.pieces.append(replay_all)
         return out
 
-    def _save_what_it_changes(self, func, args, kwargs):
+    def _save_mutated(self, func, args, kwargs):
         for i, argument in enumerate(func._schema.arguments):
             message = argument.alias_info is not None and argument.alias_info.is_write
             if not message and argument.name not in MORE_CHANGED.get(func, ()):

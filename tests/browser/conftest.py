@@ -1,16 +1,16 @@
-"""Runs that people look at, and a browser to look with."""
+"""Runs to display, and a browser."""
 
 import pytest
 from selenium import webdriver
 
 import gatdist
-from small_runs import AUDIO, TEXT, configured, spoken, written
+from small_runs import AUDIO, TEXT, small_config, write_clips, write_texts
 from support import need
 
 
 @pytest.fixture(scope="session")
 def run_dir(tmp_path_factory, run_gatdist):
-    """A run of four ticks and two evaluations."""
+    """A run with four log intervals and two evaluations."""
     folder = tmp_path_factory.mktemp("run") / "digits"
     settings = [
         "run.total_samples=512",
@@ -31,11 +31,11 @@ def run_dir(tmp_path_factory, run_gatdist):
 def families_dir(tmp_path_factory):
     """The folder of two runs: ``clips`` and ``texts``."""
     folder = tmp_path_factory.mktemp("families")
-    spoken(folder / "tones")
-    written(folder / "words")
+    write_clips(folder / "tones")
+    write_texts(folder / "words")
     unmeasured = {"evaluate": {"metrics": []}}
-    clips = configured(folder / "tones", AUDIO | unmeasured)
-    texts = configured(folder / "words", TEXT | unmeasured, vocabulary="abc")
+    clips = small_config(folder / "tones", AUDIO | unmeasured)
+    texts = small_config(folder / "words", TEXT | unmeasured, vocabulary="abc")
     gatdist.train(clips, f"{folder}/runs/sounds", local=True)
     gatdist.train(texts, f"{folder}/runs/texts", local=True)
     return folder / "runs"
@@ -43,7 +43,7 @@ def families_dir(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory):
-    """A headless Chromium that talks to nobody but the pages it is sent to."""
+    """A headless Chromium without network access except to the tested pages."""
     need("chromium", "chromedriver")
     options = webdriver.ChromeOptions()
     options.binary_location = "/usr/bin/chromium"

@@ -1,6 +1,6 @@
-"""A person opens a report: one file, no server, in light and dark, on wide and narrow screens.
+"""Reports in a browser: one file, no server, light and dark, wide and narrow.
 
-Each test leaves screenshots in ``tests/artifacts/`` for people to look at.
+Each test leaves screenshots in ``tests/artifacts/`` for review.
 """
 
 import json
@@ -31,10 +31,10 @@ class Opened:
         file.write_text(page)
         self.browser = browser
         self.emulate(1280, "light")
-        browser.get_log("browser")  # what earlier pages have said
+        browser.get_log("browser")  # messages of earlier pages
         browser.get(f"file://{file}")
 
-    def ask(self, script):
+    def run_script(self, script):
         return self.browser.execute_script(f"return {script}")
 
     def emulate(self, width, scheme, height=1000):
@@ -45,14 +45,14 @@ class Opened:
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
 
-    def keep(self, name):
+    def screenshot(self, name):
         ARTIFACTS.mkdir(exist_ok=True)
         assert self.browser.save_screenshot(str(ARTIFACTS / f"report-{name}.png"))
 
-    def is_alone(self):
-        """It says nothing to the console, and asks nobody for anything."""
+    def require_self_contained(self):
+        """Assert no console messages and no requests."""
         assert self.browser.get_log("browser") == []
-        assert self.ask("performance.getEntriesByType('resource').map(e => e.name)") == []
+        assert self.run_script("performance.getEntriesByType('resource').map(e => e.name)") == []
 
 
 @pytest.fixture
@@ -65,20 +65,20 @@ def opened(browser, tmp_path):
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
-def test_a_report_shows_the_run_and_needs_nobody(opened, run_dir):
+def test_report_shows_run_without_requests(opened, run_dir):
     page = opened(run_dir)
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    # Pictures are decoded, one frame is seen, and the slider leads to the first.
-    images = page.ask("[...document.images].map(i => i.complete && i.naturalWidth)")
+    # Images are decoded, one frame is visible, and the slider goes to the first.
+    images = page.run_script("[...document.images].map(i => i.complete && i.naturalWidth)")
     assert len(images) == 5
     assert min(images) >= 300
     seen = "[...document.querySelectorAll('.frames figure')].filter(f => f.offsetHeight)"
-    assert page.ask(f"{seen}.map(f => f.innerText.trim())") == ["generated, at 512 samples"]
-    page.ask("""(slider => {
+    assert page.run_script(f"{seen}.map(f => f.innerText.trim())") == ["generated, at 512 samples"]
+    page.run_script("""(slider => {
         slider.value = 0; slider.dispatchEvent(new Event("input"));
     })(document.querySelector("input[type=range]"))""")
-    assert page.ask(f"{seen}.map(f => f.innerText.trim())") == ["generated, at 128 samples"]
-    # Curves end at the numbers of the last tick, and tell them under the mouse.
+    assert page.run_script(f"{seen}.map(f => f.innerText.trim())") == ["generated, at 128 samples"]
+    # Curves end at the values of the last log interval, and show values at the mouse.
     chart = page.browser.find_element(By.CSS_SELECTOR, ".chart[data-chart*=generator]")
     legend = {item.text for item in chart.find_elements(By.TAG_NAME, "li")}
     players = "generator", "discriminator"
@@ -92,39 +92,45 @@ def test_a_report_shows_the_run_and_needs_nobody(opened, run_dir):
     for player in players:
         shown = float(tip[tip.index(player) + 1])
         assert shown == pytest.approx(lines[-1][f"loss/{player}"], rel=1e-3)
-    page.keep("curves")
-    page.is_alone()
+    page.screenshot("curves")
+    page.require_self_contained()
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (390, "dark")])
-def test_it_can_be_read_in_light_and_dark_wide_and_narrow(opened, run_dir, width, scheme):
+def test_report_is_readable_in_light_and_dark_wide_and_narrow(opened, run_dir, width, scheme):
     page = opened(run_dir)
     page.emulate(width, scheme)
-    assert page.ask("document.documentElement.scrollWidth") <= width
-    colors = page.ask("['color', 'backgroundColor'].map(c => getComputedStyle(document.body)[c])")
+    assert page.run_script("document.documentElement.scrollWidth") <= width
+    colors = page.run_script(
+        "['color', 'backgroundColor'].map(c => getComputedStyle(document.body)[c])"
+    )
     ink, paper = (sum(map(int, c[4:-1].split(","))) for c in colors)
     assert abs(ink - paper) > 400
     assert (ink > paper) == (scheme == "dark")
-    page.emulate(width, scheme, height=page.ask("document.documentElement.scrollHeight"))
-    page.keep(f"{scheme}-{width}")
+    page.emulate(width, scheme, height=page.run_script("document.documentElement.scrollHeight"))
+    page.screenshot(f"{scheme}-{width}")
 
 
-def test_sounds_play_and_texts_are_read(opened, families_dir):
+def test_audio_plays_and_texts_are_shown(opened, families_dir):
     page = opened(families_dir / "sounds")
     seconds = 16 * (LENGTH / RATE + 0.25)
     durations = "[...document.querySelectorAll('audio')].map(a => a.duration)"
-    found = wait_until(lambda: all(page.ask(durations)) and page.ask(durations), "the sounds")
+    found = wait_until(
+        lambda: all(page.run_script(durations)) and page.run_script(durations), "the audio"
+    )
     assert found == pytest.approx([seconds] * 4, abs=0.01)
-    page.keep("sounds")
-    page.is_alone()
+    page.screenshot("sounds")
+    page.require_self_contained()
     page = opened(families_dir / "texts")
-    texts = page.ask("[...document.querySelectorAll('pre')].map(p => p.textContent.split('\\n'))")
+    texts = page.run_script(
+        "[...document.querySelectorAll('pre')].map(p => p.textContent.split('\\n'))"
+    )
     assert len(texts) == 4
     assert set(LINES) <= set(texts[-1])
-    page.is_alone()
+    page.require_self_contained()
 
 
-def test_nothing_that_a_run_has_written_is_run(opened, run_dir, tmp_path):
+def test_content_of_a_run_is_not_executed(opened, run_dir, tmp_path):
     evil = """</script><script>document.title = "evil"</script><img src=x onerror='evil()'>"""
     copy = tmp_path / 'run"><b>'
     shutil.copytree(run_dir, copy)
@@ -140,10 +146,12 @@ def test_nothing_that_a_run_has_written_is_run(opened, run_dir, tmp_path):
     page, missing = report(str(copy))
     assert missing[0].startswith(lacks)
     page = opened(copy, missing)
-    assert page.ask("[document.scripts.length, document.querySelectorAll('[onerror]').length]") == [
+    assert page.run_script(
+        "[document.scripts.length, document.querySelectorAll('[onerror]').length]"
+    ) == [
         1,
         0,
     ]
-    assert page.ask("document.title") == 'run"><b> – gatdist'
-    assert evil in page.ask("document.querySelector('#attempts').textContent")
-    page.is_alone()
+    assert page.run_script("document.title") == 'run"><b> – gatdist'
+    assert evil in page.run_script("document.querySelector('#attempts').textContent")
+    page.require_self_contained()

@@ -1,6 +1,6 @@
-"""A person opens TensorBoard on a run: the real server, a real browser, what is on the page.
+"""TensorBoard on a run: the real server in a real browser.
 
-Each test leaves a screenshot in ``tests/artifacts/`` for people to look at.
+Each test leaves a screenshot in ``tests/artifacts/`` for review.
 """
 
 import io
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.browser
 ARTIFACTS = Path(__file__).resolve().parents[1] / "artifacts"
 TICKS = [128, 256, 384, 512]
 
-# TensorBoard's pages are nested shadow trees, into which plain selectors don't see.
+# TensorBoard's pages are nested shadow trees, which plain selectors do not enter.
 SEARCH = """
 const below = (root, selector) => [root, ...root.querySelectorAll("*")].flatMap((node, index) => [
     ...(index > 0 && node.matches(selector) ? [node] : []),
@@ -46,21 +46,21 @@ return arguments[0]
 
 @pytest.fixture(scope="module")
 def fetch(run_dir, tmp_path_factory):
-    """``fetch(path)``: what a TensorBoard server on the run answers; ``fetch.url`` is its root."""
+    """``fetch(path)``: the answer of a TensorBoard server on the run; ``fetch.url`` is its root."""
     with tensorboard(run_dir, tmp_path_factory.mktemp("log"), "scalars", "images", "text") as get:
         yield get
 
 
 @pytest.fixture(scope="module")
 def fetch_families(families_dir, tmp_path_factory):
-    """The same of runs on sounds and on texts."""
+    """The same for runs on audio and text."""
     with tensorboard(families_dir, tmp_path_factory.mktemp("log"), "audio", "text") as get:
         yield get
 
 
 @contextmanager
 def tensorboard(logs, folder, *plugins, options=()):
-    """A server that has something for each of the plugins."""
+    """Yield a server that has data for each plugin."""
     port, log = free_port(), folder / "log"
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logs), *options]
     with log.open("w") as output:
@@ -98,15 +98,15 @@ class Page:
         self.url = url
 
     def open(self, tab, query=""):
-        self.browser.get("about:blank")  # a new fragment alone would load nothing anew
+        self.browser.get("about:blank")  # changing only the fragment would not reload the page
         self.browser.get(f"{self.url}/{query}#{tab}")
 
     def all(self, *path, ask="said(element)"):
-        """The answer of each element that a path of selectors leads to; by default its text."""
+        """Return the result for each element that a path of selectors matches (default: text)."""
         return self.browser.execute_script(SEARCH.replace("ASK", ask), path)
 
     def fakes_and_reals(self, *path, ask):
-        """The answers of two elements, as soon as both give one that is true."""
+        """Return the results of two elements as soon as both are true."""
 
         def found():
             answers = self.all(*path, ask=ask)
@@ -115,16 +115,16 @@ class Page:
         return wait_until(found, f"fakes and reals at {path}")
 
     def image(self, selector):
-        """What is seen, as PNG, where the first such element is."""
+        """Return the first matching element as PNG."""
         return self.browser.find_element("css selector", selector).screenshot_as_png
 
     def curve_width(self):
-        """Pixels from the left to the right of the first chart's curve."""
-        # The grid is light, and the mark at the last step no wider than two pixels.
+        """Return the width of the first chart's curve in pixels."""
+        # The grid is light, and the mark at the last step is at most two pixels wide.
         with Image.open(io.BytesIO(self.image("line-chart canvas"))) as chart:
             return (np.asarray(chart.convert("L")) < 128).any(axis=0).sum()
 
-    def keep(self, name):
+    def screenshot(self, name):
         ARTIFACTS.mkdir(exist_ok=True)
         assert self.browser.save_screenshot(str(ARTIFACTS / f"tensorboard-{name}.png"))
 
@@ -139,7 +139,7 @@ def families(browser, fetch_families):
     return Page(browser, fetch_families.url)
 
 
-def test_the_curves_are_drawn(page):
+def test_curves_are_drawn(page):
     page.open("timeseries", "?tagFilter=loss/")
 
     def cards():
@@ -151,10 +151,10 @@ def test_the_curves_are_drawn(page):
     assert generator.startswith("loss/generator")
 
     wait_until(lambda: page.curve_width() > 30, "a curve in the first chart")
-    page.keep("scalars")
+    page.screenshot("scalars")
 
 
-def test_curves_that_are_compared_share_a_chart(page, fetch):
+def test_compared_curves_share_a_chart(page, fetch):
     groups = {
         category["title"]: [chart["title"] for chart in category["chart"]]
         for category in json.loads(fetch("data/plugin/custom_scalars/layout"))["category"]
@@ -165,7 +165,7 @@ def test_curves_that_are_compared_share_a_chart(page, fetch):
     charts = ("tf-custom-scalar-multi-line-chart-card",)
 
     def drawn():
-        """The charts of the first group that show two curves."""
+        """Return the charts of the first group that show two curves."""
         texts = ["".join(text.split()) for text in page.all(*charts)]
         return [text for text in texts if "Matches(2)" in text]
 
@@ -173,10 +173,10 @@ def test_curves_that_are_compared_share_a_chart(page, fetch):
     wait_until(
         lambda: sum(text.startswith(shared) for text in drawn()) == 3, "the charts of both players"
     )
-    page.keep("custom-scalars")
+    page.screenshot("custom-scalars")
 
 
-def test_the_pictures_are_shown(page):
+def test_images_are_shown(page):
     page.open("images")
     size = "element.complete && element.naturalWidth"
     shown = page.fakes_and_reals("tf-image-loader", "img", ask=size)
@@ -184,29 +184,29 @@ def test_the_pictures_are_shown(page):
     titles = [title.split() for title in page.all("tf-image-loader")]
     assert any("samples/fakes" in title and "512" in title for title in titles)
     assert any("samples/reals" in title for title in titles)
-    page.keep("images")
+    page.screenshot("images")
 
 
-def test_the_configuration_can_be_read(page):
+def test_configuration_is_shown(page):
     page.open("text")
     rows = wait_until(lambda: page.all("tf-text-loader", "tr"), "the table of the configuration")
     cells = [row.split() for row in rows]
     assert ["run.total_samples", "512"] in cells
     assert ["data.url", '"builtin:digits"'] in cells
-    page.keep("text")
+    page.screenshot("text")
 
 
-def test_sounds_can_be_played(families):
+def test_audio_can_be_played(families):
     families.open("audio")
     shown = families.fakes_and_reals("tf-audio-loader", "audio", ask="element.duration")
-    # 16 clips one after the other, with a pause of a quarter of a second behind each.
+    # 16 clips in sequence, with a pause of a quarter of a second after each.
     assert shown == pytest.approx([16 * (LENGTH / RATE + 0.25)] * 2, abs=0.01)
     titles = [title.split() for title in families.all("tf-audio-loader")]
     assert any("samples/fakes/audio" in title and "96" in title for title in titles)
-    families.keep("audio")
+    families.screenshot("audio")
 
 
-def test_texts_can_be_read(families):
+def test_texts_are_shown(families):
     families.open("text")
 
     def loaded():
@@ -217,17 +217,17 @@ def test_texts_can_be_read(families):
 
     _, reals = wait_until(loaded, "the texts")
     assert set(LINES) <= set(reals)
-    families.keep("texts")
+    families.screenshot("texts")
 
 
-def test_the_run_has_a_row_in_the_table_of_runs(page):
+def test_run_has_a_row_in_hparams(page):
     page.open("hparams")
     cells = ("tf-hparams-table-view", "vaadin-grid-cell-content")
     wait_until(lambda: "metric/fid" in " ".join(page.all(*cells)).split(), "a column of the FID")
-    page.keep("hparams")
+    page.screenshot("hparams")
 
 
-def test_the_curves_are_the_numbers_of_the_run(fetch, run_dir):
+def test_curves_equal_metrics_of_run(fetch, run_dir):
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert [line["samples_seen"] for line in lines] == TICKS
     (run,) = tags = json.loads(fetch("data/plugin/scalars/tags"))
@@ -240,7 +240,7 @@ def test_the_curves_are_the_numbers_of_the_run(fetch, run_dir):
         assert [value for *_, value in drawn] == pytest.approx([v for _, v in written], rel=1e-6)
 
 
-def test_there_is_one_readable_picture_a_tick(fetch):
+def test_one_readable_image_per_log_interval(fetch):
     (run,) = json.loads(fetch("data/plugin/images/tags"))
     query = f"run={run}&tag={quote('samples/fakes', safe='')}&sample=0"
     entries = json.loads(fetch(f"data/plugin/images/images?{query}"))
@@ -254,7 +254,7 @@ def test_there_is_one_readable_picture_a_tick(fetch):
 
 @pytest.fixture(scope="module")
 def segments_dir(tmp_path_factory):
-    """A run on a store without append, ended at 640 samples and resumed from 384, as copied."""
+    """A run on a store without append, stopped at 640 samples and resumed from 384, as copied."""
     store = Store(f"memory://{uuid4().hex}/run")
     config = load_config("digits", ['evaluate.metrics=["fid"]'])
     for resume_samples, stop in ((0, 640), (384, 1024)):
@@ -279,9 +279,7 @@ def segments_dir(tmp_path_factory):
 
 
 @pytest.mark.parametrize("reader", ["--load_fast=true", "--load_fast=false"])
-def test_event_files_of_uploads_are_shown_as_one_resumed_run(
-    browser, segments_dir, tmp_path, reader
-):
+def test_uploaded_event_files_show_one_resumed_run(browser, segments_dir, tmp_path, reader):
     assert len(list(segments_dir.glob("tensorboard/*"))) >= 20
     expected = [*range(64, 1025, 64)]
     with tensorboard(segments_dir, tmp_path, "scalars", "images", options=[reader]) as get:
@@ -309,7 +307,7 @@ def test_event_files_of_uploads_are_shown_as_one_resumed_run(
 
         wait_until(cards, "two cards that have reached 1,024 samples")
         wait_until(lambda: page.curve_width() > 30, "a curve in the first chart")
-        page.keep(f"segments-{reader.partition('=')[2]}")
+        page.screenshot(f"segments-{reader.partition('=')[2]}")
         page.open("images")
         ask = "element.complete && element.naturalWidth"
         wait_until(lambda: page.all("tf-image-loader", "img", ask=ask), "an image")

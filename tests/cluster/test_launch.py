@@ -1,4 +1,4 @@
-"""Training under a real Ray Train: what users see, what is left, and what survives a kill."""
+"""Training under real Ray Train: output, leftover processes, and recovery from kills."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ while True:
 
 @pytest.fixture
 def folder(tmp_path):
-    """A user's folder with modules of their own."""
+    """A user's folder with their own modules."""
     (tmp_path / "notes_its_process.py").write_text(PLUGIN)
     (tmp_path / "broken_losses.py").write_text(BROKEN)
     return tmp_path
@@ -111,7 +111,7 @@ def scrape(url):
 
 
 def shown(page, run_dir):
-    """The run's numbers on a page of metrics, by name."""
+    """Return the run's metrics from a Prometheus page by name."""
     return {
         sample.name: sample.value
         for family in text_string_to_metric_families(page)
@@ -127,9 +127,9 @@ def attempts(folder):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, ray_address, ray_metrics_url):
-    """A run of two workers that was left alone; its folder and what it printed.
+    """An uninterrupted run of two workers: its folder and its output.
 
-    The file ``scraped`` in the folder is what Prometheus would have seen of it last.
+    The file ``scraped`` in the folder is the last Prometheus page of it.
     """
     folder = tmp_path_factory.mktemp("undisturbed")
     (folder / "notes_its_process.py").write_text(PLUGIN)
@@ -150,7 +150,7 @@ def digest(run_gatdist, folder):
     return finished.stdout
 
 
-def test_two_workers_train_and_the_terminal_shows_ours_only(undisturbed):
+def test_two_workers_train_and_terminal_shows_gatdist_output_only(undisturbed):
     folder, output, errors = undisturbed
     outcome = json.loads(output)
     assert outcome["status"] == "finished"
@@ -183,7 +183,7 @@ def test_torchrun_trains_the_same_run(undisturbed, folder, run_gatdist):
     assert digest(run_gatdist, folder) == digest(run_gatdist, undisturbed[0])
 
 
-def test_prometheus_sees_the_run(undisturbed):
+def test_prometheus_scrapes_the_run(undisturbed):
     folder, *_ = undisturbed
     found = shown((folder / "scraped").read_text(), folder / "run")
     lines = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
@@ -198,9 +198,7 @@ def test_prometheus_sees_the_run(undisturbed):
     assert abs(found["ray_gatdist_checkpoint_time_seconds"] - time.time()) < 200
 
 
-def test_an_alarm_that_is_over_is_0_and_a_loss_that_is_not_finite_is_shown_no_more(
-    ray_address, ray_metrics_url, tmp_path
-):
+def test_past_alarm_is_0_and_nonfinite_loss_is_removed(ray_address, ray_metrics_url, tmp_path):
     (tmp_path / "tells.py").write_text(TELLS)
     message = subprocess.Popen([sys.executable, "tells.py", ray_address], cwd=tmp_path)
     try:
@@ -222,7 +220,7 @@ def test_an_alarm_that_is_over_is_0_and_a_loss_that_is_not_finite_is_shown_no_mo
 
 
 @pytest.mark.slow
-def test_a_killed_worker_is_reported_and_the_same_command_ends_the_same(
+def test_killed_worker_is_reported_and_rerun_ends_with_same_digest(
     undisturbed, folder, ray_address, run_gatdist
 ):
     process = start(folder, ray_address, settings=["cluster.max_failures=0"])
@@ -240,12 +238,12 @@ def test_a_killed_worker_is_reported_and_the_same_command_ends_the_same(
     assert digest(run_gatdist, folder) == digest(run_gatdist, undisturbed[0])
 
 
-def test_ctrl_c_checkpoints_on_all_workers_and_the_same_command_ends_the_same(
+def test_ctrl_c_checkpoints_on_all_workers_and_rerun_ends_with_same_digest(
     undisturbed, folder, ray_address, run_gatdist
 ):
     process = start(folder, ray_address)
     wait_until((folder / "run/metrics.jsonl").exists, "the first tick", timeout_s=300)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the whole foreground group
+    os.killpg(process.pid, signal.SIGINT)  # like a terminal: to the whole foreground process group
     status, _, errors = finish(process)
     assert status == 75, errors
     assert "Traceback" not in errors
@@ -269,9 +267,7 @@ def test_ctrl_c_checkpoints_on_all_workers_and_the_same_command_ends_the_same(
         ),
     ],
 )
-def test_an_error_in_a_worker_is_shown_without_a_traceback(
-    loss, status, message, folder, ray_address
-):
+def test_error_in_worker_is_shown_without_traceback(loss, status, message, folder, ray_address):
     settings = ['plugins=["broken_losses"]', f"game.loss={loss}", "health.nonfinite=stop"]
     found, _, errors = finish(start(folder, ray_address, settings=settings))
     assert found == status
@@ -279,14 +275,14 @@ def test_an_error_in_a_worker_is_shown_without_a_traceback(
     assert "Traceback" not in errors
 
 
-def test_more_workers_than_the_cluster_has_are_refused(folder, ray_address):
+def test_more_workers_than_the_cluster_has_are_rejected(folder, ray_address):
     status, _, errors = finish(start(folder, ray_address, "--workers", "4"), timeout_s=300)
     assert status == 2
     assert "gatdist: --workers = 4: " in errors
     assert "--workers 2" in errors
 
 
-def test_more_workers_than_this_machine_has_are_refused_before_ray_starts(run_gatdist, tmp_path):
+def test_more_workers_than_this_machine_has_are_rejected_before_ray_starts(run_gatdist, tmp_path):
     settings = ("--set", "run.global_batch=4096")
     finished = run_gatdist("train", "digits", "--workers", "4096", *settings, cwd=tmp_path)
     assert finished.returncode == 2
@@ -295,16 +291,16 @@ def test_more_workers_than_this_machine_has_are_refused_before_ray_starts(run_ga
     assert not (tmp_path / "runs/digits/logs/ray.log").exists()
 
 
-def test_an_address_that_does_not_answer_is_refused(run_gatdist):
+def test_unreachable_address_is_rejected(run_gatdist):
     finished = run_gatdist("train", "digits", "--workers", "2", "--address", "127.0.0.1:9")
     assert finished.returncode == 2
     assert finished.stderr.startswith("gatdist: cluster.address = '127.0.0.1:9': ")
 
 
 @pytest.mark.slow
-def test_a_second_ctrl_c_leaves_at_once_and_takes_our_ray_along(folder):
+def test_second_ctrl_c_exits_at_once_and_stops_local_ray(folder):
     mark = f"gatdist-test-second-{os.getpid()}"
-    # A step so long that the workers can't answer the first signal before the second comes.
+    # A step so long that the workers can't handle the first signal before the second.
     slow = ["run.global_batch=4096", 'model.generator={name="residual", width=256}']
     sets = [w for s in (*SETTINGS, *slow) for w in ("--set", s)]
     process = start_gatdist(
@@ -320,7 +316,7 @@ def test_a_second_ctrl_c_leaves_at_once_and_takes_our_ray_along(folder):
     )
     try:
         for line in process.stderr:
-            if line.startswith("parameters"):  # the workers are at it
+            if line.startswith("parameters"):  # the workers are training
                 os.killpg(process.pid, signal.SIGINT)
             if line.startswith("stopping"):
                 os.killpg(process.pid, signal.SIGINT)
@@ -333,7 +329,7 @@ def test_a_second_ctrl_c_leaves_at_once_and_takes_our_ray_along(folder):
     assert committed(folder) == []
 
 
-def test_our_own_ray_requires_a_token_and_ends_with_the_run(folder, run_gatdist):
+def test_local_ray_requires_a_token_and_stops_with_the_run(folder, run_gatdist):
     mark = f"gatdist-test-{os.getpid()}"
     sets = [w for s in (*SETTINGS, "run.total_samples=6400000") for w in ("--set", s)]
     process = start_gatdist(
@@ -342,7 +338,7 @@ def test_our_own_ray_requires_a_token_and_ends_with_the_run(folder, run_gatdist)
     )  # fmt: skip
     try:
         for line in process.stderr:
-            if line.startswith("parameters"):  # the workers are at it
+            if line.startswith("parameters"):  # the workers are training
                 break
         address = f"127.0.0.1:{port_of_gcs(marked_processes(mark))}"
         stranger = run_gatdist(
@@ -362,7 +358,7 @@ def test_our_own_ray_requires_a_token_and_ends_with_the_run(folder, run_gatdist)
 
 
 def port_of_gcs(processes):
-    """Where the first of Ray's processes, among these, listens."""
+    """Return the port on which the first GCS among these processes listens."""
     for process in processes:
         words = Path(f"/proc/{process}/cmdline").read_bytes().decode().split("\0")
         if words[0].endswith("gcs_server"):

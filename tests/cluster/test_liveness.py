@@ -17,7 +17,7 @@ from support import HANG_S, end_group, marked_processes, start_gatdist, wait_unt
 pytestmark = pytest.mark.cluster
 
 TOTAL = 1280
-# On an idle machine it takes 1 to 3 s; an evaluation that went on would take a minute.
+# On an idle machine it takes 1 to 3 s; finishing the evaluation would take a minute.
 LIMIT_S = 5
 TICK = 320
 SETTINGS = [
@@ -35,7 +35,7 @@ SETTINGS = [
     'plugins=["slow_features"]',
     "run.keep_checkpoints=9",
 ]
-# 1,797 real and as many fake samples are looked at in chunks of 256: 8 of each.
+# 1,797 real and as many fake samples are evaluated in chunks of 256: 8 of each.
 PLUGIN = (
     IMPORT
     + """
@@ -58,7 +58,7 @@ class Slow(Coordinates):
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A user's folder with a feature extractor that takes a second a chunk."""
+    """A user's folder with a feature extractor that takes a second per chunk."""
     (tmp_path / "slow_features.py").write_text(PLUGIN)
     slow(tmp_path, 0)
     return tmp_path
@@ -80,7 +80,7 @@ def finish(process, timeout_s=HANG_S):
         output, errors = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
         end_group(process)
-        process.communicate()  # closes its pipes, which a later test would be blamed for
+        process.communicate()  # closes its pipes, which the guards of a later test would report
         raise
     finally:
         end_group(process)
@@ -106,14 +106,14 @@ def attempts(folder: Path):
 
 
 def lines_of(folder: Path):
-    """What metrics.jsonl says that does not depend on the time of day."""
+    """Return what metrics.jsonl contains that does not depend on the time of day."""
     lines = map(json.loads, (folder / "run/metrics.jsonl").read_text().splitlines())
     names = ("samples_seen", "loss/generator", "loss/discriminator", "metric/swd", "protocol")
     return [{name: line.get(name) for name in names} for line in lines]
 
 
 def require_same_lines(found, expected):
-    """All that is measured is equal, but for the log intervals that a stop has divided in two."""
+    """Assert that all metrics are equal, except for log intervals that a stop has split."""
     stops = {line["samples_seen"] for line in found} - {line["samples_seen"] for line in expected}
     divided = {-(-stop // TICK) * TICK for stop in stops}
     whole = [
@@ -130,7 +130,7 @@ def require_same_lines(found, expected):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, run_gatdist):
-    """The digest and the lines of metrics.jsonl of a run that was left alone."""
+    """The digest and the lines of metrics.jsonl of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("undisturbed")
     (folder / "slow_features.py").write_text(PLUGIN)
     slow(folder, 0)
@@ -156,7 +156,7 @@ LOCAL_FIRST = pytest.mark.parametrize(
 
 
 @pytest.fixture(params=["local", "ray"])
-def way(request):
+def launcher(request):
     """How training is launched."""
     if request.param == "local":
         return ("--local",)
@@ -171,11 +171,11 @@ def way(request):
         pytest.param(signal.SIGHUP, marks=pytest.mark.slow),
     ],
 )
-def test_a_signal_interrupts_an_evaluation_which_is_done_again_at_resume(
-    number, way, folder, undisturbed, run_gatdist
+def test_signal_interrupts_evaluation_and_resume_repeats_it(
+    number, launcher, folder, undisturbed, run_gatdist
 ):
     slow(folder, 4)
-    process = start(folder, *way, env={"PYTHONUNBUFFERED": "1"})
+    process = start(folder, *launcher, env={"PYTHONUNBUFFERED": "1"})
     try:
         wait_until((folder / "chunk-0-1-10").exists, "an evaluation")
         time.sleep(0.3)
@@ -188,7 +188,7 @@ def test_a_signal_interrupts_an_evaluation_which_is_done_again_at_resume(
     assert errors.count("checkpoint at 640") == 1
     assert committed(folder)[-1] == 640, "no step is lost"
     slow(folder, 0)
-    status, output, errors = finish(start(folder, *way))
+    status, output, errors = finish(start(folder, *launcher))
     assert status == 0, errors
     assert attempts(folder)[-1]["resumed_from"] == 640
     assert json.loads(output)["metrics"]["swd"] == undisturbed[1][-1]["metric/swd"]
@@ -196,13 +196,13 @@ def test_a_signal_interrupts_an_evaluation_which_is_done_again_at_resume(
 
 
 @LOCAL_FIRST
-def test_sigkill_in_an_evaluation_loses_no_step(way, folder, undisturbed, run_gatdist):
+def test_sigkill_in_evaluation_loses_no_step(launcher, folder, undisturbed, run_gatdist):
     with (folder / "slow_features.py").open("a") as plugin:
         plugin.write('fail_at("evaluation", kill, rank=0, step=10)\n')
-    status, _, errors = finish(start(folder, *way, settings=["cluster.max_failures=0"]))
-    assert status == (-9 if "--local" in way else 75), errors
+    status, _, errors = finish(start(folder, *launcher, settings=["cluster.max_failures=0"]))
+    assert status == (-9 if "--local" in launcher else 75), errors
     assert committed(folder)[-1] == 640
-    status, _, errors = finish(start(folder, *way))
+    status, _, errors = finish(start(folder, *launcher))
     assert status == 0, errors
     assert attempts(folder)[-1]["resumed_from"] == 640
     assert (digest(run_gatdist, folder), lines_of(folder)) == undisturbed
@@ -218,13 +218,13 @@ def test_sigkill_in_an_evaluation_loses_no_step(way, folder, undisturbed, run_ga
         pytest.param("twice", marks=pytest.mark.slow),
     ],
 )
-def test_a_signal_at_the_start_in_a_commit_or_twice_corrupts_nothing(
-    where, way, folder, undisturbed, run_gatdist
+def test_signal_at_start_in_commit_or_twice_corrupts_nothing(
+    where, launcher, folder, undisturbed, run_gatdist
 ):
     plugin = {
         "start": '(folder / "here").touch(); time.sleep(20)\n',
         "first step": 'fail_at("generator", lambda: ((folder / "here").touch(), time.sleep(20)))\n',
-        # With steps so slow that the run is not over before it looks for signals again.
+        # Steps are so slow that the run does not end before it checks for signals again.
         "commit": 'fail_at("commit/MANIFEST.json", lambda: ((folder / "here").touch(), '
         "time.sleep(2)), rank=0, step=5)\n"
         'for step in range(6, 20): fail_at("data", lambda: time.sleep(0.2), step=step)\n',
@@ -232,7 +232,7 @@ def test_a_signal_at_the_start_in_a_commit_or_twice_corrupts_nothing(
         "time.sleep(2)), rank=0, step=5)\n",
     }[where]
     (folder / "slow_features.py").write_text(PLUGIN + plugin)
-    process = start(folder, *way)
+    process = start(folder, *launcher)
     try:
         wait_until((folder / "here").exists, "the place")
         time.sleep(0.2)
@@ -246,16 +246,16 @@ def test_a_signal_at_the_start_in_a_commit_or_twice_corrupts_nothing(
     assert status == 75, errors
     assert "Traceback" not in errors
     (folder / "slow_features.py").write_text(PLUGIN)
-    status, _, errors = finish(start(folder, *way))
+    status, _, errors = finish(start(folder, *launcher))
     assert status == 0, errors
     assert digest(run_gatdist, folder) == undisturbed[0]
     require_same_lines(lines_of(folder), undisturbed[1])
 
 
-def test_an_evaluation_longer_than_the_heartbeat_limit_is_no_hang(
+def test_evaluation_longer_than_heartbeat_timeout_is_not_a_hang(
     folder, ray_address, undisturbed, run_gatdist
 ):
-    # Two evaluations of 12 s and more on each of two workers, 24 s the first time.
+    # Two evaluations of 12 s or more on each of two workers, 24 s the first time.
     slow(folder, 3)
     settings = ["cluster.heartbeat_timeout_s=20", "cluster.straggler_warn_s=5"]
     status, _, errors = finish(start(folder, *on_ray(ray_address), settings=settings))
@@ -265,7 +265,7 @@ def test_an_evaluation_longer_than_the_heartbeat_limit_is_no_hang(
 
 
 @pytest.mark.slow
-def test_an_evaluation_of_a_minute_is_no_hang_with_a_limit_of_eight_seconds(folder, ray_address):
+def test_evaluation_of_a_minute_is_not_a_hang_with_timeout_of_eight_seconds(folder, ray_address):
     slow(folder, 2)
     settings = [
         "cluster.heartbeat_timeout_s=8",
@@ -281,7 +281,7 @@ def test_an_evaluation_of_a_minute_is_no_hang_with_a_limit_of_eight_seconds(fold
 
 
 @pytest.mark.slow
-def test_one_worker_waits_for_the_long_evaluation_of_another(folder, ray_address):
+def test_worker_waits_for_long_evaluation_of_another(folder, ray_address):
     source = PLUGIN.replace("float(", "(here.rank == 0) * float(")
     (folder / "slow_features.py").write_text(source)
     slow(folder, 2)
@@ -291,7 +291,7 @@ def test_one_worker_waits_for_the_long_evaluation_of_another(folder, ray_address
     assert len(attempts(folder)) == 1, errors
 
 
-def test_a_stuck_evaluation_is_still_a_hang(folder, ray_address, undisturbed, run_gatdist):
+def test_stuck_evaluation_is_a_hang(folder, ray_address, undisturbed, run_gatdist):
     with (folder / "slow_features.py").open("a") as plugin:
         plugin.write('fail_at("evaluation", lambda: time.sleep(1000), rank=1, step=10)\n')
     settings = ["cluster.heartbeat_timeout_s=20", "cluster.straggler_warn_s=5"]
@@ -305,7 +305,7 @@ def test_a_stuck_evaluation_is_still_a_hang(folder, ray_address, undisturbed, ru
 
 
 def processes_of(mark: str, *names: str) -> list[int]:
-    """Those of a run whose command line or title has one of the names."""
+    """Return processes of a run whose command line or title contains one of the names."""
     found = []
     for process in marked_processes(mark):
         try:
@@ -325,8 +325,8 @@ def processes_of(mark: str, *names: str) -> list[int]:
         pytest.param("RayTrainWorker", marks=pytest.mark.slow),
     ],
 )
-def test_a_killed_helper_process_is_started_again(helper, folder, undisturbed, run_gatdist):
-    """Of a Ray of our own, while it trains: step 7 of 20, after 1 of 4 log intervals."""
+def test_killed_helper_process_is_restarted(helper, folder, undisturbed, run_gatdist):
+    """Kill helpers of a local Ray in training: at step 7 of 20, after 1 of 4 log intervals."""
     mark = f"gatdist-helper-{os.getpid()}-{helper}"
     with (folder / "slow_features.py").open("a") as plugin:
         plugin.write(
@@ -355,7 +355,7 @@ def test_a_killed_helper_process_is_started_again(helper, folder, undisturbed, r
 
 
 @pytest.mark.parametrize("variable", ["TMPDIR", "RAY_TMPDIR"])
-def test_a_long_temporary_folder_is_refused_before_ray_starts(variable, folder, run_gatdist):
+def test_long_temporary_folder_is_rejected_before_ray_starts(variable, folder, run_gatdist):
     deep = folder / ("a" * 60) / ("b" * 40)
     deep.mkdir(parents=True)
     finished = run_gatdist("train", "digits", "--run-dir", "run", cwd=folder, env={variable: deep})

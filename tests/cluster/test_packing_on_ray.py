@@ -1,4 +1,4 @@
-"""Packing on a real Ray Data."""
+"""Packing on real Ray Data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from packing import content, image, pack, write
 pytestmark = pytest.mark.cluster
 
 
-def test_ray_packs_the_same_bytes_and_resumes_another_packing(
+def test_ray_packs_the_same_bytes_and_resumes_local_packing(
     tmp_path: Path, ray_address: str, run_gatdist: Callable[..., CompletedProcess[str]]
 ) -> None:
     files = {f"{'ab'[i % 2]}/{i}.png": image(i, (9, 9)) for i in range(60)}
@@ -31,7 +31,7 @@ def test_ray_packs_the_same_bytes_and_resumes_another_packing(
     assert content(tmp_path / "ray") == content(tmp_path / "alone")
     for noise in ("INFO", "WARNING", "ray::", "Traceback", "Running Dataset"):
         assert noise not in finished.stderr
-    # An error of a task on Ray is raised as it is.
+    # An error of a Ray task is raised unchanged.
     write(source, {"a/torn.png": image(0, (9, 9))[:-9]})
     command = ["pack", source, tmp_path / "strict", "--size", "6", "--strict"]
     finished = run_gatdist(*command, "--address", ray_address, timeout=300)

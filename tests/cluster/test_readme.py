@@ -1,4 +1,4 @@
-"""The Python of the README runs as it is, with few samples."""
+"""The Python code of the README runs unchanged, with few samples."""
 
 from __future__ import annotations
 

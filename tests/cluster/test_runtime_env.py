@@ -1,4 +1,4 @@
-"""``cluster.runtime_env`` and plugins reach workers that have not the driver's folder."""
+"""``cluster.runtime_env`` and plugins reach workers that do not have the driver's folder."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def run_of(**runtime_env: object) -> dict[str, object]:
         ({"conda": "/nonexistent.yaml"}, ""),
     ],
 )
-def test_runtime_env_that_makes_no_sense_is_refused(
+def test_runtime_env_with_invalid_value_is_rejected(
     runtime_env: dict[str, object], field: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -57,7 +57,7 @@ def test_runtime_env_that_makes_no_sense_is_refused(
     assert caught.value.subject == f"cluster.runtime_env{field}"
 
 
-def test_runtime_env_holds_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runtime_env_contains_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLANTED", "planted-value")
     given = {"env_vars": {"TOKEN": "Bearer ${env:PLANTED}", "PLAIN": "1"}}
     assert run_of(**given) == {"env_vars": {"PLAIN": "1"}}
@@ -67,7 +67,7 @@ def test_runtime_env_holds_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found == {"TOKEN": "Bearer planted-value", "PLANTED": "planted-value"}
 
 
-def test_runtime_env_without_its_folder_starts_nothing(
+def test_runtime_env_with_missing_folder_starts_nothing(
     run_gatdist: Callable[..., CompletedProcess[str]], tmp_path: Path
 ) -> None:
     setting = 'cluster.runtime_env={working_dir="/nonexistent"}'
@@ -80,7 +80,7 @@ def test_runtime_env_without_its_folder_starts_nothing(
 
 
 def test_runtime_env_and_plugins_are_shipped(ray_address: str, tmp_path: Path) -> None:
-    """The driver's folder is on a file system that nobody else has mounted."""
+    """The driver's folder is on a file system that only the driver has mounted."""
     if os.geteuid() != 0:
         pytest.skip("mounts a file system")
     (unshare,) = need("unshare")

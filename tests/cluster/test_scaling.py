@@ -1,4 +1,4 @@
-"""``gatdist bench scaling`` on a real Ray: the contract, a kill that is made good, and refusals."""
+"""``gatdist bench scaling`` on real Ray: output format, recovery after a kill, and errors."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_points_recovery_quality_and_files(workers, quality, run_gatdist, ray_ad
         assert noise not in finished.stderr
 
 
-def test_a_cluster_without_room_says_what_it_has(run_gatdist, ray_address, tmp_path):
+def test_cluster_without_room_reports_its_resources(run_gatdist, ray_address, tmp_path):
     finished = run_gatdist(
         "bench", "scaling", "--workers", "1,4", "--address", ray_address, *TINY, cwd=tmp_path
     )
@@ -89,17 +89,17 @@ def test_a_cluster_without_room_says_what_it_has(run_gatdist, ray_address, tmp_p
 
 
 @pytest.mark.slow
-def test_without_an_address_a_ray_of_our_own_comes_and_goes(run_gatdist, tmp_path):
+def test_without_address_a_local_ray_is_started_and_stopped(run_gatdist, tmp_path):
     finished = run_gatdist(
         "bench", "scaling", "--workers", "1", "--mode", "weak", *TINY, timeout=300, cwd=tmp_path
     )
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.startswith("dcgan64_w4, alternating, weak: 4 a worker\nworkers")
-    assert "Recovery" not in finished.stdout  # nobody would follow one who is alone
+    assert "Recovery" not in finished.stdout  # a single worker has no peer
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_is_reported_and_its_resources_released(ray_address, tmp_path):
+def test_dead_worker_is_reported_and_its_resources_released(ray_address, tmp_path):
     (tmp_path / "dies.py").write_text(DIES)
     command = [sys.executable, "-c", "import dies; dies.main()", ray_address]
     finished = subprocess.run(

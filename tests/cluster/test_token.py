@@ -1,4 +1,4 @@
-"""A cluster that asks for a token, and a driver that has another, or none."""
+"""A cluster that requires a token, and a driver with a wrong token or none."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RIGHT, WRONG = "a" * 64, "b" * 64
 
 @pytest.fixture(scope="module")
 def guarded_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """HOST:PORT of a Ray that lets in who has the token ``RIGHT``."""
+    """HOST:PORT of a Ray that requires the token ``RIGHT``."""
     options = "--num-cpus=1", "--object-store-memory=80000000"
     env = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": RIGHT}
     with ray_head(tmp_path_factory.mktemp("ray"), *options, env=env) as address:
@@ -37,7 +37,7 @@ def guarded_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.mark.parametrize(
     "command", [["doctor"], pytest.param(["train", "digits"], marks=pytest.mark.slow)]
 )
-def test_a_wrong_token_is_refused_at_once(
+def test_wrong_token_is_rejected_at_once(
     guarded_address, run_gatdist, tmp_path, command, environment
 ):
     began = time.monotonic()
@@ -49,10 +49,10 @@ def test_a_wrong_token_is_refused_at_once(
     assert "cluster.address" in done.stderr
     assert "RAY_AUTH_TOKEN or ~/.ray/auth_token" in done.stderr
     assert "Traceback" not in done.stderr
-    assert time.monotonic() - began < 20  # which Ray would try for
+    assert time.monotonic() - began < 20  # how long Ray would retry
 
 
-def test_notice_is_not_taken_from_everybody(guarded_address, tmp_path):
+def test_notice_without_token_is_rejected(guarded_address, tmp_path):
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": WRONG, "RAY_ADDRESS": guarded_address}
     done = subprocess.run(
         [sys.executable, "-m", "gatdist.cluster.drain", "--within", "20"],
@@ -67,7 +67,7 @@ def test_notice_is_not_taken_from_everybody(guarded_address, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_auto_is_no_other_way_in(guarded_address, run_gatdist):
+def test_address_auto_does_not_bypass_the_token(guarded_address, run_gatdist):
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": WRONG, "RAY_ADDRESS": guarded_address}
     done = run_gatdist("doctor", "--address", "auto", env=token)
     assert done.returncode == 2
@@ -75,7 +75,7 @@ def test_auto_is_no_other_way_in(guarded_address, run_gatdist):
     assert "RAY_AUTH_TOKEN" in done.stderr
 
 
-def test_the_right_token_lets_in(guarded_address, run_gatdist):
+def test_right_token_is_accepted(guarded_address, run_gatdist):
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": RIGHT}
     done = run_gatdist("doctor", "--address", guarded_address, env=token, timeout=300)
     assert done.returncode != 2, done.stderr

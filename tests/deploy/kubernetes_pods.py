@@ -1,4 +1,4 @@
-"""Where in the resources of deploy/kubernetes clusters, jobs and pods are described."""
+"""Locations of clusters, jobs and pods in the resources of deploy/kubernetes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from manifests import Resource
 
 @dataclass(frozen=True)
 class Pod:
-    """The template of some pods.
+    """Pod template.
 
     Attributes:
-        resource: that makes them.
-        path: of the template's spec.
-        spec: that.
+        resource: Resource that creates the pods.
+        path: Path of the template's spec.
+        spec: The spec.
         role: ``head``, ``worker`` or ``submitter``.
-        labels: of the pods.
+        labels: Labels of the pods.
     """
 
     resource: Resource
@@ -28,14 +28,14 @@ class Pod:
     labels: dict[str, str]
 
     def containers(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Path and body of each container."""
+        """Return path and body of each container."""
         for kind in ("containers", "initContainers"):
             for number, container in enumerate(self.spec.get(kind, ())):
                 yield f"{self.path}.{kind}[{number}]", container
 
 
 def cluster_of(resource: Resource) -> tuple[str, dict[str, Any]] | None:
-    """Path and body of the description of a cluster, if the resource has one."""
+    """Return path and body of a cluster's description, if the resource has one."""
     spec = resource.body.get("spec", {})
     if resource.kind == "RayCluster":
         return "spec", spec
@@ -43,21 +43,21 @@ def cluster_of(resource: Resource) -> tuple[str, dict[str, Any]] | None:
 
 
 def clusters(resources: Sequence[Resource]) -> Iterator[tuple[Resource, str, dict[str, Any]]]:
-    """Each with its resource and path."""
+    """Yield each cluster with its resource and path."""
     for resource in resources:
         if found := cluster_of(resource):
             yield resource, *found
 
 
 def jobs(resources: Sequence[Resource]) -> Iterator[tuple[Resource, dict[str, Any]]]:
-    """The spec of each RayJob."""
+    """Yield the spec of each RayJob."""
     for resource in resources:
         if resource.kind == "RayJob":
             yield resource, resource.body["spec"]
 
 
 def pods(resources: Sequence[Resource]) -> Iterator[Pod]:
-    """All templates of pods."""
+    """Yield all pod templates."""
 
     def pod(resource: Resource, path: str, template: dict[str, Any], role: str) -> Pod:
         labels = template.get("metadata", {}).get("labels", {})
@@ -76,7 +76,7 @@ def pods(resources: Sequence[Resource]) -> Iterator[Pod]:
 
 
 def strings(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Each string of a document, with its path."""
+    """Yield each string of a document with its path."""
     if isinstance(value, str):
         yield path, value
     elif isinstance(value, dict):

@@ -1,6 +1,6 @@
-"""What must hold for the manifests of deploy/kubernetes beyond their schemas.
+"""Rules for the manifests of deploy/kubernetes beyond their schemas.
 
-A rule is a generator of findings about what one overlay renders; ``RULES`` holds them all.
+A rule is a generator of findings about a rendered overlay; ``RULES`` holds them all.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ SPOT_LABELS = {
     "karpenter.sh/capacity-type",
     "kubernetes.azure.com/scalesetpriority",
 }
-# Keys, tokens and passwords, by how they look.
+# Patterns of keys, tokens and passwords.
 SECRETS = re.compile(
     r"AKIA[0-9A-Z]{16}|-----BEGIN [A-Z ]*PRIVATE KEY|\bgh[pousr]_\w{20,}|\bhf_\w{20,}"
     r"|\b[0-9a-fA-F]{32,}\b|(?i:secret|password|token)\w*['\"]?\s*[:=]\s*['\"]?[\w/+=]{16,}"
 )
 
 
-def everything_is_filled_in(resources: Sequence[Resource]) -> Iterator[Finding]:
-    """No placeholder, which are words in capitals, is left, and nothing is empty."""
+def placeholders_are_filled_in(resources: Sequence[Resource]) -> Iterator[Finding]:
+    """No placeholder (a word in capitals) and no empty value is left."""
     for resource in resources:
         for path, value in strings(resource.body):
             left = set(re.findall(r"\b[A-Z][A-Z_]{3,}\b", value)) - {"SPOT"}
@@ -42,8 +42,8 @@ def everything_is_filled_in(resources: Sequence[Resource]) -> Iterator[Finding]:
                 yield resource.finding(path, f"{value!r} is to be filled in, in settings.yaml")
 
 
-def containers_say_what_they_need(resources: Sequence[Resource]) -> Iterator[Finding]:
-    """The scheduler and Ray count on it; memory that is only borrowed kills a worker later."""
+def containers_request_resources(resources: Sequence[Resource]) -> Iterator[Finding]:
+    """The scheduler and Ray rely on requests; memory above the request may kill a worker later."""
     for pod in pods(resources):
         for path, container in pod.containers():
             given = container.get("resources", {})
@@ -63,8 +63,8 @@ def containers_say_what_they_need(resources: Sequence[Resource]) -> Iterator[Fin
             yield resource.finding(f"{path}.autoscalerOptions.resources", "is missing")
 
 
-def pods_are_harmless(resources: Sequence[Resource]) -> Iterator[Finding]:
-    """As Kubernetes' standard ``restricted`` asks, and a root file system that can't be written."""
+def pods_are_restricted(resources: Sequence[Resource]) -> Iterator[Finding]:
+    """As Kubernetes' ``restricted`` standard requires, plus a read-only root file system."""
     for pod in pods(resources):
         own = pod.spec.get("securityContext", {})
         if own.get("runAsNonRoot") is not True or not own.get("runAsUser"):
@@ -79,14 +79,14 @@ def pods_are_harmless(resources: Sequence[Resource]) -> Iterator[Finding]:
             if pod.spec.get(name):
                 yield pod.resource.finding(f"{pod.path}.{name}", "is the host's")
         for path, container in pod.containers():
-            yield from _harmless(pod.resource, f"{path}.securityContext", container)
+            yield from _restrictions(pod.resource, f"{path}.securityContext", container)
     for resource, path, cluster in clusters(resources):
         if cluster.get("enableInTreeAutoscaling"):
             options = cluster["autoscalerOptions"]
-            yield from _harmless(resource, f"{path}.autoscalerOptions.securityContext", options)
+            yield from _restrictions(resource, f"{path}.autoscalerOptions.securityContext", options)
 
 
-def _harmless(resource: Resource, path: str, container: dict[str, Any]) -> Iterator[Finding]:
+def _restrictions(resource: Resource, path: str, container: dict[str, Any]) -> Iterator[Finding]:
     own = container.get("securityContext", {})
     requested = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True}
     for name, value in requested.items():
@@ -100,8 +100,8 @@ def _harmless(resource: Resource, path: str, container: dict[str, Any]) -> Itera
         yield resource.finding(f"{path}.capabilities.drop", "must be [ALL]")
 
 
-def what_is_written_has_a_volume(resources: Sequence[Resource]) -> Iterator[Finding]:
-    """Of a bounded size. Ray writes to /tmp and /dev/shm, gatdist to its cache."""
+def written_folders_have_volumes(resources: Sequence[Resource]) -> Iterator[Finding]:
+    """Volumes are bounded. Ray writes to /tmp and /dev/shm, gatdist to its cache."""
     for pod in pods(resources):
         volumes = {volume["name"]: volume for volume in pod.spec.get("volumes", ())}
         for name, volume in volumes.items():
@@ -120,8 +120,8 @@ def what_is_written_has_a_volume(resources: Sequence[Resource]) -> Iterator[Find
                     yield pod.resource.finding(f"{path}.volumeMounts", f"{place}: no {name!r}")
 
 
-def a_token_is_asked_for(resources: Sequence[Resource]) -> Iterator[Finding]:
-    """By KubeRay, and by each process of Ray itself; it comes from the Secret."""
+def a_token_is_required(resources: Sequence[Resource]) -> Iterator[Finding]:
+    """By KubeRay and by each Ray process; it comes from the Secret."""
     for resource, path, cluster in clusters(resources):
         requested = {"mode": "token", "secretName": TOKEN["name"]}
         if cluster.get("authOptions") != requested:
@@ -139,7 +139,7 @@ def a_token_is_asked_for(resources: Sequence[Resource]) -> Iterator[Finding]:
 
 
 def no_secret_is_written_down(resources: Sequence[Resource]) -> Iterator[Finding]:
-    """Secrets are made by hand; files only name them."""
+    """Secrets are created by hand; files only reference them."""
     for resource in resources:
         if resource.kind == "Secret":
             yield resource.finding("kind", "a Secret belongs into no file")
@@ -154,8 +154,8 @@ def no_secret_is_written_down(resources: Sequence[Resource]) -> Iterator[Finding
                     yield pod.resource.finding(f"{path}.env.{name}", "must come from a Secret")
 
 
-def the_driver_is_not_lost(resources: Sequence[Resource]) -> Iterator[Finding]:
-    """The head carries it: no worker beside it, no move to tidy up, no spot host."""
+def the_driver_is_protected(resources: Sequence[Resource]) -> Iterator[Finding]:
+    """The head runs it: no worker on that pod, no eviction by scale-down, no spot host."""
     for resource, path, cluster in clusters(resources):
         head = cluster["headGroupSpec"]
         if head.get("rayStartParams", {}).get("num-cpus") != "0":
@@ -181,10 +181,10 @@ def the_driver_is_not_lost(resources: Sequence[Resource]) -> Iterator[Finding]:
             for toleration in group["template"]["spec"].get("tolerations", ())
         )
         if on_spot:
-            yield from _stays(resource, f"{path}.headGroupSpec", head["template"]["spec"])
+            yield from _is_protected(resource, f"{path}.headGroupSpec", head["template"]["spec"])
 
 
-def _stays(resource: Resource, path: str, spec: dict[str, Any]) -> Iterator[Finding]:
+def _is_protected(resource: Resource, path: str, spec: dict[str, Any]) -> Iterator[Finding]:
     for toleration in spec.get("tolerations", ()):
         if toleration.get("key") in SPOT_LABELS or "key" not in toleration:
             yield resource.finding(f"{path}.template.spec.tolerations", "the head is no spot pod")
@@ -206,8 +206,8 @@ def _stays(resource: Resource, path: str, spec: dict[str, Any]) -> Iterator[Find
             )
 
 
-def hosts_come_and_go_in_order(resources: Sequence[Resource]) -> Iterator[Finding]:
-    """A cluster of a changing size has an autoscaler; a host that goes tells Ray in time."""
+def hosts_join_and_drain(resources: Sequence[Resource]) -> Iterator[Finding]:
+    """An elastic cluster has an autoscaler; a host that is removed drains first."""
     for resource, path, cluster in clusters(resources):
         for number, group in enumerate(cluster["workerGroupSpecs"]):
             fewest, most = group["minReplicas"], group["maxReplicas"]
@@ -224,10 +224,10 @@ def hosts_come_and_go_in_order(resources: Sequence[Resource]) -> Iterator[Findin
         if pod.spec.get("restartPolicy") != "Never":
             yield pod.resource.finding(f"{pod.path}.restartPolicy", "must be Never")
         if pod.role == "worker":
-            yield from _leaves(pod)
+            yield from _drains(pod)
 
 
-def _leaves(pod: Pod) -> Iterator[Finding]:
+def _drains(pod: Pod) -> Iterator[Finding]:
     path, container = next(pod.containers())
     hook = container.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", [])
     if hook[:4] != ["python", "-m", "gatdist.cluster.drain", "--within"] or len(hook) != 5:
@@ -238,8 +238,8 @@ def _leaves(pod: Pod) -> Iterator[Finding]:
         )
 
 
-def a_job_ends_and_is_tried_again(resources: Sequence[Resource]) -> Iterator[Finding]:
-    """Once it is over nothing costs money; before, a lost head is no end."""
+def jobs_end_and_are_retried(resources: Sequence[Resource]) -> Iterator[Finding]:
+    """A finished job frees its resources; a job whose head is lost is retried."""
     for resource, spec in jobs(resources):
         if spec.get("shutdownAfterJobFinishes") is not True:
             yield resource.finding("spec.shutdownAfterJobFinishes", "must be true")
@@ -255,8 +255,8 @@ def a_job_ends_and_is_tried_again(resources: Sequence[Resource]) -> Iterator[Fin
             yield resource.finding("spec.submissionMode", "must be K8sJobMode")
 
 
-def the_entry_point_is_understood(resources: Sequence[Resource]) -> Iterator[Finding]:
-    """By gatdist itself; and the hosts have room for its workers."""
+def the_entry_point_is_valid(resources: Sequence[Resource]) -> Iterator[Finding]:
+    """Its command parses, and the hosts have room for its workers."""
     for resource, spec in jobs(resources):
         words = shlex.split(spec["entrypoint"])
         if words[:2] != ["gatdist", "train"]:
@@ -265,7 +265,7 @@ def the_entry_point_is_understood(resources: Sequence[Resource]) -> Iterator[Fin
         try:
             given = parser().parse_args(words[1:])
             workers = workers_range(given.workers or "1")
-            if not given.preset.startswith("/config/"):  # which only the cluster has
+            if not given.preset.startswith("/config/"):  # which exists on the cluster only
                 load_config(given.preset, [*given.set, f"cluster.workers={workers}"])
         except (SystemExit, GatdistError) as error:
             yield resource.finding("spec.entrypoint", f"gatdist does not understand it: {error}")
@@ -295,7 +295,7 @@ def _fits(
 
 
 def versions_agree(resources: Sequence[Resource]) -> Iterator[Finding]:
-    """KubeRay does what the version of Ray can; an image has a name of its own."""
+    """KubeRay supports the version of Ray; an image has its own name."""
     for resource, path, cluster in clusters(resources):
         if cluster.get("rayVersion") != locked("ray"):
             yield resource.finding(
@@ -309,14 +309,14 @@ def versions_agree(resources: Sequence[Resource]) -> Iterator[Finding]:
 
 
 def locked(package: str) -> str:
-    """Its version in requirements.lock."""
+    """Return the package's version in requirements.lock."""
     text = (REPOSITORY / "requirements.lock").read_text()
     (found,) = re.findall(rf"^{package}==(.+)$", text, re.MULTILINE)
     return found
 
 
 def the_network_is_closed(resources: Sequence[Resource]) -> Iterator[Finding]:
-    """One policy holds for all pods, in and out; nobody may come in from anywhere."""
+    """One policy applies to all pods, ingress and egress; no ingress is open to everyone."""
     policies = [resource for resource in resources if resource.kind == "NetworkPolicy"]
     for pod in pods(resources):
         if not any(
@@ -333,8 +333,8 @@ def the_network_is_closed(resources: Sequence[Resource]) -> Iterator[Finding]:
                 yield policy.finding(f"spec.ingress[{number}].from", "lets everybody in")
 
 
-def kueue_can_wait(resources: Sequence[Resource]) -> Iterator[Finding]:
-    """What has a queue is created suspended."""
+def queued_jobs_are_suspended(resources: Sequence[Resource]) -> Iterator[Finding]:
+    """Resources with a Kueue queue are created suspended."""
     for resource in resources:
         queue = resource.body["metadata"].get("labels", {}).get("kueue.x-k8s.io/queue-name")
         suspended = resource.body.get("spec", {}).get("suspend") is True
@@ -344,17 +344,17 @@ def kueue_can_wait(resources: Sequence[Resource]) -> Iterator[Finding]:
 
 Rule = Callable[[Sequence[Resource]], Iterator[Finding]]
 RULES: tuple[Rule, ...] = (
-    everything_is_filled_in,
-    containers_say_what_they_need,
-    pods_are_harmless,
-    what_is_written_has_a_volume,
-    a_token_is_asked_for,
+    placeholders_are_filled_in,
+    containers_request_resources,
+    pods_are_restricted,
+    written_folders_have_volumes,
+    a_token_is_required,
     no_secret_is_written_down,
-    the_driver_is_not_lost,
-    hosts_come_and_go_in_order,
-    a_job_ends_and_is_tried_again,
-    the_entry_point_is_understood,
+    the_driver_is_protected,
+    hosts_join_and_drain,
+    jobs_end_and_are_retried,
+    the_entry_point_is_valid,
     versions_agree,
     the_network_is_closed,
-    kueue_can_wait,
+    queued_jobs_are_suspended,
 )

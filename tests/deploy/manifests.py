@@ -1,4 +1,4 @@
-"""Renders what deploy/kubernetes holds, and checks it by the schemas of Kubernetes and KubeRay."""
+"""Rendering of deploy/kubernetes, and validation against the schemas of Kubernetes and KubeRay."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 KUBERNETES = REPOSITORY / "deploy/kubernetes"
-# KubeRay's own, as JSON schemas. They come with the project's design and not with its code.
+# KubeRay's JSON schemas; part of the project's design folder, not of its code.
 CRDS = REPOSITORY.parent / "shared/crds"
 CRD_FILES = {"RayCluster": "rayclusters.v1.schema.json", "RayJob": "rayjobs.v1.schema.json"}
-# Of requirements.lock, and so the same everywhere.
+# Installed from requirements.lock, so identical everywhere.
 KUBECTL = Path(sys.executable).parent / "kubectl"
-LOADER = yaml.CSafeLoader  # several times faster than the other
+LOADER = yaml.CSafeLoader  # several times faster than the pure Python loader
 
-# What whoever runs gatdist has to say; see the settings.yaml of each overlay.
+# Values that a user must set; see the settings.yaml of each overlay.
 VALUES = {
     "image": "registry.example/gatdist:0.1.0-gpu",
     "preset": "digits",
     "run-dir": "s3://example/runs/digits",
 }
-# The keys that a settings.yaml may have, and how their values look.
+# Allowed keys of a settings.yaml, and patterns of their values.
 SETTINGS = {
     "image": r"\S+:\S+",
     "name": r"[a-z]([a-z0-9-]{0,45}[a-z0-9])?",
@@ -52,12 +52,12 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong, where.
+    """Error and its place.
 
     Attributes:
-        file: of deploy/kubernetes.
-        field: within the resource, as ``kubectl explain`` writes it.
-        rule: what must hold.
+        file: File of deploy/kubernetes.
+        field: Path within the resource, as ``kubectl explain`` writes it.
+        rule: The violated rule.
     """
 
     file: str
@@ -70,12 +70,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class Resource:
-    """One resource, as an overlay renders it.
+    """Resource as rendered by an overlay.
 
     Attributes:
-        overlay: its name.
-        file: where the resource comes from.
-        body: all of it.
+        overlay: Name of the overlay.
+        file: File that defines the resource.
+        body: The complete resource.
     """
 
     overlay: str
@@ -84,11 +84,11 @@ class Resource:
 
     @property
     def kind(self) -> str:
-        """Such as ``RayJob``."""
+        """Kind, such as ``RayJob``."""
         return self.body["kind"]
 
     def finding(self, path: str, rule: str) -> Finding:
-        """What is wrong with the field at ``path``."""
+        """Return a finding about the field at ``path``."""
         # A RayJob's cluster is a copy of the RayCluster.
         of_cluster = path.startswith("spec.rayClusterSpec.")
         file = "base/raycluster.yaml" if of_cluster else self.file
@@ -96,16 +96,16 @@ class Resource:
 
 
 class RenderError(Exception):
-    """kustomize refuses an overlay."""
+    """An error of kustomize for an overlay."""
 
 
 def overlays(folder: Path = KUBERNETES) -> list[str]:
-    """Names of all overlays."""
+    """Return names of all overlays."""
     return sorted(path.name for path in (folder / "overlays").iterdir())
 
 
 def copy_of(folder: Path) -> Path:
-    """A copy of deploy/kubernetes below ``folder``, with what is to be filled in filled in."""
+    """Return a copy of deploy/kubernetes below ``folder`` with its placeholders filled in."""
     copied = folder / "kubernetes"
     shutil.copytree(KUBERNETES, copied)
     for file in copied.glob("overlays/*/settings.yaml"):
@@ -116,13 +116,13 @@ def copy_of(folder: Path) -> Path:
         settings["data"] = given
         file.write_text(yaml.safe_dump_all([settings, *others], sort_keys=False))
     for file in copied.glob("overlays/*/kustomization.yaml"):
-        # kustomize notes from which file each resource comes.
+        # kustomize annotates each resource with its file.
         file.write_text(f"{file.read_text()}buildMetadata: [originAnnotations]\n")
     return copied
 
 
 def settings_findings(folder: Path, overlay: str) -> Iterator[Finding]:
-    """Where an overlay's settings are no settings; kustomize would say it without their names."""
+    """Return invalid settings of an overlay; kustomize's errors would not name them."""
     file = f"overlays/{overlay}/settings.yaml"
     settings, *_ = yaml.safe_load_all((folder / file).read_text())
     for name, value in settings["data"].items():
@@ -133,14 +133,14 @@ def settings_findings(folder: Path, overlay: str) -> Iterator[Finding]:
 
 
 def render(folder: Path, overlay: str) -> list[Resource]:
-    """What ``kubectl apply -k`` would send.
+    """Return what ``kubectl apply -k`` would send.
 
     Args:
-        folder: as ``copy_of`` makes it.
-        overlay: its name.
+        folder: As ``copy_of`` creates it.
+        overlay: Name of the overlay.
 
     Raises:
-        RenderError: kustomize refuses it.
+        RenderError: kustomize fails.
     """
     done = subprocess.run(
         [KUBECTL, "kustomize", folder / "overlays" / overlay],
@@ -164,7 +164,7 @@ def _resource(folder: Path, overlay: str, body: dict[str, Any]) -> Resource:
 
 
 def schema_findings(resource: Resource) -> Iterator[Finding]:
-    """Where a resource does not fit its schema; fields that no schema knows are wrong."""
+    """Return violations of a resource's schema; unknown fields are errors."""
     if resource.kind in CRD_FILES:
         for error in _validator(resource.kind).iter_errors(resource.body):
             yield resource.finding(_path(error.absolute_path), error.message)
@@ -191,13 +191,13 @@ def _validator(kind: str) -> jsonschema.Validator:
     text = {"type": "string"}
     named = {"type": "object", "additionalProperties": text}
     fields = {"name": text, "namespace": text, "labels": named, "annotations": named}
-    # Which the API server checks by itself.
+    # Checked by the API server itself.
     schema["properties"]["metadata"] = {"type": "object", "properties": fields}
     return jsonschema.Draft202012Validator(closed(schema))
 
 
 def closed(schema: Any) -> Any:
-    """A schema that also refuses, at any depth, fields that it does not know."""
+    """Return a schema that rejects unknown fields at any depth."""
     if isinstance(schema, list):
         return [closed(part) for part in schema]
     if not isinstance(schema, dict):

@@ -1,4 +1,4 @@
-"""The image: what its Dockerfile says, and that a build has all that it copies and nothing else."""
+"""The image: its Dockerfile is valid, and its build context has exactly what it copies."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ DOCKERFILE = REPOSITORY / "deploy/container/Dockerfile"
 
 
 def instructions(text: str) -> list[tuple[str, str]]:
-    """Each instruction and its arguments, continued lines joined."""
+    """Return each instruction and its arguments, continued lines joined."""
     lines = re.sub(r"\\\n(\s*#.*\n)*", "", re.sub(r"^#.*\n", "", text, flags=re.M)).splitlines()
     return [(line.split(None, 1)[0], line.split(None, 1)[1]) for line in lines if line.strip()]
 
 
-def wrong(text: str) -> list[str]:
-    """What is wrong with a Dockerfile: line or instruction, and rule."""
+def errors_in(text: str) -> list[str]:
+    """Return errors of a Dockerfile: line or instruction, and rule."""
     done = subprocess.run(
         [Path(sys.executable).parent / "hadolint", "--format", "json", "-"],
         input=text,
@@ -57,8 +57,8 @@ def wrong(text: str) -> list[str]:
     return found
 
 
-def test_the_dockerfile_is_right() -> None:
-    assert wrong(DOCKERFILE.read_text()) == []
+def test_dockerfile_is_valid() -> None:
+    assert errors_in(DOCKERFILE.read_text()) == []
 
 
 @pytest.mark.parametrize(
@@ -76,15 +76,15 @@ def test_the_dockerfile_is_right() -> None:
         ("HEALTHCHECK ", "LABEL ", "HEALTHCHECK: is missing"),
     ],
 )
-def test_a_mistake_is_caught(old: str, new: str, named: str) -> None:
+def test_mistake_is_found(old: str, new: str, named: str) -> None:
     text = DOCKERFILE.read_text()
     assert old in text
-    found = wrong(text.replace(old, new)) if named != "unexpected" else broken(text, old, new)
+    found = errors_in(text.replace(old, new)) if named != "unexpected" else broken(text, old, new)
     assert [line for line in found if named in line], found
 
 
 def broken(text: str, old: str, new: str) -> list[str]:
-    """What hadolint says of a file that it can't read."""
+    """Return hadolint's message about a file that it can't parse."""
     done = subprocess.run(
         [Path(sys.executable).parent / "hadolint", "-"],
         input=text.replace(old, new),
@@ -97,14 +97,14 @@ def broken(text: str, old: str, new: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def context() -> set[str]:
-    """Files that `docker build .` sends, as .dockerignore has it."""
+    """Return files that `docker build .` sends, according to .dockerignore."""
     patterns = (REPOSITORY / ".dockerignore").read_text().splitlines()
     kept = [line for line in patterns if line and not line.startswith("#")]
     found = exclude_paths(str(REPOSITORY), kept, dockerfile=str(DOCKERFILE))
     return {path for path in found if (REPOSITORY / path).is_file()}
 
 
-def test_the_build_has_all_that_it_copies(context: set[str]) -> None:
+def test_build_context_has_all_that_is_copied(context: set[str]) -> None:
     sources = []
     for name, value in instructions(DOCKERFILE.read_text()):
         if name == "COPY":
@@ -118,8 +118,8 @@ def test_the_build_has_all_that_it_copies(context: set[str]) -> None:
     assert "gatdist/config/presets/digits.toml" in context
 
 
-def test_the_build_is_told_nothing_else(context: set[str]) -> None:
-    """Neither tests nor history, environments, runs, or what a user has lying about."""
+def test_build_context_has_nothing_else(context: set[str]) -> None:
+    """Neither tests nor history, environments, runs, or a user's files."""
     tops = {PurePosixPath(path).parts[0] for path in context}
     assert tops <= {
         "LICENSE",
@@ -133,8 +133,8 @@ def test_the_build_is_told_nothing_else(context: set[str]) -> None:
     assert not [path for path in context if fnmatch(path, "*.pyc") or "/tests/" in path]
 
 
-def test_the_lock_fits_every_extra_of_the_image() -> None:
-    """Or pip would choose a version that nobody has tested."""
+def test_lock_covers_every_extra_of_the_image() -> None:
+    """Otherwise pip would choose an untested version."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     (extras,) = re.findall(r"whl\[([a-z0-9,]+)\]", DOCKERFILE.read_text())
     needs = [*project["dependencies"]]

@@ -1,4 +1,4 @@
-"""All that starts a head lets `ray job stop` wait for a run's last checkpoint."""
+"""Every file that starts a head lets `ray job stop` wait for a run's last checkpoint."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FILES = [
 ]
 
 
-def test_there_are_files_that_start_a_head():
+def test_some_files_start_a_head():
     assert len(FILES) >= 7
 
 

@@ -1,4 +1,4 @@
-"""The manifests of deploy/kubernetes: what each overlay renders holds, and mistakes are caught."""
+"""Manifests of deploy/kubernetes: every overlay is valid, and mistakes are found."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ needs_crds = pytest.mark.skipif(not CRDS.exists(), reason=f"KubeRay's schemas: n
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A copy that a test may change, filled in."""
+    """A filled-in copy that a test may change."""
     return copy_of(tmp_path)
 
 
 @pytest.fixture(scope="module")
-def untouched(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy that nobody changes, filled in."""
-    return copy_of(tmp_path_factory.mktemp("untouched"))
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A filled-in copy that tests must not change."""
+    return copy_of(tmp_path_factory.mktemp("shared_folder"))
 
 
 def findings(folder: Path, overlay: str) -> list[str]:
-    """All that is wrong. Rules look only at what fits its schema."""
+    """Return all findings. Rules only check what is valid by its schema."""
     if found := list(manifests.settings_findings(folder, overlay)):
         return [*map(str, found)]
     resources = render(folder, overlay)
@@ -37,12 +37,12 @@ def findings(folder: Path, overlay: str) -> list[str]:
 
 @needs_crds
 @pytest.mark.parametrize("overlay", overlays())
-def test_every_overlay_fits_its_schemas_and_keeps_all_rules(untouched: Path, overlay: str) -> None:
-    assert findings(untouched, overlay) == []
+def test_every_overlay_is_valid(shared_folder: Path, overlay: str) -> None:
+    assert findings(shared_folder, overlay) == []
 
 
 @needs_crds
-def test_the_run_may_wait_in_a_queue_of_kueue(folder: Path) -> None:
+def test_job_may_wait_in_a_kueue_queue(folder: Path) -> None:
     overlay = folder / "overlays/gpu"
     text = (overlay / "kustomization.yaml").read_text()
     (overlay / "kustomization.yaml").write_text(text.replace("# - ../..", "- ../.."))
@@ -56,7 +56,7 @@ def test_the_run_may_wait_in_a_queue_of_kueue(folder: Path) -> None:
 
 
 def settings_of(overlay: str) -> list[str]:
-    """The keys of its settings.yaml."""
+    """Return the keys of an overlay's settings.yaml."""
     settings, *_ = yaml.safe_load_all(
         (KUBERNETES / f"overlays/{overlay}/settings.yaml").read_text()
     )
@@ -64,7 +64,7 @@ def settings_of(overlay: str) -> list[str]:
 
 
 @pytest.mark.parametrize("key", sorted(set(settings_of("gpu-spot-elastic"))))
-def test_a_setting_that_is_missing_is_refused_by_its_name(folder: Path, key: str) -> None:
+def test_missing_setting_is_reported_by_name(folder: Path, key: str) -> None:
     file = folder / "overlays/gpu-spot-elastic/settings.yaml"
     settings, *others = yaml.safe_load_all(file.read_text())
     del settings["data"][key]
@@ -74,7 +74,7 @@ def test_a_setting_that_is_missing_is_refused_by_its_name(folder: Path, key: str
 
 
 @pytest.mark.parametrize("overlay", sorted({*overlays()} - {"cpu-local"}))
-def test_an_overlay_as_it_comes_says_what_is_to_be_filled_in(overlay: str) -> None:
+def test_unchanged_overlay_reports_what_to_fill_in(overlay: str) -> None:
     with pytest.raises(RenderError, match=r"`data\.image` is missing"):
         render(KUBERNETES, overlay)
 
@@ -82,7 +82,7 @@ def test_an_overlay_as_it_comes_says_what_is_to_be_filled_in(overlay: str) -> No
 CLUSTER, JOB = "base/raycluster.yaml", "components/job/rayjob.yaml"
 ELASTIC, GPU, LOCAL = "gpu-spot-elastic", "gpu", "cpu-local"
 HEAD, WORKER = "headGroupSpec.template.spec", "workerGroupSpecs[0].template.spec"
-# Overlay, file, what stands there, what stands there instead, and what the finding must name.
+# Overlay, file, text to replace, replacement, and what the finding must name.
 MISTAKES = {
     "a misspelt field": (LOCAL, CLUSTER, "rayVersion:", "rayVerison:", ["spec", "rayVerison"]),
     "a misspelt field deep down": (
@@ -254,7 +254,7 @@ MISTAKES = {
         ["base/networkpolicy.yaml", "spec.ingress[2].from"],
     ),
 }
-# What is too long for the table.
+# Cases that are too long for the table.
 LONG = {
     "SECRET": "apiVersion: v1\nkind: Secret\nmetadata: { name: other }\nstringData: { a: b }\n---\n"
     "apiVersion: v1\n",
@@ -265,7 +265,7 @@ LONG = {
 
 
 def replace(file: Path, old: str, new: str) -> None:
-    """Replace what stands in a file, wherever it does; it must."""
+    """Replace all occurrences of a text in a file; there must be one."""
     text = file.read_text()
     assert old in text, f"{file} has no {old!r}"
     file.write_text(text.replace(old, LONG.get(new, new)))
@@ -273,7 +273,7 @@ def replace(file: Path, old: str, new: str) -> None:
 
 @needs_crds
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_caught_by_file_and_field(folder: Path, mistake: str) -> None:
+def test_mistake_is_reported_by_file_and_field(folder: Path, mistake: str) -> None:
     overlay, file, old, new, named = MISTAKES[mistake]
     replace(folder / file, old, new)
     found = findings(folder, overlay)
@@ -281,13 +281,13 @@ def test_a_mistake_is_caught_by_file_and_field(folder: Path, mistake: str) -> No
 
 
 @pytest.mark.parametrize("kind", ["overlays", "components"])
-def test_the_runbook_names_all_there_is(kind: str) -> None:
+def test_runbook_names_all_files(kind: str) -> None:
     text = (KUBERNETES.parent / "README.md").read_text()
     assert [p.name for p in (KUBERNETES / kind).iterdir() if f"{p.name}`" not in text] == []
 
 
 def files() -> Iterator[Path]:
-    """All files of deploy/."""
+    """Return all files of deploy/."""
     return (path for path in KUBERNETES.parent.rglob("*") if path.is_file())
 
 
@@ -304,13 +304,13 @@ def test_no_file_of_deploy_holds_a_secret() -> None:
         "password: 'hunter2hunter2hu'",
     ],
 )
-def test_what_a_secret_looks_like(text: str) -> None:
+def test_secrets_are_recognized(text: str) -> None:
     assert SECRETS.search(f"value: {text}")
 
 
 @needs_crds
-def test_a_closed_schema_is_closed_at_every_depth() -> None:
-    """The fields that are left open are those that KubeRay leaves open: maps of strings, status."""
+def test_closed_schema_is_closed_at_every_depth() -> None:
+    """Only fields that KubeRay itself leaves open stay open: maps of strings, and status."""
     schema = closed({"type": "object", "properties": {"a": {"items": {
         "type": "object", "properties": {"b": {"type": "string"}}}}}})  # fmt: skip
     assert schema["additionalProperties"] is False

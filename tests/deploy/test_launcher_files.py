@@ -1,4 +1,4 @@
-"""Files of Ray's cluster launcher: as they are shipped, and with mistakes in them."""
+"""Files of Ray's cluster launcher, as shipped and with mistakes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deploy.launcher.check import _SPOT, mistakes
 
 FOLDER = Path(__file__).resolve().parents[2] / "deploy/launcher"
 CLOUDS = ["aws", "gcp", "azure"]
-# What a user fills in, by README.md.
+# Values that a user fills in, see README.md.
 FILLED = {
     "ami-0123456789abcdef0": r"(?<=ImageId: )REPLACE-ME",
     "projects/mine/global/images/gpu": r"(?<=sourceImage: )REPLACE-ME",
@@ -34,7 +34,7 @@ def message(text: str, cloud: str) -> list[str]:
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
-def test_a_file_that_was_filled_in_is_right(cloud):
+def test_filled_in_file_is_valid(cloud):
     text = filled(cloud)
     assert message(text, cloud) == []
     config = yaml.safe_load(text)
@@ -47,7 +47,7 @@ def test_a_file_that_was_filled_in_is_right(cloud):
         assert mounted.startswith("~") or (FOLDER.parents[1] / mounted).exists(), mounted
 
 
-# What is replaced by what, in the file of which cloud, and what is said of it.
+# Text, replacement, cloud, and the expected message.
 SEEDED = {
     "a misspelt field": (
         "aws", "idle_timeout_minutes", "idle_timeout_minute",
@@ -173,7 +173,7 @@ SEEDED = {
 
 
 @pytest.mark.parametrize("mistake", SEEDED)
-def test_a_mistake_is_reported(mistake):
+def test_mistake_is_reported(mistake):
     cloud, good, bad, expected = SEEDED[mistake]
     text = filled(cloud)
     assert good in text
@@ -182,21 +182,21 @@ def test_a_mistake_is_reported(mistake):
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
-def test_commands_are_right_by_shellcheck(cloud, tmp_path):
-    """Each is a line of a script that an interactive bash would run."""
+def test_commands_pass_shellcheck(cloud, tmp_path):
+    """Each is a line of a script for an interactive bash."""
     shellcheck = Path(sys.executable).parent / "shellcheck"
     config = yaml.safe_load((FOLDER / f"{cloud}.yaml").read_text())
     keys = ["setup_commands", "head_setup_commands"]
     keys += ["head_start_ray_commands", "worker_start_ray_commands"]
     script = tmp_path / f"{cloud}.sh"
     script.write_text("#!/bin/bash\n" + "\n".join(line for key in keys for line in config[key]))
-    # Variables that Ray sets, a file that only the machine has, and a line for that file.
+    # Variables that Ray sets, a file that exists on the machine only, and a line for that file.
     excluded = "--exclude=SC2154,SC1090,SC2016"
     done = subprocess.run([shellcheck, excluded, script], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
-def test_the_command_names_what_is_left_to_fill_in():
+def test_command_names_what_to_fill_in():
     done = subprocess.run(
         [sys.executable, FOLDER / "check.py", FOLDER / "gcp.yaml", FOLDER / "none.yaml"],
         capture_output=True, text=True, check=False,
@@ -208,5 +208,5 @@ def test_the_command_names_what_is_left_to_fill_in():
 
 
 @pytest.mark.parametrize("text", ["", "[1, 2]", "a: [", "provider: {type: aws}"])
-def test_other_files_are_refused(text):
+def test_other_files_are_rejected(text):
     assert message(text, "aws")

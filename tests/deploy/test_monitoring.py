@@ -1,4 +1,4 @@
-"""Alarms and board: Prometheus takes them, and the metrics that they ask for are there."""
+"""Alarms and dashboard: Prometheus accepts them, and the metrics that they query exist."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def promtool(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def expressions() -> Iterator[str]:
-    """All that the board asks for."""
+    """Return all queries of the dashboard."""
     for panel in BOARD["panels"]:
         yield from (target["expr"] for target in panel.get("targets", ()))
     yield from (annotation["expr"] for annotation in BOARD["annotations"]["list"])
@@ -45,7 +45,7 @@ def expressions() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """Names of the metrics that a run has, as Prometheus sees them."""
+    """Return names of the metrics that a run exports, as Prometheus scrapes them."""
     run_dir = tmp_path_factory.mktemp("run")
     config = parse_config(
         {
@@ -66,13 +66,13 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     return {f"ray_{name}" for name in names | {f"{name}_total" for name in ABOUT_COUNTERS}}
 
 
-def test_prometheus_takes_configuration_and_rules() -> None:
+def test_prometheus_accepts_configuration_and_rules() -> None:
     checked = promtool("check", "config", MONITORING / "prometheus.yml")
     assert checked.returncode == 0, checked.stderr
     assert f"SUCCESS: {len(ALERTS) + 1} rules found" in checked.stdout
 
 
-def test_each_alarm_fires_when_it_should_and_only_then() -> None:
+def test_each_alarm_fires_exactly_when_it_should() -> None:
     tests = yaml.safe_load((MONITORING / "rules-test.yml").read_text())["tests"]
     cases = [case for test in tests for case in test["alert_rule_test"]]
     assert {c["alertname"] for c in cases if c.get("exp_alerts")} == {r["alert"] for r in ALERTS}
@@ -87,7 +87,7 @@ def test_each_alarm_fires_when_it_should_and_only_then() -> None:
         ("storage_wait_seconds) > 30", "storage_wait_seconds) > 60"),
     ],
 )
-def test_a_rule_that_is_changed_is_found(right: str, wrong: str, tmp_path: Path) -> None:
+def test_changed_rule_is_detected(right: str, wrong: str, tmp_path: Path) -> None:
     text = (MONITORING / "rules.yml").read_text()
     assert right in text
     (tmp_path / "rules.yml").write_text(text.replace(right, wrong, 1))
@@ -95,7 +95,7 @@ def test_a_rule_that_is_changed_is_found(right: str, wrong: str, tmp_path: Path)
     assert promtool("test", "rules", tmp_path / "rules-test.yml").returncode == 1
 
 
-def test_each_alarm_leads_to_its_section_of_the_runbook() -> None:
+def test_each_alarm_links_to_its_runbook_section() -> None:
     headings = set(re.findall(r"^### (Gatdist\w+)$", (MONITORING / "README.md").read_text(), re.M))
     assert headings == {rule["alert"] for rule in ALERTS}
     for rule in ALERTS:
@@ -105,13 +105,13 @@ def test_each_alarm_leads_to_its_section_of_the_runbook() -> None:
 
 
 def names_in(expression: str) -> tuple[set[str], set[str]]:
-    """Our metrics' names, and patterns of names."""
+    """Return names of gatdist's metrics, and patterns of names."""
     patterns = set(re.findall(r'__name__=~"(ray_gatdist[^"]*)"', expression))
     bare = re.sub(r'"[^"]*"', "", expression)
     return set(re.findall(r"\bray_gatdist_\w+", bare)), patterns
 
 
-def test_rules_and_board_ask_for_metrics_that_there_are(exported: set[str]) -> None:
+def test_rules_and_dashboard_query_existing_metrics(exported: set[str]) -> None:
     asked = [rule["expr"] for group in RULES["groups"] for rule in group["rules"]]
     asked += [*expressions(), *(v["definition"] for v in BOARD["templating"]["list"][1:])]
     found = [names_in(expression) for expression in asked]
@@ -124,7 +124,7 @@ def test_rules_and_board_ask_for_metrics_that_there_are(exported: set[str]) -> N
         assert any(re.fullmatch(pattern, name) for name in exported), pattern
 
 
-def test_what_rays_nodes_are_asked_for_there_is() -> None:
+def test_queried_metrics_of_ray_nodes_exist() -> None:
     from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 
     names = {name for e in expressions() for name in re.findall(r"\bray_(node_\w+)", e)}
@@ -132,7 +132,7 @@ def test_what_rays_nodes_are_asked_for_there_is() -> None:
     assert names <= METRICS_GAUGES.keys()
 
 
-def test_prometheus_takes_what_the_board_asks(tmp_path: Path) -> None:
+def test_prometheus_accepts_queries_of_the_dashboard(tmp_path: Path) -> None:
     rules = [
         {"record": f"panel:{i}", "expr": expression.replace("$run", ".+")}
         for i, expression in enumerate(expressions())
@@ -144,7 +144,7 @@ def test_prometheus_takes_what_the_board_asks(tmp_path: Path) -> None:
     assert f"{len(rules)} rules found" in checked.stdout
 
 
-def test_the_panels_of_the_board_have_their_places() -> None:
+def test_panels_of_the_dashboard_do_not_overlap() -> None:
     panels: list[dict[str, Any]] = BOARD["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     taken: set[tuple[int, int]] = set()

@@ -1,4 +1,4 @@
-"""Notices of preemption, as metadata services of clouds give them."""
+"""Preemption notices from clouds' metadata services."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TOKEN = "AQAEAtoken"
 
 
 class Service(BaseHTTPRequestHandler):
-    """Answers as the services' documentation says; ``server.answers`` has bodies by path."""
+    """Metadata service as documented by the clouds; ``server.answers`` maps paths to bodies."""
 
     def _answer(self, status: int, body: str = "") -> None:
         self.send_response(status)
@@ -39,7 +39,7 @@ class Service(BaseHTTPRequestHandler):
         return self._answer(404) if body is None else self._answer(200, body)
 
     def log_message(self, *words: object) -> None:
-        """Nothing is logged."""
+        """Log nothing."""
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ QUIET = {
 
 
 def notice(cloud: str, seconds: float) -> dict[str, str]:
-    """What a service answers whose machine has so many seconds left; Google's does not say."""
+    """Return a service's answer with this many seconds left; Google's has no time."""
     when = datetime.now(UTC) + timedelta(seconds=seconds)
     return {
         "aws": {ACTION: f'{{"action": "terminate", "time": "{when:%Y-%m-%dT%H:%M:%SZ}"}}'},
@@ -93,25 +93,25 @@ def notice(cloud: str, seconds: float) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("cloud", QUIET)
-def test_no_notice(cloud, service):
+def test_no_notice_returns_none(cloud, service):
     for answers in QUIET[cloud]:
         service.answers = answers
         assert left(cloud, service) is None
 
 
 @pytest.mark.parametrize(("cloud", "seconds"), [("aws", 100), ("gcp", 30), ("azure", 100)])
-def test_a_notice(cloud, seconds, service):
+def test_notice_returns_remaining_seconds(cloud, seconds, service):
     service.answers = notice(cloud, seconds)
     assert seconds - 20 < left(cloud, service) <= seconds
 
 
-def test_an_event_that_has_begun(service):
+def test_event_that_has_begun(service):
     service.answers = {EVENTS: event("Preempt", "me", ""), NAME: "me"}
     assert left("azure", service) == 0
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
-def test_a_service_that_does_not_answer(cloud, service):
+def test_unresponsive_service(cloud, service):
     service.answers = {ACTION: "no JSON", EVENTS: "no JSON"}
     if cloud != "gcp":
         with pytest.raises(ValueError, match="Expecting value"):

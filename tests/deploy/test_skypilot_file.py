@@ -1,4 +1,4 @@
-"""SkyPilot's task file: as it is shipped, and with mistakes in it."""
+"""SkyPilot's task file, as shipped and with mistakes."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from deploy.launcher.check import refused_by
 from support import TOOLS
 
 FILE = Path(__file__).resolve().parents[2] / "deploy/skypilot/train.yaml"
-# Of SkyPilot's own Ray, on the same machines.
+# Port of SkyPilot's own Ray on the same machines.
 TAKEN = {"6380", "8266", "52365"}
 
 
 @pytest.fixture(scope="module")
 def schemas() -> dict[str, Any]:
-    """SkyPilot's schemas of a task, and of its ``resources``."""
+    """Return SkyPilot's schemas of a task and of its ``resources``."""
     folder = TOOLS / "skypilot"
     if not (folder / "sky").exists():
         reason = "SkyPilot is not in .tools (make setup-system)"
@@ -38,14 +38,14 @@ def schemas() -> dict[str, Any]:
         [sys.executable, dump, folder], capture_output=True, text=True, check=True, timeout=300
     )
     task, resources = json.loads(done.stdout)
-    # SkyPilot leaves it open for plugins, and then a misspelt key would mean nothing to anyone.
+    # SkyPilot leaves it open for plugins; then a misspelled key would be ignored.
     for kind in resources["properties"]["job_recovery"]["anyOf"]:
         kind["additionalProperties"] = False
     return {"": task, "resources": resources}
 
 
 def message(task: dict[str, Any], schemas: dict[str, Any]) -> list[str]:
-    """What SkyPilot and our own rules have against a task."""
+    """Return errors of a task by SkyPilot's schemas and by our rules."""
     found = []
     for place, schema in schemas.items():
         part = task.get(place, {}) if place else {k: v for k, v in task.items() if v is not None}
@@ -78,14 +78,14 @@ def task() -> dict[str, Any]:
     return yaml.safe_load(FILE.read_text())
 
 
-def test_the_file_is_right(schemas):
+def test_shipped_file_is_valid(schemas):
     assert message(task(), schemas) == []
     assert task()["resources"]["use_spot"] is True
-    assert task()["envs"]["RUN_DIR"] is None  # SkyPilot refuses to start without it
+    assert task()["envs"]["RUN_DIR"] is None  # SkyPilot does not start without it
 
 
 def edited(*path: str, **values: Any) -> Callable[[dict[str, Any]], None]:
-    """Set (or, where None is given as ``...``, delete) keys of what lies at a path."""
+    """Set keys of the mapping at a path, or delete those given as ``...``."""
 
     def edit(found: dict[str, Any]) -> None:
         for name in path:
@@ -156,7 +156,7 @@ SEEDED = {
 
 
 @pytest.mark.parametrize("mistake", SEEDED)
-def test_a_mistake_is_reported(mistake, schemas):
+def test_mistake_is_reported(mistake, schemas):
     edit, expected = SEEDED[mistake]
     wrong = copy.deepcopy(task())
     edit(wrong)
@@ -165,7 +165,7 @@ def test_a_mistake_is_reported(mistake, schemas):
 
 
 @pytest.mark.parametrize("key", ["setup", "run"])
-def test_scripts_are_right_by_shellcheck(key, tmp_path):
+def test_scripts_pass_shellcheck(key, tmp_path):
     script = tmp_path / key
     script.write_text("#!/bin/bash\n" + task()[key])
     program = Path(sys.executable).parent / "shellcheck"

@@ -1,4 +1,4 @@
-"""Slurm's script: as it is shipped, and with mistakes in it. ``tests/cluster/hosts`` runs it."""
+"""Slurm's script, as shipped and with mistakes. ``tests/cluster/hosts`` runs it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 FILE = Path(__file__).resolve().parents[2] / "deploy/slurm/train.sbatch"
-# Options without which a job is lost, or meets another's Ray, and why.
+# Options without which a job is lost or connects to another job's Ray, and why.
 NEEDED = {
     "nodes": "how many machines a job has must be said",
     "time": "without a limit, no signal comes before it",
@@ -29,7 +29,7 @@ RULES = {
 
 
 def read(text: str, folder: Path) -> list[str]:
-    """What shellcheck finds in a script."""
+    """Return findings of shellcheck."""
     script = folder / "train.sbatch"
     script.write_text(text)
     program = Path(sys.executable).parent / "shellcheck"
@@ -40,7 +40,7 @@ def read(text: str, folder: Path) -> list[str]:
 
 
 def message(text: str) -> list[str]:
-    """What is wrong with the settings of a script, by option or command."""
+    """Return errors in the settings of a script, by option or command."""
     options = dict(re.findall(r"^#SBATCH --([\w-]+)(?:=(\S+))?$", text, re.MULTILINE))
     lines = re.findall(r"^#SBATCH (?!--[\w-]+(?:=\S+)?$).*", text, re.MULTILINE)
     found = [f"train.sbatch: {line}: is no option" for line in lines]
@@ -67,7 +67,7 @@ def message(text: str) -> list[str]:
     return found
 
 
-def test_the_script_is_right(tmp_path):
+def test_shipped_script_is_valid(tmp_path):
     text = FILE.read_text()
     assert message(text) == read(text, tmp_path) == []
 
@@ -113,7 +113,7 @@ SLIPS = {
 
 
 @pytest.mark.parametrize("mistake", [*SEEDED, *SLIPS])
-def test_a_mistake_is_reported(mistake, tmp_path):
+def test_mistake_is_reported(mistake, tmp_path):
     good, bad, expected = (SEEDED | SLIPS)[mistake]
     text = FILE.read_text()
     assert good in text

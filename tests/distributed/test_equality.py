@@ -1,4 +1,4 @@
-"""The result does not depend on how many workers computed it: real groups, the real step."""
+"""The result does not depend on the number of workers: real process groups, the real step."""
 
 import itertools
 
@@ -32,14 +32,14 @@ SMALL = [
     'model.generator={name="residual", width=4}',
     'model.discriminator={name="residual", width=4}',
     "game.penalties={r1={strength=1.0, every_steps=2}, r2={strength=1.0, every_steps=2}}",
-    # Where a derivative is 0 but for rounding (a critic's last bias), Adam would make ±1 of it.
+    # Where a derivative is 0 except for rounding (a critic's last bias), Adam would make ±1 of it.
     "optim.generator.eps=1e-3",
     "optim.discriminator.eps=1e-3",
     "evaluate.metrics=[]",
     "evaluate.every_samples=0",
     "monitor.tensorboard=false",
 ]
-# Rules that find the whole step by themselves, and how exactly two of them solve for it.
+# Rules that solve for the whole step, and how exactly two of them solve for it.
 PLAIN = ["optim.generator.name=sgd", "optim.discriminator.name=sgd"]
 RULES = {
     "alternating": [],
@@ -51,7 +51,7 @@ RULES = {
     "competitive": ["game.rule_options={tolerance=1e-14}", *PLAIN],
     "conjugate": PLAIN,
 }
-# Solving a system, or dividing by a difference of gradients, spreads what rounding began.
+# Solving a system, or dividing by a difference of gradients, amplifies rounding errors.
 TOLERANCE = {"competitive": 1e-9, "conjugate": 1e-9}
 
 
@@ -63,14 +63,14 @@ def fits(rule, loss):
 
 
 def train_steps(comm, overrides, steps=STEPS, shape=SHAPE):
-    """A few steps on made-up data.
+    """Run a few steps on synthetic data.
 
     Returns:
-        Every gradient that a player was about to move by, and the trained state, by name.
+        Every gradient before a player's optimizer step, and the trained state, by name.
     """
     config = load_config("digits", SMALL + overrides)
     state = TrainState(config, comm, shape, CLASSES)
-    with torch.no_grad():  # no zeros, so that every path carries gradient
+    with torch.no_grad():  # no zeros, so that every path has a gradient
         for player in state.players.values():
             for i, p in enumerate(player.bare.parameters()):
                 generator = torch.Generator().manual_seed(i)
@@ -98,7 +98,7 @@ def train_steps(comm, overrides, steps=STEPS, shape=SHAPE):
 
 
 def train_all(comm, cases):
-    """Several cases in one process group."""
+    """Run several cases in one process group."""
     return [train_steps(comm, overrides) for overrides in cases]
 
 
@@ -107,7 +107,7 @@ def relative(found, expected):
 
 
 def require_equal(found, expected, tolerance):
-    """Gradients within ``tolerance``, the state after a few steps within a little more."""
+    """Assert equal gradients within ``tolerance``, and equal state within a bit more."""
     assert len(found[0]) == len(expected[0]) > 0
     for mine, theirs in zip(found[0], expected[0], strict=True):
         assert theirs.norm() > 1e-6
@@ -117,13 +117,13 @@ def require_equal(found, expected, tolerance):
         torch.testing.assert_close(
             found[1][name],
             tensor,
-            rtol=max(1e-12, tolerance),  # an exploding critic's squares are in the thousands
+            rtol=max(1e-12, tolerance),  # a diverging critic's squares are in the thousands
             atol=max(1e-9, 1e3 * tolerance),
             msg=lambda m, n=name: f"{n}: {m}",
         )
 
 
-LOSSES = losses.names()  # now, before another test registers its own
+LOSSES = losses.names()  # evaluated now, before another test registers more
 GRID = [(rule, loss) for rule, loss in itertools.product(RULES, LOSSES) if fits(rule, loss)]
 # Each rule with one loss, and each loss with one rule.
 SAMPLE = [
@@ -139,14 +139,14 @@ def overrides_of(rule, loss, micro_batch=None):
     return found
 
 
-def test_the_grid_knows_every_rule_and_loss():
+def test_grid_contains_every_rule_and_loss():
     assert set(RULES) == set(update_rules.names())
     assert {rule for rule, _ in SAMPLE} == set(RULES)
     assert {loss for _, loss in SAMPLE} == set(LOSSES)
 
 
 def compare_on(world_size, cases):
-    """Cases on ``world_size`` workers, whole and in two micro-batches, against one worker."""
+    """Compare ``world_size`` workers, with whole batches and two micro-batches, with one worker."""
     size = BATCH // world_size // 2
     spawned = [overrides_of(*case, m) for case in cases for m in (None, size)]
     by_rank = spawn(world_size, train_all, spawned, timeout_s=500)
@@ -157,7 +157,7 @@ def compare_on(world_size, cases):
                 require_equal(found, expected, TOLERANCE.get(case[0], 1e-12))
 
 
-# Networks that are random beside their inputs, and the shapes of their samples.
+# Networks that draw random numbers, and the shapes of their samples.
 STYLES = "style_size=8, mapping_layers=2, style_mixing=0.9"
 RANDOM = {
     (1, 8, 16): [
@@ -181,7 +181,7 @@ def train_random_networks(comm):
     return [train_steps(comm, overrides, shape=shape) for shape, overrides in RANDOM.items()]
 
 
-def test_noise_of_networks_is_that_of_the_sample_on_any_number_of_workers():
+def test_noise_of_networks_is_keyed_by_sample_for_any_number_of_workers():
     expected = train_random_networks(LOCAL)
     for by_case in spawn(3, train_random_networks):
         for found, alone in zip(by_case, expected, strict=True):
@@ -231,7 +231,7 @@ EXTRAS = {
 }
 
 
-def test_penalties_augmentation_and_what_adapts_give_what_one_worker_gives():
+def test_penalties_augmentation_and_adaptive_state_give_what_one_worker_gives():
     by_rank = spawn(2, train_all, list(EXTRAS.values()), timeout_s=300)
     for i, overrides in enumerate(EXTRAS.values()):
         expected = train_steps(LOCAL, overrides)
@@ -240,13 +240,13 @@ def test_penalties_augmentation_and_what_adapts_give_what_one_worker_gives():
 
 
 @pytest.mark.parametrize("reduction", ["fast", "canonical"])
-def test_kept_fakes_are_those_that_would_be_made_again(reduction):
+def test_reused_fakes_equal_regenerated_fakes(reduction):
     overrides = ["game.latents=shared", f"run.reduction={reduction}"]
     found = train_steps(LOCAL, [*overrides, "game.reuse_fakes=true"])
     require_equal(found, train_steps(LOCAL, overrides), 1e-12)
 
 
-def test_the_comparison_can_fail():
+def test_comparison_detects_a_difference():
     expected = train_steps(LOCAL, [])
     with pytest.raises(AssertionError):
         require_equal(train_steps(LOCAL, ["run.seed=1"]), expected, 1e-6)
@@ -269,7 +269,7 @@ def test_canonical_reduction_gives_the_same_bits_as_one_worker(world_size, every
                 assert torch.equal(found[1][name], tensor), (case, name)
 
 
-def test_canonical_is_fast_within_rounding_and_fast_is_not_canonical():
+def test_canonical_equals_fast_within_rounding_only():
     canonical = train_steps(LOCAL, CANONICAL[:2])
     fast = train_steps(LOCAL, [])
     require_equal(canonical, fast, 1e-12)
@@ -295,7 +295,7 @@ WHOLE = [
 
 
 def train(comm, overrides, folder):
-    """The real loop on this worker."""
+    """Run the real training loop on this worker."""
     return run(load_config("digits", SMALL + overrides), comm, Store(folder))
 
 
@@ -328,23 +328,23 @@ def test_whole_fast_runs_are_equal_within_rounding(tmp_path):
 
 
 def positions_of(comm, overrides, folder):
-    """The positions that each phase of each step of the real loop is computed at, by player."""
+    """Return the positions that each phase of each step of the real loop uses, by player."""
     from gatdist.game.updates.alternating import Alternating
 
     seen = {"discriminator": [], "generator": []}
     phases = Alternating.phases
 
-    def noted(self, step):
+    def recorded(self, step):
         for phase in phases(self, step):
             seen[phase.name].append(phase.batch.positions.tolist())
             yield phase
 
-    Alternating.phases = noted
+    Alternating.phases = recorded
     train(comm, overrides, folder)
     return seen
 
 
-def test_each_discriminator_step_shows_a_global_batch_of_its_own(tmp_path):
+def test_each_discriminator_step_uses_its_own_global_batch(tmp_path):
     overrides = ["game.num_discriminator_steps=2", "run.total_samples=144"]
     first, second = spawn(2, positions_of, overrides, str(tmp_path))
     for mine, theirs in zip(first["discriminator"], second["discriminator"], strict=True):
@@ -355,11 +355,11 @@ def test_each_discriminator_step_shows_a_global_batch_of_its_own(tmp_path):
     assert newest(tmp_path).state["samples_seen"] == 144
 
 
-# What goes wrong
+# Failures
 
 
 def poison_one_rank(comm, overrides, folder):
-    """A loss that is NaN on worker 1 alone, at the calls in ``folder``'s run that are told."""
+    """Run with a discriminator loss that is NaN on worker 1 only, at the given calls."""
     from gatdist.game import Loss, register_loss
 
     calls = []
@@ -374,7 +374,7 @@ def poison_one_rank(comm, overrides, folder):
     return outcome["status"]
 
 
-def test_a_step_that_is_not_finite_on_one_worker_is_skipped_on_all(tmp_path):
+def test_nonfinite_step_on_one_worker_is_skipped_on_all(tmp_path):
     overrides = ["run.total_samples=480"]
     assert spawn(2, poison_one_rank, overrides, str(tmp_path)) == ["finished", "finished"]
     tensors = newest(tmp_path).tensors
@@ -384,7 +384,7 @@ def test_a_step_that_is_not_finite_on_one_worker_is_skipped_on_all(tmp_path):
 
 
 def adam_steps(tensors):
-    """How often each player has moved."""
+    """Return the number of optimizer steps of each player."""
     return {
         player: {
             int(t)
@@ -396,13 +396,13 @@ def adam_steps(tensors):
 
 
 @pytest.mark.parametrize("order", ["discriminator_first", "generator_first"])
-def test_an_atomic_step_moves_both_players_or_none(order, tmp_path):
+def test_atomic_step_updates_both_players_or_none(order, tmp_path):
     overrides = ["run.total_samples=480", "health.atomic=true", f"game.order={order}"]
     assert spawn(2, poison_one_rank, overrides, str(tmp_path)) == ["finished", "finished"]
     assert adam_steps(newest(tmp_path).tensors) == {"discriminator": {19}, "generator": {19}}
 
 
-def test_a_rollback_goes_back_on_all_workers_and_on_with_other_noise(tmp_path):
+def test_rollback_restores_all_workers_and_continues_with_other_noise(tmp_path):
     overrides = [
         "run.total_samples=480",
         "run.log_every_samples=48",
@@ -412,7 +412,7 @@ def test_a_rollback_goes_back_on_all_workers_and_on_with_other_noise(tmp_path):
     assert spawn(2, poison_one_rank, overrides, str(tmp_path)) == ["finished", "finished"]
     checkpoint = newest(tmp_path)
     assert checkpoint.state["rollbacks"] == 1
-    # The loss is bad only once, so that the second try moves every time.
+    # The loss is non-finite only once, so that the second try makes every step.
     assert adam_steps(checkpoint.tensors) == {"discriminator": {20}, "generator": {20}}
     undisturbed = tmp_path / "undisturbed"
     train(LOCAL, ["game.loss=nonsaturating", *overrides], str(undisturbed))
@@ -428,18 +428,18 @@ def metrics_of(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def sure_on_one_worker(comm, folder):
-    """Worker 1's fakes get logits that leave the one-stage ratio no range; what people are told."""
+def saturate_on_one_worker(comm, folder):
+    """Return notes of a run in which worker 1's fake logits underflow the one-stage ratio."""
     from gatdist.game.game import Game, Scores
 
     discriminate = Game.discriminate
 
-    def sure(self, samples, batch, side, discriminator=None):
+    def saturated(self, samples, batch, side, discriminator=None):
         scores = discriminate(self, samples, batch, side, discriminator)
         far = -500.0 if comm.rank == 1 and side == "fake" else 0.0
         return Scores(scores.samples, scores.logits + far)
 
-    Game.discriminate = sure
+    Game.discriminate = saturated
     message = []
     overrides = ["game.update_rule=one_stage", "run.total_samples=480", "run.log_every_samples=48"]
     run(
@@ -451,8 +451,8 @@ def sure_on_one_worker(comm, folder):
     return [message for kind, message in message if kind == "note"]
 
 
-def test_a_fall_back_on_one_worker_is_said_once(tmp_path):
-    (message, nothing) = spawn(2, sure_on_one_worker, str(tmp_path))
+def test_fallback_on_one_worker_is_reported_once(tmp_path):
+    (message, nothing) = spawn(2, saturate_on_one_worker, str(tmp_path))
     assert nothing == []
     assert len(message) == 1
     assert "simultaneous" in message[0]
@@ -460,7 +460,7 @@ def test_a_fall_back_on_one_worker_is_said_once(tmp_path):
 
 
 def drift_apart(comm, folder):
-    """Worker 1's average is changed behind everybody's back."""
+    """Change worker 1's average during training."""
     from gatdist.common.errors import WorkerLostError
     from gatdist.training import player
 
@@ -478,14 +478,14 @@ def drift_apart(comm, folder):
         return str(error)
 
 
-def test_replicas_that_drift_apart_stop_the_run_and_name_the_tensor(tmp_path):
+def test_drifting_replicas_stop_the_run_and_name_the_tensor(tmp_path):
     for message in spawn(2, drift_apart, str(tmp_path)):
         for fact in ("worker 1 ", "average/embedding.weight", "worker 0"):
             assert fact in message
 
 
 def stop_from_one_rank(comm, folder):
-    """Worker 1 alone is asked to stop."""
+    """Request a stop on worker 1 only."""
     asked = []
 
     def should_stop():
@@ -496,7 +496,7 @@ def stop_from_one_rank(comm, folder):
     return run(config, comm, Store(folder), should_stop=should_stop)
 
 
-def test_a_request_to_one_worker_stops_all_after_the_same_step_with_a_checkpoint(tmp_path):
+def test_stop_request_on_one_worker_stops_all_after_the_same_step_with_a_checkpoint(tmp_path):
     first, second = spawn(2, stop_from_one_rank, str(tmp_path))
     assert first == second
     assert first["status"] == "interrupted"
@@ -515,7 +515,7 @@ def all_operations(comm):
     }
 
 
-def test_the_torch_communicator_does_what_it_says():
+def test_torch_communicator_operations():
     first, second = spawn(2, all_operations)
     assert first == second
     assert first["sum"] == [1.0, 3.0, 5.0]

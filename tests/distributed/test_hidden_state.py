@@ -1,7 +1,7 @@
-"""Hidden state of networks: random draws and changed buffers keep what runs guarantee.
+"""Hidden state of networks: random draws and modified buffers keep the guarantees of runs.
 
-Same seed, same bytes; resumed as uninterrupted; canonical runs equal on any number of workers; all
-workers hold the same buffers. Real process groups, the real step.
+The same seed gives the same bytes, also after a resume; canonical runs are equal for any number of
+workers; buffers are identical on every rank. Real process groups, the real step.
 """
 
 import random
@@ -31,8 +31,8 @@ BATCH, STEPS, SHAPE = 8, 4, (3,)
 CANONICAL = ["run.reduction=canonical", "run.virtual_workers=4"]
 
 
-class Maker(nn.Module):
-    """A generator; subclasses change what ``inner`` is."""
+class HiddenStateGenerator(nn.Module):
+    """A generator; subclasses set ``inner``."""
 
     def __init__(self, *, latent_size, sample_shape, num_classes):
         super().__init__()
@@ -46,7 +46,7 @@ class Maker(nn.Module):
         return self.last(self.inner(self.first(latents).tanh()))
 
 
-class Judge(Maker):
+class PlainDiscriminator(HiddenStateGenerator):
     """A discriminator."""
 
     def __init__(self, *, sample_shape, num_classes):
@@ -57,7 +57,7 @@ class Judge(Maker):
 
 
 class Noise(nn.Module):
-    """Adds noise of torch, NumPy or Python, in evaluation too."""
+    """Adds random noise of torch, NumPy or Python, in evaluation, too."""
 
     def __init__(self, source):
         super().__init__()
@@ -72,7 +72,7 @@ class Noise(nn.Module):
 
 
 class Skips(nn.Module):
-    """Stochastic depth: its layer may get no gradient at all."""
+    """Stochastic depth: its layer may get no gradient."""
 
     def __init__(self):
         super().__init__()
@@ -83,14 +83,14 @@ class Skips(nn.Module):
 
 
 class Sometimes(nn.Module):
-    """Draws for some inputs only, which no check of a few samples is sure to see."""
+    """Draws random numbers for some inputs only, which a check of a few samples may miss."""
 
     def forward(self, x):
         return x + torch.randn(()) * 0.01 if float(x.detach().sum()) % 0.5 < 0.1 else x
 
 
 class Remembers(nn.Module):
-    """Buffers of all kinds, changed by a forward but not used by it before the next."""
+    """Buffers of all kinds, modified by a forward pass and used by the next one only."""
 
     def __init__(self):
         super().__init__()
@@ -110,7 +110,7 @@ class Remembers(nn.Module):
 
 
 class Codebook(nn.Module):
-    """Quantizes to a codebook that moves towards what it is used for (van den Oord et al. 2017)."""
+    """Quantizes to a codebook updated by its own use (van den Oord et al. 2017)."""
 
     def __init__(self):
         super().__init__()
@@ -153,8 +153,8 @@ RULES = {
 
 def register(inner):
     for registry, base, register_ in (
-        (generators, Maker, register_generator),
-        (discriminators, Judge, register_discriminator),
+        (generators, HiddenStateGenerator, register_generator),
+        (discriminators, PlainDiscriminator, register_discriminator),
     ):
         name = f"hidden {inner}"
         if name not in registry.names():
@@ -163,7 +163,7 @@ def register(inner):
 
 
 def train(comm, inner, overrides=(), steps=STEPS, resume_at=None, both=True):
-    """Steps on made-up samples; every trained tensor by name, or the refusal's text."""
+    """Run steps on synthetic samples; return every trained tensor by name, or the error's text."""
     register(inner)
     players = ("generator", "discriminator") if both else ("discriminator",)
     names = [f'model.{player}={{name="hidden {inner}"}}' for player in players]
@@ -215,7 +215,7 @@ def test_hidden_state_same_seed_same_bytes_and_resumed_as_uninterrupted(inner, r
     assert any(not torch.equal(other[name], whole[name]) for name in whole)
 
 
-def test_hidden_state_draws_differ_from_step_to_step_and_from_part_to_part():
+def test_hidden_state_draws_differ_between_steps_and_parts():
     drawn = []
 
     class Spy(nn.Module):
@@ -266,8 +266,8 @@ def test_hidden_state_fast_workers_hold_the_same_state_and_repeat_it(world_size)
 
 
 @pytest.mark.parametrize("inner", ["spectral norm", "buffers"])
-def test_hidden_state_fast_workers_and_micro_batches_are_one_worker_within_rounding(inner):
-    """Where what forwards make of buffers is linear in the samples."""
+def test_hidden_state_fast_workers_and_micro_batches_equal_one_worker_within_rounding(inner):
+    """Holds where buffer updates are linear in the samples."""
     whole = train(LOCAL, inner)
     parts = train(
         LOCAL, inner, [f"optim.{p}.micro_batch=2" for p in ("generator", "discriminator")]
@@ -275,11 +275,11 @@ def test_hidden_state_fast_workers_and_micro_batches_are_one_worker_within_round
     (workers, _) = spawn(2, train, inner)
     for found in (parts, workers):
         for name, tensor in whole.items():
-            if not any(word in name for word in ("low", "seen")):  # of one sample, of any
+            if not any(word in name for word in ("low", "seen")):  # of one sample, whichever it is
                 torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_hidden_state_of_a_bad_step_is_left_as_it_was():
+def test_hidden_state_of_skipped_step_is_restored():
     register("buffers")
 
     def trained(spoil):
@@ -305,7 +305,7 @@ def test_hidden_state_of_a_bad_step_is_left_as_it_was():
 
 
 @pytest.mark.parametrize("inner", ["torch noise", "numpy noise", "python noise", "all"])
-def test_hidden_state_samples_in_evaluation_are_a_function_of_their_number(inner):
+def test_hidden_state_samples_in_evaluation_depend_on_their_number_only(inner):
     register(inner)
     network = generators[f"hidden {inner}"](latent_size=4, sample_shape=SHAPE, num_classes=0).eval()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
@@ -324,7 +324,7 @@ def test_hidden_state_samples_in_evaluation_are_a_function_of_their_number(inner
 
 
 class Counts(nn.Module):
-    """Anneals noise by a plain counter."""
+    """Anneals noise by a plain Python counter."""
 
     def __init__(self):
         super().__init__()
@@ -346,14 +346,14 @@ class OwnGenerator(nn.Module):
 
 
 class Clock(nn.Module):
-    """Draws from what gatdist can't see."""
+    """Draws random numbers that gatdist can't intercept."""
 
     def forward(self, x):
         return x + float(np.random.default_rng().normal()) if self.training else x
 
 
 class Previous(nn.Module):
-    """Looks at the last call."""
+    """Reads the previous input."""
 
     def __init__(self):
         super().__init__()
@@ -366,7 +366,7 @@ class Previous(nn.Module):
 
 
 class Caches(nn.Module):
-    """Keeps what it saw, for others to look at: that is no hidden state."""
+    """Stores its input for inspection, which is no hidden state."""
 
     def forward(self, x):
         self.seen = x.detach()
@@ -382,7 +382,9 @@ class Caches(nn.Module):
         (Previous, ""),
     ],
 )
-def test_hidden_state_that_can_not_be_kept_is_refused_by_canonical_and_warned_of_else(inner, named):
+def test_hidden_state_that_cannot_be_saved_is_rejected_by_canonical_and_warned_of_by_fast(
+    inner, named
+):
     INNER[inner.__name__] = inner
     try:
         register(inner.__name__)
@@ -400,7 +402,7 @@ def test_hidden_state_that_can_not_be_kept_is_refused_by_canonical_and_warned_of
         del INNER[inner.__name__]
 
 
-def test_hidden_state_is_not_seen_where_there_is_none():
+def test_stateless_network_has_no_hidden_state():
     INNER["caches"] = Caches
     try:
         register("caches")
@@ -413,7 +415,7 @@ def test_hidden_state_is_not_seen_where_there_is_none():
 
 
 class Routes(nn.Module):
-    """A layer that some inputs leave out: its gradient counts as zero."""
+    """A layer that some inputs bypass: its gradient counts as zero."""
 
     def __init__(self):
         super().__init__()
@@ -426,8 +428,8 @@ class Routes(nn.Module):
 INNER["unused"] = Routes
 
 
-def test_unused_parameters_count_as_zero_gradient_on_any_number_of_workers():
-    """A weight decay moves them; nothing else does, on one worker as on several."""
+def test_unused_parameters_have_zero_gradient_for_any_number_of_workers():
+    """Only weight decay changes them, on one worker as on several."""
     decay = [f"optim.{p}.weight_decay=0.1" for p in ("generator", "discriminator")]
     cases = [
         ("unused", [*decay, *reduction, *rule])
@@ -447,7 +449,7 @@ def test_unused_parameters_count_as_zero_gradient_on_any_number_of_workers():
 
 
 class Late(nn.Module):
-    """Leaves a layer out after so many calls that the check can't see it."""
+    """Bypasses a layer after several calls, so that the startup check can't see it."""
 
     def __init__(self):
         super().__init__()
@@ -463,14 +465,14 @@ ERRATIC["late"] = Late
 
 
 def train_late(comm, may_skip):
-    Maker.may_skip_parameters = may_skip
+    HiddenStateGenerator.may_skip_parameters = may_skip
     try:
         return train(comm, "late", steps=20)
     except PluginError as error:
         return str(error)
 
 
-def test_unused_parameters_from_some_step_on_are_named_or_count_as_zero():
+def test_parameters_unused_from_some_step_on_are_named_or_have_zero_gradient():
     assert all("may_skip_parameters" in found for found in spawn(2, train_late, False))
     for found in spawn(2, train_late, True):
         assert not isinstance(found, str), found

@@ -1,4 +1,4 @@
-"""Profiles on demand: what is in them, and that they change nothing of what is computed."""
+"""Profiles on demand: their content, and that they do not change results."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def config(window: list[int] | None = None, steps: int = STEPS) -> Config:
 
 
 def trained(comm: Any, folder: str) -> list[str]:
-    """Train without a profile, with one, and with one over two attempts; what was told."""
+    """Train without a profile, with one, and with one over two attempts; return messages."""
     message: list[str] = []
 
     def emit(kind: str, fields: dict[str, Any]) -> None:
@@ -61,7 +61,7 @@ def trained(comm: Any, folder: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """Of two workers: the folder of the runs, and what worker 0 told."""
+    """Run directories of two workers, and messages of worker 0."""
     folder = tmp_path_factory.mktemp("runs")
     return folder, spawn(2, trained, str(folder))[0]
 
@@ -77,7 +77,7 @@ def names_in(events: list[dict[str, Any]]) -> Counter[str]:
     return Counter(e["name"] for e in events if e.get("cat") == "user_annotation")
 
 
-def test_a_profile_changes_nothing(runs: tuple[Path, list[str]]) -> None:
+def test_profile_does_not_change_the_result(runs: tuple[Path, list[str]]) -> None:
     folder, _ = runs
     assert len({digest(f"{folder}/{name}") for name in ("plain", "profiled", "resumed")}) == 1
     assert not (folder / "plain/profiles").exists()
@@ -97,10 +97,10 @@ def test_each_worker_writes_a_trace_of_the_steps_with_their_phases(
         names = names_in(found)
         assert names["ProfilerStep#4"] == names["ProfilerStep#5"] == 1
         assert not {"ProfilerStep#3", "ProfilerStep#6"} & names.keys()
-        # The optimizer: twice, the average, and what the game learns.
+        # The optimizer: two players, the average, and the adaptive state.
         assert [names[phase] for phase in PHASES] == [2, 2, 2, 8]
         assert names["communication"] > 0
-        assert names["commit"] == (rank == 0)  # at five steps
+        assert names["commit"] == (rank == 0)  # in five steps
         assert any(e["name"] == "[memory]" and "Total Allocated" in e["args"] for e in found)
         step = next(e for e in found if e["name"] == "ProfilerStep#4")
         for phase in PHASES:  # each in its step
@@ -111,8 +111,8 @@ def test_each_worker_writes_a_trace_of_the_steps_with_their_phases(
         assert "aten::" in tables
 
 
-def test_a_resumed_run_counts_on(runs: tuple[Path, list[str]]) -> None:
-    """Of the window [3, 7) only what is left: the run goes on from step 5."""
+def test_resumed_run_profiles_the_rest_of_the_window(runs: tuple[Path, list[str]]) -> None:
+    """Only the rest of the window [3, 7): the run resumes at step 5."""
     folder, message = runs
     (window,) = (folder / "resumed/profiles").iterdir()
     assert window.name == "steps-000005-000007-attempt-2"
@@ -132,7 +132,7 @@ def test_a_resumed_run_counts_on(runs: tuple[Path, list[str]]) -> None:
         ("steps=8:11", "monitor.profile_steps (--profile) = [8, 11]"),
     ],
 )
-def test_a_window_that_can_not_be_is_told_with_status_2(
+def test_invalid_window_is_reported_with_status_2(
     value: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sets = ["--set", "run.total_samples=160", "--set", "run.global_batch=16"]
@@ -142,7 +142,7 @@ def test_a_window_that_can_not_be_is_told_with_status_2(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_window_that_the_run_has_behind_it_is_refused(runs: tuple[Path, list[str]]) -> None:
+def test_window_in_the_past_is_rejected(runs: tuple[Path, list[str]]) -> None:
     with refused(ConfigError, "monitor.profile_steps (--profile)"):
         require_ahead(config([4, 6]), f"{runs[0]}/plain")
     require_ahead(config([4, 6]), f"{runs[0]}/nothing-yet")
@@ -155,7 +155,7 @@ def test_a_window_that_the_run_has_behind_it_is_refused(runs: tuple[Path, list[s
         ([7, 9], "step 7"),
     ],
 )
-def test_a_run_that_is_stopped_writes_what_it_has(
+def test_stopped_run_writes_an_incomplete_profile(
     window: list[int], message: str, tmp_path: Path
 ) -> None:
     said: list[str] = []
@@ -173,7 +173,7 @@ def test_a_run_that_is_stopped_writes_what_it_has(
     assert traces == (["steps-000001-000003-attempt-1"] if window[0] < 3 else [])
 
 
-def test_a_profile_that_can_not_be_written_ends_no_run(
+def test_failure_to_write_a_profile_does_not_end_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     message: list[str] = []

@@ -1,7 +1,7 @@
-"""Random games: whatever is combined is refused by name, or trained alike by any number of workers.
+"""Random games: a combination is rejected by name, or trains identically on any number of workers.
 
-The other tests know what they combine. Here losses, rules, penalties, augmentations, optimizers and
-networks meet as they fall, each from a seed that the test's name tells.
+Other tests choose their combinations. Here losses, rules, penalties, augmentations, optimizers and
+networks are combined at random, each from the seed in the test's name.
 """
 
 import random
@@ -29,7 +29,7 @@ from tape import Tape
 LOCAL = LocalCommunicator(torch.device("cpu"))
 BATCH, CLASSES, STEPS, STEPS_RECORDED, VIRTUAL_WORKERS = 8, 3, 4, 18, 4
 BOTH = ("generator", "discriminator")
-# Names, before another test registers its own.
+# Names, evaluated before another test registers its own.
 LOSSES, PENALTIES, RULES = sorted(losses.names()), sorted(penalties.names()), update_rules.names()
 FAMILIES = {  # the shape of a sample, the network and its options
     "residual": ((1, 8, 10), "residual", "width=4"),
@@ -41,15 +41,15 @@ FAMILIES = {  # the shape of a sample, the network and its options
     "wavegan": ((1, 1024), "wavegan", "width=2"),
     "text": ((9, 8), "text_convolutional", "width=8, blocks=1"),
 }
-MICRO_BATCHES = [f"optim.{player}.micro_batch=3" for player in BOTH]  # of 2, which divides 8
+MICRO_BATCHES = [f"optim.{player}.micro_batch=3" for player in BOTH]  # becomes 2, to divide 8
 CANONICAL = ["run.reduction=canonical", f"run.virtual_workers={VIRTUAL_WORKERS}"]
 GAMES = [*range(12), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(12, 200))]
-# Solving a system, or dividing by a difference of gradients, spreads what rounding began.
+# Solving a system, or dividing by a difference of gradients, amplifies rounding errors.
 TOLERANCE = 1e-6
 
 
 def random_game(seed):
-    """A name of :data:`FAMILIES`, and overrides that are a game, as far as it goes together."""
+    """Return a name of :data:`FAMILIES`, and overrides of a mostly valid game."""
     draw = random.Random(seed)
     family, rule = draw.choice(list(FAMILIES)), draw.choice([*RULES, "alternating", "one_stage"])
     zero_sum = [name for name in LOSSES if losses[name].zero_sum]
@@ -95,7 +95,7 @@ def _optimizers(draw, plain):
 
 
 def train(comm, family, overrides, steps=STEPS, resume_at=None, recorder=None):
-    """Steps on made-up samples; every trained tensor by name, or the refusal's text."""
+    """Run steps on synthetic samples; return every trained tensor by name, or the error's text."""
     shape, network, options = FAMILIES[family]
     sizes = [f'model.{player}={{name="{network}", {options}}}' for player in BOTH]
     base = [f"run.global_batch={BATCH}", "model.latent_size=8", "precision.dtype=float64", *sizes]
@@ -107,7 +107,7 @@ def train(comm, family, overrides, steps=STEPS, resume_at=None, recorder=None):
         rule = state.rule(config)
     except GatdistError as error:
         return str(error)
-    _leave_the_start(state)
+    _randomize(state)
     play = StepGraphs(recorder) if recorder else None
     statistics, timer = Statistics(comm.device), PhaseTimer(comm.device)
     count, mine = config.step_samples, slice(comm.rank, None, comm.world_size)
@@ -127,8 +127,8 @@ def train(comm, family, overrides, steps=STEPS, resume_at=None, recorder=None):
     return {name: tensor.clone() for name, tensor in state.tensors().items()}
 
 
-def _leave_the_start(state):
-    """No zeros, so that every path carries gradient."""
+def _randomize(state):
+    """Replace zeros, so that every path has a gradient."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for player in state.players.values():
@@ -163,7 +163,7 @@ def is_refusal(found):
 
 
 @pytest.mark.parametrize("seed", GAMES)
-def test_a_game_is_refused_by_name_or_trained_alike_in_parts_and_from_a_checkpoint(seed):
+def test_game_is_rejected_by_name_or_trains_identically_in_parts_and_from_a_checkpoint(seed):
     family, overrides = random_game(seed)
     whole = train(LOCAL, family, overrides)
     if is_refusal(whole):
@@ -177,7 +177,7 @@ def test_a_game_is_refused_by_name_or_trained_alike_in_parts_and_from_a_checkpoi
 
 
 @pytest.mark.parametrize("seed", GAMES)
-def test_recorded_steps_are_the_steps_themselves(seed, monkeypatch):
+def test_replayed_steps_equal_eager_steps(seed, monkeypatch):
     monkeypatch.setattr(draws, "is_readable", lambda tensor: False)  # as on a device
     family, overrides = random_game(seed)
     game = family, [*overrides, "precision.cuda_graphs=true"]
@@ -188,13 +188,15 @@ def test_recorded_steps_are_the_steps_themselves(seed, monkeypatch):
 
 
 def train_all(comm, games):
-    """All games, one after another, in one process group."""
+    """Train all games, one after another, in one process group."""
     return [train(comm, *game) for game in games]
 
 
 @pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("seeds", [range(4), pytest.param(range(4, 60), marks=pytest.mark.slow)])
-def test_workers_train_a_game_as_one_does_and_canonically_to_the_same_bits(world_size, seeds):
+def test_workers_train_a_game_as_one_worker_does_and_canonically_to_the_same_bits(
+    world_size, seeds
+):
     games = [random_game(seed) for seed in seeds]
     canonical = [(family, overrides + CANONICAL) for family, overrides in games]
     equal = [require_near] * len(games) + [require_same_bits] * len(canonical)

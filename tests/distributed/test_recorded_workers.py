@@ -1,7 +1,7 @@
-"""Several workers whose steps are recorded compute what one worker computes that records nothing.
+"""Several workers with recorded steps compute what one worker computes without recording.
 
-What they send one another stays outside of the recordings. Real process groups; the recordings are
-those of :class:`tape.Tape`, which holds to a CUDA graph's rules.
+Communication stays outside of the recordings. Real process groups; recordings are those of
+:class:`tape.Tape`, which follows a CUDA graph's rules.
 """
 
 import pytest
@@ -33,7 +33,7 @@ BASE = [
     "model.latent_size=6",
     'model.generator={name="residual", width=4}',
     'model.discriminator={name="residual", width=4}',
-    # Numbers that single precision has, too; an ε that keeps rounding from deciding signs.
+    # Numbers that are exact in single precision; an ε that keeps rounding from deciding signs.
     *(
         f"optim.{player}.{setting}"
         for player in ("generator", "discriminator")
@@ -51,7 +51,7 @@ CANONICAL = ["run.global_batch=16", "run.reduction=canonical", "precision.dtype=
 
 
 def train(comm, settings, records):
-    """The state after some steps, by name; how often tapes were replayed; the pieces of one."""
+    """Return the state after some steps, by name; the number of replays; the parts of a tape."""
     config = load_config("digits", BASE + settings)
     tape = Tape() if records else None
     with pytest.MonkeyPatch.context() as patch:
@@ -73,12 +73,12 @@ def train(comm, settings, records):
 
 
 def train_all(comm, cases):
-    """Several cases in one process group."""
+    """Train several cases in one process group."""
     return [train(comm, settings, records=True) for settings in cases]
 
 
 @pytest.mark.parametrize("world_size", [pytest.param(2, marks=pytest.mark.slow), 3])
-def test_recorded_workers_compute_what_one_computes(world_size):
+def test_recorded_workers_equal_one_worker(world_size):
     expected = [train(LocalCommunicator(CPU), settings, records=False) for settings in SETTINGS]
     for found in spawn(world_size, train_all, SETTINGS):
         for (here, replayed), (there, _) in zip(found, expected, strict=True):
@@ -97,16 +97,16 @@ def test_canonical_recordings_are_equal_bit_for_bit(world_size):
             torch.testing.assert_close(here[name], tensor, rtol=0, atol=0, msg=name)
 
 
-def test_gradients_can_travel_in_half_the_bytes():
+def test_gradients_can_be_sent_in_half_precision():
     (there, _), *_ = spawn(2, train_all, [SETTINGS[0]])[0]
     (here, _), *_ = spawn(2, train_all, [[*SETTINGS[0], "precision.reduce_dtype=bfloat16"]])[0]
     differences = [(here[n] - there[n]).abs().max() for n in there if n.startswith("generator/")]
     assert 0 < max(differences) < 0.05
 
 
-def test_layers_that_workers_compute_together_are_refused():
-    """Batch normalization communicates by itself, which no recording may hold."""
-    with FakeTensorMode():  # tensors that say they are on CUDA, where there is none
+def test_layers_that_communicate_are_rejected():
+    """Batch normalization communicates by itself, which can't be recorded."""
+    with FakeTensorMode():  # tensors that claim to be on CUDA, where there is none
         network = nn.Sequential(nn.BatchNorm2d(4, device="cuda"))
     plain = load_config("digits", ["run.global_batch=16"])
     require_whole_batches(plain, "generator", network, 2)

@@ -1,4 +1,4 @@
-"""Killed at random moments and run again, a run ends as one that was left alone."""
+"""Killed at random times and resumed, a run ends as an uninterrupted one."""
 
 import json
 import random
@@ -17,7 +17,7 @@ SETTINGS = [
     f"run.checkpoint_every_samples={TICK}",
     'model.generator={name="residual", width=8}',
     'model.discriminator={name="residual", width=8}',
-    # Everything that adapts or remembers.
+    # Every setting that has adaptive state.
     'game.augmentation={name="ada", adjust_samples=20000}',
     "game.penalties={r1={strength=1.0, every_steps=4}, lecam={strength=0.1},"
     " path_length={strength=0.1, every_steps=8}}",
@@ -53,7 +53,7 @@ def digest_of(run_gatdist, run_dir):
 
 
 def clock_of(run_dir: Path) -> int:
-    """Samples seen by the newest committed checkpoint."""
+    """Return ``samples_seen`` of the newest committed checkpoint."""
     committed = [p.parent.name for p in run_dir.glob("checkpoints/*/MANIFEST.json")]
     return max((int(name.partition(".")[0]) for name in committed), default=0)
 
@@ -69,11 +69,13 @@ def undisturbed(tmp_path_factory):
     ("seed", "kills"),
     [(0, 2), *(pytest.param(seed, 5, marks=pytest.mark.slow) for seed in (1, 2, 3))],
 )
-def test_kills_change_nothing(seed, kills, undisturbed, tmp_path, run_gatdist):
-    """Each kill falls at a random moment: in a commit, a tick or the very first steps."""
+def test_runs_killed_at_random_end_with_the_same_digest(
+    seed, kills, undisturbed, tmp_path, run_gatdist
+):
+    """Each kill comes at a random time: in a commit, a log interval or the first steps."""
     chance = random.Random(seed)
     lines = (undisturbed / "metrics.jsonl").read_text().splitlines()
-    # Five lives of a seventh at most each: the run is not done before the last blow.
+    # Five attempts of at most a seventh each: the run does not end before the last kill.
     longest_life_s = json.loads(lines[-1])["wall_time_s"] / 7
     for _ in range(kills):
         process = subprocess.Popen(
@@ -99,7 +101,7 @@ def test_kills_change_nothing(seed, kills, undisturbed, tmp_path, run_gatdist):
     assert seen[-1] == TOTAL
 
 
-def test_ctrl_c_checkpoints_and_the_same_command_goes_on(undisturbed, tmp_path, run_gatdist):
+def test_ctrl_c_checkpoints_and_the_same_command_resumes(undisturbed, tmp_path, run_gatdist):
     process = subprocess.Popen(command(tmp_path), stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "metrics.jsonl"
     deadline = time.monotonic() + 60
@@ -120,8 +122,8 @@ def test_ctrl_c_checkpoints_and_the_same_command_goes_on(undisturbed, tmp_path, 
     assert digest_of(run_gatdist, tmp_path) == digest_of(run_gatdist, undisturbed)
 
 
-def test_a_second_ctrl_c_leaves_at_once(tmp_path):
-    # A step so long that the loop can't answer the first one before the second comes.
+def test_second_ctrl_c_exits_at_once(tmp_path):
+    # A step so long that the loop can't handle the first signal before the second.
     slow = [
         "--set",
         "run.global_batch=1024",
@@ -144,7 +146,7 @@ def test_a_second_ctrl_c_leaves_at_once(tmp_path):
     assert clock_of(tmp_path) == 0
 
 
-def test_a_finished_run_run_again_says_so_and_changes_nothing(undisturbed, run_gatdist):
+def test_rerun_of_finished_run_reports_it_and_changes_nothing(undisturbed, run_gatdist):
     before = (undisturbed / "attempts.jsonl").read_text(), digest_of(run_gatdist, undisturbed)
     finished = subprocess.run(
         command(undisturbed, "--json"), capture_output=True, text=True, timeout=300
@@ -158,7 +160,7 @@ def test_a_finished_run_run_again_says_so_and_changes_nothing(undisturbed, run_g
     ) == before
 
 
-def test_a_run_directory_of_another_configuration_is_refused_with_both_values(undisturbed):
+def test_run_directory_of_another_configuration_is_rejected_with_both_values(undisturbed):
     finished = subprocess.run(
         command(undisturbed, "--set", "run.seed=5"), capture_output=True, text=True, timeout=300
     )

@@ -1,4 +1,4 @@
-"""What rules and policies remember is in checkpoints, and every worker decides alike."""
+"""State of rules and policies is in checkpoints, and every worker takes the same decision."""
 
 import itertools
 
@@ -38,8 +38,8 @@ SETTINGS = [
 ]
 
 
-class PassesOn(nn.Module):
-    """Its samples are its latents, nearly."""
+class NearIdentity(nn.Module):
+    """Returns samples that are nearly its latents."""
 
     def __init__(self, *, latent_size, sample_shape, num_classes):
         super().__init__()
@@ -49,8 +49,8 @@ class PassesOn(nn.Module):
         return latents * self.scale
 
 
-class IsSure(nn.Module):
-    """So sure of samples beyond ``limit`` that their gradient underflows."""
+class Saturates(nn.Module):
+    """Logits of samples beyond ``limit`` are so large that their gradient underflows."""
 
     def __init__(self, *, sample_shape, num_classes, limit: float = 100.0):
         super().__init__()
@@ -63,15 +63,15 @@ class IsSure(nn.Module):
 
 def register():
     for registry, register_, name, kind in (
-        (generators, register_generator, "passes on", PassesOn),
-        (discriminators, register_discriminator, "is sure", IsSure),
+        (generators, register_generator, "passes on", NearIdentity),
+        (discriminators, register_discriminator, "is sure", Saturates),
     ):
         if name not in registry.names():
             register_(name)(kind)
 
 
 def rarest(num_samples):
-    """A limit that one of the first latents alone exceeds; its position."""
+    """Return a limit that only one of the first latents exceeds, and its position."""
     positions = torch.arange(num_samples)
     first = draws.normal(0, "latents", positions, (2,))[:, 0]
     (second, most), (_, place) = first.sort().values[-2:], first.sort().indices[-2:]
@@ -79,9 +79,9 @@ def rarest(num_samples):
 
 
 def train(comm, limit, resume_at=None):
-    """Steps; whether the rule was given up after each, the unusable flag, and all tensors."""
+    """Return whether the rule fell back by each step, the unusable flag, and all tensors."""
     register()
-    draws.is_readable = lambda tensor: False  # as on a device; this process is the test's own
+    draws.is_readable = lambda tensor: False  # as on a device; this process belongs to the test
     config = load_config(
         "ring",
         [*SETTINGS, f"run.global_batch={BATCH}", f"model.discriminator.limit={limit}"],
@@ -109,12 +109,12 @@ def train(comm, limit, resume_at=None):
 
 @pytest.fixture
 def on_a_device(monkeypatch):
-    monkeypatch.setattr(draws, "is_readable", draws.is_readable)  # put back afterwards
+    monkeypatch.setattr(draws, "is_readable", draws.is_readable)  # restored afterwards
 
 
 @pytest.mark.parametrize("workers", [2, 4])
-def test_rule_state_seen_by_one_worker_is_decided_by_all(workers, on_a_device):
-    """One fake in 24, on one worker alone, makes all give up at the same tick, as one would."""
+def test_rule_state_of_one_worker_is_decided_by_all(workers, on_a_device):
+    """One fake in 24, on one worker, makes all fall back at the same log, as one worker would."""
     limit, place = rarest(TICK * BATCH)
     message, alone = train(LOCAL, limit)
     seen_at = place // BATCH
@@ -133,8 +133,8 @@ def test_rule_state_is_resumed_right_after_it_changed(resume_at, on_a_device):
     assert all(torch.equal(found[name], tensor) for name, tensor in whole.items())
 
 
-def test_rule_state_is_not_decided_by_an_interruption(tmp_path, on_a_device):
-    """The tick decides; a run stopped after the rule's last usable step, before it, does not."""
+def test_rule_state_is_not_changed_by_an_interruption(tmp_path, on_a_device):
+    """The rule is decided at a log: a run stopped before that log has not fallen back."""
     register()
     draws.is_readable = lambda tensor: False
     limit, _ = rarest(2 * 16)
@@ -155,8 +155,8 @@ def test_rule_state_is_not_decided_by_an_interruption(tmp_path, on_a_device):
     assert digest(stores[0].url) == digest(stores[1].url)
 
 
-def test_rule_state_counted_bad_steps_survive_an_interruption(tmp_path, monkeypatch):
-    """A budget of bad steps since the last tick is judged at the tick, with those before."""
+def test_rule_state_nonfinite_steps_survive_an_interruption(tmp_path, monkeypatch):
+    """The limit of non-finite steps since the last log includes those before the interruption."""
     register()
     limit, _ = rarest(2 * 16)
     devices_readable = draws.is_readable
@@ -177,7 +177,7 @@ def test_rule_state_counted_bad_steps_survive_an_interruption(tmp_path, monkeypa
         events.append((kind, fields))
 
     run(config, LOCAL, store, emit=emit)
-    # It went back once, at the tick, and has given the rule up for good.
+    # It rolled back once, at the log, and has fallen back for good.
     ticks = [fields["health/rollbacks"] for kind, fields in events if kind == "log"]
     assert ticks[0] == 0
     assert ticks[-1] == 1
@@ -185,7 +185,7 @@ def test_rule_state_counted_bad_steps_survive_an_interruption(tmp_path, monkeypa
 
 
 class Counting(UpdateRule):
-    """Every third step moves the generator alone: it depends on what it remembers."""
+    """Every third step updates the generator only: it depends on the rule's state."""
 
     kept = True
 
@@ -219,7 +219,7 @@ class Counting(UpdateRule):
 
 
 @pytest.mark.parametrize("kept", [True, False])
-def test_rule_state_of_a_users_rule_is_resumed_or_refused(kept, tmp_path, monkeypatch):
+def test_rule_state_of_a_users_rule_is_resumed_or_rejected(kept, tmp_path, monkeypatch):
     monkeypatch.setattr(update_rules, "_entries", dict(update_rules._entries))
     register_update_rule("counting")(type("Own", (Counting,), {"kept": kept}))
     from gatdist.common.errors import PluginError

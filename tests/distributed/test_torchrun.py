@@ -31,7 +31,7 @@ def arguments(run_dir: Path, *more: str) -> list[str]:
 
 @pytest.fixture
 def start(tmp_path):
-    """Start two processes as srun would, in one of which Ray can't be imported."""
+    """Start two processes like srun, one of which can't import Ray."""
     (tmp_path / "blocked/ray").mkdir(parents=True)
     (tmp_path / "blocked/ray/__init__.py").write_text("raise ImportError('blocked')")
     started = []
@@ -67,27 +67,27 @@ def digest_of(run_gatdist, run_dir: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """The same run in one process: a canonical run does not depend on their number."""
-    run_dir = tmp_path_factory.mktemp("alone") / "run"
+def reference_run(tmp_path_factory):
+    """The same run in one process: a canonical run does not depend on the number of processes."""
+    run_dir = tmp_path_factory.mktemp("reference") / "run"
     command = [sys.executable, "-m", "gatdist", *arguments(run_dir, "--local")]
     subprocess.run(command, check=True, timeout=240, capture_output=True)
     return run_dir
 
 
-def test_torchrun_trains_the_run_of_one_process(alone, tmp_path, run_gatdist):
+def test_torchrun_trains_the_run_of_one_process(reference_run, tmp_path, run_gatdist):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command = [*launcher, "--nproc-per-node", "2", "-m", "gatdist", *arguments(tmp_path / "run")]
     finished = subprocess.run(command, timeout=240, capture_output=True, text=True, check=True)
-    assert finished.stderr.count("done after") == 1  # rank 0 alone reports
-    assert digest_of(run_gatdist, tmp_path / "run") == digest_of(run_gatdist, alone)
+    assert finished.stderr.count("done after") == 1  # only rank 0 reports
+    assert digest_of(run_gatdist, tmp_path / "run") == digest_of(run_gatdist, reference_run)
 
 
-def test_a_request_to_stop_and_a_lost_process_are_resumed(alone, start, tmp_path, run_gatdist):
+def test_stop_request_and_lost_process_are_resumed(reference_run, start, tmp_path, run_gatdist):
     run_dir = tmp_path / "run"
     processes = start(*arguments(run_dir))
     wait_until((run_dir / "metrics.jsonl").exists, "the first metrics", timeout_s=120)
-    processes[1].send_signal(signal.SIGTERM)  # of one of them: all stop after a checkpoint
+    processes[1].send_signal(signal.SIGTERM)  # to one of them: all stop after a checkpoint
     statuses, errors = ended(processes)
     assert statuses == [75, 75]
     assert ["everything is saved" in error for error in errors] == [True, False]
@@ -102,7 +102,7 @@ def test_a_request_to_stop_and_a_lost_process_are_resumed(alone, start, tmp_path
 
     statuses, _ = ended(start(*arguments(run_dir)))
     assert statuses == [0, 0]
-    assert digest_of(run_gatdist, run_dir) == digest_of(run_gatdist, alone)
+    assert digest_of(run_gatdist, run_dir) == digest_of(run_gatdist, reference_run)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_bad_input_ends_all_processes(start, tmp_path, more, subject):
     assert not (tmp_path / "run").exists()
 
 
-def test_what_only_rank_0_finds_is_shown_once(start, tmp_path):
+def test_error_of_rank_0_only_is_shown_once(start, tmp_path):
     (tmp_path / "file").write_text("")
     statuses, errors = ended(start(*arguments(tmp_path / "file/run")))
     assert statuses == [2, 2]
@@ -148,6 +148,6 @@ def test_launched():
         ("LOCAL_RANK", "x"),
     ],
 )
-def test_bad_variables_are_refused(name, value):
+def test_bad_variables_are_rejected(name, value):
     with refused(ConfigError, name):
         launched(VARIABLES | {name: value})

@@ -1,4 +1,4 @@
-"""Read the documents: fenced blocks, and the commands in shell blocks."""
+"""Parser of documents: fenced blocks, and the commands in shell blocks."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Block:
                 continue
             try:
                 words = shlex.split(begun, comments=True)
-            except ValueError:  # a quotation that goes on
+            except ValueError:  # a multi-line quotation
                 begun += "\n"
                 continue
             if words := [*takewhile(lambda word: word not in (">", "&"), words)]:
@@ -59,7 +59,7 @@ class Command:
 
 
 def documents() -> list[str]:
-    """Paths of the documents whose commands are run, relative to the repository."""
+    """Return paths of the documents whose commands are run, relative to the repository."""
     found = [REPOSITORY / "README.md"]
     for pattern in ("docs/**/*.md", "deploy/**/*.md"):
         found += sorted(REPOSITORY.glob(pattern))

@@ -1,4 +1,4 @@
-"""Small versions of the files that the documents expect: data of every kind, and a run."""
+"""Small versions of the files that documents expect: data of every kind, and a run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SMALL_NETWORKS = (
     'model.generator={name="residual", width=4}',
     'model.discriminator={name="residual", width=4}',
 )
-# … and settings after them. A batch can be divided among up to four workers.
+# … and settings after them. Up to four workers can divide a batch.
 FEW_SAMPLES = (
     "run.total_samples=64",
     "run.global_batch=16",
@@ -31,7 +31,7 @@ FEW_SAMPLES = (
     "evaluate.num_samples=64",
     "evaluate.every_samples=0",
 )
-# For data other than the digits, whose classifier is trained only once.
+# For data other than digits, whose classifier is trained only once.
 CHEAP_FEATURES = ("evaluate.features=points", 'evaluate.metrics=["swd"]')
 
 
@@ -43,12 +43,12 @@ def small(arguments: list[str]) -> list[str]:
 
     command, *rest = arguments
     if command == "train" and rest[0].endswith(".toml") and "--dry-run" in rest:
-        return arguments  # the file as it is
+        return arguments  # the file is used as it is
     if command == "train":
         if not {"--local", "--workers", "--address", "--dry-run"} & {*rest}:
             rest.append("--local")
         cheap = CHEAP_FEATURES if rest[0].endswith(".toml") else ()
-        if "--profile" in rest:  # not in a run that has made all of its steps
+        if "--profile" in rest:  # not for a run that is complete
             rest[rest.index("--profile") + 1] = "steps=1:3"
             rest += ["--run-dir", "runs/profiled"]
         return [command, rest[0], *sets(SMALL_NETWORKS), *rest[1:], *sets((*FEW_SAMPLES, *cheap))]
@@ -75,7 +75,7 @@ def train_in_this_process(config: Config, run_dir: str, **options: Any) -> dict[
     return train(config.model_copy(update={"cluster": cluster}), run_dir, local=True)
 
 
-def furnish(folder: Path) -> None:
+def write_reader_files(folder: Path) -> None:
     """Write the files that the documents expect."""
     rng = np.random.default_rng(0)
     for kind in ("cats", "dogs"):

@@ -1,8 +1,8 @@
-"""Run every command of the documents, or parse it with its real parser if it can't be run here.
+"""Every command of the documents is run, or parsed by its real parser if it can't run here.
 
-Commands run in a folder with the files that a reader has (``newcomer``), document by document and
-in order, with small networks and few samples. ``ELSEWHERE`` lists commands that need more than
-one process, why, and which test runs them; their options are still parsed.
+Commands run in a folder with a reader's files (``newcomer``), document by document and in order,
+with small networks and few samples. ``ELSEWHERE`` lists commands that need more than one process,
+the reason, and the test that runs them; their options are still parsed.
 """
 
 from __future__ import annotations
@@ -88,10 +88,10 @@ ELSEWHERE = (
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory, own_cache: Path) -> Path:
+def reader_files(tmp_path_factory: pytest.TempPathFactory, session_cache: Path) -> Path:
     """Create the files of a reader, and finished runs with and without classes. Tests copy it."""
     folder = tmp_path_factory.mktemp("newcomer")
-    newcomer.furnish(folder)
+    newcomer.write_reader_files(folder)
     for name, classes in (("digits", "false"), ("classes", "true")):
         train = ["train", "digits", "--local", "--run-dir", str(folder / "runs" / name)]
         assert main(newcomer.small([*train, "--set", f"model.conditional={classes}"])) == 0
@@ -101,10 +101,10 @@ def home(tmp_path_factory: pytest.TempPathFactory, own_cache: Path) -> Path:
 
 
 @pytest.fixture
-def here(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Copy it and make the copy the current folder, also for imports."""
-    folder = tmp_path / "home"
-    shutil.copytree(home, folder)
+def work_folder(reader_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Copy the reader's files and make the copy the current folder, also for imports."""
+    folder = tmp_path / "reader_files"
+    shutil.copytree(reader_files, folder)
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(gatdist, "load_config", newcomer.load_small_config, raising=False)
@@ -119,16 +119,16 @@ def forgotten_modules() -> Iterator[None]:
     yield
     for name in set(sys.modules) - before:
         file = getattr(sys.modules[name], "__file__", None) or ""
-        if "home" in Path(file).parts:
+        if "reader_files" in Path(file).parts:
             del sys.modules[name]
 
 
 @pytest.mark.parametrize("document", documents())
-def test_the_commands_of_a_document_work(
-    document: str, here: Path, forgotten_modules: None, capsys: pytest.CaptureFixture[str]
+def test_commands_of_document_run(
+    document: str, work_folder: Path, forgotten_modules: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if document in ("README.md", "docs/tutorial/first-run.md"):
-        shutil.rmtree(here / "runs" / "digits")  # trained by the commands of the document
+        shutil.rmtree(work_folder / "runs" / "digits")  # trained by the commands of the document
     for block in blocks(document):
         place = f"{document}:{block.line}"
         if block.file:
@@ -142,7 +142,7 @@ def test_the_commands_of_a_document_work(
                 _configured(block.text)
         elif block.language == "sh":
             for command in block.commands():
-                _follow(command)
+                _run(command)
         else:
             assert block.language in ("mermaid", "text", "json", "yaml"), place
     capsys.readouterr()
@@ -156,7 +156,7 @@ def _configured(text: str) -> None:
     parse_config(values)
 
 
-def _follow(command: Command) -> None:
+def _run(command: Command) -> None:
     for pattern, _, _ in ELSEWHERE:
         if re.match(pattern, str(command)):
             _parse(command)
@@ -206,6 +206,6 @@ def _parse_by_ray(words: list[str], command: Command) -> None:
     group.commands[name].make_context(name, [*theirs, *(["--", *ours] if ours else [])])
 
 
-def test_the_tests_of_the_other_commands_exist() -> None:
+def test_tests_of_commands_run_elsewhere_exist() -> None:
     for _, _, where in ELSEWHERE:
         assert where.startswith("pyproject") or (REPOSITORY / where).exists(), where

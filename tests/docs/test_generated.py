@@ -14,13 +14,13 @@ from benchmarks.records import REPORTERS, Record, newest
 
 
 @pytest.mark.parametrize("page", [README, ALL_RESULTS])
-def test_tables_show_the_newest_records(page: Path) -> None:
+def test_tables_show_newest_records(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert text == with_results(page, text, newest()), "stale: python -m benchmarks.readme"
 
 
 @pytest.mark.parametrize("page", [README, ALL_RESULTS])
-def test_another_record_makes_a_table_stale(page: Path) -> None:
+def test_new_record_makes_table_stale(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     records = newest()
     digits = next(record for record in records if record.name == "digits")
@@ -31,7 +31,7 @@ def test_another_record_makes_a_table_stale(page: Path) -> None:
     assert "FID 0.123" not in text
 
 
-def test_a_page_without_marks_is_rejected() -> None:
+def test_page_without_markers_is_rejected() -> None:
     with pytest.raises(SystemExit, match="has no lines"):
         with_results(README, README.read_text(encoding="utf-8").replace(BEGIN, ""), newest())
 
@@ -45,7 +45,7 @@ def test_every_record_names_its_environment() -> None:
         assert facts["packages"]["torch"], record.folder
 
 
-def test_every_row_has_a_record_or_a_reporter() -> None:
+def test_every_row_has_a_record_or_reporter() -> None:
     recorded = {record.name for record in newest()}
     assert {name for name, _ in HIGHLIGHTS} <= recorded
     for name in (*QUALITY, *SPEED):
@@ -55,13 +55,15 @@ def test_every_row_has_a_record_or_a_reporter() -> None:
             assert record.lines(), record.folder
 
 
-def test_what_make_bench_needs_and_leaves_out_are_cases(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requirements_and_exclusions_of_make_bench_are_cases(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert LONG | NEEDS.keys() <= CASES.keys()
     monkeypatch.setitem(NEEDS, "step", ("two moons", lambda: True))
     assert attempted("step").endswith("skipped: needs two moons")
 
 
-def test_every_plot_of_a_record_can_be_drawn(tmp_path: Path) -> None:
+def test_every_plot_can_be_drawn(tmp_path: Path) -> None:
     from benchmarks import plots
 
     pytest.importorskip("matplotlib")

@@ -21,7 +21,7 @@ def test_no_expression_with_a_standard_term_is_used() -> None:
         ("two halves of the real data, intelligible, retold, amended", []),
     ],
 )
-def test_it_finds_whole_words(
+def test_whole_words_are_found(
     text: str, found: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plain_language, "REPOSITORY", tmp_path)

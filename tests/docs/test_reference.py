@@ -1,4 +1,4 @@
-"""The reference is what the code is, and nothing in the code is missing in it."""
+"""The reference documents all of the code, and nothing else."""
 
 from __future__ import annotations
 
@@ -15,17 +15,15 @@ from gatdist.config import Config, NamedConfig
 from gatdist.monitor.tags import FIELDS, TAGS, Tag
 
 FAMILIES = {tag.name.partition("/")[0] for tag in TAGS}
-# Look like tags: names of streams of random numbers, and alarms, which are looked at one by one.
+# Strings that look like tags: names of random streams, and alarms, which are checked one by one.
 OTHERS = {"augmentation/<x>", "health/<x>"}
 
 
-def test_it_is_what_the_code_says_now() -> None:
+def test_reference_is_up_to_date() -> None:
     assert write_reference.stale(write_reference.pages()) == [], "python -m docs.write_reference"
 
 
-def test_a_page_that_differs_or_is_left_over_is_stale(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_changed_or_obsolete_page_is_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(write_reference, "FOLDER", tmp_path)
     (tmp_path / "same.md").write_text("a")
     (tmp_path / "changed.md").write_text("a")
@@ -34,7 +32,7 @@ def test_a_page_that_differs_or_is_left_over_is_stale(
     assert found == ["changed.md", "left_over.md", "new.md"]
 
 
-def test_every_key_is_explained_and_nothing_else_is() -> None:
+def test_exactly_the_existing_keys_are_documented() -> None:
     models = {Config}
     waiting = [Config]
     while waiting:
@@ -47,7 +45,7 @@ def test_every_key_is_explained_and_nothing_else_is() -> None:
 
 
 def written_tags() -> set[str]:
-    """Strings of the code that are tags; a placeholder is ``<x>``."""
+    """Return strings of the code that are tags; a placeholder is ``<x>``."""
     found = set()
     for folder in ("training", "game", "data", "monitor", "cluster", "evaluation"):
         for path in (REPOSITORY / "gatdist" / folder).rglob("*.py"):
@@ -71,14 +69,14 @@ def matches(known: Tag, tag: str) -> bool:
     return re.fullmatch(re.sub(r"<\w+>", r"[^/]+", re.escape(known.name)), tag) is not None
 
 
-def test_every_tag_that_the_code_writes_is_explained() -> None:
+def test_every_written_tag_is_documented() -> None:
     missing = {
         tag for tag in written_tags() - OTHERS if not any(matches(known, tag) for known in TAGS)
     }
     assert not missing, f"add to gatdist/monitor/tags.py: {missing}"
 
 
-def test_every_tag_that_is_explained_is_written() -> None:
+def test_every_documented_tag_is_written() -> None:
     written = {re.sub(r"<\w+>", "X", tag) for tag in written_tags()}
     alarms = (REPOSITORY / "gatdist" / "training" / "health.py").read_text()
     for tag in TAGS:
@@ -89,7 +87,7 @@ def test_every_tag_that_is_explained_is_written() -> None:
         assert players & written or phase or alarm, tag.name
 
 
-def test_all_that_a_run_writes_is_explained(tmp_path: Path) -> None:
+def test_all_files_of_a_run_are_documented(tmp_path: Path) -> None:
     from gatdist.cli import main
     from newcomer import small
 

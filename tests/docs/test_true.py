@@ -1,4 +1,4 @@
-"""Documents name existing files, folders, modules, headings and tests; arrows are imports."""
+"""Documents name existing files, folders, modules, headings and tests; arrows match imports."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _PATH = re.compile(r"`((?:gatdist|tests|benchmarks|docs|deploy)/[\w./-]*)`")
 
 
 def anchors(page: Path) -> set[str]:
-    """Anchors of the headings of a page, as GitHub makes them."""
+    """Return anchors of a page's headings, as GitHub makes them."""
     titles = re.findall(r"^#+ (.*)$", _CODE.sub("", page.read_text()), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_links_lead_somewhere(page: str) -> None:
+def test_links_resolve(page: str) -> None:
     text = _CODE.sub("", (REPOSITORY / page).read_text())
     for link in _LINK.findall(text):
         if "://" in link:
@@ -44,7 +44,7 @@ def test_links_lead_somewhere(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if not p.endswith(("LOG.md", "CHANGELOG.md"))])
-def test_paths_are_there(page: str) -> None:
+def test_paths_exist(page: str) -> None:
     for path in _PATH.findall(_CODE.sub("", (REPOSITORY / page).read_text())):
         assert (REPOSITORY / path).exists(), f"{page}: {path}"
 
@@ -56,12 +56,12 @@ def test_names_can_be_imported(page: str) -> None:
 
 
 def parts() -> set[str]:
-    """Modules and packages at the top of gatdist."""
+    """Return top-level modules and packages of gatdist."""
     return {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()}
 
 
 def imported(part: str) -> set[str]:
-    """The parts that a part imports."""
+    """Return the parts that a part imports."""
     path = PACKAGE / part
     found = set()
     for file in path.rglob("*.py") if path.is_dir() else [path.with_suffix(".py")]:
@@ -72,7 +72,7 @@ def imported(part: str) -> set[str]:
     return found
 
 
-def test_the_diagram_of_the_architecture_is_true() -> None:
+def test_architecture_diagram_matches_imports() -> None:
     chart = next(
         b.text for b in blocks("docs/explanation/architecture.md") if b.language == "mermaid"
     )
@@ -90,14 +90,14 @@ def test_the_diagram_of_the_architecture_is_true() -> None:
         assert any(used & imported(user) for user in users), f"{start} does not import {end}"
 
 
-def test_the_architecture_names_every_part() -> None:
+def test_architecture_names_every_part() -> None:
     text = (REPOSITORY / "docs" / "explanation" / "architecture.md").read_text()
     unnamed = parts() - {"__init__", "__main__", "__pycache__", "py"}
     for part in unnamed - {"background"}:
         assert re.search(rf"\b{part}\b", text), part
 
 
-def test_the_index_links_every_guide() -> None:
+def test_index_links_every_guide() -> None:
     docs = REPOSITORY / "docs"
     links = _LINK.findall((docs / "README.md").read_text())
     for guide in sorted(docs.rglob("*.md")):
@@ -114,5 +114,5 @@ def test_guarantees_name_existing_tests(page: str) -> None:
         assert f"def {text or title}(" in source, f"{page}: {text or title} in {path}"
 
 
-def test_the_readme_is_short() -> None:
+def test_readme_is_short() -> None:
     assert len((REPOSITORY / "README.md").read_text().splitlines()) <= 110

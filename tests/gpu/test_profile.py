@@ -14,7 +14,7 @@ pytestmark = [
 ]
 
 
-def test_a_profile_has_kernels_and_the_memory_s_history(tmp_path):
+def test_profile_has_kernels_and_memory_history(tmp_path):
     settings = ["run.total_samples=640", "evaluate.metrics=[]", "monitor.profile_steps=[4, 7]"]
     gatdist.train(gatdist.load_config("digits", settings), str(tmp_path), local=True)
     (window,) = (tmp_path / "profiles").iterdir()

@@ -1,4 +1,4 @@
-"""The step on a CUDA device: right in every precision, and without waiting for it."""
+"""The step on a CUDA device: correct in every precision, without host synchronization."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ RULES = ["alternating", "simultaneous", "one_stage", "extragradient", "optimisti
 
 
 def train(device, overrides, steps=4, strict=False, records=False):
-    """The players' weights after a few steps on made-up pictures."""
+    """Return the players' weights after a few steps on synthetic images."""
     device = torch.device(device)
     config = load_config("digits", BASE + overrides)
     recorder = cuda_recorder(device) if records else None
@@ -47,7 +47,7 @@ def train(device, overrides, steps=4, strict=False, records=False):
         if config.precision.channels_last:
             real = real.contiguous(memory_format=torch.channels_last)
         positions = (torch.arange(BATCH) + BATCH * step).to(device)
-        if strict and step == (2 * WARM_UP_STEPS + 2 if records else 2):  # past what is made once
+        if strict and step == (2 * WARM_UP_STEPS + 2 if records else 2):  # after initialization
             torch.cuda.set_sync_debug_mode("error")
         try:
             batch = Batch(real, None, positions, step)
@@ -64,7 +64,7 @@ def train(device, overrides, steps=4, strict=False, records=False):
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_cuda_gives_what_the_cpu_gives_in_float64(rule):
+def test_cuda_equals_cpu_in_float64(rule):
     overrides = [f"game.update_rule={rule}", "precision.dtype=float64"]
     torch.testing.assert_close(train("cuda", overrides), train("cpu", overrides), rtol=0, atol=1e-7)
 
@@ -88,11 +88,11 @@ def test_every_precision_and_layout_follows_float64(rule, dtype, channels_last):
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_the_host_never_waits_in_a_step(rule):
+def test_no_host_synchronization_in_a_step(rule):
     train("cuda", [f"game.update_rule={rule}"], strict=True)
 
 
-@pytest.mark.filterwarnings("ignore")  # of torch.compile's own making
+@pytest.mark.filterwarnings("ignore")  # caused by torch.compile
 @pytest.mark.parametrize("rule", ["alternating", "one_stage"])
 def test_compiled_networks_compute_the_same(rule):
     overrides = [f"game.update_rule={rule}", "game.penalties={}"]
@@ -103,19 +103,19 @@ def test_compiled_networks_compute_the_same(rule):
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_replayed_steps_are_the_steps_themselves(rule):
-    """Steps with the penalty and steps without are recorded, each after its warm-up."""
+def test_replayed_steps_equal_eager_steps(rule):
+    """Steps with and without the penalty are recorded separately, each after its warm-up."""
     overrides = [f"game.update_rule={rule}", "precision.dtype=float64"]
     torch.testing.assert_close(
         train("cuda", overrides, steps=16, records=True, strict=True),
         train("cuda", overrides, steps=16),
         rtol=0,
-        atol=1e-6,  # rates come in single precision
+        atol=1e-6,  # learning rates are passed in single precision
     )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_every_precision_is_recorded(dtype):
+def test_every_precision_can_be_recorded(dtype):
     overrides = [f"precision.dtype={dtype}", "precision.channels_last=true"]
     reference = train("cuda", ["precision.dtype=float64"], steps=12)
     start = train("cuda", ["precision.dtype=float64"], steps=0)

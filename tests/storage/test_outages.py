@@ -96,7 +96,7 @@ def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Server]:
 
 
 def test_training_goes_on_while_storage_refuses(
-    moto: servers.Server, command: Callable[..., Command], alone: Callable[..., str]
+    moto: servers.Server, command: Callable[..., Command], reference_digest: Callable[..., str]
 ) -> None:
     """Fault 12: 503 to every write for a while, then it is as if nothing had been."""
     with Proxy(moto.address) as proxy:
@@ -116,7 +116,7 @@ def test_training_goes_on_while_storage_refuses(
         proxy.faults = []
         assert run.finish() == 0, run.errors
         store = Store(url, moto.options(moto.address))
-        assert newest_digest(store) == alone(*CANONICAL)
+        assert newest_digest(store) == reference_digest(*CANONICAL)
         seen = [line["samples_seen"] for line in read_lines(store, "metrics.jsonl")]
         assert seen == sorted(set(seen))
         assert seen[-1] == TOTAL
@@ -126,7 +126,7 @@ def test_training_goes_on_while_storage_refuses(
 def test_storage_that_stays_away_ends_the_run_with_one_error(
     moto: servers.Server,
     command: Callable[..., Command],
-    alone: Callable[..., str],
+    reference_digest: Callable[..., str],
     tmp_path: Path,
 ) -> None:
     """Fault 13: the last checkpoint is whole, and the same command goes on from there."""
@@ -145,7 +145,7 @@ def test_storage_that_stays_away_ends_the_run_with_one_error(
         proxy.faults = []
         again = command(url, settings)
         assert again.finish() == 0, again.errors
-        assert newest_digest(Store(url, options)) == alone(*CANONICAL)
+        assert newest_digest(Store(url, options)) == reference_digest(*CANONICAL)
 
 
 @contextmanager
@@ -160,7 +160,7 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
 def test_a_full_disk_that_gets_room_in_time(
-    tmp_path: Path, command: Callable[..., Command], alone: Callable[..., str]
+    tmp_path: Path, command: Callable[..., Command], reference_digest: Callable[..., str]
 ) -> None:
     """Fault 13: others fill it; the checkpoint before is whole; then somebody makes room."""
     with small_disk(tmp_path / "disk", "5m") as disk:
@@ -175,7 +175,7 @@ def test_a_full_disk_that_gets_room_in_time(
             assert Checkpoints(Store(str(manifest.parents[1]))).read(manifest.parent.name)
         (disk / "others").unlink()
         assert run.finish() == 0, run.errors
-        assert newest_digest(Store(f"{disk}/run")) == alone(*CANONICAL)
+        assert newest_digest(Store(f"{disk}/run")) == reference_digest(*CANONICAL)
         seen = [line["samples_seen"] for line in read_lines(Store(f"{disk}/run"), "metrics.jsonl")]
         assert seen == sorted(set(seen))
         assert seen[-1] == TOTAL
@@ -193,7 +193,10 @@ def test_a_disk_without_room_for_checkpoints_is_told_before_training(
 
 
 def test_of_two_live_attempts_the_older_is_fenced(
-    tmp_path: Path, command: Callable[..., Command], run_gatdist: Any, alone: Callable[..., str]
+    tmp_path: Path,
+    command: Callable[..., Command],
+    run_gatdist: Any,
+    reference_digest: Callable[..., str],
 ) -> None:
     """Fault 17: one is stopped just before it commits, another takes over, the first wakes up."""
     faults = 'fail_at("commit/MANIFEST.json", lambda: (note("frozen"), freeze()), step=60)\n'
@@ -205,7 +208,7 @@ def test_of_two_live_attempts_the_older_is_fenced(
     assert current.finish() == 0, current.errors
     store = Store(str(tmp_path / "run"))
     digest, files = newest_digest(store), read_lines(store, "metrics.jsonl")
-    assert digest == alone(*CANONICAL)
+    assert digest == reference_digest(*CANONICAL)
     os.kill(stale.process.pid, signal.SIGCONT)
     assert stale.finish() == 1, stale.errors
     for fact in ("attempt 1 ", "attempt 2 "):

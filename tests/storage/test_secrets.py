@@ -108,7 +108,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_secret_is_in_anything_that_a_run_leaves_or_prints(
-    planted: tuple[str, list[str]], message: Callable[..., str], tmp_path: Path, own_cache: Path
+    planted: tuple[str, list[str]], message: Callable[..., str], tmp_path: Path, session_cache: Path
 ) -> None:
     url, sets = planted
     train = ["train", "digits", "--local", "--run-dir", url, *sets]
@@ -128,7 +128,7 @@ def test_no_secret_is_in_anything_that_a_run_leaves_or_prints(
     kinds = ["config.json", "attempts.jsonl", "metrics.jsonl"]
     kinds += ["tensorboard/", "checkpoints/", "profiles/"]
     assert all(any(name.startswith(kind) for name in written) for kind in kinds), written.keys()
-    for folder in (tmp_path, own_cache):
+    for folder in (tmp_path, session_cache):
         written |= {str(p): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     assert {name: found_in(content) for name, content in written.items() if found_in(content)} == {}
     assert b"${env:PLANTED_SIGNATURE}" in written["config.json"], "references are kept"

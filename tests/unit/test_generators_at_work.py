@@ -17,15 +17,15 @@ from gatdist.evaluation import classifier
 from gatdist.models.layers import DiscriminatorFeatures
 from gatdist.runs import sampling
 from gatdist.storage import Store
-from small_runs import AUDIO, LENGTH, RATE, RUN, TEXT, configured, spoken, written
+from small_runs import AUDIO, LENGTH, RATE, RUN, TEXT, small_config, write_clips, write_texts
 from support import refused
 
 
 @pytest.fixture(scope="module")
 def audio_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sound")
-    spoken(folder / "data")
-    config = configured(folder / "data", AUDIO)
+    write_clips(folder / "data")
+    config = small_config(folder / "data", AUDIO)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(classifier, "_NUM_STEPS", 20)
         outcome = gatdist.train(config, str(folder / "run"), local=True)
@@ -36,8 +36,8 @@ def audio_run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def text_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("text")
-    written(folder / "data")
-    config = configured(folder / "data", TEXT, vocabulary="abc")
+    write_texts(folder / "data")
+    config = small_config(folder / "data", TEXT, vocabulary="abc")
     outcome = gatdist.train(config, str(folder / "run"), local=True)
     assert outcome["status"] == "finished"
     return folder / "run"
@@ -290,7 +290,7 @@ def test_features_of_a_discriminator_are_a_module(audio_run):
 class TestStartingFromAnotherRun:
     def config(self, data, run, **model):
         values = {**AUDIO, "model": AUDIO["model"] | {"init_from": str(run)} | model}
-        return configured(data, values)
+        return small_config(data, values)
 
     def test_networks_are_those_of_the_other_run(self, audio_run, tmp_path):
         from gatdist.parallel.communicator import LocalCommunicator
@@ -338,24 +338,24 @@ class TestStartingFromAnotherRun:
 
 class TestBadInput:
     def test_a_text_outside_of_the_vocabulary_is_named(self, text_run, tmp_path):
-        config = configured(text_run.parent / "data", TEXT, vocabulary="ab")
+        config = small_config(text_run.parent / "data", TEXT, vocabulary="ab")
         with refused(DataError, "shard-000000.tar"):
             gatdist.train(config, str(tmp_path / "run"), local=True)
 
     def test_clips_shorter_than_asked_are_refused(self, audio_run, tmp_path):
-        config = configured(audio_run.parent / "data", AUDIO, length=1024)
+        config = small_config(audio_run.parent / "data", AUDIO, length=1024)
         with refused(DataError, "data.length"):
             gatdist.train(config, str(tmp_path / "run"), local=True)
 
     def test_networks_of_another_kind_are_refused(self, audio_run, tmp_path):
         values = {**TEXT, "evaluate": {"metrics": []}}
-        config = configured(audio_run.parent / "data", values)
+        config = small_config(audio_run.parent / "data", values)
         with refused(ConfigError, "model.generator.name"):
             gatdist.train(config, str(tmp_path / "run"), local=True)
 
     def test_a_metric_of_pictures_is_refused_for_texts(self, text_run, tmp_path):
         values = {**TEXT, "evaluate": {"metrics": ["fid"]}}
-        config = configured(text_run.parent / "data", values, vocabulary="abc")
+        config = small_config(text_run.parent / "data", values, vocabulary="abc")
         with refused(DataError, "evaluate.features"):
             gatdist.train(config, str(tmp_path / "run"), local=True)
 
@@ -364,7 +364,7 @@ class TestBadInput:
     )
     def test_a_wrong_vocabulary_is_refused(self, vocabulary, rule):
         with refused(ConfigError, "data.vocabulary"):
-            configured("x", TEXT, vocabulary=vocabulary)
+            small_config("x", TEXT, vocabulary=vocabulary)
 
 
 def test_bytes_of_wav_are_what_a_sample_is(audio_run, tmp_path):

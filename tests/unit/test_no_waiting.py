@@ -16,7 +16,7 @@ from gatdist.parallel.batch import Batch
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.training.state import TrainState
 from gatdist.training.step import train_step
-from tape import no_numbers_of_the_host
+from tape import no_host_values
 
 META = torch.device("meta")
 SETTINGS = [
@@ -51,7 +51,7 @@ def step_on_meta(settings):
         real = torch.zeros(n, 1, 8, 8, device=META)
         batch = Batch(real, None, torch.zeros(n, dtype=torch.int64, device=META), step)
         # What is made once, such as constants, is made in the first step.
-        with no_numbers_of_the_host() if step else nullcontext():
+        with no_host_values() if step else nullcontext():
             train_step(state, rule, batch, config, Statistics(META), PhaseTimer(META))
 
 
@@ -66,5 +66,5 @@ def test_waiting_would_be_seen():
 
 
 def test_copies_from_the_host_would_be_seen():
-    with no_numbers_of_the_host(), pytest.raises(RuntimeError):
+    with no_host_values(), pytest.raises(RuntimeError):
         torch.tensor([1.0, 2.0], device=META)

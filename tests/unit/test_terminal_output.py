@@ -20,7 +20,7 @@ import pytest
 from gatdist.cli import main
 from gatdist.data.codecs.images import encode_png
 from scenarios import OBSERVED
-from small_runs import spoken
+from small_runs import write_clips
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -82,7 +82,7 @@ def write_sources(folder: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encode_png(rng.integers(0, 256, (10, 12, 3), dtype=np.uint8)))
     (folder / "photos" / "a" / "damaged.png").write_bytes(b"no image")
-    spoken(folder / "tars")
+    write_clips(folder / "tars")
     (folder / "scenario.toml").write_text(OBSERVED)
 
 

@@ -1,4 +1,4 @@
-"""A head and two workers, each a host of its own, for all tests of this folder."""
+"""A head and two workers, each on its own host, for all tests of this folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def own_hosts() -> Iterator[Hosts]:
 
 @pytest.fixture
 def hosts(own_hosts: Hosts) -> Iterator[Hosts]:
-    """Head and two workers with a CPU each, all alive; what a test broke is repaired after it."""
+    """Head and two workers with a CPU each, all alive; repaired after each test."""
     yield own_hosts
     for host in own_hosts.workers:
         host.plug()
@@ -35,14 +35,14 @@ def hosts(own_hosts: Hosts) -> Iterator[Hosts]:
 
 @pytest.fixture
 def runs(hosts: Hosts, tmp_path: Path) -> Iterator[Runs]:
-    """Starts runs on the hosts, and ends them."""
+    """Starts runs on the hosts, and stops them."""
     with Runs(hosts, tmp_path) as found:
         yield found
 
 
 @pytest.fixture(scope="session")
 def undisturbed(own_hosts: Hosts, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The digest of a run of two workers that was left alone."""
+    """The digest of an uninterrupted run of two workers."""
     with Runs(own_hosts, tmp_path_factory.mktemp("undisturbed")) as runs:
         runs.start()
         assert runs.finish() == 0, runs.errors

@@ -1,4 +1,4 @@
-"""Runs on several hosts, in which something goes wrong on purpose."""
+"""Runs on several hosts with fault injection."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from faulty_runs import HEAD, SETTINGS, TICK, TOTAL
 from gatdist.runs.inspection import digest
 from support import end_group, wait_until
 
-# Of a program in a terminal of its own, which heeds hang-ups though these tests may run by nohup.
+# Runs a program in its own terminal, with SIGHUP enabled even if the tests run under nohup.
 TERMINAL = ("env", "--default-signal=HUP", "setsid", "--ctty", "--wait")
 
 
 class Runs:
-    """One run directory on the hosts' common file system, and the commands that train in it.
+    """A run directory on the hosts' common file system, and the commands that train in it.
 
     Args:
-        hosts: where.
-        folder: of the user: holds plugins and the run directory ``run``.
+        hosts: The hosts.
+        folder: The user's folder, with plugins and the run directory ``run``.
 
     Attributes:
-        preset: what is trained, or a file.
-        settings: of all commands.
+        preset: Name or file of the preset.
+        settings: Settings of all commands.
     """
 
     preset = "digits"
@@ -53,29 +53,29 @@ class Runs:
         if self._process and self._process.returncode is None:
             end_group(self._process)
             self._process.communicate()
-        # pytest shows it if the test failed
+        # pytest shows it if the test fails
         sys.stderr.write(f"{self.errors if self._reported.exists() else ''}\n{self._ray_log()}")
 
     @property
     def errors(self) -> str:
-        """What the command has written on standard error so far."""
+        """Return the command's standard error so far."""
         return self._reported.read_text()
 
     def faults(self, source: str) -> None:
-        """The plugin that every worker imports; see ``HEAD`` for what it may use."""
+        """Write the plugin that every worker imports; ``HEAD`` is prepended."""
         (self.folder / "faults_of_this_test.py").write_text(HEAD + textwrap.dedent(source))
 
     def start(self, *settings: str, workers: str = "2", terminal: int | None = None) -> None:
         """Start ``gatdist train`` on the head.
 
-        A ``terminal`` is a descriptor that becomes its controlling terminal; then there are no
-        ``output`` and ``errors``.
+        ``terminal`` is a descriptor that becomes its controlling terminal; then ``output`` and
+        ``errors`` are empty.
         """
         plugins = ['plugins=["faults_of_this_test"]'] * (
             self.folder / "faults_of_this_test.py"
         ).exists()
         sets = [word for s in (*self.settings, *plugins, *settings) for word in ("--set", s)]
-        own = self.folder / "tmp"  # what the driver leaves to itself, Ray Train's records for one
+        own = self.folder / "tmp"  # for temporary files of the driver, such as records of Ray Train
         own.mkdir(exist_ok=True)
         with self._reported.open("w") as errors:
             streams = {"stdout": subprocess.PIPE, "stderr": errors}
@@ -95,7 +95,7 @@ class Runs:
         return self._process
 
     def finish(self, timeout_s: float = 300) -> int:
-        """Wait for the command's end. Returns its status; ``output`` is set."""
+        """Wait until the command exits, and return its status; sets ``output``."""
         try:
             self.output, _ = self.process.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired as error:
@@ -107,62 +107,62 @@ class Runs:
         return self.process.returncode
 
     def _ray_log(self) -> str:
-        """The end of what Ray has said, and the driver where a terminal shows it no more."""
+        """Return the end of Ray's log, which also has the driver's output without a terminal."""
         log = self.run_dir / "logs/ray.log"
         return log.read_text(errors="replace")[-5000:] if log.exists() else ""
 
     def digest(self) -> str:
-        """Of all that the run has learned."""
+        """Return the digest of the newest checkpoint."""
         return digest(str(self.run_dir))
 
     def committed(self) -> list[int]:
-        """Clocks of the checkpoints that are there."""
+        """Return ``samples_seen`` of the committed checkpoints."""
         found = self.run_dir.glob("checkpoints/*/MANIFEST.json")
         return sorted(int(path.parent.name.partition(".")[0]) for path in found)
 
     def attempts(self) -> list[dict[str, Any]]:
-        """The lines of ``attempts.jsonl``."""
+        """Return the lines of ``attempts.jsonl``."""
         with suppress(FileNotFoundError):
             text = (self.run_dir / "attempts.jsonl").read_text()
             return [json.loads(line) for line in text.splitlines()]
         return []
 
-    def seen(self) -> list[int]:
-        """The clocks of ``metrics.jsonl``."""
+    def logged(self) -> list[int]:
+        """Return ``samples_seen`` of each line of ``metrics.jsonl``."""
         text = (self.run_dir / "metrics.jsonl").read_text()
         return [json.loads(line)["samples_seen"] for line in text.splitlines()]
 
     def wait_for(self, what: str, timeout_s: float = 300) -> float:
-        """Wait for a file that a fault's ``note`` writes. Returns the time it tells."""
+        """Wait for a file that a fault's ``note`` writes, and return the time in it."""
         file = self.folder / what
         text = wait_until(
             lambda: file.exists() and file.read_text(), f"{what}", timeout_s=timeout_s
         )
         return float(text.split()[1])
 
-    def wait_until_told(self, pattern: str, timeout_s: float = 300) -> str:
-        """Wait until standard error holds what a regular expression matches. Returns that."""
+    def wait_for_message(self, pattern: str, timeout_s: float = 300) -> str:
+        """Wait until standard error matches a regular expression, and return the match."""
         found = wait_until(
             lambda: re.search(pattern, self.errors), f"{pattern!r}", timeout_s=timeout_s
         )
         return found.group()
 
     def host_of(self, what: str) -> Host:
-        """The host of the worker that wrote a ``note``."""
+        """Return the host of the worker that wrote a ``note``."""
         name = (self.folder / what).read_text().split()[2]
         return next(host for host in self.hosts.workers if host.name == name)
 
-    def whole(self) -> None:
-        """The run ended well, and every tick was written once."""
+    def require_complete(self) -> None:
+        """Assert that the run finished and that every log interval was written once."""
         assert json.loads(self.output)["status"] == "finished", self.errors
-        seen = self.seen()
-        assert seen == sorted(set(seen))
-        assert set(range(TICK, TOTAL + 1, TICK)) <= set(seen)  # a stop in between adds one
+        logged = self.logged()
+        assert logged == sorted(set(logged))
+        assert set(range(TICK, TOTAL + 1, TICK)) <= set(logged)  # a stop in between adds one
         assert "Traceback" not in self.errors
 
 
 def need_hosts() -> None:
-    """Skip where no hosts can be made; in CI, fail."""
+    """Skip if no hosts can be created; in CI, fail."""
     if reason := why_not():
         if os.environ.get("CI") == "true":
             pytest.fail(reason)
@@ -170,5 +170,5 @@ def need_hosts() -> None:
 
 
 def now() -> float:
-    """Seconds, as ``note`` writes them."""
+    """Return seconds, as ``note`` writes them."""
     return time.time()

@@ -1,8 +1,8 @@
-"""Hosts that are pods, as a manifest describes them and as KubeRay makes them.
+"""Hosts that act as pods, as a manifest describes them and KubeRay creates them.
 
-A pod's root file system is that of this machine, seen through an overlay and read-only; its
-volumes, user, capabilities, environment and Ray's resources are the manifest's. What takes the
-image's place are this machine's Python and this repository.
+A pod's root file system is this machine's, mounted read-only through an overlay; its volumes, user,
+capabilities, environment and Ray resources are the manifest's. This machine's Python and this
+repository replace the image.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ exec chroot "$root" setpriv --reuid="$user" --regid="$group" --clear-groups \
 
 
 class Pod(Host):
-    """The pod of a head or of a worker.
+    """The pod of a head or a worker.
 
     Args:
-        args: of :class:`Host`.
-        cluster: the spec of its RayCluster.
-        secrets: values of Secrets, by name and key.
-        claims: the folders of PersistentVolumeClaims, by name.
+        args: Arguments of :class:`Host`.
+        cluster: Spec of its RayCluster.
+        secrets: Values of Secrets, by name and key.
+        claims: Folders of PersistentVolumeClaims, by name.
     """
 
     def __init__(
@@ -78,11 +78,11 @@ class Pod(Host):
 
     @property
     def ray_address(self) -> str:
-        """HOST:PORT of the Ray whose head it is."""
+        """HOST:PORT of the Ray whose head this is."""
         return f"{self.address}:{PORT}"
 
     def make(self, others: Iterable[Host]) -> None:
-        """As the kubelet does, its name leads to its address, and there is a way out."""
+        """Like the kubelet, resolve the pod's name to its address, and add a default route."""
         super().make(others)
         hosts = f"127.0.0.1 localhost\n{self.address} {self.name}\n"
         (Path("/etc/netns") / self.namespace / "hosts").write_text(hosts)
@@ -91,7 +91,7 @@ class Pod(Host):
         )
 
     def start_ray(self, head: Host | None, cpus: int) -> Callable[[], None]:
-        """Start its container with the command that KubeRay makes of the manifest."""
+        """Start its container with the command that KubeRay derives from the manifest."""
         limits = self.spec["containers"][0]["resources"]["limits"]
         given = {
             "metrics-export-port": "8080",
@@ -132,10 +132,10 @@ class Pod(Host):
         """Start the first container of a pod's spec on this host.
 
         Args:
-            spec: of the pod.
-            command: in its container.
-            env: added to the manifest's; None takes a variable away.
-            streams: of the process.
+            spec: Spec of the pod.
+            command: Command of its container.
+            env: Added to the manifest's; None removes a variable.
+            streams: Streams of the process.
         """
         (container,) = spec["containers"]
         folder = self.folder / container["name"]
@@ -146,7 +146,7 @@ class Pod(Host):
             it["name"]: it["value"] if "value" in it else self._secret(it["valueFrom"])
             for it in container["env"]
         }
-        # The image has gatdist installed; here it is read where it lies.
+        # The image has gatdist installed; here it is imported from the repository.
         variables["PYTHONPATH"] = f"{variables.get('PYTHONPATH', '')}:{REPOSITORY}"
         requested = variables | dict(env or {})
         words = [f"{name}={value}" for name, value in requested.items() if value is not None]
@@ -159,7 +159,7 @@ class Pod(Host):
                 "ro" if mount.get("readOnly") else "rw",
             )
         ]
-        # What takes the image's place may lie where a volume is mounted, in /tmp for one.
+        # Replacements of the image may be in a folder where a volume is mounted, such as /tmp.
         places = [f"{mount['mountPath']}/" for mount in container["volumeMounts"]]
         for path in IMAGE:
             if path.startswith(tuple(places)):
@@ -171,7 +171,7 @@ class Pod(Host):
         )  # fmt: skip
 
     def start(self, *command: object, **options: Any) -> subprocess.Popen[str]:
-        """Start a program in the pod's container, as ``kubectl exec`` does."""
+        """Start a program in the pod's container, like ``kubectl exec``."""
         assert self.main is not None
         own = self.spec["securityContext"]
         enter = [
@@ -195,19 +195,19 @@ class Pod(Host):
         )
 
     def end(self) -> None:
-        """Ask its program to end, and wait until it has."""
+        """Send SIGTERM to its program, and wait until it exits."""
         assert self.main is not None
         self.main.terminate()
         self.main.wait(30)
 
     def kill(self) -> None:
-        """All of its processes end at once."""
+        """Kill all of its processes at once."""
         super().kill()
         if self.main is not None:
             end_group(self.main)
 
     def _image(self) -> dict[str, str]:
-        """What the Dockerfile sets, and what a test needs of its own."""
+        """Return what the Dockerfile sets, and what a test adds."""
         text = (REPOSITORY / "deploy/container/Dockerfile").read_text()
         (block,) = re.findall(r"^ENV ((?:.*\\\n)*.*)", text, re.MULTILINE)
         given = dict(word.split("=", 1) for word in block.replace("\\\n", "").split())
@@ -218,13 +218,13 @@ class Pod(Host):
         return self._secrets[reference["name"], reference["key"]]
 
     def _volume(self, spec: Mapping[str, Any], name: str, group: int) -> str:
-        """The folder of a volume, or the size of one in memory."""
+        """Return the folder of a volume, or the size of one in memory."""
         (volume,) = [volume for volume in spec["volumes"] if volume["name"] == name]
         if "persistentVolumeClaim" in volume:
             folder = self._claims[volume["persistentVolumeClaim"]["claimName"]]
         elif volume.get("emptyDir", {}).get("medium") == "Memory":
             return volume["emptyDir"]["sizeLimit"].removesuffix("i")
-        else:  # empty, as is a ConfigMap that is optional
+        else:  # empty, as for an optional ConfigMap
             folder = self.folder / "volumes" / name
             folder.mkdir(parents=True, exist_ok=True)
         os.chown(folder, -1, group)

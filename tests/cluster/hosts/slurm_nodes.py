@@ -1,8 +1,8 @@
 """A real Slurm on the tests' hosts: a controller on the head, a node on each worker.
 
-Debian's programs, as installed or as ``make setup-system`` has unpacked them, with folders and a
-key of their own. Each node has its own process ids beside its own network, so that what a job does
-to all processes of its machine (``ray stop``) ends there.
+Uses Debian's programs, as installed or as unpacked by ``make setup-system``, with their own folders
+and key. Each node has its own PID namespace next to its own network namespace, so that a job can't
+stop processes of other nodes (``ray stop`` stops all on its machine).
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 
 
 class Slurm:
-    """A context manager.
+    """A Slurm cluster; a context manager.
 
     Args:
-        hosts: a head and workers; each worker becomes a node with one CPU and one GPU by name.
+        hosts: A head and workers; each worker becomes a node with one CPU and one GPU by name.
 
     Attributes:
-        programs: paths by name.
-        environment: of commands.
+        programs: Paths of programs by name.
+        environment: Environment of commands.
     """
 
     def __init__(self, hosts: Hosts) -> None:
@@ -95,7 +95,7 @@ class Slurm:
             for node in nodes:
                 stepd = self.programs["slurmstepd"]
                 self._start(node, "slurmd", "-D", "-N", node.name, "-d", stepd)
-            wait_until(lambda: self.ask("sinfo", "-h", "-o", "%T").split() == ["idle"], "nodes")
+            wait_until(lambda: self.run("sinfo", "-h", "-o", "%T").split() == ["idle"], "nodes")
             self._stack = stack.pop_all()
         return self
 
@@ -103,18 +103,18 @@ class Slurm:
         self._stack.close()
 
     def _start(self, host: Host, name: str, *options: str) -> None:
-        # The shell is the first process there, which must reap those whose parents have ended.
-        alone = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
-        alone += ["bash", "-c", '"$@" & wait $!', "init"]
+        # The shell is PID 1 there, which must reap orphaned processes.
+        isolated = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
+        isolated += ["bash", "-c", '"$@" & wait $!', "init"]
         with (self.folder / f"{name}-{host.name}.log").open("wb") as log:
             process = host.start(
-                *alone, self.programs[name], *options,
+                *isolated, self.programs[name], *options,
                 stdout=log, stderr=log, env=self.environment,
             )  # fmt: skip
         self._stack.callback(end_group, process)
 
-    def ask(self, *command: object, **options: Any) -> str:
-        """Run one of Slurm's commands on the head. Returns what it prints."""
+    def run(self, *command: object, **options: Any) -> str:
+        """Run one of Slurm's commands on the head, and return its output."""
         process = self.hosts.head.start(
             *command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             env=self.environment | options.pop("env", {}), **options,
@@ -124,11 +124,11 @@ class Slurm:
         return output
 
     def state(self, job: str) -> dict[str, str]:
-        """What ``scontrol show job`` tells."""
-        words = self.ask("scontrol", "--oneliner", "show", "job", job).split()
+        """Return the output of ``scontrol show job``."""
+        words = self.run("scontrol", "--oneliner", "show", "job", job).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
     def logs(self) -> str:
-        """The last of what each daemon has said."""
+        """Return the end of each daemon's log."""
         files = sorted(self.folder.glob("*.log"))
         return "\n".join(f"== {file.name}\n{file.read_text()[-1500:]}" for file in files)

@@ -1,4 +1,4 @@
-"""Sounds and texts on two hosts: a killed worker changes nothing of what one process would give."""
+"""Audio and text on two hosts: after a killed worker, results equal those of one process."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ backend = "gloo"
 [game]
 penalties.r1 = {{ strength = 1.0, every_steps = 4 }}
 """
-# The discriminator shuffles phases, by noise of its own.
+# The discriminator shuffles phases with random shifts.
 AUDIO = """
 [model]
 latent_size = 8
@@ -48,7 +48,7 @@ every_samples = 6400
 [data]
 url = "data"
 """
-# The generator draws characters, by noise of its own.
+# The generator samples characters with random noise.
 TEXT = """
 [model]
 latent_size = 8
@@ -92,11 +92,11 @@ def write_texts(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("write", "values"),
     [
-        pytest.param(write_audio, AUDIO, id="sounds", marks=pytest.mark.slow),
-        pytest.param(write_texts, TEXT, id="texts"),
+        pytest.param(write_audio, AUDIO, id="audio", marks=pytest.mark.slow),
+        pytest.param(write_texts, TEXT, id="text"),
     ],
 )
-def test_a_killed_worker_changes_nothing(
+def test_killed_worker_does_not_change_the_result(
     runs: Runs, write: Callable[[Path], None], values: str, run_gatdist: Callable[..., Any]
 ) -> None:
     write(runs.folder / "data")
@@ -105,7 +105,7 @@ def test_a_killed_worker_changes_nothing(
     runs.faults('fail_at("generator", kill, rank=1, step=100, attempt=1)')
     runs.start()
     assert runs.finish() == 0, runs.errors
-    runs.whole()
+    runs.require_complete()
     assert len(runs.attempts()) == 2
     sets = [word for s in CANONICAL for word in ("--set", s)]
     local = ["train", "run.toml", "--local", "--run-dir", "alone", "--json", *sets]

@@ -1,4 +1,4 @@
-"""Ray's autoscaler brings the hosts that a run asks for, and takes them away after it."""
+"""Ray's autoscaler adds the hosts that a run requests, and removes them after it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from support import free_port, ray_head
 pytestmark = pytest.mark.hosts
 
 HEAD = "f" * 51 + "00000"
-# Hosts are further processes of Ray on this machine: the provider is a fake, the autoscaler is not.
+# Hosts are further Ray processes on this machine: the provider is a fake, the autoscaler is real.
 CLUSTER: dict[str, Any] = {
     "cluster_name": "fake",
     "max_workers": 3,
@@ -70,7 +70,7 @@ with connected(sys.argv[1], Path("log")):
 """
 
 
-def test_hosts_come_when_they_are_asked_for_and_go_after_the_run(tmp_path: Path) -> None:
+def test_hosts_are_added_on_request_and_removed_after_the_run(tmp_path: Path) -> None:
     file, port = tmp_path / "cluster.yaml", free_port()
     provider = CLUSTER["provider"] | {"gcs_address": f"127.0.0.1:{port}"}
     file.write_text(yaml.safe_dump(CLUSTER | {"provider": provider}))

@@ -1,4 +1,4 @@
-"""Steps that are not finite, and damaged data: all workers decide alike."""
+"""Non-finite steps and damaged data: all workers take the same decision."""
 
 from __future__ import annotations
 
@@ -34,8 +34,10 @@ poison(1e6, 1, 130)
 
 
 @pytest.mark.parametrize("action", ["skip", pytest.param("rollback", marks=pytest.mark.slow)])
-def test_a_bad_step_of_one_worker_moves_nobody(runs: Runs, tmp_path: Path, action: str) -> None:
-    """Fault 19: whichever worker it is, the same step of all is bad, and what follows the same."""
+def test_nonfinite_step_on_one_worker_is_skipped_on_all(
+    runs: Runs, tmp_path: Path, action: str
+) -> None:
+    """Fault 19: a step that is non-finite on any worker is skipped on all, with the same result."""
     settings = [
         SHORT,
         "game.loss=poisoned",
@@ -67,14 +69,16 @@ def test_a_bad_step_of_one_worker_moves_nobody(runs: Runs, tmp_path: Path, actio
 
 @pytest.fixture
 def digits(tmp_path: Path) -> Path:
-    """A data set of which a test may damage what it likes."""
+    """A data set that a test may damage."""
     write_digits(Store(str(tmp_path / "digits")))
     return tmp_path / "digits"
 
 
 @pytest.mark.slow
-def test_damaged_samples_are_replaced_alike(runs: Runs, digits: Path, alone) -> None:
-    """Fault 20: a shard with a hole; the substitutes are the same on any number of workers."""
+def test_damaged_samples_are_replaced_identically_on_every_rank(
+    runs: Runs, digits: Path, reference_digest
+) -> None:
+    """Fault 20: a shard with a hole; substitutes are the same for any number of workers."""
     shard = digits / "shard-000002.tar"
     content = bytearray(shard.read_bytes())
     content[40_000:48_000] = bytes(8_000)
@@ -84,11 +88,11 @@ def test_damaged_samples_are_replaced_alike(runs: Runs, digits: Path, alone) -> 
     assert runs.finish() == 0, runs.errors
     last = json.loads((runs.run_dir / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["health/bad_samples"] > 0
-    assert runs.digest() == alone(*settings)
+    assert runs.digest() == reference_digest(*settings)
 
 
-def test_a_lost_shard_ends_the_run_with_its_name(runs: Runs, digits: Path) -> None:
-    """Fault 20: told once, without a second try, as no retry can fix it."""
+def test_lost_shard_ends_the_run_and_is_named(runs: Runs, digits: Path) -> None:
+    """Fault 20: reported once and not retried, since no retry can fix it."""
     (digits / "shard-000003.tar").unlink()
     runs.start(SHORT, f"data.url={digits}")
     assert runs.finish() == 2, runs.errors

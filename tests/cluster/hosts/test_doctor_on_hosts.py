@@ -1,4 +1,4 @@
-"""The doctor on real hosts: all well, and everything that it is there to find."""
+"""The doctor on real hosts: without faults, and with each fault that it must find."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from support import end_group, wait_until
 
 pytestmark = pytest.mark.hosts
 
-# Of a server on the head's host, so that a host may be kept from it and not from Ray.
+# Port of a server on the head's host, so that a host can be cut off from it and not from Ray.
 SERVER = "10.99.0.100"
 MAKE_BUCKET = """
 import sys, time, urllib.request
@@ -36,7 +36,7 @@ else:
 
 
 def doctor(hosts: Hosts, folder: Path, *args: str) -> tuple[int, str, str]:
-    """Run it on the head; its status, output and errors."""
+    """Run the doctor on the head; return its status, output and errors."""
     process = hosts.head.start(
         sys.executable, "-m", "gatdist", "doctor", "--address", hosts.head.ray_address, *args,
         cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -50,13 +50,13 @@ def doctor(hosts: Hosts, folder: Path, *args: str) -> tuple[int, str, str]:
 
 
 def findings(found: dict[str, Any], host: str = "") -> dict[str, dict[str, Any]]:
-    """By name; of a host, or of all."""
+    """Return findings by name, of a host or of all."""
     where = next(h for h in found["hosts"] if h["name"] == host) if host else found
     return {finding["name"]: finding for finding in where["findings"]}
 
 
 def bad(found: dict[str, Any]) -> set[tuple[str, str]]:
-    """Host, or "", and name of what is bad."""
+    """Return host (or "") and name of each failed check."""
     return {
         (host, name)
         for host in ("", *(h["name"] for h in found["hosts"]))
@@ -67,7 +67,7 @@ def bad(found: dict[str, Any]) -> set[tuple[str, str]]:
 
 @contextmanager
 def blackhole(host: Host, address: str) -> Iterator[None]:
-    """Nothing that the host sends to an address gets there."""
+    """Drop all packets of the host to an address."""
     route = ["blackhole", address]
     command = ["ip", "-n", host.namespace, "route"]
     subprocess.run([*command, "add", *route], check=True)
@@ -99,7 +99,7 @@ def bucket(own_hosts: Hosts, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     subprocess.run(["ip", "-n", head.namespace, *address], check=True)
 
 
-def test_all_is_well(hosts: Hosts, tmp_path: Path, bucket: list[str]) -> None:
+def test_no_faults_pass(hosts: Hosts, tmp_path: Path, bucket: list[str]) -> None:
     status, output, errors = doctor(hosts, tmp_path, "--json", *bucket)
     found = json.loads(output)
     assert status == 0, (output, errors)
@@ -142,14 +142,14 @@ def test_storage_that_one_host_cannot_reach(
     found = json.loads(output)
     assert bad(found) == {("w2", "storage")}, output
     assert "w2 storage" in errors
-    assert found["network"]  # the rest was looked at all the same
+    assert found["network"]  # the other checks ran nevertheless
 
 
 @pytest.mark.slow
-def test_a_path_that_is_another_folder_on_one_host(hosts: Hosts, tmp_path: Path) -> None:
+def test_path_that_is_another_folder_on_one_host(hosts: Hosts, tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
-    # Where the host's Ray is, and nowhere else, another disk lies over the folder.
+    # In the host's mount namespace only, another disk is mounted on the folder.
     (raylet,) = [p for p in hosts.workers[0].processes() if program(p).endswith("/raylet")]
     enter = ["nsenter", "--target", str(raylet), "--mount"]
     subprocess.run([*enter, "mount", "-t", "tmpfs", "none", str(shared)], check=True)
@@ -165,10 +165,10 @@ def test_a_path_that_is_another_folder_on_one_host(hosts: Hosts, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_a_slow_link_is_seen_in_the_bandwidth(hosts: Hosts, tmp_path: Path) -> None:
+def test_slow_link_shows_in_the_bandwidth(hosts: Hosts, tmp_path: Path) -> None:
     hosts.workers[1].slow(20)
     status, output, errors = doctor(hosts, tmp_path, "--json")
-    assert status == 0, errors  # slow, but it works
+    assert status == 0, errors  # slow, but not a failure
     found = json.loads(output)
     slow = findings(found, "w2")["sends"]
     assert slow["ok"] is None
@@ -178,8 +178,8 @@ def test_a_slow_link_is_seen_in_the_bandwidth(hosts: Hosts, tmp_path: Path) -> N
     assert 1e5 < found["network"][2]["bandwidth_bytes_per_s"] < 20e6 / 8
 
 
-def test_a_host_that_does_not_answer(hosts: Hosts, tmp_path: Path) -> None:
-    """What starts its actors is frozen; Ray takes the host for alive."""
+def test_unresponsive_host(hosts: Hosts, tmp_path: Path) -> None:
+    """The agent that starts actors is frozen; Ray considers the host alive."""
     agents = [p for p in hosts.workers[1].processes() if "RuntimeEnvAgent" in program(p)]
     assert agents
     for agent in agents:
@@ -198,7 +198,7 @@ def test_a_host_that_does_not_answer(hosts: Hosts, tmp_path: Path) -> None:
     assert "w2 answers" in errors
 
 
-def test_a_host_that_is_lost(hosts: Hosts, tmp_path: Path) -> None:
+def test_lost_host(hosts: Hosts, tmp_path: Path) -> None:
     hosts.workers[1].kill()
     wait_until(lambda: "w2" not in hosts.alive(), "Ray to miss it", timeout_s=300)
     status, output, errors = doctor(hosts, tmp_path)
@@ -208,10 +208,10 @@ def test_a_host_that_is_lost(hosts: Hosts, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_group_that_does_not_find_itself(
+def test_process_group_that_cannot_connect(
     hosts: Hosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both have been told to use an interface that leads nowhere; TCP works all the same."""
+    """Both use an interface that leads nowhere; TCP works nevertheless."""
     for host in hosts.workers:
         monkeypatch.setitem(host._environment, "GLOO_SOCKET_IFNAME", "lo")
         host.kill()
@@ -221,7 +221,7 @@ def test_a_group_that_does_not_find_itself(
     hosts.wait_for(3)
     status, output, _ = doctor(hosts, tmp_path, "--json")
     for host in hosts.workers:
-        host.kill()  # so that the next test has them without
+        host.kill()  # so that the next test starts without it
     hosts.wait_for(1)
     assert status == 2
     found = json.loads(output)
@@ -232,5 +232,5 @@ def test_a_group_that_does_not_find_itself(
 
 
 def program(process: int) -> str:
-    """How a process was started, or calls itself: its first word."""
+    """Return a process's command or title: its first word."""
     return Path(f"/proc/{process}/cmdline").read_text().split("\0")[0]

@@ -1,4 +1,4 @@
-"""Hosts come and go: the number of workers follows, and the result does not."""
+"""Hosts join and leave: the number of workers follows, and the result does not change."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ pytestmark = pytest.mark.hosts
 
 
 @pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_notice_of_preemption_becomes_a_checkpoint_in_time(runs: Runs, alone, rank: int) -> None:
-    """Faults 7 and 8: the host is taken away when its time is over; nothing is lost."""
+def test_preemption_notice_triggers_a_checkpoint_in_time(
+    runs: Runs, reference_digest, rank: int
+) -> None:
+    """Faults 7 and 8: the host is removed at its deadline; no step is lost."""
     runs.faults(f'fail_at("data", lambda: note("begun"), rank={rank}, step=40)')
     runs.start(*CANONICAL, workers="1:2")
     runs.wait_for("begun")
@@ -29,17 +31,17 @@ def test_a_notice_of_preemption_becomes_a_checkpoint_in_time(runs: Runs, alone, 
     assert newest.stat().st_mtime - noticed < 12
     host.kill()
     assert runs.finish() == 0, runs.errors
-    runs.whole()
+    runs.require_complete()
     first, second = runs.attempts()
     assert (first["world_size"], second["world_size"]) == (2, 1)
     assert f"{host.name} will be taken away" in second["reason"]
     assert second["resumed_from"] > 0
     assert second["hosts"] == [other.name for other in runs.hosts.workers if other is not host]
-    assert runs.digest() == alone(*CANONICAL)
+    assert runs.digest() == reference_digest(*CANONICAL)
 
 
-def test_a_host_that_goes_when_the_work_is_done_costs_nothing(runs: Runs) -> None:
-    """Ray Train is still ending the workers: one that was drained goes as soon as it is idle."""
+def test_host_that_drains_after_the_last_step_does_not_restart_the_run(runs: Runs) -> None:
+    """Ray Train is still stopping the workers: a drained host is removed as soon as it is idle."""
     runs.faults(
         """
         from gatdist.cluster.bridge import Bridge
@@ -57,13 +59,13 @@ def test_a_host_that_goes_when_the_work_is_done_costs_nothing(runs: Runs) -> Non
     runs.wait_for("finished", timeout_s=300)
     runs.host_of("finished").kill()
     assert runs.finish(300) == 0, runs.errors
-    runs.whole()
+    runs.require_complete()
     assert len(runs.attempts()) == 1
 
 
-def test_two_one_two_workers(runs: Runs, alone) -> None:
-    """Fault 18: a host dies, the run goes on with one, and takes it in when it is back."""
-    # So slow with one worker that the growth to two is worth its price.
+def test_shrink_to_one_worker_and_grow_back_to_two(runs: Runs, reference_digest) -> None:
+    """Fault 18: a host dies, the run continues with one worker, and grows when the host is back."""
+    # So slow with one worker that growing to two pays off.
     runs.faults(
         """
         def wait():
@@ -84,8 +86,8 @@ def test_two_one_two_workers(runs: Runs, alone) -> None:
     assert runs.finish(300) == 0, runs.errors
     assert [one["world_size"] for one in runs.attempts()] == [2, 1, 2], runs.errors
     assert "room for 2 workers instead of 1" in runs.attempts()[2]["reason"]
-    runs.whole()
-    assert runs.digest() == alone(*CANONICAL)
+    runs.require_complete()
+    assert runs.digest() == reference_digest(*CANONICAL)
 
 
 def cut(host: Host, seconds: float) -> None:
@@ -95,20 +97,22 @@ def cut(host: Host, seconds: float) -> None:
 
 
 @pytest.mark.slow
-def test_a_short_cut_of_the_network_is_ridden_out(runs: Runs, undisturbed: str) -> None:
+def test_short_network_outage_is_tolerated(runs: Runs, undisturbed: str) -> None:
     """Fault 14, 5 s."""
     runs.faults('fail_at("data", lambda: note("begun"), rank=1, step=60)')
     runs.start()
     runs.wait_for("begun")
     cut(runs.host_of("begun"), 5)
     assert runs.finish() == 0, runs.errors
-    runs.whole()
+    runs.require_complete()
     assert len(runs.attempts()) == 1, runs.errors
     assert runs.digest() == undisturbed
 
 
-def test_a_long_cut_of_the_network_is_found_and_the_run_goes_on(runs: Runs, alone) -> None:
-    """Fault 14, 60 s: the host that is cut off is given up; the run goes on without it."""
+def test_long_network_outage_is_detected_and_run_continues_without_the_host(
+    runs: Runs, reference_digest
+) -> None:
+    """Fault 14, 60 s: the run drops the host that is cut off, and continues without it."""
     runs.faults('fail_at("data", lambda: note("begun"), rank=1, step=60)')
     runs.start(*CANONICAL, workers="1:2")
     runs.wait_for("begun")
@@ -117,7 +121,7 @@ def test_a_long_cut_of_the_network_is_found_and_the_run_goes_on(runs: Runs, alon
     wait_until(lambda: len(runs.attempts()) == 2, "a launch without it", timeout_s=55)
     assert now() - began < 60
     assert runs.finish() == 0, runs.errors
-    runs.whole()
+    runs.require_complete()
     assert [one["world_size"] for one in runs.attempts()] == [2, 1]
-    assert runs.digest() == alone(*CANONICAL)
-    assert runs.seen()[-1] == TOTAL
+    assert runs.digest() == reference_digest(*CANONICAL)
+    assert runs.logged()[-1] == TOTAL

@@ -1,4 +1,4 @@
-"""A run is asked to end by a signal, a terminal that closes, or Ray: nothing stays behind."""
+"""A run that is stopped by a signal, a closing terminal, or Ray leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from support import free_port, marked_processes, wait_until
 pytestmark = pytest.mark.hosts
 
 
-def test_signals_and_a_terminal_that_closes(runs: Runs, undisturbed: str) -> None:
-    """Each leaves a checkpoint behind; the same command goes on from there."""
+def test_signals_and_closing_terminal_checkpoint(runs: Runs, undisturbed: str) -> None:
+    """After each, there is a checkpoint, and the same command resumes from it."""
     runs.start()
-    runs.wait_until_told("checkpoint at 1,280")
+    runs.wait_for_message("checkpoint at 1,280")
     os.kill(runs.process.pid, signal.SIGTERM)
     assert runs.finish(300) == 75, runs.errors
     reached = runs.committed()[-1]
@@ -36,7 +36,7 @@ def test_signals_and_a_terminal_that_closes(runs: Runs, undisturbed: str) -> Non
     runs.start(terminal=slave)
     os.close(slave)
     wait_until(lambda: runs.committed()[-1] > reached + 1280, "checkpoints", timeout_s=300)
-    os.close(master)  # the kernel hangs up
+    os.close(master)  # the kernel sends SIGHUP
     assert runs.process.wait(300) == 75
     assert runs.committed()[-1] > reached + 1280
 
@@ -45,15 +45,15 @@ def test_signals_and_a_terminal_that_closes(runs: Runs, undisturbed: str) -> Non
     first, *others = [one["reason"] for one in runs.attempts()]
     assert first == "new"
     assert len(others) == 2
-    assert set(others) <= {"interrupted", "running"}  # the latter where it was in an evaluation
+    assert set(others) <= {"interrupted", "running"}  # the latter if stopped in an evaluation
     assert runs.digest() == undisturbed
-    seen = runs.seen()
+    seen = runs.logged()
     assert seen == sorted(set(seen))
 
 
 @pytest.fixture
 def dashboard(tmp_path: Path) -> Iterator[str]:
-    """The address of a Ray with a dashboard, which its jobs need, on this machine."""
+    """The address of a Ray on this machine with a dashboard, which Ray jobs need."""
     mark, port = f"gatdist-jobs-{os.getpid()}", free_port()
     command = [
         *(Path(sys.executable).parent / "ray", "start", "--head", "--num-cpus=2"),
@@ -68,13 +68,13 @@ def dashboard(tmp_path: Path) -> Iterator[str]:
             stdout=log, stderr=log,
         )  # fmt: skip
     yield f"http://127.0.0.1:{port}"
-    for process in marked_processes(mark):  # `ray stop` would end every Ray of this machine
+    for process in marked_processes(mark):  # `ray stop` would stop every Ray on this machine
         os.kill(process, signal.SIGKILL)
     subprocess.run(["rm", "-rf", f"/tmp/{mark}"], check=True)
 
 
 def ray_job(dashboard: str, *words: str, timeout_s: float = 300) -> str:
-    """What ``ray job WORDS`` prints."""
+    """Return the output of ``ray job WORDS``."""
     done = subprocess.run(
         [Path(sys.executable).parent / "ray", "job", *words],
         env=os.environ | {"RAY_ADDRESS": dashboard, "RAY_AUTH_MODE": "disabled"},
@@ -86,7 +86,7 @@ def ray_job(dashboard: str, *words: str, timeout_s: float = 300) -> str:
     return done.stdout + done.stderr
 
 
-def test_a_ray_job_shows_progress_and_can_be_stopped(dashboard: str, tmp_path: Path) -> None:
+def test_ray_job_shows_progress_and_can_be_stopped(dashboard: str, tmp_path: Path) -> None:
     sets = [word for s in SETTINGS for word in ("--set", s)]
     train = [sys.executable, "-m", "gatdist", "train", "digits", "--address", "auto"]
     train += ["--workers", "2", "--run-dir", str(tmp_path / "run"), *sets]
@@ -104,7 +104,7 @@ def test_a_ray_job_shows_progress_and_can_be_stopped(dashboard: str, tmp_path: P
     # "running": stopped in an evaluation, which is still to be done.
     assert newest.state["status"] in ("interrupted", "running")
 
-    # The terminal is gone as soon as it is submitted.
+    # The terminal closes as soon as the job is submitted.
     ray_job(dashboard, "submit", "--no-wait", "--submission-id", "second", "--", *train)
     with suppress(subprocess.TimeoutExpired):
         ray_job(dashboard, "logs", "--follow", "second", timeout_s=300)
@@ -114,10 +114,10 @@ def test_a_ray_job_shows_progress_and_can_be_stopped(dashboard: str, tmp_path: P
 
 
 def test_nothing_is_left_behind(run_gatdist, tmp_path: Path) -> None:
-    """Of a Ray of our own: no process, no shared memory, no temporary folder."""
+    """A local Ray leaves no process, no shared memory and no temporary folder."""
     mark = f"gatdist-left-{os.getpid()}"
     sets = [w for s in (*SETTINGS, "run.total_samples=640") for w in ("--set", s)]
-    own = Path(tempfile.mkdtemp(prefix="gd"))  # Ray's sockets lie there: their paths must be short
+    own = Path(tempfile.mkdtemp(prefix="gd"))  # Ray's sockets are here: their paths must be short
     before = set(os.listdir("/dev/shm"))
     finished = run_gatdist(
         "train", "digits", "--workers", "2", "--run-dir", "run", *sets,

@@ -1,4 +1,4 @@
-"""The hosts of these tests themselves."""
+"""Test of the hosts themselves."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from benchmarks.hosts import Hosts
 pytestmark = pytest.mark.hosts
 
 
-def test_a_process_has_several_at_once(hosts: Hosts) -> None:
+def test_one_process_can_create_several_sets_of_hosts(hosts: Hosts) -> None:
     with Hosts(1, ray=False) as others:
         assert others.head.processes() == []
         message = others.head.start("hostname", stdout=-1)

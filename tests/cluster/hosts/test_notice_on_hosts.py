@@ -1,4 +1,4 @@
-"""A cloud's notice of preemption reaches Ray, by the watcher on the launcher's workers."""
+"""A cloud's preemption notice reaches Ray through the watcher on the launcher's workers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.hosts
 WATCHER = Path(__file__).resolve().parents[3] / "deploy/launcher/notice.py"
 
 
-def test_a_notice_drains_the_node(hosts: Hosts, tmp_path: Path) -> None:
+def test_notice_drains_the_node(hosts: Hosts, tmp_path: Path) -> None:
     first, _ = hosts.workers
     service = tmp_path / "computeMetadata/v1/instance"
     service.mkdir(parents=True)
@@ -32,15 +32,15 @@ def test_a_notice_drains_the_node(hosts: Hosts, tmp_path: Path) -> None:
         watcher = first.start(*watch, stdout=message, stderr=message)
     try:
         with pytest.raises(subprocess.TimeoutExpired):
-            watcher.wait(4)  # it listens, and nothing was said
+            watcher.wait(4)  # it is listening, and has printed nothing
         assert "notice" not in log.read_text()
         assert first.name in hosts.alive()
         (service / "preempted").write_text("TRUE")
         assert watcher.wait(60) == 0, log.read_text()
         assert "30 s" in log.read_text()
-        # Nothing runs on it: Ray lets it go at once.
+        # The node is idle: Ray releases it at once.
         wait_until(lambda: sorted(hosts.alive()) == ["head", "w2"], "the node to go")
     finally:
         end_group(watcher)
         end_group(server)
-        first.kill()  # as the cloud would; the next test finds it joined again
+        first.kill()  # as the cloud would; the next test starts with it rejoined

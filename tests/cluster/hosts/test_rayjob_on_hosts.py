@@ -1,4 +1,4 @@
-"""The RayJob of deploy/kubernetes, as it is rendered, on pods that are hosts of their own."""
+"""The RayJob of deploy/kubernetes, as rendered, on pods with their own hosts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.hosts
 
 JOB = "gatdist-x7k2p"  # KubeRay numbers its submissions at random
 PIPED = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-# Of many small steps, so that it is not over before a host has gone.
+# Many small steps, so that the run does not end before a host is removed.
 TOTAL = 11200
 SHORT = [
     *(f"run.total_samples={TOTAL}", "run.global_batch=16", "run.log_every_samples=1600"),
@@ -45,13 +45,13 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the PersistentVolumeClaim holds."""
+    """The content of the PersistentVolumeClaim."""
     return tmp_path_factory.mktemp("runs")
 
 
 @pytest.fixture(scope="module")
 def pods(job: dict[str, Any], runs: Path) -> Iterator[Hosts]:
-    """A pod of the head, and as many of workers as the manifest says; they ask for a token."""
+    """A head pod, and as many worker pods as in the manifest; they require a token."""
     need_hosts()
     cluster = job["rayClusterSpec"]
     token = {("gatdist-ray-token", "auth_token"): secrets.token_hex(32)}
@@ -61,7 +61,7 @@ def pods(job: dict[str, Any], runs: Path) -> Iterator[Hosts]:
 
 
 def submit(job: dict[str, Any], head: str) -> str:
-    """The shell command that KubeRay gives to the submitter."""
+    """Return the shell command that KubeRay gives to the submitter."""
     url = f"http://{head}:{DASHBOARD}"
     address, follow = f"--address {url}", f"ray job logs --address {url} --follow {JOB}"
     healthy = f"import urllib.request as r; r.urlopen('{url}/api/gcs_healthz', timeout=5)"
@@ -74,7 +74,7 @@ def submit(job: dict[str, Any], head: str) -> str:
 
 
 def ended(process: subprocess.Popen[str], timeout_s: float = 300) -> tuple[int, str]:
-    """Status and output of a process."""
+    """Return status and output of a process."""
     try:
         output, _ = process.communicate(timeout=timeout_s)
     finally:
@@ -82,8 +82,8 @@ def ended(process: subprocess.Popen[str], timeout_s: float = 300) -> tuple[int, 
     return process.returncode, output
 
 
-def strangers(host: Pod, head: str, job: dict[str, Any]) -> list[subprocess.Popen[str]]:
-    """Hosts that would join with another token and with none, and a submitter with none."""
+def unauthorized_pods(host: Pod, head: str, job: dict[str, Any]) -> list[subprocess.Popen[str]]:
+    """Yield hosts that join with a wrong token and with none, and a submitter without one."""
     joins = f"ray start --address={head}:{PORT} --block"
     wrong, none = {"RAY_AUTH_TOKEN": "b" * 64}, {"RAY_AUTH_MODE": None, "RAY_AUTH_TOKEN": None}
     template = job["submitterPodTemplate"]["spec"]
@@ -94,10 +94,10 @@ def strangers(host: Pod, head: str, job: dict[str, Any]) -> list[subprocess.Pope
     ]
 
 
-def test_the_entry_point_trains_a_pod_may_go_and_strangers_are_refused(
+def test_entry_point_trains_pod_may_drain_and_unauthorized_pods_are_rejected(
     pods: Hosts, job: dict[str, Any], runs: Path
 ) -> None:
-    """Through the dashboard, with the token; ``preStop`` makes a checkpoint of a host's end."""
+    """By the dashboard, with the token; ``preStop`` makes the run checkpoint before a host ends."""
     (stays, goes), run, head = pods.workers, runs / "digits", pods.head.address
     assert isinstance(stays, Pod)
     assert isinstance(goes, Pod)
@@ -106,7 +106,7 @@ def test_the_entry_point_trains_a_pod_may_go_and_strangers_are_refused(
         return sorted(int(path.parent.name[:9]) for path in run.glob("checkpoints/*/MANIFEST.json"))
 
     template = job["submitterPodTemplate"]["spec"]
-    refused = strangers(stays, head, job)
+    refused = unauthorized_pods(stays, head, job)
     with stays.container(template, "/bin/bash", "-ce", submit(job, head), **PIPED) as submitter:
         try:
             for process in refused:
@@ -118,7 +118,7 @@ def test_the_entry_point_trains_a_pod_may_go_and_strangers_are_refused(
             hook = goes.spec["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
             status, output = ended(goes.start(*hook, **PIPED))
             assert status == 0, output
-            goes.end()  # as the kubelet does, after the hook; then KubeRay makes a new pod
+            goes.end()  # as the kubelet does after the hook; then KubeRay creates a new pod
             pods.join(goes)
             status, output = ended(submitter)
         finally:

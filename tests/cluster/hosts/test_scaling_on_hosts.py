@@ -1,4 +1,4 @@
-"""``gatdist bench scaling`` on several hosts: what is sent, and what a slow network costs."""
+"""``gatdist bench scaling`` on several hosts: bytes sent, and the cost of a slow network."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def scale(hosts: Hosts, folder: Path, *more: object) -> dict[str, Any]:
 @pytest.mark.slow
 def test_bytes_and_recovery_on_two_hosts_and_a_slow_link(hosts: Hosts, tmp_path: Path) -> None:
     fast = scale(hosts, tmp_path, "--run-dir", tmp_path / "runs")
-    alone, both = fast["points"]
+    single, both = fast["points"]
     assert set(both["hosts"]) == {"w1", "w2"}
-    assert alone["bytes_measured"] is None
-    # Beside the gradients: headers, acknowledgements, and what Ray's own processes say.
+    assert single["bytes_measured"] is None
+    # In addition to gradients: headers, acknowledgements, and Ray's own traffic.
     assert 0.95 < both["bytes_measured"] / both["bytes_sent"] < 1.2
     assert [host["host"] for host in fast["hosts"]] == ["w1", "w2"]
     assert fast["skipped"] == []

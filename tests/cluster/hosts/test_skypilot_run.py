@@ -1,4 +1,4 @@
-"""What SkyPilot would run on its machines, run on two hosts that have another Ray already."""
+"""SkyPilot's commands, run on two hosts on which another Ray is already running."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.hosts
 FILE = Path(__file__).resolve().parents[3] / "deploy/skypilot/train.yaml"
 
 
-def test_two_machines_train_and_leave_skypilots_ray_alone(hosts: Hosts, tmp_path: Path) -> None:
+def test_two_machines_train_and_do_not_stop_skypilots_ray(hosts: Hosts, tmp_path: Path) -> None:
     task = yaml.safe_load(FILE.read_text())
     mark = f"SKY={tmp_path}"
     (tmp_path / "venv").symlink_to(sys.prefix)  # where the file's setup would put it
@@ -48,7 +48,8 @@ def test_two_machines_train_and_leave_skypilots_ray_alone(hosts: Hosts, tmp_path
     finally:
         for process in processes:
             end_group(process)
-        shutil.rmtree("/tmp/gatdist", ignore_errors=True)  # of its Ray; SkyPilot's machines just go
+        # These are processes of SkyPilot's Ray, whose machines are simply terminated.
+        shutil.rmtree("/tmp/gatdist", ignore_errors=True)
         sys.stderr.write("\n".join(log.read_text()[-4000:] for log in logs))
     assert statuses == [0, 0]
     (attempt,) = Runs(hosts, tmp_path).attempts()

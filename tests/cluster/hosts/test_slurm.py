@@ -1,4 +1,4 @@
-"""``deploy/slurm/train.sbatch``, as it is, on a real Slurm of two nodes."""
+"""``deploy/slurm/train.sbatch``, unchanged, on a real Slurm with two nodes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def slurm(own_hosts: Hosts) -> Iterator[Slurm]:
 
 
 class Job:
-    """The script, submitted as a user would from the folder ``folder``."""
+    """The script, submitted from the folder ``folder``."""
 
     def __init__(
         self, slurm: Slurm, folder: Path, *words: str, gpus: int = 1, **environment: str
@@ -37,16 +37,16 @@ class Job:
         home.mkdir()
         settings = {"HOME": f"{home}", "GATDIST_VENV": sys.prefix, **environment}
         options = ["--parsable", "--nodes=2", f"--gpus-per-node={gpus}"]
-        self.id = slurm.ask("sbatch", *options, SCRIPT, *words, cwd=folder, env=settings).strip()
+        self.id = slurm.run("sbatch", *options, SCRIPT, *words, cwd=folder, env=settings).strip()
         self._log = folder / f"gatdist-{self.id}.log"
 
     @property
     def log(self) -> str:
-        """What it has printed, in all attempts."""
+        """Return its output in all attempts."""
         return self._log.read_text() if self._log.exists() else ""
 
-    def wait_until_told(self, text: str, timeout_s: float = 300) -> None:
-        """Wait until its log holds a text."""
+    def wait_for_message(self, text: str, timeout_s: float = 300) -> None:
+        """Wait until its log contains a text."""
         try:
             wait_until(lambda: text in self.log, repr(text), timeout_s=timeout_s)
         except pytest.fail.Exception:
@@ -54,7 +54,7 @@ class Job:
             raise
 
     def end(self, timeout_s: float = 300) -> dict[str, str]:
-        """Wait until it is over. Returns what Slurm tells of it."""
+        """Wait until it ends, and return Slurm's description of it."""
         alive = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING"}
         try:
             return wait_until(
@@ -62,19 +62,19 @@ class Job:
                 f"job {self.id}", timeout_s=timeout_s,
             )  # fmt: skip
         finally:
-            sys.stderr.write(self.log)  # pytest shows it if the test failed
+            sys.stderr.write(self.log)  # pytest shows it if the test fails
 
 
-def test_a_job_that_must_end_comes_back_and_goes_on(
+def test_job_at_its_time_limit_is_requeued_and_resumes(
     hosts: Hosts, slurm: Slurm, tmp_path: Path
 ) -> None:
     settings = [*SETTINGS, "run.total_samples=3200"]
     sets = [word for setting in settings for word in ("--set", setting)]
     job = Job(slurm, tmp_path, "digits", "--run-dir", "run", *sets)
-    job.wait_until_told("checkpoint at 1,280")
-    # What --signal in the script has Slurm send five minutes before the limit.
-    slurm.ask("scancel", "--batch", "--signal=TERM", job.id)
-    job.wait_until_told("ended with status 75")
+    job.wait_for_message("checkpoint at 1,280")
+    # What --signal in the script makes Slurm send five minutes before the limit.
+    slurm.run("scancel", "--batch", "--signal=TERM", job.id)
+    job.wait_for_message("ended with status 75")
     state = job.end()
 
     assert (state["JobState"], state["ExitCode"], state["Restarts"]) == ("COMPLETED", "0:0", "1")
@@ -84,7 +84,7 @@ def test_a_job_that_must_end_comes_back_and_goes_on(
     assert sorted(first["hosts"]) == ["w1", "w2"]
     assert 1280 <= second["resumed_from"] < 3200
     assert runs.committed()[-1] == 3200
-    seen = runs.seen()
+    seen = runs.logged()
     assert seen == sorted(set(seen))
     token = tmp_path / "home/.ray/auth_token"
     assert token.stat().st_mode & 0o077 == 0
@@ -92,15 +92,17 @@ def test_a_job_that_must_end_comes_back_and_goes_on(
     assert not Path(f"/tmp/gatdist-{job.id}").exists()  # the nodes share this machine's disk
 
 
-def test_a_job_that_is_cancelled_stays_so(slurm: Slurm, tmp_path: Path) -> None:
+def test_cancelled_job_is_not_requeued(slurm: Slurm, tmp_path: Path) -> None:
     job = Job(slurm, tmp_path, "digits", "--run-dir", "run", gpus=0)
-    job.wait_until_told("attempt 1 on w[1-2], workers: 2")
-    slurm.ask("scancel", job.id)
+    job.wait_for_message("attempt 1 on w[1-2], workers: 2")
+    slurm.run("scancel", job.id)
     state = job.end()
     assert (state["JobState"], state["Restarts"]) == ("CANCELLED", "0")
 
 
-def test_what_must_be_mended_is_told_before_anything_starts(slurm: Slurm, tmp_path: Path) -> None:
+def test_what_the_user_must_fix_is_reported_before_anything_starts(
+    slurm: Slurm, tmp_path: Path
+) -> None:
     job = Job(slurm, tmp_path, "digits", GATDIST_VENV="/nowhere")
     state = job.end()
     assert (state["JobState"], state["ExitCode"]) == ("FAILED", "2:0")

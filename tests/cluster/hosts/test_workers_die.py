@@ -1,4 +1,4 @@
-"""Workers, hosts and drivers die; the run ends as one that was left alone."""
+"""Workers, hosts and drivers die; the run ends as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.hosts
 
 
 def test_workers_killed_in_every_phase_and_all_at_once(runs: Runs, undisturbed: str) -> None:
-    """Faults 1, 2, 3, 5, 9, 10 and 11: each launch of the run dies another death."""
+    """Faults 1, 2, 3, 5, 9, 10 and 11: each launch of the run has a different one."""
     runs.faults(
         """
         def turn_a_bit():
@@ -43,7 +43,7 @@ def test_workers_killed_in_every_phase_and_all_at_once(runs: Runs, undisturbed: 
     )
     runs.start()
     assert runs.finish(300) == 0, runs.errors
-    runs.whole()
+    runs.require_complete()
     assert runs.digest() == undisturbed
     attempts = runs.attempts()
     assert [one["resumed_from"] for one in attempts] == [
@@ -55,7 +55,7 @@ def test_workers_killed_in_every_phase_and_all_at_once(runs: Runs, undisturbed: 
     assert (runs.folder / "spoiled").read_text()
 
 
-def test_a_host_dies_and_comes_back_and_then_the_driver_dies(runs: Runs, undisturbed: str) -> None:
+def test_host_dies_and_returns_and_then_the_driver_dies(runs: Runs, undisturbed: str) -> None:
     """Faults 4 and 6."""
     runs.faults(
         """
@@ -71,14 +71,14 @@ def test_a_host_dies_and_comes_back_and_then_the_driver_dies(runs: Runs, undistu
     time.sleep(6)
     runs.hosts.join(host)
     took_s = runs.wait_for("again", 300) - died
-    assert took_s < 60  # what it should be is in the benchmarks
+    assert took_s < 60  # benchmarks measure how long it should be
     before = len(runs.committed())
     wait_until(lambda: runs.committed()[-1] > 3200, "a later checkpoint")
     assert before
     os.kill(runs.process.pid, signal.SIGKILL)
     runs.finish()
-    runs.start()  # at once: the old workers may still be at it
+    runs.start()  # at once: the old workers may still be running
     assert runs.finish() == 0, runs.errors
-    runs.whole()
+    runs.require_complete()
     assert runs.digest() == undisturbed
     assert runs.attempts()[-1]["resumed_from"] >= 3200
