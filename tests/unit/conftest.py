@@ -1,4 +1,4 @@
-"""What several files of this folder need."""
+"""Shared fixtures of the unit tests."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture
 def scenario(tmp_path: Path) -> Callable[[str], str]:
-    """Writes a scenario's text into a file; returns its path."""
+    """Write a scenario's text into a file, and return its path."""
 
     def write(text: str) -> str:
         path = tmp_path / "scenario.toml"

@@ -1,4 +1,4 @@
-"""Published architectures: as many parameters as published, any size they can do, no coupling."""
+"""Published architectures: parameter counts, supported sizes, and no coupling of samples."""
 
 import pytest
 import torch
@@ -50,7 +50,7 @@ def num_parameters(network):
         ("wavegan", (1, 16384), 0, 100, (19_065_345, 17_427_969)),
     ],
 )
-def test_as_many_parameters_as_published(name, shape, num_classes, latent_size, published):
+def test_parameter_count_equals_published_count(name, shape, num_classes, latent_size, published):
     with torch.device("meta"):
         networks = build(name, shape, num_classes, latent_size)
     assert tuple(map(num_parameters, networks)) == published
@@ -101,7 +101,7 @@ def small(name, shape, num_classes=0, latent_size=60):
         ("stylegan2", (3, 16, 40)),
     ],
 )
-def test_both_networks_do_pictures_of_a_size_that_can_be_halved(name, shape, num_classes):
+def test_both_networks_support_images_whose_sides_can_be_halved(name, shape, num_classes):
     generator, discriminator = small(name, shape, num_classes)
     labels = torch.arange(4) % num_classes if num_classes else None
     noise = torch.randn(4, getattr(generator, "noise_size", 0))
@@ -124,7 +124,7 @@ def test_no_discriminator_couples_the_samples_of_a_batch(name):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_every_discriminator_has_second_derivatives(name):
-    """The derivative of ‖∂D/∂x‖² by the parameters, against differences along a random line."""
+    """Compare the derivative of ‖∂D/∂x‖² by the parameters with differences along a random line."""
     _, discriminator = (network.double() for network in small(name, (1, 32, 32)))
     images = torch.randn(2, 1, 32, 32, dtype=torch.float64, requires_grad=True)
     parameters = list(discriminator.parameters())
@@ -143,7 +143,7 @@ def test_every_discriminator_has_second_derivatives(name):
 
     exact = torch.autograd.grad(penalty(), parameters, allow_unused=True)
     along = sum((g * v).sum() for g, v in zip(exact, line, strict=True) if g is not None)
-    step = 1e-7  # so small that hardly any unit passes its kink
+    step = 1e-7  # so small that hardly any unit crosses its kink
     ahead, behind = moved(step), moved(-2 * step)
     assert float(along) == pytest.approx((ahead - behind) / (2 * step), rel=1e-3)
 
@@ -160,25 +160,23 @@ def test_every_discriminator_has_second_derivatives(name):
         ("wavegan", (1, 8, 8), "model", "(1, 8, 8)"),
     ],
 )
-def test_a_size_that_an_architecture_cannot_do_is_refused_with_the_nearest(
-    name, shape, field, fact
-):
+def test_unsupported_size_is_rejected_with_the_nearest_supported_one(name, shape, field, fact):
     with refused(ConfigError, field) as caught:
         build(name, shape, latent_size=60)
     assert fact in str(caught.value)
 
 
-def test_biggan_refuses_a_latent_that_cannot_be_shared_by_its_blocks():
+def test_biggan_rejects_latents_that_its_blocks_cannot_split():
     with refused(ConfigError, "model.latent_size"):
         build("biggan", CIFAR, latent_size=62)
 
 
-def test_r3gan_refuses_groups_that_do_not_divide_the_channels():
+def test_r3gan_rejects_groups_that_do_not_divide_the_channels():
     with refused(ConfigError, "model"):
         build("r3gan", (1, 8, 8), generator={"width": 4})
 
 
-def test_networks_for_one_kind_of_data_are_refused_for_another():
+def test_networks_for_one_modality_are_rejected_for_another():
     with refused(ConfigError, "model.generator.name"):
         build("wavegan", (27, 64), metadata={"modality": "text"})
 
@@ -193,8 +191,8 @@ class TestStyleGAN2:
         )
         return network.double()
 
-    def test_a_style_scales_weights_as_in_the_paper(self):
-        """Against the equation: w' = s_i w / √Σ(s_i w)², convolved sample by sample."""
+    def test_modulation_equals_the_papers_equation(self):
+        """Compare with the equation w' = s_i w / √Σ(s_i w)², convolved sample by sample."""
         layer = self.generator().layers[0]
         x, w = torch.randn(3, 16, 4, 4).double(), torch.randn(3, 16).double()
         styles = layer.style(w)
@@ -206,14 +204,14 @@ class TestStyleGAN2:
         expected = nn.functional.leaky_relu(torch.cat(expected), 0.2) * 2**0.5
         torch.testing.assert_close(layer(x, w, None), expected)
 
-    def test_doubling_is_a_convolution_of_a_smoothed_picture(self):
-        """A constant stays one inside, as under bilinear interpolation."""
+    def test_upsampling_is_a_convolution_of_a_smoothed_image(self):
+        """A constant image stays constant inside, as with bilinear interpolation."""
         layer = self.generator().layers[1]
         x, w = torch.ones(1, 16, 6, 6).double(), torch.randn(1, 16).double()
         inside = layer(x, w, None)[:, :, 4:-4, 4:-4]
         torch.testing.assert_close(inside, inside[:, :, :1, :1].expand_as(inside))
 
-    def test_noise_and_mixing_are_those_of_the_sample(self):
+    def test_noise_and_mixing_are_keyed_by_sample(self):
         generator = self.generator()
         with torch.no_grad():
             for layer in generator.layers:
@@ -225,7 +223,7 @@ class TestStyleGAN2:
         assert not torch.allclose(fakes, generator(latents, None, torch.randn_like(noise)))
         assert not torch.allclose(fakes, generator(latents))
 
-    def test_nothing_is_mixed_outside_of_training(self):
+    def test_no_style_mixing_in_evaluation(self):
         generator = self.generator(pixel_noise=False).eval()
         latents = torch.randn(4, 8).double()
         noise = torch.randn(4, generator.noise_size).double()
@@ -243,29 +241,29 @@ class TestWaveGAN:
         )
 
     @pytest.mark.parametrize("length", [64, 1024, 4096])
-    def test_sounds_of_every_length_it_knows(self, length):
+    def test_every_supported_length_of_audio(self, length):
         generator, discriminator = self.pair(length)
         fakes = generator(torch.randn(2, 16))
         assert fakes.shape == (2, 1, length)
         assert fakes.abs().max() <= 1
         assert discriminator(fakes).shape == (2,)
 
-    def test_phases_are_shuffled_sample_by_sample(self):
+    def test_phases_are_shuffled_per_sample(self):
         _, discriminator = self.pair()
         clips, noise = torch.randn(4, 1, 1024), torch.randn(4, discriminator.noise_size)
         logits = discriminator(clips, None, noise)
         torch.testing.assert_close(logits[1:3], discriminator(clips[1:3], None, noise[1:3]))
-        middle = torch.zeros_like(noise)  # shifts by 0
+        middle = torch.zeros_like(noise)  # shift of 0
         torch.testing.assert_close(discriminator(clips, None, middle), discriminator(clips))
         assert not torch.allclose(logits, discriminator(clips))
 
-    def test_shifts_are_uniform_from_minus_to_plus(self):
+    def test_shifts_are_uniformly_distributed(self):
         _, discriminator = self.pair()
         places = discriminator._places(torch.special.ndtri((torch.arange(1000) + 0.5) / 1000))
         assert [(places == shift).sum().item() for shift in range(-2, 3)] == [200] * 5
 
     @pytest.mark.parametrize("places", [-2, -1, 0, 1, 2])
-    def test_a_shift_moves_and_reflects(self, places):
+    def test_shift_moves_and_reflects(self, places):
         from gatdist.models.audio import shift
 
         x = torch.arange(8.0).view(1, 1, 8)
@@ -285,7 +283,7 @@ class TestTexts:
         )
         return build_networks(config, self.SHAPE, 0, {"modality": "text"})
 
-    def test_the_convolutional_one_gives_probabilities(self):
+    def test_convolutional_generator_returns_probabilities(self):
         generator, discriminator = self.networks("text_convolutional")
         texts = generator(torch.randn(3, 16))
         assert texts.shape == (3, *self.SHAPE)
@@ -296,7 +294,7 @@ class TestTexts:
         ("name", "options"),
         [("text_convolutional", {"temperature": 0.7}), ("text_recurrent", {"temperature": 0.7})],
     )
-    def test_drawn_texts_are_one_hot_and_have_gradients(self, name, options):
+    def test_sampled_texts_are_one_hot_and_have_gradients(self, name, options):
         generator, discriminator = self.networks(name, **options)
         noise = torch.randn(3, generator.noise_size)
         texts = generator(torch.randn(3, 16), None, noise)
@@ -307,8 +305,8 @@ class TestTexts:
         assert all(p.grad is not None for p in generator.parameters())
         assert any(p.grad.any() for p in generator.parameters())
 
-    def test_characters_are_drawn_as_often_as_they_are_probable(self):
-        """Gumbel's trick: the argmax of log p + noise is a draw from p."""
+    def test_characters_are_sampled_by_their_probabilities(self):
+        """Gumbel trick: the argmax of log p + noise is a sample from p."""
         from gatdist.models.layers import gumbel
 
         p = torch.tensor([0.1, 0.2, 0.7])

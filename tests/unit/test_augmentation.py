@@ -1,4 +1,4 @@
-"""Augmentation is a function of (seed, stream, position), exact where it should be, and adapts."""
+"""Augmentation is a function of (seed, stream, position), exact where possible, and adaptive."""
 
 import math
 from functools import reduce
@@ -32,7 +32,7 @@ both = pytest.mark.parametrize("name", ["diffaugment", "ada"])
 
 
 def augmentation(name, **options):
-    """ADA has p = 1 by default."""
+    """Return the augmentation; ADA's default here is p = 1."""
     if name == "ada" and "p" not in options:
         options = {"initial_p": 1.0, **options}
     given = {"sample_shape": (3, 8, 8), "device": CPU}
@@ -84,7 +84,7 @@ def test_draws_depend_on_seed_stream_and_position(name):
 
 
 @both
-def test_the_order_of_the_policy_has_no_effect(name):
+def test_order_of_the_policy_has_no_effect(name):
     policy = {"ada": ["blit", "geometry", "color"], "diffaugment": ["color", "cutout"]}[name]
     samples = images(16, 3, 8, 8)
     assert torch.equal(
@@ -94,15 +94,15 @@ def test_the_order_of_the_policy_has_no_effect(name):
 
 
 @both
-def test_the_memory_layout_has_no_effect(name):
+def test_memory_layout_has_no_effect(name):
     augment, samples = augmentation(name), images(8, 3, 6, 8)
     last = samples.to(memory_format=torch.channels_last)
     torch.testing.assert_close(augmented(augment, last), augmented(augment, samples))
 
 
 @both
-def test_nothing_waits_for_the_device(name):
-    """The meta device has no values, so that reading one fails."""
+def test_no_host_synchronization(name):
+    """The meta device has no values, so reading one fails."""
     meta = torch.device("meta")
     augment = augmentations[name](sample_shape=(3, 8, 8), device=meta)
     samples = torch.empty(4, 3, 8, 8, device=meta)
@@ -125,8 +125,8 @@ def test_twice_differentiable_in_the_samples(name):
 
 
 @both
-def test_a_gradient_penalty_on_augmented_samples(name):
-    """Its gradient with respect to the discriminator's weights, by finite differences."""
+def test_gradient_penalty_on_augmented_samples(name):
+    """Compare its gradient by the discriminator's weights with finite differences."""
     augment = augmentation(name)
     samples = images(6, 1, 5, 4, dtype=torch.float64)
     weights = images(1, 5, 4, dtype=torch.float64, seed=1).requires_grad_()
@@ -143,7 +143,7 @@ def test_a_gradient_penalty_on_augmented_samples(name):
 # DiffAugment
 
 
-def test_diffaugment_color_follows_the_paper():
+def test_diffaugment_color_equals_the_paper():
     """Its three numbers, recovered from images, are in range and reproduce the result."""
     x = images(500, 3, 4, 5, dtype=torch.float64)
     grey, mean = x.mean(1, keepdim=True).expand_as(x), x.mean((1, 2, 3), keepdim=True)
@@ -164,7 +164,7 @@ def test_diffaugment_color_follows_the_paper():
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 16), (1, 5, 9), (2, 12, 3)])
-def test_diffaugment_moves_by_whole_pixels_and_fills_with_zeros(shape):
+def test_diffaugment_translates_by_whole_pixels_and_fills_with_zeros(shape):
     height, width = shape[1:]
     most_y, most_x = round(height / 8), round(width / 8)
     samples = images(200, *shape)
@@ -181,7 +181,7 @@ def test_diffaugment_moves_by_whole_pixels_and_fills_with_zeros(shape):
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (5, 9), (12, 3)])
-def test_diffaugment_cuts_a_box_out(height, width):
+def test_diffaugment_cuts_out_a_box(height, width):
     found = augmented(
         augmentation("diffaugment", policy=["cutout"]), torch.ones(400, 2, height, width)
     )
@@ -201,7 +201,7 @@ def test_diffaugment_cuts_a_box_out(height, width):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_at_p_zero_nothing_changes_bit_for_bit(shape, dtype):
+def test_p_of_zero_changes_no_bit(shape, dtype):
     samples = images(9, *shape).to(dtype)
     samples[0, 0, 0, 0], samples[1, 0, 0, 0], samples[2, 0, 0, 0] = -0.0, math.inf, math.nan
     bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
@@ -213,7 +213,7 @@ def test_at_p_zero_nothing_changes_bit_for_bit(shape, dtype):
 
 
 def color_maps(*policy, n=1500):
-    """Color maps recovered from four colors: matrices [n, 3, 3] and offsets [n, 3]."""
+    """Return color maps recovered from four colors: matrices [n, 3, 3] and offsets [n, 3]."""
     basis = torch.cat([torch.zeros(1, 3), torch.eye(3)]).double()
     augment = ada(*policy)
     offset, *columns = (
@@ -268,7 +268,7 @@ def test_color_strengths():
     assert factor.log2().mean().item() == pytest.approx(0, abs=0.13)
 
 
-def test_one_channel_has_the_luma_of_three_equal_ones():
+def test_grayscale_luma_equals_that_of_three_equal_channels():
     samples = images(50, 1, 4, 4)
     alone = augmented(ada("color"), samples)
     three = augmented(ada("color"), samples.expand(-1, 3, -1, -1))
@@ -279,7 +279,7 @@ def test_one_channel_has_the_luma_of_three_equal_ones():
 
 
 def geometric_maps(*policy, n=1500, size=64):
-    """Maps [n, 3, 3] recovered from two neighbors of the middle, in pixels from it."""
+    """Return maps [n, 3, 3] recovered from two neighbors of the middle, in pixels from it."""
     ramp = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
     places = torch.stack([ramp.expand(size, size), ramp[:, None].expand(size, size)])
     found = augmented(ada(*policy), places.expand(n, -1, -1, -1))
@@ -294,10 +294,10 @@ def geometric_maps(*policy, n=1500, size=64):
 
 
 def test_geometric_transformations_follow_the_papers_order():
-    """The image's map is the product of the single ones; this one is its inverse."""
+    """The image's map is the product of the single maps; this one is its inverse."""
     whole = geometric_maps("blit", "geometry", n=200)
     expected = reduce(torch.matmul, [geometric_maps(name, n=200) for name in GEOMETRIC])
-    inside = expected[:, :2, 2].abs().amax(1) < 25  # beyond it a mirror image is seen
+    inside = expected[:, :2, 2].abs().amax(1) < 25  # beyond it, the mirrored image is visible
     assert inside.sum() > 100
     torch.testing.assert_close(whole[inside], expected[inside], atol=1e-3, rtol=1e-3)
 
@@ -373,7 +373,7 @@ def test_p_rises_above_1_and_falls_again():
 
 
 @pytest.mark.parametrize("nothing", [math.nan, math.inf, -math.inf, None])
-def test_a_missing_or_non_finite_mean_is_skipped(nothing):
+def test_missing_or_nonfinite_mean_is_skipped(nothing):
     assert p_of(updated([0.7, nothing, 0.7, nothing])) == pytest.approx(0.54)
     assert p_of(updated([0.5, 0.5, 0.5, nothing])) == pytest.approx(0.46)
     adaptive_state = updated([nothing] * 4)
@@ -382,12 +382,12 @@ def test_a_missing_or_non_finite_mean_is_skipped(nothing):
     assert p_of(adaptive_state) == pytest.approx(0.54)
 
 
-def test_fixed_p_stays():
+def test_fixed_p_does_not_change():
     assert p_of(updated([0.9] * 8, p=0.5)) == 0.5
 
 
 @pytest.mark.parametrize("cut", range(9))
-def test_a_resumed_run_is_exact_wherever_it_was_interrupted(cut):
+def test_resumed_run_is_exact_wherever_it_was_interrupted(cut):
     means = [0.9, 0.1, 0.8, 0.7, -0.3, 0.9, 0.9, 0.9, 0.61]
     whole, first = updated(means), updated(means[:cut])
     resumed = augmentation("ada", adjust_samples=1000)
@@ -401,7 +401,7 @@ def test_a_resumed_run_is_exact_wherever_it_was_interrupted(cut):
     assert torch.equal(augmented(resumed, samples), augmented(whole, samples))
 
 
-def test_it_reports_signs_and_p():
+def test_signs_and_p_are_reported():
     adaptive_state = augmentation("ada", initial_p=0.25)
     seen = adaptive_state.observe(torch.tensor([-3.0, 0.0, 0.2]))
     feed(adaptive_state, [0.9] * 4)
@@ -455,14 +455,14 @@ def config_with(**options):
         ({"name": "diffaugment", "target": 0.6}, "target", None),
     ],
 )
-def test_bad_options_are_refused(options, key, value):
+def test_invalid_options_are_rejected(options, key, value):
     with refused(ConfigError, f"game.augmentation.{key}") as caught:
         build_augmentation(config_with(**options), (3, 8, 8), CPU)
     assert repr(caught.value.value) == repr(value)
 
 
 @both
-def test_built_from_a_configuration(name):
+def test_augmentation_is_built_from_configuration(name):
     built = build_augmentation(config_with(name=name, policy=["color"]), (3, 8, 8), CPU)
     assert isinstance(built, augmentations[name])
     with refused(ConfigError, "game.augmentation"):

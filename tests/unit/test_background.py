@@ -1,4 +1,4 @@
-"""Work in the background: its order, and failures."""
+"""Background work: order and errors."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def test_work_is_done_in_order_without_blocking_the_caller() -> None:
     background.submit(lambda: gate.wait(10))
     for number in range(99):
         if number == 20:
-            gate.set()  # past the bound, a call would wait for it
+            gate.set()  # above the limit, a call would block
         background.submit(lambda number=number: done.append(number))
     background.close()
     assert done == list(range(99))
 
 
-def test_a_call_waits_where_too_much_is_pending() -> None:
+def test_call_blocks_if_too_much_work_is_pending() -> None:
     gate = threading.Event()
     background = Background("test", max_pending=2)
     background.submit(lambda: gate.wait(10))
@@ -37,7 +37,7 @@ def test_a_call_waits_where_too_much_is_pending() -> None:
     background.close()
 
 
-def test_a_failure_is_raised_once_and_nothing_is_done_after_it() -> None:
+def test_error_is_raised_once_and_stops_further_work() -> None:
     gate, done = threading.Event(), []
     background = Background("test")
 
@@ -56,7 +56,7 @@ def test_a_failure_is_raised_once_and_nothing_is_done_after_it() -> None:
     assert done == []
 
 
-def test_how_long_the_present_work_takes_is_known() -> None:
+def test_duration_of_current_work_is_reported() -> None:
     gate = threading.Event()
     background = Background("test")
     assert background.busy_s == 0.0

@@ -1,4 +1,4 @@
-"""The benchmarks of data loading and storage: what they count."""
+"""The benchmarks of data loading and storage: their results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GATDIST_CACHE", str(tmp_path / "cache"))
 
 
-def test_random_images_are_many_and_always_the_same() -> None:
+def test_random_images_are_distinct_and_reproducible() -> None:
     first = list(readers.images(20, 64))
     assert list(readers.images(20, 64)) == first
     assert len(set(first)) == 20
@@ -29,12 +29,12 @@ def test_random_images_are_many_and_always_the_same() -> None:
     assert simplejpeg.decode_jpeg(first[0]).shape == (64, 64, 3)
 
 
-def test_random_images_compress_as_photographs_do() -> None:
+def test_random_images_compress_like_photographs() -> None:
     sizes = [len(content) for content in readers.images(10, 256)]
     assert 20_000 < np.mean(sizes) < 45_000
 
 
-def test_they_are_written_once() -> None:
+def test_random_images_are_written_once() -> None:
     folder = readers.image_folder(12, 64, 3)
     dataset = open_dataset(DataConfig(url=str(folder)))
     assert (dataset.num_samples, dataset.num_shards) == (12, 3)
@@ -64,7 +64,9 @@ def test_data(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("option", [["--case", "gatdits"], ["--rounds", "0"], ["--num", "0"]])
-def test_options_that_make_no_sense(option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_options_are_rejected(
+    option: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
         data.main(option)
     assert option[0] in capsys.readouterr().err

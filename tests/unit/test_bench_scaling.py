@@ -1,4 +1,4 @@
-"""``gatdist bench scaling``, without Ray: groups are started by an argument."""
+"""``gatdist bench scaling`` without Ray: an argument starts the groups."""
 
 import io
 import json
@@ -31,7 +31,7 @@ def tiny(monkeypatch):
 
 
 def processes(world_size, function, *args):
-    """A launcher of processes on this machine."""
+    """Return a launcher of processes on this machine."""
     return together(world_size, function, "", *args, report=lambda text: None), 0.5
 
 
@@ -40,10 +40,10 @@ def gradient_bytes(case):
     return sum(4 * p.numel() for network in players for p in network.parameters())
 
 
-# What is measured
+# Measurements
 
 
-def test_points_hold_what_the_contract_says(tiny):
+def test_points_have_the_documented_fields(tiny):
     made = plan([2, 1], sizes=["tiny"], rounds=2, turn_s=0.0)
     found = measure(made, processes)
     assert [(p["mode"], p["workers"], p["global_batch"]) for p in found["points"]] == [
@@ -72,8 +72,8 @@ def test_points_hold_what_the_contract_says(tiny):
     json.dumps(found)
 
 
-class MadeUp:
-    """A launcher whose groups answer what is given."""
+class FakeLauncher:
+    """A launcher whose groups return given results."""
 
     def __init__(self, hosts, **measured):
         self.hosts, self.measured = hosts, measured
@@ -97,7 +97,7 @@ class MadeUp:
 
 def point(hosts, **measured):
     made = plan([len(hosts)], modes=["weak"], rounds=3)
-    (found,) = measure(made, MadeUp(hosts, **measured))["points"]
+    (found,) = measure(made, FakeLauncher(hosts, **measured))["points"]
     return found
 
 
@@ -111,8 +111,8 @@ def test_speeds_are_medians_and_extremes_are_of_single_rounds():
     assert found["phases"] == pytest.approx({"generator": 0.015})
 
 
-def test_a_limit_counts_what_all_have_done():
-    # One does a turn in 1 s, the other in 3: in one second, 1 + 1/3 turns.
+def test_upper_bound_is_the_sum_of_all_workers_speeds():
+    # One takes 1 s for a turn, the other 3 s: in one second, 1 + 1/3 turns.
     seconds = [{"together": [2.0] * 3, "alone": [one] * 3} for one in (1.0, 3.0)]
     found = point(["a", "b"], seconds=seconds)
     assert found["limit_samples_per_s"] == pytest.approx((1 + 1 / 3) * 10 * 32)
@@ -127,22 +127,22 @@ def test_a_limit_counts_what_all_have_done():
         ("ab", [1200.0, None], None),
     ],
 )
-def test_measured_bytes_are_told_where_hosts_differ(hosts, sent, measured):
+def test_measured_bytes_are_reported_if_hosts_differ(hosts, sent, measured):
     assert point(list(hosts), sent_bytes=sent)["bytes_measured"] == measured
 
 
-def test_the_ring_sends_twice_all_but_ones_share():
+def test_ring_sends_twice_the_share_of_the_other_workers():
     assert [ring_bytes(1200, workers) for workers in (1, 2, 3, 4)] == [0, 1200, 1600, 1800]
 
 
-# What is sent
+# Bytes sent
 
 
-def test_reduced_bytes_follow_the_rule_and_the_type():
+def test_reduced_bytes_depend_on_rule_and_dtype():
     case = gatdist_case(TINY, RULES["alternating"])
     once = gradient_bytes(case)
     assert reduced_bytes(case) == once
-    assert reduced_bytes(case) == once  # the count leaves the case as it was
+    assert reduced_bytes(case) == once  # counting does not change the case
     assert reduced_bytes(gatdist_case(TINY, RULES["one_stage"])) == once
     assert reduced_bytes(gatdist_case(TINY, RULES["extragradient"])) == 2 * once
     assert reduced_bytes(gatdist_case(TINY, RULES["canonical"])) == once
@@ -157,18 +157,18 @@ def _loopback_bytes(comm, num_bytes):
     return sent_by_interface("lo") - before
 
 
-def test_an_interface_counts_what_a_group_sends():
+def test_interface_counts_what_a_group_sends():
     """Both workers send a ring's share through the same interface."""
     num_bytes = 16 * 2**20
     assert max(spawn(2, _loopback_bytes, num_bytes)) >= 2 * ring_bytes(num_bytes, 2)
 
 
-def test_no_interface_counts_nothing():
+def test_without_interface_no_bytes_are_counted():
     assert sent_by_interface("") is None
     assert sent_by_interface("none-such") is None
 
 
-# What is refused
+# Invalid options
 
 
 @pytest.mark.parametrize(
@@ -191,13 +191,13 @@ def test_no_interface_counts_nothing():
         (["--workers", "1", "--address", "127.0.0.1:1"], "cluster.address = '127.0.0.1:1'"),
     ],
 )
-def test_what_makes_no_sense_is_refused_before_anything_is_started(arguments, message, capsys):
+def test_invalid_options_are_rejected_before_anything_starts(arguments, message, capsys):
     assert main(["bench", "scaling", *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"gatdist: {message}: ")
 
 
-def test_strong_scaling_names_counts_and_batches_that_do(capsys):
+def test_strong_scaling_suggests_valid_counts_and_batches(capsys):
     arguments = ["--workers", "3", "--address", "127.0.0.1:1"]
     assert main(["bench", "scaling", *arguments]) == 2
     error = capsys.readouterr().err
@@ -205,20 +205,20 @@ def test_strong_scaling_names_counts_and_batches_that_do(capsys):
         assert fact in error
 
 
-def test_a_rule_that_excludes_a_count_is_told():
+def test_rule_that_excludes_a_worker_count_is_reported():
     with refused(ConfigError, "cluster.workers"):
         plan([4], rule="canonical")
 
 
-# What is shown
+# Output
 
 
 def result(**more):
-    found = measure(plan([1, 2, 4], rounds=3), MadeUp(["a", "b", "c", "d"]))
+    found = measure(plan([1, 2, 4], rounds=3), FakeLauncher(["a", "b", "c", "d"]))
     return found | {"recovery": None, "skipped": [], "rounds": 3} | more
 
 
-def test_the_table_is_aligned_and_tells_all():
+def test_table_is_aligned_and_complete():
     quality = {"fid": 1.25, "samples_seen": 640}
     found = result(
         recovery={"workers": 4, "recovery_s": 6.8, "steps_repeated": 10},
@@ -241,19 +241,19 @@ def test_the_table_is_aligned_and_tells_all():
 
 
 @pytest.mark.parametrize("counts", [[1], [1, 2], [1, 2, 4, 8, 16]])
-def test_the_plot_is_a_picture_in_both_formats(counts):
+def test_plot_is_an_image_in_both_formats(counts):
     pytest.importorskip("matplotlib")
-    found = measure(plan(counts, rounds=3), MadeUp(list("abcdefghijklmnop")))
+    found = measure(plan(counts, rounds=3), FakeLauncher(list("abcdefghijklmnop")))
     files = draw(found)
     assert files.keys() == {"scaling.svg", "scaling.png"}
     assert ElementTree.fromstring(files["scaling.svg"]).tag == "{http://www.w3.org/2000/svg}svg"
     with Image.open(io.BytesIO(files["scaling.png"])) as image:
         assert image.width > image.height > 500
-        assert len(image.convert("RGB").getcolors(10**6)) > 10  # something is drawn
-    assert draw(found) == files  # the same numbers, the same bytes
+        assert len(image.convert("RGB").getcolors(10**6)) > 10  # the plot is not empty
+    assert draw(found) == files  # the same numbers give the same bytes
 
 
-def test_what_was_found_is_written(tmp_path):
+def test_results_are_written(tmp_path):
     pytest.importorskip("matplotlib")
     found = result()
     publish(found, draw, Store(str(tmp_path)))
@@ -261,14 +261,14 @@ def test_what_was_found_is_written(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"result.json", "scaling.svg", "scaling.png"}
 
 
-def test_without_matplotlib_the_numbers_are_written_and_that_is_told(tmp_path, monkeypatch, capsys):
+def test_without_matplotlib_numbers_are_written_with_a_note(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     publish(result(), draw, Store(str(tmp_path)))
     assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
     assert "matplotlib" in capsys.readouterr().err
 
 
-def test_measuring_needs_no_ray():
+def test_measuring_does_not_import_ray():
     code = "import sys, gatdist.bench.scaling.measure; print(*sys.modules)"
     finished = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True

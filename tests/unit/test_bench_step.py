@@ -1,4 +1,4 @@
-"""``gatdist bench step``: everyone plays the same game, and all that was measured is told."""
+"""``gatdist bench step``: all cases train the same game, and all results are printed."""
 
 import json
 import os
@@ -47,13 +47,13 @@ def peer(name):
 
 @pytest.fixture(autouse=True)
 def what_peers_set(monkeypatch):
-    """Peers set this variable when they are imported; here it is put back."""
+    """Restore variables that peers set when they are imported."""
     monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """A size of milliseconds, and turns of one step."""
+    """Use sizes of milliseconds, and turns of one step."""
     monkeypatch.setitem(SIZES, "tiny", TINY)
     monkeypatch.setattr(step_module, "measure", partial(measure, turn_s=0.0))
 
@@ -62,7 +62,7 @@ def tiny(monkeypatch):
 
 
 @pytest.mark.parametrize("size", FAMILY_SIZES, ids=lambda size: size.name)
-def test_a_reference_network_is_the_same_function(size):
+def test_reference_network_is_the_same_function(size):
     config = size.config({"model": dict(size.model) | {"spectral_norm": []}})
     torch.manual_seed(0)
     built = build_networks(config, size.shape, 0)
@@ -89,7 +89,7 @@ def test_families_take_steps(size):
             assert all(p.isfinite().all() for p in network.parameters())
 
 
-def test_a_reference_network_has_torchs_spectral_norm():
+def test_reference_network_has_torchs_spectral_norm():
     size = next(size for size in FAMILY_SIZES if size.name == "sngan32")
     _, theirs = reference_networks(size.config({}), size.shape)
     weights = [name for name, _ in theirs.named_parameters() if "weight" in name]
@@ -119,7 +119,7 @@ def test_references_end_where_gatdists_alternating_step_ends(build, monkeypatch)
         for step in range(3)
     ]
     monkeypatch.setattr(reference, "latents", partial(next, iter(drawn)), raising=False)
-    # A trainer takes a step before and one after those that it counts, others one before.
+    # A trainer takes a step before and one after those that it counts, the others one before.
     reference.run(1 if type(reference).__name__ == "Lightning" else 2)
     case.run(2)
     for player in ("generator", "discriminator"):
@@ -129,11 +129,11 @@ def test_references_end_where_gatdists_alternating_step_ends(build, monkeypatch)
                 parameter, mine[name], rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
             )
     moved = [(p - start[name]).abs().max() for name, p in reference.generator.named_parameters()]
-    assert min(moved) > 5e-4  # so the tolerance is a small part of it
+    assert min(moved) > 5e-4  # so the tolerance is a small fraction of it
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_gatdists_cases_take_real_steps(name):
+def test_gatdist_cases_take_real_steps(name):
     case = gatdist_case(TINY, RULES[name])
     before = torch.cat([p.detach().flatten().clone() for p in case.generator.parameters()])
     assert case.run(2).wall > 0
@@ -144,7 +144,7 @@ def test_gatdists_cases_take_real_steps(name):
     assert not torch.equal(before, after)
 
 
-def test_the_bare_loop_does_bfloat16_too():
+def test_bare_loop_supports_bfloat16():
     case = Bare(TINY, BFLOAT16)
     case.run(1)
     assert case.real.is_contiguous(memory_format=torch.channels_last)
@@ -154,7 +154,7 @@ def test_the_bare_loop_does_bfloat16_too():
 # Turns and ratios
 
 
-def test_all_have_a_turn_each_round_in_changing_order_and_the_first_round_is_dropped():
+def test_cases_take_turns_in_changing_order_and_the_first_round_is_dropped():
     order, message = [], []
 
     def turn(name):
@@ -170,7 +170,7 @@ def test_all_have_a_turn_each_round_in_changing_order_and_the_first_round_is_dro
     assert all(len(taken) == 4 and min(taken) > 3 for taken in seconds.values())
 
 
-def test_a_ratio_compares_what_ran_in_the_same_round():
+def test_ratio_compares_times_of_the_same_round():
     ratio = compare([1.0, 10.0, 3.0], [2.0, 10.0, 12.0])
     assert (ratio.median, ratio.low, ratio.high) == (2.0, 1.0, 4.0)
     assert steps_in_a_turn(0.03, 1.5) == 50
@@ -194,7 +194,7 @@ def busy():
 
 
 class Allocates(Case):
-    """Keeps 2 MiB, and needs 3 MiB more in a step, 1 of them a gradient."""
+    """Keeps 2 MiB, and needs 3 MiB more in a step, 1 of them for a gradient."""
 
     def __init__(self):
         self.generator = torch.nn.Linear(512, 512, bias=False)  # 1 MiB
@@ -210,17 +210,17 @@ class Allocates(Case):
         del temporary
 
 
-def test_memory_is_what_the_allocator_gave(capfd):
+def test_memory_is_what_the_allocator_reserved(capfd):
     memory = measure_memory(Allocates)
     assert memory.state_bytes == 2 * 2**20
     assert memory.peak_bytes == 3 * 2**20
     assert capfd.readouterr() == ("", "")
 
 
-# What is printed
+# Output
 
 
-def test_the_result_has_the_contracts_fields(tiny, capsys):
+def test_result_has_the_documented_fields(tiny, capsys):
     threads = torch.get_num_threads()
     assert main(["bench", "step", "--json", "--size", "tiny", "--rounds", "2"]) == 0
     captured = capsys.readouterr()
@@ -245,7 +245,7 @@ def test_the_result_has_the_contracts_fields(tiny, capsys):
     assert torch.get_num_threads() == threads
 
 
-def test_what_is_not_installed_is_skipped_and_named(tiny, monkeypatch, capsys):
+def test_missing_peers_are_skipped_and_named(tiny, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "lightning", None)
     assert main(["bench", "step", "--size", "tiny", "--rounds", "1", "--case", "lightning"]) == 0
     shown = capsys.readouterr().out
@@ -263,7 +263,7 @@ def test_what_is_not_installed_is_skipped_and_named(tiny, monkeypatch, capsys):
         (["--threads", "-1"], "--threads = -1"),
     ],
 )
-def test_what_makes_no_sense_is_refused_before_anything_is_measured(arguments, message, capsys):
+def test_invalid_options_are_rejected_before_measuring(arguments, message, capsys):
     assert main(["bench", "step", *arguments]) == 2
     assert f"gatdist: {message}: " in capsys.readouterr().err
 
@@ -286,7 +286,7 @@ def row(name, ratio, **more):
     } | more
 
 
-def test_the_table_is_aligned():
+def test_table_is_aligned():
     ratios = ("ratio_to_ddp", "ratio_to_limit", "cpu_to_ddp")
     pair = {f"{ratio}{end}": 0.9 for ratio in ratios for end in ("", "_low", "_high")}
     found = {
@@ -312,7 +312,7 @@ def test_the_table_is_aligned():
     assert "0.875" in notes
 
 
-def test_measuring_needs_neither_ray_nor_storage_nor_tensorboard():
+def test_measuring_imports_neither_ray_nor_storage_nor_tensorboard():
     code = "import sys, gatdist.bench.step; print(*sys.modules)"
     finished = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True
@@ -325,7 +325,7 @@ def test_measuring_needs_neither_ray_nor_storage_nor_tensorboard():
 # Processes
 
 
-def test_two_processes_are_compared_with_plain_ddp_and_with_two_that_do_not_communicate(tiny):
+def test_two_processes_are_compared_with_plain_ddp_and_independent_processes(tiny):
     message = []
     found = measure(
         ["tiny"],
@@ -363,12 +363,12 @@ def die(comm, report):
         (die, WorkerLostError, "process 0"),
     ],
 )
-def test_a_process_that_fails_is_told_and_none_is_left(function, error, fact):
+def test_failed_process_is_reported_and_none_is_left(function, error, fact):
     with pytest.raises(error) as caught:
         together(1, function, report=lambda text: None)
     assert fact in str(caught.value)
 
 
-def test_an_unknown_name_is_a_config_error():
+def test_unknown_name_is_a_config_error():
     with refused(ConfigError, "--size"):
         measure(["nothing"])

@@ -1,4 +1,4 @@
-"""The data sets that come with the package, and how they get into the cache folder."""
+"""Embedded data sets, and how they are written to the cache folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gatdist.data.order import SampleOrder
 from support import refused
 
 
-def test_the_digits_are_scikit_learns() -> None:
+def test_digits_equal_scikit_learns() -> None:
     dataset = open_dataset(DataConfig(url="builtin:digits", resolution=8))
     assert (dataset.num_samples, dataset.num_shards, dataset.num_classes) == (1797, 4, 10)
     assert dataset.sample_shape == (1, 8, 8)
@@ -29,15 +29,15 @@ def test_the_digits_are_scikit_learns() -> None:
     assert (pixels[..., 0] == np.round(digits.images * 255 / 16)).all()
 
 
-def test_the_built_in_data_sets_never_change() -> None:
-    # Saved runs are tied to these fingerprints: a change needs the folders' next version.
+def test_embedded_data_sets_never_change() -> None:
+    # Saved runs depend on these fingerprints: a change requires a new version of the folders.
     digits = open_dataset(DataConfig(url="builtin:digits"))
     assert digits.fingerprint.startswith("c6c6404dbcf8")
     ring = open_dataset(DataConfig(url="builtin:ring"))
     assert ring.fingerprint.startswith("e50866d76065")
 
 
-def test_the_ring_has_eight_narrow_modes() -> None:
+def test_ring_has_eight_narrow_modes() -> None:
     ring = open_dataset(DataConfig(url="builtin:ring"))
     assert (ring.num_samples, ring.sample_shape, ring.num_classes) == (20_000, (2,), 8)
     points, labels = ring.read(np.arange(4000))
@@ -50,23 +50,23 @@ def test_the_ring_has_eight_narrow_modes() -> None:
         assert np.allclose(cloud.std(axis=0), 0.01, rtol=0.2)
 
 
-def test_an_order_over_the_digits_shows_each_once() -> None:
+def test_order_over_the_digits_shows_each_once() -> None:
     config = load_config("digits")
     dataset = open_dataset(config.data)
     order = SampleOrder.from_config(config, dataset.layout)
     assert sorted(order.indices(np.arange(1797)).tolist()) == list(range(1797))
     state = order.state()
     assert state["fingerprint"] == dataset.fingerprint
-    # 64 streams ask for over 1,067 blocks, which 1,797 samples only give one by one.
+    # 64 streams request over 1,067 blocks; 1,797 samples give that many only one by one.
     assert (state["interleave"], state["block_bytes"]) == (64, 2048)
 
 
-def test_an_unknown_built_in_data_set() -> None:
+def test_unknown_embedded_data_set_is_rejected() -> None:
     with refused(DataError, "data.url"):
         open_dataset(DataConfig(url="builtin:digit"))
 
 
-def test_a_cache_folder_that_cannot_be_written(
+def test_unwritable_cache_folder_is_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -75,7 +75,7 @@ def test_a_cache_folder_that_cannot_be_written(
         open_dataset(DataConfig(url="builtin:digits"))
 
 
-# Waits for a line on its standard input, so that several can be let go at once.
+# Waits for a line on its standard input, so that several can be released at once.
 PREPARE = """
 import os, signal, sys
 from gatdist.data import builtin
@@ -92,7 +92,7 @@ print(builtin.prepare("builtin:digits"))
 def preparing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts processes that write the digits to an empty cache folder when told."""
+    """Start processes that write the digits to an empty cache folder on request."""
     monkeypatch.setenv("GATDIST_CACHE", str(tmp_path))
     processes: list[subprocess.Popen[str]] = []
 
@@ -112,7 +112,7 @@ def preparing(
         process.communicate()
 
 
-def test_processes_that_write_at_once_end_with_one_data_set(
+def test_concurrent_writers_create_one_data_set(
     preparing: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     processes = [preparing() for _ in range(2)]
@@ -130,7 +130,7 @@ def test_processes_that_write_at_once_end_with_one_data_set(
     assert len(open_dataset(DataConfig(url=str(folder))).read(np.arange(1797))[0]) == 1797
 
 
-def test_what_a_killed_process_left_is_no_data_set(
+def test_leftovers_of_a_killed_process_are_ignored(
     preparing: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     process = preparing("--killed")
@@ -142,7 +142,7 @@ def test_what_a_killed_process_left_is_no_data_set(
     assert open_dataset(DataConfig(url="builtin:digits")).num_samples == 1797
 
 
-def test_opening_again_needs_no_scikit_learn() -> None:
+def test_opening_again_does_not_import_scikit_learn() -> None:
     open_dataset(DataConfig(url="builtin:digits"))
     program = """
 import sys

@@ -1,4 +1,4 @@
-"""A checkpoint is whole or does not exist; damage is found by digest and told."""
+"""Checkpoints are atomic; damage is detected by digest and reported."""
 
 import json
 import threading
@@ -25,12 +25,12 @@ def tensors_of(value):
 
 
 def clocks(store):
-    """Samples seen by each checkpoint's folder."""
+    """Return samples seen of each checkpoint's folder."""
     return [Name.parse(name).samples_seen for name in store.list()]
 
 
 def folder_of(store, samples_seen):
-    """The one folder of a checkpoint with so many samples."""
+    """Return the only checkpoint folder with this number of samples."""
     (name,) = [name for name in store.list() if Name.parse(name).samples_seen == samples_seen]
     return name
 
@@ -42,7 +42,7 @@ def store(tmp_path):
 
 @pytest.fixture
 def three(store):
-    """Checkpoints of 1, 2 and 3 samples."""
+    """Write checkpoints of 1, 2 and 3 samples."""
     checkpoints = Checkpoints(store, Retention(newest=3))
     for value in (1.0, 2.0, 3.0):
         checkpoints.save(int(value), tensors_of(value), {"samples_seen": int(value)})
@@ -50,7 +50,7 @@ def three(store):
     return checkpoints
 
 
-def test_what_was_saved_is_read(three, store):
+def test_saved_state_is_read_back(three, store):
     newest = three.newest()
     assert newest.name == folder_of(store, 3)
     assert newest.state == {"samples_seen": 3}
@@ -59,7 +59,7 @@ def test_what_was_saved_is_read(three, store):
         assert newest.tensors[name].dtype == tensor.dtype
 
 
-def test_the_snapshot_is_taken_at_once(store):
+def test_snapshot_is_taken_immediately(store):
     checkpoints, gate = Checkpoints(store, may_commit=lambda: gate.wait(10)), threading.Event()
     weight = torch.ones(4)
     checkpoints.save(1, {"generator/weight": weight}, {})
@@ -69,7 +69,7 @@ def test_the_snapshot_is_taken_at_once(store):
     assert checkpoints.newest().tensors["generator/weight"].tolist() == [1.0] * 4
 
 
-def test_a_commit_that_hangs_is_not_waited_for(store, monkeypatch):
+def test_hanging_commit_does_not_block(store, monkeypatch):
     monkeypatch.setattr("gatdist.runs.checkpoints._PATIENCE_S", 0.1)
     gate = threading.Event()
     checkpoints = Checkpoints(store, may_commit=lambda: gate.wait(10))
@@ -82,7 +82,7 @@ def test_a_commit_that_hangs_is_not_waited_for(store, monkeypatch):
     checkpoints.close()
 
 
-def test_only_the_newest_are_kept_and_uncommitted_folders_are_swept(store):
+def test_only_recent_checkpoints_are_kept_and_uncommitted_folders_are_deleted(store):
     store.publish("000000000/generator.safetensors", b"left by a kill")
     checkpoints = Checkpoints(store, Retention(newest=2))
     for value in (1.0, 2.0, 3.0):
@@ -91,13 +91,13 @@ def test_only_the_newest_are_kept_and_uncommitted_folders_are_swept(store):
     assert clocks(store) == [2, 3]
 
 
-def test_a_folder_without_a_manifest_does_not_exist(three, store):
+def test_folder_without_manifest_is_ignored(three, store):
     store.delete(f"{folder_of(store, 3)}/MANIFEST.json")
     assert three.newest().state == {"samples_seen": 2}
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest"])
-def test_a_damaged_newest_falls_back_loudly(store, three, damage):
+def test_damaged_newest_checkpoint_falls_back_with_a_warning(store, three, damage):
     name = f"{folder_of(store, 3)}/generator.safetensors"
     content = store.read(name)
     if damage == "flip":
@@ -116,14 +116,14 @@ def test_a_damaged_newest_falls_back_loudly(store, three, damage):
     assert name in message[0]
 
 
-def test_when_all_are_damaged_nothing_starts_afresh(store, three):
+def test_if_all_are_damaged_the_run_does_not_start_over(store, three):
     for name in store.list():
         store.publish(f"{name}/state.json", b"{}")
     with refused(CheckpointError, store.url):
         three.newest()
 
 
-def test_a_failed_write_is_raised_at_the_next_call_and_commits_nothing(store):
+def test_failed_write_is_raised_at_the_next_call_and_commits_nothing(store):
     def refuse():
         raise TrainingError("stale")
 
@@ -134,7 +134,7 @@ def test_a_failed_write_is_raised_at_the_next_call_and_commits_nothing(store):
     assert checkpoints.newest() is None
 
 
-def test_the_digest_sees_names_dtypes_shapes_and_bytes(store, three):
+def test_digest_depends_on_names_dtypes_shapes_and_bytes(store, three):
     base = three.newest()
     digests = {base.digest()}
     for change in (
@@ -150,7 +150,7 @@ def test_the_digest_sees_names_dtypes_shapes_and_bytes(store, three):
     assert read_checkpoint(store.child(folder_of(store, 3))).digest() == base.digest()
 
 
-def test_a_stale_attempt_is_fenced(store):
+def test_stale_attempt_is_fenced(store):
     stale, current = RunDirectory(store), RunDirectory(store)
     stale.start_attempt(["a"], None, "new")
     stale.require_current()
@@ -160,7 +160,7 @@ def test_a_stale_attempt_is_fenced(store):
         stale.require_current()
 
 
-def test_a_torn_line_of_attempts_is_passed_over(store):
+def test_incomplete_line_of_attempts_is_skipped(store):
     RunDirectory(store).start_attempt(["a"], None, "new")
     store.append("attempts.jsonl", '{"attempt": 7, "ti')
     assert RunDirectory(store).start_attempt(["a", "b"], 64, "running") == 2
@@ -169,7 +169,7 @@ def test_a_torn_line_of_attempts_is_passed_over(store):
 
 
 @pytest.mark.parametrize("starts", [2, 8])
-def test_of_starts_at_the_same_instant_exactly_one_is_current(store, starts):
+def test_of_concurrent_starts_exactly_one_is_current(store, starts):
     directories = [RunDirectory(store) for _ in range(starts)]
     barrier = threading.Barrier(starts)
 
@@ -189,15 +189,15 @@ def test_of_starts_at_the_same_instant_exactly_one_is_current(store, starts):
             directory.require_current()
             current.append(directory.attempt)
     assert current == [starts]
-    # Whatever lines one of them has lost of the others, the next start restores.
+    # The next start restores lines of other attempts that one of them lost.
     RunDirectory(store).start_attempt(["a"], None, "new")
     record = [json.loads(line) for line in store.read("attempts.jsonl").splitlines()]
     assert [entry["attempt"] for entry in record] == list(range(1, starts + 2))
     assert len({entry["id"] for entry in record}) == starts + 1
 
 
-def test_where_storage_lets_two_take_one_number_one_of_them_is_fenced(store, monkeypatch):
-    """A copy of S3 that ignores conditions: the last writer wins."""
+def test_if_two_attempts_get_the_same_number_one_is_fenced(store, monkeypatch):
+    """A store that ignores conditional writes: the last writer wins."""
 
     def careless(self, name, data):
         self.publish(name, data)
@@ -205,7 +205,7 @@ def test_where_storage_lets_two_take_one_number_one_of_them_is_fenced(store, mon
 
     monkeypatch.setattr(Store, "create", careless)
     one, other = RunDirectory(store), RunDirectory(store)
-    one._taken = other._taken = list  # both have looked before either wrote
+    one._taken = other._taken = list  # both have read before either writes
     one.attempts = other.attempts = list
     assert one.start_attempt(["a"], None, "new") == other.start_attempt(["b"], None, "new") == 1
     del one._taken, other._taken, one.attempts, other.attempts
@@ -214,22 +214,22 @@ def test_where_storage_lets_two_take_one_number_one_of_them_is_fenced(store, mon
         one.require_current()
 
 
-def test_an_attempt_never_writes_into_a_folder_of_another(store):
+def test_attempt_never_writes_into_a_folder_of_another(store):
     stale, current = Checkpoints(store), Checkpoints(store)
     current.save(2, tensors_of(2.0), {"of": "current"}, attempt=2)
     current.wait()
-    stale.save(2, tensors_of(1.0), {"of": "stale"}, attempt=1)  # its look at the fence came before
+    stale.save(2, tensors_of(1.0), {"of": "stale"}, attempt=1)  # it checked the fence earlier
     stale.close()
     first, second = (read_checkpoint(store.child(name)).state["of"] for name in store.list())
     assert (first, second) == ("stale", "current")
-    # What one attempt writes twice, after it went back, are two folders, of which the last counts.
+    # What one attempt writes twice, after a rollback, are two folders; the last one counts.
     current.save(2, tensors_of(3.0), {"of": "current, again"}, attempt=2)
     current.close()
     assert Checkpoints(store).newest().state == {"of": "current, again"}
     assert len(store.list()) == 1, "what it supersedes is deleted"
 
 
-def test_names_are_ordered_by_clock_and_attempt():
+def test_names_sort_by_samples_seen_and_attempt():
     names = [
         "000000576",
         "000000640",  # of an earlier version
@@ -255,7 +255,7 @@ def test_names_are_ordered_by_clock_and_attempt():
         assert Name.parse(other) is None
 
 
-def test_a_stale_attempt_deletes_nothing_newer(store):
+def test_stale_attempt_deletes_nothing_newer(store):
     current, stale = Checkpoints(store, Retention(newest=3)), Checkpoints(store)
     for clock in (1, 3, 4):
         current.save(clock, tensors_of(1.0), {}, attempt=2)
@@ -266,16 +266,16 @@ def test_a_stale_attempt_deletes_nothing_newer(store):
     assert clocks(store) == [1, 2, 3, 4, 5]
 
 
-def test_the_best_and_every_nth_are_kept(store):
+def test_best_and_every_nth_are_kept(store):
     kept = Checkpoints(store, Retention(newest=1, best=2, metric="fid", every_samples=10))
     measured = {3: 5.0, 6: 1.0, 9: None, 12: 4.0, 15: 2.0, 18: 3.0, 21: None, 24: 9.0}
     for clock, fid in measured.items():
         metrics = {} if fid is None else {"fid": fid}
         kept.save(clock, tensors_of(1.0), {}, attempt=1, metrics=metrics)
     kept.close()
-    # 6 and 15 are the best, 12 and 21 the first past 10 and 20, 24 the newest.
+    # 6 and 15 are the best, 12 and 21 the first after 10 and 20, 24 the newest.
     assert clocks(store) == [6, 12, 15, 21, 24]
-    # Another process learns the metrics from the manifests.
+    # Another process reads the metrics from the manifests.
     again = Checkpoints(store, Retention(newest=1, best=1))
     again.save(30, tensors_of(1.0), {}, attempt=2)
     again.close()
@@ -290,8 +290,8 @@ def test_the_best_and_every_nth_are_kept(store):
     best=st.integers(0, 3),
     every=st.sampled_from([0, 7, 20]),
 )
-def test_what_is_kept_does_not_depend_on_when_it_was_asked(clocks, fids, newest, best, every):
-    """Deleting as one goes keeps what looking back at all of them would keep."""
+def test_kept_checkpoints_do_not_depend_on_when_pruning_ran(clocks, fids, newest, best, every):
+    """Pruning after each checkpoint keeps what pruning once at the end would keep."""
     rule = Retention(newest, best, "fid", every)
     alive, seen = {}, {}
     for clock in sorted(clocks):

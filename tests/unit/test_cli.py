@@ -1,4 +1,4 @@
-"""The commands: what they print, what they refuse, and with which exit status."""
+"""Commands: output, errors and exit status."""
 
 import json
 import os
@@ -30,26 +30,26 @@ TINY = [
 
 
 def train(run_dir, *more, settings=(), preset="digits"):
-    """Status of ``gatdist train --local``."""
+    """Return the status of ``gatdist train --local``."""
     sets = [word for setting in (*TINY, *settings) for word in ("--set", setting)]
     return main(["train", preset, "--local", "--run-dir", str(run_dir), *sets, *more])
 
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory):
-    """A finished tiny run. Tests read it only."""
+    """A finished small run, read-only."""
     folder = tmp_path_factory.mktemp("run")
     assert train(folder) == 0
     return folder
 
 
 def checkpoint_of(run_dir, samples_seen):
-    """The folder of the checkpoint with so many samples."""
+    """Return the folder of the checkpoint with this number of samples."""
     (found,) = (run_dir / "checkpoints").glob(f"{samples_seen:09d}.*")
     return found
 
 
-def test_a_run_leaves_the_files_of_the_contract(run_dir):
+def test_run_writes_the_documented_files(run_dir):
     assert {"config.json", "attempts.jsonl", "metrics.jsonl", "samples", "checkpoints"} <= set(
         os.listdir(run_dir)
     )
@@ -66,7 +66,7 @@ def test_a_run_leaves_the_files_of_the_contract(run_dir):
     assert attempt["resumed_from"] is None
 
 
-def test_metrics_have_the_contracts_keys(run_dir):
+def test_metrics_have_the_documented_keys(run_dir):
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert [line["samples_seen"] for line in lines] == [32, 64, 96]
     for line in lines:
@@ -92,7 +92,7 @@ def test_metrics_have_the_contracts_keys(run_dir):
     assert "penalty/r1" in lines[0]
 
 
-def test_inspect_tells_what_a_run_a_checkpoint_and_a_data_set_are(run_dir, capsys):
+def test_inspect_describes_runs_checkpoints_and_data_sets(run_dir, capsys):
     for url, kind in ((run_dir, "run"), (checkpoint_of(run_dir, 96), "checkpoint")):
         assert main(["inspect", str(url), "--json"]) == 0
         found = json.loads(capsys.readouterr().out)
@@ -150,7 +150,7 @@ def test_json_prints_exactly_one_document(run_dir, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["status"] == "finished"
 
 
-def test_dry_run_tells_what_would_be_done_and_writes_nothing(tmp_path, run_dir, capsys):
+def test_dry_run_reports_the_plan_and_writes_nothing(tmp_path, run_dir, capsys):
     assert train(tmp_path / "new", "--dry-run", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["steps_to_go"] == 12
@@ -166,7 +166,7 @@ def test_dry_run_tells_what_would_be_done_and_writes_nothing(tmp_path, run_dir, 
         assert fact in message
 
 
-def test_texts_need_networks_for_texts(tmp_path, capsys):
+def test_texts_require_networks_for_texts(tmp_path, capsys):
     (tmp_path / "lines.txt").write_text("one\ntwo\nsix\n")
     gatdist.pack(str(tmp_path / "lines.txt"), str(tmp_path / "data"), workers=1)
     assert train(tmp_path / "run", settings=[f"data.url={tmp_path / 'data'}"]) == 2
@@ -197,37 +197,39 @@ def test_texts_need_networks_for_texts(tmp_path, capsys):
         (['model.discriminator={name="mlp"}'], "model"),
     ],
 )
-def test_bad_settings_are_told_in_one_message_with_status_2(settings, message, tmp_path, capsys):
+def test_invalid_settings_are_reported_in_one_message_with_status_2(
+    settings, message, tmp_path, capsys
+):
     assert train(tmp_path / "run", settings=settings) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"gatdist: {message}: ")
     assert "Traceback" not in error
 
 
-def test_a_setting_that_was_refused_does_not_keep_the_folder(tmp_path):
+def test_rejected_setting_leaves_the_folder_usable(tmp_path):
     assert train(tmp_path / "run", settings=["game.loss=nonsaturatin"]) == 2
     assert train(tmp_path / "run", settings=["game.loss=nonsaturating"]) == 0
 
 
-def test_a_batch_that_the_workers_do_not_divide_is_refused_before_ray_starts(tmp_path, capsys):
+def test_batch_that_workers_do_not_divide_is_rejected_before_ray_starts(tmp_path, capsys):
     assert main(["train", "digits", "--workers", "3", "--run-dir", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("gatdist: run.global_batch = 64: ")
     assert "3 workers" in error
 
 
-def test_workers_beside_local_are_refused(tmp_path, capsys):
+def test_workers_with_local_is_rejected(tmp_path, capsys):
     assert train(tmp_path, "--workers", "2") == 2
     assert "--local = True: " in capsys.readouterr().err
 
 
-def test_an_unwritable_run_directory_is_told(tmp_path, capsys):
+def test_unwritable_run_directory_is_reported(tmp_path, capsys):
     (tmp_path / "file").write_text("not a folder")
     assert train(tmp_path / "file") == 2
     assert str(tmp_path / "file") in capsys.readouterr().err
 
 
-def test_another_configuration_is_refused_and_paths_may_change(run_dir, capsys):
+def test_other_configuration_is_rejected_but_paths_may_change(run_dir, capsys):
     before = (run_dir / "config.json").read_text()
     assert train(run_dir, settings=["game.loss=minimax"]) == 2
     error = capsys.readouterr().err
@@ -237,7 +239,9 @@ def test_another_configuration_is_refused_and_paths_may_change(run_dir, capsys):
     assert train(run_dir, settings=["run.log_every_samples=8"]) == 0
 
 
-def test_a_damaged_newest_checkpoint_falls_back_loudly_and_ends_the_same(run_dir, tmp_path, capsys):
+def test_damaged_newest_checkpoint_falls_back_with_a_warning_and_ends_the_same(
+    run_dir, tmp_path, capsys
+):
     assert train(tmp_path, settings=["run.total_samples=96"]) == 0
     main(["inspect", str(run_dir), "--digest"])
     store = Store(str(tmp_path))
@@ -258,7 +262,7 @@ def test_a_damaged_newest_checkpoint_falls_back_loudly_and_ends_the_same(run_dir
     assert digests[0] == digests[1]
 
 
-def test_commands_on_what_is_no_run_say_so(tmp_path, capsys):
+def test_commands_on_what_is_no_run_report_it(tmp_path, capsys):
     for arguments in (
         ["inspect", str(tmp_path)],
         ["inspect", str(tmp_path), "--digest"],
@@ -269,7 +273,7 @@ def test_commands_on_what_is_no_run_say_so(tmp_path, capsys):
         assert str(tmp_path) in capsys.readouterr().err
 
 
-def test_a_run_that_is_never_finite_stops_with_status_1(tmp_path, capsys, monkeypatch):
+def test_run_that_is_never_finite_stops_with_status_1(tmp_path, capsys, monkeypatch):
     (tmp_path / "bad_loss.py").write_text(
         "from gatdist import register_loss\n"
         "from gatdist.game import Loss\n"
@@ -296,7 +300,7 @@ def test_a_run_that_is_never_finite_stops_with_status_1(tmp_path, capsys, monkey
         (["health.collapse_ratio=100.0"], "collapse"),
     ],
 )
-def test_alarms_are_told_and_kept_with_the_metrics(settings, alarm, tmp_path, capsys):
+def test_alarms_are_shown_and_logged_with_the_metrics(settings, alarm, tmp_path, capsys):
     more = ["game.penalties={}", "run.total_samples=960", "run.log_every_samples=480"]
     assert train(tmp_path, settings=[*more, *settings]) == 0
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -304,7 +308,7 @@ def test_alarms_are_told_and_kept_with_the_metrics(settings, alarm, tmp_path, ca
     assert "! " in capsys.readouterr().err
 
 
-def test_converged_runs_stop_early_and_say_why(tmp_path, capsys):
+def test_converged_run_stops_early_and_reports_why(tmp_path, capsys):
     settings = [
         "run.total_samples=9600",
         'evaluate.metrics=["fid"]',
@@ -321,8 +325,8 @@ def test_converged_runs_stop_early_and_say_why(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == outcome
 
 
-def test_no_ray_is_needed_to_train_locally(tmp_path, run_gatdist):
-    """Ray, made unimportable: a module of that name that refuses."""
+def test_local_training_does_not_import_ray(tmp_path, run_gatdist):
+    """Replace Ray by a module that raises on import."""
     (tmp_path / "ray.py").write_text("raise ImportError('no Ray here')\n")
     sets = [word for setting in TINY for word in ("--set", setting)]
     finished = run_gatdist(
@@ -352,7 +356,7 @@ def test_standard_streams_may_be_closed(tmp_path, closed):
     assert list(tmp_path.glob("run/checkpoints/*/MANIFEST.json"))
 
 
-def test_a_thread_that_user_code_has_started_does_not_keep_the_command(tmp_path, run_gatdist):
+def test_thread_of_user_code_does_not_block_the_exit(tmp_path, run_gatdist):
     (tmp_path / "threads.py").write_text(
         "import threading\n"
         "threading.Thread(target=threading.Event().wait, name='endless').start()\n"
@@ -368,7 +372,7 @@ def test_a_thread_that_user_code_has_started_does_not_keep_the_command(tmp_path,
 
 
 @pytest.mark.parametrize("value", ["9" * 5000, "[" * 5000, "{a=" * 5000, "1" + "0" * 400])
-def test_values_too_long_or_nested_too_deep_are_refused(tmp_path, capsys, value):
+def test_values_too_long_or_nested_too_deep_are_rejected(tmp_path, capsys, value):
     (tmp_path / "own.toml").write_text(f"[run]\nseed = {value}\n")
     for words in (["digits", "--set", f"run.seed={value}"], [str(tmp_path / "own.toml")]):
         assert main(["train", *words, "--dry-run"]) == 2
@@ -377,7 +381,7 @@ def test_values_too_long_or_nested_too_deep_are_refused(tmp_path, capsys, value)
         assert len(error) < 20_000
 
 
-def test_a_current_folder_that_is_gone_is_named(tmp_path, monkeypatch, capsys):
+def test_deleted_current_folder_is_named(tmp_path, monkeypatch, capsys):
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
@@ -387,13 +391,13 @@ def test_a_current_folder_that_is_gone_is_named(tmp_path, monkeypatch, capsys):
         gatdist.load("run")
 
 
-def test_an_empty_run_directory_is_refused(tmp_path, monkeypatch, capsys):
+def test_empty_run_directory_is_rejected(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["train", "digits", "--local", "--run-dir", ""]) == 2
     assert not list(tmp_path.iterdir())
 
 
-def test_paths_of_pathlib_are_taken(run_dir, tmp_path):
+def test_pathlib_paths_are_accepted(run_dir, tmp_path):
     (tmp_path / "own.toml").write_text('[run]\ntotal_samples = 64\n[data]\nurl = "builtin:ring"\n')
     assert gatdist.load_config(tmp_path / "own.toml").run.total_samples == 64
     assert gatdist.load(run_dir) is not None
@@ -406,7 +410,7 @@ def test_paths_of_pathlib_are_taken(run_dir, tmp_path):
         gatdist.export(run_dir, "safetensors", out="a\0b")
 
 
-def test_a_library_that_takes_the_signals_does_not_keep_a_run_from_ending(tmp_path):
+def test_library_that_replaces_signal_handlers_does_not_prevent_a_stop(tmp_path):
     (tmp_path / "deaf.py").write_text(
         "import signal\n"
         "for number in (signal.SIGTERM, signal.SIGINT):\n"

@@ -34,7 +34,7 @@ from support import refused
 LOST = WorkerLostError("gone")
 
 
-def test_the_workers_that_can_share_the_batch():
+def test_worker_counts_that_divide_the_batch():
     config = load_config("digits", ["cluster.workers=[1, 9]"])  # a batch of 64
     assert config.fitting_workers() == [1, 2, 4, 8]
     canonical = ["run.reduction=canonical", "run.virtual_workers=4"]
@@ -50,30 +50,30 @@ def test_the_workers_that_can_share_the_batch():
     st.integers(1, 3),
     st.integers(0, 3),
 )
-def test_room_is_what_fits_host_by_host(hosts, cpus, gpus):
+def test_room_is_what_fits_on_each_host(hosts, cpus, gpus):
     free = [{"CPU": float(c), "GPU": float(g)} for c, g in hosts]
     expected = sum(min(c // cpus, g // gpus if gpus else 99) for c, g in hosts)
     assert room_for({"CPU": float(cpus), "GPU": float(gpus)}, free) == expected
 
 
-def test_a_resource_that_a_host_lacks_leaves_no_room():
+def test_resource_that_a_host_lacks_leaves_no_room():
     assert room_for({"CPU": 1.0, "GPU": 1.0}, [{"CPU": 8.0}]) == 0
     assert room_for({"CPU": 0.1}, [{"CPU": 0.3}]) == 3
 
 
-def test_the_largest_fitting_size_is_taken():
+def test_largest_fitting_size_is_chosen():
     assert largest([1, 2, 4], 3) == 2
     assert largest([2, 4], 1) is None
 
 
-def test_a_resize_must_save_more_than_it_costs():
+def test_resize_must_save_more_than_it_costs():
     assert is_worth_resizing(1, 2, left_s=100, cost_s=20)
     assert not is_worth_resizing(1, 2, left_s=60, cost_s=20)
     assert not is_worth_resizing(2, 2, left_s=1e9, cost_s=1)
     assert not is_worth_resizing(2, 1, left_s=1e9, cost_s=1)
 
 
-def test_whether_hosts_that_are_yet_to_come_have_gpus_must_be_said():
+def test_gpus_of_future_hosts_must_be_specified():
     config, asked = ClusterConfig(), ClusterConfig(gpus_per_worker=1)
     assert needs_of(config, {"CPU": 2}) == {"CPU": 1}
     assert needs_of(config, {"CPU": 2, "GPU": 1}, grows=True) == {"CPU": 1, "GPU": 1}
@@ -82,18 +82,18 @@ def test_whether_hosts_that_are_yet_to_come_have_gpus_must_be_said():
         needs_of(config, {"CPU": 2}, grows=True)
 
 
-def test_workers_that_are_often_disturbed_are_not_stopped_for_a_few_more():
+def test_often_disturbed_workers_do_not_stop_for_few_more():
     def is_worth_it(disturbances):
         left_s = undisturbed_s(3600, disturbances)
         return is_worth_resizing(500, 512, left_s, cost_s=60)
 
     assert undisturbed_s(0, 0) == 3600
-    assert undisturbed_s(10, 1) > 1800  # one that came early says little
+    assert undisturbed_s(10, 1) > 1800  # an early disturbance is weak evidence
     assert is_worth_resizing(1, 2, undisturbed_s(10, 1), cost_s=60)
     assert [is_worth_it(count) for count in (0, 1, 9)] == [True, False, False]
 
 
-def test_a_host_that_comes_and_goes_is_not_taken_in():
+def test_unstable_host_is_not_added():
     growth = Growth(patience_s=10)
     seen = [(0, 2), (5, 2), (9, None), (12, 2), (20, 2), (21, 2), (22, 2)]
     decisions = [growth.decide(1, later, left_s=1e6, cost_s=10, at_s=at) for at, later in seen]
@@ -110,7 +110,7 @@ def test_failures_are_retried_while_the_run_makes_progress():
     assert "3 times" in last.reason
 
 
-def test_the_first_start_is_at_once_and_the_next_ones_wait_longer():
+def test_first_start_is_immediate_and_later_ones_back_off():
     recovery = Recovery(max_failures=9)
     delays = [recovery.decide(LOST, 0).delay_s for _ in range(9)]
     assert delays == [0, 1, 2, 4, 8, 16, 30, 30, 30]
@@ -118,11 +118,11 @@ def test_the_first_start_is_at_once_and_the_next_ones_wait_longer():
 
 
 @pytest.mark.parametrize("error", [rebuilt("DataError", "x"), TrainingError("x")])
-def test_what_would_fail_again_is_not_tried_again(error):
+def test_lasting_failure_is_not_retried(error):
     assert not Recovery(9).decide(error, 0).retries
 
 
-def test_storage_that_is_down_is_tried_again():
+def test_unavailable_storage_is_retried():
     assert Recovery(1).decide(StorageUnavailableError("down"), 0).retries
     assert not Recovery(0).decide(StorageUnavailableError("down"), 0).retries
     assert isinstance(rebuilt("DataError", "x"), DataError)
@@ -135,14 +135,14 @@ def heartbeat(
     return Heartbeat(*about, silent, still, waits, lengthy)
 
 
-def test_workers_that_make_progress_are_not_late():
+def test_workers_that_make_progress_are_no_stragglers():
     assert (
         straggler_report([heartbeat(0), heartbeat(1, still=60)], 5) is None
     )  # the other one makes progress
     assert straggler_report([], 5) is None
 
 
-def test_a_silent_worker_is_late():
+def test_silent_worker_is_a_straggler():
     late = straggler_report(
         [heartbeat(0, still=9), heartbeat(1, silent=8, still=9, phase="data")], 5
     )
@@ -152,7 +152,7 @@ def test_a_silent_worker_is_late():
         assert fact in late.message
 
 
-def test_the_one_that_is_behind_is_late():
+def test_worker_that_is_behind_is_a_straggler():
     late = straggler_report(
         [heartbeat(0, still=9), heartbeat(1, num_phases=9, phase="data", still=9.5)], 5
     )
@@ -160,7 +160,7 @@ def test_the_one_that_is_behind_is_late():
     assert "9 s" in late.message
 
 
-def test_in_one_phase_the_one_that_does_not_wait_is_late():
+def test_in_one_phase_the_worker_that_does_not_wait_is_the_straggler():
     late = straggler_report(
         [heartbeat(0, still=9, waits=True), heartbeat(1, still=9, waits=False)], 5
     )
@@ -169,23 +169,23 @@ def test_in_one_phase_the_one_that_does_not_wait_is_late():
     assert [one.rank for one in unknown.workers] == [0, 1]
 
 
-def test_what_a_launch_held_is_waited_for_but_not_for_long():
+def test_resources_of_a_launch_are_awaited_for_a_limited_time():
     sizes = [1, 2, 4]
     assert size_to_launch(sizes, room=4, capacity=5, waited_s=0, patience_s=3) == 4
     assert size_to_launch(sizes, room=2, capacity=4, waited_s=1, patience_s=3) is None
     assert size_to_launch(sizes, room=2, capacity=4, waited_s=3, patience_s=3) == 2
     assert size_to_launch(sizes, room=0, capacity=4, waited_s=9, patience_s=3) is None
-    assert size_to_launch(sizes, room=2, capacity=4, waited_s=0, patience_s=0) == 2  # at first
+    assert size_to_launch(sizes, room=2, capacity=4, waited_s=0, patience_s=0) == 2  # at the start
 
 
 @given(st.floats(6, 600), st.integers(0, 3), st.integers(1, 4))
-def test_a_long_phase_of_one_worker_is_no_hang_of_those_that_wait(still, busy, workers):
+def test_long_phase_of_one_worker_is_no_hang_of_those_that_wait(still, busy, workers):
     heartbeats = [heartbeat(i, still=0.3 if i == busy else still) for i in range(workers)]
     assert (straggler_report(heartbeats, 5) is None) == (busy < workers)
 
 
 @pytest.mark.parametrize("phase", ["start", "generator", "profile", "commit"])
-def test_a_long_start_or_compile_has_a_limit_of_its_own(phase):
+def test_long_start_or_compile_has_its_own_limit(phase):
     waiting = heartbeat(1, still=300, waits=True)
     assert (
         straggler_report([heartbeat(0, phase=phase, still=300, lengthy=True), waiting], 5, 600)
@@ -216,5 +216,5 @@ class WorkerError(Exception):
         ),
     ],
 )
-def test_the_last_meaningful_line_of_a_failure_is_shown(text, line):
+def test_last_meaningful_line_of_a_failure_is_shown(text, line):
     assert summary(WorkerError(text)) == line

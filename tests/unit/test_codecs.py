@@ -1,4 +1,4 @@
-"""Codecs: what becomes of every kind of image, label and array."""
+"""Codecs of images, labels and arrays."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def saved(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
 
 
 def smooth(height: int, width: int) -> Image.Image:
-    """An image that survives JPEG and resizing."""
+    """Return an image that JPEG and resizing change little."""
     y, x = np.mgrid[0:height, 0:width]
     levels = np.stack([255 * y / height, 255 * x / width, 0 * x + 128], axis=-1)
     return Image.fromarray(levels.astype(np.uint8))
 
 
 @given(arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 3]))))
-def test_png_comes_back(pixels: np.ndarray) -> None:
+def test_png_round_trip(pixels: np.ndarray) -> None:
     height, width, channels = pixels.shape
     content = encode_png(pixels)
     assert (decode_image(content, (channels, height, width)) == pixels).all()
@@ -53,7 +53,7 @@ def test_lossless_formats(kind: str) -> None:
     assert (decode_image(saved(Image.fromarray(RGB), kind, **options), SHAPE) == RGB).all()
 
 
-def test_gray_and_rgb_become_each_other() -> None:
+def test_gray_and_rgb_are_converted_to_each_other() -> None:
     assert (decode_image(saved(Image.fromarray(GRAY)), SHAPE) == GRAY[..., None]).all()
     luma = RGB @ np.array([0.299, 0.587, 0.114])
     found = decode_image(saved(Image.fromarray(RGB)), (1, 6, 10))[..., 0]
@@ -62,7 +62,7 @@ def test_gray_and_rgb_become_each_other() -> None:
     assert np.ptp(decode_image(jpeg, (3, 16, 24)), axis=2).max() == 0
 
 
-def test_palettes_and_one_bit() -> None:
+def test_palettes_and_one_bit_images() -> None:
     palette = Image.fromarray(RGB).quantize(16)
     assert (decode_image(saved(palette), SHAPE) == np.asarray(palette.convert("RGB"))).all()
     bits = Image.fromarray(GRAY > 127)
@@ -82,7 +82,7 @@ def test_transparent_images_are_composited_on_white() -> None:
 
 
 def png16(levels: np.ndarray) -> bytes:
-    """A PNG of 16 bits a channel: [H, W] gray or [H, W, 3] RGB."""
+    """Return a PNG of 16 bits per channel: [H, W] gray or [H, W, 3] RGB."""
     height, width = levels.shape[:2]
     header = struct.pack(">IIBBBBB", width, height, 16, 0 if levels.ndim == 2 else 2, 0, 0, 0)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in levels)
@@ -93,7 +93,7 @@ def png16(levels: np.ndarray) -> bytes:
     )
 
 
-def test_of_sixteen_bits_the_upper_eight_are_taken() -> None:
+def test_of_sixteen_bits_the_upper_eight_are_used() -> None:
     gray = RNG.integers(0, 2**16, (6, 10), dtype=np.uint16)
     assert (decode_image(png16(gray), (1, 6, 10))[..., 0] == gray >> 8).all()
     rgb = RNG.integers(0, 2**16, (6, 10, 3), dtype=np.uint16)
@@ -109,7 +109,7 @@ def test_cmyk() -> None:
     assert np.abs(found - np.asarray(image)).max() < 12
 
 
-def test_an_animation_is_its_first_image() -> None:
+def test_first_image_of_an_animation_is_decoded() -> None:
     first, second = Image.fromarray(RGB), Image.fromarray(255 - RGB)
     content = saved(first, "PNG", save_all=True, append_images=[second])
     assert (decode_image(content, SHAPE) == RGB).all()
@@ -117,7 +117,7 @@ def test_an_animation_is_its_first_image() -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_exif_turns_an_image(kind: str, orientation: int) -> None:
+def test_exif_orientation_is_applied(kind: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     content = saved(smooth(16, 24), kind, exif=exif, quality=95)
@@ -135,7 +135,7 @@ def test_exif_turns_an_image(kind: str, orientation: int) -> None:
     assert np.abs(found - turned).max() < 16
 
 
-def test_jpeg_as_simplejpeg_and_as_pillow_decode_it() -> None:
+def test_jpeg_is_decoded_as_by_simplejpeg_and_pillow() -> None:
     content = simplejpeg.encode_jpeg(np.asarray(smooth(32, 48)), quality=90)
     found = decode_image(content, (3, 32, 48))
     assert (found == simplejpeg.decode_jpeg(content)).all()
@@ -144,7 +144,7 @@ def test_jpeg_as_simplejpeg_and_as_pillow_decode_it() -> None:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 @pytest.mark.parametrize("size", [(40, 40), (16, 64), (90, 24), (24, 24), (5, 7)])
-def test_another_size_is_cut_and_resized(kind: str, size: tuple[int, int]) -> None:
+def test_other_size_is_cropped_and_resized(kind: str, size: tuple[int, int]) -> None:
     content = saved(smooth(*size), kind, quality=98)
     found = decode_image(content, (3, 24, 24), resize="box").astype(int)
     side = min(size)
@@ -154,7 +154,7 @@ def test_another_size_is_cut_and_resized(kind: str, size: tuple[int, int]) -> No
     assert np.abs(found - expected).mean() < 6
 
 
-def test_without_a_filter_another_size_is_refused() -> None:
+def test_without_a_filter_other_size_is_rejected() -> None:
     with pytest.raises(CodecError):
         decode_image(saved(Image.fromarray(RGB)), (3, 8, 10))
 
@@ -169,12 +169,12 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_is_no_image(name: str) -> None:
+def test_content_that_is_no_image_is_rejected(name: str) -> None:
     with pytest.raises(CodecError):
         decode_image(BAD[name], SHAPE)
 
 
-def test_a_bomb_is_refused_by_its_header() -> None:
+def test_decompression_bomb_is_rejected_by_its_header() -> None:
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     chunk = struct.pack(">I", 13) + b"IHDR" + header
     bomb = b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", zlib.crc32(b"IHDR" + header))
@@ -184,7 +184,7 @@ def test_a_bomb_is_refused_by_its_header() -> None:
 
 
 @given(st.binary(max_size=400), st.integers(0, 300), st.integers(0, 2))
-def test_any_damage_ends_in_a_codec_error(noise: bytes, at: int, which: int) -> None:
+def test_any_damage_raises_a_codec_error(noise: bytes, at: int, which: int) -> None:
     whole = [
         encode_png(RGB),
         simplejpeg.encode_jpeg(np.ascontiguousarray(RGB)),
@@ -222,7 +222,7 @@ def test_labels(content: bytes, field: str, label: int) -> None:
         (b'{"label": null}', "label", ""),
     ],
 )
-def test_labels_that_are_none(content: bytes, field: str, fact: str) -> None:
+def test_invalid_labels_are_rejected(content: bytes, field: str, fact: str) -> None:
     with pytest.raises(CodecError) as caught:
         decode_label(content, 10, field)
     assert fact in str(caught.value)

@@ -1,4 +1,4 @@
-"""Images as cameras, phones and other programs write them: EXIF, alpha, profiles, 16 bits."""
+"""Images of cameras, phones and other programs: EXIF, alpha, profiles, 16 bits."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def noise(height: int, width: int, *channels: int) -> NDArray[np.uint8]:
 
 
 def ifd(*entries: tuple[int, int, int, bytes], order: str = "<", count: int | None = None) -> bytes:
-    """A TIFF header and IFD0: entries of tag, type, count and 4 bytes of value."""
+    """Return a TIFF header and IFD0 with entries of tag, type, count and 4 bytes of value."""
     head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", 8)
     body = b"".join(struct.pack(f"{order}HHI", *e[:3]) + e[3].ljust(4, b"\0") for e in entries)
     return head + struct.pack(f"{order}H", len(entries) if count is None else count) + body
@@ -66,7 +66,7 @@ def exif(value: int, order: str = "<") -> bytes:
 
 
 def segments(jpeg: bytes) -> tuple[list[bytes], bytes]:
-    """The segments before the first scan, and the scan with all that follows."""
+    """Return the segments before the first scan, and the scan with the rest of the file."""
     parts, at = [], 2
     while jpeg[at + 1] != 0xDA:
         end = at + 2 + int.from_bytes(jpeg[at + 2 : at + 4])
@@ -110,19 +110,19 @@ def test_orientation_is_1_to_8_or_upright_in_both_byte_orders(value: int, order:
         (b"Exif\0\0", 1),
         (b"Exif\0\0II*\0", 1),
         (b"XX*\0" + ifd(short(6))[4:], 1),
-        (ifd((TAG, 4, 1, struct.pack("<I", 6))), 6),  # LONG, as Pillow's reference reads it
+        (ifd((TAG, 4, 1, struct.pack("<I", 6))), 6),  # LONG, which Pillow reads, too
         (ifd((TAG, 9, 1, struct.pack("<i", -6))), 1),
         (ifd((TAG, 3, 2, struct.pack("<HH", 6, 6))), 1),
         (ifd((TAG, 3, 0, struct.pack("<H", 6))), 1),
         (ifd((TAG, 2, 2, b"6\0")), 1),
         (ifd((TAG, 7, 1, b"\6")), 1),
         (ifd((TAG, 77, 1, b"\6")), 1),
-        (ifd(short(6), count=65535), 6),  # the directory is cut short behind the tag
+        (ifd(short(6), count=65535), 6),  # the directory is truncated after the tag
         (ifd((0x0100, 3, 1, b"\1\0"), short(8)), 8),
         (ifd(short(8))[:-3], 1),
         (b"II*\0" + struct.pack("<I", 2**32 - 1), 1),
         (b"II*\0" + struct.pack("<I", 0) + bytes(40), 1),
-        # IFD1, the thumbnail's, has another.
+        # IFD1, of the thumbnail, has another one.
         (ifd((0x0100, 3, 1, b"\1\0")) + struct.pack("<I", 26) + ifd(short(6))[8:], 1),
     ],
 )
@@ -136,7 +136,7 @@ def test_orientation_of_any_bytes_is_1_to_8(data: bytes) -> None:
         assert exif_orientation(head + data) in range(1, 9)
 
 
-def test_orientation_9_and_0_leave_pixels_where_they_are() -> None:
+def test_orientation_9_and_0_do_not_change_pixels() -> None:
     plain = simplejpeg.encode_jpeg(np.asarray(smooth(40, 60)))
     parts, scan = segments(plain)
     for value in (0, 9, 65535):
@@ -155,7 +155,7 @@ def test_orientation_9_and_0_leave_pixels_where_they_are() -> None:
 def test_orientation_of_jpegs_with_shuffled_segments(
     value: int, random: Any, order: str, size: tuple[int, int]
 ) -> None:
-    """Whatever order the segments stand in, header, fast path, resizing and Pillow agree."""
+    """For any order of segments, header, fast path, resizing and Pillow agree."""
     plain = simplejpeg.encode_jpeg(np.asarray(smooth(*size)), quality=95)
     parts, scan = segments(plain)
     others = [
@@ -179,7 +179,7 @@ def test_orientation_of_jpegs_with_shuffled_segments(
     assert (small == decode_image(encode_png(expected.copy()), (3, 8, 8), resize="box")).all()
 
 
-def test_orientation_behind_the_frame_and_behind_much_else() -> None:
+def test_orientation_after_the_frame_and_other_segments() -> None:
     image = np.asarray(smooth(24, 40))
     plain = simplejpeg.encode_jpeg(image, quality=95)
     parts, scan = segments(plain)
@@ -193,7 +193,7 @@ def test_orientation_behind_the_frame_and_behind_much_else() -> None:
         assert (found == turned(decode_image(plain, (3, 24, 40)), 3)).all()
 
 
-def test_orientation_of_the_first_of_two_exif_segments_counts() -> None:
+def test_orientation_of_the_first_of_two_exif_segments_applies() -> None:
     parts, scan = segments(simplejpeg.encode_jpeg(np.asarray(smooth(16, 24))))
     two = [segment(0xE1, exif(6)), segment(0xE1, exif(3))]
     assert read_image_shape(joined([*two, *parts], scan)) == (3, 24, 16)
@@ -225,7 +225,7 @@ def test_orientation_of_other_formats(kind: str, orientation: int) -> None:
     assert np.abs(found - expected).max() <= (16 if kind == "AVIF" else 0)
 
 
-def test_orientation_of_a_png_behind_its_pixels() -> None:
+def test_orientation_of_a_png_after_its_pixels() -> None:
     content = encode_png(np.asarray(smooth(16, 24)))
     body = exif(6).removeprefix(b"Exif\0\0")
     chunk = struct.pack(">I", len(body)) + b"eXIf" + body
@@ -312,7 +312,7 @@ def test_opaque_alpha_is_not_transparent() -> None:
 
 
 def gray_profile(gamma: float) -> bytes:
-    """A gray profile of ICC version 2 with one gamma."""
+    """Return a gray profile of ICC version 2 with one gamma."""
     curve = b"curv" + bytes(4) + struct.pack(">IH", 1, round(gamma * 256)) + bytes(2)
     white = b"XYZ " + bytes(4) + struct.pack(">3i", 63190, 65536, 54061)
     text = b"desc" + bytes(4) + struct.pack(">I", 2) + b"g\0" + bytes(78)
@@ -329,7 +329,7 @@ def gray_profile(gamma: float) -> bytes:
 
 
 def rgb_profile(gamma: float) -> bytes:
-    """SRGB's colors with another gamma: its curves are replaced."""
+    """Return SRGB's colors with another gamma: its curves are replaced."""
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     (count,) = struct.unpack_from(">I", profile, 128)
     for i in range(count):
@@ -351,14 +351,14 @@ def encoded_srgb(linear: NDArray[Any]) -> NDArray[Any]:
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "JPEG"])
 def test_profiles_are_converted_to_srgb(kind: str) -> None:
-    """A gamma of 1 means that levels are linear: the standard's own formula gives the result."""
+    """With a gamma of 1, levels are linear: the standard's formula gives the expected result."""
     image = smooth(16, 32)
     options = {"quality": 100, "subsampling": 0} if kind == "JPEG" else {"lossless": True}
     content = saved(image, kind, icc_profile=rgb_profile(1.0), **options)
     assert read_image_header(content).profile == "profiles"
     found = decode_pixels(content, 3)
     expected = encoded_srgb(np.asarray(image) / 255)
-    # JPEG moves levels by 2, which the curve makes more of where it is steep.
+    # JPEG changes levels by 2, which the curve amplifies where it is steep.
     bright = np.asarray(image) > 40
     assert np.abs(found.pixels - expected)[bright].max() <= (8 if kind == "JPEG" else 2)
     assert found.remarks == {"profiles": ""}
@@ -384,7 +384,7 @@ def test_profiles_of_srgb_change_nothing(kind: str) -> None:
 
 @pytest.mark.parametrize("profile", [b"x" * 200, SRGB[:300], SRGB[:128] + bytes(99), b""])
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF"])
-def test_damaged_profiles_are_reported_and_taken_for_srgb(kind: str, profile: bytes) -> None:
+def test_damaged_profiles_are_reported_and_treated_as_srgb(kind: str, profile: bytes) -> None:
     plain = decode_pixels(saved(smooth(16, 24), kind), 3).pixels
     content = saved(smooth(16, 24), kind, icc_profile=profile)
     found = decode_pixels(content, 3)
@@ -393,7 +393,7 @@ def test_damaged_profiles_are_reported_and_taken_for_srgb(kind: str, profile: by
     assert found.remarks == ({"damaged_profiles": ""} if profile else {})
 
 
-def test_profiles_of_another_color_space_are_damaged() -> None:
+def test_profiles_of_another_color_space_count_as_damaged() -> None:
     content = saved(smooth(16, 24), icc_profile=gray_profile(2.2))
     assert decode_pixels(content, 3).remarks == {"damaged_profiles": ""}
 
@@ -414,7 +414,7 @@ def test_profiles_in_parts_and_out_of_order() -> None:
     assert torn.remarks == {"damaged_profiles": ""}
 
 
-def test_lab_and_cmyk_become_srgb() -> None:
+def test_lab_and_cmyk_are_converted_to_srgb() -> None:
     lab = Image.new("LAB", (4, 4), (255 * 50 // 100, 128, 128))  # L* of 50: a middle gray
     found = decode_image(saved(lab, "TIFF"), (3, 4, 4))
     assert np.abs(found.astype(int) - 119).max() <= 3
@@ -446,7 +446,7 @@ def png16(levels: NDArray[Any], *more: tuple[str, bytes]) -> bytes:
 
 
 def tiff16(levels: NDArray[Any], order: str, photometric: int = 2, bits: int = 16) -> bytes:
-    """An uncompressed TIFF of one strip."""
+    """Return an uncompressed TIFF with one strip."""
     height, width, channels = levels.shape
     data = levels.astype(f"{order}u2").tobytes()
     depths = struct.pack(f"{order}{channels}H", *[bits] * channels)
@@ -510,7 +510,7 @@ def test_16_bits_are_kept_in_compressed_tiff(compression: str) -> None:
     assert (decode_pixels(content, 1, bits=16).pixels[..., 0] == levels).all()
 
 
-def test_16_bits_where_white_is_zero() -> None:
+def test_16_bits_with_white_is_zero() -> None:
     levels = levels16(4, 5, 1)
     found = decode_pixels(tiff16(levels, "<", photometric=0), 1, bits=16).pixels
     assert (found == 65535 - levels).all()
@@ -555,19 +555,19 @@ def test_16_bits_with_a_color_key_of_16_bits() -> None:
     assert (decode_pixels(content, 3).pixels[1, 3] == levels[1, 3] >> 8).all()
 
 
-def test_16_bits_that_are_reduced_report_the_levels_that_remain() -> None:
+def test_16_bits_that_are_reduced_report_the_remaining_levels() -> None:
     levels = np.arange(1000, dtype=np.uint16).reshape(10, 100, 1)
     assert decode_pixels(png16(levels), 1).remarks == {"reduced": "1,000 levels became 4"}
     assert decode_pixels(png16(levels), 1, bits=16).remarks == {}
 
 
-def test_16_bits_are_filled_from_8() -> None:
+def test_16_bits_are_expanded_from_8() -> None:
     pixels = noise(6, 10, 3)
     found = decode_pixels(encode_png(pixels), 3, bits=16).pixels
     assert (found == pixels.astype(np.uint16) * 257).all()
 
 
-def test_16_bits_are_resized_and_turned_gray_in_full_precision() -> None:
+def test_16_bits_are_resized_and_converted_to_gray_in_full_precision() -> None:
     levels = np.full((8, 8, 3), 30_001, np.uint16)
     for resize in ("lanczos", "box"):
         out = np.empty((4, 4, 1), np.uint16)
@@ -575,7 +575,7 @@ def test_16_bits_are_resized_and_turned_gray_in_full_precision() -> None:
         assert (out == 30_001).all()
 
 
-def test_16_bits_with_another_profile_are_refused_by_name() -> None:
+def test_16_bits_with_another_profile_are_rejected_by_name() -> None:
     profile = b"p\0\0" + zlib.compress(rgb_profile(1.0))
     content = png16(levels16(6, 10, 3), ("iCCP", profile))
     with pytest.raises(CodecError):
@@ -591,14 +591,14 @@ def test_16_bits_with_another_profile_are_refused_by_name() -> None:
     ],
     ids=["floats", "32 bits"],
 )
-def test_levels_of_unknown_range_are_refused_not_clipped(image: Image.Image) -> None:
+def test_levels_of_unknown_range_are_rejected_not_clipped(image: Image.Image) -> None:
     content = saved(image, "TIFF")
     for read in (read_image_shape, lambda c: decode_pixels(c, 1)):
         with pytest.raises(CodecError):
             read(content)
 
 
-def test_signed_levels_are_refused_not_wrapped() -> None:
+def test_signed_levels_are_rejected_not_wrapped() -> None:
     plain = tiff16(levels16(4, 5, 1), "<", photometric=1)
     signed = saved(Image.fromarray(noise(4, 5)), "TIFF", tiffinfo={339: 2})
     assert read_image_shape(plain) == (1, 4, 5)
@@ -607,7 +607,7 @@ def test_signed_levels_are_refused_not_wrapped() -> None:
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P"])
-def test_few_bits_become_8(mode: str) -> None:
+def test_few_bits_are_expanded_to_8(mode: str) -> None:
     image = smooth(16, 24).convert(mode)
     expected = np.asarray(image.convert("RGB"))
     assert (decode_image(saved(image), (3, 16, 24)) == expected).all()
@@ -619,7 +619,7 @@ def test_few_bits_become_8(mode: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM"])
-def test_formats_are_known_by_content(kind: str) -> None:
+def test_formats_are_detected_by_content(kind: str) -> None:
     content = saved(smooth(16, 24), kind)
     header = read_image_header(content)
     assert header.format == kind
@@ -630,7 +630,7 @@ def test_formats_are_known_by_content(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
-def test_animated_images_give_the_first_and_are_marked(kind: str) -> None:
+def test_first_frame_of_animated_images_is_decoded_and_marked(kind: str) -> None:
     first, second = smooth(16, 24), Image.new("RGB", (24, 16))
     content = saved(first, kind, save_all=True, append_images=[second], lossless=True)
     assert read_image_header(content).is_animated
@@ -639,7 +639,7 @@ def test_animated_images_give_the_first_and_are_marked(kind: str) -> None:
     assert np.abs(found - np.asarray(first)).mean() < 12
 
 
-def test_phones_files_of_several_jpegs_give_the_first() -> None:
+def test_first_image_of_phones_multi_jpeg_files_is_decoded() -> None:
     content = saved(smooth(16, 24), "MPO", save_all=True, append_images=[Image.new("RGB", (8, 8))])
     assert read_image_header(content).format == "JPEG"
     plain = saved(smooth(16, 24), "JPEG")
@@ -679,15 +679,15 @@ def jpeg_with(marker: int, bits: int = 8) -> bytes:
 
 
 @pytest.mark.parametrize("content", [jpeg_with(0xC1, 12), jpeg_with(0xC3), jpeg_with(0xC5)])
-def test_jpegs_of_other_processes_end_in_a_named_error(content: bytes) -> None:
+def test_jpegs_of_unsupported_processes_raise_a_named_error(content: bytes) -> None:
     with pytest.raises(CodecError) as caught:
         decode_image(content, (3, 16, 24))
     assert "JPEG" in str(caught.value)
 
 
 @pytest.mark.parametrize("options", [{"progressive": True}, {"subsampling": "4:1:1"}, {}])
-def test_jpegs_are_the_same_fast_turned_and_resized(options: dict[str, Any]) -> None:
-    """One decoder for all ways: what is turned or resized has the pixels of the fast path."""
+def test_jpegs_are_the_same_by_fast_path_turned_and_resized(options: dict[str, Any]) -> None:
+    """All paths use one decoder: turned or resized images have the pixels of the fast path."""
     plain = saved(Image.fromarray(noise(24, 40, 3)), "JPEG", **options)
     fast = decode_image(plain, (3, 24, 40))
     assert (decode_pixels(plain, 3).pixels == fast).all()
@@ -707,20 +707,20 @@ def zero_sized() -> list[bytes]:
 
 
 @pytest.mark.parametrize("number", range(4))
-def test_images_without_pixels_end_in_a_codec_error(number: int) -> None:
+def test_images_without_pixels_raise_a_codec_error(number: int) -> None:
     with pytest.raises(CodecError):
         read_image_header(zero_sized()[number])
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM"])
-def test_images_that_are_cut_short_are_refused(kind: str) -> None:
+def test_truncated_images_are_rejected(kind: str) -> None:
     content = saved(Image.fromarray(noise(32, 48, 3)), kind)
     for part in (0.2, 0.6, 0.9):
         with pytest.raises(CodecError):
             decode_pixels(content[: int(len(content) * part)], 3)
 
 
-def test_hostile_jpegs_do_not_take_forever() -> None:
+def test_hostile_jpegs_are_decoded_in_bounded_time() -> None:
     many = joined([segment(0xE5, b"")] * 100_000, b"\xff\xda")
     with pytest.raises(CodecError):
         read_image_header(many)

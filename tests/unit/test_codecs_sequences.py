@@ -1,4 +1,4 @@
-"""Codecs of audio, texts and tokens."""
+"""Codecs of audio, text and tokens."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def saved(array: Any) -> bytes:
 
 
 @given(arrays(np.int16, st.tuples(st.integers(1, 3), st.integers(1, 60))))
-def test_wav_comes_back_and_is_what_python_s_own_reader_reads(levels: np.ndarray) -> None:
+def test_wav_round_trip_agrees_with_pythons_reader(levels: np.ndarray) -> None:
     content = encode_wav(np.float32(levels) / 32768, RATE)
     assert (decode_audio(content, levels.shape, RATE) * 32768 == levels).all()
     with wave.open(io.BytesIO(content)) as file:
@@ -63,12 +63,12 @@ def test_wav_comes_back_and_is_what_python_s_own_reader_reads(levels: np.ndarray
         ("OGG", "OPUS", 0.1),
     ],
 )
-def test_every_kind_of_file_within_its_precision(kind: str, subtype: str, error: float) -> None:
+def test_every_audio_format_within_its_precision(kind: str, subtype: str, error: float) -> None:
     clip = decode_audio(written(kind, subtype=subtype), (2, 800), RATE)
     assert np.abs(clip - SINE)[:, 200:].max() <= error
 
 
-def test_channels_become_one_by_their_mean_and_more_by_copies() -> None:
+def test_channels_are_averaged_to_one_or_copied_to_more() -> None:
     mono = decode_audio(written("WAV", subtype="FLOAT"), (1, 800), RATE)
     assert np.allclose(mono[0], SINE.mean(axis=0), atol=1e-7)
     copies = decode_audio(written("WAV", SINE[:1], subtype="FLOAT"), (2, 800), RATE)
@@ -76,7 +76,7 @@ def test_channels_become_one_by_their_mean_and_more_by_copies() -> None:
 
 
 @given(st.integers(1, 800))
-def test_a_longer_sound_is_cut(length: int) -> None:
+def test_longer_audio_is_cut(length: int) -> None:
     clip = decode_audio(written("WAV", subtype="FLOAT"), (2, length), RATE)
     assert (clip == SINE[:, :length]).all()
 
@@ -95,7 +95,7 @@ def test_a_longer_sound_is_cut(length: int) -> None:
         (written("WAV", np.full((1, 9), np.nan, np.float32), subtype="FLOAT"), (1, 9), RATE, ""),
     ],
 )
-def test_what_is_no_such_sound_is_refused(
+def test_mismatched_audio_is_rejected(
     content: bytes, shape: tuple[int, int], rate: int, fact: str
 ) -> None:
     with pytest.raises(CodecError) as caught:
@@ -103,8 +103,8 @@ def test_what_is_no_such_sound_is_refused(
     assert fact in str(caught.value)
 
 
-def test_a_wav_file_that_tells_more_than_it_has_is_refused() -> None:
-    """A header of four gigabytes before a hundred bytes takes no memory."""
+def test_wav_file_whose_header_claims_more_than_it_has_is_rejected() -> None:
+    """A header of four gigabytes before a hundred bytes allocates no memory."""
     content = bytearray(written("WAV", SINE[:1], subtype="PCM_16"))
     data = content.index(b"data")
     content[data + 4 : data + 8] = struct.pack("<I", 2**32 - 64)
@@ -113,7 +113,7 @@ def test_a_wav_file_that_tells_more_than_it_has_is_refused() -> None:
 
 
 @given(st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1))
-def test_texts_come_back(text: str) -> None:
+def test_text_round_trip(text: str) -> None:
     content = text.encode()
     assert bytes(decode_text(content, len(content))) == content
     padded = decode_text(memoryview(content), len(content) + 3)
@@ -121,7 +121,7 @@ def test_texts_come_back(text: str) -> None:
 
 
 @given(st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1), st.data())
-def test_a_longer_text_is_cut_between_characters(text: str, data: st.DataObject) -> None:
+def test_longer_text_is_cut_between_characters(text: str, data: st.DataObject) -> None:
     content = text.encode()
     length = data.draw(st.integers(1, len(content)))
     kept = bytes(decode_text(content, length)).rstrip(b"\0").decode()
@@ -141,7 +141,7 @@ def test_a_longer_text_is_cut_between_characters(text: str, data: st.DataObject)
         ("text".encode("utf-16"), "UTF-8"),
     ],
 )
-def test_what_is_no_text_is_refused(content: bytes, fact: str) -> None:
+def test_invalid_text_is_rejected(content: bytes, fact: str) -> None:
     with pytest.raises(CodecError) as caught:
         decode_text(content, 9)
     assert fact in str(caught.value)
@@ -155,7 +155,7 @@ def test_what_is_no_text_is_refused(content: bytes, fact: str) -> None:
     ),
     st.integers(1, 8),
 )
-def test_tokens_come_back(ids: np.ndarray, length: int) -> None:
+def test_tokens_round_trip(ids: np.ndarray, length: int) -> None:
     tokens = decode_tokens(saved(ids), length, 100)
     assert tokens.dtype == np.int32
     assert (tokens == ids[:length]).all()
@@ -174,7 +174,7 @@ def test_tokens_come_back(ids: np.ndarray, length: int) -> None:
         (b"", ".npy"),
     ],
 )
-def test_what_are_no_tokens_is_refused(content: bytes, fact: str) -> None:
+def test_invalid_tokens_are_rejected(content: bytes, fact: str) -> None:
     with pytest.raises(CodecError) as caught:
         decode_tokens(content, 3, 100)
     assert fact in str(caught.value)

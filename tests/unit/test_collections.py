@@ -1,4 +1,4 @@
-"""What photo collections hold besides photos: NAS, camera, phone, Windows, macOS; and odd tars."""
+"""Photo collections and their other files: NAS, camera, phone, Windows, macOS; unusual tars."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from support import refused
 
 JPEGS = [image(i, kind="JPEG") for i in range(6)]
 PHOTOS = {f"{'cats' if i % 2 else 'dogs'}/IMG_{i}.jpg": data for i, data in enumerate(JPEGS)}
-# Each a collection's own files, all of which are passed over with a reason.
+# System files of each kind of collection, all of which are skipped with a reason.
 SYSTEM: dict[str, dict[str, bytes]] = {
     "Synology": {
         "@eaDir/SYNO_INDEX": b"",
@@ -48,7 +48,7 @@ SYSTEM: dict[str, dict[str, bytes]] = {
         "dogs/.ipynb_checkpoints/IMG_0-checkpoint.jpg": JPEGS[0],
     },
 }
-# What the user's own programs left, which is no sample.
+# Files of the user's own programs, which are no samples.
 OTHERS = {
     "cats/IMG_1.AAE": b"<plist/>",
     "dogs/IMG_0.xmp": b"<x/>",
@@ -87,7 +87,7 @@ def source(path: Path, kind: str, files: dict[str, bytes]) -> str:
 
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar", "memory"])
 @pytest.mark.parametrize("system", SYSTEM)
-def test_system_files_of_a_collection_are_passed_over_with_a_reason(
+def test_system_files_of_a_collection_are_skipped_with_a_reason(
     tmp_path: Path, kind: str, system: str
 ) -> None:
     url = source(tmp_path, kind, PHOTOS | SYSTEM[system])
@@ -100,7 +100,7 @@ def test_system_files_of_a_collection_are_passed_over_with_a_reason(
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
-def test_other_and_broken_files_of_a_collection_are_left_out_with_a_reason(
+def test_other_and_broken_files_of_a_collection_are_skipped_with_a_reason(
     tmp_path: Path, kind: str
 ) -> None:
     url = source(tmp_path, kind, PHOTOS | OTHERS | BROKEN)
@@ -110,7 +110,7 @@ def test_other_and_broken_files_of_a_collection_are_left_out_with_a_reason(
     assert found == OTHERS.keys() | BROKEN.keys()
 
 
-def test_system_files_in_shards_are_passed_over_with_a_reason(tmp_path: Path) -> None:
+def test_system_files_in_shards_are_skipped_with_a_reason(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     files: dict[str, bytes] = {}
     for i, data in enumerate(JPEGS):
@@ -132,7 +132,7 @@ def test_broken_links_and_loops_in_a_folder(tmp_path: Path) -> None:
     assert report(tmp_path / "out").keys() == {"cats/gone.jpg", "cats/self.jpg"}
 
 
-# Tars that others wrote
+# Tars of other writers
 
 
 def tar(path: Path, files: list[tuple[str, bytes]], form: int = tarfile.PAX_FORMAT) -> Path:
@@ -149,7 +149,7 @@ CLS = [(f"{i}.cls", b"%d" % (i % 2)) for i in range(6)]
 IMAGES = [(f"{i}.jpg", data) for i, data in enumerate(JPEGS)]
 
 
-def test_a_tar_whose_labels_all_stand_first_can_be_packed_only(tmp_path: Path) -> None:
+def test_tar_whose_labels_all_come_first_can_be_packed_only(tmp_path: Path) -> None:
     path = tar(tmp_path / "data" / "a.tar", CLS + IMAGES)
     with refused(DataError, "data"):
         gatdist.index(str(tmp_path / "data"), workers=1)
@@ -158,7 +158,7 @@ def test_a_tar_whose_labels_all_stand_first_can_be_packed_only(tmp_path: Path) -
     assert (outcome["num_classes"], outcome["skipped"]) == (2, 0)
 
 
-def test_a_tar_of_many_samples_whose_labels_stand_first_is_not_indexed(tmp_path: Path) -> None:
+def test_tar_of_many_samples_whose_labels_come_first_is_not_indexed(tmp_path: Path) -> None:
     many = range(200)
     files = [(f"{i}.cls", b"1") for i in many] + [(f"{i}.jpg", JPEGS[i % 6]) for i in many]
     tar(tmp_path / "data" / "a.tar", files)
@@ -167,7 +167,7 @@ def test_a_tar_of_many_samples_whose_labels_stand_first_is_not_indexed(tmp_path:
 
 
 @pytest.mark.parametrize("run", ["index", "pack"])
-def test_tars_inside_a_tar_are_refused(tmp_path: Path, run: str) -> None:
+def test_tars_inside_a_tar_are_rejected(tmp_path: Path, run: str) -> None:
     inner = tar(tmp_path / "inner.tar", IMAGES).read_bytes()
     path = tar(tmp_path / "data" / "a.tar", [(f"{i}.tar", inner) for i in range(2)])
     runs = {
@@ -180,7 +180,7 @@ def test_tars_inside_a_tar_are_refused(tmp_path: Path, run: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE])
-def test_a_link_in_a_tar_is_named(tmp_path: Path, kind: bytes) -> None:
+def test_link_in_a_tar_is_named(tmp_path: Path, kind: bytes) -> None:
     path = tar(tmp_path / "data" / "a.tar", IMAGES)
     with tarfile.open(path, "a") as archive:
         info = tarfile.TarInfo("link.jpg")
@@ -206,7 +206,7 @@ def test_shards_with_dots_in_folders_long_names_and_upper_case(tmp_path: Path, f
     assert (packed["kind"], packed["samples"], packed["num_classes"]) == ("webdataset", 6, 2)
 
 
-def test_a_plain_tar_of_pictures_with_dots_in_their_names_is_no_webdataset(tmp_path: Path) -> None:
+def test_plain_tar_of_images_with_dots_in_their_names_is_no_webdataset(tmp_path: Path) -> None:
     files = [(f"{'cats' if i % 2 else 'dogs'}/a.b.{i}.jpg", data) for i, data in enumerate(JPEGS)]
     outcome = pack(tar(tmp_path / "a.tar", files), tmp_path / "out")
     assert (outcome["kind"], outcome["samples"], outcome["num_classes"]) == ("tar", 6, 2)

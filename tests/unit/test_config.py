@@ -1,4 +1,4 @@
-"""The configuration: what is refused, what resumes, what is written to no file."""
+"""The configuration: errors, what may change on resume, and secrets."""
 
 import json
 import sys
@@ -33,7 +33,7 @@ url = "builtin:ring"
 
 @pytest.fixture
 def load(tmp_path):
-    """``load(*overrides, toml=MINIMAL)``."""
+    """``load(*overrides, toml=MINIMAL)``: load a configuration file."""
 
     def from_file(*overrides, toml=MINIMAL):
         file = tmp_path / "own.toml"
@@ -44,7 +44,7 @@ def load(tmp_path):
 
 
 def refusal(function, *arguments, **options):
-    """The ConfigError that the call must raise; a user sees one line of it."""
+    """Return the ConfigError that the call must raise; a user sees one line of it."""
     with pytest.raises(ConfigError) as caught:
         function(*arguments, **options)
     assert caught.value.exit_status == 2
@@ -60,7 +60,7 @@ def is_of(error, key, value):
 # Files
 
 
-def test_a_file_needs_only_its_data_and_length(load):
+def test_file_requires_data_and_length_only(load):
     config = load()
     assert (config.run.total_samples, config.data.url) == (1000, "builtin:ring")
     assert config.cluster.workers == 1
@@ -73,33 +73,33 @@ def test_every_preset_loads_and_survives_json(name):
     assert config.run.global_batch % config.interleave == 0
 
 
-def test_an_unknown_preset_suggests_the_nearest():
+def test_unknown_preset_suggests_the_nearest():
     error = refusal(load_config, "digit")
     assert is_of(error, "preset", "digit")
     assert "'digits'" in str(error)
 
 
-def test_a_file_that_is_not_there():
+def test_missing_file_is_rejected():
     assert refusal(load_config, "absent.toml").subject == "absent.toml"
 
 
-def test_a_folder_is_no_file(tmp_path):
+def test_folder_is_rejected(tmp_path):
     (tmp_path / "folder.toml").mkdir()
     assert refusal(load_config, str(tmp_path / "folder.toml")).subject.endswith("folder.toml")
 
 
-def test_broken_toml_names_the_line(load):
+def test_invalid_toml_names_the_line(load):
     error = refusal(load, toml="[run]\ntotal_samples = \n")
     assert error.subject.endswith("own.toml")
     assert "line 2" in str(error)
 
 
-def test_a_file_that_is_not_utf8(tmp_path):
+def test_file_that_is_not_utf8_is_rejected(tmp_path):
     (tmp_path / "own.toml").write_bytes(b'[data]\nurl = "\xff\xfe"\n')
     assert refusal(load_config, str(tmp_path / "own.toml")).subject.endswith("own.toml")
 
 
-def test_a_file_may_use_any_language(load):
+def test_file_may_use_any_language(load):
     assert load(toml=MINIMAL.replace("builtin:ring", "/daten/gemälde")).data.url == "/daten/gemälde"
 
 
@@ -131,7 +131,7 @@ def test_encoding_is_not_blamed_for_a_stray_nul(tmp_path):
 # Keys and values
 
 
-def test_integers_that_no_tensor_holds_are_refused():
+def test_integers_beyond_int64_are_rejected():
     key = "game.penalties.r1.every_steps"
     assert refusal(load_config, "ring", [f"{key}=1{'0' * 400}"]).subject == key
 
@@ -146,13 +146,13 @@ def test_integers_that_no_tensor_holds_are_refused():
         ("data.zzz", "block_bytes"),
     ],
 )
-def test_an_unknown_key_suggests_the_nearest(load, key, known):
+def test_unknown_key_suggests_the_nearest(load, key, known):
     error = refusal(load, f"{key}=1")
     assert is_of(error, key, None)
     assert known in str(error)
 
 
-def test_an_unknown_key_of_an_optional_table(load):
+def test_unknown_key_of_an_optional_table_is_rejected(load):
     assert refusal(load, "run.convergence={patience=5}").subject == "run.convergence.patience"
 
 
@@ -169,14 +169,14 @@ def test_an_unknown_key_of_an_optional_table(load):
         ("optim=3", "optim", 3),
         ("run=3", "run", 3),
         ("game.penalties.r1=3", "game.penalties.r1", 3),
-        ("run.storage_options=3", "run.storage_options", None),  # it may hold a secret
+        ("run.storage_options=3", "run.storage_options", None),  # it may contain a secret
         ("model.generator=mlp", "model.generator", "mlp"),
         ("data.resolution=big", "data.resolution", "big"),
         ("data.resolution=[8, -2]", "data.resolution.1", -2),
         ("optim.generator.betas=[0, 1]", "optim.generator.betas.1", 1),
     ],
 )
-def test_a_value_of_the_wrong_type_or_an_entry_of_a_list_is_named(load, override, key, value):
+def test_wrong_type_of_a_value_or_list_entry_is_named(load, override, key, value):
     assert is_of(refusal(load, override), key, value)
 
 
@@ -194,7 +194,7 @@ def test_a_value_of_the_wrong_type_or_an_entry_of_a_list_is_named(load, override
         ("health.won_accuracy", "0.5"),
     ],
 )
-def test_a_value_out_of_range(load, key, value):
+def test_value_out_of_range_is_rejected(load, key, value):
     error = refusal(load, f"{key}={value}")
     assert (error.subject, repr(error.value)) == (key, value)
 
@@ -208,20 +208,20 @@ def test_a_value_out_of_range(load, key, value):
         (MINIMAL + "[game.penalties.r1]\nevery_steps = 3", "game.penalties.r1.strength"),
     ],
 )
-def test_a_key_that_is_missing(load, toml, key):
+def test_missing_key_is_rejected(load, toml, key):
     assert is_of(refusal(load, toml=toml), key, None)
 
 
-def test_an_unknown_key_is_reported_before_a_missing_one(load):
+def test_unknown_key_is_reported_before_a_missing_one(load):
     assert refusal(load, toml="[data]\nurll = 'x'").subject == "data.urll"
 
 
-def test_a_network_takes_options_of_its_own(load):
+def test_network_accepts_its_own_options(load):
     network = load('model.generator={name="mlp", width=7, activation="tanh"}').model.generator
     assert network.options == {"width": 7, "activation": "tanh"}
 
 
-def test_a_configuration_is_frozen(load):
+def test_configuration_is_frozen(load):
     config = load()
     with pytest.raises(ValidationError):
         config.run.seed = 3
@@ -240,11 +240,11 @@ def test_a_configuration_is_frozen(load):
         (" data.url = '${env:BUCKET}/x' ", "${env:BUCKET}/x"),
     ],
 )
-def test_a_bare_word_is_a_string_and_anything_else_toml(load, override, value):
+def test_bare_word_is_a_string_and_anything_else_toml(load, override, value):
     assert load(override).data.url == value
 
 
-def test_set_takes_numbers_lists_tables_and_creates_sections(load):
+def test_set_accepts_numbers_lists_tables_and_creates_sections(load):
     config = load(
         "run.seed=1_000",
         "optim.generator.learning_rate=2",
@@ -261,7 +261,7 @@ def test_set_takes_numbers_lists_tables_and_creates_sections(load):
     assert config.plugins == ["mine.networks"]
 
 
-def test_a_table_replaces_a_preset_s_and_a_key_only_itself():
+def test_table_replaces_a_presets_table_and_a_key_only_itself():
     replaced = load_config("digits", ['model.generator={name="mlp"}'])
     assert replaced.model.generator.options == {}
     changed = load_config("digits", ["model.generator.width=5"])
@@ -269,33 +269,33 @@ def test_a_table_replaces_a_preset_s_and_a_key_only_itself():
     assert changed.model.generator.name == load_config("digits").model.generator.name
 
 
-def test_of_two_overrides_the_later_counts(load):
+def test_later_of_two_overrides_wins(load):
     assert load("run.seed=1", "run.seed=2").run.seed == 2
 
 
 @pytest.mark.parametrize("override", ["run.seed", "=3", "run..seed=3", ".seed=3", "run.=3", ""])
-def test_set_without_key_or_value(load, override):
+def test_set_without_key_or_value_is_rejected(load, override):
     assert is_of(refusal(load, override), "--set", override)
 
 
 @pytest.mark.parametrize("value", ["", "a b", "[64,x]", "'open", "a#b"])
-def test_set_with_neither_toml_nor_a_word(load, value):
+def test_set_with_neither_toml_nor_a_word_is_rejected(load, value):
     assert is_of(refusal(load, f"data.url={value}"), "--set data.url", value)
 
 
-def test_set_below_a_value(load):
+def test_set_below_a_value_is_rejected(load):
     assert is_of(refusal(load, "run.seed=3", "run.seed.low=4"), "--set run.seed.low", "4")
 
 
 # Across fields
 
 
-def test_a_run_shows_at_least_one_batch(load):
+def test_run_shows_at_least_one_batch(load):
     assert is_of(refusal(load, "run.total_samples=63"), "run.total_samples", 63)
     assert load("run.total_samples=64").run.total_samples == 64
 
 
-def test_lanes_divide_the_batch_and_are_chosen_so(load):
+def test_virtual_workers_divide_the_batch_and_default_to_a_divisor(load):
     error = refusal(load, "data.interleave=7")
     assert is_of(error, "data.interleave", 7)
     for fact in ("(64)", " 8."):
@@ -304,7 +304,7 @@ def test_lanes_divide_the_batch_and_are_chosen_so(load):
 
 
 @given(st.integers(1, 1000))
-def test_the_lanes_chosen_are_the_largest_divisor_up_to_64(batch):
+def test_default_of_virtual_workers_is_the_largest_divisor_up_to_64(batch):
     config = parse_config(
         {"run": {"total_samples": 1000, "global_batch": batch}, "data": {"url": "x"}}
     )
@@ -312,7 +312,7 @@ def test_the_lanes_chosen_are_the_largest_divisor_up_to_64(batch):
     assert not [n for n in range(config.interleave + 1, min(64, batch) + 1) if batch % n == 0]
 
 
-def test_convergence_needs_a_metric_that_is_measured(load):
+def test_convergence_requires_a_measured_metric(load):
     stop = 'run.convergence={metric="kid", patience_samples=100}'
     other = refusal(load, stop, 'evaluate.metrics=["fid"]')
     assert is_of(other, "run.convergence.metric", "kid")
@@ -331,7 +331,7 @@ def test_workers_share_the_batch_evenly(load, workers, batches, fewer):
 
 
 @pytest.mark.parametrize("workers", [1, 2, 64])
-def test_workers_that_fit(load, workers):
+def test_valid_worker_counts(load, workers):
     load().check_workers(workers)
 
 
@@ -357,7 +357,7 @@ def test_workers_that_fit(load, workers):
         "precision.dtype=float64",
     ],
 )
-def test_what_changes_the_mathematics_is_refused_on_resume(load, override):
+def test_change_that_affects_the_result_is_rejected_on_resume(load, override):
     old, new = load(), load(override)
     key = override.partition("=")[0].removesuffix(".strength")
     assert old.digest() != new.digest()
@@ -366,7 +366,7 @@ def test_what_changes_the_mathematics_is_refused_on_resume(load, override):
     assert "runs/x" in str(error)
 
 
-def test_a_refused_change_names_both_values(load):
+def test_rejected_change_names_both_values(load):
     error = refusal(require_unchanged, load(), load("run.seed=5"), "runs/x")
     assert is_of(error, "run.seed", 5)
     assert " 0. " in str(error)
@@ -379,7 +379,7 @@ def test_a_refused_change_names_both_values(load):
         "run.log_every_samples=1",
         "run.checkpoint_every_samples=1",
         "data.url=s3://elsewhere/copy",
-        "data.interleave=64",  # what is chosen anyway
+        "data.interleave=64",  # the default
         "data.prefetch_batches=9",
         "data.storage_options={anon=true}",
         "monitor.tensorboard=false",
@@ -389,14 +389,14 @@ def test_a_refused_change_names_both_values(load):
         'plugins=["mine"]',
     ],
 )
-def test_what_does_not_change_the_mathematics_may_change(load, override):
+def test_change_that_does_not_affect_the_result_is_accepted_on_resume(load, override):
     old, new = load(), load(override)
     assert old != new
     require_unchanged(old, new, "runs/x")
     assert old.digest() == new.digest()
 
 
-def test_a_run_may_be_extended_whatever_its_schedules(load):
+def test_run_may_be_extended_with_any_schedule(load):
     falling = "optim.generator.learning_rate={start=1.0, end=0.0, samples=1000}"
     require_unchanged(load(falling), load(falling, "run.total_samples=2000"), "runs/x")
 
@@ -458,12 +458,12 @@ def test_secrets_in_a_url_are_masked_and_references_kept(load, url, public):
     assert config.data.url == url, "the run itself needs it"
 
 
-def test_what_is_public_is_a_configuration_again(load):
+def test_redacted_configuration_is_valid(load):
     config = load(toml=SECRETS)
     require_unchanged(parse_config(config.redacted()), config, "runs/x")
 
 
-def test_references_are_listed_and_expanded_at_the_moment_of_use(load, monkeypatch):
+def test_references_are_listed_and_expanded_when_used(load, monkeypatch):
     monkeypatch.setenv("BUCKET", "mine")
     monkeypatch.setenv("BUCKET_SECRET", "s")
     found = env_values(load(toml=SECRETS).model_dump_json())
@@ -473,7 +473,7 @@ def test_references_are_listed_and_expanded_at_the_moment_of_use(load, monkeypat
     assert expand_env("$BUCKET ${BUCKET} ${env:}") == "$BUCKET ${BUCKET} ${env:}"
 
 
-def test_a_reference_to_what_is_not_set(monkeypatch):
+def test_reference_to_an_unset_variable_is_rejected(monkeypatch):
     monkeypatch.delenv("ABSENT", raising=False)
     assert refusal(expand_env, "s3://${env:ABSENT}/x").subject == "${env:ABSENT}"
 
@@ -483,7 +483,7 @@ def test_a_reference_to_what_is_not_set(monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """An empty current folder, where modules may be imported from and are forgotten afterwards."""
+    """An empty current folder; modules imported from it are removed afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
     before = set(sys.modules)
@@ -492,7 +492,7 @@ def folder(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
-def test_a_plugin_in_the_current_folder_imports(folder):
+def test_plugin_in_the_current_folder_is_imported(folder):
     (folder / "my_networks_a.py").write_text("loaded = True")
     import_plugins(["my_networks_a"])
     assert sys.modules["my_networks_a"].loaded
@@ -507,7 +507,7 @@ def test_a_plugin_in_the_current_folder_imports(folder):
         ("import absent_library", "ModuleNotFoundError: No module named 'absent_library'"),
     ],
 )
-def test_a_plugin_that_does_not_import(folder, source, reason):
+def test_plugin_that_fails_to_import_is_reported(folder, source, reason):
     if source:
         (folder / "my_networks_b.py").write_text(source)
     with pytest.raises(PluginError) as caught:
@@ -517,7 +517,7 @@ def test_a_plugin_that_does_not_import(folder, source, reason):
     assert caught.value.exit_status == 2
 
 
-def test_the_cache_folder_is_the_user_s_unless_they_say_otherwise(monkeypatch):
+def test_cache_folder_is_the_users_unless_configured(monkeypatch):
     monkeypatch.setenv("GATDIST_CACHE", "/own")
     assert cache_folder() == Path("/own")
     monkeypatch.delenv("GATDIST_CACHE")
@@ -564,7 +564,7 @@ def test_every_key_that_scripts_set_exists():
         ("game.penalties.r1.final" + "_strength", "game.penalties.r1.strength.end"),
     ],
 )
-def test_a_key_of_an_earlier_version_is_refused_with_its_new_name(old, new):
+def test_key_of_an_earlier_version_is_rejected_with_its_new_name(old, new):
     with refused(ConfigError, old) as found:
         load_config("digits", [f"{old}=8"])
     assert new in str(found.value)

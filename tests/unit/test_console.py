@@ -1,4 +1,4 @@
-"""What people see, on a terminal and elsewhere."""
+"""Console output on terminals and elsewhere."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def tick(samples_seen, **values):
 
 
 def plain(*events):
-    """The lines of these events, elsewhere than on a terminal."""
+    """Return the lines of these events without a terminal."""
     stream = io.StringIO()
     with Console(stream) as console:
         for kind, fields in events:
@@ -72,7 +72,7 @@ def plain(*events):
 
 
 class Terminal:
-    """A real pseudo-terminal, and what a person sees on it."""
+    """A real pseudo-terminal, and the text visible on it."""
 
     def __init__(self, columns):
         self.ours, self.theirs = pty.openpty()
@@ -81,7 +81,7 @@ class Terminal:
         self.columns = columns
 
     def show(self, *events):
-        """Everything that was ever visible: lists of lines, one list after each event."""
+        """Return everything that was ever visible: a list of lines per event."""
         console, raw, frames = Console(self.stream, is_terminal=True), "", []
         for kind, fields in events:
             console.event(kind, fields)
@@ -93,7 +93,7 @@ class Terminal:
         return frames
 
     def _written(self):
-        self.stream.write("\0")  # a mark to read up to, since a terminal may take its time
+        self.stream.write("\0")  # a marker to read up to, since a terminal may be slow
         self.stream.flush()
         written = b""
         while not written.endswith(b"\0"):
@@ -102,7 +102,7 @@ class Terminal:
 
 
 def screen(raw):
-    """The lines that these characters leave on a terminal that is as wide as they need."""
+    """Return the lines that these characters produce on a terminal of sufficient width."""
     lines, row, column = [""], 0, 0
     for control, text in re.findall(r"(\x1b\[[0-9;?]*[A-Za-z]|[\r\n])|([^\x1b\r\n]+)", raw):
         if control == "\n":
@@ -127,19 +127,19 @@ def environment(monkeypatch):
     monkeypatch.setenv("TERM", "xterm-256color")
 
 
-def test_plain_lines_have_one_line_a_tick_and_no_control_characters():
+def test_plain_output_has_one_line_per_log_interval_and_no_control_characters():
     lines = plain(("start", START), *[("log", tick(4096 * i)) for i in (1, 2, 3)])
     for fact in ("builtin:digits", "1,797", "12 shards", "2 workers", "cpu", "s3://bucket/digits"):
         assert fact in lines[0]
     assert "generator 412,345, discriminator 398,765" in lines[1]
     assert len(lines) == 5
-    # 187,904 are left, at 1,310 a second.
+    # 187,904 are left, at 1,310 per second.
     for fact in ("2%", "4,096/192,000", "1,310/s", "2:23", "G 0.412", "D 0.693"):
         assert fact in lines[2]
     assert all(line.isascii() and line.isprintable() and line == line.rstrip() for line in lines)
 
 
-def test_resuming_says_from_where():
+def test_resuming_reports_the_start():
     [first, _] = plain(("start", START | {"samples_seen": 16_384}))
     for fact in ("builtin:digits", "16,384", "192,000"):
         assert fact in first
@@ -161,7 +161,7 @@ def test_metrics_stay_in_the_line_of_progress():
     assert lines[5].endswith("kid 0.500")
 
 
-def test_an_alarm_is_told_once_and_counted():
+def test_alarm_is_shown_once_and_counted():
     lines = plain(("start", START), *[("alarm", ALARM)] * 3, ("done", DONE))
     assert lines[2].startswith(f"! {ALARM['message']} ")
     assert "4,096" in lines[2]
@@ -169,7 +169,7 @@ def test_an_alarm_is_told_once_and_counted():
     assert any(line.split()[:3] == ["alarms", "discriminator_won", "(3"] for line in lines)
 
 
-def test_the_command_for_the_curves_works_as_it_stands(monkeypatch, tmp_path):
+def test_printed_command_for_tensorboard_works_unchanged(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     program, flag, folder = shlex.split(tensorboard_command("runs/my digits"))
     assert Path(program).samefile(Path(sys.executable).parent / "tensorboard")
@@ -178,7 +178,7 @@ def test_the_command_for_the_curves_works_as_it_stands(monkeypatch, tmp_path):
     assert tensorboard_command("runs/digits") == "tensorboard --logdir runs/digits"
 
 
-def test_the_end_says_what_was_reached_and_where_to_look(monkeypatch, tmp_path):
+def test_final_message_has_the_result_and_where_to_look(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     (tmp_path / "tensorboard").touch(mode=0o755)
     lines = plain(("start", START), ("done", DONE))
@@ -193,7 +193,7 @@ def test_the_end_says_what_was_reached_and_where_to_look(monkeypatch, tmp_path):
     assert " 5 samples" in line
 
 
-def test_notes_warnings_and_checkpoints_are_lines_of_their_own():
+def test_notes_warnings_and_checkpoints_are_separate_lines():
     events = [
         ("note", {"message": "a"}),
         ("warning", {"message": "b"}),
@@ -202,7 +202,7 @@ def test_notes_warnings_and_checkpoints_are_lines_of_their_own():
     assert plain(*events) == ["a", "warning: b", "checkpoint at 9 samples"]
 
 
-def test_messages_are_never_markup_and_cannot_control_the_terminal(monkeypatch):
+def test_messages_are_not_interpreted_as_markup_or_control_characters(monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")  # a pipe still gets plain text
     message = "[bold red]a[/] :smile: \x1b[31mred\x1b[0m \x1b[2J\rb"
     assert plain(("note", {"message": message})) == [r"[bold red]a[/] :smile: red \x1b[2J\rb"]
@@ -225,7 +225,7 @@ def test_no_color_and_dumb_terminals_are_respected(monkeypatch):
     assert "\x1b" not in written()
 
 
-def test_the_cursor_is_not_left_hidden_by_a_process_that_is_killed():
+def test_killed_process_does_not_leave_the_cursor_hidden():
     stream = io.StringIO()
     console = Console(stream, is_terminal=True)
     console.event("start", START)
@@ -245,7 +245,7 @@ def test_other_long_work_shows_a_bar_that_its_summary_replaces():
     assert plain(*events) == [frames[0][0], *frames[2][1:4]]
 
 
-def test_values_that_are_no_numbers_do_not_stop_the_show():
+def test_values_that_are_no_numbers_do_not_stop_the_output():
     bad = {"loss/generator": None, "loss/discriminator": float("nan"), "metric/fid": float("inf")}
     [line] = plain(("log", tick(4096, **bad)))
     assert "G n/a" in line
@@ -255,8 +255,8 @@ def test_values_that_are_no_numbers_do_not_stop_the_show():
 
 
 @pytest.mark.parametrize("columns", [12, 30, 60, 80, 120, 250])
-def test_a_terminal_shows_one_line_that_is_rewritten_and_always_fits(columns, monkeypatch):
-    monkeypatch.setenv("NO_COLOR", "1")  # else the rest of the bar is drawn in another colour
+def test_terminal_shows_one_line_that_is_rewritten_and_always_fits(columns, monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")  # otherwise the rest of the bar is drawn in another colour
     ticks = [("log", tick(48_000 * i, **{"metric/fid": 12.3})) for i in (1, 2, 3, 4)]
     frames = Terminal(columns).show(("start", START), *ticks)
     for frame in frames:
@@ -266,13 +266,13 @@ def test_a_terminal_shows_one_line_that_is_rewritten_and_always_fits(columns, mo
     assert [frame[-1].split()[0] for frame in frames] == ["0%", "25%", "50%", "75%", "100%"]
     if columns >= 30:
         bars = [frame[-1].count("━") for frame in frames[1:]]
-        assert bars == sorted(set(bars))  # it grows
+        assert bars == sorted(set(bars))  # the bar grows
     if columns >= 120:
         assert "192,000/192,000" in frames[-1][-1]
         assert frames[-1][-1].endswith("fid 12.3")
 
 
-def test_what_is_said_stands_above_the_line_of_progress():
+def test_messages_are_printed_above_the_progress_line():
     frames = Terminal(100).show(
         ("start", START),
         ("log", tick(48_000)),
@@ -283,14 +283,14 @@ def test_what_is_said_stands_above_the_line_of_progress():
     )
     assert frames[2][-2].startswith(f"! {ALARM['message']} ")
     assert frames[2][-1] == frames[1][-1]
-    assert frames[3] == frames[2]  # a checkpoint is quiet
+    assert frames[3] == frames[2]  # a checkpoint prints nothing
     assert frames[4][:-1] == frames[2][:-1]
-    assert frames[5][: len(frames[4])] == frames[4]  # the last progress stays
+    assert frames[5][: len(frames[4])] == frames[4]  # the last progress line stays
     assert DONE["reason"] in frames[5][len(frames[4])]
-    assert frames[5][-1] == ""  # the cursor is on a fresh line
+    assert frames[5][-1] == ""  # the cursor is on a new line
 
 
-def test_a_long_alarm_is_broken_between_words():
+def test_long_alarm_is_wrapped_between_words():
     message = (
         "the discriminator has won; try a smaller optim.discriminator.learning_rate or stronger r1"
     )
@@ -301,7 +301,7 @@ def test_a_long_alarm_is_broken_between_words():
     assert " ".join(" ".join(lines).split()).startswith(f"! {message} ")
 
 
-def test_a_signal_handler_may_tell_something_while_a_line_is_being_written():
+def test_signal_handler_may_print_while_a_line_is_being_written():
     class Interrupted(io.StringIO):
         def write(self, text):
             if text.startswith("first"):
@@ -314,7 +314,7 @@ def test_a_signal_handler_may_tell_something_while_a_line_is_being_written():
     assert stream.getvalue() == "first\nstopping after a checkpoint\n"
 
 
-def test_a_terminal_without_unicode_gets_none():
+def test_terminal_without_unicode_gets_ascii():
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")  # would raise
     console = Console(stream, is_terminal=True)
     console.event("start", START)
@@ -358,12 +358,12 @@ def test_paths_below_the_current_folder_are_short(tmp_path, monkeypatch):
         (duration(float("inf")), "?"),
     ],
 )
-def test_numbers_as_people_read_them(shown, expected):
+def test_numbers_are_formatted_for_people(shown, expected):
     assert shown == expected
 
 
-def test_a_signal_in_the_middle_of_a_write_breaks_nothing():
-    """A terminal that nobody reads blocks who writes; then the handler of a signal writes too."""
+def test_signal_during_a_write_does_not_deadlock():
+    """An unread terminal blocks the writer; then a signal handler writes, too."""
     master, slave = pty.openpty()
     with open(slave, "w") as stream:
         terminal, heard = Console(stream), []
@@ -386,7 +386,7 @@ def test_a_signal_in_the_middle_of_a_write_breaks_nothing():
     assert len(heard) > 3
 
 
-def test_a_stream_that_was_closed_ends_nothing() -> None:
+def test_closed_stream_does_not_end_the_run() -> None:
     stream = io.StringIO()
     console = Console(stream)
     stream.close()

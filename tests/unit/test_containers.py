@@ -1,4 +1,4 @@
-"""What stands behind the end of a container, or is cut off: tars, zips, compressed tars, audio."""
+"""Data after the end of a container, and truncated ones: tars, zips, compressed tars, audio."""
 
 from __future__ import annotations
 
@@ -114,10 +114,10 @@ def test_data_after_the_end_of_a_tar_is_reported_everywhere(tmp_path: Path, garb
             run()
 
 
-def test_an_index_that_stops_at_the_first_end_of_a_concatenated_tar_is_damage(
+def test_index_that_stops_at_the_first_end_of_a_concatenated_tar_is_damage(
     tmp_path: Path,
 ) -> None:
-    """As versions before this one made it."""
+    """As earlier versions wrote it."""
     (tmp_path / "c.tar").write_bytes(A + B)
     indexed(tmp_path)
     from gatdist.data.format.manifest import read_manifest, write_manifest
@@ -174,7 +174,7 @@ def test_twelve_damaged_tars_are_named_up_to_ten(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [b"\xff" * 12, b"\x80" + b"\xff" * 11, b"77777777777\0", b"-1"])
-def test_a_size_in_a_tar_header_is_not_trusted(size: bytes) -> None:
+def test_size_in_a_tar_header_is_not_trusted(size: bytes) -> None:
     """Base-256, negative, and larger than the tar."""
     changed = bytearray(A)
     header = changed[2048:2560] if changed[2305:2310] == b"ustar" else changed[:512]
@@ -204,7 +204,7 @@ def test_every_tar_of_a_concatenation_up_to_junk_is_read(parts: list[str]) -> No
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(0, len(A)), st.integers(0, len(A) - 1), st.integers(1, 255))
-def test_a_damaged_tar_is_an_error_or_reads_what_python_reads(end: int, at: int, flip: int) -> None:
+def test_damaged_tar_raises_or_reads_what_python_reads(end: int, at: int, flip: int) -> None:
     content = bytearray(A)
     content[at] ^= flip
     content = content[:end]
@@ -253,7 +253,7 @@ def zipped(first: int, end: int, names: str = "{0}/{1}.png") -> bytes:
     return stream.getvalue()
 
 
-def test_concatenated_zips_are_read_to_the_begin(tmp_path: Path) -> None:
+def test_concatenated_zips_are_read_from_the_start(tmp_path: Path) -> None:
     (tmp_path / "x.zip").write_bytes(zipped(0, 6) + zipped(6, 12) + zipped(12, 18))
     outcome = pack(tmp_path / "x.zip", tmp_path / "out")
     assert (outcome["samples"], outcome["skipped"], outcome["num_classes"]) == (18, 0, 3)
@@ -269,7 +269,7 @@ def test_data_before_and_after_the_end_of_a_zip_is_reported(tmp_path: Path) -> N
     assert "7 bytes" in report(tmp_path / "before")["x.zip"]
 
 
-def test_a_zip_whose_own_header_has_another_name_than_the_directory(tmp_path: Path) -> None:
+def test_zip_whose_local_header_has_another_name_than_the_directory(tmp_path: Path) -> None:
     raw = bytearray(zipped(0, 6))
     raw[raw.index(b"a/0.png")] = ord("b")
     (tmp_path / "x.zip").write_bytes(raw)
@@ -308,7 +308,7 @@ def wav(field: bytes, value: int) -> bytes:
         *(wav(b"RIFF", size) for size in (0, 99, 2**32 - 1)),
     ],
 )
-def test_a_header_value_of_a_sound_is_not_trusted_but_counted(content: bytes) -> None:
+def test_length_in_an_audio_header_is_not_trusted_but_counted(content: bytes) -> None:
     assert read_audio_header(content).length == 10_000
     assert np.abs(read_audio(content) - TONE.T).max() < 2**-15
     assert decode_audio(content, (1, 10_000), 16_000).shape == (1, 10_000)
@@ -324,14 +324,14 @@ def test_a_header_value_of_a_sound_is_not_trusted_but_counted(content: bytes) ->
         *(wav(b"data", size) for size in (5_000, 100_000, 2**31)),
     ],
 )
-def test_sounds_cut_short_or_with_data_after_the_end_are_refused(content: bytes) -> None:
+def test_truncated_audio_or_audio_with_data_after_the_end_is_rejected(content: bytes) -> None:
     with pytest.raises(CodecError):
         read_audio_header(content)
     with pytest.raises(CodecError):
         read_audio(content)
 
 
-def test_sounds_with_a_wrong_header_value_are_indexed_packed_and_verified_alike(
+def test_audio_with_a_wrong_header_value_is_indexed_packed_and_verified_identically(
     tmp_path: Path,
 ) -> None:
     contents = {
@@ -351,7 +351,7 @@ def test_sounds_with_a_wrong_header_value_are_indexed_packed_and_verified_alike(
 
 
 @pytest.mark.parametrize("change", [b"", b"more", b"-"])
-def test_the_header_of_an_array_is_not_trusted(change: bytes) -> None:
+def test_header_of_an_array_is_not_trusted(change: bytes) -> None:
     content = encode_array(np.arange(6.0))
     if not change:
         assert (read_npy(content) == np.arange(6.0)).all()
@@ -364,7 +364,7 @@ def test_the_header_of_an_array_is_not_trusted(change: bytes) -> None:
 
 @given(st.integers(0, len(FLAC) - 1), st.integers(1, 255))
 @settings(max_examples=100, deadline=None)
-def test_damaged_headers_of_sounds_are_named_errors(at: int, flip: int) -> None:
+def test_damaged_headers_of_audio_raise_named_errors(at: int, flip: int) -> None:
     for whole in (FLAC, WAV, OGG):
         content = bytearray(whole)
         content[at % len(whole)] ^= flip

@@ -1,4 +1,4 @@
-"""Data sets: writing, reading back, and every way in which data can be bad."""
+"""Data sets: writing, reading back, and every kind of invalid data."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def write(
     label_spec: str = "cls",
     **spec: Any,
 ) -> Path:
-    """Write the 20 samples, as told, in three shards."""
+    """Write the 20 samples in three shards."""
     numbers = iter(range(20))
 
     def sample(i: int) -> tuple[str, dict[str, bytes]]:
@@ -84,7 +84,7 @@ def folder(tmp_path: Path) -> Path:
 # Reading what was written
 
 
-def test_what_a_data_set_says_of_itself(folder: Path) -> None:
+def test_properties_of_a_data_set(folder: Path) -> None:
     dataset = opened(folder)
     assert (dataset.num_samples, dataset.num_shards, dataset.num_classes) == (20, 3, 4)
     assert dataset.modality == "image"
@@ -95,7 +95,7 @@ def test_what_a_data_set_says_of_itself(folder: Path) -> None:
 
 @pytest.mark.parametrize("memory_bytes", [2000, 2**30])
 @pytest.mark.parametrize("portion_bytes", [1, 5000, 2**25])
-def test_samples_come_as_asked_however_they_are_kept(
+def test_samples_come_in_the_requested_order_with_any_cache(
     folder: Path, memory_bytes: int, portion_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gatdist.data.dataset._PORTION_BYTES", portion_bytes)
@@ -109,13 +109,13 @@ def test_samples_come_as_asked_however_they_are_kept(
         assert labels.tolist() == LABELS[indices].tolist()
 
 
-def test_the_caller_owns_what_it_gets(folder: Path) -> None:
+def test_caller_owns_returned_arrays(folder: Path) -> None:
     dataset = opened(folder)
     dataset.read(np.arange(20))[0][:] = 0
     assert (dataset.read(np.arange(20))[0] == PIXELS).all()
 
 
-def test_a_small_data_set_is_read_once(folder: Path) -> None:
+def test_small_data_set_is_read_once(folder: Path) -> None:
     dataset = opened(folder)
     before, _ = dataset.read(np.arange(20))
     for path in folder.iterdir():
@@ -123,7 +123,7 @@ def test_a_small_data_set_is_read_once(folder: Path) -> None:
     assert (dataset.read(np.arange(20))[0] == before).all()
 
 
-def test_neighbours_are_fetched_together_and_no_more_than_needed(folder: Path) -> None:
+def test_neighbouring_samples_are_fetched_together(folder: Path) -> None:
     dataset = opened(folder, memory_bytes=2000)
     dataset.read(np.arange(20))
     whole = dataset.bytes_fetched
@@ -133,13 +133,13 @@ def test_neighbours_are_fetched_together_and_no_more_than_needed(folder: Path) -
 
 
 class Opened:
-    """What is opened, in its place."""
+    """A stand-in for an opened shard."""
 
     def __init__(self, number: int, num_bytes: int) -> None:
         self.number, self.num_bytes = number, num_bytes
 
 
-def test_the_memory_for_indexes_is_bounded() -> None:
+def test_memory_for_indexes_is_bounded() -> None:
     opened: list[int] = []
 
     def open_shard(number: int) -> Opened:
@@ -148,13 +148,13 @@ def test_the_memory_for_indexes_is_bounded() -> None:
 
     shards: Any = OpenShards(open_shard, max_bytes=10)  # type: ignore[arg-type]
     assert [shards[i].number for i in (0, 1, 0, 2, 0, 1)] == [0, 1, 0, 2, 0, 1]
-    assert opened == [0, 1, 2, 1]  # 1 was unused for longest when there were three
+    assert opened == [0, 1, 2, 1]  # of the three, 1 is the least recently used
     shards = OpenShards(open_shard, max_bytes=1)  # type: ignore[arg-type]
     assert [shards[i].number for i in (5, 5, 6, 5)] == [5, 5, 6, 5]
     assert opened[4:] == [5, 6, 5]
 
 
-def test_a_shard_is_opened_once_by_all_threads() -> None:
+def test_shard_is_opened_once_by_all_threads() -> None:
     opened: list[int] = []
 
     def open_shard(number: int) -> Opened:
@@ -219,17 +219,17 @@ def test_images_of_many_formats(tmp_path: Path) -> None:
     assert np.abs(error).mean() < 4
 
 
-def test_our_png_is_read_by_pillow() -> None:
+def test_pillow_reads_png_of_gatdist() -> None:
     for channels in (1, 3):
         pixels = PIXELS[0, :, :, :channels]
         image = Image.open(io.BytesIO(encode_png(pixels)))
         assert (np.asarray(image).reshape(pixels.shape) == pixels).all()
 
 
-# The files
+# Files
 
 
-@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # which webdataset leaves
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # deprecation in webdataset
 def test_webdataset_reads_the_shards(folder: Path) -> None:
     url = str(folder / "shard-{000000..000002}.tar")
     samples = list(webdataset.WebDataset(url, shardshuffle=False).decode("rgb8"))
@@ -255,7 +255,7 @@ def test_shards_are_plain_tars_and_the_index_finds_each_file(folder: Path) -> No
             assert [m.size for m in members] == rows["size"].tolist()
 
 
-def test_the_same_samples_have_the_same_fingerprint(tmp_path: Path) -> None:
+def test_same_samples_have_the_same_fingerprint(tmp_path: Path) -> None:
     first = opened(write(tmp_path / "a")).fingerprint
     assert opened(write(tmp_path / "b")).fingerprint == first
     other = write(tmp_path / "c", label=lambda i: b"3")
@@ -272,14 +272,16 @@ def test_the_same_samples_have_the_same_fingerprint(tmp_path: Path) -> None:
         ([], "shard-000000", None),
     ],
 )
-def test_what_no_shard_may_hold(tmp_path: Path, samples: Any, subject: str, value: Any) -> None:
+def test_samples_that_no_shard_may_contain_are_rejected(
+    tmp_path: Path, samples: Any, subject: str, value: Any
+) -> None:
     with refused(DataError, subject) as caught:
         write_shard(Store(str(tmp_path)), "shard-000000", samples)
     assert caught.value.value == value
     assert list(tmp_path.iterdir()) == []
 
 
-# Bad data: told in one message that names it
+# Invalid data: reported in one message that names it
 
 
 def edit_manifest(folder: Path, **changes: Any) -> None:
@@ -287,7 +289,7 @@ def edit_manifest(folder: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_a_folder_without_a_data_set(tmp_path: Path, folder: Path) -> None:
+def test_folder_without_a_data_set_is_rejected(tmp_path: Path, folder: Path) -> None:
     with refused(DataError, "nowhere"):
         opened(tmp_path / "nowhere")
     (tmp_path / "notes.txt").write_text("")
@@ -312,7 +314,7 @@ def test_a_folder_without_a_data_set(tmp_path: Path, folder: Path) -> None:
         ({"shards": [{"name": "../../etc/passwd"}]}, "manifest.json", "shards.0.name"),
     ],
 )
-def test_a_manifest_that_does_not_fit(
+def test_mismatched_manifest_is_rejected(
     folder: Path, changes: dict[str, Any], subject: str, fact: str
 ) -> None:
     edit_manifest(folder, **changes)
@@ -322,7 +324,7 @@ def test_a_manifest_that_does_not_fit(
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"version": 1', b"\xff"])
-def test_a_manifest_that_is_none(folder: Path, content: bytes) -> None:
+def test_invalid_manifest_is_rejected(folder: Path, content: bytes) -> None:
     (folder / "manifest.json").write_bytes(content)
     with refused(DataError, "manifest.json"):
         opened(folder)
@@ -344,7 +346,7 @@ def test_images_at_another_resolution(
         assert (found == np.asarray(fitted)).all()
 
 
-def test_images_at_their_own_resolution_are_not_touched(folder: Path) -> None:
+def test_images_at_their_own_resolution_are_unchanged(folder: Path) -> None:
     samples, _ = opened(folder, resolution=[5, 6]).read(np.arange(20))
     assert (samples == PIXELS).all()
 
@@ -356,7 +358,7 @@ def test_images_in_gray(folder: Path) -> None:
     assert np.abs(dataset.read(np.arange(20))[0][..., 0] - luma).max() < 1
 
 
-def test_images_of_many_sizes_need_a_resolution(tmp_path: Path) -> None:
+def test_images_of_different_sizes_require_a_resolution(tmp_path: Path) -> None:
     sizes = [(3 + i % 4, 4 + i % 3) for i in range(20)]
     write(
         tmp_path,
@@ -370,7 +372,7 @@ def test_images_of_many_sizes_need_a_resolution(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("key", "value"), [("channels", 2), ("length", 8)])
-def test_what_images_do_not_have(folder: Path, key: str, value: int) -> None:
+def test_keys_that_do_not_apply_to_images_are_rejected(folder: Path, key: str, value: int) -> None:
     with refused(DataError, f"data.{key}") as caught:
         opened(folder, **{key: value})
     assert caught.value.value == value
@@ -384,7 +386,7 @@ def test_points_have_one_shape(tmp_path: Path, key: str) -> None:
     assert caught.value.value == 1
 
 
-# Audio, texts and tokens
+# Audio, text and tokens
 
 CLIPS = np.random.default_rng(1).uniform(-1, 1, (20, 2, 30)).astype(np.float32)
 TEXTS = [f"Satz {i} größer als" for i in range(20)]
@@ -413,7 +415,7 @@ def test_audio(tmp_path: Path) -> None:
     assert labels.tolist() == LABELS.tolist()
 
 
-def test_sounds_shorter_and_with_one_channel(tmp_path: Path) -> None:
+def test_audio_shorter_and_with_one_channel(tmp_path: Path) -> None:
     dataset = opened(write_audio(tmp_path), length=10, channels=1)
     assert dataset.sample_shape == (1, 10)
     mean = CLIPS[:, :, :10].mean(axis=1, keepdims=True)
@@ -424,14 +426,16 @@ def test_sounds_shorter_and_with_one_channel(tmp_path: Path) -> None:
     ("key", "value", "fact"),
     [("length", 31, " 30"), ("channels", 3, "1 or 2"), ("resolution", 8, "")],
 )
-def test_what_sounds_do_not_have(tmp_path: Path, key: str, value: int, fact: str) -> None:
+def test_invalid_keys_of_audio_are_rejected(
+    tmp_path: Path, key: str, value: int, fact: str
+) -> None:
     with refused(DataError, f"data.{key}") as caught:
         opened(write_audio(tmp_path), **{key: value})
     assert caught.value.value == value
     assert fact in str(caught.value)
 
 
-def test_sounds_of_another_rate_than_the_manifest_says(tmp_path: Path) -> None:
+def test_audio_of_another_rate_than_the_manifest_is_rejected(tmp_path: Path) -> None:
     dataset = opened(write_audio(tmp_path, sample_rate=16000))
     with refused(DataError, "shard-000000.tar"):
         dataset.read(np.array([3]))
@@ -478,7 +482,7 @@ def test_tokens(tmp_path: Path) -> None:
         {"named_labels": True},
     ],
 )
-def test_what_a_manifest_must_say(tmp_path: Path, spec: dict[str, Any]) -> None:
+def test_incomplete_manifest_is_rejected(tmp_path: Path, spec: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         write(tmp_path, **spec)
 
@@ -496,7 +500,7 @@ def test_what_a_manifest_must_say(tmp_path: Path, spec: dict[str, Any]) -> None:
 def test_labels_by_their_names(
     tmp_path: Path, label: str, component: str, content: Callable[[bytes, int], bytes]
 ) -> None:
-    names = ["3", "0", "cat", "dog"]  # of which some look like numbers
+    names = ["3", "0", "cat", "dog"]  # some of which look like numbers
     contents = [content(names[LABELS[i]].encode(), i) for i in range(20)]
     write(
         tmp_path,
@@ -511,24 +515,24 @@ def test_labels_by_their_names(
     assert labels.tolist() == LABELS.tolist()
 
 
-def test_names_of_classes_beside_numbers(tmp_path: Path) -> None:
+def test_class_names_that_look_like_numbers(tmp_path: Path) -> None:
     write(tmp_path, class_names=["3", "2", "1", "0"])
     _, labels = opened(tmp_path).read(np.arange(20))
     assert labels is not None
     assert labels.tolist() == LABELS.tolist()
 
 
-def test_a_label_that_is_no_name(tmp_path: Path) -> None:
+def test_label_that_is_no_name_is_rejected(tmp_path: Path) -> None:
     write(tmp_path, label=lambda i: b"bird", class_names=list("abcd"), named_labels=True)
     with refused(DataError, "shard-000000.tar"):
         opened(tmp_path).read(np.array([0]))
 
 
-# Shards elsewhere
+# Shards in another folder
 
 
-def test_shards_elsewhere(tmp_path: Path, folder: Path) -> None:
-    """The tars are in a folder that nobody writes to, the manifest and indexes in another."""
+def test_shards_in_another_folder(tmp_path: Path, folder: Path) -> None:
+    """The tars are in a read-only folder, the manifest and indexes in another."""
     store = Store(str(tmp_path / "index"))
     manifest = read_manifest(Store(str(folder)))
     for path in folder.glob("*.npy"):
@@ -541,7 +545,7 @@ def test_shards_elsewhere(tmp_path: Path, folder: Path) -> None:
     assert dataset.fingerprint == manifest.fingerprint
 
 
-def test_a_shard_of_another_size(folder: Path) -> None:
+def test_shard_of_another_size_is_rejected(folder: Path) -> None:
     path = folder / "shard-000001.tar"
     size = path.stat().st_size
     with path.open("ab") as file:
@@ -552,7 +556,7 @@ def test_a_shard_of_another_size(folder: Path) -> None:
         dataset.read(np.array([8]))
 
 
-def test_a_shard_or_an_index_that_is_missing(folder: Path) -> None:
+def test_missing_shard_or_index_is_rejected(folder: Path) -> None:
     (folder / "shard-000000.tar").unlink()
     with refused(StorageError, "shard-000000.tar"):
         opened(folder).read(np.array([0]))
@@ -561,7 +565,7 @@ def test_a_shard_or_an_index_that_is_missing(folder: Path) -> None:
         opened(folder).read(np.array([19]))
 
 
-def test_a_damaged_index(folder: Path) -> None:
+def test_damaged_index_is_rejected(folder: Path) -> None:
     path = folder / "shard-000000.index.npy"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
@@ -571,7 +575,7 @@ def test_a_damaged_index(folder: Path) -> None:
 
 
 def flip_a_bit(folder: Path, key: str) -> int:
-    """Damage one image of the first shard; its offset."""
+    """Damage one image of the first shard, and return its offset."""
     path = folder / "shard-000000.tar"
     with tarfile.open(path) as tar:
         offset = tar.getmember(key).offset_data
@@ -581,7 +585,7 @@ def flip_a_bit(folder: Path, key: str) -> int:
     return offset
 
 
-def test_a_flipped_bit(folder: Path) -> None:
+def test_flipped_bit_is_detected(folder: Path) -> None:
     offset = flip_a_bit(folder, "000003.png")
     with refused(DataError, "shard-000000.tar") as found:
         opened(folder).read(np.array([1, 3]))
@@ -590,7 +594,7 @@ def test_a_flipped_bit(folder: Path) -> None:
 
 
 class Flipping(Store):
-    """Storage that flips a bit in what is read of a shard at one time."""
+    """Storage that flips a bit in one read of a shard."""
 
     flips_at: int = -1
     num_reads = 0
@@ -605,7 +609,7 @@ class Flipping(Store):
         return contents
 
 
-def test_a_bit_that_flipped_on_the_way_is_fetched_again(folder: Path) -> None:
+def test_bit_flipped_in_transit_is_fetched_again(folder: Path) -> None:
     store = Flipping(str(folder))
     config = DataConfig(url=str(folder), memory_bytes=2000)
     dataset = Dataset(store, read_manifest(store), config)
@@ -615,11 +619,11 @@ def test_a_bit_that_flipped_on_the_way_is_fetched_again(folder: Path) -> None:
     assert dataset.bad_samples == {}
 
 
-# Bad samples: another one is shown
+# Bad samples: substitutes
 
 
 @pytest.mark.parametrize("memory_bytes", [2000, 2**30])
-def test_a_bad_sample_is_substituted(folder: Path, memory_bytes: int) -> None:
+def test_bad_sample_is_substituted(folder: Path, memory_bytes: int) -> None:
     flip_a_bit(folder, "000003.png")
     flip_a_bit(folder, "000006.png")
     dataset = opened(folder, memory_bytes=memory_bytes, on_bad_sample="substitute")
@@ -636,12 +640,12 @@ def test_a_bad_sample_is_substituted(folder: Path, memory_bytes: int) -> None:
         assert labels[[3, 6]].tolist() == LABELS[[stands_in[3], stands_in[6]]].tolist()
     assert sorted(dataset.bad_samples) == [3, 6]
     assert "000003.png" in dataset.bad_samples[3]
-    # The same wherever else it is read, alone or in another order.
+    # The same substitute in another order and without others.
     alone = opened(folder, memory_bytes=memory_bytes, on_bad_sample="substitute")
     assert (alone.read(np.array([6]))[0] == expected[6]).all()
 
 
-def test_too_many_bad_samples_are_an_error_all_the_same(folder: Path) -> None:
+def test_too_many_bad_samples_are_an_error_nevertheless(folder: Path) -> None:
     for i in range(7):
         flip_a_bit(folder, f"{i:06d}.png")
     dataset = opened(folder, on_bad_sample="substitute", bad_sample_budget=6)
@@ -651,7 +655,7 @@ def test_too_many_bad_samples_are_an_error_all_the_same(folder: Path) -> None:
     assert len(dataset.read(np.arange(20))[0]) == 20
 
 
-def test_nothing_stands_in_where_all_is_bad(tmp_path: Path) -> None:
+def test_without_good_samples_there_is_no_substitute(tmp_path: Path) -> None:
     write(tmp_path, image=lambda i: b"no image")
     dataset = opened(tmp_path, on_bad_sample="substitute")
     with refused(DataError, tmp_path.name):
@@ -677,7 +681,7 @@ BAD_IMAGES = {
 
 
 @pytest.mark.parametrize("name", BAD_IMAGES)
-def test_an_image_that_is_bad(tmp_path: Path, name: str) -> None:
+def test_bad_image_is_rejected(tmp_path: Path, name: str) -> None:
     content = BAD_IMAGES[name]
     write(tmp_path, image=lambda i: content if i == 4 else encode_png(PIXELS[i]))
     dataset = opened(tmp_path)
@@ -686,7 +690,7 @@ def test_an_image_that_is_bad(tmp_path: Path, name: str) -> None:
         dataset.read(np.array([4]))
 
 
-def test_a_wrong_size_tells_how_to_mend_it(tmp_path: Path) -> None:
+def test_wrong_size_of_an_image_is_reported_with_a_hint(tmp_path: Path) -> None:
     write(tmp_path, shape=(3, 8, 9))
     with refused(DataError, "shard-000000.tar"):
         opened(tmp_path).read(np.array([0]))
@@ -701,13 +705,13 @@ def test_a_wrong_size_tells_how_to_mend_it(tmp_path: Path) -> None:
         encode_array(np.array(["a", "b"])),
     ],
 )
-def test_a_point_that_is_bad(tmp_path: Path, content: bytes) -> None:
+def test_bad_point_is_rejected(tmp_path: Path, content: bytes) -> None:
     write(tmp_path, image=lambda i: content, component="npy", modality="points", shape=(2,))
     with refused(DataError, "shard-000000.tar"):
         opened(tmp_path).read(np.array([0]))
 
 
-def test_a_point_is_never_unpickled(tmp_path: Path) -> None:
+def test_point_is_never_unpickled(tmp_path: Path) -> None:
     file = io.BytesIO()
     np.save(file, np.array([{"a": 1}, None], dtype=object), allow_pickle=True)
     content = file.getvalue()
@@ -717,13 +721,13 @@ def test_a_point_is_never_unpickled(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"4", b"-1", b"cat", None])
-def test_a_label_that_is_bad(tmp_path: Path, content: bytes | None) -> None:
+def test_bad_label_is_rejected(tmp_path: Path, content: bytes | None) -> None:
     write(tmp_path, label=lambda i: content if i == 4 else b"0")
     with refused(DataError, "shard-000000.tar"):
         opened(tmp_path).read(np.array([4]))
 
 
-def test_a_sample_without_an_image(tmp_path: Path) -> None:
+def test_sample_without_an_image_is_rejected(tmp_path: Path) -> None:
     write(tmp_path, component="wav")
     with refused(DataError, "shard-000000.tar"):
         opened(tmp_path).read(np.array([0]))

@@ -1,4 +1,4 @@
-"""The DCGAN pair: its sizes, what it refuses, and that it can learn."""
+"""The DCGAN pair: sizes, errors, and gradients."""
 
 import itertools
 
@@ -47,14 +47,14 @@ def test_shapes_and_range(side, channels, num_classes, normalization):
     assert discriminator(fakes, labels).shape == (4,)
 
 
-def test_widths_double_from_the_picture_up_to_eight_times():
+def test_widths_double_from_the_image_up_to_eight_times():
     generator, discriminator = pair((3, 128, 128), width=4)
     assert [c.out_channels for c in discriminator.convolutions] == [4, 8, 16, 32, 32]
     assert [c.in_channels for c in generator.convolutions] == [32, 32, 16, 8]
     assert generator.finish.in_channels == 4
 
 
-def test_the_papers_networks_have_its_number_of_parameters():
+def test_papers_networks_have_its_number_of_parameters():
     """At 64 × 64 with 5 × 5 kernels the paper's generator projects 100 numbers to 4 × 4 × 1024.
 
     With kernels of 4 × 4 and half that width, counted by hand.
@@ -72,7 +72,7 @@ def test_the_papers_networks_have_its_number_of_parameters():
 
 
 @pytest.mark.parametrize("side", [16, 128])
-def test_without_normalization_it_starts_with_signals_of_one_size(side):
+def test_without_normalization_signals_have_the_same_size_at_start(side):
     torch.manual_seed(0)
     generator, discriminator = pair((3, side, side), width=16)
     with torch.no_grad():
@@ -80,7 +80,7 @@ def test_without_normalization_it_starts_with_signals_of_one_size(side):
         assert 0.1 < discriminator(torch.randn(64, 3, side, side)).std() < 3
 
 
-def test_without_normalization_no_sample_sees_another():
+def test_without_normalization_samples_are_independent():
     generator, discriminator = (network.double() for network in pair((1, 16, 16), width=4))
     latents = torch.randn(6, 64, dtype=torch.float64)
     fakes = generator(latents)
@@ -88,7 +88,7 @@ def test_without_normalization_no_sample_sees_another():
     torch.testing.assert_close(discriminator(fakes)[2:4], discriminator(fakes[2:4]))
 
 
-def test_labels_change_what_both_players_do():
+def test_labels_change_the_output_of_both_networks():
     generator, discriminator = pair((1, 16, 16), 10, width=4)
     latents = torch.randn(1, 64).expand(2, 64)
     fakes = generator(latents, torch.tensor([0, 1]))
@@ -98,7 +98,7 @@ def test_labels_change_what_both_players_do():
 
 
 @pytest.mark.parametrize("normalization", ["none", "batch"])
-def test_every_parameter_learns(normalization):
+def test_every_parameter_gets_a_gradient(normalization):
     generator, discriminator = pair((1, 16, 16), width=4, normalization=normalization)
     discriminator(generator(torch.randn(8, 64))).square().mean().backward()
     for network in (generator, discriminator):
@@ -117,7 +117,7 @@ def test_every_parameter_learns(normalization):
         ((1, 16, 16), {"depth": 3}, "model.generator.depth", "width"),
     ],
 )
-def test_what_does_not_fit_is_refused_by_name(shape, options, field, fact):
+def test_invalid_options_are_rejected_by_name(shape, options, field, fact):
     with refused(ConfigError, field) as caught:
         pair(shape, **options)
     assert fact in str(caught.value)

@@ -1,4 +1,4 @@
-"""What the doctor says, from facts alone; and what it measures on this machine."""
+"""The doctor's findings from given facts, and its measurements on this machine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def host_info(host: str, clock_s: float = 0.0, device: str = "", folder: str = "
     )
 
 
-def test_the_odd_one_out_is_named_wherever_it_stands():
+def test_odd_one_out_is_named_wherever_it_is():
     for odd in "abc":
         found = [host_info(name, torch="2.9" if name == odd else "2.8") for name in "abc"]
         (fault,) = faults(found, 0.0)
@@ -44,7 +44,7 @@ def test_the_odd_one_out_is_named_wherever_it_stands():
     assert "Python 3.11, torch 2.8" in all_.value
 
 
-def test_workers_are_refused_for_the_first_fault():
+def test_workers_are_rejected_for_the_first_fault():
     require_compatible([host_info("a", 100.0), host_info("b", 399.0)], 100.0)
     with refused(ClusterError, "host b (10.0.0.2)"):
         require_compatible([host_info("a", 100.0), host_info("b", 401.0)], 100.0)
@@ -71,7 +71,7 @@ def test_clocks(ahead_s, ok, message):
     assert bool(found.hint) == (ok is not True)
 
 
-def test_a_clock_is_read_halfway():
+def test_clock_is_read_halfway_through_the_request():
     assert assess.round_trip(100.0, 111.0, 102.0) == (2.0, 10.0)
 
 
@@ -80,7 +80,7 @@ def test_all_connections():
     assert (found.name, found.ok) == ("connections", True)
 
 
-def test_a_pair_without_a_connection_is_named_with_its_direction():
+def test_pair_without_a_connection_is_named_with_its_direction():
     one_way = {("10.0.0.1", "10.0.0.3"): "timed out"}
     (found,) = assess.reach(ADDRESSES, one_way)
     assert re.fullmatch(r"a \(10.0.0.1\) .* c \(10.0.0.3\) \(timed out\)", found.value)
@@ -91,7 +91,7 @@ def test_a_pair_without_a_connection_is_named_with_its_direction():
     assert found.ok is False
 
 
-def test_a_host_that_is_cut_off_is_named_once():
+def test_unreachable_host_is_named_once():
     failed = {("10.0.0.1", "10.0.0.2"): "timed out", ("10.0.0.3", "10.0.0.2"): "timed out"}
     (found,) = assess.reach(ADDRESSES, failed)
     assert re.fullmatch(r"b \(10.0.0.2\) .*\(timed out\)", found.value)
@@ -104,7 +104,7 @@ def test_of_two_hosts_the_pair_is_named():
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 7])
-def test_no_host_sends_and_receives_in_the_same_turn(count: int):
+def test_no_host_sends_and_receives_in_the_same_round(count: int):
     addresses = [f"10.0.0.{n}" for n in range(count)]
     to = network.neighbours(addresses)
     turns = network.turns(addresses)
@@ -114,7 +114,7 @@ def test_no_host_sends_and_receives_in_the_same_turn(count: int):
         assert not set(turn) & {to[one] for one in turn}
 
 
-def test_a_slow_link_is_named():
+def test_slow_link_is_named():
     to = network.neighbours(list(ADDRESSES))
     assert to == {"10.0.0.1": "10.0.0.2", "10.0.0.2": "10.0.0.3", "10.0.0.3": "10.0.0.1"}
     rates = {"10.0.0.1": 9e8, "10.0.0.2": 2.5e6, "10.0.0.3": 8e8}
@@ -155,12 +155,12 @@ def test_gpus_on_some_hosts_only():
         (storage.assess(storage.StorageInfo("not permitted"), "s3://b"), False),
     ],
 )
-def test_what_is_enough(found, ok):
+def test_thresholds(found, ok):
     assert found.ok is ok
     assert bool(found.hint) == (ok is not True)
 
 
-def test_a_report_in_words_and_as_json():
+def test_report_as_text_and_as_json():
     bad = Finding("storage", "not permitted", False, "Give it credentials")
     good = Finding("clock", "1 ms ahead", True)
     exchange = Exchange(4000, 0.0002, 2e7)
@@ -179,7 +179,7 @@ def test_a_report_in_words_and_as_json():
     json.dumps(found)
 
 
-def test_a_listener_is_reached_and_a_closed_one_is_not():
+def test_listener_is_reached_and_a_closed_port_is_not():
     with closing(network.Listener("127.0.0.1")) as listener:
         target = {"127.0.0.1": listener.port}
         assert network.failures(target) == {}
@@ -187,7 +187,7 @@ def test_a_listener_is_reached_and_a_closed_one_is_not():
     assert network.failures(target) == {"127.0.0.1": "Connection refused"}
 
 
-def test_storage_is_tried_from_here_and_nothing_is_left(tmp_path: Path, capsys):
+def test_storage_is_tested_from_here_and_nothing_is_left(tmp_path: Path, capsys):
     folder = tmp_path / "new" / "runs"
     main(["doctor", "--json", "--storage", str(folder)])
     found = json.loads(capsys.readouterr().out)
@@ -198,7 +198,7 @@ def test_storage_is_tried_from_here_and_nothing_is_left(tmp_path: Path, capsys):
     assert os.listdir(folder) == []
 
 
-def test_a_folder_that_another_process_does_not_see(tmp_path: Path):
+def test_folder_that_another_process_does_not_see_is_reported(tmp_path: Path):
     with storage.marker(str(tmp_path / "a"), {}) as marker:
         assert storage.look(marker).error == ""
         (elsewhere := tmp_path / "b").mkdir()
@@ -228,7 +228,7 @@ def test_bad_input_gives_one_message(arguments, message, capsys):
     ("wait_s", "ok"),
     [(None, None), ("", None), ("3", None), ("soon", None), ("59", None), ("60", True)],
 )
-def test_a_short_wait_of_ray_job_stop_is_reported(wait_s, ok):
+def test_short_wait_of_ray_job_stop_is_reported(wait_s, ok):
     found = assess.job_stop(wait_s)
     assert found.ok is ok
     assert ("RAY_JOB_STOP_WAIT_TIME_S" in found.hint) is (ok is None)

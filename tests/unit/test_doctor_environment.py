@@ -1,4 +1,4 @@
-"""The doctor on what surrounds a process: temporary folder, limits, proxies, interfaces, GPUs."""
+"""The doctor's checks of the environment: temporary folder, limits, proxies, interfaces, GPUs."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ import torch
 from gatdist.cluster.doctor import environment, local
 
 GB = 10**9
-# Of `nvidia-smi --query-gpu=… --format=csv,noheader,nounits`, in the order of `Gpu`.
+# Output of `nvidia-smi --query-gpu=… --format=csv,noheader,nounits`, in the order of `Gpu`.
 WELL = "0, NVIDIA H100 80GB HBM3, 550.54.15, 81559, 4, Default, Disabled, 0"
 OLD = "1, Tesla K80, 470.57.02, 11441, 0, Default, [N/A], [Not Supported]"
 
 
 def doctor(*args: str, env: Mapping[str, str] | None = None, before: Any = None) -> tuple[int, Any]:
-    """The exit status of ``gatdist doctor --json`` in a process of its own, and its findings."""
+    """Return exit status and findings of ``gatdist doctor --json`` in a child process."""
     clean = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
     finished = subprocess.run(
         [sys.executable, "-m", "gatdist", "doctor", "--json", *args],
@@ -40,7 +40,7 @@ def doctor(*args: str, env: Mapping[str, str] | None = None, before: Any = None)
 
 
 def require_only(found: tuple[int, Any], name: str) -> dict[str, Any]:
-    """The finding of that name: the only one that fails, with a hint; the status is 2."""
+    """Assert that only the finding of that name fails, with a hint and status 2; return it."""
     status, findings = found
     assert {each for each, finding in findings.items() if finding["ok"] is False} == {name}
     assert status == 2
@@ -100,7 +100,7 @@ def test_doctor_reports_a_full_disk_or_no_free_inodes_of_the_run(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
-def test_doctor_reports_a_shared_memory_that_is_small_or_read_only() -> None:
+def test_doctor_reports_shared_memory_that_is_small_or_read_only() -> None:
     for options in ("size=64m", "size=1g,ro"):
         script = f"mount -t tmpfs -o {options} shm /dev/shm && exec {sys.executable} -m gatdist"
         finished = subprocess.run(
@@ -131,13 +131,13 @@ def test_doctor_reports_a_shared_memory_that_is_small_or_read_only() -> None:
         ({"https_proxy": "http://p", "NO_PROXY": "127.0.0.1,not/a/network"}, False),
     ],
 )
-def test_doctor_proxies_must_leave_out_the_cluster(variables: dict[str, str], ok: bool) -> None:
+def test_doctor_proxies_must_exclude_the_cluster(variables: dict[str, str], ok: bool) -> None:
     found = environment.assess_proxies(variables, ["10.0.0.1", "10.0.0.2"])
     assert found.ok is (True if ok else None)
     assert bool(found.hint) is not ok
     ray_uses_them = variables | {"RAY_grpc_enable_http_proxy": "1"}
     assert environment.assess_proxies(ray_uses_them, ["10.0.0.1", "10.0.0.2"]).ok is ok
-    assert "://" not in found.value + found.hint  # a proxy's URL may hold a password
+    assert "://" not in found.value + found.hint  # a proxy's URL may contain a password
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_doctor_gpu_modes_errors_and_use(line: str, fact: str, ok: bool | None) 
     assert verdict is ok
 
 
-def test_doctor_accepts_a_gpu_for_one_process() -> None:
+def test_doctor_accepts_an_exclusive_gpu_for_one_process() -> None:
     assert scores(WELL.replace("Default", "Exclusive_Process")) == {}
 
 
@@ -251,7 +251,7 @@ def test_doctor_tries_the_device_of_each_local_rank() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_doctor_device_that_is_not_there_fails() -> None:
+def test_doctor_missing_device_fails() -> None:
     assert list(environment.tried_devices(1)) == [0]
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint is written before it is evaluated; what is known of it is the same in the end."""
+"""Checkpoints are written before they are evaluated; after a resume, results are the same."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ SETTINGS = [
 
 
 class Killed(KeyboardInterrupt):
-    """Ends a run in an evaluation; nothing is recorded of it."""
+    """Ends a run during an evaluation, which records nothing."""
 
 
 @contextmanager
 def killed_in(number: int) -> Iterator[None]:
-    """The evaluation with this number, from 1, ends the run."""
+    """Return an evaluator whose evaluation of this number, from 1, ends the run."""
     calls, call = itertools.count(1), Evaluator.__call__
 
     def counted(self: Evaluator, *args: Any) -> Any:
@@ -64,7 +64,7 @@ def train(store: Store, *more: str) -> dict[str, Any]:
 
 
 def known(store: Store) -> dict[str, Any]:
-    """All that a run's checkpoints, metrics and page say of it, but times and names."""
+    """Return what a run's checkpoints, metrics and page contain, without times and names."""
     checkpoint = inspect(store.url)["checkpoint"]
     return {
         "digest": digest(store.url),
@@ -84,7 +84,7 @@ CONVERGES = 'run.convergence={metric="fid", min_improvement=0.99, patience_sampl
     ("more", "status", "number"),
     [((), "finished", n) for n in (2, 4)] + [((CONVERGES,), "converged", 2)],
 )
-def test_a_run_ended_in_an_evaluation_and_resumed_is_as_an_undisturbed_one(
+def test_run_interrupted_in_an_evaluation_and_resumed_equals_an_undisturbed_run(
     more: tuple[str, ...], status: str, number: int, tmp_path: Path
 ) -> None:
     whole, ended = Store(str(tmp_path / "whole")), Store(str(tmp_path / "ended"))
@@ -99,11 +99,11 @@ def test_a_run_ended_in_an_evaluation_and_resumed_is_as_an_undisturbed_one(
     assert known(ended)["on the page"]
     assert known(ended)["told"][1:] == [status, expected["reason"], expected["metrics"]]
     before = known(ended), ended.read("attempts.jsonl")
-    assert train(ended, *more) == expected  # all is done
+    assert train(ended, *more) == expected  # everything is done
     assert (known(ended), ended.read("attempts.jsonl")) == before
 
 
-def test_evaluations_that_can_not_be_read_are_not_replaced(
+def test_unreadable_evaluations_are_not_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = Store(str(tmp_path))

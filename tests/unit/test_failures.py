@@ -1,4 +1,4 @@
-"""What answers of servers mean: try again, or what a person is told."""
+"""Classification of servers' answers: retry, or an error message."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ TRANSIENT = [
     *(of_s3(code, 409) for code in ("OperationAborted", "ConditionalRequestConflict")),
     *(of_s3(code, 503) for code in ("SlowDown", "ServiceUnavailable", "503")),
     of_s3("RequestTimeTooSkewed", 403),
-    of_s3("403", 403, date=formatdate(0)),  # to HEAD, without a body
+    of_s3("403", 403, date=formatdate(0)),  # answer to HEAD, without a body
     of_s3("InternalError", 500),
     of_s3("NoSuchUpload", 404),
     of_s3("AccessDenied", 403, **{"retry-after": "1"}),
@@ -62,24 +62,24 @@ LASTING = [
 
 
 @pytest.mark.parametrize("error", TRANSIENT, ids=lambda e: str(failures.answer(e).code or e))
-def test_transient_error_codes_are_tried_again(error: Exception) -> None:
+def test_transient_errors_are_retried(error: Exception) -> None:
     assert failures.is_transient(error)
 
 
 @pytest.mark.parametrize("error", LASTING, ids=lambda e: str(failures.answer(e).code or e))
-def test_lasting_error_codes_are_not_tried_again(error: Exception) -> None:
+def test_lasting_errors_are_not_retried(error: Exception) -> None:
     assert not failures.is_transient(error)
     assert failures.meaning(error)
 
 
-def test_a_denial_with_the_right_time_is_lasting() -> None:
+def test_denial_with_the_correct_time_is_lasting() -> None:
     assert not failures.is_transient(of_s3("403", 403, date=formatdate()))
 
 
 @pytest.mark.parametrize(
     "error", [of_s3("RequestTimeTooSkewed", 403), of_s3("403", 403, date=formatdate(0))]
 )
-def test_a_skewed_clock_is_named(error: Exception) -> None:
+def test_skewed_clock_is_named(error: Exception) -> None:
     assert "clock" in failures.hint(error)
 
 
@@ -98,7 +98,7 @@ def test_rejected_checksums_name_their_setting(error: Exception) -> None:
 
 
 @given(st.text(max_size=30), st.sampled_from(["date", "retry-after"]), st.integers(400, 599))
-def test_no_header_of_a_server_breaks_the_judgement(text: str, name: str, status: int) -> None:
+def test_malformed_server_headers_are_ignored(text: str, name: str, status: int) -> None:
     error = of_s3("X", status, **{name: text})
     assert failures.is_transient(error) in (True, False)
     assert failures.retry_after_s(error) >= 0
@@ -112,7 +112,7 @@ def _raise_while_handling() -> None:
         raise FileNotFoundError("y")  # noqa: B904
 
 
-def test_a_failure_is_not_judged_by_one_that_is_being_handled() -> None:
+def test_error_is_not_classified_by_the_one_being_handled() -> None:
     with pytest.raises(FileNotFoundError) as raised:
         _raise_while_handling()
     assert failures.is_absent(raised.value)

@@ -1,4 +1,4 @@
-"""Pictures, sounds and texts through the whole system: trained, measured, sampled, exported."""
+"""Images, audio and text end to end: training, evaluation, sampling, export."""
 
 import json
 import logging
@@ -45,7 +45,7 @@ def text_run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def image_run(tmp_path_factory):
-    """StyleGAN2: with a mapping network, noise of its own, and classes."""
+    """StyleGAN2: with a mapping network, its own noise, and classes."""
     folder = tmp_path_factory.mktemp("picture") / "run"
     small = "capacity=64, max_width=8"
     settings = [
@@ -72,7 +72,7 @@ def pixels_of(path):
         return np.asarray(image, dtype=float)
 
 
-def test_a_run_on_sounds_shows_plays_and_measures_them(audio_run):
+def test_run_on_audio_logs_audio_and_its_metrics(audio_run):
     clip, rate = soundfile.read(audio_run / "samples" / "fakes-000000096.wav")
     assert (rate, len(clip)) == (RATE, 16 * (LENGTH + RATE // 4))
     assert pixels_of(audio_run / "samples" / "fakes-000000096.png").size
@@ -83,7 +83,7 @@ def test_a_run_on_sounds_shows_plays_and_measures_them(audio_run):
     assert 0 < found["time/evaluation_s"] < 60
 
 
-def test_a_run_on_texts_shows_and_measures_them(text_run):
+def test_run_on_texts_logs_texts_and_their_metrics(text_run):
     reals = (text_run / "samples" / "reals.txt").read_text().splitlines()
     assert set(reals) == {"abba", "baab", "cab", "abc", "caba", "bac"}
     fakes = (text_run / "samples" / "fakes-000000096.txt").read_text().split("\n")
@@ -94,7 +94,7 @@ def test_a_run_on_texts_shows_and_measures_them(text_run):
 
 
 @pytest.mark.parametrize("run", ["audio_run", "text_run", "image_run"])
-def test_samples_of_a_seed_are_the_same_whatever_their_number(run, request, tmp_path):
+def test_samples_of_a_seed_do_not_depend_on_their_number(run, request, tmp_path):
     run = request.getfixturevalue(run)
     few = gatdist.sample(str(run), 3, out=str(tmp_path / "few"))
     gatdist.sample(str(run), 5, out=str(tmp_path / "many"))
@@ -104,7 +104,7 @@ def test_samples_of_a_seed_are_the_same_whatever_their_number(run, request, tmp_
         assert (tmp_path / "few" / name).read_bytes() == (tmp_path / "many" / name).read_bytes()
 
 
-def test_classes_are_asked_for_by_number_or_name(audio_run, tmp_path):
+def test_classes_are_selected_by_number_or_name(audio_run, tmp_path):
     both = [
         gatdist.sample(str(audio_run), 2, out=str(tmp_path / str(i)), labels=labels)
         for i, labels in enumerate((["high", "low"], ["2", "0"], ["low"]))
@@ -117,12 +117,12 @@ def test_classes_are_asked_for_by_number_or_name(audio_run, tmp_path):
         gatdist.sample(str(audio_run), 1, out=str(tmp_path), labels=["hihg"])
 
 
-def test_classes_of_a_generator_that_knows_none_are_refused(text_run, tmp_path):
+def test_classes_of_an_unconditional_generator_are_rejected(text_run, tmp_path):
     with refused(ConfigError, "--labels"):
         gatdist.sample(str(text_run), 1, out=str(tmp_path), labels=["0"])
 
 
-def test_truncation_makes_samples_alike(image_run, audio_run):
+def test_truncation_makes_samples_similar(image_run, audio_run):
     for run in (image_run, audio_run):
         from gatdist.runs import load_run
 
@@ -136,7 +136,7 @@ def test_truncation_makes_samples_alike(image_run, audio_run):
         assert spread[0] < 0.6 * spread[2]
 
 
-def test_latents_that_are_cut_off_are_those_of_the_cut_distribution():
+def test_truncated_latents_have_the_truncated_distribution():
     from gatdist.runs.trained import _cut_off
 
     z = torch.randn(20_000, generator=torch.Generator().manual_seed(0))
@@ -147,7 +147,7 @@ def test_latents_that_are_cut_off_are_those_of_the_cut_distribution():
     torch.testing.assert_close(cut.quantile(places), inside.quantile(places), atol=0.02, rtol=0)
 
 
-def test_a_walk_goes_from_sample_to_sample(image_run, tmp_path):
+def test_walk_interpolates_from_sample_to_sample(image_run, tmp_path):
     args = {"labels": ["3"], "seed": 5}
     ends = gatdist.sample(str(image_run), 2, out=str(tmp_path / "ends"), **args)
     way = gatdist.sample(str(image_run), 2, out=str(tmp_path / "way"), interpolate=4, **args)
@@ -163,7 +163,7 @@ def test_a_walk_goes_from_sample_to_sample(image_run, tmp_path):
         assert moving.n_frames > 1
 
 
-def test_one_file_holds_all_by_its_ending(audio_run, text_run, tmp_path):
+def test_one_file_by_extension_contains_all_samples(audio_run, text_run, tmp_path):
     for name, run in (("a.wav", audio_run), ("a.png", audio_run), ("a.txt", text_run)):
         [path] = gatdist.sample(str(run), 4, out=str(tmp_path / name), grid=True)
         assert path == str(tmp_path / name)
@@ -172,7 +172,7 @@ def test_one_file_holds_all_by_its_ending(audio_run, text_run, tmp_path):
     assert path.endswith("all.wav")
 
 
-def test_a_long_walk_is_made_in_chunks_that_fit_together(image_run, tmp_path, monkeypatch):
+def test_long_walk_in_chunks_is_continuous(image_run, tmp_path, monkeypatch):
     monkeypatch.setattr(sampling, "CHUNK", 3)
     args = {"labels": ["3"], "interpolate": 8}
     few = gatdist.sample(str(image_run), 2, out=str(tmp_path / "few"), **args)
@@ -193,7 +193,7 @@ def test_a_long_walk_is_made_in_chunks_that_fit_together(image_run, tmp_path, mo
         ({"out": ""}, "path or URL"),
     ],
 )
-def test_samples_that_can_not_be_made_are_refused(options, field, image_run, tmp_path, monkeypatch):
+def test_invalid_samples_are_rejected(options, field, image_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     here = {"num": 2, "out": "here"} | options
     here["out"] = here["out"].replace("RUN", str(image_run))
@@ -203,7 +203,7 @@ def test_samples_that_can_not_be_made_are_refused(options, field, image_run, tmp
 
 
 @pytest.mark.parametrize("run", ["audio_run", "text_run", "image_run"])
-def test_an_exported_generator_gives_the_same_samples(run, request, tmp_path):
+def test_exported_generator_gives_the_same_samples(run, request, tmp_path):
     run = request.getfixturevalue(run)
     from gatdist.runs import load_run
     from gatdist.runs.export import _require_equal, given
@@ -223,7 +223,7 @@ def test_an_exported_generator_gives_the_same_samples(run, request, tmp_path):
 
 
 @pytest.mark.parametrize("run", ["audio_run", "text_run", "image_run"])
-def test_an_onnx_model_gives_the_same_samples(run, request, tmp_path):
+def test_onnx_model_gives_the_same_samples(run, request, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     run = request.getfixturevalue(run)
     from gatdist.runs import load_run
@@ -239,7 +239,7 @@ def test_an_onnx_model_gives_the_same_samples(run, request, tmp_path):
     assert abs(samples - sampler(positions).numpy()).max() < 1e-4
 
 
-def test_exporting_tells_nothing_of_torchs_exporter(text_run, tmp_path, monkeypatch):
+def test_export_prints_nothing_of_torchs_exporter(text_run, tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")
     message = []
     monkeypatch.setattr(logging.getLogger("torch.onnx"), "handlers", [handler := logging.Handler()])
@@ -248,7 +248,7 @@ def test_exporting_tells_nothing_of_torchs_exporter(text_run, tmp_path, monkeypa
     assert [record.getMessage() for record in message] == []
 
 
-def test_an_unknown_format_is_refused(text_run, tmp_path):
+def test_unknown_format_is_rejected(text_run, tmp_path):
     with refused(ConfigError, "--format"):
         gatdist.export(str(text_run), "onxx", out=str(tmp_path / "g"))
 
@@ -273,7 +273,7 @@ def header(values):
         b"\x20\xa1\x07\0\0\0\0\0" + b"[" * 500_000,
     ],
 )
-def test_a_file_that_is_no_export_is_refused(tmp_path, content):
+def test_file_that_is_no_export_is_rejected(tmp_path, content):
     (tmp_path / "x.safetensors").write_bytes(content)
     with refused(CheckpointError, "x.safetensors"):
         gatdist.load(str(tmp_path / "x.safetensors"))
@@ -292,7 +292,7 @@ class TestStartingFromAnotherRun:
         values = {**AUDIO, "model": AUDIO["model"] | {"init_from": str(run)} | model}
         return small_config(data, values)
 
-    def test_networks_are_those_of_the_other_run(self, audio_run, tmp_path):
+    def test_weights_are_those_of_the_other_run(self, audio_run, tmp_path):
         from gatdist.parallel.communicator import LocalCommunicator
         from gatdist.training.state import TrainState
 
@@ -306,7 +306,7 @@ class TestStartingFromAnotherRun:
         outcome = gatdist.train(config, str(tmp_path / "run"), local=True)
         assert outcome["samples_seen"] == RUN["total_samples"]
 
-    def test_other_networks_are_refused_by_the_first_tensor(self, audio_run, tmp_path):
+    def test_other_networks_are_rejected_by_the_first_tensor(self, audio_run, tmp_path):
         wider = {"generator": {"name": "wavegan", "width": 8}}
         config = self.config(audio_run.parent / "data", audio_run, **wider)
         with refused(CheckpointError, "run: tensor average/layers.0.bias"):
@@ -330,30 +330,30 @@ class TestStartingFromAnotherRun:
             assert torch.equal(tensor, theirs[name] if same else fresh[name]), name
         assert 0 < copied < len(fresh)
 
-    def test_a_run_that_is_not_there_is_refused(self, audio_run, tmp_path):
+    def test_missing_run_is_rejected(self, audio_run, tmp_path):
         config = self.config(audio_run.parent / "data", tmp_path / "nothing")
         with refused(ConfigError, "model.init_from"):
             gatdist.train(config, str(tmp_path / "run"), local=True)
 
 
 class TestBadInput:
-    def test_a_text_outside_of_the_vocabulary_is_named(self, text_run, tmp_path):
+    def test_text_outside_of_the_vocabulary_is_named(self, text_run, tmp_path):
         config = small_config(text_run.parent / "data", TEXT, vocabulary="ab")
         with refused(DataError, "shard-000000.tar"):
             gatdist.train(config, str(tmp_path / "run"), local=True)
 
-    def test_clips_shorter_than_asked_are_refused(self, audio_run, tmp_path):
+    def test_clips_shorter_than_configured_are_rejected(self, audio_run, tmp_path):
         config = small_config(audio_run.parent / "data", AUDIO, length=1024)
         with refused(DataError, "data.length"):
             gatdist.train(config, str(tmp_path / "run"), local=True)
 
-    def test_networks_of_another_kind_are_refused(self, audio_run, tmp_path):
+    def test_networks_of_another_modality_are_rejected(self, audio_run, tmp_path):
         values = {**TEXT, "evaluate": {"metrics": []}}
         config = small_config(audio_run.parent / "data", values)
         with refused(ConfigError, "model.generator.name"):
             gatdist.train(config, str(tmp_path / "run"), local=True)
 
-    def test_a_metric_of_pictures_is_refused_for_texts(self, text_run, tmp_path):
+    def test_image_metric_is_rejected_for_texts(self, text_run, tmp_path):
         values = {**TEXT, "evaluate": {"metrics": ["fid"]}}
         config = small_config(text_run.parent / "data", values, vocabulary="abc")
         with refused(DataError, "evaluate.features"):
@@ -362,12 +362,12 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("vocabulary", "rule"), [("aa", "each character once"), ("", "1 to 255 characters")]
     )
-    def test_a_wrong_vocabulary_is_refused(self, vocabulary, rule):
+    def test_invalid_vocabulary_is_rejected(self, vocabulary, rule):
         with refused(ConfigError, "data.vocabulary"):
             small_config("x", TEXT, vocabulary=vocabulary)
 
 
-def test_bytes_of_wav_are_what_a_sample_is(audio_run, tmp_path):
+def test_wav_bytes_contain_the_sample(audio_run, tmp_path):
     [path] = gatdist.sample(str(audio_run), 1, out=str(tmp_path))
     clip, rate = soundfile.read(path)
     assert (rate, clip.shape) == (RATE, (LENGTH,))

@@ -1,4 +1,4 @@
-"""The GPU benchmark runs without Ray and storage, and reports what is wrong."""
+"""The GPU benchmark runs without Ray and storage, and reports errors."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ sys.exit(gpu.main())
 
 @pytest.fixture(scope="module")
 def record(tmp_path_factory):
-    """What the script found on the CPU, in a small part."""
+    """Return the results of a small part of the script on the CPU."""
     out = tmp_path_factory.mktemp("gpu")
     options = ["--device", "cpu", "--size", "dcgan16", "--rounds", "1", "--turn-s", "0.01"]
     command = [sys.executable, "-c", WITHOUT, *options, "--no-compile", "--out", str(out)]
@@ -30,7 +30,7 @@ def record(tmp_path_factory):
     return done.stdout, json.loads((out / "result.json").read_text()), out
 
 
-def test_every_precision_is_checked_and_what_needs_cuda_is_told(record):
+def test_every_precision_is_checked_and_cuda_checks_are_listed(record):
     _, found, _ = record
     findings = {row["name"]: row["ok"] for row in found["correctness"]}
     assert findings.pop("a step from a CUDA graph") is None
@@ -39,7 +39,7 @@ def test_every_precision_is_checked_and_what_needs_cuda_is_told(record):
     assert all(findings.values())
 
 
-def test_speed_memory_and_what_it_was_made_on_are_told(record):
+def test_speed_memory_and_environment_are_reported(record):
     printed, found, out = record
     assert [row["name"] for row in found["throughput"]] == ["bare", "alternating_bfloat16"]
     for row in found["throughput"]:
@@ -51,7 +51,7 @@ def test_speed_memory_and_what_it_was_made_on_are_told(record):
     assert line.value[0].isdigit()
 
 
-def test_a_wrong_step_is_told(monkeypatch, capsys, tmp_path):
+def test_wrong_step_is_reported(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(gpu, "precisions", lambda device: [gpu._checked("a step", 1.0, 0.1)])
     monkeypatch.setattr(gpu, "throughput", lambda *arguments: [])
     monkeypatch.setattr(sys, "argv", ["gpu", "--device=cpu", "--no-compile", f"--out={tmp_path}"])
@@ -59,7 +59,7 @@ def test_a_wrong_step_is_told(monkeypatch, capsys, tmp_path):
     assert "WRONG" in capsys.readouterr().out
 
 
-def test_what_breaks_is_a_row_of_its_own():
+def test_failing_case_is_a_separate_row():
     rows = []
     with gpu.failing("a graph", rows):
         raise RuntimeError("not while capturing")

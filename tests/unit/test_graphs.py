@@ -1,4 +1,4 @@
-"""Steps that are recorded once and replayed are the steps that they would be."""
+"""Replayed steps equal eager steps."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ from tape import Tape
 
 CPU = torch.device("cpu")
 N, SHAPE = 8, (1, 8, 8)
-RATE = 2.0**-9  # the same number in single and in double precision
+RATE = 2.0**-9  # the same number in single and double precision
 STEPS = 16
 BASE = [
     f"run.global_batch={N}",
@@ -33,8 +33,8 @@ BASE = [
 
 
 @pytest.fixture(autouse=True)
-def numbers_far_away(monkeypatch):
-    """As on a device: the host may not look."""
+def unreadable_tensors(monkeypatch):
+    """As on a device: the host can't read values."""
     monkeypatch.setattr(draws, "is_readable", lambda tensor: False)
 
 
@@ -57,7 +57,7 @@ def batch_at(config, step, noise=0):
 
 
 def train(settings, recorder=None, steps=STEPS, noise=lambda step: 0, spoil=None):
-    """All that was learned after some steps, and the means of all that was seen."""
+    """Return the state after some steps, and means of the logged values."""
     config, state = start(settings, recorder)
     rule = state.rule(config)
     play = StepGraphs(recorder) if recorder else None
@@ -103,7 +103,7 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: settings[0])
-def test_replayed_steps_are_the_steps_themselves(settings):
+def test_replayed_steps_equal_eager_steps(settings):
     there, seen_there = train(settings)
     tape = Tape()
     here, seen_here = train(settings, tape)
@@ -114,8 +114,8 @@ def test_replayed_steps_are_the_steps_themselves(settings):
     assert seen_here == seen_there
 
 
-def test_what_changes_from_step_to_step_is_not_recorded():
-    """Rates, and strengths that fall, come to a recording as numbers on the device."""
+def test_changing_values_are_inputs_of_a_recording():
+    """Learning rates and decaying penalty weights are numbers on the device."""
     settings = [
         *(
             f"optim.{player}.learning_rate={{start={RATE}, warmup={N * STEPS}}}"
@@ -141,7 +141,7 @@ def test_each_set_of_penalties_is_recorded_once():
     assert tape.warmed_up == 3 * WARM_UP_STEPS
 
 
-def test_another_noise_is_recorded_anew():
+def test_other_noise_is_recorded_anew():
     """As after a rollback: names of noise streams are part of a recording."""
     plain = ["game.penalties={}"]
     (there, _), (here, _) = (
@@ -153,16 +153,16 @@ def test_another_noise_is_recorded_anew():
     assert any(not torch.equal(same[name], there[name]) for name in there)
 
 
-def test_a_bad_step_moves_nobody():
-    """The guard judges within the recording."""
+def test_nonfinite_step_changes_no_weights():
+    """The guard is evaluated within the recording."""
     (there, _), (here, _) = (train([], recorder, spoil=13) for recorder in (None, Tape()))
     assert here["guard/nonfinite"] > 0
     for name in there:
         torch.testing.assert_close(here[name], there[name], rtol=0, atol=0, msg=name)
 
 
-def test_one_stage_gives_up_where_a_recording_can_not_look():
-    """A fake whose gradient has vanished spoils steps until the next tick, and no longer."""
+def test_one_stage_falls_back_at_the_next_log():
+    """A fake whose gradient underflows makes steps non-finite until the next log, and no longer."""
     config, state = start(["game.update_rule=one_stage", "game.loss=nonsaturating"], tape := Tape())
     rule, play = state.rule(config), StepGraphs(tape)
     bias = [p for p in state.players["discriminator"].parameters.values() if p.dim() == 1][-1]
@@ -179,10 +179,10 @@ def test_one_stage_gives_up_where_a_recording_can_not_look():
             counts.append(int(state.guard.tensors["nonfinite"]))
     assert rule.given_up
     assert counts[2:] == [2, 2, 2, 2]
-    assert tape.recorded == 2  # once as each rule
+    assert tape.recorded == 2  # once for each rule
 
 
-def test_what_can_not_be_recorded_is_told():
+def test_what_cannot_be_recorded_is_reported():
     config, state = start(["game.penalties={}"], tape := Tape())
     rule, play = state.rule(config), StepGraphs(tape)
 
@@ -202,7 +202,7 @@ def test_what_can_not_be_recorded_is_told():
     assert state.samples_seen == N * WARM_UP_STEPS
 
 
-def test_where_there_are_no_graphs_the_run_says_so_and_goes_on(tmp_path):
+def test_without_cuda_graphs_the_run_continues_with_a_note(tmp_path):
     settings = ["run.total_samples=32", "evaluate.metrics=[]", "monitor.tensorboard=false"]
     message = []
     config, _ = start(settings)
@@ -216,7 +216,7 @@ def test_where_there_are_no_graphs_the_run_says_so_and_goes_on(tmp_path):
     assert any(kind == "note" and "CUDA graphs" in message for kind, message in message)
 
 
-@pytest.mark.filterwarnings("ignore")  # of torch.compile's own making
+@pytest.mark.filterwarnings("ignore")  # caused by torch.compile
 @pytest.mark.parametrize(
     ("settings", "field"),
     [
@@ -224,7 +224,7 @@ def test_where_there_are_no_graphs_the_run_says_so_and_goes_on(tmp_path):
         (['precision.compile=["generator"]'], "precision.compile"),
     ],
 )
-def test_what_is_never_recorded_is_refused(settings, field):
+def test_settings_that_cannot_be_recorded_are_rejected(settings, field):
     sgd = [f"optim.{player}.name=sgd" for player in ("generator", "discriminator")]
     config, state = start([*settings, *sgd, "game.penalties={}"])
     with refused(ConfigError, field):

@@ -1,4 +1,4 @@
-"""Pictures of samples: nothing lost, nothing twice, everything at its place."""
+"""Image grids: every sample once, at its position."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GAP = 4
 @pytest.mark.parametrize(
     ("height", "width", "scale"), [(8, 8, 6), (5, 9, 10), (64, 48, 1), (1, 1, 48)]
 )
-def test_every_pixel_is_at_its_place(n, columns, height, width, channels, scale):
+def test_every_pixel_is_at_its_position(n, columns, height, width, channels, scale):
     rng = np.random.default_rng(0)
     samples = rng.integers(0, 255, (n, height, width, channels), dtype=np.uint8)
     grid = make_grid(samples, columns)
@@ -36,20 +36,20 @@ def test_every_pixel_is_at_its_place(n, columns, height, width, channels, scale)
 
 
 @pytest.mark.parametrize(("channels", "shown"), [(2, 1), (5, 3), (6, 3)])
-def test_channels_that_no_picture_has_are_left_out(channels, shown):
+def test_channels_that_no_image_has_are_skipped(channels, shown):
     samples = np.arange(2 * 50 * 50 * channels, dtype=np.uint8).reshape(2, 50, 50, channels)
     assert (make_grid(samples) == make_grid(np.ascontiguousarray(samples[..., :shown]))).all()
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_png_holds_the_same_pixels(channels):
+def test_png_has_the_same_pixels(channels):
     image = np.random.default_rng(1).integers(0, 256, (20, 30, channels), dtype=np.uint8)
     with Image.open(io.BytesIO(encode_png(image))) as opened:
         assert opened.format == "PNG"
         assert (np.asarray(opened).reshape(image.shape) == image).all()
 
 
-def test_scatter_draws_points_where_they_are():
+def test_scatter_draws_points_at_their_positions():
     points = np.array([[-0.9, 0.9], [0.9, -0.9]])
     image = make_scatter(points, extent=1.0, size=100)[..., 0]
     rows, columns = np.nonzero(image == 0)
@@ -63,7 +63,7 @@ def test_scatter_draws_points_where_they_are():
     assert max(columns) == pytest.approx(95, abs=1.5)
 
 
-def test_scatter_leaves_out_what_is_outside_or_no_number():
+def test_scatter_skips_points_outside_or_not_finite():
     points = np.array([[2.0, 0.0], [0.0, -2.0], [np.nan, 0.0], [np.inf, 0.0], [1.0, 1.0]])
     assert (make_scatter(points, extent=1.0, size=50) == 255).all()
     corner = np.nextafter(1.0, 0.0) * np.array([[1, 1], [-1, -1], [1, -1], [-1, 1.0]])

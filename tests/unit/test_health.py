@@ -1,4 +1,4 @@
-"""Policies: numbers in, decisions out."""
+"""Health policies: numbers in, decisions out."""
 
 import pytest
 
@@ -23,7 +23,7 @@ WELL = {
         ({"logits/pairwise_accuracy": 0.999}, {"discriminator_won"}),
     ],
 )
-def test_each_trouble_raises_its_alarm(change, expected):
+def test_each_problem_raises_its_alarm(change, expected):
     raised = alarms(HealthConfig(), WELL | change)
     assert {alarm.name for alarm in raised} == expected
 
@@ -49,7 +49,9 @@ NONE = Counts(0, 0, 0)
         ({"spike": "rollback"}, (21, 2, 0), (21, 2, 0), "stop", "health.nonfinite"),
     ],
 )
-def test_bad_steps_are_skipped_rolled_back_or_end_the_run(policy, counts, new, action, message):
+def test_nonfinite_steps_are_skipped_rolled_back_or_end_the_run(
+    policy, counts, new, action, message
+):
     decision = decide(HealthConfig(**policy), Counts(*counts), Counts(*new))
     assert decision.action == action
     assert message in decision.message
@@ -57,12 +59,12 @@ def test_bad_steps_are_skipped_rolled_back_or_end_the_run(policy, counts, new, a
     assert bool(decision.message) == (action != "go_on" or skipped)
 
 
-def test_counts_subtract():
+def test_counts_are_subtracted():
     assert Counts(5, 4, 3).since(Counts(1, 1, 1)) == Counts(4, 3, 2)
     assert NONE.since(NONE) == NONE
 
 
-def test_convergence_waits_for_its_patience_and_names_the_rule():
+def test_convergence_requires_patience_and_names_the_rule():
     convergence = Convergence(
         ConvergenceConfig(metric="fid", patience_samples=300, min_improvement=0.1)
     )
@@ -74,7 +76,7 @@ def test_convergence_waits_for_its_patience_and_names_the_rule():
         assert fact in reason
 
 
-def test_convergence_starts_anew_with_each_improvement_and_survives_a_checkpoint():
+def test_patience_restarts_with_each_improvement_and_survives_a_checkpoint():
     convergence = Convergence(ConvergenceConfig(metric="fid", patience_samples=200))
     convergence.update(100, {"fid": 10.0})
     convergence.update(200, {"fid": 5.0})

@@ -1,4 +1,4 @@
-"""Long phases have heartbeats, so that they are not mistaken for hangs."""
+"""Long phases send heartbeats, so that they are not mistaken for hangs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COMM = LocalCommunicator(torch.device("cpu"))
 X = torch.randn(300, 4, generator=torch.Generator().manual_seed(0))
 
 
-def test_only_the_training_threads_heartbeats_count():
+def test_only_heartbeats_of_the_training_thread_count():
     watch_this_thread()
     before = beats()
     other = threading.Thread(target=beat)
@@ -40,14 +40,14 @@ def test_only_the_training_threads_heartbeats_count():
     ],
     ids=["kernel", "neighbors", "frechet", "texts", "storage"],
 )
-def test_a_long_phase_has_heartbeats(phase):
+def test_long_phase_sends_heartbeats(phase):
     watch_this_thread()
     before = beats()
     phase()
     assert beats() > before
 
 
-def test_a_heartbeat_ends_standing_still():
+def test_heartbeat_resets_the_idle_time():
     progress = Progress()
     progress.report()
     progress._last_at -= 100
@@ -56,7 +56,7 @@ def test_a_heartbeat_ends_standing_still():
     assert progress.report()["still_s"] < 50
 
 
-def test_a_start_is_a_long_phase_until_the_first_step_ends():
+def test_start_is_a_long_phase_until_the_first_step_ends():
     progress = Progress()
     progress.start(640)
     assert progress.report()["lengthy"]
@@ -71,7 +71,7 @@ def test_a_start_is_a_long_phase_until_the_first_step_ends():
     assert not progress.report()["lengthy"]
 
 
-def test_a_compile_is_a_long_phase():
+def test_compilation_is_a_long_phase():
     progress = Progress()
     progress.step(1)
     seen = []

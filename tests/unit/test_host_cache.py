@@ -1,4 +1,4 @@
-"""The cache of a host: many processes, a byte limit, kills, and folders that are no good."""
+"""The cache of a host: many processes, a byte limit, kills, and unusable folders."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def sweep(folder: Path, max_bytes: int = 10**6) -> None:
 
 
 class Loads:
-    """What is fetched when the cache has it not, and how often."""
+    """Loads missing blocks, and counts the loads."""
 
     def __init__(self, keys: list[str] = KEYS) -> None:
         self.keys, self.count = keys, 0
@@ -55,7 +55,7 @@ class Loads:
 
 
 def get(cache: HostCache, numbers: list[int]) -> int:
-    """Fetch blocks, check them, and tell how many had to be loaded."""
+    """Fetch blocks, check them, and return how many had to be loaded."""
     loads = Loads([KEYS[i] for i in numbers])
     assert cache.fetch(loads.keys, loads) == [content_of(i) for i in numbers]
     return loads.count
@@ -65,21 +65,21 @@ def files(folder: Path, suffix: str = ".block") -> list[Path]:
     return sorted(folder.glob(f"*/*{suffix}"))
 
 
-def test_what_was_fetched_once_is_there_for_all(tmp_path: Path) -> None:
+def test_block_fetched_once_is_cached_for_all(tmp_path: Path) -> None:
     cache = HostCache(str(tmp_path), 10**6)
     assert get(cache, [3, 1, 2]) == 3
     assert get(cache, [1, 2, 3, 4]) == 1
     assert cache.hits == 3
     assert get(HostCache(str(tmp_path), 10**6), [4, 3]) == 0
     assert cache.fetch([], Loads()) == []
-    # The same place in another shard is another block.
+    # The same position in another shard is another block.
     other = [block_key("e" * 64, 1, 2)]
     assert cache.fetch(other, lambda _: [b"other"]) == [b"other"]
     assert get(cache, [1]) == 0
     assert cache.notes == []
 
 
-def test_what_was_used_last_stays_within_the_limit(tmp_path: Path) -> None:
+def test_recently_used_blocks_stay_within_the_limit(tmp_path: Path) -> None:
     limit = 20 * (SIZE + 100)
     cache = HostCache(str(tmp_path), limit)
     for i in range(60):
@@ -94,7 +94,7 @@ def test_what_was_used_last_stays_within_the_limit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "long", "length"])
-def test_a_damaged_block_is_fetched_again(tmp_path: Path, damage: str) -> None:
+def test_damaged_block_is_fetched_again(tmp_path: Path, damage: str) -> None:
     cache = HostCache(str(tmp_path), 10**6)
     get(cache, [7])
     (path,) = files(tmp_path)
@@ -124,7 +124,7 @@ def test_threads_fetch_each_block_once(tmp_path: Path) -> None:
     assert all(result == [content_of(i) for i in range(60)] for result in results)
 
 
-def test_who_comes_later_sweeps_nothing_away_that_is_being_written(tmp_path: Path) -> None:
+def test_later_process_does_not_sweep_a_block_being_written(tmp_path: Path) -> None:
     cache = HostCache(str(tmp_path), 10**6)
     over = threading.Event()
 
@@ -145,7 +145,7 @@ def test_who_comes_later_sweeps_nothing_away_that_is_being_written(tmp_path: Pat
     assert cache.notes == []
 
 
-# One process that imports gatdist, and forks those that the test is about.
+# A process that imports gatdist and forks the processes under test.
 FORKS = """
 import json, os, random, signal, sys, time
 from gatdist.data.reading.host_cache import HostCache, block_key
@@ -232,11 +232,11 @@ def test_kills_leave_nothing_to_clean_up(tmp_path: Path) -> None:
     keys = [block_key("f" * 64, i, 0) for i in range(100)]
     assert cache.fetch(keys, lambda numbers: [contents[i] for i in numbers]) == contents
     assert cache.hits > 5
-    assert time.monotonic() - began < 10  # no lock was left behind
+    assert time.monotonic() - began < 10  # no lock is left
     assert sum(p.stat().st_size for p in files(tmp_path)) <= 40 * 200_000
 
 
-def test_a_block_that_is_being_written_is_not_swept(tmp_path: Path) -> None:
+def test_block_being_written_is_not_swept(tmp_path: Path) -> None:
     sweep(tmp_path)
     path = tmp_path / "gatdist-blocks-1" / PART
     with path.open("wb") as file:
@@ -247,8 +247,8 @@ def test_a_block_that_is_being_written_is_not_swept(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def test_cache_files_of_others_are_never_followed_or_deleted(tmp_path: Path) -> None:
-    """Links, pipes, foreign names, and files of another user, in a folder that all may write to."""
+def test_cache_never_follows_or_deletes_files_of_others(tmp_path: Path) -> None:
+    """Links, pipes, foreign names, and files of another user, in a world-writable folder."""
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "treasure").write_bytes(bytes(5000))
@@ -300,7 +300,7 @@ def test_cache_folder_of_another_user_is_not_used(tmp_path: Path, kind: str) -> 
     assert kind == "file" or list(own.iterdir()) == []
 
 
-def test_cache_folder_that_vanishes_is_made_anew(tmp_path: Path) -> None:
+def test_deleted_cache_folder_is_created_again(tmp_path: Path) -> None:
     cache = HostCache(str(tmp_path), 10**6)
     get(cache, [1])
     sweep(tmp_path)
@@ -312,7 +312,7 @@ def test_cache_folder_that_vanishes_is_made_anew(tmp_path: Path) -> None:
     assert cache.notes == []
 
 
-def test_cache_sweeper_that_is_killed_is_replaced(tmp_path: Path) -> None:
+def test_killed_cache_sweeper_is_replaced(tmp_path: Path) -> None:
     script = """
 import os, signal, sys, time
 from gatdist.data.reading import host_cache
@@ -360,7 +360,7 @@ print(json.dumps([json.load(pipe) for _, pipe in started]))
 """
 
 
-def test_cache_that_is_full_of_many_blocks_fails_no_start(tmp_path: Path) -> None:
+def test_full_cache_with_many_blocks_starts(tmp_path: Path) -> None:
     """131,072 blocks, and 8 processes that start at once."""
     own = tmp_path / "gatdist-blocks-1"
     own.mkdir(mode=0o700)
@@ -374,7 +374,7 @@ def test_cache_that_is_full_of_many_blocks_fails_no_start(tmp_path: Path) -> Non
     assert len(sizes) > 100_000
 
 
-def test_who_waits_for_another_can_be_stopped(tmp_path: Path) -> None:
+def test_process_waiting_for_another_can_be_stopped(tmp_path: Path) -> None:
     cache = HostCache(str(tmp_path), 10**6)
     loading, go_on = threading.Event(), threading.Event()
 
@@ -391,7 +391,9 @@ def test_who_waits_for_another_can_be_stopped(tmp_path: Path) -> None:
         assert first.result() == [content_of(5)]
 
 
-def test_who_waits_loses_patience(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_for_another_process_times_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("gatdist.data.reading.host_cache._PATIENCE_S", 0.05)
     cache = HostCache(str(tmp_path), 10**6)
     loading, go_on = threading.Event(), threading.Event()
@@ -409,7 +411,7 @@ def test_who_waits_loses_patience(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert first.result() == [content_of(5)]
 
 
-def test_what_fails_while_loading_is_raised_and_the_lock_released(tmp_path: Path) -> None:
+def test_loading_error_is_raised_and_the_lock_released(tmp_path: Path) -> None:
     cache = HostCache(str(tmp_path), 10**6)
 
     def fails(numbers: list[int]) -> list[bytes]:
@@ -420,7 +422,7 @@ def test_what_fails_while_loading_is_raised_and_the_lock_released(tmp_path: Path
     assert get(cache, [1]) == 1
 
 
-def test_a_folder_that_is_none(tmp_path: Path) -> None:
+def test_invalid_folder_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with refused(StorageError, "data.cache_dir"):
         HostCache(str(tmp_path / "file"), 10**6)
@@ -438,7 +440,7 @@ def full_folder(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_is_told_once_and_reading_goes_on(full_folder: Path) -> None:
+def test_full_disk_is_reported_once_and_reading_continues(full_folder: Path) -> None:
     cache = HostCache(str(full_folder), 10**9)
     for i in range(60):  # a page for each block of 1,000 bytes: some fit
         assert get(cache, [i]) == 1
@@ -449,11 +451,11 @@ def test_a_full_disk_is_told_once_and_reading_goes_on(full_folder: Path) -> None
     assert kept > 5
     assert get(cache, list(range(60))) == 60 - kept
     (full_folder / "gatdist-blocks-1" / "filler").write_bytes(b"")
-    again = HostCache(str(full_folder), 10**9)  # begins on a full disk
+    again = HostCache(str(full_folder), 10**9)  # starts on a full disk
     assert get(again, list(range(60))) == 60 - kept
 
 
-def test_a_folder_that_becomes_read_only(full_folder: Path) -> None:
+def test_folder_that_becomes_read_only(full_folder: Path) -> None:
     cache = HostCache(str(full_folder), 10**9)
     get(cache, [0])
     subprocess.run(["mount", "-o", "remount,ro", str(full_folder)], check=True)
@@ -464,8 +466,8 @@ def test_a_folder_that_becomes_read_only(full_folder: Path) -> None:
         HostCache(str(full_folder), 10**9)
 
 
-def test_what_can_not_be_written_is_told_once(tmp_path: Path) -> None:
-    """As on a full disk, for those who may not mount one."""
+def test_failed_write_is_reported_once(tmp_path: Path) -> None:
+    """As on a full disk, for users who can't mount one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     cache = HostCache(str(tmp_path), 10**9)
     resource.setrlimit(resource.RLIMIT_FSIZE, (SIZE // 2, hard))

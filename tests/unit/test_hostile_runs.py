@@ -1,4 +1,4 @@
-"""A run that a stranger wrote: whatever its files hold, it is used, or refused in one message."""
+"""An untrusted run: whatever its files contain, it is used, or rejected in one message."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def resume(run: Path) -> None:
 
 @pytest.fixture
 def run(whole: Path, tmp_path: Path) -> Path:
-    """A copy that may be damaged."""
+    """A copy that a test may damage."""
     return Path(shutil.copytree(whole, tmp_path / "run"))
 
 
@@ -60,7 +60,7 @@ def checkpoint(run: Path) -> Path:
 
 
 def with_digests(folder: Path) -> None:
-    """Make a checkpoint's manifest fit its files, as whoever wrote them would."""
+    """Update a checkpoint's manifest to its files, as an attacker would."""
     path = folder / "MANIFEST.json"
     message = json.loads(path.read_text())
     for name in message["files"]:
@@ -78,7 +78,7 @@ def change(path: Path, alter: Callable[[Any], None]) -> None:
     path.write_text(json.dumps(values))
 
 
-def test_damage_of_every_kind_ends_in_a_result_or_a_message(whole: Path, tmp_path: Path) -> None:
+def test_damage_of_every_kind_gives_a_result_or_a_message(whole: Path, tmp_path: Path) -> None:
     chance = random.Random(0)
     outcomes = set()
     for case in range(CASES):
@@ -122,11 +122,11 @@ def inspect_damage(run: Path) -> str:
     return message
 
 
-def test_what_is_longer_than_the_manifest_says_is_not_read(
+def test_files_longer_than_in_the_manifest_are_not_read(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with (checkpoint(run) / "average.safetensors").open("r+b") as file:
-        file.truncate(2**40)  # a terabyte, of which the disk holds nothing
+        file.truncate(2**40)  # a sparse file of a terabyte
     assert "1099511627776" in inspect_damage(run)
 
 
@@ -156,7 +156,7 @@ def test_nothing_is_allocated_for_networks_that_do_not_fit_the_weights(
 
 @pytest.mark.parametrize("file", ["config.json", "MANIFEST.json", "state.json"])
 @pytest.mark.parametrize("content", [b"[" * 100_000, b"[]", b"3", b"\xff\xfe", b""])
-def test_json_of_another_shape_is_refused(run: Path, file: str, content: bytes) -> None:
+def test_json_of_another_structure_is_rejected(run: Path, file: str, content: bytes) -> None:
     folder = run if file == "config.json" else checkpoint(run)
     (folder / file).write_bytes(content)
     if file == "state.json":
@@ -179,7 +179,7 @@ def test_json_of_another_shape_is_refused(run: Path, file: str, content: bytes) 
         *(("order", []), ("metrics", []), ("status", None), ("rollbacks", "0"), ("reason", 3)),
     ],
 )
-def test_a_state_that_training_did_not_write_is_refused(
+def test_state_that_training_did_not_write_is_rejected(
     run: Path, key: str, value: object, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = checkpoint(run)
@@ -205,7 +205,7 @@ def spoiled(tensor: torch.Tensor, how: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("how", ["nan", "inf", "float64", "bool", "complex64", "shape"])
 @pytest.mark.parametrize("file", ["generator", "average", "optimizer_discriminator"])
-def test_tensors_that_training_never_gives_are_refused(run: Path, file: str, how: str) -> None:
+def test_tensors_that_training_never_saves_are_rejected(run: Path, file: str, how: str) -> None:
     path = checkpoint(run) / f"{file}.safetensors"
     tensors = safetensors.torch.load_file(path)
     name = next(key for key, tensor in tensors.items() if tensor.dim() > 1)

@@ -1,4 +1,4 @@
-"""``gatdist index``: shards that others wrote, and every way in which they can be bad."""
+"""``gatdist index``: shards of other writers, and every kind of invalid shard."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ KINDS = ["cat", "dog", "ant"]
 def tar(
     files: Mapping[str, bytes] | list[tuple[str, bytes]], form: int = tarfile.USTAR_FORMAT
 ) -> bytes:
-    """A tar of these files, as Python writes it."""
+    """Return a tar of these files, as Python writes it."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w", format=form) as archive:
         for name, content in files.items() if isinstance(files, Mapping) else files:
@@ -72,7 +72,7 @@ def opened(folder: Path, **config: Any) -> Dataset:
     return open_dataset(DataConfig(url=str(folder), **config))
 
 
-# As they are
+# Valid shards
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -90,7 +90,7 @@ def test_shards_of_the_webdataset_library(tmp_path: Path, workers: int) -> None:
 
 
 def img2dataset(folder: Path) -> Path:
-    """A folder as img2dataset leaves it: pictures of many sizes, captions, facts, statistics."""
+    """Write a folder as img2dataset does: images of many sizes, captions, metadata, statistics."""
     for shard in range(2):
         files = []
         for i in range(10 * shard, 10 * shard + 10):
@@ -108,7 +108,7 @@ def img2dataset(folder: Path) -> Path:
     return folder
 
 
-def test_a_folder_of_img2dataset(tmp_path: Path) -> None:
+def test_folder_of_img2dataset(tmp_path: Path) -> None:
     outcome = indexed(img2dataset(tmp_path), labels="json:kind")
     assert outcome["sample_shape"] == [3, None, None]
     assert read_manifest(Store(str(tmp_path))).class_names == sorted(KINDS)
@@ -120,7 +120,7 @@ def test_a_folder_of_img2dataset(tmp_path: Path) -> None:
     assert [sorted(KINDS)[label] for label in labels] == [KINDS[i % 3] for i in range(20)]
 
 
-def test_a_run_on_such_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_on_indexed_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """From shards of another tool to a trained generator, by two commands."""
     data = img2dataset(tmp_path / "data")
     train = ["train", "digits", "--local", "--run-dir", str(tmp_path / "run")]
@@ -152,7 +152,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert json.loads(line)["source"] == "a.tar/x"
 
 
-def test_nothing_is_written_beside_the_shards(tmp_path: Path) -> None:
+def test_nothing_is_written_next_to_the_shards(tmp_path: Path) -> None:
     shards = put(tmp_path / "shards", a=tar(images(0, 12)), b=tar(images(12, 24)))
     before = sorted(shards.iterdir())
     indexed(shards, out=str(tmp_path / "out"))
@@ -160,7 +160,7 @@ def test_nothing_is_written_beside_the_shards(tmp_path: Path) -> None:
     assert (opened(tmp_path / "out").read(np.arange(24))[0] == PIXELS).all()
 
 
-def test_shards_in_folders_are_taken_in_the_order_of_their_names(tmp_path: Path) -> None:
+def test_shards_in_folders_are_sorted_by_name(tmp_path: Path) -> None:
     put(tmp_path / "b", x=tar(images(12, 24)))
     put(tmp_path / "a", x=tar(images(0, 12)))
     indexed(tmp_path)
@@ -205,9 +205,7 @@ def test_every_file_is_where_python_finds_it(
         assert zlib.crc32(part) == row["crc32"]
 
 
-def test_a_tar_larger_than_what_is_fetched_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tar_larger_than_one_fetch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gatdist.packing.indexing.scan._CHUNK_BYTES", 700)
     put(tmp_path, a=tar(images()))
     indexed(tmp_path)
@@ -227,7 +225,7 @@ def test_audio(tmp_path: Path) -> None:
     assert np.abs(opened(tmp_path).read(np.arange(5))[0] - clips).max() <= 2**-15
 
 
-def test_sounds_of_many_lengths_need_one(tmp_path: Path) -> None:
+def test_audio_of_different_lengths_requires_a_length(tmp_path: Path) -> None:
     files = [(f"{i}.wav", encode_wav(np.zeros((1, 40 + i), np.float32), 8000)) for i in range(5)]
     assert indexed(put(tmp_path, a=tar(files)))["sample_shape"] == [1, None]
     with refused(DataError, "data.length"):
@@ -264,7 +262,7 @@ def test_points_and_tokens(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("labels", "expected"), [(None, 3), ("cls", 3), ("none", 0), ("txt", 2), ("json:n", 4)]
 )
-def test_where_labels_are(tmp_path: Path, labels: str | None, expected: int) -> None:
+def test_labels_are_found(tmp_path: Path, labels: str | None, expected: int) -> None:
     files = []
     for i in range(12):
         files += [(f"{i}.png", PNGS[i]), (f"{i}.cls", b" %d\n" % (i % 3))]
@@ -276,7 +274,7 @@ def test_where_labels_are(tmp_path: Path, labels: str | None, expected: int) -> 
     assert found is None or found.tolist() == [i % expected for i in range(12)]
 
 
-def test_one_of_two_pictures_is_chosen(tmp_path: Path) -> None:
+def test_one_of_two_images_is_chosen(tmp_path: Path) -> None:
     files = [(f"{i}.{kind}.png", PNGS[i + d]) for i in range(5) for d, kind in enumerate("ab")]
     put(tmp_path, a=tar(files))
     with refused(DataError, tmp_path.name):
@@ -288,10 +286,10 @@ def test_one_of_two_pictures_is_chosen(tmp_path: Path) -> None:
     assert (opened(tmp_path).read(np.arange(5))[0] == PIXELS[:5]).all()
 
 
-# Going on
+# Repeated runs
 
 
-def test_a_rerun_indexes_what_is_new_or_changed(tmp_path: Path) -> None:
+def test_rerun_indexes_what_is_new_or_changed(tmp_path: Path) -> None:
     put(tmp_path, a=tar(images(0, 8)), b=tar(images(8, 16)))
     indexed(tmp_path)
     noted = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")}
@@ -302,7 +300,7 @@ def test_a_rerun_indexes_what_is_new_or_changed(tmp_path: Path) -> None:
     assert (opened(tmp_path).read(np.arange(24))[0][:12] == PIXELS[:12]).all()
 
 
-def test_the_same_whatever_the_number_of_workers(tmp_path: Path) -> None:
+def test_result_does_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
     folder = put(tmp_path / "in", **{f"s{i}": tar(images(4 * i, 4 * i + 4)) for i in range(6)})
     contents = []
     for workers in (1, 2, 5):
@@ -312,7 +310,7 @@ def test_the_same_whatever_the_number_of_workers(tmp_path: Path) -> None:
     assert contents[0] == contents[1] == contents[2]
 
 
-def test_a_packed_data_set_is_left_alone(tmp_path: Path) -> None:
+def test_packed_data_set_is_not_indexed(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for i in range(4):
         (tmp_path / "in" / f"{i}.png").write_bytes(PNGS[i])
@@ -324,7 +322,7 @@ def test_a_packed_data_set_is_left_alone(tmp_path: Path) -> None:
 # Indexes for other readers
 
 
-def test_dali_s_index(tmp_path: Path) -> None:
+def test_index_for_dali(tmp_path: Path) -> None:
     content = tar(images(0, 6))
     indexed(put(tmp_path, a=content), export=["dali"])
     head, *lines = (tmp_path / "a.idx").read_text().splitlines()
@@ -338,7 +336,7 @@ def test_dali_s_index(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_energon_s_index(tmp_path: Path, form: int) -> None:
+def test_index_for_energon(tmp_path: Path, form: int) -> None:
     long = "n" * 150 if form != tarfile.USTAR_FORMAT else "n"
     files = [(long + name, content) for name, content in images(0, 6)]
     content = tar(files, form)
@@ -346,7 +344,7 @@ def test_energon_s_index(tmp_path: Path, form: int) -> None:
     raw = (tmp_path / "a.tar.idx").read_bytes()
     begins = struct.unpack(f"<{len(raw) // 8}Q", raw)
     assert len(begins) == 7
-    for i in range(6):  # what lies between two of them, and an end, is a tar of one sample
+    for i in range(6):  # the bytes between two offsets, plus an end, are a tar of one sample
         part = content[begins[i] : begins[i + 1]] + bytes(1024)
         with tarfile.open(fileobj=io.BytesIO(part)) as archive:
             assert [m.name for m in archive] == [name for name, _ in files[2 * i : 2 * i + 2]]
@@ -357,7 +355,7 @@ def test_energon_s_index(tmp_path: Path, form: int) -> None:
     assert indexed(tmp_path, export=["energon"])["shards"] == 1  # its own folder is no shard
 
 
-# Bad shards
+# Invalid shards
 
 GOOD = tar(images(0, 6))
 
@@ -376,21 +374,21 @@ GOOD = tar(images(0, 6))
         (b"\x28\xb5\x2f\xfd" + bytes(600), "zstd -dc "),
     ],
 )
-def test_a_tar_that_is_none(tmp_path: Path, content: bytes, fact: str) -> None:
+def test_file_that_is_no_tar_is_rejected(tmp_path: Path, content: bytes, fact: str) -> None:
     with refused(DataError, "a.tar") as caught:
         indexed(put(tmp_path, a=content))
     assert fact in str(caught.value)
     assert not (tmp_path / "manifest.json").exists()
 
 
-def test_a_tar_without_a_sample(tmp_path: Path) -> None:
+def test_tar_without_a_sample_is_rejected(tmp_path: Path) -> None:
     with refused(DataError, tmp_path.name):
         indexed(put(tmp_path, a=tar([])))
     assert not (tmp_path / "manifest.json").exists()
 
 
 def bomb() -> bytes:
-    """The header of a picture of 60,000 × 60,000."""
+    """Return the header of an image of 60,000 × 60,000."""
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(600))), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -417,7 +415,7 @@ def bomb() -> bytes:
         ([("x", PNGS[0])], ""),
     ],
 )
-def test_samples_that_are_left_out(
+def test_skipped_samples_are_reported(
     tmp_path: Path, files: list[tuple[str, bytes]], fact: str
 ) -> None:
     put(tmp_path, a=tar([*images(0, 6), *files]))
@@ -432,7 +430,7 @@ def test_samples_that_are_left_out(
         indexed(tmp_path, strict=True)
 
 
-def test_a_key_in_two_places(tmp_path: Path) -> None:
+def test_key_in_two_places_is_reported(tmp_path: Path) -> None:
     put(tmp_path, a=tar([*images(0, 6), *images(0, 1)]))
     outcome = indexed(tmp_path)
     assert outcome["samples"] == 6
@@ -448,7 +446,7 @@ def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
 
 
 def rechecked(content: bytes) -> bytes:
-    """A tar whose headers' checksums fit again."""
+    """Return a tar whose headers have valid checksums again."""
     changed = bytearray(content)
     for at in range(0, len(changed), 512):
         header = changed[at : at + 512]
@@ -458,7 +456,7 @@ def rechecked(content: bytes) -> bytes:
     return bytes(changed)
 
 
-def test_links_are_no_files(tmp_path: Path) -> None:
+def test_links_are_skipped(tmp_path: Path) -> None:
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as archive:
         for name, content in images(0, 3):
@@ -478,7 +476,7 @@ def test_one_sample_in_one_shard(tmp_path: Path) -> None:
     assert (opened(tmp_path).read(np.array([0]))[0] == PIXELS[:1]).all()
 
 
-def test_a_shard_that_changed_since(tmp_path: Path) -> None:
+def test_shard_that_changed_after_indexing_is_detected(tmp_path: Path) -> None:
     put(tmp_path, a=GOOD)
     indexed(tmp_path)
     put(tmp_path, a=GOOD + bytes(10240))
@@ -490,7 +488,7 @@ def test_a_shard_that_changed_since(tmp_path: Path) -> None:
         opened(tmp_path).read(np.array([3]))
 
 
-def test_an_index_of_another_data_set(tmp_path: Path) -> None:
+def test_index_of_another_data_set_is_rejected(tmp_path: Path) -> None:
     put(tmp_path / "one", a=GOOD)
     put(tmp_path / "other", a=tar(images(6, 12)))
     for name in ("one", "other"):
@@ -498,7 +496,7 @@ def test_an_index_of_another_data_set(tmp_path: Path) -> None:
     (tmp_path / "one" / "a.index.npy").write_bytes(
         (tmp_path / "other" / "a.index.npy").read_bytes()
     )
-    # The two are of the same content but for their keys.
+    # Both have the same content except for their keys.
     with refused(DataError, "a.index.npy"):
         opened(tmp_path / "one").read(np.array([0]))
 
@@ -511,7 +509,9 @@ def test_an_index_of_another_data_set(tmp_path: Path) -> None:
         (lambda folder: (folder / "x.tar.gz").write_bytes(b""), "gzip -dk x.tar.gz"),
     ],
 )
-def test_a_folder_without_shards(tmp_path: Path, make: Callable[[Path], Any], fact: str) -> None:
+def test_folder_without_shards_is_rejected(
+    tmp_path: Path, make: Callable[[Path], Any], fact: str
+) -> None:
     make(tmp_path)
     with refused(DataError, tmp_path.name) as caught:
         indexed(tmp_path)
@@ -525,7 +525,7 @@ def test_a_folder_without_shards(tmp_path: Path, make: Callable[[Path], Any], fa
         ({"export": ["tfrecord"]}, "--export", "tfrecord"),
     ],
 )
-def test_options_that_make_no_sense(
+def test_invalid_options_are_rejected(
     tmp_path: Path, options: dict[str, Any], field: str, value: str
 ) -> None:
     with refused(ConfigError, field) as caught:

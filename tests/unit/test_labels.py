@@ -1,4 +1,4 @@
-"""Labels mean the same in every format, for ``pack`` and for ``index``; none is lost or changed."""
+"""Labels mean the same in every format, for ``pack`` and ``index``; none is lost or changed."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ NFD = unicodedata.normalize("NFD", "café")
         ([999_999, "999999", "1e5"][:2], 999_999),
     ],
 )
-def test_labels_of_one_meaning_normalize_alike(values: list[Any], label: int | str | None) -> None:
+def test_equivalent_labels_normalize_identically(
+    values: list[Any], label: int | str | None
+) -> None:
     assert [normalized(value) for value in values] == [label] * len(values)
 
 
@@ -66,7 +68,7 @@ def test_labels_of_one_meaning_normalize_alike(values: list[Any], label: int | s
         *(float("inf"), [1, 0], {"a": 1}, np.array([1, 2]), b"\xff"),
     ],
 )
-def test_labels_that_are_no_class_are_refused(value: Any) -> None:
+def test_labels_that_are_no_class_are_rejected(value: Any) -> None:
     with pytest.raises(CodecError):
         normalized(value)
 
@@ -77,7 +79,7 @@ def test_labels_of_numbers_in_any_notation(number: int, notation: str) -> None:
 
 
 @given(st.text(max_size=9) | st.integers() | st.floats() | st.none() | st.booleans())
-def test_labels_normalize_once_and_for_all(value: Any) -> None:
+def test_normalization_of_labels_is_idempotent(value: Any) -> None:
     try:
         label = normalized(value)
     except CodecError:
@@ -151,7 +153,7 @@ FORMATS: dict[str, tuple[Callable[..., Path], dict[str, str]]] = {
 
 
 def classes(folder: Path) -> tuple[int, list[str] | None, dict[bytes, int | None]]:
-    """Number and names of classes, and the class of each image."""
+    """Return number and names of classes, and the class of each image."""
     manifest = read_manifest(Store(str(folder)))
     pixels, labels = open_dataset(DataConfig(url=str(folder))).read(np.arange(manifest.num_samples))
     found = [None] * len(pixels) if labels is None else labels.tolist()
@@ -168,7 +170,7 @@ label_lists = st.lists(
 
 @settings(max_examples=12, deadline=None)
 @given(labels=label_lists)
-def test_the_same_labels_in_each_format_give_identical_datasets(
+def test_same_labels_in_each_format_give_identical_data_sets(
     tmp_path_factory: pytest.TempPathFactory, labels: list[Any]
 ) -> None:
     folder = tmp_path_factory.mktemp("labels")
@@ -187,7 +189,7 @@ def test_the_same_labels_in_each_format_give_identical_datasets(
 
 
 @pytest.mark.parametrize("labels", [[-1, 0, 1, 2], [0, None, 1, 2], ["b", "a", -1, "c"]])
-def test_unlabelled_samples_are_left_out_and_never_shift_classes(
+def test_unlabelled_samples_are_skipped_and_never_shift_classes(
     tmp_path: Path, labels: list[Any]
 ) -> None:
     source = by_cls(tmp_path / "data", labels)
@@ -203,9 +205,7 @@ def test_unlabelled_samples_are_left_out_and_never_shift_classes(
 
 
 @pytest.mark.parametrize("labels", [[-1, -1], [None, -1]])
-def test_a_dataset_of_unlabelled_samples_only_keeps_them_all(
-    tmp_path: Path, labels: list[Any]
-) -> None:
+def test_data_set_of_unlabelled_samples_keeps_them_all(tmp_path: Path, labels: list[Any]) -> None:
     source = by_cls(tmp_path / "data", labels)
     for found in (gatdist.index(str(tmp_path / "data"), workers=1), pack(source, tmp_path / "out")):
         assert (found["samples"], found["skipped"], found["num_classes"]) == (2, 0, 0)
@@ -219,7 +219,7 @@ def test_labels_that_begin_late_in_the_shards_are_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("run", ["pack", "index"])
-def test_labels_that_were_asked_for_and_are_nowhere_are_an_error(tmp_path: Path, run: str) -> None:
+def test_requested_labels_that_do_not_exist_are_an_error(tmp_path: Path, run: str) -> None:
     source = by_json_field(tmp_path / "data", ["cat", "dog"])
     runs = {
         "pack": lambda: pack(source, tmp_path / "out", labels="sort"),
@@ -256,7 +256,7 @@ def test_conflicting_labels_of_one_file_are_reported_with_both(tmp_path: Path, w
     assert "7" in reason
 
 
-# Lists as spreadsheets write them
+# CSV files as spreadsheets write them
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
@@ -282,7 +282,7 @@ def test_labels_of_csv_with_blanks_quotes_decimal_commas_and_windows_paths(tmp_p
     assert list(report(tmp_path / "out")) == ["l.csv:4"]
 
 
-def test_paths_in_an_asked_column_with_blanks_or_a_stranger_first_are_no_texts(
+def test_column_of_paths_with_blanks_or_an_unknown_first_path_is_not_text(
     tmp_path: Path,
 ) -> None:
     write(tmp_path, {f"in/{i}.png": PNGS[i] for i in range(3)})
@@ -293,7 +293,7 @@ def test_paths_in_an_asked_column_with_blanks_or_a_stranger_first_are_no_texts(
     assert list(report(tmp_path / "out")) == ["NOTICE"]
 
 
-def test_a_list_of_labels_with_a_field_too_many_is_refused_by_name(tmp_path: Path) -> None:
+def test_list_of_labels_with_an_extra_field_is_rejected_by_name(tmp_path: Path) -> None:
     write(tmp_path, {"in/0.png": PNGS[0], "l.csv": b"name,klass\n0.png,0,7\n"})
     with refused(DataError, "l.csv"):
         pack(tmp_path / "in", tmp_path / "out", labels=f"{tmp_path}/l.csv")
@@ -303,9 +303,7 @@ def test_a_list_of_labels_with_a_field_too_many_is_refused_by_name(tmp_path: Pat
 
 
 @pytest.mark.parametrize("line", [1, 2, 4])
-def test_a_quotation_mark_that_is_never_closed_is_named_by_its_line(
-    tmp_path: Path, line: int
-) -> None:
+def test_unclosed_quotation_mark_is_named_by_its_line(tmp_path: Path, line: int) -> None:
     write(tmp_path, {f"{i}.png": PNGS[i] for i in range(4)})
     lines = ["file,label", "0.png,0", "1.png,1", "2.png,2", "3.png,3"]
     lines[line - 1] = lines[line - 1].replace(",", ',"')
@@ -314,7 +312,7 @@ def test_a_quotation_mark_that_is_never_closed_is_named_by_its_line(
         pack(tmp_path / "l.csv", tmp_path / "out")
 
 
-def test_labels_without_a_known_column_ask_for_a_hint(tmp_path: Path) -> None:
+def test_labels_without_a_known_column_suggest_an_option(tmp_path: Path) -> None:
     write(tmp_path, {"l.csv": b"a.png;1\nb.png;2\n"})
     with refused(DataError, "l.csv"):
         pack(tmp_path / "l.csv", tmp_path / "out")
@@ -324,7 +322,7 @@ def test_labels_without_a_known_column_ask_for_a_hint(tmp_path: Path) -> None:
 
 
 def windows_zip(path: Path, prefix: str = "") -> Path:
-    """As some programs of Windows write them, with its separators."""
+    """Write a zip with backslashes, as some Windows programs do."""
     with zipfile.ZipFile(path, "w") as archive:
         for i in range(6):
             info = zipfile.ZipInfo(f"{prefix}{'cats' if i % 2 else 'dogs'}\\{i}.png")
@@ -355,7 +353,7 @@ def test_labels_from_folders_that_differ_in_case_only_are_noted(tmp_path: Path) 
 
 @pytest.mark.parametrize("labels", [None, "folders"])
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
-def test_stray_files_beside_class_folders_keep_the_labels(
+def test_stray_files_next_to_class_folders_keep_the_labels(
     tmp_path: Path, labels: str | None, kind: str
 ) -> None:
     files = {"cats/1.png": PNGS[0], "dogs/2.png": PNGS[1], "cover.png": PNGS[2]}

@@ -1,4 +1,4 @@
-"""Servers that gatdist starts are for this machine alone."""
+"""Servers that gatdist starts listen on loopback only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LOOPBACK = {"0100007F", "00000000000000000000000001000000"}
 
 
 def listening(port: int) -> set[str]:
-    """The addresses that somebody listens at on a port, as the kernel writes them."""
+    """Return the addresses that are listened on at a port, as the kernel writes them."""
     found = set()
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
@@ -29,13 +29,15 @@ def port_of(url: str) -> int:
     return int(url.rpartition(":")[2])
 
 
-def test_the_proxy() -> None:
+def test_proxy_listens_on_loopback_only() -> None:
     with Proxy("http://127.0.0.1:9") as proxy:
         assert listening(port_of(proxy.url)) <= LOOPBACK
         assert listening(port_of(proxy.url))
 
 
-def test_the_store_that_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_store_of_the_benchmark_listens_on_loopback_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     need("nginx")
     monkeypatch.setenv("PATH", PROGRAMS)
     with nginx(tmp_path) as address:

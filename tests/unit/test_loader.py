@@ -1,4 +1,4 @@
-"""The loader: batches by position, on any number of workers, from any position, and a clean end."""
+"""The loader: batches by position, with any number of workers, from any position; closing."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from support import refused
 N = 200
 PIXELS = np.random.default_rng(0).integers(0, 256, (N, 16, 16, 1)).astype(np.uint8)
 SHARD_SIZES = (80, 3, 60, 57)
-# How the samples are kept: the memory that makes it so, and whether a cache is shared. In tars
-# they take 410 KB, decoded 51 KB; in the windows of all streams are 24 of them.
+# Cache modes: the memory that selects each, and whether a cache is shared. In tars the samples
+# take 410 KB, decoded 51 KB; the windows of all streams hold 24 of them.
 MODES: dict[str, dict[str, Any]] = {
     "decoded": {"memory_bytes": 2**30},
     "kept": {"memory_bytes": 2**30},
@@ -50,7 +50,7 @@ def samples(pixels: np.ndarray) -> list[tuple[str, dict[str, bytes]]]:
 
 @functools.cache
 def written() -> str:
-    """The URL of the data set in memory."""
+    """Return the URL of the data set in memory."""
     url = f"memory://{uuid4()}"
     ends = np.cumsum(SHARD_SIZES)
     shards = [
@@ -123,7 +123,7 @@ def test_workers_share_each_global_batch(dataset: Dataset, world_size: int) -> N
     order = order_of()
     for step in range(20):
         positions = torch.stack([share[step].positions for share in shares])  # [ranks, n]
-        # Rank r has places r, r + W, … of the batch: by columns, the batch is in order.
+        # Rank r has positions r, r + W, … of the batch: by columns, the batch is in order.
         begin = 48 + 24 * step
         assert positions.T.flatten().tolist() == list(range(begin, begin + 24))
         for share in shares:
@@ -133,7 +133,7 @@ def test_workers_share_each_global_batch(dataset: Dataset, world_size: int) -> N
 
 
 @pytest.mark.parametrize("position", [8, 40, 184, 200, 1_000_000])
-def test_a_loader_goes_on_from_any_position(dataset: Dataset, position: int) -> None:
+def test_loader_resumes_from_any_position(dataset: Dataset, position: int) -> None:
     for batch in take(loader_of(dataset, rank=1, world_size=2, position=position), 12):
         indices = order_of().indices(batch.positions.numpy())
         assert (batch.samples.numpy() == PIXELS[indices]).all()
@@ -149,7 +149,7 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Dataset]:
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_any_settings_read_the_prefix(datasets: dict[str, Dataset], data: st.DataObject) -> None:
-    """The union of what all ranks read is the prefix of the order, however it is cut."""
+    """The union of what all ranks read is the prefix of the order for any settings."""
     draw = data.draw
     mode = draw(st.sampled_from(list(MODES)), "mode")
     batch = 12 * draw(st.integers(1, 2), "B / 12")
@@ -180,7 +180,7 @@ def test_any_settings_read_the_prefix(datasets: dict[str, Dataset], data: st.Dat
 
 
 @pytest.mark.parametrize(("prefetch", "threads"), [(1, 1), (3, 4), (2, 2)])
-def test_settings_change_nothing_but_speed(dataset: Dataset, prefetch: int, threads: int) -> None:
+def test_settings_affect_only_speed(dataset: Dataset, prefetch: int, threads: int) -> None:
     plain = take(loader_of(dataset, global_batch=32), 12)
     given = {"global_batch": 32, "prefetch_batches": prefetch, "decode_threads": threads}
     for a, b in zip(plain, take(loader_of(dataset, **given), 12), strict=True):
@@ -189,7 +189,7 @@ def test_settings_change_nothing_but_speed(dataset: Dataset, prefetch: int, thre
         assert a.labels.equal(b.labels)
 
 
-def test_for_worker_takes_the_configuration(dataset: Dataset) -> None:
+def test_for_worker_uses_the_configuration(dataset: Dataset) -> None:
     config = parse_config(
         {
             "run": {"total_samples": 1000, "global_batch": 12, "seed": 7},
@@ -204,7 +204,7 @@ def test_for_worker_takes_the_configuration(dataset: Dataset) -> None:
     assert (batch.samples.numpy() == expected).all()
 
 
-def test_the_caller_owns_what_it_gets(dataset: Dataset) -> None:
+def test_caller_owns_returned_arrays(dataset: Dataset) -> None:
     loader = loader_of(dataset, prefetch_batches=1)
     order, kept = order_of(), []
     with loader:
@@ -216,7 +216,7 @@ def test_the_caller_owns_what_it_gets(dataset: Dataset) -> None:
         assert (pixels.numpy() == PIXELS[order.indices(positions.numpy())]).all()
 
 
-def test_memory_of_batches_is_used_again() -> None:
+def test_memory_of_batches_is_reused() -> None:
     made: list[np.ndarray] = []
 
     def make() -> np.ndarray:
@@ -234,7 +234,7 @@ def test_memory_of_batches_is_used_again() -> None:
 
 
 class Counting(Dataset):
-    """Counts the samples that were decoded."""
+    """Counts the decoded samples."""
 
     num_decoded = 0
 
@@ -243,7 +243,7 @@ class Counting(Dataset):
         self.num_decoded += len(range_of)
 
 
-def test_reading_ahead_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_ahead_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gatdist.data.dataset.Dataset", Counting)
     counting = opened("streamed", tmp_path, monkeypatch)
     assert isinstance(counting, Counting)
@@ -257,7 +257,7 @@ def test_reading_ahead_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             next(loader)
 
 
-def test_an_error_in_the_background_comes_in_its_turn(
+def test_background_error_is_raised_at_its_batch_on_every_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = opened("streamed", tmp_path, monkeypatch)
@@ -269,7 +269,7 @@ def test_an_error_in_the_background_comes_in_its_turn(
     with loader_of(dataset, global_batch=1) as loader:
         for _ in range(first_lost):
             next(loader)
-        # Again and again, rather than passing the batch over: others after it could be read.
+        # Re-raised on every call; the batch must not be skipped, although later ones are readable.
         for _ in range(5):
             with refused(DataError, "shard-000002.tar"):
                 next(loader)
@@ -289,7 +289,7 @@ def test_closing_ends_iteration_and_threads(dataset: Dataset) -> None:
 
 
 class Hanging(Store):
-    """Storage that does not answer until it is told to."""
+    """Storage that does not answer until it is released."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
@@ -315,10 +315,10 @@ def test_closing_does_not_wait_for_storage(tmp_path: Path, monkeypatch: pytest.M
     waiting.join(20)
     assert not waiting.is_alive()
     assert time.monotonic() - began < 20  # the store answers after 30 s
-    store.answers.set()  # the thread that hung ends now, or the guard of all tests fails
+    store.answers.set()  # the hanging thread ends now, or the guard against leaked threads fails
 
 
-def test_memory_that_is_too_small_is_told_at_once(
+def test_insufficient_memory_is_reported_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = opened("streamed", tmp_path, monkeypatch)
@@ -333,7 +333,7 @@ def test_memory_that_is_too_small_is_told_at_once(
     assert len(take(loader_of(dataset, memory_bytes=enough * 2 // 3, world_size=2), 30)) == 30
 
 
-def test_a_cache_that_is_too_small_is_told_at_once(
+def test_insufficient_cache_is_reported_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = opened("cached", tmp_path, monkeypatch)
@@ -341,7 +341,7 @@ def test_a_cache_that_is_too_small_is_told_at_once(
         loader_of(dataset, cache_bytes=9000)
 
 
-def test_a_cache_saves_fetching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_reduces_fetching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = opened("cached", tmp_path, monkeypatch, cache_bytes=2**30)
     counts = []
     with loader_of(dataset) as loader:
@@ -349,20 +349,20 @@ def test_a_cache_saves_fetching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             for _ in range(N // 8):
                 next(loader)
             counts.append(loader.take_counts())
-    # Blocks are fetched whole, so no byte is fetched twice though windows end inside of them.
+    # Whole blocks are fetched, so no byte is fetched twice, although windows end inside of them.
     assert sum(c["data/bytes_fetched"] for c in counts) <= dataset.num_bytes
     assert counts[-1]["data/bytes_fetched"] == 0
     assert counts[-1]["data/cache_hits"] > 5
     assert 0 <= counts[-1]["data/ready_batches"] <= 4
 
 
-def test_what_is_kept_is_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_data_is_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = opened("kept", tmp_path, monkeypatch)
     take(loader_of(dataset), 4 * N // 8)
     assert 0.7 * dataset.num_bytes <= dataset.bytes_fetched <= dataset.num_bytes
 
 
-def test_a_loader_is_an_iterator(dataset: Dataset) -> None:
+def test_loader_is_an_iterator(dataset: Dataset) -> None:
     with loader_of(dataset, global_batch=10) as loader:
         batches: Iterator[Batch] = iter(loader)
         seen = [int(next(batches).positions[0]) for _ in range(3)]

@@ -1,4 +1,4 @@
-"""Training in this process."""
+"""Local training in this process."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def two_threads() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("reduction", "threads"), [("fast", 2), ("canonical", 1)])
-def test_a_canonical_run_has_as_many_threads_as_a_worker(
+def test_canonical_run_uses_as_many_threads_as_a_worker(
     two_threads: None, tmp_path: Path, reduction: str, threads: int
 ) -> None:
-    """Two threads round otherwise than one, and workers have ``cluster.cpus_per_worker``."""
+    """Two threads round differently than one, and workers have ``cluster.cpus_per_worker``."""
     seen = set()
 
     class Console:
@@ -67,7 +67,7 @@ def fails(fakes: Tensor) -> Tensor:
     raise KeyError("lost")
 
 
-def gloomy(fakes: Tensor) -> Tensor:
+def mentions_oom(fakes: Tensor) -> Tensor:
     raise RuntimeError("my Gloomy layer")
 
 
@@ -105,7 +105,7 @@ class FailsBackward(torch.autograd.Function):
         (leaves, PluginError, "user code", f"GeneratorExit{HERE}"),
         (fails, PluginError, "user code", f"KeyError: 'lost'{HERE}"),
         (FailsBackward.apply, PluginError, "user code", f"ValueError: backward{HERE}"),
-        (gloomy, PluginError, "user code", f"RuntimeError: my Gloomy layer{HERE}"),
+        (mentions_oom, PluginError, "user code", f"RuntimeError: my Gloomy layer{HERE}"),
         (unreadable, PluginError, "user code", HERE),
         (drops_out, PluginError, "user code", f"Dropout{HERE}"),
         (lambda fakes: fakes.detach(), PluginError, "user code", "RuntimeError"),
@@ -117,7 +117,7 @@ class FailsBackward(torch.autograd.Function):
         (lambda fakes: fakes.to("meta"), ConfigError, "model.generator.name", "meta"),
     ],
 )
-def test_what_a_network_does_after_the_startup_check_neither_ends_nor_spoils_a_run(
+def test_misbehaviour_of_a_network_after_the_startup_check_is_reported(
     tmp_path: Path,
     act: Callable[[Tensor], Tensor],
     error: type[GatdistError],
@@ -131,7 +131,7 @@ def test_what_a_network_does_after_the_startup_check_neither_ends_nor_spoils_a_r
 
         def forward(self, latents: Tensor, labels: Tensor | None) -> Tensor:
             fakes: Tensor = self.linear(latents)
-            return act(fakes) if len(latents) > 32 else fakes  # the check calls it with few
+            return act(fakes) if len(latents) > 32 else fakes  # the startup check uses few
 
     with refused(error, field) as caught:
         run_late(Late, tmp_path)
@@ -189,7 +189,7 @@ def changes_values(network: nn.Module) -> None:
         (changes_values, None, ""),
     ],
 )
-def test_a_state_that_user_code_has_made_unfit_to_resume_from_is_not_committed(
+def test_state_that_cannot_be_resumed_is_not_committed(
     tmp_path: Path, act: Callable[[nn.Module], None], error: type[GatdistError] | None, named: str
 ) -> None:
     class Late(nn.Module):
@@ -203,7 +203,7 @@ def test_a_state_that_user_code_has_made_unfit_to_resume_from_is_not_committed(
 
         def forward(self, latents: Tensor, labels: Tensor | None) -> Tensor:
             fakes: Tensor = self.linear(latents) * self.scale
-            self.calls += len(latents) > 32  # the check calls it with few
+            self.calls += len(latents) > 32  # the startup check uses few
             if self.calls == 5:
                 act(self)
             return fakes
@@ -238,7 +238,7 @@ def run_late(late: type[nn.Module], tmp_path: Path, *more: str) -> None:
         ("<string>", False),
     ],
 )
-def test_whose_code_failed_is_known_by_its_file(file: str, is_users: bool) -> None:
+def test_failing_code_is_attributed_by_its_file(file: str, is_users: bool) -> None:
     with pytest.raises(ValueError, match="wrong") as caught:
         exec(compile("raise ValueError('wrong')", file, "exec"))  # noqa: S102  (frames of any file)
     error = caught.value

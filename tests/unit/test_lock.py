@@ -1,4 +1,4 @@
-"""The lock names each package once, exactly, and it is what is installed."""
+"""The lock names each package exactly once, and matches what is installed."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ def test_every_line_pins_one_version() -> None:
         assert re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line), line
 
 
-def test_none_is_there_twice() -> None:
+def test_no_package_occurs_twice() -> None:
     names = [plain(line.partition("==")[0]) for line in LINES]
     assert len(names) == len(set(names))
 
 
 @pytest.mark.parametrize("line", LINES)
-def test_what_is_installed_is_what_is_pinned(line: str) -> None:
+def test_installed_versions_are_pinned_versions(line: str) -> None:
     name, _, version = line.partition("==")
-    # torch's builds say for which device they are, behind a plus.
+    # torch's builds append their device after a plus sign.
     assert Version(Version(metadata.version(name)).public) == Version(version)
 
 
-def test_all_that_the_project_needs_is_pinned() -> None:
+def test_all_dependencies_are_pinned() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     requested = {plain(Requirement(text).name) for text in project["dependencies"]}
-    for extra in extras.keys() - {"bench"}:  # the peers to measure against are not pinned
+    for extra in extras.keys() - {"bench"}:  # peers of the benchmarks are not pinned
         requested |= {plain(Requirement(text).name) for text in extras[extra]}
     assert requested - {plain(line.partition("==")[0]) for line in LINES} == {"gatdist"}

@@ -1,4 +1,4 @@
-"""A run that has had a checkpoint never starts afresh without one."""
+"""A run that has had a checkpoint never starts over without one."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _without_manifests(run: Path) -> None:
 
 
 def _only_leftovers(run: Path) -> None:
-    """Nothing but what another attempt was writing when it died."""
+    """Keep only what another attempt was writing when it died."""
     _without_manifests(run)
     for i, folder in enumerate(list((run / "checkpoints").iterdir())):
         folder.rename(folder.with_name(f"000000999.7-00000000000{i}"))
@@ -50,7 +50,7 @@ def _empty(run: Path) -> None:
 
 
 def _only_the_record(run: Path) -> None:
-    """As copied without other folders, by a start that went on from a checkpoint."""
+    """As copied without other folders, by a start that resumed from a checkpoint."""
     shutil.rmtree(run / "checkpoints")
     shutil.rmtree(run / "attempts")
     entry = json.loads((run / "attempts.jsonl").read_text().splitlines()[0])
@@ -80,14 +80,14 @@ LOSSES: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_a_lost_run_is_rejected_and_never_starts_afresh(
+def test_lost_run_is_rejected_and_never_starts_over(
     finished: Path, tmp_path: Path, loss: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = Path(shutil.copytree(finished, tmp_path / "run"))
     LOSSES[loss](run)
     before = sorted(path.relative_to(run) for path in run.rglob("*"))
     metrics = (run / "metrics.jsonl").read_bytes()
-    for more in ([], ["--dry-run"], []):  # not at the second try either
+    for more in ([], ["--dry-run"], []):  # nor at the second try
         capsys.readouterr()
         assert train(run, *more) == 2
         message = capsys.readouterr().err
@@ -97,11 +97,9 @@ def test_a_lost_run_is_rejected_and_never_starts_afresh(
     assert (run / "metrics.jsonl").read_bytes() == metrics
 
 
-def test_a_run_that_died_before_its_first_commit_starts_at_0(
-    finished: Path, tmp_path: Path
-) -> None:
+def test_run_that_died_before_its_first_commit_starts_at_0(finished: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(finished, tmp_path / "run"))
-    _without_manifests(run)  # as it is in the middle of the first commit
+    _without_manifests(run)  # as in the middle of the first commit
     for marker in (run / "attempts").glob("*.committed"):
         marker.unlink()
     assert train(run) == 0
@@ -110,7 +108,7 @@ def test_a_run_that_died_before_its_first_commit_starts_at_0(
     assert (run / "attempts" / "000002.committed").exists()
 
 
-def test_verify_calls_a_lost_run_damaged(finished: Path, tmp_path: Path) -> None:
+def test_verify_reports_a_lost_run_as_damaged(finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     assert main(["verify", str(run)]) == 0
@@ -120,7 +118,7 @@ def test_verify_calls_a_lost_run_damaged(finished: Path, tmp_path: Path) -> None
     assert main(["verify", str(run)]) == 2
 
 
-def test_a_storage_that_lists_nothing_does_not_make_a_run_start_afresh(
+def test_storage_that_lists_nothing_does_not_make_a_run_start_over(
     finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Store, "list", lambda self, name="": [])
@@ -129,7 +127,7 @@ def test_a_storage_that_lists_nothing_does_not_make_a_run_start_afresh(
 
 
 @pytest.mark.parametrize("resumed_from", [0, 32, "32", [1], 10**40])
-def test_whatever_the_record_says_a_lost_run_was_resumed_from(
+def test_lost_run_is_rejected_whatever_its_record_was_resumed_from(
     tmp_path: Path, resumed_from: object
 ) -> None:
     store = Store(str(tmp_path))
@@ -142,9 +140,7 @@ def test_whatever_the_record_says_a_lost_run_was_resumed_from(
 
 
 @pytest.mark.parametrize("entry", [{}, {"attempt": "x"}, {"attempt": -3}, {"attempt": None}, [], 3])
-def test_a_record_of_another_shape_does_not_keep_an_attempt_from_starting(
-    tmp_path: Path, entry: object
-) -> None:
+def test_malformed_record_does_not_prevent_an_attempt(tmp_path: Path, entry: object) -> None:
     store = Store(str(tmp_path))
     store.publish("attempts.jsonl", json.dumps(entry).encode() + b"\n")
     store.publish("attempts/000003.json", json.dumps(entry).encode())
@@ -152,8 +148,8 @@ def test_a_record_of_another_shape_does_not_keep_an_attempt_from_starting(
     assert Checkpoints(store.child("checkpoints")).newest() is None
 
 
-def test_a_start_that_claims_the_folder_later_is_refused_by_the_first(tmp_path: Path) -> None:
-    """Both have found the folder empty; only one configuration may be the run's."""
+def test_second_start_in_the_same_folder_is_rejected(tmp_path: Path) -> None:
+    """Both have found the folder empty; only one configuration may become the run's."""
     store = Store(str(tmp_path))
     first, second = (load_config("ring", [f"run.seed={seed}"]) for seed in (1, 2))
     RunDirectory(store).claim(first)
@@ -164,14 +160,14 @@ def test_a_start_that_claims_the_folder_later_is_refused_by_the_first(tmp_path: 
 
 
 @pytest.mark.parametrize("num", ["0", "-1", "9" * 30])
-def test_an_impossible_number_of_samples_is_refused(
+def test_invalid_number_of_samples_is_rejected(
     finished: Path, num: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["evaluate", str(finished), "--num", num]) == 2
     assert "--num" in capsys.readouterr().err
 
 
-def test_an_evaluation_of_nothing_is_refused(
+def test_evaluation_of_zero_samples_is_rejected(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["evaluate", str(finished)]) == 2

@@ -21,7 +21,7 @@ def config_with(**model):
 @pytest.mark.parametrize(
     "shape", [(1, 8, 8), (3, 32, 32), (3, 17, 40), (1, 5, 3), (2, 1, 9), (1, 28, 28)]
 )
-def test_residual_pair_does_any_height_and_width(shape, num_classes):
+def test_residual_pair_supports_any_height_and_width(shape, num_classes):
     config = config_with(
         conditional=bool(num_classes),
         generator={"name": "residual", "width": 8},
@@ -46,7 +46,7 @@ def test_no_network_couples_the_samples_of_a_batch(shape):
     torch.testing.assert_close(discriminator(fakes, None)[2:4], discriminator(fakes[2:4], None))
 
 
-def test_labels_change_what_both_players_do():
+def test_labels_change_the_output_of_both_networks():
     config = config_with(conditional=True)
     generator, discriminator = build_networks(config, (1, 8, 8), 10)
     latents = torch.randn(1, 64).expand(2, 64)
@@ -56,7 +56,7 @@ def test_labels_change_what_both_players_do():
     assert logits[0] != logits[1]
 
 
-def test_the_seed_gives_the_weights_and_torchs_own_state_is_left_alone():
+def test_seed_gives_the_weights_and_torchs_state_is_unchanged():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -89,15 +89,15 @@ def test_the_seed_gives_the_weights_and_torchs_own_state_is_left_alone():
         ),
     ],
 )
-def test_what_does_not_fit_is_refused_by_name(model, field, fact):
+def test_invalid_options_are_rejected_by_name(model, field, fact):
     with refused(ConfigError, field) as caught:
         build_networks(config_with(**model), (1, 8, 8), 0)
     assert fact in str(caught.value)
 
 
-def test_a_users_own_network_is_built_with_its_own_options():
+def test_users_network_gets_its_own_options():
     @register_generator("mine-for-this-test")
-    def mine(
+    def own_network(
         *, latent_size: int, sample_shape: tuple[int, ...], num_classes: int, scale: float = 1.0
     ) -> nn.Module:
         return nn.Linear(latent_size, int(scale))

@@ -1,7 +1,7 @@
-"""A step never waits for the device: it runs where there are no numbers to wait for.
+"""No step synchronizes with the device: it runs on a device without values.
 
 Tensors on torch's ``meta`` device have shapes but no values; whatever needs a value (``.item()``,
-``if tensor:``, a copy to the host) raises. A copy from the host's memory makes it wait, too.
+``if tensor:``, a copy to the host) raises. A copy from host memory synchronizes, too.
 """
 
 from contextlib import nullcontext
@@ -50,21 +50,21 @@ def step_on_meta(settings):
     for step in range(2):
         real = torch.zeros(n, 1, 8, 8, device=META)
         batch = Batch(real, None, torch.zeros(n, dtype=torch.int64, device=META), step)
-        # What is made once, such as constants, is made in the first step.
+        # Constants, which are created once, are created in the first step.
         with no_host_values() if step else nullcontext():
             train_step(state, rule, batch, config, Statistics(META), PhaseTimer(META))
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: settings[0])
-def test_no_host_waits_in_a_step(settings):
+def test_no_host_synchronization_in_a_step(settings):
     step_on_meta(settings)
 
 
-def test_waiting_would_be_seen():
+def test_synchronization_would_be_detected():
     with pytest.raises((RuntimeError, NotImplementedError)):
         bool(torch.zeros((), device=META) > 0)
 
 
-def test_copies_from_the_host_would_be_seen():
+def test_copies_from_the_host_would_be_detected():
     with no_host_values(), pytest.raises(RuntimeError):
         torch.tensor([1.0, 2.0], device=META)

@@ -1,4 +1,4 @@
-"""The order of samples: a permutation each epoch, whoever asks, in whatever portions."""
+"""The order of samples: a permutation per epoch, for any reader and any split."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_every_epoch_shows_every_sample_once(
 
 @many
 @given(block_lists, seeds, st.integers(1, 20), st.randoms(use_true_random=False))
-def test_each_position_has_its_sample_however_it_is_asked(
+def test_each_position_has_its_sample_however_it_is_requested(
     blocks: list[int], seed: int, interleave: int, random: object
 ) -> None:
     order = SampleOrder(blocks, seed=seed, interleave=interleave, window=7)
@@ -60,7 +60,7 @@ def test_all_ranks_together_show_the_prefix_whenever_their_number_changes(
     batch = 12 * data.draw(st.integers(1, 3), label="B / 12")
     interleave = data.draw(st.sampled_from([n for n in range(1, batch + 1) if batch % n == 0]), "L")
     window = data.draw(st.integers(1, 20), label="window")
-    attempts = data.draw(  # each goes on where the one before was cut off
+    attempts = data.draw(  # each continues where the one before was interrupted
         st.lists(st.tuples(world_sizes, st.integers(1, 4)), min_size=1, max_size=4),
         label="(W, steps) of each attempt",
     )
@@ -83,7 +83,7 @@ def test_all_ranks_together_show_the_prefix_whenever_their_number_changes(
     assert counts.max() <= -(-position // n)  # and nothing twice
 
 
-def test_a_rank_is_the_place_in_the_batch_modulo_the_ranks() -> None:
+def test_rank_is_the_position_in_the_batch_modulo_the_ranks() -> None:
     share = WorkerShare(240, global_batch=12, rank=1, world_size=3)
     positions = share.positions(0, 400)
     assert positions[:6].tolist() == [241, 244, 247, 250, 253, 256]
@@ -108,7 +108,7 @@ def test_few_blocks_are_in_use_at_a_time() -> None:
     for stream in by_stream:
         for window in stream.reshape(-1, 32):
             assert len(set(window.tolist())) <= 3
-    # A memory of three blocks per stream loads nearly every block once only.
+    # A memory of three blocks per stream loads nearly every block only once.
     loads = sum(
         len(set(stream[i : i + 32].tolist()) - set(stream[max(0, i - 32) : i].tolist()))
         for stream in by_stream
@@ -121,8 +121,8 @@ def test_few_blocks_are_in_use_at_a_time() -> None:
     ("world_size", "least", "most"),
     [(1, 1.0, 1.0), (2, 1.0, 1.16), (8, 1.0, 1.16), (64, 1.0, 1.16), (3, 2.5, 3.0), (48, 3.0, 3.5)],
 )
-def test_a_block_is_read_by_few_ranks(world_size: int, least: float, most: float) -> None:
-    # 64 streams over 400 blocks. Where W divides L, only blocks in which a stream ends are shared.
+def test_block_is_read_by_few_ranks(world_size: int, least: float, most: float) -> None:
+    # 64 streams over 400 blocks. If W divides L, only blocks in which a stream ends are shared.
     batch = 64 * world_size // math.gcd(64, world_size)
     order = SampleOrder([60] * 400, seed=3, interleave=64, window=240)
     positions = np.arange(order.num_samples)
@@ -132,11 +132,11 @@ def test_a_block_is_read_by_few_ranks(world_size: int, least: float, most: float
     assert least <= reads / 400 <= most
 
 
-def test_a_batch_mixes_distant_places() -> None:
+def test_batch_mixes_distant_samples() -> None:
     order = SampleOrder([16] * 1280, seed=5, interleave=64, window=32)
     batch = order.indices(np.arange(64))
     assert len(set((batch // 16).tolist())) >= 60
-    # Neighbours in time are no neighbours in the data set.
+    # Neighbours in time are not neighbours in the data set.
     shown = order.indices(np.arange(4096))
     assert np.mean(np.abs(np.diff(shown)) < 16) < 0.02
 
@@ -149,7 +149,7 @@ def test_permute_is_a_permutation(size: int, key: int) -> None:
     assert sorted(found.tolist()) == list(range(size))
 
 
-def test_permute_takes_many_sizes_and_keys_at_once() -> None:
+def test_permute_accepts_many_sizes_and_keys_at_once() -> None:
     sizes = np.array([1, 2, 7, 4096, 10**12])
     values = sizes - 1
     keys = hash_words(np.arange(5))
@@ -160,9 +160,9 @@ def test_permute_takes_many_sizes_and_keys_at_once() -> None:
     assert together.tolist() == alone
 
 
-def test_permutations_are_even_handed() -> None:
+def test_permutations_are_uniform() -> None:
     # Over 20,000 keys, each of 10 values should go to each of 10 places 2,000 times; a deviation
-    # of 6 standard deviations (42 each) has a probability of 1e-9 a cell.
+    # of 6 standard deviations (42 each) has a probability of 1e-9 per cell.
     keys = hash_words(np.arange(20_000))
     sizes = np.full(20_000, 10)
     for value in range(10):
@@ -176,7 +176,7 @@ def test_permutations_are_even_handed() -> None:
     st.integers(1, 10**7),
     st.integers(1, 64),
 )
-def test_blocks_hold_all_samples_and_are_small_enough(
+def test_blocks_contain_all_samples_and_are_small_enough(
     shards: list[tuple[int, int]], requested: int, interleave: int
 ) -> None:
     block_bytes = fitting_block_bytes(ShardLayout(shards), requested, interleave)
@@ -197,14 +197,14 @@ shard_lists = st.lists(
 
 @many
 @given(shard_lists, st.integers(0, 3 * 10**7))
-def test_bytes_and_samples_are_each_others_inverse(
+def test_bytes_and_samples_are_inverse_functions(
     shards: list[tuple[int, int]], num_bytes: int
 ) -> None:
     total = sum(samples for samples, _ in shards)
     fitting = ShardLayout(shards).samples_within(num_bytes)
     assert 0 <= fitting <= total
     assert ShardLayout(shards).bytes_of(fitting) <= num_bytes
-    # No other samples are heavier than those that were counted.
+    # No other samples of this number take more bytes.
     assert fitting == total or ShardLayout(shards).bytes_of(fitting + 1) > num_bytes - 1
     assert ShardLayout(shards).bytes_of(total) == pytest.approx(
         sum(size for _, size in shards), abs=1
@@ -212,7 +212,7 @@ def test_bytes_and_samples_are_each_others_inverse(
 
 
 def test_windows_take_a_fixed_amount_of_memory() -> None:
-    # Images of 30 KB: 139 of them in each of 64 streams make 256 MiB. Small samples: 4,096.
+    # Images of 30 KB: 139 of them in each of 64 streams take 256 MiB. Small samples: 4,096.
     assert fitting_window(ShardLayout([(10_000, 10_000 * 30_000)] * 50), 64) == 139
     assert fitting_window(ShardLayout([(10_000, 10_000 * 1_000)] * 50), 64) == 4096
     assert fitting_window(ShardLayout([(10, 10 * 2**30)]), 64) == 1
@@ -220,7 +220,7 @@ def test_windows_take_a_fixed_amount_of_memory() -> None:
     assert fitting_window(ShardLayout([(10_000, 10_000 * 30_000)] * 50 + [(1, 2**27)]), 64) == 69
 
 
-def test_a_huge_data_set_has_a_bounded_number_of_blocks() -> None:
+def test_huge_data_set_has_a_bounded_number_of_blocks() -> None:
     shards = [(10_000, 10_000 * 500_000)] * 10_000  # 50 TB
     block_bytes = fitting_block_bytes(ShardLayout(shards), 2**20, 64)
     blocks = ShardLayout(shards).cut_blocks(block_bytes)
@@ -228,7 +228,7 @@ def test_a_huge_data_set_has_a_bounded_number_of_blocks() -> None:
     assert blocks.sum(dtype=np.int64) == 10**8
 
 
-def test_blocks_of_samples_are_those_they_were_cut_into() -> None:
+def test_blocks_of_samples_contain_them() -> None:
     order = SampleOrder([3, 1, 4], seed=0, interleave=2, window=2)
     first, end = order.blocks_of(np.arange(8))
     assert first.tolist() == [0, 0, 0, 3, 4, 4, 4, 4]
@@ -244,7 +244,7 @@ def test_no_two_samples_have_the_same_substitute() -> None:
     assert substitute(0, 0, 1) == 0
 
 
-def test_state_is_small_and_names_all_that_fixes_the_order() -> None:
+def test_state_is_small_and_has_all_that_fixes_the_order() -> None:
     order = SampleOrder(
         [2] * 9, seed=4, interleave=3, window=5, block_bytes=1024, fingerprint="f" * 64
     )
@@ -264,8 +264,8 @@ def test_state_is_small_and_names_all_that_fixes_the_order() -> None:
     )
 
 
-def test_the_order_of_version_1_never_changes() -> None:
-    # Golden values. Runs that others have saved rely on them: a change needs a new ORDER_VERSION.
+def test_order_of_version_1_never_changes() -> None:
+    # Golden values. Saved runs depend on them: a change requires a new ORDER_VERSION.
     assert hash_words([0, 1, 2**63 - 1], 7).tolist() == [
         4890566965504419038,
         4694278504405454232,

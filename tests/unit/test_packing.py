@@ -1,4 +1,4 @@
-"""Packing: every usable sample once, the same bytes whatever happens meanwhile."""
+"""Packing: every usable sample once, and the same bytes after any interruption."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from support import end_group, marked_processes, start_gatdist, wait_until
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """Thirty pictures in three classes, and two files that are none."""
+    """Thirty images in three classes, and two files that are no images."""
     files = {f"{'abc'[i % 3]}/{i}.png": image(i) for i in range(30)}
     return write(tmp_path / "source", files | {"a/bad.png": b"no picture", "notes.md": b"#"})
 
 
-# What is packed
+# Content
 
 
 NAMES = st.text("ab./é 日-", min_size=1, max_size=8).map(
@@ -71,8 +71,8 @@ def test_every_usable_sample_is_packed_once(
     assert {json.loads(line)["source"] for line in lines} == bad
 
 
-@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # which webdataset leaves
-def test_what_is_packed_trains_and_opens_in_webdataset(source: Path, tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # deprecation in webdataset
+def test_packed_data_trains_and_opens_in_webdataset(source: Path, tmp_path: Path) -> None:
     outcome = pack(source, tmp_path / "out")
     assert outcome["samples"] == 30
     assert outcome["num_classes"] == 3
@@ -94,7 +94,7 @@ def test_what_is_packed_trains_and_opens_in_webdataset(source: Path, tmp_path: P
     assert found == expected
 
 
-@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # which webdataset leaves
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # deprecation in webdataset
 def test_classes_are_mixed_in_every_shard(tmp_path: Path) -> None:
     files = {f"{name}/{i}.png": image(i, (1, 1)) for name in "ab" for i in range(200)}
     pack(write(tmp_path / "in", files), tmp_path / "out", shard_bytes=100_000)
@@ -104,7 +104,7 @@ def test_classes_are_mixed_in_every_shard(tmp_path: Path) -> None:
         assert 0.3 < np.mean(labels) < 0.7
 
 
-def test_a_training_run_takes_what_was_packed(tmp_path: Path) -> None:
+def test_training_run_uses_packed_data(tmp_path: Path) -> None:
     files = {f"{name}/{i}.png": image(i, (9, 12)) for name in "ab" for i in range(20)}
     outcome = pack(write(tmp_path / "in", files), tmp_path / "out", size=8)
     config = gatdist.load_config(
@@ -126,10 +126,10 @@ def test_a_training_run_takes_what_was_packed(tmp_path: Path) -> None:
     assert gatdist.train(config, str(tmp_path / "run"), local=True)["samples_seen"] == 32
 
 
-# The same bytes
+# Reproducibility
 
 
-def test_workers_and_the_order_of_the_listing_change_no_byte(source: Path, tmp_path: Path) -> None:
+def test_workers_and_listing_order_change_no_byte(source: Path, tmp_path: Path) -> None:
     pack(source, tmp_path / "one", size=4)
     pack(source, tmp_path / "three", size=4, workers=3)
     # Another folder lists its files in another order.
@@ -142,7 +142,7 @@ def test_workers_and_the_order_of_the_listing_change_no_byte(source: Path, tmp_p
     assert {**one, "packing/plan.json": ""} == {**other, "packing/plan.json": ""}
 
 
-# Where a packing can be killed, by name: each time that this function is called.
+# Functions at whose calls a packing can be killed, by name.
 POINTS: dict[str, tuple[Any, str]] = {
     "a file is put in its place": (os, "replace"),
     "a sample is converted": (convert.Images, "__call__"),
@@ -150,7 +150,7 @@ POINTS: dict[str, tuple[Any, str]] = {
 
 
 def pack_until(point: str, kill_at: int, when: str, source: Path, dest: Path, seen: Any) -> None:
-    """Pack, and be killed before or after the ``kill_at``-th time; ``seen`` counts how often."""
+    """Pack, and be killed before or after the ``kill_at``-th call; ``seen`` counts the calls."""
     owner, name = POINTS[point]
     original = getattr(owner, name)
 
@@ -169,7 +169,7 @@ def pack_until(point: str, kill_at: int, when: str, source: Path, dest: Path, se
 
 
 @pytest.mark.parametrize(("point", "every"), [(name, 13 * i + 1) for i, name in enumerate(POINTS)])
-def test_after_a_kill_at_any_point_the_same_command_ends_in_the_same_bytes(
+def test_after_a_kill_at_any_point_the_same_command_gives_the_same_bytes(
     source: Path, tmp_path: Path, point: str, every: int
 ) -> None:
     context = multiprocessing.get_context("forkserver")
@@ -196,7 +196,7 @@ def test_after_a_kill_at_any_point_the_same_command_ends_in_the_same_bytes(
             assert content(dest) == expected, f"killed {when} {point} for the {kill_at}th time"
 
 
-def test_shards_that_are_whole_are_not_packed_again(source: Path, tmp_path: Path) -> None:
+def test_complete_shards_are_not_packed_again(source: Path, tmp_path: Path) -> None:
     first = pack(source, tmp_path / "out")
     expected = content(tmp_path / "out")
     tar, index = tmp_path / "out" / "shard-000001.tar", tmp_path / "out" / "shard-000002.index.npy"
@@ -217,7 +217,7 @@ def test_shards_that_are_whole_are_not_packed_again(source: Path, tmp_path: Path
     }
 
 
-def test_a_killed_command_takes_its_workers_along_and_goes_on(tmp_path: Path) -> None:
+def test_killed_command_stops_its_workers_and_resumes(tmp_path: Path) -> None:
     files = {f"{i}.png": image(i % 400, (64, 64)) for i in range(2_000)}
     source = write(tmp_path / "in", files)
     mark = f"gatdist-pack-{os.getpid()}"

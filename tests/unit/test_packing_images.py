@@ -1,4 +1,4 @@
-"""Pictures in packing: crops and filters beside independent formulas, and what is kept as it is."""
+"""Images in packing: crops and filters compared with independent formulas, and what is kept."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def noise(height: int, width: int, channels: int = 3) -> Pixels:
 
 
 @given(sides, sides, st.integers(1, 20), st.sampled_from(sorted(FILTERS)))
-def test_a_square_center_crop_is_that_of_edm(h: int, w: int, size: int, filter: str) -> None:
-    """The shorter side, cut about the centre, and then resized."""
+def test_square_center_crop_equals_edm(h: int, w: int, size: int, filter: str) -> None:
+    """The shorter side is cropped about the centre, and then resized."""
     pixels, side = noise(h, w), min(h, w)
     part = pixels[(h - side) // 2 : (h + side) // 2, (w - side) // 2 : (w + side) // 2]
     expected = np.asarray(Image.fromarray(part.copy()).resize((size, size), FILTERS[filter]))
@@ -53,10 +53,10 @@ def test_a_square_center_crop_is_that_of_edm(h: int, w: int, size: int, filter: 
 
 
 @given(sides, sides, st.integers(1, 20), st.integers(1, 20))
-def test_a_center_crop_takes_the_most_that_has_the_aspect(
+def test_center_crop_is_the_largest_with_the_aspect_ratio(
     h: int, w: int, height: int, width: int
 ) -> None:
-    # Where a pixel of a ramp comes from tells which part was taken.
+    # The pixel values of a ramp show which part was cropped.
     y, x = np.mgrid[0:h, 0:w]
     ramp = np.stack([y, x], axis=2).astype(np.uint8)
     ramps = [ramp[..., :1], ramp[..., 1:]]
@@ -64,12 +64,12 @@ def test_a_center_crop_takes_the_most_that_has_the_aspect(
         images.center_crop(one, height, width, Image.Resampling.BOX).astype(float) for one in ramps
     )
     assert down.shape == across.shape == (height, width, 1)
-    # The middle of what was taken is the middle of the picture, to one pixel and rounding.
+    # The crop is centred in the image, within one pixel and rounding.
     assert abs(down.mean() - (h - 1) / 2) <= 1.01
     assert abs(across.mean() - (w - 1) / 2) <= 1.01
 
 
-def test_a_wide_center_crop_has_black_above_and_below() -> None:
+def test_wide_center_crop_has_black_above_and_below() -> None:
     pixels = noise(30, 40)
     found = images.center_crop_wide(pixels, 6, 16, LANCZOS)
     assert found.shape == (16, 16, 3)
@@ -79,8 +79,8 @@ def test_a_wide_center_crop_has_black_above_and_below() -> None:
 
 
 @pytest.mark.parametrize(("h", "w"), [(64, 64), (100, 70), (33, 200), (15, 16), (5, 7)])
-def test_the_crop_of_dhariwal(h: int, w: int) -> None:
-    """``center_crop_arr`` of ADM, in its own steps."""
+def test_crop_of_dhariwal(h: int, w: int) -> None:
+    """Compare with the steps of ``center_crop_arr`` of ADM."""
     size, pixels = 16, noise(h, w)
     image = Image.fromarray(pixels)
     while min(*image.size) >= 2 * size:
@@ -107,8 +107,8 @@ def test_transforms_keep_the_channels(transform: str, channels: int) -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("component", "kind"), [("png", "PNG"), ("webp", "WEBP"), ("jpg", "JPEG")])
-def test_what_is_encoded_is_what_it_says(component: str, kind: str, channels: int) -> None:
-    # Smooth, or no JPEG would be near.
+def test_encoded_format_is_the_given_one(component: str, kind: str, channels: int) -> None:
+    # Smooth, as JPEG changes others too much.
     y, x = np.mgrid[0:24, 0:32]
     pixels = np.stack([y * 9, x * 7, x + y], axis=2)[..., :channels].astype(np.uint8)
     content = images.encode(pixels, component, None)
@@ -122,7 +122,7 @@ def test_what_is_encoded_is_what_it_says(component: str, kind: str, channels: in
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """The one sample's files."""
+    """Return the files of the only sample."""
     (sample,) = samples(folder)
     return sample
 
@@ -135,14 +135,14 @@ def packed(tmp_path: Path, content: bytes, name: str = "a.png", **options: Any) 
 
 
 @pytest.mark.parametrize(("kind", "component"), [("PNG", "png"), ("JPEG", "jpg"), ("WEBP", "webp")])
-def test_what_need_not_change_keeps_its_bytes(tmp_path: Path, kind: str, component: str) -> None:
+def test_unchanged_images_keep_their_bytes(tmp_path: Path, kind: str, component: str) -> None:
     content = image(0, (6, 8), kind)
     same_format = {"PNG": "png", "JPEG": "jpeg", "WEBP": "webp"}[kind]
     for options in ({}, {"size": (6, 8)}, {"format": same_format}):
         assert packed(tmp_path, content, "a.jpeg", **options) == {component: content}
 
 
-def test_what_must_change_becomes_png_or_the_format_that_is_asked(tmp_path: Path) -> None:
+def test_changed_images_become_png_or_the_given_format(tmp_path: Path) -> None:
     content = image(0, (6, 8), "JPEG")
     assert packed(tmp_path, content, size=4).keys() == {"png"}
     assert packed(tmp_path, content, format="png").keys() == {"png"}
@@ -151,7 +151,7 @@ def test_what_must_change_becomes_png_or_the_format_that_is_asked(tmp_path: Path
     assert packed(tmp_path, image(0, (6, 8), "BMP"), "a.bmp").keys() == {"png"}
 
 
-def test_png_of_what_was_not_resized_has_its_pixels(tmp_path: Path) -> None:
+def test_png_of_images_that_are_not_resized_has_their_pixels(tmp_path: Path) -> None:
     content = image(0, (6, 8), "WEBP")
     found = packed(tmp_path, content, format="png")["png"]
     expected = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
@@ -169,7 +169,7 @@ def test_upscaled_images_are_reported(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "warning: 1 image " in captured.err
 
 
-# What is asked
+# Options
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_upscaled_images_are_reported(tmp_path: Path, capsys: pytest.CaptureFixt
         ("--color blue", "--color = 'blue'"),
     ],
 )
-def test_options_that_do_not_fit(
+def test_mismatched_options_are_rejected(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str, message: str
 ) -> None:
     source = write(tmp_path / "in", {"a.png": image(0)})
@@ -212,7 +212,7 @@ def test_bytes_have_units(tmp_path: Path, text: str, count: int) -> None:
     assert plan["request"]["shard_bytes"] == count
 
 
-def test_a_size_in_python_is_one_number_or_two(tmp_path: Path) -> None:
+def test_size_in_python_is_one_number_or_two(tmp_path: Path) -> None:
     source = write(tmp_path / "in", {"a.png": image(0)})
     for number, (size, shape) in enumerate([(4, [3, 4, 4]), ((4, 6), [3, 4, 6])]):
         outcome = gatdist.pack(str(source), str(tmp_path / str(number)), size=size, workers=1)
@@ -221,7 +221,7 @@ def test_a_size_in_python_is_one_number_or_two(tmp_path: Path) -> None:
         gatdist.pack(str(source), str(tmp_path / "x"), size=-1)
 
 
-# Transparency, profiles, 16 bits and formats, as pack and index report them
+# Transparency, profiles, 16 bits and formats, as reported by pack and index
 
 
 def stored(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -236,7 +236,7 @@ def decoded(content: bytes) -> NDArray[Any]:
 
 
 def linear_profile() -> bytes:
-    """SRGB's colors with linear levels."""
+    """Return SRGB's colors with linear levels."""
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     (count,) = struct.unpack_from(">I", profile, 128)
     for i in range(count):
@@ -300,7 +300,7 @@ def test_transparent_and_other_remarks_are_counted_by_pack_and_index(
     assert {outcome[kind] for kind in expected} == {1}
     for kind in expected:
         assert expected[kind] in captured.err
-    # The same files as shards of somebody else's: counted by their headers.
+    # The same files as shards of another writer: counted by their headers.
     shards = tmp_path / "shards"
     shards.mkdir()
     with tarfile.open(shards / "a.tar", "w") as tar:
@@ -343,7 +343,7 @@ def test_16_bits_are_packed_and_read_in_full(tmp_path: Path, channels: int) -> N
         assert image.dtype == np.uint8
 
 
-def test_16_bits_are_resized_in_full(tmp_path: Path) -> None:
+def test_16_bits_are_resized_in_full_precision(tmp_path: Path) -> None:
     deep = np.full((16, 16, 3), 30_001, np.uint16)
     for number, transform in enumerate(sorted(TRANSFORMS)):
         size = (4, 8) if transform == "center-crop-wide" else (8, 8)
@@ -353,7 +353,7 @@ def test_16_bits_are_resized_in_full(tmp_path: Path) -> None:
         assert (found[0, 2:6] == 30_001).all(), transform
 
 
-def test_16_bits_of_shards_of_others_are_read_on_request(tmp_path: Path) -> None:
+def test_16_bits_of_indexed_shards_are_read_on_request(tmp_path: Path) -> None:
     deep = np.random.default_rng(0).integers(0, 65536, (4, 4, 3), dtype=np.uint16)
     content = encode_png(deep)
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
@@ -397,7 +397,7 @@ def test_16_bits_train_evaluate_and_sample(tmp_path: Path) -> None:
         ("--bits 16 --format webp", "--bits"),
     ],
 )
-def test_backgrounds_and_16_bits_that_make_no_sense(
+def test_invalid_backgrounds_and_16_bits_are_rejected(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str, field: str
 ) -> None:
     source = write(tmp_path / "in", {"a.png": image(0)})

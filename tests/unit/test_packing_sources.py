@@ -1,4 +1,4 @@
-"""Sources of packing: each kind gives the same samples, and each fault is told by name."""
+"""Sources of packing: every kind gives the same samples, and each error is reported by name."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from support import refused
 
 IMAGES = [image(i) for i in range(12)]
 CLASSES = ["ant", "bee", "cow"]
-# What every source below is to give: each picture with the number of its class.
+# The expected samples of every source below: each image with its class.
 EXPECTED = sorted((data, str(i % 3).encode()) for i, data in enumerate(IMAGES))
 
 Writer = Callable[[Path], Path]
@@ -61,7 +61,7 @@ def zipped(path: Path, method: int = zipfile.ZIP_DEFLATED, prefix: str = "") -> 
 
 
 def stylegan(path: Path) -> Path:
-    """As ``dataset_tool.py`` writes it: numbered folders, and the labels in a list."""
+    """Numbered folders and a list of labels, as ``dataset_tool.py`` writes them."""
     labels = []
     with zipfile.ZipFile(path / "in.zip", "w", zipfile.ZIP_STORED) as archive:
         for i, data in enumerate(IMAGES):
@@ -97,7 +97,7 @@ def listed(path: Path, extension: str) -> Path:
 
 
 def parquet(path: Path) -> Path:
-    """Two files with plain bytes, and names as labels."""
+    """Two files with bytes, and names as labels."""
     for part in range(2):
         numbers = range(part, 12, 2)
         table = {
@@ -110,7 +110,7 @@ def parquet(path: Path) -> Path:
 
 
 def huggingface(path: Path) -> Path:
-    """As the library ``datasets`` writes pictures and classes."""
+    """Images and classes as the library ``datasets`` writes them."""
     features = {"image": {"_type": "Image"}, "label": {"names": CLASSES, "_type": "ClassLabel"}}
     table = pyarrow.table(
         {
@@ -123,7 +123,7 @@ def huggingface(path: Path) -> Path:
 
 
 def shards(path: Path, labels: bool = True, mode: str = "w") -> Path:
-    """As the ``webdataset`` library writes them, with ``.json`` beside each picture."""
+    """Shards as ``webdataset`` writes them, with ``.json`` next to each image."""
     (path / "in").mkdir()
     suffix = ".gz" if mode == "w:gz" else ""
     for part in range(2):
@@ -169,12 +169,12 @@ def test_every_kind_of_source_gives_the_same_samples(name: str, tmp_path: Path) 
     assert sorted((sample["png"], sample["cls"]) for sample in found) == EXPECTED
     assert outcome["skipped"] == 0
     assert not (tmp_path / "out" / "packing" / "spool").exists()
-    if kind == "webdataset":  # what else a sample has is kept
+    if kind == "webdataset":  # other files of a sample are kept
         assert all(json.loads(s["json"])["kind"] == int(s["cls"]) for s in found)
 
 
 @pytest.mark.parametrize("name", ["folder", "zip", "tar.gz", "csv", "parquet", "webdataset"])
-def test_sources_on_other_storage_are_read_alike(name: str, tmp_path: Path) -> None:
+def test_sources_on_other_storage_give_the_same_samples(name: str, tmp_path: Path) -> None:
     writer, options, kind = KINDS[name]
     source = writer(tmp_path)
     away = Store(f"memory://{uuid4()}")
@@ -207,13 +207,13 @@ def test_sources_on_other_storage_are_read_alike(name: str, tmp_path: Path) -> N
         (["cover", "x/a/1", "x/b/2"], [None, "a", "b"], [0]),
     ],
 )
-def test_the_class_is_the_first_folder_that_differs(
+def test_class_is_the_first_folder_that_differs(
     names: list[str], classes: list[str | None], strays: list[int]
 ) -> None:
     assert folder_classes(names) == (classes, strays)
 
 
-def test_stray_files_beside_class_folders_are_ambiguous_when_they_are_many() -> None:
+def test_many_stray_files_next_to_class_folders_are_ambiguous() -> None:
     names = [*(f"{i}" for i in range(5)), "a/1", "b/2"]
     with refused(DataError, "--labels"):
         folder_classes(names)
@@ -223,7 +223,7 @@ def test_stray_files_beside_class_folders_are_ambiguous_when_they_are_many() -> 
         folder_classes(["1", "2"], requested=True)
 
 
-def test_folders_of_numbers_are_classes_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+def test_numbered_folders_are_classes_in_numeric_order(tmp_path: Path) -> None:
     source = write(tmp_path / "in", {f"{n}/x.png": IMAGES[n % 12] for n in (10, 9, 100)})
     assert pack(source, tmp_path / "out")["num_classes"] == 3
     found = {sample["png"]: sample["cls"] for sample in samples(tmp_path / "out")}
@@ -235,7 +235,7 @@ def flat(path: Path) -> Path:
 
 
 @pytest.mark.parametrize("where", ["beside", "inside"])
-def test_labels_come_from_a_list(tmp_path: Path, where: str) -> None:
+def test_labels_are_read_from_a_list(tmp_path: Path, where: str) -> None:
     source = flat(tmp_path)
     labels = (source if where == "inside" else tmp_path) / "labels.csv"
     rows = [f"{i}.png,{CLASSES[i % 3]}" for i in range(12)]
@@ -246,7 +246,7 @@ def test_labels_come_from_a_list(tmp_path: Path, where: str) -> None:
     assert sorted((sample["png"], sample["cls"]) for sample in found) == EXPECTED
 
 
-def test_a_list_that_misses_files_leaves_them_out_and_says_so(tmp_path: Path) -> None:
+def test_files_missing_in_a_list_are_skipped_and_reported(tmp_path: Path) -> None:
     source = flat(tmp_path)
     (tmp_path / "labels.json").write_text(
         json.dumps(
@@ -263,7 +263,7 @@ def test_a_list_that_misses_files_leaves_them_out_and_says_so(tmp_path: Path) ->
     assert outcome["skipped_examples"][0][0] == "10.png"
 
 
-def test_classes_that_no_packed_sample_has_are_counted_and_keep_their_numbers(
+def test_classes_without_packed_samples_are_counted_and_keep_their_numbers(
     tmp_path: Path,
 ) -> None:
     files = {"ant/1.png": IMAGES[1], "cat/1.png": b"no picture", "dog/1.png": IMAGES[2]}
@@ -275,15 +275,13 @@ def test_classes_that_no_packed_sample_has_are_counted_and_keep_their_numbers(
     assert any("cat" in message for message in warnings)
 
 
-def test_labels_can_be_left_out(tmp_path: Path) -> None:
+def test_labels_can_be_ignored(tmp_path: Path) -> None:
     assert pack(folder(tmp_path), tmp_path / "out", labels="none")["num_classes"] == 0
     assert all(sample.keys() == {"png"} for sample in samples(tmp_path / "out"))
 
 
 @pytest.mark.parametrize("label", [1e7, -2, [1, 0], {"a": 1}, 0.5, "1,5", "9" * 5000])
-def test_labels_that_are_no_classes_are_left_out_with_the_reason(
-    tmp_path: Path, label: Any
-) -> None:
+def test_invalid_labels_are_skipped_with_the_reason(tmp_path: Path, label: Any) -> None:
     flat(tmp_path)
     rows = [{"file": f"in/{i}.png", "label": value} for i, value in enumerate([label, 0, 1])]
     (tmp_path / "list.json").write_text(json.dumps(rows))
@@ -295,7 +293,7 @@ def test_labels_that_are_no_classes_are_left_out_with_the_reason(
         pack(tmp_path / "list.json", tmp_path / "none")
 
 
-# Texts and arrays
+# Text and arrays
 
 
 def test_lists_of_texts_and_captions(tmp_path: Path) -> None:
@@ -308,7 +306,7 @@ def test_lists_of_texts_and_captions(tmp_path: Path) -> None:
     assert found == {IMAGES[0]: b"an ant", IMAGES[1]: None}
 
 
-# What can't be packed
+# Skipped files
 
 
 def report(folder: Path) -> dict[str, str]:
@@ -336,7 +334,7 @@ def test_files_that_are_no_samples_are_reported_with_the_reason(tmp_path: Path) 
     assert "6 × 7" in message["other.png"]
 
 
-def test_strict_makes_them_an_error_that_names_all(tmp_path: Path) -> None:
+def test_strict_raises_an_error_that_names_all_skipped_files(tmp_path: Path) -> None:
     source = write(flat(tmp_path), {"torn.png": IMAGES[0][:-30]})
     with refused(DataError, "torn.png"):
         pack(source, tmp_path / "out", strict=True)
@@ -362,7 +360,7 @@ def test_duplicates_are_packed_once(tmp_path: Path) -> None:
     assert list(report(tmp_path / "csv")) == ["in/0.png"]
 
 
-def test_members_of_a_zip_that_are_damaged_or_hidden_by_other_means(tmp_path: Path) -> None:
+def test_damaged_or_unsupported_members_of_a_zip_are_skipped(tmp_path: Path) -> None:
     source = zipped(tmp_path)
     raw = bytearray(source.read_bytes())
     with zipfile.ZipFile(source) as archive:
@@ -371,7 +369,7 @@ def test_members_of_a_zip_that_are_damaged_or_hidden_by_other_means(tmp_path: Pa
         raw[second.header_offset] = 0  # its header
         start = raw.index(b"PK\x01\x02", third.header_offset + third.compress_size)
         entry = raw.index(third.filename.encode(), start) - 46
-        raw[entry + 24 : entry + 28] = (2**31).to_bytes(4, "little")  # unfolds into 2 GiB
+        raw[entry + 24 : entry + 28] = (2**31).to_bytes(4, "little")  # expands to 2 GiB
     source.write_bytes(raw)
     outcome = pack(source, tmp_path / "out")
     assert outcome["samples"] == 9
@@ -385,21 +383,21 @@ def test_members_of_a_zip_that_are_damaged_or_hidden_by_other_means(tmp_path: Pa
     assert list(report(tmp_path / "bz")) == ["a.png"]
 
 
-def test_a_file_that_goes_away_after_it_was_listed(tmp_path: Path) -> None:
+def test_file_deleted_after_listing_is_skipped(tmp_path: Path) -> None:
     flat(tmp_path)
     (tmp_path / "list.csv").write_text("file\nin/0.png\nin/none.png\n")
     assert pack(tmp_path / "list.csv", tmp_path / "out")["samples"] == 1
     assert list(report(tmp_path / "out")) == ["in/none.png"]
 
 
-class Quiet(SimpleHTTPRequestHandler):
+class QuietHandler(SimpleHTTPRequestHandler):
     def log_message(self, *arguments: object) -> None:
         pass
 
 
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=str(folder)))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
@@ -410,7 +408,7 @@ def served(folder: Path) -> Iterator[str]:
         server.server_close()
 
 
-def test_a_list_of_urls_some_of_which_are_dead(tmp_path: Path) -> None:
+def test_list_of_urls_some_of_which_are_dead(tmp_path: Path) -> None:
     flat(tmp_path)
     with served(tmp_path) as url:
         rows = [f"{url}/in/{i}.png?x=1" for i in range(3)] + [f"{url}/in/gone.png"]
@@ -422,11 +420,11 @@ def test_a_list_of_urls_some_of_which_are_dead(tmp_path: Path) -> None:
     assert name.endswith("/in/gone.png")
 
 
-# What is refused
+# Rejected sources
 
 
 def refusal(path: Path, given: Writer | str, **options: Any) -> tuple[str, str]:
-    """The error's subject and what it says, in which ``path`` is IN."""
+    """Return the error's subject and message, in which ``path`` is replaced by IN."""
     source = path / given if isinstance(given, str) else given(path)
     with pytest.raises(UserError) as error:
         pack(source, path / "out", **options)
@@ -447,7 +445,7 @@ def zipped_names(*names: str) -> Writer:
     return file("a.zip", content.getvalue())
 
 
-# Source, options, the error's subject, and a fact.
+# Source, options, the error's subject, and part of the message.
 REFUSED: dict[str, tuple[Writer | str, dict[str, Any], str, str]] = {
     "no such source": ("nothing", {}, "IN/nothing", ""),
     "an empty folder": (lambda path: (path / "e").mkdir() or path / "e", {}, "IN/e", ""),
@@ -524,7 +522,9 @@ REFUSED: dict[str, tuple[Writer | str, dict[str, Any], str, str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_sources_are_rejected(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     given, options, subject, fact = REFUSED[name]
     found, message = refusal(tmp_path, given, **options)
@@ -532,7 +532,7 @@ def test_what_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert fact in message
 
 
-def test_a_torn_archive_is_refused(tmp_path: Path) -> None:
+def test_truncated_archive_is_rejected(tmp_path: Path) -> None:
     source = tarred(tmp_path)
     whole = source.read_bytes()
     for end in (len(whole) // 2, 1000, 512):
@@ -543,7 +543,7 @@ def test_a_torn_archive_is_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path, "in.tar.gz")[0] == "IN/in.tar.gz"
 
 
-def test_source_and_destination_may_not_lie_in_each_other(tmp_path: Path) -> None:
+def test_source_and_destination_must_not_be_nested(tmp_path: Path) -> None:
     source = folder(tmp_path)
     for dest in (source, source / "x", tmp_path / "link"):
         if dest.name == "link":
@@ -552,10 +552,10 @@ def test_source_and_destination_may_not_lie_in_each_other(tmp_path: Path) -> Non
             pack(source, dest)
     with refused(DataError, "SOURCE"):
         pack(source, tmp_path)
-    pack(zipped(tmp_path), tmp_path / "out")  # beside a file is another matter
+    pack(zipped(tmp_path), tmp_path / "out")  # next to a file is allowed
 
 
-def test_a_destination_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
+def test_destination_that_contains_something_else_is_unchanged(tmp_path: Path) -> None:
     source = folder(tmp_path)
     write(tmp_path / "mine", {"precious.txt": b"x"})
     with refused(DataError, "mine"):
@@ -573,7 +573,7 @@ def test_a_destination_that_holds_something_else_is_left_alone(tmp_path: Path) -
         pack(source, tmp_path / "out")
 
 
-def test_a_mistake_that_was_mended_leaves_nothing_in_the_way(tmp_path: Path) -> None:
+def test_packing_succeeds_after_a_mistake_is_fixed(tmp_path: Path) -> None:
     files = {f"{i}.png": image(i, (i + 1, 5)) for i in range(3)}
     source = write(tmp_path / "in", files)
     with refused(DataError, "--size"):
@@ -581,7 +581,7 @@ def test_a_mistake_that_was_mended_leaves_nothing_in_the_way(tmp_path: Path) -> 
     assert pack(source, tmp_path / "out", size=3)["samples"] == 3
 
 
-def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = tarred(tmp_path, "in.tar.gz", "w:gz")
     command = ["pack", str(source), str(tmp_path / "out"), "--size", "4", "--dry-run"]
     assert main(command) == 0
@@ -594,7 +594,7 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert not (tmp_path / "out").exists()
 
 
-def test_names_that_are_not_utf_8_are_told_escaped(tmp_path: Path) -> None:
+def test_names_that_are_not_utf_8_are_reported_escaped(tmp_path: Path) -> None:
     source = tmp_path / "in"
     source.mkdir()
     (source / "a.png").write_bytes(encode_png(np.zeros((4, 4, 3), np.uint8)))
@@ -621,7 +621,9 @@ def _listed(tmp_path: Path, *names: str) -> Path:
         *("{tmp}/private/b.png", "{tmp}/in-other/b.png", "file://etc/passwd", "local:///etc/x.png"),
     ],
 )
-def test_hostile_list_names_no_local_file_outside_of_its_folder(named: str, tmp_path: Path) -> None:
+def test_hostile_list_cannot_name_local_files_outside_of_its_folder(
+    named: str, tmp_path: Path
+) -> None:
     with refused(DataError, "in"):
         pack(_listed(tmp_path, named), tmp_path / "out", allowed_origins=["https://x.example"])
 
@@ -644,12 +646,12 @@ def test_absolute_paths_below_the_folder_of_a_list_need_no_permission(
 
 
 @pytest.mark.parametrize("half", ["\ud800", "\ud800.png", "a\0.png"])
-def test_half_a_character_or_nul_in_a_list_leaves_out_the_file(half: str, tmp_path: Path) -> None:
+def test_surrogate_or_nul_in_a_list_skips_the_file(half: str, tmp_path: Path) -> None:
     outcome = pack(_listed(tmp_path, half), tmp_path / "out")
     assert (outcome["samples"], outcome["skipped"]) == (1, 1)
 
 
-def test_half_a_character_in_a_label_leaves_out_the_file(tmp_path: Path) -> None:
+def test_surrogate_in_a_label_skips_the_file(tmp_path: Path) -> None:
     source = write(tmp_path / "in", {"a.png": IMAGES[0], "b.png": IMAGES[1]})
     rows = [{"file": "a.png", "label": "cat"}, {"file": "b.png", "label": "\ud800"}]
     (source / "list.json").write_text(json.dumps(rows))
@@ -658,7 +660,7 @@ def test_half_a_character_in_a_label_leaves_out_the_file(tmp_path: Path) -> None
     assert open_dataset(DataConfig(url=str(tmp_path / "out"))).num_classes == 1
 
 
-def test_folders_of_classes_may_have_names_that_are_not_utf8(tmp_path: Path) -> None:
+def test_class_folders_may_have_names_that_are_not_utf8(tmp_path: Path) -> None:
     for folder in (b"caf\xe9", b"dog"):
         name = os.fsdecode(folder)
         write(tmp_path / "in", {f"{name}/{i}.png": IMAGES[i] for i in range(2)})
@@ -666,7 +668,7 @@ def test_folders_of_classes_may_have_names_that_are_not_utf8(tmp_path: Path) -> 
     assert open_dataset(DataConfig(url=str(tmp_path / "out"))).num_classes == 2
 
 
-def test_csv_whose_first_row_has_too_many_fields_leaves_it_out(tmp_path: Path) -> None:
+def test_csv_row_with_too_many_fields_is_skipped(tmp_path: Path) -> None:
     source = write(tmp_path / "in", {"a.png": IMAGES[0], "b.png": IMAGES[1]})
     (source / "list.csv").write_text("file,label\na.png,1,x\nb.png,0\n")
     outcome = pack(source / "list.csv", tmp_path / "out")
@@ -674,7 +676,7 @@ def test_csv_whose_first_row_has_too_many_fields_leaves_it_out(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("labels", ["1", "true", '"x"', '{"a": 1}', "[1]"])
-def test_dataset_json_with_labels_that_are_no_list_is_a_named_error(
+def test_dataset_json_with_labels_that_are_no_list_is_rejected_by_name(
     labels: str, tmp_path: Path
 ) -> None:
     write(tmp_path / "in", {"a.png": IMAGES[0], "dataset.json": f'{{"labels": {labels}}}'.encode()})
@@ -682,7 +684,7 @@ def test_dataset_json_with_labels_that_are_no_list_is_a_named_error(
         pack(tmp_path / "in", tmp_path / "out")
 
 
-def test_parquet_keeps_captions_where_the_first_path_is_no_file(tmp_path: Path) -> None:
+def test_parquet_keeps_captions_if_the_first_path_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "0.png").write_bytes(encode_png(np.zeros((4, 4, 3), np.uint8)))
     table = {"name": ["NOTICE", "0.png"], "caption": ["none", "black"]}
     pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "l.parquet")
@@ -692,7 +694,7 @@ def test_parquet_keeps_captions_where_the_first_path_is_no_file(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("kind", ["string", "large_string", "dictionary"])
-def test_parquet_columns_are_judged_by_their_type_where_the_first_value_is_missing(
+def test_parquet_columns_are_classified_by_type_if_the_first_value_is_missing(
     tmp_path: Path, kind: str
 ) -> None:
     write(tmp_path, {f"{i}.png": IMAGES[i] for i in range(3)})
@@ -704,7 +706,7 @@ def test_parquet_columns_are_judged_by_their_type_where_the_first_value_is_missi
         assert (outcome["samples"], outcome["skipped"]) == (3, 1)
 
 
-def test_parquet_files_without_rows_are_passed_over(tmp_path: Path) -> None:
+def test_parquet_files_without_rows_are_skipped(tmp_path: Path) -> None:
     """As Spark writes them for empty partitions."""
     write(tmp_path / "in", {"0.png": IMAGES[0]})
     for number, files in enumerate([[], ["0.png"]]):
@@ -714,7 +716,7 @@ def test_parquet_files_without_rows_are_passed_over(tmp_path: Path) -> None:
     assert (outcome["samples"], outcome["skipped"]) == (1, 0)
 
 
-def test_parquet_texts_that_are_bytes_are_read_or_refused(tmp_path: Path) -> None:
+def test_parquet_texts_that_are_bytes_are_read_or_rejected(tmp_path: Path) -> None:
     for number, column in enumerate(([b"one", b"two"], [["one"], ["two"]])):
         path = tmp_path / f"{number}.parquet"
         pyarrow.parquet.write_table(pyarrow.table({"text": column}), path)

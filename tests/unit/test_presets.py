@@ -1,4 +1,4 @@
-"""Presets for data that does not come with the package: each fits data of its kind."""
+"""Presets for data that is not part of the package: each is valid for data of its kind."""
 
 import numpy as np
 import pytest
@@ -74,7 +74,7 @@ SLOW |= {"sngan-64", "sngan-128"}
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in PRESETS]
 )
-def test_a_preset_fits_data_of_its_kind(name, tmp_path):
+def test_preset_is_valid_for_data_of_its_kind(name, tmp_path):
     PRESETS[name](tmp_path / "data")
     found = plan(load_config(name, [f"data.url={tmp_path / 'data'}"]), str(tmp_path / "run"))
     assert found["steps_to_go"] > 1000

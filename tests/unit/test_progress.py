@@ -1,4 +1,4 @@
-"""Where a worker is, what goes wrong on purpose there, and what its threads are at."""
+"""Progress of a worker, fault injection, and stacks of its threads."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_each_phase_is_counted():
     assert 0 <= report["still_s"] < 10
 
 
-def test_a_fault_comes_once_on_its_worker_at_its_step_of_its_attempt():
+def test_fault_occurs_once_on_its_worker_at_its_step_of_its_attempt():
     came = []
     fail_at("generator", lambda: came.append(here.step), rank=1, step=3, attempt=2)
     progress = Progress()
@@ -43,7 +43,7 @@ def test_a_fault_comes_once_on_its_worker_at_its_step_of_its_attempt():
     assert came == [3]
 
 
-def test_the_stacks_tell_which_thread_trains_and_that_it_does_not_wait():
+def test_stacks_show_the_training_thread_and_that_it_does_not_wait():
     progress, ready, over = Progress(), threading.Event(), threading.Event()
 
     def stuck_in_user_code():

@@ -1,4 +1,4 @@
-"""The project as others meet it: names, commands, presets, and what an import costs."""
+"""The public API: names, commands, presets, and import time."""
 
 import json
 import pkgutil
@@ -13,7 +13,7 @@ import gatdist
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-# Another name here is a promise to other people; one that goes breaks their code.
+# A new name here is a promise to users; removing one breaks their code.
 PUBLIC = [
     "Config",
     "GatdistError",
@@ -37,28 +37,28 @@ PUBLIC = [
 ]
 
 
-def test_the_public_names_are_these():
+def test_public_names():
     assert gatdist.__all__ == PUBLIC
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_every_public_name_is_there_and_told(name):
+def test_every_public_name_exists_and_is_documented(name):
     assert callable(getattr(gatdist, name))
     assert getattr(gatdist, name).__doc__
 
 
-def test_a_name_that_is_not_there():
+def test_unknown_name_raises_attribute_error():
     with pytest.raises(AttributeError, match="'trian'"):
         gatdist.trian  # noqa: B018
 
 
-def test_public_names_stay_functions_when_the_modules_behind_them_are_imported():
-    """A submodule called like a public name would take its place as soon as it is imported."""
+def test_public_functions_are_not_replaced_by_submodules():
+    """A submodule with the name of a public function would replace it when imported."""
     assert not {module.name for module in pkgutil.iter_modules(gatdist.__path__)} & set(PUBLIC)
 
 
 def modules_after(code):
-    """Top-level modules that a fresh interpreter has imported after running ``code``."""
+    """Return top-level modules that a fresh interpreter has imported after running ``code``."""
     report = (
         "import json, sys; print(json.dumps(sorted({n.partition('.')[0] for n in sys.modules})))"
     )
@@ -77,27 +77,27 @@ def modules_after(code):
         "from gatdist.cli import main; main(['train', '--help'])",
     ],
 )
-def test_neither_import_nor_help_waits_for_a_heavy_library(code):
+def test_import_and_help_do_not_load_heavy_libraries(code):
     assert not modules_after(code) & {"torch", "ray", "pydantic", "numpy", "fsspec", "tensorboard"}
 
 
-def test_a_configuration_is_read_without_torch():
+def test_configuration_is_read_without_torch():
     loaded = modules_after("import gatdist; gatdist.load_config('digits')")
     assert "pydantic" in loaded
     assert not loaded & {"torch", "ray", "numpy", "fsspec"}
 
 
-def test_packing_needs_no_torch():
+def test_packing_does_not_import_torch():
     assert not modules_after("import gatdist.packing, gatdist.api") & {"torch", "ray"}
 
 
-def test_the_command_is_installed():
+def test_command_is_installed():
     (command,) = entry_points(group="console_scripts", name="gatdist")
     assert command.value == "gatdist.cli:main"
     assert version("gatdist") == gatdist.__version__
 
 
-def test_the_lock_pins_everything_exactly_and_names_no_index():
+def test_lock_pins_everything_exactly_and_names_no_index():
     lines = (REPOSITORY / "requirements.lock").read_text().splitlines()
     pins = [line for line in lines if not line.startswith("#")]
     assert pins[0].startswith("torch==")

@@ -19,7 +19,7 @@ many = settings(max_examples=60, deadline=None)
 
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[SampleOrder, list[tuple[int, int]], dict[str, int]]:
-    """An order, its shards, and the arguments of one worker's plan."""
+    """Draw an order, its shards, and the arguments of one worker's plan."""
     blocks = draw(st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=8), min_size=1))
     shards = [(sum(sizes), sum(sizes) * draw(st.integers(100, 10**6))) for sizes in blocks]
     world_size = draw(st.sampled_from([1, 2, 3, 4]))
@@ -40,7 +40,7 @@ def cases(draw: st.DrawFn) -> tuple[SampleOrder, list[tuple[int, int]], dict[str
 
 @many
 @given(cases(), st.booleans(), st.booleans(), st.sampled_from([0, 1, 10**5, 10**9]))
-def test_each_sample_lies_in_its_read_range_while_it_is_there(
+def test_each_sample_is_in_its_read_range_while_it_is_cached(
     case: tuple[SampleOrder, list[tuple[int, int]], dict[str, int]],
     by_block: bool,
     keeps: bool,
@@ -62,7 +62,7 @@ def test_each_sample_lies_in_its_read_range_while_it_is_there(
         end = segment.end
         assert segment.begin < end
         positions = worker.positions(segment.begin, end)
-        # A segment lies in one epoch, and between two multiples of its rows.
+        # A segment is in one epoch, and between two multiples of its rows.
         epochs, q = np.divmod(positions, order.num_samples)
         assert len(set(epochs)) == len(set(q // (given["rows"] * order.interleave))) == 1
 
@@ -100,7 +100,7 @@ def segments_of_an_epoch(plan: Plan, share: int) -> list[Segment]:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4, 8, 64])
-def test_no_byte_is_needed_twice_in_an_epoch(world_size: int) -> None:
+def test_no_byte_is_read_twice_in_an_epoch(world_size: int) -> None:
     # Windows and streams end inside of blocks; each sample is in one read range of one worker.
     shards = [(700, 700 * 30_000)] * 10
     order = SampleOrder([35] * 200, seed=1, interleave=64, window=24)
@@ -116,11 +116,11 @@ def test_no_byte_is_needed_twice_in_an_epoch(world_size: int) -> None:
                 fetched.update((each.shard, i) for i in range(each.first, each.end))
     assert len(fetched) == 7000
     assert set(fetched.values()) == {1}
-    # A window of 24 samples lies in one or two blocks of 35.
+    # A window of 24 samples is in one or two blocks of 35.
     assert reads <= 2.0 * 7000 / 24
 
 
-def test_workers_that_do_not_divide_the_lanes_read_what_they_need() -> None:
+def test_workers_that_do_not_divide_the_streams_read_what_they_need() -> None:
     shards = [(700, 700 * 30_000)] * 10
     order = SampleOrder([35] * 200, seed=1, interleave=64, window=24)
     given = WorkerShare(0, 192, rank=1, world_size=3)
@@ -134,12 +134,12 @@ def test_workers_that_do_not_divide_the_lanes_read_what_they_need() -> None:
     assert len(mine) <= num_read <= 7000
 
 
-def test_reads_are_neither_long_nor_full_of_gaps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reads_are_neither_long_nor_mostly_gaps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "_MAX_RANGE_BYTES", 1000)
     ordered = np.array([0, 1, 2, 6, 7, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 20, 21, 30])
     shards = (ordered >= 18).astype(np.int64)
     starts = cut_runs(ordered, shards, np.array([100, 100]), gap_bytes=300)
-    # Gaps of three samples are read; runs end after ten samples, and where the shard does.
+    # Gaps of three samples are read; reads end after ten samples, and at the end of the shard.
     assert ordered[starts].tolist() == [0, 11, 18, 30]
     ordered = np.arange(40)
     starts = cut_runs(ordered, np.zeros(40, dtype=np.int64), np.array([100]))
