@@ -1,4 +1,4 @@
-"""Small data sets in memory, evaluators of them, and generators to measure."""
+"""Small data sets in memory, evaluators of them, and generators to evaluate."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ALONE = LocalCommunicator(CPU)
 
 @dataclass
 class Arrays:
-    """A data set in memory: what an evaluator asks of one."""
+    """A data set in memory with the interface that an evaluator uses."""
 
     # uint8 [n, H, W, C], float32 [n, d] or [n, C, t], or ids of texts, uint8 [n, t].
     samples: np.ndarray

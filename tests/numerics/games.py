@@ -1,4 +1,4 @@
-"""Small games with known behaviour, played by the real step, players and update rules."""
+"""Small games with known behaviour, run by the real step, players and update rules."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 
 class DiracGenerator(nn.Module):
-    """Every fake is θ, whatever the latent."""
+    """Every fake is θ, for any latent."""
 
     def __init__(self, theta=1.0):
         super().__init__()
@@ -34,7 +34,7 @@ class DiracGenerator(nn.Module):
 
 
 class DiracDiscriminator(nn.Module):
-    """D(x) = ψ x. It starts at −1: the paper, which calls fakes what we call real, starts at 1."""
+    """D(x) = ψ x, from −1: the paper swaps real and fake compared with gatdist, and starts at 1."""
 
     def __init__(self, psi=-1.0):
         super().__init__()
@@ -65,7 +65,7 @@ def dirac_game(loss, theta=1.0, psi=-1.0, **strengths):
 
 
 def config_of(rule, *, rate=0.2, batch=1, optim=None, health=None, precision=None, **game):
-    """A configuration with plain descent, unless ``optim`` says otherwise for both players."""
+    """Return a configuration with plain gradient descent, unless ``optim`` overrides it."""
     player = {"name": "sgd", "learning_rate": rate} | (optim or {})
     return parse_config(
         {
@@ -80,22 +80,22 @@ def config_of(rule, *, rate=0.2, batch=1, optim=None, health=None, precision=Non
 
 
 def rule_of(game, name, **options):
-    """The update rule ``name`` for ``game``."""
+    """Return the update rule ``name`` for ``game``."""
     return build_update_rule(config_of(name, **options), game)
 
 
 def batch_of(real, step=0, labels=None):
-    """A batch at the start of a run."""
+    """Return a batch at the start of a run."""
     return Batch(real, labels, torch.arange(len(real)) + step * len(real), step)
 
 
 def phases_of(rule, batch, rate=0.2):
-    """The phases of one step."""
+    """Return the phases of one step."""
     return rule.phases(Step(batch, dict.fromkeys(BOTH, Hyperparameters(rate))))
 
 
 def gradients_of(game, rule, batch, reduction=None, parts=1):
-    """Each player's gradients after one pass over the phases, nothing moved, by name."""
+    """Return each player's gradients by name after one pass over the phases, without a step."""
     reduction = reduction or FastReduction(LocalCommunicator(CPU))
     micro_batch = len(batch) // parts if parts > 1 else None
     found = {}
@@ -110,7 +110,7 @@ def gradients_of(game, rule, batch, reduction=None, parts=1):
 
 
 class Arena:
-    """A game with players, a guard and a clock: what :func:`train_step` needs, and no more."""
+    """A game with players, a guard and a sample count: all that :func:`train_step` needs."""
 
     def __init__(self, game, config, reduction: Reduction | None = None):
         self.config = config
@@ -136,17 +136,17 @@ class Arena:
         self.statistics, self.timer = Statistics(CPU), PhaseTimer(CPU)
 
     def step(self, batch):
-        """One step of the real training."""
+        """Run one step of the real training."""
         train_step(self.state, self.rule, batch, self.config, self.statistics, self.timer)
 
     @property
     def point(self):
-        """(θ, ψ) of a Dirac game."""
+        """Return (θ, ψ) of a Dirac game."""
         return torch.cat([self.game.generator.theta, self.game.discriminator.psi]).detach().clone()
 
 
 def play_dirac(game, rule, steps=500, **options):
-    """The points (θ, ψ) [steps + 1, 2] from the start on."""
+    """Return the points (θ, ψ) [steps + 1, 2] from the start."""
     arena = Arena(game, config_of(rule, **options))
     points = [arena.point]
     for step in range(steps):

@@ -1,4 +1,4 @@
-"""The classifier's recipe: what it learns, that it repeats itself, and that it is kept."""
+"""The classifier's training: accuracy, reproducibility, and caching."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def real_digits(digits, positions):
     return digits.sample_format.to_network(torch.from_numpy(samples))
 
 
-def test_the_classifier_reads_digits_it_was_not_taught(digits, digits_evaluator):
+def test_classifier_generalizes_to_held_out_digits(digits, digits_evaluator):
     evaluation = digits_evaluator(lambda positions: real_digits(digits, positions))
     assert evaluation.protocol["held_out_accuracy"] >= 0.97
     _, labels = digits.read(np.arange(digits.num_samples))
@@ -40,8 +40,8 @@ def test_the_classifier_reads_digits_it_was_not_taught(digits, digits_evaluator)
     assert evaluation.metrics["class_share_min"] == found.min() / digits.num_samples
 
 
-def test_real_digits_are_at_distance_0_from_themselves(digits, digits_evaluator):
-    def nearly(positions):  # less than half a level of noise is lost in rounding to 8 bits
+def test_real_digits_have_distance_0_to_themselves(digits, digits_evaluator):
+    def nearly(positions):  # noise below half a level is lost in rounding to 8 bits
         noise = torch.rand(len(positions), 1, 8, 8, generator=torch.Generator().manual_seed(0))
         return real_digits(digits, positions) + (noise - 0.5) * 0.9 / 127.5
 
@@ -69,7 +69,7 @@ def test_distances_grow_with_noise_and_with_missing_classes(digits, digits_evalu
     assert lacking.metrics["fid_over_real_split"] > 2
 
 
-def test_training_the_classifier_draws_nothing_from_the_run(digits, monkeypatch):
+def test_training_the_classifier_does_not_change_the_runs_random_state(digits, monkeypatch):
     monkeypatch.setattr(classifier, "_NUM_STEPS", 3)
     torch.manual_seed(1)
     before, threads = torch.get_rng_state(), torch.get_num_threads()
@@ -84,11 +84,11 @@ def test_training_the_classifier_draws_nothing_from_the_run(digits, monkeypatch)
         torch.manual_seed(1)
     torch.set_num_threads(threads)
     assert torch.equal(torch.get_rng_state(), before)
-    # The same bits, whatever the number of threads.
+    # The same bits for any number of threads.
     assert all(torch.equal(tensor, networks[1][name]) for name, tensor in networks[0].items())
 
 
-def test_the_cache_saves_the_training_and_survives_damage(tmp_path, monkeypatch):
+def test_cache_avoids_training_and_survives_damage(tmp_path, monkeypatch):
     monkeypatch.setenv("GATDIST_CACHE", str(tmp_path))
     monkeypatch.setattr(classifier, "_NUM_STEPS", 3)
     first = evaluator(images())(fake_images)
@@ -104,7 +104,7 @@ def test_the_cache_saves_the_training_and_survives_damage(tmp_path, monkeypatch)
     assert other.protocol["features_digest"] != first.protocol["features_digest"]
 
 
-def test_features_of_real_samples_are_kept(tmp_path, monkeypatch):
+def test_features_of_real_samples_are_cached(tmp_path, monkeypatch):
     monkeypatch.setenv("GATDIST_CACHE", str(tmp_path))
     monkeypatch.setattr(classifier, "_NUM_STEPS", 3)
     first = evaluator(images())(fake_images)
@@ -128,7 +128,7 @@ def test_features_of_real_samples_are_kept(tmp_path, monkeypatch):
     assert len(list((cache_folder() / "features").glob("real-*"))) == 2
 
 
-def test_features_of_bad_samples_are_not_kept(tmp_path, monkeypatch):
+def test_features_of_bad_samples_are_not_cached(tmp_path, monkeypatch):
     monkeypatch.setenv("GATDIST_CACHE", str(tmp_path))
     monkeypatch.setattr(classifier, "_NUM_STEPS", 3)
     bad = dataclasses.replace(images(), bad_samples={3: "no picture"})
@@ -136,7 +136,7 @@ def test_features_of_bad_samples_are_not_kept(tmp_path, monkeypatch):
     assert list((cache_folder() / "features").glob("real-*")) == []
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):
+def test_unwritable_cache_is_not_used(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("GATDIST_CACHE", str(tmp_path / "file"))
     monkeypatch.setattr(classifier, "_NUM_STEPS", 3)
@@ -146,7 +146,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "shape", [(8, 8, 1), (2, 2, 3), (1, 1, 1), (5, 33, 3), (64, 48, 3), (28, 28, 1)]
 )
-def test_pictures_of_any_size_have_features(shape, monkeypatch):
+def test_images_of_any_size_have_features(shape, monkeypatch):
     monkeypatch.setattr(classifier, "_NUM_STEPS", 2)
     data = images(24, shape)
     extractor = Classifier(data, ALONE)

@@ -1,4 +1,4 @@
-"""Draws are a pure function of (seed, stream, position), and have the distribution they claim."""
+"""Draws are a pure function of (seed, stream, position) with the documented distribution."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 
 from gatdist.parallel import draws
 
-# Known answers that Random123 publishes with philox4x32-10: counter, key, result.
+# Known answers that Random123 publishes for philox4x32-10: counter, key, result.
 KNOWN = [
     ([0] * 4, (0, 0), [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
     ([0xFFFFFFFF] * 4, (0xFFFFFFFF, 0xFFFFFFFF), [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
@@ -26,7 +26,7 @@ def test_philox_gives_the_published_answers(counter, key, expected):
 
 @pytest.mark.parametrize("draw", [draws.normal, draws.uniform])
 @pytest.mark.parametrize("size", [1, 3, 8, 65])
-def test_a_sample_draws_the_same_bits_in_any_company(draw, size):
+def test_draws_of_a_sample_do_not_depend_on_its_batch(draw, size):
     positions = torch.arange(37) + 2**33
     together = draw(3, "latents", positions, (size,))
     assert torch.equal(
@@ -63,7 +63,7 @@ def test_numbers_of_one_sample_are_uncorrelated():
     assert off_diagonal.abs().max() < 5 / math.sqrt(20_000)
 
 
-def test_uniform_stays_inside_the_open_interval_and_fills_it():
+def test_uniform_fills_the_open_interval():
     x = draws.uniform(0, "u", torch.arange(100_000), (), torch.float64)
     assert 0 < x.min() < 1e-3
     assert 1 - 1e-3 < x.max() < 1
@@ -77,7 +77,7 @@ def test_integers_are_uniform():
     assert chi_squared < 33.7  # 9 degrees of freedom, p = 1e-4
 
 
-def test_both_ways_to_compute_philox_agree():
+def test_both_implementations_of_philox_agree():
     generator = torch.Generator().manual_seed(0)
     counter = torch.randint(0, 2**32, (4, 7, 5), generator=generator)
     for key in ((0, 0), (2**32 - 1, 12345)):
@@ -86,7 +86,7 @@ def test_both_ways_to_compute_philox_agree():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-def test_uniform_numbers_stay_below_one_in_every_dtype(dtype, monkeypatch):
+def test_uniform_numbers_are_below_one_in_every_dtype(dtype, monkeypatch):
     highest = torch.full((1, 3), 2**32 - 1)
     monkeypatch.setattr(draws, "bits", lambda *_: highest)
     assert (draws.uniform(0, "x", torch.zeros(1, dtype=torch.int64), (3,), dtype) < 1).all()

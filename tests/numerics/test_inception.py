@@ -1,4 +1,4 @@
-"""The Inception network of published FIDs: its size, its file, and what it does at borders."""
+"""The Inception network of published FIDs: parameter count, file, and borders."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def asked(path, digest=""):
     )
 
 
-def test_it_has_the_published_number_of_parameters():
+def test_parameter_count_equals_published_count():
     with torch.device("meta"):
         network = Inception(1000)
     assert sum(tensor.numel() for tensor in network.parameters()) == 23_834_568
@@ -52,18 +52,18 @@ def test_it_has_the_published_number_of_parameters():
         ([5.0], 3, [5, 5, 5]),
     ],
 )
-def test_pictures_are_enlarged_from_corners(row, side, expected):
+def test_images_are_upscaled_from_corners(row, side, expected):
     square = torch.tensor(row).expand(1, 1, len(row), len(row))
     wide, high = enlarge(square, side), enlarge(square.transpose(2, 3), side)
     assert torch.allclose(wide, torch.tensor(expected).float().expand(1, 1, side, side))
     assert torch.equal(high, wide.transpose(2, 3))
 
 
-def test_averages_leave_the_border_out(network):
+def test_averages_exclude_the_border(network):
     block = network.Mixed_5b
     flat = torch.ones(1, 192, 5, 5)
     with torch.no_grad():
-        averaged = block(flat)[:, -32:]  # the branch that is a convolution of one pixel's average
+        averaged = block(flat)[:, -32:]  # the branch that convolves an average pooling
         assert torch.allclose(averaged, block.branch_pool(flat), atol=1e-6)
 
 
@@ -91,7 +91,7 @@ def test_features_are_those_of_the_weights_in_the_file(network, file):
         ({"fc.weight": None}, "fc.weight"),
     ],
 )
-def test_other_weights_are_refused_by_name(network, change, fact):
+def test_other_weights_are_rejected_by_name(network, change, fact):
     weights = network.state_dict() | change
     weights = {name: tensor for name, tensor in weights.items() if tensor is not None}
     with refused(ConfigError, "evaluate.features_file") as caught:
@@ -99,14 +99,14 @@ def test_other_weights_are_refused_by_name(network, change, fact):
     assert fact in str(caught.value)
 
 
-def test_what_only_training_needs_may_be_there_or_not(network):
+def test_weights_that_only_training_uses_are_optional(network):
     weights = network.state_dict() | {"AuxLogits.conv0.weight": torch.zeros(2)}
     del weights["Conv2d_1a_3x3.bn.num_batches_tracked"]
     same = Inception.with_weights(weights, "inception.safetensors").state_dict()
     assert all(torch.equal(tensor, network.state_dict()[name]) for name, tensor in same.items())
 
 
-def test_what_is_no_safetensors_is_refused(tmp_path):
+def test_file_that_is_no_safetensors_is_rejected(tmp_path):
     path = tmp_path / "x.safetensors"
     path.write_bytes(b"no weights")
     with refused(ConfigError, "evaluate.features_file"):

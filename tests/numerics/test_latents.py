@@ -27,12 +27,12 @@ def test_positions_in_another_order_are_drawn_anew():
     assert torch.equal(Latents(0, 3)(mixed, "latents", torch.float64), expected)
 
 
-def test_the_last_result_is_reused_for_the_same_positions_only():
+def test_last_result_is_reused_for_the_same_positions_only():
     latents = Latents(3, 4, step_samples=8)
     positions = torch.arange(8)
     first = latents(positions, "latents", torch.float32)
     assert latents(positions, "latents", torch.float32) is first
     assert not torch.equal(latents(positions, "other", torch.float32), first)
-    positions += 8  # as a step does that is replayed from a CUDA graph
+    positions += 8  # as in a step that is replayed from a CUDA graph
     expected = draws.normal(3, "latents", torch.arange(8, 16), (4,))
     assert torch.equal(latents(positions, "latents", torch.float32), expected)

@@ -1,4 +1,4 @@
-"""Losses are finite, have the right sign, and the ratio that the one-stage step relies on."""
+"""Losses are finite, have the right sign, and the ratio that the one-stage step uses."""
 
 import math
 
@@ -33,7 +33,7 @@ def test_ratio_is_the_quotient_of_both_derivatives(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_a_sum_says_so(name):
+def test_losses_that_are_sums_are_marked(name):
     real, fake = torch.linspace(-3, 3, 50).double(), torch.linspace(4, -2, 50).double()
     nothing = torch.zeros_like(real)
     loss = losses[name].discriminator
@@ -42,7 +42,7 @@ def test_what_is_a_sum_says_so(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_generators_loss_falls_as_fakes_look_real_and_the_discriminators_rises(name):
+def test_losses_are_monotonic_in_the_logits_of_fakes(name):
     real = torch.zeros(50, dtype=torch.float64)
     # Between the targets of least squares and the margins of the hinge.
     fake = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
@@ -80,7 +80,7 @@ def test_every_loss_is_tested():
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if losses[name].zero_sum])
-def test_in_a_zero_sum_loss_one_player_gains_what_the_other_loses(name):
+def test_zero_sum_losses_are_negatives_of_each_other(name):
     real = torch.linspace(-3, 3, 20, dtype=torch.float64)
     fake = torch.linspace(4, -4, 20, dtype=torch.float64).requires_grad_()
     (d,) = torch.autograd.grad(losses[name].discriminator(real, fake).sum(), fake)

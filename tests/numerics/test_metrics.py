@@ -1,4 +1,4 @@
-"""Metrics: closed forms, torchmetrics as the reference, and equality over workers."""
+"""Metrics: closed forms, torchmetrics as reference, and equality over workers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def normal(n, d, seed=0, mean=0.0, scale=1.0):
 
 
 def gaussian(mean, covariance, n=1000):
-    """The sums of n samples of exactly this mean and unbiased covariance."""
+    """Return the sums of n samples with exactly this mean and unbiased covariance."""
     outer = (n - 1) * covariance + n * torch.outer(mean, mean)
     return GaussianSums(torch.tensor(float(n), dtype=torch.float64), n * mean, outer)
 
@@ -64,7 +64,7 @@ def test_frechet_distance_of_two_gaussians(d, scale):
 
 
 def test_frechet_distance_of_commuting_covariances():
-    # Diagonal in one rotated basis: the distance is that of the roots of the eigenvalues.
+    # Diagonal in a rotated basis: the distance is that of the eigenvalues' square roots.
     q, _ = torch.linalg.qr(normal(5, 5))
     a, b = torch.rand(2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     zero = torch.zeros(5, dtype=torch.float64)
@@ -80,7 +80,7 @@ def test_frechet_distance_of_two_samples_of_one_distribution():
     assert np.mean(distances) == pytest.approx(d * (d + 5) / (2 * n), rel=0.1)
 
 
-def test_halves_are_as_far_apart_as_two_samples_of_half_the_size():
+def test_real_split_distance_equals_that_of_two_samples_of_half_the_size():
     n, d = 4000, 16
     assert split_half_distance(normal(n, d)) == pytest.approx(d * (d + 5) / n, rel=0.15)
     assert split_half_distance(normal(n, d)) == split_half_distance(normal(n, d))
@@ -95,7 +95,7 @@ def test_kernel_distance_of_two_gaussians():
 
 
 def test_kernel_distance_is_unbiased():
-    # Between samples of one distribution it is 0 in the mean, so it must be below 0 about as often.
+    # Between samples of one distribution its mean is 0, so about half of the values are negative.
     distances = [kid(normal(60, 4, seed), normal(50, 4, seed + 500)) for seed in range(300)]
     assert abs(np.mean(distances)) < 4 * np.std(distances) / np.sqrt(len(distances))
     assert 0.3 < np.mean(np.array(distances) < 0) < 0.8
@@ -113,29 +113,29 @@ def test_kernel_distance_is_the_double_sum_of_its_definition():
     assert kid(x, y) == pytest.approx(within_x + within_y - 2 * across, rel=1e-12)
 
 
-def test_kernel_matrix_in_pieces_is_the_whole(monkeypatch):
+def test_kernel_matrix_in_blocks_equals_the_whole(monkeypatch):
     x, y = normal(50, 3), normal(40, 3, seed=1)
     whole = kid(x, y)
     monkeypatch.setattr("gatdist.evaluation.distances._MAX_ENTRIES", 77)
     assert kid(x, y) == pytest.approx(whole, rel=1e-12)
 
 
-# Edges
+# Edge cases
 
 
-def test_frechet_distance_is_symmetric_and_nothing_to_itself():
+def test_frechet_distance_is_symmetric_and_0_to_itself():
     x, y = normal(100, 6) @ normal(6, 6, 1), normal(80, 6, 2, mean=3.0)
     assert fid(x, y) == pytest.approx(fid(y, x), rel=1e-9)
     assert fid(x, x) == pytest.approx(0, abs=1e-9)
 
 
-def test_fewer_samples_than_features_still_have_a_distance():
+def test_fewer_samples_than_features_have_a_distance():
     x, y = normal(5, 64), normal(6, 64, seed=1)
     assert fid(x, y) > 0
     assert fid(x, x) == pytest.approx(0, abs=1e-5)
 
 
-def test_a_diverged_generator_has_no_distance_rather_than_a_crash():
+def test_diverged_generator_has_no_distance_and_does_not_crash():
     x = normal(10, 3)
     x[3, 1] = float("nan")
     assert np.isnan(fid(x, normal(10, 3)))
@@ -176,7 +176,7 @@ def test_distances_equal_those_of_torchmetrics():
 
 
 @pytest.mark.filterwarnings("ignore:Metric `InceptionScore`:UserWarning", "ignore:std:UserWarning")
-def test_the_inception_score_equals_that_of_torchmetrics(monkeypatch):
+def test_inception_score_equals_that_of_torchmetrics(monkeypatch):
     from torchmetrics.image.inception import InceptionScore
 
     # Both shuffle before they split, in different orders.
@@ -193,7 +193,7 @@ def test_the_inception_score_equals_that_of_torchmetrics(monkeypatch):
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_sums_of_parts_are_the_sums_of_the_whole(world_size):
+def test_sums_of_parts_equal_the_sums_of_the_whole(world_size):
     x, y = normal(301, 5), normal(200, 5, seed=1)
     parts = [GaussianSums.of(x[rank::world_size]) for rank in range(world_size)]
     together = GaussianSums(*(sum(getattr(p, name) for p in parts) for name in vars(parts[0])))
@@ -201,14 +201,14 @@ def test_sums_of_parts_are_the_sums_of_the_whole(world_size):
     assert frechet_distance(together, other) == pytest.approx(fid(x, y), rel=1e-10)
 
 
-def test_a_reduction_is_the_sum_over_workers():
+def test_reduction_is_the_sum_over_workers():
     sums = GaussianSums.of(normal(10, 3)).reduced(FakeCommunicator(1, 3))
     assert float(sums.count) == 30
     assert torch.equal(sums.mean, GaussianSums.of(normal(10, 3)).mean)
 
 
 def measure(comm):
-    """What one worker measures of points and pictures, in numbers that no world size divides."""
+    """Return one worker's metrics of points and images, with counts that no world size divides."""
     of_points = evaluator(points(401), comm, num_samples=307)(fake_points)
     classifier._NUM_STEPS = 3
     of_images = evaluator(images(101), comm, num_samples=97)(fake_images)
@@ -216,7 +216,7 @@ def measure(comm):
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_any_number_of_workers_measures_the_same(world_size, monkeypatch, tmp_path):
+def test_any_number_of_workers_gives_the_same_metrics(world_size, monkeypatch, tmp_path):
     monkeypatch.setattr(classifier, "_NUM_STEPS", 3)
     [alone_points, alone_images] = measure(ALONE)
     monkeypatch.setenv("GATDIST_CACHE", str(tmp_path))  # worker 0 of the group trains anew
@@ -224,7 +224,7 @@ def test_any_number_of_workers_measures_the_same(world_size, monkeypatch, tmp_pa
     assert all(result == by_rank[0] for result in by_rank)
     [of_points, of_images] = by_rank[0]
     assert of_points[0] == pytest.approx(alone_points[0], rel=1e-9)
-    # Convolutions round otherwise in batches of another size.
+    # Convolutions round differently for another batch size.
     assert of_images[0] == pytest.approx(alone_images[0], rel=1e-3)
     assert of_points[1] == alone_points[1]
     assert of_images[1] == alone_images[1]
@@ -233,7 +233,7 @@ def test_any_number_of_workers_measures_the_same(world_size, monkeypatch, tmp_pa
 # The evaluator
 
 
-def test_each_position_is_asked_for_once_in_all():
+def test_each_position_is_generated_once_in_total():
     asked = [[], [], []]
     for rank in range(3):
 
@@ -260,7 +260,7 @@ def test_as_many_are_generated_as_there_are_real_samples():
     assert json.loads(json.dumps(protocol)) == protocol
 
 
-def test_points_are_compared_as_they_are():
+def test_points_are_compared_without_features():
     data = points(500)
     evaluation = evaluator(data)(fake_points)
     x, y = torch.from_numpy(data.samples), fake_points(torch.arange(500)).float()
@@ -275,7 +275,7 @@ def test_points_are_compared_as_they_are():
     )
 
 
-def test_the_real_data_are_looked_at_once():
+def test_real_data_is_read_once():
     class Counted(Arrays):
         reads = 0
 
@@ -289,9 +289,9 @@ def test_the_real_data_are_looked_at_once():
     assert data.reads == 300
 
 
-def test_only_what_is_asked_for_is_measured():
+def test_only_requested_metrics_are_computed():
     assert list(evaluator(points(), metrics=["kid"])(fake_points).metrics) == ["kid"]
-    assert evaluator(points(1), metrics=[])  # asks nothing of the data
+    assert evaluator(points(1), metrics=[])  # reads no data
     assert evaluator(Arrays(images().samples), metrics=[])
 
 
@@ -306,13 +306,15 @@ def test_only_what_is_asked_for_is_measured():
         (images(12), {}, DataError, "evaluate.features", " 20 "),
     ],
 )
-def test_what_cannot_be_measured_is_refused_before_training(dataset, config, error, field, fact):
+def test_metrics_that_cannot_be_computed_are_rejected_before_training(
+    dataset, config, error, field, fact
+):
     with refused(error, field) as caught:
         evaluator(dataset, **config)
     assert fact in str(caught.value)
 
 
-def test_users_register_extractors_of_their_own():
+def test_users_register_their_own_extractors():
     class Halved(Extractor):
         def __init__(self, dataset, comm):
             self.prepared = 0

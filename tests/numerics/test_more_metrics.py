@@ -1,4 +1,4 @@
-"""Metrics beyond distances of means: closed forms, definitions, and equality over workers."""
+"""Metrics beyond FID and KID: closed forms, definitions, and equality over workers."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def normal(n, d, seed=0, mean=0.0):
 
 
 class TestNeighbours:
-    def test_a_radius_reaches_to_the_kth_other_sample(self):
+    def test_radius_is_the_distance_of_the_kth_other_sample(self):
         x = torch.tensor([[0.0], [1.0], [3.0], [7.0]])
         assert radii(x, 1, ALONE).tolist() == [1, 1, 2, 4]
         assert radii(x, 2, ALONE).tolist() == [3, 2, 3, 6]
         assert radii(x, 9, ALONE).tolist() == [7, 6, 4, 7]
 
-    def test_identical_sets_have_all_and_far_ones_nothing(self):
+    def test_identical_sets_have_full_and_distant_ones_zero_scores(self):
         x = normal(60, 4)
         assert precision_and_recall(x, x, ALONE) == (1, 1)
         assert precision_and_recall(x, x + 100, ALONE) == (0, 0)
@@ -48,7 +48,7 @@ class TestNeighbours:
         assert density == pytest.approx(1 + 1 / 5)
         assert coverage == 1
 
-    def test_what_is_missing_costs_recall_and_what_is_wrong_costs_precision(self):
+    def test_missing_samples_reduce_recall_and_wrong_ones_precision(self):
         left, right = normal(200, 2), normal(200, 2, seed=1, mean=50)
         both = torch.cat([left, right])
         half = precision_and_recall(both, normal(200, 2, seed=2), ALONE)
@@ -58,7 +58,7 @@ class TestNeighbours:
         assert wrong[0] == pytest.approx(0.5, abs=0.06)
         assert wrong[1] > 0.9
 
-    def test_coverage_of_independent_samples_is_as_naeem_et_al_expect(self):
+    def test_coverage_of_independent_samples_equals_naeem_et_al(self):
         # 1 − Π (m−i)/(n+m−i), i = 1 … k, with n fakes and m real samples (lemma 2).
         n, m, k = 300, 200, 5
         found = [
@@ -69,7 +69,7 @@ class TestNeighbours:
         assert coverage == pytest.approx(expected, abs=0.01)
         assert density == pytest.approx(1, abs=0.05)
 
-    def test_they_are_what_scikit_learns_neighbours_give(self):
+    def test_scores_equal_those_of_scikit_learns_neighbours(self):
         from sklearn.neighbors import NearestNeighbors
 
         real, fake = normal(150, 6), normal(120, 6, seed=1) * 0.8 + 0.3
@@ -91,7 +91,7 @@ class TestNeighbours:
         assert density == pytest.approx(held.sum() / (5 * len(fake)))
         assert coverage == held.any(0).mean()
 
-    def test_the_matrix_in_pieces_is_the_whole(self, monkeypatch):
+    def test_matrix_in_blocks_equals_the_whole(self, monkeypatch):
         x, y = normal(50, 3), normal(40, 3, seed=1)
         whole = precision_and_recall(x, y, ALONE), density_and_coverage(x, y, ALONE)
         monkeypatch.setattr("gatdist.evaluation.distances._MAX_ENTRIES", 77)
@@ -99,8 +99,8 @@ class TestNeighbours:
 
 
 class TestSliced:
-    def test_a_shift_is_seen_by_its_projections(self):
-        # (v·shift)² over directions v on the sphere is ‖shift‖²/d in the mean.
+    def test_shift_is_measured_by_its_projections(self):
+        # The mean of (v·shift)² over directions v on the sphere is ‖shift‖²/d.
         x, shift = normal(500, 8), torch.full((8,), 3.0, dtype=torch.float64)
         expected = float(shift.norm()) / math.sqrt(8)
         assert sliced_wasserstein(x, x + shift, ALONE) == pytest.approx(expected, rel=0.1)
@@ -110,20 +110,20 @@ class TestSliced:
         expected = (x.sort(dim=0).values - y.sort(dim=0).values).square().mean().sqrt()
         assert sliced_wasserstein(x, y, ALONE) == pytest.approx(float(expected), rel=1e-9)
 
-    def test_nothing_to_itself_whatever_the_order_and_the_size(self):
+    def test_distance_to_itself_is_0_for_any_order_and_size(self):
         x = normal(100, 4)
         assert sliced_wasserstein(x, x.flip(0), ALONE) == 0
         assert sliced_wasserstein(x, x.repeat_interleave(3, dim=0), ALONE) == 0
 
 
 class TestTexts:
-    def test_ngrams_know_beginning_and_end(self):
+    def test_ngrams_include_start_and_end(self):
         assert ngrams("abc", 1) == ["a", "b", "c"]
         assert ngrams("ab", 2) == ["\x02a", "ab", "b\x03"]
         assert ngrams("", 2) == ["\x02\x03"]
         assert ngrams("a", 4) == []
 
-    def test_divergence_is_nothing_to_itself_and_1_to_what_shares_nothing(self):
+    def test_divergence_is_0_to_itself_and_1_without_common_ngrams(self):
         assert ngram_divergence(["abc", "d"], ["d", "abc"], 2) == 0
         assert ngram_divergence(["aa"], ["bb"], 1) == pytest.approx(1)
         assert ngram_divergence(["aa"], [""], 1) == 1
@@ -148,12 +148,12 @@ class TestTexts:
         expected = entropy(0.5) - (entropy(0.25) + entropy(0.75)) / 2
         assert ngram_divergence(["abbb"], ["aaab"], 1) == pytest.approx(expected)
 
-    def test_self_bleu_of_copies_is_1_and_of_strangers_low(self):
+    def test_self_bleu_of_copies_is_1_and_of_unrelated_lines_low(self):
         assert self_bleu(["hello"] * 3) == pytest.approx(1)
         assert self_bleu(["abcde", "fghij", "klmno"]) < 0.15
         assert self_bleu(["one"]) == 0
 
-    def test_self_bleu_is_that_of_its_definition(self):
+    def test_self_bleu_equals_its_definition(self):
         from collections import Counter
 
         lines = ["abcab", "abcd", "bcabc", "xabc", "cab"]
@@ -173,7 +173,7 @@ class TestTexts:
         expected = [bleu(line, lines[:i] + lines[i + 1 :]) for i, line in enumerate(lines)]
         assert self_bleu(lines) == pytest.approx(sum(expected) / len(lines))
 
-    def test_novelty_tells_copies_from_what_is_new_and_well_formed(self):
+    def test_novelty_distinguishes_copies_from_new_texts(self):
         real = ["banana", "bandana", "cabana"]
         fakes = ["banana", "cabandana", "nab", "banana"]
         assert novelty(real, fakes) == {
@@ -183,8 +183,8 @@ class TestTexts:
         }
 
 
-class Told(Extractor):
-    """Knows a picture's class by its first pixel; is sure of it."""
+class FirstPixelClassifier(Extractor):
+    """Reads an image's class from its first pixel, with certainty."""
 
     def __init__(self, dataset, comm):
         self._dataset = dataset
@@ -203,11 +203,11 @@ class Told(Extractor):
         return -1e4 * (features - (classes / self.num_classes * 2 - 1)).abs()
 
 
-register_feature_extractor("told-for-these-tests")(Told)
+register_feature_extractor("told-for-these-tests")(FirstPixelClassifier)
 
 
 def constant(classes, labels=None):
-    """Pictures of these classes, made for these labels."""
+    """Return a generator of images of these classes, made for these labels."""
     level = classes.float() / int(classes.max() + 1) * 2 - 1
 
     def generate(positions):
@@ -235,7 +235,7 @@ class TestClasses:
         classes = torch.tensor([0, 2, 4]).repeat(34)
         assert self.measured("modes", generate=constant(classes))["modes"] == 3
 
-    def test_label_accuracy_is_the_share_recognized(self):
+    def test_label_accuracy_is_the_recognized_share(self):
         classes = torch.arange(100) % 5
         labels = classes.clone()
         labels[:25] = (labels[:25] + 1) % 5
@@ -246,7 +246,7 @@ class TestClasses:
 
 
 def measure(comm):
-    """What one worker measures, in numbers that no world size divides."""
+    """Return one worker's metrics, with counts that no world size divides."""
     names = ["swd", "precision_recall", "density_coverage"]
     of_points = evaluator(points(401), comm, metrics=names, num_samples=307)(fake_points)
     classifier._NUM_STEPS = 3
@@ -260,7 +260,7 @@ def measure(comm):
     return [e.metrics for e in (of_points, of_images, of_texts)]
 
 
-def test_any_number_of_workers_measures_the_same(monkeypatch, tmp_path):
+def test_any_number_of_workers_gives_the_same_metrics(monkeypatch, tmp_path):
     monkeypatch.setattr(classifier, "_NUM_STEPS", 3)
     alone = measure(ALONE)
     monkeypatch.setenv("GATDIST_CACHE", str(tmp_path))
@@ -280,8 +280,8 @@ def clips(n=60, length=2000, seed=0):
     return Arrays(clips[:, None], labels.astype(np.int64))
 
 
-class TestSounds:
-    def test_log_mel_statistics_tell_tones_apart(self):
+class TestAudio:
+    def test_log_mel_statistics_distinguish_tones(self):
         data = clips()
         real = torch.from_numpy(data.samples)
         asked = evaluator(data, metrics=["fid"], features="log_mel")
@@ -292,7 +292,7 @@ class TestSounds:
         assert same.protocol["log_mel"] == {"bands": 64, "window": 256, "hop": 64}
         assert same.protocol["rounding"] == "16 bits"
 
-    def test_the_classifier_hears_which_tone_it_is(self, monkeypatch):
+    def test_classifier_recognizes_tones(self, monkeypatch):
         monkeypatch.setattr(classifier, "_NUM_STEPS", 60)
         data = clips()
         real = torch.from_numpy(data.samples)
@@ -300,7 +300,7 @@ class TestSounds:
         found = asked(lambda positions: real[positions % 60])
         assert found.metrics["inception_score"] == pytest.approx(3, abs=0.2)
 
-    def test_pictures_have_no_log_mel_statistics(self):
+    def test_images_have_no_log_mel_statistics(self):
         with refused(Exception, "evaluate.features"):
             evaluator(images(), features="log_mel")
 
@@ -309,18 +309,18 @@ class TestSounds:
     ("data", "metrics"),
     [
         (points(), ["jsd"]),  # compares texts
-        (points(), ["modes"]),  # needs classes that the features know
-        (images(), ["label_accuracy"]),  # needs a conditional generator
-        (points(), ["probe"]),  # needs labels
+        (points(), ["modes"]),  # requires classes that the features predict
+        (images(), ["label_accuracy"]),  # requires a conditional generator
+        (points(), ["probe"]),  # requires labels
     ],
 )
-def test_a_metric_that_needs_what_is_not_there_is_refused(data, metrics):
+def test_metric_with_missing_requirements_is_rejected(data, metrics):
     with refused(ConfigError, "evaluate.metrics"):
         evaluator(data, metrics=metrics)
 
 
 class Means(torch.nn.Module):
-    """The published Inception's interface: pixels of three channels, features if asked for."""
+    """The interface of the published Inception: pixels of three channels, features on request."""
 
     def forward(self, images: torch.Tensor, return_features: bool = False) -> torch.Tensor:
         means = images.to(torch.float32).mean(dim=[2, 3])
@@ -357,24 +357,24 @@ class TestTorchScript:
         assert evaluation.metrics["fid"] == pytest.approx(expected, rel=1e-5)
         assert evaluation.protocol["features_digest"] == network_file[1]
 
-    def test_gray_pictures_are_shown_in_three_channels(self, network_file):
+    def test_gray_images_are_passed_as_three_channels(self, network_file):
         gray = images(60, shape=(6, 9, 1))
         made = self.asked(gray, *network_file)(
             lambda positions: torch.zeros(len(positions), 1, 6, 9)
         )
         assert math.isfinite(made.metrics["fid"])
 
-    def test_another_digest_is_refused(self, network_file):
+    def test_other_digest_is_rejected(self, network_file):
         file, _ = network_file
         with refused(ConfigError, "evaluate.features_sha256"):
             self.asked(images(), file, "0" * 64)
 
-    def test_what_is_no_torchscript_is_refused(self, tmp_path):
+    def test_file_that_is_no_torchscript_is_rejected(self, tmp_path):
         (tmp_path / "x").write_bytes(b"no network")
         digest = hashlib.sha256(b"no network").hexdigest()
         with refused(ConfigError, "evaluate.features_file"):
             self.asked(images(), tmp_path / "x", digest)
 
-    def test_a_file_must_be_named(self):
+    def test_file_must_be_given(self):
         with refused(ConfigError, "evaluate.features_file"):
             self.asked(images(), "", "")

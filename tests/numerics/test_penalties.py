@@ -1,4 +1,4 @@
-"""Penalties against their definitions, and what their schedules do over steps."""
+"""Penalties compared with their definitions, and their schedules."""
 
 from dataclasses import replace
 
@@ -53,7 +53,7 @@ def observed(game, rule, batch, player):
     return phase.backward(phase.batch)
 
 
-def test_wgan_gp_is_the_squared_distance_of_the_gradients_norm_from_one_in_between():
+def test_wgan_gp_is_the_squared_deviation_of_the_interpolates_gradient_norm_from_one():
     game = image_game(scheduled("wgan_gp", 10.0))
     batch = real_batch()
     found = observed(game, rule_of(game, "alternating"), batch, "discriminator")["penalty/wgan_gp"]
@@ -65,7 +65,7 @@ def test_wgan_gp_is_the_squared_distance_of_the_gradients_norm_from_one_in_betwe
         assert found[i].item() == pytest.approx(10 * (gradient[i].norm().item() - 1) ** 2)
 
 
-def test_a_gradient_of_zero_has_a_finite_penalty_and_derivative():
+def test_zero_gradient_has_a_finite_penalty_and_derivative():
     game = dirac_game("wasserstein", psi=0.0, wgan_gp=1.0)
     for phase in phases_of(rule_of(game, "simultaneous"), batch_of(torch.zeros(4, 1).double())):
         observations = phase.backward(phase.batch)
@@ -92,7 +92,7 @@ def test_lecam_pulls_logits_towards_the_other_sides_average():
         assert game.averages["logits/fake"].item() == pytest.approx(fake_average, rel=1e-9)
 
 
-def test_path_length_is_the_distance_of_the_jacobians_projection_from_its_average():
+def test_path_length_is_the_deviation_of_the_projected_jacobian_from_its_average():
     game = image_game(scheduled("path_length", 2.0))
     arena = Arena(game, config_of("simultaneous", rate=0.01))
     average = 0.0
@@ -114,7 +114,7 @@ def test_path_length_is_the_distance_of_the_jacobians_projection_from_its_averag
         assert game.averages["path_length"].item() == pytest.approx(average, rel=1e-9)
 
 
-def test_path_length_reaches_the_generator_alike_by_every_rule_at_one_point():
+def test_path_length_gradient_is_equal_for_every_rule_at_one_point():
     penalty = scheduled("path_length", 2.0)
     gradients = {}
     for rule in ("simultaneous", "one_stage", "extragradient"):
@@ -126,7 +126,7 @@ def test_path_length_reaches_the_generator_alike_by_every_rule_at_one_point():
     torch.testing.assert_close(gradients["extragradient"], gradients["simultaneous"])
 
 
-def test_separate_penalties_have_steps_of_their_own_and_stay_out_of_the_losses():
+def test_separate_penalties_have_their_own_steps_and_are_not_in_the_losses():
     r1 = scheduled("r1", 1.0, 3)
     joined, separate = image_game(r1), image_game(r1, separate=True)
     config = config_of("one_stage", penalties={"r1": {"strength": 1.0, "every_steps": 3}})
@@ -160,7 +160,7 @@ def next_step(arena, batch):
     return Step(batch, dict.fromkeys(BOTH, Hyperparameters(0.1)))
 
 
-def test_several_discriminator_steps_see_a_batch_each_and_the_generator_the_last():
+def test_each_discriminator_step_uses_its_own_batch_and_the_generator_the_last():
     game = dirac_game("minimax")
     rule = rule_of(game, "alternating", num_discriminator_steps=3)
     batch = batch_of(torch.arange(6.0).view(6, 1).double())
@@ -194,7 +194,7 @@ def spectral_norms(network):
     }
 
 
-def test_every_normalized_weight_has_norm_one_also_one_that_started_at_zero():
+def test_every_normalized_weight_has_norm_one_even_if_it_started_at_zero():
     torch.manual_seed(0)
     network = residual.ResidualDiscriminator(sample_shape=(1, 8, 8), num_classes=3, width=8)
     add_spectral_norm(network)
@@ -207,7 +207,7 @@ def test_every_normalized_weight_has_norm_one_also_one_that_started_at_zero():
         assert norm == pytest.approx(1.0, abs=1e-2), name
 
 
-def test_looking_at_a_normalized_network_changes_nothing():
+def test_evaluating_a_normalized_network_changes_nothing():
     torch.manual_seed(0)
     network = add_spectral_norm(mlp.PointDiscriminator(sample_shape=(2,), num_classes=0, width=8))
     before = {name: t.clone() for name, t in network.state_dict().items()}
@@ -217,7 +217,7 @@ def test_looking_at_a_normalized_network_changes_nothing():
     assert all(torch.equal(after[name], t) for name, t in before.items())
 
 
-def test_a_move_advances_the_singular_vectors_and_a_bad_weight_does_not_poison_them():
+def test_optimizer_step_updates_singular_vectors_but_not_from_a_nonfinite_weight():
     weight = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
     norm = SpectralNorm(weight)
     assert norm(weight)[0, 0].item() == pytest.approx(1.0, abs=1e-3)
@@ -228,7 +228,7 @@ def test_a_move_advances_the_singular_vectors_and_a_bad_weight_does_not_poison_t
     assert norm.u.isfinite().all()
 
 
-def test_the_gradient_of_a_normalized_weight_is_that_of_w_over_sigma():
+def test_gradient_of_a_normalized_weight_is_that_of_w_over_sigma():
     torch.manual_seed(0)
     weight = torch.randn(4, 3, dtype=torch.float64)
     norm = SpectralNorm(weight)

@@ -1,4 +1,4 @@
-"""A player moves as its optimizer says, or not at all; schedule and average follow the clock."""
+"""Optimizer steps of a player, its learning rate schedule and its average."""
 
 import copy
 
@@ -52,8 +52,8 @@ def snapshot(player):
 
 @pytest.mark.parametrize("options", KINDS + DIRECTIONS)
 @pytest.mark.parametrize("at_step", [0, 2])
-def test_a_step_that_is_not_finite_changes_nothing_and_leaves_no_trace(options, at_step):
-    """With the bad step in between, everything ends as if it had never been."""
+def test_nonfinite_step_leaves_no_trace(options, at_step):
+    """The final state equals that of a run without the non-finite step."""
     disturbed, undisturbed = player_with(**options), player_with(**options)
     for step in range(4):
         if step == at_step:
@@ -68,7 +68,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_leaves_no_trace(options, 
 
 
 @pytest.mark.parametrize("options", KINDS)
-def test_a_player_moves_as_torchs_plain_optimizer(options):
+def test_player_steps_like_torchs_plain_optimizer(options):
     player = player_with(**options)
     reference = nn.Linear(3, 2)
     reference.load_state_dict(player.bare.state_dict())
@@ -91,7 +91,7 @@ def test_a_player_moves_as_torchs_plain_optimizer(options):
         torch.testing.assert_close(mine, p)
 
 
-def test_the_norm_is_that_of_the_whole_gradient_and_sees_one_bad_entry():
+def test_norm_is_that_of_the_whole_gradient_and_detects_one_bad_entry():
     player = player_with(name="sgd")
     give_gradient(player, 2.0)
     assert player.gradient_norm().item() == pytest.approx((8 * 4) ** 0.5)
@@ -99,7 +99,7 @@ def test_the_norm_is_that_of_the_whole_gradient_and_sees_one_bad_entry():
     assert not player.gradient_norm().isfinite()
 
 
-def test_clipping_bounds_the_whole_gradient_and_leaves_small_ones_alone():
+def test_clipping_bounds_the_whole_gradient_and_leaves_small_ones_unchanged():
     for value, moved in ((100.0, 0.1 * 0.5), (0.01, 0.1 * 0.01 * 8**0.5)):
         player = player_with(name="sgd", clip_norm=0.5)
         before = torch.cat([p.detach().flatten().clone() for p in player.parameters.values()])
@@ -110,7 +110,7 @@ def test_clipping_bounds_the_whole_gradient_and_leaves_small_ones_alone():
 
 
 @pytest.mark.parametrize("options", KINDS + DIRECTIONS)
-def test_a_player_resumes_exactly(options):
+def test_player_resumes_exactly(options):
     player = player_with(**options)
     for step in range(3):
         give_gradient(player, seed=step)
@@ -129,8 +129,8 @@ def test_a_player_resumes_exactly(options):
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_adam_is_corrected_for_penalties_with_steps_of_their_own():
-    """Karras et al. 2020: lr·c and β^c with c = k/(k + 1), so that k + 1 steps do what k did."""
+def test_adam_is_corrected_for_separate_penalty_steps():
+    """Karras et al. 2020: lr·c and β^c with c = k/(k + 1), so that k + 1 steps equal k before."""
     config = PlayerOptimConfig(learning_rate=0.1, betas=[0.5, 0.99])
     player = Player(nn.Linear(3, 2), config, REDUCTION, lazy_steps=4)
     settings = player.hyperparameters(0)
@@ -140,7 +140,7 @@ def test_adam_is_corrected_for_penalties_with_steps_of_their_own():
     assert plain.hyperparameters(0).learning_rate == PlayerOptimConfig().learning_rate.start
 
 
-def test_the_average_forgets_half_in_a_half_life_whatever_the_batch_size():
+def test_average_decays_by_half_in_a_half_life_for_any_batch_size():
     for batch in (10, 25, 100):
         network = nn.Linear(2, 1).double()
         nn.init.ones_(network.weight)

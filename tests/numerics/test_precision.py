@@ -1,4 +1,4 @@
-"""Other dtypes, layouts, compilation and compression compute the same game, as well as they can."""
+"""Other dtypes, layouts, compilation and compression give the same result within precision."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ SMALL_TO_COMPILE = [
 
 
 def train(overrides, steps=4, comm=None, shape=SHAPE):
-    """A few steps on made-up pictures; the players' norms at each phase, and the state."""
+    """Run a few steps on synthetic images; return each phase's gradient norms, and the state."""
     comm = comm or LocalCommunicator(CPU)
     config = load_config("digits", BASE + overrides)
     state = TrainState(config, comm, shape, 0)
@@ -69,7 +69,7 @@ def weights(state):
 
 
 def distance(state, reference):
-    """How far apart two states are, over how far the reference has come from its start."""
+    """Return the distance of two states, relative to the reference's change since the start."""
     mine, theirs = weights(state), weights(reference[1])
     start = weights(train([], steps=0)[1])
     return max(((mine[n] - theirs[n]).norm() / (theirs[n] - start[n]).norm()).item() for n in mine)
@@ -91,7 +91,7 @@ def test_other_dtypes_follow_float32(dtype, tolerance, rule):
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_one_stage_in_bfloat16_gives_what_simultaneous_gives(rule):
+def test_one_stage_in_bfloat16_equals_simultaneous(rule):
     overrides = ["precision.dtype=bfloat16", R1]
     reference = train([*overrides, "game.update_rule=simultaneous"])
     if rule != "alternating":
@@ -100,7 +100,7 @@ def test_one_stage_in_bfloat16_gives_what_simultaneous_gives(rule):
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_channels_last_is_only_another_layout(rule):
+def test_channels_last_changes_only_the_layout(rule):
     overrides = [f"game.update_rule={rule}", R1]
     reference = train(overrides)
     norms, state = train([*overrides, "precision.channels_last=true"])
@@ -112,7 +112,7 @@ def test_channels_last_is_only_another_layout(rule):
 
 
 @pytest.mark.parametrize("reduction", ["fast", "canonical"])
-def test_channels_last_moves_alike_by_each_reduction_and_by_second_order_rules(reduction):
+def test_channels_last_gives_equal_steps_for_each_reduction_and_second_order_rules(reduction):
     overrides = [
         "game.update_rule=consensus",
         "game.rule_options={strength=0.1}",
@@ -131,7 +131,7 @@ def compiled(comm, overrides):
 
 @pytest.mark.parametrize("rule", ["alternating", pytest.param("one_stage", marks=pytest.mark.slow)])
 def test_compiled_networks_compute_the_same(rule):
-    """In a process of its own, since the compiler keeps a pool of others."""
+    """In its own process, since the compiler keeps a pool of subprocesses."""
     overrides = [f"game.update_rule={rule}", *SMALL_TO_COMPILE]
     reference = weights(train(overrides, steps=2, shape=(2,))[1])
     (found,) = spawn(1, compiled, overrides, timeout_s=300)
@@ -143,7 +143,7 @@ def compressed(comm):
     return weights(train(["precision.reduce_dtype=bfloat16"], comm=comm)[1])
 
 
-def test_compressed_gradients_are_alike_on_all_workers_and_nearly_those_sent_in_full():
+def test_compressed_gradients_are_identical_on_every_rank_and_close_to_uncompressed():
     first, second = spawn(2, compressed)
     reference = weights(train([])[1])
     start = weights(train([], steps=0)[1])
@@ -153,11 +153,11 @@ def test_compressed_gradients_are_alike_on_all_workers_and_nearly_those_sent_in_
         assert 1e-6 < ((mine - reference[name]).norm() / moved).item() < 0.1
 
 
-# One stage where the ratio leaves the range of its dtype
+# One stage where the ratio exceeds the range of its dtype
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_one_stage_falls_back_where_the_discriminator_is_too_sure_and_says_so_once(dtype):
+def test_one_stage_falls_back_once_when_the_discriminator_saturates(dtype):
     sure = {"float32": -60.0, "float64": -400.0}[dtype]
     found = {}
     for rule in ("simultaneous", "one_stage"):
@@ -181,10 +181,10 @@ def test_one_stage_falls_back_where_the_discriminator_is_too_sure_and_says_so_on
         assert torch.equal(mine, found["simultaneous"][name])
 
 
-# The scale of float16's losses
+# Loss scale of float16
 
 
-def test_the_scale_halves_at_each_overflow_and_doubles_after_many_good_steps():
+def test_loss_scale_halves_at_each_overflow_and_doubles_after_many_good_steps():
     scaler = LossScaler(CPU)
     yes, no = torch.tensor(True), torch.tensor(False)
     for _ in range(3):
@@ -201,7 +201,7 @@ def test_the_scale_halves_at_each_overflow_and_doubles_after_many_good_steps():
     assert not scaler.may_overflow
 
 
-def test_an_overflow_that_a_smaller_scale_may_mend_is_no_failure():
+def test_overflow_that_a_smaller_scale_may_fix_is_not_counted():
     from gatdist.config import HealthConfig
 
     guard = Guard(HealthConfig(), ("generator",), CPU)
@@ -212,7 +212,7 @@ def test_an_overflow_that_a_smaller_scale_may_mend_is_no_failure():
     assert guard.tensors["nonfinite"].item() == 1
 
 
-def test_float16_starts_by_finding_its_scale_and_then_moves():
+def test_float16_finds_its_scale_before_the_first_optimizer_step():
     norms, state = train(["precision.dtype=float16", R1], steps=8)
     assert int(state.guard.tensors["nonfinite"]) == 0
     assert state.scaler.scale.item() <= LossScaler.INITIAL
@@ -222,11 +222,11 @@ def test_float16_starts_by_finding_its_scale_and_then_moves():
 # Spikes
 
 
-def test_a_spike_moves_nobody_once_the_usual_norm_is_known():
+def test_spike_is_skipped_once_the_usual_norm_is_known():
     from gatdist.config import HealthConfig
 
     guard = Guard(HealthConfig(spike="skip", spike_factor=10.0), ("generator",), CPU)
-    for value in [1.0, 500.0] + [1.0] * 150:  # early steps are all over the place
+    for value in [1.0, 500.0] + [1.0] * 150:  # norms of early steps vary widely
         assert guard({"generator": torch.tensor(value)}).item() == 1
     mean = guard.tensors["norm/generator"].item()
     assert guard({"generator": torch.tensor(9.0 * mean)}).item() == 1

@@ -1,4 +1,4 @@
-"""Trajectories of every update rule on games whose behaviour is published or known exactly."""
+"""Trajectories of every update rule on games with published or exactly known behaviour."""
 
 import math
 
@@ -11,14 +11,14 @@ ETA = 0.2
 
 
 def bilinear(rule, alpha=1.0, steps=50, theta=0.5, psi=0.5, **options):
-    """min_θ max_ψ αθψ by ``rule``: points [steps + 1, 2]."""
+    """Run min_θ max_ψ αθψ by ``rule``; return points [steps + 1, 2]."""
     return play_dirac(
         dirac_game(bilinear_loss(alpha), theta, psi), rule, steps, rate=ETA, **options
     )
 
 
 def factors(points):
-    """‖w‖² over that of the step before."""
+    """Return ‖w‖² divided by that of the previous step."""
     squared = points.square().sum(1)
     return squared[1:] / squared[:-1]
 
@@ -51,14 +51,14 @@ def test_optimistic_descent_converges_at_its_limit_factor_and_only_below_its_bou
     for alpha in (0.5, 1.0, 2.0):
         a = ETA * alpha
         found = bilinear("optimistic", alpha, steps=400).square().sum(1)
-        # The dominant root's modulus, squared, over many steps.
+        # The squared modulus of the dominant root, over many steps.
         measured = (found[-1] / found[200]).item() ** (1 / 200)
         assert measured == pytest.approx((1 + math.sqrt(1 - 4 * a * a)) / 2, rel=1e-3)
     below, above = (bilinear("optimistic", a / ETA, steps=1000) for a in (0.57, 0.585))
     assert below[-1].norm() < 1e-3 < 1 < above[-1].norm()  # stable iff a < 1/√3 = 0.577
 
 
-def test_the_first_optimistic_step_is_plain_and_the_second_uses_the_gradient_before():
+def test_first_optimistic_step_is_plain_and_the_second_uses_the_previous_gradient():
     plain, found = bilinear("simultaneous", steps=1), bilinear("optimistic", steps=2)
     torch.testing.assert_close(found[1], plain[1], rtol=0, atol=1e-15)
 
@@ -69,8 +69,8 @@ def test_the_first_optimistic_step_is_plain_and_the_second_uses_the_gradient_bef
     torch.testing.assert_close(found[2], expected, rtol=0, atol=1e-15)
 
 
-def test_the_previous_gradient_is_a_copy():
-    """An alias, zeroed in place, would silently become descent at twice the rate: ‖w‖ 71.42."""
+def test_previous_gradient_is_a_copy():
+    """An alias, zeroed in place, would silently give descent at twice the rate: ‖w‖ 71.42."""
     points = play_dirac(dirac_game(bilinear_loss(1.0), 1.0, 1.0), "optimistic", 200, rate=0.1)
     assert points[-1].norm().item() == pytest.approx(0.520, abs=0.01)
 
@@ -89,13 +89,13 @@ def test_alternating_descent_keeps_its_invariant(order):
     ("alpha", "simultaneous", "competitive"),
     [(1, 2.67, 0.375), (3, 2.18e3, 4.6e-4), (6, 4.8e9, 2.1e-10)],
 )
-def test_competitive_descent_ends_where_its_paper_says(alpha, simultaneous, competitive):
+def test_competitive_descent_ends_where_its_paper_does(alpha, simultaneous, competitive):
     for rule, published in (("simultaneous", simultaneous), ("competitive", competitive)):
         points = bilinear(rule, float(alpha))
         assert (points[-1].norm() / points[0].norm()).item() == pytest.approx(published, rel=0.02)
 
 
-# Mescheder et al. 2018: h = 0.2, 500 steps from (1, −1) in our signs.
+# Mescheder et al. 2018: h = 0.2, 500 steps from (1, −1) in gatdist's signs.
 @pytest.mark.parametrize(
     ("loss", "rule", "r1", "radius"),
     [
@@ -145,7 +145,7 @@ def test_conjugate_directions_follow_their_formula(beta):
     def field(w):
         return torch.stack([w[1], -w[0]])
 
-    # Each player by itself, one number each.
+    # Each player separately, one number each.
     for player in (0, 1):
         direction = before = None
         for step in range(3):
@@ -173,7 +173,7 @@ def test_conjugate_directions_follow_their_formula(beta):
 
 
 @pytest.mark.parametrize("rule", ["extragradient", "optimistic"])
-def test_rules_that_look_ahead_find_the_centre_with_adam_too(rule):
+def test_lookahead_rules_find_the_centre_with_adam(rule):
     options = {"optim": {"name": "adam", "betas": [0.0, 0.9]}}
     found = {
         name: play_dirac(

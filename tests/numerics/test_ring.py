@@ -1,4 +1,4 @@
-"""The ring of eight Gaussians: every mode found, and hardly a point in between."""
+"""The ring of eight Gaussians: every mode is found, and hardly a sample lies in between."""
 
 import pytest
 
@@ -14,7 +14,7 @@ def test_each_seed_finds_all_modes_and_stays_on_them(seed, tmp_path):
     assert found["share_within_3_sigma"] >= 0.95
 
 
-def test_a_third_of_the_preset_is_well_on_its_way(tmp_path):
+def test_third_of_the_preset_finds_all_modes(tmp_path):
     length = 153_600
     rates = [f"optim.{p}.learning_rate.samples={length}" for p in ("generator", "discriminator")]
     ring.train(str(tmp_path), [f"run.total_samples={length}", *rates])

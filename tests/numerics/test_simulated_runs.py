@@ -1,4 +1,4 @@
-"""Runs played from fault to fault, against closed forms and against what must hold."""
+"""Simulated runs with faults, compared with closed forms and invariants."""
 
 import math
 import time
@@ -31,7 +31,7 @@ def played(situation, interval_s, repeats=100, seed=0):
     return play(situation, np.array([float(interval_s)]), seed, repeats)
 
 
-def test_without_faults_a_run_takes_its_steps_and_its_checkpoints():
+def test_without_faults_a_run_takes_the_time_of_its_steps_and_checkpoints():
     quiet = replace(RUN, kinds=(), write_s=7.0)
     outcome = played(quiet, 1000, repeats=3)
     assert outcome.total == pytest.approx(100 * HOUR + 360 * 20 + 7)
@@ -40,8 +40,8 @@ def test_without_faults_a_run_takes_its_steps_and_its_checkpoints():
 
 
 @pytest.mark.parametrize("interval_s", [100, 379, 1500])
-def test_the_mean_time_is_dalys(interval_s):
-    """Faults also during checkpoints and restarts: a segment takes M e^(R/M) (e^((τ+C)/M) − 1).
+def test_mean_time_is_dalys(interval_s):
+    """Faults also occur in checkpoints and restarts: a segment takes M e^(R/M) (e^((τ+C)/M) − 1).
 
     J. T. Daly, 2006, equation 20.
     """
@@ -55,7 +55,7 @@ def test_the_mean_time_is_dalys(interval_s):
 
 
 @pytest.mark.parametrize(("cost_s", "mtbf_s"), [(20.0, HOUR), (2.0, 600.0), (60.0, 24 * HOUR)])
-def test_the_best_interval_that_is_found_is_the_exact_one_and_near_youngs(cost_s, mtbf_s):
+def test_best_interval_is_exact_and_near_youngs(cost_s, mtbf_s):
     kind = replace(CRASH, rate_per_s=1 / mtbf_s, detection_s=0.0, restart_s=30.0)
     situation = replace(RUN, snapshot_s=cost_s, kinds=(kind,))
     best, low, high = best_interval(situation, seed=0)
@@ -67,21 +67,21 @@ def test_the_best_interval_that_is_found_is_the_exact_one_and_near_youngs(cost_s
     assert daly_s(cost_s, mtbf_s, 30.0) > young_s(cost_s, mtbf_s)
 
 
-def test_a_checkpoint_that_is_still_being_written_does_not_count():
+def test_checkpoint_being_written_does_not_count():
     slow = replace(RUN, snapshot_s=0.0, write_s=600.0)
     lost = [played(replace(slow, write_s=w), 600).repeated.mean() for w in (0.0, 300.0, 600.0)]
     assert lost == sorted(lost)
-    # Steps are lost back to the last that counts: half an interval and the time of writing.
+    # Steps are lost back to the last checkpoint: half an interval plus the time of writing.
     faults = played(slow, 600).faults.mean()
     assert lost[2] / faults == pytest.approx(300 + 600, rel=0.2)
 
 
-def test_the_next_checkpoint_waits_for_the_last():
+def test_next_checkpoint_waits_for_the_last():
     slow = replace(RUN, write_s=600.0)
     assert (played(slow, 10).total == played(slow, 600).total).all()
 
 
-def test_a_notice_that_is_long_enough_saves_the_work():
+def test_sufficient_notice_loses_no_work():
     warned = replace(CRASH, notice_s=60.0, detection_s=0.0)
     message = played(replace(RUN, kinds=(warned,), write_s=30.0), 1000)
     assert message.repeated.sum() == 0
@@ -99,7 +99,7 @@ def test_all_time_is_accounted_for_and_all_work_is_done():
         assert (outcome.goodput < 1).all()
 
 
-def test_going_on_with_fewer_hosts_beats_waiting_where_they_are_away_for_long():
+def test_continuing_with_fewer_hosts_is_faster_if_they_are_away_for_long():
     waiting = replace(ELASTIC, min_hosts=16)
     going_on, stopped = played(ELASTIC, 900, 30), played(waiting, 900, 30)
     assert going_on.total.mean() < 0.9 * stopped.total.mean()
@@ -110,20 +110,20 @@ def test_going_on_with_fewer_hosts_beats_waiting_where_they_are_away_for_long():
     assert away == pytest.approx(2 / 102, rel=0.25)
 
 
-def test_where_hosts_come_and_go_often_taking_them_in_at_restarts_costs_less():
+def test_adding_hosts_at_restarts_costs_less_if_hosts_change_often():
     busy = replace(ELASTIC.kinds[0], rate_per_s=16 / (10 * HOUR), restart_s=300.0, away_s=600.0)
     at_once = replace(ELASTIC, kinds=(busy,))
     later = replace(at_once, grows_at_once=False)
     assert played(later, 900, 30).total.mean() < played(at_once, 900, 30).total.mean()
 
 
-def test_the_same_seed_plays_the_same_runs_and_another_others():
+def test_same_seed_gives_the_same_runs_and_another_seed_others():
     one, same, other = (played(ELASTIC, 900, 8, seed).total for seed in (0, 0, 1))
     assert (one == same).all()
     assert (one != other).all()
 
 
-def test_of_a_run_with_very_many_faults_a_part_tells_the_whole():
+def test_run_with_very_many_faults_is_extrapolated_from_a_part():
     situation = replace(RUN, work_s=20_000 * HOUR)
     part, times = part_of(situation)
     assert times == pytest.approx(20_000 / 600)
@@ -132,14 +132,14 @@ def test_of_a_run_with_very_many_faults_a_part_tells_the_whole():
     assert low_s < mean_s < high_s < 1.05 * low_s
 
 
-def test_a_run_that_fails_faster_than_it_restarts_never_ends_and_says_so():
+def test_run_that_fails_faster_than_it_restarts_is_reported_as_endless():
     hopeless = replace(RUN, kinds=(replace(CRASH, rate_per_s=1 / 10.0),))
     outcome = played(hopeless, 100, repeats=2)
     assert not outcome.finished.any()
     assert (outcome.goodput < 0.01).all()
 
 
-def test_a_month_of_thousands_of_hosts_is_played_within_seconds():
+def test_month_of_thousands_of_hosts_is_simulated_within_seconds():
     kinds = (
         Kind("host", 4096 / (4000 * HOUR), True, 30.0, 120.0, 600.0, 0.0),
         Kind("spot", 4096 / (100 * HOUR), True, 0.0, 120.0, 600.0, 120.0),

@@ -1,4 +1,4 @@
-"""The simulator against closed forms, brute force, and tables that somebody has published."""
+"""The simulator compared with closed forms, brute force, and published tables."""
 
 import math
 
@@ -30,24 +30,24 @@ FAST = Link(5e-6, 1e11)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 8, 4096])
-def test_a_ring_takes_what_its_formula_says(workers):
+def test_ring_equals_its_formula(workers):
     p, n = workers, 1e8
     assert ring_s(n, p, LINK) == pytest.approx(2 * (p - 1) * 20e-6 + 2 * (p - 1) / p * n / 1e9)
 
 
-def test_a_tree_wins_where_messages_are_small_and_a_ring_where_they_are_large():
+def test_tree_wins_for_small_messages_and_ring_for_large_ones():
     assert tree_s(1e3, 1024, LINK) < ring_s(1e3, 1024, LINK)
     assert ring_s(1e9, 64, LINK) < tree_s(1e9, 64, LINK)
     assert tree_s(1e9, 1, LINK) == 0
 
 
-def test_a_hierarchy_of_one_worker_a_host_or_of_one_host_is_a_ring():
+def test_hierarchy_of_one_worker_per_host_or_of_one_host_is_a_ring():
     assert hierarchical_s(1e8, 8, 1, FAST, LINK) == pytest.approx(ring_s(1e8, 8, LINK))
     assert hierarchical_s(1e8, 1, 8, FAST, LINK) == pytest.approx(ring_s(1e8, 8, FAST))
 
 
 @given(st.floats(1, 1e11), st.integers(1, 5000), st.integers(1, 16))
-def test_the_fastest_is_none_but_the_fastest(num_bytes, workers, per_host):
+def test_fastest_algorithm_is_the_minimum(num_bytes, workers, per_host):
     times = {
         name: Topology(per_host, FAST, LINK, name).all_reduce_s(num_bytes, workers)
         for name in ("ring", "tree", "hierarchical", "fastest")
@@ -63,11 +63,11 @@ def test_the_fastest_is_none_but_the_fastest(num_bytes, workers, per_host):
     ("count", "known"),
     [(1, 0), (2, 1 / math.sqrt(math.pi)), (3, 1.5 / math.sqrt(math.pi)), (4, 1.02937537300396)],
 )
-def test_the_expected_maximum_has_its_closed_forms(count, known):
+def test_expected_maximum_equals_closed_forms(count, known):
     assert expected_maximum(count) == pytest.approx(known, abs=1e-12)
 
 
-def test_the_expected_maximum_of_many_is_that_of_drawn_ones_and_below_its_bound():
+def test_expected_maximum_of_many_equals_sampling_and_is_below_its_bound():
     drawn = np.random.default_rng(0).standard_normal((4000, 512)).max(axis=1)
     assert expected_maximum(512) == pytest.approx(drawn.mean(), abs=4 * drawn.std() / 4000**0.5)
     for count in (2, 100, 4096, 10**6):
@@ -88,12 +88,12 @@ def test_one_worker_takes_the_bare_time():
     assert parts.communication == parts.stragglers == parts.data == 0
 
 
-def test_without_overlap_a_step_is_work_and_two_rings():
+def test_without_overlap_a_step_is_computation_and_two_rings():
     parts = model(overlap=False).parts(8, 32)
     assert parts.total == pytest.approx(32 * 3e-3 + ring_s(40e6, 8, LINK) + ring_s(100e6, 8, LINK))
 
 
-def test_an_infinite_bandwidth_leaves_latency_and_none_leaves_nothing():
+def test_infinite_bandwidth_leaves_latency_and_no_latency_leaves_nothing():
     endless = Topology(1, Link(1e-3, math.inf), Link(1e-3, math.inf), "ring")
     assert model(topology=endless, overlap=False).parts(8, 32).communication == pytest.approx(28e-3)
     free = Topology(1, Link(0.0, math.inf), Link(0.0, math.inf))
@@ -105,7 +105,7 @@ def test_an_infinite_bandwidth_leaves_latency_and_none_leaves_nothing():
     st.floats(1e3, 3e9), st.floats(1e5, 1e8), st.floats(0, 2), st.integers(2, 64),
     st.sampled_from(["early", "evenly", "late"]),
 )  # fmt: skip
-def test_overlap_hides_what_it_can_and_no_more(num_bytes, bucket_bytes, backward_s, workers, kind):
+def test_overlap_hides_exactly_what_it_can(num_bytes, bucket_bytes, backward_s, workers, kind):
     topology = Topology(1, LINK, LINK, "ring")
     made = StepModel(
         (Phase(backward_s, num_bytes, 1.0, kind),), topology=topology, bucket_bytes=bucket_bytes
@@ -118,7 +118,7 @@ def test_overlap_hides_what_it_can_and_no_more(num_bytes, bucket_bytes, backward
     # The last bucket can't be hidden; nothing waits for more than all of them.
     assert sent_s[-1] * (1 - 1e-9) <= exposed <= sum(sent_s) * (1 + 1e-9)
     assert exposed >= (sum(sent_s) - backward_s) * (1 - 1e-9)
-    if len(sizes) <= 33:  # played bucket by bucket
+    if len(sizes) <= 33:  # simulated bucket by bucket
         ready, end = 0.0, 0.0
         for size, taken in zip(sizes, sent_s, strict=True):
             ready += size
@@ -127,7 +127,7 @@ def test_overlap_hides_what_it_can_and_no_more(num_bytes, bucket_bytes, backward
         assert exposed == pytest.approx(end - backward_s, rel=1e-6, abs=1e-9)
 
 
-def test_gradients_that_are_ready_late_hide_less():
+def test_late_gradients_hide_less():
     exposed = {
         kind: float(model_of(kind).parts(8, 32).communication)
         for kind in ("early", "evenly", "late")
@@ -143,7 +143,7 @@ def model_of(ready):
     return StepModel((Phase(3e-3, 60e6, ready=ready),), topology=topology, bucket_bytes=5e6)
 
 
-def test_slow_data_hold_a_step_up_to_their_own_rate():
+def test_slow_data_limits_a_step_to_its_own_rate():
     flow = DataFlow(1e6, 100e6, None, None, 8)
     parts = model(data=flow).parts(16, 32)
     assert parts.total == pytest.approx(16 * 32 * 1e6 / 100e6)
@@ -152,11 +152,11 @@ def test_slow_data_hold_a_step_up_to_their_own_rate():
     assert model(data=quick).parts(16, 32).data == 0
 
 
-# What two points tell
+# Predictions from two points
 
 
 def fitted(times, workers=(1, 2), *, shared=True, **more):
-    """A function of workers: the prediction, and its range."""
+    """Return a function of workers: the prediction, and its range."""
     base = StepModel((Phase(1e-3),), **more)
 
     def step(count, seconds_per_1000):
@@ -183,14 +183,14 @@ def test_four_and_eight_gpus_are_predicted_from_one_and_two():
     assert max(errors) < 0.16
 
 
-def test_eight_tenths_of_published_times_lie_in_the_range_that_is_told():
+def test_80_percent_intervals_contain_80_percent_of_published_times():
     rows = [row for row in published() if row["between"]]
     assert len(rows) == 48
     inside = np.mean([is_inside(row) for row in rows])
     assert 0.75 < inside < 0.95
 
 
-# Tables of many kinds: seconds for 1,000 samples by workers, one worker taking 100.
+# Tables of many kinds: seconds for 1,000 samples by workers, with 100 s for one worker.
 KINDS = {
     "ideal": lambda p: 100 / p,
     "a little overhead": lambda p: 97 / p + 3,
@@ -211,7 +211,7 @@ def test_tables_of_many_kinds_are_predicted(kind):
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_predictions_lie_between_the_ideal_and_what_was_seen(shared):
+def test_predictions_are_between_the_ideal_and_the_observed(shared):
     predict = fitted([100.0, 51.0], shared=shared)
     times = [predict(p)[0] for p in (2, 4, 8, 16, 32)]
     assert times == sorted(times, reverse=True)
@@ -220,12 +220,12 @@ def test_predictions_lie_between_the_ideal_and_what_was_seen(shared):
         assert 99 / p < low <= time <= high < 60
 
 
-def test_a_batch_for_each_worker_loses_less_than_one_that_is_shared():
+def test_batch_per_worker_loses_less_than_a_shared_one():
     assert fitted([100, 53], shared=False)(8)[0] < fitted([100, 53])(8)[0]
     assert fitted([100, 53], shared=False)(8)[0] == pytest.approx(100 / 8 * 1.105, rel=0.05)
 
 
-def test_more_points_leave_less_open_and_one_that_is_off_is_not_believed():
+def test_more_points_narrow_the_range_and_an_outlier_is_rejected():
     table, workers = KINDS["a little overhead"], (1, 2, 4, 8)
     noise = np.exp(np.random.default_rng(0).normal(0, 0.01, 4))
     many = fitted([table(p) * e for p, e in zip(workers, noise, strict=True)], workers)
@@ -237,7 +237,7 @@ def test_more_points_leave_less_open_and_one_that_is_off_is_not_believed():
     assert fitted(spoiled, (1, 2, 4, 8, 16))(32)[0] == pytest.approx(table(32), rel=0.1)
 
 
-def test_one_point_tells_the_work_and_leaves_the_rest_open():
+def test_one_point_gives_the_computation_and_a_wide_range():
     predict = fitted([100.0], (1,))
     time, (low, high) = predict(8)
     assert 12.5 < time < 18
@@ -247,8 +247,8 @@ def test_one_point_tells_the_work_and_leaves_the_rest_open():
     assert 80 < from_eight(1)[0] < 112
 
 
-def test_a_network_that_is_told_of_is_used_beyond_what_was_seen():
-    """Two workers of one host say nothing of the slow network between hosts."""
+def test_given_network_is_used_beyond_observed_workers():
+    """Two workers of one host give no information on the slow network between hosts."""
     phases = (Phase(1e-3, 200e6),)
     true = StepModel(phases, topology=Topology(2, FAST, Link(20e-6, 1e9)), overlap=True)
     seen = [float(true.parts(p, 1000 / p).total) for p in (1, 2)]
@@ -260,10 +260,10 @@ def test_a_network_that_is_told_of_is_used_beyond_what_was_seen():
         assert predicted == pytest.approx(float(true.parts(p, 1000 / p).total), rel=0.15)
 
 
-# When to stop
+# When to stop adding workers
 
 
-def test_adding_workers_stops_paying_where_the_curve_bends():
+def test_adding_workers_stops_paying_off_at_the_knee():
     amdahl = [(p, 0.9 / p + 0.1) for p in (1, 2, 4, 8, 16, 32)]
     # S(4) − S(2) = 1.26 for two workers, S(8) − S(4) = 1.63 for four.
     assert stops_paying(amdahl, 0.5) == 4

@@ -1,4 +1,4 @@
-"""Update rules against published trajectories, each other, and two plain backwards."""
+"""Update rules compared with published trajectories, each other, and two plain backward passes."""
 
 import weakref
 
@@ -25,8 +25,8 @@ from gatdist.models.image import residual
 from support import refused
 
 
-def test_one_discriminator_step_raises_its_accuracy():
-    """Pins the sign: read literally, the article would teach the discriminator to be wrong."""
+def test_discriminator_step_raises_its_accuracy():
+    """Fixes the sign: read literally, the article would train the discriminator to be wrong."""
     torch.manual_seed(0)
     discriminator = mlp.PointDiscriminator(sample_shape=(2,), num_classes=0, width=16).double()
     generator = mlp.PointGenerator(
@@ -61,7 +61,7 @@ def image_game(loss, r1=0.0, r2=0.0, num_classes=0, every=1):
     )
     for network in (generator, discriminator):
         for p in network.parameters():
-            nn.init.normal_(p, std=0.3)  # no zeros, so that every path carries gradient
+            nn.init.normal_(p, std=0.3)  # no zeros, so that every path has a gradient
     scheduled = [
         ScheduledPenalty(n, penalties[n], Schedule.constant(s), every)
         for n, s in (("r1", r1), ("r2", r2))
@@ -71,7 +71,7 @@ def image_game(loss, r1=0.0, r2=0.0, num_classes=0, every=1):
 
 
 def reference_gradients(game, batch):
-    """Both gradients at one point by two plain, separate backwards."""
+    """Return both gradients at one point by two plain, separate backward passes."""
     fakes = game.generator(game.latents(batch), batch.labels)
     real_x = batch.real.clone().requires_grad_()
     fake_x = fakes.detach().requires_grad_()
@@ -110,7 +110,7 @@ def test_one_backward_gives_both_gradients(rule, loss, r1, r2, num_classes):
     ("rule", "options"),
     [("consensus", {}), ("competitive", {"tolerance": 1e-12, "max_iterations": 200})],
 )
-def test_a_second_order_rule_computes_a_single_part_once_and_parts_apart(rule, options):
+def test_second_order_rule_computes_a_single_part_once_and_several_separately(rule, options):
     game = image_game("minimax", r1=0.7)
     batch = batch_of(torch.randn(8, 1, 6, 9, dtype=torch.float64))
 
@@ -119,7 +119,7 @@ def test_a_second_order_rule_computes_a_single_part_once_and_parts_apart(rule, o
         losses_of = played.losses
 
         def losses_alone(part):
-            assert all(others() is None for others in made)  # no two graphs in memory together
+            assert all(others() is None for others in made)  # no two graphs in memory at once
             losses = losses_of(part)
             made.append(weakref.ref(losses))
             return losses
@@ -148,7 +148,7 @@ def test_lazy_penalties_are_evaluated_on_their_steps_only():
     assert shown == [True, False, False, True, False, False]
 
 
-def test_a_linear_discriminators_r1_is_half_its_squared_weight():
+def test_r1_of_a_linear_discriminator_is_half_its_squared_weight():
     game = dirac_game("minimax", r1=0.6)
     phase = next(phases_of(rule_of(game, "alternating"), batch_of(torch.ones(5, 1).double())))
     observations = phase.backward(phase.batch)
@@ -156,7 +156,7 @@ def test_a_linear_discriminators_r1_is_half_its_squared_weight():
 
 
 @pytest.mark.parametrize("order", ["discriminator_first", "generator_first"])
-def test_alternating_moves_the_second_player_at_the_point_the_first_has_reached(order):
+def test_alternating_updates_the_second_player_at_the_new_point_of_the_first(order):
     game = dirac_game("nonsaturating")
     arena = Arena(game, config_of("alternating", order=order, rate=0.5))
     arena.step(batch_of(torch.zeros(1, 1).double()))
@@ -172,7 +172,7 @@ def test_alternating_moves_the_second_player_at_the_point_the_first_has_reached(
     torch.testing.assert_close(game.discriminator.psi[0].detach(), psi)
 
 
-def test_alternating_leaves_the_discriminator_without_gradient_in_the_generators_phase():
+def test_alternating_computes_no_discriminator_gradient_in_the_generators_phase():
     game = image_game("relativistic")
     batch = batch_of(torch.randn(4, 1, 6, 9).double())
     phases = list(phases_of(rule_of(game, "alternating"), batch))
@@ -204,25 +204,25 @@ def test_fresh_latents_differ_between_the_phases_and_shared_do_not():
                 phase.backward(phase.batch)
             else:
                 with pytest.raises(RuntimeError):
-                    phase.backward(phase.batch)  # the spy has nothing to learn
+                    phase.backward(phase.batch)  # the spy has no parameters
     assert not torch.equal(seen[0], seen[1])
     assert torch.equal(seen[2], seen[3])
 
 
-def test_one_stage_refuses_a_loss_without_a_ratio_by_name():
+def test_one_stage_rejects_a_loss_without_a_ratio_by_name():
     game = Game(nn.Identity(), nn.Identity(), Loss(lambda r, f: f, lambda r, f: -f), 0, 1)
     with refused(ConfigError, "game.loss"):
         rule_of(game, "one_stage", loss="mine")
 
 
-def test_one_stage_refuses_a_discriminator_with_batch_normalization_by_name():
+def test_one_stage_rejects_a_discriminator_with_batch_normalization_by_name():
     discriminator = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
     game = Game(nn.Identity(), discriminator, losses["minimax"], 0, 2)
     with refused(ConfigError, "game.update_rule"):
         rule_of(game, "one_stage")
 
 
-def test_a_discriminator_with_several_logits_a_sample_is_refused():
+def test_discriminator_with_several_logits_per_sample_is_rejected():
     class Patches(nn.Linear):
         def forward(self, samples, labels=None):
             return super().forward(samples)

@@ -1,4 +1,4 @@
-"""Combinations that would be wrong or inexact are refused at start, by name, with what to do."""
+"""Invalid or inexact combinations are rejected at start, by name, with a hint."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ class Patches(nn.Linear):
 
 
 class TakesTokens(nn.Module):
-    """Rounds its input to ids, as a network for text does."""
+    """Rounds its input to ids, like a network for text."""
 
     def __init__(self, sample_shape):
         super().__init__()
@@ -218,7 +218,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_combination_is_refused_by_name_with_a_mend(case, tmp_path):
+def test_combination_is_rejected_by_name_with_a_hint(case, tmp_path):
     overrides, (field, *metadata) = CASES[case]
     with pytest.raises((ConfigError, PluginError)) as caught:
         check(load_config("ring", ["evaluate.metrics=[]", *overrides]), str(tmp_path / "run"))
@@ -230,7 +230,7 @@ def test_a_combination_is_refused_by_name_with_a_mend(case, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_network_that_fails_is_told_with_the_place_before_a_worker_starts(tmp_path):
+def test_failing_network_is_reported_with_its_location_before_a_worker_starts(tmp_path):
     class Fails(nn.Linear):
         def forward(self, samples, labels=None):
             raise ValueError("no such thing")
@@ -254,7 +254,7 @@ def test_a_network_that_fails_is_told_with_the_place_before_a_worker_starts(tmp_
         ["run.reduction=canonical", "cluster.workers=4"],
     ],
 )
-def test_what_is_right_is_not_refused(overrides, tmp_path):
+def test_valid_combination_is_accepted(overrides, tmp_path):
     check(load_config("ring", ["evaluate.metrics=[]", *overrides]), str(tmp_path / "run"))
 
 
@@ -268,7 +268,7 @@ def test_what_is_right_is_not_refused(overrides, tmp_path):
         (["optim.generator.micro_batch=4"], "optim.generator.micro_batch"),
     ],
 )
-def test_fakes_are_only_kept_where_both_phases_see_the_same(overrides, field, tmp_path):
+def test_fakes_are_only_reused_if_both_phases_use_the_same(overrides, field, tmp_path):
     settings = ["game.latents=shared", "game.reuse_fakes=true", "evaluate.metrics=[]", *overrides]
     with refused(ConfigError, field) as caught:
         check(load_config("ring", settings), str(tmp_path / "run"))

@@ -1,4 +1,4 @@
-"""Reports of runs in every state, and how much of a run a page takes."""
+"""Reports of runs in every state, and how much of a run a page contains."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def written(folder: Path, ticks: int = 3, **more: object) -> Path:
     return folder
 
 
-def test_a_run_in_progress(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_in_progress(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     written(tmp_path)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"samples_seen": 256, "loss/gen')  # as a reader may find it
@@ -54,7 +54,7 @@ def test_a_run_in_progress(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert all(lack.replace("'", "&#x27;") in page for lack in message["missing"])
 
 
-def test_an_empty_run(tmp_path: Path) -> None:
+def test_empty_run(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs/ray.log").touch()
@@ -63,8 +63,8 @@ def test_an_empty_run(tmp_path: Path) -> None:
     assert [lack.partition(" ")[0] for lack in lacks[:2]] == ["attempts.jsonl", "metrics.jsonl"]
 
 
-def test_a_damaged_run(tmp_path: Path) -> None:
-    """What is not damaged is shown; what is, is reported."""
+def test_damaged_run(tmp_path: Path) -> None:
+    """Undamaged content is shown; damage is reported."""
     written(tmp_path)
     (tmp_path / "config.json").write_text("{")
     line = {"samples_seen": "many", "loss/generator": "a lot"}
@@ -100,7 +100,9 @@ def test_a_damaged_run(tmp_path: Path) -> None:
     assert "Losses" in page
 
 
-def test_what_is_no_run_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folder_that_is_no_run_directory_is_rejected(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["report", str(tmp_path), "--out", str(tmp_path / "out.html")]) == 2
     assert f"gatdist: {tmp_path}: " in capsys.readouterr().err
     assert not (tmp_path / "out.html").exists()
@@ -108,7 +110,7 @@ def test_what_is_no_run_directory(tmp_path: Path, capsys: pytest.CaptureFixture[
         report("memory://nothing/here")
 
 
-def test_the_longest_run_fits_into_a_page(tmp_path: Path) -> None:
+def test_longest_run_fits_into_a_page(tmp_path: Path) -> None:
     written(tmp_path, ticks=6000, **{f"penalty/{i}": i for i in range(5)})
     samples = tmp_path / "samples"
     samples.mkdir()
@@ -145,7 +147,7 @@ def test_thinning_keeps_the_extremes_and_the_end(values: list[float | None]) -> 
 
 
 @given(st.floats(-1e9, 1e9), st.floats(1e-6, 1e9), st.integers(2, 8))
-def test_ticks_of_an_axis_lie_in_it_and_are_few(low: float, length: float, most: int) -> None:
+def test_axis_ticks_are_few_and_within_the_axis(low: float, length: float, most: int) -> None:
     if low + length == low:
         return
     ticks = nice_ticks(low, low + length, most)
@@ -155,7 +157,7 @@ def test_ticks_of_an_axis_lie_in_it_and_are_few(low: float, length: float, most:
 
 
 @given(st.integers(0, 100), st.integers(2, 20))
-def test_what_is_chosen_is_spread_from_end_to_end(count: int, most: int) -> None:
+def test_selected_samples_are_spread_from_start_to_end(count: int, most: int) -> None:
     items = list(range(count))
     chosen = spread(items, most)
     assert len(chosen) == min(count, most)
@@ -164,7 +166,7 @@ def test_what_is_chosen_is_spread_from_end_to_end(count: int, most: int) -> None
     assert chosen[-1:] == items[-1:]
 
 
-def test_alarms_of_successive_ticks_are_one_event() -> None:
+def test_alarms_of_successive_logs_are_one_event() -> None:
     alarm = {"health/vanishing_gradient_generator": 1.0}
     ticks = [
         {"samples_seen": 64} | alarm,
@@ -183,7 +185,7 @@ def test_alarms_of_successive_ticks_are_one_event() -> None:
 
 
 @pytest.mark.parametrize("number", ["9" * 400, "9" * 5000, "1e999", "-9223372036854775809"])
-def test_numbers_that_fit_nowhere_are_passed_over(tmp_path: Path, number: str) -> None:
+def test_numbers_out_of_range_are_skipped(tmp_path: Path, number: str) -> None:
     run = written(tmp_path)
     with (run / "metrics.jsonl").open("a") as file:
         file.write(f'{{"samples_seen": {number}}}\n{{"samples_seen": 999, "x": [{number}]}}\n')
@@ -192,7 +194,7 @@ def test_numbers_that_fit_nowhere_are_passed_over(tmp_path: Path, number: str) -
     report(str(run))
 
 
-def test_a_configuration_nested_too_deep_is_damage(tmp_path: Path) -> None:
+def test_configuration_nested_too_deep_is_damage(tmp_path: Path) -> None:
     run = written(tmp_path)
     (run / "config.json").write_text("[" * 100_000)
     _, lacks = report(str(run))

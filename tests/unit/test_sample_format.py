@@ -1,4 +1,4 @@
-"""What networks see of samples, and the way back to files."""
+"""The format of samples for networks, and its conversion to and from files."""
 
 import io
 
@@ -26,7 +26,7 @@ def image_format(*shape):
 
 
 class TestImages:
-    def test_pixels_survive_the_way_to_the_network_and_back(self):
+    def test_pixels_round_trip(self):
         pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).expand(2, 16, 16, 3)
         images = image_format(3, 16, 16)
         seen = images.to_network(pixels)
@@ -43,7 +43,7 @@ class TestImages:
         assert samples.flatten().tolist() == [0, 0, 0, 1, 101, 255, 255]
 
     @pytest.mark.parametrize("channels", [1, 3])
-    def test_a_file_holds_the_pixels(self, channels):
+    def test_file_contains_the_pixels(self, channels):
         pixels = np.random.default_rng(0).integers(0, 256, (5, 7, channels), dtype=np.uint8)
         content = image_format(channels, 5, 7).encode(pixels)
         found = np.asarray(Image.open(io.BytesIO(content))).reshape(5, 7, channels)
@@ -51,11 +51,11 @@ class TestImages:
 
 
 class TestPointsAndTokens:
-    def test_points_go_to_the_network_as_they_are(self):
+    def test_points_are_passed_to_the_network_unchanged(self):
         points = torch.randn(5, 2)
         assert sample_format("points", (2,)).to_network(points) is points
 
-    def test_tokens_become_one_hot_and_come_back(self):
+    def test_tokens_become_one_hot_and_round_trip(self):
         tokens = sample_format("tokens", (4,), num_tokens=9)
         ids = torch.tensor([[0, 8, 3, 3]], dtype=torch.int32)
         seen = tokens.to_network(ids)
@@ -68,7 +68,7 @@ class TestPointsAndTokens:
 class TestAudio:
     clips = sample_format("audio", (1, 100), sample_rate=8000)
 
-    def test_fakes_are_rounded_as_a_file_rounds_them(self):
+    def test_fakes_are_rounded_like_a_file(self):
         seen = torch.linspace(-1.2, 1.2, 100).view(1, 1, 100)
         samples = self.clips.to_samples(seen)
         content = self.clips.encode(samples[0].numpy())
@@ -78,37 +78,37 @@ class TestAudio:
         assert (samples - seen.clamp(-1, 1)).abs().max() <= 1 / 32768
         assert self.clips.to_network(self.clips.to_samples(samples)).equal(samples)
 
-    def test_networks_are_told_the_rate(self):
+    def test_networks_get_the_sample_rate(self):
         assert self.clips.metadata == {"modality": "audio", "sample_rate": 8000}
 
 
 class TestTexts:
     @given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1))
-    def test_any_text_comes_back_from_its_bytes(self, text):
+    def test_any_text_round_trips_as_bytes(self, text):
         vocabulary = Vocabulary()
         ids = vocabulary.encode(text, len(text.encode()) + 3)
         assert vocabulary.decode(ids) == text
         assert vocabulary.decode(vocabulary.encode(text)) == text
 
     @given(st.text("abcä€😀", min_size=1, max_size=9))
-    def test_any_text_comes_back_from_characters(self, text):
+    def test_any_text_round_trips_as_characters(self, text):
         vocabulary = Vocabulary("😀€äcba")
         ids = vocabulary.encode(text, 9)
         assert ids.max() <= 6
         assert vocabulary.decode(ids) == text
 
     @given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1))
-    def test_a_text_is_cut_between_characters(self, text):
+    def test_text_is_cut_between_characters(self, text):
         cut = Vocabulary().decode(Vocabulary().encode(text, 5))
         assert text.startswith(cut)
         assert len(cut.encode()) <= 5
         assert len(cut) == len(text) or len(text[: len(cut) + 1].encode()) > 5
 
-    def test_a_character_that_is_not_known_is_named(self):
+    def test_unknown_character_is_named(self):
         with pytest.raises(CodecError):
             Vocabulary("abcfpel").encode("cafés")
 
-    def test_one_hot_and_back_with_nothing_behind_the_end(self):
+    def test_one_hot_round_trip_ignores_what_follows_the_end(self):
         texts = sample_format("text", (5,), vocabulary="ab")
         assert texts.shape == (3, 5)
         ids = torch.tensor([[1, 2, 0, 0, 0], [2, 2, 2, 1, 1]], dtype=torch.uint8)
@@ -119,14 +119,14 @@ class TestTexts:
         assert texts.encode(ids[0].numpy()) == b"ab"
 
 
-class TestExhibits:
+class TestPreviews:
     def test_images_and_points_are_shown_as_one_image(self):
         for kind in (image_format(1, 8, 8), sample_format("points", (2,))):
             shown = preview(kind, torch.randn(9, *kind.shape))
             assert list(shown.files()) == [".png"]
             assert Image.open(io.BytesIO(shown.files()[".png"]())).size
 
-    def test_sounds_are_played_in_a_row_and_shown_as_spectrograms(self):
+    def test_audio_clips_are_joined_and_shown_as_spectrograms(self):
         clips = sample_format("audio", (2, 4000), sample_rate=8000)
         tone = torch.sin(torch.arange(4000) * 2 * torch.pi * 440 / 8000).expand(3, 2, -1) * 0.5
         shown = preview(clips, tone)
@@ -136,13 +136,13 @@ class TestExhibits:
         assert abs(heard[6000:10000] - tone[1].T.numpy()).max() < 1e-4
         assert (heard[4000:6000] == 0).all()
 
-    def test_texts_are_a_line_each(self):
+    def test_each_text_is_a_line(self):
         texts = sample_format("text", (4,), vocabulary="a\nb")
         ids = torch.tensor([[1, 3, 0, 0], [3, 2, 1, 0]], dtype=torch.uint8)
         shown = preview(texts, texts.to_network(ids))
         assert shown.text == "ab\nb⏎a"
         assert shown.files()[".txt"]() == "ab\nb⏎a\n".encode()
 
-    def test_tokens_are_numbers(self):
+    def test_tokens_are_shown_as_numbers(self):
         tokens = sample_format("tokens", (2,), num_tokens=12)
         assert preview(tokens, tokens.to_network(torch.tensor([[3, 11]]))).text == "3 11"

@@ -1,4 +1,4 @@
-"""``gatdist simulate``: the contract, figures from our own files, and what can't be believed."""
+"""``gatdist simulate``: output, inputs from gatdist's own files, and invalid figures."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from scenarios import HARDWARE, OBSERVED, RESULTS, RUN, SCALING, STEP
 from support import refused
 
 
-def test_points_hold_what_the_contract_says(scenario, capsys):
+def test_points_have_the_documented_fields(scenario, capsys):
     assert main(["simulate", scenario(OBSERVED), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [point["workers"] for point in found["points"]] == [4, 8]
@@ -35,7 +35,7 @@ def test_points_hold_what_the_contract_says(scenario, capsys):
     assert [one["kind"] for one in found["observed"]] == ["observed", "observed"]
 
 
-def test_points_come_in_the_order_that_was_asked_for(scenario):
+def test_points_come_in_the_requested_order(scenario):
     found = simulate(scenario(OBSERVED), ["predict.workers=[8, 1, 4]"])
     assert [point["workers"] for point in found["points"]] == [8, 1, 4]
     assert found["points"][1]["seconds_per_1000_samples"] == pytest.approx(27.2, rel=0.02)
@@ -50,7 +50,7 @@ def test_hardware_figures_suffice_and_hosts_have_a_slower_network(scenario):
     assert sixteen["parts"]["communication"] > 4 * eight["parts"]["communication"] > 0
 
 
-def test_a_run_is_priced_and_advice_keeps_deadline_and_budget(scenario):
+def test_run_is_priced_and_advice_respects_deadline_and_budget(scenario):
     found = simulate(scenario(HARDWARE + RUN))
     for point in found["points"]:
         on_demand, spot = point["runs"]
@@ -88,7 +88,7 @@ def test_a_run_is_priced_and_advice_keeps_deadline_and_budget(scenario):
         ("data={bytes_per_sample=1e6, storage_bytes_per_s=1e7}", "data"),
     ],
 )
-def test_what_holds_a_step_up_most_is_named(scenario, change, named):
+def test_bottleneck_of_a_step_is_named(scenario, change, named):
     point = simulate(scenario(HARDWARE), [change])["points"][-1]
     assert point["bottleneck"] == point["largest_loss"] == named
 
@@ -101,7 +101,7 @@ def test_what_holds_a_step_up_most_is_named(scenario, change, named):
         ("faults=[{name='loss', of='run', mtbf_hours=1.0, away_s=20000.0}]", "hosts away"),
     ],
 )
-def test_what_holds_a_run_up_most_is_named(scenario, change, named):
+def test_bottleneck_of_a_run_is_named(scenario, change, named):
     overrides = ["run={undisturbed_hours=100.0, min_workers=1}", "simulation.repeats=8"]
     overrides += ["network.workers_per_host=1", "predict.workers=[16]", change]
     overrides += ["checkpoints={interval_s=3000.0, snapshot_s=0.1}"] * (named == "lost work")
@@ -109,8 +109,8 @@ def test_what_holds_a_run_up_most_is_named(scenario, change, named):
     assert run["largest_loss"] == named
 
 
-def test_runs_of_one_length_are_compared_by_what_they_show(scenario):
-    """As many hours on more workers show more samples."""
+def test_runs_of_one_length_are_compared_by_samples(scenario):
+    """The same number of hours on more workers gives more samples."""
     run = RUN.replace("total_samples = 25_000_000", "undisturbed_hours = 100.0")
     found = simulate(scenario(HARDWARE + run))
     shown = [point["runs"][0]["samples"] for point in found["points"]]
@@ -120,7 +120,7 @@ def test_runs_of_one_length_are_compared_by_what_they_show(scenario):
     assert found["advice"]["stops_paying"] is None
 
 
-def test_every_figure_says_where_it_comes_from(scenario):
+def test_every_figure_has_a_source(scenario):
     inputs = {one["key"]: one for one in simulate(scenario(HARDWARE + RUN))["inputs"]}
     assert inputs["hardware.flop_per_s"]["kind"] == "published"
     assert inputs["hardware.flop_per_s"]["source"] == "a data sheet"
@@ -137,7 +137,7 @@ def test_every_figure_says_where_it_comes_from(scenario):
     }
 
 
-def test_held_out_points_tell_how_wrong_it_is(scenario):
+def test_held_out_points_give_the_error(scenario):
     held_out = "[held_out]\nworkers = [4]\nseconds_per_1000_samples = [7.52]\n"
     found = simulate(scenario(OBSERVED + held_out))
     (point,) = found["held_out"]
@@ -145,7 +145,7 @@ def test_held_out_points_tell_how_wrong_it_is(scenario):
     assert point["error"] == pytest.approx(simulated / 7.52 - 1)
 
 
-def test_a_batch_that_grows_with_the_observed_workers_is_one_of_each(scenario):
+def test_batch_that_grows_with_the_observed_workers_is_per_worker(scenario):
     text = OBSERVED.replace("[predict]", "global_batch = [16, 32]\n[predict]")
     weak, strong = simulate(scenario(text)), simulate(scenario(OBSERVED))
     assert [point["global_batch"] for point in weak["points"]] == [64, 128]
@@ -155,7 +155,7 @@ def test_a_batch_that_grows_with_the_observed_workers_is_one_of_each(scenario):
     )
 
 
-def test_a_batch_that_nobody_told_is_shared_by_few_and_not_by_many(scenario):
+def test_unknown_batch_is_shared_by_few_workers_and_not_by_many(scenario):
     def efficiency(workers, batch):
         message = [f"predict.workers=[{workers}]"] + [f"workload.batch={batch}"] * bool(batch)
         found = simulate(scenario(OBSERVED), message)
@@ -168,21 +168,19 @@ def test_a_batch_that_nobody_told_is_shared_by_few_and_not_by_many(scenario):
     assert efficiency(512, "per_worker")[0] > 0.9 > 0.5 > efficiency(512, "shared")[0]
 
 
-def test_three_points_tell_which_kind_of_batch_it_is(scenario):
-    weak = [100, 52, 26.6, 13.5, 6.8]  # a loss that stays
+def test_three_points_determine_the_kind_of_batch(scenario):
+    weak = [100, 52, 26.6, 13.5, 6.8]  # a constant loss
     text = OBSERVED.replace("[1, 2]", "[1, 2, 4, 8, 16]").replace("[27.20, 13.74]", str(weak))
     (point,) = simulate(scenario(text), ["predict.workers=[32]"])["points"]
     assert point["seconds_per_1000_samples"] == pytest.approx(3.4, rel=0.03)
 
 
-# Our own measurements
+# Measurements by gatdist
 
 
 @pytest.mark.parametrize("workers_per_host", [1, 2])
-def test_a_measured_curve_is_fitted_to_and_its_bytes_and_phases_are_used(
-    scenario, workers_per_host
-):
-    """Two workers that were measured on one host took of each other's core what others will not."""
+def test_measured_curve_is_fitted_and_its_bytes_and_phases_are_used(scenario, workers_per_host):
+    """Two workers measured on one host competed for its cores; other workers will not."""
     text = f"""
     [measured]
     scaling = "{SCALING}/result.json"
@@ -210,7 +208,7 @@ def test_a_measured_curve_is_fitted_to_and_its_bytes_and_phases_are_used(
     assert "measured" in {one["kind"] for one in found["inputs"]}
 
 
-def test_a_measured_step_is_one_point(scenario):
+def test_measured_step_is_one_point(scenario):
     text = f"""
     [measured]
     step = "{STEP}/result.json"
@@ -227,7 +225,7 @@ def test_a_measured_step_is_one_point(scenario):
     assert two["seconds_per_1000_samples_low"] < two["seconds_per_1000_samples_high"]
 
 
-def test_the_doctors_all_reduces_give_latency_and_bandwidth():
+def test_all_reduces_of_the_doctor_give_latency_and_bandwidth():
     alpha, beta, p = 80e-6, 117e6, 3
     network = [
         {"bytes": n, "seconds": 2 * (p - 1) * alpha + 2 * (p - 1) / p * n / beta}
@@ -248,17 +246,17 @@ def test_the_doctors_all_reduces_give_latency_and_bandwidth():
         (f'scaling = "{SCALING}/result.json"\nworkers = [1, 3]', "workers", 3),
     ],
 )
-def test_a_file_that_is_not_the_right_one_is_refused(scenario, text, field, value):
+def test_file_of_another_kind_is_rejected(scenario, text, field, value):
     with refused(ConfigError, f"measured.{field}") as caught:
         simulate(scenario(f"[measured]\n{text}\n[predict]\nworkers = [4]"))
     assert value in (None, caught.value.value)
 
 
-# How it is shown
+# Output
 
 
 @pytest.mark.parametrize("name", scenario_names())
-def test_scenarios_of_the_package_are_answered_drawn_and_sourced(name, tmp_path, capsys):
+def test_scenarios_of_the_package_have_results_plots_and_sources(name, tmp_path, capsys):
     assert main(["simulate", name, "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     found = json.loads((tmp_path / "result.json").read_text())
@@ -269,7 +267,7 @@ def test_scenarios_of_the_package_are_answered_drawn_and_sourced(name, tmp_path,
     assert drawn.getroot().tag.endswith("svg")
 
 
-def test_the_guides_scenarios_are_answered(tmp_path):
+def test_scenarios_of_the_guide_have_results(tmp_path):
     guide = (RESULTS.parents[1] / "docs/how-to/simulate.md").read_text()
     blocks = re.findall(r"```toml\n(.*?)```", guide, re.DOTALL)
     assert len(blocks) == 4
@@ -287,7 +285,7 @@ def test_the_guides_scenarios_are_answered(tmp_path):
     assert found["advice"]["fewest_in_time"]
 
 
-def test_it_starts_without_torch_ray_and_matplotlib(scenario):
+def test_start_does_not_import_torch_ray_and_matplotlib(scenario):
     script = (
         "import sys; from gatdist.cli import main; main(['simulate', sys.argv[1], '--json']); "
         "print(*sorted({n.partition('.')[0] for n in sys.modules}), file=sys.stderr)"
@@ -300,7 +298,7 @@ def test_it_starts_without_torch_ray_and_matplotlib(scenario):
     assert not set(done.stderr.split()) & {"torch", "ray", "matplotlib", "tensorboard", "fsspec"}
 
 
-def test_without_matplotlib_the_numbers_are_written_all_the_same(
+def test_without_matplotlib_numbers_are_written_with_a_note(
     scenario, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setitem(sys.modules, "matplotlib", None)

@@ -1,4 +1,4 @@
-"""``gatdist simulate``: figures that can't be believed, each told in one line."""
+"""``gatdist simulate``: invalid figures, each reported in one line."""
 
 import pytest
 
@@ -130,7 +130,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_what_can_not_be_is_told_in_one_line(scenario, capsys, kind):
+def test_invalid_figure_is_reported_in_one_line(scenario, capsys, kind):
     text, field = BAD[kind]
     path = scenario(text)
     assert main(["simulate", path, "--json"]) == 2
@@ -140,7 +140,7 @@ def test_what_can_not_be_is_told_in_one_line(scenario, capsys, kind):
     assert printed.err.count("\n") == 1
 
 
-def test_a_file_that_is_not_there_and_a_name_that_is_none(capsys):
+def test_missing_file_and_unknown_name_are_rejected(capsys):
     assert main(["simulate", "nowhere.toml"]) == 2
     assert "nowhere.toml: " in capsys.readouterr().err
     assert main(["simulate", "stylegan"]) == 2
@@ -149,7 +149,7 @@ def test_a_file_that_is_not_there_and_a_name_that_is_none(capsys):
     assert "'stylegan3'" in error
 
 
-def test_a_bandwidth_that_may_be_in_bits_is_noted(scenario):
+def test_bandwidth_that_may_be_in_bits_is_noted(scenario):
     text = changed(HARDWARE, ("bandwidth_bits_per_s = 100e9", "bandwidth_bytes_per_s = 25e9"))
     (note,) = [n for n in simulate(scenario(text))["notes"] if "bandwidth_bits_per_s" in n]
     assert "200 Gbit/s" in note

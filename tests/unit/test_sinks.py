@@ -1,4 +1,4 @@
-"""The sinks on real folders: what is written, what a resumed run takes back, and what fails."""
+"""The sinks on real folders: written files, truncation on resume, and failures."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CONFIG = parse_config(
 
 @pytest.fixture(params=["local", "memory"])
 def run_dir(request, tmp_path):
-    """A run directory on this machine's disk, and one that is not."""
+    """A run directory on this machine's disk, and one in memory."""
     if request.param == "local":
         yield Store(str(tmp_path / "run"))
         return
@@ -44,7 +44,7 @@ def run_dir(request, tmp_path):
 
 @pytest.fixture(autouse=True)
 def spool(tmp_path, monkeypatch):
-    """Where temporary folders go; empty again after each test."""
+    """The folder of temporary files; empty again after each test."""
     folder = tmp_path / "spool"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
@@ -67,7 +67,7 @@ def record(monitor, *ticks):
 
 
 def events(run_dir, folder):
-    """What TensorBoard's own reader finds in the run's event files."""
+    """Return what TensorBoard's own reader finds in the run's event files."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     folder.mkdir()
@@ -76,7 +76,7 @@ def events(run_dir, folder):
     return EventAccumulator(str(folder)).Reload()
 
 
-def test_each_tick_is_a_line_at_once(run_dir):
+def test_each_log_interval_is_written_at_once(run_dir):
     monitor = Monitor(run_dir, tensorboard=False)
     record(monitor, 64)
     expected = {"samples_seen": 64, "loss/generator": 6.4, "world_size": 2}
@@ -89,7 +89,7 @@ def test_each_tick_is_a_line_at_once(run_dir):
 
 
 @pytest.mark.parametrize("flushed", [True, False])
-def test_a_second_call_at_the_same_clock_adds_to_the_line(run_dir, flushed):
+def test_second_call_at_the_same_step_extends_the_line(run_dir, flushed):
     monitor = Monitor(run_dir, tensorboard=False)
     record(monitor, 64)
     monitor.tick(128, {"loss/generator": 12.8, "world_size": 2})
@@ -110,7 +110,7 @@ def test_a_second_call_at_the_same_clock_adds_to_the_line(run_dir, flushed):
     assert lines(run_dir)[:2] == expected
 
 
-def test_numbers_that_json_does_not_know_are_null(run_dir):
+def test_numbers_that_json_does_not_support_are_null(run_dir):
     monitor = Monitor(run_dir, tensorboard=False)
     monitor.tick(64, {"a/nan": math.nan, "a/inf": -math.inf, "a/int": 3, "protocol": {"data": "x"}})
     monitor.close()
@@ -131,11 +131,11 @@ def test_numbers_that_json_does_not_know_are_null(run_dir):
 @pytest.mark.parametrize(
     ("resume", "kept"), [(0, []), (63, []), (64, [64]), (150, [64, 128]), (9999, [64, 128, 192])]
 )
-def test_resuming_takes_back_what_came_after_the_checkpoint(run_dir, resume, kept):
+def test_resuming_truncates_what_came_after_the_checkpoint(run_dir, resume, kept):
     monitor = Monitor(run_dir, tensorboard=False)
     record(monitor, 64, 128, 192)
     monitor.close(publish=False)
-    run_dir.append("metrics.jsonl", '{"samples_seen": 256, "loss/gen')  # torn by a kill
+    run_dir.append("metrics.jsonl", '{"samples_seen": 256, "loss/gen')  # truncated by a kill
     resumed = Monitor(run_dir, tensorboard=False, resume_samples=resume)
     assert seen(run_dir) == kept
     record(resumed, 10_000, 10_064)
@@ -144,7 +144,7 @@ def test_resuming_takes_back_what_came_after_the_checkpoint(run_dir, resume, kep
     assert not run_dir.list("metrics")
 
 
-def test_a_whole_file_is_not_written_again_and_a_rewritten_one_is_published_whole(tmp_path):
+def test_complete_file_is_not_rewritten_and_a_rewritten_one_is_published_atomically(tmp_path):
     store = Store(str(tmp_path))
     monitor = Monitor(store, tensorboard=False)
     record(monitor, 64, 128)
@@ -154,7 +154,7 @@ def test_a_whole_file_is_not_written_again_and_a_rewritten_one_is_published_whol
     assert (tmp_path / "metrics.jsonl").stat().st_ino == before.st_ino
     with (
         tmp_path / "metrics.jsonl"
-    ).open() as reader:  # opened before, it still sees all of the old
+    ).open() as reader:  # opened before, it still reads all of the old file
         MetricsWriter(store, 64)
         assert len(reader.readlines()) == 2
     assert len(lines(store)) == 1
@@ -163,7 +163,7 @@ def test_a_whole_file_is_not_written_again_and_a_rewritten_one_is_published_whol
 @pytest.mark.parametrize(
     "damage", [b"\xff\xfe\x00", b"[1, 2]\n", b'{"samples_seen": "64"}\n', b"\n"]
 )
-def test_lines_that_are_none_of_ours_are_cut(run_dir, damage):
+def test_invalid_lines_are_removed(run_dir, damage):
     good = b'{"samples_seen": 64}\n'
     run_dir.publish("metrics.jsonl", good + damage)
     MetricsWriter(run_dir, 100)
@@ -178,13 +178,13 @@ def test_tensorboard_shows_the_resumed_run_as_one_curve(run_dir, tmp_path):
     record(second, 193, 257)
     second.close()
     found = events(run_dir, tmp_path / "read")
-    assert found.Tags()["scalars"] == ["loss/generator"]  # the world size is no tag
+    assert found.Tags()["scalars"] == ["loss/generator"]  # the world size has no tag
     curve = [(event.step, event.value) for event in found.Scalars("loss/generator")]
     assert [step for step, _ in curve] == [64, 128, 193, 257]
     assert [value for _, value in curve] == pytest.approx([6.4, 12.8, 19.3, 25.7])
 
 
-def test_tensorboard_has_pictures_texts_and_hyperparameters_in_the_same_run(run_dir, tmp_path):
+def test_tensorboard_has_images_texts_and_hyperparameters_in_the_same_run(run_dir, tmp_path):
     monitor = Monitor(run_dir)
     monitor.text("configuration", "| key | value |")
     monitor.hparams(CONFIG)
@@ -219,7 +219,7 @@ def test_tensorboard_has_pictures_texts_and_hyperparameters_in_the_same_run(run_
     assert [metric.name.tag for metric in experiment.metric_infos] == ["metric/fid"]
 
 
-def test_ticks_are_visible_while_the_run_goes_on(run_dir, tmp_path):
+def test_logs_are_visible_during_the_run(run_dir, tmp_path):
     monitor = Monitor(run_dir)
     record(monitor, 64)
     tries = itertools.count()
@@ -232,7 +232,7 @@ def test_ticks_are_visible_while_the_run_goes_on(run_dir, tmp_path):
     monitor.close()
 
 
-def test_tensorboard_that_can_t_be_written_is_told_and_the_rest_goes_on(tmp_path):
+def test_unwritable_tensorboard_is_reported_and_the_rest_continues(tmp_path):
     (tmp_path / "tensorboard").write_text("a file where the folder should be")
     monitor = Monitor(Store(str(tmp_path)))
     record(monitor, 64, 128)
@@ -243,7 +243,7 @@ def test_tensorboard_that_can_t_be_written_is_told_and_the_rest_goes_on(tmp_path
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
-def test_a_full_disk_takes_whole_lines_or_none(tmp_path):
+def test_full_disk_gets_complete_lines_or_none(tmp_path):
     folder = tmp_path / "small"
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "small", folder], check=True)
@@ -280,7 +280,7 @@ def test_tensorboard_is_not_imported_before_it_is_needed():
     assert result.stdout.strip() == "[]"
 
 
-def test_charts_are_laid_out_once_and_again_only_when_metrics_come(run_dir, tmp_path):
+def test_chart_layout_is_written_once_and_again_only_for_new_metrics(run_dir, tmp_path):
     monitor = Monitor(run_dir)
     for samples_seen in (64, 128, 192, 256):
         more = {"metric/fid": 3.0, "metric/fid_real_split": 1.0} if samples_seen > 128 else {}
@@ -297,7 +297,7 @@ def test_charts_are_laid_out_once_and_again_only_when_metrics_come(run_dir, tmp_
     }
 
 
-def test_every_tag_of_a_run_has_its_place():
+def test_every_tag_of_a_run_has_a_chart():
     tags = ["metric/fid_real_split", "metric/kid", "metric/fid", "metric/fid_over_real_split"]
     placed = charts_of([*tags, "penalty/r1", "nothing/known"])
     assert [chart.title for chart in placed["Metrics"]] == ["kid", "fid", "fid_over_real_split"]

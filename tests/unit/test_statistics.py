@@ -1,4 +1,4 @@
-"""Statistics: what is added anywhere comes out once, and adding never waits for the device."""
+"""Statistics: every added value is reported once, and adding never waits for the device."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def test_means_are_those_of_all_values_together(shapes, dtype):
     assert mean == pytest.approx(together.mean(), rel=1e-12)
 
 
-def test_sums_keep_the_digits_that_float32_would_lose():
+def test_sums_keep_digits_that_float32_would_lose():
     statistics = Statistics(CPU)
     statistics.add("many", torch.full((1_000_000,), 0.1))
     means = statistics.reduce(LocalCommunicator(CPU))
     assert means["many"] == pytest.approx(float(torch.tensor(0.1)), rel=1e-12)
 
 
-def test_all_names_travel_in_one_collective_and_nothing_is_left_behind():
+def test_all_names_are_reduced_in_one_collective_and_then_reset():
     statistics, comm = Statistics(CPU), CountingCommunicator()
     for name in ("b", "a", "c"):
         statistics.add(name, torch.tensor([1.0, 2.0]))
@@ -56,14 +56,14 @@ def test_all_names_travel_in_one_collective_and_nothing_is_left_behind():
     assert statistics.reduce(comm) == {"a": 4.0}
 
 
-def test_workers_are_pooled_by_their_counts():
+def test_workers_are_weighted_by_their_counts():
     statistics = Statistics(CPU)
     statistics.add("x", torch.tensor([1.0, 3.0]))
     assert statistics.reduce(FakeCommunicator(1, 3)) == {"x": 2.0}
 
 
-def test_adding_reads_nothing_back_from_the_device():
-    meta = torch.device("meta")  # a device without values: whatever reads one raises
+def test_adding_does_not_synchronize_with_the_device():
+    meta = torch.device("meta")  # a device without values: reading one raises
     statistics = Statistics(meta)
     for _ in range(3):
         statistics.add("x", torch.empty(4, 5, device=meta))
@@ -71,7 +71,7 @@ def test_adding_reads_nothing_back_from_the_device():
         statistics.reduce(LocalCommunicator(meta))
 
 
-def test_gradients_and_the_caller_s_tensor_are_left_alone():
+def test_gradients_and_the_callers_tensor_are_unchanged():
     values = torch.ones(3, requires_grad=True)
     statistics = Statistics(CPU)
     statistics.add("x", values * 2)
@@ -82,7 +82,7 @@ def test_gradients_and_the_caller_s_tensor_are_left_alone():
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_value_that_is_not_finite_does_not_hide_the_others(bad):
+def test_nonfinite_value_does_not_hide_the_others(bad):
     statistics = Statistics(CPU)
     statistics.add("x", torch.tensor([1.0, bad, 3.0]))
     statistics.add("only bad", torch.tensor(bad))

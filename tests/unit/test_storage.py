@@ -1,6 +1,6 @@
-"""Storage on this machine: atomic publishing, files that stay open, how failures are told.
+"""Storage on this machine: atomic publishing, open files, and error messages.
 
-What holds on every kind of storage is in ``tests/storage``.
+Properties of every kind of storage are tested in ``tests/storage``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from gatdist.storage.urls import absolute
 from support import refused
 
 
-def test_finding_follows_links_but_not_in_circles(tmp_path: Path) -> None:
+def test_find_follows_links_but_not_in_circles(tmp_path: Path) -> None:
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside" / "x").write_bytes(b"123")
     (tmp_path / "data").mkdir()
@@ -36,20 +36,20 @@ def test_finding_follows_links_but_not_in_circles(tmp_path: Path) -> None:
     assert Store(str(tmp_path / "data")).find() == {"link/x": 3}
 
 
-def test_a_file_where_a_folder_is_needed(tmp_path: Path) -> None:
+def test_file_where_a_folder_is_needed(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with refused(StorageError, "config.json"):
         Store(str(tmp_path / "file" / "run")).publish("config.json", b"{}")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_may_not_be_written(tmp_path: Path) -> None:
+def test_unwritable_folder_is_rejected(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with refused(StorageError, "x"):
         Store(str(tmp_path)).publish("x", b"")
 
 
-def test_where_a_store_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_location_of_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert Store("runs/a").is_local
     assert Store("runs/a").local_path("x/y") == tmp_path / "runs/a/x/y"
@@ -57,7 +57,7 @@ def test_where_a_store_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert not Store("memory://a").is_local
 
 
-def test_an_unknown_protocol() -> None:
+def test_unknown_protocol_is_rejected() -> None:
     with refused(StorageError, "x"):
         Store("nosuch://x")
 
@@ -85,7 +85,7 @@ def test_environment_variables_are_expanded_and_never_shown(
         {"client_kwargs": {"auth": "t0k3n"}},
     ],
 )
-def test_a_url_with_a_password_beside_other_credentials(options: dict[str, Any]) -> None:
+def test_url_with_a_password_and_other_credentials_is_rejected(options: dict[str, Any]) -> None:
     with refused(StorageError, "x") as error:
         Store("https://me:s3cr3t@h.invalid/x", options)
     assert "s3cr3t" not in str(error.value)
@@ -93,7 +93,7 @@ def test_a_url_with_a_password_beside_other_credentials(options: dict[str, Any])
     Store("https://me:s3cr3t@h.invalid/x", {"headers": {"Accept": "*/*"}})
 
 
-# Publishing whole or not at all
+# Atomic publishing
 
 
 def test_readers_see_the_old_content_or_the_new(tmp_path: Path) -> None:
@@ -118,8 +118,8 @@ def test_readers_see_the_old_content_or_the_new(tmp_path: Path) -> None:
     assert seen <= contents
 
 
-def test_a_publisher_killed_half_way_leaves_the_old_content(tmp_path: Path) -> None:
-    # The publisher copies from a pipe, of which it has got the first half when it is killed.
+def test_publisher_killed_half_way_leaves_the_old_content(tmp_path: Path) -> None:
+    # The publisher copies from a pipe and is killed when it has read the first half.
     store = Store(str(tmp_path / "store"))
     store.publish("x", b"old")
     pipe = tmp_path / "pipe"
@@ -130,7 +130,7 @@ def test_a_publisher_killed_half_way_leaves_the_old_content(tmp_path: Path) -> N
     )
     child = subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "store"), str(pipe)])
     with pipe.open("wb", buffering=0) as writer:
-        # More than a pipe holds: when this returns, the child has read some of it.
+        # More than a pipe can buffer: when this returns, the child has read some of it.
         writer.write(b"new" * 100_000)
         child.send_signal(signal.SIGKILL)
         child.wait()
@@ -138,7 +138,7 @@ def test_a_publisher_killed_half_way_leaves_the_old_content(tmp_path: Path) -> N
     assert store.list() == ["x"]
 
 
-def test_a_failed_publish_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_failed_publish_leaves_nothing_behind(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "store"))
     with pytest.raises(StorageError):
         store.publish_file("x", tmp_path / "absent")
@@ -149,7 +149,7 @@ def test_a_failed_publish_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def open_files(folder: Path) -> list[str]:
-    """Names of the files in a folder that this process has open."""
+    """Return names of the files in a folder that this process has open."""
     links = []
     for descriptor in Path("/proc/self/fd").iterdir():
         with suppress(FileNotFoundError):  # that of the listing itself
@@ -157,7 +157,7 @@ def open_files(folder: Path) -> list[str]:
     return sorted(Path(link).name for link in links if link.startswith(str(folder)))
 
 
-def test_files_stay_open_until_the_store_goes(tmp_path: Path) -> None:
+def test_files_stay_open_until_the_store_is_deleted(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     for name in ("a", "b"):
         store.publish(name, name.encode() * 10)
@@ -168,7 +168,7 @@ def test_files_stay_open_until_the_store_goes(tmp_path: Path) -> None:
     assert open_files(tmp_path) == []
 
 
-def test_no_more_files_stay_open_than_said(tmp_path: Path) -> None:
+def test_number_of_open_files_is_bounded(tmp_path: Path) -> None:
     files = OpenFiles(most=3)
     for i in range(10):
         (tmp_path / str(i)).write_bytes(bytes([i]))
@@ -179,7 +179,7 @@ def test_no_more_files_stay_open_than_said(tmp_path: Path) -> None:
     assert open_files(tmp_path) == ["0", "3", "4"], "those that were read last"
 
 
-def test_a_file_that_was_replaced_or_changed_is_read_anew(tmp_path: Path) -> None:
+def test_replaced_or_changed_file_is_read_anew(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     store.publish("x", b"old content")
     assert store.read_ranges([("x", 0, 3)]) == [b"old"]
@@ -223,18 +223,18 @@ def test_threads_read_while_others_close(tmp_path: Path) -> None:
     assert len(open_files(tmp_path)) <= 2
 
 
-def test_a_folder_or_a_file_that_may_not_be_read_is_told(tmp_path: Path) -> None:
+def test_unreadable_folder_or_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with refused(StorageError, "folder"):
         Store(str(tmp_path)).read_ranges([("folder", 0, 1)])
 
 
-def test_mistakes_in_programs_are_not_storage_errors(tmp_path: Path) -> None:
+def test_programming_errors_are_not_storage_errors(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         Store(str(tmp_path)).publish("x", "not bytes")  # type: ignore[arg-type]
 
 
-def test_a_file_behind_a_link_is_replaced_and_a_device_is_not(tmp_path: Path) -> None:
+def test_file_behind_a_link_is_replaced_and_a_device_is_not(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     (tmp_path / "link").symlink_to(tmp_path / "file")
     for content in (b"first", b"second"):
@@ -247,13 +247,13 @@ def test_a_file_behind_a_link_is_replaced_and_a_device_is_not(tmp_path: Path) ->
     assert (tmp_path / "pipe").is_fifo()
 
 
-def test_a_url_with_a_nul_character_is_refused() -> None:
+def test_url_with_a_nul_character_is_rejected() -> None:
     with pytest.raises(StorageError):
         Store("a\0b")
 
 
 @pytest.mark.parametrize("kind", ["file", "link in a circle"])
-def test_what_is_in_the_way_of_a_folder_is_named(tmp_path: Path, kind: str) -> None:
+def test_file_in_place_of_a_folder_is_named(tmp_path: Path, kind: str) -> None:
     obstacle = tmp_path / "runs"
     if kind == "file":
         obstacle.touch()
@@ -267,7 +267,7 @@ def test_what_is_in_the_way_of_a_folder_is_named(tmp_path: Path, kind: str) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
 
-def test_a_link_leads_to_a_folder_that_is_made_when_it_is_needed(tmp_path: Path) -> None:
+def test_link_to_a_missing_folder_creates_it_when_needed(tmp_path: Path) -> None:
     (tmp_path / "runs").symlink_to("scratch")
     store = Store(str(tmp_path / "runs/mine"))
     assert store.create("a", b"1")
@@ -277,27 +277,27 @@ def test_a_link_leads_to_a_folder_that_is_made_when_it_is_needed(tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", ["n" * 300, "f/" + "n" * 300 + "/x"])
-def test_a_name_that_is_too_long_is_refused(tmp_path: Path, name: str) -> None:
+def test_name_that_is_too_long_is_rejected(tmp_path: Path, name: str) -> None:
     store = Store(str(tmp_path / name))
     for act in (lambda: store.publish("a", b""), lambda: store.read("a"), store.list):
         with pytest.raises(StorageError):
             act()
 
 
-def test_room_is_that_of_the_disk_a_link_leads_to(tmp_path: Path) -> None:
+def test_free_space_is_that_of_the_disk_a_link_points_to(tmp_path: Path) -> None:
     (tmp_path / "run").symlink_to("/dev/shm/gatdist-is-not-there")
     assert Store(str(tmp_path / "run")).free_bytes() == Store("/dev/shm").free_bytes()
 
 
-def test_a_message_holds_no_more_of_a_value_than_a_terminal_shows() -> None:
+def test_message_contains_no_more_of_a_value_than_a_terminal_shows() -> None:
     error = StorageError("x" * 10**6, "must be short", value="y" * 10**6, hint="z" * 10**6)
     assert len(str(error)) < 10_000
     assert str(error).startswith("xxx")
-    assert "must be short" in str(error)  # what was given as the rule
+    assert "must be short" in str(error)  # the given value
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
-def test_what_is_no_file_is_not_read(tmp_path: Path, kind: str) -> None:
+def test_special_files_are_not_read(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "a"
     if kind == "pipe":
         os.mkfifo(path)
@@ -341,18 +341,18 @@ def test_references_in_paths_are_replaced_before_they_are_made_absolute(
         ("file:///tmp/b", "file:///tmp", "b"),
     ],
 )
-def test_the_folder_of_a_file(url: str, folder: str, name: str) -> None:
+def test_folder_and_name_of_a_file(url: str, folder: str, name: str) -> None:
     store, found = at_file(url)
     assert (store.url, found) == (folder, name)
 
 
 @pytest.mark.parametrize("url", ["foo://x", "s3://bucket", "memory://"])
-def test_a_url_of_a_file_names_one_in_a_folder(url: str) -> None:
+def test_url_of_a_file_must_name_one_in_a_folder(url: str) -> None:
     with pytest.raises(StorageError):
         at_file(url)
 
 
-def test_what_strangers_wrote_does_not_reach_the_terminal_as_it_is() -> None:
+def test_untrusted_text_is_escaped_for_the_terminal() -> None:
     assert for_terminal("a\x1b[2Jb\x07\x9b\rc\n\x1b[2md\te") == (
         "a\\x1b[2Jb\\x07\\x9b\\rc\n\x1b[2md\te"
     )

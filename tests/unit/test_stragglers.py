@@ -1,4 +1,4 @@
-"""Who holds the others up is told from times that the others spend waiting."""
+"""Stragglers are found by the time that other workers wait."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ def worker(host, step, communication, **phases):
 
 
 def waiting(host):
-    """A worker that works 0.2 s of a step and waits for the slow one for the rest of it."""
+    """Return a worker that computes for 0.2 s of a step and waits for the slow one otherwise."""
     return worker(host, 1.0, 0.8, data=0.01, discriminator=0.5, generator=0.45, optimizer=0.04)
 
 
-def test_the_one_that_the_others_wait_for_is_named_with_its_phase():
+def test_straggler_is_named_with_its_phase():
     slow_data = worker("c", 1.0, 0.05, data=0.8, discriminator=0.1, generator=0.08, optimizer=0.02)
     (found,) = find_stragglers([waiting("a"), waiting("b"), slow_data, waiting("d")], 1.5)
     assert (found.rank, found.phase) == (2, "data")
@@ -31,13 +31,13 @@ def test_of_two_workers_the_slower_is_found():
     assert (found.rank, found.phase) == (1, "discriminator")
 
 
-def test_even_workers_and_a_single_one_are_left_alone():
+def test_even_workers_and_a_single_one_have_no_straggler():
     even = [worker(h, 1.0, 0.1, data=0.1, discriminator=0.5, generator=0.4) for h in "abcd"]
     assert find_stragglers(even, 1.5) == []
     assert find_stragglers(even[:1], 1.5) == []
 
 
-def test_a_small_lead_is_no_reason():
-    """Twice the others' work, but a tenth of the step."""
+def test_small_difference_is_not_reported():
+    """Twice the others' computation, but a tenth of the step."""
     times = [worker("a", 1.0, 0.9, data=0.1), worker("b", 1.0, 0.8, data=0.2)]
     assert find_stragglers(times, 1.5) == []

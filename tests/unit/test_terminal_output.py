@@ -1,8 +1,8 @@
-"""What each command prints, in one file per command under ``golden/``.
+"""Output of each command, in one file per command under ``golden/``.
 
 Other tests assert classes of errors, fields and values, so that wording may change freely; here a
-change of wording shows as a difference that a reviewer can read. ``GOLDEN=write pytest FILE``
-writes the files anew. Numbers are masked: they differ from machine to machine.
+change of wording shows as a diff for review. ``GOLDEN=write pytest FILE`` writes the files anew.
+Numbers are masked, as they differ between machines.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ TINY = [
 SETS = [word for setting in TINY for word in ("--set", setting)]
 TRAIN = ["train", "digits", "--local", "--run-dir", "run", *SETS]
 
-# Each session runs in a folder that holds what SOURCES writes, and what the commands before it have
-# left. An argument {checkpoint} is the newest checkpoint's folder.
+# Each session runs in a folder with the files of SOURCES and those of the previous commands. An
+# argument {checkpoint} is the newest checkpoint's folder.
 SESSIONS: dict[str, list[list[str]]] = {
     "pack": [
         ["pack", "photos", "packed", "--size", "8", "--dry-run"],
@@ -87,7 +87,7 @@ def write_sources(folder: Path) -> None:
 
 
 def damage(folder: Path) -> None:
-    """Cut a copy of the shards short."""
+    """Truncate a copy of the shards."""
     shutil.copytree(folder / "packed", folder / "damaged")
     shard = min((folder / "damaged").glob("**/*.tar"))
     shard.write_bytes(shard.read_bytes()[:-3000])
@@ -95,7 +95,7 @@ def damage(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """By session: its commands, what they print, and their status."""
+    """By session: its commands, their output, and their status."""
     folder = tmp_path_factory.mktemp("terminal")
     write_sources(folder)
     found = {}
@@ -121,7 +121,7 @@ def printed(words: list[str]) -> str:
 
 
 def masked(text: str, folder: Path) -> str:
-    """Without what differs between machines: numbers, digests, folders, widths of columns."""
+    """Mask what differs between machines: numbers, digests, folders, widths of columns."""
     text = text.replace(str(folder), "FOLDER")
     text = re.sub(r"\x1b\[[0-9;]*m", "", text)
     text = re.sub(r"\b[0-9a-f]{12,64}\b", "HEX", text)

@@ -1,4 +1,4 @@
-"""Step timing, against a clock that the test moves."""
+"""Step timing with a fake clock."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def clock(monkeypatch):
     return clock
 
 
-def test_seconds_are_a_step_s_share_however_often_it_enters_a_phase(clock):
+def test_seconds_per_step_do_not_depend_on_how_often_a_phase_is_entered(clock):
     timer = PhaseTimer(torch.device("cpu"))
     for _ in range(4):
         with timer("generator"):
@@ -39,12 +39,12 @@ def test_seconds_are_a_step_s_share_however_often_it_enters_a_phase(clock):
     assert timer.collect(4) == {"time/generator_s": 3.0, "time/optimizer_s": 1.0}
 
 
-def test_collecting_starts_afresh_and_keeps_the_names(clock):
+def test_collecting_resets_but_keeps_the_names(clock):
     timer = PhaseTimer(torch.device("cpu"))
     with timer("data"):
         clock.now += 1.0
     timer.collect()
-    # Workers reduce these values together, so a phase that rests must not drop out on one of them.
+    # Workers reduce these values together, so an idle phase must not be missing on one of them.
     assert timer.collect() == {"time/data_s": 0.0}
     with timer("data"):
         clock.now += 2.0
@@ -61,7 +61,7 @@ def test_phases_nest_and_a_failing_one_counts(clock):
     assert timer.collect() == {"time/inner_s": 2.0, "time/outer_s": 3.0}
 
 
-def test_a_timer_that_was_never_entered_has_nothing_to_tell():
+def test_unused_timer_reports_nothing():
     assert PhaseTimer(torch.device("cpu")).collect(8) == {}
 
 
@@ -69,7 +69,7 @@ def test_a_timer_that_was_never_entered_has_nothing_to_tell():
 def test_cuda_phases_measure_the_device_without_waiting_for_it():
     device = torch.device("cuda", 0)
     timer, x = PhaseTimer(device), torch.randn(4096, 4096, device=device)
-    for _ in range(2):  # the second round uses the events of the first again
+    for _ in range(2):  # the second round reuses the events of the first
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")
         try:

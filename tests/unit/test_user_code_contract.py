@@ -1,4 +1,4 @@
-"""User code is checked before a run, on every launch path; what it did is named."""
+"""User code is checked before a run, on every launch path, and errors name its location."""
 
 import gc
 import inspect
@@ -38,8 +38,8 @@ def own_registries(monkeypatch):
         monkeypatch.setattr(registry, "_entries", dict(registry._entries))
 
 
-class Judge(nn.Module):
-    """A discriminator of points; subclasses spoil it."""
+class PointDiscriminator(nn.Module):
+    """A discriminator of points; subclasses break it."""
 
     def __init__(self, *, sample_shape, num_classes):
         super().__init__()
@@ -52,7 +52,7 @@ class Judge(nn.Module):
         return logits
 
 
-class Maker(nn.Module):
+class PointGenerator(nn.Module):
     """A generator of points."""
 
     def __init__(self, *, latent_size, sample_shape, num_classes):
@@ -66,30 +66,32 @@ class Maker(nn.Module):
         return samples
 
 
-def judge(spoil=None, build=None):
-    """Overrides for a discriminator whose logits are spoiled, or that is spoiled when built."""
-    return _spoiled(register_discriminator, Judge, "discriminator", spoil, build)
+def broken_discriminator(spoil=None, build=None):
+    """Return overrides for a discriminator with broken logits, or that is broken when built."""
+    return _register_broken(
+        register_discriminator, PointDiscriminator, "discriminator", spoil, build
+    )
 
 
-def maker(spoil=None, build=None):
-    return _spoiled(register_generator, Maker, "generator", spoil, build)
+def broken_generator(spoil=None, build=None):
+    return _register_broken(register_generator, PointGenerator, "generator", spoil, build)
 
 
-def _spoiled(register, base, player, spoil, build):
+def _register_broken(register, base, player, spoil, build):
     def builder(**given):
         network = base(**given)
         if spoil:
             network.spoil = spoil
         return (build(network) if build else None) or network
 
-    # The signature that the configuration is checked by.
+    # The signature that the configuration is checked against.
     builder.__signature__ = inspect.signature(base)
     register("spoiled")(builder)
     return [f'model.{player}={{name="spoiled"}}']
 
 
 def refusal(overrides, tmp_path, subject, kind=PluginError):
-    """What the error says that names ``subject``."""
+    """Return the message of the error that names ``subject``."""
     with refused(kind, subject) as caught:
         check(load_config("ring", [*RING, *overrides]), str(tmp_path / "run"))
     message = str(caught.value)
@@ -138,10 +140,10 @@ OUTPUTS = {
 @pytest.mark.parametrize("case", OUTPUTS)
 def test_user_code_discriminator_output_is_named_before_the_run(case, tmp_path):
     spoil, found = OUTPUTS[case]
-    message = refusal(judge(spoil), tmp_path, "model.discriminator.name")
+    message = refusal(broken_discriminator(spoil), tmp_path, "model.discriminator.name")
     assert found in message
     if case in ("list", "column", "long", "nan", "detached"):
-        assert "(2,) on cpu" in message  # what was expected
+        assert "(2,) on cpu" in message  # the expected output
 
 
 @pytest.mark.parametrize(
@@ -158,7 +160,7 @@ def test_user_code_discriminator_output_is_named_before_the_run(case, tmp_path):
     ],
 )
 def test_user_code_generator_output_is_named_before_the_run(spoil, found, tmp_path):
-    assert found in refusal(maker(spoil), tmp_path, "model.generator.name")
+    assert found in refusal(broken_generator(spoil), tmp_path, "model.generator.name")
 
 
 def put(name, value):
@@ -179,8 +181,8 @@ SHARING = {
 }
 
 
-class OwnState(Judge):
-    """Overrides state_dict as the subclass's ``kind`` says."""
+class OwnState(PointDiscriminator):
+    """Overrides state_dict as the subclass's ``kind`` specifies."""
 
     kind = "copies"
 
@@ -199,7 +201,7 @@ class OwnState(Judge):
 
 BUILDS = {
     "no module": (lambda network: network.forward, "torch.nn.Module"),
-    "class": (lambda network: Judge, "Judge"),
+    "class": (lambda network: PointDiscriminator, "PointDiscriminator"),
     "data parallel": (nn.DataParallel, "DataParallel"),
     "lazy": (put("more", nn.LazyLinear(3)), "'more.weight'"),
     "no parameters": (lambda network: nn.Tanh(), ""),
@@ -244,22 +246,22 @@ def _of_kind(kind):
 
 
 @pytest.mark.parametrize("case", BUILDS)
-def test_user_code_of_a_network_that_can_not_be_trained_is_named(case, tmp_path):
+def test_user_code_of_a_network_that_cannot_be_trained_is_named(case, tmp_path):
     build, found = BUILDS[case]
-    assert found in refusal(judge(build=build), tmp_path, "model.discriminator.name")
+    assert found in refusal(broken_discriminator(build=build), tmp_path, "model.discriminator.name")
 
 
 @pytest.mark.parametrize("mine", SHARING)
 @pytest.mark.parametrize("theirs", SHARING)
 def test_user_code_networks_that_share_memory_are_named(mine, theirs, tmp_path):
-    sets = judge(build=SHARING[mine]) + maker(build=SHARING[theirs])
+    sets = broken_discriminator(build=SHARING[mine]) + broken_generator(build=SHARING[theirs])
     assert "'twin" in refusal(sets, tmp_path, "model.discriminator.name")
 
 
 def test_user_code_networks_may_be_views_of_memory_that_does_not_overlap(tmp_path):
     both = torch.zeros(2, 3)
-    sets = judge(build=put("more", nn.Parameter(both[0])))
-    sets += maker(build=put("more", nn.Parameter(both[1])))
+    sets = broken_discriminator(build=put("more", nn.Parameter(both[0])))
+    sets += broken_generator(build=put("more", nn.Parameter(both[1])))
     check(load_config("ring", [*RING, *sets]), str(tmp_path / "run"))
 
 
@@ -307,7 +309,9 @@ class FailsBackward(torch.autograd.Function):
 
 @pytest.mark.parametrize("player", ["discriminator", "generator"])
 def test_user_code_that_fails_in_backward_is_named(player, tmp_path):
-    overrides = {"discriminator": judge, "generator": maker}[player](FailsBackward.apply)
+    overrides = {"discriminator": broken_discriminator, "generator": broken_generator}[player](
+        FailsBackward.apply
+    )
     assert "nothing here" in refusal(overrides, tmp_path, f"model.{player}.name")
 
 
@@ -321,7 +325,9 @@ def test_user_code_that_fails_in_backward_is_named(player, tmp_path):
     ],
 )
 def test_user_code_without_second_derivatives_is_named_with_local(overrides, field, tmp_path):
-    config = load_config("ring", [*RING, *judge(lambda x: Once.apply(x).tanh()), *overrides])
+    config = load_config(
+        "ring", [*RING, *broken_discriminator(lambda x: Once.apply(x).tanh()), *overrides]
+    )
     with refused(ConfigError, field):
         gatdist.train(config, str(tmp_path / "run"), local=True)
     assert not (tmp_path / "run").exists()
@@ -331,7 +337,7 @@ def test_user_code_gradient_that_is_not_finite_is_named(tmp_path):
     def spoil(x):
         return x + (x - x.detach()).abs().sqrt()  # of 0: the derivative is NaN
 
-    refusal(judge(spoil), tmp_path, "model.discriminator.name")
+    refusal(broken_discriminator(spoil), tmp_path, "model.discriminator.name")
 
 
 def test_user_code_without_half_precision_is_named(tmp_path):
@@ -339,18 +345,20 @@ def test_user_code_without_half_precision_is_named(tmp_path):
         assert x.dtype == torch.float32, x.dtype
         return x
 
-    overrides = [*judge(spoil), "precision.dtype=bfloat16"]
+    overrides = [*broken_discriminator(spoil), "precision.dtype=bfloat16"]
     assert "torch.bfloat16" in refusal(overrides, tmp_path, "model.discriminator.name")
 
 
 @pytest.mark.parametrize("n", [1, 3])
-def test_user_code_that_takes_some_batch_sizes_only_is_named(n, tmp_path):
+def test_user_code_that_accepts_some_batch_sizes_only_is_named(n, tmp_path):
     def spoil(x):
         if len(x) == n:
             raise ValueError("not so many")
         return x
 
-    assert "ValueError: not so many" in refusal(maker(spoil), tmp_path, "model.generator.name")
+    assert "ValueError: not so many" in refusal(
+        broken_generator(spoil), tmp_path, "model.generator.name"
+    )
 
 
 @pytest.mark.parametrize(
@@ -363,8 +371,8 @@ def test_user_code_that_takes_some_batch_sizes_only_is_named(n, tmp_path):
         lambda x: x * x.softmax(0),
     ],
 )
-def test_user_code_that_couples_samples_is_found_where_batches_are_cut(spoil, tmp_path):
-    overrides = judge(spoil)
+def test_user_code_that_couples_samples_is_found_if_batches_are_split(spoil, tmp_path):
+    overrides = broken_discriminator(spoil)
     check(load_config("ring", [*RING, *overrides]), str(tmp_path / "run"))
     for more, field in (
         ("cluster.workers=2", "model.discriminator.name"),
@@ -372,11 +380,13 @@ def test_user_code_that_couples_samples_is_found_where_batches_are_cut(spoil, tm
         ("optim.generator.micro_batch=8", "model.discriminator.name"),
         ("game.update_rule=one_stage", "game.update_rule"),
     ):
-        assert "layer '' (Judge)" in refusal([*overrides, more], tmp_path, field, ConfigError)
+        assert "layer '' (PointDiscriminator)" in refusal(
+            [*overrides, more], tmp_path, field, ConfigError
+        )
 
 
-def test_user_code_labels_are_those_of_the_configuration(tmp_path):
-    """Data with labels: a network that is not conditional gets None, in training as in sampling."""
+def test_user_code_gets_labels_only_if_conditional(tmp_path):
+    """Data with labels: an unconditional network gets None, in training and sampling."""
 
     class Labelled(nn.Module):
         def __init__(self, *, latent_size, sample_shape, num_classes):
@@ -394,14 +404,14 @@ def test_user_code_labels_are_those_of_the_configuration(tmp_path):
     check(load_config("digits", [*settings, "model.conditional=true"]), str(tmp_path / "run"))
 
 
-def test_user_code_changes_of_parameters_and_fleeting_buffers_are_named(tmp_path):
-    class Clips(Judge):
+def test_user_code_changes_of_parameters_and_nonpersistent_buffers_are_named(tmp_path):
+    class Clips(PointDiscriminator):
         def spoil(self, logits):
             for parameter in self.parameters():
                 parameter.data.clamp_(-0.01, 0.01)
             return logits
 
-    class Fleeting(Judge):
+    class Fleeting(PointDiscriminator):
         def __init__(self, **given):
             super().__init__(**given)
             self.register_buffer("seen", torch.zeros(()), persistent=False)
@@ -410,7 +420,7 @@ def test_user_code_changes_of_parameters_and_fleeting_buffers_are_named(tmp_path
             self.seen += 1
             return logits
 
-    class Grows(Judge):
+    class Grows(PointDiscriminator):
         def __init__(self, **given):
             super().__init__(**given)
             self.register_buffer("queue", torch.zeros(0))
@@ -424,7 +434,7 @@ def test_user_code_changes_of_parameters_and_fleeting_buffers_are_named(tmp_path
         def build(*, sample_shape, num_classes, kind=kind):
             return kind(sample_shape=sample_shape, num_classes=num_classes)
 
-        build.__signature__ = inspect.signature(Judge)
+        build.__signature__ = inspect.signature(PointDiscriminator)
         register_discriminator(kind.__name__)(build)
         sets = [f'model.discriminator={{name="{kind.__name__}"}}']
         assert found in refusal(sets, tmp_path, "model.discriminator.name")
@@ -465,10 +475,10 @@ AUDIO = {
 
 
 @pytest.mark.parametrize("case", AUDIO)
-def test_user_code_that_is_sound_trains_and_resumes_and_samples(case, tmp_path):
+def test_user_code_that_is_valid_trains_and_resumes_and_samples(case, tmp_path):
     overrides = [
         *RING,
-        *judge(build=AUDIO[case]),
+        *broken_discriminator(build=AUDIO[case]),
         "run.global_batch=16",
         "monitor.tensorboard=false",
     ]
@@ -578,7 +588,7 @@ def test_user_code_of_a_feature_extractor_is_named_before_the_run(features, foun
     assert found in refusal(more, tmp_path, "evaluate.features")
 
 
-def test_user_code_is_checked_alike_on_every_launch_path(tmp_path, monkeypatch, capsys):
+def test_user_code_is_checked_identically_on_every_launch_path(tmp_path, monkeypatch, capsys):
     """``--local``, Ray, ``--dry-run`` and Python give the same message, status 2, no traceback."""
     (tmp_path / "lists.py").write_text(
         "import torch\n"
@@ -608,13 +618,18 @@ def test_user_code_is_checked_alike_on_every_launch_path(tmp_path, monkeypatch, 
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_user_code_check_leaves_the_random_generators_of_the_process(tmp_path):
+def test_user_code_check_does_not_change_the_random_generators_of_the_process(tmp_path):
     def states():
         of_numpy = np.random.get_state()[1].tolist()  # noqa: NPY002
         return random.getstate(), of_numpy, torch.get_rng_state().tolist()
 
     before = states()
-    overrides = [*RING, *judge(nn.Dropout()), "run.total_samples=256", "monitor.tensorboard=false"]
+    overrides = [
+        *RING,
+        *broken_discriminator(nn.Dropout()),
+        "run.total_samples=256",
+        "monitor.tensorboard=false",
+    ]
     gatdist.train(load_config("ring", overrides), str(tmp_path / "run"), local=True)
     gc.collect()
     assert states() == before

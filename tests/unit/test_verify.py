@@ -45,7 +45,7 @@ def flip(path: Path, at: int) -> None:
 
 @pytest.mark.parametrize("decode", [False, True])
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_whole_data_set(folder: Path, decode: bool, workers: int) -> None:
+def test_undamaged_data_set(folder: Path, decode: bool, workers: int) -> None:
     outcome = gatdist.verify(str(folder), decode=decode, workers=workers)
     assert outcome["whole"]
     assert (outcome["kind"], outcome["shards"], outcome["samples"]) == ("dataset", 3, 12)
@@ -70,12 +70,12 @@ def test_every_damage_is_named(folder: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_damage_between_files_is_found(folder: Path) -> None:
-    flip(folder / "shard-000000.tar", 0)  # of a header, which no sample has
+    flip(folder / "shard-000000.tar", 0)  # of a header, which is in no sample
     (found,) = gatdist.verify(str(folder), workers=1)["damaged"]
     assert "shard-000000.tar" in found[0]
 
 
-def test_a_damaged_or_absent_index(folder: Path) -> None:
+def test_damaged_or_missing_index(folder: Path) -> None:
     flip(folder / "shard-000000.index.npy", 200)
     (folder / "shard-000001.index.npy").unlink()
     (folder / "shard-000002.tar").unlink()
@@ -84,8 +84,8 @@ def test_a_damaged_or_absent_index(folder: Path) -> None:
     assert all(name in reason for name, (_, reason) in zip(names, damaged, strict=True))
 
 
-def test_what_decodes_to_something_else(tmp_path: Path) -> None:
-    """Nothing is damaged, but a sample is not what the manifest says."""
+def test_samples_that_decode_to_another_shape(tmp_path: Path) -> None:
+    """Nothing is damaged, but a sample does not match the manifest."""
     samples = [("a", {"png": PNGS[0]}), ("b", {"png": encode_png(PIXELS[1][:5])})]
     write_dataset(Store(str(tmp_path)), [samples], modality="image", sample_shape=(1, 6, 6))
     assert gatdist.verify(str(tmp_path), workers=1)["whole"]
@@ -94,13 +94,13 @@ def test_what_decodes_to_something_else(tmp_path: Path) -> None:
     assert "5 × 6" in found[1]
 
 
-def test_pictures_of_many_sizes_are_decoded(tmp_path: Path) -> None:
+def test_images_of_different_sizes_are_decoded(tmp_path: Path) -> None:
     samples = [("a", {"png": PNGS[0]}), ("b", {"png": encode_png(PIXELS[1][:5])})]
     write_dataset(Store(str(tmp_path)), [samples], modality="image", sample_shape=(1, None, None))
     assert gatdist.verify(str(tmp_path), workers=1, decode=True)["whole"]
 
 
-def test_a_damaged_manifest(folder: Path) -> None:
+def test_damaged_manifest(folder: Path) -> None:
     (folder / "manifest.json").write_text("{")
     with refused(DataError, "manifest.json"):
         gatdist.verify(str(folder))
@@ -125,13 +125,13 @@ def test_runs_and_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert first.name in capsys.readouterr().err
 
 
-def test_nothing_of_ours(tmp_path: Path) -> None:
+def test_unrelated_folder_is_rejected(tmp_path: Path) -> None:
     with refused(StorageError, tmp_path.name):
         gatdist.verify(str(tmp_path))
 
 
 def broken_ogg(how: str) -> bytes:
-    """Sound of 2,000 samples whose last page tells another number, its checksum put right."""
+    """Return audio of 2,000 samples whose last page has a wrong count and a valid checksum."""
     file = io.BytesIO()
     soundfile.write(file, np.zeros(2000, np.float32), 8000, format="OGG", subtype="VORBIS")
     content = bytearray(file.getvalue())
@@ -167,7 +167,7 @@ def tar_of(path: Path, files: Mapping[str, bytes]) -> None:
             archive.addfile(info, io.BytesIO(content))
 
 
-def test_an_ogg_that_tells_more_samples_than_it_has_is_left_out_of_the_index(
+def test_ogg_whose_count_exceeds_its_samples_is_not_indexed(
     tmp_path: Path,
 ) -> None:
     files = {"a.ogg": broken_ogg("whole"), "b.ogg": broken_ogg("granule")}
@@ -186,7 +186,7 @@ def test_each_damaged_sample_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a\u00a0b", "a\u3000b", "a\u200bb", "größe", "a b"])
-def test_names_of_shards_may_hold_blanks_of_all_kinds(tmp_path: Path, name: str) -> None:
+def test_names_of_shards_may_contain_blanks_of_all_kinds(tmp_path: Path, name: str) -> None:
     whole = encode_wav(np.zeros((1, 2000), np.float32), 8000)
     tar_of(tmp_path / "data" / f"{name}.tar", {"a.wav": whole})
     assert gatdist.index(str(tmp_path / "data"), workers=1)["samples"] == 1
@@ -194,7 +194,7 @@ def test_names_of_shards_may_hold_blanks_of_all_kinds(tmp_path: Path, name: str)
 
 
 @pytest.mark.parametrize("name", ["a\nb", "a\x1bb", "a\x85b", "a\u2028b", "a\udce9b"])
-def test_a_shard_whose_name_is_unfit_does_not_cost_the_others(tmp_path: Path, name: str) -> None:
+def test_shard_with_an_invalid_name_does_not_affect_the_others(tmp_path: Path, name: str) -> None:
     whole = encode_wav(np.zeros((1, 2000), np.float32), 8000)
     tar_of(tmp_path / "data" / f"{name}.tar", {"a.wav": whole})
     with refused(DataError):
@@ -205,7 +205,7 @@ def test_a_shard_whose_name_is_unfit_does_not_cost_the_others(tmp_path: Path, na
 
 
 @pytest.mark.parametrize("name", ["/etc/0.wav", "../0.wav", "abc", "\udce9/0.wav"])
-def test_names_of_samples_that_are_unfit_are_given_as_the_reason(tmp_path: Path, name: str) -> None:
+def test_invalid_names_of_samples_are_given_as_the_reason(tmp_path: Path, name: str) -> None:
     whole = encode_wav(np.zeros((1, 2000), np.float32), 8000)
     tar_of(tmp_path / "data" / "s.tar", {name: whole})
     with refused(DataError) as found:
