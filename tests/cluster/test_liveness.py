@@ -151,7 +151,7 @@ def on_ray(address: str) -> tuple[str, ...]:
 
 
 LOCAL_FIRST = pytest.mark.parametrize(
-    "way", ["local", pytest.param("ray", marks=pytest.mark.slow)], indirect=True
+    "launcher", ["local", pytest.param("ray", marks=pytest.mark.slow)], indirect=True
 )
 
 

@@ -1,4 +1,4 @@
-"""Servers for all tests of this folder, each started at most once and only when it is needed."""
+"""Servers for all tests of this folder, each started at most once, on first use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from servers import Server
 
 @pytest.fixture(scope="session", autouse=True)
 def plain_gcs() -> Iterator[None]:
-    """Else gcsfs, when imported, chooses to ask for each bucket's kind by gRPC, for a minute."""
+    """Otherwise gcsfs, on import, queries each bucket's type by gRPC, which takes a minute."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
         yield
@@ -45,6 +45,6 @@ def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def nginx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    """The address and the folder that is served; see ``servers.nginx``."""
+    """The address and the served folder; see ``servers.nginx``."""
     with servers.nginx(tmp_path_factory.mktemp("nginx")) as server:
         yield server

@@ -1,4 +1,4 @@
-"""A stranger's server, and commands that must not ask it for anything."""
+"""An attacker's server, and commands that must not send it a request."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SMALL = [
 
 @pytest.fixture
 def evil(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
-    """The stranger's server. Whatever the test does, nothing may be asked of it."""
+    """The attacker's server. After the test, it must have received no request."""
     monkeypatch.setenv("PLANTED", SECRET)
     with recording() as server:
         yield server
@@ -52,7 +52,7 @@ def spoil(folder: Path, shards_url: str) -> None:
 
 @pytest.fixture
 def refused(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run a command that must be refused in one message that holds no secret; the message."""
+    """Run a command that must be rejected in one message without a secret; return the message."""
 
     def run(*arguments: object) -> str:
         assert main([str(argument) for argument in arguments]) == 2

@@ -1,4 +1,4 @@
-"""A web server that records what it is asked."""
+"""A web server that records requests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 class Recorder(ThreadingHTTPServer):
-    """A server that records what it is asked: method, path and headers of each request."""
+    """A server that records method, path and headers of each request."""
 
     def __init__(self, folder: Path | None = None, redirects: dict[str, str] | None = None) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)

@@ -28,9 +28,9 @@ class Server:
     """A running object store.
 
     Args:
-        protocol: of its URLs.
+        protocol: Protocol of its URLs.
         address: http://HOST:PORT.
-        options: storage options for the server at an address, which may be that of a proxy.
+        options: Storage options for the server at an address, which may be that of a proxy.
     """
 
     protocol: str
@@ -38,13 +38,13 @@ class Server:
     options: Callable[[str], dict[str, Any]]
 
     def new_bucket(self) -> str:
-        """URL of an empty bucket that nobody else uses."""
+        """Return the URL of a new, empty bucket."""
         name = f"bucket-{uuid4()}"
         self.file_system().mkdir(name)
         return f"{self.protocol}://{name}"
 
     def file_system(self) -> Any:
-        """Of fsspec, for what a ``Store`` does not do: make and remove buckets."""
+        """Return an fsspec file system, to create and remove buckets, unlike a ``Store``."""
         return fsspec.filesystem(
             self.protocol, use_listings_cache=False, **self.options(self.address)
         )
@@ -54,7 +54,7 @@ class Server:
 def process(
     command: Sequence[str | Path], address: str, folder: Path, env: Mapping[str, str] | None = None
 ) -> Iterator[None]:
-    """A server, from when it answers at ``address``; its output is in ``folder/log``."""
+    """Yield once the server answers at ``address``; its output is in ``folder/log``."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "log").open("wb") as log:
         server = subprocess.Popen(
@@ -86,7 +86,7 @@ def process(
 
 @contextmanager
 def moto(folder: Path) -> Iterator[Server]:
-    """S3, as moto makes it. Takes any key and secret."""
+    """S3 by moto, with any key and secret."""
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
@@ -96,7 +96,7 @@ def moto(folder: Path) -> Iterator[Server]:
 
 @contextmanager
 def s3rver(folder: Path) -> Iterator[Server]:
-    """S3, as s3rver makes it. Checks signatures."""
+    """S3 by s3rver, which checks signatures."""
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     (program,) = need("s3rver")
@@ -112,7 +112,7 @@ def s3_options(address: str, key: str) -> dict[str, Any]:
 
 @contextmanager
 def gcs(folder: Path) -> Iterator[Server]:
-    """Google Cloud Storage, as gcp-storage-emulator makes it. Checks no credentials."""
+    """Google Cloud Storage by gcp-storage-emulator, which checks no credentials."""
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     program = Path(sys.executable).parent / "gcp-storage-emulator"
@@ -123,7 +123,7 @@ def gcs(folder: Path) -> Iterator[Server]:
 
 @contextmanager
 def azurite(folder: Path) -> Iterator[Server]:
-    """Azure Blob Storage, as azurite makes it. Checks signatures."""
+    """Azure Blob Storage by azurite, which checks signatures."""
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     (program,) = need("azurite-blob")
@@ -175,11 +175,11 @@ NGINX_USER = ("reader", "s3cr3t")
 
 @contextmanager
 def nginx(folder: Path) -> Iterator[tuple[str, Path]]:
-    """HTTP: the address, and the folder that is served.
+    """HTTP: yield the address and the served folder.
 
-    Of its folders ``unlisted`` gives no listing, ``forbidden`` nothing, ``private`` only what
-    ``NGINX_USER`` asks for, ``signed`` only what is asked with ``?sig=s3cr3t``, and ``whole`` only
-    whole files, whatever range is asked.
+    Of its folders, ``unlisted`` has no listing, ``forbidden`` denies access, ``private`` requires
+    ``NGINX_USER``, ``signed`` requires ``?sig=s3cr3t``, and ``whole`` ignores ranges and always
+    sends whole files.
     """
     port = free_port()
     address = f"http://127.0.0.1:{port}"
@@ -192,7 +192,7 @@ def nginx(folder: Path) -> Iterator[tuple[str, Path]]:
     temporary = "".join(f"{kind}_temp_path {folder}/temporary;" for kind in kinds)
     settings = folder / "nginx.conf"
     settings.write_text(NGINX.format(folder=folder, port=port, temporary=temporary))
-    # Where root runs it, its workers would be of a user who may not read the folder.
+    # If root starts it, its workers would run as a user who can't read the folder.
     run = "user root; " if os.geteuid() == 0 else ""
     command = [program, "-e", folder / "errors", "-p", folder, "-c", settings]
     with process([*command, *(["-g", run] if run else [])], address, folder):

@@ -1,4 +1,4 @@
-"""What holds on every kind of storage that can be written, on real servers of each."""
+"""Properties of every writable kind of storage, on real servers."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def store(place: Place) -> Store:
     return place.store()
 
 
-def test_a_file_is_read_as_it_was_published(store: Store, tmp_path: Path) -> None:
+def test_published_file_is_read_back(store: Store, tmp_path: Path) -> None:
     store.publish("a/b.bin", b"first")
     store.publish("a/b.bin", b"0123456789")
     source = tmp_path / "source"
@@ -64,7 +64,7 @@ def test_a_file_is_read_as_it_was_published(store: Store, tmp_path: Path) -> Non
     assert store.size("empty") == 0
 
 
-def test_a_folder_is_there_as_long_as_something_is_in_it(store: Store) -> None:
+def test_folder_exists_as_long_as_it_contains_something(store: Store) -> None:
     assert not store.exists()
     assert not store.exists("a/b.bin")
     store.publish("a/b.bin", b"1")  # one file only: s3rver can't list a part of several
@@ -74,10 +74,10 @@ def test_a_folder_is_there_as_long_as_something_is_in_it(store: Store) -> None:
     assert not store.exists("a/b")
 
 
-def test_ranges_come_in_the_order_asked(store: Store) -> None:
+def test_ranges_are_returned_in_the_requested_order(store: Store) -> None:
     store.publish("x", b"0123456789")
     store.publish("y", b"abcdef")
-    # None is of the first byte only, for which s3rver gives the whole file.
+    # None includes the first byte only, for which s3rver sends the whole file.
     ranges = [("y", 2, 4), ("x", 0, 10), ("x", 9, 10), ("y", 3, 3), ("x", 0, 2), ("x", 0, 10)]
     contents = [b"cd", b"0123456789", b"9", b"", b"01", b"0123456789"]
     assert store.read_ranges(ranges) == contents
@@ -86,14 +86,14 @@ def test_ranges_come_in_the_order_asked(store: Store) -> None:
 
 
 @pytest.mark.parametrize(("start", "stop"), [(8, 12), (10, 11), (50, 60)])
-def test_a_range_past_the_end_is_an_error(store: Store, start: int, stop: int) -> None:
+def test_range_beyond_the_end_is_an_error(store: Store, start: int, stop: int) -> None:
     store.publish("x", b"0123456789")
     with refused(StorageError, "x") as caught:
         store.read_ranges([("x", 0, 3), ("x", start, stop)])
     assert f" {max(0, 10 - start)} bytes" in str(caught.value)
 
 
-def test_a_listing_has_immediate_names_only(store: Store) -> None:
+def test_listing_has_immediate_names_only(store: Store) -> None:
     assert store.list() == []
     store.publish("b", b"")
     store.publish("a/x", b"")
@@ -104,7 +104,7 @@ def test_a_listing_has_immediate_names_only(store: Store) -> None:
     assert store.list("nowhere") == []
 
 
-def test_all_files_below_a_folder_are_found_with_their_sizes(store: Store) -> None:
+def test_find_returns_all_files_below_a_folder_with_their_sizes(store: Store) -> None:
     assert store.find() == {}
     store.publish("b.bin", b"12")
     store.publish("a/x/c", b"")
@@ -116,20 +116,20 @@ def test_all_files_below_a_folder_are_found_with_their_sizes(store: Store) -> No
 
 
 @pytest.mark.parametrize("name", ["a b", "ü–漢", "50%", "a+b", "a%20b", "a&b=c"])
-def test_odd_names(store: Store, name: str) -> None:
+def test_unusual_names(store: Store, name: str) -> None:
     store.publish(f"folder {name}/{name}", name.encode())
     assert store.read_ranges([(f"folder {name}/{name}", 0, 2)]) == [name.encode()[:2]]
     assert store.list(f"folder {name}") == [name]
     assert list(store.find()) == [f"folder {name}/{name}"]
 
 
-def test_append_creates_and_adds(store: Store) -> None:
+def test_append_creates_and_extends(store: Store) -> None:
     store.append("logs/lines", "one\n")
     store.append("logs/lines", "zwei – 2\n")
     assert store.read("logs/lines").decode() == "one\nzwei – 2\n"
 
 
-def test_delete_takes_files_folders_and_nothing(store: Store) -> None:
+def test_delete_removes_files_and_folders_and_ignores_missing_ones(store: Store) -> None:
     for name in ("a/x", "a/y/z", "b"):
         store.publish(name, b"1")
     store.delete("b")
@@ -138,7 +138,7 @@ def test_delete_takes_files_folders_and_nothing(store: Store) -> None:
     assert store.list() == []
 
 
-def test_what_others_write_is_seen_at_once(place: Place) -> None:
+def test_changes_by_others_are_visible_at_once(place: Place) -> None:
     store, other = place.store(), place.store()
     assert other.list() == []
     store.publish("x", b"1")
@@ -159,19 +159,19 @@ ACTIONS: dict[str, Callable[[Store], object]] = {
 
 
 @pytest.mark.parametrize("act", ACTIONS)
-def test_what_is_missing_is_named(store: Store, act: str) -> None:
+def test_missing_file_is_named(store: Store, act: str) -> None:
     with refused(StorageError, "no.bin"):
         ACTIONS[act](store)
 
 
-def test_a_store_can_be_sent_to_another_process(store: Store) -> None:
+def test_store_can_be_pickled(store: Store) -> None:
     store.publish("a/x", b"1")
     again = pickle.loads(pickle.dumps(store.child("a")))
     assert again.url == f"{store.url}/a"
     assert again.read("x") == b"1"
 
 
-# Buckets, which a store never makes
+# Buckets, which a store never creates
 
 
 @pytest.fixture(params=SERVERS)
@@ -180,7 +180,7 @@ def server(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.mark.storage
-def test_a_bucket_that_does_not_exist(server: Any) -> None:
+def test_missing_bucket_is_rejected(server: Any) -> None:
     store = Store(f"{server.protocol}://no-such-bucket/x", server.options(server.address))
     for act in [*ACTIONS.values(), lambda store: store.publish("no.bin", b"")]:
         with refused(StorageError, "no.bin"):
@@ -193,7 +193,7 @@ def test_a_bucket_that_does_not_exist(server: Any) -> None:
 
 
 @pytest.mark.storage
-def test_a_bucket_that_goes_while_it_is_read(server: Any) -> None:
+def test_bucket_deleted_during_reads(server: Any) -> None:
     bucket = server.new_bucket()
     store = Store(bucket, server.options(server.address))
     store.publish("x", b"0123456789")
@@ -222,8 +222,8 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 @pytest.mark.storage
 @pytest.mark.parametrize("server", ["moto", "azurite"], indirect=True)
-def test_a_process_that_forks(server: Any) -> None:
-    """As a torch DataLoader does: fsspec's thread and connections are only in the parent."""
+def test_store_works_after_a_fork(server: Any) -> None:
+    """As in a torch DataLoader: fsspec's thread and connections exist only in the parent."""
     bucket = server.new_bucket()
     options = server.options(server.address)
     Store(bucket, options).publish("x", b"0123456789")

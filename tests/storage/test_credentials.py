@@ -1,4 +1,4 @@
-"""Keys that are wrong, rights that are missing, tokens that expire; and what is told of them."""
+"""Wrong keys, missing permissions and expired tokens, and their error messages."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ CONTENT = b"0123456789"
 ALWAYS = (0, 1_000_000)
 
 
-def each_refused(store: Store) -> str:
-    """What is told when the store is read and listed and written, each of which must be refused."""
+def messages_of_denials(store: Store) -> str:
+    """Return the errors of reading, listing and writing, each of which must be denied."""
     messages = []
     for act in (
         lambda: store.read("x"),
@@ -44,10 +44,10 @@ def each_refused(store: Store) -> str:
     return "\n".join(messages)
 
 
-def test_a_key_that_s3_does_not_know(s3rver: Server) -> None:
+def test_unknown_s3_key_is_denied(s3rver: Server) -> None:
     bucket = s3rver.new_bucket()
     Store(bucket, s3rver.options(s3rver.address)).publish("x", CONTENT)
-    message = each_refused(Store(bucket, s3_options(s3rver.address, "nobody-knows-me")))
+    message = messages_of_denials(Store(bucket, s3_options(s3rver.address, "nobody-knows-me")))
     assert "AWS_ACCESS_KEY_ID" in message
     assert "InvalidAccessKeyId" in message
     assert "nobody-knows-me" not in message
@@ -55,7 +55,7 @@ def test_a_key_that_s3_does_not_know(s3rver: Server) -> None:
 
 @pytest.fixture
 def checking(moto: Server) -> Iterator[Callable[[], None]]:
-    """Call it, and moto checks signatures and rights, till the test ends."""
+    """``checking()``: make moto check signatures and permissions until the test ends."""
 
     def free_actions(number: str) -> None:
         headers = {"Content-Type": "text/plain"}
@@ -66,7 +66,9 @@ def checking(moto: Server) -> Iterator[Callable[[], None]]:
     free_actions("inf")
 
 
-def test_a_wrong_secret_and_missing_rights(moto: Server, checking: Callable[[], None]) -> None:
+def test_wrong_s3_secret_and_missing_permissions_are_denied(
+    moto: Server, checking: Callable[[], None]
+) -> None:
     bucket = moto.new_bucket()
     Store(bucket, moto.options(moto.address)).publish("x", CONTENT)
     iam = boto3.client(
@@ -84,23 +86,23 @@ def test_a_wrong_secret_and_missing_rights(moto: Server, checking: Callable[[], 
         "client_kwargs": {"endpoint_url": moto.address},
     }
     checking()
-    assert "AccessDenied" in each_refused(Store(bucket, options))
-    message = each_refused(Store(bucket, options | {"secret": "wr0ng-secret"}))
+    assert "AccessDenied" in messages_of_denials(Store(bucket, options))
+    message = messages_of_denials(Store(bucket, options | {"secret": "wr0ng-secret"}))
     assert "SignatureDoesNotMatch" in message
     assert "wr0ng-secret" not in message
 
 
-def test_wrong_keys_of_azure(azurite: Server) -> None:
+def test_wrong_azure_key_is_denied(azurite: Server) -> None:
     bucket = azurite.new_bucket()
     Store(bucket, azurite.options(azurite.address)).publish("x", CONTENT)
     key = b64encode(b"wr0ng-key-wr0ng-key-wr0ng-key-32").decode()
-    message = each_refused(Store(bucket, azure_options(azurite.address, key)))
+    message = messages_of_denials(Store(bucket, azure_options(azurite.address, key)))
     assert "AZURE_STORAGE_CONNECTION_STRING" in message
     assert key not in message
 
 
-def test_no_rights_in_google_cloud_storage(gcs: Server) -> None:
-    """The emulator checks no rights; so the proxy answers as Google does."""
+def test_missing_gcs_permissions_are_denied(gcs: Server) -> None:
+    """The emulator checks no permissions, so the proxy answers like Google."""
     with Proxy(gcs.address) as proxy:
         store = Store(gcs.new_bucket(), gcs.options(proxy.url))
         store.publish("x", CONTENT)
@@ -108,10 +110,10 @@ def test_no_rights_in_google_cloud_storage(gcs: Server) -> None:
         body = json.dumps({"error": {"code": 403, "message": f"{reason}."}})
         everything = ("GET", "POST", "PUT", "HEAD")
         proxy.faults = [Fault("refuse", status=403, body=body, methods=everything, requests=ALWAYS)]
-        assert f"(403 {reason})" in each_refused(store)
+        assert f"(403 {reason})" in messages_of_denials(store)
 
 
-# Tokens that expire
+# Expired tokens
 
 
 S3_EXPIRED = (
@@ -138,7 +140,7 @@ METHODS = ("GET", "HEAD", "PUT", "POST")
 def expiring(
     request: pytest.FixtureRequest, tmp_path: Path
 ) -> Iterator[tuple[Proxy, Store, dict[str, Any]]]:
-    """A proxy, a store behind it, and how its server says that a token has expired."""
+    """Yield a proxy, a store behind it, and how its server rejects an expired token."""
     server = request.getfixturevalue(request.param)
     is_bucket = isinstance(server, Server)
     with Proxy(server.address if is_bucket else server[0]) as proxy:
@@ -151,7 +153,7 @@ def expiring(
         yield proxy, store, EXPIRED[request.param]
 
 
-def test_an_expired_token_is_renewed_once_an_operation(
+def test_expired_token_is_renewed_once_per_operation(
     expiring: tuple[Proxy, Store, dict[str, Any]],
 ) -> None:
     proxy, store, expired = expiring
@@ -165,7 +167,7 @@ def test_an_expired_token_is_renewed_once_an_operation(
         assert store._connection._file_system is not before
 
 
-def test_an_expired_token_of_s3_where_an_answer_has_no_body(moto: Server) -> None:
+def test_expired_s3_token_in_an_answer_without_body_is_renewed(moto: Server) -> None:
     with Proxy(moto.address) as proxy:
         store = Store(moto.new_bucket(), moto.options(proxy.url))
         store.publish("x", CONTENT)
@@ -174,7 +176,7 @@ def test_an_expired_token_of_s3_where_an_answer_has_no_body(moto: Server) -> Non
         assert [exchange.status for exchange in proxy.exchanges[-2:]] == [400, 200]
 
 
-def test_a_second_refusal_is_told(expiring: tuple[Proxy, Store, dict[str, Any]]) -> None:
+def test_second_denial_raises(expiring: tuple[Proxy, Store, dict[str, Any]]) -> None:
     proxy, store, expired = expiring
     proxy.faults = [Fault("refuse", **expired, methods=METHODS, requests=ALWAYS)]
     proxy.exchanges.clear()
@@ -197,8 +199,8 @@ assert Store(sys.argv[1], {"client_kwargs": {"endpoint_url": sys.argv[2]}}).read
 """
 
 
-def test_credentials_are_looked_up_anew(moto: Server, tmp_path: Path) -> None:
-    """As they are on a cluster: a file holds them that something else writes from time to time."""
+def test_credentials_are_reloaded(moto: Server, tmp_path: Path) -> None:
+    """As on a cluster, where another program updates a file of credentials from time to time."""
     bucket = moto.new_bucket()
     Store(bucket, moto.options(moto.address)).publish("x", CONTENT)
     credentials = tmp_path / "credentials"
@@ -206,7 +208,7 @@ def test_credentials_are_looked_up_anew(moto: Server, tmp_path: Path) -> None:
         "[default]\naws_access_key_id = old-key\naws_secret_access_key = old-secret\n"
     )
     with Proxy(moto.address) as proxy:
-        # Whoever signs with the old key is refused from the second range on.
+        # Requests signed with the old key are denied from the second range on.
         proxy.faults = [
             Fault(
                 "refuse", **EXPIRED["moto"], holding="Credential=old-key", requests=(1, ALWAYS[1])
@@ -223,7 +225,7 @@ def test_credentials_are_looked_up_anew(moto: Server, tmp_path: Path) -> None:
         assert sum(bool(exchange.fault) for exchange in proxy.exchanges) == 1
 
 
-def test_a_reference_to_the_environment_is_read_anew(
+def test_environment_reference_is_read_again(
     nginx: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     address, root = nginx
@@ -242,7 +244,7 @@ def test_a_reference_to_the_environment_is_read_anew(
 
 
 @pytest.mark.parametrize("protocol", ["s3", "gs", "az", "http"])
-def test_a_package_that_is_not_installed_is_named(protocol: str) -> None:
+def test_missing_package_is_named(protocol: str) -> None:
     package, extra = {
         "s3": ("s3fs", "s3"),
         "gs": ("gcsfs", "gcs"),

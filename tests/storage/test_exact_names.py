@@ -1,4 +1,4 @@
-"""Names are names: no character in them is a pattern, a version, a query or a chain."""
+"""Names are literal: no character in them is a pattern, a version, a query or a chain."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gatdist.storage import Store
 SERVERS = ["moto", "gcs", "azurite"]
 PLACES = ["local", "file", "memory"]
 PLACES += [pytest.param(server, marks=pytest.mark.storage) for server in SERVERS]
-# Each pattern beside what it would match, or be taken for.
+# Each pattern next to what it would match, or be mistaken for.
 NAMES = [
     *("a1", "a[1]", "a*", "a?", "[!b]1", "a**", "{a1,a2}"),
     *(
@@ -39,7 +39,7 @@ NAMES = [
     ),
     *(unicodedata.normalize(form, "ü–é") for form in ("NFC", "NFD")),
 ]
-# Of these some kinds of storage hold none; what they hold, they hold exactly.
+# Some kinds of storage reject some of these; the others they store exactly.
 AMBIGUOUS = ["a1#1234", "a1?versionId=x", "a1?versionid=x", "a1?generation=1", "a#b", "x?y#z"]
 
 
@@ -53,7 +53,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, dict[str
 
 
 def train(store: Store, attempt: int, *clocks: int) -> list[str]:
-    """Commit checkpoints as an attempt of a run does that keeps one; the folders that are left."""
+    """Commit checkpoints like an attempt of a run that keeps one; return the remaining folders."""
     checkpoints = Checkpoints(store.child("checkpoints"), Retention(newest=1))
     for clock in clocks:
         tensors = {"generator/w": torch.full((3,), float(clock))}
@@ -62,12 +62,12 @@ def train(store: Store, attempt: int, *clocks: int) -> list[str]:
     return checkpoints.committed()
 
 
-def test_neighbouring_runs_with_names_like_patterns_keep_their_own_checkpoints(
+def test_runs_with_names_like_patterns_keep_their_own_checkpoints(
     place: tuple[str, dict[str, Any]],
 ) -> None:
     url, options = place
     kept = {name: train(Store(f"{url}/{name}", options), 1, 1) for name in NAMES}
-    for name in NAMES:  # each prunes beside all the others
+    for name in NAMES:  # each prunes next to all the others
         kept[name] = train(Store(f"{url}/{name}", options), 2, 2, 3)
         assert len(kept[name]) == 1
     for name in NAMES:
@@ -147,13 +147,13 @@ def test_local_paths_are_not_parsed_as_urls_or_chains(
         "http://h.invalid::file/etc/passwd",
     ],
 )
-def test_a_chained_url_is_rejected_when_it_is_opened(url: str) -> None:
+def test_chained_url_is_rejected_when_it_is_opened(url: str) -> None:
     with pytest.raises(StorageError) as raised:
         Store(url)
     assert raised.value.exit_status == 2
 
 
-def test_an_ipv6_address_is_no_chain() -> None:
+def test_ipv6_address_is_not_a_chain() -> None:
     assert Store("http://[::1]:8000/x").url == "http://[::1]:8000/x"
 
 
@@ -192,7 +192,7 @@ TINY += [f'model.{p}={{name="residual", width=4}}' for p in ("generator", "discr
 
 
 @pytest.mark.parametrize("where", ["memory", "local"])
-def test_training_beside_a_run_whose_name_a_pattern_or_chain_matches(
+def test_training_next_to_a_run_whose_name_a_pattern_or_chain_matches(
     tmp_path: Path, where: str
 ) -> None:
     base = f"memory://{uuid4()}" if where == "memory" else str(tmp_path)
@@ -206,7 +206,7 @@ def test_training_beside_a_run_whose_name_a_pattern_or_chain_matches(
     assert len(Store(base).list()) == 2
 
 
-def test_a_folder_behind_a_link_is_not_deleted_from(tmp_path: Path) -> None:
+def test_nothing_is_deleted_in_a_folder_behind_a_link(tmp_path: Path) -> None:
     """A checkpoint of another run, linked into this one."""
     theirs = Store(str(tmp_path / "theirs"))
     (name,) = train(theirs, 1, 1)

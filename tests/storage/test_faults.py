@@ -1,4 +1,4 @@
-"""Storage on a bad day: each kind of server behind a proxy that makes it fail."""
+"""Storage faults: each kind of server behind a proxy that makes it fail."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Faulty(NamedTuple):
         return self.open(retry_budget_s=20)
 
     def store_for(self, kind: str) -> Store:
-        """One that waits no longer than it must for such a fault to be over."""
+        """Return a store with the shortest timeouts that let a fault of this kind end."""
         stalls = kind in ("silence", "stall")
         return self.open(retry_budget_s=20, stall_s=1.0) if stalls else self.store
 
@@ -48,9 +48,9 @@ class Faulty(NamedTuple):
 
 @pytest.fixture(scope="session")
 def behind(request: pytest.FixtureRequest) -> Iterator[Faulty]:
-    """Behind a proxy, the server that tests name with :func:`each`.
+    """Start a proxy for the server that tests select by :func:`each`.
 
-    The same for all of them: to open a client of S3 takes a while.
+    It is shared by them, since opening an S3 client takes a while.
     """
     server = request.getfixturevalue(request.param)
     is_bucket = isinstance(server, Server)
@@ -67,8 +67,8 @@ def behind(request: pytest.FixtureRequest) -> Iterator[Faulty]:
 
 @pytest.fixture
 def faulty(behind: Faulty) -> Iterator[Faulty]:
-    """The same, with no faults yet and nothing counted."""
-    # What a library asks but once is asked; not by exists(), of which gcsfs leaves requests behind.
+    """Return the same proxy without faults and with cleared counts."""
+    # Trigger initial requests of libraries here; not by exists(), as gcsfs leaves some pending.
     behind.store.read_ranges([("x", 0, 10)])
     behind.proxy.exchanges.clear()
     yield behind
@@ -88,12 +88,12 @@ PASSING = {
     "reset": Fault("reset"),
     "short": Fault("short"),
 }
-OF_RANGES = "bytes="  # what only the headers of requests for a range hold
+OF_RANGES = "bytes="  # header values of range requests only
 
 
 @pytest.mark.parametrize("kind", PASSING)
 @each(SERVERS)
-def test_a_range_is_asked_for_again_until_it_comes_whole(faulty: Faulty, kind: str) -> None:
+def test_range_is_retried_until_it_is_complete(faulty: Faulty, kind: str) -> None:
     faulty.proxy.faults = [replace(PASSING[kind], holding=OF_RANGES)]
     assert faulty.store_for(kind).read_ranges([("x", 100, 70_000)]) == [CONTENT[100:70_000]]
     assert faulty.num_faults == 1
@@ -102,15 +102,15 @@ def test_a_range_is_asked_for_again_until_it_comes_whole(faulty: Faulty, kind: s
 
 @pytest.mark.parametrize("kind", ["503", "stall"])
 @each(SERVERS)
-def test_a_whole_file_is_asked_for_again(faulty: Faulty, kind: str) -> None:
+def test_whole_file_is_retried(faulty: Faulty, kind: str) -> None:
     faulty.proxy.faults = [PASSING[kind]]
     assert faulty.store_for(kind).read("x") == CONTENT
     assert faulty.num_faults == 1
 
 
 @each(SERVERS)
-def test_nothing_but_the_store_tries_again(faulty: Faulty) -> None:
-    """With no time to try again in, an operation is one request, or what it takes for an answer."""
+def test_only_the_store_retries(faulty: Faulty) -> None:
+    """Without time for retries, an operation is one request, or those of a complete answer."""
     store = faulty.open(retry_budget_s=0.0, stall_s=0.5)
     is_azure = store.url.startswith("az:")
     for kind in ("503", "reset"):
@@ -118,7 +118,7 @@ def test_nothing_but_the_store_tries_again(faulty: Faulty) -> None:
         faulty.proxy.faults = [Fault(fault.kind, status=503, requests=(0, 1000))]
         with pytest.raises(StorageUnavailableError):
             store.read_ranges([("x", 100, 70_000)])
-        # Of an answer that is cut off, Azure's library asks three times, and can't be kept from it.
+        # Azure's library reads an interrupted answer three times, which can't be disabled.
         assert faulty.num_faults == (3 if is_azure and kind == "reset" else 1)
         faulty.proxy.exchanges.clear()
     faulty.proxy.faults = [Fault("refuse", methods=("GET", "HEAD"), requests=(0, 1000))]
@@ -128,7 +128,7 @@ def test_nothing_but_the_store_tries_again(faulty: Faulty) -> None:
 
 
 @each(SERVERS)
-def test_a_server_that_fails_is_not_taken_for_one_without_the_file(faulty: Faulty) -> None:
+def test_failing_server_is_not_treated_as_a_missing_file(faulty: Faulty) -> None:
     store = faulty.store
     acts: list[tuple[Callable[[], object], object]] = [
         (lambda: store.exists("x"), True),
@@ -144,7 +144,7 @@ def test_a_server_that_fails_is_not_taken_for_one_without_the_file(faulty: Fault
 
 
 @each(SERVERS)
-def test_a_hundred_ranges_that_all_fail_once_are_asked_for_again_together(faulty: Faulty) -> None:
+def test_hundred_ranges_that_all_fail_once_are_retried_together(faulty: Faulty) -> None:
     ranges = [("x", i * 700, (i + 1) * 700) for i in range(100)]
     faulty.proxy.faults = [Fault("refuse", rate=1.0)]
     assert b"".join(faulty.store.read_ranges(ranges)) == CONTENT[:70_000]
@@ -155,8 +155,8 @@ def test_a_hundred_ranges_that_all_fail_once_are_asked_for_again_together(faulty
 
 
 @each(["moto", "nginx"])
-def test_one_bad_range_does_not_cost_the_good_ones(faulty: Faulty) -> None:
-    """While ranges keep coming the budget does not run out, and none is fetched twice."""
+def test_bad_range_does_not_affect_the_good_ones(faulty: Faulty) -> None:
+    """As long as ranges arrive, the budget does not run out, and none is fetched twice."""
     faulty.proxy.faults = [Fault("reset", rate=0.3)]
     ranges = [("x", i * 70, (i + 1) * 70) for i in range(200)]
     assert b"".join(faulty.store.read_ranges(ranges)) == CONTENT[:14_000]
@@ -167,7 +167,7 @@ def test_one_bad_range_does_not_cost_the_good_ones(faulty: Faulty) -> None:
 
 
 @pytest.mark.parametrize("concurrency", [1, 4])
-def test_so_many_requests_are_under_way(nginx: tuple[str, Path], concurrency: int) -> None:
+def test_number_of_concurrent_requests(nginx: tuple[str, Path], concurrency: int) -> None:
     address, root = nginx
     (root / "x").write_bytes(CONTENT)
     with Proxy(address, latency_s=0.1) as slow:
@@ -176,11 +176,11 @@ def test_so_many_requests_are_under_way(nginx: tuple[str, Path], concurrency: in
         assert slow.most_at_once == concurrency
 
 
-# How long it takes to be told
+# Time until an error is raised
 
 
 @pytest.mark.parametrize("protocol", ["s3", "gs", "az", "http"])
-def test_a_server_that_is_down_is_told_after_the_budget(protocol: str) -> None:
+def test_unavailable_server_raises_after_the_budget(protocol: str) -> None:
     address = f"http://127.0.0.1:{free_port()}"
     url, options = {
         "s3": ("s3://bucket/run", s3_options(address, "test")),
@@ -199,7 +199,7 @@ def test_a_server_that_is_down_is_told_after_the_budget(protocol: str) -> None:
         assert 0.2 <= time.monotonic() - began < 10  # no library waits by itself
 
 
-def test_a_slow_operation_is_reported_once(
+def test_slow_operation_is_reported_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(connection, "_WARN_AFTER_S", 0.1)
@@ -213,11 +213,11 @@ def test_a_slow_operation_is_reported_once(
     caplog.clear()
     with ThreadPoolExecutor(1) as pool, pytest.raises(StorageUnavailableError):
         pool.submit(store.read, "x").result()
-    assert not caplog.records  # whoever works in the background has means of its own
+    assert not caplog.records  # background threads report by other means
 
 
 @each(SERVERS)
-def test_a_connection_that_stalls_counts_as_a_failure(faulty: Faulty) -> None:
+def test_stalled_connection_counts_as_a_failure(faulty: Faulty) -> None:
     faulty.proxy.faults = [Fault("silence", requests=(0, 1000))]
     began = time.monotonic()
     with pytest.raises(StorageUnavailableError):
@@ -226,7 +226,7 @@ def test_a_connection_that_stalls_counts_as_a_failure(faulty: Faulty) -> None:
 
 
 @each(SERVERS)
-def test_so_does_one_that_stalls_when_asked_what_there_is(faulty: Faulty) -> None:
+def test_stalled_listing_counts_as_a_failure(faulty: Faulty) -> None:
     methods = ("GET", "HEAD")
     faulty.proxy.faults = [Fault("silence", methods=methods, requests=(0, 1000))]
     began = time.monotonic()
@@ -237,7 +237,7 @@ def test_so_does_one_that_stalls_when_asked_what_there_is(faulty: Faulty) -> Non
 
 
 @each(SERVERS)
-def test_the_server_says_when_to_come_back(faulty: Faulty) -> None:
+def test_retry_after_header_is_respected(faulty: Faulty) -> None:
     faulty.proxy.faults = [Fault("refuse", headers={"Retry-After": "1"})]
     began = time.monotonic()
     assert faulty.store.read_ranges([("x", 0, 10)]) == [CONTENT[:10]]
@@ -245,7 +245,7 @@ def test_the_server_says_when_to_come_back(faulty: Faulty) -> None:
 
 
 @each(["nginx"])
-def test_the_server_says_to_come_back_after_the_budget(faulty: Faulty) -> None:
+def test_retry_after_header_beyond_the_budget(faulty: Faulty) -> None:
     store = faulty.open(retry_budget_s=0.5)
     faulty.proxy.faults = [Fault("refuse", status=429, headers={"Retry-After": "3600"})]
     began = time.monotonic()
@@ -257,15 +257,15 @@ def test_the_server_says_to_come_back_after_the_budget(faulty: Faulty) -> None:
         store.read_ranges([("x", 0, 10)])
     for fact in ("2 attempts", "429"):
         assert fact in str(caught.value)
-    assert time.monotonic() - began < 60  # and not an hour
+    assert time.monotonic() - began < 60  # instead of an hour
 
 
-# What does not pass
+# Lasting failures
 
 
-# Not Azure: its signature covers the range, so no proxy can leave it out.
+# Not Azure: its signature covers the range, so no proxy can remove it.
 @each(["moto", "gcs", "nginx"])
-def test_a_server_that_ignores_ranges_is_told_of(faulty: Faulty) -> None:
+def test_server_that_ignores_ranges_is_reported(faulty: Faulty) -> None:
     ranges = [("x", 0, len(CONTENT)), ("x", 10, 30)]
     faulty.proxy.faults = [Fault("ignore_range", requests=(0, 2))]
     assert faulty.store.read_ranges(ranges) == [CONTENT, CONTENT[10:30]], "once may be a bad cache"
@@ -277,7 +277,7 @@ def test_a_server_that_ignores_ranges_is_told_of(faulty: Faulty) -> None:
 
 @pytest.mark.parametrize("status", [403, 404, 501])
 @each(SERVERS)
-def test_a_lasting_failure_is_not_tried_again(faulty: Faulty, status: int) -> None:
+def test_lasting_failure_is_not_retried(faulty: Faulty, status: int) -> None:
     faulty.proxy.faults = [Fault("refuse", status=status, requests=(0, 1000))]
     with refused(StorageError, "x"):
         faulty.store.read_ranges([("x", 0, 10)])
@@ -289,7 +289,7 @@ def test_a_lasting_failure_is_not_tried_again(faulty: Faulty, status: int) -> No
 
 @pytest.mark.parametrize("kind", ["503", "reset"])
 @each(WRITABLE)
-def test_a_file_is_published_again(faulty: Faulty, kind: str, tmp_path: Path) -> None:
+def test_publish_is_retried(faulty: Faulty, kind: str, tmp_path: Path) -> None:
     fault = PASSING[kind]
     source = tmp_path / "source"
     source.write_bytes(CONTENT[1:])
@@ -305,7 +305,7 @@ def test_a_file_is_published_again(faulty: Faulty, kind: str, tmp_path: Path) ->
 
 
 @each(WRITABLE)
-def test_a_folder_is_deleted_again(faulty: Faulty) -> None:
+def test_delete_of_a_folder_is_retried(faulty: Faulty) -> None:
     faulty.store.publish("a/y", b"1")
     faulty.store.publish("a/z", b"1")
     faulty.proxy.faults = [Fault("refuse", methods=("DELETE", "POST", "GET"), requests=(0, 1))]

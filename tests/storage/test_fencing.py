@@ -1,4 +1,4 @@
-"""Attempts that overlap, and requests that arrive late or twice: nothing committed is damaged."""
+"""Overlapping attempts, and delayed or repeated requests: committed data is never damaged."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CASES = {
 
 
 class Attempt(NamedTuple):
-    """As the training loop uses them, with ``keep_checkpoints = 1``."""
+    """An attempt as in the training loop, with ``keep_checkpoints = 1``."""
 
     directory: RunDirectory
     checkpoints: Checkpoints
@@ -82,16 +82,16 @@ def proxy(server: Server) -> Iterator[Proxy]:
 
 
 def whole(run: Store) -> list[dict[str, int]]:
-    """The state of each committed checkpoint, all of which must verify."""
+    """Return the state of each committed checkpoint, all of which must verify."""
     folder = run.child("checkpoints")
     return [read_checkpoint(folder.child(name)).state for name in Checkpoints(folder).committed()]
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_late_requests_of_a_stale_attempt_destroy_nothing(
+def test_delayed_requests_of_a_stale_attempt_destroy_nothing(
     server: Server, proxy: Proxy, case: str
 ) -> None:
-    """They arrive when a later attempt has committed the same and later clocks, and pruned."""
+    """They arrive when a later attempt has committed the same and later checkpoints, and pruned."""
     if server.protocol == "gs" and "manifest" in case:
         pytest.skip("an upload's URL does not name the file")
     url = f"{server.new_bucket()}/run"
@@ -112,7 +112,7 @@ def test_late_requests_of_a_stale_attempt_destroy_nothing(
     assert newest.state == {"at": 3, "attempt": 2}
     with pytest.raises(StaleAttemptError):
         stale.directory.require_current()
-    # What came late is swept, and the run goes on.
+    # What arrived late is deleted, and the run continues.
     current.save(4)
     assert whole(run) == [{"at": 4, "attempt": 2}]
     assert not current.warnings
@@ -122,10 +122,10 @@ def test_late_requests_of_a_stale_attempt_destroy_nothing(
 
 
 @pytest.mark.parametrize("server", ["moto"], indirect=True)
-def test_a_stale_attempt_that_wakes_up_between_commit_and_prune_deletes_nothing(
+def test_stale_attempt_that_resumes_between_commit_and_prune_deletes_nothing(
     server: Server,
 ) -> None:
-    """Its look at the fence came before the next attempt began; its listing comes after."""
+    """It checks the fence before the next attempt starts, and lists afterwards."""
     run = Store(f"{server.new_bucket()}/run", server.options(server.address))
     stale = Attempt.of(run)
     stale.save(1)
@@ -149,7 +149,7 @@ def test_a_stale_attempt_that_wakes_up_between_commit_and_prune_deletes_nothing(
         stale.checkpoints.close()
 
 
-def test_of_starts_at_the_same_instant_on_object_stores_exactly_one_is_current(
+def test_of_concurrent_starts_on_object_stores_exactly_one_is_current(
     server: Server,
 ) -> None:
     run = Store(f"{server.new_bucket()}/run", server.options(server.address))
@@ -171,16 +171,16 @@ def test_of_starts_at_the_same_instant_on_object_stores_exactly_one_is_current(
             directory.require_current()
             current.append(directory)
     assert len(current) == 1
-    if server.protocol != "gs":  # whose emulator ignores ifGenerationMatch
+    if server.protocol != "gs":  # its emulator ignores ifGenerationMatch
         assert sorted(each.attempt for each in directories) == [1, 2, 3, 4]
         assert current[0].attempt == 4
     assert read_lines(run, "attempts.jsonl")
 
 
-# Creating a file unless there is one
+# Creating a file unless it exists
 
 
-def test_a_file_is_created_once_of_many_writers(server: Server) -> None:
+def test_of_many_writers_one_creates_a_file(server: Server) -> None:
     if server.protocol == "gs":
         pytest.skip("the emulator ignores ifGenerationMatch")
     store = Store(server.new_bucket(), server.options(server.address))
@@ -200,7 +200,7 @@ def test_a_file_is_created_once_of_many_writers(server: Server) -> None:
     assert not store.create("a/x", b"later")
 
 
-def test_a_conditional_write_whose_answer_was_lost_knows_its_own_data(
+def test_conditional_write_with_a_lost_answer_recognizes_its_own_data(
     server: Server, proxy: Proxy
 ) -> None:
     store = Store(server.new_bucket(), server.options(proxy.url), stall_s=0.5)
@@ -210,9 +210,7 @@ def test_a_conditional_write_whose_answer_was_lost_knows_its_own_data(
     assert store.read("x") == b"mine"
 
 
-def test_a_conditional_write_that_is_refused_as_taken_is_not_ours(
-    server: Server, proxy: Proxy
-) -> None:
+def test_conditional_write_rejected_as_existing_returns_false(server: Server, proxy: Proxy) -> None:
     store = Store(server.new_bucket(), server.options(proxy.url))
     store.publish("x", b"theirs")
     proxy.faults = [Fault("refuse", methods=WRITES, status=412)]
@@ -222,9 +220,7 @@ def test_a_conditional_write_that_is_refused_as_taken_is_not_ours(
 
 @pytest.mark.parametrize("server", ["moto"], indirect=True)
 @pytest.mark.parametrize("status", [400, 501])
-def test_a_copy_of_s3_that_knows_no_conditional_write(
-    server: Server, proxy: Proxy, status: int
-) -> None:
+def test_s3_server_without_conditional_writes(server: Server, proxy: Proxy, status: int) -> None:
     code = {400: "InvalidArgument", 501: "NotImplemented"}[status]
     body = f"<Error><Code>{code}</Code><Message>If-None-Match.</Message></Error>"
     store = Store(server.new_bucket(), server.options(proxy.url))
@@ -262,7 +258,7 @@ def test_housekeeping_needs_no_bulk_delete(server: Server, proxy: Proxy, refusal
 
 
 @pytest.mark.parametrize("status", [403, 503])
-def test_failing_housekeeping_warns_once_and_is_tried_again_at_the_next_commit(
+def test_failing_housekeeping_warns_once_and_is_retried_at_the_next_commit(
     server: Server, proxy: Proxy, status: int
 ) -> None:
     url = f"{server.new_bucket()}/run"

@@ -1,4 +1,4 @@
-"""Runs of others name URLs and programs; no command follows them."""
+"""Untrusted runs name URLs and programs; no command follows them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.storage
 
 @pytest.fixture
 def run(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run that somebody else made: its configuration is not in the user's cache folder."""
+    """A run of someone else: its configuration is not in the user's cache folder."""
     folder = tmp_path / "run"
     assert main([*train(dataset), "--run-dir", str(folder)]) == 0
     monkeypatch.setenv("GATDIST_CACHE", str(tmp_path / "another"))
@@ -73,21 +73,21 @@ def test_hostile_run_is_not_followed(
         ["export", run, "--format", "safetensors", "--out", tmp_path / "generator"],
     ):
         assert main([str(argument) for argument in command]) == 0
-    # The user's own configuration is what counts, for training too.
+    # The user's own configuration counts, for training, too.
     assert main([*train(dataset), "--run-dir", str(run)]) == 0
 
 
-def test_own_run_is_followed_and_another_one_with_the_users_word(
+def test_own_run_is_followed_and_another_one_with_permission(
     run: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert main(["evaluate", str(run)]) == 0  # local data beside a local run
+    assert main(["evaluate", str(run)]) == 0  # local data next to a local run
     with recording(dataset) as own:
         change(run, "data", url=own.url)
         assert main(["evaluate", str(run)]) == 2
         assert not own.requests
         assert main(["evaluate", str(run), "--set", f'data.url="{own.url}"']) == 0
         assert own.requests
-        # What was trained with here is the user's own.
+        # The configuration trained with here is the user's own.
         mine = tmp_path / "mine"
         monkeypatch.setenv("PLANTED", "1")
         url = own.url + "?sig=${env:PLANTED}"

@@ -1,4 +1,4 @@
-"""Data that others wrote names a server of theirs; no command asks it for anything."""
+"""Untrusted data names a server of its author; no command sends it a request."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_hostile_manifest_sends_no_secret(
 def test_hostile_manifest_gets_no_header_of_the_owners_server(
     evil: Recorder, dataset: Path, refused: Callable[..., str], tmp_path: Path
 ) -> None:
-    """The data is on a server that the user has an account on; its manifest names another."""
+    """The data is on a server with the user's credentials; its manifest names another server."""
     options = f'data.storage_options={{headers={{Authorization="Bearer {OWN_TOKEN}"}}}}'
     for named in (f"{evil.url}/x", f"{evil.url}/${{env:PLANTED}}", str(dataset), "file:///etc"):
         spoil(dataset, named)
@@ -71,7 +71,7 @@ def test_hostile_manifest_gets_no_header_of_the_owners_server(
             assert "shards_url" in message
 
 
-def test_shards_elsewhere_need_a_key_and_credentials_stay_with_their_origin(
+def test_shards_on_another_server_require_a_key_and_credentials_stay_with_their_origin(
     dataset: Path, refused: Callable[..., str], tmp_path: Path
 ) -> None:
     away = tmp_path / "index"
@@ -95,7 +95,7 @@ def test_shards_elsewhere_need_a_key_and_credentials_stay_with_their_origin(
         assert all(OWN_TOKEN not in str(request) for request in shards.requests)
         assert all("theirs" in str(request) for request in shards.requests)
         assert all("theirs" not in str(request) for request in own.requests)
-    # On the same origin, the manifest may name another folder, and credentials are for it too.
+    # On the same origin, the manifest may name another folder, which gets the credentials, too.
     with recording(tmp_path) as both:
         spoil(away, f"{both.url}/data")
         user = both.url.replace("//", f"//me:{OWN_TOKEN}@")
@@ -106,7 +106,7 @@ def test_shards_elsewhere_need_a_key_and_credentials_stay_with_their_origin(
         assert all("Authorization" in headers for _, _, headers in tars)
 
 
-def test_index_writes_no_secret_and_says_which_key_to_set(dataset: Path) -> None:
+def test_index_writes_no_secret_and_names_the_key_to_set(dataset: Path) -> None:
     (dataset / "manifest.json").unlink()
     for path in dataset.glob("*.npy"):
         path.unlink()
@@ -154,7 +154,7 @@ def test_hostile_list_sends_no_secret(
     assert "another.example" not in allowed
 
 
-def test_list_on_a_server_names_no_file_of_this_machine(
+def test_list_on_a_server_cannot_name_files_of_this_machine(
     evil: Recorder, refused: Callable[..., str], tmp_path: Path
 ) -> None:
     image(tmp_path / "in")
@@ -184,7 +184,7 @@ def test_listed_origins_are_counted_and_allowed_without_credentials(tmp_path: Pa
         assert all(OWN_TOKEN in str(request) for request in own.requests)
 
 
-def test_labels_of_others_are_names_only(evil: Recorder, tmp_path: Path) -> None:
+def test_untrusted_labels_are_names_only(evil: Recorder, tmp_path: Path) -> None:
     image(tmp_path / "in")
     rows = ["file,label", "a.png,1", f"{evil.url}/${{env:PLANTED}}.png,2"]
     (tmp_path / "labels.csv").write_text("\n".join(rows))
@@ -198,7 +198,7 @@ def test_labels_of_others_are_names_only(evil: Recorder, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("header", ["Authorization", "X-Api-Key", "Cookie", "User-Agent"])
-def test_redirect_to_another_origin_takes_no_credentials_along(header: str, tmp_path: Path) -> None:
+def test_redirect_to_another_origin_gets_no_credentials(header: str, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"0123456789")
     with recording(tmp_path) as other:
         with recording(tmp_path, {"/x": f"{other.url}/x", "/y": "/z", "/z": "/x"}) as own:
@@ -216,7 +216,7 @@ def test_redirect_to_another_origin_takes_no_credentials_along(header: str, tmp_
         assert any(headers.get("Range") == "bytes=2-3" for _, _, headers in other.requests)
 
 
-def test_redirect_takes_no_password_along(tmp_path: Path) -> None:
+def test_redirect_gets_no_password(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"0123456789")
     with recording(tmp_path) as other, recording(tmp_path, {"/x": f"{other.url}/x"}) as own:
         store = Store(own.url.replace("//", f"//me:{OWN_TOKEN}@"))
@@ -226,13 +226,13 @@ def test_redirect_takes_no_password_along(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("to", ["file:///etc/hostname", "ftp://127.0.0.1/x", "gopher://x/"])
-def test_redirect_to_something_else_than_http_is_refused(to: str, tmp_path: Path) -> None:
+def test_redirect_to_another_scheme_is_rejected(to: str, tmp_path: Path) -> None:
     with recording(tmp_path, {"/x": to}) as own, refused(StorageError, "x"):
         Store(own.url, retry_budget_s=0.2).read("x")
 
 
 @pytest.mark.parametrize("to", ["/manifest.json", "http://[no", "//:0:0/"])
-def test_redirect_that_leads_nowhere_is_not_taken_for_absence(to: str) -> None:
+def test_broken_redirect_is_not_treated_as_a_missing_file(to: str) -> None:
     with recording(None, {"/manifest.json": to}) as own:
         store = Store(own.url, retry_budget_s=0.2)
         assert not store.exists("other")
@@ -241,7 +241,7 @@ def test_redirect_that_leads_nowhere_is_not_taken_for_absence(to: str) -> None:
                 read("manifest.json")
 
 
-def test_redirect_of_a_listed_file_takes_no_credentials_along(tmp_path: Path) -> None:
+def test_redirect_of_a_listed_file_gets_no_credentials(tmp_path: Path) -> None:
     image(tmp_path / "there")
     with (
         recording(tmp_path / "there") as last,
@@ -265,23 +265,21 @@ def test_redirect_of_a_listed_file_takes_no_credentials_along(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("name", ["../x", "a/../../x", "http://h/x", "${env:PLANTED}", "s3://b/x"])
-def test_hostile_names_of_folders_lead_nowhere(name: str, evil: Recorder) -> None:
+def test_hostile_folder_names_send_no_request(name: str, evil: Recorder) -> None:
     for url in (evil.url, "memory://hostile", "/tmp"):
         with pytest.raises(StorageError):
             Store(url).child(name)
 
 
 @pytest.mark.parametrize("name", ["@{host}/x", "//{host}/x", "\\\\{host}\\x", "http://{host}/x"])
-def test_hostile_names_of_files_stay_on_their_server(
-    name: str, evil: Recorder, tmp_path: Path
-) -> None:
+def test_hostile_file_names_stay_on_their_server(name: str, evil: Recorder, tmp_path: Path) -> None:
     host = evil.url.removeprefix("http://")
     with recording(tmp_path) as own, pytest.raises(StorageError):
         Store(own.url).read(name.format(host=host))
 
 
 @given(st.text(max_size=30), st.sampled_from(["http://good:1", "https://good/x", "s3://good/x"]))
-def test_url_of_others_never_leads_to_another_origin(text: str, own: str) -> None:
+def test_untrusted_url_never_leads_to_another_origin(text: str, own: str) -> None:
     for url in (text, f"http://{text}", f"http://good:1{text}", f"s3://good{text}"):
         outside = OutsideUrl(url)
         if outside.origin == origin(own):

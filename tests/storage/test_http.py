@@ -1,4 +1,4 @@
-"""Plain HTTP, as nginx serves it: for reading, with listings where the server makes pages."""
+"""Plain HTTP by nginx: read-only, with listings if the server generates index pages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CONTENT = bytes(range(256)) * 40
 
 @pytest.fixture
 def folder(nginx: tuple[str, Path]) -> tuple[str, Path]:
-    """A folder of its own: its URL, and where it is."""
+    """Return a folder's URL and path."""
     address, root = nginx
     name = str(uuid4())
     (root / name).mkdir()
@@ -55,7 +55,7 @@ def test_files_are_read(store: Store) -> None:
     assert not store.exists("a/no")
 
 
-def test_a_page_of_links_is_a_listing(store: Store) -> None:
+def test_index_page_is_a_listing(store: Store) -> None:
     assert store.list() == ["a", "empty", "x.bin"]
     assert store.list("a") == ["b", "y"]
     assert store.list("x.bin") == []
@@ -66,7 +66,7 @@ def test_a_page_of_links_is_a_listing(store: Store) -> None:
 
 
 @pytest.mark.parametrize("name", ["a b", "ü–漢", "50%", "a+b", "a&b=c", "a#b", "ab;c", "a~(b)'c"])
-def test_odd_names(folder: tuple[str, Path], name: str) -> None:
+def test_unusual_names(folder: tuple[str, Path], name: str) -> None:
     url, path = folder
     (path / name).mkdir()
     (path / name / name).write_bytes(name.encode())
@@ -78,7 +78,7 @@ def test_odd_names(folder: tuple[str, Path], name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "quoted"), [("a b", "a%20b"), ("a?b", "a%3Fb"), ("%41", "%2541")])
-def test_names_as_they_are_in_a_url(folder: tuple[str, Path], name: str, quoted: str) -> None:
+def test_names_are_quoted_in_urls(folder: tuple[str, Path], name: str, quoted: str) -> None:
     url, path = folder
     (path / name).write_bytes(b"1")
     assert Store(url).read(quoted) == b"1"
@@ -88,7 +88,7 @@ def test_names_as_they_are_in_a_url(folder: tuple[str, Path], name: str, quoted:
 
 
 @pytest.mark.parametrize("start", [len(CONTENT) - 2, len(CONTENT), len(CONTENT) + 50])
-def test_a_range_past_the_end_is_an_error(store: Store, start: int) -> None:
+def test_range_beyond_the_end_is_an_error(store: Store, start: int) -> None:
     arrived = max(0, len(CONTENT) - start)
     with refused(StorageError, "x.bin") as caught:
         store.read_ranges([("x.bin", start, start + 9)])
@@ -96,13 +96,13 @@ def test_a_range_past_the_end_is_an_error(store: Store, start: int) -> None:
         assert fact in str(caught.value)
 
 
-def test_what_is_missing_is_named(store: Store) -> None:
+def test_missing_file_is_named(store: Store) -> None:
     for act in (store.read, store.size, lambda name: store.read_ranges([(name, 0, 1)])):
         with refused(StorageError, "a/no.bin"):
             act("a/no.bin")
 
 
-def test_nothing_is_written(store: Store, tmp_path: Path) -> None:
+def test_writing_is_rejected(store: Store, tmp_path: Path) -> None:
     (tmp_path / "source").write_bytes(b"1")
     for act in (
         lambda: store.publish("new", b"1"),
@@ -115,10 +115,10 @@ def test_nothing_is_written(store: Store, tmp_path: Path) -> None:
     assert store.list() == ["a", "empty", "x.bin"]
 
 
-# What servers may withhold
+# Restricted servers
 
 
-def test_names_that_are_known_need_no_listing(nginx: tuple[str, Path]) -> None:
+def test_known_names_need_no_listing(nginx: tuple[str, Path]) -> None:
     address, root = nginx
     (root / "unlisted" / "manifest.json").write_text(json.dumps({"shards": ["shard-0.tar"]}))
     (root / "unlisted" / "shard-0.tar").write_bytes(CONTENT)
@@ -131,7 +131,7 @@ def test_names_that_are_known_need_no_listing(nginx: tuple[str, Path]) -> None:
         assert "(403 Forbidden)" in str(caught.value)
 
 
-def test_what_is_not_permitted_is_not_absent(nginx: tuple[str, Path]) -> None:
+def test_forbidden_is_not_treated_as_missing(nginx: tuple[str, Path]) -> None:
     address, root = nginx
     (root / "forbidden" / "x").write_bytes(b"1")
     store = Store(f"{address}/forbidden")
@@ -141,7 +141,7 @@ def test_what_is_not_permitted_is_not_absent(nginx: tuple[str, Path]) -> None:
         assert "(403 Forbidden)" in str(caught.value)
 
 
-def test_a_password_in_the_url_opens_and_is_not_told(nginx: tuple[str, Path]) -> None:
+def test_password_in_the_url_authenticates_and_is_not_shown(nginx: tuple[str, Path]) -> None:
     address, root = nginx
     (root / "private" / "x").write_bytes(b"abc")
     user, password = NGINX_USER
@@ -156,7 +156,7 @@ def test_a_password_in_the_url_opens_and_is_not_told(nginx: tuple[str, Path]) ->
         assert "wr0ng" not in str(error.value)
 
 
-def test_a_signature_in_the_query_goes_with_every_file(nginx: tuple[str, Path]) -> None:
+def test_signature_in_the_query_is_sent_with_every_file(nginx: tuple[str, Path]) -> None:
     address, root = nginx
     (root / "signed").mkdir()
     (root / "signed" / "x").write_bytes(b"abc")
@@ -173,10 +173,10 @@ def test_a_signature_in_the_query_goes_with_every_file(nginx: tuple[str, Path]) 
     assert "(403" in str(error.value)
 
 
-# Servers that know no ranges
+# Servers without range requests
 
 
-def test_whole_files_are_not_taken_for_ranges(nginx: tuple[str, Path]) -> None:
+def test_whole_files_are_not_treated_as_ranges(nginx: tuple[str, Path]) -> None:
     address, root = nginx
     (root / "whole" / "x").write_bytes(CONTENT)
     store = Store(f"{address}/whole")
@@ -190,7 +190,7 @@ def test_whole_files_are_not_taken_for_ranges(nginx: tuple[str, Path]) -> None:
 
 @pytest.fixture
 def pythons(tmp_path: Path) -> Iterator[str]:
-    """Python's own server, which knows no ranges either and says how long files are."""
+    """Python's own server, which has no range requests either and sends lengths of files."""
     port = free_port()
     command = [sys.executable, "-m", "http.server", "-b", "127.0.0.1", "-d", str(tmp_path)]
     server = subprocess.Popen(
@@ -205,10 +205,8 @@ def pythons(tmp_path: Path) -> Iterator[str]:
         server.wait()
 
 
-def test_a_large_file_that_comes_instead_of_a_range_is_not_read(
-    pythons: str, tmp_path: Path
-) -> None:
-    # A sparse file: if it were read, this test would take 8 GiB of memory.
+def test_large_file_sent_instead_of_a_range_is_not_read(pythons: str, tmp_path: Path) -> None:
+    # A sparse file: reading it would allocate 8 GiB of memory.
     with (tmp_path / "x").open("wb") as file:
         file.truncate(8 * 2**30)
     with refused(StorageError, "x"):

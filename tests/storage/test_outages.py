@@ -1,4 +1,4 @@
-"""Storage that is slow, refuses, is full or gone, and two attempts on one run directory."""
+"""Storage that is slow, full, unavailable or lost, and two attempts in one run directory."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from support import end_group, free_port, start_gatdist, wait_until
 
 pytestmark = pytest.mark.storage
 
-# Every change of something in the run directory.
+# Every write to the run directory.
 WRITES = Fault("refuse", methods=("PUT", "POST", "DELETE"), requests=(0, 10**9))
 
 
-# Of the minute for which an operation is tried again, a few seconds are left.
+# Reduce the minute in which an operation is retried to a few seconds.
 IMPATIENT = """
 from gatdist.storage.connection import Connection
 usual = Connection.run
@@ -66,7 +66,7 @@ class Command:
 
 @pytest.fixture
 def command(tmp_path: Path) -> Iterator[Callable[..., Command]]:
-    """Starts commands, and ends them."""
+    """Start commands, and stop them after the test."""
     started: list[Command] = []
 
     def start(run_dir: str, *settings: str) -> Command:
@@ -95,10 +95,10 @@ def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Server]:
         yield server
 
 
-def test_training_goes_on_while_storage_refuses(
+def test_training_continues_while_storage_is_unavailable(
     moto: servers.Server, command: Callable[..., Command], reference_digest: Callable[..., str]
 ) -> None:
-    """Fault 12: 503 to every write for a while, then it is as if nothing had been."""
+    """Fault 12: 503 to every write for a while; the result is the same as without it."""
     with Proxy(moto.address) as proxy:
         url = f"{moto.new_bucket()}/run"
         run = command(
@@ -109,7 +109,7 @@ def test_training_goes_on_while_storage_refuses(
         wait_until(lambda: ticks_of(run.errors) >= 2, "a tick", timeout_s=300)
         proxy.faults = [WRITES]
         before = ticks_of(run.errors)
-        # That nothing is written, and that a checkpoint is left out; each once.
+        # One warning about failed writes, and one about a skipped checkpoint.
         wait_until(lambda: re.search(rf"{url} for \d+ s", run.errors), "a warning", timeout_s=300)
         assert ticks_of(run.errors) > before
         assert len(re.findall(r"warning: .* at [\d,]+ samples", run.errors)) == 1
@@ -123,13 +123,13 @@ def test_training_goes_on_while_storage_refuses(
         assert len(read_lines(store, "attempts.jsonl")) == 1
 
 
-def test_storage_that_stays_away_ends_the_run_with_one_error(
+def test_lasting_outage_ends_the_run_with_one_error(
     moto: servers.Server,
     command: Callable[..., Command],
     reference_digest: Callable[..., str],
     tmp_path: Path,
 ) -> None:
-    """Fault 13: the last checkpoint is whole, and the same command goes on from there."""
+    """Fault 13: the last checkpoint is valid, and the same command resumes from it."""
     options = moto.options(moto.address)
     (tmp_path / "impatient.py").write_text(IMPATIENT)
     with Proxy(moto.address) as proxy:
@@ -159,10 +159,10 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
-def test_a_full_disk_that_gets_room_in_time(
+def test_full_disk_that_gets_space_in_time(
     tmp_path: Path, command: Callable[..., Command], reference_digest: Callable[..., str]
 ) -> None:
-    """Fault 13: others fill it; the checkpoint before is whole; then somebody makes room."""
+    """Fault 13: others fill it; the previous checkpoint is valid; then space is freed."""
     with small_disk(tmp_path / "disk", "5m") as disk:
         run = command(f"{disk}/run")
         wait_until(lambda: ticks_of(run.errors) >= 2, "a tick", timeout_s=300)
@@ -182,7 +182,7 @@ def test_a_full_disk_that_gets_room_in_time(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
-def test_a_disk_without_room_for_checkpoints_is_told_before_training(
+def test_disk_without_space_for_checkpoints_is_reported_before_training(
     tmp_path: Path, command: Callable[..., Command]
 ) -> None:
     with small_disk(tmp_path / "disk", "600k") as disk:
@@ -198,7 +198,7 @@ def test_of_two_live_attempts_the_older_is_fenced(
     run_gatdist: Any,
     reference_digest: Callable[..., str],
 ) -> None:
-    """Fault 17: one is stopped just before it commits, another takes over, the first wakes up."""
+    """Fault 17: one is stopped just before its commit, another takes over, the first continues."""
     faults = 'fail_at("commit/MANIFEST.json", lambda: (note("frozen"), freeze()), step=60)\n'
     (tmp_path / "faults_of_this_test.py").write_text(HEAD + faults)
     settings = ('plugins=["faults_of_this_test"]',)

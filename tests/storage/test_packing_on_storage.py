@@ -1,4 +1,4 @@
-"""Packing from and to an object store, on good days and bad ones."""
+"""Packing from and to an object store, with and without faults."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FILES = {f"{'ab'[i % 2]}/{i}.png": image(i, (9, 9)) for i in range(30)}
 
 @pytest.fixture
 def bucket(moto: Server) -> str:
-    """URL of a bucket with pictures in the folder ``in``."""
+    """Return the URL of a bucket with images in the folder ``in``."""
     url = moto.new_bucket()
     store = Store(url, moto.options(moto.address))
     for name, data in FILES.items():
@@ -50,11 +50,11 @@ def fetched(bucket: str, options: dict[str, Any], folder: Path) -> dict[str, str
 
 
 def shards(found: dict[str, str]) -> dict[str, str]:
-    """All but the plan, which names the source."""
+    """Return all files except the plan, which names the source."""
     return {name: digest for name, digest in found.items() if not name.endswith("plan.json")}
 
 
-def test_a_bad_day_changes_no_byte(moto: Server, bucket: str, tmp_path: Path) -> None:
+def test_faults_change_no_byte(moto: Server, bucket: str, tmp_path: Path) -> None:
     pack(write(tmp_path / "in", FILES), tmp_path / "local", size=6)
     faults = [
         Fault("refuse", "*/in/a/*"),
@@ -70,7 +70,7 @@ def test_a_bad_day_changes_no_byte(moto: Server, bucket: str, tmp_path: Path) ->
     assert fetched(bucket, moto.options(moto.address), tmp_path / "bucket") == local
 
 
-def test_storage_options_come_from_the_command_line(
+def test_storage_options_of_the_command_line_are_used(
     moto: Server, bucket: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MY_SECRET", "test")
@@ -87,8 +87,10 @@ def test_storage_options_come_from_the_command_line(
     assert "gatdist: --source-option = 'anon': " in capsys.readouterr().err
 
 
-def test_a_denial_is_no_fault_of_the_samples(moto: Server, bucket: str, tmp_path: Path) -> None:
-    """Credentials that end in the middle must not leave out all that comes after."""
+def test_denied_access_is_not_reported_as_bad_samples(
+    moto: Server, bucket: str, tmp_path: Path
+) -> None:
+    """Credentials that expire during the run must not skip all later samples."""
     pack(write(tmp_path / "in", FILES), tmp_path / "local", size=6)
     denied = Fault("refuse", "*/in/a/2*", requests=(1, 10**6), status=403)
     with Proxy(moto.address, faults=[denied]) as proxy:

@@ -1,4 +1,4 @@
-"""The proxy that tests and ``gatdist bench storage`` make servers slow and faulty with."""
+"""The proxy that makes servers slow and faulty, for tests and ``gatdist bench storage``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CONTENT = bytes(range(256)) * 4000
 
 @pytest.fixture
 def upstream(nginx: tuple[str, Path]) -> tuple[str, str]:
-    """An address, and the path of a folder there with the files ``x`` and ``y``."""
+    """Return an address, and the path of a folder there with the files ``x`` and ``y``."""
     address, root = nginx
     folder = str(uuid4())
     (root / folder).mkdir()
@@ -43,7 +43,7 @@ def get(url: str, first: int | None = None, last: int = 0) -> bytes:
         return answer.read()
 
 
-def test_what_passes_is_unchanged_and_counted(proxy: Proxy, upstream: tuple[str, str]) -> None:
+def test_passed_requests_are_unchanged_and_counted(proxy: Proxy, upstream: tuple[str, str]) -> None:
     url = f"{proxy.url}{upstream[1]}/x"
     assert get(url) == CONTENT
     assert get(url, 10, 19) == CONTENT[10:20]
@@ -64,7 +64,7 @@ def test_what_passes_is_unchanged_and_counted(proxy: Proxy, upstream: tuple[str,
     assert proxy.num_bytes == sum(e.num_bytes for e in proxy.exchanges)
 
 
-def test_faults_are_done_by_name_and_number(proxy: Proxy, upstream: tuple[str, str]) -> None:
+def test_faults_are_selected_by_name_and_number(proxy: Proxy, upstream: tuple[str, str]) -> None:
     x, y = (f"{proxy.url}{upstream[1]}/{name}" for name in "xy")
     proxy.faults = [
         Fault("refuse", path="*/x", requests=(1, 3), status=429, headers={"Retry-After": "7"}),
@@ -104,7 +104,9 @@ def test_bodies_are_damaged(proxy: Proxy, upstream: tuple[str, str]) -> None:
     assert get(url) == CONTENT
 
 
-def test_requests_arrive_late_or_lose_their_answer(proxy: Proxy, upstream: tuple[str, str]) -> None:
+def test_requests_arrive_late_or_their_answers_are_lost(
+    proxy: Proxy, upstream: tuple[str, str]
+) -> None:
     url = f"{proxy.url}{upstream[1]}/x"
     proxy.faults = [Fault("late")]
     for each in (url, f"{proxy.url}{upstream[1]}/y"):
@@ -120,7 +122,7 @@ def test_requests_arrive_late_or_lose_their_answer(proxy: Proxy, upstream: tuple
     assert get(url) == CONTENT
 
 
-def test_a_share_of_the_ranges_fails_the_same_each_time(
+def test_failing_share_of_ranges_is_the_same_each_time(
     proxy: Proxy, upstream: tuple[str, str]
 ) -> None:
     url = f"{proxy.url}{upstream[1]}/x"
@@ -138,7 +140,7 @@ def test_a_share_of_the_ranges_fails_the_same_each_time(
     assert 10 <= len(failed[0]) <= 30
 
 
-def test_it_is_as_slow_as_told(upstream: tuple[str, str]) -> None:
+def test_bandwidth_and_latency_are_as_configured(upstream: tuple[str, str]) -> None:
     address, folder = upstream
     with Proxy(address, latency_s=0.1, bytes_per_s=4e6) as proxy:
         began = time.monotonic()
@@ -146,7 +148,7 @@ def test_it_is_as_slow_as_told(upstream: tuple[str, str]) -> None:
         assert 0.1 + len(CONTENT) / 4e6 <= time.monotonic() - began
 
 
-def test_in_a_process_of_its_own(upstream: tuple[str, str]) -> None:
+def test_proxy_in_its_own_process(upstream: tuple[str, str]) -> None:
     address, folder = upstream
     faults = [Fault("refuse", path="*/y")]
     with proxy_process(address, latency_s=0.05, faults=faults) as proxy:
@@ -156,6 +158,6 @@ def test_in_a_process_of_its_own(upstream: tuple[str, str]) -> None:
         assert proxy.counts() == {"num_requests": 2, "num_faults": 1, "num_bytes": 100}
 
 
-def test_a_server_behind_it_that_is_down() -> None:
+def test_unavailable_upstream_server() -> None:
     with Proxy("http://127.0.0.1:9") as proxy, pytest.raises(HTTPError, match="502"):
         get(f"{proxy.url}/x")

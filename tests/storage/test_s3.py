@@ -1,4 +1,4 @@
-"""S3: a data set, and a run that is stopped and resumed, on a real server of that protocol."""
+"""S3: a data set, and a run that is stopped and resumed, on a real server."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def store(moto: Server, options: dict[str, Any]) -> Store:
     return Store(f"{moto.new_bucket()}/runs/a", options)
 
 
-def test_options_may_come_from_the_environment(
+def test_options_are_read_from_the_environment(
     store: Store, moto: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.publish("x", b"1")
@@ -62,7 +62,7 @@ def test_options_may_come_from_the_environment(
     assert Store(store.url, referring).read("x") == b"1"
 
 
-def test_a_data_set_on_s3(store: Store, options: dict[str, Any]) -> None:
+def test_data_set_on_s3(store: Store, options: dict[str, Any]) -> None:
     write_digits(store)
     config = DataConfig(url=store.url, storage_options=options)
     here, there = open_dataset(DataConfig(url="builtin:digits")), open_dataset(config)
@@ -78,7 +78,7 @@ def test_a_data_set_on_s3(store: Store, options: dict[str, Any]) -> None:
             assert (batch.labels.numpy() == labels).all()
 
 
-def test_a_shard_that_is_lost_or_replaced(store: Store, options: dict[str, Any]) -> None:
+def test_lost_or_replaced_shard(store: Store, options: dict[str, Any]) -> None:
     write_digits(store)
     config = DataConfig(url=store.url, storage_options=options)
     store.publish("shard-000003.tar", b"something else")
@@ -89,7 +89,7 @@ def test_a_shard_that_is_lost_or_replaced(store: Store, options: dict[str, Any])
         open_dataset(config)
 
 
-def test_a_bucket_that_goes_while_it_is_read(moto: Server, options: dict[str, Any]) -> None:
+def test_bucket_deleted_during_reads(moto: Server, options: dict[str, Any]) -> None:
     bucket = moto.new_bucket()
     store = Store(bucket, options)
     write_digits(store)
@@ -105,20 +105,20 @@ def test_a_bucket_that_goes_while_it_is_read(moto: Server, options: dict[str, An
             store.delete(name)
         with refused(UserError, "shard-000000.index.npy") as raised:
             deque(islice(loader, 1000), maxlen=0)
-        with pytest.raises(UserError):  # and again, rather than going on behind it
+        with pytest.raises(UserError):  # and again, rather than skipping it
             next(loader)
     assert raised.value.exit_status == 2
 
 
-# A token that has expired, told once, in the words of S3.
+# An expired token, reported once, with S3's own message.
 EXPIRED = Fault(
     "refuse",
     path="*/manifest.json",
     status=400,
     body="<?xml version='1.0'?><Error><Code>ExpiredToken</Code><Message>Old.</Message></Error>",
 )
-# A bad day: of the ranges of shards more than every other fails the first time, each in the first
-# of these ways whose rate it is below.
+# Faults: of the ranges of shards, more than half fail the first time, each in the first of these
+# ways whose rate it is below.
 BAD_DAY = [
     EXPIRED,
     Fault("refuse", path="*.tar", rate=0.15, headers={"Retry-After": "0"}),
@@ -130,10 +130,10 @@ BAD_DAY = [
 
 
 @pytest.mark.parametrize("cached", [pytest.param(False, marks=pytest.mark.slow), True])
-def test_a_run_on_a_bad_day_ends_as_one_on_disk(
+def test_run_with_storage_faults_equals_one_on_disk(
     moto: Server, tmp_path: Path, cached: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Latency, 503s, resets, an expired token, flipped bits: not one of them changes the result."""
+    """Latency, 503s, resets, an expired token and flipped bits do not change the result."""
     monkeypatch.setattr("gatdist.data.reading.plan._CACHED_BYTES", 0)  # for more requests
     with Proxy(moto.address, latency_s=0.005, faults=BAD_DAY) as proxy:
         bucket = moto.new_bucket()
@@ -141,7 +141,7 @@ def test_a_run_on_a_bad_day_ends_as_one_on_disk(
         read = [
             "run.total_samples=320",
             f"data.url={bucket}/digits",
-            "data.memory_bytes=400000",  # so little that the data set is not kept decoded
+            "data.memory_bytes=400000",  # too little to cache the decoded data set
             "data.prefetch_batches=1",
             "data.shuffle_window_samples=4",
             "data.interleave=8",
@@ -166,14 +166,14 @@ def test_a_run_on_a_bad_day_ends_as_one_on_disk(
         assert digests[0] == digests[1]
         failed = {exchange.fault for exchange in proxy.exchanges}
         assert failed >= {"refuse", "reset", "short", "flip_bit"}
-        # One that waits to try again when the run is over ends by itself.
+        # A retry that is waiting at the end of the run ends by itself.
         wait_until(lambda: not any(t.name.startswith("fetch") for t in threading.enumerate()), "")
 
 
-def test_a_run_on_s3_is_stopped_resumed_and_ends_as_one_on_disk(
+def test_run_on_s3_is_stopped_resumed_and_equals_one_on_disk(
     store: Store, options: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Data and run directory are there; a stop in between makes it read back what it wrote."""
+    """Data and run directory are on S3; after a stop, the run reads back what it wrote."""
     write_digits(store.child("digits"))
     config = load_config("digits", SHORT)
     there = config.model_copy(

@@ -1,4 +1,4 @@
-"""Secrets are planted where a run may take them, and looked for in everything that it leaves."""
+"""Secrets are given to a run in every way, and searched in all of its files and output."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from support import free_port
 
 pytestmark = pytest.mark.storage
 
-# Those that a configuration refers to, by environment variable; nginx asks for the last.
+# By reference to environment variables; nginx requires the last.
 REFERRED = {
     "PLANTED_KEY": "AKIAPLANTED0001",
     "PLANTED_HEADER": "planted-header-0002",
     "PLANTED_SIGNATURE": "s3cr3t",
 }
-# And those that it holds, as one should not.
+# Written out in the configuration, against the documentation.
 LITERAL = {"secret": "planted-secret-0003", "cookie": "planted-cookie-0004"}
 LITERAL |= {
     "password": "planted-password-0005",
@@ -47,10 +47,10 @@ SMALL = [
 def planted(
     moto: Server, nginx: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[str, list[str]]:
-    """The URL of a run, and the options of ``gatdist train`` for it: S3, and data by HTTP."""
+    """Return the URL of a run, and the options of ``gatdist train``: S3, and data by HTTP."""
     for name, value in REFERRED.items():
         monkeypatch.setenv(name, value)
-    # What `inspect` and the like, which take no options, find.
+    # For `inspect` and the like, which have no options.
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", REFERRED["PLANTED_KEY"])
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", LITERAL["secret"])
     monkeypatch.setenv("AWS_ENDPOINT_URL", moto.address)
@@ -72,7 +72,7 @@ def planted(
 
 
 def found_in(content: bytes) -> list[str]:
-    """The secrets that are in it, as they are or encoded."""
+    """Return the secrets that it contains, plain or encoded."""
     secrets = [*REFERRED.values(), *LITERAL.values(), NGINX_USER[1]]
     return [
         secret
@@ -84,7 +84,7 @@ def found_in(content: bytes) -> list[str]:
 
 @pytest.fixture
 def message(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run a command, and give what it printed; no secret is in it."""
+    """Return a function that runs a command and returns its output, which has no secret."""
 
     def run(*arguments: str, status: int = 0) -> str:
         ended = main(list(arguments))
@@ -97,8 +97,8 @@ def message(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Storage that fails is given up soon."""
+def short_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reduce the time for retries."""
     as_it_is = Connection.__init__
 
     def soon(self: Connection, url: str, options: Any, **more: float) -> None:
@@ -107,7 +107,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Connection, "__init__", soon)
 
 
-def test_no_secret_is_in_anything_that_a_run_leaves_or_prints(
+def test_no_secret_is_in_files_or_output_of_a_run(
     planted: tuple[str, list[str]], message: Callable[..., str], tmp_path: Path, session_cache: Path
 ) -> None:
     url, sets = planted
@@ -134,8 +134,8 @@ def test_no_secret_is_in_anything_that_a_run_leaves_or_prints(
     assert b"${env:PLANTED_SIGNATURE}" in written["config.json"], "references are kept"
 
 
-@pytest.mark.usefixtures("impatient")
-def test_no_secret_is_told_when_storage_fails(
+@pytest.mark.usefixtures("short_retries")
+def test_no_secret_is_printed_when_storage_fails(
     planted: tuple[str, list[str]], message: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, sets = planted
@@ -150,7 +150,7 @@ def test_no_secret_is_told_when_storage_fails(
         (f"data.storage_options.password={LITERAL['password']} {LITERAL['password']}", 2),
     ):
         for more in ([], ["--json"]):
-            # aiohttp takes no password beside a header of its own.
+            # aiohttp accepts no password in addition to its own header.
             plain = ["--set", "data.storage_options={}"] if nobody in setting else []
             printed = message(*train, *plain, "--set", setting, *more, status=status)
             assert "planted-sig-7" not in printed

@@ -1,4 +1,4 @@
-"""Secrets are planted in a run under Ray, and looked for in everything that Ray keeps."""
+"""Secrets are given to a run under Ray, and searched in everything that Ray stores."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from support import ray_head
 
 pytestmark = [pytest.mark.storage, pytest.mark.cluster]
 
-# Of the environment, by reference; and written out, as one should not.
+# By reference to the environment; and written out, against the documentation.
 REFERRED = {
     "PLANTED_KEY": "AKIAPLANTED7001",
     "PLANTED_SECRET": "planted-secret-7002",
     "PLANTED_HEADER": "planted-header-7003",
-    "PLANTED_SIGNATURE": "s3cr3t",  # which nginx asks for
+    "PLANTED_SIGNATURE": "s3cr3t",  # which nginx requires
     "PLANTED_HUB": "planted-hub-7004",
 }
 LITERAL = {"cookie": "planted-cookie-7005", "query": "planted-query-7006"}
@@ -46,7 +46,7 @@ SMALL = [
 
 @pytest.fixture
 def ray_folder() -> Iterator[Path]:
-    """Ray's temporary folder. Sockets in it want a short path."""
+    """Ray's temporary folder. Its sockets need a short path."""
     folder = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
@@ -69,7 +69,7 @@ def found_in(content: bytes) -> list[str]:
 
 
 class CommandLines(threading.Thread):
-    """Looks at the command lines of all processes again and again."""
+    """Polls the command lines of all processes."""
 
     def __init__(self) -> None:
         super().__init__(name="command-lines")
@@ -93,7 +93,7 @@ class CommandLines(threading.Thread):
         self.join()
 
 
-def test_no_secret_of_a_run_is_in_what_ray_keeps(
+def test_no_secret_of_a_run_is_stored_by_ray(
     moto: Server,
     nginx: tuple[str, Path],
     head: str,
@@ -129,7 +129,7 @@ def test_no_secret_of_a_run_is_in_what_ray_keeps(
     with CommandLines() as lines:
         ended = run("whole")
         assert ended.returncode == 0, ended.stderr
-        # Workers find a shard gone, and Ray logs what they raise.
+        # Workers find a shard missing, and Ray logs what they raise.
         (root / "signed" / "under-ray" / "shard-000000.tar").unlink()
         failed = run("torn")
         assert failed.returncode == 2

@@ -1,4 +1,4 @@
-"""What servers refuse: what is named, what is tried again, and what the doctor finds of it."""
+"""Rejections by servers: what is named, what is retried, and what the doctor finds."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def store(moto: Server, proxy: Proxy) -> Store:
     return store
 
 
-def test_a_request_with_a_skewed_clock_is_tried_again(store: Store, proxy: Proxy) -> None:
+def test_request_rejected_for_a_skewed_clock_is_retried(store: Store, proxy: Proxy) -> None:
     for act in (
         lambda: store.read("x"),
         lambda: store.publish("y", b"2"),
@@ -45,7 +45,7 @@ def test_a_request_with_a_skewed_clock_is_tried_again(store: Store, proxy: Proxy
         lambda: store.delete_files(["x"]),
     ):
         proxy.faults = [
-            # As to HEAD, which has no body.
+            # As for HEAD, which has no body.
             Fault("refuse", methods=("HEAD",), status=403, headers={"Date": formatdate(0)}),
             Fault("refuse", methods=("GET", "PUT", "DELETE"), status=403, body=SKEWED),
         ]
@@ -54,7 +54,7 @@ def test_a_request_with_a_skewed_clock_is_tried_again(store: Store, proxy: Proxy
         assert any(exchange.fault for exchange in proxy.exchanges)
 
 
-def test_a_clock_that_stays_skewed_is_named(moto: Server, store: Store, proxy: Proxy) -> None:
+def test_lasting_clock_skew_is_named(moto: Server, store: Store, proxy: Proxy) -> None:
     hurried = Store(store.url, moto.options(proxy.url), retry_budget_s=0.3)
     proxy.faults = [Fault("refuse", status=403, body=SKEWED, requests=ALWAYS)]
     with pytest.raises(StorageUnavailableError) as raised:
@@ -62,9 +62,7 @@ def test_a_clock_that_stays_skewed_is_named(moto: Server, store: Store, proxy: P
     assert raised.value.exit_status == 75
 
 
-def test_a_bucket_without_list_bucket_answers_403_for_absent_keys_and_is_named(
-    store: Store, proxy: Proxy
-) -> None:
+def test_403_for_missing_keys_without_list_permission_is_named(store: Store, proxy: Proxy) -> None:
     proxy.faults = [
         Fault("refuse", methods=("GET", "HEAD"), path="*absent", status=403, body=DENIED,
               requests=ALWAYS)
@@ -75,7 +73,7 @@ def test_a_bucket_without_list_bucket_answers_403_for_absent_keys_and_is_named(
             act("absent")
 
 
-def test_a_copy_of_s3_that_rejects_checksums_names_the_setting(store: Store, proxy: Proxy) -> None:
+def test_s3_server_that_rejects_checksums_names_the_setting(store: Store, proxy: Proxy) -> None:
     body = (
         "<Error><Code>NotImplemented</Code><Message>Header x-amz-checksum-crc32</Message></Error>"
     )
@@ -92,10 +90,10 @@ def look(url: str, options: dict[str, Any]) -> doctor.StorageInfo:
         return doctor.look(marker)
 
 
-# aiohttp's, of 1 MB and more, which it then sends in pieces
+# aiohttp warns about bodies above 1 MB, which it sends in pieces
 @pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
 @pytest.mark.parametrize("server", ["moto", "gcs", "azurite", "s3rver", "local", "memory"])
-def test_the_doctor_does_all_that_a_run_does_and_deletes_exactly_that(
+def test_doctor_does_all_that_a_run_does_and_deletes_exactly_that(
     server: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     if server in ("local", "memory"):
@@ -113,7 +111,7 @@ def test_the_doctor_does_all_that_a_run_does_and_deletes_exactly_that(
     assert list(store.find()) == mine
 
 
-def test_the_doctor_passes_where_only_bulk_deletes_are_refused(moto: Server, proxy: Proxy) -> None:
+def test_doctor_passes_if_only_bulk_deletes_are_rejected(moto: Server, proxy: Proxy) -> None:
     url = moto.new_bucket()
     proxy.faults = [
         Fault("refuse", path="/bucket-*", methods=("POST",), status=400, requests=(0, 1))
@@ -145,7 +143,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("what", FAULTS)
-def test_the_doctor_detects_what_would_end_a_run_and_cleans_up(
+def test_doctor_detects_what_would_end_a_run_and_cleans_up(
     moto: Server, proxy: Proxy, what: str
 ) -> None:
     url = moto.new_bucket()

@@ -1,4 +1,4 @@
-"""Telemetry on a real object store: how much is sent, what a rejection or a kill leaves."""
+"""Telemetry on a real object store: upload volume, and the effects of rejections and kills."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def proxy(moto: Server) -> Iterator[Proxy]:
 
 
 @pytest.fixture
-def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Retry for half a second where 10 s are usual."""
+def short_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retry for half a second instead of 10 s."""
     for module in (event_files, metrics, uploads):
         monkeypatch.setattr(module, "RETRY_BUDGET_S", 0.5)
 
@@ -84,7 +84,7 @@ def show(monitor: Monitor, samples_seen: int) -> None:
 
 
 def events(store: Store, folder: Path) -> EventAccumulator:
-    """What TensorBoard's own reader finds."""
+    """Return what TensorBoard's own reader finds."""
     folder.mkdir()
     for name in store.list("tensorboard"):
         (folder / name).write_bytes(store.read(f"tensorboard/{name}"))
@@ -137,7 +137,7 @@ def test_telemetry_segments_are_bounded_in_number(tmp_path: Path) -> None:
     store.delete("")
 
 
-@pytest.mark.usefixtures("hurry")
+@pytest.mark.usefixtures("short_retries")
 @pytest.mark.parametrize("status", [503, 500, 403, 429])
 def test_telemetry_rejected_for_long_is_uploaded_at_the_next_interval(
     moto: Server, proxy: Proxy, bucket: str, tmp_path: Path, status: int
@@ -170,12 +170,12 @@ def test_telemetry_rejected_for_long_is_uploaded_at_the_next_interval(
     assert steps(events(store, tmp_path / "events")) == expected
 
 
-@pytest.mark.usefixtures("hurry")
+@pytest.mark.usefixtures("short_retries")
 @pytest.mark.parametrize("lasts", [True, False])
-def test_telemetry_rejected_never_ends_a_run(
+def test_telemetry_rejection_never_ends_a_run(
     moto: Server, proxy: Proxy, bucket: str, lasts: bool
 ) -> None:
-    """If it lasts until the end, one warning says what is missing, and a resume restores it."""
+    """If it lasts until the end, one warning names what is missing, and a resume restores it."""
     store = through(proxy, moto, bucket, retry_budget_s=1.0)
     message: list[tuple[str, dict[str, Any]]] = []
 
@@ -212,7 +212,7 @@ def test_telemetry_rejected_never_ends_a_run(
 
 
 def inspect_last(store: Store) -> int:
-    """By the function that the command ``inspect`` calls."""
+    """Return the last line, by the function that the command ``inspect`` calls."""
     from gatdist.runs.inspection import _run
 
     last = _run(store)["last_log"]
