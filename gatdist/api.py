@@ -258,8 +258,8 @@ def evaluate(
     """Measure the averaged generator of a run, or samples generated elsewhere.
 
     If you trained the run on this machine, its own configuration locates the data. For a run of
-    somebody else, only data beside the run (same server or bucket) is used; name everything else in
-    ``overrides``.
+    somebody else, only data next to the run (same server or bucket) is used; name everything else
+    in ``overrides``.
 
     Args:
         run: a run directory; with ``against``, also generated samples: a folder or zip of files, or
@@ -397,7 +397,7 @@ def pack(
         address: of a Ray cluster; ``local`` starts one here; "" works without Ray.
         strict: raise an error that names the samples that can't be packed.
         dry_run: plan only; write nothing.
-        allowed_origins: servers, buckets and folders that a list may name beside its own, such as
+        allowed_origins: servers, buckets and folders that a list may name besides its own, such as
             ``https://images.example`` or ``/data/images``. Nothing else is read, and servers get
             no credentials.
 
@@ -472,7 +472,7 @@ def index(
 
     Args:
         source: the folder of the shards, at any fsspec URL.
-        out: folder for the indexes and the manifest; None: beside the shards.
+        out: folder for the indexes and the manifest; None: next to the shards.
         extension: of each sample's file, such as ``jpg``; None detects it.
         labels: source of each sample's class: an extension (``cls``, ``txt``), a field of its JSON
             file (``json:FIELD``) or ``none``; None takes ``cls`` if present.

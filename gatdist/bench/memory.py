@@ -16,7 +16,7 @@ from gatdist.bench.cases import Case
 
 
 class Memory(NamedTuple):
-    """Memory kept from step to step, and the peak of a step beside it, gradients included."""
+    """Memory kept from step to step, and the additional peak of a step, gradients included."""
 
     state_bytes: int
     peak_bytes: int

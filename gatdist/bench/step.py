@@ -185,7 +185,7 @@ def _notes(found: Mapping[str, Any]) -> list[str]:
     notes = [
         "Ratios are medians over the rounds, with the lowest and the highest: × bare of speeds,",
         "CPU × bare of CPU time (user + system) per step, which varies less on a busy machine.",
-        "Memory: peak of a step beside weights, optimizers, EMA and batch.",
+        "Memory: peak of a step in addition to weights, optimizers, EMA and batch.",
     ]
     notes += [
         f"{row['size']}: canonical runs at {row['ratio_to_fast']:.3f} × fast."

@@ -65,7 +65,7 @@ def _add_pack(commands: Any) -> None:
         source,
         "--allow-origin",
         "URL",
-        "a server, bucket or local folder that a list may name beside its own, such as "
+        "a server, bucket or local folder that a list may name besides its own, such as "
         "https://images.example or /data/images",
     )
     text = "approximate size of a shard (default: 256MB)"

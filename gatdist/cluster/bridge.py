@@ -1,4 +1,4 @@
-"""Messages between the driver and its workers, through an actor beside the driver."""
+"""Messages between the driver and its workers, through an actor on the driver's node."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class Mailbox:
 class Bridge:
     """A handle to a :class:`Mailbox` for one launch, which can be sent to workers.
 
-    Without an ``actor``, it starts a mailbox beside the driver.
+    Without an ``actor``, it starts a mailbox on the driver's node.
     """
 
     def __init__(self, actor: Any = None, launch: int = 0) -> None:

@@ -67,7 +67,7 @@ def connected(
         runtime_env: Ray runtime environment of the workers. Ray logs it: it holds no secrets.
 
     Raises:
-        ClusterError: the address does not answer or rejects our token, or Ray does not start.
+        ClusterError: the address does not answer or rejects the token, or Ray does not start.
     """
     given = dict(runtime_env or {})
     runtime = given | {"env_vars": _environment(given.get("env_vars", {}))}
@@ -172,7 +172,7 @@ def reachable(address: str) -> str:
     """Return HOST:PORT of a cluster that answers and accepts our token; ``auto`` if there is none.
 
     Raises:
-        ClusterError: nobody answers there, or the cluster rejects our token.
+        ClusterError: nobody answers there, or the cluster rejects the token.
     """
     if address == "auto":
         try:
@@ -199,7 +199,7 @@ def _require_answer(address: str) -> None:
 
 
 def _require_token(address: str) -> None:
-    """Raise at once if the cluster rejects our token; Ray itself would retry for 20 s."""
+    """Raise at once if the cluster rejects the token; Ray itself would retry for 20 s."""
     try:
         with create_gcs_channel(address) as channel:
             gcs = NodeInfoGcsServiceStub(channel)  # type: ignore[no-untyped-call]
@@ -208,7 +208,7 @@ def _require_token(address: str) -> None:
         raise _token_rejected(address, "none is set here") from error
     except grpc.RpcError as error:
         if error.code() is grpc.StatusCode.UNAUTHENTICATED:
-            raise _token_rejected(address, "rejects ours") from None
+            raise _token_rejected(address, "rejects this one") from None
         # ray.init raises the others.
 
 

@@ -384,6 +384,6 @@ def shown_path(url: str) -> str:
 
 def tensorboard_command(run_dir: str) -> str:
     """The command that shows a run's curves, also where this environment is not activated."""
-    beside = Path(sys.executable).parent / "tensorboard"
-    name = "tensorboard" if shutil.which("tensorboard") else shown_path(str(beside))
+    installed = Path(sys.executable).parent / "tensorboard"
+    name = "tensorboard" if shutil.which("tensorboard") else shown_path(str(installed))
     return shlex.join([name, "--logdir", shown_path(run_dir)])

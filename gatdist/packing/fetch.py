@@ -239,13 +239,13 @@ def require_allowed(listing: Listing, stores: Sequence[Store], allowed: Sequence
     """
     known = {listing.store.origin, *(origin(expand_env(url)) for url in allowed)} - {LOCAL}
     folders = local_folders([listing.store, *stores], allowed)
-    ours = tuple(f"{store.url}/" for store in stores)
+    known_folders = tuple(f"{store.url}/" for store in stores)
     found: Counter[str] = Counter()
     for entry in listing.entries:
         for content in (entry.content, *(content for _, content in entry.others)):
             if isinstance(content, str):
                 continue
-            if content.file.startswith(ours) and ".." not in content.file.split("/"):
+            if content.file.startswith(known_folders) and ".." not in content.file.split("/"):
                 continue
             place = _place(content, listing.store, folders)
             if place and place not in known:

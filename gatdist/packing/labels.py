@@ -10,7 +10,7 @@ from gatdist.data.codecs.labels import MAX_CLASSES, Label, normalized
 from gatdist.packing.entries import Entry, Skipped, printable
 
 _OTHER = "Name another column with --labels, or use --labels none"
-# Files beside the folders of classes are strays if they are at most one in so many.
+# Files next to the class folders are strays if they are at most one in this many.
 _STRAYS = 10
 
 
@@ -19,28 +19,28 @@ def folder_classes(
 ) -> tuple[list[str | None], list[int]]:
     """Return the class of each file, None without one, and the indices of strays.
 
-    A class is the first folder of the path in which the files differ. A few files beside the
+    A class is the first folder of the path in which the files differ. A few files next to the
     folders are strays. Without folders that differ, there are no classes. If ``requested``, even a
     single folder is a class, with any number of strays.
 
     Raises:
-        DataError: too many files are beside the folders to be strays; or folders are requested, and
+        DataError: too many files next to the folders to be strays; or folders are requested, and
             there are none.
     """
     parts = [name.split("/") for name in names]
     inside, strays, depth = list(range(len(parts))), list[int](), 0
     while inside:
-        beside = [i for i in inside if len(parts[i]) == depth + 1]
+        next_to = [i for i in inside if len(parts[i]) == depth + 1]
         inside = [i for i in inside if len(parts[i]) > depth + 1]
-        strays += beside
+        strays += next_to
         folders = {parts[i][depth] for i in inside}
-        if len(folders) > 1 or (requested and folders and beside):
+        if len(folders) > 1 or (requested and folders and next_to):
             if not requested and len(strays) > max(len(folders), len(inside) // _STRAYS):
                 raise DataError(
                     "--labels",
                     f"{len(inside)} files are in {len(folders)} folders, such as {min(folders)}, "
-                    f"and {len(strays)} beside them, such as {min(names[i] for i in strays)}",
-                    hint="Use --labels folders to skip those beside, or --labels none to pack all",
+                    f"and {len(strays)} next to them, such as {min(names[i] for i in strays)}",
+                    hint="Use --labels folders to skip these, or --labels none to pack all",
                 )
             chosen = {i: parts[i][depth] for i in inside}
             return [chosen.get(i) for i in range(len(names))], strays

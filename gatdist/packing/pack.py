@@ -286,10 +286,10 @@ def _noted(request: Request, dest: Store) -> dict[str, Any] | None:
         raise DataError(f"{dest.url}/{PLAN}", "is not the plan of a packing", hint=hint) from None
     if noted["fingerprint"] is None:  # nothing was packed yet
         return None
-    ours = _settings(request)
-    for key in sorted(ours.keys() | theirs.keys()):
-        if ours.get(key) != theirs.get(key):
-            rule = f"holds another packing, with {key} {theirs.get(key)}, not {ours.get(key)}"
+    requested = _settings(request)
+    for key in sorted(requested.keys() | theirs.keys()):
+        if requested.get(key) != theirs.get(key):
+            rule = f"holds another packing, with {key} {theirs.get(key)}, not {requested.get(key)}"
             raise DataError(dest.url, rule, hint=hint)
     return noted
 

@@ -300,8 +300,8 @@ class Checkpoints:
             # The manifest first: a partly deleted folder is no checkpoint.
             listed = self._manifest_of(name).get("files", {})
             self.store.delete_files([f"{name}/{MANIFEST}"])
-        ours = listed.__contains__ if listed else FILE.fullmatch
-        gone = [file for file in files if ours(unfinished(file) or file)]
+        is_checkpoint_file = listed.__contains__ if listed else FILE.fullmatch
+        gone = [file for file in files if is_checkpoint_file(unfinished(file) or file)]
         self.store.delete_files([f"{name}/{file}" for file in gone])
         self._manifests.pop(name, None)
 

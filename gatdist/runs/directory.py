@@ -230,7 +230,7 @@ def adopted(
 
     A configuration names URLs, with references to the environment, and programs. It is the user's
     own if a run with it was trained here: its digest is in the user's cache folder. Of somebody
-    else's, only data beside the run and the user's ``overrides`` (``section.key=value``) are used;
+    else's, only data next to the run and the user's ``overrides`` (``section.key=value``) are used;
     what else it names raises ConfigError, whose hint says how to allow it.
     """
     values = config.model_dump(mode="json")

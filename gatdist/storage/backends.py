@@ -143,8 +143,8 @@ def _http_options(url: str, options: Options, stall_s: float) -> Options:
     from yarl import URL
 
     drop_headers = _DropHeaders(str(URL(url).origin()))
-    ours = {"middlewares": (drop_headers, _raise_refusals), "timeout": _limits(stall_s)}
-    return options | {"client_kwargs": ours | options.get("client_kwargs", {})}
+    defaults = {"middlewares": (drop_headers, _raise_refusals), "timeout": _limits(stall_s)}
+    return options | {"client_kwargs": defaults | options.get("client_kwargs", {})}
 
 
 _HARMLESS = {"host", "accept", "accept-encoding", "range"}

@@ -229,7 +229,7 @@ def _own_answer(error: BaseException) -> Answer | None:
         code, message = str(message.get("Code", "")), str(message.get("Message", ""))
         headers = _lower(metadata.get("HTTPHeaders"))
         return Answer(metadata.get("HTTPStatusCode", 0), code, f"{code}: {message}", headers)
-    for name in ("status", "status_code"):  # aiohttp's and ours, Azure's
+    for name in ("status", "status_code"):  # aiohttp's and gatdist's, Azure's
         status = getattr(error, name, None)
         if isinstance(status, int):
             headers = _lower(getattr(error, "headers", getattr(response, "headers", None)))

@@ -52,8 +52,8 @@ class Interrupts:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            ours = [n for n in _SIGNALS if n != signal.SIGHUP or not _ignored(n)]
-            self._old = {number: signal.signal(number, self._handle) for number in ours}
+            handled = [n for n in _SIGNALS if n != signal.SIGHUP or not _ignored(n)]
+            self._old = {number: signal.signal(number, self._handle) for number in handled}
         return self
 
     def renew(self) -> None:

@@ -67,7 +67,7 @@ def look(
 
     Args:
         address: By which other hosts reach it.
-        folders: Folders that need disk space, by name, beside the cache and the temporary folder.
+        folders: Folders that need disk space, by name, besides the cache and the temporary folder.
         for_ray: Whether training would start Ray here.
         num_ray_gpus: Number of GPUs that the host's Ray gives to workers; None without a Ray.
     """

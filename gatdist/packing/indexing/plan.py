@@ -245,7 +245,7 @@ def _modality(request: Request, found: Counter[str]) -> str | None:
             raise ConfigError("--extension", rule, value=request.extension)
         return fitting[0] if request.extension in found else None
     counts = {name: sum(found[c] for c in MODALITIES[name].components) for name in known}
-    # Texts beside images and audio are captions.
+    # Texts next to images and audio are captions.
     best = max((name for name in known if name != "text"), key=lambda name: counts[name])
     best = best if counts[best] else "text"
     return best if counts[best] else None

@@ -34,7 +34,7 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "text": (".txt",),
 }
 
-# Files beside a sample that indicate WebDataset; others, such as .xmp, do not.
+# Files next to a sample that indicate WebDataset; others, such as .xmp, do not.
 _COMPANIONS = ("cls", "json")
 
 

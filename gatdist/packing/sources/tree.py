@@ -114,7 +114,7 @@ def _labels(
     requested = selection.labels == "folders"
     classes, strays = folder_classes([plain_path(name) for name in names], requested=requested)
     for i in sorted(strays, reverse=True):
-        listing.skipped.append((names.pop(i), "is beside the folders of the classes"))
+        listing.skipped.append((names.pop(i), "is next to the class folders"))
         classes.pop(i)
     labels, listing.class_names = named(classes)
     return labels
