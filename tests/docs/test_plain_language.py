@@ -18,7 +18,8 @@ def test_no_expression_with_a_standard_term_is_used() -> None:
     [
         ("The doctor tells of it.", ["tells"]),
         ("a bad step moves nobody, and is BORNE", ["moves nobody", "BORNE"]),
-        ("two halves of the real data, intelligible, retold, amended", []),
+        ("def test_a_verdict_that_moves_nobody(", ["verdict", "moves_nobody"]),
+        ("two halves of the real data, intelligible, retold, amended, file.tell()", []),
     ],
 )
 def test_whole_words_are_found(
