@@ -235,11 +235,11 @@ def peak_bytes(device: torch.device, build: Callable[[], Case]) -> int:
 def table(found: dict[str, Any]) -> str:
     lines = []
     for row in found["correctness"]:
-        verdict = {True: "ok", False: "WRONG", None: "skipped"}[row["ok"]]
+        outcome = {True: "ok", False: "WRONG", None: "skipped"}[row["ok"]]
         message = row.get("reason") or f"error {row['error']:.2g}, at most {row['tolerance']:.2g}"
         if "speedup" in row:
             message += f"; {row['speedup']:.2f} times as fast"
-        lines.append(f"{verdict:9} {row['name']:44} {message}")
+        lines.append(f"{outcome:9} {row['name']:44} {message}")
     lines.append("")
     lines += [
         f"{row['size']:14} {row['name']:24} {row['samples_per_s']:10.0f} samples/s  × bare "

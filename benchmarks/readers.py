@@ -214,7 +214,7 @@ def images(num: int, size: int, seed: int = 0) -> Iterator[bytes]:
 
 def image_folder(num: int, size: int, num_shards: int) -> Path:
     """Return a data set of random images in the cache folder, written on first use."""
-    path = cache_folder() / "benchmarks" / f"pictures-v1-{size}-{num}-{num_shards}-0"
+    path = cache_folder() / "benchmarks" / f"images-v1-{size}-{num}-{num_shards}-0"
     if not (path / "manifest.json").exists():
         made = images(num, size)
         bounds = [num * i // num_shards for i in range(num_shards + 1)]

@@ -151,8 +151,8 @@ def _step(found: Found) -> list[Line]:
     lines = []
     for name in ("alternating", "alternating_bfloat16", "one_stage_bfloat16"):
         row = rows[name]
-        beside = f" ({', '.join(peers)})" if name == "alternating" and peers else ""
-        value = f"{_number(row['ratio_to_bare'])} × a hand-written float32 loop{beside}"
+        peer_ratios = f" ({', '.join(peers)})" if name == "alternating" and peers else ""
+        value = f"{_number(row['ratio_to_bare'])} × a hand-written float32 loop{peer_ratios}"
         if "cpu_to_bare" in row:
             value += f"; {_number(row['cpu_to_bare'])} × its CPU time"
         what = f"throughput of a step, DCGAN-64, {_spaced(name)}, one process"

@@ -32,7 +32,7 @@ from gatdist.common import position
 imported, folder, noted = time.time(), pathlib.Path(__file__).parent, []
 dies_at = []
 
-def born():
+def started():
     stat = pathlib.Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     up_s = float(pathlib.Path("/proc/uptime").read_text().split()[0])
     return time.time() - up_s + int(stat[19]) / os.sysconf("SC_CLK_TCK")
@@ -45,7 +45,8 @@ def beat():
     here, now = position.here, time.time()
     if not noted:
         about = {"attempt": here.attempt, "rank": here.rank, "pid": os.getpid()}
-        about |= {"host": socket.gethostname(), "born": born(), "imported": imported, "ready": now}
+        about |= {"host": socket.gethostname(), "started": started()}
+        about |= {"imported": imported, "ready": now}
         write("workers.jsonl", json.dumps(about))
     if here.rank == 0 and (len(noted) < 3 or now - noted[-1] > 0.2):
         noted.append(now)
@@ -83,7 +84,7 @@ class Worker(NamedTuple):
     rank: int
     pid: int
     host: str
-    born: float
+    started: float
     imported: float
     ready: float
 
@@ -208,8 +209,8 @@ def lives(worker: Worker) -> bool:
         up_s = float(Path("/proc/uptime").read_text().split()[0])
     except (OSError, IndexError):
         return False
-    born = time.time() - up_s + int(words[19]) / os.sysconf("SC_CLK_TCK")
-    return words[0] not in "ZX" and abs(born - worker.born) < 1
+    started = time.time() - up_s + int(words[19]) / os.sysconf("SC_CLK_TCK")
+    return words[0] not in "ZX" and abs(started - worker.started) < 1
 
 
 def _beat(line: str) -> Beat:

@@ -67,7 +67,7 @@ def spawn(
         processes = []
         try:
             for rank in range(world_size):
-                ours, theirs = context.Pipe(duplex=False)
+                receiver, sender = context.Pipe(duplex=False)
                 process = context.Process(
                     target=_member,
                     args=(
@@ -75,16 +75,16 @@ def spawn(
                         world_size,
                         f"{folder}/rendezvous",
                         timeout_s,
-                        theirs,
+                        sender,
                         dict(os.environ),
                         function,
                         args,
                     ),
                 )
                 process.start()
-                theirs.close()  # so that the pipe ends when the process dies
+                sender.close()  # so that the pipe ends when the process dies
                 processes.append(process)
-                ranks[ours] = rank
+                ranks[receiver] = rank
             results = _results(ranks, deadline)
             for process in processes:
                 process.join(10)

@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "memory": run(memory, str(folder), given.num)[0],
         "order": run(order)[0],
         "packing": packing(folder, resolution, given.rounds),
-        "num_pictures": given.num,
+        "num_images": given.num,
         "skipped": skipped,
     }
     save(given.out, result, threads=given.threads)

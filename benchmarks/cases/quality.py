@@ -139,7 +139,7 @@ def train(preset: str, name: str, seed: int, more: list[str]) -> dict[str, Any]:
         "seed": seed,
         "settings": settings,
         "status": done.returncode,
-        "told": done.stderr[-300:] if done.returncode else "",
+        "stderr": done.stderr[-300:] if done.returncode else "",
         "seconds": seconds,
         "ratios": [
             (t["samples_seen"], t["metric/fid_over_real_split"])

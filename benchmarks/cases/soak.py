@@ -191,7 +191,7 @@ class Soak:
                 for beat in thinned(beats)
             ],
             "attempts": self.train.attempts(),
-            "told": [
+            "messages": [
                 [round(at - result["began"], 1), line]
                 for at, line in self.train.messages
                 if "samples/s" not in line and ("warning" in line or ": going on" in line)
@@ -364,8 +364,8 @@ def calm_step_s(
     for before, beat in itertools.pairwise(thinned(beats, 5.0)):
         since, until_s = before.time_s - began, beat.time_s - began
         calm = not any(a < until_s and since < b for a, b in broken)
-        alike = before.attempt == beat.attempt and sizes.get(beat.attempt) == 2
-        if calm and alike and until_s - since >= 5 and beat.step > before.step:
+        comparable = before.attempt == beat.attempt and sizes.get(beat.attempt) == 2
+        if calm and comparable and until_s - since >= 5 and beat.step > before.step:
             taken.append((until_s - since) / (beat.step - before.step))
     return median(taken) if taken else None
 

@@ -126,7 +126,7 @@ def measure(place: Place, rounds: int, threads: int) -> dict[str, Any]:
         digests = {epoch["digest"] for name in epochs for epoch in epochs[name]}
         found["same_sequence"] = len(digests) == 1
     found["cache"] = [_shared_cache(place, ranks) for ranks in (2, 4)]
-    return found | {"num_pictures": place.num}
+    return found | {"num_images": place.num}
 
 
 def take_turns(

@@ -36,7 +36,7 @@ def families_dir(tmp_path_factory):
     unmeasured = {"evaluate": {"metrics": []}}
     clips = small_config(folder / "tones", AUDIO | unmeasured)
     texts = small_config(folder / "words", TEXT | unmeasured, vocabulary="abc")
-    gatdist.train(clips, f"{folder}/runs/sounds", local=True)
+    gatdist.train(clips, f"{folder}/runs/clips", local=True)
     gatdist.train(texts, f"{folder}/runs/texts", local=True)
     return folder / "runs"
 

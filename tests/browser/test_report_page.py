@@ -112,14 +112,14 @@ def test_report_is_readable_in_light_and_dark_wide_and_narrow(opened, run_dir, w
 
 
 def test_audio_plays_and_texts_are_shown(opened, families_dir):
-    page = opened(families_dir / "sounds")
+    page = opened(families_dir / "clips")
     seconds = 16 * (LENGTH / RATE + 0.25)
     durations = "[...document.querySelectorAll('audio')].map(a => a.duration)"
     found = wait_until(
         lambda: all(page.run_script(durations)) and page.run_script(durations), "the audio"
     )
     assert found == pytest.approx([seconds] * 4, abs=0.01)
-    page.screenshot("sounds")
+    page.screenshot("audio")
     page.require_self_contained()
     page = opened(families_dir / "texts")
     texts = page.run_script(

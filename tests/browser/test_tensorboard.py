@@ -160,7 +160,7 @@ def test_compared_curves_share_a_chart(page, fetch):
         for category in json.loads(fetch("data/plugin/custom_scalars/layout"))["category"]
     }
     assert list(groups) == ["Players", "Metrics", "Health", "Time", "Data", "Scaling"]
-    assert groups["Metrics"][0] == "fid", "which came after the first tick"
+    assert groups["Metrics"][0] == "fid", "which came after the first log"
     page.open("custom_scalars")
     charts = ("tf-custom-scalar-multi-line-chart-card",)
 

@@ -48,7 +48,7 @@ def infinite(real, fake):
     return fake * (float("inf") if len(fake) > 4 else 1.0)
 register_loss("infinite", Loss(infinite, lambda r, f: -f))
 """
-TELLS = """
+REPORTS = """
 import sys, time
 import ray
 from gatdist.cluster.metrics import Metrics
@@ -199,8 +199,8 @@ def test_prometheus_scrapes_the_run(undisturbed):
 
 
 def test_past_alarm_is_0_and_nonfinite_loss_is_removed(ray_address, ray_metrics_url, tmp_path):
-    (tmp_path / "tells.py").write_text(TELLS)
-    message = subprocess.Popen([sys.executable, "tells.py", ray_address], cwd=tmp_path)
+    (tmp_path / "reports.py").write_text(REPORTS)
+    process = subprocess.Popen([sys.executable, "reports.py", ray_address], cwd=tmp_path)
     try:
         found = wait_until(
             lambda: (
@@ -209,11 +209,11 @@ def test_past_alarm_is_0_and_nonfinite_loss_is_removed(ray_address, ray_metrics_
                 and "ray_gatdist_loss_generator" not in found
                 and found
             ),
-            "the second tick, in which no loss was finite",
+            "the second log interval, without a finite loss",
         )
     finally:
-        message.kill()
-        message.wait()
+        process.kill()
+        process.wait()
     assert found["ray_gatdist_health_collapse"] == 0
     assert found["ray_gatdist_metric_fid"] == 3, "of the last evaluation"
     assert found["ray_gatdist_time_data_seconds"] == 0.25
@@ -242,7 +242,7 @@ def test_ctrl_c_checkpoints_on_all_workers_and_rerun_ends_with_same_digest(
     undisturbed, folder, ray_address, run_gatdist
 ):
     process = start(folder, ray_address)
-    wait_until((folder / "run/metrics.jsonl").exists, "the first tick", timeout_s=300)
+    wait_until((folder / "run/metrics.jsonl").exists, "the first log interval", timeout_s=300)
     os.killpg(process.pid, signal.SIGINT)  # like a terminal: to the whole foreground process group
     status, _, errors = finish(process)
     assert status == 75, errors

@@ -23,8 +23,8 @@ pytestmark = pytest.mark.cluster
 PLUGIN = """
 import json, os, pathlib
 if "SEEN" in os.environ:
-    import beside_in_working_dir
-    seen = {"file": __file__, "plain": os.environ["PLAIN"], "beside": beside_in_working_dir.VALUE}
+    import module_in_working_dir
+    seen = {"file": __file__, "plain": os.environ["PLAIN"], "module": module_in_working_dir.VALUE}
     pathlib.Path(os.environ["SEEN"], str(os.getpid())).write_text(json.dumps(seen))
 """
 
@@ -87,7 +87,7 @@ def test_runtime_env_and_plugins_are_shipped(ray_address: str, tmp_path: Path) -
     (tmp_path / "plugin.py").write_text(PLUGIN)
     for name in ("working", "seen", "hidden"):
         (tmp_path / name).mkdir()
-    (tmp_path / "working" / "beside_in_working_dir.py").write_text("VALUE = 'shipped'\n")
+    (tmp_path / "working" / "module_in_working_dir.py").write_text("VALUE = 'shipped'\n")
     variables = f'PLAIN="reached", SEEN="{tmp_path}/seen"'
     sets = [
         *("run.total_samples=32", "run.global_batch=16", "run.log_every_samples=16"),
@@ -110,5 +110,5 @@ def test_runtime_env_and_plugins_are_shipped(ray_address: str, tmp_path: Path) -
     message = [json.loads(path.read_text()) for path in (tmp_path / "seen").iterdir()]
     assert len(message) >= 2
     for one in message:
-        assert (one["plain"], one["beside"]) == ("reached", "shipped")
+        assert (one["plain"], one["module"]) == ("reached", "shipped")
         assert not one["file"].startswith(hidden)

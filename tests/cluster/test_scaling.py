@@ -22,14 +22,14 @@ import os, signal, sys
 from gatdist.cluster.groups import groups
 from gatdist.common.errors import WorkerLostError
 
-def die(comm, tell, interface):
-    tell("about to die")
+def die(comm, report, interface):
+    report("about to die")
     comm.any(False)
     if comm.rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     comm.any(False)
 
-def rank(comm, tell, interface):
+def rank(comm, report, interface):
     return comm.rank
 
 def main():
@@ -37,9 +37,9 @@ def main():
         try:
             group.together(2, die)
         except WorkerLostError as error:
-            told = str(error)
+            message = str(error)
         ranks, _ = group.together(2, rank)
-    print(told, ranks)
+    print(message, ranks)
 """
 
 

@@ -160,7 +160,7 @@ def the_driver_is_protected(resources: Sequence[Resource]) -> Iterator[Finding]:
         head = cluster["headGroupSpec"]
         if head.get("rayStartParams", {}).get("num-cpus") != "0":
             field = f"{path}.headGroupSpec.rayStartParams.num-cpus"
-            yield resource.finding(field, 'must be "0": no worker beside the driver')
+            yield resource.finding(field, 'must be "0": no worker next to the driver')
         notes = head["template"].get("metadata", {}).get("annotations", {})
         evict = "cluster-autoscaler.kubernetes.io/safe-to-evict"
         if notes.get(evict) != "false":
@@ -231,7 +231,7 @@ def _drains(pod: Pod) -> Iterator[Finding]:
     path, container = next(pod.containers())
     hook = container.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", [])
     if hook[:4] != ["python", "-m", "gatdist.cluster.drain", "--within"] or len(hook) != 5:
-        yield pod.resource.finding(f"{path}.lifecycle.preStop", "must tell Ray of the host's end")
+        yield pod.resource.finding(f"{path}.lifecycle.preStop", "must drain the host's Ray")
     elif float(hook[4]) + 10 > pod.spec.get("terminationGracePeriodSeconds", 30):
         yield pod.resource.finding(
             f"{pod.path}.terminationGracePeriodSeconds", f"is too short for --within {hook[4]}"

@@ -48,7 +48,7 @@ def errors_in(text: str) -> list[str]:
     if f"ARG VERSION={gatdist.__version__}" not in text:
         found.append(f"ARG VERSION: must be {gatdist.__version__}")
     if "torch==" + locked("torch") not in text:
-        found.append("comment: tells of another torch than requirements.lock")
+        found.append("comment: names another torch than requirements.lock")
     for name, value in given:
         if name == "RUN" and "pip install" in value and "--no-cache-dir" not in value:
             found.append(f"RUN {value[:40]}: keeps pip's cache")

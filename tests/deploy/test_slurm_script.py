@@ -57,8 +57,8 @@ def message(text: str) -> list[str]:
     for words, why in {
         "export RAY_AUTH_MODE=token": "anyone could run code on the nodes",
         "umask 077": "the token could be read by all",
-        "RAY_USAGE_STATS_ENABLED=0": "Ray would tell of its use",
-        "-eq 75": "status 75 must be tried again",
+        "RAY_USAGE_STATS_ENABLED=0": "Ray would send usage statistics",
+        "-eq 75": "status 75 must be retried",
     }.items():
         if words not in text:
             found.append(f"train.sbatch: {words}: is missing: {why}")

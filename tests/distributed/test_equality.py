@@ -440,15 +440,15 @@ def saturate_on_one_worker(comm, folder):
         return Scores(scores.samples, scores.logits + far)
 
     Game.discriminate = saturated
-    message = []
+    events = []
     overrides = ["game.update_rule=one_stage", "run.total_samples=480", "run.log_every_samples=48"]
     run(
         load_config("digits", SMALL + overrides),
         comm,
         Store(folder),
-        emit=lambda kind, fields: message.append((kind, fields.get("message"))),
+        emit=lambda kind, fields: events.append((kind, fields.get("message"))),
     )
-    return [message for kind, message in message if kind == "note"]
+    return [message for kind, message in events if kind == "note"]
 
 
 def test_fallback_on_one_worker_is_reported_once(tmp_path):

@@ -47,16 +47,16 @@ def config(window: list[int] | None = None, steps: int = STEPS) -> Config:
 
 def trained(comm: Any, folder: str) -> list[str]:
     """Train without a profile, with one, and with one over two attempts; return messages."""
-    message: list[str] = []
+    messages: list[str] = []
 
     def emit(kind: str, fields: dict[str, Any]) -> None:
-        message.append(fields.get("message", ""))
+        messages.append(fields.get("message", ""))
 
     run(config(), comm, Store(f"{folder}/plain"), emit=emit)
     run(config([4, 6]), comm, Store(f"{folder}/profiled"), emit=emit)
     run(config(steps=5), comm, Store(f"{folder}/resumed"), emit=emit)
     run(config([3, 7]), comm, Store(f"{folder}/resumed"), emit=emit)
-    return message
+    return messages
 
 
 @pytest.fixture(scope="module")
@@ -113,12 +113,12 @@ def test_each_worker_writes_a_trace_of_the_steps_with_their_phases(
 
 def test_resumed_run_profiles_the_rest_of_the_window(runs: tuple[Path, list[str]]) -> None:
     """Only the rest of the window [3, 7): the run resumes at step 5."""
-    folder, message = runs
+    folder, messages = runs
     (window,) = (folder / "resumed/profiles").iterdir()
     assert window.name == "steps-000005-000007-attempt-2"
     steps = [name for name in names_in(events(window / "rank-1.pt.trace.json.gz")) if "#" in name]
     assert sorted(s for s in steps if s.startswith("Prof")) == ["ProfilerStep#5", "ProfilerStep#6"]
-    assert any(f" 5 to 6: {window}" in message for message in message)
+    assert any(f" 5 to 6: {window}" in message for message in messages)
 
 
 @pytest.mark.parametrize(
@@ -158,17 +158,17 @@ def test_window_in_the_past_is_rejected(runs: tuple[Path, list[str]]) -> None:
 def test_stopped_run_writes_an_incomplete_profile(
     window: list[int], message: str, tmp_path: Path
 ) -> None:
-    said: list[str] = []
+    messages: list[str] = []
     outcome = run(
         config(window),
         LocalCommunicator(torch.device("cpu")),
         Store(str(tmp_path)),
         should_stop=lambda: here.step == 3,
-        emit=lambda kind, fields: said.append(fields.get("message", "")),
+        emit=lambda kind, fields: messages.append(fields.get("message", "")),
     )
     assert outcome["status"] == "interrupted"
     assert outcome["samples_seen"] == 3 * BATCH
-    assert any(message in message for message in said)
+    assert any(message in text for text in messages)
     traces = [path.parent.name for path in tmp_path.glob("profiles/*/*.gz")]
     assert traces == (["steps-000001-000003-attempt-1"] if window[0] < 3 else [])
 
@@ -176,7 +176,7 @@ def test_stopped_run_writes_an_incomplete_profile(
 def test_failure_to_write_a_profile_does_not_end_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    message: list[str] = []
+    messages: list[str] = []
     publish = Store.publish
 
     def refuse(store: Store, name: str, data: bytes) -> None:
@@ -189,7 +189,7 @@ def test_failure_to_write_a_profile_does_not_end_the_run(
         config([8, 10]),
         LocalCommunicator(torch.device("cpu")),
         Store(str(tmp_path)),
-        emit=lambda kind, fields: message.append(fields.get("message", "")),
+        emit=lambda kind, fields: messages.append(fields.get("message", "")),
     )
     assert outcome["status"] == "finished"
-    assert any("profiles/" in message for message in message)
+    assert any("profiles/" in message for message in messages)

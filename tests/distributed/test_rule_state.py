@@ -88,7 +88,7 @@ def train(comm, limit, resume_at=None):
     )
     state = TrainState(config, comm, (2,), 0)
     rule = state.rule(config)
-    message = []
+    decisions = []
     mine = slice(comm.rank, None, comm.world_size)
     for step in range(STEPS):
         if step == resume_at:
@@ -103,8 +103,8 @@ def train(comm, limit, resume_at=None):
         if step % TICK == TICK - 1:
             rule.reconsider()
         require_equal_replicas(state.tensors(), comm)
-        message.append((rule.given_up, int(rule.tensors["unusable"])))
-    return message, {name: tensor.clone() for name, tensor in state.tensors().items()}
+        decisions.append((rule.given_up, int(rule.tensors["unusable"])))
+    return decisions, {name: tensor.clone() for name, tensor in state.tensors().items()}
 
 
 @pytest.fixture
@@ -116,20 +116,20 @@ def on_a_device(monkeypatch):
 def test_rule_state_of_one_worker_is_decided_by_all(workers, on_a_device):
     """One fake in 24, on one worker, makes all fall back at the same log, as one worker would."""
     limit, place = rarest(TICK * BATCH)
-    message, alone = train(LOCAL, limit)
+    decisions, alone = train(LOCAL, limit)
     seen_at = place // BATCH
-    assert message == [(step >= TICK - 1, int(step >= seen_at)) for step in range(STEPS)]
-    for told_there, found in spawn(workers, train, limit):
-        assert told_there == message
+    assert decisions == [(step >= TICK - 1, int(step >= seen_at)) for step in range(STEPS)]
+    for decisions_there, found in spawn(workers, train, limit):
+        assert decisions_there == decisions
         assert found["guard/nonfinite"] == alone["guard/nonfinite"] == 1
 
 
 @pytest.mark.parametrize("resume_at", range(1, STEPS))
 def test_rule_state_is_resumed_right_after_it_changed(resume_at, on_a_device):
     limit, _ = rarest(TICK * BATCH)
-    message, whole = train(LOCAL, limit)
-    told_there, found = train(LOCAL, limit, resume_at)
-    assert told_there == message
+    decisions, whole = train(LOCAL, limit)
+    decisions_there, found = train(LOCAL, limit, resume_at)
+    assert decisions_there == decisions
     assert all(torch.equal(found[name], tensor) for name, tensor in whole.items())
 
 

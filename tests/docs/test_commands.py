@@ -168,8 +168,8 @@ def _run(command: Command) -> None:
 
 
 def _replaced(word: str) -> str:
-    for there, ours in STAND_INS.items():
-        word = ours if word == there else word.replace(there, ours)
+    for address, stand_in in STAND_INS.items():
+        word = stand_in if word == address else word.replace(address, stand_in)
     return word
 
 
@@ -199,11 +199,13 @@ def _parse_by_ray(words: list[str], command: Command) -> None:
     group, name = cli, words.pop(0)
     while name in group.commands and hasattr(group.commands[name], "commands"):
         group, name = group.commands[name], words.pop(0)
-    theirs, ours = words, []
+    options, entrypoint = words, []
     if "--" in words:
-        theirs, ours = words[: words.index("--")], words[words.index("--") + 1 :]
-        _parse(Command(command.place, tuple(ours)))
-    group.commands[name].make_context(name, [*theirs, *(["--", *ours] if ours else [])])
+        options, entrypoint = words[: words.index("--")], words[words.index("--") + 1 :]
+        _parse(Command(command.place, tuple(entrypoint)))
+    group.commands[name].make_context(
+        name, [*options, *(["--", *entrypoint] if entrypoint else [])]
+    )
 
 
 def test_tests_of_commands_run_elsewhere_exist() -> None:

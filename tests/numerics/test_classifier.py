@@ -131,7 +131,7 @@ def test_features_of_real_samples_are_cached(tmp_path, monkeypatch):
 def test_features_of_bad_samples_are_not_cached(tmp_path, monkeypatch):
     monkeypatch.setenv("GATDIST_CACHE", str(tmp_path))
     monkeypatch.setattr(classifier, "_NUM_STEPS", 3)
-    bad = dataclasses.replace(images(), bad_samples={3: "no picture"})
+    bad = dataclasses.replace(images(), bad_samples={3: "no image"})
     evaluator(bad)(fake_images)
     assert list((cache_folder() / "features").glob("real-*")) == []
 

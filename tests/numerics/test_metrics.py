@@ -185,8 +185,8 @@ def test_inception_score_equals_that_of_torchmetrics(monkeypatch):
     theirs = InceptionScore(feature=Identity(), splits=1).set_dtype(torch.float64)
     theirs.update(logits)
     fakes = SampleSet(logits, GaussianSums.of(logits), ALONE, scores=logits)
-    ours = metrics["inception_score"].measure(fakes, fakes)["inception_score"]
-    assert ours == pytest.approx(float(theirs.compute()[0]), rel=1e-6)
+    found = metrics["inception_score"].measure(fakes, fakes)["inception_score"]
+    assert found == pytest.approx(float(theirs.compute()[0]), rel=1e-6)
 
 
 # Over workers
@@ -219,7 +219,7 @@ def measure(comm):
 def test_any_number_of_workers_gives_the_same_metrics(world_size, monkeypatch, tmp_path):
     monkeypatch.setattr(classifier, "_NUM_STEPS", 3)
     [alone_points, alone_images] = measure(ALONE)
-    monkeypatch.setenv("GATDIST_CACHE", str(tmp_path))  # worker 0 of the group trains anew
+    monkeypatch.setenv("GATDIST_CACHE", str(tmp_path))  # worker 0 of the group trains again
     by_rank = spawn(world_size, measure)
     assert all(result == by_rank[0] for result in by_rank)
     [of_points, of_images] = by_rank[0]

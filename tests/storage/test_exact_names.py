@@ -210,7 +210,7 @@ def test_nothing_is_deleted_in_a_folder_behind_a_link(tmp_path: Path) -> None:
     """A checkpoint of another run, linked into this one."""
     theirs = Store(str(tmp_path / "theirs"))
     (name,) = train(theirs, 1, 1)
-    run = tmp_path / "ours"
+    run = tmp_path / "own"
     (run / "checkpoints").mkdir(parents=True)
     (run / "checkpoints" / "000000001.1-000000000001").symlink_to(
         tmp_path / "theirs" / "checkpoints" / name

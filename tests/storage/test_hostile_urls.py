@@ -115,8 +115,8 @@ def test_index_writes_no_secret_and_names_the_key_to_set(dataset: Path) -> None:
     config = load_config("ring", ["data.url=memory://hostile-index"]).data
     with refused(DataError, "manifest.json: shards_url"):
         open_dataset(config)
-    ours = config.model_copy(update={"shards_url": outcome["shards_url"]})
-    assert open_dataset(ours).num_samples == len(POINTS)
+    allowed = config.model_copy(update={"shards_url": outcome["shards_url"]})
+    assert open_dataset(allowed).num_samples == len(POINTS)
 
 
 # Lists

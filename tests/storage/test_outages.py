@@ -85,7 +85,7 @@ def newest_digest(store: Store) -> str:
     return newest.digest()
 
 
-def ticks_of(errors: str) -> int:
+def num_logs(errors: str) -> int:
     return sum("loss G" in line for line in errors.splitlines())
 
 
@@ -106,12 +106,12 @@ def test_training_continues_while_storage_is_unavailable(
             f"run.storage_options={json.dumps(moto.options(proxy.url))}".replace(": ", "="),
             "evaluate.every_samples=0",  # an evaluation would wait for its checkpoint
         )
-        wait_until(lambda: ticks_of(run.errors) >= 2, "a tick", timeout_s=300)
+        wait_until(lambda: num_logs(run.errors) >= 2, "a log interval", timeout_s=300)
         proxy.faults = [WRITES]
-        before = ticks_of(run.errors)
+        before = num_logs(run.errors)
         # One warning about failed writes, and one about a skipped checkpoint.
         wait_until(lambda: re.search(rf"{url} for \d+ s", run.errors), "a warning", timeout_s=300)
-        assert ticks_of(run.errors) > before
+        assert num_logs(run.errors) > before
         assert len(re.findall(r"warning: .* at [\d,]+ samples", run.errors)) == 1
         proxy.faults = []
         assert run.finish() == 0, run.errors
@@ -136,7 +136,7 @@ def test_lasting_outage_ends_the_run_with_one_error(
         url = f"{moto.new_bucket()}/run"
         settings = f"run.storage_options={json.dumps(moto.options(proxy.url))}".replace(": ", "=")
         run = command(url, settings, 'plugins=["impatient"]')
-        wait_until(lambda: ticks_of(run.errors) >= 3, "ticks", timeout_s=300)
+        wait_until(lambda: num_logs(run.errors) >= 3, "log intervals", timeout_s=300)
         proxy.faults = [WRITES]
         assert run.finish(300) == 75, run.errors
         assert run.errors.count("gatdist: ") == 1
@@ -165,7 +165,7 @@ def test_full_disk_that_gets_space_in_time(
     """Fault 13: others fill it; the previous checkpoint is valid; then space is freed."""
     with small_disk(tmp_path / "disk", "5m") as disk:
         run = command(f"{disk}/run")
-        wait_until(lambda: ticks_of(run.errors) >= 2, "a tick", timeout_s=300)
+        wait_until(lambda: num_logs(run.errors) >= 2, "a log interval", timeout_s=300)
         with suppress(OSError), (disk / "others").open("wb", buffering=0) as others:
             while True:
                 others.write(bytes(2**12))

@@ -150,7 +150,7 @@ def test_telemetry_rejected_for_long_is_uploaded_at_the_next_interval(
     proxy.faults = reject(status)
     for samples_seen in (128, 192, 256):
         show(monitor, samples_seen)
-        monitor.uploads.add(f"samples/fakes-{samples_seen}.png", b"picture")
+        monitor.uploads.add(f"samples/fakes-{samples_seen}.png", b"image")
         began = time.monotonic()
         monitor.flush()
         assert time.monotonic() - began < 20
@@ -177,10 +177,10 @@ def test_telemetry_rejection_never_ends_a_run(
 ) -> None:
     """If it lasts until the end, one warning names what is missing, and a resume restores it."""
     store = through(proxy, moto, bucket, retry_budget_s=1.0)
-    message: list[tuple[str, dict[str, Any]]] = []
+    emitted: list[tuple[str, dict[str, Any]]] = []
 
     def emit(kind: str, fields: dict[str, Any]) -> None:
-        message.append((kind, fields))
+        emitted.append((kind, fields))
         if kind == "log" and fields["samples_seen"] == 512 and not lasts:
             proxy.faults = ()
 
@@ -189,11 +189,11 @@ def test_telemetry_rejection_never_ends_a_run(
     comm = LocalCommunicator(torch.device("cpu"))
 
     def stop() -> bool:
-        return lasts and any(kind == "log" for kind, _ in message)
+        return lasts and any(kind == "log" for kind, _ in emitted)
 
     outcome = run(config, comm, store, emit=emit, should_stop=stop)
     assert outcome["status"] == ("interrupted" if lasts else "finished")
-    warnings = [fields["message"] for kind, fields in message if kind == "warning"]
+    warnings = [fields["message"] for kind, fields in emitted if kind == "warning"]
     missing = [message for message in warnings if f"{store.url}: " in message]
     proxy.faults = ()
     if lasts:
@@ -204,7 +204,7 @@ def test_telemetry_rejection_never_ends_a_run(
         assert missing == []
         assert len(store.list("samples")) == 7
         assert len(store.find("profiles")) == 2
-    ticks = [fields["samples_seen"] for kind, fields in message if kind == "log"]
+    ticks = [fields["samples_seen"] for kind, fields in emitted if kind == "log"]
     found = read_metrics(store).records
     assert [line["samples_seen"] for line in found] == sorted({*ticks, *range(128, 769, 128)})
     assert store.list("metrics") == []

@@ -155,15 +155,15 @@ def test_bare_loop_supports_bfloat16():
 
 
 def test_cases_take_turns_in_changing_order_and_the_first_round_is_dropped():
-    order, message = [], []
+    order, messages = [], []
 
     def turn(name):
         order.append(name)
         return float(len(order))
 
     with settled():
-        seconds = interleave("abc", 4, turn, message.append)
-    assert message[1:] == [f"round {n} of 4" for n in range(1, 5)]
+        seconds = interleave("abc", 4, turn, messages.append)
+    assert messages[1:] == [f"round {n} of 4" for n in range(1, 5)]
     rounds = [order[i : i + 3] for i in range(0, 15, 3)]
     assert all(sorted(names) == ["a", "b", "c"] for names in rounds)
     assert len({tuple(names) for names in rounds}) > 1
@@ -326,14 +326,14 @@ def test_measuring_imports_neither_ray_nor_storage_nor_tensorboard():
 
 
 def test_two_processes_are_compared_with_plain_ddp_and_independent_processes(tiny):
-    message = []
+    messages = []
     found = measure(
         ["tiny"],
         ["canonical"],
         rounds=1,
         two_processes=True,
         turn_s=0.0,
-        report=message.append,
+        report=messages.append,
     )
     names = ["ddp", "alternating", "canonical"]
     assert [row["name"] for row in found["two_processes"]] == names
@@ -345,7 +345,7 @@ def test_two_processes_are_compared_with_plain_ddp_and_independent_processes(tin
         assert row["cpu_to_ddp"] > 0
         assert ("ratio_to_fast" in row) == (row["name"] == "canonical")
     assert found["two_processes"][0]["ratio_to_ddp"] == 1
-    assert any("round 1 of 1" in one for one in message)
+    assert any("round 1 of 1" in one for one in messages)
 
 
 def raise_something(comm, report):

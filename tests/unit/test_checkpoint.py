@@ -109,11 +109,11 @@ def test_damaged_newest_checkpoint_falls_back_with_a_warning(store, three, damag
     else:
         name = f"{folder_of(store, 3)}/MANIFEST.json"
         store.publish(name, store.read(name)[:-9])
-    message = []
-    found = Checkpoints(store, on_damaged=message.append).newest()
+    messages = []
+    found = Checkpoints(store, on_damaged=messages.append).newest()
     assert found.state == {"samples_seen": 2}
-    assert len(message) == 1
-    assert name in message[0]
+    assert len(messages) == 1
+    assert name in messages[0]
 
 
 def test_if_all_are_damaged_the_run_does_not_start_over(store, three):

@@ -421,7 +421,7 @@ def test_library_that_replaces_signal_handlers_does_not_prevent_a_stop(tmp_path)
     command = ["train", "digits", "--local", "--run-dir", "run", *sets]
     process = start_gatdist(*command, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)})
     try:
-        wait_until((tmp_path / "run/metrics.jsonl").exists, "a tick")
+        wait_until((tmp_path / "run/metrics.jsonl").exists, "a log interval")
         process.terminate()
         assert process.wait(60) == 75
     finally:

@@ -75,9 +75,9 @@ class Terminal:
     """A real pseudo-terminal, and the text visible on it."""
 
     def __init__(self, columns):
-        self.ours, self.theirs = pty.openpty()
-        fcntl.ioctl(self.theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-        self.stream = os.fdopen(self.theirs, "w", encoding="utf-8")
+        self.controller, self.terminal = pty.openpty()
+        fcntl.ioctl(self.terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        self.stream = os.fdopen(self.terminal, "w", encoding="utf-8")
         self.columns = columns
 
     def show(self, *events):
@@ -89,7 +89,7 @@ class Terminal:
             frames.append(screen(raw))
         console.close()
         self.stream.close()
-        os.close(self.ours)
+        os.close(self.controller)
         return frames
 
     def _written(self):
@@ -97,7 +97,7 @@ class Terminal:
         self.stream.flush()
         written = b""
         while not written.endswith(b"\0"):
-            written += os.read(self.ours, 1 << 16)
+            written += os.read(self.controller, 1 << 16)
         return written[:-1].decode()
 
 

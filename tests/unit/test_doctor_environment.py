@@ -218,9 +218,9 @@ def test_doctor_parses_nvidia_smi() -> None:
     ],
 )
 def test_doctor_gpu_modes_errors_and_use(line: str, fact: str, ok: bool | None) -> None:
-    ((value, verdict),) = scores(line).items()
+    ((value, passed),) = scores(line).items()
     assert fact in value
-    assert verdict is ok
+    assert passed is ok
 
 
 def test_doctor_accepts_an_exclusive_gpu_for_one_process() -> None:

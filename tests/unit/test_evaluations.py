@@ -68,7 +68,7 @@ def known(store: Store) -> dict[str, Any]:
     checkpoint = inspect(store.url)["checkpoint"]
     return {
         "digest": digest(store.url),
-        "told": [checkpoint[key] for key in ("samples_seen", "status", "reason", "metrics")],
+        "state": [checkpoint[key] for key in ("samples_seen", "status", "reason", "metrics")],
         "on the page": f'<b class="{checkpoint["status"]}">' in report(store.url)[0],
         "kept": [n.partition(".")[0] for n in Checkpoints(store.child("checkpoints")).committed()],
         "measured": [
@@ -97,7 +97,7 @@ def test_run_interrupted_in_an_evaluation_and_resumed_equals_an_undisturbed_run(
     assert train(ended, *more) == expected
     assert known(ended) == known(whole)
     assert known(ended)["on the page"]
-    assert known(ended)["told"][1:] == [status, expected["reason"], expected["metrics"]]
+    assert known(ended)["state"][1:] == [status, expected["reason"], expected["metrics"]]
     before = known(ended), ended.read("attempts.jsonl")
     assert train(ended, *more) == expected  # everything is done
     assert (known(ended), ended.read("attempts.jsonl")) == before

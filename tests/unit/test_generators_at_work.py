@@ -46,7 +46,7 @@ def text_run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def image_run(tmp_path_factory):
     """StyleGAN2: with a mapping network, its own noise, and classes."""
-    folder = tmp_path_factory.mktemp("picture") / "run"
+    folder = tmp_path_factory.mktemp("image") / "run"
     small = "capacity=64, max_width=8"
     settings = [
         *(f"run.{key}={value}" for key, value in RUN.items()),
@@ -241,11 +241,11 @@ def test_onnx_model_gives_the_same_samples(run, request, tmp_path):
 
 def test_export_prints_nothing_of_torchs_exporter(text_run, tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")
-    message = []
+    records = []
     monkeypatch.setattr(logging.getLogger("torch.onnx"), "handlers", [handler := logging.Handler()])
-    handler.emit = message.append
+    handler.emit = records.append
     gatdist.export(str(text_run), "onnx", out=str(tmp_path / "g.onnx"))
-    assert [record.getMessage() for record in message] == []
+    assert [record.getMessage() for record in records] == []
 
 
 def test_unknown_format_is_rejected(text_run, tmp_path):

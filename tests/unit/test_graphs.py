@@ -204,16 +204,16 @@ def test_what_cannot_be_recorded_is_reported():
 
 def test_without_cuda_graphs_the_run_continues_with_a_note(tmp_path):
     settings = ["run.total_samples=32", "evaluate.metrics=[]", "monitor.tensorboard=false"]
-    message = []
+    events = []
     config, _ = start(settings)
     outcome = run(
         config,
         LocalCommunicator(CPU),
         Store(str(tmp_path)),
-        emit=lambda kind, fields: message.append((kind, fields.get("message", ""))),
+        emit=lambda kind, fields: events.append((kind, fields.get("message", ""))),
     )
     assert outcome["status"] == "finished"
-    assert any(kind == "note" and "CUDA graphs" in message for kind, message in message)
+    assert any(kind == "note" and "CUDA graphs" in message for kind, message in events)
 
 
 @pytest.mark.filterwarnings("ignore")  # caused by torch.compile

@@ -259,8 +259,8 @@ def test_cache_never_follows_or_deletes_files_of_others(tmp_path: Path) -> None:
     (own / f"{KEYS[0]}.block").symlink_to(outside / "treasure")
     (own / PART).symlink_to(outside / "treasure")
     os.mkfifo(own / f"{KEYS[1]}.block")
-    (own / "notes.block").write_bytes(b"not ours")
-    (own / f"{KEYS[2]}.block.bak").write_bytes(b"not ours")
+    (own / "notes.block").write_bytes(b"a foreign file")
+    (own / f"{KEYS[2]}.block.bak").write_bytes(b"a foreign file")
     (own / "usage").symlink_to(outside / "treasure")
     (own / "sub.part").mkdir()
     if os.geteuid() == 0:

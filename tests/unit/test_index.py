@@ -96,11 +96,11 @@ def img2dataset(folder: Path) -> Path:
         for i in range(10 * shard, 10 * shard + 10):
             height, width = 9 + i % 3, 8 + i % 4
             pixels = np.full((height, width, 3), 10 * i, np.uint8)
-            facts = {"caption": f"picture {i}", "status": "success", "kind": KINDS[i % 3]}
+            facts = {"caption": f"image {i}", "status": "success", "kind": KINDS[i % 3]}
             image = io.BytesIO()
             Image.fromarray(pixels).save(image, "JPEG")
             key = f"{shard:05d}{i:04d}"
-            files += [(f"{key}.jpg", image.getvalue()), (f"{key}.txt", b"a picture")]
+            files += [(f"{key}.jpg", image.getvalue()), (f"{key}.txt", b"an image")]
             files += [(f"{key}.json", json.dumps(facts).encode())]
         put(folder, **{f"{shard:05d}": tar(files, tarfile.PAX_FORMAT)})
         (folder / f"{shard:05d}.parquet").write_bytes(b"PAR1")

@@ -234,7 +234,7 @@ def report(folder: Path) -> dict[str, str]:
     return {line["source"]: line["reason"] for line in map(json.loads, lines)}
 
 
-@pytest.mark.parametrize("where", ["dataset.json", "csv", "csv beside"])
+@pytest.mark.parametrize("where", ["dataset.json", "csv", "csv option"])
 def test_conflicting_labels_of_one_file_are_reported_with_both(tmp_path: Path, where: str) -> None:
     files = {f"{i}.png": PNGS[i] for i in range(4)}
     rows = [["0.png", 0], ["1.png", 1], ["2.png", 0], ["2.png", 7], ["3.png", 1], ["3.png", 1.0]]
@@ -247,7 +247,7 @@ def test_conflicting_labels_of_one_file_are_reported_with_both(tmp_path: Path, w
     source = write(tmp_path / "in", files)
     if where == "csv":
         source = source / "l.csv"
-    elif where == "csv beside":
+    elif where == "csv option":
         options = {"labels": str(source / "l.csv")}
     outcome = pack(source, tmp_path / "out", **options)
     assert (outcome["samples"], outcome["num_classes"]) == (3, 2)

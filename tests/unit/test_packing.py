@@ -32,7 +32,7 @@ from support import end_group, marked_processes, start_gatdist, wait_until
 def source(tmp_path: Path) -> Path:
     """Thirty images in three classes, and two files that are no images."""
     files = {f"{'abc'[i % 3]}/{i}.png": image(i) for i in range(30)}
-    return write(tmp_path / "source", files | {"a/bad.png": b"no picture", "notes.md": b"#"})
+    return write(tmp_path / "source", files | {"a/bad.png": b"no image", "notes.md": b"#"})
 
 
 # Content
@@ -78,15 +78,15 @@ def test_packed_data_trains_and_opens_in_webdataset(source: Path, tmp_path: Path
     assert outcome["num_classes"] == 3
     assert outcome["shards"] == len(list((tmp_path / "out").glob("*.tar"))) > 2
     dataset = open_dataset(DataConfig(url=str(tmp_path / "out")))
-    ours, labels = dataset.read(np.arange(30))
+    decoded, labels = dataset.read(np.arange(30))
     assert labels is not None
     urls = [str(path) for path in sorted((tmp_path / "out").glob("*.tar"))]
     theirs = list(webdataset.WebDataset(urls, shardshuffle=False).decode("rgb8"))
     assert len(theirs) == 30
     for number, sample in enumerate(theirs):
-        assert (sample["png"] == ours[number]).all()
+        assert (sample["png"] == decoded[number]).all()
         assert sample["cls"] == labels[number]
-    found = {(ours[i].tobytes(), int(labels[i])) for i in range(30)}
+    found = {(decoded[i].tobytes(), int(labels[i])) for i in range(30)}
     expected = {
         (np.asarray(Image.open(source / f"{'abc'[i % 3]}/{i}.png")).tobytes(), i % 3)
         for i in range(30)

@@ -312,9 +312,9 @@ def test_transparent_and_other_remarks_are_counted_by_pack_and_index(
     assert {indexed[kind] for kind in expected} == {1}
     assert indexed["transparent_example"] == "a.tar/clear"
     # Reading them gives what pack has stored.
-    theirs = open_dataset(DataConfig(url=str(shards))).read(np.arange(6))[0]
-    ours = open_dataset(DataConfig(url=str(tmp_path / "out"))).read(np.arange(6))[0]
-    assert sorted(x.tobytes() for x in theirs) == sorted(x.tobytes() for x in ours)
+    indexed = open_dataset(DataConfig(url=str(shards))).read(np.arange(6))[0]
+    packed = open_dataset(DataConfig(url=str(tmp_path / "out"))).read(np.arange(6))[0]
+    assert sorted(x.tobytes() for x in indexed) == sorted(x.tobytes() for x in packed)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

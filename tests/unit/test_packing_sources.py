@@ -234,7 +234,7 @@ def flat(path: Path) -> Path:
     return write(path / "in", {f"{i}.png": data for i, data in enumerate(IMAGES)})
 
 
-@pytest.mark.parametrize("where", ["beside", "inside"])
+@pytest.mark.parametrize("where", ["outside", "inside"])
 def test_labels_are_read_from_a_list(tmp_path: Path, where: str) -> None:
     source = flat(tmp_path)
     labels = (source if where == "inside" else tmp_path) / "labels.csv"
@@ -266,7 +266,7 @@ def test_files_missing_in_a_list_are_skipped_and_reported(tmp_path: Path) -> Non
 def test_classes_without_packed_samples_are_counted_and_keep_their_numbers(
     tmp_path: Path,
 ) -> None:
-    files = {"ant/1.png": IMAGES[1], "cat/1.png": b"no picture", "dog/1.png": IMAGES[2]}
+    files = {"ant/1.png": IMAGES[1], "cat/1.png": b"no image", "dog/1.png": IMAGES[2]}
     outcome = pack(write(tmp_path / "in", files), tmp_path / "out")
     assert (outcome["empty_classes"], outcome["empty_class_examples"]) == (1, ["cat"])
     assert outcome["num_classes"] == 3
@@ -318,7 +318,7 @@ def test_files_that_are_no_samples_are_reported_with_the_reason(tmp_path: Path) 
     jpeg = image(1, kind="JPEG")
     bad = {
         "empty.png": b"",
-        "text.jpg": b"no picture",
+        "text.jpg": b"no image",
         "torn.png": IMAGES[0][:-30],
         "torn.jpg": jpeg[: len(jpeg) // 2],
         "other.png": image(3, (6, 7)),
@@ -599,7 +599,7 @@ def test_names_that_are_not_utf_8_are_reported_escaped(tmp_path: Path) -> None:
     source.mkdir()
     (source / "a.png").write_bytes(encode_png(np.zeros((4, 4, 3), np.uint8)))
     with open(os.fsencode(source) + b"/caf\xe9.png", "wb") as file:
-        file.write(b"no picture")
+        file.write(b"no image")
     outcome = gatdist.pack(str(source), str(tmp_path / "out"), workers=1)
     assert outcome["samples"] == 1
     assert outcome["skipped_examples"][0][0] == "caf\\udce9.png"
