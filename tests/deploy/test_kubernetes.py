@@ -84,21 +84,21 @@ ELASTIC, GPU, LOCAL = "gpu-spot-elastic", "gpu", "cpu-local"
 HEAD, WORKER = "headGroupSpec.template.spec", "workerGroupSpecs[0].template.spec"
 # Overlay, file, text to replace, replacement, and what the finding must name.
 MISTAKES = {
-    "a misspelt field": (LOCAL, CLUSTER, "rayVersion:", "rayVerison:", ["spec", "rayVerison"]),
-    "a misspelt field deep down": (
+    "a misspelled field": (LOCAL, CLUSTER, "rayVersion:", "rayVerison:", ["spec", "rayVerison"]),
+    "a misspelled nested field": (
         *(LOCAL, CLUSTER, "allowPrivilegeEscalation", "allowPriviledgeEscalation"),
         ["containers[0].securityContext", "allowPriviledgeEscalation"],
     ),
-    "a misspelt field of a core kind": (
+    "a misspelled field of a core kind": (
         *(LOCAL, "base/networkpolicy.yaml", "policyTypes", "policyType"),
         ["networkpolicy.yaml", "policyType"],
     ),
-    "a misspelt field of the job": (LOCAL, JOB, "backoffLimit: 4", "backOffLimit: 4", [JOB]),
+    "a misspelled field of the job": (LOCAL, JOB, "backoffLimit: 4", "backOffLimit: 4", [JOB]),
     "a wrong type": (
         *(LOCAL, JOB, "ttlSecondsAfterFinished: 300", "ttlSecondsAfterFinished: soon"),
         [JOB, "spec.ttlSecondsAfterFinished", "'soon'"],
     ),
-    "a number where text belongs": (
+    "a number instead of text": (
         *(LOCAL, CLUSTER, 'num-cpus: "0"', "num-cpus: 0"),
         [CLUSTER, "headGroupSpec.rayStartParams.num-cpus", "0"],
     ),
@@ -106,7 +106,7 @@ MISTAKES = {
         *("gpu", "overlays/gpu/settings.yaml", "hosts: '2'", "hosts: two"),
         ["overlays/gpu/settings.yaml", "data.hosts", "'two'"],
     ),
-    "a setting that is none": (
+    "an unknown setting": (
         *("gpu", "overlays/gpu/settings.yaml", "options:", "option:"),
         ["overlays/gpu/settings.yaml", "data.option", "is none of"],
     ),
@@ -118,7 +118,7 @@ MISTAKES = {
         *(GPU, "overlays/gpu/settings.yaml", "run-dir: s3://example/runs/digits", "run-dir: ''"),
         ["overlays/gpu/settings.yaml", "data.run-dir"],
     ),
-    "a setting that was not changed": (
+    "a placeholder": (
         *(GPU, "overlays/gpu/settings.yaml", "s3://example/runs", "s3://BUCKET/runs"),
         [JOB, "spec.entrypoint", "filled in, in settings.yaml"],
     ),
@@ -130,20 +130,26 @@ MISTAKES = {
         *(LOCAL, JOB, 'limits: { cpu: "1", memory: 1Gi, ephemeral-storage: 1Gi }', "limits: {}"),
         [JOB, "submitterPodTemplate.spec.containers[0].resources.limits.memory"],
     ),
-    "memory that is only borrowed": (
+    "memory above the request": (
         *(LOCAL, CLUSTER, 'limits: { cpu: "2", memory: 4Gi,', "limits: { cpu: 2, memory: 8Gi,"),
         [CLUSTER, f"{HEAD}.containers[0].resources.limits.memory"],
     ),
-    "a user that is root": (
+    "root user": (
         *(LOCAL, CLUSTER, "runAsUser: 1000", "runAsUser: 0"),
         [CLUSTER, f"{HEAD}.securityContext.runAsUser", "not root"],
     ),
-    "a file system that can be written": (
+    "a writable root file system": (
         *(LOCAL, CLUSTER, "readOnlyRootFilesystem: true", "readOnlyRootFilesystem: false"),
         [CLUSTER, f"{WORKER}.containers[0].securityContext.readOnlyRootFilesystem"],
     ),
-    "a capability": (LOCAL, JOB, "drop: [ALL]", "add: [SYS_PTRACE]", [JOB, "capabilities.drop"]),
-    "a folder of the host": (
+    "an added capability": (
+        LOCAL,
+        JOB,
+        "drop: [ALL]",
+        "add: [SYS_PTRACE]",
+        [JOB, "capabilities.drop"],
+    ),
+    "a host path": (
         *(LOCAL, CLUSTER, "emptyDir: { sizeLimit: 75Gi }", "hostPath: { path: /var }"),
         [CLUSTER, f"{HEAD}.volumes.cache"],
     ),
@@ -172,7 +178,7 @@ MISTAKES = {
         *(LOCAL, CLUSTER, "    mode: token\n", "    mode: disabled\n"),
         [CLUSTER, "spec.rayClusterSpec.authOptions"],
     ),
-    "a process of Ray that asks for no token": (
+    "a Ray process without token authentication": (
         *(LOCAL, CLUSTER, "{ name: RAY_AUTH_MODE, value: token }", "{ name: MODE, value: token }"),
         [CLUSTER, f"{WORKER}.containers[0].env.RAY_AUTH_MODE"],
     ),
@@ -180,7 +186,7 @@ MISTAKES = {
         *(LOCAL, JOB, "name: RAY_AUTH_TOKEN", "name: RAY_TOKEN"),
         [JOB, "submitterPodTemplate.spec.containers[0].env.RAY_AUTH_TOKEN"],
     ),
-    "a head that trains": (
+    "workers on the head": (
         *(LOCAL, CLUSTER, '      num-cpus: "0"', '      num-cpus: "2"'),
         [CLUSTER, "headGroupSpec.rayStartParams.num-cpus"],
     ),
@@ -189,7 +195,7 @@ MISTAKES = {
         "- { key: karpenter.sh/capacity-type, operator: NotIn, values: [spot] }",
         *("", [CLUSTER, f"{HEAD}.affinity", "karpenter.sh/capacity-type"]),
     ),
-    "a head that is tidied up": (
+    "a head that may be evicted": (
         *(LOCAL, CLUSTER, 'safe-to-evict: "false"', 'safe-to-evict: "true"'),
         [CLUSTER, "headGroupSpec.template.metadata.annotations", "safe-to-evict"],
     ),
@@ -201,27 +207,27 @@ MISTAKES = {
         *(LOCAL, "base/networkpolicy.yaml", "podSelector:\n    matchLabels:\n", "POLICY"),
         [CLUSTER, "template.metadata.labels", "NetworkPolicy"],
     ),
-    "a host that goes without a word": (
+    "a host that does not drain": (
         *(LOCAL, CLUSTER, "gatdist.cluster.drain", "gatdist.cluster.drained"),
         [CLUSTER, f"{WORKER}.containers[0].lifecycle.preStop"],
     ),
-    "a host that is killed too early": (
+    "a host with too short a grace period": (
         *(LOCAL, CLUSTER, "PeriodSeconds: 120", "PeriodSeconds: 30"),
         [CLUSTER, f"{WORKER}.terminationGracePeriodSeconds"],
     ),
-    "a size that changes and no autoscaler": (
+    "elastic without autoscaler": (
         *(ELASTIC, "components/elastic/autoscaler.yaml", "Autoscaling: true", "Autoscaling: false"),
         [CLUSTER, "spec.rayClusterSpec.enableInTreeAutoscaling"],
     ),
-    "a cluster that stays and costs": (
+    "no shutdown after the job": (
         *(LOCAL, JOB, "shutdownAfterJobFinishes: true", "shutdownAfterJobFinishes: false"),
         [JOB, "spec.shutdownAfterJobFinishes"],
     ),
-    "two ways to end": (
+    "two end conditions": (
         *(LOCAL, JOB, "  backoffLimit: 4", "DELETION"),
         [JOB, "spec.deletionStrategy", "excludes shutdownAfterJobFinishes"],
     ),
-    "a head that is lost for good": (
+    "a head that is not restarted": (
         *(LOCAL, JOB, "  backoffLimit: 4", "  backoffLimit: 0"),
         [JOB, "spec.backoffLimit"],
     ),
@@ -237,19 +243,19 @@ MISTAKES = {
         *(ELASTIC, "overlays/gpu-spot-elastic/settings.yaml", "workers: '1:4'", "workers: '1:8'"),
         [JOB, "spec.entrypoint", "8 workers do not fit on 4 hosts"],
     ),
-    "a run directory that one host sees": (
+    "a run directory on one host only": (
         *(LOCAL, "overlays/cpu-local/settings.yaml", "/runs/digits", "/tmp/digits"),
         [JOB, "spec.entrypoint", "/tmp/digits is seen by one host"],
     ),
-    "another Ray than the lock's": (
+    "another Ray version than in the lock": (
         *(LOCAL, CLUSTER, 'rayVersion: "2.60.0"', 'rayVersion: "2.9.0"'),
         [CLUSTER, "spec.rayClusterSpec.rayVersion", "requirements.lock"],
     ),
-    "an image that changes": (
+    "a mutable image tag": (
         *(GPU, "overlays/gpu/settings.yaml", "gatdist:0.1.0-gpu", "gatdist:latest"),
         [CLUSTER, f"{HEAD}.containers[0].image", "tag"],
     ),
-    "a door for everybody": (
+    "an ingress rule for everyone": (
         *(LOCAL, "base/networkpolicy.yaml", "    # Prometheus", "    - {}\n    # Prometheus"),
         ["base/networkpolicy.yaml", "spec.ingress[2].from"],
     ),

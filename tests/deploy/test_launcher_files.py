@@ -49,26 +49,26 @@ def test_filled_in_file_is_valid(cloud):
 
 # Text, replacement, cloud, and the expected message.
 SEEDED = {
-    "a misspelt field": (
+    "a misspelled field": (
         "aws", "idle_timeout_minutes", "idle_timeout_minute",
         "aws.yaml: idle_timeout_minute: is not known; did you mean idle_timeout_minutes?",
     ),
-    "a misspelt field of a machine on AWS": (
+    "a misspelled field of a machine on AWS": (
         "aws", "MetadataOptions", "MetaDataOptions",
         "aws.yaml: available_node_types.head.node_config.MetaDataOptions: "
         "is not known; did you mean MetadataOptions?",
     ),
-    "a misspelt field of a disk on AWS": (
+    "a misspelled field of a disk on AWS": (
         "aws", "VolumeSize: 200", "VolumeSizes: 200",
         "aws.yaml: available_node_types.worker.node_config.BlockDeviceMappings[0].Ebs.VolumeSizes: "
         "is not known; did you mean VolumeSize?",
     ),
-    "a misspelt field of a machine on Google Cloud": (
+    "a misspelled field of a machine on Google Cloud": (
         "gcp", "provisioningModel", "provisionModel",
         "gcp.yaml: available_node_types.worker.node_config.scheduling.provisionModel: "
         "is not known; did you mean provisioningModel?",
     ),
-    "a misspelt field of a machine on Azure": (
+    "a misspelled field of a machine on Azure": (
         "azure", "osDiskSize: 200", "osDiskSizeGb: 200",
         "azure.yaml: available_node_types.worker.node_config.azure_arm_parameters.osDiskSizeGb: "
         "is not known; did you mean osDiskSize?",
@@ -126,7 +126,7 @@ SEEDED = {
         "azure", "    max_workers: 8\n", "",
         "azure.yaml: available_node_types.worker.max_workers: is missing",
     ),
-    "a limit below what is always there": (
+    "a limit below the minimum": (
         "aws", "    min_workers: 0\n    max_workers: 8", "    min_workers: 9\n    max_workers: 9",
         "aws.yaml: file: Ray refuses it: The specified global `max_workers` is smaller",
     ),
@@ -138,15 +138,15 @@ SEEDED = {
         "gcp", "  /home/ubuntu/.ray/auth_token: ~/.ray/auth_token\n", "",
         "gcp.yaml: file_mounts: no file is mounted as ~/.ray/auth_token",
     ),
-    "statistics of use": (
+    "usage statistics": (
         "azure", "RAY_USAGE_STATS_ENABLED=0 PATH", "PATH",
         "azure.yaml: head_start_ray_commands: starts Ray without RAY_USAGE_STATS_ENABLED=0",
     ),
-    "a dashboard for all": (
+    "a public dashboard": (
         "aws", "--dashboard-host=127.0.0.1", "--dashboard-host=0.0.0.0",
         "aws.yaml: head_start_ray_commands: shows the dashboard to all",
     ),
-    "versions that nobody has tested": (
+    "untested versions": (
         "aws", "-r ~/gatdist/requirements.lock", "gatdist",
         "aws.yaml: setup_commands: do not install what requirements.lock says",
     ),
@@ -161,7 +161,7 @@ SEEDED = {
     "a key in a comment": (
         "aws", "auth:", "# AKIA" + "ABCDEFGHIJKLMNOP\nauth:", "looks like a secret",
     ),
-    "a key of an account": (
+    "an account key": (
         "azure", "provider:", "provider:\n  account_key: 'c2VjcmV0c2VjcmV0'",
         "azure.yaml: account_key: line 9 looks like a secret",
     ),

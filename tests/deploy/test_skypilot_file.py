@@ -108,14 +108,14 @@ def replaced(key: str, old: str, new: str) -> Callable[[dict[str, Any]], None]:
 
 
 SEEDED = {
-    "a misspelt field": (
+    "a misspelled field": (
         edited(num_node=2), "num_node: is not known; did you mean num_nodes?",
     ),
-    "a misspelt resource": (
+    "a misspelled resource": (
         edited("resources", use_spots=True),
         "resources.use_spots: is not known; did you mean use_spot?",
     ),
-    "a misspelt recovery": (
+    "a misspelled recovery": (
         edited("resources", "job_recovery", recover_on_exit_code=[75]),
         "resources.job_recovery.recover_on_exit_code: is not known; did you mean recover_on",
     ),
@@ -123,15 +123,15 @@ SEEDED = {
     "a wrong type of a resource": (
         edited("resources", use_spot="yes"), "resources.use_spot: 'yes' is not of type 'boolean'",
     ),
-    "an impossible status": (
+    "an invalid status": (
         edited("resources", "job_recovery", recover_on_exit_codes=[750]),
         "resources.job_recovery.recover_on_exit_codes.0: 750 is greater than the maximum of 255",
     ),
-    "a name that is none": (
+    "an invalid name": (
         edited("envs", **{"RUN-DIR": "x"}), "envs.RUN-DIR: is not known",
     ),
     "a missing number of machines": (edited(num_nodes=...), "num_nodes: is missing"),
-    "a status that is not tried again": (
+    "a status that is not retried": (
         edited("resources", "job_recovery", recover_on_exit_codes=[1]),
         "resources.job_recovery.recover_on_exit_codes: status 75 must be tried again",
     ),
@@ -142,7 +142,7 @@ SEEDED = {
     "no token mode": (
         replaced("run", "RAY_AUTH_MODE=token", ""), "run: starts Ray without RAY_AUTH_MODE=token",
     ),
-    "an end of SkyPilot's Ray": (
+    "a stop of SkyPilot's Ray": (
         replaced("run", "kill -KILL $ray", "ray stop"),
         "run: `ray stop` would end SkyPilot's own Ray",
     ),

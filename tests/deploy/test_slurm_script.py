@@ -73,25 +73,25 @@ def test_shipped_script_is_valid(tmp_path):
 
 
 SEEDED = {
-    "a misspelt option": ("--requeue", "--requeues", "train.sbatch: --requeues: is not known"),
-    "an option in a wrong form": (
+    "a misspelled option": ("--requeue", "--requeues", "train.sbatch: --requeues: is not known"),
+    "a malformed option": (
         "#SBATCH --nodes=2", "#SBATCH nodes=2", "train.sbatch: #SBATCH nodes=2: is no option",
     ),
     "an option without a value": (
         "--gpus-per-node=8", "--gpus-per-node", "train.sbatch: --gpus-per-node = ''",
     ),
     "no limit": ("#SBATCH --time=24:00:00\n", "", "train.sbatch: --time: is missing"),
-    "no coming back": ("#SBATCH --requeue\n", "", "train.sbatch: --requeue: is missing"),
-    "a signal to Ray instead of the script": (
+    "no requeue": ("#SBATCH --requeue\n", "", "train.sbatch: --requeue: is missing"),
+    "a signal to Ray, not to the script": (
         "--signal=B:TERM@300", "--signal=TERM@300", "train.sbatch: --signal = 'TERM@300'",
     ),
     "two Rays a node": (
         "--ntasks-per-node=1", "--ntasks-per-node=8", "train.sbatch: --ntasks-per-node = '8'",
     ),
-    "a log that is overwritten": (
+    "an overwritten log": (
         "--output=%x-%j.log", "--output=train.log", "train.sbatch: --output = 'train.log'",
     ),
-    "an option that comes too late": (
+    "an option after the first command": (
         "set -euo pipefail", "set -euo pipefail\n#SBATCH --account=me",
         "train.sbatch: #SBATCH: Slurm reads no option after",
     ),
@@ -105,7 +105,7 @@ SEEDED = {
     ),
 }  # fmt: skip
 SLIPS = {
-    "a word that is split": (
+    "an unquoted word": (
         'scontrol requeue "$SLURM_JOB_ID"', "scontrol requeue $SLURM_JOB_ID", "[SC2086]",
     ),
     "an unset variable": ('"ended with status $status"', '"ended with $stat"', "[SC2154]"),

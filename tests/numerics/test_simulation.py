@@ -195,7 +195,7 @@ KINDS = {
     "ideal": lambda p: 100 / p,
     "a little overhead": lambda p: 97 / p + 3,
     "much overhead": lambda p: 70 / p + 30,
-    "hardly any gain": lambda p: 20 / p + 80,
+    "little speedup": lambda p: 20 / p + 80,
     "a ring": lambda p: 100 / p + 8 * 2 * (p - 1) / p,
     "unequal workers": lambda p: 100 / p * (1 + 0.05 * expected_maximum(p)),
     "a tree": lambda p: 100 / p + 1.0 * math.log2(p),

@@ -75,7 +75,7 @@ LOSSES: dict[str, Callable[[Path], None]] = {
     "leftovers only": _only_leftovers,
     "only the record is left": _only_the_record,
     "only files are left": _only_files,
-    "the record is gone, too": _without_the_record,
+    "no record either": _without_the_record,
 }
 
 

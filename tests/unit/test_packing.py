@@ -144,7 +144,7 @@ def test_workers_and_listing_order_change_no_byte(source: Path, tmp_path: Path) 
 
 # Functions at whose calls a packing can be killed, by name.
 POINTS: dict[str, tuple[Any, str]] = {
-    "a file is put in its place": (os, "replace"),
+    "a file is published": (os, "replace"),
     "a sample is converted": (convert.Images, "__call__"),
 }
 

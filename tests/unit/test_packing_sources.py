@@ -142,7 +142,7 @@ KINDS: dict[str, tuple[Writer, dict[str, str], str]] = {
     "folder": (folder, {}, "folder"),
     "zip": (zipped, {}, "zip"),
     "zip, stored": (partial(zipped, method=zipfile.ZIP_STORED), {}, "zip"),
-    "zip with a folder around all": (partial(zipped, prefix="train/"), {}, "zip"),
+    "zip with a top-level folder": (partial(zipped, prefix="train/"), {}, "zip"),
     "zip of the StyleGAN tools": (stylegan, {}, "zip"),
     "tar": (tarred, {}, "tar"),
     "tar.gz": (partial(tarred, name="in.tar.gz", mode="w:gz"), {}, "tar"),
@@ -447,25 +447,25 @@ def zipped_names(*names: str) -> Writer:
 
 # Source, options, the error's subject, and part of the message.
 REFUSED: dict[str, tuple[Writer | str, dict[str, Any], str, str]] = {
-    "no such source": ("nothing", {}, "IN/nothing", ""),
+    "a missing source": ("nothing", {}, "IN/nothing", ""),
     "an empty folder": (lambda path: (path / "e").mkdir() or path / "e", {}, "IN/e", ""),
-    "nothing of a known kind": (
+    "no file of a known kind": (
         lambda path: write(path / "in", {"a.mp4": b"", "b.md": b""}),
         {},
         "IN/in",
         "1 × .mp4, 1 × .md",
     ),
-    "a zip that is empty": (zipped_names(), {}, "IN/a.zip", ""),
-    "a zip of what the system has put there": (
+    "an empty zip": (zipped_names(), {}, "IN/a.zip", ""),
+    "a zip of system files": (
         zipped_names("__MACOSX/._0.png"),
         {},
         "IN/a.zip",
         "__MACOSX/._0.png",
     ),
-    "a file of an unknown kind": (file("a.mp4", b"x"), {}, "a.mp4", ""),
+    "a file of unknown format": (file("a.mp4", b"x"), {}, "a.mp4", ""),
     "an unknown kind": (folder, {"kind": "zap"}, "--kind", "'zip'"),
     "another kind": (folder, {"kind": "parquet"}, "IN/in", "--kind parquet"),
-    "nothing usable": (
+    "no usable file": (
         lambda path: write(path / "in", {"a.png": b"x", "b.png": b"y"}),
         {},
         "IN/in",
@@ -479,18 +479,18 @@ REFUSED: dict[str, tuple[Writer | str, dict[str, Any], str, str]] = {
     ),
     "no zip": (file("a.zip", b"PK no zip"), {}, "IN/a.zip", ""),
     "no tar": (file("a.tar", b"no tar" * 200), {}, "IN/a.tar", ""),
-    "a compressed tar called .tar": (partial(tarred, mode="w:gz"), {}, "IN/in.tar", ".tar.gz"),
+    "a compressed tar named .tar": (partial(tarred, mode="w:gz"), {}, "IN/in.tar", ".tar.gz"),
     "no gzip": (file("a.tar.gz", b"no gzip"), {}, "IN/a.tar.gz", ""),
     "no Parquet": (file("a.parquet", b"no parquet"), {}, "IN/a.parquet", ""),
     "an empty list": (file("a.csv", b""), {}, "IN/a.csv", ""),
-    "a list that is no text": (file("a.csv", b"file\n\x81\n"), {}, "IN/a.csv", "UTF-8"),
-    "a line that is no JSON": (
+    "a binary list": (file("a.csv", b"file\n\x81\n"), {}, "IN/a.csv", "UTF-8"),
+    "a line of invalid JSON": (
         file("a.jsonl", b'{"file": "x"}\n{"file"\n'),
         {},
         "IN/a.jsonl:2",
         "JSON",
     ),
-    "a line that is no object": (file("a.jsonl", b"3\n"), {}, "IN/a.jsonl:1", "= 3"),
+    "a line without an object": (file("a.jsonl", b"3\n"), {}, "IN/a.jsonl:1", "= 3"),
     "a list of lists": (file("a.json", b"[[1]]"), {}, "IN/a.json", ""),
     "no column for files": (file("a.csv", b"x,y\n1,2\n"), {}, "IN/a.csv", "x, y"),
     "no such column": (
@@ -506,7 +506,7 @@ REFUSED: dict[str, tuple[Writer | str, dict[str, Any], str, str]] = {
         "IN/list.csv",
     ),
     "labels of something else": (folder, {"labels": "kind"}, "--labels", "'kind'"),
-    "a list of labels that is not there": (
+    "a missing list of labels": (
         folder,
         {"labels": "/none/labels.csv"},
         "/none/labels.csv",

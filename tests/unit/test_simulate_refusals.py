@@ -25,7 +25,7 @@ BAD = {
         "faults.0.mtbf_hour",
     ),
     "no observations": ("[predict]\nworkers = [4]", "observed"),
-    "nothing to predict": (OBSERVED.partition("[predict]")[0], "predict.workers"),
+    "no workers to predict": (OBSERVED.partition("[predict]")[0], "predict.workers"),
     "an empty observation": (
         changed(OBSERVED, ("[27.20, 13.74]", "[]")),
         "observed.seconds_per_1000_samples = []",
@@ -34,13 +34,13 @@ BAD = {
         changed(OBSERVED, ("[27.20, 13.74]", "[27.20]")),
         "observed.seconds_per_1000_samples = [27.2]",
     ),
-    "a count twice": (changed(OBSERVED, ("[1, 2]", "[2, 2]")), "observed.workers = [2, 2]"),
+    "a duplicate count": (changed(OBSERVED, ("[1, 2]", "[2, 2]")), "observed.workers = [2, 2]"),
     "no worker": (changed(OBSERVED, ("[4, 8]", "[0, 8]")), "predict.workers.0 = 0"),
     "a negative time": (
         changed(OBSERVED, ("13.74", "-13.74")),
         "observed.seconds_per_1000_samples.1 = -13.74",
     ),
-    "a time that is none": (
+    "an invalid time": (
         changed(OBSERVED, ("13.74", "nan")),
         "observed.seconds_per_1000_samples.1 = nan",
     ),
@@ -48,15 +48,15 @@ BAD = {
         changed(OBSERVED, ("13.74", "5.1")),
         "observed.seconds_per_1000_samples = [27.2, 5.1]",
     ),
-    "one of the times in milliseconds": (
+    "one time in milliseconds": (
         changed(OBSERVED, ("27.20", "27200.0")),
         "observed.seconds_per_1000_samples = [27200.0, 13.74]",
     ),
-    "speeds, not times": (
+    "speeds instead of times": (
         changed(OBSERVED, ("[27.20, 13.74]", "[36.8, 72.8]")),
         "observed.seconds_per_1000_samples = [36.8, 72.8]",
     ),
-    "a share in percent": (
+    "a fraction in percent": (
         changed(HARDWARE, ("utilization = 0.25", "utilization = 25.0")),
         "hardware.utilization = 25.0",
     ),
@@ -99,12 +99,12 @@ BAD = {
         changed(OBSERVED, ("[1, 2]", "[1, 64]"), ("[predict]", "global_batch = 32\n[predict]")),
         "observed.global_batch = 32",
     ),
-    "a batch of nothing known": (OBSERVED + "global_batch = 64\n", "predict.global_batch = [64]"),
-    "a source of no kind": (
+    "an unknown batch": (OBSERVED + "global_batch = 64\n", "predict.global_batch = [64]"),
+    "a source of unknown kind": (
         OBSERVED + "[sources]\nobserved = 'the paper'",
         "sources.observed = 'the paper'",
     ),
-    "a source of nothing": (
+    "an empty source": (
         OBSERVED + "[sources]\n'observed.worker' = 'published: x'",
         "sources.observed.worker",
     ),

@@ -456,7 +456,7 @@ def test_user_code_values_out_of_range_are_warned_of(tmp_path):
 
 
 AUDIO = {
-    "tied within": lambda network: put("twin", first(network))(network),
+    "tied parameters": lambda network: put("twin", first(network))(network),
     "frozen part": lambda network: first(network).requires_grad_(False) and None,
     "counting buffers": lambda network: network.register_buffer(
         "n", torch.zeros(2, dtype=torch.int64)
