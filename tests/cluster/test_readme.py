@@ -16,7 +16,7 @@ README = Path(__file__).parents[2] / "README.md"
 FEW = '"cluster.workers=2", "run.total_samples=256", "evaluate.every_samples=0"'
 
 
-def test_the_python_of_the_readme_trains_two_workers(tmp_path: Path) -> None:
+def test_readme_code_trains_two_workers(tmp_path: Path) -> None:
     networks, script = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     assert '"cluster.workers=2"' in script
     (tmp_path / "my_gan.py").write_text(networks)

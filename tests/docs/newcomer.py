@@ -67,7 +67,7 @@ def load_small_config(source: str, overrides: Sequence[str] = ()) -> Config:
 def train_in_this_process(config: Config, run_dir: str, **options: Any) -> dict[str, Any]:
     """Replace ``gatdist.train`` for the Python blocks of a document.
 
-    ``test_the_python_of_the_readme_trains_two_workers`` starts real workers.
+    ``test_readme_code_trains_two_workers`` starts real workers.
     """
     from gatdist.api import train
 

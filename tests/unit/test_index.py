@@ -140,7 +140,7 @@ def test_run_on_indexed_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(train) == 0
 
 
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_index_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     put(tmp_path, a=tar([*images(), ("x.png", b"nothing"), ("x.cls", b"1")]))
     assert main(["index", str(tmp_path), "--json", "--workers", "1"]) == 0
     message = capsys.readouterr()
