@@ -168,7 +168,7 @@ def test_average_is_the_same_for_a_weight_on_the_device(weight):
     assert torch.equal(by_number.network.weight, by_tensor.network.weight)
 
 
-def test_the_average_learns_nothing_by_gradient_and_copies_buffers():
+def test_average_has_no_gradient_and_copies_buffers():
     network = nn.BatchNorm1d(2)
     network.register_buffer("codes", torch.zeros(3))
     average = MovingAverage(network)
