@@ -16,7 +16,7 @@ from gatdist.runs.checkpoints import Checkpoints
 from gatdist.storage import Store
 from gatdist.training.loop import run
 from gatdist.training.step import to_device
-from small_runs import spoken, written
+from small_runs import write_clips, write_texts
 from support import refused, spawn
 
 CPU = torch.device("cpu")
@@ -119,7 +119,7 @@ def test_points_are_refused():
         open_dataset(configured(preset="ring").data, LOCAL)
 
 
-@pytest.mark.parametrize("write", [spoken, written])
+@pytest.mark.parametrize("write", [write_clips, write_texts])
 def test_audio_and_text_are_refused(write, tmp_path):
     write(tmp_path)
     with refused(DataError, "data.x_flip"):

@@ -24,7 +24,7 @@ from gatdist.evaluation import classifier
 from gatdist.evaluation.distances import Gaussian
 from gatdist.evaluation.statistics import Statistics, read_statistics
 from gatdist.storage import Store
-from small_runs import AUDIO, RUN, TEXT, configured, spoken, written
+from small_runs import AUDIO, RUN, TEXT, small_config, write_clips, write_texts
 from support import refused
 
 POINTS = ("evaluate.features=points",)
@@ -243,8 +243,8 @@ class TestGeneratedSamples:
         assert found["metrics"] == {"fid": pytest.approx(0, abs=1e-3)}
 
     def test_audio_and_texts_are_scored_too(self, tmp_path: Path) -> None:
-        spoken(tmp_path / "sound")
-        config = configured(tmp_path / "sound", AUDIO)
+        write_clips(tmp_path / "sound")
+        config = small_config(tmp_path / "sound", AUDIO)
         gatdist.train(
             config.model_copy(
                 update={"evaluate": config.evaluate.model_copy(update={"metrics": []})}
@@ -259,7 +259,7 @@ class TestGeneratedSamples:
         gatdist.statistics(tmp_path / "sound", tmp_path / "sound.npz", **asked)
         again = evaluate(tmp_path / "clips", tmp_path / "sound.npz", **asked)
         assert again["metrics"]["fid"] == pytest.approx(found["metrics"]["fid"], rel=1e-9)
-        written(tmp_path / "words")
+        write_texts(tmp_path / "words")
         for i, word in enumerate(("abba", "cab", "ca", "aaaaaa")):
             path = tmp_path / "texts" / f"{i}.txt"
             path.parent.mkdir(exist_ok=True)
