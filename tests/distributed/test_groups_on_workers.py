@@ -59,7 +59,7 @@ def test_fast_and_canonical_runs_have_the_same_groups():
     require_equal(canonical, fast, 1e-11)
 
 
-def test_the_groups_matter():
+def test_result_depends_on_the_groups():
     alone, other = train_all(LOCAL, [GAMES[2], GAMES[3]])
     with pytest.raises(AssertionError):
         require_equal(other, alone, 1e-6)

@@ -76,7 +76,7 @@ def test_flips_depend_on_the_noise_stream(dataset):
     assert 0.35 < (flipped != flipped_other).double().mean() < 0.65
 
 
-def test_labels_and_layout_stay(dataset):
+def test_labels_and_layout_are_unchanged(dataset):
     config = configured("model.conditional=true", "precision.channels_last=true")
     order = SampleOrder.from_config(config, dataset.layout)
     with Loader.for_worker(dataset, order, config, LOCAL, position=0) as batches:
@@ -114,13 +114,13 @@ def test_whole_runs_end_in_the_same_bits_on_1_2_and_4_workers(tmp_path):
     assert digest_of(f"{tmp_path}/plain") != digest_of(f"{tmp_path}/1")
 
 
-def test_points_are_refused():
+def test_points_are_rejected():
     with refused(DataError, "data.x_flip"):
         open_dataset(configured(preset="ring").data, LOCAL)
 
 
 @pytest.mark.parametrize("write", [write_clips, write_texts])
-def test_audio_and_text_are_refused(write, tmp_path):
+def test_audio_and_text_are_rejected(write, tmp_path):
     write(tmp_path)
     with refused(DataError, "data.x_flip"):
         open_dataset(DataConfig(url=str(tmp_path), x_flip=True), LOCAL)

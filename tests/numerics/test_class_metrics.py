@@ -150,7 +150,7 @@ class TestFidPerClass:
 
         assert self.measured(real, fake, Second(1, 2)) == pytest.approx(alone)
 
-    def test_an_evaluator_knows_the_classes_of_real_samples_also_from_its_cache(self):
+    def test_evaluator_caches_the_classes_of_real_samples(self):
         x, y = labelled(200, 3, 4)
         data = Arrays(x.numpy(), y.numpy())
         u, v = labelled(120, 3, 4, seed=1)
@@ -164,7 +164,7 @@ class TestFidPerClass:
         assert found[0] == found[1]
         assert found[0] == pytest.approx(self.measured((x, y), (u, v)), rel=1e-6)
 
-    def test_a_generator_without_classes_is_refused(self):
+    def test_generator_without_classes_is_rejected(self):
         with refused(ConfigError, "evaluate.metrics"):
             evaluator(Arrays(normal(20, 2).float().numpy()), metrics=["fid_per_class"])
 
@@ -232,7 +232,7 @@ class TestChannelClassifier:
         assert np.exp(found.numpy()) == pytest.approx(expected, rel=1e-4, abs=1e-9)
 
     @pytest.mark.parametrize(("channels", "classes"), [(1, 10), (3, 10), (3, 1), (3, 26), (3, 28)])
-    def test_other_numbers_of_classes_are_refused(self, channels, classes):
+    def test_other_numbers_of_classes_are_rejected(self, channels, classes):
         images = np.zeros((60, 8, 8, channels), dtype=np.uint8)
         labels = np.arange(60) % classes
         with refused(DataError, "evaluate.features"):

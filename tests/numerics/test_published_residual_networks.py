@@ -309,7 +309,7 @@ def test_biggan_has_as_many_parameters_as_published(side, latent_size, expected)
     assert tuple(map(num_parameters, networks)) == expected
 
 
-def test_biggan_refuses_sides_that_are_in_no_table():
+def test_biggan_rejects_unlisted_sides():
     with refused(ConfigError, "data.resolution"):
         build("biggan", (3, 1024, 1024), width=2)
 
@@ -381,7 +381,7 @@ def test_biggan_normalizes_all_weights_but_the_generators_class_embedding():
             assert float(largest.detach()) == pytest.approx(1, abs=1e-6)
 
 
-def test_a_module_of_your_own_is_exempt_from_spectral_normalization_if_it_says_so():
+def test_own_module_may_opt_out_of_spectral_normalization():
     network = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2), nn.Embedding(3, 2))
     network[1].spectral_norm = False
     network[2].spectral_norm = False

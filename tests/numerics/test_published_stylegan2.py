@@ -187,7 +187,7 @@ def test_the_discriminator_is_the_published_function(num_classes, group):
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
-def test_what_a_group_does_not_fill_is_a_group_of_its_own():
+def test_incomplete_group_is_a_separate_group():
     layer, x = MinibatchDeviation(4), torch.randn(11, 2, 3, 3, dtype=F64)
     expected = torch.cat([with_deviation(x[:8], 4), with_deviation(x[8:], 3)])
     torch.testing.assert_close(layer(x), expected, rtol=1e-10, atol=1e-10)

@@ -377,7 +377,7 @@ def test_all_groups_together_are_twice_differentiable():
     assert gradgradcheck(lambda x: augmented(augment, x).sin(), samples)
 
 
-def test_nothing_waits_for_the_device():
+def test_no_host_synchronization():
     """The meta device has no values, so that reading one fails."""
     meta = torch.device("meta")
     augment = augmentations["ada"](

@@ -38,7 +38,7 @@ CANONICAL = ["run.reduction=canonical"]
         (24, ["optim.discriminator.micro_batch=6"], [1], "optim.discriminator.micro_batch", "4"),
     ],
 )
-def test_parts_that_cut_groups_are_refused_with_a_value_that_fits(
+def test_parts_that_split_groups_are_rejected_with_a_valid_value(
     batch, overrides, sizes, subject, hint
 ):
     config = load_config("digits", [f"run.global_batch={batch}", *overrides])
@@ -59,7 +59,7 @@ def test_parts_of_whole_groups_are_accepted(overrides, sizes):
     require_whole_groups(load_config("digits", overrides), "discriminator", network(), sizes)
 
 
-def test_a_group_of_one_sample_is_refused():
+def test_group_of_one_sample_is_rejected():
     with refused(ConfigError, "model.discriminator.minibatch_deviation"):
         network(group=1)
 
@@ -109,13 +109,13 @@ def test_groups_that_a_network_declares_can_be_split_over_workers_and_micro_batc
         check(settings(Judge, "game.update_rule=one_stage"), str(tmp_path / "run"))
 
 
-def test_groups_that_differ_from_those_declared_are_refused(tmp_path):
+def test_groups_that_differ_from_those_declared_are_rejected(tmp_path):
     with refused(PluginError, "model.discriminator.name"):
         check(settings(Neighbours), str(tmp_path / "run"))
 
 
 @pytest.mark.parametrize("value", [torch.tensor(2), 2.5, "2", -1])
-def test_a_declaration_that_is_no_number_of_samples_is_refused(value, tmp_path):
+def test_invalid_group_declaration_is_rejected(value, tmp_path):
     class Odd(Judge):
         couples_samples = value
 

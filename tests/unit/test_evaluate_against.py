@@ -128,7 +128,7 @@ class TestRuns:
         )
         assert found["protocol"]["recipe"] == "classifier-v1"
 
-    def test_data_of_another_size_is_refused_unless_it_is_resized(
+    def test_data_of_another_size_is_rejected_unless_it_is_resized(
         self, run: Path, tmp_path: Path
     ) -> None:
         for i, image in enumerate(pixels()):
@@ -141,7 +141,7 @@ class TestRuns:
         assert found["metrics"]["fid"] == pytest.approx(evaluate(run)["metrics"]["fid"], rel=1e-6)
         assert found["protocol"]["data_resize"] == "box"
 
-    def test_a_run_of_somebody_else_is_compared_with_data_that_the_user_names(
+    def test_untrusted_run_is_compared_with_data_that_the_user_names(
         self, run: Path, data: Path, tmp_path: Path
     ) -> None:
         theirs = tmp_path / "theirs"
@@ -272,7 +272,7 @@ class TestGeneratedSamples:
         )
         assert measured["metrics"]["copies"] == 0.5
 
-    def test_a_folder_without_anything_to_compare_with_is_refused(self, data: Path) -> None:
+    def test_folder_without_reference_data_is_rejected(self, data: Path) -> None:
         with refused(CheckpointError, str(data / "folder")):
             evaluate(data / "folder")
 
@@ -282,7 +282,7 @@ class TestGeneratedSamples:
         with pytest.raises(DataError, match=r"007\.png"):
             evaluate(tmp_path / "some", data / "shards")
 
-    def test_images_of_several_sizes_are_refused_with_the_command_that_resizes_them(
+    def test_images_of_several_sizes_are_rejected_with_the_command_that_resizes_them(
         self, data: Path, tmp_path: Path
     ) -> None:
         for i in range(6):
@@ -292,14 +292,12 @@ class TestGeneratedSamples:
             evaluate(tmp_path, data / "shards")
 
     @pytest.mark.parametrize("against", ["nowhere", "nowhere.npz", "empty"])
-    def test_data_that_is_not_there_is_refused(
-        self, data: Path, tmp_path: Path, against: str
-    ) -> None:
+    def test_missing_data_is_rejected(self, data: Path, tmp_path: Path, against: str) -> None:
         (tmp_path / "empty").mkdir()
         with pytest.raises((StorageError, DataError)):
             evaluate(data / "folder", tmp_path / against)
 
-    def test_metrics_that_need_a_discriminator_are_refused(self, data: Path) -> None:
+    def test_metrics_that_need_a_discriminator_are_rejected(self, data: Path) -> None:
         with refused(ConfigError, "evaluate.metrics"):
             evaluate(data / "folder", data / "shards", metrics=["probe"])
 
@@ -311,7 +309,7 @@ class TestStatistics:
         fit = Gaussian(torch.from_numpy(x.mean(0)), torch.from_numpy(np.cov(x, rowvar=False)))
         return Statistics(fit, {"features": "points", "num_real": 50})
 
-    def test_a_file_holds_what_was_written_to_the_last_bit(self, tmp_path: Path) -> None:
+    def test_written_statistics_are_read_back_bit_for_bit(self, tmp_path: Path) -> None:
         some = self.some()
         (tmp_path / "s.npz").write_bytes(some.encode())
         found = read_statistics(str(tmp_path / "s.npz"))
@@ -363,7 +361,7 @@ class TestStatistics:
             {"protocol": np.array('{"a": 1')},
         ],
     )
-    def test_what_is_no_mean_and_covariance_is_refused(
+    def test_invalid_mean_and_covariance_are_rejected(
         self, tmp_path: Path, change: dict[str, Any]
     ) -> None:
         arrays = {"mu": np.zeros(5), "sigma": np.eye(5)} | change
@@ -372,13 +370,13 @@ class TestStatistics:
         with refused(DataError, str(tmp_path / "s.npz")):
             read_statistics(str(tmp_path / "s.npz"))
 
-    def test_what_a_file_says_of_its_data_is_used_only_if_valid(self, tmp_path: Path) -> None:
+    def test_metadata_of_a_file_is_used_only_if_valid(self, tmp_path: Path) -> None:
         wrong = {"data": "\x1b[2J", "num_real": -3, "features": "points"}
         some = Statistics(self.some().fit, wrong)
         (tmp_path / "s.npz").write_bytes(some.encode())
         assert read_statistics(str(tmp_path / "s.npz")).of_data == {}
 
-    def test_damaged_files_are_refused(self, tmp_path: Path) -> None:
+    def test_damaged_files_are_rejected(self, tmp_path: Path) -> None:
         whole = self.some().encode()
         rng = np.random.default_rng(0)
         variants = [b"", b"PK", b"no zip", whole[:-30], whole[:200], whole[100:]]
@@ -396,7 +394,7 @@ class TestStatistics:
                 continue
             assert len(found.fit.mean) == 5  # the damage is in bytes that mean nothing
 
-    def test_an_array_that_unfolds_to_gigabytes_is_not_unfolded(self, tmp_path: Path) -> None:
+    def test_decompression_bomb_is_not_decompressed(self, tmp_path: Path) -> None:
         header = io.BytesIO()
         np.lib.format.write_array_header_1_0(
             header, {"descr": "<f8", "fortran_order": False, "shape": (2**30,)}
@@ -412,7 +410,7 @@ class TestStatistics:
         with refused(DataError, str(tmp_path / "s.npz")):
             read_statistics(str(tmp_path / "s.npz"))
 
-    def test_arrays_named_twice_are_refused(self, tmp_path: Path) -> None:
+    def test_duplicate_arrays_are_rejected(self, tmp_path: Path) -> None:
         path = tmp_path / "s.npz"
         path.write_bytes(self.some().encode())
         with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
@@ -420,7 +418,7 @@ class TestStatistics:
         with refused(DataError, str(path)):
             read_statistics(str(path))
 
-    def test_statistics_of_other_features_are_refused(self, data: Path, tmp_path: Path) -> None:
+    def test_statistics_of_other_features_are_rejected(self, data: Path, tmp_path: Path) -> None:
         gatdist.statistics(data / "shards", tmp_path / "real.npz", overrides=POINTS)
         with np.load(tmp_path / "real.npz") as file:
             arrays = dict(file)
@@ -444,7 +442,7 @@ class TestStatistics:
         assert found["protocol"]["num_real"] == "not recorded"
 
     @pytest.mark.parametrize("metric", ["kid", "precision_recall", "fid_per_class", "probe", "jsd"])
-    def test_metrics_that_need_real_samples_are_refused(
+    def test_metrics_that_need_real_samples_are_rejected(
         self, run: Path, data: Path, tmp_path: Path, metric: str
     ) -> None:
         gatdist.statistics(data / "shards", tmp_path / "real.npz", overrides=POINTS)

@@ -55,7 +55,7 @@ def test_frozen_weights_may_be_spectrally_normalized():
 
 
 @pytest.mark.parametrize("patterns", ['["block.*"]', '["*"]'])
-def test_patterns_that_match_nothing_or_everything_are_refused(patterns):
+def test_patterns_that_match_nothing_or_everything_are_rejected(patterns):
     config = load_config("digits", [*SMALL, f"optim.generator.freeze={patterns}"])
     with refused(ConfigError, "optim.generator.freeze"):
         build_networks(config, (1, 8, 8), 0)

@@ -35,7 +35,7 @@ def test_half_way_is_the_mean_of_each_shape():
     assert middles == pytest.approx({"cosine": 2.5, "linear": 2.5, "exponential": 2.0})
 
 
-def test_no_samples_make_a_jump():
+def test_zero_samples_give_a_step_function():
     schedule = Schedule(start=0.0, end=5.0, samples=0, delay=100)
     assert [schedule.at(seen) for seen in (0, 99, 100, 101)] == [0.0, 0.0, 5.0, 5.0]
 
@@ -99,7 +99,7 @@ def test_a_saved_configuration_reads_back_equal(preset):
         ("{start=1.0, ende=2.0, samples=5}", ".ende"),
     ],
 )
-def test_bad_schedules_are_refused_with_their_key(value, key):
+def test_invalid_schedules_are_rejected_with_their_key(value, key):
     with refused(ConfigError, f"optim.generator.learning_rate{key}"):
         load_config("digits", [f"optim.generator.learning_rate={value}"])
 
@@ -109,6 +109,6 @@ def test_decay_rates_stay_below_one():
         load_config("digits", ["optim.generator.betas=[0.0, {start=0.9, end=1.0, samples=5}]"])
 
 
-def test_a_schedule_can_not_be_changed():
+def test_schedule_is_immutable():
     with pytest.raises(ValidationError):
         Schedule.constant(1.0).start = 2.0
