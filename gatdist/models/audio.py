@@ -25,6 +25,7 @@ from gatdist.models.layers import (
     without_autocast,
 )
 from gatdist.models.registry import discriminators, generators, require_rank
+from gatdist.nn import Conv1d, ConvTranspose1d
 
 # WaveGAN: samples in the shortest feature maps, and the convolutions' stride and kernel.
 _SHORTEST, _STRIDE, _TAPS = 16, 4, 25
@@ -56,7 +57,7 @@ class WaveGANGenerator(nn.Module):
         self.start_shape = (widths[0], _SHORTEST)
         self.start = glorot(nn.Linear(latent_size, math.prod(self.start_shape)))
         self.layers = nn.ModuleList(
-            glorot(nn.ConvTranspose1d(before, after, _TAPS, stride, _padding(stride)[0]))
+            glorot(ConvTranspose1d(before, after, _TAPS, stride, _padding(stride)[0]))
             for stride, (before, after) in zip(
                 self.strides, pairwise([*widths, sample_shape[0]]), strict=True
             )
@@ -98,7 +99,7 @@ class WaveGANDiscriminator(nn.Module):
             key = "model.discriminator.phase_shuffle"
             raise ConfigError(key, f"must be 0 to {shortest - 1}", value=phase_shuffle)
         self.layers = nn.ModuleList(
-            glorot(nn.Conv1d(before, after, _TAPS, stride))
+            glorot(Conv1d(before, after, _TAPS, stride))
             for stride, (before, after) in zip(
                 self.strides, pairwise([sample_shape[0], *widths]), strict=True
             )

@@ -21,6 +21,7 @@ from gatdist.models.layers import (
     to_logits,
 )
 from gatdist.models.registry import discriminators, generators, require_rank
+from gatdist.nn import Conv1d
 
 _MODALITIES = ("text", "tokens")
 _TAPS = 5
@@ -28,7 +29,7 @@ _RESIDUAL_SCALE = 0.3  # the paper's
 
 
 def _convolution(inputs: int, outputs: int, taps: int, gain: float) -> nn.Conv1d:
-    return initialized(nn.Conv1d(inputs, outputs, taps, padding=taps // 2), gain)
+    return initialized(Conv1d(inputs, outputs, taps, padding=taps // 2), gain)
 
 
 class _Block(nn.Module):

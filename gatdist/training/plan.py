@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gatdist.common.seeding import generators_kept
-from gatdist.config import BOTH, Config, flatten, import_plugins, redact_url
+from gatdist.config import BOTH, Config, PlayerName, flatten, import_plugins, redact_url
 from gatdist.data.dataset import Dataset, open_dataset
 from gatdist.data.order import SampleOrder
 from gatdist.evaluation import Evaluator
@@ -25,7 +26,9 @@ from gatdist.game import (
 from gatdist.game.contract import examine
 from gatdist.game.exactness import require_exact
 from gatdist.game.probe import check_step, probe_batch
+from gatdist.game.updates import second_derivatives
 from gatdist.models import build_networks
+from gatdist.nn import slow_layer
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.runs import Checkpoints, RunDirectory, require_saved_state
 from gatdist.storage import Store
@@ -79,9 +82,28 @@ def check(config: Config, run_dir: str, device: torch.device | None = None) -> C
     game = Game.from_config(config, generator, discriminator, sample_shape, traits)
     rule = build_update_rule(config, game)
     warnings += check_step(config, rule, sample_shape, num_classes)
+    if on_gpus:
+        warnings += _slow_derivatives(config, rule, by_player)
     comm = LocalCommunicator(device)
     Evaluator(config.evaluate, dataset, comm, device, conditional=config.model.conditional)
     return Checked(dataset, generator, discriminator, rule, tuple(warnings))
+
+
+def _slow_derivatives(
+    config: Config, rule: UpdateRule, networks: Mapping[PlayerName, nn.Module]
+) -> list[str]:
+    """Warn of convolutions whose second derivatives are slow on GPUs."""
+    found = []
+    for player, network in networks.items():
+        reasons = second_derivatives(config, type(rule), rule.game, player)
+        layer = slow_layer(network)
+        if reasons and layer is not None:
+            found.append(
+                f"model.{player}.name = {getattr(config.model, player).name!r}: the second "
+                f"derivatives of {layer!r}, which {reasons[0]} needs, are slow on GPUs. Use the "
+                "convolutions of gatdist.nn"
+            )
+    return found
 
 
 def plan(config: Config, run_dir: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from gatdist.game.updates.rule import (
     UpdateRule,
     build_update_rule,
     register_update_rule,
+    second_derivatives,
     update_rules,
 )
 
@@ -24,5 +25,6 @@ __all__ = [
     "UpdateRule",
     "build_update_rule",
     "register_update_rule",
+    "second_derivatives",
     "update_rules",
 ]

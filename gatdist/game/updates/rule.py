@@ -236,16 +236,21 @@ def _check_optimizer(config: Config, kind: type[UpdateRule], name: PlayerName) -
         raise ConfigError(f"optim.{name}.momentum", rule, value=player.momentum, hint="Use 0")
 
 
+def second_derivatives(
+    config: Config, kind: type[UpdateRule], game: Game, player: PlayerName
+) -> list[str]:
+    """Return what needs second derivatives of a player's network, for messages."""
+    reasons = [
+        f"the penalty {p.name!r}"
+        for p in game.penalties
+        if p.penalty.differentiates and p.penalty.player == player
+    ]
+    return reasons + [f"the rule {config.game.update_rule!r}"] * kind.second_order
+
+
 def _check_second_derivatives(config: Config, kind: type[UpdateRule], game: Game) -> None:
     for name in config.precision.compile:
-        reasons = [
-            f"the penalty {p.name!r}"
-            for p in game.penalties
-            if p.penalty.differentiates and p.penalty.player == name
-        ]
-        if kind.second_order:
-            reasons.append(f"the rule {config.game.update_rule!r}")
-        if reasons:
+        if reasons := second_derivatives(config, kind, game, name):
             raise ConfigError(
                 "precision.compile",
                 f"a compiled network has no second derivatives, which {reasons[0]} needs",

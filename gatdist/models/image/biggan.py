@@ -19,6 +19,7 @@ from gatdist.models.image.blocks import (
 )
 from gatdist.models.layers import label_embedding
 from gatdist.models.registry import discriminators, generators, require_halvings
+from gatdist.nn import Conv2d
 
 # Channels as multiples of ``width``, by number of halvings: behind the generator's start
 # and blocks, from coarse to fine; behind the discriminator's blocks, the last without halving.
@@ -52,10 +53,10 @@ class SelfAttention(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.query = nn.Conv2d(channels, channels // 8, 1, bias=False)
-        self.key = nn.Conv2d(channels, channels // 8, 1, bias=False)
-        self.value = nn.Conv2d(channels, channels // 2, 1, bias=False)
-        self.finish = nn.Conv2d(channels // 2, channels, 1, bias=False)
+        self.query = Conv2d(channels, channels // 8, 1, bias=False)
+        self.key = Conv2d(channels, channels // 8, 1, bias=False)
+        self.value = Conv2d(channels, channels // 2, 1, bias=False)
+        self.finish = Conv2d(channels // 2, channels, 1, bias=False)
         self.strength = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -127,7 +128,7 @@ class BigGANGenerator(nn.Module):
             }
         )
         self.norm = nn.BatchNorm2d(widths[-1])
-        self.finish = nn.Conv2d(widths[-1], channels, 3, padding=1)
+        self.finish = Conv2d(widths[-1], channels, 3, padding=1)
         _initialize(self)
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:

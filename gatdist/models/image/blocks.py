@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gatdist.models.layers import label_embedding, to_logits
+from gatdist.nn import Conv2d
 
 # What a normalization is conditioned on: labels, vectors, or nothing.
 Condition = Tensor | None
@@ -48,9 +49,9 @@ class UpBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, make_norm: MakeNorm) -> None:
         super().__init__()
         self.norms = nn.ModuleList([make_norm(inputs), make_norm(outputs)])
-        self.first = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.second = nn.Conv2d(outputs, outputs, 3, padding=1)
-        self.skip = nn.Conv2d(inputs, outputs, 1)
+        self.first = Conv2d(inputs, outputs, 3, padding=1)
+        self.second = Conv2d(outputs, outputs, 3, padding=1)
+        self.skip = Conv2d(inputs, outputs, 1)
 
     def forward(self, x: Tensor, condition: Condition) -> Tensor:
         change = self.first(_double(functional.relu(self.norms[0](x, condition))))
@@ -71,9 +72,9 @@ class DownBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.halves, self.is_first = halves, is_first
-        self.first = nn.Conv2d(inputs, hidden, 3, padding=1)
-        self.second = nn.Conv2d(hidden, outputs, 3, padding=1)
-        self.skip = nn.Conv2d(inputs, outputs, 1) if halves or inputs != outputs else nn.Identity()
+        self.first = Conv2d(inputs, hidden, 3, padding=1)
+        self.second = Conv2d(hidden, outputs, 3, padding=1)
+        self.skip = Conv2d(inputs, outputs, 1) if halves or inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         start = x if self.is_first else functional.relu(x)

@@ -21,6 +21,7 @@ from gatdist.models.layers import (
     to_logits,
 )
 from gatdist.models.registry import COARSEST, discriminators, generators, require_rank
+from gatdist.nn import Conv2d, ConvTranspose2d
 
 Normalization = Literal["none", "batch"]
 
@@ -87,7 +88,7 @@ class DCGANGenerator(nn.Module):
         def doubling(before: int, after: int, bias: bool) -> nn.ConvTranspose2d:
             # Each output sees only every second input each way.
             fan_in = before * (_KERNEL // _STRIDE) ** 2
-            layer = nn.ConvTranspose2d(before, after, _KERNEL, _STRIDE, 1, bias=bias)
+            layer = ConvTranspose2d(before, after, _KERNEL, _STRIDE, 1, bias=bias)
             return _start(layer, normalization, math.sqrt(2), fan_in)
 
         self.convolutions = nn.ModuleList(doubling(*pair, biased) for pair in pairwise(widths))
@@ -122,7 +123,7 @@ class DCGANDiscriminator(nn.Module):
         biased, gain = normalization == "none", leaky_gain(_SLOPE)
         self.convolutions = nn.ModuleList(
             _start(
-                nn.Conv2d(before, after, _KERNEL, _STRIDE, 1, bias=biased or level == 0),
+                Conv2d(before, after, _KERNEL, _STRIDE, 1, bias=biased or level == 0),
                 normalization,
                 gain if level else 1.0,
             )

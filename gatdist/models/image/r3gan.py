@@ -38,6 +38,7 @@ from gatdist.models.layers import (
     without_autocast,
 )
 from gatdist.models.registry import discriminators, generators, require_halvings
+from gatdist.nn import Conv2d
 
 _SLOPE = 0.2
 _EXPANSION = 2
@@ -49,9 +50,9 @@ class _Block(nn.Module):
     def __init__(self, width: int, groups: int, num_blocks: int) -> None:
         super().__init__()
         wide = _EXPANSION * width
-        self.widen = nn.Conv2d(width, wide, 1)
-        self.grouped = nn.Conv2d(wide, wide, 3, padding=1, groups=groups)
-        self.narrow = nn.Conv2d(wide, width, 1, bias=False)
+        self.widen = Conv2d(width, wide, 1)
+        self.grouped = Conv2d(wide, wide, 3, padding=1, groups=groups)
+        self.narrow = Conv2d(wide, width, 1, bias=False)
         for layer in (self.widen, self.grouped):
             # Fix-up: the other two layers of each of L blocks are scaled by L^(−1/4).
             initialized(layer, leaky_gain(_SLOPE) * num_blocks**-0.25)
@@ -64,7 +65,7 @@ class _Block(nn.Module):
 
 
 def _pointwise(inputs: int, outputs: int) -> nn.Conv2d:
-    return initialized(nn.Conv2d(inputs, outputs, 1, bias=False))
+    return initialized(Conv2d(inputs, outputs, 1, bias=False))
 
 
 def _embedding(num_classes: int, size: int, gain: float) -> LabelLinear | None:

@@ -23,6 +23,7 @@ from gatdist.models.layers import (
     to_logits,
 )
 from gatdist.models.registry import Size, discriminators, generators, require_rank
+from gatdist.nn import Conv2d
 
 Output = Literal["tanh", "linear"]
 
@@ -53,7 +54,7 @@ def _resize(x: Tensor, size: Size) -> Tensor:
 def _convolution(
     inputs: int, outputs: int, kernel: int, gain: float = 1.0, bias: bool = True
 ) -> nn.Conv2d:
-    layer = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=bias)
+    layer = Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=bias)
     return initialized(layer, gain)
 
 

@@ -17,6 +17,7 @@ from gatdist.models.image.blocks import (
 )
 from gatdist.models.layers import doubling_widths, glorot
 from gatdist.models.registry import discriminators, generators, halvings, require_halvings
+from gatdist.nn import Conv2d
 
 # Channels at the coarsest resolution, as a multiple of ``width``.
 _MAX_MULTIPLE = 16
@@ -52,7 +53,7 @@ class SNGANGenerator(nn.Module):
         make_norm = partial(_norm, num_classes)
         self.blocks = nn.ModuleList(UpBlock(*pair, make_norm) for pair in pairwise(widths))
         self.norm = nn.BatchNorm2d(widths[-1], _EPS)
-        self.finish = nn.Conv2d(widths[-1], sample_shape[0], 3, padding=1)
+        self.finish = Conv2d(widths[-1], sample_shape[0], 3, padding=1)
         _initialize(self)
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:

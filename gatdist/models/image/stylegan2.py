@@ -22,6 +22,7 @@ from gatdist.common.errors import ConfigError
 from gatdist.models.image.resampling import blur, downsample, upsample
 from gatdist.models.layers import to_conditional_logits, uniform, without_autocast
 from gatdist.models.registry import discriminators, generators, require_halvings
+from gatdist.nn import conv2d, conv_transpose2d
 
 _SLOPE = 0.2
 _LABEL_LAYERS = 8  # of the discriminator's mapping of labels
@@ -66,7 +67,7 @@ class EqualizedConv2d(nn.Module):
             x = downsample(x)
         elif self.down:
             x, stride, padding = blur(x, padding + 1), 2, 0
-        return functional.conv2d(x, self.weight * self.gain, self.bias, stride, padding)
+        return conv2d(x, self.weight * self.gain, self.bias, stride, padding)
 
 
 class StyledConv2d(nn.Module):
@@ -98,10 +99,10 @@ class StyledConv2d(nn.Module):
         x = x * style[:, :, None, None]
         scale = (power + EPSILON * self.gain**2).rsqrt()
         if self.up:  # [n, outputs, 2h + 1, 2w + 1], which the blur makes 2h × 2w
-            x = blur(functional.conv_transpose2d(x, weight.transpose(0, 1), stride=2), padding=1)
+            x = blur(conv_transpose2d(x, weight.transpose(0, 1), stride=2), padding=1)
             scale = 4 * scale
         else:
-            x = functional.conv2d(x, weight, padding=1)
+            x = conv2d(x, weight, padding=1)
         return x * scale[:, :, None, None]
 
 
@@ -117,7 +118,7 @@ class ToImage(nn.Module):
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         style = self.style(w)[:, :, None, None]
-        return functional.conv2d(x * style, self.weight * self.gain, self.bias)
+        return conv2d(x * style, self.weight * self.gain, self.bias)
 
 
 class Mapping(nn.Module):
