@@ -26,8 +26,8 @@ from gatdist.bench.reference import Bare, BareReusing
 from gatdist.bench.rounds import TURN_S, interleave, settled, speed, steps_in_a_turn, walls
 from gatdist.bench.two_processes import TWO_PROCESSES, measure_two_processes
 from gatdist.common.errors import ConfigError
+from gatdist.common.numerics import torch_threads
 from gatdist.monitor.numbers import aligned, number
-from gatdist.parallel.reduction import torch_threads
 
 BARE = "bare"
 CASES: dict[str, Callable[[Size], Case]] = {

@@ -292,6 +292,9 @@ class PrecisionConfig(Section):
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     """Format of the computation. bfloat16 and float16 use autocast with float32 parameters, float16
     also scales the loss. ``float64`` is for tests."""
+    tf32: bool = False
+    """Round the inputs of float32 convolutions and matrix products to TF32 (10 bits) on CUDA, which
+    is faster. Evaluations never do."""
     channels_last: bool = False
     """Use the channels-last memory layout for images. Faster with bfloat16 and on GPUs."""
     compile: list[PlayerName] = []

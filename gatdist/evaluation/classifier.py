@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from gatdist.common.errors import DataError
 from gatdist.common.heartbeat import beat
+from gatdist.common.numerics import torch_threads
 from gatdist.data.dataset import Dataset
 from gatdist.data.modalities import ReadSpec
 from gatdist.data.sample_format import AudioFormat, ImageFormat
@@ -28,7 +29,6 @@ from gatdist.evaluation import cache
 from gatdist.evaluation.features import Extractor, register_feature_extractor
 from gatdist.models.audio import LogMel
 from gatdist.parallel.communicator import Communicator
-from gatdist.parallel.reduction import torch_threads
 
 RECIPE_VERSION = 1
 

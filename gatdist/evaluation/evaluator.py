@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gatdist.common.errors import ConfigError, DataError
 from gatdist.common.heartbeat import beat
+from gatdist.common.numerics import tf32
 from gatdist.config import EvaluateConfig
 from gatdist.data.dataset import Dataset
 from gatdist.data.sample_format import TextFormat
@@ -120,6 +121,7 @@ class Evaluator:
         if self._metrics and self._num_samples < 2:
             raise ConfigError("evaluate.num_samples", "must be at least 2", value=self._num_samples)
 
+    @tf32(False)
     def __call__(self, generate: Generate, discriminator: nn.Module | None = None) -> Evaluation:
         """Measure a generator, called for positions 0 to ``num_samples`` − 1, each on one worker.
 
@@ -143,6 +145,7 @@ class Evaluator:
             protocol["class_histogram"] = histogram.tolist()
         return Evaluation(values, protocol)
 
+    @tf32(False)
     def statistics(self) -> Statistics:
         """Return mean and covariance of the real features; the metrics include ``fid``.
 

@@ -208,17 +208,6 @@ def micro_batches(size: int, micro_batch: int | None) -> int:
 
 
 @contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """Compute with ``count`` threads in this context. Other numbers round differently."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
 def _skipped_parameters_named() -> Iterator[None]:
     """Explain DistributedDataParallel's error about a parameter without a gradient."""
     try:

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
+from gatdist.common.numerics import torch_threads
 from gatdist.config import Config
 from gatdist.monitor.console import Console
 from gatdist.parallel.communicator import Communicator
-from gatdist.parallel.reduction import torch_threads
 from gatdist.storage import Store
 from gatdist.training.interrupts import Interrupts
 from gatdist.training.loop import run

@@ -15,6 +15,7 @@ from torch.profiler import record_function
 
 from gatdist.common.background import Background
 from gatdist.common.errors import GatdistError, Interruption, PluginError, TrainingError
+from gatdist.common.numerics import tf32
 from gatdist.common.position import here
 from gatdist.common.registry import described, is_machines_fault, users_frame
 from gatdist.common.seeding import generators_kept
@@ -84,12 +85,13 @@ def run(
         PluginError: a user's network, loss, update rule or plugin failed.
     """
     try:
-        loop = _Loop(config, comm, run_dir, should_stop, emit, progress or Progress(), reason)
-        if loop.is_over():
-            if comm.is_main:
-                emit("done", loop.outcome | {"run_dir": run_dir.url})
-            return loop.outcome
-        return loop.run()
+        with tf32(config.precision.tf32):
+            loop = _Loop(config, comm, run_dir, should_stop, emit, progress or Progress(), reason)
+            if loop.is_over():
+                if comm.is_main:
+                    emit("done", loop.outcome | {"run_dir": run_dir.url})
+                return loop.outcome
+            return loop.run()
     except (GatdistError, KeyboardInterrupt, Interruption):
         raise
     except BaseException as error:
