@@ -85,12 +85,26 @@ def require_unchanged(old: Config, new: Config, where: str) -> None:
     # data.interleave may follow from another key, which says more.
     for key in sorted(before.keys() | after.keys(), key=lambda k: (k == "data.interleave", k)):
         if before.get(key) != after.get(key):
+            # A table may have replaced a value, or the reverse.
+            parts = key.split(".")
+            whole = next(
+                name
+                for name in (".".join(parts[: i + 1]) for i in range(len(parts)))
+                if name in before or name in after
+            )
             raise ConfigError(
-                key,
-                f"the run in {where} was started with {before.get(key)!r}",
-                value=after.get(key),
+                whole,
+                f"the run in {where} was started with {_under(whole, before)!r}",
+                value=_under(whole, after),
                 hint="Use the old value to resume, or another --run-dir for a new run",
             )
+
+
+def _under(key: str, flat: Mapping[str, Any]) -> Any:
+    """Return the value of a key, or the table of those that begin with it; None without any."""
+    prefix = f"{key}."
+    table = {name.removeprefix(prefix): v for name, v in flat.items() if name.startswith(prefix)}
+    return flat.get(key, table or None)
 
 
 def _presets() -> Any:

@@ -18,6 +18,8 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 NonNegativeInt = Annotated[int, Field(ge=0, lt=2**63)]
+# What single precision holds, in which steps on a device read the values.
+SingleFloat = Annotated[float, Field(gt=-(2.0**127), lt=2.0**127, allow_inf_nan=False)]
 
 
 class Schedule(BaseModel):
@@ -30,9 +32,9 @@ class Schedule(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-    start: float
+    start: SingleFloat
     """Value before the change."""
-    end: float
+    end: SingleFloat
     """Value after the change. Defaults to ``start``."""
     samples: NonNegativeInt
     """Length of the change in samples, required with ``end``. 0 is a jump."""
@@ -65,14 +67,14 @@ class Schedule(BaseModel):
             return self.start
         done = since / self.samples
         if self.shape == "exponential":
-            return float(self.start * (self.end / self.start) ** done)
+            return float(self.start ** (1 - done) * self.end**done)
         if self.shape == "cosine":
             done = (1 - math.cos(math.pi * done)) / 2
         return self.start + done * (self.end - self.start)
 
     @model_validator(mode="after")
     def _is_defined(self) -> Self:
-        if self.shape == "exponential" and self.start * self.end <= 0:
+        if self.shape == "exponential" and min(self.start, self.end) <= 0:
             rule = "start and end must be above 0 with the shape 'exponential'"
             raise PydanticCustomError("schedule", rule)
         return self
@@ -84,7 +86,7 @@ class Schedule(BaseModel):
 
 def _number_or_table(value: Any) -> Any:
     if isinstance(value, int | float) and not isinstance(value, bool):
-        value = {"start": float(value)}
+        value = {"start": value}
     if not isinstance(value, dict | Schedule):
         rule = "must be a number, or a table with start, end and samples"
         raise PydanticCustomError("schedule", rule)

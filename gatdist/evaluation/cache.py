@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
 from gatdist.common.errors import StorageError
+from gatdist.common.tensor_files import read_safetensors
 from gatdist.config import cache_folder
 from gatdist.data.dataset import Dataset
 from gatdist.evaluation.features import Extractor
@@ -25,9 +25,9 @@ _MAX_BYTES = 2**30
 def read(name: str) -> dict[str, Tensor]:
     """Return the tensors of a cache entry, on the CPU; {} if it is absent or damaged."""
     store = _store()
-    with suppress(StorageError, SafetensorError):
+    with suppress(StorageError, ValueError):
         if store.exists(name):
-            return load(store.read(name))
+            return read_safetensors(store.read(name))
     return {}
 
 

@@ -9,11 +9,10 @@ from abc import abstractmethod
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import Tensor
 
 from gatdist.common.errors import ConfigError, DataError
+from gatdist.common.tensor_files import read_safetensors
 from gatdist.config import EvaluateConfig, redact_url
 from gatdist.data.dataset import Dataset
 from gatdist.evaluation.features import Extractor, register_feature_extractor
@@ -81,7 +80,7 @@ class InceptionFeatures(_FromFile):
 
     num_features = NUM_FEATURES
     default_sha256 = PUBLISHED_SHA256
-    file_kind, file_error = "the published .pth file or a safetensors file", SafetensorError
+    file_kind, file_error = "the published .pth file or a safetensors file", ValueError
     hint = "Download the published file, or save the state_dict with safetensors"
 
     def _load(self, content: bytes, name: str, device: torch.device) -> None:
@@ -90,7 +89,7 @@ class InceptionFeatures(_FromFile):
             file = io.BytesIO(content)
             weights = torch.load(file, map_location="cpu", weights_only=True)  # noqa: TID251
         else:
-            weights = load(content)
+            weights = read_safetensors(content)
         self._network = Inception.with_weights(weights, name).to(device)
         self.num_classes = self._network.fc.out_features
 

@@ -185,8 +185,7 @@ def biggan(tensors: Tensors) -> Published:
     """BigGAN-PyTorch's ``BigGAN.py``, with a shared embedding and hierarchical latents."""
     blocks = _count(tensors, r"blocks\.(\d+)\..+")
     side = 4 << blocks
-    output = next(name for name in tensors if re.fullmatch(r"output_layer\.[12]\.weight", name))
-    output = output.removesuffix(".weight")
+    output = "output_layer.1" if "output_layer.1.weight" in tensors else "output_layer.2"
     shared = tensors["shared.weight"]
     width = _width(tensors[f"{output}.weight"])
     finest = {3: 4, 4: 2}.get(blocks, 1)  # multiple of the width
@@ -260,7 +259,14 @@ def _count(tensors: Tensors, pattern: str) -> int:
 
 
 def _width(weight: Tensor) -> int:
+    if weight.dim() < 2:
+        raise ValueError("a matrix where its weights are one")
     return weight.shape[1]
+
+
+def _sides(tensor: Tensor) -> list[int]:
+    """Return the shape without sides of 1, which implementations write differently."""
+    return [side for side in tensor.shape if side != 1]
 
 
 def _names(rules: Mapping[str, str | Callable[..., str]]) -> Rename:
@@ -283,17 +289,18 @@ def converted(ours: Tensors, published: Tensors, rename: Rename, ignored: str) -
         ignored: regular expression of published tensors without a counterpart.
 
     Raises:
-        ValueError: a published tensor is missing, is of another size, or has no counterpart.
+        ValueError: a published tensor is missing, is of another shape, or has no counterpart.
     """
     used: set[str] = set()
 
-    def take(source: str, count: int | None = None) -> Tensor:
+    def take(source: str, like: Tensor | None = None) -> Tensor:
         if source not in published:
             raise ValueError(f"lacks {source!r}")
         used.add(source)
         tensor = published[source]
-        if count is not None and tensor.numel() != count:
-            raise ValueError(f"{source!r} has {tensor.numel()} elements, the network needs {count}")
+        if like is not None and _sides(tensor) != _sides(like):
+            theirs, mine = list(tensor.shape), list(like.shape)
+            raise ValueError(f"{source!r} has the shape {theirs}, the network needs {mine}")
         return tensor
 
     found: dict[str, Tensor] = {}
@@ -310,7 +317,7 @@ def converted(ours: Tensors, published: Tensors, rename: Rename, ignored: str) -
             found[name] = v if rest == "0.v" else normalize(matrix @ v, dim=0)
         else:
             source = rename(f"{layer}.weight" if normalized else name)
-            found[name] = take(source, tensor.numel()).reshape(tensor.shape)
+            found[name] = take(source, tensor).reshape(tensor.shape)
     for name in sorted(published.keys() - used):
         if not re.fullmatch(ignored, name):
             raise ValueError(f"has {name!r}, which the network lacks")

@@ -21,6 +21,7 @@ from torch import Tensor
 from gatdist.common.errors import CheckpointError, StorageError
 from gatdist.common.position import reached
 from gatdist.common.strict_json import parse_json
+from gatdist.common.tensor_files import read_safetensors
 from gatdist.config import PlayerName
 from gatdist.storage import Store
 
@@ -103,10 +104,10 @@ def read_checkpoint(store: Store) -> Checkpoint:
         for file, content in contents.items():
             part, _, ending = file.partition(".")
             if ending == "safetensors":
-                loaded = safetensors.torch.load(content)
+                loaded = read_safetensors(content)
                 tensors |= {f"{part}/{key}": tensor for key, tensor in loaded.items()}
         state = dict(parse_json(contents["state.json"]))
-    except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(store.url, f"is not a checkpoint ({error!r})") from None
     name = store.url.rstrip("/").rsplit("/", 1)[-1]
     return Checkpoint(name, state, tensors)

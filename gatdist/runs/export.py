@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from gatdist.common.errors import CheckpointError, ConfigError, TrainingError
 from gatdist.common.registry import Registry
 from gatdist.common.strict_json import parse_json
+from gatdist.common.tensor_files import read_safetensors
 from gatdist.config import parse_config
 from gatdist.data.modalities import ReadSpec
 from gatdist.data.sample_format import sample_format_of
@@ -58,9 +59,9 @@ def load_exported(content: bytes, name: str) -> nn.Module:
     try:
         header = parse_json(content[8 : 8 + int.from_bytes(content[:8], "little")])
         about = parse_json(header["__metadata__"][_METADATA])
-        weights = safetensors.torch.load(content)
+        weights = read_safetensors(content)
         config, spec = parse_config(about["config"]), ReadSpec.model_validate(about["samples"])
-    except (*_MALFORMED, ConfigError, safetensors.SafetensorError) as error:
+    except (*_MALFORMED, ConfigError) as error:
         rule = f"is not a generator exported by gatdist ({error!r})"
         raise CheckpointError(name, rule, hint="Export it again") from None
     network, _ = networks_with(config, sample_format_of(spec), {"generator": weights}, name)

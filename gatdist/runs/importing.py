@@ -6,12 +6,11 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from gatdist.common.errors import CheckpointError
+from gatdist.common.tensor_files import read_safetensors
 from gatdist.config import BOTH, Config, PlayerName, parse_config, redact_url, set_value
 from gatdist.data.modalities import ReadSpec
 from gatdist.models import build_networks
@@ -28,6 +27,8 @@ _PREFIXES: Mapping[PlayerName, Sequence[str]] = {
     "discriminator": ("D.",),
 }
 _WRAPPERS = ("state_dict.", "module.", "Model.")
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_MAX_DEPTH, _MAX_TABLES = 16, 10_000  # of tables in a pickle
 
 
 def import_weights(
@@ -79,14 +80,15 @@ def _read(url: str, player: PlayerName, allow_pickle: bool) -> dict[str, Tensor]
                 io.BytesIO(content), map_location="cpu", weights_only=True
             )
         except Exception as error:  # of a hostile file, any
-            rule = f"can't be read with weights_only=True ({str(error).partition('. ')[0]})"
+            problem = str(error).partition(". ")[0] or type(error).__name__
+            rule = f"can't be read with weights_only=True ({problem})"
             hint = "Save its state dicts alone: torch.save(network.state_dict(), FILE)"
             raise CheckpointError(subject, rule, hint=hint) from None
-        tensors = _flat(loaded)
+        tensors = _flat(loaded, subject)
     else:
         try:
-            tensors = safetensors.torch.load(content)
-        except (SafetensorError, ValueError, KeyError) as error:
+            tensors = read_safetensors(content)
+        except ValueError as error:
             hint = "Convert it with safetensors, or use --pickle to read it with weights_only=True"
             raise CheckpointError(subject, f"is no safetensors file ({error})", hint=hint) from None
     for prefix in _PREFIXES[player]:
@@ -97,18 +99,38 @@ def _read(url: str, player: PlayerName, allow_pickle: bool) -> dict[str, Tensor]
         if tensors and all(key.startswith(prefix) for key in tensors):
             tensors = _within(tensors, prefix)
     for key, tensor in tensors.items():
-        if not tensor.isfinite().all():
-            raise CheckpointError(f"{subject}: tensor {key}", "is not finite")
+        if fault := _fault(tensor):
+            raise CheckpointError(f"{subject}: tensor {key}", fault)
     return tensors
 
 
-def _flat(loaded: Any, prefix: str = "") -> dict[str, Tensor]:
+def _fault(tensor: Tensor) -> str:
+    """Return why a tensor holds no weights; "" if it does."""
+    if tensor.layout != torch.strided or tensor.device.type != "cpu":
+        return "is not a dense tensor"
+    if tensor.dtype not in _DTYPES:
+        return f"is {str(tensor.dtype).removeprefix('torch.')}; weights are float16 to float64"
+    if tensor.nbytes > tensor.untyped_storage().nbytes():  # a view that repeats numbers
+        return "is not a dense tensor"
+    if not tensor.numel():
+        return "is empty"
+    return "" if tensor.isfinite().all() else "is not finite"
+
+
+def _flat(loaded: Any, subject: str) -> dict[str, Tensor]:
+    """Return the tensors in nested tables under their joined names."""
     found: dict[str, Tensor] = {}
-    for key, value in loaded.items() if isinstance(loaded, dict) else ():
-        if isinstance(value, Tensor):
-            found[f"{prefix}{key}"] = value
-        elif isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{key}.")
+    tables: list[tuple[str, int, Any]] = [("", 0, loaded)]
+    for prefix, depth, table in tables:
+        for key, value in table.items() if isinstance(table, dict) else ():
+            if isinstance(value, Tensor):
+                found[f"{prefix}{key}"] = value
+            elif isinstance(value, dict):
+                tables.append((f"{prefix}{key}.", depth + 1, value))
+        # A table may hold itself.
+        if depth > _MAX_DEPTH or len(tables) > _MAX_TABLES:
+            hint = "Save its state dicts alone: torch.save(network.state_dict(), FILE)"
+            raise CheckpointError(subject, "nests too many tables in tables", hint=hint)
     return found
 
 

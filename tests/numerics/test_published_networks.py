@@ -187,6 +187,63 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
         gatdist.import_weights("r3gan", tmp_path / "G.safetensors", tmp_path / "run")
 
 
+WEIGHT = "MainLayers.0.Layers.1.LinearLayer1.Layer.weight"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x.to(torch.int64),
+        lambda x: x.to(torch.float8_e4m3fn),
+        lambda x: x.to(torch.complex64),
+        lambda x: x.flatten(1).to_sparse(),
+        lambda x: x.to("meta"),
+        lambda x: x[:0],
+        lambda x: torch.zeros(1).expand(10**13),
+    ],
+)
+def test_tensors_that_hold_no_weights_are_refused_by_name(change, tmp_path):
+    state = states(r3gan(0)[1])[0]
+    torch.save({**state, WEIGHT: change(state[WEIGHT])}, tmp_path / "G.pth")
+    with refused(CheckpointError, f"tensor {WEIGHT}"):
+        gatdist.import_weights("r3gan", tmp_path / "G.pth", tmp_path / "run", allow_pickle=True)
+
+
+def test_weights_of_another_shape_with_as_many_elements_are_refused(tmp_path):
+    state = states(r3gan(0)[1])[0]
+    safetensors.torch.save_file({**state, WEIGHT: state[WEIGHT].flatten()}, tmp_path / "G")
+    with refused(CheckpointError, "G"):
+        gatdist.import_weights("r3gan", tmp_path / "G", tmp_path / "run")
+
+
+def test_pickles_of_endless_tables_are_refused(tmp_path):
+    itself = {}
+    itself["itself"] = itself
+    many = {}
+    for _ in range(14):  # 3 ** 14 names
+        many = dict.fromkeys("abc", many)
+    for tables in (itself, many):
+        torch.save(tables, tmp_path / "G.pth")
+        with refused(CheckpointError, "G.pth"):
+            gatdist.import_weights("r3gan", tmp_path / "G.pth", tmp_path / "run", allow_pickle=True)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"dtype": "F32", "shape": [0, 2**64 - 1], "data_offsets": [0, 0]},
+        {"dtype": "F32", "shape": [0, 2**62, 2**62], "data_offsets": [0, 0]},
+        {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]},
+    ],
+)
+def test_safetensors_that_torch_can_not_hold_are_refused(header, tmp_path):
+    text = json.dumps({"weight": header}).encode()
+    content = len(text).to_bytes(8, "little") + text + bytes(header["data_offsets"][1])
+    (tmp_path / "G").write_bytes(content)
+    with refused(CheckpointError, "G"):
+        gatdist.import_weights("r3gan", tmp_path / "G", tmp_path / "run")
+
+
 def test_unknown_families_and_used_run_directories_are_refused(tmp_path):
     _, shapes, *_ = r3gan(0)
     safetensors.torch.save_file(states(shapes)[0], tmp_path / "G.safetensors")

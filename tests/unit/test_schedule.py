@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from gatdist.common.errors import ConfigError
-from gatdist.config import Schedule, load_config, parse_config
+from gatdist.config import Schedule, load_config, parse_config, require_unchanged
 from support import refused
 
 values = st.floats(1e-6, 1e3)
@@ -33,6 +33,14 @@ def test_half_way_is_the_mean_of_each_shape():
         for shape in ("cosine", "linear", "exponential")
     }
     assert middles == pytest.approx({"cosine": 2.5, "linear": 2.5, "exponential": 2.0})
+
+
+@pytest.mark.parametrize("value", [1e-300, 1e-37, 1e37])
+def test_exponential_changes_stay_between_values_of_any_size(value):
+    schedule = Schedule(start=value, end=value, samples=100, shape="exponential")
+    assert schedule.at(50) == pytest.approx(value, rel=1e-12)
+    rising = Schedule(start=1e-300, end=1e30, samples=100, shape="exponential")
+    assert rising.at(50) == pytest.approx(1e-135, rel=1e-9)
 
 
 def test_zero_samples_give_a_step_function():
@@ -91,6 +99,9 @@ def test_a_saved_configuration_reads_back_equal(preset):
         ("true", ""),
         ("{start=1.0, end=-1.0, samples=5}", ""),
         ("{start=0.0, end=1.0, samples=5, shape='exponential'}", ""),
+        ("1" + "0" * 400, ""),
+        ("1e39", ""),  # single precision, in which a device reads it, has no such number
+        ("{start=1.0, end=1e39, samples=5}", ".end"),
         ("{end=1.0, samples=5}", ".start"),
         ("{start=1.0, end=2.0}", ".samples"),
         ("{start=1.0, samples=2}", ".end"),
@@ -107,6 +118,19 @@ def test_invalid_schedules_are_rejected_with_their_key(value, key):
 def test_decay_rates_stay_below_one():
     with refused(ConfigError, "optim.generator.betas.1"):
         load_config("digits", ["optim.generator.betas=[0.0, {start=0.9, end=1.0, samples=5}]"])
+
+
+def test_a_changed_schedule_is_told_as_a_whole():
+    key = "game.penalties.r1.strength"
+    plain = load_config("digits", [f"{key}=1.0"])
+    table = load_config("digits", [f"{key}={{start=1.0, end=2.0, samples=5}}"])
+    other = load_config("digits", [f"{key}={{start=1.0, end=2.0, samples=6}}"])
+    for old, new in ((table, plain), (plain, table)):
+        with refused(ConfigError, key) as caught:
+            require_unchanged(old, new, "run")
+        assert "None" not in str(caught.value)
+    with refused(ConfigError, f"{key}.samples"):
+        require_unchanged(table, other, "run")
 
 
 def test_schedule_is_immutable():

@@ -11,7 +11,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from gatdist.common.errors import ConfigError
-from gatdist.config.schedule import NonNegativeSchedule
+from gatdist.config.schedule import NonNegativeSchedule, SingleFloat
 from gatdist.game.augmentation import filters, warp
 from gatdist.game.augmentation.base import (
     Augmentation,
@@ -104,7 +104,7 @@ class AdaptiveAugmentation(Augmentation):
         device: torch.device,
         target: Annotated[float, Field(gt=-1, lt=1)] = 0.6,
         p: NonNegativeSchedule | None = None,
-        initial_p: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0,
+        initial_p: Annotated[SingleFloat, Field(ge=0)] = 0.0,
         adjust_samples: PositiveInt = 500_000,
         interval_steps: PositiveInt = 4,
         policy: Strengths = _POLICY,
