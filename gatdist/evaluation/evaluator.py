@@ -25,6 +25,7 @@ from gatdist.evaluation.statistics import Statistics, StatisticsOnly
 from gatdist.parallel.communicator import Communicator, LocalCommunicator
 
 _BATCH = 256
+_MAX_BY_DEFAULT = 10_000_000  # generated samples, unless their number is configured
 
 # Positions int64 [n] on the worker's device → samples [n, …] as networks see them. Sample i must
 # not depend on the other positions. A class-conditional one has a method ``labels``: positions →
@@ -115,9 +116,8 @@ class Evaluator:
         if self._metrics and not self._statistics and dataset.num_samples < 2:
             rule = "holds fewer than 2 samples; metrics need 2"
             raise DataError("data.url", rule, hint="Set evaluate.metrics = []")
-        if self._metrics and self._statistics and not self._num_samples:
-            rule = f"is required: {self._statistics.url} does not record how many samples it is of"
-            raise ConfigError("evaluate.num_samples", rule, hint="Set it, or use --num")
+        if self._metrics and self._statistics and not config.num_samples:
+            self._require_number(self._statistics.url)
         if self._metrics and self._num_samples < 2:
             raise ConfigError("evaluate.num_samples", "must be at least 2", value=self._num_samples)
 
@@ -193,6 +193,15 @@ class Evaluator:
         for name, metric in self._metrics.items():
             if need in metric.needs and not unless:
                 raise ConfigError("evaluate.metrics", f"{name!r} {rule}", hint=hint)
+
+    def _require_number(self, url: str) -> None:
+        """Refuse to generate as many samples as statistics say, if they say none or too many."""
+        if 0 < self._num_samples <= _MAX_BY_DEFAULT:
+            return
+        rule = f"is required: {url} does not record how many samples it is of"
+        if self._num_samples:
+            rule = f"is required: {url} is of {self._num_samples:,} samples"
+        raise ConfigError("evaluate.num_samples", rule, hint="Set it, or use --num")
 
     @cached_property
     def _real(self) -> SampleSet:

@@ -34,6 +34,7 @@ ENDING = ".npz"
 _MAX_FEATURES = 8192
 _MAX_ARRAY_BYTES = 8 * _MAX_FEATURES**2 + 2**16
 _MAX_PROTOCOL_BYTES = 2**16
+_MAX_NUMBER = 1e100  # whose square is finite
 # Of the largest value: what float32 and other libraries may leave of symmetry and of eigenvalues.
 _TOLERANCE = 1e-4
 _HINT = "Compute it with: gatdist statistics DATA --out FILE"
@@ -140,8 +141,8 @@ def _gaussian(mean: NDArray[Any], covariance: NDArray[Any], shown: str) -> Gauss
     for name, array in (("mu", mean), ("sigma", covariance)):
         if array.dtype.kind != "f" or array.dtype.itemsize not in (4, 8):
             _refuse(shown, f"{name} must be float32 or float64, and is {array.dtype}")
-        if not np.isfinite(array).all():
-            _refuse(shown, f"{name} holds numbers that are not finite")
+        if not (np.abs(array.astype(np.float64)) <= _MAX_NUMBER).all():  # nor NaN
+            _refuse(shown, f"{name} holds numbers that are not finite, or too large")
     # A copy in the machine's byte order; torch knows no other.
     first, second = (torch.from_numpy(x.astype(np.float64)) for x in (mean, covariance))
     most = _TOLERANCE * float(second.abs().max())

@@ -31,7 +31,7 @@ def add_remark(remarks: Remarks, kind: str, example: str) -> None:
 
 def strict_error(skipped: Sequence[Skipped]) -> DataError:
     """Return the error for skipped samples with ``--strict``."""
-    return all_named(skipped, hint="Fix or remove them, or omit --strict")
+    return all_named(skipped, hint="Fix or remove them, or pack without --strict")
 
 
 def write_report(

@@ -141,7 +141,10 @@ def write_checkpoint(
 
 def require_same_order(saved: Mapping[str, Any], now: Mapping[str, Any], url: str) -> None:
     """Raise CheckpointError unless a checkpoint's data and sample order are the run's."""
-    for key in saved.keys() | now.keys():
+    if not saved["fingerprint"]:
+        hint = "Train in another --run-dir, with model.init_from set to this one"
+        raise CheckpointError(url, "holds imported weights, and no run to resume", hint=hint)
+    for key in sorted(saved.keys() | now.keys(), key=lambda key: (key != "fingerprint", key)):
         if saved.get(key) != now.get(key):
             what = "another data set" if key == "fingerprint" else "another order of samples"
             raise CheckpointError(

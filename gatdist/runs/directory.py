@@ -242,19 +242,26 @@ def adopted(
         set_value(values, override)
     if against is not None:
         for each in (given, values):
-            each["data"] = {**each.get("data", {}), "url": against}
+            if isinstance(each.setdefault("data", {}), dict):  # else an error below
+                each["data"]["url"] = against
     if not _is_own(config):
-        if "url" not in given.get("data", {}) and not config.data.url.startswith("builtin:"):
+        if "url" not in _table(given, "data") and not config.data.url.startswith("builtin:"):
             try:
                 run.reach(OutsideUrl(config.data.url))
             except ValueError:
                 raise _refused(run, "data.url", config.data.url) from None
         for section, key in _LOCATIONS:
-            if key not in given.get(section, {}) and values[section].get(key):
+            if key not in _table(given, section) and _table(values, section).get(key):
                 raise _refused(run, f"{section}.{key}", values[section][key])
-        if "cache_dir" not in given.get("data", {}):
-            values["data"]["cache_dir"] = None
+        if "cache_dir" not in _table(given, "data"):
+            _table(values, "data")["cache_dir"] = None
     return parse_config(values)
+
+
+def _table(values: dict[str, Any], section: str) -> dict[str, Any]:
+    """Return a section; {} if it is missing or, which is an error later, a value."""
+    found = values.get(section)
+    return found if isinstance(found, dict) else {}
 
 
 def _refused(run: Store, key: str, value: object) -> ConfigError:

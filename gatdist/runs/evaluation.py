@@ -113,13 +113,17 @@ def _evaluate_run(
         hint = "Check the path, or name what to compare samples with: --against DATA"
         raise CheckpointError(run.url, rule, hint=hint)
     trained = load_run(run, device)
+    if against is None and not trained.config.data.url:
+        hint = "Name what to compare with: --against DATA"
+        raise CheckpointError(run.url, "holds imported weights, and names no data", hint=hint)
     config = adopted(trained.config, requested.overrides, run, against)
     state, sample_format = trained.checkpoint.state, trained.sample_format
     chosen = requested(config.evaluate, statistics=_is_statistics(against))
     with _reference(config.data, against, sample_format) as reference:
         if against is None and isinstance(reference, Dataset):
             _require_same_data(run, reference, state["order"]["fingerprint"])
-        is_conditional = trained.config.model.conditional
+        has_classes = against is None or _has_same_classes(reference, sample_format.spec)
+        is_conditional = trained.config.model.conditional and has_classes
         comm = LocalCommunicator(device)
         evaluator = Evaluator(chosen, reference, comm, device, conditional=is_conditional)
         sampler = trained.sampler(trained.config.run.seed, "evaluation")
@@ -163,7 +167,7 @@ def _evaluate_samples(
             reference,
             LocalCommunicator(device),
             device,
-            conditional=_has_same_classes(reference, generated),
+            conditional=_has_same_classes(reference, generated.spec),
         )
         return _outcome(evaluator(DatasetSamples(generated)), against)
 
@@ -295,11 +299,11 @@ def _shown(spec: ReadSpec) -> str:
     return found + "".join(f", {n:,} {what}" for what, n in details.items() if n is not None)
 
 
-def _has_same_classes(reference: Reference, generated: Dataset) -> bool:
+def _has_same_classes(reference: Reference, generated: ReadSpec) -> bool:
     """Return whether generated samples are labelled with the classes of the real ones."""
     if not isinstance(reference, Dataset) or not reference.num_classes:
         return False
-    count, names = reference.num_classes, generated.spec.class_names
+    count, names = reference.num_classes, generated.class_names
     expected = reference.spec.class_names
     if generated.num_classes != count or names is None or names == expected:
         return generated.num_classes == count

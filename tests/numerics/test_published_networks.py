@@ -139,6 +139,13 @@ def test_imported_runs_are_sampled_and_trained_from(tmp_path):
         }
     )
     assert gatdist.train(config, str(tmp_path / "run"), local=True)["samples_seen"] == 8
+    with refused(CheckpointError, "imported"):  # it names no data
+        gatdist.evaluate(str(tmp_path / "imported"), ["fid"])
+    saved = json.loads((tmp_path / "imported/config.json").read_text())
+    saved["data"]["url"] = str(tmp_path / "data")
+    saved["run"]["total_samples"] = 8
+    with refused(CheckpointError, "imported"):  # it has no optimizer to resume
+        gatdist.train(parse_config(saved), str(tmp_path / "imported"), local=True)
 
 
 def test_pickles_are_refused_unless_allowed_and_never_run_code(tmp_path):

@@ -159,10 +159,25 @@ class TestRuns:
             found = evaluate(samples, data / "shards", overrides=overrides)
             assert found["protocol"]["num_real"] == COUNT
 
-    @pytest.mark.parametrize("key", ["data=5", "data.urls=x", "run.seed=1"])
-    def test_wrong_keys_are_refused(self, data: Path, key: str) -> None:
+    @pytest.mark.parametrize("key", ["data=5", "data.urls=x"])
+    def test_wrong_keys_are_refused(self, run: Path, data: Path, key: str) -> None:
+        for samples in (run, data / "folder"):
+            with pytest.raises(ConfigError):
+                evaluate(samples, data / "shards", overrides=(key,))
+
+    def test_keys_of_training_are_refused_for_samples(self, data: Path) -> None:
         with pytest.raises(ConfigError):
-            evaluate(data / "folder", data / "shards", overrides=(key,))
+            evaluate(data / "folder", data / "shards", overrides=("run.seed=1",))
+
+    def test_data_of_other_classes_is_unlabelled(
+        self, run: Path, data: Path, tmp_path: Path
+    ) -> None:
+        for path in (data / "folder").iterdir():
+            (tmp_path / "ab"[int(path.stem) % 2]).mkdir(exist_ok=True)
+            shutil.copy(path, tmp_path / "ab"[int(path.stem) % 2])
+        assert evaluate(run, tmp_path)["metrics"].keys() >= {"fid"}
+        with refused(ConfigError, "evaluate.metrics"):
+            evaluate(run, tmp_path, metrics=["fid_per_class"])
 
     def test_paths_may_be_relative(
         self, run: Path, data: Path, monkeypatch: pytest.MonkeyPatch
@@ -346,6 +361,8 @@ class TestStatistics:
             {"mu": np.array(1.0), "sigma": np.array(1.0)},
             {"mu": np.full(5, np.nan)},
             {"sigma": np.full((5, 5), np.inf)},
+            {"mu": np.full(5, 1e200)},
+            {"sigma": np.eye(5) * 1e308},
             {"sigma": np.triu(np.ones((5, 5)))},
             {"sigma": -np.eye(5)},
             {"sigma": np.ones((5, 5)) - np.eye(5)},  # symmetric, but no covariance
@@ -435,8 +452,11 @@ class TestStatistics:
         gatdist.statistics(data / "shards", tmp_path / "real.npz", overrides=POINTS)
         with np.load(tmp_path / "real.npz") as file:
             np.savez(tmp_path / "bare.npz", mu=file["mu"], sigma=file["sigma"])
-        with refused(ConfigError, "evaluate.num_samples"):
-            evaluate(run, tmp_path / "bare.npz")
+            protocol = np.array(json.dumps({"num_real": 2**47}))
+            np.savez(tmp_path / "many.npz", mu=file["mu"], sigma=file["sigma"], protocol=protocol)
+        for name in ("bare.npz", "many.npz"):
+            with refused(ConfigError, "evaluate.num_samples"):
+                evaluate(run, tmp_path / name)
         found = evaluate(run, tmp_path / "bare.npz", num=COUNT)
         assert found["metrics"]["fid"] == pytest.approx(evaluate(run)["metrics"]["fid"], rel=1e-9)
         assert found["protocol"]["num_real"] == "not recorded"
