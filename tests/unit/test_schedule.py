@@ -120,7 +120,7 @@ def test_decay_rates_stay_below_one():
         load_config("digits", ["optim.generator.betas=[0.0, {start=0.9, end=1.0, samples=5}]"])
 
 
-def test_a_changed_schedule_is_told_as_a_whole():
+def test_a_changed_schedule_is_reported_as_a_whole():
     key = "game.penalties.r1.strength"
     plain = load_config("digits", [f"{key}=1.0"])
     table = load_config("digits", [f"{key}={{start=1.0, end=2.0, samples=5}}"])
