@@ -59,7 +59,8 @@ def check(config: Config, run_dir: str, device: torch.device | None = None) -> C
     """
     fitting = config.fitting_workers()
     import_plugins(config.plugins)
-    RunDirectory(Store(run_dir, config.run.storage_options)).require_same(config)
+    store = Store(run_dir, config.run.storage_options)
+    RunDirectory(store).require_same(config)
     dataset = open_dataset(config.data)
     order = SampleOrder.from_config(config, dataset.layout)
     for workers in {fitting[0], fitting[-1]}:
@@ -71,7 +72,8 @@ def check(config: Config, run_dir: str, device: torch.device | None = None) -> C
     on_gpus = config.cluster.gpus_per_worker or torch.cuda.is_available()
     device = device or torch.device("cpu")
     by_player = {name: network.to(device) for name, network in zip(BOTH, networks, strict=True)}
-    start_from_another_run(config, by_player, run_dir)
+    if not Checkpoints(store.child("checkpoints")).committed():
+        start_from_another_run(config, by_player, run_dir)
     traits = examine(config, by_player, sample_shape, num_classes, dataset.sample_format.metadata)
     warnings = require_exact(config, traits)
     for name, network in by_player.items():

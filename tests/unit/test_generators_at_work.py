@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 
 import numpy as np
 import pytest
@@ -329,6 +330,16 @@ class TestStartingFromAnotherRun:
             copied += same
             assert torch.equal(tensor, theirs[name] if same else fresh[name]), name
         assert 0 < copied < len(fresh)
+
+    def test_a_run_resumes_without_the_other_run(self, audio_run, tmp_path):
+        other, folder = tmp_path / "other", str(tmp_path / "run")
+        shutil.copytree(audio_run, other)
+        config = self.config(audio_run.parent / "data", other)
+        gatdist.train(config, folder, local=True)
+        shutil.rmtree(other)
+        shutil.rmtree(max((tmp_path / "run/checkpoints").iterdir()))
+        outcome = gatdist.train(config, folder, local=True)
+        assert outcome["samples_seen"] == RUN["total_samples"]
 
     def test_missing_run_is_rejected(self, audio_run, tmp_path):
         config = self.config(audio_run.parent / "data", tmp_path / "nothing")
