@@ -94,7 +94,9 @@ CHARTS = {
         Chart("Penalties", "penalty/.+"),
         Chart("Augmentation", "augmentation/.+"),
         Chart("Learning rates", f"learning_rate/{_PLAYERS}"),
-        Chart("Schedules", "schedule/.+"),
+        Chart("Penalty strengths", r"schedule/game\.penalties\..+"),
+        Chart("Adam's decay rates", r"schedule/optim\..+\.betas\.[01]"),
+        Chart("Half-life of the average, in samples", r"schedule/game\.ema_half_life_samples"),
     ),
     "Metrics": (),  # see `charts_of`
     "Health": (

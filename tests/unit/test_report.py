@@ -54,6 +54,25 @@ def test_run_in_progress(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert all(lack.replace("'", "&#x27;") in page for lack in message["missing"])
 
 
+def test_schedules_of_other_sizes_have_charts_of_their_own(tmp_path: Path) -> None:
+    keys = (
+        "game.penalties.r1.strength",
+        "optim.generator.betas.1",
+        "game.ema_half_life_samples",
+    )
+    written(tmp_path)
+    lines = (
+        json.dumps({"samples_seen": 64 * i} | {f"schedule/{key}": 10.0**i for key in keys})
+        for i in range(1, 4)
+    )
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    page, _ = report(str(tmp_path))
+    charts = [part.partition("</figure>")[0] for part in page.split("<figure")[1:]]
+    for key in keys:
+        assert sum(f">{key} <" in one for one in charts) == 1
+    assert not any(all(key in one for key in keys[:2]) for one in charts)
+
+
 def test_empty_run(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     (tmp_path / "logs").mkdir()

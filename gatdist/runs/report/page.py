@@ -165,8 +165,11 @@ def _chart(logs: list[dict[str, Any]], one: Chart, tags: list[str], marks: list[
     x = np.zeros(0)
     for index, tag in enumerate(sorted(tags)):
         x, mean, low, high = thinned(seen, [log.get(tag, absent) for log in used])
-        label = tag.partition("/")[2].removesuffix("_s") if tag.startswith("time/") else ""
-        label = label or tag.partition("/")[2].replace("_", " ")
+        group, _, label = tag.partition("/")
+        if group == "time":
+            label = label.removesuffix("_s")
+        elif group != "schedule":  # whose names are keys
+            label = label.replace("_", " ")
         curves.append(Curve(label, color_of(label, index), mean, low, high))
     if not any(np.isfinite(curve.mean).any() for curve in curves):
         return ""
