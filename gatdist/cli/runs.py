@@ -217,8 +217,8 @@ def _described_protocol(found: dict[str, Any]) -> str:
             return f"({len(value):,} values)"
         return " ".join(map(brief, value)) if isinstance(value, list) else str(value)
 
-    protocol = ", ".join(f"{key} {brief(value)}" for key, value in found["protocol"].items())
-    return f"protocol: {protocol}"
+    rows = (f"  {key:<18} {brief(value)}" for key, value in found["protocol"].items())
+    return "\n".join(["protocol:", *rows])
 
 
 def _sample(arguments: argparse.Namespace) -> None:

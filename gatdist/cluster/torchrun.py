@@ -22,6 +22,7 @@ from gatdist.common.errors import (
     summary,
 )
 from gatdist.config import Config
+from gatdist.monitor.numbers import plural
 
 if TYPE_CHECKING:
     from gatdist.monitor.console import Console
@@ -111,7 +112,9 @@ def train(
     config = _sized(config, launch)
     gpus = torch.cuda.device_count()
     if gpus and launch.local_rank >= gpus:
-        raise ClusterError("LOCAL_RANK", f"this host has {gpus} GPUs", value=launch.local_rank)
+        rule = f"the process sees {plural(gpus, 'GPU')}"
+        hint = "Start one process per GPU; each must see all GPUs of its host"
+        raise ClusterError("LOCAL_RANK", rule, value=launch.local_rank, hint=hint)
     device = torch.device("cuda", launch.local_rank) if gpus else torch.device("cpu")
     if gpus:
         torch.cuda.set_device(device)

@@ -35,9 +35,9 @@ class Schedule(BaseModel):
     start: SingleFloat
     """Value before the change."""
     end: SingleFloat
-    """Value after the change. Defaults to ``start``."""
+    """Value after the change. May be omitted together with ``samples`` for a constant."""
     samples: NonNegativeInt
-    """Length of the change in samples, required with ``end``. 0 is a jump."""
+    """Length of the change in samples. 0 is a jump."""
     shape: Literal["cosine", "linear", "exponential"] = "cosine"
     """Half a cosine, a straight line, or a constant factor per sample."""
     delay: NonNegativeInt = 0

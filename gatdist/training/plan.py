@@ -28,6 +28,7 @@ from gatdist.game.exactness import require_exact
 from gatdist.game.probe import check_step, probe_batch
 from gatdist.game.updates import second_derivatives
 from gatdist.models import build_networks
+from gatdist.monitor.numbers import plural
 from gatdist.nn import slow_layer
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.runs import Checkpoints, RunDirectory, require_saved_state
@@ -60,7 +61,6 @@ def check(config: Config, run_dir: str, device: torch.device | None = None) -> C
     fitting = config.fitting_workers()
     import_plugins(config.plugins)
     store = Store(run_dir, config.run.storage_options)
-    RunDirectory(store).require_same(config)
     dataset = open_dataset(config.data)
     order = SampleOrder.from_config(config, dataset.layout)
     for workers in {fitting[0], fitting[-1]}:
@@ -72,10 +72,11 @@ def check(config: Config, run_dir: str, device: torch.device | None = None) -> C
     on_gpus = config.cluster.gpus_per_worker or torch.cuda.is_available()
     device = device or torch.device("cpu")
     by_player = {name: network.to(device) for name, network in zip(BOTH, networks, strict=True)}
+    warnings: list[str] = []
     if not Checkpoints(store.child("checkpoints")).committed():
-        start_from_another_run(config, by_player, run_dir)
+        warnings += start_from_another_run(config, by_player, run_dir)
     traits = examine(config, by_player, sample_shape, num_classes, dataset.sample_format.metadata)
-    warnings = require_exact(config, traits)
+    warnings += require_exact(config, traits)
     for name, network in by_player.items():
         require_whole_groups(config, name, network, fitting)
         if not on_gpus:
@@ -83,6 +84,7 @@ def check(config: Config, run_dir: str, device: torch.device | None = None) -> C
     generator, discriminator = networks
     game = Game.from_config(config, generator, discriminator, sample_shape, traits)
     rule = build_update_rule(config, game)
+    RunDirectory(store).require_same(config)  # after unknown names, whose messages say more
     warnings += check_step(config, rule, sample_shape, num_classes)
     if on_gpus:
         warnings += _slow_derivatives(config, rule, by_player)
@@ -153,13 +155,13 @@ def describe(found: dict[str, Any]) -> str:
     lines = [f"{key} = {value!r}" for key, value in flatten(found["config"]).items()]
     lines += [
         "",
-        f"data         {found['num_samples']:,} samples in {found['num_shards']} shards",
+        f"data         {found['num_samples']:,} samples in {plural(found['num_shards'], 'shard')}",
         f"parameters   {parameters}",
         f"memory       {_size(found['state_bytes'])} of state and about "
         f"{_size(found['activation_bytes'])} of activations in each worker",
         f"checkpoint   {_size(found['checkpoint_bytes'])}",
         f"to go        {found['steps_to_go']:,} steps, from sample {found['samples_seen']:,}",
-        f"run folder   {found['run_dir']}",
+        f"run dir      {found['run_dir']}",
         *(f"warning      {message}" for message in found["warnings"]),
     ]
     return "\n".join(lines)

@@ -184,7 +184,7 @@ def require_fit(
 @torch.no_grad()
 def start_from_another_run(
     config: Config, networks: Mapping[PlayerName, nn.Module], run_dir: str
-) -> None:
+) -> list[str]:
     """Copy the weights of the run that ``model.init_from`` names, if any, to both networks.
 
     The generator starts from that run's average.
@@ -194,13 +194,16 @@ def start_from_another_run(
         networks: of both players.
         run_dir: URL of this run's folder, or its origin: that run's credentials are for it alone.
 
+    Returns:
+        Messages about tensors that were not copied.
+
     Raises:
         ConfigError: there is no run, or it has no complete checkpoint.
         CheckpointError: its networks are others; the first tensor that differs is named.
     """
     url = config.model.init_from
     if not url:
-        return
+        return []
     from gatdist.runs import PARTS, Checkpoints  # a machine that only benchmarks has no fsspec
     from gatdist.storage import Store
     from gatdist.storage.urls import absolute, options_for
@@ -216,6 +219,7 @@ def start_from_another_run(
             value=redact_url(url),
             hint="Name the folder of a run that has reached run.checkpoint_every_samples",
         )
+    notes: list[str] = []
     for player, network in networks.items():
         mine = network.state_dict()
         weights = {  # another run may train in another dtype
@@ -229,9 +233,16 @@ def start_from_another_run(
             if not mine:
                 rule = f"has no tensor of the {player} with the same name and shape"
                 raise CheckpointError(redact_url(url), rule, hint="Choose another run")
+            if initialized := [name for name in network.state_dict() if name not in mine]:
+                shown = ", ".join(initialized[:3]) + ", …" * (len(initialized) > 3)
+                count = f"{len(mine)} of {len(mine) + len(initialized)} tensors"
+                notes.append(
+                    f"model.init_from: copied {count} of the {player}; initialized {shown}"
+                )
         require_fit(mine, weights, subject, hint)
         for name, tensor in mine.items():
             tensor.copy_(weights[name])
+    return notes
 
 
 def _shared(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:

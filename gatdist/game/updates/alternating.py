@@ -1,7 +1,7 @@
 """Alternating descent: the second player's gradient is taken after the first player's step.
 
 ``order = "discriminator_first"`` is Goodfellow et al. 2014, algorithm 1, with its k as
-``num_discriminator_steps``; ``generator_first`` is the article's procedure in words.
+``num_discriminator_steps``; ``generator_first`` swaps the players.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from gatdist.parallel.batch import Batch
 
 @register_update_rule("simultaneous")
 class Simultaneous(UpdateRule):
-    """(θ, ψ) ← (θ − η ∇_θ L_G(θ, ψ), ψ − η ∇_ψ L_D(θ, ψ)): the article's equation.
+    """(θ, ψ) ← (θ − η ∇_θ L_G(θ, ψ), ψ − η ∇_ψ L_D(θ, ψ)), from the same point.
 
     One forward of the fakes serves both players: the generator's gradient with respect to the fakes
     is taken first, and enters its network in the same backward that gives the discriminator's.
