@@ -1,0 +1,332 @@
+"""Count what a training step asks of a GPU, operator by operator, from shapes alone."""
+
+from __future__ import annotations
+
+import math
+import sys
+import weakref
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+aten = torch.ops.aten
+
+# A convolution whose kernel is longer than this on every side (by number of sides) is the weight
+# gradient of torch's double backward: its kernel is a whole feature map.
+LARGEST_KERNEL = {1: 32, 2: 8, 3: 8}
+
+# Operators of the documentation of torch.use_deterministic_algorithms (torch 2.13), and of
+# "alertNotDeterministic" in ATen/native/cuda, that are nondeterministic on CUDA by default. Each
+# adds with atomics, or writes to repeated indices in any order. cuDNN's convolutions depend on
+# torch.backends.cudnn.deterministic instead, and are not listed.
+NONDETERMINISTIC = frozenset(
+    {
+        "_adaptive_avg_pool2d_backward",
+        "_adaptive_avg_pool3d_backward",
+        "adaptive_max_pool2d_backward",
+        "avg_pool3d_backward",
+        "bincount",
+        "cumsum",
+        "fractional_max_pool2d_backward",
+        "grid_sampler_2d_backward",
+        "grid_sampler_3d_backward",
+        "histc",
+        "index_add",
+        "index_add_",
+        "index_copy",
+        "index_copy_",
+        "index_put",
+        "index_put_",
+        "_index_put_impl_",
+        "_unsafe_index_put",
+        "max_pool2d_with_indices_backward",
+        "max_pool3d_with_indices_backward",
+        "max_unpool2d",
+        "median.dim",
+        "nll_loss2d_forward",
+        "put",
+        "put_",
+        "reflection_pad1d_backward",
+        "reflection_pad2d_backward",
+        "reflection_pad3d_backward",
+        "replication_pad1d_backward",
+        "replication_pad2d_backward",
+        "replication_pad3d_backward",
+        "scatter",
+        "scatter_",
+        "scatter_add",
+        "scatter_add_",
+        "scatter_reduce",
+        "scatter_reduce_",
+        "upsample_bicubic2d_backward",
+        "upsample_bilinear2d_backward",
+        "upsample_linear1d_backward",
+        "upsample_trilinear3d_backward",
+    }
+)
+
+# Operators without a kernel that are no views by their schema.
+NO_KERNEL = frozenset(
+    {
+        "_unsafe_view",
+        "empty",
+        "empty_like",
+        "empty_strided",
+        "lift",
+        "lift_fresh",
+        "new_empty",
+        "new_empty_strided",
+    }
+)
+# Operators that overwrite their first argument without reading it.
+OVERWRITING = frozenset({"_foreach_copy_", "_foreach_zero_", "copy_", "fill_", "zero_"})
+COPIES = frozenset({"_foreach_copy_", "_to_copy", "copy_"})
+# Operators that return values of a tensor to the host.
+HOST_READS = frozenset({"_local_scalar_dense", "equal", "is_nonzero", "item"})
+
+# Stand-in for a number that the host reads.
+READ = {torch.bool: True, torch.int64: 1, torch.int32: 1}
+_BLOCK = 512  # bytes: torch's caching allocator rounds up to it
+
+
+@dataclass
+class Costs:
+    """What one step costs.
+
+    Attributes:
+        operators: Operators that launch kernels; not views and allocations.
+        convolutions: Number of convolutions by kernel size and groups, and of their backwards.
+        map_kernels: Convolutions with a kernel over :data:`LARGEST_KERNEL`.
+        float64: Operators that read or write float64.
+        copies: Copies between devices, the host included.
+        cpu: Operators on the CPU alone.
+        host_reads: Numbers that the host waits for.
+        nondeterministic: Number of operators by name, of :data:`NONDETERMINISTIC`.
+        bytes: Read and written by kernels, each operator by itself.
+        peak_bytes: Largest sum of live tensors, with networks and optimizer states.
+        flops: Of convolutions and matrix products; a multiplication and an addition are two.
+        where: By kind of finding and operator, the lines of gatdist that caused it; for findings in
+            a backward, the line of the forward.
+    """
+
+    operators: int = 0
+    convolutions: Counter[str] = field(default_factory=Counter)
+    map_kernels: int = 0
+    float64: int = 0
+    copies: int = 0
+    cpu: int = 0
+    host_reads: int = 0
+    nondeterministic: Counter[str] = field(default_factory=Counter)
+    bytes: int = 0
+    peak_bytes: int = 0
+    flops: int = 0
+    where: Counter[str] = field(default_factory=Counter)
+
+    def table(self) -> dict[str, object]:
+        """Return all counts as JSON values."""
+        return {
+            "operators": self.operators,
+            "convolutions": sum(self.convolutions.values()),
+            "map_kernels": self.map_kernels,
+            "float64": self.float64,
+            "copies": self.copies,
+            "cpu": self.cpu,
+            "host_reads": self.host_reads,
+            "nondeterministic": dict(sorted(self.nondeterministic.items())),
+            "gib": round(self.bytes / 2**30, 3),
+            "peak_gib": round(self.peak_bytes / 2**30, 3),
+            "tflop": round(self.flops / 1e12, 4),
+            "by_kernel": dict(sorted(self.convolutions.items())),
+        }
+
+
+class CostMode(TorchDispatchMode):
+    """Counts operators between :meth:`start` and the next call of it, and live bytes always.
+
+    Args:
+        locates: Whether to find the lines that cause what should not be there.
+    """
+
+    def __init__(self, *, locates: bool = False) -> None:
+        super().__init__()
+        self._costs: Costs | None = None
+        self._locates = locates
+        self._live = 0
+        self._references: dict[int, weakref.ref[Tensor]] = {}
+        self._sharing: dict[int, int] = {}  # number of tensors by storage
+        self._sizes: dict[int, int] = {}  # bytes by storage
+        self._operators: dict[object, _Operator] = {}
+
+    def start(self) -> Costs:
+        """Count into new costs from now on, and return them."""
+        self._costs = Costs(peak_bytes=self._live)
+        return self._costs
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        operator = self._operators.get(func)
+        if operator is None:
+            operator = self._operators[func] = _Operator(func)
+        if operator.name in HOST_READS:
+            return self._read(operator, args[0])
+        if operator.name == "lift_fresh":
+            # torch would keep the numbers, and frees them twice (torch 2.13).
+            return aten.empty_like.default(args[0])
+        # The fake device has no such kernel.
+        out = None if operator.name == "_fused_sgd_" else func(*args, **kwargs)
+        outputs = list(_tensors((out,)))
+        for tensor in outputs:
+            self._track(tensor)
+        if self._costs is not None and operator.has_kernel:
+            self._count(self._costs, operator, args, kwargs, out, outputs)
+        return out
+
+    def _read(self, operator: _Operator, tensor: Tensor) -> object:
+        if self._costs is not None and tensor.is_cuda:
+            self._costs.host_reads += 1
+            self._note(self._costs, "host read", operator)
+        if operator.name == "equal":
+            return True
+        return READ.get(tensor.dtype, 1.0)
+
+    def _track(self, tensor: Tensor) -> None:
+        """Count the bytes of a tensor's storage until the last tensor that shares it is freed.
+
+        Not by weak references to the storage itself: torch 2.13 crashes in its destructor.
+        """
+        key = id(tensor)
+        if key in self._references or not tensor.is_cuda:
+            return
+        storage = torch._C._storage_address(tensor)
+
+        def freed(_: object) -> None:
+            del self._references[key]
+            self._sharing[storage] -= 1
+            if not self._sharing[storage]:
+                del self._sharing[storage]
+                self._live -= self._sizes.pop(storage)
+
+        self._references[key] = weakref.ref(tensor, freed)
+        self._sharing[storage] = self._sharing.get(storage, 0) + 1
+        if storage in self._sizes:
+            return
+        size = -(-tensor.numel() * tensor.element_size() // _BLOCK) * _BLOCK
+        self._sizes[storage] = size
+        self._live += size
+        if self._costs is not None and self._live > self._costs.peak_bytes:
+            self._costs.peak_bytes = self._live
+
+    def _count(self, costs, operator, args, kwargs, out, outputs) -> None:
+        inputs = list(_tensors(args))
+        if kwargs:
+            inputs += _tensors(kwargs.values())
+        devices = {t.device.type for t in inputs} | {t.device.type for t in outputs}
+        if devices == {"cpu"}:
+            costs.cpu += 1
+            self._note(costs, "CPU", operator)
+            return
+        if len(devices) > 1 and operator.name in COPIES:
+            costs.copies += 1
+            self._note(costs, "copy", operator)
+        costs.operators += 1
+        overwritten = len(list(_tensors(args[:1]))) if operator.name in OVERWRITING else 0
+        written = operator.written(args)
+        fresh = outputs if operator.returns_fresh else []
+        costs.bytes += sum(map(_bytes, inputs[overwritten:]))
+        costs.bytes += sum(map(_bytes, written)) + sum(map(_bytes, fresh))
+        if any(t.dtype == torch.float64 and t.is_cuda for t in (*inputs, *outputs)):
+            costs.float64 += 1
+            self._note(costs, "float64", operator)
+        if operator.full_name in NONDETERMINISTIC or operator.name in NONDETERMINISTIC:
+            costs.nondeterministic[operator.name] += 1
+            self._note(costs, "nondeterministic", operator)
+        if operator.name in ("convolution", "convolution_backward"):
+            self._count_convolution(costs, operator, args, out)
+        elif operator.name in _MATMULS:
+            a, b = [t for t in inputs if t.dim() > 1][-2:]
+            costs.flops += 2 * a.numel() * b.shape[-1]
+
+    def _count_convolution(self, costs, operator, args, out) -> None:
+        if operator.name == "convolution":
+            inputs, weight, transposed, groups, result, products = *args[:2], *args[6:9:2], out, 1
+        else:
+            result, inputs, weight, transposed, groups = *args[:3], args[7], args[9]
+            products = sum(args[10][:2])
+        kernel = weight.shape[2:]
+        # The weight is [out, in / groups, ...], transposed [in, out / groups, ...]. Each number of
+        # the result, if transposed of the input, meets one row of it.
+        met = inputs if transposed else result
+        costs.flops += products * 2 * met.numel() * math.prod(weight.shape[1:])
+        suffix = " backward" if operator.name == "convolution_backward" else ""
+        name = f"{'x'.join(map(str, kernel))} groups={groups}{suffix}"
+        costs.convolutions[name] += 1
+        if min(kernel) > LARGEST_KERNEL[len(kernel)]:
+            costs.map_kernels += 1
+            self._note(costs, "map kernel", operator)
+
+    def _note(self, costs: Costs, kind: str, operator: _Operator) -> None:
+        if self._locates:
+            costs.where[f"{kind}: {operator.name} at {_place()}"] += 1
+
+
+class _Operator:
+    """What the schema of an operator says."""
+
+    def __init__(self, func) -> None:
+        namespace, self.name = func._schema.name.split("::")
+        overload: str = func._schema.overload_name
+        self.full_name = f"{self.name}.{overload}" if overload else self.name
+        self.is_view: bool = func.is_view
+        # "prim" asks for the device of a tensor and the like.
+        self.has_kernel = not (self.is_view or namespace == "prim" or self.name in NO_KERNEL)
+        arguments = func._schema.arguments
+        self._written = [
+            i for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write
+        ]
+        self.returns_fresh = not any(r.alias_info for r in func._schema.returns)
+
+    def written(self, args) -> list[Tensor]:
+        """Return the arguments that the operator changes."""
+        return [t for i in self._written if i < len(args) for t in _tensors((args[i],))]
+
+
+_MATMULS = frozenset({"addbmm", "addmm", "baddbmm", "bmm", "mm"})
+
+
+def _tensors(values) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)
+
+
+def _bytes(tensor: Tensor) -> int:
+    """Return the bytes that a kernel touches; elements with stride 0 are one."""
+    sizes = zip(tensor.shape, tensor.stride(), strict=True)
+    return math.prod(n for n, stride in sizes if stride) * tensor.element_size()
+
+
+_PACKAGE = f"{Path(__file__).resolve().parents[2] / 'gatdist'}/"
+
+
+def _place() -> str:
+    """Return FILE:LINE of gatdist that runs now, or ran in the forward of this backward."""
+    node = torch._C._current_autograd_node()
+    if node is not None:
+        lines = "".join(node.metadata.get("traceback_", [])).splitlines()
+        for line in reversed(lines):
+            if _PACKAGE in line:
+                path, number = line.split('"')[1], line.split("line ")[1].split(",")[0]
+                return f"{path.removeprefix(_PACKAGE)}:{number} (backward)"
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_filename.startswith(_PACKAGE):
+            return f"{frame.f_code.co_filename.removeprefix(_PACKAGE)}:{frame.f_lineno}"
+        frame = frame.f_back
+    return "?"
