@@ -83,6 +83,11 @@ ELSEWHERE = (
     (r"make ", "it installs, or runs the tests themselves", ".ci/run"),
     (r"pip install ", "it installs", "pyproject.toml"),
     (r"python -m benchmarks", "hours of measuring", "benchmarks/README.md"),
+    (
+        r"python tests/fake_cuda",
+        "it needs a process without torch",
+        "tests/fake_cuda/test_budgets.py",
+    ),
     (r"\. \.venv/bin/activate$", "it belongs to the shell", "Makefile"),
 )
 
