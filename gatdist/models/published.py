@@ -254,7 +254,7 @@ def _count(tensors: Tensors, pattern: str) -> int:
     matches = (re.fullmatch(pattern, name) for name in tensors)
     count = len({match[1] for match in matches if match})
     if not count:
-        raise KeyError(pattern)
+        raise KeyError(pattern.replace(r"\.", ".").replace(r"(\d+)", "N").replace(".+", "…"))
     return count
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gatdist.common.errors import CheckpointError
+from gatdist.common.errors import CheckpointError, ConfigError
 from gatdist.common.tensor_files import read_safetensors
 from gatdist.config import BOTH, Config, PlayerName, parse_config, redact_url, set_value
 from gatdist.data.modalities import ReadSpec
@@ -152,7 +152,11 @@ def _config(published: Published, overrides: Sequence[str]) -> Config:
     }
     for override in overrides:
         set_value(values, override)
-    return parse_config(values)
+    config = parse_config(values)
+    if config.data.resolution != [height, width]:
+        rule, hint = "must be that of the weights", f"Leave it out, or use {[height, width]}"
+        raise ConfigError("data.resolution", rule, value=config.data.resolution, hint=hint)
+    return config
 
 
 def _spec(published: Published) -> ReadSpec:

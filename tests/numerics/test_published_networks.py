@@ -251,6 +251,18 @@ def test_safetensors_that_torch_can_not_hold_are_refused(header, tmp_path):
         gatdist.import_weights("r3gan", tmp_path / "G", tmp_path / "run")
 
 
+def test_resolution_other_than_that_of_the_weights_is_refused(tmp_path):
+    _, shapes, *_ = r3gan(0)
+    safetensors.torch.save_file(states(shapes)[0], tmp_path / "G.safetensors")
+    with refused(ConfigError, "data.resolution"):
+        gatdist.import_weights(
+            "r3gan",
+            tmp_path / "G.safetensors",
+            tmp_path / "run",
+            overrides=["data.resolution=7"],
+        )
+
+
 def test_unknown_families_and_used_run_directories_are_refused(tmp_path):
     _, shapes, *_ = r3gan(0)
     safetensors.torch.save_file(states(shapes)[0], tmp_path / "G.safetensors")
