@@ -333,10 +333,11 @@ def test_a_single_name_takes_precedence_over_its_group():
     assert torch.equal(augmented(part, samples), augmented(ada(names), samples))
 
 
-def test_p_set_from_outside_is_used_and_kept():
-    augment, samples = ada(EVERYTHING, p=0.0), images(8, 3, 6, 6)
+def test_scheduled_p_is_used_and_does_not_adapt():
+    schedule = {"start": 0.0, "end": 0.7, "samples": 100}
+    augment, samples = ada(EVERYTHING, p=schedule), images(8, 3, 6, 6)
     assert torch.equal(augmented(augment, samples), samples)
-    augment.p.fill_(0.7)
+    augment.follow(100)
     for step in range(8):
         augment.update({"augmentation/sign_real": torch.tensor(1.0)}, step, 1000)
     assert torch.equal(augmented(augment, samples), augmented(ada(EVERYTHING, p=0.7), samples))

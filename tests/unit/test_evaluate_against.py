@@ -493,7 +493,9 @@ class TestCommands:
         assert main(words) == 0
         text = capsys.readouterr().out
         assert f"90 generated samples, compared with {out}.npz" in text
-        assert "protocol: features points, resize none" in text
+        rows = [line.split() for line in text.partition("protocol:\n")[2].splitlines()]
+        assert ["features", "points"] in rows
+        assert ["resize", "none"] in rows
         assert main([*words, "--json"]) == 0
         found = json.loads(capsys.readouterr().out)
         assert found["protocol"]["num_generated"] == 90
