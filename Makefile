@@ -37,10 +37,9 @@ setup-system:  ## install the tests' other dependencies: Chromium, nginx, object
 train: setup  ## train the digits preset on two workers; ARGS="--set run.seed=1" goes to gatdist train
 	$(BIN)/gatdist train digits --workers 2 $(ARGS)
 
-# The longest files first, so that the many short ones fill the gaps at the end. Three processes on two cores: tests of
-# outages and of Ray spend a third of their time waiting.
+# The longest files first, so that the many short ones fill the gaps at the end.
 test: setup setup-system check  ## check, then run all tests but gpu, slow and hosts; ARGS="-k name" goes to pytest
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # The longest files of tests/unit and tests/numerics; other tests cover the same with smaller cases.
 LENGTHY := bench_data bench_scaling bench_step builtin generators_at_work gpu_script graphs listening more_metrics \

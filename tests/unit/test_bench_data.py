@@ -43,6 +43,7 @@ def test_random_images_are_written_once() -> None:
     assert (folder / "manifest.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_data(tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = ["--num", "900", "--size", "64", "--rounds", "2", "--threads", "1", "--case", "gatdist"]
