@@ -146,19 +146,6 @@ def _call(
     return _convolve(x, weight, bias, form)
 
 
-def conv1d(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Size = 1,
-    padding: Size = 0,
-    dilation: Size = 1,
-    groups: int = 1,
-) -> Tensor:
-    """See :func:`torch.nn.functional.conv1d`; padding as numbers only."""
-    return _call(input, weight, bias, stride, padding, dilation, groups)
-
-
 def conv2d(
     input: Tensor,
     weight: Tensor,
@@ -170,20 +157,6 @@ def conv2d(
 ) -> Tensor:
     """See :func:`torch.nn.functional.conv2d`; padding as numbers only."""
     return _call(input, weight, bias, stride, padding, dilation, groups)
-
-
-def conv_transpose1d(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Size = 1,
-    padding: Size = 0,
-    output_padding: Size = 0,
-    groups: int = 1,
-    dilation: Size = 1,
-) -> Tensor:
-    """See :func:`torch.nn.functional.conv_transpose1d`."""
-    return _call(input, weight, bias, stride, padding, dilation, groups, output_padding)
 
 
 def conv_transpose2d(
@@ -198,6 +171,10 @@ def conv_transpose2d(
 ) -> Tensor:
     """See :func:`torch.nn.functional.conv_transpose2d`."""
     return _call(input, weight, bias, stride, padding, dilation, groups, output_padding)
+
+
+# The number of axes is that of the weight.
+conv1d, conv_transpose1d = conv2d, conv_transpose2d
 
 
 def slow_layer(network: nn.Module) -> str | None:
