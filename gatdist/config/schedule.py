@@ -17,7 +17,15 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-NonNegativeInt = Annotated[int, Field(ge=0, lt=2**63)]
+
+def fits_int64(value: int) -> int:
+    """Refuse an integer that no int64 tensor holds."""
+    if value >= 2**63:
+        raise PydanticCustomError("too_large", "must be below 2**63")
+    return value
+
+
+NonNegativeInt = Annotated[int, Field(ge=0), AfterValidator(fits_int64)]
 # What single precision holds, in which steps on a device read the values.
 SingleFloat = Annotated[float, Field(gt=-(2.0**127), lt=2.0**127, allow_inf_nan=False)]
 

@@ -9,16 +9,12 @@ from pydantic_core import PydanticCustomError
 
 from gatdist.config.schedule import (
     DecayRateSchedule,
+    NonNegativeInt,
     NonNegativeSchedule,
     PositiveSchedule,
     Schedule,
+    fits_int64,
 )
-
-
-def _fits_int64(value: int) -> int:
-    if value >= 2**63:
-        raise PydanticCustomError("too_large", "must be below 2**63")
-    return value
 
 
 def _is_vocabulary(characters: str) -> str:
@@ -29,8 +25,7 @@ def _is_vocabulary(characters: str) -> str:
     return characters
 
 
-PositiveInt = Annotated[int, Field(gt=0), AfterValidator(_fits_int64)]
-NonNegativeInt = Annotated[int, Field(ge=0), AfterValidator(_fits_int64)]
+PositiveInt = Annotated[int, Field(gt=0), AfterValidator(fits_int64)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 TwoPositiveInts = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
