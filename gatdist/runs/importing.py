@@ -28,7 +28,7 @@ _PREFIXES: Mapping[PlayerName, Sequence[str]] = {
 }
 _WRAPPERS = ("state_dict.", "module.", "Model.")
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_MAX_DEPTH, _MAX_TABLES = 16, 10_000  # of tables in a pickle
+_MAX_DEPTH, _MAX_TABLES = 16, 10_000  # of dictionaries in a pickle
 
 
 def import_weights(
@@ -118,7 +118,7 @@ def _fault(tensor: Tensor) -> str:
 
 
 def _flat(loaded: Any, subject: str) -> dict[str, Tensor]:
-    """Return the tensors in nested tables under their joined names."""
+    """Return the tensors in nested dictionaries under their joined names."""
     found: dict[str, Tensor] = {}
     tables: list[tuple[str, int, Any]] = [("", 0, loaded)]
     for prefix, depth, table in tables:
@@ -127,10 +127,10 @@ def _flat(loaded: Any, subject: str) -> dict[str, Tensor]:
                 found[f"{prefix}{key}"] = value
             elif isinstance(value, dict):
                 tables.append((f"{prefix}{key}.", depth + 1, value))
-        # A table may hold itself.
+        # A dictionary may hold itself.
         if depth > _MAX_DEPTH or len(tables) > _MAX_TABLES:
             hint = "Save its state dicts alone: torch.save(network.state_dict(), FILE)"
-            raise CheckpointError(subject, "nests too many tables in tables", hint=hint)
+            raise CheckpointError(subject, "nests too many dictionaries", hint=hint)
     return found
 
 
