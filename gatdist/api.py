@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from gatdist.common.cores import usable_cores
 from gatdist.common.errors import CheckpointError, ClusterError, ConfigError, InterruptedRunError
 from gatdist.config import Config, redact_url
 from gatdist.storage import Store
@@ -600,7 +600,7 @@ class _Work:
     def do_all(self, worker_type: Any, job: Any, tasks: Sequence[Any], workers: int | None) -> Any:
         from gatdist.packing.processes import do_all
 
-        count = workers or len(os.sched_getaffinity(0))
+        count = workers or usable_cores()
         return do_all(worker_type, job, tasks, count, self.report)
 
     def speed(self, name: str) -> dict[str, float]:

@@ -141,8 +141,9 @@ class DataConfig(Section):
     """Approximate size in bytes of one read from a shard. Neighboring samples are read together."""
     prefetch_batches: PositiveInt = 4
     """Number of batches that each worker reads ahead."""
-    decode_threads: PositiveInt = 1
-    """Decoding threads per worker."""
+    decode_threads: PositiveInt | None = None
+    """Decoding threads per worker. None uses 1 if the worker trains on a CPU. On a GPU, it uses the
+    worker's share of the cores that this host allows, less one, at most 16."""
     memory_bytes: PositiveInt = 2**30
     """Memory limit per worker, in bytes, for fetched data, indexes and batches read ahead."""
     cache_dir: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 import weakref
@@ -15,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gatdist.common.cores import decode_threads, share_of_cores, whereabouts
 from gatdist.common.heartbeat import beat
 from gatdist.config import Config, DataConfig
 from gatdist.data.dataset import Dataset
@@ -25,9 +27,34 @@ from gatdist.parallel.communicator import Communicator
 
 # Opening a remote shard and fetching its bytes takes several round trips.
 _FETCH_THREADS_REMOTE, _FETCH_THREADS_LOCAL = 16, 1
-_MIN_CHUNK = 8  # samples that a thread decodes in a row; a hand-over costs as much as one sample
+# Samples that a thread decodes in a row, if there are enough; a hand-over costs as much as one.
+_MIN_CHUNK = 8
+_CORES_NEEDED = 2  # to decode while another core launches the kernels of a step
 _POLL_S = 1.0  # interval of heartbeats while waiting for data
 _CLOSE_S = 1.0  # time to wait for threads, which may hang in storage
+
+
+def _default_threads(dataset: Dataset, comm: Communicator) -> int:
+    """Return how many threads decode unless configured; called by all workers."""
+    # Steps on a CPU take all its cores; samples in memory take no decoding.
+    if comm.device.type == "cpu" or dataset.is_decoded:
+        return 1
+    mine = whereabouts(socket.gethostname())
+    cores = share_of_cores(mine, comm.all_gather_object(mine))
+    if cores < _CORES_NEEDED:
+        dataset.notes.append(
+            f"data.decode_threads: 1, since a worker on {mine['host']} may use {cores:.1f} cores"
+        )
+    return decode_threads(cores)
+
+
+def _num_chunks(threads: int, local_batch: int, prefetch_batches: int) -> int:
+    """Return the parts of a batch that threads decode; those read ahead keep all threads busy."""
+    if threads == 1:
+        return 1
+    # Twice as many as threads, since some batches are complete and wait for the one before.
+    needed = -(-2 * threads // prefetch_batches)
+    return max(1, min(local_batch, max(needed, min(threads, local_batch // _MIN_CHUNK))))
 
 
 @dataclass(frozen=True)
@@ -75,8 +102,9 @@ class Loader:
     concerned, and re-raised on every call. Use as a context manager, or call :meth:`close`.
 
     ``global_batch`` are the samples per step, summed over all workers, a multiple of
-    ``world_size``; ``position`` the samples used globally so far. With ``pin_memory``, batches
-    are in page-locked memory. Raises ConfigError if memory or the host cache are too small.
+    ``world_size``; ``position`` the samples used globally so far. ``decode_threads`` is used
+    unless configured. With ``pin_memory``, batches are in page-locked memory. Raises ConfigError if
+    memory or the host cache are too small.
     """
 
     def __init__(
@@ -89,12 +117,15 @@ class Loader:
         world_size: int,
         position: int,
         config: DataConfig,
+        decode_threads: int = 1,
         pin_memory: bool = False,
     ) -> None:
         self._dataset, self._config = dataset, config
         self._share = WorkerShare(position, global_batch, rank, world_size)
         self._local_batch = self._share.local_batch
         self._pin_memory = pin_memory
+        num_threads = config.decode_threads or decode_threads
+        self._num_chunks = _num_chunks(num_threads, self._local_batch, config.prefetch_batches)
         self._lock = threading.Lock()
         self._can_decode = threading.Condition(self._lock)
         self._is_ready = threading.Condition(self._lock)
@@ -121,7 +152,7 @@ class Loader:
                 on_loaded=self._can_decode.notify_all,
                 num_threads=_FETCH_THREADS_LOCAL if dataset.is_local else _FETCH_THREADS_REMOTE,
             )
-        self._threads = start_threads("decode", self._decode, config.decode_threads)
+        self._threads = start_threads("decode", self._decode, num_threads)
 
     @classmethod
     def for_worker(
@@ -141,6 +172,7 @@ class Loader:
             world_size=comm.world_size,
             position=position,
             config=config.data,
+            decode_threads=_default_threads(dataset, comm),
             pin_memory=comm.device.type == "cuda",
         )
 
@@ -232,7 +264,7 @@ class Loader:
             samples = torch.from_numpy(self._buffers.take())
         labels = self._dataset.new_labels(self._local_batch)
         work = _Work(self._begun, end, samples, labels)
-        chunks = max(1, min(self._config.decode_threads, self._local_batch // _MIN_CHUNK))
+        chunks = self._num_chunks
         bounds = [work.begin + self._local_batch * i // chunks for i in range(chunks + 1)]
         work.todo.extend(pairwise(bounds))
         work.num_undone = chunks

@@ -12,6 +12,7 @@ import torch
 from pydantic import Field, ValidationError
 
 from gatdist import packing
+from gatdist.common.cores import usable_cores
 from gatdist.common.errors import CheckpointError, ConfigError, DataError
 from gatdist.common.heartbeat import beat
 from gatdist.config import (
@@ -256,7 +257,7 @@ def _pack(config: DataConfig, dest: str, like: ReadSpec | None) -> None:
     )
     try:
         plan = packing.prepare(request)
-        workers = len(os.sched_getaffinity(0))
+        workers = usable_cores()
         records = do_all(packing.Worker, plan.job, plan.tasks, workers, lambda done, found: beat())
         packing.finish(plan, records)
     except DataError as error:

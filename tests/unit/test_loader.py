@@ -233,6 +233,32 @@ def test_memory_of_batches_is_reused() -> None:
     assert view.tolist() == [0, 0, 0]
 
 
+class Rendezvous(Dataset):
+    """Decoding threads wait for one another once."""
+
+    barrier: threading.Barrier
+    have_met = False
+
+    def decode(self, *args):  # type: ignore[no-untyped-def]
+        if not self.have_met:
+            self.barrier.wait(10)
+            self.have_met = True
+        super().decode(*args)
+
+
+def test_all_threads_decode_small_batches_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gatdist.data.dataset.Dataset", Rendezvous)
+    dataset = opened("kept", tmp_path, monkeypatch)
+    assert isinstance(dataset, Rendezvous)
+    dataset.barrier = threading.Barrier(16)
+    order = order_of()
+    for step, batch in enumerate(take(loader_of(dataset, decode_threads=16), 8)):
+        indices = order.indices(np.arange(8 * step, 8 * step + 8))
+        assert (batch.samples.numpy() == PIXELS[indices]).all()
+
+
 class Counting(Dataset):
     """Counts the decoded samples."""
 

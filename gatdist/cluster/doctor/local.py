@@ -21,8 +21,10 @@ from typing import Any
 from gatdist.cluster.doctor import environment
 from gatdist.cluster.doctor.report import Finding, Report
 from gatdist.cluster.network import address_towards, interface_of
+from gatdist.common.cores import decode_threads, usable_cores
 from gatdist.common.version import __version__
 from gatdist.config import cache_folder
+from gatdist.monitor.numbers import plural
 
 _GB = 10**9
 _NEEDS_DISK_BYTES = 2 * _GB
@@ -82,7 +84,7 @@ def look(
         _device(),
         _interface(address),
         environment.chosen_interfaces(),
-        Finding("cores", f"{len(os.sched_getaffinity(0))} usable of {os.cpu_count()}", True),
+        _cores(),
         _memory(),
         _shared_memory(),
         environment.temporary_folder(for_ray=for_ray),
@@ -137,6 +139,28 @@ def assess_device(usable: str, present: bool, error: str) -> Finding:
         hint = "Install the CUDA build of torch, or a driver that fits it"
         return Finding("device", "CPU (though a GPU is there)", False, hint)
     return Finding("device", "CPU (GPU: none)", True)
+
+
+def _cores() -> Finding:
+    try:
+        import torch
+    except ImportError:
+        return assess_cores(usable_cores(), os.cpu_count() or 1, 0)
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return assess_cores(usable_cores(), os.cpu_count() or 1, gpus)
+
+
+def assess_cores(usable: int, present: int, gpus: int) -> Finding:
+    """Assess the cores that this process may use, for a worker on each GPU."""
+    found = f"{usable} usable of {present}"
+    if not gpus:
+        return Finding("cores", found, True)
+    threads = decode_threads(usable / gpus)
+    message = f"{found}, for {plural(threads, 'decoding thread')} per GPU"
+    if usable >= 2 * gpus:  # one for the step, one to decode
+        return Finding("cores", message, True)
+    hint = "Give this host or container 2 cores per GPU or more; see docs/how-to/gpus.md"
+    return Finding("cores", message, None, hint)
 
 
 def _gpus(num_ray: float | None) -> list[Finding]:
