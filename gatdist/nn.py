@@ -9,7 +9,8 @@ functions replace those of ``torch.nn`` with the same names.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -28,8 +29,19 @@ __all__ = [
 
 Size = int | Sequence[int]
 # Types of devices that use torch's own derivatives.
-_PLAIN = {"cpu", "meta"}
+_plain = {"cpu", "meta"}
 _CAST = (torch.float32, torch.float16, torch.bfloat16)  # by autocast
+
+
+@contextmanager
+def derivatives_of_gpus() -> Iterator[None]:
+    """Compute derivatives on every device as on GPUs, in this block."""
+    global _plain
+    before, _plain = _plain, set()
+    try:
+        yield
+    finally:
+        _plain = before
 
 
 class _Form(NamedTuple):
@@ -62,7 +74,7 @@ class _Form(NamedTuple):
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, form: _Form) -> Tensor:
-    plain = x.device.type in _PLAIN or torch.compiler.is_compiling()
+    plain = x.device.type in _plain or torch.compiler.is_compiling()
     if plain or not torch.is_grad_enabled():
         return torch.convolution(x, weight, bias, *form)
     found: Tensor = _Convolution.apply(x, weight, bias, form)  # type: ignore[no-untyped-call]

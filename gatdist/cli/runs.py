@@ -127,6 +127,12 @@ def add_train(commands: Any) -> None:
         "--dry-run", action="store_true", help="print the plan and its requirements, and stop"
     )
     sub.add_argument(
+        "--device",
+        choices=["cuda"],
+        help="with --dry-run: also what a step costs on a GPU, and the least time it takes on "
+        "several models, computed without one",
+    )
+    sub.add_argument(
         "--debug", action="store_true", help="print the full traceback of an error before it"
     )
 
@@ -155,8 +161,20 @@ def _train(arguments: argparse.Namespace) -> None:
         from gatdist.storage.urls import absolute
         from gatdist.training.plan import describe, plan
 
-        common.print_result(arguments, plan(config, absolute(run_dir)), describe)
+        found = plan(config, absolute(run_dir))
+        if arguments.device:
+            from gatdist.bench import roofline
+
+            found["gpu"] = roofline.estimate(config)
+            text = describe(found) + "\n\n" + roofline.describe(found["gpu"])
+            common.print_result(arguments, found, lambda _: text)
+        else:
+            common.print_result(arguments, found, describe)
         return
+    if arguments.device:
+        from gatdist.common.errors import ConfigError
+
+        raise ConfigError("--device", "needs --dry-run", value=arguments.device)
     console = Console(sys.stderr)
     if run_dir.startswith("memory://"):
         message = f"--run-dir = {run_dir}: is deleted when this command ends"

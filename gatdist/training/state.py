@@ -40,6 +40,7 @@ class TrainState:
         num_classes: of the data; 0 if unlabelled.
         metadata: of the samples, passed to the networks.
         recorder: records steps as CUDA graphs; communication then stays outside of them.
+        networks: generator and discriminator on the device; by default they are built.
 
     Attributes:
         samples_seen: real samples shown so far over all workers, the only counter of progress.
@@ -60,25 +61,27 @@ class TrainState:
         num_classes: int,
         metadata: Mapping[str, Any] = MappingProxyType({}),
         recorder: Recorder | None = None,
+        networks: tuple[nn.Module, nn.Module] | None = None,
     ) -> None:
         self.samples_seen = 0
         self.rollbacks = 0
         between = OutsideCommunicator(comm, recorder) if recorder else comm
         self.reduction = Reduction.from_config(config, between)
-        built = build_networks(config, sample_shape, num_classes, metadata)
-        networks = dict(zip(BOTH, built, strict=True))
-        for network in networks.values():
-            network.to(comm.device)
-        traits = examine(config, networks, sample_shape, num_classes, metadata)
+        if networks is None:
+            networks = build_networks(config, sample_shape, num_classes, metadata)
+            for network in networks:
+                network.to(comm.device)
+        by_player = dict(zip(BOTH, networks, strict=True))
+        traits = examine(config, by_player, sample_shape, num_classes, metadata)
         self.warnings = require_exact(config, traits)
-        for name, network in networks.items():
+        for name, network in by_player.items():
             require_whole_batches(config, name, network, comm.world_size)
             require_whole_groups(config, name, network, [comm.world_size])
             if comm.world_size > 1:
-                networks[name] = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-        self.average = MovingAverage(networks["generator"], config.game.ema_batch_norm)
+                by_player[name] = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        self.average = MovingAverage(by_player["generator"], config.game.ema_batch_norm)
         for name in config.precision.compile:
-            networks[name].compile()
+            by_player[name].compile()
         self.players: dict[PlayerName, Player] = {
             name: Player(
                 network,
@@ -88,7 +91,7 @@ class TrainState:
                 lazy_steps=_lazy_steps(config, name),
                 may_skip=traits[name].may_skip_parameters,
             )
-            for name, network in networks.items()
+            for name, network in by_player.items()
         }
         self.game = Game.from_config(
             config,

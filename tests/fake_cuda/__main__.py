@@ -6,11 +6,9 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import sys
 import time
-import warnings
 from pathlib import Path
 
 import budgets
@@ -32,13 +30,13 @@ def main() -> None:
     except fake_device.UnavailableError as error:
         sys.exit(str(error))
     sys.path.insert(0, str(REPOSITORY))
-    warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
     import torch
 
     torch.set_num_threads(1)
     import fake_cases
 
-    gc.disable()  # the peak of live bytes must not depend on when it runs
+    from gatdist.bench.roofline import GPUS, bound
+
     found = {}
     for name in args.cases or fake_cases.CASES:
         began = time.perf_counter()
@@ -47,8 +45,14 @@ def main() -> None:
             steps = fake_cases.costs(case, locates=args.where)
         batch = {"batch": case.config.run.global_batch}
         found[name] = {kind: batch | costs.table() for kind, costs in steps.items()}
+        if name.removeprefix("preset/") in budgets.SHOWN:
+            for kind, costs in steps.items():
+                found[name][kind]["roofline_ms"] = {
+                    gpu.name: least and round(least.seconds * 1e3, 1)
+                    for gpu in GPUS
+                    for least in [bound(costs, gpu, tf32=case.config.precision.tf32)]
+                }
         sys.stderr.write(f"{name}: {time.perf_counter() - began:.1f} s\n")
-        gc.collect()
         if args.where:
             for kind, costs in steps.items():
                 for place, count in costs.where.most_common():

@@ -10,24 +10,12 @@ from typing import Any
 from unittest import mock
 
 import torch
-from step_costs import CostMode, Costs
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-import gatdist.training.state
 from gatdist.bench.cases import SIZES
+from gatdist.bench.step_costs import Costs, fake_tensors, step_costs
 from gatdist.config import BOTH, Config, load_config
-from gatdist.models import DTYPES, build_networks
-from gatdist.monitor.statistics import Statistics
-from gatdist.monitor.timing import PhaseTimer
-from gatdist.parallel.batch import Batch
-from gatdist.parallel.communicator import LocalCommunicator
-from gatdist.training.state import TrainState
-from gatdist.training.step import train_step
 
 CUDA = torch.device("cuda", 0)
-# Where schedules have moved from their start, so that the strength of an augmentation is not 0.
-SAMPLES_SEEN = 2**20
 
 
 @dataclass(frozen=True)
@@ -115,52 +103,25 @@ RULES["alternating-float16"] = _rule("alternating", "float16")
 CASES = {f"preset/{name}": case for name, case in PRESETS.items()}
 CASES |= {f"rule/{name}": case for name, case in RULES.items()}
 
-_FAKE = FakeTensorMode(allow_non_fake_inputs=True)
-
 
 @contextmanager
 def fake_cuda() -> Iterator[None]:
-    """Create tensors in the block as fake ones, and take those on ``cuda`` for real."""
+    """Create tensors in the block as fake ones, also on ``cuda``."""
     with ExitStack() as stack:
-        # The fake device has no threads of its own.
-        stack.enter_context(torch.autograd.set_multithreading_enabled(False))
         # Otherwise autocast would be off.
         no, yes = (lambda: False), (lambda *_: True)
         common = torch.cuda.amp.common
         stack.enter_context(mock.patch.object(common, "amp_definitely_not_available", no))
         stack.enter_context(mock.patch.object(torch.cuda, "is_bf16_supported", yes))
-        # Networks are built on the CPU or on no device. ``Module.to`` can't move them to fake ones.
-        stack.enter_context(mock.patch.object(gatdist.training.state, "build_networks", _networks))
-        stack.enter_context(_FAKE)
+        stack.enter_context(fake_tensors(CUDA))
         yield
 
 
-def _networks(*args: Any) -> tuple[nn.Module, ...]:
-    with torch.utils._python_dispatch._disable_current_modes(), torch.device("meta"):
-        networks = build_networks(*args)
-    for network in networks:
-        _replace_tensors(network)
-        network.to = lambda device, network=network: network  # type: ignore[method-assign]
-    return networks
-
-
-def _replace_tensors(network: nn.Module) -> None:
-    """Replace parameters and buffers by fake ones on CUDA."""
-    fakes: dict[int, Tensor] = {}
-
-    def fake(tensor: Tensor) -> Tensor:
-        if id(tensor) not in fakes:
-            like = {"dtype": tensor.dtype, "device": CUDA}
-            made = torch.empty_strided(tensor.shape, tensor.stride(), **like)
-            if isinstance(tensor, nn.Parameter):
-                made = nn.Parameter(made, requires_grad=tensor.requires_grad)
-            fakes[id(tensor)] = made
-        return fakes[id(tensor)]
-
-    for module in network.modules():
-        for tensors in (module._parameters, module._buffers):
-            for key, tensor in tensors.items():
-                tensors[key] = None if tensor is None else fake(tensor)
+def steps(config: Config) -> dict[str, int]:
+    """Return the indices of a step ``due`` and, if it differs, of one that is ``plain``."""
+    intervals = [penalty.every_steps for penalty in config.game.penalties.values()]
+    plain = {"plain": 1} if max(intervals, default=1) > 1 else {}
+    return {"due": math.lcm(*intervals)} | plain
 
 
 def costs(case: FakeCase, *, locates: bool = False) -> dict[str, Costs]:
@@ -168,28 +129,13 @@ def costs(case: FakeCase, *, locates: bool = False) -> dict[str, Costs]:
 
     Only ``due`` if the two do not differ.
     """
-    config = case.config
-    intervals = [penalty.every_steps for penalty in config.game.penalties.values()]
-    due = math.lcm(*intervals)
-    with fake_cuda(), CostMode(locates=locates) as mode:
-        state = TrainState(config, LocalCommunicator(CUDA), case.shape, case.classes, case.metadata)
-        rule = state.rule(config)
-        statistics, timer = Statistics(CUDA), PhaseTimer(torch.device("cpu"))
-        step_samples = config.step_samples
-        state.samples_seen = SAMPLES_SEEN
-        real = torch.empty(step_samples, *case.shape, device=CUDA)
-        real = real.to(DTYPES[config.precision.dtype])
-        if config.precision.channels_last and real.dim() == 4:
-            real = real.contiguous(memory_format=torch.channels_last)
-        positions = torch.empty(step_samples, dtype=torch.int64, device=CUDA)
-        labels = torch.empty_like(positions) if config.model.conditional else None
-
-        def step(number: int) -> Costs:
-            found = mode.start()
-            batch = Batch(real, labels, positions, number)
-            train_step(state, rule, batch, config, statistics, timer)
-            return found
-
-        step(1)  # what is created once, such as constants
-        found = {"plain": step(1)} if max(intervals, default=1) > 1 else {}
-        return {"due": step(due)} | found
+    with fake_cuda():
+        return step_costs(
+            case.config,
+            case.shape,
+            case.classes,
+            case.metadata,
+            steps(case.config),
+            device=CUDA,
+            locates=locates,
+        )

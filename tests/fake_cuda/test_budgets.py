@@ -95,9 +95,9 @@ def test_every_preset_has_a_budget():
     assert {f"preset/{name}" for name in preset_names()} <= BUDGETS.keys()
 
 
-def test_documentation_has_the_table():
+def test_documentation_has_the_tables():
     page = budgets.PAGE.read_text(encoding="utf-8")
-    assert page == budgets.with_table(page, BUDGETS)
+    assert page == budgets.with_tables(page, BUDGETS)
 
 
 @pytest.mark.parametrize("key", [*budgets.EXACT, *budgets.SCALED])
@@ -116,10 +116,10 @@ def counted(lines):
         fake_device.load()
         import json
         import torch
-        from fake_cases import fake_cuda
-        from step_costs import CostMode
+        from fake_cases import CUDA, fake_cuda
+        from gatdist.bench.step_costs import CostMode
 
-        with fake_cuda(), CostMode() as mode:
+        with fake_cuda(), CostMode(CUDA) as mode:
             costs = mode.start()
             def empty(*shape, **options):
                 return torch.empty(shape, device="cuda", **options)

@@ -1,20 +1,43 @@
-"""Count what a training step asks of a GPU, operator by operator, from shapes alone."""
+"""Count what a training step asks of a GPU, operator by operator, from shapes alone.
+
+Steps run on fake tensors, which have shapes but no values, so that no GPU is needed.
+"""
 
 from __future__ import annotations
 
+import gc
 import math
 import sys
+import warnings
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from gatdist.config import Config
+from gatdist.models import DTYPES, build_networks
+from gatdist.monitor.statistics import Statistics
+from gatdist.monitor.timing import PhaseTimer
+from gatdist.nn import derivatives_of_gpus
+from gatdist.parallel.batch import Batch
+from gatdist.parallel.communicator import LocalCommunicator
+from gatdist.training.state import TrainState
+from gatdist.training.step import train_step
 
 aten = torch.ops.aten
+
+CPU = torch.device("cpu")
+# Where schedules have moved from their start, so that the strength of an augmentation is not 0.
+SAMPLES_SEEN = 2**20
 
 # A convolution whose kernel is longer than this on every side (by number of sides) is the weight
 # gradient of torch's double backward: its kernel is a whole feature map.
@@ -110,6 +133,7 @@ class Costs:
         bytes: Read and written by kernels, each operator by itself.
         peak_bytes: Largest sum of live tensors, with networks and optimizer states.
         flops: Of convolutions and matrix products; a multiplication and an addition are two.
+        kernels: Number of operators by (dtype of the products, flops, bytes).
         where: By kind of finding and operator, the lines of gatdist that caused it; for findings in
             a backward, the line of the forward.
     """
@@ -125,6 +149,7 @@ class Costs:
     bytes: int = 0
     peak_bytes: int = 0
     flops: int = 0
+    kernels: Counter[tuple[torch.dtype, int, int]] = field(default_factory=Counter)
     where: Counter[str] = field(default_factory=Counter)
 
     def table(self) -> dict[str, object]:
@@ -149,11 +174,13 @@ class CostMode(TorchDispatchMode):
     """Counts operators between :meth:`start` and the next call of it, and live bytes always.
 
     Args:
+        device: Where steps run; what happens on the CPU is reported if it is another one.
         locates: Whether to find the lines that cause what should not be there.
     """
 
-    def __init__(self, *, locates: bool = False) -> None:
-        super().__init__()
+    def __init__(self, device: torch.device, *, locates: bool = False) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._device_type = device.type
         self._costs: Costs | None = None
         self._locates = locates
         self._live = 0
@@ -167,7 +194,9 @@ class CostMode(TorchDispatchMode):
         self._costs = Costs(peak_bytes=self._live)
         return self._costs
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
         kwargs = kwargs or {}
         operator = self._operators.get(func)
         if operator is None:
@@ -187,12 +216,15 @@ class CostMode(TorchDispatchMode):
         return out
 
     def _read(self, operator: _Operator, tensor: Tensor) -> object:
-        if self._costs is not None and tensor.is_cuda:
+        if self._costs is not None and self._is_here(tensor):
             self._costs.host_reads += 1
             self._note(self._costs, "host read", operator)
         if operator.name == "equal":
             return True
         return READ.get(tensor.dtype, 1.0)
+
+    def _is_here(self, tensor: Tensor) -> bool:
+        return tensor.device.type == self._device_type
 
     def _track(self, tensor: Tensor) -> None:
         """Count the bytes of a tensor's storage until the last tensor that shares it is freed.
@@ -200,9 +232,9 @@ class CostMode(TorchDispatchMode):
         Not by weak references to the storage itself: torch 2.13 crashes in its destructor.
         """
         key = id(tensor)
-        if key in self._references or not tensor.is_cuda:
+        if key in self._references or not self._is_here(tensor):
             return
-        storage = torch._C._storage_address(tensor)
+        storage = torch._C._storage_address(tensor)  # type: ignore[attr-defined]  # stubs lack it
 
         def freed(_: object) -> None:
             del self._references[key]
@@ -221,12 +253,20 @@ class CostMode(TorchDispatchMode):
         if self._costs is not None and self._live > self._costs.peak_bytes:
             self._costs.peak_bytes = self._live
 
-    def _count(self, costs, operator, args, kwargs, out, outputs) -> None:
+    def _count(
+        self,
+        costs: Costs,
+        operator: _Operator,
+        args: Any,
+        kwargs: Any,
+        out: Any,
+        outputs: list[Tensor],
+    ) -> None:
         inputs = list(_tensors(args))
         if kwargs:
             inputs += _tensors(kwargs.values())
         devices = {t.device.type for t in inputs} | {t.device.type for t in outputs}
-        if devices == {"cpu"}:
+        if self._device_type not in devices:
             costs.cpu += 1
             self._note(costs, "CPU", operator)
             return
@@ -237,37 +277,43 @@ class CostMode(TorchDispatchMode):
         overwritten = len(list(_tensors(args[:1]))) if operator.name in OVERWRITING else 0
         written = operator.written(args)
         fresh = outputs if operator.returns_fresh else []
-        costs.bytes += sum(map(_bytes, inputs[overwritten:]))
-        costs.bytes += sum(map(_bytes, written)) + sum(map(_bytes, fresh))
-        if any(t.dtype == torch.float64 and t.is_cuda for t in (*inputs, *outputs)):
+        moved = sum(map(_bytes, [*inputs[overwritten:], *written, *fresh]))
+        costs.bytes += moved
+        if any(t.dtype == torch.float64 and self._is_here(t) for t in (*inputs, *outputs)):
             costs.float64 += 1
             self._note(costs, "float64", operator)
         if operator.full_name in NONDETERMINISTIC or operator.name in NONDETERMINISTIC:
             costs.nondeterministic[operator.name] += 1
             self._note(costs, "nondeterministic", operator)
+        flops = 0
         if operator.name in ("convolution", "convolution_backward"):
-            self._count_convolution(costs, operator, args, out)
+            flops = self._count_convolution(costs, operator, args, out)
         elif operator.name in _MATMULS:
             a, b = [t for t in inputs if t.dim() > 1][-2:]
-            costs.flops += 2 * a.numel() * b.shape[-1]
+            flops = 2 * a.numel() * b.shape[-1]
+        costs.flops += flops
+        dtype = inputs[-1].dtype if flops else torch.float32
+        costs.kernels[dtype, flops, moved] += 1
 
-    def _count_convolution(self, costs, operator, args, out) -> None:
+    def _count_convolution(self, costs: Costs, operator: _Operator, args: Any, out: Any) -> int:
         if operator.name == "convolution":
-            inputs, weight, transposed, groups, result, products = *args[:2], *args[6:9:2], out, 1
+            (inputs, weight), transposed, groups = args[:2], args[6], args[8]
+            result, products = out, 1
         else:
-            result, inputs, weight, transposed, groups = *args[:3], args[7], args[9]
+            (result, inputs, weight), transposed, groups = args[:3], args[7], args[9]
             products = sum(args[10][:2])
         kernel = weight.shape[2:]
         # The weight is [out, in / groups, ...], transposed [in, out / groups, ...]. Each number of
         # the result, if transposed of the input, meets one row of it.
         met = inputs if transposed else result
-        costs.flops += products * 2 * met.numel() * math.prod(weight.shape[1:])
+        flops: int = products * 2 * met.numel() * math.prod(weight.shape[1:])
         suffix = " backward" if operator.name == "convolution_backward" else ""
         name = f"{'x'.join(map(str, kernel))} groups={groups}{suffix}"
         costs.convolutions[name] += 1
         if min(kernel) > LARGEST_KERNEL[len(kernel)]:
             costs.map_kernels += 1
             self._note(costs, "map kernel", operator)
+        return flops
 
     def _note(self, costs: Costs, kind: str, operator: _Operator) -> None:
         if self._locates:
@@ -277,7 +323,7 @@ class CostMode(TorchDispatchMode):
 class _Operator:
     """What the schema of an operator says."""
 
-    def __init__(self, func) -> None:
+    def __init__(self, func: Any) -> None:
         namespace, self.name = func._schema.name.split("::")
         overload: str = func._schema.overload_name
         self.full_name = f"{self.name}.{overload}" if overload else self.name
@@ -290,7 +336,7 @@ class _Operator:
         ]
         self.returns_fresh = not any(r.alias_info for r in func._schema.returns)
 
-    def written(self, args) -> list[Tensor]:
+    def written(self, args: Any) -> list[Tensor]:
         """Return the arguments that the operator changes."""
         return [t for i in self._written if i < len(args) for t in _tensors((args[i],))]
 
@@ -298,7 +344,7 @@ class _Operator:
 _MATMULS = frozenset({"addbmm", "addmm", "baddbmm", "bmm", "mm"})
 
 
-def _tensors(values) -> Iterator[Tensor]:
+def _tensors(values: Any) -> Iterator[Tensor]:
     for value in values:
         if isinstance(value, Tensor):
             yield value
@@ -312,21 +358,124 @@ def _bytes(tensor: Tensor) -> int:
     return math.prod(n for n, stride in sizes if stride) * tensor.element_size()
 
 
-_PACKAGE = f"{Path(__file__).resolve().parents[2] / 'gatdist'}/"
+_PACKAGE = f"{Path(__file__).resolve().parents[1]}/"
 
 
 def _place() -> str:
     """Return FILE:LINE of gatdist that runs now, or ran in the forward of this backward."""
     node = torch._C._current_autograd_node()
     if node is not None:
-        lines = "".join(node.metadata.get("traceback_", [])).splitlines()
+        metadata: Any = node.metadata
+        lines = "".join(metadata.get("traceback_", [])).splitlines()
         for line in reversed(lines):
             if _PACKAGE in line:
                 path, number = line.split('"')[1], line.split("line ")[1].split(",")[0]
                 return f"{path.removeprefix(_PACKAGE)}:{number} (backward)"
-    frame = sys._getframe()
+    frame: FrameType | None = sys._getframe()
     while frame is not None:
         if frame.f_code.co_filename.startswith(_PACKAGE):
             return f"{frame.f_code.co_filename.removeprefix(_PACKAGE)}:{frame.f_lineno}"
         frame = frame.f_back
     return "?"
+
+
+def step_costs(
+    config: Config,
+    sample_shape: tuple[int, ...],
+    num_classes: int,
+    metadata: Mapping[str, Any],
+    steps: Mapping[str, int],
+    *,
+    device: torch.device = CPU,
+    locates: bool = False,
+) -> dict[str, Costs]:
+    """Return the costs of steps of a run on one GPU, by the names of ``steps``.
+
+    Args:
+        config: Its global batch is the batch of the GPU.
+        sample_shape: Of one sample in network representation.
+        num_classes: Of the data; 0 if unlabelled.
+        metadata: Of the samples, passed to the networks.
+        steps: Indices of steps, by name; they decide which lazy penalties are due.
+        device: Of the fake tensors. The CPU stands for a GPU, with the operators of GPUs.
+        locates: Whether to find the lines that cause what should not be there.
+    """
+    with fake_tensors(device), _without_gc(), CostMode(device, locates=locates) as mode:
+        networks = _networks(config, sample_shape, num_classes, metadata, device=device)
+        comm = LocalCommunicator(device)
+        state = TrainState(config, comm, sample_shape, num_classes, metadata, networks=networks)
+        rule = state.rule(config)
+        statistics, timer = Statistics(device), PhaseTimer(CPU)
+        real = torch.empty(config.step_samples, *sample_shape, device=device)
+        real = real.to(DTYPES[config.precision.dtype])
+        if config.precision.channels_last and real.dim() == 4:
+            real = real.contiguous(memory_format=torch.channels_last)
+        positions = torch.empty(config.step_samples, dtype=torch.int64, device=device)
+        labels = torch.empty_like(positions) if config.model.conditional else None
+        state.samples_seen = SAMPLES_SEEN
+
+        def step(number: int) -> Costs:
+            found = mode.start()
+            batch = Batch(real, labels, positions, number)
+            train_step(state, rule, batch, config, statistics, timer)
+            return found
+
+        step(1)  # what is created once, such as constants
+        return {name: step(number) for name, number in steps.items()}
+
+
+_FAKE = FakeTensorMode(allow_non_fake_inputs=True)
+
+
+@contextmanager
+def _without_gc() -> Iterator[None]:
+    """Free what is in a cycle after the block: the peak must not depend on when it is found."""
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@contextmanager
+def fake_tensors(device: torch.device) -> Iterator[None]:
+    """Create tensors in the block as fake ones, with operators as on GPUs."""
+    with ExitStack() as stack:
+        # The fake device has no threads of its own.
+        stack.enter_context(torch.autograd.set_multithreading_enabled(False))
+        stack.enter_context(derivatives_of_gpus())
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
+        stack.enter_context(_FAKE)
+        yield
+
+
+def _networks(*args: Any, device: torch.device) -> tuple[nn.Module, nn.Module]:
+    """Build networks of fake tensors; ``Module.to`` can't move others to them."""
+    with _disable_current_modes(), torch.device("meta"):
+        networks = build_networks(*args)
+    for network in networks:
+        _replace_tensors(network, device)
+    return networks
+
+
+def _replace_tensors(network: nn.Module, device: torch.device) -> None:
+    fakes: dict[int, Tensor] = {}
+
+    def fake(tensor: Tensor) -> Tensor:
+        if id(tensor) not in fakes:
+            like: dict[str, Any] = {"dtype": tensor.dtype, "device": device}
+            made = torch.empty_strided(tensor.shape, tensor.stride(), **like)
+            if isinstance(tensor, nn.Parameter):
+                made = nn.Parameter(made, requires_grad=tensor.requires_grad)
+            fakes[id(tensor)] = made
+        return fakes[id(tensor)]
+
+    for module in network.modules():
+        owned: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for tensors in owned:
+            for key, tensor in tensors.items():
+                tensors[key] = None if tensor is None else fake(tensor)

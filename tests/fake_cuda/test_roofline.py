@@ -1,0 +1,137 @@
+"""``gatdist train --dry-run --device cuda``: what a step costs and the least time it takes."""
+
+import json
+from collections import Counter
+
+import budgets
+import fake_cases
+import pytest
+import torch
+
+from gatdist.bench.roofline import GPUS, Bound, Gpu, bound, estimate, steps_by_penalties
+from gatdist.bench.step_costs import Costs, step_costs
+from gatdist.cli import main
+from gatdist.common.errors import PluginError
+from gatdist.config import import_plugins, load_config
+
+BUDGETS = budgets.load()
+GPU = Gpu("GPU", 1e9, 1e9, float32=1e9, tf32=2e9, float16=8e9, bfloat16=4e9)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("preset/digits", "preset/glyphs-stylegan2", "preset/speech", "preset/words"),
+        *("rule/alternating-bfloat16", "rule/one_stage-float32", "rule/alternating-float16"),
+    ],
+)
+def test_counts_on_the_cpu_are_those_of_fake_gpus(name):
+    case = fake_cases.CASES[name]()
+    budget = BUDGETS[name]["due"]
+    found = step_costs(
+        case.config, case.shape, case.classes, case.metadata, fake_cases.steps(case.config)
+    )["due"].table()
+    for key, tolerance in {"tflop": 0.01, "operators": 0.08, "gib": 0.25, "peak_gib": 0.2}.items():
+        assert found[key] == pytest.approx(budget[key], rel=tolerance), key
+    assert found["by_kernel"] == budget["by_kernel"]
+    assert found["map_kernels"] == found["host_reads"] == 0
+
+
+def costs(*kernels):
+    return Costs(kernels=Counter(kernels))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tf32", "seconds"),
+    [
+        (torch.float32, False, 8.0),
+        (torch.float32, True, 4.0),
+        (torch.bfloat16, True, 2.0),
+        (torch.float16, False, 1.0),
+    ],
+)
+def test_an_operator_takes_as_long_as_its_products(dtype, tf32, seconds):
+    found = bound(costs((dtype, 8 * 10**9, 10**8)), GPU, tf32=tf32)
+    assert found == Bound(pytest.approx(seconds), 0.0)
+
+
+def test_an_operator_takes_as_long_as_its_bytes():
+    small = (torch.float32, 10**9, 3 * 10**9), (torch.float32, 0, 10**9)
+    assert bound(costs(*small, small[1]), GPU, tf32=False) == Bound(5.0, 5.0)
+
+
+def test_gpus_without_the_format_have_no_bound():
+    t4 = next(gpu for gpu in GPUS if gpu.name == "T4")
+    assert bound(costs((torch.bfloat16, 1, 1)), t4, tf32=False) is None
+    assert bound(costs((torch.float32, 1, 1)), t4, tf32=True) is not None
+
+
+def test_steps_by_penalties():
+    penalties = [
+        "game.penalties.r1={strength=1, every_steps=16}",
+        "game.penalties.path_length={strength=1, every_steps=4}",
+    ]
+    found = steps_by_penalties(load_config("digits", ["game.penalties={}", *penalties]))
+    due = {frozenset(filter(None, name.split(", "))): share for name, (_, share) in found.items()}
+    assert due == {
+        frozenset(): 3 / 4,
+        frozenset({"path_length"}): 3 / 16,
+        frozenset({"r1", "path_length"}): 1 / 16,
+    }
+
+
+def test_without_penalties_all_steps_are_equal():
+    found = steps_by_penalties(load_config("digits", ["game.penalties={}"]))
+    assert [share for _, share in found.values()] == [1]
+
+
+def test_workers_share_the_batch():
+    one, two = (
+        estimate(load_config("digits", [f"cluster.workers={n}", "run.reduction='canonical'"]))
+        for n in (1, 2)
+    )
+    assert (one["batch"], two["batch"]) == (64, 32)
+    assert two["steps"][0]["tflop"] == pytest.approx(one["steps"][0]["tflop"] / 2, rel=0.01)
+
+
+def test_command(capsys):
+    assert main(["train", "digits", "--dry-run", "--device", "cuda", "--json"]) == 0
+    gpu = json.loads(capsys.readouterr().out)["gpu"]
+    assert sum(step["share"] for step in gpu["steps"]) == 1
+    assert all(row["fits"] and row["step_s"] > 0 for row in gpu["gpus"])
+    speeds = {row["name"]: row["samples_per_s"] for row in gpu["gpus"]}
+    assert speeds["H100 SXM"] > speeds["A100 SXM"] > speeds["T4"]
+
+
+def test_device_needs_a_dry_run(capsys):
+    assert main(["train", "digits", "--device", "cuda"]) == 2
+    assert "--device" in capsys.readouterr().err
+
+
+PLUGIN = """
+import torch
+from gatdist import register_discriminator
+
+@register_discriminator("reads_values")
+class ReadsValues(torch.nn.Module):
+    def __init__(self, *, sample_shape, num_classes):
+        super().__init__()
+        self.linear = torch.nn.Linear(64, 1)
+
+    def forward(self, x, labels=None):
+        x.detach().numpy()
+        return self.linear(x.flatten(1))[:, 0]
+"""
+
+
+def test_networks_that_need_values_are_named(tmp_path, monkeypatch):
+    (tmp_path / "reads_values.py").write_text(PLUGIN)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = load_config(
+        "digits",
+        ["plugins=['reads_values']", "model.discriminator={name='reads_values'}"],
+    )
+    import_plugins(config.plugins)
+    with pytest.raises(PluginError) as caught:
+        estimate(config)
+    assert caught.value.subject == "model.discriminator.name"
