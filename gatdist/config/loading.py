@@ -212,7 +212,10 @@ def first_error(
     rule = rule[0].lower() + rule[1:]
     if any(map(may_be_secret, keys)):
         return ConfigError(key, rule)
-    return ConfigError(key, rule, value=problem["input"])
+    value = problem["input"]
+    fields = _fields_at(keys, model)
+    hint = f"Set {key}.name" if "name" in fields and isinstance(value, str) else ""
+    return ConfigError(key, rule, value=value, hint=hint)
 
 
 def _renamed(keys: list[str]) -> str | None:

@@ -149,7 +149,7 @@ class Console:
             "metrics": metrics_text(metrics),
             "alarms": ", ".join(alarms),
             "samples": shown_path(f"{run_dir}/{samples}") if samples else "",
-            "curves": tensorboard_command(run_dir) if run_dir else "",
+            "curves": tensorboard_command(run_dir) if fields.get("tensorboard") else "",
         }
         stopped = fields.get("status") == "interrupted"
         self._print_summary("stopped" if stopped else "done", message, rows)

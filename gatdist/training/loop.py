@@ -89,7 +89,8 @@ def run(
             loop = _Loop(config, comm, run_dir, should_stop, emit, progress or Progress(), reason)
             if loop.is_over():
                 if comm.is_main:
-                    emit("done", loop.outcome | {"run_dir": run_dir.url})
+                    where = {"run_dir": run_dir.url, "tensorboard": config.monitor.tensorboard}
+                    emit("done", loop.outcome | where)
                 return loop.outcome
             return loop.run()
     except (GatdistError, KeyboardInterrupt, Interruption):

@@ -148,7 +148,12 @@ class Recorder:
 
     def finish(self, outcome: dict[str, Any]) -> None:
         if self.active:
-            self.emit("done", outcome | {"samples": self.preview_path, "run_dir": self.store.url})
+            where = {
+                "run_dir": self.store.url,
+                "samples": self.preview_path,
+                "tensorboard": self.config.monitor.tensorboard,
+            }
+            self.emit("done", outcome | where)
 
     def before_commit(self, state: dict[str, Any]) -> None:
         """Write all metrics before the next checkpoint; add to its ``state`` what can't be written.

@@ -49,6 +49,7 @@ DONE = {
     "metrics": METRICS,
     "run_dir": "s3://bucket/digits",
     "samples": "samples/fakes-000192000.png",
+    "tensorboard": True,
 }
 
 
@@ -189,6 +190,8 @@ def test_final_message_has_the_result_and_where_to_look(monkeypatch, tmp_path):
         ["samples", "s3://bucket/digits/samples/fakes-000192000.png"],
         ["curves", "tensorboard --logdir s3://bucket/digits"],
     ]
+    silent = plain(("start", START), ("done", DONE | {"tensorboard": False}))
+    assert not any("--logdir" in line for line in silent)
     [line] = plain(("done", {"status": "interrupted", "samples_seen": 5}))
     assert " 5 samples" in line
 
