@@ -333,7 +333,8 @@ def test_paths_below_the_current_folder_are_short(tmp_path, monkeypatch):
     outside = str(Path(tmp_path.anchor) / "elsewhere")
     assert shown_path(outside) == outside
     assert shown_path("s3://bucket/run") == "s3://bucket/run"
-    [line] = plain(("done", {"samples_seen": 1, "run_dir": str(tmp_path / "my runs")}))[1:]
+    done = {"samples_seen": 1, "run_dir": str(tmp_path / "my runs"), "tensorboard": True}
+    [line] = plain(("done", done))[1:]
     assert line.endswith("tensorboard --logdir 'my runs'")
 
 
