@@ -38,7 +38,7 @@ train: setup  ## train the digits preset on two workers; ARGS="--set run.seed=1"
 	$(BIN)/gatdist train digits --workers 2 $(ARGS)
 
 # The longest files first, so that the many short ones fill the gaps at the end.
-test: setup setup-system check  ## check, then run all tests but gpu, slow and hosts; ARGS="-k name" goes to pytest
+test: setup setup-system check  ## check, then run all tests but gpu, slow, hosts and lasting; ARGS="-k name" goes to pytest
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # The longest files of tests/unit and tests/numerics; other tests cover the same with smaller cases.
@@ -49,8 +49,8 @@ test-fast: setup  ## run the essential tests, in about two minutes; ARGS goes to
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/numerics \
 		$(LENGTHY:%=--ignore-glob=*/test_%.py) $(ARGS)
 
-test-cluster: setup setup-system  ## run with failing hosts, networks and disks; needs root; ARGS goes to pytest
-	$(BIN)/python -m pytest -m "hosts and not slow" tests/cluster/hosts $(ARGS)
+test-cluster: setup setup-system  ## run with failing hosts, networks and disks, long outages; needs root; ARGS goes to pytest
+	$(BIN)/python -m pytest -m "(hosts or lasting) and not slow" tests/cluster/hosts tests/cluster tests/storage $(ARGS)
 
 check: setup  ## format, lint, types, import layers, plain language; changes nothing
 	$(BIN)/ruff format --check .

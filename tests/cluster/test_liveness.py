@@ -252,6 +252,7 @@ def test_signal_at_start_in_commit_or_twice_corrupts_nothing(
     require_same_lines(lines_of(folder), undisturbed[1])
 
 
+@pytest.mark.lasting
 def test_evaluation_longer_than_heartbeat_timeout_is_not_a_hang(
     folder, ray_address, undisturbed, run_gatdist
 ):
@@ -291,6 +292,7 @@ def test_worker_waits_for_long_evaluation_of_another(folder, ray_address):
     assert len(attempts(folder)) == 1, errors
 
 
+@pytest.mark.lasting
 def test_stuck_evaluation_is_a_hang(folder, ray_address, undisturbed, run_gatdist):
     with (folder / "slow_features.py").open("a") as plugin:
         plugin.write('fail_at("evaluation", lambda: time.sleep(1000), rank=1, step=10)\n')
@@ -317,6 +319,7 @@ def processes_of(mark: str, *names: str) -> list[int]:
     return found
 
 
+@pytest.mark.lasting
 @pytest.mark.parametrize(
     "helper",
     [

@@ -95,6 +95,7 @@ def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Server]:
         yield server
 
 
+@pytest.mark.lasting
 def test_training_continues_while_storage_is_unavailable(
     moto: servers.Server, command: Callable[..., Command], reference_digest: Callable[..., str]
 ) -> None:
@@ -123,6 +124,7 @@ def test_training_continues_while_storage_is_unavailable(
         assert len(read_lines(store, "attempts.jsonl")) == 1
 
 
+@pytest.mark.lasting
 def test_lasting_outage_ends_the_run_with_one_error(
     moto: servers.Server,
     command: Callable[..., Command],
