@@ -1,0 +1,123 @@
+"""Networks of pix2pix (Isola et al. 2017) and pix2pixHD (Wang et al. 2018).
+
+Legend: n samples, c channels, h × w pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from gatdist.models.layers import uniform
+from gatdist.nn import Conv2d, ConvTranspose2d
+
+_SLOPE = 0.2
+_STD = 0.02  # of initial weights
+_NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "batch": nn.BatchNorm2d,
+    "instance": nn.InstanceNorm2d,
+}
+_WITHOUT_DROPOUT = 5  # levels: the innermost one, and the outermost four
+_MOST = 8  # times the width
+
+
+class UNetGenerator(nn.Module):
+    """U-Net: images [n, c, h, w] → images [n, c′, h, w] in [−1, 1].
+
+    Each of ``levels`` halves the sides and is skipped by a connection; 8 for 256 × 256 as
+    published, with ``width`` 64. Its noise is dropout at inner levels, with masks from ``noise``, so
+    that a sample's mask is its own.
+    """
+
+    def __init__(
+        self, *, inputs: int, outputs: int, side: int, width: int = 64, norm: str = "batch"
+    ) -> None:
+        super().__init__()
+        levels = side.bit_length() - 1
+        widths = [min(2**level, _MOST) * width for level in range(levels)]
+        bias = norm != "batch"
+        self.downs, self.ups = nn.ModuleList(), nn.ModuleList()
+        for level, (before, after) in enumerate(pairwise([inputs, *widths])):
+            normalized = 0 < level < levels - 1
+            self.downs.append(_down(before, after, bias, norm if normalized else None))
+        for level in reversed(range(levels)):
+            before = widths[level] * (1 if level == levels - 1 else 2)
+            after = widths[level - 1] if level else outputs
+            up = ConvTranspose2d(before, after, 4, 2, padding=1, bias=bias or level == 0)
+            self.ups.append(
+                nn.Sequential(_normal(up), _NORMS[norm](after) if level else nn.Identity())
+            )
+        # Channels and sides of the maps that are dropped out, 4 pixels wide and wider.
+        count = max(levels - _WITHOUT_DROPOUT, 0)
+        self.dropped = [(widths[levels - 2 - i], 2 ** (i + 1)) for i in range(1, count + 1)]
+        self.noise_size = sum(channels * side**2 for channels, side in self.dropped)
+
+    def forward(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        """``noise`` is [n, noise_size]; None drops nothing."""
+        skips: list[Tensor] = []
+        x = images
+        for level, down in enumerate(self.downs):
+            x = down(functional.leaky_relu(x, _SLOPE) if level else x)
+            skips.append(x)
+        skips.pop()
+        start = 0
+        for i, up in enumerate(self.ups):
+            x = up(functional.relu(x))
+            if noise is not None and 0 < i <= len(self.dropped):
+                x, start = _drop(x, noise, start)
+            if skips:
+                x = torch.cat([skips.pop(), x], 1)
+        return torch.tanh(x)
+
+
+def _drop(x: Tensor, noise: Tensor, start: int) -> tuple[Tensor, int]:
+    """Set half of the numbers to 0 and double the others."""
+    stop = start + x[0].numel()
+    kept = uniform(noise[:, start:stop]) < 0.5
+    return x * (2 * kept.view_as(x)), stop
+
+
+class PatchGANDiscriminator(nn.Module):
+    """PatchGAN: images [n, c, h, w] → features, and a logit for each patch of 70 × 70 pixels.
+
+    ``layers`` strided convolutions after the first; 3 is the published number.
+    """
+
+    def __init__(
+        self, *, inputs: int, width: int = 64, layers: int = 3, norm: str = "batch"
+    ) -> None:
+        super().__init__()
+        widths = [min(2**level, _MOST) * width for level in range(layers + 1)]
+        bias = norm != "batch"
+        self.layers = nn.ModuleList(
+            [nn.Sequential(_normal(Conv2d(inputs, width, 4, 2, padding=1)))]
+        )
+        for level, (before, after) in enumerate(pairwise(widths), 1):
+            stride = 2 if level < layers else 1
+            convolution = Conv2d(before, after, 4, stride, padding=1, bias=bias)
+            self.layers.append(nn.Sequential(_normal(convolution), _NORMS[norm](after)))
+        self.finish = _normal(Conv2d(widths[-1], 1, 4, padding=1))
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Return the features, and the logits [n, 1, h′, w′] last."""
+        found, x = [], images
+        for layer in self.layers:
+            x = functional.leaky_relu(layer(x), _SLOPE)
+            found.append(x)
+        return [*found, self.finish(x)]
+
+
+def _down(inputs: int, outputs: int, bias: bool, norm: str | None) -> nn.Module:
+    layers = [_normal(Conv2d(inputs, outputs, 4, 2, padding=1, bias=bias))]
+    return nn.Sequential(*layers, *([_NORMS[norm](outputs)] if norm else []))
+
+
+def _normal(layer: nn.Module) -> nn.Module:
+    nn.init.normal_(layer.weight, std=_STD)  # type: ignore[arg-type]
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return layer
