@@ -202,6 +202,24 @@ class PenaltyConfig(Section):
     """Steps between two evaluations of the penalty. Its weight is multiplied by the same number."""
 
 
+class TermConfig(BaseModel):
+    """A term of the generator's loss, with the options of its kind."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
+
+    weight: NonNegativeSchedule
+    """Factor of the term in the generator's loss."""
+    start_samples: NonNegativeInt = 0
+    """Samples after which the term counts."""
+    term: str | None = None
+    """Kind of the term; None: its name."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keys of its kind."""
+        return dict(self.model_extra or {})
+
+
 class GameConfig(Section):
     """Loss, penalties, augmentation, update rule and the generator's moving average."""
 
@@ -224,6 +242,12 @@ class GameConfig(Section):
     generator_batch: PositiveInt | None = None
     """Samples per generator step under ``alternating``, summed over all workers, at most those of
     its discriminator steps. None uses ``run.global_batch``."""
+    task: str = "generation"
+    """What the generator receives and the discriminator sees."""
+    terms: dict[str, TermConfig] = {}
+    """Terms of the generator's loss besides the adversarial one, by name."""
+    adversarial_weight: NonNegativeSchedule = Schedule.constant(1.0)
+    """Factor of the adversarial loss in the generator's loss."""
     penalties: dict[str, PenaltyConfig] = {}
     """Penalties by name."""
     lazy_penalties: Literal["joined", "separate"] = "joined"

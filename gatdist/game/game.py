@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gatdist.common.errors import ConfigError
-from gatdist.config import BOTH, Config, LatentDistribution, PlayerName
+from gatdist.config import BOTH, Config, LatentDistribution, PlayerName, Schedule
 from gatdist.game.adaptive_state import AdaptiveState, Averages
 from gatdist.game.augmentation import Augmentation, build_augmentation
 from gatdist.game.hidden import Forwards, Traits
@@ -28,18 +28,13 @@ from gatdist.game.penalties import (
     penalties,
     projections,
 )
+from gatdist.game.scores import Scores, mean_over_maps, parse
+from gatdist.game.tasks import Fields, Generation, Task, tasks
+from gatdist.game.terms import Context, WeightedTerm, build_terms
 from gatdist.models import COMPUTE_DTYPES
 from gatdist.parallel import draws
 from gatdist.parallel.batch import Batch
 from gatdist.parallel.communicator import bare, without_reduction
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Samples of one side, and their logits [n]."""
-
-    samples: Tensor
-    logits: Tensor
 
 
 @dataclass(frozen=True)
@@ -58,6 +53,9 @@ class Game:
         autocast: dtype of the networks' computations, if not that of their parameters.
         step_samples: real samples per step over all workers; 0 if unknown.
         forwards: by player, makes forwards of networks with hidden state pure.
+        task: what the generator receives, and what the discriminator sees.
+        terms: of the generator's loss, with their weights.
+        adversarial_weight: of the adversarial loss in the generator's loss.
     """
 
     generator: nn.Module
@@ -73,6 +71,9 @@ class Game:
     step_samples: int = 0
     latent_distribution: LatentDistribution = "normal"
     forwards: Mapping[PlayerName, Forwards] = field(default_factory=dict)
+    task: Task = field(default_factory=Generation)
+    terms: tuple[WeightedTerm, ...] = ()
+    adversarial_weight: Schedule = field(default_factory=lambda: Schedule.constant(1.0))
 
     @classmethod
     def from_config(
@@ -102,6 +103,7 @@ class Game:
         )
         networks = dict(zip(BOTH, (generator, discriminator), strict=True))
         decays = {tag: d for p in scheduled for tag, d in p.penalty.averages.items()}
+        task = tasks[config.game.task]()
         return cls(
             generator=generator,
             discriminator=discriminator,
@@ -120,6 +122,9 @@ class Game:
                 for player, network in networks.items()
                 if player in traits
             },
+            task=task,
+            terms=build_terms(config, task.target),
+            adversarial_weight=config.game.adversarial_weight,
         )
 
     @cached_property
@@ -141,19 +146,45 @@ class Game:
         """Draw latents, a function of (seed, stream, position)."""
         return self._draw_latents(batch.positions, _stream(stream, batch), batch.real.dtype)
 
-    def generate(self, latents: Tensor, batch: Batch, generator: nn.Module | None = None) -> Tensor:
-        """Generate fakes from ``latents`` and the batch's labels, in the dtype of real samples."""
-        network = generator or self.generator
-        noise = self._noise(network, "generator", batch)
-        with self._forward("generator", "generator", batch), self._computing(latents):
-            fakes: Tensor = network(latents, batch.labels, *noise)
-        _require_output("generator", fakes, (len(latents), *batch.real.shape[1:]), latents)
-        return fakes.to(batch.real.dtype)
+    def fields(self, batch: Batch, generated: Fields = MappingProxyType({})) -> dict[str, Tensor]:
+        """Return the samples' fields, with generated ones in place of real ones."""
+        return {self.task.target: batch.real, **batch.inputs, **generated}
 
-    def fakes(self, batch: Batch, stream: str = "latents") -> Tensor:
-        """Generate fakes without a graph, for a phase that does not train the generator."""
+    def shown(self, batch: Batch, generated: Fields = MappingProxyType({})) -> Tensor:
+        """Return what the discriminator sees of real samples, or of generated ones."""
+        return self.task.shown(self.fields(batch, generated))
+
+    def generate(
+        self,
+        batch: Batch,
+        stream: str = "latents",
+        generator: nn.Module | None = None,
+        latents: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Return the generated fields of the batch, in the dtype of real samples.
+
+        Args:
+            batch: its inputs and labels are the generator's.
+            stream: of the latents.
+            generator: instead of the one in its data-parallel wrapper.
+            latents: instead of those that are drawn.
+        """
+        network = generator or self.generator
+        inputs = self.task.inputs(self.fields(batch))
+        if self.task.takes_latents:
+            inputs = (self.latents(batch, stream) if latents is None else latents, *inputs)
+        noise = self._noise(network, "generator", batch)
+        with self._forward("generator", "generator", batch), self._computing(batch.real):
+            output = network(*inputs, batch.labels, *noise)
+        generated = output if isinstance(output, dict) else {self.task.target: output}
+        target = generated.get(self.task.target)
+        _require_output("generator", target, (len(batch), *batch.real.shape[1:]), batch.real)
+        return {name: tensor.to(batch.real.dtype) for name, tensor in generated.items()}
+
+    def fakes(self, batch: Batch, stream: str = "latents") -> dict[str, Tensor]:
+        """Generate without a graph, for a phase that does not train the generator."""
         with torch.no_grad():
-            return self.generate(self.latents(batch, stream), batch, bare(self.generator))
+            return self.generate(batch, stream, bare(self.generator))
 
     def discriminate(
         self, samples: Tensor, batch: Batch, side: str, discriminator: nn.Module | None = None
@@ -169,9 +200,12 @@ class Game:
         network = discriminator or self.discriminator
         noise = self._noise(network, f"discriminator/{side}", batch)
         with self._forward("discriminator", side, batch), self._computing(samples):
-            logits: Tensor = network(shown, batch.labels, *noise)
-        _require_output("discriminator", logits, (len(samples),), samples)
-        return Scores(samples, logits.to(samples.dtype))
+            output = network(shown, batch.labels, *noise)
+        maps, features = parse(output) or ((output,), ())
+        for logits in maps:
+            shape = (len(samples),) if len(maps) == 1 and not features else None
+            _require_output("discriminator", logits, shape, samples)
+        return Scores(samples, tuple(logits.to(samples.dtype) for logits in maps), features)
 
     def backward_real(self, batch: Batch) -> tuple[Scores, Tensor | None]:
         """Score the real samples; if the loss allows, backpropagate their part of it at once.
@@ -186,13 +220,13 @@ class Game:
         loss = self.loss.discriminator
         coupled = self.due(batch.step, "real") or self.due(batch.step, "logits")
         if not isinstance(loss, Sum) or coupled:
-            samples = self.differentiable(batch.real, batch.step, "real")
+            samples = self.differentiable(self.shown(batch), batch.step, "real")
             return self.discriminate(samples, batch, "real"), None
         with without_reduction(self.discriminator):  # the backward of the fakes sends both
-            logits = self.discriminate(batch.real, batch, "real").logits
-            real_loss = loss.real(logits)
+            scores = self.discriminate(self.shown(batch), batch, "real")
+            real_loss = mean_over_maps(loss.real, scores)
             torch.autograd.backward(batch.mean(real_loss))
-        return Scores(batch.real, logits.detach()), real_loss.detach()
+        return scores.detach(), real_loss.detach()
 
     def due(self, step: int, at: Side) -> list[ScheduledPenalty]:
         """Return the penalties at one side that are part of this step's losses."""
@@ -227,21 +261,22 @@ class Game:
         """
         loss = self.loss.discriminator
         if isinstance(loss, Sum) and real_loss is not None:
-            total = real_loss + loss.fake(fake.logits)
+            total = real_loss + mean_over_maps(loss.fake, fake)
         else:
-            total = loss(real.logits, fake.logits)
+            total = mean_over_maps(loss, real, fake)
+        real_logits, fake_logits = real.logits, fake.logits
         observations = {
             "loss/discriminator": total.detach(),
-            "logits/real": real.logits.detach(),
-            "logits/fake": fake.logits.detach(),
-            "logits/pairwise_accuracy": (real.logits > fake.logits).to(total.dtype),
+            "logits/real": real_logits.detach(),
+            "logits/fake": fake_logits.detach(),
+            "logits/pairwise_accuracy": (real_logits > fake_logits).to(total.dtype),
         }
         if self.augmentation is not None:
-            observations |= self.augmentation.observe(real.logits.detach())
+            observations |= self.augmentation.observe(real_logits.detach())
         sides: dict[Side, tuple[Tensor, Tensor]] = {
-            "real": (real.samples, real.logits),
+            "real": (real.samples, real_logits),
             "fake": (penalized.samples, penalized.logits),
-            "logits": (real.logits, fake.logits),
+            "logits": (real_logits, fake_logits),
         }
         if self.due(batch.step, "between"):
             between = self.between(batch, real.samples, fake.samples)
@@ -252,6 +287,45 @@ class Game:
                 observations |= observed
                 total = total + value
         return batch.mean(total), observations
+
+    def generator_loss(
+        self, batch: Batch, generated: Fields, fake: Scores, real: Scores | None
+    ) -> tuple[Tensor, Observations]:
+        """Return the generator's loss of each sample without penalties, [n], and what to report.
+
+        Args:
+            batch: of this phase.
+            generated: fields with their graph.
+            fake: scores of the generated samples.
+            real: scores of the real samples without a graph, if :attr:`needs_real_scores`.
+        """
+        theirs = real or replace(fake, maps=tuple(map(torch.zeros_like, fake.maps)))
+        total = mean_over_maps(self.loss.generator, theirs, fake)
+        observations = Observations()
+        samples_seen = batch.step * self.step_samples
+        if not self.terms:
+            return total, observations
+        observations["loss/adversarial"] = total.detach()
+        total = self.adversarial_weight.at(samples_seen) * total
+        sides = self.fields(batch), self.fields(batch, generated)
+        context = Context(*sides, theirs, fake)
+        for weighted in self.terms:
+            value = weighted.term(context)
+            observations[f"term/{weighted.name}"] = value.detach()
+            total = total + weighted.weight_at(samples_seen) * value
+        return total, observations
+
+    @cached_property
+    def needs_real_scores(self) -> bool:
+        """Whether the generator's loss reads the discriminator's outputs for real samples."""
+        return self.loss.generator_reads_real or any(w.term.needs_features for w in self.terms)
+
+    def real_scores(self, batch: Batch, discriminator: nn.Module) -> Scores | None:
+        """Return scores of the real samples without a graph, if the generator's loss reads them."""
+        if not self.needs_real_scores:
+            return None
+        with torch.no_grad():
+            return self.discriminate(self.shown(batch), batch, "real", discriminator)
 
     def generator_penalties(self, batch: Batch) -> tuple[list[Tensor], Observations]:
         """Return the weighted mean of the generator's penalties that are due, if there are any."""
@@ -291,14 +365,17 @@ class Game:
         def scores(samples: Tensor, side: str) -> Scores:
             return self.discriminate(samples.detach().requires_grad_(at != "logits"), batch, side)
 
+        def made() -> Tensor:
+            return self.shown(batch, self.fakes(batch))
+
         if at == "real":
-            side = scores(batch.real, "real")
+            side = scores(self.shown(batch), "real")
         elif at == "fake":
-            side = scores(self.fakes(batch), "fake")
+            side = scores(made(), "fake")
         elif at == "between":
-            side = self.between(batch, batch.real, self.fakes(batch))
+            side = self.between(batch, self.shown(batch), made())
         else:
-            real, fake = scores(batch.real, "real"), scores(self.fakes(batch), "fake")
+            real, fake = scores(self.shown(batch), "real"), scores(made(), "fake")
             return real.logits, fake.logits
         return side.samples, side.logits
 
@@ -308,7 +385,7 @@ class Game:
         latents = self.latents(batch).detach().requires_grad_()
         styles_of = getattr(bare(self.generator), "styles", None)
         with _outputs(styles_of if isinstance(styles_of, nn.Module) else None) as styles:
-            fakes = self.generate(latents, batch)
+            fakes = self.generate(batch, latents=latents)[self.task.target]
         start = styles[0] if styles else latents
         if not isinstance(start, Tensor) or len(start) != len(latents):
             found = tuple(start.shape) if isinstance(start, Tensor) else type(start).__name__
@@ -355,9 +432,17 @@ class Game:
         return torch.autocast(like.device.type, self.autocast)
 
 
-def _require_output(player: PlayerName, out: object, shape: tuple[int, ...], like: Tensor) -> None:
-    """Refuse what is no floating-point tensor of this shape on the device of ``like``."""
-    if isinstance(out, Tensor) and out.shape == shape and out.is_floating_point():
+def _require_output(
+    player: PlayerName, out: object, shape: tuple[int, ...] | None, like: Tensor
+) -> None:
+    """Refuse what is no floating-point tensor of this shape on the device of ``like``.
+
+    Of the shape None, one with as many samples.
+    """
+    fits = isinstance(out, Tensor) and (
+        out.shape == shape if shape else out.dim() > 0 and len(out) == len(like)
+    )
+    if isinstance(out, Tensor) and fits and out.is_floating_point():
         if out.device == like.device and out.layout == torch.strided:
             return
         found = f"{out.layout} on {out.device}"
@@ -368,7 +453,8 @@ def _require_output(player: PlayerName, out: object, shape: tuple[int, ...], lik
     what = "samples" if player == "generator" else "one logit per sample"
     raise ConfigError(
         f"model.{player}.name",
-        f"must return {what}, a floating-point tensor {shape} on {like.device}; found {found}",
+        f"must return {what}, a floating-point tensor {shape or (len(like), ...)} on "
+        f"{like.device}; found {found}",
     )
 
 

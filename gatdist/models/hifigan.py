@@ -6,8 +6,8 @@ Legend: n clips, b bands, f frames, t samples in time, c channels.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -41,10 +41,10 @@ class Version(NamedTuple):
     convolves_twice: bool
 
 
-_LARGE = ((8, 8, 2, 2), (16, 16, 4, 4)), ((3, 7, 11), ((1, 3, 5),) * 3, True)
+_V1 = Version((8, 8, 2, 2), (16, 16, 4, 4), 512, (3, 7, 11), ((1, 3, 5),) * 3, True)
 VERSIONS = {
-    "v1": Version(*_LARGE[0], 512, *_LARGE[1]),
-    "v2": Version(*_LARGE[0], 128, *_LARGE[1]),
+    "v1": _V1,
+    "v2": _V1._replace(width=128),
     "v3": Version((8, 8, 4), (16, 16, 8), 256, (3, 5, 7), ((1, 2), (2, 6), (3, 12)), False),
 }
 
@@ -84,7 +84,7 @@ class HiFiGANGenerator(nn.Module):
         x = self.begin(mel)
         for up, blocks in zip(self.ups, self.blocks, strict=True):
             x = up(functional.leaky_relu(x, _SLOPE))
-            x = torch.stack([block(x) for block in blocks]).mean(0)
+            x = torch.stack([block(x) for block in cast("nn.ModuleList", blocks)]).mean(0)
         return torch.tanh(self.finish(functional.leaky_relu(x, _LAST_SLOPE)))
 
 
@@ -156,7 +156,7 @@ class MultiScaleDiscriminator(nn.Module):
             for scale in range(scales)
         )
 
-    def _part(self, w: int, normalized: type) -> _SubDiscriminator:
+    def _part(self, w: int, normalized: Callable[..., nn.Module]) -> _SubDiscriminator:
         shapes = [  # inputs, outputs, taps, stride, groups
             (1, w, 15, 1, 1),
             (w, w, 41, 2, 4),

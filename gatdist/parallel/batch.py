@@ -14,7 +14,7 @@ class Batch:
     """One worker's share of the global batch, or a part of it.
 
     Attributes:
-        real: n samples in network representation.
+        real: n samples in network representation; of several fields, the one that is generated.
         labels: int64 [n], or None for unlabelled data.
         positions: int64 [n], each sample's position in the run: the key of every random draw.
         step: index of the step, a function of ``samples_seen``.
@@ -25,6 +25,7 @@ class Batch:
         weight: factor of the mean loss over these samples in the mean over the global batch, times
             the loss scale under float16.
         part: index of this part within the worker's share.
+        inputs: the samples' other fields, [n, …] each.
     """
 
     real: Tensor
@@ -36,6 +37,7 @@ class Batch:
     strengths: Mapping[str, Tensor] = field(default_factory=dict)
     host_positions: Tensor | None = None
     part: int = 0
+    inputs: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def first(self) -> int:
@@ -68,6 +70,7 @@ class Batch:
             labels=None if self.labels is None else self.labels[where],
             positions=self.positions[where],
             host_positions=None if self.host_positions is None else self.host_positions[where],
+            inputs={name: tensor[where] for name, tensor in self.inputs.items()},
         )
 
     def mean(self, values: Tensor) -> Tensor:

@@ -210,7 +210,7 @@ class Counting(UpdateRule):
             game.discriminate(samples, batch, side)
             for samples, side in (
                 (batch.real, "real"),
-                (game.generate(game.latents(batch), batch), "fake"),
+                (game.generate(batch)["sample"], "fake"),
             )
         )
         loss, seen = game.discriminator_loss(batch, real, fake, penalized=fake)

@@ -58,7 +58,7 @@ def test_wgan_gp_is_the_squared_deviation_of_the_interpolates_gradient_norm_from
     batch = real_batch()
     found = observed(game, rule_of(game, "alternating"), batch, "discriminator")["penalty/wgan_gp"]
     share = draws.uniform(3, "between", batch.positions, dtype=torch.float64).view(-1, 1, 1, 1)
-    x = (share * batch.real + (1 - share) * game.fakes(batch)).requires_grad_()
+    x = (share * batch.real + (1 - share) * game.fakes(batch)["sample"]).requires_grad_()
     for i in range(len(batch)):
         (gradient,) = torch.autograd.grad(game.discriminator(x)[i], x)
         assert gradient[:i].abs().max() == 0 if i else True
@@ -81,7 +81,7 @@ def test_lecam_pulls_logits_towards_the_other_sides_average():
         batch = real_batch(step)
         with torch.no_grad():
             real = game.discriminator(batch.real)
-            fake = game.discriminator(game.fakes(batch))
+            fake = game.discriminator(game.fakes(batch)["sample"])
         expected = 0.5 * ((real - fake_average).square() + (fake - real_average).square())
         (phase,) = phases_of(arena.rule, batch)
         torch.testing.assert_close(phase.backward(batch)["penalty/lecam"], expected)

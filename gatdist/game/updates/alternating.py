@@ -17,8 +17,8 @@ from gatdist.game.penalties import Observations
 from gatdist.game.updates.rule import Phase, Step, UpdateRule, register_update_rule
 from gatdist.parallel.batch import Batch
 
-# Fakes with their graph, by part of the batch.
-Fakes = dict[int, Tensor]
+# Generated fields with their graph, by part of the batch.
+Fakes = dict[int, dict[str, Tensor]]
 
 
 @register_update_rule("alternating")
@@ -56,10 +56,11 @@ class Alternating(UpdateRule):
         game = self.game
         real, real_loss = game.backward_real(batch)
         if self.config.reuse_fakes:
-            fakes = reused[batch.part] = game.generate(game.latents(batch), batch)
+            fakes = reused[batch.part] = game.generate(batch)
         else:
             fakes = game.fakes(batch)
-        fake = game.discriminate(game.differentiable(fakes, batch.step, "fake"), batch, "fake")
+        shown = game.differentiable(game.shown(batch, fakes), batch.step, "fake")
+        fake = game.discriminate(shown, batch, "fake")
         loss, observations = game.discriminator_loss(
             batch, real, fake, penalized=fake, real_loss=real_loss
         )
@@ -70,16 +71,10 @@ class Alternating(UpdateRule):
         game = self.game
         stream = "latents" if self.config.latents == "shared" else "latents/generator"
         with frozen(game.discriminator) as discriminator:
-            if batch.part in reused:
-                fakes = reused.pop(batch.part)
-            else:
-                fakes = game.generate(game.latents(batch, stream), batch)
-            fake = game.discriminate(fakes, batch, "generator", discriminator).logits
-            real = torch.zeros_like(fake)
-            if game.loss.generator_reads_real:
-                with torch.no_grad():
-                    real = game.discriminate(batch.real, batch, "real", discriminator).logits
-            loss = game.loss.generator(real, fake)
+            fakes = reused.pop(batch.part, None) or game.generate(batch, stream)
+            fake = game.discriminate(game.shown(batch, fakes), batch, "generator", discriminator)
+            real = game.real_scores(batch, discriminator)
+            loss, of_terms = game.generator_loss(batch, fakes, fake, real)
             penalties, observations = game.generator_penalties(batch)
             torch.autograd.backward([batch.mean(loss), *penalties])
-        return observations | {"loss/generator": loss.detach()}
+        return observations | of_terms | {"loss/generator": loss.detach()}

@@ -10,7 +10,7 @@ computation of the generator's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -18,11 +18,12 @@ from torch import Tensor
 from gatdist.common.errors import ConfigError
 from gatdist.config import GameConfig
 from gatdist.game.exactness import coupling_layer
-from gatdist.game.game import Game, Scores
+from gatdist.game.game import Game
 from gatdist.game.losses import losses
 from gatdist.game.penalties import Observations
+from gatdist.game.scores import Scores
 from gatdist.game.updates.rule import register_update_rule
-from gatdist.game.updates.simultaneous import Simultaneous
+from gatdist.game.updates.simultaneous import Hook, Simultaneous
 from gatdist.parallel import draws
 from gatdist.parallel.batch import Batch
 
@@ -106,7 +107,9 @@ class OneStage(Simultaneous):
                 "computed as with game.update_rule = 'simultaneous'"
             )
 
-    def _to_generator(self, batch: Batch, real: Scores, fake: Scores) -> Callable[[Tensor], Tensor]:
+    def _to_generator(
+        self, batch: Batch, real: Scores, fake: Scores, fakes: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Hook], Observations]:
         assert self.game.loss.ratio is not None
         ratio = self.game.loss.ratio(real.logits.detach(), fake.logits.detach())  # γ: [n]
         # Beyond this the other factor has left the range of the dtype that computes it.
@@ -114,18 +117,21 @@ class OneStage(Simultaneous):
         usable = (ratio.abs() <= limit).all()
         if self.given_up or (draws.is_readable(usable) and not usable):
             self._note()
-            return super()._to_generator(batch, real, fake)
+            return super()._to_generator(batch, real, fake, fakes)
         if not draws.is_readable(usable):
             self._unusable = (~usable).to(ratio.dtype).expand(len(ratio))
         factor = ratio.where(usable, torch.nan)
         factor = factor.view(-1, *[1] * (fake.samples.dim() - 1))
-        return lambda gradient: gradient * factor
+        with torch.no_grad():
+            loss = self.game.loss.generator(real.logits, fake.logits)
+        hooks: dict[str, Hook] = {self.game.task.target: lambda gradient: gradient * factor}
+        return hooks, {"loss/generator": loss}
 
     def _penalized(self, batch: Batch, fake: Scores) -> Scores:
         # Detached from the generator, so that no penalty at fakes is multiplied by γ.
         leaf = self.game.differentiable(fake.samples, batch.step, "fake")
         if not leaf.requires_grad:
-            return Scores(leaf, fake.logits.detach())
+            return Scores(leaf, fake.detach().maps)
         return self.game.discriminate(leaf, batch, "fake")
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from gatdist.config import BOTH, GameConfig, PlayerName
 from gatdist.game.game import Game
 from gatdist.game.penalties import Observations
+from gatdist.game.scores import mean_over_maps
 from gatdist.game.updates.rule import ReducedPhase, Step, UpdateRule, trainable
 from gatdist.parallel.batch import Batch
 from gatdist.parallel.reduction import Reduction
@@ -84,15 +85,16 @@ class SecondOrder(UpdateRule):
     def losses(self, batch: Batch) -> Losses:
         """Return both losses as functions of both players' parameters."""
         game = self._bare
-        fakes = game.generate(game.latents(batch), batch)
-        real = game.discriminate(game.differentiable(batch.real, batch.step, "real"), batch, "real")
-        fake = game.discriminate(fakes, batch, "fake")
+        fakes = game.generate(batch)
+        shown = game.differentiable(game.shown(batch), batch.step, "real")
+        real = game.discriminate(shown, batch, "real")
+        fake = game.discriminate(game.shown(batch, fakes), batch, "fake")
         loss, observations = game.discriminator_loss(batch, real, fake, penalized=fake)
-        generator_loss = game.loss.generator(real.logits, fake.logits)
+        generator_loss, of_terms = game.generator_loss(batch, fakes, fake, real)
         penalties, of_generator = game.generator_penalties(batch)
         total = sum(penalties, batch.mean(generator_loss))
-        value = batch.mean(game.loss.discriminator(real.logits, fake.logits))
-        observations |= of_generator | {"loss/generator": generator_loss.detach()}
+        value = batch.mean(mean_over_maps(game.loss.discriminator, real, fake))
+        observations |= of_generator | of_terms | {"loss/generator": generator_loss.detach()}
         return Losses(total, loss, value, observations)
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from gatdist.config import BOTH
-from gatdist.game.game import Scores
 from gatdist.game.penalties import Observations
+from gatdist.game.scores import Scores
 from gatdist.game.updates.rule import Phase, Step, UpdateRule, register_update_rule, trainable
 from gatdist.parallel.batch import Batch
+
+Hook = Callable[[Tensor], Tensor]
 
 
 @register_update_rule("simultaneous")
@@ -30,29 +32,35 @@ class Simultaneous(UpdateRule):
     def _both(self, batch: Batch) -> Observations:
         game = self.game
         real, real_loss = game.backward_real(batch)
-        fakes = game.generate(game.latents(batch), batch)
-        fake = game.discriminate(fakes, batch, "fake")
-        to_generator = self._to_generator(batch, real, fake)
+        fakes = game.generate(batch)
+        fake = game.discriminate(game.shown(batch, fakes), batch, "fake")
+        to_generator, of_generator = self._to_generator(batch, real, fake, fakes)
         loss, observations = game.discriminator_loss(
             batch, real, fake, penalized=self._penalized(batch, fake), real_loss=real_loss
         )
-        penalties, of_generator = game.generator_penalties(batch)
+        penalties, of_penalties = game.generator_penalties(batch)
         # Where the discriminator's gradient would enter the generator, the generator's own does.
-        fakes.register_hook(to_generator)
+        for name, hook in to_generator.items():
+            fakes[name].register_hook(hook)
         torch.autograd.backward([loss, *penalties])
-        with torch.no_grad():
-            observations["loss/generator"] = game.loss.generator(real.logits, fake.logits)
-        return observations | of_generator
+        return observations | of_generator | of_penalties
 
-    def _to_generator(self, batch: Batch, real: Scores, fake: Scores) -> Callable[[Tensor], Tensor]:
-        """Return the function from ∇ L_D at the fakes to ∇ L_G at the fakes, both weighted."""
-        loss = self.game.loss.generator(real.logits.detach(), fake.logits)
-        (gradient,) = torch.autograd.grad(batch.mean(loss), fake.samples, retain_graph=True)
-        return lambda _: gradient
+    def _to_generator(
+        self, batch: Batch, real: Scores, fake: Scores, fakes: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Hook], Observations]:
+        """Return, by generated field, the function from ∇ L_D to ∇ L_G at it, both weighted."""
+        loss, observations = self.game.generator_loss(batch, fakes, fake, real.detach())
+        gradients = torch.autograd.grad(batch.mean(loss), list(fakes.values()), retain_graph=True)
+        hooks = {name: _replaced(g) for name, g in zip(fakes, gradients, strict=True)}
+        return hooks, observations | {"loss/generator": loss.detach()}
 
     def _penalized(self, batch: Batch, fake: Scores) -> Scores:
         """Return the fake side that penalties at fakes differentiate."""
         return fake
+
+
+def _replaced(gradient: Tensor) -> Hook:
+    return lambda _: gradient
 
 
 @register_update_rule("optimistic")

@@ -29,8 +29,8 @@ class UNetGenerator(nn.Module):
     """U-Net: images [n, c, h, w] → images [n, c′, h, w] in [−1, 1].
 
     Each of ``levels`` halves the sides and is skipped by a connection; 8 for 256 × 256 as
-    published, with ``width`` 64. Its noise is dropout at inner levels, with masks from ``noise``, so
-    that a sample's mask is its own.
+    published, with ``width`` 64. Its noise is dropout at inner levels, with masks from ``noise``,
+    so that a sample's mask is its own.
     """
 
     def __init__(

@@ -1,0 +1,150 @@
+"""Terms of the generator's loss besides the adversarial one, per sample.
+
+Legend: n samples; fields [n, …].
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from gatdist.common.errors import ConfigError
+from gatdist.common.registry import Registry, call_with_options
+from gatdist.config import Config, Schedule
+from gatdist.game.scores import Scores
+from gatdist.game.tasks import Fields
+
+
+@dataclass(frozen=True)
+class Context:
+    """What terms are functions of, at one part of the batch.
+
+    Attributes:
+        real: Fields of the samples.
+        fake: The same with generated fields in place of real ones, with their graph.
+        real_scores: Of the discriminator, without a graph; without features if no term needs them.
+        fake_scores: Of the generated samples, with their graph.
+    """
+
+    real: Fields
+    fake: Fields
+    real_scores: Scores
+    fake_scores: Scores
+
+
+class Term(ABC):
+    """A term, built from its options in ``game.terms.NAME``.
+
+    Attributes:
+        needs_features: Whether it reads the discriminator's outputs for real samples.
+    """
+
+    needs_features: ClassVar[bool] = False
+
+    @abstractmethod
+    def __call__(self, context: Context) -> Tensor:
+        """Return the term of each sample, [n]."""
+
+
+@dataclass(frozen=True)
+class WeightedTerm:
+    """A term with its weight; it counts from ``start_samples`` on."""
+
+    name: str
+    term: Term
+    weight: Schedule
+    start_samples: int = 0
+
+    def weight_at(self, samples_seen: int) -> float:
+        return self.weight.at(samples_seen) if samples_seen >= self.start_samples else 0.0
+
+
+terms: Registry[type[Term]] = Registry("game.terms")
+
+
+class _Difference(Term):
+    """The mean of a function of the difference between a field's real and generated values."""
+
+    def __init__(self, *, target: str, field: str | None = None) -> None:
+        self.field = field or target
+
+    def __call__(self, context: Context) -> Tensor:
+        for fields in (context.real, context.fake):
+            if self.field not in fields:
+                rule = f"no field of the samples: {', '.join(sorted(fields))}"
+                raise ConfigError("game.terms", rule, value=self.field)
+        difference = context.fake[self.field] - context.real[self.field]
+        return self.function(difference).flatten(1).mean(1)
+
+    def function(self, difference: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+@terms.register("l1")
+class L1(_Difference):
+    """Mean absolute difference."""
+
+    def function(self, difference: Tensor) -> Tensor:
+        return difference.abs()
+
+
+@terms.register("l2")
+class L2(_Difference):
+    """Mean squared difference."""
+
+    def function(self, difference: Tensor) -> Tensor:
+        return difference.square()
+
+
+@terms.register("features")
+class Features(Term):
+    """Mean absolute difference of the discriminator's feature maps (Larsen et al. 2016).
+
+    Averaged over each map, summed over the maps of all parts. ``logits``: whether the maps of
+    logits count as features, as in the published code of HiFi-GAN.
+    """
+
+    needs_features = True
+
+    def __init__(self, *, target: str, logits: bool = False) -> None:
+        self.logits = logits
+
+    def __call__(self, context: Context) -> Tensor:
+        real, fake = context.real_scores, context.fake_scores
+        if not fake.features:
+            rule = "the discriminator returns no feature maps"
+            raise ConfigError("game.terms.features", rule, hint="Remove it")
+        pairs = [
+            pair
+            for theirs, mine in zip(real.features, fake.features, strict=True)
+            for pair in zip(theirs, mine, strict=True)
+        ]
+        if self.logits:
+            pairs += zip(real.maps, fake.maps, strict=True)
+        return torch.stack([(b - a).abs().flatten(1).mean(1) for a, b in pairs]).sum(0)
+
+
+def build_terms(config: Config, target: str) -> tuple[WeightedTerm, ...]:
+    """Build the terms that ``game.terms`` names.
+
+    Raises:
+        ConfigError: An unknown term or option.
+    """
+    return tuple(
+        WeightedTerm(
+            name,
+            call_with_options(
+                terms[requested.term or name],
+                requested.options,
+                f"game.terms.{name}",
+                target=target,
+            ),
+            requested.weight,
+            requested.start_samples,
+        )
+        for name, requested in sorted(config.game.terms.items())
+    )
