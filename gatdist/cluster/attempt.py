@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import socket
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -178,7 +178,7 @@ class _Preflight(_TorchBackend):
             bridge.report("fail", ClusterError.__name__, str(error))
             raise
         try:
-            failure = _form_group(worker_group, config)
+            failure = _form_group(worker_group, config, found)
         except Exception as died:
             failure = f"the workers did not connect ({summary(died)})"
         if failure:
@@ -188,12 +188,13 @@ class _Preflight(_TorchBackend):
             raise rebuilt(kind.__name__, failure)
 
 
-def _form_group(worker_group: Any, config: _TorchConfig) -> str:
+def _form_group(worker_group: Any, config: _TorchConfig, found: Sequence[HostInfo]) -> str:
     """Form the process group, as Ray Train would; return the first worker's error or ""."""
     master = worker_group.execute_single(0, get_address_and_port)
     worker_group.execute(_set_launch_variables, *master)
     worker_group.execute(_set_torch_distributed_env_vars)
-    errors = worker_group.execute(_join, config.backend, float(config.timeout_s))
+    hosts = {rank: f"{one.host} ({one.address})" for rank, one in enumerate(found)}
+    errors = worker_group.execute(_join, config.backend, float(config.timeout_s), hosts)
     return next((error for error in errors if error), "")
 
 
@@ -202,20 +203,20 @@ def _set_launch_variables(address: str, port: int) -> None:
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = address, str(port)
 
 
-def _join(backend: str, limit_s: float) -> str:
+def _join(backend: str, limit_s: float, hosts: Mapping[int, str]) -> str:
     """In a worker: join the process group; return the error or ""."""
-    context = ray.train.get_context()
-    address = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    rank = ray.train.get_context().get_world_rank()
     try:
         join(
             backend,
             ray.train.torch.get_device(),
-            rank=context.get_world_rank(),
-            world_size=context.get_world_size(),
+            rank=rank,
+            world_size=len(hosts),
             master=(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])),
-            host=f"{socket.gethostname()} ({address})",
+            host=hosts[rank],
             arrive_s=limit_s,
             connect_s=limit_s,
+            known_hosts=hosts,
         )
     except ClusterError as error:
         return str(error)

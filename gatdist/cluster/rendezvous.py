@@ -38,6 +38,7 @@ def join(
     host: str,
     arrive_s: float,
     connect_s: float,
+    known_hosts: Mapping[int, str] | None = None,
 ) -> None:
     """Form the default process group; all its ``world_size`` workers call this function.
 
@@ -50,6 +51,7 @@ def join(
         host: of this worker, for messages.
         arrive_s: how long to wait for all workers to start.
         connect_s: time limit of connecting them. It remains the timeout of collectives.
+        known_hosts: of workers by rank, where the launcher has them.
 
     Raises:
         ClusterError: names the workers that did not start, or did not connect.
@@ -65,7 +67,7 @@ def join(
             missing = sorted(set(range(world_size)) - hosts.keys())
             raise ClusterError(
                 "workers",
-                f"{_named(missing)} did not start within {arrive_s:.0f} s; "
+                f"{_named(missing, known_hosts or {})} did not join within {arrive_s:.0f} s; "
                 f"{_named(hosts, hosts)} did",
                 hint="Start all of them, and open all ports between their hosts",
             )
@@ -163,7 +165,7 @@ def _reaching(master: tuple[str, int]) -> Iterator[None]:
         address = ":".join(map(str, master))
         raise ClusterError(
             "workers",
-            f"worker 0 did not start, has ended or can't be reached at {address} "
+            f"worker 0 did not start, has ended, or can't be reached at {address} "
             f"({summary(error)})",
             hint="Start all of them, and open all ports between their hosts",
         ) from error
@@ -196,9 +198,9 @@ class _Board:
             time.sleep(_GRACE_S)
 
 
-def _named(ranks: Iterable[int], hosts: Mapping[int, str] | None = None) -> str:
+def _named(ranks: Iterable[int], hosts: Mapping[int, str]) -> str:
     """Return the names of some workers, with their hosts where they are known."""
-    names = [f"worker {r} on {hosts[r]}" if hosts else f"worker {r}" for r in sorted(ranks)]
+    names = [f"worker {r}{f' on {hosts[r]}' if r in hosts else ''}" for r in sorted(ranks)]
     more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
     return ", ".join(names[:_MOST_NAMES]) + more
 

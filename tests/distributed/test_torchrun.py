@@ -183,5 +183,5 @@ def test_process_that_does_not_start_is_named(start, tmp_path):
     )
     statuses, errors = ended(processes)
     assert statuses == [2, 2]
-    assert "worker 2, worker 3 did not start" in errors[0]
+    assert "worker 2, worker 3 did not join" in errors[0]
     assert "worker 0 on" in errors[0]

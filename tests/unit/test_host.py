@@ -116,7 +116,7 @@ def test_eight_workers_of_a_host_report_device_and_cpus(tmp_path):
     """Each is bound to its share of this machine's CPUs, as of a host with a GPU per worker."""
     cpus = sorted(os.sched_getaffinity(0))
     if len(cpus) < 2:
-        pytest.skip("two CPUs are needed to tell two nodes apart")
+        pytest.skip("two CPUs are needed for two nodes")
     halves = [cpus[: len(cpus) // 2], cpus[len(cpus) // 2 :]]
     node = [0, 1, 0, 1, 1, 0, 0, 1]
     sys = sysfs(tmp_path / "sys", [format_cpus(half) for half in halves], gpus=node)

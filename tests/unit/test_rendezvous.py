@@ -93,7 +93,7 @@ def test_all_arrive():
 def test_worker_that_does_not_start_is_named():
     for subject, message in gather(3, [0, 2], at_once):
         assert subject == "workers"
-        assert "worker 1 did not start" in message
+        assert "worker 1 did not join" in message
         assert "worker 0 on host-0, worker 2 on host-2 did" in message
 
 
