@@ -44,6 +44,11 @@ def derivatives_of_gpus() -> Iterator[None]:
         _plain = before
 
 
+def has_derivatives_of_gpus(x: Tensor) -> bool:
+    """Return whether operators on ``x`` are those for GPUs."""
+    return x.device.type not in _plain
+
+
 class _Form(NamedTuple):
     """Arguments of a convolution besides its tensors, each a list with one number per axis."""
 
@@ -74,7 +79,7 @@ class _Form(NamedTuple):
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, form: _Form) -> Tensor:
-    plain = x.device.type in _plain or torch.compiler.is_compiling()
+    plain = not has_derivatives_of_gpus(x) or torch.compiler.is_compiling()
     if plain or not torch.is_grad_enabled():
         return torch.convolution(x, weight, bias, *form)
     found: Tensor = _Convolution.apply(x, weight, bias, form)  # type: ignore[no-untyped-call]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -174,11 +175,14 @@ class GatdistCase(Case):
         comm: Communicator | None = None,
         recorder: Recorder | None = None,
         labels: Tensor | None = None,
+        num_classes: int = 0,
+        metadata: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         comm = comm or LocalCommunicator(torch.device("cpu"))
-        device, classes = comm.device, 0 if labels is None else int(labels.max()) + 1
+        device = comm.device
         self.config, self.labels = config, labels
-        self.state = TrainState(config, comm, tuple(real.shape[1:]), classes, recorder=recorder)
+        shape = tuple(real.shape[1:])
+        self.state = TrainState(config, comm, shape, num_classes, metadata, recorder)
         self.graphs = StepGraphs(recorder) if recorder else None
         self.rule = self.state.rule(config)
         self.generator = self.state.players["generator"].bare
@@ -187,6 +191,10 @@ class GatdistCase(Case):
         total = len(real) * comm.world_size
         self.positions = torch.arange(comm.rank, total, comm.world_size, device=device)
         self.statistics, self.timer = Statistics(device), PhaseTimer(device)
+
+    def at(self, step: int) -> None:
+        """Make ``step`` the index of the next step."""
+        self.state.samples_seen = step * self.config.step_samples
 
     def step(self) -> None:
         seen = self.state.samples_seen

@@ -410,11 +410,12 @@ def step_costs(
         real = real.to(DTYPES[config.precision.dtype])
         if config.precision.channels_last and real.dim() == 4:
             real = real.contiguous(memory_format=torch.channels_last)
-        positions = torch.empty(config.step_samples, dtype=torch.int64, device=device)
-        labels = torch.empty_like(positions) if config.model.conditional else None
         state.samples_seen = SAMPLES_SEEN
 
         def step(number: int) -> Costs:
+            # Of its own, so that no latents are left from the step before.
+            positions = torch.empty(config.step_samples, dtype=torch.int64, device=device)
+            labels = torch.empty_like(positions) if config.model.conditional else None
             found = mode.start()
             batch = Batch(real, labels, positions, number)
             train_step(state, rule, batch, config, statistics, timer)

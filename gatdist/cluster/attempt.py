@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +13,14 @@ from typing import Any
 from gatdist.cluster import connection  # noqa: F401  sets up Ray's import
 
 # isort: split
-import ray
+import ray.train.torch
 from ray._raylet import PlacementGroupID
-from ray.train.torch.config import TorchConfig, _TorchBackend
+from ray.train._internal.utils import get_address_and_port
+from ray.train.torch.config import (
+    TorchConfig,
+    _set_torch_distributed_env_vars,
+    _TorchBackend,
+)
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import (
     PlacementGroupCleanerCallback,
@@ -28,8 +34,9 @@ from ray.util.placement_group import PlacementGroup
 from gatdist.cluster.bridge import Bridge
 from gatdist.cluster.network import choose_interface
 from gatdist.cluster.preflight import HostInfo, host_info, require_compatible
+from gatdist.cluster.rendezvous import join
 from gatdist.cluster.worker import work
-from gatdist.common.errors import ClusterError, WorkerLostError, summary
+from gatdist.common.errors import ClusterError, WorkerLostError, rebuilt, summary
 from gatdist.config import Config
 
 # How often Ray Train polls its workers; gatdist's heartbeats are faster.
@@ -78,6 +85,7 @@ class Attempt(threading.Thread):
                 timeout_s=int(cluster.heartbeat_timeout_s + _GRACE_S),
                 bridge=bridge,
                 first=first,
+                exact=config.run.reduction == "canonical",
             ),
             scaling_config=ScalingConfig(
                 num_workers=num_workers,
@@ -148,6 +156,7 @@ class _TorchConfig(TorchConfig):
 
     bridge: Bridge | None = None
     first: bool = True
+    exact: bool = False  # whether results must be bit-identical
 
     @property
     def backend_cls(self) -> type[_TorchBackend]:
@@ -163,27 +172,60 @@ class _Preflight(_TorchBackend):
         assert bridge is not None
         try:
             found = worker_group.execute(_look_around, bridge, config.backend == "nccl")
-            require_compatible(found, time.time())
+            for message in require_compatible(found, time.time(), exact=config.exact):
+                bridge.emit("warning", {"message": message})
         except ClusterError as error:
             bridge.report("fail", ClusterError.__name__, str(error))
             raise
         try:
-            super().on_start(worker_group, backend_config)
-        except Exception as error:
-            hosts = ", ".join(sorted({f"{one.host} ({one.address})" for one in found}))
-            message = ClusterError(
-                "cluster",
-                f"the hosts {hosts} can't reach one another ({summary(error)})",
-                hint="gatdist doctor --address … says which; open all ports between them",
-            )
+            failure = _form_group(worker_group, config, found)
+        except Exception as died:
+            failure = f"the workers did not connect ({summary(died)})"
+        if failure:
             # If they could before, the network may be repaired soon.
             kind = ClusterError if config.first else WorkerLostError
-            bridge.report("fail", kind.__name__, str(message))
-            raise
+            bridge.report("fail", kind.__name__, failure)
+            raise rebuilt(kind.__name__, failure)
+
+
+def _form_group(worker_group: Any, config: _TorchConfig, found: Sequence[HostInfo]) -> str:
+    """Form the process group, as Ray Train would; return the first worker's error or ""."""
+    master = worker_group.execute_single(0, get_address_and_port)
+    worker_group.execute(_set_launch_variables, *master)
+    worker_group.execute(_set_torch_distributed_env_vars)
+    hosts = {rank: f"{one.host} ({one.address})" for rank, one in enumerate(found)}
+    errors = worker_group.execute(_join, config.backend, float(config.timeout_s), hosts)
+    return next((error for error in errors if error), "")
+
+
+def _set_launch_variables(address: str, port: int) -> None:
+    """In a worker: set what torch's own launcher sets, for libraries that read it."""
+    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = address, str(port)
+
+
+def _join(backend: str, limit_s: float, hosts: Mapping[int, str]) -> str:
+    """In a worker: join the process group; return the error or ""."""
+    rank = ray.train.get_context().get_world_rank()
+    try:
+        join(
+            backend,
+            ray.train.torch.get_device(),
+            rank=rank,
+            world_size=len(hosts),
+            master=(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])),
+            host=hosts[rank],
+            arrive_s=limit_s,
+            connect_s=limit_s,
+            known_hosts=hosts,
+        )
+    except ClusterError as error:
+        return str(error)
+    return ""
 
 
 def _look_around(bridge: Bridge, use_gpu: bool) -> HostInfo:
     """In a worker: choose the network interface and examine the host."""
     address = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
     choose_interface(address)
-    return host_info(address, bridge.given()["marker"], use_gpu)
+    device = ray.train.torch.get_device() if use_gpu else None
+    return host_info(address, bridge.given()["marker"], device)

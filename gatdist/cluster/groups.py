@@ -7,7 +7,6 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, TextIO, cast
@@ -28,6 +27,7 @@ from gatdist.cluster.network import choose_interface, interfaces
 from gatdist.cluster.nodes import Nodes
 from gatdist.cluster.policies import needs_of, room_for, this_machine, too_small
 from gatdist.cluster.processes import output_to_file
+from gatdist.cluster.rendezvous import join
 from gatdist.common.errors import (
     ClusterError,
     GatdistError,
@@ -40,7 +40,7 @@ from gatdist.config import ClusterConfig
 
 _LOOK_S = 0.2
 _ROOM_S = 30.0
-_START_S = 120.0
+_START_S = 300.0
 _TIMEOUT_S = 120.0
 
 
@@ -136,11 +136,7 @@ class Groups:
             for rank, actor in enumerate(actors)
         ]
         if reasons := [reason for reason in self._get(joining) if reason]:
-            raise ClusterError(
-                "cluster",
-                f"the workers can't reach one another ({reasons[0]})",
-                hint="gatdist doctor on each host says which; open all ports between them",
-            )
+            raise rebuilt(ClusterError.__name__, reasons[0])
 
     def _get(self, tasks: Sequence[Any]) -> list[Any]:
         try:
@@ -182,31 +178,34 @@ class _Worker:
         choose_interface(self._address)
         return self._address
 
-    def rendezvous(self) -> str:
-        """Return the URL of a free port on this host."""
+    def rendezvous(self) -> tuple[str, int]:
+        """Return this host's address and a free port."""
         with socket.socket() as listener:
             listener.bind((self._address, 0))
-            return f"tcp://{self._address}:{listener.getsockname()[1]}"
+            return self._address, listener.getsockname()[1]
 
-    def join(self, rank: int, world_size: int, url: str, threads: int, on_gpu: bool) -> str:
+    def join(
+        self, rank: int, world_size: int, master: tuple[str, int], threads: int, on_gpu: bool
+    ) -> str:
         """Form the process group; returns why that failed, or ""."""
         import torch
-        import torch.distributed as dist
 
         torch.set_num_threads(threads)
         self._rank = rank
         self._device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
         try:
-            dist.init_process_group(
+            join(
                 "nccl" if on_gpu else "gloo",
-                init_method=url,
+                self._device,
                 rank=rank,
                 world_size=world_size,
-                timeout=timedelta(seconds=_TIMEOUT_S),
+                master=master,
+                host=f"{socket.gethostname()} ({self._address})",
+                arrive_s=_TIMEOUT_S,
+                connect_s=_TIMEOUT_S,
             )
-            dist.all_reduce(torch.ones(1, device=self._device))
-        except (RuntimeError, ValueError) as error:
-            return summary(error)
+        except ClusterError as error:
+            return str(error)
         return ""
 
     def run(

@@ -1,7 +1,8 @@
 """Chooses the network interface of the workers' process group.
 
 Gloo binds to the address of the host's name, which on every Debian is 127.0.0.1, so that the first
-collective between two hosts fails. The interface that carries Ray's own address works.
+collective between two hosts fails. The interface that carries Ray's own address works. NCCL chooses
+interfaces itself, and uses several at once.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import os
 import socket
 import struct
 
-VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "TP_SOCKET_IFNAME")
+_NEED_ONE = ("GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME")
+VARIABLES = (*_NEED_ONE, "NCCL_SOCKET_IFNAME")
 
 _SIOCGIFADDR = 0x8915  # Linux: "get the address of an interface"
 
@@ -46,8 +48,8 @@ def address_towards(host: str) -> str:
 
 
 def choose_interface(address: str) -> None:
-    """Set the libraries' variables to the interface of this host's ``address``, unless set."""
+    """Let Gloo use the interface of this host's ``address``, unless the user has chosen one."""
     name = interface_of(address)
     if name is not None:
-        for variable in VARIABLES:
+        for variable in _NEED_ONE:
             os.environ.setdefault(variable, name)

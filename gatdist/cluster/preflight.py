@@ -10,15 +10,19 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gatdist.common.errors import ClusterError, GatdistError
 from gatdist.common.version import __version__
 from gatdist.storage import Store
 
+if TYPE_CHECKING:
+    import torch
+
 # Object stores refuse requests whose clock is 15 minutes off.
 MAX_CLOCK_S = 300.0
 _PREFIX = "launching-"
+_MOST_NAMES = 4
 
 
 class HostInfo(NamedTuple):
@@ -30,6 +34,7 @@ class HostInfo(NamedTuple):
     clock_s: float  # since the epoch
     device: str  # error of its first operation, or ""
     storage: str  # error of using the run directory, or ""
+    gpu: str = ""  # model, memory and compute capability
 
 
 class Fault(NamedTuple):
@@ -75,11 +80,14 @@ def marker(
             store.delete_files([found.name])
 
 
-def host_info(address: str, expected: Marker, use_gpu: bool) -> HostInfo:
-    """Examine this worker's host, whose address is ``address``."""
-    device = device_error() if use_gpu else ""
+def host_info(address: str, expected: Marker, device: torch.device | None) -> HostInfo:
+    """Examine this worker's host, whose address is ``address``, and its GPU, if it has one."""
+    from gatdist.parallel.places import Device
+
+    error = device_error(device) if device else ""
+    gpu = Device.of(device).model if device and not error else ""
     storage = storage_error(expected, retry_budget_s=10.0, stall_s=30.0)
-    return HostInfo(socket.gethostname(), address, versions(), time.time(), device, storage)
+    return HostInfo(socket.gethostname(), address, versions(), time.time(), error, storage, gpu)
 
 
 def versions() -> dict[str, str]:
@@ -101,12 +109,12 @@ def _version(package: str) -> str:
         return "none"
 
 
-def device_error() -> str:
-    """Return the first line of the error of a CUDA operation; "" if it succeeds."""
+def device_error(device: torch.device | str = "cuda") -> str:
+    """Return the first line of the error of an operation on a device; "" if it succeeds."""
     import torch
 
     try:
-        torch.ones(2, device="cuda").sum().item()
+        torch.ones(2, device=device).sum().item()
     except (RuntimeError, AssertionError) as error:
         return str(error).splitlines()[0]
     return ""
@@ -153,7 +161,34 @@ def faults(found: Sequence[HostInfo], now_s: float) -> list[Fault]:
     return wrong
 
 
-def require_compatible(found: Sequence[HostInfo], now_s: float) -> None:
-    """Raise ClusterError for the first of :func:`faults`."""
+def require_compatible(
+    found: Sequence[HostInfo], now_s: float, *, exact: bool = False
+) -> list[str]:
+    """Raise ClusterError for the first of :func:`faults`; return warnings.
+
+    Different models of GPUs are a warning, or an error if the run is to be ``exact``.
+    """
     for host, _, rule, hint in faults(found, now_s):
         raise ClusterError(f"host {host.host} ({host.address})", rule, hint=hint)
+    message = mixed_gpus(found)
+    if message and exact:
+        rule = f"{message}, which round differently; run.reduction = 'canonical' needs one model"
+        hint = "Choose hosts by cluster.labels, or use run.reduction = 'fast'"
+        raise ClusterError("GPUs", rule, hint=hint)
+    return [f"{message}: the slowest determines the speed of all"] if message else []
+
+
+def mixed_gpus(found: Sequence[HostInfo]) -> str:
+    """Return which workers have which GPUs; "" if all are the same model."""
+    hosts: dict[str, set[str]] = {}
+    for one in found:
+        hosts.setdefault(one.gpu, set()).add(one.host)
+    if len(hosts) < 2:
+        return ""
+    models = [f"{gpu or 'none'} (on {_shortened(sorted(hosts[gpu]))})" for gpu in sorted(hosts)]
+    return f"the workers have different GPUs: {_shortened(models)}"
+
+
+def _shortened(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(names[:_MOST_NAMES]) + more

@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from gatdist.cluster.network import address_towards, choose_interface
 from gatdist.cluster.preflight import HostInfo, Marker, host_info, marker, require_compatible
+from gatdist.cluster.rendezvous import join, set_collective_timeout
 from gatdist.common.errors import (
     ClusterError,
     ConfigError,
@@ -38,6 +38,7 @@ class Launch:
     world_size: int
     local_rank: int
     master_addr: str
+    master_port: int
 
 
 def launched(environment: Mapping[str, str] = os.environ) -> Launch | None:
@@ -68,7 +69,25 @@ def launched(environment: Mapping[str, str] = os.environ) -> Launch | None:
         raise ConfigError("WORLD_SIZE", "must be above 0", value=0)
     rank = number("RANK", world_size)
     local_rank = number("LOCAL_RANK") if "LOCAL_RANK" in environment else 0
-    return Launch(rank, world_size, local_rank, environment["MASTER_ADDR"])
+    port = number("MASTER_PORT", 2**16)
+    return Launch(rank, world_size, local_rank, environment["MASTER_ADDR"], port)
+
+
+def device_name(local_rank: int, visible_gpus: int) -> str:
+    """Return the device of the process with this number on its host.
+
+    A process that sees one GPU uses it: Slurm may give each task its own.
+
+    Raises:
+        ClusterError: there are too few GPUs.
+    """
+    if visible_gpus > 1 and local_rank >= visible_gpus:
+        rule = f"the process sees {plural(visible_gpus, 'GPU')}"
+        hint = "Start one process per GPU, which sees all GPUs of its host or its own only"
+        raise ClusterError("LOCAL_RANK", rule, value=local_rank, hint=hint)
+    if not visible_gpus:
+        return "cpu"
+    return f"cuda:{local_rank if visible_gpus > 1 else 0}"
 
 
 def is_main() -> bool:
@@ -110,30 +129,22 @@ def train(
     from gatdist.training.local import run_in_process
 
     config = _sized(config, launch)
-    gpus = torch.cuda.device_count()
-    if gpus and launch.local_rank >= gpus:
-        rule = f"the process sees {plural(gpus, 'GPU')}"
-        hint = "Start one process per GPU; each must see all GPUs of its host"
-        raise ClusterError("LOCAL_RANK", rule, value=launch.local_rank, hint=hint)
-    device = torch.device("cuda", launch.local_rank) if gpus else torch.device("cpu")
-    if gpus:
-        torch.cuda.set_device(device)
-    backend = {"auto": "nccl" if gpus else "gloo"}.get(
-        config.cluster.backend, config.cluster.backend
-    )
+    device = torch.device(device_name(launch.local_rank, torch.cuda.device_count()))
+    automatic = "gloo" if device.type == "cpu" else "nccl"
     address = address_towards(launch.master_addr)
     choose_interface(address)
-    try:
-        # Nobody ends workers that wait for one that hangs, as the driver does under Ray.
-        limit = timedelta(seconds=config.cluster.startup_timeout_s)
-        dist.init_process_group(backend, timeout=limit)
-    except (RuntimeError, ValueError) as error:
-        raise ClusterError(
-            "MASTER_ADDR",
-            f"the {launch.world_size} processes did not connect ({summary(error)})",
-            value=launch.master_addr,
-            hint="Start all of them, and open all ports between their hosts",
-        ) from error
+    join(
+        automatic if config.cluster.backend == "auto" else config.cluster.backend,
+        device,
+        rank=launch.rank,
+        world_size=launch.world_size,
+        master=(launch.master_addr, launch.master_port),
+        host=f"{socket.gethostname()} ({address})",
+        arrive_s=config.cluster.startup_timeout_s,
+        connect_s=config.cluster.heartbeat_timeout_s,
+    )
+    # Nobody ends workers that wait for one that hangs, as the driver does under Ray.
+    set_collective_timeout(config.cluster.startup_timeout_s)
     here = f"worker {launch.rank} on {socket.gethostname()}"
     try:
         comm = TorchCommunicator(device)
@@ -198,10 +209,13 @@ def _agree(
         if "error" in said:
             raise _reported(rebuilt(*said["error"]))
         expected = Marker(run_dir, dict(options), said["marker"])
-        mine = host_info(address, expected, comm.device.type == "cuda")
+        mine = host_info(address, expected, comm.device if comm.device.type == "cuda" else None)
         found = [HostInfo(*one) for one in comm.all_gather_object(list(mine))]
+        exact = config.run.reduction == "canonical"
         try:
-            require_compatible(found, said["now_s"])
+            for message in require_compatible(found, said["now_s"], exact=exact):
+                if console and comm.is_main:
+                    console.event("warning", {"message": message})
         except ClusterError as error:
             raise (error if comm.is_main else _reported(error)) from None
 

@@ -9,7 +9,6 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import Any
 
 from gatdist.cluster import connection  # noqa: F401  sets up Ray's import
@@ -18,6 +17,7 @@ from gatdist.cluster import connection  # noqa: F401  sets up Ray's import
 import ray.train.torch
 
 from gatdist.cluster.bridge import Bridge
+from gatdist.cluster.rendezvous import set_collective_timeout
 from gatdist.cluster.runtime_env import prefer_folders
 from gatdist.common.errors import (
     GatdistError,
@@ -34,6 +34,7 @@ from gatdist.training.progress import Progress
 _HEARTBEAT_S = 0.5
 # A later answer is ignored: the next heartbeat brings the orders again.
 _ANSWER_S = 5.0
+_DAY_S = 86400.0
 
 
 def work(given: dict[str, Any]) -> None:
@@ -71,7 +72,9 @@ def _work(given: dict[str, Any]) -> None:
     config = parse_config(json.loads(given["config"]))
     comm = TorchCommunicator(ray.train.torch.get_device())
     torch.set_num_threads(config.cluster.cpus_per_worker)
-    _disable_collective_timeout()
+    # The driver ends hung workers. A timeout would end those that wait for another one's long
+    # evaluation or commit.
+    set_collective_timeout(_DAY_S)
     name, progress = f"worker {comm.rank} on {socket.gethostname()}", Progress()
     try:
         with _heartbeat(bridge, comm.rank, progress) as stop:
@@ -130,15 +133,3 @@ def _heartbeat(bridge: Bridge, rank: int, progress: Progress) -> Iterator[thread
     finally:
         over.set()
         thread.join(_ANSWER_S)
-
-
-def _disable_collective_timeout() -> None:
-    """Let collectives wait while the others send heartbeats.
-
-    The driver ends hung workers. The process group's own timeout would end workers that wait for
-    another one's long evaluation or commit.
-    """
-    import torch.distributed.distributed_c10d as c10d
-
-    if c10d.is_initialized():
-        c10d._set_pg_timeout(timedelta(days=1))

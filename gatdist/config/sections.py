@@ -414,6 +414,9 @@ class ClusterConfig(Section):
     yet to add the GPU hosts."""
     cpus_per_worker: PositiveInt = 1
     """CPU cores per worker, and its number of torch threads."""
+    bind_cpus: bool = False
+    """Restrict each worker's threads to its share of the cores near its GPU (NUMA node), unless the
+    launcher has divided the cores. ``attempts.jsonl`` has the shares, bound or not."""
     resources_per_worker: dict[str, PositiveFloat] = {}
     """Custom Ray resources per worker, by name."""
     placement: Literal["pack", "spread", "strict_pack", "strict_spread"] = "pack"

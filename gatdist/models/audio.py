@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -118,7 +118,7 @@ class WaveGANDiscriminator(nn.Module):
         for level, (stride, layer) in enumerate(zip(self.strides, self.layers, strict=True)):
             x = functional.leaky_relu(layer(functional.pad(x, _padding(stride))), _SLOPE)
             if noise is not None and level < self.noise_size:
-                x = shift(x, self._places(noise[:, level]))
+                x = shift(x, self._places(noise[:, level]), self.phase_shuffle)
         return to_logits(x.flatten(1), labels, self.finish, self.embedding)
 
     def _places(self, noise: Tensor) -> Tensor:
@@ -127,11 +127,53 @@ class WaveGANDiscriminator(nn.Module):
         return (uniform(noise) * count).long().clamp(max=count - 1) - self.phase_shuffle
 
 
-def shift(x: Tensor, places: Tensor) -> Tensor:
-    """Shift x [n, c, t] in time by ``places`` (int64 [n], less than t), reflecting at the ends."""
-    last = x.shape[2] - 1
-    sources = (torch.arange(last + 1, device=x.device) - places[:, None]).abs()  # [n, t]
-    sources = last - (last - sources).abs()
+def shift(x: Tensor, places: Tensor, most: int) -> Tensor:
+    """Shift x [n, c, t] in time by ``places`` (int64 [n], in ±most), reflecting at the ends.
+
+    ``most`` is less than t. Deterministic on GPUs, with derivatives of every order.
+    """
+    found: Tensor = _Shift.apply(x, places, most)  # type: ignore[no-untyped-call]
+    return found
+
+
+# Each is the other's derivative. gather's own adds with atomics on CUDA.
+class _Shift(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, places: Tensor, most: int) -> Tensor:
+        ctx.save_for_backward(places)
+        ctx.most = most
+        last = x.shape[2] - 1
+        sources = (torch.arange(last + 1, device=x.device) - places[:, None]).abs()  # [n, t]
+        return _pick(x, last - (last - sources).abs())
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (places,) = ctx.saved_tensors
+        return _Unshift.apply(gradient, places, ctx.most), None, None  # type: ignore[no-untyped-call]
+
+
+class _Unshift(torch.autograd.Function):
+    """The sum of what each sample became: itself, and its reflection at an end."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, places: Tensor, most: int) -> Tensor:
+        ctx.save_for_backward(places)
+        ctx.most = most
+        end = x.shape[2] + 2 * most
+        padded = functional.pad(x, (2 * most, 2 * most))  # what has no counterpart in x is 0
+        around = torch.arange(end + 2 * most, device=x.device) + places[:, None]
+        out = _pick(padded, around[:, 2 * most : end])
+        out[:, :, 1 : most + 1] += _pick(padded, around[:, most : 2 * most].flip(1))
+        out[:, :, -most - 1 : -1] += _pick(padded, around[:, end : end + most].flip(1))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (places,) = ctx.saved_tensors
+        return shift(gradient, places, ctx.most), None, None
+
+
+def _pick(x: Tensor, sources: Tensor) -> Tensor:
     return x.gather(2, sources[:, None].expand(-1, x.shape[1], -1))
 
 
@@ -182,20 +224,23 @@ class LogMel(nn.Module):
 
     def forward(self, clips: Tensor) -> Tensor:
         n, c, t = clips.shape
-        spectrum = torch.stft(
-            clips.reshape(n * c, t),
-            self.window,
-            self.hop,
-            window=self.hann,
-            pad_mode="reflect" if t > self.window // 2 else "constant",
-            return_complex=True,
-        )
+        # Not torch.stft, whose derivative adds with atomics on CUDA.
+        centered = _extend(clips.reshape(n * c, t), self.window // 2)
+        frames = centered.unfold(1, self.window, self.hop) * self.hann  # [n·c, f, window]
+        spectrum = torch.fft.rfft(frames).transpose(1, 2)
         real, imaginary = torch.view_as_real(spectrum).unbind(-1)
         # A full-scale tone has a power of about 1 in its band.
         power = (real.square() + imaginary.square()) * (2 / self.hann.sum()) ** 2
         in_bands = (self.bands @ power + _FLOOR).log()  # [n·c, b, f]
         scaled = in_bands * (-2 / math.log(_FLOOR)) + 1
         return scaled.unflatten(0, (n, c))
+
+
+def _extend(x: Tensor, size: int) -> Tensor:
+    """Extend x [n, t] at both ends by reflections, or by zeros if it is too short."""
+    if x.shape[1] <= size:
+        return functional.pad(x, (size, size))
+    return torch.cat([x[:, 1 : size + 1].flip(1), x, x[:, -size - 1 : -1].flip(1)], dim=1)
 
 
 def mel_bands(sample_rate: int, num_bands: int, window: int) -> Tensor:

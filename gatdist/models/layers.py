@@ -137,7 +137,8 @@ def gumbel(normal: Tensor) -> Tensor:
 def one_hot(scores: Tensor, temperature: float) -> Tensor:
     """Return the argmax of scores [n, V, …] as one-hot, with the gradient of softmax(scores/τ)."""
     soft = (scores / temperature).softmax(dim=1)
-    hard = torch.zeros_like(soft).scatter_(1, soft.argmax(dim=1, keepdim=True), 1.0)
+    classes = torch.arange(soft.shape[1], device=soft.device).view(-1, *[1] * (soft.dim() - 2))
+    hard = (soft.argmax(dim=1, keepdim=True) == classes).to(soft.dtype)
     return hard + soft - soft.detach()
 
 

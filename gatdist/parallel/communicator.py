@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-import time
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.futures import Future
 from torch.profiler import record_function
+
+from gatdist.parallel.in_flight import CudaClock, HostClock, InFlight
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import GradBucket
@@ -75,9 +77,10 @@ class Communicator(ABC):
         return [json.loads(row[:n].tobytes()) for row, n in zip(rows, size.tolist(), strict=True)]
 
     def take_communication_s(self) -> float:
-        """Return and reset the seconds that gradient buckets were in flight, summed.
+        """Return and reset the seconds with at least one collective in flight.
 
-        They overlap with the backward of the next bucket. Measured on the CPU only; 0 elsewhere.
+        Gradient buckets overlap with the backward of the next one. On CUDA it is measured on the
+        device, and this call waits for it.
         """
         return 0.0
 
@@ -118,24 +121,24 @@ class TorchCommunicator(Communicator):
         import torch.distributed as dist
 
         self._dist = dist
-        self._communication_s = 0.0
+        self._in_flight = InFlight(CudaClock() if device.type == "cuda" else HostClock())
         super().__init__(dist.get_rank(), dist.get_world_size(), device)
 
     def all_reduce_(self, tensor: Tensor) -> Tensor:
-        with _range():
+        with self._communicating():
             self._dist.all_reduce(tensor)
         return tensor
 
     def all_gather(self, tensor: Tensor) -> Tensor:
         rows = [torch.empty_like(tensor) for _ in range(self.world_size)]
-        with _range():
+        with self._communicating():
             self._dist.all_gather(rows, tensor.contiguous())
         return torch.stack(rows)
 
     def broadcast_(self, tensor: Tensor) -> Tensor:
         plain = tensor.view(torch.uint8) if tensor.dtype is torch.bool else tensor
         sent = plain.contiguous()
-        with _range():
+        with self._communicating():
             self._dist.broadcast(sent, src=0)
         if sent is not plain:
             plain.copy_(sent)
@@ -152,7 +155,7 @@ class TorchCommunicator(Communicator):
 
     def all_to_all(self, rows: Tensor) -> Tensor:
         received = torch.empty_like(rows)
-        with _range():
+        with self._communicating():
             self._dist.all_to_all_single(received, rows.contiguous())
         return received
 
@@ -168,38 +171,37 @@ class TorchCommunicator(Communicator):
             forward_sync_buffers=False,
             gradient_as_bucket_view=True,
         )
-        if self.device.type == "cpu" or compress:
-            # A lambda, since torch refuses a hook whose annotations are strings.
-            replicated.register_comm_hook(None, lambda _, bucket: self._mean(bucket, compress))
+        # A lambda, since torch refuses a hook whose annotations are strings.
+        replicated.register_comm_hook(None, lambda _, bucket: self._mean(bucket, compress))
         return replicated
 
     def take_communication_s(self) -> float:
-        taken, self._communication_s = self._communication_s, 0.0
-        return taken
+        return self._in_flight.take_s()
+
+    @contextmanager
+    def _communicating(self) -> Iterator[None]:
+        alone = self.world_size == 1
+        with record_function("communication"), nullcontext() if alone else self._in_flight():
+            yield
 
     def _mean(self, bucket: GradBucket, compress: bool) -> Future[Tensor]:
-        """Average a bucket over the workers; on the CPU, measure how long it takes."""
-        began = time.perf_counter()
+        """Average a bucket over the workers, and measure how long it is in flight."""
+        interval = self._in_flight.begin()
         full = bucket.buffer()
         sent = full.div_(self.world_size)
         if compress:
             sent = sent.to(torch.bfloat16)
 
         def finish(reduced: Future[list[Tensor]]) -> Tensor:
-            if self.device.type == "cpu":
-                self._communication_s += time.perf_counter() - began
+            interval.end()  # on CUDA, on a stream that waits for the collective
             (mean,) = reduced.value()
             return full.copy_(mean) if compress else mean
 
-        with _range():
+        with record_function("communication"):
             future: Future[Tensor] = (
                 self._dist.all_reduce(sent, async_op=True).get_future().then(finish)
             )
         return future
-
-
-def _range() -> AbstractContextManager[object]:
-    return record_function("communication")
 
 
 def without_reduction(module: nn.Module) -> AbstractContextManager[object]:

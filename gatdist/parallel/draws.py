@@ -40,7 +40,7 @@ def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
 def _philox_by_torch(counter: Tensor, key: tuple[int, int]) -> Tensor:
     words = counter.reshape(4, -1)
     even, odd = words[0::2].clone(), words[1::2].clone()  # words 0, 2 and words 1, 3
-    multipliers, round_keys = _constants(key, counter.device)
+    multipliers, round_keys = _constants(key, counter.device, type(counter))
     for round_key in round_keys:
         # The 64-bit product wraps into int64's sign bit; masks after the shift recover both
         # unsigned halves.
@@ -51,7 +51,11 @@ def _philox_by_torch(counter: Tensor, key: tuple[int, int]) -> Tensor:
 
 
 @cache  # each copy to a device makes the host wait; CUDA graphs keep these addresses
-def _constants(key: tuple[int, int], device: torch.device) -> tuple[Tensor, list[Tensor]]:
+def _constants(
+    key: tuple[int, int],
+    device: torch.device,
+    kind: type[Tensor],  # fake tensors have constants of their own
+) -> tuple[Tensor, list[Tensor]]:
     keys = torch.from_numpy(np.stack(_round_keys(key)).view(np.int64)).to(device)
     return torch.tensor(_MULTIPLIERS, device=device)[:, None], list(keys)
 
@@ -118,8 +122,10 @@ def uniform(
 ) -> Tensor:
     """Draw [n, *shape] uniform in (0, 1) on the device of ``positions``, 32 random bits each."""
     words = bits(seed, stream, positions, math.prod(shape))
-    values = ((words.double() + 0.5) / 2**32).to(dtype).view(len(positions), *shape)
-    # Narrow dtypes would round up to 1.
+    # Half a step above a multiple of 2⁻³², rounded once. Narrower dtypes have too small a range.
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    values = ((2 * words + 1).to(wide) * 2**-33).to(dtype).view(len(positions), *shape)
+    # They would round up to 1.
     return values.clamp_(max=1 - torch.finfo(dtype).eps / 2)
 
 
@@ -130,10 +136,15 @@ def normal(
     shape: Sequence[int] = (),
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Draw [n, *shape] standard normal on the device of ``positions`` (Box & Muller 1958)."""
+    """Draw [n, *shape] standard normal on the device of ``positions`` (Box & Muller 1958).
+
+    Computed in float64 on the CPU. On other devices, where float64 may be 64 times as slow, in
+    float32 unless ``dtype`` is float64: the numbers differ by rounding.
+    """
     count = math.prod(shape)
     pairs = -(-count // 2)
-    u = uniform(seed, stream, positions, (2, pairs), torch.float64)
+    exact = dtype == torch.float64 or is_readable(positions)
+    u = uniform(seed, stream, positions, (2, pairs), torch.float64 if exact else torch.float32)
     radius, angle = (-2.0 * u[:, 0].log()).sqrt(), 2.0 * math.pi * u[:, 1]
     both = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)
     return both[:, :count].to(dtype).view(len(positions), *shape)

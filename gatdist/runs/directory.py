@@ -9,7 +9,7 @@ import platform
 import re
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -65,8 +65,16 @@ class RunDirectory:
             self.require_same(config)
             self.store.publish(CONFIG, content)
 
-    def start_attempt(self, hosts: list[str], resumed_from: int | None, reason: str) -> int:
+    def start_attempt(
+        self,
+        hosts: list[str],
+        resumed_from: int | None,
+        reason: str,
+        workers: Sequence[Mapping[str, Any]] = (),
+    ) -> int:
         """Take the next attempt number, from 1, which fences all earlier attempts.
+
+        ``hosts`` and ``workers``, what each runs on, are by rank.
 
         Creating ``attempts/NUMBER.json`` takes the number; of concurrent starts only one can (see
         :meth:`~gatdist.storage.Store.create`). Then this start is added to ``attempts.jsonl``.
@@ -77,6 +85,7 @@ class RunDirectory:
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "world_size": len(hosts),
             "hosts": hosts,
+            "workers": list(workers),
             "versions": {
                 "python": platform.python_version(),
                 "torch": torch.__version__,

@@ -58,6 +58,7 @@ class LogInterval:
 
     def start(self) -> None:
         self._steps = 0
+        self._comm.take_communication_s()  # of evaluations and commits
         self._began = time.perf_counter()
 
     def note(self, message: str) -> None:

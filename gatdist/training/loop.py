@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -26,6 +25,7 @@ from gatdist.data.order import SampleOrder
 from gatdist.evaluation import Evaluator
 from gatdist.models import is_built_in
 from gatdist.parallel.communicator import Communicator
+from gatdist.parallel.places import places
 from gatdist.parallel.recording import cuda_recorder
 from gatdist.runs import (
     Checkpoints,
@@ -85,8 +85,13 @@ def run(
         PluginError: a user's network, loss, update rule or plugin failed.
     """
     try:
-        with tf32(config.precision.tf32):
-            loop = _Loop(config, comm, run_dir, should_stop, emit, progress or Progress(), reason)
+        with (
+            tf32(config.precision.tf32),
+            places(comm, binds=config.cluster.bind_cpus) as workers,
+        ):
+            loop = _Loop(
+                config, comm, run_dir, should_stop, emit, progress or Progress(), reason, workers
+            )
             if loop.is_over():
                 if comm.is_main:
                     where = {"run_dir": run_dir.url, "tensorboard": config.monitor.tensorboard}
@@ -120,9 +125,10 @@ class _Loop:
         emit: Emit,
         progress: Progress,
         reason: str,
+        workers: list[dict[str, Any]],
     ) -> None:
         self.config, self.comm, self.should_stop, self.emit = config, comm, should_stop, emit
-        self.progress, self.reason = progress, reason
+        self.progress, self.reason, self.workers = progress, reason, workers
         config.check_workers(comm.world_size)
         import_plugins(config.plugins)
         self.directory = RunDirectory(run_dir)
@@ -511,13 +517,13 @@ class _Loop:
             self.state.start_from_another_run(self.config, self.directory.store.origin)
         if self.is_over():
             return
-        hosts = self.comm.all_gather_object(socket.gethostname())
         if self.comm.is_main:
             resumed_from = self.state.samples_seen if resumes else None
             reason = self.reason or self.outcome["status"]
             self.checkpoints.require_room(self.state.tensors())
             # Last: a configuration that can't train must not occupy the folder.
             self.directory.claim(self.config)
-            self.directory.start_attempt(hosts, resumed_from, reason)
+            hosts = [worker["host"] for worker in self.workers]
+            self.directory.start_attempt(hosts, resumed_from, reason, self.workers)
         here.rank = self.comm.rank
         here.attempt = self.comm.broadcast_object(self.directory.attempt)

@@ -6,12 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from gatdist.cluster.torchrun import Launch, launched
-from gatdist.common.errors import ConfigError
+from gatdist.cluster.torchrun import Launch, device_name, launched
+from gatdist.common.errors import ClusterError, ConfigError
 from support import end_group, free_port, refused, start_gatdist, wait_until
 
 VARIABLES = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
@@ -36,14 +37,16 @@ def start(tmp_path):
     (tmp_path / "blocked/ray/__init__.py").write_text("raise ImportError('blocked')")
     started = []
 
-    def start(*args: str) -> list[subprocess.Popen[str]]:
+    def start(*args: str, env: Mapping[str, str] | None = None) -> list[subprocess.Popen[str]]:
         port = str(free_port())
         path = os.pathsep.join([str(tmp_path / "blocked"), os.environ.get("PYTHONPATH", "")])
         processes = [
             start_gatdist(
                 *args,
                 cwd=tmp_path,
-                env=VARIABLES | {"RANK": str(rank), "MASTER_PORT": port, "PYTHONPATH": path},
+                env=VARIABLES
+                | {"RANK": str(rank), "MASTER_PORT": port, "PYTHONPATH": path}
+                | (env or {}),
             )
             for rank in range(2)
         ]
@@ -130,8 +133,8 @@ def test_error_of_rank_0_only_is_shown_once(start, tmp_path):
 def test_launched():
     assert launched({}) is None
     assert launched({"WORLD_SIZE": "2"}) is None  # a stray variable
-    assert launched(VARIABLES) == Launch(1, 2, 0, "127.0.0.1")
-    assert launched(VARIABLES | {"LOCAL_RANK": "3"}) == Launch(1, 2, 3, "127.0.0.1")
+    assert launched(VARIABLES) == Launch(1, 2, 0, "127.0.0.1", 29500)
+    assert launched(VARIABLES | {"LOCAL_RANK": "3"}) == Launch(1, 2, 3, "127.0.0.1", 29500)
 
 
 @pytest.mark.parametrize(
@@ -139,6 +142,8 @@ def test_launched():
     [
         ("MASTER_ADDR", ""),
         ("MASTER_PORT", ""),
+        ("MASTER_PORT", "http"),
+        ("MASTER_PORT", "65536"),
         ("RANK", "2"),
         ("RANK", "-1"),
         ("RANK", "one"),
@@ -151,3 +156,32 @@ def test_launched():
 def test_bad_variables_are_rejected(name, value):
     with refused(ConfigError, name):
         launched(VARIABLES | {name: value})
+
+
+@pytest.mark.parametrize(
+    ("local_rank", "visible", "device"),
+    [
+        *((0, 0, "cpu"), (3, 0, "cpu"), (0, 1, "cuda:0")),
+        *((3, 8, "cuda:3"), (7, 8, "cuda:7")),
+        (3, 1, "cuda:0"),  # srun --gpus-per-task=1
+    ],
+)
+def test_each_process_uses_its_own_device(local_rank, visible, device):
+    assert device_name(local_rank, visible) == device
+
+
+def test_more_processes_than_gpus_are_rejected():
+    with refused(ClusterError, "LOCAL_RANK"):
+        device_name(4, 4)
+
+
+def test_process_that_does_not_start_is_named(start, tmp_path):
+    """A launcher that started too few processes."""
+    processes = start(
+        *arguments(tmp_path / "run", "--set", "cluster.startup_timeout_s=5"),
+        env={"WORLD_SIZE": "4"},
+    )
+    statuses, errors = ended(processes)
+    assert statuses == [2, 2]
+    assert "worker 2, worker 3 did not join" in errors[0]
+    assert "worker 0 on" in errors[0]

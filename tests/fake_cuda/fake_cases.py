@@ -6,14 +6,16 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from unittest import mock
 
 import torch
 
 from gatdist.bench.cases import SIZES
+from gatdist.bench.presets import PRESETS, PresetCase
 from gatdist.bench.step_costs import Costs, fake_tensors, step_costs
-from gatdist.config import BOTH, Config, load_config
+from gatdist.config import BOTH, Config
 
 CUDA = torch.device("cuda", 0)
 
@@ -35,42 +37,8 @@ class FakeCase:
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
-def _preset(
-    name: str, shape: tuple[int, ...], classes: int = 0, batch: int | None = None, **metadata: Any
-) -> Callable[[], FakeCase]:
-    """``batch`` is that of one GPU; by default the whole batch, on one GPU."""
-
-    def case() -> FakeCase:
-        settings = [] if batch is None else [f"run.global_batch={batch}"]
-        return FakeCase(load_config(name, settings), shape, classes, metadata)
-
-    return case
-
-
-# With 8 GPUs in presets of 256 or 512 samples, else 64 GPUs.
-PRESETS: dict[str, Callable[[], FakeCase]] = {
-    "biggan-128": _preset("biggan-128", (3, 128, 128), 1000, 32),
-    "digits": _preset("digits", (1, 8, 8)),
-    "digits-conditional": _preset("digits-conditional", (1, 8, 8), 10),
-    "glyphs": _preset("glyphs", (1, 16, 16), 12),
-    "glyphs-r3gan": _preset("glyphs-r3gan", (1, 32, 32)),
-    "glyphs-stylegan2": _preset("glyphs-stylegan2", (1, 32, 32)),
-    "r3gan-256": _preset("r3gan-256", (3, 256, 256), 0, 32),
-    "r3gan-64": _preset("r3gan-64", (3, 64, 64), 0, 32),
-    "r3gan-cifar10": _preset("r3gan-cifar10", (3, 32, 32), 10, 64),
-    "r3gan-imagenet-32": _preset("r3gan-imagenet-32", (3, 32, 32), 1000, 64),
-    "r3gan-imagenet-64": _preset("r3gan-imagenet-64", (3, 64, 64), 1000, 64),
-    "r3gan-stacked-mnist": _preset("r3gan-stacked-mnist", (3, 32, 32), 0, 64),
-    "ring": _preset("ring", (2,)),
-    "sngan-128": _preset("sngan-128", (3, 128, 128), 1000),
-    "sngan-32": _preset("sngan-32", (3, 32, 32), 10),
-    "sngan-64": _preset("sngan-64", (3, 64, 64), 1000),
-    "speech": _preset("speech", (1, 4096), 10, modality="audio", sample_rate=8000),
-    "stylegan2-256": _preset("stylegan2-256", (3, 256, 256), 0, 8),
-    "stylegan2-auto-256": _preset("stylegan2-auto-256", (3, 256, 256), 0, 8),
-    "wavegan-16384": _preset("wavegan-16384", (1, 16384), modality="audio", sample_rate=16000),
-    "words": _preset("words", (27, 12), modality="text"),
-}
+def _preset(case: PresetCase) -> FakeCase:
+    return FakeCase(case.config(), case.shape, case.classes, dict(case.metadata))
 
 
 def _rule(name: str, dtype: str, **sections: Any) -> Callable[[], FakeCase]:
@@ -100,7 +68,9 @@ RULES: dict[str, Callable[[], FakeCase]] = {
 }
 RULES["alternating-float16"] = _rule("alternating", "float16")
 
-CASES = {f"preset/{name}": case for name, case in PRESETS.items()}
+CASES: dict[str, Callable[[], FakeCase]] = {
+    f"preset/{name}": partial(_preset, case) for name, case in PRESETS.items()
+}
 CASES |= {f"rule/{name}": case for name, case in RULES.items()}
 
 

@@ -90,3 +90,36 @@ def test_uniform_numbers_are_below_one_in_every_dtype(dtype, monkeypatch):
     highest = torch.full((1, 3), 2**32 - 1)
     monkeypatch.setattr(draws, "bits", lambda *_: highest)
     assert (draws.uniform(0, "x", torch.zeros(1, dtype=torch.int64), (3,), dtype) < 1).all()
+
+
+EXTREMES = [0, 1, 2**23 - 1, 2**24, 2**31, 2**32 - 129, 2**32 - 128, 2**32 - 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_uniform_numbers_are_rounded_once(dtype, monkeypatch):
+    """They equal (word + ½) / 2³² computed in float64, at ties too."""
+    generator = torch.Generator().manual_seed(0)
+    words = torch.randint(0, 2**32, (100_000,), generator=generator)
+    ties = torch.arange(2**24, 2**25, 997) * 2**7 + 2**6  # between two numbers of float32
+    words = torch.cat([words, ties[:10_000] % 2**32, torch.tensor(EXTREMES)])[None]
+    monkeypatch.setattr(draws, "bits", lambda *_: words)
+    found = draws.uniform(0, "x", torch.zeros(1, dtype=torch.int64), words.shape[1:], dtype)
+    exact = torch.from_numpy((words.numpy().astype("float64") + 0.5) / 2.0**32)
+    assert torch.equal(found, exact.to(dtype).clamp(max=1 - torch.finfo(dtype).eps / 2))
+
+
+def test_normal_numbers_of_a_device_equal_those_of_the_cpu_within_rounding(monkeypatch):
+    """What other devices compute, without float64."""
+    positions = torch.arange(20_000)
+    expected = draws.normal(0, "latents", positions, (9,))
+    monkeypatch.setattr(draws, "is_readable", lambda _: False)
+    seen = []
+    uniform = draws.uniform
+    monkeypatch.setattr(draws, "uniform", lambda *given: seen.append(given[-1]) or uniform(*given))
+    found = draws.normal(0, "latents", positions, (9,))
+    # 1 − u is rounded to 2⁻²⁴, and the radius is √(−2 ln u): coarse near 0 only.
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-4)
+    assert (found - expected).abs().mean() < 1e-6
+    exact = draws.normal(0, "latents", positions, (9,), torch.float64)
+    assert torch.equal(exact.float(), expected)
+    assert seen == [torch.float32, torch.float64]

@@ -118,7 +118,7 @@ class NORMAL:
 @pytest.mark.parametrize("phase", [-3, -1, 0, 2])
 def test_a_shift_reflects_at_the_ends_as_published(phase):
     x = torch.arange(12.0).reshape(2, 1, 6) ** 2
-    found = shift(x, torch.tensor([phase, -phase]))
+    found = shift(x, torch.tensor([phase, -phase]), 3)
     expected = [phase_shuffled(x[0].numpy(), phase), phase_shuffled(x[1].numpy(), -phase)]
     np.testing.assert_array_equal(found.numpy(), expected)
 

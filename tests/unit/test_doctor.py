@@ -21,10 +21,17 @@ ADDRESSES = {"10.0.0.1": "a", "10.0.0.2": "b", "10.0.0.3": "c"}
 GB = 10**9
 
 
-def host_info(host: str, clock_s: float = 0.0, device: str = "", folder: str = "", **versions: str):
+def host_info(
+    host: str,
+    clock_s: float = 0.0,
+    device: str = "",
+    folder: str = "",
+    gpu: str = "",
+    **versions: str,
+):
     address = next(address for address, name in ADDRESSES.items() if name == host)
     return HostInfo(
-        host, address, {"Python": "3.11", "torch": "2.8"} | versions, clock_s, device, folder
+        host, address, {"Python": "3.11", "torch": "2.8"} | versions, clock_s, device, folder, gpu
     )
 
 
@@ -52,6 +59,18 @@ def test_workers_are_rejected_for_the_first_fault():
         require_compatible([host_info("a"), host_info("b", folder="gone")], 0.0)
     with refused(ClusterError, "host a (10.0.0.1)"):
         require_compatible([host_info("a", device="CUDA error"), host_info("b")], 0.0)
+
+
+def test_different_gpus_are_a_warning_or_for_canonical_runs_an_error():
+    old, new = "A100, 80 GiB, compute capability 8.0", "H100, 80 GiB, compute capability 9.0"
+    same = [host_info(name, gpu=new) for name in "abc"]
+    assert require_compatible(same, 0.0, exact=True) == []
+    mixed = [host_info("a", gpu=new), host_info("b", gpu=old), host_info("c", gpu=new)]
+    (warning,) = require_compatible(mixed, 0.0)
+    assert f"{old} (on b)" in warning
+    assert f"{new} (on a, c)" in warning
+    with refused(ClusterError, "GPUs"):
+        require_compatible(mixed, 0.0, exact=True)
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ def measure(made: Plan, launch: Launch) -> dict[str, Any]:
         workers together, medians over the rounds; ``efficiency``, their ratio, and the lowest and
         highest of a round (``efficiency_low``, ``efficiency_high``); ``speedup`` over the smallest
         number of workers; ``step_s``; ``phases``, seconds per step by name, and
-        ``communication_s``, the time with gradients in flight (None on GPUs), means over workers;
+        ``communication_s``, the time with collectives in flight, means over workers;
         ``bytes_sent`` per step and worker as computed, and ``bytes_measured`` by the hosts' network
         interfaces (None on one host); ``hosts``, workers by name; ``start_s``, until the group had
         formed. ``hosts``: hardware and versions of each.
@@ -113,11 +113,8 @@ def measure(made: Plan, launch: Launch) -> dict[str, Any]:
         answers, start_s = launch(workers, take_turns, works)
         hosts |= {answer["host"]["host"]: answer["host"] for answer in answers}
         names = [answer["host"]["host"] for answer in answers]
-        on_gpu = any(answer["host"]["gpu"] for answer in answers)
         for index, work in enumerate(works):
             point = _point(work, names, [answer["measured"][index] for answer in answers])
-            if on_gpu:  # the host's clock does not see the network
-                point["communication_s"] = None
             points.append(point | {"hosts": Counter(names), "start_s": start_s})
     order = {size.name: number for number, size in enumerate(made.sizes)}
     points.sort(key=lambda p: (order[p["size"]], p["mode"], p["workers"]))

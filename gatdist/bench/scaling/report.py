@@ -60,7 +60,7 @@ def _row(point: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _phases(point: Mapping[str, Any]) -> tuple[str, ...]:
     taken = [*point["phases"].values(), point["communication_s"]]
-    return (str(point["workers"]), *("–" if s is None else _milliseconds(s) for s in taken))
+    return (str(point["workers"]), *map(_milliseconds, taken))
 
 
 def _milliseconds(seconds: float) -> str:
@@ -72,7 +72,7 @@ def _notes(found: Mapping[str, Any]) -> list[str]:
         "Limit: N independent processes (no communication) in the same places at the same time.",
         "Efficiency: share of the limit, medians over the rounds; then the lowest and highest",
         "round. Sent: bytes per worker and step, as computed and as counted by the interfaces.",
-        "Communication: time with gradients in flight, which overlaps with the phases.",
+        "Communication: time with collectives in flight, which overlaps with the phases.",
     ]
     if recovery := found["recovery"]:
         notes.append(

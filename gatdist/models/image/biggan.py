@@ -62,12 +62,26 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
         query = self.query(x).flatten(2)  # [n, c/8, hw]
-        key = functional.max_pool2d(self.key(x), 2).flatten(2)  # [n, c/8, hw/4]
-        value = functional.max_pool2d(self.value(x), 2).flatten(2)  # [n, c/2, hw/4]
+        key = max_pool(self.key(x)).flatten(2)  # [n, c/8, hw/4]
+        value = max_pool(self.value(x)).flatten(2)  # [n, c/2, hw/4]
         # Not scaled_dot_product_attention, which has no second derivative.
         weights = torch.softmax(query.transpose(1, 2) @ key, dim=2)  # [n, hw, hw/4]
         seen = (value @ weights.transpose(1, 2)).unflatten(2, (height, width))
         return x + self.strength * self.finish(seen)
+
+
+def max_pool(x: Tensor) -> Tensor:
+    """Maximum of each 2×2 pixels: [n, c, 2h, 2w] → [n, c, h, w].
+
+    As in torch's, the first of equal pixels gets the gradient; but torch's adds with atomics on
+    CUDA.
+    """
+    x = _larger(x[..., 0::2], x[..., 1::2])
+    return _larger(x[:, :, 0::2], x[:, :, 1::2])
+
+
+def _larger(a: Tensor, b: Tensor) -> Tensor:
+    return torch.where((b > a) | b.isnan(), b, a)
 
 
 @generators.register("biggan")

@@ -23,7 +23,7 @@ from gatdist.models.layers import (
     to_logits,
 )
 from gatdist.models.registry import Size, discriminators, generators, require_rank
-from gatdist.nn import Conv2d
+from gatdist.nn import Conv2d, has_derivatives_of_gpus
 
 Output = Literal["tanh", "linear"]
 
@@ -48,7 +48,24 @@ def _resize(x: Tensor, size: Size) -> Tensor:
         return x
     if x.shape[2] == 2 * size[0] and x.shape[3] == 2 * size[1]:
         return functional.avg_pool2d(x, 2)
+    if has_derivatives_of_gpus(x):
+        return interpolate(x, size)
     return functional.interpolate(x, size, mode="bilinear", align_corners=False)
+
+
+def interpolate(x: Tensor, size: Size) -> Tensor:
+    """Interpolate x [n, c, h, w] bilinearly to another h and w, by one matrix per axis.
+
+    It computes what torch's function of this name does without ``align_corners``, whose derivative
+    adds with atomics on CUDA.
+    """
+    rows, columns = (
+        functional.interpolate(
+            torch.eye(before, dtype=x.dtype, device=x.device)[None], after, mode="linear"
+        )[0]  # [before, after]
+        for before, after in zip(x.shape[2:], size, strict=True)
+    )
+    return rows.T @ (x @ columns)
 
 
 def _convolution(
