@@ -17,7 +17,7 @@ from gatdist.config import DataConfig
 from gatdist.data import builtin
 from gatdist.data.codecs import CodecError
 from gatdist.data.format.manifest import Manifest, open_shards, read_manifest
-from gatdist.data.modalities import decoder_of, new_samples, read_spec, resizing
+from gatdist.data.modalities import decoders_of, new_samples, read_spec, resizing
 from gatdist.data.order import Indices, SampleOrder, ShardLayout, block_bounds, substitute
 from gatdist.data.reading.host_cache import HostCache, block_key
 from gatdist.data.reading.plan import MemoryBudget, ReadRange, cut_runs, index_bytes, memory_budget
@@ -85,7 +85,7 @@ class Dataset:
         self.is_local = tars.is_local
         self._store, self._manifest, self.config = tars, manifest, config
         self.resize = resizing(manifest, config, self.sample_shape)
-        decode = decoder_of(self.spec, self.resize)
+        decode = decoders_of(self.spec, self.resize)
         reading = f"{self.fingerprint} {self.spec.model_dump_json()} {self.resize} {_DECODING}"
         self.reading = hashlib.sha256(reading.encode()).hexdigest()
         self._shards = OpenShards(

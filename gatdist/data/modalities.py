@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,6 +19,8 @@ from gatdist.data.codecs.images import decode_image_into
 from gatdist.data.codecs.text import Vocabulary, decode_text_into
 from gatdist.data.format.manifest import Manifest, SampleSpec
 
+_ALIGNMENT = 8  # bytes: of the fields in a record
+
 # Decodes a file into a sample's array, or raises CodecError.
 Decode = Callable[[bytes | memoryview, NDArray[Any]], None]
 
@@ -26,6 +29,15 @@ class ReadSpec(SampleSpec):
     """Sample format as read: all samples have the same shape."""
 
     vocabulary: str | None = None  # of text: the characters of ids 1, 2, …; None for bytes
+
+    def of_fields(self) -> dict[str, ReadSpec]:
+        """Return the format of each field by name, that of the generated one first."""
+        if self.fields is None:
+            return {}
+        assert self.component is not None
+        own = self.component.partition(".")[0], self.model_copy(update={"fields": None})
+        others = {name: ReadSpec(**field.model_dump()) for name, field in self.fields.items()}
+        return dict([own]) | others
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -60,17 +72,62 @@ _DECODERS: Mapping[str, Callable[[ReadSpec, str | None], Decode]] = {
 }
 
 
-def decoder_of(spec: ReadSpec, resize: str | None) -> Decode:
-    """Return the decoder of sample files; ``resize`` is from :func:`resizing`."""
-    return _DECODERS[spec.modality](spec, resize)
+def decoders_of(spec: ReadSpec, resize: str | None) -> list[Decode]:
+    """Return the decoder of each file of a sample; ``resize`` is from :func:`resizing`."""
+    fields = spec.of_fields()
+    if not fields:
+        return [_DECODERS[spec.modality](spec, resize)]
+    return [
+        partial(_decode_column, _DECODERS[field.modality](field, None), column)
+        for field, column in zip(fields.values(), columns(fields), strict=True)
+    ]
+
+
+class Column(NamedTuple):
+    """Where a field is in a record: bytes ``begin`` to ``end``, an array of ``dtype``."""
+
+    begin: int
+    end: int
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+
+def columns(fields: Mapping[str, ReadSpec]) -> list[Column]:
+    """Return where each field is in a record."""
+    found, begin = [], 0
+    for field in fields.values():
+        dtype, shape = _array_of(field)
+        size = math.prod(shape) * dtype.itemsize
+        found.append(Column(begin, begin + size, dtype, shape))
+        begin += -(-size // _ALIGNMENT) * _ALIGNMENT
+    return found
+
+
+def _decode_column(
+    decode: Decode, column: Column, content: bytes | memoryview, record: NDArray[Any]
+) -> None:
+    part = record[column.begin : column.end].view(column.dtype)
+    decode(content, part.reshape(column.shape))
+
+
+def _array_of(spec: ReadSpec) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    """Return dtype and shape of a decoded sample: [H, W, C] of images, else ``sample_shape``."""
+    shape, dtype = spec.shape, np.dtype(MODALITIES[spec.modality].dtype)
+    if spec.modality == "image":
+        shape = (*shape[1:], shape[0])
+        dtype = np.dtype(np.uint16) if spec.bits == 16 else dtype
+    return dtype, shape
 
 
 def new_samples(spec: ReadSpec, count: int) -> NDArray[Any]:
-    """Allocate uint8 or uint16 [count, H, W, C] of images, else [count, *sample_shape]."""
-    shape, dtype = spec.shape, MODALITIES[spec.modality].dtype
-    if spec.modality == "image":
-        shape = (*shape[1:], shape[0])
-        dtype = np.uint16 if spec.bits == 16 else dtype
+    """Allocate uint8 or uint16 [count, H, W, C] of images, else [count, *sample_shape].
+
+    Samples of several fields are records, uint8 [count, bytes]; see :func:`columns`.
+    """
+    if fields := spec.of_fields():
+        length = -(-columns(fields)[-1].end // _ALIGNMENT) * _ALIGNMENT
+        return np.empty((count, length), dtype=np.uint8)
+    dtype, shape = _array_of(spec)
     return np.empty((count, *shape), dtype=dtype)
 
 

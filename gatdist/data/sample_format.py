@@ -18,7 +18,7 @@ from gatdist.data.codecs.arrays import encode_array
 from gatdist.data.codecs.audio import encode_wav
 from gatdist.data.codecs.images import encode_png
 from gatdist.data.codecs.text import Vocabulary
-from gatdist.data.modalities import ReadSpec
+from gatdist.data.modalities import Column, ReadSpec, columns
 
 
 class SampleFormat(ABC):
@@ -34,10 +34,13 @@ class SampleFormat(ABC):
     rounding: str = "none"
     level: float = 0.0
 
-    def __init__(self, spec: ReadSpec) -> None:
+    def __init__(self, spec: ReadSpec, fields: Mapping[str, SampleFormat] | None = None) -> None:
         self.spec = spec
         self.sample_shape = spec.shape
         self.num_classes = spec.num_classes
+        self.fields = fields or {}
+        places = columns({name: field.spec for name, field in self.fields.items()})
+        self._columns = dict(zip(self.fields, places, strict=True))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -50,6 +53,17 @@ class SampleFormat(ABC):
 
     def to_network(self, samples: Tensor) -> Tensor:
         """Convert samples as read to network tensors, float [n, *shape]."""
+        own = next(iter(self._columns.values()), None)
+        return self._to_network(samples if own is None else _column(samples, own))
+
+    def inputs(self, samples: Tensor) -> dict[str, Tensor]:
+        """Return the samples' further fields as network tensors, float [n, …], by name."""
+        return {
+            name: field._to_network(_column(samples, self._columns[name]))
+            for name, field in list(self.fields.items())[1:]
+        }
+
+    def _to_network(self, samples: Tensor) -> Tensor:
         return samples
 
     def to_samples(self, outputs: Tensor) -> Tensor:
@@ -66,14 +80,14 @@ class ImageFormat(SampleFormat):
 
     modality, ending = "image", ".png"
 
-    def __init__(self, spec: ReadSpec) -> None:
-        super().__init__(spec)
+    def __init__(self, spec: ReadSpec, fields: Mapping[str, SampleFormat] | None = None) -> None:
+        super().__init__(spec, fields)
         self.rounding = f"{spec.bits} bits"
         self._dtype = torch.uint16 if spec.bits == 16 else torch.uint8
         self._half = (2**spec.bits - 1) / 2
         self.level = 1 / self._half
 
-    def to_network(self, samples: Tensor) -> Tensor:
+    def _to_network(self, samples: Tensor) -> Tensor:
         levels = samples.permute(0, 3, 1, 2).to(torch.float32)
         return levels.div_(self._half).sub_(1.0).contiguous()
 
@@ -128,7 +142,7 @@ class TextFormat(SampleFormat):
     def shape(self) -> tuple[int, ...]:
         return len(self.vocabulary), *self.sample_shape
 
-    def to_network(self, samples: Tensor) -> Tensor:
+    def _to_network(self, samples: Tensor) -> Tensor:
         return _one_hot(samples, self.shape[0])
 
     def to_samples(self, outputs: Tensor) -> Tensor:
@@ -150,7 +164,7 @@ class TokenFormat(SampleFormat):
         assert self.spec.num_tokens is not None
         return self.spec.num_tokens, *self.sample_shape
 
-    def to_network(self, samples: Tensor) -> Tensor:
+    def _to_network(self, samples: Tensor) -> Tensor:
         return _one_hot(samples, self.shape[0])
 
     def to_samples(self, outputs: Tensor) -> Tensor:
@@ -167,7 +181,18 @@ _FORMATS: dict[str, type[SampleFormat]] = {
 
 def sample_format_of(spec: ReadSpec) -> SampleFormat:
     """Return the sample format of a modality."""
-    return _FORMATS[spec.modality](spec)
+    fields = {name: _FORMATS[field.modality](field) for name, field in spec.of_fields().items()}
+    if not fields:
+        return _FORMATS[spec.modality](spec)
+    own, *_ = fields
+    return type(fields[own])(spec, fields)
+
+
+def _column(records: Tensor, column: Column) -> Tensor:
+    """Return one field of records, uint8 [n, bytes]."""
+    part = records[:, column.begin : column.end].contiguous()
+    dtype = torch.from_numpy(np.empty(0, column.dtype)).dtype
+    return part.view(dtype).view(len(records), *column.shape)
 
 
 def _one_hot(ids: Tensor, count: int) -> Tensor:

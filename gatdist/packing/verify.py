@@ -16,7 +16,7 @@ from gatdist.config import DataConfig
 from gatdist.data.codecs import CodecError
 from gatdist.data.format.manifest import Shard, open_shards, read_manifest
 from gatdist.data.format.shard_files import read_index, trailing_data
-from gatdist.data.modalities import decoder_of, new_samples, read_spec, resizing
+from gatdist.data.modalities import decoders_of, new_samples, read_spec, resizing
 from gatdist.data.reading.shards import OpenShard
 from gatdist.packing.indexing.probe import sample_shape
 from gatdist.packing.indexing.scan import Scan
@@ -172,7 +172,7 @@ class Worker(BaseWorker[Record]):
         size = {"resolution": _ANY_RESOLUTION} if manifest.modality == "image" else {"length": 1}
         config = DataConfig.model_validate({"url": self._indexes.url} | (size if differ else {}))
         spec = read_spec(manifest, config, self._indexes.url)
-        decode = decoder_of(spec, resizing(manifest, config, spec.shape))
+        decode = decoders_of(spec, resizing(manifest, config, spec.shape))
         opened = OpenShard(self._tars, self._indexes, manifest, shard, decode)
         out = new_samples(spec, 1)[0]
         common = {"num_tokens": manifest.num_tokens}

@@ -59,7 +59,8 @@ def to_device(
 
     ``noise`` is the number of the noise stream.
     """
-    real = sample_format.to_network(loaded.samples.to(device, non_blocking=True))
+    samples = loaded.samples.to(device, non_blocking=True)
+    real, inputs = sample_format.to_network(samples), sample_format.inputs(samples)
     positions = loaded.positions.to(device, non_blocking=True)
     suffix = f"#{noise}" if noise else ""
     if config.data.x_flip:
@@ -69,11 +70,17 @@ def to_device(
         stream = f"dequantization{suffix}"
         drawn = draws.uniform(config.run.seed, stream, positions, real.shape[1:], real.dtype)
         real += sample_format.level * (drawn - 0.5)
-    images = config.precision.channels_last and real.dim() == 4
-    layout = torch.channels_last if images else torch.contiguous_format
+    dtype = DTYPES[config.precision.dtype]
+
+    def laid_out(field: Tensor) -> Tensor:
+        images = config.precision.channels_last and field.dim() == 4
+        layout = torch.channels_last if images else torch.contiguous_format
+        return field.to(dtype).contiguous(memory_format=layout)
+
     labels = loaded.labels if config.model.conditional else None
     return Batch(
-        real=real.to(DTYPES[config.precision.dtype]).contiguous(memory_format=layout),
+        real=laid_out(real),
+        inputs={name: laid_out(field) for name, field in inputs.items()},
         labels=None if labels is None else labels.to(device, non_blocking=True),
         positions=positions,
         step=step,

@@ -59,8 +59,8 @@ _Name = Annotated[str, AfterValidator(_valid_name)]
 _Text = Annotated[str, AfterValidator(_valid_text)]
 
 
-class SampleSpec(BaseModel):
-    """Sample format of a data set."""
+class FieldSpec(BaseModel):
+    """Format of one field of the samples, which is one file of each."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
@@ -73,31 +73,19 @@ class SampleSpec(BaseModel):
     component: Annotated[str, Field(pattern=r"^[^/A-Z]+$")] | None = None
     sample_rate: _Positive | None = None  # of audio, in hertz
     num_tokens: _Positive | None = None  # size of the token vocabulary
-    num_classes: Annotated[int, Field(ge=0)] = 0  # 0 for an unlabelled data set
-    class_names: list[_Text] | None = None  # by class; None if classes are only numbered
-    # A file extension ("cls"), or a key of a JSON file ("json:FIELD").
-    label: Annotated[str, Field(pattern=r"^([^/:A-Z]+|json:.+)$")] = "cls"
-    named_labels: bool = False  # whether labels are class names instead of numbers
-
-    @property
-    def label_component(self) -> str:
-        return self.label.partition(":")[0]
-
-    @property
-    def label_field(self) -> str:
-        """Key of the label in a JSON file, or ""."""
-        return self.label.partition(":")[2]
 
     @model_serializer(mode="wrap")
-    def _without_usual_bits(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Omit ``bits`` if 8, to keep the fingerprint of data sets from before it existed."""
+    def _without_usual_values(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Omit what did not always exist, to keep the fingerprint of older data sets."""
         values: dict[str, Any] = write(self)
         if self.bits == 8:
             values.pop("bits", None)
+        if values.get("fields") is None:
+            values.pop("fields", None)
         return values
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
+    def _has_shape_of_modality(self) -> Self:
         shape, modality = self.sample_shape, self.modality
         if modality == "image":
             if (
@@ -116,10 +104,40 @@ class SampleSpec(BaseModel):
                 raise ValueError("audio needs sample_rate and the sample_shape [channels, length]")
         elif len(shape) != 1 or (modality == "tokens" and self.num_tokens is None):
             raise ValueError("text needs the sample_shape [length], and tokens num_tokens")
+        return self
+
+
+class SampleSpec(FieldSpec):
+    """Sample format of a data set: of the field that is generated, labels, and further fields."""
+
+    num_classes: Annotated[int, Field(ge=0)] = 0  # 0 for an unlabelled data set
+    class_names: list[_Text] | None = None  # by class; None if classes are only numbered
+    # A file extension ("cls"), or a key of a JSON file ("json:FIELD").
+    label: Annotated[str, Field(pattern=r"^([^/:A-Z]+|json:.+)$")] = "cls"
+    named_labels: bool = False  # whether labels are class names instead of numbers
+    # Further fields of each sample, by name; each has a file of its own, and a component.
+    fields: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], FieldSpec] | None = None
+
+    @property
+    def label_component(self) -> str:
+        return self.label.partition(":")[0]
+
+    @property
+    def label_field(self) -> str:
+        """Key of the label in a JSON file, or ""."""
+        return self.label.partition(":")[2]
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
         if self.class_names is not None and len(self.class_names) != self.num_classes:
             raise ValueError("class_names must hold a name for each of num_classes")
         if self.named_labels and not self.class_names:
             raise ValueError("named_labels need class_names")
+        if self.fields is not None:
+            all_fields: list[FieldSpec] = [self, *self.fields.values()]
+            components = [field.component for field in all_fields]
+            if None in components or len(set(components)) < len(components):
+                raise ValueError("each of several fields needs a component of its own")
         return self
 
 

@@ -30,7 +30,12 @@ class OpenShard:
     """
 
     def __init__(
-        self, tars: Store, indexes: Store, manifest: Manifest, shard: Shard, decode: Decode
+        self,
+        tars: Store,
+        indexes: Store,
+        manifest: Manifest,
+        shard: Shard,
+        decode: Sequence[Decode],
     ) -> None:
         self.name = shard.name
         self._url = f"{tars.url}/{shard.name}"
@@ -46,11 +51,13 @@ class OpenShard:
                 f"has {size} bytes, the manifest says {shard.size}",
                 hint="Restore it from a copy, or pack or index the data again",
             )
-        component = manifest.component
-        requested = [(component,) if component else MODALITIES[manifest.modality].components]
+        requested = [
+            (field.component,) if field.component else MODALITIES[field.modality].components
+            for field in (manifest, *(manifest.fields or {}).values())
+        ]
         if self._num_classes:
             requested.append((manifest.label_component,))
-        # Index rows of samples, and of their labels.
+        # Index rows of samples, of each field, and of their labels.
         self._rows = [_one_file_per_sample(index, names, self._url) for names in requested]
         # Their fields for reading: access to a NumPy scalar takes a microsecond.
         self._files = [
@@ -77,10 +84,11 @@ class OpenShard:
         """
         part = 0
         try:
-            self._decode(self._checked(part, i, start, data), out)
+            for part, decode in enumerate(self._decode):
+                decode(self._checked(part, i, start, data), out)
             if not self._num_classes:
                 return 0
-            part = 1
+            part = len(self._decode)
             content = self._checked(part, i, start, data)
             return decode_label(content, self._num_classes, self._label_field, self._numbers)
         except CodecError as error:
