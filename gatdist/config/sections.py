@@ -242,7 +242,7 @@ class GameConfig(Section):
     generator_batch: PositiveInt | None = None
     """Samples per generator step under ``alternating``, summed over all workers, at most those of
     its discriminator steps. None uses ``run.global_batch``."""
-    task: str = "generation"
+    task: NamedConfig = NamedConfig(name="generation")
     """What the generator receives and the discriminator sees."""
     terms: dict[str, TermConfig] = {}
     """Terms of the generator's loss besides the adversarial one, by name."""

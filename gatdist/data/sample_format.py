@@ -49,7 +49,13 @@ class SampleFormat(ABC):
     @property
     def metadata(self) -> Mapping[str, Any]:
         """Keyword arguments for networks, besides shape and number of classes."""
-        return {"modality": self.modality}
+        fields = {"fields": self.shapes_of_fields} if self.fields else {}
+        return {"modality": self.modality} | fields
+
+    @property
+    def shapes_of_fields(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the further fields in network representation, by name."""
+        return {name: field.shape for name, field in list(self.fields.items())[1:]}
 
     def to_network(self, samples: Tensor) -> Tensor:
         """Convert samples as read to network tensors, float [n, *shape]."""

@@ -29,7 +29,7 @@ from gatdist.game.penalties import (
     projections,
 )
 from gatdist.game.scores import Scores, mean_over_maps, parse
-from gatdist.game.tasks import Fields, Generation, Task, tasks
+from gatdist.game.tasks import Draws, Fields, Generation, Task
 from gatdist.game.terms import Context, WeightedTerm, build_terms
 from gatdist.models import COMPUTE_DTYPES
 from gatdist.parallel import draws
@@ -83,6 +83,7 @@ class Game:
         discriminator: nn.Module,
         sample_shape: tuple[int, ...],
         traits: Mapping[PlayerName, Traits] = MappingProxyType({}),
+        task: Task | None = None,
     ) -> Game:
         """Build the game that ``config`` describes.
 
@@ -90,20 +91,21 @@ class Game:
             config: of the run.
             generator: on its device, as is the discriminator.
             discriminator: likewise.
-            sample_shape: of one sample, (C, H, W) or (n,).
+            sample_shape: of what the discriminator sees of one sample, (C, H, W) or (n,).
             traits: of the networks, from :func:`gatdist.game.contract.examine`.
+            task: of the run; None: generation.
 
         Raises:
             ConfigError: a loss, penalty or augmentation is unknown or does not suit the samples.
         """
         device = next(generator.parameters()).device
+        task = task or Generation()
         scheduled = tuple(
             ScheduledPenalty(name, penalties[name], requested.strength, requested.every_steps)
             for name, requested in sorted(config.game.penalties.items())
         )
         networks = dict(zip(BOTH, (generator, discriminator), strict=True))
         decays = {tag: d for p in scheduled for tag, d in p.penalty.averages.items()}
-        task = tasks[config.game.task]()
         return cls(
             generator=generator,
             discriminator=discriminator,
@@ -145,6 +147,14 @@ class Game:
     def latents(self, batch: Batch, stream: str = "latents") -> Tensor:
         """Draw latents, a function of (seed, stream, position)."""
         return self._draw_latents(batch.positions, _stream(stream, batch), batch.real.dtype)
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Return the batch with the fields that the task computes, once a step."""
+        suffix = _stream("", batch)
+        found = dict(
+            self.task.prepare(self.fields(batch), Draws(self.seed, suffix, batch.positions))
+        )
+        return replace(batch, real=found.pop(self.task.target), inputs=found)
 
     def fields(self, batch: Batch, generated: Fields = MappingProxyType({})) -> dict[str, Tensor]:
         """Return the samples' fields, with generated ones in place of real ones."""

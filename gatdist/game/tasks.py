@@ -5,27 +5,61 @@ A sample is a record of named fields, each a tensor whose first axis is the samp
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from gatdist.common.registry import Registry
+from gatdist.common.errors import ConfigError
+from gatdist.common.registry import Registry, call_with_options
+from gatdist.config import Config
+from gatdist.parallel import draws
 
 Fields = Mapping[str, Tensor]
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Random numbers of a task, a function of the samples' positions in the run."""
+
+    seed: int
+    suffix: str
+    positions: Tensor
+
+    def uniform(self, name: str, shape: Sequence[int] = ()) -> Tensor:
+        """Draw [n, *shape] in (0, 1)."""
+        return draws.uniform(self.seed, f"task/{name}{self.suffix}", self.positions, shape)
+
+    def normal(self, name: str, shape: Sequence[int] = ()) -> Tensor:
+        """Draw standard normal [n, *shape]."""
+        return draws.normal(self.seed, f"task/{name}{self.suffix}", self.positions, shape)
+
+    def integers(self, name: str, high: int) -> Tensor:
+        """Draw int64 [n] in [0, high)."""
+        return draws.integers(self.seed, f"task/{name}{self.suffix}", self.positions, high)
 
 
 class Task:
-    """The defaults of all tasks.
+    """The defaults of all tasks; a subclass overrides what differs.
 
     Attributes:
-        target: Field that the generator makes; the real samples are of this field.
+        target: Field that the generator makes; the data's samples are of this field.
         takes_latents: Whether latents are the generator's first argument.
     """
 
     target: ClassVar[str] = "sample"
     takes_latents: ClassVar[bool] = False
+
+    def __init__(self) -> None:
+        pass  # options are keywords
+
+    def prepare(self, fields: Fields, drawn: Draws) -> Fields:
+        """Return the fields of a step, computed from those of the data, on the device."""
+        return fields
 
     def inputs(self, fields: Fields) -> tuple[Tensor, ...]:
         """Return the generator's arguments before the labels, without latents, [n, …] each."""
@@ -36,7 +70,58 @@ class Task:
         return fields[self.target]
 
 
+@dataclass(frozen=True)
+class Shapes:
+    """Shapes of one sample in a task.
+
+    Attributes:
+        target: Of what the generator makes.
+        inputs: Of the generator's inputs besides latents.
+        shown: Of the discriminator's input.
+    """
+
+    target: Shape
+    inputs: tuple[Shape, ...]
+    shown: Shape
+
+    @classmethod
+    def of(cls, task: Task, sample_shape: Shape, fields: Mapping[str, Shape]) -> Shapes:
+        """Find the shapes out with tensors without values.
+
+        Args:
+            task: Of the run.
+            sample_shape: Of the data's samples.
+            fields: Shapes of their further fields.
+
+        Raises:
+            ConfigError: The data lacks a field.
+        """
+        shapes = {task.target: sample_shape, **fields}
+        data = {name: torch.empty(1, *shape, device="meta") for name, shape in shapes.items()}
+        drawn = Draws(0, "", torch.zeros(1, dtype=torch.int64, device="meta"))
+        try:
+            found = task.prepare(data, drawn)
+            inputs, shown = task.inputs(found), task.shown(found)
+        except KeyError as error:
+            rule = f"needs the field {error}, and the data has {', '.join(map(repr, shapes))}"
+            hint = "Choose other data, or another task"
+            raise ConfigError("game.task", rule, value=type(task).__name__, hint=hint) from None
+        return cls(
+            tuple(found[task.target].shape[1:]),
+            tuple(tuple(each.shape[1:]) for each in inputs),
+            tuple(shown.shape[1:]),
+        )
+
+
 tasks: Registry[type[Task]] = Registry("game.task")
+
+
+def build_task(config: Config, metadata: Mapping[str, Any]) -> Task:
+    """Build the task that ``game.task`` names; it gets what it takes of the samples' metadata."""
+    kind = tasks[config.game.task.name]
+    known = inspect.signature(kind).parameters
+    given = {name: value for name, value in metadata.items() if name in known}
+    return call_with_options(kind, config.game.task.options, "game.task", **given)
 
 
 @tasks.register("generation")

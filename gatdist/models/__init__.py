@@ -119,22 +119,32 @@ def build_networks(
     sample_shape: tuple[int, ...],
     num_classes: int,
     metadata: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    inputs: tuple[tuple[int, ...], ...] = (),
+    shown: tuple[int, ...] | None = None,
+    takes_latents: bool = True,
 ) -> tuple[nn.Module, nn.Module]:
     """Build the configured generator and discriminator, on the CPU, in the configured dtype.
 
     ``run.seed`` seeds the weights; torch's random state is unchanged. ``metadata`` of the samples:
-    ``modality``, and ``sample_rate`` of audio in hertz.
+    ``modality``, and ``sample_rate`` of audio in hertz. ``inputs`` are the shapes of the
+    generator's inputs besides latents, which it takes if ``takes_latents``; ``shown`` is that of
+    the discriminator's input, by default ``sample_shape``.
     """
     model = config.model
     if model.conditional and not num_classes:
         hint = "Pack it with labels, or set it to false"
         raise ConfigError("model.conditional", "the data has no labels", value=True, hint=hint)
-    common = {"sample_shape": sample_shape, "num_classes": num_classes if model.conditional else 0}
+    classes = {"num_classes": num_classes if model.conditional else 0}
+    common = {"sample_shape": sample_shape, **classes}
     with generators_kept():
         seed_all(config.run.seed, "weights", 0)
         torch.manual_seed(config.run.seed)
-        latents = {"latent_size": model.latent_size}
-        generator = _build(generators, model.generator, "generator", metadata, **latents, **common)
+        received: dict[str, Any] = {"input_shapes": inputs} if inputs else {}
+        if takes_latents:
+            received["latent_size"] = model.latent_size
+        generator = _build(generators, model.generator, "generator", metadata, **received, **common)
+        common["sample_shape"] = shown or sample_shape
         discriminator = _build(
             discriminators, model.discriminator, "discriminator", metadata, **common
         )

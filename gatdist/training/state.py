@@ -22,6 +22,7 @@ from gatdist.game import (
 from gatdist.game.contract import examine
 from gatdist.game.exactness import require_exact
 from gatdist.game.penalties import penalties
+from gatdist.game.tasks import Shapes, build_task
 from gatdist.models import build_networks
 from gatdist.parallel.communicator import Communicator
 from gatdist.parallel.recording import OutsideCommunicator, Recorder
@@ -67,12 +68,22 @@ class TrainState:
         self.rollbacks = 0
         between = OutsideCommunicator(comm, recorder) if recorder else comm
         self.reduction = Reduction.from_config(config, between)
+        task = build_task(config, metadata)
+        shapes = Shapes.of(task, sample_shape, metadata.get("fields", {}))
         if networks is None:
-            networks = build_networks(config, sample_shape, num_classes, metadata)
+            networks = build_networks(
+                config,
+                shapes.target,
+                num_classes,
+                metadata,
+                inputs=shapes.inputs,
+                shown=shapes.shown,
+                takes_latents=task.takes_latents,
+            )
             for network in networks:
                 network.to(comm.device)
         by_player = dict(zip(BOTH, networks, strict=True))
-        traits = examine(config, by_player, sample_shape, num_classes, metadata)
+        traits = examine(config, by_player, shapes.target, num_classes, metadata)
         self.warnings = require_exact(config, traits)
         for name, network in by_player.items():
             require_whole_batches(config, name, network, comm.world_size)
@@ -97,8 +108,9 @@ class TrainState:
             config,
             self.players["generator"].network,
             self.players["discriminator"].network,
-            sample_shape,
+            shapes.shown,
             traits,
+            task,
         )
         self._rule: UpdateRule | None = None
         self.guard = Guard(config.health, BOTH, comm.device)

@@ -106,7 +106,7 @@ def train_step(
     # What a network draws without having done so at the start follows from the seed and the step.
     seed_all(config.run.seed, f"step/{state.reduction.comm.rank}#{batch.noise}", batch.step)
     step = Step(
-        batch,
+        rule.game.prepare(batch),
         {
             name: player.hyperparameters(state.samples_seen)
             for name, player in state.players.items()

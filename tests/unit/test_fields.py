@@ -116,7 +116,7 @@ def test_a_damaged_field_is_named(tmp_path):
     ],
 )
 def test_fields_that_do_not_fit_are_refused(tmp_path, fields):
-    with pytest.raises(ValueError, match="fields|component|sample_shape"):
+    with pytest.raises(ValueError, match=r"fields|component|sample_shape"):
         write_dataset(
             Store(str(tmp_path)),
             [[("0", files(0))]],

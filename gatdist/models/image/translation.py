@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from gatdist.common.errors import ConfigError
 from gatdist.models.layers import uniform
+from gatdist.models.registry import discriminators, generators, require_rank
 from gatdist.nn import Conv2d, ConvTranspose2d
 
 _SLOPE = 0.2
@@ -25,6 +28,7 @@ _WITHOUT_DROPOUT = 5  # levels: the innermost one, and the outermost four
 _MOST = 8  # times the width
 
 
+@generators.register("unet")
 class UNetGenerator(nn.Module):
     """U-Net: images [n, c, h, w] → images [n, c′, h, w] in [−1, 1].
 
@@ -34,9 +38,20 @@ class UNetGenerator(nn.Module):
     """
 
     def __init__(
-        self, *, inputs: int, outputs: int, side: int, width: int = 64, norm: str = "batch"
+        self,
+        *,
+        input_shapes: tuple[tuple[int, ...], ...],
+        sample_shape: tuple[int, ...],
+        num_classes: int,
+        width: int = 64,
+        norm: Literal["batch", "instance"] = "batch",
     ) -> None:
         super().__init__()
+        ((inputs, *size),) = input_shapes
+        outputs, side = sample_shape[0], sample_shape[1]
+        if size != [side, side] or sample_shape[2] != side or side.bit_count() != 1:
+            rule = "'unet' takes square images whose side is a power of two, equal for both fields"
+            raise ConfigError("model.generator.name", rule, value=[size, list(sample_shape[1:])])
         levels = side.bit_length() - 1
         widths = [min(2**level, _MOST) * width for level in range(levels)]
         bias = norm != "batch"
@@ -56,7 +71,9 @@ class UNetGenerator(nn.Module):
         self.dropped = [(widths[levels - 2 - i], 2 ** (i + 1)) for i in range(1, count + 1)]
         self.noise_size = sum(channels * side**2 for channels, side in self.dropped)
 
-    def forward(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+    def forward(
+        self, images: Tensor, labels: Tensor | None = None, noise: Tensor | None = None
+    ) -> Tensor:
         """``noise`` is [n, noise_size]; None drops nothing."""
         skips: list[Tensor] = []
         x = images
@@ -81,6 +98,7 @@ def _drop(x: Tensor, noise: Tensor, start: int) -> tuple[Tensor, int]:
     return x * (2 * kept.view_as(x)), stop
 
 
+@discriminators.register("patchgan")
 class PatchGANDiscriminator(nn.Module):
     """PatchGAN: images [n, c, h, w] → features, and a logit for each patch of 70 × 70 pixels.
 
@@ -88,9 +106,17 @@ class PatchGANDiscriminator(nn.Module):
     """
 
     def __init__(
-        self, *, inputs: int, width: int = 64, layers: int = 3, norm: str = "batch"
+        self,
+        *,
+        sample_shape: tuple[int, ...],
+        num_classes: int,
+        width: int = 64,
+        layers: int = 3,
+        norm: Literal["batch", "instance"] = "batch",
     ) -> None:
         super().__init__()
+        require_rank(sample_shape, 3, "patchgan")
+        inputs = sample_shape[0]
         widths = [min(2**level, _MOST) * width for level in range(layers + 1)]
         bias = norm != "batch"
         self.layers = nn.ModuleList(
@@ -102,13 +128,13 @@ class PatchGANDiscriminator(nn.Module):
             self.layers.append(nn.Sequential(_normal(convolution), _NORMS[norm](after)))
         self.finish = _normal(Conv2d(widths[-1], 1, 4, padding=1))
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Return the features, and the logits [n, 1, h′, w′] last."""
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> list[list[Tensor]]:
+        """Return the features of its one part, with the logits [n, 1, h′, w′] last."""
         found, x = [], images
         for layer in self.layers:
             x = functional.leaky_relu(layer(x), _SLOPE)
             found.append(x)
-        return [*found, self.finish(x)]
+        return [[*found, self.finish(x)]]
 
 
 def _down(inputs: int, outputs: int, bias: bool, norm: str | None) -> nn.Module:
