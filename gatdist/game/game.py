@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +85,7 @@ class Game:
         sample_shape: tuple[int, ...],
         traits: Mapping[PlayerName, Traits] = MappingProxyType({}),
         task: Task | None = None,
+        metadata: Mapping[str, Any] = MappingProxyType({}),
     ) -> Game:
         """Build the game that ``config`` describes.
 
@@ -94,6 +96,7 @@ class Game:
             sample_shape: of what the discriminator sees of one sample, (C, H, W) or (n,).
             traits: of the networks, from :func:`gatdist.game.contract.examine`.
             task: of the run; None: generation.
+            metadata: of the samples.
 
         Raises:
             ConfigError: a loss, penalty or augmentation is unknown or does not suit the samples.
@@ -125,7 +128,7 @@ class Game:
                 if player in traits
             },
             task=task,
-            terms=build_terms(config, task.target),
+            terms=build_terms(config, task.target, metadata),
             adversarial_weight=config.game.adversarial_weight,
         )
 

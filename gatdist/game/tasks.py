@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from gatdist.common.errors import ConfigError
 from gatdist.common.registry import Registry, call_with_options
 from gatdist.config import Config
+from gatdist.models.spectrograms import LogMelSpectrogram
 from gatdist.parallel import draws
 
 Fields = Mapping[str, Tensor]
@@ -142,3 +144,55 @@ class Translation(Task):
 
     def shown(self, fields: Fields) -> Tensor:
         return torch.cat([fields["input"], fields["target"]], 1)
+
+
+@tasks.register("vocoder")
+class Vocoder(Task):
+    """Log-mel spectrogram ``mel`` → audio ``wave``, from audio alone (Kong et al. 2020).
+
+    ``crop`` samples at a random place of each clip are shown, a multiple of ``hop``. The others are
+    options of :class:`~gatdist.models.spectrograms.LogMelSpectrogram`; ``highest`` in hertz.
+    """
+
+    target = "wave"
+
+    def __init__(
+        self,
+        *,
+        sample_rate: int,
+        crop: PositiveInt = 8192,
+        bands: PositiveInt = 80,
+        window: PositiveInt = 1024,
+        hop: PositiveInt = 256,
+        highest: PositiveFloat | None = None,
+    ) -> None:
+        super().__init__()
+        if crop % hop:
+            hint = f"Use {max(1, round(crop / hop)) * hop}"
+            raise ConfigError(
+                "game.task.crop", f"must be a multiple of the hop, {hop}", value=crop, hint=hint
+            )
+        self.crop = crop
+        self.mel = LogMelSpectrogram(
+            sample_rate, bands=bands, window=window, hop=hop, highest=highest
+        )
+
+    def prepare(self, fields: Fields, drawn: Draws) -> Fields:
+        wave = cropped(fields["wave"], self.crop, drawn, "game.task.crop")
+        return {"wave": wave, "mel": self.mel(wave)}
+
+    def inputs(self, fields: Fields) -> tuple[Tensor, ...]:
+        return (fields["mel"],)
+
+
+def cropped(clips: Tensor, size: int, drawn: Draws, key: str) -> Tensor:
+    """Return a window of each clip [n, c, t], at a random place, [n, c, size]."""
+    spare = clips.shape[2] - size
+    if spare < 0:
+        rule = f"must be at most {clips.shape[2]:,}, the length of the clips"
+        raise ConfigError(key, rule, value=size)
+    if not spare:
+        return clips
+    starts = drawn.integers("crop", spare + 1)
+    places = starts[:, None] + torch.arange(size, device=clips.device)
+    return clips.gather(2, places[:, None].expand(-1, clips.shape[1], -1))

@@ -5,11 +5,14 @@ Legend: n samples; fields [n, …].
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from gatdist.common.errors import ConfigError
@@ -17,6 +20,7 @@ from gatdist.common.registry import Registry, call_with_options
 from gatdist.config import Config, Schedule
 from gatdist.game.scores import Scores
 from gatdist.game.tasks import Fields
+from gatdist.models.spectrograms import LogMelSpectrogram
 
 
 @dataclass(frozen=True)
@@ -77,8 +81,14 @@ class _Difference(Term):
             if self.field not in fields:
                 rule = f"no field of the samples: {', '.join(sorted(fields))}"
                 raise ConfigError("game.terms", rule, value=self.field)
-        difference = context.fake[self.field] - context.real[self.field]
-        return self.function(difference).flatten(1).mean(1)
+        fake, real = (
+            self.compared(context.fake[self.field]),
+            self.compared(context.real[self.field]),
+        )
+        return self.function(fake - real).flatten(1).mean(1)
+
+    def compared(self, value: Tensor) -> Tensor:
+        return value
 
     def function(self, difference: Tensor) -> Tensor:
         raise NotImplementedError
@@ -128,23 +138,49 @@ class Features(Term):
         return torch.stack([(b - a).abs().flatten(1).mean(1) for a, b in pairs]).sum(0)
 
 
-def build_terms(config: Config, target: str) -> tuple[WeightedTerm, ...]:
-    """Build the terms that ``game.terms`` names.
+@terms.register("log_mel")
+class LogMel(_Difference):
+    """Mean absolute difference of log-mel spectrograms of audio (Kong et al. 2020).
+
+    The options are those of :class:`~gatdist.models.spectrograms.LogMelSpectrogram`.
+    """
+
+    def __init__(
+        self,
+        *,
+        target: str,
+        sample_rate: int,
+        field: str | None = None,
+        bands: PositiveInt = 80,
+        window: PositiveInt = 1024,
+        hop: PositiveInt = 256,
+        highest: PositiveFloat | None = None,
+    ) -> None:
+        super().__init__(target=target, field=field)
+        self.mel = LogMelSpectrogram(
+            sample_rate, bands=bands, window=window, hop=hop, highest=highest
+        )
+
+    def compared(self, value: Tensor) -> Tensor:
+        return self.mel(value)
+
+    def function(self, difference: Tensor) -> Tensor:
+        return difference.abs()
+
+
+def build_terms(
+    config: Config, target: str, metadata: Mapping[str, Any]
+) -> tuple[WeightedTerm, ...]:
+    """Build the terms that ``game.terms`` names; they get what they take of ``metadata``.
 
     Raises:
         ConfigError: An unknown term or option.
     """
-    return tuple(
-        WeightedTerm(
-            name,
-            call_with_options(
-                terms[requested.term or name],
-                requested.options,
-                f"game.terms.{name}",
-                target=target,
-            ),
-            requested.weight,
-            requested.start_samples,
-        )
-        for name, requested in sorted(config.game.terms.items())
-    )
+    given = {"target": target, **metadata}
+    found = []
+    for name, requested in sorted(config.game.terms.items()):
+        kind = terms[requested.term or name]
+        taken = {k: v for k, v in given.items() if k in inspect.signature(kind).parameters}
+        term = call_with_options(kind, requested.options, f"game.terms.{name}", **taken)
+        found.append(WeightedTerm(name, term, requested.weight, requested.start_samples))
+    return tuple(found)

@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, cast
+from itertools import pairwise
+from typing import Literal, NamedTuple, cast
 
 import torch
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.parametrizations import spectral_norm, weight_norm
+from torch.nn.utils.parametrizations import weight_norm
 
+from gatdist.common.errors import ConfigError
+from gatdist.models.layers import add_spectral_norm
+from gatdist.models.registry import discriminators, generators, require_rank
 from gatdist.nn import Conv1d, Conv2d, ConvTranspose1d
 
 _SLOPE = 0.1
@@ -25,8 +30,7 @@ class Version(NamedTuple):
     """Hyperparameters of a published generator.
 
     Attributes:
-        upsampling: Strides of the transposed convolutions; their product is the hop.
-        taps: Of the transposed convolutions.
+        upsampling: Strides of the transposed convolutions, of twice as many taps.
         width: Channels before the first of them; each halves the channels.
         kernels: Of the residual blocks behind each of them, whose outputs are averaged.
         dilations: Of each block's convolutions.
@@ -34,43 +38,59 @@ class Version(NamedTuple):
     """
 
     upsampling: tuple[int, ...]
-    taps: tuple[int, ...]
     width: int
     kernels: tuple[int, ...]
     dilations: tuple[tuple[int, ...], ...]
     convolves_twice: bool
 
 
-_V1 = Version((8, 8, 2, 2), (16, 16, 4, 4), 512, (3, 7, 11), ((1, 3, 5),) * 3, True)
+_V1 = Version((8, 8, 2, 2), 512, (3, 7, 11), ((1, 3, 5),) * 3, True)
 VERSIONS = {
     "v1": _V1,
     "v2": _V1._replace(width=128),
-    "v3": Version((8, 8, 4), (16, 16, 8), 256, (3, 5, 7), ((1, 2), (2, 6), (3, 12)), False),
+    "v3": Version((8, 8, 4), 256, (3, 5, 7), ((1, 2), (2, 6), (3, 12)), False),
 }
 
 
+@generators.register("hifigan")
 class HiFiGANGenerator(nn.Module):
     """Log-mel spectrograms [n, b, f] → clips [n, 1, f · hop] in [−1, 1].
 
-    Args:
-        bands: b.
-        version: Name of :data:`VERSIONS`.
-        hop: Samples per frame; other than 256, strides of 4 and 2 replace the published ones.
-        width: Channels; None: the published number.
+    ``version`` is "v1", "v2" or "v3" of the paper. ``upsampling``: strides whose product is the
+    hop, instead of the published ones for a hop of 256. ``width``: channels before the first of
+    them, instead of the published number.
     """
 
+    modalities = ("audio",)
+
     def __init__(
-        self, *, bands: int, version: str = "v1", hop: int = 256, width: int | None = None
+        self,
+        *,
+        input_shapes: tuple[tuple[int, ...], ...],
+        sample_shape: tuple[int, ...],
+        num_classes: int,
+        version: Literal["v1", "v2", "v3"] = "v1",
+        upsampling: list[PositiveInt] | None = None,
+        width: PositiveInt | None = None,
     ) -> None:
         super().__init__()
+        ((bands, frames),) = input_shapes
         found = VERSIONS[version]
-        widths = [(width or found.width) // 2**level for level in range(len(found.upsampling) + 1)]
-        assert math.prod(found.upsampling) == hop
+        strides = tuple(upsampling or found.upsampling)
+        if math.prod(strides) * frames != sample_shape[1]:
+            raise ConfigError(
+                "model.generator.upsampling",
+                f"must have the product {sample_shape[1] // frames}, the hop of the spectrograms",
+                value=list(strides),
+            )
+        widths = [(width or found.width) // 2**level for level in range(len(strides) + 1)]
         self.begin = weight_norm(Conv1d(bands, widths[0], 7, padding=3))
         self.ups, self.blocks = nn.ModuleList(), nn.ModuleList()
-        for level, (stride, taps) in enumerate(zip(found.upsampling, found.taps, strict=True)):
-            before, after = widths[level : level + 2]
-            up = ConvTranspose1d(before, after, taps, stride, padding=(taps - stride) // 2)
+        for stride, (before, after) in zip(strides, pairwise(widths), strict=True):
+            padding, extra = (stride + 1) // 2, stride % 2
+            up = ConvTranspose1d(
+                before, after, 2 * stride, stride, padding=padding, output_padding=extra
+            )
             self.ups.append(_normal(up))
             self.blocks.append(
                 nn.ModuleList(
@@ -78,9 +98,9 @@ class HiFiGANGenerator(nn.Module):
                     for kernel, dilations in zip(found.kernels, found.dilations, strict=True)
                 )
             )
-        self.finish = _normal(Conv1d(widths[-1], 1, 7, padding=3))
+        self.finish = _normal(Conv1d(widths[-1], sample_shape[0], 7, padding=3))
 
-    def forward(self, mel: Tensor) -> Tensor:
+    def forward(self, mel: Tensor, labels: Tensor | None = None) -> Tensor:
         x = self.begin(mel)
         for up, blocks in zip(self.ups, self.blocks, strict=True):
             x = up(functional.leaky_relu(x, _SLOPE))
@@ -126,66 +146,83 @@ class _SubDiscriminator(nn.Module):
         return [*features, self.finish(x)]
 
 
-class MultiPeriodDiscriminator(nn.Module):
-    """Clips [n, 1, t], folded into two dimensions with each of several periods."""
+@discriminators.register("hifigan")
+class HiFiGANDiscriminator(nn.Module):
+    """Clips [n, 1, t] → features and logits of several parts: of periods, and of scales.
 
-    def __init__(self, *, periods: Sequence[int] = (2, 3, 5, 7, 11), width: int = 32) -> None:
+    ``periods``: the clip is folded into rows of this length, seen by convolutions along columns.
+    ``scales``: number of rates, each half of the one before; the first has spectral instead of
+    weight normalization. Widths are the channels of the first layers.
+    """
+
+    modalities = ("audio",)
+
+    def __init__(
+        self,
+        *,
+        sample_shape: tuple[int, ...],
+        num_classes: int,
+        periods: list[PositiveInt] | None = None,
+        scales: NonNegativeInt = 3,
+        period_width: PositiveInt = 32,
+        scale_width: PositiveInt = 128,
+    ) -> None:
         super().__init__()
-        self.periods = tuple(periods)
-        widths = [1, width, 4 * width, 16 * width, 32 * width, 32 * width]
-        self.parts = nn.ModuleList()
-        for _ in self.periods:
-            layers = [
-                weight_norm(Conv2d(before, after, (5, 1), (stride, 1), padding=(2, 0)))
-                for before, after, stride in zip(widths, widths[1:], (3, 3, 3, 3, 1), strict=False)
-            ]
-            finish = weight_norm(Conv2d(widths[-1], 1, (3, 1), padding=(1, 0)))
-            self.parts.append(_SubDiscriminator(layers, finish))
-
-    def forward(self, clips: Tensor) -> list[list[Tensor]]:
-        return [part(_fold(clips, p)) for p, part in zip(self.periods, self.parts, strict=True)]
-
-
-class MultiScaleDiscriminator(nn.Module):
-    """Clips [n, 1, t] at several rates, each half of the one before."""
-
-    def __init__(self, *, scales: int = 3, width: int = 128) -> None:
-        super().__init__()
-        self.parts = nn.ModuleList(
-            self._part(width, spectral_norm if scale == 0 else weight_norm)
+        require_rank(sample_shape, 2, "hifigan")
+        self.periods = tuple([2, 3, 5, 7, 11] if periods is None else periods)
+        channels = sample_shape[0]
+        self.by_period = nn.ModuleList(_of_period(channels, period_width) for _ in self.periods)
+        self.by_scale = nn.ModuleList(
+            _of_scale(channels, scale_width, weight_norm)
+            if scale
+            else add_spectral_norm(_of_scale(channels, scale_width, lambda layer: layer))
             for scale in range(scales)
         )
 
-    def _part(self, w: int, normalized: Callable[..., nn.Module]) -> _SubDiscriminator:
-        shapes = [  # inputs, outputs, taps, stride, groups
-            (1, w, 15, 1, 1),
-            (w, w, 41, 2, 4),
-            (w, 2 * w, 41, 2, 16),
-            (2 * w, 4 * w, 41, 4, 16),
-            (4 * w, 8 * w, 41, 4, 16),
-            (8 * w, 8 * w, 41, 1, 16),
-            (8 * w, 8 * w, 5, 1, 1),
+    def forward(self, clips: Tensor, labels: Tensor | None = None) -> list[list[Tensor]]:
+        """Return, for each part, the features, with the logits last."""
+        found = [
+            part(_fold(clips, period))
+            for period, part in zip(self.periods, self.by_period, strict=True)
         ]
-        layers = [
-            normalized(Conv1d(before, after, taps, stride, padding=taps // 2, groups=groups))
-            for before, after, taps, stride, groups in shapes
-        ]
-        return _SubDiscriminator(layers, normalized(Conv1d(8 * w, 1, 3, padding=1)))
-
-    def forward(self, clips: Tensor) -> list[list[Tensor]]:
-        found = []
-        for scale, part in enumerate(self.parts):
+        for scale, part in enumerate(self.by_scale):
             if scale:
                 clips = functional.avg_pool1d(clips, 4, 2, padding=2)
             found.append(part(clips))
         return found
 
 
+def _of_period(channels: int, w: int) -> _SubDiscriminator:
+    widths = [channels, w, 4 * w, 16 * w, 32 * w, 32 * w]
+    layers = [
+        weight_norm(Conv2d(before, after, (5, 1), (stride, 1), padding=(2, 0)))
+        for (before, after), stride in zip(pairwise(widths), (3, 3, 3, 3, 1), strict=True)
+    ]
+    return _SubDiscriminator(layers, weight_norm(Conv2d(widths[-1], 1, (3, 1), padding=(1, 0))))
+
+
+def _of_scale(channels: int, w: int, normalized: Callable[..., nn.Module]) -> _SubDiscriminator:
+    shapes = [  # inputs, outputs, taps, stride, groups
+        (channels, w, 15, 1, 1),
+        (w, w, 41, 2, 4),
+        (w, 2 * w, 41, 2, 16),
+        (2 * w, 4 * w, 41, 4, 16),
+        (4 * w, 8 * w, 41, 4, 16),
+        (8 * w, 8 * w, 41, 1, 16),
+        (8 * w, 8 * w, 5, 1, 1),
+    ]
+    layers = [
+        normalized(Conv1d(before, after, taps, stride, padding=taps // 2, groups=groups))
+        for before, after, taps, stride, groups in shapes
+    ]
+    return _SubDiscriminator(layers, normalized(Conv1d(8 * w, 1, 3, padding=1)))
+
+
 def _fold(clips: Tensor, period: int) -> Tensor:
-    """Return [n, 1, ⌈t / p⌉, p]: samples p apart are neighbours; reflected at the end."""
+    """Return [n, c, ⌈t / p⌉, p]: samples p apart are neighbours; reflected at the end."""
     missing = -clips.shape[2] % period
     if missing:
-        clips = functional.pad(clips, (0, missing), "reflect")
+        clips = torch.cat([clips, clips[:, :, -missing - 1 : -1].flip(2)], 2)
     return clips.unflatten(2, (-1, period))
 
 

@@ -111,6 +111,7 @@ class TrainState:
             shapes.shown,
             traits,
             task,
+            metadata,
         )
         self._rule: UpdateRule | None = None
         self.guard = Guard(config.health, BOTH, comm.device)

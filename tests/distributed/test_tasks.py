@@ -23,7 +23,9 @@ SMALL = [
     "evaluate.metrics=[]",
     "game.penalties={}",
 ]
-SIDE = 32
+SIDE, LENGTH = 32, 2000
+REUSED = ["game.latents=shared", "game.reuse_fakes=true"]
+SMALL_BATCHES = ["optim.generator.micro_batch=1", "optim.discriminator.micro_batch=2"]
 TRANSLATION = [
     'game.task={name="translation"}',
     "game.loss=least_squares",
@@ -31,35 +33,60 @@ TRANSLATION = [
     'model.discriminator={name="patchgan", width=4, layers=1, norm="instance"}',
     "game.terms={l1={weight=100.0}, features={weight=10.0}}",
 ]
-REUSED = ["game.latents=shared", "game.reuse_fakes=true"]
+VOCODER = [
+    'game.task={name="vocoder", crop=512, hop=16, window=64, bands=12, highest=3000.0}',
+    "game.loss=least_squares",
+    'model.generator={name="hifigan", version="v3", upsampling=[4, 4], width=8}',
+    'model.discriminator={name="hifigan", periods=[2, 3], scales=2, period_width=2, '
+    "scale_width=16}",
+    "game.terms={log_mel={weight=45.0, hop=16, window=64, bands=12}, "
+    "features={weight=2.0, logits=true}}",
+]
 CASES = {
-    "alternating": [],
-    "reused": REUSED,
-    "simultaneous": ["game.update_rule=simultaneous"],
-    "extragradient": ["game.update_rule=extragradient"],
-    "consensus": ["game.update_rule=consensus", "game.rule_options={strength=0.1}"],
-    "micro_batches": [
-        "optim.generator.micro_batch=1",
-        "optim.discriminator.micro_batch=2",
+    "alternating": TRANSLATION,
+    "reused": [*TRANSLATION, *REUSED],
+    "simultaneous": [*TRANSLATION, "game.update_rule=simultaneous"],
+    "extragradient": [*TRANSLATION, "game.update_rule=extragradient"],
+    "consensus": [
+        *TRANSLATION,
+        "game.update_rule=consensus",
+        "game.rule_options={strength=0.1}",
     ],
-    "r1": ["game.penalties={r1={strength=1.0, every_steps=2}}"],
+    "micro_batches": [*TRANSLATION, *SMALL_BATCHES],
+    "r1": [*TRANSLATION, "game.penalties={r1={strength=1.0, every_steps=2}}"],
+    "vocoder": [*VOCODER, *REUSED],
+    "vocoder, simultaneous": [*VOCODER, "game.update_rule=simultaneous"],
+    "vocoder, micro_batches": [*VOCODER, *SMALL_BATCHES],
 }
 
 
+def batch_of(config, step):
+    """Return a global batch, a function of the step."""
+    generator = torch.Generator().manual_seed(step)
+    dtype = DTYPES[config.precision.dtype]
+    positions = torch.arange(BATCH) + BATCH * step
+
+    def normal(*shape):
+        return torch.randn(BATCH, *shape, generator=generator, dtype=dtype)
+
+    if config.game.task.name == "vocoder":
+        return Batch(normal(1, LENGTH) / 4, None, positions, step)
+    inputs = {"input": normal(1, SIDE, SIDE)}
+    return Batch(normal(2, SIDE, SIDE), None, positions, step, inputs=inputs)
+
+
 def train_steps(comm, overrides):
-    config = load_config("digits", [*SMALL, *TRANSLATION, *overrides])
-    metadata = {"modality": "image", "fields": {"input": (1, SIDE, SIDE)}}
-    state = TrainState(config, comm, (2, SIDE, SIDE), 0, metadata)
+    config = load_config("digits", [*SMALL, *overrides])
+    if config.game.task.name == "vocoder":
+        shape, metadata = (1, LENGTH), {"modality": "audio", "sample_rate": 8000}
+    else:
+        shape = (2, SIDE, SIDE)
+        metadata = {"modality": "image", "fields": {"input": (1, SIDE, SIDE)}}
+    state = TrainState(config, comm, shape, 0, metadata)
     rule = state.rule(config)
     statistics = Statistics(comm.device)
     for step in range(STEPS):
-        generator = torch.Generator().manual_seed(step)
-        dtype = DTYPES[config.precision.dtype]
-        real = torch.randn(BATCH, 2, SIDE, SIDE, generator=generator, dtype=dtype)
-        inputs = torch.randn(BATCH, 1, SIDE, SIDE, generator=generator, dtype=dtype)
-        positions = torch.arange(BATCH) + BATCH * step
-        mine = slice(comm.rank, None, comm.world_size)
-        batch = Batch(real[mine], None, positions[mine], step, inputs={"input": inputs[mine]})
+        batch = batch_of(config, step).every(comm.world_size, comm.rank)
         train_step(state, rule, batch, config, statistics, PhaseTimer(comm.device))
     return {name: t.clone() for name, t in state.tensors().items()}
 
@@ -91,7 +118,7 @@ def test_any_number_of_workers_gives_what_one_gives(workers, alone):
 
 
 def test_terms_and_inputs_change_the_result(alone):
-    config = ["game.terms={l1={weight=100.0}}"]
+    config = [*TRANSLATION, "game.terms={l1={weight=100.0}}"]
     without = train_steps(LocalCommunicator(torch.device("cpu")), config)
     assert not torch.equal(
         without["generator/downs.0.0.weight"], alone["alternating"]["generator/downs.0.0.weight"]
