@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.futures import Future
 from torch.profiler import record_function
 
+from gatdist.common.errors import GatdistError, rebuilt
 from gatdist.parallel.in_flight import CudaClock, HostClock, InFlight
 
 if TYPE_CHECKING:
@@ -76,6 +77,23 @@ class Communicator(ABC):
         rows = self.all_gather(buffer).cpu().numpy()
         return [json.loads(row[:n].tobytes()) for row, n in zip(rows, size.tolist(), strict=True)]
 
+    def of_main(self, compute: Callable[[], Any]) -> Any:
+        """Return on every worker what ``compute`` returns on worker 0, the only one to call it.
+
+        The value must consist of JSON values. Its GatdistError is raised on every worker.
+        """
+        said: dict[str, Any] = {}
+        if self.is_main:
+            try:
+                said = {"value": compute()}
+            except GatdistError as error:
+                self.broadcast_object({"error": [type(error).__name__, str(error)]})
+                raise
+        said = self.broadcast_object(said)
+        if "error" in said:
+            raise rebuilt(*said["error"])
+        return said["value"]
+
     def take_communication_s(self) -> float:
         """Return and reset the seconds with at least one collective in flight.
 
@@ -122,6 +140,10 @@ class TorchCommunicator(Communicator):
 
         self._dist = dist
         self._in_flight = InFlight(CudaClock() if device.type == "cuda" else HostClock())
+        # torch 2.13 has renamed it.
+        self._all_gather: Callable[[Tensor, Tensor], Any] = (
+            getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+        )
         super().__init__(dist.get_rank(), dist.get_world_size(), device)
 
     def all_reduce_(self, tensor: Tensor) -> Tensor:
@@ -130,10 +152,10 @@ class TorchCommunicator(Communicator):
         return tensor
 
     def all_gather(self, tensor: Tensor) -> Tensor:
-        rows = [torch.empty_like(tensor) for _ in range(self.world_size)]
+        rows = tensor.new_empty(self.world_size, *tensor.shape)
         with self._communicating():
-            self._dist.all_gather(rows, tensor.contiguous())
-        return torch.stack(rows)
+            self._all_gather(rows.view(-1), tensor.contiguous().view(-1))
+        return rows
 
     def broadcast_(self, tensor: Tensor) -> Tensor:
         plain = tensor.view(torch.uint8) if tensor.dtype is torch.bool else tensor
