@@ -10,6 +10,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+from torch import Tensor
 from torch.profiler import record_function
 
 from gatdist.common.background import Background
@@ -167,6 +168,7 @@ class _Loop:
             comm.device,
             conditional=config.model.conditional,
             exact=config.run.reduction == "canonical",
+            at_once=config.at_once(comm.world_size, comm.device.type),
         )
         self.outcome: dict[str, Any] = {
             "status": "new",
@@ -400,7 +402,8 @@ class _Loop:
 
     def _average_sampler(self, stream: str) -> Sampler:
         network, classes = self.state.average.network, self.dataset.num_classes
-        return Sampler.from_config(self.config, network, classes, stream)
+        at_once = self.config.at_once(self.comm.world_size, self.comm.device.type)
+        return Sampler.from_config(self.config, network, classes, stream, at_once=at_once)
 
     def _commit(self, *, must: bool = True) -> None:
         """Pass the state to the background writer (worker 0).
@@ -481,21 +484,30 @@ class _Loop:
             )
 
     def _load_newest(self) -> bool:
-        """Restore the newest complete checkpoint on every worker; return false without one."""
-        mine = self.checkpoints.newest() if self.comm.is_main else None
-        if self.comm.is_main and not mine:
-            self.directory.require_fresh()
-        name = self.comm.broadcast_object(mine.name if mine else None)
-        if name is None:
+        """Restore the newest complete checkpoint on every worker; return false without one.
+
+        Worker 0 reads and verifies it, and sends it to the others.
+        """
+        tensors: dict[str, Tensor] = {}
+
+        def read() -> dict[str, Any] | None:
+            checkpoint = self.checkpoints.newest()
+            if checkpoint is None:
+                self.directory.require_fresh()
+                return None
+            url = self.directory.store.url
+            saved = self.evaluations.complete(checkpoint.state)
+            subject = f"{url}: {checkpoint.name}/state.json"
+            require_saved_state(saved, subject, checkpoint.named_samples)
+            require_same_order(saved["order"], self.order.state(), url)
+            tensors.update(checkpoint.tensors)
+            return saved | {"name": checkpoint.name}
+
+        saved = self.comm.of_main(read)
+        if saved is None:
             return False
-        checkpoint = mine or self.checkpoints.read_too(name)
-        saved = self.comm.broadcast_object(
-            self.evaluations.complete(checkpoint.state) if self.comm.is_main else None
-        )
-        subject = f"{self.directory.store.url}: {checkpoint.name}"
-        require_saved_state(saved, f"{subject}/state.json", checkpoint.named_samples)
-        require_same_order(saved["order"], self.order.state(), self.directory.store.url)
-        self.state.load(saved["samples_seen"], checkpoint.tensors, subject)
+        subject = f"{self.directory.store.url}: {saved['name']}"
+        self.state.load(saved["samples_seen"], tensors, subject)
         self.state.rollbacks = saved["rollbacks"]
         self.counted = Counts(**saved["counted"])
         here.step = self._steps_made

@@ -95,6 +95,22 @@ def test_every_preset_has_a_budget():
     assert {f"preset/{name}" for name in preset_names()} <= BUDGETS.keys()
 
 
+_COPIES_OF_NETWORKS = 5  # weights, gradients, two moments, and the average
+
+
+@pytest.mark.parametrize(
+    "name", ["preset/r3gan-256", pytest.param("preset/stylegan2-256", marks=pytest.mark.slow)]
+)
+def test_evaluations_and_snapshots_take_no_more_memory_than_a_step(name):
+    """Previews are generated in the same way as samples of an evaluation, and are fewer."""
+    script = "import fake_device; fake_device.load(); import json, outside\n"
+    script += f"print(json.dumps(outside.measure({name!r})))"
+    found = json.loads(finish(start("-c", script)))
+    state = _COPIES_OF_NETWORKS * found["networks"]
+    assert found["snapshot"] == 0
+    assert state < state + found["evaluation"] <= BUDGETS[name]["due"]["peak_gib"] * 2**30
+
+
 def test_documentation_has_the_tables():
     page = budgets.PAGE.read_text(encoding="utf-8")
     assert page == budgets.with_tables(page, BUDGETS)
