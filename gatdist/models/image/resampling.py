@@ -54,7 +54,7 @@ class _Upsample(torch.autograd.Function):
         ctx.gain = gain
         if gain != 1:
             x = x * gain
-        return _added_upsample(x) if is_plain(x.device) else _averaged_upsample(x)
+        return _added_upsample(x) if is_plain(x) else _averaged_upsample(x)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
@@ -65,7 +65,7 @@ class _Downsample(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain: float) -> Tensor:
         ctx.gain = gain
-        if is_plain(x.device):
+        if is_plain(x):
             x = _added_downsample(x)
             return x if gain == 1 else x * gain
         x = functional.avg_pool2d(functional.avg_pool2d(x, 2, 1, 1), 2, 1)
@@ -125,7 +125,7 @@ def _added_downsample(x: Tensor) -> Tensor:
 
 
 def _blurred(x: Tensor, padding: int) -> Tensor:
-    if not is_plain(x.device):
+    if not is_plain(x):
         for i in range(3):  # the padding first: what the others drop at the border stays dropped
             x = functional.avg_pool2d(x, 2, 1, 1 if i < padding else 0)
         return x
