@@ -14,12 +14,18 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from gatdist.common.background import Background
-from gatdist.common.errors import GatdistError, Interruption, PluginError, TrainingError
-from gatdist.common.numerics import tf32
+from gatdist.common.errors import (
+    ConfigError,
+    GatdistError,
+    Interruption,
+    PluginError,
+    TrainingError,
+)
+from gatdist.common.numerics import nondeterministic_operator
 from gatdist.common.position import here
 from gatdist.common.registry import described, is_machines_fault, users_frame
 from gatdist.common.seeding import generators_kept
-from gatdist.config import BOTH, Config, import_plugins
+from gatdist.config import BOTH, Config, import_plugins, require_deterministic_workspace
 from gatdist.data.dataset import open_dataset
 from gatdist.data.loader import Loader
 from gatdist.data.order import SampleOrder
@@ -47,7 +53,7 @@ from gatdist.training.profiling import Profiler
 from gatdist.training.progress import Progress
 from gatdist.training.recorder import Emit, Recorder
 from gatdist.training.state import TrainState
-from gatdist.training.step import to_device, train_step
+from gatdist.training.step import as_configured, to_device, train_step
 
 _POLL_S = 1.0  # of storage, while waiting for a checkpoint
 
@@ -85,9 +91,11 @@ def run(
         WorkerLostError: the workers hold different states.
         PluginError: a user's network, loss, update rule or plugin failed.
     """
+    if config.run.reduction == "canonical":
+        require_deterministic_workspace()
     try:
         with (
-            tf32(config.precision.tf32),
+            as_configured(config),
             places(comm, binds=config.cluster.bind_cpus) as workers,
         ):
             loop = _Loop(
@@ -99,9 +107,13 @@ def run(
                     emit("done", loop.outcome | where)
                 return loop.outcome
             return loop.run()
-    except (GatdistError, KeyboardInterrupt, Interruption):
-        raise
     except BaseException as error:
+        if operator := nondeterministic_operator(error):
+            rule = f"needs deterministic operators; on {comm.device}, {operator} has no such kernel"
+            hint = "Use another operator in your network, or run.reduction = 'fast'"
+            raise ConfigError("run.reduction", rule, value="canonical", hint=hint) from error
+        if isinstance(error, (GatdistError, KeyboardInterrupt, Interruption)):
+            raise
         is_users = users_frame(error, config.plugins) is not None
         if is_machines_fault(error) or not (is_users or _has_user_code(config)):
             raise
