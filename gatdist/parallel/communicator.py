@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -95,10 +95,12 @@ class Communicator(ABC):
         return said["value"]
 
     def take_communication_s(self) -> float:
-        """Return and reset the seconds with at least one collective in flight.
+        """Return and reset the seconds with gradients in flight.
 
-        Gradient buckets overlap with the backward of the next one. On CUDA it is measured on the
-        device, and this call waits for it.
+        Those are buckets, which overlap with the backward of the next one, and the collectives of
+        :class:`~gatdist.parallel.reduction.CanonicalReduction`. On CUDA they are measured on the
+        device, and this call waits for it. Other collectives are not counted: a worker with a slow
+        link receives gradients early, and waits for the others in the next collective.
         """
         return 0.0
 
@@ -147,20 +149,20 @@ class TorchCommunicator(Communicator):
         super().__init__(dist.get_rank(), dist.get_world_size(), device)
 
     def all_reduce_(self, tensor: Tensor) -> Tensor:
-        with self._communicating():
+        with _range():
             self._dist.all_reduce(tensor)
         return tensor
 
     def all_gather(self, tensor: Tensor) -> Tensor:
         rows = tensor.new_empty(self.world_size, *tensor.shape)
-        with self._communicating():
+        with _range(), self._measured():
             self._all_gather(rows.view(-1), tensor.contiguous().view(-1))
         return rows
 
     def broadcast_(self, tensor: Tensor) -> Tensor:
         plain = tensor.view(torch.uint8) if tensor.dtype is torch.bool else tensor
         sent = plain.contiguous()
-        with self._communicating():
+        with _range():
             self._dist.broadcast(sent, src=0)
         if sent is not plain:
             plain.copy_(sent)
@@ -177,7 +179,7 @@ class TorchCommunicator(Communicator):
 
     def all_to_all(self, rows: Tensor) -> Tensor:
         received = torch.empty_like(rows)
-        with self._communicating():
+        with _range(), self._measured():
             self._dist.all_to_all_single(received, rows.contiguous())
         return received
 
@@ -200,11 +202,8 @@ class TorchCommunicator(Communicator):
     def take_communication_s(self) -> float:
         return self._in_flight.take_s()
 
-    @contextmanager
-    def _communicating(self) -> Iterator[None]:
-        alone = self.world_size == 1
-        with record_function("communication"), nullcontext() if alone else self._in_flight():
-            yield
+    def _measured(self) -> AbstractContextManager[object]:
+        return self._in_flight() if self.world_size > 1 else nullcontext()
 
     def _mean(self, bucket: GradBucket, compress: bool) -> Future[Tensor]:
         """Average a bucket over the workers, and measure how long it is in flight."""
@@ -219,11 +218,15 @@ class TorchCommunicator(Communicator):
             (mean,) = reduced.value()
             return full.copy_(mean) if compress else mean
 
-        with record_function("communication"):
+        with _range():
             future: Future[Tensor] = (
                 self._dist.all_reduce(sent, async_op=True).get_future().then(finish)
             )
         return future
+
+
+def _range() -> AbstractContextManager[object]:
+    return record_function("communication")
 
 
 def without_reduction(module: nn.Module) -> AbstractContextManager[object]:
