@@ -21,6 +21,7 @@ from gatdist.bench.memory import measure_memory
 from gatdist.bench.reference import Bare
 from gatdist.bench.rounds import settled, timed
 from gatdist.bench.step import measure_cases
+from gatdist.common.numerics import kernels, tf32
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.parallel.recording import CudaRecorder, cuda_recorder
 from gatdist.training.graphs import WARM_UP_STEPS
@@ -51,6 +52,8 @@ BARE = {"bare": None, "bare_bfloat16": BFLOAT16}
 Row = dict[str, Any]
 
 
+@tf32(False)
+@kernels(deterministic=False)  # as in runs with the default configuration
 def main() -> int:
     arguments = parser("gpu", __doc__)
     arguments.add_argument("--device", default="cuda", help="cuda (default), cuda:1, or cpu")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from gatdist.common.cores import usable_cores
 from gatdist.common.errors import CheckpointError, ClusterError, ConfigError, InterruptedRunError
-from gatdist.config import Config, redact_url
+from gatdist.config import Config, cuda_variables, redact_url
 from gatdist.storage import Store
 from gatdist.storage.store import at_file
 from gatdist.storage.urls import absolute, options_for
@@ -54,7 +54,8 @@ def train(
     if not is_main():
         console = None
     emit = console.event if console else lambda kind, fields: None
-    with Interrupts(emit) as interrupts:
+    canonical = config.run.reduction == "canonical"
+    with Interrupts(emit) as interrupts, cuda_variables(deterministic=canonical):
         outcome = _train(config, run_dir, local, console, interrupts)
     if outcome["status"] == "interrupted":
         error = InterruptedRunError(

@@ -171,9 +171,9 @@ def _convolve_by_sample(network: nn.Module) -> None:
 class _WeightsBySample(StyledConv2d):
     """One grouped convolution whose groups are the samples (Karras et al. 2020)."""
 
-    def convolve(self, x: Tensor, w: Tensor) -> Tensor:
+    def convolve(self, x: Tensor, style: Tensor) -> tuple[Tensor, Tensor]:
         n, inputs = x.shape[:2]
-        weight = self.weight * self.style(w)[:, None, :, None, None]  # [n, o, i, 3, 3]
+        weight = self.weight * style[:, None, :, None, None]  # [n, o, i, 3, 3]
         weight = weight * (weight.square().sum(dim=(2, 3, 4), keepdim=True) + EPSILON).rsqrt()
         together = x.reshape(1, n * inputs, *x.shape[2:])
         if self.up:
@@ -182,4 +182,4 @@ class _WeightsBySample(StyledConv2d):
         else:
             x = functional.conv2d(together, weight.flatten(0, 1), padding=1, groups=n)
         x = x.unflatten(1, (n, -1))[0]
-        return 4 * blur(x, padding=1) if self.up else x
+        return 4 * blur(x, padding=1) if self.up else x, x.new_ones(1, 1)

@@ -26,7 +26,7 @@ from gatdist.bench.reference import Bare, BareReusing
 from gatdist.bench.rounds import TURN_S, interleave, settled, speed, steps_in_a_turn, walls
 from gatdist.bench.two_processes import TWO_PROCESSES, measure_two_processes
 from gatdist.common.errors import ConfigError
-from gatdist.common.numerics import torch_threads
+from gatdist.common.numerics import kernels, tf32, torch_threads
 from gatdist.monitor.numbers import aligned, number
 
 BARE = "bare"
@@ -77,7 +77,7 @@ def measure(
     names = chosen("--case", cases, dict.fromkeys((*CASES, *pairs)))
     rows: list[dict[str, Any]] = []
     skipped: list[dict[str, str]] = []
-    with settled(), torch_threads(threads):
+    with settled(), torch_threads(threads), kernels(deterministic=False), tf32(False):
         for size in chosen_sizes:
             some, skipped = _measure_size(size, names, rounds, turn_s, report)
             rows += some

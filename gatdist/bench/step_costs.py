@@ -401,7 +401,7 @@ def step_costs(
         locates: Whether to find the lines that cause what should not be there.
     """
     with fake_tensors(device), _without_gc(), CostMode(device, locates=locates) as mode:
-        networks = _networks(config, sample_shape, num_classes, metadata, device=device)
+        networks = fake_networks(config, sample_shape, num_classes, metadata, device=device)
         comm = LocalCommunicator(device)
         state = TrainState(config, comm, sample_shape, num_classes, metadata, networks=networks)
         rule = state.rule(config)
@@ -454,16 +454,17 @@ def fake_tensors(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _networks(*args: Any, device: torch.device) -> tuple[nn.Module, nn.Module]:
+def fake_networks(*args: Any, device: torch.device) -> tuple[nn.Module, nn.Module]:
     """Build networks of fake tensors; ``Module.to`` can't move others to them."""
     with _disable_current_modes(), torch.device("meta"):
         networks = build_networks(*args)
     for network in networks:
-        _replace_tensors(network, device)
+        replace_tensors(network, device)
     return networks
 
 
-def _replace_tensors(network: nn.Module, device: torch.device) -> None:
+def replace_tensors(network: nn.Module, device: torch.device) -> None:
+    """Replace parameters and buffers by fake ones on ``device``."""
     fakes: dict[int, Tensor] = {}
 
     def fake(tensor: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ from gatdist.cluster.preflight import HostInfo, host_info, require_compatible
 from gatdist.cluster.rendezvous import join
 from gatdist.cluster.worker import work
 from gatdist.common.errors import ClusterError, WorkerLostError, rebuilt, summary
-from gatdist.config import Config
+from gatdist.config import Config, set_cuda_variables
 
 # How often Ray Train polls its workers; gatdist's heartbeats are faster.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
@@ -171,7 +171,9 @@ class _Preflight(_TorchBackend):
         bridge = config.bridge
         assert bridge is not None
         try:
-            found = worker_group.execute(_look_around, bridge, config.backend == "nccl")
+            found = worker_group.execute(
+                _look_around, bridge, config.backend == "nccl", config.exact
+            )
             for message in require_compatible(found, time.time(), exact=config.exact):
                 bridge.emit("warning", {"message": message})
         except ClusterError as error:
@@ -223,8 +225,9 @@ def _join(backend: str, limit_s: float, hosts: Mapping[int, str]) -> str:
     return ""
 
 
-def _look_around(bridge: Bridge, use_gpu: bool) -> HostInfo:
-    """In a worker: choose the network interface and examine the host."""
+def _look_around(bridge: Bridge, use_gpu: bool, exact: bool) -> HostInfo:
+    """In a worker: prepare CUDA's start, choose the network interface and examine the host."""
+    set_cuda_variables(deterministic=exact)
     address = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
     choose_interface(address)
     device = ray.train.torch.get_device() if use_gpu else None

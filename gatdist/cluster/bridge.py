@@ -76,6 +76,7 @@ class Mailbox:
                     "silent_s": now - fields["heard"],
                     "still_s": fields["still_s"] + now - fields["heard"],
                     "waits": self._stacks.get(rank, {}).get("waits"),
+                    "flight": self._stacks.get(rank, {}).get("flight"),
                 }
             )
             for rank, fields in sorted(self._heartbeats.items())

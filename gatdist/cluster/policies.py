@@ -161,8 +161,10 @@ class Recovery:
 
 
 # Stragglers. A worker that is stopped or cut off sends no heartbeats. One that is deadlocked sends
-# them, but enters no phase any more; nor do the others, who wait for it. It is the one that has
-# entered the fewest phases, or is in the same phase as the others without waiting for them.
+# them, but enters no phase any more; nor do the others, who wait for it. It is the one that has not
+# reached a collective that others have; else the one that has entered the fewest phases, or is in
+# the same phase as the others without waiting for them. On GPUs only the first says who it is: the
+# host runs ahead of the device, and waits for it in any call.
 
 
 class Heartbeat(NamedTuple):
@@ -182,6 +184,8 @@ class Heartbeat(NamedTuple):
     lengthy: bool = False  # starts, compiles or does something else that takes minutes
     samples_seen: int = 0
     is_saved: bool = False  # on worker 0: the newest checkpoint holds all steps
+    # Numbers of its last collectives: launched, started (None if unknown), completed.
+    flight: tuple[int, int | None, int] | None = None
 
     @classmethod
     def parse(cls, fields: dict[str, Any]) -> Heartbeat:
@@ -217,10 +221,29 @@ def straggler_report(
     for_s = min(heartbeat.still_s - lengthy_s * heartbeat.lengthy for heartbeat in heartbeats)
     if for_s <= straggler_warn_s:
         return None
+    missing = _missing(heartbeats)
+    if missing:
+        return _report(missing, for_s, "kept the others waiting in a collective")
     fewest = min(heartbeat.num_phases for heartbeat in heartbeats)
     behind = [heartbeat for heartbeat in heartbeats if heartbeat.num_phases == fewest]
     working = [heartbeat for heartbeat in behind if heartbeat.waits is False]
     return _report(working or behind, for_s, "made no progress")
+
+
+def _missing(heartbeats: Sequence[Heartbeat]) -> list[Heartbeat]:
+    """Return the workers that have not reached the first collective that is not complete.
+
+    Empty if this is unknown, or holds for all of them.
+    """
+    flights = [heartbeat.flight for heartbeat in heartbeats if heartbeat.flight is not None]
+    if len(flights) < len(heartbeats):
+        return []
+    pairs = list(zip(heartbeats, flights, strict=True))
+    stuck = 1 + min(completed for _, _, completed in flights)
+    absent = [one for one, (launched, _, _) in pairs if launched < stuck]
+    if not absent:  # all hosts have launched it, but not all devices may have reached it
+        absent = [one for one, (_, started, _) in pairs if started is not None and started < stuck]
+    return absent if len(absent) < len(heartbeats) else []
 
 
 def _report(late: Sequence[Heartbeat], for_s: float, what: str) -> StragglerReport:

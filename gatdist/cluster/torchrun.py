@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +24,15 @@ from gatdist.common.errors import (
 )
 from gatdist.config import Config
 from gatdist.monitor.numbers import plural
+from gatdist.storage import Store
 
 if TYPE_CHECKING:
     from gatdist.monitor.console import Console
     from gatdist.parallel.communicator import Communicator
     from gatdist.training.interrupts import Interrupts
+    from gatdist.training.progress import Progress
+
+_LOOK_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -127,6 +132,7 @@ def train(
 
     from gatdist.parallel.communicator import TorchCommunicator
     from gatdist.training.local import run_in_process
+    from gatdist.training.progress import Progress
 
     config = _sized(config, launch)
     device = torch.device(device_name(launch.local_rank, torch.cuda.device_count()))
@@ -150,8 +156,12 @@ def train(
         comm = TorchCommunicator(device)
         _agree(config, run_dir, comm, check, console, address)
         shown = console if comm.is_main else None
-        threads = config.cluster.cpus_per_worker
-        return run_in_process(config, run_dir, comm, shown, interrupts, threads=threads)
+        threads, progress = config.cluster.cpus_per_worker, Progress()
+        store = Store(run_dir, config.run.storage_options)
+        with _stacks_written(progress, config.cluster.heartbeat_timeout_s, store, comm.rank, shown):
+            return run_in_process(
+                config, run_dir, comm, shown, interrupts, threads=threads, progress=progress
+            )
     except RuntimeError as error:
         if lost := lost_worker(error, here):
             raise lost from error
@@ -218,6 +228,40 @@ def _agree(
                     console.event("warning", {"message": message})
         except ClusterError as error:
             raise (error if comm.is_main else _reported(error)) from None
+
+
+@contextmanager
+def _stacks_written(
+    progress: Progress, limit_s: float, store: Store, rank: int, console: Console | None
+) -> Iterator[None]:
+    """Write the stacks and last collectives of this process once it makes no progress.
+
+    Under Ray the driver collects them. Here each process writes its own, since none watches all.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        name = ""
+        while not over.wait(_LOOK_S):
+            report = progress.report()
+            if report["lengthy"] or report["still_s"] < limit_s:
+                name = ""
+            elif not name:
+                name = f"logs/stacks-{time.strftime('%Y%m%dT%H%M%S')}-rank-{rank}.txt"
+                with suppress(GatdistError):
+                    store.publish(name, progress.stacks()["text"].encode())
+                if console:
+                    still = f"no progress for {report['still_s']:.0f} s in {report['phase']!r}"
+                    message = f"{still}; each process writes its stacks, such as {store.url}/{name}"
+                    console.event("warning", {"message": message})
+
+    thread = threading.Thread(target=watch, name="watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _reported(error: GatdistError) -> GatdistError:

@@ -6,7 +6,8 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from gatdist.common.errors import ConfigError, PluginError
@@ -70,6 +71,52 @@ def silence_profiler() -> None:
     """Keep torch's profiler from logging. Call it before torch is imported."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
+# With which cuBLAS is deterministic; torch takes no others.
+_DETERMINISTIC_WORKSPACES = (":4096:8", ":16:8")
+
+
+def set_cuda_variables(*, deterministic: bool) -> list[str]:
+    """Set what CUDA and torch's allocator read at their start; call it before.
+
+    Variables that are set stay as they are.
+
+    Args:
+        deterministic: Whether cuBLAS must be.
+
+    Returns:
+        Names of the variables that were not set.
+    """
+    wanted = {}
+    if deterministic:
+        wanted["CUBLAS_WORKSPACE_CONFIG"] = _DETERMINISTIC_WORKSPACES[0]
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+        # Batches for previews and evaluations differ in size from those for training; fixed
+        # segments would fragment.
+        wanted["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
+    missing = [name for name in wanted if name not in os.environ]
+    os.environ.update({name: wanted[name] for name in missing})
+    return missing
+
+
+@contextmanager
+def cuda_variables(*, deterministic: bool) -> Iterator[None]:
+    """Set the variables of :func:`set_cuda_variables` in this context."""
+    names = set_cuda_variables(deterministic=deterministic)
+    try:
+        yield
+    finally:
+        for name in names:
+            os.environ.pop(name, None)
+
+
+def require_deterministic_workspace() -> None:
+    """Raise ConfigError if the environment makes cuBLAS nondeterministic."""
+    name, default = "CUBLAS_WORKSPACE_CONFIG", _DETERMINISTIC_WORKSPACES[0]
+    if (value := os.environ.get(name, default)) not in _DETERMINISTIC_WORKSPACES:
+        rule = f"must be {' or '.join(_DETERMINISTIC_WORKSPACES)} under run.reduction = 'canonical'"
+        raise ConfigError(name, rule, value=value, hint="Unset it: gatdist sets it for its workers")
 
 
 def cache_folder() -> Path:

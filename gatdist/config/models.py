@@ -134,6 +134,19 @@ class Config(Section):
         """Samples per generator step, summed over workers."""
         return self.game.generator_batch or self.run.global_batch
 
+    def at_once(self, num_workers: int, device: str) -> int | None:
+        """Return how many samples a worker generates at once outside of steps; None: no limit.
+
+        On GPUs as many as in a step, so that previews and evaluations need no more memory than
+        training. Under ``canonical`` it does not depend on the number of workers. CPUs have no
+        limit: convolutions may round differently in other batches.
+        """
+        if device == "cpu":
+            return None
+        parts = self.run.virtual_workers if self.run.reduction == "canonical" else num_workers
+        share = max(1, self.generator_batch // parts)
+        return min(share, self.optim.generator.micro_batch or share)
+
     @property
     def interleave(self) -> int:
         """``data.interleave``, or its default: the largest divisor of the batch up to 64."""

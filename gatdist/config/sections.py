@@ -94,7 +94,8 @@ class RunConfig(Section):
     reduction: Literal["fast", "canonical"] = "fast"
     """How gradients are summed over workers. ``fast`` uses all-reduce: results on different numbers
     of workers agree within rounding. ``canonical`` sums along one fixed tree: results are
-    bit-identical on any power of two of workers up to ``virtual_workers``."""
+    bit-identical on any power of two of workers up to ``virtual_workers``. On CUDA, ``canonical``
+    uses deterministic kernels, and ends a run whose networks have operators without one."""
     virtual_workers: PositiveInt = 4
     """Number of parts, a power of two, that ``canonical`` cuts the global batch into. Ignored under
     ``fast``."""

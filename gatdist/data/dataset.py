@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gatdist.common.errors import DataError, GatdistError, rebuilt
+from gatdist.common.errors import DataError
 from gatdist.common.heartbeat import beat
 from gatdist.config import DataConfig
 from gatdist.data import builtin
@@ -339,16 +339,8 @@ def too_many_bad(count: int, budget: int, last: str) -> DataError:
 
 
 def _shared_manifest(store: Store, comm: Communicator) -> Manifest:
-    message: dict[str, Any] = {}
-    if comm.is_main:
-        try:
-            message = {"manifest": read_manifest(store).model_dump(mode="json")}
-        except GatdistError as error:
-            message = {"error": [type(error).__name__, str(error)]}
-    message = comm.broadcast_object(message)
-    if "error" in message:
-        raise rebuilt(*message["error"])
-    return Manifest.model_validate(message["manifest"])
+    found = comm.of_main(lambda: read_manifest(store).model_dump(mode="json"))
+    return Manifest.model_validate(found)
 
 
 def _runs(values: Indices) -> list[tuple[int, int]]:

@@ -21,7 +21,6 @@ NUM_SPLITS = 5
 SPLIT_SEED = 0
 NUM_DIRECTIONS = 512
 DIRECTIONS_SEED = 0
-PRECISION_NEIGHBORS, DENSITY_NEIGHBORS = 3, 5
 _MAX_ENTRIES = 2**24  # of a matrix of sample pairs at a time: 128 MiB
 
 
@@ -143,60 +142,6 @@ def sliced_wasserstein(a: Tensor, b: Tensor, comm: Communicator) -> float:
     )
     total = comm.all_reduce_((first - second).square().mean(dim=0).sum())
     return float((total / NUM_DIRECTIONS).sqrt())
-
-
-def radii(x: Tensor, k: int, comm: Communicator) -> Tensor:
-    """Return the distance of each of ``x`` [n, d], n ≥ 2, to its k-th nearest other sample, [n].
-
-    With fewer than k others, to the farthest of them.
-    """
-    k = min(k, len(x) - 1)
-    mine = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-    for rows, distances in _distances(x, x, comm):
-        # The nearest is the sample itself, or a copy of it: skip one zero.
-        mine[rows] = distances.topk(k + 1, dim=1, largest=False).values[:, k]
-    return comm.all_reduce_(mine)
-
-
-def precision_and_recall(real: Tensor, fake: Tensor, comm: Communicator) -> tuple[float, float]:
-    """Return precision and recall of [m, d] and [n, d] (Kynkäänniemi et al. 2019); m, n ≥ 2.
-
-    A sample's ball reaches to its 3rd nearest neighbour in its own set. Precision is the share of
-    generated samples in some real sample's ball, recall the reverse.
-    """
-    k = PRECISION_NEIGHBORS
-    precision = _share_covered(fake, real, radii(real, k, comm), comm)
-    return precision, _share_covered(real, fake, radii(fake, k, comm), comm)
-
-
-def density_and_coverage(real: Tensor, fake: Tensor, comm: Communicator) -> tuple[float, float]:
-    """Return density and coverage of [m, d] and [n, d] (Naeem et al. 2020); m, n ≥ 2.
-
-    A real sample's ball reaches to its 5th nearest real neighbour. Density is the mean number of
-    balls that a generated sample is in, over 5; coverage the share of balls that contain one.
-    """
-    k = min(DENSITY_NEIGHBORS, len(real) - 1)
-    radius = radii(real, k, comm)
-    counts = torch.zeros(2, dtype=torch.float64, device=real.device)
-    for rows, distances in _distances(real, fake, comm):
-        inside = distances <= radius[rows, None]
-        counts += torch.stack([inside.sum(), inside.any(dim=1).sum()])
-    in_balls, covered = comm.all_reduce_(counts).tolist()
-    return in_balls / (k * len(fake)), covered / len(real)
-
-
-def _share_covered(x: Tensor, centres: Tensor, radius: Tensor, comm: Communicator) -> float:
-    count = torch.zeros((), dtype=torch.float64, device=x.device)
-    for _, distances in _distances(x, centres, comm):
-        count += (distances <= radius).any(dim=1).sum()
-    return float(comm.all_reduce_(count)) / len(x)
-
-
-def _distances(x: Tensor, y: Tensor, comm: Communicator) -> Iterator[tuple[Tensor, Tensor]]:
-    y = y.double()
-    for rows, block in _blocks(x, len(y), comm):
-        # Differences, not products: the distance of two copies must be exactly 0.
-        yield rows, torch.cdist(block, y, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def _blocks(x: Tensor, num_columns: int, comm: Communicator) -> Iterator[tuple[Tensor, Tensor]]:

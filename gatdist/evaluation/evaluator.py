@@ -79,8 +79,9 @@ class Evaluator:
     The constructor only validates. The first call prepares the extractor and measures the real
     data; later calls reuse the results, and other runs their features
     (:class:`~gatdist.evaluation.cache.RealFeatures`). ``exact`` makes results bit-identical on any
-    number of workers: each sums up all features. Of ``StatisticsOnly``, metrics that need real
-    samples raise ConfigError.
+    number of workers: each sums up all features. Features are computed of ``at_once`` samples at a
+    time, and of 256 by default. Of ``StatisticsOnly``, metrics that need real samples raise
+    ConfigError.
     """
 
     def __init__(
@@ -92,7 +93,9 @@ class Evaluator:
         *,
         conditional: bool = False,
         exact: bool = False,
+        at_once: int | None = None,
     ) -> None:
+        self._at_once = at_once or _BATCH
         self._metrics = {name: metrics[name] for name in config.metrics}
         self._needs = {need for metric in self._metrics.values() for need in metric.needs}
         self._statistics = dataset.statistics if isinstance(dataset, StatisticsOnly) else None
@@ -143,7 +146,8 @@ class Evaluator:
             histogram = torch.bincount(classes, minlength=self._dataset.num_classes)
             values["class_share_min"] = int(histogram.min()) / self._num_samples
             protocol["class_histogram"] = histogram.tolist()
-        return Evaluation(values, protocol)
+        # Eigenvalues and sums of the same numbers may differ between devices; decisions must not.
+        return Evaluation(*self._comm.broadcast_object([values, protocol]))
 
     @tf32(False)
     def statistics(self) -> Statistics:
@@ -253,7 +257,8 @@ class Evaluator:
             positions = torch.arange(start, end, device=self._device)
             samples = sample_format.to_samples(make(positions))
             if extractor and num_features:
-                features.put(chunk, extractor(sample_format.to_network(samples).float()))
+                seen = (sample_format.to_network(x).float() for x in samples.split(self._at_once))
+                features.put(chunk, torch.cat([extractor(x) for x in seen]))
             if num_ids:
                 ids.put(chunk, samples)
             if with_labels:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from gatdist.common.heartbeat import beat
 from gatdist.common.registry import Registry
 from gatdist.data.dataset import Dataset
-from gatdist.evaluation import distances, text
+from gatdist.evaluation import distances, neighbors, text
 from gatdist.evaluation.distances import Gaussian, GaussianSums
 from gatdist.models.layers import DiscriminatorFeatures
 from gatdist.parallel.communicator import Communicator
@@ -186,11 +186,11 @@ def swd(real: SampleSet, fake: SampleSet) -> dict[str, float]:
     "precision_recall",
     "features",
     "real_samples",
-    precision_recall=f"{distances.PRECISION_NEIGHBORS} neighbours",
+    precision_recall=f"{neighbors.PRECISION_NEIGHBORS} neighbours",
 )
 def precision_recall(real: SampleSet, fake: SampleSet) -> dict[str, float]:
     """Precision (sample quality) and recall (coverage of the data) of Kynkäänniemi et al. 2019."""
-    precision, recall = distances.precision_and_recall(real.features, fake.features, real.comm)
+    precision, recall = neighbors.precision_and_recall(real.features, fake.features, real.comm)
     return {"precision": precision, "recall": recall}
 
 
@@ -198,11 +198,11 @@ def precision_recall(real: SampleSet, fake: SampleSet) -> dict[str, float]:
     "density_coverage",
     "features",
     "real_samples",
-    density_coverage=f"{distances.DENSITY_NEIGHBORS} neighbours",
+    density_coverage=f"{neighbors.DENSITY_NEIGHBORS} neighbours",
 )
 def density_coverage(real: SampleSet, fake: SampleSet) -> dict[str, float]:
     """Density and coverage (Naeem et al. 2020): as ``precision_recall``, robust to outliers."""
-    density, coverage = distances.density_and_coverage(real.features, fake.features, real.comm)
+    density, coverage = neighbors.density_and_coverage(real.features, fake.features, real.comm)
     return {"density": density, "coverage": coverage}
 
 

@@ -25,7 +25,7 @@ from gatdist.models.layers import (
     without_autocast,
 )
 from gatdist.models.registry import discriminators, generators, require_rank
-from gatdist.nn import Conv1d, ConvTranspose1d
+from gatdist.nn import Conv1d, ConvTranspose1d, leaky_relu
 
 # WaveGAN: samples in the shortest feature maps, and the convolutions' stride and kernel.
 _SHORTEST, _STRIDE, _TAPS = 16, 4, 25
@@ -116,7 +116,7 @@ class WaveGANDiscriminator(nn.Module):
         """``noise`` is [n, noise_size]; None shifts nothing."""
         x = samples
         for level, (stride, layer) in enumerate(zip(self.strides, self.layers, strict=True)):
-            x = functional.leaky_relu(layer(functional.pad(x, _padding(stride))), _SLOPE)
+            x = leaky_relu(layer(functional.pad(x, _padding(stride))), _SLOPE)
             if noise is not None and level < self.noise_size:
                 x = shift(x, self._places(noise[:, level]), self.phase_shuffle)
         return to_logits(x.flatten(1), labels, self.finish, self.embedding)

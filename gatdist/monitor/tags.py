@@ -44,7 +44,7 @@ TAGS = (
         "time/<phase>_s",
         "seconds per step in each phase: the players, `optimizer`; `phases` of recorded ones",
     ),
-    Tag("time/communication_s", "seconds per step with a collective in flight"),
+    Tag("time/communication_s", "seconds per step with gradients in flight"),
     Tag("time/evaluation_s", "seconds of the last evaluation"),
     Tag("data/bytes_fetched", "bytes fetched by all workers in the log interval"),
     Tag("data/cache_hits", "blocks found in the cache"),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.futures import Future
 from torch.profiler import record_function
 
+from gatdist.common.errors import GatdistError, rebuilt
 from gatdist.parallel.in_flight import CudaClock, HostClock, InFlight
 
 if TYPE_CHECKING:
@@ -76,11 +77,30 @@ class Communicator(ABC):
         rows = self.all_gather(buffer).cpu().numpy()
         return [json.loads(row[:n].tobytes()) for row, n in zip(rows, size.tolist(), strict=True)]
 
-    def take_communication_s(self) -> float:
-        """Return and reset the seconds with at least one collective in flight.
+    def of_main(self, compute: Callable[[], Any]) -> Any:
+        """Return on every worker what ``compute`` returns on worker 0, the only one to call it.
 
-        Gradient buckets overlap with the backward of the next one. On CUDA it is measured on the
-        device, and this call waits for it.
+        The value must consist of JSON values. Its GatdistError is raised on every worker.
+        """
+        said: dict[str, Any] = {}
+        if self.is_main:
+            try:
+                said = {"value": compute()}
+            except GatdistError as error:
+                self.broadcast_object({"error": [type(error).__name__, str(error)]})
+                raise
+        said = self.broadcast_object(said)
+        if "error" in said:
+            raise rebuilt(*said["error"])
+        return said["value"]
+
+    def take_communication_s(self) -> float:
+        """Return and reset the seconds with gradients in flight.
+
+        Those are buckets, which overlap with the backward of the next one, and the collectives of
+        :class:`~gatdist.parallel.reduction.CanonicalReduction`. On CUDA they are measured on the
+        device, and this call waits for it. Other collectives are not counted: a worker with a slow
+        link receives gradients early, and waits for the others in the next collective.
         """
         return 0.0
 
@@ -122,23 +142,27 @@ class TorchCommunicator(Communicator):
 
         self._dist = dist
         self._in_flight = InFlight(CudaClock() if device.type == "cuda" else HostClock())
+        # torch 2.13 has renamed it.
+        self._all_gather: Callable[[Tensor, Tensor], Any] = (
+            getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+        )
         super().__init__(dist.get_rank(), dist.get_world_size(), device)
 
     def all_reduce_(self, tensor: Tensor) -> Tensor:
-        with self._communicating():
+        with _range():
             self._dist.all_reduce(tensor)
         return tensor
 
     def all_gather(self, tensor: Tensor) -> Tensor:
-        rows = [torch.empty_like(tensor) for _ in range(self.world_size)]
-        with self._communicating():
-            self._dist.all_gather(rows, tensor.contiguous())
-        return torch.stack(rows)
+        rows = tensor.new_empty(self.world_size, *tensor.shape)
+        with _range(), self._measured():
+            self._all_gather(rows.view(-1), tensor.contiguous().view(-1))
+        return rows
 
     def broadcast_(self, tensor: Tensor) -> Tensor:
         plain = tensor.view(torch.uint8) if tensor.dtype is torch.bool else tensor
         sent = plain.contiguous()
-        with self._communicating():
+        with _range():
             self._dist.broadcast(sent, src=0)
         if sent is not plain:
             plain.copy_(sent)
@@ -155,7 +179,7 @@ class TorchCommunicator(Communicator):
 
     def all_to_all(self, rows: Tensor) -> Tensor:
         received = torch.empty_like(rows)
-        with self._communicating():
+        with _range(), self._measured():
             self._dist.all_to_all_single(received, rows.contiguous())
         return received
 
@@ -178,11 +202,8 @@ class TorchCommunicator(Communicator):
     def take_communication_s(self) -> float:
         return self._in_flight.take_s()
 
-    @contextmanager
-    def _communicating(self) -> Iterator[None]:
-        alone = self.world_size == 1
-        with record_function("communication"), nullcontext() if alone else self._in_flight():
-            yield
+    def _measured(self) -> AbstractContextManager[object]:
+        return self._in_flight() if self.world_size > 1 else nullcontext()
 
     def _mean(self, bucket: GradBucket, compress: bool) -> Future[Tensor]:
         """Average a bucket over the workers, and measure how long it is in flight."""
@@ -197,11 +218,15 @@ class TorchCommunicator(Communicator):
             (mean,) = reduced.value()
             return full.copy_(mean) if compress else mean
 
-        with record_function("communication"):
+        with _range():
             future: Future[Tensor] = (
                 self._dist.all_reduce(sent, async_op=True).get_future().then(finish)
             )
         return future
+
+
+def _range() -> AbstractContextManager[object]:
+    return record_function("communication")
 
 
 def without_reduction(module: nn.Module) -> AbstractContextManager[object]:

@@ -81,8 +81,3 @@ def _on_host(workers: Sequence[dict[str, Any]], allowed: set[int], sys: Path) ->
         return plan
     # The launcher has divided the CPUs.
     return [place._replace(cpus=tuple(sorted(allowed))) for place in plan]
-
-
-def workers_on_host(workers: Sequence[dict[str, Any]], rank: int) -> int:
-    """Return the number of workers on the host of worker ``rank``, from :func:`places`."""
-    return sum(worker["host"] == workers[rank]["host"] for worker in workers)

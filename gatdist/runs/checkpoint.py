@@ -128,7 +128,7 @@ def write_checkpoint(
     groups: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         group, _, key = name.partition("/")
-        groups.setdefault(group, {})[key] = tensor
+        groups.setdefault(group, {})[key] = tensor.contiguous()
     files = {}
     for group, content in sorted(groups.items()):
         file = f"{group}.safetensors"

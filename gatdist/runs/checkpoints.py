@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
 
+import torch
 from torch import Tensor
 
 from gatdist.common.background import Background
@@ -33,7 +34,6 @@ from gatdist.common.errors import (
     StaleAttemptError,
     StorageError,
     StorageUnavailableError,
-    WorkerLostError,
 )
 from gatdist.common.position import reached
 from gatdist.config import RunConfig
@@ -100,6 +100,35 @@ class Retention:
         return kept
 
 
+class Snapshots:
+    """Copies of tensors on the CPU, of which the last one is valid.
+
+    Tensors on a GPU are copied one after another into page-locked memory, which is allocated once
+    and takes as much as one checkpoint; the GPU holds no second copy.
+    """
+
+    def __init__(self) -> None:
+        self._pinned: dict[str, Tensor] = {}
+
+    def take(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Copy all tensors, and wait for the copies."""
+        found = {name: self._copy(name, tensor.detach()) for name, tensor in tensors.items()}
+        for device in {tensor.device for tensor in tensors.values() if tensor.is_cuda}:
+            torch.accelerator.synchronize(device)
+        return found
+
+    def _copy(self, name: str, tensor: Tensor) -> Tensor:
+        if not tensor.is_cuda:
+            return tensor.to("cpu", copy=True).contiguous()
+        kept = self._pinned.get(name)
+        # Of the same memory layout: another would take a copy on the GPU.
+        like = tensor.shape, tensor.dtype, tensor.stride()
+        if kept is None or (kept.shape, kept.dtype, kept.stride()) != like:
+            kept = torch.empty_like(tensor, device="cpu", pin_memory=True)
+            self._pinned[name] = kept
+        return kept.copy_(tensor, non_blocking=True)
+
+
 class Checkpoints:
     """The checkpoints of one run.
 
@@ -134,6 +163,7 @@ class Checkpoints:
         self._damaged: set[Name] = set()
         self._warned = False
         self._background = background or Background("checkpoint")
+        self._snapshots = Snapshots()
         self._pending: Future[None] | None = None
         self._began = 0.0
 
@@ -155,13 +185,6 @@ class Checkpoints:
 
     def read(self, name: str) -> Checkpoint:
         return read_checkpoint(self.store.child(name))
-
-    def read_too(self, name: str) -> Checkpoint:
-        """Read what worker 0 has verified; WorkerLostError if an attempt has since deleted it."""
-        try:
-            return self.read(name)
-        except CheckpointError as error:
-            raise WorkerLostError(f"{error}; worker 0 has just read it") from None
 
     def newest(self) -> Checkpoint | None:
         """Return the newest undamaged checkpoint, None without any; raise if all are damaged."""
@@ -197,10 +220,7 @@ class Checkpoints:
         The future is done once the checkpoint is complete. Raises the error of the last commit.
         """
         self.wait()
-        snapshot = {
-            name: tensor.detach().to("cpu", copy=True).contiguous()
-            for name, tensor in tensors.items()
-        }
+        snapshot = self._snapshots.take(tensors)
         self._num_commits += 1
         name = Name(samples_seen, attempt, f"{self._id}{self._num_commits:04x}"[:12])
         measured, self._began = dict(metrics or {}), time.monotonic()

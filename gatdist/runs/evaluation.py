@@ -126,7 +126,9 @@ def _evaluate_run(
         has_classes = against is None or _has_same_classes(reference, sample_format.spec)
         is_conditional = trained.config.model.conditional and has_classes
         comm = LocalCommunicator(device)
-        evaluator = Evaluator(chosen, reference, comm, device, conditional=is_conditional)
+        evaluator = Evaluator(
+            chosen, reference, comm, device, conditional=is_conditional, at_once=trained.at_once
+        )
         sampler = trained.sampler(trained.config.run.seed, "evaluation")
         found = evaluator(sampler, trained.discriminator)
     return _outcome(found, against) | {"samples_seen": state["samples_seen"]}

@@ -37,10 +37,10 @@ class Inputs(NamedTuple):
     labels: Tensor | None
     noise: tuple[Tensor, ...]
 
-    def row(self, i: int) -> Self:
+    def rows(self, start: int, end: int) -> Self:
         latents, labels, noise = self
-        labels = None if labels is None else labels[i : i + 1]
-        return type(self)(latents[i : i + 1], labels, tuple(t[i : i + 1] for t in noise))
+        labels = None if labels is None else labels[start:end]
+        return type(self)(latents[start:end], labels, tuple(t[start:end] for t in noise))
 
 
 class Sampler:
@@ -50,6 +50,7 @@ class Sampler:
     off). For a network with a ``mapping``, it is ψ in w̄ + ψ (w − w̄) with the mean style w̄ (Karras
     et al. 2019); for others, latents are drawn from the normal distribution truncated at this value
     (Brock et al. 2019). Uniform latents are a function of normal ones, and these are truncated.
+    The network is called with up to ``at_once`` samples (None: with all).
     """
 
     def __init__(
@@ -62,7 +63,9 @@ class Sampler:
         *,
         distribution: LatentDistribution = "normal",
         truncation: float | None = None,
+        at_once: int | None = None,
     ) -> None:
+        self.at_once = at_once
         self.network, self.latent_size, self.num_classes = network, latent_size, num_classes
         self.distribution = distribution
         self.seed, self.stream, self.truncation = seed, stream, truncation
@@ -79,6 +82,7 @@ class Sampler:
         *,
         seed: int | None = None,
         truncation: float | None = None,
+        at_once: int | None = None,
     ) -> Self:
         """Return a sampler of a run's generator.
 
@@ -93,6 +97,7 @@ class Sampler:
             stream,
             distribution=model.latent_distribution,
             truncation=truncation,
+            at_once=at_once,
         )
 
     def labels(self, positions: Tensor) -> Tensor | None:
@@ -121,7 +126,12 @@ class Sampler:
     @torch.no_grad()
     def __call__(self, positions: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return samples [n, …] as networks see them; classes are random unless given."""
-        return self._generate(self.inputs(positions, labels), positions)
+        made = []
+        for start, end in self._parts(len(positions)):
+            given = None if labels is None else labels[start:end]
+            here = positions[start:end]
+            made.append(self._generate(self.inputs(here, given), here))
+        return _joined(made)
 
     @torch.no_grad()
     def between(self, first: int, last: int, shares: Tensor, label: int | None = None) -> Tensor:
@@ -142,11 +152,18 @@ class Sampler:
         else:
             weights = ((1 - share) * angle).sin(), (share * angle).sin()
             latents = (weights[0] * start + weights[1] * end) / angle.sin()
-        _, labels, noise = both.row(0)
+        _, labels, noise = both.rows(0, 1)
         labels = None if labels is None else labels.expand(steps)
         latents = latents_from(latents, self.distribution)
         inputs = Inputs(latents, labels, tuple(t.expand(steps, -1) for t in noise))
-        return self._generate(inputs, ends[:1].expand(steps))
+        positions, parts = ends[:1].expand(steps), self._parts(steps)
+        return _joined(
+            [self._generate(inputs.rows(*part), positions[slice(*part)]) for part in parts]
+        )
+
+    def _parts(self, count: int) -> list[tuple[int, int]]:
+        size = self.at_once or count
+        return [(start, min(count, start + size)) for start in range(0, count, size)]
 
     def _generate(self, inputs: Inputs, positions: Tensor) -> Tensor:
         """Call the network, and restore its buffers.
@@ -159,7 +176,7 @@ class Sampler:
             made = []
             for i, position in enumerate(positions.tolist()):
                 seed_all(self.seed, f"{self.stream}/forward", position)
-                made.append(self._call(inputs.row(i)))
+                made.append(self._call(inputs.rows(i, i + 1)))
             return torch.cat(made)
 
     def _draws(self, inputs: Inputs) -> bool:
@@ -167,7 +184,7 @@ class Sampler:
         if self._is_random is None:
             seed_all(self.seed, f"{self.stream}/forward", 0)
             before = generator_states(inputs.latents.device)
-            self._call(inputs.row(0))
+            self._call(inputs.rows(0, 1))
             self._is_random = before != generator_states(inputs.latents.device)
         return self._is_random
 
@@ -201,6 +218,10 @@ class Sampler:
         return self._mapping(found.latents, found.labels).mean(dim=0)
 
 
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
 def _cut_off(latents: Tensor, limit: float) -> Tensor:
     """Map normal numbers to the normal distribution truncated to ±limit."""
     below = torch.special.ndtr(torch.tensor(-limit, dtype=torch.float64))
@@ -230,7 +251,14 @@ class TrainedRun:
             stream,
             seed=seed,
             truncation=truncation,
+            at_once=self.at_once,
         )
+
+    @property
+    def at_once(self) -> int | None:
+        """Samples that the generator makes at once. See :meth:`~gatdist.config.Config.at_once`."""
+        device = next(self.generator.parameters()).device
+        return self.config.at_once(self.config.cluster.max_workers, device.type)
 
 
 def load_run(run: Store, device: torch.device) -> TrainedRun:

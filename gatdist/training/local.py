@@ -24,6 +24,7 @@ def run_in_process(
     interrupts: Interrupts,
     *,
     threads: int | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Train, and stop after a checkpoint when ``interrupts`` has a signal.
 
@@ -34,11 +35,12 @@ def run_in_process(
         console: shows progress on rank 0.
         interrupts: requests the end of training.
         threads: of torch's CPU kernels; None: as many as usual. Other numbers round differently.
+        progress: updated with this process's position.
 
     Returns:
         See :func:`gatdist.training.loop.run`.
     """
-    progress = Progress()
+    progress = progress or Progress()
     interrupts.is_saved = lambda: progress.is_saved
     interrupts.is_ending = lambda: progress.is_ending
 

@@ -10,15 +10,22 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+from torch import Tensor
 from torch.profiler import record_function
 
 from gatdist.common.background import Background
-from gatdist.common.errors import GatdistError, Interruption, PluginError, TrainingError
-from gatdist.common.numerics import tf32
+from gatdist.common.errors import (
+    ConfigError,
+    GatdistError,
+    Interruption,
+    PluginError,
+    TrainingError,
+)
+from gatdist.common.numerics import nondeterministic_operator
 from gatdist.common.position import here
 from gatdist.common.registry import described, is_machines_fault, users_frame
 from gatdist.common.seeding import generators_kept
-from gatdist.config import BOTH, Config, import_plugins
+from gatdist.config import BOTH, Config, import_plugins, require_deterministic_workspace
 from gatdist.data.dataset import open_dataset
 from gatdist.data.loader import Loader
 from gatdist.data.order import SampleOrder
@@ -46,7 +53,7 @@ from gatdist.training.profiling import Profiler
 from gatdist.training.progress import Progress
 from gatdist.training.recorder import Emit, Recorder
 from gatdist.training.state import TrainState
-from gatdist.training.step import to_device, train_step
+from gatdist.training.step import as_configured, to_device, train_step
 
 _POLL_S = 1.0  # of storage, while waiting for a checkpoint
 
@@ -84,9 +91,11 @@ def run(
         WorkerLostError: the workers hold different states.
         PluginError: a user's network, loss, update rule or plugin failed.
     """
+    if config.run.reduction == "canonical":
+        require_deterministic_workspace()
     try:
         with (
-            tf32(config.precision.tf32),
+            as_configured(config),
             places(comm, binds=config.cluster.bind_cpus) as workers,
         ):
             loop = _Loop(
@@ -98,9 +107,13 @@ def run(
                     emit("done", loop.outcome | where)
                 return loop.outcome
             return loop.run()
-    except (GatdistError, KeyboardInterrupt, Interruption):
-        raise
     except BaseException as error:
+        if operator := nondeterministic_operator(error):
+            rule = f"needs deterministic operators; on {comm.device}, {operator} has no such kernel"
+            hint = "Use another operator in your network, or run.reduction = 'fast'"
+            raise ConfigError("run.reduction", rule, value="canonical", hint=hint) from error
+        if isinstance(error, (GatdistError, KeyboardInterrupt, Interruption)):
+            raise
         is_users = users_frame(error, config.plugins) is not None
         if is_machines_fault(error) or not (is_users or _has_user_code(config)):
             raise
@@ -167,6 +180,7 @@ class _Loop:
             comm.device,
             conditional=config.model.conditional,
             exact=config.run.reduction == "canonical",
+            at_once=config.at_once(comm.world_size, comm.device.type),
         )
         self.outcome: dict[str, Any] = {
             "status": "new",
@@ -400,7 +414,8 @@ class _Loop:
 
     def _average_sampler(self, stream: str) -> Sampler:
         network, classes = self.state.average.network, self.dataset.num_classes
-        return Sampler.from_config(self.config, network, classes, stream)
+        at_once = self.config.at_once(self.comm.world_size, self.comm.device.type)
+        return Sampler.from_config(self.config, network, classes, stream, at_once=at_once)
 
     def _commit(self, *, must: bool = True) -> None:
         """Pass the state to the background writer (worker 0).
@@ -481,21 +496,30 @@ class _Loop:
             )
 
     def _load_newest(self) -> bool:
-        """Restore the newest complete checkpoint on every worker; return false without one."""
-        mine = self.checkpoints.newest() if self.comm.is_main else None
-        if self.comm.is_main and not mine:
-            self.directory.require_fresh()
-        name = self.comm.broadcast_object(mine.name if mine else None)
-        if name is None:
+        """Restore the newest complete checkpoint on every worker; return false without one.
+
+        Worker 0 reads and verifies it, and sends it to the others.
+        """
+        tensors: dict[str, Tensor] = {}
+
+        def read() -> dict[str, Any] | None:
+            checkpoint = self.checkpoints.newest()
+            if checkpoint is None:
+                self.directory.require_fresh()
+                return None
+            url = self.directory.store.url
+            saved = self.evaluations.complete(checkpoint.state)
+            subject = f"{url}: {checkpoint.name}/state.json"
+            require_saved_state(saved, subject, checkpoint.named_samples)
+            require_same_order(saved["order"], self.order.state(), url)
+            tensors.update(checkpoint.tensors)
+            return saved | {"name": checkpoint.name}
+
+        saved = self.comm.of_main(read)
+        if saved is None:
             return False
-        checkpoint = mine or self.checkpoints.read_too(name)
-        saved = self.comm.broadcast_object(
-            self.evaluations.complete(checkpoint.state) if self.comm.is_main else None
-        )
-        subject = f"{self.directory.store.url}: {checkpoint.name}"
-        require_saved_state(saved, f"{subject}/state.json", checkpoint.named_samples)
-        require_same_order(saved["order"], self.order.state(), self.directory.store.url)
-        self.state.load(saved["samples_seen"], checkpoint.tensors, subject)
+        subject = f"{self.directory.store.url}: {saved['name']}"
+        self.state.load(saved["samples_seen"], tensors, subject)
         self.state.rollbacks = saved["rollbacks"]
         self.counted = Counts(**saved["counted"])
         here.step = self._steps_made

@@ -12,6 +12,7 @@ from typing import Any
 
 from gatdist.common.heartbeat import beat, beats, watch_this_thread
 from gatdist.common.position import here, reached
+from gatdist.parallel.flight import flight
 
 # Files of the innermost frames of a thread that waits for the other workers: autograd's C++ engine
 # waits for the reduction of the last bucket; torch.distributed calls collectives.
@@ -108,7 +109,12 @@ class Progress:
         }
 
     def stacks(self) -> dict[str, Any]:
-        """Return the stacks of all threads, and whether the training thread waits for others."""
+        """Return the stacks of all threads, and what the training thread waits for.
+
+        Returns:
+            ``text``; ``waits``, whether it waits for other workers, as far as its stack shows; and
+            ``flight``, the numbers of its collectives (launched, started, completed), if known.
+        """
         names = {thread.ident: thread.name for thread in threading.enumerate()}
         frames = sys._current_frames()
         texts = [
@@ -122,4 +128,7 @@ class Progress:
             for call in traceback.extract_stack(frame)[-3:]
             for part in _WAITING
         )
-        return {"text": "\n".join(texts), "waits": waits}
+        record = flight()
+        if record:
+            texts.append(record.text)
+        return {"text": "\n".join(texts), "waits": waits, "flight": record and record[:3]}

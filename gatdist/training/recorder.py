@@ -56,6 +56,7 @@ class Recorder:
         if not self.active:
             return
         self.config, self.device, self.dataset = config, comm.device, dataset
+        self._num_workers = comm.world_size
         self.state, self.emit = state, emit
         self.store, self._directory = directory.store, directory
         self._background, self._waits = background, False
@@ -220,7 +221,11 @@ class Recorder:
     def _fakes(self) -> Tensor:
         """Generate samples of the same latents every time, on the CPU."""
         sampler = Sampler.from_config(
-            self.config, self.state.average.network, self.dataset.num_classes, "grid"
+            self.config,
+            self.state.average.network,
+            self.dataset.num_classes,
+            "grid",
+            at_once=self.config.at_once(self._num_workers, self.device.type),
         )
         positions, classes = torch.arange(self._num_shown, device=self.device), sampler.num_classes
         return sampler(positions, positions % classes if classes else None).cpu()

@@ -145,17 +145,26 @@ class TrainState:
 
     @torch.no_grad()
     def load(self, samples_seen: int, tensors: Mapping[str, Tensor], subject: str = "") -> None:
-        """Restore a checkpoint; ``subject`` names it in messages.
+        """Restore a checkpoint on all workers, from the tensors that worker 0 passes.
+
+        ``subject`` names it in messages.
 
         Raises:
             CheckpointError: its tensors do not fit these networks, or are not finite where training
                 never leaves such values; the first is named.
         """
         mine = self.tensors()
-        hint = "Use the networks it was made with, or choose another --run-dir"
-        require_fit(mine, tensors, f"{subject}: tensor " if subject else "tensor ", hint)
-        for name, tensor in mine.items():
-            tensor.copy_(tensors[name])
+        comm = self.reduction.comm
+
+        def restore() -> None:
+            hint = "Use the networks it was made with, or choose another --run-dir"
+            require_fit(mine, tensors, f"{subject}: tensor " if subject else "tensor ", hint)
+            for name, tensor in mine.items():
+                tensor.copy_(tensors[name])
+
+        comm.of_main(restore)
+        for tensor in mine.values():
+            comm.broadcast_(tensor)
         self.samples_seen = samples_seen
         if self._rule:
             self._rule.loaded()

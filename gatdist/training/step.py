@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from gatdist.common.numerics import kernels, tf32
 from gatdist.common.seeding import seed_all
 from gatdist.config import Config, PlayerName
 from gatdist.game import Observations, Phase, Step, UpdateRule
@@ -44,6 +45,14 @@ class StepMetrics:
 Timer = Callable[[str], AbstractContextManager[object]]
 # :func:`run_phases`, or CUDA graphs of it.
 RunPhases = Callable[[TrainState, UpdateRule, Step, Config, Timer], StepMetrics]
+
+
+@contextmanager
+def as_configured(config: Config) -> Iterator[None]:
+    """Compute with the kernels and the rounding that the configuration requests."""
+    deterministic, compiled = config.run.reduction == "canonical", bool(config.precision.compile)
+    with tf32(config.precision.tf32), kernels(deterministic=deterministic, compiled=compiled):
+        yield
 
 
 def to_device(

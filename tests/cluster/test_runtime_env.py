@@ -25,6 +25,7 @@ import json, os, pathlib
 if "SEEN" in os.environ:
     import module_in_working_dir
     seen = {"file": __file__, "plain": os.environ["PLAIN"], "module": module_in_working_dir.VALUE}
+    seen |= {name: os.environ.get(name) for name in os.environ["READ"].split()}
     pathlib.Path(os.environ["SEEN"], str(os.getpid())).write_text(json.dumps(seen))
 """
 
@@ -88,9 +89,14 @@ def test_runtime_env_and_plugins_are_shipped(ray_address: str, tmp_path: Path) -
     for name in ("working", "seen", "hidden"):
         (tmp_path / name).mkdir()
     (tmp_path / "working" / "module_in_working_dir.py").write_text("VALUE = 'shipped'\n")
-    variables = f'PLAIN="reached", SEEN="{tmp_path}/seen"'
+    on_cuda = {
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+    }
+    variables = f'PLAIN="reached", SEEN="{tmp_path}/seen", READ="{" ".join(on_cuda)}"'
     sets = [
         *("run.total_samples=32", "run.global_batch=16", "run.log_every_samples=16"),
+        "run.reduction=canonical",
         *("run.checkpoint_every_samples=32", "evaluate.metrics=[]", 'plugins=["notes_hidden"]'),
         f'cluster.runtime_env={{env_vars={{{variables}}}, working_dir="{tmp_path}/working"}}',
     ]
@@ -111,4 +117,5 @@ def test_runtime_env_and_plugins_are_shipped(ray_address: str, tmp_path: Path) -
     assert len(message) >= 2
     for one in message:
         assert (one["plain"], one["module"]) == ("reached", "shipped")
+        assert on_cuda.items() <= one.items()
         assert not one["file"].startswith(hidden)

@@ -37,7 +37,7 @@ def placeholders_are_filled_in(resources: Sequence[Resource]) -> Iterator[Findin
     """No placeholder (a word in capitals) and no empty value is left."""
     for resource in resources:
         for path, value in strings(resource.body):
-            left = set(re.findall(r"\b[A-Z][A-Z_]{3,}\b", value)) - {"SPOT"}
+            left = set(re.findall(r"\b[A-Z][A-Z_]{3,}\b", value)) - {"SPOT", "IPC_LOCK"}
             if not value or (left and not path.endswith(".name")):
                 yield resource.finding(path, f"{value!r} is to be filled in, in settings.yaml")
 
@@ -61,6 +61,19 @@ def containers_request_resources(resources: Sequence[Resource]) -> Iterator[Find
             {"requests", "limits"} <= cluster["autoscalerOptions"].get("resources", {}).keys()
         ):
             yield resource.finding(f"{path}.autoscalerOptions.resources", "is missing")
+
+
+def devices_are_limited_as_requested(resources: Sequence[Resource]) -> Iterator[Finding]:
+    """Kubernetes overcommits neither devices nor huge pages."""
+    for pod in pods(resources):
+        for path, container in pod.containers():
+            given = container.get("resources", {})
+            requests, limits = given.get("requests", {}), given.get("limits", {})
+            for name in sorted(requests.keys() | limits.keys()):
+                is_device = "/" in name or name.startswith("hugepages-")
+                if is_device and requests.get(name) != limits.get(name):
+                    field = f"{path}.resources.limits.{name}"
+                    yield pod.resource.finding(field, "must be what is requested")
 
 
 def pods_are_restricted(resources: Sequence[Resource]) -> Iterator[Finding]:
@@ -98,6 +111,8 @@ def _restrictions(resource: Resource, path: str, container: dict[str, Any]) -> I
         yield resource.finding(f"{path}.runAsUser", "must be a user that is not root")
     if own.get("capabilities", {}).get("drop") != ["ALL"]:
         yield resource.finding(f"{path}.capabilities.drop", "must be [ALL]")
+    if own.get("capabilities", {}).get("add"):
+        yield resource.finding(f"{path}.capabilities.add", "must be absent")
 
 
 def written_folders_have_volumes(resources: Sequence[Resource]) -> Iterator[Finding]:
@@ -346,6 +361,7 @@ Rule = Callable[[Sequence[Resource]], Iterator[Finding]]
 RULES: tuple[Rule, ...] = (
     placeholders_are_filled_in,
     containers_request_resources,
+    devices_are_limited_as_requested,
     pods_are_restricted,
     written_folders_have_volumes,
     a_token_is_required,

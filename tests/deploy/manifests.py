@@ -42,6 +42,7 @@ SETTINGS = {
     "options": r".*",
     "hosts": r"\d+(:[1-9]\d*)?",
     "gpus-per-host": r"[1-9]\d*",
+    "efa-per-host": r"[1-9]\d*",
     "cpus-per-host": r"[1-9]\d*",
     "memory-per-host": r"[1-9]\d*[GMT]i",
     "workers": r"[1-9]\d*(:[1-9]\d*)?",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import manifests
 import pytest
 import yaml
+from kubernetes_pods import pods
 from kubernetes_rules import RULES, SECRETS
 from manifests import CRDS, KUBERNETES, RenderError, closed, copy_of, overlays, render
 
@@ -53,6 +55,74 @@ def test_job_may_wait_in_a_kueue_queue(folder: Path) -> None:
     (job,) = [r.body for r in render(folder, "gpu") if r.kind == "RayJob"]
     assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
     assert job["spec"]["suspend"] is True
+
+
+def with_components(folder: Path, overlay: str, *names: str) -> None:
+    """Add components to an overlay, as its kustomization.yaml says."""
+    added = "".join(f"  - ../../components/{name}\n" for name in names)
+    line = '  # - ../../components/rdma # or efa; see "Fast networks" in deploy/README.md\n'
+    replace(folder / f"overlays/{overlay}/kustomization.yaml", line, added)
+
+
+def worker_of(folder: Path, overlay: str) -> dict[str, Any]:
+    """Return the spec of the hosts' pods."""
+    (pod,) = [pod for pod in pods(render(folder, overlay)) if pod.role == "worker"]
+    return pod.spec
+
+
+GPU_OVERLAYS = sorted({*overlays()} - {"cpu-local"})
+
+
+@needs_crds
+@pytest.mark.parametrize("overlay", GPU_OVERLAYS)
+def test_hosts_may_request_rdma_devices(folder: Path, overlay: str) -> None:
+    with_components(folder, overlay, "rdma")
+    assert findings(folder, overlay) == []
+    (container,) = worker_of(folder, overlay)["containers"]
+    for amounts in container["resources"].values():
+        assert amounts["rdma/hca_shared_devices_a"] == "1"
+
+
+@needs_crds
+@pytest.mark.parametrize("overlay", GPU_OVERLAYS)
+def test_hosts_may_request_elastic_fabric_adapters(folder: Path, overlay: str) -> None:
+    with_components(folder, overlay, "efa")
+    with pytest.raises(RenderError, match=r"data\.efa-per-host` is missing"):
+        render(folder, overlay)
+    settings = folder / f"overlays/{overlay}/settings.yaml"
+    replace(settings, "  gpus-per-host:", "  efa-per-host: '4'\n  gpus-per-host:")
+    assert findings(folder, overlay) == []
+    (container,) = worker_of(folder, overlay)["containers"]
+    for amounts in container["resources"].values():
+        assert (amounts["vpc.amazonaws.com/efa"], amounts["hugepages-2Mi"]) == ("4", "5120Mi")
+    assert {"name": "FI_PROVIDER", "value": "efa"} in container["env"]
+
+
+@needs_crds
+def test_huge_pages_beyond_the_request_are_reported(folder: Path) -> None:
+    with_components(folder, "gpu", "rdma", "efa")
+    replace(folder / "overlays/gpu/settings.yaml", "  hosts:", "  efa-per-host: '1'\n  hosts:")
+    devices = folder / "components/efa/devices.yaml"
+    replace(devices, "limits/hugepages-2Mi\n  value: 5120Mi", "limits/hugepages-2Mi\n  value: 6Gi")
+    (found,) = findings(folder, "gpu")
+    assert "resources.limits.hugepages-2Mi" in found
+
+
+@needs_crds
+def test_memory_lock_gives_workers_one_capability_as_root_and_nothing_else(folder: Path) -> None:
+    with_components(folder, "gpu", "rdma", "memory-lock")
+    fields = [finding.split(": ")[2] for finding in findings(folder, "gpu")]
+    cluster = f"spec.rayClusterSpec.{WORKER}"
+    assert sorted(fields) == [
+        f"{cluster}.containers[0].securityContext.capabilities.add",
+        f"{cluster}.securityContext.runAsUser",
+    ]
+    spec = worker_of(folder, "gpu")
+    assert spec["containers"][0]["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"], "add": ["IPC_LOCK"]},
+    }
 
 
 def settings_of(overlay: str) -> list[str]:
@@ -148,6 +218,10 @@ MISTAKES = {
         "drop: [ALL]",
         "add: [SYS_PTRACE]",
         [JOB, "capabilities.drop"],
+    ),
+    "a capability besides the dropped ones": (
+        *(LOCAL, CLUSTER, "drop: [ALL]", "drop: [ALL]\n                add: [IPC_LOCK]"),
+        [CLUSTER, "capabilities.add"],
     ),
     "a host path": (
         *(LOCAL, CLUSTER, "emptyDir: { sizeLimit: 75Gi }", "hostPath: { path: /var }"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -86,14 +87,20 @@ def test_torchrun_trains_the_run_of_one_process(reference_run, tmp_path, run_gat
     assert digest_of(run_gatdist, tmp_path / "run") == digest_of(run_gatdist, reference_run)
 
 
-def test_stop_request_and_lost_process_are_resumed(reference_run, start, tmp_path, run_gatdist):
+def test_hang_stop_request_and_lost_process(reference_run, start, tmp_path, run_gatdist):
     run_dir = tmp_path / "run"
-    processes = start(*arguments(run_dir))
+    processes = start(*arguments(run_dir, "--set", "cluster.heartbeat_timeout_s=6"))
     wait_until((run_dir / "metrics.jsonl").exists, "the first metrics", timeout_s=120)
+    processes[1].send_signal(signal.SIGSTOP)
+    wait_until(lambda: [*run_dir.glob("logs/stacks-*-rank-0.txt")], "stacks", timeout_s=60)
+    (stacks,) = run_dir.glob("logs/stacks-*-rank-0.txt")
+    assert re.search(r"collectives: launched \d+, completed \d+", stacks.read_text())
+    processes[1].send_signal(signal.SIGCONT)
     processes[1].send_signal(signal.SIGTERM)  # to one of them: all stop after a checkpoint
     statuses, errors = ended(processes)
     assert statuses == [75, 75]
     assert ["everything is saved" in error for error in errors] == [True, False]
+    assert ["stacks" in error for error in errors] == [True, False]
 
     processes = start(*arguments(run_dir))
     attempts = run_dir / "attempts.jsonl"

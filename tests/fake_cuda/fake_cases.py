@@ -12,6 +12,7 @@ from unittest import mock
 
 import torch
 
+import gatdist.runs.trained
 from gatdist.bench.cases import SIZES
 from gatdist.bench.presets import PRESETS, PresetCase
 from gatdist.bench.step_costs import Costs, fake_tensors, step_costs
@@ -83,6 +84,9 @@ def fake_cuda() -> Iterator[None]:
         common = torch.cuda.amp.common
         stack.enter_context(mock.patch.object(common, "amp_definitely_not_available", no))
         stack.enter_context(mock.patch.object(torch.cuda, "is_bf16_supported", yes))
+        # The fake device draws no random numbers.
+        states = mock.patch.object(gatdist.runs.trained, "generator_states", return_value={})
+        stack.enter_context(states)
         stack.enter_context(fake_tensors(CUDA))
         yield
 

@@ -5,6 +5,7 @@ worth its costs: ``python tests/fake_cuda --write [CASE ...]``. ``--where`` show
 """
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import budgets
 import fake_device
 import pytest
 
-from gatdist.config import preset_names
+from gatdist.config import load_config, preset_names
 from support import HANG_S, end_group, need
 
 HERE = Path(__file__).resolve().parent
@@ -95,6 +96,22 @@ def test_every_preset_has_a_budget():
     assert {f"preset/{name}" for name in preset_names()} <= BUDGETS.keys()
 
 
+_COPIES_OF_NETWORKS = 5  # weights, gradients, two moments, and the average
+
+
+@pytest.mark.parametrize(
+    "name", ["preset/r3gan-256", pytest.param("preset/stylegan2-256", marks=pytest.mark.slow)]
+)
+def test_evaluations_and_snapshots_take_no_more_memory_than_a_step(name):
+    """Previews are generated in the same way as samples of an evaluation, and are fewer."""
+    script = "import fake_device; fake_device.load(); import json, outside\n"
+    script += f"print(json.dumps(outside.measure({name!r})))"
+    found = json.loads(finish(start("-c", script)))
+    state = _COPIES_OF_NETWORKS * found["networks"]
+    assert found["snapshot"] == 0
+    assert state < state + found["evaluation"] <= BUDGETS[name]["due"]["peak_gib"] * 2**30
+
+
 def test_documentation_has_the_tables():
     page = budgets.PAGE.read_text(encoding="utf-8")
     assert page == budgets.with_tables(page, BUDGETS)
@@ -107,6 +124,74 @@ def test_a_larger_count_exceeds_the_budget(key):
     assert not budgets.exceeded(budget, {"due": budget["due"] | {key: allowed}})
     (line,) = budgets.exceeded(budget, {"due": budget["due"] | {key: allowed + 1}})
     assert key in line
+
+
+# What a budget may have anything of: ADA looks up pixels by a gather, and computes in float64;
+# ``competitive`` decides when it has converged.
+EXCEPTIONS = {
+    f"preset/{name}": {"float64", "nondeterministic"}
+    for name in preset_names()
+    if getattr(load_config(name).game.augmentation, "name", "") == "ada"
+} | {f"rule/competitive-{dtype}": {"host_reads"} for dtype in ("bfloat16", "float32")}
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+def test_presets_have_no_finding(name):
+    """Nor can they get one by an update of the budgets."""
+    allowed = dict.fromkeys(EXCEPTIONS.get(name, ()), math.inf)
+    nothing = dict.fromkeys(budgets.EXACT, 0) | dict.fromkeys(budgets.SCALED, math.inf) | allowed
+    assert not budgets.exceeded(dict.fromkeys(BUDGETS[name], nothing), BUDGETS[name])
+
+
+INJECTED = """
+    import fake_device
+    fake_device.load()
+    import json
+    from unittest import mock
+
+    import budgets
+    import torch
+    from fake_cases import CASES, costs
+
+    from gatdist.bench import step_costs
+
+    functional = torch.nn.functional
+
+    def interpolate(x):
+        x = x.detach().requires_grad_()
+        functional.interpolate(x, scale_factor=2, mode="bilinear").sum().backward()
+
+    injected = {
+        "": lambda x: None,
+        "host_reads": lambda x: x.sum().item(),
+        "copies": lambda x: x.cpu(),
+        "cpu": lambda x: torch.ones(3).add(1),
+        "float64": lambda x: x.double(),
+        "map_kernels": lambda x: functional.conv2d(x, x.new_empty(1, 3, 32, 32)),
+        "nondeterministic": interpolate,
+        "operators": lambda x: [x[0, 0, 0] + 1 for _ in range(60)],
+        "gib": lambda x: x.new_empty(2**24).clone(),
+    }
+    name = "rule/one_stage-float32"
+    train_step, found = step_costs.train_step, {}
+    for key, inject in injected.items():
+        def step(state, rule, batch, *arguments):
+            train_step(state, rule, batch, *arguments)
+            inject(batch.real)
+
+        with mock.patch.object(step_costs, "train_step", step):
+            tables = {kind: of.table() for kind, of in costs(CASES[name]()).items()}
+        found[key] = budgets.exceeded(budgets.load()[name], tables)
+    print(json.dumps(found))
+"""
+
+
+def test_each_kind_of_finding_in_a_step_exceeds_its_budget():
+    found = json.loads(finish(start("-c", textwrap.dedent(INJECTED))))
+    assert set(found) == {"", *budgets.EXACT, *budgets.SCALED}
+    assert found.pop("") == []
+    for key, lines in found.items():
+        assert [line.split()[2] for line in lines] == [key]
 
 
 def counted(lines):

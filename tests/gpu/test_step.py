@@ -2,65 +2,12 @@
 
 import pytest
 import torch
-
-from gatdist.config import load_config
-from gatdist.models import DTYPES
-from gatdist.monitor.statistics import Statistics
-from gatdist.monitor.timing import PhaseTimer
-from gatdist.parallel.batch import Batch
-from gatdist.parallel.communicator import LocalCommunicator
-from gatdist.parallel.recording import cuda_recorder
-from gatdist.training.graphs import WARM_UP_STEPS, StepGraphs
-from gatdist.training.state import TrainState
-from gatdist.training.step import train_step
+from steps import RULES, TOLERANCES, error, train
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
-SHAPE, BATCH = (3, 16, 16), 16
-BASE = [
-    f"run.global_batch={BATCH}",
-    "model.latent_size=16",
-    'model.generator={name="residual", width=16}',
-    'model.discriminator={name="residual", width=16}',
-    "game.penalties={r1={strength=1.0, every_steps=2}}",
-    "game.loss=nonsaturating",
-    "optim.generator.eps=1e-4",
-    "optim.discriminator.eps=1e-4",
-]
-RULES = ["alternating", "simultaneous", "one_stage", "extragradient", "optimistic", "consensus"]
-
-
-def train(device, overrides, steps=4, strict=False, records=False):
-    """Return the players' weights after a few steps on synthetic images."""
-    device = torch.device(device)
-    config = load_config("digits", BASE + overrides)
-    recorder = cuda_recorder(device) if records else None
-    state = TrainState(config, LocalCommunicator(device), SHAPE, 0, recorder=recorder)
-    rule = state.rule(config)
-    play = StepGraphs(recorder) if recorder else None
-    statistics, timer = Statistics(device), PhaseTimer(device)
-    for step in range(steps):
-        real = torch.randn(BATCH, *SHAPE, generator=torch.Generator().manual_seed(step))
-        real = real.to(device, DTYPES[config.precision.dtype])
-        if config.precision.channels_last:
-            real = real.contiguous(memory_format=torch.channels_last)
-        positions = (torch.arange(BATCH) + BATCH * step).to(device)
-        if strict and step == (2 * WARM_UP_STEPS + 2 if records else 2):  # after initialization
-            torch.cuda.set_sync_debug_mode("error")
-        try:
-            batch = Batch(real, None, positions, step)
-            train_step(state, rule, batch, config, statistics, timer, play)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-    return torch.cat(
-        [
-            p.detach().double().flatten().cpu()
-            for player in state.players.values()
-            for p in player.bare.parameters()
-        ]
-    )
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -73,18 +20,13 @@ def test_cuda_equals_cpu_in_float64(rule):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("channels_last", ["false", "true"])
 def test_every_precision_and_layout_follows_float64(rule, dtype, channels_last):
-    reference = train("cuda", [f"game.update_rule={rule}", "precision.dtype=float64"])
-    start = train("cuda", ["precision.dtype=float64"], steps=0)
-    found = train(
-        "cuda",
-        [
-            f"game.update_rule={rule}",
-            f"precision.dtype={dtype}",
-            f"precision.channels_last={channels_last}",
-        ],
-    )
-    tolerance = {"float32": 0.02, "bfloat16": 0.3, "float16": 0.1}[dtype]
-    assert ((found - reference).norm() / (reference - start).norm()).item() < tolerance
+    overrides = [f"precision.dtype={dtype}", f"precision.channels_last={channels_last}"]
+    assert error("cuda", overrides, rule) < TOLERANCES[dtype]
+
+
+@pytest.mark.parametrize("rule", ["alternating", "simultaneous", "one_stage"])
+def test_tf32_follows_float64(rule):
+    assert error("cuda", ["precision.tf32=true"], rule) < TOLERANCES["tf32"]
 
 
 @pytest.mark.parametrize("rule", RULES)

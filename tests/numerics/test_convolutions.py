@@ -7,13 +7,15 @@ from torch.nn import functional
 
 from gatdist import nn as efficient
 from gatdist.models.layers import add_spectral_norm
+from gatdist.nn import derivatives
 
 F64 = torch.float64
 
 
 @pytest.fixture(autouse=True)
-def efficient_on_cpus(monkeypatch):
-    monkeypatch.setattr(efficient, "_PLAIN", set())
+def efficient_on_cpus():
+    with efficient.derivatives_of_gpus():
+        yield
 
 
 def tensors(axes, transposed, groups, kernel=3, sides=(7, 6)):
@@ -139,13 +141,46 @@ class Kernels(torch.utils._python_dispatch.TorchDispatchMode):
 @pytest.mark.parametrize("plain", [False, True])
 def test_no_convolution_has_a_kernel_of_the_image(plain, monkeypatch):
     if plain:  # torch's own, which have
-        monkeypatch.setattr(efficient, "_PLAIN", {"cpu"})
+        monkeypatch.setattr(derivatives, "_plain", {"cpu"})
     layer = efficient.Conv2d(4, 4, 3, padding=1, groups=2)
     x = torch.randn(2, 4, 16, 16, requires_grad=True)
     with Kernels() as kernels:
         (gradient,) = torch.autograd.grad(layer(x).tanh().sum(), x, create_graph=True)
         gradient.square().sum().backward()
     assert (kernels.largest >= 14) == plain
+
+
+class Counter(torch.utils._python_dispatch.TorchDispatchMode):
+    """Counts weight gradients."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten.convolution_backward.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("asked", "count"), [("x", 0), ("twice x", 0), ("x.grad", 0), ("weight", 1), ("weight.grad", 1)]
+)
+def test_only_the_gradients_that_are_asked_for_are_computed(asked, count):
+    x, weight, bias = tensors(2, False, 1)
+    other = 2 * x
+    y = efficient.conv2d(other, weight, bias)
+    with Counter() as counter:
+        if asked.endswith(".grad"):
+            y.sum().backward(inputs=[x if asked == "x.grad" else weight])
+        else:
+            torch.autograd.grad(y.sum(), {"x": x, "twice x": other, "weight": weight}[asked])
+    assert counter.count == count
+
+
+def test_generated_weights_get_gradients_by_what_generates_them():
+    x, weight, bias = tensors(2, False, 1)
+    style = torch.ones((), dtype=F64, requires_grad=True)
+    y = efficient.conv2d(x, weight * style, bias)
+    (found,) = torch.autograd.grad(y.sum(), style)
+    torch.testing.assert_close(found, (y - bias[:, None, None]).sum())
 
 
 def test_plain_convolutions_of_a_penalized_network_are_reported_on_gpus(tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from gatdist.evaluation import (
     Extractor,
     SampleSet,
     classifier,
+    distances,
     metrics,
     register_feature_extractor,
 )
@@ -228,6 +229,20 @@ def test_any_number_of_workers_gives_the_same_metrics(world_size, monkeypatch, t
     assert of_images[0] == pytest.approx(alone_images[0], rel=1e-3)
     assert of_points[1] == alone_points[1]
     assert of_images[1] == alone_images[1]
+
+
+def measure_otherwise(comm):
+    """Measure with eigenvalues that differ between the workers, as they may between GPUs."""
+    exact = distances.frechet_distance
+    distances.frechet_distance = lambda a, b: exact(a, b) + 0.5 * comm.rank
+    return evaluator(points(101), comm, num_samples=90, metrics=["fid", "kid"])(fake_points)
+
+
+def test_metrics_are_those_of_worker_0():
+    alone = evaluator(points(101), num_samples=90, metrics=["fid", "kid"])(fake_points)
+    first, second = spawn(2, measure_otherwise)
+    assert first == second
+    assert first.metrics == pytest.approx(alone.metrics, rel=1e-9)
 
 
 # The evaluator

@@ -13,15 +13,14 @@ import torch
 
 from arrays import ALONE, Arrays, evaluator, fake_images, fake_points, images, points, texts
 from gatdist.common.errors import ConfigError
-from gatdist.evaluation import Extractor, classifier, register_feature_extractor
-from gatdist.evaluation.distances import (
-    GaussianSums,
-    density_and_coverage,
-    frechet_distance,
-    precision_and_recall,
-    radii,
-    sliced_wasserstein,
+from gatdist.evaluation import (
+    Extractor,
+    classifier,
+    neighbors,
+    register_feature_extractor,
 )
+from gatdist.evaluation.distances import GaussianSums, frechet_distance, sliced_wasserstein
+from gatdist.evaluation.neighbors import density_and_coverage, precision_and_recall, radii
 from gatdist.evaluation.text import ngram_divergence, ngrams, novelty, self_bleu
 from support import refused, spawn
 
@@ -29,6 +28,34 @@ from support import refused, spawn
 def normal(n, d, seed=0, mean=0.0):
     generator = torch.Generator().manual_seed(seed)
     return mean + torch.randn(n, d, generator=generator, dtype=torch.float64)
+
+
+def _copies():
+    x = normal(40, 8)
+    return x[torch.arange(200) % 40], x[torch.arange(150) % 37]
+
+
+def _far_outlier():
+    x = normal(200, 16)
+    x[7] *= 1e6
+    return x, normal(150, 16, seed=1)
+
+
+# Real and generated samples whose distances float32 can hardly distinguish.
+SETS = {
+    "normal": lambda: (normal(200, 32), normal(150, 32, seed=1)),
+    "copies": _copies,
+    "grid": lambda: (normal(200, 2).mul(2).round(), normal(150, 2, seed=1).mul(2).round()),
+    "far from 0": lambda: (normal(200, 16) + 1e4, normal(150, 16, seed=1) + 1e4),
+    "an outlier": _far_outlier,
+    "two clusters": lambda: (
+        normal(200, 16, mean=0.0) + 1e3 * (torch.arange(200) % 2)[:, None],
+        normal(150, 16, seed=1) + 1e3 * (torch.arange(150) % 2)[:, None],
+    ),
+    "tiny": lambda: (normal(200, 4) * 1e-30, normal(150, 4, seed=1) * 1e-30),
+    "huge": lambda: (normal(200, 4) * 1e30, normal(150, 4, seed=1) * 1e30),
+    "equal": lambda: (torch.ones(20, 3), torch.ones(15, 3)),
+}
 
 
 class TestNeighbours:
@@ -94,8 +121,38 @@ class TestNeighbours:
     def test_matrix_in_blocks_equals_the_whole(self, monkeypatch):
         x, y = normal(50, 3), normal(40, 3, seed=1)
         whole = precision_and_recall(x, y, ALONE), density_and_coverage(x, y, ALONE)
-        monkeypatch.setattr("gatdist.evaluation.distances._MAX_ENTRIES", 77)
+        monkeypatch.setattr("gatdist.evaluation.neighbors._MAX_ENTRIES", 77)
         assert (precision_and_recall(x, y, ALONE), density_and_coverage(x, y, ALONE)) == whole
+
+    @pytest.mark.parametrize("name", SETS)
+    @pytest.mark.parametrize("few", [0, 16])
+    def test_results_are_those_of_float64_differences(self, name, few, monkeypatch):
+        """Products in float32 save time and decide nothing that they do not know."""
+        monkeypatch.setattr("gatdist.evaluation.neighbors._FEW_FEATURES", few)
+        x, y = (side.float() for side in SETS[name]())
+        monkeypatch.setattr("gatdist.evaluation.neighbors._MAX_ENTRIES", 5000)
+        exact = torch.cdist(*([x.double()] * 2), compute_mode="donot_use_mm_for_euclid_dist")
+        across = torch.cdist(x.double(), y.double(), compute_mode="donot_use_mm_for_euclid_dist")
+        for k in (1, 3, 5):
+            expected = exact.topk(k + 1, dim=1, largest=False).values[:, k]
+            assert radii(x, k, ALONE).equal(expected)
+        inside = across <= radii(x, 5, ALONE)[:, None]
+        density, coverage = density_and_coverage(x, y, ALONE)
+        assert density == float(inside.double().sum()) / (5 * len(y))
+        assert coverage == float(inside.any(dim=1).double().mean())
+
+    def test_most_distances_are_only_bounded(self, monkeypatch):
+        computed = []
+
+        def count(x, y):
+            computed.append(x.shape[-2] * y.shape[-2] * math.prod(x.shape[:-2]))
+            return distances(x, y)
+
+        distances = neighbors._distances
+        monkeypatch.setattr(neighbors, "_distances", count)
+        x, y = normal(600, 64).float(), normal(600, 64, seed=1).float()
+        precision_and_recall(x, y, ALONE)
+        assert sum(computed) < 0.03 * 4 * 600 * 600
 
 
 class TestSliced:

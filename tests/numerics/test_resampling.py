@@ -1,9 +1,12 @@
 """Resampling against matrices, in value, first and second derivative."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
 from gatdist.models.image.resampling import blur, downsample, upsample
+from gatdist.nn import derivatives_of_gpus
 from published_resampling import blurred, downsampled, upsampled
 
 OPERATORS = {
@@ -13,8 +16,20 @@ OPERATORS = {
     "blur 1": (lambda x: blur(x, 1), lambda x: blurred(x, 1)),
     "blur 2": (lambda x: blur(x, 2), lambda x: blurred(x, 2)),
     "blur 3": (lambda x: blur(x, 3), lambda x: blurred(x, 3)),
+    "upsample × 2": (lambda x: upsample(x, 2), lambda x: 2 * upsampled(x)),
+    "downsample × 4": (lambda x: downsample(x, 4), lambda x: 4 * downsampled(x)),
 }
 over_operators = pytest.mark.parametrize("name", OPERATORS)
+
+
+@pytest.fixture(autouse=True, params=["as on CPUs", "as on GPUs"])
+def path(request):
+    with derivatives_of_gpus() if request.param == "as on GPUs" else nullcontext():
+        yield
+
+
+def in_both_formats(x):
+    return x, x.to(memory_format=torch.channels_last)
 
 
 def images(*shape, dtype=torch.float64):
@@ -25,7 +40,11 @@ def images(*shape, dtype=torch.float64):
 @pytest.mark.parametrize("size", [(4, 4), (8, 6), (4, 16)])
 def test_values_and_derivatives_are_those_of_zero_stuffing_and_convolution(name, size):
     found_of, expected_of = OPERATORS[name]
-    x = images(2, 3, *size).requires_grad_()
+    for laid_out in in_both_formats(images(2, 3, *size)):
+        compare(found_of, expected_of, laid_out.requires_grad_())
+
+
+def compare(found_of, expected_of, x):
     found, expected = found_of(x), expected_of(x)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     direction = images(*found.shape).requires_grad_()
@@ -69,4 +88,4 @@ def test_the_memory_format_is_kept(name):
     x = images(2, 3, 8, 8).to(memory_format=torch.channels_last)
     found = OPERATORS[name][0](x)
     assert found.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(found, OPERATORS[name][0](x.contiguous()))
+    torch.testing.assert_close(found, OPERATORS[name][0](x.contiguous()), rtol=0, atol=1e-12)

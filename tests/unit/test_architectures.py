@@ -198,7 +198,7 @@ class TestStyleGAN2:
         styles = layer.style(w)
         expected = []
         for image, style in zip(x, styles, strict=True):
-            weight = layer.weight * layer.gain * style[:, None, None]
+            weight = layer.weight * style[:, None, None]
             weight = weight / weight.square().sum(dim=(1, 2, 3), keepdim=True).add(1e-8).sqrt()
             expected.append(nn.functional.conv2d(image[None], weight, padding=1))
         expected = nn.functional.leaky_relu(torch.cat(expected), 0.2) * 2**0.5

@@ -129,10 +129,18 @@ def test_unavailable_storage_is_retried():
 
 
 def heartbeat(
-    rank, *, phase="generator", num_phases=10, silent=0.2, still=0.2, waits=None, lengthy=False
+    rank,
+    *,
+    phase="generator",
+    num_phases=10,
+    silent=0.2,
+    still=0.2,
+    waits=None,
+    lengthy=False,
+    flight=None,
 ):
     about = (rank, f"w{rank}", "n", "a", 100 + rank, phase, 3, num_phases)
-    return Heartbeat(*about, silent, still, waits, lengthy)
+    return Heartbeat(*about, silent, still, waits, lengthy, flight=flight)
 
 
 def test_workers_that_make_progress_are_no_stragglers():
@@ -167,6 +175,44 @@ def test_in_one_phase_the_worker_that_does_not_wait_is_the_straggler():
     assert [one.rank for one in late.workers] == [1]
     unknown = straggler_report([heartbeat(0, still=9), heartbeat(1, still=9)], 5)
     assert [one.rank for one in unknown.workers] == [0, 1]
+
+
+# Launched, started and completed collectives of three workers, and the ones to blame.
+FLIGHTS = {
+    "one has not launched it": [(12, None, 11), (11, None, 11), (14, None, 11)],
+    "one has not completed the one before": [(12, None, 11), (10, None, 10), (12, None, 11)],
+    "one device has not reached it": [(14, 12, 11), (13, 11, 11), (12, 12, 11)],
+}
+
+
+@pytest.mark.parametrize("case", FLIGHTS)
+def test_worker_that_waits_for_a_stuck_one_is_not_to_blame(case):
+    """On a GPU, worker 2 waits in a phase before the others', and not in torch.distributed."""
+    phases = [{"num_phases": 9}, {"num_phases": 9}, {"num_phases": 7, "waits": False}]
+    stuck = [
+        heartbeat(rank, still=9, flight=flight, **phase)
+        for rank, (flight, phase) in enumerate(zip(FLIGHTS[case], phases, strict=True))
+    ]
+    assert [one.rank for one in straggler_report(stuck, 5).workers] == [1]
+
+
+@pytest.mark.parametrize(
+    "flights",
+    [
+        [(12, None, 11), (12, None, 11)],  # all have launched it: the network, or unknown
+        [(11, None, 11), (11, None, 11)],
+        [(12, None, 11), None],
+    ],
+)
+def test_where_no_collective_says_who_is_late_the_phases_do(flights):
+    late = straggler_report(
+        [
+            heartbeat(0, still=9, flight=flights[0]),
+            heartbeat(1, still=9, num_phases=9, flight=flights[1]),
+        ],
+        5,
+    )
+    assert [one.rank for one in late.workers] == [1]
 
 
 def test_resources_of_a_launch_are_awaited_for_a_limited_time():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gatdist.common.heartbeat import beat, beats, watch_this_thread
-from gatdist.evaluation import distances, text
+from gatdist.evaluation import distances, neighbors, text
 from gatdist.evaluation.distances import split_half_distance
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.storage import Store
@@ -33,7 +33,7 @@ def test_only_heartbeats_of_the_training_thread_count():
     "phase",
     [
         lambda: distances.self_similarity(X, COMM),
-        lambda: distances.radii(X, 3, COMM),
+        lambda: neighbors.radii(X, 3, COMM),
         lambda: split_half_distance(X),
         lambda: text.self_bleu(["one text", "another text", "a third"]),
         lambda: Store("memory://heartbeats").publish("file", b"x"),

@@ -10,7 +10,7 @@ import pytest
 
 from gatdist.common.host import Place, format_cpus, parse_cpus, plan_places
 from gatdist.config import load_config
-from gatdist.parallel.places import Device, places, workers_on_host
+from gatdist.parallel.places import Device, places
 from gatdist.storage import Store
 from gatdist.training.loop import run
 from support import spawn
@@ -122,7 +122,6 @@ def test_eight_workers_of_a_host_report_device_and_cpus(tmp_path):
     sys = sysfs(tmp_path / "sys", [format_cpus(half) for half in halves], gpus=node)
     results = spawn(8, of_one_host, sys, str(tmp_path / "run"))
     assert all(found == results[0][0] for found, _ in results)
-    assert workers_on_host(results[0][0], 3) == 8
     for rank, (found, inside) in enumerate(results):
         mine = found[rank]
         assert (mine["device"], mine["numa_node"]) == (f"cuda:{rank}", node[rank])

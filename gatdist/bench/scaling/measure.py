@@ -101,7 +101,7 @@ def measure(made: Plan, launch: Launch) -> dict[str, Any]:
         workers together, medians over the rounds; ``efficiency``, their ratio, and the lowest and
         highest of a round (``efficiency_low``, ``efficiency_high``); ``speedup`` over the smallest
         number of workers; ``step_s``; ``phases``, seconds per step by name, and
-        ``communication_s``, the time with collectives in flight, means over workers;
+        ``communication_s``, the time with gradients in flight, means over workers;
         ``bytes_sent`` per step and worker as computed, and ``bytes_measured`` by the hosts' network
         interfaces (None on one host); ``hosts``, workers by name; ``start_s``, until the group had
         formed. ``hosts``: hardware and versions of each.

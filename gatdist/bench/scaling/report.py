@@ -72,7 +72,7 @@ def _notes(found: Mapping[str, Any]) -> list[str]:
         "Limit: N independent processes (no communication) in the same places at the same time.",
         "Efficiency: share of the limit, medians over the rounds; then the lowest and highest",
         "round. Sent: bytes per worker and step, as computed and as counted by the interfaces.",
-        "Communication: time with collectives in flight, which overlaps with the phases.",
+        "Communication: time with gradients in flight, which overlaps with the phases.",
     ]
     if recovery := found["recovery"]:
         notes.append(

@@ -21,7 +21,7 @@ from gatdist.models.layers import (
     to_logits,
 )
 from gatdist.models.registry import COARSEST, discriminators, generators, require_rank
-from gatdist.nn import Conv2d, ConvTranspose2d
+from gatdist.nn import Conv2d, ConvTranspose2d, leaky_relu
 
 Normalization = Literal["none", "batch"]
 
@@ -140,5 +140,5 @@ class DCGANDiscriminator(nn.Module):
     def forward(self, samples: Tensor, labels: Tensor | None = None) -> Tensor:
         x = samples
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-            x = functional.leaky_relu(norm(convolution(x)), _SLOPE)
+            x = leaky_relu(norm(convolution(x)), _SLOPE)
         return to_logits(x.flatten(1), labels, self.finish, self.embedding)

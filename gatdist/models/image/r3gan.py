@@ -25,7 +25,6 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from gatdist.common.errors import ConfigError
 from gatdist.models.image.resampling import downsample, upsample
@@ -38,7 +37,7 @@ from gatdist.models.layers import (
     without_autocast,
 )
 from gatdist.models.registry import discriminators, generators, require_halvings
-from gatdist.nn import Conv2d
+from gatdist.nn import Conv2d, leaky_relu
 
 _SLOPE = 0.2
 _EXPANSION = 2
@@ -59,8 +58,8 @@ class _Block(nn.Module):
         nn.init.zeros_(self.narrow.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        change = functional.leaky_relu(self.widen(x), _SLOPE)
-        change = functional.leaky_relu(self.grouped(change), _SLOPE)
+        change = leaky_relu(self.widen(x), _SLOPE)
+        change = leaky_relu(self.grouped(change), _SLOPE)
         return x + self.narrow(change)
 
 

@@ -23,7 +23,7 @@ from gatdist.models.layers import (
     to_logits,
 )
 from gatdist.models.registry import Size, discriminators, generators, require_rank
-from gatdist.nn import Conv2d, has_derivatives_of_gpus
+from gatdist.nn import Conv2d, has_derivatives_of_gpus, leaky_relu
 
 Output = Literal["tanh", "linear"]
 
@@ -40,7 +40,7 @@ def _sizes(sample_shape: tuple[int, ...]) -> list[Size]:
 
 
 def _activate(x: Tensor) -> Tensor:
-    return functional.leaky_relu(x, _SLOPE) * leaky_gain(_SLOPE)  # keeps the variance
+    return leaky_relu(x, _SLOPE, leaky_gain(_SLOPE))  # keeps the variance
 
 
 def _resize(x: Tensor, size: Size) -> Tensor:

@@ -22,52 +22,63 @@ from gatdist.common.errors import ConfigError
 from gatdist.models.image.resampling import blur, downsample, upsample
 from gatdist.models.layers import to_conditional_logits, uniform, without_autocast
 from gatdist.models.registry import discriminators, generators, require_halvings
-from gatdist.nn import conv2d, conv_transpose2d
+from gatdist.nn import conv2d, conv_transpose2d, leaky_relu
 
 _SLOPE = 0.2
+# Of activations, and applied before them: gain · leaky_relu(x) = leaky_relu(gain · x).
+_GAIN = math.sqrt(2)
 _LABEL_LAYERS = 8  # of the discriminator's mapping of labels
 _RATE = 0.01  # of mapping networks
 EPSILON = 1e-8
 
 
 class EqualizedLinear(nn.Module):
-    """W x + b, [n, inputs] → [n, outputs], from b = ``bias``; learning rates × ``rate``."""
+    """(W x + b) · ``gain``, [n, inputs] → [n, outputs], from b = ``bias``.
 
-    def __init__(self, inputs: int, outputs: int, *, bias: float = 0.0, rate: float = 1.0) -> None:
+    Learning rates are multiplied by ``rate``.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        bias: float = 0.0,
+        rate: float = 1.0,
+        gain: float = 1.0,
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(outputs, inputs) / rate)
         self.bias = nn.Parameter(torch.full((outputs,), bias / rate))
-        self.gain, self.rate = rate / math.sqrt(inputs), rate
+        self.scale, self.bias_scale = gain * rate / math.sqrt(inputs), gain * rate
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.linear(x, self.weight * self.gain, self.bias * self.rate)
+        return torch.addmm(self.bias, x, self.weight.T, beta=self.bias_scale, alpha=self.scale)
 
 
 class LabelEmbedding(EqualizedLinear):
     """W x + b of one-hot labels x: int64 [n] → [n, outputs]."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.embedding(x, self.weight.T) * self.gain + self.bias
+        return functional.embedding(x, self.weight.T) * self.scale + self.bias
 
 
 class EqualizedConv2d(nn.Module):
-    """A convolution, [n, inputs, h, w] → [n, outputs, h, w], or half of h and w with ``down``."""
+    """A convolution times ``gain``, [n, inputs, h, w] → [n, outputs, h, w] without a stride."""
 
     def __init__(
-        self, inputs: int, outputs: int, kernel: int, *, bias: bool = True, down: bool = False
+        self, inputs: int, outputs: int, kernel: int, *, bias: bool = True, gain: float = 1.0
     ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(outputs, inputs, kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
-        self.gain, self.down = 1 / math.sqrt(inputs * kernel**2), down
+        self.gain, self.scale = gain, gain / math.sqrt(inputs * kernel**2)
 
-    def forward(self, x: Tensor) -> Tensor:
-        stride, padding = 1, self.weight.shape[2] // 2
-        if self.down and padding == 0:
-            x = downsample(x)
-        elif self.down:
-            x, stride, padding = blur(x, padding + 1), 2, 0
-        return conv2d(x, self.weight * self.gain, self.bias, stride, padding)
+    def forward(self, x: Tensor, *, stride: int = 1) -> Tensor:
+        """``stride`` does without padding."""
+        padding = self.weight.shape[2] // 2 if stride == 1 else 0
+        bias = self.bias if self.bias is None or self.gain == 1 else self.bias * self.gain
+        return conv2d(x, self.weight * self.scale, bias, stride, padding)
 
 
 class StyledConv2d(nn.Module):
@@ -83,27 +94,25 @@ class StyledConv2d(nn.Module):
         self.weight = nn.Parameter(torch.randn(outputs, inputs, 3, 3))
         self.bias = nn.Parameter(torch.zeros(outputs))
         self.noise_strength = nn.Parameter(torch.zeros(()))
-        self.gain, self.up = 1 / math.sqrt(inputs * 9), up
+        self.up = up
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:
-        x = self.convolve(x, w)
+        x, scale = self.convolve(x, self.style(w))
+        x = torch.addcmul((_GAIN * self.bias)[:, None, None], x, (_GAIN * scale)[:, :, None, None])
         if noise is not None:  # [n, 1, h, w] of the output's size
-            x = x + self.noise_strength * noise
-        return _activate(x + self.bias[:, None, None])
+            x = x + (_GAIN * self.noise_strength) * noise
+        return leaky_relu(x, _SLOPE)
 
-    def convolve(self, x: Tensor, w: Tensor) -> Tensor:
-        """Apply the modulated convolution alone, without noise, bias and activation."""
-        style, weight = self.style(w), self.weight * self.gain
+    def convolve(self, x: Tensor, style: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the convolution, and factors [n, outputs] that give it unit variance."""
         # Σ over inputs and taps of (weight · style)², [n, outputs].
-        power = style.square() @ weight.square().sum(dim=(2, 3)).T
+        power = style.square() @ self.weight.square().sum(dim=(2, 3)).T
+        scale = (power + EPSILON).rsqrt()
         x = x * style[:, :, None, None]
-        scale = (power + EPSILON * self.gain**2).rsqrt()
         if self.up:  # [n, outputs, 2h + 1, 2w + 1], which the blur makes 2h × 2w
-            x = blur(conv_transpose2d(x, weight.transpose(0, 1), stride=2), padding=1)
-            scale = 4 * scale
-        else:
-            x = conv2d(x, weight, padding=1)
-        return x * scale[:, :, None, None]
+            x = conv_transpose2d(x, self.weight.transpose(0, 1), stride=2)
+            return blur(x, padding=1), 4 * scale
+        return conv2d(x, self.weight, padding=1), scale
 
 
 class ToImage(nn.Module):
@@ -134,7 +143,8 @@ class Mapping(nn.Module):
         inputs = latent_size + (style_size if num_classes else 0)
         sizes = [inputs, *[style_size] * layers]
         self.layers = nn.ModuleList(
-            EqualizedLinear(before, after, rate=_RATE) for before, after in pairwise(sizes)
+            EqualizedLinear(before, after, rate=_RATE, gain=_GAIN)
+            for before, after in pairwise(sizes)
         )
 
     def forward(self, latents: Tensor | None, labels: Tensor | None) -> Tensor:
@@ -145,12 +155,8 @@ class Mapping(nn.Module):
                 inputs.append(_to_unit_variance(self.embedding(labels)))
             x = torch.cat(inputs, dim=1)
             for layer in self.layers:
-                x = _activate(layer(x))
+                x = leaky_relu(layer(x), _SLOPE)
             return x
-
-
-def _activate(x: Tensor) -> Tensor:
-    return functional.leaky_relu(x, _SLOPE) * math.sqrt(2)
 
 
 def _to_unit_variance(x: Tensor) -> Tensor:
@@ -257,13 +263,14 @@ class _Block(nn.Module):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.first = EqualizedConv2d(inputs, inputs, 3)
-        self.second = EqualizedConv2d(inputs, outputs, 3, down=True)
-        self.skip = EqualizedConv2d(inputs, outputs, 1, bias=False, down=True)
+        self.first = EqualizedConv2d(inputs, inputs, 3, gain=_GAIN)
+        self.second = EqualizedConv2d(inputs, outputs, 3)  # · √2, then the mean over √2
+        self.skip = EqualizedConv2d(inputs, outputs, 1, bias=False, gain=1 / math.sqrt(2))
 
     def forward(self, x: Tensor) -> Tensor:
-        change = _activate(self.second(_activate(self.first(x))))
-        return (self.skip(x) + change) / math.sqrt(2)
+        change = blur(leaky_relu(self.first(x), _SLOPE), 2)
+        change = leaky_relu(self.second(change, stride=2), _SLOPE)
+        return self.skip(downsample(x)) + change
 
 
 @discriminators.register("stylegan2")
@@ -290,7 +297,7 @@ class StyleGAN2Discriminator(nn.Module):
         places = math.prod(side >> (len(widths) - 1) for side in size)
         last = widths[-1]
         outputs = last if num_classes else 1
-        self.start = EqualizedConv2d(channels, widths[0], 1)
+        self.start = EqualizedConv2d(channels, widths[0], 1, gain=_GAIN)
         # From coarse to fine, so that the same weights have the same names at any resolution.
         self.blocks = nn.ModuleList(
             _Block(before, after) for after, before in pairwise(widths[::-1])
@@ -298,19 +305,19 @@ class StyleGAN2Discriminator(nn.Module):
         self.deviation: nn.Module = nn.Identity()
         if minibatch_deviation:
             self.deviation = MinibatchDeviation(minibatch_deviation)
-        self.mix = EqualizedConv2d(last + (1 if minibatch_deviation else 0), last, 3)
-        self.gather = EqualizedLinear(last * places, last)
+        self.mix = EqualizedConv2d(last + (1 if minibatch_deviation else 0), last, 3, gain=_GAIN)
+        self.gather = EqualizedLinear(last * places, last, gain=_GAIN)
         self.finish = EqualizedLinear(last, outputs)
         self.embedding = Mapping(0, num_classes, last, _LABEL_LAYERS) if num_classes else None
 
     def forward(self, samples: Tensor, labels: Tensor | None = None) -> Tensor:
-        x = _activate(self.start(samples))
+        x = leaky_relu(self.start(samples), _SLOPE)
         for block in reversed(self.blocks):
             x = block(x)
         with without_autocast(x.device.type):  # as published, and on few pixels
             x = self.deviation(x.to(self.mix.weight.dtype))
-            x = _activate(self.mix(x))
-            features = _activate(self.gather(x.flatten(1)))
+            x = leaky_relu(self.mix(x), _SLOPE)
+            features = leaky_relu(self.gather(x.flatten(1)), _SLOPE)
         embedded = None if self.embedding is None else self.embedding(None, labels)
         return to_conditional_logits(features, embedded, self.finish, features.shape[1] ** -0.5)
 

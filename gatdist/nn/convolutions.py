@@ -1,52 +1,23 @@
-"""Convolutions with efficient derivatives of every order, for networks with gradient penalties.
+"""Convolutions with efficient derivatives of every order.
 
 torch computes the weight gradient in a convolution's double backward as a convolution with a kernel
 of the size of the image, for each group by itself, for which cuDNN has no fast algorithm. On GPUs,
 every derivative here is a convolution, a transposed convolution or a weight gradient, as in
-StyleGAN2-ADA-PyTorch (Karras et al. 2020); on CPUs, torch's own are as fast. The modules and
-functions replace those of ``torch.nn`` with the same names.
+StyleGAN2-ADA-PyTorch (Karras et al. 2020); on CPUs, torch's own are as fast.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-__all__ = [
-    "Conv1d",
-    "Conv2d",
-    "ConvTranspose1d",
-    "ConvTranspose2d",
-    "conv1d",
-    "conv2d",
-    "conv_transpose1d",
-    "conv_transpose2d",
-]
+from gatdist.nn.derivatives import is_plain, needs_gradient
 
 Size = int | Sequence[int]
-# Types of devices that use torch's own derivatives.
-_plain = {"cpu", "meta"}
 _CAST = (torch.float32, torch.float16, torch.bfloat16)  # by autocast
-
-
-@contextmanager
-def derivatives_of_gpus() -> Iterator[None]:
-    """Compute derivatives on every device as on GPUs, in this block."""
-    global _plain
-    before, _plain = _plain, set()
-    try:
-        yield
-    finally:
-        _plain = before
-
-
-def has_derivatives_of_gpus(x: Tensor) -> bool:
-    """Return whether operators on ``x`` are those for GPUs."""
-    return x.device.type not in _plain
 
 
 class _Form(NamedTuple):
@@ -79,8 +50,7 @@ class _Form(NamedTuple):
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, form: _Form) -> Tensor:
-    plain = not has_derivatives_of_gpus(x) or torch.compiler.is_compiling()
-    if plain or not torch.is_grad_enabled():
+    if is_plain(x) or not torch.is_grad_enabled():
         return torch.convolution(x, weight, bias, *form)
     found: Tensor = _Convolution.apply(x, weight, bias, form)  # type: ignore[no-untyped-call]
     return found
@@ -98,11 +68,11 @@ class _Convolution(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         form: _Form = ctx.form
         of_x = of_weight = of_bias = None
-        if ctx.needs_input_grad[0]:
+        if needs_gradient(ctx, 0):
             of_x = _convolve(grad, weight, None, form.adjoint(weight, x.shape, grad.shape))
-        if ctx.needs_input_grad[1]:
+        if needs_gradient(ctx, 1):
             of_weight = _WeightGradient.apply(grad, x, weight, form)  # type: ignore[no-untyped-call]
-        if ctx.needs_input_grad[2]:
+        if needs_gradient(ctx, 2):
             of_bias = grad.sum(dim=[0, *range(2, grad.dim())])
         return of_x, of_weight, of_bias, None
 
@@ -123,9 +93,9 @@ class _WeightGradient(torch.autograd.Function):
         grad, x = ctx.saved_tensors
         form: _Form = ctx.form
         of_grad = of_x = None
-        if ctx.needs_input_grad[0]:
+        if needs_gradient(ctx, 0):
             of_grad = _convolve(x, grad_of_weight, None, form)
-        if ctx.needs_input_grad[1]:
+        if needs_gradient(ctx, 1):
             adjoint = form.adjoint(ctx.kernel, x.shape, grad.shape)
             of_x = _convolve(grad, grad_of_weight, None, adjoint)
         return of_grad, of_x, None, None

@@ -1,0 +1,34 @@
+"""Layers with efficient derivatives of every order, for networks with gradient penalties.
+
+The modules and functions replace those of ``torch.nn`` with the same names.
+"""
+
+from gatdist.nn.activations import leaky_relu
+from gatdist.nn.convolutions import (
+    Conv1d,
+    Conv2d,
+    ConvTranspose1d,
+    ConvTranspose2d,
+    conv1d,
+    conv2d,
+    conv_transpose1d,
+    conv_transpose2d,
+    slow_layer,
+)
+from gatdist.nn.derivatives import derivatives_of_gpus, has_derivatives_of_gpus, is_plain
+
+__all__ = [
+    "Conv1d",
+    "Conv2d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "conv1d",
+    "conv2d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "derivatives_of_gpus",
+    "has_derivatives_of_gpus",
+    "is_plain",
+    "leaky_relu",
+    "slow_layer",
+]
