@@ -17,6 +17,7 @@ from gatdist.game import Observations, Phase, Step, UpdateRule
 from gatdist.models import DTYPES
 from gatdist.monitor.statistics import Statistics
 from gatdist.monitor.timing import PhaseTimer
+from gatdist.nn import shared_casts
 from gatdist.parallel import draws
 from gatdist.parallel.batch import Batch
 from gatdist.training.health import all_finite
@@ -139,7 +140,7 @@ def run_phases(
     undo = _Undo(state) if config.health.atomic else None
     for phase in rule.all_phases(step):
         players = {name: state.players[name] for name in phase.players}
-        with timer(phase.name):  # forward, backward, average over the workers
+        with timer(phase.name), shared_casts():  # forward, backward, average over the workers
             for player in players.values():
                 player.zero_grad()
             for forwards in rule.game.forwards.values():
