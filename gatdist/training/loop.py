@@ -45,6 +45,7 @@ from gatdist.runs import (
 )
 from gatdist.storage import Store
 from gatdist.training.batch_norm import recompute
+from gatdist.training.copies import Copies
 from gatdist.training.graphs import StepGraphs
 from gatdist.training.health import Convergence, Counts, decide
 from gatdist.training.integrity import Intact, require_equal_replicas
@@ -151,7 +152,7 @@ class _Loop:
         self.order = SampleOrder.from_config(config, self.dataset.layout)
         sample_format = self.dataset.sample_format
         self.to_device = partial(
-            to_device, sample_format=sample_format, config=config, device=comm.device
+            to_device, sample_format=sample_format, config=config, copies=Copies(comm.device)
         )
         recorder = cuda_recorder(comm.device) if config.precision.cuda_graphs else None
         self.state = TrainState(

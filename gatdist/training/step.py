@@ -20,6 +20,7 @@ from gatdist.monitor.timing import PhaseTimer
 from gatdist.nn import shared_casts
 from gatdist.parallel import draws
 from gatdist.parallel.batch import Batch
+from gatdist.training.copies import Copies
 from gatdist.training.health import all_finite
 from gatdist.training.player import ema_weight
 from gatdist.training.state import TrainState
@@ -60,7 +61,7 @@ def to_device(
     loaded: LoadedBatch,
     sample_format: SampleFormat,
     config: Config,
-    device: torch.device,
+    copies: Copies,
     *,
     step: int,
     noise: int,
@@ -69,8 +70,8 @@ def to_device(
 
     ``noise`` is the number of the noise stream.
     """
-    real = sample_format.to_network(loaded.samples.to(device, non_blocking=True))
-    positions = loaded.positions.to(device, non_blocking=True)
+    copied = copies(loaded)
+    real, positions = sample_format.to_network(copied.samples), copied.positions
     suffix = f"#{noise}" if noise else ""
     if config.data.x_flip:
         mirrored = draws.integers(config.run.seed, f"x_flip{suffix}", positions, 2) == 1
@@ -81,14 +82,13 @@ def to_device(
         real += sample_format.level * (drawn - 0.5)
     images = config.precision.channels_last and real.dim() == 4
     layout = torch.channels_last if images else torch.contiguous_format
-    labels = loaded.labels if config.model.conditional else None
     return Batch(
         real=real.to(DTYPES[config.precision.dtype]).contiguous(memory_format=layout),
-        labels=None if labels is None else labels.to(device, non_blocking=True),
+        labels=copied.labels if config.model.conditional else None,
         positions=positions,
         step=step,
         noise=noise,
-        host_positions=loaded.positions if device.type != "cpu" else None,
+        host_positions=None if positions is loaded.positions else loaded.positions,
     )
 
 
