@@ -270,3 +270,22 @@ def test_autocast_computes_in_its_dtype():
         assert y.dtype == torch.bfloat16
     """)
     assert found["operators"] == 3  # two casts
+
+
+def test_float64_operators_that_remain():
+    """Sums of 64 reported values, and the running mean of gradient norms with ``health.spike``."""
+    found = counted("""
+        from gatdist.config import HealthConfig
+        from gatdist.monitor.statistics import Statistics
+        from gatdist.training.health import Guard
+
+        statistics = Statistics(torch.device("cuda"))
+        for _ in range(64):
+            statistics.add("loss", empty())
+        of_statistics = costs.float64
+        guard = Guard(HealthConfig(spike="skip"), ("generator",), torch.device("cuda"))
+        costs = mode.start()
+        guard({"generator": empty()})
+        assert (of_statistics, costs.float64) == (9, 6), (of_statistics, costs.float64)
+    """)
+    assert found["host_reads"] == found["cpu"] == found["copies"] == 0
