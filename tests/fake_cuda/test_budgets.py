@@ -126,10 +126,10 @@ def test_a_larger_count_exceeds_the_budget(key):
     assert key in line
 
 
-# What a budget may have anything of: ADA looks up pixels by a gather, and computes in float64;
-# ``competitive`` decides when it has converged.
+# What a budget may have anything of: ADA looks up pixels by a gather; ``competitive`` decides when
+# it has converged.
 EXCEPTIONS = {
-    f"preset/{name}": {"float64", "nondeterministic"}
+    f"preset/{name}": {"nondeterministic"}
     for name in preset_names()
     if getattr(load_config(name).game.augmentation, "name", "") == "ada"
 } | {f"rule/competitive-{dtype}": {"host_reads"} for dtype in ("bfloat16", "float32")}
