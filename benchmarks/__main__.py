@@ -18,7 +18,7 @@ from benchmarks.case import RESULTS, gatdist_command
 from benchmarks.records import Record
 
 NAMES = (
-    *("games", "ring", "modes", "batch_norm", "overlap", "using", "startup"),
+    *("games", "ring", "modes", "batch_norm", "overlap", "using", "startup", "cores"),
     *("recovery", "soak", "simulation", "fuzz", "data", "storage"),
 )
 PRESETS = ("digits", "digits-conditional", "speech", "words", "glyphs-r3gan", "glyphs-stylegan2")

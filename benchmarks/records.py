@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from benchmarks.case import RESULTS
+from benchmarks.gpu.tables import LARGE, compared
 
 Found = Mapping[str, Any]
 
@@ -248,15 +249,15 @@ def _using(found: Found) -> list[Line]:
 
 
 def _gpu(found: Found) -> list[Line]:
-    rows = [row for row in found["throughput"] if row["name"] == "alternating_bfloat16"]
     return [
         Line(
-            f"step of {row['size']}, alternating bfloat16",
+            f"step of `{row['preset']}`, {row['batch']} samples on one GPU",
             f"{_number(row['samples_per_s'])} samples per second, "
-            f"{_number(row['ratio_to_bare'])} × a hand-written float32 loop",
+            f"{_number(row['ratio'])} × a hand-written loop",
             _range(row),
         )
-        for row in rows
+        for row in compared(found["parts"])
+        if row["implementation"] == "gatdist" and "ratio" in row and row["preset"] in LARGE
     ]
 
 

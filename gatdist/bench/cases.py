@@ -5,7 +5,9 @@ The game: nonsaturating losses, no penalties, Adam, and one fixed random batch (
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -34,6 +36,7 @@ BFLOAT16: Overrides = {"precision": {"dtype": "bfloat16", "channels_last": True}
 # So small that the discriminator does not overfit the batch: its gradients would become denormal
 # numbers, which CPUs compute slowly.
 LEARNING_RATE = 1e-5
+_LARGEST_PERIOD = 4096
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,22 @@ FAMILY_SIZES = (
     Size("text16", "text_convolutional", {"width": 64, "blocks": 3}, (27, 16), 32),
 )
 SIZES = {size.name: size for size in (*USUAL_SIZES, *FAMILY_SIZES)}
+
+
+def steps_by_penalties(config: Config) -> dict[str, tuple[int, float]]:
+    """Return a step for each set of penalties that are due together, and its share of all steps.
+
+    By the names of the penalties, or "" where none is due.
+    """
+    every = {name: penalty.every_steps for name, penalty in config.game.penalties.items()}
+    period = min(math.lcm(*every.values()), _LARGEST_PERIOD)
+    first: dict[str, int] = {}
+    number: Counter[str] = Counter()
+    for step in range(1, period + 1):
+        due = ", ".join(name for name, steps in every.items() if step % steps == 0)
+        first.setdefault(due, step)
+        number[due] += 1
+    return {due: (step, number[due] / period) for due, step in first.items()}
 
 
 def chosen(option: str, requested: Sequence[str], known: Iterable[str]) -> list[str]:

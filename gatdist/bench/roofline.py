@@ -7,14 +7,13 @@ insightful visual performance model for multicore architectures").
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from gatdist.bench.cases import steps_by_penalties
 from gatdist.bench.step_costs import Costs, step_costs
 from gatdist.common.errors import PluginError
 from gatdist.common.registry import user_code
@@ -24,7 +23,6 @@ from gatdist.monitor.numbers import aligned
 
 # Assumed time in which the host launches one kernel.
 LAUNCH_S = 5e-6
-_LARGEST_PERIOD = 4096
 
 
 @dataclass(frozen=True)
@@ -140,22 +138,6 @@ def estimate(config: Config) -> dict[str, Any]:
             for gpu in GPUS
         ],
     }
-
-
-def steps_by_penalties(config: Config) -> dict[str, tuple[int, float]]:
-    """Return a step for each set of penalties that are due together, and its share of all steps.
-
-    By the names of the penalties, or "" where none is due.
-    """
-    every = {name: penalty.every_steps for name, penalty in config.game.penalties.items()}
-    period = min(math.lcm(*every.values()), _LARGEST_PERIOD)
-    first: dict[str, int] = {}
-    number: Counter[str] = Counter()
-    for step in range(1, period + 1):
-        due = ", ".join(name for name, steps in every.items() if step % steps == 0)
-        first.setdefault(due, step)
-        number[due] += 1
-    return {due: (step, number[due] / period) for due, step in first.items()}
 
 
 def _on_one_worker(config: Config, workers: int) -> Config:

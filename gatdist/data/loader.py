@@ -103,8 +103,9 @@ class Loader:
 
     ``global_batch`` are the samples per step, summed over all workers, a multiple of
     ``world_size``; ``position`` the samples used globally so far. ``decode_threads`` is used
-    unless configured. With ``pin_memory``, batches are in page-locked memory. Raises ConfigError if
-    memory or the host cache are too small.
+    unless configured. With ``pin_memory``, batches are in page-locked memory, which is reused once
+    they are no longer referenced: keep them until copies have ended. Raises ConfigError if memory
+    or the host cache are too small.
     """
 
     def __init__(
@@ -134,9 +135,8 @@ class Loader:
         self._failure: BaseException | None = None
         self._closed = False
         self._counted = {"data/bytes_fetched": 0, "data/cache_hits": 0}
-        self._buffers = Buffers(
-            lambda: dataset.new_samples(self._local_batch), config.prefetch_batches + 1
-        )
+        # Those read ahead, and one in use: no more exist, pinned or not.
+        self._buffers = Buffers(self._new_samples, config.prefetch_batches + 1)
         budget = dataset.memory_budget(
             order, config, global_batch=global_batch, world_size=world_size
         )
@@ -255,13 +255,7 @@ class Loader:
         return work, *work.todo.popleft()
 
     def _new_work(self, end: int) -> _Work:
-        if self._pin_memory:
-            # PyTorch reuses pinned memory only after pending copies from it.
-            template = torch.from_numpy(self._dataset.new_samples(0))
-            shape = (self._local_batch, *template.shape[1:])
-            samples = torch.empty(shape, dtype=template.dtype, pin_memory=True)
-        else:
-            samples = torch.from_numpy(self._buffers.take())
+        samples = torch.from_numpy(self._buffers.take())
         labels = self._dataset.new_labels(self._local_batch)
         work = _Work(self._begun, end, samples, labels)
         chunks = self._num_chunks
@@ -269,6 +263,13 @@ class Loader:
         work.todo.extend(pairwise(bounds))
         work.num_undone = chunks
         return work
+
+    def _new_samples(self) -> NDArray[Any]:
+        if not self._pin_memory:
+            return self._dataset.new_samples(self._local_batch)
+        template = torch.from_numpy(self._dataset.new_samples(0))
+        shape = (self._local_batch, *template.shape[1:])
+        return torch.empty(shape, dtype=template.dtype, pin_memory=True).numpy()
 
     def _decode_chunk(self, work: _Work, begin: int, end: int) -> None:
         rows = slice(begin - work.begin, end - work.begin)

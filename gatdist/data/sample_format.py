@@ -126,7 +126,7 @@ class AudioFormat(SampleFormat):
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        return {"modality": self.modality, "sample_rate": self.sample_rate}
+        return {**super().metadata, "sample_rate": self.sample_rate}
 
     def to_samples(self, outputs: Tensor) -> Tensor:
         return outputs.mul(32768).round_().clamp_(-32768, 32767).div_(32768)

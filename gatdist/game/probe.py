@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from operator import attrgetter
+from types import MappingProxyType
 from typing import NoReturn
 
 import torch
@@ -38,14 +40,23 @@ def probe_batch(
     sample_shape: tuple[int, ...],
     num_classes: int,
     device: torch.device | None = None,
+    fields: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
 ) -> Batch:
-    """Return a step's batch with two samples per discriminator step, uniform in (-1, 1)."""
+    """Return a step's batch with two samples per discriminator step, uniform in (-1, 1).
+
+    ``fields`` are shapes of further fields, by name.
+    """
     n = _NUM_SAMPLES * config.game.num_discriminator_steps
     positions = torch.arange(n, device=device)
-    real = draws.uniform(0, "probe", positions, sample_shape, DTYPES[config.precision.dtype])
+
+    def drawn(name: str, shape: tuple[int, ...]) -> Tensor:
+        values = draws.uniform(0, name, positions, shape, DTYPES[config.precision.dtype])
+        return 2 * values - 1
+
     has_labels = num_classes and config.model.conditional
     return Batch(
-        real=2 * real - 1,
+        real=drawn("probe", sample_shape),
+        inputs={name: drawn(f"probe/{name}", shape) for name, shape in fields.items()},
         labels=torch.zeros_like(positions) if has_labels else None,
         positions=positions,
         step=0,  # every lazy penalty is due at step 0
@@ -53,18 +64,23 @@ def probe_batch(
 
 
 def check_step(
-    config: Config, rule: UpdateRule, sample_shape: tuple[int, ...], num_classes: int
+    config: Config,
+    rule: UpdateRule,
+    sample_shape: tuple[int, ...],
+    num_classes: int,
+    fields: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
 ) -> list[str]:
     """Compute one step's gradients, without optimizer steps, and return warnings.
 
-    Overwrites ``.grad`` of the networks. ``num_classes`` is 0 for unlabelled data.
+    Overwrites ``.grad`` of the networks. ``num_classes`` is 0 for unlabelled data; ``fields`` are
+    shapes of further fields, by name.
 
     Raises:
         ConfigError: A network lacks a derivative that the rule or a penalty needs.
         PluginError: A user's loss or update rule fails or breaks its contract.
     """
     device = next(rule.game.generator.parameters()).device
-    batch = probe_batch(config, sample_shape, num_classes, device)
+    batch = rule.game.prepare(probe_batch(config, sample_shape, num_classes, device, fields))
     _LossCheck(config.game.loss, rule.game.loss).run()
     for scheduled in rule.game.penalties:
         if scheduled.penalty.differentiates:

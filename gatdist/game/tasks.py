@@ -12,11 +12,12 @@ from typing import Any, ClassVar
 
 import torch
 from pydantic import PositiveFloat, PositiveInt
-from torch import Tensor
+from torch import Tensor, nn
 
 from gatdist.common.errors import ConfigError
 from gatdist.common.registry import Registry, call_with_options
 from gatdist.config import Config
+from gatdist.models import build_networks
 from gatdist.models.spectrograms import LogMelSpectrogram
 from gatdist.parallel import draws
 
@@ -59,8 +60,11 @@ class Task:
     def __init__(self) -> None:
         pass  # options are keywords
 
-    def prepare(self, fields: Fields, drawn: Draws) -> Fields:
-        """Return the fields of a step, computed from those of the data, on the device."""
+    def prepare(self, fields: Fields, drawn: Draws | None) -> Fields:
+        """Return the fields that are used, computed from those of the data, on their device.
+
+        ``drawn`` is for random crops and the like in training; None outside of it.
+        """
         return fields
 
     def inputs(self, fields: Fields) -> tuple[Tensor, ...]:
@@ -116,6 +120,26 @@ class Shapes:
 
 
 tasks: Registry[type[Task]] = Registry("game.task")
+
+
+def build_networks_of(
+    config: Config,
+    task: Task,
+    sample_shape: Shape,
+    num_classes: int,
+    metadata: Mapping[str, Any],
+) -> tuple[nn.Module, nn.Module]:
+    """Build the configured networks for a task; see :func:`gatdist.models.build_networks`."""
+    shapes = Shapes.of(task, sample_shape, metadata.get("fields", {}))
+    return build_networks(
+        config,
+        shapes.target,
+        num_classes,
+        metadata,
+        inputs=shapes.inputs,
+        shown=shapes.shown,
+        takes_latents=task.takes_latents,
+    )
 
 
 def build_task(config: Config, metadata: Mapping[str, Any]) -> Task:
@@ -177,8 +201,12 @@ class Vocoder(Task):
             sample_rate, bands=bands, window=window, hop=hop, highest=highest
         )
 
-    def prepare(self, fields: Fields, drawn: Draws) -> Fields:
-        wave = cropped(fields["wave"], self.crop, drawn, "game.task.crop")
+    def prepare(self, fields: Fields, drawn: Draws | None) -> Fields:
+        wave = fields["wave"]
+        if drawn is None:
+            wave = wave[:, :, : wave.shape[2] // self.mel.hop * self.mel.hop]
+        else:
+            wave = cropped(wave, self.crop, drawn, "game.task.crop")
         return {"wave": wave, "mel": self.mel(wave)}
 
     def inputs(self, fields: Fields) -> tuple[Tensor, ...]:

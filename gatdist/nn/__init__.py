@@ -4,6 +4,7 @@ The modules and functions replace those of ``torch.nn`` with the same names.
 """
 
 from gatdist.nn.activations import leaky_relu
+from gatdist.nn.casts import shared_casts
 from gatdist.nn.convolutions import (
     Conv1d,
     Conv2d,
@@ -30,5 +31,6 @@ __all__ = [
     "has_derivatives_of_gpus",
     "is_plain",
     "leaky_relu",
+    "shared_casts",
     "slow_layer",
 ]

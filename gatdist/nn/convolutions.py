@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gatdist.nn.casts import cast
 from gatdist.nn.derivatives import is_plain, needs_gradient
 
 Size = int | Sequence[int]
@@ -128,8 +129,9 @@ def _call(
     device = x.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-        x, weight = (t.to(dtype) if t.dtype in _CAST else t for t in (x, weight))
-        bias = None if bias is None else bias.to(weight.dtype)
+        x = x.to(dtype) if x.dtype in _CAST else x
+        weight = cast(weight, dtype) if weight.dtype in _CAST else weight
+        bias = None if bias is None else cast(bias, weight.dtype)
     return _convolve(x, weight, bias, form)
 
 

@@ -3,6 +3,7 @@
 from gatdist.runs.checkpoint import PARTS, Checkpoint, read_checkpoint, require_same_order
 from gatdist.runs.checkpoints import Checkpoints, Retention
 from gatdist.runs.directory import RunDirectory, adopted, read_config, read_lines, remember
+from gatdist.runs.mapped import Mapped
 from gatdist.runs.state import Evaluations, require_saved_state
 from gatdist.runs.trained import Sampler, TrainedRun, load_run, networks_with
 
@@ -11,6 +12,7 @@ __all__ = [
     "Checkpoint",
     "Checkpoints",
     "Evaluations",
+    "Mapped",
     "Retention",
     "RunDirectory",
     "Sampler",

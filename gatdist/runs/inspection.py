@@ -67,7 +67,11 @@ def damaged_checkpoints(store: Store) -> dict[str, Any]:
 
 
 def describe(found: dict[str, Any]) -> str:
-    """Format the result of :func:`inspect` as text."""
+    """Format the result of :func:`inspect` as text, without the CPUs of each worker."""
+    attempt = found.get("last_attempt")
+    if isinstance(attempt, dict):
+        shown = {key: value for key, value in attempt.items() if key != "workers"}
+        found = found | {"last_attempt": shown}
     width = max(len(key) for key in found) + 2
     return "\n".join(
         f"{key:<{width}}{_text(value)}"

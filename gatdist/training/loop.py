@@ -37,6 +37,7 @@ from gatdist.parallel.recording import cuda_recorder
 from gatdist.runs import (
     Checkpoints,
     Evaluations,
+    Mapped,
     Retention,
     RunDirectory,
     Sampler,
@@ -45,6 +46,7 @@ from gatdist.runs import (
 )
 from gatdist.storage import Store
 from gatdist.training.batch_norm import recompute
+from gatdist.training.copies import Copies
 from gatdist.training.graphs import StepGraphs
 from gatdist.training.health import Convergence, Counts, decide
 from gatdist.training.integrity import Intact, require_equal_replicas
@@ -151,7 +153,7 @@ class _Loop:
         self.order = SampleOrder.from_config(config, self.dataset.layout)
         sample_format = self.dataset.sample_format
         self.to_device = partial(
-            to_device, sample_format=sample_format, config=config, device=comm.device
+            to_device, sample_format=sample_format, config=config, copies=Copies(comm.device)
         )
         recorder = cuda_recorder(comm.device) if config.precision.cuda_graphs else None
         self.state = TrainState(
@@ -329,7 +331,9 @@ class _Loop:
 
     def _recompute_statistics(self) -> None:
         self.progress.enter("batch_norm")
-        recompute(self._average_sampler("batch_norm"), self.config.generator_batch, self.comm)
+        sampler = self._average_sampler("batch_norm")
+        assert isinstance(sampler, Sampler)
+        recompute(sampler, self.config.generator_batch, self.comm)
 
     @property
     def _all_seen(self) -> str:
@@ -412,8 +416,11 @@ class _Loop:
         self.evaluating = None
         return status != "running"
 
-    def _average_sampler(self, stream: str) -> Sampler:
+    def _average_sampler(self, stream: str) -> Sampler | Mapped:
         network, classes = self.state.average.network, self.dataset.num_classes
+        task = self.state.game.task
+        if not task.takes_latents:
+            return Mapped(self.config, task, network, self.dataset, stream)
         at_once = self.config.at_once(self.comm.world_size, self.comm.device.type)
         return Sampler.from_config(self.config, network, classes, stream, at_once=at_once)
 

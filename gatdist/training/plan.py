@@ -26,8 +26,8 @@ from gatdist.game import (
 from gatdist.game.contract import examine
 from gatdist.game.exactness import require_exact
 from gatdist.game.probe import check_step, probe_batch
+from gatdist.game.tasks import Shapes, build_networks_of, build_task
 from gatdist.game.updates import second_derivatives
-from gatdist.models import build_networks
 from gatdist.monitor.numbers import plural
 from gatdist.nn import slow_layer
 from gatdist.parallel.communicator import LocalCommunicator
@@ -68,24 +68,27 @@ def check(config: Config, run_dir: str, device: torch.device | None = None) -> C
             order, config.data, global_batch=config.step_samples, world_size=workers
         )
     sample_shape, num_classes = dataset.sample_format.shape, dataset.num_classes
-    networks = build_networks(config, sample_shape, num_classes, dataset.sample_format.metadata)
+    metadata = dataset.sample_format.metadata
+    task = build_task(config, metadata)
+    networks = build_networks_of(config, task, sample_shape, num_classes, metadata)
     on_gpus = config.cluster.gpus_per_worker or torch.cuda.is_available()
     device = device or torch.device("cpu")
     by_player = {name: network.to(device) for name, network in zip(BOTH, networks, strict=True)}
     warnings: list[str] = []
     if not Checkpoints(store.child("checkpoints")).committed():
         warnings += start_from_another_run(config, by_player, run_dir)
-    traits = examine(config, by_player, sample_shape, num_classes, dataset.sample_format.metadata)
+    shapes = Shapes.of(task, sample_shape, metadata.get("fields", {}))
+    traits = examine(config, by_player, shapes.target, num_classes, metadata)
     warnings += require_exact(config, traits)
     for name, network in by_player.items():
         require_whole_groups(config, name, network, fitting)
         if not on_gpus:
             require_whole_batches(config, name, network, fitting[-1])
     generator, discriminator = networks
-    game = Game.from_config(config, generator, discriminator, sample_shape, traits)
+    game = Game.from_config(config, *networks, shapes.shown, traits, task, metadata)
     rule = build_update_rule(config, game)
     RunDirectory(store).require_same(config)  # after unknown names, whose messages say more
-    warnings += check_step(config, rule, sample_shape, num_classes)
+    warnings += check_step(config, rule, sample_shape, num_classes, metadata.get("fields", {}))
     if on_gpus:
         warnings += _slow_derivatives(config, rule, by_player)
     comm = LocalCommunicator(device)
@@ -178,7 +181,14 @@ def _num_parameters(network: nn.Module) -> int:
 def _activation_bytes(config: Config, checked: Checked) -> int:
     """Return bytes that a step's largest phase saves for backward, scaled from two samples."""
     dataset = checked.dataset
-    batch = probe_batch(config, dataset.sample_format.shape, dataset.num_classes)
+    batch = checked.rule.game.prepare(
+        probe_batch(
+            config,
+            dataset.sample_format.shape,
+            dataset.num_classes,
+            fields=dataset.sample_format.shapes_of_fields,
+        )
+    )
     optim = {p: Hyperparameters(getattr(config.optim, p).learning_rate.at(0)) for p in BOTH}
     step = Step(batch, optim)
     networks = (checked.generator, checked.discriminator)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gatdist.common.background import Background, Coalesced
@@ -22,7 +23,7 @@ from gatdist.monitor.previews import Preview, preview
 from gatdist.monitor.sinks import Monitor
 from gatdist.monitor.uploads import Uploads
 from gatdist.parallel.communicator import Communicator
-from gatdist.runs import Evaluations, RunDirectory, Sampler
+from gatdist.runs import Evaluations, Mapped, RunDirectory, Sampler
 from gatdist.training.health import alarms
 from gatdist.training.state import TrainState
 
@@ -219,7 +220,11 @@ class Recorder:
         )
 
     def _fakes(self) -> Tensor:
-        """Generate samples of the same latents every time, on the CPU."""
+        """Generate samples of the same latents or inputs every time, on the CPU."""
+        task, network = self.state.game.task, self.state.average.network
+        if not task.takes_latents:
+            mapped = Mapped(self.config, task, network, self.dataset, "grid")
+            return mapped(torch.from_numpy(self._shown).to(self.device)).cpu()
         sampler = Sampler.from_config(
             self.config,
             self.state.average.network,
@@ -231,11 +236,15 @@ class Recorder:
         return sampler(positions, positions % classes if classes else None).cpu()
 
     def _real_samples(self) -> Tensor:
-        count = min(self._num_shown, self.dataset.num_samples)
-        indices = np.linspace(0, self.dataset.num_samples - 1, count).astype(np.int64)
-        samples, _ = self.dataset.read(indices)
+        samples, _ = self.dataset.read(self._shown)
         reals = self.dataset.sample_format.to_network(torch.from_numpy(samples))
         return reals.to(DTYPES[self.config.precision.dtype])
+
+    @property
+    def _shown(self) -> NDArray[np.int64]:
+        """Numbers of the real samples that are shown."""
+        count = min(self._num_shown, self.dataset.num_samples)
+        return np.linspace(0, self.dataset.num_samples - 1, count).astype(np.int64)
 
     @property
     def _num_shown(self) -> int:

@@ -22,8 +22,7 @@ from gatdist.game import (
 from gatdist.game.contract import examine
 from gatdist.game.exactness import require_exact
 from gatdist.game.penalties import penalties
-from gatdist.game.tasks import Shapes, build_task
-from gatdist.models import build_networks
+from gatdist.game.tasks import Shapes, build_networks_of, build_task
 from gatdist.parallel.communicator import Communicator
 from gatdist.parallel.recording import OutsideCommunicator, Recorder
 from gatdist.parallel.reduction import Reduction
@@ -71,15 +70,7 @@ class TrainState:
         task = build_task(config, metadata)
         shapes = Shapes.of(task, sample_shape, metadata.get("fields", {}))
         if networks is None:
-            networks = build_networks(
-                config,
-                shapes.target,
-                num_classes,
-                metadata,
-                inputs=shapes.inputs,
-                shown=shapes.shown,
-                takes_latents=task.takes_latents,
-            )
+            networks = build_networks_of(config, task, sample_shape, num_classes, metadata)
             for network in networks:
                 network.to(comm.device)
         by_player = dict(zip(BOTH, networks, strict=True))

@@ -17,8 +17,10 @@ from gatdist.game import Observations, Phase, Step, UpdateRule
 from gatdist.models import DTYPES
 from gatdist.monitor.statistics import Statistics
 from gatdist.monitor.timing import PhaseTimer
+from gatdist.nn import shared_casts
 from gatdist.parallel import draws
 from gatdist.parallel.batch import Batch
+from gatdist.training.copies import Copies
 from gatdist.training.health import all_finite
 from gatdist.training.player import ema_weight
 from gatdist.training.state import TrainState
@@ -59,7 +61,7 @@ def to_device(
     loaded: LoadedBatch,
     sample_format: SampleFormat,
     config: Config,
-    device: torch.device,
+    copies: Copies,
     *,
     step: int,
     noise: int,
@@ -68,9 +70,9 @@ def to_device(
 
     ``noise`` is the number of the noise stream.
     """
-    samples = loaded.samples.to(device, non_blocking=True)
+    copied = copies(loaded)
+    samples, positions = copied.samples, copied.positions
     real, inputs = sample_format.to_network(samples), sample_format.inputs(samples)
-    positions = loaded.positions.to(device, non_blocking=True)
     suffix = f"#{noise}" if noise else ""
     if config.data.x_flip:
         mirrored = draws.integers(config.run.seed, f"x_flip{suffix}", positions, 2) == 1
@@ -86,15 +88,14 @@ def to_device(
         layout = torch.channels_last if images else torch.contiguous_format
         return field.to(dtype).contiguous(memory_format=layout)
 
-    labels = loaded.labels if config.model.conditional else None
     return Batch(
         real=laid_out(real),
         inputs={name: laid_out(field) for name, field in inputs.items()},
-        labels=None if labels is None else labels.to(device, non_blocking=True),
+        labels=copied.labels if config.model.conditional else None,
         positions=positions,
         step=step,
         noise=noise,
-        host_positions=loaded.positions if device.type != "cpu" else None,
+        host_positions=None if positions is loaded.positions else loaded.positions,
     )
 
 
@@ -146,7 +147,7 @@ def run_phases(
     undo = _Undo(state) if config.health.atomic else None
     for phase in rule.all_phases(step):
         players = {name: state.players[name] for name in phase.players}
-        with timer(phase.name):  # forward, backward, average over the workers
+        with timer(phase.name), shared_casts():  # forward, backward, average over the workers
             for player in players.values():
                 player.zero_grad()
             for forwards in rule.game.forwards.values():

@@ -9,6 +9,7 @@ from gatdist.config import load_config
 from gatdist.data.dataset import open_dataset
 from gatdist.data.loader import Batch as LoadedBatch
 from gatdist.parallel.communicator import LocalCommunicator
+from gatdist.training.copies import Copies
 from gatdist.training.step import to_device
 from support import refused
 
@@ -29,7 +30,7 @@ def shown(dataset, positions, *more, noise=0):
     samples, _ = dataset.read(np.array(positions))
     loaded = LoadedBatch(torch.from_numpy(samples), None, torch.tensor(positions))
     made = to_device(
-        loaded, dataset.sample_format, configured("digits", *more), CPU, step=0, noise=noise
+        loaded, dataset.sample_format, configured("digits", *more), Copies(CPU), step=0, noise=noise
     )
     return made.real
 

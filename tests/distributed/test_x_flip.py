@@ -14,6 +14,7 @@ from gatdist.parallel import draws
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.runs.checkpoints import Checkpoints
 from gatdist.storage import Store
+from gatdist.training.copies import Copies
 from gatdist.training.loop import run
 from gatdist.training.step import to_device
 from small_runs import write_clips, write_texts
@@ -36,13 +37,13 @@ def dataset():
 def shown(dataset, config, workers=1, noise=0):
     """Real samples as the discriminator sees them, by position."""
     found = {}
-    order = SampleOrder.from_config(config, dataset.layout)
+    order, copies = SampleOrder.from_config(config, dataset.layout), Copies(CPU)
     for rank in range(workers):
         comm = FakeCommunicator(rank=rank, world_size=workers)
         with Loader.for_worker(dataset, order, config, comm, position=BATCH) as batches:
             for step in range(STEPS):
                 batch = to_device(
-                    next(batches), dataset.sample_format, config, CPU, step=step, noise=noise
+                    next(batches), dataset.sample_format, config, copies, step=step, noise=noise
                 )
                 found |= dict(zip(batch.positions.tolist(), batch.real, strict=True))
     assert sorted(found) == list(range(BATCH, BATCH * (STEPS + 1)))
@@ -81,7 +82,7 @@ def test_labels_and_layout_are_unchanged(dataset):
     order = SampleOrder.from_config(config, dataset.layout)
     with Loader.for_worker(dataset, order, config, LOCAL, position=0) as batches:
         loaded = next(batches)
-        batch = to_device(loaded, dataset.sample_format, config, CPU, step=0, noise=0)
+        batch = to_device(loaded, dataset.sample_format, config, Copies(CPU), step=0, noise=0)
     assert torch.equal(batch.labels, loaded.labels)
     assert batch.real.is_contiguous(memory_format=torch.channels_last)
 

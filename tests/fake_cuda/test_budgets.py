@@ -126,10 +126,10 @@ def test_a_larger_count_exceeds_the_budget(key):
     assert key in line
 
 
-# What a budget may have anything of: ADA looks up pixels by a gather, and computes in float64;
-# ``competitive`` decides when it has converged.
+# What a budget may have anything of: ADA looks up pixels by a gather; ``competitive`` decides when
+# it has converged.
 EXCEPTIONS = {
-    f"preset/{name}": {"float64", "nondeterministic"}
+    f"preset/{name}": {"nondeterministic"}
     for name in preset_names()
     if getattr(load_config(name).game.augmentation, "name", "") == "ada"
 } | {f"rule/competitive-{dtype}": {"host_reads"} for dtype in ("bfloat16", "float32")}
@@ -270,3 +270,22 @@ def test_autocast_computes_in_its_dtype():
         assert y.dtype == torch.bfloat16
     """)
     assert found["operators"] == 3  # two casts
+
+
+def test_float64_operators_that_remain():
+    """Sums of 64 reported values, and the running mean of gradient norms with ``health.spike``."""
+    found = counted("""
+        from gatdist.config import HealthConfig
+        from gatdist.monitor.statistics import Statistics
+        from gatdist.training.health import Guard
+
+        statistics = Statistics(torch.device("cuda"))
+        for _ in range(64):
+            statistics.add("loss", empty())
+        of_statistics = costs.float64
+        guard = Guard(HealthConfig(spike="skip"), ("generator",), torch.device("cuda"))
+        costs = mode.start()
+        guard({"generator": empty()})
+        assert (of_statistics, costs.float64) == (9, 6), (of_statistics, costs.float64)
+    """)
+    assert found["host_reads"] == found["cpu"] == found["copies"] == 0

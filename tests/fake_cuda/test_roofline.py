@@ -8,7 +8,8 @@ import fake_cases
 import pytest
 import torch
 
-from gatdist.bench.roofline import GPUS, Bound, Gpu, bound, estimate, steps_by_penalties
+from gatdist.bench.cases import steps_by_penalties
+from gatdist.bench.roofline import GPUS, Bound, Gpu, bound, estimate
 from gatdist.bench.step_costs import Costs, step_costs
 from gatdist.cli import main
 from gatdist.common.errors import PluginError

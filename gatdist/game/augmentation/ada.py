@@ -123,9 +123,11 @@ class AdaptiveAugmentation(Augmentation):
         self._schedule = p
         self._adjust_samples = adjust_samples
         self._interval_steps = interval_steps
-        self._strengths = torch.tensor(
-            [strengths.get(name, 0.0) for name in _ALL], device=device, dtype=torch.float64
-        )
+        each = [strengths.get(name, 0.0) for name in _ALL]
+        self._strengths = {
+            precision: torch.tensor(each, device=device, dtype=precision)
+            for precision in (torch.float64, torch.float32)
+        }
         self._rotates = torch.tensor([name.endswith("_rotation") for name in _ALL], device=device)
         self.tensors = {
             "p": torch.full((), p.at(0) if p else initial_p, device=device),
@@ -138,15 +140,16 @@ class AdaptiveAugmentation(Augmentation):
             self.tensors["p"].fill_(self._schedule.at(samples_seen))
 
     def __call__(self, samples: Tensor, seed: int, stream: str, positions: Tensor) -> Tensor:
-        # In double precision, where a draw is never rounded to 1.
-        drawn = draws.uniform(seed, stream, positions, (len(_ALL), 3), torch.float64)
-        applied = drawn[:, :, 0] < self._probabilities()  # [n, transformations]
+        # The last bit of a cosine on a CPU depends on its place in the batch, so it is computed in
+        # double precision, and rounded below. On other devices each place computes the same.
+        exact = samples.dtype == torch.float64 or draws.is_readable(positions)
+        precision = torch.float64 if exact else torch.float32
+        drawn = draws.uniform(seed, stream, positions, (len(_ALL), 3), precision)
+        applied = drawn[:, :, 0] < self._probabilities(precision)  # [n, transformations]
         uniform = _by_name((2 * drawn[:, :, 1:] - 1) * applied[:, :, None])  # in (−1, 1)
         normal = _by_name(torch.special.ndtri(drawn[:, :, 1:]) * applied[:, :, None])
         found = samples if samples.dtype == torch.float64 else samples.float()
         dtype, size = found.dtype, samples.shape[2:]
-        # The last bit of a double's cosine depends on its place in the batch, so what the images
-        # are multiplied by is rounded to single precision.
         if not self._requested.isdisjoint(_GEOMETRIC):
             sources = _source_maps(uniform, normal, *size).float()
             found = warp.resample(found, sources.to(dtype))
@@ -188,8 +191,8 @@ class AdaptiveAugmentation(Augmentation):
             total.zero_()
             count.zero_()
 
-    def _probabilities(self) -> Tensor:
-        each = self.tensors["p"].double() * self._strengths  # above 1: always
+    def _probabilities(self, precision: torch.dtype) -> Tensor:
+        each = self.tensors["p"].to(precision) * self._strengths[precision]  # above 1: always
         return torch.where(self._rotates, 1 - (1 - each).clamp(min=0).sqrt(), each)
 
 
@@ -202,7 +205,8 @@ def _by_name(drawn: Tensor) -> _Draws:
 
 def _source_maps(uniform: _Draws, normal: _Draws, height: int, width: int) -> Tensor:
     """Return the maps from pixels of the result to the image: the inverse of the geometry."""
-    mirror = torch.where(uniform["flip"][0] < 0, -1.0, 1.0).double()
+    flipped = uniform["flip"][0] < 0
+    mirror = torch.where(flipped, -1.0, 1.0).to(uniform["flip"].dtype)
     blit_x, blit_y = -uniform["integer_translation"] / 8
     scale = (-0.2 * normal["scale"][0]).exp2()
     stretch = (-0.2 * normal["stretch"][0]).exp2()
@@ -219,7 +223,7 @@ def _source_maps(uniform: _Draws, normal: _Draws, height: int, width: int) -> Te
         warp.rotation(torch.pi * uniform["post_rotation"][0]),
         warp.translation(move_x * width, move_y * height),
     ]
-    return reduce(torch.matmul, factors)
+    return reduce(warp.product, factors)
 
 
 def _color_map(uniform: _Draws, normal: _Draws, channels: int) -> tuple[Tensor, Tensor]:

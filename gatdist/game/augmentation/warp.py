@@ -35,6 +35,11 @@ def rotation(angle: Tensor) -> Tensor:
     return found
 
 
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """Return the matrix products [n, 3, 3], never rounded to TF32."""
+    return (a[:, :, :, None] * b[:, None]).sum(2)
+
+
 def _identity(like: Tensor) -> Tensor:
     return torch.eye(3, dtype=like.dtype, device=like.device).repeat(len(like), 1, 1)
 
