@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gatdist.config import BOTH, GameConfig, PlayerName
-from gatdist.game.game import Game
+from gatdist.game.game import Game, RealSide
 from gatdist.game.penalties import Observations
 from gatdist.game.updates.rule import ReducedPhase, Step, UpdateRule, trainable
 from gatdist.parallel.batch import Batch
@@ -87,7 +87,7 @@ class SecondOrder(UpdateRule):
         fakes = game.generate(game.latents(batch), batch)
         real = game.discriminate(game.differentiable(batch.real, batch.step, "real"), batch, "real")
         fake = game.discriminate(fakes, batch, "fake")
-        loss, observations = game.discriminator_loss(batch, real, fake, penalized=fake)
+        loss, observations = game.discriminator_loss(batch, RealSide(real), fake, penalized=fake)
         generator_loss = game.loss.generator(real.logits, fake.logits)
         penalties, of_generator = game.generator_penalties(batch)
         total = sum(penalties, batch.mean(generator_loss))

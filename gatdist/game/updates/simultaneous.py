@@ -29,12 +29,13 @@ class Simultaneous(UpdateRule):
 
     def _both(self, batch: Batch) -> Observations:
         game = self.game
-        real, real_loss = game.backward_real(batch)
+        real_side = game.backward_real(batch)
+        real = real_side.scores
         fakes = game.generate(game.latents(batch), batch)
         fake = game.discriminate(fakes, batch, "fake")
         to_generator = self._to_generator(batch, real, fake)
         loss, observations = game.discriminator_loss(
-            batch, real, fake, penalized=self._penalized(batch, fake), real_loss=real_loss
+            batch, real_side, fake, penalized=self._penalized(batch, fake)
         )
         penalties, of_generator = game.generator_penalties(batch)
         # Where the discriminator's gradient would enter the generator, the generator's own does.
