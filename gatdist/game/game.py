@@ -232,7 +232,7 @@ class Game:
 
         Args:
             batch: of this phase.
-            real_side: what is backpropagated already is left out.
+            real_side: what is backpropagated already is omitted.
             fake: scores of the fakes.
             penalized: scores of the fakes, as a leaf of the graph that penalties differentiate.
         """
