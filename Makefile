@@ -42,7 +42,7 @@ test: setup setup-system check  ## check, then run all tests but gpu, slow, host
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # The longest files of tests/unit and tests/numerics; other tests cover the same with smaller cases.
-LENGTHY := bench_data bench_scaling bench_step builtin generators_at_work gpu_script graphs listening more_metrics \
+LENGTHY := bench_data bench_presets bench_scaling bench_step builtin generators_at_work gpu_script graphs listening more_metrics \
 	no_waiting packing precision presets published_games ring simulate simulated_runs user_code_contract
 
 test-fast: setup  ## run the essential tests, in about two minutes; ARGS goes to pytest

@@ -192,11 +192,11 @@ def as_markdown(results: Results, gpu: str) -> str:
     blocks = []
     for title, table in tables(results, gpu):
         cells = [[cell.replace("|", r"\|") for cell in row] for row in table]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
         head, *rows = (
             f"| {' | '.join(c.ljust(w) for c, w in zip(row, widths, strict=True))} |"
             for row in cells
         )
-        rule = f"| {' | '.join('-' * max(width, 3) for width in widths)} |"
+        rule = f"| {' | '.join('-' * width for width in widths)} |"
         blocks.append("\n".join([f"## {title}", "", head, rule, *rows]))
     return "\n\n".join(blocks) + "\n"

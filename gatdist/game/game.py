@@ -39,6 +39,21 @@ from gatdist.parallel.communicator import bare, without_reduction
 
 
 @dataclass(frozen=True)
+class RealSide:
+    """The real samples' part of a discriminator's phase.
+
+    Attributes:
+        scores: of the real samples.
+        loss: part of the discriminator's loss, [n], whose gradient is in ``.grad`` already.
+        penalties: observations of the penalties at real samples, if theirs is.
+    """
+
+    scores: Scores
+    loss: Tensor | None = None
+    penalties: Observations | None = None
+
+
+@dataclass(frozen=True)
 class Game:
     """Both networks with their losses.
 
@@ -220,26 +235,26 @@ class Game:
             _require_output("discriminator", logits, shape, samples)
         return Scores(samples, tuple(logits.to(samples.dtype) for logits in maps), features)
 
-    def backward_real(self, batch: Batch) -> tuple[Scores, Tensor | None]:
-        """Score the real samples; if the loss allows, backpropagate their part of it at once.
+    def backward_real(self, batch: Batch) -> RealSide:
+        """Score the real samples, and backpropagate at once what does not depend on the fakes.
 
-        It does where nothing couples that part to the fakes. Then the activations of the two
-        backwards are never held at the same time.
-
-        Returns:
-            The scores, and the part of the discriminator's loss [n] whose gradient is in ``.grad``
-            already, or None; both for :meth:`discriminator_loss`.
+        These are penalties at the real samples, and their part of the loss where nothing couples
+        it to the fakes. Then the graphs of the two sides are never held at the same time.
         """
         loss = self.loss.discriminator
-        coupled = self.due(batch.step, "real") or self.due(batch.step, "logits")
-        if not isinstance(loss, Sum) or coupled:
+        coupled = not isinstance(loss, Sum) or bool(self.due(batch.step, "logits"))
+        with without_reduction(self.discriminator):  # the backward of the fakes sends all
             samples = self.differentiable(self.shown(batch), batch.step, "real")
-            return self.discriminate(samples, batch, "real"), None
-        with without_reduction(self.discriminator):  # the backward of the fakes sends both
-            scores = self.discriminate(self.shown(batch), batch, "real")
-            real_loss = mean_over_maps(loss.real, scores)
-            torch.autograd.backward(batch.mean(real_loss))
-        return scores.detach(), real_loss.detach()
+            scores = self.discriminate(samples, batch, "real")
+            total, observations = self._penalties(batch, "real", samples, scores.logits)
+            if isinstance(loss, Sum) and not coupled:
+                real_loss = mean_over_maps(loss.real, scores)
+                total = real_loss if total is None else real_loss + total
+            if total is not None:
+                torch.autograd.backward(batch.mean(total), retain_graph=coupled)
+        if coupled:
+            return RealSide(scores, penalties=observations)
+        return RealSide(scores.detach(), real_loss.detach(), observations)
 
     def due(self, step: int, at: Side) -> list[ScheduledPenalty]:
         """Return the penalties at one side that are part of this step's losses."""
@@ -256,25 +271,19 @@ class Game:
         return samples.detach().requires_grad_(bool(self.due(step, at)))
 
     def discriminator_loss(
-        self,
-        batch: Batch,
-        real: Scores,
-        fake: Scores,
-        penalized: Scores,
-        real_loss: Tensor | None = None,
+        self, batch: Batch, real_side: RealSide, fake: Scores, penalized: Scores
     ) -> tuple[Tensor, Observations]:
         """Return the discriminator's weighted mean loss with its penalties, and what to report.
 
         Args:
             batch: of this phase.
-            real: scores of the real samples.
+            real_side: what is backpropagated already is omitted.
             fake: scores of the fakes.
             penalized: scores of the fakes, as a leaf of the graph that penalties differentiate.
-            real_loss: part of the loss that is backpropagated already (:meth:`backward_real`).
         """
-        loss = self.loss.discriminator
-        if isinstance(loss, Sum) and real_loss is not None:
-            total = real_loss + mean_over_maps(loss.fake, fake)
+        loss, real = self.loss.discriminator, real_side.scores
+        if isinstance(loss, Sum) and real_side.loss is not None:
+            total = real_side.loss + mean_over_maps(loss.fake, fake)
         else:
             total = mean_over_maps(loss, real, fake)
         real_logits, fake_logits = real.logits, fake.logits
@@ -287,19 +296,33 @@ class Game:
         if self.augmentation is not None:
             observations |= self.augmentation.observe(real_logits.detach())
         sides: dict[Side, tuple[Tensor, Tensor]] = {
-            "real": (real.samples, real_logits),
             "fake": (penalized.samples, penalized.logits),
             "logits": (real_logits, fake_logits),
         }
+        if real_side.penalties is None:
+            sides["real"] = (real.samples, real_logits)
+        else:
+            observations |= real_side.penalties
         if self.due(batch.step, "between"):
             between = self.between(batch, real.samples, fake.samples)
             sides["between"] = (between.samples, between.logits)
         for at, (inputs, scalars) in sides.items():
-            for scheduled in self.due(batch.step, at):
-                value, observed = self._penalty(scheduled, inputs, scalars, batch)
-                observations |= observed
-                total = total + value
+            value, observed = self._penalties(batch, at, inputs, scalars)
+            observations |= observed
+            total = total if value is None else total + value
         return batch.mean(total), observations
+
+    def _penalties(
+        self, batch: Batch, at: Side, inputs: Tensor, scalars: Tensor
+    ) -> tuple[Tensor | None, Observations]:
+        """Return the sum of the penalties at one side that are due, [n], if there are any."""
+        total: Tensor | None = None
+        observations = Observations()
+        for scheduled in self.due(batch.step, at):
+            value, observed = self._penalty(scheduled, inputs, scalars, batch)
+            observations |= observed
+            total = value if total is None else total + value
+        return total, observations
 
     def generator_loss(
         self, batch: Batch, generated: Fields, fake: Scores, real: Scores | None

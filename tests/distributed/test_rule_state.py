@@ -8,6 +8,7 @@ from torch import nn
 
 from gatdist.config import load_config
 from gatdist.game import Phase, UpdateRule, register_update_rule, update_rules
+from gatdist.game.game import RealSide
 from gatdist.models import register_discriminator, register_generator
 from gatdist.models.registry import discriminators, generators
 from gatdist.monitor.statistics import Statistics
@@ -213,7 +214,7 @@ class Counting(UpdateRule):
                 (game.generate(batch)["sample"], "fake"),
             )
         )
-        loss, seen = game.discriminator_loss(batch, real, fake, penalized=fake)
+        loss, seen = game.discriminator_loss(batch, RealSide(real), fake, penalized=fake)
         torch.autograd.backward(loss)
         return seen
 

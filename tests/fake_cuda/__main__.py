@@ -45,10 +45,10 @@ def main() -> None:
             steps = fake_cases.costs(case, locates=args.where)
         batch = {"batch": case.config.run.global_batch}
         found[name] = {kind: batch | costs.table() for kind, costs in steps.items()}
-        if name.removeprefix("preset/") in budgets.SHOWN:
+        if name.startswith("preset/"):
             for kind, costs in steps.items():
                 found[name][kind]["roofline_ms"] = {
-                    gpu.name: least and round(least.seconds * 1e3, 1)
+                    gpu.name: least and round(least.seconds * 1e3, 3)
                     for gpu in GPUS
                     for least in [bound(costs, gpu, tf32=case.config.precision.tf32)]
                 }

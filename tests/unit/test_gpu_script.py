@@ -16,7 +16,9 @@ from benchmarks.gpu.parts import PROFILED, chosen, implementations, parts
 from benchmarks.gpu.runner import AGAIN, Part, ResultFile, run_parts
 from benchmarks.records import Record
 from gatdist.bench.presets import PRESETS
+from gatdist.nn import derivatives_of_gpus
 from support import HANG_S
+from tensor_cores import TensorCores
 
 CPU = torch.device("cpu")
 FACTS = {"device": "NVIDIA H200", "source": "1"}
@@ -140,6 +142,14 @@ def short(monkeypatch):
     monkeypatch.setattr(speed, "ROUNDS", 2)
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_has_computed_costs(preset):
+    (found,) = speed.budget(preset, {"": {}}).values()
+    assert found["operators"] > 0
+    assert found["peak_gib"] > 0
+    assert found["roofline_ms"]["H200 SXM"] > 0
+
+
 def measured(preset, *names):
     """Return results of small steps, as they are in the result file."""
     found = {f"speed/{preset}/{n}": speed.measure(preset, n, CPU, "small", 0.01) for n in names}
@@ -211,10 +221,18 @@ def test_models_of_gpus_are_recognized(gpu, model):
     assert [each.name for each in GPUS if tables._is(each.name, gpu)] == [model]
 
 
-def test_convolutions_are_correct():
-    rows = correctness.run("convolutions", CPU)["rows"]
-    assert len(rows) == 27
-    assert all(row["ok"] for row in rows)
+@pytest.mark.parametrize("check", ["convolutions", "networks"])
+def test_tolerances_distinguish_tf32_from_float32(check):
+    """With TF32 emulated where torch's switches allow it."""
+    with TensorCores(), derivatives_of_gpus():
+        rows = correctness.run(check, CPU)["rows"]
+    assert all(row["ok"] for row in rows), rows
+    errors = {row["name"]: row["error"] for row in rows}
+    for name, error in errors.items():
+        if "TF32" in name:
+            exact = name.replace(", TF32", "")
+            (tolerance,) = (row["tolerance"] for row in rows if row["name"] == exact)
+            assert errors[exact] < tolerance < error, name
 
 
 def test_repeated_and_continued_runs_are_identical():

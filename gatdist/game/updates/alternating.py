@@ -54,16 +54,14 @@ class Alternating(UpdateRule):
 
     def _discriminator(self, reused: Fakes, batch: Batch) -> Observations:
         game = self.game
-        real, real_loss = game.backward_real(batch)
+        real = game.backward_real(batch)
         if self.config.reuse_fakes:
             fakes = reused[batch.part] = game.generate(batch)
         else:
             fakes = game.fakes(batch)
         shown = game.differentiable(game.shown(batch, fakes), batch.step, "fake")
         fake = game.discriminate(shown, batch, "fake")
-        loss, observations = game.discriminator_loss(
-            batch, real, fake, penalized=fake, real_loss=real_loss
-        )
+        loss, observations = game.discriminator_loss(batch, real, fake, penalized=fake)
         torch.autograd.backward(loss)
         return observations
 

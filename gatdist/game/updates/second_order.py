@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gatdist.config import BOTH, GameConfig, PlayerName
-from gatdist.game.game import Game
+from gatdist.game.game import Game, RealSide
 from gatdist.game.penalties import Observations
 from gatdist.game.scores import mean_over_maps
 from gatdist.game.updates.rule import ReducedPhase, Step, UpdateRule, trainable
@@ -89,7 +89,7 @@ class SecondOrder(UpdateRule):
         shown = game.differentiable(game.shown(batch), batch.step, "real")
         real = game.discriminate(shown, batch, "real")
         fake = game.discriminate(game.shown(batch, fakes), batch, "fake")
-        loss, observations = game.discriminator_loss(batch, real, fake, penalized=fake)
+        loss, observations = game.discriminator_loss(batch, RealSide(real), fake, penalized=fake)
         generator_loss, of_terms = game.generator_loss(batch, fakes, fake, real)
         penalties, of_generator = game.generator_penalties(batch)
         total = sum(penalties, batch.mean(generator_loss))

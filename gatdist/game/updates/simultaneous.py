@@ -31,12 +31,13 @@ class Simultaneous(UpdateRule):
 
     def _both(self, batch: Batch) -> Observations:
         game = self.game
-        real, real_loss = game.backward_real(batch)
+        real_side = game.backward_real(batch)
+        real = real_side.scores
         fakes = game.generate(batch)
         fake = game.discriminate(game.shown(batch, fakes), batch, "fake")
         to_generator, of_generator = self._to_generator(batch, real, fake, fakes)
         loss, observations = game.discriminator_loss(
-            batch, real, fake, penalized=self._penalized(batch, fake), real_loss=real_loss
+            batch, real_side, fake, penalized=self._penalized(batch, fake)
         )
         penalties, of_penalties = game.generator_penalties(batch)
         # Where the discriminator's gradient would enter the generator, the generator's own does.

@@ -116,18 +116,25 @@ class StyledConv2d(nn.Module):
 
 
 class ToImage(nn.Module):
-    """A 1×1 convolution whose inputs are scaled by a style: [n, inputs, h, w] → [n, C, h, w]."""
+    """A 1×1 convolution modulated by a style: [n, inputs, h, w] → [n, C, h, w].
+
+    One matrix product per sample, which reads its input once and is several times as fast on CPUs.
+    """
 
     def __init__(self, inputs: int, channels: int, style_size: int) -> None:
         super().__init__()
-        self.style = EqualizedLinear(style_size, inputs, bias=1.0)
+        self.style = EqualizedLinear(style_size, inputs, bias=1.0, gain=1 / math.sqrt(inputs))
         self.weight = nn.Parameter(torch.randn(channels, inputs, 1, 1))
         self.bias = nn.Parameter(torch.zeros(channels))
-        self.gain = 1 / math.sqrt(inputs)
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        style = self.style(w)[:, :, None, None]
-        return conv2d(x * style, self.weight * self.gain, self.bias)
+        weight = self.weight.flatten(1) * self.style(w)[:, None]  # [n, C, inputs]
+        pixels = x.flatten(2)  # [n, inputs, hw]
+        if x.stride(1) == 1:  # channels last, as the image then is
+            image = torch.baddbmm(self.bias, pixels.mT, weight.mT).mT
+        else:
+            image = torch.baddbmm(self.bias[:, None], weight, pixels)
+        return image.unflatten(2, x.shape[2:])
 
 
 class Mapping(nn.Module):
