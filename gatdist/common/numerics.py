@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import cache, wraps
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -88,3 +89,24 @@ def nondeterministic_operator(error: BaseException) -> str | None:
         if found:
             return found[1]
     return None
+
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def cached_tensors(make: _Function) -> _Function:
+    """Cache the constant tensors that a function returns for equal arguments.
+
+    Copying them to a device again would make the host wait, and CUDA graphs keep their addresses.
+    Tensors made under a dispatch mode, such as fake ones, are not returned outside of it.
+    """
+
+    @cache
+    def cached(in_mode: bool, *args: Any) -> Any:
+        return make(*args)
+
+    @wraps(make)
+    def call(*args: Any) -> Any:
+        return cached(torch._C._len_torch_dispatch_stack() > 0, *args)
+
+    return cast(_Function, call)
