@@ -57,9 +57,9 @@ def join(
         ClusterError: names the workers that did not start, or did not connect.
     """
     with _reaching(master):
-        served = _store(master, arrive_s, serves=rank == 0 and not _is_served_by_torchrun())
+        served = _opened(master, arrive_s, serves=rank == 0 and not _is_served_by_torchrun())
         # A client of its own: one that waits in another thread is locked.
-        board = _Board(_store(master, arrive_s, serves=False), rank, world_size)
+        board = _Board(_opened(master, arrive_s, serves=False), rank, world_size)
         board.put("host", host)
         hosts = board.all("host", arrive_s)
         if len(hosts) < world_size:
@@ -149,11 +149,25 @@ def _is_served_by_torchrun() -> bool:
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
-def _store(master: tuple[str, int], seconds: float, *, serves: bool) -> TCPStore:
+def _opened(master: tuple[str, int], seconds: float, *, serves: bool) -> TCPStore:
+    """Open the store, or a client of it."""
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-    limit = timedelta(seconds=seconds)
-    return TCPStore(*master, is_master=serves, timeout=limit, wait_for_workers=False)
+    found: list[TCPStore] = []
+
+    def open_store() -> None:
+        limit = timedelta(seconds=seconds)
+        store = TCPStore(*master, is_master=serves, timeout=limit, wait_for_workers=False)
+        found.append(store)
+
+    # Another server at this port may accept the connection and never answer.
+    error = _within(seconds + _BEYOND_S, open_store)
+    if serves and "EADDRINUSE" in error:
+        hint = "Set MASTER_PORT to a free port, the same for all workers"
+        raise ClusterError("MASTER_PORT", "is in use on this host", value=master[1], hint=hint)
+    if error:
+        raise RuntimeError(error)
+    return found[0]
 
 
 @contextmanager
