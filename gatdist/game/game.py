@@ -29,6 +29,7 @@ from gatdist.game.penalties import (
     projections,
 )
 from gatdist.models import COMPUTE_DTYPES
+from gatdist.nn import has_derivatives_of_gpus
 from gatdist.parallel import draws
 from gatdist.parallel.batch import Batch
 from gatdist.parallel.communicator import bare, without_reduction
@@ -196,8 +197,12 @@ class Game:
         """
         loss = self.loss.discriminator
         coupled = not isinstance(loss, Sum) or bool(self.due(batch.step, "logits"))
+        samples = self.differentiable(batch.real, batch.step, "real")
+        if coupled and not has_derivatives_of_gpus(samples):
+            # torch's activations have second derivatives of zero, which would take a backward
+            # through the network that the coupled loss shares if penalties wait for it.
+            return RealSide(self.discriminate(samples, batch, "real"))
         with without_reduction(self.discriminator):  # the backward of the fakes sends all
-            samples = self.differentiable(batch.real, batch.step, "real")
             scores = self.discriminate(samples, batch, "real")
             total, observations = self._penalties(batch, "real", samples, scores.logits)
             if isinstance(loss, Sum) and not coupled:
