@@ -19,7 +19,7 @@ from gatdist.common.errors import ClusterError, summary
 
 if TYPE_CHECKING:
     import torch
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+    from torch.distributed import Store  # type: ignore[attr-defined]
 
 # After a failure, how long to wait for what the other workers report.
 _GRACE_S = 3.0
@@ -100,7 +100,7 @@ def set_collective_timeout(seconds: float) -> None:
 def _connect(
     backend: str,
     device: torch.device,
-    store: TCPStore,
+    store: Store,
     rank: int,
     world_size: int,
     limit_s: float,
@@ -149,16 +149,18 @@ def _is_served_by_torchrun() -> bool:
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
-def _opened(master: tuple[str, int], seconds: float, *, serves: bool) -> TCPStore:
+def _opened(master: tuple[str, int], seconds: float, *, serves: bool) -> Store:
     """Open the store, or a client of it."""
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-    found: list[TCPStore] = []
+    found: list[Store] = []
 
     def open_store() -> None:
         limit = timedelta(seconds=seconds)
         store = TCPStore(*master, is_master=serves, timeout=limit, wait_for_workers=False)
-        found.append(store)
+        # torchrun's store has the keys of the processes before a restart.
+        restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        found.append(PrefixStore(f"gatdist/{restarts}", store))
 
     # Another server at this port may accept the connection and never answer.
     error = _within(seconds + _BEYOND_S, open_store)
@@ -188,15 +190,15 @@ def _reaching(master: tuple[str, int]) -> Iterator[None]:
 class _Board:
     """What each worker has reported, in the store."""
 
-    def __init__(self, store: TCPStore, rank: int, world_size: int) -> None:
+    def __init__(self, store: Store, rank: int, world_size: int) -> None:
         self._store, self._rank, self._world_size = store, rank, world_size
 
     def put(self, what: str, value: str) -> None:
-        self._store.set(f"gatdist/{what}/{self._rank}", value)
+        self._store.set(f"{what}/{self._rank}", value)
 
     def all(self, what: str, seconds: float) -> dict[int, str]:
         """Return what the workers have put, by rank, once all have or after ``seconds``."""
-        keys = [f"gatdist/{what}/{rank}" for rank in range(self._world_size)]
+        keys = [f"{what}/{rank}" for rank in range(self._world_size)]
         with suppress(RuntimeError):  # some are missing; or the store is, as the next call shows
             self._store.wait(keys, timedelta(seconds=seconds))
         present = [rank for rank, key in enumerate(keys) if self._store.check([key])]
@@ -204,7 +206,7 @@ class _Board:
 
     def next_number(self) -> int:
         """Return 1, 2, 3 … in the order of all workers' calls."""
-        return int(self._store.add("gatdist/number", 1))
+        return int(self._store.add("number", 1))
 
     def leave(self) -> None:
         """Let the others read the store, which ends with worker 0."""
