@@ -98,15 +98,16 @@ def cached_tensors(make: _Function) -> _Function:
     """Cache the constant tensors that a function returns for equal arguments.
 
     Copying them to a device again would make the host wait, and CUDA graphs keep their addresses.
-    Tensors made under a dispatch mode, such as fake ones, are not returned outside of it.
+    Fake tensors are not returned outside of the mode that makes them.
     """
 
     @cache
-    def cached(in_mode: bool, *args: Any) -> Any:
+    def cached(fake: bool, *args: Any) -> Any:
         return make(*args)
 
     @wraps(make)
     def call(*args: Any) -> Any:
-        return cached(torch._C._len_torch_dispatch_stack() > 0, *args)
+        mode = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
+        return cached(mode is not None, *args)
 
     return cast(_Function, call)
