@@ -15,8 +15,8 @@ import torch
 
 from gatdist.bench.cases import steps_by_penalties
 from gatdist.bench.step_costs import Costs, step_costs
-from gatdist.common.errors import PluginError
 from gatdist.common.registry import user_code
+from gatdist.common.seeding import generators_kept
 from gatdist.config import Config
 from gatdist.data.dataset import open_dataset
 from gatdist.monitor.numbers import aligned
@@ -86,6 +86,7 @@ def bound(costs: Costs, gpu: Gpu, *, tf32: bool) -> Bound | None:
     return Bound(seconds, in_memory_s)
 
 
+@generators_kept()
 def estimate(config: Config) -> dict[str, Any]:
     """Return what a step costs on one of the run's GPUs, and the least time that it takes.
 
@@ -105,18 +106,16 @@ def estimate(config: Config) -> dict[str, Any]:
     dataset = open_dataset(config.data)
     steps = steps_by_penalties(config)
     networks = f"{config.model.generator.name}, {config.model.discriminator.name}"
-    try:
-        with user_code("model", "fails", value=networks):
-            costs = step_costs(
-                _on_one_worker(config, workers),
-                dataset.sample_format.shape,
-                dataset.num_classes,
-                dataset.sample_format.metadata,
-                {name: step for name, (step, _) in steps.items()},
-            )
-    except PluginError as error:
-        rule = f"can't run on tensors without values: {error}"
-        raise PluginError(error.subject, rule, hint="Leave out --device") from error
+    with user_code(
+        "model", "can't run on tensors without values", value=networks, hint="Leave out --device"
+    ):
+        costs = step_costs(
+            _on_one_worker(config, workers),
+            dataset.sample_format.shape,
+            dataset.num_classes,
+            dataset.sample_format.metadata,
+            {name: step for name, (step, _) in steps.items()},
+        )
     shares = {name: share for name, (_, share) in steps.items()}
     operators = sum(shares[name] * found.operators for name, found in costs.items())
     return {

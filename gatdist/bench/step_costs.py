@@ -11,8 +11,8 @@ import sys
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -22,9 +22,12 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils.flop_counter import sdpa_backward_flop_count, sdpa_flop_count
 
-from gatdist.config import Config
-from gatdist.models import DTYPES, build_networks
+from gatdist.config import BOTH, Config, PlayerName
+from gatdist.game.contract import examine
+from gatdist.game.hidden import Traits
+from gatdist.models import DTYPES, build_networks, is_built_in
 from gatdist.monitor.statistics import Statistics
 from gatdist.monitor.timing import PhaseTimer
 from gatdist.nn import derivatives_of_gpus
@@ -112,8 +115,8 @@ COPIES = frozenset({"_foreach_copy_", "_to_copy", "copy_"})
 # Operators that return values of a tensor to the host.
 HOST_READS = frozenset({"_local_scalar_dense", "equal", "is_nonzero", "item"})
 
-# Stand-in for a number that the host reads.
-READ = {torch.bool: True, torch.int64: 1, torch.int32: 1}
+# A loop until some value changes would never end.
+_MOST_READS = 10_000
 _BLOCK = 512  # bytes: torch's caching allocator rounds up to it
 
 
@@ -183,6 +186,7 @@ class CostMode(TorchDispatchMode):
         self._device_type = device.type
         self._costs: Costs | None = None
         self._locates = locates
+        self._num_read = 0
         self._live = 0
         self._references: dict[int, weakref.ref[Tensor]] = {}
         self._sharing: dict[int, int] = {}  # number of tensors by storage
@@ -192,6 +196,7 @@ class CostMode(TorchDispatchMode):
     def start(self) -> Costs:
         """Count into new costs from now on, and return them."""
         self._costs = Costs(peak_bytes=self._live)
+        self._num_read = 0
         return self._costs
 
     def __torch_dispatch__(
@@ -216,12 +221,16 @@ class CostMode(TorchDispatchMode):
         return out
 
     def _read(self, operator: _Operator, tensor: Tensor) -> object:
+        """Count a number that the host reads, and return a stand-in: 1 or true."""
+        self._num_read += 1
+        if self._num_read > _MOST_READS:
+            raise RuntimeError(f"more than {_MOST_READS:,} numbers are read in a step")
         if self._costs is not None and self._is_here(tensor):
             self._costs.host_reads += 1
             self._note(self._costs, "host read", operator)
-        if operator.name == "equal":
+        if operator.name in ("equal", "is_nonzero") or tensor.dtype == torch.bool:
             return True
-        return READ.get(tensor.dtype, 1.0)
+        return 1.0 if tensor.is_floating_point() or tensor.is_complex() else 1
 
     def _is_here(self, tensor: Tensor) -> bool:
         return tensor.device.type == self._device_type
@@ -291,6 +300,9 @@ class CostMode(TorchDispatchMode):
         elif operator.name in _MATMULS:
             a, b = [t for t in inputs if t.dim() > 1][-2:]
             flops = 2 * a.numel() * b.shape[-1]
+        elif operator.name in _ATTENTIONS:
+            count, num_shapes = _ATTENTIONS[operator.name]
+            flops = count(*(t.shape for t in inputs[:num_shapes]))
         costs.flops += flops
         dtype = inputs[-1].dtype if flops else torch.float32
         costs.kernels[dtype, flops, moved] += 1
@@ -341,6 +353,11 @@ class _Operator:
         return [t for i in self._written if i < len(args) for t in _tensors((args[i],))]
 
 
+# What scaled_dot_product_attention uses on the CPU, which stands for a GPU's.
+_ATTENTIONS: dict[str, tuple[Callable[..., int], int]] = {
+    "_scaled_dot_product_flash_attention_for_cpu": (sdpa_flop_count, 3),
+    "_scaled_dot_product_flash_attention_for_cpu_backward": (sdpa_backward_flop_count, 4),
+}
 _MATMULS = frozenset({"addbmm", "addmm", "baddbmm", "bmm", "mm"})
 
 
@@ -357,6 +374,9 @@ def _bytes(tensor: Tensor) -> int:
     sizes = zip(tensor.shape, tensor.stride(), strict=True)
     return math.prod(n for n, stride in sizes if stride) * tensor.element_size()
 
+
+# Attributes of every module.
+_OF_MODULES = frozenset(vars(nn.Module()))
 
 _PACKAGE = f"{Path(__file__).resolve().parents[1]}/"
 
@@ -401,9 +421,10 @@ def step_costs(
         locates: Whether to find the lines that cause what should not be there.
     """
     with fake_tensors(device), _without_gc(), CostMode(device, locates=locates) as mode:
-        networks = fake_networks(config, sample_shape, num_classes, metadata, device=device)
+        data = sample_shape, num_classes, metadata
+        networks, traits = fake_networks(config, *data, device=device)
         comm = LocalCommunicator(device)
-        state = TrainState(config, comm, sample_shape, num_classes, metadata, networks=networks)
+        state = TrainState(config, comm, *data, networks=networks, traits=traits)
         rule = state.rule(config)
         statistics, timer = Statistics(device), PhaseTimer(CPU)
         real = torch.empty(config.step_samples, *sample_shape, device=device)
@@ -454,30 +475,51 @@ def fake_tensors(device: torch.device) -> Iterator[None]:
         yield
 
 
-def fake_networks(*args: Any, device: torch.device) -> tuple[nn.Module, nn.Module]:
-    """Build networks of fake tensors; ``Module.to`` can't move others to them."""
-    with _disable_current_modes(), torch.device("meta"):
-        networks = build_networks(*args)
+def fake_networks(
+    config: Config,
+    sample_shape: tuple[int, ...],
+    num_classes: int,
+    metadata: Mapping[str, Any],
+    *,
+    device: torch.device,
+) -> tuple[tuple[nn.Module, nn.Module], dict[PlayerName, Traits]]:
+    """Build networks of fake tensors; ``Module.to`` can't move others to them.
+
+    Users' networks are examined before, on the CPU, since that needs values.
+    """
+    built_in = all(is_built_in(config, player) for player in BOTH)
+    data = sample_shape, num_classes, metadata
+    with _disable_current_modes():
+        with torch.device("meta") if built_in else nullcontext():
+            networks = build_networks(config, *data)
+        traits = examine(config, dict(zip(BOTH, networks, strict=True)), *data)
     for network in networks:
         replace_tensors(network, device)
-    return networks
+    return networks, traits
 
 
 def replace_tensors(network: nn.Module, device: torch.device) -> None:
-    """Replace parameters and buffers by fake ones on ``device``."""
+    """Replace parameters and buffers by fake ones on ``device``, and other tensors on the CPU."""
     fakes: dict[int, Tensor] = {}
 
-    def fake(tensor: Tensor) -> Tensor:
-        if id(tensor) not in fakes:
-            like: dict[str, Any] = {"dtype": tensor.dtype, "device": device}
-            made = torch.empty_strided(tensor.shape, tensor.stride(), **like)
-            if isinstance(tensor, nn.Parameter):
-                made = nn.Parameter(made, requires_grad=tensor.requires_grad)
-            fakes[id(tensor)] = made
-        return fakes[id(tensor)]
+    def fake(value: Any, place: torch.device) -> Any:
+        if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
+            return type(value)(fake(each, place) for each in value)
+        if type(value) is dict:
+            return {key: fake(each, place) for key, each in value.items()}
+        if not isinstance(value, Tensor):
+            return value
+        if id(value) not in fakes:
+            made = torch.empty_strided(
+                value.shape, value.stride(), dtype=value.dtype, device=place
+            ).requires_grad_(value.requires_grad)
+            is_parameter = isinstance(value, nn.Parameter)
+            fakes[id(value)] = nn.Parameter(made, value.requires_grad) if is_parameter else made
+        return fakes[id(value)]
 
     for module in network.modules():
-        owned: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-        for tensors in owned:
-            for key, tensor in tensors.items():
-                tensors[key] = None if tensor is None else fake(tensor)
+        for tensors in (module._parameters, module._buffers):
+            tensors.update(fake(tensors, device))
+        for name, value in vars(module).items():
+            if name not in _OF_MODULES:
+                vars(module)[name] = fake(value, CPU)

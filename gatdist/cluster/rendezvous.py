@@ -19,7 +19,7 @@ from gatdist.common.errors import ClusterError, summary
 
 if TYPE_CHECKING:
     import torch
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+    from torch.distributed import Store  # type: ignore[attr-defined]
 
 # After a failure, how long to wait for what the other workers report.
 _GRACE_S = 3.0
@@ -57,9 +57,9 @@ def join(
         ClusterError: names the workers that did not start, or did not connect.
     """
     with _reaching(master):
-        served = _store(master, arrive_s, serves=rank == 0 and not _is_served_by_torchrun())
+        served = _opened(master, arrive_s, serves=rank == 0 and not _is_served_by_torchrun())
         # A client of its own: one that waits in another thread is locked.
-        board = _Board(_store(master, arrive_s, serves=False), rank, world_size)
+        board = _Board(_opened(master, arrive_s, serves=False), rank, world_size)
         board.put("host", host)
         hosts = board.all("host", arrive_s)
         if len(hosts) < world_size:
@@ -100,7 +100,7 @@ def set_collective_timeout(seconds: float) -> None:
 def _connect(
     backend: str,
     device: torch.device,
-    store: TCPStore,
+    store: Store,
     rank: int,
     world_size: int,
     limit_s: float,
@@ -149,11 +149,27 @@ def _is_served_by_torchrun() -> bool:
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
-def _store(master: tuple[str, int], seconds: float, *, serves: bool) -> TCPStore:
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+def _opened(master: tuple[str, int], seconds: float, *, serves: bool) -> Store:
+    """Open the store, or a client of it."""
+    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-    limit = timedelta(seconds=seconds)
-    return TCPStore(*master, is_master=serves, timeout=limit, wait_for_workers=False)
+    found: list[Store] = []
+
+    def open_store() -> None:
+        limit = timedelta(seconds=seconds)
+        store = TCPStore(*master, is_master=serves, timeout=limit, wait_for_workers=False)
+        # torchrun's store has the keys of the processes before a restart.
+        restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        found.append(PrefixStore(f"gatdist/{restarts}", store))
+
+    # Another server at this port may accept the connection and never answer.
+    error = _within(seconds + _BEYOND_S, open_store)
+    if serves and "EADDRINUSE" in error:
+        hint = "Set MASTER_PORT to a free port, the same for all workers"
+        raise ClusterError("MASTER_PORT", "is in use on this host", value=master[1], hint=hint)
+    if error:
+        raise RuntimeError(error)
+    return found[0]
 
 
 @contextmanager
@@ -174,15 +190,15 @@ def _reaching(master: tuple[str, int]) -> Iterator[None]:
 class _Board:
     """What each worker has reported, in the store."""
 
-    def __init__(self, store: TCPStore, rank: int, world_size: int) -> None:
+    def __init__(self, store: Store, rank: int, world_size: int) -> None:
         self._store, self._rank, self._world_size = store, rank, world_size
 
     def put(self, what: str, value: str) -> None:
-        self._store.set(f"gatdist/{what}/{self._rank}", value)
+        self._store.set(f"{what}/{self._rank}", value)
 
     def all(self, what: str, seconds: float) -> dict[int, str]:
         """Return what the workers have put, by rank, once all have or after ``seconds``."""
-        keys = [f"gatdist/{what}/{rank}" for rank in range(self._world_size)]
+        keys = [f"{what}/{rank}" for rank in range(self._world_size)]
         with suppress(RuntimeError):  # some are missing; or the store is, as the next call shows
             self._store.wait(keys, timedelta(seconds=seconds))
         present = [rank for rank, key in enumerate(keys) if self._store.check([key])]
@@ -190,7 +206,7 @@ class _Board:
 
     def next_number(self) -> int:
         """Return 1, 2, 3 … in the order of all workers' calls."""
-        return int(self._store.add("gatdist/number", 1))
+        return int(self._store.add("number", 1))
 
     def leave(self) -> None:
         """Let the others read the store, which ends with worker 0."""

@@ -29,17 +29,17 @@ def plan_places(gpus: Sequence[str], allowed: Set[int], sys: Path = SYS) -> list
         sys: Root of sysfs.
     """
     nodes = {node: cpus & allowed for node, cpus in _nodes(sys).items() if cpus & allowed}
-    of_workers = [_node_of(gpu, sys) for gpu in gpus]
+    found = [_node_of(gpu, sys) for gpu in gpus]
+    of_workers = [node if node in nodes else None for node in found]
     if not any(gpus) and nodes:
         names = sorted(nodes)
         of_workers = [names[i * len(names) // len(gpus)] for i in range(len(gpus))]
     places = []
     for worker, node in enumerate(of_workers):
-        known = node if node in nodes else None
-        pool = nodes[known] if known is not None else set(allowed)
+        pool = nodes[node] if node is not None else set(allowed)
         sharing = [i for i, other in enumerate(of_workers) if other == node]
         mine = _share(_cores(pool, sys), sharing.index(worker), len(sharing))
-        places.append(Place(known, tuple(sorted(mine))))
+        places.append(Place(node, tuple(sorted(mine))))
     return places
 
 

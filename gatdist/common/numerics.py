@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import cache, wraps
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -88,3 +89,25 @@ def nondeterministic_operator(error: BaseException) -> str | None:
         if found:
             return found[1]
     return None
+
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def cached_tensors(make: _Function) -> _Function:
+    """Cache the constant tensors that a function returns for equal arguments.
+
+    Copying them to a device again would make the host wait, and CUDA graphs keep their addresses.
+    Fake tensors are not returned outside of the mode that makes them.
+    """
+
+    @cache
+    def cached(fake: bool, *args: Any) -> Any:
+        return make(*args)
+
+    @wraps(make)
+    def call(*args: Any) -> Any:
+        mode = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
+        return cached(mode is not None, *args)
+
+    return cast(_Function, call)

@@ -33,6 +33,7 @@ from gatdist.game.scores import Scores, mean_over_maps, parse
 from gatdist.game.tasks import Draws, Fields, Generation, Task
 from gatdist.game.terms import Context, WeightedTerm, build_terms
 from gatdist.models import COMPUTE_DTYPES
+from gatdist.nn import has_derivatives_of_gpus
 from gatdist.parallel import draws
 from gatdist.parallel.batch import Batch
 from gatdist.parallel.communicator import bare, without_reduction
@@ -243,8 +244,12 @@ class Game:
         """
         loss = self.loss.discriminator
         coupled = not isinstance(loss, Sum) or bool(self.due(batch.step, "logits"))
+        samples = self.differentiable(self.shown(batch), batch.step, "real")
+        if coupled and not has_derivatives_of_gpus(samples):
+            # torch's activations have second derivatives of zero, which would take a backward
+            # through the network that the coupled loss shares if penalties wait for it.
+            return RealSide(self.discriminate(samples, batch, "real"))
         with without_reduction(self.discriminator):  # the backward of the fakes sends all
-            samples = self.differentiable(self.shown(batch), batch.step, "real")
             scores = self.discriminate(samples, batch, "real")
             total, observations = self._penalties(batch, "real", samples, scores.logits)
             if isinstance(loss, Sum) and not coupled:

@@ -25,7 +25,7 @@ from gatdist.models.layers import (
     without_autocast,
 )
 from gatdist.models.registry import discriminators, generators, require_rank
-from gatdist.nn import Conv1d, ConvTranspose1d, leaky_relu
+from gatdist.nn import Conv1d, ConvTranspose1d, is_plain, leaky_relu
 
 # WaveGAN: samples in the shortest feature maps, and the convolutions' stride and kernel.
 _SHORTEST, _STRIDE, _TAPS = 16, 4, 25
@@ -132,8 +132,16 @@ def shift(x: Tensor, places: Tensor, most: int) -> Tensor:
 
     ``most`` is less than t. Deterministic on GPUs, with derivatives of every order.
     """
+    if is_plain(x):
+        return _reflected(x, places)
     found: Tensor = _Shift.apply(x, places, most)  # type: ignore[no-untyped-call]
     return found
+
+
+def _reflected(x: Tensor, places: Tensor) -> Tensor:
+    last = x.shape[2] - 1
+    sources = (torch.arange(last + 1, device=x.device) - places[:, None]).abs()  # [n, t]
+    return _pick(x, last - (last - sources).abs())
 
 
 # Each is the other's derivative. gather's own adds with atomics on CUDA.
@@ -142,9 +150,7 @@ class _Shift(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, places: Tensor, most: int) -> Tensor:
         ctx.save_for_backward(places)
         ctx.most = most
-        last = x.shape[2] - 1
-        sources = (torch.arange(last + 1, device=x.device) - places[:, None]).abs()  # [n, t]
-        return _pick(x, last - (last - sources).abs())
+        return _reflected(x, places)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:

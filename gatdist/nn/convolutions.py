@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from gatdist.nn.casts import cast
 from gatdist.nn.derivatives import is_plain, needs_gradient
@@ -117,6 +118,9 @@ def _call(
     output_padding: Size | None = None,
 ) -> Tensor:
     """Convolve, transposed if ``output_padding`` is not None, in the dtype of autocast."""
+    if x.dim() == weight.dim() - 1:  # a sample without a batch
+        sizes = stride, padding, dilation, groups, output_padding
+        return _call(x[None], weight, bias, *sizes)[0]
     axes = weight.dim() - 2
     form = _Form(
         stride=_of_axes(stride, axes),
@@ -180,9 +184,13 @@ class _Convolutional(nn.modules.conv._ConvNd):
     """Calls :func:`_call` where torch's module would convolve."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self.padding_mode != "zeros" or isinstance(self.padding, str):
+        if self.padding_mode == "zeros" and not isinstance(self.padding, str):
+            return _call(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        if is_plain(input):
             return super()._conv_forward(input, weight, bias)
-        return _call(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+        padded = functional.pad(input, list(self._reversed_padding_repeated_twice), mode=mode)
+        return _call(padded, weight, bias, self.stride, 0, self.dilation, self.groups)
 
 
 class Conv1d(_Convolutional, nn.Conv1d):

@@ -30,8 +30,12 @@ def has_derivatives_of_gpus(x: Tensor) -> bool:
 
 
 def is_plain(x: Tensor) -> bool:
-    """Return whether to use operators that are fast on CPUs, and that compilers understand."""
-    return not has_derivatives_of_gpus(x) or torch.compiler.is_compiling()
+    """Return whether to use torch's own derivatives, on CPUs and for compilers and torch.func."""
+    return (
+        not has_derivatives_of_gpus(x)
+        or torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+    )
 
 
 def needs_gradient(ctx: Any, index: int) -> bool:

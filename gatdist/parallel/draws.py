@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Sequence
-from functools import cache, lru_cache
+from functools import lru_cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from gatdist.common.numerics import cached_tensors
 from gatdist.parallel.communicator import bare
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -40,7 +41,7 @@ def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
 def _philox_by_torch(counter: Tensor, key: tuple[int, int]) -> Tensor:
     words = counter.reshape(4, -1)
     even, odd = words[0::2].clone(), words[1::2].clone()  # words 0, 2 and words 1, 3
-    multipliers, round_keys = _constants(key, counter.device, type(counter))
+    multipliers, round_keys = _constants(key, counter.device)
     for round_key in round_keys:
         # The 64-bit product wraps into int64's sign bit; masks after the shift recover both
         # unsigned halves.
@@ -50,12 +51,8 @@ def _philox_by_torch(counter: Tensor, key: tuple[int, int]) -> Tensor:
     return torch.stack([even[0], odd[0], even[1], odd[1]]).view(counter.shape)
 
 
-@cache  # each copy to a device makes the host wait; CUDA graphs keep these addresses
-def _constants(
-    key: tuple[int, int],
-    device: torch.device,
-    kind: type[Tensor],  # fake tensors have constants of their own
-) -> tuple[Tensor, list[Tensor]]:
+@cached_tensors
+def _constants(key: tuple[int, int], device: torch.device) -> tuple[Tensor, list[Tensor]]:
     keys = torch.from_numpy(np.stack(_round_keys(key)).view(np.int64)).to(device)
     return torch.tensor(_MULTIPLIERS, device=device)[:, None], list(keys)
 

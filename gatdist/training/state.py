@@ -21,6 +21,7 @@ from gatdist.game import (
 )
 from gatdist.game.contract import examine
 from gatdist.game.exactness import require_exact
+from gatdist.game.hidden import Traits
 from gatdist.game.penalties import penalties
 from gatdist.game.tasks import Shapes, build_networks_of, build_task
 from gatdist.parallel.communicator import Communicator
@@ -41,6 +42,7 @@ class TrainState:
         metadata: of the samples, passed to the networks.
         recorder: records steps as CUDA graphs; communication then stays outside of them.
         networks: generator and discriminator on the device; by default they are built.
+        traits: of ``networks``; by default they are examined.
 
     Attributes:
         samples_seen: real samples shown so far over all workers, the only counter of progress.
@@ -62,6 +64,7 @@ class TrainState:
         metadata: Mapping[str, Any] = MappingProxyType({}),
         recorder: Recorder | None = None,
         networks: tuple[nn.Module, nn.Module] | None = None,
+        traits: Mapping[PlayerName, Traits] | None = None,
     ) -> None:
         self.samples_seen = 0
         self.rollbacks = 0
@@ -74,7 +77,8 @@ class TrainState:
             for network in networks:
                 network.to(comm.device)
         by_player = dict(zip(BOTH, networks, strict=True))
-        traits = examine(config, by_player, shapes.target, num_classes, metadata)
+        if traits is None:
+            traits = examine(config, by_player, shapes.target, num_classes, metadata)
         self.warnings = require_exact(config, traits)
         for name, network in by_player.items():
             require_whole_batches(config, name, network, comm.world_size)

@@ -87,6 +87,35 @@ def test_torchrun_trains_the_run_of_one_process(reference_run, tmp_path, run_gat
     assert digest_of(run_gatdist, tmp_path / "run") == digest_of(run_gatdist, reference_run)
 
 
+DIES_ONCE = """
+import os
+import signal
+import sys
+
+from gatdist.cli import main
+from gatdist.cluster import torchrun
+
+def join_and_die(*args, **kwargs):
+    join(*args, **kwargs)
+    if os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+join, torchrun.join = torchrun.join, join_and_die
+sys.exit(main())
+"""
+
+
+def test_torchrun_restarts_processes_that_were_connected(tmp_path):
+    (tmp_path / "dies_once.py").write_text(DIES_ONCE)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts=1"]
+    command = [*launcher, "--nproc-per-node", "2", "dies_once.py"]
+    few = ["--set", "run.total_samples=320", "--set", "evaluate.metrics=[]"]
+    command += arguments(tmp_path / "run", *few)
+    finished = subprocess.run(command, timeout=240, capture_output=True, text=True, cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert "done after" in finished.stderr
+
+
 def test_hang_stop_request_and_lost_process(reference_run, start, tmp_path, run_gatdist):
     run_dir = tmp_path / "run"
     processes = start(*arguments(run_dir, "--set", "cluster.heartbeat_timeout_s=6"))

@@ -10,10 +10,11 @@ import torch
 
 from gatdist.bench.cases import steps_by_penalties
 from gatdist.bench.roofline import GPUS, Bound, Gpu, bound, estimate
-from gatdist.bench.step_costs import Costs, step_costs
+from gatdist.bench.step_costs import CPU, Costs, step_costs
 from gatdist.cli import main
 from gatdist.common.errors import PluginError
 from gatdist.config import import_plugins, load_config
+from gatdist.game.augmentation import filters
 
 BUDGETS = budgets.load()
 GPU = Gpu("GPU", 1e9, 1e9, float32=1e9, tf32=2e9, float16=8e9, bfloat16=4e9)
@@ -112,27 +113,105 @@ def test_device_needs_a_dry_run(capsys):
 PLUGIN = """
 import torch
 from gatdist import register_discriminator
+from torch import nn
+from torch.nn import functional
 
-@register_discriminator("reads_values")
-class ReadsValues(torch.nn.Module):
+class Network(nn.Module):
     def __init__(self, *, sample_shape, num_classes):
         super().__init__()
-        self.linear = torch.nn.Linear(64, 1)
+        self.first, self.last = nn.Linear(64, 64), nn.Linear(64, 1)
+        self.make()
+
+    def make(self):
+        pass
 
     def forward(self, x, labels=None):
-        x.detach().numpy()
-        return self.linear(x.flatten(1))[:, 0]
+        return self.last(self.middle(self.first(x.flatten(1)), x))[:, 0]
+
+@register_discriminator("batch_norm")
+class BatchNorm(Network):
+    def make(self):
+        self.layer = nn.utils.parametrizations.spectral_norm(nn.Linear(64, 64))
+        self.norm = nn.BatchNorm1d(64)
+
+    def middle(self, h, x):
+        return self.norm(self.layer(h))
+
+@register_discriminator("constants")
+class Constants(Network):
+    def make(self):
+        self.shift, self.several = torch.ones(64), [{"scale": torch.ones(64)}]
+        self.made_later = None
+
+    def middle(self, h, x):
+        if self.made_later is None:
+            self.made_later = torch.arange(64, device=h.device)
+        return h * self.several[0]["scale"].to(h) + self.shift.to(h) + self.made_later.to(h)
+
+@register_discriminator("recurrent")
+class Recurrent(Network):
+    def make(self):
+        self.layer = nn.GRU(16, 16, batch_first=True)
+
+    def middle(self, h, x):
+        return self.layer(h.view(-1, 4, 16))[0].flatten(1)
+
+@register_discriminator("attention")
+class Attention(Network):
+    def middle(self, h, x):
+        h = h.view(-1, 1, 4, 16)
+        return functional.scaled_dot_product_attention(h, h, h).flatten(1)
+
+@register_discriminator("reads_values")
+class ReadsValues(Network):
+    def middle(self, h, x):
+        return h * float(x.detach().numpy().mean())
+
+@register_discriminator("loops")
+class Loops(Network):
+    def middle(self, h, x):
+        drawn = torch.rand(len(h))
+        while (drawn > 0.5).any():
+            drawn = torch.rand(len(h))
+        return h
 """
 
 
-def test_networks_that_need_values_are_named(tmp_path, monkeypatch):
-    (tmp_path / "reads_values.py").write_text(PLUGIN)
+@pytest.fixture
+def of_plugin(tmp_path, monkeypatch):
+    """Return the costs with a discriminator of the plugin."""
+    (tmp_path / "some_networks.py").write_text(PLUGIN)
     monkeypatch.syspath_prepend(tmp_path)
-    config = load_config(
-        "digits",
-        ["plugins=['reads_values']", "model.discriminator={name='reads_values'}"],
-    )
-    import_plugins(config.plugins)
+
+    def costs_of(name):
+        network = "model.discriminator={name='" + name + "'}"
+        config = load_config("digits", ["plugins=['some_networks']", network, "game.penalties={}"])
+        import_plugins(config.plugins)
+        return estimate(config)
+
+    return costs_of
+
+
+@pytest.mark.parametrize("name", ["batch_norm", "constants", "recurrent"])
+def test_users_networks_are_examined_with_values(of_plugin, name):
+    assert of_plugin(name)["steps"][0]["operators"] > 100
+
+
+def test_attention_is_counted(of_plugin):
+    (attention,), (plain,) = (of_plugin(name)["steps"] for name in ("attention", "constants"))
+    assert attention["tflop"] > plain["tflop"]
+
+
+@pytest.mark.parametrize("name", ["reads_values", "loops"])
+def test_networks_that_need_values_are_named(of_plugin, name):
     with pytest.raises(PluginError) as caught:
-        estimate(config)
-    assert caught.value.subject == "model.discriminator.name"
+        of_plugin(name)
+    assert (caught.value.subject, name in str(caught.value.value)) == ("model", True)
+
+
+def test_the_process_is_left_as_it_was():
+    filtered = "game.augmentation={name='ada', policy=['filter'], initial_p=0.5}"
+    before = torch.get_rng_state()
+    estimate(load_config("digits", [filtered]))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert type(filters.on(CPU, torch.float32, filters.bands, 8)) is torch.Tensor

@@ -208,3 +208,36 @@ def test_plain_convolutions_of_a_penalized_network_are_reported_on_gpus(tmp_path
     (found,) = slow("cluster.gpus_per_worker=1")
     assert "'first'" in found
     assert slow("cluster.gpus_per_worker=1", "game.penalties={}") == []
+
+
+@pytest.mark.filterwarnings("ignore:Using padding=.same.")
+@pytest.mark.parametrize("dilation", [1, 3])
+@pytest.mark.parametrize("padding_mode", ["zeros", "reflect"])
+def test_padding_by_name_and_by_values_has_efficient_derivatives(padding_mode, dilation):
+    options = {"padding": "same", "padding_mode": padding_mode, "dilation": dilation, "dtype": F64}
+    mine, torchs = (of.Conv2d(4, 6, (2, 3), **options) for of in (efficient, nn))
+    torchs.load_state_dict(mine.state_dict())
+    x = torch.randn(2, 4, 7, 6, dtype=F64, requires_grad=True)
+    found = third_order(lambda x, *_: mine(x), x, *mine.parameters())
+    expected = third_order(lambda x, *_: torchs(x), x, *torchs.parameters())
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
+    assert "_Convolution" in type(mine(x).grad_fn).__name__
+
+
+@pytest.mark.parametrize("name", ["Conv1d", "ConvTranspose2d"])
+def test_a_sample_needs_no_batch(name):
+    layer = getattr(efficient, name)(4, 6, 3)
+    x = torch.randn(1, 4, 7, 6)[..., : 1 if "1d" in name else 6].squeeze(-1)
+    torch.testing.assert_close(layer(x[0]), layer(x)[0])
+
+
+def test_function_transforms():
+    x, weight = torch.randn(2, 4, 7, 6), torch.randn(6, 4, 3, 3)
+
+    def gradients(of):
+        def loss(weight, x):
+            return efficient.leaky_relu(of(x[None], weight)).square().sum()
+
+        return torch.func.vmap(torch.func.grad(loss), (None, 0))(weight, x)
+
+    torch.testing.assert_close(gradients(efficient.conv2d), gradients(functional.conv2d))

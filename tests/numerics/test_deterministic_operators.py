@@ -8,6 +8,7 @@ from gatdist.models.audio import LogMel, shift
 from gatdist.models.image.biggan import max_pool
 from gatdist.models.image.residual import interpolate
 from gatdist.models.layers import one_hot
+from gatdist.nn import derivatives_of_gpus
 
 
 def numbers(*shape, seed=1):
@@ -88,6 +89,8 @@ def test_shift_has_the_derivatives_of_a_gather(length, most):
 
     x = numbers(2 * most + 1, 3, length)
     require_same(lambda x: shift(x, places, most), expected, x, atol=0)
+    with derivatives_of_gpus():
+        require_same(lambda x: shift(x, places, most), expected, x, atol=0)
 
 
 @pytest.mark.parametrize("length", [4096, 300, 257, 256, 64])

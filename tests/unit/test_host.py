@@ -80,6 +80,12 @@ def test_unknown_node_shares_all_cpus(tmp_path, node):
     assert plan_places(GPUS[:2], set(range(4)), tmp_path / "absent")[1].cpus == (2, 3)
 
 
+def test_workers_whose_node_is_not_allowed_share_what_is(tmp_path):
+    sys = sysfs(tmp_path, ["0-3", "4-7"], gpus=[1, -1])
+    places = plan_places(GPUS[:2], set(range(4)), sys)
+    assert places == [Place(None, (0, 1)), Place(None, (2, 3))]
+
+
 def test_workers_share_cores_where_there_are_too_few(tmp_path):
     sys = sysfs(tmp_path, ["0-1", "2-3"], gpus=[0] * 4)
     assert {place.cpus for place in plan_places(GPUS[:4], {0, 1, 2, 3}, sys)} == {(0, 1)}

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable
 from multiprocessing import get_context
 from typing import Any
 
+import pytest
+
+from gatdist.cluster import rendezvous
 from gatdist.cluster.rendezvous import join
 from gatdist.common.errors import ClusterError
 from support import PRELOADED, free_port
@@ -119,3 +123,31 @@ def test_worker_that_can_not_listen_is_named_first():
         assert subject == "workers"
         assert "reach one another: worker 2 on host-2: " in message
         assert "nosuch0" in message
+
+
+def at_a_port_in_use(rank: int) -> ClusterError:
+    """Join with a server at the port that accepts connections and never answers."""
+    import torch
+
+    with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(ClusterError) as caught:
+        join(
+            "gloo",
+            torch.device("cpu"),
+            rank=rank,
+            world_size=2,
+            master=("127.0.0.1", other.getsockname()[1]),
+            host="here",
+            arrive_s=0.5,
+            connect_s=0.5,
+        )
+    return caught.value
+
+
+def test_port_in_use():
+    assert at_a_port_in_use(0).subject == "MASTER_PORT"
+
+
+@pytest.mark.timeout(30)
+def test_a_server_that_does_not_answer(monkeypatch):
+    monkeypatch.setattr(rendezvous, "_BEYOND_S", 0.5)
+    assert at_a_port_in_use(1).subject == "workers"

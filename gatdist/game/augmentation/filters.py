@@ -10,13 +10,14 @@ Legend: s is the size of the axis.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
+
+from gatdist.common.numerics import cached_tensors
 
 _Array = NDArray[np.float64]
 
@@ -46,7 +47,7 @@ NUM_BANDS = 4
 _MULTIPLE = 8
 
 
-@cache  # each copy to a device makes the host wait; CUDA graphs keep these addresses
+@cached_tensors
 def on(
     device: torch.device, dtype: torch.dtype, make: Callable[[int], Tensor], size: int
 ) -> Tensor:
