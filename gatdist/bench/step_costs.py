@@ -24,6 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.flop_counter import sdpa_backward_flop_count, sdpa_flop_count
 
+from gatdist.bench.cases import layout
 from gatdist.config import BOTH, Config, PlayerName
 from gatdist.game.contract import examine
 from gatdist.game.hidden import Traits
@@ -429,8 +430,7 @@ def step_costs(
         statistics, timer = Statistics(device), PhaseTimer(CPU)
         real = torch.empty(config.step_samples, *sample_shape, device=device)
         real = real.to(DTYPES[config.precision.dtype])
-        if config.precision.channels_last and real.dim() == 4:
-            real = real.contiguous(memory_format=torch.channels_last)
+        real = real.contiguous(memory_format=layout(config, real))
         state.samples_seen = SAMPLES_SEEN
 
         def step(number: int) -> Costs:

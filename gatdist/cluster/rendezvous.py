@@ -121,7 +121,7 @@ def _connect(
 
 
 def _keep_records() -> None:
-    """Let torch keep its last collectives for :mod:`~gatdist.cluster.flight`."""
+    """Let torch keep its last collectives for :mod:`~gatdist.parallel.flight`."""
     if "TORCH_NCCL_TRACE_BUFFER_SIZE" not in os.environ:  # the older name
         os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
 

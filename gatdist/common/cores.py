@@ -10,6 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+# Of a worker with a GPU: to decode while another core launches the kernels of a step.
+CORES_NEEDED = 2
 _MAX_DECODE_THREADS = 16  # more would wait for Python's lock
 
 

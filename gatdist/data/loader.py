@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gatdist.common.cores import decode_threads, share_of_cores, whereabouts
+from gatdist.common.cores import CORES_NEEDED, decode_threads, share_of_cores, whereabouts
 from gatdist.common.heartbeat import beat
 from gatdist.config import Config, DataConfig
 from gatdist.data.dataset import Dataset
@@ -29,7 +29,6 @@ from gatdist.parallel.communicator import Communicator
 _FETCH_THREADS_REMOTE, _FETCH_THREADS_LOCAL = 16, 1
 # Samples that a thread decodes in a row, if there are enough; a hand-over costs as much as one.
 _MIN_CHUNK = 8
-_CORES_NEEDED = 2  # to decode while another core launches the kernels of a step
 _POLL_S = 1.0  # interval of heartbeats while waiting for data
 _CLOSE_S = 1.0  # time to wait for threads, which may hang in storage
 
@@ -41,7 +40,7 @@ def _default_threads(dataset: Dataset, comm: Communicator) -> int:
         return 1
     mine = whereabouts(socket.gethostname())
     cores = share_of_cores(mine, comm.all_gather_object(mine))
-    if cores < _CORES_NEEDED:
+    if cores < CORES_NEEDED:
         dataset.notes.append(
             f"data.decode_threads: 1, since a worker on {mine['host']} may use {cores:.1f} cores"
         )

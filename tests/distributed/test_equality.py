@@ -11,6 +11,7 @@ from gatdist.game.losses import losses
 from gatdist.models import DTYPES
 from gatdist.monitor.statistics import Statistics
 from gatdist.monitor.timing import PhaseTimer
+from gatdist.nn import derivatives_of_gpus
 from gatdist.parallel.batch import Batch
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.runs import Checkpoints
@@ -191,6 +192,22 @@ def test_noise_of_networks_is_keyed_by_sample_for_any_number_of_workers():
 @pytest.mark.parametrize("world_size", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_each_rule_and_loss_gives_what_one_worker_gives(world_size):
     compare_on(world_size, SAMPLE)
+
+
+def train_as_on_gpus(comm, cases):
+    """Run cases with the derivatives of GPUs, where penalties do not wait for the fakes."""
+    with derivatives_of_gpus():
+        return train_all(comm, cases)
+
+
+def test_derivatives_of_gpus_give_what_one_worker_gives():
+    rules = [(rule, "relativistic") for rule in ("alternating", "simultaneous", "one_stage")]
+    cases = [overrides_of(*case) for case in rules]
+    cases.append(overrides_of("alternating", "relativistic", micro_batch=4))
+    alone = train_all(LOCAL, cases)
+    for results in spawn(2, train_as_on_gpus, cases):
+        for found, expected in zip(results, alone, strict=True):
+            require_equal(found, expected, 1e-11)
 
 
 @pytest.mark.slow

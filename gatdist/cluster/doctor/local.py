@@ -21,7 +21,7 @@ from typing import Any
 from gatdist.cluster.doctor import environment
 from gatdist.cluster.doctor.report import Finding, Report
 from gatdist.cluster.network import address_towards, interface_of
-from gatdist.common.cores import decode_threads, usable_cores
+from gatdist.common.cores import CORES_NEEDED, decode_threads, usable_cores
 from gatdist.common.version import __version__
 from gatdist.config import cache_folder
 from gatdist.monitor.numbers import plural
@@ -157,7 +157,7 @@ def assess_cores(usable: int, present: int, gpus: int) -> Finding:
         return Finding("cores", found, True)
     threads = decode_threads(usable / gpus)
     message = f"{found}, for {plural(threads, 'decoding thread')} per GPU"
-    if usable >= 2 * gpus:  # one for the step, one to decode
+    if usable >= CORES_NEEDED * gpus:
         return Finding("cores", message, True)
     hint = "Give this host or container 2 cores per GPU or more; see docs/how-to/gpus.md"
     return Finding("cores", message, None, hint)
