@@ -24,13 +24,28 @@ if TYPE_CHECKING:
     from gatdist.common.heartbeat import beat
     from gatdist.config import Config, load_config
     from gatdist.evaluation import register_feature_extractor
-    from gatdist.game import register_loss, register_update_rule
+    from gatdist.game import (
+        Context,
+        Draws,
+        Fields,
+        Task,
+        Term,
+        register_loss,
+        register_task,
+        register_term,
+        register_update_rule,
+    )
     from gatdist.models import register_discriminator, register_generator
 
 # Imported on first use: `import gatdist` and `gatdist --help` must not wait for torch.
 _HOMES = {
     "Config": "gatdist.config",
+    "Context": "gatdist.game",
+    "Draws": "gatdist.game",
+    "Fields": "gatdist.game",
     "GatdistError": "gatdist.common.errors",
+    "Task": "gatdist.game",
+    "Term": "gatdist.game",
     "beat": "gatdist.common.heartbeat",
     "evaluate": "gatdist.api",
     "export": "gatdist.api",
@@ -43,6 +58,8 @@ _HOMES = {
     "register_feature_extractor": "gatdist.evaluation",
     "register_generator": "gatdist.models",
     "register_loss": "gatdist.game",
+    "register_task": "gatdist.game",
+    "register_term": "gatdist.game",
     "register_update_rule": "gatdist.game",
     "sample": "gatdist.api",
     "statistics": "gatdist.api",
@@ -52,7 +69,12 @@ _HOMES = {
 
 __all__ = [
     "Config",
+    "Context",
+    "Draws",
+    "Fields",
     "GatdistError",
+    "Task",
+    "Term",
     "beat",
     "evaluate",
     "export",
@@ -65,6 +87,8 @@ __all__ = [
     "register_feature_extractor",
     "register_generator",
     "register_loss",
+    "register_task",
+    "register_term",
     "register_update_rule",
     "sample",
     "statistics",

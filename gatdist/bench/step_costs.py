@@ -26,9 +26,11 @@ from torch.utils.flop_counter import sdpa_backward_flop_count, sdpa_flop_count
 
 from gatdist.bench.cases import layout
 from gatdist.config import BOTH, Config, PlayerName
+from gatdist.game.build import build_networks_of, build_task
 from gatdist.game.contract import examine
 from gatdist.game.hidden import Traits
-from gatdist.models import DTYPES, build_networks, is_built_in
+from gatdist.game.tasks import Task
+from gatdist.models import DTYPES, is_built_in
 from gatdist.monitor.statistics import Statistics
 from gatdist.monitor.timing import PhaseTimer
 from gatdist.nn import derivatives_of_gpus
@@ -423,14 +425,16 @@ def step_costs(
     """
     with fake_tensors(device), _without_gc(), CostMode(device, locates=locates) as mode:
         data = sample_shape, num_classes, metadata
-        networks, traits = fake_networks(config, *data, device=device)
+        task, networks, traits = fake_networks(config, *data, device=device)
         comm = LocalCommunicator(device)
-        state = TrainState(config, comm, *data, networks=networks, traits=traits)
+        state = TrainState(config, comm, *data, networks=networks, traits=traits, task=task)
         rule = state.rule(config)
         statistics, timer = Statistics(device), PhaseTimer(CPU)
-        real = torch.empty(config.step_samples, *sample_shape, device=device)
-        real = real.to(DTYPES[config.precision.dtype])
-        real = real.contiguous(memory_format=layout(config, real))
+        real = _samples(config, sample_shape, device)
+        inputs = {
+            name: _samples(config, shape, device)
+            for name, shape in metadata.get("fields", {}).items()
+        }
         state.samples_seen = SAMPLES_SEEN
 
         def step(number: int) -> Costs:
@@ -438,12 +442,18 @@ def step_costs(
             positions = torch.empty(config.step_samples, dtype=torch.int64, device=device)
             labels = torch.empty_like(positions) if config.model.conditional else None
             found = mode.start()
-            batch = Batch(real, labels, positions, number)
+            batch = Batch(real, labels, positions, number, inputs=inputs)
             train_step(state, rule, batch, config, statistics, timer)
             return found
 
         step(1)  # what is created once, such as constants
         return {name: step(number) for name, number in steps.items()}
+
+
+def _samples(config: Config, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    samples = torch.empty(config.step_samples, *shape, device=device)
+    samples = samples.to(DTYPES[config.precision.dtype])
+    return samples.contiguous(memory_format=layout(config, samples))
 
 
 _FAKE = FakeTensorMode(allow_non_fake_inputs=True)
@@ -482,20 +492,21 @@ def fake_networks(
     metadata: Mapping[str, Any],
     *,
     device: torch.device,
-) -> tuple[tuple[nn.Module, nn.Module], dict[PlayerName, Traits]]:
-    """Build networks of fake tensors; ``Module.to`` can't move others to them.
+) -> tuple[Task, tuple[nn.Module, nn.Module], dict[PlayerName, Traits]]:
+    """Build the task, and networks of fake tensors; ``Module.to`` can't move others to them.
 
     Users' networks are examined before, on the CPU, since that needs values.
     """
     built_in = all(is_built_in(config, player) for player in BOTH)
     data = sample_shape, num_classes, metadata
     with _disable_current_modes():
+        task = build_task(config, sample_shape, metadata)
         with torch.device("meta") if built_in else nullcontext():
-            networks = build_networks(config, *data)
-        traits = examine(config, dict(zip(BOTH, networks, strict=True)), *data)
+            networks = build_networks_of(config, task, *data)
+        traits = examine(config, dict(zip(BOTH, networks, strict=True)), task, *data)
     for network in networks:
         replace_tensors(network, device)
-    return networks, traits
+    return task, networks, traits
 
 
 def replace_tensors(network: nn.Module, device: torch.device) -> None:

@@ -79,6 +79,8 @@ def call_with_options(
     try:
         if isinstance(function, type):  # only its __init__ can be checked
             kind: Any = function
+            if kind.__init__ is object.__init__:  # takes nothing, and has no signature
+                return kind()
             made: T = kind.__new__(kind)
             check(kind.__init__)(made, **given, **options)
             return made

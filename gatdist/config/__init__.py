@@ -47,6 +47,7 @@ from gatdist.config.sections import (
     PlayerOptimConfig,
     RunConfig,
     Section,
+    TermConfig,
 )
 
 __all__ = [
@@ -68,6 +69,7 @@ __all__ = [
     "RunConfig",
     "Schedule",
     "Section",
+    "TermConfig",
     "cache_folder",
     "cuda_variables",
     "env_values",

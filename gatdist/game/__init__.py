@@ -4,6 +4,8 @@ from gatdist.game.exactness import require_whole_batches, require_whole_groups
 from gatdist.game.game import Game
 from gatdist.game.losses import Loss, register_loss
 from gatdist.game.penalties import Observations, Penalty
+from gatdist.game.tasks import Draws, Fields, Task, register_task
+from gatdist.game.terms import Context, Term, register_term
 from gatdist.game.updates import (
     Hyperparameters,
     Phase,
@@ -15,6 +17,9 @@ from gatdist.game.updates import (
 )
 
 __all__ = [
+    "Context",
+    "Draws",
+    "Fields",
     "Game",
     "Hyperparameters",
     "Loss",
@@ -22,9 +27,13 @@ __all__ = [
     "Penalty",
     "Phase",
     "Step",
+    "Task",
+    "Term",
     "UpdateRule",
     "build_update_rule",
     "register_loss",
+    "register_task",
+    "register_term",
     "register_update_rule",
     "require_whole_batches",
     "require_whole_groups",

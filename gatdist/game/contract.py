@@ -21,6 +21,9 @@ from gatdist.common.seeding import generator_states, generators_kept, seed_all
 from gatdist.config import Config, PlayerName
 from gatdist.game.exactness import couplings
 from gatdist.game.hidden import Traits, attribute_states, changed, equal
+from gatdist.game.scores import parse
+from gatdist.game.task_contract import random_fields
+from gatdist.game.tasks import Draws, Fields, Shape, Task
 from gatdist.models import COMPUTE_DTYPES, DTYPES, is_built_in
 from gatdist.models.buffers import BatchNorm
 from gatdist.models.layers import latents_from
@@ -38,6 +41,7 @@ _MAX_VALUE = 10.0
 def examine(
     config: Config,
     networks: Mapping[PlayerName, nn.Module],
+    task: Task,
     sample_shape: tuple[int, ...],
     num_classes: int,
     metadata: Mapping[str, Any],
@@ -45,20 +49,29 @@ def examine(
     """Check users' networks (bare, on their device) and return the traits of all networks.
 
     Works on copies and restores all random generators. A network that couples samples gets the
-    attribute ``couples_samples = True``. ``num_classes`` is 0 for unlabelled data.
+    attribute ``couples_samples = True``.
+
+    Args:
+        config: Of the run.
+        networks: Of both players.
+        task: Of the run; makes the networks' inputs.
+        sample_shape: Of the data.
+        num_classes: Of the data; 0 if unlabelled.
+        metadata: Of the data's samples.
 
     Raises:
         PluginError: A network breaks the contract.
     """
     classes = num_classes if config.model.conditional else 0
     modality = str(metadata.get("modality", ""))
+    fields = {task.target: sample_shape, **metadata.get("fields", {})}
     found: dict[PlayerName, Traits] = {}
     for player, network in networks.items():
         if is_built_in(config, player):
             found[player] = Traits(synchronized=_batch_norm_buffers(network))
             continue
         with generators_kept():
-            check = _NetworkCheck(config, player, network, sample_shape, classes, modality)
+            check = _NetworkCheck(config, player, network, task, fields, classes, modality)
             found[player] = check.traits()
     return found
 
@@ -76,13 +89,15 @@ def _batch_norm_buffers(network: nn.Module) -> tuple[str, ...]:
 class _NetworkCheck:
     """The checks of one network on its device; each raises PluginError if it fails.
 
-    ``num_classes`` is 0 for an unconditional network, ``modality`` is "" if unknown.
+    ``fields`` are the shapes of the data's fields; ``num_classes`` is 0 for an unconditional
+    network, ``modality`` is "" if unknown.
     """
 
     config: Config
     player: PlayerName
     original: nn.Module
-    sample_shape: tuple[int, ...]
+    task: Task
+    fields: Mapping[str, Shape]
     num_classes: int
     modality: str
 
@@ -120,64 +135,99 @@ class _NetworkCheck:
         self._check_evaluation_mode()
         return replace(traits, warnings=tuple(self._warnings))
 
-    def _inputs(self, numbers: list[int]) -> tuple[Any, ...]:
-        """Latents or samples, labels, and noise if the network takes any."""
+    def _prepared(self, positions: Tensor, is_training: bool) -> Fields:
+        """Return the fields of random samples."""
+        found = random_fields(self.task, self.fields, self.modality, positions, self.dtype)
+        return self.task.prepare(found, Draws(0, "", positions, is_training))
+
+    def _inputs(self, numbers: list[int], is_training: bool) -> tuple[list[Tensor], Any]:
+        """Return latents, fields or what the discriminator is shown; then labels and noise."""
         positions = torch.tensor(numbers, device=self.device)
         labels = None
         if self.num_classes:
             labels = draws.integers(0, "contract/labels", positions, self.num_classes)
-        if self.player == "generator":
-            shape: tuple[int, ...] = (self.config.model.latent_size,)
-            normal = draws.normal(0, "contract/latents", positions, shape, self.dtype)
-            inputs = latents_from(normal, self.config.model.latent_distribution)
+        fields = self._prepared(positions, is_training)
+        self._shape = tuple(fields[self.task.target].shape[1:])
+        inputs = []
+        if self.player == "discriminator":
+            inputs = [self.task.shown(fields).detach()]
         else:
-            inputs = draws.uniform(0, "contract/samples", positions, self.sample_shape, self.dtype)
-            if self.modality in ("text", "tokens"):  # one-hot, [n, vocabulary, length]
-                inputs = (inputs == inputs.amax(1, keepdim=True)).to(self.dtype)
-            else:
-                inputs = 2 * inputs - 1
-        noise = draws.of_network(self.network, 0, "contract", positions, self.dtype)
-        return inputs, labels, *noise
+            if self.task.takes_latents:
+                shape = (self.config.model.latent_size,)
+                normal = draws.normal(0, "contract/latents", positions, shape, self.dtype)
+                inputs = [latents_from(normal, self.config.model.latent_distribution)]
+            inputs += self.task.inputs(fields)
+        return inputs, (
+            labels,
+            *draws.of_network(self.network, 0, "contract", positions, self.dtype),
+        )
 
     def _call(self, numbers: list[int], *, in_training: bool = True) -> Tensor:
-        """Return the checked output, from the original buffers and a fixed seed."""
+        """Return the checked output, from the original buffers and a fixed seed.
+
+        Of an output of several tensors, their values side by side, [n, …].
+        """
         for name, tensor in self.network.named_buffers():
             if name in self._persistent and name in self._buffers:
                 tensor.data = self._buffers[name].clone()
         seed_all(0, "contract", 0)
-        inputs = self._inputs(numbers)
-        inputs[0].requires_grad_(in_training and self.player == "discriminator")
-        label = "None" if inputs[1] is None else _kind(inputs[1])
-        noise = " and noise" if len(inputs) > 2 else ""
+        inputs, (labels, *noise) = self._inputs(numbers, in_training)
+        for tensor in inputs:
+            tensor.requires_grad_(in_training and self.player == "discriminator")
+        label = "None" if labels is None else _kind(labels)
         mode = "training" if in_training else "evaluation"
-        what = f"{_kind(inputs[0])}, labels {label}{noise} in {mode} mode"
+        what = f"{', '.join(map(_kind, inputs))}, labels {label}{' and noise' if noise else ''}"
         autocast = torch.autocast(self.device.type, self.compute) if self.compute else nullcontext()
-        with self._user_code(f"forward fails, called with {what}"), autocast:
-            out = self.network(*inputs)
-        self._require_output(out, len(numbers), in_training)
-        return out
+        with self._user_code(f"forward fails, called with {what} in {mode} mode"), autocast:
+            out = self.network(*inputs, labels, *noise)
+        tensors = self._tensors(out, len(numbers), in_training)
+        if len(tensors) == 1:
+            return tensors[0]
+        return torch.cat([tensor.reshape(len(tensor), -1) for tensor in tensors], 1)
 
-    def _require_output(self, out: Any, n: int, in_training: bool) -> None:
-        generates = self.player == "generator"
-        shape = (n, *self.sample_shape) if generates else (n,)
-        what = "samples" if generates else "one logit per sample"
+    def _tensors(self, out: Any, n: int, in_training: bool) -> list[Tensor]:
+        """Return the tensors of an output, that of the generated field first."""
+        if self.player == "generator":
+            what, shape = "samples", (n, *self._shape)
+            others = dict(out) if isinstance(out, dict) else {}
+            first, rest = others.pop(self.task.target, out), list(others.values())
+        else:
+            what, shape = "one logit per sample", (n,)
+            maps, features = parse(out) or ((out,), ())
+            first, *rest = maps
+            if isinstance(out, (list, tuple)) and isinstance(first, Tensor):
+                shape = (n, *first.shape[1:])
+            rest += [feature for part in features for feature in part]
         expected = f"must return {what}, a floating-point tensor {shape} on {self.device}"
-        if not isinstance(out, Tensor):
-            found = type(out).__name__
-            if isinstance(out, (list, tuple, dict)):
-                values = out.values() if isinstance(out, dict) else out
-                found += f" of {', '.join(map(_kind, values)) or 'nothing'}"
-            self._refuse(f"{expected}; found {found}")
-        fits = tuple(out.shape) == shape and out.is_floating_point() and out.device == self.device
-        if not fits or out.layout != torch.strided:
-            self._refuse(f"{expected}; found {_kind(out)} on {out.device}")
-        if not out.isfinite().all():
-            self._refuse(f"{expected}; found non-finite values (NaN or infinity)")
-        if in_training and not out.requires_grad:
-            self._refuse(
-                f"{expected} that depends on its parameters; found one without a gradient",
-                "Leave out detach(), .data, torch.no_grad() and conversions to NumPy",
-            )
+        if not isinstance(first, Tensor):
+            self._refuse(f"{expected}; found {_kinds(first)}", self._hint)
+        for tensor in (first, *rest):
+            if not isinstance(tensor, Tensor) or tensor.shape[:1] != (n,):
+                self._refuse(
+                    f"must return tensors whose first axis is the {n} samples; found "
+                    f"{_kinds(tensor)}",
+                    self._hint,
+                )
+            fits = tensor.is_floating_point() and tensor.device == self.device
+            if tensor is first:
+                fits = fits and tuple(tensor.shape) == shape
+            if not fits or tensor.layout != torch.strided:
+                found = f"{_kind(tensor)} on {tensor.device}"
+                self._refuse(f"{expected}; found {found}", self._hint)
+            if not tensor.isfinite().all():
+                self._refuse(f"{expected}; found non-finite values (NaN or infinity)")
+            if in_training and not tensor.requires_grad:
+                self._refuse(
+                    f"{expected} that depends on its parameters; found one without a gradient",
+                    "Leave out detach(), .data, torch.no_grad() and conversions to NumPy",
+                )
+        return [first, *rest]
+
+    @property
+    def _hint(self) -> str:
+        if self.player == "generator":
+            return ""
+        return "Return maps of logits in a list, or lists of features with the logits last"
 
     def _check_backward(self) -> Traits:
         """Find out which random generators are used and which parameters are not."""
@@ -321,6 +371,8 @@ class _NetworkCheck:
             )
 
     def _warn_of_values(self, out: Tensor) -> None:
+        if out.shape[1:] != self._shape:  # several tensors
+            return
         largest = float(out.abs().max())
         if self.modality in ("image", "audio") and largest > _MAX_VALUE:
             self._warn(
@@ -355,6 +407,14 @@ class _NetworkCheck:
 
     def _warn(self, message: str) -> None:
         self._warnings.append(f"{self.field} = {self.name!r}: {message}")
+
+
+def _kinds(value: object) -> str:
+    found = _kind(value)
+    if isinstance(value, (list, tuple, dict)):
+        values = value.values() if isinstance(value, dict) else value
+        found += f" of {', '.join(map(_kind, values)) or 'nothing'}"
+    return found
 
 
 def _kind(value: object) -> str:

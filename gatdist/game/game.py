@@ -30,7 +30,7 @@ from gatdist.game.penalties import (
     projections,
 )
 from gatdist.game.scores import Scores, mean_over_maps, parse
-from gatdist.game.tasks import Draws, Fields, Generation, Task
+from gatdist.game.tasks import Draws, Fields, Generation, Record, Task
 from gatdist.game.terms import Context, WeightedTerm, build_terms
 from gatdist.models import COMPUTE_DTYPES
 from gatdist.nn import has_derivatives_of_gpus
@@ -175,9 +175,9 @@ class Game:
         )
         return replace(batch, real=found.pop(self.task.target), inputs=found)
 
-    def fields(self, batch: Batch, generated: Fields = MappingProxyType({})) -> dict[str, Tensor]:
+    def fields(self, batch: Batch, generated: Fields = MappingProxyType({})) -> Record:
         """Return the samples' fields, with generated ones in place of real ones."""
-        return {self.task.target: batch.real, **batch.inputs, **generated}
+        return Record({self.task.target: batch.real, **batch.inputs, **generated})
 
     def shown(self, batch: Batch, generated: Fields = MappingProxyType({})) -> Tensor:
         """Return what the discriminator sees of real samples, or of generated ones."""
@@ -340,21 +340,26 @@ class Game:
             fake: scores of the generated samples.
             real: scores of the real samples without a graph, if :attr:`needs_real_scores`.
         """
-        theirs = real or replace(fake, maps=tuple(map(torch.zeros_like, fake.maps)))
-        total = mean_over_maps(self.loss.generator, theirs, fake)
+        context = self.context(batch, generated, fake, real)
+        total = mean_over_maps(self.loss.generator, context.real_scores, fake)
         observations = Observations()
         samples_seen = batch.step * self.step_samples
         if not self.terms:
             return total, observations
         observations["loss/adversarial"] = total.detach()
         total = self.adversarial_weight.at(samples_seen) * total
-        sides = self.fields(batch), self.fields(batch, generated)
-        context = Context(*sides, theirs, fake)
         for weighted in self.terms:
             value = weighted.term(context)
             observations[f"term/{weighted.name}"] = value.detach()
             total = total + weighted.weight_at(samples_seen) * value
         return total, observations
+
+    def context(
+        self, batch: Batch, generated: Fields, fake: Scores, real: Scores | None
+    ) -> Context:
+        """Return what terms are functions of; see :meth:`generator_loss`."""
+        theirs = real or replace(fake, maps=tuple(map(torch.zeros_like, fake.maps)))
+        return Context(self.fields(batch), self.fields(batch, generated), theirs, fake)
 
     @cached_property
     def needs_real_scores(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from types import MappingProxyType
 from typing import NoReturn
@@ -14,9 +14,11 @@ from gatdist.common.errors import ConfigError, PluginError
 from gatdist.common.registry import described, user_code
 from gatdist.config import BOTH, Config
 from gatdist.game.exactness import warn_of_state
+from gatdist.game.game import Game
 from gatdist.game.hidden import changed, fingerprint
 from gatdist.game.losses import Loss, Sum
 from gatdist.game.penalties import ScheduledPenalty
+from gatdist.game.terms import is_built_in
 from gatdist.game.updates.rule import Hyperparameters, Phase, Step, UpdateRule
 from gatdist.game.updates.second_order import SecondOrder
 from gatdist.models import DTYPES
@@ -82,6 +84,7 @@ def check_step(
     device = next(rule.game.generator.parameters()).device
     batch = rule.game.prepare(probe_batch(config, sample_shape, num_classes, device, fields))
     _LossCheck(config.game.loss, rule.game.loss).run()
+    _check_terms(config, rule.game, batch.consecutive(config.game.num_discriminator_steps)[0])
     for scheduled in rule.game.penalties:
         if scheduled.penalty.differentiates:
             _check_penalty(rule, scheduled, batch.consecutive(1)[0])
@@ -100,6 +103,44 @@ def check_step(
     change = f"a step changes the attribute {changes[0]!r}"
     hint = "Keep state that affects the result in tensors"
     return [warn_of_state(config, "game.update_rule", config.game.update_rule, change, hint)]
+
+
+def _check_terms(config: Config, game: Game, batch: Batch) -> None:
+    """Refuse users' terms that are not what they must be for two samples."""
+    users = [weighted for weighted in game.terms if not is_built_in(weighted.term)]
+    if not users:
+        return
+    with torch.no_grad():
+        generated = game.generate(batch)
+        real = game.real_scores(batch, game.discriminator)
+    generated = {name: field.detach().requires_grad_() for name, field in generated.items()}
+    fake = game.discriminate(game.shown(batch, generated), batch, "fake")
+    context = game.context(batch, generated, fake, real)
+    for weighted in users:
+        requested = config.game.terms[weighted.name]
+        kind = requested.term or weighted.name
+        subject, n = f"game.terms.{weighted.name}", len(batch)
+        expected = f"must return one finite floating-point value per sample, ({n},)"
+        with user_code(subject, f"fails with {n} samples", value=kind):
+            value = weighted.term(context)
+        if not isinstance(value, Tensor):
+            raise PluginError(subject, f"{expected}; found {type(value).__name__}", value=kind)
+        if value.shape != (n,) or not value.is_floating_point():
+            found = f"{dtype_name(value.dtype)} {tuple(value.shape)}"
+            raise PluginError(subject, f"{expected}; found {found}", value=kind)
+        if not value.isfinite().all():
+            raise PluginError(subject, f"{expected}; found NaN or infinity", value=kind)
+        gradients: Sequence[Tensor | None] = ()
+        if value.requires_grad:
+            fields = list(generated.values())
+            gradients = torch.autograd.grad(value[0], fields, allow_unused=True, retain_graph=True)
+        found_gradients = [gradient for gradient in gradients if gradient is not None]
+        if not found_gradients:
+            does_not = "does not depend on the generated fields, or is detached from them"
+            raise PluginError(subject, does_not, value=kind)
+        if any(gradient[1:].any() for gradient in found_gradients):
+            depends = "the value of a sample depends on others of the batch"
+            raise PluginError(subject, depends, value=kind)
 
 
 def _check_phases(config: Config, rule: UpdateRule, batch: Batch) -> None:

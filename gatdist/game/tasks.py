@@ -5,19 +5,16 @@ A sample is a record of named fields, each a tensor whose first axis is the samp
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from pydantic import PositiveFloat, PositiveInt
-from torch import Tensor, nn
+from torch import Tensor
 
 from gatdist.common.errors import ConfigError
-from gatdist.common.registry import Registry, call_with_options
-from gatdist.config import Config
-from gatdist.models import build_networks
+from gatdist.common.registry import Registry
 from gatdist.models.spectrograms import LogMelSpectrogram
 from gatdist.parallel import draws
 
@@ -25,13 +22,27 @@ Fields = Mapping[str, Tensor]
 Shape = tuple[int, ...]
 
 
+class Record(dict[str, Tensor]):
+    """Fields of samples. A missing one is a ConfigError, unlike other KeyErrors of users' code."""
+
+    def __missing__(self, name: str) -> Tensor:
+        rule = f"needs the field {name!r}, and there is only {', '.join(map(repr, self)) or 'none'}"
+        raise ConfigError("game.task", rule, hint="Choose other data, or another task")
+
+
 @dataclass(frozen=True)
 class Draws:
-    """Random numbers of a task, a function of the samples' positions in the run."""
+    """Random numbers of a task, a function of the samples' positions in the run.
+
+    Attributes:
+        positions: int64 [n]; numbers of the samples outside of training.
+        is_training: Whether fields are for a training step, not for an evaluation or a preview.
+    """
 
     seed: int
     suffix: str
     positions: Tensor
+    is_training: bool = True
 
     def uniform(self, name: str, shape: Sequence[int] = ()) -> Tensor:
         """Draw [n, *shape] in (0, 1)."""
@@ -57,13 +68,11 @@ class Task:
     target: ClassVar[str] = "sample"
     takes_latents: ClassVar[bool] = False
 
-    def __init__(self) -> None:
-        pass  # options are keywords
-
-    def prepare(self, fields: Fields, drawn: Draws | None) -> Fields:
+    def prepare(self, fields: Fields, drawn: Draws) -> Fields:
         """Return the fields that are used, computed from those of the data, on their device.
 
-        ``drawn`` is for random crops and the like in training; None outside of it.
+        Random numbers come from ``drawn``. Random crops are for training only
+        (``drawn.is_training``): evaluations and previews show whole samples.
         """
         return fields
 
@@ -76,78 +85,17 @@ class Task:
         return fields[self.target]
 
 
-@dataclass(frozen=True)
-class Shapes:
-    """Shapes of one sample in a task.
-
-    Attributes:
-        target: Of what the generator makes.
-        inputs: Of the generator's inputs besides latents.
-        shown: Of the discriminator's input.
-    """
-
-    target: Shape
-    inputs: tuple[Shape, ...]
-    shown: Shape
-
-    @classmethod
-    def of(cls, task: Task, sample_shape: Shape, fields: Mapping[str, Shape]) -> Shapes:
-        """Find the shapes out with tensors without values.
-
-        Args:
-            task: Of the run.
-            sample_shape: Of the data's samples.
-            fields: Shapes of their further fields.
-
-        Raises:
-            ConfigError: The data lacks a field.
-        """
-        shapes = {task.target: sample_shape, **fields}
-        data = {name: torch.empty(1, *shape, device="meta") for name, shape in shapes.items()}
-        drawn = Draws(0, "", torch.zeros(1, dtype=torch.int64, device="meta"))
-        try:
-            found = task.prepare(data, drawn)
-            inputs, shown = task.inputs(found), task.shown(found)
-        except KeyError as error:
-            rule = f"needs the field {error}, and the data has {', '.join(map(repr, shapes))}"
-            hint = "Choose other data, or another task"
-            raise ConfigError("game.task", rule, value=type(task).__name__, hint=hint) from None
-        return cls(
-            tuple(found[task.target].shape[1:]),
-            tuple(tuple(each.shape[1:]) for each in inputs),
-            tuple(shown.shape[1:]),
-        )
-
-
 tasks: Registry[type[Task]] = Registry("game.task")
 
 
-def build_networks_of(
-    config: Config,
-    task: Task,
-    sample_shape: Shape,
-    num_classes: int,
-    metadata: Mapping[str, Any],
-) -> tuple[nn.Module, nn.Module]:
-    """Build the configured networks for a task; see :func:`gatdist.models.build_networks`."""
-    shapes = Shapes.of(task, sample_shape, metadata.get("fields", {}))
-    return build_networks(
-        config,
-        shapes.target,
-        num_classes,
-        metadata,
-        inputs=shapes.inputs,
-        shown=shapes.shown,
-        takes_latents=task.takes_latents,
-    )
+def register_task(name: str) -> Callable[[type[Task]], type[Task]]:
+    """Register a subclass of :class:`Task`, for ``game.task``."""
+    return tasks.register(name)
 
 
-def build_task(config: Config, metadata: Mapping[str, Any]) -> Task:
-    """Build the task that ``game.task`` names; it gets what it takes of the samples' metadata."""
-    kind = tasks[config.game.task.name]
-    known = inspect.signature(kind).parameters
-    given = {name: value for name, value in metadata.items() if name in known}
-    return call_with_options(kind, config.game.task.options, "game.task", **given)
+def is_built_in(task: Task) -> bool:
+    """Return whether a task comes with gatdist."""
+    return type(task).__module__ == __name__
 
 
 @tasks.register("generation")
@@ -201,12 +149,12 @@ class Vocoder(Task):
             sample_rate, bands=bands, window=window, hop=hop, highest=highest
         )
 
-    def prepare(self, fields: Fields, drawn: Draws | None) -> Fields:
+    def prepare(self, fields: Fields, drawn: Draws) -> Fields:
         wave = fields["wave"]
-        if drawn is None:
-            wave = wave[:, :, : wave.shape[2] // self.mel.hop * self.mel.hop]
-        else:
+        if drawn.is_training:
             wave = cropped(wave, self.crop, drawn, "game.task.crop")
+        else:
+            wave = wave[:, :, : wave.shape[2] // self.mel.hop * self.mel.hop]
         return {"wave": wave, "mel": self.mel(wave)}
 
     def inputs(self, fields: Fields) -> tuple[Tensor, ...]:

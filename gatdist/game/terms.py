@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,9 +15,9 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
-from gatdist.common.errors import ConfigError
-from gatdist.common.registry import Registry, call_with_options
-from gatdist.config import Config, Schedule
+from gatdist.common.errors import ConfigError, PluginError
+from gatdist.common.registry import Registry, call_with_options, user_code
+from gatdist.config import Config, Schedule, TermConfig
 from gatdist.game.scores import Scores
 from gatdist.game.tasks import Fields
 from gatdist.models.spectrograms import LogMelSpectrogram
@@ -68,6 +68,16 @@ class WeightedTerm:
 
 
 terms: Registry[type[Term]] = Registry("game.terms")
+
+
+def register_term(name: str) -> Callable[[type[Term]], type[Term]]:
+    """Register a subclass of :class:`Term`, for ``game.terms``."""
+    return terms.register(name)
+
+
+def is_built_in(term: Term) -> bool:
+    """Return whether a term comes with gatdist."""
+    return type(term).__module__ == __name__
 
 
 class _Difference(Term):
@@ -174,13 +184,32 @@ def build_terms(
     """Build the terms that ``game.terms`` names; they get what they take of ``metadata``.
 
     Raises:
-        ConfigError: An unknown term or option.
+        ConfigError: A term or option is unknown, or a term never counts.
+        PluginError: A user's term is no term, or fails in its constructor.
     """
     given = {"target": target, **metadata}
     found = []
     for name, requested in sorted(config.game.terms.items()):
-        kind = terms[requested.term or name]
+        subject = f"game.terms.{name}"
+        kind: Any = terms[requested.term or name]
+        if not isinstance(kind, type) or not issubclass(kind, Term):
+            raise PluginError(subject, "must be a subclass of gatdist.Term")
         taken = {k: v for k, v in given.items() if k in inspect.signature(kind).parameters}
-        term = call_with_options(kind, requested.options, f"game.terms.{name}", **taken)
+        with user_code(subject, "fails in its constructor", value=requested.term or name):
+            term = call_with_options(kind, requested.options, subject, **taken)
+        _require_to_count(config, subject, requested)
         found.append(WeightedTerm(name, term, requested.weight, requested.start_samples))
     return tuple(found)
+
+
+def _require_to_count(config: Config, subject: str, requested: TermConfig) -> None:
+    """Refuse a term whose weight is zero from its start to the end of the run."""
+    start, end = requested.start_samples, config.run.total_samples
+    if start >= end:
+        rule = f"must be below run.total_samples, {end:,}, or the term never counts"
+        raise ConfigError(f"{subject}.start_samples", rule, value=start, hint="Lower or remove it")
+    weight = requested.weight
+    corners = start, weight.warmup, weight.delay, weight.delay + weight.samples, end
+    if not any(weight.at(min(max(start, corner), end)) for corner in corners):
+        rule = f"is 0 from sample {start:,} to the end of the run, {end:,}"
+        raise ConfigError(f"{subject}.weight", rule, hint="Change or remove the term")

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from gatdist.config import Config
 from gatdist.data.dataset import Dataset
-from gatdist.game.tasks import Fields, Task
+from gatdist.game.tasks import Draws, Fields, Task
 from gatdist.models import DTYPES
 from gatdist.models.buffers import buffers_kept
 from gatdist.parallel import draws
@@ -38,8 +38,9 @@ class Mapped:
         read = torch.from_numpy(samples).to(device)
         form = self.dataset.sample_format
         found = {self.task.target: form.to_network(read), **form.inputs(read)}
+        drawn = Draws(self._seed, f"/{self._stream}", positions, is_training=False)
         with torch.no_grad():
-            return self.task.prepare({k: t.to(self._dtype) for k, t in found.items()}, None)
+            return self.task.prepare({k: t.to(self._dtype) for k, t in found.items()}, drawn)
 
     @torch.no_grad()
     def of_fields(self, fields: Fields, positions: Tensor) -> Tensor:

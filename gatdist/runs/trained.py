@@ -16,7 +16,7 @@ from gatdist.common.seeding import generator_states, generators_kept, seed_all
 from gatdist.config import BOTH, Config, LatentDistribution, PlayerName, import_plugins
 from gatdist.data.modalities import ReadSpec
 from gatdist.data.sample_format import SampleFormat, sample_format_of
-from gatdist.game.tasks import build_networks_of, build_task
+from gatdist.game.build import build_networks_of, build_task
 from gatdist.models import is_built_in
 from gatdist.models.buffers import buffers_kept
 from gatdist.models.layers import latents_from
@@ -299,7 +299,7 @@ def networks_with(
     A player without weights keeps its initial ones. Weights of other networks: CheckpointError.
     """
     shape, num_classes = sample_format.shape, sample_format.num_classes
-    task = build_task(config, sample_format.metadata)
+    task = build_task(config, shape, sample_format.metadata)
     build = partial(build_networks_of, config, task, shape, num_classes, sample_format.metadata)
 
     def fill(networks: tuple[nn.Module, nn.Module], *, assign: bool = False) -> None:

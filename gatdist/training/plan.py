@@ -23,10 +23,10 @@ from gatdist.game import (
     require_whole_batches,
     require_whole_groups,
 )
+from gatdist.game.build import Shapes, build_networks_of, build_task
 from gatdist.game.contract import examine
 from gatdist.game.exactness import require_exact
 from gatdist.game.probe import check_step, probe_batch
-from gatdist.game.tasks import Shapes, build_networks_of, build_task
 from gatdist.game.updates import second_derivatives
 from gatdist.monitor.numbers import plural
 from gatdist.nn import slow_layer
@@ -69,7 +69,7 @@ def check(config: Config, run_dir: str, device: torch.device | None = None) -> C
         )
     sample_shape, num_classes = dataset.sample_format.shape, dataset.num_classes
     metadata = dataset.sample_format.metadata
-    task = build_task(config, metadata)
+    task = build_task(config, sample_shape, metadata)
     networks = build_networks_of(config, task, sample_shape, num_classes, metadata)
     on_gpus = config.cluster.gpus_per_worker or torch.cuda.is_available()
     device = device or torch.device("cpu")
@@ -78,7 +78,7 @@ def check(config: Config, run_dir: str, device: torch.device | None = None) -> C
     if not Checkpoints(store.child("checkpoints")).committed():
         warnings += start_from_another_run(config, by_player, run_dir)
     shapes = Shapes.of(task, sample_shape, metadata.get("fields", {}))
-    traits = examine(config, by_player, shapes.target, num_classes, metadata)
+    traits = examine(config, by_player, task, sample_shape, num_classes, metadata)
     warnings += require_exact(config, traits)
     for name, network in by_player.items():
         require_whole_groups(config, name, network, fitting)

@@ -19,11 +19,12 @@ from gatdist.game import (
     require_whole_groups,
     update_rules,
 )
+from gatdist.game.build import Shapes, build_networks_of, build_task
 from gatdist.game.contract import examine
 from gatdist.game.exactness import require_exact
 from gatdist.game.hidden import Traits
 from gatdist.game.penalties import penalties
-from gatdist.game.tasks import Shapes, build_networks_of, build_task
+from gatdist.game.tasks import Task
 from gatdist.parallel.communicator import Communicator
 from gatdist.parallel.recording import OutsideCommunicator, Recorder
 from gatdist.parallel.reduction import Reduction
@@ -43,6 +44,7 @@ class TrainState:
         recorder: records steps as CUDA graphs; communication then stays outside of them.
         networks: generator and discriminator on the device; by default they are built.
         traits: of ``networks``; by default they are examined.
+        task: of the run; by default it is built.
 
     Attributes:
         samples_seen: real samples shown so far over all workers, the only counter of progress.
@@ -65,12 +67,13 @@ class TrainState:
         recorder: Recorder | None = None,
         networks: tuple[nn.Module, nn.Module] | None = None,
         traits: Mapping[PlayerName, Traits] | None = None,
+        task: Task | None = None,
     ) -> None:
         self.samples_seen = 0
         self.rollbacks = 0
         between = OutsideCommunicator(comm, recorder) if recorder else comm
         self.reduction = Reduction.from_config(config, between)
-        task = build_task(config, metadata)
+        task = task or build_task(config, sample_shape, metadata)
         shapes = Shapes.of(task, sample_shape, metadata.get("fields", {}))
         if networks is None:
             networks = build_networks_of(config, task, sample_shape, num_classes, metadata)
@@ -78,7 +81,7 @@ class TrainState:
                 network.to(comm.device)
         by_player = dict(zip(BOTH, networks, strict=True))
         if traits is None:
-            traits = examine(config, by_player, shapes.target, num_classes, metadata)
+            traits = examine(config, by_player, task, sample_shape, num_classes, metadata)
         self.warnings = require_exact(config, traits)
         for name, network in by_player.items():
             require_whole_batches(config, name, network, comm.world_size)

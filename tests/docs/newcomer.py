@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,11 +48,14 @@ def small(arguments: list[str]) -> list[str]:
     if command == "train":
         if not {"--local", "--workers", "--address", "--dry-run"} & {*rest}:
             rest.append("--local")
-        cheap = CHEAP_FEATURES if rest[0].endswith(".toml") else ()
+        is_own = rest[0].endswith(".toml")
+        cheap = CHEAP_FEATURES if is_own else ()
+        has_own_networks = is_own and "plugins" in tomllib.loads(Path(rest[0]).read_text())
+        networks = () if has_own_networks else SMALL_NETWORKS
         if "--profile" in rest:  # not for a run that is complete
             rest[rest.index("--profile") + 1] = "steps=1:3"
             rest += ["--run-dir", "runs/profiled"]
-        return [command, rest[0], *sets(SMALL_NETWORKS), *rest[1:], *sets((*FEW_SAMPLES, *cheap))]
+        return [command, rest[0], *sets(networks), *rest[1:], *sets((*FEW_SAMPLES, *cheap))]
     if command == "sample":
         return [*arguments, "--num", "3" if "--interpolate" in rest else "12", "--workers", "1"]
     if command in ("pack", "index", "verify"):

@@ -46,7 +46,7 @@ def measure(name: str) -> dict[str, int]:
     spec = ReadSpec(modality="image", sample_shape=list(case.shape))
     with fake_cuda(), CostMode(CUDA) as mode:
         given = config, case.shape, case.classes, case.metadata
-        networks, _ = fake_networks(*given, device=CUDA)
+        _, networks, _ = fake_networks(*given, device=CUDA)
         tensors = {f"{i}/{k}": t for i, n in enumerate(networks) for k, t in n.state_dict().items()}
         generator = networks[0].eval().requires_grad_(False)
         sampler = Sampler.from_config(config, generator, case.classes, "test", at_once=at_once)

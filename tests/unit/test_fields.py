@@ -14,6 +14,7 @@ from gatdist.data.loader import Loader
 from gatdist.data.order import SampleOrder
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.storage import Store
+from gatdist.training.copies import Copies
 from gatdist.training.step import to_device
 
 COUNT = 23
@@ -73,7 +74,7 @@ def test_batches_hold_the_fields_of_the_same_samples(config, is_decoded, monkeyp
         for step in range(8):
             loaded = next(loader)
             batch = to_device(
-                loaded, dataset.sample_format, config, comm.device, step=step, noise=0
+                loaded, dataset.sample_format, config, Copies(comm.device), step=step, noise=0
             )
             numbers = order.indices(loaded.positions.numpy())
             levels = torch.from_numpy(TARGETS[numbers]).permute(0, 3, 1, 2)

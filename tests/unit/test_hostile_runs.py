@@ -134,13 +134,13 @@ def test_nothing_is_allocated_for_networks_that_do_not_fit_the_weights(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     devices = []
-    build = trained.build_networks
+    build = trained.build_networks_of
 
     def watched(*arguments: Any) -> Any:
         devices.append(torch.get_default_device().type)
         return build(*arguments)
 
-    monkeypatch.setattr(trained, "build_networks", watched)
+    monkeypatch.setattr(trained, "build_networks_of", watched)
     load_run(Store(str(run)), CPU)
     assert devices == ["meta", "cpu"]
     devices.clear()

@@ -108,8 +108,9 @@ def raises(error):
 
 
 OUTPUTS = {
-    "list": (lambda x: [x, x], "list of float32 (2,), float32 (2,)"),
-    "tuple": (lambda x: (x,), "tuple of float32 (2,)"),
+    "list": (lambda x: [x, 3], "list of float32 (2,), int"),
+    "tuple": (lambda x: (x.detach().numpy(),), "tuple of ndarray"),
+    "features": (lambda x: [[x.mean(), x]], "float32 ()"),
     "dict": (lambda x: {"logits": x}, "dict of float32 (2,)"),
     "None": (lambda x: None, "NoneType"),
     "numpy": (lambda x: x.detach().numpy(), "ndarray"),
@@ -598,7 +599,7 @@ def test_user_code_is_checked_identically_on_every_launch_path(tmp_path, monkeyp
         "    def __init__(self, *, sample_shape, num_classes):\n"
         "        super().__init__(sample_shape[0], 1)\n"
         "    def forward(self, samples, labels):\n"
-        "        return [super().forward(samples)]\n"
+        "        return [super().forward(samples), 3]\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
