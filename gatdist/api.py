@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from gatdist.common.cores import usable_cores
 from gatdist.common.errors import CheckpointError, ClusterError, ConfigError, InterruptedRunError
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from gatdist.monitor.console import Console
+    from gatdist.runs.generator import Generator
     from gatdist.training.interrupts import Interrupts
 
 
@@ -217,35 +218,59 @@ def import_weights(
     return import_weights(family, url, files, allow_pickle=allow_pickle, overrides=overrides)
 
 
+@overload
 def load(
-    run: str | PathLike[str], player: Literal["generator", "discriminator"] = "generator"
+    run: str | PathLike[str],
+    player: Literal["generator"] = "generator",
+    *,
+    device: str = "cpu",
+    checkpoint: str | int = "",
+) -> Generator: ...
+@overload
+def load(
+    run: str | PathLike[str],
+    player: Literal["discriminator"],
+    *,
+    device: str = "cpu",
+    checkpoint: str | int = "",
+) -> nn.Module: ...
+def load(
+    run: str | PathLike[str],
+    player: Literal["generator", "discriminator"] = "generator",
+    *,
+    device: str = "cpu",
+    checkpoint: str | int = "",
 ) -> nn.Module:
-    """Return a trained network as a plain module, on the CPU, in evaluation mode.
+    """Return a trained network in evaluation mode.
 
     Args:
         run: a run directory, or a ``.safetensors`` file that :func:`export` made.
-        player: ``generator`` is the averaged generator, latents [n, latent_size] and labels
-            int64 [n] or None → samples as the networks see them; ``discriminator`` is samples →
-            logits [n].
+        player: ``generator`` is the averaged generator, a
+            :class:`~gatdist.runs.generator.Generator`: call it with latents [n, latent_size] and
+            labels int64 [n], or with fields by name, such as ``vocoder(wave=…)``,
+            ``vocoder(mel=…)`` or ``model(input=…)``; its ``network`` is the plain module.
+            ``discriminator`` is a plain module: samples → logits [n].
+        device: such as ``cuda:0``.
+        checkpoint: name or ``samples_seen`` of one; by default the newest.
 
     Raises:
-        CheckpointError: no run there, or no complete checkpoint.
+        CheckpointError: no run there, or no complete checkpoint, or none of this name.
+        ConfigError: no such device.
     """
     url = absolute(run)
-    import torch
-
+    place = device_named(device)
     from gatdist.runs import load_run
     from gatdist.runs.export import load_exported
+    from gatdist.runs.generator import Generator
 
     if url.endswith(".safetensors"):
-        if player != "generator":
-            raise CheckpointError(
-                redact_url(url), "holds a generator alone", hint="Load the run directory"
-            )
+        if player != "generator" or checkpoint:
+            rule = "holds one generator alone"
+            raise CheckpointError(redact_url(url), rule, hint="Load the run directory")
         store, name = at_file(url)
-        return load_exported(store.read(name), url)
-    trained = load_run(Store(url), torch.device("cpu"))
-    return trained.generator if player == "generator" else trained.discriminator
+        return load_exported(store.read(name), url).to(place)
+    trained = load_run(Store(url), place, str(checkpoint))
+    return Generator.of(trained) if player == "generator" else trained.discriminator
 
 
 def evaluate(
@@ -335,6 +360,21 @@ def _anchored(config: Config) -> Config:
     data = config.data.model_copy(update=urls)
     model = config.model.model_copy(update={"init_from": anchor(config.model.init_from)})
     return config.model_copy(update={"data": data, "model": model})
+
+
+def device_named(name: str) -> Any:
+    """Return a device, "" being the default one. Raises ConfigError if it can't be used."""
+    import torch
+
+    if not name:
+        return default_device()
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        problem = str(error).splitlines()[0].rstrip(".")
+        raise ConfigError("--device", f"can't be used ({problem})", value=name) from None
+    return device
 
 
 def default_device() -> Any:

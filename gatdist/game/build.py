@@ -26,11 +26,13 @@ class Shapes:
         target: Of what the generator makes.
         inputs: Of the generator's inputs besides latents.
         shown: Of the discriminator's input.
+        names: Of the inputs: their fields, or ``input_0``, … of those that are no field.
     """
 
     target: Shape
     inputs: tuple[Shape, ...]
     shown: Shape
+    names: tuple[str, ...]
 
     @classmethod
     def of(cls, task: Task, sample_shape: Shape, fields: Mapping[str, Shape]) -> Shapes:
@@ -55,6 +57,10 @@ class Shapes:
             tuple(found[task.target].shape[1:]),
             tuple(tuple(each.shape[1:]) for each in inputs),
             tuple(shown.shape[1:]),
+            tuple(
+                next((name for name, field in found.items() if field is each), f"input_{i}")
+                for i, each in enumerate(inputs)
+            ),
         )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import PositiveFloat, PositiveInt
@@ -67,6 +67,11 @@ class Task:
 
     target: ClassVar[str] = "sample"
     takes_latents: ClassVar[bool] = False
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """How fields are computed from others, as JSON values by field, for other programs."""
+        return {}
 
     def prepare(self, fields: Fields, drawn: Draws) -> Fields:
         """Return the fields that are used, computed from those of the data, on their device.
@@ -148,6 +153,10 @@ class Vocoder(Task):
         self.mel = LogMelSpectrogram(
             sample_rate, bands=bands, window=window, hop=hop, highest=highest
         )
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return {"mel": self.mel.parameters}
 
     def prepare(self, fields: Fields, drawn: Draws) -> Fields:
         wave = fields["wave"]

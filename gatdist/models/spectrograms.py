@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 _FLOOR = 1e-5  # of magnitudes
+_POWER_FLOOR = 1e-9  # added to each bin's power
 # Of the mel scale by Slaney (1998, Auditory Toolbox): linear up to 1 kHz, then logarithmic.
 _HERTZ_PER_MEL, _BREAK_HERTZ, _STEP = 200 / 3, 1000.0, math.log(6.4) / 27
 
@@ -22,6 +23,9 @@ class LogMelSpectrogram:
     Hann windows of ``window`` samples every ``hop``, which divides t; the clip is reflected at its
     ends. Magnitudes are summed in ``bands`` triangular bands of equal area up to ``highest`` hertz,
     by default half of the rate. Natural logarithms of at least 1e-5.
+
+    Attributes:
+        parameters: All that is needed to compute the same elsewhere, as JSON values.
     """
 
     def __init__(
@@ -34,6 +38,21 @@ class LogMelSpectrogram:
         highest: float | None = None,
     ) -> None:
         self.window, self.hop = window, hop
+        self.parameters = {
+            "sample_rate": sample_rate,
+            "bands": bands,
+            "window": window,
+            "hop": hop,
+            "lowest": 0.0,
+            "highest": highest or sample_rate / 2,
+            "scale": "slaney",
+            "norm": "slaney",
+            "padding": {"mode": "reflect", "samples": (window - hop) // 2},
+            "window_function": "hann, periodic",
+            "added_to_power": _POWER_FLOOR,
+            "smallest_magnitude": _FLOOR,
+            "logarithm": "natural",
+        }
         self._hann = torch.hann_window(window, dtype=torch.float64)
         self._bands = slaney_bands(sample_rate, bands, window, highest or sample_rate / 2)
         self._on_devices: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
@@ -48,7 +67,7 @@ class LogMelSpectrogram:
         frames = padded.unfold(1, self.window, self.hop) * hann  # [n, f, window]
         real, imaginary = torch.view_as_real(torch.fft.rfft(frames)).unbind(-1)
         # As published: the derivative of a root at 0 is not finite.
-        magnitude = (real.square() + imaginary.square() + 1e-9).sqrt()
+        magnitude = (real.square() + imaginary.square() + _POWER_FLOOR).sqrt()
         return (magnitude @ bands.mT).clamp_min(_FLOOR).log().mT
 
 

@@ -53,6 +53,7 @@ _NAME = re.compile(r"(\d{9,18})(?:\.(\d{1,18})(?:-([0-9a-f]{12}))?)?", re.ASCII)
 _LOOKS = 5
 # Time after the start of a commit for which the next one waits for it.
 _PATIENCE_S = 5.0
+_SHOWN = 5  # names in a message
 
 
 @dataclass(frozen=True, order=True)
@@ -185,6 +186,23 @@ class Checkpoints:
 
     def read(self, name: str) -> Checkpoint:
         return read_checkpoint(self.store.child(name))
+
+    def find(self, name: str = "") -> Checkpoint | None:
+        """Return a checkpoint by its name or ``samples_seen``; "" is the newest undamaged one.
+
+        Returns None without any checkpoint. Raises CheckpointError if there is no such one.
+        """
+        if not name:
+            return self.newest()
+        known = self._committed()
+        if not known:
+            return None
+        found = [each for each in known if name in (str(each), str(each.samples_seen))]
+        if not found:
+            last = ", ".join(f"{each.samples_seen}" for each in known[-_SHOWN:])
+            hint = f"The run has {last}"
+            raise CheckpointError("--checkpoint", "no such checkpoint", value=name, hint=hint)
+        return self.read(str(found[-1]))
 
     def newest(self) -> Checkpoint | None:
         """Return the newest undamaged checkpoint, None without any; raise if all are damaged."""

@@ -262,29 +262,32 @@ class TrainedRun:
         return self.config.at_once(self.config.cluster.max_workers, device.type)
 
 
-def load_run(run: Store, device: torch.device) -> TrainedRun:
-    """Load the networks of a run; raise CheckpointError without a checkpoint of these networks."""
+def load_run(run: Store, device: torch.device, checkpoint: str = "") -> TrainedRun:
+    """Load the networks of a run; raise CheckpointError without a checkpoint of these networks.
+
+    ``checkpoint`` is the name of one, or its ``samples_seen``; "" is the newest.
+    """
     config = read_config(run)
     if config is None:
         rule = "is not a run directory (it has no config.json)"
         raise CheckpointError(run.url, rule, hint="Check the path")
-    checkpoint = Checkpoints(run.child("checkpoints")).newest()
-    if checkpoint is None:
+    found = Checkpoints(run.child("checkpoints")).find(checkpoint)
+    if found is None:
         hint = "Let the run reach run.checkpoint_every_samples"
         raise CheckpointError(run.url, "has no checkpoint yet", hint=hint)
-    subject = f"{run.url}: {checkpoint.name}/state.json"
-    require_saved_state(checkpoint.state, subject, checkpoint.named_samples)
+    subject = f"{run.url}: {found.name}/state.json"
+    require_saved_state(found.state, subject, found.named_samples)
     try:
-        sample_format = sample_format_of(ReadSpec.model_validate(checkpoint.state["samples"]))
+        sample_format = sample_format_of(ReadSpec.model_validate(found.state["samples"]))
     except (ValidationError, KeyError, TypeError, ValueError, OverflowError) as error:
         rule = f"is not a sample format ({error!r})"
         raise CheckpointError(f"{subject}: samples", rule) from None
     import_plugins(config.plugins)
-    weights = {player: checkpoint.weights(player) for player in BOTH}
+    weights = {player: found.weights(player) for player in BOTH}
     built = networks_with(config, sample_format, weights, run.url)
     for network in built:
         network.to(device)
-    return TrainedRun(*built, config, checkpoint, sample_format)
+    return TrainedRun(*built, config, found, sample_format)
 
 
 def networks_with(

@@ -20,6 +20,7 @@ import pytest
 
 import gatdist
 import newcomer
+from conditional_runs import train_translation, train_vocoder
 from documents import REPOSITORY, Command, blocks, documents
 from gatdist.cli import main, parser
 from gatdist.config import load_config, parse_config
@@ -100,6 +101,8 @@ def reader_files(tmp_path_factory: pytest.TempPathFactory, session_cache: Path) 
     for name, classes in (("digits", "false"), ("classes", "true")):
         train = ["train", "digits", "--local", "--run-dir", str(folder / "runs" / name)]
         assert main(newcomer.small([*train, "--set", f"model.conditional={classes}"])) == 0
+    train_vocoder(folder / "runs" / "vocoder")
+    train_translation(folder / "runs" / "edges")
     for other in ("runs/photos", "bucket/runs/mine"):
         shutil.copytree(folder / "runs" / "digits", folder / other)
     return folder

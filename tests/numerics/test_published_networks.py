@@ -110,7 +110,7 @@ def test_one_file_may_hold_all_networks_under_their_prefixes(tmp_path):
     file, run = tmp_path / "all.safetensors", tmp_path / "run"
     found = gatdist.import_weights("r3gan", file, run, discriminator=file)
     assert found["imported"] == ["discriminator", "generator"]
-    finish = gatdist.load(str(run)).finish.weight
+    finish = gatdist.load(str(run)).network.finish.weight
     assert torch.equal(finish, generator["AggregationLayer.Layer.weight"].float())
 
 
@@ -302,7 +302,7 @@ def test_coarse_layers_are_the_start_of_a_run_at_a_higher_resolution(family, tmp
         "stylegan2-ada": (r"mapping|constant|layers\.[012]\.", r"mix|gather|finish"),
     }[family]
     for player, pattern in zip(("generator", "discriminator"), layers, strict=True):
-        before = gatdist.load(str(run), player).state_dict()
+        before = getattr(found := gatdist.load(str(run), player), "network", found).state_dict()
         after = state.players[player].bare.state_dict()
         names = [name for name in before if re.match(pattern, name)]
         assert names

@@ -207,7 +207,7 @@ def test_invalid_samples_are_rejected(options, field, image_run, tmp_path, monke
 def test_exported_generator_gives_the_same_samples(run, request, tmp_path):
     run = request.getfixturevalue(run)
     from gatdist.runs import load_run
-    from gatdist.runs.export import _require_equal, given
+    from gatdist.runs.export import Exported
 
     trained = load_run(Store(str(run)), torch.device("cpu"))
     path = gatdist.export(str(run), "safetensors", out=str(tmp_path / "g"))
@@ -219,8 +219,9 @@ def test_exported_generator_gives_the_same_samples(run, request, tmp_path):
         assert name == other
         assert torch.equal(mine, theirs)
     program = torch.export.load(gatdist.export(str(run), "torch", out=str(tmp_path / "g")))
-    _require_equal(trained, lambda inputs: program.module()(*inputs.values()))
-    assert len(given(trained, torch.arange(3), seed=0)) >= 1
+    exported = Exported(trained)
+    exported.require_equal(lambda inputs: program.module()(**inputs))
+    assert len(exported.inputs(torch.arange(3), seed=0)) >= 1
 
 
 @pytest.mark.parametrize("run", ["audio_run", "text_run", "image_run"])
@@ -228,13 +229,13 @@ def test_onnx_model_gives_the_same_samples(run, request, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     run = request.getfixturevalue(run)
     from gatdist.runs import load_run
-    from gatdist.runs.export import given
+    from gatdist.runs.export import Exported
 
     path = gatdist.export(str(run), "onnx", out=str(tmp_path / "g.onnx"))
     trained = load_run(Store(str(run)), torch.device("cpu"))
     sampler = trained.sampler(1, "sample")
     positions = torch.arange(7)
-    inputs = {name: t.numpy() for name, t in given(trained, positions, seed=1).items()}
+    inputs = {name: t.numpy() for name, t in Exported(trained).inputs(positions, seed=1).items()}
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     [samples] = session.run(None, inputs)
     assert abs(samples - sampler(positions).numpy()).max() < 1e-4
@@ -301,7 +302,7 @@ class TestStartingFromAnotherRun:
         metadata = {"sample_rate": RATE}
         state = TrainState(config, LocalCommunicator(torch.device("cpu")), (1, LENGTH), 3, metadata)
         state.start_from_another_run(config, str(tmp_path))
-        expected = gatdist.load(str(audio_run)).state_dict()
+        expected = gatdist.load(str(audio_run)).network.state_dict()
         for network in (state.players["generator"].bare, state.average.network):
             assert all(torch.equal(t, expected[name]) for name, t in network.state_dict().items())
         outcome = gatdist.train(config, str(tmp_path / "run"), local=True)
@@ -323,7 +324,7 @@ class TestStartingFromAnotherRun:
         state = TrainState(config, LocalCommunicator(torch.device("cpu")), (1, longer), 3, metadata)
         fresh = {k: t.clone() for k, t in state.players["generator"].bare.state_dict().items()}
         state.start_from_another_run(config, str(tmp_path))
-        theirs = gatdist.load(str(audio_run)).state_dict()
+        theirs = gatdist.load(str(audio_run)).network.state_dict()
         copied = 0
         for name, tensor in state.players["generator"].bare.state_dict().items():
             same = name in theirs and theirs[name].shape == tensor.shape

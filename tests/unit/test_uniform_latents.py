@@ -30,7 +30,7 @@ def folder(tmp_path_factory):
 def test_samples_and_exported_inputs_have_the_same_uniform_latents(folder, tmp_path):
     run = load_run(Store(str(folder)), torch.device("cpu"))
     positions = torch.arange(300)
-    latents = export.given(run, positions, seed=5)["latents"]
+    latents = export.Exported(run).inputs(positions, seed=5)["latents"]
     assert float(latents.abs().max()) < 1
     assert float(latents.std()) == pytest.approx(3**-0.5, rel=0.05)
     files = gatdist.sample(folder, 300, out=tmp_path / "samples", seed=5)
@@ -39,7 +39,7 @@ def test_samples_and_exported_inputs_have_the_same_uniform_latents(folder, tmp_p
         made = run.generator(latents, None)
     np.testing.assert_allclose(sampled, made.numpy(), rtol=1e-4, atol=1e-5)
     program = torch.export.load(io.BytesIO(export.formats["torch"](run))).module()
-    torch.testing.assert_close(program(latents), made)
+    torch.testing.assert_close(program(latents=latents), made)
     loaded = load_exported(export.formats["safetensors"](run), "generator.safetensors")
     torch.testing.assert_close(loaded(latents, None), made)
 

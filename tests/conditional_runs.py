@@ -1,0 +1,97 @@
+"""Tiny runs of the tasks with inputs, trained for a few steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from gatdist.api import train
+from gatdist.config import load_config
+from gatdist.data.codecs.audio import encode_wav
+from gatdist.data.codecs.images import encode_png
+from gatdist.data.format.shard_files import write_dataset
+from gatdist.storage import Store
+
+RATE, LENGTH, HOP = 8000, 256, 16
+SIDE = 16
+RUN = [
+    *("run.total_samples=24", "run.global_batch=8", "run.log_every_samples=8"),
+    *("run.checkpoint_every_samples=16", "run.keep_checkpoints=2", "game.loss=least_squares"),
+    *("evaluate.metrics=[]", "evaluate.every_samples=0", "game.penalties={}"),
+]
+VOCODER = [
+    f'game.task={{name="vocoder", crop=128, hop={HOP}, window=64, bands=12, highest=3000.0}}',
+    'model.generator={name="hifigan", version="v3", upsampling=[4, 4], width=8}',
+    'model.discriminator={name="hifigan", periods=[2, 3], scales=1, period_width=2}',
+    f"game.terms={{log_mel={{weight=45.0, hop={HOP}, window=64, bands=12}}}}",
+]
+TRANSLATION = [
+    'game.task={name="translation"}',
+    'model.generator={name="unet", width=4}',
+    'model.discriminator={name="patchgan", width=4, layers=1}',
+    "game.terms={l1={weight=100.0}}",
+]
+
+
+def clip(i: int, length: int = LENGTH) -> np.ndarray:
+    """Return a tone with noise, float32 [1, length]."""
+    rng = np.random.default_rng(i)
+    tone = np.sin(2 * np.pi * np.arange(length) / RATE * 300 * (1 + i % 5))
+    return np.float32(tone * 0.5 + 0.05 * rng.normal(size=length))[None]
+
+
+def image(i: int, *size: int) -> np.ndarray:
+    """Return an image of smooth stripes, uint8 [height, width, 1], its sides SIDE by default."""
+    height, width = size or (SIDE, SIDE)
+    rows, columns = np.mgrid[:height, :width]
+    return np.uint8(127 + 120 * np.sin((1 + i % 4) * rows / 9 + columns / 5))[..., None]
+
+
+def write_pairs(folder: Path, count: int = 16) -> None:
+    """Write images with their negatives, of three channels."""
+    samples = [
+        (
+            f"{i:04d}",
+            {
+                "target.png": encode_png(np.repeat(255 - image(i), 3, axis=2)),
+                "input.png": encode_png(image(i)),
+            },
+        )
+        for i in range(count)
+    ]
+    inputs = {"modality": "image", "sample_shape": [1, SIDE, SIDE], "component": "input.png"}
+    write_dataset(
+        Store(str(folder)),
+        [samples[: count // 2], samples[count // 2 :]],
+        modality="image",
+        sample_shape=[3, SIDE, SIDE],
+        component="target.png",
+        fields={"input": inputs},
+    )
+
+
+def train_vocoder(run: Path, *overrides: str) -> Path:
+    """Train on clips, and return the run directory."""
+    samples = [(f"{i:03d}", {"wav": encode_wav(clip(i), RATE)}) for i in range(16)]
+    write_dataset(
+        Store(str(run.parent / f"data-of-{run.name}")),
+        [samples],
+        modality="audio",
+        sample_shape=(1, LENGTH),
+        sample_rate=RATE,
+    )
+    return _train(run, [*VOCODER, *overrides])
+
+
+def train_translation(run: Path, *overrides: str) -> Path:
+    """Train on pairs of images, and return the run directory."""
+    write_pairs(run.parent / f"data-of-{run.name}")
+    return _train(run, [*TRANSLATION, *overrides])
+
+
+def _train(run: Path, overrides: list[str]) -> Path:
+    data = run.parent / f"data-of-{run.name}"
+    config = load_config("digits", [*RUN, f"data.url='{data}'", *overrides])
+    train(config, str(run), local=True)
+    return run
