@@ -56,6 +56,8 @@ class Config(Section):
             self._check_measured("run.convergence.metric")
         if self.run.keep_best_checkpoints:
             self._check_measured("run.best_metric")
+        if self.data.held_out and self.evaluate.url:
+            self._refuse("evaluate.url", "excludes data.held_out", "Keep one of them")
         self._check_profile()
         self._check_generator_batch()
         return self
@@ -255,6 +257,8 @@ _SECRETIVE = (
     ("data", "shards_storage_options"),
     ("model", "init_from"),
     ("model", "init_from_storage_options"),
+    ("evaluate", "url"),
+    ("evaluate", "storage_options"),
     ("evaluate", "features_file"),
     ("cluster", "runtime_env"),
 )
@@ -270,6 +274,7 @@ _RESULT_KEYS = (
     "data.channels",
     "data.length",
     "data.vocabulary",
+    "data.held_out",
     "data.shuffle_window_samples",
     "data.block_bytes",
     "model.",

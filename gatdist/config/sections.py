@@ -132,6 +132,10 @@ class DataConfig(Section):
     or tokens."""
     vocabulary: Vocabulary | None = None
     """Characters of the text, each once, at most 255. None reads text as bytes."""
+    held_out: ShareBelow1 = 0.0
+    """Share of the samples that are never trained on. Evaluation and previews use them instead. A
+    hash of a sample's key decides, so that the choice stays the same after packing again. Clips of
+    one recording, whose keys end in a hyphen and five digits, stay together."""
     interleave: PositiveInt | None = None
     """Number of sequential read streams that make up a global batch. Each contributes equally many
     samples, so it must divide ``run.global_batch``. None uses the largest divisor up to 64."""
@@ -386,8 +390,14 @@ class EvaluateConfig(Section):
 
     metrics: list[str] = ["fid", "kid"]
     """Names of the metrics. An empty list disables evaluation."""
+    url: str = ""
+    """Folder of a data set to evaluate and preview, in the format of ``data.url``. Excludes
+    ``data.held_out``. Without either, the training data is used."""
+    storage_options: dict[str, Any] = {}
+    """Options passed to fsspec for the server or bucket of ``url``. See ``run.storage_options``."""
     num_samples: PositiveInt | None = None
-    """Number of fakes per evaluation. None uses as many as there are real samples."""
+    """Number of fakes per evaluation. None uses as many as there are real samples. A task whose
+    generator takes inputs uses those of the first samples."""
     every_samples: NonNegativeInt = 0
     """Training samples between two evaluations. 0 evaluates at the end only."""
     features: str = "classifier"

@@ -17,6 +17,7 @@ from gatdist.config import DataConfig
 from gatdist.data import builtin
 from gatdist.data.codecs import CodecError
 from gatdist.data.format.manifest import Manifest, open_shards, read_manifest
+from gatdist.data.held_out import Part, training_counts
 from gatdist.data.modalities import decoders_of, new_samples, read_spec, resizing
 from gatdist.data.order import Indices, SampleOrder, ShardLayout, block_bounds, substitute
 from gatdist.data.reading.host_cache import HostCache, block_key
@@ -41,23 +42,32 @@ _MAX_SUBSTITUTES = 16
 
 
 def open_dataset(config: DataConfig, comm: Communicator | None = None) -> Dataset:
-    """Open the data set of a configuration. Raises DataError and StorageError.
+    """Open the data to train on, without held-out samples. Raises DataError and StorageError.
 
     All workers of a run pass ``comm``: worker 0 reads the manifest, and all raise its errors.
     """
     url = builtin.prepare(config.url) if config.url.startswith(builtin.PREFIX) else config.url
     store = Store(url, config.storage_options)
     manifest = read_manifest(store) if comm is None else _shared_manifest(store, comm)
-    return Dataset(store, manifest, config)
+    if not config.held_out:
+        return Dataset(store, manifest, config)
+
+    def read_keys() -> list[int]:
+        return training_counts(store, manifest, config.held_out)
+
+    counts = read_keys() if comm is None else comm.of_main(read_keys)
+    part = Part.for_training(manifest, config.held_out, counts)
+    return Dataset(store, manifest, config, part)
 
 
 class Dataset:
     """Samples by number, 0 to ``num_samples`` − 1. Thread-safe.
 
-    A data set that is small when decoded is decoded once and stays in memory.
+    A data set that is small when decoded is decoded once and stays in memory. ``part`` chooses some
+    of its samples, which are numbered among themselves.
 
     Attributes:
-        fingerprint: SHA-256 (hex) of the content and its order.
+        fingerprint: SHA-256 (hex) of the content and its order, and of the part if any.
         reading: SHA-256 (hex) of the fingerprint and of how samples are decoded.
         resize: filter that resizes images as they are read; None if all have the right size.
         sample_shape: as read; see :attr:`~gatdist.data.modalities.ReadSpec.shape`.
@@ -68,11 +78,21 @@ class Dataset:
         bytes_fetched: from storage so far.
     """
 
-    def __init__(self, store: Store, manifest: Manifest, config: DataConfig) -> None:
+    def __init__(
+        self, store: Store, manifest: Manifest, config: DataConfig, part: Part | None = None
+    ) -> None:
+        self._indexes, self._whole_manifest, self.part = store, manifest, part
         self.fingerprint = manifest.fingerprint
-        shards = [(shard.num_samples, shard.size) for shard in manifest.shards]
+        counts = [shard.num_samples for shard in manifest.shards] if part is None else part.counts
+        if part is not None:
+            message = f"{manifest.fingerprint} {part.name}"
+            self.fingerprint = hashlib.sha256(message.encode()).hexdigest()
+            in_part = [s for s, n in zip(manifest.shards, counts, strict=True) if n]
+            manifest = manifest.model_copy(update={"shards": in_part})
+            counts = [n for n in counts if n]
+        shards = [(n, s.size) for n, s in zip(counts, manifest.shards, strict=True)]
         self.layout = ShardLayout(shards, self.fingerprint)
-        self.num_samples, self.num_shards = manifest.num_samples, len(shards)
+        self.num_samples, self.num_shards = sum(counts), len(shards)
         self.num_bytes = self.layout.num_bytes
         self.spec = read_spec(manifest, config, store.url)
         self.sample_shape = self.spec.shape
@@ -88,8 +108,11 @@ class Dataset:
         decode = decoders_of(self.spec, self.resize)
         reading = f"{self.fingerprint} {self.spec.model_dump_json()} {self.resize} {_DECODING}"
         self.reading = hashlib.sha256(reading.encode()).hexdigest()
+        chosen = None if part is None else part.chosen
         self._shards = OpenShards(
-            lambda number: OpenShard(tars, store, manifest, manifest.shards[number], decode),
+            lambda number: OpenShard(
+                tars, store, manifest, manifest.shards[number], decode, chosen
+            ),
             index_bytes(config),
         )
         self._cache: HostCache | None = None
@@ -99,6 +122,10 @@ class Dataset:
         self.notes = self._cache.notes if self._cache else []
         # Samples that stay decoded are fetched in the same blocks by all that share a cache.
         self._block_ends = np.cumsum(self.layout.cut_blocks(_BLOCK_BYTES), dtype=np.int64)
+        # Between held-out samples are others, which need not be fetched.
+        self._is_sparse = part is not None and part.is_held_out
+        if self._is_sparse:
+            self._block_ends = np.arange(1, self.num_samples + 1)
         self._bad: dict[int, str] = {}
         self._bad_lock, self._decoded_lock = threading.Lock(), threading.Lock()
         self._fetched: dict[tuple[int, int, int], ReadRange] = {}  # until all is decoded
@@ -125,6 +152,13 @@ class Dataset:
         """Problem of each sample that was substituted, by its number."""
         with self._bad_lock:
             return dict(self._bad)
+
+    def held_out(self) -> Dataset | None:
+        """Return the samples that ``data.held_out`` excludes from these; None without."""
+        if self.part is None:
+            return None
+        others = self.part.others(self._whole_manifest)
+        return Dataset(self._indexes, self._whole_manifest, self.config, others)
 
     def memory_budget(
         self, order: SampleOrder, config: DataConfig, *, global_batch: int, world_size: int
@@ -221,7 +255,11 @@ class Dataset:
         begins, mean_bytes = self.layout.begins[shards], self.layout.mean_bytes
         numbers = ordered - begins
         if not self.is_decoded:
-            starts = cut_runs(ordered, shards, mean_bytes)
+            starts = (
+                np.flatnonzero(np.diff(ordered, prepend=-1))
+                if self._is_sparse
+                else cut_runs(ordered, shards, mean_bytes)
+            )
         else:
             blocks = block_bounds(ordered, self._block_ends)
             starts = np.flatnonzero(np.diff(blocks[0], prepend=-1))

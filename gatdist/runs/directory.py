@@ -40,6 +40,8 @@ _LOCATIONS = (
     ("data", "storage_options"),
     ("data", "shards_url"),
     ("data", "shards_storage_options"),
+    ("evaluate", "url"),
+    ("evaluate", "storage_options"),
     ("evaluate", "features_file"),
 )
 

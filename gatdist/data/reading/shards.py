@@ -26,6 +26,7 @@ _FIELDS = ("offset", "size", "crc32")
 class OpenShard:
     """A shard of n samples with its index, both checked against the manifest. Raises DataError.
 
+    ``chosen`` returns whether samples belong to it by their keys; by default, all do.
     ``starts`` and ``stops`` are the byte offsets of each sample, int64 [n].
     """
 
@@ -36,6 +37,7 @@ class OpenShard:
         manifest: Manifest,
         shard: Shard,
         decode: Sequence[Decode],
+        chosen: Callable[[NDArray[Any]], NDArray[np.bool_]] | None = None,
     ) -> None:
         self.name = shard.name
         self._url = f"{tars.url}/{shard.name}"
@@ -59,6 +61,9 @@ class OpenShard:
             requested.append((manifest.label_component,))
         # Index rows of samples, of each field, and of their labels.
         self._rows = [_one_file_per_sample(index, names, self._url) for names in requested]
+        if chosen is not None:
+            keeps = chosen(self._rows[0]["key"])
+            self._rows = [rows[keeps] for rows in self._rows]
         # Their fields for reading: access to a NumPy scalar takes a microsecond.
         self._files = [
             tuple(array("q", rows[field].astype(np.int64).tobytes()) for field in _FIELDS)
