@@ -60,6 +60,7 @@ def examine_task(name: str, task: Task, sample_shape: Shape, metadata: Mapping[s
     check = _TaskCheck(name, task, shapes, str(metadata.get("modality", "")))
     for is_training in (True, False):
         check.run(is_training)
+    check.run_preview()
 
 
 class _TaskCheck:
@@ -84,6 +85,25 @@ class _TaskCheck:
                 "draws from a shared random generator",
                 "Draw by drawn.uniform(), drawn.normal() or drawn.integers()",
             )
+
+    def run_preview(self) -> None:
+        fields = self._prepared(_SAMPLES, is_training=False)
+        with self._user_code("preview()"):
+            columns = self._task.preview(fields, fields)
+        if not isinstance(columns, Mapping):
+            rule = "preview() must return a dictionary of fields to show"
+            self._refuse(f"{rule}; found {type(columns).__name__}")
+        target = fields[self._task.target]
+        for key, column in columns.items():
+            self._require(f"the column {key!r} of preview()", column, len(_SAMPLES))
+            if self._modality == "image" and (column.ndim != 4 or column.shape[1] not in (1, 3)):
+                expected = "images [n, 1 or 3, height, width]"
+            elif self._modality == "audio" and column.shape != target.shape:
+                expected = f"audio of the target's shape, {list(target.shape)}"
+            else:
+                continue
+            rule = f"the column {key!r} of preview() must be {expected}"
+            self._refuse(f"{rule}; found {list(column.shape)}")
 
     def _prepared(self, numbers: list[int], is_training: bool) -> Record:
         positions = torch.tensor(numbers)

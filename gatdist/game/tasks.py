@@ -20,6 +20,7 @@ from gatdist.parallel import draws
 
 Fields = Mapping[str, Tensor]
 Shape = tuple[int, ...]
+_IMAGES = 4  # axes
 
 
 class Record(dict[str, Tensor]):
@@ -85,9 +86,34 @@ class Task:
         """Return the generator's arguments before the labels, without latents, [n, …] each."""
         return ()
 
+    @property
+    def has_inputs(self) -> bool:
+        """Whether the generator has inputs from the data."""
+        return type(self).inputs is not Task.inputs
+
     def shown(self, fields: Fields) -> Tensor:
         """Return the discriminator's input, [n, …]. The field ``target`` is real or generated."""
         return fields[self.target]
+
+    def preview(self, real: Fields, fake: Fields) -> Fields:
+        """Return what previews show of samples side by side, by title, [n, …] each.
+
+        By default the fields of the target's kind, ``output`` and ``target``.
+
+        Args:
+            real: Fields of the samples.
+            fake: The same with the generated field in place of the target.
+        """
+        target = real[self.target]
+        others = {k: v for k, v in real.items() if k != self.target and _is_alike(v, target)}
+        return {**others, "output": fake[self.target], "target": target}
+
+
+def _is_alike(field: Tensor, target: Tensor) -> bool:
+    """Return whether both are images, or have the same shape."""
+    if target.ndim == _IMAGES:
+        return field.ndim == _IMAGES and field.shape[1] in (1, 3)
+    return field.shape == target.shape
 
 
 tasks: Registry[type[Task]] = Registry("game.task")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor
 from gatdist.data.codecs.audio import encode_wav
 from gatdist.data.sample_format import SampleFormat, TextFormat
 from gatdist.models.audio import LogMel
-from gatdist.monitor.grid import Pixels, encode_png, make_grid, make_scatter
+from gatdist.monitor.grid import Pixels, encode_png, make_grid, make_rows, make_scatter
 
 _PAUSE_S = 0.25  # between clips
 
@@ -70,6 +70,30 @@ def preview(
     return Preview(text="\n".join(" ".join(map(str, ids)) for ids in samples))
 
 
+def preview_columns(sample_format: SampleFormat, columns: Mapping[str, Tensor]) -> Preview:
+    """Preview several fields of the same samples side by side.
+
+    Args:
+        sample_format: Of the target.
+        columns: Fields as networks see them, on the CPU, by title: images [n, 1 or 3, h, w], or
+            audio [n, C, t]. Of other samples the column ``output`` is shown alone.
+    """
+    if sample_format.modality == "image":
+        pixels = {
+            title: ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+            for title, images in columns.items()
+        }
+        return Preview(make_rows({k: x.permute(0, 2, 3, 1).numpy() for k, x in pixels.items()}))
+    if sample_format.modality == "audio":
+        rate = sample_format.metadata["sample_rate"]
+        shown = {title: _levels(clips, rate) for title, clips in columns.items()}
+        # One column after the other of each sample: [n, k, C, t] → [n·k, C, t].
+        clips = torch.stack(list(columns.values()), 1).flatten(0, 1)
+        samples = sample_format.to_samples(clips).numpy()
+        return Preview(make_rows(shown), (_in_a_row(samples, rate), rate))
+    return preview(sample_format, columns["output"])
+
+
 def _in_a_row(clips: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
     """Concatenate clips [n, C, t] with pauses: [C, …]."""
     paused = np.pad(clips, ((0, 0), (0, 0), (0, int(_PAUSE_S * rate))))
@@ -78,8 +102,13 @@ def _in_a_row(clips: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
 
 
 def _spectrograms(clips: Tensor, rate: int) -> Pixels:
+    return make_grid(_levels(clips, rate), math.ceil(math.sqrt(len(clips) / 2)))
+
+
+def _levels(clips: Tensor, rate: int) -> Pixels:
+    """Return log-mel spectrograms of clips as images, [n, bands, frames, 1]."""
     front = LogMel.for_rate(rate)
     with torch.no_grad():
         levels = front(clips.float().mean(dim=1, keepdim=True)).clamp(-1, 1)  # [n, 1, b, f]
     pixels = ((levels + 1) * 127.5).round().to(torch.uint8).flip(2).permute(0, 2, 3, 1)
-    return make_grid(pixels.numpy(), math.ceil(math.sqrt(len(clips) / 2)))
+    return pixels.numpy()
