@@ -39,6 +39,14 @@ def require_num(num: int) -> None:
         raise ConfigError("--num", f"must be 1 to {MAX_SAMPLES:,}", value=num)
 
 
+def require_latents(run: TrainedRun) -> None:
+    """Raise ConfigError if the run's generator has inputs from the data."""
+    if run.task.has_inputs:
+        rule = "generates from inputs of the data, not from latents alone"
+        hint = "Use gatdist apply RUN INPUT OUT"
+        raise ConfigError("game.task", rule, value=run.config.game.task.name, hint=hint)
+
+
 @dataclass(frozen=True)
 class SampleRequest:
     """Which samples to generate. Sample i of a seed does not depend on their number."""
@@ -65,6 +73,7 @@ def write_samples(run: TrainedRun, requested: SampleRequest, *, out: str, grid: 
     file: ``.png`` of images (a row per interpolation), points or spectrograms, ``.wav`` of
     concatenated audio, or ``.txt`` with one text per line.
     """
+    require_latents(run)
     labels = _class_numbers(run, requested.labels)
     animation = next((kind for ending, kind in _ANIMATIONS.items() if out.endswith(ending)), None)
     if animation or grid:
@@ -238,6 +247,7 @@ def write_shards(
 
     ``url`` is the run's, for the other processes. The manifest is written last.
     """
+    require_latents(run)
     if workers < 1:
         raise ConfigError("--workers", "must be at least 1", value=workers)
     if requested.interpolate:

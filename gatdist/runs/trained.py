@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from gatdist.common.errors import CheckpointError
 from gatdist.common.seeding import generator_states, generators_kept, seed_all
 from gatdist.config import BOTH, Config, LatentDistribution, PlayerName, import_plugins
+from gatdist.data.dataset import Dataset
 from gatdist.data.modalities import ReadSpec
 from gatdist.data.sample_format import SampleFormat, sample_format_of
 from gatdist.game.build import build_networks_of, build_task
+from gatdist.game.tasks import Task
 from gatdist.models import is_built_in
 from gatdist.models.buffers import buffers_kept
 from gatdist.models.layers import latents_from
@@ -24,6 +26,7 @@ from gatdist.parallel import draws
 from gatdist.runs.checkpoint import Checkpoint
 from gatdist.runs.checkpoints import Checkpoints
 from gatdist.runs.directory import read_config
+from gatdist.runs.mapped import Mapped
 from gatdist.runs.state import require_saved_state
 from gatdist.storage import Store
 
@@ -254,6 +257,14 @@ class TrainedRun:
             truncation=truncation,
             at_once=self.at_once,
         )
+
+    @cached_property
+    def task(self) -> Task:
+        return build_task(self.config, self.sample_format.shape, self.sample_format.metadata)
+
+    def mapped(self, dataset: Dataset, stream: str) -> Mapped:
+        """Return the outputs for the samples of a data set."""
+        return Mapped(self.config, self.task, self.generator, dataset, stream, self.at_once)
 
     @property
     def at_once(self) -> int | None:
