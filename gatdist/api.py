@@ -359,7 +359,8 @@ def _anchored(config: Config) -> Config:
     urls = {key: anchor(getattr(config.data, key)) for key in ("url", "shards_url")}
     data = config.data.model_copy(update=urls)
     model = config.model.model_copy(update={"init_from": anchor(config.model.init_from)})
-    return config.model_copy(update={"data": data, "model": model})
+    evaluate = config.evaluate.model_copy(update={"url": anchor(config.evaluate.url)})
+    return config.model_copy(update={"data": data, "model": model, "evaluate": evaluate})
 
 
 def device_named(name: str) -> Any:

@@ -61,11 +61,12 @@ class ConvergenceConfig(Section):
     """Stop early when a metric no longer improves."""
 
     metric: str = "fid"
-    """Metric to watch, one of ``evaluate.metrics``. Lower is better."""
+    """Metric to watch, one of ``evaluate.metrics``. Lower is better, except of metrics such as
+    ``psnr`` that are documented otherwise."""
     patience_samples: PositiveInt
     """Training samples without an improvement after which the run ends."""
     min_improvement: NonNegativeFloat = 0.0
-    """Smallest relative decrease below the best value that counts as an improvement."""
+    """Smallest relative change from the best value that counts as an improvement."""
 
 
 class RunConfig(Section):
@@ -84,7 +85,7 @@ class RunConfig(Section):
     keep_checkpoints: PositiveInt = 2
     """Number of recent checkpoints to keep."""
     keep_best_checkpoints: NonNegativeInt = 0
-    """Number of checkpoints with the lowest ``best_metric`` to keep in addition. Above 0, every
+    """Number of checkpoints with the best ``best_metric`` to keep in addition. Above 0, every
     evaluation writes a checkpoint."""
     best_metric: str = "fid"
     """Metric that ranks the best checkpoints, one of ``evaluate.metrics``."""
@@ -337,7 +338,8 @@ class MonitorConfig(Section):
     tensorboard: bool = True
     """Whether to write TensorBoard event files."""
     grid_samples: PositiveInt = 100
-    """Samples in a preview. Of audio, at most 16 are shown."""
+    """Samples in a preview. Of audio, at most 16 are shown. Of tasks whose generator takes inputs,
+    at most 24 images or 8 clips are shown, each beside its inputs and its target."""
     profile_steps: Annotated[list[NonNegativeInt], Field(min_length=2, max_length=2)] | None = None
     """Steps to profile: the first one and the one after the last, counted from 0. ``[100, 110]``
     profiles ten steps. None profiles none."""

@@ -76,6 +76,10 @@ class SampleFormat(ABC):
         """Convert network outputs, float [n, *shape], to samples as they would be read."""
         return outputs
 
+    def rounded(self, outputs: Tensor) -> Tensor:
+        """Return network outputs as they would be read from files, float [n, *shape]."""
+        return self._to_network(self.to_samples(outputs))
+
     @abstractmethod
     def encode(self, sample: NDArray[Any]) -> bytes:
         """Return one sample of :meth:`to_samples` as a file."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -21,6 +20,7 @@ from gatdist.evaluation.cache import RealFeatures
 from gatdist.evaluation.distances import Gaussian
 from gatdist.evaluation.features import Extractor, build_extractor, extractors
 from gatdist.evaluation.metrics import Need, SampleSet, metrics
+from gatdist.evaluation.paired import PairedMetric, Pairs
 from gatdist.evaluation.statistics import Statistics, StatisticsOnly
 from gatdist.parallel.communicator import Communicator, LocalCommunicator
 
@@ -29,20 +29,26 @@ _MAX_BY_DEFAULT = 10_000_000  # generated samples, unless their number is config
 
 # Positions int64 [n] on the worker's device → samples [n, …] as networks see them. Sample i must
 # not depend on the other positions. A class-conditional one has a method ``labels``: positions →
-# int64 [n].
+# int64 [n]. One with inputs from the data has ``targets`` and ``pairs``: positions → what should be
+# generated [n, …], and both.
 Generate = Callable[[Tensor], Tensor]
 
 
 class DatasetSamples:
-    """The samples of a data set, or the first of them, and their labels, as :data:`Generate`."""
+    """The samples of a data set, or the first of them, and their labels, as :data:`Generate`.
 
-    def __init__(self, dataset: Dataset) -> None:
-        self._dataset = dataset
+    ``targets`` computes samples that are not as in the data.
+    """
+
+    def __init__(self, dataset: Dataset, targets: Generate | None = None) -> None:
+        self._dataset, self._targets = dataset, targets
         self._positions = torch.empty(0, dtype=torch.long)
         self._read: tuple[Tensor, Tensor | None] | None = None
 
     def __call__(self, positions: Tensor) -> Tensor:
         """Return samples as networks see them."""
+        if self._targets is not None:
+            return self._targets(positions)
         samples, _ = self._at(positions)
         return self._dataset.sample_format.to_network(samples.to(positions.device))
 
@@ -81,7 +87,9 @@ class Evaluator:
     (:class:`~gatdist.evaluation.cache.RealFeatures`). ``exact`` makes results bit-identical on any
     number of workers: each sums up all features. Features are computed of ``at_once`` samples at a
     time, and of 256 by default. Of ``StatisticsOnly``, metrics that need real samples raise
-    ConfigError.
+    ConfigError. ``training`` is the data of the run, from which learned features are learned; None:
+    ``dataset``.
+    ``has_pairs``: whether the generator has inputs from the data, and so a target per sample.
     """
 
     def __init__(
@@ -94,6 +102,8 @@ class Evaluator:
         conditional: bool = False,
         exact: bool = False,
         at_once: int | None = None,
+        training: Dataset | StatisticsOnly | None = None,
+        has_pairs: bool = False,
     ) -> None:
         self._at_once = at_once or _BATCH
         self._metrics = {name: metrics[name] for name in config.metrics}
@@ -101,11 +111,17 @@ class Evaluator:
         self._statistics = dataset.statistics if isinstance(dataset, StatisticsOnly) else None
         # Extractors take it for one; those that read it refuse it.
         self._dataset = cast("Dataset", dataset)
+        self._training = training
+        self._has_pairs = has_pairs
+        self._real_samples: SampleSet | None = None
         self._comm, self._device = comm, device
         self._sharing = LocalCommunicator(device) if exact else comm
         self._num_samples = config.num_samples or dataset.num_samples
         self._features = "none"
         self._extractor: Extractor | None = None
+        self._paired = {
+            name: each for name, each in self._metrics.items() if isinstance(each, PairedMetric)
+        }
         self._require_suitable(conditional)
         if self._needs & {"features", "classes"}:
             # The default needs labels. Points are features as they are.
@@ -123,6 +139,9 @@ class Evaluator:
             self._require_number(self._statistics.url)
         if self._metrics and self._num_samples < 2:
             raise ConfigError("evaluate.num_samples", "must be at least 2", value=self._num_samples)
+        if has_pairs and 0 < dataset.num_samples < self._num_samples and not self._statistics:
+            rule = f"must be at most {dataset.num_samples:,}, the samples with inputs"
+            raise ConfigError("evaluate.num_samples", rule, value=self._num_samples)
 
     @tf32(False)
     def __call__(self, generate: Generate, discriminator: nn.Module | None = None) -> Evaluation:
@@ -131,8 +150,13 @@ class Evaluator:
         If the features' classes are those of the data, the metrics include ``class_share_min``, the
         rarest's share.
         """
-        real = self._real  # first, since it prepares the extractor
-        fake = self._sample_set(self._num_samples, generate, with_labels="labels" in self._needs)
+        real = self._real(generate)  # first, since it prepares the extractor
+        fake = self._sample_set(
+            self._num_samples,
+            generate,
+            with_labels="labels" in self._needs,
+            with_pairs=bool(self._paired),
+        )
         if self._extractor and "classes" in self._needs | self._classes_of_data:
             fake = replace(fake, scores=self._extractor.classify(fake.features))
         fake = replace(fake, discriminator=discriminator)
@@ -160,7 +184,7 @@ class Evaluator:
             rule = "are trained on the data, so that their statistics are useless without it"
             hint = "Choose others, such as inception or points"
             raise ConfigError("evaluate.features", rule, value=self._features, hint=hint)
-        fit = self._real.fit
+        fit = self._real().fit
         found = Gaussian(fit.mean, fit.covariance)
         if not (found.mean.isfinite().all() and found.covariance.isfinite().all()):
             raise DataError("evaluate.features", "are not all finite", value=self._features)
@@ -177,7 +201,8 @@ class Evaluator:
             rule = f"are trained on data, and {self._statistics.url} holds statistics alone"
             hint = "Choose others, or use --against DATA"
             raise ConfigError("evaluate.features", rule, value=self._features, hint=hint)
-        return build_extractor(self._features, self._dataset, self._comm, config)
+        learns_from = cast("Dataset", self._training or self._dataset)
+        return build_extractor(self._features, learns_from, self._comm, config)
 
     def _require_suitable(self, conditional: bool) -> None:
         data = self._dataset
@@ -191,6 +216,16 @@ class Evaluator:
         self._refuse("texts", f"compares texts, and the data holds {data.modality}", unless=is_text)
         self._refuse("discriminator", labels, unless=data.num_classes > 0)
         self._refuse("labels", generator, hint, unless=conditional)
+        pairs = "compares outputs with their targets, and the generator has no inputs from the data"
+        self._refuse("pairs", pairs, unless=self._has_pairs)
+        for name, metric in self._metrics.items():
+            if metric.modalities and data.modality not in metric.modalities:
+                compared = " and ".join(f"{each!r}" for each in metric.modalities)
+                rule = f"{name!r} compares {compared}, and the data holds {data.modality!r}"
+                raise ConfigError("evaluate.metrics", rule, hint="Remove it")
+            if problem := metric.unsuitable(data.sample_format):
+                rule = f"{name!r} {problem}"
+                raise ConfigError("evaluate.metrics", rule, hint="Or remove it")
 
     def _refuse(self, need: Need, rule: str, hint: str = "Remove it", *, unless: bool) -> None:
         """Raise ConfigError if a metric has this need, unless it is met."""
@@ -207,16 +242,21 @@ class Evaluator:
             rule = f"is required: {url} is of {self._num_samples:,} samples"
         raise ConfigError("evaluate.num_samples", rule, hint="Set it, or use --num")
 
-    @cached_property
-    def _real(self) -> SampleSet:
+    def _real(self, generate: Generate | None = None) -> SampleSet:
+        if self._real_samples is None:
+            self._real_samples = self._measure_real(generate)
+        return self._real_samples
+
+    def _measure_real(self, generate: Generate | None) -> SampleSet:
         kept = None
         if self._extractor:
             self._extractor.prepare()
             if self._statistics:
                 return self._known(self._extractor, self._statistics)
-            kept = RealFeatures(self._features, self._extractor, self._dataset, self._comm)
+            if not self._has_pairs:  # targets may be computed
+                kept = RealFeatures(self._features, self._extractor, self._dataset, self._comm)
         known = kept.read() if kept else None
-        samples = DatasetSamples(self._dataset)
+        samples = DatasetSamples(self._dataset, getattr(generate, "targets", None))
         has_labels = self._dataset.num_classes > 0
         real = self._sample_set(self._dataset.num_samples, samples, known, with_labels=has_labels)
         if kept and known is None:
@@ -238,6 +278,7 @@ class Evaluator:
         known: tuple[Tensor, Tensor | None] | None = None,
         *,
         with_labels: bool = False,
+        with_pairs: bool = False,
     ) -> SampleSet:
         """Return samples 0 to ``count`` − 1, whose features and labels may be known.
 
@@ -251,16 +292,21 @@ class Evaluator:
         features = _Shared(self._comm, count, num_features, torch.float32)
         ids = _Shared(self._comm, count, num_ids, torch.uint8)
         labels = _Shared(self._comm, count, int(with_labels), torch.long)
+        names = [name for metric in self._paired.values() for name in metric.values]
+        pairs = _Shared(self._comm, count, len(names) * with_pairs, torch.float64)
         labels_of: Any = getattr(make, "labels", None)
-        for chunk in features.mine if num_features or num_ids else ():
+        pairs_of: Any = getattr(make, "pairs", None)
+        for chunk in features.mine if num_features or num_ids or with_pairs else ():
             start, end = chunk * _BATCH, min(count, (chunk + 1) * _BATCH)
             positions = torch.arange(start, end, device=self._device)
-            samples = sample_format.to_samples(make(positions))
+            made, targets = pairs_of(positions) if with_pairs else (make(positions), None)
+            if targets is not None:
+                pairs.put(chunk, self._compared(made, targets))
             if extractor and num_features:
-                seen = (sample_format.to_network(x).float() for x in samples.split(self._at_once))
+                seen = (sample_format.rounded(x).float() for x in made.split(self._at_once))
                 features.put(chunk, torch.cat([extractor(x) for x in seen]))
             if num_ids:
-                ids.put(chunk, samples)
+                ids.put(chunk, sample_format.to_samples(made))
             if with_labels:
                 labels.put(chunk, labels_of(positions)[:, None])
             beat()
@@ -270,13 +316,26 @@ class Evaluator:
         texts: list[str] = []
         if isinstance(sample_format, TextFormat):
             texts = [sample_format.vocabulary.decode(row) for row in ids.gathered().cpu().numpy()]
+        columns = pairs.gathered().unbind(1) if with_pairs else ()
         return SampleSet(
             found,
             distances.GaussianSums.of(share).reduced(self._sharing),
             self._sharing,
             labels=classes,
             texts=texts,
+            pairs=dict(zip(names, columns, strict=False)),
         )
+
+    def _compared(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the values of all metrics of pairs, float64 [n, number of values]."""
+        if outputs.shape != targets.shape:
+            made, wanted = (list(each.shape[1:]) for each in (outputs, targets))
+            rule = f"outputs are {made}, and their targets {wanted}"
+            raise ConfigError("evaluate.metrics", rule, value=", ".join(self._paired))
+        form = self._dataset.sample_format
+        rate = form.spec.sample_rate or 0
+        pairs = Pairs(form.rounded(outputs).float(), form.rounded(targets).float(), rate)
+        return torch.cat([metric.of(pairs) for metric in self._paired.values()], 1)
 
     def _protocol(self) -> dict[str, Any]:
         how = {k: v for metric in self._metrics.values() for k, v in metric.protocol.items()}
@@ -302,9 +361,19 @@ class Evaluator:
         return {
             "data": self._dataset.fingerprint,
             "data_resize": self._dataset.resize or "none",
-            "split": "all real",
+            "split": self._split,
             "num_real": self._dataset.num_samples,
         }
+
+    @property
+    def _split(self) -> str:
+        """Which data the samples are compared with."""
+        if self._dataset.part is not None:
+            return self._dataset.part.name
+        training = self._training
+        if isinstance(training, Dataset) and training.fingerprint != self._dataset.fingerprint:
+            return "separate data"
+        return "training data" if training and self._has_pairs else "all real"
 
 
 class _Shared:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from gatdist.common.heartbeat import beat
 from gatdist.common.registry import Registry
 from gatdist.data.dataset import Dataset
+from gatdist.data.sample_format import SampleFormat
 from gatdist.evaluation import distances, neighbors, text
 from gatdist.evaluation.distances import Gaussian, GaussianSums
 from gatdist.models.layers import DiscriminatorFeatures
@@ -50,6 +51,8 @@ class SampleSet:
     texts: Sequence[str] = ()  # the samples, if they are text
     dataset: Dataset | None = None  # of real samples
     discriminator: nn.Module | None = None  # of generated samples
+    # Of generated samples and their targets: values of each pair by name, float64 [n].
+    pairs: Mapping[str, Tensor] = field(default_factory=dict)
 
     @cached_property
     def split_frechet(self) -> float | None:
@@ -81,9 +84,10 @@ class SampleSet:
         return linear_probe(self.dataset, lambda samples: samples.flatten(1))
 
 
-# ``classes`` are those of the features, ``labels`` those that samples were generated for, and
-# ``real_samples`` more of the real data than the mean and covariance of their features.
-Need = Literal["features", "classes", "labels", "texts", "discriminator", "real_samples"]
+# ``classes`` are those of the features, ``labels`` those that samples were generated for,
+# ``real_samples`` more of the real data than the mean and covariance of their features, and
+# ``pairs`` the target of each generated sample.
+Need = Literal["features", "classes", "labels", "texts", "discriminator", "real_samples", "pairs"]
 Measure = Callable[[SampleSet, SampleSet], dict[str, float]]
 
 
@@ -91,20 +95,30 @@ Measure = Callable[[SampleSet, SampleSet], dict[str, float]]
 class Metric:
     """A function (real, fake) → values by name, identical on every worker, and what it needs.
 
-    ``protocol`` describes by name how values are computed.
+    Attributes:
+        protocol: By name, how values are computed.
+        higher_is_better: Of the value with the metric's name.
+        modalities: Of the samples it compares; (): of all.
+        unsuitable: Returns why a format of samples does not suit it, or "".
     """
 
     measure: Measure
     needs: frozenset[Need]
     protocol: Mapping[str, str] = field(default_factory=dict)
+    higher_is_better: bool = False
+    modalities: tuple[str, ...] = ()
+    unsuitable: Callable[[SampleFormat], str] = lambda sample_format: ""
 
 
 metrics: Registry[Metric] = Registry("evaluate.metrics")
 
 
-def _metric(name: str, *needs: Need, **protocol: str) -> Callable[[Measure], Measure]:
+def _metric(
+    name: str, *needs: Need, higher: bool = False, **protocol: str
+) -> Callable[[Measure], Measure]:
     def add(measure: Measure) -> Measure:
-        metrics.register(name)(Metric(measure, frozenset(needs), protocol))
+        found = Metric(measure, frozenset(needs), protocol, higher_is_better=higher)
+        metrics.register(name)(found)
         return measure
 
     return add
@@ -209,6 +223,7 @@ def density_coverage(real: SampleSet, fake: SampleSet) -> dict[str, float]:
 @_metric(
     "inception_score",
     "classes",
+    higher=True,
     inception_score=f"{_SCORE_SPLITS} splits, seed {_SCORE_SEED}",
 )
 def inception_score(real: SampleSet, fake: SampleSet) -> dict[str, float]:
@@ -231,7 +246,7 @@ def inception_score(real: SampleSet, fake: SampleSet) -> dict[str, float]:
     return {"inception_score": float(found.mean()), "inception_score_std": float(deviation)}
 
 
-@_metric("modes", "classes")
+@_metric("modes", "classes", higher=True)
 def modes(real: SampleSet, fake: SampleSet) -> dict[str, float]:
     """Number of classes that at least one generated sample is classified as."""
     return {"modes": float((_class_counts(fake) > 0).sum())}
@@ -255,7 +270,7 @@ def _class_counts(samples: SampleSet) -> Tensor:
     return torch.bincount(found, minlength=samples.scores.shape[1])
 
 
-@_metric("label_accuracy", "classes", "labels")
+@_metric("label_accuracy", "classes", "labels", higher=True)
 def label_accuracy(real: SampleSet, fake: SampleSet) -> dict[str, float]:
     """Share of generated samples that are classified as the class they were generated for."""
     assert fake.scores is not None
@@ -264,7 +279,7 @@ def label_accuracy(real: SampleSet, fake: SampleSet) -> dict[str, float]:
     return {"label_accuracy": float(right.double().mean())}
 
 
-@_metric("probe", "discriminator", "real_samples")
+@_metric("probe", "discriminator", "real_samples", higher=True)
 def probe(real: SampleSet, fake: SampleSet) -> dict[str, float]:
     """Accuracy of a linear probe of the discriminator's features, and of raw samples.
 

@@ -79,20 +79,28 @@ class Retention:
     """Which checkpoints are kept."""
 
     newest: int = 1
-    best: int = 0  # those with the lowest ``metric``
+    best: int = 0  # those with the lowest or highest ``metric``
     metric: str = "fid"
     every_samples: int = 0  # the first at or after each multiple; 0: none
+    higher_is_better: bool = False
 
     @classmethod
-    def from_config(cls, run: RunConfig) -> Self:
-        best = run.keep_best_checkpoints
-        return cls(run.keep_checkpoints, best, run.best_metric, run.keep_every_samples)
+    def from_config(cls, run: RunConfig, *, higher_is_better: bool = False) -> Self:
+        return cls(
+            newest=run.keep_checkpoints,
+            best=run.keep_best_checkpoints,
+            metric=run.best_metric,
+            higher_is_better=higher_is_better,
+            every_samples=run.keep_every_samples,
+        )
 
     def kept(self, metrics: Mapping[Name, Mapping[str, float]]) -> set[Name]:
         names = sorted(metrics)
         kept = set(names[-self.newest :])
         measured = [name for name in names if self.metric in metrics[name]]
-        kept.update(sorted(measured, key=lambda name: metrics[name][self.metric])[: self.best])
+        sign = -1 if self.higher_is_better else 1
+        measured.sort(key=lambda name: sign * metrics[name][self.metric])
+        kept.update(measured[: self.best])
         if self.every_samples:
             first: dict[int, Name] = {}
             for name in names:

@@ -16,6 +16,7 @@ from gatdist.common.cores import usable_cores
 from gatdist.common.errors import CheckpointError, ConfigError, DataError
 from gatdist.common.heartbeat import beat
 from gatdist.config import (
+    Config,
     DataConfig,
     EvaluateConfig,
     Section,
@@ -33,11 +34,13 @@ from gatdist.evaluation import Evaluation, Evaluator
 from gatdist.evaluation import metrics as known_metrics
 from gatdist.evaluation.evaluator import DatasetSamples
 from gatdist.evaluation.statistics import ENDING, StatisticsOnly, read_statistics
+from gatdist.evaluation.validation import described_format, open_validation
 from gatdist.packing.processes import do_all
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.runs.directory import CONFIG, READING, adopted
+from gatdist.runs.mapped import Mapped
 from gatdist.runs.sampling import require_num
-from gatdist.runs.trained import load_run
+from gatdist.runs.trained import Sampler, load_run
 from gatdist.storage import Store
 from gatdist.storage.store import at_file
 from gatdist.storage.urls import options_for
@@ -120,18 +123,39 @@ def _evaluate_run(
     config = adopted(trained.config, requested.overrides, run, against)
     state, sample_format = trained.checkpoint.state, trained.sample_format
     chosen = requested(config.evaluate, statistics=_is_statistics(against))
+    has_inputs = trained.task.has_inputs
     with _reference(config.data, against, sample_format) as reference:
+        training = None
         if against is None and isinstance(reference, Dataset):
-            _require_same_data(run, reference, state["order"]["fingerprint"])
+            training = reference
+            _require_same_data(run, training, state["order"]["fingerprint"])
+            reference = open_validation(config, training)
         has_classes = against is None or _has_same_classes(reference, sample_format.spec)
         is_conditional = trained.config.model.conditional and has_classes
         comm = LocalCommunicator(device)
         evaluator = Evaluator(
-            chosen, reference, comm, device, conditional=is_conditional, at_once=trained.at_once
+            chosen,
+            reference,
+            comm,
+            device,
+            training=training,
+            conditional=is_conditional,
+            at_once=trained.at_once,
+            has_pairs=has_inputs,
         )
-        sampler = trained.sampler(trained.config.run.seed, "evaluation")
-        found = evaluator(sampler, trained.discriminator)
+        generate: Sampler | Mapped
+        if has_inputs:
+            data = reference if isinstance(reference, Dataset) else _inputs_of_run(config)
+            generate = trained.mapped(data, "evaluation")
+        else:
+            generate = trained.sampler(trained.config.run.seed, "evaluation")
+        found = evaluator(generate, trained.discriminator)
     return _outcome(found, against) | {"samples_seen": state["samples_seen"]}
+
+
+def _inputs_of_run(config: Config) -> Dataset:
+    """Return the data whose inputs are used if the reference has none."""
+    return open_validation(config, open_dataset(config.data))
 
 
 def _evaluate_samples(
@@ -282,7 +306,7 @@ def _require_same_data(run: Store, data: Dataset, fingerprint: str) -> None:
 
 
 def _require_same_format(reference: Dataset, generated: SampleFormat, url: str) -> None:
-    theirs, ours = (_shown(spec) for spec in (reference.spec, generated.spec))
+    theirs, ours = (described_format(spec) for spec in (reference.spec, generated.spec))
     if theirs != ours:
         rule = f"holds {theirs}, and the generated samples are {ours}"
         known = MODALITIES[generated.modality].keys
@@ -290,16 +314,6 @@ def _require_same_format(reference: Dataset, generated: SampleFormat, url: str) 
         is_same = reference.modality == generated.modality
         hint = f"Set {' and '.join(keys)} to read them alike" if keys and is_same else ""
         raise DataError(redact_url(url), rule, hint=hint)
-
-
-def _shown(spec: ReadSpec) -> str:
-    found = f"{MODALITIES[spec.modality].noun}s of {' × '.join(map(str, spec.shape))}"
-    details = {
-        "hertz": spec.sample_rate,
-        "different tokens": spec.num_tokens,
-        "characters": spec.vocabulary and len(spec.vocabulary),
-    }
-    return found + "".join(f", {n:,} {what}" for what, n in details.items() if n is not None)
 
 
 def _has_same_classes(reference: Reference, generated: ReadSpec) -> bool:

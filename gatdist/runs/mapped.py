@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gatdist.config import Config
 from gatdist.data.dataset import Dataset
-from gatdist.game.tasks import Draws, Fields, Task
+from gatdist.game.tasks import Draws, Fields, Record, Task
 from gatdist.models import DTYPES
 from gatdist.models.buffers import buffers_kept
 from gatdist.models.layers import latents_from
@@ -55,7 +55,8 @@ class Mapped:
         found = {self.task.target: form.to_network(read), **form.inputs(read)}
         drawn = Draws(self._seed, f"/{self._stream}", positions, is_training=False)
         with torch.no_grad():
-            return self.task.prepare({k: t.to(self._dtype) for k, t in found.items()}, drawn)
+            given = Record({name: field.to(self._dtype) for name, field in found.items()})
+            return Record(self.task.prepare(given, drawn))
 
     def labels(self, positions: Tensor) -> Tensor | None:
         """Return the classes of samples, int64 [n]; None unless the run is class-conditional."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
@@ -233,36 +233,45 @@ def _steps(count: int) -> str:
 class Convergence:
     """Early stopping: ``metric`` has not improved by ``min_improvement`` for ``patience_samples``.
 
-    Lower is better; ``min_improvement`` is a share of the best value so far.
+    ``min_improvement`` is a share of the best value so far, which is the lowest unless
+    ``higher_is_better``.
     """
 
     config: ConvergenceConfig | None
-    best: float = field(default=float("inf"))
+    best: float | None = None
     best_samples: int = 0
+    higher_is_better: bool = False
 
     def update(self, samples_seen: int, metrics: dict[str, float]) -> str | None:
         """Record an evaluation. Return why the run has converged, or None."""
         if self.config is None or self.config.metric not in metrics:
             return None
         value = metrics[self.config.metric]
-        if value < self.best * (1 - self.config.min_improvement):
+        if math.isfinite(value) and self._is_improved(value, self.config.min_improvement):
             self.best, self.best_samples = value, samples_seen
         waited = samples_seen - self.best_samples
         if waited < self.config.patience_samples:
             return None
         return (
-            f"{self.config.metric} has not improved on {self.best:.4g} for {waited:,} samples "
+            f"{self.config.metric} has not improved on {_shown(self.best)} for {waited:,} samples "
             f"(run.convergence.patience_samples = {self.config.patience_samples:,})"
         )
 
     def state(self) -> dict[str, Any]:
         """Return JSON values for the checkpoint."""
-        return {
-            "best": None if self.best == float("inf") else self.best,
-            "best_samples": self.best_samples,
-        }
+        return {"best": self.best, "best_samples": self.best_samples}
 
     def load(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state` returned."""
-        self.best = float("inf") if state["best"] is None else state["best"]
-        self.best_samples = state["best_samples"]
+        self.best, self.best_samples = state["best"], state["best_samples"]
+
+    def _is_improved(self, value: float, by: float) -> bool:
+        if self.best is None:
+            return True
+        if self.higher_is_better:
+            return value > self.best + by * abs(self.best)
+        return value < self.best * (1 - by)
+
+
+def _shown(best: float | None) -> str:
+    return "inf" if best is None else f"{best:.4g}"

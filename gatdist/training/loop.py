@@ -29,7 +29,8 @@ from gatdist.config import BOTH, Config, import_plugins, require_deterministic_w
 from gatdist.data.dataset import open_dataset
 from gatdist.data.loader import Loader
 from gatdist.data.order import SampleOrder
-from gatdist.evaluation import Evaluator
+from gatdist.evaluation import Evaluator, metrics
+from gatdist.evaluation.validation import open_validation
 from gatdist.models import is_built_in
 from gatdist.parallel.communicator import Communicator
 from gatdist.parallel.places import places
@@ -167,7 +168,11 @@ class _Loop:
         self.graphs = StepGraphs(recorder, progress.lengthy) if recorder else None
         self.rule = self.state.rule(config)
         self.intact = Intact(self.state)
-        self.convergence = Convergence(config.run.convergence)
+        watched = config.run.convergence
+        self.convergence = Convergence(
+            watched,
+            higher_is_better=watched is not None and metrics[watched.metric].higher_is_better,
+        )
         self.interval = LogInterval(
             config, comm, self.state, self.rule, self.dataset, emit, progress
         )
@@ -175,14 +180,22 @@ class _Loop:
             self.interval.note(
                 f"precision.cuda_graphs: steps are not recorded: {comm.device} has no CUDA graphs"
             )
+        self.validation = open_validation(config, self.dataset, comm)
+        has_inputs = self.state.game.task.has_inputs
+        if has_inputs and self.validation is self.dataset:
+            self.interval.note(
+                "evaluation and previews use the training data: set data.held_out or evaluate.url"
+            )
         self.evaluator = Evaluator(
             config.evaluate,
-            self.dataset,
+            self.validation,
             comm,
             comm.device,
             conditional=config.model.conditional,
             exact=config.run.reduction == "canonical",
             at_once=config.at_once(comm.world_size, comm.device.type),
+            training=self.dataset,
+            has_pairs=has_inputs,
         )
         self.outcome: dict[str, Any] = {
             "status": "new",
@@ -200,7 +213,11 @@ class _Loop:
         self.evaluated_attempt = 0  # wrote the checkpoint to evaluate
         self.checkpoints = Checkpoints(
             run_dir.child("checkpoints"),
-            Retention.from_config(config.run),
+            Retention.from_config(
+                config.run,
+                higher_is_better=bool(config.run.keep_best_checkpoints)
+                and metrics[config.run.best_metric].higher_is_better,
+            ),
             may_commit=self.directory.require_current,
             background=self.background,
             on_commit=self.directory.note_commit,
@@ -244,6 +261,7 @@ class _Loop:
             self.comm,
             self.directory,
             self.dataset,
+            self.validation,
             self.state,
             self.emit,
             self.background,
@@ -419,9 +437,9 @@ class _Loop:
     def _average_sampler(self, stream: str) -> Sampler | Mapped:
         network, classes = self.state.average.network, self.dataset.num_classes
         task = self.state.game.task
-        if not task.takes_latents:
-            return Mapped(self.config, task, network, self.dataset, stream)
         at_once = self.config.at_once(self.comm.world_size, self.comm.device.type)
+        if task.has_inputs:
+            return Mapped(self.config, task, network, self.validation, stream, at_once)
         return Sampler.from_config(self.config, network, classes, stream, at_once=at_once)
 
     def _commit(self, *, must: bool = True) -> None:

@@ -14,6 +14,7 @@ from gatdist.config import BOTH, Config, PlayerName, flatten, import_plugins, re
 from gatdist.data.dataset import Dataset, open_dataset
 from gatdist.data.order import SampleOrder
 from gatdist.evaluation import Evaluator
+from gatdist.evaluation.validation import open_validation
 from gatdist.game import (
     Game,
     Hyperparameters,
@@ -92,7 +93,15 @@ def check(config: Config, run_dir: str, device: torch.device | None = None) -> C
     if on_gpus:
         warnings += _slow_derivatives(config, rule, by_player)
     comm = LocalCommunicator(device)
-    Evaluator(config.evaluate, dataset, comm, device, conditional=config.model.conditional)
+    Evaluator(
+        config.evaluate,
+        open_validation(config, dataset),
+        comm,
+        device,
+        conditional=config.model.conditional,
+        training=dataset,
+        has_pairs=task.has_inputs,
+    )
     return Checked(dataset, generator, discriminator, rule, tuple(warnings))
 
 

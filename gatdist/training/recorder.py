@@ -15,11 +15,13 @@ from torch import Tensor
 
 from gatdist.common.background import Background, Coalesced
 from gatdist.common.errors import StorageUnavailableError
+from gatdist.common.registry import user_code
 from gatdist.config import Config, redact_url
 from gatdist.data.dataset import Dataset
+from gatdist.game.tasks import Fields
 from gatdist.models import DTYPES
 from gatdist.monitor.metrics import Record
-from gatdist.monitor.previews import Preview, preview
+from gatdist.monitor.previews import Preview, preview, preview_columns
 from gatdist.monitor.sinks import Monitor
 from gatdist.monitor.uploads import Uploads
 from gatdist.parallel.communicator import Communicator
@@ -47,6 +49,7 @@ class Recorder:
         comm: Communicator,
         directory: RunDirectory,
         dataset: Dataset,
+        validation: Dataset,
         state: TrainState,
         emit: Emit,
         background: Background,
@@ -57,6 +60,7 @@ class Recorder:
         if not self.active:
             return
         self.config, self.device, self.dataset = config, comm.device, dataset
+        self._validation = validation
         self._num_workers = comm.world_size
         self.state, self.emit = state, emit
         self.store, self._directory = directory.store, directory
@@ -66,7 +70,9 @@ class Recorder:
         self._write_soon = Coalesced(background, self._write)
         self._warned = False
         self.preview_path = ""
-        self._real = self._real_samples()  # may raise DataError: before any thread starts
+        # May raise DataError: before any thread starts.
+        self._fields: Fields = self._mapped.fields(self._numbers) if self._has_inputs else {}
+        self._real = self._real_samples()
         self.monitor = self._monitor(resume_samples, unwritten)
         self._introduce(state.samples_seen)
         emit(
@@ -221,10 +227,8 @@ class Recorder:
 
     def _fakes(self) -> Tensor:
         """Generate samples of the same latents or inputs every time, on the CPU."""
-        task, network = self.state.game.task, self.state.average.network
-        if not task.takes_latents:
-            mapped = Mapped(self.config, task, network, self.dataset, "grid")
-            return mapped(torch.from_numpy(self._shown).to(self.device)).cpu()
+        if self._has_inputs:
+            return self._mapped.of_fields(self._fields, self._numbers).cpu()
         sampler = Sampler.from_config(
             self.config,
             self.state.average.network,
@@ -235,7 +239,19 @@ class Recorder:
         positions, classes = torch.arange(self._num_shown, device=self.device), sampler.num_classes
         return sampler(positions, positions % classes if classes else None).cpu()
 
+    @property
+    def _mapped(self) -> Mapped:
+        game, network = self.state.game, self.state.average.network
+        at_once = self.config.at_once(self._num_workers, self.device.type)
+        return Mapped(self.config, game.task, network, self._validation, "grid", at_once)
+
+    @property
+    def _numbers(self) -> Tensor:
+        return torch.from_numpy(self._shown).to(self.device)
+
     def _real_samples(self) -> Tensor:
+        if self._has_inputs:
+            return self._fields[self.state.game.task.target].cpu()
         samples, _ = self.dataset.read(self._shown)
         reals = self.dataset.sample_format.to_network(torch.from_numpy(samples))
         return reals.to(DTYPES[self.config.precision.dtype])
@@ -243,19 +259,28 @@ class Recorder:
     @property
     def _shown(self) -> NDArray[np.int64]:
         """Numbers of the real samples that are shown."""
-        count = min(self._num_shown, self.dataset.num_samples)
-        return np.linspace(0, self.dataset.num_samples - 1, count).astype(np.int64)
+        available = (self._validation if self._has_inputs else self.dataset).num_samples
+        count = min(self._num_shown, available)
+        return np.linspace(0, available - 1, count).astype(np.int64)
+
+    @property
+    def _has_inputs(self) -> bool:
+        return self.state.game.task.has_inputs
 
     @property
     def _num_shown(self) -> int:
         shown = self.config.monitor.grid_samples
+        if self._has_inputs:  # each with its inputs and its target
+            return min(shown, 8 if self.dataset.modality == "audio" else 24)
         # A scatter plot needs thousands of points; nobody listens to a hundred clips.
         return {"points": 4096, "audio": min(shown, 16)}.get(self.dataset.modality, shown)
 
     def _introduce(self, samples_seen: int) -> None:
         self.monitor.text("configuration", config_table(self.config))
         self.monitor.hparams(self.config)
-        self._previews.append((samples_seen, "reals", self._preview(self._real), "samples/reals"))
+        if not self._has_inputs:  # else targets are beside the outputs
+            shown = self._preview(self._real)
+            self._previews.append((samples_seen, "reals", shown, "samples/reals"))
         self._write_soon.request()
 
     def _write(self, *, force: bool = False) -> None:
@@ -276,6 +301,11 @@ class Recorder:
         self.monitor.preview(samples_seen, f"samples/{tag}", shown.image, shown.audio, shown.text)
 
     def _preview(self, samples: Tensor) -> Preview:
+        if self._has_inputs:
+            task, real = self.state.game.task, {k: v.cpu() for k, v in self._fields.items()}
+            with user_code("game.task", "fails in preview()", value=type(task).__name__):
+                columns = task.preview(real, {**real, task.target: samples})
+                return preview_columns(self._validation.sample_format, columns)
         return preview(
             self.dataset.sample_format, samples, extent=float(self._real.abs().max()) * 1.5
         )

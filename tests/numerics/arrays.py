@@ -57,6 +57,7 @@ class Arrays:
         return hashlib.sha256(self.samples.tobytes()).hexdigest()
 
     resize = None
+    part = None
 
     @property
     def reading(self):
