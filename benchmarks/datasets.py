@@ -1,5 +1,6 @@
-"""Data sets of the presets glyphs, speech and words, and of mode coverage, as shards.
+"""Data sets of presets and of mode coverage: shards, or folders of files for ``gatdist pack``.
 
+Emoji: OpenMoji's (CC BY-SA 4.0, npm package openmoji) as line art and in color, in two folders.
 Glyphs: letters and digits of twelve DejaVu faces, from matplotlib; the class is the face.
 Speech: digits spoken by espeak-ng, 4,096 samples at 8 kHz; the class is the digit.
 Words: English words of 3 to 12 lower-case letters, from Debian's package wamerican.
@@ -9,10 +10,12 @@ Stacked digits: three of scikit-learn's digits as red, green and blue; the class
 from __future__ import annotations
 
 import argparse
+import io
 import itertools
 import re
 import shutil
 import subprocess
+import sys
 import unicodedata
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -48,6 +51,10 @@ RATE, LENGTH = 8000, 4096
 _SILENCE = 0.01  # of full scale
 _LEAD = 80  # samples before the first loud one that are kept
 
+OPENMOJI = "node_modules/openmoji"  # where `npm install openmoji@17.0.0` puts it
+# Skin tones are variants of drawings that stay; letters of countries make flags, empty as line art.
+LEFT_OUT = {f"{code:X}" for code in (*range(0x1F3FB, 0x1F400), *range(0x1F1E6, 0x1F200))}
+
 LIST = "/usr/share/dict/american-english"
 SHORTEST, LONGEST = 3, 12
 
@@ -64,6 +71,10 @@ def main() -> None:
         if name == "glyphs":
             kind.add_argument("--size", type=int, default=16, help="pixels of a side (default: 16)")
             kind.add_argument("--all", action="store_true", help="letters of all scripts")
+        elif name == "emoji":
+            kind.add_argument("--size", type=int, default=64, help="pixels of a side (default: 64)")
+            text = f"folder of the npm package (default: {OPENMOJI})"
+            kind.add_argument("--source", default=OPENMOJI, help=text)
         elif name == "stacked-digits":
             text = f"images (default: {STACKS:,})"
             kind.add_argument("--count", type=int, default=STACKS, help=text)
@@ -71,6 +82,25 @@ def main() -> None:
             kind.add_argument("--list", default=LIST, help=f"one word a line (default: {LIST})")
     arguments = parser.parse_args()
     arguments.write(arguments, Store(arguments.destination))
+
+
+def write_emoji(arguments: argparse.Namespace, store: Store) -> None:
+    import resvg_py  # a renderer of SVG; nothing else needs it
+
+    for field, kind in (("input", "black"), ("target", "color")):
+        folder = store.local_path(field)
+        folder.mkdir(parents=True, exist_ok=True)
+        files = sorted(Path(arguments.source, kind, "svg").glob("*.svg"))
+        drawings = [file for file in files if not LEFT_OUT & {*file.stem.split("-")}]
+        if not drawings:
+            sys.exit(f"no drawings in {arguments.source}: npm install openmoji@17.0.0")
+        for drawing in drawings:
+            size = arguments.size
+            png = resvg_py.svg_to_bytes(
+                svg_path=str(drawing), width=size, height=size, background="white"
+            )
+            image = Image.open(io.BytesIO(png)).convert("L" if field == "input" else "RGB")
+            image.save(folder / f"{drawing.stem}.png")
 
 
 def write_glyphs(arguments: argparse.Namespace, store: Store) -> None:
@@ -190,6 +220,7 @@ def write_stacked_digits(arguments: argparse.Namespace, store: Store) -> None:
 
 
 WRITERS: dict[str, Callable[[argparse.Namespace, Store], None]] = {
+    "emoji": write_emoji,
     "glyphs": write_glyphs,
     "speech": write_speech,
     "stacked-digits": write_stacked_digits,

@@ -17,7 +17,6 @@ from gatdist.bench.cases import RULES, Case, Overrides, Size, gatdist_case
 from gatdist.bench.presets import PRESETS
 from gatdist.bench.rounds import timed
 from gatdist.common.numerics import tf32
-from gatdist.models import build_networks
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.parallel.recording import CudaRecorder, cuda_recorder
 from gatdist.training.graphs import WARM_UP_STEPS
@@ -207,7 +206,7 @@ def networks(device: torch.device) -> Iterator[Row]:
     for preset in ("r3gan-256", "stylegan2-256", "wavegan-16384", "digits", "words"):
         case = PRESETS[preset].small()
         config = case.config(["precision.dtype=float64"])
-        built = build_networks(config, case.shape, 0, case.metadata)
+        built = case.networks(config)
         torch.manual_seed(0)
         for player, network in zip(("generator", "discriminator"), built, strict=True):
             for parameter in network.parameters():  # some start at zero

@@ -22,7 +22,6 @@ from gatdist.bench.presets import PRESETS, PresetCase
 from gatdist.bench.published import with_published_operators
 from gatdist.bench.rounds import settled
 from gatdist.config import Config
-from gatdist.models import build_networks
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.parallel.recording import cuda_recorder
 from gatdist.training.graphs import WARM_UP_STEPS
@@ -45,6 +44,7 @@ def gatdist(case: PresetCase, config: Config, device: torch.device) -> GatdistCa
         case.labels(config, device),
         case.classes,
         case.metadata,
+        case.inputs(config, device),
     )
 
 
@@ -55,10 +55,8 @@ def hand_written(
     change: Callable[[nn.Module], nn.Module] = lambda network: network,
 ) -> HandWritten:
     """Build the hand-written step, with networks that ``change`` changes."""
-    built = build_networks(config, case.shape, case.classes, case.metadata)
-    generator, discriminator = (change(network.to(device)) for network in built)
-    real, labels = case.real(config, device), case.labels(config, device)
-    return HandWritten(config, real, (generator, discriminator), labels)
+    generator, discriminator = (change(each.to(device)) for each in case.networks(config))
+    return case.hand_written(config, device, (generator, discriminator))
 
 
 def published(case: PresetCase, config: Config, device: torch.device) -> HandWritten:

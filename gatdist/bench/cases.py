@@ -184,7 +184,8 @@ def alone(rule: str) -> Overrides:
 class GatdistCase(Case):
     """gatdist's own training step on a fixed batch [n, *shape] of this worker.
 
-    Default ``comm``: this process alone. With a ``recorder``, steps are recorded as graphs.
+    ``inputs``: the samples' further fields. Default ``comm``: this process alone. With a
+    ``recorder``, steps are recorded as graphs.
     """
 
     def __init__(
@@ -196,6 +197,7 @@ class GatdistCase(Case):
         labels: Tensor | None = None,
         num_classes: int = 0,
         metadata: Mapping[str, Any] = MappingProxyType({}),
+        inputs: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> None:
         comm = comm or LocalCommunicator(torch.device("cpu"))
         device = comm.device
@@ -206,7 +208,7 @@ class GatdistCase(Case):
         self.rule = self.state.rule(config)
         self.generator = self.state.players["generator"].bare
         self.discriminator = self.state.players["discriminator"].bare
-        self.real = real.to(device)
+        self.real, self.inputs = real.to(device), inputs
         total = len(real) * comm.world_size
         self.positions = torch.arange(comm.rank, total, comm.world_size, device=device)
         self.statistics, self.timer = Statistics(device), PhaseTimer(device)
@@ -218,7 +220,8 @@ class GatdistCase(Case):
     def step(self) -> None:
         seen = self.state.samples_seen
         step = seen // self.config.step_samples
-        batch = Batch(self.real, self.labels, self.positions + seen, step)
+        positions = self.positions + seen
+        batch = Batch(self.real, self.labels, positions, step, inputs=self.inputs)
         train_step(
             self.state, self.rule, batch, self.config, self.statistics, self.timer, self.graphs
         )

@@ -25,6 +25,10 @@ from gatdist.models.layers import normalized_weights
 # By name, the losses [n] of the discriminator and of the generator from real and fake logits [n].
 LOSSES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
     "hinge": (lambda real, fake: relu(1 - real) + relu(1 + fake), lambda real, fake: -fake),
+    "least_squares": (
+        lambda real, fake: (real - 1).square() + fake.square(),
+        lambda real, fake: (fake - 1).square(),
+    ),
     "nonsaturating": (
         lambda real, fake: softplus(-real) + softplus(fake),
         lambda real, fake: softplus(-fake),
@@ -72,12 +76,8 @@ class HandWritten(Case):
         self.d_loss, self.g_loss = LOSSES[config.game.loss]
         self.separate = config.game.lazy_penalties == "separate"
         self.mean_length = torch.zeros((), device=real.device)
-        self.g_optimizer = torch.optim.Adam(
-            self.generator.parameters(), eps=config.optim.generator.eps, fused=True
-        )
-        self.d_optimizer = torch.optim.Adam(
-            self.discriminator.parameters(), eps=config.optim.discriminator.eps, fused=True
-        )
+        self.g_optimizer = _optimizer(self.generator, config.optim.generator)
+        self.d_optimizer = _optimizer(self.discriminator, config.optim.discriminator)
         self.fakes: Tensor | None = None  # with their graph, for the generator's phase
 
     def at(self, step: int) -> None:
@@ -294,6 +294,12 @@ class HandWritten(Case):
             means = {self.augmentation.tags[0]: torch.stack(self.signs).mean()}
             self.augmentation.update(means, step, self.config.run.global_batch)
         self.signs.clear()
+
+
+def _optimizer(network: nn.Module, settings: PlayerOptimConfig) -> torch.optim.Optimizer:
+    kind = torch.optim.AdamW if settings.weight_decay else torch.optim.Adam
+    decay = settings.weight_decay
+    return kind(network.parameters(), eps=settings.eps, weight_decay=decay, fused=True)
 
 
 def half_squared_gradient(inputs: Tensor, logits: Tensor) -> Tensor:

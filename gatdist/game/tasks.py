@@ -138,9 +138,25 @@ class Generation(Task):
 
 @tasks.register("translation")
 class Translation(Task):
-    """Images ``input`` → images ``target``; the discriminator sees both (Isola et al. 2017)."""
+    """Images ``input`` → images ``target``; the discriminator sees both (Isola et al. 2017).
+
+    In training, a square of ``crop`` pixels at a random place of both images is used, if it is
+    given, and half of the pairs are flipped with ``flip``. Else it is the center.
+    """
 
     target = "target"
+
+    def __init__(self, *, crop: PositiveInt | None = None, flip: bool = False) -> None:
+        self.crop, self.flip = crop, flip
+
+    def prepare(self, fields: Fields, drawn: Draws) -> Fields:
+        images: Sequence[Tensor] = (fields["input"], fields["target"])
+        if self.crop is not None:
+            images = cropped(images, (self.crop, self.crop), drawn, "game.task.crop")
+        if self.flip and drawn.is_training:
+            flipped = (drawn.uniform("flip") < 0.5)[:, None, None, None]
+            images = [torch.where(flipped, each.flip(3), each) for each in images]
+        return dict(zip(("input", "target"), images, strict=True))
 
     def inputs(self, fields: Fields) -> tuple[Tensor, ...]:
         return (fields["input"],)
@@ -187,7 +203,7 @@ class Vocoder(Task):
     def prepare(self, fields: Fields, drawn: Draws) -> Fields:
         wave = fields["wave"]
         if drawn.is_training:
-            wave = cropped(wave, self.crop, drawn, "game.task.crop")
+            (wave,) = cropped([wave], (self.crop,), drawn, "game.task.crop")
         else:
             wave = wave[:, :, : wave.shape[2] // self.mel.hop * self.mel.hop]
         return {"wave": wave, "mel": self.mel(wave)}
@@ -196,14 +212,45 @@ class Vocoder(Task):
         return (fields["mel"],)
 
 
-def cropped(clips: Tensor, size: int, drawn: Draws, key: str) -> Tensor:
-    """Return a window of each clip [n, c, t], at a random place, [n, c, size]."""
-    spare = clips.shape[2] - size
-    if spare < 0:
-        rule = f"must be at most {clips.shape[2]:,}, the length of the clips"
-        raise ConfigError(key, rule, value=size)
-    if not spare:
-        return clips
-    starts = drawn.integers("crop", spare + 1)
-    places = starts[:, None] + torch.arange(size, device=clips.device)
-    return clips.gather(2, places[:, None].expand(-1, clips.shape[1], -1))
+def cropped(
+    fields: Sequence[Tensor], size: Shape, drawn: Draws, subject: str = "game.task"
+) -> list[Tensor]:
+    """Return the same window of each field [n, c, …], of ``size`` along the axes after the second.
+
+    At a random place of each sample in training, else in the center.
+
+    Args:
+        fields: Of equal size.
+        size: Of the window.
+        drawn: Of these samples.
+        subject: Configuration key of the size, for messages.
+
+    Raises:
+        ConfigError: The fields are smaller, or differ in size.
+    """
+    whole = tuple(fields[0].shape[2:])
+    if any(tuple(field.shape[2:]) != whole for field in fields):
+        sizes = ", ".join(str(list(field.shape[2:])) for field in fields)
+        raise ConfigError(subject, f"needs fields of equal size; found {sizes}")
+    if len(size) != len(whole) or any(a < b for a, b in zip(whole, size, strict=True)):
+        rule = f"must be at most the size of the samples, {list(whole)}"
+        raise ConfigError(subject, rule, value=list(size))
+    found = list(fields)
+    for axis, (length, wanted) in enumerate(zip(whole, size, strict=True), 2):
+        spare = length - wanted
+        if not drawn.is_training:
+            found = [field.narrow(axis, spare // 2, wanted) for field in found]
+        elif spare:
+            starts = drawn.integers(f"crop/{axis - 2}", spare + 1)
+            places = starts[:, None] + torch.arange(wanted, device=starts.device)
+            found = [_gathered(field, axis, places) for field in found]
+    return found
+
+
+def _gathered(field: Tensor, axis: int, places: Tensor) -> Tensor:
+    """Return the entries at ``places`` [n, k] of each sample along an axis."""
+    shape = [1] * field.dim()
+    shape[0], shape[axis] = places.shape
+    sizes = [*field.shape]
+    sizes[axis] = places.shape[1]
+    return field.gather(axis, places.view(shape).expand(sizes))

@@ -9,7 +9,8 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+
+from gatdist.common.errors import ConfigError
 
 _FLOOR = 1e-5  # of magnitudes
 _POWER_FLOOR = 1e-9  # added to each bin's power
@@ -62,13 +63,24 @@ class LogMelSpectrogram:
         if place not in self._on_devices:  # a copy to a device makes the host wait
             self._on_devices[place] = self._hann.to(clips), self._bands.to(clips)
         hann, bands = self._on_devices[place]
-        padding = (self.window - self.hop) // 2
-        padded = functional.pad(clips, (padding, padding), "reflect")[:, 0]
+        padded = reflected(clips, (self.window - self.hop) // 2)[:, 0]
         frames = padded.unfold(1, self.window, self.hop) * hann  # [n, f, window]
         real, imaginary = torch.view_as_real(torch.fft.rfft(frames)).unbind(-1)
         # As published: the derivative of a root at 0 is not finite.
         magnitude = (real.square() + imaginary.square() + _POWER_FLOOR).sqrt()
         return (magnitude @ bands.mT).clamp_min(_FLOOR).log().mT
+
+
+def reflected(clips: Tensor, padding: int) -> Tensor:
+    """Return clips [n, c, t], reflected at both ends, [n, c, t + 2 · padding].
+
+    The backward of torch's reflection is not deterministic on GPUs.
+    """
+    if padding >= clips.shape[2]:
+        rule = f"must be longer than {padding} samples, half of a window without its hop"
+        raise ConfigError("game.task", f"clips {rule}", value=f"{clips.shape[2]} samples")
+    before, after = clips[:, :, 1 : padding + 1], clips[:, :, -padding - 1 : -1]
+    return torch.cat([before.flip(2), clips, after.flip(2)], 2) if padding else clips
 
 
 def slaney_bands(sample_rate: int, count: int, window: int, highest: float) -> Tensor:

@@ -43,6 +43,27 @@ def words(folder):
     write_dataset(Store(str(folder)), [samples], modality="text", sample_shape=(12,))
 
 
+def pairs(folder, size, channels):
+    """Write pairs: images of some channels, and in color."""
+    rng = np.random.default_rng(0)
+
+    def image(depth):
+        return encode_png(rng.integers(0, 256, (size, size, depth), dtype=np.uint8))
+
+    samples = [
+        (f"{i:02d}", {"target.png": image(3), "input.png": image(channels)}) for i in range(24)
+    ]
+    field = {"modality": "image", "sample_shape": [channels, size, size]}
+    write_dataset(
+        Store(str(folder)),
+        [samples],
+        modality="image",
+        sample_shape=(3, size, size),
+        component="target.png",
+        fields={"input": {**field, "component": "input.png"}},
+    )
+
+
 # By preset: what writes such data.
 PRESETS = {
     "glyphs": lambda folder: images(folder, 16, 1, 12),
@@ -62,12 +83,19 @@ PRESETS = {
     "r3gan-imagenet-64": lambda folder: images(folder, 64, 3, 10),
     "stylegan2-256": lambda folder: images(folder, 256, 3, 1),
     "stylegan2-auto-256": lambda folder: images(folder, 256, 3, 1),
+    "emoji-pix2pix": lambda folder: pairs(folder, 64, 1),
+    "pix2pix-256": lambda folder: pairs(folder, 286, 3),
+    "prompts-hifigan": lambda folder: clips(folder, 8192, 8000, 1),
+    "hifigan-v1": lambda folder: clips(folder, 32768, 22050, 1),
+    "hifigan-v2": lambda folder: clips(folder, 32768, 22050, 1),
+    "hifigan-v3": lambda folder: clips(folder, 32768, 22050, 1),
     "wavegan-16384": lambda folder: clips(folder, 16384, 16000, 2),
 }
 
 
 # Seconds to a minute each, on a CPU.
 SLOW = {name for name in PRESETS if name.startswith(("biggan", "r3gan", "stylegan2", "wavegan"))}
+SLOW |= {"pix2pix-256", "hifigan-v1", "hifigan-v2", "hifigan-v3"}
 SLOW |= {"sngan-64", "sngan-128"}
 
 

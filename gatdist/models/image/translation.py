@@ -6,10 +6,12 @@ Legend: n samples, c channels, h × w pixels.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Literal
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -20,9 +22,12 @@ from gatdist.nn import Conv2d, ConvTranspose2d
 
 _SLOPE = 0.2
 _STD = 0.02  # of initial weights
-_NORMS: dict[str, Callable[[int], nn.Module]] = {
+Norm = Literal["batch", "instance", "instance_affine"]
+_NORMS: dict[Norm, Callable[[int], nn.Module]] = {
     "batch": nn.BatchNorm2d,
     "instance": nn.InstanceNorm2d,
+    # Batch normalization of single images, as published for pix2pix, at any batch size.
+    "instance_affine": partial(nn.InstanceNorm2d, affine=True),
 }
 _WITHOUT_DROPOUT = 5  # levels: the innermost one, and the outermost four
 _MOST = 8  # times the width
@@ -44,7 +49,7 @@ class UNetGenerator(nn.Module):
         sample_shape: tuple[int, ...],
         num_classes: int,
         width: int = 64,
-        norm: Literal["batch", "instance"] = "batch",
+        norm: Norm = "batch",
     ) -> None:
         super().__init__()
         ((inputs, *size),) = input_shapes
@@ -54,7 +59,7 @@ class UNetGenerator(nn.Module):
             raise ConfigError("model.generator.name", rule, value=[size, list(sample_shape[1:])])
         levels = side.bit_length() - 1
         widths = [min(2**level, _MOST) * width for level in range(levels)]
-        bias = norm != "batch"
+        bias = norm == "instance"  # the others have their own
         self.downs, self.ups = nn.ModuleList(), nn.ModuleList()
         for level, (before, after) in enumerate(pairwise([inputs, *widths])):
             normalized = 0 < level < levels - 1
@@ -102,7 +107,8 @@ def _drop(x: Tensor, noise: Tensor, start: int) -> tuple[Tensor, int]:
 class PatchGANDiscriminator(nn.Module):
     """PatchGAN: images [n, c, h, w] → features, and a logit for each patch of 70 × 70 pixels.
 
-    ``layers`` strided convolutions after the first; 3 is the published number.
+    ``layers``: strided convolutions after the first; 3 is the published number. ``scales``: parts,
+    each of which sees images of half the size of the one before (2 or 3 in pix2pixHD).
     """
 
     def __init__(
@@ -110,34 +116,49 @@ class PatchGANDiscriminator(nn.Module):
         *,
         sample_shape: tuple[int, ...],
         num_classes: int,
-        width: int = 64,
-        layers: int = 3,
-        norm: Literal["batch", "instance"] = "batch",
+        width: PositiveInt = 64,
+        layers: PositiveInt = 3,
+        norm: Norm = "batch",
+        scales: PositiveInt = 1,
     ) -> None:
         super().__init__()
         require_rank(sample_shape, 3, "patchgan")
-        inputs = sample_shape[0]
-        widths = [min(2**level, _MOST) * width for level in range(layers + 1)]
-        bias = norm != "batch"
-        self.layers = nn.ModuleList(
-            [nn.Sequential(_normal(Conv2d(inputs, width, 4, 2, padding=1)))]
+        self.parts = nn.ModuleList(
+            _Patches(sample_shape[0], width, layers, norm) for _ in range(scales)
         )
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> list[list[Tensor]]:
+        """Return the features of each part, with its logits [n, 1, h′, w′] last."""
+        found = []
+        for scale, part in enumerate(self.parts):
+            if scale:
+                images = functional.avg_pool2d(images, 3, 2, 1, count_include_pad=False)
+            found.append(part(images))
+        return found
+
+
+class _Patches(nn.Module):
+    def __init__(self, inputs: int, width: int, layers: int, norm: Norm) -> None:
+        super().__init__()
+        widths = [min(2**level, _MOST) * width for level in range(layers + 1)]
+        bias = norm == "instance"
+        first = nn.Sequential(_normal(Conv2d(inputs, width, 4, 2, padding=1)))
+        self.layers = nn.ModuleList([first])
         for level, (before, after) in enumerate(pairwise(widths), 1):
             stride = 2 if level < layers else 1
             convolution = Conv2d(before, after, 4, stride, padding=1, bias=bias)
             self.layers.append(nn.Sequential(_normal(convolution), _NORMS[norm](after)))
         self.finish = _normal(Conv2d(widths[-1], 1, 4, padding=1))
 
-    def forward(self, images: Tensor, labels: Tensor | None = None) -> list[list[Tensor]]:
-        """Return the features of its one part, with the logits [n, 1, h′, w′] last."""
-        found, x = [], images
+    def forward(self, x: Tensor) -> list[Tensor]:
+        found = []
         for layer in self.layers:
             x = functional.leaky_relu(layer(x), _SLOPE)
             found.append(x)
-        return [[*found, self.finish(x)]]
+        return [*found, self.finish(x)]
 
 
-def _down(inputs: int, outputs: int, bias: bool, norm: str | None) -> nn.Module:
+def _down(inputs: int, outputs: int, bias: bool, norm: Norm | None) -> nn.Module:
     layers = [_normal(Conv2d(inputs, outputs, 4, 2, padding=1, bias=bias))]
     return nn.Sequential(*layers, *([_NORMS[norm](outputs)] if norm else []))
 
