@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from gatdist.monitor.console import Console
+    from gatdist.packing import Packing
     from gatdist.runs.generator import Generator
     from gatdist.training.interrupts import Interrupts
 
@@ -399,10 +400,13 @@ def pack(
     bits: int | None = None,
     length: int | None = None,
     sample_rate: int | None = None,
+    clip_length: int | None = None,
+    clip_overlap: int = 0,
     shard_bytes: int = 256_000_000,
     kind: str | None = None,
     labels: str | None = None,
     column: str | None = None,
+    fields: Mapping[str, str] | None = None,
     workers: int | None = None,
     address: str = "",
     strict: bool = False,
@@ -430,11 +434,18 @@ def pack(
         length: of audio, in samples: cut, or padded with silence. Of texts, in bytes read of each.
             None: the one that they share.
         sample_rate: of audio, in hertz; None: the commonest.
+        clip_length: of audio, in samples: cut each file into clips of this length; the last one
+            ends where the file ends. Shorter files are padded with silence.
+        clip_overlap: samples that successive clips share, at least: every window of this length
+            lies within a clip.
         shard_bytes: approximate.
         kind: of the source; None detects it.
         labels: ``none``, ``folders``, a column of a table, or a list of files and labels; None
             detects them.
         column: of a table, the one that holds the samples; None detects it.
+        fields: for samples with several fields, where the files of each are: a folder inside the
+            source, a path with ``*`` for the name of the sample, a column of a table, or the
+            extension in WebDataset shards. ``target``, or else the first, is the generated field.
         workers: processes, or concurrent tasks on Ray; None: one per core.
         address: of a Ray cluster; ``local`` starts one here; "" works without Ray.
         strict: raise an error that names the samples that can't be packed.
@@ -453,43 +464,46 @@ def pack(
         InterruptedRunError: Ctrl-C; the same call resumes.
     """
     from gatdist import packing
-    from gatdist.monitor import packing as events
 
     given = {
         "size": (size, size) if isinstance(size, int) else size,
         **{"transform": transform, "filter": filter, "format": format},
         **{"quality": quality, "color": color, "background": background, "bits": bits},
         **{"shard_bytes": shard_bytes, "length": length, "sample_rate": sample_rate},
+        **{"clip_length": clip_length, "clip_overlap": clip_overlap},
     }
     if labels and packing.is_list(labels):
         labels = absolute(labels)
-    for url in allowed_origins:
-        if "://" not in url and not url.startswith("/"):
-            rule = "must be a URL or the absolute path of a folder"
-            raise ConfigError("--allow-origin", rule, value=url, hint=f"Use https://{url}")
     request = packing.Request(
         source=absolute(source),
         dest=absolute(dest),
         recipe=packing.read_recipe(given),
-        selection=packing.Selection(kind, labels, column),
+        selection=packing.Selection(kind, labels, column, packing.read_fields(fields or {})),
         strict=strict,
         source_options=dict(source_options or {}),
-        allowed_origins=tuple(allowed_origins),
+        allowed_origins=packing.read_origins(allowed_origins),
         dest_options=dict(dest_options or {}),
     )
     with _Work(console, f"the shards that are complete stay in {dest}") as work:
         plan = packing.prepare(request, dry_run=dry_run)
-        if dry_run:
-            return packing.preview(plan)
-        work.show(events.packing(packing.preview(plan)))
-        if address:
-            from gatdist.cluster.packing import do_all
+        return packing.preview(plan) if dry_run else _packed(work, plan, workers, address, console)
 
-            records = do_all(plan.job, plan.tasks, address, workers, work.report, console)
-        else:
-            records = work.do_all(packing.Worker, plan.job, plan.tasks, workers)
-        outcome = packing.finish(plan, records) | work.speed("samples_per_s")
-        work.show(events.packed(outcome))
+
+def _packed(
+    work: _Work, plan: Packing, workers: int | None, address: str, console: Console | None
+) -> dict[str, Any]:
+    from gatdist import packing
+    from gatdist.monitor import packing as events
+
+    work.show(events.packing(packing.preview(plan)))
+    if address:
+        from gatdist.cluster.packing import do_all
+
+        records = do_all(plan.job, plan.tasks, address, workers, work.report, console)
+    else:
+        records = work.do_all(packing.Worker, plan.job, plan.tasks, workers)
+    outcome = packing.finish(plan, records) | work.speed("samples_per_s")
+    work.show(events.packed(outcome))
     return outcome
 
 

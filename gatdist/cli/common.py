@@ -59,6 +59,18 @@ def storage_options(arguments: argparse.Namespace, option: str) -> dict[str, Any
     return found
 
 
+def pairs(given: Sequence[str], option: str) -> dict[str, str]:
+    """Return the values of a repeated option, such as ``NAME=WHERE``, by name."""
+    found: dict[str, str] = {}
+    for text in given:
+        name, separator, value = text.partition("=")
+        if not separator or name in found:
+            rule = "is given twice" if separator else "must be NAME=WHERE"
+            raise ConfigError(option, rule, value=text)
+        found[name] = value
+    return found
+
+
 def add_processes(sub: Parser) -> None:
     """Add ``--workers``; :func:`processes` reads it."""
     sub.add_argument("--workers", metavar="N", help="processes (default: one per core)")

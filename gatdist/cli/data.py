@@ -61,6 +61,9 @@ def _add_pack(commands: Any) -> None:
         "--column NAME": "of a table: where the samples are",
     }
     common.add_options(source, texts)
+    text = "for samples with several fields: a folder inside SOURCE, a path with * for the name of "
+    text += "the sample such as *_input.png, a column, or an extension in WebDataset shards"
+    common.add_repeated(source, "--field", "NAME=WHERE", text)
     common.add_repeated(
         source,
         "--allow-origin",
@@ -106,7 +109,12 @@ def _add_conversion(sub: common.Parser) -> None:
         "--length N": "same length for all: samples, or bytes",
         "--sample-rate HZ": "of audio (default: the commonest)",
     }
-    common.add_options(sub.add_argument_group("audio and texts"), numbers, type=int)
+    audio = sub.add_argument_group("audio and texts")
+    common.add_options(audio, numbers, type=int)
+    text = "cut recordings into clips of this many samples"
+    common.add_options(audio, {"--clip-length N": text}, type=int)
+    text = "samples that successive clips share, at least (default: 0)"
+    common.add_options(audio, {"--clip-overlap N": text}, type=int, default=0)
 
 
 def _add_strict(sub: common.Parser) -> None:
@@ -121,12 +129,14 @@ def _pack(arguments: argparse.Namespace) -> None:
 
     names = (
         *("transform", "filter", "format", "quality", "color", "background", "bits"),
-        *("length", "sample_rate", "kind", "labels", "column", "address", "strict", "dry_run"),
+        *("length", "sample_rate", "clip_length", "clip_overlap", "kind", "labels", "column"),
+        *("address", "strict", "dry_run"),
     )
     outcome = pack(
         arguments.source,
         arguments.dest,
         size=common.image_size(arguments.size),
+        fields=common.pairs(arguments.field, "--field"),
         shard_bytes=common.num_bytes(arguments.shard_bytes),
         workers=common.processes(arguments),
         allowed_origins=arguments.allow_origin,

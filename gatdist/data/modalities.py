@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from gatdist.data.codecs.audio import AUDIO_EXTENSIONS, decode_audio_into
 from gatdist.data.codecs.formats import IMAGE_COMPONENTS
 from gatdist.data.codecs.images import decode_image_into
 from gatdist.data.codecs.text import Vocabulary, decode_text_into
-from gatdist.data.format.manifest import Manifest, SampleSpec
+from gatdist.data.format.manifest import TARGET, FieldSpec, Manifest, SampleSpec
 
 _ALIGNMENT = 8  # bytes: of the fields in a record
 
@@ -34,10 +34,9 @@ class ReadSpec(SampleSpec):
         """Return the format of each field by name, that of the generated one first."""
         if self.fields is None:
             return {}
-        assert self.component is not None
-        own = self.component.partition(".")[0], self.model_copy(update={"fields": None})
+        own = self.model_copy(update={"fields": None})
         others = {name: ReadSpec(**field.model_dump()) for name, field in self.fields.items()}
-        return dict([own]) | others
+        return {TARGET: own} | others
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -63,6 +62,17 @@ MODALITIES: Mapping[str, Modality] = {
     "text": Modality("text", ("txt",), np.uint8, ("length", "vocabulary")),
     "tokens": Modality("token sequence", ("npy",), np.int32, ("length",)),
 }
+
+
+def components_of(field: FieldSpec) -> Sequence[str]:
+    """Return the file extensions that a field's files may have."""
+    known = MODALITIES[field.modality].components
+    if field.component is None:
+        return known
+    begin, star, _ = field.component.partition("*")
+    return [f"{begin}{component}" for component in known] if star else [field.component]
+
+
 _DECODERS: Mapping[str, Callable[[ReadSpec, str | None], Decode]] = {
     "image": lambda spec, resize: partial(decode_image_into, resize=resize),
     "points": lambda spec, resize: decode_point_into,

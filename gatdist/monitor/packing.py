@@ -42,7 +42,7 @@ def packing(plan: Values) -> Iterator[Event]:
     yield "note", {"message": _found(plan)}
     for note in plan["notes"]:
         yield "warning", {"message": note}
-    message, unit = f"packing {_target(plan)}", f"{_NOUNS[plan['modality']]}s"
+    message, unit = f"packing {_target(plan)}", f"{_noun(plan)}s"
     yield "work", {"message": message, "total": plan["samples"], "unit": unit}
 
 
@@ -50,7 +50,7 @@ def packed(outcome: Values) -> Iterator[Event]:
     """Events after packing."""
     packed_as = dict(_PACKED_AS)
     if outcome["modality"] == "audio":
-        packed_as["upscaled"] = "shorter than --length and padded with silence"
+        packed_as["upscaled"] = "shorter than requested and padded with silence"
     yield from _remarks(outcome, packed_as)
     if empty := outcome["empty_classes"]:
         names = ", ".join(outcome["empty_class_examples"])
@@ -118,7 +118,7 @@ def _remarks(outcome: Values, meanings: Mapping[str, str]) -> Iterator[Event]:
     for kind, meaning in meanings.items():
         if number_of := outcome.get(kind):
             verb = "was" if number_of == 1 else "were"
-            message = f"{plural(number_of, _NOUNS[outcome['modality']])} {verb} {meaning}, such as"
+            message = f"{plural(number_of, _noun(outcome))} {verb} {meaning}, such as"
             yield "warning", {"message": f"{message} {outcome[f'{kind}_example']}"}
 
 
@@ -137,9 +137,13 @@ def _summary(outcome: Values, details: str, options: str) -> Event:
     return "summary", {"message": message, "rows": {"skipped": skipped, "use it": use}}
 
 
+def _noun(found: Values) -> str:
+    return "sample" if len(found["fields"]) > 1 else _NOUNS[found["modality"]]
+
+
 def _found(plan: Values) -> str:
     text = f"found in {shown_path(plan['source'])} ({plan['kind']}): "
-    text += plural(plan["samples"], _NOUNS[plan["modality"]])
+    text += plural(plan["samples"], _noun(plan))
     if plan["num_classes"]:
         text += f", {plural(plan['num_classes'], 'class', 'classes')}"
         names = plan["class_names"]
@@ -150,8 +154,16 @@ def _found(plan: Values) -> str:
 
 
 def _target(plan: Values) -> str:
-    recipe, shape = plan["recipe"], plan["sample_shape"]
-    if plan["modality"] == "image":
+    formats = [
+        f"{field['name']} {_format(field, plan['recipe'])}".strip() for field in plan["fields"]
+    ]
+    shards, each = plural(plan["shards"], "shard"), size(plan["bytes"] / plan["shards"])
+    return f"{' and '.join(formats)} into {shards} of about {each}: {shown_path(plan['url'])}"
+
+
+def _format(field: Values, recipe: Values) -> str:
+    modality, shape = field["modality"], field["sample_shape"]
+    if modality == "image":
         channels, height, width = shape
         how = "unchanged"
         if recipe["size"]:
@@ -160,15 +172,12 @@ def _target(plan: Values) -> str:
                 how += f", {recipe['filter'] or 'lanczos'}"
         color = "gray" if channels == 1 else "RGB"
         depth = ", 16 bits" if recipe["bits"] == 16 else ""
-        target = f"{height} × {width} {color}{depth} ({how})"
-    elif plan["modality"] == "audio":
+        return f"{height} × {width} {color}{depth} ({how})"
+    if modality == "audio":
         channels, length = shape
-        rate = recipe["sample_rate"]
-        target = f"{length / rate:.2f} s at {count(rate)} Hz, {plural(channels, 'channel')} of "
-        target += f"{count(length)} samples,"
-    elif plan["modality"] == "text":
-        target = f"the first {count(*shape)} bytes of each"
-    else:
-        target = f"{plan['modality']} of shape {' × '.join(map(str, shape))}"
-    shards, each = plural(plan["shards"], "shard"), size(plan["bytes"] / plan["shards"])
-    return f"{target} into {shards} of about {each}: {shown_path(plan['url'])}"
+        rate = field["sample_rate"]
+        text = f"{length / rate:.2f} s at {count(rate)} Hz, {plural(channels, 'channel')} of "
+        return f"{text}{count(length)} samples,"
+    if modality == "text":
+        return f"the first {count(*shape)} bytes of each"
+    return f"{modality} of shape {' × '.join(map(str, shape))}"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from fractions import Fraction
 from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
@@ -14,11 +15,18 @@ import numpy as np
 from gatdist.common.errors import DataError
 from gatdist.data.codecs import CodecError
 from gatdist.data.codecs.arrays import decode_point_into, read_npy
-from gatdist.data.codecs.audio import decode_audio_into, encode_wav, read_audio, read_audio_header
+from gatdist.data.codecs.audio import (
+    Clip,
+    decode_audio_into,
+    encode_wav,
+    open_recording,
+    read_audio_header,
+)
 from gatdist.data.codecs.containers import repaired
 from gatdist.data.codecs.images import FILTERS, ImageHeader, decode_pixels, read_image_header
 from gatdist.data.codecs.text import decode_text_into
 from gatdist.packing import images
+from gatdist.packing.clips import clip_starts, window
 from gatdist.packing.images import FORMATS, STORED, TRANSFORMS
 from gatdist.packing.recipe import Recipe
 
@@ -54,6 +62,19 @@ class Converter(ABC):
     @abstractmethod
     def __call__(self, content: bytes) -> Converted:
         """Convert one file. Raises CodecError if it is unreadable or does not fit."""
+
+    def samples(self, content: bytes, span_s: Fraction | None) -> Iterator[Converted]:
+        """Yield the samples that one file becomes: one, but for recordings; see :meth:`__call__`.
+
+        ``span_s`` is how much of audio is used, in seconds.
+        """
+        del span_s
+        yield self(content)
+
+    def count(self, content: bytes) -> int:
+        """Return how many samples one file becomes, from its header. Raises CodecError."""
+        del content
+        return 1
 
 
 class Images(Converter):
@@ -126,8 +147,8 @@ class Images(Converter):
 class Audio(Converter):
     """Resamples audio, and cuts or pads it at the end; files that fit stay as they are. [C, n].
 
-    The others become 16-bit WAV. Resampling is polyphase, with a Kaiser window of β = 5
-    (``scipy.signal.resample_poly``). The recipe has a sample rate.
+    With ``clip_length``, each file is cut into overlapping clips. What is changed becomes 16-bit
+    WAV. The recipe has a sample rate.
     """
 
     def __init__(self, recipe: Recipe, sample_shape: Sequence[int]) -> None:
@@ -145,35 +166,56 @@ class Audio(Converter):
         channels = commonest([header.channels for header in headers])
         lengths = Counter(-(-header.length * rate // header.sample_rate) for header in headers)
         length, count = lengths.most_common(1)[0]
-        if recipe.length is None and 2 * count <= len(headers):
+        requested = recipe.clip_length or recipe.length
+        if requested is None and 2 * count <= len(headers):
             seconds = f"{min(lengths) / rate:.2f} to {max(lengths) / rate:.2f} seconds long"
             rule = f"the audio files differ in length: {len(headers)} are {seconds}, at {rate:,} Hz"
-            raise DataError("--length", rule, hint="Cut or pad all with --length SAMPLES")
+            hint = "Cut or pad all with --length SAMPLES, or cut clips with --clip-length SAMPLES"
+            raise DataError("--length", rule, hint=hint)
         resolved = recipe.model_copy(update={"sample_rate": rate})
-        return cls(resolved, (channels, recipe.length or length))
+        return cls(resolved, (channels, requested or length))
 
     def __call__(self, content: bytes) -> Converted:
         header = read_audio_header(content)
         if header[1:] == (self._channels, self._length, self._rate):
             decode_audio_into(content, np.empty(self.sample_shape, dtype=np.float32), self._rate)
             return Converted(header.component, repaired(content))
-        if self._channels not in (1, header.channels) and header.channels != 1:
-            raise CodecError(f"has {header.channels} channels, others {self._channels}")
-        clip = read_audio(content)
-        if self._channels == 1:
-            clip = clip.mean(axis=0, keepdims=True)
-        if header.sample_rate != self._rate:
-            from scipy.signal import resample_poly  # takes long to import
+        (clip,) = self._windows(content, [(0, self._length)])
+        return self._encoded(clip)
 
-            factor = math.gcd(header.sample_rate, self._rate)
-            up, down = self._rate // factor, header.sample_rate // factor
-            # Samples that only affect what is cut off below are not resampled: a low rate would
-            # unfold into gigabytes. The filter reaches 10 max(up, down) / up samples to each side.
-            needed = math.ceil((self._length * down + 20 * max(up, down)) / up) + 1
-            clip = resample_poly(clip[:, :needed], up, down, axis=1)
+    def samples(self, content: bytes, span_s: Fraction | None) -> Iterator[Converted]:
+        if self.recipe.clip_length is None:
+            yield self(content)
+            return
+        header = read_audio_header(content)
+        span_s = Fraction(header.length, header.sample_rate) if span_s is None else span_s
+        length = math.ceil(span_s * self._rate)
+        if not length:
+            raise CodecError("has no samples")
+        starts = clip_starts(length, self._length, self.recipe.clip_overlap)
+        windows = [(start, min(start + self._length, length)) for start in starts]
+        yield from map(self._encoded, self._windows(content, windows))
+
+    def count(self, content: bytes) -> int:
+        if self.recipe.clip_length is None:
+            return 1
+        header = read_audio_header(content)
+        length = math.ceil(Fraction(header.length, header.sample_rate) * self._rate)
+        return len(clip_starts(length, self._length, self.recipe.clip_overlap))
+
+    def _windows(self, content: bytes, windows: Iterable[tuple[int, int]]) -> Iterator[Clip]:
+        """Decode, mix and resample windows: of the first sample, and the one after the last."""
+        with open_recording(content) as recording:
+            channels = recording.header.channels
+            if self._channels not in (1, channels) and channels != 1:
+                raise CodecError(f"has {channels} channels, others {self._channels}")
+            for first, end in windows:
+                yield window(recording, first, end, self._rate, mono=self._channels == 1)
+
+    def _encoded(self, clip: Clip) -> Converted:
         found = clip.shape[1]
         packed = np.zeros((self._channels, self._length), dtype=np.float32)
-        packed[:, :found] = clip[:, : self._length]
+        packed[:, :found] = clip
         remarks = {"upscaled": f"{found:,} samples"} if found < self._length else {}
         return Converted("wav", encode_wav(packed, self._rate), remarks)
 

@@ -80,27 +80,40 @@ class Span(NamedTuple):
     zipped: Zipped | None = None  # of a member of a zip, whose local header is at ``start``
 
 
-class Entry(NamedTuple):
-    """One sample of a source."""
+class Part(NamedTuple):
+    """A file of a sample."""
 
-    name: str  # unique in the source: ``cats/1.jpg``, ``train.parquet:17``
     component: str  # extension in lower case
     content: Span | str  # where its bytes are, or a text itself
+
+
+class Entry(NamedTuple):
+    """One sample of a source, or a recording of several."""
+
+    name: str  # unique in the source: ``cats/1.jpg``, ``train.parquet:17``
+    fields: tuple[Part, ...]  # one for each field; that of the generated field is the first
     label: Label = None  # a number, a name, or None
-    others: tuple[tuple[str, Span | str], ...] = ()  # more files, by extension: (("txt", "a cat"),)
+    others: tuple[Part, ...] = ()  # more files, such as a caption
+
+    @property
+    def files(self) -> tuple[Part, ...]:
+        return *self.fields, *self.others
 
     @property
     def size(self) -> int | None:
         """Bytes of all its files; None if unknown before reading."""
-        contents = [self.content, *(content for _, content in self.others)]
+        contents = [part.content for part in self.files]
         sizes = [len(c.encode()) if isinstance(c, str) else c.size for c in contents]
         return None if None in sizes else sum(size for size in sizes if size)
 
     @classmethod
     def from_json(cls, values: Sequence[Any]) -> Entry:
-        name, component, content, label, others = values
-        pairs = tuple((component, _content(part)) for component, part in others)
-        return cls(name, component, _content(content), label, pairs)
+        name, fields, label, others = values
+        return cls(name, _parts(fields), label, _parts(others))
+
+
+def _parts(values: Sequence[Any]) -> tuple[Part, ...]:
+    return tuple(Part(component, _content(content)) for component, content in values)
 
 
 def _content(value: Any) -> Span | str:
@@ -115,7 +128,7 @@ class Listing:
     """All that a source holds."""
 
     store: Store  # the folder that names of files are relative to
-    modality: str  # ``image``, ``audio``, ``text`` or ``array``
+    modalities: Sequence[str]  # of each field: ``image``, ``audio``, ``text`` or ``array``
     entries: Sequence[Entry]
     class_names: Sequence[str] | None = None  # of labels that are numbers
     skipped: list[Skipped] = field(default_factory=list)
@@ -130,3 +143,5 @@ class Selection:
     kind: str | None = None  # see :data:`~gatdist.packing.sources.KINDS`
     labels: str | None = None  # none, folders, a column, a field of .json, or a CSV or JSON file
     column: str | None = None  # of a table, the one that holds the samples
+    # Where the files of each field are, by name; that of the generated field is the first.
+    fields: Mapping[str, str] = field(default_factory=dict)

@@ -12,9 +12,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Self
 from urllib.parse import unquote
 
-from gatdist.common.errors import DataError, StorageError, StorageUnavailableError
+from gatdist.common.errors import ConfigError, DataError, StorageError, StorageUnavailableError
 from gatdist.config import expand_env
-from gatdist.packing.entries import Entry, Listing, Span, Zipped
+from gatdist.packing.entries import Entry, Listing, Part, Span, Zipped
 from gatdist.storage import Store
 from gatdist.storage.urls import LOCAL, OutsideUrl, origin
 
@@ -31,8 +31,8 @@ _ELSEWHERE_BUDGET_S = 10.0
 
 _ZIP_HEADER = struct.Struct("<4s22x2H")  # signature, length of the name, length of the extra field
 
-# The files of a sample by extension, or the reason why they can't be read.
-Contents = Mapping[str, bytes] | str
+# Of each of an entry's files: the content, or the reason why it can't be read.
+Contents = Sequence[bytes | str]
 
 
 class Fetcher:
@@ -79,16 +79,10 @@ class Fetcher:
             yield from zip(waiting[0], waiting[1].result(), strict=True)
 
     def _read(self, entries: Sequence[Entry]) -> list[Contents]:
-        parts = [((entry.component, entry.content), *entry.others) for entry in entries]
-        spans = [content for files in parts for _, content in files if isinstance(content, Span)]
+        contents = [part.content for entry in entries for part in entry.files]
+        spans = [content for content in contents if isinstance(content, Span)]
         read = dict(zip(spans, self.read(spans), strict=True))
-        found: list[Contents] = []
-        for files in parts:
-            contents = {name: read[c] if isinstance(c, Span) else c.encode() for name, c in files}
-            wrong = [content for content in contents.values() if isinstance(content, str)]
-            right = {name: c for name, c in contents.items() if isinstance(c, bytes)}
-            found.append(wrong[0] if wrong else right)
-        return found
+        return [[_content(part, read) for part in entry.files] for entry in entries]
 
     def read(self, spans: Sequence[Span]) -> list[bytes | str]:
         """Return the bytes of each span, or the reason why not."""
@@ -161,6 +155,10 @@ class Fetcher:
         raise ValueError(f"is on {root.origin}, which was not named (--allow-origin)")
 
 
+def _content(part: Part, read: Mapping[Span, bytes | str]) -> bytes | str:
+    return read[part.content] if isinstance(part.content, Span) else part.content.encode()
+
+
 def _root_and_name(url: str) -> tuple[str, str]:
     """The URL of a server or bucket, with the query of HTTP, and the unquoted name there."""
     protocol, _, rest = url.partition("://")
@@ -226,6 +224,15 @@ def _reason(error: Exception) -> str:
     return f"can't be read ({getattr(cause, 'strerror', None) or ' '.join(str(cause).split())})"
 
 
+def read_origins(allowed: Sequence[str]) -> tuple[str, ...]:
+    """Return the origins and folders that a list may name. ConfigError for a relative path."""
+    for url in allowed:
+        if "://" not in url and not url.startswith("/"):
+            rule = "must be a URL or the absolute path of a folder"
+            raise ConfigError("--allow-origin", rule, value=url, hint=f"Use https://{url}")
+    return tuple(allowed)
+
+
 def require_allowed(listing: Listing, stores: Sequence[Store], allowed: Sequence[str]) -> None:
     """Raise DataError unless all files of a source are in places that the user has named.
 
@@ -242,7 +249,7 @@ def require_allowed(listing: Listing, stores: Sequence[Store], allowed: Sequence
     known_folders = tuple(f"{store.url}/" for store in stores)
     found: Counter[str] = Counter()
     for entry in listing.entries:
-        for content in (entry.content, *(content for _, content in entry.others)):
+        for _, content in entry.files:
             if isinstance(content, str):
                 continue
             if content.file.startswith(known_folders) and ".." not in content.file.split("/"):

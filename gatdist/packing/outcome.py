@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gatdist.common.errors import DataError
-from gatdist.data.format.manifest import SampleSpec, Shard
+from gatdist.data.format.manifest import TARGET, SampleSpec, Shard
 from gatdist.packing.entries import Skipped, all_named
 from gatdist.storage import Store
 
@@ -59,6 +59,7 @@ def outcome(
         "url": dest.url,
         "modality": spec.modality,
         "sample_shape": list(spec.sample_shape),
+        "fields": [TARGET, *(spec.fields or ())],
         "num_classes": spec.num_classes,
         "shards": len(shards),
         "samples": sum(shard.num_samples for shard in shards),

@@ -11,6 +11,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    NonNegativeInt,
     PositiveInt,
     ValidationError,
     model_validator,
@@ -48,6 +49,8 @@ class Recipe(BaseModel):
     bits: Literal[8, 16] = 8
     length: PositiveInt | None = None  # samples of audio, bytes of a text
     sample_rate: PositiveInt | None = None
+    clip_length: PositiveInt | None = None  # samples of a clip that recordings are cut into
+    clip_overlap: NonNegativeInt = 0  # samples that two successive clips share, at least
     shard_bytes: PositiveInt = DEFAULT_SHARD_BYTES
 
     @property
@@ -69,6 +72,14 @@ class Recipe(BaseModel):
                 raise _refused("size", "must be a square for center-crop-dhariwal", self.size)
             if "filter" in chosen:
                 raise _refused("filter", "center-crop-dhariwal has its own", self.filter)
+        if self.clip_length is None:
+            if self.clip_overlap:
+                raise _refused("clip-overlap", "needs --clip-length", self.clip_overlap)
+        elif self.clip_length <= self.clip_overlap:
+            rule = f"must be greater than --clip-overlap ({self.clip_overlap:,})"
+            raise _refused("clip-length", rule, self.clip_length)
+        elif self.length is not None:
+            raise _refused("length", "can't be used with --clip-length", self.length)
         if self.bits == 16 and self.format not in ("keep", "png"):
             raise _refused("bits", f"{self.format} has 8; needs --format keep or png", self.bits)
         if "quality" in chosen and self.format not in ("jpeg", "webp"):

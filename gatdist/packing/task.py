@@ -17,13 +17,13 @@ from gatdist.data.codecs import CodecError
 from gatdist.data.codecs.labels import LABEL_COMPONENT
 from gatdist.data.format.manifest import Shard
 from gatdist.data.format.shard_files import Components, write_shard
-from gatdist.packing.convert import CONVERTERS, Converter
 from gatdist.packing.entries import Entry, Selection, Skipped, printable
-from gatdist.packing.fetch import Fetcher
+from gatdist.packing.fetch import Contents, Fetcher
 from gatdist.packing.outcome import Remarks, add_remark
 from gatdist.packing.processes import Report, ShardTask
 from gatdist.packing.processes import Worker as BaseWorker
 from gatdist.packing.recipe import Recipe
+from gatdist.packing.samples import Field, Samples
 from gatdist.storage import Store
 
 # The state of a packing; it may be deleted when the data set is complete.
@@ -102,8 +102,7 @@ class Request(BaseModel):
 class Job(Request):
     """What all tasks share: a request whose source is the folder of the files, and more."""
 
-    modality: str
-    sample_shape: tuple[int, ...]  # after conversion
+    fields: tuple[Field, ...]  # that of the generated field is the first
     has_labels: bool  # each sample gets the file ``cls``
 
 
@@ -115,6 +114,7 @@ class Record(BaseModel):
     shard: Shard | None = None  # None if no sample could be packed
     skipped: list[Skipped] = []
     remarks: Remarks = {}
+    components: list[list[str]] = []  # different file extensions of each field
 
 
 class Worker(BaseWorker[Record]):
@@ -130,7 +130,7 @@ class Worker(BaseWorker[Record]):
         self._notes = self._dest.child(NOTES)
         source = Store(job.source, job.source_options)
         self._fetcher = Fetcher([source, self._notes.child("spool")], job.allowed_origins)
-        self._convert: Converter = CONVERTERS[job.modality](job.recipe, job.sample_shape)
+        self._convert = Samples(job.fields)
 
     def __exit__(self, *exception: object) -> None:
         self._fetcher.__exit__(*exception)
@@ -142,36 +142,49 @@ class Worker(BaseWorker[Record]):
         if record:
             report(0, len(task.entries))
             return record
-        skipped: list[Skipped] = []
-        remarks: Remarks = {}
-        samples = self._samples(task, skipped, remarks, report)
+        found = Record(components=[[] for _ in self._job.fields])
+        samples = self._samples(task, found, report)
         first = next(samples, None)  # a tar can't be empty
         shard = write_shard(self._dest, name, chain([first], samples)) if first else None
-        record = Record(shard=shard, skipped=skipped, remarks=remarks)
+        record = found.model_copy(update={"shard": shard})
         self._notes.publish(f"{name}.json", record.model_dump_json().encode())
         return record
 
     def _samples(
-        self, task: Task, skipped: list[Skipped], remarks: Remarks, report: Report
+        self, task: Task, found: Record, report: Report
     ) -> Iterator[tuple[str, Components]]:
-        for number, (entry, files) in enumerate(self._fetcher.fetch(task.entries), task.first):
+        """Yield key and files of each sample; record what is found meanwhile."""
+        for number, (entry, contents) in enumerate(self._fetcher.fetch(task.entries), task.first):
             report(1, 0)
+            num_done = 0
             try:
-                if isinstance(files, str):
-                    raise CodecError(files)
-                converted = self._convert(files[entry.component])
+                others = self._others(entry, contents)
+                for num_done, sample in enumerate(self._convert(contents), 1):
+                    for kind, detail in sample.remarks.items():
+                        about = printable(entry.name) + (f" ({detail})" if detail else "")
+                        add_remark(found.remarks, kind, about)
+                    for known, component in zip(found.components, sample.components, strict=True):
+                        if component not in known:
+                            known.append(component)
+                    # The fields' files are the first, and win over others of the same extension.
+                    files = {**sample.components, **others, **sample.components}
+                    yield self._key(number, num_done - 1), files
             except CodecError as error:
-                skipped.append((printable(entry.name), str(error)))
-                continue
-            for kind, detail in converted.remarks.items():
-                add_remark(
-                    remarks, kind, printable(entry.name) + (f" ({detail})" if detail else "")
-                )
-            components = {converted.component: converted.content}
-            if self._job.has_labels:
-                components[LABEL_COMPONENT] = str(entry.label).encode()
-            others = {name: content for name, content in files.items() if name != entry.component}
-            yield f"{number:08d}", components | others
+                kept = f" (after {num_done:,} clips, which are packed)" if num_done else ""
+                found.skipped.append((printable(entry.name), f"{error}{kept}"))
+
+    def _others(self, entry: Entry, contents: Contents) -> dict[str, bytes]:
+        """Label and further files of an entry's samples. CodecError if one is unreadable."""
+        others = {LABEL_COMPONENT: str(entry.label).encode()} if self._job.has_labels else {}
+        for part, content in zip(entry.others, contents[len(entry.fields) :], strict=True):
+            if isinstance(content, str):
+                raise CodecError(content)
+            others[part.component] = content
+        return others
+
+    def _key(self, number: int, clip: int) -> str:
+        is_clip = self._job.recipe.clip_length is not None
+        return f"{number:08d}-{clip:05d}" if is_clip else f"{number:08d}"
 
     def _record(self, name: str) -> Record | None:
         """The record of an earlier start, if its shard is complete."""

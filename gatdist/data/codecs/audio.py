@@ -23,6 +23,7 @@ _CONTAINERS = {
     **{"FLAC": "flac", "OGG": "ogg"},
 }
 _MAX_NUMBERS = 2**28
+_PART = 2**16  # samples that are decoded at a time to skip them
 _MAX_HERTZ = 1_000_000  # a resampling filter grows with the rates divided by their common factor
 
 
@@ -50,6 +51,43 @@ def read_audio(content: bytes) -> Clip:
     """Decode a whole file to float32 [C, n]. Raises CodecError."""
     with _opened(repaired(content)) as file:
         return np.ascontiguousarray(_frames(file, _header(file).length).T)
+
+
+class Recording:
+    """An audio file that is decoded once, window by window, in the memory of one window.
+
+    Attributes:
+        header: Of the file.
+    """
+
+    def __init__(self, file: Any) -> None:
+        self.header = _header(file)
+        self._file = file
+        self._begin = 0
+        self._kept = np.empty((self.header.channels, 0), dtype=np.float32)
+
+    def read(self, start: int, stop: int) -> Clip:
+        """Return samples ``start`` to ``stop`` (exclusive) or the end, float32 [C, n].
+
+        No window may begin before the last one. Raises CodecError.
+        """
+        assert start >= self._begin
+        stop = min(stop, self.header.length)
+        end = self._begin + self._kept.shape[1]
+        while end < stop:  # also skips what lies between windows
+            self._kept = self._kept[:, max(0, start - self._begin) :]
+            self._begin = end - self._kept.shape[1]
+            part = _frames(self._file, min(stop - end, max(_PART, stop - start))).T
+            self._kept = np.concatenate([self._kept, part], axis=1)
+            end += part.shape[1]
+        return np.ascontiguousarray(self._kept[:, start - self._begin : stop - self._begin])
+
+
+@contextmanager
+def open_recording(content: bytes) -> Iterator[Recording]:
+    """Open an audio file to decode windows of it. Raises CodecError."""
+    with _opened(repaired(content)) as file:
+        yield Recording(file)
 
 
 def decode_audio_into(content: bytes | memoryview, out: Clip, sample_rate: int) -> None:
@@ -114,7 +152,7 @@ def _header(file: Any) -> AudioHeader:
 def _frames(file: Any, length: int) -> Clip:
     frames: Clip = file.read(length, dtype="float32", always_2d=True)
     if len(frames) != length:  # a truncated file
-        raise CodecError(f"ends after {len(frames):,} of {file.frames:,} samples")
+        raise CodecError(f"ends after {file.tell():,} of {file.frames:,} samples")
     if not np.isfinite(frames).all():  # WAV may hold any floats
         raise CodecError("holds non-finite numbers", hint="Remove the sample and pack again")
     return frames

@@ -29,6 +29,7 @@ from gatdist.storage.urls import OutsideUrl, options_for
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 2
+TARGET = "target"  # the generated field, if samples have several
 
 _MAKE_AGAIN = "Pack or index the data again"
 
@@ -69,8 +70,9 @@ class FieldSpec(BaseModel):
     # H and W, or n, are None if samples differ in them.
     sample_shape: list[_Positive | None]
     bits: Literal[8, 16] = 8  # per channel of decoded images
-    # File extension of samples; None for any of the modality.
-    component: Annotated[str, Field(pattern=r"^[^/A-Z]+$")] | None = None
+    # File extension of samples, such as ``png`` or ``target.png``. None for any of the modality,
+    # ``target.*`` for any after ``target.``.
+    component: Annotated[str, Field(pattern=r"^[^/A-Z*]+(\.\*)?$")] | None = None
     sample_rate: _Positive | None = None  # of audio, in hertz
     num_tokens: _Positive | None = None  # size of the token vocabulary
 
@@ -138,6 +140,8 @@ class SampleSpec(FieldSpec):
             components = [field.component for field in all_fields]
             if None in components or len(set(components)) < len(components):
                 raise ValueError("each of several fields needs a component of its own")
+            if TARGET in self.fields:
+                raise ValueError(f"{TARGET} is the generated field, not one of the further fields")
         return self
 
 

@@ -17,7 +17,7 @@ from gatdist.data.codecs import CodecError
 from gatdist.data.codecs.labels import decode_label
 from gatdist.data.format.manifest import Manifest, Shard
 from gatdist.data.format.shard_files import read_index
-from gatdist.data.modalities import MODALITIES, Decode
+from gatdist.data.modalities import Decode, components_of
 from gatdist.storage import Store
 
 _FIELDS = ("offset", "size", "crc32")
@@ -54,8 +54,7 @@ class OpenShard:
                 hint="Restore it from a copy, or pack or index the data again",
             )
         requested = [
-            (field.component,) if field.component else MODALITIES[field.modality].components
-            for field in (manifest, *(manifest.fields or {}).values())
+            components_of(field) for field in (manifest, *(manifest.fields or {}).values())
         ]
         if self._num_classes:
             requested.append((manifest.label_component,))

@@ -108,7 +108,7 @@ def _list_archives(
             name: [File(file.removeprefix("./"), span) for file, span in files]
             for name, files in archives.items()
         }
-        listing = Listing(store, "", [], skipped=skipped)
+        listing = Listing(store, [], [], skipped=skipped)
         return kind, list_shards([store, spool], shards, selection, listing)
     tree = (
         File(f"{archive}/{plain_path(name)}" if len(names) > 1 else name, span)

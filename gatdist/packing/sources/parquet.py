@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -17,6 +17,7 @@ from gatdist.packing.entries import (
     MODALITY,
     Entry,
     Listing,
+    Part,
     Selection,
     Skipped,
     Span,
@@ -29,7 +30,8 @@ from gatdist.packing.sources.tables import (
     Row,
     choose_columns,
     list_rows,
-    majority,
+    modalities,
+    part_of,
 )
 from gatdist.storage import Store
 
@@ -42,27 +44,31 @@ def list_parquet(store: Store, names: Sequence[str], selection: Selection, spool
     Parquet is compressed by columns, so that a row can't be read alone: bytes are copied once into
     the folder ``spool``.
     """
-    listing = Listing(store, "", [])
+    listing = Listing(store, [], [])
     entries: list[Entry] = []
+    used: list[Columns] = []
 
     def add(name: str) -> None:
         with _opened(store, name) as table:
             if not table.metadata.num_rows:
                 return
             rows: list[Row] = [dict.fromkeys(table.schema_arrow.names)]
-            if selection.column and _holds_text(table, selection.column):
-                rows += islice(_rows(table, Columns(selection.column, None, None)), ROWS_PROBED)
+            requested = [*selection.fields.values()] or [selection.column or ""]
+            if texts := [column for column in requested if _holds_text(table, column)]:
+                rows += islice(_rows(table, texts), ROWS_PROBED)
             columns = choose_columns(rows, selection, f"{store.url}/{name}")
+            used.append(columns)
             listing.class_names = listing.class_names or _class_names(table, columns.label)
-            if not columns.content or _holds_text(table, columns.content):
-                part = list_rows(store, name, _rows(table, columns), selection)
+            if all(_holds_text(table, column.name) for column in columns.fields):
+                part = list_rows(store, name, _rows(table, _names(columns)), selection)
                 entries.extend(part.entries)
                 listing.skipped += part.skipped
             else:
                 entries.extend(_spooled(store, name, table, columns, spool, listing.skipped))
 
     each_readable(names, add, listing.skipped)
-    listing.entries, listing.modality = entries, majority(entry.component for entry in entries)
+    listing.entries = entries
+    listing.modalities = modalities(used[0], entries) if used else ["image"]
     return listing
 
 
@@ -92,9 +98,13 @@ def _holds_text(table: Any, column: str) -> bool:
     return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
 
 
-def _rows(table: Any, columns: Columns) -> Iterator[Row]:
-    requested = [column for column in columns if column]
-    for batch in table.iter_batches(_ROWS_AT_ONCE, columns=requested):
+def _names(columns: Columns) -> list[str]:
+    names = [*(column.name for column in columns.fields), columns.label, columns.caption]
+    return [name for name in names if name]
+
+
+def _rows(table: Any, columns: Sequence[str]) -> Iterator[Row]:
+    for batch in table.iter_batches(_ROWS_AT_ONCE, columns=columns):
         yield from batch.to_pylist()
 
 
@@ -104,31 +114,57 @@ def _spooled(
     settings = [name, store.size(name), *columns]
     stem = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
     if not spool.exists(f"{stem}.json"):  # written last
+        texts = {column for column in _names(columns) if _holds_text(table, column)}
         with tempfile.TemporaryDirectory(prefix="gatdist-pack-") as folder:
             path = Path(folder, stem)
             with path.open("wb") as copy:
-                rows = [_copied(row, columns, copy) for row in _rows(table, columns)]
+                given = _rows(table, _names(columns))
+                rows = [_copied(row, columns, texts, copy) for row in given]
             spool.publish_file(f"{stem}.bin", path)
         spool.publish(f"{stem}.json", json.dumps(rows, default=_plain).encode())
     file = f"{spool.url}/{stem}.bin"
-    for number, row in enumerate(json.loads(spool.read(f"{stem}.json"))):
-        component, start, stop, label, text, problem = row
+    for number, (entry, problem) in enumerate(json.loads(spool.read(f"{stem}.json"))):
         where = f"{name}:{number}"
         if problem:
             skipped.append((where, problem))
             continue
-        others = (("txt", text),) if text is not None else ()
-        yield Entry(where, component, Span(file, start, stop, stop - start), label, others)
+        found = Entry.from_json([where, *entry])
+        yield found._replace(fields=tuple(_in(part, file) for part in found.fields))
 
 
-def _copied(row: Row, columns: Columns, copy: BinaryIO) -> tuple[Any, ...]:
-    """Append a row's bytes to ``copy``; return extension, start, stop, label, text and problem."""
-    component, content, problem = _content(row[columns.content or ""])
+def _in(part: Part, file: str) -> Part:
+    """A part that is in ``file``, unless in a file of its own."""
+    span = part.content
+    if isinstance(span, str) or span.file:
+        return part
+    return part._replace(content=span._replace(file=file))
+
+
+def _copied(
+    row: Row, columns: Columns, texts: Container[str], copy: BinaryIO
+) -> tuple[tuple[Any, ...], str]:
+    """Append a row's bytes to ``copy``; return an entry without its name, and the problem."""
+    parts, problem = [], ""
+    for column in columns.fields:
+        part = part_of(row, column) if column.name in texts else _appended(row[column.name], copy)
+        if isinstance(part, Part):
+            parts.append(part)
+        elif not problem:
+            problem = part if len(columns.fields) == 1 else f"{part} (column {column.name})"
+    label = row[columns.label] if columns.label else None
+    text = row[columns.caption] if columns.caption else None
+    others = () if text is None else (Part("txt", _plain(text)),)
+    return (parts, label, others), problem
+
+
+def _appended(value: Any, copy: BinaryIO) -> Part | str:
+    component, content, problem = _content(value)
+    if problem:
+        return problem
     start = copy.tell()
     copy.write(content)
-    label = row[columns.label] if columns.label else None
-    text = row[columns.text] if columns.text else None
-    return component, start, copy.tell(), label, text, problem
+    stop = copy.tell()
+    return Part(component, Span("", start, stop, stop - start))
 
 
 def _plain(value: Any) -> str:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from gatdist.common.errors import DataError, nearest
 from gatdist.common.strict_json import parse_json
 from gatdist.config import unicode_encoding
-from gatdist.packing.entries import MODALITY, Entry, Label, Listing, Selection, Skipped, Span
+from gatdist.packing.entries import MODALITY, Entry, Label, Listing, Part, Selection, Skipped, Span
 from gatdist.packing.sources.files import extension_of, open_file, plain_path
 from gatdist.storage import Store
 
@@ -46,19 +46,25 @@ def list_rows(store: Store, name: str, rows: Iterator[Row], selection: Selection
     if not first:
         raise DataError(f"{store.url}/{name}", "is empty", hint="Name at least one file in it")
     columns = choose_columns(first, selection, f"{store.url}/{name}")
-    listing = Listing(store, "text", [])
+    listing = Listing(store, [], [])
     listing.entries = list(_entries(chain(first, rows), columns, name, listing.skipped))
-    if columns.content:
-        listing.modality = majority(entry.component for entry in listing.entries)
+    listing.modalities = modalities(columns, listing.entries)
     return listing
+
+
+class Column(NamedTuple):
+    """A column with one field of the samples."""
+
+    name: str
+    is_text: bool = False  # texts, instead of files or their bytes
 
 
 class Columns(NamedTuple):
     """The columns that are used, None if absent."""
 
-    content: str | None  # of files or their bytes; None if the texts are the samples
+    fields: tuple[Column, ...]
     label: str | None
-    text: str | None  # texts, or captions of the files
+    caption: str | None  # texts about the samples
 
 
 def choose_columns(rows: Sequence[Row], selection: Selection, table: str) -> Columns:
@@ -79,16 +85,23 @@ def choose_columns(rows: Sequence[Row], selection: Selection, table: str) -> Col
         rule = f"{table} has no such column, but {', '.join(names)}. {nearest(name, names)}"
         raise DataError(option, rule, value=name)
 
-    content = (
-        requested("--column", selection.column) if selection.column else usual(CONTENT_COLUMNS)
-    )
-    text = usual(TEXT_COLUMNS)
-    if selection.column:
-        values = [row.get(selection.column) for row in rows]
+    def column(option: str, name: str) -> Column:
+        values = [row.get(requested(option, name)) for row in rows]
         texts = [value for value in values if isinstance(value, str) and value.strip()]
-        if 2 * sum(map(_is_file, texts)) < len(texts):
-            content, text = None, selection.column
-    if not content and not text:
+        return Column(name, 2 * sum(map(_is_file, texts)) < len(texts))
+
+    if selection.fields:
+        fields = [column("--field", name) for name in selection.fields.values()]
+    elif selection.column:
+        fields = [column("--column", selection.column)]
+    else:
+        fields = [Column(name) for name in [usual(CONTENT_COLUMNS)] if name]
+    for field in fields:
+        known.pop(field.name.lower(), None)
+    caption = None if any(field.is_text for field in fields) else usual(TEXT_COLUMNS)
+    if not fields and caption:
+        fields, caption = [Column(caption, is_text=True)], None
+    if not fields:
         rule = f"no column is named like a file or a text, they are {', '.join(names)}"
         hint = "Name the columns in the first line, or choose one with --column NAME"
         raise DataError(table, rule, hint=hint)
@@ -98,7 +111,15 @@ def choose_columns(rows: Sequence[Row], selection: Selection, table: str) -> Col
         label = (
             requested("--labels", selection.labels) if selection.labels else usual(LABEL_COLUMNS)
         )
-    return Columns(content, label, text)
+    return Columns(tuple(fields), label, caption)
+
+
+def modalities(columns: Columns, entries: Sequence[Entry]) -> list[str]:
+    """Return the modality of each field of a table."""
+    return [
+        "text" if column.is_text else majority(entry.fields[i].component for entry in entries)
+        for i, column in enumerate(columns.fields)
+    ]
 
 
 def _is_file(value: str) -> bool:
@@ -235,26 +256,31 @@ def _entries(
         if None in row:  # the key of fields without a name in ``csv``
             skipped.append((where, "has more fields than the first line names"))
             continue
+        parts = [part_of(row, column) for column in columns.fields]
+        if wrong := next((part for part in parts if isinstance(part, str)), None):
+            skipped.append((where, wrong))
+            continue
+        fields = tuple(part for part in parts if isinstance(part, Part))
         label: Label = row.get(columns.label) if columns.label else None
-        text = row.get(columns.text) if columns.text else None
-        if not _is_text(text):
-            text = None
-        if columns.content is None:
-            if text:
-                yield Entry(where, "txt", text, label)
-            else:
-                skipped.append((where, "has no text"))
-            continue
-        file = row.get(columns.content)
-        if not isinstance(file, str) or not file.strip():
-            skipped.append((where, f"names no file in the column {columns.content}"))
-            continue
-        if not is_name(file):
-            skipped.append((where, "names a file with a lone surrogate"))
-            continue
-        others = (("txt", text),) if text is not None else ()
-        path = file_path(file)
-        yield Entry(file, extension_of(path), Span(path), label, others)
+        text = row.get(columns.caption) if columns.caption else None
+        others = (Part("txt", text),) if isinstance(text, str) and _is_text(text) else ()
+        is_named = not any(column.is_text for column in columns.fields)
+        files = " + ".join(str(row[column.name]) for column in columns.fields)
+        yield Entry(files if is_named else where, fields, label, others)
+
+
+def part_of(row: Row, column: Column) -> Part | str:
+    """Return the file that a row names or the text that it holds, or why there is none."""
+    value = row.get(column.name)
+    if column.is_text:
+        is_text = isinstance(value, str) and _is_text(value)
+        return Part("txt", str(value)) if is_text else "has no text"
+    if not isinstance(value, str) or not value.strip():
+        return f"names no file in the column {column.name}"
+    if not is_name(value):
+        return "names a file with a lone surrogate"
+    path = file_path(value)
+    return Part(extension_of(path), Span(path))
 
 
 def file_path(file: str) -> str:
@@ -301,6 +327,6 @@ def list_lines(store: Store, names: Sequence[str]) -> Listing:
                 end = start + len(line.rstrip(b"\r\n"))
                 if line[begin - start : end - start].strip():
                     span = Span(name, begin, end, end - begin)
-                    entries.append(Entry(f"{name}:{number}", "txt", span))
+                    entries.append(Entry(f"{name}:{number}", (Part("txt", span),)))
                 start += len(line)
-    return Listing(store, "text", entries)
+    return Listing(store, ["text"], entries)

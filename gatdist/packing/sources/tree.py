@@ -15,12 +15,14 @@ from gatdist.packing.entries import (
     Entry,
     Label,
     Listing,
+    Part,
     Selection,
     Skipped,
     Span,
     printable,
 )
 from gatdist.packing.labels import folder_classes, named
+from gatdist.packing.sources.fields import complete, field_files
 from gatdist.packing.sources.files import File, extension_of, plain_path, system_file
 from gatdist.packing.sources.tables import (
     EXTENSIONS,
@@ -46,7 +48,7 @@ def list_tree(
     skipped: Sequence[Skipped] = (),
     archive: str = "",
 ) -> Listing:
-    """List a sample for each file of the commonest modality.
+    """List a sample for each file of the commonest modality, or for each key of the fields.
 
     Args:
         store: the folder that spans are relative to.
@@ -56,8 +58,37 @@ def list_tree(
         skipped: already.
         archive: its name, if all files are in one.
     """
+    listing = Listing(store, [], [], skipped=list(skipped))
+    seen = _usable(files, listing)
+    lists = [name for name in seen if plain_path(name).rpartition("/")[2] == STYLEGAN_LABELS]
+    if selection.labels:  # the list of labels may be among the files
+        seen.pop(selection.labels.removeprefix(f"{store.url}/"), None)
+    others = [name for name in seen if name not in lists]
+    where = f"{store.url}/{archive}" if archive else store.url
+    if selection.fields:
+        files_of = field_files(others, selection.fields, listing)
+        for field, keys in files_of.items():
+            every = [name for names in keys.values() for name in names]
+            fit = set(_of_one_modality(every, f"{where} ({field})", listing))
+            kept = {key: [n for n in names if n in fit] for key, names in keys.items()}
+            files_of[field] = {key: names for key, names in kept.items() if names}
+        samples = complete(files_of, listing)
+    else:
+        samples = [(name,) for name in _of_one_modality(others, where, listing)]
+    parts = {
+        names[0]: tuple(Part(extension_of(plain_path(name)), seen[name]) for name in names)
+        for names in samples
+    }
+    names = list(parts)
+    labels = _labels(names, selection, {name: seen[name] for name in lists}, read, listing)
+    listing.entries = [
+        Entry(name, parts[name], label) for name, label in zip(names, labels, strict=True)
+    ]
+    return listing
+
+
+def _usable(files: Iterable[File], listing: Listing) -> dict[str, Span]:
     seen: dict[str, Span] = {}
-    listing = Listing(store, "", [], skipped=list(skipped))
     for name, span in files:
         if reason := system_file(name):
             listing.ignored.append((printable(name), reason))
@@ -67,28 +98,24 @@ def list_tree(
             listing.skipped.append((name, "is duplicate; the first was taken"))
         else:
             seen[name] = span
-    lists = [name for name in seen if plain_path(name).rpartition("/")[2] == STYLEGAN_LABELS]
-    if selection.labels:  # the list of labels may be among the files
-        seen.pop(selection.labels.removeprefix(f"{store.url}/"), None)
-    components = {name: extension_of(plain_path(name)) for name in seen if name not in lists}
-    where = f"{store.url}/{archive}" if archive else store.url
-    listing.modality = _modality(components.values(), where, listing)
-    names = []
+    return seen
+
+
+def _of_one_modality(names: Sequence[str], where: str, listing: Listing) -> list[str]:
+    """The files of the commonest modality, which is added to those of ``listing``."""
+    components = {name: extension_of(plain_path(name)) for name in names}
+    modality = _modality(components.values(), where, listing)
+    found = []
     for name, component in components.items():
-        if MODALITY.get(component) == listing.modality:
-            names.append(name)
+        if MODALITY.get(component) == modality:
+            found.append(name)
         elif component in UNSUPPORTED_IMAGES:
             reason = unsupported_image(UNSUPPORTED_IMAGES[component])
             listing.skipped.append((name, reason))
         else:
-            what = _A_MODALITY[listing.modality]
-            listing.skipped.append((name, f"is not {what} (.{component})"))
-    labels = _labels(names, selection, {name: seen[name] for name in lists}, read, listing)
-    listing.entries = [
-        Entry(name, components[name], seen[name], label)
-        for name, label in zip(names, labels, strict=True)
-    ]
-    return listing
+            listing.skipped.append((name, f"is not {_A_MODALITY[modality]} (.{component})"))
+    listing.modalities = [*listing.modalities, modality]
+    return found
 
 
 def _labels(
@@ -178,13 +205,14 @@ def _labels_of(rows: Iterator[Row], labels: str) -> Labels:
     if first is None:
         raise DataError("--labels", "the file is empty", value=labels)
     columns = choose_columns([first], Selection(), labels)
-    if columns.content is None or columns.label is None:
+    (content,) = columns.fields
+    if content.is_text or columns.label is None:
         names = ", ".join(filter(None, first))
         rule = f"needs a column called file and one called label, and has {names}"
         raise DataError("--labels", rule, value=labels)
     found = Labels()
     for row in chain([first], rows):
-        found.add(row.get(columns.content), row.get(columns.label))
+        found.add(row.get(content.name), row.get(columns.label))
     return found
 
 

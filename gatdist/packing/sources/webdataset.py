@@ -9,8 +9,9 @@ from typing import NamedTuple
 from gatdist.common.errors import DataError
 from gatdist.data.codecs import CodecError
 from gatdist.data.codecs.labels import LABEL_COMPONENT, Label, read_label
-from gatdist.packing.entries import MODALITY, Entry, Listing, Selection, Span, printable
+from gatdist.packing.entries import MODALITY, Entry, Listing, Part, Selection, Span, printable
 from gatdist.packing.fetch import Fetcher
+from gatdist.packing.sources.fields import components_of
 from gatdist.packing.sources.files import File, split, system_file
 from gatdist.packing.sources.tables import majority
 from gatdist.storage import Store
@@ -34,7 +35,14 @@ def list_shards(
     samples = [
         sample for shard, files in shards.items() for sample in _samples(shard, files, listing)
     ]
-    listing.modality = majority(component for sample in samples for component in sample.files)
+    found = [component for sample in samples for component in sample.files]
+    fields = selection.fields or {"": ""}
+    listing.modalities = [
+        majority(c.rpartition(".")[2] for c in components_of(where, found))
+        if where
+        else majority(found)
+        for where in fields.values()
+    ]
     with Fetcher(stores) as fetcher:
         labels = _labels(samples, selection, fetcher)
     entries = []
@@ -42,17 +50,24 @@ def list_shards(
         if isinstance(label, CodecError):
             listing.skipped.append((sample.name, f"{label}"))
             continue
-        chosen = [c for c in sample.files if MODALITY.get(c) == listing.modality]
-        if len(chosen) != 1:
-            found = ", ".join(f".{component}" for component in sample.files)
-            listing.skipped.append((sample.name, f"needs one {listing.modality}, has {found}"))
-            continue
-        others = tuple(
-            (component, span)
-            for component, span in sorted(sample.files.items())
-            if component not in (chosen[0], LABEL_COMPONENT)
-        )
-        entries.append(Entry(sample.name, chosen[0], sample.files[chosen[0]], label, others))
+        chosen = []
+        for (name, where), modality in zip(fields.items(), listing.modalities, strict=True):
+            fitting = (
+                components_of(where, sample.files)
+                if where
+                else [c for c in sample.files if MODALITY.get(c) == modality]
+            )
+            if len(fitting) != 1:
+                has = ", ".join(f".{component}" for component in sample.files)
+                what = f"file .{where} of the field {name}" if where else modality
+                listing.skipped.append((sample.name, f"needs one {what}, has {has}"))
+                break
+            chosen += fitting
+        else:
+            others = sorted(sample.files.keys() - {*chosen, LABEL_COMPONENT})
+            parts = tuple(Part(c.rpartition(".")[2], sample.files[c]) for c in chosen)
+            more = tuple(Part(component, sample.files[component]) for component in others)
+            entries.append(Entry(sample.name, parts, label, more))
     listing.entries = entries
     return listing
 
