@@ -104,7 +104,7 @@ class Dataset:
         tars = open_shards(store, manifest, config)
         self.is_local = tars.is_local
         self._store, self._manifest, self.config = tars, manifest, config
-        self.resize = resizing(manifest, config, self.sample_shape)
+        self.resize = resizing(manifest, config, self.spec)
         decode = decoders_of(self.spec, self.resize)
         reading = f"{self.fingerprint} {self.spec.model_dump_json()} {self.resize} {_DECODING}"
         self.reading = hashlib.sha256(reading.encode()).hexdigest()

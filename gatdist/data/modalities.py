@@ -88,7 +88,7 @@ def decoders_of(spec: ReadSpec, resize: str | None) -> list[Decode]:
     if not fields:
         return [_DECODERS[spec.modality](spec, resize)]
     return [
-        partial(_decode_column, _DECODERS[field.modality](field, None), column)
+        partial(_decode_column, _DECODERS[field.modality](field, resize), column)
         for field, column in zip(fields.values(), columns(fields), strict=True)
     ]
 
@@ -142,51 +142,71 @@ def new_samples(spec: ReadSpec, count: int) -> NDArray[Any]:
 
 
 def read_spec(manifest: Manifest, config: DataConfig, url: str) -> ReadSpec:
-    """Return the format in which a data set is read. Raises DataError if the keys do not fit."""
-    modality = MODALITIES[manifest.modality]
-    noun = f"{modality.noun}s"
+    """Return the format in which a data set is read. Raises DataError if the keys do not fit.
+
+    ``resolution`` applies to all fields of images, ``length`` to all fields with a length.
+    """
+    fields = manifest.fields or {}
+    own = MODALITIES[manifest.modality]
+    known = {key for field in fields.values() for key in MODALITIES[field.modality].keys}
     for key in ("resolution", "channels", "length", "vocabulary", "dequantize", "x_flip"):
         value = getattr(config, key)
-        if value not in (None, False) and key not in modality.keys:
-            rule = f"does not apply to the {noun} in {url}"
+        applies = key in own.keys or (key in ("resolution", "length") and key in known)
+        if value not in (None, False) and not applies:
+            rule = f"does not apply to the {own.noun}s in {url}"
             raise DataError(f"data.{key}", rule, value=value, hint="Remove it")
-    shape = list(manifest.sample_shape)
-    if config.channels is not None:
-        shape[0] = _channels(manifest, config.channels, url)
-    if config.resolution is not None:
+    if fields and config.channels is not None:
+        rule = f"does not apply to the samples in {url}, which have several fields"
+        raise DataError("data.channels", rule, value=config.channels, hint="Pack with --color")
+    values = {name: getattr(manifest, name) for name in SampleSpec.model_fields}
+    read = {
+        name: field.model_copy(update={"sample_shape": _shape_read(field, config, url)})
+        for name, field in fields.items()
+    }
+    shape = _shape_read(manifest, config, url)
+    values |= {"sample_shape": shape, "vocabulary": config.vocabulary, "fields": read or None}
+    return ReadSpec.model_validate(values)
+
+
+def _shape_read(field: FieldSpec, config: DataConfig, url: str) -> list[int]:
+    modality = MODALITIES[field.modality]
+    shape = list(field.sample_shape)
+    if config.channels is not None and "channels" in modality.keys:
+        shape[0] = _channels(field, config.channels, url)
+    if config.resolution is not None and "resolution" in modality.keys:
         size = config.resolution
         shape[1:] = [size, size] if isinstance(size, int) else size
-    if config.length is not None:
-        longest = manifest.sample_shape[-1]
+    if config.length is not None and "length" in modality.keys:
+        longest = field.sample_shape[-1]
         if longest is not None and config.length > longest:
-            rule = f"must be at most {longest:,}, the length of the {noun} in {url}"
+            rule = f"must be at most {longest:,}, the length of the {modality.noun}s in {url}"
             raise DataError("data.length", rule, value=config.length, hint="Lower or remove it")
         shape[-1] = config.length
     found = [number for number in shape if number is not None]
     if len(found) < len(shape):
-        is_image = manifest.modality == "image"
+        is_image = field.modality == "image"
         key, what = ("resolution", "size") if is_image else ("length", "length")
-        hint = f"Choose one with data.{key}"
-        raise DataError(f"data.{key}", f"the {noun} in {url} differ in {what}", hint=hint)
-    values = {name: getattr(manifest, name) for name in SampleSpec.model_fields}
-    values |= {"sample_shape": shape, "vocabulary": config.vocabulary}
-    return ReadSpec.model_validate(values)
+        rule = f"the {modality.noun}s in {url} differ in {what}"
+        raise DataError(f"data.{key}", rule, hint=f"Choose one with data.{key}")
+    return found
 
 
-def resizing(manifest: Manifest, config: DataConfig, shape: tuple[int, ...]) -> str | None:
+def resizing(manifest: Manifest, config: DataConfig, spec: ReadSpec) -> str | None:
     """Return the filter that resizes images; None if all have the right size."""
-    if manifest.modality != "image" or tuple(manifest.sample_shape[1:]) == shape[1:]:
-        return None
-    return config.resize
+    read = [spec, *(spec.fields or {}).values()]
+    for field, wanted in zip([manifest, *(manifest.fields or {}).values()], read, strict=True):
+        if field.modality == "image" and field.sample_shape[1:] != wanted.sample_shape[1:]:
+            return config.resize
+    return None
 
 
-def _channels(manifest: Manifest, channels: int, url: str) -> int:
-    if manifest.modality == "image":
+def _channels(field: FieldSpec, channels: int, url: str) -> int:
+    if field.modality == "image":
         allowed: tuple[int | None, ...] = (1, 3)
         rule = "must be 1 (gray) or 3 (RGB)"
     else:
-        allowed = (1, manifest.sample_shape[0])
-        rule = f"must be 1 or {manifest.sample_shape[0]} for the audio in {url}"
+        allowed = (1, field.sample_shape[0])
+        rule = f"must be 1 or {field.sample_shape[0]} for the audio in {url}"
     if channels not in allowed:
         raise DataError("data.channels", rule, value=channels)
     return channels

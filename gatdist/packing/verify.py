@@ -168,21 +168,32 @@ class Worker(BaseWorker[Record]):
 
     def _decode(self, shard: Shard, damaged: list[tuple[str, str]]) -> None:
         manifest = self._manifest
-        differ = None in manifest.sample_shape
-        size = {"resolution": _ANY_RESOLUTION} if manifest.modality == "image" else {"length": 1}
-        config = DataConfig.model_validate({"url": self._indexes.url} | (size if differ else {}))
+        fields = [manifest, *(manifest.fields or {}).values()]
+        size: dict[str, Any] = {"url": self._indexes.url}
+        for field in fields:
+            if None in field.sample_shape:
+                is_image = field.modality == "image"
+                size |= {"resolution": _ANY_RESOLUTION} if is_image else {"length": 1}
+        config = DataConfig.model_validate(size)
         spec = read_spec(manifest, config, self._indexes.url)
-        decode = decoders_of(spec, resizing(manifest, config, spec.shape))
+        decode = decoders_of(spec, resizing(manifest, config, spec))
         opened = OpenShard(self._tars, self._indexes, manifest, shard, decode)
         out = new_samples(spec, 1)[0]
-        common = {"num_tokens": manifest.num_tokens}
-        whole = partial(sample_shape, modality=manifest.modality, common=common, whole=True)
+        checks = [
+            partial(
+                sample_shape,
+                modality=field.modality,
+                common={"num_tokens": field.num_tokens},
+                whole=True,
+            )
+            for field in fields
+        ]
         for i in range(shard.num_samples):
             begin, end = opened.span(i, i + 1)
             (data,) = self._tars.read_ranges([(shard.name, begin, end)])
             try:
                 opened.decode_into(i, begin, data, out)
                 # The above decodes a sample only as far as a run needs it.
-                opened.check(i, begin, data, whole)
+                opened.check(i, begin, data, checks)
             except CodecError as error:
                 damaged.append((f"{self._tars.url}/{shard.name}:", str(error)))

@@ -76,7 +76,12 @@ def to_device(
     suffix = f"#{noise}" if noise else ""
     if config.data.x_flip:
         mirrored = draws.integers(config.run.seed, f"x_flip{suffix}", positions, 2) == 1
-        real = torch.where(mirrored[:, None, None, None], real.flip(3), real)
+        mirrored = mirrored[:, None, None, None]
+        real = torch.where(mirrored, real.flip(3), real)
+        for name in [
+            n for n, field in inputs.items() if sample_format.fields[n].modality == "image"
+        ]:
+            inputs[name] = torch.where(mirrored, inputs[name].flip(3), inputs[name])
     if config.data.dequantize:
         stream = f"dequantization{suffix}"
         drawn = draws.uniform(config.run.seed, stream, positions, real.shape[1:], real.dtype)

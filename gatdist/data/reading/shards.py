@@ -104,12 +104,18 @@ class OpenShard:
         return CodecError(f"sample {name} at byte {file['offset']} {error}", error.hint)
 
     def check(
-        self, i: int, start: int, data: bytes | memoryview, check: Callable[[bytes], object]
+        self,
+        i: int,
+        start: int,
+        data: bytes | memoryview,
+        checks: Sequence[Callable[[bytes], object]],
     ) -> None:
-        try:
-            check(bytes(self._checked(0, i, start, data)))
-        except CodecError as error:
-            raise self._named(error, 0, i) from error
+        """Apply a check to the file of each field of sample ``i``. Raises CodecError."""
+        for part, check in enumerate(checks):
+            try:
+                check(bytes(self._checked(part, i, start, data)))
+            except CodecError as error:
+                raise self._named(error, part, i) from error
 
     def decode_again(self, i: int, data: bytes, out: NDArray[Any]) -> int:
         """Decode a damaged sample from its bytes, fetched again. Raises DataError."""
