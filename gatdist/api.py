@@ -512,6 +512,7 @@ def index(
     out: str | PathLike[str] | None = None,
     *,
     extension: str | None = None,
+    fields: Mapping[str, str] | None = None,
     labels: str | None = None,
     tokens: int | None = None,
     bits: int = 8,
@@ -530,6 +531,8 @@ def index(
         source: the folder of the shards, at any fsspec URL.
         out: folder for the indexes and the manifest; None: next to the shards.
         extension: of each sample's file, such as ``jpg``; None detects it.
+        fields: for samples with several fields, the extension of each one's files: ``input.png``,
+            or ``input.*`` for any. ``target``, or else the first, is the generated field.
         labels: source of each sample's class: an extension (``cls``, ``txt``), a field of its JSON
             file (``json:FIELD``) or ``none``; None takes ``cls`` if present.
         tokens: ``.npy`` files hold token ids of a vocabulary of this size, not points.
@@ -550,13 +553,14 @@ def index(
         InterruptedRunError: Ctrl-C; the same call resumes.
     """
     from gatdist.monitor import packing as events
-    from gatdist.packing import indexing
+    from gatdist.packing import indexing, read_fields
 
     url, dest = absolute(source), absolute(out or source)
     request = indexing.Request(
         source=url,
         dest=dest,
         extension=extension,
+        fields=read_fields(fields or {}),
         labels=labels,
         num_tokens=tokens,
         bits=bits,

@@ -20,6 +20,8 @@ def add(commands: Any) -> None:
         "--labels SOURCE": "cls, txt, json:FIELD or none (default: cls, if present)",
     }
     common.add_options(sub, texts)
+    text = "for samples with several fields: an extension, such as input.png, or input.* for any"
+    common.add_repeated(sub, "--field", "NAME=EXT", text)
     sub.add_argument(
         "--tokens", type=int, metavar="N", help=".npy files hold tokens of a vocabulary of N"
     )
@@ -156,6 +158,7 @@ def _index(arguments: argparse.Namespace) -> None:
     outcome = index(
         arguments.source,
         arguments.out,
+        fields=common.pairs(arguments.field, "--field"),
         workers=common.processes(arguments),
         options=common.storage_options(arguments, "--set"),
         out_options=common.storage_options(arguments, "--out-option"),

@@ -64,13 +64,13 @@ MODALITIES: Mapping[str, Modality] = {
 }
 
 
-def components_of(field: FieldSpec) -> Sequence[str]:
-    """Return the file extensions that a field's files may have."""
-    known = MODALITIES[field.modality].components
-    if field.component is None:
+def components_of(modality: str, component: str | None) -> Sequence[str]:
+    """Return the file extensions that a field's files may have; see :class:`FieldSpec`."""
+    known = MODALITIES[modality].components
+    if component is None:
         return known
-    begin, star, _ = field.component.partition("*")
-    return [f"{begin}{component}" for component in known] if star else [field.component]
+    begin, star, _ = component.partition("*")
+    return [f"{begin}{each}" for each in known] if star else [component]
 
 
 _DECODERS: Mapping[str, Callable[[ReadSpec, str | None], Decode]] = {

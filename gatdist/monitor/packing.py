@@ -76,7 +76,7 @@ def described(plan: Values) -> str:
 def indexing(plan: Values) -> Iterator[Event]:
     """Events before indexing."""
     labels = f"labels from {plan['label']}" if plan["label"] else "without labels"
-    message = f"indexing {_NOUNS[plan['modality']]}s, {labels}: {shown_path(plan['source'])}, "
+    message = f"indexing {_noun(plan)}s, {labels}: {shown_path(plan['source'])}, "
     message += f"{plural(plan['shards'], 'shard')}, {size(plan['bytes'])}"
     yield "work", {"message": message, "total": plan["bytes"], "unit": "bytes"}
 

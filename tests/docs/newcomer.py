@@ -89,6 +89,7 @@ def write_reader_files(folder: Path) -> None:
             Image.fromarray(pixels).save(folder / "photos" / kind / f"{i}.png")
     _table(folder / "train.parquet", folder / "photos")
     _shards(folder / "bucket" / "shards", folder / "photos")
+    _pairs(folder, rng)
     (folder / "speech").mkdir()
     for i in range(4):
         wave = np.float32(rng.uniform(-0.5, 0.5, (1, 20_000)))
@@ -109,14 +110,41 @@ def _table(path: Path, photos: Path) -> None:
 
 def _shards(folder: Path, photos: Path) -> None:
     """Write WebDataset shards of images and JSON, as img2dataset does."""
-    folder.mkdir(parents=True)
     for shard in range(2):
-        with tarfile.open(folder / f"{shard:05d}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
-            for i, path in enumerate(sorted(photos.glob("*/*.png"))[shard::2]):
-                for ending, content in (
-                    ("png", path.read_bytes()),
-                    ("json", json.dumps({"kind": path.parent.name}).encode()),
-                ):
-                    entry = tarfile.TarInfo(f"{i:06d}.{ending}")
-                    entry.size = len(content)
-                    tar.addfile(entry, io.BytesIO(content))
+        files = {
+            f"{i:06d}.{ending}": content
+            for i, path in enumerate(sorted(photos.glob("*/*.png"))[shard::2])
+            for ending, content in (
+                ("png", path.read_bytes()),
+                ("json", json.dumps({"kind": path.parent.name}).encode()),
+            )
+        }
+        _tar(folder / f"{shard:05d}.tar", files)
+
+
+def _pairs(folder: Path, rng: np.random.Generator) -> None:
+    """Write pairs of images in the layouts of the documents."""
+    suffixes, shard = {}, {}
+    for field in ("photo", "edges"):
+        (folder / "pairs" / field).mkdir(parents=True)
+        for i in range(4):
+            path = folder / "pairs" / field / f"{i}.png"
+            Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8)).save(path)
+            suffixes[f"{i}_{field}.png"] = shard[f"{i}.{field}.png"] = path.read_bytes()
+    (folder / "suffixes").mkdir()
+    for name, content in suffixes.items():
+        (folder / "suffixes" / name).write_bytes(content)
+    rows = [f"pairs/photo/{i}.png,pairs/edges/{i}.png\n" for i in range(4)]
+    (folder / "pairs.csv").write_text("".join(["photo,edges\n", *rows]))
+    ordered = dict(sorted(shard.items()))  # the files of a key are adjacent
+    for path in (folder / "pairs.tar", folder / "bucket" / "pairs" / "0.tar"):
+        _tar(path, ordered)
+
+
+def _tar(path: Path, files: dict[str, bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))

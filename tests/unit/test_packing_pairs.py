@@ -195,8 +195,8 @@ def test_text_and_images_of_a_table(tmp_path: Path) -> None:
     pack(source.with_name("captions.csv"), tmp_path / "packed", fields=fields)
     found, _ = read(tmp_path / "packed")
     texts = {
-        bytes(text).decode(): picture
-        for text, picture in zip(found["text"], found["target"], strict=True)
+        bytes(text).decode(): colors
+        for text, colors in zip(found["text"], found["target"], strict=True)
     }
     for i in range(COUNT):
         assert np.array_equal(texts[f"w{i}"], pixels(TARGETS[i]))
@@ -318,3 +318,76 @@ def test_columns_that_do_not_exist_are_refused(tmp_path: Path) -> None:
 )
 def test_patterns_find_keys(where: str, name: str, key: str) -> None:
     assert Pattern.of(where).key(name) == key
+
+
+INDEX = {"input": "in.*", "target": "png"}
+
+
+def test_shards_with_several_files_are_indexed(tmp_path: Path) -> None:
+    shards(tmp_path / "shards")
+    outcome = gatdist.index(str(tmp_path / "shards"), fields=INDEX, workers=1)
+    assert (outcome["samples"], outcome["skipped"]) == (COUNT, 0)
+    found, _ = read(tmp_path / "shards")
+    for i in range(COUNT):
+        assert np.array_equal(found["target"][i], pixels(TARGETS[i]))
+        assert np.abs(found["input"][i].astype(int) - pixels(INPUTS[i])).max() <= 3
+    assert gatdist.verify(str(tmp_path / "shards"), decode=True, workers=1)["whole"]
+
+
+def test_shards_are_indexed_in_the_other_direction(tmp_path: Path) -> None:
+    shards(tmp_path / "shards")
+    fields = {"input": "png", "target": "in.jpg"}
+    gatdist.index(str(tmp_path / "shards"), str(tmp_path / "index"), fields=fields, workers=1)
+    found, _ = read(tmp_path / "index")
+    assert np.array_equal(found["input"][0], pixels(TARGETS[0]))
+    assert found["target"].shape == (COUNT, 3, 4, 3)
+
+
+def test_samples_that_lack_a_field_are_reported(tmp_path: Path) -> None:
+    shards(tmp_path / "shards")
+    with tarfile.open(tmp_path / "shards/0.tar", "a") as tar:
+        for name, data in (("x.png", TARGETS[0]), ("y.png", TARGETS[0]), ("y.in.png", b"none")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    outcome = gatdist.index(str(tmp_path / "shards"), fields=INDEX, workers=1)
+    assert outcome["samples"] == COUNT
+    (lacking, damaged) = outcome["skipped_examples"]
+    assert lacking[0] == "0.tar/x"
+    assert "input" in lacking[1]
+    assert damaged[0] == "0.tar/y"
+    assert damaged[1].startswith("its input ")
+    with pytest.raises(DataError) as caught:
+        gatdist.index(
+            str(tmp_path / "shards"), str(tmp_path / "strict"), fields=INDEX, strict=True, workers=1
+        )
+    assert "0.tar/x" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "subject", "options"),
+    [
+        (ConfigError, "--field", {"fields": {"target": "png"}}),
+        (ConfigError, "--field", {"fields": {"target": "png", "input": "in.exe"}}),
+        (DataError, "shards", {"fields": {"target": "png", "input": "mask.png"}}),
+        (ConfigError, "--extension", {"fields": INDEX, "extension": "png"}),
+    ],
+)
+def test_fields_of_shards_that_do_not_fit_are_refused(
+    kind: type[Exception], subject: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    shards(tmp_path / "shards")
+    with refused(kind, subject):
+        gatdist.index(str(tmp_path / "shards"), workers=1, **options)
+
+
+def test_audio_of_shards_must_have_one_rate(tmp_path: Path) -> None:
+    clip = np.zeros((1, 80), np.float32)
+    with tarfile.open(write(tmp_path, {}) / "0.tar", "w") as tar:
+        for name, rate in (("0.wave.wav", 8000), ("0.noisy.wav", 16000)):
+            data = encode_wav(clip, rate)
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    with refused(DataError, "--field"):
+        gatdist.index(str(tmp_path), fields={"wave": "wave.wav", "noisy": "noisy.wav"}, workers=1)

@@ -54,7 +54,8 @@ class OpenShard:
                 hint="Restore it from a copy, or pack or index the data again",
             )
         requested = [
-            components_of(field) for field in (manifest, *(manifest.fields or {}).values())
+            components_of(field.modality, field.component)
+            for field in (manifest, *(manifest.fields or {}).values())
         ]
         if self._num_classes:
             requested.append((manifest.label_component,))

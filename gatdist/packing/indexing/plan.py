@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -19,7 +19,7 @@ from gatdist.data.codecs.audio import read_audio_header
 from gatdist.data.codecs.labels import LABEL_COMPONENT
 from gatdist.data.format.manifest import MANIFEST, SampleSpec, Shard, fits_manifest, write_manifest
 from gatdist.data.format.shard_files import encode_index, read_index
-from gatdist.data.modalities import MODALITIES
+from gatdist.data.modalities import MODALITIES, components_of
 from gatdist.packing.convert import commonest
 from gatdist.packing.entries import Skipped, all_named
 from gatdist.packing.indexing.probe import sample_shape
@@ -27,6 +27,7 @@ from gatdist.packing.indexing.scan import Sample, Scan
 from gatdist.packing.indexing.task import (
     EXPORTS,
     NOTES,
+    Field,
     Job,
     Record,
     Request,
@@ -35,6 +36,7 @@ from gatdist.packing.indexing.task import (
 )
 from gatdist.packing.labels import UNLABELLED, numbering
 from gatdist.packing.outcome import REPORT, outcome, write_report
+from gatdist.packing.sources.fields import belonging
 from gatdist.packing.sources.files import system_file
 from gatdist.storage import Store
 from gatdist.storage.urls import OutsideUrl, without_credentials
@@ -62,6 +64,9 @@ def prepare(request: Request) -> Indexing:
     for name in request.exports:
         if name not in EXPORTS:
             raise ConfigError("--export", f"must be {' or '.join(EXPORTS)}", value=name)
+    if request.fields and request.extension:
+        rule = "can't be used with --field"
+        raise ConfigError("--extension", rule, value=request.extension)
     if request.bits not in (8, 16):
         raise ConfigError("--bits", "must be 8 or 16", value=request.bits)
     source = Store(request.source, request.options)
@@ -99,7 +104,8 @@ def preview(indexing: Indexing) -> dict[str, Any]:
     return {
         "url": Store(job.dest).url,
         "source": Store(job.source).url,
-        "modality": job.modality,
+        "modality": job.checked[0].modality,
+        "fields": [field.name for field in job.checked],
         "label": f"{job.label} (if any)" if job.label and not indexing.labels else job.label,
         "shards": len(indexing.tasks),
         "bytes": sum(task.size for task in indexing.tasks),
@@ -176,8 +182,8 @@ def _probe(request: Request, source: Store, tasks: Sequence[Task]) -> Job:
                 reason, hint = f"{name} {why}", "Rename the files in its tars"
             continue
         found = Counter(member.component for sample in samples for member in sample.members)
-        modality = _modality(request, found)
-        if modality is None:
+        modalities = _modalities(request, found)
+        if modalities is None:
             reason = f"{task.name} holds " + ", ".join(f".{name}" for name in found)
             if "tar" in found:
                 hint = "Unpack the tars inside it first"
@@ -185,14 +191,15 @@ def _probe(request: Request, source: Store, tasks: Sequence[Task]) -> Job:
                 deque(scanned, maxlen=0)  # finds all scattered keys
             scattered = scattered or bool(scan.scattered)
             continue
-        facts = _facts(request, modality, samples)
-        if facts is None:
+        checked = _fields(request, modalities, samples)
+        if checked is None:
             reason = f"those of {task.name} are unreadable"
             continue
-        if request.bits != 8 and modality != "image":
-            raise ConfigError("--bits", f"the shards hold {modality}, not images", value=16)
+        if request.bits != 8 and "image" not in modalities:
+            rule = f"the shards hold {', '.join(modalities)}, not images"
+            raise ConfigError("--bits", rule, value=16)
         label = None if request.labels == "none" else request.labels or LABEL_COMPONENT
-        return Job(**request.model_dump(), modality=modality, label=label, facts=facts)
+        return Job(**request.model_dump(), checked=checked, label=label)
     if scattered:
         raise _not_adjacent(source.url)
     if damaged and len(damaged) == len(tasks):
@@ -234,29 +241,59 @@ def _labelled(dest: Store, shard: Shard, job: Job) -> Shard | None:
     return shard.model_copy(update=changes)
 
 
-def _modality(request: Request, found: Counter[str]) -> str | None:
+def _modalities(request: Request, found: Counter[str]) -> list[str] | None:
+    """The modality of each field, None if a field has no file among those ``found``."""
     # Points are .npy files too; only --tokens distinguishes them from tokens.
     known = ("image", "audio", "text", "tokens" if request.num_tokens else "points")
-    if request.extension:
-        fitting = [name for name in known if request.extension in MODALITIES[name].components]
-        if not fitting:
-            endings = sorted({c for name in known for c in MODALITIES[name].components})
-            rule = f"must be one of {', '.join(endings)}"
-            raise ConfigError("--extension", rule, value=request.extension)
-        return fitting[0] if request.extension in found else None
+    chosen = request.fields or ({"": request.extension} if request.extension else {})
+    option = "--field" if request.fields else "--extension"
+    modalities = []
+    for where in chosen.values():
+        files = belonging(where, found)
+        endings = {file.rpartition(".")[2] for file in files or [where]} - {"*"}
+        fitting = [name for name in known if endings and endings <= {*MODALITIES[name].components}]
+        if endings and not fitting:
+            named = sorted({c for name in known for c in MODALITIES[name].components})
+            raise ConfigError(option, f"must end in one of {', '.join(named)}", value=where)
+        if not files:
+            return None
+        modalities += fitting
+    if chosen:
+        return modalities
     counts = {name: sum(found[c] for c in MODALITIES[name].components) for name in known}
     # Texts next to images and audio are captions.
     best = max((name for name in known if name != "text"), key=lambda name: counts[name])
     best = best if counts[best] else "text"
-    return best if counts[best] else None
+    return [best] if counts[best] else None
 
 
-def _facts(request: Request, modality: str, samples: Sequence[Sample]) -> dict[str, Any] | None:
-    common: dict[str, Any] = {"bits": request.bits} if request.bits != 8 else {}
+def _fields(
+    request: Request, modalities: Sequence[str], samples: Sequence[Sample]
+) -> tuple[Field, ...] | None:
+    """What the files of each field have in common; None if those of one are unreadable."""
+    fields = []
+    chosen: Mapping[str, str | None] = request.fields or {"": request.extension}
+    for (name, component), modality in zip(chosen.items(), modalities, strict=True):
+        components = components_of(modality, component)
+        contents = [m.content for s in samples for m in s.members if m.component in components]
+        facts = _facts(request, modality, contents)
+        if facts is None:
+            return None
+        fields.append(Field(name=name, component=component, modality=modality, facts=facts))
+    rates = {f.name: f.facts["sample_rate"] for f in fields if f.modality == "audio"}
+    if len(set(rates.values())) > 1:
+        found = ", ".join(f"{name} {rate:,} Hz" for name, rate in rates.items())
+        hint = "Pack them with --sample-rate HZ"
+        raise DataError("--field", f"the fields differ in sample rate: {found}", hint=hint)
+    return tuple(fields)
+
+
+def _facts(request: Request, modality: str, contents: Sequence[bytes]) -> dict[str, Any] | None:
+    common: dict[str, Any] = {}
+    if request.bits != 8 and modality == "image":
+        common["bits"] = request.bits
     if modality == "tokens":
         common["num_tokens"] = request.num_tokens
-    components = (request.extension,) if request.extension else MODALITIES[modality].components
-    contents = [m.content for s in samples for m in s.members if m.component in components]
     shapes, rates = [], []
     for content in contents:
         with suppress(CodecError):
@@ -275,15 +312,12 @@ def _facts(request: Request, modality: str, samples: Sequence[Sample]) -> dict[s
 def _spec(
     job: Job, records: Sequence[Record], names: Sequence[str] | None, num_classes: int
 ) -> SampleSpec:
-    facts = job.facts
+    own, *others = [_field_spec(i, field, records) for i, field in enumerate(job.checked)]
+    further = dict(zip([field.name for field in job.checked[1:]], others, strict=True))
     return SampleSpec.model_validate(
         {
-            "modality": job.modality,
-            "sample_shape": _common_shape(job, records),
-            "component": job.extension,
-            "bits": facts.get("bits", 8),
-            "sample_rate": facts.get("sample_rate"),
-            "num_tokens": facts.get("num_tokens"),
+            **own,
+            "fields": further or None,
             "num_classes": num_classes,
             "class_names": names,
             "label": job.label if job.label and num_classes else LABEL_COMPONENT,
@@ -292,14 +326,25 @@ def _spec(
     )
 
 
-def _common_shape(job: Job, records: Sequence[Record]) -> list[int | None]:
-    shapes = {tuple(shape) for record in records for shape in record.shapes}
-    if job.modality == "image":
+def _field_spec(i: int, field: Field, records: Sequence[Record]) -> dict[str, Any]:
+    return {
+        "modality": field.modality,
+        "sample_shape": _common_shape(i, field, records),
+        "component": field.component,
+        "bits": field.facts.get("bits", 8),
+        "sample_rate": field.facts.get("sample_rate"),
+        "num_tokens": field.facts.get("num_tokens"),
+    }
+
+
+def _common_shape(i: int, field: Field, records: Sequence[Record]) -> list[int | None]:
+    shapes = {tuple(shape) for record in records for shape in record.shapes[i]}
+    if field.modality == "image":
         channels = 1 if all(shape[0] == 1 for shape in shapes) else 3
         sizes = {shape[1:] for shape in shapes}
         return [channels, *(sizes.pop() if len(sizes) == 1 else (None, None))]
-    if job.modality == "text":
-        return [max(record.longest for record in records)]
+    if field.modality == "text":
+        return [max(record.longest[i] for record in records)]
     if len(shapes) == 1:
         return list(shapes.pop())
     (*rest, _) = next(iter(shapes))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -25,7 +25,7 @@ from gatdist.data.codecs import CodecError
 from gatdist.data.codecs.labels import read_label
 from gatdist.data.format.manifest import Shard
 from gatdist.data.format.shard_files import Row, encode_index
-from gatdist.data.modalities import MODALITIES
+from gatdist.data.modalities import MODALITIES, components_of
 from gatdist.packing.entries import Skipped
 from gatdist.packing.indexing.probe import image_remarks, sample_shape
 from gatdist.packing.indexing.scan import Member, Sample, Scan
@@ -40,7 +40,7 @@ NOTES = "indexing"
 _REPORT_BYTES = 2**20
 _MAX_SHAPES = 2
 # Of records: increased if the same job gives another result.
-_VERSION = 2
+_VERSION = 3
 
 
 class Request(BaseModel):
@@ -51,6 +51,7 @@ class Request(BaseModel):
     source: str
     dest: str
     extension: str | None = None
+    fields: dict[str, str] = {}
     labels: str | None = None
     num_tokens: int | None = None
     bits: int = 8
@@ -60,12 +61,22 @@ class Request(BaseModel):
     out_options: dict[str, Any] = {}
 
 
+class Field(BaseModel):
+    """What the files of one field are expected to be."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str  # "" if it is the only one
+    component: str | None  # as in FieldSpec
+    modality: str
+    facts: dict[str, Any]  # what all files must have in common
+
+
 class Job(Request):
     """What all tasks share."""
 
-    modality: str
+    checked: tuple[Field, ...]  # that of the generated field is the first
     label: str | None  # as in SampleSpec; None without labels
-    facts: dict[str, Any]  # what all samples must have in common
 
 
 @dataclass(frozen=True)
@@ -87,8 +98,8 @@ class Record(BaseModel):
     ignored: list[Skipped] = []  # files of operating systems and tools
     unlabelled: list[str] = []  # keys of the samples in the index that have no label
     scattered: int = 0  # number of keys whose files are not adjacent
-    shapes: list[list[int]] = []  # different shapes of samples, two at most
-    longest: int = 0  # the largest last dimension of all shapes
+    shapes: list[list[list[int]]] = []  # different shapes of each field, two at most
+    longest: list[int] = []  # the largest last dimension of all shapes of each field
     labels: list[int | str] = []
     num_keys: int = 0  # samples in the tar, skipped ones included
     remarks: Remarks = {}
@@ -106,7 +117,7 @@ class Worker(BaseWorker[Record]):
         self._source = Store(job.source, job.options)
         self._dest = Store(job.dest, job.out_options)
         self._notes = self._dest.child(NOTES)
-        names = {"source", "extension", "exports", "modality", "label", "facts"}
+        names = {"source", "exports", "checked", "label"}
         settings = job.model_dump(mode="json", include=names) | {"version": _VERSION}
         self._settings = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
@@ -157,7 +168,7 @@ class Worker(BaseWorker[Record]):
             ignored=scan.ignored,
             unlabelled=checks.unlabelled,
             scattered=len(scan.scattered),
-            shapes=[list(shape) for shape in checks.shapes],
+            shapes=[[list(shape) for shape in shapes] for shapes in checks.shapes],
             longest=checks.longest,
             labels=sorted(checks.labels, key=str),
             num_keys=len(scan.begins) - 1,
@@ -196,21 +207,19 @@ def _dali_line(sample: Sample) -> str:
 class _Checks:
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._components = (
-            (job.extension,) if job.extension else MODALITIES[job.modality].components
-        )
         self._label_component, _, self._label_field = (job.label or "").partition(":")
-        self.shapes: set[tuple[int, ...]] = set()
-        self.longest = 0
+        self.shapes: list[set[tuple[int, ...]]] = [set() for _ in job.checked]
+        self.longest = [0] * len(job.checked)
         self.labels: set[int | str] = set()
         self.unlabelled: list[str] = []
         self.remarks: Remarks = {}
 
     def __call__(self, sample: Sample) -> list[Row]:
         """Return the rows of a sample. Raises CodecError if it is not usable."""
-        chosen = _only(sample.members, self._components, MODALITIES[self._job.modality].noun)
-        shape = sample_shape(chosen.content, self._job.modality, self._job.facts)
-        members = [chosen]
+        chosen = [_only(sample.members, field) for field in self._job.checked]
+        shapes = list(map(_shape, chosen, self._job.checked))
+        _require_one_length(shapes, self._job.checked)
+        members = [*chosen]
         if self._job.label:
             file = next((m for m in sample.members if m.component == self._label_component), None)
             label = read_label(file.content, self._label_field) if file else None
@@ -219,12 +228,17 @@ class _Checks:
             else:
                 self.labels.add(label)
                 members.append(file)
-        if self._job.modality == "image":
-            for kind in image_remarks(chosen.content):
-                add_remark(self.remarks, kind, sample.key)
-        if len(self.shapes) < _MAX_SHAPES:
-            self.shapes.add(shape)
-        self.longest = max(self.longest, shape[-1])
+        images = [
+            member.content
+            for member, field in zip(chosen, self._job.checked, strict=True)
+            if field.modality == "image"
+        ]
+        for kind in dict.fromkeys(kind for content in images for kind in image_remarks(content)):
+            add_remark(self.remarks, kind, sample.key)
+        for i, shape in enumerate(shapes):
+            if len(self.shapes[i]) < _MAX_SHAPES:
+                self.shapes[i].add(shape)
+            self.longest[i] = max(self.longest[i], shape[-1])
         key = sample.key.encode()
         return [
             (key, m.component.encode(), m.offset, len(m.content), crc32(m.content))
@@ -232,12 +246,35 @@ class _Checks:
         ]
 
 
-def _only(members: Sequence[Member], components: Iterable[str], noun: str) -> Member:
+def _only(members: Sequence[Member], field: Field) -> Member:
+    components = components_of(field.modality, field.component)
     found = [member for member in members if member.component in components]
     if len(found) != 1:
         has = ", ".join(f".{member.component}" for member in members)
+        noun = MODALITIES[field.modality].noun
+        if field.name:
+            noun = f"file .{field.component} of the field {field.name}"
         raise CodecError(f"needs one {noun}, has {has}")
     return found[0]
+
+
+def _shape(member: Member, field: Field) -> tuple[int, ...]:
+    try:
+        return sample_shape(member.content, field.modality, field.facts)
+    except CodecError as error:
+        raise CodecError(f"its {field.name} {error}" if field.name else str(error)) from error
+
+
+def _require_one_length(shapes: Sequence[tuple[int, ...]], fields: Sequence[Field]) -> None:
+    """Raise CodecError unless all audio of a sample is equally long, within a sample."""
+    found = {
+        field.name: shape[-1]
+        for field, shape in zip(fields, shapes, strict=True)
+        if field.modality == "audio"
+    }
+    if found and max(found.values()) - min(found.values()) > 1:
+        lengths = ", ".join(f"{name} {length:,}" for name, length in found.items())
+        raise CodecError(f"has audio that differs in length: {lengths} samples")
 
 
 def write_energon_folder(dest: Store, shards: Sequence[Shard], num_keys: Sequence[int]) -> None:

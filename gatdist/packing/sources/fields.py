@@ -32,7 +32,7 @@ def read_fields(given: Mapping[str, str]) -> dict[str, str]:
     return dict(sorted(given.items(), key=lambda field: field[0] != TARGET))
 
 
-def components_of(where: str, components: Iterable[str]) -> list[str]:
+def belonging(where: str, components: Iterable[str]) -> list[str]:
     """Return which of these extensions of a key's files belong to a field.
 
     ``where`` is one extension, such as ``input.png``, or ``input.*`` for any known one.

@@ -11,7 +11,7 @@ from gatdist.data.codecs import CodecError
 from gatdist.data.codecs.labels import LABEL_COMPONENT, Label, read_label
 from gatdist.packing.entries import MODALITY, Entry, Listing, Part, Selection, Span, printable
 from gatdist.packing.fetch import Fetcher
-from gatdist.packing.sources.fields import components_of
+from gatdist.packing.sources.fields import belonging
 from gatdist.packing.sources.files import File, split, system_file
 from gatdist.packing.sources.tables import majority
 from gatdist.storage import Store
@@ -38,7 +38,7 @@ def list_shards(
     found = [component for sample in samples for component in sample.files]
     fields = selection.fields or {"": ""}
     listing.modalities = [
-        majority(c.rpartition(".")[2] for c in components_of(where, found))
+        majority(c.rpartition(".")[2] for c in belonging(where, found))
         if where
         else majority(found)
         for where in fields.values()
@@ -53,7 +53,7 @@ def list_shards(
         chosen = []
         for (name, where), modality in zip(fields.items(), listing.modalities, strict=True):
             fitting = (
-                components_of(where, sample.files)
+                belonging(where, sample.files)
                 if where
                 else [c for c in sample.files if MODALITY.get(c) == modality]
             )
