@@ -391,3 +391,14 @@ def test_audio_of_shards_must_have_one_rate(tmp_path: Path) -> None:
             tar.addfile(info, io.BytesIO(data))
     with refused(DataError, "--field"):
         gatdist.index(str(tmp_path), fields={"wave": "wave.wav", "noisy": "noisy.wav"}, workers=1)
+
+
+def test_shards_are_recognized_by_the_fields(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:  # images only, as in other tars
+        for i in range(3):
+            for name in ("photo.png", "edges.png"):
+                info = tarfile.TarInfo(f"{i}.{name}")
+                info.size = len(TARGETS[i])
+                tar.addfile(info, io.BytesIO(TARGETS[i]))
+    fields = {"target": "photo.png", "input": "edges.*"}
+    assert pack(tmp_path / "0.tar", tmp_path / "packed", fields=fields)["kind"] == "webdataset"

@@ -12,6 +12,7 @@ from gatdist.common.errors import DataError, StorageError, nearest
 from gatdist.packing.entries import MODALITY, Listing, Selection, Skipped, Span, each_readable
 from gatdist.packing.fetch import Fetcher
 from gatdist.packing.sources.archives import COMPRESSED, tar_files, unpack_tar, zip_files
+from gatdist.packing.sources.fields import belonging
 from gatdist.packing.sources.files import File, extension_of, plain_path, split, system_file
 from gatdist.packing.sources.parquet import list_parquet
 from gatdist.packing.sources.tables import list_lines, list_rows, read_table
@@ -101,8 +102,9 @@ def _list_archives(
         return [File(file, span._replace(file=f"{spool.url}/{copy}")) for file, span in files]
 
     archives = each_readable(names, members, skipped)
-    if kind == "tar" and selection.kind is None and any(map(_is_shard, archives.values())):
-        kind = "webdataset"
+    if kind == "tar" and selection.kind is None:
+        are_shards = any(_is_shard(files, selection.fields) for files in archives.values())
+        kind = "webdataset" if are_shards else kind
     if kind == "webdataset":
         shards = {
             name: [File(file.removeprefix("./"), span) for file, span in files]
@@ -119,7 +121,10 @@ def _list_archives(
     return kind, list_tree(store, tree, selection, _reader(store, spool), skipped, archive)
 
 
-def _is_shard(files: Iterable[File]) -> bool:
+def _is_shard(files: Iterable[File], fields: Mapping[str, str]) -> bool:
+    if fields:  # the kind follows from what the user has named: extensions, or folders
+        found = {split(name)[1] for name, _ in files}
+        return all(belonging(where, found) for where in fields.values())
     kinds: dict[str, set[str]] = {}
     for name, _ in files:
         key, component = split(name)
