@@ -53,7 +53,7 @@ _LEAD = 80  # samples before the first loud one that are kept
 
 OPENMOJI = "node_modules/openmoji"  # where `npm install openmoji@17.0.0` puts it
 # Skin tones are variants of drawings that stay; letters of countries make flags, empty as line art.
-LEFT_OUT = {f"{code:X}" for code in (*range(0x1F3FB, 0x1F400), *range(0x1F1E6, 0x1F200))}
+OMITTED = {f"{code:X}" for code in (*range(0x1F3FB, 0x1F400), *range(0x1F1E6, 0x1F200))}
 
 LIST = "/usr/share/dict/american-english"
 SHORTEST, LONGEST = 3, 12
@@ -91,7 +91,7 @@ def write_emoji(arguments: argparse.Namespace, store: Store) -> None:
         folder = store.local_path(field)
         folder.mkdir(parents=True, exist_ok=True)
         files = sorted(Path(arguments.source, kind, "svg").glob("*.svg"))
-        drawings = [file for file in files if not LEFT_OUT & {*file.stem.split("-")}]
+        drawings = [file for file in files if not OMITTED & {*file.stem.split("-")}]
         if not drawings:
             sys.exit(f"no drawings in {arguments.source}: npm install openmoji@17.0.0")
         for drawing in drawings:
