@@ -39,6 +39,8 @@ _LEAST_POWER = 1e-7
 # Window and hop of log-mel spectrograms at this rate, and their bands.
 _MEL_WINDOW, _MEL_HOP, _MEL_RATE, _MEL_BANDS = 1024, 256, 22_050, 80
 _PESQ_MODES = {8000: "nb", 16000: "wb"}
+_LEAST_PESQ = 1.0
+_PESQ_S, _STOI_S = 0.25, 0.4  # that a clip must take
 
 
 @dataclass(frozen=True)
@@ -261,6 +263,7 @@ def pitch(pairs: Pairs) -> Tensor:
 
 
 def _without_package(name: str) -> str:
+    """Return what is wrong if a package is not installed."""
     missing = importlib.util.find_spec(name) is None
     return f"needs the package {name}: pip install {name}" if missing else ""
 
@@ -269,7 +272,13 @@ def _without_pesq(sample_format: SampleFormat) -> str:
     rate = sample_format.metadata["sample_rate"]
     if rate not in _PESQ_MODES:
         return f"is defined at {' and '.join(f'{r:,}' for r in _PESQ_MODES)} Hz, not at {rate:,} Hz"
-    return _without_package("pesq")
+    too_short = _shorter_than(lambda rate: math.ceil(_PESQ_S * rate))
+    return too_short(sample_format) or _without_package("pesq")
+
+
+def _without_stoi(sample_format: SampleFormat) -> str:
+    too_short = _shorter_than(lambda rate: math.ceil(_STOI_S * rate))
+    return too_short(sample_format) or _without_package("pystoi")
 
 
 @_paired(
@@ -282,13 +291,15 @@ def _without_pesq(sample_format: SampleFormat) -> str:
 def pesq(pairs: Pairs) -> Tensor:
     """Perceptual quality of speech, mean opinion score of about 1 to 4.6. Higher is better.
 
-    ITU-T P.862.1 (narrow band) at 8 kHz, P.862.2 (wide band) at 16 kHz, by the package pesq; not
-    defined of clips without speech.
+    ITU-T P.862.1 (narrow band) at 8 kHz, P.862.2 (wide band) at 16 kHz, by the package pesq; 1 of
+    silence, and not defined if the target is without speech.
     """
     from pesq import PesqError
     from pesq import pesq as score
 
     def one(target: Any, output: Any) -> float:
+        if not output.any():
+            return _LEAST_PESQ
         mode = _PESQ_MODES[pairs.sample_rate]
         found = score(pairs.sample_rate, target, output, mode, on_error=PesqError.RETURN_VALUES)
         return math.nan if found < 0 else float(found)
@@ -300,7 +311,7 @@ def pesq(pairs: Pairs) -> Tensor:
     "stoi",
     "audio",
     higher=True,
-    unsuitable=lambda sample_format: _without_package("pystoi"),
+    unsuitable=_without_stoi,
     stoi="pystoi, not extended",
 )
 def stoi(pairs: Pairs) -> Tensor:

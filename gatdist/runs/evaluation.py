@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from pydantic import Field, ValidationError
@@ -124,6 +124,10 @@ def _evaluate_run(
     state, sample_format = trained.checkpoint.state, trained.sample_format
     chosen = requested(config.evaluate, statistics=_is_statistics(against))
     has_inputs = trained.task.has_inputs
+    inputs = None
+    if has_inputs and _is_statistics(against):
+        inputs = _validation(adopted(trained.config, requested.overrides, run))
+        chosen = _with_number_of(inputs, chosen)
     with _reference(config.data, against, sample_format) as reference:
         training = None
         if against is None and isinstance(reference, Dataset):
@@ -145,17 +149,24 @@ def _evaluate_run(
         )
         generate: Sampler | Mapped
         if has_inputs:
-            data = reference if isinstance(reference, Dataset) else _inputs_of_run(config)
-            generate = trained.mapped(data, "evaluation")
+            generate = trained.mapped(inputs or cast("Dataset", reference), "evaluation")
         else:
             generate = trained.sampler(trained.config.run.seed, "evaluation")
         found = evaluator(generate, trained.discriminator)
     return _outcome(found, against) | {"samples_seen": state["samples_seen"]}
 
 
-def _inputs_of_run(config: Config) -> Dataset:
-    """Return the data whose inputs are used if the reference has none."""
+def _validation(config: Config) -> Dataset:
     return open_validation(config, open_dataset(config.data))
+
+
+def _with_number_of(inputs: Dataset, chosen: EvaluateConfig) -> EvaluateConfig:
+    """Return the section with a number of samples that have inputs."""
+    count = chosen.num_samples or inputs.num_samples
+    if count > inputs.num_samples:
+        rule = f"must be at most {inputs.num_samples:,}, the samples with inputs"
+        raise ConfigError("evaluate.num_samples", rule, value=count)
+    return chosen.model_copy(update={"num_samples": count})
 
 
 def _evaluate_samples(

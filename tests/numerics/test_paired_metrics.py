@@ -180,14 +180,16 @@ def speech():
 @pytest.mark.parametrize("name", ["pesq", "stoi"])
 def test_scores_of_speech_fall_with_noise_and_skip_silence(name):
     pytest.importorskip({"stoi": "pystoi"}.get(name, name))
-    target = torch.cat([speech()] * 3)
+    target = torch.cat([speech()] * 4)
     output = target.clone()
     output[1] += 0.3 * noise(1, 16000)
     target[2] = 0
+    output[3] = 0
     found = values(name, output, target)[name]
     assert found[0] > found[1] > 0
     assert metrics[name].higher_is_better
     assert np.isnan(float(found[2]))
+    assert found[3] < found[1]
 
 
 # In an evaluation
@@ -291,6 +293,8 @@ def test_a_metric_that_does_not_fit_is_refused_by_name(modality, name, has_pairs
         (np.zeros((9, 1, 200), np.float32), "pitch"),
         (np.zeros((9, 1, 200), np.float32), "log_mel"),
         (np.zeros((9, 1, 100), np.float32), "stft"),
+        (np.zeros((9, 1, 1999), np.float32), "pesq"),
+        (np.zeros((9, 1, 3199), np.float32), "stoi"),
     ],
 )
 def test_samples_that_are_too_small_are_refused(samples, name):
@@ -302,9 +306,10 @@ def test_samples_that_are_too_small_are_refused(samples, name):
 @pytest.mark.parametrize("name", ["pesq", "stoi"])
 def test_a_missing_package_is_named(name, monkeypatch):
     package = {"stoi": "pystoi"}.get(name, name)
+    clips = Arrays(np.zeros((9, 1, 3200), np.float32))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError) as caught:
-        evaluator_of(data_of("audio", 9), metrics=[name])
+        evaluator_of(clips, metrics=[name])
     assert package in str(caught.value)
 
 

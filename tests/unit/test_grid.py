@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gatdist.monitor.grid import encode_png, make_grid, make_scatter
+from gatdist.monitor.grid import encode_png, make_grid, make_rows, make_scatter
 
 GAP = 4
 
@@ -33,6 +33,30 @@ def test_every_pixel_is_at_its_position(n, columns, height, width, channels, sca
         assert (grid[place] == np.kron(sample, np.ones((scale, scale, 1), np.uint8))).all()
         rest[place] = 255
     assert (rest == 255).all()  # white everywhere else
+
+
+def test_rows_show_images_of_several_sizes_at_one_height():
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 255, (5, 12, 6, 1), dtype=np.uint8)
+    large = rng.integers(0, 255, (5, 24, 24, 3), dtype=np.uint8)
+    grid = make_rows({"small": small, "large": large})
+    height, widths, title = 48, (24, 48), 14
+    group = sum(widths) + 2 * 2 + 12 + GAP
+    per_line = (grid.shape[1] - GAP) // group
+    assert grid.shape == (
+        title + GAP + -(-5 // per_line) * (height + GAP),
+        GAP + per_line * group,
+        3,
+    )
+    for i in range(5):
+        top = title + GAP + i // per_line * (height + GAP)
+        left = GAP + i % per_line * group
+        shown = grid[top : top + height, left : left + widths[0]]
+        assert (shown == np.kron(small[i], np.ones((4, 4, 3), np.uint8))).all()
+        left += widths[0] + 2
+        shown = grid[top : top + height, left : left + widths[1]]
+        assert (shown == np.kron(large[i], np.ones((2, 2, 1), np.uint8))).all()
+    assert (grid[:title] < 255).any()
 
 
 @pytest.mark.parametrize(("channels", "shown"), [(2, 1), (5, 3), (6, 3)])

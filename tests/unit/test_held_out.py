@@ -135,6 +135,28 @@ def test_separate_data_and_a_share_exclude_each_other(tmp_path):
     assert caught.value.subject == "evaluate.url"
 
 
+@pytest.mark.parametrize("is_decoded", [True, False])
+@pytest.mark.parametrize("is_cached", [True, False])
+def test_remote_samples_are_read_as_local_ones(tmp_path, monkeypatch, is_decoded, is_cached):
+    if not is_decoded:
+        monkeypatch.setattr("gatdist.data.dataset._DECODED_BYTES", 0)
+    sizes = [20, 1, 1, 39]
+    local = open_dataset(config_of(write_points(tmp_path / "data", sizes)).data)
+    url = write_points(f"memory://{tmp_path.name}-{is_decoded}-{is_cached}", sizes)
+    cache = [f"data.cache_dir='{tmp_path / 'cache'}'"] if is_cached else []
+    config = config_of(url, *cache)
+    remote = open_dataset(config.data)
+    assert remote.is_cached == is_cached
+    assert remote.fingerprint == local.fingerprint
+    assert numbers_of(remote) == numbers_of(local)
+    held_out = remote.held_out()
+    assert numbers_of(held_out) == numbers_of(local.held_out())
+    assert numbers_of(held_out) == numbers_of(local.held_out())  # again, perhaps from the cache
+    used = numbers_of(local)
+    epoch = -(-len(used) // BATCH)
+    assert sorted(trained_on(config, 1, epoch)[: len(used)]) == used
+
+
 def test_held_out_samples_are_fetched_alone(tmp_path, monkeypatch):
     monkeypatch.setattr("gatdist.data.dataset._DECODED_BYTES", 0)
     config = config_of(write_points(tmp_path / "a", [COUNT]))

@@ -12,12 +12,14 @@ from PIL import Image
 
 import gatdist
 from gatdist.cli import main
-from gatdist.common.errors import ConfigError, DataError
+from gatdist.common.errors import ConfigError, DataError, PluginError
 from gatdist.config import ConvergenceConfig, load_config
 from gatdist.data.codecs.audio import encode_wav, read_audio
 from gatdist.data.codecs.images import encode_png
 from gatdist.data.dataset import open_dataset
 from gatdist.data.format.shard_files import write_dataset
+from gatdist.game.task_contract import examine_task
+from gatdist.game.tasks import Task
 from gatdist.monitor.metrics import read_metrics
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.runs import Checkpoints
@@ -210,6 +212,18 @@ def test_evaluate_against_other_pairs(translation, tmp_path):
     assert found["metrics"]["psnr"] != outcome["metrics"]["psnr"]
 
 
+def test_evaluate_against_statistics_uses_the_inputs_of_the_run(translation, tmp_path):
+    url, run_dir, *_ = translation
+    points = ["evaluate.features=points"]
+    file = gatdist.statistics(url, tmp_path / "targets", overrides=points)["file"]
+    found = gatdist.evaluate(run_dir, ["fid"], against=file, overrides=points)
+    assert found["num_samples"] == evaluated(run_dir)[-1]["protocol"]["num_real"]
+    assert found["metrics"]["fid"] > 0
+    with pytest.raises(ConfigError) as caught:
+        gatdist.evaluate(run_dir, ["fid"], COUNT, against=file, overrides=points)
+    assert caught.value.subject == "evaluate.num_samples"
+
+
 def test_vocoder_is_measured_and_heard(vocoder):
     _, run_dir, outcome = vocoder
     assert outcome["status"] == "finished"
@@ -310,6 +324,37 @@ def test_a_metric_of_another_modality_is_refused_before_training(translation, tm
         check(config, str(tmp_path / "run"))
     assert caught.value.subject == "evaluate.metrics"
     assert "stft" in str(caught.value)
+
+
+class Previewed(Task):
+    """Shows a column of another shape than its options say."""
+
+    target = "target"
+
+    def __init__(self, *, shown: str = "all"):
+        self.chosen = shown
+
+    def inputs(self, fields):
+        return (fields["input"],)
+
+    def preview(self, real, fake):
+        columns = {
+            "all": super().preview(real, fake),
+            "sum": {"sum": fake["target"].sum(1)},
+            "channels": {"both": torch.cat([fake["target"], real["input"]], 1)},
+            "fewer": {"first": fake["target"][:1]},
+            "none": list(fake.values()),
+        }
+        return columns[self.chosen]
+
+
+@pytest.mark.parametrize("shown", ["sum", "channels", "fewer", "none"])
+def test_a_preview_that_can_not_be_shown_is_refused(shown):
+    metadata = {"modality": "image", "fields": {"input": (1, SIDE, SIDE)}}
+    examine_task("own", Previewed(), (3, SIDE, SIDE), metadata)
+    with pytest.raises(PluginError) as caught:
+        examine_task("own", Previewed(shown=shown), (3, SIDE, SIDE), metadata)
+    assert "preview()" in str(caught.value)
 
 
 def test_convergence_of_a_metric_whose_higher_values_are_better():
