@@ -99,7 +99,8 @@ def _summary(found: Findings) -> str:
         "workers": _text(last.get("world_size")),
         "attempts": count(len(found.attempts)),
     }
-    for tag in sorted({t for log in found.logs for t in log if t.startswith("metric/")}):
+    # In the order of evaluate.metrics.
+    for tag in dict.fromkeys(t for log in found.logs for t in log if t.startswith("metric/")):
         if not tag.endswith("_real_split") and len(facts) < 8:
             values = [log[tag] for log in found.logs if isinstance(log.get(tag), int | float)]
             facts[tag.removeprefix("metric/")] = number(values[-1]) if values else ""
