@@ -357,8 +357,12 @@ def _anchored(config: Config) -> Config:
         is_path = url and not url.startswith("builtin:") and not url.startswith("${env:")
         return absolute(url) if is_path else url
 
-    urls = {key: anchor(getattr(config.data, key)) for key in ("url", "shards_url")}
-    data = config.data.model_copy(update=urls)
+    def anchored(data: Any) -> Any:
+        urls = {key: anchor(getattr(data, key)) for key in ("url", "shards_url")}
+        return data.model_copy(update=urls)
+
+    unpaired = {name: anchored(each) for name, each in config.data.unpaired.items()}
+    data = anchored(config.data).model_copy(update={"unpaired": unpaired})
     model = config.model.model_copy(update={"init_from": anchor(config.model.init_from)})
     evaluate = config.evaluate.model_copy(update={"url": anchor(config.evaluate.url)})
     return config.model_copy(update={"data": data, "model": model, "evaluate": evaluate})

@@ -234,7 +234,7 @@ class Config(Section):
         exact = {
             key: value
             for key, value in flat.items()
-            if key.startswith(_RESULT_KEYS) and not key.startswith("model.init_from_storage")
+            if key.startswith(_RESULT_KEYS) and not _LOCATION.search(key)
         }
         exact["data.interleave"] = self.interleave
         exact["model.init_from"] = redact_url(self.model.init_from)
@@ -246,6 +246,8 @@ class Config(Section):
 
 
 _MOST_PROFILED = 500
+# Keys that say where something is, which may change.
+_LOCATION = re.compile(r"^model\.init_from_storage|^data\.unpaired\.\w+\.(url|shards_|storage_)")
 # A reference, or one after the scheme of an HTTP header.
 _AUTHORIZATION = re.compile(rf"(?:(?:Basic|Bearer|Token) )?{REFERENCE.pattern}")
 # Keys that may hold secrets, by the names of their values or in URLs.
@@ -255,6 +257,7 @@ _SECRETIVE = (
     ("data", "url"),
     ("data", "shards_url"),
     ("data", "shards_storage_options"),
+    ("data", "unpaired"),
     ("model", "init_from"),
     ("model", "init_from_storage_options"),
     ("evaluate", "url"),
@@ -275,6 +278,7 @@ _RESULT_KEYS = (
     "data.length",
     "data.vocabulary",
     "data.held_out",
+    "data.unpaired.",
     "data.shuffle_window_samples",
     "data.block_bytes",
     "model.",

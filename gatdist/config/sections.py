@@ -30,6 +30,7 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 TwoPositiveInts = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
 Share = Annotated[float, Field(ge=0, le=1)]
+FieldName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 ShareBelow1 = Annotated[float, Field(ge=0, lt=1)]
 Vocabulary = Annotated[str, AfterValidator(_is_vocabulary)]
 PlayerName = Literal["generator", "discriminator"]
@@ -108,6 +109,28 @@ class RunConfig(Section):
     and never written to a file."""
 
 
+class UnpairedConfig(Section):
+    """A further data set; see ``data.unpaired``. Keys as in ``data``."""
+
+    url: str
+    """Folder of the data set."""
+    resolution: PositiveInt | TwoPositiveInts | None = None
+    """Height and width in pixels. See ``data.resolution``."""
+    resize: Literal["lanczos", "bicubic", "hamming", "bilinear", "box"] = "lanczos"
+    """Resampling filter."""
+    channels: PositiveInt | None = None
+    """Channels of an image or of audio. See ``data.channels``."""
+    length: PositiveInt | None = None
+    """Length read of each sample. See ``data.length``."""
+    storage_options: dict[str, Any] = {}
+    """Options passed to fsspec for the server or bucket of ``url``. Those of ``data`` apply too if
+    it is the same one. See ``run.storage_options``."""
+    shards_url: str = ""
+    """Folder of the tar files. See ``data.shards_url``."""
+    shards_storage_options: dict[str, Any] = {}
+    """Options passed to fsspec for ``shards_url``. See ``run.storage_options``."""
+
+
 class DataConfig(Section):
     """Location of the data set, preprocessing, shuffling, read-ahead and caching."""
 
@@ -169,6 +192,9 @@ class DataConfig(Section):
     server or bucket than the manifest."""
     shards_storage_options: dict[str, Any] = {}
     """Options passed to fsspec for ``shards_url``. See ``run.storage_options``."""
+    unpaired: dict[FieldName, UnpairedConfig] = {}
+    """Further data sets by name: their samples, in an order of their own, become fields of these
+    names. They share ``memory_bytes``, and the settings of ``data`` that they do not have."""
 
 
 class ModelConfig(Section):

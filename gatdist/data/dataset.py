@@ -46,6 +46,10 @@ def open_dataset(config: DataConfig, comm: Communicator | None = None) -> Datase
 
     All workers of a run pass ``comm``: worker 0 reads the manifest, and all raise its errors.
     """
+    if config.unpaired:
+        from gatdist.data.unpaired import open_domains  # imports this module
+
+        return open_domains(config, comm)
     url = builtin.prepare(config.url) if config.url.startswith(builtin.PREFIX) else config.url
     store = Store(url, config.storage_options)
     manifest = read_manifest(store) if comm is None else _shared_manifest(store, comm)

@@ -170,7 +170,7 @@ class Loader:
             rank=comm.rank,
             world_size=comm.world_size,
             position=position,
-            config=config.data,
+            config=dataset.config,
             decode_threads=_default_threads(dataset, comm),
             pin_memory=comm.device.type == "cuda",
         )

@@ -141,6 +141,16 @@ def new_samples(spec: ReadSpec, count: int) -> NDArray[Any]:
     return np.empty((count, *shape), dtype=dtype)
 
 
+def join(parts: Sequence[NDArray[Any]], out: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Write samples or records of n side by side into records, uint8 [n, bytes]; return them."""
+    begin = 0
+    for part in parts:
+        flat = np.ascontiguousarray(part).reshape(len(part), -1).view(np.uint8)
+        out[:, begin : begin + flat.shape[1]] = flat
+        begin += -(-flat.shape[1] // _ALIGNMENT) * _ALIGNMENT
+    return out
+
+
 def read_spec(manifest: Manifest, config: DataConfig, url: str) -> ReadSpec:
     """Return the format in which a data set is read. Raises DataError if the keys do not fit.
 

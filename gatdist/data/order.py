@@ -141,10 +141,13 @@ class SampleOrder:
         self._laid_out = lru_cache(maxsize=2)(self._lay_out_blocks)
 
     @classmethod
-    def from_config(cls, config: Config, layout: ShardLayout) -> SampleOrder:
+    def from_config(
+        cls, config: Config, layout: ShardLayout, seed: int | None = None
+    ) -> SampleOrder:
         """Return the order of a run, which depends on its configuration and data alone.
 
         Blocks are smaller than ``data.block_bytes`` if the data set or a window has too few.
+        ``seed`` is that of the run by default.
         """
         interleave = config.interleave
         window = config.data.shuffle_window_samples or fitting_window(layout, interleave)
@@ -154,7 +157,7 @@ class SampleOrder:
         block_bytes = fitting_block_bytes(layout, min(config.data.block_bytes, most), interleave)
         return cls(
             layout.cut_blocks(block_bytes),
-            seed=config.run.seed,
+            seed=config.run.seed if seed is None else seed,
             interleave=interleave,
             window=window,
             block_bytes=block_bytes,

@@ -146,7 +146,8 @@ def require_same_order(saved: Mapping[str, Any], now: Mapping[str, Any], url: st
         raise CheckpointError(url, "holds imported weights, and no run to resume", hint=hint)
     for key in sorted(saved.keys() | now.keys(), key=lambda key: (key != "fingerprint", key)):
         if saved.get(key) != now.get(key):
-            what = "another data set" if key == "fingerprint" else "another order of samples"
+            is_data = key.endswith("fingerprint")
+            what = "another data set" if is_data else "another order of samples"
             raise CheckpointError(
                 f"{url}: {key}",
                 f"the checkpoint was made with {what} ({saved.get(key)!r})",

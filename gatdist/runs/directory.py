@@ -40,6 +40,7 @@ _LOCATIONS = (
     ("data", "storage_options"),
     ("data", "shards_url"),
     ("data", "shards_storage_options"),
+    ("data", "unpaired"),
     ("evaluate", "url"),
     ("evaluate", "storage_options"),
     ("evaluate", "features_file"),

@@ -10,7 +10,7 @@ import torch
 
 from gatdist.config import Config
 from gatdist.data.dataset import Dataset, too_many_bad
-from gatdist.data.loader import Loader
+from gatdist.data.joined import AnyLoader
 from gatdist.game import UpdateRule
 from gatdist.monitor.statistics import Statistics
 from gatdist.monitor.timing import PhaseTimer, WorkerTimes, find_stragglers
@@ -68,7 +68,7 @@ class LogInterval:
     def step(self) -> None:
         self._steps += 1
 
-    def summary(self, loader: Loader) -> dict[str, Any]:
+    def summary(self, loader: AnyLoader) -> dict[str, Any]:
         """Return means since :meth:`start`, identical on every rank; show notes and warnings.
 
         Raises:

@@ -27,8 +27,8 @@ from gatdist.common.registry import described, is_machines_fault, users_frame
 from gatdist.common.seeding import generators_kept
 from gatdist.config import BOTH, Config, import_plugins, require_deterministic_workspace
 from gatdist.data.dataset import open_dataset
-from gatdist.data.loader import Loader
-from gatdist.data.order import SampleOrder
+from gatdist.data.joined import open_loader
+from gatdist.data.unpaired import orders_of, state_of
 from gatdist.evaluation import Evaluator, metrics
 from gatdist.evaluation.validation import open_validation
 from gatdist.models import is_built_in
@@ -151,7 +151,7 @@ class _Loop:
         if comm.is_main:
             self.directory.require_same(config)
         self.dataset = open_dataset(config.data, comm)
-        self.order = SampleOrder.from_config(config, self.dataset.layout)
+        self.orders = orders_of(config, self.dataset)
         sample_format = self.dataset.sample_format
         self.to_device = partial(
             to_device, sample_format=sample_format, config=config, copies=Copies(comm.device)
@@ -272,8 +272,8 @@ class _Loop:
 
     def _train(self) -> bool:
         """Train until the run is over (return true) or has been rolled back (return false)."""
-        self.loader = Loader.for_worker(
-            self.dataset, self.order, self.config, self.comm, position=self.state.samples_seen
+        self.loader = open_loader(
+            self.dataset, self.orders, self.config, self.comm, position=self.state.samples_seen
         )
         with self.loader as batches:
             self.interval.start()
@@ -497,7 +497,7 @@ class _Loop:
             "evaluating": self.evaluating,
             "config_digest": self.config.digest(),
             "samples": self.dataset.spec.model_dump(mode="json"),
-            "order": self.order.state(),
+            "order": state_of(self.orders),
             "wall_time_s": self.interval.wall_time_s,
             "convergence": self.convergence.state(),
             "rollbacks": self.state.rollbacks,
@@ -536,7 +536,7 @@ class _Loop:
             saved = self.evaluations.complete(checkpoint.state)
             subject = f"{url}: {checkpoint.name}/state.json"
             require_saved_state(saved, subject, checkpoint.named_samples)
-            require_same_order(saved["order"], self.order.state(), url)
+            require_same_order(saved["order"], state_of(self.orders), url)
             tensors.update(checkpoint.tensors)
             return saved | {"name": checkpoint.name}
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gatdist.common.seeding import generators_kept
 from gatdist.config import BOTH, Config, PlayerName, flatten, import_plugins, redact_url
 from gatdist.data.dataset import Dataset, open_dataset
-from gatdist.data.order import SampleOrder
+from gatdist.data.unpaired import orders_of, parts_of
 from gatdist.evaluation import Evaluator
 from gatdist.evaluation.validation import open_validation
 from gatdist.game import (
@@ -63,11 +63,12 @@ def check(config: Config, run_dir: str, device: torch.device | None = None) -> C
     import_plugins(config.plugins)
     store = Store(run_dir, config.run.storage_options)
     dataset = open_dataset(config.data)
-    order = SampleOrder.from_config(config, dataset.layout)
-    for workers in {fitting[0], fitting[-1]}:
-        dataset.memory_budget(
-            order, config.data, global_batch=config.step_samples, world_size=workers
-        )
+    for name, order in orders_of(config, dataset).items():
+        for workers in {fitting[0], fitting[-1]}:
+            part = parts_of(dataset)[name]
+            part.memory_budget(
+                order, part.config, global_batch=config.step_samples, world_size=workers
+            )
     sample_shape, num_classes = dataset.sample_format.shape, dataset.num_classes
     metadata = dataset.sample_format.metadata
     task = build_task(config, sample_shape, metadata)
